@@ -6,10 +6,10 @@ the data, and says why. `config.py` turns these classes into command line option
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
-__all__ = ["DataOptions", "ModelOptions", "OptimOptions", "RunOptions", "UserError"]
+__all__ = ["SECTIONS", "Config", "DataOptions", "ModelOptions", "OptimOptions", "RunOptions", "UserError", "to_dict"]
 
 
 class UserError(Exception):
@@ -27,9 +27,9 @@ class RunOptions:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto takes CUDA when a GPU is visible."""
     out_dir: str | None = None
-    """Run folder for the config, history, curves, checkpoints and logs (None: runs/DATASET-MODEL-TIME)."""
+    """Run folder for the config, history, curves, checkpoints and logs (None: runs/TIME-MODEL)."""
     resume: str | None = None
-    """Continue from a checkpoint file or run folder; auto continues the run in --out-dir and starts afresh where there is none."""
+    """Continue from a checkpoint file or run folder; auto continues the run in --out-dir, if there is one."""
     log_every: int = 20
     """Steps between progress reports; each report waits for the device once."""
     tensorboard: bool = True
@@ -53,15 +53,15 @@ class DataOptions:
     accumulate: int = 1
     """Micro-batches per optimizer step; the global batch is divided, so the mathematics does not change."""
     augment: Literal["none", "minimal", "balanced", "heavy"] | None = None
-    """Augmentation level: minimal = flip; balanced = crop and flip; heavy = crop, flip and random erasing (None: by dataset)."""
+    """Level: minimal is flip; balanced crop and flip; heavy crop, flip and random erasing (None: by dataset)."""
     pipeline: Literal["auto", "resident", "loader"] = "auto"
-    """resident keeps decoded images in the device's memory; loader reads them with worker processes; auto takes resident when they fit."""
+    """resident holds decoded images in the device's memory; loader has worker processes; auto: resident if they fit."""
     num_workers: int | None = None
     """Loader worker processes per rank (None: by cores)."""
     prefetch_factor: int = 4
     """Batches that each loader worker prepares ahead."""
     image_size: int | None = None
-    """Side in pixels to which folder images are scaled and cropped (None: their own size where all are alike, else 224)."""
+    """Side in pixels that folder images are scaled and cropped to (None: their own where all are alike, else 224)."""
     drop_last: bool = False
     """Leave out the last, partial global batch of an epoch."""
     synthetic_samples: int = 2048
@@ -93,9 +93,9 @@ class OptimOptions:
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """sgd is SGD with Nesterov momentum."""
     lr: float | None = None
-    """Peak learning rate (None: 0.1 for sgd, 0.001 for adamw at global batch 128, scaled as --lr-scaling says)."""
+    """Peak learning rate (None: by optimizer, at global batch 128, scaled as --lr-scaling says)."""
     lr_scaling: Literal["sqrt", "linear", "none"] | None = None
-    """Multiply the learning rate by the square root of, or linearly with, global batch / 128 (None: sqrt, but none when --lr is given)."""
+    """Scale the learning rate with global batch / 128 (None: sqrt, but none when --lr is given)."""
     momentum: float = 0.9
     """Momentum of sgd."""
     weight_decay: float = 5e-4
@@ -108,3 +108,22 @@ class OptimOptions:
     """Share of the target spread over the other classes."""
     clip_grad: float | None = None
     """Largest norm of the gradient; None does not clip."""
+
+
+SECTIONS = {"run": RunOptions, "data": DataOptions, "model": ModelOptions, "optim": OptimOptions}
+
+
+@dataclass(frozen=True)
+class Config:
+    """All options of a run by section; `given` names those that the user set, in a file or as an option."""
+
+    run: RunOptions = field(default_factory=RunOptions)
+    data: DataOptions = field(default_factory=DataOptions)
+    model: ModelOptions = field(default_factory=ModelOptions)
+    optim: OptimOptions = field(default_factory=OptimOptions)
+    given: frozenset[str] = frozenset()
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Every option and its value, flat, in the order of options.py."""
+    return {k: v for name in SECTIONS for k, v in asdict(getattr(config, name)).items()}

@@ -1,0 +1,151 @@
+"""Hardware and data facts to recommended settings: what the machine decides when the user does not.
+
+Pure and torch-free: the launcher shows the same recommendations before the start that a worker would
+find. Each one names the fact that it follows from. Memory is in bytes; GB in the texts is 10^9 bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from ddp_train.batching import REFERENCE_BATCH, ceil_div, scale_learning_rate
+from ddp_train.config import Config, to_dict, with_values
+
+__all__ = ["Hardware", "Recommendation", "apply", "recommend", "recommend_for_data"]
+
+GB = 10**9
+FIXED: dict[str, str | int | float] = {
+    "model": "small",
+    "width_mult": 1.0,
+    "batch_size": 128,
+    "num_workers": 0,
+    "amp": "off",
+}
+BASE_LEARNING_RATE = {"sgd": 0.05, "adamw": 0.001}
+DIGITS_STEPS = 400
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What a run has: `gpu_memory` in bytes over all ranks, `cpus` that the ranks of this node share."""
+
+    device: Literal["cuda", "cpu"]
+    world_size: int = 1
+    local_world_size: int = 1
+    gpu_memory: int = 0
+    compute_capability: tuple[int, int] | None = None
+    cpus: int = 1
+    cpu_flags: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """One setting: option name (with underscores), value, and the fact it follows from."""
+
+    name: str
+    value: str | int | float
+    reason: str
+
+
+def recommend(hardware: Hardware, config: Config) -> tuple[Recommendation, ...]:
+    """Settings by hardware, for those options alone that the user left open (value None or "auto")."""
+    if config.run.disable_auto:
+        found: Iterable[Recommendation] = (
+            Recommendation(k, v, "fixed default (--disable-auto)") for k, v in FIXED.items()
+        )
+    else:
+        found = (*_model(hardware), _batch(hardware, config), _workers(hardware), _precision(hardware))
+    return tuple(r for r in found if _open(config, r.name))
+
+
+def recommend_for_data(
+    dataset: str, train_samples: int, global_batch: int, config: Config
+) -> tuple[Recommendation, ...]:
+    """Settings by data set and global batch, again only for options that were left open."""
+    base = BASE_LEARNING_RATE[config.optim.optimizer]
+    rule = config.optim.lr_scaling or ("sqrt" if config.optim.lr is None else "none")
+    peak = scale_learning_rate(config.optim.lr or base, global_batch, rule)
+    epochs, why = _epochs(dataset, train_samples, global_batch)
+    augment = {"synthetic": "none"}.get(dataset, "balanced")
+    found = (
+        Recommendation("epochs", epochs, why),
+        Recommendation("augment", augment, f"usual for {dataset}"),
+        Recommendation("lr", config.optim.lr or base, f"{config.optim.optimizer} at global batch {REFERENCE_BATCH}"),
+        Recommendation("lr_scaling", rule, f"peak learning rate {peak:.4g} at global batch {global_batch}"),
+    )
+    return tuple(r for r in found if _open(config, r.name))
+
+
+def apply(config: Config, recommendations: Iterable[Recommendation]) -> Config:
+    """`config` with the recommendations filled in."""
+    return with_values(config, {r.name: r.value for r in recommendations})
+
+
+def _open(config: Config, name: str) -> bool:
+    if name == "batch_size" and config.data.batch_size_per_rank is not None:
+        return False
+    return to_dict(config)[name] in (None, "auto")
+
+
+def _gb(hardware: Hardware) -> str:
+    ranks = f"{hardware.world_size} GPU" + ("s" if hardware.world_size > 1 else "")
+    return f"{ranks} with {hardware.gpu_memory / GB:.0f} GB in all"
+
+
+def _model(hardware: Hardware) -> tuple[Recommendation, ...]:
+    if hardware.device == "cpu":
+        return (
+            Recommendation("model", "small", "on the CPU the small network trains in minutes"),
+            Recommendation("width_mult", 1.0, "not used by small"),
+        )
+    gpus, memory = hardware.world_size, hardware.gpu_memory
+    if gpus >= 3 and memory >= 60 * GB:
+        name, width = "power", 2.5
+    elif gpus >= 2 or memory >= 40 * GB:
+        name, width = "power", 1.5
+    else:
+        name, width = "small", 1.0
+    return (Recommendation("model", name, _gb(hardware)), Recommendation("width_mult", width, _gb(hardware)))
+
+
+def _batch(hardware: Hardware, config: Config) -> Recommendation:
+    if hardware.device == "cpu":
+        batch, why = 128, "on the CPU more updates learn sooner than larger batches"
+    else:
+        steps = ((60 * GB, 512), (40 * GB, 384), (20 * GB, 256), (0, 128))
+        batch, why = next(b for least, b in steps if hardware.gpu_memory >= least), _gb(hardware)
+    least = hardware.world_size * config.data.accumulate
+    if batch < least:
+        return Recommendation("batch_size", least, f"at least one image per rank and micro-batch ({why})")
+    return Recommendation("batch_size", batch, why)
+
+
+def _workers(hardware: Hardware) -> Recommendation:
+    cores = max(1, hardware.cpus // hardware.local_world_size)
+    if hardware.device == "cpu":
+        return Recommendation("num_workers", min(4, cores // 2), f"{cores} cores a rank, of which training uses all")
+    return Recommendation("num_workers", max(1, min(8, cores - 1)), f"{cores} cores a rank, one of them for the step")
+
+
+def _precision(hardware: Hardware) -> Recommendation:
+    if hardware.device == "cpu":
+        if "amx_bf16" in hardware.cpu_flags:
+            return Recommendation("amp", "bf16", "this CPU multiplies bf16 matrices natively (AMX)")
+        return Recommendation("amp", "off", "this CPU has no native bf16 matrix unit, where emulation is far slower")
+    major, minor = hardware.compute_capability or (0, 0)
+    shown = f"compute capability {major}.{minor}"
+    if major >= 8:
+        return Recommendation("amp", "bf16", f"{shown} computes bf16 natively")
+    if (major, minor) >= (5, 3):
+        return Recommendation("amp", "fp16", f"{shown} has fp16 but no native bf16; with loss scaling")
+    return Recommendation("amp", "off", f"{shown} computes neither bf16 nor fp16 faster")
+
+
+def _epochs(dataset: str, train_samples: int, global_batch: int) -> tuple[int, str]:
+    if dataset in ("digits", "synthetic"):
+        steps = ceil_div(train_samples, global_batch)
+        epochs = max(20, ceil_div(DIGITS_STEPS, steps)) if dataset == "digits" else 2
+        return epochs, f"{train_samples:,} images, {steps} steps an epoch"
+    return 30, f"{dataset} of {train_samples:,} images"

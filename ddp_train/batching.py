@@ -1,0 +1,54 @@
+"""How a global batch is cut into per-rank batches and micro-batches, and what the learning rate becomes.
+
+Pure arithmetic, without torch, so that the launcher can show it before anything starts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+__all__ = ["REFERENCE_BATCH", "ceil_div", "scale_learning_rate", "split"]
+
+REFERENCE_BATCH = 128
+"""The global batch at which `--lr` is meant when it is scaled."""
+
+
+def split(total: int, weights: Sequence[float]) -> list[int]:
+    """Cut `total` items in proportion to `weights`, as whole numbers that sum to `total` exactly.
+
+    Largest remainder (Hamilton's method); ties go to the lower position. A weight of 0 gets nothing.
+
+    >>> split(10, [1, 1, 1])
+    [4, 3, 3]
+
+    Errors: ValueError when total is negative, a weight is negative or not finite, or all are 0.
+    """
+    whole = math.fsum(weights)
+    if total < 0 or whole <= 0 or any(w < 0 or not math.isfinite(w) for w in weights):
+        raise ValueError(
+            f"cannot split {total} by {list(weights)}: both must be non-negative, and some weight positive"
+        )
+    exact = [total * w / whole for w in weights]
+    parts = [math.floor(x) for x in exact]
+    by_remainder = sorted(range(len(parts)), key=lambda i: (parts[i] - exact[i], i))
+    by_remainder = [i for i in by_remainder if weights[i] > 0]
+    for i in by_remainder[: total - sum(parts)]:
+        parts[i] += 1
+    return parts
+
+
+def ceil_div(a: int, b: int) -> int:
+    """a / b rounded up, for positive b."""
+    return -(-a // b)
+
+
+def scale_learning_rate(base: float, global_batch: int, rule: Literal["sqrt", "linear", "none"]) -> float:
+    """The peak learning rate at `global_batch`, when `base` is right at REFERENCE_BATCH.
+
+    linear: Goyal et al. 2017 (arXiv:1706.02677). sqrt: Krizhevsky 2014 (arXiv:1404.5997), the milder
+    rule, which keeps the variance of an update constant.
+    """
+    ratio = global_batch / REFERENCE_BATCH
+    return base * {"sqrt": math.sqrt(ratio), "linear": ratio, "none": 1.0}[rule]

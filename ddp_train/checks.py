@@ -1,0 +1,124 @@
+"""What is refused before anything starts: numbers out of range, options that exclude each other, unusable folders.
+
+Torch-free, so that the launcher refuses once what every worker would refuse.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from ddp_train.options import Config, UserError, to_dict
+
+__all__ = ["check_paths", "check_values", "resume_file", "resume_target"]
+
+# Least and largest value (None: no bound); a third entry says that the least itself is excluded.
+RANGES: dict[str, tuple[float | None, float | None, bool]] = {
+    "epochs": (1, 10**6, False),
+    "seed": (0, 2**63 - 1, False),
+    "log_every": (1, 10**9, False),
+    "batch_size": (1, 10**7, False),
+    "batch_size_per_rank": (1, 10**7, False),
+    "accumulate": (1, 10**5, False),
+    "num_workers": (0, 1024, False),
+    "prefetch_factor": (1, 1024, False),
+    "image_size": (4, 4096, False),
+    "synthetic_samples": (1, 10**7, False),
+    "width_mult": (0, 64, True),
+    "dropout": (0, 0.99, False),
+    "lr": (0, 1e4, True),
+    "momentum": (0, 0.9999, False),
+    "weight_decay": (0, 10, False),
+    "warmup_epochs": (0, 10**6, False),
+    "label_smoothing": (0, 0.99, False),
+    "clip_grad": (0, 1e9, True),
+}
+
+# Combinations that cannot work: what is wrong, and the words for it.
+CONFLICTS: tuple[tuple[Callable[[Config], bool], str], ...] = (
+    (
+        lambda c: c.data.batch_size is not None and c.data.batch_size_per_rank is not None,
+        "--batch-size (global) and --batch-size-per-rank exclude each other: give one",
+    ),
+    (
+        lambda c: c.data.batch_size is not None and c.data.accumulate > c.data.batch_size,
+        "--accumulate is larger than --batch-size: a micro-batch needs at least one image",
+    ),
+    (
+        lambda c: c.model.amp == "fp16" and c.run.device == "cpu",
+        "--amp fp16 needs a GPU (GradScaler); on the CPU use --amp off, or bf16 where the CPU computes it natively",
+    ),
+)
+
+
+def check_values(config: Config) -> None:
+    """Refuse numbers out of range, empty texts and combinations that cannot work. Errors: UserError."""
+    for name, value in to_dict(config).items():
+        option = "--" + name.replace("_", "-")
+        if name in RANGES and value is not None:
+            least, most, open_end = RANGES[name]
+            low = least is not None and (value <= least if open_end else value < least)
+            if low or (most is not None and value > most) or not math.isfinite(value):
+                bound = f"above {least:g}" if open_end else f"at least {least:g}"
+                raise UserError(f"{option} takes a number {bound} and at most {most:g}, not {value}")
+        if isinstance(value, str) and ("\0" in value or not value):
+            raise UserError(f"{option} takes a non-empty text, not {value!r}")
+    for wrong, message in CONFLICTS:
+        if wrong(config):
+            raise UserError(message)
+
+
+def resume_file(config: Config) -> Path | None:
+    """The checkpoint to continue from; None for a fresh start. UserError when a named one is missing."""
+    return resume_target(config.run.resume, config.run.out_dir)
+
+
+def resume_target(resume: str | None, out_dir: str | None) -> Path | None:
+    """The checkpoint that `--resume` and `--out-dir` name; None when there is nothing to continue."""
+    if resume is None:
+        return None
+    if resume == "auto":
+        latest = Path(out_dir) / "checkpoint-latest.pt" if out_dir else None
+        return latest if latest is not None and latest.is_file() else None
+    path = Path(resume)
+    path = path / "checkpoint-latest.pt" if path.is_dir() else path
+    if not path.is_file():
+        raise UserError(f"--resume {resume}: there is no checkpoint {path}")
+    return path
+
+
+def check_paths(config: Config, *, create: bool = False) -> None:
+    """Refuse folders that cannot be used, before anything starts.
+
+    With `create`, the run folder is made and written to once; without, only looked at. Errors: UserError.
+    """
+    data_dir = Path(config.data.data_dir)
+    given = "data_dir" in config.given and config.data.dataset is None
+    if (given or config.data.dataset == "folder") and not data_dir.is_dir():
+        what = "is not a folder" if data_dir.exists() else "does not exist"
+        raise UserError(
+            f"--data-dir {data_dir}: {what} (expected there: cifar-10-batches-py, or train/CLASS/* and test/CLASS/* images)"
+        )
+    resume_file(config)
+    out_dir = Path(config.run.out_dir or "runs")
+    try:
+        if create:
+            out_dir.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=out_dir):
+                pass
+        else:
+            _check_writable(out_dir)
+    except OSError as error:
+        raise UserError(f"--out-dir {out_dir}: cannot be written ({error.strerror or error})") from None
+
+
+def _check_writable(folder: Path) -> None:
+    """OSError when `folder`, or the nearest existing folder above it, takes no new files."""
+    existing = next((p for p in (folder, *folder.absolute().parents) if p.exists()), Path("/"))
+    if not existing.is_dir():
+        raise NotADirectoryError(0, f"{existing} is a file")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise PermissionError(0, f"no permission to write into {existing}")
