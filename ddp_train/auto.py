@@ -131,9 +131,10 @@ def _workers(hardware: Hardware) -> Recommendation:
 
 def _precision(hardware: Hardware) -> Recommendation:
     if hardware.device == "cpu":
-        if "amx_bf16" in hardware.cpu_flags:
-            return Recommendation("amp", "bf16", "this CPU multiplies bf16 matrices natively (AMX)")
-        return Recommendation("amp", "off", "this CPU has no native bf16 matrix unit, where emulation is far slower")
+        native = sorted(hardware.cpu_flags & {"amx_bf16", "avx512_bf16"})
+        if native:
+            return Recommendation("amp", "bf16", f"this CPU computes bf16 natively ({native[0]})")
+        return Recommendation("amp", "off", "this CPU has no native bf16, and emulating it is far slower")
     major, minor = hardware.compute_capability or (0, 0)
     shown = f"compute capability {major}.{minor}"
     if major >= 8:

@@ -99,9 +99,8 @@ def check_paths(config: Config, *, create: bool = False) -> None:
     given = "data_dir" in config.given and config.data.dataset is None
     if (given or config.data.dataset == "folder") and not data_dir.is_dir():
         what = "is not a folder" if data_dir.exists() else "does not exist"
-        raise UserError(
-            f"--data-dir {data_dir}: {what} (expected there: cifar-10-batches-py, or train/CLASS/* and test/CLASS/* images)"
-        )
+        expected = "cifar-10-batches-py, or train/CLASS/* and test/CLASS/* images"
+        raise UserError(f"--data-dir {data_dir}: {what} (expected there: {expected})")
     resume_file(config)
     out_dir = Path(config.run.out_dir or "runs")
     try:

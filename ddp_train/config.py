@@ -120,7 +120,7 @@ def _help_formatter() -> type[argparse.HelpFormatter]:
         """Shows a default where there is one; None is explained in each text."""
 
         def _get_help_string(self, action: argparse.Action) -> str:
-            text = action.help or ""
+            text = (action.help or "").replace("%", "%%")
             plain = action.default is None or action.default is argparse.SUPPRESS
             return text if plain else f"{text} [{str(action.default).lower()}]"
 
@@ -158,12 +158,16 @@ def _parser(prog: str) -> Any:
 
 def _metavar(kind: Any) -> str:
     """What stands behind the option in the help: the choices, or the sort of value."""
-    parts = [
-        p for p in (get_args(kind) if get_args(kind) and not _is_literal(kind) else (kind,)) if p is not type(None)
-    ]
-    if _is_literal(parts[0]):
-        return "{" + ",".join(map(str, get_args(parts[0]))) + "}"
-    return {int: "N", float: "X", str: "TEXT"}[parts[0]]
+    part = _parts(kind)[0]
+    if _is_literal(part):
+        return "{" + ",".join(map(str, get_args(part))) + "}"
+    return {int: "N", float: "X", str: "TEXT"}[part]
+
+
+def _parts(kind: Any) -> list[Any]:
+    """The alternatives of a union but for None; a single type as itself."""
+    alternatives = get_args(kind) if get_args(kind) and not _is_literal(kind) else (kind,)
+    return [part for part in alternatives if part is not type(None)]
 
 
 def _parse_words(parser: Any, words: list[str]) -> dict[str, Any]:
@@ -232,13 +236,10 @@ def _one_line(message: str, *, where: str) -> str:
 
 def _accepted(kind: Any) -> str:
     """A type in a user's words."""
-    words: list[str] = []
-    for part in get_args(kind) if not _is_literal(kind) and get_args(kind) else (kind,):
-        if _is_literal(part):
-            words.append("one of " + ", ".join(map(str, get_args(part))))
-        elif part is not type(None):
-            words.append({int: "a whole number", float: "a number", str: "a text", bool: "true or false"}[part])
-    return " or ".join(words)
+    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+    return " or ".join(
+        "one of " + ", ".join(map(str, get_args(part))) if _is_literal(part) else names[part] for part in _parts(kind)
+    )
 
 
 def _is_literal(kind: Any) -> bool:
