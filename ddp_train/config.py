@@ -45,9 +45,8 @@ def parse(argv: Sequence[str], *, prog: str = "ddp_train/main.py") -> Config:
         layers.append(_read_yaml(parser, Path(file), "--config"))
     layers.append(options)
     given = {key: value for layer in layers for key, value in layer.items()}
-    if (earlier := _config_of_resumed(given)) is not None:
-        given = _read_yaml(parser, earlier, "config of the resumed run") | given
-    config = with_values(Config(given=frozenset(given)), given)
+    values = _resumed(parser, given) | given
+    config = with_values(Config(given=frozenset(given)), values)
     check_values(config)
     return config
 
@@ -78,11 +77,16 @@ def presets() -> tuple[str, ...]:
     return tuple(sorted(p.stem for p in PRESETS.glob("*.yaml")))
 
 
-def _config_of_resumed(given: Mapping[str, Any]) -> Path | None:
-    """config.yaml beside the checkpoint that is resumed, if both are there."""
+def _resumed(parser: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of the run that is continued, from config.yaml beside its checkpoint; its folder goes on."""
     target = resume_target(given.get("resume"), given.get("out_dir"))
-    beside = target.parent / "config.yaml" if target is not None else None
-    return beside if beside is not None and beside.is_file() else None
+    if target is None:
+        return {}
+    beside = target.parent / "config.yaml"
+    options = _read_yaml(parser, beside, "config of the resumed run") if beside.is_file() else {}
+    if given.keys() & {"batch_size", "batch_size_per_rank"}:
+        options["batch_size"] = None
+    return options | {"out_dir": str(target.parent)}
 
 
 def _normalise(argv: Sequence[str]) -> list[str]:
@@ -176,7 +180,7 @@ def _parse_words(parser: Any, words: list[str]) -> dict[str, Any]:
     try:
         options: dict[str, Any] = parser.parse_args(words, defaults=False).as_dict()
     except ArgumentError as error:
-        raise UserError(_one_line(str(error), where="")) from None
+        raise UserError(_one_line(str(error))) from None
     return options
 
 
@@ -194,14 +198,16 @@ def _read_yaml(parser: Any, path: Path, what: str) -> dict[str, Any]:
         return {}
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise UserError(f"{what} {path}: expected lines of the form  option: value")
-    content = {key.replace("-", "_"): value for key, value in content.items()}
-    for key in content:
+    options: dict[str, Any] = {}
+    for key, value in ((key.replace("-", "_"), value) for key, value in content.items()):
         if key not in _types():
             raise UserError(f"{what} {path}: unknown key {key!r}{_suggestion(key, list(_types()))}")
-    try:
-        return dict(parser.parse_object(content, defaults=False).as_dict())
-    except ArgumentError as error:
-        raise UserError(_one_line(str(error), where=f"{what} {path}: ")) from None
+        try:
+            options |= parser.parse_object({key: value}, defaults=False).as_dict()
+        except ArgumentError:
+            accepted = _accepted(_types()[key])
+            raise UserError(f"{what} {path}: {key} takes {accepted}, not {value!r}") from None
+    return options
 
 
 def _preset_file(name: str) -> Path:
@@ -217,7 +223,7 @@ def _types() -> dict[str, Any]:
     return {k: t for section in SECTIONS.values() for k, t in get_type_hints(section).items()}
 
 
-def _one_line(message: str, *, where: str) -> str:
+def _one_line(message: str) -> str:
     """jsonargparse's message as one line in our words: the option, the value, what is accepted."""
     if match := re.search(r"unrecognized arguments: (.*)", message, re.S):
         word = match[1].split()[0]
@@ -226,12 +232,10 @@ def _one_line(message: str, *, where: str) -> str:
         options = ["--" + name.replace("_", "-") for name in (*_types(), "config", "preset")]
         return f"unknown option {word}{_suggestion(word.partition('=')[0], options)} (see --help)"
     if match := re.search(r'Parser key "(\w+)"', message):
-        name = match[1]
         value = re.search(r"(?:Given value:|Got value:) (.*)", message, re.S)
         got = f", not {' '.join(value[1].split())!r}" if value else ""
-        shown = name if where else "--" + name.replace("_", "-")
-        return f"{where}{shown} takes {_accepted(_types().get(name, str))}{got}"
-    return where + " ".join(message.split())
+        return f"--{match[1].replace('_', '-')} takes {_accepted(_types().get(match[1], str))}{got}"
+    return " ".join(message.split())
 
 
 def _accepted(kind: Any) -> str:

@@ -1,0 +1,292 @@
+"""The composition root: from a configuration to a trainer that is ready to run.
+
+The order is that of `build`: data, recommendations, run folder, model, optimizer, resume, observers.
+What can be refused is refused here, before the first step, and on all ranks together.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ddp_train import auto, config, data, models
+from ddp_train.batching import scale_learning_rate, split
+from ddp_train.data.dataset import Dataset
+from ddp_train.data.pipeline import Pipeline
+from ddp_train.distributed import Ranks, on_first_rank, on_one_rank_per_node, together
+from ddp_train.losses import cross_entropy_sum
+from ddp_train.optim import create_optimizer
+from ddp_train.options import Config, UserError
+from ddp_train.precision import Precision
+from ddp_train.progress import create_progress
+from ddp_train.records import Observer, RunFacts, TensorBoardObserver
+from ddp_train.run_folder import HistoryObserver, RunFolder
+from ddp_train.schedule import create_schedule
+from ddp_train.state import Progress
+from ddp_train.trainer import Parts, Trainer
+from gpu_topology.host import read_host
+
+__all__ = ["Run", "build", "set_threads"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trainer with the configuration, folder and facts of its run. Observers are told on rank 0 alone."""
+
+    trainer: Trainer
+    config: Config
+    folder: RunFolder
+    facts: RunFacts
+    observers: Sequence[Observer]
+
+
+def build(wanted: Config, ranks: Ranks, device: torch.device) -> Run:
+    """Put a run together. The process group must have been started. Errors: UserError, on all ranks alike."""
+    dataset, notes = _load_data(wanted, ranks)
+    resolved, found = _resolve(wanted, dataset, ranks, device)
+    folder = RunFolder(on_first_rank(lambda: RunFolder.create(resolved).path, ranks))
+    resolved = config.with_values(resolved, {"out_dir": str(folder.path)})
+    torch.manual_seed(resolved.run.seed)
+    network = together(lambda: _network(resolved, dataset, device), ranks)
+    resolved, notes = _without_lone_sample(resolved, network, dataset, ranks, notes)
+    pipeline = together(lambda: _pipeline(resolved, dataset, ranks, device), ranks)
+    precision = Precision(resolved.model.amp, device)
+    optimizer = create_optimizer(network, resolved.optim, _peak_rate(resolved), device)
+    progress = Progress()
+    if (source := config.resume_file(resolved)) is not None:
+        progress = together(lambda: folder.restore(source, network, optimizer, precision), ranks)
+        notes = (*notes, f"continues {source} after epoch {progress.epoch}")
+    ddp = _wrap(network, ranks, device)
+    parts = Parts(
+        ranks=ranks,
+        device=device,
+        network=network,
+        model=_compiled(ddp or network, resolved),
+        ddp=ddp,
+        pipeline=pipeline,
+        loss=cross_entropy_sum(resolved.optim.label_smoothing),
+        optimizer=optimizer,
+        schedule=create_schedule(
+            resolved.optim, epochs=_known(resolved.run.epochs), steps_per_epoch=pipeline.steps_per_epoch
+        ),
+        precision=precision,
+        epochs=_known(resolved.run.epochs),
+        global_batch=_known(resolved.data.batch_size),
+        seed=resolved.run.seed,
+        clip_norm=resolved.optim.clip_grad,
+        log_every=resolved.run.log_every,
+        progress=progress,
+    )
+    facts = _facts(resolved, dataset, parts, folder, notes)
+    observers: tuple[Observer, ...] = ()
+    if ranks.is_first:
+        folder.write_config(resolved)
+        folder.write_plan(_environment(parts), found)
+        observers = _observers(resolved, folder, parts)
+        parts = replace(parts, observers=observers, save=_saver(folder, parts))
+    return Run(Trainer(parts), resolved, folder, facts, observers)
+
+
+def set_threads(ranks: Ranks, device: torch.device) -> None:
+    """On the CPU share the usable cores among the local ranks.
+
+    OMP_NUM_THREADS is kept where somebody set it; 1 under torchrun is torchrun's own filler.
+    """
+    wanted = os.environ.get("OMP_NUM_THREADS")
+    filler = wanted == "1" and "TORCHELASTIC_RUN_ID" in os.environ
+    if device.type == "cpu" and (wanted is None or filler):
+        torch.set_num_threads(max(1, read_host().usable_cpus // ranks.local_world_size))
+
+
+def _load_data(wanted: Config, ranks: Ranks) -> tuple[Dataset, tuple[str, ...]]:
+    """The dataset, and the line that says why where it is not the one that a user might expect.
+
+    Rank 0 downloads, one rank per node decodes, all map the result.
+    """
+    name, note = on_first_rank(lambda: data.resolve(wanted.data), ranks)
+    on_one_rank_per_node(lambda: data.prepare(name, wanted.data), ranks)
+    dataset = together(lambda: data.load(name, wanted.data), ranks)
+    return dataset, (note,) if note else ()
+
+
+def _resolve(
+    wanted: Config, dataset: Dataset, ranks: Ranks, device: torch.device
+) -> tuple[Config, tuple[auto.Recommendation, ...]]:
+    """Every option that was left open filled in, first by hardware, then by data."""
+    by_hardware = auto.recommend(_hardware(ranks, device), wanted)
+    resolved = auto.apply(wanted, by_hardware)
+    if resolved.data.batch_size_per_rank is not None:
+        batch = resolved.data.batch_size_per_rank * ranks.world_size
+        resolved = config.with_values(resolved, {"batch_size": batch, "batch_size_per_rank": None})
+    samples = len(dataset.train.labels)
+    by_data = auto.recommend_for_data(dataset.name, samples, _known(resolved.data.batch_size), resolved)
+    return auto.apply(resolved, by_data), (*by_hardware, *by_data)
+
+
+def _hardware(ranks: Ranks, device: torch.device) -> auto.Hardware:
+    host = read_host()
+    memory, capability = 0, None
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        mine = (properties.total_memory, (properties.major, properties.minor))
+        everyone = [mine] * ranks.world_size
+        if ranks.world_size > 1:
+            dist.all_gather_object(everyone, mine)
+        memory, capability = sum(m for m, _ in everyone), min(c for _, c in everyone)
+    return auto.Hardware(
+        device="cuda" if device.type == "cuda" else "cpu",
+        world_size=ranks.world_size,
+        local_world_size=ranks.local_world_size,
+        gpu_memory=memory,
+        compute_capability=capability,
+        cpus=host.usable_cpus,
+        cpu_flags=host.cpu_flags,
+    )
+
+
+def _network(resolved: Config, dataset: Dataset, device: torch.device) -> nn.Module:
+    options = resolved.model
+    network = models.create_model(
+        options.model or "small",
+        num_classes=len(dataset.classes),
+        image_shape=dataset.image_shape,
+        width_mult=options.width_mult if options.width_mult is not None else 1.0,
+        dropout=options.dropout,
+    )
+    layout = torch.channels_last if options.channels_last else torch.contiguous_format
+    return network.to(device, memory_format=layout)  # type: ignore[call-overload, no-any-return]
+
+
+def _pipeline(resolved: Config, dataset: Dataset, ranks: Ranks, device: torch.device) -> Pipeline:
+    pipeline = data.build_pipeline(
+        dataset,
+        resolved.data,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        device=device,
+        global_batch=_known(resolved.data.batch_size),
+        accumulate=resolved.data.accumulate,
+        seed=resolved.run.seed,
+    )
+    if pipeline.steps_per_epoch == 0:
+        raise UserError(
+            f"--drop-last leaves no step: {len(dataset.train.labels)} training images, "
+            f"global batch {resolved.data.batch_size}"
+        )
+    return pipeline
+
+
+def _without_lone_sample(
+    resolved: Config, network: nn.Module, dataset: Dataset, ranks: Ranks, notes: tuple[str, ...]
+) -> tuple[Config, tuple[str, ...]]:
+    """Leave the last global batch out where a rank would get a single sample: batch norm has no variance then."""
+    samples, batch = len(dataset.train.labels), _known(resolved.data.batch_size)
+    shares = split(samples % batch, [1.0] * ranks.world_size)
+    lone = any(1 in split(share, [1.0] * resolved.data.accumulate) for share in shares)
+    normalised = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in network.modules())
+    if resolved.data.drop_last or not (lone and normalised and samples >= batch):
+        return resolved, notes
+    note = f"the last {samples % batch} images of each epoch are left out: batch norm needs two per rank"
+    return config.with_values(resolved, {"drop_last": True}), (*notes, note)
+
+
+def _peak_rate(resolved: Config) -> float:
+    rate, rule = resolved.optim.lr, resolved.optim.lr_scaling
+    assert rate is not None and rule is not None
+    return scale_learning_rate(rate, _known(resolved.data.batch_size), rule)
+
+
+def _wrap(network: nn.Module, ranks: Ranks, device: torch.device) -> DistributedDataParallel | None:
+    """DistributedDataParallel, at more than one rank.
+
+    Buffers are not broadcast at every step: `average_buffers` joins them once an epoch.
+    """
+    if ranks.world_size == 1:
+        return None
+    known = inspect.signature(DistributedDataParallel.__init__).parameters
+    # torch 2.15 renamed the option and warns about the old name.
+    keep_buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    options: dict[str, Any] = {keep_buffers: False, "gradient_as_bucket_view": True}
+    if device.type == "cuda":
+        options["device_ids"] = [device.index]
+    return DistributedDataParallel(network, **options)
+
+
+def _compiled(model: nn.Module, resolved: Config) -> nn.Module:
+    return torch.compile(model) if resolved.model.compile else model  # type: ignore[return-value]
+
+
+def _saver(folder: RunFolder, parts: Parts) -> Any:
+    def save(progress: Progress, improved: bool) -> None:
+        folder.save(parts.network, parts.optimizer, parts.precision, progress, improved=improved)
+
+    return save
+
+
+def _observers(resolved: Config, folder: RunFolder, parts: Parts) -> tuple[Observer, ...]:
+    """History first: what the others show must already be on disk."""
+    history = folder.open_history(_environment(parts), parts.progress.epoch)
+    observers: list[Observer] = [HistoryObserver(history, folder.curves), create_progress()]
+    if resolved.run.tensorboard:
+        observers.append(TensorBoardObserver(folder.tensorboard))
+    return tuple(observers)
+
+
+def _facts(resolved: Config, dataset: Dataset, parts: Parts, folder: RunFolder, notes: tuple[str, ...]) -> RunFacts:
+    return RunFacts(
+        name=folder.path.name,
+        model=resolved.model.model or "small",
+        parameters=models.parameter_count(parts.network),
+        dataset=dataset.name,
+        device=_device_name(parts.device),
+        world_size=parts.ranks.world_size,
+        epochs=parts.epochs,
+        steps_per_epoch=parts.pipeline.steps_per_epoch,
+        global_batch=parts.global_batch,
+        out_dir=str(folder.path),
+        gpu_uuids=_gpu_uuids(parts.ranks, parts.device),
+        notes=notes,
+        start_epoch=parts.progress.epoch + 1,
+    )
+
+
+def _gpu_uuids(ranks: Ranks, device: torch.device) -> tuple[str, ...]:
+    """NVML's names of the GPUs of this node's ranks."""
+    if device.type != "cuda":
+        return ()
+    visible = range(min(ranks.local_world_size, torch.cuda.device_count()))
+    return tuple(f"GPU-{torch.cuda.get_device_properties(i).uuid}" for i in visible)
+
+
+def _environment(parts: Parts) -> dict[str, object]:
+    """What a reader of the history needs to compare runs."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "device": _device_name(parts.device),
+        "world_size": parts.ranks.world_size,
+        "threads_per_rank": torch.get_num_threads(),
+        "precision": parts.precision.mode,
+        "command": [sys.argv[0], *sys.argv[1:]],
+    }
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def _known(value: int | None) -> int:
+    """An option that `_resolve` has filled in."""
+    assert value is not None
+    return value

@@ -1,0 +1,154 @@
+"""The process group, rank facts, and exact reductions.
+
+Every function works at world size 1 without a process group, so that the same trainer runs as a plain
+Python program.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from ddp_train.options import UserError
+
+__all__ = [
+    "Ranks",
+    "average_buffers",
+    "choose_device",
+    "on_first_rank",
+    "on_one_rank_per_node",
+    "start",
+    "stop",
+    "sum_over_ranks",
+    "together",
+]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Who this process is. `local_*` count the processes of this node."""
+
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+    local_world_size: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Rank 0 writes files and talks to the user."""
+        return self.rank == 0
+
+    @classmethod
+    def from_environment(cls) -> Ranks:
+        """From the variables that torchrun sets; a single process where they are missing."""
+        names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+        try:
+            values = [int(os.environ.get(name, default)) for name, default in zip(names, (0, 0, 1, 1), strict=True)]
+        except ValueError:
+            raise UserError(f"{', '.join(names)} must be whole numbers, as torchrun sets them") from None
+        return cls(*values)
+
+
+def choose_device(wanted: str, ranks: Ranks) -> torch.device:
+    """The device of this rank for `--device auto|cpu|cuda`. UserError when a GPU is asked for and missing."""
+    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if ranks.local_rank >= count:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        shown = f"CUDA_VISIBLE_DEVICES={visible}" if visible is not None else "CUDA_VISIBLE_DEVICES is not set"
+        raise UserError(
+            f"--device {wanted}: {ranks.local_world_size} local ranks need as many GPUs, torch sees {count} ({shown}); "
+            "lower --nproc_per_node, or use --device cpu"
+        )
+    return torch.device("cuda", ranks.local_rank)
+
+
+def start(ranks: Ranks, device: torch.device, timeout_s: float = 1800.0) -> None:
+    """Join the process group: NCCL for GPUs, gloo for the CPU. Nothing to do at world size 1."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if ranks.world_size == 1:
+        return
+    backend, device_id = ("nccl", device) if device.type == "cuda" else ("gloo", None)
+    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s), device_id=device_id)
+
+
+def stop() -> None:
+    """Leave the process group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def on_first_rank(action: Callable[[], T], ranks: Ranks) -> T:
+    """Run `action` on rank 0 alone and return its (small) result on every rank. A UserError there is raised on all."""
+    result = [together(action, ranks) if ranks.is_first else _wait_for_others(ranks)]
+    if ranks.world_size > 1:
+        dist.broadcast_object_list(result, src=0)
+    return result[0]  # type: ignore[return-value]
+
+
+def on_one_rank_per_node(action: Callable[[], None], ranks: Ranks) -> None:
+    """Run `action` on local rank 0 of each node; the others wait. A UserError of any node is raised on all."""
+    if ranks.local_rank == 0:
+        together(action, ranks)
+    else:
+        _wait_for_others(ranks)
+
+
+def together(action: Callable[[], T], ranks: Ranks) -> T:
+    """Run `action` here; afterwards raise the UserError of any rank on all, so that none waits for one that gave up."""
+    refusal: str | None = None
+    try:
+        result = action()
+    except UserError as error:
+        refusal = str(error)
+    refusals = [refusal]
+    if ranks.world_size > 1:
+        refusals = [None] * ranks.world_size
+        dist.all_gather_object(refusals, refusal)
+    for text in refusals:
+        if text is not None:
+            raise UserError(text)
+    return result
+
+
+def _wait_for_others(ranks: Ranks) -> None:
+    together(lambda: None, ranks)
+
+
+def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
+    """The element-wise sum over all ranks, in place."""
+    if dist.is_initialized():
+        dist.all_reduce(values)
+    return values
+
+
+def average_buffers(model: nn.Module, ranks: Ranks) -> None:
+    """Give all ranks the same batch statistics: the mean of each floating-point buffer over the ranks.
+
+    Each rank's batch norm sees its own share of every global batch; before evaluation and checkpoints
+    the running estimates are joined. Whole-number buffers (num_batches_tracked) take rank 0's value.
+    """
+    if ranks.world_size == 1:
+        return
+    buffers = [b for b in model.buffers() if b.numel()]
+    floating = [b for b in buffers if b.is_floating_point()]
+    if floating:
+        flat = torch.cat([b.detach().flatten().double() for b in floating])
+        dist.all_reduce(flat)
+        flat /= ranks.world_size
+        for buffer, mean in zip(floating, flat.split([b.numel() for b in floating]), strict=True):
+            buffer.copy_(mean.view_as(buffer))
+    for buffer in buffers:
+        if not buffer.is_floating_point():
+            dist.broadcast(buffer, src=0)

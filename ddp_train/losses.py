@@ -1,0 +1,26 @@
+"""Loss functions that return SUMS over samples, so that a global mean can be taken over any split of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+__all__ = ["Loss", "cross_entropy_sum"]
+
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""(logits [n, classes], labels int64 [n]) -> sum of the n losses, a scalar tensor."""
+
+
+def cross_entropy_sum(label_smoothing: float = 0.0) -> Loss:
+    """Cross-entropy in float32, summed over the samples.
+
+    `label_smoothing` spreads that share of each target evenly over all classes (Szegedy et al. 2016,
+    arXiv:1512.00567).
+    """
+
+    def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return nn.functional.cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=label_smoothing)
+
+    return loss

@@ -1,0 +1,66 @@
+"""Entry point of the trainer: under `launch.py`, under `torchrun`, or as a plain Python program.
+
+Options are checked before torch is imported, so that a mistake is answered at once.
+Exit status: 0 success; 1 the run failed (diverged); 2 a user's mistake.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if __package__ in (None, ""):
+    # Run as a file: the packages stand beside this folder, whatever the working directory.
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from ddp_train.config import Config, UserError, check_paths, parse
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train as the command line says; the exit status."""
+    try:
+        wanted = parse(sys.argv[1:] if argv is None else argv)
+        check_paths(wanted)
+        return _run(wanted)
+    except UserError as error:
+        # All ranks raise the same error, one of them says it.
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        return 2
+
+
+def _run(wanted: Config) -> int:
+    from ddp_train import distributed
+    from ddp_train.build import build, set_threads
+    from ddp_train.trainer import TrainingDiverged
+
+    ranks = distributed.Ranks.from_environment()
+    device = distributed.choose_device(wanted.run.device, ranks)
+    set_threads(ranks, device)
+    distributed.start(ranks, device)
+    try:
+        run = build(wanted, ranks, device)
+        try:
+            for observer in run.observers:
+                observer.on_start(run.facts)
+            run.trainer.fit()
+            for observer in run.observers:
+                observer.on_end(run.trainer.best)
+        finally:
+            for observer in run.observers:
+                observer.close()
+    except TrainingDiverged as error:
+        if ranks.is_first:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        return 1
+    finally:
+        distributed.stop()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,58 @@
+"""Automatic mixed precision: the autocast region, loss scaling, and the optimizer step under both.
+
+bf16 needs no loss scaling; fp16 does (torch.amp.GradScaler). Which one suits a device is decided by
+`auto.py`; here it is checked and carried out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+
+from ddp_train.options import UserError
+
+__all__ = ["Precision"]
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Precision:
+    """`--amp bf16|fp16|off` for one device. UserError for fp16 without a GPU."""
+
+    def __init__(self, mode: str, device: torch.device) -> None:
+        if mode == "fp16" and device.type != "cuda":
+            raise UserError("--amp fp16 needs a GPU (GradScaler); on the CPU use --amp off")
+        self.mode = mode
+        self.device = device
+        self.dtype = DTYPES.get(mode)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=mode == "fp16")
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """The region in which forward passes run in the lower precision."""
+        if self.dtype is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self.dtype)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Backward through the loss, scaled under fp16."""
+        self.scaler.scale(loss).backward()
+
+    def step(self, optimizer: torch.optim.Optimizer, clip_norm: float | None) -> None:
+        """Clip the true (unscaled) gradients and update; under fp16 a step with infinite gradients is skipped."""
+        if clip_norm is not None:
+            self.scaler.unscale_(optimizer)
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
+        self.scaler.step(optimizer)
+        self.scaler.update()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The scaler's state; empty unless fp16."""
+        return self.scaler.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take a saved scaler state back; nothing to do unless fp16 was saved and is on."""
+        if state and self.mode == "fp16":
+            self.scaler.load_state_dict(state)

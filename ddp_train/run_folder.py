@@ -1,0 +1,130 @@
+"""What a run leaves on disk: its folder, config, plan, history, curves, checkpoints, best model.
+
+The folder holds `config.yaml`, `plan.json`, `training_history.json`, `training_curves.png`,
+`best_model.pth`, `checkpoint-latest.pt`, `tensorboard/`, `logs/`. Rank 0 alone writes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ddp_train import checkpoint, config
+from ddp_train.atomic import write_text
+from ddp_train.auto import Recommendation
+from ddp_train.options import Config, UserError
+from ddp_train.precision import Precision
+from ddp_train.records import Best, EpochRecord, History, Observer
+from ddp_train.state import Progress
+
+__all__ = ["HistoryObserver", "RunFolder"]
+
+
+class RunFolder:
+    """The files of one run under `path`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.latest = path / "checkpoint-latest.pt"
+        self.best_model = path / "best_model.pth"
+        self.history = path / "training_history.json"
+        self.curves = path / "training_curves.png"
+        self.tensorboard = path / "tensorboard"
+
+    @classmethod
+    def create(cls, wanted: Config) -> RunFolder:
+        """Make the folder: --out-dir, or a new runs/TIME-MODEL. UserError when it cannot be written."""
+        if wanted.run.out_dir is not None:
+            path = Path(wanted.run.out_dir)
+        else:
+            stamp = time.strftime("%Y%m%d-%H%M%S")
+            names = (f"{stamp}-{wanted.model.model}{suffix}" for suffix in ("", *(f"-{i}" for i in range(2, 1000))))
+            path = next(p for name in names if not (p := Path("runs") / name).exists())
+        named = dataclasses.replace(wanted, run=dataclasses.replace(wanted.run, out_dir=str(path)))
+        config.check_paths(named, create=True)
+        return cls(path)
+
+    def write_config(self, resolved: Config) -> None:
+        """Everything that the run was told or found out, as YAML that --config takes back."""
+        shown = dataclasses.replace(resolved, run=dataclasses.replace(resolved.run, resume=None))
+        write_text(self.path / "config.yaml", config.dump(shown))
+
+    def write_plan(self, facts: Mapping[str, object], recommendations: Iterable[Recommendation]) -> None:
+        """plan.json for a run that no launcher planned; a launcher's own plan is left as it is."""
+        path = self.path / "plan.json"
+        if not path.exists():
+            training = [dataclasses.asdict(r) for r in recommendations]
+            write_text(path, json.dumps({**facts, "recommendations": training}, indent=2) + "\n")
+
+    def open_history(self, environment: Mapping[str, object], finished_epochs: int) -> History:
+        """The history up to the epoch that the run continues from; a new one for a fresh start."""
+        if finished_epochs == 0 or not self.history.exists():
+            return History(self.history, environment)
+        history = History.load(self.history, environment)
+        history.truncate(finished_epochs)
+        return history
+
+    def save(
+        self,
+        network: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        precision: Precision,
+        progress: Progress,
+        *,
+        improved: bool,
+    ) -> None:
+        """Write the state at the end of an epoch; first the best model, so that the checkpoint never runs ahead."""
+        weights = network.state_dict()
+        if improved:
+            checkpoint.save_state_dict(self.best_model, weights)
+        state = {
+            "model": weights,
+            "optimizer": optimizer.state_dict(),
+            "scaler": precision.state_dict(),
+            "progress": dataclasses.asdict(progress),
+        }
+        checkpoint.save(self.latest, state)
+
+    @staticmethod
+    def restore(source: Path, network: nn.Module, optimizer: torch.optim.Optimizer, precision: Precision) -> Progress:
+        """Take the state in `source` back. UserError when the file is damaged or of another model or optimizer."""
+        state: dict[str, Any] = checkpoint.load(source, map_location=precision.device)
+        try:
+            network.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+            precision.load_state_dict(state["scaler"])
+            return Progress(**state["progress"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"--resume {source}: does not fit this model and optimizer ({reason})") from None
+
+
+class HistoryObserver(Observer):
+    """Writes the history after every epoch and the curves at the end, also of a run that failed."""
+
+    def __init__(self, history: History, curves: Path) -> None:
+        self._history = history
+        self._curves = curves
+
+    def on_epoch(self, record: EpochRecord) -> None:
+        """Append the epoch to the file."""
+        self._history.append(record)
+
+    @property
+    def best(self) -> Best:
+        """The best epoch so far."""
+        return self._history.best
+
+    def close(self) -> None:
+        """Draw the curves of what there is."""
+        if self._history.epochs:
+            from ddp_train.plots import plot_history
+
+            plot_history(self._history.to_dict(), self._curves)

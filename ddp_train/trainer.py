@@ -1,0 +1,192 @@
+"""The training loop: a global batch in, one exact optimizer step out.
+
+`fit` runs epochs, `train_epoch` runs steps, `train_step` runs the micro-batches of one global batch.
+Techniques live in the parts that `build.py` puts together; the loop names none of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ddp_train.data.pipeline import Pipeline, Window
+from ddp_train.distributed import Ranks, average_buffers, sum_over_ranks
+from ddp_train.evaluate import Scores, evaluate
+from ddp_train.losses import Loss
+from ddp_train.precision import Precision
+from ddp_train.records import Best, EpochRecord, Observer, StepReport
+from ddp_train.schedule import Schedule, set_learning_rate
+from ddp_train.state import Progress
+
+__all__ = ["Parts", "Trainer", "TrainingDiverged"]
+
+
+class TrainingDiverged(Exception):
+    """The loss is no longer a finite number: nothing that follows would mean anything."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything that a run is made of. `network` is the bare model, `model` what is called (wrapped, compiled)."""
+
+    ranks: Ranks
+    device: torch.device
+    network: nn.Module
+    model: nn.Module
+    ddp: DistributedDataParallel | None
+    pipeline: Pipeline
+    loss: Loss
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    precision: Precision
+    epochs: int
+    global_batch: int
+    seed: int = 0
+    clip_norm: float | None = None
+    log_every: int = 20
+    observers: Sequence[Observer] = ()
+    save: Callable[[Progress, bool], None] | None = None
+    progress: Progress = field(default_factory=Progress)
+
+
+class Trainer:
+    """Runs the epochs that are left. After each: evaluation, records, checkpoint."""
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts = parts
+        self.progress = parts.progress
+        self._totals = torch.zeros(3, dtype=torch.float64, device=parts.device)
+
+    @property
+    def best(self) -> Best:
+        """The epoch with the highest test accuracy so far."""
+        progress = self.progress
+        return Best(epoch=progress.best_epoch or None, test_accuracy=progress.best_accuracy if progress.epoch else None)
+
+    def fit(self) -> Progress:
+        """Train to the last epoch. Errors: TrainingDiverged when an epoch's loss is not finite."""
+        parts, progress = self.parts, self.progress
+        while progress.epoch < parts.epochs:
+            record = self._run_epoch(progress.epoch)
+            progress.epoch += 1
+            improved = record.test_accuracy > progress.best_accuracy
+            if improved:
+                progress.best_epoch, progress.best_accuracy = progress.epoch, record.test_accuracy
+            for observer in parts.observers:
+                observer.on_epoch(record)
+            if parts.save is not None:
+                parts.save(progress, improved)
+        return progress
+
+    def _run_epoch(self, epoch: int) -> EpochRecord:
+        parts = self.parts
+        started = time.monotonic()
+        loss, accuracy, samples = self.train_epoch(epoch)
+        trained = time.monotonic() - started
+        if loss != loss or abs(loss) == float("inf"):
+            rate = parts.optimizer.param_groups[0]["initial_lr"]
+            raise TrainingDiverged(
+                f"the training loss of epoch {epoch + 1} is {loss}: try a lower --lr (the peak was {rate:.3g}), "
+                "more --warmup-epochs, or --clip-grad 1; the last checkpoint is that of the epoch before"
+            )
+        average_buffers(parts.network, parts.ranks)
+        scores: Scores = evaluate(parts.network, parts.pipeline.evaluate(), parts.precision)
+        return EpochRecord(
+            epoch=epoch + 1,
+            train_loss=loss,
+            train_accuracy=accuracy,
+            test_loss=scores.loss,
+            test_accuracy=scores.accuracy,
+            learning_rate=parts.optimizer.param_groups[0]["lr"],
+            seconds=time.monotonic() - started,
+            images_per_second=samples / max(trained, 1e-9),
+            global_batch=parts.global_batch,
+        )
+
+    def train_epoch(self, epoch: int) -> tuple[float, float, int]:
+        """One pass over the training set: (mean loss, accuracy, samples) over all ranks, reduced once at the end."""
+        parts = self.parts
+        parts.model.train()
+        self._totals.zero_()
+        seen, started = 0, time.monotonic()
+        for index, window in enumerate(parts.pipeline.train(epoch), start=1):
+            self.train_step(window)
+            seen += window.size
+            if index % parts.log_every == 0 or index == parts.pipeline.steps_per_epoch:
+                self._report(epoch, index, seen, time.monotonic() - started)
+        loss, correct, samples = sum_over_ranks(self._totals.clone()).tolist()
+        return loss / max(1.0, samples), correct / max(1.0, samples), int(samples)
+
+    def train_step(self, window: Window) -> None:
+        """One optimizer step on this rank's part of a global batch of `window.size` samples.
+
+        DistributedDataParallel takes the mean over the W ranks, so each backward starts from W / N times the
+        SUM of the local losses: the applied gradient is that of the mean over the N samples, for any split.
+        """
+        parts, progress = self.parts, self.progress
+        set_learning_rate(parts.optimizer, parts.schedule(progress.step))
+        torch.manual_seed(_step_seed(parts.seed, progress.step, parts.ranks.rank))
+        weight = parts.ranks.world_size / window.size
+        if window.count == 0:
+            self._join_without_samples()
+        for index, batch in enumerate(window.batches, start=1):
+            with self._communicate(index == window.count):
+                with parts.precision.autocast():
+                    logits = parts.model(batch.images)
+                    loss = parts.loss(logits, batch.labels)
+                parts.precision.backward(loss * weight)
+            self._count(loss.detach(), logits.detach(), batch.labels)
+        parts.precision.step(parts.optimizer, parts.clip_norm)
+        parts.optimizer.zero_grad(set_to_none=True)
+        progress.step += 1
+
+    def _communicate(self, now: bool) -> contextlib.AbstractContextManager[Any]:
+        """All-reduce in this backward, or leave it to the last micro-batch."""
+        return contextlib.nullcontext() if now or self.parts.ddp is None else self.parts.ddp.no_sync()
+
+    def _join_without_samples(self) -> None:
+        """Take part in the all-reduce with a gradient of zero.
+
+        In evaluation mode, so that the borrowed sample leaves no trace in batch statistics.
+        """
+        parts = self.parts
+        batch = parts.pipeline.dummy_batch()
+        parts.model.eval()
+        with parts.precision.autocast():
+            loss = parts.loss(parts.model(batch.images), batch.labels)
+        parts.model.train()
+        parts.precision.backward(loss * 0.0)
+
+    def _count(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
+        self._totals[0] += loss
+        self._totals[1] += (logits.argmax(1) == labels).sum()
+        self._totals[2] += len(labels)
+
+    def _report(self, epoch: int, index: int, seen: int, elapsed: float) -> None:
+        if not self.parts.observers:
+            return
+        loss, correct, samples = self._totals.tolist()
+        report = StepReport(
+            epoch=epoch + 1,
+            step=index,
+            steps=self.parts.pipeline.steps_per_epoch,
+            images=seen,
+            loss=loss / max(1.0, samples),
+            accuracy=correct / max(1.0, samples),
+            learning_rate=self.parts.optimizer.param_groups[0]["lr"],
+            images_per_second=seen / max(elapsed, 1e-9),
+        )
+        for observer in self.parts.observers:
+            observer.on_step(report)
+
+
+def _step_seed(seed: int, step: int, rank: int) -> int:
+    """The key of a step's dropout: no generator state needs saving (splitmix64's increments keep keys apart)."""
+    return (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB) % 2**63

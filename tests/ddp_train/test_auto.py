@@ -1,0 +1,100 @@
+"""Recommendations: a table of machines and what each gets."""
+
+from __future__ import annotations
+
+import pytest
+
+from ddp_train import config
+from ddp_train.auto import GB, Hardware, apply, recommend, recommend_for_data
+
+
+def values(hardware: Hardware, argv: list[str] | None = None) -> dict[str, object]:
+    return {r.name: r.value for r in recommend(hardware, config.parse(argv or []))}
+
+
+def gpus(count: int, memory_each: float, capability: tuple[int, int] = (8, 0), cpus: int = 32) -> Hardware:
+    return Hardware("cuda", count, count, int(count * memory_each * GB), capability, cpus)
+
+
+@pytest.mark.parametrize(
+    ("hardware", "model", "width", "batch"),
+    [
+        (gpus(1, 12), "small", 1.0, 128),
+        (gpus(1, 25.7), "small", 1.0, 256),
+        (gpus(1, 42.9), "power", 1.5, 384),
+        (gpus(1, 85), "power", 1.5, 512),
+        (gpus(2, 8), "power", 1.5, 128),
+        (gpus(2, 25.7), "power", 1.5, 384),
+        (gpus(3, 12), "power", 1.5, 256),
+        (gpus(3, 21.4), "power", 2.5, 512),
+        (gpus(8, 85), "power", 2.5, 512),
+        (Hardware("cpu", 2, 2, cpus=2), "small", 1.0, 128),
+    ],
+)
+def test_model_and_global_batch_by_hardware(hardware: Hardware, model: str, width: float, batch: int) -> None:
+    found = values(hardware)
+    assert (found["model"], found["width_mult"], found["batch_size"]) == (model, width, batch)
+
+
+@pytest.mark.parametrize(
+    ("hardware", "mode"),
+    [
+        (gpus(1, 40, (9, 0)), "bf16"),
+        (gpus(1, 40, (8, 6)), "bf16"),
+        (gpus(1, 16, (7, 5)), "fp16"),
+        (gpus(1, 16, (6, 1)), "fp16"),
+        (gpus(1, 4, (5, 0)), "off"),
+        (Hardware("cpu", cpu_flags=frozenset({"avx2"})), "off"),
+        (Hardware("cpu", cpu_flags=frozenset({"avx512_bf16"})), "bf16"),
+    ],
+)
+def test_precision_by_capability(hardware: Hardware, mode: str) -> None:
+    assert values(hardware)["amp"] == mode
+
+
+def test_workers_by_cores() -> None:
+    assert values(gpus(4, 24, cpus=64))["num_workers"] == 8
+    assert values(gpus(4, 24, cpus=16))["num_workers"] == 3
+    assert values(gpus(4, 24, cpus=2))["num_workers"] == 1
+    assert values(Hardware("cpu", 2, 2, cpus=2))["num_workers"] == 0
+
+
+def test_only_open_options_are_filled() -> None:
+    found = values(gpus(8, 85), ["--model", "small", "--batch-size", "64", "--amp", "off"])
+    assert set(found) == {"width_mult", "num_workers"}
+    assert "batch_size" not in values(gpus(8, 85), ["--batch-size-per-rank", "4"])
+
+
+def test_every_micro_batch_gets_an_image() -> None:
+    assert values(gpus(64, 8), ["--accumulate", "4"])["batch_size"] == 512
+    assert values(Hardware("cpu", 64, 64), ["--accumulate", "4"])["batch_size"] == 256
+
+
+def test_disable_auto_takes_the_same_everywhere() -> None:
+    big, small = (values(h, ["--disable-auto"]) for h in (gpus(8, 85), Hardware("cpu")))
+    assert big == small
+    assert (big["model"], big["batch_size"], big["amp"]) == ("small", 128, "off")
+
+
+def test_learning_rate_is_scaled_only_when_it_was_not_named() -> None:
+    named = {r.name: r for r in recommend_for_data("cifar10", 50_000, 512, config.parse(["--lr", "0.3"]))}
+    assert named["lr_scaling"].value == "none" and "lr" not in named
+    free = {r.name: r for r in recommend_for_data("cifar10", 50_000, 512, config.parse([]))}
+    assert free["lr_scaling"].value == "sqrt" and free["lr"].value > 0
+
+
+def test_digits_get_enough_steps_at_any_batch() -> None:
+    for batch in (32, 128, 512, 4096):
+        found = {r.name: r.value for r in recommend_for_data("digits", 1437, batch, config.parse([]))}
+        assert found["epochs"] * -(-1437 // batch) >= 300
+
+
+def test_apply_resolves_everything() -> None:
+    wanted = config.parse([])
+    resolved = apply(wanted, recommend(Hardware("cpu", 2, 2, cpus=2), wanted))
+    resolved = apply(resolved, recommend_for_data("cifar10", 50_000, 128, resolved))
+    still_open = {k for k, v in config.to_dict(resolved).items() if v in (None, "auto")}
+    assert still_open == {
+        *("device", "out_dir", "resume", "dataset", "batch_size_per_rank"),
+        *("pipeline", "image_size", "dropout", "clip_grad"),
+    }

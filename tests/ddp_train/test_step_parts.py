@@ -1,0 +1,80 @@
+"""Loss, optimizer groups and precision: the parts of a step, each against torch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from ddp_train.losses import cross_entropy_sum
+from ddp_train.optim import create_optimizer, parameter_groups
+from ddp_train.options import OptimOptions, UserError
+from ddp_train.precision import Precision
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_loss_is_a_sum_over_samples(smoothing: float) -> None:
+    logits, labels = torch.randn(7, 5), torch.randint(5, (7,))
+    mean = nn.functional.cross_entropy(logits, labels, label_smoothing=smoothing)
+    assert torch.allclose(cross_entropy_sum(smoothing)(logits, labels), 7 * mean)
+
+
+def test_the_loss_is_taken_in_float32() -> None:
+    logits, labels = torch.randn(7, 5).bfloat16(), torch.randint(5, (7,))
+    assert cross_entropy_sum()(logits, labels).dtype == torch.float32
+
+
+def test_biases_and_norms_do_not_decay() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
+    decayed, free = parameter_groups(model, 0.5)
+    assert {tuple(p.shape) for p in decayed["params"]} == {(4, 3, 3, 3), (2, 4)}
+    assert {p.ndim for p in free["params"]} == {1} and len(free["params"]) == 4
+    assert (decayed["weight_decay"], free["weight_decay"]) == (0.5, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "oracle"),
+    [
+        (OptimOptions(), lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)),
+        (OptimOptions(momentum=0.0), lambda p: torch.optim.SGD(p, 0.1, weight_decay=5e-4)),
+        (OptimOptions(optimizer="adamw"), lambda p: torch.optim.AdamW(p, 0.1, weight_decay=5e-4)),
+    ],
+)
+def test_the_factory_makes_torchs_optimizers(options: OptimOptions, oracle: object) -> None:
+    weights = torch.randn(4, 3)
+    ours, theirs = nn.Linear(3, 4, bias=False), nn.Linear(3, 4, bias=False)
+    for layer in (ours, theirs):
+        layer.weight.data.copy_(weights)
+    pair = [(ours, create_optimizer(ours, options, 0.1, CPU)), (theirs, oracle(theirs.parameters()))]  # type: ignore[operator]
+    for seed in range(3):
+        for layer, optimizer in pair:
+            torch.manual_seed(seed)
+            layer(torch.randn(5, 3)).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert torch.allclose(ours.weight, theirs.weight, atol=1e-7)
+
+
+def test_precision_off_and_bf16() -> None:
+    layer, x = nn.Linear(4, 4), torch.randn(2, 4)
+    for mode, dtype in (("off", torch.float32), ("bf16", torch.bfloat16)):
+        with Precision(mode, CPU).autocast():
+            assert layer(x).dtype == dtype
+
+
+def test_fp16_needs_a_gpu() -> None:
+    with pytest.raises(UserError, match="--amp fp16 needs a GPU"):
+        Precision("fp16", CPU)
+
+
+def test_clipping_is_torchs() -> None:
+    layer = nn.Linear(4, 4)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
+    before = [p.detach().clone() for p in layer.parameters()]
+    precision = Precision("off", CPU)
+    precision.backward(layer(torch.randn(8, 4)).square().sum() * 100)
+    precision.step(optimizer, clip_norm=0.5)
+    moved = torch.cat([(p - b).flatten() for p, b in zip(layer.parameters(), before, strict=True)])
+    assert moved.norm().item() == pytest.approx(0.5, rel=1e-4)
