@@ -7,7 +7,6 @@ What can be refused is refused here, before the first step, and on all ranks tog
 from __future__ import annotations
 
 import inspect
-import os
 import platform
 import sys
 from collections.abc import Sequence
@@ -15,11 +14,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ddp_train import auto, config, data, models
+from ddp_train import config, data, models
 from ddp_train.batching import scale_learning_rate, split
 from ddp_train.data.dataset import Dataset
 from ddp_train.data.pipeline import Pipeline
@@ -30,13 +28,13 @@ from ddp_train.options import Config, UserError
 from ddp_train.precision import Precision
 from ddp_train.progress import create_progress
 from ddp_train.records import Observer, RunFacts, TensorBoardObserver
+from ddp_train.resolve import resolve
 from ddp_train.run_folder import HistoryObserver, RunFolder
 from ddp_train.schedule import create_schedule
 from ddp_train.state import Progress
 from ddp_train.trainer import Parts, Trainer
-from gpu_topology.host import read_host
 
-__all__ = ["Run", "build", "set_threads"]
+__all__ = ["Run", "build"]
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,7 @@ class Run:
 def build(wanted: Config, ranks: Ranks, device: torch.device) -> Run:
     """Put a run together. The process group must have been started. Errors: UserError, on all ranks alike."""
     dataset, notes = _load_data(wanted, ranks)
-    resolved, found = _resolve(wanted, dataset, ranks, device)
+    resolved, found = resolve(wanted, dataset, ranks, device)
     folder = RunFolder(on_first_rank(lambda: RunFolder.create(resolved).path, ranks))
     resolved = config.with_values(resolved, {"out_dir": str(folder.path)})
     torch.manual_seed(resolved.run.seed)
@@ -97,17 +95,6 @@ def build(wanted: Config, ranks: Ranks, device: torch.device) -> Run:
     return Run(Trainer(parts), resolved, folder, facts, observers)
 
 
-def set_threads(ranks: Ranks, device: torch.device) -> None:
-    """On the CPU share the usable cores among the local ranks.
-
-    OMP_NUM_THREADS is kept where somebody set it; 1 under torchrun is torchrun's own filler.
-    """
-    wanted = os.environ.get("OMP_NUM_THREADS")
-    filler = wanted == "1" and "TORCHELASTIC_RUN_ID" in os.environ
-    if device.type == "cpu" and (wanted is None or filler):
-        torch.set_num_threads(max(1, read_host().usable_cpus // ranks.local_world_size))
-
-
 def _load_data(wanted: Config, ranks: Ranks) -> tuple[Dataset, tuple[str, ...]]:
     """The dataset, and the line that says why where it is not the one that a user might expect.
 
@@ -117,41 +104,6 @@ def _load_data(wanted: Config, ranks: Ranks) -> tuple[Dataset, tuple[str, ...]]:
     on_one_rank_per_node(lambda: data.prepare(name, wanted.data), ranks)
     dataset = together(lambda: data.load(name, wanted.data), ranks)
     return dataset, (note,) if note else ()
-
-
-def _resolve(
-    wanted: Config, dataset: Dataset, ranks: Ranks, device: torch.device
-) -> tuple[Config, tuple[auto.Recommendation, ...]]:
-    """Every option that was left open filled in, first by hardware, then by data."""
-    by_hardware = auto.recommend(_hardware(ranks, device), wanted)
-    resolved = auto.apply(wanted, by_hardware)
-    if resolved.data.batch_size_per_rank is not None:
-        batch = resolved.data.batch_size_per_rank * ranks.world_size
-        resolved = config.with_values(resolved, {"batch_size": batch, "batch_size_per_rank": None})
-    samples = len(dataset.train.labels)
-    by_data = auto.recommend_for_data(dataset.name, samples, _known(resolved.data.batch_size), resolved)
-    return auto.apply(resolved, by_data), (*by_hardware, *by_data)
-
-
-def _hardware(ranks: Ranks, device: torch.device) -> auto.Hardware:
-    host = read_host()
-    memory, capability = 0, None
-    if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
-        mine = (properties.total_memory, (properties.major, properties.minor))
-        everyone = [mine] * ranks.world_size
-        if ranks.world_size > 1:
-            dist.all_gather_object(everyone, mine)
-        memory, capability = sum(m for m, _ in everyone), min(c for _, c in everyone)
-    return auto.Hardware(
-        device="cuda" if device.type == "cuda" else "cpu",
-        world_size=ranks.world_size,
-        local_world_size=ranks.local_world_size,
-        gpu_memory=memory,
-        compute_capability=capability,
-        cpus=host.usable_cpus,
-        cpu_flags=host.cpu_flags,
-    )
 
 
 def _network(resolved: Config, dataset: Dataset, device: torch.device) -> nn.Module:
@@ -177,6 +129,7 @@ def _pipeline(resolved: Config, dataset: Dataset, ranks: Ranks, device: torch.de
         global_batch=_known(resolved.data.batch_size),
         accumulate=resolved.data.accumulate,
         seed=resolved.run.seed,
+        local_world_size=ranks.local_world_size,
     )
     if pipeline.steps_per_epoch == 0:
         raise UserError(
@@ -287,6 +240,6 @@ def _device_name(device: torch.device) -> str:
 
 
 def _known(value: int | None) -> int:
-    """An option that `_resolve` has filled in."""
+    """An option that `resolve` has filled in."""
     assert value is not None
     return value

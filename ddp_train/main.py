@@ -35,7 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(wanted: Config) -> int:
     from ddp_train import distributed
-    from ddp_train.build import build, set_threads
+    from ddp_train.build import build
+    from ddp_train.resolve import set_threads
     from ddp_train.trainer import TrainingDiverged
 
     ranks = distributed.Ranks.from_environment()

@@ -1,0 +1,62 @@
+"""What a measurement was taken on: processor, GPUs, versions, date, and how busy the machine was."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import platform
+import subprocess
+from pathlib import Path
+
+import psutil
+
+from gpu_topology.host import read_host
+from gpu_topology.nvml import read_or_explain
+
+__all__ = ["describe_machine"]
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def describe_machine() -> dict[str, object]:
+    """JSON-ready facts that belong beside every result. Memory is in bytes, `load_average` is that of one minute."""
+    host = read_host()
+    return {
+        "date": datetime.date.today().isoformat(),
+        "processor": _processor(),
+        "usable_cpus": host.usable_cpus,
+        "memory_total": host.memory_total,
+        "gpus": [gpu.name for gpu in read_or_explain().gpus],
+        "load_average": round(psutil.getloadavg()[0], 2),
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in ("torch", "torchvision", "numpy")},
+        "commit": _commit(),
+    }
+
+
+def _processor() -> str:
+    """The processor's name, with its family and model where the name alone says little."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n", 1)[0].splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    return (
+        f"{facts.get('model name', platform.machine())} (family {facts.get('cpu family')}, model {facts.get('model')})"
+    )
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit measured; with a + where files differ from it."""
+    try:
+        command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+", "--exclude=*"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,63 @@
+"""What the options that were left open become: the hardware is read here, `auto.py` decides."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+import torch.distributed as dist
+
+from ddp_train import auto, config
+from ddp_train.data.dataset import Dataset
+from ddp_train.distributed import Ranks
+from ddp_train.options import Config
+from gpu_topology.host import read_host
+
+__all__ = ["read_hardware", "resolve", "set_threads"]
+
+
+def resolve(
+    wanted: Config, dataset: Dataset, ranks: Ranks, device: torch.device
+) -> tuple[Config, tuple[auto.Recommendation, ...]]:
+    """Every option that was left open filled in, first by hardware, then by data."""
+    by_hardware = auto.recommend(read_hardware(ranks, device), wanted)
+    resolved = auto.apply(wanted, by_hardware)
+    if resolved.data.batch_size_per_rank is not None:
+        batch = resolved.data.batch_size_per_rank * ranks.world_size
+        resolved = config.with_values(resolved, {"batch_size": batch, "batch_size_per_rank": None})
+    samples = len(dataset.train.labels)
+    by_data = auto.recommend_for_data(dataset.name, samples, resolved.data.batch_size or 1, resolved)
+    return auto.apply(resolved, by_data), (*by_hardware, *by_data)
+
+
+def read_hardware(ranks: Ranks, device: torch.device) -> auto.Hardware:
+    """What all ranks have together: memory summed, the lowest compute capability. A collective on GPUs."""
+    host = read_host()
+    memory, capability = 0, None
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        mine = (properties.total_memory, (properties.major, properties.minor))
+        everyone = [mine] * ranks.world_size
+        if ranks.world_size > 1:
+            dist.all_gather_object(everyone, mine)
+        memory, capability = sum(m for m, _ in everyone), min(c for _, c in everyone)
+    return auto.Hardware(
+        device="cuda" if device.type == "cuda" else "cpu",
+        world_size=ranks.world_size,
+        local_world_size=ranks.local_world_size,
+        gpu_memory=memory,
+        compute_capability=capability,
+        cpus=host.usable_cpus,
+        cpu_flags=host.cpu_flags,
+    )
+
+
+def set_threads(ranks: Ranks, device: torch.device) -> None:
+    """On the CPU share the usable cores among the local ranks.
+
+    OMP_NUM_THREADS is kept where somebody set it; 1 under torchrun is torchrun's own filler.
+    """
+    wanted = os.environ.get("OMP_NUM_THREADS")
+    filler = wanted == "1" and "TORCHELASTIC_RUN_ID" in os.environ
+    if device.type == "cpu" and (wanted is None or filler):
+        torch.set_num_threads(max(1, read_host().usable_cpus // ranks.local_world_size))
