@@ -1,0 +1,68 @@
+"""PowerCifarNet: a VGG-like network whose width is set to what the GPUs can carry."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from ddp_train.models.initial import init_weights
+from ddp_train.models.shape import ImageShape, require_size
+
+__all__ = ["PowerCifarNet"]
+
+_GROUPS = 4
+_LEAST_SIDE = 2**_GROUPS
+
+
+class PowerCifarNet(nn.Module):
+    """Four groups of two 3x3 convolutions, max-pooling and channel dropout; then three fully connected layers.
+
+    The first group has int(64 x width_mult) channels, each further one twice as many. Each convolution
+    has its own batch norm and ReLU: two with nothing between would be one linear map. `dropout` is the
+    probability before the two last fully connected layers; whole channels are dropped (Dropout2d,
+    arXiv 1411.4280) with a fifth of it after each group. Raises UserError for images under 16x16.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        image_shape: ImageShape = (3, 32, 32),
+        *,
+        width_mult: float = 1.0,
+        dropout: float = 0.5,
+    ) -> None:
+        super().__init__()
+        require_size("power", image_shape, _LEAST_SIDE)
+        channels, first = image_shape[0], int(64 * width_mult)
+        groups: list[nn.Module] = []
+        for group in range(_GROUPS):
+            groups.append(_group(channels, first << group, dropout / 5))
+            channels = first << group
+        self.features = nn.Sequential(*groups, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.classifier = nn.Sequential(
+            nn.Linear(channels, channels),
+            nn.ReLU(inplace=True),
+            nn.Dropout(dropout),
+            nn.Linear(channels, channels // 2),
+            nn.ReLU(inplace=True),
+            nn.Dropout(dropout),
+            nn.Linear(channels // 2, num_classes),
+        )
+        init_weights(self)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images: float [N, C, H, W]; returns logits [N, num_classes]."""
+        logits: Tensor = self.classifier(self.features(images))
+        return logits
+
+
+def _group(in_channels: int, channels: int, dropout: float) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(in_channels, channels, 3, padding=1, bias=False),  # batch norm has the bias
+        nn.BatchNorm2d(channels),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+        nn.BatchNorm2d(channels),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(2),
+        nn.Dropout2d(dropout),
+    )

@@ -1,0 +1,178 @@
+"""Pictures of a run. `python -m ddp_train.plots history FILE.json -o FILE.png` draws its curves.
+
+Figures are made without pyplot: no global state, no display, safe beside a user's own matplotlib.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ddp_train.atomic import replacing
+from ddp_train.options import UserError
+from ddp_train.records import HistoryDocument, read_history
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["main", "plot_history"]
+
+# Okabe and Ito's palette: told apart with every common colour blindness.
+_TRAIN, _TEST, _RATE, _SPEED = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+_INK, _SOFT, _GRID = "#222222", "#6B6B6B", "#E3E3E3"
+_DPI = 150
+_MARKERS_UP_TO = 30
+"""Epochs up to which each is marked by a dot; more would run into one another."""
+
+
+def plot_history(history: HistoryDocument, path: str | os.PathLike[str]) -> None:
+    """Draw loss, accuracy, learning rate and throughput over the epochs as a PNG in the place of `path`.
+
+    Raises UserError when the history has no epochs, or the file cannot be written.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    if not history["epochs"]:
+        raise UserError("the history has no epochs to draw")
+    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12, wspace=0.03, hspace=0.03)
+    figure = Figure(figsize=(10, 7), dpi=_DPI, layout=layout, facecolor="white")
+    (loss, accuracy), (rate, speed) = figure.subplots(2, 2)
+    figure.suptitle(_title(history), x=0.012, ha="left", fontsize=14, fontweight="bold", color=_INK)
+    _draw_loss(loss, history)
+    _draw_accuracy(accuracy, history)
+    _draw_learning_rate(rate, history)
+    _draw_throughput(speed, history)
+    with replacing(path) as file:
+        figure.savefig(file, format="png")
+
+
+def _draw_loss(axes: Axes, history: HistoryDocument) -> None:
+    _style(axes, "Loss", "mean per image", history)
+    _line(axes, history, "train_loss", _TRAIN, "train")
+    _line(axes, history, "test_loss", _TEST, "test")
+    values = [*_column(history, "train_loss"), *_column(history, "test_loss")]
+    positive = [value for value in values if value > 0]
+    if positive and max(positive) > 50 * min(positive):
+        axes.set_yscale("log")  # the end of a long run would else be a flat line
+        axes.yaxis.set_major_formatter("{x:g}")
+    else:
+        _from_zero(axes, values)
+    _legend(axes)
+
+
+def _draw_accuracy(axes: Axes, history: HistoryDocument) -> None:
+    from matplotlib.ticker import PercentFormatter
+
+    _style(axes, "Accuracy", "share of images", history)
+    _line(axes, history, "train_accuracy", _TRAIN, "train")
+    _line(axes, history, "test_accuracy", _TEST, "test")
+    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
+    best = history["best"]
+    epoch, value = best["epoch"], best["test_accuracy"]
+    if epoch is not None and value is not None:
+        label = f"best test {value:.2%} in epoch {epoch}"
+        axes.plot([epoch], [value], "*", markersize=15, color=_TEST, markeredgecolor="white", label=label, zorder=5)
+    _legend(axes)
+
+
+def _draw_learning_rate(axes: Axes, history: HistoryDocument) -> None:
+    _style(axes, "Learning rate", "at the end of the epoch", history)
+    _line(axes, history, "learning_rate", _RATE)
+    axes.yaxis.set_major_formatter("{x:g}")
+    _from_zero(axes, _column(history, "learning_rate"))
+
+
+def _draw_throughput(axes: Axes, history: HistoryDocument) -> None:
+    _style(axes, "Throughput", "training images per second, all ranks", history)
+    _line(axes, history, "images_per_second", _SPEED)
+    axes.yaxis.set_major_formatter("{x:,.10g}")
+    _from_zero(axes, _column(history, "images_per_second"))
+
+
+def _line(axes: Axes, history: HistoryDocument, name: str, color: str, label: str | None = None) -> None:
+    """One curve over the epochs; a missing value leaves a gap. Test has squares, for those who see no colours."""
+    epochs, values = _column(history, "epoch"), _column(history, name)
+    marker = ("s" if label == "test" else "o") if len(epochs) <= _MARKERS_UP_TO else None
+    width = 1.4 if label == "train" else 2.2
+    axes.plot(
+        epochs,
+        values,
+        color=color,
+        linewidth=width,
+        marker=marker,
+        markersize=4.5,
+        label=label,
+        zorder=3,
+        clip_on=False,
+    )
+
+
+def _from_zero(axes: Axes, values: Sequence[float]) -> None:
+    """Let the axis begin at zero, so that heights compare; left alone where a value is negative or none is known."""
+    known = [value for value in values if math.isfinite(value)]
+    if known and min(known) >= 0 and max(known) > 0:
+        axes.set_ylim(0, max(known) * 1.08)
+
+
+def _column(history: HistoryDocument, name: str) -> list[float]:
+    return [math.nan if (value := epoch[name]) is None else float(value) for epoch in history["epochs"]]
+
+
+def _style(axes: Axes, title: str, unit: str, history: HistoryDocument) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=_INK)
+    axes.set_title(unit, loc="right", fontsize=9, color=_SOFT)
+    axes.set_xlabel("epoch", fontsize=10, color=_SOFT)
+    axes.tick_params(colors=_SOFT, labelsize=9, length=0)
+    axes.grid(color=_GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(_SOFT)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    first, last = history["epochs"][0]["epoch"], history["epochs"][-1]["epoch"]
+    assert first is not None and last is not None
+    axes.set_xlim(first - 0.5, last + max(0.5, (last - first) * 0.02))
+
+
+def _legend(axes: Axes) -> None:
+    legend = axes.legend(loc="best", fontsize=9, frameon=True, framealpha=0.9, edgecolor="none")
+    for text in legend.get_texts():
+        text.set_color(_INK)
+
+
+def _title(history: HistoryDocument) -> str:
+    """What was trained, from the names that the environment has, else a plain title."""
+    environment = history["environment"]
+    parts = [str(environment[name]) for name in ("model", "dataset") if environment.get(name)]
+    ranks = environment.get("world_size")
+    if isinstance(ranks, int):
+        parts.append("1 rank" if ranks == 1 else f"{ranks} ranks")
+    parts.append(f"global batch {history['epochs'][-1]['global_batch']:,}")
+    return "  ·  ".join(parts)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; a mistake is one line on stderr and status 2."""
+    parser = argparse.ArgumentParser(prog="python -m ddp_train.plots", description="Pictures of a training run.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("history", help="loss, accuracy, learning rate and throughput over the epochs")
+    command.add_argument("file", metavar="FILE.json", help="training_history.json of a run")
+    command.add_argument("-o", "--output", metavar="FILE.png", required=True, help="where the picture goes")
+    arguments = parser.parse_args(argv)
+    try:
+        plot_history(read_history(arguments.file), arguments.output)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

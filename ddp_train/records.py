@@ -1,0 +1,318 @@
+"""What a run records: the facts and numbers that pass from the trainer to its observers, and the history file.
+
+The trainer tells observers RunFacts once, a StepReport now and then, an EpochRecord per epoch, and
+the best epoch at the end. Observers (progress display, TensorBoard) never influence training.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from ddp_train.atomic import write_text
+from ddp_train.options import UserError
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+__all__ = [
+    "SCHEMA",
+    "Best",
+    "EpochRecord",
+    "History",
+    "HistoryDocument",
+    "Observer",
+    "RunFacts",
+    "StepReport",
+    "TensorBoardObserver",
+    "read_history",
+]
+
+SCHEMA = "ddp-train-history/1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFacts:
+    """What is known before the first step."""
+
+    name: str
+    model: str
+    parameters: int
+    dataset: str
+    device: str
+    world_size: int
+    epochs: int
+    steps_per_epoch: int
+    global_batch: int
+    out_dir: str
+    gpu_uuids: tuple[str, ...] = ()
+    """GPUs of this node's ranks, for the display's memory and utilisation; empty on the CPU."""
+    notes: tuple[str, ...] = ()
+    """Lines for the user, such as a fallback to another dataset."""
+    start_epoch: int = 1
+    """The first epoch that this process trains: later than 1 after a resume."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepReport:
+    """Progress within an epoch."""
+
+    epoch: int
+    """From 1."""
+    step: int
+    """Optimizer steps done in this epoch, from 1 to `steps`."""
+    steps: int
+    images: int
+    """Training images seen in this epoch, over all ranks."""
+    loss: float
+    """Mean training loss since the last report (or of this epoch so far), over all ranks."""
+    accuracy: float
+    """Fraction of 1, over the same images; NaN where it has no meaning (mixed targets)."""
+    learning_rate: float
+    images_per_second: float
+    """Training images per second over all ranks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochRecord:
+    """One finished epoch. Losses are means over all samples of all ranks, accuracies fractions of 1; NaN is unknown."""
+
+    epoch: int
+    """From 1."""
+    train_loss: float
+    train_accuracy: float
+    test_loss: float
+    test_accuracy: float
+    learning_rate: float
+    """Of the epoch's last step."""
+    seconds: float
+    """Wall-clock time of the epoch, evaluation included."""
+    images_per_second: float
+    """Training images per second of training, over all ranks."""
+    global_batch: int
+
+
+_COLUMNS = tuple(field.name for field in fields(EpochRecord))
+
+_TAGS = {
+    "loss/train": "train_loss",
+    "loss/test": "test_loss",
+    "accuracy/train": "train_accuracy",
+    "accuracy/test": "test_accuracy",
+    "learning_rate": "learning_rate",
+    "images_per_second": "images_per_second",
+}
+
+
+class Best(TypedDict):
+    """The epoch of the highest test accuracy, the first of equals; None before there is one."""
+
+    epoch: int | None
+    test_accuracy: float | None
+
+
+class HistoryDocument(TypedDict):
+    """The content of `training_history.json`."""
+
+    schema: str
+    environment: dict[str, object]
+    epochs: list[dict[str, float | int | None]]
+    """EpochRecord's fields, by name."""
+    best: Best
+
+
+class History:
+    """The epochs of a run in `training_history.json`, rewritten whole and atomically after each epoch.
+
+    A number that is not finite is written as null: JSON has no NaN.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], environment: Mapping[str, object]) -> None:
+        """`environment` is any JSON-ready description of the run; nothing is written before the first epoch."""
+        self.path = Path(path)
+        self.environment = dict(environment)
+        self.epochs: list[EpochRecord] = []
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], environment: Mapping[str, object] | None = None) -> History:
+        """The history in `path`, with `environment` (when given) in the place of the stored one.
+
+        Raises UserError, one line naming the file, when it is missing or not such a history.
+        """
+        document = read_history(path)
+        history = cls(path, document["environment"] if environment is None else environment)
+        history.epochs = [_record(epoch) for epoch in document["epochs"]]
+        return history
+
+    def append(self, record: EpochRecord) -> None:
+        """Add a finished epoch and write the file. Raises UserError when it cannot be written."""
+        if self.epochs and record.epoch <= self.epochs[-1].epoch:
+            raise ValueError(f"epoch {record.epoch} is already recorded: truncate the history on resume")
+        self.epochs.append(record)
+        self._write()
+
+    def truncate(self, epoch: int) -> None:
+        """Keep the epochs up to `epoch`: what a resume from its checkpoint has not to train again."""
+        kept = [record for record in self.epochs if record.epoch <= epoch]
+        if len(kept) != len(self.epochs):
+            self.epochs = kept
+            self._write()
+
+    @property
+    def best(self) -> Best:
+        """The epoch with the highest test accuracy so far."""
+        best = Best(epoch=None, test_accuracy=None)
+        for record in self.epochs:
+            accuracy = record.test_accuracy
+            if math.isfinite(accuracy) and (best["test_accuracy"] is None or accuracy > best["test_accuracy"]):
+                best = Best(epoch=record.epoch, test_accuracy=accuracy)
+        return best
+
+    def to_dict(self) -> HistoryDocument:
+        """The document of the file: strict JSON values alone."""
+        return HistoryDocument(
+            schema=SCHEMA,
+            environment={name: _strict(value) for name, value in self.environment.items()},
+            epochs=[{name: _strict(getattr(record, name)) for name in _COLUMNS} for record in self.epochs],
+            best=self.best,
+        )
+
+    def _write(self) -> None:
+        write_text(self.path, json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n")
+
+
+def read_history(path: str | os.PathLike[str]) -> HistoryDocument:
+    """The document in a history file; epochs may hold keys that this version does not know.
+
+    Raises UserError, one line naming the file, when it is missing, not strict JSON, or not a history.
+    """
+    try:
+        document: HistoryDocument = json.loads(Path(path).read_bytes(), parse_constant=_refuse_constant)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not a training history: {error}") from error
+    fault = _fault(document)
+    if fault:
+        raise UserError(f"{path} is not a training history: {fault}")
+    return document
+
+
+def _record(epoch: Mapping[str, float | int | None]) -> EpochRecord:
+    """A record from its JSON form: null is NaN."""
+    values: dict[str, Any] = {name: math.nan if epoch[name] is None else epoch[name] for name in _COLUMNS}
+    return EpochRecord(**values)
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _fault(document: object) -> str | None:
+    """What keeps a JSON value from being a history, or None."""
+    if not isinstance(document, dict) or document.get("schema") != SCHEMA:
+        return f'it has no "schema": "{SCHEMA}"'
+    epochs = document.get("epochs")
+    if not isinstance(document.get("environment"), dict) or not isinstance(epochs, list):
+        return "environment or epochs is missing"
+    previous = 0
+    for index, epoch in enumerate(epochs):
+        if not isinstance(epoch, dict):
+            return f"epochs[{index}] is not an object"
+        for name in _COLUMNS:
+            value = epoch.get(name, "missing")
+            if isinstance(value, bool) or not isinstance(value, (int, float, type(None))):
+                return f"epochs[{index}].{name} is {value!r}, not a number or null"
+        if not isinstance(epoch["global_batch"], int):
+            return f"epochs[{index}].global_batch is {epoch['global_batch']!r}, not a whole number"
+        if not isinstance(epoch["epoch"], int) or epoch["epoch"] <= previous:
+            return f"epochs[{index}].epoch is {epoch['epoch']!r}, not a whole number above {previous}"
+        previous = epoch["epoch"]
+    return None
+
+
+def _strict(value: Any) -> Any:
+    """`value` with every number that is not finite replaced by None, at any depth."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _strict(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_strict(item) for item in value]
+    return value
+
+
+class Observer:
+    """Is told what happens in a run, on the first rank alone; every method may be left out."""
+
+    def on_start(self, facts: RunFacts) -> None:
+        """Before the first step."""
+
+    def on_step(self, report: StepReport) -> None:
+        """At the progress reports (`--log-every` steps)."""
+
+    def on_epoch(self, record: EpochRecord) -> None:
+        """After an epoch and its evaluation."""
+
+    def on_end(self, best: Best) -> None:
+        """After the last epoch of a run that went well."""
+
+    def close(self) -> None:
+        """At the very end, after `on_end` and after a failure alike; may be called twice."""
+
+
+class TensorBoardObserver(Observer):
+    """Writes event files: epoch curves over the epoch in `folder`/epochs, step curves over the step in `folder`/steps.
+
+    Two folders, since a resumed run tells TensorBoard the x-axis position from which older events are
+    void (`purge_step`), and that counts for every curve of a folder.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self._folder = Path(folder)
+        self._epochs: SummaryWriter | None = None
+        self._steps: SummaryWriter | None = None
+
+    def on_start(self, facts: RunFacts) -> None:
+        """Open the event files. Raises UserError when they cannot be written."""
+        # TensorBoard's documented switch for its own file layer: else it imports TensorFlow where that is installed.
+        sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
+        from torch.utils.tensorboard import SummaryWriter
+
+        first_step = (facts.start_epoch - 1) * facts.steps_per_epoch + 1
+        try:
+            self._epochs = SummaryWriter(str(self._folder / "epochs"), purge_step=facts.start_epoch)
+            self._steps = SummaryWriter(str(self._folder / "steps"), purge_step=first_step)
+        except OSError as error:
+            raise UserError(f"cannot write {self._folder}: {error.strerror or error}") from error
+
+    def on_step(self, report: StepReport) -> None:
+        """Loss and learning rate over the optimizer step of the run, from 1."""
+        if self._steps is not None:
+            step = (report.epoch - 1) * report.steps + report.step
+            self._steps.add_scalar("step/loss", report.loss, step)
+            self._steps.add_scalar("step/learning_rate", report.learning_rate, step)
+
+    def on_epoch(self, record: EpochRecord) -> None:
+        """Every number of the record over the epoch; flushed, so that a killed run keeps its finished epochs."""
+        for tag, name in _TAGS.items():
+            value = getattr(record, name)
+            if self._epochs is not None and math.isfinite(value):
+                self._epochs.add_scalar(tag, value, record.epoch)
+        for writer in (self._epochs, self._steps):
+            if writer is not None:
+                writer.flush()
+
+    def close(self) -> None:
+        """Flush and close the event files."""
+        for writer in (self._epochs, self._steps):
+            if writer is not None:
+                writer.close()
+        self._epochs = self._steps = None
