@@ -1,0 +1,7 @@
+"""`python -m gpu_topology`."""
+
+import sys
+
+from gpu_topology.cli import main
+
+sys.exit(main())

@@ -1,0 +1,140 @@
+"""The one door to nvidia-ml-py: open the driver, ask one guarded question at a time, and name what went wrong.
+
+`session()` yields an open `Driver`; `Driver.ask(...)` answers None where the driver does not tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+from gpu_topology.topology import TopologyError
+
+
+class DriverError(TopologyError):
+    """The driver cannot be asked at all."""
+
+
+class NoDriverError(DriverError):
+    """No driver library, or no kernel module behind it."""
+
+
+class DriverMismatchError(DriverError):
+    """The driver library and the kernel module (or nvidia-ml-py) are of different versions."""
+
+
+class NoPermissionError(DriverError):
+    """The device files are closed to this user."""
+
+
+class NoDevicesError(DriverError):
+    """The driver works and has no GPU."""
+
+
+# NVML error name -> (error class, what is wrong, what to do). By name: an older nvidia-ml-py may lack some of them.
+_START_ERRORS: dict[str, tuple[type[DriverError], str, str]] = {
+    "NVML_ERROR_LIBRARY_NOT_FOUND": (
+        NoDriverError,
+        "no NVIDIA driver on this machine (libnvidia-ml.so.1 was not found)",
+        "if there is an NVIDIA GPU, install its driver; in a container, start it with `docker run --gpus all`",
+    ),
+    "NVML_ERROR_DRIVER_NOT_LOADED": (
+        NoDriverError,
+        "the NVIDIA driver is installed but its kernel module is not loaded",
+        "run `sudo modprobe nvidia` and see `dmesg | grep -i nvidia`; after a kernel update, reboot",
+    ),
+    "NVML_ERROR_LIB_RM_VERSION_MISMATCH": (
+        DriverMismatchError,
+        "the NVIDIA driver library and the loaded kernel module are of different versions (usual after an update)",
+        "reboot, or unload and load the nvidia modules",
+    ),
+    "NVML_ERROR_FUNCTION_NOT_FOUND": (
+        DriverMismatchError,
+        "the NVIDIA driver library is too old for the installed nvidia-ml-py",
+        "update the driver, or install an older nvidia-ml-py",
+    ),
+    "NVML_ERROR_NO_PERMISSION": (
+        NoPermissionError,
+        "no permission to talk to the NVIDIA driver",
+        "look at `ls -l /dev/nvidia*`; join the group that owns the files (often `video` or `render`)",
+    ),
+    "NVML_ERROR_GPU_IS_LOST": (
+        DriverError,
+        "the driver says that a GPU is lost (fallen off the bus or inaccessible)",
+        "see `dmesg | grep -i xid`; a reboot, at times a power cycle, brings it back",
+    ),
+}
+
+
+class Driver:
+    """An open driver. Every question is guarded on its own: one unsupported reading costs that reading alone."""
+
+    def __init__(self, api: ModuleType) -> None:
+        self.api = api
+        # NVMLLibraryMismatchError is not an NVMLError; a driver's text that is no UTF-8 must not end the report either.
+        mismatch = getattr(api, "NVMLLibraryMismatchError", api.NVMLError)
+        self.errors: tuple[type[Exception], ...] = (api.NVMLError, mismatch, AttributeError, UnicodeDecodeError)
+
+    def ask(self, function: str, *args: object) -> Any:
+        """`api.<function>(*args)`, or None when the driver, its version or the card does not answer."""
+        return self.try_ask(function, *args)[0]
+
+    def try_ask(self, function: str, *args: object) -> tuple[Any, str | None]:
+        """The answer and no error, or None and the error's NVML name ("NVML_ERROR_GPU_IS_LOST")."""
+        try:
+            answer = getattr(self.api, function)(*args)
+        except self.errors as error:
+            return None, self.error_name(error)
+        return (answer.decode(errors="replace") if isinstance(answer, bytes) else answer), None
+
+    def error_name(self, error: Exception) -> str:
+        """NVML's own name for an error; the class name for those that are not NVML's."""
+        code = getattr(error, "value", None)
+        for name in dir(self.api):
+            if name.startswith("NVML_ERROR_") and getattr(self.api, name) == code:
+                return name
+        return "NVML_ERROR_FUNCTION_NOT_FOUND" if code is None else f"NVML error {code}"
+
+
+@contextmanager
+def session() -> Iterator[Driver]:
+    """Open the driver for the length of a `with`; raises the `DriverError` that fits, with what to do about it."""
+    try:
+        import pynvml
+    except ImportError:
+        raise NoDriverError(
+            "the Python package nvidia-ml-py is not installed, so the driver cannot be asked",
+            "pip install nvidia-ml-py",
+        ) from None
+    driver = Driver(pynvml)
+    _, problem = driver.try_ask("nvmlInit")
+    if problem is not None:
+        raise start_error(problem)
+    try:
+        yield driver
+    finally:
+        driver.ask("nvmlShutdown")
+
+
+def start_error(problem: str) -> DriverError:
+    """The typed error for an NVML error name that kept the driver from being opened."""
+    if problem in _START_ERRORS:
+        kind, message, remedy = _START_ERRORS[problem]
+        return kind(message, remedy)
+    name = problem.removeprefix("NVML_ERROR_").replace("_", " ").lower()
+    return DriverError(f"the NVIDIA driver does not answer ({name})", "run `nvidia-smi`; see `dmesg | grep -i nvidia`")
+
+
+def describe(problem: str) -> str:
+    """An NVML error name in words, for the row of one GPU."""
+    known = {
+        "NVML_ERROR_GPU_IS_LOST": "GPU is lost: it has fallen off the bus or is inaccessible",
+        "NVML_ERROR_RESET_REQUIRED": "GPU needs a reset before it can be used again",
+        "NVML_ERROR_NO_PERMISSION": "no permission to use this GPU",
+        "NVML_ERROR_UNKNOWN": "the driver reports an unknown error for this GPU",
+        "NVML_ERROR_INSUFFICIENT_POWER": "its external power cables are not attached properly",
+        "NVML_ERROR_IRQ_ISSUE": "the kernel found an interrupt problem with this GPU",
+    }
+    return known.get(problem, problem.removeprefix("NVML_ERROR_").replace("_", " ").lower())

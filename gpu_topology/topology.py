@@ -1,0 +1,157 @@
+"""Pure data: the GPUs of one machine and the links between them.
+
+Memory is in bytes, utilization in percent, clocks in MHz. `None` always means "the driver did not tell",
+which is apart from "no" (`False`, `0`, an empty tuple).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class TopologyError(Exception):
+    """A one-line message for the user; `remedy` says what to do about it."""
+
+    def __init__(self, message: str, remedy: str | None = None) -> None:
+        super().__init__(message)
+        self.remedy = remedy
+
+
+class LinkLevel(StrEnum):
+    """The path between two GPUs, named as `nvidia-smi topo -m` names it; nearest first."""
+
+    NV = "NV"
+    PIX = "PIX"
+    PXB = "PXB"
+    PHB = "PHB"
+    NODE = "NODE"
+    SYS = "SYS"
+
+    @property
+    def meaning(self) -> str:
+        """One line for a legend, in nvidia-smi's words."""
+        return _MEANING[self]
+
+
+_MEANING = {
+    LinkLevel.NV: "NVLink (NV4: a bonded set of 4 links)",
+    LinkLevel.PIX: "at most one PCIe switch",
+    LinkLevel.PXB: "several PCIe switches, without the host bridge",
+    LinkLevel.PHB: "a PCIe host bridge (the CPU)",
+    LinkLevel.NODE: "host bridges within one NUMA node",
+    LinkLevel.SYS: "the interconnect between NUMA nodes",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class GpuProcess:
+    """A compute process on a GPU. In a container the pid is the host's. `gpu_instance` is its MIG instance, if any."""
+
+    pid: int
+    used_memory: int | None = None
+    gpu_instance: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MigDevice:
+    """One MIG slice: `profile` as CUDA names it ("3g.20gb"), memory in bytes."""
+
+    uuid: str
+    profile: str | None = None
+    memory_total: int | None = None
+    gpu_instance: int | None = None
+    compute_instance: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One GPU as the driver describes it; `index` is NVML's, which is PCI order.
+
+    A GPU that is lost or closed to us is a row too: `error` says why, the rest stays `None`.
+    `compute_mode` is "default", "exclusive-process" or "prohibited"; `fabric_state` is "not-started", "in-progress"
+    or "completed" on NVSwitch machines that need a fabric manager.
+    """
+
+    index: int
+    uuid: str | None = None
+    name: str | None = None
+    pci_bus_id: str | None = None
+    memory_total: int | None = None
+    memory_used: int | None = None
+    compute_capability: tuple[int, int] | None = None
+    numa_node: int | None = None
+    mig_mode: bool | None = None
+    utilization: int | None = None
+    processes: tuple[GpuProcess, ...] | None = None
+    mig_devices: tuple[MigDevice, ...] = ()
+    display_active: bool | None = None
+    compute_mode: str | None = None
+    cores: int | None = None
+    clock_mhz: int | None = None
+    pcie_generation: int | None = None
+    pcie_width: int | None = None
+    fabric_state: str | None = None
+    error: str | None = None
+
+    @property
+    def label(self) -> str:
+        """The name for a sentence: "NVIDIA A30", or "GPU 3" when the driver would not say."""
+        return self.name or f"GPU {self.index}"
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """What lies between GPUs `a` < `b`.
+
+    level       the nearest path: NV when they share NVLinks (directly or through NVSwitch), else the PCIe level
+    nvlinks     how many NVLinks; 0 none, None unknown
+    p2p         "ok", or why peer access does not work ("chipset-not-supported", "not-supported", ...), None unknown
+    pcie_level  the PCIe path alone, also where NVLink is nearer
+    """
+
+    a: int
+    b: int
+    level: LinkLevel | None = None
+    nvlinks: int | None = None
+    p2p: str | None = None
+    pcie_level: LinkLevel | None = None
+
+    @property
+    def label(self) -> str:
+        """nvidia-smi's notation: "NV4", "PHB", "SYS"; "?" where unknown."""
+        if self.level is None:
+            return "?"
+        return f"NV{self.nvlinks}" if self.level is LinkLevel.NV else self.level.value
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """Everything read from the driver at one moment. `links` holds each pair once."""
+
+    gpus: tuple[Gpu, ...] = ()
+    links: tuple[Link, ...] = ()
+    driver_version: str | None = None
+    cuda_version: str | None = None
+    warnings: tuple[str, ...] = ()
+
+    def gpu(self, index: int) -> Gpu:
+        """The GPU with this NVML index; KeyError when there is none."""
+        for gpu in self.gpus:
+            if gpu.index == index:
+                return gpu
+        raise KeyError(index)
+
+    def link(self, a: int, b: int) -> Link:
+        """The link between two GPUs in either order; a link of unknowns when it was never read."""
+        low, high = min(a, b), max(a, b)
+        for link in self.links:
+            if (link.a, link.b) == (low, high):
+                return link
+        return Link(low, high)
+
+    def links_within(self, indices: tuple[int, ...]) -> Iterator[Link]:
+        """The links whose both ends are in `indices`."""
+        chosen = set(indices)
+        return (link for link in self.links if link.a in chosen and link.b in chosen)
