@@ -43,8 +43,9 @@ class Failure:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended. `status`: for the shell; `first`: the rank that failed first; `also`: ranks that failed after it.
+    """How a run ended. `status` is for the shell.
 
+    `first`: the rank that failed first; `also`: ranks that failed after it, before they were asked to end;
     `message`: what the engine itself said, where no rank failed.
     """
 

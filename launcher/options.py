@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal, NoReturn
 
 from launcher import __version__
-from launcher.values import OptionError, device_list, endpoint, memory, node_range, one_of, path, seconds, whole
+from launcher.values import OptionError, device_list, endpoint, memory, node_range, one_of, path, whole
 
 __all__ = ["LaunchOptions", "OptionError", "Program", "option_names", "parse"]
 
@@ -63,7 +63,7 @@ class LaunchOptions:
     node_rank: int | None = None
     rdzv_endpoint: str | None = None
     max_restarts: int = 0
-    grace: float = 30.0
+    grace: int = 30
     log_dir: str | None = None
     tee: bool = False
 
@@ -101,7 +101,10 @@ def _check(options: LaunchOptions) -> None:
         (options.json and not options.dry_run, "--json prints a plan as JSON: add --dry-run"),
         (options.cpu and bool(options.gpus), "--cpu and --gpus exclude each other: give one"),
         (options.nnodes[1] > 1 and options.rdzv_endpoint is None, "--nnodes above 1 needs --rdzv-endpoint HOST:PORT"),
-        (options.node_rank is not None and options.node_rank >= options.nnodes[1], "--node-rank must be below --nnodes"),
+        (
+            options.node_rank is not None and options.node_rank >= options.nnodes[1],
+            "--node-rank must be below --nnodes",
+        ),
     )
     for wrong, message in conflicts:
         if wrong:
@@ -150,9 +153,7 @@ def _with_value(name: str, word: str, words: list[str], actions: dict[str, argpa
     return f"{name}={words.pop(0)}"
 
 
-def _program(
-    kind: Literal["script", "module"], words: Sequence[str], trainer: Sequence[str], word: str
-) -> Program:
+def _program(kind: Literal["script", "module"], words: Sequence[str], trainer: Sequence[str], word: str) -> Program:
     if not words or not words[0]:
         raise OptionError(f"{word!r}: expected the name of a {kind} after it" if not words else f"'': not a {kind}")
     if trainer:
@@ -225,7 +226,12 @@ def _run_options(parser: _Parser) -> list[argparse.Action]:
     return [
         add("--dry-run", action="store_true", help="show the plan and a command to paste; start nothing"),
         add("--json", action="store_true", help="with --dry-run: the plan as JSON"),
-        add("--topology", metavar="FILE", type=path("--topology"), help="with --dry-run: plan for a machine saved by gpu_topology snapshot"),
+        add(
+            "--topology",
+            metavar="FILE",
+            type=path("--topology"),
+            help="with --dry-run: plan for a machine saved by gpu_topology snapshot",
+        ),
         add(
             "--max-restarts",
             metavar="N",
@@ -235,7 +241,7 @@ def _run_options(parser: _Parser) -> list[argparse.Action]:
         add(
             "--grace",
             metavar="SECONDS",
-            type=seconds("--grace", 86400),
+            type=whole("--grace", 0, 86400),
             help="time that ranks have to end after a failure or signal before they are killed [30]",
         ),
         add(

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Sequence
 
-__all__ = ["OptionError", "device_list", "endpoint", "memory", "node_range", "one_of", "path", "seconds", "whole"]
+__all__ = ["OptionError", "device_list", "endpoint", "memory", "node_range", "one_of", "path", "whole"]
 
 LARGEST_NODES = 100_000
 UNITS = {"": 10**9, "gb": 10**9, "g": 10**9, "gib": 2**30, "mb": 10**6, "m": 10**6, "mib": 2**20}
@@ -50,27 +49,12 @@ def path(option: str) -> Callable[[str], str]:
     return parse
 
 
-def seconds(option: str, largest: float) -> Callable[[str], float]:
-    """A parser of durations in seconds, from 0 to `largest`."""
-
-    def parse(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if 0 <= value <= largest:
-            return value
-        raise OptionError(f"{option} {text!r}: expected seconds from 0 to {largest:g}")
-
-    return parse
-
-
 def device_list(option: str) -> Callable[[str], tuple[str, ...]]:
     """A parser of comma-separated GPU indices or UUIDs, which the selection looks up later."""
 
     def parse(text: str) -> tuple[str, ...]:
         parts = tuple(part.strip() for part in text.split(","))
-        if all(re.fullmatch(r"[0-9]{1,4}|(GPU|MIG)-[0-9A-Za-z/-]+", part) for part in parts):
+        if all(re.fullmatch(r"[0-9A-Za-z][0-9A-Za-z/-]*", part) for part in parts):
             return parts
         raise OptionError(f"{option} {text!r}: expected GPU indices or UUIDs separated by commas, as in {option} 0,1")
 

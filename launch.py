@@ -1,0 +1,100 @@
+#!/usr/bin/env python3
+"""One command that looks at the machine, plans a distributed run, shows the plan, and runs it.
+
+    python launch.py --auto                    the bundled trainer on the best GPUs
+    python launch.py --auto train.py --lr 0.1  your script
+    python launch.py --auto --dry-run          the plan alone
+
+Exit status: 0; 2 for a mistake found before anything started; else the status of the rank that failed first
+(128 + n for signal n); 130 after Ctrl-C; 143 after SIGTERM. torch is imported only once the plan is on the screen.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+from typing import NoReturn
+
+from ddp_train.config import UserError
+from gpu_topology import snapshot
+from gpu_topology.host import read_host
+from gpu_topology.nvml import read_or_explain
+from gpu_topology.topology import TopologyError
+from launcher.options import LaunchOptions, OptionError, parse
+from launcher.plan import LaunchPlan, make_plan
+from launcher.program import check_program
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Plan and run what the command line says; the exit status."""
+    signal.signal(signal.SIGTERM, _leave)
+    try:
+        options = parse(sys.argv[1:] if argv is None else argv)
+        plan = _plan(options)
+        return _print(plan, options) if options.dry_run else _run(plan, options)
+    except (OptionError, UserError, TopologyError) as error:
+        remedy = getattr(error, "remedy", None)
+        print(f"error: {error}" + (f"; {remedy}" if remedy else ""), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        # The reader of the plan has seen enough (launch.py --dry-run | head).
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _leave(number: int, frame: FrameType | None) -> NoReturn:
+    """SIGTERM before the ranks are there."""
+    sys.exit(128 + number)
+
+
+def _plan(options: LaunchOptions) -> LaunchPlan:
+    check_program(options.program)
+    if options.topology is not None:
+        # The user's environment belongs to this machine, and the plan to another.
+        return make_plan(options, snapshot.load(options.topology), read_host(), {})
+    return make_plan(options, read_or_explain(), read_host(), os.environ)
+
+
+def _print(plan: LaunchPlan, options: LaunchOptions) -> int:
+    from launcher.show import show_full, to_json
+
+    if options.json:
+        print(json.dumps(to_json(plan), indent=2, ensure_ascii=False))
+    else:
+        from rich.console import Console
+
+        show_full(Console(), plan)
+    sys.stdout.flush()
+    return 0
+
+
+def _run(plan: LaunchPlan, options: LaunchOptions) -> int:
+    from rich.console import Console
+
+    from launcher import failures
+    from launcher.folders import prepare
+    from launcher.show import show_compact
+
+    console = Console(stderr=True)
+    plan, folders = prepare(plan, options)
+    show_compact(console, plan, str(folders.logs))
+    # torch takes seconds to import: only now, with the plan on the screen.
+    from launcher import elastic
+
+    outcome = elastic.run(plan.job, folders.logs)
+    failures.show(console, outcome)
+    if outcome.status == 0:
+        folders.tidy()
+    return outcome.status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,114 @@
+"""A decided run as argument lists, and as one line to paste into bash."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from launcher.options import Program
+
+__all__ = ["LOOPBACK", "RUN_ID", "Job", "escape_macros", "rendezvous_config", "shell_line", "torchrun", "worker_argv"]
+
+LOOPBACK = "127.0.0.1"
+# Every node must name the same run; runs on one endpoint are told apart by its port.
+RUN_ID = "ddp-launch"
+TRAINER = Path(__file__).resolve().parent.parent / "ddp_train" / "main.py"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What the elastic agent is given. `worker`: argv of every rank; `nnodes`: (least, most); `grace` in seconds.
+
+    `environment`: variables to set for the ranks, beyond those that are set already.
+    """
+
+    worker: tuple[str, ...]
+    nproc_per_node: int
+    environment: tuple[tuple[str, str], ...] = ()
+    nnodes: tuple[int, int] = (1, 1)
+    node_rank: int | None = None
+    rdzv_endpoint: str | None = None
+    max_restarts: int = 0
+    grace: int = 30
+    tee: bool = False
+
+    @property
+    def one_node(self) -> bool:
+        """Whether nothing but this machine takes part."""
+        return self.nnodes[1] == 1 and self.rdzv_endpoint is None
+
+
+def worker_argv(program: Program) -> tuple[str, ...]:
+    """The command of one rank."""
+    python = (sys.executable, "-u")
+    match program.kind:
+        case "trainer":
+            return (*python, short_path(TRAINER), *program.args)
+        case "script":
+            return (*python, program.name, *program.args)
+        case "module":
+            return (*python, "-m", program.name, *program.args)
+        case "executable":
+            return (program.name, *program.args)
+
+
+def torchrun(job: Job, program: Program) -> tuple[str, ...]:
+    """The torchrun command that does what the launcher would do."""
+    options = [f"--nproc-per-node={job.nproc_per_node}"]
+    if job.one_node:
+        # The host name of a laptop or container often does not resolve; the loopback address always works.
+        options += ["--standalone", f"--local-addr={LOOPBACK}"]
+    else:
+        least, most = job.nnodes
+        options += [f"--nnodes={least}" if least == most else f"--nnodes={least}:{most}", "--rdzv-backend=c10d"]
+        options += [f"--rdzv-endpoint={job.rdzv_endpoint}", f"--rdzv-id={RUN_ID}"]
+        options += [f"--rdzv-conf={name}={int(value)}" for name, value in rendezvous_config(job).items()]
+    if job.max_restarts:
+        options.append(f"--max-restarts={job.max_restarts}")
+    match program.kind:
+        case "module":
+            options.append("-m")
+        case "executable":
+            options.append("--no-python")
+    name, *args = job.worker[-len(program.args) - 1 :]
+    # torchrun's argparse swallows a `--` directly behind the script, but not behind another `--`.
+    separator = ["--"] if args[:1] == ["--"] else []
+    return (*_torchrun_executable(), *options, *separator, name, *escape_macros(args))
+
+
+def rendezvous_config(job: Job) -> dict[str, bool]:
+    """Options of torch's c10d rendezvous: the node with rank 0 hosts the store, where the user says who that is."""
+    return {} if job.node_rank is None else {"is_host": job.node_rank == 0}
+
+
+def escape_macros(args: Iterable[str]) -> list[str]:
+    """Arguments in which torch's agent finds no macro: it replaces `${local_rank}` by a number and `$$` by `$`."""
+    return [arg.replace("$", "$$") for arg in args]
+
+
+def shell_line(environment: Iterable[tuple[str, str]], command: Iterable[str]) -> str:
+    """NAME=value assignments and a command, quoted for bash."""
+    assignments = [f"{name}={shlex.quote(value)}" for name, value in environment]
+    return " ".join([*assignments, *map(shlex.quote, command)])
+
+
+def short_path(path: Path) -> str:
+    """A path as a person would type it here: relative below the current folder, else absolute."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except (OSError, ValueError):
+        return str(path)
+
+
+def _torchrun_executable() -> tuple[str, ...]:
+    """`torchrun` where the shell finds the one of this Python, else this Python with torch's module."""
+    beside = Path(sys.executable).parent / "torchrun"
+    found = shutil.which("torchrun")
+    if found is not None and beside.exists() and beside.samefile(found):
+        return ("torchrun",)
+    return (str(beside),) if os.access(beside, os.X_OK) else (sys.executable, "-m", "torch.distributed.run")

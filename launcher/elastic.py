@@ -1,0 +1,181 @@
+"""Runs a job with torch's own elastic agent, in this process. Importing this module imports torch.
+
+torch starts, watches and restarts the ranks. Added here: the order in which ranks ended, to tell the first failure
+from its victims; a grace time that holds after a failure too (torch waits 30 s whatever it is told); signals that
+cannot break off the stopping; no warnings of the engine on the user's screen.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import threading
+import uuid
+import warnings
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from launcher.command import LOOPBACK, RUN_ID, Job, escape_macros, rendezvous_config
+from launcher.failures import Failure, Outcome, exit_status
+from launcher.interrupts import Interrupts
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    # Read once, when torch is loaded: silences the C++ side of this process, and not that of the ranks.
+    _earlier_level = os.environ.get("TORCH_CPP_LOG_LEVEL")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec
+    from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.rendezvous import RendezvousParameters
+    from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
+
+    from launcher.logs import SIGNALS_VARIABLE, RankLogs
+
+    if _earlier_level is None:
+        del os.environ["TORCH_CPP_LOG_LEVEL"]
+
+__all__ = ["run"]
+
+MONITOR_INTERVAL_S = 0.05
+REAP_TIMEOUT_S = 5
+
+
+def run(job: Job, log_dir: Path) -> Outcome:
+    """Run the job to its end and tell how it ended. Main thread only. Never raises for what a rank does."""
+    os.environ.update(job.environment)
+    # torch's own handlers would raise again on each further signal, and leave ranks behind.
+    os.environ[SIGNALS_VARIABLE] = ""
+    _quieten()
+    logs = RankLogs(log_dir, tee=job.tee)
+    interrupts = Interrupts(lambda number: SignalException(f"got {number.name}", number))
+    with interrupts.installed():
+        try:
+            agent = _Agent(_spec(job), logs, job.grace, interrupts)
+            interrupts.kill = agent.kill
+            return agent.outcome(agent.run())
+        except SignalException as stop:
+            return Outcome(status=exit_status(-stop.sigval))
+        except Exception as error:
+            return Outcome(status=1, message=f"{type(error).__name__}: {' '.join(str(error).split())}")
+
+
+def _quieten() -> None:
+    """Keep the engine's log off the screen, but for those who ask for it by torch's own variable."""
+    if "LOGLEVEL" not in os.environ:
+        log = logging.getLogger("torch.distributed.elastic")
+        log.addHandler(logging.NullHandler())
+        log.propagate = False
+
+
+def _spec(job: Job) -> WorkerSpec:
+    entrypoint, *args = job.worker
+    endpoint, run_id, config = job.rdzv_endpoint or "", RUN_ID, rendezvous_config(job)
+    if job.one_node:
+        endpoint, run_id, config = f"{LOOPBACK}:0", uuid.uuid4().hex, {"is_host": True}
+    least, most = job.nnodes
+    address = LOOPBACK if job.one_node else None
+    parameters = RendezvousParameters("c10d", endpoint, run_id, least, most, address, **config)
+    return WorkerSpec(
+        role="rank",
+        local_world_size=job.nproc_per_node,
+        rdzv_handler=get_rendezvous_handler(parameters),
+        entrypoint=entrypoint,
+        args=tuple(escape_macros(args)),
+        max_restarts=job.max_restarts,
+        monitor_interval=MONITOR_INTERVAL_S,
+        local_addr=address,
+    )
+
+
+def _await_end(local_rank: int, pid: int, ended: list[int]) -> None:
+    """Note the end of a rank when it happens: polling would not tell a failure from what it set off."""
+    with suppress(ChildProcessError):
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    ended.append(local_rank)
+
+
+class _Agent(LocalElasticAgent):
+    """torch's agent, which remembers the order in which the ranks ended."""
+
+    def __init__(self, spec: WorkerSpec, logs: RankLogs, grace: int, interrupts: Interrupts) -> None:
+        super().__init__(spec, logs, log_line_prefix_template="[rank ${rank}] ")
+        self._logs = logs
+        self._grace = grace
+        self._interrupts = interrupts
+        self._ended: list[int] = []
+        self._failed: dict[int, int] = {}
+
+    def outcome(self, result: RunResult) -> Outcome:
+        """The end of the run in the launcher's terms."""
+        if not result.is_failed():
+            return Outcome(status=0)
+        attempts = 1 + self._worker_group.spec.max_restarts - self._remaining_restarts
+        if not self._failed:
+            return Outcome(status=1, message="the ranks were ended by the elastic agent", attempts=attempts)
+        failures = [self._failure(local_rank, code) for local_rank, code in self._failed.items()]
+        first, also = failures[0], tuple(sorted(failure.rank for failure in failures[1:]))
+        return Outcome(status=exit_status(first.code), first=first, also=also, attempts=attempts)
+
+    def kill(self) -> None:
+        """SIGKILL to every rank and what it started in its process group."""
+        for pid in self._pids().values():
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(pid, signal.SIGKILL)
+
+    def run(self, role: str = "default") -> RunResult:
+        try:
+            result: RunResult = super().run(role)
+            return result
+        except SignalException:
+            # A rank that crashed may have left children in its group: torch ends the groups of living ranks alone.
+            self.kill()
+            raise
+        finally:
+            self._close_rendezvous()
+
+    def _close_rendezvous(self) -> None:
+        # After a signal the other nodes may go on without this one: the rendezvous stays open for them.
+        if self._interrupts.received is None:
+            with suppress(Exception):
+                self._worker_group.spec.rdzv_handler.shutdown()
+
+    def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
+        self._ended, self._failed = [], {}
+        self._interrupts.ending = False
+        with self._interrupts.held():
+            pids: dict[int, Any] = super()._start_workers(worker_group)
+            self._interrupts.install()
+            for local_rank, pid in pids.items():
+                threading.Thread(target=_await_end, args=(local_rank, pid, self._ended), daemon=True).start()
+        return pids
+
+    def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
+        codes = {rank: handler.proc.poll() for rank, handler in self._handlers().items()}
+        failed = {rank: code for rank, code in codes.items() if code}
+        if failed and not self._failed:
+            order = {rank: place for place, rank in enumerate(self._ended)}
+            self._failed = {rank: failed[rank] for rank in sorted(failed, key=lambda r: (order.get(r, len(order)), r))}
+            self._shutdown()
+            self.kill()
+        result: RunResult = super()._monitor_workers(worker_group)
+        return result
+
+    def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM, timeout: int = 30) -> None:
+        # `timeout` is what torch believes: it has 30 s written in where a failure is found.
+        self._interrupts.ending = True
+        super()._shutdown(death_sig, self._grace)
+
+    def _handlers(self) -> Mapping[int, Any]:
+        return getattr(self._pcontext, "subprocess_handlers", {})
+
+    def _pids(self) -> dict[int, int]:
+        return {rank: handler.proc.pid for rank, handler in self._handlers().items()}
+
+    def _failure(self, local_rank: int, code: int) -> Failure:
+        rank = self._worker_group.workers[local_rank].global_rank
+        return Failure(rank, socket.gethostname(), code, self._logs.ranks.get(local_rank, ()))

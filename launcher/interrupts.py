@@ -1,0 +1,72 @@
+"""Signals to the launcher: the first one ends the run in good order, the second one at once."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+__all__ = ["Interrupts"]
+
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+
+
+class Interrupts:
+    """Handles the signals that end a run.
+
+    `failure`: makes the exception that the first signal raises in the main thread.
+    """
+
+    def __init__(self, failure: Callable[[signal.Signals], Exception]) -> None:
+        self._failure = failure
+        self._held = False
+        self.kill: Callable[[], None] = lambda: None
+        """Ends all ranks at once; called by signals that come while the ranks are already ending. It must not raise."""
+        self.received: signal.Signals | None = None
+        """The first signal that came."""
+        self.ending = False
+        """Set while the ranks are being stopped: no signal raises then, which would break off the stopping."""
+
+    def install(self) -> None:
+        """Take over the signals. A signal that the caller ignores (nohup) stays ignored."""
+        for number in ENDING:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._handle)
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Handle signals inside, and restore the earlier handlers behind."""
+        earlier = {number: signal.getsignal(number) for number in ENDING}
+        self.install()
+        try:
+            yield
+        finally:
+            for number, handler in earlier.items():
+                if handler is not None:
+                    signal.signal(number, handler)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Put the first signal off until the end: half-started ranks would be known to nobody."""
+        if self.received is not None:
+            self._raise()
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+        if self.received is not None:
+            self._raise()
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        first, self.received = self.received is None, self.received or signal.Signals(number)
+        if self.ending:
+            self.kill()
+        elif first and not self._held:
+            self._raise()
+
+    def _raise(self) -> None:
+        assert self.received is not None
+        self.ending = True
+        raise self._failure(self.received)

@@ -1,0 +1,148 @@
+"""Decides a run: topology, host and options in, a frozen LaunchPlan out. Pure; what is read is passed in.
+
+How data flows: `select` picks GPUs -> ranks and backend -> the environment for them -> settings of the bundled
+trainer -> the job for the elastic agent and the same as a command.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from gpu_topology.host import Host
+from gpu_topology.nccl import Setting, notes
+from gpu_topology.nccl import environment as environment_for
+from gpu_topology.selection import Excluded, Selection, SelectionRequest, select
+from gpu_topology.topology import Topology
+from launcher.command import Job, shell_line, torchrun, worker_argv
+from launcher.options import LaunchOptions, Program
+from launcher.training import Training, plan_training
+
+__all__ = ["LaunchPlan", "make_plan", "with_arguments"]
+
+CPU_RANKS = 2
+
+
+@dataclass(frozen=True)
+class LaunchPlan:
+    """All that a run is going to be. `nnodes`: (least, most); `training`: None for a user's own program."""
+
+    topology: Topology
+    host: Host
+    selection: Selection
+    environment: tuple[Setting, ...]
+    nproc_per_node: int
+    nnodes: tuple[int, int]
+    backend: Literal["nccl", "gloo"]
+    program: Program
+    job: Job
+    command: tuple[str, ...]
+    shell: str
+    training: Training | None
+    warnings: tuple[str, ...]
+
+
+def make_plan(options: LaunchOptions, topology: Topology, host: Host, environ: Mapping[str, str]) -> LaunchPlan:
+    """The plan for these facts. `environ`: the user's environment, whose values are kept.
+
+    Errors: TopologyError (GPUs that cannot be had), ddp_train's UserError (options of the trainer).
+    """
+    training = plan_training(options.program)
+    wants_cpu = "--cpu" if options.cpu else training.wants_cpu if training else None
+    selection = _cpu_selection(topology, options, wants_cpu) if wants_cpu else _select(topology, options, environ)
+    ranks = _ranks(selection, options, host)
+    settings = (
+        *environment_for(topology, selection, host, ranks=ranks, environ=environ),
+        *_restart_settings(options, environ),
+    )
+    if training is not None:
+        training = training.decided(topology, selection, host, ranks=ranks, nodes=options.nnodes[0])
+    program = training.program if training else options.program
+    job = Job(
+        worker=worker_argv(program),
+        nproc_per_node=ranks,
+        environment=_assignments(settings),
+        nnodes=options.nnodes,
+        node_rank=options.node_rank,
+        rdzv_endpoint=options.rdzv_endpoint,
+        max_restarts=options.max_restarts,
+        grace=options.grace,
+        tee=options.tee,
+    )
+    command = torchrun(job, program)
+    return LaunchPlan(
+        topology=topology,
+        host=host,
+        selection=selection,
+        environment=settings,
+        nproc_per_node=ranks,
+        nnodes=options.nnodes,
+        backend="nccl" if selection.indices else "gloo",
+        program=program,
+        job=job,
+        command=command,
+        shell=shell_line(job.environment, command),
+        training=training,
+        warnings=(
+            *topology.warnings,
+            *selection.warnings,
+            *_warnings(options, selection, host, ranks),
+            *notes(topology, selection, host),
+        ),
+    )
+
+
+def _select(topology: Topology, options: LaunchOptions, environ: Mapping[str, str]) -> Selection:
+    request = SelectionRequest(
+        # Without a GPU the ranks run on the CPU, as many as are asked for.
+        count=options.nproc if topology.gpus else None,
+        policy=options.policy,
+        gpus=options.gpus,
+        exclude=options.exclude,
+        allow_busy=options.allow_busy,
+        min_memory=options.min_memory,
+        visible=environ.get("CUDA_VISIBLE_DEVICES"),
+        device_order=environ.get("CUDA_DEVICE_ORDER"),
+    )
+    return select(topology, request)
+
+
+def _cpu_selection(topology: Topology, options: LaunchOptions, asked_by: str) -> Selection:
+    excluded = tuple(Excluded(gpu.index, f"{asked_by} was given") for gpu in topology.gpus)
+    return Selection((), (), "", options.policy, excluded, f"{asked_by} was given")
+
+
+def _ranks(selection: Selection, options: LaunchOptions, host: Host) -> int:
+    if selection.indices:
+        return len(selection.indices)
+    return options.nproc or min(CPU_RANKS, host.usable_cpus)
+
+
+def _restart_settings(options: LaunchOptions, environ: Mapping[str, str]) -> Iterable[Setting]:
+    name = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
+    if options.max_restarts:
+        kept = name in environ
+        reason = "restarts: keys that the failed ranks left in a shared store would confuse the next attempt"
+        yield Setting(name, environ.get(name, "1"), reason, kept=kept)
+
+
+def _assignments(settings: Iterable[Setting]) -> tuple[tuple[str, str], ...]:
+    return tuple((setting.name, setting.value) for setting in settings if not setting.kept)
+
+
+def _warnings(options: LaunchOptions, selection: Selection, host: Host, ranks: int) -> Iterable[str]:
+    if options.topology is not None:
+        yield "CPU cores, memory and network are those of this machine, the GPUs those of the file"
+    if not selection.indices and ranks > host.usable_cpus:
+        yield f"{ranks} ranks share {host.usable_cpus} CPU cores: they will wait for one another"
+
+
+def with_arguments(plan: LaunchPlan, extra: tuple[str, ...]) -> LaunchPlan:
+    """The plan with more arguments for its program."""
+    program = dataclasses.replace(plan.program, args=(*plan.program.args, *extra))
+    job = dataclasses.replace(plan.job, worker=worker_argv(program))
+    command = torchrun(job, program)
+    shell = shell_line(job.environment, command)
+    return dataclasses.replace(plan, program=program, job=job, command=command, shell=shell)

@@ -1,0 +1,150 @@
+"""A plan for people and for programs: text with rich, or a JSON object."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections.abc import Iterable
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from gpu_topology.topology import Gpu
+from launcher.plan import LaunchPlan
+
+__all__ = ["show_compact", "show_full", "to_json"]
+
+GIB = 2**30
+
+
+def to_json(plan: LaunchPlan) -> dict[str, Any]:
+    """The plan as plain data: the keys that `--dry-run --json` prints."""
+    least, most = plan.nnodes
+    selection = plan.selection
+    training: dict[str, Any] | None = None
+    if plan.training is not None:
+        training = {s.name: s.value for s in plan.training.settings}
+        training["reasons"] = {s.name: s.reason for s in plan.training.settings}
+    return {
+        "selection": {
+            "indices": list(selection.indices),
+            "uuids": list(selection.uuids),
+            "group": selection.group,
+            "policy": selection.policy,
+            "excluded": [dataclasses.asdict(excluded) for excluded in selection.excluded],
+            "reason": selection.reason,
+        },
+        "environment": [dataclasses.asdict(setting) for setting in plan.environment],
+        "nproc_per_node": plan.nproc_per_node,
+        "nnodes": least if least == most else f"{least}:{most}",
+        "backend": plan.backend,
+        "command": list(plan.command),
+        "shell": plan.shell,
+        "training": training,
+        "warnings": list(plan.warnings),
+    }
+
+
+def show_full(console: Console, plan: LaunchPlan) -> None:
+    """The plan with every reason, and the command to paste."""
+    console.print(_facts(plan))
+    _section(console, "Environment", _settings((s.name, _value(s.value, s.kept), s.reason) for s in plan.environment))
+    if plan.training is not None and plan.training.settings:
+        rows = (("--" + s.name.replace("_", "-"), str(s.value), s.reason) for s in plan.training.settings)
+        _section(console, "Training", _settings(rows))
+    _show_warnings(console, plan)
+    console.print(Text("\nTo run this without the launcher, paste", style="bold"))
+    # No wrapping and no markup: what is copied must be what the shell is to get.
+    console.print(Text(plan.shell), soft_wrap=True)
+
+
+def show_compact(console: Console, plan: LaunchPlan, log_dir: str) -> None:
+    """The plan in a few lines, before the ranks start."""
+    facts = _facts(plan)
+    values = ((s.name, _value(s.value, s.kept)) for s in plan.environment)
+    facts.add_row("set", Text(" ".join(f"{name}={value}" for name, value in values)))
+    if plan.training is not None and plan.training.settings:
+        words = (f"--{s.name.replace('_', '-')} {s.value}" for s in plan.training.settings)
+        facts.add_row("settings", Text(" ".join(words)))
+    if plan.nproc_per_node > 1:
+        facts.add_row("logs", Text(f"{log_dir} (ranks other than 0)"))
+    console.print(facts)
+    _show_warnings(console, plan)
+    console.print(Text("Reasons: add --dry-run", style="dim"))
+
+
+def _facts(plan: LaunchPlan) -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    table.add_row("machine", _machine(plan))
+    table.add_row("devices", _devices(plan))
+    table.add_row("run", _run(plan))
+    return table
+
+
+def _machine(plan: LaunchPlan) -> Text:
+    host, gpus = plan.host, plan.topology.gpus
+    cores = f"{host.usable_cpus} CPU core{'s' * (host.usable_cpus != 1)}"
+    parts = [host.hostname, cores, f"{host.memory_total / GIB:.0f} GiB"]
+    parts.append(f"{len(gpus)} GPU{'s' * (len(gpus) != 1)}" if gpus else "no GPU")
+    if plan.topology.driver_version:
+        parts.append(f"driver {plan.topology.driver_version}")
+    return Text(", ".join(parts))
+
+
+def _devices(plan: LaunchPlan) -> RenderableType:
+    selection = plan.selection
+    if selection.indices:
+        chosen = "GPU " + ", ".join(map(str, selection.indices))
+        first = Text.assemble((selection.group, "bold green"), f" ({chosen}): {selection.reason}")
+    else:
+        first = Text.assemble(("CPU", "bold yellow"), f": {selection.reason}")
+    lines = [first]
+    for excluded in selection.excluded:
+        gpu = plan.topology.gpu(excluded.index)
+        lines.append(Text(f"not GPU {excluded.index} ({_short(gpu)}): {excluded.reason}", style="dim"))
+    return Group(*lines)
+
+
+def _short(gpu: Gpu) -> str:
+    memory = f", {gpu.memory_total / GIB:.0f} GiB" if gpu.memory_total else ""
+    return gpu.label + memory
+
+
+def _run(plan: LaunchPlan) -> Text:
+    ranks = f"{plan.nproc_per_node} rank{'s' * (plan.nproc_per_node != 1)}"
+    least, most = plan.nnodes
+    nodes = "" if most == 1 else f" on each of {least if least == most else f'{least} to {most}'} nodes"
+    restarts = f", up to {plan.job.max_restarts} restarts" if plan.job.max_restarts else ""
+    words = ("trainer", *plan.training.given) if plan.training else (plan.program.name, *plan.program.args)
+    return Text(f"{ranks}{nodes}, {plan.backend}{restarts}: {shlex.join(words)}")
+
+
+def _value(value: str, kept: bool) -> str:
+    return (value or "''") + (" (kept)" if kept else "")
+
+
+def _settings(rows: Iterable[tuple[str, str, str]]) -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="cyan", no_wrap=True)
+    table.add_column(overflow="fold")
+    table.add_column(style="dim", ratio=1)
+    for name, value, reason in rows:
+        table.add_row(Text(name), Text(value), Text(reason))
+    return table
+
+
+def _section(console: Console, title: str, body: RenderableType) -> None:
+    console.print(Text(f"\n{title}", style="bold"))
+    console.print(Padding(body, (0, 0, 0, 2)))
+
+
+def _show_warnings(console: Console, plan: LaunchPlan) -> None:
+    """All but the reason for the CPU, which stands above already."""
+    for warning in plan.warnings:
+        if warning != plan.selection.reason:
+            console.print(Text.assemble(("note: ", "yellow"), warning))

@@ -1,0 +1,96 @@
+"""The bundled trainer in a plan: its options checked once, and what the machine decides passed on as options."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from dataclasses import dataclass
+
+from ddp_train import auto
+from ddp_train.config import Config, UserError, check_paths, parse
+from gpu_topology.host import Host
+from gpu_topology.selection import Selection
+from gpu_topology.topology import Gpu, Topology
+from launcher.options import Program, option_names
+
+__all__ = ["Training", "plan_training"]
+
+
+@dataclass(frozen=True)
+class Training:
+    """A run of the bundled trainer.
+
+    `given`: the user's options; `settings`: what the machine decides, for options that the user left open;
+    `program`: the trainer with both; `config`: the same, checked.
+    """
+
+    given: tuple[str, ...]
+    program: Program
+    config: Config
+    settings: tuple[auto.Recommendation, ...] = ()
+
+    @property
+    def wants_cpu(self) -> str | None:
+        """The user's option that asks for the CPU, None where there is none."""
+        return "--device cpu" if self.config.run.device == "cpu" else None
+
+    def decided(self, topology: Topology, selection: Selection, host: Host, *, ranks: int, nodes: int) -> Training:
+        """This run with the settings for the selected hardware. Errors: UserError."""
+        if self.config.run.device == "cuda" and not selection.indices:
+            raise UserError(f"--device cuda: {selection.reason}")
+        settings = (
+            *self._device(selection),
+            *auto.recommend(_hardware(topology, selection, host, ranks, nodes), self.config),
+        )
+        words = tuple(word for s in settings for word in ("--" + s.name.replace("_", "-"), str(s.value)))
+        program = dataclasses.replace(self.program, args=(*self.program.args, *words))
+        return Training(self.given, program, auto.apply(self.config, settings), settings)
+
+    def _device(self, selection: Selection) -> tuple[auto.Recommendation, ...]:
+        if self.config.run.device != "auto":
+            return ()
+        if selection.indices:
+            return (auto.Recommendation("device", "cuda", f"{len(selection.indices)} GPU(s) selected"),)
+        return (auto.Recommendation("device", "cpu", "no GPU selected"),)
+
+
+def plan_training(program: Program) -> Training | None:
+    """The trainer's options, checked; None for a user's program. Errors: UserError, one line."""
+    if program.kind != "trainer":
+        return None
+    try:
+        config = parse(program.args, prog="launch.py")
+    except UserError as error:
+        raise UserError(_with_suggestion(str(error), program)) from None
+    check_paths(config)
+    return Training(program.args, program, config)
+
+
+def _with_suggestion(message: str, program: Program) -> str:
+    """A word that neither the launcher nor the trainer knows may be a misspelt option of the launcher."""
+    if message.startswith("unknown option ") and "did you mean" not in message:
+        word = message.split()[2].partition("=")[0]
+        if close := difflib.get_close_matches(word, option_names(), n=1, cutoff=0.75):
+            return f"unknown option {word}, did you mean {close[0]}? (see --help)"
+    return message
+
+
+def _hardware(topology: Topology, selection: Selection, host: Host, ranks: int, nodes: int) -> auto.Hardware:
+    gpus = [topology.gpu(index) for index in selection.indices]
+    memory = sum(map(_memory, gpus, selection.uuids))
+    capabilities = [gpu.compute_capability for gpu in gpus if gpu.compute_capability is not None]
+    return auto.Hardware(
+        device="cuda" if gpus else "cpu",
+        world_size=ranks * nodes,
+        local_world_size=ranks,
+        gpu_memory=nodes * memory,
+        compute_capability=min(capabilities) if capabilities else None,
+        cpus=host.usable_cpus,
+        cpu_flags=host.cpu_flags,
+    )
+
+
+def _memory(gpu: Gpu, uuid: str) -> int:
+    """Bytes of the GPU, or of the MIG slice with this UUID; 0 where the driver does not tell."""
+    parts = {part.uuid: part.memory_total for part in gpu.mig_devices}
+    return parts.get(uuid, gpu.memory_total) or 0
