@@ -18,7 +18,6 @@ __all__ = ["Hardware", "Recommendation", "apply", "recommend", "recommend_for_da
 GB = 10**9
 FIXED: dict[str, str | int | float] = {
     "model": "small",
-    "width_mult": 1.0,
     "batch_size": 128,
     "num_workers": 0,
     "amp": "off",
@@ -56,7 +55,7 @@ def recommend(hardware: Hardware, config: Config) -> tuple[Recommendation, ...]:
             Recommendation(k, v, "fixed default (--disable-auto)") for k, v in FIXED.items()
         )
     else:
-        found = (*_model(hardware), _batch(hardware, config), _workers(hardware), _precision(hardware))
+        found = (*_model(hardware, config), _batch(hardware, config), _workers(hardware), _precision(hardware))
     return tuple(r for r in found if _open(config, r.name))
 
 
@@ -94,20 +93,19 @@ def _gb(hardware: Hardware) -> str:
     return f"{ranks} with {hardware.gpu_memory / GB:.0f} GB in all"
 
 
-def _model(hardware: Hardware) -> tuple[Recommendation, ...]:
-    if hardware.device == "cpu":
-        return (
-            Recommendation("model", "small", "on the CPU the small network trains in minutes"),
-            Recommendation("width_mult", 1.0, "not used by small"),
-        )
+def _model(hardware: Hardware, config: Config) -> tuple[Recommendation, ...]:
     gpus, memory = hardware.world_size, hardware.gpu_memory
-    if gpus >= 3 and memory >= 60 * GB:
-        name, width = "power", 2.5
+    if hardware.device == "cpu":
+        name, width, why = "small", 1.0, "on the CPU the small network trains in minutes"
+    elif gpus >= 3 and memory >= 60 * GB:
+        name, width, why = "power", 2.5, _gb(hardware)
     elif gpus >= 2 or memory >= 40 * GB:
-        name, width = "power", 1.5
+        name, width, why = "power", 1.5, _gb(hardware)
     else:
-        name, width = "small", 1.0
-    return (Recommendation("model", name, _gb(hardware)), Recommendation("width_mult", width, _gb(hardware)))
+        name, width, why = "small", 1.0, _gb(hardware)
+    chosen = (Recommendation("model", name, why),)
+    # The width is an option of `power` alone.
+    return (*chosen, Recommendation("width_mult", width, why)) if (config.model.model or name) == "power" else chosen
 
 
 def _batch(hardware: Hardware, config: Config) -> Recommendation:
@@ -124,9 +122,10 @@ def _batch(hardware: Hardware, config: Config) -> Recommendation:
 
 def _workers(hardware: Hardware) -> Recommendation:
     cores = max(1, hardware.cpus // hardware.local_world_size)
+    shown = f"{cores} core{'s' if cores > 1 else ''} a rank"
     if hardware.device == "cpu":
-        return Recommendation("num_workers", min(4, cores // 2), f"{cores} cores a rank, of which training uses all")
-    return Recommendation("num_workers", max(1, min(8, cores - 1)), f"{cores} cores a rank, one of them for the step")
+        return Recommendation("num_workers", min(4, cores // 2), f"{shown}, and training itself uses them")
+    return Recommendation("num_workers", max(1, min(8, cores - 1)), f"{shown}, one kept for the step")
 
 
 def _precision(hardware: Hardware) -> Recommendation:

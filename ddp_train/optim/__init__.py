@@ -28,7 +28,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 def create_optimizer(
     model: nn.Module, options: OptimOptions, learning_rate: float, device: torch.device
 ) -> torch.optim.Optimizer:
-    """The optimizer that `options` names, at peak `learning_rate`; fused kernels on a GPU, one foreach pass elsewhere."""
+    """The optimizer that `options` names, at peak `learning_rate`; fused on a GPU, one foreach pass elsewhere."""
     groups = parameter_groups(model, options.weight_decay)
     speed: dict[str, Any] = {"fused": True} if device.type == "cuda" else {"foreach": True}
     optimizer: torch.optim.Optimizer

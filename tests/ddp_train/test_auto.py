@@ -19,8 +19,8 @@ def gpus(count: int, memory_each: float, capability: tuple[int, int] = (8, 0), c
 @pytest.mark.parametrize(
     ("hardware", "model", "width", "batch"),
     [
-        (gpus(1, 12), "small", 1.0, 128),
-        (gpus(1, 25.7), "small", 1.0, 256),
+        (gpus(1, 12), "small", None, 128),
+        (gpus(1, 25.7), "small", None, 256),
         (gpus(1, 42.9), "power", 1.5, 384),
         (gpus(1, 85), "power", 1.5, 512),
         (gpus(2, 8), "power", 1.5, 128),
@@ -28,12 +28,12 @@ def gpus(count: int, memory_each: float, capability: tuple[int, int] = (8, 0), c
         (gpus(3, 12), "power", 1.5, 256),
         (gpus(3, 21.4), "power", 2.5, 512),
         (gpus(8, 85), "power", 2.5, 512),
-        (Hardware("cpu", 2, 2, cpus=2), "small", 1.0, 128),
+        (Hardware("cpu", 2, 2, cpus=2), "small", None, 128),
     ],
 )
 def test_model_and_global_batch_by_hardware(hardware: Hardware, model: str, width: float, batch: int) -> None:
     found = values(hardware)
-    assert (found["model"], found["width_mult"], found["batch_size"]) == (model, width, batch)
+    assert (found["model"], found.get("width_mult"), found["batch_size"]) == (model, width, batch)
 
 
 @pytest.mark.parametrize(
@@ -61,8 +61,14 @@ def test_workers_by_cores() -> None:
 
 def test_only_open_options_are_filled() -> None:
     found = values(gpus(8, 85), ["--model", "small", "--batch-size", "64", "--amp", "off"])
-    assert set(found) == {"width_mult", "num_workers"}
+    assert set(found) == {"num_workers"}
     assert "batch_size" not in values(gpus(8, 85), ["--batch-size-per-rank", "4"])
+
+
+def test_a_named_power_gets_the_width_that_the_hardware_carries() -> None:
+    assert values(gpus(1, 12), ["--model", "power"])["width_mult"] == 1.0
+    assert values(gpus(8, 85), ["--model", "power"])["width_mult"] == 2.5
+    assert "width_mult" not in values(gpus(8, 85), ["--model", "resnet18"])
 
 
 def test_every_micro_batch_gets_an_image() -> None:
@@ -95,6 +101,7 @@ def test_apply_resolves_everything() -> None:
     resolved = apply(resolved, recommend_for_data("cifar10", 50_000, 128, resolved))
     still_open = {k for k, v in config.to_dict(resolved).items() if v in (None, "auto")}
     assert still_open == {
+        "width_mult",  # an option of `power` alone
         *("device", "out_dir", "resume", "dataset", "batch_size_per_rank"),
         *("pipeline", "image_size", "dropout", "clip_grad"),
     }

@@ -1,0 +1,38 @@
+"""Running the repository's commands as a user does, under a time limit."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Command:
+    """Runs `python ARGUMENTS...`; in an empty folder unless `cwd` says otherwise; both streams as text."""
+
+    def run(
+        *arguments: str, cwd: Path | None = None, timeout_s: float = 240, env: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        cwd = cwd or tmp_path / "cwd"
+        cwd.mkdir(exist_ok=True)
+        surroundings = {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")}
+        surroundings |= {"XDG_CACHE_HOME": str(tmp_path / "cache"), "COLUMNS": "100", **(env or {})}
+        return subprocess.run(
+            [sys.executable, *arguments], cwd=cwd, env=surroundings, capture_output=True, text=True, timeout=timeout_s
+        )
+
+    return run
+
+
+def torchrun(ranks: int, *arguments: str) -> list[str]:
+    """The words after `python` that start `arguments` on `ranks` ranks of this machine, on any free port."""
+    rendezvous = ["--nnodes=1", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1"]
+    return ["-m", "torch.distributed.run", *rendezvous, f"--nproc-per-node={ranks}", *arguments]
