@@ -119,6 +119,8 @@ def _threads(facts: Facts) -> str:
 def _threads_reason(facts: Facts) -> str:
     cpus, ranks = facts.host.usable_cpus, facts.ranks
     share = f"{cpus} usable CPU{'s' * (cpus != 1)} / {ranks} rank{'s' * (ranks != 1)}"
+    if cpus < 2 * ranks:
+        return f"{share}, at least 1"
     return f"{share}; torchrun would set 1 when it is unset and there are several ranks"
 
 

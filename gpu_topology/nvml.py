@@ -6,6 +6,7 @@ a card or an old driver does not tell stays None, and a lost GPU is a row that s
 
 from __future__ import annotations
 
+import ctypes
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -231,4 +232,6 @@ def _fabric_state(driver: Driver, ask: Ask) -> str | None:
     if kind is None:
         return None
     info = kind()
-    return _FABRIC_STATES.get(int(info.state)) if ask("nvmlDeviceGetGpuFabricInfoV", info) == 0 else None
+    # nvidia-ml-py hands this argument on as it is: without byref the driver would write through a null pointer.
+    answer = ask("nvmlDeviceGetGpuFabricInfoV", ctypes.byref(info))
+    return None if answer is None else _FABRIC_STATES.get(int(info.state))
