@@ -145,8 +145,7 @@ def _read(arguments: argparse.Namespace) -> Topology:
 
 def _answer(arguments: argparse.Namespace) -> _Answers:
     topology = _read(arguments)
-    # Another machine's snapshot is not behind this shell's mask.
-    environ = os.environ if arguments.source is None else _without_mask(os.environ)
+    environ = os.environ
     request = SelectionRequest(
         count=arguments.count,
         policy=arguments.policy,
@@ -158,10 +157,6 @@ def _answer(arguments: argparse.Namespace) -> _Answers:
         device_order=environ.get("CUDA_DEVICE_ORDER"),
     )
     return _Answers(topology, request, select(topology, request), environ)
-
-
-def _without_mask(environ: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in environ.items() if name != "CUDA_VISIBLE_DEVICES"}
 
 
 def _settings(answers: _Answers, host: Host, ranks: int | None) -> tuple[Setting, ...]:

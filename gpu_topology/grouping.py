@@ -8,24 +8,20 @@ from dataclasses import dataclass
 from gpu_topology.bandwidth import Fabric
 from gpu_topology.topology import Gpu, MigDevice, Topology
 
-# Dense 16-bit tensor operations per CUDA core and clock by compute capability, from the peak figures of NVIDIA's white
-# papers (for example A100: 312e12 / (6912 cores x 1.41e9 Hz) = 32). GeForce cards of 8.6, 8.9 and 12.0 accumulate in
-# fp32 at half the rate of their workstation siblings; the lower figure stands for both. Before 7.0: an fp32
-# multiply-add.
+# Dense 16-bit tensor operations, accumulated in fp32, per CUDA core and clock by compute capability, from the peak
+# figures of NVIDIA's white papers and data sheets (A100: 312e12 / (6912 cores x 1.41e9 Hz) = 32). GeForce cards from
+# 7.5 on run at half the rate of their workstation siblings (RTX 3090: 71e12 / (10496 x 1.695e9) = 4). Before 7.0: an
+# fp32 multiply-add.
 _OPERATIONS = {
     (7, 0): 16,
+    (7, 2): 16,
     (7, 5): 16,
     (8, 0): 32,
-    (8, 6): 4,
-    (8, 7): 4,
-    (8, 9): 4,
     (9, 0): 32,
     (10, 0): 64,
     (10, 3): 64,
-    (12, 0): 4,
-    (12, 1): 4,
 }
-_OPERATIONS_OLD, _OPERATIONS_NEW = 2, 4
+_OPERATIONS_OLD, _OPERATIONS_NEW = 2, 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +91,10 @@ def _profile(gpu: Gpu) -> str | None:
 def _operations(gpu: Gpu) -> float | None:
     if gpu.cores is None or gpu.clock_mhz is None or gpu.compute_capability is None:
         return None
-    newest = gpu.compute_capability >= (7, 0)
-    per_clock = _OPERATIONS.get(gpu.compute_capability, _OPERATIONS_NEW if newest else _OPERATIONS_OLD)
+    tensor_cores = gpu.compute_capability >= (7, 0)
+    per_clock: float = _OPERATIONS.get(gpu.compute_capability, _OPERATIONS_NEW if tensor_cores else _OPERATIONS_OLD)
+    if gpu.compute_capability >= (7, 5) and "GeForce" in (gpu.name or ""):
+        per_clock /= 2
     return gpu.cores * gpu.clock_mhz * per_clock / 1e6
 
 

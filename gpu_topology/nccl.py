@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from gpu_topology.host import Host
 from gpu_topology.selection import Selection
 from gpu_topology.topology import LinkLevel, Topology
+from gpu_topology.visible import parse_visible
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,7 @@ def environment(
     settings = [_apply(rule, facts) for rule in RULES if rule.needed(facts)]
     named = {setting.name for setting in settings}
     for name in sorted(environ):
-        if name not in named and _is_ours_to_show(name, facts):
+        if name not in named and _is_shown(name, facts):
             settings.append(Setting(name, environ[name], _remark(name, facts), kept=True))
     return tuple(settings)
 
@@ -96,20 +97,24 @@ def _apply(rule: Rule, facts: Facts) -> Setting:
 
 
 def _same_devices(own: str, facts: Facts) -> bool:
-    """Whether the user's list is the selection, entry by entry, as indices or as full UUIDs."""
-    entries = [entry.strip() for entry in own.split(",")]
-    return entries in ([str(index) for index in facts.selection.indices], list(facts.selection.uuids))
+    """Whether the user's list leads CUDA to the chosen devices in the chosen order."""
+    visible = parse_visible(own, facts.topology.gpus)
+    if visible.by_index and facts.environ.get("CUDA_DEVICE_ORDER", "PCI_BUS_ID") != "PCI_BUS_ID":
+        return False  # CUDA would count in another order than the driver
+    names = [named.mig.uuid if named.mig else named.gpu.uuid or str(named.gpu.index) for named in visible.named]
+    return names == list(facts.selection.uuids)
 
 
-def _is_ours_to_show(name: str, facts: Facts) -> bool:
-    if name in _REMARKS:
-        return facts.on_gpu or not name.startswith(("NCCL_", "CUDA_"))
-    return facts.on_gpu and name.startswith("NCCL_")
+def _is_shown(name: str, facts: Facts) -> bool:
+    """Whether a variable of the user's that no rule sets belongs on the page."""
+    if name.startswith(("NCCL_", "CUDA_", "TORCH_NCCL_")):
+        return facts.on_gpu and name != "CUDA_HOME"
+    return name in ("GLOO_SOCKET_IFNAME", "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 
 
 def _remark(name: str, facts: Facts) -> str:
-    test, text = _REMARKS.get(name, (lambda facts: False, ""))
-    return f"set by you; {text}" if test(facts) else "set by you"
+    words = [text for about, applies, text in _REMARKS if about == name and applies(facts)]
+    return "; ".join(["set by you", *words])
 
 
 def _threads(facts: Facts) -> str:
@@ -199,27 +204,29 @@ def _peers_work(facts: Facts) -> bool:
     return bool(links) and all(link.p2p == "ok" for link in links)
 
 
-# Variables of the user that are worth a word: (when, what). They are shown as kept in any case.
-_REMARKS: dict[str, tuple[Callable[[Facts], bool], str]] = {
-    "NCCL_P2P_DISABLE": (
-        lambda facts: facts.environ.get("NCCL_P2P_DISABLE") == "1" and _peers_work(facts),
+# What is worth saying about the user's own variables: (name, when, words). They are kept in any case.
+_REMARKS: tuple[tuple[str, Callable[[Facts], bool], str], ...] = (
+    (
+        "NCCL_P2P_DISABLE",
+        lambda facts: facts.environ["NCCL_P2P_DISABLE"] == "1" and _peers_work(facts),
         "costs speed: the driver reports working peer access between all chosen GPUs",
     ),
-    "NCCL_IB_DISABLE": (
-        lambda facts: facts.environ.get("NCCL_IB_DISABLE") == "1" and bool(facts.host.infiniband),
+    (
+        "NCCL_IB_DISABLE",
+        lambda facts: facts.environ["NCCL_IB_DISABLE"] == "1" and bool(facts.host.infiniband),
         "turns InfiniBand off on a machine that has it",
     ),
-    "CUDA_LAUNCH_BLOCKING": (
-        lambda facts: facts.environ.get("CUDA_LAUNCH_BLOCKING") == "1",
+    (
+        "CUDA_LAUNCH_BLOCKING",
+        lambda facts: facts.environ["CUDA_LAUNCH_BLOCKING"] == "1",
         "makes every kernel launch wait: for debugging only",
     ),
-    "GLOO_SOCKET_IFNAME": (lambda facts: False, ""),
-    "PYTORCH_ALLOC_CONF": (lambda facts: False, ""),
-    "PYTORCH_CUDA_ALLOC_CONF": (
+    (
+        "PYTORCH_CUDA_ALLOC_CONF",
         lambda facts: "PYTORCH_ALLOC_CONF" in facts.environ,
-        "PYTORCH_ALLOC_CONF is set too: parts of torch prefer one, parts the other; put all into one",
+        "PYTORCH_ALLOC_CONF is set too, and parts of torch prefer one, parts the other: put all into one",
     ),
-}
+)
 
 # Below this, workers of a DataLoader and NCCL's shared-memory transport run into "Bus error".
 _SHM_FLOOR = 1 * 2**30
@@ -229,12 +236,11 @@ def notes(topology: Topology, selection: Selection, host: Host) -> tuple[str, ..
     """What is deliberately not set, and what the environment cannot mend."""
     found: list[str] = []
     links = list(topology.links_within(selection.indices))
-    refused = sorted(
-        {link.p2p for link in links if link.level is not LinkLevel.NV and link.p2p not in (None, "ok")} - {None}
-    )
+    over_pcie = [link.p2p for link in links if link.level is not LinkLevel.NV]
+    refused = sorted({status for status in over_pcie if status not in (None, "ok")})
     if refused:
         found.append(
-            f"no peer access over PCIe ({', '.join(str(name) for name in refused)}): NCCL uses host memory by itself,"
+            f"no peer access over PCIe ({', '.join(refused)}): NCCL uses host memory by itself,"
             " NCCL_P2P_DISABLE would be redundant and stays unset"
         )
     stopped = [gpu.index for gpu in topology.gpus if gpu.index in selection.indices and _fabric_down(gpu.fabric_state)]

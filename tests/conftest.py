@@ -37,8 +37,8 @@ def fake_nvml_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def fake_driver(fake_nvml_library: Path, tmp_path: Path) -> FakeDriver:
     """`fake_driver(machine)` -> environment variables for a subprocess in which the driver finds that machine.
 
-    A machine is a dict, or the name of a file in tests/fake_nvml (see machine.py): "a100_a5000_t400", "rtx3090_2x_nvlink",
-    "h100_8x_nvswitch", "no_devices". Use it as `env={**os.environ, **fake_driver(...)}`.
+    A machine is a dict, or the name of a file in tests/fake_nvml (see machine.py): "a100_a5000_t400",
+    "rtx3090_2x_nvlink", "h100_8x_nvswitch", "no_devices". Use it as `env={**os.environ, **fake_driver(...)}`.
     """
 
     def install(machine: dict[str, Any] | str) -> dict[str, str]:

@@ -1,8 +1,9 @@
 """A machine described in JSON, for the stand-in driver and, without any driver, as a `Topology`.
 
-Keys of a machine: `gpus`, `matrix` (nvidia-smi's notation: "NV4", "PHB", ...), `pcie_matrix` (the PCIe path beneath NVLink;
-default PHB on one NUMA node, SYS across), `nvswitch` ("visible", or "hidden" as in a virtual machine), `p2p` (a status for
-all pairs, or {"0-1": status}), `faults` ([{call, error, gpu, after}]), `driver_version`, `cuda_version` (13000 is 13.0).
+Keys of a machine: `gpus`, `matrix` (nvidia-smi's notation: "NV4", "PHB", ...), `pcie_matrix` (the PCIe path beneath
+NVLink; default PHB on one NUMA node, SYS across), `nvswitch` ("visible", or "hidden" as in a virtual machine), `p2p` (a
+status for all pairs, or {"0-1": status}), `faults` ([{call, error, gpu, after}]), `driver_version`, `cuda_version`
+(13000 is 13.0).
 Keys of a GPU: those of `DEFAULTS` and `GPU_KEYS`; a key that is null or absent makes its call answer NOT_SUPPORTED.
 """
 
@@ -28,7 +29,18 @@ DEFAULTS: dict[str, Any] = {
     "compute_mode": 0,
     "pcie": [4, 16],
 }
-GPU_KEYS = ("name", "uuid", "bus_id", "memory_mib", "cc", "cores", "clock_mhz", "fabric_state", "power_watts", "temperature_c")
+GPU_KEYS = (
+    "name",
+    "uuid",
+    "bus_id",
+    "memory_mib",
+    "cc",
+    "cores",
+    "clock_mhz",
+    "fabric_state",
+    "power_watts",
+    "temperature_c",
+)
 
 LEVELS = {"PIX": 10, "PXB": 20, "PHB": 30, "NODE": 40, "SYS": 50}
 P2P = {
@@ -83,7 +95,9 @@ def permuted(machine: dict[str, Any], order: tuple[int, ...]) -> dict[str, Any]:
         if key in data:
             data[key] = [[data[key][a][b] for b in order] for a in order]
     if isinstance(data["p2p"], dict):
-        data["p2p"] = {f"{a}-{b}": p2p_status({**machine, "p2p": data["p2p"]}, order[a], order[b]) for a, b in _pairs(data)}
+        data["p2p"] = {
+            f"{a}-{b}": p2p_status({**machine, "p2p": data["p2p"]}, order[a], order[b]) for a, b in _pairs(data)
+        }
     return data
 
 
