@@ -1,0 +1,77 @@
+"""The datasets by name: which one to use, made ready once per node, loaded on every rank.
+
+name, note = resolve(options)    # one process of the run: may download CIFAR-10
+prepare(name, options)           # one process per node: decodes into the cache
+dataset = load(name, options)    # every rank: memory-mapped
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ddp_train.data import cifar10, image_folder
+from ddp_train.data.digits import load_digits
+from ddp_train.data.samples import Dataset, Split
+from ddp_train.data.synthetic import load_synthetic
+from ddp_train.options import DataOptions, UserError
+
+__all__ = ["Dataset", "Split", "load", "prepare", "resolve"]
+
+
+def resolve(options: DataOptions) -> tuple[str, str | None]:
+    """The dataset to use, and one line where it is not the one that the user might expect.
+
+    Without --dataset: CIFAR-10 in --data-dir, else the image folder there, else CIFAR-10 by download, else digits.
+    Errors: UserError when --dataset cifar10 is neither there nor to be had, or the download cannot be written.
+    """
+    data_dir = Path(options.data_dir)
+    if options.dataset not in (None, "cifar10"):
+        return str(options.dataset), None
+    if cifar10.has_torchvision_files(data_dir):
+        return "cifar10", None
+    if image_folder.has_image_folder(data_dir):
+        return _name_folder(data_dir, options.dataset)
+    reason = cifar10.unreachable() or cifar10.download(data_dir)
+    if reason is None:
+        return "cifar10", f"CIFAR-10 was downloaded into {data_dir}"
+    remedy = cifar10.how_to_get(data_dir)
+    if options.dataset == "cifar10":
+        raise UserError(f"--dataset cifar10: not in {data_dir}, and it cannot be downloaded ({reason}); {remedy}")
+    return "digits", (
+        f"CIFAR-10 is not in {data_dir} and cannot be downloaded ({reason}): training on scikit-learn's digits. "
+        f"For CIFAR-10: {remedy}"
+    )
+
+
+def _name_folder(data_dir: Path, wanted: str | None) -> tuple[str, str | None]:
+    """An image folder is taken for CIFAR-10 when it is asked for, or has CIFAR-10's classes."""
+    if wanted == "cifar10":
+        return "cifar10", None
+    classes = image_folder.class_names(data_dir / "train")
+    if classes == cifar10.CLASSES:
+        return "cifar10", None
+    return "folder", f"{data_dir} holds an image folder of {len(classes)} classes, not CIFAR-10: training on that"
+
+
+def prepare(name: str, options: DataOptions) -> None:
+    """Whatever is slow and needed once per node: decode into the cache, or verify the copy that is there."""
+    _load(name, options, verify=True)
+
+
+def load(name: str, options: DataOptions) -> Dataset:
+    """The dataset that resolve() named. Errors: UserError for a missing folder, an image that cannot be read (it is
+    named), classes that differ between train and test, and no images."""
+    return _load(name, options, verify=False)
+
+
+def _load(name: str, options: DataOptions, *, verify: bool) -> Dataset:
+    data_dir = Path(options.data_dir)
+    if name == "cifar10":
+        return cifar10.load_cifar10(data_dir, image_size=options.image_size, verify=verify)
+    if name == "folder":
+        return image_folder.load_image_folder("folder", data_dir, image_size=options.image_size, verify=verify)
+    if name == "digits":
+        return load_digits()
+    if name == "synthetic":
+        return load_synthetic(options.synthetic_samples)
+    raise UserError(f"--dataset {name}: unknown; known are cifar10, folder, digits and synthetic")

@@ -1,0 +1,150 @@
+"""The pipeline for data that do not fit: a DataLoader reads uint8 images, the device augments whole batches.
+
+Worker processes read decoded images from the memory-mapped cache, or decode image files. They know nothing
+of epochs: the order comes from the sampler, and the draws are keyed, so workers may persist over epochs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from ddp_train.data.augment import Augmentation
+from ddp_train.data.dataset import Dataset, Split
+from ddp_train.data.decode import read_image
+from ddp_train.data.sampler import GlobalBatchSampler
+from ddp_train.data.window import Batch, Window, micro_batches
+from ddp_train.options import UserError
+
+__all__ = ["ImageReader", "LoaderPipeline"]
+
+
+class ImageReader(TorchDataset[Any]):
+    """Reads a whole batch at once: indices -> (uint8 [n, H, W, C], int64 [n]), or the text of a user's error.
+
+    An error is returned, not raised: the DataLoader would bury the one line in two tracebacks.
+    """
+
+    def __init__(self, split: Split, size: tuple[int, int]) -> None:
+        self.files = split.files
+        self.size = size
+        # Pickled (workers are not always forked), a memory map would travel as a copy of all images.
+        mapped = isinstance(split.images, np.memmap) and split.images.filename is not None
+        self.path = Path(str(split.images.filename)) if mapped else None  # type: ignore[union-attr]
+        self.array = None if mapped else split.images
+        self.count = len(split.labels)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, indices: list[int]) -> tuple[Tensor, Tensor] | str:
+        chosen = np.asarray(indices, dtype=np.int64)
+        if self.files is not None:
+            try:
+                images = np.stack([read_image(self.files[i], self.size) for i in indices])
+            except UserError as error:
+                return str(error)
+        else:
+            if self.array is None:
+                self.array = np.load(str(self.path), mmap_mode="r")
+            images = self.array[chosen]
+        return torch.from_numpy(images), torch.from_numpy(chosen)
+
+
+class _Batches:
+    """The lists of indices that the DataLoader asks for; set anew for each epoch."""
+
+    def __init__(self) -> None:
+        self.lists: Sequence[list[int]] = ()
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.lists)
+
+    def __len__(self) -> int:
+        return len(self.lists)
+
+
+class LoaderPipeline:
+    """See window.Pipeline. num_workers: processes per rank, 0 reads in this process."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        augmentation: Augmentation,
+        sampler: GlobalBatchSampler,
+        *,
+        accumulate: int = 1,
+        test_range: tuple[int, int],
+        test_batch: int,
+        num_workers: int = 0,
+        prefetch_factor: int = 4,
+    ) -> None:
+        self.sampler = sampler
+        self.augmentation = augmentation
+        self.device = augmentation.device
+        self.accumulate = accumulate
+        self._train_labels = torch.from_numpy(np.ascontiguousarray(dataset.train.labels)).to(self.device)
+        self._test_labels = torch.from_numpy(np.ascontiguousarray(dataset.test.labels)).to(self.device)
+        size = dataset.image_shape[1:]
+        self._train_reader = ImageReader(dataset.train, size)
+        self._train_batches, self._test_batches = _Batches(), _Batches()
+        self._test_batches.lists = [
+            list(range(first, min(first + test_batch, test_range[1]))) for first in range(*test_range, test_batch)
+        ]
+        workers = (num_workers, prefetch_factor)
+        self._train_loader = self._loader(self._train_reader, self._train_batches, *workers)
+        self._test_loader = self._loader(ImageReader(dataset.test, size), self._test_batches, *workers)
+
+    def _loader(self, reader: ImageReader, batches: _Batches, workers: int, prefetch: int) -> DataLoader[Any]:
+        return DataLoader(
+            reader,
+            batch_size=None,  # the reader makes batches itself
+            sampler=batches,
+            num_workers=workers,
+            pin_memory=self.device.type == "cuda",
+            persistent_workers=workers > 0,
+            prefetch_factor=prefetch if workers > 0 else None,
+        )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.sampler.steps_per_epoch
+
+    def train(self, epoch: int, start_step: int = 0) -> Iterator[Window]:
+        self.sampler.set_epoch(epoch)
+        plans = list(self.sampler.windows(start_step))
+        parts = [micro_batches(0, len(plan.indices), [1.0] * self.accumulate) for plan in plans]
+        self._train_batches.lists = [
+            plan.indices[start:stop].tolist() for plan, part in zip(plans, parts, strict=True) for start, stop in part
+        ]
+        loaded = iter(self._train_loader) if self._train_batches.lists else iter(())
+        for plan, part in zip(plans, parts, strict=True):
+            batches = (self._augmented(next(loaded), epoch) for _ in part)
+            yield Window(batches, len(part), len(plan.indices), plan.global_size)
+
+    def _augmented(self, loaded: tuple[Tensor, Tensor] | str, epoch: int) -> Batch:
+        images, indices = self._on_device(loaded)
+        return Batch(self.augmentation(images, indices, epoch), self._train_labels.index_select(0, indices), indices)
+
+    def _on_device(self, loaded: tuple[Tensor, Tensor] | str) -> tuple[Tensor, Tensor]:
+        if isinstance(loaded, str):
+            raise UserError(loaded)
+        images, indices = loaded
+        return images.to(self.device, non_blocking=True), indices.to(self.device, non_blocking=True)
+
+    def evaluate(self) -> Iterator[Batch]:
+        if not self._test_batches.lists:
+            return
+        for loaded in self._test_loader:
+            images, indices = self._on_device(loaded)
+            yield Batch(self.augmentation.normalise(images), self._test_labels.index_select(0, indices), indices)
+
+    def dummy_batch(self) -> Batch:
+        return self._augmented(self._train_reader[[0]], 0)

@@ -1,0 +1,25 @@
+"""How much host memory can still be had."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psutil
+
+__all__ = ["available_memory"]
+
+
+def available_memory(group: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes: what the kernel calls available, within the limit of the control group (cgroup v2).
+
+    Pages of files count as available in both: the kernel gives them up when memory is asked for.
+    """
+    available = int(psutil.virtual_memory().available)
+    try:
+        limit = int((group / "memory.max").read_text())
+        used = int((group / "memory.current").read_text())
+        lines = (line.split() for line in (group / "memory.stat").read_text().splitlines())
+        files = sum(int(value) for name, value in lines if name in ("inactive_file", "active_file"))
+    except (OSError, ValueError):  # no such group, or no limit ("max")
+        return available
+    return max(0, min(available, limit - used + files))

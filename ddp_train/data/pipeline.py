@@ -1,0 +1,101 @@
+"""Which pipeline a run gets: resident where the decoded images fit into memory, else a loader."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate as running_sum
+
+import torch
+
+from ddp_train.batching import ceil_div, split
+from ddp_train.data.augment import Augmentation
+from ddp_train.data.dataset import Dataset
+from ddp_train.data.loader import LoaderPipeline
+from ddp_train.data.memory import available_memory
+from ddp_train.data.resident import ResidentPipeline
+from ddp_train.data.sampler import GlobalBatchSampler
+from ddp_train.data.window import Batch, Pipeline, Window
+from ddp_train.options import DataOptions, UserError
+
+__all__ = ["Batch", "LoaderPipeline", "Pipeline", "ResidentPipeline", "Window", "build_pipeline"]
+
+_RESIDENT_SHARE = 0.4  # of the free memory: the model, its activations and the caches need the rest
+_DEFAULT_WORKERS = 2
+
+
+def build_pipeline(
+    dataset: Dataset,
+    options: DataOptions,
+    *,
+    world_size: int,
+    rank: int,
+    device: torch.device,
+    global_batch: int,
+    accumulate: int,
+    seed: int,
+    shares: Sequence[float] | None = None,
+    local_world_size: int | None = None,
+) -> Pipeline:
+    """The pipeline of one rank. The batches do not depend on which pipeline it is, bit for bit.
+
+    shares: weights of the ranks' parts of a global batch (None: equal). local_world_size: ranks that share this
+    host's memory (None: all). Errors: UserError for --pipeline resident where the images cannot be kept in memory.
+    """
+    sampler = GlobalBatchSampler(
+        dataset.train.labels,
+        global_batch=global_batch,
+        world_size=world_size,
+        rank=rank,
+        seed=seed,
+        drop_last=options.drop_last,
+        shares=shares,
+    )
+    augmentation = Augmentation(
+        options.augment or "balanced",
+        image_shape=dataset.image_shape,
+        mean=dataset.mean,
+        std=dataset.std,
+        flip_ok=dataset.flip_ok,
+        padding=dataset.padding,
+        seed=seed,
+        device=device,
+    )
+    edges = [0, *running_sum(split(len(dataset.test.labels), sampler.shares))]
+    test_range = (edges[rank], edges[rank + 1])
+    # No gradients are kept in evaluation, so twice the training's micro-batch fits.
+    test_batch = 2 * ceil_div(ceil_div(global_batch, world_size), accumulate)
+    if _is_resident(dataset, options, augmentation, local_world_size or world_size):
+        return ResidentPipeline(
+            dataset, augmentation, sampler, accumulate=accumulate, test_range=test_range, test_batch=test_batch
+        )
+    return LoaderPipeline(
+        dataset,
+        augmentation,
+        sampler,
+        accumulate=accumulate,
+        test_range=test_range,
+        test_batch=test_batch,
+        num_workers=options.num_workers if options.num_workers is not None else _DEFAULT_WORKERS,
+        prefetch_factor=options.prefetch_factor,
+    )
+
+
+def _is_resident(dataset: Dataset, options: DataOptions, augmentation: Augmentation, sharers: int) -> bool:
+    """Whether the images go into the device's memory; `sharers` ranks do so in one host's."""
+    if options.pipeline == "loader":
+        return False
+    if dataset.train.images is None or dataset.test.images is None:
+        if options.pipeline == "resident":
+            raise UserError("--pipeline resident: the decoded images do not fit into this machine; take auto or loader")
+        return False
+    if options.pipeline == "resident":
+        return True
+    channels, height, width = dataset.image_shape
+    pad = 2 * augmentation.pad_pixels
+    needed = channels * (
+        len(dataset.train.labels) * (height + pad) * (width + pad) + len(dataset.test.labels) * height * width
+    )
+    if augmentation.device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(augmentation.device)
+        return needed <= free * _RESIDENT_SHARE
+    return needed * sharers <= available_memory() * _RESIDENT_SHARE

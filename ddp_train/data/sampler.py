@@ -1,0 +1,104 @@
+"""Which samples make up each global batch, and which of them are this rank's.
+
+The order of the samples depends on (seed, epoch) alone; global batch k is the k-th slice of it; each rank
+takes its consecutive part of the slice. So the global batches are the same on any number of ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence, Sized
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DistributedSampler
+
+from ddp_train.batching import split
+from ddp_train.data import keyed
+
+__all__ = ["GlobalBatchSampler", "Share", "WindowPlan"]
+
+
+@dataclass(frozen=True)
+class Share:
+    """This rank's part of one global batch: positions [start, stop) of the epoch's order."""
+
+    start: int
+    stop: int
+    size: int
+    """Samples of the global batch, over all ranks."""
+
+
+@dataclass(frozen=True)
+class WindowPlan:
+    """One optimizer step: this rank's samples of a global batch, int64 [n] on the CPU; n may be 0."""
+
+    indices: Tensor
+    global_size: int
+
+
+class GlobalBatchSampler(DistributedSampler[Any]):
+    """A DistributedSampler whose global batches do not depend on the number of ranks.
+
+    It differs from its base class in three points: no sample is repeated to make the ranks equal, a
+    rank's samples are consecutive within each global batch, and the ranks' parts follow `shares`
+    (weights, equal by default), so that a faster device can be given more. A last, partial global
+    batch is cut by the same shares; a rank may get no sample of it.
+    """
+
+    def __init__(
+        self,
+        dataset: Sized,
+        *,
+        global_batch: int,
+        world_size: int = 1,
+        rank: int = 0,
+        seed: int = 0,
+        shuffle: bool = True,
+        drop_last: bool = False,
+        shares: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__(dataset, world_size, rank, shuffle=shuffle, seed=seed, drop_last=drop_last)  # type: ignore[arg-type]
+        if global_batch < 1:
+            raise ValueError(f"global_batch must be at least 1, not {global_batch}")
+        if shares is not None and len(shares) != world_size:
+            raise ValueError(f"{len(shares)} shares for {world_size} ranks")
+        self.global_batch = global_batch
+        self.shares = tuple(shares) if shares is not None else (1.0,) * world_size
+        length = len(dataset)
+        self.steps_per_epoch = length // global_batch if drop_last else -(-length // global_batch)
+        self.total_size = min(length, self.steps_per_epoch * global_batch)
+        self.num_samples = sum(share.stop - share.start for share in self.plan())
+
+    def plan(self, start: int = 0) -> Iterator[Share]:
+        """This rank's share of each global batch from step `start` on; the same in every epoch."""
+        bounds: dict[int, tuple[int, int]] = {}
+        for first in range(start * self.global_batch, self.total_size, self.global_batch):
+            size = min(self.global_batch, self.total_size - first)
+            if size not in bounds:
+                edges = [0, *accumulate(split(size, self.shares))]
+                bounds[size] = (edges[self.rank], edges[self.rank + 1])
+            low, high = bounds[size]
+            yield Share(first + low, first + high, size)
+
+    def order(self, device: torch.device | str = "cpu") -> Tensor:
+        """All samples in this epoch's order, int64 [len(dataset)]: the same on every rank and device."""
+        length = len(self.dataset)  # type: ignore[arg-type]
+        if not self.shuffle:
+            return torch.arange(length, dtype=torch.int64, device=device)
+        return keyed.permutation(length, keyed.key(self.seed, self.epoch, keyed.ORDER), device)
+
+    def windows(self, start: int = 0) -> Iterator[WindowPlan]:
+        """This epoch's steps from `start` on (a resumed run starts in the middle of an epoch)."""
+        order = self.order()
+        for share in self.plan(start):
+            yield WindowPlan(order[share.start : share.stop], share.size)
+
+    def __iter__(self) -> Iterator[int]:
+        for window in self.windows():
+            yield from window.indices.tolist()
+
+    def __len__(self) -> int:
+        return self.num_samples

@@ -1,0 +1,68 @@
+"""What a pipeline hands to the trainer: batches, grouped into windows of one optimizer step each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from ddp_train.batching import split
+
+__all__ = ["Batch", "Pipeline", "Window", "micro_batches"]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """images: float32 [n, C, H, W], channels last, normalised; labels and indices (in the split): int64 [n].
+    All on the device."""
+
+    images: Tensor
+    labels: Tensor
+    indices: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """This rank's part of one global batch. To be used up before the next window is taken."""
+
+    batches: Iterator[Batch]
+    """The micro-batches, none of them empty."""
+    count: int
+    """How many micro-batches; 0 where this rank has no sample (see Pipeline.dummy_batch)."""
+    samples: int
+    """Samples of this rank."""
+    size: int
+    """Samples of the global batch, over all ranks."""
+
+
+class Pipeline(Protocol):
+    """The training and test samples of one rank, ready on its device."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Global batches in an epoch; the same on all ranks."""
+        ...
+
+    def train(self, epoch: int, start_step: int = 0) -> Iterator[Window]:
+        """The windows of an epoch (counted from 0) from `start_step` on, where they are those of a whole epoch."""
+        ...
+
+    def evaluate(self) -> Iterator[Batch]:
+        """This rank's share of the test split: each sample once over all ranks, none repeated; sizes may differ."""
+        ...
+
+    def dummy_batch(self) -> Batch:
+        """One training sample, for a rank that must take part in a step without a sample of its own."""
+        ...
+
+
+def micro_batches(start: int, stop: int, parts: Sequence[float]) -> list[tuple[int, int]]:
+    """Bounds of the non-empty micro-batches that [start, stop) is cut into, in proportion to `parts`."""
+    bounds = []
+    for length in split(stop - start, parts):
+        if length:
+            bounds.append((start, start + length))
+        start += length
+    return bounds
