@@ -6,7 +6,7 @@ import math
 
 from ddp_train.records import Best, EpochRecord, RunFacts
 
-__all__ = ["EpochTable", "describe", "duration", "number", "percent", "summary"]
+__all__ = ["EpochTable", "clock", "describe", "duration", "number", "percent", "summary"]
 
 # Heading and width of each column; the mark of a best epoch takes the first place of the column after test accuracy.
 _COLUMNS = (
@@ -93,3 +93,10 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60}m{whole % 60:02d}s"
     return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+def clock(seconds: float) -> str:
+    """Seconds as 0:43 or 1:02:03, for a count that runs down."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -18,8 +18,9 @@ from ddp_train.records import HistoryDocument, read_history
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-__all__ = ["main", "plot_history"]
+__all__ = ["history_figure", "main", "plot_history"]
 
 # Okabe and Ito's palette: told apart with every common colour blindness.
 _TRAIN, _TEST, _RATE, _SPEED = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
@@ -34,6 +35,13 @@ def plot_history(history: HistoryDocument, path: str | os.PathLike[str]) -> None
 
     Raises UserError when the history has no epochs, or the file cannot be written.
     """
+    figure = history_figure(history)
+    with replacing(path) as file:
+        figure.savefig(file, format="png")
+
+
+def history_figure(history: HistoryDocument) -> Figure:
+    """The four panels as a figure of 1500 x 1050 pixels. Raises UserError when the history has no epochs."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -47,8 +55,7 @@ def plot_history(history: HistoryDocument, path: str | os.PathLike[str]) -> None
     _draw_accuracy(accuracy, history)
     _draw_learning_rate(rate, history)
     _draw_throughput(speed, history)
-    with replacing(path) as file:
-        figure.savefig(file, format="png")
+    return figure
 
 
 def _draw_loss(axes: Axes, history: HistoryDocument) -> None:

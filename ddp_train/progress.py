@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 import sys
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, TextIO
 
-from ddp_train.epoch_table import EpochTable, describe, duration, number, percent, summary
+from ddp_train.epoch_table import EpochTable, clock, describe, number, percent, summary
 from ddp_train.records import Best, EpochRecord, Observer, RunFacts, StepReport
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from gpu_topology.monitor import Reading
 
-__all__ = ["LiveProgress", "PlainProgress", "create_progress"]
+__all__ = ["LiveProgress", "PlainProgress", "create_progress", "gpu_row"]
 
 _REFRESHES_PER_SECOND = 2  # rendering takes the interpreter lock from the training thread
 _GPU_INTERVAL_S = 1.0
@@ -110,6 +111,8 @@ class LiveProgress(Observer):
 
     def on_epoch(self, record: EpochRecord) -> None:
         """Print the epoch's line above the live area."""
+        if self._report is not None and self._facts is not None and record.epoch < self._facts.epochs:
+            self._report = replace(self._report, epoch=record.epoch + 1, step=0)
         line, is_best = self._table.row(record)
         self._print_row(line, "green" if is_best else "")
 
@@ -141,7 +144,7 @@ class LiveProgress(Observer):
         if self._facts is not None:
             self._add_run(grid, self._facts)
             for index, reading in enumerate(self._readings(self._facts)):
-                _add_gpu(grid, index, reading)
+                grid.add_row(*gpu_row(index, reading))
         return grid
 
     def _add_run(self, grid: Table, facts: RunFacts) -> None:
@@ -161,7 +164,7 @@ class LiveProgress(Observer):
             "testing" if evaluating else f"{report.step}/{report.steps}",
             f"loss {number(report.loss, '.4f')}  accuracy {percent(report.accuracy)}",
         )
-        grid.add_row("run", _bar(steps_before, steps_total), f"{duration(left)} left", rate)
+        grid.add_row("run", _bar(steps_before, steps_total), f"{clock(left)} left", rate)
 
     def _readings(self, facts: RunFacts) -> list[Reading]:
         """The GPUs as they were at most a second ago; [] on the CPU or without a driver."""
@@ -183,8 +186,8 @@ def _bar(done: float, total: float) -> RenderableType:
     return ProgressBar(total=max(1, total), completed=done, complete_style="cyan", finished_style="green")
 
 
-def _add_gpu(grid: Table, index: int, reading: Reading) -> None:
-    """A GPU's row: its utilisation as a bar and number, and what else the driver tells."""
+def gpu_row(index: int, reading: Reading) -> tuple[str, RenderableType, str, str]:
+    """A GPU's label, its utilisation as a bar and as a number, and what else the driver tells."""
     busy = reading.utilization
     parts = []
     if reading.memory_used is not None and reading.memory_total is not None:
@@ -193,4 +196,4 @@ def _add_gpu(grid: Table, index: int, reading: Reading) -> None:
         parts.append(f"{reading.power_watts:.0f} W")
     if reading.temperature_c is not None:
         parts.append(f"{reading.temperature_c} °C")
-    grid.add_row(f"GPU {index}", _bar(busy or 0, 100), "-" if busy is None else f"{busy}%", "  ".join(parts))
+    return f"GPU {index}", _bar(busy or 0, 100), "-" if busy is None else f"{busy}%", "  ".join(parts)
