@@ -81,13 +81,15 @@ def _run(plan: LaunchPlan, options: LaunchOptions) -> int:
 
     from launcher import failures
     from launcher.folders import prepare
+    from launcher.quiet import quiet_import
     from launcher.show import show_compact
 
     console = Console(stderr=True)
     plan, folders = prepare(plan, options)
     show_compact(console, plan, str(folders.logs))
     # torch takes seconds to import: only now, with the plan on the screen.
-    from launcher import elastic
+    with quiet_import():
+        from launcher import elastic
 
     outcome = elastic.run(plan.job, folders.logs)
     failures.show(console, outcome)

@@ -7,42 +7,31 @@ cannot break off the stopping; no warnings of the engine on the user's screen.
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import socket
 import threading
 import uuid
-import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+from torch.distributed.elastic.multiprocessing import SignalException
+from torch.distributed.elastic.rendezvous import RendezvousParameters
+from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
+
 from launcher.command import LOOPBACK, RUN_ID, Job, escape_macros, rendezvous_config
 from launcher.failures import Failure, Outcome, exit_status
 from launcher.interrupts import Interrupts
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    # Read once, when torch is loaded: silences the C++ side of this process, and not that of the ranks.
-    _earlier_level = os.environ.get("TORCH_CPP_LOG_LEVEL")
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec
-    from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
-    from torch.distributed.elastic.multiprocessing import SignalException
-    from torch.distributed.elastic.rendezvous import RendezvousParameters
-    from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
-
-    from launcher.logs import SIGNALS_VARIABLE, RankLogs
-
-    if _earlier_level is None:
-        del os.environ["TORCH_CPP_LOG_LEVEL"]
+from launcher.logs import SIGNALS_VARIABLE, RankLogs
+from launcher.quiet import quieten_engine
 
 __all__ = ["run"]
 
 MONITOR_INTERVAL_S = 0.05
-REAP_TIMEOUT_S = 5
 
 
 def run(job: Job, log_dir: Path) -> Outcome:
@@ -50,7 +39,7 @@ def run(job: Job, log_dir: Path) -> Outcome:
     os.environ.update(job.environment)
     # torch's own handlers would raise again on each further signal, and leave ranks behind.
     os.environ[SIGNALS_VARIABLE] = ""
-    _quieten()
+    quieten_engine()
     logs = RankLogs(log_dir, tee=job.tee)
     interrupts = Interrupts(lambda number: SignalException(f"got {number.name}", number))
     with interrupts.installed():
@@ -62,14 +51,6 @@ def run(job: Job, log_dir: Path) -> Outcome:
             return Outcome(status=exit_status(-stop.sigval))
         except Exception as error:
             return Outcome(status=1, message=f"{type(error).__name__}: {' '.join(str(error).split())}")
-
-
-def _quieten() -> None:
-    """Keep the engine's log off the screen, but for those who ask for it by torch's own variable."""
-    if "LOGLEVEL" not in os.environ:
-        log = logging.getLogger("torch.distributed.elastic")
-        log.addHandler(logging.NullHandler())
-        log.propagate = False
 
 
 def _spec(job: Job) -> WorkerSpec:

@@ -108,6 +108,9 @@ def _explanation(failure: Failure, words: list[str]) -> str | None:
     """The program's own `error:` line; empty when it is on the screen already, None when there is none."""
     if not failure.logs:
         return ""
+    if not words:
+        # All ranks end so when rank 0 alone says why.
+        return f"rank {failure.rank} on {failure.host}: {in_words(failure.code)}, without a word"
     return next((line for line in reversed(words) if "error:" in line), None)
 
 

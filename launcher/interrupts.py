@@ -36,15 +36,13 @@ class Interrupts:
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Handle signals inside, and restore the earlier handlers behind."""
-        earlier = {number: signal.getsignal(number) for number in ENDING}
+        """Handle signals inside; behind it they are ignored: the exit status is decided, the process about to end."""
         self.install()
         try:
             yield
         finally:
-            for number, handler in earlier.items():
-                if handler is not None:
-                    signal.signal(number, handler)
+            for number in ENDING:
+                signal.signal(number, signal.SIG_IGN)
 
     @contextmanager
     def held(self) -> Iterator[None]:

@@ -86,7 +86,8 @@ def make_plan(options: LaunchOptions, topology: Topology, host: Host, environ: M
         shell=shell_line(job.environment, command),
         training=training,
         warnings=(
-            *topology.warnings,
+            # Why there is no GPU concerns nobody who asked for the CPU.
+            *(() if wants_cpu else topology.warnings),
             *selection.warnings,
             *_warnings(options, selection, host, ranks),
             *notes(topology, selection, host),

@@ -12,6 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from gpu_topology.report import selection_json
 from gpu_topology.topology import Gpu
 from launcher.plan import LaunchPlan
 
@@ -23,20 +24,12 @@ GIB = 2**30
 def to_json(plan: LaunchPlan) -> dict[str, Any]:
     """The plan as plain data: the keys that `--dry-run --json` prints."""
     least, most = plan.nnodes
-    selection = plan.selection
     training: dict[str, Any] | None = None
     if plan.training is not None:
         training = {s.name: s.value for s in plan.training.settings}
         training["reasons"] = {s.name: s.reason for s in plan.training.settings}
     return {
-        "selection": {
-            "indices": list(selection.indices),
-            "uuids": list(selection.uuids),
-            "group": selection.group,
-            "policy": selection.policy,
-            "excluded": [dataclasses.asdict(excluded) for excluded in selection.excluded],
-            "reason": selection.reason,
-        },
+        "selection": selection_json(plan.selection),
         "environment": [dataclasses.asdict(setting) for setting in plan.environment],
         "nproc_per_node": plan.nproc_per_node,
         "nnodes": least if least == most else f"{least}:{most}",
@@ -105,6 +98,8 @@ def _devices(plan: LaunchPlan) -> RenderableType:
         first = Text.assemble(("CPU", "bold yellow"), f": {selection.reason}")
     lines = [first]
     for excluded in selection.excluded:
+        if excluded.reason == selection.reason:
+            continue
         gpu = plan.topology.gpu(excluded.index)
         lines.append(Text(f"not GPU {excluded.index} ({_short(gpu)}): {excluded.reason}", style="dim"))
     return Group(*lines)

@@ -1,0 +1,67 @@
+"""The argument lists of a decided run."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from launcher.command import Job, shell_line, torchrun, worker_argv
+from launcher.options import Program
+
+SCRIPT = Program("script", "a.py", ("--x", "1"))
+
+
+def command(program: Program, **changes: object) -> list[str]:
+    job = Job(worker=worker_argv(program), nproc_per_node=2)
+    words = torchrun(dataclasses.replace(job, **changes), program)  # type: ignore[arg-type]
+    start = next(i for i, word in enumerate(words) if word.startswith("--nproc-per-node"))
+    return list(words[start:])
+
+
+def test_one_node_needs_no_host_name() -> None:
+    assert command(SCRIPT) == ["--nproc-per-node=2", "--standalone", "--local-addr=127.0.0.1", "a.py", "--x", "1"]
+
+
+def test_several_nodes() -> None:
+    words = command(SCRIPT, nnodes=(2, 2), rdzv_endpoint="h:1", node_rank=0, max_restarts=3)
+    assert words[1:4] == ["--nnodes=2", "--rdzv-backend=c10d", "--rdzv-endpoint=h:1"]
+    assert words[4:6] == ["--rdzv-id=ddp-launch", "--rdzv-conf=is_host=1"]
+    assert "--max-restarts=3" in words
+    assert "--rdzv-conf=is_host=0" in command(SCRIPT, nnodes=(1, 4), rdzv_endpoint="h:1", node_rank=1)
+    assert "--nnodes=1:4" in command(SCRIPT, nnodes=(1, 4), rdzv_endpoint="h:1")
+
+
+def test_kinds_of_programs() -> None:
+    assert command(Program("module", "a.b", ("-x",)))[-3:] == ["-m", "a.b", "-x"]
+    assert command(Program("executable", "./a", ()))[-2:] == ["--no-python", "./a"]
+    assert worker_argv(Program("module", "a.b", ("-x",))) == (sys.executable, "-u", "-m", "a.b", "-x")
+    assert worker_argv(Program("executable", "./a", ("b",))) == ("./a", "b")
+
+
+def test_trainer_by_a_path_that_works_from_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    monkeypatch.chdir(root)
+    assert worker_argv(Program("trainer", "", ()))[2] == "ddp_train/main.py"
+    monkeypatch.chdir(tmp_path)
+    assert worker_argv(Program("trainer", "", ()))[2] == str(root / "ddp_train" / "main.py")
+
+
+def test_torchs_own_parser_leaves_arguments_alone() -> None:
+    """What torchrun makes of the command is what the ranks get from the launcher."""
+    from torch.distributed.elastic.utils import macros
+    from torch.distributed.run import parse_args
+
+    for args in (("--", "a"), ("a", "--", "b"), ("--help",), ("--nproc-per-node", "9"), ("$$", "${local_rank}", "a b")):
+        parsed = parse_args(command(Program("script", "a.py", args)))
+        assert parsed.training_script == "a.py"
+        assert macros.substitute(parsed.training_script_args, "0") == list(args)
+
+
+def test_shell_line_is_read_back_by_a_shell() -> None:
+    line = shell_line([("A", ""), ("B", "x y")], ["a b", "ü", "$HOME", "it's", "--"])
+    assert shlex.split(line) == ["A=", "B=x y", "a b", "ü", "$HOME", "it's", "--"]
+    assert line.startswith("A='' B='x y' ")

@@ -1,0 +1,74 @@
+"""Signals to the launcher, sent for real to this process."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from launcher.interrupts import ENDING, Interrupts
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.fixture(autouse=True)
+def handlers_restored() -> Iterator[None]:
+    earlier = {number: signal.getsignal(number) for number in ENDING}
+    yield
+    for number, handler in earlier.items():
+        signal.signal(number, handler)
+
+
+def send(number: signal.Signals) -> None:
+    os.kill(os.getpid(), number)
+
+
+def test_first_signal_raises_and_later_ones_kill() -> None:
+    killed = []
+    interrupts = Interrupts(lambda number: Stop(number))
+    interrupts.kill = lambda: killed.append(True)
+    with interrupts.installed():
+        with pytest.raises(Stop) as caught:
+            send(signal.SIGTERM)
+        assert caught.value.args == (signal.SIGTERM,)
+        send(signal.SIGINT)
+        send(signal.SIGINT)
+    assert killed == [True, True]
+    assert interrupts.received is signal.SIGTERM, "the first one decides the status"
+
+
+def test_a_signal_while_ranks_start_waits_for_them() -> None:
+    interrupts = Interrupts(lambda number: Stop(number))
+    done = []
+    with interrupts.installed(), pytest.raises(Stop), interrupts.held():
+        send(signal.SIGINT)
+        done.append("started")
+    assert done == ["started"]
+
+
+def test_a_signal_while_ranks_are_stopped_is_not_forgotten() -> None:
+    """A Ctrl-C during the stop before a restart: no further attempt begins."""
+    interrupts = Interrupts(lambda number: Stop(number))
+    with interrupts.installed():
+        interrupts.ending = True
+        send(signal.SIGINT)
+        interrupts.ending = False
+        with pytest.raises(Stop), interrupts.held():
+            pytest.fail("ranks were started")
+
+
+def test_ignored_signals_stay_ignored() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with Interrupts(lambda number: Stop(number)).installed():
+        send(signal.SIGHUP)
+
+
+def test_a_signal_behind_the_end_changes_nothing() -> None:
+    with Interrupts(lambda number: Stop(number)).installed():
+        pass
+    send(signal.SIGTERM)
+    send(signal.SIGINT)

@@ -1,0 +1,191 @@
+"""Real runs of tiny programs: what the ranks get, how the launcher ends, and that nothing outlives it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+REPORT = """
+import json, os, sys
+names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "OMP_NUM_THREADS", "TORCHELASTIC_SIGNALS_TO_HANDLE", "TORCH_CPP_LOG_LEVEL")
+facts = {"argv": sys.argv[1:], "env": {name: os.environ.get(name) for name in names}}
+with open(f"report-{os.environ['RANK']}.json", "w") as file:
+    json.dump(facts, file)
+print("hello from rank", os.environ["RANK"])
+"""
+WAIT = """
+import os, pathlib, sys, time
+pathlib.Path("ready-" + os.environ["RANK"]).write_text(str(os.getpid()))
+time.sleep(120)
+"""
+STUBBORN = """
+import os, pathlib, signal, subprocess, sys, time
+for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, signal.SIG_IGN)
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(120)"])
+pathlib.Path("ready-" + os.environ["RANK"]).touch()
+if os.environ["RANK"] == "1" and "fail" in sys.argv:
+    os._exit(7)
+time.sleep(120)
+"""
+ARGUMENTS = ("--help", "--", "--cpu", "a b", "ü€", "", "it's", "$HOME", "$$", "${local_rank}", "*", "\\n")
+
+
+def reports(launcher: Any) -> list[dict[str, Any]]:
+    return [json.loads((launcher.folder / f"report-{rank}.json").read_text()) for rank in (0, 1)]
+
+
+def test_success_with_arguments_untouched(launcher: Any) -> None:
+    script = launcher.script(REPORT, "a folder/program.py")
+    done = launcher.run("--cpu", str(script.relative_to(launcher.folder)), *ARGUMENTS)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "hello from rank 0\n"
+    for rank, report in enumerate(reports(launcher)):
+        assert report["argv"] == list(ARGUMENTS)
+        assert report["env"]["RANK"] == report["env"]["LOCAL_RANK"] == str(rank)
+        assert report["env"]["WORLD_SIZE"] == "2"
+        assert int(report["env"]["OMP_NUM_THREADS"]) == max(1, len(os.sched_getaffinity(0)) // 2)
+        assert report["env"]["TORCHELASTIC_SIGNALS_TO_HANDLE"] == "SIGTERM,SIGINT,SIGHUP,SIGQUIT"
+        assert report["env"]["TORCH_CPP_LOG_LEVEL"] is None
+    assert "2 ranks, gloo" in done.stderr
+    assert "W1" not in done.stderr
+    assert "Warning" not in done.stderr
+
+
+def test_users_variables_are_kept(launcher: Any) -> None:
+    script = launcher.script(REPORT)
+    done = launcher.run("--cpu", str(script), OMP_NUM_THREADS="3", TORCH_CPP_LOG_LEVEL="WARNING")
+    assert done.returncode == 0, done.stderr
+    assert {report["env"]["OMP_NUM_THREADS"] for report in reports(launcher)} == {"3"}
+    assert reports(launcher)[0]["env"]["TORCH_CPP_LOG_LEVEL"] == "WARNING"
+    assert "OMP_NUM_THREADS=3 (kept)" in done.stderr
+
+
+def test_module_log_files_and_tee(launcher: Any) -> None:
+    launcher.script(REPORT, "package/program.py")
+    launcher.script("", "package/__init__.py")
+    done = launcher.run("--cpu", "--tee", "--log-dir", "logs", "-m", "package.program", "-m")
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.splitlines()) == ["[rank 1] hello from rank 1", "hello from rank 0"]
+    assert (launcher.folder / "logs/attempt-0/rank-1.stdout.log").read_text() == "hello from rank 1\n"
+    assert reports(launcher)[1]["argv"] == ["-m"]
+
+
+def test_executable_without_python(launcher: Any) -> None:
+    done = launcher.run(
+        "--cpu", "--nproc", "1", "--no-python", "sh", "-c", 'echo "$RANK of $WORLD_SIZE: $1"', "sh", "a b"
+    )
+    assert (done.returncode, done.stdout) == (0, "0 of 1: a b\n")
+
+
+def test_first_failure_decides_the_status_and_is_explained(launcher: Any) -> None:
+    """Rank 1 fails, rank 0 notices and fails 50 ms later, in another way."""
+    script = launcher.script(
+        """
+import os, pathlib, sys, time
+gone = pathlib.Path("gone")
+if os.environ["RANK"] == "1":
+    time.sleep(0.5)
+    print("the cause", file=sys.stderr)
+    gone.touch()
+    os._exit(7)
+while not gone.exists():
+    time.sleep(0.001)
+time.sleep(0.02)
+os._exit(3)
+"""
+    )
+    begin = time.monotonic()
+    done = launcher.run("--cpu", str(script))
+    assert done.returncode == 7
+    assert time.monotonic() - begin < 25, "the grace time is not waited for when all ranks are gone"
+    summary = done.stderr[done.stderr.index("rank 1 failed") :]
+    assert "exit code 7" in summary
+    assert "│ the cause" in summary
+    log = next(word for word in summary.split() if word.endswith("rank-1.stderr.log"))
+    assert Path(log).read_text() == "the cause\n"
+    assert "Traceback" not in done.stderr
+
+
+def test_killed_rank(launcher: Any) -> None:
+    script = launcher.script(
+        "import os, signal, time\nif os.environ['RANK'] == '1': os.kill(os.getpid(), signal.SIGKILL)\ntime.sleep(120)"
+    )
+    done = launcher.run("--cpu", str(script))
+    assert done.returncode == 137
+    assert "SIGKILL (signal 9): killed from outside" in done.stderr
+
+
+def test_a_mistake_that_the_program_explains_stays_short(launcher: Any) -> None:
+    script = launcher.script("import sys\nsys.exit(print('error: no such thing', file=sys.stderr) or 2)")
+    done = launcher.run("--cpu", "--nproc", "1", str(script))
+    assert done.returncode == 2
+    assert done.stderr.endswith("error: no such thing\n")
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signals(launcher: Any, number: signal.Signals, status: int) -> None:
+    process = launcher.start("--cpu", str(launcher.script(WAIT)))
+    launcher.wait_for("ready-0", "ready-1")
+    process.send_signal(number)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == status
+    assert "failed" not in err
+    assert launcher.alive() == []
+
+
+def test_stubborn_ranks_and_their_children_end_after_the_grace_time(launcher: Any) -> None:
+    begin = time.monotonic()
+    done = launcher.run("--cpu", "--grace", "1", str(launcher.script(STUBBORN)), "fail")
+    assert done.returncode == 7
+    assert time.monotonic() - begin < 25
+    assert launcher.alive() == []
+
+
+def test_second_signal_ends_stubborn_ranks_at_once(launcher: Any) -> None:
+    process = launcher.start("--cpu", str(launcher.script(STUBBORN)))
+    launcher.wait_for("ready-0", "ready-1")
+    for _ in range(5):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.2)
+    process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert launcher.alive() == []
+
+
+def test_signal_before_the_ranks_are_there(launcher: Any) -> None:
+    """While torch is being imported."""
+    process = launcher.start("--cpu", str(launcher.script(WAIT)))
+    assert process.stderr is not None
+    assert process.stderr.readline().startswith("machine")
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=30)
+    assert process.returncode == 143
+
+
+def test_restart_after_a_killed_rank(launcher: Any) -> None:
+    """The second attempt does a collective: it must not meet what the first one left in the store."""
+    script = launcher.script(
+        """
+import os, signal, torch
+import torch.distributed as dist
+dist.init_process_group("gloo")
+total = torch.ones(1)
+dist.all_reduce(total)
+if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" and os.environ["RANK"] == "1":
+    os.kill(os.getpid(), signal.SIGKILL)
+dist.all_reduce(total)
+print("total", int(total), flush=True)
+dist.destroy_process_group()
+"""
+    )
+    done = launcher.run("--cpu", "--max-restarts", "1", "--log-dir", "logs", str(script), GLOO_SOCKET_IFNAME="lo")
+    assert done.returncode == 0, done.stderr
+    assert "total 4" in done.stdout
+    assert (launcher.folder / "logs/attempt-1/rank-1.stdout.log").read_text() == "total 4\n"
