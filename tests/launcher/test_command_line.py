@@ -45,9 +45,9 @@ def test_json_on_a_machine_without_gpu(launcher: Any, fake_driver: Callable[...,
 
 def test_json_over_the_stand_in_driver(launcher: Any, fake_driver: Callable[..., dict[str, str]]) -> None:
     """One A100, three RTX A5000, one display T400: the three like ones, and a line that bash takes."""
-    program = launcher.script(
-        "import os, sys\nprint(os.environ['CUDA_VISIBLE_DEVICES'], sys.argv[1:])", "my program.py"
-    )
+    # One write a rank: three ranks share the screen.
+    text = "import os, sys\nos.write(1, f\"{os.environ['CUDA_VISIBLE_DEVICES']} {sys.argv[1:]}\\n\".encode())"
+    program = launcher.script(text, "my program.py")
     made = dry_run(launcher, program.name, "--its option", "$x", **fake_driver("a100_a5000_t400"))
     assert made["nproc_per_node"] == 3
     assert "A5000" in made["selection"]["group"]
@@ -88,7 +88,7 @@ def test_text_of_a_dry_run(launcher: Any, fake_driver: Callable[..., dict[str, s
     env = fake_driver("a100_a5000_t400")
     done = launcher.run("--auto", "--dry-run", "--epochs", "3", **env)
     assert (done.returncode, done.stderr) == (0, "")
-    for words in ("NVIDIA RTX A5000", "not GPU 3 (NVIDIA A100, "PCI_BUS_ID", "--batch-size", "trainer --epochs 3"):
+    for words in ("NVIDIA RTX A5000", "not GPU 3 (NVIDIA A100", "PCI_BUS_ID", "--batch-size", "trainer --epochs 3"):
         assert words in done.stdout
     assert "\x1b" not in done.stdout, "no colours in a file"
     assert done.stdout.splitlines()[-1] == dry_run(launcher, "--epochs", "3", **env)["shell"]

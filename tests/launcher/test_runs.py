@@ -17,7 +17,7 @@ names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "OMP_NUM_THREADS", "TORCHELASTIC_SI
 facts = {"argv": sys.argv[1:], "env": {name: os.environ.get(name) for name in names}}
 with open(f"report-{os.environ['RANK']}.json", "w") as file:
     json.dump(facts, file)
-print("hello from rank", os.environ["RANK"])
+os.write(1, f"hello from rank {os.environ['RANK']}\\n".encode())
 """
 WAIT = """
 import os, pathlib, sys, time
