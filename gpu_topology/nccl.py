@@ -200,8 +200,10 @@ RULES: tuple[Rule, ...] = (
 
 
 def _peers_work(facts: Facts) -> bool:
+    """Whether NCCL would use peer access: it works, and some pair is near enough (NCCL's default reach is PXB)."""
     links = list(facts.topology.links_within(facts.selection.indices))
-    return bool(links) and all(link.p2p == "ok" for link in links)
+    near = any(link.level in (LinkLevel.NV, LinkLevel.PIX, LinkLevel.PXB) for link in links)
+    return near and all(link.p2p == "ok" for link in links)
 
 
 # What is worth saying about the user's own variables: (name, when, words). They are kept in any case.

@@ -60,13 +60,23 @@ def read_topology() -> Topology:
         handles = [driver.try_ask("nvmlDeviceGetHandleByIndex", index) for index in range(count)]
         gpus = tuple(_read_gpu(driver, index, *handles[index]) for index in range(count))
         links = read_links(driver, gpus, [handle for handle, _ in handles])
+        gpus = tuple(_still_there(driver, gpu, handles[gpu.index][0]) for gpu in gpus)
+        failed = {gpu.index for gpu in gpus if gpu.error}
         return Topology(
             gpus=gpus,
-            links=links,
+            links=tuple(link for link in links if not {link.a, link.b} & failed),
             driver_version=driver.ask("nvmlSystemGetDriverVersion"),
             cuda_version=_cuda_version(driver.ask("nvmlSystemGetCudaDriverVersion_v2")),
             warnings=tuple(f"GPU {gpu.index}: {gpu.error}" for gpu in gpus if gpu.error),
         )
+
+
+def _still_there(driver: Driver, gpu: Gpu, handle: Any) -> Gpu:
+    """The GPU, with its error if it was lost while the links were read."""
+    if gpu.error is not None:
+        return gpu
+    _, problem = driver.try_ask("nvmlDeviceGetUUID", handle)
+    return replace(gpu, error=describe(problem)) if problem in _FATAL else gpu
 
 
 def read_or_explain() -> Topology:
