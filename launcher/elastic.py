@@ -17,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import SignalException
@@ -129,7 +130,13 @@ class _Agent(LocalElasticAgent):
         self._ended, self._failed = [], {}
         self._interrupts.ending = False
         with self._interrupts.held():
-            pids: dict[int, Any] = super()._start_workers(worker_group)
+            try:
+                pids: dict[int, Any] = super()._start_workers(worker_group)
+            except Exception:
+                # torch takes note of the ranks once all are started; these are the ones before the one that failed.
+                for child in psutil.Process().children(recursive=True):
+                    child.kill()
+                raise
             self._interrupts.install()
             for local_rank, pid in pids.items():
                 threading.Thread(target=_await_end, args=(local_rank, pid, self._ended), daemon=True).start()
