@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, fields
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import NoneType, UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
-from gpu_topology.topology import Gpu, GpuProcess, Link, LinkLevel, MigDevice, Topology, TopologyError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from _typeshed import DataclassInstance
+from gpu_topology.topology import LinkLevel, Topology, TopologyError
 
 SCHEMA = "gpu-topology/1"
 
@@ -33,15 +29,14 @@ def from_dict(data: object) -> Topology:
     if schema != SCHEMA:
         raise TopologyError(f"schema is {schema!r}, this version reads {SCHEMA!r}")
     try:
-        return Topology(
-            gpus=tuple(_gpu(item) for item in data.get("gpus", [])),
-            links=tuple(_link(item) for item in data.get("links", [])),
-            driver_version=data.get("driver_version"),
-            cuda_version=data.get("cuda_version"),
-            warnings=tuple(data.get("warnings", [])),
-        )
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise TopologyError(f"not a valid {SCHEMA} topology: {type(error).__name__}: {error}") from None
+        topology: Topology = _decode(Topology, data, "the topology")
+    except (TypeError, ValueError) as error:
+        raise TopologyError(f"not a valid {SCHEMA} topology: {error}") from None
+    indices = [gpu.index for gpu in topology.gpus]
+    repeated = next((index for index in indices if indices.count(index) > 1), None)
+    if repeated is not None:
+        raise TopologyError(f"not a valid {SCHEMA} topology: GPU {repeated} occurs twice")
+    return topology
 
 
 def save(topology: Topology, path: Path | str) -> None:
@@ -66,30 +61,23 @@ def load(path: Path | str) -> Topology:
         raise TopologyError(f"{path}: {error}") from None
 
 
-def _known(kind: type[DataclassInstance], item: Mapping[str, object]) -> Json:
-    """The fields that `kind` has: a file written by a later minor version may carry more."""
-    names = {field.name for field in fields(kind)}
-    return {key: value for key, value in item.items() if key in names}
-
-
-def _gpu(item: Mapping[str, object]) -> Gpu:
-    known = _known(Gpu, item)
-    capability = known.get("compute_capability")
-    if isinstance(capability, list):
-        major, minor = capability
-        known["compute_capability"] = (int(major), int(minor))
-    processes = known.get("processes")
-    if isinstance(processes, list):
-        known["processes"] = tuple(GpuProcess(**_known(GpuProcess, process)) for process in processes)  # type: ignore[arg-type]
-    slices = known.get("mig_devices")
-    if isinstance(slices, list):
-        known["mig_devices"] = tuple(MigDevice(**_known(MigDevice, one)) for one in slices)  # type: ignore[arg-type]
-    return Gpu(**known)  # type: ignore[arg-type]
-
-
-def _link(item: Mapping[str, object]) -> Link:
-    known = _known(Link, item)
-    for key in ("level", "pcie_level"):
-        if known.get(key) is not None:
-            known[key] = LinkLevel(str(known[key]))
-    return Link(**known)  # type: ignore[arg-type]
+def _decode(kind: Any, value: object, name: str) -> Any:
+    """A JSON value as the type that a dataclass field is annotated with; ValueError or TypeError when it is another."""
+    if get_origin(kind) is UnionType:
+        inner = next(one for one in get_args(kind) if one is not NoneType)
+        return None if value is None else _decode(inner, value, name)
+    if get_origin(kind) is tuple:
+        items, kinds = value, get_args(kind)
+        if not isinstance(items, list) or (kinds[-1] is not ... and len(items) != len(kinds)):
+            raise ValueError(f"{name} is {value!r}, not a list of {'any length' if ... in kinds else len(kinds)}")
+        return tuple(_decode(kinds[0], item, name) for item in items)
+    if isinstance(kind, type) and is_dataclass(kind):
+        if not isinstance(value, dict):
+            raise ValueError(f"{name} holds {value!r}, not an object")
+        hints = get_type_hints(kind)
+        return kind(**{key: _decode(hints[key], item, key) for key, item in value.items() if key in hints})
+    if issubclass(kind, LinkLevel):
+        return kind(value)
+    if type(value) is not kind:  # bool is an int to isinstance, and must not be one here
+        raise ValueError(f"{name} is {value!r}, not {kind.__name__}")
+    return value

@@ -119,6 +119,8 @@ def legend(topology: Topology) -> Text:
 
 def group_table(topology: Topology, groups: Sequence[Group]) -> Table:
     """The homogeneous groups with what their members have in common."""
+    from rich.text import Text
+
     table = _table()
     table.add_column("Group", overflow="fold")
     table.add_column("GPUs", overflow="fold")
@@ -129,7 +131,7 @@ def group_table(topology: Topology, groups: Sequence[Group]) -> Table:
         capability = "?" if group.compute_capability is None else ".".join(map(str, group.compute_capability))
         links = sorted({link.label for link in topology.links_within(group.indices)})
         table.add_row(
-            group.label,
+            Text(group.label),
             ", ".join(map(str, group.indices)),
             _gib(group.memory_total),
             capability,

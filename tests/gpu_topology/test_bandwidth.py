@@ -1,0 +1,96 @@
+"""The best-connected subset, against an oracle that tries every ring."""
+
+from __future__ import annotations
+
+import random
+from itertools import combinations, permutations
+
+import pytest
+
+from gpu_topology.bandwidth import Fabric, link_speed
+from gpu_topology.topology import Gpu, Link, LinkLevel, Topology
+
+
+def machine(labels: list[list[str]], numa: list[int] | None = None, capability: tuple[int, int] = (8, 0)) -> Topology:
+    """A topology from nvidia-smi's matrix."""
+    size = len(labels)
+    links = []
+    for a, b in combinations(range(size), 2):
+        label = labels[a][b]
+        count = int(label[2:]) if label.startswith("NV") else 0
+        path = LinkLevel.SYS if count else LinkLevel(label)
+        links.append(Link(a, b, LinkLevel.NV if count else path, count, "ok", path))
+    nodes = numa or [0] * size
+    return Topology(tuple(Gpu(i, compute_capability=capability, numa_node=nodes[i]) for i in range(size)), tuple(links))
+
+
+def random_machine(seed: int, size: int) -> Topology:
+    draw = random.Random(seed)
+    labels = [["X"] * size for _ in range(size)]
+    for a, b in combinations(range(size), 2):
+        labels[a][b] = labels[b][a] = draw.choice(["NV1", "NV2", "NV4", "PIX", "PHB", "SYS"])
+    return machine(labels, [draw.randrange(2) for _ in range(size)])
+
+
+def ring_bottleneck(fabric: Fabric, subset: tuple[int, ...]) -> float:
+    """Every ring through a subset, one by one."""
+    first, *rest = subset
+    rings = ((first, *order) for order in permutations(rest))
+    return max(min(fabric.speed[ring[i], ring[i - 1]] for i in range(len(ring))) for ring in rings)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_best_subset_equals_exhaustive_search(seed):
+    size = 5 + seed % 3
+    fabric = Fabric(random_machine(seed, size), range(size))
+    for count in range(2, size + 1):
+        best = fabric.best(count)
+        bottlenecks = {subset: ring_bottleneck(fabric, subset) for subset in combinations(range(size), count)}
+        assert bottlenecks[best] == fabric.bottleneck(best) == max(bottlenecks.values())
+        rivals = [subset for subset, slowest in bottlenecks.items() if slowest == bottlenecks[best]]
+        assert fabric.total(best) == max(fabric.total(subset) for subset in rivals)
+        rivals = [subset for subset in rivals if fabric.total(subset) == fabric.total(best)]
+        nodes = {subset: len({fabric.numa[index] for index in subset}) for subset in rivals}
+        assert nodes[best] == min(nodes.values())
+
+
+def test_sixteen_gpus_behind_a_switch_take_one_socket():
+    labels = [["NV6"] * 16 for _ in range(16)]
+    fabric = Fabric(machine(labels, [i % 2 for i in range(16)]), range(16))
+    assert fabric.best(8) == (0, 2, 4, 6, 8, 10, 12, 14)
+    assert fabric.best(1) == (0,)
+    assert fabric.best(16) == tuple(range(16))
+
+
+def test_a_ring_that_needs_a_search_is_found():
+    # Eight GPUs in one ring of NV2, each otherwise far: no vertex has half of the others near.
+    labels = [["NV2" if abs(a - b) in (1, 7) else "SYS" for b in range(8)] for a in range(8)]
+    fabric = Fabric(machine(labels), range(8))
+    assert fabric.bottleneck(range(8)) == 50.0
+    assert fabric.bottleneck(range(7)) == 4.0  # a path, not a ring
+
+
+@pytest.mark.parametrize(
+    ("link", "capability", "speed"),
+    [
+        (Link(0, 1, LinkLevel.NV, 4, "ok", LinkLevel.PHB), (8, 6), 56.0),  # RTX 3090: 4 x 14
+        (Link(0, 1, LinkLevel.NV, 4, "ok", LinkLevel.PHB), (8, 0), 100.0),  # A30: 4 x 25
+        (Link(0, 1, LinkLevel.NV, 18, None, LinkLevel.SYS), (9, 0), 450.0),
+        (Link(0, 1, LinkLevel.NV, 2, "ok", LinkLevel.SYS), (99, 0), 50.0),  # a GPU newer than the table
+    ],
+)
+def test_nvlink_speed_follows_the_generation(link, capability, speed):
+    assert link_speed(link, capability) == speed
+
+
+def test_paths_are_ordered_and_host_memory_is_slower_than_peer_access():
+    pcie = [level for level in LinkLevel if level is not LinkLevel.NV]
+    peer = [link_speed(Link(0, 1, level, 0, "ok", level), (8, 0)) for level in pcie]
+    host = [link_speed(Link(0, 1, level, 0, "chipset-not-supported", level), (8, 0)) for level in pcie]
+    assert peer == sorted(peer, reverse=True)
+    assert len(set(peer)) == len(peer)
+    assert host == sorted(host, reverse=True)
+    assert all(through < direct for through, direct in zip(host, peer, strict=True))
+    broken = Link(0, 1, LinkLevel.NV, 4, "not-supported", LinkLevel.PIX)
+    assert link_speed(broken, (8, 0)) == host[0]
+    assert link_speed(Link(0, 1), None) == peer[-1]

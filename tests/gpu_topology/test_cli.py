@@ -1,0 +1,281 @@
+"""The commands as a user runs them: exit status, stdout, stderr, with and without the stand-in driver."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpu_topology import snapshot
+from tests.fake_nvml.machine import load_machine, to_topology
+
+ROOT = Path(__file__).parents[2]
+
+REPORT_KEYS = {"schema", "driver_version", "gpus", "links", "groups", "selection", "environment", "warnings"}
+GPU_KEYS = {
+    *("index", "uuid", "name", "pci_bus_id", "memory_total", "memory_used", "compute_capability", "numa_node"),
+    *("mig_mode", "utilization", "processes"),
+}
+UUID = [gpu.uuid or "" for gpu in to_topology("a100_a5000_t400").gpus]
+NO_DRIVER: dict[str, Any] = {"gpus": [], "faults": [{"call": "nvmlInitWithFlags", "error": "DRIVER_NOT_LOADED"}]}
+
+# What the machine running the tests may have set must not decide them.
+AMBIENT = ("CUDA_", "NCCL_", "OMP_", "GLOO_", "PYTORCH_", "MALLOC_", "COLUMNS", "NO_COLOR", "FORCE_COLOR")
+
+
+def run(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """`python -m gpu_topology ARGUMENTS`."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(AMBIENT)}
+    command = [sys.executable, "-m", "gpu_topology", *arguments]
+    return subprocess.run(command, env={**clean, **(env or {})}, cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+
+def succeed(*arguments: str, env: dict[str, str] | None = None) -> str:
+    """Its stdout; the command must end with 0."""
+    done = run(*arguments, env=env)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def fail(*arguments: str, env: dict[str, str] | None = None) -> str:
+    """Its one line on stderr; the command must end with 2 and print nothing else."""
+    done = run(*arguments, env=env)
+    assert (done.returncode, done.stdout) == (2, ""), done
+    assert re.fullmatch(r"error: [^\n]+\n", done.stderr), done.stderr
+    return done.stderr.strip()
+
+
+@pytest.fixture
+def workstation(fake_driver) -> dict[str, str]:
+    return fake_driver("a100_a5000_t400")
+
+
+def test_report_json_has_the_documented_keys(workstation):
+    report = json.loads(succeed("report", "--json", env=workstation))
+    assert set(report) >= REPORT_KEYS
+    assert report["schema"] == "gpu-topology/1"
+    assert all(set(gpu) >= GPU_KEYS for gpu in report["gpus"])
+    assert report["gpus"][3]["compute_capability"] == [8, 0]
+    assert report["gpus"][3]["memory_total"] == 40960 * 2**20
+    assert len(report["links"]) == 10
+    assert {"a", "b", "level", "nvlinks", "p2p"} <= set(report["links"][0])
+    assert report["links"][0]["level"] == "PHB"
+    assert set(report["selection"]) == {"indices", "uuids", "group", "policy", "excluded", "reason"}
+    assert report["selection"]["indices"] == [0, 2, 4]
+    assert [excluded["index"] for excluded in report["selection"]["excluded"]] == [1, 3]
+    assert [group["indices"] for group in report["groups"]] == [[0, 2, 4], [3], [1]]
+    settings = {setting["name"]: setting for setting in report["environment"]}
+    assert settings["CUDA_VISIBLE_DEVICES"]["value"] == "0,2,4"
+    assert all(setting["reason"] for setting in report["environment"])
+
+
+@pytest.mark.parametrize("machine", [NO_DRIVER, "no_devices"])
+def test_report_without_a_gpu_is_whole_and_says_why(fake_driver, machine):
+    report = json.loads(succeed("report", "--json", env=fake_driver(machine)))
+    assert set(report) >= REPORT_KEYS
+    assert (report["gpus"], report["links"], report["groups"]) == ([], [], [])
+    assert report["selection"]["indices"] == []
+    assert report["warnings"][0] == report["selection"]["reason"]
+    assert {setting["name"] for setting in report["environment"]} >= {"OMP_NUM_THREADS"}
+    page = succeed("report", env=fake_driver(machine))
+    assert "No NVIDIA GPU can be used here" in page
+    assert "gloo" in page
+    assert report["warnings"][0][:40] in page
+
+
+def test_no_driver_library_at_all():
+    """This machine's own answer; on one with a GPU there is a driver, and nothing to see here."""
+    report = json.loads(succeed("report", "--json"))
+    if report["gpus"]:
+        pytest.skip("this machine has a GPU")
+    assert report["warnings"]
+
+
+def test_report_is_the_default_command(workstation):
+    assert "RTX A5000" in succeed(env=workstation)
+    assert json.loads(succeed("--json", env=workstation))["selection"]["indices"] == [0, 2, 4]
+
+
+def test_snapshot_and_from_give_the_same_report(workstation, tmp_path):
+    saved = tmp_path / "machine.json"
+    assert succeed("snapshot", "-o", str(saved), env=workstation) == ""
+    assert snapshot.load(saved) == to_topology("a100_a5000_t400")
+    assert json.loads(succeed("snapshot", env=workstation)) == json.loads(saved.read_text())
+    assert json.loads(succeed("snapshot", "--from", str(saved))) == json.loads(saved.read_text())
+    live = json.loads(succeed("report", "--json", env=workstation))
+    replayed = json.loads(succeed("report", "--json", "--from", str(saved)))
+    for report in (live, replayed):
+        report["host"].pop("memory_available"), report["host"].pop("shm_free")  # these move by themselves
+    assert replayed == live
+    report_file = tmp_path / "report.json"
+    report_file.write_text(json.dumps(live))
+    assert succeed("select", "--from", str(report_file)) == succeed("select", env=workstation)
+
+
+SELECTIONS = {
+    # arguments: stdout
+    (): f"{UUID[0]},{UUID[2]},{UUID[4]}",  # unlike GPUs: CUDA's own count would differ from the driver's
+    ("--as", "index"): "0,2,4",
+    ("--count", "2", "--as", "index"): "2,4",
+    ("--policy", "mixed", "--as", "index"): "0,1,2,3,4",
+    ("--policy=fastest", "--as", "index"): "0,2,4",
+    ("--gpus", "3,0", "--as", "index"): "3,0",
+    ("--exclude", "2", "--as", "index"): "0,4",
+    ("--min-memory", "30G", "--as", "index"): "3",
+    ("--min-memory", "24564MiB", "--as", "index"): "0,2,4",
+    ("--min-memory", "24", "--as", "index"): "3",
+}
+
+
+@pytest.mark.parametrize("arguments", SELECTIONS)
+def test_select_prints_the_value_and_nothing_else(workstation, arguments):
+    assert succeed("select", *arguments, env=workstation) == SELECTIONS[arguments] + "\n"
+
+
+def test_select_prints_indices_where_cuda_counts_as_the_driver_does(workstation, fake_driver):
+    assert succeed("select", env=fake_driver("h100_8x_nvswitch")) == "0,1,2,3,4,5,6,7\n"
+    assert succeed("select", env={**workstation, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}) == "0,2,4\n"
+
+
+def test_select_stays_within_the_mask_and_warns_on_stderr(workstation):
+    done = run("select", "--as", "index", env={**workstation, "CUDA_VISIBLE_DEVICES": "4,3,0"})
+    assert done.stdout == "4,0\n"
+    assert done.stderr.startswith("warning: CUDA_VISIBLE_DEVICES holds indices on a machine of unlike GPUs")
+
+
+def test_select_with_nothing_to_select_is_an_error(fake_driver, workstation):
+    assert "kernel module is not loaded" in fail("select", env=fake_driver(NO_DRIVER))
+    assert "is empty, which hides every GPU" in fail("select", env={**workstation, "CUDA_VISIBLE_DEVICES": ""})
+
+
+def test_busy_gpus_are_left_out_unless_allowed(fake_driver):
+    machine = load_machine("rtx3090_2x_nvlink")
+    machine["gpus"][0]["processes"] = [{"pid": 99, "used_mib": 9000}]
+    env = fake_driver(machine)
+    assert succeed("select", env=env) == "1\n"
+    assert succeed("select", "--allow-busy", env=env) == "0,1\n"
+
+
+ERRORS = {
+    ("select", "--gpus", "9"): "unknown GPU '9'",
+    ("select", "--count", "4"): "4 GPUs are asked for, 3 can be used",
+    ("select", "--count", "0"): "count is 0",
+    ("select", "--count", "two"): "argument --count/--nproc: invalid int value: 'two'",
+    ("select", "--policy", "best"): "argument --policy: invalid choice: 'best'",
+    ("select", "--min-memory", "lots"): "'lots' is not a size such as 24G or 800M",
+    ("select", "--cuont", "2"): "unrecognized arguments: --cuont 2",
+    ("env", "--shell", "tcsh"): "argument --shell: invalid choice: 'tcsh'",
+    ("env", "--ranks", "0"): "'0' is not a number of at least 1",
+    ("report", "--from", "/no/such/file.json"): "cannot read /no/such/file.json: No such file or directory",
+    ("snapshot", "-o", "/no/such/folder/file.json"): "cannot write /no/such/folder/file.json",
+    ("draw-me",): "invalid choice: 'draw-me'",
+}
+
+
+@pytest.mark.parametrize("arguments", ERRORS)
+def test_mistakes_are_one_line(workstation, arguments):
+    assert ERRORS[arguments] in fail(*arguments, env=workstation)
+
+
+@pytest.mark.parametrize("command", ["report", "snapshot", "select", "env"])
+def test_a_snapshot_of_another_schema_is_refused(command, tmp_path):
+    path = tmp_path / "later.json"
+    path.write_text('{"schema": "gpu-topology/9", "gpus": []}')
+    assert fail(command, "--from", str(path)).startswith(f"error: {path}: schema is 'gpu-topology/9'")
+
+
+def test_env_is_evaluated_by_a_shell(workstation):
+    script = f'eval "$({sys.executable} -m gpu_topology env)"; env'
+    env = {**os.environ, **workstation}
+    env = {name: value for name, value in env.items() if not name.startswith(AMBIENT)}
+    done = subprocess.run(["sh", "-c", script], env=env, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    variables = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
+    assert variables["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+    assert variables["CUDA_VISIBLE_DEVICES"] == "0,2,4"
+    assert int(variables["OMP_NUM_THREADS"]) >= 1
+
+
+def test_env_in_every_shell_keeps_the_users_values(workstation):
+    env = {**workstation, "OMP_NUM_THREADS": "5", "NCCL_DEBUG": "WARN"}
+    lines = succeed("env", env=env).splitlines()
+    assert lines[0].startswith("export CUDA_DEVICE_ORDER=PCI_BUS_ID  # ")
+    assert [line.split("  # ")[0] for line in lines[2:]] == [
+        "# kept: export OMP_NUM_THREADS=5",
+        "# kept: export NCCL_DEBUG=WARN",
+    ]
+    assert "set -gx CUDA_VISIBLE_DEVICES 0,2,4  # " in succeed("env", "--shell", "fish", env=env)
+    assert succeed("env", "--shell", "docker", env=env).split() == [
+        *("-e", "CUDA_DEVICE_ORDER=PCI_BUS_ID", "-e", "CUDA_VISIBLE_DEVICES=0,2,4"),
+        *("-e", "OMP_NUM_THREADS=5", "-e", "NCCL_DEBUG=WARN"),
+    ]
+    settings = json.loads(succeed("env", "--shell", "json", env=env))
+    assert [(s["name"], s["value"], s["kept"]) for s in settings[2:]] == [
+        ("OMP_NUM_THREADS", "5", True),
+        ("NCCL_DEBUG", "WARN", True),
+    ]
+
+
+def test_env_for_a_number_of_ranks_on_the_cpu(fake_driver):
+    one, many = (succeed("env", "--ranks", ranks, env=fake_driver(NO_DRIVER)) for ranks in ("1", "1000"))
+    assert "export OMP_NUM_THREADS=1  # " in many
+    assert "MALLOC_MMAP_MAX_=0" in one or "glibc" not in (os.confstr("CS_GNU_LIBC_VERSION") or "")
+    assert "CUDA" not in one
+    assert "NCCL" not in one
+
+
+def test_a_lost_gpu_does_not_end_the_report(fake_driver):
+    fault = {"call": "*", "gpu": 0, "error": "GPU_IS_LOST"}
+    env = fake_driver({**load_machine("rtx3090_2x_nvlink"), "faults": [fault]})
+    assert "GPU is lost" in succeed("report", env=env)
+    report = json.loads(succeed("report", "--json", env=env))
+    assert report["gpus"][0]["error"].startswith("GPU is lost")
+    assert report["selection"]["indices"] == [1]
+    assert report["selection"]["excluded"][0]["reason"].startswith("GPU is lost")
+
+
+def test_a_reader_that_leaves_early_is_no_error(workstation):
+    command = f"{sys.executable} -m gpu_topology report --json | head -c 1"
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command],
+        env={**os.environ, **workstation},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.stdout, done.stderr) == ("{", "")
+
+
+_IMPORTS = """
+import sys
+from gpu_topology.cli import main
+status = main(sys.argv[1:])
+print(",".join(sorted(sys.modules)), file=sys.stderr)
+sys.exit(status)
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "absent"),
+    [(["report"], {"torch", "numpy", "psutil"}), (["select"], {"torch", "rich"}), (["env"], {"torch", "rich"})],
+)
+def test_no_command_imports_what_it_does_not_need(workstation, arguments, absent):
+    done = subprocess.run(
+        [sys.executable, "-c", _IMPORTS, *arguments],
+        env={**os.environ, **workstation},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    modules = set(done.stderr.splitlines()[-1].split(","))
+    assert "pynvml" in modules
+    assert not modules & absent

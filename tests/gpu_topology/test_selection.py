@@ -1,0 +1,251 @@
+"""Who may be used, which GPUs belong together, which are best connected: as tables, under every order of the GPUs."""
+
+from __future__ import annotations
+
+import json
+import random
+from itertools import islice, permutations
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpu_topology import nccl
+from gpu_topology.selection import SelectionError, SelectionRequest, groups, select
+from gpu_topology.topology import Topology
+from tests.fake_nvml.machine import load_machine, permuted, to_topology
+
+MACHINES = {path.stem: json.loads(path.read_text()) for path in sorted((Path(__file__).parent / "machines").glob("*"))}
+
+
+def orders(size: int) -> list[tuple[int, ...]]:
+    """Every order of a few GPUs, forty of many."""
+    if size <= 4:
+        return list(permutations(range(size)))
+    draw = random.Random(0)
+    return [tuple(range(size)), *(tuple(draw.sample(range(size), size)) for _ in range(40))]
+
+
+@pytest.mark.parametrize("name", MACHINES)
+def test_the_experts_decision_in_every_order(name, host):
+    machine = MACHINES[name]
+    expected = machine["expected"]
+    for order in orders(len(machine["gpus"])):
+        topology = to_topology(permuted(machine, order))
+
+        def original(indices: tuple[int, ...], order: tuple[int, ...] = order) -> list[int]:
+            return sorted(order[index] for index in indices)
+
+        found = groups(topology, range(len(order)))
+        assert [original(group.indices) for group in found] == expected["groups"], order
+        assert original(select(topology, SelectionRequest()).indices) == expected["groups"][0]
+        for count in (2, 4):
+            if expected[f"best_{count}"]:
+                chosen = select(topology, SelectionRequest(count=count))
+                assert original(chosen.indices) in expected[f"best_{count}"], (order, count)
+                settings = nccl.environment(topology, chosen, host, ranks=count, environ={})
+                assert not [s.name for s in settings if s.name.startswith("NCCL_")]
+                notes = " ".join(nccl.notes(topology, chosen, host))
+                assert ("redundant" in notes) == (expected["p2p_disable"] == "redundant")
+
+
+def test_the_nearer_of_equal_nvlink_pairs_is_taken():
+    # On a DGX-1 six NV2 pairs share a socket; of those, two share a PCIe switch too.
+    topology = to_topology(MACHINES["dgx1v_8xv100"])
+    assert select(topology, SelectionRequest(count=2)).indices == (2, 3)
+    assert select(topology, SelectionRequest(count=4)).indices == (0, 1, 2, 3)
+
+
+def workstation(**changes: dict[int, dict[str, Any]]) -> Topology:
+    """Three A5000 (0, 2, 4), a T400 with a display (1), an A100 (3); `gpus={index: changes}`."""
+    machine = load_machine("a100_a5000_t400")
+    for index, change in changes.get("gpus", {}).items():
+        machine["gpus"][index] |= change
+    return to_topology(machine)
+
+
+UUID = [gpu.uuid or "" for gpu in workstation().gpus]
+
+
+@pytest.mark.parametrize("order", list(islice(permutations(range(5)), 0, 120, 7)))
+def test_the_three_a5000_are_selected_in_every_order(order):
+    machine = permuted(load_machine("a100_a5000_t400"), order)
+    chosen = select(to_topology(machine), SelectionRequest())
+    assert [order[index] for index in chosen.indices] == [i for i in order if i in (0, 2, 4)]
+    assert chosen.group == "NVIDIA RTX A5000 x 3"
+    reasons = {order[excluded.index]: excluded.reason for excluded in chosen.excluded}
+    assert reasons[1] == "another group (NVIDIA T400 4GB x 1) than the largest (NVIDIA RTX A5000 x 3)"
+    assert reasons[3] == "another group (NVIDIA A100-PCIE-40GB x 1) than the largest (NVIDIA RTX A5000 x 3)"
+
+
+BUSY_PROCESS = {"processes": [{"pid": 77, "used_mib": 2048}]}
+
+CHOICES: dict[str, tuple[dict[int, dict[str, Any]], dict[str, Any], tuple[int, ...], dict[int, str]]] = {
+    # what: (changed GPUs, request, chosen, {excluded: part of its reason})
+    "a compute process": ({2: BUSY_PROCESS}, {}, (0, 4), {2: "busy: in use by process 77 with 2.0 GiB"}),
+    "memory in use": ({2: {"memory_used_mib": 6000}}, {}, (0, 4), {2: "busy: 24% of its memory is in use"}),
+    "a desktop's memory": ({2: {"memory_used_mib": 700}}, {}, (0, 2, 4), {}),
+    "busy but allowed": ({2: BUSY_PROCESS}, {"allow_busy": True}, (0, 2, 4), {}),
+    "all alike busy": (dict.fromkeys((0, 2, 4), BUSY_PROCESS), {}, (3,), {1: "another group", 4: "busy"}),
+    "unknown processes": ({2: {"processes": None}}, {}, (0, 2, 4), {}),
+    "compute prohibited": ({0: {"compute_mode": 2}}, {}, (2, 4), {0: "compute mode is Prohibited"}),
+    "exclude an index": ({}, {"exclude": ("0",)}, (2, 4), {0: "excluded by request"}),
+    "exclude a UUID": ({}, {"exclude": (UUID[2],)}, (0, 4), {2: "excluded by request"}),
+    "min memory": ({}, {"min_memory": 30 * 2**30}, (3,), {0: "has 24.0 GiB, 30.0 GiB are asked for"}),
+    "asked by index": ({}, {"gpus": ("3", "0")}, (3, 0), {2: "not among the GPUs asked for"}),
+    "asked by UUID prefix": ({}, {"gpus": ("GPU-00000004", "00000002")}, (4, 2), {0: "not among"}),
+    "asked though busy": ({2: BUSY_PROCESS}, {"gpus": ("2",)}, (2,), {}),
+    "the best two": ({}, {"count": 2}, (2, 4), {0: "not among the best-connected 2 of 3"}),
+    "one": ({}, {"count": 1}, (0,), {2: "not among the best-connected 1 of 3"}),
+    "mixed": ({}, {"policy": "mixed"}, (0, 1, 2, 3, 4), {}),
+    "mixed two": ({}, {"policy": "mixed", "exclude": ("1",), "count": 2}, (2, 4), {3: "best-connected 2 of 4"}),
+    "visible indices": (
+        {},
+        {"visible": "3,4,0"},
+        (4, 0),
+        {2: "outside CUDA_VISIBLE_DEVICES=3,4,0", 3: "another group"},
+    ),
+    "visible UUIDs": ({}, {"visible": f"{UUID[4]},{UUID[2]}"}, (4, 2), {0: "outside"}),
+    "visible prefixes": ({}, {"visible": "GPU-00000003"}, (3,), {0: "outside"}),
+    "visible stops at the unknown": ({}, {"visible": "0,9,2"}, (0,), {2: "outside"}),
+    "visible stops at -1": ({}, {"visible": "2,-1,0"}, (2,), {0: "outside"}),
+    "visible like strtoul": ({}, {"visible": "2nd,0"}, (2, 0), {}),
+    "lone GPU without memory figures": ({i: {"memory_mib": None} for i in range(5)}, {}, (0, 2, 4), {}),
+    "different memory is another group": ({2: {"memory_mib": 24000}}, {}, (0, 4), {2: "another group"}),
+    "MIG mode is another group": ({3: {"mig_mode": True}}, {}, (0, 2, 4), {3: "MIG is on and it has no slice"}),
+}
+
+
+@pytest.mark.parametrize("what", CHOICES)
+def test_choices(what):
+    changes, request, chosen, reasons = CHOICES[what]
+    topology = workstation(gpus=changes)
+    selection = select(topology, SelectionRequest(**request))
+    assert selection.indices == chosen
+    assert selection.uuids == tuple(topology.gpu(index).uuid for index in chosen)
+    found = {excluded.index: excluded.reason for excluded in selection.excluded}
+    assert set(found) == set(range(5)) - set(chosen), "each GPU that is not chosen has its reason"
+    for index, part in reasons.items():
+        assert part in found[index]
+
+
+ERRORS = {
+    # request: part of the message
+    (("gpus", ("9",)),): "unknown GPU '9': this machine has 0 to 4",
+    (("gpus", ("GPU-0000000",)),): "unknown GPU 'GPU-0000000'",  # not unique
+    (("gpus", ("0", "GPU-00000000")),): "GPU 0 is named twice",
+    (("gpus", ("0",)), ("exclude", ("0",))): "GPU 0 cannot be used: excluded by request",
+    (("gpus", ("0",)), ("visible", "1,2")): "GPU 0 cannot be used: outside CUDA_VISIBLE_DEVICES=1,2",
+    (("exclude", ("7",)),): "unknown GPU '7'",
+    (("count", 4),): "3 can be used in the largest group (NVIDIA RTX A5000 x 3); --policy mixed adds",
+    (("count", 6), ("policy", "mixed")): "6 GPUs are asked for, 5 can be used",
+    (("count", 0),): "count is 0",
+    (("policy", "biggest"),): "unknown policy 'biggest': choose one of largest, fastest, mixed",
+}
+
+
+@pytest.mark.parametrize("request_items", ERRORS)
+def test_requests_that_cannot_be_met(request_items):
+    with pytest.raises(SelectionError) as caught:
+        select(workstation(), SelectionRequest(**dict(request_items)))
+    assert ERRORS[request_items] in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+EMPTY = {
+    # CUDA_VISIBLE_DEVICES: the reason
+    "": "CUDA_VISIBLE_DEVICES is empty, which hides every GPU",
+    "-1": "CUDA_VISIBLE_DEVICES=-1 hides every GPU",
+    "9": "CUDA_VISIBLE_DEVICES names 9, which is no GPU here: CUDA stops there",
+    "GPU-f,0": "CUDA_VISIBLE_DEVICES names GPU-f, which is no GPU here: CUDA stops there and hides what follows (0)",
+    "0,0": "CUDA_VISIBLE_DEVICES names 0 twice, for which CUDA shows no GPU at all",
+    "NoDevFiles": "CUDA_VISIBLE_DEVICES names NoDevFiles, which is no GPU here: CUDA stops there",
+}
+
+
+@pytest.mark.parametrize("visible", EMPTY)
+def test_a_mask_that_hides_all_gives_an_empty_selection_with_its_reason(visible):
+    selection = select(workstation(), SelectionRequest(visible=visible))
+    assert (selection.indices, selection.uuids, selection.reason) == ((), (), EMPTY[visible])
+    assert len(selection.excluded) == 5
+
+
+def test_without_gpus_the_reason_is_the_drivers():
+    topology = Topology(warnings=("no NVIDIA driver on this machine", "to use a GPU: install it"))
+    assert select(topology, SelectionRequest(count=2)).reason == "no NVIDIA driver on this machine"
+    with pytest.raises(SelectionError, match=r"unknown GPU '0': this machine has none \(no NVIDIA driver"):
+        select(topology, SelectionRequest(gpus=("0",)))
+
+
+def test_when_all_are_busy_each_is_named():
+    selection = select(workstation(gpus=dict.fromkeys(range(5), BUSY_PROCESS)), SelectionRequest())
+    assert selection.indices == ()
+    assert all(f"GPU {index} busy: in use by process 77" in selection.reason for index in range(5))
+
+
+def warnings(topology: Topology, **request: Any) -> str:
+    return "\n".join(select(topology, SelectionRequest(**request)).warnings)
+
+
+def test_an_integer_mask_on_unlike_gpus_is_questioned_unless_the_order_is_set():
+    assert "fastest GPU first" in warnings(workstation(), visible="0,2")
+    assert warnings(workstation(), visible="0,2", device_order="PCI_BUS_ID") == ""
+    assert warnings(workstation(), visible=f"{UUID[0]},{UUID[2]}") == ""
+    assert warnings(to_topology("rtx3090_2x_nvlink"), visible="0,1") == ""
+
+
+def test_fastest_takes_the_group_with_the_higher_estimate_and_largest_says_so():
+    # Three T4-like cards against one H100.
+    h100 = {"name": "NVIDIA H100 PCIe", "cc": [9, 0], "cores": 14592, "clock_mhz": 1755, "memory_mib": 81559}
+    topology = workstation(gpus={3: h100})
+    assert select(topology, SelectionRequest()).indices == (0, 2, 4)
+    assert "NVIDIA H100 PCIe x 1 has a higher estimated peak throughput: --policy fastest" in warnings(topology)
+    fastest = select(topology, SelectionRequest(policy="fastest"))
+    assert (fastest.indices, fastest.policy) == ((3,), "fastest")
+    assert warnings(workstation()) == "", "three A5000 outdo one A100 at these clocks"
+
+
+def test_geforce_counts_half_of_its_workstation_sibling():
+    def peak(name: str) -> float:
+        topology = workstation(gpus={i: {"name": name} for i in (0, 2, 4)})
+        return next(group.throughput or 0.0 for group in groups(topology, range(5)) if group.name == name)
+
+    assert peak("NVIDIA GeForce RTX 3070") == peak("NVIDIA RTX A5000") / 2
+
+
+def test_without_clocks_nothing_is_claimed():
+    topology = workstation(gpus={i: {"clock_mhz": None} for i in range(5)})
+    assert [group.throughput for group in groups(topology, range(5))] == [None] * 3
+    assert select(topology, SelectionRequest(policy="fastest")).indices == (0, 2, 4)
+    assert warnings(topology) == ""
+
+
+def test_unlike_gpus_are_warned_about():
+    assert "the slowest kind (NVIDIA T400 4GB) sets the pace" in warnings(workstation(), policy="mixed")
+    assert "GPU 2 was asked for by name although it is busy" in warnings(
+        workstation(gpus={2: BUSY_PROCESS}), gpus=("2",)
+    )
+
+
+def mig_machine(taken: tuple[int, ...] = ()) -> Topology:
+    slices = [{"uuid": f"MIG-{n}-0", "profile": "3g.40gb", "memory_mib": 40192, "instance": n} for n in (1, 2)]
+    a100 = {"name": "NVIDIA A100 80GB", "memory_mib": 81920, "cc": [8, 0], "mig_mode": True, "memory_used_mib": 40000}
+    others = [dict(one, uuid=one["uuid"].replace("-0", "-1")) for one in slices]
+    busy = [{"pid": 5, "used_mib": 1, "instance": instance} for instance in taken]
+    return to_topology({"gpus": [{**a100, "mig": slices, "processes": busy}, {**a100, "mig": others}]})
+
+
+def test_mig_takes_a_free_slice_of_each_gpu_by_uuid():
+    selection = select(mig_machine(), SelectionRequest())
+    assert selection.indices == (0, 1)
+    assert selection.uuids == ("MIG-1-0", "MIG-1-1")
+    assert selection.group == "NVIDIA A100 80GB MIG 3g.40gb x 2"
+    assert select(mig_machine(taken=(1,)), SelectionRequest()).uuids == ("MIG-2-0", "MIG-1-1")
+    full = select(mig_machine(taken=(1, 2)), SelectionRequest())
+    assert full.uuids == ("MIG-1-1",)
+    assert full.excluded[0].reason == "busy: each of its MIG slices is in use"
+
+
+def test_mig_slices_by_name():
+    assert select(mig_machine(), SelectionRequest(gpus=("MIG-2-1",))).uuids == ("MIG-2-1",)
+    assert select(mig_machine(), SelectionRequest(visible="MIG-2-0,MIG-2-1")).uuids == ("MIG-2-0", "MIG-2-1")
