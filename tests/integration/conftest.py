@@ -24,7 +24,13 @@ def command(tmp_path: Path) -> Command:
         cwd = cwd or tmp_path / "cwd"
         cwd.mkdir(exist_ok=True)
         surroundings = {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")}
-        surroundings |= {"XDG_CACHE_HOME": str(tmp_path / "cache"), "COLUMNS": "100", **(env or {})}
+        # One thread: small models gain nothing from more, and other tests may run beside.
+        surroundings |= {
+            "OMP_NUM_THREADS": "1",
+            "XDG_CACHE_HOME": str(tmp_path / "cache"),
+            "COLUMNS": "100",
+            **(env or {}),
+        }
         return subprocess.run(
             [sys.executable, *arguments], cwd=cwd, env=surroundings, capture_output=True, text=True, timeout=timeout_s
         )

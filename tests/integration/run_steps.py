@@ -1,0 +1,123 @@
+"""Started by torchrun: trains as each case of a JSON file says, and keeps losses, gradients and weights.
+
+    python tests/integration/run_steps.py CASES.json RESULT.pt
+
+A case: {"name", "steps", "batch", "samples", and optionally "shares", "accumulate", "double", "lr", "augment",
+"clip"}. Rank 0 writes {name: {"losses": float64 [steps], "gradients": [steps, parameters], "weights"}}.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from ddp_train import distributed
+from ddp_train.data.dataset import load
+from ddp_train.data.pipeline import build_pipeline
+from ddp_train.losses import cross_entropy_sum
+from ddp_train.options import DataOptions
+from ddp_train.precision import Precision
+from ddp_train.trainer import Parts, Trainer
+
+CPU = torch.device("cpu")
+
+
+class PlainNet(nn.Module):
+    """A small network without batch statistics; computes in the precision of its weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            *(nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.GroupNorm(2, 8), nn.ReLU()),
+            *(nn.Conv2d(8, 16, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 64, 10)),
+        )
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.layers(images.to(self.layers[0].weight.dtype))
+
+
+def double_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The trainer's loss is float32; this is the same in float64, to see the mathematics without rounding."""
+    return nn.functional.cross_entropy(logits, labels, reduction="sum")
+
+
+def run(case: dict[str, Any], ranks: distributed.Ranks) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    network = PlainNet().double() if case.get("double") else PlainNet()
+    ddp = DistributedDataParallel(network, gradient_as_bucket_view=True) if ranks.world_size > 1 else None
+    options = DataOptions(dataset="synthetic", synthetic_samples=case["samples"], augment=case.get("augment", "heavy"))
+    pipeline = build_pipeline(
+        load("synthetic", options),
+        options,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        device=CPU,
+        global_batch=case["batch"],
+        accumulate=case.get("accumulate", 1),
+        seed=3,
+        shares=case.get("shares"),
+    )
+    base_loss = double_cross_entropy if case.get("double") else cross_entropy_sum(0.1)
+    sums: list[torch.Tensor] = []
+
+    def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        value = base_loss(logits, labels)
+        sums.append(value.detach().double())
+        return value
+
+    optimizer = torch.optim.SGD(network.parameters(), lr=case.get("lr", 0.1), momentum=0.9, nesterov=True)
+    optimizer.param_groups[0]["initial_lr"] = case.get("lr", 0.1)
+    gradients: list[torch.Tensor] = []
+    optimizer.register_step_pre_hook(
+        lambda *_: gradients.append(torch.cat([p.grad.flatten() for p in network.parameters()]))
+    )
+    trainer = Trainer(
+        Parts(
+            ranks=ranks,
+            device=CPU,
+            network=network,
+            model=ddp or network,
+            ddp=ddp,
+            pipeline=pipeline,
+            loss=loss,
+            optimizer=optimizer,
+            schedule=lambda step: 1.0,
+            precision=Precision("off", CPU),
+            epochs=1,
+            global_batch=case["batch"],
+            clip_norm=case.get("clip"),
+        )
+    )
+    windows = itertools.chain.from_iterable(pipeline.train(epoch) for epoch in itertools.count())
+    losses = []
+    for window in itertools.islice(windows, case["steps"]):
+        sums.clear()
+        trainer.train_step(window)
+        mine = sum(sums, torch.zeros((), dtype=torch.float64)) if window.count else torch.zeros((), dtype=torch.float64)
+        losses.append(distributed.sum_over_ranks(mine) / window.size)
+    weights = torch.cat([p.detach().flatten() for p in network.parameters()])
+    return {"losses": torch.stack(losses), "gradients": torch.stack(gradients), "weights": weights}
+
+
+def main() -> None:
+    cases, result = Path(sys.argv[1]), Path(sys.argv[2])
+    torch.set_num_threads(1)
+    ranks = distributed.Ranks.from_environment()
+    distributed.start(ranks, CPU, timeout_s=120)
+    found = {case["name"]: run(case, ranks) for case in json.loads(cases.read_text())}
+    if ranks.is_first:
+        torch.save(found, result)
+    distributed.stop()
+
+
+if __name__ == "__main__":
+    main()

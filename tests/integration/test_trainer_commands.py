@@ -1,0 +1,183 @@
+"""The trainer as a user starts it: torchrun, plain Python, from anywhere; what it writes; resume; mistakes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from ddp_train import checkpoint
+from tests.integration.conftest import ROOT, Command, torchrun
+
+MAIN = str(ROOT / "ddp_train" / "main.py")
+FILES = ["config.yaml", "plan.json", "training_history.json", "training_curves.png", "best_model.pth"]
+
+
+def history(folder: Path) -> dict:
+    return json.loads((folder / "training_history.json").read_text())
+
+
+def without_clock(folder: Path) -> list[dict]:
+    return [
+        {k: v for k, v in e.items() if k not in ("seconds", "images_per_second")} for e in history(folder)["epochs"]
+    ]
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_digits_from_another_folder(command: Command, tmp_path: Path, ranks: int) -> None:
+    launch = torchrun(ranks) if ranks > 1 else []
+    done = command(*launch, MAIN, "--dataset", "digits", "--epochs", "2", "--out-dir", "run")
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "cwd" / "run"
+    for name in (*FILES, "checkpoint-latest.pt"):
+        assert (folder / name).stat().st_size > 0, name
+    assert list((folder / "tensorboard").rglob("events*"))
+    written = history(folder)
+    assert written["schema"] == "ddp-train-history/1"
+    assert written["environment"]["world_size"] == ranks
+    assert [epoch["epoch"] for epoch in written["epochs"]] == [1, 2]
+    assert written["epochs"][1]["train_loss"] < written["epochs"][0]["train_loss"]
+    assert 0 <= written["best"]["test_accuracy"] <= 1
+    weights = torch.load(folder / "best_model.pth", weights_only=True)
+    assert all(isinstance(value, torch.Tensor) for value in weights.values())
+    assert (folder / "training_curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_without_out_dir_a_new_run_folder_is_made(command: Command, tmp_path: Path) -> None:
+    done = command(MAIN, "--dataset", "synthetic", "--synthetic-samples", "64", "--epochs", "1")
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "cwd" / "runs").iterdir()
+    assert (folder / "best_model.pth").exists() and folder.name.endswith("-small")
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_resumed_equals_uninterrupted_bit_for_bit(command: Command, tmp_path: Path, ranks: int) -> None:
+    launch = torchrun(ranks) if ranks > 1 else []
+    # --model power has dropout and batch statistics: both must come back exactly.
+    options = ["--dataset", "synthetic", "--synthetic-samples", "200", "--model", "power", "--width-mult", "0.125"]
+    options += ["--amp", "off", "--augment", "heavy", "--batch-size", "32", "--scheduler", "multistep"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert command(*launch, MAIN, *options, "--epochs", "4", "--out-dir", str(whole)).returncode == 0
+    killed_after_two = ["--epochs", "4", "--out-dir", str(parts)]
+    stop = tmp_path / "stop.py"
+    stop.write_text(STOP_AFTER_TWO_EPOCHS)
+    assert command(*launch, str(stop), *options, *killed_after_two).returncode != 0
+    assert len(history(parts)["epochs"]) == 3  # the third was recorded, its checkpoint never came
+    done = command(*launch, MAIN, "--resume", str(parts))
+    assert done.returncode == 0, done.stderr
+    one, other = (checkpoint.load(folder / "checkpoint-latest.pt") for folder in (whole, parts))
+    assert one["progress"] == other["progress"]
+    _assert_same(one["model"], other["model"])
+    _assert_same(one["optimizer"], other["optimizer"])
+    assert without_clock(whole) == without_clock(parts)
+
+
+# Ends as a kill would: after the third epoch was recorded, before its checkpoint.
+STOP_AFTER_TWO_EPOCHS = f"""
+import os, sys
+sys.path.insert(0, {str(ROOT)!r})
+from ddp_train import run_folder, main
+write = run_folder.RunFolder.save
+def save(self, network, optimizer, precision, progress, **more):
+    if progress.epoch == 3:
+        os._exit(9)
+    write(self, network, optimizer, precision, progress, **more)
+run_folder.RunFolder.save = save
+sys.exit(main.main())
+"""
+
+
+def _assert_same(one: object, other: object) -> None:
+    if isinstance(one, torch.Tensor):
+        assert isinstance(other, torch.Tensor) and torch.equal(one, other)
+    elif isinstance(one, dict):
+        assert isinstance(other, dict) and one.keys() == other.keys()
+        for key in one:
+            _assert_same(one[key], other[key])
+    elif isinstance(one, (list, tuple)):
+        assert isinstance(other, (list, tuple)) and len(one) == len(other)
+        for a, b in zip(one, other, strict=True):
+            _assert_same(a, b)
+    else:
+        assert one == other
+
+
+def test_a_damaged_checkpoint_is_refused(command: Command, tmp_path: Path) -> None:
+    options = ["--dataset", "synthetic", "--synthetic-samples", "64", "--out-dir", str(tmp_path / "run")]
+    assert command(MAIN, *options, "--epochs", "1").returncode == 0
+    latest = tmp_path / "run" / "checkpoint-latest.pt"
+    damaged = bytearray(latest.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    latest.write_bytes(damaged)
+    done = command(MAIN, *options, "--epochs", "2", "--resume", "auto")
+    assert_one_error(done, "checkpoint-latest.pt")
+    assert latest.read_bytes() == damaged, "nothing is lost"
+
+
+def assert_one_error(done: object, *words: str) -> None:
+    """Status 2 and, of our own output, exactly one line that begins with error: and holds the words."""
+    assert done.returncode == 2, done.stderr  # type: ignore[attr-defined]
+    text = done.stdout + done.stderr  # type: ignore[attr-defined]
+    assert "Traceback" not in text, text
+    lines = [line for line in text.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1, text
+    for word in words:
+        assert word in lines[0]
+
+
+MISTAKES = [
+    (["--batchsize", "3"], ["--batchsize", "--batch-size"]),
+    (["--lr", "fast"], ["--lr", "fast"]),
+    (["--config", "wrong.yaml"], ["wrong.yaml", "epochs", "many"]),
+    (["--data-dir", "nowhere"], ["--data-dir nowhere"]),
+    (["--dataset", "folder", "--data-dir", "empty"], ["empty"]),
+    (["--dataset", "folder", "--data-dir", "corrupt"], ["broken.png"]),
+    (["--dataset", "digits", "--out-dir", "wrong.yaml/run"], ["--out-dir"]),
+    (["--dataset", "digits", "--model", "resnet19"], ["--model resnet19", "resnet18"]),
+    (["--dataset", "digits", "--device", "cuda"], ["--device cuda"]),
+    (["--resume", "nowhere"], ["--resume nowhere"]),
+]
+
+
+@pytest.fixture
+def messy(tmp_path: Path) -> Path:
+    """A folder with the files that the mistakes name."""
+    import numpy as np
+    from PIL import Image
+
+    folder = tmp_path / "cwd"
+    (folder / "empty").mkdir(parents=True)
+    (folder / "wrong.yaml").write_text("epochs: many\n")
+    for part in ("train", "test"):
+        for name in ("cat", "dog"):
+            (folder / "corrupt" / part / name).mkdir(parents=True)
+            for index in range(3):
+                image = Image.fromarray(np.full((8, 8, 3), index * 40, dtype=np.uint8))
+                image.save(folder / "corrupt" / part / name / f"{index}.png")
+    (folder / "corrupt" / "train" / "dog" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nno image")
+    return folder
+
+
+@pytest.mark.parametrize(("argv", "words"), MISTAKES, ids=lambda value: " ".join(value))
+def test_a_mistake_is_one_line_and_status_2(command: Command, messy: Path, argv: list[str], words: list[str]) -> None:
+    before = sorted(messy.iterdir())
+    assert_one_error(command(MAIN, *argv, cwd=messy), *words)
+    assert [p for p in sorted(messy.iterdir()) if p.name != "runs"] == before
+
+
+@pytest.mark.parametrize("argv", [["--lr", "fast"], ["--dataset", "folder", "--data-dir", "corrupt"]], ids=" ".join)
+def test_under_torchrun_a_mistake_is_said_once(command: Command, messy: Path, argv: list[str]) -> None:
+    done = command(*torchrun(2), MAIN, *argv, cwd=messy)
+    assert done.returncode != 0
+    lines = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("error:")]
+    assert len(lines) == 1, done.stderr
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_status_1(command: Command, tmp_path: Path) -> None:
+    options = ["--dataset", "synthetic", "--synthetic-samples", "256", "--lr", "10000", "--warmup-epochs", "0"]
+    done = command(MAIN, *options, "--epochs", "5", "--amp", "off", "--batch-size", "16", "--out-dir", "run")
+    assert done.returncode == 1, done.stderr
+    assert "error: the training loss of epoch" in done.stderr and "--lr" in done.stderr
+    assert "Traceback" not in done.stderr
