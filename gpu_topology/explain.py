@@ -58,10 +58,21 @@ def reason(choice: Choice) -> str:
     elif len(choice.groups) == 1:
         what = f"the only group of like GPUs: {choice.groups[0].label}"
     else:
-        what = f"the {choice.superlative} group of like GPUs: {choice.groups[0].label}"
+        what = f"the {choice.superlative} group of like GPUs{_tie(choice)}: {choice.groups[0].label}"
     if len(choice.chosen) < len(choice.pool):
         what = f"the best-connected {len(choice.chosen)} of {what}" if len(choice.chosen) > 1 else f"one of {what}"
     return what + _slowest_link(choice)
+
+
+def _tie(choice: Choice) -> str:
+    """What decided between the first group and the next of the same size."""
+    first, second = choice.groups[:2]
+    if choice.policy != "largest" or len(first.indices) != len(second.indices):
+        return ""
+    if (first.memory_total or 0) != (second.memory_total or 0):
+        return " (of equal ones, that with most memory)"
+    better = "better linked" if first.ring_gb_s != second.ring_gb_s else "better linked or first in order"
+    return f" (of equal ones, the {better})"
 
 
 def _slowest_link(choice: Choice) -> str:
@@ -88,8 +99,7 @@ def left_out(choice: Choice) -> Iterator[tuple[int, str]]:
             yield gpu.index, f"not among the best-connected {len(choice.chosen)} of {len(choice.pool)}"
         else:
             own = next(group for group in choice.groups if gpu.index in group.indices)
-            first = choice.groups[0].label
-            yield gpu.index, f"another group ({own.label}) than the {choice.superlative} ({first})"
+            yield gpu.index, f"in another group ({own.label}) than the chosen one ({choice.groups[0].label})"
 
 
 def too_many(choice: Choice, count: int) -> str:

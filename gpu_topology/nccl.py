@@ -126,7 +126,7 @@ def _threads_reason(facts: Facts) -> str:
     share = f"{cpus} usable CPU{'s' * (cpus != 1)} / {ranks} rank{'s' * (ranks != 1)}"
     if cpus < 2 * ranks:
         return f"{share}, at least 1"
-    return f"{share}; torchrun would set 1 when it is unset and there are several ranks"
+    return share if ranks == 1 else f"{share}; torchrun would set 1 when it is unset"
 
 
 def _devices(facts: Facts) -> str:

@@ -27,7 +27,7 @@ _LEVEL_STYLES = {
     LinkLevel.PXB: "cyan",
     LinkLevel.PHB: "yellow",
     LinkLevel.NODE: "yellow",
-    LinkLevel.SYS: "red",
+    LinkLevel.SYS: "magenta",
 }
 
 
@@ -67,14 +67,15 @@ def _name_cell(gpu: Gpu) -> Text:
 
     cell = Text((gpu.name or "?").removeprefix("NVIDIA "))
     marks = []
+    short_error = None
     if gpu.error:
-        marks.append(gpu.error)
+        marks.append(short_error := gpu.error.partition(":")[0])  # the selection tells the rest
     if gpu.display_active:
         marks.append("drives a display")
     if gpu.mig_mode:
         marks.append("MIG: " + (", ".join(one.profile or one.uuid for one in gpu.mig_devices) or "no slices"))
     for mark in marks:
-        cell.append(f"\n{mark}", style="red" if mark == gpu.error else "dim")
+        cell.append(f"\n{mark}", style="red" if mark == short_error else "dim")
     return cell
 
 
@@ -164,7 +165,7 @@ def environment_table(settings: Sequence[Setting]) -> Table:
     table.add_column("Variable", overflow="fold", max_width=38)
     table.add_column("Reason", overflow="fold", ratio=1)
     for setting in settings:
-        reason = Text("kept: ", style="yellow") if setting.kept else Text()
+        reason = Text.from_markup("[yellow]kept:[/yellow] ") if setting.kept else Text()
         table.add_row(
             Text(f"{setting.name}={setting.value}", style="bold"), reason.append(setting.reason, style="none")
         )

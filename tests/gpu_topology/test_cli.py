@@ -279,3 +279,12 @@ def test_no_command_imports_what_it_does_not_need(workstation, arguments, absent
     modules = set(done.stderr.splitlines()[-1].split(","))
     assert "pynvml" in modules
     assert not modules & absent
+
+
+def test_no_color_is_honoured(workstation):
+    colour = re.compile(r"\x1b\[[0-9;]*3[0-7]m")
+    assert colour.search(succeed("report", env={**workstation, "FORCE_COLOR": "1", "TERM": "xterm"}))
+    assert not colour.search(
+        succeed("report", env={**workstation, "FORCE_COLOR": "1", "NO_COLOR": "1", "TERM": "xterm"})
+    )
+    assert "\x1b" not in succeed("report", env=workstation)

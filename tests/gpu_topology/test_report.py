@@ -46,7 +46,7 @@ def test_everything_a_reader_looks_for_is_on_the_page(host):
         "NODE host bridges within one NUMA node",
         "NVIDIA RTX A5000 x 3",
         "GPU 0, 2, 4: the largest group of like GPUs",
-        "not GPU 3 A100-PCIE-40GB: another group",
+        "not GPU 3 A100-PCIE-40GB: in another group",
         "CUDA_VISIBLE_DEVICES=0,2,4",
         "kept: set by you",
         "32 usable CPUs",

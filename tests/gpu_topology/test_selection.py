@@ -74,8 +74,8 @@ def test_the_three_a5000_are_selected_in_every_order(order):
     assert [order[index] for index in chosen.indices] == [i for i in order if i in (0, 2, 4)]
     assert chosen.group == "NVIDIA RTX A5000 x 3"
     reasons = {order[excluded.index]: excluded.reason for excluded in chosen.excluded}
-    assert reasons[1] == "another group (NVIDIA T400 4GB x 1) than the largest (NVIDIA RTX A5000 x 3)"
-    assert reasons[3] == "another group (NVIDIA A100-PCIE-40GB x 1) than the largest (NVIDIA RTX A5000 x 3)"
+    assert reasons[1] == "in another group (NVIDIA T400 4GB x 1) than the chosen one (NVIDIA RTX A5000 x 3)"
+    assert reasons[3] == "in another group (NVIDIA A100-PCIE-40GB x 1) than the chosen one (NVIDIA RTX A5000 x 3)"
 
 
 BUSY_PROCESS = {"processes": [{"pid": 77, "used_mib": 2048}]}
@@ -249,3 +249,28 @@ def test_mig_takes_a_free_slice_of_each_gpu_by_uuid():
 def test_mig_slices_by_name():
     assert select(mig_machine(), SelectionRequest(gpus=("MIG-2-1",))).uuids == ("MIG-2-1",)
     assert select(mig_machine(), SelectionRequest(visible="MIG-2-0,MIG-2-1")).uuids == ("MIG-2-0", "MIG-2-1")
+
+
+def test_the_reason_names_what_decided():
+    assert select(workstation(), SelectionRequest()).reason == (
+        "the largest group of like GPUs: NVIDIA RTX A5000 x 3 (slowest link of its best ring: SYS)"
+    )
+    tied = select(to_topology(MACHINES["synthetic_mixed_3090_a6000"]), SelectionRequest())
+    assert "of equal ones, that with most memory): NVIDIA RTX A6000 x 2" in tied.reason
+    pair = select(to_topology(MACHINES["a30_4x_two_bridges"]), SelectionRequest(count=2))
+    assert pair.reason.startswith("the best-connected 2 of the only group of like GPUs: NVIDIA A30 x 4")
+    assert pair.reason.endswith("(slowest link of its best ring: NV4)")
+    assert select(workstation(), SelectionRequest(gpus=("3",))).reason == "the GPUs asked for by name"
+
+
+def test_equal_groups_go_to_the_better_linked():
+    # Two pairs alike but for their name; the later one is bridged.
+    names = ["A", "A", "B", "B"]
+    matrix = [["X", "PHB", "SYS", "SYS"], ["PHB", "X", "SYS", "SYS"], ["SYS", "SYS", "X", "NV4"]]
+    machine = {
+        "gpus": [{"name": name, "memory_mib": 24576, "cc": [8, 6]} for name in names],
+        "matrix": [*matrix, ["SYS", "SYS", "NV4", "X"]],
+    }
+    chosen = select(to_topology(machine), SelectionRequest())
+    assert chosen.indices == (2, 3)
+    assert "of equal ones, the better linked" in chosen.reason
