@@ -26,7 +26,7 @@ from gpu_topology.nvml import read_or_explain
 from gpu_topology.topology import TopologyError
 from launcher.options import LaunchOptions, OptionError, parse
 from launcher.plan import LaunchPlan, make_plan
-from launcher.program import check_program
+from launcher.program import check_program, check_torch
 
 __all__ = ["main"]
 
@@ -84,6 +84,7 @@ def _run(plan: LaunchPlan, options: LaunchOptions) -> int:
     from launcher.quiet import quiet_import
     from launcher.show import show_compact
 
+    check_torch()
     console = Console(stderr=True)
     plan, folders = prepare(plan, options)
     show_compact(console, plan, str(folders.logs))

@@ -7,32 +7,14 @@ neither script nor module, the words that the launcher does not know are options
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NoReturn
 
-from launcher import __version__
-from launcher.values import OptionError, device_list, endpoint, memory, node_range, one_of, path, whole
+from launcher.arguments import make_parser
+from launcher.values import OptionError
 
 __all__ = ["LaunchOptions", "OptionError", "Program", "option_names", "parse"]
-
-LARGEST_RANKS = 1024
-POLICIES = ("largest", "fastest", "mixed")
-USAGE = "launch.py [--auto | --gpus LIST | --cpu] [options] [SCRIPT | -m MODULE] [arguments of the program]"
-EXAMPLES = """\
-Plans a distributed run for this machine, shows the plan, and runs it.
-
-examples:
-  python launch.py --auto                           train the bundled models on the best GPUs
-  python launch.py --auto --epochs 5 --lr 0.05      the same, with options of the trainer
-  python launch.py --auto train.py --lr 0.1         your script; all that follows it is its own
-  python launch.py --gpus 0,1 -m package.train      your module on two GPUs
-  python launch.py --cpu --nproc 2 train.py         two processes on the CPU
-  python launch.py --auto --dry-run                 only the plan, and a command to paste
-
-The options of the bundled trainer: python ddp_train/main.py --help
-"""
 
 
 @dataclass(frozen=True)
@@ -68,16 +50,9 @@ class LaunchOptions:
     tee: bool = False
 
 
-class _Parser(argparse.ArgumentParser):
-    """Raises instead of printing usage and leaving."""
-
-    def error(self, message: str) -> NoReturn:
-        raise OptionError(message.removeprefix("argument ") + " (see --help)")
-
-
 def parse(argv: Sequence[str]) -> LaunchOptions:
     """The options and the program on a command line. Errors: OptionError. --help and --version print and exit 0."""
-    parser, actions = _parser()
+    parser, actions = make_parser()
     own, program = _split(argv, actions)
     values = vars(parser.parse_args(own))
     # --auto is what happens anyway; it is there to be written.
@@ -91,7 +66,7 @@ def parse(argv: Sequence[str]) -> LaunchOptions:
 
 def option_names() -> tuple[str, ...]:
     """Every spelling of every launcher option, for suggestions."""
-    return tuple(_parser()[1])
+    return tuple(make_parser()[1])
 
 
 def _check(options: LaunchOptions) -> None:
@@ -168,103 +143,3 @@ def _script_among(trainer: Sequence[str]) -> str | None:
 
 def _refuse_options_before(program: str, trainer: Sequence[str]) -> NoReturn:
     raise OptionError(f"{trainer[0]} is not an option of the launcher; options of {program} stand after {program}")
-
-
-def _parser() -> tuple[_Parser, dict[str, argparse.Action]]:
-    """The parser, and its options by each of their spellings."""
-    parser = _Parser(
-        prog="launch.py",
-        usage=USAGE,
-        description=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        add_help=False,
-        argument_default=argparse.SUPPRESS,
-    )
-    actions = [*_device_options(parser), *_program_options(parser), *_run_options(parser), *_node_options(parser)]
-    return parser, {name: action for action in actions for name in action.option_strings}
-
-
-def _device_options(parser: _Parser) -> list[argparse.Action]:
-    add = parser.add_argument_group("Where to run").add_argument
-    return [
-        add("--auto", action="store_true", default=False, help="the best set of GPUs, else the CPU [the default]"),
-        add("--gpus", "--devices", metavar="LIST", type=device_list("--gpus"), help="these GPUs: indices or UUIDs"),
-        add("--cpu", action="store_true", help="the CPU, with gloo"),
-        add(
-            *("--nproc", "--nproc-per-node"),
-            metavar="N",
-            type=whole("--nproc", 1, LARGEST_RANKS),
-            help="ranks on this node: as many GPUs [all that were selected; on the CPU 2]",
-        ),
-        add(
-            "--policy",
-            metavar="|".join(POLICIES),
-            type=one_of("--policy", POLICIES),
-            help="largest group of equal GPUs, fastest group, or GPUs of several models [largest]",
-        ),
-        add("--exclude", metavar="LIST", type=device_list("--exclude"), help="GPUs to leave out"),
-        add("--allow-busy", action="store_true", help="take GPUs that other processes use, too"),
-        add("--min-memory", metavar="SIZE", type=memory("--min-memory"), help="least memory of a GPU, as in 20GB"),
-    ]
-
-
-def _program_options(parser: _Parser) -> list[argparse.Action]:
-    group = parser.add_argument_group("What to run")
-    # Only for the help: a module is recognised while the words are split.
-    group.add_argument("-m", "--module", metavar="MODULE", help="run a module, as python -m does")
-    return [
-        group.add_argument(
-            "--no-python", action="store_true", default=False, help="the program is an executable, not a Python script"
-        )
-    ]
-
-
-def _run_options(parser: _Parser) -> list[argparse.Action]:
-    add = parser.add_argument_group("Plan and run").add_argument
-    version = f"launch.py {__version__} (Python {sys.version.split()[0]})"
-    return [
-        add("--dry-run", action="store_true", help="show the plan and a command to paste; start nothing"),
-        add("--json", action="store_true", help="with --dry-run: the plan as JSON"),
-        add(
-            "--topology",
-            metavar="FILE",
-            type=path("--topology"),
-            help="with --dry-run: plan for a machine saved by gpu_topology snapshot",
-        ),
-        add(
-            "--max-restarts",
-            metavar="N",
-            type=whole("--max-restarts", 0, 1000),
-            help="start all ranks again after a failure, at most N times [0]",
-        ),
-        add(
-            "--grace",
-            metavar="SECONDS",
-            type=whole("--grace", 0, 86400),
-            help="time that ranks have to end after a failure or signal before they are killed [30]",
-        ),
-        add(
-            "--log-dir",
-            metavar="DIR",
-            type=path("--log-dir"),
-            help="output of the ranks other than 0 [RUN FOLDER/logs; for your own program a temporary folder]",
-        ),
-        add("--tee", action="store_true", help="show the output of the other ranks as well"),
-        add("--version", action="version", version=version, help="print the version"),
-        add("-h", "--help", action="help", help="print this help"),
-    ]
-
-
-def _node_options(parser: _Parser) -> list[argparse.Action]:
-    add = parser.add_argument_group("Several nodes (run the same command on each)").add_argument
-    return [
-        add("--nnodes", metavar="N|MIN:MAX", type=node_range, help="number of nodes, or least and most [1]"),
-        add(
-            "--node-rank",
-            metavar="R",
-            type=whole("--node-rank", 0, 99_999),
-            help="0 on the node of the rendezvous endpoint [found out by its address]",
-        ),
-        add("--rdzv-endpoint", metavar="HOST:PORT", type=endpoint, help="where the nodes meet: an address of node 0"),
-    ]

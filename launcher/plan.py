@@ -60,17 +60,7 @@ def make_plan(options: LaunchOptions, topology: Topology, host: Host, environ: M
     if training is not None:
         training = training.decided(topology, selection, host, ranks=ranks, nodes=options.nnodes[0])
     program = training.program if training else options.program
-    job = Job(
-        worker=worker_argv(program),
-        nproc_per_node=ranks,
-        environment=_assignments(settings),
-        nnodes=options.nnodes,
-        node_rank=options.node_rank,
-        rdzv_endpoint=options.rdzv_endpoint,
-        max_restarts=options.max_restarts,
-        grace=options.grace,
-        tee=options.tee,
-    )
+    job = _job(options, program, ranks, settings)
     command = torchrun(job, program)
     return LaunchPlan(
         topology=topology,
@@ -129,8 +119,18 @@ def _restart_settings(options: LaunchOptions, environ: Mapping[str, str]) -> Ite
         yield Setting(name, environ.get(name, "1"), reason, kept=kept)
 
 
-def _assignments(settings: Iterable[Setting]) -> tuple[tuple[str, str], ...]:
-    return tuple((setting.name, setting.value) for setting in settings if not setting.kept)
+def _job(options: LaunchOptions, program: Program, ranks: int, settings: Iterable[Setting]) -> Job:
+    return Job(
+        worker=worker_argv(program),
+        nproc_per_node=ranks,
+        environment=tuple((setting.name, setting.value) for setting in settings if not setting.kept),
+        nnodes=options.nnodes,
+        node_rank=options.node_rank,
+        rdzv_endpoint=options.rdzv_endpoint,
+        max_restarts=options.max_restarts,
+        grace=options.grace,
+        tee=options.tee,
+    )
 
 
 def _warnings(options: LaunchOptions, selection: Selection, host: Host, ranks: int) -> Iterable[str]:
