@@ -136,13 +136,13 @@ def _style(axes: Axes, title: str, unit: str, history: HistoryDocument) -> None:
     axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=_INK)
     axes.set_title(unit, loc="right", fontsize=9, color=_SOFT)
     axes.set_xlabel("epoch", fontsize=10, color=_SOFT)
-    axes.tick_params(colors=_SOFT, labelsize=9, length=0)
+    axes.tick_params(which="both", colors=_SOFT, labelsize=9, length=0)
     axes.grid(color=_GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(_SOFT)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
     first, last = history["epochs"][0]["epoch"], history["epochs"][-1]["epoch"]
     assert first is not None and last is not None
     axes.set_xlim(first - 0.5, last + max(0.5, (last - first) * 0.02))

@@ -214,6 +214,8 @@ def test_foreign_files_are_refused_by_name(tmp_path: Path) -> None:
     assert "not a checkpoint of this trainer" in _message(tmp_path / "unsealed.pt")
     checkpoint.save_state_dict(tmp_path / "best_model.pth", {"weight": torch.zeros(2)})
     assert "its schema is not ddp-train-checkpoint/1" in _message(tmp_path / "best_model.pth")
+    checkpoint._write(tmp_path / "later.pt", {"schema": "ddp-train-checkpoint/2", "state": {}})
+    assert "its schema is not ddp-train-checkpoint/1" in _message(tmp_path / "later.pt")
     with zipfile.ZipFile(tmp_path / "archive.pt", "w") as archive:
         archive.writestr("readme", "hello")
     assert "not a checkpoint of this trainer" in _message(tmp_path / "archive.pt")

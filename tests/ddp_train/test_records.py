@@ -187,7 +187,7 @@ def _facts(start_epoch: int = 1, steps_per_epoch: int = 10) -> RunFacts:
 def _run(observer: Observer, epochs: range, offset: float) -> None:
     observer.on_start(_facts(start_epoch=epochs[0]))
     for epoch in epochs:
-        for step in (5, 10):
+        for step in (1, 10):
             observer.on_step(
                 StepReport(
                     epoch=epoch,
@@ -222,19 +222,19 @@ def test_tensorboard_has_epoch_curves_by_epoch_and_step_curves_by_step(tmp_path:
         "learning_rate": [(1, pytest.approx(0.1)), (2, pytest.approx(0.1))],
         "images_per_second": [(1, 1234.5), (2, 1234.5)],
     }
-    assert _scalars(tmp_path / "steps")["step/loss"] == [(5, 1.0), (10, 1.0), (15, 2.0), (20, 2.0)]
+    assert _scalars(tmp_path / "steps")["step/loss"] == [(1, 1.0), (10, 1.0), (11, 2.0), (20, 2.0)]
 
 
 def test_finished_epochs_are_on_the_disk_before_the_run_ends_and_a_resume_doubles_none(tmp_path: Path) -> None:
     killed = TensorBoardObserver(tmp_path)
     _run(killed, range(1, 4), 0.0)  # never closed
     assert [step for step, _ in _scalars(tmp_path / "epochs")["accuracy/test"]] == [1, 2, 3]
-    assert [step for step, _ in _scalars(tmp_path / "steps")["step/loss"]] == [5, 10, 15, 20, 25, 30]
+    assert [step for step, _ in _scalars(tmp_path / "steps")["step/loss"]] == [1, 10, 11, 20, 21, 30]
     resumed = TensorBoardObserver(tmp_path)
     _run(resumed, range(2, 3), 100.0)  # the checkpoint was that of epoch 1; ends before epoch 3 is trained again
     resumed.close()
     assert _scalars(tmp_path / "epochs")["accuracy/test"] == [(1, 1.0), (2, 102.0)]
-    assert _scalars(tmp_path / "steps")["step/loss"] == [(5, 1.0), (10, 1.0), (15, 102.0), (20, 102.0)]
+    assert _scalars(tmp_path / "steps")["step/loss"] == [(1, 1.0), (10, 1.0), (11, 102.0), (20, 102.0)]
     killed.close()
 
 
