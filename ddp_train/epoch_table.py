@@ -24,10 +24,10 @@ _COLUMNS = (
 class EpochTable:
     """Formats the rows, and knows which epoch is the best so far."""
 
-    def __init__(self, epochs: int = 0) -> None:
-        """`epochs` is the number that the run is to train, shown beside each epoch's own."""
+    def __init__(self, epochs: int = 0, best_accuracy: float = -math.inf) -> None:
+        """`epochs` is shown beside each epoch's own number; `best_accuracy` is that of epochs before the first row."""
         self._epochs = epochs
-        self._best = -math.inf
+        self._best = best_accuracy
 
     def heading(self) -> str:
         """The names of the columns."""

@@ -52,7 +52,8 @@ class PlainProgress(Observer):
 
     def on_start(self, facts: RunFacts) -> None:
         """Print what is trained on what, and the table's heading."""
-        self._facts, self._table, self._started = facts, EpochTable(facts.epochs), time.monotonic()
+        self._facts, self._started = facts, time.monotonic()
+        self._table = EpochTable(facts.epochs, facts.best_accuracy)
         for line in (*facts.notes, *describe(facts), self._table.heading()):
             self._print(line)
 
@@ -88,7 +89,8 @@ class LiveProgress(Observer):
         from rich.panel import Panel
         from rich.text import Text
 
-        self._facts, self._table, self._started = facts, EpochTable(facts.epochs), time.monotonic()
+        self._facts, self._started = facts, time.monotonic()
+        self._table = EpochTable(facts.epochs, facts.best_accuracy)
         for note in facts.notes:
             self._console.print(Text(note, style="yellow"))
         text = Text("\n").join(Text(line) for line in describe(facts))

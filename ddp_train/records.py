@@ -58,6 +58,8 @@ class RunFacts:
     """Lines for the user, such as a fallback to another dataset."""
     start_epoch: int = 1
     """The first epoch that this process trains: later than 1 after a resume."""
+    best_accuracy: float = -math.inf
+    """The best test accuracy of the epochs before: a later epoch is a new best only above it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -137,9 +137,14 @@ def test_each_line_is_flushed_at_once(tmp_path: Path) -> None:
         assert len(path.read_text().splitlines()) == 4
 
 
-def test_a_resumed_run_says_where_it_goes_on() -> None:
+def test_a_resumed_run_says_where_it_goes_on_and_what_is_to_be_beaten() -> None:
     stream = io.StringIO()
-    create_progress(stream).on_start(_facts(start_epoch=4, world_size=1))
+    progress = create_progress(stream)
+    progress.on_start(_facts(start_epoch=4, world_size=1, best_accuracy=0.9))
+    progress.on_epoch(_record(4, 0.9))
+    assert "*" not in stream.getvalue()
+    progress.on_epoch(_record(5, 0.91))
+    assert "91.00%*" in stream.getvalue()
     assert "1 rank on cpu, global batch 128, 12 steps per epoch, epochs 4 to 10" in stream.getvalue()
 
 
