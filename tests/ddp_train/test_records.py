@@ -259,6 +259,7 @@ def test_tensorflow_is_not_imported_and_tensorboard_not_before_the_start(tmp_pat
     (tmp_path / "tensorflow" / "__init__.py").write_text("raise RuntimeError('TensorFlow was imported')\n")
     code = (
         "import sys\n"
+        "from math import inf\n"  # in the repr of RunFacts
         f"sys.path[:0] = [{str(tmp_path)!r}, {str(_ROOT)!r}]\n"
         "from ddp_train.records import RunFacts, TensorBoardObserver\n"
         f"observer = TensorBoardObserver({str(tmp_path / 'events')!r})\n"
