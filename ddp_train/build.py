@@ -22,12 +22,13 @@ from ddp_train.batching import scale_learning_rate, split
 from ddp_train.data.dataset import Dataset
 from ddp_train.data.pipeline import Pipeline
 from ddp_train.distributed import Ranks, on_first_rank, on_one_rank_per_node, together
+from ddp_train.event_files import TensorBoardObserver
 from ddp_train.losses import cross_entropy_sum
 from ddp_train.optim import create_optimizer
 from ddp_train.options import Config, UserError
 from ddp_train.precision import Precision
 from ddp_train.progress import create_progress
-from ddp_train.records import Observer, RunFacts, TensorBoardObserver
+from ddp_train.records import Observer, RunFacts
 from ddp_train.resolve import resolve
 from ddp_train.run_folder import HistoryObserver, RunFolder
 from ddp_train.schedule import create_schedule
@@ -89,8 +90,8 @@ def build(wanted: Config, ranks: Ranks, device: torch.device) -> Run:
     observers: tuple[Observer, ...] = ()
     if ranks.is_first:
         folder.write_config(resolved)
-        folder.write_plan(_environment(parts), found)
-        observers = _observers(resolved, folder, parts)
+        folder.write_plan(_environment(parts, facts), found)
+        observers = _observers(resolved, folder, parts, facts)
         parts = replace(parts, observers=observers, save=_saver(folder, parts))
     return Run(Trainer(parts), resolved, folder, facts, observers)
 
@@ -186,9 +187,9 @@ def _saver(folder: RunFolder, parts: Parts) -> Any:
     return save
 
 
-def _observers(resolved: Config, folder: RunFolder, parts: Parts) -> tuple[Observer, ...]:
+def _observers(resolved: Config, folder: RunFolder, parts: Parts, facts: RunFacts) -> tuple[Observer, ...]:
     """History first: what the others show must already be on disk."""
-    history = folder.open_history(_environment(parts), parts.progress.epoch)
+    history = folder.open_history(_environment(parts, facts), parts.progress.epoch)
     observers: list[Observer] = [HistoryObserver(history, folder.curves), create_progress()]
     if resolved.run.tensorboard:
         observers.append(TensorBoardObserver(folder.tensorboard))
@@ -210,6 +211,7 @@ def _facts(resolved: Config, dataset: Dataset, parts: Parts, folder: RunFolder, 
         gpu_uuids=_gpu_uuids(parts.ranks, parts.device),
         notes=notes,
         start_epoch=parts.progress.epoch + 1,
+        best_accuracy=parts.progress.best_accuracy,
     )
 
 
@@ -221,14 +223,17 @@ def _gpu_uuids(ranks: Ranks, device: torch.device) -> tuple[str, ...]:
     return tuple(f"GPU-{torch.cuda.get_device_properties(i).uuid}" for i in visible)
 
 
-def _environment(parts: Parts) -> dict[str, object]:
+def _environment(parts: Parts, facts: RunFacts) -> dict[str, object]:
     """What a reader of the history needs to compare runs."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "platform": platform.platform(),
-        "device": _device_name(parts.device),
-        "world_size": parts.ranks.world_size,
+        "model": facts.model,
+        "parameters": facts.parameters,
+        "dataset": facts.dataset,
+        "device": facts.device,
+        "world_size": facts.world_size,
         "threads_per_rank": torch.get_num_threads(),
         "precision": parts.precision.mode,
         "command": [sys.argv[0], *sys.argv[1:]],

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -91,18 +91,15 @@ def stop() -> None:
 
 def on_first_rank(action: Callable[[], T], ranks: Ranks) -> T:
     """Run `action` on rank 0 alone and return its (small) result on every rank. A UserError there is raised on all."""
-    result = [together(action, ranks) if ranks.is_first else _wait_for_others(ranks)]
+    results: list[T | None] = [together(action if ranks.is_first else _nothing, ranks)]
     if ranks.world_size > 1:
-        dist.broadcast_object_list(result, src=0)
-    return result[0]  # type: ignore[return-value]
+        dist.broadcast_object_list(results, src=0)
+    return cast(T, results[0])
 
 
 def on_one_rank_per_node(action: Callable[[], None], ranks: Ranks) -> None:
     """Run `action` on local rank 0 of each node; the others wait. A UserError of any node is raised on all."""
-    if ranks.local_rank == 0:
-        together(action, ranks)
-    else:
-        _wait_for_others(ranks)
+    together(action if ranks.local_rank == 0 else _nothing, ranks)
 
 
 def together(action: Callable[[], T], ranks: Ranks) -> T:
@@ -122,8 +119,8 @@ def together(action: Callable[[], T], ranks: Ranks) -> T:
     return result
 
 
-def _wait_for_others(ranks: Ranks) -> None:
-    together(lambda: None, ranks)
+def _nothing() -> None:
+    """What the other ranks do while one works."""
 
 
 def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:

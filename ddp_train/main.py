@@ -1,7 +1,7 @@
 """Entry point of the trainer: under `launch.py`, under `torchrun`, or as a plain Python program.
 
 Options are checked before torch is imported, so that a mistake is answered at once.
-Exit status: 0 success; 1 the run failed (diverged); 2 a user's mistake.
+Exit status: 0 success; 1 the run failed (diverged); 2 a user's mistake; 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -31,6 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if os.environ.get("RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
+    except KeyboardInterrupt:
+        # The last checkpoint stands; a traceback would say nothing that the user does not know.
+        return 130
 
 
 def _run(wanted: Config) -> int:

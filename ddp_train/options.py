@@ -73,7 +73,7 @@ class ModelOptions:
     """Model"""
 
     model: str | None = None
-    """small, power, or the name of a torchvision classification model (None: by hardware)."""
+    """small, power, a torchvision classification model by name, or package.module:function (None: by hardware)."""
     width_mult: float | None = None
     """Channel multiplier of power (None: by hardware)."""
     dropout: float | None = None

@@ -1,4 +1,4 @@
-"""The models by name: our own, and any classification model of torchvision.
+"""The models by name: our own, any classification model of torchvision, and yours as package.module:function.
 
 A family of our own is one file with its module class, added to `_OWN` below. torchvision is
 imported only when one of its names is asked for: its import costs seconds on every rank.
@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from torch import nn
 
+from ddp_train.models import imported
 from ddp_train.models.power import PowerCifarNet
 from ddp_train.models.shape import ImageShape
 from ddp_train.models.small import SmallCifarNet
@@ -50,6 +51,8 @@ def create_model(
         raise UserError(f"--dropout {dropout}: a probability of at least 0 and below 1 is needed")
     if not (math.isfinite(width_mult) and int(64 * width_mult) >= 1):
         raise UserError(f"--width-mult {width_mult}: a number of at least {1 / 64} is needed")
+    if ":" in name:
+        return imported.create(name, num_classes, image_shape)
     if name in _OWN:
         return _OWN[name](num_classes, image_shape, width_mult, dropout)
 
@@ -69,6 +72,6 @@ def _unknown(name: str, torchvision_names: tuple[str, ...]) -> str:
     close = difflib.get_close_matches(name.lower(), [*_OWN, *torchvision_names], n=3)
     hint = f"did you mean {' or '.join(close)}? " if close else ""
     return (
-        f"--model {name} is not known: {hint}Accepted are {', '.join(_OWN)} "
-        f"and torchvision's classification models by name, such as resnet18"
+        f"--model {name} is not known: {hint}Accepted are {', '.join(_OWN)}, "
+        f"torchvision's classification models by name, such as resnet18, and package.module:function"
     )

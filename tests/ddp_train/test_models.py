@@ -116,7 +116,7 @@ def test_power_drops_whole_channels_in_training_alone() -> None:
         ({"name": "power", "width_mult": float("inf")}, "--width-mult inf: a number of at least"),
         ({"name": "resnet_18"}, "--model resnet_18 is not known: did you mean resnet18 or"),
         ({"name": "Small"}, "did you mean small"),
-        ({"name": "xyzzy"}, "is not known: Accepted are small, power and torchvision's classification models by name"),
+        ({"name": "xyzzy"}, "is not known: Accepted are small, power, torchvision's classification models by name"),
     ],
 )
 def test_a_users_mistake_is_one_line(arguments: dict, message: str) -> None:
@@ -138,3 +138,25 @@ def test_own_models_import_no_torchvision() -> None:
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_model_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_models.py").write_text(
+        "from torch import nn\n"
+        "def net(num_classes, image_shape):\n"
+        "    channels, height, width = image_shape\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(channels * height * width, num_classes))\n"
+        "def no_net(num_classes, image_shape):\n"
+        "    return 3\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    network = create_model("my_models:net", num_classes=7, image_shape=(3, 8, 8))
+    assert network(torch.zeros(2, 3, 8, 8)).shape == (2, 7)
+    for name, words in (
+        ("my_models:absent", "no function 'absent'"),
+        ("no_such_module:net", "no module named 'no_such_module'"),
+        ("my_models:no_net", "returned a int"),
+        (":net", "no function"),
+    ):
+        with pytest.raises(UserError, match=words):
+            create_model(name, num_classes=7, image_shape=(3, 8, 8))

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from ddp_train.event_files import TensorBoardObserver
 from ddp_train.options import UserError
-from ddp_train.records import EpochRecord, History, Observer, RunFacts, StepReport, TensorBoardObserver, read_history
+from ddp_train.records import EpochRecord, History, Observer, RunFacts, StepReport, read_history
 
 _ROOT = Path(__file__).parents[2]
 
@@ -261,7 +262,8 @@ def test_tensorflow_is_not_imported_and_tensorboard_not_before_the_start(tmp_pat
         "import sys\n"
         "from math import inf\n"  # in the repr of RunFacts
         f"sys.path[:0] = [{str(tmp_path)!r}, {str(_ROOT)!r}]\n"
-        "from ddp_train.records import RunFacts, TensorBoardObserver\n"
+        "from ddp_train.event_files import TensorBoardObserver\n"
+        "from ddp_train.records import RunFacts\n"
         f"observer = TensorBoardObserver({str(tmp_path / 'events')!r})\n"
         "assert not {'tensorboard', 'torch', 'matplotlib', 'rich'} & set(sys.modules), 'imported too early'\n"
         f"observer.on_start({_facts()!r})\n"
