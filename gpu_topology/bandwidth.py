@@ -67,6 +67,7 @@ class Fabric:
 
     def __init__(self, topology: Topology, indices: Sequence[int]) -> None:
         self.indices = tuple(sorted(indices))
+        self._position = {index: position for position, index in enumerate(self.indices)}
         gpus = {index: topology.gpu(index) for index in self.indices}
         self.numa = {index: gpu.numa_node for index, gpu in gpus.items()}
         self.display = {index: bool(gpu.display_active) for index, gpu in gpus.items()}
@@ -88,8 +89,8 @@ class Fabric:
         """The slowest link of the best ring through all of `subset`, GB/s; infinite for fewer than two GPUs."""
         if len(subset) < 2:
             return float("inf")
-        for floor in sorted({self.speed[pair] for pair in combinations(subset, 2)}, reverse=True):
-            if self._has_ring(tuple(subset), floor):
+        for floor in self._floors(subset):
+            if _has_ring(self._mask(subset), self._near(floor)):
                 return floor
         raise AssertionError("a complete graph has a ring")
 
@@ -98,12 +99,26 @@ class Fabric:
 
         Ties after that: nearest over PCIe, fewest that drive a display, lowest indices.
         """
-        candidates = self._candidates(count)
-        floor = max(self.bottleneck(subset) for subset in candidates)
-        return max(
-            (subset for subset in candidates if self._has_ring(subset, floor)),
-            key=lambda subset: (*self._quality(subset), tuple(-index for index in subset)),
-        )
+        finalists = candidates = self._candidates(count)
+        masks = [self._mask(subset) for subset in candidates]
+        for floor in self._floors(self.indices) if count > 1 else ():
+            near = self._near(floor)
+            finalists = [subset for subset, mask in zip(candidates, masks, strict=True) if _has_ring(mask, near)]
+            if finalists:
+                break
+        return max(finalists, key=lambda subset: (*self._quality(subset), tuple(-index for index in subset)))
+
+    def _floors(self, subset: Sequence[int]) -> list[float]:
+        """The link speeds that occur, fastest first: a ring's bottleneck is one of them."""
+        return sorted({self.speed[pair] for pair in combinations(subset, 2)}, reverse=True)
+
+    def _mask(self, subset: Sequence[int]) -> int:
+        return sum(1 << self._position[index] for index in subset)
+
+    def _near(self, floor: float) -> list[int]:
+        """For each GPU by position, the mask of those it reaches with at least `floor` GB/s."""
+        reach = self.speed.get
+        return [self._mask([j for j in self.indices if reach((i, j), 0.0) >= floor]) for i in self.indices]
 
     def _quality(self, subset: tuple[int, ...]) -> tuple[float, int, int, int]:
         near = -sum(self.distance[pair] for pair in combinations(subset, 2))
@@ -134,40 +149,38 @@ class Fabric:
         others = (i for i in self.indices if i not in (a, b))
         return all(self.speed[a, i] == self.speed[b, i] and self.distance[a, i] == self.distance[b, i] for i in others)
 
-    def _has_ring(self, subset: tuple[int, ...], floor: float) -> bool:
-        """Whether a ring through all of `subset` exists that only uses links of at least `floor` GB/s."""
-        size = len(subset)
-        if size < 2:
-            return True
-        bit = {index: 1 << position for position, index in enumerate(subset)}
-        near = [sum(bit[j] for j in subset if j != i and self.speed[i, j] >= floor) for i in subset]
-        if size == 2:
-            return near[0] != 0
-        degrees = [mask.bit_count() for mask in near]
-        if min(degrees) < 2:
+
+def _has_ring(members: int, near: list[int]) -> bool:
+    """Whether a ring through all `members` (a mask of positions, two or more) follows the edges of `near`."""
+    size = members.bit_count()
+    fewest, rest = size, members
+    while rest:
+        lowest = rest & -rest
+        fewest = min(fewest, (near[lowest.bit_length() - 1] & members).bit_count())
+        if fewest < min(2, size - 1):
             return False
-        if 2 * min(degrees) >= size:  # Dirac 1952
-            return True
-        return _ring_from(near, size)
+        rest ^= lowest
+    # Dirac 1952: half of the others near is enough. Else search.
+    return size == 2 or 2 * fewest >= size or _search_ring(members, near)
 
 
-def _ring_from(near: list[int], size: int) -> bool:
-    """Hamiltonian cycle through vertices 0..size-1 with neighbour masks `near`, by memoised search from vertex 0."""
-    everyone = (1 << size) - 1
+def _search_ring(members: int, near: list[int]) -> bool:
+    """Hamiltonian cycle over the positions in `members`, by memoised search from the first."""
+    first = members & -members
 
     @cache
-    def finishes(at: int, seen: int) -> bool:
-        if seen == everyone:
-            return bool(near[at] & 1)
-        open_ends = near[at] & ~seen
-        while open_ends:
-            lowest = open_ends & -open_ends
-            if finishes(lowest.bit_length() - 1, seen | lowest):
+    def finishes(at: int, left: int) -> bool:
+        if not left:
+            return bool(near[at] & first)
+        ahead = near[at] & left
+        while ahead:
+            lowest = ahead & -ahead
+            if finishes(lowest.bit_length() - 1, left ^ lowest):
                 return True
-            open_ends ^= lowest
+            ahead ^= lowest
         return False
 
-    return finishes(0, 1)
+    return finishes(first.bit_length() - 1, members ^ first)
 
 
 def _ways(sizes: list[int], count: int) -> Iterator[tuple[int, ...]]:

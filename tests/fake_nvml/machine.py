@@ -102,7 +102,7 @@ def permuted(machine: dict[str, Any], order: tuple[int, ...]) -> dict[str, Any]:
 
 
 def p2p_status(machine: dict[str, Any], a: int, b: int) -> str | None:
-    """The status between two GPUs in either order."""
+    """The status from one GPU to another; the other direction's where only that is given."""
     status = machine["p2p"]
     if isinstance(status, dict):
         return status.get(f"{a}-{b}", status.get(f"{b}-{a}", status.get("default", "ok")))
@@ -194,7 +194,7 @@ def to_lines(machine: dict[str, Any] | str | Path) -> str:
         status = p2p_status(data, a, b)
         lines.append(f"pcie {a} {b} {LEVELS[pcie_level(data, a, b)]}")
         if status is not None:
-            lines += [f"p2p {a} {b} {P2P[status]}", f"p2p {b} {a} {P2P[status]}"]
+            lines += [f"p2p {a} {b} {P2P[status]}", f"p2p {b} {a} {P2P[p2p_status(data, b, a) or status]}"]
     return "\n".join(lines) + "\n"
 
 

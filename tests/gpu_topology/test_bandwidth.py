@@ -62,6 +62,20 @@ def test_sixteen_gpus_behind_a_switch_take_one_socket():
     assert fabric.best(16) == tuple(range(16))
 
 
+def test_numa_nodes_weigh_more_than_the_pcie_path_and_that_more_than_the_index():
+    near, far = LinkLevel.PIX, LinkLevel.NODE
+    paths = {(0, 1): near, (0, 2): far, (1, 2): far, (0, 3): far, (1, 3): far, (2, 3): near}
+
+    def best(nodes: list[int]) -> tuple[int, ...]:
+        gpus = tuple(Gpu(i, compute_capability=(8, 0), numa_node=nodes[i]) for i in range(4))
+        links = tuple(Link(a, b, LinkLevel.NV, 12, "ok", path) for (a, b), path in paths.items())
+        return Fabric(Topology(gpus, links), range(4)).best(2)
+
+    assert best([0, 0, 0, 0]) == (0, 1)
+    assert best([0, 1, 0, 0]) == (2, 3)
+    assert best([0, 1, 2, 0]) == (0, 3), "one node, though not the nearest path"
+
+
 def test_a_ring_that_needs_a_search_is_found():
     # Eight GPUs in one ring of NV2, each otherwise far: no vertex has half of the others near.
     labels = [["NV2" if abs(a - b) in (1, 7) else "SYS" for b in range(8)] for a in range(8)]

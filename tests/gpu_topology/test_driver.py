@@ -52,6 +52,12 @@ def test_nvlinks_are_counted_through_a_switch_that_a_virtual_machine_hides(read_
     assert hidden.links == visible.links
 
 
+def test_a_hidden_switch_is_known_by_its_bus_id_where_the_type_is_not_told(read_machines):
+    fault = {"call": "nvmlDeviceGetNvLinkRemoteDeviceType", "error": "FUNCTION_NOT_FOUND"}
+    machine = {**load_machine("h100_8x_nvswitch"), "nvswitch": "hidden", "faults": [fault]}
+    assert {link.label for link in read_machines([machine])[0].links} == {"NV18"}
+
+
 def test_fewer_links_to_the_switch_at_one_end_bound_the_pair(read_machines):
     machine = load_machine("h100_8x_nvswitch")
     for peer in range(1, 8):
@@ -180,6 +186,11 @@ def test_p2p_status_has_nvidia_smis_meaning(read_machines):
     statuses = ["ok", "chipset-not-supported", "gpu-not-supported", "not-supported", "unknown"]
     topologies = read_machines([pair(p2p=status) for status in statuses])
     assert [topology.link(0, 1).p2p for topology in topologies] == [*statuses[:-1], None]
+
+
+def test_peer_access_counts_in_both_directions(read_machines):
+    there, back = ({"0-1": "ok", "1-0": "not-supported"}, {"0-1": "not-supported", "1-0": "ok"})
+    assert [t.link(0, 1).p2p for t in read_machines([pair(p2p=there), pair(p2p=back)])] == ["not-supported"] * 2
 
 
 @pytest.mark.parametrize("error", ["GPU_IS_LOST", "RESET_REQUIRED"])

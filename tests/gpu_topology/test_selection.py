@@ -85,6 +85,12 @@ CHOICES: dict[str, tuple[dict[int, dict[str, Any]], dict[str, Any], tuple[int, .
     "a compute process": ({2: BUSY_PROCESS}, {}, (0, 4), {2: "busy: in use by process 77 with 2.0 GiB"}),
     "memory in use": ({2: {"memory_used_mib": 6000}}, {}, (0, 4), {2: "busy: 24% of its memory is in use"}),
     "a desktop's memory": ({2: {"memory_used_mib": 700}}, {}, (0, 2, 4), {}),
+    "a desktop's memory on a small card": (
+        {1: {"memory_used_mib": 480}},
+        {"exclude": ("0", "2", "3", "4")},
+        (1,),
+        {0: "excluded by request"},
+    ),
     "busy but allowed": ({2: BUSY_PROCESS}, {"allow_busy": True}, (0, 2, 4), {}),
     "all alike busy": (dict.fromkeys((0, 2, 4), BUSY_PROCESS), {}, (3,), {1: "another group", 4: "busy"}),
     "unknown processes": ({2: {"processes": None}}, {}, (0, 2, 4), {}),
@@ -112,6 +118,7 @@ CHOICES: dict[str, tuple[dict[int, dict[str, Any]], dict[str, Any], tuple[int, .
     "visible like strtoul": ({}, {"visible": "2nd,0"}, (2, 0), {}),
     "lone GPU without memory figures": ({i: {"memory_mib": None} for i in range(5)}, {}, (0, 2, 4), {}),
     "different memory is another group": ({2: {"memory_mib": 24000}}, {}, (0, 4), {2: "another group"}),
+    "different compute capability is another group": ({2: {"cc": [8, 9]}}, {}, (0, 4), {2: "another group"}),
     "MIG mode is another group": ({3: {"mig_mode": True}}, {}, (0, 2, 4), {3: "MIG is on and it has no slice"}),
 }
 

@@ -51,6 +51,7 @@ BAD = {
     '{"schema": "gpu-topology/1", "gpus": ["A100"]}': "not a valid",
     '{"schema": "gpu-topology/1", "gpus": [{"index": "0"}]}': "index is '0', not int",
     '{"schema": "gpu-topology/1", "gpus": [{"index": 0, "memory_total": "24G"}]}': "memory_total is '24G', not int",
+    '{"schema": "gpu-topology/1", "gpus": [{"index": true}]}': "index is True, not int",
     '{"schema": "gpu-topology/1", "gpus": [{"index": 0, "name": 4090}]}': "name is 4090, not str",
     '{"schema": "gpu-topology/1", "gpus": [{"index": 0, "compute_capability": 8.6}]}': "is 8.6, not a list of 2",
     '{"schema": "gpu-topology/1", "gpus": [{"index": 0, "processes": [4]}]}': "not a valid",
