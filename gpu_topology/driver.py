@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from types import ModuleType
 from typing import Any
 
@@ -90,12 +91,13 @@ class Driver:
         return (answer.decode(errors="replace") if isinstance(answer, bytes) else answer), None
 
     def error_name(self, error: Exception) -> str:
-        """NVML's own name for an error; the class name for those that are not NVML's."""
+        """NVML's own name for an error; a function that is missing here or there counts as not found."""
         code = getattr(error, "value", None)
-        for name in dir(self.api):
-            if name.startswith("NVML_ERROR_") and getattr(self.api, name) == code:
-                return name
-        return "NVML_ERROR_FUNCTION_NOT_FOUND" if code is None else f"NVML error {code}"
+        return "NVML_ERROR_FUNCTION_NOT_FOUND" if code is None else self._error_names.get(code, f"NVML error {code}")
+
+    @cached_property
+    def _error_names(self) -> dict[int, str]:
+        return {code: name for name, code in vars(self.api).items() if name.startswith("NVML_ERROR_")}
 
 
 @contextmanager

@@ -238,6 +238,7 @@ def _mig_profile(name: str | None) -> str | None:
 
 def _fabric_state(driver: Driver, ask: Ask) -> str | None:
     """Whether the NVSwitch fabric is up; None where there is none to bring up."""
+    # Under its older name, c_nvmlGpuFabricInfoV_t, nvidia-ml-py 12.560 declares this structure with a wrong layout.
     kind = getattr(driver.api, "c_nvmlGpuFabricInfo_v2_t", None)
     if kind is None:
         return None
