@@ -141,9 +141,9 @@ class Augmentation:
         return self.normalise(images)
 
     def normalise(self, images: Tensor) -> Tensor:
-        """uint8 [n, H, W, C] (or its rows flattened) -> float32 [n, C, H, W], channels last."""
+        """uint8 [n, H, W, C], or with dimensions joined -> float32 [n, C, H, W], channels last."""
         # Two separately rounded steps: a fused one could round differently at the end of a batch.
-        values = images.reshape(len(images), -1).float().sub_(self._mean).mul_(self._factor)
+        values = images.flatten(1).float().sub_(self._mean).mul_(self._factor)
         return values.view(-1, self.height, self.width, self.channels).permute(0, 3, 1, 2)
 
     def _crop(self, padded: Tensor, rows: Tensor, shift: Tensor | None) -> Tensor:

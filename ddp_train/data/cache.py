@@ -25,10 +25,11 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Draft", "Entry", "begin", "find", "key", "roots"]
+__all__ = ["Draft", "Entry", "begin", "discard", "find", "key", "roots"]
 
 SCHEMA = "ddp-train-cache/1"
 _CHECKED_BYTES = 2 << 30  # larger arrays are checked by size alone: reading them would take longer than a start should
+_TORN = (OSError, ValueError, KeyError, TypeError, EOFError)
 _log = logging.getLogger(__name__)
 
 
@@ -68,7 +69,7 @@ def find(key: str, *, verify: bool = False) -> Entry | None:
             if not folder.exists():
                 continue
             reason = "incomplete"
-        except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+        except _TORN as error:
             reason = str(error)
         _log.warning("the decoded copy in %s is unusable (%s) and is made again", folder, reason)
         shutil.rmtree(folder, ignore_errors=True)
@@ -76,7 +77,7 @@ def find(key: str, *, verify: bool = False) -> Entry | None:
 
 
 def _open(folder: Path, key: str, verify: bool) -> Entry:
-    """Errors: OSError, EOFError, ValueError, KeyError or TypeError where the folder is no whole entry of this key."""
+    """Errors: one of _TORN where the folder is no whole entry of this key."""
     record = json.loads((folder / "entry.json").read_text())
     if record["schema"] != SCHEMA or record["key"] != key:
         raise ValueError("another key or schema")
@@ -89,6 +90,13 @@ def _open(folder: Path, key: str, verify: bool) -> Entry:
             raise ValueError(f"{name} has another checksum")
         arrays[name] = array
     return Entry(arrays, record["facts"])
+
+
+def discard(key: str) -> None:
+    """Remove an entry."""
+    for root in roots():
+        if _is_ours(root):
+            shutil.rmtree(root / key, ignore_errors=True)
 
 
 def begin(key: str, size: int) -> Draft:
@@ -194,7 +202,11 @@ class Draft:
         with contextlib.suppress(OSError):  # not empty: somebody else finished the same entry first
             self.folder.rename(final)
             _sync(final.parent)
-        return _open(final, self.key, verify=False)
+        try:
+            return _open(final, self.key, verify=False)
+        except _TORN as error:  # and theirs is unusable, and theirs to delete; ours outlives its file's name
+            _log.warning("%s is unusable (%s); delete it", final, error)
+            return Entry({name: np.asarray(array) for name, array in self._arrays.items()}, facts)
 
 
 def _sync(path: Path) -> None:

@@ -119,7 +119,8 @@ def unreachable(url: str = URL, seconds: float = _PROBE_SECONDS) -> str | None:
             with urllib.request.urlopen(request, timeout=seconds):
                 answers.append(None)
         except urllib.error.HTTPError as error:
-            answers.append(f"HTTP status {error.code}")
+            knows_head = error.code not in (405, 501)
+            answers.append(f"HTTP status {error.code}" if knows_head else None)
         except urllib.error.URLError as error:
             reason = error.reason
             answers.append(str(getattr(reason, "strerror", None) or reason))

@@ -23,7 +23,7 @@ from ddp_train.options import UserError
 __all__ = ["decode_files", "fit", "probe_size", "read_image"]
 
 _BLOCK = 64  # files per unit of work
-_SMALL = 1024  # fewer files are not worth starting processes
+_SMALL = 256  # fewer files are not worth starting processes
 _PROBES = 1024
 
 

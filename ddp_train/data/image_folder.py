@@ -116,9 +116,12 @@ def load_image_folder(
     """
     train, test = scan(data_dir)
     key = cache.key("image-folder", (image_size, train.stamps, test.root.name, test.stamps))
+    limit = limit if limit is not None else int(available_memory() * _MEMORY_SHARE)
     entry = cache.find(key, verify=verify)
+    if entry is not None and verify and not entry.arrays and entry.facts["bytes"] <= limit:
+        cache.discard(key)  # made when there was less memory
+        entry = None
     if entry is None:
-        limit = limit if limit is not None else int(available_memory() * _MEMORY_SHARE)
         entry = _build(key, train, test, image_size, limit)
     facts, arrays = entry.facts, entry.arrays
     height, width = facts["size"]
@@ -138,29 +141,49 @@ def _split(listed: FolderSplit, images: np.ndarray | None) -> Split:
 
 
 def _build(key: str, train: FolderSplit, test: FolderSplit, image_size: int | None, limit: int) -> cache.Entry:
-    """Decode the images (or, above `limit` bytes, a sample of them for the statistics) into a new entry."""
+    """A new entry: the decoded images or, above `limit` bytes, only facts about them."""
     if image_size is not None:
         size = (image_size, image_size)
     else:
         size = probe_size((*train.files, *test.files)) or (MIXED_SIZE, MIXED_SIZE)
     total = (len(train.labels) + len(test.labels)) * size[0] * size[1] * 3
-    with cache.begin(key, min(total, limit)) as draft:
-        if total > limit:
-            _say(f"{train.root.parent}: decoded images would take {total / 1e9:.1f} GB; they are read as files")
-            sample = train.files[:: -(-len(train.files) // _SAMPLE)]
-            with cache.Draft(key, None) as scratch:
-                images = scratch.create("sample", (len(sample), *size, 3), np.uint8)
-                decode_files(sample, images)
-                mean, std = channel_statistics(images)
-            return draft.commit({"size": size, "mean": mean, "std": std})
-        where = draft.folder.parent if draft.folder else "memory"
-        _say(
-            f"decoding {len(train.labels) + len(test.labels):,} images, this once, into {where} ({total / 1e6:.0f} MB)"
-        )
+    facts = {"size": size, "bytes": total}
+    with cache.begin(key, total if total <= limit else 0) as draft:
+        # Without a cache each rank would keep a copy of its own.
+        if total > limit or (draft.folder is None and total > limit // 8):
+            _say(
+                f"{train.root.parent}: {total / 1e9:.1f} GB when decoded, too large to keep; images are read from files"
+            )
+            mean, std = _sampled_statistics(train.files, size)
+            return draft.commit({**facts, "mean": mean, "std": std})
+        count, where = len(train.labels) + len(test.labels), draft.folder.parent if draft.folder else "memory"
+        _say(f"decoding {count:,} images, this once, into {where} ({total / 1e6:.0f} MB)")
         for part, split in (("train", train), ("test", test)):
-            decode_files(split.files, draft.create(part, (len(split.labels), *size, 3), np.uint8))
+            out = draft.create(part, (len(split.labels), *size, 3), np.uint8)
+            decode_files(split.files, out, progress=_Percent(f"{part}/", len(split.labels)))
         mean, std = channel_statistics(draft.array("train"))
-        return draft.commit({"size": size, "mean": mean, "std": std})
+        return draft.commit({**facts, "mean": mean, "std": std})
+
+
+def _sampled_statistics(files: tuple[str, ...], size: tuple[int, int]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel of some of the images, evenly spread."""
+    sample = files[:: -(-len(files) // _SAMPLE)]
+    with cache.Draft("sample", None) as scratch:
+        images = scratch.create("sample", (len(sample), *size, 3), np.uint8)
+        decode_files(sample, images)
+        return channel_statistics(images)
+
+
+class _Percent:
+    """Progress on a terminal; silent elsewhere."""
+
+    def __init__(self, name: str, total: int) -> None:
+        self.name, self.total = name, total
+
+    def __call__(self, done: int) -> None:
+        if sys.stderr.isatty():
+            end = "\n" if done >= self.total else ""
+            print(f"\r  {self.name} {100 * done // self.total}%", end=end, file=sys.stderr, flush=True)
 
 
 def _say(line: str) -> None:

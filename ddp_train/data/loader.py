@@ -111,6 +111,7 @@ class LoaderPipeline:
             pin_memory=self.device.type == "cuda",
             persistent_workers=workers > 0,
             prefetch_factor=prefetch if workers > 0 else None,
+            generator=torch.Generator(),  # else each epoch would draw from, and move, the global one
         )
 
     @property
@@ -128,6 +129,8 @@ class LoaderPipeline:
         for plan, part in zip(plans, parts, strict=True):
             batches = (self._augmented(next(loaded), epoch) for _ in part)
             yield Window(batches, len(part), len(plan.indices), plan.global_size)
+            for _ in batches:  # what was not used must not turn up in the next window
+                pass
 
     def _augmented(self, loaded: tuple[Tensor, Tensor] | str, epoch: int) -> Batch:
         images, indices = self._on_device(loaded)

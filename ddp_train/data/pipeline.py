@@ -63,7 +63,7 @@ def build_pipeline(
     edges = [0, *running_sum(split(len(dataset.test.labels), sampler.shares))]
     test_range = (edges[rank], edges[rank + 1])
     # No gradients are kept in evaluation, so twice the training's micro-batch fits.
-    test_batch = 2 * ceil_div(ceil_div(global_batch, world_size), accumulate)
+    test_batch = max(32, 2 * ceil_div(ceil_div(global_batch, world_size), accumulate))
     if _is_resident(dataset, options, augmentation, local_world_size or world_size):
         return ResidentPipeline(
             dataset, augmentation, sampler, accumulate=accumulate, test_range=test_range, test_batch=test_batch

@@ -1,0 +1,43 @@
+"""Small image folders, and a decoded cache of the test's own."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+@pytest.fixture(autouse=True)
+def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("DDP_TRAIN_CACHE", str(folder))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
+    return folder
+
+
+@pytest.fixture
+def make_folder(tmp_path: Path) -> Callable[..., Path]:
+    """make(name, train=per class, test=per class, classes=..., size=(h, w)) -> the data folder, of random images."""
+
+    def make(
+        name: str = "images",
+        *,
+        train: int = 6,
+        test: int = 3,
+        classes: tuple[str, ...] = ("cat", "dog"),
+        size: tuple[int, int] = (16, 16),
+        held_out: str = "test",
+    ) -> Path:
+        random = np.random.default_rng(0)
+        for part, count in (("train", train), (held_out, test)):
+            for label in classes:
+                folder = tmp_path / name / part / label
+                folder.mkdir(parents=True)
+                for i in range(count):
+                    pixels = random.integers(0, 256, (*size, 3), dtype=np.uint8)
+                    Image.fromarray(pixels).save(folder / f"{i:04d}.png")
+        return tmp_path / name
+
+    return make

@@ -1,0 +1,105 @@
+"""The loader's worker processes: several epochs, errors in one line, no orphans."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from ddp_train import data
+from ddp_train.data.dataset import Split
+from ddp_train.data.loader import ImageReader
+from ddp_train.options import DataOptions, UserError
+
+ROOT = Path(__file__).parents[3]
+
+
+def build(folder: Path, **options: object) -> data.Pipeline:
+    chosen = DataOptions(data_dir=str(folder), augment="heavy", **options)  # type: ignore[arg-type]
+    dataset = data.load("folder", chosen)
+    arguments = {"world_size": 1, "rank": 0, "device": torch.device("cpu"), "accumulate": 2, "seed": 1}
+    return data.build_pipeline(dataset, chosen, global_batch=8, **arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.timeout(120)
+def test_persistent_workers_follow_the_epochs(make_folder: Callable[..., Path]) -> None:
+    folder = make_folder(train=15)
+    workers = build(folder, pipeline="loader", num_workers=2, prefetch_factor=2)
+    resident = build(folder, pipeline="resident")
+    next(iter(workers.train(7)))  # abandoned with batches under way
+    for epoch, start in ((0, 0), (1, 0), (2, 3)):
+        loaded, kept = (
+            [batch for window in pipe.train(epoch, start) for batch in window.batches] for pipe in (workers, resident)
+        )
+        assert len(loaded) == len(kept) == 2 * (4 - start)
+        for one, other in zip(loaded, kept, strict=True):
+            assert torch.equal(one.indices, other.indices)
+            assert torch.equal(one.images, other.images) and torch.equal(one.labels, other.labels)
+        assert sum(len(batch.labels) for batch in workers.evaluate()) == 6
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_corrupt_file_is_one_line_also_from_a_worker(make_folder: Callable[..., Path], workers: int) -> None:
+    folder = make_folder(train=4)
+    options = DataOptions(data_dir=str(folder), augment="none", num_workers=workers)
+    decoded = data.load("folder", options)
+    files = tuple(sorted(map(str, (folder / "train").rglob("*.png"))))
+    dataset = replace(decoded, train=Split(decoded.train.labels, None, files))
+    Path(files[5]).write_bytes(b"not an image")
+    pipe = data.build_pipeline(
+        dataset, options, world_size=1, rank=0, device=torch.device("cpu"), global_batch=8, accumulate=1, seed=0
+    )
+    with pytest.raises(UserError) as caught:
+        [list(window.batches) for window in pipe.train(0)]
+    assert files[5] in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_the_reader_travels_without_its_images(make_folder: Callable[..., Path]) -> None:
+    import pickle
+
+    dataset = data.load("folder", DataOptions(data_dir=str(make_folder(train=40))))
+    reader = ImageReader(dataset.train, (16, 16))
+    packed = pickle.dumps(reader)
+    assert len(packed) < 2000 < 80 * 16 * 16 * 3
+    copy = pickle.loads(packed)  # noqa: S301 (our own)
+    (images, _), (expected, _) = copy[[3, 0]], reader[[3, 0]]
+    assert torch.equal(images, expected)
+    assert np.array_equal(images.numpy(), dataset.train.images[[3, 0]])  # type: ignore[index]
+
+
+@pytest.mark.timeout(120)
+def test_workers_end_with_a_killed_parent(make_folder: Callable[..., Path]) -> None:
+    folder = make_folder(train=20)
+    program = (
+        "import sys, time, torch\n"
+        "from ddp_train import data\n"
+        "from ddp_train.options import DataOptions\n"
+        "options = DataOptions(data_dir=sys.argv[1], pipeline='loader', num_workers=2)\n"
+        "pipe = data.build_pipeline(data.load('folder', options), options, world_size=1, rank=0,\n"
+        "    device=torch.device('cpu'), global_batch=4, accumulate=1, seed=0)\n"
+        "windows = pipe.train(0)\n"
+        "list(next(windows).batches)\n"
+        "print('ready', flush=True)\n"
+        "time.sleep(100)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", program, str(folder)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        assert parent.stdout is not None and parent.stdout.readline() == "ready\n"
+        workers = psutil.Process(parent.pid).children(recursive=True)
+        assert len(workers) >= 2
+    finally:
+        os.kill(parent.pid, signal.SIGKILL)
+        parent.wait()
+    deadline = time.monotonic() + 30
+    while any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers):
+        assert time.monotonic() < deadline, f"still running: {workers}"
+        time.sleep(0.2)
