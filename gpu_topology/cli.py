@@ -224,8 +224,16 @@ def _shell_lines(settings: Sequence[Setting], pattern: str) -> str:
     lines = []
     for setting in settings:
         line = pattern.format(name=setting.name, value=shlex.quote(setting.value))
-        lines.append(f"# kept: {line}  # {setting.reason}" if setting.kept else f"{line}  # {setting.reason}")
+        if setting.kept:
+            lines.append(_comment(f"kept: {line}  # {setting.reason}"))
+        else:
+            lines.append(f"{line}  {_comment(setting.reason)}")
     return "\n".join(lines)
+
+
+def _comment(text: str) -> str:
+    """A shell comment. A value of the user's may hold a line break, and what follows must not be run."""
+    return "# " + " ".join(text.splitlines())
 
 
 def _docker(settings: Sequence[Setting]) -> str:

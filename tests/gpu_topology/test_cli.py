@@ -222,6 +222,12 @@ def test_env_in_every_shell_keeps_the_users_values(workstation):
     ]
 
 
+def test_a_line_break_in_a_users_value_is_never_run(workstation):
+    env = {**workstation, "NCCL_DEBUG": "INFO\nexit 7", "CUDA_VISIBLE_DEVICES": "0,1\nexit 8"}
+    lines = succeed("env", env=env).splitlines()
+    assert all(line.startswith(("export ", "# kept: ")) for line in lines), lines
+
+
 def test_env_for_a_number_of_ranks_on_the_cpu(fake_driver):
     one, many = (succeed("env", "--ranks", ranks, env=fake_driver(NO_DRIVER)) for ranks in ("1", "1000"))
     assert "export OMP_NUM_THREADS=1  # " in many
