@@ -29,7 +29,7 @@ __all__ = ["Draft", "Entry", "begin", "discard", "find", "key", "roots"]
 
 SCHEMA = "ddp-train-cache/1"
 _CHECKED_BYTES = 2 << 30  # larger arrays are checked by size alone: reading them would take longer than a start should
-_TORN = (OSError, ValueError, KeyError, TypeError, EOFError)
+_TORN = (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError)
 _log = logging.getLogger(__name__)
 
 

@@ -1,0 +1,204 @@
+"""The datasets: what they hold, and what a user is told when they cannot be had."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ddp_train import data
+from ddp_train.data import image_folder
+from ddp_train.data.digits import load_digits, stratified
+from ddp_train.data.samples import channel_statistics
+from ddp_train.options import DataOptions, UserError
+
+Make = Callable[..., Path]
+
+
+def load(folder: Path, **options: object) -> data.Dataset:
+    chosen = DataOptions(dataset="folder", data_dir=str(folder), **options)  # type: ignore[arg-type]
+    data.prepare("folder", chosen)
+    return data.load("folder", chosen)
+
+
+def pixels(folder: Path, pattern: str) -> np.ndarray:
+    return np.stack([np.asarray(Image.open(path)) for path in sorted(folder.glob(pattern))])
+
+
+@pytest.mark.parametrize("held_out", ["test", "val"])
+def test_an_image_folder_is_read_as_it_is(make_folder: Make, held_out: str) -> None:
+    folder = make_folder(held_out=held_out, size=(12, 20))
+    dataset = load(folder)
+    assert dataset.classes == ("cat", "dog") and dataset.image_shape == (3, 12, 20)
+    assert dataset.train.labels.tolist() == [0] * 6 + [1] * 6 and dataset.train.labels.dtype == np.int64
+    assert dataset.test.labels.tolist() == [0] * 3 + [1] * 3
+    assert dataset.train.images is not None and dataset.test.images is not None
+    assert np.array_equal(dataset.train.images, pixels(folder, "train/*/*.png"))
+    assert np.array_equal(dataset.test.images, pixels(folder, f"{held_out}/*/*.png"))
+    assert dataset.flip_ok
+
+
+def test_statistics_are_those_of_the_training_images(make_folder: Make) -> None:
+    dataset = load(make_folder())
+    assert dataset.train.images is not None
+    scaled = dataset.train.images.reshape(-1, 3) / 255
+    np.testing.assert_allclose(dataset.mean, scaled.mean(0))
+    np.testing.assert_allclose(dataset.std, scaled.std(0))
+    assert channel_statistics(np.zeros((2, 4, 4, 1), np.uint8)) == ((0.0,), (1 / 255,))
+
+
+def test_the_second_load_decodes_nothing(make_folder: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make_folder()
+    first = load(folder)
+    assert "decoding 18 images" in capsys.readouterr().err
+    second = load(folder)
+    assert capsys.readouterr().err == ""
+    assert np.array_equal(first.train.images, second.train.images)  # type: ignore[arg-type]
+
+
+def test_any_change_of_the_folder_is_seen(make_folder: Make, tmp_path: Path) -> None:
+    folder = make_folder()
+    load(folder)
+    image = folder / "train" / "cat" / "0000.png"
+    before = image.stat()
+    Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(image)
+    os.utime(image, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    assert load(folder).train.images[0].max() == 0  # type: ignore[index]
+    shutil.copy(image, folder / "test" / "dog" / "new.png")
+    assert len(load(folder).test) == 7
+    image.unlink()
+    assert len(load(folder).train) == 11
+
+
+def test_mixed_sizes_are_scaled_and_cut(make_folder: Make) -> None:
+    folder = make_folder()
+    Image.fromarray(np.full((30, 50, 3), 7, np.uint8)).save(folder / "train" / "cat" / "0000.png")
+    assert load(folder).image_shape == (3, 224, 224)
+    small = load(folder, image_size=10)
+    assert small.image_shape == (3, 10, 10)
+    assert small.train.images is not None and (small.train.images[0] == 7).all()
+
+
+def test_other_files_and_nested_folders(make_folder: Make) -> None:
+    folder = make_folder()
+    (folder / "train" / "cat" / "notes.txt").write_text("not an image")
+    (folder / "train" / "cat" / ".hidden.png").write_bytes(b"")
+    (folder / "train" / ".cache").mkdir()
+    (folder / "train" / "readme.md").write_text("")
+    nested = folder / "train" / "dog" / "more"
+    nested.mkdir()
+    Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(nested / "UPPER.PNG")
+    assert load(folder).train.labels.tolist() == [0] * 6 + [1] * 7
+
+
+def test_data_too_large_to_keep_stay_files(make_folder: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make_folder()
+    decoded = image_folder.load_image_folder("folder", folder)
+    shutil.rmtree(os.environ["DDP_TRAIN_CACHE"])
+    needed = 18 * 16 * 16 * 3
+    for verify in (True, False):
+        files = image_folder.load_image_folder("folder", folder, verify=verify, limit=needed - 1)
+        assert files.train.images is None and files.train.files is not None
+        assert [Path(name).name for name in files.train.files] == [f"{i:04d}.png" for i in range(6)] * 2
+        assert (files.mean, files.std) == (decoded.mean, decoded.std)  # of a sample, which here is everything
+        assert len(files.test) == len(files.test.files or ()) == 6
+    assert capsys.readouterr().err.count("read from files") == 1
+    assert image_folder.load_image_folder("folder", folder, limit=needed).train.files is not None  # ranks must agree
+    assert image_folder.load_image_folder("folder", folder, limit=needed, verify=True).train.images is not None
+
+
+def test_an_unwritable_cache_is_no_failure(make_folder: Make, cache_folder: Path, tmp_path: Path) -> None:
+    folder = make_folder()
+    cache_folder.write_text("")
+    (tmp_path / "tmp").rmdir()
+    (tmp_path / "tmp").write_text("")
+    dataset = load(folder)
+    assert np.array_equal(dataset.train.images, pixels(folder, "train/*/*.png"))  # type: ignore[arg-type]
+
+
+def break_nothing_there(folder: Path) -> str:
+    shutil.rmtree(folder)
+    return "no folder train"
+
+
+def break_no_test(folder: Path) -> str:
+    shutil.rmtree(folder / "test")
+    return "neither test/ nor val/"
+
+
+def break_classes(folder: Path) -> str:
+    (folder / "test" / "dog").rename(folder / "test" / "wolf")
+    return "dog, wolf"
+
+
+def break_empty_class(folder: Path) -> str:
+    for path in (folder / "train" / "cat").iterdir():
+        path.unlink()
+    return "train/cat"
+
+
+def break_no_classes(folder: Path) -> str:
+    shutil.rmtree(folder / "train")
+    (folder / "train").mkdir()
+    return "no class folders"
+
+
+def break_image(folder: Path) -> str:
+    (folder / "test" / "dog" / "0001.png").write_bytes(b"\x89PNG\r\n")
+    return "test/dog/0001.png"
+
+
+def break_link(folder: Path) -> str:
+    (folder / "train" / "dog" / "link.png").symlink_to(folder / "nowhere.png")
+    return "link.png"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [break_nothing_there, break_no_test, break_classes, break_empty_class, break_no_classes, break_image, break_link],
+)
+def test_what_is_wrong_is_named_in_one_line(
+    make_folder: Make, cache_folder: Path, damage: Callable[[Path], str]
+) -> None:
+    folder = make_folder()
+    expected = damage(folder)
+    with pytest.raises(UserError) as caught:
+        load(folder)
+    assert expected in str(caught.value) and "\n" not in str(caught.value)
+    assert not cache_folder.exists() or list(cache_folder.iterdir()) == []
+
+
+def test_digits_are_split_for_good() -> None:
+    dataset = load_digits()
+    assert len(dataset.train) + len(dataset.test) == 1797 and not dataset.flip_ok
+    assert 350 <= len(dataset.test) <= 370
+    shares = np.bincount(dataset.test.labels) / np.bincount(np.r_[dataset.train.labels, dataset.test.labels])
+    np.testing.assert_allclose(shares, 0.2, atol=0.005)
+    assert np.array_equal(load_digits().test.labels, dataset.test.labels)
+    labels = np.array([0, 1] * 50)
+    assert stratified(labels, 0.3).sum() == 30 and not np.array_equal(stratified(labels, 0.3), np.arange(100) < 30)
+    assert dataset.train.images is not None and dataset.test.images is not None
+    assert dataset.train.images.min() == 0 and dataset.train.images.max() == 255
+    assert dataset.image_shape == (dataset.train.images.shape[3], *dataset.train.images.shape[1:3])
+    seen = {image.tobytes() for image in dataset.train.images}
+    assert sum(image.tobytes() in seen for image in dataset.test.images) == 0
+
+
+def test_synthetic_images_can_be_learnt_and_are_the_same_every_time() -> None:
+    options = DataOptions(dataset="synthetic", synthetic_samples=200)
+    dataset, again = data.load("synthetic", options), data.load("synthetic", options)
+    assert dataset.image_shape == (3, 32, 32) and len(dataset.train) == 200 and len(dataset.test) == 50
+    assert dataset.train.images is not None and dataset.test.images is not None
+    assert np.array_equal(dataset.train.images, again.train.images)  # type: ignore[arg-type]
+    assert np.bincount(dataset.train.labels).tolist() == [20] * 10
+    centres = np.stack([dataset.train.images[dataset.train.labels == label].mean(0) for label in range(10)])
+    distances = np.square(dataset.test.images[:, None] - centres[None]).sum((2, 3, 4))
+    assert (distances.argmin(1) == dataset.test.labels).all()
+
+
+def test_an_unknown_name_is_refused() -> None:
+    with pytest.raises(UserError, match="mnist"):
+        data.load("mnist", DataOptions())
