@@ -53,7 +53,8 @@ class Augmentation:
     """The augmentation of one dataset on one device.
 
     level: none, minimal (flip), balanced (crop and flip) or heavy (crop, flip and erasing); there is no
-    flip where flip_ok is False. Images are padded by an eighth of their shorter side (4 pixels for CIFAR-10).
+    flip where flip_ok is False. largest_shift: pixels by which images are padded for the crop (None: an eighth of
+    their shorter side, which is 4 for CIFAR-10).
     image_shape: (channels, height, width). mean, std: per channel, of images scaled to [0, 1].
     """
 
@@ -66,6 +67,7 @@ class Augmentation:
         std: tuple[float, ...],
         flip_ok: bool = True,
         padding: Padding = "reflect",
+        largest_shift: int | None = None,
         seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -73,7 +75,8 @@ class Augmentation:
         self.device = torch.device(device)
         self.seed = seed
         self.padding = padding
-        self.pad_pixels = max(1, min(self.height, self.width) // 8) if level in ("balanced", "heavy") else 0
+        shift = max(1, min(self.height, self.width) // 8) if largest_shift is None else largest_shift
+        self.pad_pixels = shift if level in ("balanced", "heavy") else 0
         self.flips = flip_ok and level != "none"
         self.erases = level == "heavy"
         pixels = self.height * self.width

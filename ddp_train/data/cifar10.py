@@ -131,7 +131,7 @@ def unreachable(url: str = URL, seconds: float = _PROBE_SECONDS) -> str | None:
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(seconds)
-    return answers[0] if answers else f"no answer within {seconds:.0f} s"
+    return answers[0] if answers else f"no answer within {seconds:g} s"
 
 
 def download(data_dir: Path) -> str | None:

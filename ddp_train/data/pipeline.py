@@ -57,6 +57,7 @@ def build_pipeline(
         std=dataset.std,
         flip_ok=dataset.flip_ok,
         padding=dataset.padding,
+        largest_shift=dataset.largest_shift,
         seed=seed,
         device=device,
     )

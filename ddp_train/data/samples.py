@@ -41,6 +41,8 @@ class Dataset:
     """Whether a mirrored image is still of its class (a mirrored digit is not)."""
     padding: Padding = "reflect"
     """What a shifted image shows beyond its border."""
+    largest_shift: int | None = None
+    """Pixels by which augmentation may shift an image (None: an eighth of its shorter side)."""
 
 
 def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -233,6 +233,21 @@ def test_a_silent_host_is_given_up_soon() -> None:
         assert reason is not None and time.monotonic() - started < 3
 
 
+@pytest.mark.timeout(60)
+def test_a_name_server_that_hangs_is_given_up_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = threading.Event()
+
+    def hang(*args: object, **kwargs: object) -> None:
+        done.wait(20)
+        raise socket.gaierror
+
+    monkeypatch.setattr(socket, "getaddrinfo", hang)
+    started = time.monotonic()
+    assert cifar10.unreachable("http://nowhere.invalid/", 0.3) == "no answer within 0.3 s"
+    assert time.monotonic() - started < 10
+    done.set()
+
+
 @pytest.mark.parametrize(("status", "fine"), [(200, True), (405, True), (404, False), (503, False)])
 def test_the_probe_reads_the_status(status: int, fine: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "127.0.0.1")

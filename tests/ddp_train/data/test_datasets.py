@@ -73,6 +73,16 @@ def test_any_change_of_the_folder_is_seen(make_folder: Make, tmp_path: Path) -> 
     assert len(load(folder).train) == 11
 
 
+def test_a_change_of_the_time_alone_is_seen(make_folder: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make_folder()
+    image = folder / "train" / "cat" / "0000.png"
+    load(folder)
+    before = image.stat()
+    os.utime(image, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    load(folder)
+    assert capsys.readouterr().err.count("decoding") == 2
+
+
 def test_mixed_sizes_are_scaled_and_cut(make_folder: Make) -> None:
     folder = make_folder()
     Image.fromarray(np.full((30, 50, 3), 7, np.uint8)).save(folder / "train" / "cat" / "0000.png")
@@ -182,7 +192,7 @@ def test_digits_are_split_for_good() -> None:
     assert stratified(labels, 0.3).sum() == 30 and not np.array_equal(stratified(labels, 0.3), np.arange(100) < 30)
     assert dataset.train.images is not None and dataset.test.images is not None
     assert dataset.train.images.min() == 0 and dataset.train.images.max() == 255
-    assert dataset.image_shape == (dataset.train.images.shape[3], *dataset.train.images.shape[1:3])
+    assert dataset.train.images.shape[1:] == (16, 16, 1) and dataset.image_shape == (1, 16, 16)
     seen = {image.tobytes() for image in dataset.train.images}
     assert sum(image.tobytes() in seen for image in dataset.test.images) == 0
 

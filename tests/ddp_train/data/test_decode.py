@@ -122,18 +122,23 @@ def test_decoding_processes_end_with_their_parent(tmp_path: Path, sign: signal.S
     program = (
         "import sys, numpy as np\n"
         "from ddp_train.data.decode import decode_files\n"
-        "out = np.memmap(sys.argv[2], dtype=np.uint8, mode='w+', shape=(300_000, 8, 8, 3))\n"
+        "out = np.memmap(sys.argv[2], dtype=np.uint8, mode='w+', shape=(3_000_000, 8, 8, 3))\n"
         "print('ready', flush=True)\n"
-        "decode_files([sys.argv[1]] * 300_000, out, processes=2)\n"
+        "decode_files([sys.argv[1]] * 3_000_000, out, processes=2)\n"
     )
     arguments = [sys.executable, "-c", program, paths[0], str(tmp_path / "out")]
-    parent = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    parent = subprocess.Popen(
+        arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     try:
         assert parent.stdout is not None and parent.stdout.readline() == "ready\n"
         while len(workers := psutil.Process(parent.pid).children()) < 2:
             time.sleep(0.01)
     finally:
-        os.kill(parent.pid, sign)
+        if sign == signal.SIGINT:
+            os.killpg(parent.pid, sign)  # as a terminal does
+        else:
+            os.kill(parent.pid, sign)
         _, errors = parent.communicate()
     deadline = time.monotonic() + 20
     while any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers):

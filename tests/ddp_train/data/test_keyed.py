@@ -29,6 +29,13 @@ def test_words_are_two_levels_of_splitmix64() -> None:
         assert [value % 2**64 for value in words[row].tolist()] == splitmix64(streams[sample], 5)
 
 
+def test_key_is_a_chain_of_splitmix64() -> None:
+    expected = 0
+    for part in (7, 2**64 - 3, 1):  # -3 counts modulo 2**64
+        (expected,) = splitmix64(expected ^ part, 1)
+    assert keyed.key(7, -3, 1) == expected
+
+
 def test_key_depends_on_every_part() -> None:
     keys = {
         keyed.key(seed, epoch, purpose) for seed in (-1, 0, 1, 7, 2**63) for epoch in range(4) for purpose in (1, 2)
@@ -67,6 +74,12 @@ def test_integers_are_uniform_up_to_their_bound() -> None:
     assert len(counts) == 9
     chi_squared = ((counts - 10_000) ** 2 / 10_000).sum()
     assert chi_squared < 26.1  # 8 degrees of freedom: exceeded once in a thousand
+
+
+def test_integers_scale_the_upper_half_of_a_word() -> None:
+    words = torch.tensor([-1, 0, 2**63 - 1, -(2**63), 123456789 << 32], dtype=torch.int64)
+    expected = [((word % 2**64) >> 32) * 1000 >> 32 for word in words.tolist()]
+    assert keyed.integers(words, 1000).tolist() == expected == [999, 0, 499, 500, 28]
 
 
 def test_integers_take_a_bound_per_draw() -> None:

@@ -56,6 +56,11 @@ def test_a_rank_may_get_no_sample_of_the_last_batch() -> None:
     assert sizes == [[3, 3, 1], [3, 3, 0], [2, 2, 0]]
 
 
+def test_shares_decide_how_much_a_rank_gets() -> None:
+    sizes = [[len(window.indices) for window in part.windows()] for part in samplers(20, 8, 3, shares=(5, 1, 2))]
+    assert sizes == [[5, 5, 3], [1, 1, 0], [2, 2, 1]]
+
+
 def test_resuming_at_a_step_continues_the_epoch() -> None:
     whole = global_batches(samplers(101, 8, 1), epoch=4)
     for step in (0, 1, 7, 12, 13, 20):
