@@ -154,9 +154,12 @@ class _Agent(LocalElasticAgent):
         return result
 
     def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM, timeout: int = 30) -> None:
-        # `timeout` is what torch believes: it has 30 s written in where a failure is found.
+        # `timeout` is what torch believes: it has 30 s written in where a failure is found. torch's own shutdown
+        # closes once more, with nothing left to wait for; torch 2.11's takes no time limit.
         self._interrupts.ending = True
-        super()._shutdown(death_sig, self._grace)
+        if self._pcontext is not None:
+            self._pcontext.close(death_sig, self._grace)
+        super()._shutdown(death_sig)
 
     def _handlers(self) -> Mapping[int, Any]:
         return getattr(self._pcontext, "subprocess_handlers", {})
