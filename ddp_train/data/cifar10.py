@@ -21,12 +21,12 @@ from ddp_train.data.image_folder import class_names, has_image_folder, load_imag
 from ddp_train.data.samples import Dataset, Split, channel_statistics
 from ddp_train.options import UserError
 
-__all__ = ["CLASSES", "URL", "download", "has_torchvision_files", "load_cifar10", "unreachable"]
+__all__ = ["CLASSES", "TORCHVISION_FOLDER", "URL", "download", "has_torchvision_files", "load_cifar10", "unreachable"]
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
 """torchvision's own (a test compares them)."""
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-_FOLDER = "cifar-10-batches-py"
+TORCHVISION_FOLDER = "cifar-10-batches-py"
 _FILES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta")
 _PROBE_SECONDS = 4.0
 _STALL_SECONDS = 30.0
@@ -34,7 +34,7 @@ _SIDE = 32
 
 
 def has_torchvision_files(data_dir: Path) -> bool:
-    return all((data_dir / _FOLDER / name).is_file() for name in _FILES)
+    return all((data_dir / TORCHVISION_FOLDER / name).is_file() for name in _FILES)
 
 
 def load_cifar10(data_dir: Path, *, image_size: int | None = None, verify: bool = False) -> Dataset:
@@ -52,13 +52,15 @@ def load_cifar10(data_dir: Path, *, image_size: int | None = None, verify: bool 
 
 
 def how_to_get(data_dir: Path) -> str:
-    layouts = f"{_FOLDER}/, or with train/<class>/ and test/<class>/"
+    layouts = f"{TORCHVISION_FOLDER}/, or with train/<class>/ and test/<class>/"
     return f"unpack {URL} into {data_dir}, or point --data-dir at a folder with {layouts}"
 
 
 def _load_torchvision(data_dir: Path, side: int, verify: bool) -> Dataset:
     stamps = [
-        (name, facts.st_size, facts.st_mtime_ns) for name in _FILES for facts in [_stat(data_dir / _FOLDER / name)]
+        (name, facts.st_size, facts.st_mtime_ns)
+        for name in _FILES
+        for facts in [_stat(data_dir / TORCHVISION_FOLDER / name)]
     ]
     key = cache.key("cifar-10-batches-py", (side, stamps))
     entry = cache.find(key, verify=verify)
@@ -99,7 +101,7 @@ def _read(data_dir: Path, *, train: bool) -> tuple[np.ndarray, np.ndarray, list[
         data = CIFAR10(str(data_dir), train=train, download=False)
     except (RuntimeError, OSError) as error:
         reason = "damaged (a checksum differs, or a file cannot be read)"
-        raise UserError(f"{data_dir / _FOLDER}: {reason}; delete it and {how_to_get(data_dir)}") from error
+        raise UserError(f"{data_dir / TORCHVISION_FOLDER}: {reason}; delete it and {how_to_get(data_dir)}") from error
     return data.data, np.asarray(data.targets, dtype=np.int64), list(data.classes)
 
 

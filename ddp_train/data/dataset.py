@@ -24,7 +24,7 @@ def resolve(options: DataOptions) -> tuple[str, str | None]:
     Without --dataset: CIFAR-10 in --data-dir, else the image folder there, else CIFAR-10 by download, else digits.
     Errors: UserError when --dataset cifar10 is neither there nor to be had, or the download cannot be written.
     """
-    data_dir = Path(options.data_dir)
+    data_dir = _data_dir(options)
     if options.dataset not in (None, "cifar10"):
         return str(options.dataset), None
     if cifar10.has_torchvision_files(data_dir):
@@ -64,8 +64,14 @@ def load(name: str, options: DataOptions) -> Dataset:
     return _load(name, options, verify=False)
 
 
+def _data_dir(options: DataOptions) -> Path:
+    """--data-dir, also where it points at torchvision's folder itself instead of the one around it."""
+    path = Path(options.data_dir)
+    return path.parent if path.name == cifar10.TORCHVISION_FOLDER else path
+
+
 def _load(name: str, options: DataOptions, *, verify: bool) -> Dataset:
-    data_dir = Path(options.data_dir)
+    data_dir = _data_dir(options)
     if name == "cifar10":
         return cifar10.load_cifar10(data_dir, image_size=options.image_size, verify=verify)
     if name == "folder":

@@ -72,7 +72,8 @@ class _Batches:
 
 
 class LoaderPipeline:
-    """See window.Pipeline. num_workers: processes per rank, 0 reads in this process."""
+    """See window.Pipeline. num_workers: processes that read training images, half as many again for testing; 0
+    reads in this process."""
 
     def __init__(
         self,
@@ -98,9 +99,9 @@ class LoaderPipeline:
         self._test_batches.lists = [
             list(range(first, min(first + test_batch, test_range[1]))) for first in range(*test_range, test_batch)
         ]
-        workers = (num_workers, prefetch_factor)
-        self._train_loader = self._loader(self._train_reader, self._train_batches, *workers)
-        self._test_loader = self._loader(ImageReader(dataset.test, size), self._test_batches, *workers)
+        self._train_loader = self._loader(self._train_reader, self._train_batches, num_workers, prefetch_factor)
+        test_reader, test_workers = ImageReader(dataset.test, size), (num_workers + 1) // 2
+        self._test_loader = self._loader(test_reader, self._test_batches, test_workers, prefetch_factor)
 
     def _loader(self, reader: ImageReader, batches: _Batches, workers: int, prefetch: int) -> DataLoader[Any]:
         return DataLoader(

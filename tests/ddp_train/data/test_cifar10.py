@@ -135,6 +135,13 @@ def test_torchvisions_files_are_read(tmp_path: Path, files: dict[str, bytes]) ->
     assert np.array_equal(dataset.test.images, batch["data"].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))  # type: ignore[arg-type]
 
 
+def test_data_dir_may_point_at_torchvisions_folder_itself(tmp_path: Path, files: dict[str, bytes]) -> None:
+    unpack(files, tmp_path)
+    inner = options(tmp_path / "cifar-10-batches-py")
+    assert data.resolve(inner) == ("cifar10", None)
+    assert len(data.load("cifar10", inner).train) == 100
+
+
 def test_the_cached_copy_needs_no_torchvision(
     tmp_path: Path, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -207,6 +209,23 @@ def test_synthetic_images_can_be_learnt_and_are_the_same_every_time() -> None:
     centres = np.stack([dataset.train.images[dataset.train.labels == label].mean(0) for label in range(10)])
     distances = np.square(dataset.test.images[:, None] - centres[None]).sum((2, 3, 4))
     assert (distances.argmin(1) == dataset.test.labels).all()
+
+
+def test_an_image_folder_needs_neither_torchvision_nor_scikit_learn(make_folder: Make) -> None:
+    program = (
+        "import sys\n"
+        "from ddp_train import data\n"
+        "from ddp_train.options import DataOptions\n"
+        "options = DataOptions(data_dir=sys.argv[1])\n"
+        "name, _ = data.resolve(options)\n"
+        "data.prepare(name, options)\n"
+        "print(name, len(data.load(name, options).train), 'torchvision' in sys.modules, 'sklearn' in sys.modules)\n"
+    )
+    command = [sys.executable, "-c", program, str(make_folder())]
+    done = subprocess.run(
+        command, cwd=Path(__file__).parents[3], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert done.stdout == "folder 12 False False\n"
 
 
 def test_an_unknown_name_is_refused() -> None:
