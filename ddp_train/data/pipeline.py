@@ -38,8 +38,9 @@ def build_pipeline(
 ) -> Pipeline:
     """The pipeline of one rank. The batches do not depend on which pipeline it is, bit for bit.
 
-    shares: weights of the ranks' parts of a global batch, and of the test split (None: equal). local_world_size: ranks that share this
-    host's memory (None: all). Errors: UserError for --pipeline resident where the images cannot be kept in memory.
+    shares: weights of the ranks' parts of a global batch, and of the test split (None: equal). local_world_size:
+    ranks that share this host's memory (None: all). Errors: UserError for --pipeline resident where the images
+    cannot be kept in memory.
     """
     sampler = GlobalBatchSampler(
         dataset.train.labels,
