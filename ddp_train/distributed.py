@@ -28,6 +28,7 @@ __all__ = [
     "stop",
     "sum_over_ranks",
     "together",
+    "wait_for_all",
 ]
 
 T = TypeVar("T")
@@ -121,6 +122,12 @@ def together(action: Callable[[], T], ranks: Ranks) -> T:
 
 def _nothing() -> None:
     """What the other ranks do while one works."""
+
+
+def wait_for_all() -> None:
+    """Return once every rank has come here."""
+    if dist.is_initialized():
+        dist.barrier()
 
 
 def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:

@@ -6,15 +6,15 @@ import math
 
 from ddp_train.records import Best, EpochRecord, RunFacts
 
-__all__ = ["EpochTable", "clock", "describe", "duration", "number", "percent", "summary"]
+__all__ = ["EpochTable", "clock", "describe", "duration", "loss", "number", "percent", "summary"]
 
 # Heading and width of each column; the mark of a best epoch takes the first place of the column after test accuracy.
 _COLUMNS = (
     ("epoch", 7),
     ("train loss", 12),
-    ("accuracy", 10),
+    ("train acc", 10),
     ("test loss", 11),
-    ("accuracy", 10),
+    ("test acc", 10),
     ("lr", 10),
     ("images/s", 11),
     ("time", 8),
@@ -40,9 +40,9 @@ class EpochTable:
             self._best = record.test_accuracy
         values = (
             f"{record.epoch}/{self._epochs}" if self._epochs else str(record.epoch),
-            number(record.train_loss, ".4f"),
+            loss(record.train_loss),
             percent(record.train_accuracy),
-            number(record.test_loss, ".4f"),
+            loss(record.test_loss),
             percent(record.test_accuracy),
             number(record.learning_rate, ".3g"),
             number(record.images_per_second, ",.0f"),
@@ -76,6 +76,11 @@ def summary(best: Best, seconds: float, out_dir: str) -> str:
 def number(value: float, form: str) -> str:
     """`value` by the format `form`, `-` where it is not finite."""
     return format(value, form) if math.isfinite(value) else "-"
+
+
+def loss(value: float) -> str:
+    """A loss with four decimals; in powers of ten where it has run away, so that the columns hold."""
+    return number(value, ".4f" if abs(value) < 1e5 else ".3e")
 
 
 def percent(fraction: float) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +21,9 @@ from ddp_train.config import Config, UserError, check_paths, parse
 __all__ = ["main"]
 
 
+LATER_S = 0.3
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Train as the command line says; the exit status."""
     try:
@@ -27,13 +31,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_paths(wanted)
         return _run(wanted)
     except UserError as error:
-        # All ranks raise the same error, one of them says it.
-        if os.environ.get("RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        return 2
+        return _end(f"error: {error}", status=2)
     except KeyboardInterrupt:
         # The last checkpoint stands; a traceback would say nothing that the user does not know.
         return 130
+
+
+def _end(message: str, *, status: int) -> int:
+    """All ranks come to the same end; rank 0 says why, and ends first, so that no other looks like the cause."""
+    if os.environ.get("RANK", "0") == "0":
+        print(message, file=sys.stderr, flush=True)
+    else:
+        time.sleep(LATER_S)
+    return status
 
 
 def _run(wanted: Config) -> int:
@@ -58,9 +68,9 @@ def _run(wanted: Config) -> int:
             for observer in run.observers:
                 observer.close()
     except TrainingDiverged as error:
-        if ranks.is_first:
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        return 1
+        # Rank 0 has curves to draw first.
+        distributed.wait_for_all()
+        return _end(f"error: {error}", status=1)
     finally:
         distributed.stop()
     return 0
