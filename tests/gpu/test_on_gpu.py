@@ -1,0 +1,99 @@
+"""What only a GPU can show. Left out by default: pytest -m gpu"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ddp_train.data import load
+from ddp_train.data.augment import Augmentation
+from ddp_train.data.pipeline import build_pipeline
+from ddp_train.distributed import Ranks
+from ddp_train.losses import cross_entropy_sum
+from ddp_train.models import create_model
+from ddp_train.optim import create_optimizer
+from ddp_train.options import DataOptions, OptimOptions
+from ddp_train.precision import Precision
+from ddp_train.trainer import Parts, Trainer
+
+pytestmark = pytest.mark.gpu
+ROOT = Path(__file__).resolve().parents[2]
+GPU = torch.device("cuda", 0)
+
+
+def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], cwd=folder, capture_output=True, text=True, timeout=240)
+
+
+def test_the_report_names_torchs_gpu(tmp_path: Path) -> None:
+    done = run(ROOT, "-m", "gpu_topology", "report", "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    properties = torch.cuda.get_device_properties(0)
+    gpu = next(gpu for gpu in report["gpus"] if gpu["uuid"] == f"GPU-{properties.uuid}")
+    assert gpu["compute_capability"] == [properties.major, properties.minor]
+    assert gpu["memory_total"] >= properties.total_memory
+
+
+@pytest.mark.parametrize("start", [["launch.py", "--auto"], ["ddp_train/main.py"]], ids=" ".join)
+def test_digits_are_learned(tmp_path: Path, start: list[str]) -> None:
+    script, *options = start
+    done = run(tmp_path, str(ROOT / script), *options, "--dataset", "digits", "--epochs", "15", "--out-dir", "run")
+    assert done.returncode == 0, done.stderr
+    history = json.loads((tmp_path / "run" / "training_history.json").read_text())
+    assert history["environment"]["device"] == torch.cuda.get_device_name(0)
+    assert history["best"]["test_accuracy"] > 0.97
+
+
+def test_augmentation_draws_the_same_on_both_devices() -> None:
+    images = torch.randint(256, (64, 32, 32, 3), dtype=torch.uint8)
+    samples = torch.arange(64)
+    shape, mean, std = (3, 32, 32), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+    found = [
+        Augmentation("heavy", image_shape=shape, mean=mean, std=std, seed=5, device=device)(
+            images.to(device), samples.to(device), epoch=3
+        ).cpu()
+        for device in (torch.device("cpu"), GPU)
+    ]
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("amp", ["off", "bf16"])
+def test_a_step_never_waits_for_the_gpu(amp: str) -> None:
+    options = DataOptions(dataset="synthetic", synthetic_samples=512, augment="heavy")
+    pipeline = build_pipeline(
+        load("synthetic", options), options, rank=0, world_size=1, device=GPU, global_batch=64, accumulate=2, seed=0
+    )
+    network = create_model("small", num_classes=10).to(GPU, memory_format=torch.channels_last)
+    optimizer = create_optimizer(network, OptimOptions(), 0.05, GPU)
+    trainer = Trainer(
+        Parts(
+            ranks=Ranks(),
+            device=GPU,
+            network=network,
+            model=network,
+            ddp=None,
+            pipeline=pipeline,
+            loss=cross_entropy_sum(0.1),
+            optimizer=optimizer,
+            schedule=lambda step: 1.0,
+            precision=Precision(amp, GPU),
+            epochs=1,
+            global_batch=64,
+            clip_norm=1.0,
+        )
+    )
+    windows = pipeline.train(0)
+    trainer.train_step(next(windows))  # kernels are loaded and workspaces made in the first step
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for window in windows:
+            trainer.train_step(window)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert trainer.progress.step == pipeline.steps_per_epoch
