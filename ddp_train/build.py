@@ -53,8 +53,9 @@ def build(wanted: Config, ranks: Ranks, device: torch.device) -> Run:
     """Put a run together. The process group must have been started. Errors: UserError, on all ranks alike."""
     dataset, notes = _load_data(wanted, ranks)
     resolved, found = resolve(wanted, dataset, ranks, device)
-    folder = RunFolder(on_first_rank(lambda: RunFolder.create(resolved).path, ranks))
-    resolved = config.with_values(resolved, {"out_dir": str(folder.path)})
+    path, moved = on_first_rank(lambda: config.claim(resolved), ranks)
+    folder, notes = RunFolder(path), (*notes, moved) if moved else notes
+    resolved = config.with_values(resolved, {"out_dir": str(path)})
     torch.manual_seed(resolved.run.seed)
     network = together(lambda: _network(resolved, dataset, device), ranks)
     resolved, notes = _without_lone_sample(resolved, network, dataset, ranks, notes)
@@ -189,7 +190,7 @@ def _saver(folder: RunFolder, parts: Parts) -> Any:
 
 def _observers(resolved: Config, folder: RunFolder, parts: Parts, facts: RunFacts) -> tuple[Observer, ...]:
     """History first: what the others show must already be on disk."""
-    history = folder.open_history(_environment(parts, facts), parts.progress.epoch)
+    history = folder.open_history(_environment(parts, facts), parts.progress.epoch, config.resume_file(resolved))
     observers: list[Observer] = [HistoryObserver(history, folder.curves), create_progress()]
     if resolved.run.tensorboard:
         observers.append(TensorBoardObserver(folder.tensorboard))

@@ -21,8 +21,21 @@ import yaml
 
 from ddp_train.checks import check_paths, check_values, resume_file, resume_target
 from ddp_train.options import SECTIONS, Config, UserError, to_dict
+from ddp_train.out_dir import claim, new_name
 
-__all__ = ["Config", "UserError", "check_paths", "dump", "parse", "presets", "resume_file", "to_dict", "with_values"]
+__all__ = [
+    "Config",
+    "UserError",
+    "check_paths",
+    "claim",
+    "dump",
+    "new_name",
+    "parse",
+    "presets",
+    "resume_file",
+    "to_dict",
+    "with_values",
+]
 
 PRESETS = Path(__file__).parent / "presets"
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -38,19 +37,6 @@ class RunFolder:
         self.curves = path / "training_curves.png"
         self.tensorboard = path / "tensorboard"
 
-    @classmethod
-    def create(cls, wanted: Config) -> RunFolder:
-        """Make the folder: --out-dir, or a new runs/TIME-MODEL. UserError when it cannot be written."""
-        if wanted.run.out_dir is not None:
-            path = Path(wanted.run.out_dir)
-        else:
-            stamp = time.strftime("%Y%m%d-%H%M%S")
-            names = (f"{stamp}-{wanted.model.model}{suffix}" for suffix in ("", *(f"-{i}" for i in range(2, 1000))))
-            path = next(p for name in names if not (p := Path("runs") / name).exists())
-        named = dataclasses.replace(wanted, run=dataclasses.replace(wanted.run, out_dir=str(path)))
-        config.check_paths(named, create=True)
-        return cls(path)
-
     def write_config(self, resolved: Config) -> None:
         """Everything that the run was told or found out, as YAML that --config takes back."""
         shown = dataclasses.replace(resolved, run=dataclasses.replace(resolved.run, resume=None))
@@ -63,12 +49,11 @@ class RunFolder:
             training = [dataclasses.asdict(r) for r in recommendations]
             write_text(path, json.dumps({**facts, "recommendations": training}, indent=2) + "\n")
 
-    def open_history(self, environment: Mapping[str, object], finished_epochs: int) -> History:
-        """The history up to the epoch that the run continues from; a new one for a fresh start."""
-        if finished_epochs == 0 or not self.history.exists():
-            return History(self.history, environment)
-        history = History.load(self.history, environment)
-        history.truncate(finished_epochs)
+    def open_history(self, environment: Mapping[str, object], finished_epochs: int, resumed: Path | None) -> History:
+        """A new history, or that beside the checkpoint `resumed`, up to the epoch that the run continues from."""
+        history = History(self.history, environment)
+        if resumed is not None and (earlier := resumed.parent / self.history.name).exists():
+            history.epochs = [epoch for epoch in History.load(earlier).epochs if epoch.epoch <= finished_epochs]
         return history
 
     def save(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import tempfile
-import time
-from contextlib import suppress
 from pathlib import Path
 
+from ddp_train.config import claim, new_name
 from launcher.options import LaunchOptions, OptionError
 from launcher.plan import LaunchPlan, with_arguments
 from launcher.show import to_json
@@ -34,34 +34,28 @@ class Folders:
 def prepare(plan: LaunchPlan, options: LaunchOptions) -> tuple[LaunchPlan, Folders]:
     """Make the folders; the plan with the run folder named, so that ranks and launcher agree on it.
 
-    Errors: OptionError where a folder cannot be made.
+    Errors: OptionError or UserError where a folder cannot be made.
     """
+    first_node = options.node_rank in (None, 0)
     run_folder: Path | None = None
     if plan.training is not None:
-        out_dir = plan.training.config.run.out_dir
-        run_folder = Path(out_dir) if out_dir is not None else _new_run_folder(plan.training.config.model.model)
-        if out_dir is None:
+        config = plan.training.config
+        if first_node:
+            run_folder, note = claim(config)
+            if note is not None:
+                print(note, file=sys.stderr)
+        else:
+            run_folder = Path(config.run.out_dir) if config.run.out_dir is not None else new_name(config.model.model)
+        if config.run.out_dir is None:
             plan = with_arguments(plan, ("--out-dir", str(run_folder)))
     if options.log_dir is None and run_folder is None:
         return plan, Folders(Path(tempfile.mkdtemp(prefix=PREFIX)), temporary=True)
     logs = Path(options.log_dir) if options.log_dir is not None else (run_folder or Path()) / "logs"
     try:
         logs.mkdir(parents=True, exist_ok=True)
-        if run_folder is not None and options.node_rank in (None, 0):
-            run_folder.mkdir(parents=True, exist_ok=True)
+        if run_folder is not None and first_node:
             (run_folder / "plan.json").write_text(json.dumps(to_json(plan), indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         option = "--log-dir" if options.log_dir is not None else "--out-dir"
         raise OptionError(f"{option} {str(logs)!r}: {error.strerror or error}") from None
     return plan, Folders(logs, temporary=False)
-
-
-def _new_run_folder(model: str | None) -> Path:
-    """runs/TIME-MODEL, which does not exist yet; the trainer names its folders in the same way."""
-    stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{model or 'model'}"
-    for number in range(1, 1000):
-        path = Path("runs") / (stem if number == 1 else f"{stem}-{number}")
-        with suppress(FileExistsError):
-            path.mkdir(parents=True)
-            return path
-    raise OptionError(f"--out-dir: every name like runs/{stem} is taken")

@@ -1,0 +1,53 @@
+"""The run folder before the run: its name, and what becomes of an earlier run that is already in it. Torch-free."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+
+from ddp_train.checks import resume_file
+from ddp_train.options import Config, UserError
+
+__all__ = ["claim", "new_name"]
+
+RESULTS = ("training_history.json", "best_model.pth", "checkpoint-latest.pt")
+"""What makes a folder that of an earlier run."""
+BESIDE = ("config.yaml", "plan.json", "training_curves.png", "tensorboard", "logs")
+"""What goes with them."""
+
+
+def claim(config: Config) -> tuple[Path, str | None]:
+    """Make the run folder of `config`; the folder, and a line for the user where an earlier run had to make room.
+
+    --out-dir, or a new runs/TIME-MODEL. An earlier run that is not resumed is moved into a folder of its own
+    inside, never overwritten. Errors: UserError when the folder cannot be made or written.
+    """
+    path = Path(config.run.out_dir) if config.run.out_dir is not None else new_name(config.model.model)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        note = None if resume_file(config) is not None else _set_aside(path)
+    except OSError as error:
+        raise UserError(f"--out-dir {path}: cannot be written ({error.strerror or error})") from None
+    return path, note
+
+
+def new_name(model: str | None) -> Path:
+    """runs/TIME-MODEL, which does not exist yet."""
+    stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{re.sub(r'[^A-Za-z0-9.]+', '-', model or 'model')}"
+    names = (stem if number == 1 else f"{stem}-{number}" for number in range(1, 1000))
+    free = next((path for name in names if not (path := Path("runs") / name).exists()), None)
+    if free is None:
+        raise UserError(f"--out-dir: every name like runs/{stem} is taken")
+    return free
+
+
+def _set_aside(folder: Path) -> str | None:
+    if not any((folder / name).exists() for name in RESULTS):
+        return None
+    place = next(path for number in range(1, 10**6) if not (path := folder / f"earlier-{number}").exists())
+    place.mkdir()
+    for name in (*RESULTS, *BESIDE):
+        if (folder / name).exists():
+            (folder / name).rename(place / name)
+    return f"the run that was in {folder} is now in {place}; to continue a run, add --resume auto"
