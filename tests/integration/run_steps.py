@@ -3,7 +3,8 @@
     python tests/integration/run_steps.py CASES.json RESULT.pt
 
 A case: {"name", "steps", "batch", "samples", and optionally "shares", "accumulate", "double", "lr", "augment",
-"clip"}. Rank 0 writes {name: {"losses": float64 [steps], "gradients": [steps, parameters], "weights"}}.
+"clip"}. Rank 0 writes {name: {"losses": float64 [steps], "gradients": [steps, parameters],
+"scores": [loss, accuracy, samples] on the test split}}.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from ddp_train import distributed
 from ddp_train.data.dataset import load
 from ddp_train.data.pipeline import build_pipeline
+from ddp_train.evaluate import evaluate
 from ddp_train.losses import cross_entropy_sum
 from ddp_train.options import DataOptions
 from ddp_train.precision import Precision
@@ -104,8 +106,12 @@ def run(case: dict[str, Any], ranks: distributed.Ranks) -> dict[str, torch.Tenso
         trainer.train_step(window)
         mine = sum(sums, torch.zeros((), dtype=torch.float64)) if window.count else torch.zeros((), dtype=torch.float64)
         losses.append(distributed.sum_over_ranks(mine) / window.size)
-    weights = torch.cat([p.detach().flatten() for p in network.parameters()])
-    return {"losses": torch.stack(losses), "gradients": torch.stack(gradients), "weights": weights}
+    scores = evaluate(network, pipeline.evaluate(), Precision("off", CPU))
+    return {
+        "losses": torch.stack(losses),
+        "gradients": torch.stack(gradients),
+        "scores": torch.tensor([scores.loss, scores.accuracy, scores.samples], dtype=torch.float64),
+    }
 
 
 def main() -> None:

@@ -64,6 +64,10 @@ def test_any_split_gives_the_gradient_of_the_global_batch(train: Any, ranks: int
         difference = ((ours - theirs).abs().max() / theirs.abs().max()).item()
         # In float64 the mathematics shows; in float32 the rounding of sums in another order is left.
         assert difference < (1e-14 if case["double"] else 5e-6), f"{case['name']}: {difference:.2e}"
+        # The weights stood still or moved alike, so the test scores must agree: each of the 37 images counts once.
+        ours, theirs = (side[case["name"]]["scores"] for side in (found, expected))
+        assert ours[2] == theirs[2] == 37
+        assert ours.allclose(theirs, rtol=1e-5), f"{case['name']}: {ours.tolist()} {theirs.tolist()}"
 
 
 def test_two_ranks_follow_the_single_process_for_20_steps(train: Any) -> None:
