@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from ddp_train.data.worker_process import end_with_parent
 from ddp_train.options import UserError
 
 __all__ = ["decode_files", "fit", "probe_size", "read_image"]
@@ -25,6 +26,7 @@ __all__ = ["decode_files", "fit", "probe_size", "read_image"]
 _BLOCK = 64  # files per unit of work
 _SMALL = 256  # fewer files are not worth starting processes
 _PROBES = 1024
+_HELD = (signal.SIGINT, signal.SIGTERM)
 
 
 def read_image(path: str | Path, size: tuple[int, int]) -> np.ndarray:
@@ -68,32 +70,47 @@ def decode_files(
     """Decode paths[i] into out[i]. out: uint8 [N, H, W, 3] in shared memory (a memory-mapped file, say).
 
     processes: None is one per core that this process may use. progress is told how many are done.
-    Errors: UserError naming the first unreadable image that was met.
+    Errors: UserError naming the first unreadable image that was met, or when a process dies.
     """
     count = processes or len(os.sched_getaffinity(0))
     count = 1 if len(paths) < _SMALL else min(count, -(-len(paths) // _BLOCK))
     if count == 1:
-        done = 0
         for done in _decode_blocks(paths, out, range(0, len(paths), _BLOCK)):
             progress(done)
-        return
+    else:
+        _decode_in_processes(paths, out, count, progress)
+
+
+def _decode_in_processes(paths: Sequence[str], out: np.ndarray, count: int, progress: Callable[[int], None]) -> None:
     context = multiprocessing.get_context("fork")
     readers, workers = [], []
     try:
-        for number in range(count):
-            reader, writer = context.Pipe(duplex=False)
-            blocks = range(number * _BLOCK, len(paths), count * _BLOCK)
-            worker = context.Process(target=_work, args=(paths, out, blocks, writer), daemon=True)
-            worker.start()
-            writer.close()
-            readers.append(reader)
-            workers.append(worker)
+        with _signals_held():
+            for number in range(count):
+                reader, writer = context.Pipe(duplex=False)
+                blocks = range(number * _BLOCK, len(paths), count * _BLOCK)
+                worker = context.Process(target=_work, args=(paths, out, blocks, writer, os.getpid()), daemon=True)
+                worker.start()
+                writer.close()
+                readers.append(reader)
+                workers.append(worker)
         _follow(readers, progress)
     finally:
         for worker in workers:
             worker.terminate()
         for worker in workers:
             worker.join()
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Deliver signals only afterwards. Python drops a KeyboardInterrupt that is raised while it forks, and a new
+    process would act upon its parent's handlers until it has set its own."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _decode_blocks(paths: Sequence[str], out: np.ndarray, blocks: range) -> Iterator[int]:
@@ -107,23 +124,22 @@ def _decode_blocks(paths: Sequence[str], out: np.ndarray, blocks: range) -> Iter
         yield done
 
 
-def _work(paths: Sequence[str], out: np.ndarray, blocks: range, writer: Connection) -> None:
+def _work(paths: Sequence[str], out: np.ndarray, blocks: range, writer: Connection, parent: int) -> None:
     """A decoding process: reports the number done after each block, the text of an error, and None at its end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends us
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    parent = os.getppid()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD)
+    end_with_parent(parent)
     try:
         for done in _decode_blocks(paths, out, blocks):
             writer.send(done)
-            if os.getppid() != parent:
-                return
         writer.send(None)
     except UserError as error:
         writer.send(str(error))
 
 
 def _follow(readers: Sequence[Connection], progress: Callable[[int], None]) -> None:
-    """Pass on the processes' reports until all are done. Errors: UserError; RuntimeError when a process dies."""
+    """Pass on the processes' reports until all are done. Errors: UserError, theirs or when one of them dies."""
     done = dict.fromkeys(readers, 0)
     running = set(readers)
     while running:
@@ -132,7 +148,7 @@ def _follow(readers: Sequence[Connection], progress: Callable[[int], None]) -> N
             try:
                 report = reader.recv()
             except EOFError:
-                raise RuntimeError("a process that decodes images died; is the machine out of memory?") from None
+                raise UserError("a process that decodes images was killed: is the machine out of memory?") from None
             if isinstance(report, str):
                 raise UserError(report)
             if report is None:

@@ -6,8 +6,9 @@ of epochs: the order comes from the sampler, and the draws are keyed, so workers
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from ddp_train.data.dataset import Dataset, Split
 from ddp_train.data.decode import read_image
 from ddp_train.data.sampler import GlobalBatchSampler
 from ddp_train.data.window import Batch, Window, micro_batches
+from ddp_train.data.worker_process import end_with_parent
 from ddp_train.options import UserError
 
 __all__ = ["ImageReader", "LoaderPipeline"]
@@ -35,10 +37,7 @@ class ImageReader(TorchDataset[Any]):
     def __init__(self, split: Split, size: tuple[int, int]) -> None:
         self.files = split.files
         self.size = size
-        # Pickled (workers are not always forked), a memory map would travel as a copy of all images.
-        mapped = isinstance(split.images, np.memmap) and split.images.filename is not None
-        self.path = Path(str(split.images.filename)) if mapped else None  # type: ignore[union-attr]
-        self.array = None if mapped else split.images
+        self.images = split.images
         self.count = len(split.labels)
 
     def __len__(self) -> int:
@@ -52,9 +51,8 @@ class ImageReader(TorchDataset[Any]):
             except UserError as error:
                 return str(error)
         else:
-            if self.array is None:
-                self.array = np.load(str(self.path), mmap_mode="r")
-            images = self.array[chosen]
+            assert self.images is not None
+            images = self.images[chosen]
         return torch.from_numpy(images), torch.from_numpy(chosen)
 
 
@@ -69,6 +67,10 @@ class _Batches:
 
     def __len__(self) -> int:
         return len(self.lists)
+
+
+def _start_worker(parent: int, number: int) -> None:
+    end_with_parent(parent)
 
 
 class LoaderPipeline:
@@ -109,6 +111,8 @@ class LoaderPipeline:
             batch_size=None,  # the reader makes batches itself
             sampler=batches,
             num_workers=workers,
+            multiprocessing_context="fork" if workers else None,  # shares the memory map, and starts at once
+            worker_init_fn=partial(_start_worker, os.getpid()),
             pin_memory=self.device.type == "cuda",
             persistent_workers=workers > 0,
             prefetch_factor=prefetch if workers > 0 else None,

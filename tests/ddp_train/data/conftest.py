@@ -1,9 +1,11 @@
-"""Small image folders, and a decoded cache of the test's own."""
+"""Small image folders, a decoded cache of the test's own, and a check that processes end."""
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
@@ -41,3 +43,24 @@ def make_folder(tmp_path: Path) -> Callable[..., Path]:
         return tmp_path / name
 
     return make
+
+
+@pytest.fixture
+def assert_they_end() -> Callable[[Iterable[psutil.Process], float], None]:
+    """check(processes, seconds): fails when one still runs after that time; it is killed, so that nothing stays."""
+
+    def runs(process: psutil.Process) -> bool:
+        try:
+            return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+
+    def check(processes: Iterable[psutil.Process], seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while (alive := [process for process in processes if runs(process)]) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        for process in alive:
+            process.kill()
+        assert alive == []
+
+    return check

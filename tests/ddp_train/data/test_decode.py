@@ -5,7 +5,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from ddp_train.data.decode import decode_files, fit, probe_size, read_image
 from ddp_train.options import UserError
 
 ROOT = Path(__file__).parents[3]
+Check = Callable[[list[psutil.Process], float], None]
 
 
 def write_images(folder: Path, count: int, size: tuple[int, int] = (8, 8)) -> tuple[list[str], np.ndarray]:
@@ -45,10 +48,11 @@ def test_an_unreadable_image_is_named(tmp_path: Path, processes: int, content: b
     whole = Path(paths[200]).read_bytes()
     Path(paths[200]).write_bytes(whole[:100] if content is None else content)
     out = np.memmap(tmp_path / "out", dtype=np.uint8, mode="w+", shape=pixels.shape)
+    before = psutil.Process().children()
     with pytest.raises(UserError) as caught:
         decode_files(paths, out, processes=processes)
     assert paths[200] in str(caught.value) and "\n" not in str(caught.value)
-    assert psutil.Process().children() == []
+    assert not [child for child in psutil.Process().children() if child not in before]
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning")
@@ -70,6 +74,25 @@ def test_a_damaged_file_of_any_kind_is_a_users_error(tmp_path: Path) -> None:
                 refused += 1
                 assert str(path) in str(error) and "\n" not in str(error)
     assert refused > 100
+
+
+@pytest.mark.timeout(60)
+def test_a_killed_process_is_reported(tmp_path: Path) -> None:
+    paths, _ = write_images(tmp_path, 1)
+    out = np.memmap(tmp_path / "out", dtype=np.uint8, mode="w+", shape=(3_000_000, 8, 8, 3))
+    before = set(psutil.Process().children())
+
+    def kill_one() -> None:
+        while not (workers := set(psutil.Process().children()) - before):
+            time.sleep(0.001)
+        workers.pop().kill()
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    with pytest.raises(UserError, match="killed"):
+        decode_files(paths * 3_000_000, out, processes=2)
+    killer.join()
+    assert set(psutil.Process().children()) == before
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
@@ -117,7 +140,7 @@ def test_probe_size(tmp_path: Path) -> None:
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGINT])
-def test_decoding_processes_end_with_their_parent(tmp_path: Path, sign: signal.Signals) -> None:
+def test_decoding_processes_end_with_their_parent(tmp_path: Path, assert_they_end: Check, sign: signal.Signals) -> None:
     paths, _ = write_images(tmp_path, 2)
     program = (
         "import sys, numpy as np\n"
@@ -133,15 +156,13 @@ def test_decoding_processes_end_with_their_parent(tmp_path: Path, sign: signal.S
     try:
         assert parent.stdout is not None and parent.stdout.readline() == "ready\n"
         while len(workers := psutil.Process(parent.pid).children()) < 2:
-            time.sleep(0.01)
+            time.sleep(0.001)
     finally:
         if sign == signal.SIGINT:
             os.killpg(parent.pid, sign)  # as a terminal does
         else:
             os.kill(parent.pid, sign)
-        _, errors = parent.communicate()
-    deadline = time.monotonic() + 20
-    while any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+        parent.wait()
+    assert_they_end(workers, 20)
+    _, errors = parent.communicate()
     assert errors.count("Traceback") <= 1  # the parent's own KeyboardInterrupt
