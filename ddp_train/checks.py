@@ -48,6 +48,10 @@ CONFLICTS: tuple[tuple[Callable[[Config], bool], str], ...] = (
         "--accumulate is larger than --batch-size: a micro-batch needs at least one image",
     ),
     (
+        lambda c: c.data.image_size is not None and c.data.dataset in ("digits", "synthetic"),
+        "--image-size is for folders of images: digits and synthetic have a size of their own",
+    ),
+    (
         lambda c: c.model.amp == "fp16" and c.run.device == "cpu",
         "--amp fp16 needs a GPU (GradScaler); on the CPU use --amp off, or bf16 where the CPU computes it natively",
     ),

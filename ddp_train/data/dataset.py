@@ -34,13 +34,10 @@ def resolve(options: DataOptions) -> tuple[str, str | None]:
     reason = cifar10.unreachable() or cifar10.download(data_dir)
     if reason is None:
         return "cifar10", f"CIFAR-10 was downloaded into {data_dir}"
-    remedy = cifar10.how_to_get(data_dir)
     if options.dataset == "cifar10":
+        remedy = cifar10.how_to_get(data_dir)
         raise UserError(f"--dataset cifar10: not in {data_dir}, and it cannot be downloaded ({reason}); {remedy}")
-    return "digits", (
-        f"CIFAR-10 is not in {data_dir} and cannot be downloaded ({reason}): training on scikit-learn's digits. "
-        f"For CIFAR-10: {remedy}"
-    )
+    return "digits", f"CIFAR-10 is not in {data_dir} and cannot be downloaded ({reason}): training on digits instead"
 
 
 def _name_folder(data_dir: Path, wanted: str | None) -> tuple[str, str | None]:

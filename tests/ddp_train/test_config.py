@@ -79,6 +79,7 @@ MISTAKES = [
     (["--out-dir", ""], ["--out-dir", "non-empty"]),
     (["--batch-size", "8", "--batch-size-per-rank", "4"], ["--batch-size", "--batch-size-per-rank"]),
     (["--batch-size", "8", "--accumulate", "9"], ["--accumulate"]),
+    (["--dataset", "digits", "--image-size", "64"], ["--image-size"]),
     (["--device", "cpu", "--amp", "fp16"], ["--amp fp16", "GPU"]),
     (["--resume", "no/such/run"], ["--resume no/such/run"]),
     (["--config", "no-such.yaml"], ["--config no-such.yaml", "No such file"]),
