@@ -7,10 +7,12 @@ What can be refused is refused here, before the first step, and on all ranks tog
 from __future__ import annotations
 
 import inspect
+import os
 import platform
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -53,7 +55,7 @@ def build(wanted: Config, ranks: Ranks, device: torch.device) -> Run:
     """Put a run together. The process group must have been started. Errors: UserError, on all ranks alike."""
     dataset, notes = _load_data(wanted, ranks)
     resolved, found = resolve(wanted, dataset, ranks, device)
-    path, moved = on_first_rank(lambda: config.claim(resolved), ranks)
+    path, moved = on_first_rank(lambda: config.claim(resolved, restarted=_is_restart()), ranks)
     folder, notes = RunFolder(path), (*notes, moved) if moved else notes
     resolved = config.with_values(resolved, {"out_dir": str(path)})
     torch.manual_seed(resolved.run.seed)
@@ -63,7 +65,8 @@ def build(wanted: Config, ranks: Ranks, device: torch.device) -> Run:
     precision = Precision(resolved.model.amp, device)
     optimizer = create_optimizer(network, resolved.optim, _peak_rate(resolved), device)
     progress = Progress()
-    if (source := config.resume_file(resolved)) is not None:
+    source = on_first_rank(lambda: config.resume_file(resolved), ranks)
+    if source is not None:
         progress = together(lambda: folder.restore(source, network, optimizer, precision), ranks)
         notes = (*notes, f"continues {source} after epoch {progress.epoch}")
     ddp = _wrap(network, ranks, device)
@@ -92,9 +95,14 @@ def build(wanted: Config, ranks: Ranks, device: torch.device) -> Run:
     if ranks.is_first:
         folder.write_config(resolved)
         folder.write_plan(_environment(parts, facts), found)
-        observers = _observers(resolved, folder, parts, facts)
+        observers = _observers(resolved, folder, parts, facts, source)
         parts = replace(parts, observers=observers, save=_saver(folder, parts))
     return Run(Trainer(parts), resolved, folder, facts, observers)
+
+
+def _is_restart() -> bool:
+    """Whether the elastic agent has started the ranks of this run again."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 def _load_data(wanted: Config, ranks: Ranks) -> tuple[Dataset, tuple[str, ...]]:
@@ -188,9 +196,11 @@ def _saver(folder: RunFolder, parts: Parts) -> Any:
     return save
 
 
-def _observers(resolved: Config, folder: RunFolder, parts: Parts, facts: RunFacts) -> tuple[Observer, ...]:
+def _observers(
+    resolved: Config, folder: RunFolder, parts: Parts, facts: RunFacts, source: Path | None
+) -> tuple[Observer, ...]:
     """History first: what the others show must already be on disk."""
-    history = folder.open_history(_environment(parts, facts), parts.progress.epoch, config.resume_file(resolved))
+    history = folder.open_history(_environment(parts, facts), parts.progress.epoch, source)
     observers: list[Observer] = [HistoryObserver(history, folder.curves), create_progress()]
     if resolved.run.tensorboard:
         observers.append(TensorBoardObserver(folder.tensorboard))

@@ -42,6 +42,9 @@ PRESETS = Path(__file__).parent / "presets"
 # Other spellings: option -> the option, with its value where the spelling implies one.
 ALIASES = {"--max-epochs": ("--epochs",), "--no-mixed-precision": ("--amp", "off"), "--learning-rate": ("--lr",)}
 
+# On resume: an option that is given anew, and the one whose old value was found with the old one in view.
+REOPENED = {"batch_size_per_rank": "batch_size", "lr": "lr_scaling", "optimizer": "lr"}
+
 
 def parse(argv: Sequence[str], *, prog: str = "ddp_train/main.py") -> Config:
     """The configuration for a command line.
@@ -97,8 +100,9 @@ def _resumed(parser: Any, given: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     beside = target.parent / "config.yaml"
     options = _read_yaml(parser, beside, "config of the resumed run") if beside.is_file() else {}
-    if given.keys() & {"batch_size", "batch_size_per_rank"}:
-        options["batch_size"] = None
+    for changed, follows in REOPENED.items():
+        if changed in given:
+            options[follows] = None
     return options | {"out_dir": str(target.parent)}
 
 

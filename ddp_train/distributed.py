@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from ddp_train.options import UserError
+from ddp_train.options import SharedError, UserError
 
 __all__ = [
     "Ranks",
@@ -67,9 +67,10 @@ def choose_device(wanted: str, ranks: Ranks) -> torch.device:
     if ranks.local_rank >= count:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         shown = f"CUDA_VISIBLE_DEVICES={visible}" if visible is not None else "CUDA_VISIBLE_DEVICES is not set"
-        raise UserError(
+        raise SharedError(
             f"--device {wanted}: {ranks.local_world_size} local ranks need as many GPUs, torch sees {count} ({shown}); "
-            "lower --nproc_per_node, or use --device cpu"
+            "lower --nproc_per_node, or use --device cpu",
+            speaks=ranks.local_rank == count,
         )
     return torch.device("cuda", ranks.local_rank)
 
@@ -85,7 +86,7 @@ def start(ranks: Ranks, device: torch.device, timeout_s: float = 1800.0) -> None
 
 
 def stop() -> None:
-    """Leave the process group, if there is one."""
+    """Leave the process group, if there is one. Only where all ranks do: NCCL waits for every one of them."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -116,7 +117,7 @@ def together(action: Callable[[], T], ranks: Ranks) -> T:
         dist.all_gather_object(refusals, refusal)
     for text in refusals:
         if text is not None:
-            raise UserError(text)
+            raise SharedError(text, speaks=ranks.is_first)
     return result
 
 

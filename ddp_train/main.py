@@ -9,14 +9,19 @@ from __future__ import annotations
 import os
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
 if __package__ in (None, ""):
     # Run as a file: the packages stand beside this folder, whatever the working directory.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from ddp_train.config import Config, UserError, check_paths, parse
+from ddp_train.config import Config, UserError, check_paths, parse, with_values
+
+if TYPE_CHECKING:
+    from ddp_train.distributed import Ranks
 
 __all__ = ["main"]
 
@@ -28,18 +33,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train as the command line says; the exit status."""
     try:
         wanted = parse(sys.argv[1:] if argv is None else argv)
+        if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0 and wanted.run.resume is None:
+            # The ranks were started again after a failure: go on from the last checkpoint.
+            wanted = with_values(wanted, {"resume": "auto"})
         check_paths(wanted)
-        return _run(wanted)
     except UserError as error:
-        return _end(f"error: {error}", status=2)
-    except KeyboardInterrupt:
-        # The last checkpoint stands; a traceback would say nothing that the user does not know.
-        return 130
+        # Every rank reads the same command line and comes to the same end.
+        return _end(f"error: {error}", status=2, speaks=os.environ.get("RANK", "0") == "0")
+    return _run(wanted)
 
 
-def _end(message: str, *, status: int) -> int:
-    """All ranks come to the same end; rank 0 says why, and ends first, so that no other looks like the cause."""
-    if os.environ.get("RANK", "0") == "0":
+def _end(message: str, *, status: int, speaks: bool) -> int:
+    """Where ranks come to the same end, one says why, and ends first, so that no other looks like the cause."""
+    if speaks:
         print(message, file=sys.stderr, flush=True)
     else:
         time.sleep(LATER_S)
@@ -48,32 +54,58 @@ def _end(message: str, *, status: int) -> int:
 
 def _run(wanted: Config) -> int:
     from ddp_train import distributed
-    from ddp_train.build import build
-    from ddp_train.resolve import set_threads
+    from ddp_train.options import SharedError
     from ddp_train.trainer import TrainingDiverged
 
-    ranks = distributed.Ranks.from_environment()
+    try:
+        status = _train(wanted, ranks := distributed.Ranks.from_environment())
+    except SharedError as error:
+        status = _end(f"error: {error}", status=2, speaks=error.speaks)
+    except TrainingDiverged as error:
+        distributed.wait_for_all()  # rank 0 had curves to draw
+        status = _end(f"error: {error}", status=1, speaks=ranks.is_first)
+    except BaseException as error:
+        # This rank alone is in trouble. The others wait for it in a collective, and so would leaving the process
+        # group: say what happened, and go.
+        _leave_alone(error)
+    distributed.stop()
+    return status
+
+
+def _train(wanted: Config, ranks: Ranks) -> int:
+    from ddp_train import distributed
+    from ddp_train.build import build
+    from ddp_train.resolve import set_threads
+
     device = distributed.choose_device(wanted.run.device, ranks)
     set_threads(ranks, device)
     distributed.start(ranks, device)
+    run = build(wanted, ranks, device)
     try:
-        run = build(wanted, ranks, device)
-        try:
-            for observer in run.observers:
-                observer.on_start(run.facts)
-            run.trainer.fit()
-            for observer in run.observers:
-                observer.on_end(run.trainer.best)
-        finally:
-            for observer in run.observers:
-                observer.close()
-    except TrainingDiverged as error:
-        # Rank 0 has curves to draw first.
-        distributed.wait_for_all()
-        return _end(f"error: {error}", status=1)
+        for observer in run.observers:
+            observer.on_start(run.facts)
+        run.trainer.fit()
+        for observer in run.observers:
+            observer.on_end(run.trainer.best)
     finally:
-        distributed.stop()
+        for observer in run.observers:
+            observer.close()
     return 0
+
+
+def _leave_alone(error: BaseException) -> NoReturn:
+    """End this process at once: one line for a user's mistake, nothing after Ctrl-C, else the traceback."""
+    status = 1
+    if isinstance(error, UserError):
+        status = 2
+        print(f"error: {error}", file=sys.stderr)
+    elif isinstance(error, KeyboardInterrupt):
+        status = 130  # the last checkpoint stands; a traceback would say nothing that the user does not know
+    else:
+        traceback.print_exception(error)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 if __name__ == "__main__":

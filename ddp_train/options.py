@@ -9,11 +9,29 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-__all__ = ["SECTIONS", "Config", "DataOptions", "ModelOptions", "OptimOptions", "RunOptions", "UserError", "to_dict"]
+__all__ = [
+    "SECTIONS",
+    "Config",
+    "DataOptions",
+    "ModelOptions",
+    "OptimOptions",
+    "RunOptions",
+    "SharedError",
+    "UserError",
+    "to_dict",
+]
 
 
 class UserError(Exception):
     """A mistake the user can mend: one line naming the option or file, its value and what is accepted."""
+
+
+class SharedError(UserError):
+    """The same UserError on several ranks, of which one `speaks`."""
+
+    def __init__(self, message: str, *, speaks: bool) -> None:
+        super().__init__(message)
+        self.speaks = speaks
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,16 +17,17 @@ BESIDE = ("config.yaml", "plan.json", "training_curves.png", "tensorboard", "log
 """What goes with them."""
 
 
-def claim(config: Config) -> tuple[Path, str | None]:
+def claim(config: Config, *, restarted: bool = False) -> tuple[Path, str | None]:
     """Make the run folder of `config`; the folder, and a line for the user where an earlier run had to make room.
 
     --out-dir, or a new runs/TIME-MODEL. An earlier run that is not resumed is moved into a folder of its own
-    inside, never overwritten. Errors: UserError when the folder cannot be made or written.
+    inside, never overwritten; what a `restarted` run finds is its own. Errors: UserError when the folder cannot be
+    made or written.
     """
     path = Path(config.run.out_dir) if config.run.out_dir is not None else new_name(config.model.model)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        note = None if resume_file(config) is not None else _set_aside(path)
+        note = None if restarted or resume_file(config) is not None else _set_aside(path)
     except OSError as error:
         raise UserError(f"--out-dir {path}: cannot be written ({error.strerror or error})") from None
     return path, note

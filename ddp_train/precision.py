@@ -7,6 +7,7 @@ bf16 needs no loss scaling; fp16 does (torch.amp.GradScaler). Which one suits a 
 from __future__ import annotations
 
 import contextlib
+import math
 from typing import Any
 
 import torch
@@ -47,6 +48,11 @@ class Precision:
             torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
         self.scaler.step(optimizer)
         self.scaler.update()
+
+    def has_diverged(self, loss: float) -> bool:
+        """Whether an epoch's mean loss means the end. Under fp16 a step that overflowed was skipped and its scale
+        halved; only a scale that has sunk below 1 says that the loss is no longer finite in itself."""
+        return not math.isfinite(loss) and not (self.mode == "fp16" and self.scaler.get_scale() >= 1.0)
 
     def state_dict(self) -> dict[str, Any]:
         """The scaler's state; empty unless fp16."""

@@ -68,7 +68,7 @@ class StepReport:
     images: int
     """Training images seen in this epoch, over all ranks."""
     loss: float
-    """Mean training loss since the last report (or of this epoch so far), over all ranks."""
+    """Mean training loss of this epoch so far, over rank 0's share of the images."""
     accuracy: float
     """Fraction of 1, over the same images; NaN where it has no meaning (mixed targets)."""
     learning_rate: float

@@ -55,9 +55,10 @@ def read_hardware(ranks: Ranks, device: torch.device) -> auto.Hardware:
 def set_threads(ranks: Ranks, device: torch.device) -> None:
     """On the CPU share the usable cores among the local ranks.
 
-    OMP_NUM_THREADS is kept where somebody set it; 1 under torchrun is torchrun's own filler.
+    OMP_NUM_THREADS is kept where somebody set it; 1 under bare torchrun is torchrun's own filler, while the launcher
+    (which says so by DDP_LAUNCH) never leaves it to torchrun.
     """
     wanted = os.environ.get("OMP_NUM_THREADS")
-    filler = wanted == "1" and "TORCHELASTIC_RUN_ID" in os.environ
+    filler = wanted == "1" and "TORCHELASTIC_RUN_ID" in os.environ and "DDP_LAUNCH" not in os.environ
     if device.type == "cpu" and (wanted is None or filler):
         torch.set_num_threads(max(1, read_host().usable_cpus // ranks.local_world_size))

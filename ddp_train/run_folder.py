@@ -72,6 +72,7 @@ class RunFolder:
         state = {
             "model": weights,
             "optimizer": optimizer.state_dict(),
+            "optimizer_class": type(optimizer).__name__,
             "scaler": precision.state_dict(),
             "progress": dataclasses.asdict(progress),
         }
@@ -79,10 +80,17 @@ class RunFolder:
 
     @staticmethod
     def restore(source: Path, network: nn.Module, optimizer: torch.optim.Optimizer, precision: Precision) -> Progress:
-        """Take the state in `source` back. UserError when the file is damaged or of another model or optimizer."""
-        state: dict[str, Any] = checkpoint.load(source, map_location=precision.device)
+        """Take the state in `source` back. UserError when the file is damaged or of another model or optimizer.
+
+        Rates, decay and the like are those of `optimizer`, which follow this run's options.
+        """
+        state: dict[str, Any] = checkpoint.load(source, map_location="cpu")
         try:
+            if state["optimizer_class"] != type(optimizer).__name__:
+                raise ValueError(f"it was trained with {state['optimizer_class']}")
             network.load_state_dict(state["model"])
+            for saved, own in zip(state["optimizer"]["param_groups"], optimizer.param_groups, strict=True):
+                saved.update({name: value for name, value in own.items() if name != "params"})
             optimizer.load_state_dict(state["optimizer"])
             precision.load_state_dict(state["scaler"])
             return Progress(**state["progress"])

@@ -90,7 +90,7 @@ class Trainer:
         started = time.monotonic()
         loss, accuracy, samples = self.train_epoch(epoch)
         trained = time.monotonic() - started
-        if loss != loss or abs(loss) == float("inf"):
+        if parts.precision.has_diverged(loss):
             rate = parts.optimizer.param_groups[0]["initial_lr"]
             raise TrainingDiverged(
                 f"the training loss of epoch {epoch + 1} is {loss}: try a lower --lr (the peak was {rate:.3g}), "

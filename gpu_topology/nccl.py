@@ -99,8 +99,8 @@ def _apply(rule: Rule, facts: Facts) -> Setting:
 def _same_devices(own: str, facts: Facts) -> bool:
     """Whether the user's list leads CUDA to the chosen devices in the chosen order."""
     visible = parse_visible(own, facts.topology.gpus)
-    if visible.by_index and facts.environ.get("CUDA_DEVICE_ORDER", "PCI_BUS_ID") != "PCI_BUS_ID":
-        return False  # CUDA would count in another order than the driver
+    if visible.by_index and _counts_differ(facts):
+        return False
     names = [named.mig.uuid if named.mig else named.gpu.uuid or str(named.gpu.index) for named in visible.named]
     return names == list(facts.selection.uuids)
 
@@ -129,9 +129,14 @@ def _threads_reason(facts: Facts) -> str:
     return share if ranks == 1 else f"{share}; torchrun would set 1 when it is unset"
 
 
+def _counts_differ(facts: Facts) -> bool:
+    """Whether CUDA may count GPUs otherwise than the driver: by another order, or without those that it cannot open."""
+    other_order = facts.environ.get("CUDA_DEVICE_ORDER", "PCI_BUS_ID") != "PCI_BUS_ID"
+    return other_order or any(gpu.error is not None or gpu.mig_mode for gpu in facts.topology.gpus)
+
+
 def _devices(facts: Facts) -> str:
-    by_name = facts.has_mig or facts.environ.get("CUDA_DEVICE_ORDER", "PCI_BUS_ID") != "PCI_BUS_ID"
-    if by_name:
+    if facts.has_mig or _counts_differ(facts):
         return ",".join(facts.selection.uuids)
     return ",".join(str(index) for index in facts.selection.indices)
 

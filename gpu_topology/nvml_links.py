@@ -71,8 +71,10 @@ def _nvlinks_of(driver: Driver, handle: Any) -> _NvLinks:
     found = _NvLinks()
     for link in range(_MAX_LINKS):
         active, problem = driver.try_ask("nvmlDeviceGetNvLinkState", handle, link)
-        if problem in ("NVML_ERROR_INVALID_ARGUMENT", "NVML_ERROR_NOT_SUPPORTED"):
-            break  # past the last link, or a card without NVLink
+        if problem == "NVML_ERROR_INVALID_ARGUMENT":
+            break  # past the last link
+        if problem == "NVML_ERROR_NOT_SUPPORTED":
+            continue  # a card without NVLink, or a link that this board leaves out
         if problem is not None:
             found.known = False
             break

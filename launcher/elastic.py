@@ -33,11 +33,14 @@ from launcher.quiet import quieten_engine
 __all__ = ["run"]
 
 MONITOR_INTERVAL_S = 0.05
+LAUNCHED = "DDP_LAUNCH"
+"""Tells a program that its environment was planned: that OMP_NUM_THREADS, say, is no filler of torchrun's."""
 
 
 def run(job: Job, log_dir: Path) -> Outcome:
     """Run the job to its end and tell how it ended. Main thread only. Never raises for what a rank does."""
     os.environ.update(job.environment)
+    os.environ[LAUNCHED] = "1"
     # torch's own handlers would raise again on each further signal, and leave ranks behind.
     os.environ[SIGNALS_VARIABLE] = ""
     quieten_engine()

@@ -151,6 +151,16 @@ def test_a_resumed_run_keeps_its_options_and_folder(tmp_path: Path) -> None:
     assert config.resume_file(resumed) == tmp_path / "checkpoint-latest.pt"
 
 
+def test_what_was_found_with_an_old_option_in_view_is_found_anew(tmp_path: Path) -> None:
+    write(tmp_path, "optimizer: sgd\nlr: 0.05\nlr_scaling: sqrt\nbatch_size: 128\n", "config.yaml")
+    write(tmp_path, "", "checkpoint-latest.pt")
+    assert config.parse(["--resume", str(tmp_path), "--lr", "0.5"]).optim.lr_scaling is None
+    assert config.parse(["--resume", str(tmp_path), "--optimizer", "adamw"]).optim.lr is None
+    per_rank = config.parse(["--resume", str(tmp_path), "--batch-size-per-rank", "32"])
+    assert per_rank.data.batch_size is None
+    assert config.parse(["--resume", str(tmp_path), "--batch-size", "64"]).data.batch_size == 64
+
+
 def test_resume_auto_starts_afresh_where_there_is_nothing(tmp_path: Path) -> None:
     for argv in (["--resume", "auto"], ["--resume", "auto", "--out-dir", str(tmp_path)]):
         assert config.resume_file(config.parse(argv)) is None

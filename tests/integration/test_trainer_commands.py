@@ -74,19 +74,77 @@ def test_resumed_equals_uninterrupted_bit_for_bit(command: Command, tmp_path: Pa
     assert without_clock(whole) == without_clock(parts)
 
 
-# Ends as a kill would: after the third epoch was recorded, before its checkpoint.
+# Ends as a kill would: after the third epoch was recorded, before its checkpoint. Once only.
 STOP_AFTER_TWO_EPOCHS = f"""
 import os, sys
 sys.path.insert(0, {str(ROOT)!r})
 from ddp_train import run_folder, main
 write = run_folder.RunFolder.save
 def save(self, network, optimizer, precision, progress, **more):
-    if progress.epoch == 3:
+    if progress.epoch == 3 and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
         os._exit(9)
     write(self, network, optimizer, precision, progress, **more)
 run_folder.RunFolder.save = save
 sys.exit(main.main())
 """
+SMALL_RUN = ["--dataset", "synthetic", "--synthetic-samples", "200", "--amp", "off", "--batch-size", "32"]
+
+
+def test_ranks_that_are_started_again_go_on_from_the_checkpoint(command: Command, tmp_path: Path) -> None:
+    whole, parts, stop = tmp_path / "whole", tmp_path / "parts", tmp_path / "stop.py"
+    stop.write_text(STOP_AFTER_TWO_EPOCHS)
+    assert command(MAIN, *SMALL_RUN, "--epochs", "4", "--out-dir", str(whole)).returncode == 0
+    again = ["--cpu", "--nproc", "1", "--max-restarts", "1", str(stop)]
+    done = command(str(ROOT / "launch.py"), *again, *SMALL_RUN, "--epochs", "4", "--out-dir", str(parts))
+    assert done.returncode == 0, done.stderr
+    assert "continues" in done.stderr and not list(parts.glob("earlier-*"))
+    assert without_clock(whole) == without_clock(parts)
+
+
+def test_a_resumed_run_follows_its_new_options(command: Command, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert command(MAIN, *SMALL_RUN, "--epochs", "1", "--out-dir", str(folder)).returncode == 0
+    done = command(MAIN, "--resume", str(folder), "--epochs", "2", "--lr", "0.001", "--weight-decay", "0.25")
+    assert done.returncode == 0, done.stderr
+    state = checkpoint.load(folder / "checkpoint-latest.pt")
+    assert {group["initial_lr"] for group in state["optimizer"]["param_groups"]} == {0.001}  # type: ignore[index]
+    assert {group["weight_decay"] for group in state["optimizer"]["param_groups"]} == {0.25, 0.0}  # type: ignore[index]
+    done = command(MAIN, "--resume", str(folder), "--epochs", "3", "--optimizer", "adamw")
+    assert_one_error(done, "--resume", "SGD")
+
+
+# Rank 1 alone fails in its second epoch, while rank 0 goes on to wait for it.
+ONE_RANK_FAILS = f"""
+import os, sys
+sys.path.insert(0, {str(ROOT)!r})
+from ddp_train import main, trainer
+from ddp_train.options import UserError
+step = trainer.Trainer.train_step
+def fail(self, window):
+    if self.progress.step == 3 and os.environ["RANK"] == "1":
+        raise {{error}}
+    step(self, window)
+trainer.Trainer.train_step = fail
+sys.exit(main.main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "words"),
+    [
+        ("UserError('image 7 is gone')", 2, "error: image 7 is gone"),
+        ("MemoryError('too big')", 1, "MemoryError: too big"),
+    ],
+)
+def test_a_rank_that_fails_alone_says_so_and_ends(
+    command: Command, tmp_path: Path, error: str, status: int, words: str
+) -> None:
+    script = tmp_path / "fail.py"
+    script.write_text(ONE_RANK_FAILS.format(error=error))
+    launch = [str(ROOT / "launch.py"), "--cpu", "--nproc", "2", str(script)]
+    done = command(*launch, *SMALL_RUN, "--epochs", "3", "--out-dir", "run", timeout_s=90)
+    assert done.returncode == status, done.stderr
+    assert words in done.stderr
 
 
 def _assert_same(one: object, other: object) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 
 from ddp_train.config import UserError
 from gpu_topology.host import Host
-from gpu_topology.topology import Gpu, Topology, TopologyError
+from gpu_topology.topology import Gpu, MigDevice, Topology, TopologyError
 from launcher.options import parse
 from launcher.plan import LaunchPlan, make_plan, with_arguments
 
@@ -216,3 +217,25 @@ def test_the_environment_of_the_process_is_not_touched() -> None:
     before = dict(os.environ)
     plan("--auto")
     assert dict(os.environ) == before
+
+
+def sliced(index: int) -> Gpu:
+    one = MigDevice(uuid=f"MIG-{index}", profile="3g.20gb", memory_total=20 * GIB)
+    return replace(gpu(index, "NVIDIA A100-PCIE-40GB", 40, (8, 0)), mig_mode=True, mig_devices=(one,))
+
+
+def test_gpus_in_mig_mode_give_one_rank() -> None:
+    machine = Topology(gpus=(sliced(0), sliced(1)))
+    found = plan("--auto", topology=machine)
+    assert found.nproc_per_node == 1 and len(found.selection.uuids) == 1
+    assert any("MIG" in warning for warning in found.warnings)
+    with pytest.raises(TopologyError, match="MIG"):
+        plan("--auto", "--nproc", "2", topology=machine)
+
+
+def test_gpus_are_named_by_uuid_where_cuda_may_not_count_all_of_them() -> None:
+    lost = replace(gpu(0, "NVIDIA RTX A5000", 24, (8, 6)), error="lost")
+    others = tuple(gpu(index, "NVIDIA RTX A5000", 24, (8, 6)) for index in (1, 2))
+    for first, value in ((lost, ",".join(one.uuid for one in others)), (sliced(0), ",".join(o.uuid for o in others))):
+        settings = plan("--auto", topology=Topology(gpus=(first, *others))).environment
+        assert next(s.value for s in settings if s.name == "CUDA_VISIBLE_DEVICES") == value
