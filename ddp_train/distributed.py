@@ -7,10 +7,11 @@ Python program.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar, cast
+from typing import NoReturn, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -22,6 +23,7 @@ __all__ = [
     "Ranks",
     "average_buffers",
     "choose_device",
+    "leave",
     "on_first_rank",
     "on_one_rank_per_node",
     "start",
@@ -129,6 +131,19 @@ def wait_for_all() -> None:
     """Return once every rank has come here."""
     if dist.is_initialized():
         dist.barrier()
+
+
+def leave(status: int) -> NoReturn:
+    """End the process with `status`, after all ranks: for a program's very end, when everything is on disk.
+
+    Without Python's and C++'s own tear-down, in which a thread of torch's can abort a process that has succeeded
+    ("terminate called without an active exception").
+    """
+    wait_for_all()
+    stop()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:

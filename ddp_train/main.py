@@ -60,14 +60,15 @@ def _run(wanted: Config) -> int:
     try:
         status = _train(wanted, ranks := distributed.Ranks.from_environment())
     except SharedError as error:
-        status = _end(f"error: {error}", status=2, speaks=error.speaks)
+        return _end(f"error: {error}", status=2, speaks=error.speaks)
     except TrainingDiverged as error:
         distributed.wait_for_all()  # rank 0 had curves to draw
-        status = _end(f"error: {error}", status=1, speaks=ranks.is_first)
+        return _end(f"error: {error}", status=1, speaks=ranks.is_first)
     except BaseException as error:
         # This rank alone is in trouble. The others wait for it in a collective, and so would leaving the process
         # group: say what happened, and go.
         _leave_alone(error)
+    distributed.wait_for_all()
     distributed.stop()
     return status
 
@@ -108,5 +109,15 @@ def _leave_alone(error: BaseException) -> NoReturn:
     os._exit(status)
 
 
+def program() -> NoReturn:
+    """`main` as a process of its own, which ends at once when everything is on disk."""
+    status = main()
+    if status == 0:
+        from ddp_train import distributed
+
+        distributed.leave(status)
+    sys.exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    program()
