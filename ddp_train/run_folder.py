@@ -20,7 +20,7 @@ from ddp_train.atomic import write_text
 from ddp_train.auto import Recommendation
 from ddp_train.options import Config, UserError
 from ddp_train.precision import Precision
-from ddp_train.records import Best, EpochRecord, History, Observer
+from ddp_train.records import EpochRecord, History, Observer
 from ddp_train.state import Progress
 
 __all__ = ["HistoryObserver", "RunFolder"]
@@ -109,11 +109,6 @@ class HistoryObserver(Observer):
     def on_epoch(self, record: EpochRecord) -> None:
         """Append the epoch to the file."""
         self._history.append(record)
-
-    @property
-    def best(self) -> Best:
-        """The best epoch so far."""
-        return self._history.best
 
     def close(self) -> None:
         """Draw the curves of what there is."""
