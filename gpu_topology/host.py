@@ -12,8 +12,25 @@ from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
+class ConfiguredVariable:
+    """A variable that one of NCCL's own configuration files sets, and the file."""
+
+    name: str
+    value: str
+    file: str
+
+
+@dataclass(frozen=True, slots=True)
 class Host:
-    """Memory in bytes. `usable_cpus` counts logical CPUs within affinity and cgroup quota; at least 1."""
+    """Memory in bytes. `usable_cpus` counts logical CPUs within affinity and cgroup quota; at least 1.
+
+    iommu            names in /sys/class/iommu; empty when the kernel uses none, or shows none
+    iommu_types      the distinct types of IOMMU groups ("DMA", "DMA-FQ" translate, "identity" does not)
+    virtual_machine  the hypervisor's name, None on bare metal
+    container        the container's kind, None outside of one
+    nccl_conf        what NCCL's configuration files set
+    numactl          whether the program is on PATH
+    """
 
     hostname: str
     usable_cpus: int
@@ -28,6 +45,12 @@ class Host:
     cpu_flags: frozenset[str] = frozenset()
     cpu_name: str | None = None
     glibc: bool = False
+    iommu: tuple[str, ...] = ()
+    iommu_types: tuple[str, ...] = ()
+    virtual_machine: str | None = None
+    container: str | None = None
+    nccl_conf: tuple[ConfiguredVariable, ...] = ()
+    numactl: bool = False
 
 
 def read_host(root: Path = Path("/")) -> Host:

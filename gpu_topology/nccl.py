@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 from gpu_topology.host import Host
 from gpu_topology.selection import Selection
@@ -23,6 +24,22 @@ class Setting:
     value: str
     reason: str
     kept: bool = False
+
+
+class Verdict(Protocol):
+    """What a check of the selection found: see `verify_cache.Verdict`. `settings`: (name, value, reason)."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether copies and collectives gave right answers in time."""
+
+    @property
+    def when(self) -> str:
+        """The date of the check."""
+
+    @property
+    def settings(self) -> tuple[tuple[str, str, str], ...]:
+        """What cures the problem that was found."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +85,19 @@ class Rule:
 
 
 def environment(
-    topology: Topology, selection: Selection, host: Host, *, ranks: int, environ: Mapping[str, str]
+    topology: Topology,
+    selection: Selection,
+    host: Host,
+    *,
+    ranks: int,
+    environ: Mapping[str, str],
+    interface: str | None = None,
+    nodes: int = 1,
+    verdict: Verdict | None = None,
 ) -> tuple[Setting, ...]:
     """The variables for `ranks` processes on this node: those that are needed, then those that the user has set.
 
+    `interface`: the network interface on which the ranks meet, where it was chosen. `verdict`: what `verify` found.
     An empty selection is a plan for the CPU: nothing of NCCL, and CUDA only to hide GPUs that are there but not used.
     """
     facts = Facts(topology, selection, host, max(1, ranks), environ)
@@ -237,6 +263,17 @@ _REMARKS: tuple[tuple[str, Callable[[Facts], bool], str], ...] = (
 
 # Below this, workers of a DataLoader and NCCL's shared-memory transport run into "Bus error".
 _SHM_FLOOR = 1 * 2**30
+
+
+def needs_verify(topology: Topology, selection: Selection, host: Host) -> str | None:
+    """Why peer access that the driver calls working may still fail, in one line; None where nothing is in doubt."""
+    translates = set(host.iommu_types) - {"identity"}
+    if not host.iommu or not translates:
+        return None
+    over_pcie = [link for link in topology.links_within(selection.indices) if link.level is not LinkLevel.NV]
+    if not any(link.p2p == "ok" for link in over_pcie):
+        return None
+    return f"peer access over PCIe needs verify: an IOMMU is on ({', '.join(host.iommu)})"
 
 
 def notes(topology: Topology, selection: Selection, host: Host) -> tuple[str, ...]:
