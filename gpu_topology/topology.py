@@ -47,7 +47,7 @@ _MEANING = {
 
 @dataclass(frozen=True, slots=True)
 class GpuProcess:
-    """A compute process on a GPU. In a container the pid is the host's. `gpu_instance` is its MIG instance, if any."""
+    """A process on a GPU. In a container the pid is the host's. `gpu_instance` is its MIG instance, if any."""
 
     pid: int
     used_memory: int | None = None
@@ -70,8 +70,18 @@ class Gpu:
     """One GPU as the driver describes it; `index` is NVML's, which is PCI order.
 
     A GPU that is lost or closed to us is a row too: `error` says why, the rest stays `None`.
-    `compute_mode` is "default", "exclusive-process" or "prohibited"; `fabric_state` is "not-started", "in-progress"
-    or "completed" on NVSwitch machines that need a fabric manager.
+
+    processes         compute processes; `graphics_processes` those of a desktop or a renderer
+    numa_node         the host's node beside the GPU; `cpu_affinity` its CPUs as a list, "0-19,40-59"
+    compute_mode      "default", "exclusive-process", "exclusive-thread" or "prohibited"
+    pcie_generation   what GPU and slot can do, as `pcie_width`; `..._now` is the present state (idle links drop)
+    fabric_state      of NVSwitch machines with a fabric manager: "not-started", "in-progress", "completed", "degraded"
+                      (completed, in poor health) or "failed"; `fabric_cluster` is its "cluster UUID/clique": only GPUs
+                      of the same one reach each other through NVSwitch
+    ecc_uncorrected   memory errors past mending since the driver was loaded
+    memory_faults     "row-remap-failed", "row-remap-pending", "page-retirement-pending"; () when sound
+    throttle          why clocks are held back now: "power-cap", "thermal", "hw-slowdown", "hw-thermal",
+                      "hw-power-brake", "sync-boost"; () when they are not
     """
 
     index: int
@@ -93,12 +103,31 @@ class Gpu:
     pcie_generation: int | None = None
     pcie_width: int | None = None
     fabric_state: str | None = None
+    fabric_cluster: str | None = None
+    cpu_affinity: str | None = None
+    pcie_generation_now: int | None = None
+    pcie_width_now: int | None = None
+    ecc: bool | None = None
+    ecc_uncorrected: int | None = None
+    memory_faults: tuple[str, ...] | None = None
+    throttle: tuple[str, ...] | None = None
+    graphics_processes: tuple[GpuProcess, ...] | None = None
     error: str | None = None
 
     @property
     def label(self) -> str:
         """The name for a sentence: "NVIDIA A30", or "GPU 3" when the driver would not say."""
         return self.name or f"GPU {self.index}"
+
+
+@dataclass(frozen=True, slots=True)
+class PeerAccess:
+    """The driver's answer on each kind of peer access, as (a to b, b to a): "ok" or why not; None unknown."""
+
+    read: tuple[str | None, str | None] = (None, None)
+    write: tuple[str | None, str | None] = (None, None)
+    nvlink: tuple[str | None, str | None] = (None, None)
+    atomics: tuple[str | None, str | None] = (None, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +138,7 @@ class Link:
     nvlinks     how many NVLinks; 0 none, None unknown
     p2p         "ok", or why peer access does not work ("chipset-not-supported", "not-supported", ...), None unknown
     pcie_level  the PCIe path alone, also where NVLink is nearer
+    peer        what `p2p` sums up, by kind and direction; None when it was never asked
     """
 
     a: int
@@ -117,6 +147,7 @@ class Link:
     nvlinks: int | None = None
     p2p: str | None = None
     pcie_level: LinkLevel | None = None
+    peer: PeerAccess | None = None
 
     @property
     def label(self) -> str:

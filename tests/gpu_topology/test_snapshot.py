@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gpu_topology import snapshot
-from gpu_topology.topology import Gpu, Topology, TopologyError
+from gpu_topology.topology import Gpu, GpuProcess, Link, LinkLevel, PeerAccess, Topology, TopologyError
 from tests.fake_nvml.machine import to_topology
 
 MACHINES = ["a100_a5000_t400", "h100_8x_nvswitch", "rtx3090_2x_nvlink", "no_devices"]
@@ -21,6 +21,13 @@ MIG = {"uuid": "MIG-1", "profile": "7g.80gb", "memory_mib": 80000, "instance": 0
         *map(to_topology, MACHINES),
         Topology(warnings=("no driver", "to use a GPU: install it")),
         Topology((Gpu(0, error="GPU is lost"),)),
+        Topology(
+            gpus=(
+                Gpu(0, cpu_affinity="0-19,40-59", pcie_generation_now=1, pcie_width_now=8, ecc=True, ecc_uncorrected=2),
+                Gpu(1, throttle=("thermal", "power-cap"), memory_faults=(), graphics_processes=(GpuProcess(9),)),
+            ),
+            links=(Link(0, 1, LinkLevel.PHB, 0, "ok", peer=PeerAccess(("ok", None), ("ok", "not-supported"))),),
+        ),
         to_topology(
             {"gpus": [{"name": "A", "mig_mode": True, "mig": [MIG], "processes": [{"pid": 1, "used_mib": 2}]}]}
         ),
