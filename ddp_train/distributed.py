@@ -102,8 +102,12 @@ def on_first_rank(action: Callable[[], T], ranks: Ranks) -> T:
 
 
 def on_one_rank_per_node(action: Callable[[], None], ranks: Ranks) -> None:
-    """Run `action` on local rank 0 of each node; the others wait. A UserError of any node is raised on all."""
-    together(action if ranks.local_rank == 0 else _nothing, ranks)
+    """Run `action` on one rank of each node; the others wait. A UserError of any node is raised on all.
+
+    The ranks of a node follow one another, so the number of them divides the rank of one. Local rank 0 would be every
+    rank where each sees one device as its first (torchrun --virtual-local-rank).
+    """
+    together(action if ranks.rank % ranks.local_world_size == 0 else _nothing, ranks)
 
 
 def together(action: Callable[[], T], ranks: Ranks) -> T:

@@ -24,7 +24,8 @@ TRAINER = Path(__file__).resolve().parent.parent / "ddp_train" / "main.py"
 class Job:
     """What the elastic agent is given. `worker`: argv of every rank; `nnodes`: (least, most); `grace` in seconds.
 
-    `environment`: variables to set for the ranks, beyond those that are set already.
+    `environment`: variables to set for the ranks, beyond those that are set already; `virtual_local_rank`: each rank
+    sees one device of CUDA_VISIBLE_DEVICES and has LOCAL_RANK=0, since CUDA shows a process one MIG slice at most.
     """
 
     worker: tuple[str, ...]
@@ -36,6 +37,7 @@ class Job:
     max_restarts: int = 0
     grace: int = 30
     tee: bool = False
+    virtual_local_rank: bool = False
 
     @property
     def one_node(self) -> bool:
@@ -70,6 +72,8 @@ def torchrun(job: Job, program: Program) -> tuple[str, ...]:
         options += [f"--rdzv-conf={name}={int(value)}" for name, value in rendezvous_config(job).items()]
     if job.max_restarts:
         options.append(f"--max-restarts={job.max_restarts}")
+    if job.virtual_local_rank:
+        options.append("--virtual-local-rank")
     match program.kind:
         case "module":
             options.append("-m")

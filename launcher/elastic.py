@@ -74,6 +74,7 @@ def _spec(job: Job) -> WorkerSpec:
         max_restarts=job.max_restarts,
         monitor_interval=MONITOR_INTERVAL_S,
         local_addr=address,
+        virtual_local_rank=job.virtual_local_rank,
     )
 
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from gpu_topology.host import Host
 from gpu_topology.nccl import Setting, notes
 from gpu_topology.nccl import environment as environment_for
-from gpu_topology.selection import Excluded, Selection, SelectionError, SelectionRequest, select
+from gpu_topology.selection import Excluded, Selection, SelectionRequest, select
 from gpu_topology.topology import Topology
 from launcher.command import Job, shell_line, torchrun, worker_argv
 from launcher.options import LaunchOptions, Program
@@ -60,7 +60,7 @@ def make_plan(options: LaunchOptions, topology: Topology, host: Host, environ: M
     if training is not None:
         training = training.decided(topology, selection, host, ranks=ranks, nodes=options.nnodes[0])
     program = training.program if training else options.program
-    job = _job(options, program, ranks, settings)
+    job = _job(options, program, selection, ranks, settings)
     command = torchrun(job, program)
     return LaunchPlan(
         topology=topology,
@@ -97,18 +97,7 @@ def _select(topology: Topology, options: LaunchOptions, environ: Mapping[str, st
         visible=environ.get("CUDA_VISIBLE_DEVICES"),
         device_order=environ.get("CUDA_DEVICE_ORDER"),
     )
-    return _one_slice(topology, request, select(topology, request))
-
-
-def _one_slice(topology: Topology, request: SelectionRequest, selection: Selection) -> Selection:
-    """At most one MIG slice: CUDA shows a process the first that it is given, and the ranks share their environment."""
-    if len(selection.uuids) < 2 or not any(uuid.startswith("MIG-") for uuid in selection.uuids):
-        return selection
-    why = "CUDA shows a process one MIG slice, so one rank can be started"
-    if request.count is not None or request.gpus:
-        raise SelectionError(f"{len(selection.uuids)} ranks on GPUs in MIG mode: {why}")
-    one = select(topology, replace(request, count=1))
-    return replace(one, warnings=(*one.warnings, f"of {len(selection.uuids)} usable GPUs in MIG mode 1 is used: {why}"))
+    return select(topology, request)
 
 
 def _cpu_selection(topology: Topology, options: LaunchOptions, asked_by: str) -> Selection:
@@ -130,7 +119,9 @@ def _restart_settings(options: LaunchOptions, environ: Mapping[str, str]) -> Ite
         yield Setting(name, environ.get(name, "1"), reason, kept=kept)
 
 
-def _job(options: LaunchOptions, program: Program, ranks: int, settings: Iterable[Setting]) -> Job:
+def _job(
+    options: LaunchOptions, program: Program, selection: Selection, ranks: int, settings: Iterable[Setting]
+) -> Job:
     return Job(
         worker=worker_argv(program),
         nproc_per_node=ranks,
@@ -141,6 +132,7 @@ def _job(options: LaunchOptions, program: Program, ranks: int, settings: Iterabl
         max_restarts=options.max_restarts,
         grace=options.grace,
         tee=options.tee,
+        virtual_local_rank=ranks > 1 and any(uuid.startswith("MIG-") for uuid in selection.uuids),
     )
 
 

@@ -224,13 +224,14 @@ def sliced(index: int) -> Gpu:
     return replace(gpu(index, "NVIDIA A100-PCIE-40GB", 40, (8, 0)), mig_mode=True, mig_devices=(one,))
 
 
-def test_gpus_in_mig_mode_give_one_rank() -> None:
-    machine = Topology(gpus=(sliced(0), sliced(1)))
-    found = plan("--auto", topology=machine)
-    assert found.nproc_per_node == 1 and len(found.selection.uuids) == 1
-    assert any("MIG" in warning for warning in found.warnings)
-    with pytest.raises(TopologyError, match="MIG"):
-        plan("--auto", "--nproc", "2", topology=machine)
+def test_each_rank_sees_one_mig_slice() -> None:
+    """CUDA shows a process the first slice that it is given, and no other."""
+    found = plan("--auto", topology=Topology(gpus=(sliced(0), sliced(1))))
+    assert found.nproc_per_node == 2 and found.selection.uuids == ("MIG-0", "MIG-1")
+    assert found.job.virtual_local_rank
+    assert "--virtual-local-rank" in found.command
+    assert not plan("--auto", topology=Topology(gpus=(sliced(0),))).job.virtual_local_rank
+    assert not plan("--auto").job.virtual_local_rank
 
 
 def test_gpus_are_named_by_uuid_where_cuda_may_not_count_all_of_them() -> None:

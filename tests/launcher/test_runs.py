@@ -83,6 +83,19 @@ def test_module_log_files_and_tee(launcher: Any) -> None:
     assert reports(launcher)[1]["argv"] == ["-m"]
 
 
+def test_one_visible_device_per_rank(in_process: Any, tmp_path: Path) -> None:
+    code = f"""
+from pathlib import Path
+from launcher import elastic
+from launcher.command import Job
+worker = ("sh", "-c", 'echo "$RANK $LOCAL_RANK $CUDA_VISIBLE_DEVICES"')
+devices = (("CUDA_VISIBLE_DEVICES", "MIG-a,MIG-b"),)
+job = Job(worker=worker, nproc_per_node=2, environment=devices, virtual_local_rank=True, tee=True)
+assert elastic.run(job, Path({str(tmp_path)!r})).status == 0
+"""
+    assert sorted(in_process(code).splitlines()) == ["0 0 MIG-a", "[rank 1] 1 0 MIG-b"]
+
+
 def test_executable_without_python(launcher: Any) -> None:
     done = launcher.run(
         "--cpu", "--nproc", "1", "--no-python", "sh", "-c", 'echo "$RANK of $WORLD_SIZE: $1"', "sh", "a b"
