@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import atexit
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -10,6 +11,7 @@ from functools import cache
 from typing import Any
 
 from gpu_topology.driver import Driver, DriverError, session
+from gpu_topology.topology import TopologyError
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,3 +77,12 @@ def _read(driver: Driver, uuid: str) -> Reading | None:
         power_watts=None if milliwatts is None else milliwatts / 1000,
         temperature_c=temperature,
     )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `python -m gpu_topology monitor`."""
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Watch until the time is over; the exit status."""
+    raise TopologyError("monitor is not here yet")

@@ -5,15 +5,17 @@ rich is imported inside the functions that draw: the JSON, `select` and `env` do
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from gpu_topology import nccl, snapshot
 from gpu_topology.grouping import Group
-from gpu_topology.host import Host
+from gpu_topology.host import Host, read_host
 from gpu_topology.nccl import Setting
-from gpu_topology.selection import Selection
+from gpu_topology.options import add_json, add_selection, add_source, answer
+from gpu_topology.selection import Selection, eligible, groups
 from gpu_topology.tables import (
     bullets,
     device_table,
@@ -31,15 +33,45 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 __all__ = [
+    "add_arguments",
     "all_warnings",
     "device_table",
     "environment_table",
     "group_table",
     "link_table",
     "render",
+    "run",
     "selection_json",
     "to_json",
 ]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `python -m gpu_topology report`."""
+    add_source(parser)
+    add_json(parser)
+    add_selection(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the report. Exit status 0, also without a GPU."""
+    answers, host = answer(arguments), read_host()
+    topology, request, selection = answers.topology, answers.request, answers.selection
+    found = groups(topology, eligible(topology, request), request.policy)
+    ranks = len(selection.indices) or 1
+    settings = nccl.environment(topology, selection, host, ranks=ranks, environ=answers.environ)
+    if arguments.json:
+        import json
+
+        print(json.dumps(to_json(topology, host, selection, found, settings), indent=1))
+    else:
+        from rich.console import Console
+
+        console = Console(highlight=False)
+        with console.capture() as page:  # rich would end the program with status 1 when the reader leaves early
+            render(console, topology, host, selection, found, settings)
+        print(page.get(), end="")
+    return 0
 
 
 def to_json(

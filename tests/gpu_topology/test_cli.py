@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -246,18 +247,49 @@ def test_a_lost_gpu_does_not_end_the_report(fake_driver):
     assert report["selection"]["excluded"][0]["reason"].startswith("GPU is lost")
 
 
-def test_a_reader_that_leaves_early_is_no_error(workstation):
-    command = f"{sys.executable} -m gpu_topology report --json | head -c 1"
+@pytest.mark.parametrize("command", ["report --json", "report"])
+def test_a_reader_that_leaves_early_is_no_error(workstation, command):
+    pipeline = f"{sys.executable} -m gpu_topology {command} | true"
     done = subprocess.run(
-        ["bash", "-o", "pipefail", "-c", command],
+        ["bash", "-o", "pipefail", "-c", pipeline],
         env={**os.environ, **workstation},
         cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=60,
     )
-    assert (done.stdout, done.stderr) == ("{", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+@pytest.mark.parametrize("command", ["report", "select", "draw"])
+def test_a_full_disk_is_one_line(workstation, command):
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "gpu_topology", command],
+            env={**os.environ, **workstation},
+            cwd=ROOT,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+        )
+    assert done.returncode == 2
+    assert re.fullmatch(r"error: [^\n]+\n", done.stderr), done.stderr
+
+
+def test_ctrl_c_is_130_and_silent(tmp_path):
+    slow = tmp_path / "slow.json"
+    os.mkfifo(slow)
+    command = [sys.executable, "-m", "gpu_topology", "report", "--from", str(slow)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with process, slow.open("w"):  # open as soon as the other side reads: now it waits for the text
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (130, "", "")
+
+
+OWN_MODULES = {"gpu_topology.draw", "gpu_topology.monitor", "gpu_topology.verify"}
 
 _IMPORTS = """
 import sys
@@ -270,7 +302,11 @@ sys.exit(status)
 
 @pytest.mark.parametrize(
     ("arguments", "absent"),
-    [(["report"], {"torch", "numpy", "psutil"}), (["select"], {"torch", "rich"}), (["env"], {"torch", "rich"})],
+    [
+        (["report"], {"torch", "numpy", "psutil"}),
+        (["select"], {"torch", "rich", *OWN_MODULES, "gpu_topology.report"}),
+        (["env"], {"torch", "rich", *OWN_MODULES, "gpu_topology.report"}),
+    ],
 )
 def test_no_command_imports_what_it_does_not_need(workstation, arguments, absent):
     done = subprocess.run(
