@@ -1,0 +1,180 @@
+"""What `verify` found on these GPUs, kept for the launcher and the environment: one small file per set of GPUs.
+
+A verdict holds for one driver version, one NCCL version and one set of UUIDs; anything else is another question.
+The cache never stands in the way: a file that cannot be read is no file, one that cannot be written is not written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from types import NoneType
+from typing import Any
+
+from gpu_topology.topology import Topology
+
+__all__ = ["PairResult", "Verdict", "recall", "remember"]
+
+SCHEMA = "gpu-topology-verify/1"
+
+
+@dataclass(frozen=True, slots=True)
+class PairResult:
+    """Data moved from `a` to `b`: NVML indices, ranks on the CPU.
+
+    way      "copy": a CUDA copy from device to device; "nccl", "gloo": a send and a receive
+    gb_s     10^9 bytes per second of the largest message, None where it was not measured
+    problem  what was wrong with the data, None where every byte was right
+    """
+
+    a: int
+    b: int
+    way: str
+    gb_s: float | None = None
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """How the GPUs did.
+
+    ok          right answers in time with nothing more set than the plan's own environment
+    problem     what went wrong where not `ok`, in one line
+    settings    (name, value, reason) of the variables with which the same job was right; () where none mended it
+    remedy      what else to do about the problem
+    pairs       the result for each pair and direction
+    busbw_gb_s  all-reduce bus bandwidth as nccl-tests defines it, 10^9 bytes per second
+    backend     "nccl" or "gloo"
+    ranks       processes that took part
+    seconds     duration of the whole check
+    when        the moment of it, ISO 8601 in UTC
+    """
+
+    ok: bool
+    problem: str | None = None
+    settings: tuple[tuple[str, str, str], ...] = ()
+    remedy: str | None = None
+    pairs: tuple[PairResult, ...] = ()
+    busbw_gb_s: float | None = None
+    backend: str = "nccl"
+    ranks: int = 0
+    seconds: float = 0.0
+    when: str = ""
+
+
+def recall(topology: Topology, uuids: Sequence[str]) -> Verdict | None:
+    """The verdict kept for these GPUs under this driver and NCCL; None where there is none. Never raises."""
+    key = _key(topology, uuids)
+    path = None if key is None else _path(key)
+    if path is None:
+        return None
+    try:
+        kept = json.loads(path.read_bytes(), parse_constant=_refuse)
+        return _verdict(kept["verdict"]) if (kept["schema"], kept["key"]) == (SCHEMA, key) else None
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None
+
+
+def remember(topology: Topology, uuids: Sequence[str], verdict: Verdict) -> bool:
+    """Keep a verdict for `recall`; whether that was possible. Never raises."""
+    key = _key(topology, uuids)
+    path = None if key is None else _path(key)
+    if path is None:
+        return False
+    text = json.dumps({"schema": SCHEMA, "key": key, "verdict": asdict(verdict)}, indent=1) + "\n"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Whole or not at all: another launcher may be reading.
+        number, name = tempfile.mkstemp(dir=path.parent, prefix=".verify-")
+    except OSError:
+        return False
+    try:
+        with os.fdopen(number, "w", encoding="utf-8") as file:
+            file.write(text)
+        Path(name).replace(path)
+    except OSError:
+        with suppress(OSError):
+            Path(name).unlink()
+        return False
+    return True
+
+
+def _refuse(word: str) -> float:
+    raise ValueError(word)
+
+
+def _key(topology: Topology, uuids: Sequence[str]) -> dict[str, object] | None:
+    """None where the GPUs cannot be told from others: no UUID, no driver version, no NCCL."""
+    named = bool(uuids) and all(uuid.startswith(("GPU-", "MIG-")) for uuid in uuids)
+    nccl = _nccl_version() if named and topology.driver_version else None
+    if nccl is None:
+        return None
+    return {"driver": topology.driver_version, "nccl": nccl, "uuids": sorted(uuids)}
+
+
+def _nccl_version() -> str | None:
+    """The version of the NCCL that torch brings, without importing it; torch's own where NCCL is built in."""
+    try:
+        torch = metadata.distribution("torch")
+    except metadata.PackageNotFoundError:
+        return None
+    for requirement in torch.requires or ():
+        if name := re.match(r"nvidia-nccl-cu\d+", requirement):
+            with suppress(metadata.PackageNotFoundError):
+                return metadata.version(name[0])
+    return f"of torch {torch.version}"
+
+
+def _path(key: dict[str, object]) -> Path | None:
+    """The file of a key below XDG_CACHE_HOME, which counts only where it is absolute (XDG base directory spec)."""
+    wanted = os.environ.get("XDG_CACHE_HOME", "")
+    try:
+        base = Path(wanted) if wanted.startswith("/") else Path.home() / ".cache"
+    except RuntimeError:  # a user without a home folder
+        return None
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+    return base / "ddp_launch" / f"verify-{digest[:16]}.json"
+
+
+def _verdict(kept: dict[str, object]) -> Verdict:
+    """From plain data. Raises TypeError or LookupError for anything that is not a verdict."""
+    fields = _checked(kept, _VERDICT)
+    settings = [tuple(row) for row in fields.pop("settings")]
+    if not all(len(row) == 3 and all(isinstance(word, str) for word in row) for row in settings):
+        raise TypeError("settings")
+    pairs = tuple(PairResult(**_checked(row, _PAIR)) for row in fields.pop("pairs"))
+    return Verdict(**fields, settings=tuple(settings), pairs=pairs)
+
+
+_Shape = Mapping[str, type | tuple[type, ...]]
+_NUMBER = (int, float)
+_TEXT = (str, NoneType)
+_VERDICT: _Shape = {
+    "ok": bool,
+    "problem": _TEXT,
+    "settings": list,
+    "remedy": _TEXT,
+    "pairs": list,
+    "busbw_gb_s": (*_NUMBER, NoneType),
+    "backend": str,
+    "ranks": int,
+    "seconds": _NUMBER,
+    "when": str,
+}
+_PAIR: _Shape = {"a": int, "b": int, "way": str, "gb_s": (*_NUMBER, NoneType), "problem": _TEXT}
+
+
+def _checked(kept: dict[str, Any], shape: _Shape) -> dict[str, Any]:
+    """The values of these names, each of its type."""
+    for name, types in shape.items():
+        if not isinstance(kept[name], types):
+            raise TypeError(name)
+    return {name: kept[name] for name in shape}
