@@ -36,6 +36,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _leave)
     try:
         options = parse(sys.argv[1:] if argv is None else argv)
+        if options.doctor:
+            from launcher import doctor
+
+            return doctor.run(options)
         plan = _plan(options)
         return _print(plan, options) if options.dry_run else _run(plan, options)
     except (OptionError, UserError, TopologyError) as error:

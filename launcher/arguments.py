@@ -91,7 +91,10 @@ def _run_options(parser: Parser) -> list[argparse.Action]:
     version = f"launch.py {__version__} (Python {sys.version.split()[0]})"
     return [
         add("--dry-run", action="store_true", help="show the plan and a command to paste; start nothing"),
-        add("--json", action="store_true", help="with --dry-run: the plan as JSON"),
+        add(
+            "--doctor", action="store_true", help="check installation and machine, train two epochs; start nothing else"
+        ),
+        add("--json", action="store_true", help="with --dry-run or --doctor: the answer as JSON"),
         add(
             "--topology",
             metavar="FILE",

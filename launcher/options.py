@@ -40,6 +40,7 @@ class LaunchOptions:
     min_memory: int = 0
     topology: str | None = None
     dry_run: bool = False
+    doctor: bool = False
     json: bool = False
     nnodes: tuple[int, int] = (1, 1)
     node_rank: int | None = None
@@ -73,7 +74,11 @@ def _check(options: LaunchOptions) -> None:
     """Refuse combinations that cannot work: a table of (condition, message)."""
     conflicts = (
         (options.topology is not None and not options.dry_run, "--topology plans for another machine: add --dry-run"),
-        (options.json and not options.dry_run, "--json prints a plan as JSON: add --dry-run"),
+        (
+            options.json and not options.dry_run and not options.doctor,
+            "--json prints a plan as JSON: add --dry-run (or --doctor)",
+        ),
+        (options.dry_run and options.doctor, "--dry-run and --doctor exclude each other: give one"),
         (options.cpu and bool(options.gpus), "--cpu and --gpus exclude each other: give one"),
         (options.nnodes[1] > 1 and options.rdzv_endpoint is None, "--nnodes above 1 needs --rdzv-endpoint HOST:PORT"),
         (
