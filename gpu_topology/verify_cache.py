@@ -50,6 +50,7 @@ class Verdict:
     problem     what went wrong where not `ok`, in one line
     settings    (name, value, reason) of the variables with which the same job was right; () where none mended it
     remedy      what else to do about the problem
+    words       the last lines of the rank at fault, where nothing mended it
     pairs       the result for each pair and direction
     busbw_gb_s  all-reduce bus bandwidth as nccl-tests defines it, 10^9 bytes per second
     backend     "nccl" or "gloo"
@@ -62,6 +63,7 @@ class Verdict:
     problem: str | None = None
     settings: tuple[tuple[str, str, str], ...] = ()
     remedy: str | None = None
+    words: tuple[str, ...] = ()
     pairs: tuple[PairResult, ...] = ()
     busbw_gb_s: float | None = None
     backend: str = "nccl"
@@ -84,10 +86,17 @@ def recall(topology: Topology, uuids: Sequence[str]) -> Verdict | None:
 
 
 def remember(topology: Topology, uuids: Sequence[str], verdict: Verdict) -> bool:
-    """Keep a verdict for `recall`; whether that was possible. Never raises."""
+    """Keep a verdict for `recall`; whether that was done. Never raises.
+
+    A failure that nothing mends is not kept, and ends what was kept: whoever repairs the machine wants a new check.
+    """
     key = _key(topology, uuids)
     path = None if key is None else _path(key)
     if path is None:
+        return False
+    if not verdict.ok and not verdict.settings:
+        with suppress(OSError):
+            path.unlink()
         return False
     text = json.dumps({"schema": SCHEMA, "key": key, "verdict": asdict(verdict)}, indent=1) + "\n"
     try:
@@ -151,7 +160,8 @@ def _verdict(kept: dict[str, object]) -> Verdict:
     if not all(len(row) == 3 and all(isinstance(word, str) for word in row) for row in settings):
         raise TypeError("settings")
     pairs = tuple(PairResult(**_checked(row, _PAIR)) for row in fields.pop("pairs"))
-    return Verdict(**fields, settings=tuple(settings), pairs=pairs)
+    words = tuple(str(line) for line in fields.pop("words"))
+    return Verdict(**fields, settings=tuple(settings), words=words, pairs=pairs)
 
 
 _Shape = Mapping[str, type | tuple[type, ...]]
@@ -162,6 +172,7 @@ _VERDICT: _Shape = {
     "problem": _TEXT,
     "settings": list,
     "remedy": _TEXT,
+    "words": list,
     "pairs": list,
     "busbw_gb_s": (*_NUMBER, NoneType),
     "backend": str,

@@ -1,0 +1,123 @@
+"""What each rank of verify's job writes down before and after every step, so that a job that hangs has said where.
+
+One file of JSON lines per rank, in a folder that FOLDER_VARIABLE names. The ranks write, verify reads afterwards.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["FOLDER_VARIABLE", "KINDS", "Journal", "Record", "Result", "Step", "read_record"]
+
+FOLDER_VARIABLE = "GPU_TOPOLOGY_VERIFY"
+"""Names the job's folder to its processes, and marks them: the folder's name is used once."""
+
+KINDS = ("start", "init", "copy", "send", "sum", "done")
+"""In their order: import of torch, communicator, CUDA copies, sends and receives, all-reduce, the end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A step of a rank; `a` and `b` are the ranks of a copy or send from a to b."""
+
+    kind: str
+    a: int | None = None
+    b: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A step that came to its end. `problem`: what was wrong with the data; `gb_s`: 10^9 bytes per second."""
+
+    step: Step
+    problem: str | None = None
+    gb_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What a rank has written.
+
+    results     the steps that ended
+    open        the step it was in when it wrote last, None between steps
+    failed      the exception that ended the rank
+    unreadable  the first line that is none of a journal's
+    """
+
+    results: tuple[Result, ...] = ()
+    open: Step | None = None
+    failed: str | None = None
+    unreadable: str | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether the rank got to its end."""
+        return any(result.step.kind == "done" for result in self.results)
+
+
+class Journal:
+    """The file of one rank. Every line is in the kernel's hands before the step goes on: the rank may die in it."""
+
+    def __init__(self, folder: Path, rank: int) -> None:
+        self._file = _path(folder, rank).open("w", buffering=1, encoding="utf-8")
+
+    def begin(self, step: Step) -> None:
+        """Before a step."""
+        self._write({"begin": step.kind, "a": step.a, "b": step.b})
+
+    def end(self, step: Step, problem: str | None = None, gb_s: float | None = None) -> None:
+        """After a step."""
+        self._write({"end": step.kind, "a": step.a, "b": step.b, "problem": problem, "gb_s": gb_s})
+
+    def fail(self, message: str) -> None:
+        """Before the rank leaves because of an exception."""
+        self._write({"failed": message})
+
+    def _write(self, line: dict[str, object]) -> None:
+        self._file.write(json.dumps(line) + "\n")
+
+
+def read_record(folder: Path, rank: int) -> Record:
+    """A rank's journal; an empty record where it wrote none. Never raises."""
+    try:
+        text = _path(folder, rank).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return Record()
+    results: list[Result] = []
+    current: Step | None = None
+    failed: str | None = None
+    # The last piece is empty, or a line that the rank did not finish.
+    for line in text.split("\n")[:-1]:
+        try:
+            entry = _parse(line)
+        except (ValueError, TypeError, LookupError, RecursionError):
+            return Record(tuple(results), current, failed, unreadable=line[:200])
+        if isinstance(entry, str):
+            failed = entry
+        elif isinstance(entry, Result):
+            results.append(entry)
+            current = None
+        else:
+            current = entry
+    return Record(tuple(results), current, failed)
+
+
+def _parse(line: str) -> Step | Result | str:
+    entry = json.loads(line)
+    if "failed" in entry:
+        return str(entry["failed"])
+    a, b = entry["a"], entry["b"]
+    kind = entry.get("begin", entry.get("end"))
+    if kind not in KINDS or not all(place is None or isinstance(place, int) for place in (a, b)):
+        raise ValueError(line)
+    step = Step(kind, a, b)
+    if "begin" in entry:
+        return step
+    problem, speed = entry["problem"], entry["gb_s"]
+    return Result(step, None if problem is None else str(problem), None if speed is None else float(speed))
+
+
+def _path(folder: Path, rank: int) -> Path:
+    return folder / f"rank-{rank}.jsonl"
