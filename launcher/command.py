@@ -12,7 +12,17 @@ from pathlib import Path
 
 from launcher.options import Program
 
-__all__ = ["LOOPBACK", "RUN_ID", "Job", "escape_macros", "rendezvous_config", "shell_line", "torchrun", "worker_argv"]
+__all__ = [
+    "LOOPBACK",
+    "RUN_ID",
+    "Job",
+    "escape_macros",
+    "rendezvous_config",
+    "shell_line",
+    "torchrun",
+    "torchrun_environment",
+    "worker_argv",
+]
 
 LOOPBACK = "127.0.0.1"
 # Every node must name the same run; runs on one endpoint are told apart by its port.
@@ -25,7 +35,8 @@ class Job:
     """What the elastic agent is given. `worker`: argv of every rank; `nnodes`: (least, most); `grace` in seconds.
 
     `environment`: variables to set for the ranks, beyond those that are set already; `virtual_local_rank`: each rank
-    sees one device of CUDA_VISIBLE_DEVICES and has LOCAL_RANK=0, since CUDA shows a process one MIG slice at most.
+    sees one device of CUDA_VISIBLE_DEVICES and has LOCAL_RANK=0, since CUDA shows a process one MIG slice at most;
+    `bind_address`: with several nodes, the numeric address at which this one listens and is reached.
     """
 
     worker: tuple[str, ...]
@@ -38,6 +49,7 @@ class Job:
     grace: int = 30
     tee: bool = False
     virtual_local_rank: bool = False
+    bind_address: str | None = None
 
     @property
     def one_node(self) -> bool:
@@ -83,6 +95,13 @@ def torchrun(job: Job, program: Program) -> tuple[str, ...]:
     # torchrun's argparse swallows a `--` directly behind the script, but not behind another `--`.
     separator = ["--"] if args[:1] == ["--"] else []
     return (*_torchrun_executable(), *options, *separator, name, *escape_macros(args))
+
+
+def torchrun_environment(job: Job) -> tuple[tuple[str, str], ...]:
+    """The job's variables, and what torchrun needs beyond them to do what the launcher does."""
+    # Else the next attempt meets the keys that failed ranks left in the store.
+    fresh_store = (("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1"),) if job.max_restarts else ()
+    return (*job.environment, *fresh_store)
 
 
 def rendezvous_config(job: Job) -> dict[str, bool]:

@@ -24,6 +24,7 @@ from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.rendezvous import RendezvousParameters
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
+from launcher import rendezvous
 from launcher.command import LOOPBACK, RUN_ID, Job, escape_macros, rendezvous_config
 from launcher.failures import Failure, Outcome, exit_status
 from launcher.interrupts import Interrupts
@@ -59,12 +60,7 @@ def run(job: Job, log_dir: Path) -> Outcome:
 
 def _spec(job: Job) -> WorkerSpec:
     entrypoint, *args = job.worker
-    endpoint, run_id, config = job.rdzv_endpoint or "", RUN_ID, rendezvous_config(job)
-    if job.one_node:
-        endpoint, run_id, config = f"{LOOPBACK}:0", uuid.uuid4().hex, {"is_host": True}
-    least, most = job.nnodes
-    address = LOOPBACK if job.one_node else None
-    parameters = RendezvousParameters("c10d", endpoint, run_id, least, most, address, **config)
+    parameters = _rendezvous(job)
     return WorkerSpec(
         role="rank",
         local_world_size=job.nproc_per_node,
@@ -73,9 +69,20 @@ def _spec(job: Job) -> WorkerSpec:
         args=tuple(escape_macros(args)),
         max_restarts=job.max_restarts,
         monitor_interval=MONITOR_INTERVAL_S,
-        local_addr=address,
+        local_addr=parameters.local_addr,
         virtual_local_rank=job.virtual_local_rank,
     )
+
+
+def _rendezvous(job: Job) -> RendezvousParameters:
+    rendezvous.register()
+    least, most = job.nnodes
+    if job.one_node:
+        # An own name for each run: what ranks of two runs make in shared folders or memory is told apart by it.
+        return RendezvousParameters(rendezvous.ONE_NODE, LOOPBACK, uuid.uuid4().hex, 1, 1, LOOPBACK)
+    backend = "c10d" if job.bind_address is None else rendezvous.SEVERAL_NODES
+    endpoint, config = job.rdzv_endpoint or "", rendezvous_config(job)
+    return RendezvousParameters(backend, endpoint, RUN_ID, least, most, job.bind_address, **config)
 
 
 def _await_end(local_rank: int, pid: int, ended: list[int]) -> None:

@@ -16,7 +16,7 @@ from gpu_topology.nccl import Setting, notes
 from gpu_topology.nccl import environment as environment_for
 from gpu_topology.selection import Excluded, Selection, SelectionRequest, select
 from gpu_topology.topology import Topology
-from launcher.command import Job, shell_line, torchrun, worker_argv
+from launcher.command import Job, shell_line, torchrun, torchrun_environment, worker_argv
 from launcher.options import LaunchOptions, Program
 from launcher.training import Training, plan_training
 
@@ -53,10 +53,7 @@ def make_plan(options: LaunchOptions, topology: Topology, host: Host, environ: M
     wants_cpu = "--cpu" if options.cpu else training.wants_cpu if training else None
     selection = _cpu_selection(topology, options, wants_cpu) if wants_cpu else _select(topology, options, environ)
     ranks = _ranks(selection, options, host)
-    settings = (
-        *environment_for(topology, selection, host, ranks=ranks, environ=environ),
-        *_restart_settings(options, environ),
-    )
+    settings = environment_for(topology, selection, host, ranks=ranks, environ=environ)
     if training is not None:
         training = training.decided(topology, selection, host, ranks=ranks, nodes=options.nnodes[0])
     program = training.program if training else options.program
@@ -73,7 +70,7 @@ def make_plan(options: LaunchOptions, topology: Topology, host: Host, environ: M
         program=program,
         job=job,
         command=command,
-        shell=shell_line(job.environment, command),
+        shell=shell_line(torchrun_environment(job), command),
         training=training,
         warnings=(
             # Why there is no GPU concerns nobody who asked for the CPU.
@@ -111,14 +108,6 @@ def _ranks(selection: Selection, options: LaunchOptions, host: Host) -> int:
     return options.nproc or min(CPU_RANKS, host.usable_cpus)
 
 
-def _restart_settings(options: LaunchOptions, environ: Mapping[str, str]) -> Iterable[Setting]:
-    name = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
-    if options.max_restarts:
-        kept = name in environ
-        reason = "restarts: keys that the failed ranks left in a shared store would confuse the next attempt"
-        yield Setting(name, environ.get(name, "1"), reason, kept=kept)
-
-
 def _job(
     options: LaunchOptions, program: Program, selection: Selection, ranks: int, settings: Iterable[Setting]
 ) -> Job:
@@ -148,5 +137,5 @@ def with_arguments(plan: LaunchPlan, extra: tuple[str, ...]) -> LaunchPlan:
     program = dataclasses.replace(plan.program, args=(*plan.program.args, *extra))
     job = dataclasses.replace(plan.job, worker=worker_argv(program))
     command = torchrun(job, program)
-    shell = shell_line(job.environment, command)
+    shell = shell_line(torchrun_environment(job), command)
     return dataclasses.replace(plan, program=program, job=job, command=command, shell=shell)
