@@ -20,6 +20,7 @@ from typing import Any
 import psutil
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+from torch.distributed.elastic.events import Event, EventSource
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.rendezvous import RendezvousParameters
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
@@ -171,6 +172,10 @@ class _Agent(LocalElasticAgent):
         if self._pcontext is not None:
             self._pcontext.close(death_sig, self._grace)
         super()._shutdown(death_sig)
+
+    def _construct_event(self, state: str, source: EventSource, *facts: Any, **more: Any) -> Event:
+        # Nobody reads these events, and torch's own look up the name of this machine for each of them.
+        return Event(f"torchelastic.worker.status.{state}", source)
 
     def _handlers(self) -> Mapping[int, Any]:
         return getattr(self._pcontext, "subprocess_handlers", {})

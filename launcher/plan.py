@@ -23,6 +23,7 @@ from launcher.training import Training, plan_training
 __all__ = ["LaunchPlan", "make_plan", "with_arguments"]
 
 CPU_RANKS = 2
+LOOPBACK_INTERFACE = "lo"
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,9 @@ def make_plan(options: LaunchOptions, topology: Topology, host: Host, environ: M
     wants_cpu = "--cpu" if options.cpu else training.wants_cpu if training else None
     selection = _cpu_selection(topology, options, wants_cpu) if wants_cpu else _select(topology, options, environ)
     ranks = _ranks(selection, options, host)
-    settings = environment_for(topology, selection, host, ranks=ranks, environ=environ)
+    one_node = options.nnodes[1] == 1 and options.rdzv_endpoint is None
+    interface = LOOPBACK_INTERFACE if one_node else None
+    settings = environment_for(topology, selection, host, ranks=ranks, environ=environ, interface=interface)
     if training is not None:
         training = training.decided(topology, selection, host, ranks=ranks, nodes=options.nnodes[0])
     program = training.program if training else options.program

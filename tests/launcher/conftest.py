@@ -37,11 +37,11 @@ class Launcher:
         path.write_text(text, encoding="utf-8")
         return path
 
-    def start(self, *args: str, **env: str) -> subprocess.Popen[str]:
-        """Start the launcher; the test waits for it."""
+    def start(self, *args: str, cwd: Path | None = None, **env: str) -> subprocess.Popen[str]:
+        """Start the launcher, in the folder or in `cwd`; the test waits for it."""
         return subprocess.Popen(
             [sys.executable, str(ROOT / "launch.py"), *args],
-            cwd=self.folder,
+            cwd=cwd or self.folder,
             env=self.env | env,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -222,26 +219,3 @@ def test_two_nodes_on_one_machine(launcher: Any) -> None:
     assert [node.returncode for node in nodes] == [0, 0], outputs
     assert [report["env"]["RANK"] for report in reports(launcher)] == ["0", "1"]
     assert {report["env"]["WORLD_SIZE"] for report in reports(launcher)} == {"2"}
-
-
-UNRESOLVABLE = """
-import fcntl, os, socket, struct, subprocess, sys
-socket.sethostname("no-such-host.invalid")
-with socket.socket() as any_socket:
-    fcntl.ioctl(any_socket, 0x8914, struct.pack("16sh14x", b"lo", 1 | 64))  # SIOCSIFFLAGS: lo up and running
-sys.exit(subprocess.run(sys.argv[1:], timeout=50).returncode)
-"""
-
-
-def test_host_name_that_does_not_resolve(launcher: Any) -> None:
-    """In a network namespace with nothing but the loopback device."""
-    isolate = ["unshare", "--map-root-user", "--net", "--uts"]
-    if shutil.which("unshare") is None or subprocess.run([*isolate, "true"], capture_output=True).returncode:
-        pytest.skip("no namespaces here")
-    script = launcher.script(
-        "import torch, torch.distributed as dist\ndist.init_process_group('gloo')\n"
-        "total = torch.ones(1)\ndist.all_reduce(total)\nprint(int(total))\ndist.destroy_process_group()"
-    )
-    command = [sys.executable, "-c", UNRESOLVABLE, sys.executable, str(ROOT / "launch.py"), "--cpu", str(script)]
-    done = subprocess.run([*isolate, *command], env=launcher.env, capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stdout) == (0, "2\n"), done.stderr
