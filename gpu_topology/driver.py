@@ -1,6 +1,7 @@
 """The one door to nvidia-ml-py: open the driver, ask one guarded question at a time, and name what went wrong.
 
-`session()` yields an open `Driver`; `Driver.ask(...)` answers None where the driver does not tell.
+`session()` yields an open `Driver`; `Driver.ask(...)` answers None where the driver does not tell. A `Device` asks
+about one GPU and remembers when it was lost.
 """
 
 from __future__ import annotations
@@ -98,6 +99,34 @@ class Driver:
     @cached_property
     def _error_names(self) -> dict[int, str]:
         return {code: name for name, code in vars(self.api).items() if name.startswith("NVML_ERROR_")}
+
+
+# These mean that the card itself is gone, not that one reading is missing.
+LOST = ("NVML_ERROR_GPU_IS_LOST", "NVML_ERROR_RESET_REQUIRED")
+
+
+class Device:
+    """Guarded questions about one GPU or MIG slice; `lost` is the error that said that the device is gone.
+
+    Once it is gone nothing more is asked: each question to a lost GPU can take seconds.
+    """
+
+    def __init__(self, driver: Driver, handle: Any) -> None:
+        self.driver, self.handle = driver, handle
+        self.lost: str | None = None
+
+    def ask(self, function: str, *args: object) -> Any:
+        """`api.<function>(handle, *args)`, or None."""
+        return self.try_ask(function, *args)[0]
+
+    def try_ask(self, function: str, *args: object) -> tuple[Any, str | None]:
+        """The answer and no error, or None and the error's NVML name."""
+        if self.lost is not None:
+            return None, self.lost
+        answer, problem = self.driver.try_ask(function, self.handle, *args)
+        if problem in LOST:
+            self.lost = problem
+        return answer, problem
 
 
 @contextmanager

@@ -69,7 +69,7 @@ class MigDevice:
 class Gpu:
     """One GPU as the driver describes it; `index` is NVML's, which is PCI order.
 
-    A GPU that is lost or closed to us is a row too: `error` says why, the rest stays `None`.
+    A GPU that is lost or closed to us is a row too: `error` says why, and what could not be read stays `None`.
 
     processes         compute processes; `graphics_processes` those of a desktop or a renderer
     numa_node         the host's node beside the GPU; `cpu_affinity` its CPUs as a list, "0-19,40-59"

@@ -2,8 +2,9 @@
 
 Keys of a machine: `gpus`, `matrix` (nvidia-smi's notation: "NV4", "PHB", ...), `pcie_matrix` (the PCIe path beneath
 NVLink; default PHB on one NUMA node, SYS across), `nvswitch` ("visible", or "hidden" as in a virtual machine), `p2p` (a
-status for all pairs, or {"0-1": status}), `faults` ([{call, error, gpu, after}]), `driver_version`, `cuda_version`
-(13000 is 13.0).
+status for all pairs, or {"0-1": status}; a status is a word for reading and writing, or {"read", "write", "nvlink",
+"atomics"}), `faults` ([{call, error, gpu, after}]: every call after the first `after` that match), `delay_us` (what
+each call takes), `driver_version`, `cuda_version` (13000 is 13.0).
 Keys of a GPU: those of `DEFAULTS` and `GPU_KEYS`; a key that is null or absent makes its call answer NOT_SUPPORTED.
 """
 
@@ -13,7 +14,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from gpu_topology.topology import Gpu, GpuProcess, Link, LinkLevel, MigDevice, Topology
+from gpu_topology.health import concerns
+from gpu_topology.topology import Gpu, GpuProcess, Link, LinkLevel, MigDevice, PeerAccess, Topology
 
 HERE = Path(__file__).parent
 MIB = 2**20
@@ -25,9 +27,14 @@ DEFAULTS: dict[str, Any] = {
     "mig": [],
     "utilization": 0,
     "processes": [],
+    "graphics": [],
+    "throttle": [],
     "display": False,
     "compute_mode": 0,
-    "pcie": [4, 16],
+    "pcie": [4, 16],  # the most that it can do: generation, width
+    "pcie_now": [1, 16],  # idle
+    "fabric_status": 0,
+    "fabric_health": 0,
 }
 GPU_KEYS = (
     "name",
@@ -37,7 +44,13 @@ GPU_KEYS = (
     "cc",
     "cores",
     "clock_mhz",
+    "cpus",
+    "ecc",
+    "ecc_uncorrected",
+    "remapped",  # [pending, failed]
+    "retired_pending",
     "fabric_state",
+    "fabric_cluster",  # [32 hexadecimal digits, clique]
     "power_watts",
     "temperature_c",
 )
@@ -52,17 +65,43 @@ P2P = {
     "not-supported": 5,
     "unknown": 6,
 }
+KINDS = ("read", "write", "nvlink", "atomics")
 ERRORS = {
+    "UNINITIALIZED": 1,
     "INVALID_ARGUMENT": 2,
     "NOT_SUPPORTED": 3,
     "NO_PERMISSION": 4,
+    "NOT_FOUND": 6,
+    "INSUFFICIENT_SIZE": 7,
+    "INSUFFICIENT_POWER": 8,
     "DRIVER_NOT_LOADED": 9,
+    "TIMEOUT": 10,
+    "IRQ_ISSUE": 11,
     "FUNCTION_NOT_FOUND": 13,
     "GPU_IS_LOST": 15,
     "RESET_REQUIRED": 16,
+    "OPERATING_SYSTEM": 17,
     "LIB_RM_VERSION_MISMATCH": 18,
+    "IN_USE": 19,
+    "MEMORY": 20,
+    "NO_DATA": 21,
+    "ARGUMENT_VERSION_MISMATCH": 25,
+    "NOT_READY": 27,
+    "GPU_NOT_FOUND": 28,
     "UNKNOWN": 999,
 }
+THROTTLE = {
+    "idle": 0x01,
+    "chosen-clocks": 0x02,
+    "power-cap": 0x04,
+    "hw-slowdown": 0x08,
+    "sync-boost": 0x10,
+    "thermal": 0x20,
+    "hw-thermal": 0x40,
+    "hw-power-brake": 0x80,
+    "display": 0x100,
+}
+NOT_THROTTLING = ("idle", "chosen-clocks", "display")
 SWITCH_BUS_ID = {"visible": "00000000:E{:X}:00.0", "hidden": "FFFFFFFF:FF:FF.0"}
 FABRIC_STATES = {1: "not-started", 2: "in-progress", 3: "completed"}
 COMPUTE_MODES = {0: "default", 2: "prohibited", 3: "exclusive-process"}
@@ -101,12 +140,37 @@ def permuted(machine: dict[str, Any], order: tuple[int, ...]) -> dict[str, Any]:
     return data
 
 
-def p2p_status(machine: dict[str, Any], a: int, b: int) -> str | None:
+def p2p_status(machine: dict[str, Any], a: int, b: int) -> Any:
     """The status from one GPU to another; the other direction's where only that is given."""
     status = machine["p2p"]
     if isinstance(status, dict):
         return status.get(f"{a}-{b}", status.get(f"{b}-{a}", status.get("default", "ok")))
     return status
+
+
+def peer_status(machine: dict[str, Any], a: int, b: int, kind: str) -> str | None:
+    """One kind of peer access from one GPU to another. Where only a word is given, NVLink and atomics need NVLinks."""
+    status = p2p_status(machine, a, b)
+    if isinstance(status, dict):
+        return status.get(kind)
+    if status == "ok" and kind in ("nvlink", "atomics") and not nvlinks(machine, a, b):
+        return "not-supported"
+    return status
+
+
+def peer_access(machine: dict[str, Any], a: int, b: int) -> PeerAccess | None:
+    """What a right reading gives for a pair."""
+    both = {kind: (peer_status(machine, a, b, kind), peer_status(machine, b, a, kind)) for kind in KINDS}
+    known = {kind: tuple(None if one == "unknown" else one for one in pair) for kind, pair in both.items()}
+    peer = PeerAccess(**known)
+    return None if peer == PeerAccess() else peer
+
+
+def summary(peer: PeerAccess | None) -> str | None:
+    """The summary word: the first refusal of reading and writing."""
+    words = [] if peer is None else [peer.read[0], peer.write[0], peer.read[1], peer.write[1]]
+    told = [word for word in words if word is not None]
+    return next((word for word in told if word != "ok"), told[0] if told else None)
 
 
 def pcie_level(machine: dict[str, Any], a: int, b: int) -> str:
@@ -136,20 +200,23 @@ def to_topology(machine: dict[str, Any] | str | Path) -> Topology:
     data = load_machine(machine)
     links = []
     for a, b in _pairs(data):
-        count, path, status = nvlinks(data, a, b), LinkLevel(pcie_level(data, a, b)), p2p_status(data, a, b)
+        count, path, peer = nvlinks(data, a, b), LinkLevel(pcie_level(data, a, b)), peer_access(data, a, b)
         level = LinkLevel.NV if count else path
-        links.append(Link(a, b, level, count, None if status == "unknown" else status, path))
+        links.append(Link(a, b, level, count, summary(peer), path, peer))
+    gpus = tuple(_gpu(index, gpu) for index, gpu in enumerate(data["gpus"]))
     return Topology(
-        gpus=tuple(_gpu(index, gpu) for index, gpu in enumerate(data["gpus"])),
+        gpus=gpus,
         links=tuple(links),
         driver_version=data["driver_version"],
         cuda_version=f"{data['cuda_version'] // 1000}.{data['cuda_version'] % 1000 // 10}",
+        warnings=concerns(gpus),
     )
 
 
 def _gpu(index: int, gpu: dict[str, Any]) -> Gpu:
     total = gpu["memory_mib"]
-    processes = gpu["processes"]
+    cluster = gpu["fabric_cluster"]
+    throttle = gpu["throttle"]
     return Gpu(
         index=index,
         uuid=gpu["uuid"],
@@ -161,9 +228,7 @@ def _gpu(index: int, gpu: dict[str, Any]) -> Gpu:
         numa_node=gpu["numa"],
         mig_mode=gpu["mig_mode"],
         utilization=gpu["utilization"],
-        processes=None
-        if processes is None
-        else tuple(GpuProcess(p["pid"], p["used_mib"] * MIB, p.get("instance")) for p in processes),
+        processes=_processes(gpu["processes"]),
         mig_devices=tuple(
             MigDevice(one["uuid"], one["profile"], one["memory_mib"] * MIB, one["instance"], 0) for one in gpu["mig"]
         ),
@@ -173,14 +238,44 @@ def _gpu(index: int, gpu: dict[str, Any]) -> Gpu:
         clock_mhz=gpu["clock_mhz"],
         pcie_generation=gpu["pcie"][0] if gpu["pcie"] else None,
         pcie_width=gpu["pcie"][1] if gpu["pcie"] else None,
-        fabric_state=FABRIC_STATES.get(gpu["fabric_state"]),
+        fabric_state=_fabric_state(gpu),
+        fabric_cluster=f"{cluster[0]}/{cluster[1]}" if cluster and gpu["fabric_state"] == 3 else None,
+        cpu_affinity=gpu["cpus"],
+        pcie_generation_now=gpu["pcie_now"] and gpu["pcie_now"][0],
+        pcie_width_now=gpu["pcie_now"] and gpu["pcie_now"][1],
+        ecc=gpu["ecc"],
+        ecc_uncorrected=None if gpu["ecc"] is False else gpu["ecc_uncorrected"],
+        memory_faults=_memory_faults(gpu),
+        throttle=None
+        if throttle is None
+        else tuple(word for word in THROTTLE if word in throttle and word not in NOT_THROTTLING),
+        graphics_processes=_processes(gpu["graphics"]),
     )
+
+
+def _processes(processes: list[dict[str, int]] | None) -> tuple[GpuProcess, ...] | None:
+    if processes is None:
+        return None
+    return tuple(GpuProcess(p["pid"], p["used_mib"] * MIB, p.get("instance")) for p in processes)
+
+
+def _fabric_state(gpu: dict[str, Any]) -> str | None:
+    if gpu["fabric_state"] != 3:
+        return FABRIC_STATES.get(gpu["fabric_state"])
+    return "failed" if gpu["fabric_status"] else "degraded" if gpu["fabric_health"] else "completed"
+
+
+def _memory_faults(gpu: dict[str, Any]) -> tuple[str, ...] | None:
+    if gpu["remapped"] is not None:
+        pending, failed = gpu["remapped"]
+        return ("row-remap-failed",) * failed + ("row-remap-pending",) * pending
+    return None if gpu["retired_pending"] is None else ("page-retirement-pending",) * gpu["retired_pending"]
 
 
 def to_lines(machine: dict[str, Any] | str | Path) -> str:
     """The description that nvml.c reads: one fact a line."""
     data = load_machine(machine)
-    lines = [f"driver {data['driver_version']}", f"cuda {data['cuda_version']}"]
+    lines = [f"driver {data['driver_version']}", f"cuda {data['cuda_version']}", f"delay {data.get('delay_us', 0)}"]
     for fault in data.get("faults", []):
         lines.append(f"fault {fault['call']} {fault.get('gpu', -1)} {ERRORS[fault['error']]} {fault.get('after', 0)}")
     for index, gpu in enumerate(data["gpus"]):
@@ -191,33 +286,44 @@ def to_lines(machine: dict[str, Any] | str | Path) -> str:
             facts |= {"instance": one["instance"], "compute_instance": 0}
             lines += ["slice", *(f"{key} {value}" for key, value in facts.items())]
     for a, b in _pairs(data):
-        status = p2p_status(data, a, b)
         lines.append(f"pcie {a} {b} {LEVELS[pcie_level(data, a, b)]}")
-        if status is not None:
-            lines += [f"p2p {a} {b} {P2P[status]}", f"p2p {b} {a} {P2P[p2p_status(data, b, a) or status]}"]
+        for one, other in ((a, b), (b, a)):
+            told = [(number, peer_status(data, one, other, kind)) for number, kind in enumerate(KINDS)]
+            lines += [f"p2p {one} {other} {number} {P2P[status]}" for number, status in told if status is not None]
     return "\n".join(lines) + "\n"
 
 
 def _gpu_lines(gpu: dict[str, Any]) -> list[str]:
-    mib = gpu["memory_mib"]
+    mib, cluster = gpu["memory_mib"], gpu["fabric_cluster"]
+    same = ("name", "uuid", "bus_id", "numa", "utilization", "compute_mode", "cores", "cpus", "ecc_uncorrected")
+    flags = ("mig_mode", "display", "ecc", "retired_pending")
     facts = {
-        **{key: gpu[key] for key in ("name", "uuid", "bus_id", "numa", "utilization", "compute_mode", "cores")},
+        **{key: gpu[key] for key in same},
+        **{key: None if gpu[key] is None else int(gpu[key]) for key in flags},
         "capability": gpu["cc"] and "{} {}".format(*gpu["cc"]),
         "total": mib and mib * MIB,
         "used": mib and gpu["memory_used_mib"] * MIB,
-        "mig_mode": None if gpu["mig_mode"] is None else int(gpu["mig_mode"]),
-        "display": None if gpu["display"] is None else int(gpu["display"]),
         "clock": gpu["clock_mhz"],
         "generation": gpu["pcie"] and gpu["pcie"][0],
         "width": gpu["pcie"] and gpu["pcie"][1],
+        "generation_now": gpu["pcie_now"] and gpu["pcie_now"][0],
+        "width_now": gpu["pcie_now"] and gpu["pcie_now"][1],
+        "row_pending": gpu["remapped"] and int(gpu["remapped"][0]),
+        "row_failed": gpu["remapped"] and int(gpu["remapped"][1]),
+        "throttle": None if gpu["throttle"] is None else sum(THROTTLE[word] for word in gpu["throttle"]),
         "fabric": gpu["fabric_state"],
+        "fabric_status": gpu["fabric_status"],
+        "fabric_health": gpu["fabric_health"],
+        "fabric_cluster": cluster and cluster[0],
+        "fabric_clique": cluster and cluster[1],
         "milliwatts": gpu["power_watts"] and round(gpu["power_watts"] * 1000),
         "temperature": gpu["temperature_c"],
         "processes": None if gpu["processes"] is None else 0,
+        "graphics": None if gpu["graphics"] is None else 0,
     }
     lines = [f"{key} {value}" for key, value in facts.items() if value is not None]
-    none = 0xFFFFFFFF
-    lines += [f"process {p['pid']} {p['used_mib'] * MIB} {p.get('instance', none)}" for p in gpu["processes"] or []]
+    for key, processes in (("process", gpu["processes"]), ("drawing", gpu["graphics"])):
+        lines += [f"{key} {p['pid']} {p['used_mib'] * MIB} {p.get('instance', 0xFFFFFFFF)}" for p in processes or []]
     return lines
 
 

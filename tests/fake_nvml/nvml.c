@@ -3,44 +3,68 @@
  * The unmodified nvidia-ml-py loads it when LD_LIBRARY_PATH leads to it. $FAKE_NVML_MACHINE names the description that
  * machine.py writes, one fact a line; a fact that is not there makes its call answer NOT_SUPPORTED, as an old card would.
  * Structures and numbers follow nvml.h.
+ *
+ * $FAKE_NVML_CALLS names a file that nvmlShutdown writes: one line "function calls nanoseconds" for each function called.
  */
+#define _POSIX_C_SOURCE 200809L
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 enum { SUCCESS = 0, UNINITIALIZED = 1, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6, INSUFFICIENT_SIZE = 7 };
-enum { MAX_GPUS = 16, MAX_LINKS = 18, MAX_PROCESSES = 8, MAX_SLICES = 8, MAX_FAULTS = 64, UNKNOWN = -1 };
+enum { MAX_GPUS = 16, MAX_LINKS = 18, MAX_PROCESSES = 8, MAX_SLICES = 8, MAX_FAULTS = 64, MAX_FUNCTIONS = 64 };
+enum { CPU_WORDS = 16, KINDS = 4, UNKNOWN = -1 };
 
 typedef unsigned long long u64;
 
 struct process { unsigned pid; u64 used; unsigned gpu_instance, compute_instance; };
 
 struct device {
-    int index, is_slice, slices, processes, calls;
+    int index, is_slice, slices, processes, graphics;
     char name[96], uuid[96], bus_id[32];
     long long total, used;
-    int major, minor, numa, utilization, mig_mode, display, compute_mode, cores, clock, generation, width, fabric, milliwatts,
-        temperature, instance, compute_instance;
-    struct process process[MAX_PROCESSES];
+    int major, minor, numa, utilization, mig_mode, display, compute_mode, cores, clock, generation, width, generation_now,
+        width_now, ecc, ecc_uncorrected, row_pending, row_failed, retired_pending, throttle, milliwatts, temperature, instance,
+        compute_instance, fabric, fabric_status, fabric_clique, fabric_health;
+    unsigned char fabric_cluster[16];
+    u64 cpus[CPU_WORDS];
+    struct process process[MAX_PROCESSES], drawing[MAX_PROCESSES];
     struct device *slice[MAX_SLICES], *parent;
     struct { int kind; char remote[32]; } link[MAX_LINKS]; /* kind: UNKNOWN no such link, -2 inactive, else nvml's type */
 };
 
-static struct { char function[64]; int gpu, error, after; } faults[MAX_FAULTS];
+static struct { char function[64]; int gpu, error, after, seen; } faults[MAX_FAULTS];
+static struct { const char *function; u64 calls, nanoseconds; } count[MAX_FUNCTIONS];
 static struct device gpus[MAX_GPUS];
-static int gpu_count, fault_count, open_count, cuda = UNKNOWN;
-static int pcie[MAX_GPUS][MAX_GPUS], p2p[MAX_GPUS][MAX_GPUS];
+static int gpu_count, fault_count, open_count, delay_us, cuda = UNKNOWN;
+static int pcie[MAX_GPUS][MAX_GPUS], p2p[MAX_GPUS][MAX_GPUS][KINDS];
 static char driver[80];
 
 static void clear(struct device *device)
 {
     memset(device, 0, sizeof *device);
     device->total = device->used = UNKNOWN;
-    device->major = device->numa = device->utilization = device->mig_mode = device->display = device->compute_mode = UNKNOWN;
-    device->cores = device->clock = device->generation = device->width = device->fabric = device->milliwatts = UNKNOWN;
-    device->temperature = device->instance = device->compute_instance = UNKNOWN;
-    device->processes = UNKNOWN;
+    memset(&device->major, UNKNOWN, offsetof(struct device, fabric_status) - offsetof(struct device, major));
+    device->processes = device->graphics = UNKNOWN;
     for (int i = 0; i < MAX_LINKS; i++) device->link[i].kind = UNKNOWN;
+}
+
+static void read_cpus(u64 *words, const char *list)
+{
+    while (*list) {
+        char *end;
+        long first = strtol(list, &end, 10), last = *end == '-' ? strtol(end + 1, &end, 10) : first;
+        for (long cpu = first; cpu <= last; cpu++) words[cpu / 64] |= 1ull << cpu % 64;
+        list = *end == ',' ? end + 1 : end;
+    }
+}
+
+static void read_process(struct process *process, const char *value)
+{
+    sscanf(value, "%u %llu %u", &process->pid, &process->used, &process->gpu_instance);
+    process->compute_instance = process->gpu_instance;
 }
 
 static void read_fact(struct device *device, const char *key, const char *value)
@@ -49,7 +73,11 @@ static void read_fact(struct device *device, const char *key, const char *value)
         {"numa", &device->numa}, {"utilization", &device->utilization}, {"mig_mode", &device->mig_mode},
         {"display", &device->display}, {"compute_mode", &device->compute_mode}, {"cores", &device->cores},
         {"clock", &device->clock}, {"generation", &device->generation}, {"width", &device->width},
-        {"fabric", &device->fabric}, {"milliwatts", &device->milliwatts}, {"temperature", &device->temperature},
+        {"generation_now", &device->generation_now}, {"width_now", &device->width_now}, {"ecc", &device->ecc},
+        {"ecc_uncorrected", &device->ecc_uncorrected}, {"row_pending", &device->row_pending},
+        {"row_failed", &device->row_failed}, {"retired_pending", &device->retired_pending}, {"throttle", &device->throttle},
+        {"fabric", &device->fabric}, {"fabric_status", &device->fabric_status}, {"fabric_clique", &device->fabric_clique},
+        {"fabric_health", &device->fabric_health}, {"graphics", &device->graphics}, {"milliwatts", &device->milliwatts}, {"temperature", &device->temperature},
         {"instance", &device->instance}, {"compute_instance", &device->compute_instance}, {"processes", &device->processes}};
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
         if (!strcmp(key, numbers[i].key)) *numbers[i].place = atoi(value);
@@ -59,11 +87,11 @@ static void read_fact(struct device *device, const char *key, const char *value)
     if (!strcmp(key, "total")) device->total = atoll(value);
     if (!strcmp(key, "used")) device->used = atoll(value);
     if (!strcmp(key, "capability")) sscanf(value, "%d %d", &device->major, &device->minor);
-    if (!strcmp(key, "process")) {
-        struct process *process = &device->process[device->processes++];
-        sscanf(value, "%u %llu %u", &process->pid, &process->used, &process->gpu_instance);
-        process->compute_instance = process->gpu_instance;
-    }
+    if (!strcmp(key, "cpus")) read_cpus(device->cpus, value);
+    if (!strcmp(key, "fabric_cluster"))
+        for (int i = 0; i < 16; i++) sscanf(value + 2 * i, "%2hhx", &device->fabric_cluster[i]);
+    if (!strcmp(key, "process")) read_process(&device->process[device->processes++], value);
+    if (!strcmp(key, "drawing")) read_process(&device->drawing[device->graphics++], value);
     if (!strcmp(key, "link")) {
         int at = 0, kind = 0;
         char remote[32] = "";
@@ -75,13 +103,14 @@ static void read_fact(struct device *device, const char *key, const char *value)
 
 static void read_line(const char *key, const char *value, struct device **current)
 {
-    int a, b, level;
+    int a, b, kind, level;
     if (!strcmp(key, "driver")) snprintf(driver, sizeof driver, "%s", value);
     else if (!strcmp(key, "cuda")) cuda = atoi(value);
+    else if (!strcmp(key, "delay")) delay_us = atoi(value);
     else if (!strcmp(key, "fault")) {
         sscanf(value, "%63s %d %d %d", faults[fault_count].function, &faults[fault_count].gpu, &faults[fault_count].error,
                &faults[fault_count].after);
-        fault_count++;
+        faults[fault_count++].seen = 0;
     } else if (!strcmp(key, "gpu")) {
         clear(*current = &gpus[gpu_count]);
         (*current)->index = gpu_count++;
@@ -90,7 +119,7 @@ static void read_line(const char *key, const char *value, struct device **curren
         clear(*current = parent->slice[parent->slices++] = malloc(sizeof(struct device)));
         (*current)->index = parent->index, (*current)->is_slice = 1, (*current)->parent = parent;
     } else if (!strcmp(key, "pcie") && sscanf(value, "%d %d %d", &a, &b, &level) == 3) pcie[a][b] = pcie[b][a] = level;
-    else if (!strcmp(key, "p2p") && sscanf(value, "%d %d %d", &a, &b, &level) == 3) p2p[a][b] = level;
+    else if (!strcmp(key, "p2p") && sscanf(value, "%d %d %d %d", &a, &b, &kind, &level) == 4) p2p[a][b][kind] = level;
     else if (*current) read_fact(*current, key, value);
 }
 
@@ -100,7 +129,7 @@ static void read_machine(void)
     struct device *current = NULL;
     const char *path = getenv("FAKE_NVML_MACHINE");
     FILE *file = path ? fopen(path, "r") : NULL;
-    gpu_count = fault_count = 0;
+    gpu_count = fault_count = delay_us = 0;
     memset(pcie, -1, sizeof pcie);
     memset(p2p, -1, sizeof p2p);
     while (file && fgets(line, sizeof line, file)) {
@@ -112,20 +141,47 @@ static void read_machine(void)
     if (file) fclose(file);
 }
 
-/* The error that the machine's description wants here, 0 when none. Each call on a device counts towards `after`. */
-static int fault(const char *function, struct device *device)
+static u64 now(void)
 {
-    if (device) device->calls++;
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (u64)time.tv_sec * 1000000000 + (u64)time.tv_nsec;
+}
+
+/* Counts the call, and takes as long over it as the machine's description wants. */
+static void spend(const char *function)
+{
+    u64 start = now(), end;
+    int at = 0;
+    while (at < MAX_FUNCTIONS - 1 && count[at].function && strcmp(count[at].function, function)) at++;
+    do end = now(); while (end - start < (u64)delay_us * 1000);
+    count[at].function = function, count[at].calls++, count[at].nanoseconds += end - start;
+}
+
+static void write_counts(void)
+{
+    const char *path = getenv("FAKE_NVML_CALLS");
+    FILE *file = path ? fopen(path, "w") : NULL;
+    for (int i = 0; file && i < MAX_FUNCTIONS && count[i].function; i++)
+        fprintf(file, "%s %llu %llu\n", count[i].function, count[i].calls, count[i].nanoseconds);
+    if (file) fclose(file);
+}
+
+/* The error that the machine's description wants here, 0 when none. The first `after` calls that match go well. */
+static int fault(const char *function, struct device *device, struct device *other)
+{
+    spend(function);
     for (int i = 0; i < fault_count; i++) {
+        int gpu = faults[i].gpu;
         if (strcmp(faults[i].function, "*") && strcmp(faults[i].function, function)) continue;
-        if (faults[i].gpu >= 0 && (!device || device->index != faults[i].gpu)) continue;
-        if (device && device->calls <= faults[i].after) continue;
-        return faults[i].error;
+        if (gpu >= 0 && !(device && device->index == gpu) && !(other && other->index == gpu)) continue;
+        if (faults[i].seen++ >= faults[i].after) return faults[i].error;
     }
     return strcmp(function, "nvmlInitWithFlags") && !open_count ? UNINITIALIZED : SUCCESS;
 }
 
-#define CHECK(device) do { int error_ = fault(__func__, device); if (error_) return error_; } while (0)
+#define CHECK_PAIR(a, b) do { int error_ = fault(__func__, a, b); if (error_) return error_; } while (0)
+#define CHECK(device) CHECK_PAIR(device, NULL)
 #define NUMBER(function, field) \
     int function(struct device *device, unsigned *out) \
     { CHECK(device); if (device->field < 0) return NOT_SUPPORTED; *out = (unsigned)device->field; return SUCCESS; }
@@ -134,7 +190,7 @@ static int fault(const char *function, struct device *device)
     { CHECK(device); if (!*device->field) return NOT_SUPPORTED; snprintf(out, size, "%s", device->field); return SUCCESS; }
 
 int nvmlInitWithFlags(unsigned flags) { (void)flags; read_machine(); CHECK(NULL); open_count++; return SUCCESS; }
-int nvmlShutdown(void) { CHECK(NULL); open_count--; return SUCCESS; }
+int nvmlShutdown(void) { spend(__func__); write_counts(); CHECK(NULL); open_count--; return SUCCESS; }
 const char *nvmlErrorString(int error) { (void)error; return "an error of the stand-in"; }
 
 int nvmlSystemGetDriverVersion(char *out, unsigned size)
@@ -176,6 +232,9 @@ NUMBER(nvmlDeviceGetComputeMode, compute_mode)
 NUMBER(nvmlDeviceGetNumGpuCores, cores)
 NUMBER(nvmlDeviceGetMaxPcieLinkGeneration, generation)
 NUMBER(nvmlDeviceGetMaxPcieLinkWidth, width)
+NUMBER(nvmlDeviceGetCurrPcieLinkGeneration, generation_now)
+NUMBER(nvmlDeviceGetCurrPcieLinkWidth, width_now)
+NUMBER(nvmlDeviceGetRetiredPagesPendingStatus, retired_pending)
 NUMBER(nvmlDeviceGetPowerUsage, milliwatts)
 NUMBER(nvmlDeviceGetGpuInstanceId, instance)
 NUMBER(nvmlDeviceGetComputeInstanceId, compute_instance)
@@ -231,28 +290,25 @@ int nvmlDeviceGetUtilizationRates(struct device *device, unsigned out[2])
     return SUCCESS;
 }
 
-static int processes(struct device *device, unsigned *count, struct process *out)
+static int list(int known, const struct process *from, unsigned *number, struct process *out)
 {
-    if (device->processes < 0) return NOT_SUPPORTED;
-    unsigned room = *count;
-    *count = (unsigned)device->processes;
-    if (!device->processes) return SUCCESS;
-    if (!out || room < *count) return INSUFFICIENT_SIZE;
-    memcpy(out, device->process, *count * sizeof *out);
+    if (known < 0) return NOT_SUPPORTED;
+    unsigned room = *number;
+    *number = (unsigned)known;
+    if (!known) return SUCCESS;
+    if (!out || room < *number) return INSUFFICIENT_SIZE;
+    memcpy(out, from, *number * sizeof *out);
     return SUCCESS;
 }
 
-int nvmlDeviceGetComputeRunningProcesses_v2(struct device *device, unsigned *count, struct process *out)
-{
-    CHECK(device);
-    return processes(device, count, out);
-}
+#define PROCESSES(function, known, from) \
+    int function(struct device *device, unsigned *number, struct process *out) \
+    { CHECK(device); return list(device->known, device->from, number, out); }
 
-int nvmlDeviceGetComputeRunningProcesses_v3(struct device *device, unsigned *count, struct process *out)
-{
-    CHECK(device);
-    return processes(device, count, out);
-}
+PROCESSES(nvmlDeviceGetComputeRunningProcesses_v2, processes, process)
+PROCESSES(nvmlDeviceGetComputeRunningProcesses_v3, processes, process)
+PROCESSES(nvmlDeviceGetGraphicsRunningProcesses_v2, graphics, drawing)
+PROCESSES(nvmlDeviceGetGraphicsRunningProcesses_v3, graphics, drawing)
 
 int nvmlDeviceGetMigMode(struct device *device, unsigned *current, unsigned *pending)
 {
@@ -305,30 +361,75 @@ int nvmlDeviceGetMemoryAffinity(struct device *device, unsigned size, u64 *nodes
     return SUCCESS;
 }
 
+int nvmlDeviceGetCpuAffinity(struct device *device, unsigned size, u64 *out)
+{
+    CHECK(device);
+    memset(out, 0, size * sizeof *out);
+    memcpy(out, device->cpus, (size < CPU_WORDS ? size : CPU_WORDS) * sizeof *out);
+    return SUCCESS;
+}
+
+int nvmlDeviceGetEccMode(struct device *device, unsigned *current, unsigned *pending)
+{
+    CHECK(device);
+    if (device->ecc < 0) return NOT_SUPPORTED;
+    *current = *pending = (unsigned)device->ecc;
+    return SUCCESS;
+}
+
+int nvmlDeviceGetTotalEccErrors(struct device *device, unsigned uncorrected, unsigned aggregate, u64 *out)
+{
+    CHECK(device);
+    if (device->ecc_uncorrected < 0) return NOT_SUPPORTED;
+    *out = uncorrected && !aggregate ? (u64)device->ecc_uncorrected : 7777;
+    return SUCCESS;
+}
+
+int nvmlDeviceGetRemappedRows(struct device *device, unsigned *corrected, unsigned *uncorrected, unsigned *pending,
+                              unsigned *failed)
+{
+    CHECK(device);
+    if (device->row_failed < 0) return NOT_SUPPORTED;
+    *corrected = *uncorrected = 1, *pending = (unsigned)device->row_pending, *failed = (unsigned)device->row_failed;
+    return SUCCESS;
+}
+
+static int throttle(struct device *device, u64 *out)
+{
+    *out = (u64)device->throttle;
+    return device->throttle < 0 ? NOT_SUPPORTED : SUCCESS;
+}
+
+int nvmlDeviceGetCurrentClocksEventReasons(struct device *device, u64 *out) { CHECK(device); return throttle(device, out); }
+int nvmlDeviceGetCurrentClocksThrottleReasons(struct device *device, u64 *out) { CHECK(device); return throttle(device, out); }
+
 struct fabric { unsigned version; unsigned char cluster[16]; unsigned status, clique, state, health; };
 
 int nvmlDeviceGetGpuFabricInfoV(struct device *device, struct fabric *out)
 {
     CHECK(device);
     if (device->fabric < 0) return NOT_SUPPORTED;
-    out->state = (unsigned)device->fabric, out->status = 0;
+    if (out->version != (sizeof *out | 2 << 24)) return 25; /* ARGUMENT_VERSION_MISMATCH */
+    memcpy(out->cluster, device->fabric_cluster, sizeof out->cluster);
+    out->status = (unsigned)device->fabric_status, out->clique = (unsigned)device->fabric_clique;
+    out->state = (unsigned)device->fabric, out->health = (unsigned)device->fabric_health;
     return SUCCESS;
 }
 
 int nvmlDeviceGetTopologyCommonAncestor(struct device *a, struct device *b, unsigned *out)
 {
-    CHECK(a);
+    CHECK_PAIR(a, b);
     if (pcie[a->index][b->index] < 0) return NOT_SUPPORTED;
     *out = (unsigned)pcie[a->index][b->index];
     return SUCCESS;
 }
 
-int nvmlDeviceGetP2PStatus(struct device *a, struct device *b, unsigned what, unsigned *out)
+int nvmlDeviceGetP2PStatus(struct device *a, struct device *b, unsigned kind, unsigned *out)
 {
-    CHECK(a);
-    if (what > 4) return INVALID_ARGUMENT;
-    if (p2p[a->index][b->index] < 0) return NOT_SUPPORTED;
-    *out = (unsigned)p2p[a->index][b->index];
+    CHECK_PAIR(a, b);
+    if (kind >= KINDS) return INVALID_ARGUMENT;
+    if (p2p[a->index][b->index][kind] < 0) return NOT_SUPPORTED;
+    *out = (unsigned)p2p[a->index][b->index][kind];
     return SUCCESS;
 }
 

@@ -1,0 +1,71 @@
+"""What in a reading of the GPUs deserves a warning. Pure: GPUs in, sentences out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from gpu_topology.topology import Gpu
+
+_THROTTLE = {
+    "thermal": "its clocks are held back by heat: see to the cooling",
+    "hw-thermal": "the hardware halves its clocks or worse because of heat: see to the cooling",
+    "hw-power-brake": "the power supply makes it slow down (power brake): see to the power supply",
+}
+
+# Said only when none of the above says it more exactly.
+_SLOWDOWN = "the hardware holds its clocks back (heat or power): see `nvidia-smi -q -d PERFORMANCE`"
+
+_MEMORY = {
+    "row-remap-failed": "a faulty row of its memory could not be replaced: have the card exchanged",
+    "row-remap-pending": "a faulty row of its memory is replaced at the next reset: `nvidia-smi --gpu-reset` when idle",
+    "page-retirement-pending": "faulty memory pages are retired at the next reboot or driver reload",
+}
+
+_FABRIC = {
+    "failed": "its NVSwitch fabric failed to come up, so NVLink does not work: see the log of nvidia-fabricmanager",
+    "degraded": "its NVSwitch fabric is in poor health, so NVLink may be slow: see `nvidia-smi -q`, Fabric",
+}
+
+
+def concerns(gpus: Sequence[Gpu]) -> tuple[str, ...]:
+    """One line for each thing that is wrong, naming every GPU that it is wrong with; the gravest first.
+
+    A PCIe generation below the card's is no concern: links of idle GPUs drop to save power, and rise under load.
+    """
+    found: dict[str, list[int]] = {}
+    for check in (_errors, _memory_errors, _fabric, _pcie, _slow_clocks):
+        for gpu in gpus:
+            for message in check(gpu):
+                found.setdefault(message, []).append(gpu.index)
+    return tuple(f"GPU {', '.join(map(str, indices))}: {message}" for message, indices in found.items())
+
+
+def _errors(gpu: Gpu) -> Iterator[str]:
+    if gpu.error:
+        yield gpu.error
+
+
+def _memory_errors(gpu: Gpu) -> Iterator[str]:
+    if gpu.ecc_uncorrected:
+        count = f"{gpu.ecc_uncorrected} uncorrected memory error{'s' if gpu.ecc_uncorrected > 1 else ''}"
+        yield f"{count} since the driver was loaded: a run on it can crash; see `nvidia-smi -q -d ECC`"
+    yield from (_MEMORY[fault] for fault in gpu.memory_faults or () if fault in _MEMORY)
+
+
+def _fabric(gpu: Gpu) -> Iterator[str]:
+    if gpu.fabric_state in _FABRIC:
+        yield _FABRIC[gpu.fabric_state]
+
+
+def _pcie(gpu: Gpu) -> Iterator[str]:
+    now, full = gpu.pcie_width_now, gpu.pcie_width
+    if now and full and now < full:
+        yield f"its PCIe link runs on {now} of {full} lanes: reseat the card, check the riser and the slot"
+
+
+def _slow_clocks(gpu: Gpu) -> Iterator[str]:
+    reasons = gpu.throttle or ()
+    exact = [_THROTTLE[reason] for reason in reasons if reason in _THROTTLE]
+    yield from exact
+    if "hw-slowdown" in reasons and not exact:
+        yield _SLOWDOWN
