@@ -24,6 +24,7 @@ from gpu_topology import snapshot
 from gpu_topology.host import read_host
 from gpu_topology.nvml import read_or_explain
 from gpu_topology.topology import TopologyError
+from gpu_topology.verify_cache import recall
 from launcher.options import LaunchOptions, OptionError, parse
 from launcher.plan import LaunchPlan, make_plan
 from launcher.program import check_program, check_torch
@@ -64,7 +65,7 @@ def _plan(options: LaunchOptions) -> LaunchPlan:
     if options.topology is not None:
         # The user's environment belongs to this machine, and the plan to another.
         return make_plan(options, snapshot.load(options.topology), read_host(), {})
-    return make_plan(options, read_or_explain(), read_host(), os.environ)
+    return make_plan(options, read_or_explain(), read_host(), os.environ, recall)
 
 
 def _print(plan: LaunchPlan, options: LaunchOptions) -> int:
@@ -85,11 +86,17 @@ def _run(plan: LaunchPlan, options: LaunchOptions) -> int:
 
     from launcher import failures
     from launcher.folders import prepare
+    from launcher.preflight import PreflightError, preflight
     from launcher.quiet import quiet_import
     from launcher.show import show_compact
 
     check_torch()
     console = Console(stderr=True)
+    try:
+        plan = preflight(plan, options, console)
+    except PreflightError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     plan, folders = prepare(plan, options)
     show_compact(console, plan, str(folders.logs))
     # torch takes seconds to import: only now, with the plan on the screen.

@@ -197,6 +197,7 @@ def _verdict(first: Findings, last: Findings, tried: Mapping[str, str], trial: _
         ok=first.problem is None,
         problem=first.problem,
         settings=tuple((name, value, reason) for name, value in tried.items()) if mended else (),
+        stage=first.stage,
         remedy=_remedy(first, tuple(tried) if mended else (), trial),
         words=() if mended else first.words,
         pairs=(*copies, *(pair for pair in shown.pairs if pair.way != "copy")),

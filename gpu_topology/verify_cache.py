@@ -49,6 +49,7 @@ class Verdict:
     ok          right answers in time with nothing more set than the plan's own environment
     problem     what went wrong where not `ok`, in one line
     settings    (name, value, reason) of the variables with which the same job was right; () where none mended it
+    stage       where: "start", "init", "copy", "send", "sum"; a failure at the start says nothing about the GPUs
     remedy      what else to do about the problem
     words       the last lines of the rank at fault, where nothing mended it
     pairs       the result for each pair and direction
@@ -62,6 +63,7 @@ class Verdict:
     ok: bool
     problem: str | None = None
     settings: tuple[tuple[str, str, str], ...] = ()
+    stage: str | None = None
     remedy: str | None = None
     words: tuple[str, ...] = ()
     pairs: tuple[PairResult, ...] = ()
@@ -171,6 +173,7 @@ _VERDICT: _Shape = {
     "ok": bool,
     "problem": _TEXT,
     "settings": list,
+    "stage": _TEXT,
     "remedy": _TEXT,
     "words": list,
     "pairs": list,

@@ -102,6 +102,11 @@ def _run_options(parser: Parser) -> list[argparse.Action]:
             help="with --dry-run: plan for a machine saved by gpu_topology snapshot",
         ),
         add(
+            "--preflight",
+            action=argparse.BooleanOptionalAction,
+            help="check copies and an all-reduce between the GPUs first [only where the plan says: needs verify]",
+        ),
+        add(
             "--max-restarts",
             metavar="N",
             type=whole("--max-restarts", 0, 1000),

@@ -42,6 +42,7 @@ class LaunchOptions:
     dry_run: bool = False
     doctor: bool = False
     json: bool = False
+    preflight: bool | None = None
     nnodes: tuple[int, int] = (1, 1)
     node_rank: int | None = None
     rdzv_endpoint: str | None = None

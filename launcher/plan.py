@@ -7,15 +7,16 @@ trainer -> the job for the elastic agent and the same as a command.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from gpu_topology.host import Host
-from gpu_topology.nccl import Setting, notes
+from gpu_topology.nccl import Setting, needs_verify, notes
 from gpu_topology.nccl import environment as environment_for
 from gpu_topology.selection import Excluded, Selection, SelectionRequest, select
 from gpu_topology.topology import Topology
+from gpu_topology.verify_cache import Verdict
 from launcher.command import Job, shell_line, torchrun, torchrun_environment, worker_argv
 from launcher.options import LaunchOptions, Program
 from launcher.training import Training, plan_training
@@ -28,7 +29,11 @@ LOOPBACK_INTERFACE = "lo"
 
 @dataclass(frozen=True)
 class LaunchPlan:
-    """All that a run is going to be. `nnodes`: (least, most); `training`: None for a user's own program."""
+    """All that a run is going to be. `nnodes`: (least, most); `training`: None for a user's own program.
+
+    `verdict`: what a check of these GPUs has found, None without one; `doubt`: why they should be checked, None where
+    they were, or where nothing is in doubt.
+    """
 
     topology: Topology
     host: Host
@@ -43,10 +48,20 @@ class LaunchPlan:
     shell: str
     training: Training | None
     warnings: tuple[str, ...]
+    verdict: Verdict | None = None
+    doubt: str | None = None
 
 
-def make_plan(options: LaunchOptions, topology: Topology, host: Host, environ: Mapping[str, str]) -> LaunchPlan:
+def make_plan(
+    options: LaunchOptions,
+    topology: Topology,
+    host: Host,
+    environ: Mapping[str, str],
+    recall: Callable[[Topology, Sequence[str]], Verdict | None] = lambda topology, uuids: None,
+) -> LaunchPlan:
     """The plan for these facts. `environ`: the user's environment, whose values are kept.
+
+    `recall` gives the verdict of `gpu_topology verify` on the selected GPUs, where there is one.
 
     Errors: TopologyError (GPUs that cannot be had), ddp_train's UserError (options of the trainer).
     """
@@ -56,7 +71,10 @@ def make_plan(options: LaunchOptions, topology: Topology, host: Host, environ: M
     ranks = _ranks(selection, options, host)
     one_node = options.nnodes[1] == 1 and options.rdzv_endpoint is None
     interface = LOOPBACK_INTERFACE if one_node else None
-    settings = environment_for(topology, selection, host, ranks=ranks, environ=environ, interface=interface)
+    verdict = recall(topology, selection.uuids)
+    settings = environment_for(
+        topology, selection, host, ranks=ranks, environ=environ, interface=interface, verdict=verdict
+    )
     if training is not None:
         training = training.decided(topology, selection, host, ranks=ranks, nodes=options.nnodes[0])
     program = training.program if training else options.program
@@ -82,6 +100,8 @@ def make_plan(options: LaunchOptions, topology: Topology, host: Host, environ: M
             *_warnings(options, selection, host, ranks),
             *notes(topology, selection, host),
         ),
+        verdict=verdict,
+        doubt=needs_verify(topology, selection, host) if verdict is None else None,
     )
 
 
