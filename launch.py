@@ -84,7 +84,8 @@ def _print(plan: LaunchPlan, options: LaunchOptions) -> int:
 def _run(plan: LaunchPlan, options: LaunchOptions) -> int:
     from rich.console import Console
 
-    from launcher import failures
+    from launcher import summary
+    from launcher.evidence import Witness
     from launcher.folders import prepare
     from launcher.preflight import PreflightError, preflight
     from launcher.quiet import quiet_import
@@ -103,10 +104,11 @@ def _run(plan: LaunchPlan, options: LaunchOptions) -> int:
     with quiet_import():
         from launcher import elastic
 
+    witness = Witness(plan)
     outcome = elastic.run(plan.job, folders.logs)
-    failures.show(console, outcome)
+    summary.show(console, outcome, witness.evidence())
     if outcome.status == 0:
-        folders.tidy()
+        folders.tidy(outcome.seen)
     return outcome.status
 
 

@@ -11,8 +11,9 @@ import os
 import signal
 import socket
 import threading
+import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,8 @@ from torch.distributed.elastic.rendezvous import RendezvousParameters
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
 from launcher import rendezvous
-from launcher.command import LOOPBACK, Job, escape_macros, rendezvous_config
-from launcher.failures import Failure, Outcome, exit_status
+from launcher.command import LOOPBACK, RUN_ID, Job, escape_macros, rendezvous_config
+from launcher.failures import Attempt, Failure, Outcome, exit_status, status_of
 from launcher.interrupts import Interrupts
 from launcher.logs import SIGNALS_VARIABLE, RankLogs
 from launcher.quiet import quieten_engine
@@ -57,6 +58,8 @@ def run(job: Job, log_dir: Path) -> Outcome:
             return Outcome(status=exit_status(-stop.sigval))
         except Exception as error:
             return Outcome(status=1, message=f"{type(error).__name__}: {' '.join(str(error).split())}")
+        finally:
+            logs.finish()
 
 
 def _spec(job: Job) -> WorkerSpec:
@@ -77,20 +80,24 @@ def _spec(job: Job) -> WorkerSpec:
 
 def _rendezvous(job: Job) -> RendezvousParameters:
     rendezvous.register()
-    cluster = job.cluster
-    if cluster.one_node:
+    least, most = job.nnodes
+    if job.one_node:
         # An own name for each run: what ranks of two runs make in shared folders or memory is told apart by it.
         return RendezvousParameters(rendezvous.ONE_NODE, LOOPBACK, uuid.uuid4().hex, 1, 1, LOOPBACK)
-    backend = "c10d" if cluster.address is None else rendezvous.SEVERAL_NODES
-    endpoint, config = cluster.endpoint or "", rendezvous_config(cluster)
-    return RendezvousParameters(backend, endpoint, cluster.run_id, *cluster.nnodes, cluster.address, **config)
+    backend = "c10d" if job.bind_address is None else rendezvous.SEVERAL_NODES
+    endpoint, config = job.rdzv_endpoint or "", rendezvous_config(job)
+    return RendezvousParameters(backend, endpoint, RUN_ID, least, most, job.bind_address, **config)
 
 
-def _await_end(local_rank: int, pid: int, ended: list[int]) -> None:
+def _now_ms() -> float:
+    return time.monotonic() * 1000
+
+
+def _await_end(local_rank: int, pid: int, ended_ms: dict[int, float]) -> None:
     """Note the end of a rank when it happens: polling would not tell a failure from what it set off."""
     with suppress(ChildProcessError):
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-    ended.append(local_rank)
+    ended_ms[local_rank] = _now_ms()
 
 
 class _Agent(LocalElasticAgent):
@@ -101,19 +108,21 @@ class _Agent(LocalElasticAgent):
         self._logs = logs
         self._grace = grace
         self._interrupts = interrupts
-        self._ended: list[int] = []
-        self._failed: dict[int, int] = {}
+        self._attempts: list[Attempt] = []
+        self._begin_attempt()
 
     def outcome(self, result: RunResult) -> Outcome:
         """The end of the run in the launcher's terms."""
         if not result.is_failed():
-            return Outcome(status=0)
-        attempts = 1 + self._worker_group.spec.max_restarts - self._remaining_restarts
-        if not self._failed:
+            return Outcome(status=0, attempts=tuple(self._attempts), seen=self._logs.seen)
+        attempts = tuple(self._attempts)
+        if not attempts or (first := attempts[-1].first) is None:
             return Outcome(status=1, message="the ranks were ended by the elastic agent", attempts=attempts)
-        failures = [self._failure(local_rank, code) for local_rank, code in self._failed.items()]
-        first, also = failures[0], tuple(sorted(failure.rank for failure in failures[1:]))
-        return Outcome(status=exit_status(first.code), first=first, also=also, attempts=attempts)
+        return Outcome(status=status_of(first), attempts=attempts)
+
+    def _begin_attempt(self) -> None:
+        self._ended_ms: dict[int, float] = {}
+        self._over = False
 
     def kill(self) -> None:
         """SIGKILL to every rank and what it started in its process group."""
@@ -139,7 +148,7 @@ class _Agent(LocalElasticAgent):
                 self._worker_group.spec.rdzv_handler.shutdown()
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
-        self._ended, self._failed = [], {}
+        self._begin_attempt()
         self._interrupts.ending = False
         with self._interrupts.held():
             try:
@@ -151,17 +160,18 @@ class _Agent(LocalElasticAgent):
                 raise
             self._interrupts.install()
             for local_rank, pid in pids.items():
-                threading.Thread(target=_await_end, args=(local_rank, pid, self._ended), daemon=True).start()
+                threading.Thread(target=_await_end, args=(local_rank, pid, self._ended_ms), daemon=True).start()
         return pids
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
-        codes = {rank: handler.proc.poll() for rank, handler in self._handlers().items()}
-        failed = {rank: code for rank, code in codes.items() if code}
-        if failed and not self._failed:
-            order = {rank: place for place, rank in enumerate(self._ended)}
-            self._failed = {rank: failed[rank] for rank in sorted(failed, key=lambda r: (order.get(r, len(order)), r))}
+        codes = self._codes()
+        if not self._over and any(codes.values()):
+            self._over = True
+            alone = {rank for rank, code in codes.items() if code is not None}
             self._shutdown()
             self.kill()
+            self._logs.finish()
+            self._attempts.append(Attempt(len(self._attempts), self._failures(alone)))
         result: RunResult = super()._monitor_workers(worker_group)
         return result
 
@@ -183,6 +193,18 @@ class _Agent(LocalElasticAgent):
     def _pids(self) -> dict[int, int]:
         return {rank: handler.proc.pid for rank, handler in self._handlers().items()}
 
-    def _failure(self, local_rank: int, code: int) -> Failure:
+    def _codes(self) -> dict[int, int | None]:
+        return {rank: handler.proc.poll() for rank, handler in self._handlers().items()}
+
+    def _failures(self, alone: Container[int]) -> tuple[Failure, ...]:
+        """The ranks that did not end well, in the order in which they ended. `alone`: those that nobody stopped."""
+        failed = {rank: code for rank, code in self._codes().items() if code}
+        # A rank whose end was not noted yet ended just now.
+        ended = {rank: self._ended_ms.get(rank, _now_ms()) for rank in failed}
+        order = sorted(failed, key=lambda rank: (ended[rank], rank))
+        return tuple(self._failure(rank, failed[rank], ended[rank], rank not in alone) for rank in order)
+
+    def _failure(self, local_rank: int, code: int, ended_ms: float, stopped: bool) -> Failure:
         rank = self._worker_group.workers[local_rank].global_rank
-        return Failure(rank, socket.gethostname(), code, self._logs.ranks.get(local_rank, ()))
+        logs, shown = self._logs.ranks.get(local_rank, ()), local_rank in self._logs.shown
+        return Failure(rank, socket.gethostname(), code, logs, ended_ms, stopped, shown)

@@ -1,64 +1,125 @@
-"""What went wrong in a run, in one screen: which rank, how it ended, its last words, where the logs are.
+"""How a run ended: each rank that failed, attempt by attempt, and which of them failed first.
 
-`elastic.py` fills in the facts, this module words them. It imports no torch.
+`elastic.py` fills in the facts, `last_words.py` reads what the ranks left, `summary.py` shows it. No torch here.
 """
 
 from __future__ import annotations
 
-import os
 import signal
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-from rich.console import Console
-from rich.markup import escape
-from rich.text import Text
+from launcher.last_words import LastWords, read
 
-__all__ = ["Failure", "Outcome", "exit_status", "in_words", "last_lines", "show"]
-
-TAIL_LINES = 20
-TAIL_BYTES = 64 * 1024
-USER_ERROR_STATUS = 2
+__all__ = ["Attempt", "Failure", "Outcome", "exit_status", "first_failure", "in_words", "status_of"]
 
 MEANINGS = {
     signal.SIGKILL: "killed from outside: by the kernel when memory ran out, by a job manager, or by a person",
     signal.SIGSEGV: "invalid memory access in native code",
     signal.SIGBUS: "a memory-mapped file could not be read: often a full /dev/shm or disk",
-    signal.SIGABRT: "aborted in native code: its message stands above",
+    signal.SIGABRT: "aborted in native code",
+    signal.SIGFPE: "arithmetic error in native code, such as a division by zero",
     signal.SIGILL: "an instruction that this processor does not have",
     signal.SIGTERM: "asked to end from outside",
     signal.SIGINT: "interrupted from outside",
+    signal.SIGHUP: "its terminal was closed",
+    signal.SIGPIPE: "it wrote to a reader that was gone",
 }
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A rank that failed. `code`: Popen's returncode (-n for signal n); `logs` is empty for a rank on the screen."""
+    """A rank that did not end well.
+
+    code       Popen's returncode: -n for signal n
+    logs       its standard output and standard error, as far as they are in files
+    ended_ms   when it ended, milliseconds of the monotonic clock; None where nobody saw it
+    stopped    it ended after the launcher had asked it to, because of another rank
+    on_screen  its output was on the screen as well
+    """
 
     rank: int
     host: str
     code: int
     logs: tuple[Path, ...] = ()
+    ended_ms: float | None = None
+    stopped: bool = False
+    on_screen: bool = False
+
+    @cached_property
+    def words(self) -> LastWords:
+        """What it left in its logs, read once."""
+        return read(self.logs)
+
+    @property
+    def crashed(self) -> bool:
+        """Whether a signal ended it that no lost connection sends."""
+        return self.code < 0 and -self.code not in (signal.SIGABRT, signal.SIGTERM, signal.SIGPIPE)
+
+    @property
+    def victim(self) -> bool:
+        """Whether it failed for what became of another rank: its last words are of a lost connection."""
+        return not self.crashed and self.words.lost_connection
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """The ranks of one attempt that did not end well, in the order in which they ended; `number` counts from 0."""
+
+    number: int
+    failures: tuple[Failure, ...] = ()
+
+    @property
+    def first(self) -> Failure | None:
+        """The failure that set off the others."""
+        return first_failure(self.failures)
 
 
 @dataclass(frozen=True)
 class Outcome:
     """How a run ended. `status` is for the shell.
 
-    `first`: the rank that failed first; `also`: ranks that failed after it, before they were asked to end;
-    `message`: what the engine itself said, where no rank failed.
+    `attempts`: those that failed, oldest first; `message`: what the engine itself said, where no rank failed;
+    `seen`: logs whose content was on the screen as well.
     """
 
     status: int
-    first: Failure | None = None
-    also: tuple[int, ...] = ()
+    attempts: tuple[Attempt, ...] = ()
     message: str | None = None
-    attempts: int = 1
+    seen: tuple[Path, ...] = ()
+
+    @property
+    def first(self) -> Failure | None:
+        """The first failure of the last attempt; None after a success."""
+        return self.attempts[-1].first if self.status and self.attempts else None
+
+
+def first_failure(failures: Sequence[Failure]) -> Failure | None:
+    """The failure that set off the others. `failures`: in the order in which the ranks ended.
+
+    The first one that is no victim. A rank in trouble may take longer to end than the ranks whose connections it lets
+    go: where all of those are victims, it is the one that was stopped with an error of its own in its last words.
+    """
+    alone = [failure for failure in failures if not failure.stopped]
+    for failure in alone:
+        if not failure.victim:
+            return failure
+    for failure in failures:
+        if failure.stopped and failure.words.own_error:
+            return failure
+    return next(iter(alone or failures), None)
 
 
 def exit_status(code: int) -> int:
     """The shell's status for a returncode: 128 + n for signal n."""
     return code if code >= 0 else 128 - code
+
+
+def status_of(failure: Failure) -> int:
+    """The shell's status for a failure: that of the rank, or 1 for one that the launcher cut short in its error."""
+    return 1 if failure.stopped and failure.code < 0 else exit_status(failure.code)
 
 
 def in_words(code: int) -> str:
@@ -71,60 +132,3 @@ def in_words(code: int) -> str:
         return f"signal {-code}"
     meaning = MEANINGS.get(known)
     return f"{known.name} (signal {-code})" + (f": {meaning}" if meaning else "")
-
-
-def last_lines(path: Path, count: int = TAIL_LINES) -> list[str]:
-    """The last `count` lines of a log that are not blank at its end; [] where there is none. Never raises."""
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
-            text = file.read().decode("utf-8", errors="replace")
-    except OSError:
-        return []
-    return text.rstrip().splitlines()[-count:]
-
-
-def show(console: Console, outcome: Outcome) -> None:
-    """Print the summary; nothing after a success, one line where the program has explained itself."""
-    if outcome.message is not None:
-        console.print(f"[red]error:[/red] {escape(outcome.message)}", highlight=False, soft_wrap=True)
-    failure = outcome.first
-    if failure is None:
-        return
-    words = _last_words(failure)
-    if failure.code == USER_ERROR_STATUS and (explained := _explanation(failure, words)) is not None:
-        if explained:
-            console.print(Text(explained), soft_wrap=True)
-        return
-    _show_failure(console, outcome, failure, words)
-
-
-def _last_words(failure: Failure) -> list[str]:
-    """The end of the rank's stderr, or of its stdout where stderr is empty."""
-    return next((lines for log in reversed(failure.logs) if (lines := last_lines(log))), [])
-
-
-def _explanation(failure: Failure, words: list[str]) -> str | None:
-    """The program's own `error:` line; empty when it is on the screen already, None when there is none."""
-    if not failure.logs:
-        return ""
-    if not words:
-        # All ranks end so when rank 0 alone says why.
-        return f"rank {failure.rank} on {failure.host}: {in_words(failure.code)}, without a word"
-    return next((line for line in reversed(words) if "error:" in line), None)
-
-
-def _show_failure(console: Console, outcome: Outcome, failure: Failure, words: list[str]) -> None:
-    console.print()
-    console.rule(f"[bold red]rank {failure.rank} failed[/bold red]", align="left", style="red")
-    facts = [("rank", f"{failure.rank} on {failure.host}"), ("ended by", in_words(failure.code))]
-    if outcome.also:
-        facts.append(("after it", "ranks " + ", ".join(map(str, outcome.also)) + " failed as well"))
-    if outcome.attempts > 1:
-        facts.append(("attempts", f"{outcome.attempts}; this is the last one"))
-    for name, value in facts:
-        console.print(Text(f"{name:>9}  ", style="dim") + Text(value), soft_wrap=True)
-    for line in words:
-        console.print(Text("  │ " + line), soft_wrap=True)
-    where = "its output stands above" if not failure.logs else "\n           ".join(map(str, failure.logs))
-    console.print(Text(f"{'output':>9}  ", style="dim") + Text(where), soft_wrap=True)

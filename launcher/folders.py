@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 import tempfile
+from collections.abc import Container
 from pathlib import Path
 
 from ddp_train.config import claim, new_name
@@ -25,9 +26,9 @@ class Folders:
         self.logs = logs
         self.temporary = temporary
 
-    def tidy(self) -> None:
-        """After a success: a temporary folder in which no rank wrote anything is of no use."""
-        if self.temporary and not any(p.is_file() and p.stat().st_size for p in self.logs.rglob("*")):
+    def tidy(self, seen: Container[Path]) -> None:
+        """After a success: a temporary folder is of no use when it holds nothing but what was `seen` on the screen."""
+        if self.temporary and not any(p.is_file() and p.stat().st_size and p not in seen for p in self.logs.rglob("*")):
             shutil.rmtree(self.logs, ignore_errors=True)
 
 
@@ -36,7 +37,7 @@ def prepare(plan: LaunchPlan, options: LaunchOptions) -> tuple[LaunchPlan, Folde
 
     Errors: OptionError or UserError where a folder cannot be made.
     """
-    first_node = plan.cluster.node_rank in (None, 0)
+    first_node = options.node_rank in (None, 0)
     run_folder: Path | None = None
     if plan.training is not None:
         config = plan.training.config

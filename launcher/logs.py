@@ -1,4 +1,4 @@
-"""Where the output of each rank goes: local rank 0 on the screen, the others into files, one folder per attempt."""
+"""Where the output of each rank goes: into files, one folder per attempt; that of local rank 0 to the screen too."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from pathlib import Path
 
 from torch.distributed.elastic.multiprocessing import LogsDest, LogsSpecs, Std
 
+from launcher.screen import Screen
+
 __all__ = ["SIGNALS_VARIABLE", "RankLogs"]
 
-SCREEN = ""
 SIGNALS_VARIABLE = "TORCHELASTIC_SIGNALS_TO_HANDLE"
 SIGNALS = os.environ.get(SIGNALS_VARIABLE, "SIGTERM,SIGINT,SIGHUP,SIGQUIT")
 
@@ -17,15 +18,23 @@ SIGNALS = os.environ.get(SIGNALS_VARIABLE, "SIGTERM,SIGINT,SIGHUP,SIGQUIT")
 class RankLogs(LogsSpecs):
     """Files `FOLDER/attempt-A/rank-R.stdout.log`, `...stderr.log` and `...error.json`; attempts of earlier runs stay.
 
-    `tee`: the other ranks are also shown on the screen, line by line.
+    `tee`: the other ranks are also shown on the screen, line by line, each line with its rank.
     """
 
     def __init__(self, folder: Path, *, tee: bool) -> None:
         super().__init__(str(folder), redirects=Std.ALL, tee=Std.ALL if tee else Std.NONE)
         self._folder = folder
-        self._shown = tee
+        self._everyone = tee
+        self._screen: Screen | None = None
         self.ranks: dict[int, tuple[Path, ...]] = {}
-        """Local rank -> its log files in the latest attempt; () for the rank on the screen."""
+        """Local rank -> its log files in the latest attempt: standard output, standard error."""
+        self.shown: frozenset[int] = frozenset()
+        """The local ranks whose output is on the screen."""
+
+    @property
+    def seen(self) -> tuple[Path, ...]:
+        """The log files of the latest attempt whose content was on the screen as well."""
+        return tuple(path for rank in self.shown for path in self.ranks.get(rank, ()))
 
     @property
     def root_log_dir(self) -> str:
@@ -33,22 +42,29 @@ class RankLogs(LogsSpecs):
 
     def reify(self, envs: dict[int, dict[str, str]]) -> LogsDest:
         """Make the folder of an attempt, and name each rank's files in it. See the base class."""
+        self.finish()
         attempt = self._next_attempt()
-        self.ranks = {}
-        stdouts, stderrs, errors = {}, {}, {}
+        self.shown = frozenset(envs) if self._everyone else frozenset({0})
+        self.ranks, errors = {}, {}
         for local_rank, env in envs.items():
             base = attempt / f"rank-{env['RANK']}"
-            out, err = Path(f"{base}.stdout.log"), Path(f"{base}.stderr.log")
-            self.ranks[local_rank] = () if local_rank == 0 else (out, err)
-            stdouts[local_rank] = SCREEN if local_rank == 0 else str(out)
-            stderrs[local_rank] = SCREEN if local_rank == 0 else str(err)
+            self.ranks[local_rank] = (Path(f"{base}.stdout.log"), Path(f"{base}.stderr.log"))
             # The launcher empties this variable for its own agent; a rank that starts one gets torch's default.
             env[SIGNALS_VARIABLE] = SIGNALS
             errors[local_rank] = env["TORCHELASTIC_ERROR_FILE"] = f"{base}.error.json"
-        others = {rank: path for rank, path in stdouts.items() if self._shown and path != SCREEN}
-        return LogsDest(
-            stdouts, stderrs, others, {rank: stderrs[rank] for rank in others}, errors, os.devnull, os.devnull
-        )
+        stdouts, stderrs = ({rank: str(logs[stream]) for rank, logs in self.ranks.items()} for stream in (0, 1))
+        tee = self.shown - {0}
+        tee_out, tee_err = ({rank: path for rank, path in to.items() if rank in tee} for to in (stdouts, stderrs))
+        if 0 in envs:
+            self._screen = Screen(*self.ranks[0])
+            stdouts[0], stderrs[0] = self._screen.stdout, self._screen.stderr
+        return LogsDest(stdouts, stderrs, tee_out, tee_err, errors, os.devnull, os.devnull)
+
+    def finish(self) -> None:
+        """Once the ranks have ended: what local rank 0 said last is on the screen and in its files."""
+        if self._screen is not None:
+            self._screen.finish()
+            self._screen = None
 
     def _next_attempt(self) -> Path:
         number = 0

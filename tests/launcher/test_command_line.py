@@ -20,9 +20,6 @@ KEYS = {
     "command",
     "shell",
     "training",
-    "node_rank",
-    "rdzv_endpoint",
-    "cluster",
     "warnings",
 }
 

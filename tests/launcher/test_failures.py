@@ -1,20 +1,16 @@
-"""The words for a failed run."""
+"""Which rank failed first, and how it ended in words."""
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
-from launcher.failures import Failure, Outcome, exit_status, in_words, last_lines, show
+from launcher.failures import Attempt, Failure, Outcome, exit_status, first_failure, in_words, status_of
 
-
-def shown(outcome: Outcome) -> str:
-    text = io.StringIO()
-    show(Console(file=text, width=100), outcome)
-    return text.getvalue()
+OWN = 'Traceback (most recent call last):\n  File "a.py", line 1, in <module>\nValueError: no\n'
+GLOO = OWN.replace("ValueError: no", "RuntimeError: [pair.cc:561] Connection closed by peer [127.0.0.1]:4")
+KILLED_AT_WORK = OWN.replace("ValueError: no", "KeyboardInterrupt")
 
 
 @pytest.mark.parametrize(("code", "status"), [(0, 0), (7, 7), (-9, 137), (-11, 139), (-15, 143), (255, 255)])
@@ -29,53 +25,44 @@ def test_in_words() -> None:
     assert in_words(-63) == "signal 63"
 
 
-def test_last_lines(tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    assert last_lines(log) == []
-    log.write_bytes(b"\xff\n" + b"".join(b"line %d\n" % i for i in range(50_000)) + b"\n\n")
-    assert last_lines(log, 2) == ["line 49998", "line 49999"]
+@pytest.fixture
+def rank(tmp_path: Path):  # type: ignore[no-untyped-def]
+    """`rank(number, code, words, stopped=...)`: a failure with these words in its log."""
+
+    def make(number: int, code: int, words: str = "", *, stopped: bool = False) -> Failure:
+        log = tmp_path / f"rank-{number}.stderr.log"
+        log.write_text(words)
+        return Failure(number, "host", code, (log,), ended_ms=1000.0 * number, stopped=stopped)
+
+    return make
 
 
-def test_summary_of_a_failure(tmp_path: Path) -> None:
-    out, err = tmp_path / "out", tmp_path / "err"
-    out.write_text("step 1\n")
-    err.write_text("Traceback ...\nValueError: [bold]no[/bold]\n")
-    text = shown(Outcome(7, Failure(3, "node7", 7, (out, err)), also=(0, 1), attempts=2))
-    for words in (
-        "rank 3 failed",
-        "3 on node7",
-        "exit code 7",
-        "ValueError: [bold]no[/bold]",
-        "ranks 0, 1",
-        "attempts",
-    ):
-        assert words in text
-    assert str(err) in text
-    assert "step 1" not in text, "the error output comes first"
+def test_the_first_to_end_is_the_first_to_fail(rank) -> None:  # type: ignore[no-untyped-def]
+    assert first_failure([rank(2, 7), rank(0, 1, OWN)]).rank == 2
+    assert first_failure([]) is None
 
 
-def test_standard_output_where_there_is_no_error_output(tmp_path: Path) -> None:
-    out, err = tmp_path / "out", tmp_path / "err"
-    out.write_text("last words\n")
-    err.touch()
-    assert "last words" in shown(Outcome(7, Failure(1, "h", 7, (out, err))))
+def test_a_victim_that_ends_sooner_is_not_the_cause(rank) -> None:  # type: ignore[no-untyped-def]
+    assert first_failure([rank(0, 1, GLOO), rank(2, 1, GLOO), rank(1, 1, OWN)]).rank == 1
 
 
-def test_rank_on_the_screen() -> None:
-    assert "its output stands above" in shown(Outcome(7, Failure(0, "h", 7)))
+def test_a_rank_that_was_stopped_in_its_own_error_is_the_cause(rank) -> None:  # type: ignore[no-untyped-def]
+    """The interpreter of rank 1 was still ending, its connections closed, when the launcher stopped all."""
+    failures = [rank(0, 1, GLOO), rank(2, -15, KILLED_AT_WORK, stopped=True), rank(1, -15, OWN, stopped=True)]
+    assert first_failure(failures).rank == 1
+    assert status_of(first_failure(failures)) == 1, "not 143: it would have ended with 1 by itself"
 
 
-def test_users_mistake_is_not_explained_twice(tmp_path: Path) -> None:
-    err = tmp_path / "err"
-    err.write_text("noise\nprogram: error: no such file\n")
-    assert shown(Outcome(2, Failure(0, "h", 2))) == ""
-    assert shown(Outcome(2, Failure(1, "h", 2, (err,)))) == "program: error: no such file\n"
-    err.write_text("")
-    assert shown(Outcome(2, Failure(1, "h", 2, (err,)))) == "rank 1 on h: exit code 2, without a word\n"
-    err.write_text("noise\n")
-    assert "rank 1 failed" in shown(Outcome(2, Failure(1, "h", 2, (err,))))
+def test_a_crash_counts_whatever_was_said_before(rank) -> None:  # type: ignore[no-untyped-def]
+    assert first_failure([rank(0, -11, GLOO), rank(1, 1, OWN)]).rank == 0
 
 
-def test_nothing_after_a_success_and_one_line_from_the_engine() -> None:
-    assert shown(Outcome(0)) == ""
-    assert shown(Outcome(1, message="store [lost]")) == "error: store [lost]\n"
+def test_all_victims_on_this_machine(rank) -> None:  # type: ignore[no-untyped-def]
+    """The cause is on another node: the first one here speaks for all."""
+    assert first_failure([rank(3, 1, GLOO), rank(2, 1, GLOO)]).rank == 3
+
+
+def test_a_run_that_recovered_has_no_first_failure(rank) -> None:  # type: ignore[no-untyped-def]
+    attempts = (Attempt(0, (rank(1, 7),)),)
+    assert Outcome(0, attempts).first is None
+    assert Outcome(7, attempts).first.rank == 1  # type: ignore[union-attr]

@@ -1,0 +1,128 @@
+"""What a rank left in its logs when it failed: the traceback, what it speaks of, and how to show it."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+__all__ = ["LastWords", "read", "tail"]
+
+TAIL_BYTES = 256 * 1024
+
+TRACEBACK = re.compile(r"\s*(\| )?(Exception Group )?Traceback \(most recent call last\):")
+LINK = re.compile(r"(The above exception was the direct cause|During handling of the above exception)")
+RANK_PREFIX = re.compile(r"^\[rank\d+\]: ?")
+# Lines that torch adds behind a traceback: its log, and the C++ side of an exception.
+NOISE = re.compile(
+    r"^(\[rank\d+\]:)?\[[WEI]\d{3,} .*\]|^\s*frame #\d+: |^Exception raised from .*\(most recent call first\)"
+)
+# Of a peer that is gone, in the words of gloo, NCCL, torch's store, Python and the kernel.
+LOST = re.compile(
+    r"connection closed by peer|connection (was )?reset|connection refused|connection was likely closed|connection lost"
+    r"|connection (aborted|error)|connection(reset|aborted|refused)?error|broken ?pipe|socket (was )?closed"
+    r"|failed to recv, got 0 bytes|failed to connect to|distnetworkerror|distbackenderror"
+    r"|remote process exited|ncclremoteerror|communicator was aborted",
+    re.IGNORECASE,
+)
+# Distributed errors whose cause is in the rank that reports them, or in no single rank.
+NOT_LOST = re.compile(
+    r"unhandled cuda error|out of memory|invalid usage|duplicate gpu|collective operation timeout|timed out waiting"
+    r"|address already in use|no space left|shared memory",
+    re.IGNORECASE,
+)
+UNWOUND = re.compile(r"KeyboardInterrupt|SystemExit|SIGTERM|SignalException")
+
+
+@dataclass(frozen=True)
+class LastWords:
+    """The end of a rank's error output, or of its output where that is empty.
+
+    `lines`: without blank ones at the end, without torch's prefix; `source`: the file that they are from.
+    """
+
+    lines: tuple[str, ...] = ()
+    source: Path | None = None
+
+    @cached_property
+    def traceback(self) -> tuple[str, ...]:
+        """The last traceback with those that led to it, up to the end; empty where there is none."""
+        start = _last_traceback(self.lines)
+        return () if start is None else self.lines[start:]
+
+    @cached_property
+    def messages(self) -> tuple[str, ...]:
+        """The messages of the errors of the last traceback, each the reason for the next; the last is what is known to
+        have ended the rank."""
+        found: list[list[str]] = []
+        inside = True
+        for line in (line for line in self.traceback if not NOISE.match(line)):
+            if TRACEBACK.match(line) or LINK.match(line):
+                inside = True
+            elif not inside:
+                found[-1].append(line)
+            elif line and not line[0].isspace():
+                found.append([line])
+                inside = False
+        return tuple("\n".join(message).strip() for message in found)
+
+    @property
+    def cause(self) -> str:
+        """The message of the error that began the last traceback; the last lines where there is no traceback."""
+        return self.messages[0] if self.messages else "\n".join(self.lines[-10:])
+
+    @property
+    def error(self) -> str:
+        """One line that says what went wrong; empty where nothing was said."""
+        lines = self.messages[-1].splitlines() if self.messages else self.shown(1)
+        return lines[0] if lines else ""
+
+    @property
+    def lost_connection(self) -> bool:
+        """Whether these are the words of a rank that lost its peers."""
+        return bool(LOST.search(self.cause)) and not NOT_LOST.search(self.cause)
+
+    @property
+    def own_error(self) -> bool:
+        """Whether there is an error that neither a lost connection nor a signal explains."""
+        return bool(self.traceback) and not self.lost_connection and not UNWOUND.search(self.cause)
+
+    def shown(self, count: int) -> tuple[str, ...]:
+        """At most `count` lines for a person: the traceback if there is one, without torch's noise behind it."""
+        kept = [line for line in self.traceback or self.lines if not NOISE.match(line)]
+        while kept and not kept[-1].strip():
+            kept.pop()
+        return tuple(kept[-count:])
+
+
+def read(logs: Sequence[Path]) -> LastWords:
+    """The last words in a rank's logs, standard output before standard error. Never raises."""
+    found = [(log, lines) for log in reversed(logs) if (lines := tail(log))]
+    spoken = next(((log, lines) for log, lines in found if _last_traceback(lines) is not None), None)
+    log, lines = spoken or next(iter(found), (None, []))
+    return LastWords(tuple(lines), log)
+
+
+def tail(path: Path) -> list[str]:
+    """The last lines of a log, without blank ones at its end; [] where there is none. Never raises."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
+            text = file.read().decode("utf-8", errors="replace")
+    except OSError:
+        return []
+    return [RANK_PREFIX.sub("", line) for line in text.rstrip().splitlines()]
+
+
+def _last_traceback(lines: Sequence[str]) -> int | None:
+    """Where the last traceback begins, with those that it names as its cause."""
+    starts = [index for index, line in enumerate(lines) if TRACEBACK.match(line)]
+    if not starts:
+        return None
+    start = starts.pop()
+    while starts and any(LINK.match(line) for line in lines[starts[-1] : start]):
+        start = starts.pop()
+    return start

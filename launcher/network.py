@@ -1,1 +1,0 @@
-"""How this node reaches the endpoint of a rendezvous."""
