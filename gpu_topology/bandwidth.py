@@ -6,14 +6,16 @@ The figures are the hardware's nominal ones; only their order decides.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from functools import cache
-from itertools import combinations, product
+from collections.abc import Sequence
+from functools import cached_property
+from itertools import combinations
 
-from gpu_topology.topology import Link, LinkLevel, Topology
+from gpu_topology.rings import masks, ring_subsets, subsets_in, sums_over_subsets
+from gpu_topology.topology import Gpu, Link, LinkLevel, Topology
 
-# GB/s of one NVLink in one direction by compute capability, from NVIDIA's architecture white papers: P100 20,
-# V100 and Turing 25, A100 / A30 25, GA102 (RTX 3090, A6000, A40) 56.25 over 4 links, H100 450 / 18, B200 900 / 18.
+# GB/s of one NVLink in one direction by compute capability, from NVIDIA's architecture white papers: P100 160 / 8,
+# V100 150 / 6, Turing 25, A100 300 / 12, A30 100 / 4, GA102 (RTX 3090, A6000, A40) 56.25 / 4, H100 450 / 18,
+# B200 900 / 18.
 NVLINK_GB_S = {
     (6, 0): 20.0,
     (7, 0): 25.0,
@@ -42,152 +44,172 @@ _HOST_GB_S = {
     LinkLevel.NODE: 4.5,
     LinkLevel.SYS: 3.5,
 }
+# A path that the driver does not tell is taken for the slowest.
+_UNKNOWN_GB_S = 3.5
 
 _PATH_RANK = {level: rank for rank, level in enumerate(LinkLevel)}
+
+# The search is exact for so many GPUs; of more, the GPUs around each one are searched.
+EXACT_GPUS = 16
 
 
 def link_speed(link: Link, capability: tuple[int, int] | None) -> float:
     """The modelled GB/s of a link, one direction; `capability` is the slower end's compute capability.
 
     Peer access "not ok" counts as host memory, on NVLink too (NCCL then needs NCCL_P2P_DISABLE). Unknown access counts
-    as works, an unknown path as the farthest.
+    as works, an unknown number of NVLinks as one.
     """
     peer = link.p2p in (None, "ok")
-    if link.level is LinkLevel.NV and link.nvlinks and peer:
-        each = NVLINK_GB_S.get(capability, _NVLINK_UNKNOWN_GB_S) if capability else _NVLINK_UNKNOWN_GB_S
-        return link.nvlinks * each
+    if link.level is LinkLevel.NV and link.nvlinks != 0 and peer:
+        return (link.nvlinks or 1) * _nvlink_speed(capability)
     path = link.pcie_level or link.level
-    if path is None or path is LinkLevel.NV:
+    if path is None:
+        return _UNKNOWN_GB_S
+    if path is LinkLevel.NV:
         path = LinkLevel.SYS
     return (_PEER_GB_S if peer else _HOST_GB_S)[path]
+
+
+def _nvlink_speed(capability: tuple[int, int] | None) -> float:
+    if capability is None:
+        return _NVLINK_UNKNOWN_GB_S
+    newest = max(NVLINK_GB_S)
+    return NVLINK_GB_S.get(capability, NVLINK_GB_S[newest] if capability > newest else _NVLINK_UNKNOWN_GB_S)
+
+
+def _slots(gpus: Sequence[Gpu]) -> dict[int, float]:
+    """How wide the PCIe slot of each GPU is, as a share of the widest among them; 1 where that is unknown.
+
+    The generation doubles the rate of a lane. Like GPUs differ in it only where the slots do.
+    """
+    rates = {
+        gpu.index: 2.0**gpu.pcie_generation * gpu.pcie_width
+        for gpu in gpus
+        if gpu.pcie_generation is not None and gpu.pcie_width
+    }
+    widest = max(rates.values(), default=1.0)
+    return {gpu.index: rates.get(gpu.index, widest) / widest for gpu in gpus}
 
 
 class Fabric:
     """The speeds between some GPUs of a topology, and questions about subsets of them."""
 
     def __init__(self, topology: Topology, indices: Sequence[int]) -> None:
-        self.indices = tuple(sorted(indices))
+        # A GPU's position is a bit in masks. The lowest index has the highest bit: of two subsets of one size, the
+        # larger mask then is the one with the lower indices.
+        self.indices = tuple(sorted(indices, reverse=True))
         self._position = {index: position for position, index in enumerate(self.indices)}
         gpus = {index: topology.gpu(index) for index in self.indices}
         self.numa = {index: gpu.numa_node for index, gpu in gpus.items()}
         self.display = {index: bool(gpu.display_active) for index, gpu in gpus.items()}
         self.speed: dict[tuple[int, int], float] = {}
         self.distance: dict[tuple[int, int], int] = {}
-        for a, b in combinations(self.indices, 2):
-            link = topology.link(a, b)
+        slot = _slots(list(gpus.values()))
+        for link in topology.links_within(self.indices):
+            a, b = link.a, link.b
             ends = [capability for i in (a, b) if (capability := gpus[i].compute_capability)]
             speed = link_speed(link, min(ends) if ends else None)
+            if link.level is not LinkLevel.NV or link.p2p not in (None, "ok"):
+                speed *= min(slot[a], slot[b])
             rank = _PATH_RANK[link.pcie_level or link.level or LinkLevel.SYS]
             self.speed[a, b] = self.speed[b, a] = speed
             self.distance[a, b] = self.distance[b, a] = rank
+        for pair in combinations(self.indices, 2):
+            if pair not in self.speed:
+                self.speed[pair] = self.speed[pair[::-1]] = _UNKNOWN_GB_S
+                self.distance[pair] = self.distance[pair[::-1]] = _PATH_RANK[LinkLevel.SYS]
 
     def total(self, subset: Sequence[int]) -> float:
         """Sum of the link speeds within a subset, GB/s."""
-        return sum(self.speed[pair] for pair in combinations(subset, 2))
+        return sum(_mb_s(self.speed[pair]) for pair in combinations(subset, 2)) / 1000
 
     def bottleneck(self, subset: Sequence[int]) -> float:
-        """The slowest link of the best ring through all of `subset`, GB/s; infinite for fewer than two GPUs."""
+        """The slowest link of the best ring through all of `subset`, GB/s; infinite for fewer than two GPUs.
+
+        Of more than 16 GPUs an upper bound: the fastest floor at which each has two others beside it.
+        """
         if len(subset) < 2:
             return float("inf")
-        for floor in self._floors(subset):
-            if _has_ring(self._mask(subset), self._near(floor)):
-                return floor
-        raise AssertionError("a complete graph has a ring")
+        return self._highest_floor(sorted(subset, reverse=True), len(subset))[0]
 
     def best(self, count: int) -> tuple[int, ...]:
         """The best-connected `count` GPUs: fastest bottleneck, then highest sum, then fewest NUMA nodes.
 
         Ties after that: nearest over PCIe, fewest that drive a display, lowest indices.
         """
-        finalists = candidates = self._candidates(count)
-        masks = [self._mask(subset) for subset in candidates]
-        for floor in self._floors(self.indices) if count > 1 else ():
-            near = self._near(floor)
-            finalists = [subset for subset, mask in zip(candidates, masks, strict=True) if _has_ring(mask, near)]
-            if finalists:
-                break
-        return max(finalists, key=lambda subset: (*self._quality(subset), tuple(-index for index in subset)))
+        if count == len(self.indices):
+            return tuple(sorted(self.indices))
+        if len(self.indices) <= EXACT_GPUS:
+            return self._best_of(self.indices, count)
+        finalists = {self._best_of(around, count) for around in self._neighbourhoods(count)}
+        return max(finalists, key=lambda subset: (self.bottleneck(subset), self._value(subset), [-i for i in subset]))
 
-    def _floors(self, subset: Sequence[int]) -> list[float]:
-        """The link speeds that occur, fastest first: a ring's bottleneck is one of them."""
-        return sorted({self.speed[pair] for pair in combinations(subset, 2)}, reverse=True)
+    def _best_of(self, among: Sequence[int], count: int) -> tuple[int, ...]:
+        size = len(among)
+        if count == size:
+            return tuple(sorted(among))
+        candidates = masks(size, count)
+        if count > 1:
+            candidates = subsets_in(self._highest_floor(among, count)[1], size, count)
+        values = sums_over_subsets(
+            lambda a, b: self._worth[among[a], among[b]], [-int(self.display[index]) for index in among]
+        )
+        nodes = self._node_sets(among)
+        best = max((values[mask] - (nodes[mask].bit_count() << _NODES), mask) for mask in candidates)[1]
+        return tuple(index for position, index in reversed(list(enumerate(among))) if best >> position & 1)
 
-    def _mask(self, subset: Sequence[int]) -> int:
-        return sum(1 << self._position[index] for index in subset)
-
-    def _near(self, floor: float) -> list[int]:
-        """For each GPU by position, the mask of those it reaches with at least `floor` GB/s."""
-        reach = self.speed.get
-        return [self._mask([j for j in self.indices if reach((i, j), 0.0) >= floor]) for i in self.indices]
-
-    def _quality(self, subset: tuple[int, ...]) -> tuple[float, int, int, int]:
-        near = -sum(self.distance[pair] for pair in combinations(subset, 2))
-        nodes = len({self.numa[index] for index in subset})
-        return self.total(subset), -nodes, near, -sum(self.display[index] for index in subset)
-
-    def _candidates(self, count: int) -> list[tuple[int, ...]]:
-        """Subsets of `count` GPUs, one for each way that is not the same by symmetry.
-
-        GPUs that see all others alike (twins) are interchangeable, so only how many of each kind matters; the lowest
-        indices stand for them. On an NVSwitch machine this leaves a handful of the 12,870 subsets of 8 in 16.
-        """
-        kinds: list[list[int]] = []
-        for index in self.indices:
-            kind = next((kind for kind in kinds if self._twins(kind[0], index)), None)
-            if kind is None:
-                kinds.append([index])
+    def _highest_floor(self, among: Sequence[int], count: int) -> tuple[float, int]:
+        """The fastest bottleneck of a ring through `count` of these GPUs, and the set of the subsets that reach it."""
+        floors = sorted({self.speed[pair] for pair in combinations(among, 2)}, reverse=True)
+        low, high, reached = 0, len(floors) - 1, 0
+        while low < high or not reached:
+            middle = (low + high) // 2
+            sets = self._rings(among, count, floors[middle])
+            if sets:
+                high, reached = middle, sets
             else:
-                kind.append(index)
-        return [
-            tuple(sorted(index for kind, take in zip(kinds, counts, strict=True) for index in kind[:take]))
-            for counts in _ways([len(kind) for kind in kinds], count)
-        ]
+                low = middle + 1
+        return floors[high], reached
 
-    def _twins(self, a: int, b: int) -> bool:
-        if (self.numa[a], self.display[a]) != (self.numa[b], self.display[b]):
-            return False
-        others = (i for i in self.indices if i not in (a, b))
-        return all(self.speed[a, i] == self.speed[b, i] and self.distance[a, i] == self.distance[b, i] for i in others)
+    def _rings(self, among: Sequence[int], count: int, floor: float) -> int:
+        reach = self.speed.get
+        near = [sum(1 << j for j, b in enumerate(among) if reach((a, b), 0.0) >= floor) for a in among]
+        if len(among) <= EXACT_GPUS:
+            return ring_subsets(near, count)
+        return int(all(beside.bit_count() > 1 for beside in near))
 
+    @cached_property
+    def _worth(self) -> dict[tuple[int, int], int]:
+        """What a pair adds to the value of a subset: speed first, in whole MB/s so that no order of sums matters."""
+        return {pair: (_mb_s(speed) << _SPEED) - (self.distance[pair] << _PATH) for pair, speed in self.speed.items()}
 
-def _has_ring(members: int, near: list[int]) -> bool:
-    """Whether a ring through all `members` (a mask of positions, two or more) follows the edges of `near`."""
-    size = members.bit_count()
-    fewest, rest = size, members
-    while rest:
-        lowest = rest & -rest
-        fewest = min(fewest, (near[lowest.bit_length() - 1] & members).bit_count())
-        if fewest < min(2, size - 1):
-            return False
-        rest ^= lowest
-    # Dirac 1952: half of the others near is enough. Else search.
-    return size == 2 or 2 * fewest >= size or _search_ring(members, near)
+    def _node_sets(self, among: Sequence[int]) -> list[int]:
+        """For every mask the set of its NUMA nodes, as a mask too."""
+        known = list(dict.fromkeys(self.numa[index] for index in among))
+        sets = [0]
+        for index in among:
+            node = 1 << known.index(self.numa[index])
+            sets += [nodes | node for nodes in sets]
+        return sets
 
+    def _value(self, subset: Sequence[int]) -> int:
+        nodes = len({self.numa[index] for index in subset})
+        displays = sum(self.display[index] for index in subset)
+        return sum(self._worth[pair] for pair in combinations(subset, 2)) - (nodes << _NODES) - displays
 
-def _search_ring(members: int, near: list[int]) -> bool:
-    """Hamiltonian cycle over the positions in `members`, by memoised search from the first."""
-    first = members & -members
-
-    @cache
-    def finishes(at: int, left: int) -> bool:
-        if not left:
-            return bool(near[at] & first)
-        ahead = near[at] & left
-        while ahead:
-            lowest = ahead & -ahead
-            if finishes(lowest.bit_length() - 1, left ^ lowest):
-                return True
-            ahead ^= lowest
-        return False
-
-    return finishes(first.bit_length() - 1, members ^ first)
+    def _neighbourhoods(self, count: int) -> set[tuple[int, ...]]:
+        """Around each GPU the others that it reaches fastest: as many as can be searched, or as are needed."""
+        size = max(count, EXACT_GPUS)
+        return {
+            tuple(sorted((seed, *sorted(others, key=lambda i: -self._worth[seed, i])[: size - 1]), reverse=True))
+            for seed in self.indices
+            for others in [[index for index in self.indices if index != seed]]
+        }
 
 
-def _ways(sizes: list[int], count: int) -> Iterator[tuple[int, ...]]:
-    """Every way to take `count` things out of boxes of these sizes."""
-    if len(sizes) <= 3:
-        yield from (way for way in product(*(range(size + 1) for size in sizes)) if sum(way) == count)
-        return
-    for first in range(min(sizes[0], count) + 1):
-        if count - first <= sum(sizes[1:]):
-            yield from ((first, *rest) for rest in _ways(sizes[1:], count - first))
+# Where the parts of a subset's value begin, in bits: displays, then PCIe distance, NUMA nodes, and the sum of speeds.
+_PATH, _NODES, _SPEED = 5, 16, 21
+
+
+def _mb_s(speed: float) -> int:
+    return round(speed * 1000)

@@ -1,15 +1,14 @@
-"""Which GPUs may be used, and for each other one the reason why not."""
+"""Which GPUs and MIG slices may be used, and for each other GPU the reason why not."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from gpu_topology.grouping import best_slice
-from gpu_topology.topology import Gpu, MigDevice
-from gpu_topology.visible import Visible
+from gpu_topology.topology import Gpu, GpuProcess, Topology
+from gpu_topology.visible import Device, Visible
 
-# A desktop's few hundred MiB do not make a GPU busy; a tenth of its memory does, as does any compute process.
+# A desktop's few hundred MiB do not make a GPU busy; a tenth of its memory does, as does any compute process of others.
 BUSY_FRACTION = 0.10
 BUSY_FLOOR_BYTES = 512 * 2**20
 
@@ -18,95 +17,172 @@ GIB = 2**30
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What a request asks of a GPU. `asked` and `excluded` are NVML indices, `slices` the MIG slices
-    asked for by UUID; `min_memory` is bytes."""
+    """What a request asks of a device.
+
+    asked, excluded  a GPU stands for each of its MIG slices too
+    min_memory       bytes
+    own_pids         processes whose memory is not that of others
+    """
 
     visible: Visible | None = None
     visible_value: str | None = None
-    asked: tuple[int, ...] = ()
-    slices: Mapping[int, MigDevice] = field(default_factory=dict)
-    excluded: tuple[int, ...] = ()
+    asked: tuple[Device, ...] = ()
+    excluded: tuple[Device, ...] = ()
     allow_busy: bool = False
     min_memory: int = 0
+    own_pids: frozenset[int] = frozenset()
 
 
-def refusal(gpu: Gpu, rules: Rules) -> str | None:
-    """Why this GPU cannot be used, None when it can. The first reason that applies, the weightiest first."""
-    return next((reason for check in _CHECKS if (reason := check(gpu, rules)) is not None), None)
+@dataclass(frozen=True, slots=True)
+class Usable:
+    """The devices that may be used, in NVML's order, and why each other GPU may not (by NVML index).
 
-
-def busy(gpu: Gpu) -> str | None:
-    """Who is on this GPU, None when nobody is (or the driver does not tell).
-
-    A MIG GPU is busy when each of its slices has a process.
+    A GPU in MIG mode stands here as its slices, of which some may be left out in silence.
     """
-    if gpu.mig_mode:
-        return None if best_slice(gpu, allow_busy=False) else "each of its MIG slices is in use"
-    if gpu.processes:
-        first = gpu.processes[0]
+
+    devices: tuple[Device, ...]
+    refused: Mapping[int, str]
+
+    def of(self, device: Device) -> tuple[Device, ...]:
+        """Those that are this device or, of a GPU, its slices."""
+        return tuple(one for one in self.devices if one.is_part_of(device))
+
+
+def usable(topology: Topology, rules: Rules) -> Usable:
+    """Judge every GPU and slice."""
+    devices: list[Device] = []
+    refused: dict[int, str] = {}
+    for gpu in topology.gpus:
+        judged = [(device, refusal(device, rules)) for device in devices_of(gpu)]
+        fit = [device for device, reason in judged if reason is None]
+        devices += fit
+        if not fit:
+            refused[gpu.index] = _together(gpu, [reason for _, reason in judged if reason is not None])
+    return Usable(tuple(devices), refused)
+
+
+def devices_of(gpu: Gpu) -> tuple[Device, ...]:
+    """The GPU, or its slices where MIG is on and there are any."""
+    slices = tuple(Device(gpu, mig) for mig in gpu.mig_devices) if gpu.mig_mode else ()
+    return slices or (Device(gpu),)
+
+
+def refusal(device: Device, rules: Rules) -> str | None:
+    """Why this device cannot be used, None when it can. The first reason that applies, the weightiest first."""
+    return next((reason for check in _CHECKS if (reason := check(device, rules)) is not None), None)
+
+
+def busy(device: Device, own_pids: frozenset[int] = frozenset()) -> str | None:
+    """Which others are on this device, None when nobody is or the driver does not tell.
+
+    A program that draws and computes, such as a browser, counts by its memory alone. Memory is told of whole GPUs; of a
+    MIG slice there are the processes of its GPU instance, and those whose instance the driver does not tell.
+    """
+    others = [process for process in _compute_processes(device) if process.pid not in own_pids]
+    if others:
+        first = others[0]
         size = "" if first.used_memory is None else f" with {first.used_memory / GIB:.1f} GiB"
-        more = f" and {len(gpu.processes) - 1} more" if len(gpu.processes) > 1 else ""
+        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
         return f"in use by process {first.pid}{size}{more}"
-    if not gpu.memory_total or gpu.memory_used is None:
+    gpu = device.gpu
+    if device.mig or not gpu.memory_total or gpu.memory_used is None:
         return None
-    if gpu.memory_used <= max(BUSY_FRACTION * gpu.memory_total, BUSY_FLOOR_BYTES):
+    own = sum(process.used_memory or 0 for process in gpu.processes or () if process.pid in own_pids)
+    used = gpu.memory_used - own
+    if used <= max(BUSY_FRACTION * gpu.memory_total, BUSY_FLOOR_BYTES):
         return None
-    return f"{gpu.memory_used / gpu.memory_total:.0%} of its memory is in use"
+    return f"{used / gpu.memory_total:.0%} of its memory is in use"
 
 
-def _broken(gpu: Gpu, rules: Rules) -> str | None:
-    return gpu.error
+def _compute_processes(device: Device) -> list[GpuProcess]:
+    gpu, mig = device.gpu, device.mig
+    if mig:
+        here = (None, mig.gpu_instance)
+        return [one for one in gpu.processes or () if mig.gpu_instance is None or one.gpu_instance in here]
+    drawing = {process.pid for process in gpu.graphics_processes or ()}
+    return [process for process in gpu.processes or () if process.pid not in drawing]
 
 
-def _hidden(gpu: Gpu, rules: Rules) -> str | None:
-    if rules.visible is None or rules.visible.find(gpu.index) is not None:
+def _together(gpu: Gpu, reasons: list[str]) -> str:
+    """One reason for a GPU none of whose slices can be used."""
+    different = list(dict.fromkeys(reasons))
+    if not gpu.mig_mode or len(reasons) == len(different) == 1:
+        return different[0]
+    if len(different) == 1 and not different[0].startswith("busy"):
+        return different[0]
+    return f"none of its {len(reasons)} MIG slices can be used: {'; '.join(different)}"
+
+
+def _broken(device: Device, rules: Rules) -> str | None:
+    return device.gpu.error
+
+
+def _hidden(device: Device, rules: Rules) -> str | None:
+    if rules.visible is None or rules.visible.position(device) is not None:
         return None
     return f"outside CUDA_VISIBLE_DEVICES={rules.visible_value}"
 
 
-def _excluded(gpu: Gpu, rules: Rules) -> str | None:
-    return "excluded by request" if gpu.index in rules.excluded else None
+def _excluded(device: Device, rules: Rules) -> str | None:
+    return "excluded by request" if _among(device, rules.excluded) else None
 
 
-def _not_asked(gpu: Gpu, rules: Rules) -> str | None:
-    return "not among the GPUs asked for" if rules.asked and gpu.index not in rules.asked else None
+def _not_asked(device: Device, rules: Rules) -> str | None:
+    return "not among the GPUs asked for" if rules.asked and not _among(device, rules.asked) else None
 
 
-def _prohibited(gpu: Gpu, rules: Rules) -> str | None:
-    return (
-        "its compute mode is Prohibited (nvidia-smi -c 0 allows compute)" if gpu.compute_mode == "prohibited" else None
-    )
+def _prohibited(device: Device, rules: Rules) -> str | None:
+    prohibited = device.gpu.compute_mode == "prohibited"
+    return "its compute mode is Prohibited (nvidia-smi -c 0 allows compute)" if prohibited else None
 
 
-def _no_slices(gpu: Gpu, rules: Rules) -> str | None:
-    return "MIG is on and it has no slice (compute instance)" if gpu.mig_mode and not gpu.mig_devices else None
+def _no_slices(device: Device, rules: Rules) -> str | None:
+    if not device.gpu.mig_mode or device.mig:
+        return None
+    return "MIG is on and it has no slice (compute instance) that could be used"
 
 
-def _small(gpu: Gpu, rules: Rules) -> str | None:
+def _erring(device: Device, rules: Rules) -> str | None:
+    gpu = device.gpu
+    if _among(device, rules.asked):
+        return None
+    if "row-remap-failed" in (gpu.memory_faults or ()):
+        return "its memory is defective: a bad row could not be replaced (name it with --gpus to use it all the same)"
+    if gpu.ecc_uncorrected:
+        errors = f"{gpu.ecc_uncorrected} uncorrectable memory error{'s' * (gpu.ecc_uncorrected > 1)}"
+        return f"{errors} since the driver was loaded: a reset is due (name it with --gpus to use it all the same)"
+    return None
+
+
+def _small(device: Device, rules: Rules) -> str | None:
     if not rules.min_memory:
         return None
-    one = best_slice(gpu) if gpu.mig_mode else None
-    total = one.memory_total if one else gpu.memory_total
+    total = device.memory_total
     wanted = f"{rules.min_memory / GIB:.1f} GiB are asked for"
     if total is None:
         return f"its memory is unknown, {wanted}"
     return f"has {total / GIB:.1f} GiB, {wanted}" if total < rules.min_memory else None
 
 
-def _busy(gpu: Gpu, rules: Rules) -> str | None:
-    if rules.allow_busy or gpu.index in rules.asked:
+def _busy(device: Device, rules: Rules) -> str | None:
+    if rules.allow_busy or _among(device, rules.asked):
         return None
-    reason = busy(gpu)
+    reason = busy(device, rules.own_pids)
     return f"busy: {reason}" if reason else None
 
 
-_CHECKS: tuple[Callable[[Gpu, Rules], str | None], ...] = (
+def _among(device: Device, named: tuple[Device, ...]) -> bool:
+    return any(device.is_part_of(one) for one in named)
+
+
+_CHECKS: tuple[Callable[[Device, Rules], str | None], ...] = (
     _broken,
     _hidden,
     _excluded,
     _not_asked,
     _prohibited,
     _no_slices,
+    _erring,
     _small,
     _busy,
 )

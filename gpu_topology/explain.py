@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 
 from gpu_topology.bandwidth import Fabric
 from gpu_topology.eligibility import Rules, busy
-from gpu_topology.grouping import Group, estimate
+from gpu_topology.grouping import Group
 from gpu_topology.topology import Topology
+from gpu_topology.visible import Device
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What was chosen, and from what. GPUs are NVML indices.
+    """What was chosen, and from what.
 
-    refused   GPUs that may not be used, with the reason
+    refused   GPUs that may not be used (NVML indices), with the reason
     groups    the groups among the others, best first
-    pool      what was chosen from: the first group, or (`whole`) every GPU that may be used
+    pool      what was chosen from: the first group, or (`whole`) every GPU that may be used, or those asked for
     """
 
     topology: Topology
@@ -26,14 +27,23 @@ class Choice:
     policy: str
     refused: Mapping[int, str]
     groups: tuple[Group, ...]
-    pool: tuple[int, ...]
-    chosen: tuple[int, ...]
+    pool: tuple[Device, ...]
+    chosen: tuple[Device, ...]
     whole: bool
 
     @property
+    def indices(self) -> tuple[int, ...]:
+        """The chosen GPUs, each once."""
+        return tuple(dict.fromkeys(device.index for device in self.chosen))
+
+    @property
     def used(self) -> tuple[Group, ...]:
-        """The groups that chosen GPUs come from."""
-        return tuple(group for group in self.groups if set(group.indices) & set(self.chosen))
+        """The groups that chosen devices come from."""
+        return tuple(group for group in self.groups if self.taken_from(group))
+
+    def taken_from(self, group: Group) -> int:
+        """How many chosen devices are of a group."""
+        return sum(group.takes(device) for device in self.chosen)
 
     @property
     def superlative(self) -> str:
@@ -43,10 +53,9 @@ class Choice:
 
 def group_label(choice: Choice) -> str:
     """ "NVIDIA A30 x 4"; of a mixed choice each part with the number taken from it."""
-    if len(choice.used) == 1:
+    if len(choice.used) == 1 and len(choice.chosen) <= len(choice.used[0].devices):
         return choice.used[0].label
-    parts = ((group.name, len(set(choice.chosen) & set(group.indices))) for group in choice.used)
-    return " + ".join(f"{name} x {count}" for name, count in parts)
+    return " + ".join(f"{group.name} x {choice.taken_from(group)}" for group in choice.used)
 
 
 def reason(choice: Choice) -> str:
@@ -58,31 +67,44 @@ def reason(choice: Choice) -> str:
     elif len(choice.groups) == 1:
         what = f"the only group of like GPUs: {choice.groups[0].label}"
     else:
-        what = f"the {choice.superlative} group of like GPUs{_tie(choice)}: {choice.groups[0].label}"
+        what = f"the {choice.superlative} group of like GPUs{_what_decided(choice)}: {choice.groups[0].label}"
     if len(choice.chosen) < len(choice.pool):
         what = f"the best-connected {len(choice.chosen)} of {what}" if len(choice.chosen) > 1 else f"one of {what}"
     return what + _slowest_link(choice)
 
 
-def _tie(choice: Choice) -> str:
-    """What decided between the first group and the next of the same size."""
+def _what_decided(choice: Choice) -> str:
+    """What decided against the next group where it is as large, or against a larger one."""
     first, second = choice.groups[:2]
-    if choice.policy != "largest" or len(first.indices) != len(second.indices):
+    if choice.policy != "largest":
         return ""
-    if (first.memory_total or 0) != (second.memory_total or 0):
-        return " (of equal ones, that with most memory)"
-    better = "better linked" if first.ring_gb_s != second.ring_gb_s else "better linked or first in order"
-    return f" (of equal ones, the {better})"
+    if any(len(group.devices) > len(first.devices) for group in choice.groups):
+        return " that are more than display cards"
+    if len(first.devices) != len(second.devices) or second.for_display:
+        return ""
+    for word, of in _TIE_BREAKS:
+        if of(first) != of(second):
+            return f" (of equal ones, {word})"
+    return " (of equal ones, the first in order)"
+
+
+_TIE_BREAKS: tuple[tuple[str, Callable[[Group], object]], ...] = (
+    ("that with most memory", lambda group: group.memory_gib),
+    ("that with the higher peak throughput", lambda group: group.throughput),
+    ("the better linked", lambda group: group.ring_gb_s),
+)
 
 
 def _slowest_link(choice: Choice) -> str:
-    if len(choice.chosen) < 2:
+    indices = choice.indices
+    if len(indices) < 2:
         return ""
-    fabric = Fabric(choice.topology, choice.chosen)
-    floor = fabric.bottleneck(choice.chosen)
-    pair = next(pair for pair in combinations(sorted(choice.chosen), 2) if fabric.speed[pair] == floor)
-    link = choice.topology.link(*pair)
-    if link.level is None:
+    fabric = Fabric(choice.topology, indices)
+    floor = fabric.bottleneck(indices)
+    pairs = (pair for pair in combinations(sorted(indices), 2) if fabric.speed[pair] == floor)
+    # Of links of one speed the name may differ: any that is known will do.
+    link = next((link for pair in pairs if (link := choice.topology.link(*pair)).level is not None), None)
+    if link is None:
         return ""
     through = "" if link.p2p in (None, "ok") else ", through host memory"
     return f" (slowest link of its best ring: {link.label}{through})"
@@ -90,16 +112,18 @@ def _slowest_link(choice: Choice) -> str:
 
 def left_out(choice: Choice) -> Iterator[tuple[int, str]]:
     """Each GPU that is not chosen, with the reason."""
+    pool = {device.index for device in choice.pool}
     for gpu in choice.topology.gpus:
-        if gpu.index in choice.chosen:
+        if gpu.index in choice.indices:
             continue
         if gpu.index in choice.refused:
             yield gpu.index, choice.refused[gpu.index]
-        elif gpu.index in choice.pool:
+        elif gpu.index in pool:
             yield gpu.index, f"not among the best-connected {len(choice.chosen)} of {len(choice.pool)}"
         else:
             own = next(group for group in choice.groups if gpu.index in group.indices)
-            yield gpu.index, f"in another group ({own.label}) than the chosen one ({choice.groups[0].label})"
+            kind = "a display card, " if own.for_display else ""
+            yield gpu.index, f"{kind}in another group ({own.label}) than the chosen one ({choice.groups[0].label})"
 
 
 def too_many(choice: Choice, count: int) -> str:
@@ -113,26 +137,37 @@ def too_many(choice: Choice, count: int) -> str:
     return text + (f" (left out: {why})" if why else "")
 
 
-def warnings(choice: Choice, count: int | None, device_order: str | None) -> Iterator[str]:
-    """What the user should know about the choice. `device_order` is the value of CUDA_DEVICE_ORDER."""
+def warnings(choice: Choice, count: int | None, in_pci_order: bool) -> Iterator[str]:
+    """What the user should know. `in_pci_order`: the mask was read so, though CUDA may count otherwise."""
     visible = choice.rules.visible
     if visible is not None and visible.problem:
         yield visible.problem
-    unlike = len({gpu.name for gpu in choice.topology.gpus}) > 1
-    if visible is not None and visible.by_index and unlike and device_order != "PCI_BUS_ID":
+    if in_pci_order:
         yield (
             "CUDA_VISIBLE_DEVICES holds indices on a machine of unlike GPUs: CUDA itself counts the fastest GPU first"
             " unless CUDA_DEVICE_ORDER=PCI_BUS_ID; here they are read in PCI order, as nvidia-smi shows them"
         )
-    for index in choice.rules.asked:
-        user = busy(choice.topology.gpu(index))
-        if user and not choice.rules.allow_busy:
-            yield f"GPU {index} was asked for by name although it is busy: {user}"
+    if choice.rules.asked and not choice.rules.allow_busy:
+        for device in choice.chosen:
+            user = busy(device, choice.rules.own_pids)
+            if user:
+                yield f"{device.label} was asked for by name although it is busy: {user}"
+    yield from _shared_gpus(choice)
     if len(choice.used) > 1:
-        slow = min(choice.used, key=lambda group: estimate([choice.topology.gpu(group.indices[0])]) or 0.0)
+        slow = min(choice.used, key=lambda group: group.each or 0.0)
         yield f"unlike GPUs work in step: with equal shards the slowest kind ({slow.name}) sets the pace of all"
     if not choice.whole and choice.policy == "largest" and count is None:
         yield from _faster_group(choice)
+
+
+def _shared_gpus(choice: Choice) -> Iterator[str]:
+    every = [device.index for device in choice.chosen]
+    shared = [str(index) for index in choice.indices if every.count(index) > 1]
+    if shared:
+        yield (
+            f"several ranks share GPU {', '.join(shared)} by its MIG slices:"
+            " NCCL before 2.30 refuses two ranks on one GPU, gloo does not"
+        )
 
 
 def _faster_group(choice: Choice) -> Iterator[str]:
@@ -140,4 +175,5 @@ def _faster_group(choice: Choice) -> Iterator[str]:
     better = [group for group in choice.groups[1:] if rate and group.throughput and group.throughput > rate]
     if better:
         best = max(better, key=lambda group: group.throughput or 0.0)
-        yield f"the smaller group {best.label} has a higher estimated peak throughput: --policy fastest takes it"
+        size = "smaller group" if len(best.devices) < len(choice.groups[0].devices) else "group"
+        yield f"the {size} {best.label} has a higher estimated peak throughput: --policy fastest takes it"

@@ -1,119 +1,175 @@
-"""GPUs that belong together: homogeneous groups, and which of them is the better one."""
+"""Devices that belong together: homogeneous groups, and which of them is the better one."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gpu_topology.bandwidth import Fabric
-from gpu_topology.topology import Gpu, MigDevice, Topology
+from gpu_topology.throughput import peak_tflops
+from gpu_topology.topology import Topology
+from gpu_topology.visible import Device
 
-# Dense 16-bit tensor operations, accumulated in fp32, per CUDA core and clock by compute capability, from the peak
-# figures of NVIDIA's white papers and data sheets (A100: 312e12 / (6912 cores x 1.41e9 Hz) = 32). GeForce cards from
-# 7.5 on run at half the rate of their workstation siblings (RTX 3090: 71e12 / (10496 x 1.695e9) = 4). Before 7.0: an
-# fp32 multiply-add.
-_OPERATIONS = {
-    (7, 0): 16,
-    (7, 2): 16,
-    (7, 5): 16,
-    (8, 0): 32,
-    (9, 0): 32,
-    (10, 0): 64,
-    (10, 3): 64,
-}
-_OPERATIONS_OLD, _OPERATIONS_NEW = 2, 8
+GIB = 2**30
+
+# ECC on a card that keeps its check bits in plain memory takes a sixteenth of it: still the same card.
+_SAME_MEMORY = 1 - 1 / 16 - 0.005
+
+# A card that is there for a display: so little memory, and so much slower than another that could be used.
+_DISPLAY_MEMORY = 8 * GIB
+_DISPLAY_SPEED = 1 / 10
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """GPUs alike in name, memory, compute capability and MIG mode (and slice profile).
+    """GPUs alike in name, memory, compute capability and MIG mode, or slices of one profile: one for each GPU.
 
-    memory_total is one GPU's, in bytes
-    throughput   the group's estimated peak in tera-operations per second with equal shards, None if it cannot be told
-    ring_gb_s    the modelled slowest link of the group's best ring, None for a single GPU
+    memory_total  one device's, in bytes; the least where ECC makes a difference
+    throughput    the estimated peak in tera-operations per second with equal shards, None if it cannot be told
+    ring_gb_s     the modelled slowest link of the group's best ring, None for a single GPU
+    for_display   small, slow cards beside much faster ones: they win over no other group by their number
     """
 
     name: str
-    indices: tuple[int, ...]
+    devices: tuple[Device, ...]
     memory_total: int | None
     compute_capability: tuple[int, int] | None
     mig_mode: bool | None
     throughput: float | None
     ring_gb_s: float | None
+    for_display: bool = False
+
+    @property
+    def indices(self) -> tuple[int, ...]:
+        """The NVML indices of the GPUs."""
+        return tuple(device.index for device in self.devices)
+
+    @property
+    def memory_gib(self) -> int:
+        """Whole GiB of one device, 0 when unknown: cards of one size differ by some MiB."""
+        return round((self.memory_total or 0) / GIB)
+
+    @property
+    def each(self) -> float | None:
+        """The part of the throughput that one device has."""
+        return self.throughput and self.throughput / len(self.devices)
+
+    def takes(self, device: Device) -> bool:
+        """Whether a device, or another slice of its GPU and profile, belongs here."""
+        return any(kind_of(device) == kind_of(own) and device.index == own.index for own in self.devices)
 
     @property
     def label(self) -> str:
         """ "NVIDIA RTX A5000 x 3"."""
-        return f"{self.name} x {len(self.indices)}"
+        return f"{self.name} x {len(self.devices)}"
 
 
-def make_groups(topology: Topology, eligible: Iterable[int], policy: str = "largest") -> tuple[Group, ...]:
-    """The homogeneous groups among `eligible` (NVML indices), best first.
+def make_groups(topology: Topology, devices: Iterable[Device], policy: str = "largest") -> tuple[Group, ...]:
+    """The homogeneous groups among these devices, best first. A GPU with slices of two profiles is in two groups.
 
-    largest: most GPUs, then more memory, then better links (bottleneck, sum), then the lower index.
-    fastest: the highest estimated throughput, then as above. Groups without an estimate come last.
+    largest: most GPUs (display cards after all others), then more memory, higher peak, better links (bottleneck, sum),
+    the lower index. fastest: the highest estimated throughput, then as above.
     """
-    members: dict[object, list[Gpu]] = {}
-    for index in sorted(eligible):
-        gpu = topology.gpu(index)
-        members.setdefault(kind(gpu), []).append(gpu)
-    found = [_group(topology, gpus) for gpus in members.values()]
-    return tuple(sorted(found, key=lambda group: _rank(group, Fabric(topology, group.indices), policy)))
+    kinds: dict[object, list[Device]] = {}
+    for device in devices:
+        kinds.setdefault(kind_of(device), []).append(device)
+    found = [_group(topology, alike) for members in kinds.values() for alike in _by_memory(members)]
+    return ranked(topology, _with_display_cards(found), policy)
 
 
-def kind(gpu: Gpu) -> object:
-    """What GPUs of one group have in common."""
-    return gpu.name, gpu.memory_total, gpu.compute_capability, gpu.mig_mode, _profile(gpu)
+def ranked(topology: Topology, groups: Iterable[Group], policy: str, count: int | None = None) -> tuple[Group, ...]:
+    """Best first, when all of a group, or `count` of its devices, are used."""
+    every = tuple(groups)
+    fabric = Fabric(topology, sorted({index for group in every for index in group.indices}))
+    return tuple(sorted(every, key=lambda group: _rank(group, fabric, policy, count)))
 
 
-def estimate(gpus: Sequence[Gpu]) -> float | None:
-    """Peak tera-operations per second of GPUs that work in step on equal shards: the slowest sets the pace of all.
+def estimate(devices: Sequence[Device]) -> float | None:
+    """Peak tera-operations per second of devices that work in step on equal shards: the slowest sets the pace of all.
 
     A peak of the arithmetic units, to rank unlike GPUs; what a training run reaches is measured, not estimated.
     """
-    each = [_operations(gpu) for gpu in gpus]
+    each = [peak_tflops(device.gpu, device.mig) for device in devices]
     known = [value for value in each if value is not None]
-    return len(gpus) * min(known) if known and len(known) == len(each) else None
+    return len(devices) * min(known) if known and len(known) == len(each) else None
 
 
-def best_slice(gpu: Gpu, allow_busy: bool = True) -> MigDevice | None:
-    """The MIG slice to use of a GPU: the one with most memory, without processes in it unless `allow_busy`."""
-    taken = set() if allow_busy else {process.gpu_instance for process in gpu.processes or ()}
-    free = [one for one in gpu.mig_devices if one.gpu_instance is None or one.gpu_instance not in taken]
-    return max(free, key=lambda one: one.memory_total or 0, default=None)
+def one_each(devices: Iterable[Device]) -> tuple[Device, ...]:
+    """At most one device of each GPU: the slice with most memory, of equal ones the first instance."""
+    best: dict[int, Device] = {}
+    for device in devices:
+        rival = best.get(device.index)
+        if rival is None or _slice_rank(device) < _slice_rank(rival):
+            best[device.index] = device
+    return tuple(best.values())
 
 
-def _profile(gpu: Gpu) -> str | None:
-    one = best_slice(gpu) if gpu.mig_mode else None
-    return one.profile if one else None
+def _slice_rank(device: Device) -> tuple[int, int, int, str]:
+    mig = device.mig
+    return (
+        -(device.memory_total or 0),
+        (mig and mig.gpu_instance) or 0,
+        (mig and mig.compute_instance) or 0,
+        device.uuid,
+    )
 
 
-def _operations(gpu: Gpu) -> float | None:
-    if gpu.cores is None or gpu.clock_mhz is None or gpu.compute_capability is None:
-        return None
-    tensor_cores = gpu.compute_capability >= (7, 0)
-    per_clock: float = _OPERATIONS.get(gpu.compute_capability, _OPERATIONS_NEW if tensor_cores else _OPERATIONS_OLD)
-    if gpu.compute_capability >= (7, 5) and "GeForce" in (gpu.name or ""):
-        per_clock /= 2
-    return gpu.cores * gpu.clock_mhz * per_clock / 1e6
+def kind_of(device: Device) -> object:
+    """What devices of one group have in common, apart from memory."""
+    gpu, mig = device.gpu, device.mig
+    profile = mig and (mig.profile or mig.uuid)
+    return gpu.name, gpu.compute_capability, bool(gpu.mig_mode), profile
 
 
-def _group(topology: Topology, gpus: list[Gpu]) -> Group:
-    first = gpus[0]
-    indices = tuple(gpu.index for gpu in gpus)
-    profile = _profile(first)
+def _by_memory(devices: Sequence[Device]) -> list[list[Device]]:
+    """Devices of one kind, apart where one has clearly less memory than another (an RTX 3080 has 10 or 12 GB)."""
+    parts: list[list[Device]] = []
+    for device in sorted(devices, key=lambda one: -(one.memory_total or 0)):
+        if parts and _same_memory(device.memory_total, parts[-1][0].memory_total):
+            parts[-1].append(device)
+        else:
+            parts.append([device])
+    return parts
+
+
+def _same_memory(less: int | None, more: int | None) -> bool:
+    return less == more if less is None or more is None else less >= _SAME_MEMORY * more
+
+
+def _group(topology: Topology, alike: Sequence[Device]) -> Group:
+    devices = tuple(sorted(one_each(alike), key=lambda device: device.index))
+    first = devices[0]
+    indices = tuple(device.index for device in devices)
+    profile = first.mig and (first.mig.profile or "slice")
+    memory = [device.memory_total for device in devices if device.memory_total is not None]
     return Group(
-        name=f"{first.label} MIG {profile}" if profile else first.label,
-        indices=indices,
-        memory_total=first.memory_total,
-        compute_capability=first.compute_capability,
-        mig_mode=first.mig_mode,
-        throughput=estimate(gpus),
+        name=f"{first.gpu.label} MIG {profile}" if profile else first.gpu.label,
+        devices=devices,
+        memory_total=min(memory, default=None),
+        compute_capability=first.gpu.compute_capability,
+        mig_mode=first.gpu.mig_mode,
+        throughput=estimate(devices),
         ring_gb_s=Fabric(topology, indices).bottleneck(indices) if len(indices) > 1 else None,
     )
 
 
-def _rank(group: Group, fabric: Fabric, policy: str) -> tuple[float, ...]:
-    speed = -(group.throughput or 0.0) if policy == "fastest" else 0.0
+def _with_display_cards(groups: Sequence[Group]) -> list[Group]:
+    fastest = max((group.each or 0.0 for group in groups), default=0.0)
+    return [replace(group, for_display=_is_for_display(group, fastest)) for group in groups]
+
+
+def _is_for_display(group: Group, fastest: float) -> bool:
+    peak = group.each
+    if peak is None or group.memory_total is None or group.mig_mode:
+        return False
+    return group.memory_total <= _DISPLAY_MEMORY and peak < _DISPLAY_SPEED * fastest
+
+
+def _rank(group: Group, fabric: Fabric, policy: str, count: int | None) -> tuple[float, ...]:
+    used = len(group.devices) if count is None else count
+    enough = len(group.devices) >= used
+    each = group.each or 0.0
+    speed = -each * used if policy == "fastest" else 0.0
     links = (-(group.ring_gb_s or 0.0), -fabric.total(group.indices))
-    return (speed, -len(group.indices), -(group.memory_total or 0), *links, group.indices[0])
+    display = policy != "fastest" and group.for_display
+    return (display, not enough, speed, -len(group.devices), -group.memory_gib, -each, *links, group.indices[0])

@@ -14,35 +14,65 @@ from gpu_topology.topology import Gpu, MigDevice
 
 
 @dataclass(frozen=True, slots=True)
-class Named:
-    """One GPU that a name stands for; `mig` when the name is that of one of its slices."""
+class Device:
+    """What CUDA calls a device: a GPU, or one of its MIG slices."""
 
     gpu: Gpu
     mig: MigDevice | None = None
+
+    @property
+    def index(self) -> int:
+        """The NVML index of the GPU."""
+        return self.gpu.index
+
+    @property
+    def uuid(self) -> str:
+        """As CUDA_VISIBLE_DEVICES takes it; the index as text where the driver does not tell the UUID."""
+        return self.mig.uuid if self.mig else self.gpu.uuid or str(self.gpu.index)
+
+    @property
+    def memory_total(self) -> int | None:
+        """Bytes, of the slice where it is one."""
+        return self.mig.memory_total if self.mig else self.gpu.memory_total
+
+    @property
+    def label(self) -> str:
+        """For a sentence: "GPU 3", or "MIG slice 2 of GPU 3"."""
+        if self.mig is None:
+            return f"GPU {self.index}"
+        return f"MIG slice {self.mig.profile or self.mig.uuid} of GPU {self.index}"
+
+    def is_part_of(self, other: Device) -> bool:
+        """Whether it is the other one, or a slice of it."""
+        return self.index == other.index and (other.mig is None or other.mig == self.mig)
 
 
 @dataclass(frozen=True, slots=True)
 class Visible:
     """What CUDA_VISIBLE_DEVICES leaves, in its order. `problem` says why it is less than was written, if it is."""
 
-    named: tuple[Named, ...]
+    named: tuple[Device, ...]
     by_index: bool = False
     problem: str | None = None
 
-    def find(self, index: int) -> Named | None:
-        """The entry for a GPU, None when it is hidden."""
-        return next((named for named in self.named if named.gpu.index == index), None)
+    def position(self, device: Device) -> int | None:
+        """The place of the entry that names a device or the GPU that it is a slice of; None when it is hidden."""
+        return next((place for place, named in enumerate(self.named) if device.is_part_of(named)), None)
 
 
-def parse_visible(value: str, gpus: Sequence[Gpu]) -> Visible:
-    """Read a CUDA_VISIBLE_DEVICES value. Indices are taken in PCI order (see `Visible.by_index`)."""
+def parse_visible(value: str, gpus: Sequence[Gpu], cuda_order: Sequence[str] | None = None) -> Visible:
+    """Read a CUDA_VISIBLE_DEVICES value.
+
+    `cuda_order`: UUIDs or PCI bus ids in the order in which CUDA counts; None: indices are taken in PCI order.
+    """
+    order = None if cuda_order is None else [_find_any(name, gpus) for name in cuda_order]
     entries = [entry.strip() for entry in value.split(",")]
     if not value.strip():
         return Visible((), problem="CUDA_VISIBLE_DEVICES is empty, which hides every GPU")
     by_index = not entries[0].upper().startswith(("GPU-", "MIG-"))
-    found: list[Named] = []
+    found: list[Device] = []
     for entry in entries:
-        named = _by_ordinal(entry, gpus) if by_index else find_uuid(entry, gpus)
+        named = _by_ordinal(entry, gpus, order) if by_index else find_uuid(entry, gpus)
         if named is None:
             return Visible(tuple(found), by_index, _end_of_list(entry, entries))
         if named in found:
@@ -61,31 +91,46 @@ def _end_of_list(entry: str, entries: list[str]) -> str | None:
     return f"CUDA_VISIBLE_DEVICES names {entry or 'an empty entry'}, which is no GPU here: CUDA stops there{tail}"
 
 
-def _by_ordinal(entry: str, gpus: Sequence[Gpu]) -> Named | None:
+def _by_ordinal(entry: str, gpus: Sequence[Gpu], order: Sequence[Device | None] | None) -> Device | None:
     """CUDA reads the digits at the start, like strtoul: "1gpu" is 1."""
     match = re.match(r"\+?\d+", entry)
-    return find_index(int(match[0]), gpus) if match else None
+    if match is None:
+        return None
+    number = int(match[0])
+    if order is None:
+        return find_index(number, gpus)
+    return order[number] if number < len(order) else None
 
 
-def find_index(index: int, gpus: Sequence[Gpu]) -> Named | None:
+def _find_any(name: str, gpus: Sequence[Gpu]) -> Device | None:
+    """The device with a UUID, else the GPU at a PCI bus id ("0000:41:00.0", the domain's zeros may be missing)."""
+    at = next((Device(gpu) for gpu in gpus if gpu.pci_bus_id and _bus(gpu.pci_bus_id) == _bus(name)), None)
+    return find_uuid(name, gpus) or at
+
+
+def _bus(bus_id: str) -> tuple[str, ...]:
+    return tuple(part.lstrip("0") for part in bus_id.lower().replace(".", ":").split(":"))
+
+
+def find_index(index: int, gpus: Sequence[Gpu]) -> Device | None:
     """The GPU with an NVML index."""
-    return next((Named(gpu) for gpu in gpus if gpu.index == index), None)
+    return next((Device(gpu) for gpu in gpus if gpu.index == index), None)
 
 
-def find_uuid(prefix: str, gpus: Sequence[Gpu]) -> Named | None:
+def find_uuid(prefix: str, gpus: Sequence[Gpu]) -> Device | None:
     """The only GPU or MIG slice whose UUID begins so; None when there is none or more than one."""
     start = prefix.lower()
     if start in ("", "gpu-", "mig-"):
         return None
-    found = [Named(gpu) for gpu in gpus if gpu.uuid and gpu.uuid.lower().startswith(start)]
-    found += [Named(gpu, mig) for gpu in gpus for mig in gpu.mig_devices if mig.uuid.lower().startswith(start)]
-    exact = [named for named in found if (named.mig.uuid if named.mig else named.gpu.uuid or "").lower() == start]
+    every = (*(Device(gpu) for gpu in gpus if gpu.uuid), *(Device(gpu, mig) for gpu in gpus for mig in gpu.mig_devices))
+    found = [device for device in every if device.uuid.lower().startswith(start)]
+    exact = [device for device in found if device.uuid.lower() == start]
     if exact:
         return exact[0]
     return found[0] if len(found) == 1 else None
 
 
-def find_name(name: str, gpus: Sequence[Gpu]) -> Named | None:
+def find_name(name: str, gpus: Sequence[Gpu]) -> Device | None:
     """What a user types: an NVML index, a UUID, or a unique prefix of one with or without "GPU-"."""
     text = name.strip()
     if text.isdecimal():

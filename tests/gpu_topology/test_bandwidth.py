@@ -90,7 +90,8 @@ def test_a_ring_that_needs_a_search_is_found():
         (Link(0, 1, LinkLevel.NV, 4, "ok", LinkLevel.PHB), (8, 6), 56.0),  # RTX 3090: 4 x 14
         (Link(0, 1, LinkLevel.NV, 4, "ok", LinkLevel.PHB), (8, 0), 100.0),  # A30: 4 x 25
         (Link(0, 1, LinkLevel.NV, 18, None, LinkLevel.SYS), (9, 0), 450.0),
-        (Link(0, 1, LinkLevel.NV, 2, "ok", LinkLevel.SYS), (99, 0), 50.0),  # a GPU newer than the table
+        (Link(0, 1, LinkLevel.NV, 2, "ok", LinkLevel.SYS), (99, 0), 100.0),  # newer than the table: as its newest
+        (Link(0, 1, LinkLevel.NV, None, "ok", LinkLevel.SYS), (7, 0), 25.0),  # at least one
     ],
 )
 def test_nvlink_speed_follows_the_generation(link, capability, speed):
@@ -107,4 +108,4 @@ def test_paths_are_ordered_and_host_memory_is_slower_than_peer_access():
     assert all(through < direct for through, direct in zip(host, peer, strict=True))
     broken = Link(0, 1, LinkLevel.NV, 4, "not-supported", LinkLevel.PIX)
     assert link_speed(broken, (8, 0)) == host[0]
-    assert link_speed(Link(0, 1), None) == peer[-1]
+    assert link_speed(Link(0, 1), None) == host[-1] == min(peer + host), "what is unknown is not fast"

@@ -1,0 +1,103 @@
+"""Real machines with an expert's decision: groups, best two, best four, peer access, under every order of the GPUs."""
+
+from __future__ import annotations
+
+import json
+import random
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpu_topology import nccl
+from gpu_topology.host import Host
+from gpu_topology.selection import SelectionError, SelectionRequest, eligible, groups, select
+from gpu_topology.topology import Topology
+from tests.fake_nvml.machine import load_machine, permuted, to_topology
+
+MACHINES = {path.stem: json.loads(path.read_text()) for path in sorted((Path(__file__).parent / "machines").glob("*"))}
+OTHERS_PROCESS = {"processes": [{"pid": 4242, "used_mib": 4000}]}
+
+
+def orders(size: int) -> list[tuple[int, ...]]:
+    """Every order of a few GPUs, forty of many."""
+    if size <= 4:
+        return list(permutations(range(size)))
+    draw = random.Random(0)
+    return [tuple(range(size)), *(tuple(draw.sample(range(size), size)) for _ in range(40))]
+
+
+def groups_of(topology: Topology, order: tuple[int, ...]) -> list[list[int]]:
+    found = groups(topology, eligible(topology, SelectionRequest()))
+    return [sorted(order[index] for index in group.indices) for group in found]
+
+
+def best(topology: Topology, count: int, order: tuple[int, ...]) -> list[int]:
+    return sorted(order[index] for index in select(topology, SelectionRequest(count=count)).indices)
+
+
+@pytest.mark.parametrize("name", MACHINES)
+def test_the_experts_decision_in_every_order(name: str, host: Host) -> None:
+    machine, expected = MACHINES[name], MACHINES[name]["expected"]
+    for order in orders(len(machine["gpus"])):
+        topology = to_topology(permuted(machine, order))
+        assert groups_of(topology, order) == expected["groups"], order
+        whole = select(topology, SelectionRequest())
+        assert sorted(order[index] for index in whole.indices) == expected["groups"][0]
+        for count in (2, 4):
+            if expected[f"best_{count}"]:
+                assert best(topology, count, order) in [sorted(one) for one in expected[f"best_{count}"]], (
+                    order,
+                    count,
+                )
+            else:
+                assert len(whole.indices) < count
+                with pytest.raises(SelectionError, match=f"{count} GPUs are asked for"):
+                    select(topology, SelectionRequest(count=count))
+        check_variables(topology, host, expected)
+
+
+def check_variables(topology: Topology, host: Host, expected: dict[str, Any]) -> None:
+    """No NCCL variable without need, on the whole group and on the best of it."""
+    for count in (None, 2, 4):
+        if count and not expected[f"best_{count}"]:
+            continue
+        chosen = select(topology, SelectionRequest(count=count))
+        settings = nccl.environment(topology, chosen, host, ranks=len(chosen.indices), environ={})
+        names = {setting.name: setting.value for setting in settings if setting.name.startswith("NCCL_")}
+        broken = any(link.p2p not in (None, "ok") and link.nvlinks for link in topology.links_within(chosen.indices))
+        assert names == ({"NCCL_P2P_DISABLE": "1"} if broken else {})
+        if count is not None:
+            assert broken == (expected["p2p_disable"] == "1")
+    notes = " ".join(nccl.notes(topology, select(topology, SelectionRequest()), host))
+    assert ("redundant" in notes) == (expected["p2p_disable"] == "redundant")
+
+
+BUSY = [(name, case) for name, machine in MACHINES.items() for case in machine["expected"].get("busy", ())]
+
+
+@pytest.mark.parametrize(("name", "case"), BUSY, ids=[f"{name}-{case['taken']}" for name, case in BUSY])
+def test_the_experts_decision_with_some_gpus_busy(name: str, case: dict[str, Any]) -> None:
+    machine = load_machine(MACHINES[name])
+    for index in case["taken"]:
+        machine["gpus"][index] |= OTHERS_PROCESS
+    for order in orders(len(machine["gpus"])):
+        topology = to_topology(permuted(machine, order))
+        assert not {index for group in groups_of(topology, order) for index in group} & set(case["taken"])
+        if "groups" in case:
+            assert groups_of(topology, order) == case["groups"], order
+        for count in (2, 4):
+            if f"best_{count}" in case:
+                assert best(topology, count, order) in [sorted(one) for one in case[f"best_{count}"]], (order, count)
+
+
+def test_the_nearer_of_equal_nvlink_pairs_is_taken() -> None:
+    # On a DGX-1 six NV2 pairs share a socket; of those, two share a PCIe switch too.
+    topology = to_topology(MACHINES["dgx1v_8xv100"])
+    assert select(topology, SelectionRequest(count=2)).indices == (2, 3)
+    assert select(topology, SelectionRequest(count=4)).indices == (0, 1, 2, 3)
+
+
+def test_every_machine_says_why() -> None:
+    assert all(machine["expected"]["reason"] for machine in MACHINES.values())
