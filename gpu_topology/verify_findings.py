@@ -69,23 +69,19 @@ class Findings:
 def judge(result: JobResult, naming: Naming, time_limit_s: float) -> Findings:
     """Read the records of a job. Data that were wrong count before the end that the job came to."""
     results = [_spoken(entry) for entry in enumerate(result.records)]
-    ended = [entry for record in results for entry in record]
+    ended = sorted((entry for record in results for entry in record), key=lambda entry: _place(entry.step))
     wrong = [entry for entry in ended if entry.problem is not None]
     problem, stage, words = _ending(result, naming, time_limit_s)
     if wrong:
         first, stage = wrong[0], wrong[0].step.kind
-        steps = {entry.step for entry in wrong}
-        also = f" (and {len(steps) - 1} more steps)" if len(steps) > 1 else ""
+        more = len({entry.step for entry in wrong}) - 1
+        also = f" (and in {more} more step{'s' * (more != 1)})" if more else ""
         data = f"wrong data in {naming.step(first.step)}: {first.problem}{also}"
         problem = data if problem is None else f"{data}; then {problem}"
     speeds = [entry.gb_s for entry in ended if entry.step.kind == "sum" and entry.gb_s is not None]
     said = [line for lines in result.words for line in lines]
     return Findings(
-        pairs=tuple(
-            _pair(entry, naming)
-            for entry in sorted(ended, key=lambda entry: _place(entry.step))
-            if entry.step.kind in ("copy", "send")
-        ),
+        pairs=tuple(_pair(entry, naming) for entry in ended if entry.step.kind in ("copy", "send")),
         # The slowest rank's: an all-reduce is as fast as that.
         busbw_gb_s=min(speeds) if speeds else None,
         problem=problem,
@@ -136,13 +132,13 @@ def _complete(rank: int, record: Record, ranks: int) -> bool:
 def _stopped(result: JobResult, naming: Naming, time_limit_s: float) -> tuple[str, str, tuple[str, ...]]:
     """The time limit came. The earliest open step is the one that hangs: later ones wait for nothing else."""
     limit = f"after {time_limit_s:g} s"
-    working = [record.open for record in result.records if record.open is not None]
-    if all(record.open is None and not record.results for record in result.records):
-        working = [Step("start")]
+    # A rank without a word has not come as far as the import.
+    places = [record.open if record.results else record.open or Step("start") for record in result.records]
+    working = [place for place in places if place is not None]
     if not working:
         return f"stopped {limit}, between two steps", "done", ()
     where = min(working, key=_place)
-    ranks = [rank for rank, record in enumerate(result.records) if record.open == where]
+    ranks = [rank for rank, place in enumerate(places) if place == where]
     words = next((result.words[rank] for rank in ranks if result.words[rank]), ())
     stuck = f"; process {', '.join(map(str, result.left))} does not end by SIGKILL" if result.left else ""
     return f"stopped {limit} in: {naming.step(where)}{stuck}", where.kind, words
