@@ -1,10 +1,14 @@
-"""`python -m gpu_topology draw -o machine.svg`: a picture of the machine."""
+"""`python -m gpu_topology draw -o machine.svg`: a picture of the machine and of the selection on it."""
 
 from __future__ import annotations
 
 import argparse
+import sys
+from pathlib import Path
 
-from gpu_topology.options import add_output, add_selection, add_source
+from gpu_topology.options import add_output, add_selection, add_source, answer
+from gpu_topology.picture import layout
+from gpu_topology.svg import to_svg
 from gpu_topology.topology import TopologyError
 
 
@@ -16,5 +20,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Write the picture; the exit status."""
-    raise TopologyError("draw is not here yet")
+    """Write the picture to the file, or to stdout. TopologyError naming the file when it cannot be written."""
+    answers = answer(arguments)
+    text = to_svg(layout(answers.topology, answers.selection))
+    if arguments.output is None:
+        print(text, end="")
+        return 0
+    try:
+        Path(arguments.output).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise TopologyError(f"cannot write {arguments.output}: {error.strerror or error}") from None
+    print(f"wrote {arguments.output}: {len(answers.topology.gpus)} GPUs", file=sys.stderr)
+    return 0

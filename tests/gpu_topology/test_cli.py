@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,24 @@ def test_select_stays_within_the_mask_and_warns_on_stderr(workstation):
     assert done.stderr.startswith("warning: CUDA_VISIBLE_DEVICES holds indices on a machine of unlike GPUs")
 
 
+def test_draw_writes_a_picture_to_a_file_or_to_stdout(workstation, tmp_path):
+    drawn = succeed("draw", env=workstation)
+    assert ElementTree.fromstring(drawn)[0].text == "3 x RTX A5000, 1 x T400 4GB, 1 x A100-PCIE-40GB"
+    done = run("draw", "-o", str(tmp_path / "machine.svg"), env=workstation)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert (tmp_path / "machine.svg").read_text() == drawn
+    saved = tmp_path / "machine.json"
+    succeed("snapshot", "-o", str(saved), env=workstation)
+    assert succeed("draw", "--from", str(saved)) == drawn
+    assert succeed("draw", "--from", str(saved), "--gpus", "1") != drawn
+
+
+def test_draw_without_a_gpu_says_so(fake_driver):
+    drawn = succeed("draw", env=fake_driver(NO_DRIVER))
+    assert "No NVIDIA GPU can be used here" in drawn
+    assert "kernel module is not loaded" in drawn
+
+
 def test_select_with_nothing_to_select_is_an_error(fake_driver, workstation):
     assert "kernel module is not loaded" in fail("select", env=fake_driver(NO_DRIVER))
     assert "is empty, which hides every GPU" in fail("select", env={**workstation, "CUDA_VISIBLE_DEVICES": ""})
@@ -175,6 +194,13 @@ ERRORS = {
     ("env", "--ranks", "0"): "'0' is not a number of at least 1",
     ("report", "--from", "/no/such/file.json"): "cannot read /no/such/file.json: No such file or directory",
     ("snapshot", "-o", "/no/such/folder/file.json"): "cannot write /no/such/folder/file.json",
+    (
+        "draw",
+        "-o",
+        "/no/such/folder/picture.svg",
+    ): "cannot write /no/such/folder/picture.svg: No such file or directory",
+    ("draw", "-o", "/dev/full"): "cannot write /dev/full: No space left on device",
+    ("draw", "--gpus", "7"): "unknown GPU '7'",
     ("draw-me",): "invalid choice: 'draw-me'",
 }
 
@@ -184,7 +210,7 @@ def test_mistakes_are_one_line(workstation, arguments):
     assert ERRORS[arguments] in fail(*arguments, env=workstation)
 
 
-@pytest.mark.parametrize("command", ["report", "snapshot", "select", "env"])
+@pytest.mark.parametrize("command", ["report", "snapshot", "select", "env", "draw"])
 def test_a_snapshot_of_another_schema_is_refused(command, tmp_path):
     path = tmp_path / "later.json"
     path.write_text('{"schema": "gpu-topology/9", "gpus": []}')

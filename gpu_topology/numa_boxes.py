@@ -1,0 +1,206 @@
+"""The boxes of a picture: NUMA nodes with their CPUs, host bridges, PCIe switches, and the place of each GPU's card.
+
+A node's box is drawn from its CPUs down to its GPUs, or the other way round when its row faces another above it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from gpu_topology.cards import WIDTH
+from gpu_topology.pcie_tree import Branch, at_level, pcie_path
+from gpu_topology.shapes import Box, Label, Shape, Wire, shorten, text_width
+from gpu_topology.topology import Gpu, Link, LinkLevel, Topology
+
+PADDING, GAP = 12.0, 14.0
+HEAD, BAR, STEP = 28.0, 24.0, 14.0
+BETWEEN = 62.0
+_TEXT, _TAG = 11.5, 10.0
+
+_NAMES = {LinkLevel.PHB: "host bridge", LinkLevel.PXB: "PCIe switches", LinkLevel.PIX: "PCIe switch"}
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One box: a NUMA node, or a part of one that is too wide for a row (`part` is "1 of 2")."""
+
+    branch: Branch
+    part: str = ""
+
+    @property
+    def width(self) -> float:
+        """Its width in pixels."""
+        count = len(self.branch.gpus)
+        return count * WIDTH + (count - 1) * GAP + 2 * PADDING
+
+
+@dataclass(slots=True)
+class Drawn:
+    """What a row came to: shapes in painting order, and where each GPU's card goes."""
+
+    boxes: list[Shape] = field(default_factory=list)
+    wires: list[Shape] = field(default_factory=list)
+    labels: list[Shape] = field(default_factory=list)
+    cards: dict[int, Box] = field(default_factory=dict)
+    heads: list[Box] = field(default_factory=list)
+
+
+def bar_levels(root: Branch) -> tuple[LinkLevel, ...]:
+    """The levels that the picture has a row of bars for, from the CPU to the GPU: those where some pair meets.
+
+    Every GPU sits behind a host bridge; it is drawn once the driver tells any path.
+    """
+    paths = {pcie_path(link) for link in all_links(root)} - {None}
+    below = [level for level in (LinkLevel.PXB, LinkLevel.PIX) if level in paths]
+    return (LinkLevel.PHB, *below) if paths else ()
+
+
+def all_links(branch: Branch) -> Iterator[Link]:
+    """The links of every pair in a branch."""
+    yield from branch.meets
+    for part in branch.parts:
+        yield from all_links(part)
+
+
+def row_height(levels: Sequence[LinkLevel], card_height: float) -> float:
+    """The height of a node's box."""
+    return 2 * PADDING + HEAD + len(levels) * (STEP + BAR) + STEP + card_height
+
+
+class Row:
+    """Draws nodes side by side; `upside_down` puts the CPUs at the bottom."""
+
+    def __init__(self, topology: Topology, levels: Sequence[LinkLevel], card_height: float, upside_down: bool) -> None:
+        self.topology = topology
+        self.levels = tuple(levels)
+        self.card_height = card_height
+        self.height = row_height(levels, card_height)
+        self.upside_down = upside_down
+        placed = {index for link in topology.links if pcie_path(link) for index in (link.a, link.b)}
+        self.placeless = {gpu.index for gpu in topology.gpus} - placed
+
+    def draw(self, nodes: Sequence[Node], x: float, top: float) -> Drawn:
+        """The row with its upper left corner at (x, top)."""
+        drawn = Drawn()
+        for node in nodes:
+            drawn.boxes.append(Box(x, top, node.width, self.height, "node", _node_name(self.topology, node)))
+            head = self._place(x + PADDING, node.width - 2 * PADDING, top, PADDING, HEAD)
+            self._head(drawn, node, head)
+            for bridge in at_level(node.branch, LinkLevel.PHB):
+                start = x + PADDING + node.branch.gpus.index(bridge.gpus[0]) * (WIDTH + GAP)
+                self._branch(drawn, bridge, start, top, head)
+            x += node.width + BETWEEN
+        for one, other, left, right in zip(nodes, nodes[1:], drawn.heads, drawn.heads[1:], strict=False):
+            y = left.y + HEAD / 2
+            drawn.wires.append(Wire(((left.right, y), (right.x, y)), "pcie", 2.5))
+            drawn.labels += tag(between(self.topology, one, other), (left.right + right.x) / 2, y)
+        return drawn
+
+    def _place(self, x: float, width: float, top: float, offset: float, height: float) -> Box:
+        """A box `offset` pixels from the CPUs' side of the row."""
+        y = top + self.height - offset - height if self.upside_down else top + offset
+        return Box(x, y, width, height, "")
+
+    def _head(self, drawn: Drawn, node: Node, head: Box) -> None:
+        drawn.heads.append(head)
+        drawn.boxes.append(Box(head.x, head.y, head.width, head.height, "node head"))
+        base = head.y + HEAD / 2 + 4.5
+        right = head.right - 8
+        if len(node.branch.gpus) > 1 and node.branch.meets:
+            shapes = tag(node.branch.meets, 0, 0)
+            width = shapes[0].width if isinstance(shapes[0], Box) else 0.0
+            drawn.labels += tag(node.branch.meets, right - width / 2, head.y + HEAD / 2)
+            right -= width + 8
+        name = _node_name(self.topology, node)
+        title = Label(head.x + 10, base, shorten(name, right - head.x - 10, 12.5, bold=True), 12.5, bold=True)
+        drawn.labels.append(title)
+        cpus = shorten(cpu_text(self.topology, node.branch.gpus), right - title.right - 10, _TEXT)
+        if len(cpus) > len("CPUs 0…"):
+            drawn.labels.append(Label(title.right + 10, base, cpus, _TEXT, "quiet"))
+
+    def _branch(self, drawn: Drawn, branch: Branch, x: float, top: float, parent: Box) -> None:
+        """A branch whose first card begins at x, hung on `parent`."""
+        if self._is_bar(branch):
+            offset = PADDING + HEAD + STEP + self.levels.index(branch.level) * (BAR + STEP)
+            width = len(branch.gpus) * (WIDTH + GAP) - GAP
+            place = self._place(x, width, top, offset, BAR)
+            self._hang(drawn, place, parent)
+            self._bar(drawn, branch, place)
+            parent = place
+        for part in branch.parts:
+            self._branch(drawn, part, x, top, parent)
+            x += len(part.gpus) * (WIDTH + GAP)
+        if branch.parts:
+            return
+        for index in branch.gpus:
+            offset = self.height - PADDING - self.card_height
+            card = self._place(x, WIDTH, top, offset, self.card_height)
+            drawn.cards[index] = card
+            self._hang(drawn, card, parent)
+            x += WIDTH + GAP
+
+    def _is_bar(self, branch: Branch) -> bool:
+        if branch.level is LinkLevel.PHB:
+            return bool(self.levels) and not self.placeless.issuperset(branch.gpus)
+        return branch.level in self.levels and bool(branch.meets)
+
+    def _hang(self, drawn: Drawn, child: Box, parent: Box) -> None:
+        ends = (parent.y, child.bottom) if self.upside_down else (parent.bottom, child.y)
+        drawn.wires.append(Wire(((child.middle, ends[0]), (child.middle, ends[1])), "pcie", 1.8))
+
+    def _bar(self, drawn: Drawn, branch: Branch, place: Box) -> None:
+        style = "bridge" if branch.level is LinkLevel.PHB else "switch"
+        drawn.boxes.append(Box(place.x, place.y, place.width, place.height, style, _NAMES[branch.level]))
+        name, base = _NAMES[branch.level], place.y + BAR / 2 + 4
+        width = text_width(name, _TEXT)
+        if not branch.meets:
+            drawn.labels.append(Label(place.middle, base, name, _TEXT, "quiet", "middle"))
+            return
+        shapes = tag(branch.meets, 0, 0)
+        room = width + 8 + (shapes[0].width if isinstance(shapes[0], Box) else 0.0)
+        left = place.middle - room / 2
+        drawn.labels.append(Label(left, base, name, _TEXT, "quiet"))
+        drawn.labels += tag(branch.meets, left + room - (room - width - 8) / 2, place.y + BAR / 2)
+
+
+def between(topology: Topology, one: Node, other: Node) -> tuple[Link, ...]:
+    """The links from the GPUs of one node to those of another."""
+    return tuple(topology.link(a, b) for a in one.branch.gpus for b in other.branch.gpus)
+
+
+def tag(links: Sequence[Link], x: float, y: float) -> list[Shape]:
+    """nvidia-smi's word for the paths that meet here, as a coloured tag around (x, y); a star: without peer access."""
+    levels = [level for level in LinkLevel if any(pcie_path(link) is level for link in links)]
+    text = "/".join(level.value for level in levels) or "?"
+    text += "*" if any(without_peers(link) for link in links) else ""
+    width = text_width(text, _TAG, bold=True) + 10
+    style = f"tag {levels[-1].value}" if levels else "tag"
+    return [
+        Box(x - width / 2, y - 8, width, 16, style),
+        Label(x, y + 3.6, text, _TAG, "badge text", "middle", bold=True),
+    ]
+
+
+def without_peers(link: Link) -> bool:
+    """Whether the driver says that peer access over this pair's PCIe path does not work."""
+    return link.level is not LinkLevel.NV and link.p2p not in (None, "ok")
+
+
+def cpu_text(topology: Topology, gpus: Sequence[int]) -> str:
+    """ "CPUs 0-19,40-59" where the driver names the same CPUs for all of them, else ""."""
+    known = {getattr(topology.gpu(index), "cpu_affinity", None) for index in gpus} - {None}
+    return f"CPUs {known.pop()}" if len(known) == 1 else ""
+
+
+def _node_name(topology: Topology, node: Node) -> str:
+    gpus = [topology.gpu(index) for index in node.branch.gpus]
+    known = sorted({gpu.numa_node for gpu in gpus if gpu.numa_node is not None})
+    suffix = f" ({node.part})" if node.part else ""
+    if not known:
+        return ("not reachable" if all(map(_failed, gpus)) else "CPU") + suffix
+    return f"NUMA node{'s' if len(known) > 1 else ''} {', '.join(map(str, known))}{suffix}"
+
+
+def _failed(gpu: Gpu) -> bool:
+    return gpu.error is not None

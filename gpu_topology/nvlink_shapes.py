@@ -1,0 +1,82 @@
+"""The NVLinks of a picture as shapes: lines as thick as they are fast, the bar of an NVSwitch, a label for each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from gpu_topology.numa_boxes import PADDING
+from gpu_topology.nvlink_wires import Channel, Run, Switched, speed
+from gpu_topology.shapes import Box, Label, Point, Shape, Wire, text_width
+from gpu_topology.topology import Topology
+
+Places = Mapping[int, Box]
+
+
+def thickness(gb_s: float) -> float:
+    """The pixels of a line for a speed: its square root, so that NV1 and NV18 can stand in one picture."""
+    return max(1.5, 0.6 * math.sqrt(gb_s))
+
+
+def nvlink_shapes(
+    topology: Topology, channel: Channel, places: Places, upper: Places, chosen: set[int]
+) -> tuple[list[Shape], list[Shape]]:
+    """The lines, faint ones first, and the bars and labels that go on top of them.
+
+    `places` are the cards of both rows, `upper` those of the first; links between two `chosen` GPUs stand out.
+    """
+    lines: list[tuple[bool, list[Shape]]] = []
+    names: list[Shape] = []
+    for switch, y in channel.switched:
+        lines += _drops(topology, switch, y, places, upper, chosen)
+        names += _bar(topology, switch, y, places, bool(set(switch.gpus) & chosen))
+    for run in channel.runs:
+        link, rate = run.link, speed(topology, run.link)
+        works, lively = link.p2p in (None, "ok"), {link.a, link.b} <= chosen
+        kind = ("" if lively else " idle") if works else " bad"
+        name = f"GPU {link.a} to GPU {link.b}: {link.label}, {rate:g} GB/s"
+        line = Wire(_points(run, places, upper), f"nvlink{kind}", thickness(rate), name)
+        # A gap around what passes over another line shows that the two do not meet.
+        gap = Wire(_points(run, places, upper, PADDING + 1.5), "gap", thickness(rate) + 5)
+        lines.append((lively, [gap, line]))
+        names += _pill(link.label, run.label, f"pill{kind}")
+    return [shape for _, shapes in sorted(lines, key=lambda line: line[0]) for shape in shapes], names
+
+
+def _drops(
+    topology: Topology, switch: Switched, y: float, places: Places, upper: Places, chosen: set[int]
+) -> list[tuple[bool, list[Shape]]]:
+    width = thickness(speed(topology, switch.link))
+    drops: list[tuple[bool, list[Shape]]] = []
+    for index in switch.gpus:
+        card, lively = places[index], index in chosen
+        ends = ((card.middle, card.bottom if index in upper else card.y), (card.middle, y))
+        name = f"GPU {index} to NVSwitch: {switch.link.label}"
+        drops.append((lively, [Wire(ends, "nvlink" if lively else "nvlink idle", width, name)]))
+    return drops
+
+
+def _bar(topology: Topology, switch: Switched, y: float, places: Places, lively: bool) -> list[Shape]:
+    cards = [places[index] for index in switch.gpus]
+    left, right = min(card.x for card in cards), max(card.right for card in cards)
+    text = f"NVSwitch: {switch.link.label}, {speed(topology, switch.link):g} GB/s each way"
+    return [
+        Box(left, y - 15, right - left, 30, "nvswitch" if lively else "nvswitch idle", "NVSwitch"),
+        Label((left + right) / 2, y + 4.5, text, 12.5, "badge text", "middle", bold=True),
+    ]
+
+
+def _points(run: Run, places: Places, upper: Places, inset: float = 0.0) -> tuple[Point, ...]:
+    """From card to card, or from `inset` pixels away from each."""
+    ends = (run.link.a, run.link.b)
+    (start, end) = (places[index].bottom + inset if index in upper else places[index].y - inset for index in ends)
+    (a, b) = run.ports
+    return ((a, start), (b, end)) if run.lane is None else ((a, start), (a, run.lane), (b, run.lane), (b, end))
+
+
+def _pill(text: str, at: Point, style: str) -> Sequence[Shape]:
+    width = text_width(text, 10.5, bold=True) + 10
+    return [
+        Box(at[0] - width / 2, at[1] - 8.5, width, 17, style),
+        Label(at[0], at[1] + 3.8, text, 10.5, "good" if style == "pill" else "quiet", "middle", bold=True),
+    ]
