@@ -7,7 +7,7 @@ import sys
 from typing import NoReturn
 
 from launcher import __version__
-from launcher.values import OptionError, device_list, endpoint, memory, node_range, one_of, path, whole
+from launcher.values import OptionError, device_list, endpoint, host_name, memory, node_range, one_of, path, whole
 
 __all__ = ["Parser", "make_parser"]
 
@@ -133,7 +133,12 @@ def _run_options(parser: Parser) -> list[argparse.Action]:
 def _node_options(parser: Parser) -> list[argparse.Action]:
     add = parser.add_argument_group("Several nodes (run the same command on each)").add_argument
     return [
-        add("--nnodes", metavar="N|MIN:MAX", type=node_range, help="number of nodes, or least and most [1]"),
+        add(
+            "--nnodes",
+            metavar="N|MIN:MAX",
+            type=node_range,
+            help="number of nodes, or least and most [what Slurm, mpirun or Kubernetes says; else 1]",
+        ),
         add(
             "--node-rank",
             metavar="R",
@@ -141,4 +146,18 @@ def _node_options(parser: Parser) -> list[argparse.Action]:
             help="0 on the node of the rendezvous endpoint [found out by its address]",
         ),
         add("--rdzv-endpoint", metavar="HOST:PORT", type=endpoint, help="where the nodes meet: an address of node 0"),
+        add("--rdzv-id", metavar="NAME", type=path("--rdzv-id"), help="name of the run, the same on each node"),
+        add(
+            "--rdzv-timeout",
+            metavar="SECONDS",
+            type=whole("--rdzv-timeout", 1, 604_800),
+            help="how long to wait for the other nodes [600]",
+        ),
+        add("--master-addr", metavar="HOST", type=host_name, help="the endpoint in another way, with --master-port"),
+        add(
+            "--master-port",
+            metavar="PORT",
+            type=whole("--master-port", 1, 65_535),
+            help="with --master-addr [29500]",
+        ),
     ]

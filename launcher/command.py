@@ -7,14 +7,14 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from launcher.cluster import Cluster
 from launcher.options import Program
 
 __all__ = [
     "LOOPBACK",
-    "RUN_ID",
     "Job",
     "escape_macros",
     "rendezvous_config",
@@ -25,36 +25,25 @@ __all__ = [
 ]
 
 LOOPBACK = "127.0.0.1"
-# Every node must name the same run; runs on one endpoint are told apart by its port.
-RUN_ID = "ddp-launch"
 TRAINER = Path(__file__).resolve().parent.parent / "ddp_train" / "main.py"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What the elastic agent is given. `worker`: argv of every rank; `nnodes`: (least, most); `grace` in seconds.
+    """What the elastic agent is given. `worker`: argv of every rank; `grace` in seconds.
 
     `environment`: variables to set for the ranks, beyond those that are set already; `virtual_local_rank`: each rank
-    sees one device of CUDA_VISIBLE_DEVICES and has LOCAL_RANK=0, since CUDA shows a process one MIG slice at most;
-    `bind_address`: with several nodes, the numeric address at which this one listens and is reached.
+    sees one device of CUDA_VISIBLE_DEVICES and has LOCAL_RANK=0, since CUDA shows a process one MIG slice at most.
     """
 
     worker: tuple[str, ...]
     nproc_per_node: int
     environment: tuple[tuple[str, str], ...] = ()
-    nnodes: tuple[int, int] = (1, 1)
-    node_rank: int | None = None
-    rdzv_endpoint: str | None = None
+    cluster: Cluster = field(default_factory=Cluster)
     max_restarts: int = 0
     grace: int = 30
     tee: bool = False
     virtual_local_rank: bool = False
-    bind_address: str | None = None
-
-    @property
-    def one_node(self) -> bool:
-        """Whether nothing but this machine takes part."""
-        return self.nnodes[1] == 1 and self.rdzv_endpoint is None
 
 
 def worker_argv(program: Program) -> tuple[str, ...]:
@@ -74,14 +63,11 @@ def worker_argv(program: Program) -> tuple[str, ...]:
 def torchrun(job: Job, program: Program) -> tuple[str, ...]:
     """The torchrun command that does what the launcher would do."""
     options = [f"--nproc-per-node={job.nproc_per_node}"]
-    if job.one_node:
+    if job.cluster.one_node:
         # The host name of a laptop or container often does not resolve; the loopback address always works.
         options += ["--standalone", f"--local-addr={LOOPBACK}"]
     else:
-        least, most = job.nnodes
-        options += [f"--nnodes={least}" if least == most else f"--nnodes={least}:{most}", "--rdzv-backend=c10d"]
-        options += [f"--rdzv-endpoint={job.rdzv_endpoint}", f"--rdzv-id={RUN_ID}"]
-        options += [f"--rdzv-conf={name}={int(value)}" for name, value in rendezvous_config(job).items()]
+        options += _several_nodes(job.cluster)
     if job.max_restarts:
         options.append(f"--max-restarts={job.max_restarts}")
     if job.virtual_local_rank:
@@ -104,9 +90,24 @@ def torchrun_environment(job: Job) -> tuple[tuple[str, str], ...]:
     return (*job.environment, *fresh_store)
 
 
-def rendezvous_config(job: Job) -> dict[str, bool]:
-    """Options of torch's c10d rendezvous: the node with rank 0 hosts the store, where the user says who that is."""
-    return {} if job.node_rank is None else {"is_host": job.node_rank == 0}
+def _several_nodes(cluster: Cluster) -> list[str]:
+    least, most = cluster.nnodes
+    options = [f"--nnodes={least}" if least == most else f"--nnodes={least}:{most}"]
+    if cluster.node_rank is not None:
+        options.append(f"--node-rank={cluster.node_rank}")
+    config = ",".join(f"{name}={int(value)}" for name, value in rendezvous_config(cluster).items())
+    options += ["--rdzv-backend=c10d", f"--rdzv-endpoint={cluster.endpoint}", f"--rdzv-id={cluster.run_id}"]
+    options.append(f"--rdzv-conf={config}")
+    return options if cluster.address is None else [*options, f"--local-addr={cluster.address}"]
+
+
+def rendezvous_config(cluster: Cluster) -> dict[str, int]:
+    """Options of torch's c10d rendezvous; seconds."""
+    config = {"join_timeout": cluster.rdzv_timeout_s}
+    hosts = cluster.hosts_store
+    if hosts is None and cluster.node_rank is not None:
+        hosts = cluster.node_rank == 0
+    return config if hosts is None else {"is_host": int(hosts), **config}
 
 
 def escape_macros(args: Iterable[str]) -> list[str]:

@@ -27,7 +27,7 @@ from torch.distributed.elastic.rendezvous import RendezvousParameters
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
 from launcher import rendezvous
-from launcher.command import LOOPBACK, RUN_ID, Job, escape_macros, rendezvous_config
+from launcher.command import LOOPBACK, Job, escape_macros, rendezvous_config
 from launcher.failures import Attempt, Failure, Outcome, exit_status, status_of
 from launcher.interrupts import Interrupts
 from launcher.logs import SIGNALS_VARIABLE, RankLogs
@@ -80,13 +80,13 @@ def _spec(job: Job) -> WorkerSpec:
 
 def _rendezvous(job: Job) -> RendezvousParameters:
     rendezvous.register()
-    least, most = job.nnodes
-    if job.one_node:
+    cluster = job.cluster
+    if cluster.one_node:
         # An own name for each run: what ranks of two runs make in shared folders or memory is told apart by it.
         return RendezvousParameters(rendezvous.ONE_NODE, LOOPBACK, uuid.uuid4().hex, 1, 1, LOOPBACK)
-    backend = "c10d" if job.bind_address is None else rendezvous.SEVERAL_NODES
-    endpoint, config = job.rdzv_endpoint or "", rendezvous_config(job)
-    return RendezvousParameters(backend, endpoint, RUN_ID, least, most, job.bind_address, **config)
+    backend = "c10d" if cluster.address is None else rendezvous.SEVERAL_NODES
+    endpoint, config = cluster.endpoint or "", rendezvous_config(cluster)
+    return RendezvousParameters(backend, endpoint, cluster.run_id, *cluster.nnodes, cluster.address, **config)
 
 
 def _now_ms() -> float:

@@ -37,7 +37,7 @@ def prepare(plan: LaunchPlan, options: LaunchOptions) -> tuple[LaunchPlan, Folde
 
     Errors: OptionError or UserError where a folder cannot be made.
     """
-    first_node = options.node_rank in (None, 0)
+    first_node = plan.cluster.node_rank in (None, 0)
     run_folder: Path | None = None
     if plan.training is not None:
         config = plan.training.config

@@ -28,7 +28,10 @@ class Program:
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchOptions:
-    """The launcher's own options, checked. None: not given. `min_memory` in bytes, `grace` in seconds."""
+    """The launcher's own options, checked; None: not given.
+
+    `min_memory` in bytes; `grace` and `rdzv_timeout` in seconds.
+    """
 
     program: Program
     cpu: bool = False
@@ -43,9 +46,13 @@ class LaunchOptions:
     doctor: bool = False
     json: bool = False
     preflight: bool | None = None
-    nnodes: tuple[int, int] = (1, 1)
+    nnodes: tuple[int, int] | None = None
     node_rank: int | None = None
     rdzv_endpoint: str | None = None
+    rdzv_id: str | None = None
+    rdzv_timeout: int | None = None
+    master_addr: str | None = None
+    master_port: int | None = None
     max_restarts: int = 0
     grace: int = 30
     log_dir: str | None = None
@@ -81,10 +88,13 @@ def _check(options: LaunchOptions) -> None:
         ),
         (options.dry_run and options.doctor, "--dry-run and --doctor exclude each other: give one"),
         (options.cpu and bool(options.gpus), "--cpu and --gpus exclude each other: give one"),
-        (options.nnodes[1] > 1 and options.rdzv_endpoint is None, "--nnodes above 1 needs --rdzv-endpoint HOST:PORT"),
         (
-            options.node_rank is not None and options.node_rank >= options.nnodes[1],
-            "--node-rank must be below --nnodes",
+            options.rdzv_endpoint is not None and options.master_addr is not None,
+            "--rdzv-endpoint and --master-addr name the same thing: give one",
+        ),
+        (
+            options.master_port is not None and options.master_addr is None,
+            "--master-port belongs to --master-addr, which is not given",
         ),
     )
     for wrong, message in conflicts:

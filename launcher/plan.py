@@ -17,6 +17,7 @@ from gpu_topology.nccl import environment as environment_for
 from gpu_topology.selection import Excluded, Selection, SelectionRequest, select
 from gpu_topology.topology import Topology
 from gpu_topology.verify_cache import Verdict
+from launcher.cluster import Cluster, find_cluster
 from launcher.command import Job, shell_line, torchrun, torchrun_environment, worker_argv
 from launcher.options import LaunchOptions, Program
 from launcher.training import Training, plan_training
@@ -29,7 +30,7 @@ LOOPBACK_INTERFACE = "lo"
 
 @dataclass(frozen=True)
 class LaunchPlan:
-    """All that a run is going to be. `nnodes`: (least, most); `training`: None for a user's own program.
+    """All that a run is going to be. `training`: None for a user's own program.
 
     `verdict`: what a check of these GPUs has found, None without one; `doubt`: why they should be checked, None where
     they were, or where nothing is in doubt.
@@ -40,7 +41,7 @@ class LaunchPlan:
     selection: Selection
     environment: tuple[Setting, ...]
     nproc_per_node: int
-    nnodes: tuple[int, int]
+    cluster: Cluster
     backend: Literal["nccl", "gloo"]
     program: Program
     job: Job
@@ -58,27 +59,37 @@ def make_plan(
     host: Host,
     environ: Mapping[str, str],
     recall: Callable[[Topology, Sequence[str]], Verdict | None] = lambda topology, uuids: None,
+    cluster: Cluster | None = None,
 ) -> LaunchPlan:
     """The plan for these facts. `environ`: the user's environment, whose values are kept.
 
-    `recall` gives the verdict of `gpu_topology verify` on the selected GPUs, where there is one.
+    `recall` gives the verdict of `gpu_topology verify` on the selected GPUs, where there is one. `cluster`: the nodes,
+    where the network has been asked about them already.
 
-    Errors: TopologyError (GPUs that cannot be had), ddp_train's UserError (options of the trainer).
+    Errors: TopologyError (GPUs that cannot be had), OptionError (nodes that cannot meet), ddp_train's UserError
+    (options of the trainer).
     """
+    cluster = find_cluster(options, environ) if cluster is None else cluster
     training = plan_training(options.program)
     wants_cpu = "--cpu" if options.cpu else training.wants_cpu if training else None
     selection = _cpu_selection(topology, options, wants_cpu) if wants_cpu else _select(topology, options, environ)
     ranks = _ranks(selection, options, host)
-    one_node = options.nnodes[1] == 1 and options.rdzv_endpoint is None
-    interface = LOOPBACK_INTERFACE if one_node else None
+    interface = LOOPBACK_INTERFACE if cluster.one_node else cluster.interface
     verdict = recall(topology, selection.uuids)
     settings = environment_for(
-        topology, selection, host, ranks=ranks, environ=environ, interface=interface, verdict=verdict
+        topology,
+        selection,
+        host,
+        ranks=ranks,
+        environ=environ,
+        interface=interface,
+        nodes=cluster.nnodes[1],
+        verdict=verdict,
     )
     if training is not None:
-        training = training.decided(topology, selection, host, ranks=ranks, nodes=options.nnodes[0])
+        training = training.decided(topology, selection, host, ranks=ranks, nodes=cluster.nnodes[0])
     program = training.program if training else options.program
-    job = _job(options, program, selection, ranks, settings)
+    job = _job(options, cluster, program, selection, ranks, settings)
     command = torchrun(job, program)
     return LaunchPlan(
         topology=topology,
@@ -86,7 +97,7 @@ def make_plan(
         selection=selection,
         environment=settings,
         nproc_per_node=ranks,
-        nnodes=options.nnodes,
+        cluster=cluster,
         backend="nccl" if selection.indices else "gloo",
         program=program,
         job=job,
@@ -97,6 +108,7 @@ def make_plan(
             # Why there is no GPU concerns nobody who asked for the CPU.
             *(() if wants_cpu else topology.warnings),
             *selection.warnings,
+            *cluster.warnings,
             *_warnings(options, selection, host, ranks),
             *notes(topology, selection, host),
         ),
@@ -132,15 +144,18 @@ def _ranks(selection: Selection, options: LaunchOptions, host: Host) -> int:
 
 
 def _job(
-    options: LaunchOptions, program: Program, selection: Selection, ranks: int, settings: Iterable[Setting]
+    options: LaunchOptions,
+    cluster: Cluster,
+    program: Program,
+    selection: Selection,
+    ranks: int,
+    settings: Iterable[Setting],
 ) -> Job:
     return Job(
         worker=worker_argv(program),
         nproc_per_node=ranks,
         environment=tuple((setting.name, setting.value) for setting in settings if not setting.kept),
-        nnodes=options.nnodes,
-        node_rank=options.node_rank,
-        rdzv_endpoint=options.rdzv_endpoint,
+        cluster=cluster,
         max_restarts=options.max_restarts,
         grace=options.grace,
         tee=options.tee,

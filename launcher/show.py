@@ -14,6 +14,7 @@ from rich.text import Text
 
 from gpu_topology.report import selection_json
 from gpu_topology.topology import Gpu
+from launcher.cluster import Cluster
 from launcher.plan import LaunchPlan
 
 __all__ = ["show_compact", "show_full", "to_json"]
@@ -23,7 +24,7 @@ GIB = 2**30
 
 def to_json(plan: LaunchPlan) -> dict[str, Any]:
     """The plan as plain data: the keys that `--dry-run --json` prints."""
-    least, most = plan.nnodes
+    least, most = plan.cluster.nnodes
     training: dict[str, Any] | None = None
     if plan.training is not None:
         training = {s.name: s.value for s in plan.training.settings}
@@ -37,7 +38,22 @@ def to_json(plan: LaunchPlan) -> dict[str, Any]:
         "command": list(plan.command),
         "shell": plan.shell,
         "training": training,
+        "node_rank": plan.cluster.node_rank,
+        "rdzv_endpoint": plan.cluster.endpoint,
+        "cluster": _cluster_json(plan.cluster),
         "warnings": list(plan.warnings),
+    }
+
+
+def _cluster_json(cluster: Cluster) -> dict[str, Any]:
+    return {
+        "source": cluster.source,
+        "run_id": cluster.run_id,
+        "rdzv_timeout": cluster.rdzv_timeout_s,
+        "node_names": list(cluster.names),
+        "interface": cluster.interface,
+        "address": cluster.address,
+        "hosts_store": cluster.hosts_store,
     }
 
 
@@ -112,7 +128,7 @@ def _short(gpu: Gpu) -> str:
 
 def _run(plan: LaunchPlan) -> Text:
     ranks = f"{plan.nproc_per_node} rank{'s' * (plan.nproc_per_node != 1)}"
-    least, most = plan.nnodes
+    least, most = plan.cluster.nnodes
     nodes = "" if most == 1 else f" on each of {least if least == most else f'{least} to {most}'} nodes"
     restarts = f", up to {plan.job.max_restarts} restarts" if plan.job.max_restarts else ""
     words = ("trainer", *plan.training.given) if plan.training else (plan.program.name, *plan.program.args)

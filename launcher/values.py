@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-__all__ = ["OptionError", "device_list", "endpoint", "memory", "node_range", "one_of", "path", "whole"]
+__all__ = ["OptionError", "device_list", "endpoint", "host_name", "memory", "node_range", "one_of", "path", "whole"]
 
 LARGEST_NODES = 100_000
 UNITS = {"": 10**9, "gb": 10**9, "g": 10**9, "gib": 2**30, "mb": 10**6, "m": 10**6, "mib": 2**20}
@@ -89,3 +89,10 @@ def endpoint(text: str) -> str:
     if found and 0 < int(found[2]) < 65536:
         return text
     raise OptionError(f"--rdzv-endpoint {text!r}: expected HOST:PORT with a port from 1 to 65535")
+
+
+def host_name(text: str) -> str:
+    """A host name or address of `--master-addr`; brackets around an IPv6 address are taken off."""
+    if re.fullmatch(r"\[[0-9a-fA-F:.%]+\]|[^\s\[\]/]+", text):
+        return text.strip("[]")
+    raise OptionError(f"--master-addr {text!r}: expected a host name or an address")

@@ -20,6 +20,9 @@ KEYS = {
     "command",
     "shell",
     "training",
+    "node_rank",
+    "rdzv_endpoint",
+    "cluster",
     "warnings",
 }
 

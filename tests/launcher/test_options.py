@@ -32,7 +32,7 @@ def test_program(argv: list[str], program: Program) -> None:
 
 def test_every_option_arrives() -> None:
     devices = "--gpus 0,GPU-1a --nproc_per_node=2 --policy fastest --exclude 3 --allow-busy --min-memory 20GB"
-    nodes = "--nnodes 2:4 --node-rank 1 --rdzv-endpoint h:29500"
+    nodes = "--nnodes 2:4 --node-rank 1 --rdzv-endpoint h:29500 --rdzv-id x --rdzv-timeout 9"
     rest = "--dry-run --json --topology f --max-restarts 3 --grace 5 --log-dir d --tee a.py"
     assert parse([*devices.split(), *nodes.split(), *rest.split()]) == LaunchOptions(
         program=Program("script", "a.py", ()),
@@ -48,6 +48,8 @@ def test_every_option_arrives() -> None:
         nnodes=(2, 4),
         node_rank=1,
         rdzv_endpoint="h:29500",
+        rdzv_id="x",
+        rdzv_timeout=9,
         max_restarts=3,
         grace=5,
         log_dir="d",
@@ -68,7 +70,7 @@ def test_memory(text: str, size: int) -> None:
     assert parse(["--min-memory", text]).min_memory == size
 
 
-WHOLE_NUMBERS = ("--nproc", "--max-restarts", "--node-rank", "--grace", "--nnodes")
+WHOLE_NUMBERS = ("--nproc", "--max-restarts", "--node-rank", "--grace", "--nnodes", "--rdzv-timeout", "--master-port")
 NO_NUMBERS = ("-1", "nan", "inf", "1e308", str(2**63), "", "1.5", "x", "9" * 5000)
 
 
@@ -98,8 +100,9 @@ def test_numbers_out_of_range(option: str, value: str) -> None:
         (["--log-dir", ""], "--log-dir ''"),
         (["--rdzv-endpoint", "host"], "HOST:PORT"),
         (["--rdzv-endpoint", "host:0"], "HOST:PORT"),
-        (["--nnodes", "2"], "--rdzv-endpoint"),
-        (["--nnodes", "2", "--rdzv-endpoint", "h:1", "--node-rank", "2"], "--node-rank"),
+        (["--rdzv-endpoint", "h:1", "--master-addr", "h"], "give one"),
+        (["--master-port", "1"], "--master-addr"),
+        (["--master-addr", "a b"], "--master-addr 'a b'"),
         (["--topology", "f"], "--dry-run"),
         (["--json"], "--dry-run"),
         (["--cpu", "--gpus", "0"], "exclude each other"),

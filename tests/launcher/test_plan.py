@@ -68,7 +68,7 @@ def values(made: LaunchPlan) -> dict[str, str]:
 def test_largest_group_of_like_gpus() -> None:
     made = plan("--auto", "a.py")
     assert made.selection.indices == (1, 2, 3)
-    assert (made.backend, made.nproc_per_node, made.nnodes) == ("nccl", 3, (1, 1))
+    assert (made.backend, made.nproc_per_node, made.cluster.nnodes) == ("nccl", 3, (1, 1))
     assert values(made)["CUDA_VISIBLE_DEVICES"] == "1,2,3"
     assert values(made)["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
     assert values(made)["OMP_NUM_THREADS"] == "2"

@@ -1,0 +1,1 @@
+"""How this node reaches the endpoint of a rendezvous."""
