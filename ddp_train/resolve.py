@@ -61,4 +61,4 @@ def set_threads(ranks: Ranks, device: torch.device) -> None:
     wanted = os.environ.get("OMP_NUM_THREADS")
     filler = wanted == "1" and "TORCHELASTIC_RUN_ID" in os.environ and "DDP_LAUNCH" not in os.environ
     if device.type == "cpu" and (wanted is None or filler):
-        torch.set_num_threads(max(1, read_host().usable_cpus // ranks.local_world_size))
+        torch.set_num_threads(read_host().threads(ranks.local_world_size))

@@ -173,7 +173,9 @@ def _env(arguments: argparse.Namespace) -> None:
     for warning in selection.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     ranks = arguments.ranks or len(selection.indices) or 1
-    settings = nccl.environment(answers.topology, selection, read_host(), ranks=ranks, environ=answers.environ)
+    settings = nccl.environment(
+        answers.topology, selection, read_host(), ranks=ranks, environ=answers.environ, verdict=answers.verdict
+    )
     print(shells.as_text(settings, arguments.shell))
 
 

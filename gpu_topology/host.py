@@ -7,29 +7,30 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from gpu_topology import surroundings, sysfs
+from gpu_topology.cpus import NumaNode, read_cpus
+from gpu_topology.nccl_conf import ConfiguredVariable, read_nccl_conf
 
-@dataclass(frozen=True, slots=True)
-class ConfiguredVariable:
-    """A variable that one of NCCL's own configuration files sets, and the file."""
-
-    name: str
-    value: str
-    file: str
+__all__ = ["ConfiguredVariable", "Host", "NumaNode", "read_host"]
 
 
 @dataclass(frozen=True, slots=True)
 class Host:
     """Memory in bytes. `usable_cpus` counts logical CPUs within affinity and cgroup quota; at least 1.
 
+    usable_cores     the same in physical cores, None where the kernel does not tell hyperthreads apart
+    usable_nodes     the NUMA nodes with a CPU that this process may use
+    cpu_vendor       "GenuineIntel", "AuthenticAMD"; None where the CPU has no such word (Arm)
     iommu            names in /sys/class/iommu; empty when the kernel uses none, or shows none
-    iommu_types      the distinct types of IOMMU groups ("DMA", "DMA-FQ" translate, "identity" does not)
+    iommu_types      the distinct types of the GPUs' IOMMU groups ("DMA", "DMA-FQ" translate, "identity" does not)
     virtual_machine  the hypervisor's name, None on bare metal
-    container        the container's kind, None outside of one
+    container        the container's kind ("docker", "kubernetes", ...), None outside of one
     nccl_conf        what NCCL's configuration files set
-    numactl          whether the program is on PATH
+    numactl          whether the program is on PATH; `numa_policy`: whether the kernel lets it work, None unknown
     """
 
     hostname: str
@@ -51,54 +52,57 @@ class Host:
     container: str | None = None
     nccl_conf: tuple[ConfiguredVariable, ...] = ()
     numactl: bool = False
+    numa_policy: bool | None = None
+    cpu_vendor: str | None = None
+    usable_cores: int | None = None
+    usable_nodes: tuple[NumaNode, ...] = ()
+
+    def threads(self, ranks: int) -> int:
+        """Threads for each of `ranks` processes: its share of the physical cores, where they are known; at least 1."""
+        return max(1, (self.usable_cores or self.usable_cpus) // ranks)
 
 
-def read_host(root: Path = Path("/")) -> Host:
+def read_host(root: Path = Path("/"), environ: Mapping[str, str] = os.environ) -> Host:
     """Read the host. Never raises for a missing file: containers hide many of them."""
     groups = _cgroups(root)
+    cpus = read_cpus(root, groups)
     total, available = _memory(root, groups)
     shm_total, shm_free = _shm(root / "dev/shm")
-    flags, name = _cpu_info(root / "proc/cpuinfo")
+    cpu = _cpu_info(root / "proc/cpuinfo")
+    flags = frozenset((cpu.get("flags") or cpu.get("Features") or "").split())
+    iommu = surroundings.read_iommu(root)
+    numactl = surroundings.has_numactl(root, environ)
     return Host(
         hostname=socket.gethostname(),
-        usable_cpus=_usable_cpus(groups),
-        physical_cores=_physical_cores(root / "sys/devices/system/cpu"),
-        numa_nodes=max(1, len(list((root / "sys/devices/system/node").glob("node[0-9]*")))),
+        usable_cpus=cpus.usable,
+        physical_cores=cpus.physical_cores,
+        numa_nodes=cpus.nodes,
         memory_total=total,
         memory_available=available,
         shm_total=shm_total,
         shm_free=shm_free,
         interfaces=_interfaces(root / "sys/class/net"),
-        infiniband=_names(root / "sys/class/infiniband"),
+        infiniband=sysfs.entries(root / "sys/class/infiniband"),
         cpu_flags=flags,
-        cpu_name=name,
+        cpu_name=cpu.get("model name"),
         glibc=_is_glibc(),
+        iommu=iommu,
+        iommu_types=surroundings.read_iommu_types(root) if iommu else (),
+        virtual_machine=surroundings.read_virtual_machine(root, flags),
+        container=surroundings.read_container(root, environ),
+        nccl_conf=read_nccl_conf(root, environ),
+        numactl=numactl,
+        numa_policy=surroundings.numactl_works() if numactl else None,
+        cpu_vendor=cpu.get("vendor_id"),
+        usable_cores=cpus.usable_cores,
+        usable_nodes=cpus.usable_nodes,
     )
-
-
-def _text(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        return None
-
-
-def _number(path: Path) -> int | None:
-    text = _text(path)
-    return int(text) if text is not None and text.lstrip("-").isdecimal() else None
-
-
-def _names(folder: Path) -> tuple[str, ...]:
-    try:
-        return tuple(sorted(entry.name for entry in folder.iterdir()))
-    except OSError:
-        return ()
 
 
 def _cgroups(root: Path) -> tuple[Path, ...]:
     """The control-group folders that bind this process, from its own up to the mount: every level's limit counts."""
     folders: list[Path] = []
-    for line in (_text(root / "proc/self/cgroup") or "").splitlines():
+    for line in (sysfs.text(root / "proc/self/cgroup") or "").splitlines():
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
         if controllers and not {"cpu", "memory"} & set(controllers.split(",")):
@@ -110,45 +114,25 @@ def _cgroups(root: Path) -> tuple[Path, ...]:
     return tuple(folder for folder in dict.fromkeys(folders) if folder.is_dir())
 
 
-def _usable_cpus(groups: tuple[Path, ...]) -> int:
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quotas = [quota for quota in map(_cpu_quota, groups) if quota is not None]
-    return max(1, int(min([cpus, *quotas])))
-
-
-def _cpu_quota(group: Path) -> float | None:
-    """CPUs that a group's quota is worth: cpu.max of version 2, cpu.cfs_* of version 1."""
-    words = (_text(group / "cpu.max") or "").split()
-    if len(words) == 2 and words[0].isdecimal():
-        return int(words[0]) / int(words[1])
-    quota, period = _number(group / "cpu.cfs_quota_us"), _number(group / "cpu.cfs_period_us")
-    return quota / period if quota and period and quota > 0 else None
-
-
-def _physical_cores(cpus: Path) -> int:
-    cores = {_text(path) for path in cpus.glob("cpu[0-9]*/topology/thread_siblings_list")} - {None}
-    return len(cores) or os.cpu_count() or 1
-
-
 def _memory(root: Path, groups: tuple[Path, ...]) -> tuple[int, int]:
     """Total and available bytes; a cgroup limit lowers both."""
-    lines = (_text(root / "proc/meminfo") or "").splitlines()
+    lines = (sysfs.text(root / "proc/meminfo") or "").splitlines()
     kib = {words[0]: int(words[1]) for words in (line.replace(":", " ").split() for line in lines) if len(words) > 1}
     total = kib.get("MemTotal", 0) * 1024
     available = kib.get("MemAvailable", kib.get("MemFree", 0)) * 1024
     for group in groups:
-        limit = _number(group / "memory.max") or _number(group / "memory.limit_in_bytes")
+        limit = sysfs.number(group / "memory.max") or sysfs.number(group / "memory.limit_in_bytes")
         if limit is None or limit >= total:
             continue
         total = limit
-        used = _number(group / "memory.current") or _number(group / "memory.usage_in_bytes") or 0
+        used = sysfs.number(group / "memory.current") or sysfs.number(group / "memory.usage_in_bytes") or 0
         available = min(available, max(0, limit - used + _reclaimable(group)))
     return total, available
 
 
 def _reclaimable(group: Path) -> int:
     """Page cache that the group can drop: it counts as used and is free in effect."""
-    for line in (_text(group / "memory.stat") or "").splitlines():
+    for line in (sysfs.text(group / "memory.stat") or "").splitlines():
         name, _, value = line.partition(" ")
         if name in ("inactive_file", "total_inactive_file"):
             return int(value)
@@ -163,28 +147,24 @@ def _shm(folder: Path) -> tuple[int | None, int | None]:
     return status.f_frsize * status.f_blocks, status.f_frsize * status.f_bavail
 
 
-def _cpu_info(path: Path) -> tuple[frozenset[str], str | None]:
-    """Flags and model name of the first CPU; reading on is slow on machines with hundreds of them."""
-    flags: frozenset[str] = frozenset()
-    name = None
+def _cpu_info(path: Path) -> dict[str, str]:
+    """What is said of the first CPU; reading on is slow on machines with hundreds of them."""
+    found: dict[str, str] = {}
     try:
         with path.open(encoding="utf-8", errors="replace") as lines:
             for line in lines:
                 key, _, value = line.partition(":")
-                if key.strip() in ("flags", "Features"):
-                    flags = frozenset(value.split())
-                elif key.strip() == "model name":
-                    name = value.strip()
-                elif not key.strip() and flags:
+                if not key.strip() and found:
                     break
+                found[key.strip()] = value.strip()
     except OSError:
         pass
-    return flags, name
+    return found
 
 
 def _interfaces(folder: Path) -> tuple[str, ...]:
     """Network interfaces that are up, without loopback."""
-    states = {name: _text(folder / name / "operstate") for name in _names(folder) if name != "lo"}
+    states = {name: sysfs.text(folder / name / "operstate") for name in sysfs.entries(folder) if name != "lo"}
     return tuple(name for name, state in states.items() if state == "up")
 
 

@@ -10,10 +10,14 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from gpu_topology import snapshot
 from gpu_topology.selection import POLICIES, Selection, SelectionError, SelectionRequest, select
 from gpu_topology.topology import Topology
+
+if TYPE_CHECKING:
+    from gpu_topology.verify_cache import Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +28,15 @@ class Answers:
     request: SelectionRequest
     selection: Selection
     environ: Mapping[str, str]
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """What `verify` found on these GPUs; None where there is nothing to find, or it has not run."""
+        if len(self.selection.indices) < 2:
+            return None
+        from gpu_topology.verify_cache import recall
+
+        return recall(self.topology, self.selection.uuids)
 
 
 def add_source(parser: argparse.ArgumentParser) -> None:

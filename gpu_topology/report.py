@@ -14,6 +14,7 @@ from gpu_topology import nccl, snapshot
 from gpu_topology.grouping import Group
 from gpu_topology.host import Host, read_host
 from gpu_topology.nccl import Setting
+from gpu_topology.numa import choose_binding
 from gpu_topology.options import add_json, add_selection, add_source, answer
 from gpu_topology.selection import Selection, eligible, groups
 from gpu_topology.tables import (
@@ -31,6 +32,8 @@ from gpu_topology.topology import Topology
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
+
+    from gpu_topology.verify_cache import Verdict
 
 __all__ = [
     "add_arguments",
@@ -59,23 +62,29 @@ def run(arguments: argparse.Namespace) -> int:
     topology, request, selection = answers.topology, answers.request, answers.selection
     found = groups(topology, eligible(topology, request), request.policy)
     ranks = len(selection.indices) or 1
-    settings = nccl.environment(topology, selection, host, ranks=ranks, environ=answers.environ)
+    verdict = answers.verdict
+    settings = nccl.environment(topology, selection, host, ranks=ranks, environ=answers.environ, verdict=verdict)
     if arguments.json:
         import json
 
-        print(json.dumps(to_json(topology, host, selection, found, settings), indent=1))
+        print(json.dumps(to_json(topology, host, selection, found, settings, verdict), indent=1))
     else:
         from rich.console import Console
 
         console = Console(highlight=False)
         with console.capture() as page:  # rich would end the program with status 1 when the reader leaves early
-            render(console, topology, host, selection, found, settings)
+            render(console, topology, host, selection, found, settings, verdict)
         print(page.get(), end="")
     return 0
 
 
 def to_json(
-    topology: Topology, host: Host, selection: Selection, groups: Sequence[Group], settings: Sequence[Setting]
+    topology: Topology,
+    host: Host,
+    selection: Selection,
+    groups: Sequence[Group],
+    settings: Sequence[Setting],
+    verdict: Verdict | None = None,
 ) -> dict[str, object]:
     """The report as plain data: a snapshot's keys, then `groups`, `selection`, `environment`, `host`, `warnings`.
 
@@ -88,7 +97,7 @@ def to_json(
         "selection": selection_json(selection),
         "environment": [asdict(setting) for setting in settings],
         "host": {**asdict(host), "cpu_flags": sorted(host.cpu_flags)},
-        "warnings": list(all_warnings(topology, selection, host)),
+        "warnings": list(all_warnings(topology, selection, host, settings, verdict)),
     }
 
 
@@ -116,9 +125,21 @@ def _group_json(group: Group) -> dict[str, object]:
     }
 
 
-def all_warnings(topology: Topology, selection: Selection, host: Host) -> tuple[str, ...]:
+def all_warnings(
+    topology: Topology,
+    selection: Selection,
+    host: Host,
+    settings: Sequence[Setting] = (),
+    verdict: Verdict | None = None,
+) -> tuple[str, ...]:
     """Everything that the user should know: of the reading, of the choice, and of what is deliberately not set."""
-    return (*topology.warnings, *selection.warnings, *nccl.notes(topology, selection, host))
+    binding = choose_binding(topology, selection, host)
+    return (
+        *topology.warnings,
+        *selection.warnings,
+        *nccl.notes(topology, selection, host, settings=settings, verdict=verdict),
+        *([binding.reason] if binding else []),
+    )
 
 
 def render(
@@ -128,6 +149,7 @@ def render(
     selection: Selection,
     groups: Sequence[Group],
     settings: Sequence[Setting],
+    verdict: Verdict | None = None,
 ) -> None:
     """Print the whole report; a machine without a GPU gets its own screen."""
     if not topology.gpus:
@@ -145,8 +167,8 @@ def render(
     console.print(_heading("Selection"))
     console.print(_selection_line(selection))
     console.print(exclusion_table(topology, selection))
-    _render_environment(console, host, settings)
-    warnings = all_warnings(topology, selection, host)
+    _render_environment(console, host, settings, nccl.left_unset(topology, selection, host, settings))
+    warnings = all_warnings(topology, selection, host, settings, verdict)
     if warnings:
         console.print(_heading("Worth knowing"))
         console.print(bullets(warnings))
@@ -164,9 +186,13 @@ def _render_without_gpu(console: Console, topology: Topology, host: Host, settin
     _render_environment(console, host, settings)
 
 
-def _render_environment(console: Console, host: Host, settings: Sequence[Setting]) -> None:
+def _render_environment(
+    console: Console, host: Host, settings: Sequence[Setting], unset: Sequence[tuple[str, str]] = ()
+) -> None:
     console.print(_heading("Environment"))
     console.print(environment_table(settings))
+    if unset:
+        console.print(f"  left unset: {'; '.join(f'{name} ({why})' for name, why in unset)}", style="dim")
     console.print(_heading("Host"))
     console.print(host_text(host))
 

@@ -10,22 +10,27 @@ from gpu_topology.nccl import Setting
 
 SHELLS = ("sh", "fish", "json", "docker")
 
-_PATTERNS = {"sh": "export {name}={value}", "fish": "set -gx {name} {value}"}
+# How a variable is set, and how it is taken away.
+_PATTERNS = {"sh": ("export {name}={value}", "unset {name}"), "fish": ("set -gx {name} {value}", "set -e {name}")}
 
 
 def as_text(settings: Sequence[Setting], shell: str) -> str:
     """The settings for one of `SHELLS`, without a line break at the end."""
     if shell == "json":
         return json.dumps(
-            [{"name": s.name, "value": s.value, "reason": s.reason, "kept": s.kept} for s in settings], indent=1
+            [
+                {"name": s.name, "value": s.value, "reason": s.reason, "kept": s.kept, "unset": s.unset}
+                for s in settings
+            ],
+            indent=1,
         )
-    return _docker(settings) if shell == "docker" else _lines(settings, _PATTERNS[shell])
+    return _docker(settings) if shell == "docker" else _lines(settings, *_PATTERNS[shell])
 
 
-def _lines(settings: Sequence[Setting], pattern: str) -> str:
+def _lines(settings: Sequence[Setting], to_set: str, to_unset: str) -> str:
     lines = []
     for setting in settings:
-        line = pattern.format(name=setting.name, value=shlex.quote(setting.value))
+        line = (to_unset if setting.unset else to_set).format(name=setting.name, value=shlex.quote(setting.value))
         if setting.kept:
             lines.append(_comment(f"kept: {line}  # {setting.reason}"))
         else:
@@ -40,4 +45,5 @@ def _comment(text: str) -> str:
 
 def _docker(settings: Sequence[Setting]) -> str:
     """Arguments for `docker run`, on one line; a container inherits nothing, so the user's own values go along."""
-    return " ".join(f"-e {shlex.quote(f'{setting.name}={setting.value}')}" for setting in settings)
+    inside = [setting for setting in settings if not setting.unset]
+    return " ".join(f"-e {shlex.quote(f'{setting.name}={setting.value}')}" for setting in inside)

@@ -167,7 +167,8 @@ def environment_table(settings: Sequence[Setting]) -> Table:
     for setting in settings:
         reason = Text.from_markup("[yellow]kept:[/yellow] ") if setting.kept else Text()
         table.add_row(
-            Text(f"{setting.name}={setting.value}", style="bold"), reason.append(setting.reason, style="none")
+            Text(f"unset {setting.name}" if setting.unset else f"{setting.name}={setting.value}", style="bold"),
+            reason.append(setting.reason, style="none"),
         )
     return table
 

@@ -13,6 +13,8 @@ __all__ = ["Parser", "make_parser"]
 
 LARGEST_RANKS = 1024
 POLICIES = ("largest", "fastest", "mixed")
+# torchrun's own modes, and ours.
+BINDINGS = ("auto", "off", "node", "socket", "exclusive", "core-complex")
 USAGE = "launch.py [--auto | --gpus LIST | --cpu] [options] [SCRIPT | -m MODULE] [arguments of the program]"
 EXAMPLES = """\
 Plans a distributed run for this machine, shows the plan, and runs it.
@@ -123,6 +125,12 @@ def _run_options(parser: Parser) -> list[argparse.Action]:
             metavar="DIR",
             type=path("--log-dir"),
             help="output of the ranks other than 0 [RUN FOLDER/logs; for your own program a temporary folder]",
+        ),
+        add(
+            "--numa-binding",
+            metavar="|".join(BINDINGS),
+            type=one_of("--numa-binding", BINDINGS),
+            help="bind ranks to the CPUs beside their GPUs [auto: where that works and leaves none idle]",
         ),
         add("--tee", action="store_true", help="show the output of the other ranks as well"),
         add("--version", action="version", version=version, help="print the version"),

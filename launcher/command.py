@@ -33,7 +33,8 @@ class Job:
     """What the elastic agent is given. `worker`: argv of every rank; `grace` in seconds.
 
     `environment`: variables to set for the ranks, beyond those that are set already; `virtual_local_rank`: each rank
-    sees one device of CUDA_VISIBLE_DEVICES and has LOCAL_RANK=0, since CUDA shows a process one MIG slice at most.
+    sees one device of CUDA_VISIBLE_DEVICES and has LOCAL_RANK=0, since CUDA shows a process one MIG slice at most;
+    `unset`: variables that the ranks are not to inherit; `numa_binding`: torchrun's --numa-binding.
     """
 
     worker: tuple[str, ...]
@@ -44,6 +45,8 @@ class Job:
     grace: int = 30
     tee: bool = False
     virtual_local_rank: bool = False
+    unset: tuple[str, ...] = ()
+    numa_binding: str | None = None
 
 
 def worker_argv(program: Program) -> tuple[str, ...]:
@@ -72,6 +75,8 @@ def torchrun(job: Job, program: Program) -> tuple[str, ...]:
         options.append(f"--max-restarts={job.max_restarts}")
     if job.virtual_local_rank:
         options.append("--virtual-local-rank")
+    if job.numa_binding:
+        options.append(f"--numa-binding={job.numa_binding}")
     match program.kind:
         case "module":
             options.append("-m")
@@ -115,10 +120,11 @@ def escape_macros(args: Iterable[str]) -> list[str]:
     return [arg.replace("$", "$$") for arg in args]
 
 
-def shell_line(environment: Iterable[tuple[str, str]], command: Iterable[str]) -> str:
-    """NAME=value assignments and a command, quoted for bash."""
+def shell_line(environment: Iterable[tuple[str, str]], command: Iterable[str], unset: Iterable[str] = ()) -> str:
+    """NAME=value assignments and a command, quoted for bash; `env` where variables are to be taken away."""
     assignments = [f"{name}={shlex.quote(value)}" for name, value in environment]
-    return " ".join([*assignments, *map(shlex.quote, command)])
+    removals = [word for name in unset for word in ("-u", name)]
+    return " ".join([*(["env", *removals] if removals else []), *assignments, *map(shlex.quote, command)])
 
 
 def short_path(path: Path) -> str:

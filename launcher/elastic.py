@@ -25,6 +25,7 @@ from torch.distributed.elastic.events import Event, EventSource
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.rendezvous import RendezvousParameters
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
+from torch.numa.binding import AffinityMode, NumaOptions
 
 from launcher import rendezvous
 from launcher.command import LOOPBACK, Job, escape_macros, rendezvous_config
@@ -42,6 +43,8 @@ LAUNCHED = "DDP_LAUNCH"
 
 def run(job: Job, log_dir: Path) -> Outcome:
     """Run the job to its end and tell how it ended. Main thread only. Never raises for what a rank does."""
+    for name in job.unset:
+        os.environ.pop(name, None)
     os.environ.update(job.environment)
     os.environ[LAUNCHED] = "1"
     # torch's own handlers would raise again on each further signal, and leave ranks behind.
@@ -75,6 +78,7 @@ def _spec(job: Job) -> WorkerSpec:
         monitor_interval=MONITOR_INTERVAL_S,
         local_addr=parameters.local_addr,
         virtual_local_rank=job.virtual_local_rank,
+        numa_options=NumaOptions(AffinityMode(job.numa_binding)) if job.numa_binding else None,
     )
 
 

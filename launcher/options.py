@@ -57,6 +57,7 @@ class LaunchOptions:
     grace: int = 30
     log_dir: str | None = None
     tee: bool = False
+    numa_binding: str = "auto"
 
 
 def parse(argv: Sequence[str]) -> LaunchOptions:

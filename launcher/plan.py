@@ -14,8 +14,9 @@ from typing import Literal
 from gpu_topology.host import Host
 from gpu_topology.nccl import Setting, needs_verify, notes
 from gpu_topology.nccl import environment as environment_for
+from gpu_topology.numa import Binding, choose_binding, obstacle
 from gpu_topology.selection import Excluded, Selection, SelectionRequest, select
-from gpu_topology.topology import Topology
+from gpu_topology.topology import Topology, TopologyError
 from gpu_topology.verify_cache import Verdict
 from launcher.cluster import Cluster, find_cluster
 from launcher.command import Job, shell_line, torchrun, torchrun_environment, worker_argv
@@ -76,6 +77,7 @@ def make_plan(
     ranks = _ranks(selection, options, host)
     interface = LOOPBACK_INTERFACE if cluster.one_node else cluster.interface
     verdict = recall(topology, selection.uuids)
+    binding = _binding(options, topology, selection, host)
     settings = environment_for(
         topology,
         selection,
@@ -85,11 +87,12 @@ def make_plan(
         interface=interface,
         nodes=cluster.nnodes[1],
         verdict=verdict,
+        bound=options.numa_binding != "off",
     )
     if training is not None:
         training = training.decided(topology, selection, host, ranks=ranks, nodes=cluster.nnodes[0])
     program = training.program if training else options.program
-    job = _job(options, cluster, program, selection, ranks, settings)
+    job = _job(options, cluster, program, selection, ranks, settings, binding.mode if binding else None)
     command = torchrun(job, program)
     return LaunchPlan(
         topology=topology,
@@ -102,7 +105,7 @@ def make_plan(
         program=program,
         job=job,
         command=command,
-        shell=shell_line(torchrun_environment(job), command),
+        shell=shell_line(torchrun_environment(job), command, job.unset),
         training=training,
         warnings=(
             # Why there is no GPU concerns nobody who asked for the CPU.
@@ -110,7 +113,8 @@ def make_plan(
             *selection.warnings,
             *cluster.warnings,
             *_warnings(options, selection, host, ranks),
-            *notes(topology, selection, host),
+            *notes(topology, selection, host, settings=settings, verdict=verdict),
+            *([binding.reason] if binding else []),
         ),
         verdict=verdict,
         doubt=needs_verify(topology, selection, host) if verdict is None else None,
@@ -143,6 +147,17 @@ def _ranks(selection: Selection, options: LaunchOptions, host: Host) -> int:
     return options.nproc or min(CPU_RANKS, host.usable_cpus)
 
 
+def _binding(options: LaunchOptions, topology: Topology, selection: Selection, host: Host) -> Binding | None:
+    """The NUMA binding that was asked for, or the one that suits the machine. Errors: TopologyError."""
+    asked = options.numa_binding
+    if asked in ("auto", "off"):
+        return choose_binding(topology, selection, host) if asked == "auto" else None
+    hindrance = obstacle(topology, selection, host)
+    if hindrance:
+        raise TopologyError(f"--numa-binding {asked} cannot be done here: {hindrance}")
+    return Binding(asked, f"each rank is bound to CPUs beside its GPU (--numa-binding={asked}, as you asked)")
+
+
 def _job(
     options: LaunchOptions,
     cluster: Cluster,
@@ -150,11 +165,14 @@ def _job(
     selection: Selection,
     ranks: int,
     settings: Iterable[Setting],
+    numa_binding: str | None,
 ) -> Job:
     return Job(
         worker=worker_argv(program),
         nproc_per_node=ranks,
-        environment=tuple((setting.name, setting.value) for setting in settings if not setting.kept),
+        environment=tuple((s.name, s.value) for s in settings if not s.kept and not s.unset),
+        unset=tuple(s.name for s in settings if s.unset),
+        numa_binding=numa_binding,
         cluster=cluster,
         max_restarts=options.max_restarts,
         grace=options.grace,
@@ -175,5 +193,5 @@ def with_arguments(plan: LaunchPlan, extra: tuple[str, ...]) -> LaunchPlan:
     program = dataclasses.replace(plan.program, args=(*plan.program.args, *extra))
     job = dataclasses.replace(plan.job, worker=worker_argv(program))
     command = torchrun(job, program)
-    shell = shell_line(torchrun_environment(job), command)
+    shell = shell_line(torchrun_environment(job), command, job.unset)
     return dataclasses.replace(plan, program=program, job=job, command=command, shell=shell)

@@ -12,6 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from gpu_topology.nccl import Setting
 from gpu_topology.report import selection_json
 from gpu_topology.topology import Gpu
 from launcher.cluster import Cluster
@@ -60,7 +61,7 @@ def _cluster_json(cluster: Cluster) -> dict[str, Any]:
 def show_full(console: Console, plan: LaunchPlan) -> None:
     """The plan with every reason, and the command to paste."""
     console.print(_facts(plan))
-    _section(console, "Environment", _settings((s.name, _value(s.value, s.kept), s.reason) for s in plan.environment))
+    _section(console, "Environment", _settings((s.name, _value(s), s.reason) for s in plan.environment))
     if plan.training is not None and plan.training.settings:
         rows = (("--" + s.name.replace("_", "-"), str(s.value), s.reason) for s in plan.training.settings)
         _section(console, "Training", _settings(rows))
@@ -73,7 +74,7 @@ def show_full(console: Console, plan: LaunchPlan) -> None:
 def show_compact(console: Console, plan: LaunchPlan, log_dir: str) -> None:
     """The plan in a few lines, before the ranks start."""
     facts = _facts(plan)
-    values = ((s.name, _value(s.value, s.kept)) for s in plan.environment)
+    values = ((s.name, _value(s)) for s in plan.environment)
     facts.add_row("set", Text(" ".join(f"{name}={value}" for name, value in values)))
     if plan.training is not None and plan.training.settings:
         words = (f"--{s.name.replace('_', '-')} {s.value}" for s in plan.training.settings)
@@ -135,8 +136,10 @@ def _run(plan: LaunchPlan) -> Text:
     return Text(f"{ranks}{nodes}, {plan.backend}{restarts}: {shlex.join(words)}")
 
 
-def _value(value: str, kept: bool) -> str:
-    return (value or "''") + (" (kept)" if kept else "")
+def _value(setting: Setting) -> str:
+    if setting.unset:
+        return "(removed)"
+    return (setting.value or "''") + (" (kept)" if setting.kept else "")
 
 
 def _settings(rows: Iterable[tuple[str, str, str]]) -> Table:

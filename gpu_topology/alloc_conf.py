@@ -1,0 +1,53 @@
+"""The two variables of torch's memory allocator as one.
+
+torch 2.15 has two parsers: AcceleratorAllocatorConfig takes PYTORCH_ALLOC_CONF before PYTORCH_CUDA_ALLOC_CONF
+(c10/core/AllocatorConfig.h), CUDAAllocatorConfig the other way round (c10/cuda/CUDAAllocatorConfig.h). With both set,
+each parser sees half of what was wanted; an empty one counts as set. So one variable holds all, and the other goes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["Merged", "merge"]
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """`value` for PYTORCH_ALLOC_CONF; `overruled`: the keys for which PYTORCH_CUDA_ALLOC_CONF said something else."""
+
+    value: str
+    overruled: tuple[str, ...] = ()
+
+
+def merge(general: str, cuda: str) -> Merged | None:
+    """Both values key by key; where they differ the general one stands. None when a value is no list of key:value."""
+    first, second = _parse(general), _parse(cuda)
+    if first is None or second is None:
+        return None
+    merged = {**second, **first}
+    overruled = tuple(key for key in second if key in first and first[key] != second[key])
+    # The general keys come first, in the user's own order.
+    order = [*first, *(key for key in second if key not in first)]
+    return Merged(",".join(f"{key}:{merged[key]}" for key in order), overruled)
+
+
+def _parse(text: str) -> dict[str, str] | None:
+    """key:value pairs between commas; a value in brackets may hold commas and colons. White space is nothing."""
+    pairs: dict[str, str] = {}
+    for item in _split("".join(text.split())):
+        key, colon, value = item.partition(":")
+        if not (key and colon and value) or value.count("[") != value.count("]"):
+            return None
+        pairs[key] = value
+    return pairs
+
+
+def _split(text: str) -> list[str]:
+    items, depth, start = [], 0, 0
+    for at, character in enumerate(text):
+        depth += {"[": 1, "]": -1}.get(character, 0)
+        if character == "," and depth == 0:
+            items.append(text[start:at])
+            start = at + 1
+    return [item for item in [*items, text[start:]] if item]
