@@ -21,11 +21,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ddp_train import config, data, models
 from ddp_train.batching import scale_learning_rate, split
+from ddp_train.compose import compose
 from ddp_train.data.dataset import Dataset
 from ddp_train.data.pipeline import Pipeline
 from ddp_train.distributed import Ranks, on_first_rank, on_one_rank_per_node, together
 from ddp_train.event_files import TensorBoardObserver
-from ddp_train.losses import cross_entropy_sum
+from ddp_train.losses import Loss, cross_entropy_sum
 from ddp_train.optim import create_optimizer
 from ddp_train.options import Config, UserError
 from ddp_train.precision import Precision
@@ -35,6 +36,7 @@ from ddp_train.resolve import resolve
 from ddp_train.run_folder import HistoryObserver, RunFolder
 from ddp_train.schedule import create_schedule
 from ddp_train.state import Progress
+from ddp_train.technique import Context, Technique
 from ddp_train.trainer import Parts, Trainer
 
 __all__ = ["Run", "build"]
@@ -63,11 +65,25 @@ def build(wanted: Config, ranks: Ranks, device: torch.device) -> Run:
     resolved, notes = _without_lone_sample(resolved, network, dataset, ranks, notes)
     pipeline = together(lambda: _pipeline(resolved, dataset, ranks, device), ranks)
     precision = Precision(resolved.model.amp, device)
-    optimizer = create_optimizer(network, resolved.optim, _peak_rate(resolved), device)
+    context = Context(
+        config=resolved,
+        network=network,
+        device=device,
+        ranks=ranks,
+        epochs=_known(resolved.run.epochs),
+        steps_per_epoch=pipeline.steps_per_epoch,
+        global_batch=_known(resolved.data.batch_size),
+        classes=len(dataset.classes),
+        image_shape=dataset.image_shape,
+        peak_rate=_peak_rate(resolved),
+    )
+    context, techniques = together(lambda: compose(context), ranks)
+    network = context.network
+    optimizer = create_optimizer(network, resolved.optim, context.peak_rate, device)
     progress = Progress()
     source = on_first_rank(lambda: config.resume_file(resolved), ranks)
     if source is not None:
-        progress = together(lambda: folder.restore(source, network, optimizer, precision), ranks)
+        progress = together(lambda: folder.restore(source, network, optimizer, precision, techniques), ranks)
         notes = (*notes, f"continues {source} after epoch {progress.epoch}")
     ddp = _wrap(network, ranks, device)
     parts = Parts(
@@ -77,16 +93,14 @@ def build(wanted: Config, ranks: Ranks, device: torch.device) -> Run:
         model=_compiled(ddp or network, resolved),
         ddp=ddp,
         pipeline=pipeline,
-        loss=cross_entropy_sum(resolved.optim.label_smoothing),
+        loss=_loss(resolved, techniques),
         optimizer=optimizer,
-        schedule=create_schedule(
-            resolved.optim, epochs=_known(resolved.run.epochs), steps_per_epoch=pipeline.steps_per_epoch
-        ),
+        schedule=create_schedule(resolved.schedule, epochs=context.epochs, steps_per_epoch=context.steps_per_epoch),
         precision=precision,
-        epochs=_known(resolved.run.epochs),
-        global_batch=_known(resolved.data.batch_size),
+        epochs=context.epochs,
+        global_batch=context.global_batch,
         seed=resolved.run.seed,
-        clip_norm=resolved.optim.clip_grad,
+        techniques=techniques,
         log_every=resolved.run.log_every,
         progress=progress,
     )
@@ -133,6 +147,7 @@ def _pipeline(resolved: Config, dataset: Dataset, ranks: Ranks, device: torch.de
     pipeline = data.build_pipeline(
         dataset,
         resolved.data,
+        resolved.augment,
         rank=ranks.rank,
         world_size=ranks.world_size,
         device=device,
@@ -169,6 +184,13 @@ def _peak_rate(resolved: Config) -> float:
     return scale_learning_rate(rate, _known(resolved.data.batch_size), rule)
 
 
+def _loss(resolved: Config, techniques: Sequence[Technique]) -> Loss:
+    loss = cross_entropy_sum(resolved.regularize.label_smoothing)
+    for technique in techniques:
+        loss = technique.loss(loss) if technique.loss is not None else loss
+    return loss
+
+
 def _wrap(network: nn.Module, ranks: Ranks, device: torch.device) -> DistributedDataParallel | None:
     """DistributedDataParallel, at more than one rank.
 
@@ -191,7 +213,8 @@ def _compiled(model: nn.Module, resolved: Config) -> nn.Module:
 
 def _saver(folder: RunFolder, parts: Parts) -> Any:
     def save(progress: Progress, improved: bool) -> None:
-        folder.save(parts.network, parts.optimizer, parts.precision, progress, improved=improved)
+        best = parts.evaluated if improved else None
+        folder.save(parts.network, parts.optimizer, parts.precision, progress, techniques=parts.techniques, best=best)
 
     return save
 

@@ -58,6 +58,8 @@ class TensorBoardObserver(Observer):
             step = (report.epoch - 1) * report.steps + report.step
             self._steps.add_scalar("step/loss", report.loss, step)
             self._steps.add_scalar("step/learning_rate", report.learning_rate, step)
+            for name, value in report.extra.items():
+                self._steps.add_scalar(f"step/{name}", value, step)
 
     def on_epoch(self, record: EpochRecord) -> None:
         """Every number of the record over the epoch; flushed, so that a killed run keeps its finished epochs."""

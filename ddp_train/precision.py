@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -40,12 +41,14 @@ class Precision:
         """Backward through the loss, scaled under fp16."""
         self.scaler.scale(loss).backward()
 
-    def step(self, optimizer: torch.optim.Optimizer, clip_norm: float | None) -> None:
-        """Clip the true (unscaled) gradients and update; under fp16 a step with infinite gradients is skipped."""
-        if clip_norm is not None:
+    def step(self, optimizer: torch.optim.Optimizer, prepare: Callable[[], None] | None = None) -> None:
+        """Let `prepare` change the true (unscaled) gradients, then update.
+
+        Under fp16 a step with infinite gradients is skipped.
+        """
+        if prepare is not None:
             self.scaler.unscale_(optimizer)
-            parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
+            prepare()
         self.scaler.step(optimizer)
         self.scaler.update()
 

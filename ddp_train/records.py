@@ -10,7 +10,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -74,6 +74,8 @@ class StepReport:
     learning_rate: float
     images_per_second: float
     """Training images per second over all ranks."""
+    extra: Mapping[str, float] = field(default_factory=dict)
+    """What techniques report, by name: "gradient_norm" ..."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,9 +95,11 @@ class EpochRecord:
     images_per_second: float
     """Training images per second of training, over all ranks."""
     global_batch: int
+    extra: Mapping[str, float] = field(default_factory=dict)
+    """What techniques report, by name, as it was at the end of the epoch."""
 
 
-_COLUMNS = tuple(field.name for field in fields(EpochRecord))
+_COLUMNS = tuple(column.name for column in fields(EpochRecord) if column.name != "extra")
 
 
 class Best(TypedDict):
@@ -110,8 +114,8 @@ class HistoryDocument(TypedDict):
 
     schema: str
     environment: dict[str, object]
-    epochs: list[dict[str, float | int | None]]
-    """EpochRecord's fields, by name."""
+    epochs: list[dict[str, Any]]
+    """EpochRecord's fields, by name; `extra` only where there is something in it."""
     best: Best
 
 
@@ -167,7 +171,7 @@ class History:
         return HistoryDocument(
             schema=SCHEMA,
             environment={name: _strict(value) for name, value in self.environment.items()},
-            epochs=[{name: _strict(getattr(record, name)) for name in _COLUMNS} for record in self.epochs],
+            epochs=[_row(record) for record in self.epochs],
             best=self.best,
         )
 
@@ -192,10 +196,17 @@ def read_history(path: str | os.PathLike[str]) -> HistoryDocument:
     return document
 
 
-def _record(epoch: Mapping[str, float | int | None]) -> EpochRecord:
+def _row(record: EpochRecord) -> dict[str, Any]:
+    """A record in its JSON form."""
+    row = {name: _strict(getattr(record, name)) for name in _COLUMNS}
+    return row | ({"extra": _strict(record.extra)} if record.extra else {})
+
+
+def _record(epoch: Mapping[str, Any]) -> EpochRecord:
     """A record from its JSON form: null is NaN."""
     values: dict[str, Any] = {name: math.nan if epoch[name] is None else epoch[name] for name in _COLUMNS}
-    return EpochRecord(**values)
+    extra = {name: math.nan if value is None else value for name, value in epoch.get("extra", {}).items()}
+    return EpochRecord(**values, extra=extra)
 
 
 def _refuse_constant(name: str) -> None:
@@ -217,6 +228,8 @@ def _fault(document: object) -> str | None:
             value = epoch.get(name, "missing")
             if isinstance(value, bool) or not isinstance(value, (int, float, type(None))):
                 return f"epochs[{index}].{name} is {value!r}, not a number or null"
+        if not isinstance(epoch.get("extra", {}), dict):
+            return f"epochs[{index}].extra is {epoch['extra']!r}, not an object"
         if not isinstance(epoch["global_batch"], int):
             return f"epochs[{index}].global_batch is {epoch['global_batch']!r}, not a whole number"
         if not isinstance(epoch["epoch"], int) or epoch["epoch"] <= previous:

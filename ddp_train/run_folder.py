@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from ddp_train.options import Config, UserError
 from ddp_train.precision import Precision
 from ddp_train.records import EpochRecord, History, Observer
 from ddp_train.state import Progress
+from ddp_train.technique import Technique
 
 __all__ = ["HistoryObserver", "RunFolder"]
 
@@ -63,23 +64,33 @@ class RunFolder:
         precision: Precision,
         progress: Progress,
         *,
-        improved: bool,
+        techniques: Sequence[Technique] = (),
+        best: nn.Module | None,
     ) -> None:
-        """Write the state at the end of an epoch; first the best model, so that the checkpoint never runs ahead."""
-        weights = network.state_dict()
-        if improved:
-            checkpoint.save_state_dict(self.best_model, weights)
+        """Write the state at the end of an epoch; first the `best` model, so that the checkpoint never runs ahead.
+
+        `best`: the network to keep where this epoch is the best one so far.
+        """
+        if best is not None:
+            checkpoint.save_state_dict(self.best_model, best.state_dict())
         state = {
-            "model": weights,
+            "model": network.state_dict(),
             "optimizer": optimizer.state_dict(),
             "optimizer_class": type(optimizer).__name__,
             "scaler": precision.state_dict(),
+            "techniques": {t.name: t.state.state_dict() for t in techniques if t.state is not None},
             "progress": dataclasses.asdict(progress),
         }
         checkpoint.save(self.latest, state)
 
     @staticmethod
-    def restore(source: Path, network: nn.Module, optimizer: torch.optim.Optimizer, precision: Precision) -> Progress:
+    def restore(
+        source: Path,
+        network: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        precision: Precision,
+        techniques: Sequence[Technique] = (),
+    ) -> Progress:
         """Take the state in `source` back. UserError when the file is damaged or of another model or optimizer.
 
         Rates, decay and the like are those of `optimizer`, which follow this run's options.
@@ -93,10 +104,21 @@ class RunFolder:
                 saved.update({name: value for name, value in own.items() if name != "params"})
             optimizer.load_state_dict(state["optimizer"])
             precision.load_state_dict(state["scaler"])
+            _restore_techniques(state.get("techniques", {}), techniques)
             return Progress(**state["progress"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"--resume {source}: does not fit this model and optimizer ({reason})") from None
+
+
+def _restore_techniques(saved: Mapping[str, Any], techniques: Sequence[Technique]) -> None:
+    """Errors: ValueError where a technique of this run was not in the saved one: its state would be made up."""
+    for technique in techniques:
+        if technique.state is None:
+            continue
+        if technique.name not in saved:
+            raise ValueError(f"it was trained without {technique.name}")
+        technique.state.load_state_dict(saved[technique.name])
 
 
 class HistoryObserver(Observer):

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import torch
 
-from ddp_train.options import OptimOptions
+from ddp_train.options import ScheduleOptions
 
 __all__ = ["Schedule", "create_schedule", "set_learning_rate"]
 
@@ -39,7 +39,7 @@ def constant(progress: float) -> float:
 SHAPES: dict[str, Callable[[float], float]] = {"cosine": cosine, "multistep": multistep, "constant": constant}
 
 
-def create_schedule(options: OptimOptions, *, epochs: int, steps_per_epoch: int) -> Schedule:
+def create_schedule(options: ScheduleOptions, *, epochs: int, steps_per_epoch: int) -> Schedule:
     """The schedule of a run: linear warm-up over `warmup_epochs`, then the named shape over the rest.
 
     Warm-up never takes more than half of the run. The shape's progress runs from 0 at the first step after

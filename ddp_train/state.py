@@ -9,9 +9,11 @@ __all__ = ["Progress"]
 
 @dataclass
 class Progress:
-    """Finished epochs, optimizer steps, and the best test accuracy (fraction of 1) with its epoch (from 1)."""
+    """Finished epochs, optimizer steps, the best test accuracy (fraction of 1) with its epoch (from 1), and whether
+    the run was ended before its last epoch."""
 
     epoch: int = 0
     step: int = 0
     best_epoch: int = 0
     best_accuracy: float = -1.0
+    stopped: bool = False

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ddp_train.data.pipeline import Pipeline, Window
+from ddp_train.data.pipeline import Batch, Pipeline, Window
 from ddp_train.distributed import Ranks, average_buffers, sum_over_ranks
 from ddp_train.evaluate import Scores, evaluate
 from ddp_train.losses import Loss
@@ -24,6 +24,7 @@ from ddp_train.precision import Precision
 from ddp_train.records import Best, EpochRecord, Observer, StepReport
 from ddp_train.schedule import Schedule, set_learning_rate
 from ddp_train.state import Progress
+from ddp_train.technique import Gradients, Moment, Technique
 
 __all__ = ["Parts", "Trainer", "TrainingDiverged"]
 
@@ -49,11 +50,23 @@ class Parts:
     epochs: int
     global_batch: int
     seed: int = 0
-    clip_norm: float | None = None
+    techniques: Sequence[Technique] = ()
     log_every: int = 20
     observers: Sequence[Observer] = ()
     save: Callable[[Progress, bool], None] | None = None
     progress: Progress = field(default_factory=Progress)
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network to evaluate and to keep as the best model: averaged weights, where a technique has them."""
+        averaged = [technique.evaluated for technique in self.techniques if technique.evaluated is not None]
+        return averaged[-1] if averaged else self.network
+
+
+def _plain_update(gradients: Gradients, apply: Callable[[], None], optimizer: torch.optim.Optimizer) -> None:
+    """The gradient, then the step."""
+    gradients()
+    apply()
 
 
 class Trainer:
@@ -62,6 +75,13 @@ class Trainer:
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
         self.progress = parts.progress
+        plugged = parts.techniques
+        self._batch = [technique.batch for technique in plugged if technique.batch is not None]
+        self._gradient = [technique.gradient for technique in plugged if technique.gradient is not None]
+        self._after_step = [technique.after_step for technique in plugged if technique.after_step is not None]
+        self._after_epoch = [technique.after_epoch for technique in plugged if technique.after_epoch is not None]
+        self._update = next((t.update for t in plugged if t.update is not None), _plain_update)
+        self._parameters = [p for group in parts.optimizer.param_groups for p in group["params"]]
         self._totals = torch.zeros(3, dtype=torch.float64, device=parts.device)
 
     @property
@@ -73,12 +93,14 @@ class Trainer:
     def fit(self) -> Progress:
         """Train to the last epoch. Errors: TrainingDiverged when an epoch's loss is not finite."""
         parts, progress = self.parts, self.progress
-        while progress.epoch < parts.epochs:
+        while progress.epoch < parts.epochs and not progress.stopped:
             record = self._run_epoch(progress.epoch)
             progress.epoch += 1
             improved = record.test_accuracy > progress.best_accuracy
             if improved:
                 progress.best_epoch, progress.best_accuracy = progress.epoch, record.test_accuracy
+            for after_epoch in self._after_epoch:
+                progress.stopped |= after_epoch(record)
             for observer in parts.observers:
                 observer.on_epoch(record)
             if parts.save is not None:
@@ -96,8 +118,9 @@ class Trainer:
                 f"the training loss of epoch {epoch + 1} is {loss}: try a lower --lr (the peak was {rate:.3g}), "
                 "more --warmup-epochs, or --clip-grad 1; the last checkpoint is that of the epoch before"
             )
-        average_buffers(parts.network, parts.ranks)
-        scores: Scores = evaluate(parts.network, parts.pipeline.evaluate(), parts.precision)
+        for network in {id(one): one for one in (parts.network, parts.evaluated)}.values():
+            average_buffers(network, parts.ranks)
+        scores: Scores = evaluate(parts.evaluated, parts.pipeline.evaluate(), parts.precision)
         return EpochRecord(
             epoch=epoch + 1,
             train_loss=loss,
@@ -108,6 +131,7 @@ class Trainer:
             seconds=time.monotonic() - started,
             images_per_second=samples / max(trained, 1e-9),
             global_batch=parts.global_batch,
+            extra=self._extra(),
         )
 
     def train_epoch(self, epoch: int) -> tuple[float, float, int]:
@@ -125,27 +149,56 @@ class Trainer:
         return loss / max(1.0, samples), correct / max(1.0, samples), int(samples)
 
     def train_step(self, window: Window) -> None:
-        """One optimizer step on this rank's part of a global batch of `window.size` samples.
-
-        DistributedDataParallel takes the mean over the W ranks, so each backward starts from W / N times the
-        SUM of the local losses: the applied gradient is that of the mean over the N samples, for any split.
-        """
+        """One optimizer step on this rank's part of a global batch of `window.size` samples."""
         parts, progress = self.parts, self.progress
         set_learning_rate(parts.optimizer, parts.schedule(progress.step))
-        torch.manual_seed(_step_seed(parts.seed, progress.step, parts.ranks.rank))
-        weight = parts.ranks.world_size / window.size
-        if window.count == 0:
-            self._join_without_samples()
-        for index, batch in enumerate(window.batches, start=1):
-            with self._communicate(index == window.count):
-                with parts.precision.autocast():
-                    logits = parts.model(batch.images)
-                    loss = parts.loss(logits, batch.labels)
-                parts.precision.backward(loss * weight)
-            self._count(loss.detach(), logits.detach(), batch.labels)
-        parts.precision.step(parts.optimizer, parts.clip_norm)
-        parts.optimizer.zero_grad(set_to_none=True)
+        moment = Moment(progress.epoch, progress.step, parts.seed, parts.ranks.rank)
+        # More than one gradient of a step needs its samples more than once.
+        batches = window.batches if self._update is _plain_update else list(window.batches)
+
+        def gradients(*, communicate: bool = True, count: bool = True) -> None:
+            self._gradients(window, batches, moment, communicate=communicate, count=count)
+
+        self._update(gradients, lambda: self._apply(moment), parts.optimizer)
+        for after_step in self._after_step:
+            after_step(moment)
         progress.step += 1
+
+    def _gradients(
+        self, window: Window, batches: Iterable[Batch], moment: Moment, *, communicate: bool, count: bool
+    ) -> None:
+        """The gradient of the global batch into `.grad`, whatever the split.
+
+        DistributedDataParallel takes the mean over the W ranks, so each backward starts from W / N times the
+        SUM of the local losses: the gradient is that of the mean over the N samples.
+        """
+        parts = self.parts
+        torch.manual_seed(_step_seed(moment.seed, moment.step, moment.shard))
+        weight = parts.ranks.world_size / window.size
+        if window.count == 0 and communicate:
+            self._join_without_samples()
+        for index, batch in enumerate(batches, start=1):
+            images, targets = batch.images, batch.labels
+            for change in self._batch:
+                images, targets = change(images, targets, moment)
+            with self._communicate(communicate and index == window.count):
+                with parts.precision.autocast():
+                    logits = parts.model(images)
+                    loss = parts.loss(logits, targets)
+                parts.precision.backward(loss * weight)
+            if count:
+                self._count(loss.detach(), logits.detach(), targets)
+
+    def _apply(self, moment: Moment) -> None:
+        """Step with the gradient that is there, after the techniques that change it; then clear it."""
+        parts = self.parts
+
+        def prepare() -> None:
+            for change in self._gradient:
+                change(self._parameters, moment)
+
+        parts.precision.step(parts.optimizer, prepare if self._gradient else None)
+        parts.optimizer.zero_grad(set_to_none=True)
 
     def _communicate(self, now: bool) -> contextlib.AbstractContextManager[Any]:
         """All-reduce in this backward, or leave it to the last micro-batch."""
@@ -164,10 +217,16 @@ class Trainer:
         parts.model.train()
         parts.precision.backward(loss * 0.0)
 
-    def _count(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
+    def _count(self, loss: torch.Tensor, logits: torch.Tensor, targets: torch.Tensor) -> None:
+        """Add to the epoch's sums; of a mixed target the larger part is the label."""
         self._totals[0] += loss
-        self._totals[1] += (logits.argmax(1) == labels).sum()
-        self._totals[2] += len(labels)
+        self._totals[1] += (logits.argmax(1) == (targets if targets.ndim == 1 else targets.argmax(1))).sum()
+        self._totals[2] += len(targets)
+
+    def _extra(self) -> Mapping[str, float]:
+        """What the techniques report now."""
+        reports = [technique.report() for technique in self.parts.techniques if technique.report is not None]
+        return {name: value for report in reports for name, value in report.items()}
 
     def _report(self, epoch: int, index: int, seen: int, elapsed: float) -> None:
         if not self.parts.observers:
@@ -182,6 +241,7 @@ class Trainer:
             accuracy=correct / max(1.0, samples),
             learning_rate=self.parts.optimizer.param_groups[0]["lr"],
             images_per_second=seen / max(elapsed, 1e-9),
+            extra=self._extra(),
         )
         for observer in self.parts.observers:
             observer.on_step(report)

@@ -15,7 +15,7 @@ from ddp_train.data.memory import available_memory
 from ddp_train.data.resident import ResidentPipeline
 from ddp_train.data.sampler import GlobalBatchSampler
 from ddp_train.data.window import Batch, Pipeline, Window
-from ddp_train.options import DataOptions, UserError
+from ddp_train.options import AugmentOptions, DataOptions, UserError
 
 __all__ = ["Batch", "LoaderPipeline", "Pipeline", "ResidentPipeline", "Window", "build_pipeline"]
 
@@ -26,6 +26,7 @@ _DEFAULT_WORKERS = 2
 def build_pipeline(
     dataset: Dataset,
     options: DataOptions,
+    augment: AugmentOptions,
     *,
     world_size: int,
     rank: int,
@@ -52,7 +53,7 @@ def build_pipeline(
         shares=shares,
     )
     augmentation = Augmentation(
-        options.augment or "balanced",
+        augment.augment or "balanced",
         image_shape=dataset.image_shape,
         mean=dataset.mean,
         std=dataset.std,

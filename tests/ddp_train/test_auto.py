@@ -103,5 +103,5 @@ def test_apply_resolves_everything() -> None:
     assert still_open == {
         "width_mult",  # an option of `power` alone
         *("device", "out_dir", "resume", "dataset", "batch_size_per_rank"),
-        *("pipeline", "image_size", "dropout", "clip_grad"),
+        *("pipeline", "image_size", "dropout", "clip_grad", "technique"),
     }

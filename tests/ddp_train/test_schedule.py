@@ -7,12 +7,12 @@ import warnings
 import pytest
 import torch
 
-from ddp_train.options import OptimOptions
+from ddp_train.options import ScheduleOptions
 from ddp_train.schedule import create_schedule, set_learning_rate
 
 
 def factors(scheduler: str, epochs: int = 10, steps: int = 10, warmup: float = 0.0) -> list[float]:
-    options = OptimOptions(scheduler=scheduler, warmup_epochs=warmup)  # type: ignore[arg-type]
+    options = ScheduleOptions(scheduler=scheduler, warmup_epochs=warmup)  # type: ignore[arg-type]
     schedule = create_schedule(options, epochs=epochs, steps_per_epoch=steps)
     return [schedule(step) for step in range(epochs * steps)]
 

@@ -10,6 +10,9 @@ from ddp_train.losses import cross_entropy_sum
 from ddp_train.optim import create_optimizer, parameter_groups
 from ddp_train.options import OptimOptions, UserError
 from ddp_train.precision import Precision
+from ddp_train.technique import Moment
+from ddp_train.techniques import clipping
+from tests.ddp_train.contexts import make_context
 
 CPU = torch.device("cpu")
 
@@ -75,6 +78,10 @@ def test_clipping_is_torchs() -> None:
     before = [p.detach().clone() for p in layer.parameters()]
     precision = Precision("off", CPU)
     precision.backward(layer(torch.randn(8, 4)).square().sum() * 100)
-    precision.step(optimizer, clip_norm=0.5)
+    clip = clipping.create(make_context(layer, clip_grad=0.5))
+    assert clip.gradient is not None and clip.report is not None
+    norm = torch.cat([p.grad.flatten() for p in layer.parameters()]).norm().item()
+    precision.step(optimizer, lambda: clip.gradient(list(layer.parameters()), Moment(0, 0, 0, 0)))
+    assert clip.report() == {"gradient_norm": pytest.approx(norm)}
     moved = torch.cat([(p - b).flatten() for p, b in zip(layer.parameters(), before, strict=True)])
     assert moved.norm().item() == pytest.approx(0.5, rel=1e-4)

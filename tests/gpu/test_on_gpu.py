@@ -17,9 +17,11 @@ from ddp_train.distributed import Ranks
 from ddp_train.losses import cross_entropy_sum
 from ddp_train.models import create_model
 from ddp_train.optim import create_optimizer
-from ddp_train.options import DataOptions, OptimOptions
+from ddp_train.options import AugmentOptions, DataOptions, OptimOptions
 from ddp_train.precision import Precision
+from ddp_train.techniques import clipping
 from ddp_train.trainer import Parts, Trainer
+from tests.ddp_train.contexts import make_context
 
 pytestmark = pytest.mark.gpu
 ROOT = Path(__file__).resolve().parents[2]
@@ -65,9 +67,18 @@ def test_augmentation_draws_the_same_on_both_devices() -> None:
 
 @pytest.mark.parametrize("amp", ["off", "bf16"])
 def test_a_step_never_waits_for_the_gpu(amp: str) -> None:
-    options = DataOptions(dataset="synthetic", synthetic_samples=512, augment="heavy")
+    options = DataOptions(dataset="synthetic", synthetic_samples=512)
+    augment = AugmentOptions(augment="heavy")
     pipeline = build_pipeline(
-        load("synthetic", options), options, rank=0, world_size=1, device=GPU, global_batch=64, accumulate=2, seed=0
+        load("synthetic", options),
+        options,
+        augment,
+        rank=0,
+        world_size=1,
+        device=GPU,
+        global_batch=64,
+        accumulate=2,
+        seed=0,
     )
     network = create_model("small", num_classes=10).to(GPU, memory_format=torch.channels_last)
     optimizer = create_optimizer(network, OptimOptions(), 0.05, GPU)
@@ -85,7 +96,7 @@ def test_a_step_never_waits_for_the_gpu(amp: str) -> None:
             precision=Precision(amp, GPU),
             epochs=1,
             global_batch=64,
-            clip_norm=1.0,
+            techniques=(clipping.create(make_context(network, clip_grad=1.0)),),
         )
     )
     windows = pipeline.train(0)

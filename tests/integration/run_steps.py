@@ -26,9 +26,11 @@ from ddp_train.data.dataset import load
 from ddp_train.data.pipeline import build_pipeline
 from ddp_train.evaluate import evaluate
 from ddp_train.losses import cross_entropy_sum
-from ddp_train.options import DataOptions
+from ddp_train.options import AugmentOptions, DataOptions
 from ddp_train.precision import Precision
+from ddp_train.techniques import clipping
 from ddp_train.trainer import Parts, Trainer
+from tests.ddp_train.contexts import make_context
 
 CPU = torch.device("cpu")
 
@@ -56,10 +58,11 @@ def run(case: dict[str, Any], ranks: distributed.Ranks) -> dict[str, torch.Tenso
     torch.manual_seed(0)
     network = PlainNet().double() if case.get("double") else PlainNet()
     ddp = DistributedDataParallel(network, gradient_as_bucket_view=True) if ranks.world_size > 1 else None
-    options = DataOptions(dataset="synthetic", synthetic_samples=case["samples"], augment=case.get("augment", "heavy"))
+    options = DataOptions(dataset="synthetic", synthetic_samples=case["samples"])
     pipeline = build_pipeline(
         load("synthetic", options),
         options,
+        AugmentOptions(augment=case.get("augment", "heavy")),
         rank=ranks.rank,
         world_size=ranks.world_size,
         device=CPU,
@@ -96,7 +99,7 @@ def run(case: dict[str, Any], ranks: distributed.Ranks) -> dict[str, torch.Tenso
             precision=Precision("off", CPU),
             epochs=1,
             global_batch=case["batch"],
-            clip_norm=case.get("clip"),
+            techniques=(clipping.create(make_context(network, clip_grad=case["clip"])),) if "clip" in case else (),
         )
     )
     windows = itertools.chain.from_iterable(pipeline.train(epoch) for epoch in itertools.count())

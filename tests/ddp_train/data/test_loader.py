@@ -15,17 +15,17 @@ import torch
 
 from ddp_train import data
 from ddp_train.data.dataset import Split
-from ddp_train.options import DataOptions, UserError
+from ddp_train.options import AugmentOptions, DataOptions, UserError
 
 ROOT = Path(__file__).parents[3]
 Check = Callable[[list[psutil.Process], float], None]
 
 
 def build(folder: Path, **options: object) -> data.Pipeline:
-    chosen = DataOptions(data_dir=str(folder), augment="heavy", **options)  # type: ignore[arg-type]
+    chosen = DataOptions(data_dir=str(folder), **options)  # type: ignore[arg-type]
     dataset = data.load("folder", chosen)
     arguments = {"world_size": 1, "rank": 0, "device": torch.device("cpu"), "accumulate": 2, "seed": 1}
-    return data.build_pipeline(dataset, chosen, global_batch=8, **arguments)  # type: ignore[arg-type]
+    return data.build_pipeline(dataset, chosen, AugmentOptions(augment="heavy"), global_batch=8, **arguments)  # type: ignore[arg-type]
 
 
 @pytest.mark.timeout(120)
@@ -49,13 +49,21 @@ def test_persistent_workers_follow_the_epochs(make_folder: Callable[..., Path]) 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_corrupt_file_is_one_line_also_from_a_worker(make_folder: Callable[..., Path], workers: int) -> None:
     folder = make_folder(train=4)
-    options = DataOptions(data_dir=str(folder), augment="none", num_workers=workers)
+    options = DataOptions(data_dir=str(folder), num_workers=workers)
     decoded = data.load("folder", options)
     files = tuple(sorted(map(str, (folder / "train").rglob("*.png"))))
     dataset = replace(decoded, train=Split(decoded.train.labels, None, files))
     Path(files[5]).write_bytes(b"not an image")
     pipe = data.build_pipeline(
-        dataset, options, world_size=1, rank=0, device=torch.device("cpu"), global_batch=8, accumulate=1, seed=0
+        dataset,
+        options,
+        AugmentOptions(augment="none"),
+        world_size=1,
+        rank=0,
+        device=torch.device("cpu"),
+        global_batch=8,
+        accumulate=1,
+        seed=0,
     )
     with pytest.raises(UserError) as caught:
         [list(window.batches) for window in pipe.train(0)]
@@ -69,9 +77,9 @@ def test_workers_end_with_a_killed_parent(make_folder: Callable[..., Path], asse
     program = (
         "import sys, time, torch\n"
         "from ddp_train import data\n"
-        "from ddp_train.options import DataOptions\n"
+        "from ddp_train.options import AugmentOptions, DataOptions\n"
         "options = DataOptions(data_dir=sys.argv[1], pipeline='loader', num_workers=2)\n"
-        "pipe = data.build_pipeline(data.load('folder', options), options, world_size=1, rank=0,\n"
+        "pipe = data.build_pipeline(data.load('folder', options), options, AugmentOptions(), world_size=1, rank=0,\n"
         "    device=torch.device('cpu'), global_batch=4, accumulate=1, seed=0)\n"
         "windows = pipe.train(0)\n"
         "list(next(windows).batches)\n"

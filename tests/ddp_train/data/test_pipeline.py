@@ -16,7 +16,7 @@ from ddp_train.data.loader import LoaderPipeline
 from ddp_train.data.pipeline import Pipeline
 from ddp_train.data.resident import ResidentPipeline
 from ddp_train.data.samples import channel_statistics
-from ddp_train.options import DataOptions, UserError
+from ddp_train.options import AugmentOptions, DataOptions, UserError
 
 CPU = torch.device("cpu")
 
@@ -34,8 +34,9 @@ def dataset() -> Dataset:
 def pipeline(dataset: Dataset, *, ranks: int = 1, rank: int = 0, **changes: object) -> Pipeline:
     build = {"global_batch": 8, "accumulate": 1, "seed": 5, "shares": None}
     build.update({key: changes.pop(key) for key in list(changes) if key in build})
-    options = DataOptions(**({"augment": "heavy", "pipeline": "resident", "num_workers": 0} | changes))  # type: ignore[arg-type]
-    return data.build_pipeline(dataset, options, world_size=ranks, rank=rank, device=CPU, **build)  # type: ignore[arg-type]
+    augment = AugmentOptions(augment=changes.pop("augment", "heavy"))  # type: ignore[arg-type]
+    options = DataOptions(**({"pipeline": "resident", "num_workers": 0} | changes))  # type: ignore[arg-type]
+    return data.build_pipeline(dataset, options, augment, world_size=ranks, rank=rank, device=CPU, **build)  # type: ignore[arg-type]
 
 
 def epoch_of(pipe: Pipeline, epoch: int = 0, start_step: int = 0) -> list[tuple[int, list[data.Batch]]]:

@@ -1,0 +1,65 @@
+"""Which techniques a run has, in which order: a table of (name, when, where it is made)."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ddp_train.options import Config, UserError
+from ddp_train.technique import Context, Technique
+
+__all__ = ["TABLE", "Entry", "compose"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One technique: `wanted` by the configuration or not; `make`: module:function, imported only then."""
+
+    name: str
+    wanted: Callable[[Config], bool]
+    make: str
+
+
+# In the order in which they act: model edits, images, loss, gradient, step, weights, end of an epoch.
+TABLE: tuple[Entry, ...] = (
+    Entry("clip_grad", lambda c: c.optim.clip_grad is not None, "ddp_train.techniques.clipping:create"),
+)
+
+
+def compose(context: Context) -> tuple[Context, tuple[Technique, ...]]:
+    """The techniques of a run, and the context with the network that they have edited. Errors: UserError."""
+    config = context.config
+    makers = [entry.make for entry in TABLE if entry.wanted(config)]
+    makers += [name.strip() for name in (config.regularize.technique or "").split(",") if name.strip()]
+    techniques: list[Technique] = []
+    for maker in makers:
+        technique = _find(maker)(context)
+        if not isinstance(technique, Technique):
+            raise UserError(f"--technique {maker}: returned a {type(technique).__name__}, not a Technique")
+        if technique.edit is not None:
+            context = replace(context, network=technique.edit(context.network))
+        techniques.append(technique)
+    updates = [technique.name for technique in techniques if technique.update is not None]
+    if len(updates) > 1:
+        raise UserError(f"{' and '.join(updates)} exclude each other: each takes a step of its own kind")
+    names = [technique.name for technique in techniques]
+    if repeated := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(f"two techniques are named {repeated}: their states in a checkpoint would be mixed up")
+    return context, tuple(techniques)
+
+
+def _find(maker: str) -> Callable[[Context], object]:
+    """The function named module:function; looked for in the working directory too, as `python -m` would."""
+    module, _, function = maker.partition(":")
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)
+    try:
+        found: Callable[[Context], object] = getattr(importlib.import_module(module), function)
+    except ModuleNotFoundError as error:
+        raise UserError(f"--technique {maker}: no module named {error.name!r} here or among the packages") from None
+    except (AttributeError, ValueError):
+        raise UserError(f"--technique {maker}: {module or 'it'} has no function {function!r}") from None
+    return found

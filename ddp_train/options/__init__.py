@@ -1,0 +1,63 @@
+"""What a training run can be told: one dataclass per subject, in a file of its own, each field with its meaning.
+
+A field whose default is None is left to the machine: `auto.py` fills it in from the hardware and
+the data, and says why. `config.py` turns these classes into command line options and YAML keys.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ddp_train.options.augment import AugmentOptions
+from ddp_train.options.data import DataOptions
+from ddp_train.options.errors import SharedError, UserError
+from ddp_train.options.model import ModelOptions
+from ddp_train.options.optim import OptimOptions
+from ddp_train.options.regularize import RegularizeOptions
+from ddp_train.options.run import RunOptions
+from ddp_train.options.schedule import ScheduleOptions
+
+__all__ = [
+    "SECTIONS",
+    "AugmentOptions",
+    "Config",
+    "DataOptions",
+    "ModelOptions",
+    "OptimOptions",
+    "RegularizeOptions",
+    "RunOptions",
+    "ScheduleOptions",
+    "SharedError",
+    "UserError",
+    "to_dict",
+]
+
+SECTIONS = {
+    "run": RunOptions,
+    "data": DataOptions,
+    "augment": AugmentOptions,
+    "model": ModelOptions,
+    "optim": OptimOptions,
+    "schedule": ScheduleOptions,
+    "regularize": RegularizeOptions,
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """All options of a run by section; `given` names those that the user set, in a file or as an option."""
+
+    run: RunOptions = field(default_factory=RunOptions)
+    data: DataOptions = field(default_factory=DataOptions)
+    augment: AugmentOptions = field(default_factory=AugmentOptions)
+    model: ModelOptions = field(default_factory=ModelOptions)
+    optim: OptimOptions = field(default_factory=OptimOptions)
+    schedule: ScheduleOptions = field(default_factory=ScheduleOptions)
+    regularize: RegularizeOptions = field(default_factory=RegularizeOptions)
+    given: frozenset[str] = frozenset()
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Every option and its value, flat, in the order of the sections."""
+    return {k: v for name in SECTIONS for k, v in asdict(getattr(config, name)).items()}

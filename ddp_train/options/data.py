@@ -1,0 +1,36 @@
+"""Options of the data: which images, how many at a time, and how they reach the device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["DataOptions"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """Data"""
+
+    dataset: Literal["cifar10", "folder", "digits", "synthetic"] | None = None
+    """Dataset; None is CIFAR-10 from --data-dir or by download, and the bundled digits where neither is possible."""
+    data_dir: str = "data"
+    """Folder with cifar-10-batches-py, or with train/<class>/* and test/<class>/* images."""
+    batch_size: int | None = None
+    """GLOBAL batch: images per optimizer step over all ranks (None: by hardware)."""
+    batch_size_per_rank: int | None = None
+    """Images per step and rank, for those who want the global batch to grow with the ranks."""
+    accumulate: int = 1
+    """Micro-batches per optimizer step; the global batch is divided, so the mathematics does not change."""
+    pipeline: Literal["auto", "resident", "loader"] = "auto"
+    """resident holds decoded images in the device's memory; loader has worker processes; auto: resident if they fit."""
+    num_workers: int | None = None
+    """Loader worker processes per rank (None: by cores)."""
+    prefetch_factor: int = 4
+    """Batches that each loader worker prepares ahead."""
+    image_size: int | None = None
+    """Side in pixels that folder images are scaled and cropped to (None: their own where all are alike, else 224)."""
+    drop_last: bool = False
+    """Leave out the last, partial global batch of an epoch."""
+    synthetic_samples: int = 2048
+    """Training images of --dataset synthetic (32 x 32, 10 classes)."""

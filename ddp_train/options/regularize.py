@@ -1,0 +1,17 @@
+"""Options of regularisation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["RegularizeOptions"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegularizeOptions:
+    """Regularisation"""
+
+    label_smoothing: float = 0.0
+    """Share of the target spread over the other classes."""
+    technique: str | None = None
+    """A technique of your own: package.module:function, more than one separated by commas."""

@@ -1,0 +1,30 @@
+"""Options of the run as a whole: its length, seed, device and folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["RunOptions"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Run"""
+
+    epochs: int | None = None
+    """Passes over the training set (None: by dataset)."""
+    seed: int = 0
+    """Seed of the data order, augmentation, initial weights and dropout."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train; auto takes CUDA when a GPU is visible."""
+    out_dir: str | None = None
+    """Run folder for the config, history, curves, checkpoints and logs (None: runs/TIME-MODEL)."""
+    resume: str | None = None
+    """Continue from a checkpoint file or run folder; auto continues the run in --out-dir, if there is one."""
+    log_every: int = 20
+    """Steps between progress reports; each report waits for the device once."""
+    tensorboard: bool = True
+    """Write TensorBoard event files into the run folder."""
+    disable_auto: bool = False
+    """Take fixed defaults instead of recommendations from the hardware."""
