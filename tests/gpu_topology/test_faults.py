@@ -258,6 +258,31 @@ def test_one_call_that_says_lost_is_believed(read_machines, call):
     assert topology.warnings == (f"GPU 1: {topology.gpus[1].error}",)
 
 
+def test_a_lost_gpu_is_asked_nothing_more(fake_driver, tmp_path):
+    """Each question to a lost GPU can take seconds."""
+    fault = {"call": "nvmlDeviceGetNvLinkState", "gpu": 1, "error": "GPU_IS_LOST"}
+    env = {**fake_driver(machine(fault)), "FAKE_NVML_CALLS": str(tmp_path / "calls")}
+    assert report(env).returncode == 0
+    calls = dict(line.split()[:2] for line in (tmp_path / "calls").read_text().splitlines())
+    assert calls["nvmlDeviceGetP2PStatus"] == "8", "four kinds, two ways, the one pair that is left"
+    assert calls["nvmlDeviceGetTopologyCommonAncestor"] == "1"
+
+
+def test_an_old_nvidia_ml_py_costs_what_it_does_not_know(fake_driver):
+    """What nvidia-ml-py 12.535 lacks."""
+    script = """
+import json, pynvml
+from gpu_topology import nvml, snapshot
+del pynvml.nvmlDeviceGetGpuFabricInfoV
+del pynvml.nvmlDeviceGetComputeRunningProcesses_v2, pynvml.nvmlDeviceGetGraphicsRunningProcesses_v2
+print(json.dumps(snapshot.to_dict(nvml.read_or_explain())))
+"""
+    env = {**os.environ, **fake_driver(MACHINE)}
+    done = subprocess.run([sys.executable, "-c", script], env=env, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert snapshot.from_dict(json.loads(done.stdout)) == without("nvmlDeviceGetGpuFabricInfoV", "FUNCTION_NOT_FOUND")
+
+
 def test_a_gpu_lost_at_any_moment_never_ends_the_report(read_machines):
     """The moments: every call on GPU 1, in order, until it is past the last one."""
     moments = range(160)
