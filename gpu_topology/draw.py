@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 from gpu_topology.options import add_output, add_selection, add_source, answer
+from gpu_topology.output import write_whole
 from gpu_topology.picture import layout
 from gpu_topology.svg import to_svg
-from gpu_topology.topology import TopologyError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,9 +25,6 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.output is None:
         print(text, end="")
         return 0
-    try:
-        Path(arguments.output).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise TopologyError(f"cannot write {arguments.output}: {error.strerror or error}") from None
+    write_whole(arguments.output, text)
     print(f"wrote {arguments.output}: {len(answers.topology.gpus)} GPUs", file=sys.stderr)
     return 0

@@ -88,6 +88,7 @@ def to_json(
 ) -> dict[str, object]:
     """The report as plain data: a snapshot's keys, then `groups`, `selection`, `environment`, `host`, `warnings`.
 
+    `driver_warnings` are those of `warnings` that came with the reading.
     `--from` reads a saved report too. `estimated_peak_tops` and `ring_model_gb_s` are models that rank groups, not
     measurements.
     """
@@ -96,6 +97,7 @@ def to_json(
         "groups": [_group_json(group) for group in groups],
         "selection": selection_json(selection),
         "environment": [asdict(setting) for setting in settings],
+        "driver_warnings": list(topology.warnings),
         "host": {**asdict(host), "cpu_flags": sorted(host.cpu_flags)},
         "warnings": list(all_warnings(topology, selection, host, settings, verdict)),
     }

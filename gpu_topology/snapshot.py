@@ -1,64 +1,137 @@
-"""A `Topology` as a JSON file and back, lossless: plan one machine on another, replay a bug report."""
+"""A `Topology` as a JSON file and back, lossless: plan one machine on another, replay a bug report.
+
+A file from elsewhere needs only what nvidia-smi shows: a GPU its index, a link its ends and "NV4" or "PHB".
+"""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, is_dataclass
+import re
+from dataclasses import MISSING, asdict, fields, is_dataclass
+from functools import cache
 from pathlib import Path
+from reprlib import Repr
 from types import NoneType, UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
+from gpu_topology.output import write_whole
 from gpu_topology.topology import LinkLevel, Topology, TopologyError
 
 SCHEMA = "gpu-topology/1"
 
+# Numbers are counts, bytes and indices; NVML's own are of 64 bits at most.
+_LARGEST = 2**64 - 1
+
 Json = dict[str, object]
+
+_quote = Repr()
+_quote.maxstring = _quote.maxother = _quote.maxlong = 60
 
 
 def to_dict(topology: Topology) -> Json:
     """Plain lists and dicts for json.dump, with the key "schema" first. Bytes, percent, MHz as in `Topology`."""
-    body = asdict(topology)
-    return {"schema": SCHEMA, **json.loads(json.dumps(body))}
+    return {"schema": SCHEMA, **asdict(topology, dict_factory=_plain)}
+
+
+def _plain(items: list[tuple[str, object]]) -> Json:
+    return {key: _as_list(value) for key, value in items}
+
+
+def _as_list(value: object) -> object:
+    """Tuples as lists, so that what is written equals what is read."""
+    return [_as_list(item) for item in value] if isinstance(value, tuple) else value
 
 
 def from_dict(data: object) -> Topology:
-    """The inverse of `to_dict`. Unknown keys are ignored, absent ones are unknown; TopologyError for anything else."""
+    """The inverse of `to_dict`; reads a saved `report --json` too.
+
+    Unknown keys are ignored, absent ones are unknown; TopologyError, one line, for anything that is no topology.
+    """
     if not isinstance(data, dict):
         raise TopologyError(f'not a topology: expected a JSON object with "schema": "{SCHEMA}"')
     schema = data.get("schema")
     if schema != SCHEMA:
-        raise TopologyError(f"schema is {schema!r}, this version reads {SCHEMA!r}")
+        raise TopologyError(f"schema is {_quote.repr(schema)}, this version reads {SCHEMA!r}")
+    # A report's `warnings` are those of the choice and the environment too, which whoever reads it takes anew.
+    own = {"warnings": data["driver_warnings"]} if "driver_warnings" in data else {}
     try:
-        topology: Topology = _decode(Topology, data, "the topology")
+        topology: Topology = _decode(Topology, _links_in_order({**data, **own}), "the topology")
+        _check(topology)
     except (TypeError, ValueError) as error:
         raise TopologyError(f"not a valid {SCHEMA} topology: {error}") from None
-    indices = [gpu.index for gpu in topology.gpus]
-    repeated = next((index for index in indices if indices.count(index) > 1), None)
-    if repeated is not None:
-        raise TopologyError(f"not a valid {SCHEMA} topology: GPU {repeated} occurs twice")
     return topology
 
 
 def save(topology: Topology, path: Path | str) -> None:
-    """Write the snapshot; TopologyError naming the file when it cannot be written."""
-    try:
-        Path(path).write_text(json.dumps(to_dict(topology), indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise TopologyError(f"cannot write {path}: {error.strerror or error}") from None
+    """Write the snapshot, whole or not at all; TopologyError naming the file when it cannot be written."""
+    write_whole(path, json.dumps(to_dict(topology), indent=1) + "\n")
 
 
 def load(path: Path | str) -> Topology:
     """Read a snapshot; TopologyError naming the file when it is unreadable, not JSON, or of another schema."""
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        data = json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_no_number)
     except OSError as error:
         raise TopologyError(f"cannot read {path}: {error.strerror or error}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise TopologyError(f"{path} is not JSON: {error}") from None
     try:
         return from_dict(data)
     except TopologyError as error:
         raise TopologyError(f"{path}: {error}") from None
+
+
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number of JSON's")
+
+
+def _links_in_order(data: Json) -> Json:
+    """The links as `Link` wants them: a below b, and nvidia-smi's "NV4" as level NV with 4 links."""
+    links = data.get("links")
+    if not isinstance(links, list):
+        return data
+    return {**data, "links": [_link_in_order(link) if isinstance(link, dict) else link for link in links]}
+
+
+def _link_in_order(link: Json) -> Json:
+    level, nvlinks = link.get("level"), link.get("nvlinks")
+    bonded = re.fullmatch(r"NV([1-9]\d?)", level) if isinstance(level, str) else None
+    if bonded:
+        count = int(bonded[1])
+        if nvlinks not in (None, count):
+            raise ValueError(f"level is {level!r}, but nvlinks is {_quote.repr(nvlinks)}")
+        link = {**link, "level": LinkLevel.NV.value, "nvlinks": count}
+    a, b, peer = link.get("a"), link.get("b"), link.get("peer")
+    if type(a) is int and type(b) is int and a > b:
+        turned = {key: pair[::-1] if isinstance(pair, list) else pair for key, pair in _items(peer)}
+        link = {**link, "a": b, "b": a, **({"peer": turned} if isinstance(peer, dict) else {})}
+    return link
+
+
+def _items(value: object) -> list[tuple[str, object]]:
+    return list(value.items()) if isinstance(value, dict) else []
+
+
+def _check(topology: Topology) -> None:
+    """What no single field shows; ValueError."""
+    indices = [gpu.index for gpu in topology.gpus]
+    repeated = next((index for index in indices if indices.count(index) > 1), None)
+    if repeated is not None:
+        raise ValueError(f"GPU {repeated} occurs twice")
+    seen = set()
+    for link in topology.links:
+        name = f"the link {link.a}-{link.b}"
+        missing = next((end for end in (link.a, link.b) if end not in indices), None)
+        if missing is not None:
+            raise ValueError(f"{name} names GPU {missing}, which is not there")
+        if link.a == link.b:
+            raise ValueError(f"{name} joins a GPU to itself")
+        if (link.a, link.b) in seen:
+            raise ValueError(f"{name} occurs twice")
+        seen.add((link.a, link.b))
+
+
+_hints = cache(get_type_hints)
 
 
 def _decode(kind: Any, value: object, name: str) -> Any:
@@ -69,15 +142,33 @@ def _decode(kind: Any, value: object, name: str) -> Any:
     if get_origin(kind) is tuple:
         items, kinds = value, get_args(kind)
         if not isinstance(items, list) or (kinds[-1] is not ... and len(items) != len(kinds)):
-            raise ValueError(f"{name} is {value!r}, not a list of {'any length' if ... in kinds else len(kinds)}")
+            length = "any length" if ... in kinds else len(kinds)
+            raise ValueError(f"{name} is {_quote.repr(value)}, not a list of {length}")
         return tuple(_decode(kinds[0], item, name) for item in items)
     if isinstance(kind, type) and is_dataclass(kind):
         if not isinstance(value, dict):
-            raise ValueError(f"{name} holds {value!r}, not an object")
-        hints = get_type_hints(kind)
+            raise ValueError(f"{name} holds {_quote.repr(value)}, not an object")
+        hints = _hints(kind)
+        lacking = next((one.name for one in fields(kind) if one.default is MISSING and one.name not in value), None)
+        if lacking is not None:
+            raise ValueError(f"an object of {name} has no {lacking!r}")
         return kind(**{key: _decode(hints[key], item, key) for key, item in value.items() if key in hints})
     if issubclass(kind, LinkLevel):
-        return kind(value)
+        return _level(value)
+    return _plain_value(kind, value, name)
+
+
+def _level(value: object) -> LinkLevel:
+    if not isinstance(value, str) or value not in set(LinkLevel):
+        raise ValueError(f"level is {_quote.repr(value)}, not NV1, NV2 ..., {', '.join(LinkLevel)} or null")
+    return LinkLevel(value)
+
+
+def _plain_value(kind: type, value: object, name: str) -> object:
     if type(value) is not kind:  # bool is an int to isinstance, and must not be one here
-        raise ValueError(f"{name} is {value!r}, not {kind.__name__}")
+        raise ValueError(f"{name} is {_quote.repr(value)}, not {kind.__name__}")
+    if isinstance(value, int) and not 0 <= value <= _LARGEST:
+        raise ValueError(f"{name} is {_quote.repr(value)}, not a number of 0 to 2^64 - 1")
+    if isinstance(value, str):
+        value.encode()  # half a surrogate pair could not be printed; its UnicodeEncodeError is a ValueError
     return value

@@ -154,7 +154,7 @@ class Link:
         """nvidia-smi's notation: "NV4", "PHB", "SYS"; "?" where unknown."""
         if self.level is None:
             return "?"
-        return f"NV{self.nvlinks}" if self.level is LinkLevel.NV else self.level.value
+        return f"NV{self.nvlinks or '?'}" if self.level is LinkLevel.NV else self.level.value
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import random
+from dataclasses import is_dataclass, replace
+from itertools import combinations
 from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 import pytest
 
 from gpu_topology import snapshot
+from gpu_topology.output import write_whole
 from gpu_topology.topology import Gpu, GpuProcess, Link, LinkLevel, PeerAccess, Topology, TopologyError
 from tests.fake_nvml.machine import to_topology
 
@@ -41,6 +48,116 @@ def test_round_trip_is_lossless(topology, tmp_path):
     assert json.loads(path.read_text())["schema"] == "gpu-topology/1"
 
 
+def _anything(kind: Any, draw: random.Random) -> Any:
+    """A random value of the type that a field is annotated with."""
+    if get_origin(kind) is UnionType:
+        kinds = get_args(kind)
+        return _anything(draw.choice(kinds), draw)
+    if get_origin(kind) is tuple:
+        kinds = get_args(kind)
+        count = draw.randrange(4) if ... in kinds else len(kinds)
+        return tuple(_anything(kinds[0], draw) for _ in range(count))
+    if is_dataclass(kind):
+        return kind(**{name: _anything(hint, draw) for name, hint in get_type_hints(kind).items()})
+    if issubclass(kind, LinkLevel):
+        return draw.choice(list(LinkLevel))
+    choices = {
+        NoneType: (None,),
+        bool: (True, False),
+        int: (0, 1, draw.randrange(2**64)),
+        str: ("", "NV4", "GPU-\u00e9\u4e2d\U0001f600", '"\\\n\x7f', str(draw.random())),
+    }
+    return draw.choice(choices[kind])
+
+
+def random_topology(seed: int) -> Topology:
+    """Every field of every class, in any state; GPUs and pairs counted as a reading counts them."""
+    draw = random.Random(seed)
+    size = draw.randrange(7)
+    gpus = (replace(_anything(Gpu, draw), index=index) for index in draw.sample(range(99), size))
+    gpus = tuple(sorted(gpus, key=lambda gpu: gpu.index))
+    links = tuple(replace(_anything(Link, draw), a=a.index, b=b.index) for a, b in combinations(gpus, 2))
+    return replace(_anything(Topology, draw), gpus=gpus, links=links)
+
+
+def test_any_topology_comes_back_as_it_was(tmp_path):
+    path = tmp_path / "machine.json"
+    for seed in range(150):
+        topology = random_topology(seed)
+        snapshot.save(topology, path)
+        assert snapshot.load(path) == topology, seed
+        assert snapshot.to_dict(topology) == json.loads(path.read_text()), seed
+
+
+GPU_KEYS: dict[str, Any] = {
+    "index": 0,
+    "uuid": "GPU-1",
+    "name": "NVIDIA RTX A6000",
+    "pci_bus_id": "0000:41:00.0",
+    "memory_total": 2**35,
+    "memory_used": 2**30,
+    "compute_capability": [8, 6],
+    "numa_node": None,
+    "mig_mode": False,
+    "utilization": None,
+    "processes": [{"pid": 7, "used_memory": 2**20}],
+}
+
+
+def test_a_file_with_the_documented_keys_alone_is_enough():
+    link = {"a": 0, "b": 1, "level": "NV", "nvlinks": 4, "p2p": "ok"}
+    gpus = [GPU_KEYS, {**GPU_KEYS, "index": 1, "uuid": "GPU-2"}]
+    topology = snapshot.from_dict({"schema": "gpu-topology/1", "gpus": gpus, "links": [link]})
+    assert topology.gpus[0] == Gpu(
+        0,
+        "GPU-1",
+        "NVIDIA RTX A6000",
+        "0000:41:00.0",
+        memory_total=2**35,
+        memory_used=2**30,
+        compute_capability=(8, 6),
+        mig_mode=False,
+        processes=(GpuProcess(7, 2**20),),
+    )
+    assert topology.links == (Link(0, 1, LinkLevel.NV, 4, "ok"),)
+
+
+def test_links_are_read_as_nvidia_smi_writes_them_and_from_either_end():
+    gpus = [{"index": index} for index in range(3)]
+    links = [
+        {"a": 1, "b": 0, "level": "NV12", "peer": {"read": ["ok", "not-supported"]}},
+        {"a": 0, "b": 2, "level": "PHB"},
+        {"a": 2, "b": 1, "level": "NV"},
+    ]
+    topology = snapshot.from_dict({"schema": "gpu-topology/1", "gpus": gpus, "links": links})
+    assert [link.label for link in topology.links] == ["NV12", "PHB", "NV?"]
+    assert topology.link(0, 1) == Link(0, 1, LinkLevel.NV, 12, peer=PeerAccess(read=("not-supported", "ok")))
+
+
+def test_an_earlier_file_survives_an_error_and_nothing_is_left_behind(tmp_path):
+    path = tmp_path / "machine.json"
+    path.write_text("precious")
+    with pytest.raises(TopologyError, match="cannot write"):
+        write_whole(path, "half a pair: \ud800")
+    assert path.read_text() == "precious"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_is_written_to_keeps_its_kind(tmp_path):
+    target, link, pipe = tmp_path / "target.json", tmp_path / "link.json", tmp_path / "pipe"
+    target.write_text("old")
+    target.chmod(0o640)
+    link.symlink_to(target)
+    write_whole(link, "new")
+    assert (link.is_symlink(), target.read_text(), target.stat().st_mode & 0o777) == (True, "new", 0o640)
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_whole(pipe, "through")
+    assert os.read(reader, 99) == b"through"
+    os.close(reader)
+    assert pipe.is_fifo()
+
+
 def test_keys_of_a_later_minor_version_are_ignored():
     data = snapshot.to_dict(to_topology("rtx3090_2x_nvlink"))
     data["gpus"][0]["flux_capacitor"] = 1.21
@@ -63,13 +180,43 @@ BAD = {
     '{"schema": "gpu-topology/1", "gpus": [{"index": 0, "compute_capability": 8.6}]}': "is 8.6, not a list of 2",
     '{"schema": "gpu-topology/1", "gpus": [{"index": 0, "processes": [4]}]}': "not a valid",
     '{"schema": "gpu-topology/1", "gpus": [{"index": 0}, {"index": 0}]}': "GPU 0 occurs twice",
-    '{"schema": "gpu-topology/1", "links": [{"a": 0, "b": 1, "level": "NEAR"}]}': "'NEAR' is not a valid LinkLevel",
+    '{"schema": "gpu-topology/1", "links": [{"a": 0, "b": 1, "level": "NEAR"}]}': "level is 'NEAR', not NV1",
     '{"schema": "gpu-topology/1", "links": [{"a": 0, "b": null}]}': "b is None, not int",
     '{"schema": "gpu-topology/1", "warnings": "all"}': "warnings is 'all'",
+    '{"schema": "gpu-topology/1", "gpus": [{"index": 0}': "is not JSON",
+    '{"schema": "gpu-topology/1", "gpus": [{"index": NaN}]}': "is not JSON: NaN is no number",
+    '{"schema": "gpu-topology/1", "gpus": [{"index": Infinity}]}': "is not JSON: Infinity is no number",
+    '{"schema": "gpu-topology/1", "gpus": [{"index": 0, "utilization": 1.5}]}': "utilization is 1.5, not int",
+    '{"schema": "gpu-topology/1", "gpus": [{"index": -1}]}': "index is -1, not a number of 0 to",
+    '{"schema": "gpu-topology/1", "gpus": [{"index": 0, "memory_total": 1' + 30 * "0" + "}]}": "not a number of 0 to",
+    '{"schema": "gpu-topology/1", "gpus": [{"index": 0, "memory_total": 1' + 9999 * "0" + "}]}": "is not JSON",
+    '{"schema": "gpu-topology/1", "gpus": [{"name": "A100"}]}': "has no 'index'",
+    '{"schema": "gpu-topology/1", "gpus": [{"index": 0, "name": "\\ud800"}]}': "not a valid",
+    '{"schema": "gpu-topology/1", "gpus": {"index": 0}}': "not a list",
+    '{"schema": "' + 9999 * "x" + '"}': "this version reads",
+    9999 * "[": "is not JSON",
+    "": "is not JSON",
 }
 
+LINKS = {
+    '{"a": 0, "b": 0}': "the link 0-0 joins a GPU to itself",
+    '{"a": 0, "b": 2}': "the link 0-2 names GPU 2, which is not there",
+    '{"a": 0, "b": 1}, {"a": 0, "b": 1}': "the link 0-1 occurs twice",
+    '{"a": 0, "b": 1}, {"a": 1, "b": 0}': "the link 0-1 occurs twice",
+    '{"a": 0, "b": "1"}': "b is '1', not int",
+    '{"a": 0}': "has no 'b'",
+    '{"a": 0, "b": 1, "level": "NV4", "nvlinks": 2}': "level is 'NV4', but nvlinks is 2",
+    '{"a": 0, "b": 1, "level": "NV0"}': "level is 'NV0', not NV1",
+    '{"a": 0, "b": 1, "level": 4}': "level is 4, not NV1",
+    '{"a": 0, "b": 1, "level": ["NV"]}': "level is ['NV'], not NV1",
+    '{"a": 0, "b": 1, "peer": {"read": ["ok"]}}': "read is ['ok'], not a list of 2",
+    "4": "holds 4, not an object",
+}
+BAD |= {f'{{"schema": "gpu-topology/1", "gpus": [{{"index": 0}}, {{"index": 1}}], "links": [{links}]}}': message
+        for links, message in LINKS.items()}  # fmt: skip
 
-@pytest.mark.parametrize("text", BAD)
+
+@pytest.mark.parametrize("text", BAD, ids=lambda text: text[-60:])
 def test_a_bad_file_is_one_line_that_names_it(text, tmp_path):
     path = tmp_path / "bad.json"
     path.write_text(text)
@@ -79,6 +226,7 @@ def test_a_bad_file_is_one_line_that_names_it(text, tmp_path):
     assert BAD[text] in message
     assert str(path) in message
     assert "\n" not in message
+    assert len(message.removeprefix(str(path))) < 250
 
 
 def test_a_file_that_cannot_be_read_or_written_is_named(tmp_path):
