@@ -25,6 +25,8 @@ from gpu_topology.host import read_host
 from gpu_topology.nvml import read_or_explain
 from gpu_topology.topology import TopologyError
 from gpu_topology.verify_cache import recall
+from launcher.cluster import find_cluster
+from launcher.network import locate
 from launcher.options import LaunchOptions, OptionError, parse
 from launcher.plan import LaunchPlan, make_plan
 from launcher.program import check_program, check_torch
@@ -65,7 +67,8 @@ def _plan(options: LaunchOptions) -> LaunchPlan:
     if options.topology is not None:
         # The user's environment belongs to this machine, and the plan to another.
         return make_plan(options, snapshot.load(options.topology), read_host(), {})
-    return make_plan(options, read_or_explain(), read_host(), os.environ, recall)
+    cluster = locate(find_cluster(options, os.environ), wait=not options.dry_run)
+    return make_plan(options, read_or_explain(), read_host(), os.environ, recall, cluster)
 
 
 def _print(plan: LaunchPlan, options: LaunchOptions) -> int:

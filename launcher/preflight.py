@@ -56,7 +56,7 @@ def preflight(plan: LaunchPlan, options: LaunchOptions, console: Console) -> Lau
         _say(console, f"every byte and every sum right in {verdict.seconds:.1f} s{speed}")
     else:
         _say(console, _mended(verdict))
-    return make_plan(options, plan.topology, plan.host, os.environ, lambda topology, uuids: verdict)
+    return make_plan(options, plan.topology, plan.host, os.environ, lambda topology, uuids: verdict, plan.cluster)
 
 
 def _unmended(plan: LaunchPlan, options: LaunchOptions, console: Console, verdict: Verdict) -> LaunchPlan:

@@ -92,6 +92,8 @@ def _facts(plan: LaunchPlan) -> Table:
     table.add_column(overflow="fold")
     table.add_row("machine", _machine(plan))
     table.add_row("devices", _devices(plan))
+    if not plan.cluster.one_node:
+        table.add_row("nodes", _nodes(plan.cluster))
     table.add_row("run", _run(plan))
     return table
 
@@ -134,6 +136,14 @@ def _run(plan: LaunchPlan) -> Text:
     restarts = f", up to {plan.job.max_restarts} restarts" if plan.job.max_restarts else ""
     words = ("trainer", *plan.training.given) if plan.training else (plan.program.name, *plan.program.args)
     return Text(f"{ranks}{nodes}, {plan.backend}{restarts}: {shlex.join(words)}")
+
+
+def _nodes(cluster: Cluster) -> Text:
+    this = "" if cluster.node_rank is None else f"this is {cluster.name(cluster.node_rank)}; "
+    here = "" if cluster.address is None else f" from {cluster.address} ({cluster.interface})"
+    holds = ", held by this node" if cluster.hosts_store else ""
+    wait = f"; {cluster.rdzv_timeout_s} s for all to come"
+    return Text(f"{this}meeting at {cluster.endpoint}{here}{holds}{wait}; said by {cluster.source}")
 
 
 def _value(setting: Setting) -> str:
