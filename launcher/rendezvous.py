@@ -101,6 +101,9 @@ class OneNode(RendezvousHandler):
 class SeveralNodes(DynamicRendezvousHandler):
     """torch's dynamic rendezvous; in each round the first node serves the ranks a new store, on its address alone."""
 
+    def get_backend(self) -> str:
+        return SEVERAL_NODES
+
     def next_rendezvous(self) -> RendezvousInfo:
         self._bootstrap_store_info = self._shared_tcp_store_server = None
         return super().next_rendezvous()
