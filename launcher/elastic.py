@@ -18,7 +18,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import psutil
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.events.api import Event, EventSource
@@ -29,6 +28,7 @@ from torch.numa.binding import AffinityMode, NumaOptions
 
 from launcher import rendezvous
 from launcher.command import LOOPBACK, Job, escape_macros, rendezvous_config
+from launcher.descendants import Descendants, leashed
 from launcher.failures import Attempt, Failure, Outcome, exit_status, status_of
 from launcher.interrupts import Interrupts
 from launcher.logs import SIGNALS_VARIABLE, RankLogs
@@ -37,6 +37,9 @@ from launcher.quiet import quieten_engine
 __all__ = ["run"]
 
 MONITOR_INTERVAL_S = 0.05
+LEFT_BEHIND_S = 2
+"""How long processes that a successful program left behind may take to end."""
+SETTLE_S = 0.5
 LAUNCHED = "DDP_LAUNCH"
 """Tells a program that its environment was planned: that OMP_NUM_THREADS, say, is no filler of torchrun's."""
 
@@ -54,9 +57,10 @@ def run(job: Job, log_dir: Path) -> Outcome:
     interrupts = Interrupts(lambda number: SignalException(f"got {number.name}", number))
     with interrupts.installed():
         try:
-            agent = _Agent(_spec(job), logs, job.grace, interrupts)
-            interrupts.kill = agent.kill
-            return agent.outcome(agent.run())
+            with Descendants() as descendants:
+                interrupts.kill = descendants.kill
+                agent = _Agent(_spec(job), logs, job.grace, interrupts, descendants)
+                return agent.outcome(agent.run())
         except SignalException as stop:
             return Outcome(status=exit_status(-stop.sigval))
         except Exception as error:
@@ -66,7 +70,7 @@ def run(job: Job, log_dir: Path) -> Outcome:
 
 
 def _spec(job: Job) -> WorkerSpec:
-    entrypoint, *args = job.worker
+    entrypoint, *args = leashed(job.worker)
     parameters = _rendezvous(job)
     return WorkerSpec(
         role="rank",
@@ -107,11 +111,14 @@ def _await_end(local_rank: int, pid: int, ended_ms: dict[int, float]) -> None:
 class _Agent(LocalElasticAgent):
     """torch's agent, which remembers the order in which the ranks ended."""
 
-    def __init__(self, spec: WorkerSpec, logs: RankLogs, grace: int, interrupts: Interrupts) -> None:
+    def __init__(
+        self, spec: WorkerSpec, logs: RankLogs, grace: int, interrupts: Interrupts, descendants: Descendants
+    ) -> None:
         super().__init__(spec, logs, log_line_prefix_template="[rank ${rank}] ")
         self._logs = logs
         self._grace = grace
         self._interrupts = interrupts
+        self._descendants = descendants
         self._attempts: list[Attempt] = []
         self._begin_attempt()
 
@@ -128,20 +135,10 @@ class _Agent(LocalElasticAgent):
         self._ended_ms: dict[int, float] = {}
         self._over = False
 
-    def kill(self) -> None:
-        """SIGKILL to every rank and what it started in its process group."""
-        for pid in self._pids().values():
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(pid, signal.SIGKILL)
-
     def run(self, role: str = "default") -> RunResult:
         try:
             result: RunResult = super().run(role)
             return result
-        except SignalException:
-            # A rank that crashed may have left children in its group: torch ends the groups of living ranks alone.
-            self.kill()
-            raise
         finally:
             self._close_rendezvous()
 
@@ -155,25 +152,21 @@ class _Agent(LocalElasticAgent):
         self._begin_attempt()
         self._interrupts.ending = False
         with self._interrupts.held():
-            try:
-                pids: dict[int, Any] = super()._start_workers(worker_group)
-            except Exception:
-                # torch takes note of the ranks once all are started; these are the ones before the one that failed.
-                for child in psutil.Process().children(recursive=True):
-                    child.kill()
-                raise
+            pids: dict[int, Any] = super()._start_workers(worker_group)
+            self._descendants.watch(pids.values())
             self._interrupts.install()
             for local_rank, pid in pids.items():
                 threading.Thread(target=_await_end, args=(local_rank, pid, self._ended_ms), daemon=True).start()
         return pids
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
-        codes = self._codes()
-        if not self._over and any(codes.values()):
+        # Wherever a signal came, nothing of torch's may have swallowed what it raised.
+        self._interrupts.check()
+        self._descendants.reap()
+        if not self._over and any(self._codes().values()):
             self._over = True
-            alone = {rank for rank, code in codes.items() if code is not None}
+            alone = self._settled()
             self._shutdown()
-            self.kill()
             self._logs.finish()
             self._attempts.append(Attempt(len(self._attempts), self._failures(alone)))
         result: RunResult = super()._monitor_workers(worker_group)
@@ -183,8 +176,13 @@ class _Agent(LocalElasticAgent):
         # `timeout` is what torch believes: it has 30 s written in where a failure is found. torch's own shutdown
         # closes once more, with nothing left to wait for; torch 2.11's takes no time limit.
         self._interrupts.ending = True
+        handlers = self._handlers().values()
+        alive = [handler.proc.pid for handler in handlers if handler.proc.poll() is None]
+        well = all(handler.proc.returncode == 0 for handler in handlers)
+        deadline = time.monotonic() + (min(self._grace, LEFT_BEHIND_S) if well else self._grace)
         if self._pcontext is not None:
             self._pcontext.close(death_sig, self._grace)
+        self._descendants.end(deadline, told=alive if death_sig is signal.SIGTERM else ())
         super()._shutdown(death_sig)
 
     def _construct_event(self, state: str, source: EventSource, *facts: Any, **more: Any) -> Event:
@@ -194,11 +192,18 @@ class _Agent(LocalElasticAgent):
     def _handlers(self) -> Mapping[int, Any]:
         return getattr(self._pcontext, "subprocess_handlers", {})
 
-    def _pids(self) -> dict[int, int]:
-        return {rank: handler.proc.pid for rank, handler in self._handlers().items()}
-
     def _codes(self) -> dict[int, int | None]:
         return {rank: handler.proc.poll() for rank, handler in self._handlers().items()}
+
+    def _settled(self) -> set[int]:
+        """The local ranks that have ended by themselves, a moment after the first failure.
+
+        A rank that meets the broken connection has time to say so, and is known as a victim by what it says.
+        """
+        deadline = time.monotonic() + SETTLE_S
+        while None in (codes := self._codes()).values() and time.monotonic() < deadline:
+            time.sleep(MONITOR_INTERVAL_S)
+        return {rank for rank, code in codes.items() if code is not None}
 
     def _failures(self, alone: Container[int]) -> tuple[Failure, ...]:
         """The ranks that did not end well, in the order in which they ended. `alone`: those that nobody stopped."""

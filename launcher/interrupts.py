@@ -47,13 +47,16 @@ class Interrupts:
     @contextmanager
     def held(self) -> Iterator[None]:
         """Put the first signal off until the end: half-started ranks would be known to nobody."""
-        if self.received is not None:
-            self._raise()
+        self.check()
         self._held = True
         try:
             yield
         finally:
             self._held = False
+        self.check()
+
+    def check(self) -> None:
+        """Raise for a signal that has come and ended nothing yet."""
         if self.received is not None:
             self._raise()
 

@@ -27,16 +27,6 @@ import os, pathlib, sys, time
 pathlib.Path("ready-" + os.environ["RANK"]).write_text(str(os.getpid()))
 time.sleep(120)
 """
-STUBBORN = """
-import os, pathlib, signal, subprocess, sys, time
-for number in (signal.SIGTERM, signal.SIGINT):
-    signal.signal(number, signal.SIG_IGN)
-child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(120)"])
-pathlib.Path("ready-" + os.environ["RANK"]).touch()
-if os.environ["RANK"] == "1" and "fail" in sys.argv:
-    os._exit(7)
-time.sleep(120)
-"""
 ARGUMENTS = ("--help", "--", "--cpu", "a b", "ü€", "", "it's", "$HOME", "$$", "${local_rank}", "*", "\\n")
 
 
@@ -153,25 +143,6 @@ def test_signals(launcher: Any, number: signal.Signals, status: int) -> None:
     _, err = process.communicate(timeout=30)
     assert process.returncode == status
     assert "failed" not in err
-    assert launcher.alive() == []
-
-
-def test_stubborn_ranks_and_their_children_end_after_the_grace_time(launcher: Any) -> None:
-    begin = time.monotonic()
-    done = launcher.run("--cpu", "--grace", "1", str(launcher.script(STUBBORN)), "fail")
-    assert done.returncode == 7
-    assert time.monotonic() - begin < 25
-    assert launcher.alive() == []
-
-
-def test_second_signal_ends_stubborn_ranks_at_once(launcher: Any) -> None:
-    process = launcher.start("--cpu", str(launcher.script(STUBBORN)))
-    launcher.wait_for("ready-0", "ready-1")
-    for _ in range(5):
-        process.send_signal(signal.SIGINT)
-        time.sleep(0.2)
-    process.communicate(timeout=20)
-    assert process.returncode == 130
     assert launcher.alive() == []
 
 

@@ -1,0 +1,117 @@
+"""All that a run has started, directly or not: found, asked to end, and ended, however the launcher ends.
+
+The launcher adopts what its descendants leave behind (prctl(2), PR_SET_CHILD_SUBREAPER), so that all of them stay in
+the tree of processes below it, those that made a session of their own or were made to outlive their parents too.
+The ranks are tied to it by the kernel (leash.py). Where it is killed itself, a guardian ends the rest (guardian.py).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterable
+from contextlib import suppress
+
+from launcher import guardian, leash
+
+__all__ = ["Descendants", "leashed"]
+
+PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
+SCRIPT = (sys.executable, "-I", "-S")
+PAUSE_S = 0.05
+DISMISS_S = 2.0
+LAST_WAIT_S = 3.0
+"""How long the kernel may take over a SIGKILL: a process that waits for a device or a network disk can be stuck."""
+
+
+def leashed(worker: Iterable[str]) -> tuple[str, ...]:
+    """The command of a rank, as one that the kernel ends with this process. To be started from the main thread."""
+    return (*SCRIPT, str(leash.__file__), str(os.getpid()), *worker)
+
+
+class Descendants:
+    """The processes below this one, but for the guardian, which is started here. Sets the mark in `os.environ`."""
+
+    def __init__(self) -> None:
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+        self._ranks: set[int] = set()
+        run = uuid.uuid4().hex
+        reading, self._pipe = os.pipe()
+        try:
+            self._guardian = subprocess.Popen(
+                (*SCRIPT, str(guardian.__file__), run),
+                stdin=reading,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        finally:
+            os.close(reading)
+        outer = os.environ.get(guardian.MARK)
+        os.environ[guardian.MARK] = f"{outer}:{run}" if outer else run
+
+    def watch(self, ranks: Iterable[int]) -> None:
+        """Take note of ranks by their process ids, and tell the guardian."""
+        self._ranks = set(ranks)
+        self._tell(b"".join(b"%d\n" % pid for pid in self._ranks))
+
+    def left(self) -> set[int]:
+        """Process ids of those that have not ended."""
+        tree = guardian.below(guardian.everyone(), {os.getpid()})
+        return tree - {os.getpid(), self._guardian.pid}
+
+    def kill(self) -> None:
+        """SIGKILL to all that there are now. Never raises."""
+        guardian.kill(self.left())
+
+    def end(self, deadline: float, told: Iterable[int] = ()) -> None:
+        """SIGTERM to all; SIGKILL to those that are left at `deadline` (monotonic), until there are none.
+
+        `told`: process groups that have got their SIGTERM already; a second one would break off what they save.
+        """
+        groups = set(told)
+        guardian.kill({pid for pid in self.left() if _group(pid) not in groups}, signal.SIGTERM)
+        deadline = max(deadline, time.monotonic())
+        while self.left() and (now := time.monotonic()) < deadline + LAST_WAIT_S:
+            if now >= deadline:
+                self.kill()
+            self.reap()
+            time.sleep(PAUSE_S)
+
+    def reap(self) -> None:
+        """Take leave of adopted processes that have ended. The ranks are waited for by torch's agent."""
+        others = {*self._ranks, self._guardian.pid}
+        with suppress(ChildProcessError):
+            while True:
+                ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+                if ended is None or ended.si_pid in others:
+                    return
+                os.waitpid(ended.si_pid, os.WNOHANG)
+
+    def __enter__(self) -> Descendants:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """End what is left, and the guardian."""
+        self.end(deadline=0)
+        self._tell(guardian.ALL_IS_WELL + b"\n")
+        os.close(self._pipe)
+        with suppress(subprocess.TimeoutExpired):
+            self._guardian.wait(DISMISS_S)
+
+    def _tell(self, text: bytes) -> None:
+        # Without a guardian the ranks are still tied to the launcher.
+        with suppress(OSError):
+            os.write(self._pipe, text)
+
+
+def _group(pid: int) -> int | None:
+    try:
+        return os.getpgid(pid)
+    except ProcessLookupError:
+        return None
