@@ -37,7 +37,7 @@ if os.fork() == 0:
     os._exit(0)
 pathlib.Path("pid-rank-" + os.environ["RANK"]).write_text(str(os.getpid()))
 if sys.argv[1:] == ["fail"] and os.environ["RANK"] == "1":
-    while not all(pathlib.Path(f"pid-{name}-{rank}").exists() for name in KINDS for rank in (0, 1)):
+    while not pathlib.Path("fail-now").exists():
         time.sleep(0.02)
     os._exit(7)
 if sys.argv[1:] == ["succeed"]:
@@ -49,7 +49,7 @@ FILES = tuple(f"pid-{kind}-{rank}" for kind in KINDS for rank in (0, 1))
 
 
 def script(launcher: Any) -> str:
-    return str(launcher.script(f"KINDS = {KINDS}\n{STUBBORN}"))
+    return str(launcher.script(STUBBORN))
 
 
 def started(launcher: Any) -> list[psutil.Process]:
@@ -126,6 +126,7 @@ def test_five_times_ctrl_c_in_two_seconds(launcher: Any) -> None:
 def test_ranks_that_end_by_themselves(launcher: Any, how: str, status: int) -> None:
     process = launcher.start("--cpu", "--grace", "1", script(launcher), how)
     processes = started(launcher) if how == "fail" else []
+    (launcher.folder / "fail-now").touch()
     process.communicate(timeout=60)
     assert process.returncode == status
     assert_all_gone(launcher, processes, 0.5)
