@@ -54,7 +54,7 @@ def needs_verify(topology: Topology, selection: Selection, host: Host) -> str | 
     pairs = ", ".join(f"{link.a}-{link.b}" for link in links[:4]) + (", ..." if len(links) > 4 else "")
     return (
         f"peer access over PCIe (GPUs {pairs}) needs verify: the driver reports ok, but {evidence}, behind which data"
-        " can hang or arrive corrupted; run `python -m gpu_topology verify`"
+        " can hang or arrive corrupted"
     )
 
 
@@ -133,7 +133,7 @@ def _about_peers(facts: Facts, *, peers_off: bool) -> Iterator[str]:
         return
     doubt = None if peers_off else needs_verify(facts.topology, facts.selection, facts.host)
     if doubt:
-        yield doubt
+        yield f"{doubt}; run `python -m gpu_topology verify`"
 
 
 def _about_fabric(facts: Facts) -> Iterator[str]:

@@ -135,7 +135,7 @@ def check(
         tried[name] = "1"
         last = trial.run(tried)
     verdict = _verdict(first, last, tried, trial, time.monotonic() - begin)
-    if keep and not any(name.startswith(_TRANSPORT) for name in os.environ):
+    if keep and trial.is_plain:
         verify_cache.remember(topology, selection.uuids, verdict)
     return verdict
 
@@ -162,7 +162,10 @@ class _Trial:
         self._worker = worker
         self._time_limit_s = time_limit_s
         settings = nccl.environment(topology, selection, host, ranks=self.ranks, environ=os.environ)
-        self.environment = {**os.environ, **{setting.name: setting.value for setting in settings}}
+        removed = {setting.name for setting in settings if setting.unset}
+        planned = {setting.name: setting.value for setting in settings if not setting.unset}
+        self.environment = {**{k: v for k, v in os.environ.items() if k not in removed}, **planned}
+        self.is_plain = not any(setting.kept and setting.name.startswith(_TRANSPORT) for setting in settings)
         self._slices = any(uuid.startswith("MIG-") for uuid in selection.uuids)
 
     def run(self, extra: Mapping[str, str]) -> Findings:

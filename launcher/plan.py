@@ -117,8 +117,13 @@ def make_plan(
             *([binding.reason] if binding else []),
         ),
         verdict=verdict,
-        doubt=needs_verify(topology, selection, host) if verdict is None else None,
+        doubt=needs_verify(topology, selection, host) if verdict is None and not _peers_off(settings) else None,
     )
+
+
+def _peers_off(settings: Iterable[Setting]) -> bool:
+    """Whether NCCL is told to leave peer access alone, which ends every doubt about it."""
+    return any((setting.name, setting.value) == ("NCCL_P2P_DISABLE", "1") for setting in settings)
 
 
 def _select(topology: Topology, options: LaunchOptions, environ: Mapping[str, str]) -> Selection:

@@ -7,11 +7,12 @@ it can hang or train on wrong gradients. The job is `gpu_topology verify`'s; thi
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.text import Text
 
-from gpu_topology.verify import check
+from gpu_topology.verify import RANK, check
 from gpu_topology.verify_cache import Verdict
 from launcher.options import LaunchOptions
 from launcher.plan import LaunchPlan, make_plan
@@ -32,22 +33,25 @@ def is_due(plan: LaunchPlan, options: LaunchOptions) -> bool:
     return plan.nproc_per_node > 1 and plan.doubt is not None
 
 
-def preflight(plan: LaunchPlan, options: LaunchOptions, console: Console) -> LaunchPlan:
+def preflight(plan: LaunchPlan, options: LaunchOptions, console: Console, worker: Sequence[str] = RANK) -> LaunchPlan:
     """The plan with what the check found, which takes some seconds; the same plan where none is due.
 
-    Only this node's GPUs are checked. Errors: PreflightError; TopologyError where the check itself cannot be started.
+    Only this node's GPUs are checked. `worker`: the program of the check's ranks. Errors: PreflightError; TopologyError
+    where the check itself cannot be started.
     """
     if not is_due(plan, options):
         if plan.verdict is not None and plan.verdict.settings:
             _say(console, f"checked on {plan.verdict.when[:10]}: {_mended(plan.verdict)}")
         return plan
-    why = f" ({plan.doubt})" if plan.doubt else ""
+    if plan.doubt is not None:
+        _say(console, plan.doubt)
     verdict = check(
         plan.topology,
         plan.selection,
         plan.host,
         ranks=plan.nproc_per_node,
-        say=lambda line: _say(console, f"{line}{why}"),
+        worker=worker,
+        say=lambda line: _say(console, line),
     )
     if not verdict.ok and not verdict.settings:
         return _unmended(plan, options, console, verdict)

@@ -181,19 +181,21 @@ def fault(step):
         time.sleep(300)
 """
     begin = time.monotonic()
-    verdict = checked(scripted(fault), time_limit_s=10)
-    assert verdict.problem == "stopped after 10 s in: send rank 1 -> rank 0 (gloo)"
-    assert time.monotonic() - begin < 15
+    verdict = checked(scripted(fault), time_limit_s=7)
+    assert verdict.problem == "stopped after 7 s in: send rank 1 -> rank 0 (gloo)"
+    assert time.monotonic() - begin < 12
 
 
 @pytest.mark.parametrize(
     ("fault", "problem"),
     [
-        ("os.kill(os.getpid(), signal.SIGSEGV)", "rank 1 ended by SIGSEGV in the all-reduce"),
-        ('print("no good", file=sys.stderr); os._exit(7)', "rank 1 ended by exit code 7 in the all-reduce"),
+        (
+            'print("no good", file=sys.stderr); os.kill(os.getpid(), signal.SIGSEGV)',
+            "rank 1 ended by SIGSEGV in the all-reduce",
+        ),
         ('journal._file.write("no good\\n")', "rank 1 wrote what is no result: 'no good'"),
     ],
-    ids=["segv", "exit", "garbage"],
+    ids=["segv", "garbage"],
 )
 def test_a_rank_that_dies_or_talks_nonsense(checked: Callable[..., Verdict], fault: str, problem: str) -> None:
     verdict = checked(scripted(f"def fault(step):\n if step.kind == 'sum' and rank == 1: {fault}"))
