@@ -1,0 +1,104 @@
+"""Tiny runs of the real trainer; also the worker that torchrun starts for the runs on two ranks.
+
+    python tests/ddp_train/techniques/runs.py RESULT.pt
+
+trains every row of the table whose result must not depend on the ranks; rank 0 writes {name: [weights]}.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import tempfile
+from contextlib import suppress
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
+
+from ddp_train import config, distributed
+from ddp_train.build import Run, build
+from ddp_train.state import Progress
+from tests.ddp_train.techniques.table import TABLE, Row
+
+CPU = torch.device("cpu")
+PLAIN, STATEFUL = (f"tests.ddp_train.techniques.tiny:{name}" for name in ("plain", "stateful"))
+COMMON = "--dataset synthetic --synthetic-samples 160 --batch-size 16 --epochs 2 --amp off --no-tensorboard --lr 0.01"
+"""Two epochs of ten steps."""
+
+
+def make(options: str, out_dir: Path, network: str, ranks: distributed.Ranks | None = None) -> Run:
+    """A run, ready to go."""
+    words = [*shlex.split(f"{COMMON} --model {network} {options}"), "--out-dir", str(out_dir)]
+    return build(config.parse(words), ranks or distributed.Ranks(), CPU)
+
+
+def weights(run: Run) -> dict[str, torch.Tensor]:
+    """Everything that a run has learned: the trained network, and the one that is evaluated."""
+    parts = run.trainer.parts
+    found = {f"network.{name}": value.clone() for name, value in parts.network.state_dict().items()}
+    return found | {f"evaluated.{name}": value.clone() for name, value in parts.evaluated.state_dict().items()}
+
+
+@cache
+def train(options: str, network: str = STATEFUL) -> dict[str, torch.Tensor]:
+    """A whole run on one rank. Kept, since several checks ask for the same one."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = make(options, Path(folder) / "run", network)
+        run.trainer.fit()
+        return weights(run)
+
+
+class Killed(Exception):
+    """Ends a run behind its first checkpoint."""
+
+
+def train_with_a_kill(options: str, out_dir: Path, network: str = STATEFUL) -> dict[str, torch.Tensor]:
+    """The same run, ended behind its first checkpoint and resumed by new objects."""
+    run = make(options, out_dir, network)
+    save = run.trainer.parts.save
+    assert save is not None
+
+    def save_and_die(progress: Progress, improved: bool) -> None:
+        save(progress, improved)
+        raise Killed
+
+    run.trainer.parts = replace(run.trainer.parts, save=save_and_die)
+    with suppress(Killed):
+        run.trainer.fit()
+    torch.manual_seed(12345)  # whatever a generator's state was, it is gone
+    again = make(f"{options} --resume auto", out_dir, network)
+    assert again.trainer.progress.epoch == 1
+    again.trainer.fit()
+    return weights(again)
+
+
+def rows_for_ranks() -> list[Row]:
+    """The rows whose result must not depend on the number of ranks."""
+    return [row for row in TABLE if row.ranks is None]
+
+
+def main() -> None:
+    """The worker of two ranks."""
+    torch.set_num_threads(1)
+    ranks = distributed.Ranks.from_environment()
+    distributed.start(ranks, CPU, timeout_s=120)
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for row in rows_for_ranks():
+            # The folder must be the same on all ranks: rank 0 makes it.
+            place = distributed.on_first_rank(lambda row=row: str(Path(folder) / row.name.replace(" ", "-")), ranks)  # type: ignore[misc]
+            run = make(row.options, Path(place), row.network or PLAIN, ranks)
+            run.trainer.fit()
+            found[row.name] = weights(run)
+        if ranks.is_first:
+            torch.save(found, sys.argv[1])
+        distributed.wait_for_all()
+    distributed.leave(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""ONE table of techniques, and the checks that every row of it passes."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ddp_train import compose
+from tests.ddp_train.techniques import runs
+from tests.ddp_train.techniques.table import TABLE, Row
+from tests.integration.conftest import torchrun
+
+ROOT = Path(__file__).resolve().parents[3]
+NAMES = [row.name for row in TABLE]
+
+Weights = dict[str, torch.Tensor]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def on_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Weights]:
+    """Every row that two ranks must agree on, trained by one start of two real ranks."""
+    result = tmp_path_factory.mktemp("ranks") / "result.pt"
+    command = [sys.executable, *torchrun(2), str(Path(runs.__file__)), str(result)]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return torch.load(result, weights_only=True)
+
+
+def same(one: Weights, other: Weights) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("row", TABLE, ids=NAMES)
+def test_neutral_equals_absent_and_on_does_not(row: Row) -> None:
+    assert (row.neutral is None) != (row.no_neutral is None), "a row has a neutral setting, or says why not"
+    network = row.network or runs.STATEFUL
+    reference, on = runs.train("", network), runs.train(row.options, network)
+    assert not same(on, reference), "it changes nothing: what follows would prove nothing"
+    if row.neutral is not None:
+        assert same(runs.train(row.neutral, network), reference)
+
+
+@pytest.mark.parametrize("row", TABLE, ids=NAMES)
+def test_killed_and_resumed_equals_uninterrupted(row: Row, tmp_path: Path) -> None:
+    network = row.network or runs.STATEFUL
+    whole = runs.train(row.options, network)
+    assert same(runs.train_with_a_kill(row.options, tmp_path / "parts", network), whole)
+
+
+@pytest.mark.parametrize("row", runs.rows_for_ranks(), ids=lambda row: row.name)
+def test_two_ranks_equal_one(row: Row, on_two_ranks: dict[str, Weights]) -> None:
+    one, two = runs.train(row.options, row.network or runs.PLAIN), on_two_ranks[row.name]
+    for name, value in one.items():
+        if value.is_floating_point():
+            difference = (two[name] - value).abs().max() / value.abs().max().clamp_min(1e-3)
+            assert difference < 1e-4, f"{name}: {difference:.2e}"
+
+
+@pytest.mark.parametrize("row", TABLE, ids=NAMES)
+def test_the_oracle_is_there(row: Row) -> None:
+    module, _, function = row.oracle.partition(":")
+    tree = ast.parse((ROOT / (module.replace(".", "/") + ".py")).read_text())
+    assert function in {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+
+
+def test_every_technique_that_can_be_composed_has_a_row() -> None:
+    assert {entry.name for entry in compose.TABLE} <= set(NAMES)
+
+
+def test_a_technique_of_the_users_own_takes_part(tmp_path: Path) -> None:
+    run = runs.make("--technique tests.ddp_train.techniques.own:noise", tmp_path / "run", runs.PLAIN)
+    run.trainer.fit()
+    assert run.trainer.parts.techniques[0].report() == {"noise_steps": 20.0}

@@ -1,0 +1,42 @@
+"""Networks that train in milliseconds, named as `--model tests.ddp_train.techniques.tiny:plain`."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+def plain(num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
+    """Nothing that depends on how a batch is cut over ranks: no batch statistics, no dropout."""
+    return nn.Sequential(
+        nn.Conv2d(image_shape[0], 8, 3, stride=4, padding=1),
+        nn.GroupNorm(2, 8),
+        nn.ReLU(),
+        nn.Conv2d(8, 16, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(16 * 4 * 4, num_classes),
+    )
+
+
+def stateful(num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
+    """Batch statistics, dropout and a residual branch: what a resume must bring back exactly."""
+    return nn.Sequential(
+        nn.Conv2d(image_shape[0], 8, 3, stride=4, padding=1, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        Residual(8),
+        nn.Flatten(),
+        nn.Dropout(0.2),
+        nn.Linear(8 * 8 * 8, num_classes),
+    )
+
+
+class Residual(nn.Module):
+    """x + branch(x)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.branch = nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), nn.BatchNorm2d(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.branch(x)
