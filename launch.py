@@ -22,6 +22,7 @@ from typing import NoReturn
 from ddp_train.config import UserError
 from gpu_topology import snapshot
 from gpu_topology.host import read_host
+from gpu_topology.inherited import read_inherited
 from gpu_topology.nvml import read_or_explain
 from gpu_topology.topology import TopologyError
 from gpu_topology.verify_cache import recall
@@ -68,7 +69,9 @@ def _plan(options: LaunchOptions) -> LaunchPlan:
         # The user's environment belongs to this machine, and the plan to another.
         return make_plan(options, snapshot.load(options.topology), read_host(), {})
     cluster = locate(find_cluster(options, os.environ), wait=not options.dry_run)
-    return make_plan(options, read_or_explain(), read_host(), os.environ, recall, cluster)
+    topology = read_or_explain()
+    inherited = read_inherited(topology, os.environ)
+    return make_plan(options, topology, read_host(), os.environ, recall, cluster, inherited)
 
 
 def _print(plan: LaunchPlan, options: LaunchOptions) -> int:

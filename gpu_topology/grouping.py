@@ -74,7 +74,7 @@ def make_groups(topology: Topology, devices: Iterable[Device], policy: str = "la
     for device in devices:
         kinds.setdefault(kind_of(device), []).append(device)
     found = [_group(topology, alike) for members in kinds.values() for alike in _by_memory(members)]
-    return ranked(topology, _with_display_cards(found), policy)
+    return ranked(topology, _told_apart(_with_display_cards(found)), policy)
 
 
 def ranked(topology: Topology, groups: Iterable[Group], policy: str, count: int | None = None) -> tuple[Group, ...]:
@@ -156,6 +156,15 @@ def _group(topology: Topology, alike: Sequence[Device]) -> Group:
 def _with_display_cards(groups: Sequence[Group]) -> list[Group]:
     fastest = max((group.each or 0.0 for group in groups), default=0.0)
     return [replace(group, for_display=_is_for_display(group, fastest)) for group in groups]
+
+
+def _told_apart(groups: Sequence[Group]) -> list[Group]:
+    """With the memory in the name where two groups would have the same name."""
+    names = [group.name for group in groups]
+    return [
+        replace(group, name=f"{group.name} {group.memory_gib} GiB") if names.count(group.name) > 1 else group
+        for group in groups
+    ]
 
 
 def _is_for_display(group: Group, fastest: float) -> bool:

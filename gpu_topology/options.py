@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gpu_topology import snapshot
+from gpu_topology.inherited import from_environment, read_inherited
 from gpu_topology.selection import POLICIES, Selection, SelectionError, SelectionRequest, select
 from gpu_topology.topology import Topology
 
@@ -113,9 +114,11 @@ def answer(arguments: argparse.Namespace) -> Answers:
         exclude=arguments.exclude,
         allow_busy=arguments.allow_busy,
         min_memory=arguments.min_memory,
-        visible=environ.get("CUDA_VISIBLE_DEVICES"),
-        device_order=environ.get("CUDA_DEVICE_ORDER"),
     )
+    # A saved machine has no processes of ours, and this machine's libcuda knows nothing of it.
+    live = arguments.source is None
+    inherited = read_inherited(topology, environ) if live else from_environment(environ)
+    request = inherited.completes(request)
     return Answers(topology, request, select(topology, request), environ)
 
 

@@ -11,7 +11,7 @@ from gpu_topology.eligibility import Rules, Usable, busy, refusal, usable
 from gpu_topology.explain import Choice
 from gpu_topology.grouping import Group, make_groups, one_each, ranked
 from gpu_topology.topology import Topology, TopologyError
-from gpu_topology.visible import Device, find_name, parse_visible
+from gpu_topology.visible import Device, Visible, find_name, parse_visible
 
 POLICIES = ("largest", "fastest", "mixed")
 
@@ -124,13 +124,19 @@ def _rules(topology: Topology, request: SelectionRequest) -> Rules:
     visible = None if mask is None else parse_visible(mask, topology.gpus, request.cuda_order)
     return Rules(
         visible=visible,
-        visible_value=request.visible,
+        visible_value=mask and f"{mask}{_translation(visible, request)}",
         asked=asked,
         excluded=_resolve(request.exclude, topology),
         allow_busy=request.allow_busy,
         min_memory=request.min_memory,
         own_pids=request.own_pids,
     )
+
+
+def _translation(visible: Visible | None, request: SelectionRequest) -> str:
+    if visible is None or not visible.by_index or request.cuda_order is None or not visible.named:
+        return ""
+    return f" (in CUDA's own order, which is GPU {', '.join(str(device.index) for device in visible.named)} here)"
 
 
 def _why_not(asked: Device, rules: Rules, found: Usable) -> str:

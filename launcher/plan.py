@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gpu_topology.host import Host
+from gpu_topology.inherited import Inherited, from_environment
 from gpu_topology.nccl import Setting, needs_verify, notes
 from gpu_topology.nccl import environment as environment_for
 from gpu_topology.numa import Binding, choose_binding, obstacle
@@ -34,7 +35,7 @@ class LaunchPlan:
     """All that a run is going to be. `training`: None for a user's own program.
 
     `verdict`: what a check of these GPUs has found, None without one; `doubt`: why they should be checked, None where
-    they were, or where nothing is in doubt.
+    they were, or where nothing is in doubt; `inherited`: what was read of this process, for planning again.
     """
 
     topology: Topology
@@ -52,6 +53,7 @@ class LaunchPlan:
     warnings: tuple[str, ...]
     verdict: Verdict | None = None
     doubt: str | None = None
+    inherited: Inherited | None = None
 
 
 def make_plan(
@@ -61,19 +63,22 @@ def make_plan(
     environ: Mapping[str, str],
     recall: Callable[[Topology, Sequence[str]], Verdict | None] = lambda topology, uuids: None,
     cluster: Cluster | None = None,
+    inherited: Inherited | None = None,
 ) -> LaunchPlan:
     """The plan for these facts. `environ`: the user's environment, whose values are kept.
 
     `recall` gives the verdict of `gpu_topology verify` on the selected GPUs, where there is one. `cluster`: the nodes,
-    where the network has been asked about them already.
+    where the network has been asked about them already. `inherited`: what was read of this process (see
+    gpu_topology/inherited.py), by default what `environ` alone tells.
 
     Errors: TopologyError (GPUs that cannot be had), OptionError (nodes that cannot meet), ddp_train's UserError
     (options of the trainer).
     """
     cluster = find_cluster(options, environ) if cluster is None else cluster
+    inherited = inherited or from_environment(environ)
     training = plan_training(options.program)
     wants_cpu = "--cpu" if options.cpu else training.wants_cpu if training else None
-    selection = _cpu_selection(topology, options, wants_cpu) if wants_cpu else _select(topology, options, environ)
+    selection = _cpu_selection(topology, options, wants_cpu) if wants_cpu else _select(topology, options, inherited)
     ranks = _ranks(selection, options, host)
     interface = LOOPBACK_INTERFACE if cluster.one_node else cluster.interface
     verdict = recall(topology, selection.uuids)
@@ -118,6 +123,7 @@ def make_plan(
         ),
         verdict=verdict,
         doubt=needs_verify(topology, selection, host) if verdict is None and not _peers_off(settings) else None,
+        inherited=inherited,
     )
 
 
@@ -126,7 +132,7 @@ def _peers_off(settings: Iterable[Setting]) -> bool:
     return any((setting.name, setting.value) == ("NCCL_P2P_DISABLE", "1") for setting in settings)
 
 
-def _select(topology: Topology, options: LaunchOptions, environ: Mapping[str, str]) -> Selection:
+def _select(topology: Topology, options: LaunchOptions, inherited: Inherited) -> Selection:
     request = SelectionRequest(
         # Without a GPU the ranks run on the CPU, as many as are asked for.
         count=options.nproc if topology.gpus else None,
@@ -135,10 +141,8 @@ def _select(topology: Topology, options: LaunchOptions, environ: Mapping[str, st
         exclude=options.exclude,
         allow_busy=options.allow_busy,
         min_memory=options.min_memory,
-        visible=environ.get("CUDA_VISIBLE_DEVICES"),
-        device_order=environ.get("CUDA_DEVICE_ORDER"),
     )
-    return select(topology, request)
+    return select(topology, inherited.completes(request))
 
 
 def _cpu_selection(topology: Topology, options: LaunchOptions, asked_by: str) -> Selection:

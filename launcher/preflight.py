@@ -60,7 +60,8 @@ def preflight(plan: LaunchPlan, options: LaunchOptions, console: Console, worker
         _say(console, f"every byte and every sum right in {verdict.seconds:.1f} s{speed}")
     else:
         _say(console, _mended(verdict))
-    return make_plan(options, plan.topology, plan.host, os.environ, lambda topology, uuids: verdict, plan.cluster)
+    read = (plan.topology, plan.host, os.environ)
+    return make_plan(options, *read, lambda topology, uuids: verdict, plan.cluster, plan.inherited)
 
 
 def _unmended(plan: LaunchPlan, options: LaunchOptions, console: Console, verdict: Verdict) -> LaunchPlan:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from itertools import combinations, permutations
 
 import pytest
@@ -109,3 +110,66 @@ def test_paths_are_ordered_and_host_memory_is_slower_than_peer_access():
     broken = Link(0, 1, LinkLevel.NV, 4, "not-supported", LinkLevel.PIX)
     assert link_speed(broken, (8, 0)) == host[0]
     assert link_speed(Link(0, 1), None) == host[-1] == min(peer + host), "what is unknown is not fast"
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_index_decides_nothing_but_ties(seed):
+    draw = random.Random(seed)
+    size = 7
+    topology = random_machine(seed, size)
+    fabric = Fabric(topology, range(size))
+    for _ in range(10):
+        order = draw.sample(range(size), size)  # new index i is old index order[i]
+        place = {old: new for new, old in enumerate(order)}
+        links = []
+        for link in topology.links:
+            a, b = sorted((place[link.a], place[link.b]))
+            links.append(replace(link, a=a, b=b))
+        gpus = tuple(replace(topology.gpus[old], index=new) for new, old in enumerate(order))
+        shuffled = Fabric(Topology(gpus, tuple(links)), range(size))
+        for count in range(2, size):
+            best, other = fabric.best(count), tuple(order[index] for index in shuffled.best(count))
+            assert quality(fabric, best) == quality(fabric, other)
+
+
+def quality(fabric: Fabric, subset: tuple[int, ...]) -> tuple[float, ...]:
+    nodes = len({fabric.numa[index] for index in subset})
+    far = sum(fabric.distance[pair] for pair in combinations(subset, 2))
+    return fabric.bottleneck(subset), fabric.total(subset), nodes, far
+
+
+def test_a_narrow_slot_is_a_slow_link_but_not_for_nvlink():
+    def best(level: LinkLevel, widths: list[int | None], generations: list[int] | None = None) -> tuple[int, ...]:
+        gpus = tuple(
+            Gpu(i, compute_capability=(8, 6), pcie_generation=(generations or [4] * 3)[i], pcie_width=width)
+            for i, width in enumerate(widths)
+        )
+        count = 4 if level is LinkLevel.NV else 0
+        pairs = combinations(range(3), 2)
+        links = tuple(Link(a, b, level, count, "ok", LinkLevel.PHB) for a, b in pairs)
+        return Fabric(Topology(gpus, links), range(3)).best(2)
+
+    assert best(LinkLevel.PHB, [4, 16, 16]) == (1, 2)
+    assert best(LinkLevel.PHB, [16, 16, 16], [3, 4, 4]) == (1, 2)
+    assert best(LinkLevel.PHB, [8, 8, 8]) == best(LinkLevel.PHB, [None, 8, 8]) == (0, 1)
+    assert best(LinkLevel.NV, [4, 16, 16]) == (0, 1)
+
+
+def test_pairs_that_were_never_read_are_the_slowest():
+    gpus = tuple(Gpu(i) for i in range(4))
+    known = Link(2, 3, LinkLevel.SYS, 0, "chipset-not-supported", LinkLevel.SYS)
+    assert Fabric(Topology(gpus, (known,)), range(4)).best(2) == (0, 1), "as slow as the slowest: the index decides"
+    known = Link(2, 3, LinkLevel.NODE, 0, "chipset-not-supported", LinkLevel.NODE)
+    assert Fabric(Topology(gpus, (known,)), range(4)).best(2) == (2, 3)
+
+
+def test_more_than_sixteen_gpus_are_searched_by_neighbourhoods():
+    size = 20
+    labels = [["PIX" if a // 4 == b // 4 else "SYS" for b in range(size)] for a in range(size)]
+    for a, b in combinations((13, 14, 15), 2):
+        labels[a][b] = labels[b][a] = "NV4"
+    fabric = Fabric(machine(labels, [i // 10 for i in range(size)]), range(size))
+    assert fabric.best(3) == (13, 14, 15)
+    assert fabric.best(4) == (12, 13, 14, 15)
+    assert len(fabric.best(18)) == 18
+    assert fabric.best(20) == tuple(range(20))

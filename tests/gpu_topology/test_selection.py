@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import islice, permutations
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,12 @@ CHOICES: dict[str, tuple[dict[int, dict[str, Any]], dict[str, Any], tuple[int, .
     "visible stops at -1": ({}, {"visible": "2,-1,0"}, (2,), {0: "outside"}),
     "visible like strtoul": ({}, {"visible": "2nd,0"}, (2, 0), {}),
     "lone GPU without memory figures": ({i: {"memory_mib": None} for i in range(5)}, {}, (0, 2, 4), {}),
-    "different memory is another group": ({2: {"memory_mib": 20480}}, {}, (0, 4), {2: "another group"}),
+    "different memory is another group": (
+        {2: {"memory_mib": 20480}},
+        {},
+        (0, 4),
+        {2: "in another group (NVIDIA RTX A5000 20 GiB x 1) than the chosen one (NVIDIA RTX A5000 24 GiB x 2)"},
+    ),
     "ECC takes a sixteenth of the memory": ({2: {"memory_mib": 23028}}, {}, (0, 2, 4), {}),
     "different compute capability is another group": ({2: {"cc": [8, 9]}}, {}, (0, 4), {2: "another group"}),
     "MIG mode is another group": ({3: {"mig_mode": True}}, {}, (0, 2, 4), {3: "MIG is on and it has no slice"}),
@@ -163,14 +169,46 @@ def test_an_integer_mask_on_unlike_gpus_is_questioned_unless_the_order_is_set():
 
 
 def test_fastest_takes_the_group_with_the_higher_estimate_and_largest_says_so():
-    # Three T4-like cards against one H100.
-    h100 = {"name": "NVIDIA H100 PCIe", "cc": [9, 0], "cores": 14592, "clock_mhz": 1755, "memory_mib": 81559}
-    topology = workstation(gpus={3: h100})
-    assert select(topology, SelectionRequest()).indices == (0, 2, 4)
-    assert "NVIDIA H100 PCIe x 1 has a higher estimated peak throughput: --policy fastest" in warnings(topology)
+    topology = to_topology(REAL / "h100_and_4xt4.json")
+    assert select(topology, SelectionRequest()).indices == (0, 1, 3, 4)
+    assert warnings(topology) == (
+        "the smaller group NVIDIA H100 PCIe x 1 has a higher estimated peak throughput: --policy fastest takes it"
+    )
     fastest = select(topology, SelectionRequest(policy="fastest"))
-    assert (fastest.indices, fastest.policy) == ((3,), "fastest")
-    assert warnings(workstation()) == "", "three A5000 outdo one A100 at these clocks"
+    assert (fastest.indices, fastest.policy) == ((2,), "fastest")
+    assert fastest.reason == "the fastest group of like GPUs: NVIDIA H100 PCIe x 1"
+    assert warnings(workstation()) == "", "three A5000 outdo one A100"
+    assert select(workstation(), SelectionRequest(policy="fastest")).indices == (0, 2, 4)
+
+
+def test_fastest_for_a_number_of_gpus_compares_that_many():
+    assert select(workstation(), SelectionRequest(policy="fastest", count=1)).indices == (3,)
+    assert select(workstation(), SelectionRequest(policy="fastest", count=2)).indices == (2, 4)
+    t4s = to_topology(REAL / "h100_and_4xt4.json")
+    assert len(select(t4s, SelectionRequest(policy="fastest", count=3)).indices) == 3, "one H100 is not three GPUs"
+
+
+def test_display_cards_do_not_win_by_their_number():
+    machine = json.loads((REAL / "a100_and_2xt400.json").read_text())
+    chosen = select(to_topology(machine), SelectionRequest())
+    assert chosen.indices == (1,)
+    assert chosen.reason == (
+        "the largest group of like GPUs that are more than display cards: NVIDIA A100-PCIE-40GB x 1"
+    )
+    assert [excluded.reason for excluded in chosen.excluded] == [
+        "a display card, in another group (NVIDIA T400 x 2) than the chosen one (NVIDIA A100-PCIE-40GB x 1)"
+    ] * 2
+    with pytest.raises(SelectionError, match="2 GPUs are asked for, 1 can be used"):
+        select(to_topology(machine), SelectionRequest(count=2))
+    assert select(to_topology(machine), SelectionRequest(policy="mixed")).indices == (0, 1, 2)
+    machine["gpus"][1]["processes"] = BUSY_PROCESS["processes"]
+    assert select(to_topology(machine), SelectionRequest()).indices == (0, 2), "they are all that is left"
+
+
+def test_small_cards_are_no_display_cards_beside_their_equals():
+    names = ("NVIDIA GeForce GTX 1080", "NVIDIA GeForce GTX 1080", "NVIDIA GeForce RTX 3060 Ti")
+    gpus = [{"name": name, "memory_mib": 8192, "cc": [6, 1]} for name in names]
+    assert select(to_topology({"gpus": gpus}), SelectionRequest()).indices == (0, 1)
 
 
 def test_unlike_gpus_are_warned_about():
@@ -178,30 +216,6 @@ def test_unlike_gpus_are_warned_about():
     assert "GPU 2 was asked for by name although it is busy" in warnings(
         workstation(gpus={2: BUSY_PROCESS}), gpus=("2",)
     )
-
-
-def mig_machine(taken: tuple[int, ...] = ()) -> Topology:
-    slices = [{"uuid": f"MIG-{n}-0", "profile": "3g.40gb", "memory_mib": 40192, "instance": n} for n in (1, 2)]
-    a100 = {"name": "NVIDIA A100 80GB", "memory_mib": 81920, "cc": [8, 0], "mig_mode": True, "memory_used_mib": 40000}
-    others = [dict(one, uuid=one["uuid"].replace("-0", "-1")) for one in slices]
-    busy = [{"pid": 5, "used_mib": 1, "instance": instance} for instance in taken]
-    return to_topology({"gpus": [{**a100, "mig": slices, "processes": busy}, {**a100, "mig": others}]})
-
-
-def test_mig_takes_a_free_slice_of_each_gpu_by_uuid():
-    selection = select(mig_machine(), SelectionRequest())
-    assert selection.indices == (0, 1)
-    assert selection.uuids == ("MIG-1-0", "MIG-1-1")
-    assert selection.group == "NVIDIA A100 80GB MIG 3g.40gb x 2"
-    assert select(mig_machine(taken=(1,)), SelectionRequest()).uuids == ("MIG-2-0", "MIG-1-1")
-    full = select(mig_machine(taken=(1, 2)), SelectionRequest())
-    assert full.uuids == ("MIG-1-1",)
-    assert full.excluded[0].reason == ("none of its 2 MIG slices can be used: busy: in use by process 5 with 0.0 GiB")
-
-
-def test_mig_slices_by_name():
-    assert select(mig_machine(), SelectionRequest(gpus=("MIG-2-1",))).uuids == ("MIG-2-1",)
-    assert select(mig_machine(), SelectionRequest(visible="MIG-2-0,MIG-2-1")).uuids == ("MIG-2-0", "MIG-2-1")
 
 
 def test_the_reason_names_what_decided():

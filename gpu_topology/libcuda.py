@@ -1,0 +1,78 @@
+"""The order in which CUDA itself counts GPUs, asked of the driver library libcuda.
+
+`cuInit` fixes order and mask for the rest of a process and takes memory on the GPUs in some drivers, so the library is
+asked in a process of its own, which runs this file alone: `python libcuda.py` prints a UUID and a PCI bus id a line.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Mapping
+
+# cuInit wakes every GPU, which takes seconds for each one whose driver state is not kept (persistence mode).
+TIME_LIMIT_S = 30.0
+
+
+def cuda_order(environ: Mapping[str, str], time_limit_s: float = TIME_LIMIT_S) -> tuple[str, ...] | None:
+    """UUIDs ("GPU-..."), or PCI bus ids where libcuda tells no UUID, in CUDA's order; None when it cannot be asked.
+
+    `environ` is that of the program whose order is wanted: CUDA_DEVICE_ORDER acts, CUDA_VISIBLE_DEVICES is left out, so
+    that every GPU has its place.
+    """
+    import subprocess  # most machines never come here, and `select` is used in shell prompts
+
+    unmasked = {name: value for name, value in environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+    command = [sys.executable, "-I", "-S", __file__]
+    try:
+        done = subprocess.run(command, env=unmasked, capture_output=True, text=True, timeout=time_limit_s, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    if done.returncode != 0:
+        return None
+    return tuple(line.split()[0] for line in done.stdout.splitlines() if line.strip())
+
+
+def main() -> int:
+    """Print the GPUs in CUDA's order; exit status 1 when libcuda is absent or refuses."""
+    try:
+        library = ctypes.CDLL("libcuda.so.1")
+        count = ctypes.c_int()
+        if library.cuInit(0) != 0 or library.cuDeviceGetCount(ctypes.byref(count)) != 0:
+            return 1
+        for ordinal in range(count.value):
+            print(*_names(library, ordinal))
+    except (OSError, AttributeError):  # no library; a library without these functions
+        return 1
+    return 0
+
+
+def _names(library: ctypes.CDLL, ordinal: int) -> list[str]:
+    """What one GPU is called. A line of nothing would shift the others: then the whole answer is refused."""
+    device = ctypes.c_int()
+    if library.cuDeviceGet(ctypes.byref(device), ordinal) != 0:
+        raise OSError(f"no device {ordinal}")
+    names = [name for name in (_uuid(library, device), _bus_id(library, device)) if name]
+    if not names:
+        raise OSError(f"device {ordinal} has no name")
+    return names
+
+
+def _uuid(library: ctypes.CDLL, device: ctypes.c_int) -> str | None:
+    """As NVML writes it. The second version, since CUDA 11.4, tells that of a MIG slice rather than of its GPU."""
+    raw = (ctypes.c_ubyte * 16)()
+    for function in ("cuDeviceGetUuid_v2", "cuDeviceGetUuid"):
+        ask = getattr(library, function, None)
+        if ask is not None and ask(ctypes.byref(raw), device) == 0:
+            text = bytes(raw).hex()
+            return f"GPU-{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+    return None
+
+
+def _bus_id(library: ctypes.CDLL, device: ctypes.c_int) -> str | None:
+    raw = ctypes.create_string_buffer(32)
+    return raw.value.decode() if library.cuDeviceGetPCIBusId(raw, len(raw), device) == 0 else None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,109 @@
+"""Who else is on a GPU, and which GPUs are not to be trusted: each reason on its own."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from gpu_topology.inherited import Inherited, own_processes
+from gpu_topology.selection import SelectionRequest, select
+from gpu_topology.topology import Gpu, GpuProcess, Topology
+
+GIB = 2**30
+CARD = Gpu(0, "GPU-0", "NVIDIA RTX A5000", memory_total=24 * GIB, memory_used=0, processes=())
+OWN, OTHER = 100, 200
+
+
+def reason(**changes: Any) -> str | None:
+    """Why the changed card is left out beside a sound one, None when it is taken."""
+    request = changes.pop("request", {})
+    topology = Topology((replace(CARD, **changes), replace(CARD, index=1, uuid="GPU-1")))
+    selection = select(topology, SelectionRequest(policy="mixed", **request))
+    return next((excluded.reason for excluded in selection.excluded), None)
+
+
+def holds(*pids: int, used: int = GIB) -> tuple[GpuProcess, ...]:
+    return tuple(GpuProcess(pid, used) for pid in pids)
+
+
+OURS = {"own_pids": frozenset({OWN})}
+
+CASES: dict[str, tuple[dict[str, Any], str | None]] = {
+    "free": ({}, None),
+    "one process": ({"processes": holds(OTHER)}, "busy: in use by process 200 with 1.0 GiB"),
+    "two": ({"processes": holds(OTHER, 300)}, "busy: in use by process 200 with 1.0 GiB and 1 more"),
+    "its memory is not told": ({"processes": (GpuProcess(OTHER),)}, "busy: in use by process 200"),
+    "a tenth is a desktop's": ({"memory_used": int(2.4 * GIB)}, None),
+    "more than a tenth": ({"memory_used": int(2.6 * GIB)}, "busy: 11% of its memory is in use"),
+    "half a GiB of a small card": ({"memory_total": 2 * GIB, "memory_used": GIB // 2}, None),
+    "nothing is told": ({"processes": None, "memory_used": None, "memory_total": None}, None),
+    "our own process": ({"processes": holds(OWN, used=9 * GIB), "memory_used": 9 * GIB, "request": OURS}, None),
+    "ours and another": ({"processes": holds(OWN, OTHER), "request": OURS}, "busy: in use by process 200 with 1.0 GiB"),
+    "ours and memory of nobody": (
+        {"processes": holds(OWN), "memory_used": 7 * GIB, "request": OURS},
+        "busy: 25% of its memory is in use",
+    ),
+    "a browser draws and computes": (
+        {"processes": holds(OTHER, used=GIB // 4), "graphics_processes": holds(OTHER), "memory_used": GIB},
+        None,
+    ),
+    "a renderer does, in earnest": (
+        {"processes": holds(OTHER), "graphics_processes": holds(OTHER), "memory_used": 12 * GIB},
+        "busy: 50% of its memory is in use",
+    ),
+    "a desktop beside a computation": (
+        {"processes": holds(OTHER), "graphics_processes": holds(300)},
+        "busy: in use by process 200 with 1.0 GiB",
+    ),
+    "busy but allowed": ({"processes": holds(OTHER), "request": {"allow_busy": True}}, None),
+    "lost": ({"error": "the GPU is lost: reset it"}, "the GPU is lost: reset it"),
+    "memory errors": (
+        {"ecc_uncorrected": 2},
+        "2 uncorrectable memory errors since the driver was loaded: a reset is due"
+        " (name it with --gpus to use it all the same)",
+    ),
+    "no memory error": ({"ecc_uncorrected": 0}, None),
+    "defective memory": (
+        {"memory_faults": ("row-remap-failed",)},
+        "its memory is defective: a bad row could not be replaced (name it with --gpus to use it all the same)",
+    ),
+    "a row waits for its replacement": ({"memory_faults": ("row-remap-pending",)}, None),
+}
+
+
+@pytest.mark.parametrize("what", CASES)
+def test_reasons(what):
+    changes, expected = CASES[what]
+    assert reason(**changes) == expected
+
+
+@pytest.mark.parametrize("what", ["one process", "memory errors", "defective memory"])
+def test_a_card_that_is_asked_for_by_name_is_taken_all_the_same(what):
+    topology = Topology((replace(CARD, **CASES[what][0]),))
+    assert select(topology, SelectionRequest(gpus=("0",))).indices == (0,)
+    assert select(topology, SelectionRequest()).indices == ()
+
+
+def test_the_weightiest_reason_is_given():
+    assert reason(error="lost", processes=holds(OTHER), request={"exclude": ("0",)}) == "lost"
+
+
+def test_a_family_is_a_process_its_ancestors_and_its_descendants(tmp_path):
+    parents = {1: 0, 10: 1, 20: 10, 21: 10, 30: 20, 40: 30, 41: 21}
+    for pid, parent in parents.items():
+        (tmp_path / str(pid)).mkdir()
+        (tmp_path / str(pid) / "stat").write_text(f"{pid} (a (strange) name) S {parent} 1 1\n")
+    (tmp_path / "50").mkdir()  # ended meanwhile
+    (tmp_path / "version").write_text("Linux")
+    assert own_processes(20, tmp_path) == {1, 10, 20, 30, 40}, "not the siblings 21 and 41"
+    assert own_processes(99, tmp_path) == {99}
+    assert own_processes(99, tmp_path / "nowhere") == {99}
+
+
+def test_what_is_inherited_completes_a_request():
+    inherited = Inherited("0,1", "PCI_BUS_ID", ("GPU-0",), frozenset({OWN}))
+    request = inherited.completes(SelectionRequest(count=1))
+    assert (request.count, request.visible, request.device_order) == (1, "0,1", "PCI_BUS_ID")
+    assert (request.cuda_order, request.own_pids) == (("GPU-0",), frozenset({OWN}))

@@ -1,0 +1,133 @@
+"""MIG: slices of one profile form a group, one rank for each GPU, more only where slices are named."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from gpu_topology.selection import SelectionError, SelectionRequest, eligible, groups, select
+from gpu_topology.topology import Topology
+from tests.fake_nvml.machine import to_topology
+
+A100: dict[str, Any] = {"name": "NVIDIA A100 80GB", "memory_mib": 81920, "cc": [8, 0], "memory_used_mib": 40000}
+
+
+def gpu(number: int, *slices: tuple[str, int, int], taken: tuple[int, ...] = (), **changes: Any) -> dict[str, Any]:
+    """An A100 in MIG mode; a slice is (profile, MiB, instance) with the UUID "MIG-<instance>-<number>"."""
+    mig = [
+        {"uuid": f"MIG-{instance}-{number}", "profile": profile, "memory_mib": mib, "instance": instance}
+        for profile, mib, instance in slices
+    ]
+    busy = [{"pid": 5, "used_mib": 1024, "instance": instance} for instance in taken]
+    return {**A100, "mig_mode": True, "mig": mig, "processes": busy, **changes}
+
+
+HALVES = (("3g.40gb", 40192, 1), ("3g.40gb", 40192, 2))
+UNEVEN = (("3g.40gb", 40192, 1), ("2g.20gb", 19968, 3))
+SEVENTHS = tuple(("1g.10gb", 9728, 7 + n) for n in range(7))
+
+
+def machine(*gpus: dict[str, Any]) -> Topology:
+    return to_topology({"gpus": list(gpus)})
+
+
+def chosen(topology: Topology, **request: Any) -> tuple[str, ...]:
+    return select(topology, SelectionRequest(**request)).uuids
+
+
+def test_one_slice_of_each_gpu_is_taken():
+    selection = select(machine(gpu(0, *HALVES), gpu(1, *HALVES)), SelectionRequest())
+    assert (selection.indices, selection.uuids) == ((0, 1), ("MIG-1-0", "MIG-1-1"))
+    assert selection.group == "NVIDIA A100 80GB MIG 3g.40gb x 2"
+    alone = select(machine(gpu(0, *SEVENTHS)), SelectionRequest())
+    assert (alone.indices, alone.uuids) == ((0,), ("MIG-7-0",)), "seven slices of one GPU are one rank"
+    with pytest.raises(SelectionError, match="2 GPUs are asked for, 1 can be used"):
+        chosen(machine(gpu(0, *SEVENTHS)), count=2)
+
+
+def test_slices_in_use_are_passed_over():
+    assert chosen(machine(gpu(0, *HALVES, taken=(1,)), gpu(1, *HALVES))) == ("MIG-2-0", "MIG-1-1")
+    full = select(machine(gpu(0, *HALVES, taken=(1, 2)), gpu(1, *HALVES)), SelectionRequest())
+    assert full.uuids == ("MIG-1-1",)
+    assert full.excluded[0].reason == ("none of its 2 MIG slices can be used: busy: in use by process 5 with 1.0 GiB")
+    assert len(chosen(machine(gpu(0, *HALVES, taken=(1, 2)), gpu(1, *HALVES)), allow_busy=True)) == 2
+
+
+def test_a_process_whose_slice_is_unknown_may_be_on_any():
+    unknown = [{"pid": 5, "used_mib": 1024}]
+    assert chosen(machine(gpu(0, *HALVES, processes=unknown), gpu(1, *HALVES))) == ("MIG-1-1",)
+
+
+def test_a_gpu_takes_part_in_the_group_of_each_of_its_profiles():
+    topology = machine(gpu(0, *UNEVEN), gpu(1, ("2g.20gb", 19968, 4)), gpu(2, ("3g.40gb", 40192, 1)))
+    found = groups(topology, eligible(topology, SelectionRequest()))
+    assert [(group.name.rpartition(" ")[2], group.indices) for group in found] == [
+        ("3g.40gb", (0, 2)),
+        ("2g.20gb", (0, 1)),
+    ]
+    assert [group.memory_total for group in found] == [40192 * 2**20, 19968 * 2**20]
+    assert chosen(topology) == ("MIG-1-0", "MIG-1-2")
+    assert chosen(machine(gpu(0, *UNEVEN, taken=(1,)), gpu(1, ("2g.20gb", 19968, 4)))) == ("MIG-3-0", "MIG-4-1")
+
+
+def test_whole_gpus_and_slices_never_group_together():
+    whole = {**A100, "memory_used_mib": 1, "mig_mode": False}
+    topology = machine(whole, gpu(1, ("7g.80gb", 81920, 0)), whole)
+    selection = select(topology, SelectionRequest())
+    assert selection.indices == (0, 2)
+    assert selection.excluded[0].reason.startswith("in another group (NVIDIA A100 80GB MIG 7g.80gb x 1)")
+
+
+def test_a_parent_without_slices_is_left_out():
+    selection = select(machine(gpu(0), gpu(1, *HALVES)), SelectionRequest())
+    assert selection.indices == (1,)
+    assert selection.excluded[0].reason == "MIG is on and it has no slice (compute instance) that could be used"
+    with pytest.raises(SelectionError, match="GPU 0 cannot be used: MIG is on"):
+        chosen(machine(gpu(0), gpu(1, *HALVES)), gpus=("0",))
+
+
+def test_named_slices_are_a_rank_each_on_one_gpu_too():
+    topology = machine(gpu(0, *HALVES), gpu(1, *HALVES))
+    selection = select(topology, SelectionRequest(gpus=("MIG-2-0", "MIG-1-0", "MIG-1-1")))
+    assert (selection.indices, selection.uuids) == ((0, 0, 1), ("MIG-2-0", "MIG-1-0", "MIG-1-1"))
+    assert selection.group == "NVIDIA A100 80GB MIG 3g.40gb x 3"
+    assert "several ranks share GPU 0" in selection.warnings[0]
+    assert chosen(topology, gpus=("MIG-2-0", "MIG-1-0", "MIG-1-1"), count=2) == ("MIG-2-0", "MIG-1-1"), "a GPU each"
+    assert chosen(topology, gpus=("MIG-2-1",)) == ("MIG-2-1",)
+    assert chosen(topology, gpus=("1",)) == ("MIG-1-1",), "the name of a GPU is that of its best slice"
+    assert chosen(machine(gpu(0, *HALVES, taken=(1,))), gpus=("0",)) == ("MIG-2-0",), "of two alike a free one"
+    for names in (("MIG-2-0", "MIG-2-0"), ("0", "MIG-2-0")):
+        with pytest.raises(SelectionError, match="GPU 0 is named twice"):
+            chosen(topology, gpus=names)
+
+
+def test_masks_and_exclusions_by_slice():
+    topology = machine(gpu(0, *HALVES), gpu(1, *HALVES))
+    assert chosen(topology, visible="MIG-2-0,MIG-2-1") == ("MIG-2-0", "MIG-2-1")
+    assert chosen(topology, visible="MIG-2-1,MIG-1-1") == ("MIG-1-1",), (
+        "two slices of one GPU are no wish for two ranks"
+    )
+    assert chosen(topology, visible="1") == ("MIG-1-1",)
+    assert chosen(topology, exclude=("MIG-1-0",)) == ("MIG-2-0", "MIG-1-1")
+    assert chosen(topology, exclude=("1",)) == ("MIG-1-0",)
+    assert chosen(machine(gpu(0, *UNEVEN)), min_memory=30 * 2**30) == ("MIG-1-0",)
+    small = select(machine(gpu(0, *UNEVEN)), SelectionRequest(min_memory=50 * 2**30))
+    assert "has 39.2 GiB, 50.0 GiB are asked for; has 19.5 GiB" in small.reason
+
+
+def test_mixed_takes_the_largest_slice_of_each_gpu():
+    topology = machine(gpu(0, *UNEVEN), {**A100, "mig_mode": False, "memory_used_mib": 1})
+    selection = select(topology, SelectionRequest(policy="mixed"))
+    assert selection.uuids[0] == "MIG-1-0"
+    assert selection.indices == (0, 1)
+    assert selection.group == "NVIDIA A100 80GB x 1 + NVIDIA A100 80GB MIG 3g.40gb x 1"
+
+
+def test_a_slice_has_its_share_of_the_peak():
+    topology = machine(gpu(0, *UNEVEN))
+    peaks = {
+        group.name.rpartition(" ")[2]: group.throughput
+        for group in groups(topology, eligible(topology, SelectionRequest()))
+    }
+    assert peaks == {"3g.40gb": pytest.approx(312 * 3 / 7), "2g.20gb": pytest.approx(312 * 2 / 7)}
