@@ -31,8 +31,8 @@ class Cluster:
     """The nodes of a run.
 
     `nnodes`: (least, most); `endpoint`: HOST:PORT of the rendezvous, None on one node; `source`: who said so, for the
-    plan; `names`: the nodes by rank, empty where only their number is known; `is_first`: whether the rank says that the
-    endpoint is this node's.
+    plan; `names`: the nodes by rank, empty where only their number is known; `first`: whether the endpoint is
+    this node's by its rank, None where the rank says nothing about the endpoint.
 
     Of the network, filled in by `network.locate`: `interface` and `address` of this node on the way to the endpoint;
     `hosts_store`: whether the endpoint is this node, None while that is not known.
@@ -45,7 +45,7 @@ class Cluster:
     rdzv_timeout_s: int = RDZV_TIMEOUT_S
     source: str = "one node unless --nnodes says more"
     names: tuple[str, ...] = ()
-    is_first: bool = False
+    first: bool | None = None
     interface: str | None = None
     address: str | None = None
     hosts_store: bool | None = None
@@ -87,7 +87,7 @@ def find_cluster(options: LaunchOptions, environ: Mapping[str, str]) -> Cluster:
         rdzv_timeout_s=timeout_s,
         source=_in_words((("nodes", nodes_by), ("node rank", rank_by), ("endpoint", endpoint_by))),
         names=manager.names if manager is not None and len(manager.names) == nnodes[1] else (),
-        is_first=rank == 0 and rank_by == endpoint_by,
+        first=rank == 0 if rank is not None and rank_by == endpoint_by else None,
         warnings=tuple(alone),
     )
 

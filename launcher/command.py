@@ -17,7 +17,6 @@ __all__ = [
     "LOOPBACK",
     "Job",
     "escape_macros",
-    "rendezvous_config",
     "shell_line",
     "torchrun",
     "torchrun_environment",
@@ -100,19 +99,11 @@ def _several_nodes(cluster: Cluster) -> list[str]:
     options = [f"--nnodes={least}" if least == most else f"--nnodes={least}:{most}"]
     if cluster.node_rank is not None:
         options.append(f"--node-rank={cluster.node_rank}")
-    config = ",".join(f"{name}={int(value)}" for name, value in rendezvous_config(cluster).items())
+    hosts = cluster.first if cluster.hosts_store is None else cluster.hosts_store
+    config = f"join_timeout={cluster.rdzv_timeout_s}" + ("" if hosts is None else f",is_host={int(hosts)}")
     options += ["--rdzv-backend=c10d", f"--rdzv-endpoint={cluster.endpoint}", f"--rdzv-id={cluster.run_id}"]
     options.append(f"--rdzv-conf={config}")
     return options if cluster.address is None else [*options, f"--local-addr={cluster.address}"]
-
-
-def rendezvous_config(cluster: Cluster) -> dict[str, int]:
-    """Options of torch's c10d rendezvous; seconds."""
-    config = {"join_timeout": cluster.rdzv_timeout_s}
-    hosts = cluster.hosts_store
-    if hosts is None and cluster.node_rank is not None:
-        hosts = cluster.node_rank == 0
-    return config if hosts is None else {"is_host": int(hosts), **config}
 
 
 def escape_macros(args: Iterable[str]) -> list[str]:

@@ -26,8 +26,8 @@ from torch.distributed.elastic.rendezvous import RendezvousParameters
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 from torch.numa.binding import AffinityMode, NumaOptions
 
-from launcher import rendezvous
-from launcher.command import LOOPBACK, Job, escape_macros, rendezvous_config
+from launcher import rendezvous, several_nodes
+from launcher.command import LOOPBACK, Job, escape_macros
 from launcher.descendants import Descendants, leashed
 from launcher.failures import Attempt, Failure, Outcome, exit_status, status_of
 from launcher.interrupts import Interrupts
@@ -63,6 +63,8 @@ def run(job: Job, log_dir: Path) -> Outcome:
                 return agent.outcome(agent.run())
         except SignalException as stop:
             return Outcome(status=exit_status(-stop.sigval))
+        except several_nodes.MeetingFailed as error:
+            return Outcome(status=1, message=str(error))
         except Exception as error:
             return Outcome(status=1, message=f"{type(error).__name__}: {' '.join(str(error).split())}")
         finally:
@@ -88,13 +90,12 @@ def _spec(job: Job) -> WorkerSpec:
 
 def _rendezvous(job: Job) -> RendezvousParameters:
     rendezvous.register()
+    several_nodes.register()
     cluster = job.cluster
     if cluster.one_node:
         # An own name for each run: what ranks of two runs make in shared folders or memory is told apart by it.
         return RendezvousParameters(rendezvous.ONE_NODE, LOOPBACK, uuid.uuid4().hex, 1, 1, LOOPBACK)
-    backend = "c10d" if cluster.address is None else rendezvous.SEVERAL_NODES
-    endpoint, config = cluster.endpoint or "", rendezvous_config(cluster)
-    return RendezvousParameters(backend, endpoint, cluster.run_id, *cluster.nnodes, cluster.address, **config)
+    return several_nodes.parameters(cluster)
 
 
 def _now_ms() -> float:

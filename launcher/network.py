@@ -57,8 +57,8 @@ def locate(cluster: Cluster, *, wait: bool) -> Cluster:
         cluster,
         address=address,
         interface=own.get(address),
-        hosts_store=owned or cluster.is_first,
-        warnings=(*cluster.warnings, *notes, *_trust(address, own.get(address))),
+        hosts_store=owned if cluster.first is None else cluster.first,
+        warnings=(*cluster.warnings, *notes, *_mismatch(cluster, address, owned), *_trust(address, own.get(address))),
     )
 
 
@@ -193,6 +193,13 @@ def _driver(interface: str) -> str | None:
     except OSError:
         return None
     return answer[4:36].tobytes().split(b"\0")[0].decode(errors="replace")
+
+
+def _mismatch(cluster: Cluster, address: str, owned: bool) -> Iterable[str]:
+    if cluster.first is False and owned and not _is_loopback(address):
+        yield f"this is node rank {cluster.node_rank}, but the endpoint is an address of this node: node 0 must own it"
+    if cluster.first and not owned:
+        yield f"the endpoint is no address of this node: it listens on {address}, and must be reached by the endpoint"
 
 
 def _trust(address: str, interface: str | None) -> Iterable[str]:

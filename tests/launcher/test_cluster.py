@@ -56,7 +56,7 @@ def test_one_node() -> None:
 def test_options() -> None:
     made = found("--nnodes", "2:4", "--node-rank", "0", "--rdzv-endpoint", "h:1", "--rdzv-id", "x")
     assert (made.nnodes, made.node_rank, made.endpoint, made.run_id) == ((2, 4), 0, "h:1", "x")
-    assert (made.is_first, made.source) == (True, "the command line")
+    assert (made.first, made.source) == (True, "the command line")
     assert found("--nnodes", "2", "--rdzv-endpoint", "h:1").run_id == RUN_ID
     assert found("--nnodes", "2", "--master-addr", "h").endpoint == "h:29500"
     assert found("--nnodes", "2", "--master-addr", "::1", "--master-port", "5").endpoint == "[::1]:5"
@@ -83,7 +83,7 @@ def test_slurm_step_smaller_than_its_job() -> None:
     assert made.name(1) == "node rank 1 (node7)"
     other = found(**STEP | {"SLURM_NODEID": "0", "SLURM_PROCID": "0"})
     assert (other.endpoint, other.run_id, other.node_rank) == (made.endpoint, made.run_id, 0)
-    assert (other.is_first, made.is_first) == (True, False)
+    assert (other.first, made.first) == (True, False)
 
 
 def test_slurm_runs_are_told_apart() -> None:
@@ -153,7 +153,7 @@ def test_options_and_slurm_share_the_work() -> None:
     assert (made.nnodes, made.node_rank, made.names) == ((1, 2), 1, ("node03", "node7"))
     assert made.source == "nodes from the command line; node rank and endpoint from Slurm job 4711, step 2"
     elsewhere = found("--rdzv-endpoint", "h:1", **STEP | {"SLURM_NODEID": "0"})
-    assert (elsewhere.endpoint, elsewhere.is_first) == ("h:1", False)
+    assert (elsewhere.endpoint, elsewhere.first) == ("h:1", None)
 
 
 def test_open_mpi() -> None:
@@ -180,7 +180,7 @@ def test_pytorch_job() -> None:
     first = found(
         **PYTORCH_JOB | {"MASTER_ADDR": "localhost", "RANK": "0", "KUBERNETES_SERVICE_HOST": "h", "HOSTNAME": "pod-0"}
     )
-    assert (first.endpoint, first.is_first) == ("pod-0:23456", True)
+    assert (first.endpoint, first.first) == ("pod-0:23456", True)
 
 
 def test_torchruns_own_variables() -> None:
@@ -197,7 +197,7 @@ def test_torchruns_own_variables() -> None:
 def test_index_of_a_kubernetes_job() -> None:
     assert found(JOB_COMPLETION_INDEX="3").one_node, "an Indexed Job may as well count independent tasks"
     made = found("--nnodes", "2", "--rdzv-endpoint", "job-0.svc:29500", JOB_COMPLETION_INDEX="1")
-    assert (made.node_rank, made.is_first) == (1, False)
+    assert (made.node_rank, made.first) == (1, None)
 
 
 def test_variables_left_from_elsewhere_do_not_mislead() -> None:

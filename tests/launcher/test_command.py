@@ -28,14 +28,14 @@ def test_one_node_needs_no_host_name() -> None:
 
 
 def test_several_nodes() -> None:
-    two = Cluster(nnodes=(2, 2), endpoint="h:1", node_rank=0, rdzv_timeout_s=60)
+    two = Cluster(nnodes=(2, 2), endpoint="h:1", node_rank=0, first=True, rdzv_timeout_s=60)
     words = command(SCRIPT, cluster=two, max_restarts=3)
     assert words[1:4] == ["--nnodes=2", "--node-rank=0", "--rdzv-backend=c10d"]
-    assert words[4:7] == ["--rdzv-endpoint=h:1", "--rdzv-id=ddp-launch", "--rdzv-conf=is_host=1,join_timeout=60"]
+    assert words[4:7] == ["--rdzv-endpoint=h:1", "--rdzv-id=ddp-launch", "--rdzv-conf=join_timeout=60,is_host=1"]
     assert "--max-restarts=3" in words
     other = Cluster(nnodes=(1, 4), endpoint="h:1", hosts_store=False, address="10.0.0.2")
     assert {"--nnodes=1:4", "--local-addr=10.0.0.2"} < set(command(SCRIPT, cluster=other))
-    assert "--rdzv-conf=is_host=0,join_timeout=600" in command(SCRIPT, cluster=other)
+    assert "--rdzv-conf=join_timeout=600,is_host=0" in command(SCRIPT, cluster=other)
     unknown = Cluster(nnodes=(2, 2), endpoint="h:1")
     assert "--rdzv-conf=join_timeout=600" in command(SCRIPT, cluster=unknown)
 

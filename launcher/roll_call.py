@@ -1,0 +1,88 @@
+"""Who has come to a rendezvous, noted in its store, and in words: who has not. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass
+from typing import Protocol
+
+__all__ = ["Node", "RollCall", "who_is_missing"]
+
+SHOWN = 10
+LOST = ", which came and was lost"
+COUNT, ENTRY, END = "roll-call/count", "roll-call/node-", "roll-call/end"
+
+
+class Store(Protocol):
+    """What is used of torch's store."""
+
+    def add(self, key: str, amount: int, /) -> int: ...
+    def set(self, key: str, value: str, /) -> None: ...
+    def get(self, key: str, /) -> bytes: ...
+    def check(self, keys: list[str], /) -> bool: ...
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node that came. `key`: tells its launcher from every other; `rank`: None where nobody gave it one."""
+
+    key: str
+    host: str
+    rank: int | None = None
+
+
+class RollCall:
+    """The notes of all nodes in the store that they share."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def enter(self, node: Node) -> None:
+        """Note that this node has come."""
+        place = self._store.add(COUNT, 1)
+        self._store.set(f"{ENTRY}{place}", json.dumps(asdict(node)))
+
+    def came(self) -> list[Node]:
+        """All that ever came, in their order."""
+        keys = [f"{ENTRY}{place}" for place in range(1, 1 + self._store.add(COUNT, 0))]
+        return [Node(**json.loads(self._store.get(key))) for key in keys if self._store.check([key])]
+
+    def end(self, words: str) -> None:
+        """Leave word why the run ends, for the nodes that find it closed."""
+        self._store.set(END, words)
+
+    def ended(self) -> str | None:
+        """Why another node has ended the run; None where none has said so."""
+        return self._store.get(END).decode() if self._store.check([END]) else None
+
+
+def who_is_missing(
+    nnodes: tuple[int, int], names: Sequence[str], came: Sequence[Node], present: Collection[str], timeout_s: int
+) -> str:
+    """One line on the nodes that are not there.
+
+    `nnodes`: (least, most); `names` by rank, or empty; `present`: keys of the nodes that are there.
+    """
+    least, most = nnodes
+    here = [node for node in came if node.key in present]
+    gone = [node for node in came if node.key not in present and _is_gone(node, here)]
+    ranks = {node.rank for node in here}
+    words = [] if None in ranks else [_in_words(rank, names, gone) for rank in range(most) if rank not in ranks]
+    words += [f"{node.host}{LOST}" for node in gone if node.rank is None]
+    words[SHOWN:] = [f"and {len(words) - SHOWN} more"] if len(words) > SHOWN else []
+    asked = f"{least}" if least == most else f"at least {least}"
+    missing = f"{least - len(here)} of {asked} nodes did not come within {timeout_s} s"
+    which = ": " + ", ".join(words) if words else ""
+    return f"{missing}{which} (here: {', '.join(node.host for node in here[:SHOWN])})"
+
+
+def _is_gone(node: Node, here: Sequence[Node]) -> bool:
+    """Whether a node that came is lost, and has not come back by another launcher."""
+    return not any((node.rank, node.host) == (other.rank, other.host) for other in here)
+
+
+def _in_words(rank: int, names: Sequence[str], gone: Sequence[Node]) -> str:
+    lost = next((node.host for node in gone if node.rank == rank), None)
+    name = names[rank] if rank < len(names) else lost
+    return f"node rank {rank}" + (f" ({name})" if name else "") + (LOST if lost else "")
