@@ -92,7 +92,7 @@ def _copy(journal: Journal, a: int, b: int, sizes: tuple[int, ...]) -> None:
     journal.begin(step)
     source, target = torch.device("cuda", a), torch.device("cuda", b)
     problem = None
-    for size, turn in _messages(sizes):
+    for size, turn in _messages(sizes, a, b):
         sent, received, expected = _data(size, turn, source), _data(size, turn ^ 1, target), _data(size, turn, target)
         _wait(source)
         _wait(target)
@@ -113,7 +113,7 @@ def _send(journal: Journal, a: int, b: int, rank: int, device: torch.device, siz
     step = Step("send", a, b)
     journal.begin(step)
     problem = None
-    for size, turn in _messages(sizes):
+    for size, turn in _messages(sizes, a, b):
         data = _data(size, turn if rank == a else turn ^ 1, device)
         _wait(device)
         _transfer(data, a, b, rank, device)
@@ -168,9 +168,10 @@ def _sum_once(count: int, rank: int, world_size: int, device: torch.device) -> t
     return seconds, f"sum {at} of {count} is {values[at].item():g} and should be {expected[at].item():g}"
 
 
-def _messages(sizes: tuple[int, ...]) -> Iterator[tuple[int, int]]:
-    """(size, turn) of each message; an odd turn has the opposite of each bit of the even one before it."""
-    for number, size in enumerate(sizes):
+def _messages(sizes: tuple[int, ...], a: int, b: int) -> Iterator[tuple[int, int]]:
+    """(size, turn) of each message; no turn comes twice, and an odd one is the even one with each bit flipped."""
+    first = (1000 * a + b) * len(sizes)
+    for number, size in enumerate(sizes, first):
         yield size, 2 * number
         yield size, 2 * number + 1
 
@@ -178,12 +179,17 @@ def _messages(sizes: tuple[int, ...]) -> Iterator[tuple[int, int]]:
 def _data(size: int, turn: int, device: torch.device) -> Bytes:
     """uint8 [size], which differs from place to place and from turn to turn."""
     words = torch.arange(-(-size // 4), dtype=torch.int32, device=device)
-    # Knuth's multiplicative hash (2654435761 as a signed number); int32 wraps around alike on every device.
-    words.mul_(-1640531535).add_(turn // 2)
-    words.bitwise_xor_(words >> 15)
+    # A multiplicative hash of place and turn, twice; int32 wraps around alike on every device.
+    words.mul_(-1640531535).add_(_signed(turn // 2 * 0x2545F491))
+    words.bitwise_xor_(words >> 15).mul_(-2048144777).bitwise_xor_(words >> 13)
     if turn % 2:
         words.bitwise_not_()
     return words.view(torch.uint8)[:size]
+
+
+def _signed(number: int) -> int:
+    """The last 32 bits, as an int32 has them."""
+    return (number + 2**31) % 2**32 - 2**31
 
 
 def _numbers(count: int, rank: int, device: torch.device) -> torch.Tensor:
