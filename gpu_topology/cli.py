@@ -170,8 +170,11 @@ def _env(arguments: argparse.Namespace) -> None:
 
     answers = answer(arguments)
     selection = answers.selection
-    for warning in selection.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+    if answers.topology.gpus:
+        insist(selection)
+    else:  # a machine for training on the CPU has an environment too
+        for warning in selection.warnings:
+            print(f"warning: {warning}", file=sys.stderr)
     ranks = arguments.ranks or len(selection.indices) or 1
     settings = nccl.environment(
         answers.topology, selection, read_host(), ranks=ranks, environ=answers.environ, verdict=answers.verdict

@@ -354,3 +354,9 @@ def test_where_nothing_can_be_used_the_report_says_why_and_select_is_one_line(fa
     assert (chosen.returncode, chosen.stdout) == (2, "")
     assert chosen.stderr.startswith("error: ")
     assert chosen.stderr.count("\n") == 1
+    settings = report(env, "env")
+    if data["gpus"]:
+        assert (settings.returncode, settings.stdout, settings.stderr) == (2, "", chosen.stderr)
+    else:  # what training on the CPU wants
+        assert (settings.returncode, settings.stderr) == (0, "")
+        assert "CUDA" not in settings.stdout
