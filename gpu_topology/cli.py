@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
-from gpu_topology import snapshot
 from gpu_topology.options import (
     Answers,
     add_output,
@@ -138,6 +137,8 @@ def _add_shell(parser: argparse.ArgumentParser) -> None:
 
 
 def _snapshot(arguments: argparse.Namespace) -> None:
+    from gpu_topology import snapshot
+
     topology = read_source(arguments)
     if arguments.output is None:
         import json

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gpu_topology import snapshot
 from gpu_topology.inherited import from_environment, read_inherited
 from gpu_topology.selection import POLICIES, Selection, SelectionError, SelectionRequest, select
 from gpu_topology.topology import Topology
@@ -97,6 +96,8 @@ def memory(text: str) -> int:
 def read_source(arguments: argparse.Namespace) -> Topology:
     """The snapshot that --from names, else this machine. TopologyError when the file is not one."""
     if arguments.source is not None:
+        from gpu_topology import snapshot
+
         return snapshot.load(arguments.source)
     from gpu_topology.nvml import read_or_explain
 

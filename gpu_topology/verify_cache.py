@@ -6,15 +6,12 @@ The cache never stands in the way: a file that cannot be read is no file, one th
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -76,6 +73,9 @@ class Verdict:
 
 def recall(topology: Topology, uuids: Sequence[str]) -> Verdict | None:
     """The verdict kept for these GPUs under this driver and NCCL; None where there is none. Never raises."""
+    folder = _folder()
+    if folder is None or not any(folder.glob("verify-*.json")):
+        return None  # at once: the key takes longer, and most machines have no verdict
     key = _key(topology, uuids)
     path = None if key is None else _path(key)
     if path is None:
@@ -103,6 +103,8 @@ def remember(topology: Topology, uuids: Sequence[str], verdict: Verdict) -> bool
     text = json.dumps({"schema": SCHEMA, "key": key, "verdict": asdict(verdict)}, indent=1) + "\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        import tempfile
+
         # Whole or not at all: another launcher may be reading.
         number, name = tempfile.mkstemp(dir=path.parent, prefix=".verify-")
     except OSError:
@@ -133,6 +135,8 @@ def _key(topology: Topology, uuids: Sequence[str]) -> dict[str, object] | None:
 
 def _nccl_version() -> str | None:
     """The version of the NCCL that torch brings, without importing it; torch's own where NCCL is built in."""
+    from importlib import metadata  # slow to import: not before it is needed
+
     try:
         torch = metadata.distribution("torch")
     except metadata.PackageNotFoundError:
@@ -144,15 +148,23 @@ def _nccl_version() -> str | None:
     return f"of torch {torch.version}"
 
 
-def _path(key: dict[str, object]) -> Path | None:
-    """The file of a key below XDG_CACHE_HOME, which counts only where it is absolute (XDG base directory spec)."""
+def _folder() -> Path | None:
+    """Below XDG_CACHE_HOME, which counts only where it is absolute (XDG base directory spec)."""
     wanted = os.environ.get("XDG_CACHE_HOME", "")
     try:
         base = Path(wanted) if wanted.startswith("/") else Path.home() / ".cache"
     except RuntimeError:  # a user without a home folder
         return None
+    return base / "ddp_launch"
+
+
+def _path(key: dict[str, object]) -> Path | None:
+    """The file of a key."""
+    import hashlib
+
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-    return base / "ddp_launch" / f"verify-{digest[:16]}.json"
+    folder = _folder()
+    return None if folder is None else folder / f"verify-{digest[:16]}.json"
 
 
 def _verdict(kept: dict[str, object]) -> Verdict:
