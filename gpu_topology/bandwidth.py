@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from itertools import combinations
 
-from gpu_topology.rings import masks, ring_subsets, subsets_in, sums_over_subsets
+from gpu_topology.rings import ring_subsets, subsets_in, sums_over_subsets
 from gpu_topology.topology import Gpu, Link, LinkLevel, Topology
 
 # GB/s of one NVLink in one direction by compute capability, from NVIDIA's architecture white papers: P100 160 / 8,
@@ -148,9 +148,8 @@ class Fabric:
         size = len(among)
         if count == size:
             return tuple(sorted(among))
-        candidates = masks(size, count)
-        if count > 1:
-            candidates = subsets_in(self._highest_floor(among, count)[1], size, count)
+        singles = sum(1 << (1 << position) for position in range(size))
+        candidates = subsets_in(self._highest_floor(among, count)[1] if count > 1 else singles)
         values = sums_over_subsets(
             lambda a, b: self._worth[among[a], among[b]], [-int(self.display[index]) for index in among]
         )
@@ -161,15 +160,23 @@ class Fabric:
     def _highest_floor(self, among: Sequence[int], count: int) -> tuple[float, int]:
         """The fastest bottleneck of a ring through `count` of these GPUs, and the set of the subsets that reach it."""
         floors = sorted({self.speed[pair] for pair in combinations(among, 2)}, reverse=True)
-        low, high, reached = 0, len(floors) - 1, 0
-        while low < high or not reached:
-            middle = (low + high) // 2
-            sets = self._rings(among, count, floors[middle])
+        # No ring is faster than the second fastest links of its members; the answer is mostly that, or little below.
+        fast, slow = floors.index(self._second_fastest(among, count)) - 1, len(floors) - 1
+        found, step = 0, 1
+        while slow - fast > 1 or not found:
+            trial = (fast + slow) // 2 if found else min(fast + step, slow)
+            sets = self._rings(among, count, floors[trial])
             if sets:
-                high, reached = middle, sets
+                slow, found = trial, sets
             else:
-                low = middle + 1
-        return floors[high], reached
+                fast, step = trial, 2 * step
+        return floors[slow], found
+
+    def _second_fastest(self, among: Sequence[int], count: int) -> float:
+        """A speed that `count` of these GPUs reach on two links each (on one, for a pair): no ring's floor is above."""
+        links = min(count - 1, 2)
+        each = [sorted((self.speed[a, b] for b in among if b != a), reverse=True)[links - 1] for a in among]
+        return sorted(each, reverse=True)[count - 1]
 
     def _rings(self, among: Sequence[int], count: int, floor: float) -> int:
         reach = self.speed.get

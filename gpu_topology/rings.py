@@ -71,20 +71,13 @@ def _members(mask: int) -> tuple[int, ...]:
     return tuple(at for at in range(mask.bit_length()) if mask >> at & 1)
 
 
-def subsets_in(sets: int, size: int, count: int) -> Iterator[int]:
-    """The masks of `count` members that are in a set of subsets of `size` things."""
-    held = sets.to_bytes((1 << size) // 8 + 1, "little")
-    return (mask for mask in masks(size, count) if held[mask >> 3] >> (mask & 7) & 1)
-
-
-def masks(size: int, count: int) -> Iterator[int]:
-    """Every mask of `size` bits with `count` of them set (Gosper's hack, HAKMEM item 175)."""
-    mask = (1 << count) - 1
-    while mask < 1 << size:
+def subsets_in(sets: int) -> Iterator[int]:
+    """The masks of the subsets in a set of subsets, smallest first."""
+    bits = f"{sets:b}"[::-1]
+    mask = bits.find("1")
+    while mask >= 0:
         yield mask
-        lowest = mask & -mask
-        ripple = mask + lowest
-        mask = ripple | ((mask ^ ripple) >> 2) // lowest
+        mask = bits.find("1", mask + 1)
 
 
 def sums_over_subsets(pair: Callable[[int, int], int], single: Sequence[int]) -> list[int]:

@@ -1,0 +1,91 @@
+"""How long the search for the best-connected subset takes: `python -m benchmarks.subset_search` prints a table.
+
+Every size from 2 to 16 GPUs out of 16, on matrices that leave the search no shortcut: random NVLink and PCIe levels, as
+many speeds as pairs, one speed for all with random sockets and paths, sparse rings. The figure is the slowest of some
+seeds, each the best of three tries, in milliseconds.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from functools import partial
+from itertools import combinations
+
+from gpu_topology.bandwidth import Fabric
+from gpu_topology.selection import SelectionRequest, select
+from gpu_topology.topology import Gpu, Link, LinkLevel, Topology
+
+GPUS = 16
+SEEDS = 12
+COUNTS = (2, 4, 6, 8, 10, 12, 14, 16)
+PCIE = tuple(level for level in LinkLevel if level is not LinkLevel.NV)
+
+
+def _mixed(draw: random.Random, a: int, b: int) -> tuple[int, LinkLevel]:
+    return draw.choice([0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6]), draw.choice(PCIE)
+
+
+def _all_different(draw: random.Random, a: int, b: int) -> tuple[int, LinkLevel]:
+    return draw.randrange(1, 100_000), LinkLevel.SYS
+
+
+def _all_alike(draw: random.Random, a: int, b: int) -> tuple[int, LinkLevel]:
+    return 6, draw.choice(PCIE)
+
+
+def _sparse(draw: random.Random, a: int, b: int) -> tuple[int, LinkLevel]:
+    return (draw.randrange(1, 4) if draw.random() < 0.2 else 0), LinkLevel.SYS
+
+
+MATRICES: dict[str, Callable[[random.Random, int, int], tuple[int, LinkLevel]]] = {
+    "NV1..NV6 or PCIe": _mixed,
+    "all speeds differ": _all_different,
+    "all speeds alike": _all_alike,
+    "one NVLink in five": _sparse,
+}
+
+
+def random_machine(seed: int, pair: Callable[[random.Random, int, int], tuple[int, LinkLevel]]) -> Topology:
+    """16 like GPUs on two sockets, each pair drawn by `pair` (NVLinks, PCIe path)."""
+    draw = random.Random(seed)
+    gpus = tuple(
+        Gpu(i, f"GPU-{i}", "NVIDIA A100-SXM4-40GB", compute_capability=(8, 0), numa_node=draw.randrange(2))
+        for i in range(GPUS)
+    )
+    links = []
+    for a, b in combinations(range(GPUS), 2):
+        count, path = pair(draw, a, b)
+        links.append(Link(a, b, LinkLevel.NV if count else path, count, "ok", path))
+    return Topology(gpus, tuple(links))
+
+
+def _search(machine: Topology, count: int) -> tuple[int, ...]:
+    return Fabric(machine, range(GPUS)).best(count)
+
+
+def milliseconds(action: Callable[[], object]) -> float:
+    """The best of three tries."""
+    tries = []
+    for _ in range(3):
+        start = time.perf_counter()
+        action()
+        tries.append(time.perf_counter() - start)
+    return 1000 * min(tries)
+
+
+def main() -> None:
+    """Print the table."""
+    print(f"best N of {GPUS} GPUs, slowest of {SEEDS} seeds, ms")
+    print(f"{'':20}" + "".join(f"{count:7}" for count in COUNTS) + "   whole selection of 8")
+    for name, pair in MATRICES.items():
+        machines = [random_machine(seed, pair) for seed in range(SEEDS)]
+        worst = [max(milliseconds(partial(_search, machine, count)) for machine in machines) for count in COUNTS]
+        request = SelectionRequest(count=8)
+        whole = max(milliseconds(partial(select, machine, request)) for machine in machines)
+        print(f"{name:20}" + "".join(f"{value:7.1f}" for value in worst) + f"{whole:10.1f}")
+
+
+if __name__ == "__main__":
+    main()
