@@ -106,8 +106,7 @@ class Facts:
         visible = parse_visible(self.given["CUDA_VISIBLE_DEVICES"].value, self.topology.gpus)
         if visible.by_index and self.counts_differ:
             return False
-        names = [named.mig.uuid if named.mig else named.gpu.uuid or str(named.gpu.index) for named in visible.named]
-        return names == list(self.selection.uuids)
+        return [device.uuid for device in visible.named] == list(self.selection.uuids)
 
     @property
     def links(self) -> tuple[Link, ...]:
@@ -115,10 +114,9 @@ class Facts:
         return tuple(self.topology.links_within(self.selection.indices))
 
     @property
-    def broken_nvlinks(self) -> tuple[str, ...]:
-        """Chosen pairs that share NVLinks although the driver reports no peer access: "0-1 (not-supported)"."""
-        broken = [link for link in self.links if link.level is LinkLevel.NV and link.p2p not in (None, "ok")]
-        return tuple(f"{link.a}-{link.b} ({link.p2p})" for link in broken)
+    def broken_nvlinks(self) -> tuple[Link, ...]:
+        """The chosen pairs that share NVLinks although the driver reports no peer access."""
+        return tuple(link for link in self.links if link.level is LinkLevel.NV and link.p2p not in (None, "ok"))
 
     @property
     def refused_over_pcie(self) -> tuple[str, ...]:

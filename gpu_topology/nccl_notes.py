@@ -122,6 +122,13 @@ def _about_peers(facts: Facts, *, peers_off: bool) -> Iterator[str]:
             f"no peer access over PCIe ({', '.join(facts.refused_over_pcie)}): NCCL uses host memory by itself,"
             f" NCCL_P2P_DISABLE {unset} redundant{'' if peers_off else ' and stays unset'}"
         )
+    broken = [{link.a, link.b} for link in facts.broken_nvlinks]
+    shared = sorted(set.intersection(*broken)) if len(broken) > 1 else []
+    if shared and len(facts.selection.indices) > 2:
+        yield (
+            f"every NVLink without peer access ends at GPU {shared[0]}: without it (--exclude {shared[0]}) the others"
+            " keep theirs, and NCCL_P2P_DISABLE is not needed"
+        )
     verdict = facts.verdict
     if verdict is not None and facts.on_gpu:
         when = verdict.when[:10] or "an earlier day"

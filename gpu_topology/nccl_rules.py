@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from gpu_topology.alloc_conf import Merged, merge
 from gpu_topology.nccl_facts import Facts
 from gpu_topology.numa import bound_threads
-from gpu_topology.topology import LinkLevel
+from gpu_topology.topology import Link, LinkLevel
 
 __all__ = ["NEVER_SET", "REMARKS", "RULES", "NeverSet", "Remark", "Rule"]
 
@@ -109,6 +109,10 @@ def _merged_reason(facts: Facts) -> str:
     return reason
 
 
+def _pair(link: Link) -> str:
+    return f"{link.a}-{link.b} ({link.p2p})"
+
+
 def _meets_on_loopback(facts: Facts) -> bool:
     return facts.nodes == 1 and facts.interface == "lo"
 
@@ -179,14 +183,15 @@ RULES: tuple[Rule, ...] = (
         why="torchrun sets 1 when several ranks find it unset, which leaves most cores idle on the CPU. Usable means "
         "within affinity and cgroup quota. Hyperthreads are not counted: they share the units that matrix products "
         "keep busy, and torch's own default is the number of physical cores.",
-        source="torch/distributed/run.py, config_from_args; ATen/ParallelCommon.cpp, intraop_default_num_threads",
+        source="torch/distributed/run.py, config_from_args; c10/core/thread_pool.cpp, TaskThreadPoolBase::defaultNumThreads",
     ),
     Rule(
         name="NCCL_P2P_DISABLE",
         needed=lambda facts: bool(facts.broken_nvlinks),
         value=lambda facts: "1",
         reason=lambda facts: (
-            f"NVLink without working peer access between GPUs {', '.join(facts.broken_nvlinks)}: NCCL would abort"
+            f"NVLink without working peer access between GPUs {', '.join(map(_pair, facts.broken_nvlinks))}: NCCL would"
+            " abort"
         ),
         when="two chosen GPUs share NVLinks and the driver reports that peer access between them does not work",
         sets="`1`, the only value that acts",
@@ -297,7 +302,7 @@ REMARKS: tuple[Remark, ...] = (
             and "PYTORCH_ALLOC_CONF" in facts.given
             and facts.given["PYTORCH_ALLOC_CONF"].value != facts.given["PYTORCH_CUDA_ALLOC_CONF"].value
         ),
-        "PYTORCH_ALLOC_CONF is set too, and one of the two is no list of key:value pairs: put all into one",
+        "stands beside PYTORCH_ALLOC_CONF, and one of the two is no list of key:value pairs: put all into one",
     ),
 )
 
