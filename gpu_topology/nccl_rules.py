@@ -183,7 +183,7 @@ RULES: tuple[Rule, ...] = (
         why="torchrun sets 1 when several ranks find it unset, which leaves most cores idle on the CPU. Usable means "
         "within affinity and cgroup quota. Hyperthreads are not counted: they share the units that matrix products "
         "keep busy, and torch's own default is the number of physical cores.",
-        source="torch/distributed/run.py, config_from_args; c10/core/thread_pool.cpp, TaskThreadPoolBase::defaultNumThreads",
+        source="torch/distributed/run.py, config_from_args; c10/core/thread_pool.cpp, defaultNumThreads",
     ),
     Rule(
         name="NCCL_P2P_DISABLE",

@@ -84,8 +84,15 @@ def _spec(job: Job) -> WorkerSpec:
         monitor_interval=MONITOR_INTERVAL_S,
         local_addr=parameters.local_addr,
         virtual_local_rank=job.virtual_local_rank,
-        numa_options=NumaOptions(AffinityMode(job.numa_binding)) if job.numa_binding else None,
+        numa_options=_numa_options(job),
     )
+
+
+def _numa_options(job: Job) -> NumaOptions | None:
+    """A run is worth more than its binding: where that fails after all, torch logs why and starts the rank unbound."""
+    if job.numa_binding is None:
+        return None
+    return NumaOptions(AffinityMode(job.numa_binding), should_fall_back_if_binding_fails=True)
 
 
 def _rendezvous(job: Job) -> RendezvousParameters:

@@ -112,6 +112,139 @@ def test_no_limit_is_a_very_large_number_in_version_1(tmp_path):
     assert read_host(put(tmp_path, {**V1, **limits})).memory_total == 65536000 * KIB
 
 
+CPUINFO = "processor : 0\nvendor_id : AuthenticAMD\nmodel name : EPYC\nflags : fpu avx2{}\n\nprocessor : 1\n"
+DMI = "sys/class/dmi/id"
+
+MACHINES = {
+    # what: (files, the hypervisor)
+    "bare metal": ({f"{DMI}/sys_vendor": "NVIDIA", f"{DMI}/product_name": "DGXH100"}, None),
+    "bare metal of a cloud": ({f"{DMI}/sys_vendor": "Amazon EC2", f"{DMI}/product_name": "p5.metal"}, None),
+    "a flag, no names": ({"proc/cpuinfo": CPUINFO.format(" hypervisor")}, "unknown"),
+    "a flag, Xen's own folder": (
+        {"proc/cpuinfo": CPUINFO.format(" hypervisor"), "sys/hypervisor/type": "xen\n"},
+        "xen",
+    ),
+    "KVM": ({"proc/cpuinfo": CPUINFO.format(" hypervisor"), f"{DMI}/sys_vendor": "QEMU"}, "kvm"),
+    "Azure": (
+        {
+            "proc/cpuinfo": CPUINFO.format(" hypervisor"),
+            f"{DMI}/sys_vendor": "Microsoft Corporation",
+            f"{DMI}/product_name": "Virtual Machine",
+        },
+        "hyper-v",
+    ),
+    "names without the flag": ({"proc/cpuinfo": CPUINFO.format(""), f"{DMI}/sys_vendor": "QEMU"}, None),
+    "Arm has no flag": ({"proc/cpuinfo": "processor : 0\nFeatures : fp asimd\n", f"{DMI}/sys_vendor": "QEMU"}, "kvm"),
+    "Arm, bare metal": ({"proc/cpuinfo": "processor : 0\nFeatures : fp asimd\n", f"{DMI}/sys_vendor": "HPE"}, None),
+}
+
+
+@pytest.mark.parametrize("what", MACHINES)
+def test_virtual_machine(what, tmp_path):
+    files, hypervisor = MACHINES[what]
+    assert read_host(put(tmp_path, files), {}).virtual_machine == hypervisor
+
+
+CONTAINERS = {
+    # what: (files, variables, the container)
+    "none": ({"proc/self/cgroup": "0::/user.slice/session-1.scope\n"}, {}, None),
+    "Docker": ({".dockerenv": ""}, {}, "docker"),
+    "Podman": ({"run/.containerenv": ""}, {}, "podman"),
+    "Kubernetes over Docker": ({".dockerenv": ""}, {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, "kubernetes"),
+    "Apptainer": ({".singularity.d/runscript": ""}, {}, "apptainer"),
+    "LXC": ({"run/systemd/container": "lxc\n"}, {}, "lxc"),
+    "systemd's variable": ({}, {"container": "systemd-nspawn"}, "systemd-nspawn"),
+    "a pod by its group": ({"proc/self/cgroup": "0::/kubepods/burstable/pod1/2\n"}, {}, "kubernetes"),
+    "Docker by its group": ({"proc/self/cgroup": "3:cpu:/docker/0123\n"}, {}, "docker"),
+}
+
+
+@pytest.mark.parametrize("what", CONTAINERS)
+def test_container(what, tmp_path):
+    files, environ, container = CONTAINERS[what]
+    assert read_host(put(tmp_path, files), environ).container == container
+
+
+def test_the_iommu_groups_of_the_gpus_alone(tmp_path):
+    devices = "sys/bus/pci/devices"
+    files = {
+        "sys/class/iommu/ivhd0/x": "",
+        "sys/class/iommu/ivhd1/x": "",
+        "proc/driver/nvidia/gpus/0000:41:00.0/information": "",
+        "proc/driver/nvidia/gpus/0000:61:00.0/information": "",
+        f"{devices}/0000:41:00.0/iommu_group/type": "identity\n",
+        f"{devices}/0000:61:00.0/iommu_group/type": "identity\n",
+        f"{devices}/0000:99:00.0/iommu_group/type": "DMA\n",
+        "sys/kernel/iommu_groups/7/type": "DMA-FQ\n",
+    }
+    host = read_host(put(tmp_path, files), {})
+    assert (host.iommu, host.iommu_types) == (("ivhd0", "ivhd1"), ("identity",))
+
+
+def test_iommu_groups_without_a_list_of_gpus(tmp_path):
+    files = {f"sys/kernel/iommu_groups/{n}/type": "DMA-FQ\n" for n in range(40)} | {"sys/class/iommu/dmar0/x": ""}
+    assert read_host(put(tmp_path, files), {}).iommu_types == ("DMA-FQ",)
+
+
+def test_types_of_groups_mean_nothing_without_an_iommu(tmp_path):
+    host = read_host(put(tmp_path, {"sys/kernel/iommu_groups/0/type": "DMA\n"}), {})
+    assert (host.iommu, host.iommu_types) == ((), ())
+
+
+def topology_of_cpus(siblings: dict[int, str], nodes: dict[int, str]) -> dict[str, str]:
+    cpus = "sys/devices/system/cpu"
+    files = {f"{cpus}/cpu{n}/topology/thread_siblings_list": text for n, text in siblings.items()}
+    files |= {f"{cpus}/cpu{n}/topology/physical_package_id": str(int(n >= 4)) for n in siblings}
+    return files | {f"sys/devices/system/node/node{n}/cpulist": text for n, text in nodes.items()}
+
+
+# Eight CPUs in four cores on two nodes, and a node of memory alone.
+HYPERTHREADED = topology_of_cpus({n: f"{n - n % 2}-{n - n % 2 + 1}" for n in range(8)}, {0: "0-3", 1: "4-7", 2: ""})
+
+CORES = {
+    # what: (affinity, files, usable cores, cores by node)
+    "all": (range(8), {}, 4, {0: 2, 1: 2}),
+    "one thread of each core": (range(0, 8, 2), {}, 4, {0: 2, 1: 2}),
+    "both threads of one core": ((0, 1), {}, 1, {0: 1}),
+    "a quota below the cores": (range(8), {**V2, "sys/fs/cgroup/user/job/cpu.max": "300000 100000"}, 3, {0: 2, 1: 2}),
+    "one node": ((4, 5, 6), {}, 2, {1: 2}),
+}
+
+
+@pytest.mark.parametrize("what", CORES)
+def test_usable_cores_and_nodes(what, tmp_path, monkeypatch):
+    affinity, files, cores, nodes = CORES[what]
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(affinity))
+    host = read_host(put(tmp_path, {**HYPERTHREADED, **files}), {})
+    assert (host.usable_cores, host.physical_cores, host.numa_nodes) == (cores, 4, 3)
+    assert {node.index: node.cores for node in host.usable_nodes} == nodes
+    assert {node.socket for node in host.usable_nodes} <= {0, 1}
+
+
+def test_threads_are_a_share_of_cores_else_of_cpus(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    assert [read_host(tmp_path, {}).threads(ranks) for ranks in (1, 2, 3, 99)] == [8, 4, 2, 1]
+    assert read_host(put(tmp_path, HYPERTHREADED), {}).threads(2) == 2
+
+
+def test_numactl_on_path(tmp_path):
+    assert not read_host(tmp_path, {"PATH": "/usr/bin"}).numactl
+    program = put(tmp_path, {"usr/bin/numactl": "#!/bin/sh\n"}) / "usr/bin/numactl"
+    assert not read_host(tmp_path, {"PATH": "/bin::/usr/bin"}).numactl
+    program.chmod(0o755)
+    host = read_host(tmp_path, {"PATH": "/bin::/usr/bin"})
+    assert host.numactl
+    assert host.numa_policy is not None or os.uname().machine not in ("x86_64", "aarch64")
+    assert read_host(tmp_path, {"PATH": "/bin"}).numa_policy is None
+
+
+def test_the_vendor_of_the_cpu_and_nccls_files(tmp_path):
+    files = {"proc/cpuinfo": CPUINFO.format(""), "etc/nccl.conf": "NCCL_DEBUG=WARN\n"}
+    host = read_host(put(tmp_path, files), {})
+    assert (host.cpu_vendor, host.cpu_name) == ("AuthenticAMD", "EPYC")
+    assert [(one.name, one.value, one.file) for one in host.nccl_conf] == [("NCCL_DEBUG", "WARN", "/etc/nccl.conf")]
+
+
 def test_an_empty_root_still_gives_a_host(tmp_path):
     host = read_host(tmp_path)
     assert host.usable_cpus == 64

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -64,6 +66,20 @@ def test_torchs_own_parser_leaves_arguments_alone() -> None:
         parsed = parse_args(command(Program("script", "a.py", args)))
         assert parsed.training_script == "a.py"
         assert macros.substitute(parsed.training_script_args, "0") == list(args)
+
+
+@pytest.mark.parametrize("mode", ["node", "socket", "exclusive", "core-complex"])
+def test_torchruns_own_parser_knows_the_numa_modes(mode: str) -> None:
+    from torch.distributed.run import parse_args
+
+    assert parse_args(command(SCRIPT, numa_binding=mode)).numa_binding == mode
+    assert parse_args(command(SCRIPT)).numa_binding is None
+
+
+def test_a_shell_takes_variables_away() -> None:
+    line = shell_line([("A", "x y")], ["sh", "-c", 'echo "$A:${B-none}:${C-none}"'], ["B", "C"])
+    environ = {"PATH": os.defpath, "A": "1", "B": "2", "C": "3"}
+    assert subprocess.run(["sh", "-c", line], env=environ, capture_output=True, text=True).stdout == "x y:none:none\n"
 
 
 def test_shell_line_is_read_back_by_a_shell() -> None:

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from ddp_train.config import UserError
+from gpu_topology.cpus import NumaNode
 from gpu_topology.host import Host
 from gpu_topology.topology import Gpu, MigDevice, Topology, TopologyError
 from launcher.options import parse
@@ -234,6 +235,46 @@ def test_each_rank_sees_one_mig_slice() -> None:
     assert "--virtual-local-rank" in found.command
     assert not plan("--auto", topology=Topology(gpus=(sliced(0),))).job.virtual_local_rank
     assert not plan("--auto").job.virtual_local_rank
+
+
+def on_two_nodes(**changes: object) -> LaunchPlan:
+    """Two like GPUs, each on a NUMA node of its own."""
+    gpus = tuple(replace(gpu(index, "NVIDIA A40", 48, (8, 6)), numa_node=index) for index in (0, 1))
+    nodes = (NumaNode(0, 0, 4), NumaNode(1, 1, 4))
+    facts = {"usable_nodes": nodes, "usable_cores": 8, "numactl": True, "numa_policy": True, **changes}
+    argv = [str(word) for word in facts.pop("argv", ())]  # type: ignore[attr-defined]
+    made = replace(host(), **facts)  # type: ignore[arg-type]
+    return make_plan(parse([*argv, "a.py"]), Topology(gpus=gpus), made, {})
+
+
+def test_ranks_are_bound_to_numa_nodes_where_that_works() -> None:
+    bound = on_two_nodes()
+    assert bound.job.numa_binding == "node" and "--numa-binding=node" in bound.command
+    assert any("--numa-binding=node" in warning for warning in bound.warnings)
+    free = on_two_nodes(numactl=False)
+    assert free.job.numa_binding is None and not any(word.startswith("--numa-binding") for word in free.command)
+    assert any("numactl" in warning for warning in free.warnings)
+    assert not any("NUMA" in warning for warning in plan("--auto", "a.py").warnings)
+
+
+def test_numa_binding_as_asked() -> None:
+    assert on_two_nodes(argv=("--numa-binding", "exclusive")).job.numa_binding == "exclusive"
+    off = on_two_nodes(argv=("--numa-binding", "off"))
+    assert off.job.numa_binding is None and not any("NUMA" in warning for warning in off.warnings)
+    with pytest.raises(TopologyError, match=r"--numa-binding socket cannot be done here: .*numactl"):
+        on_two_nodes(argv=("--numa-binding", "socket"), numactl=False)
+    with pytest.raises(TopologyError, match="no GPU is used"):
+        plan("--cpu", "--numa-binding", "node", "a.py")
+
+
+def test_two_allocator_variables_become_one() -> None:
+    environ = {"PYTORCH_ALLOC_CONF": "a:1", "PYTORCH_CUDA_ALLOC_CONF": "b:2"}
+    made = plan("a.py", environ=environ)
+    assert ("PYTORCH_ALLOC_CONF", "a:1,b:2") in made.job.environment
+    assert made.job.unset == ("PYTORCH_CUDA_ALLOC_CONF",)
+    assert "PYTORCH_CUDA_ALLOC_CONF" not in dict(made.job.environment)
+    assert made.shell.startswith("env -u PYTORCH_CUDA_ALLOC_CONF CUDA_DEVICE_ORDER=PCI_BUS_ID ")
+    assert with_arguments(made, ("x",)).shell.startswith("env -u PYTORCH_CUDA_ALLOC_CONF ")
 
 
 def test_gpus_are_named_by_uuid_where_cuda_may_not_count_all_of_them() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
 import time
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from gpu_topology.host import read_host
 
 ROOT = Path(__file__).parents[2]
 
@@ -43,7 +44,7 @@ def test_success_with_arguments_untouched(launcher: Any) -> None:
         assert report["argv"] == list(ARGUMENTS)
         assert report["env"]["RANK"] == report["env"]["LOCAL_RANK"] == str(rank)
         assert report["env"]["WORLD_SIZE"] == "2"
-        assert int(report["env"]["OMP_NUM_THREADS"]) == max(1, len(os.sched_getaffinity(0)) // 2)
+        assert int(report["env"]["OMP_NUM_THREADS"]) == read_host().threads(2)
         assert report["env"]["TORCHELASTIC_SIGNALS_TO_HANDLE"] == "SIGTERM,SIGINT,SIGHUP,SIGQUIT"
         assert report["env"]["TORCH_CPP_LOG_LEVEL"] is None
     assert "2 ranks, gloo" in done.stderr
@@ -75,12 +76,32 @@ def test_one_visible_device_per_rank(in_process: Any, tmp_path: Path) -> None:
 from pathlib import Path
 from launcher import elastic
 from launcher.command import Job
-worker = ("sh", "-c", 'echo "$RANK $LOCAL_RANK $CUDA_VISIBLE_DEVICES"')
+os.environ["GONE"] = "1"
+worker = ("sh", "-c", 'echo "$RANK $LOCAL_RANK $CUDA_VISIBLE_DEVICES $GONE"')
 devices = (("CUDA_VISIBLE_DEVICES", "MIG-a,MIG-b"),)
-job = Job(worker=worker, nproc_per_node=2, environment=devices, virtual_local_rank=True, tee=True)
+job = Job(worker=worker, nproc_per_node=2, environment=devices, virtual_local_rank=True, tee=True, unset=("GONE",))
 assert elastic.run(job, Path({str(tmp_path)!r})).status == 0
 """
-    assert sorted(in_process(code).splitlines()) == ["0 0 MIG-a", "[rank 1] 1 0 MIG-b"]
+    assert sorted(in_process(code).splitlines()) == ["0 0 MIG-a ", "[rank 1] 1 0 MIG-b "]
+
+
+def test_a_rank_that_cannot_be_bound_runs_unbound(in_process: Any, tmp_path: Path) -> None:
+    """No mode binds without numactl, nor "exclusive" on a machine without a GPU: torch is asked, and logs that."""
+    code = f"""
+import logging, os
+from pathlib import Path
+from launcher import elastic
+from launcher.command import Job
+os.environ["PATH"] = "/nowhere"
+lines = []
+handler = logging.Handler()
+handler.emit = lambda record: lines.append(record.getMessage())
+logging.getLogger("torch.numa.binding").addHandler(handler)
+job = Job(worker=("/bin/sh", "-c", "echo ran"), nproc_per_node=1, numa_binding="exclusive")
+assert elastic.run(job, Path({str(tmp_path)!r})).status == 0
+assert "AffinityMode.EXCLUSIVE" in lines[0], lines
+"""
+    assert in_process(code) == "ran\n"
 
 
 def test_executable_without_python(launcher: Any) -> None:
