@@ -15,7 +15,8 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import FrameType
 from typing import NoReturn
 
@@ -26,7 +27,9 @@ from gpu_topology.inherited import read_inherited
 from gpu_topology.nvml import read_or_explain
 from gpu_topology.topology import TopologyError
 from gpu_topology.verify_cache import recall
+from launcher.claims import Claims, runtime_folder
 from launcher.cluster import find_cluster
+from launcher.events import EventLog
 from launcher.network import locate
 from launcher.options import LaunchOptions, OptionError, parse
 from launcher.plan import LaunchPlan, make_plan
@@ -44,8 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             from launcher import doctor
 
             return doctor.run(options)
-        plan = _plan(options)
-        return _print(plan, options) if options.dry_run else _run(plan, options)
+        with EventLog(options.json_events) as events, Claims(runtime_folder(os.environ)) as claims:
+            plan = _plan(options, claims)
+            return _print(plan, options) if options.dry_run else _run(plan, options, events)
     except (OptionError, UserError, TopologyError) as error:
         remedy = getattr(error, "remedy", None)
         print(f"error: {error}" + (f"; {remedy}" if remedy else ""), file=sys.stderr)
@@ -63,15 +67,24 @@ def _leave(number: int, frame: FrameType | None) -> NoReturn:
     sys.exit(128 + number)
 
 
-def _plan(options: LaunchOptions) -> LaunchPlan:
+def _plan(options: LaunchOptions, claims: Claims) -> LaunchPlan:
+    """The plan, and for a run a claim on its GPUs."""
     check_program(options.program)
     if options.topology is not None:
         # The user's environment belongs to this machine, and the plan to another.
         return make_plan(options, snapshot.load(options.topology), read_host(), {})
     cluster = locate(find_cluster(options, os.environ), wait=not options.dry_run)
-    topology = read_or_explain()
+    topology, host = read_or_explain(), read_host()
     inherited = read_inherited(topology, os.environ)
-    return make_plan(options, topology, read_host(), os.environ, recall, cluster, inherited)
+
+    def plan_beside(others: Mapping[str, str]) -> LaunchPlan:
+        return make_plan(options, topology, host, os.environ, recall, cluster, replace(inherited, claims=others))
+
+    if options.dry_run:
+        return plan_beside(claims.others())
+    # GPUs that the user names, or takes busy, are taken whoever else has them: the plan warns.
+    shared = bool(options.gpus) or options.allow_busy
+    return claims.settle(plan_beside, lambda plan: plan.selection.uuids, shared=shared)
 
 
 def _print(plan: LaunchPlan, options: LaunchOptions) -> int:
@@ -87,15 +100,15 @@ def _print(plan: LaunchPlan, options: LaunchOptions) -> int:
     return 0
 
 
-def _run(plan: LaunchPlan, options: LaunchOptions) -> int:
+def _run(plan: LaunchPlan, options: LaunchOptions, events: EventLog) -> int:
     from rich.console import Console
 
-    from launcher import summary
     from launcher.evidence import Witness
     from launcher.folders import prepare
     from launcher.preflight import PreflightError, preflight
     from launcher.quiet import quiet_import
-    from launcher.show import show_compact
+    from launcher.show import show_compact, to_json
+    from launcher.summary import show
 
     check_torch()
     console = Console(stderr=True)
@@ -106,13 +119,17 @@ def _run(plan: LaunchPlan, options: LaunchOptions) -> int:
         return 1
     plan, folders = prepare(plan, options)
     show_compact(console, plan, str(folders.logs))
+    events.plan(to_json(plan), folders.logs)
     # torch takes seconds to import: only now, with the plan on the screen.
     with quiet_import():
         from launcher import elastic
 
     witness = Witness(plan)
     outcome = elastic.run(plan.job, folders.logs)
-    summary.show(console, outcome, witness.evidence())
+    for attempt in outcome.attempts:
+        events.failure(attempt, witness.remedy(attempt.first))
+    show(console, outcome, witness.remedy(outcome.first))
+    events.end(outcome.status, message=outcome.message)
     if outcome.status == 0:
         folders.tidy(outcome.seen)
     return outcome.status

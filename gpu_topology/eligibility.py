@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gpu_topology.topology import Gpu, GpuProcess, Topology
 from gpu_topology.visible import Device, Visible
@@ -22,6 +22,7 @@ class Rules:
     asked, excluded  a GPU stands for each of its MIG slices too
     min_memory       bytes
     own_pids         processes whose memory is not that of others
+    claims           UUID -> who has claimed that device without being on it yet
     """
 
     visible: Visible | None = None
@@ -31,6 +32,7 @@ class Rules:
     allow_busy: bool = False
     min_memory: int = 0
     own_pids: frozenset[int] = frozenset()
+    claims: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,22 +74,24 @@ def refusal(device: Device, rules: Rules) -> str | None:
     return next((reason for check in _CHECKS if (reason := check(device, rules)) is not None), None)
 
 
-def busy(device: Device, own_pids: frozenset[int] = frozenset()) -> str | None:
-    """Which others are on this device, None when nobody is or the driver does not tell.
+def busy(device: Device, rules: Rules) -> str | None:
+    """Which others are on this device, or have claimed it; None when nobody is or the driver does not tell.
 
     A program that draws and computes, such as a browser, counts by its memory alone. Memory is told of whole GPUs; of a
     MIG slice there are the processes of its GPU instance, and those whose instance the driver does not tell.
     """
-    others = [process for process in _compute_processes(device) if process.pid not in own_pids]
+    others = [process for process in _compute_processes(device) if process.pid not in rules.own_pids]
     if others:
         first = others[0]
         size = "" if first.used_memory is None else f" with {first.used_memory / GIB:.1f} GiB"
         more = f" and {len(others) - 1} more" if len(others) > 1 else ""
         return f"in use by process {first.pid}{size}{more}"
     gpu = device.gpu
+    if claim := rules.claims.get(device.uuid):
+        return claim
     if device.mig or not gpu.memory_total or gpu.memory_used is None:
         return None
-    own = sum(process.used_memory or 0 for process in gpu.processes or () if process.pid in own_pids)
+    own = sum(process.used_memory or 0 for process in gpu.processes or () if process.pid in rules.own_pids)
     used = gpu.memory_used - own
     if used <= max(BUSY_FRACTION * gpu.memory_total, BUSY_FLOOR_BYTES):
         return None
@@ -167,7 +171,7 @@ def _small(device: Device, rules: Rules) -> str | None:
 def _busy(device: Device, rules: Rules) -> str | None:
     if rules.allow_busy or _among(device, rules.asked):
         return None
-    reason = busy(device, rules.own_pids)
+    reason = busy(device, rules)
     return f"busy: {reason}" if reason else None
 
 

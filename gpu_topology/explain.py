@@ -149,7 +149,7 @@ def warnings(choice: Choice, count: int | None, in_pci_order: bool) -> Iterator[
         )
     if choice.rules.asked and not choice.rules.allow_busy:
         for device in choice.chosen:
-            user = busy(device, choice.rules.own_pids)
+            user = busy(device, choice.rules)
             if user:
                 yield f"{device.label} was asked for by name although it is busy: {user}"
     yield from _shared_gpus(choice)

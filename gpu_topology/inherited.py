@@ -1,10 +1,10 @@
-"""What this process inherits that bears on the choice of GPUs: the mask, CUDA's order of counting, its own family."""
+"""What bears on the choice of GPUs beside the request: the mask, CUDA's order of counting, own processes, claims."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from gpu_topology.libcuda import cuda_order
@@ -23,6 +23,7 @@ class Inherited:
     device_order: str | None = None
     cuda_order: tuple[str, ...] | None = None
     own_pids: frozenset[int] = frozenset()
+    claims: Mapping[str, str] = field(default_factory=dict)
 
     def completes(self, request: SelectionRequest) -> SelectionRequest:
         """The request with what was inherited."""
@@ -32,6 +33,7 @@ class Inherited:
             device_order=self.device_order,
             cuda_order=self.cuda_order,
             own_pids=self.own_pids,
+            claims=self.claims,
         )
 
 

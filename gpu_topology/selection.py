@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from gpu_topology import explain
 from gpu_topology.bandwidth import Fabric
@@ -35,6 +35,7 @@ class SelectionRequest:
     cuda_order    UUIDs or PCI bus ids in the order in which CUDA counts, which indices in `visible` follow; None: not
                   asked, they are read in PCI order
     own_pids      processes of the user's own that do not make a GPU busy
+    claims        UUID -> who has claimed that GPU or slice, though the driver does not show it yet
     """
 
     count: int | None = None
@@ -47,6 +48,7 @@ class SelectionRequest:
     device_order: str | None = None
     cuda_order: tuple[str, ...] | None = None
     own_pids: frozenset[int] = frozenset()
+    claims: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +132,7 @@ def _rules(topology: Topology, request: SelectionRequest) -> Rules:
         allow_busy=request.allow_busy,
         min_memory=request.min_memory,
         own_pids=request.own_pids,
+        claims=request.claims,
     )
 
 
@@ -203,7 +206,7 @@ def _choice(topology: Topology, request: SelectionRequest, rules: Rules, found: 
 def _asked_device(asked: Device, found: Usable, rules: Rules) -> Device:
     """The device that was named; of a GPU in MIG mode its best slice, a free one if there is one."""
     named = found.of(asked)
-    free = tuple(device for device in named if not busy(device, rules.own_pids))
+    free = tuple(device for device in named if not busy(device, rules))
     return one_each(free or named)[0]
 
 

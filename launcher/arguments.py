@@ -124,7 +124,13 @@ def _run_options(parser: Parser) -> list[argparse.Action]:
             "--log-dir",
             metavar="DIR",
             type=path("--log-dir"),
-            help="output of the ranks other than 0 [RUN FOLDER/logs; for your own program a temporary folder]",
+            help="output of every rank, in files [RUN FOLDER/logs; for your own program a temporary folder]",
+        ),
+        add(
+            "--json-events",
+            metavar="FILE",
+            type=path("--json-events"),
+            help="write what happens as JSON Lines, see docs/events.md; - is standard output",
         ),
         add(
             "--numa-binding",

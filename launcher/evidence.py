@@ -5,19 +5,24 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 
+from launcher.failures import Failure
 from launcher.memory_kills import read_kills
 from launcher.plan import LaunchPlan
-from launcher.remedies import SHM, Batch, Evidence
+from launcher.remedies import SHM, Batch, Evidence, Remedy, find_remedy
 
 __all__ = ["Witness"]
 
 
 class Witness:
-    """Made before the ranks start; `evidence` tells what has changed since."""
+    """Made before the ranks start; what has changed since is evidence."""
 
     def __init__(self, plan: LaunchPlan) -> None:
         self._batch = _batch(plan)
         self._kills = read_kills()
+
+    def remedy(self, failure: Failure | None) -> Remedy | None:
+        """What is known about a failure. Never raises."""
+        return None if failure is None else find_remedy(failure, self.evidence())
 
     def evidence(self) -> Evidence:
         """The evidence as of now. Never raises."""

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from launcher.last_words import LastWords, read
 
-__all__ = ["Attempt", "Failure", "Outcome", "exit_status", "first_failure", "in_words", "status_of"]
+__all__ = ["Attempt", "Failure", "Outcome", "exit_status", "first_failure", "in_words", "signal_name", "status_of"]
 
-MEANINGS = {
+MEANINGS: dict[int, str] = {
     signal.SIGKILL: "killed from outside: by the kernel when memory ran out, by a job manager, or by a person",
     signal.SIGSEGV: "invalid memory access in native code",
     signal.SIGBUS: "a memory-mapped file could not be read: often a full /dev/shm or disk",
@@ -126,9 +126,14 @@ def in_words(code: int) -> str:
     """A returncode for a person: `exit code 7`, `SIGKILL (signal 9): killed from outside ...`."""
     if code >= 0:
         return f"exit code {code}"
+    name, meaning = signal_name(code), MEANINGS.get(-code)
+    words = name if name == f"signal {-code}" else f"{name} (signal {-code})"
+    return words + (f": {meaning}" if meaning else "")
+
+
+def signal_name(code: int) -> str:
+    """The name of the signal in a returncode: `SIGKILL`, or `signal 63` for one without a name."""
     try:
-        known = signal.Signals(-code)
+        return signal.Signals(-code).name
     except ValueError:
         return f"signal {-code}"
-    meaning = MEANINGS.get(known)
-    return f"{known.name} (signal {-code})" + (f": {meaning}" if meaning else "")

@@ -56,6 +56,7 @@ class LaunchOptions:
     max_restarts: int = 0
     grace: int = 30
     log_dir: str | None = None
+    json_events: str | None = None
     tee: bool = False
     numa_binding: str = "auto"
 
@@ -86,6 +87,10 @@ def _check(options: LaunchOptions) -> None:
         (
             options.json and not options.dry_run and not options.doctor,
             "--json prints a plan as JSON: add --dry-run (or --doctor)",
+        ),
+        (
+            options.json_events is not None and (options.dry_run or options.doctor),
+            "--json-events records a run, which --dry-run and --doctor do not start",
         ),
         (options.dry_run and options.doctor, "--dry-run and --doctor exclude each other: give one"),
         (options.cpu and bool(options.gpus), "--cpu and --gpus exclude each other: give one"),

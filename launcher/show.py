@@ -80,7 +80,7 @@ def show_compact(console: Console, plan: LaunchPlan, log_dir: str) -> None:
         words = (f"--{s.name.replace('_', '-')} {s.value}" for s in plan.training.settings)
         facts.add_row("settings", Text(" ".join(words)))
     if plan.nproc_per_node > 1:
-        facts.add_row("logs", Text(f"{log_dir} (ranks other than 0)"))
+        facts.add_row("logs", Text(log_dir))
     console.print(facts)
     _show_warnings(console, plan)
     console.print(Text("Reasons: add --dry-run", style="dim"))

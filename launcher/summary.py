@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from launcher.failures import Attempt, Failure, Outcome, in_words
-from launcher.remedies import Evidence, Remedy, find_remedy
+from launcher.remedies import Remedy
 
 __all__ = ["show"]
 
@@ -20,7 +20,7 @@ USER_ERROR_STATUS = 2
 LABELS = 9
 
 
-def show(console: Console, outcome: Outcome, evidence: Evidence) -> None:
+def show(console: Console, outcome: Outcome, remedy: Remedy | None) -> None:
     """Print the summary; nothing after a success, one line where the program has explained itself."""
     if outcome.message is not None:
         console.print(Text.assemble(("error: ", "red"), outcome.message), soft_wrap=True)
@@ -30,7 +30,7 @@ def show(console: Console, outcome: Outcome, evidence: Evidence) -> None:
         if explained:
             console.print(Text(explained), soft_wrap=True)
         return
-    _show_failure(console, outcome.attempts, failure, find_remedy(failure, evidence))
+    _show_failure(console, outcome.attempts, failure, remedy)
 
 
 def _explanation(failure: Failure) -> str | None:

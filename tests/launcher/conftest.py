@@ -27,7 +27,7 @@ class Launcher:
         hidden = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "LOGLEVEL", "PYTHONPATH")
         self.env = {name: value for name, value in os.environ.items() if name not in hidden}
         self.env |= {MARK: self.mark, "COLUMNS": "200"}
-        self.env["TMPDIR"] = str(folder / "tmp")
+        self.env["TMPDIR"] = self.env["XDG_RUNTIME_DIR"] = str(folder / "tmp")
         (folder / "tmp").mkdir()
 
     def script(self, text: str, name: str = "program.py") -> Path:

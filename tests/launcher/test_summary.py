@@ -9,15 +9,15 @@ import pytest
 from rich.console import Console
 
 from launcher.failures import Attempt, Failure, Outcome
-from launcher.remedies import Evidence
+from launcher.remedies import Evidence, find_remedy
 from launcher.summary import names, show
 
 TRACEBACK = 'Traceback (most recent call last):\n  File "a.py", line 1, in <module>\n'
 
 
-def shown(outcome: Outcome, width: int = 100, evidence: Evidence | None = None) -> str:
+def shown(outcome: Outcome, width: int = 100) -> str:
     text = io.StringIO()
-    show(Console(file=text, width=width), outcome, evidence or Evidence())
+    show(Console(file=text, width=width), outcome, find_remedy(outcome.first, Evidence()) if outcome.first else None)
     return text.getvalue()
 
 
