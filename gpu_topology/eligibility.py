@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from gpu_topology.topology import Gpu, GpuProcess, Topology
 from gpu_topology.visible import Device, Visible
@@ -14,6 +14,9 @@ BUSY_FLOOR_BYTES = 512 * 2**20
 
 GIB = 2**30
 
+_FABRIC_UP = ("completed", "degraded")
+_ALL_THE_SAME = "(name it with --gpus to use it all the same)"
+
 
 @dataclass(frozen=True, slots=True)
 class Rules:
@@ -23,6 +26,7 @@ class Rules:
     min_memory       bytes
     own_pids         processes whose memory is not that of others
     claims           UUID -> who has claimed that device without being on it yet
+    fabric_up        whether the NVSwitch fabric works for some GPU here (`usable` looks)
     """
 
     visible: Visible | None = None
@@ -33,6 +37,7 @@ class Rules:
     min_memory: int = 0
     own_pids: frozenset[int] = frozenset()
     claims: Mapping[str, str] = field(default_factory=dict)
+    fabric_up: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +57,7 @@ class Usable:
 
 def usable(topology: Topology, rules: Rules) -> Usable:
     """Judge every GPU and slice."""
+    rules = replace(rules, fabric_up=any(gpu.fabric_state in _FABRIC_UP for gpu in topology.gpus))
     devices: list[Device] = []
     refused: dict[int, str] = {}
     for gpu in topology.gpus:
@@ -151,10 +157,12 @@ def _erring(device: Device, rules: Rules) -> str | None:
     if _among(device, rules.asked):
         return None
     if "row-remap-failed" in (gpu.memory_faults or ()):
-        return "its memory is defective: a bad row could not be replaced (name it with --gpus to use it all the same)"
+        return f"its memory is defective: a bad row could not be replaced {_ALL_THE_SAME}"
     if gpu.ecc_uncorrected:
         errors = f"{gpu.ecc_uncorrected} uncorrectable memory error{'s' * (gpu.ecc_uncorrected > 1)}"
-        return f"{errors} since the driver was loaded: a reset is due (name it with --gpus to use it all the same)"
+        return f"{errors} since the driver was loaded: a reset is due {_ALL_THE_SAME}"
+    if rules.fabric_up and gpu.fabric_state is not None and gpu.fabric_state not in _FABRIC_UP:
+        return f"its NVSwitch fabric is {gpu.fabric_state}, that of other GPUs is up {_ALL_THE_SAME}"
     return None
 
 

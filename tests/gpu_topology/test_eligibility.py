@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -73,6 +76,16 @@ CASES: dict[str, tuple[dict[str, Any], str | None]] = {
 }
 
 
+def test_a_gpu_that_alone_has_lost_the_fabric_is_left_out():
+    def taken(*states: str | None) -> tuple[int, ...]:
+        gpus = tuple(replace(CARD, index=i, uuid=f"GPU-{i}", fabric_state=state) for i, state in enumerate(states))
+        return select(Topology(gpus), SelectionRequest()).indices
+
+    assert taken("completed", "failed", "degraded", "in-progress") == (0, 2)
+    assert taken("failed", "failed") == (0, 1), "all of them: the report says so, and what NCCL needs"
+    assert taken(None, "completed", None) == (0, 1, 2)
+
+
 @pytest.mark.parametrize("what", CASES)
 def test_reasons(what):
     changes, expected = CASES[what]
@@ -100,6 +113,24 @@ def test_a_family_is_a_process_its_ancestors_and_its_descendants(tmp_path):
     assert own_processes(20, tmp_path) == {1, 10, 20, 30, 40}, "not the siblings 21 and 41"
     assert own_processes(99, tmp_path) == {99}
     assert own_processes(99, tmp_path / "nowhere") == {99}
+
+
+def test_the_process_that_asks_does_not_make_a_gpu_busy(fake_driver):
+    def chosen(pid: int) -> str:
+        busy = {"name": "NVIDIA A30", "memory_mib": 24576, "processes": [{"pid": pid, "used_mib": 9000}]}
+        machine = {"gpus": [busy | {"memory_used_mib": 9000}, {"name": "NVIDIA A30", "memory_mib": 24576}]}
+        command = [sys.executable, "-m", "gpu_topology", "select"]
+        environ = {name: value for name, value in os.environ.items() if not name.startswith("CUDA_")}
+        environ |= fake_driver(machine)
+        return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60, check=True).stdout
+
+    assert chosen(os.getpid()) == "0,1\n", "the parent of the process that selects"
+    stranger = subprocess.Popen(["sleep", "60"])
+    try:
+        assert chosen(stranger.pid) == "1\n", "a sibling is a stranger"
+    finally:
+        stranger.kill()
+        stranger.wait()
 
 
 def test_what_is_inherited_completes_a_request():

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from gpu_topology import nccl
+from gpu_topology import nccl, snapshot
+from gpu_topology.bandwidth import Fabric
 from gpu_topology.host import Host
-from gpu_topology.selection import SelectionError, SelectionRequest, eligible, groups, select
+from gpu_topology.selection import Selection, SelectionError, SelectionRequest, eligible, groups, select
 from gpu_topology.topology import Topology
 from tests.fake_nvml.machine import load_machine, permuted, to_topology
 
@@ -45,33 +46,28 @@ def test_the_experts_decision_in_every_order(name: str, host: Host) -> None:
         assert groups_of(topology, order) == expected["groups"], order
         whole = select(topology, SelectionRequest())
         assert sorted(order[index] for index in whole.indices) == expected["groups"][0]
+        check_variables(topology, whole, host)
+        notes = " ".join(nccl.notes(topology, whole, host))
+        assert ("redundant" in notes) == (expected["p2p_disable"] == "redundant")
         for count in (2, 4):
-            if expected[f"best_{count}"]:
-                assert best(topology, count, order) in [sorted(one) for one in expected[f"best_{count}"]], (
-                    order,
-                    count,
-                )
-            else:
+            if not expected[f"best_{count}"]:
                 assert len(whole.indices) < count
                 with pytest.raises(SelectionError, match=f"{count} GPUs are asked for"):
                     select(topology, SelectionRequest(count=count))
-        check_variables(topology, host, expected)
+                continue
+            chosen = select(topology, SelectionRequest(count=count))
+            original = sorted(order[index] for index in chosen.indices)
+            assert original in [sorted(one) for one in expected[f"best_{count}"]], (order, count)
+            assert check_variables(topology, chosen, host) == (expected["p2p_disable"] == "1")
 
 
-def check_variables(topology: Topology, host: Host, expected: dict[str, Any]) -> None:
-    """No NCCL variable without need, on the whole group and on the best of it."""
-    for count in (None, 2, 4):
-        if count and not expected[f"best_{count}"]:
-            continue
-        chosen = select(topology, SelectionRequest(count=count))
-        settings = nccl.environment(topology, chosen, host, ranks=len(chosen.indices), environ={})
-        names = {setting.name: setting.value for setting in settings if setting.name.startswith("NCCL_")}
-        broken = any(link.p2p not in (None, "ok") and link.nvlinks for link in topology.links_within(chosen.indices))
-        assert names == ({"NCCL_P2P_DISABLE": "1"} if broken else {})
-        if count is not None:
-            assert broken == (expected["p2p_disable"] == "1")
-    notes = " ".join(nccl.notes(topology, select(topology, SelectionRequest()), host))
-    assert ("redundant" in notes) == (expected["p2p_disable"] == "redundant")
+def check_variables(topology: Topology, chosen: Selection, host: Host) -> bool:
+    """No NCCL variable without need: at most that which turns peer access off. Whether it is set."""
+    settings = nccl.environment(topology, chosen, host, ranks=len(chosen.indices), environ={})
+    names = {setting.name: setting.value for setting in settings if setting.name.startswith("NCCL_")}
+    broken = any(link.p2p not in (None, "ok") and link.nvlinks for link in topology.links_within(chosen.indices))
+    assert names == ({"NCCL_P2P_DISABLE": "1"} if broken else {})
+    return broken
 
 
 BUSY = [(name, case) for name, machine in MACHINES.items() for case in machine["expected"].get("busy", ())]
@@ -90,6 +86,36 @@ def test_the_experts_decision_with_some_gpus_busy(name: str, case: dict[str, Any
         for count in (2, 4):
             if f"best_{count}" in case:
                 assert best(topology, count, order) in [sorted(one) for one in case[f"best_{count}"]], (order, count)
+
+
+@pytest.mark.parametrize("name", MACHINES)
+def test_the_least_that_a_snapshot_tells_is_enough(name: str, host: Host) -> None:
+    """The same groups and equally good subsets from the documented keys alone: no clocks, cores, PCIe path or MIG."""
+    machine = MACHINES[name]
+    if any(gpu.get("mig_mode") for gpu in machine["gpus"]):
+        pytest.skip("the documented keys tell nothing of MIG slices")
+    full = to_topology(machine)
+    least = snapshot.from_dict(_documented_keys(full))
+    expected = machine["expected"]
+    assert groups_of(least, tuple(range(len(least.gpus)))) == expected["groups"]
+    for count in (2, 4):
+        if expected[f"best_{count}"]:
+            fabric = Fabric(full, range(len(full.gpus)))
+            chosen, rival = select(least, SelectionRequest(count=count)).indices, expected[f"best_{count}"][0]
+            assert fabric.bottleneck(chosen) == fabric.bottleneck(rival)
+            assert fabric.total(chosen) == fabric.total(rival)
+
+
+def _documented_keys(topology: Topology) -> dict[str, object]:
+    gpu_keys = ("index", "uuid", "name", "pci_bus_id", "memory_total", "memory_used", "compute_capability")
+    gpu_keys += ("numa_node", "mig_mode", "utilization", "processes")
+    data = json.loads(json.dumps(snapshot.to_dict(topology)))
+    return {
+        "schema": data["schema"],
+        "driver_version": data["driver_version"],
+        "gpus": [{key: gpu[key] for key in gpu_keys} for gpu in data["gpus"]],
+        "links": [{key: link[key] for key in ("a", "b", "level", "nvlinks", "p2p")} for link in data["links"]],
+    }
 
 
 def test_the_nearer_of_equal_nvlink_pairs_is_taken() -> None:
