@@ -8,12 +8,12 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ddp_train.options import Config, UserError, to_dict
 
-__all__ = ["check_paths", "check_values", "resume_file", "resume_target"]
+__all__ = ["bounds", "check_paths", "check_values", "resume_file", "resume_target"]
 
 # Least and largest value (None: no bound); a third entry says that the least itself is excluded.
 RANGES: dict[str, tuple[float | None, float | None, bool]] = {
@@ -58,21 +58,31 @@ CONFLICTS: tuple[tuple[Callable[[Config], bool], str], ...] = (
 )
 
 
-def check_values(config: Config) -> None:
-    """Refuse numbers out of range, empty texts and combinations that cannot work. Errors: UserError."""
+def check_values(config: Config, texts: Mapping[str, str] | None = None) -> None:
+    """Refuse numbers out of range, empty texts and combinations that cannot work. Errors: UserError.
+
+    `texts`: options as they were written, by name, for the words.
+    """
     for name, value in to_dict(config).items():
         option = "--" + name.replace("_", "-")
         if name in RANGES and value is not None:
             least, most, open_end = RANGES[name]
             low = least is not None and (value <= least if open_end else value < least)
             if low or (most is not None and value > most) or not math.isfinite(value):
-                bound = f"above {least:g}" if open_end else f"at least {least:g}"
-                raise UserError(f"{option} takes a number {bound} and at most {most:g}, not {value}")
+                raise UserError(f"{option} takes a number {bounds(name)}, not {(texts or {}).get(name, value)}")
         if isinstance(value, str) and ("\0" in value or not value):
             raise UserError(f"{option} takes a non-empty text, not {value!r}")
     for wrong, message in CONFLICTS:
         if wrong(config):
             raise UserError(message)
+
+
+def bounds(name: str) -> str:
+    """The range of a numeric option in words; empty where it has none."""
+    if name not in RANGES:
+        return ""
+    least, most, open_end = RANGES[name]
+    return f"{'above' if open_end else 'at least'} {least:g} and at most {most:g}"
 
 
 def resume_file(config: Config) -> Path | None:

@@ -19,7 +19,7 @@ from typing import Any, Literal, get_args, get_type_hints
 
 import yaml
 
-from ddp_train.checks import check_paths, check_values, resume_file, resume_target
+from ddp_train.checks import bounds, check_paths, check_values, resume_file, resume_target
 from ddp_train.options import SECTIONS, Config, UserError, to_dict
 from ddp_train.out_dir import claim, new_name
 
@@ -63,7 +63,7 @@ def parse(argv: Sequence[str], *, prog: str = "ddp_train/main.py") -> Config:
     given = {key: value for layer in layers for key, value in layer.items()}
     values = _resumed(parser, given) | given
     config = with_values(Config(given=frozenset(given)), values)
-    check_values(config)
+    check_values(config, _texts(words))
     return config
 
 
@@ -117,6 +117,16 @@ def _normalise(argv: Sequence[str]) -> list[str]:
         first, *implied = ALIASES.get(name.replace("_", "-"), (name.replace("_", "-"),))
         words += [first + equals + value, *implied]
     return words
+
+
+def _texts(words: Sequence[str]) -> dict[str, str]:
+    """Option name -> its value as it was written, where there is one."""
+    texts = {}
+    for word, following in itertools.pairwise((*words, "")):
+        if word.startswith("--"):
+            name, equals, value = word[2:].partition("=")
+            texts[name.replace("-", "_")] = value if equals else following
+    return texts
 
 
 def _title(section: type) -> str:
@@ -197,7 +207,7 @@ def _parse_words(parser: Any, words: list[str]) -> dict[str, Any]:
     try:
         options: dict[str, Any] = parser.parse_args(words, defaults=False).as_dict()
     except ArgumentError as error:
-        raise UserError(_one_line(str(error))) from None
+        raise UserError(_one_line(str(error), _texts(words))) from None
     return options
 
 
@@ -240,7 +250,7 @@ def _types() -> dict[str, Any]:
     return {k: t for section in SECTIONS.values() for k, t in get_type_hints(section).items()}
 
 
-def _one_line(message: str) -> str:
+def _one_line(message: str, texts: Mapping[str, str]) -> str:
     """jsonargparse's message as one line in our words: the option, the value, what is accepted."""
     if match := re.search(r"unrecognized arguments: (.*)", message, re.S):
         word = match[1].split()[0]
@@ -249,9 +259,12 @@ def _one_line(message: str) -> str:
         options = ["--" + name.replace("_", "-") for name in (*_types(), "config", "preset")]
         return f"unknown option {word}{_suggestion(word.partition('=')[0], options)} (see --help)"
     if match := re.search(r'Parser key "(\w+)"', message):
+        name = match[1]
         value = re.search(r"(?:Given value:|Got value:) (.*)", message, re.S)
-        got = f", not {' '.join(value[1].split())!r}" if value else ""
-        return f"--{match[1].replace('_', '-')} takes {_accepted(_types().get(match[1], str))}{got}"
+        given = texts.get(name) if name in texts else " ".join(value[1].split()) if value else None
+        got = "" if given is None else f", not {given!r}"
+        accepted = " ".join(filter(None, (_accepted(_types().get(name, str)), bounds(name))))
+        return f"--{name.replace('_', '-')} takes {accepted}{got}"
     return " ".join(message.split())
 
 
