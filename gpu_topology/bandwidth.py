@@ -7,6 +7,7 @@ The figures are the hardware's nominal ones; only their order decides.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from itertools import combinations
 
@@ -102,22 +103,23 @@ class Fabric:
         gpus = {index: topology.gpu(index) for index in self.indices}
         self.numa = {index: gpu.numa_node for index, gpu in gpus.items()}
         self.display = {index: bool(gpu.display_active) for index, gpu in gpus.items()}
+        self.links: dict[tuple[int, int], Link] = {}
         self.speed: dict[tuple[int, int], float] = {}
         self.distance: dict[tuple[int, int], int] = {}
         slot = _slots(list(gpus.values()))
-        for link in topology.links_within(self.indices):
-            a, b = link.a, link.b
-            ends = [capability for i in (a, b) if (capability := gpus[i].compute_capability)]
-            speed = link_speed(link, min(ends) if ends else None)
+        known = {(link.a, link.b): link for link in topology.links_within(self.indices)}
+        for pair in combinations(sorted(indices), 2):
+            link = known.get(pair, Link(*pair))
+            if any(gpus[index].mig_mode for index in pair):
+                link = replace(link, p2p="not-supported")  # MIG user guide: no peer access, neither PCIe nor NVLink
+            ends = [capability for index in pair if (capability := gpus[index].compute_capability)]
+            speed = link_speed(link, min(ends, default=None))
             if link.level is not LinkLevel.NV or link.p2p not in (None, "ok"):
-                speed *= min(slot[a], slot[b])
-            rank = _PATH_RANK[link.pcie_level or link.level or LinkLevel.SYS]
-            self.speed[a, b] = self.speed[b, a] = speed
-            self.distance[a, b] = self.distance[b, a] = rank
-        for pair in combinations(self.indices, 2):
-            if pair not in self.speed:
-                self.speed[pair] = self.speed[pair[::-1]] = _UNKNOWN_GB_S
-                self.distance[pair] = self.distance[pair[::-1]] = _PATH_RANK[LinkLevel.SYS]
+                speed *= min(slot[index] for index in pair)
+            self.links[pair] = link
+            self.speed[pair] = self.speed[pair[::-1]] = speed
+            path = link.pcie_level or link.level or LinkLevel.SYS
+            self.distance[pair] = self.distance[pair[::-1]] = _PATH_RANK[path]
 
     def total(self, subset: Sequence[int]) -> float:
         """Sum of the link speeds within a subset, GB/s."""

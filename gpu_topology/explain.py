@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import combinations
 
 from gpu_topology.bandwidth import Fabric
 from gpu_topology.eligibility import Rules, busy
@@ -101,13 +100,14 @@ def _slowest_link(choice: Choice) -> str:
         return ""
     fabric = Fabric(choice.topology, indices)
     floor = fabric.bottleneck(indices)
-    pairs = (pair for pair in combinations(sorted(indices), 2) if fabric.speed[pair] == floor)
+    slowest = (link for pair, link in fabric.links.items() if fabric.speed[pair] == floor)
     # Of links of one speed the name may differ: any that is known will do.
-    link = next((link for pair in pairs if (link := choice.topology.link(*pair)).level is not None), None)
+    link = next((link for link in slowest if link.level is not None), None)
     if link is None:
         return ""
-    through = "" if link.p2p in (None, "ok") else ", through host memory"
-    return f" (slowest link of its best ring: {link.label}{through})"
+    peer = link.p2p in (None, "ok")
+    words = link.label if peer else f"{link.label} without peer access, through host memory"
+    return f" (slowest link of its best ring: {words})"
 
 
 def left_out(choice: Choice) -> Iterator[tuple[int, str]]:

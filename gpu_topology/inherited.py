@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -48,9 +48,8 @@ def read_inherited(topology: Topology, environ: Mapping[str, str]) -> Inherited:
     found = from_environment(environ)
     if _needs_cuda_order(topology, found):
         found = replace(found, cuda_order=cuda_order(environ))
-    if any(gpu.processes for gpu in topology.gpus):
-        found = replace(found, own_pids=own_processes(os.getpid()))
-    return found
+    pids = {process.pid for gpu in topology.gpus for process in gpu.processes or ()}
+    return replace(found, own_pids=own_family(pids, os.getpid()))
 
 
 def _needs_cuda_order(topology: Topology, found: Inherited) -> bool:
@@ -61,32 +60,29 @@ def _needs_cuda_order(topology: Topology, found: Inherited) -> bool:
     return unlike and parse_visible(found.visible, topology.gpus).by_index
 
 
-def own_processes(pid: int, proc: Path = PROC) -> frozenset[int]:
-    """A process, those that it descends from and those that descend from it: what they hold on a GPU is its own.
+def own_family(pids: Iterable[int], pid: int, proc: Path = PROC) -> frozenset[int]:
+    """Those of `pids` that are the process `pid`, that it descends from or that descend from it.
 
-    Siblings are not: a training run in the background of the same shell is somebody else's use of the GPU.
+    What they hold on a GPU is its own. Siblings are not of the family: a training run in the background of the same
+    shell is somebody else's use of the GPU.
     """
-    parents = _parents(proc)
-    ancestors = set()
+    above = _line(pid, proc)
+    return frozenset(one for one in pids if one in above or pid in _line(one, proc))
+
+
+def _line(pid: int, proc: Path) -> set[int]:
+    """A process and its ancestors, as far as they can be seen."""
+    line: set[int] = set()
     above: int | None = pid
-    while above and above not in ancestors:
-        ancestors.add(above)
-        above = parents.get(above)
-    family = {pid}
-    while more := {child for child, parent in parents.items() if parent in family} - family:
-        family |= more
-    return frozenset(ancestors | family)
+    while above and above not in line:
+        line.add(above)
+        above = _parent(above, proc)
+    return line
 
 
-def _parents(proc: Path) -> dict[int, int]:
-    """Each process's parent. What ends meanwhile, or is hidden, is left out."""
-    parents = {}
-    for folder in proc.iterdir() if proc.is_dir() else ():
-        if not folder.name.isdecimal():
-            continue
-        try:
-            # "pid (name) state ppid ...": the name may hold blanks and brackets.
-            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-        except (OSError, ValueError, IndexError):
-            continue
-    return parents
+def _parent(pid: int, proc: Path) -> int | None:
+    try:
+        # "pid (name) state ppid ...": the name may hold blanks and brackets.
+        return int((proc / str(pid) / "stat").read_text().rpartition(")")[2].split()[1])
+    except (OSError, ValueError, IndexError):  # it has ended, or is hidden
+        return None

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from gpu_topology.inherited import Inherited, own_processes
+from gpu_topology.inherited import Inherited, own_family
 from gpu_topology.selection import SelectionRequest, select
 from gpu_topology.topology import Gpu, GpuProcess, Topology
 
@@ -108,11 +108,11 @@ def test_a_family_is_a_process_its_ancestors_and_its_descendants(tmp_path):
     for pid, parent in parents.items():
         (tmp_path / str(pid)).mkdir()
         (tmp_path / str(pid) / "stat").write_text(f"{pid} (a (strange) name) S {parent} 1 1\n")
-    (tmp_path / "50").mkdir()  # ended meanwhile
-    (tmp_path / "version").write_text("Linux")
-    assert own_processes(20, tmp_path) == {1, 10, 20, 30, 40}, "not the siblings 21 and 41"
-    assert own_processes(99, tmp_path) == {99}
-    assert own_processes(99, tmp_path / "nowhere") == {99}
+    (tmp_path / "50").mkdir()  # it has ended meanwhile
+    every = {*parents, 50, 99}
+    assert own_family(every, 20, tmp_path) == {1, 10, 20, 30, 40}, "not the siblings 21 and 41"
+    assert own_family({21, 30, 99}, 20, tmp_path) == {30}
+    assert own_family(every, 99, tmp_path) == own_family(every, 99, tmp_path / "nowhere") == {99}
 
 
 def test_the_process_that_asks_does_not_make_a_gpu_busy(fake_driver):

@@ -131,3 +131,13 @@ def test_a_slice_has_its_share_of_the_peak():
         for group in groups(topology, eligible(topology, SelectionRequest()))
     }
     assert peaks == {"3g.40gb": pytest.approx(312 * 3 / 7), "2g.20gb": pytest.approx(312 * 2 / 7)}
+
+
+def test_slices_talk_through_host_memory():
+    gpus = [gpu(n, *HALVES) for n in range(3)]
+    matrix = [["X", "NV12", "SYS"], ["NV12", "X", "PHB"], ["SYS", "PHB", "X"]]
+    pcie = [["X", "SYS", "SYS"], ["SYS", "X", "PHB"], ["SYS", "PHB", "X"]]
+    topology = to_topology({"gpus": gpus, "matrix": matrix, "pcie_matrix": pcie})
+    selection = select(topology, SelectionRequest(count=2))
+    assert selection.indices == (1, 2), "NVLink is of no use to them"
+    assert selection.reason.endswith("PHB without peer access, through host memory)")
