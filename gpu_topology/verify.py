@@ -219,7 +219,7 @@ def _remedy(first: Findings, mended_by: Sequence[str], trial: _Trial) -> str | N
     words = [_REMEDIES[name] for name in mended_by]
     if not mended_by:
         words += [f"unset {name}, and verify again" for name in _REMEDIES if trial.environment.get(name, "1") != "1"]
-        where = "late" if first.stage == "start" and not first.words else first.stage
+        where = "late" if first.stage == "start" and first.stopped else first.stage
         words.append(_REMEDIES[where if where in _REMEDIES else trial.naming.backend])
     if any(pair.way == "copy" and pair.problem for pair in first.pairs):
         words.append(_REMEDIES["copy"])
@@ -237,7 +237,7 @@ _REMEDIES = {
     ),
     "copy": "copies between GPUs inside one process (device_map, pipelines) go wrong whatever NCCL is told",
     "late": "the import of torch alone took longer: give --time-limit more seconds",
-    "start": "mend what the last lines say",
+    "start": "mend that first; `python launch.py --doctor` looks at the whole installation",
     "nccl": "NCCL_DEBUG=INFO with verify says more; --exclude leaves a GPU out, --gpus tries two at a time",
     "gloo": "see what the last lines say; the ranks talk over the loopback interface lo",
 }

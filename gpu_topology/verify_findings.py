@@ -54,6 +54,7 @@ class Findings:
 
     problem     one line, None where everything was right in time
     stage       the kind of step of the problem: see verify_journal.KINDS
+    stopped     whether the time limit ended the job
     shm         whether what was said points to /dev/shm
     words       the last lines of the rank at fault, or of torchrun where it is none
     """
@@ -62,6 +63,7 @@ class Findings:
     busbw_gb_s: float | None = None
     problem: str | None = None
     stage: str | None = None
+    stopped: bool = False
     shm: bool = False
     words: tuple[str, ...] = ()
 
@@ -86,6 +88,7 @@ def judge(result: JobResult, naming: Naming, time_limit_s: float) -> Findings:
         busbw_gb_s=min(speeds) if speeds else None,
         problem=problem,
         stage=stage,
+        stopped=result.status is None,
         shm=problem is not None
         and (-signal.SIGBUS in result.codes.values() or bool(_SHM_WORDS.search("\n".join(said)))),
         words=words,

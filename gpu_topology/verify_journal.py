@@ -9,13 +9,17 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["FOLDER_VARIABLE", "KINDS", "Journal", "Record", "Result", "Step", "read_record"]
+__all__ = ["FOLDER_VARIABLE", "KINDS", "Journal", "Record", "Refused", "Result", "Step", "read_record"]
 
 FOLDER_VARIABLE = "GPU_TOPOLOGY_VERIFY"
 """Names the job's folder to its processes, and marks them: the folder's name is used once."""
 
 KINDS = ("start", "init", "copy", "send", "sum", "done")
 """In their order: import of torch, communicator, CUDA copies, sends and receives, all-reduce, the end."""
+
+
+class Refused(Exception):
+    """What the rank's torch cannot do at all: the message says it, without a traceback."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ import sys
 import traceback
 from pathlib import Path
 
-from gpu_topology.verify_journal import FOLDER_VARIABLE, Journal, Step
+from gpu_topology.verify_journal import FOLDER_VARIABLE, Journal, Refused, Step
 
 PR_SET_PDEATHSIG = 1
 
@@ -33,6 +33,9 @@ def main() -> int:
         from gpu_topology import verify_worker
 
         verify_worker.work(journal, start, Path(folder), arguments.backend, copies=arguments.copies)
+    except Refused as error:
+        journal.fail(str(error))
+        return 1
     except Exception as error:
         journal.fail(f"{type(error).__name__}: {' '.join(str(error).split())}")
         traceback.print_exc()

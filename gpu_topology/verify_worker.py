@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from gpu_topology.verify_journal import Journal, Step
+from gpu_topology.verify_journal import Journal, Refused, Step
 
 # Odd sizes, so that no transfer is of whole words alone. NCCL takes another protocol for each range of sizes
 # (LL, LL128, Simple); the last size is for the bandwidth. Bytes; the all-reduce rounds up to whole floats.
@@ -32,7 +32,7 @@ Bytes = torch.Tensor
 
 
 def work(journal: Journal, start: Step, folder: Path, backend: str, *, copies: bool) -> None:
-    """All steps in order. Raises whatever torch raises; wrong data are written down and the work goes on."""
+    """All steps in order. Wrong data are written down, and the work goes on. Raises Refused, and what torch raises."""
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     device = _device(backend)
     journal.end(start)
@@ -68,9 +68,7 @@ def _device(backend: str) -> torch.device:
     ordinal = int(os.environ["LOCAL_RANK"])
     if torch.cuda.device_count() <= ordinal:
         built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
-        raise RuntimeError(
-            f"torch {torch.__version__} ({built}) sees {torch.cuda.device_count()} GPUs of this selection"
-        )
+        raise Refused(f"torch {torch.__version__} ({built}) sees {torch.cuda.device_count()} GPUs of this selection")
     torch.cuda.set_device(ordinal)
     return torch.device("cuda", ordinal)
 

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.text import Text
 
-from gpu_topology.verify import RANK, check
 from gpu_topology.verify_cache import Verdict
 from launcher.options import LaunchOptions
 from launcher.plan import LaunchPlan, make_plan
@@ -33,16 +32,19 @@ def is_due(plan: LaunchPlan, options: LaunchOptions) -> bool:
     return plan.nproc_per_node > 1 and plan.doubt is not None
 
 
-def preflight(plan: LaunchPlan, options: LaunchOptions, console: Console, worker: Sequence[str] = RANK) -> LaunchPlan:
+def preflight(plan: LaunchPlan, options: LaunchOptions, console: Console, worker: Sequence[str] = ()) -> LaunchPlan:
     """The plan with what the check found, which takes some seconds; the same plan where none is due.
 
-    Only this node's GPUs are checked. `worker`: the program of the check's ranks. Errors: PreflightError; TopologyError
-    where the check itself cannot be started.
+    Only this node's GPUs are checked. `worker`: another program for the check's ranks. Errors: PreflightError;
+    TopologyError where the check itself cannot be started.
     """
     if not is_due(plan, options):
         if plan.verdict is not None and plan.verdict.settings:
             _say(console, f"checked on {plan.verdict.when[:10]}: {_mended(plan.verdict)}")
         return plan
+    # Not above: the launches that check nothing need not wait for it.
+    from gpu_topology.verify import RANK, check
+
     if plan.doubt is not None:
         _say(console, plan.doubt)
     verdict = check(
@@ -50,7 +52,7 @@ def preflight(plan: LaunchPlan, options: LaunchOptions, console: Console, worker
         plan.selection,
         plan.host,
         ranks=plan.nproc_per_node,
-        worker=worker,
+        worker=worker or RANK,
         say=lambda line: _say(console, line),
     )
     if not verdict.ok and not verdict.settings:
