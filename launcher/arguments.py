@@ -118,7 +118,8 @@ def _run_options(parser: Parser) -> list[argparse.Action]:
             "--grace",
             metavar="SECONDS",
             type=whole("--grace", 0, 86400),
-            help="time that ranks have to end after a failure or signal before they are killed [30]",
+            help="time that ranks have to end after a failure or signal before they are killed"
+            " [30; under Slurm and Kubernetes 25]",
         ),
         add(
             "--log-dir",

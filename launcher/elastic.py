@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import threading
 import time
 import uuid
 from collections.abc import Container, Mapping
@@ -29,10 +28,12 @@ from torch.numa.binding import AffinityMode, NumaOptions
 from launcher import rendezvous, several_nodes
 from launcher.command import LOOPBACK, Job, escape_macros
 from launcher.descendants import Descendants, leashed
+from launcher.endings import Endings
 from launcher.failures import Attempt, Failure, Outcome, exit_status, status_of
 from launcher.interrupts import Interrupts
 from launcher.logs import SIGNALS_VARIABLE, RankLogs
 from launcher.quiet import quieten_engine
+from launcher.restarts import why_not
 
 __all__ = ["run"]
 
@@ -105,17 +106,6 @@ def _rendezvous(job: Job) -> RendezvousParameters:
     return several_nodes.parameters(cluster)
 
 
-def _now_ms() -> float:
-    return time.monotonic() * 1000
-
-
-def _await_end(local_rank: int, pid: int, ended_ms: dict[int, float]) -> None:
-    """Note the end of a rank when it happens: polling would not tell a failure from what it set off."""
-    with suppress(ChildProcessError):
-        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-    ended_ms[local_rank] = _now_ms()
-
-
 class _Agent(LocalElasticAgent):
     """torch's agent, which remembers the order in which the ranks ended."""
 
@@ -128,7 +118,7 @@ class _Agent(LocalElasticAgent):
         self._interrupts = interrupts
         self._descendants = descendants
         self._attempts: list[Attempt] = []
-        self._begin_attempt()
+        self._refusal: str | None = None
 
     def outcome(self, result: RunResult) -> Outcome:
         """The end of the run in the launcher's terms."""
@@ -137,11 +127,7 @@ class _Agent(LocalElasticAgent):
         attempts = tuple(self._attempts)
         if not attempts or (first := attempts[-1].first) is None:
             return Outcome(status=1, message="the ranks were ended by the elastic agent", attempts=attempts)
-        return Outcome(status=status_of(first), attempts=attempts)
-
-    def _begin_attempt(self) -> None:
-        self._ended_ms: dict[int, float] = {}
-        self._over = False
+        return Outcome(status=status_of(first), attempts=attempts, refusal=self._refusal)
 
     def run(self, role: str = "default") -> RunResult:
         try:
@@ -157,14 +143,13 @@ class _Agent(LocalElasticAgent):
                 self._worker_group.spec.rdzv_handler.shutdown()
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
-        self._begin_attempt()
         self._interrupts.ending = False
         with self._interrupts.held():
             pids: dict[int, Any] = super()._start_workers(worker_group)
             self._descendants.watch(pids.values())
+            self._endings = Endings(pids)
             self._interrupts.install()
-            for local_rank, pid in pids.items():
-                threading.Thread(target=_await_end, args=(local_rank, pid, self._ended_ms), daemon=True).start()
+        self._over, self._begin_ms = False, time.monotonic() * 1000
         return pids
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
@@ -176,9 +161,17 @@ class _Agent(LocalElasticAgent):
             alone = self._settled()
             self._shutdown()
             self._logs.finish()
-            self._attempts.append(Attempt(len(self._attempts), self._failures(alone)))
+            self._take_down(self._failures(alone))
         result: RunResult = super()._monitor_workers(worker_group)
         return result
+
+    def _take_down(self, failures: tuple[Failure, ...]) -> None:
+        """Note a failed attempt, and whether another one may follow."""
+        seconds = (min(failure.ended_ms or 0.0 for failure in failures) - self._begin_ms) / 1000
+        self._attempts.append(Attempt(len(self._attempts), failures, seconds))
+        if self._remaining_restarts > 0 and (why := why_not(self._attempts)):
+            self._refusal = why
+            self._remaining_restarts = 0
 
     def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM, timeout: int = 30) -> None:
         # `timeout` is what torch believes: it has 30 s written in where a failure is found. torch's own shutdown
@@ -216,9 +209,8 @@ class _Agent(LocalElasticAgent):
     def _failures(self, alone: Container[int]) -> tuple[Failure, ...]:
         """The ranks that did not end well, in the order in which they ended. `alone`: those that nobody stopped."""
         failed = {rank: code for rank, code in self._codes().items() if code}
-        # A rank whose end was not noted yet ended just now.
-        ended = {rank: self._ended_ms.get(rank, _now_ms()) for rank in failed}
-        order = sorted(failed, key=lambda rank: (ended[rank], rank))
+        ended = self._endings.ended_ms(failed)
+        order = sorted(failed, key=ended.__getitem__)
         return tuple(self._failure(rank, failed[rank], ended[rank], rank not in alone) for rank in order)
 
     def _failure(self, local_rank: int, code: int, ended_ms: float, stopped: bool) -> Failure:

@@ -66,10 +66,14 @@ class Failure:
 
 @dataclass(frozen=True)
 class Attempt:
-    """The ranks of one attempt that did not end well, in the order in which they ended; `number` counts from 0."""
+    """The ranks of one attempt that did not end well, in the order in which they ended.
+
+    `number` counts from 0; `seconds`: from the start of the ranks to the end of the first one that failed.
+    """
 
     number: int
     failures: tuple[Failure, ...] = ()
+    seconds: float | None = None
 
     @property
     def first(self) -> Failure | None:
@@ -82,13 +86,14 @@ class Outcome:
     """How a run ended. `status` is for the shell.
 
     `attempts`: those that failed, oldest first; `message`: what the engine itself said, where no rank failed;
-    `seen`: logs whose content was on the screen as well.
+    `seen`: logs whose content was on the screen as well; `refusal`: why no restart followed, where some were left.
     """
 
     status: int
     attempts: tuple[Attempt, ...] = ()
     message: str | None = None
     seen: tuple[Path, ...] = ()
+    refusal: str | None = None
 
     @property
     def first(self) -> Failure | None:

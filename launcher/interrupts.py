@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -10,6 +11,8 @@ from types import FrameType
 __all__ = ["Interrupts"]
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+REPEATED_S = 0.05
+"""A signal that comes again sooner is the same one: timeout(1) sends it to the process and to its group."""
 
 
 class Interrupts:
@@ -21,6 +24,7 @@ class Interrupts:
     def __init__(self, failure: Callable[[signal.Signals], Exception]) -> None:
         self._failure = failure
         self._held = False
+        self._at = 0.0
         self.kill: Callable[[], None] = lambda: None
         """Ends all ranks at once; called by signals that come while the ranks are already ending. It must not raise."""
         self.received: signal.Signals | None = None
@@ -61,7 +65,11 @@ class Interrupts:
             self._raise()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self.received == number and now - self._at < REPEATED_S:
+            return
         first, self.received = self.received is None, self.received or signal.Signals(number)
+        self._at = now if first else self._at
         if self.ending:
             self.kill()
         elif first and not self._held:

@@ -54,7 +54,7 @@ class LaunchOptions:
     master_addr: str | None = None
     master_port: int | None = None
     max_restarts: int = 0
-    grace: int = 30
+    grace: int | None = None
     log_dir: str | None = None
     json_events: str | None = None
     tee: bool = False

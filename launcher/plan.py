@@ -21,6 +21,7 @@ from gpu_topology.topology import Topology, TopologyError
 from gpu_topology.verify_cache import Verdict
 from launcher.cluster import Cluster, find_cluster
 from launcher.command import Job, shell_line, torchrun, torchrun_environment, worker_argv
+from launcher.grace import default_grace, grace_warnings
 from launcher.options import LaunchOptions, Program
 from launcher.training import Training, plan_training
 
@@ -97,7 +98,8 @@ def make_plan(
     if training is not None:
         training = training.decided(topology, selection, host, ranks=ranks, nodes=cluster.nnodes[0])
     program = training.program if training else options.program
-    job = _job(options, cluster, program, selection, ranks, settings, binding.mode if binding else None)
+    grace = default_grace(environ) if options.grace is None else options.grace
+    job = _job(options, cluster, program, selection, ranks, settings, binding.mode if binding else None, grace)
     command = torchrun(job, program)
     return LaunchPlan(
         topology=topology,
@@ -118,6 +120,7 @@ def make_plan(
             *selection.warnings,
             *cluster.warnings,
             *_warnings(options, selection, host, ranks),
+            *grace_warnings(grace, environ),
             *notes(topology, selection, host, settings=settings, verdict=verdict),
             *([binding.reason] if binding else []),
         ),
@@ -175,6 +178,7 @@ def _job(
     ranks: int,
     settings: Iterable[Setting],
     numa_binding: str | None,
+    grace: int,
 ) -> Job:
     return Job(
         worker=worker_argv(program),
@@ -184,7 +188,7 @@ def _job(
         numa_binding=numa_binding,
         cluster=cluster,
         max_restarts=options.max_restarts,
-        grace=options.grace,
+        grace=grace,
         tee=options.tee,
         virtual_local_rank=ranks > 1 and any(uuid.startswith("MIG-") for uuid in selection.uuids),
     )

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from launcher.failures import Attempt, Failure, Outcome, in_words
+from launcher.failures import Failure, Outcome, in_words
 from launcher.remedies import Remedy
 
 __all__ = ["show"]
@@ -30,7 +30,7 @@ def show(console: Console, outcome: Outcome, remedy: Remedy | None) -> None:
         if explained:
             console.print(Text(explained), soft_wrap=True)
         return
-    _show_failure(console, outcome.attempts, failure, remedy)
+    _show_failure(console, outcome, failure, remedy)
 
 
 def _explanation(failure: Failure) -> str | None:
@@ -43,10 +43,10 @@ def _explanation(failure: Failure) -> str | None:
     return None if lines else f"rank {failure.rank} on {failure.host}: {in_words(failure.code)}, without a word"
 
 
-def _show_failure(console: Console, attempts: Sequence[Attempt], failure: Failure, remedy: Remedy | None) -> None:
+def _show_failure(console: Console, outcome: Outcome, failure: Failure, remedy: Remedy | None) -> None:
     console.print()
     console.rule(f"[bold red]rank {failure.rank} failed first[/bold red]", align="left", style="red")
-    console.print(_table(_facts(attempts, failure)))
+    console.print(_table(_facts(outcome, failure)))
     if words := failure.words.shown(LINES_SEEN if failure.on_screen else LINES):
         console.print()
         for line in words:
@@ -64,9 +64,9 @@ def _table(rows: Iterable[tuple[str, str]]) -> Table:
     return table
 
 
-def _facts(attempts: Sequence[Attempt], failure: Failure) -> Iterator[tuple[str, str]]:
+def _facts(outcome: Outcome, failure: Failure) -> Iterator[tuple[str, str]]:
     """How the rank ended, and what became of the others."""
-    *earlier, last = attempts
+    *earlier, last = outcome.attempts
     yield "rank", f"{failure.rank} on {failure.host}" + (f", attempt {last.number + 1}" if earlier else "")
     yield "ended by", in_words(failure.code)
     others = [other for other in last.failures if other is not failure]
@@ -80,6 +80,8 @@ def _facts(attempts: Sequence[Attempt], failure: Failure) -> Iterator[tuple[str,
     for attempt in earlier:
         if first := attempt.first:
             yield f"attempt {attempt.number + 1}", f"rank {first.rank}: {first.words.error or in_words(first.code)}"
+    if outcome.refusal:
+        yield "restart", f"none: {outcome.refusal}"
 
 
 def _later(first: Failure, others: Sequence[Failure]) -> str:

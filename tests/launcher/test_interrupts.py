@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 
 import pytest
 
-from launcher.interrupts import ENDING, Interrupts
+from launcher.interrupts import ENDING, REPEATED_S, Interrupts
 
 
 class Stop(Exception):
@@ -39,6 +40,20 @@ def test_first_signal_raises_and_later_ones_kill() -> None:
         send(signal.SIGINT)
     assert killed == [True, True]
     assert interrupts.received is signal.SIGTERM, "the first one decides the status"
+
+
+def test_one_signal_that_arrives_twice_is_no_second_one() -> None:
+    killed = []
+    interrupts = Interrupts(lambda number: Stop(number))
+    interrupts.kill = lambda: killed.append(True)
+    with interrupts.installed():
+        with pytest.raises(Stop):
+            send(signal.SIGTERM)
+        send(signal.SIGTERM)
+        assert killed == []
+        time.sleep(2 * REPEATED_S)
+        send(signal.SIGTERM)
+    assert killed == [True]
 
 
 def test_a_signal_while_ranks_start_waits_for_them() -> None:

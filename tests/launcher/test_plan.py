@@ -283,3 +283,13 @@ def test_gpus_are_named_by_uuid_where_cuda_may_not_count_all_of_them() -> None:
     for first, value in ((lost, ",".join(one.uuid for one in others)), (sliced(0), ",".join(o.uuid for o in others))):
         settings = plan("--auto", topology=Topology(gpus=(first, *others))).environment
         assert next(s.value for s in settings if s.name == "CUDA_VISIBLE_DEVICES") == value
+
+
+def test_the_grace_time_leaves_something_of_what_the_manager_gives() -> None:
+    slurm, pod = {"SLURM_JOB_ID": "7"}, {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}
+    assert plan("a.py").job.grace == 30
+    assert plan("a.py", environ=slurm).job.grace == plan("a.py", environ=pod).job.grace == 25
+    longer = plan("--grace", "120", "a.py", environ=slurm)
+    assert longer.job.grace == 120, "the user may know of a longer one"
+    assert any("KillWait" in warning for warning in longer.warnings)
+    assert not any("KillWait" in warning for warning in plan("--grace", "120", "a.py").warnings)

@@ -177,28 +177,6 @@ def test_signal_before_the_ranks_are_there(launcher: Any) -> None:
     assert process.returncode == 143
 
 
-def test_restart_after_a_killed_rank(launcher: Any) -> None:
-    """The second attempt does a collective: it must not meet what the first one left in the store."""
-    script = launcher.script(
-        """
-import os, signal, torch
-import torch.distributed as dist
-dist.init_process_group("gloo")
-total = torch.ones(1)
-dist.all_reduce(total)
-if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" and os.environ["RANK"] == "1":
-    os.kill(os.getpid(), signal.SIGKILL)
-dist.all_reduce(total)
-print("total", int(total), flush=True)
-dist.destroy_process_group()
-"""
-    )
-    done = launcher.run("--cpu", "--max-restarts", "1", "--log-dir", "logs", str(script), GLOO_SOCKET_IFNAME="lo")
-    assert done.returncode == 0, done.stderr
-    assert "total 4" in done.stdout
-    assert (launcher.folder / "logs/attempt-1/rank-1.stdout.log").read_text() == "total 4\n"
-
-
 def test_two_nodes_on_one_machine(launcher: Any) -> None:
     """Two launchers meet at an endpoint; the ranks count through."""
     script = str(launcher.script(REPORT))

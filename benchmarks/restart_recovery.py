@@ -1,0 +1,121 @@
+"""How often a run recovers from SIGKILL of one of its ranks at a random moment.
+
+    python -m benchmarks.restart_recovery [--runs 20] [--ranks 2] [--seed 0] [--torchrun]
+
+Every run sums over its ranks in gloo collectives for some seconds, loses one rank at a random moment between the start
+of its Python and its end, and may restart once. It has recovered when it ends with status 0 and the right sum within
+the limit. `--torchrun` does the same with `torchrun --standalone`, for comparison.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.machine import ROOT
+
+__all__ = ["main"]
+
+LIMIT_S = 120
+STEPS = 100
+WORKER = """
+import os, pathlib, sys, time
+attempt, rank = os.environ["TORCHELASTIC_RESTART_COUNT"], os.environ["RANK"]
+pid = pathlib.Path(f"pid-{attempt}-{rank}")
+pid.with_suffix(".new").write_text(str(os.getpid()))
+pid.with_suffix(".new").rename(pid)
+import torch
+import torch.distributed as dist
+dist.init_process_group("gloo")
+total = torch.zeros(1)
+for _ in range(int(sys.argv[1])):
+    one = torch.ones(1)
+    dist.all_reduce(one)
+    total += one
+    time.sleep(0.01)
+pathlib.Path(f"total-{rank}").write_text(str(int(total)))
+dist.destroy_process_group()
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run, kill, count; 0 when every run recovered."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.restart_recovery", description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=int, default=20, help="runs that lose a rank (default 20)")
+    parser.add_argument("--ranks", type=int, default=2, help="ranks of each run (default 2)")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments and ranks (default 0)")
+    parser.add_argument("--torchrun", action="store_true", help="torchrun --standalone instead of launch.py")
+    arguments = parser.parse_args(argv)
+    chance = random.Random(arguments.seed)
+    _, _, length_s = run(arguments.ranks, arguments.torchrun, None, 0)
+    recovered = killed = 0
+    while killed < arguments.runs:
+        moment_s, rank = chance.uniform(0, length_s), chance.randrange(arguments.ranks)
+        met, well, seconds = run(arguments.ranks, arguments.torchrun, moment_s, rank)
+        if not met:
+            continue
+        killed, recovered = killed + 1, recovered + well
+        print(
+            f"run {killed}: rank {rank} killed {moment_s:.2f} of {length_s:.2f} s after its start,"
+            f" {'recovered' if well else 'NOT recovered'} in {seconds:.1f} s",
+            flush=True,
+        )
+    print(f"{recovered} of {killed} recovered")
+    return 0 if recovered == killed else 1
+
+
+def run(ranks: int, torchrun: bool, moment_s: float | None, rank: int) -> tuple[bool, bool, float]:
+    """One run; (whether the rank was still there to be killed, whether all came out right, seconds since its start)."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "worker.py").write_text(WORKER)
+        if torchrun:
+            command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+        else:
+            command = [sys.executable, str(ROOT / "launch.py"), "--cpu", "--nproc", str(ranks)]
+        command += ["--max-restarts=1", "worker.py", str(STEPS)]
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        process = subprocess.Popen(command, cwd=folder, start_new_session=True, **quiet)
+        try:
+            return _watch(process, folder, ranks, moment_s, rank)
+        finally:
+            process.kill()
+            process.wait()
+
+
+def _watch(
+    process: subprocess.Popen[bytes], folder: Path, ranks: int, moment_s: float | None, rank: int
+) -> tuple[bool, bool, float]:
+    pid = folder / f"pid-0-{rank}"
+    while not pid.exists():
+        time.sleep(0.005)
+    begin, met = time.monotonic(), True
+    if moment_s is not None:
+        time.sleep(moment_s)
+        met = not (folder / f"total-{rank}").exists() and _kill(int(pid.read_text()))
+    try:
+        status = process.wait(LIMIT_S)
+    except subprocess.TimeoutExpired:
+        status = None
+    totals = [folder / f"total-{rank}" for rank in range(ranks)]
+    right = all(total.exists() and total.read_text() == str(ranks * STEPS) for total in totals)
+    return met, status == 0 and right, time.monotonic() - begin
+
+
+def _kill(pid: int) -> bool:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    sys.exit(main())

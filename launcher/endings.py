@@ -1,0 +1,68 @@
+"""When the ranks ended, in the order in which they did: polling would not tell a failure from what it set off.
+
+A process descriptor (pidfd_open(2)) becomes readable when its process ends, and epoll(7) hands out what became ready
+first, first: the order is the kernel's, however late a busy machine lets this process look.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+
+__all__ = ["Endings"]
+
+NOTED_WITHIN_S = 1.0
+LATER_MS = 1e-3
+
+
+class Endings:
+    """Notes the end of each rank. `pids`: process ids by local rank, of children of this process."""
+
+    def __init__(self, pids: Mapping[int, int]) -> None:
+        self._noted: dict[int, float] = {}
+        self._condition = threading.Condition()
+        try:
+            descriptors = {os.pidfd_open(pid): rank for rank, pid in pids.items()}
+        except (OSError, AttributeError):
+            # Before Linux 5.3, or forbidden: a thread for each, and the order as they come to notice it.
+            for rank, pid in pids.items():
+                threading.Thread(target=self._wait, args=(rank, pid), daemon=True).start()
+        else:
+            threading.Thread(target=self._watch, args=(descriptors,), daemon=True).start()
+
+    def ended_ms(self, ranks: Iterable[int]) -> dict[int, float]:
+        """When these ranks, which have ended, did so: milliseconds of the monotonic clock, no two the same."""
+        wanted = set(ranks)
+        with self._condition:
+            self._condition.wait_for(lambda: wanted <= self._noted.keys(), NOTED_WITHIN_S)
+            for rank in sorted(wanted - self._noted.keys()):
+                self._note(rank)
+            return {rank: self._noted[rank] for rank in wanted}
+
+    def _watch(self, descriptors: Mapping[int, int]) -> None:
+        with select.epoll() as ready:
+            for descriptor in descriptors:
+                ready.register(descriptor, select.EPOLLIN)
+            left = len(descriptors)
+            while left:
+                for descriptor, _ in ready.poll():
+                    with self._condition:
+                        self._note(descriptors[descriptor])
+                    os.close(descriptor)
+                    left -= 1
+
+    def _wait(self, rank: int, pid: int) -> None:
+        with suppress(ChildProcessError):
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        with self._condition:
+            self._note(rank)
+
+    def _note(self, rank: int) -> None:
+        """Condition held."""
+        latest = max(self._noted.values(), default=0.0)
+        self._noted.setdefault(rank, max(time.monotonic() * 1000, latest + LATER_MS))
+        self._condition.notify_all()
