@@ -81,12 +81,15 @@ def run(ranks: int, torchrun: bool, moment_s: float | None, rank: int) -> tuple[
         else:
             command = [sys.executable, str(ROOT / "launch.py"), "--cpu", "--nproc", str(ranks)]
         command += ["--max-restarts=1", "worker.py", str(STEPS)]
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        process = subprocess.Popen(command, cwd=folder, start_new_session=True, **quiet)
+        process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             return _watch(process, folder, ranks, moment_s, rank)
         finally:
-            process.kill()
+            if process.poll() is None:
+                process.kill()
+                # torchrun's workers outlive it.
+                for pid in folder.glob("pid-?-?"):
+                    _kill(int(pid.read_text()))
             process.wait()
 
 
