@@ -140,13 +140,14 @@ os._exit(3)
     assert "Traceback" not in done.stderr
 
 
-def test_killed_rank(launcher: Any) -> None:
+@pytest.mark.parametrize(("name", "status"), [("SIGKILL", 137), ("SIGSEGV", 139)])
+def test_killed_rank(launcher: Any, name: str, status: int) -> None:
     script = launcher.script(
-        "import os, signal, time\nif os.environ['RANK'] == '1': os.kill(os.getpid(), signal.SIGKILL)\ntime.sleep(120)"
+        f"import os, signal, time\nif os.environ['RANK'] == '1': os.kill(os.getpid(), signal.{name})\ntime.sleep(120)"
     )
     done = launcher.run("--cpu", str(script))
-    assert done.returncode == 137
-    assert "SIGKILL (signal 9): killed from outside" in done.stderr
+    assert done.returncode == status
+    assert f"{name} (signal {status - 128})" in done.stderr
 
 
 def test_a_mistake_that_the_program_explains_stays_short(launcher: Any) -> None:

@@ -1,0 +1,58 @@
+"""In which order the ranks ended."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+import time
+from typing import Any
+
+from launcher.endings import Endings
+
+TWELVE = """
+import os, pathlib, time
+gone = pathlib.Path("gone")
+if os.environ["RANK"] == "11":
+    while len(list(pathlib.Path().glob("here-*"))) < 11:
+        time.sleep(0.01)
+    gone.touch()
+    raise ValueError("the cause")
+pathlib.Path("here-" + os.environ["RANK"]).touch()
+while not gone.exists():
+    time.sleep(0.001)
+time.sleep(0.15)
+raise RuntimeError("Connection closed by peer [127.0.0.1]:4242")
+"""
+
+
+def test_the_order_is_right_however_late_this_process_looks() -> None:
+    """All end while this thread keeps the interpreter to itself."""
+    children = [subprocess.Popen(["sleep", "60"]) for _ in range(12)]
+    endings = Endings({rank: child.pid for rank, child in enumerate(children)})
+    order = random.Random(1).sample(range(12), 12)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(10.0)
+    try:
+        for rank in order:
+            os.kill(children[rank].pid, 9)
+            until = time.perf_counter() + 0.005
+            while time.perf_counter() < until:
+                pass
+    finally:
+        sys.setswitchinterval(interval)
+    for child in children:
+        child.wait()
+    ended = endings.ended_ms(range(12))
+    assert sorted(ended, key=ended.__getitem__) == order
+    assert len(set(ended.values())) == 12
+
+
+def test_first_of_twelve_and_its_victims(launcher: Any) -> None:
+    """The last rank fails of itself; the others, which know nothing of torch, on the broken connection 150 ms later."""
+    done = launcher.run("--cpu", "--nproc", "12", str(launcher.script(TWELVE)))
+    assert done.returncode == 1
+    summary = done.stderr[done.stderr.index("rank 11 failed first") :]
+    assert "ValueError: the cause" in summary
+    assert "ranks 0 to 10: lost the connection" in summary
