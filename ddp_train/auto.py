@@ -70,6 +70,7 @@ def recommend_for_data(
     augment = {"synthetic": "none"}.get(dataset, "balanced")
     found = (
         Recommendation("epochs", epochs, why),
+        Recommendation("scheduler", *_scheduler(global_batch)),
         Recommendation("augment", augment, f"usual for {dataset}"),
         Recommendation("lr", config.optim.lr or base, f"{config.optim.optimizer} at global batch {REFERENCE_BATCH}"),
         Recommendation("lr_scaling", rule, f"peak learning rate {peak:.4g} at global batch {global_batch}"),
@@ -141,6 +142,12 @@ def _precision(hardware: Hardware) -> Recommendation:
     if (major, minor) >= (5, 3):
         return Recommendation("amp", "fp16", f"{shown} has fp16 but no native bf16; with loss scaling")
     return Recommendation("amp", "off", f"{shown} computes neither bf16 nor fp16 faster")
+
+
+def _scheduler(global_batch: int) -> tuple[str, str]:
+    """For `--scheduler auto`."""
+    steps = ((256, "warm_restarts"), (128, "cosine"), (0, "multistep"))
+    return next(name for least, name in steps if global_batch >= least), f"global batch {global_batch}"
 
 
 def _epochs(dataset: str, train_samples: int, global_batch: int) -> tuple[int, str]:

@@ -34,7 +34,7 @@ from ddp_train.progress import create_progress
 from ddp_train.records import Observer, RunFacts
 from ddp_train.resolve import resolve
 from ddp_train.run_folder import HistoryObserver, RunFolder
-from ddp_train.schedule import create_schedule
+from ddp_train.schedule import Schedule, create_schedule
 from ddp_train.state import Progress
 from ddp_train.technique import Context, Technique
 from ddp_train.trainer import Parts, Trainer
@@ -95,7 +95,7 @@ def build(wanted: Config, ranks: Ranks, device: torch.device) -> Run:
         pipeline=pipeline,
         loss=_loss(resolved, techniques),
         optimizer=optimizer,
-        schedule=create_schedule(resolved.schedule, epochs=context.epochs, steps_per_epoch=context.steps_per_epoch),
+        schedule=_schedule(context),
         precision=precision,
         epochs=context.epochs,
         global_batch=context.global_batch,
@@ -182,6 +182,15 @@ def _peak_rate(resolved: Config) -> float:
     rate, rule = resolved.optim.lr, resolved.optim.lr_scaling
     assert rate is not None and rule is not None
     return scale_learning_rate(rate, _known(resolved.data.batch_size), rule)
+
+
+def _schedule(context: Context) -> Schedule:
+    return create_schedule(
+        context.config.schedule,
+        epochs=context.epochs,
+        steps_per_epoch=context.steps_per_epoch,
+        peak_rate=context.peak_rate,
+    )
 
 
 def _loss(resolved: Config, techniques: Sequence[Technique]) -> Loss:

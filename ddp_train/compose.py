@@ -25,7 +25,13 @@ class Entry:
 
 # In the order in which they act: model edits, images, loss, gradient, step, weights, end of an epoch.
 TABLE: tuple[Entry, ...] = (
+    Entry("plateau", lambda c: c.schedule.scheduler == "plateau", "ddp_train.techniques.plateau:create"),
     Entry("clip_grad", lambda c: c.optim.clip_grad is not None, "ddp_train.techniques.clipping:create"),
+    Entry(
+        "early_stopping",
+        lambda c: c.regularize.early_stopping is not None,
+        "ddp_train.techniques.early_stopping:create",
+    ),
 )
 
 

@@ -77,6 +77,7 @@ class Technique:
     batch        (images float [n, C, H, W], targets) -> the same, changed; targets are int64 [n] or float
                  [n, classes] whose rows add up to 1; drawn from the moment's keys
     loss         a loss (a sum over the samples) to another
+    rate         step -> a factor on the learning rate, beside the schedule's
     gradient     changes the true gradients of the global batch in place, before the optimizer
     update       takes the place of "gradient, then step"; at most one technique of a run has it
     after_step   after the optimizer's step
@@ -90,6 +91,7 @@ class Technique:
     edit: Callable[[nn.Module], nn.Module] | None = None
     batch: Callable[[Tensor, Tensor, Moment], tuple[Tensor, Tensor]] | None = None
     loss: Callable[[Loss], Loss] | None = None
+    rate: Callable[[int], float] | None = None
     gradient: Callable[[Sequence[nn.Parameter], Moment], None] | None = None
     update: Update | None = None
     after_step: Callable[[Moment], None] | None = None

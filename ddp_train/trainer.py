@@ -76,6 +76,7 @@ class Trainer:
         self.parts = parts
         self.progress = parts.progress
         plugged = parts.techniques
+        self._rate = [technique.rate for technique in plugged if technique.rate is not None]
         self._batch = [technique.batch for technique in plugged if technique.batch is not None]
         self._gradient = [technique.gradient for technique in plugged if technique.gradient is not None]
         self._after_step = [technique.after_step for technique in plugged if technique.after_step is not None]
@@ -151,7 +152,10 @@ class Trainer:
     def train_step(self, window: Window) -> None:
         """One optimizer step on this rank's part of a global batch of `window.size` samples."""
         parts, progress = self.parts, self.progress
-        set_learning_rate(parts.optimizer, parts.schedule(progress.step))
+        factor = parts.schedule(progress.step)
+        for rate in self._rate:
+            factor *= rate(progress.step)
+        set_learning_rate(parts.optimizer, factor)
         moment = Moment(progress.epoch, progress.step, parts.seed, parts.ranks.rank)
         # More than one gradient of a step needs its samples more than once.
         batches = window.batches if self._update is _plain_update else list(window.batches)

@@ -99,9 +99,14 @@ def test_apply_resolves_everything() -> None:
     wanted = config.parse([])
     resolved = apply(wanted, recommend(Hardware("cpu", 2, 2, cpus=2), wanted))
     resolved = apply(resolved, recommend_for_data("cifar10", 50_000, 128, resolved))
-    still_open = {k for k, v in config.to_dict(resolved).items() if v in (None, "auto")}
-    assert still_open == {
-        "width_mult",  # an option of `power` alone
-        *("device", "out_dir", "resume", "dataset", "batch_size_per_rank"),
-        *("pipeline", "image_size", "dropout", "clip_grad", "technique"),
-    }
+    values = config.to_dict(resolved)
+    decided = {"model", "batch_size", "num_workers", "amp", "epochs", "augment", "lr", "lr_scaling", "scheduler"}
+    assert not {name for name in decided if values[name] in (None, "auto")}
+
+
+def test_the_schedule_follows_the_global_batch_where_that_is_asked_for() -> None:
+    wanted = config.parse(["--scheduler", "auto"])
+    for batch, name in ((512, "warm_restarts"), (256, "warm_restarts"), (128, "cosine"), (127, "multistep")):
+        assert apply(wanted, recommend_for_data("cifar10", 50_000, batch, wanted)).schedule.scheduler == name
+    kept = config.parse(["--scheduler", "linear"])
+    assert apply(kept, recommend_for_data("cifar10", 50_000, 512, kept)).schedule.scheduler == "linear"

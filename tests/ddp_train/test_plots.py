@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from ddp_train.options import UserError
-from ddp_train.plots import history_figure, main, plot_history
+from ddp_train.plots import history_figure, plot_history
+from ddp_train.plots.__main__ import main
 from ddp_train.records import EpochRecord, History, HistoryDocument
 
 _ROOT = Path(__file__).parents[2]

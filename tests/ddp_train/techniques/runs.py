@@ -91,7 +91,7 @@ def main() -> None:
         for row in rows_for_ranks():
             # The folder must be the same on all ranks: rank 0 makes it.
             place = distributed.on_first_rank(lambda row=row: str(Path(folder) / row.name.replace(" ", "-")), ranks)  # type: ignore[misc]
-            run = make(row.options, Path(place), row.network or PLAIN, ranks)
+            run = make(row.on, Path(place), row.network or PLAIN, ranks)
             run.trainer.fit()
             found[row.name] = weights(run)
         if ranks.is_first:

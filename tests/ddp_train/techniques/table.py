@@ -10,6 +10,7 @@ class Row:
     """One technique.
 
     options   the command line that switches it on
+    base      what its runs have in common with the run without it
     neutral   a command line under which it is on and changes nothing, None where there is none (`no_neutral` says why)
     ranks     None where two ranks must equal one; else the reason why the method does not allow that
     oracle    module:test that compares it with an independent implementation
@@ -18,14 +19,53 @@ class Row:
     name: str
     options: str
     oracle: str
+    base: str = ""
     neutral: str | None = None
     no_neutral: str | None = None
     ranks: str | None = None
     network: str = ""
     """A model of its own, in place of the tiny ones."""
 
+    @property
+    def on(self) -> str:
+        """The command line of its runs."""
+        return f"{self.base} {self.options}".strip()
+
+
+def schedule(name: str, oracle: str, options: str = "") -> Row:
+    """A scheduler. Neutral is a run on which it does not act: one without a second step after warm-up."""
+    return Row(
+        name=f"scheduler {name}",
+        options=f"--scheduler {name} {options}",
+        oracle=f"tests.ddp_train.test_schedule:{oracle}",
+        no_neutral="a scheduler takes the place of another; none is the absence of all",
+    )
+
 
 TABLE: tuple[Row, ...] = (
+    schedule("step", "test_step_is_torchs", "--step-size 1"),
+    schedule("multistep", "test_multistep_is_torchs"),
+    schedule("exponential", "test_exponential_is_torchs"),
+    schedule("warm_restarts", "test_warm_restarts_are_torchs"),
+    schedule("onecycle", "test_onecycle_is_torchs"),
+    schedule("linear", "test_linear_is_torchs"),
+    schedule("triangular", "test_triangular_is_two_lines"),
+    schedule("constant", "test_constant"),
+    Row(
+        name="plateau",
+        base="--epochs 4 --lr 0.3",
+        options="--scheduler plateau --patience 0 --gamma 0.01",
+        neutral=None,
+        no_neutral="a scheduler takes the place of another; none is the absence of all",
+        oracle="tests.ddp_train.test_schedule:test_plateau_is_torchs",
+    ),
+    Row(
+        name="early_stopping",
+        base="--epochs 4",
+        options="--early-stopping 1 --min-delta 1",
+        neutral="--early-stopping 100",
+        oracle="tests.ddp_train.test_schedule:test_early_stopping_counts_epochs_without_a_better_accuracy",
+    ),
     Row(
         name="clip_grad",
         options="--clip-grad 0.05",

@@ -49,22 +49,22 @@ def same(one: Weights, other: Weights) -> bool:
 def test_neutral_equals_absent_and_on_does_not(row: Row) -> None:
     assert (row.neutral is None) != (row.no_neutral is None), "a row has a neutral setting, or says why not"
     network = row.network or runs.STATEFUL
-    reference, on = runs.train("", network), runs.train(row.options, network)
+    reference, on = runs.train(row.base, network), runs.train(row.on, network)
     assert not same(on, reference), "it changes nothing: what follows would prove nothing"
     if row.neutral is not None:
-        assert same(runs.train(row.neutral, network), reference)
+        assert same(runs.train(f"{row.base} {row.neutral}".strip(), network), reference)
 
 
 @pytest.mark.parametrize("row", TABLE, ids=NAMES)
 def test_killed_and_resumed_equals_uninterrupted(row: Row, tmp_path: Path) -> None:
     network = row.network or runs.STATEFUL
-    whole = runs.train(row.options, network)
-    assert same(runs.train_with_a_kill(row.options, tmp_path / "parts", network), whole)
+    whole = runs.train(row.on, network)
+    assert same(runs.train_with_a_kill(row.on, tmp_path / "parts", network), whole)
 
 
 @pytest.mark.parametrize("row", runs.rows_for_ranks(), ids=lambda row: row.name)
 def test_two_ranks_equal_one(row: Row, on_two_ranks: dict[str, Weights]) -> None:
-    one, two = runs.train(row.options, row.network or runs.PLAIN), on_two_ranks[row.name]
+    one, two = runs.train(row.on, row.network or runs.PLAIN), on_two_ranks[row.name]
     for name, value in one.items():
         if value.is_floating_point():
             difference = (two[name] - value).abs().max() / value.abs().max().clamp_min(1e-3)

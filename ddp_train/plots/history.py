@@ -1,31 +1,24 @@
-"""Pictures of a run. `python -m ddp_train.plots history FILE.json -o FILE.png` draws its curves.
-
-Figures are made without pyplot: no global state, no display, safe beside a user's own matplotlib.
-"""
+"""The curves of a run: `python -m ddp_train.plots history FILE.json -o FILE.png`."""
 
 from __future__ import annotations
 
 import argparse
 import math
 import os
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ddp_train.atomic import replacing
 from ddp_train.options import UserError
+from ddp_train.plots.style import PALETTE, legend, new_figure, save, style
 from ddp_train.records import HistoryDocument, read_history
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["history_figure", "main", "plot_history"]
+__all__ = ["history_figure", "plot_history"]
 
-# Okabe and Ito's palette: told apart with every common colour blindness.
-_TRAIN, _TEST, _RATE, _SPEED = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
-_INK, _SOFT, _GRID = "#222222", "#6B6B6B", "#E3E3E3"
-_DPI = 150
+_TRAIN, _TEST, _RATE, _SPEED = PALETTE[:4]
 _MARKERS_UP_TO = 30
 """Epochs up to which each is marked by a dot; more would run into one another."""
 
@@ -36,21 +29,15 @@ def plot_history(history: HistoryDocument, path: str | os.PathLike[str]) -> None
     Raises UserError when the history has no epochs, or the file cannot be written.
     """
     figure = history_figure(history)
-    with replacing(path) as file:
-        figure.savefig(file, format="png")
+    save(figure, path)
 
 
 def history_figure(history: HistoryDocument) -> Figure:
     """The four panels as a figure of 1500 x 1050 pixels. Raises UserError when the history has no epochs."""
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
     if not history["epochs"]:
         raise UserError("the history has no epochs to draw")
-    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12, wspace=0.03, hspace=0.03)
-    figure = Figure(figsize=(10, 7), dpi=_DPI, layout=layout, facecolor="white")
+    figure = new_figure(10, 7, _title(history))
     (loss, accuracy), (rate, speed) = figure.subplots(2, 2)
-    figure.suptitle(_title(history), x=0.012, ha="left", fontsize=14, fontweight="bold", color=_INK)
     _draw_loss(loss, history)
     _draw_accuracy(accuracy, history)
     _draw_learning_rate(rate, history)
@@ -69,7 +56,7 @@ def _draw_loss(axes: Axes, history: HistoryDocument) -> None:
         axes.yaxis.set_major_formatter("{x:g}")
     else:
         _from_zero(axes, values)
-    _legend(axes)
+    legend(axes)
 
 
 def _draw_accuracy(axes: Axes, history: HistoryDocument) -> None:
@@ -84,7 +71,7 @@ def _draw_accuracy(axes: Axes, history: HistoryDocument) -> None:
     if epoch is not None and value is not None:
         label = f"best test {value:.2%} in epoch {epoch}"
         axes.plot([epoch], [value], "*", markersize=15, color=_TEST, markeredgecolor="white", label=label, zorder=5)
-    _legend(axes)
+    legend(axes)
 
 
 def _draw_learning_rate(axes: Axes, history: HistoryDocument) -> None:
@@ -133,25 +120,11 @@ def _column(history: HistoryDocument, name: str) -> list[float]:
 def _style(axes: Axes, title: str, unit: str, history: HistoryDocument) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=_INK)
-    axes.set_title(unit, loc="right", fontsize=9, color=_SOFT)
-    axes.set_xlabel("epoch", fontsize=10, color=_SOFT)
-    axes.tick_params(which="both", colors=_SOFT, labelsize=9, length=0)
-    axes.grid(color=_GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(_SOFT)
+    style(axes, title, unit, "epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
     first, last = history["epochs"][0]["epoch"], history["epochs"][-1]["epoch"]
     assert first is not None and last is not None
     axes.set_xlim(first - 0.5, last + max(0.5, (last - first) * 0.02))
-
-
-def _legend(axes: Axes) -> None:
-    legend = axes.legend(loc="best", fontsize=9, frameon=True, framealpha=0.9, edgecolor="none")
-    for text in legend.get_texts():
-        text.set_color(_INK)
 
 
 def _title(history: HistoryDocument) -> str:
@@ -165,21 +138,11 @@ def _title(history: HistoryDocument) -> str:
     return "  ·  ".join(parts)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; a mistake is one line on stderr and status 2."""
-    parser = argparse.ArgumentParser(prog="python -m ddp_train.plots", description="Pictures of a training run.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("history", help="loss, accuracy, learning rate and throughput over the epochs")
-    command.add_argument("file", metavar="FILE.json", help="training_history.json of a run")
-    command.add_argument("-o", "--output", metavar="FILE.png", required=True, help="where the picture goes")
-    arguments = parser.parse_args(argv)
-    try:
-        plot_history(read_history(arguments.file), arguments.output)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command `history`."""
+    parser.add_argument("file", metavar="FILE.json", help="training_history.json of a run")
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def run(arguments: argparse.Namespace) -> None:
+    """Draw `arguments.file` into `arguments.output`. Errors: UserError."""
+    plot_history(read_history(arguments.file), arguments.output)

@@ -1,0 +1,7 @@
+"""Pictures: `python -m ddp_train.plots history|schedules ... -o FILE.png`. matplotlib is imported when one is drawn."""
+
+from __future__ import annotations
+
+from ddp_train.plots.history import history_figure, plot_history
+
+__all__ = ["history_figure", "plot_history"]

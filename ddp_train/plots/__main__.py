@@ -1,0 +1,39 @@
+"""`python -m ddp_train.plots COMMAND ... -o FILE.png`; a mistake is one line on stderr and status 2."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from ddp_train.options import UserError
+
+__all__ = ["main"]
+
+# Command -> what it draws. Each is a module of this package with add_arguments(parser) and run(arguments).
+COMMANDS = {
+    "history": "loss, accuracy, learning rate and throughput of a run over its epochs",
+    "schedules": "the learning rate over a run, for every scheduler",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m ddp_train.plots", description="Pictures of training.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, about in COMMANDS.items():
+        command = commands.add_parser(name, help=about, description=about)
+        command.add_argument("-o", "--output", metavar="FILE.png", required=True, help="where the picture goes")
+        importlib.import_module(f"ddp_train.plots.{name}").add_arguments(command)
+    arguments = parser.parse_args(argv)
+    try:
+        importlib.import_module(f"ddp_train.plots.{arguments.command}").run(arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,59 @@
+"""One picture of all learning-rate schedules: `python -m ddp_train.plots schedules -o FILE.png`."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, get_args, get_type_hints
+
+from ddp_train.options import ScheduleOptions, UserError
+from ddp_train.plots.style import PALETTE, new_figure, save, style
+from ddp_train.schedule import create_schedule
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["schedules_figure"]
+
+COLUMNS = 3
+STEPS = 100
+"""Steps of an epoch in the picture."""
+
+
+def schedules_figure(epochs: int, warmup_epochs: float) -> Figure:
+    """Every scheduler with its defaults over `epochs`, as a share of the peak rate."""
+    from matplotlib.ticker import PercentFormatter
+
+    # `auto` is one of the others; what `plateau` does is decided by the test loss of a run.
+    names = [name for name in get_args(get_type_hints(ScheduleOptions)["scheduler"]) if name not in ("auto", "plateau")]
+    rows = -(-len(names) // COLUMNS)
+    figure = new_figure(
+        12, 2.6 * rows + 0.6, f"Learning-rate schedules  ·  {epochs} epochs, {warmup_epochs:g} of warm-up"
+    )
+    panels = figure.subplots(rows, COLUMNS, squeeze=False).flatten()
+    for panel, name, color in zip(panels, names, PALETTE * len(names), strict=False):
+        options = ScheduleOptions(scheduler=name, warmup_epochs=warmup_epochs)
+        factor = create_schedule(options, epochs=epochs, steps_per_epoch=STEPS, peak_rate=1.0)
+        style(panel, name, "share of the peak", "epoch")
+        steps = range(epochs * STEPS)
+        panel.plot([step / STEPS for step in steps], [factor(step) for step in steps], color=color, linewidth=2.2)
+        panel.set_ylim(0, 1.05)
+        panel.set_xlim(0, epochs)
+        panel.yaxis.set_major_formatter(PercentFormatter(xmax=1))
+    for panel in panels[len(names) :]:
+        panel.set_axis_off()
+    return figure
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command `schedules`."""
+    parser.add_argument("--epochs", type=int, default=100, help="length of the run [100]")
+    parser.add_argument("--warmup-epochs", type=float, default=5.0, help="epochs of warm-up [5]")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Draw into `arguments.output`. Errors: UserError."""
+    if not 1 <= arguments.epochs <= 10_000:
+        raise UserError(f"--epochs takes a whole number from 1 to 10000, not {arguments.epochs}")
+    if not 0 <= arguments.warmup_epochs <= arguments.epochs:
+        raise UserError(f"--warmup-epochs takes a number from 0 to --epochs, not {arguments.warmup_epochs}")
+    save(schedules_figure(arguments.epochs, arguments.warmup_epochs), arguments.output)

@@ -1,0 +1,56 @@
+"""Reduce the learning rate on a plateau: a fall whenever the test loss has not become lower for some epochs.
+
+Source: torch.optim.lr_scheduler.ReduceLROnPlateau (mode min, threshold 1e-4 relative), whose rule this is. Effect: the
+rate follows the run instead of a plan. Cost: none. It replaces the other schedulers; warm-up stays. Its state is in the
+checkpoint.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from ddp_train.records import EpochRecord
+from ddp_train.schedule import FALL
+from ddp_train.technique import Context, Technique
+
+__all__ = ["create"]
+
+THRESHOLD = 1e-4
+
+
+def create(context: Context) -> Technique:
+    """`--scheduler plateau`."""
+    options = context.config.schedule
+    floor = options.eta_min / context.peak_rate
+    plateau = _Plateau(options.patience, FALL if options.gamma is None else options.gamma, floor)
+    return Technique(name="plateau", rate=plateau.rate, after_epoch=plateau.after_epoch, state=plateau)
+
+
+class _Plateau:
+    def __init__(self, patience: int, factor: float, floor: float) -> None:
+        self._patience, self._fall, self._floor = patience, factor, floor
+        self.factor, self.best, self.waited = 1.0, math.inf, 0
+
+    def rate(self, step: int) -> float:
+        """The factor on the learning rate."""
+        return self.factor
+
+    def after_epoch(self, record: EpochRecord) -> bool:
+        """Count the epochs without a lower loss; never ends the run."""
+        if record.test_loss < self.best * (1 - THRESHOLD):
+            self.best, self.waited = record.test_loss, 0
+        else:
+            self.waited += 1
+        if self.waited > self._patience:
+            self.factor, self.waited = max(self.factor * self._fall, self._floor), 0
+        return False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Factor, best loss (None before there is one) and epochs waited."""
+        return {"factor": self.factor, "best": self.best if self.best < math.inf else None, "waited": self.waited}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take a saved state over."""
+        self.factor, self.waited = state["factor"], state["waited"]
+        self.best = math.inf if state["best"] is None else state["best"]
