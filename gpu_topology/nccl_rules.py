@@ -109,8 +109,10 @@ def _merged_reason(facts: Facts) -> str:
     return reason
 
 
-def _pair(link: Link) -> str:
-    return f"{link.a}-{link.b} ({link.p2p})"
+def _pairs(links: tuple[Link, ...]) -> str:
+    """The first few, and what the driver says of all: "0-1, 0-2, 0-3, ... (not-supported)"."""
+    first = ", ".join(f"{link.a}-{link.b}" for link in links[:3])
+    return f"{first}{', ...' if len(links) > 3 else ''} ({', '.join(sorted({str(link.p2p) for link in links}))})"
 
 
 def _meets_on_loopback(facts: Facts) -> bool:
@@ -190,8 +192,7 @@ RULES: tuple[Rule, ...] = (
         needed=lambda facts: bool(facts.broken_nvlinks),
         value=lambda facts: "1",
         reason=lambda facts: (
-            f"NVLink without working peer access between GPUs {', '.join(map(_pair, facts.broken_nvlinks))}: NCCL would"
-            " abort"
+            f"NVLink without working peer access between GPUs {_pairs(facts.broken_nvlinks)}: NCCL would abort"
         ),
         when="two chosen GPUs share NVLinks and the driver reports that peer access between them does not work",
         sets="`1`, the only value that acts",

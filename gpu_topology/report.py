@@ -194,7 +194,10 @@ def _render_environment(
     console.print(_heading("Environment"))
     console.print(environment_table(settings))
     if unset:
-        console.print(f"  left unset: {'; '.join(f'{name} ({why})' for name, why in unset)}", style="dim")
+        from rich.padding import Padding
+
+        words = "; ".join(f"{name} ({why})" for name, why in unset)
+        console.print(Padding(f"left unset: {words}", (0, 1), style="dim"))
     console.print(_heading("Host"))
     console.print(host_text(host))
 
