@@ -124,7 +124,7 @@ def _about_peers(facts: Facts, *, peers_off: bool) -> Iterator[str]:
         )
     broken = [{link.a, link.b} for link in facts.broken_nvlinks]
     shared = sorted(set.intersection(*broken)) if len(broken) > 1 else []
-    if shared and len(facts.selection.indices) > 2:
+    if shared:
         yield (
             f"every NVLink without peer access ends at GPU {shared[0]}: without it (--exclude {shared[0]}) the others"
             " keep theirs, and NCCL_P2P_DISABLE is not needed"

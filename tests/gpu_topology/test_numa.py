@@ -42,6 +42,7 @@ MODES = {
     "a GPU on each socket": ((1, 3, 5, 7), EIGHT, {}, "socket", 16, "socket that its GPU"),
     "all on one socket": ((0, 1), EIGHT, {}, None, None, "CPUs of node 2, 3, 4, 5, 6, 7 idle"),
     "all on one node": ((0, 0), TWO, {}, None, None, "CPUs of node 1 idle"),
+    "one socket of two nodes": ((0, 0), (TWO[0], NumaNode(1, 0, 16)), {}, None, None, "CPUs of node 1 idle"),
     "an unknown socket": ((0, 1), (*TWO, NumaNode(2, None, 16)), {}, None, None, "CPUs of node 2 idle"),
     "no numactl": ((0, 1), TWO, {"numactl": False}, None, None, "needs the program numactl"),
     "numactl is refused": ((0, 1), TWO, {"numa_policy": False}, None, None, "--cap-add=SYS_NICE"),
