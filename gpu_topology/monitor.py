@@ -1,9 +1,16 @@
-"""Live readings of single GPUs, cheap enough for a progress display."""
+"""`python -m gpu_topology monitor`: how the GPUs are used, live; and single readings for a progress display.
+
+    sampler.py (the driver) -> watch.py (the loop) -> sample_file.py (JSON Lines), live.py (the screen), usage.py and
+    verdict.py (the summary)
+
+`read_gpus` is what the trainer uses: it imports none of these.
+"""
 
 from __future__ import annotations
 
 import argparse
 import atexit
+import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -81,8 +88,61 @@ def _read(driver: Driver, uuid: str) -> Reading | None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `python -m gpu_topology monitor`."""
+    from gpu_topology.options import add_json, names
+
+    parser.add_argument(
+        "--seconds", type=_seconds, default=0.0, metavar="S", help="how long; 0: until Ctrl-C (default)"
+    )
+    parser.add_argument(
+        "--interval", type=_interval, default=1.0, metavar="S", help="seconds from sample to sample (default: 1)"
+    )
+    parser.add_argument("--gpus", "--devices", type=names, default=(), metavar="LIST", help="only these: 0,2 or UUIDs")
+    parser.add_argument("--out", metavar="FILE.jsonl", help="append each sample as a line of JSON; - is stdout")
+    add_json(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Watch until the time is over; the exit status."""
-    raise TopologyError("monitor is not here yet")
+    """Watch until the time is over, Ctrl-C or SIGTERM, then print the summary. Exit status 0."""
+    from rich.console import Console
+
+    from gpu_topology.live import showing, usage_table
+    from gpu_topology.tables import bullets
+    from gpu_topology.usage import usage_json
+    from gpu_topology.verdict import verdict
+    from gpu_topology.watch import watch
+
+    if arguments.json and arguments.out == "-":
+        raise TopologyError("--json and --out - both want stdout: name a file for the samples")
+    # stdout carries data: with --json the summary, with --out - the samples. The display is then talk.
+    console = Console(stderr=arguments.json or arguments.out == "-", highlight=False)
+    with showing(console) as show:
+        usage = watch(arguments.gpus, arguments.seconds, arguments.interval, arguments.out, show)
+    sentences = verdict(usage)
+    if arguments.json:
+        import json
+
+        print(json.dumps({**usage_json(usage), "verdict": list(sentences)}, indent=1))
+        return 0
+    console.print(f"{usage.samples} samples in {usage.seconds:.0f} s", style="bold")
+    console.print(usage_table(usage))
+    console.print(bullets(sentences))
+    return 0
+
+
+def _seconds(text: str) -> float:
+    return _number(text, least=0.0, strictly=False)
+
+
+def _interval(text: str) -> float:
+    return _number(text, least=0.0, strictly=True)
+
+
+def _number(text: str, least: float, strictly: bool) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and (value > least if strictly else value >= least)):
+        wanted = "above" if strictly else "of at least"
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds {wanted} {least:g}")
+    return value

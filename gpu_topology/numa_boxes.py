@@ -189,7 +189,7 @@ def without_peers(link: Link) -> bool:
 
 def cpu_text(topology: Topology, gpus: Sequence[int]) -> str:
     """ "CPUs 0-19,40-59" where the driver names the same CPUs for all of them, else ""."""
-    known = {getattr(topology.gpu(index), "cpu_affinity", None) for index in gpus} - {None}
+    known = {topology.gpu(index).cpu_affinity for index in gpus} - {None}
     return f"CPUs {known.pop()}" if len(known) == 1 else ""
 
 

@@ -44,7 +44,7 @@ _MOST_GPUS = 64
 def read_topology() -> Topology:
     """Ask the driver for everything. Raises a `DriverError` subclass with a remedy when there is nothing to read."""
     with session() as driver:
-        handles = _handles(driver)
+        handles = open_handles(driver)
         devices = [Device(driver, handle) for handle, _ in handles]
         gpus = tuple(
             read_gpu(index, device) if problem is None else Gpu(index, error=describe(problem))
@@ -70,7 +70,7 @@ def read_or_explain() -> Topology:
         return Topology(warnings=(str(error), *([f"to use a GPU: {error.remedy}"] if error.remedy else [])))
 
 
-def _handles(driver: Driver) -> list[tuple[Any, str | None]]:
+def open_handles(driver: Driver) -> list[tuple[Any, str | None]]:
     """Each GPU's handle, or the NVML error that came instead. Raises a `DriverError` when there is no GPU."""
     count, problem = driver.try_ask("nvmlDeviceGetCount")
     if problem is not None:

@@ -25,7 +25,7 @@ def read_gpu(index: int, device: Device) -> Gpu:
     """Everything about one GPU. If it is lost on the way, `error` says so and what was read before stays."""
     ask = device.ask
     bus_id = _bus_id(ask("nvmlDeviceGetPciInfo"))
-    total, used = _memory(device)
+    total, used = read_memory(device)
     mig = ask("nvmlDeviceGetMigMode")
     fabric_state, fabric_cluster = health.fabric(device)
     ecc, ecc_uncorrected = health.ecc(device)
@@ -40,7 +40,7 @@ def read_gpu(index: int, device: Device) -> Gpu:
         numa_node=_numa_node(device, bus_id),
         mig_mode=None if mig is None else mig[0] == 1,
         utilization=_utilization(device),
-        processes=_processes(device, "nvmlDeviceGetComputeRunningProcesses"),
+        processes=read_processes(device, "nvmlDeviceGetComputeRunningProcesses"),
         mig_devices=_mig_devices(device) if mig is not None and mig[0] == 1 else (),
         display_active=_flag(ask("nvmlDeviceGetDisplayActive")),
         compute_mode=_COMPUTE_MODES.get(ask("nvmlDeviceGetComputeMode")),
@@ -57,7 +57,7 @@ def read_gpu(index: int, device: Device) -> Gpu:
         ecc_uncorrected=ecc_uncorrected,
         memory_faults=health.memory_faults(device),
         throttle=health.throttle(device),
-        graphics_processes=_processes(device, "nvmlDeviceGetGraphicsRunningProcesses"),
+        graphics_processes=read_processes(device, "nvmlDeviceGetGraphicsRunningProcesses"),
     )
     return gpu if device.lost is None else replace(gpu, error=describe(device.lost))
 
@@ -75,7 +75,7 @@ def _bus_id(pci: Any) -> str | None:
     return f"{int(match[1], 16):04x}:{match[2]}:{match[3]}".lower() if match else text.lower() or None
 
 
-def _memory(device: Device) -> tuple[int | None, int | None]:
+def read_memory(device: Device) -> tuple[int | None, int | None]:
     """Total and used bytes. Version 2 keeps the driver's own reserve apart, as nvidia-smi does; version 1 does not."""
     memory = device.ask("nvmlDeviceGetMemoryInfo", 0x02000028) or device.ask("nvmlDeviceGetMemoryInfo")
     return (None, None) if memory is None else (int(memory.total), int(memory.used))
@@ -91,7 +91,7 @@ def _utilization(device: Device) -> int | None:
     return None if rates is None else int(rates.gpu)
 
 
-def _processes(device: Device, function: str) -> tuple[GpuProcess, ...] | None:
+def read_processes(device: Device, function: str) -> tuple[GpuProcess, ...] | None:
     """Processes of one kind: the newest function that this driver has. None when none of them answers."""
     for version in ("", "_v2"):
         found = device.ask(f"{function}{version}")
@@ -150,7 +150,7 @@ def _mig_devices(device: Device) -> tuple[MigDevice, ...]:
         uuid = one.ask("nvmlDeviceGetUUID")
         if uuid is None:
             continue  # nothing could name it to CUDA
-        total, _ = _memory(one)
+        total, _ = read_memory(one)
         found.append(
             MigDevice(
                 uuid=uuid,

@@ -6,6 +6,7 @@ status for all pairs, or {"0-1": status}; a status is a word for reading and wri
 "atomics"}), `faults` ([{call, error, gpu, after}]: every call after the first `after` that match), `delay_us` (what
 each call takes), `driver_version`, `cuda_version` (13000 is 13.0).
 Keys of a GPU: those of `DEFAULTS` and `GPU_KEYS`; a key that is null or absent makes its call answer NOT_SUPPORTED.
+`utilization` may be a list: one reading after the other, the last one for ever.
 """
 
 from __future__ import annotations
@@ -53,6 +54,11 @@ GPU_KEYS = (
     "fabric_cluster",  # [32 hexadecimal digits, clique]
     "power_watts",
     "temperature_c",
+    "pcie_rate",  # the byte counters' [sent, received] per second
+    "pcie_start",  # where 64-bit counters begin; without it they have 32 bits
+    "pcie_kb_s",  # [sent, received] of nvmlDeviceGetPcieThroughput
+    "nvlink_rate",  # KiB per second, [sent, received]
+    "nvlink_each",  # the driver counts by link and does not sum up
 )
 
 LEVELS = {"PIX": 10, "PXB": 20, "PHB": 30, "NODE": 40, "SYS": 50}
@@ -295,9 +301,12 @@ def to_lines(machine: dict[str, Any] | str | Path) -> str:
 
 def _gpu_lines(gpu: dict[str, Any]) -> list[str]:
     mib, cluster = gpu["memory_mib"], gpu["fabric_cluster"]
-    same = ("name", "uuid", "bus_id", "numa", "utilization", "compute_mode", "cores", "cpus", "ecc_uncorrected")
-    flags = ("mig_mode", "display", "ecc", "retired_pending")
+    same = ("name", "uuid", "bus_id", "numa", "compute_mode", "cores", "cpus", "ecc_uncorrected", "pcie_start")
+    flags = ("mig_mode", "display", "ecc", "retired_pending", "nvlink_each")
+    steps = gpu["utilization"] if isinstance(gpu["utilization"], list) else []
     facts = {
+        "utilization": steps[0] if steps else gpu["utilization"],
+        **{key: gpu[key] and "{} {}".format(*gpu[key]) for key in ("pcie_rate", "pcie_kb_s", "nvlink_rate")},
         **{key: gpu[key] for key in same},
         **{key: None if gpu[key] is None else int(gpu[key]) for key in flags},
         "capability": gpu["cc"] and "{} {}".format(*gpu["cc"]),
@@ -322,6 +331,7 @@ def _gpu_lines(gpu: dict[str, Any]) -> list[str]:
         "graphics": None if gpu["graphics"] is None else 0,
     }
     lines = [f"{key} {value}" for key, value in facts.items() if value is not None]
+    lines += [f"then {step}" for step in steps]
     for key, processes in (("process", gpu["processes"]), ("drawing", gpu["graphics"])):
         lines += [f"{key} {p['pid']} {p['used_mib'] * MIB} {p.get('instance', 0xFFFFFFFF)}" for p in processes or []]
     return lines

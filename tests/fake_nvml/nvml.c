@@ -15,7 +15,7 @@
 
 enum { SUCCESS = 0, UNINITIALIZED = 1, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6, INSUFFICIENT_SIZE = 7 };
 enum { MAX_GPUS = 16, MAX_LINKS = 18, MAX_PROCESSES = 8, MAX_SLICES = 8, MAX_FAULTS = 64, MAX_FUNCTIONS = 64 };
-enum { CPU_WORDS = 16, KINDS = 4, UNKNOWN = -1 };
+enum { CPU_WORDS = 16, KINDS = 4, MAX_STEPS = 32, UNKNOWN = -1 };
 
 typedef unsigned long long u64;
 
@@ -29,6 +29,9 @@ struct device {
         width_now, ecc, ecc_uncorrected, row_pending, row_failed, retired_pending, throttle, milliwatts, temperature, instance,
         compute_instance, fabric, fabric_status, fabric_clique, fabric_health;
     unsigned char fabric_cluster[16];
+    int step, steps, utilizations[MAX_STEPS]; /* one after the other, the last one for ever */
+    long long pcie_rate[2], pcie_start, pcie_kb_s[2], nvlink_rate[2];
+    int nvlink_each;
     u64 cpus[CPU_WORDS];
     struct process process[MAX_PROCESSES], drawing[MAX_PROCESSES];
     struct device *slice[MAX_SLICES], *parent;
@@ -39,6 +42,7 @@ static struct { char function[64]; int gpu, error, after, seen; } faults[MAX_FAU
 static struct { const char *function; u64 calls, nanoseconds; } count[MAX_FUNCTIONS];
 static struct device gpus[MAX_GPUS];
 static int gpu_count, fault_count, open_count, delay_us, cuda = UNKNOWN;
+static u64 opened_at;
 static int pcie[MAX_GPUS][MAX_GPUS], p2p[MAX_GPUS][MAX_GPUS][KINDS];
 static char driver[80];
 
@@ -48,6 +52,9 @@ static void clear(struct device *device)
     device->total = device->used = UNKNOWN;
     memset(&device->major, UNKNOWN, offsetof(struct device, fabric_status) - offsetof(struct device, major));
     device->processes = device->graphics = UNKNOWN;
+    memset(device->pcie_rate, UNKNOWN, sizeof device->pcie_rate);
+    memset(device->pcie_kb_s, UNKNOWN, sizeof device->pcie_kb_s);
+    memset(device->nvlink_rate, UNKNOWN, sizeof device->nvlink_rate);
     for (int i = 0; i < MAX_LINKS; i++) device->link[i].kind = UNKNOWN;
 }
 
@@ -65,6 +72,17 @@ static void read_process(struct process *process, const char *value)
 {
     sscanf(value, "%u %llu %u", &process->pid, &process->used, &process->gpu_instance);
     process->compute_instance = process->gpu_instance;
+}
+
+static void read_traffic(struct device *device, const char *key, const char *value)
+{
+    struct { const char *key; long long *pair; } rates[] = {
+        {"pcie_rate", device->pcie_rate}, {"pcie_kb_s", device->pcie_kb_s}, {"nvlink_rate", device->nvlink_rate}};
+    for (size_t i = 0; i < sizeof rates / sizeof *rates; i++)
+        if (!strcmp(key, rates[i].key)) sscanf(value, "%lld %lld", &rates[i].pair[0], &rates[i].pair[1]);
+    if (!strcmp(key, "pcie_start")) device->pcie_start = atoll(value);
+    if (!strcmp(key, "nvlink_each")) device->nvlink_each = atoi(value);
+    if (!strcmp(key, "then") && device->steps < MAX_STEPS) device->utilizations[device->steps++] = atoi(value);
 }
 
 static void read_fact(struct device *device, const char *key, const char *value)
@@ -88,6 +106,7 @@ static void read_fact(struct device *device, const char *key, const char *value)
     if (!strcmp(key, "used")) device->used = atoll(value);
     if (!strcmp(key, "capability")) sscanf(value, "%d %d", &device->major, &device->minor);
     if (!strcmp(key, "cpus")) read_cpus(device->cpus, value);
+    read_traffic(device, key, value);
     if (!strcmp(key, "fabric_cluster"))
         for (int i = 0; i < 16; i++) sscanf(value + 2 * i, "%2hhx", &device->fabric_cluster[i]);
     if (!strcmp(key, "process")) read_process(&device->process[device->processes++], value);
@@ -189,7 +208,7 @@ static int fault(const char *function, struct device *device, struct device *oth
     int function(struct device *device, char *out, unsigned size) \
     { CHECK(device); if (!*device->field) return NOT_SUPPORTED; snprintf(out, size, "%s", device->field); return SUCCESS; }
 
-int nvmlInitWithFlags(unsigned flags) { (void)flags; read_machine(); CHECK(NULL); open_count++; return SUCCESS; }
+int nvmlInitWithFlags(unsigned flags) { (void)flags; read_machine(); CHECK(NULL); open_count++, opened_at = now(); return SUCCESS; }
 int nvmlShutdown(void) { spend(__func__); write_counts(); CHECK(NULL); open_count--; return SUCCESS; }
 const char *nvmlErrorString(int error) { (void)error; return "an error of the stand-in"; }
 
@@ -286,7 +305,8 @@ int nvmlDeviceGetUtilizationRates(struct device *device, unsigned out[2])
 {
     CHECK(device);
     if (device->utilization < 0) return NOT_SUPPORTED;
-    out[0] = (unsigned)device->utilization, out[1] = 0;
+    out[0] = (unsigned)(device->steps ? device->utilizations[device->step] : device->utilization), out[1] = 0;
+    if (device->step < device->steps - 1) device->step++;
     return SUCCESS;
 }
 
@@ -461,4 +481,47 @@ int nvmlDeviceGetNvLinkRemotePciInfo_v2(struct device *device, unsigned link, st
     int problem = link_problem(device, link);
     if (!problem) snprintf(out->bus_id, sizeof out->bus_id, "%s", device->link[link].remote);
     return problem;
+}
+
+/* Throughput. The counters grow with the time since nvmlInit, at the rates of the machine's description. */
+struct field { unsigned id, scope; long long timestamp, latency; int type, result; union { u64 wide; unsigned narrow; } value; };
+
+enum { NVLINK_TX = 138, NVLINK_RX = 139, PCIE_TX = 197, PCIE_RX = 198, UNSIGNED_INT = 1, UNSIGNED_LONG_LONG = 3 };
+
+static u64 grown(long long rate) { return (u64)((double)rate * (double)(now() - opened_at) / 1e9); }
+
+static int read_field(struct device *device, struct field *field)
+{
+    int direction = field->id == NVLINK_RX || field->id == PCIE_RX;
+    if (field->id == NVLINK_TX || field->id == NVLINK_RX) {
+        int all = field->scope == 0xFFFFFFFF, links = 0;
+        for (int i = 0; i < MAX_LINKS; i++) links += device->link[i].kind >= 0;
+        if (device->nvlink_rate[0] < 0 || !links) return NOT_SUPPORTED;
+        if (all ? device->nvlink_each : field->scope >= (unsigned)links) return INVALID_ARGUMENT;
+        field->type = UNSIGNED_LONG_LONG, field->value.wide = grown(device->nvlink_rate[direction]) / (u64)(all ? 1 : links);
+        return SUCCESS;
+    }
+    if ((field->id != PCIE_TX && field->id != PCIE_RX) || device->pcie_rate[0] < 0) return NOT_SUPPORTED;
+    u64 value = (u64)device->pcie_start + grown(device->pcie_rate[direction]);
+    if (device->pcie_start) field->type = UNSIGNED_LONG_LONG, field->value.wide = value;
+    else field->type = UNSIGNED_INT, field->value.narrow = (unsigned)value;
+    return SUCCESS;
+}
+
+int nvmlDeviceGetFieldValues(struct device *device, int fields, struct field *field)
+{
+    CHECK(device);
+    for (int i = 0; i < fields; i++) field[i].result = read_field(device, &field[i]);
+    return SUCCESS;
+}
+
+/* As the real one: KB/s over a window of 20 ms, which it waits for. */
+int nvmlDeviceGetPcieThroughput(struct device *device, unsigned direction, unsigned *out)
+{
+    CHECK(device);
+    if (direction > 1 || device->pcie_kb_s[direction] < 0) return NOT_SUPPORTED;
+    struct timespec window = {0, 20000000};
+    nanosleep(&window, NULL);
+    *out = (unsigned)device->pcie_kb_s[direction];
+    return SUCCESS;
 }
