@@ -26,6 +26,11 @@ class Entry:
 # In the order in which they act: model edits, images, loss, gradient, step, weights, end of an epoch.
 TABLE: tuple[Entry, ...] = (
     Entry("plateau", lambda c: c.schedule.scheduler == "plateau", "ddp_train.techniques.plateau:create"),
+    Entry(
+        "centralize_gradients",
+        lambda c: c.optim.centralize_gradients,
+        "ddp_train.techniques.centralization:create",
+    ),
     Entry("clip_grad", lambda c: c.optim.clip_grad is not None, "ddp_train.techniques.clipping:create"),
     Entry(
         "early_stopping",

@@ -21,6 +21,7 @@ if __package__ in (None, ""):
 from ddp_train.config import Config, UserError, check_paths, parse, with_values
 
 if TYPE_CHECKING:
+    from ddp_train.build import Run
     from ddp_train.distributed import Ranks
 
 __all__ = ["main"]
@@ -82,6 +83,8 @@ def _train(wanted: Config, ranks: Ranks) -> int:
     set_threads(ranks, device)
     distributed.start(ranks, device)
     run = build(wanted, ranks, device)
+    if wanted.run.tune is not None:
+        return _tune(run)
     try:
         for observer in run.observers:
             observer.on_start(run.facts)
@@ -91,6 +94,17 @@ def _train(wanted: Config, ranks: Ranks) -> int:
     finally:
         for observer in run.observers:
             observer.close()
+    return 0
+
+
+def _tune(run: Run) -> int:
+    from ddp_train.distributed import on_first_rank
+    from ddp_train.tune import learning_rate
+
+    found = learning_rate.range_test(run.trainer)
+    _, picture = on_first_rank(lambda: learning_rate.write(found, run.folder.path), run.trainer.parts.ranks)
+    if run.trainer.parts.ranks.is_first:
+        print(f"suggested peak learning rate {found.suggestion:.2g} (steepest fall at {found.steepest:.2g}): {picture}")
     return 0
 
 

@@ -149,6 +149,13 @@ class Trainer:
         loss, correct, samples = sum_over_ranks(self._totals.clone()).tolist()
         return loss / max(1.0, samples), correct / max(1.0, samples), int(samples)
 
+    def measure_step(self, window: Window) -> float:
+        """One optimizer step, and the mean loss of its global batch: for measurements, as it waits for the device."""
+        self._totals.zero_()
+        self.train_step(window)
+        loss, _, samples = sum_over_ranks(self._totals.clone()).tolist()
+        return float(loss / max(1.0, samples))
+
     def train_step(self, window: Window) -> None:
         """One optimizer step on this rank's part of a global batch of `window.size` samples."""
         parts, progress = self.parts, self.progress

@@ -22,5 +22,7 @@ class OptimOptions:
     """Momentum of sgd."""
     weight_decay: float = 5e-4
     """Weight decay, on weights only: not on biases and normalisation parameters."""
+    centralize_gradients: bool = False
+    """Take the mean out of the gradient of each output of a weight."""
     clip_grad: float | None = None
     """Largest norm of the gradient; None does not clip."""

@@ -26,5 +26,7 @@ class RunOptions:
     """Steps between progress reports; each report waits for the device once."""
     tensorboard: bool = True
     """Write TensorBoard event files into the run folder."""
+    tune: Literal["lr"] | None = None
+    """In place of training: lr is the learning-rate range test, whose result goes into the run folder."""
     disable_auto: bool = False
     """Take fixed defaults instead of recommendations from the hardware."""

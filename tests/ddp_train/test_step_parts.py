@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -11,7 +12,8 @@ from ddp_train.optim import create_optimizer, parameter_groups
 from ddp_train.options import OptimOptions, UserError
 from ddp_train.precision import Precision
 from ddp_train.technique import Moment
-from ddp_train.techniques import clipping
+from ddp_train.techniques import centralization, clipping
+from ddp_train.techniques.gradient_penalty import gradient_penalty
 from tests.ddp_train.contexts import make_context
 
 CPU = torch.device("cpu")
@@ -85,3 +87,40 @@ def test_clipping_is_torchs() -> None:
     assert clip.report() == {"gradient_norm": pytest.approx(norm)}
     moved = torch.cat([(p - b).flatten() for p, b in zip(layer.parameters(), before, strict=True)])
     assert moved.norm().item() == pytest.approx(0.5, rel=1e-4)
+
+
+def test_centralisation_is_the_formula() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 2))
+    model(torch.randn(5, 3, 4, 4)).square().sum().backward()
+    before = [p.grad.numpy().copy() for p in model.parameters()]
+    centralization.centralize(list(model.parameters()), Moment(0, 0, 0, 0))
+    for parameter, gradient in zip(model.parameters(), before, strict=True):
+        if gradient.ndim > 1:
+            rows = gradient.reshape(len(gradient), -1)
+            gradient = (rows - rows.mean(axis=1, keepdims=True)).reshape(gradient.shape)
+        assert np.allclose(parameter.grad.numpy(), gradient, atol=1e-6)
+
+
+def test_the_gradient_penalty_of_a_linear_critic_is_known() -> None:
+    weights = torch.tensor([3.0, 4.0])  # its gradient has length 5 everywhere
+    real, generated = torch.randn(6, 2), torch.randn(6, 2)
+    assert gradient_penalty(lambda x: x @ weights, real, generated).item() == pytest.approx(10 * (5 - 1) ** 2)
+
+
+def test_the_gradient_penalty_is_of_each_sample_and_can_be_trained_with() -> None:
+    critic = nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.Tanh(), nn.Linear(8, 1))
+    real, generated = torch.randn(4, 3, 2, 2), torch.randn(4, 3, 2, 2)
+    draw = torch.Generator().manual_seed(3)
+    penalty = gradient_penalty(critic, real, generated, weight=2.0, generator=draw)
+    penalty.backward()
+    # Only the last bias has no part in the gradient of the critic.
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in list(critic.parameters())[:-1])
+    share = torch.rand(4, 1, 1, 1, generator=torch.Generator().manual_seed(3))
+    expected = 0.0
+    for at, one in enumerate(share * real + (1 - share) * generated):
+        jacobian = torch.autograd.functional.jacobian(lambda x: critic(x[None])[0, 0], one)
+        expected += 2.0 * (jacobian.norm().item() - 1) ** 2 / 4
+        assert at < 4
+    assert penalty.item() == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(ValueError, match="differ in shape"):
+        gradient_penalty(critic, real, generated[:2])

@@ -67,6 +67,12 @@ TABLE: tuple[Row, ...] = (
         oracle="tests.ddp_train.test_schedule:test_early_stopping_counts_epochs_without_a_better_accuracy",
     ),
     Row(
+        name="centralize_gradients",
+        options="--centralize-gradients",
+        neutral="--no-centralize-gradients",
+        oracle="tests.ddp_train.test_step_parts:test_centralisation_is_the_formula",
+    ),
+    Row(
         name="clip_grad",
         options="--clip-grad 0.05",
         neutral="--clip-grad 1e9",

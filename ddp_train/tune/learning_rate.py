@@ -1,0 +1,104 @@
+"""The learning-rate range test (Smith 2017, arXiv:1506.01186): `--tune lr`.
+
+The rate rises by the same factor at every step, from almost nothing until the loss runs away. The loss, smoothed, falls
+fastest somewhere before its lowest point; a tenth of the rate at that point is a safe peak for a run.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ddp_train.atomic import write_text
+from ddp_train.options import UserError
+from ddp_train.trainer import Trainer
+
+__all__ = ["Found", "range_test", "suggest", "write"]
+
+LOWEST, HIGHEST = 1e-6, 10.0
+STEPS = 120
+SMOOTHING = 0.9
+RAN_AWAY = 4.0
+"""The test ends when the smoothed loss is so many times the lowest one, as in fastai's finder."""
+LEAST_STEPS = 20
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was measured: rates, the loss of each step, the same smoothed; `steepest` and `suggestion` are rates."""
+
+    rates: tuple[float, ...]
+    losses: tuple[float, ...]
+    smoothed: tuple[float, ...]
+    steepest: float
+    suggestion: float
+
+
+def range_test(trainer: Trainer, steps: int = STEPS) -> Found:
+    """Raise the rate from 1e-6 to 10 in `steps` steps. The trainer's network is spent afterwards.
+
+    All ranks take part and find the same. Errors: UserError where the loss is not finite from the start.
+    """
+    peak = trainer.parts.optimizer.param_groups[0]["initial_lr"]
+    ratio = (HIGHEST / LOWEST) ** (1 / (steps - 1))
+    trainer.parts = replace(trainer.parts, schedule=lambda step: LOWEST * ratio**step / peak)
+    rates: list[float] = []
+    losses: list[float] = []
+    epochs = (trainer.parts.pipeline.train(epoch) for epoch in itertools.count())
+    for window in itertools.islice(itertools.chain.from_iterable(epochs), steps):
+        rates.append(LOWEST * ratio**trainer.progress.step)
+        losses.append(trainer.measure_step(window))
+        smoothed = smooth(losses)
+        if not math.isfinite(smoothed[-1]) or smoothed[-1] > RAN_AWAY * min(smoothed):
+            break
+    return suggest(rates, losses)
+
+
+def smooth(losses: Iterable[float]) -> list[float]:
+    """The exponential moving average, corrected for its start (as in Adam)."""
+    average, found = 0.0, []
+    for count, loss in enumerate(losses, start=1):
+        average = SMOOTHING * average + (1 - SMOOTHING) * loss
+        found.append(average / (1 - SMOOTHING**count))
+    return found
+
+
+def suggest(rates: Sequence[float], losses: Sequence[float]) -> Found:
+    """A tenth of the rate at the lowest smoothed loss; `steepest`: where it falls fastest over the log of the rate."""
+    finite = next((at for at, loss in enumerate(losses) if not math.isfinite(loss)), len(losses))
+    if finite < LEAST_STEPS:
+        raise UserError(
+            f"--tune lr: the loss was {losses[finite] if finite < len(losses) else 'lost'} after {finite} steps"
+        )
+    rates, losses = rates[:finite], losses[:finite]
+    smoothed = smooth(losses)
+    lowest = min(range(len(smoothed)), key=smoothed.__getitem__)
+    slopes = [after - before for before, after in itertools.pairwise(smoothed[: lowest + 1])]
+    steepest = min(range(len(slopes)), key=slopes.__getitem__) if slopes else 0
+    return Found(tuple(rates), tuple(losses), tuple(smoothed), rates[steepest], rates[lowest] / 10)
+
+
+def write(found: Found, folder: Path) -> tuple[Path, Path]:
+    """lr_range_test.json and lr_range_test.png in `folder`."""
+    from ddp_train.plots.range_test import range_test_figure
+    from ddp_train.plots.style import save
+
+    data, picture = folder / "lr_range_test.json", folder / "lr_range_test.png"
+    write_text(data, json.dumps({"schema": "ddp-train-lr-range/1", **vars_of(found)}, indent=2) + "\n")
+    save(range_test_figure(found.rates, found.losses, found.smoothed, found.steepest, found.suggestion), picture)
+    return data, picture
+
+
+def vars_of(found: Found) -> dict[str, object]:
+    """The fields by name, for JSON."""
+    return {
+        "suggestion": found.suggestion,
+        "steepest": found.steepest,
+        "rates": list(found.rates),
+        "losses": list(found.losses),
+        "smoothed": list(found.smoothed),
+    }
