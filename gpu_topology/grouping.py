@@ -115,10 +115,10 @@ def _slice_rank(device: Device) -> tuple[int, int, int, str]:
 
 
 def kind_of(device: Device) -> object:
-    """What devices of one group have in common, apart from memory."""
+    """What devices of one group have in common, apart from memory: a slice always has a profile, or else its UUID."""
     gpu, mig = device.gpu, device.mig
     profile = mig and (mig.profile or mig.uuid)
-    return gpu.name, gpu.compute_capability, bool(gpu.mig_mode), profile
+    return gpu.name, gpu.compute_capability, profile
 
 
 def _by_memory(devices: Sequence[Device]) -> list[list[Device]]:

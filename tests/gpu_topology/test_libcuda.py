@@ -93,6 +93,14 @@ def test_a_mask_means_the_gpus_that_cuda_means(what, fault, cuda):
         )
 
 
+def test_bus_ids_agree_whatever_zeros_lead_the_domain():
+    topology = to_topology("a100_a5000_t400")
+    ids = [gpu.pci_bus_id or "" for gpu in topology.gpus]
+    for order in (ids, [f"0000{one}" for one in ids], [one.upper() for one in ids]):
+        request = SelectionRequest(visible="0", cuda_order=tuple(reversed(order)))
+        assert select(topology, request).indices == (4,)
+
+
 def run(command: list[str], environ: dict[str, str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, *command], env=environ, cwd=ROOT, capture_output=True, text=True, timeout=120

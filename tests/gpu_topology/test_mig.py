@@ -94,6 +94,8 @@ def test_named_slices_are_a_rank_each_on_one_gpu_too():
     assert selection.group == "NVIDIA A100 80GB MIG 3g.40gb x 3"
     assert "several ranks share GPU 0" in selection.warnings[0]
     assert chosen(topology, gpus=("MIG-2-0", "MIG-1-0", "MIG-1-1"), count=2) == ("MIG-2-0", "MIG-1-1"), "a GPU each"
+    every = ("MIG-1-0", "MIG-2-0", "MIG-1-1", "MIG-2-1")
+    assert chosen(topology, gpus=every, count=3) == ("MIG-1-0", "MIG-2-0", "MIG-1-1")
     assert chosen(topology, gpus=("MIG-2-1",)) == ("MIG-2-1",)
     assert chosen(topology, gpus=("1",)) == ("MIG-1-1",), "the name of a GPU is that of its best slice"
     assert chosen(machine(gpu(0, *HALVES, taken=(1,))), gpus=("0",)) == ("MIG-2-0",), "of two alike a free one"
