@@ -30,7 +30,7 @@ from gpu_topology.verify_cache import Verdict
 from gpu_topology.verify_findings import Findings, Naming, judge
 from gpu_topology.verify_job import run_job
 
-__all__ = ["RANK", "TIME_LIMIT_S", "add_arguments", "check", "run"]
+__all__ = ["RANK", "add_arguments", "check", "run", "usual_limit_s"]
 
 RANK = ("-m", "gpu_topology.verify_rank")
 TIME_LIMIT_S = 60
@@ -51,9 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--time-limit",
         type=_seconds,
-        default=TIME_LIMIT_S,
         metavar="SECONDS",
-        help=f"when a job counts as hanging, 1 to {LONGEST_S} (default: {TIME_LIMIT_S})",
+        help=f"when a job counts as hanging, 1 to {LONGEST_S} (default: {TIME_LIMIT_S}, more above 11 ranks)",
     )
     parser.add_argument("--no-cache", action="store_true", help="do not keep the result for the launcher")
     parser.set_defaults(source=None)
@@ -111,7 +110,7 @@ def check(
     selection: Selection,
     host: Host,
     *,
-    time_limit_s: float = TIME_LIMIT_S,
+    time_limit_s: float | None = None,
     ranks: int | None = None,
     worker: Sequence[str] = RANK,
     keep: bool = True,
@@ -119,13 +118,15 @@ def check(
 ) -> Verdict:
     """Run the job over the selection, or with gloo on `ranks` ranks of the CPU where it is empty; how it went.
 
-    `time_limit_s` is for each job, of which there are at most three. `worker`: the program of a rank, as torchrun takes
-    it. `say` gets a line when a job starts. With `keep` a result for GPUs is there for `verify_cache.recall`. Raises
-    TopologyError where no job can be started.
+    `time_limit_s` is for each job, of which there are at most three (default: `usual_limit_s`). `worker`: the program of
+    a rank, as torchrun takes it. `say` gets a line when a job starts. With `keep` a result for GPUs is there for
+    `verify_cache.recall`. Raises TopologyError where no job can be started.
     """
     if find_spec("torch") is None:
         raise TopologyError(f"verify needs torch, which is not installed in {sys.executable}")
-    trial = _Trial(topology, selection, host, ranks or CPU_RANKS, worker, time_limit_s)
+    count = len(selection.indices) or ranks or CPU_RANKS
+    time_limit_s = usual_limit_s(count) if time_limit_s is None else time_limit_s
+    trial = _Trial(topology, selection, host, count, worker, time_limit_s)
     begin = time.monotonic()
     say(f"{trial.what}, at most {time_limit_s:g} s")
     first = last = trial.run({})
@@ -140,6 +141,11 @@ def check(
     return verdict
 
 
+def usual_limit_s(ranks: int) -> int:
+    """Enough for 16 GPUs by way of a slow host, where each of 240 pairs moves more than half a gigabyte."""
+    return max(TIME_LIMIT_S, ranks * (ranks - 1) // 2)
+
+
 class _Trial:
     """The job, which may run more than once with more variables set."""
 
@@ -148,12 +154,12 @@ class _Trial:
         topology: Topology,
         selection: Selection,
         host: Host,
-        cpu_ranks: int,
+        ranks: int,
         worker: Sequence[str],
         time_limit_s: float,
     ) -> None:
         devices = selection.indices
-        self.ranks = len(devices) or cpu_ranks
+        self.ranks = ranks
         self.naming = Naming("nccl" if devices else "gloo", devices)
         noun = "rank" if self.ranks == 1 else "ranks"
         self.what = (

@@ -20,7 +20,7 @@ import pytest
 from gpu_topology.host import Host
 from gpu_topology.selection import SelectionRequest, select
 from gpu_topology.topology import Topology
-from gpu_topology.verify import check
+from gpu_topology.verify import check, usual_limit_s
 from gpu_topology.verify_cache import Verdict, recall
 from tests.fake_nvml.machine import to_topology
 
@@ -278,6 +278,10 @@ def test_sigkill_of_verify_leaves_nothing(marked: Callable[[], list[int]], tmp_p
     while marked() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not marked()
+
+
+def test_many_pairs_have_more_time() -> None:
+    assert [usual_limit_s(ranks) for ranks in (1, 2, 8, 16)] == [60, 60, 60, 120]
 
 
 @pytest.mark.parametrize(
