@@ -118,8 +118,8 @@ def check(
 ) -> Verdict:
     """Run the job over the selection, or with gloo on `ranks` ranks of the CPU where it is empty; how it went.
 
-    `time_limit_s` is for each job, of which there are at most three (default: `usual_limit_s`). `worker`: the program of
-    a rank, as torchrun takes it. `say` gets a line when a job starts. With `keep` a result for GPUs is there for
+    `time_limit_s` is for each job, of which there are at most three (default: `usual_limit_s`). `worker`: the program
+    of a rank, as torchrun takes it. `say` gets a line when a job starts. With `keep` a result for GPUs is there for
     `verify_cache.recall`. Raises TopologyError where no job can be started.
     """
     if find_spec("torch") is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
 from rich import box
@@ -34,22 +34,31 @@ def page(verdict: Verdict, devices: Sequence[int]) -> str:
         for way, title in _TITLES.items():
             if pairs := [pair for pair in verdict.pairs if pair.way == way]:
                 console.print(Text(title, style="bold"))
-                console.print(_matrix(pairs, "GPU" if devices else "rank "))
-                console.print()
+                for table in _matrices(pairs, "GPU" if devices else "rank ", console.width):
+                    console.print(table)
+                    console.print()
         for line in _lines(verdict):
             console.print(line, soft_wrap=True)
     return text.get()
 
 
-def _matrix(pairs: Sequence[PairResult], noun: str) -> Table:
+def _matrices(pairs: Sequence[PairResult], noun: str, width: int) -> Iterator[Table]:
+    """The pairs as a matrix: in one piece, or in as many as the width of the screen asks for."""
     numbers = list(dict.fromkeys(number for pair in pairs for number in (pair.a, pair.b)))
+    column = 2 + max(len("wrong"), len(f"{noun}{max(numbers)}"))
+    fit = max(1, width // column - 1)
+    for first in range(0, len(numbers), fit):
+        yield _matrix(pairs, noun, numbers, numbers[first : first + fit])
+
+
+def _matrix(pairs: Sequence[PairResult], noun: str, rows: Sequence[int], columns: Sequence[int]) -> Table:
     found = {(pair.a, pair.b): pair for pair in pairs}
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=True, padding=(0, 1), header_style="bold")
     table.add_column("", no_wrap=True)
-    for number in numbers:
+    for number in columns:
         table.add_column(f"{noun}{number}", no_wrap=True, justify="right")
-    for a in numbers:
-        table.add_row(Text(f"{noun}{a}", style="bold"), *(_cell(found.get((a, b)), a == b) for b in numbers))
+    for a in rows:
+        table.add_row(Text(f"{noun}{a}", style="bold"), *(_cell(found.get((a, b)), a == b) for b in columns))
     return table
 
 
