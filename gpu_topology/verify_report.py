@@ -45,7 +45,7 @@ def page(verdict: Verdict, devices: Sequence[int]) -> str:
 def _matrices(pairs: Sequence[PairResult], noun: str, width: int) -> Iterator[Table]:
     """The pairs as a matrix: in one piece, or in as many as the width of the screen asks for."""
     numbers = list(dict.fromkeys(number for pair in pairs for number in (pair.a, pair.b)))
-    column = 2 + max(len("wrong"), len(f"{noun}{max(numbers)}"))
+    column = 3 + max(len("wrong"), len(f"{noun}{max(numbers)}"))
     fit = max(1, width // column - 1)
     for first in range(0, len(numbers), fit):
         yield _matrix(pairs, noun, numbers, numbers[first : first + fit])
