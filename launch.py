@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Plan and run what the command line says; the exit status."""
     signal.signal(signal.SIGTERM, _leave)
     try:
-        options = parse(sys.argv[1:] if argv is None else argv)
+        options = parse(sys.argv[1:] if argv is None else argv, os.environ)
         if options.doctor:
             from launcher import doctor
 

@@ -4,10 +4,24 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from launcher import __version__
-from launcher.values import OptionError, device_list, endpoint, host_name, memory, node_range, one_of, path, whole
+from launcher.values import (
+    BOTH,
+    FileName,
+    OneOf,
+    OptionError,
+    Tee,
+    device_list,
+    endpoint,
+    host_name,
+    memory,
+    node_range,
+    ranks,
+    tee,
+    whole,
+)
 
 __all__ = ["Parser", "make_parser"]
 
@@ -15,6 +29,7 @@ LARGEST_RANKS = 1024
 POLICIES = ("largest", "fastest", "mixed")
 # torchrun's own modes, and ours.
 BINDINGS = ("auto", "off", "node", "socket", "exclusive", "core-complex")
+SHELLS = ("bash", "zsh", "fish")
 USAGE = "launch.py [--auto | --gpus LIST | --cpu] [options] [SCRIPT | -m MODULE] [arguments of the program]"
 EXAMPLES = """\
 Plans a distributed run for this machine, shows the plan, and runs it.
@@ -36,6 +51,16 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise OptionError(message.removeprefix("argument ") + " (see --help)")
+
+
+class _PrintCompletion(argparse.Action):
+    """Prints the script for a shell and ends the program."""
+
+    def __call__(self, parser: Any, namespace: object, values: Any, option_string: str | None = None) -> NoReturn:
+        from launcher.completion import script
+
+        print(script(values, make_parser()[1].values()), end="")
+        sys.exit(0)
 
 
 def make_parser() -> tuple[Parser, dict[str, argparse.Action]]:
@@ -62,13 +87,13 @@ def _device_options(parser: Parser) -> list[argparse.Action]:
         add(
             *("--nproc", "--nproc-per-node"),
             metavar="N",
-            type=whole("--nproc", 1, LARGEST_RANKS),
+            type=ranks("--nproc", LARGEST_RANKS),
             help="ranks on this node: as many GPUs [all that were selected; on the CPU 2]",
         ),
         add(
             "--policy",
             metavar="|".join(POLICIES),
-            type=one_of("--policy", POLICIES),
+            type=OneOf("--policy", POLICIES),
             help="largest group of equal GPUs, fastest group, or GPUs of several models [largest]",
         ),
         add("--exclude", metavar="LIST", type=device_list("--exclude"), help="GPUs to leave out"),
@@ -100,7 +125,7 @@ def _run_options(parser: Parser) -> list[argparse.Action]:
         add(
             "--topology",
             metavar="FILE",
-            type=path("--topology"),
+            type=FileName("--topology"),
             help="with --dry-run: plan for a machine saved by gpu_topology snapshot",
         ),
         add(
@@ -115,7 +140,7 @@ def _run_options(parser: Parser) -> list[argparse.Action]:
             help="start all ranks again after a failure, at most N times [0]",
         ),
         add(
-            "--grace",
+            *("--grace", "--shutdown-timeout"),
             metavar="SECONDS",
             type=whole("--grace", 0, 86400),
             help="time that ranks have to end after a failure or signal before they are killed"
@@ -124,22 +149,36 @@ def _run_options(parser: Parser) -> list[argparse.Action]:
         add(
             "--log-dir",
             metavar="DIR",
-            type=path("--log-dir"),
+            type=FileName("--log-dir"),
             help="output of every rank, in files [RUN FOLDER/logs; for your own program a temporary folder]",
         ),
         add(
             "--json-events",
             metavar="FILE",
-            type=path("--json-events"),
+            type=FileName("--json-events"),
             help="write what happens as JSON Lines, see docs/events.md; - is standard output",
         ),
         add(
             "--numa-binding",
             metavar="|".join(BINDINGS),
-            type=one_of("--numa-binding", BINDINGS),
+            type=OneOf("--numa-binding", BINDINGS),
             help="bind ranks to the CPUs beside their GPUs [auto: where that works and leaves none idle]",
         ),
-        add("--tee", action="store_true", help="show the output of the other ranks as well"),
+        add(
+            *("-t", "--tee"),
+            nargs="?",
+            const=Tee(BOTH),
+            metavar="RANKS",
+            type=tee,
+            help="show the output of the other ranks as well: all, or as in 1,2",
+        ),
+        add(
+            *("--completion", "--print-completion"),
+            metavar="|".join(SHELLS),
+            type=OneOf("--completion", SHELLS),
+            action=_PrintCompletion,
+            help="print a completion script, as in: source <(python launch.py --completion bash)",
+        ),
         add("--version", action="version", version=version, help="print the version"),
         add("-h", "--help", action="help", help="print this help"),
     ]
@@ -161,7 +200,7 @@ def _node_options(parser: Parser) -> list[argparse.Action]:
             help="0 on the node of the rendezvous endpoint [found out by its address]",
         ),
         add("--rdzv-endpoint", metavar="HOST:PORT", type=endpoint, help="where the nodes meet: an address of node 0"),
-        add("--rdzv-id", metavar="NAME", type=path("--rdzv-id"), help="name of the run, the same on each node"),
+        add("--rdzv-id", metavar="NAME", type=FileName("--rdzv-id"), help="name of the run, the same on each node"),
         add(
             "--rdzv-timeout",
             metavar="SECONDS",

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from launcher.cluster import Cluster
 from launcher.options import Program
+from launcher.values import NO_TEE, Tee
 
 __all__ = [
     "LOOPBACK",
@@ -42,7 +43,7 @@ class Job:
     cluster: Cluster = field(default_factory=Cluster)
     max_restarts: int = 0
     grace: int = 30
-    tee: bool = False
+    tee: Tee = NO_TEE
     virtual_local_rank: bool = False
     unset: tuple[str, ...] = ()
     numa_binding: str | None = None

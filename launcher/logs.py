@@ -8,9 +8,11 @@ from pathlib import Path
 from torch.distributed.elastic.multiprocessing import LogsDest, LogsSpecs, Std
 
 from launcher.screen import Screen
+from launcher.values import BOTH, Tee
 
 __all__ = ["SIGNALS_VARIABLE", "RankLogs"]
 
+BITS = STDOUT, STDERR = (1, 2)
 SIGNALS_VARIABLE = "TORCHELASTIC_SIGNALS_TO_HANDLE"
 SIGNALS = os.environ.get(SIGNALS_VARIABLE, "SIGTERM,SIGINT,SIGHUP,SIGQUIT")
 
@@ -18,23 +20,28 @@ SIGNALS = os.environ.get(SIGNALS_VARIABLE, "SIGTERM,SIGINT,SIGHUP,SIGQUIT")
 class RankLogs(LogsSpecs):
     """Files `FOLDER/attempt-A/rank-R.stdout.log`, `...stderr.log` and `...error.json`; attempts of earlier runs stay.
 
-    `tee`: the other ranks are also shown on the screen, line by line, each line with its rank.
+    `tee`: which other ranks are shown on the screen too, line by line, each line with its rank.
     """
 
-    def __init__(self, folder: Path, *, tee: bool) -> None:
-        super().__init__(str(folder), redirects=Std.ALL, tee=Std.ALL if tee else Std.NONE)
+    def __init__(self, folder: Path, *, tee: Tee) -> None:
+        super().__init__(str(folder), redirects=Std.ALL)
         self._folder = folder
-        self._everyone = tee
+        self._teed = tee
         self._screen: Screen | None = None
         self.ranks: dict[int, tuple[Path, ...]] = {}
         """Local rank -> its log files in the latest attempt: standard output, standard error."""
-        self.shown: frozenset[int] = frozenset()
-        """The local ranks whose output is on the screen."""
+        self._streams: dict[int, int] = {}
+
+    @property
+    def shown(self) -> frozenset[int]:
+        """The local ranks whose error output is on the screen."""
+        return frozenset(rank for rank, streams in self._streams.items() if streams & STDERR)
 
     @property
     def seen(self) -> tuple[Path, ...]:
         """The log files of the latest attempt whose content was on the screen as well."""
-        return tuple(path for rank in self.shown for path in self.ranks.get(rank, ()))
+        each = ((logs, self._streams[rank]) for rank, logs in self.ranks.items())
+        return tuple(log for logs, streams in each for bit, log in zip(BITS, logs, strict=True) if streams & bit)
 
     @property
     def root_log_dir(self) -> str:
@@ -44,17 +51,19 @@ class RankLogs(LogsSpecs):
         """Make the folder of an attempt, and name each rank's files in it. See the base class."""
         self.finish()
         attempt = self._next_attempt()
-        self.shown = frozenset(envs) if self._everyone else frozenset({0})
-        self.ranks, errors = {}, {}
+        self.ranks, self._streams, errors = {}, {}, {}
         for local_rank, env in envs.items():
             base = attempt / f"rank-{env['RANK']}"
+            self._streams[local_rank] = self._teed.streams(int(env["RANK"])) if local_rank else BOTH
             self.ranks[local_rank] = (Path(f"{base}.stdout.log"), Path(f"{base}.stderr.log"))
             # The launcher empties this variable for its own agent; a rank that starts one gets torch's default.
             env[SIGNALS_VARIABLE] = SIGNALS
             errors[local_rank] = env["TORCHELASTIC_ERROR_FILE"] = f"{base}.error.json"
         stdouts, stderrs = ({rank: str(logs[stream]) for rank, logs in self.ranks.items()} for stream in (0, 1))
-        tee = self.shown - {0}
-        tee_out, tee_err = ({rank: path for rank, path in to.items() if rank in tee} for to in (stdouts, stderrs))
+        tee_out, tee_err = (
+            {rank: path for rank, path in to.items() if rank and self._streams[rank] & bit}
+            for bit, to in zip(BITS, (stdouts, stderrs), strict=True)
+        )
         if 0 in envs:
             self._screen = Screen(*self.ranks[0])
             stdouts[0], stderrs[0] = self._screen.stdout, self._screen.stderr

@@ -7,14 +7,18 @@ neither script nor module, the words that the launcher does not know are options
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NoReturn
+from types import MappingProxyType
+from typing import Any, Literal, NoReturn
 
-from launcher.arguments import make_parser
-from launcher.values import OptionError
+from launcher import torchrun_names
+from launcher.arguments import Parser, make_parser
+from launcher.values import NO_TEE, OptionError, Tee
 
 __all__ = ["LaunchOptions", "OptionError", "Program", "option_names", "parse"]
+
+NO_VARIABLES: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ class Program:
 class LaunchOptions:
     """The launcher's own options, checked; None: not given.
 
-    `min_memory` in bytes; `grace` and `rdzv_timeout` in seconds.
+    `min_memory` in bytes; `grace` and `rdzv_timeout` in seconds; `notes`: what the user should know about them.
     """
 
     program: Program
@@ -57,20 +61,29 @@ class LaunchOptions:
     grace: int | None = None
     log_dir: str | None = None
     json_events: str | None = None
-    tee: bool = False
+    tee: Tee = NO_TEE
     numa_binding: str = "auto"
+    notes: tuple[str, ...] = ()
 
 
-def parse(argv: Sequence[str]) -> LaunchOptions:
-    """The options and the program on a command line. Errors: OptionError. --help and --version print and exit 0."""
+def parse(argv: Sequence[str], environ: Mapping[str, str] = NO_VARIABLES) -> LaunchOptions:
+    """The options and the program on a command line. `environ`: where torchrun's PET_ variables are defaults.
+
+    Errors: OptionError. --help, --version and --completion print and exit 0.
+    """
     parser, actions = make_parser()
-    own, program = _split(argv, actions)
-    values = vars(parser.parse_args(own))
+    notes: list[str] = []
+    own, program = _split(argv, actions, notes)
+    try:
+        given = vars(parser.parse_args(own))
+    except OptionError as error:
+        raise OptionError(_as_typed(str(error), own, actions)) from None
+    values = given | _from_environment(parser, own, actions, environ)
     # --auto is what happens anyway; it is there to be written.
     values.pop("auto")
     if values.pop("no_python"):
         program = _as_executable(program)
-    options = LaunchOptions(program=program, **values)
+    options = LaunchOptions(program=program, notes=tuple(notes), **values)
     _check(options)
     return options
 
@@ -78,6 +91,32 @@ def parse(argv: Sequence[str]) -> LaunchOptions:
 def option_names() -> tuple[str, ...]:
     """Every spelling of every launcher option, for suggestions."""
     return tuple(make_parser()[1])
+
+
+def _as_typed(message: str, own: Sequence[str], actions: Mapping[str, argparse.Action]) -> str:
+    """The message with the option as the user has spelled it, who may have taken another of its names."""
+    named, _, rest = message.partition(" ")
+    for typed in (word.partition("=")[0] for word in own):
+        if named in actions and named in actions[typed].option_strings:
+            return f"{typed} {rest}"
+    return message
+
+
+def _from_environment(
+    parser: Parser, own: Sequence[str], actions: Mapping[str, argparse.Action], environ: Mapping[str, str]
+) -> dict[str, Any]:
+    """Values of PET_ variables for options that are not on the command line."""
+    given = {name for word in own for name in actions[word.partition("=")[0]].option_strings}
+    values = {}
+    for variable, value, word in torchrun_names.defaults(environ, given):
+        try:
+            found = vars(parser.parse_args([word]))
+        except OptionError as error:
+            expected = str(error).rpartition("expected ")[2]
+            raise OptionError(f"{variable}={value[:200]!r} in the environment: expected {expected}") from None
+        name = actions[word.partition("=")[0]].dest
+        values[name] = found[name]
+    return values
 
 
 def _check(options: LaunchOptions) -> None:
@@ -114,20 +153,27 @@ def _as_executable(program: Program) -> Program:
     return Program("executable", program.name, program.args)
 
 
-def _split(argv: Sequence[str], actions: dict[str, argparse.Action]) -> tuple[list[str], Program]:
+def _split(argv: Sequence[str], actions: Mapping[str, argparse.Action], notes: list[str]) -> tuple[list[str], Program]:
     """The launcher's own words, each with its value as --name=value, and the program with the rest."""
     own: list[str] = []
     trainer: list[str] = []
     words = list(argv)
     while words:
         word = words.pop(0)
-        name, equals, _ = word.partition("=")
+        name, equals, value = word.partition("=")
         name = "--" + name[2:].replace("_", "-") if name.startswith("--") else name
-        if word in ("-m", "--module", "--"):
-            return own, _program("script" if word == "--" else "module", words, trainer, word)
+        if word == "--":
+            return own, _program("script", words, trainer, word)
+        if name in ("-m", "--module"):
+            return own, _program("module", [value, *words] if equals else words, trainer, word)
         if name in actions:
             own.append(_with_value(name, word, words, actions))
+        elif note := torchrun_names.no_effect(name):
+            notes.append(note)
+            if not equals and name not in torchrun_names.WITHOUT_VALUE:
+                del words[:1]
         elif word.startswith("-") and word != "-":
+            torchrun_names.refuse(name)
             trainer.append(word)
             if words and not equals and not words[0].startswith("-"):
                 trainer.append(words.pop(0))
@@ -138,16 +184,26 @@ def _split(argv: Sequence[str], actions: dict[str, argparse.Action]) -> tuple[li
     return own, Program("trainer", "", tuple(trainer))
 
 
-def _with_value(name: str, word: str, words: list[str], actions: dict[str, argparse.Action]) -> str:
+def _with_value(name: str, word: str, words: list[str], actions: Mapping[str, argparse.Action]) -> str:
     """The option as one word; takes its value from `words` where it needs one and has none."""
     _, equals, value = word.partition("=")
     if equals:
         return f"{name}={value}"
     if actions[name].nargs == 0:
         return name
+    if actions[name].nargs == "?":
+        return f"{name}={words.pop(0)}" if words and _fits(actions[name], words[0]) else name
     if not words or words[0].split("=")[0] in actions:
         raise OptionError(f"{name} needs a value (see --help)")
     return f"{name}={words.pop(0)}"
+
+
+def _fits(action: argparse.Action, word: str) -> bool:
+    """Whether this is a value of an option that needs none, and not the next word of the command line."""
+    try:
+        return callable(action.type) and action.type(word) is not None
+    except OptionError:
+        return False
 
 
 def _program(kind: Literal["script", "module"], words: Sequence[str], trainer: Sequence[str], word: str) -> Program:

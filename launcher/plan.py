@@ -195,6 +195,7 @@ def _job(
 
 
 def _warnings(options: LaunchOptions, selection: Selection, host: Host, ranks: int) -> Iterable[str]:
+    yield from options.notes
     if options.topology is not None:
         yield "CPU cores, memory and network are those of this machine, the GPUs those of the file"
     if not selection.indices and ranks > host.usable_cpus:

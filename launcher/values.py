@@ -3,11 +3,28 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 
-__all__ = ["OptionError", "device_list", "endpoint", "host_name", "memory", "node_range", "one_of", "path", "whole"]
+__all__ = [
+    "NO_TEE",
+    "FileName",
+    "OneOf",
+    "OptionError",
+    "Tee",
+    "device_list",
+    "endpoint",
+    "host_name",
+    "memory",
+    "node_range",
+    "ranks",
+    "tee",
+    "whole",
+]
 
 LARGEST_NODES = 100_000
+LARGEST_MEMORY = 10**15
+BOTH = 3
 UNITS = {"": 10**9, "gb": 10**9, "g": 10**9, "gib": 2**30, "mb": 10**6, "m": 10**6, "mib": 2**20}
 
 
@@ -27,26 +44,76 @@ def whole(option: str, least: int, largest: int) -> Callable[[str], int]:
     return parse
 
 
-def one_of(option: str, choices: Sequence[str]) -> Callable[[str], str]:
+def ranks(option: str, largest: int) -> Callable[[str], int | None]:
+    """A parser of a number of ranks on a node; torchrun's words auto and gpu are None: as many as GPUs are selected."""
+    number = whole(option, 1, largest)
+
+    def parse(text: str) -> int | None:
+        if text in ("auto", "gpu"):
+            return None
+        try:
+            return number(text)
+        except OptionError as error:
+            raise OptionError(f"{error}, auto or gpu") from None
+
+    return parse
+
+
+@dataclass(frozen=True)
+class Tee:
+    """Which ranks are shown on the screen beside the first of the node, and which of their streams: 1 is standard
+    output, 2 standard error, 3 both, 0 none. `everyone`: of ranks that `ranks` does not name."""
+
+    everyone: int = 0
+    ranks: tuple[tuple[int, int], ...] = ()
+
+    def streams(self, rank: int) -> int:
+        """What of this rank is shown."""
+        return dict(self.ranks).get(rank, self.everyone)
+
+
+NO_TEE = Tee()
+
+
+def tee(text: str) -> Tee:
+    """all; two ranks or more, as in 1,2; or as torchrun: the streams of all ranks, or RANK:STREAMS,RANK:STREAMS."""
+    if text == "all":
+        return Tee(BOTH)
+    if re.fullmatch(r"[0-3]", text):
+        return Tee(int(text))
+    parts = [re.fullmatch(r"([0-9]{1,6})(?::([0-3]))?", part) for part in text.split(",")]
+    if all(parts) and len({part[1] for part in parts if part}) == len(parts):
+        return Tee(0, tuple((int(part[1]), int(part[2] or BOTH)) for part in parts if part))
+    raise OptionError(
+        f"--tee {text!r}: expected all, ranks such as 1,2, one rank such as 1:3, or torchrun's streams from 0 to 3"
+    )
+
+
+@dataclass(frozen=True)
+class OneOf:
     """A parser of one word of a list."""
 
-    def parse(text: str) -> str:
-        if text in choices:
+    option: str
+    choices: tuple[str, ...]
+
+    def __call__(self, text: str) -> str:
+        """The word. Errors: OptionError."""
+        if text in self.choices:
             return text
-        raise OptionError(f"{option} {text!r}: expected one of {', '.join(choices)}")
-
-    return parse
+        raise OptionError(f"{self.option} {text!r}: expected one of {', '.join(self.choices)}")
 
 
-def path(option: str) -> Callable[[str], str]:
+@dataclass(frozen=True)
+class FileName:
     """A parser of file and folder names, which are looked at later."""
 
-    def parse(text: str) -> str:
+    option: str
+
+    def __call__(self, text: str) -> str:
+        """The name. Errors: OptionError."""
         if text and "\0" not in text:
             return text
-        raise OptionError(f"{option} {text!r}: expected a path")
-
-    return parse
+        raise OptionError(f"{self.option} {text!r}: expected a path")
 
 
 def device_list(option: str) -> Callable[[str], tuple[str, ...]]:
@@ -66,9 +133,9 @@ def memory(option: str) -> Callable[[str], int]:
 
     def parse(text: str) -> int:
         found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?) ?([a-zA-Z]{0,3})", text)
-        if found and (unit := UNITS.get(found[2].lower())):
+        if found and (unit := UNITS.get(found[2].lower())) and float(found[1]) * unit <= LARGEST_MEMORY:
             return round(float(found[1]) * unit)
-        raise OptionError(f"{option} {text!r}: expected a size such as 20GB, 20GiB or 20000MB")
+        raise OptionError(f"{option} {text!r}: expected a size from 0 to 1000000GB, as in 20GB, 20GiB or 20000MB")
 
     return parse
 

@@ -79,7 +79,7 @@ from launcher.command import Job
 os.environ["GONE"] = "1"
 worker = ("sh", "-c", 'echo "$RANK $LOCAL_RANK $CUDA_VISIBLE_DEVICES $GONE"')
 devices = (("CUDA_VISIBLE_DEVICES", "MIG-a,MIG-b"),)
-job = Job(worker=worker, nproc_per_node=2, environment=devices, virtual_local_rank=True, tee=True, unset=("GONE",))
+job = Job(worker=worker, nproc_per_node=2, environment=devices, virtual_local_rank=True, tee=Tee(3), unset=("GONE",))
 assert elastic.run(job, Path({str(tmp_path)!r})).status == 0
 """
     assert sorted(in_process(code).splitlines()) == ["0 0 MIG-a ", "[rank 1] 1 0 MIG-b "]
