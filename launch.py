@@ -107,6 +107,7 @@ def _run(plan: LaunchPlan, options: LaunchOptions, events: EventLog) -> int:
     from launcher.folders import prepare
     from launcher.preflight import PreflightError, preflight
     from launcher.quiet import quiet_import
+    from launcher.report import Report
     from launcher.show import show_compact, to_json
     from launcher.summary import show
 
@@ -119,15 +120,14 @@ def _run(plan: LaunchPlan, options: LaunchOptions, events: EventLog) -> int:
         return 1
     plan, folders = prepare(plan, options)
     show_compact(console, plan, str(folders.logs))
-    events.plan(to_json(plan), folders.logs)
+    witness = Witness(plan)
+    report = Report(events, witness)
+    report.plan(to_json(plan), folders.logs)
     # torch takes seconds to import: only now, with the plan on the screen.
     with quiet_import():
         from launcher import elastic
 
-    witness = Witness(plan)
-    outcome = elastic.run(plan.job, folders.logs)
-    for attempt in outcome.attempts:
-        events.failure(attempt, witness.remedy(attempt.first))
+    outcome = elastic.run(plan.job, folders.logs, report)
     show(console, outcome, witness.remedy(outcome.first))
     events.end(outcome.status, message=outcome.message)
     if outcome.status == 0:

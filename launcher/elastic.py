@@ -29,10 +29,12 @@ from launcher import rendezvous, several_nodes
 from launcher.command import LOOPBACK, Job, escape_macros
 from launcher.descendants import Descendants, leashed
 from launcher.endings import Endings
+from launcher.events import EventLog
 from launcher.failures import Attempt, Failure, Outcome, exit_status, status_of
 from launcher.interrupts import Interrupts
 from launcher.logs import SIGNALS_VARIABLE, RankLogs
 from launcher.quiet import quieten_engine
+from launcher.report import Report
 from launcher.restarts import why_not
 
 __all__ = ["run"]
@@ -45,8 +47,12 @@ LAUNCHED = "DDP_LAUNCH"
 """Tells a program that its environment was planned: that OMP_NUM_THREADS, say, is no filler of torchrun's."""
 
 
-def run(job: Job, log_dir: Path) -> Outcome:
-    """Run the job to its end and tell how it ended. Main thread only. Never raises for what a rank does."""
+def run(job: Job, log_dir: Path, report: Report | None = None) -> Outcome:
+    """Run the job to its end and tell how it ended, what happens to `report`. Main thread only.
+
+    Never raises for what a rank does.
+    """
+    report = report or Report(EventLog(None))
     for name in job.unset:
         os.environ.pop(name, None)
     os.environ.update(job.environment)
@@ -60,9 +66,10 @@ def run(job: Job, log_dir: Path) -> Outcome:
         try:
             with Descendants() as descendants:
                 interrupts.kill = descendants.kill
-                agent = _Agent(_spec(job), logs, job.grace, interrupts, descendants)
+                agent = _Agent(_spec(job), logs, job.grace, interrupts, descendants, report)
                 return agent.outcome(agent.run())
         except SignalException as stop:
+            report.signal(stop.sigval)
             return Outcome(status=exit_status(-stop.sigval))
         except several_nodes.MeetingFailed as error:
             return Outcome(status=1, message=str(error))
@@ -110,13 +117,21 @@ class _Agent(LocalElasticAgent):
     """torch's agent, which remembers the order in which the ranks ended."""
 
     def __init__(
-        self, spec: WorkerSpec, logs: RankLogs, grace: int, interrupts: Interrupts, descendants: Descendants
+        self,
+        spec: WorkerSpec,
+        logs: RankLogs,
+        grace: int,
+        interrupts: Interrupts,
+        descendants: Descendants,
+        report: Report,
     ) -> None:
         super().__init__(spec, logs, log_line_prefix_template="[rank ${rank}] ")
         self._logs = logs
         self._grace = grace
         self._interrupts = interrupts
         self._descendants = descendants
+        self._report = report
+        self._reported: set[int] = set()
         self._attempts: list[Attempt] = []
         self._refusal: str | None = None
 
@@ -150,16 +165,22 @@ class _Agent(LocalElasticAgent):
             self._endings = Endings(pids)
             self._interrupts.install()
         self._over, self._begin_ms = False, time.monotonic() * 1000
+        self._reported = set()
+        ranks = {worker_group.workers[local_rank].global_rank: pid for local_rank, pid in pids.items()}
+        self._report.attempt(len(self._attempts), ranks, worker_group.workers[0].world_size, self._logs.attempt)
         return pids
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         # Wherever a signal came, nothing of torch's may have swallowed what it raised.
         self._interrupts.check()
         self._descendants.reap()
+        self._report_ends()
         if not self._over and any(self._codes().values()):
             self._over = True
             alone = self._settled()
+            self._report_ends()
             self._shutdown()
+            self._report_ends(stopped=True)
             self._logs.finish()
             self._take_down(self._failures(alone))
         result: RunResult = super()._monitor_workers(worker_group)
@@ -172,11 +193,25 @@ class _Agent(LocalElasticAgent):
         if self._remaining_restarts > 0 and (why := why_not(self._attempts)):
             self._refusal = why
             self._remaining_restarts = 0
+        self._report.failure(self._attempts[-1], restarts=self._remaining_restarts)
+
+    def _report_ends(self, *, stopped: bool = False) -> None:
+        """Report the ranks that have ended since the last time. `stopped`: the launcher has asked them to."""
+        new = {rank: code for rank, code in self._codes().items() if code is not None and rank not in self._reported}
+        if not new:
+            return
+        self._reported |= new.keys()
+        ended = self._endings.ended_ms(new)
+        for local_rank in sorted(new, key=ended.__getitem__):
+            rank = self._worker_group.workers[local_rank].global_rank
+            self._report.rank_end(len(self._attempts), rank, new[local_rank], ended[local_rank], stopped=stopped)
 
     def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM, timeout: int = 30) -> None:
         # `timeout` is what torch believes: it has 30 s written in where a failure is found. torch's own shutdown
         # closes once more, with nothing left to wait for; torch 2.11's takes no time limit.
         self._interrupts.ending = True
+        if self._interrupts.received is not None:
+            self._report.signal(self._interrupts.received)
         handlers = self._handlers().values()
         alive = [handler.proc.pid for handler in handlers if handler.proc.poll() is None]
         well = all(handler.proc.returncode == 0 for handler in handlers)
@@ -184,6 +219,8 @@ class _Agent(LocalElasticAgent):
         if self._pcontext is not None:
             self._pcontext.close(death_sig, self._grace)
         self._descendants.end(deadline, told=alive if death_sig is signal.SIGTERM else ())
+        if self._interrupts.received is not None:
+            self._report_ends(stopped=True)
         super()._shutdown(death_sig)
 
     def _construct_event(self, state: str, source: EventSource, *facts: Any, **more: Any) -> Event:

@@ -8,26 +8,20 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import stat
 import sys
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
-from launcher.failures import Attempt, Failure, exit_status, in_words, signal_name
-from launcher.remedies import Remedy
 from launcher.values import OptionError
 
-__all__ = ["SCHEMA", "EventLog", "Value"]
+__all__ = ["EventLog", "Value"]
 
-SCHEMA = "ddp-launch-events/1"
 STANDARD_OUTPUT = "-"
-LAST_LINES = 40
 USER_ERROR_STATUS = 2
 
 Value = str | int | float | bool | None | Mapping[str, "Value"] | Sequence["Value"]
@@ -71,47 +65,9 @@ class EventLog:
                 print(f"note: --json-events: {error.strerror}; the record ends here", file=sys.stderr)
                 self._close()
 
-    def plan(self, plan: Mapping[str, Any], logs: Path) -> None:
-        """A run is about to start. `plan`: as --dry-run --json prints it."""
-        self.write("plan", schema=SCHEMA, host=socket.gethostname(), pid=os.getpid(), plan=plan, logs=str(logs))
-
     def end(self, status: int, **facts: Value) -> None:
         """The launcher ends with this status: the last event."""
         self.write("end", status=status, seconds=round(time.monotonic() - self._begin, 3), **facts)
-
-    def attempt(self, number: int, ranks: Mapping[int, int], world_size: int, logs: Path) -> None:
-        """The ranks of an attempt have started. `ranks`: rank -> process id, of this node."""
-        pids = {str(rank): pid for rank, pid in ranks.items()}
-        self.write("attempt", attempt=number, world_size=world_size, pids=pids, logs=str(logs))
-
-    def rank_end(self, attempt: int, rank: int, code: int, ended_ms: float | None, *, stopped: bool) -> None:
-        """A rank has ended, well or not. `code` is Popen's returncode."""
-        self.write("rank-end", ended_ms, attempt=attempt, rank=rank, stopped=stopped, **_end(code))
-
-    def failure(self, attempt: Attempt, remedy: Remedy | None) -> None:
-        """An attempt has failed: its first failure, and what became of the other ranks."""
-        first = attempt.first
-        if first is None:
-            return
-        others = [other for other in attempt.failures if other is not first]
-        self.write(
-            "failure",
-            first.ended_ms,
-            attempt=attempt.number,
-            rank=first.rank,
-            host=first.host,
-            **_end(first.code),
-            words=in_words(first.code),
-            error=first.words.error,
-            last_lines=list(first.words.shown(LAST_LINES)),
-            logs=[str(log) for log in first.logs],
-            victims=_ranks(other for other in others if other.victim),
-            failed_as_well=_ranks(other for other in others if not other.victim and not other.stopped),
-            stopped=_ranks(other for other in others if not other.victim and other.stopped),
-            remedy=None
-            if remedy is None
-            else {"name": remedy.name, "meaning": remedy.meaning, "advice": remedy.advice},
-        )
 
     def _close(self) -> None:
         if self._file is not None:
@@ -140,16 +96,3 @@ def _is_fifo(path: str) -> bool:
         return stat.S_ISFIFO(Path(path).stat().st_mode)
     except OSError:
         return False
-
-
-def _end(code: int) -> dict[str, Value]:
-    """A returncode as its parts: of `exit_code` and `signal` one is null; `status` is the shell's."""
-    return {
-        "status": exit_status(code),
-        "exit_code": code if code >= 0 else None,
-        "signal": signal_name(code) if code < 0 else None,
-    }
-
-
-def _ranks(failures: Iterable[Failure]) -> list[int]:
-    return sorted(failure.rank for failure in failures)

@@ -27,6 +27,8 @@ class RankLogs(LogsSpecs):
         super().__init__(str(folder), redirects=Std.ALL)
         self._folder = folder
         self._teed = tee
+        self.attempt = folder
+        """The folder of the latest attempt."""
         self._screen: Screen | None = None
         self.ranks: dict[int, tuple[Path, ...]] = {}
         """Local rank -> its log files in the latest attempt: standard output, standard error."""
@@ -50,7 +52,7 @@ class RankLogs(LogsSpecs):
     def reify(self, envs: dict[int, dict[str, str]]) -> LogsDest:
         """Make the folder of an attempt, and name each rank's files in it. See the base class."""
         self.finish()
-        attempt = self._next_attempt()
+        attempt = self.attempt = self._next_attempt()
         self.ranks, self._streams, errors = {}, {}, {}
         for local_rank, env in envs.items():
             base = attempt / f"rank-{env['RANK']}"

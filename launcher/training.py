@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 from dataclasses import dataclass
 
 from ddp_train import auto
@@ -68,9 +69,11 @@ def plan_training(program: Program) -> Training | None:
 
 def _with_suggestion(message: str, program: Program) -> str:
     """A word that neither the launcher nor the trainer knows may be a misspelt option of the launcher."""
-    if message.startswith("unknown option ") and "did you mean" not in message:
-        word = message.split()[2].partition("=")[0]
-        if close := difflib.get_close_matches(word, option_names(), n=1, cutoff=0.75):
+    if message.startswith("unknown option "):
+        word = message.split()[2].strip(",").partition("=")[0]
+        trainers = re.search(r"did you mean (--[\w-]+)", message)
+        known = [*option_names(), *([trainers[1]] if trainers else [])]
+        if (close := difflib.get_close_matches(word, known, n=1, cutoff=0.75)) and close[0] in option_names():
             return f"unknown option {word}, did you mean {close[0]}? (see --help)"
     return message
 

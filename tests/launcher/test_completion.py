@@ -59,4 +59,5 @@ def test_zsh(tmp_path: Path) -> None:
 def test_every_option_is_there(shell: str) -> None:
     text = script(shell, make_parser()[1].values())
     for name in (*make_parser()[1], "--epochs", "--preset"):
-        assert (f"-l {name[2:]} " if shell == "fish" and name.startswith("--") else name) in text
+        fish = f"-l {name[2:]} " if name.startswith("--") else f"-s {name[1:]} "
+        assert (fish if shell == "fish" else name) in text

@@ -15,7 +15,7 @@ import pytest
 from launcher.events import EventLog
 from launcher.failures import Attempt, Failure
 from launcher.options import OptionError
-from launcher.remedies import Remedy
+from launcher.report import Report
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -42,13 +42,13 @@ def test_a_failure(tmp_path: Path) -> None:
     victim = Failure(0, "h", 1, (log,), ended_ms=1000.0)
     failures = (victim, Failure(2, "h", -9, (), ended_ms=900.0), Failure(3, "h", -15, stopped=True), Failure(4, "h", 3))
     with EventLog(str(tmp_path / "events")) as events:
-        events.failure(Attempt(1, failures), Remedy("name", "meaning", "advice"))
-        events.failure(Attempt(1), None)
-    (event,) = lines(tmp_path / "events")
+        Report(events).failure(Attempt(1, failures), restarts=1)
+        Report(events).failure(Attempt(1), restarts=1)
+    event, restart = lines(tmp_path / "events")
+    assert (restart["event"], restart["attempt"], restart["restarts_left"]) == ("restart", 2, 0)
     facts = {"attempt": 1, "rank": 2, "status": 137, "exit_code": None, "signal": "SIGKILL", "monotonic_ms": 900.0}
     assert event.items() >= facts.items()
     assert (event["victims"], event["stopped"], event["failed_as_well"]) == ([0], [3], [4])
-    assert event["remedy"] == {"name": "name", "meaning": "meaning", "advice": "advice"}
 
 
 @pytest.mark.parametrize("name", ["folder", "missing/events", "pipe"])

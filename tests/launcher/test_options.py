@@ -200,5 +200,5 @@ def test_a_module_behind_an_equals_sign() -> None:
 
 
 def test_an_option_is_named_as_it_was_spelled() -> None:
-    with pytest.raises(OptionError, match="^--nproc-per-node '0'"):
+    with pytest.raises(OptionError, match=r"^--nproc-per-node '0'"):
         parse(["--nproc_per_node", "0"])
