@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from gpu_topology.cards import card_shapes, make_card, short_name
+from gpu_topology.cards import card_shapes, make_card
 from gpu_topology.legend import legend
 from gpu_topology.numa_boxes import BETWEEN, Drawn, Node, Row, bar_levels, between, tag
 from gpu_topology.nvlink_shapes import nvlink_shapes
@@ -19,7 +19,7 @@ from gpu_topology.nvlink_wires import route
 from gpu_topology.pcie_tree import Branch, node_of, pcie_tree
 from gpu_topology.selection import Selection
 from gpu_topology.shapes import Box, Label, Picture, Shape, Wire, wrap
-from gpu_topology.topology import Topology
+from gpu_topology.topology import Topology, short_name
 
 MARGIN, LEAST_WIDTH, BRACKET = 26.0, 640.0, 34.0
 ONE_ROW, WIDEST_ROW = 4, 8
@@ -43,7 +43,7 @@ def layout(topology: Topology, selection: Selection | None = None) -> Picture:
 
 def machine_title(topology: Topology) -> str:
     """ "8 x V100-SXM2-32GB"; the models in the order of their numbers on a mixed machine."""
-    names = Counter(short_name(gpu) for gpu in topology.gpus)
+    names = Counter(short_name(gpu.name) for gpu in topology.gpus)
     return ", ".join(f"{count} x {name}" for name, count in names.most_common()) or "No NVIDIA GPU can be used here"
 
 
