@@ -23,7 +23,7 @@ _NAMES = {LinkLevel.PHB: "host bridge", LinkLevel.PXB: "PCIe switches", LinkLeve
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One box: a NUMA node, or a part of one that is too wide for a row (`part` is "1 of 2")."""
+    """One box: a NUMA node, or a part of one that is too wide for a row (`part` is "1/2")."""
 
     branch: Branch
     part: str = ""

@@ -3,7 +3,8 @@
     topology, selection -> pcie_tree.py (who shares what) -> numa_boxes.py (boxes and places of the cards)
     -> nvlink_wires.py (lanes between the cards), nvlink_shapes.py -> cards.py, legend.py -> a `Picture` for svg.py
 
-Up to four GPUs (eight of one NUMA node) stand in one row; more in two that face each other, the NVLinks between.
+Up to four GPUs stand in one row, also eight whose NUMA nodes make no two rows of about the same length; more stand in
+two rows that face each other, with the NVLinks between.
 """
 
 from __future__ import annotations
@@ -56,6 +57,8 @@ def node_rows(topology: Topology) -> tuple[tuple[Node, ...], ...]:
     half = min(range(1, len(branches) + 1), key=lambda cut: (_uneven(branches[:cut], count), cut))
     if _uneven(branches[:half], count) <= count / 4 and half < len(branches):
         return tuple(Node(branch) for branch in branches[:half]), tuple(Node(branch) for branch in branches[half:])
+    if count <= WIDEST_ROW:
+        return (tuple(Node(branch) for branch in branches),)
     return _cut(topology, branches, count)
 
 
@@ -76,8 +79,8 @@ def _cut(topology: Topology, branches: Sequence[Branch], count: int) -> tuple[tu
             ends = [sum(len(part.gpus) for part in branch.parts[:cut]) for cut in range(1, len(branch.parts))]
             cut = min(ends, key=lambda end: abs(end - room), default=room)
             cut = cut if abs(cut - room) <= 2 else room
-            upper.append(Node(node_of(topology, branch.gpus[:cut]), "1 of 2"))
-            lower.append(Node(node_of(topology, branch.gpus[cut:]), "2 of 2"))
+            upper.append(Node(node_of(topology, branch.gpus[:cut]), "1/2"))
+            lower.append(Node(node_of(topology, branch.gpus[cut:]), "2/2"))
             room = 0
         else:
             lower.append(Node(branch))

@@ -28,6 +28,7 @@ _BOXES: Final = {
     "slice chosen": ("#8cc63f", "#5c9400", 0.8, 2.0),
     "nvswitch": ("#5c9400", "none", 0.0, 8.0),
     "nvswitch idle": ("#8fa37a", "none", 0.0, 8.0),
+    "nvswitch bad": ("#b9443b", "none", 0.0, 8.0),
     "pill": ("#ffffff", "#5c9400", 1.2, 9.0),
     "pill idle": ("#ffffff", "#a3b389", 1.0, 9.0),
     "pill bad": ("#ffffff", "#d5544b", 1.2, 9.0),

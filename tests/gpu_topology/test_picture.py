@@ -229,11 +229,21 @@ def test_faster_links_are_thicker_and_chosen_ones_stand_out():
 def test_a_bad_nvlink_and_missing_peer_access_show():
     machine = {**MACHINES["rtx3090_2x_nvlink"], "p2p": "gpu-not-supported"}
     words = [shape.text for shape in layout(to_topology(machine)).shapes if isinstance(shape, Label)]
-    assert "NVLink without peer access" in words
+    assert "NVLink without peer access (gpu-not-supported)" in words
     plain = {**machine, "matrix": [["X", "PHB"], ["PHB", "X"]]}
     words = [shape.text for shape in layout(to_topology(plain)).shapes if isinstance(shape, Label)]
     assert "PHB*" in words
     assert any("no peer access (gpu-not-supported)" in word for word in words)
+
+
+def test_a_fabric_that_failed_shows_on_its_switch():
+    picture = layout(to_topology(SAVED["gb200_4x_failed_fabric"]))
+    wires = {shape.name: shape.style for shape in picture.shapes if isinstance(shape, Wire) and shape.name}
+    assert set(wires.values()) == {"nvlink bad"}
+    assert any("no peer access" in shape.text for shape in picture.shapes if isinstance(shape, Label))
+    one = layout(to_topology(SAVED["h100_hgx_8x_one_failed"]))
+    styles = [shape.style for shape in one.shapes if isinstance(shape, Wire) and "NVSwitch" in shape.name]
+    assert sorted(styles) == ["nvlink"] * 7 + ["nvlink bad"]
 
 
 def test_text_is_cut_where_it_does_not_fit():
