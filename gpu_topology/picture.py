@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from gpu_topology.cards import card_shapes, make_card
 from gpu_topology.legend import legend
-from gpu_topology.numa_boxes import BETWEEN, Drawn, Node, Row, bar_levels, between, tag
+from gpu_topology.numa_boxes import BETWEEN, Drawn, Node, Row, bar_levels, between, head_height, tag
 from gpu_topology.nvlink_shapes import nvlink_shapes
 from gpu_topology.nvlink_wires import route
 from gpu_topology.pcie_tree import Branch, node_of, pcie_tree
@@ -122,11 +122,12 @@ def _machine(
     levels = bar_levels(pcie_tree(topology))
     widest = max(map(_row_width, rows))
     starts = [left + (widest - _row_width(row)) / 2 for row in rows]
-    first = Row(topology, levels, tallest, upside_down=False)
+    head = head_height(topology, (node for row in rows for node in row))
+    first = Row(topology, levels, head, tallest, upside_down=False)
     upper = first.draw(rows[0], starts[0], top)
     middle = top + first.height
     lower = Drawn()
-    shadow = Row(topology, levels, tallest, upside_down=True)
+    shadow = Row(topology, levels, head, tallest, upside_down=True)
     if len(rows) > 1:  # where the cards stand across decides the lanes, and the lanes how far down the row begins
         lower = shadow.draw(rows[1], starts[1], middle)
     channel = route(topology, upper.cards, lower.cards, middle + 4)

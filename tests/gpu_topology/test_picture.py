@@ -29,7 +29,10 @@ SAVED = {path.stem: json.loads(path.read_text()) for path in (Path(__file__).par
 def machine(size: int, name: str, level: Callable[[int, int], str], numa: Callable[[int], int], **more: Any) -> Any:
     """`size` GPUs of one name, with the link matrix cell by cell."""
     cc = more.pop("cc", [8, 0])
-    gpus = [{"name": name, "memory_mib": 40960, "cc": cc, "numa": numa(index)} for index in range(size)]
+    gpus = [
+        {"name": name, "memory_mib": 40960, "cc": cc, "numa": numa(index), "cpus": f"{numa(index)},64-95,128-255"}
+        for index in range(size)
+    ]
     matrix = [["X" if a == b else level(a, b) for b in range(size)] for a in range(size)]
     return {"gpus": gpus, "matrix": matrix, **more}
 
@@ -53,7 +56,7 @@ MIG = {
 MACHINES: dict[str, Any] = {
     **SAVED,
     **{name: load_machine(name) for name in ("a100_a5000_t400", "h100_8x_nvswitch", "no_devices", "rtx3090_2x_nvlink")},
-    "one": {"gpus": [{"name": "NVIDIA GeForce RTX 4090", "memory_mib": 24564, "cc": [8, 9]}]},
+    "one": {"gpus": [{"name": "NVIDIA GeForce RTX 4090", "memory_mib": 24564, "cc": [8, 9], "cpus": "0-15"}]},
     "nothing known": {"gpus": [{"name": None, "memory_mib": None, "cc": None, "numa": None, "pcie": None}]},
     "dgx2": machine(
         16,
@@ -244,6 +247,11 @@ def test_a_fabric_that_failed_shows_on_its_switch():
     one = layout(to_topology(SAVED["h100_hgx_8x_one_failed"]))
     styles = [shape.style for shape in one.shapes if isinstance(shape, Wire) and "NVSwitch" in shape.name]
     assert sorted(styles) == ["nvlink"] * 7 + ["nvlink bad"]
+
+
+def test_the_cpus_of_a_node_are_on_it():
+    words = [shape.text for shape in layout(to_topology(MACHINES["one"])).shapes if isinstance(shape, Label)]
+    assert "CPUs 0-15" in words
 
 
 def test_text_is_cut_where_it_does_not_fit():
