@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-from gpu_topology.nvlink_wires import nvlinks, switched
-from gpu_topology.pcie_tree import pcie_tree
-from gpu_topology.picture import layout
+from gpu_topology.drawing.nvlink_wires import nvlinks, switched
+from gpu_topology.drawing.pcie_tree import pcie_tree
+from gpu_topology.drawing.picture import layout
+from gpu_topology.drawing.shapes import Box, Label, Picture, Wire, shorten, text_width, wrap
+from gpu_topology.drawing.svg import to_svg
 from gpu_topology.selection import Selection, SelectionRequest, select
-from gpu_topology.shapes import Box, Label, Picture, Wire, shorten, text_width, wrap
-from gpu_topology.svg import to_svg
 from gpu_topology.topology import Topology
 from tests.fake_nvml.machine import load_machine, permuted, to_topology
 

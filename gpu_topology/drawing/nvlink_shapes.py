@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from gpu_topology.numa_boxes import PADDING
-from gpu_topology.nvlink_wires import Channel, Run, Switched, has_peers, speed
-from gpu_topology.shapes import Box, Label, Point, Shape, Wire, text_width
+from gpu_topology.drawing.numa_boxes import PADDING
+from gpu_topology.drawing.nvlink_wires import Channel, Run, Switched, has_peers, speed
+from gpu_topology.drawing.shapes import Box, Label, Point, Shape, Wire, text_width
 from gpu_topology.topology import Topology
 
 Places = Mapping[int, Box]

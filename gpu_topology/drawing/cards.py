@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from gpu_topology.drawing.shapes import Box, Label, Shape, shorten, text_width, wrap
 from gpu_topology.selection import Selection
-from gpu_topology.shapes import Box, Label, Shape, shorten, text_width, wrap
 from gpu_topology.topology import Gpu, short_name
 
 WIDTH = 144.0

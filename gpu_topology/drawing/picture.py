@@ -12,14 +12,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from gpu_topology.cards import card_shapes, make_card
-from gpu_topology.legend import legend
-from gpu_topology.numa_boxes import BETWEEN, Drawn, Node, Row, bar_levels, between, head_height, tag
-from gpu_topology.nvlink_shapes import nvlink_shapes
-from gpu_topology.nvlink_wires import route
-from gpu_topology.pcie_tree import Branch, node_of, pcie_tree
+from gpu_topology.drawing.cards import card_shapes, make_card
+from gpu_topology.drawing.legend import legend
+from gpu_topology.drawing.numa_boxes import BETWEEN, Drawn, Node, Row, bar_levels, between, head_height, tag
+from gpu_topology.drawing.nvlink_shapes import nvlink_shapes
+from gpu_topology.drawing.nvlink_wires import route
+from gpu_topology.drawing.pcie_tree import Branch, node_of, pcie_tree
+from gpu_topology.drawing.shapes import Box, Label, Picture, Shape, Wire, wrap
 from gpu_topology.selection import Selection
-from gpu_topology.shapes import Box, Label, Picture, Shape, Wire, wrap
 from gpu_topology.topology import Topology, short_name
 
 MARGIN, LEAST_WIDTH, BRACKET = 26.0, 640.0, 34.0

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from gpu_topology.cards import WIDTH
-from gpu_topology.pcie_tree import Branch, at_level, pcie_path
-from gpu_topology.shapes import Box, Label, Shape, Wire, shorten, text_width
+from gpu_topology.drawing.cards import WIDTH
+from gpu_topology.drawing.pcie_tree import Branch, at_level, pcie_path
+from gpu_topology.drawing.shapes import Box, Label, Shape, Wire, shorten, text_width
 from gpu_topology.topology import Gpu, Link, LinkLevel, Topology
 
 PADDING, GAP = 12.0, 14.0

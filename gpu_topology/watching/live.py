@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gpu_topology.sampler import GpuSample, Sample
 from gpu_topology.topology import short_name
-from gpu_topology.usage import LOW, GpuUsage, Usage
+from gpu_topology.watching.sampler import GpuSample, Sample
+from gpu_topology.watching.usage import LOW, GpuUsage, Usage
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Final
 from xml.sax.saxutils import escape, quoteattr
 
-from gpu_topology.shapes import Box, Label, Picture, Point, Wire
+from gpu_topology.drawing.shapes import Box, Label, Picture, Point, Wire
 
 _FONT: Final = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, 'DejaVu Sans', sans-serif"
 _CORNER: Final = 8.0
