@@ -16,6 +16,7 @@ import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from types import FrameType
 from typing import NoReturn
@@ -35,7 +36,7 @@ from launcher.options import LaunchOptions, OptionError, parse
 from launcher.plan import LaunchPlan, make_plan
 from launcher.program import check_program, check_torch
 
-__all__ = ["main"]
+__all__ = ["main", "program"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -84,11 +85,7 @@ def _plan(options: LaunchOptions, claims: Claims) -> LaunchPlan:
         return plan_beside(claims.others())
     # GPUs that the user names, or takes busy, are taken whoever else has them: the plan warns.
     shared = bool(options.gpus) or options.allow_busy
-    plan = claims.settle(plan_beside, lambda plan: plan.selection.uuids, shared=shared)
-    if claims.problem is None or not plan.selection.uuids:
-        return plan
-    note = f"another launcher may choose the same GPUs: no claims can be made ({claims.problem})"
-    return replace(plan, warnings=(*plan.warnings, note))
+    return claims.settle(plan_beside, lambda plan: plan.selection.uuids, shared=shared)
 
 
 def _print(plan: LaunchPlan, options: LaunchOptions) -> int:
@@ -139,5 +136,16 @@ def _run(plan: LaunchPlan, options: LaunchOptions, events: EventLog) -> int:
     return outcome.status
 
 
+def program() -> NoReturn:
+    """`main` as a program: leaves without Python's tear-down of torch, which takes longer than a Ctrl-C may."""
+    status = main()
+    if "torch" not in sys.modules:
+        sys.exit(status)
+    with suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

@@ -43,7 +43,6 @@ examples:
   python launch.py --auto --dry-run                 only the plan, and a command to paste
 
 The options of the bundled trainer: python ddp_train/main.py --help
-Options that torchrun has too take their defaults from its variables, such as PET_NPROC_PER_NODE.
 """
 
 
@@ -75,8 +74,7 @@ def make_parser() -> tuple[Parser, dict[str, argparse.Action]]:
         add_help=False,
         argument_default=argparse.SUPPRESS,
     )
-    groups = (_device_options, _program_options, _plan_options, _run_options, _node_options, _about_options)
-    actions = [action for group in groups for action in group(parser)]
+    actions = [*_device_options(parser), *_program_options(parser), *_run_options(parser), *_node_options(parser)]
     return parser, {name: action for action in actions for name in action.option_strings}
 
 
@@ -98,9 +96,9 @@ def _device_options(parser: Parser) -> list[argparse.Action]:
             type=OneOf("--policy", POLICIES),
             help="largest group of equal GPUs, fastest group, or GPUs of several models [largest]",
         ),
-        add("--exclude", metavar="LIST", type=device_list("--exclude"), help="GPUs to leave out [none]"),
-        add("--allow-busy", action="store_true", help="take GPUs that others use or have claimed, too"),
-        add("--min-memory", metavar="SIZE", type=memory("--min-memory"), help="least memory of a GPU, as in 20GB [0]"),
+        add("--exclude", metavar="LIST", type=device_list("--exclude"), help="GPUs to leave out"),
+        add("--allow-busy", action="store_true", help="take GPUs that other processes use, too"),
+        add("--min-memory", metavar="SIZE", type=memory("--min-memory"), help="least memory of a GPU, as in 20GB"),
     ]
 
 
@@ -115,8 +113,9 @@ def _program_options(parser: Parser) -> list[argparse.Action]:
     ]
 
 
-def _plan_options(parser: Parser) -> list[argparse.Action]:
-    add = parser.add_argument_group("Plan and checks").add_argument
+def _run_options(parser: Parser) -> list[argparse.Action]:
+    add = parser.add_argument_group("Plan and run").add_argument
+    version = f"launch.py {__version__} (Python {sys.version.split()[0]})"
     return [
         add("--dry-run", action="store_true", help="show the plan and a command to paste; start nothing"),
         add(
@@ -134,17 +133,11 @@ def _plan_options(parser: Parser) -> list[argparse.Action]:
             action=argparse.BooleanOptionalAction,
             help="check copies and an all-reduce between the GPUs first [only where the plan says: needs verify]",
         ),
-    ]
-
-
-def _run_options(parser: Parser) -> list[argparse.Action]:
-    add = parser.add_argument_group("The run").add_argument
-    return [
         add(
             "--max-restarts",
             metavar="N",
             type=whole("--max-restarts", 0, 1000),
-            help="start all ranks again after a failure, at most N times [0]",
+            help="start all ranks again after a failure, at most N times [0; 3 with --nnodes MIN:MAX]",
         ),
         add(
             *("--grace", "--shutdown-timeout"),
@@ -177,15 +170,8 @@ def _run_options(parser: Parser) -> list[argparse.Action]:
             const=Tee(BOTH),
             metavar="RANKS",
             type=tee,
-            help="show the output of other ranks than the first, too: all, or as in 1,2 [none]",
+            help="show the output of the other ranks as well: all, or as in 1,2",
         ),
-    ]
-
-
-def _about_options(parser: Parser) -> list[argparse.Action]:
-    add = parser.add_argument_group("About").add_argument
-    version = f"launch.py {__version__} (Python {sys.version.split()[0]})"
-    return [
         add(
             *("--completion", "--print-completion"),
             metavar="|".join(SHELLS),

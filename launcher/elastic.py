@@ -159,6 +159,8 @@ class _Agent(LocalElasticAgent):
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
         self._interrupts.ending = False
+        # Nodes that join late, or lose one another, count restarts differently; rounds of the rendezvous are common.
+        self._logs.restarts = getattr(worker_group.spec.rdzv_handler, "round", None)
         with self._interrupts.held():
             pids: dict[int, Any] = super()._start_workers(worker_group)
             self._descendants.watch(pids.values())

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 import shutil
 import sys
 import tempfile
 from collections.abc import Container
 from pathlib import Path
 
-from ddp_train.config import claim, new_name
+from ddp_train.config import Config, claim, new_name
+from launcher.cluster import RUN_ID, Cluster
 from launcher.options import LaunchOptions, OptionError
 from launcher.plan import LaunchPlan, with_arguments
 from launcher.show import to_json
@@ -32,26 +35,37 @@ class Folders:
             shutil.rmtree(self.logs, ignore_errors=True)
 
 
+def _named_by_run(config: Config, cluster: Cluster) -> Config:
+    """The nodes of a run agree on its folder by the run's name; clocks differ. A name that nobody gave is no name."""
+    if config.run.out_dir is not None or cluster.one_node or cluster.run_id == RUN_ID:
+        return config
+    folder = Path("runs") / re.sub(r"[^A-Za-z0-9.]+", "-", f"{cluster.run_id}-{config.model.model or 'model'}")
+    return dataclasses.replace(config, run=dataclasses.replace(config.run, out_dir=str(folder)))
+
+
 def prepare(plan: LaunchPlan, options: LaunchOptions) -> tuple[LaunchPlan, Folders]:
     """Make the folders; the plan with the run folder named, so that ranks and launcher agree on it.
 
     Errors: OptionError or UserError where a folder cannot be made.
     """
-    first_node = plan.cluster.node_rank in (None, 0)
+    first_node = plan.cluster.hosts_store in (None, True)
     run_folder: Path | None = None
     if plan.training is not None:
-        config = plan.training.config
+        config = _named_by_run(plan.training.config, plan.cluster)
         if first_node:
             run_folder, note = claim(config)
             if note is not None:
                 print(note, file=sys.stderr)
         else:
             run_folder = Path(config.run.out_dir) if config.run.out_dir is not None else new_name(config.model.model)
-        if config.run.out_dir is None:
+        if plan.training.config.run.out_dir is None:
             plan = with_arguments(plan, ("--out-dir", str(run_folder)))
     if options.log_dir is None and run_folder is None:
         return plan, Folders(Path(tempfile.mkdtemp(prefix=PREFIX)), temporary=True)
     logs = Path(options.log_dir) if options.log_dir is not None else (run_folder or Path()) / "logs"
+    if not plan.cluster.one_node:
+        # On a shared disk, each node keeps its own.
+        logs /= plan.host.hostname
     try:
         logs.mkdir(parents=True, exist_ok=True)
         if run_folder is not None and first_node:

@@ -29,6 +29,8 @@ class RankLogs(LogsSpecs):
         self._teed = tee
         self.attempt = folder
         """The folder of the latest attempt."""
+        self.restarts: int | None = None
+        """What the ranks are told as TORCHELASTIC_RESTART_COUNT; None: the agent's own count."""
         self._screen: Screen | None = None
         self.ranks: dict[int, tuple[Path, ...]] = {}
         """Local rank -> its log files in the latest attempt: standard output, standard error."""
@@ -56,6 +58,8 @@ class RankLogs(LogsSpecs):
         self.ranks, self._streams, errors = {}, {}, {}
         for local_rank, env in envs.items():
             base = attempt / f"rank-{env['RANK']}"
+            if self.restarts is not None:
+                env["TORCHELASTIC_RESTART_COUNT"] = str(self.restarts)
             self._streams[local_rank] = self._teed.streams(int(env["RANK"])) if local_rank else BOTH
             self.ranks[local_rank] = (Path(f"{base}.stdout.log"), Path(f"{base}.stderr.log"))
             # The launcher empties this variable for its own agent; a rank that starts one gets torch's default.

@@ -57,7 +57,7 @@ class LaunchOptions:
     rdzv_timeout: int | None = None
     master_addr: str | None = None
     master_port: int | None = None
-    max_restarts: int = 0
+    max_restarts: int | None = None
     grace: int | None = None
     log_dir: str | None = None
     json_events: str | None = None

@@ -28,6 +28,7 @@ from launcher.training import Training, plan_training
 __all__ = ["LaunchPlan", "make_plan", "with_arguments"]
 
 CPU_RANKS = 2
+RANGE_RESTARTS = 3
 LOOPBACK_INTERFACE = "lo"
 
 
@@ -170,6 +171,14 @@ def _binding(options: LaunchOptions, topology: Topology, selection: Selection, h
     return Binding(asked, f"each rank is bound to CPUs beside its GPU (--numa-binding={asked}, as you asked)")
 
 
+def _restarts(options: LaunchOptions, cluster: Cluster) -> int:
+    if options.max_restarts is not None:
+        return options.max_restarts
+    least, most = cluster.nnodes
+    # Who asks for a range of nodes expects the others to go on when one is lost.
+    return RANGE_RESTARTS if least < most else 0
+
+
 def _job(
     options: LaunchOptions,
     cluster: Cluster,
@@ -187,7 +196,7 @@ def _job(
         unset=tuple(s.name for s in settings if s.unset),
         numa_binding=numa_binding,
         cluster=cluster,
-        max_restarts=options.max_restarts,
+        max_restarts=_restarts(options, cluster),
         grace=grace,
         tee=options.tee,
         virtual_local_rank=ranks > 1 and any(uuid.startswith("MIG-") for uuid in selection.uuids),

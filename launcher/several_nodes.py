@@ -50,6 +50,7 @@ CONNECT_TIMEOUT_S = 1.0
 RETRY_INTERVAL_S = 0.2
 KEEP_ALIVE_S, KEEP_ALIVE_ATTEMPTS = 5, 3
 """A node that has not been heard of for 15 s is lost: torch's own values. Clocks must agree to within that."""
+SILENCE_S = KEEP_ALIVE_S * (KEEP_ALIVE_ATTEMPTS + 1)
 FIRST_CALL_S, LATER_CALL_S = 30, 5
 """With a range of nodes: how long the least number of them waits for more. A later round begins when every node of the
 earlier one has left it or is lost, so that nobody is far."""
@@ -102,6 +103,7 @@ class SeveralNodes(DynamicRendezvousHandler):
             keep_alive_max_attempt=KEEP_ALIVE_ATTEMPTS,
         )
         super().__init__(node, settings, SEVERAL_NODES, store, _BackendRendezvousStateHolder(backend, settings))
+        _notice_silence(split_endpoint(cluster.endpoint or "")[1])
         with self._explained():
             self._roll.enter(Node(repr(node), socket.gethostname(), rank))
 
@@ -231,6 +233,21 @@ def _await_listener(cluster: Cluster, host: str, port: int, deadline: float) -> 
                 f" at whose endpoint {cluster.endpoint} nobody listens ({why})"
             )
         time.sleep(RETRY_INTERVAL_S)
+
+
+def _notice_silence(port: int) -> None:
+    """Let connections of this process with the store break when the other end says nothing for SILENCE_S.
+
+    The store waits in native code, where no signal is heard: by the kernel's own limits for a quarter of an hour.
+    """
+    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208
+        with suppress(OSError), socket.socket(fileno=os.dup(int(name))) as end:
+            if end.type == socket.SOCK_STREAM and port in (end.getsockname()[1], end.getpeername()[1]):
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEP_ALIVE_S)
+                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEP_ALIVE_S)
+                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEP_ALIVE_ATTEMPTS)
+                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SILENCE_S * 1000)
 
 
 def _store_lost(cluster: Cluster) -> str:
