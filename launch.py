@@ -85,7 +85,11 @@ def _plan(options: LaunchOptions, claims: Claims) -> LaunchPlan:
         return plan_beside(claims.others())
     # GPUs that the user names, or takes busy, are taken whoever else has them: the plan warns.
     shared = bool(options.gpus) or options.allow_busy
-    return claims.settle(plan_beside, lambda plan: plan.selection.uuids, shared=shared)
+    plan = claims.settle(plan_beside, lambda plan: plan.selection.uuids, shared=shared)
+    if claims.problem is None or not plan.selection.uuids:
+        return plan
+    note = f"another launcher may choose the same GPUs: no claims can be made ({claims.problem})"
+    return replace(plan, warnings=(*plan.warnings, note))
 
 
 def _print(plan: LaunchPlan, options: LaunchOptions) -> int:

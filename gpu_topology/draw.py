@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 
+from gpu_topology.drawing.picture import layout
+from gpu_topology.drawing.svg import to_svg
 from gpu_topology.options import add_output, add_selection, add_source, answer
 from gpu_topology.output import write_whole
-from gpu_topology.picture import layout
-from gpu_topology.svg import to_svg
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

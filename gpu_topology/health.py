@@ -1,4 +1,7 @@
-"""What in a reading of the GPUs deserves a warning. Pure: GPUs in, sentences out."""
+"""What in a reading of the GPUs deserves a warning. Pure: GPUs in, sentences out.
+
+The NVSwitch fabric is not here: what it means depends on the choice of GPUs (nccl_notes).
+"""
 
 from __future__ import annotations
 
@@ -21,11 +24,6 @@ _MEMORY = {
     "page-retirement-pending": "faulty memory pages are retired at the next reboot or driver reload",
 }
 
-_FABRIC = {
-    "failed": "its NVSwitch fabric failed to come up, so NVLink does not work: see the log of nvidia-fabricmanager",
-    "degraded": "its NVSwitch fabric is in poor health, so NVLink may be slow: see `nvidia-smi -q`, Fabric",
-}
-
 
 def concerns(gpus: Sequence[Gpu]) -> tuple[str, ...]:
     """One line for each thing that is wrong, naming every GPU that it is wrong with; the gravest first.
@@ -33,7 +31,7 @@ def concerns(gpus: Sequence[Gpu]) -> tuple[str, ...]:
     A PCIe generation below the card's is no concern: links of idle GPUs drop to save power, and rise under load.
     """
     found: dict[str, list[int]] = {}
-    for check in (_errors, _memory_errors, _fabric, _pcie, _slow_clocks):
+    for check in (_errors, _memory_errors, _pcie, _slow_clocks):
         for gpu in gpus:
             for message in check(gpu):
                 found.setdefault(message, []).append(gpu.index)
@@ -50,11 +48,6 @@ def _memory_errors(gpu: Gpu) -> Iterator[str]:
         count = f"{gpu.ecc_uncorrected} uncorrected memory error{'s' if gpu.ecc_uncorrected > 1 else ''}"
         yield f"{count} since the driver was loaded: a run on it can crash; see `nvidia-smi -q -d ECC`"
     yield from (_MEMORY[fault] for fault in gpu.memory_faults or () if fault in _MEMORY)
-
-
-def _fabric(gpu: Gpu) -> Iterator[str]:
-    if gpu.fabric_state in _FABRIC:
-        yield _FABRIC[gpu.fabric_state]
 
 
 def _pcie(gpu: Gpu) -> Iterator[str]:

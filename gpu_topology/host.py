@@ -6,7 +6,6 @@ Everything comes from /proc and /sys; `root` lets a test (or a bug report) stand
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,7 +72,7 @@ def read_host(root: Path = Path("/"), environ: Mapping[str, str] = os.environ) -
     iommu = surroundings.read_iommu(root)
     numactl = surroundings.has_numactl(root, environ)
     return Host(
-        hostname=socket.gethostname(),
+        hostname=os.uname().nodename,
         usable_cpus=cpus.usable,
         physical_cores=cpus.physical_cores,
         numa_nodes=cpus.nodes,

@@ -1,7 +1,7 @@
 """`python -m gpu_topology monitor`: how the GPUs are used, live; and single readings for a progress display.
 
-    sampler.py (the driver) -> watch.py (the loop) -> sample_file.py (JSON Lines), live.py (the screen), usage.py and
-    verdict.py (the summary)
+    watching/: sampler.py (the driver) -> watch.py (the loop) -> sample_file.py (JSON Lines), live.py (the screen),
+    usage.py and verdict.py (the summary)
 
 `read_gpus` is what the trainer uses: it imports none of these.
 """
@@ -105,11 +105,11 @@ def run(arguments: argparse.Namespace) -> int:
     """Watch until the time is over, Ctrl-C or SIGTERM, then print the summary. Exit status 0."""
     from rich.console import Console
 
-    from gpu_topology.live import showing, usage_table
     from gpu_topology.tables import bullets
-    from gpu_topology.usage import usage_json
-    from gpu_topology.verdict import verdict
-    from gpu_topology.watch import watch
+    from gpu_topology.watching.live import showing, usage_table
+    from gpu_topology.watching.usage import usage_json
+    from gpu_topology.watching.verdict import verdict
+    from gpu_topology.watching.watch import watch
 
     if arguments.json and arguments.out == "-":
         raise TopologyError("--json and --out - both want stdout: name a file for the samples")

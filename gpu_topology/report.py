@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from gpu_topology import nccl, snapshot
 from gpu_topology.grouping import Group
 from gpu_topology.host import Host, read_host
+from gpu_topology.link_matrix import legend, link_table
 from gpu_topology.nccl import Setting
 from gpu_topology.numa import choose_binding
 from gpu_topology.options import add_json, add_selection, add_source, answer
@@ -24,13 +25,13 @@ from gpu_topology.tables import (
     exclusion_table,
     group_table,
     host_text,
-    legend,
-    link_table,
+    node_text,
 )
 from gpu_topology.topology import Topology
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.padding import Padding
     from rich.text import Text
 
     from gpu_topology.verify_cache import Verdict
@@ -74,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
         console = Console(highlight=False)
         with console.capture() as page:  # rich would end the program with status 1 when the reader leaves early
             render(console, topology, host, selection, found, settings, verdict)
-        print(page.get(), end="")
+        print("\n".join(line.rstrip() for line in page.get().splitlines()))
     return 0
 
 
@@ -158,10 +159,13 @@ def render(
         _render_without_gpu(console, topology, host, settings)
         return
     console.print(_heading("GPUs", _versions(topology)))
-    console.print(device_table(topology, selection))
+    console.print(device_table(topology, selection, console.width))
+    nodes = node_text(topology)
+    if nodes is not None:
+        console.print(nodes)
     if len(topology.gpus) > 1:
         console.print(_heading("Links"))
-        console.print(link_table(topology, selection))
+        console.print(link_table(topology, selection, console.width))
         console.print(legend(topology))
     if groups:
         console.print(_heading("Groups of like GPUs", "best first"))
@@ -195,19 +199,22 @@ def _render_environment(
     console.print(environment_table(settings))
     if unset:
         from rich.padding import Padding
+        from rich.text import Text
 
         words = "; ".join(f"{name} ({why})" for name, why in unset)
-        console.print(Padding(f"left unset: {words}", (0, 1), style="dim"))
+        console.print(Padding(Text(f"left unset: {words}", style="dim"), (0, 1)))
     console.print(_heading("Host"))
     console.print(host_text(host))
 
 
-def _selection_line(selection: Selection) -> Text:
+def _selection_line(selection: Selection) -> Padding:
+    from rich.padding import Padding
     from rich.text import Text
 
     if selection.indices:
-        return Text(f"  GPU {', '.join(map(str, selection.indices))}: {selection.reason}", style="bold green")
-    return Text(f"  none: {selection.reason}", style="bold yellow")
+        chosen = ", ".join(map(str, dict.fromkeys(selection.indices)))
+        return Padding(Text(f"GPU {chosen}: {selection.reason}", style="bold green"), (0, 2))
+    return Padding(Text(f"none: {selection.reason}", style="bold yellow"), (0, 2))
 
 
 def _heading(title: str, aside: str = "") -> Text:

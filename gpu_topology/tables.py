@@ -5,117 +5,133 @@ rich is imported inside the functions: what answers without drawing does not wai
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gpu_topology.grouping import Group
 from gpu_topology.host import Host
 from gpu_topology.nccl import Setting
 from gpu_topology.selection import Selection
-from gpu_topology.topology import Gpu, Link, LinkLevel, Topology
+from gpu_topology.topology import Gpu, Topology, short_name
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import JustifyMethod, RenderableType
     from rich.table import Table
     from rich.text import Text
 
 GIB = 2**30
 
-_LEVEL_STYLES = {
-    LinkLevel.NV: "bold green",
-    LinkLevel.PIX: "cyan",
-    LinkLevel.PXB: "cyan",
-    LinkLevel.PHB: "yellow",
-    LinkLevel.NODE: "yellow",
-    LinkLevel.SYS: "magenta",
-}
+_SLOW = ("thermal", "hw-slowdown", "hw-thermal", "hw-power-brake")
+"""What holds clocks back although nothing is limited on purpose: a mark beside the name."""
 
 
-def device_table(topology: Topology, selection: Selection | None = None) -> Table:
-    """One row per GPU; the chosen ones are marked. Memory in GiB, utilization in percent, "?" where unknown."""
+@dataclass(frozen=True, slots=True)
+class _Column:
+    """`least` is the width of the terminal, in characters, from which on the column is shown."""
+
+    title: str
+    cell: Callable[[Gpu], RenderableType]
+    right: bool = False
+    least: int = 0
+
+
+def device_table(topology: Topology, selection: Selection | None = None, width: int = 80) -> Table:
+    """One row per GPU; the chosen ones are marked. Memory in GiB, utilization in percent, "?" where unknown.
+
+    `width` is the terminal's, in characters: a wide one has more columns.
+    """
+    columns = [column for column in _device_columns() if width >= column.least]
     table = _table()
-    for column in ("", "GPU"):
-        table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("Name", overflow="fold", min_width=14)
-    for column, justify in (("GiB used", "right"), ("CC", "left"), ("NUMA", "right"), ("Bus id", "left")):
-        table.add_column(column, justify=justify, no_wrap=True)  # type: ignore[arg-type]
-    for column in ("Procs", "Util"):
-        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    for column in columns:
+        name = column.title == "Name"
+        justify: JustifyMethod = "right" if column.right else "left"
+        table.add_column(
+            column.title, justify=justify, no_wrap=not name, overflow="fold", min_width=14 if name else None
+        )
     chosen = selection.indices if selection else ()
     for gpu in topology.gpus:
-        table.add_row(*_device_row(gpu, gpu.index in chosen), style=None if gpu.error is None else "red")
+        mark = "[bold green]>[/]" if gpu.index in chosen else ""
+        style = None if gpu.error is None else "red"
+        table.add_row(mark, *(column.cell(gpu) for column in columns), style=style)
     return table
 
 
-def _device_row(gpu: Gpu, chosen: bool) -> tuple[RenderableType, ...]:
-    capability = "?" if gpu.compute_capability is None else ".".join(map(str, gpu.compute_capability))
+def _device_columns() -> tuple[_Column, ...]:
     return (
-        "[bold green]>[/]" if chosen else "",
-        str(gpu.index),
-        _name_cell(gpu),
-        f"{_gib(gpu.memory_used)} / {_gib(gpu.memory_total)}",
-        capability,
-        _known(gpu.numa_node),
-        "?" if gpu.pci_bus_id is None else gpu.pci_bus_id.removeprefix("0000:"),
-        "?" if gpu.processes is None else str(len(gpu.processes)),
-        "?" if gpu.utilization is None else f"{gpu.utilization}%",
+        _Column("GPU", lambda gpu: str(gpu.index), right=True),
+        _Column("Name", _name_cell),
+        _Column("GiB used", lambda gpu: f"{_gib(gpu.memory_used)} / {_gib(gpu.memory_total)}", right=True),
+        _Column("Util", lambda gpu: "?" if gpu.utilization is None else f"{gpu.utilization}%", right=True),
+        _Column("Procs", lambda gpu: "?" if gpu.processes is None else str(len(gpu.processes)), right=True),
+        _Column("CC", _capability, least=90),
+        _Column("NUMA", lambda gpu: _known(gpu.numa_node), right=True),
+        _Column("PCIe", _pcie_cell),
+        _Column("Bus id", lambda gpu: "?" if gpu.pci_bus_id is None else gpu.pci_bus_id.removeprefix("0000:")),
+        _Column("UUID", lambda gpu: "?" if gpu.uuid is None else gpu.uuid, least=130),
     )
+
+
+def _capability(gpu: Gpu) -> str:
+    return "?" if gpu.compute_capability is None else ".".join(map(str, gpu.compute_capability))
+
+
+def _pcie_cell(gpu: Gpu) -> Text:
+    """The generation and width that card and slot can do; in red the lanes where fewer are in use."""
+    from rich.text import Text
+
+    if gpu.pcie_generation is None or gpu.pcie_width is None:
+        return Text("?")
+    now = gpu.pcie_width_now
+    if now is not None and now < gpu.pcie_width:
+        return Text(f"gen{gpu.pcie_generation} x{now}/{gpu.pcie_width}", style="red")
+    return Text(f"gen{gpu.pcie_generation} x{gpu.pcie_width}")
 
 
 def _name_cell(gpu: Gpu) -> Text:
     from rich.text import Text
 
-    cell = Text((gpu.name or "?").removeprefix("NVIDIA "))
-    marks = []
-    short_error = None
-    if gpu.error:
-        marks.append(short_error := gpu.error.partition(":")[0])  # the selection tells the rest
-    if gpu.display_active:
-        marks.append("drives a display")
-    if gpu.mig_mode:
-        marks.append("MIG: " + (", ".join(one.profile or one.uuid for one in gpu.mig_devices) or "no slices"))
-    for mark in marks:
-        cell.append(f"\n{mark}", style="red" if mark == short_error else "dim")
+    cell = Text(short_name(gpu.name))
+    for mark, bad in _marks(gpu):
+        cell.append(f"\n{mark}", style="red" if bad else "dim")
     return cell
 
 
-def link_table(topology: Topology, selection: Selection | None = None) -> Table:
-    """The link matrix in nvidia-smi's notation; a star marks pairs whose peer access does not work."""
+def _marks(gpu: Gpu) -> Iterator[tuple[str, bool]]:
+    """What is special about a GPU, in few words, and whether it is bad. The warnings tell the rest."""
+    if gpu.error:
+        yield gpu.error.partition(":")[0], True
+    if gpu.display_active:
+        yield "drives a display", False
+    if gpu.mig_mode:
+        profiles = Counter(one.profile or "slice" for one in gpu.mig_devices)
+        slices = ", ".join(f"{count} x {profile}" for profile, count in profiles.items())
+        yield f"MIG: {slices or 'no slices'}", False
+    if gpu.fabric_state not in (None, "completed"):
+        yield f"fabric {gpu.fabric_state}", True
+    if gpu.ecc_uncorrected:
+        yield f"{gpu.ecc_uncorrected} memory errors", True
+    yield from ((fault, True) for fault in gpu.memory_faults or ())
+    slow = [word for word in gpu.throttle or () if word in _SLOW]
+    if slow:
+        yield f"held back: {', '.join(slow)}", True
+
+
+def node_text(topology: Topology) -> Text | None:
+    """The CPUs beside the GPUs, a line for each NUMA node; None where the driver does not tell them."""
     from rich.text import Text
 
-    table = _table()
-    chosen = selection.indices if selection else ()
-    table.add_column("", no_wrap=True)
+    nodes: dict[tuple[int | None, str], list[int]] = {}
     for gpu in topology.gpus:
-        table.add_column(f"GPU{gpu.index}", no_wrap=True, header_style="bold green" if gpu.index in chosen else "bold")
-    for row in topology.gpus:
-        cells = [_link_cell(topology.link(row.index, gpu.index)) for gpu in topology.gpus]
-        name = Text(f"GPU{row.index}", style="bold green" if row.index in chosen else "bold")
-        table.add_row(name, *cells)
-    return table
-
-
-def _link_cell(link: Link) -> Text:
-    from rich.text import Text
-
-    if link.a == link.b:
-        return Text("X", style="dim")
-    cell = Text(link.label, style=_LEVEL_STYLES[link.level] if link.level else "dim")
-    return cell.append("*", style="red") if link.p2p not in (None, "ok") else cell
-
-
-def legend(topology: Topology) -> Text:
-    """What the link matrix's words mean, for those that occur in it."""
-    from rich.text import Text
-
-    seen = {link.level for link in topology.links}
-    lines = [f"{level.value:<5}{level.meaning}" for level in LinkLevel if level in seen]
-    refused = sorted({link.p2p for link in topology.links if link.p2p not in (None, "ok")} - {None})
-    if refused:
-        lines.append(f"*    no peer access ({', '.join(str(name) for name in refused)}): by way of host memory")
-    if None in seen:
-        lines.append("?    the driver does not tell")
-    return Text("\n".join(f"  {line}" for line in lines), style="dim")
+        if gpu.cpu_affinity is not None:
+            nodes.setdefault((gpu.numa_node, gpu.cpu_affinity), []).append(gpu.index)
+    lines = [
+        f"  NUMA node {_known(node)}: CPUs {cpus}, GPU {', '.join(map(str, gpus))}"
+        for (node, cpus), gpus in nodes.items()
+    ]
+    return Text("\n".join(lines)) if lines else None
 
 
 def group_table(topology: Topology, groups: Sequence[Group]) -> Table:
@@ -129,7 +145,7 @@ def group_table(topology: Topology, groups: Sequence[Group]) -> Table:
     table.add_column("CC", no_wrap=True)
     table.add_column("Links", overflow="fold")
     for group in groups:
-        capability = "?" if group.compute_capability is None else ".".join(map(str, group.compute_capability))
+        capability = _capability(topology.gpu(group.indices[0]))
         links = sorted({link.label for link in topology.links_within(group.indices)})
         table.add_row(
             Text(group.label),
@@ -142,18 +158,20 @@ def group_table(topology: Topology, groups: Sequence[Group]) -> Table:
 
 
 def exclusion_table(topology: Topology, selection: Selection) -> Table:
-    """Each GPU left out, with the reason."""
+    """The GPUs left out, with the reason; those of one model with the same reason share a line."""
     from rich.table import Table
     from rich.text import Text
 
     table = Table.grid(padding=(0, 1))
     table.add_column(no_wrap=True, style="dim")
     table.add_column(overflow="fold")
+    alike: dict[tuple[str, str], list[str]] = {}
     for excluded in selection.excluded:
-        name = topology.gpu(excluded.index).label.removeprefix("NVIDIA ")
-        table.add_row(
-            f"  not GPU {excluded.index}", Text(f"{name}: ", style="dim").append(excluded.reason, style="not dim")
-        )
+        name = short_name(topology.gpu(excluded.index).name)
+        alike.setdefault((name, excluded.reason), []).append(str(excluded.index))
+    for (name, reason), indices in alike.items():
+        which = Text(f"{', '.join(dict.fromkeys(indices))} {name}: ", style="dim")
+        table.add_row("  not GPU", which.append(reason, style="not dim"))
     return table
 
 
@@ -206,7 +224,7 @@ def _table() -> Table:
     from rich import box
     from rich.table import Table
 
-    return Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=True, padding=(0, 1), header_style="bold")
+    return Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=True, padding=(0, 0, 0, 1), header_style="bold")
 
 
 def _gib(size: int | None) -> str:

@@ -120,6 +120,13 @@ class Gpu:
         return self.name or f"GPU {self.index}"
 
 
+def short_name(name: str | None) -> str:
+    """A model without the maker's names: "RTX A5000", "V100-SXM2-32GB"; "?" where the driver did not tell."""
+    for prefix in ("NVIDIA ", "GeForce ", "Tesla "):
+        name = (name or "?").removeprefix(prefix)
+    return name or "?"
+
+
 @dataclass(frozen=True, slots=True)
 class PeerAccess:
     """The driver's answer on each kind of peer access, as (a to b, b to a): "ok" or why not; None unknown."""

@@ -43,6 +43,7 @@ examples:
   python launch.py --auto --dry-run                 only the plan, and a command to paste
 
 The options of the bundled trainer: python ddp_train/main.py --help
+Options that torchrun has too take their defaults from its variables, such as PET_NPROC_PER_NODE.
 """
 
 
@@ -74,7 +75,8 @@ def make_parser() -> tuple[Parser, dict[str, argparse.Action]]:
         add_help=False,
         argument_default=argparse.SUPPRESS,
     )
-    actions = [*_device_options(parser), *_program_options(parser), *_run_options(parser), *_node_options(parser)]
+    groups = (_device_options, _program_options, _plan_options, _run_options, _node_options, _about_options)
+    actions = [action for group in groups for action in group(parser)]
     return parser, {name: action for action in actions for name in action.option_strings}
 
 
@@ -96,9 +98,9 @@ def _device_options(parser: Parser) -> list[argparse.Action]:
             type=OneOf("--policy", POLICIES),
             help="largest group of equal GPUs, fastest group, or GPUs of several models [largest]",
         ),
-        add("--exclude", metavar="LIST", type=device_list("--exclude"), help="GPUs to leave out"),
-        add("--allow-busy", action="store_true", help="take GPUs that other processes use, too"),
-        add("--min-memory", metavar="SIZE", type=memory("--min-memory"), help="least memory of a GPU, as in 20GB"),
+        add("--exclude", metavar="LIST", type=device_list("--exclude"), help="GPUs to leave out [none]"),
+        add("--allow-busy", action="store_true", help="take GPUs that others use or have claimed, too"),
+        add("--min-memory", metavar="SIZE", type=memory("--min-memory"), help="least memory of a GPU, as in 20GB [0]"),
     ]
 
 
@@ -113,9 +115,8 @@ def _program_options(parser: Parser) -> list[argparse.Action]:
     ]
 
 
-def _run_options(parser: Parser) -> list[argparse.Action]:
-    add = parser.add_argument_group("Plan and run").add_argument
-    version = f"launch.py {__version__} (Python {sys.version.split()[0]})"
+def _plan_options(parser: Parser) -> list[argparse.Action]:
+    add = parser.add_argument_group("Plan and checks").add_argument
     return [
         add("--dry-run", action="store_true", help="show the plan and a command to paste; start nothing"),
         add(
@@ -133,6 +134,12 @@ def _run_options(parser: Parser) -> list[argparse.Action]:
             action=argparse.BooleanOptionalAction,
             help="check copies and an all-reduce between the GPUs first [only where the plan says: needs verify]",
         ),
+    ]
+
+
+def _run_options(parser: Parser) -> list[argparse.Action]:
+    add = parser.add_argument_group("The run").add_argument
+    return [
         add(
             "--max-restarts",
             metavar="N",
@@ -170,8 +177,15 @@ def _run_options(parser: Parser) -> list[argparse.Action]:
             const=Tee(BOTH),
             metavar="RANKS",
             type=tee,
-            help="show the output of the other ranks as well: all, or as in 1,2",
+            help="show the output of other ranks than the first, too: all, or as in 1,2 [none]",
         ),
+    ]
+
+
+def _about_options(parser: Parser) -> list[argparse.Action]:
+    add = parser.add_argument_group("About").add_argument
+    version = f"launch.py {__version__} (Python {sys.version.split()[0]})"
+    return [
         add(
             *("--completion", "--print-completion"),
             metavar="|".join(SHELLS),

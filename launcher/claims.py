@@ -1,7 +1,8 @@
 """Claims on GPUs: between the plan and its processes on the GPUs no driver could tell two launchers of each other.
 
 A claim is a lock of the kernel on a file named after the UUID, in a folder of the user's own; it goes with the process
-that holds it, however that ends. The files stay, empty of meaning without their locks.
+that holds it, however that ends. The files stay, empty of meaning without their locks. Other users are told through
+neighbours.py.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from types import TracebackType
 from typing import TypeVar
 from urllib.parse import quote, unquote
 
+from launcher.neighbours import Announcements, neighbours
+
 __all__ = ["Claims", "runtime_folder"]
 
 T = TypeVar("T")
@@ -36,6 +39,7 @@ class Claims:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._held: dict[str, int] = {}
+        self._announcements = Announcements()
         self.problem: str | None = None
         """Why no claims can be made or seen here, one line; None where they can."""
 
@@ -47,9 +51,9 @@ class Claims:
 
     def others(self) -> dict[str, str]:
         """UUID -> the words for who claims it, of the GPUs that other launchers claim."""
+        found = neighbours()
         if not self._safe():
-            return {}
-        found = {}
+            return found
         for path in sorted(self._folder.glob("*" + SUFFIX)):
             uuid = unquote(path.name.removesuffix(SUFFIX))
             # Closing a second descriptor of a file would give up this process's lock on it.
@@ -72,6 +76,12 @@ class Claims:
                 if not shared:
                     self.release()
                     break
+        if not lost:
+            self._announcements.make(self._held)
+            # Each announces first and looks then: of two users' launchers the later one sees the earlier.
+            lost = {} if shared else {uuid: who for uuid, who in neighbours().items() if uuid in self._held}
+            if lost:
+                self.release()
         return lost
 
     def settle(self, plan: Callable[[Mapping[str, str]], T], uuids: Callable[[T], Sequence[str]], *, shared: bool) -> T:
@@ -89,6 +99,7 @@ class Claims:
 
     def release(self) -> None:
         """Give up every claim."""
+        self._announcements.withdraw()
         while self._held:
             os.close(self._held.popitem()[1])
 

@@ -127,13 +127,13 @@ def status_of(failure: Failure) -> int:
     return 1 if failure.stopped and failure.code < 0 else exit_status(failure.code)
 
 
-def in_words(code: int) -> str:
+def in_words(code: int, *, meaning: bool = True) -> str:
     """A returncode for a person: `exit code 7`, `SIGKILL (signal 9): killed from outside ...`."""
     if code >= 0:
         return f"exit code {code}"
-    name, meaning = signal_name(code), MEANINGS.get(-code)
+    name = signal_name(code)
     words = name if name == f"signal {-code}" else f"{name} (signal {-code})"
-    return words + (f": {meaning}" if meaning else "")
+    return f"{words}: {MEANINGS[-code]}" if meaning and -code in MEANINGS else words
 
 
 def signal_name(code: int) -> str:

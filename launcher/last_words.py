@@ -15,6 +15,7 @@ TAIL_BYTES = 256 * 1024
 
 TRACEBACK = re.compile(r"\s*(\| )?(Exception Group )?Traceback \(most recent call last\):")
 LINK = re.compile(r"(The above exception was the direct cause|During handling of the above exception)")
+CONTROL = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)|[@-Z\\-_])")
 RANK_PREFIX = re.compile(r"^\[rank\d+\]: ?")
 # Lines that torch adds behind a traceback: its log, and the C++ side of an exception.
 NOISE = re.compile(
@@ -34,6 +35,7 @@ NOT_LOST = re.compile(
     r"|address already in use|no space left|shared memory",
     re.IGNORECASE,
 )
+TIMED_OUT = re.compile(r"collective operation timeout|timed out waiting", re.IGNORECASE)
 UNWOUND = re.compile(r"KeyboardInterrupt|SystemExit|SIGTERM|SignalException")
 
 
@@ -90,6 +92,11 @@ class LastWords:
         """Whether there is an error that neither a lost connection nor a signal explains."""
         return bool(self.traceback) and not self.lost_connection and not UNWOUND.search(self.cause)
 
+    @property
+    def timed_out(self) -> bool:
+        """Whether this rank, too, waited for a collective in vain."""
+        return bool(TIMED_OUT.search("\n".join(self.lines)))
+
     def shown(self, count: int) -> tuple[str, ...]:
         """At most `count` lines for a person: the traceback if there is one, without torch's noise behind it."""
         kept = [line for line in self.traceback or self.lines if not NOISE.match(line)]
@@ -114,7 +121,9 @@ def tail(path: Path) -> list[str]:
             text = file.read().decode("utf-8", errors="replace")
     except OSError:
         return []
-    return [RANK_PREFIX.sub("", line) for line in text.rstrip().splitlines()]
+    # A terminal's: what it was told to do, and what was overwritten at the beginning of a line.
+    lines = (CONTROL.sub("", line).rpartition("\r")[2] for line in text.replace("\r\n", "\n").rstrip().split("\n"))
+    return [RANK_PREFIX.sub("", line) for line in lines] if text.strip() else []
 
 
 def _last_traceback(lines: Sequence[str]) -> int | None:

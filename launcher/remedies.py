@@ -16,10 +16,11 @@ from pathlib import Path
 
 from launcher.failures import Failure
 
-__all__ = ["TABLE", "Batch", "Evidence", "Known", "Remedy", "find_remedy"]
+__all__ = ["SHM", "TABLE", "TIMEOUT", "Batch", "Evidence", "Known", "Remedy", "find_remedy"]
 
 MIB = 2**20
 SHM = "/dev/shm"
+TIMEOUT = "collective-timeout"
 
 # Packages whose name for pip is not the name that is imported.
 DISTRIBUTIONS = {
@@ -222,7 +223,7 @@ TABLE: tuple[Known, ...] = (
         LESS_MEMORY,
     ),
     Known(
-        "collective-timeout",
+        TIMEOUT,
         r"collective operation timeout|Timed out waiting \d+ms for (recv|send)|Watchdog caught",
         "a collective did not end: another rank did not come to it, or the GPUs do not reach each other",
         HANG,

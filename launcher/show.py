@@ -21,6 +21,7 @@ from launcher.plan import LaunchPlan
 __all__ = ["show_compact", "show_full", "to_json"]
 
 GIB = 2**30
+LONGEST_PROGRAM = 240
 
 
 def to_json(plan: LaunchPlan) -> dict[str, Any]:
@@ -133,9 +134,19 @@ def _run(plan: LaunchPlan) -> Text:
     ranks = f"{plan.nproc_per_node} rank{'s' * (plan.nproc_per_node != 1)}"
     least, most = plan.cluster.nnodes
     nodes = "" if most == 1 else f" on each of {least if least == most else f'{least} to {most}'} nodes"
-    restarts = f", up to {plan.job.max_restarts} restarts" if plan.job.max_restarts else ""
-    words = ("trainer", *plan.training.given) if plan.training else (plan.program.name, *plan.program.args)
-    return Text(f"{ranks}{nodes}, {plan.backend}{restarts}: {shlex.join(words)}")
+    most_restarts = plan.job.max_restarts
+    restarts = f", up to {most_restarts} restart{'s' * (most_restarts != 1)}" if most_restarts else ""
+    return Text(f"{ranks}{nodes}, {plan.backend}{restarts}: {_program(plan)}")
+
+
+def _program(plan: LaunchPlan) -> str:
+    """The program with its arguments on few lines; the whole of it is in the command to paste."""
+    program = plan.program
+    named = ("-m", program.name) if program.kind == "module" else (program.name,)
+    words = ("trainer", *plan.training.given) if plan.training else (*named, *program.args)
+    # A terminal would obey control characters.
+    text = "".join(letter if letter.isprintable() else "?" for letter in shlex.join(words))
+    return text if len(text) <= LONGEST_PROGRAM else text[:LONGEST_PROGRAM].rstrip() + " ..."
 
 
 def _nodes(cluster: Cluster) -> Text:

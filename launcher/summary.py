@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from launcher.failures import Failure, Outcome, in_words
-from launcher.remedies import Remedy
+from launcher.remedies import TIMEOUT, Remedy
 
 __all__ = ["show"]
 
@@ -46,7 +46,7 @@ def _explanation(failure: Failure) -> str | None:
 def _show_failure(console: Console, outcome: Outcome, failure: Failure, remedy: Remedy | None) -> None:
     console.print()
     console.rule(f"[bold red]rank {failure.rank} failed first[/bold red]", align="left", style="red")
-    console.print(_table(_facts(outcome, failure)))
+    console.print(_table(_facts(outcome, failure, remedy)))
     if words := failure.words.shown(LINES_SEEN if failure.on_screen else LINES):
         console.print()
         for line in words:
@@ -64,11 +64,14 @@ def _table(rows: Iterable[tuple[str, str]]) -> Table:
     return table
 
 
-def _facts(outcome: Outcome, failure: Failure) -> Iterator[tuple[str, str]]:
+def _facts(outcome: Outcome, failure: Failure, remedy: Remedy | None) -> Iterator[tuple[str, str]]:
     """How the rank ended, and what became of the others."""
     *earlier, last = outcome.attempts
-    yield "rank", f"{failure.rank} on {failure.host}" + (f", attempt {last.number + 1}" if earlier else "")
-    yield "ended by", in_words(failure.code)
+    attempt = f", attempt {last.number + 1} of {last.number + 1}" if earlier else ""
+    after = "" if last.seconds is None else f", {last.seconds:.1f} s after the start"
+    yield "rank", f"{failure.rank} on {failure.host}{attempt}{after}"
+    # What is known of this very failure says more than what its signal means in general.
+    yield "ended by", in_words(failure.code, meaning=remedy is None)
     others = [other for other in last.failures if other is not failure]
     for name, words, ranks in (
         ("victims", "lost the connection to it", [f for f in others if f.victim]),
@@ -77,9 +80,14 @@ def _facts(outcome: Outcome, failure: Failure) -> Iterator[tuple[str, str]]:
     ):
         if ranks:
             yield name, f"{names(f.rank for f in ranks)}: {words}{_later(failure, ranks)}"
-    for attempt in earlier:
-        if first := attempt.first:
-            yield f"attempt {attempt.number + 1}", f"rank {first.rank}: {first.words.error or in_words(first.code)}"
+    if remedy is not None and remedy.name == TIMEOUT:
+        silent = [other.rank for other in others if other.stopped and not other.words.timed_out]
+        if silent:
+            yield "look at", f"{names(silent)}: the others waited for {'it' if len(silent) == 1 else 'them'}"
+    for before in earlier:
+        if first := before.first:
+            words = first.words.error or in_words(first.code, meaning=False)
+            yield f"attempt {before.number + 1}", f"rank {first.rank}: {words}"
     if outcome.refusal:
         yield "restart", f"none: {outcome.refusal}"
 

@@ -154,7 +154,7 @@ def p2p_status(machine: dict[str, Any], a: int, b: int) -> Any:
     return status
 
 
-def peer_status(machine: dict[str, Any], a: int, b: int, kind: str) -> str | None:
+def peer_status(machine: dict[str, Any], a: int, b: int, kind: str) -> Any:
     """One kind of peer access from one GPU to another. Where only a word is given, NVLink and atomics need NVLinks."""
     status = p2p_status(machine, a, b)
     if isinstance(status, dict):
@@ -167,9 +167,12 @@ def peer_status(machine: dict[str, Any], a: int, b: int, kind: str) -> str | Non
 def peer_access(machine: dict[str, Any], a: int, b: int) -> PeerAccess | None:
     """What a right reading gives for a pair."""
     both = {kind: (peer_status(machine, a, b, kind), peer_status(machine, b, a, kind)) for kind in KINDS}
-    known = {kind: tuple(None if one == "unknown" else one for one in pair) for kind, pair in both.items()}
-    peer = PeerAccess(**known)
+    peer = PeerAccess(**{kind: (_told(there), _told(back)) for kind, (there, back) in both.items()})
     return None if peer == PeerAccess() else peer
+
+
+def _told(status: str | None) -> str | None:
+    return None if status == "unknown" else status
 
 
 def summary(peer: PeerAccess | None) -> str | None:
@@ -182,8 +185,8 @@ def summary(peer: PeerAccess | None) -> str | None:
 def pcie_level(machine: dict[str, Any], a: int, b: int) -> str:
     """The PCIe path between two GPUs: the matrix itself where it is no NVLink."""
     if "pcie_matrix" in machine:
-        return machine["pcie_matrix"][a][b]
-    cell = machine["matrix"][a][b]
+        return str(machine["pcie_matrix"][a][b])
+    cell = str(machine["matrix"][a][b])
     if not cell.startswith("NV"):
         return cell
     same = machine["gpus"][a]["numa"] == machine["gpus"][b]["numa"]
@@ -274,8 +277,10 @@ def _fabric_state(gpu: dict[str, Any]) -> str | None:
 def _memory_faults(gpu: dict[str, Any]) -> tuple[str, ...] | None:
     if gpu["remapped"] is not None:
         pending, failed = gpu["remapped"]
-        return ("row-remap-failed",) * failed + ("row-remap-pending",) * pending
-    return None if gpu["retired_pending"] is None else ("page-retirement-pending",) * gpu["retired_pending"]
+        return tuple(word for word, is_so in (("row-remap-failed", failed), ("row-remap-pending", pending)) if is_so)
+    if gpu["retired_pending"] is None:
+        return None
+    return ("page-retirement-pending",) if gpu["retired_pending"] else ()
 
 
 def to_lines(machine: dict[str, Any] | str | Path) -> str:

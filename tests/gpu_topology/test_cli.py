@@ -355,4 +355,6 @@ def test_no_color_is_honoured(workstation):
     assert not colour.search(
         succeed("report", env={**workstation, "FORCE_COLOR": "1", "NO_COLOR": "1", "TERM": "xterm"})
     )
-    assert "\x1b" not in succeed("report", env=workstation)
+    plain = succeed("report", env=workstation)
+    assert "\x1b" not in plain
+    assert not [line for line in plain.splitlines() if line != line.rstrip()]

@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 
 from gpu_topology import snapshot
-from gpu_topology.topology import Gpu, LinkLevel, Topology
+from gpu_topology.cli import main
+from gpu_topology.topology import Gpu, Link, LinkLevel, Topology
 from tests.fake_nvml.machine import MIB, to_topology
 
 ROOT = Path(__file__).parents[2]
@@ -183,7 +184,8 @@ def machine(*faults: dict[str, Any]) -> dict[str, Any]:
 
 def report(env: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "gpu_topology", *(arguments or ("report", "--json"))]
-    return subprocess.run(command, env={**os.environ, **env}, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("CUDA_")}
+    return subprocess.run(command, env={**clean, **env}, cwd=ROOT, capture_output=True, text=True, timeout=60)
 
 
 def test_every_function_that_is_called_has_its_place_in_a_table(fake_driver, tmp_path):
@@ -318,6 +320,25 @@ def test_a_library_without_one_function_gives_the_same_report_but_for_its_fact(
     assert {key: data[key] for key in ("gpus", "links", "driver_version", "cuda_version")} == {
         key: expected[key] for key in ("gpus", "links", "driver_version", "cuda_version")
     }
+
+
+def _nothing_known() -> Topology:
+    """As much as a driver can leave out."""
+    return Topology(tuple(Gpu(index) for index in range(3)), tuple(Link(a, b) for a, b in ((0, 1), (0, 2), (1, 2))))
+
+
+@pytest.mark.parametrize("command", [["report"], ["report", "--json"], ["draw"], ["env"], ["select"]])
+def test_every_command_does_with_every_fact_unknown(tmp_path, capsys, monkeypatch, command):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    path = tmp_path / "machine.json"
+    readings = {function: without(function, "UNKNOWN") for function in sorted(KNOWN - set(NEEDED))}
+    for function, topology in {**readings, "all": _nothing_known()}.items():
+        snapshot.save(topology, path)
+        status = main([*command, "--from", str(path)])
+        printed = capsys.readouterr()
+        assert status == 0 or (status == 2 and command[0] in ("select", "env")), function
+        assert bool(printed.out) == (status == 0), function
+        assert status == 0 or printed.err.startswith("error: "), function
 
 
 def _broken_library(folder: Path) -> dict[str, str]:

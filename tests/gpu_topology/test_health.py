@@ -20,8 +20,6 @@ ILL = {
     Gpu(0, throttle=("hw-slowdown", "hw-thermal")): "because of heat",
     Gpu(0, throttle=("hw-slowdown", "hw-power-brake")): "power brake",
     Gpu(0, throttle=("hw-slowdown",)): "nvidia-smi -q -d PERFORMANCE",
-    Gpu(0, fabric_state="failed"): "fabric failed to come up",
-    Gpu(0, fabric_state="degraded"): "fabric is in poor health",
 }
 
 

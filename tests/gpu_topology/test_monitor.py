@@ -280,4 +280,4 @@ def test_the_terminal_is_left_as_it_was(fake_driver):
 def test_the_trainers_readings_need_nothing_of_the_monitor():
     script = "import sys, gpu_topology.monitor; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert not {"rich", "json", "gpu_topology.selection", "gpu_topology.sampler"} & set(done.stdout.split())
+    assert not {"rich", "json", "gpu_topology.selection", "gpu_topology.watching"} & set(done.stdout.split())

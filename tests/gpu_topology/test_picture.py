@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-from gpu_topology.nvlink_wires import nvlinks, switched
-from gpu_topology.pcie_tree import pcie_tree
-from gpu_topology.picture import layout
+from gpu_topology.drawing.nvlink_wires import nvlinks, switched
+from gpu_topology.drawing.pcie_tree import pcie_tree
+from gpu_topology.drawing.picture import layout
+from gpu_topology.drawing.shapes import Box, Label, Picture, Wire, shorten, text_width, wrap
+from gpu_topology.drawing.svg import to_svg
 from gpu_topology.selection import Selection, SelectionRequest, select
-from gpu_topology.shapes import Box, Label, Picture, Wire, shorten, text_width, wrap
-from gpu_topology.svg import to_svg
 from gpu_topology.topology import Topology
 from tests.fake_nvml.machine import load_machine, permuted, to_topology
 
@@ -29,7 +29,10 @@ SAVED = {path.stem: json.loads(path.read_text()) for path in (Path(__file__).par
 def machine(size: int, name: str, level: Callable[[int, int], str], numa: Callable[[int], int], **more: Any) -> Any:
     """`size` GPUs of one name, with the link matrix cell by cell."""
     cc = more.pop("cc", [8, 0])
-    gpus = [{"name": name, "memory_mib": 40960, "cc": cc, "numa": numa(index)} for index in range(size)]
+    gpus = [
+        {"name": name, "memory_mib": 40960, "cc": cc, "numa": numa(index), "cpus": f"{numa(index)},64-95,128-255"}
+        for index in range(size)
+    ]
     matrix = [["X" if a == b else level(a, b) for b in range(size)] for a in range(size)]
     return {"gpus": gpus, "matrix": matrix, **more}
 
@@ -53,7 +56,7 @@ MIG = {
 MACHINES: dict[str, Any] = {
     **SAVED,
     **{name: load_machine(name) for name in ("a100_a5000_t400", "h100_8x_nvswitch", "no_devices", "rtx3090_2x_nvlink")},
-    "one": {"gpus": [{"name": "NVIDIA GeForce RTX 4090", "memory_mib": 24564, "cc": [8, 9]}]},
+    "one": {"gpus": [{"name": "NVIDIA GeForce RTX 4090", "memory_mib": 24564, "cc": [8, 9], "cpus": "0-15"}]},
     "nothing known": {"gpus": [{"name": None, "memory_mib": None, "cc": None, "numa": None, "pcie": None}]},
     "dgx2": machine(
         16,
@@ -229,11 +232,26 @@ def test_faster_links_are_thicker_and_chosen_ones_stand_out():
 def test_a_bad_nvlink_and_missing_peer_access_show():
     machine = {**MACHINES["rtx3090_2x_nvlink"], "p2p": "gpu-not-supported"}
     words = [shape.text for shape in layout(to_topology(machine)).shapes if isinstance(shape, Label)]
-    assert "NVLink without peer access" in words
+    assert "NVLink without peer access (gpu-not-supported)" in words
     plain = {**machine, "matrix": [["X", "PHB"], ["PHB", "X"]]}
     words = [shape.text for shape in layout(to_topology(plain)).shapes if isinstance(shape, Label)]
     assert "PHB*" in words
     assert any("no peer access (gpu-not-supported)" in word for word in words)
+
+
+def test_a_fabric_that_failed_shows_on_its_switch():
+    picture = layout(to_topology(SAVED["gb200_4x_failed_fabric"]))
+    wires = {shape.name: shape.style for shape in picture.shapes if isinstance(shape, Wire) and shape.name}
+    assert set(wires.values()) == {"nvlink bad"}
+    assert any("no peer access" in shape.text for shape in picture.shapes if isinstance(shape, Label))
+    one = layout(to_topology(SAVED["h100_hgx_8x_one_failed"]))
+    styles = [shape.style for shape in one.shapes if isinstance(shape, Wire) and "NVSwitch" in shape.name]
+    assert sorted(styles) == ["nvlink"] * 7 + ["nvlink bad"]
+
+
+def test_the_cpus_of_a_node_are_on_it():
+    words = [shape.text for shape in layout(to_topology(MACHINES["one"])).shapes if isinstance(shape, Label)]
+    assert "CPUs 0-15" in words
 
 
 def test_text_is_cut_where_it_does_not_fit():

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import random
-from dataclasses import is_dataclass, replace
+import re
+from dataclasses import fields, is_dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from types import NoneType, UnionType
@@ -15,7 +16,7 @@ import pytest
 
 from gpu_topology import snapshot
 from gpu_topology.output import write_whole
-from gpu_topology.topology import Gpu, GpuProcess, Link, LinkLevel, PeerAccess, Topology, TopologyError
+from gpu_topology.topology import Gpu, GpuProcess, Link, LinkLevel, MigDevice, PeerAccess, Topology, TopologyError
 from tests.fake_nvml.machine import to_topology
 
 MACHINES = ["a100_a5000_t400", "h100_8x_nvswitch", "rtx3090_2x_nvlink", "no_devices"]
@@ -120,6 +121,15 @@ def test_a_file_with_the_documented_keys_alone_is_enough():
         processes=(GpuProcess(7, 2**20),),
     )
     assert topology.links == (Link(0, 1, LinkLevel.NV, 4, "ok"),)
+
+
+def test_the_page_on_the_file_names_every_key_and_its_example_is_read():
+    page = (Path(__file__).parents[2] / "docs" / "topology-file.md").read_text()
+    example = snapshot.from_dict(json.loads(page.split("```json")[1].split("```")[0]))
+    assert example.link(0, 1).label == "NV4"
+    named = set(re.findall(r"`(\w+)`", page))
+    keys = {field.name for kind in (Topology, Gpu, GpuProcess, MigDevice, Link, PeerAccess) for field in fields(kind)}
+    assert keys <= named, keys - named
 
 
 def test_links_are_read_as_nvidia_smi_writes_them_and_from_either_end():

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from gpu_topology.live import sample_line, sample_text, usage_table
-from gpu_topology.sampler import GpuSample, ProcessSample, Sample
-from gpu_topology.usage import Usage, UsageMeter
-from gpu_topology.verdict import verdict
+from gpu_topology.watching.live import sample_line, sample_text, usage_table
+from gpu_topology.watching.sampler import GpuSample, ProcessSample, Sample
+from gpu_topology.watching.usage import Usage, UsageMeter
+from gpu_topology.watching.verdict import verdict
 
 GIB = 2**30
 

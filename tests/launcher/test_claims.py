@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
 from launcher.claims import Claims, runtime_folder
 from tests.fake_nvml.machine import to_topology
 
+NOBODY = 65_534
 ROOT = Path(__file__).parents[2]
 HOLD = """
-import sys
+import os, sys
 from pathlib import Path
 from launcher.claims import Claims
+# Only now: another user may not be able to read this Python.
+os.setuid(int(os.environ.get("HOLD_AS", os.getuid())))
 claims = Claims(Path(sys.argv[1]))
 print(dict(claims.take(sys.argv[2:])), flush=True)
 sys.stdin.read()
@@ -29,9 +35,12 @@ sys.stdin.read()
 class Other:
     """Another process that claims GPUs and holds them until it ends."""
 
-    def __init__(self, folder: Path, *uuids: str) -> None:
+    def __init__(self, folder: Path, *uuids: str, user: int | None = None) -> None:
         argv = [sys.executable, "-c", HOLD, str(folder), *uuids]
-        self.process = subprocess.Popen(argv, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        env = os.environ | ({} if user is None else {"HOLD_AS": str(user)})
+        self.process = subprocess.Popen(
+            argv, cwd=ROOT, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
         assert self.process.stdout is not None
         self.answer = self.process.stdout.readline().strip()
 
@@ -111,6 +120,29 @@ def test_where_claims_are(tmp_path: Path) -> None:
     for environ in ({}, {"XDG_RUNTIME_DIR": ""}, {"XDG_RUNTIME_DIR": str(tmp_path / "none")}):
         assert runtime_folder(environ).name in (f"ddp-launch-{os.getuid()}", "ddp-launch")
         assert tmp_path not in runtime_folder(environ).parents
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may be two users")
+def test_a_claim_of_another_user(tmp_path: Path) -> None:
+    """Whose folder cannot be looked into."""
+    theirs = Path(tempfile.mkdtemp())
+    theirs.chmod(0o700)
+    os.chown(theirs, NOBODY, -1)
+    uuids = [f"GPU-{uuid4()}" for _ in range(2)]
+    other = Other(theirs / "claims", uuids[0], user=NOBODY)
+    try:
+        assert other.answer == "{}"
+        with Claims(tmp_path / "claims") as claims:
+            assert claims.others()[uuids[0]].startswith(f"claimed by launcher pid {other.process.pid} of user ")
+            assert list(claims.take(uuids)) == [uuids[0]]
+            assert claims.take(uuids, shared=True) == {}
+        later = Other(theirs / "claims", uuids[1], user=NOBODY)
+        later.end()
+        assert later.answer == "{}", "taken back"
+    finally:
+        other.end()
+        shutil.rmtree(theirs)
+    assert uuids[0] not in Claims(tmp_path / "claims").others()
 
 
 PROGRAM = """

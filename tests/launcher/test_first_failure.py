@@ -130,10 +130,16 @@ def test_events_on_standard_output_are_pure(launcher: Any) -> None:
 
 def test_a_signal_in_the_record(launcher: Any) -> None:
     script = launcher.script(
-        "import os, pathlib, time\npathlib.Path('ready-' + os.environ['RANK']).touch()\ntime.sleep(60)"
+        "import os, pathlib, time\n"
+        "score = pathlib.Path('/proc/self/oom_score_adj').read_text()\n"
+        "pathlib.Path('score').write_text(score)\n"
+        "pathlib.Path('ready-' + os.environ['RANK']).touch()\n"
+        "time.sleep(60)"
     )
     process = launcher.start("--cpu", "--json-events", "events", str(script))
     launcher.wait_for("ready-0", "ready-1")
+    own = int(Path("/proc/self/oom_score_adj").read_text())
+    assert int((launcher.folder / "score").read_text()) == min(own + 50, 1000), "ranks go before their launcher"
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=30)
     record = events(launcher.folder / "events")

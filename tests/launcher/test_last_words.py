@@ -28,6 +28,14 @@ def test_tail_of_a_log(tmp_path: Path) -> None:
     assert tail(log) == []
     log.write_bytes(b"\xff\n" + b"".join(b"[rank3]: line %d\n" % i for i in range(50_000)) + b"\n\n")
     assert tail(log)[-2:] == ["line 49998", "line 49999"]
+    log.write_bytes(b" \n\n")
+    assert tail(log) == []
+
+
+def test_a_terminals_orders_are_left_out(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_bytes(b"\x1b[2K\x1b[1;31mred\x1b[0m\r\n 10%\r 90%\r100%\n\x1b]0;title\x07end\n")
+    assert tail(log) == ["red", "100%", "end"]
 
 
 def test_error_output_before_output_but_a_traceback_before_both(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def test_summary_of_a_failure(tmp_path: Path) -> None:
     )
     for words in (
         "rank 3 failed first",
-        "3 on node7, attempt 2",
+        "3 on node7, attempt 2 of 2",
         "exit code 7",
         "ValueError: [bold]no[/bold]",
         "rank 0: lost the connection to it, 151 ms later",
@@ -57,6 +57,30 @@ def test_summary_of_a_failure(tmp_path: Path) -> None:
     assert f"{err}, out" in text
     assert "step 1" not in text, "the error output comes first"
     assert "stopped" not in shown(failed(Failure(3, "node7", 7, (out, err))))
+
+
+def test_a_hang_points_at_the_rank_that_did_not_come(tmp_path: Path) -> None:
+    waited = write(
+        tmp_path / "waited", "RuntimeError: Watchdog caught collective operation timeout: WorkNCCL(SeqNum=7)"
+    )
+    idle = write(tmp_path / "idle", "step 7\n")
+    text = shown(
+        failed(
+            Failure(0, "h", -6, (waited,)),
+            Failure(1, "h", -15, (idle,), stopped=True),
+            Failure(2, "h", -15, (waited,), stopped=True),
+        )
+    )
+    assert "look at    rank 1: the others waited for it" in text
+    assert "python -m gpu_topology verify" in text
+
+
+def test_a_signal_with_a_known_reason_stays_short() -> None:
+    killed = Failure(1, "h", -9)
+    text = io.StringIO()
+    show(Console(file=text, width=100), failed(killed), find_remedy(killed, Evidence(1, "of this job's cgroup")))
+    assert "ended by   SIGKILL (signal 9)\n" in "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+    assert "the kernel killed 1 process" in text.getvalue()
 
 
 def test_what_was_on_the_screen_already_is_short(tmp_path: Path) -> None:

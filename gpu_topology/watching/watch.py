@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from gpu_topology.sample_file import open_sample_file
-from gpu_topology.sampler import Sample, open_sampler
-from gpu_topology.usage import Usage, UsageMeter
+from gpu_topology.watching.sample_file import open_sample_file
+from gpu_topology.watching.sampler import Sample, open_sampler
+from gpu_topology.watching.usage import Usage, UsageMeter
 
 _ENDS = {signal.SIGINT, signal.SIGTERM}
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from gpu_topology.numa_boxes import all_links, tag, without_peers
-from gpu_topology.nvlink_shapes import thickness
-from gpu_topology.nvlink_wires import nvlinks, speed
-from gpu_topology.pcie_tree import pcie_path, pcie_tree
+from gpu_topology.drawing.numa_boxes import all_links, tag, without_peers
+from gpu_topology.drawing.nvlink_shapes import BROKEN, thickness
+from gpu_topology.drawing.nvlink_wires import has_peers, nvlinks, speed
+from gpu_topology.drawing.pcie_tree import pcie_path, pcie_tree
+from gpu_topology.drawing.shapes import Box, Label, Shape, Wire, wrap
 from gpu_topology.selection import Selection
-from gpu_topology.shapes import Box, Label, Shape, Wire, wrap
 from gpu_topology.topology import Link, LinkLevel, Topology
 
 _TEXT, _LINE, _SAMPLE = 11.5, 19.0, 52.0
@@ -55,15 +55,17 @@ def _card_entries(topology: Topology, selection: Selection | None) -> list[Entry
 def _nvlink_entries(topology: Topology, selection: Selection | None) -> list[Entry]:
     kinds: dict[tuple[str, float], Link] = {}
     for link in nvlinks(topology):
-        if link.p2p in (None, "ok"):
+        if has_peers(link):
             kinds.setdefault((link.label, speed(topology, link)), link)
     entries: list[Entry] = []
     for (label, rate), link in sorted(kinds.items(), key=lambda kind: -kind[0][1]):
         sample = Wire(((0, 0), (40, 0)), "nvlink", thickness(rate))
         count = f"{link.nvlinks} NVLinks" if link.nvlinks != 1 else "1 NVLink"
         entries.append(([sample], f"{label}: {count}, {rate:g} GB/s each way by the data sheet"))
-    if any(link.p2p not in (None, "ok") for link in nvlinks(topology)):
-        entries.append(([Wire(((0, 0), (40, 0)), "nvlink bad", 3)], "NVLink without peer access"))
+    refused = sorted({str(link.p2p) for link in nvlinks(topology) if not has_peers(link)})
+    if refused:
+        sample = Wire(((0, 0), (40, 0)), "nvlink bad", BROKEN)
+        entries.append(([sample], f"NVLink without peer access ({', '.join(refused)})"))
     if selection and any(not {link.a, link.b} <= set(selection.indices) for link in nvlinks(topology)):
         entries.append(([Wire(((0, 0), (40, 0)), "nvlink idle", 3)], "NVLink that the selection does not use"))
     return entries

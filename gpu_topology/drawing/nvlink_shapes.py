@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from gpu_topology.numa_boxes import PADDING
-from gpu_topology.nvlink_wires import Channel, Run, Switched, speed
-from gpu_topology.shapes import Box, Label, Point, Shape, Wire, text_width
+from gpu_topology.drawing.numa_boxes import PADDING
+from gpu_topology.drawing.nvlink_wires import Channel, Run, Switched, has_peers, speed
+from gpu_topology.drawing.shapes import Box, Label, Point, Shape, Wire, text_width
 from gpu_topology.topology import Topology
 
 Places = Mapping[int, Box]
+
+BROKEN = 3.0
+"""The thickness of a link that does not work."""
 
 
 def thickness(gb_s: float) -> float:
@@ -29,15 +32,16 @@ def nvlink_shapes(
     names: list[Shape] = []
     for switch, y in channel.switched:
         lines += _drops(topology, switch, y, places, upper, chosen)
-        names += _bar(topology, switch, y, places, bool(set(switch.gpus) & chosen))
+        names += _bar(topology, switch, y, places, bool(switch.works & chosen))
     for run in channel.runs:
         link, rate = run.link, speed(topology, run.link)
-        works, lively = link.p2p in (None, "ok"), {link.a, link.b} <= chosen
+        works, lively = has_peers(link), {link.a, link.b} <= chosen
         kind = ("" if lively else " idle") if works else " bad"
-        name = f"GPU {link.a} to GPU {link.b}: {link.label}, {rate:g} GB/s"
-        line = Wire(_points(run, places, upper), f"nvlink{kind}", thickness(rate), name)
+        width = thickness(rate) if works else BROKEN
+        name = f"GPU {link.a} to GPU {link.b}: {link.label}, {f'{rate:g} GB/s' if works else f'{link.p2p}'}"
+        line = Wire(_points(run, places, upper), f"nvlink{kind}", width, name)
         # A gap around what passes over another line shows that the two do not meet.
-        gap = Wire(_points(run, places, upper, PADDING + 1.5), "gap", thickness(rate) + 5)
+        gap = Wire(_points(run, places, upper, PADDING + 1.5), "gap", width + 5)
         lines.append((lively, [gap, line]))
         names += _pill(link.label, run.label, f"pill{kind}")
     return [shape for _, shapes in sorted(lines, key=lambda line: line[0]) for shape in shapes], names
@@ -50,18 +54,21 @@ def _drops(
     drops: list[tuple[bool, list[Shape]]] = []
     for index in switch.gpus:
         card, lively = places[index], index in chosen
+        style = "nvlink bad" if index not in switch.works else "nvlink" if lively else "nvlink idle"
         ends = ((card.middle, card.bottom if index in upper else card.y), (card.middle, y))
         name = f"GPU {index} to NVSwitch: {switch.link.label}"
-        drops.append((lively, [Wire(ends, "nvlink" if lively else "nvlink idle", width, name)]))
+        drops.append((lively, [Wire(ends, style, width if index in switch.works else BROKEN, name)]))
     return drops
 
 
 def _bar(topology: Topology, switch: Switched, y: float, places: Places, lively: bool) -> list[Shape]:
     cards = [places[index] for index in switch.gpus]
     left, right = min(card.x for card in cards), max(card.right for card in cards)
-    text = f"NVSwitch: {switch.link.label}, {speed(topology, switch.link):g} GB/s each way"
+    rate = f"{speed(topology, switch.link):g} GB/s each way" if switch.works else f"no peer access ({switch.link.p2p})"
+    text = f"NVSwitch: {switch.link.label}, {rate}"
+    style = ("nvswitch" if lively else "nvswitch idle") if switch.works else "nvswitch bad"
     return [
-        Box(left, y - 15, right - left, 30, "nvswitch" if lively else "nvswitch idle", "NVSwitch"),
+        Box(left, y - 15, right - left, 30, style, "NVSwitch"),
         Label((left + right) / 2, y + 4.5, text, 12.5, "badge text", "middle", bold=True),
     ]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from statistics import fmean
 
-from gpu_topology.usage import LOW, GpuUsage, Usage
+from gpu_topology.watching.usage import LOW, GpuUsage, Usage
 
 IDLE = 10
 """A GPU whose utilisation never reached this percentage did not take part."""

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from gpu_topology.drawing.shapes import Box, Label, Shape, shorten, text_width, wrap
 from gpu_topology.selection import Selection
-from gpu_topology.shapes import Box, Label, Shape, shorten, text_width, wrap
-from gpu_topology.topology import Gpu
+from gpu_topology.topology import Gpu, short_name
 
 WIDTH = 144.0
 PADDING = 10.0
@@ -40,7 +40,7 @@ def make_card(gpu: Gpu, selection: Selection | None) -> Card:
     excluded = {one.index: one.reason for one in selection.excluded} if selection else {}
     reason = gpu.error or excluded.get(gpu.index)
     style = "lost" if gpu.error else "chosen" if ranks else "left" if reason else "plain"
-    name = short_name(gpu)
+    name = short_name(gpu.name) if gpu.name else "name not known"
     lines = [(line, _TEXT, "text") for line in wrap(name, _INNER, _TEXT, 2)]
     facts = [fact for fact in (_memory(gpu), _pcie(gpu)) if fact]
     lines += [(shorten(fact, _INNER, _SMALL), _SMALL, "quiet") for fact in facts]
@@ -49,14 +49,6 @@ def make_card(gpu: Gpu, selection: Selection | None) -> Card:
     if reason:
         lines += [(line, _SMALL, "bad" if gpu.error else "reason") for line in wrap(_gist(reason), _INNER, _SMALL, 3)]
     return Card(gpu, ranks, style, tuple(lines), _hint(gpu, name, reason))
-
-
-def short_name(gpu: Gpu) -> str:
-    """The model without the maker: "RTX A5000", "V100-SXM2-32GB"."""
-    name = gpu.name or "name not known"
-    for prefix in ("NVIDIA ", "GeForce ", "Tesla "):
-        name = name.removeprefix(prefix)
-    return name
 
 
 def card_shapes(card: Card, place: Box, selection: Selection | None) -> list[Shape]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from gpu_topology.sampler import GpuSample, Sample
+from gpu_topology.watching.sampler import GpuSample, Sample
 
 SCHEMA = "gpu-monitor/1"
 

@@ -20,8 +20,8 @@ from gpu_topology.nvml_gpu import read_memory, read_processes
 from gpu_topology.nvml_health import throttle
 from gpu_topology.selection import SelectionError
 from gpu_topology.topology import Gpu
-from gpu_topology.traffic import Traffic, TrafficMeter
 from gpu_topology.visible import find_name
+from gpu_topology.watching.traffic import Traffic, TrafficMeter
 
 SHARE_OF_A_CORE = 0.0025
 

@@ -3,7 +3,8 @@
     topology, selection -> pcie_tree.py (who shares what) -> numa_boxes.py (boxes and places of the cards)
     -> nvlink_wires.py (lanes between the cards), nvlink_shapes.py -> cards.py, legend.py -> a `Picture` for svg.py
 
-Up to four GPUs (eight of one NUMA node) stand in one row; more in two that face each other, the NVLinks between.
+Up to four GPUs stand in one row, also eight whose NUMA nodes make no two rows of about the same length; more stand in
+two rows that face each other, with the NVLinks between.
 """
 
 from __future__ import annotations
@@ -11,15 +12,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from gpu_topology.cards import card_shapes, make_card, short_name
-from gpu_topology.legend import legend
-from gpu_topology.numa_boxes import BETWEEN, Drawn, Node, Row, bar_levels, between, tag
-from gpu_topology.nvlink_shapes import nvlink_shapes
-from gpu_topology.nvlink_wires import route
-from gpu_topology.pcie_tree import Branch, node_of, pcie_tree
+from gpu_topology.drawing.cards import card_shapes, make_card
+from gpu_topology.drawing.legend import legend
+from gpu_topology.drawing.numa_boxes import BETWEEN, Drawn, Node, Row, bar_levels, between, head_height, tag
+from gpu_topology.drawing.nvlink_shapes import nvlink_shapes
+from gpu_topology.drawing.nvlink_wires import route
+from gpu_topology.drawing.pcie_tree import Branch, node_of, pcie_tree
+from gpu_topology.drawing.shapes import Box, Label, Picture, Shape, Wire, wrap
 from gpu_topology.selection import Selection
-from gpu_topology.shapes import Box, Label, Picture, Shape, Wire, wrap
-from gpu_topology.topology import Topology
+from gpu_topology.topology import Topology, short_name
 
 MARGIN, LEAST_WIDTH, BRACKET = 26.0, 640.0, 34.0
 ONE_ROW, WIDEST_ROW = 4, 8
@@ -43,7 +44,7 @@ def layout(topology: Topology, selection: Selection | None = None) -> Picture:
 
 def machine_title(topology: Topology) -> str:
     """ "8 x V100-SXM2-32GB"; the models in the order of their numbers on a mixed machine."""
-    names = Counter(short_name(gpu) for gpu in topology.gpus)
+    names = Counter(short_name(gpu.name) for gpu in topology.gpus)
     return ", ".join(f"{count} x {name}" for name, count in names.most_common()) or "No NVIDIA GPU can be used here"
 
 
@@ -56,6 +57,8 @@ def node_rows(topology: Topology) -> tuple[tuple[Node, ...], ...]:
     half = min(range(1, len(branches) + 1), key=lambda cut: (_uneven(branches[:cut], count), cut))
     if _uneven(branches[:half], count) <= count / 4 and half < len(branches):
         return tuple(Node(branch) for branch in branches[:half]), tuple(Node(branch) for branch in branches[half:])
+    if count <= WIDEST_ROW:
+        return (tuple(Node(branch) for branch in branches),)
     return _cut(topology, branches, count)
 
 
@@ -76,8 +79,8 @@ def _cut(topology: Topology, branches: Sequence[Branch], count: int) -> tuple[tu
             ends = [sum(len(part.gpus) for part in branch.parts[:cut]) for cut in range(1, len(branch.parts))]
             cut = min(ends, key=lambda end: abs(end - room), default=room)
             cut = cut if abs(cut - room) <= 2 else room
-            upper.append(Node(node_of(topology, branch.gpus[:cut]), "1 of 2"))
-            lower.append(Node(node_of(topology, branch.gpus[cut:]), "2 of 2"))
+            upper.append(Node(node_of(topology, branch.gpus[:cut]), "1/2"))
+            lower.append(Node(node_of(topology, branch.gpus[cut:]), "2/2"))
             room = 0
         else:
             lower.append(Node(branch))
@@ -119,11 +122,12 @@ def _machine(
     levels = bar_levels(pcie_tree(topology))
     widest = max(map(_row_width, rows))
     starts = [left + (widest - _row_width(row)) / 2 for row in rows]
-    first = Row(topology, levels, tallest, upside_down=False)
+    head = head_height(topology, (node for row in rows for node in row))
+    first = Row(topology, levels, head, tallest, upside_down=False)
     upper = first.draw(rows[0], starts[0], top)
     middle = top + first.height
     lower = Drawn()
-    shadow = Row(topology, levels, tallest, upside_down=True)
+    shadow = Row(topology, levels, head, tallest, upside_down=True)
     if len(rows) > 1:  # where the cards stand across decides the lanes, and the lanes how far down the row begins
         lower = shadow.draw(rows[1], starts[1], middle)
     channel = route(topology, upper.cards, lower.cards, middle + 4)

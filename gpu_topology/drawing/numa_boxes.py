@@ -5,25 +5,25 @@ A node's box is drawn from its CPUs down to its GPUs, or the other way round whe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from gpu_topology.cards import WIDTH
-from gpu_topology.pcie_tree import Branch, at_level, pcie_path
-from gpu_topology.shapes import Box, Label, Shape, Wire, shorten, text_width
+from gpu_topology.drawing.cards import WIDTH
+from gpu_topology.drawing.pcie_tree import Branch, at_level, pcie_path
+from gpu_topology.drawing.shapes import Box, Label, Shape, Wire, shorten, text_width
 from gpu_topology.topology import Gpu, Link, LinkLevel, Topology
 
 PADDING, GAP = 12.0, 14.0
 HEAD, BAR, STEP = 28.0, 24.0, 14.0
-BETWEEN = 62.0
-_TEXT, _TAG = 11.5, 10.0
+BETWEEN, LINE = 62.0, 15.0
+_TITLE, _TEXT, _TAG = 12.5, 11.5, 10.0
 
 _NAMES = {LinkLevel.PHB: "host bridge", LinkLevel.PXB: "PCIe switches", LinkLevel.PIX: "PCIe switch"}
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One box: a NUMA node, or a part of one that is too wide for a row (`part` is "1 of 2")."""
+    """One box: a NUMA node, or a part of one that is too wide for a row (`part` is "1/2")."""
 
     branch: Branch
     part: str = ""
@@ -63,19 +63,27 @@ def all_links(branch: Branch) -> Iterator[Link]:
         yield from all_links(part)
 
 
-def row_height(levels: Sequence[LinkLevel], card_height: float) -> float:
-    """The height of a node's box."""
-    return 2 * PADDING + HEAD + len(levels) * (STEP + BAR) + STEP + card_height
+def head_height(topology: Topology, nodes: Iterable[Node]) -> float:
+    """The height of the strip with the node's name and CPUs: two lines where one is too narrow for some node."""
+    for node in nodes:
+        name = text_width(_node_name(topology, node), _TITLE, bold=True)
+        cpus = text_width(cpu_text(topology, node.branch.gpus), _TEXT)
+        if cpus and name + 10 + cpus > node.width - 2 * PADDING - 18 - _mark_width(node):
+            return HEAD + LINE
+    return HEAD
 
 
 class Row:
     """Draws nodes side by side; `upside_down` puts the CPUs at the bottom."""
 
-    def __init__(self, topology: Topology, levels: Sequence[LinkLevel], card_height: float, upside_down: bool) -> None:
+    def __init__(
+        self, topology: Topology, levels: Sequence[LinkLevel], head: float, card_height: float, upside_down: bool
+    ) -> None:
         self.topology = topology
         self.levels = tuple(levels)
+        self.head = head
         self.card_height = card_height
-        self.height = row_height(levels, card_height)
+        self.height = 2 * PADDING + self.head + len(levels) * (STEP + BAR) + STEP + card_height
         self.upside_down = upside_down
         placed = {index for link in topology.links if pcie_path(link) for index in (link.a, link.b)}
         self.placeless = {gpu.index for gpu in topology.gpus} - placed
@@ -85,14 +93,14 @@ class Row:
         drawn = Drawn()
         for node in nodes:
             drawn.boxes.append(Box(x, top, node.width, self.height, "node", _node_name(self.topology, node)))
-            head = self._place(x + PADDING, node.width - 2 * PADDING, top, PADDING, HEAD)
+            head = self._place(x + PADDING, node.width - 2 * PADDING, top, PADDING, self.head)
             self._head(drawn, node, head)
             for bridge in at_level(node.branch, LinkLevel.PHB):
                 start = x + PADDING + node.branch.gpus.index(bridge.gpus[0]) * (WIDTH + GAP)
                 self._branch(drawn, bridge, start, top, head)
             x += node.width + BETWEEN
         for one, other, left, right in zip(nodes, nodes[1:], drawn.heads, drawn.heads[1:], strict=False):
-            y = left.y + HEAD / 2
+            y = left.y + self.head / 2
             drawn.wires.append(Wire(((left.right, y), (right.x, y)), "pcie", 2.5))
             drawn.labels += tag(between(self.topology, one, other), (left.right + right.x) / 2, y)
         return drawn
@@ -106,23 +114,24 @@ class Row:
         drawn.heads.append(head)
         drawn.boxes.append(Box(head.x, head.y, head.width, head.height, "node head"))
         base = head.y + HEAD / 2 + 4.5
-        right = head.right - 8
-        if len(node.branch.gpus) > 1 and node.branch.meets:
-            shapes = tag(node.branch.meets, 0, 0)
-            width = shapes[0].width if isinstance(shapes[0], Box) else 0.0
-            drawn.labels += tag(node.branch.meets, right - width / 2, head.y + HEAD / 2)
-            right -= width + 8
-        name = _node_name(self.topology, node)
-        title = Label(head.x + 10, base, shorten(name, right - head.x - 10, 12.5, bold=True), 12.5, bold=True)
+        left, right = head.x + 10, head.right - 8 - _mark_width(node)
+        if node.branch.meets:
+            drawn.labels += tag(
+                node.branch.meets, head.right - 8 - _tag_width(node.branch.meets) / 2, head.y + self.head / 2
+            )
+        name = shorten(_node_name(self.topology, node), right - left, _TITLE, bold=True)
+        title = Label(left, base, name, _TITLE, bold=True)
         drawn.labels.append(title)
-        cpus = shorten(cpu_text(self.topology, node.branch.gpus), right - title.right - 10, _TEXT)
-        if len(cpus) > len("CPUs 0…"):
+        cpus = cpu_text(self.topology, node.branch.gpus)
+        if cpus and self.head > HEAD:
+            drawn.labels.append(Label(left, base + LINE, shorten(cpus, right - left, _TEXT), _TEXT, "quiet"))
+        elif cpus:
             drawn.labels.append(Label(title.right + 10, base, cpus, _TEXT, "quiet"))
 
     def _branch(self, drawn: Drawn, branch: Branch, x: float, top: float, parent: Box) -> None:
         """A branch whose first card begins at x, hung on `parent`."""
         if self._is_bar(branch):
-            offset = PADDING + HEAD + STEP + self.levels.index(branch.level) * (BAR + STEP)
+            offset = PADDING + self.head + STEP + self.levels.index(branch.level) * (BAR + STEP)
             width = len(branch.gpus) * (WIDTH + GAP) - GAP
             place = self._place(x, width, top, offset, BAR)
             self._hang(drawn, place, parent)
@@ -157,8 +166,7 @@ class Row:
         if not branch.meets:
             drawn.labels.append(Label(place.middle, base, name, _TEXT, "quiet", "middle"))
             return
-        shapes = tag(branch.meets, 0, 0)
-        room = width + 8 + (shapes[0].width if isinstance(shapes[0], Box) else 0.0)
+        room = width + 8 + _tag_width(branch.meets)
         left = place.middle - room / 2
         drawn.labels.append(Label(left, base, name, _TEXT, "quiet"))
         drawn.labels += tag(branch.meets, left + room - (room - width - 8) / 2, place.y + BAR / 2)
@@ -171,15 +179,30 @@ def between(topology: Topology, one: Node, other: Node) -> tuple[Link, ...]:
 
 def tag(links: Sequence[Link], x: float, y: float) -> list[Shape]:
     """nvidia-smi's word for the paths that meet here, as a coloured tag around (x, y); a star: without peer access."""
-    levels = [level for level in LinkLevel if any(pcie_path(link) is level for link in links)]
-    text = "/".join(level.value for level in levels) or "?"
-    text += "*" if any(without_peers(link) for link in links) else ""
-    width = text_width(text, _TAG, bold=True) + 10
+    levels, text, width = _levels(links), _tag_text(links), _tag_width(links)
     style = f"tag {levels[-1].value}" if levels else "tag"
     return [
         Box(x - width / 2, y - 8, width, 16, style),
         Label(x, y + 3.6, text, _TAG, "badge text", "middle", bold=True),
     ]
+
+
+def _levels(links: Sequence[Link]) -> list[LinkLevel]:
+    return [level for level in LinkLevel if any(pcie_path(link) is level for link in links)]
+
+
+def _tag_text(links: Sequence[Link]) -> str:
+    star = "*" if any(without_peers(link) for link in links) else ""
+    return ("/".join(level.value for level in _levels(links)) or "?") + star
+
+
+def _tag_width(links: Sequence[Link]) -> float:
+    return text_width(_tag_text(links), _TAG, bold=True) + 10
+
+
+def _mark_width(node: Node) -> float:
+    """What the tag in a node's strip takes, with the gap before it."""
+    return _tag_width(node.branch.meets) + 8 if node.branch.meets else 0.0
 
 
 def without_peers(link: Link) -> bool:

@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gpu_topology.sampler import GpuSample, Sample
-from gpu_topology.usage import LOW, GpuUsage, Usage
+from gpu_topology.topology import short_name
+from gpu_topology.watching.sampler import GpuSample, Sample
+from gpu_topology.watching.usage import LOW, GpuUsage, Usage
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -58,7 +59,7 @@ def sample_text(sample: Sample, width: int, height: int) -> Text:
 
     columns = _columns(sample, width)
     room = width - 5 - sum(column.width + 1 for column in columns)
-    longest = max((len(_name(gpu)) for gpu in sample.gpus), default=0)
+    longest = max((len(short_name(gpu.name)) for gpu in sample.gpus), default=0)
     names = max(min(room, longest, _NAME_MOST), min(_NAME_LEAST, room), 0)
     text = Text(no_wrap=True, overflow="crop")
     heading = " ".join(column.title.rjust(column.width) for column in columns)
@@ -68,7 +69,7 @@ def sample_text(sample: Sample, width: int, height: int) -> Text:
         if gpu.error is not None:
             text.append(gpu.error[: max(0, width - 5)] + "\n", "red")
             continue
-        text.append(f"{_name(gpu)[:names]:{names}}")
+        text.append(f"{short_name(gpu.name)[:names]:{names}}")
         for column in columns:
             text.append(" " + column.value(gpu).rjust(column.width), _style(column, gpu))
         text.append("\n")
@@ -110,7 +111,7 @@ def usage_table(usage: Usage) -> Table:
     for gpu, row in zip(usage.gpus, rows, strict=True):
         values = (row[title] for title in told)
         style = "red" if gpu.lost_after is not None else None
-        table.add_row(str(gpu.index), _short_name(gpu.name), *values, style=style)
+        table.add_row(str(gpu.index), short_name(gpu.name), *values, style=style)
     return table
 
 
@@ -150,14 +151,6 @@ def _process_lines(sample: Sample) -> Iterator[str]:
         for process in gpu.processes or ():
             name = process.name or "(in another container)"
             yield f"     GPU {gpu.index}  process {process.pid} {name}: {gib(process.used_memory)} GiB"
-
-
-def _name(gpu: GpuSample) -> str:
-    return _short_name(gpu.name)
-
-
-def _short_name(name: str | None) -> str:
-    return (name or "?").removeprefix("NVIDIA ").removeprefix("GeForce ")
 
 
 def _known(value: object, pattern: str) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations, pairwise
 
 from gpu_topology.bandwidth import link_speed
-from gpu_topology.shapes import Box, Point
+from gpu_topology.drawing.shapes import Box, Point
 from gpu_topology.topology import Link, LinkLevel, Topology
 
 LANE = 26.0
@@ -25,10 +25,15 @@ _LINKS_UNKNOWN = 18
 
 @dataclass(frozen=True, slots=True)
 class Switched:
-    """GPUs that all reach each other through NVSwitch; `link` is that of any two of them."""
+    """GPUs that all reach each other through NVSwitch.
+
+    link   that of two of them, with peer access if any two have it
+    works  those with peer access to another one
+    """
 
     gpus: tuple[int, ...]
     link: Link
+    works: frozenset[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +71,11 @@ def nvlinks(topology: Topology) -> tuple[Link, ...]:
     return tuple(link for link in topology.links if link.level is LinkLevel.NV)
 
 
+def has_peers(link: Link) -> bool:
+    """Whether peer access works as far as the driver tells."""
+    return link.p2p in (None, "ok")
+
+
 def switched(topology: Topology) -> tuple[Switched, ...]:
     """The sets of GPUs with more NVLink pairs than one GPU has links: those go through NVSwitch."""
     links = {(link.a, link.b): link for link in nvlinks(topology)}
@@ -76,7 +86,9 @@ def switched(topology: Topology) -> tuple[Switched, ...]:
             continue
         most = _LINKS_PER_GPU.get(topology.gpu(gpus[0]).compute_capability or (0, 0), _LINKS_UNKNOWN)
         if len(gpus) > 2 and sum(links[pair].nvlinks or 1 for pair in pairs if gpus[0] in pair) > most:
-            found.append(Switched(gpus, links[pairs[0]]))
+            good = [links[pair] for pair in pairs if has_peers(links[pair])]
+            works = frozenset(index for link in good for index in (link.a, link.b))
+            found.append(Switched(gpus, (good or [links[pairs[0]]])[0], works))
     return tuple(found)
 
 

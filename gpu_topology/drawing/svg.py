@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Final
 from xml.sax.saxutils import escape, quoteattr
 
-from gpu_topology.shapes import Box, Label, Picture, Point, Wire
+from gpu_topology.drawing.shapes import Box, Label, Picture, Point, Wire
 
 _FONT: Final = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, 'DejaVu Sans', sans-serif"
 _CORNER: Final = 8.0
@@ -28,6 +28,7 @@ _BOXES: Final = {
     "slice chosen": ("#8cc63f", "#5c9400", 0.8, 2.0),
     "nvswitch": ("#5c9400", "none", 0.0, 8.0),
     "nvswitch idle": ("#8fa37a", "none", 0.0, 8.0),
+    "nvswitch bad": ("#b9443b", "none", 0.0, 8.0),
     "pill": ("#ffffff", "#5c9400", 1.2, 9.0),
     "pill idle": ("#ffffff", "#a3b389", 1.0, 9.0),
     "pill bad": ("#ffffff", "#d5544b", 1.2, 9.0),

@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 
-from gpu_topology.sampler import Sample
 from gpu_topology.topology import TopologyError
-from gpu_topology.usage import rounded
+from gpu_topology.watching.sampler import Sample
+from gpu_topology.watching.usage import rounded
 
 
 def sample_json(sample: Sample) -> dict[str, object]:
