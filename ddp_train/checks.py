@@ -44,6 +44,19 @@ RANGES: dict[str, tuple[float | None, float | None, bool]] = {
     "min_delta": (0, 1, False),
     "label_smoothing": (0, 0.99, False),
     "clip_grad": (0, 1e9, True),
+    "random_resized_crop": (0, 1, True),
+    "rotation": (0, 180, False),
+    "randaugment_ops": (0, 16, False),
+    "randaugment_magnitude": (0, 30, False),
+    "color_jitter": (0, 1, False),
+    "grayscale": (0, 1, False),
+    "erasing": (0, 1, False),
+    "mixup": (0, 100, False),
+    "cutmix": (0, 100, False),
+    "mixup_prob": (0, 1, False),
+    "progressive_resize": (4, 4096, False),
+    "progressive_resize_end": (4, 4096, False),
+    "progressive_resize_epochs": (1, 10**6, False),
 }
 
 # Combinations that cannot work: what is wrong, and the words for it.
@@ -63,6 +76,28 @@ CONFLICTS: tuple[tuple[Callable[[Config], bool], str], ...] = (
     (
         lambda c: c.model.amp == "fp16" and c.run.device == "cpu",
         "--amp fp16 needs a GPU (GradScaler); on the CPU use --amp off, or bf16 where the CPU computes it natively",
+    ),
+    (
+        lambda c: c.augment.flip in ("random", "alternating") and c.data.dataset == "digits",
+        "--flip on --dataset digits: a mirrored digit is not of its class; leave it out",
+    ),
+    (
+        lambda c: (
+            c.augment.augment_policy != "randaugment"
+            and (c.augment.randaugment_ops, c.augment.randaugment_magnitude) != (None, None)
+        ),
+        "--randaugment-ops and --randaugment-magnitude are for --augment-policy randaugment",
+    ),
+    (
+        lambda c: (
+            c.augment.progressive_resize is None
+            and (c.augment.progressive_resize_end, c.augment.progressive_resize_epochs) != (None, None)
+        ),
+        "--progressive-resize-end and --progressive-resize-epochs need --progressive-resize START",
+    ),
+    (
+        lambda c: (c.augment.progressive_resize or 0) > (c.augment.progressive_resize_end or 4096),
+        "--progressive-resize is above --progressive-resize-end: images grow",
     ),
 )
 

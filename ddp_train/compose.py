@@ -25,6 +25,12 @@ class Entry:
 
 # In the order in which they act: model edits, images, loss, gradient, step, weights, end of an epoch.
 TABLE: tuple[Entry, ...] = (
+    Entry(
+        "progressive_resize",
+        lambda c: c.augment.progressive_resize is not None,
+        "ddp_train.techniques.progressive_resize:create",
+    ),
+    Entry("mixing", lambda c: bool(c.augment.mixup or c.augment.cutmix), "ddp_train.techniques.mixing:create"),
     Entry("plateau", lambda c: c.schedule.scheduler == "plateau", "ddp_train.techniques.plateau:create"),
     Entry(
         "centralize_gradients",

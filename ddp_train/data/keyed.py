@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["AUGMENTATION", "ORDER", "SPLIT", "integers", "key", "permutation", "words"]
+__all__ = ["AUGMENTATION", "MIXING", "ORDER", "SPLIT", "integers", "key", "permutation", "words"]
 
 ORDER = 1
 """Purpose: the order of the samples in an epoch."""
@@ -23,6 +23,8 @@ AUGMENTATION = 2
 """Purpose: crop, flip and erasing of a sample in an epoch."""
 SPLIT = 3
 """Purpose: which samples of a dataset are held out."""
+MIXING = 4
+"""Purpose: mixup and CutMix of a step."""
 
 _MASK = (1 << 64) - 1
 _GAMMA = 0x9E3779B97F4A7C15

@@ -91,6 +91,31 @@ TABLE: tuple[Row, ...] = (
         oracle="tests.integration.test_exact_gradients:test_any_split_gives_the_gradient_of_the_global_batch",
     ),
     Row(
+        name="progressive_resize",
+        options="--progressive-resize 16",
+        neutral="--progressive-resize 32",
+        oracle="tests.ddp_train.techniques.test_progressive_resize:test_images_are_pillows",
+        network="tests.ddp_train.techniques.tiny:pooled",
+    ),
+    Row(
+        name="mixing",
+        options="--mixup 0.5 --cutmix 1",
+        neutral="--mixup 0.5 --cutmix 1 --mixup-prob 0",
+        oracle="tests.ddp_train.techniques.test_mixing:test_both_together_draw_one_a_step",
+    ),
+    Row(
+        name="mixup",
+        options="--mixup 0.5 --mixup-prob 0.7",
+        neutral="--mixup 0",
+        oracle="tests.ddp_train.techniques.test_mixing:test_mixup_is_torchvisions",
+    ),
+    Row(
+        name="cutmix",
+        options="--cutmix 1",
+        neutral="--cutmix 0",
+        oracle="tests.ddp_train.techniques.test_mixing:test_cutmix_is_torchvisions",
+    ),
+    Row(
         name="own technique",
         options="--technique tests.ddp_train.techniques.own:noise",
         neutral="--technique tests.ddp_train.techniques.own:silence",

@@ -18,6 +18,13 @@ def plain(num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
     )
 
 
+def pooled(num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
+    """`plain` for images of any size: pools globally."""
+    return nn.Sequential(
+        *list(plain(num_classes, image_shape))[:-2], nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, num_classes)
+    )
+
+
 def stateful(num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
     """Batch statistics, dropout and a residual branch: what a resume must bring back exactly."""
     return nn.Sequential(

@@ -1,0 +1,96 @@
+"""mixup (Zhang et al. 2018, arXiv:1710.09412) and CutMix (Yun et al. 2019, arXiv:1905.04899): images in pairs.
+
+mixup blends the two images of a pair, CutMix pastes a rectangle of one into the other; targets are blended by the
+same share. Effect: less overfitting in long runs, predictions that are less certain; short runs are slowed down.
+Cost: one pass over the images. With both, each step draws one of the two. The training accuracy counts the larger
+part of a target and says little. Beside label smoothing targets are softened twice.
+
+All that a step draws depends on (seed, step), and neighbours in a global batch are pairs, so that ranks and
+micro-batches which begin at even positions see what a single rank would see.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+
+import torch
+from torch import Tensor
+
+from ddp_train.data import keyed
+from ddp_train.technique import Context, Moment, Technique
+
+__all__ = ["blend", "create", "paste", "rectangle"]
+
+
+def create(context: Context) -> Technique:
+    """`--mixup ALPHA`, `--cutmix ALPHA`, `--mixup-prob`."""
+    options = context.config.augment
+    mixing = _Mixing(options.mixup or 0.0, options.cutmix or 0.0, options.mixup_prob, context.classes)
+    return Technique(name="mixing", batch=mixing)
+
+
+def blend(images: Tensor, targets: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """mixup: `share` of each image and of its target, the rest of its pair's.
+
+    images: float [n, C, H, W]; targets: float [n, classes]. Returns new tensors like them.
+    """
+    return torch.lerp(_paired(images), images, share), torch.lerp(_paired(targets), targets, share)
+
+
+def paste(images: Tensor, targets: Tensor, box: tuple[int, int, int, int]) -> tuple[Tensor, Tensor]:
+    """CutMix: the rectangle comes from the pair's other image; targets are blended by area.
+
+    images: float [n, C, H, W]; targets: float [n, classes]; box: top, bottom, left, right in pixels, bottom and right
+    exclusive. Returns new tensors like them.
+    """
+    top, bottom, left, right = box
+    mixed = images.clone(memory_format=torch.preserve_format)
+    mixed[:, :, top:bottom, left:right] = _paired(images[:, :, top:bottom, left:right])
+    share = 1 - (bottom - top) * (right - left) / (images.shape[2] * images.shape[3])
+    return mixed, torch.lerp(_paired(targets), targets, share)
+
+
+def rectangle(height: int, width: int, share: float, draw: random.Random) -> tuple[int, int, int, int]:
+    """A rectangle of 1 - `share` of the area about a random point, cut off at the border: top, bottom, left, right."""
+    half = 0.5 * math.sqrt(1 - share)
+    half_height, half_width = int(half * height), int(half * width)
+    y, x = draw.randrange(height), draw.randrange(width)
+    return (
+        max(0, y - half_height),
+        min(height, y + half_height),
+        max(0, x - half_width),
+        min(width, x + half_width),
+    )
+
+
+class _Mixing:
+    def __init__(self, mixup: float, cutmix: float, probability: float, classes: int) -> None:
+        self._mixup, self._cutmix = mixup, cutmix
+        self._probability, self._classes = probability, classes
+
+    def __call__(self, images: Tensor, targets: Tensor, moment: Moment) -> tuple[Tensor, Tensor]:
+        draw = random.Random(keyed.key(moment.seed, moment.step, keyed.MIXING))
+        mixed, cut = draw.random() < self._probability, draw.random() < 0.5
+        if not mixed:
+            return images, targets
+        cut = bool(self._cutmix) and (cut or not self._mixup)
+        alpha = self._cutmix if cut else self._mixup
+        share = draw.betavariate(alpha, alpha)
+        soft = self._soft(targets)
+        if cut:
+            return paste(images, soft, rectangle(images.shape[2], images.shape[3], share, draw))
+        return blend(images, soft, share)
+
+    def _soft(self, targets: Tensor) -> Tensor:
+        """Targets as float [n, classes]."""
+        return targets if targets.ndim == 2 else torch.nn.functional.one_hot(targets, self._classes).float()
+
+
+def _paired(values: Tensor) -> Tensor:
+    """Each sample's partner, its neighbour: 1, 0, 3, 2, ...; the last of an odd number is its own."""
+    count = len(values)
+    partners = (torch.arange(count, device=values.device) ^ 1).clamp_(max=count - 1)
+    if values.ndim == 2:
+        return values.index_select(0, partners)
+    return values.permute(0, 2, 3, 1).index_select(0, partners).permute(0, 3, 1, 2)  # stays channels-last
