@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NoReturn
 
 from gpu_topology.options import (
@@ -39,6 +40,8 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Exit status: the command's own, 2 for a user's mistake, 130 after Ctrl-C."""
+    if sys.stdout is None:  # closed by the caller (`>&-`): the exit status may be all that is wanted
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
     try:
         given = _with_command(sys.argv[1:] if argv is None else list(argv))
         arguments = _parser(given[0]).parse_args(given)

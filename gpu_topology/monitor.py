@@ -123,9 +123,11 @@ def run(arguments: argparse.Namespace) -> int:
 
         print(json.dumps({**usage_json(usage), "verdict": list(sentences)}, indent=1))
         return 0
-    console.print(f"{usage.samples} samples in {usage.seconds:.0f} s", style="bold")
-    console.print(usage_table(usage))
-    console.print(bullets(sentences))
+    with console.capture() as page:
+        console.print(f"{usage.samples} samples in {usage.seconds:.0f} s", style="bold")
+        console.print(usage_table(usage))
+        console.print(bullets(sentences))
+    print("\n".join(line.rstrip() for line in page.get().splitlines()), file=console.file)
     return 0
 
 

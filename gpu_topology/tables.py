@@ -65,11 +65,13 @@ def _device_columns() -> tuple[_Column, ...]:
         _Column("Name", _name_cell),
         _Column("GiB used", lambda gpu: f"{_gib(gpu.memory_used)} / {_gib(gpu.memory_total)}", right=True),
         _Column("Util", lambda gpu: "?" if gpu.utilization is None else f"{gpu.utilization}%", right=True),
-        _Column("Procs", lambda gpu: "?" if gpu.processes is None else str(len(gpu.processes)), right=True),
+        _Column("Procs", lambda gpu: "?" if gpu.processes is None else str(len(gpu.processes)), right=True, least=52),
         _Column("CC", _capability, least=90),
-        _Column("NUMA", lambda gpu: _known(gpu.numa_node), right=True),
-        _Column("PCIe", _pcie_cell),
-        _Column("Bus id", lambda gpu: "?" if gpu.pci_bus_id is None else gpu.pci_bus_id.removeprefix("0000:")),
+        _Column("NUMA", lambda gpu: _known(gpu.numa_node), right=True, least=58),
+        _Column("PCIe", _pcie_cell, least=68),
+        _Column(
+            "Bus id", lambda gpu: "?" if gpu.pci_bus_id is None else gpu.pci_bus_id.removeprefix("0000:"), least=77
+        ),
         _Column("UUID", lambda gpu: "?" if gpu.uuid is None else gpu.uuid, least=130),
     )
 

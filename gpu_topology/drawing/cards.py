@@ -38,7 +38,8 @@ def make_card(gpu: Gpu, selection: Selection | None) -> Card:
     """The card's contents; without a selection no GPU is chosen or left out."""
     ranks = tuple(rank for rank, index in enumerate(selection.indices) if index == gpu.index) if selection else ()
     excluded = {one.index: one.reason for one in selection.excluded} if selection else {}
-    reason = gpu.error or excluded.get(gpu.index)
+    # Of a GPU in MIG mode one slice may be chosen and another left out.
+    reason = gpu.error or (None if ranks else excluded.get(gpu.index))
     style = "lost" if gpu.error else "chosen" if ranks else "left" if reason else "plain"
     name = short_name(gpu.name) if gpu.name else "name not known"
     lines = [(line, _TEXT, "text") for line in wrap(name, _INNER, _TEXT, 2)]
@@ -70,8 +71,9 @@ def card_shapes(card: Card, place: Box, selection: Selection | None) -> list[Sha
 
 def _badge(place: Box, ranks: tuple[int, ...]) -> list[Shape]:
     word = "rank" if len(ranks) == 1 else "ranks"
-    span = str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]}-{ranks[-1]}"
-    text = f"{word} {span}"
+    together = len(ranks) > 1 and ranks[-1] - ranks[0] == len(ranks) - 1
+    span = f"{ranks[0]}-{ranks[-1]}" if together else ",".join(map(str, ranks))
+    text = shorten(f"{word} {span}", place.width * 0.5, _SMALL, bold=True)
     width = text_width(text, _SMALL, bold=True) + 10
     x, y = place.right - PADDING - width + 4, place.y + PADDING - 2
     return [

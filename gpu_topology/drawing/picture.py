@@ -102,7 +102,7 @@ def _header(topology: Topology, selection: Selection | None, title: str, width: 
     known = ", ".join(f"{name} {version}" for name, version in versions if version)
     texts = [(known, "quiet")] if known else []
     if selection is not None:
-        chosen = f"GPU {', '.join(map(str, selection.indices))}: " if selection.indices else ""
+        chosen = f"GPU {_chosen(selection)}: " if selection.indices else ""
         texts.append((f"{chosen}{selection.reason}", "good" if selection.indices else "bad"))
     for text, style in texts:
         for line in wrap(text, width, 12.5, 3):
@@ -161,6 +161,11 @@ def _description(topology: Topology, selection: Selection | None) -> str:
     """The picture in words."""
     sentences = [f"{len(topology.gpus)} GPUs: {machine_title(topology)}."]
     if selection is not None and selection.indices:
-        sentences.append(f"Selected: GPU {', '.join(map(str, selection.indices))}, {selection.reason}.")
+        sentences.append(f"Selected: GPU {_chosen(selection)}, {selection.reason}.")
     links = [f"GPU {link.a} and GPU {link.b}: {link.label}" for link in topology.links]
     return " ".join([*sentences, f"Links: {'; '.join(links)}." if links else ""]).strip()
+
+
+def _chosen(selection: Selection) -> str:
+    """Each GPU once, however many of its slices are chosen."""
+    return ", ".join(map(str, dict.fromkeys(selection.indices)))

@@ -88,7 +88,8 @@ def sample_line(sample: Sample) -> str:
 def showing(console: Console) -> Iterator[Callable[[Sample], None]]:
     """A function that shows a sample on this console: in place on a terminal, as one more line elsewhere."""
     if not console.is_terminal:
-        yield lambda sample: console.out(sample_line(sample), highlight=False)
+        # Not by the console: it would end the program with status 1 when the reader leaves early.
+        yield lambda sample: print(sample_line(sample), file=console.file, flush=True)
         return
     from rich.live import Live
 

@@ -273,7 +273,7 @@ def test_a_lost_gpu_does_not_end_the_report(fake_driver):
     assert report["selection"]["excluded"][0]["reason"].startswith("GPU is lost")
 
 
-@pytest.mark.parametrize("command", ["report --json", "report"])
+@pytest.mark.parametrize("command", ["report --json", "report", "draw", "monitor --seconds 0.2 --interval 0.1"])
 def test_a_reader_that_leaves_early_is_no_error(workstation, command):
     pipeline = f"{sys.executable} -m gpu_topology {command} | true"
     done = subprocess.run(
@@ -287,12 +287,21 @@ def test_a_reader_that_leaves_early_is_no_error(workstation, command):
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+@pytest.mark.parametrize("command", ["report", "select", "monitor --seconds 0.1"])
+def test_a_closed_stdout_is_no_error(workstation, command):
+    script = f"{sys.executable} -m gpu_topology {command} >&-"
+    done = subprocess.run(
+        ["sh", "-c", script], env={**os.environ, **workstation}, cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
-@pytest.mark.parametrize("command", ["report", "select", "draw"])
+@pytest.mark.parametrize("command", ["report", "select", "draw", "monitor --seconds 0.1"])
 def test_a_full_disk_is_one_line(workstation, command):
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
-            [sys.executable, "-m", "gpu_topology", command],
+            [sys.executable, "-m", "gpu_topology", *command.split()],
             env={**os.environ, **workstation},
             cwd=ROOT,
             stdout=full,

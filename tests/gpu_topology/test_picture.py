@@ -254,6 +254,17 @@ def test_the_cpus_of_a_node_are_on_it():
     assert "CPUs 0-15" in words
 
 
+def test_slices_that_are_chosen_show_with_all_their_ranks():
+    machine = MACHINES["slices"]
+    machine["gpus"][1]["mig"] = [{**one, "uuid": f"{one['uuid']}b"} for one in machine["gpus"][1]["mig"]]
+    topology = to_topology(machine)
+    picture = layout(topology, choice(topology, gpus=("MIG-0", "MIG-1", "MIG-3")))
+    words = [shape.text for shape in picture.shapes if isinstance(shape, Label)]
+    slices = [shape.style for shape in picture.shapes if isinstance(shape, Box) and shape.style.startswith("slice")]
+    assert "ranks 0-2" in words
+    assert slices == [*["slice chosen"] * 2, "slice", "slice chosen", *["slice"] * 5]
+
+
 def test_text_is_cut_where_it_does_not_fit():
     assert shorten("RTX 4090", 200, 12) == "RTX 4090"
     cut = shorten("RTX PRO 6000 Blackwell", 80, 12)

@@ -42,7 +42,7 @@ PAGES: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("width", [80, 160])
+@pytest.mark.parametrize("width", [50, 80, 160])
 @pytest.mark.parametrize("name", PAGES)
 def test_no_line_is_wider_than_the_terminal_and_nothing_is_cut(name, width, host):
     topology = to_topology(PAGES[name])
@@ -51,7 +51,7 @@ def test_no_line_is_wider_than_the_terminal_and_nothing_is_cut(name, width, host
     assert "…" not in text
     for gpu in topology.gpus:
         row = next(line for line in text.splitlines() if line[1:7].split()[-1:] == [str(gpu.index)])
-        assert (gpu.pci_bus_id or "").removeprefix("0000:") in row.split()
+        assert width < 80 or (gpu.pci_bus_id or "").removeprefix("0000:") in row.split()
     cells = {link.label + ("*" if link.p2p != "ok" else "") for link in topology.links}
     rows: dict[str, list[str]] = {}
     for line in text.splitlines():
