@@ -24,6 +24,7 @@ __all__ = ["Descendants", "leashed"]
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 SCRIPT = (sys.executable, "-I", "-S")
 PAUSE_S = 0.05
+UNSEEN_TWICE = 2
 DISMISS_S = 2.0
 LAST_WAIT_S = 3.0
 """How long the kernel may take over a SIGKILL: a process that waits for a device or a network disk can be stuck."""
@@ -35,9 +36,13 @@ def leashed(worker: Iterable[str]) -> tuple[str, ...]:
 
 
 class Descendants:
-    """The processes below this one, but for the guardian, which is started here. Sets the mark in `os.environ`."""
+    """The processes below this one, but for the guardian, which is started here. Sets the mark in `os.environ`.
+
+    Children that this process has already (`tensorboard & exec python launch.py`) are none of the run's.
+    """
 
     def __init__(self) -> None:
+        self._strangers = [one for one in guardian.everyone().values() if one.parent == os.getpid()]
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
         self._ranks: set[int] = set()
         run = uuid.uuid4().hex
@@ -62,8 +67,12 @@ class Descendants:
 
     def left(self) -> set[int]:
         """Process ids of those that have not ended."""
-        tree = guardian.below(guardian.everyone(), {os.getpid()})
-        return tree - {os.getpid(), self._guardian.pid}
+        processes = guardian.everyone()
+        for stranger in self._strangers:
+            if (now := processes.get(stranger.pid)) is not None and now.start == stranger.start:
+                del processes[stranger.pid]
+        tree = guardian.below(processes, {os.getpid()}) - {os.getpid(), self._guardian.pid}
+        return {pid for pid in tree if not processes[pid].ended}
 
     def kill(self) -> None:
         """SIGKILL to all that there are now. Never raises."""
@@ -77,11 +86,16 @@ class Descendants:
         groups = set(told)
         guardian.kill({pid for pid in self.left() if _group(pid) not in groups}, signal.SIGTERM)
         deadline = max(deadline, time.monotonic())
-        while self.left() and (now := time.monotonic()) < deadline + LAST_WAIT_S:
-            if now >= deadline:
-                self.kill()
-            self.reap()
-            time.sleep(PAUSE_S)
+        # Not seen once may be moved meanwhile: a process whose parent ended between the looks at the two.
+        unseen = 0
+        while unseen < UNSEEN_TWICE and (now := time.monotonic()) < deadline + LAST_WAIT_S:
+            left = self.left()
+            unseen = 0 if left else unseen + 1
+            if left and now >= deadline:
+                guardian.kill(left)
+            if left:
+                time.sleep(PAUSE_S)
+        self.reap()
 
     def reap(self) -> None:
         """Take leave of adopted processes that have ended. The ranks are waited for by torch's agent."""

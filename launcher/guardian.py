@@ -67,17 +67,20 @@ def members(processes: dict[int, Process], run: bytes, ranks: dict[int, Process 
     """The process ids that belong to the run, by mark or session, and all below them."""
     found = set()
     for process in processes.values():
-        # The id of a rank that has ended may have been given to a stranger.
-        leader = processes.get(process.session)
-        rank = ranks.get(process.session)
-        same = leader is None or rank is None or leader.start == rank.start
-        if (process.session in ranks and same) or process.carries(run):
+        if process.carries(run) or (process.session in ranks and _is_same(process.session, processes, ranks)):
             found.add(process.pid)
-    return below(processes, found) - {os.getpid()}
+    tree = below(processes, found) - {os.getpid()}
+    return {pid for pid in tree if not processes[pid].ended}
+
+
+def _is_same(pid: int, processes: dict[int, Process], ranks: dict[int, Process | None]) -> bool:
+    """Whether nobody else has the process id of this rank: that of one that has ended is given to others in time."""
+    now, rank = processes.get(pid), ranks[pid]
+    return now is None or (rank is not None and now.start == rank.start)
 
 
 def below(processes: dict[int, Process], roots: set[int]) -> set[int]:
-    """The roots and all that descend from them."""
+    """The roots and all that descend from them, those that have ended among them."""
     found, size = set(roots), -1
     while size < len(found):
         size = len(found)
@@ -86,9 +89,9 @@ def below(processes: dict[int, Process], roots: set[int]) -> set[int]:
 
 
 def everyone() -> dict[int, Process]:
-    """All processes that have not ended, by process id."""
+    """All processes, by process id. What happens meanwhile may be missed: look again."""
     seen = (look(int(name)) for name in os.listdir("/proc") if name.isdigit())  # noqa: PTH208
-    return {process.pid: process for process in seen if process is not None and not process.ended}
+    return {process.pid: process for process in seen if process is not None}
 
 
 def look(pid: int) -> Process | None:

@@ -146,3 +146,20 @@ print(guardian.members(guardian.everyone(), b"no such mark", ranks))
 other.kill()
 """
     assert in_process(code) == "True\nset()\n"
+
+
+def test_children_from_before_the_run_are_spared(in_process: Any, tmp_path: Path) -> None:
+    """As in a job script: something in the background, then `exec python launch.py`."""
+    code = f"""
+import subprocess
+from pathlib import Path
+before = subprocess.Popen(["sleep", "60"])
+from launcher import elastic
+from launcher.command import Job
+print(elastic.run(Job(worker=("sh", "-c", "sleep 60 & echo $!"), nproc_per_node=1), Path({str(tmp_path)!r})).status)
+print(before.poll())
+before.kill()
+"""
+    daemon, status, before = in_process(code).split()
+    assert (status, before) == ("0", "None")
+    assert not psutil.pid_exists(int(daemon)), "not even as a zombie"
