@@ -236,6 +236,7 @@ def _observers(
     observers: list[Observer] = [HistoryObserver(history, folder.curves), create_progress()]
     if resolved.run.tensorboard:
         observers.append(TensorBoardObserver(folder.tensorboard))
+    observers += [technique.observer for technique in parts.techniques if technique.observer is not None]
     return tuple(observers)
 
 

@@ -99,6 +99,10 @@ CONFLICTS: tuple[tuple[Callable[[Config], bool], str], ...] = (
         lambda c: (c.augment.progressive_resize or 0) > (c.augment.progressive_resize_end or 4096),
         "--progressive-resize is above --progressive-resize-end: images grow",
     ),
+    (
+        lambda c: c.looking.histograms and not c.run.tensorboard,
+        "--histograms go into TensorBoard's files: leave --no-tensorboard out",
+    ),
 )
 
 

@@ -32,6 +32,8 @@ TABLE: tuple[Entry, ...] = (
     ),
     Entry("mixing", lambda c: bool(c.augment.mixup or c.augment.cutmix), "ddp_train.techniques.mixing:create"),
     Entry("plateau", lambda c: c.schedule.scheduler == "plateau", "ddp_train.techniques.plateau:create"),
+    Entry("gradient_flow", lambda c: c.looking.gradient_flow, "ddp_train.diagnostics.gradient_flow:create"),
+    Entry("histograms", lambda c: c.looking.histograms, "ddp_train.diagnostics.histograms:create"),
     Entry(
         "centralize_gradients",
         lambda c: c.optim.centralize_gradients,

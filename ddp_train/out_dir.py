@@ -13,7 +13,22 @@ __all__ = ["claim", "new_name"]
 
 RESULTS = ("training_history.json", "best_model.pth", "checkpoint-latest.pt")
 """What makes a folder that of an earlier run."""
-BESIDE = ("config.yaml", "plan.json", "training_curves.png", "tensorboard", "logs")
+BESIDE = (
+    "config.yaml",
+    "plan.json",
+    "dataset.json",
+    "training_curves.png",
+    "gradient_flow.json",
+    "gradient_flow.png",
+    "profile.txt",
+    "trace.json.gz",
+    "confusion_matrix.png",
+    "worst_images.png",
+    "model_card.md",
+    "wandb",
+    "tensorboard",
+    "logs",
+)
 """What goes with them."""
 
 

@@ -17,7 +17,7 @@ from ddp_train.data import keyed
 from ddp_train.distributed import Ranks
 from ddp_train.losses import Loss
 from ddp_train.options import Config
-from ddp_train.records import EpochRecord
+from ddp_train.records import EpochRecord, Observer
 
 __all__ = ["Context", "Gradients", "Moment", "Stateful", "Technique", "Update"]
 
@@ -84,6 +84,7 @@ class Technique:
     after_epoch  after evaluation, on all ranks alike; True ends the run
     evaluated    the network to evaluate and keep as the best model, in place of the trained one
     report       numbers for the records, asked for at the progress reports and at the end of an epoch
+    observer     is told what happens in the run, on the first rank alone
     state        for the checkpoint
     """
 
@@ -98,6 +99,7 @@ class Technique:
     after_epoch: Callable[[EpochRecord], bool] | None = None
     evaluated: nn.Module | None = None
     report: Callable[[], Mapping[str, float]] | None = None
+    observer: Observer | None = None
     state: Stateful | None = None
 
 

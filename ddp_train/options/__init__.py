@@ -12,6 +12,7 @@ from typing import Any
 from ddp_train.options.augment import AugmentOptions
 from ddp_train.options.data import DataOptions
 from ddp_train.options.errors import SharedError, UserError
+from ddp_train.options.looking import LookingOptions
 from ddp_train.options.model import ModelOptions
 from ddp_train.options.optim import OptimOptions
 from ddp_train.options.regularize import RegularizeOptions
@@ -23,6 +24,7 @@ __all__ = [
     "AugmentOptions",
     "Config",
     "DataOptions",
+    "LookingOptions",
     "ModelOptions",
     "OptimOptions",
     "RegularizeOptions",
@@ -41,6 +43,7 @@ SECTIONS = {
     "optim": OptimOptions,
     "schedule": ScheduleOptions,
     "regularize": RegularizeOptions,
+    "looking": LookingOptions,
 }
 
 
@@ -55,6 +58,7 @@ class Config:
     optim: OptimOptions = field(default_factory=OptimOptions)
     schedule: ScheduleOptions = field(default_factory=ScheduleOptions)
     regularize: RegularizeOptions = field(default_factory=RegularizeOptions)
+    looking: LookingOptions = field(default_factory=LookingOptions)
     given: frozenset[str] = frozenset()
 
 

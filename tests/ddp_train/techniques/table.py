@@ -14,6 +14,7 @@ class Row:
     neutral   a command line under which it is on and changes nothing, None where there is none (`no_neutral` says why)
     ranks     None where two ranks must equal one; else the reason why the method does not allow that
     oracle    module:test that compares it with an independent implementation
+    silent    it looks and must change nothing: on equals absent, bit for bit
     """
 
     name: str
@@ -25,6 +26,7 @@ class Row:
     ranks: str | None = None
     network: str = ""
     """A model of its own, in place of the tiny ones."""
+    silent: bool = False
 
     @property
     def on(self) -> str:
@@ -39,6 +41,17 @@ def schedule(name: str, oracle: str, options: str = "") -> Row:
         options=f"--scheduler {name} {options}",
         oracle=f"tests.ddp_train.test_schedule:{oracle}",
         no_neutral="a scheduler takes the place of another; none is the absence of all",
+    )
+
+
+def silent(name: str, options: str, oracle: str) -> Row:
+    """Something that looks at a run and leaves it as it is."""
+    return Row(
+        name=name,
+        options=options,
+        oracle=oracle,
+        no_neutral="it changes nothing when it is on",
+        silent=True,
     )
 
 
@@ -65,6 +78,16 @@ TABLE: tuple[Row, ...] = (
         options="--early-stopping 1 --min-delta 1",
         neutral="--early-stopping 100",
         oracle="tests.ddp_train.test_schedule:test_early_stopping_counts_epochs_without_a_better_accuracy",
+    ),
+    silent(
+        "gradient_flow",
+        "--gradient-flow --log-every 3",
+        "tests.ddp_train.diagnostics.test_gradient_flow:test_the_numbers_are_those_of_the_gradient",
+    ),
+    silent(
+        "histograms",
+        "--tensorboard --histograms",
+        "tests.ddp_train.diagnostics.test_histograms:test_the_histograms_are_numpys",
     ),
     Row(
         name="centralize_gradients",

@@ -1,0 +1,1 @@
+"""Looking inside a network that trains: what its layers compute, what flows back, where it goes wrong."""

@@ -1,0 +1,93 @@
+"""Gradient flow: mean and largest |gradient| of each layer over the run, into gradient_flow.json and .png.
+
+Effect: shows layers that learn nothing (gradients that vanish towards the input) and those that explode; training is
+not touched. Cost: two reductions per layer at the progress reports (`--log-every`), nothing between them. It sees the
+true gradient of the global batch, before centralisation and clipping; with SAM that is the second one. Nothing
+speaks against a combination.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ddp_train.atomic import write_text
+from ddp_train.flow_file import SCHEMA, FlowPoint, read_flow
+from ddp_train.options import UserError
+from ddp_train.records import EpochRecord, Observer
+from ddp_train.technique import Context, Moment, Technique
+
+__all__ = ["create", "weight_layers"]
+
+
+def create(context: Context) -> Technique:
+    """`--gradient-flow`. The ranks' gradients are the same, so the first rank alone looks."""
+    if not context.ranks.is_first:
+        return Technique(name="gradient_flow")
+    out_dir = context.config.run.out_dir
+    assert out_dir is not None
+    flow = _GradientFlow(context.network, Path(out_dir), context.config.run.log_every, context.steps_per_epoch)
+    return Technique(name="gradient_flow", gradient=flow.look, observer=flow)
+
+
+def weight_layers(network: nn.Module) -> dict[str, nn.Parameter]:
+    """Layer -> its matrix or kernel, in the order of the network; every parameter where none has two dimensions."""
+    trainable = {name: p for name, p in network.named_parameters() if p.requires_grad}
+    chosen = {name: p for name, p in trainable.items() if p.ndim > 1} or trainable
+    return {name.removesuffix(".weight"): p for name, p in chosen.items()}
+
+
+class _GradientFlow(Observer):
+    def __init__(self, network: nn.Module, folder: Path, log_every: int, steps_per_epoch: int) -> None:
+        self._layers = weight_layers(network)
+        self._file, self._picture = folder / "gradient_flow.json", folder / "gradient_flow.png"
+        self._log_every, self._steps_per_epoch = log_every, steps_per_epoch
+        self._points: list[FlowPoint] | None = None
+        self._fresh: list[tuple[Moment, torch.Tensor]] = []
+
+    def look(self, parameters: Sequence[nn.Parameter], moment: Moment) -> None:
+        """Measure at the steps of the progress reports; the numbers stay on the device until the epoch ends."""
+        index = moment.step % self._steps_per_epoch + 1
+        if index % self._log_every and index != self._steps_per_epoch:
+            return
+        if self._points is None:
+            self._points = self._earlier(moment.step)
+        sizes = [torch.zeros_like(p) if p.grad is None else p.grad.detach().abs() for p in self._layers.values()]
+        self._fresh.append((moment, torch.stack([torch.stack([s.mean(), s.max()]).float() for s in sizes])))
+
+    def _earlier(self, step: int) -> list[FlowPoint]:
+        """What a run that is continued here has recorded before `step`."""
+        with suppress(UserError):  # a new run has none, and a file that was damaged is begun again
+            document = read_flow(self._file)
+            if step and document["layers"] == list(self._layers):
+                return [point for point in document["points"] if point["step"] <= step]
+        return []
+
+    def on_epoch(self, record: EpochRecord) -> None:
+        """Write what there is."""
+        self._write()
+
+    def close(self) -> None:
+        """Draw what there is, also of a run that failed: there it is wanted most."""
+        self._write()
+        if self._points:
+            from ddp_train.plots.gradient_flow import plot_flow
+
+            plot_flow(read_flow(self._file), self._picture)
+
+    def _write(self) -> None:
+        if self._points is None or not self._fresh:
+            return
+        for moment, numbers in self._fresh:
+            mean, largest = ([v if math.isfinite(v) else None for v in column] for column in numbers.T.tolist())
+            point = FlowPoint(epoch=moment.epoch + 1, step=moment.step + 1, mean=mean, largest=largest)
+            self._points.append(point)
+        self._fresh.clear()
+        document = {"schema": SCHEMA, "layers": list(self._layers), "points": self._points}
+        write_text(self._file, json.dumps(document, allow_nan=False) + "\n")

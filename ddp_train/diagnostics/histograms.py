@@ -1,0 +1,89 @@
+"""Histograms of weights and activations for TensorBoard, once an epoch: `--histograms`.
+
+Effect: shows saturated or dead layers and weights that drift; training is not touched. Cost: once an epoch, on the
+first rank, a forward pass in evaluation mode over up to 64 images of the epoch's last batch, and a histogram per layer.
+Nothing speaks against a combination.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from ddp_train.diagnostics.hooks import each_output
+from ddp_train.records import EpochRecord, Observer, RunFacts
+from ddp_train.technique import Context, Moment, Technique
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+__all__ = ["create"]
+
+IMAGES = 64
+VALUES = 1 << 20
+"""Values of a tensor that go into its histogram; of a larger one an even sample does."""
+
+
+def create(context: Context) -> Technique:
+    """`--histograms`. The weights are the same on all ranks: the first one alone looks."""
+    if not context.ranks.is_first:
+        return Technique(name="histograms")
+    out_dir = context.config.run.out_dir
+    assert out_dir is not None
+    histograms = _Histograms(context.network, Path(out_dir) / "tensorboard" / "histograms")
+    return Technique(name="histograms", batch=histograms.batch, observer=histograms)
+
+
+class _Histograms(Observer):
+    def __init__(self, network: nn.Module, folder: Path) -> None:
+        self._network, self._folder = network, folder
+        self._images: Tensor | None = None
+        self._writer: SummaryWriter | None = None
+
+    def batch(self, images: Tensor, targets: Tensor, moment: Moment) -> tuple[Tensor, Tensor]:
+        """Remember the latest images; they pass unchanged."""
+        self._images = images[:IMAGES]
+        return images, targets
+
+    def on_start(self, facts: RunFacts) -> None:
+        """Open the event file; a resumed run takes back the epochs that it trains again."""
+        sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))  # see event_files.py
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(self._folder), purge_step=facts.start_epoch)
+
+    def on_epoch(self, record: EpochRecord) -> None:
+        """Every weight, and every layer's output for the remembered images."""
+        if self._writer is None:
+            return
+        for name, parameter in self._network.named_parameters():
+            self._add(f"weights/{name}", parameter, record.epoch)
+        if self._images is not None:
+            self._add_activations(self._images, record.epoch)
+        self._writer.flush()
+
+    @torch.no_grad()
+    def _add_activations(self, images: Tensor, epoch: int) -> None:
+        was_training = self._network.training
+        self._network.eval()
+        with each_output(self._network, lambda name, output: self._add(f"activations/{name}", output, epoch)):
+            self._network(images)
+        self._network.train(was_training)
+
+    def _add(self, tag: str, values: Tensor, epoch: int) -> None:
+        flat = values.detach().float().flatten()
+        flat = flat[:: -(-flat.numel() // VALUES) or 1]
+        flat = flat[torch.isfinite(flat)]
+        if flat.numel() and self._writer is not None:
+            self._writer.add_histogram(tag, flat.cpu().numpy(), epoch)
+
+    def close(self) -> None:
+        """Close the event file."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
