@@ -110,6 +110,7 @@ def _run(plan: LaunchPlan, options: LaunchOptions, events: EventLog) -> int:
 
     from launcher.evidence import Witness
     from launcher.folders import prepare
+    from launcher.interrupts import deferred
     from launcher.preflight import PreflightError, preflight
     from launcher.quiet import quiet_import
     from launcher.report import Report
@@ -129,7 +130,7 @@ def _run(plan: LaunchPlan, options: LaunchOptions, events: EventLog) -> int:
     report = Report(events, witness)
     report.plan(to_json(plan), folders.logs)
     # torch takes seconds to import: only now, with the plan on the screen.
-    with quiet_import():
+    with deferred(), quiet_import():
         from launcher import elastic
 
     outcome = elastic.run(plan.job, folders.logs, report)

@@ -2,17 +2,45 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["Interrupts"]
+__all__ = ["Interrupts", "deferred"]
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 REPEATED_S = 0.05
 """A signal that comes again sooner is the same one: timeout(1) sends it to the process and to its group."""
+
+
+@contextmanager
+def deferred() -> Iterator[None]:
+    """Put signals off while native modules are being imported, where what a handler raises gets lost or aborts.
+
+    Behind it the first one ends the process by SystemExit, 128 + n; a second one inside ends it at once.
+    """
+    received: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if received:
+            os._exit(128 + received[0])
+        received.append(number)
+
+    earlier = {number: signal.getsignal(number) for number in ENDING}
+    for number in ENDING:
+        if earlier[number] is not signal.SIG_IGN:
+            signal.signal(number, note)
+    try:
+        yield
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
+    if received:
+        sys.exit(128 + received[0])
 
 
 class Interrupts:

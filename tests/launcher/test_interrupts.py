@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from launcher.interrupts import ENDING, REPEATED_S, Interrupts
+from launcher.interrupts import ENDING, REPEATED_S, Interrupts, deferred
 
 
 class Stop(Exception):
@@ -87,3 +87,12 @@ def test_a_signal_behind_the_end_changes_nothing() -> None:
         pass
     send(signal.SIGTERM)
     send(signal.SIGINT)
+
+
+def test_signals_while_torch_is_imported_are_put_off() -> None:
+    done = []
+    with pytest.raises(SystemExit) as caught, deferred():
+        send(signal.SIGTERM)
+        done.append("imported")
+    assert (done, caught.value.code) == (["imported"], 143)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
