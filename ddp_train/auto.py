@@ -22,7 +22,7 @@ FIXED: dict[str, str | int | float] = {
     "num_workers": 0,
     "amp": "off",
 }
-BASE_LEARNING_RATE = {"sgd": 0.05, "adamw": 0.001}
+BASE_LEARNING_RATE = {"sgd": 0.05, "adam": 0.001, "adamw": 0.001, "muon": 0.02}
 DIGITS_STEPS = 400
 
 
@@ -68,13 +68,17 @@ def recommend_for_data(
     peak = scale_learning_rate(config.optim.lr or base, global_batch, rule)
     epochs, why = _epochs(dataset, train_samples, global_batch)
     augment = {"synthetic": "none"}.get(dataset, "balanced")
-    found = (
+    found: tuple[Recommendation, ...] = (
         Recommendation("epochs", epochs, why),
         Recommendation("scheduler", *_scheduler(global_batch)),
         Recommendation("augment", augment, f"usual for {dataset}"),
         Recommendation("lr", config.optim.lr or base, f"{config.optim.optimizer} at global batch {REFERENCE_BATCH}"),
         Recommendation("lr_scaling", rule, f"peak learning rate {peak:.4g} at global batch {global_batch}"),
     )
+    if config.optim.optimizer == "muon":
+        rest = config.optim.muon_rest
+        why = f"{rest} beside muon at global batch {REFERENCE_BATCH}"
+        found = (*found, Recommendation("muon_rest_lr", BASE_LEARNING_RATE[rest], why))
     return tuple(r for r in found if _open(config, r.name))
 
 

@@ -79,7 +79,7 @@ def build(wanted: Config, ranks: Ranks, device: torch.device) -> Run:
     )
     context, techniques = together(lambda: compose(context), ranks)
     network = context.network
-    optimizer = create_optimizer(network, resolved.optim, context.peak_rate, device)
+    optimizer = together(lambda: _optimizer(resolved, context, precision), ranks)
     progress = Progress()
     source = on_first_rank(lambda: config.resume_file(resolved), ranks)
     if source is not None:
@@ -182,6 +182,12 @@ def _peak_rate(resolved: Config) -> float:
     rate, rule = resolved.optim.lr, resolved.optim.lr_scaling
     assert rate is not None and rule is not None
     return scale_learning_rate(rate, _known(resolved.data.batch_size), rule)
+
+
+def _optimizer(resolved: Config, context: Context, precision: Precision) -> torch.optim.Optimizer:
+    # Muon's iterations bear bf16, in which their authors run them.
+    dtype = torch.bfloat16 if precision.mode == "bf16" else torch.float32
+    return create_optimizer(context.network, resolved.optim, context.peak_rate, context.device, matrix_dtype=dtype)
 
 
 def _schedule(context: Context) -> Schedule:

@@ -31,6 +31,11 @@ RANGES: dict[str, tuple[float | None, float | None, bool]] = {
     "dropout": (0, 0.99, False),
     "lr": (0, 1e4, True),
     "momentum": (0, 0.9999, False),
+    "beta1": (0, 0.99999, False),
+    "beta2": (0, 0.9999999, False),
+    "eps": (0, 1, False),
+    "muon_momentum": (0, 0.9999, False),
+    "muon_rest_lr": (0, 1e4, True),
     "weight_decay": (0, 10, False),
     "warmup_epochs": (0, 10**6, False),
     "eta_min": (0, 1e4, False),
@@ -72,6 +77,12 @@ CONFLICTS: tuple[tuple[Callable[[Config], bool], str], ...] = (
     (
         lambda c: c.data.image_size is not None and c.data.dataset in ("digits", "synthetic"),
         "--image-size is for folders of images: digits and synthetic have a size of their own",
+    ),
+    (
+        lambda c: (
+            c.optim.amsgrad and (c.optim.muon_rest if c.optim.optimizer == "muon" else c.optim.optimizer) == "sgd"
+        ),
+        "--amsgrad is for adam and adamw (also as --muon-rest adamw): sgd keeps no squares of gradients",
     ),
     (
         lambda c: c.model.amp == "fp16" and c.run.device == "cpu",

@@ -18,6 +18,7 @@ from torch import nn
 from ddp_train import checkpoint, config
 from ddp_train.atomic import write_text
 from ddp_train.auto import Recommendation
+from ddp_train.optim import describe
 from ddp_train.options import Config, UserError
 from ddp_train.precision import Precision
 from ddp_train.records import EpochRecord, History, Observer
@@ -76,7 +77,7 @@ class RunFolder:
         state = {
             "model": network.state_dict(),
             "optimizer": optimizer.state_dict(),
-            "optimizer_class": type(optimizer).__name__,
+            "optimizer_class": describe(optimizer),
             "scaler": precision.state_dict(),
             "techniques": {t.name: t.state.state_dict() for t in techniques if t.state is not None},
             "progress": dataclasses.asdict(progress),
@@ -97,7 +98,7 @@ class RunFolder:
         """
         state: dict[str, Any] = checkpoint.load(source, map_location="cpu")
         try:
-            if state["optimizer_class"] != type(optimizer).__name__:
+            if state["optimizer_class"] != describe(optimizer):
                 raise ValueError(f"it was trained with {state['optimizer_class']}")
             network.load_state_dict(state["model"])
             for saved, own in zip(state["optimizer"]["param_groups"], optimizer.param_groups, strict=True):

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import nn
 
-from ddp_train.options import OptimOptions
+from ddp_train.optim.muon import Muon, hidden_matrices
+from ddp_train.options import OptimOptions, UserError
 
-__all__ = ["create_optimizer", "parameter_groups"]
+__all__ = ["create_optimizer", "describe", "parameter_groups"]
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
     """Two groups: matrices and kernels decay; biases and normalisation parameters (one dimension or none) do not.
 
     Source: He et al. 2019, "Bag of Tricks" (arXiv:1812.01187), section 3.1.
     """
-    trainable = [p for p in model.parameters() if p.requires_grad]
+    trainable = [p for p in parameters if p.requires_grad]
     groups = [
         {"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
@@ -26,19 +28,70 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 
 def create_optimizer(
-    model: nn.Module, options: OptimOptions, learning_rate: float, device: torch.device
+    model: nn.Module,
+    options: OptimOptions,
+    learning_rate: float,
+    device: torch.device,
+    *,
+    matrix_dtype: torch.dtype = torch.float32,
 ) -> torch.optim.Optimizer:
-    """The optimizer that `options` names, at peak `learning_rate`; fused on a GPU, one foreach pass elsewhere."""
-    groups = parameter_groups(model, options.weight_decay)
-    speed: dict[str, Any] = {"fused": True} if device.type == "cuda" else {"foreach": True}
+    """The optimizer that `options` names, at peak `learning_rate`; fused on a GPU, one foreach pass elsewhere.
+
+    Each group's `initial_lr` is its own peak. `matrix_dtype`: of Muon's iterations. Errors: UserError where Muon finds
+    no matrix.
+    """
     optimizer: torch.optim.Optimizer
-    if options.optimizer == "adamw":
-        optimizer = torch.optim.AdamW(groups, lr=learning_rate, **speed)
+    if options.optimizer == "muon":
+        optimizer = _muon(model, options, learning_rate, device, matrix_dtype)
     else:
-        # Nesterov momentum is defined for a positive momentum only.
-        optimizer = torch.optim.SGD(
-            groups, lr=learning_rate, momentum=options.momentum, nesterov=options.momentum > 0, **speed
-        )
+        optimizer = _plain(options.optimizer, model.parameters(), options, learning_rate, device)
     for group in optimizer.param_groups:
-        group["initial_lr"] = learning_rate
+        group["initial_lr"] = group["lr"]
     return optimizer
+
+
+def describe(optimizer: torch.optim.Optimizer) -> str:
+    """The kind of optimizer in words: two of the same kind have the same sort of state."""
+    name = type(optimizer).__name__
+    if isinstance(optimizer, Muon) and optimizer.rest is not None:
+        name += f" with {type(optimizer.rest).__name__}"
+    return f"{name} (amsgrad)" if any(group.get("amsgrad") for group in optimizer.param_groups) else name
+
+
+def _plain(
+    name: str, parameters: Iterable[nn.Parameter], options: OptimOptions, learning_rate: float, device: torch.device
+) -> torch.optim.Optimizer:
+    """SGD, Adam or AdamW."""
+    groups = parameter_groups(parameters, options.weight_decay)
+    speed: dict[str, Any] = {"fused": True} if device.type == "cuda" else {"foreach": True}
+    if name == "sgd":
+        # Nesterov momentum is defined for a positive momentum only.
+        nesterov = options.momentum > 0
+        return torch.optim.SGD(groups, lr=learning_rate, momentum=options.momentum, nesterov=nesterov, **speed)
+    betas = (options.beta1, options.beta2)
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name]
+    return kind(groups, lr=learning_rate, betas=betas, eps=options.eps, amsgrad=options.amsgrad, **speed)
+
+
+def _muon(
+    model: nn.Module, options: OptimOptions, learning_rate: float, device: torch.device, dtype: torch.dtype
+) -> Muon:
+    """Muon on the hidden matrices; the rest keeps a rate of its own, scaled with the batch as --lr is."""
+    matrices = hidden_matrices(model)
+    if not matrices:
+        raise UserError(
+            "--optimizer muon: this model has no linear layer or convolution between its first and last one; "
+            "take sgd, adam or adamw"
+        )
+    chosen = {id(p) for p in matrices}
+    others = [p for p in model.parameters() if id(p) not in chosen and p.requires_grad]
+    scale = learning_rate / options.lr if options.lr is not None else 1.0
+    rate = learning_rate if options.muon_rest_lr is None else options.muon_rest_lr * scale
+    return Muon(
+        matrices,
+        _plain(options.muon_rest, others, options, rate, device) if others else None,
+        lr=learning_rate,
+        momentum=options.muon_momentum,
+        weight_decay=options.weight_decay,
+        dtype=dtype,
+    )

@@ -1,4 +1,4 @@
-"""Loss, optimizer groups and precision: the parts of a step, each against torch."""
+"""Loss, gradient and precision: the parts of a step, each against torch."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ import torch
 from torch import nn
 
 from ddp_train.losses import cross_entropy_sum
-from ddp_train.optim import create_optimizer, parameter_groups
-from ddp_train.options import OptimOptions, UserError
+from ddp_train.options import UserError
 from ddp_train.precision import Precision
 from ddp_train.technique import Moment
 from ddp_train.techniques import centralization, clipping
@@ -29,37 +28,6 @@ def test_the_loss_is_a_sum_over_samples(smoothing: float) -> None:
 def test_the_loss_is_taken_in_float32() -> None:
     logits, labels = torch.randn(7, 5).bfloat16(), torch.randint(5, (7,))
     assert cross_entropy_sum()(logits, labels).dtype == torch.float32
-
-
-def test_biases_and_norms_do_not_decay() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
-    decayed, free = parameter_groups(model, 0.5)
-    assert {tuple(p.shape) for p in decayed["params"]} == {(4, 3, 3, 3), (2, 4)}
-    assert {p.ndim for p in free["params"]} == {1} and len(free["params"]) == 4
-    assert (decayed["weight_decay"], free["weight_decay"]) == (0.5, 0.0)
-
-
-@pytest.mark.parametrize(
-    ("options", "oracle"),
-    [
-        (OptimOptions(), lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)),
-        (OptimOptions(momentum=0.0), lambda p: torch.optim.SGD(p, 0.1, weight_decay=5e-4)),
-        (OptimOptions(optimizer="adamw"), lambda p: torch.optim.AdamW(p, 0.1, weight_decay=5e-4)),
-    ],
-)
-def test_the_factory_makes_torchs_optimizers(options: OptimOptions, oracle: object) -> None:
-    weights = torch.randn(4, 3)
-    ours, theirs = nn.Linear(3, 4, bias=False), nn.Linear(3, 4, bias=False)
-    for layer in (ours, theirs):
-        layer.weight.data.copy_(weights)
-    pair = [(ours, create_optimizer(ours, options, 0.1, CPU)), (theirs, oracle(theirs.parameters()))]  # type: ignore[operator]
-    for seed in range(3):
-        for layer, optimizer in pair:
-            torch.manual_seed(seed)
-            layer(torch.randn(5, 3)).square().sum().backward()
-            optimizer.step()
-            optimizer.zero_grad()
-    assert torch.allclose(ours.weight, theirs.weight, atol=1e-7)
 
 
 def test_precision_off_and_bf16() -> None:

@@ -55,6 +55,16 @@ def silent(name: str, options: str, oracle: str) -> Row:
     )
 
 
+def optimizer(name: str, oracle: str, options: str) -> Row:
+    """An optimizer in place of sgd."""
+    return Row(
+        name=name,
+        options=options,
+        oracle=f"tests.ddp_train.test_optimizers:{oracle}",
+        no_neutral="an optimizer takes the place of another; none is the absence of all",
+    )
+
+
 TABLE: tuple[Row, ...] = (
     schedule("step", "test_step_is_torchs", "--step-size 1"),
     schedule("multistep", "test_multistep_is_torchs"),
@@ -101,6 +111,12 @@ TABLE: tuple[Row, ...] = (
         neutral="--clip-grad 1e9",
         oracle="tests.ddp_train.test_step_parts:test_clipping_is_torchs",
     ),
+    optimizer("momentum", "test_the_factory_makes_torchs_optimizers", "--momentum 0.5"),
+    optimizer("adam", "test_the_factory_makes_torchs_optimizers", "--optimizer adam --lr 0.001"),
+    optimizer("adamw", "test_the_factory_makes_torchs_optimizers", "--optimizer adamw --lr 0.001"),
+    optimizer("amsgrad", "test_the_factory_makes_torchs_optimizers", "--optimizer adamw --amsgrad --lr 0.001"),
+    optimizer("muon", "test_muon_on_matrices_is_torchs", "--optimizer muon"),
+    optimizer("muon with sgd", "test_muon_on_kernels_is_the_formula", "--optimizer muon --muon-rest sgd"),
     Row(
         name="label_smoothing",
         options="--label-smoothing 0.2",

@@ -1,0 +1,113 @@
+"""Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon; Liu et al. 2025, arXiv:2502.16982): steps along an
+orthogonalised momentum.
+
+The momentum of a matrix is replaced by the nearest matrix whose singular values are all about 1, found by five
+Newton-Schulz iterations, so that directions which the gradient rarely takes are learned as fast as the others. A
+convolution's kernels count as the matrix [out, in * height * width]. Biases, norms, embeddings, and the first and last
+layer are trained by another rule, as the authors found to be better. Effect: fewer steps to the same loss. Cost:
+fifteen matrix products a matrix and step; one buffer a weight, half of AdamW's. Nothing in particular speaks against
+a combination.
+
+torch.optim.Muon takes matrices alone, so this step is written out here; it is what the tests compare with.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Muon", "hidden_matrices", "orthogonalized"]
+
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+"""Of the quintic a x + b x^3 + c x^5, chosen by the authors for a steep rise at 0; singular values end near 1."""
+ITERATIONS = 5
+LEAST_NORM = 1e-7
+
+MATRICES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+class Muon(torch.optim.Optimizer):
+    """One optimizer over two sorts of groups: Muon on the first, `rest` (SGD or AdamW) on all others.
+
+    Schedules, loss scaling and checkpoints see one optimizer: `rest` lends its rule alone and works on the groups and
+    the state of this one.
+
+    matrices: parameters of two or more dimensions; dtype: that of the Newton-Schulz iteration. Weight decay is
+    decoupled (w shrinks by lr * weight_decay); the step is lr * sqrt(max(1, rows / columns)) long in each direction.
+    """
+
+    def __init__(
+        self,
+        matrices: list[nn.Parameter],
+        rest: torch.optim.Optimizer | None,
+        *,
+        lr: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__(matrices, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.rest = rest
+        self._dtype = dtype
+        if rest is not None:
+            self.param_groups += rest.param_groups
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One step of each group by its rule."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        group = self.param_groups[0]
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                self._step(parameter, parameter.grad, group)
+        if self.rest is not None:
+            # After a load these are new objects.
+            self.rest.param_groups, self.rest.state = self.param_groups[1:], self.state
+            self.rest.step()
+        return loss
+
+    def _step(self, parameter: nn.Parameter, gradient: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[parameter]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(gradient)
+        momentum: Tensor = state["momentum_buffer"]
+        momentum.lerp_(gradient, 1 - group["momentum"])
+        update = gradient.lerp(momentum, group["momentum"]).flatten(1)  # Nesterov
+        rows, columns = update.shape
+        length = group["lr"] * math.sqrt(max(1.0, rows / columns))
+        update = orthogonalized(update, self._dtype).to(parameter.dtype).view(parameter.shape)
+        parameter.mul_(1 - group["lr"] * group["weight_decay"])
+        parameter.add_(update, alpha=-length)
+
+
+def orthogonalized(matrix: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """About U V^T of a matrix U S V^T: singular values between 0.7 and 1.2, but for those that are almost 0.
+
+    matrix: [rows, columns]; the result has `dtype`, in which it is computed.
+    """
+    a, b, c = COEFFICIENTS
+    tall = matrix.size(0) > matrix.size(1)
+    x = matrix.to(dtype, copy=True)
+    x = x.T if tall else x
+    x.div_(x.norm().clamp(min=LEAST_NORM))  # singular values of at most 1
+    for _ in range(ITERATIONS):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.T if tall else x
+
+
+def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
+    """The trained weights of linear layers and convolutions, but for the first and the last one of the model.
+
+    In the order in which the model defines them; a weight that two layers share counts once.
+    """
+    layers = [module.weight for module in model.modules() if isinstance(module, MATRICES)]
+    weights = {id(weight): weight for weight in layers if isinstance(weight, nn.Parameter) and weight.requires_grad}
+    return list(weights.values())[1:-1]
