@@ -107,7 +107,7 @@ def read_source(arguments: argparse.Namespace) -> Topology:
 def answer(arguments: argparse.Namespace) -> Answers:
     """The topology and the selection that the options ask for. SelectionError when they cannot be met."""
     topology = read_source(arguments)
-    environ = os.environ
+    environ = dict(os.environ)  # os.environ decodes a name and its value at each look
     request = SelectionRequest(
         count=arguments.count,
         policy=arguments.policy,
