@@ -110,7 +110,8 @@ def _rendezvous(job: Job) -> RendezvousParameters:
     if cluster.one_node:
         # An own name for each run: what ranks of two runs make in shared folders or memory is told apart by it.
         return RendezvousParameters(rendezvous.ONE_NODE, LOOPBACK, uuid.uuid4().hex, 1, 1, LOOPBACK)
-    return several_nodes.parameters(cluster)
+    least, most = cluster.nnodes
+    return several_nodes.parameters(cluster, may_restart=least < most or job.max_restarts > 0)
 
 
 class _Agent(LocalElasticAgent):

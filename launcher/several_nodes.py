@@ -64,11 +64,16 @@ class MeetingFailed(Exception):
 
 @dataclass(frozen=True)
 class _Meeting:
-    """What one node knows about the meeting. `holds_store`: whether the endpoint is this node's."""
+    """What one node knows about the meeting.
+
+    `holds_store`: whether the endpoint is this node's; `may_restart`: whether the run goes on when a node is lost;
+    `deadline`: for all to come, by the monotonic clock.
+    """
 
     cluster: Cluster
     store: TCPStore
     holds_store: bool
+    may_restart: bool
     deadline: float
 
 
@@ -128,15 +133,14 @@ class SeveralNodes(DynamicRendezvousHandler):
         return info
 
     def num_nodes_waiting(self) -> int:
-        """See the base class; also 1 when a node of a range was lost: ranks may wait for it longer than anybody likes.
+        """See the base class; also 1 when a node was lost and the run may start again: ranks may wait for it for ages.
 
         Errors: MeetingFailed.
         """
         with self._explained():
             waiting: int = super().num_nodes_waiting()
-        least, most = self._meeting.cluster.nnodes
-        lost = least < most and len(self._state_holder.state.participants) < self._size
-        return max(waiting, int(lost))
+        lost = len(self._state_holder.state.participants) < self._size
+        return max(waiting, int(lost and self._meeting.may_restart))
 
     def _get_world(self) -> tuple[int, int]:
         nodes = sorted(self._state_holder.state.participants, key=lambda node: (node.local_id, node.addr, node.pid))
@@ -178,21 +182,21 @@ def register() -> None:
     rendezvous_handler_registry.register(SEVERAL_NODES, _make)
 
 
-def parameters(cluster: Cluster) -> RendezvousParameters:
+def parameters(cluster: Cluster, *, may_restart: bool) -> RendezvousParameters:
     """The cluster for torch's registry of rendezvous handlers."""
-    return RendezvousParameters(
-        SEVERAL_NODES, cluster.endpoint or "", cluster.run_id, *cluster.nnodes, cluster.address, cluster=cluster
-    )
+    made = RendezvousParameters(SEVERAL_NODES, cluster.endpoint or "", cluster.run_id, *cluster.nnodes, cluster.address)
+    made.config |= {"cluster": cluster, "may_restart": may_restart}
+    return made
 
 
 def _make(given: RendezvousParameters) -> RendezvousHandler:
     """Errors: MeetingFailed."""
     cluster: Cluster = given.config["cluster"]
-    made: RendezvousHandler = SeveralNodes(_meet(cluster), given.run_id)
+    made: RendezvousHandler = SeveralNodes(_meet(cluster, given.config["may_restart"]), given.run_id)
     return made
 
 
-def _meet(cluster: Cluster) -> _Meeting:
+def _meet(cluster: Cluster, may_restart: bool) -> _Meeting:
     """Hold the store, or reach the node that holds it."""
     assert cluster.endpoint is not None
     assert cluster.address is not None
@@ -200,7 +204,7 @@ def _meet(cluster: Cluster) -> _Meeting:
     host, port = split_endpoint(cluster.endpoint)
     if cluster.hosts_store:
         try:
-            return _Meeting(cluster, listen(cluster.address, port), True, deadline)
+            return _Meeting(cluster, listen(cluster.address, port), True, may_restart, deadline)
         except OSError as error:
             # By address alone every launcher of this machine takes itself for the first.
             if error.errno != errno.EADDRINUSE or cluster.first:
@@ -211,7 +215,7 @@ def _meet(cluster: Cluster) -> _Meeting:
         store = TCPStore(address, port, is_master=False, timeout=timedelta(seconds=READ_TIMEOUT_S))
     except RuntimeError:
         raise MeetingFailed(f"what listens at {cluster.endpoint} is no rendezvous: choose another port") from None
-    return _Meeting(cluster, store, False, deadline)
+    return _Meeting(cluster, store, False, may_restart, deadline)
 
 
 def _await_listener(cluster: Cluster, host: str, port: int, deadline: float) -> str:
