@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import socket
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -166,6 +167,40 @@ def test_signals(launcher: Any, number: signal.Signals, status: int) -> None:
     assert process.returncode == status
     assert "failed" not in err
     assert launcher.alive() == []
+
+
+SAVE = """
+import os, pathlib, signal, time
+asked = []
+def save(number, frame):
+    asked.append(number)
+    if len(asked) == 1:
+        time.sleep(1.0)
+        pathlib.Path("saved-" + os.environ["RANK"]).write_text(str(len(asked)))
+        os._exit(0)
+signal.signal(signal.SIGTERM, save)
+pathlib.Path("ready-" + os.environ["RANK"]).touch()
+while not (os.environ["RANK"] == "1" and pathlib.Path("fail-now").exists()):
+    time.sleep(0.02)
+os._exit(7)
+"""
+
+
+@pytest.mark.parametrize("how", ["signal", "failure"])
+def test_ranks_have_time_to_save(launcher: Any, how: str) -> None:
+    """Also where the rank is a shell, which ends at once and leaves its child to save."""
+    launcher.script(SAVE)
+    shell = f"{sys.executable} program.py; exit $?"
+    process = launcher.start("--cpu", "--no-python", "sh", "-c", shell)
+    launcher.wait_for("ready-0", "ready-1")
+    if how == "signal":
+        process.terminate()
+    else:
+        (launcher.folder / "fail-now").touch()
+    process.communicate(timeout=60)
+    assert process.returncode == (143 if how == "signal" else 7)
+    saved = [launcher.folder / f"saved-{rank}" for rank in (0, 1)]
+    assert [path.read_text() for path in saved if path.exists()] == ["1"] * (2 if how == "signal" else 1)
 
 
 def test_signal_before_the_ranks_are_there(launcher: Any) -> None:
