@@ -7,6 +7,7 @@ What can be refused is refused here, before the first step, and on all ranks tog
 from __future__ import annotations
 
 import inspect
+import math
 import os
 import platform
 import sys
@@ -99,6 +100,7 @@ def build(wanted: Config, ranks: Ranks, device: torch.device) -> Run:
         precision=precision,
         epochs=context.epochs,
         global_batch=context.global_batch,
+        stop_after=math.inf if resolved.run.stop_after is None else resolved.run.stop_after,
         seed=resolved.run.seed,
         techniques=techniques,
         log_every=resolved.run.log_every,

@@ -18,6 +18,7 @@ __all__ = ["bounds", "check_paths", "check_values", "resume_file", "resume_targe
 # Least and largest value (None: no bound); a third entry says that the least itself is excluded.
 RANGES: dict[str, tuple[float | None, float | None, bool]] = {
     "epochs": (1, 10**6, False),
+    "stop_after": (1, 10**6, False),
     "seed": (0, 2**63 - 1, False),
     "log_every": (1, 10**9, False),
     "batch_size": (1, 10**7, False),

@@ -41,7 +41,7 @@ class RunFolder:
 
     def write_config(self, resolved: Config) -> None:
         """Everything that the run was told or found out, as YAML that --config takes back."""
-        shown = dataclasses.replace(resolved, run=dataclasses.replace(resolved.run, resume=None))
+        shown = dataclasses.replace(resolved, run=dataclasses.replace(resolved.run, resume=None, stop_after=None))
         write_text(self.path / "config.yaml", config.dump(shown))
 
     def write_plan(self, facts: Mapping[str, object], recommendations: Iterable[Recommendation]) -> None:

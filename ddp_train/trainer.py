@@ -7,6 +7,7 @@ Techniques live in the parts that `build.py` puts together; the loop names none 
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -49,6 +50,7 @@ class Parts:
     precision: Precision
     epochs: int
     global_batch: int
+    stop_after: float = math.inf
     seed: int = 0
     techniques: Sequence[Technique] = ()
     log_every: int = 20
@@ -94,7 +96,7 @@ class Trainer:
     def fit(self) -> Progress:
         """Train to the last epoch. Errors: TrainingDiverged when an epoch's loss is not finite."""
         parts, progress = self.parts, self.progress
-        while progress.epoch < parts.epochs and not progress.stopped:
+        while progress.epoch < min(parts.epochs, parts.stop_after) and not progress.stopped:
             record = self._run_epoch(progress.epoch)
             progress.epoch += 1
             improved = record.test_accuracy > progress.best_accuracy

@@ -14,6 +14,8 @@ class RunOptions:
 
     epochs: int | None = None
     """Passes over the training set (None: by dataset)."""
+    stop_after: int | None = None
+    """End after so many epochs of --epochs; a run that is resumed goes on as if it had not been ended."""
     seed: int = 0
     """Seed of the data order, augmentation, initial weights and dropout."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -1,0 +1,126 @@
+"""`python -m ddp_train.tune search SPACE.yaml --out DIR`; a mistake is one line on stderr and status 2."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from ddp_train.options import UserError
+from ddp_train.tune.search import Search, Settings
+from ddp_train.tune.space import read_space
+
+__all__ = ["main"]
+
+EPILOG = "Options of launch.py and of the trainer that all trials share stand at the end, after --."
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message.removeprefix("argument "))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; the exit status."""
+    try:
+        own, shared = _split(sys.argv[1:] if argv is None else list(argv))
+        return _search(_parser().parse_args(own), shared)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("ended; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def _split(words: list[str]) -> tuple[list[str], tuple[str, ...]]:
+    """Our words, and those behind the first --."""
+    at = words.index("--") if "--" in words else len(words)
+    return words[:at], tuple(words[at + 1 :])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="python -m ddp_train.tune", description="Measurements that choose settings.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    search = commands.add_parser("search", help="try sets of options, each in a run of its own", epilog=EPILOG)
+    add = search.add_argument
+    add(
+        "space",
+        metavar="SPACE.yaml",
+        type=Path,
+        help="options with their values or ranges (see ddp_train/tune/space.py)",
+    )
+    add("--out", metavar="DIR", type=Path, required=True, help="folder of the search; the same command goes on there")
+    add("--trials", metavar="N", type=_whole, default=20, help="sets of options to try [20]")
+    add("--epochs", metavar="N", type=_whole, default=10, help="epochs of a full run [10]")
+    add(
+        "--method",
+        choices=("random", "halving"),
+        default="halving",
+        help="halving ends the worse trials early [halving]",
+    )
+    add("--first-epochs", metavar="N", type=_whole, help="halving: epochs before the first comparison [epochs / eta^2]")
+    add("--eta", metavar="N", type=_whole, default=3, help="halving: one of so many trials goes on [3]")
+    add("--seed", metavar="N", type=int, default=0, help="seed of the draws [0]")
+    add("--sampler", choices=("own", "optuna"), default="own", help="optuna: its TPE draws, with --method random [own]")
+    return parser
+
+
+def _search(arguments: argparse.Namespace, shared: tuple[str, ...]) -> int:
+    space = read_space(arguments.space)
+    halving = arguments.method == "halving"
+    if arguments.eta < 2:
+        raise UserError("--eta takes a whole number of at least 2")
+    if not halving and arguments.first_epochs is not None:
+        raise UserError("--first-epochs is for --method halving")
+    first = arguments.first_epochs or max(1, arguments.epochs // arguments.eta**2)
+    settings = Settings(
+        space=arguments.space.read_text(encoding="utf-8"),
+        method=arguments.method,
+        trials=arguments.trials,
+        epochs=arguments.epochs,
+        seed=arguments.seed,
+        eta=arguments.eta,
+        first_epochs=first if halving else None,
+        words=shared,
+    )
+    sampler = None
+    if arguments.sampler == "optuna":
+        if halving:
+            raise UserError("--sampler optuna draws from finished trials: give --method random")
+        from ddp_train.tune.optuna_sampler import OptunaSampler
+
+        sampler = OptunaSampler(space, arguments.out, arguments.seed)
+    search = Search(settings, space, arguments.out, sampler)
+    search.run(lambda line: print(line, file=sys.stderr, flush=True))
+    return _end(search)
+
+
+def _end(search: Search) -> int:
+    from rich.console import Console
+
+    from ddp_train.plots.search import search_figure
+    from ddp_train.plots.style import save
+    from ddp_train.tune.search_table import search_table
+
+    if all(trial.best is None for trial in search.trials.values()):
+        print("error: every trial failed; the lines above say why", file=sys.stderr)
+        return 1
+    Console(highlight=False).print(search_table(search.ranking))
+    picture = search.folder / "search.png"
+    save(search_figure([(trial.values, trial.best, max(trial.scores)) for trial in search.ranking]), picture)
+    best = search.ranking[0]
+    print(f"best: trial {best.number + 1}, in {search.folder / f'trial-{best.number:03d}'}; picture: {picture}")
+    return 0
+
+
+def _whole(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text[:9]) <= 1_000_000:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to 1000000")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

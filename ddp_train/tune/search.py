@@ -1,0 +1,206 @@
+"""Search over the trainer's options: every trial is a real run through the launcher, in a folder of its own.
+
+    python -m ddp_train.tune search SPACE.yaml --out DIR [options] [-- options of launch.py and of the trainer]
+
+`DIR/search.json` holds what is known after every run; the same command goes on where it was ended. Each trial is
+scored by its best test accuracy so far. Torch-free: the runs are processes of their own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from ddp_train.atomic import write_text
+from ddp_train.options import UserError
+from ddp_train.records import read_history
+from ddp_train.tune.halving import next_job, rungs
+from ddp_train.tune.space import Space, Value, draw, option_words
+
+__all__ = ["Sampler", "Search", "Settings", "Trial"]
+
+SCHEMA = "ddp-train-search/1"
+LAUNCHER = Path(__file__).resolve().parents[2] / "launch.py"
+USER_ERROR = 2
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a search is; a search goes on only with the same settings.
+
+    `first_epochs`: the first rung of successive halving; None for `random`, in which every trial runs to its end.
+    """
+
+    space: str
+    method: str
+    trials: int
+    epochs: int
+    seed: int
+    eta: int
+    first_epochs: int | None
+    words: tuple[str, ...]
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """The epochs at which trials are scored."""
+        if self.first_epochs is None:
+            return (self.epochs,)
+        return rungs(self.epochs, self.eta, self.first_epochs)
+
+
+@dataclass
+class Trial:
+    """One set of values, with its score after so many epochs (None: the run failed)."""
+
+    number: int
+    values: dict[str, Value]
+    scores: dict[int, float | None]
+
+    @property
+    def best(self) -> float | None:
+        """The score of its longest run."""
+        known = [score for _, score in sorted(self.scores.items()) if score is not None]
+        return known[-1] if known else None
+
+
+class Sampler(Protocol):
+    """Where the values of trials come from, where it is not `draw`."""
+
+    def ask(self, number: int) -> dict[str, Value]:
+        """The values of a new trial."""
+        ...
+
+    def tell(self, number: int, score: float | None) -> None:
+        """The score at its end."""
+        ...
+
+
+class Search:
+    """A search in a folder. Errors: UserError where the folder holds another one."""
+
+    def __init__(self, settings: Settings, space: Space, folder: Path, sampler: Sampler | None = None) -> None:
+        self.settings, self.folder = settings, folder
+        self._space, self._sampler = space, sampler
+        self._file = folder / "search.json"
+        self.trials: dict[int, Trial] = {}
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--out {folder}: {error.strerror or error}") from None
+        if self._file.exists():
+            self._load()
+
+    @property
+    def ranking(self) -> list[Trial]:
+        """The trials, longest run first, of those the best score."""
+        return sorted(
+            self.trials.values(), key=lambda t: (-max(t.scores, default=0), -(t.best if t.best is not None else -1.0))
+        )
+
+    def run(self, told: Callable[[str], None], start: Callable[[Sequence[str], Path], int] | None = None) -> None:
+        """Run what is left. `start` runs a command into a log; its status. UserError: the first one was refused."""
+        settings = self.settings
+        while job := next_job(self._scores(), settings.trials, settings.steps, settings.eta):
+            number, epochs = job
+            trial = self.trials.get(number) or self._new_trial(number)
+            command = self._command(trial, epochs)
+            told(f"trial {number + 1} of {settings.trials}, to epoch {epochs}: {_shown(trial.values)}")
+            log = self.folder / f"trial-{number:03d}.log"
+            status = (start or _start)(command, log)
+            if status == USER_ERROR and not any(t.scores for t in self.trials.values()):
+                raise UserError(f"the first trial was refused ({_last_line(log)}): {shlex.join(command)}")
+            if status in (130, 143):
+                raise KeyboardInterrupt
+            trial.scores[epochs] = self._score(trial, epochs) if status == 0 else None
+            score = trial.scores[epochs]
+            told(f"  failed: {_last_line(log)} ({log})" if score is None else f"  {score:.2%}")
+            self._save()
+            if self._sampler is not None and epochs == settings.steps[-1]:
+                self._sampler.tell(number, trial.scores[epochs])
+
+    def _new_trial(self, number: int) -> Trial:
+        values = draw(self._space, self.settings.seed, number) if self._sampler is None else self._sampler.ask(number)
+        trial = self.trials[number] = Trial(number, values, {})
+        self._save()
+        return trial
+
+    def _command(self, trial: Trial, epochs: int) -> list[str]:
+        out_dir = self.folder / f"trial-{trial.number:03d}"
+        words = [*self.settings.words, *option_words(trial.values), f"--epochs={self.settings.epochs}"]
+        if epochs < self.settings.epochs:
+            words.append(f"--stop-after={epochs}")
+        return [sys.executable, str(LAUNCHER), *words, f"--out-dir={out_dir}", "--resume=auto"]
+
+    def _score(self, trial: Trial, epochs: int) -> float | None:
+        history = read_history(self.folder / f"trial-{trial.number:03d}" / "training_history.json")
+        known = [
+            e["test_accuracy"] for e in history["epochs"] if e["epoch"] <= epochs and e["test_accuracy"] is not None
+        ]
+        return max(known, default=None)
+
+    def _scores(self) -> dict[int, dict[int, float | None]]:
+        return {number: trial.scores for number, trial in self.trials.items()}
+
+    def _save(self) -> None:
+        document = {
+            "schema": SCHEMA,
+            "settings": dataclasses.asdict(self.settings),
+            "trials": [
+                {"number": t.number, "values": t.values, "scores": {str(k): v for k, v in t.scores.items()}}
+                for t in self.trials.values()
+            ],
+        }
+        write_text(self._file, json.dumps(document, indent=2) + "\n")
+
+    def _load(self) -> None:
+        try:
+            document: dict[str, Any] = json.loads(self._file.read_text(encoding="utf-8"))
+            saved, own = document["settings"], json.loads(json.dumps(dataclasses.asdict(self.settings)))
+            # More trials than before may be asked for: what was drawn stays what it is.
+            different = [name for name in own if name != "trials" and saved[name] != own[name]]
+            for trial in document["trials"]:
+                scores = {int(epochs): score for epochs, score in trial["scores"].items()}
+                self.trials[trial["number"]] = Trial(trial["number"], trial["values"], scores)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{self._file} is not a search of ours: {error}") from None
+        if different:
+            raise UserError(f"{self._file} is another search ({', '.join(different)} differ): take another --out")
+
+
+def _start(command: Sequence[str], log: Path) -> int:
+    """Run a trial with its output behind what is in `log`. SIGINT reaches it with us, as one group of the terminal."""
+    with log.open("ab") as file:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file)
+        try:
+            return process.wait()
+        except BaseException:
+            process.wait()
+            raise
+
+
+def _last_line(log: Path) -> str:
+    """What a trial said last: its `error:` line, if there is one."""
+    try:
+        lines = [
+            line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()
+        ]
+    except OSError:
+        lines = []
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error:")]
+    return (errors or lines or ["no word"])[-1]
+
+
+def _shown(values: dict[str, Value]) -> str:
+    return ", ".join(f"{name} {value:.4g}" if _is_real(value) else f"{name} {value}" for name, value in values.items())
+
+
+def _is_real(value: Value) -> bool:
+    return isinstance(value, float) and math.isfinite(value)

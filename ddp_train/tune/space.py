@@ -1,0 +1,150 @@
+"""The space of a search: which options take which values, read from YAML, and draws from it. Torch-free.
+
+    lr: {low: 0.01, high: 0.5, log: true}
+    warmup_epochs: {low: 0, high: 3}
+    batch_size: {low: 64, high: 512, step: 64}
+    augment: [minimal, balanced, heavy]
+    model: small
+
+A list is a choice, a mapping a range, and a single value holds for all trials.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ddp_train import config
+from ddp_train.options import UserError
+
+__all__ = ["Choice", "Range", "Space", "draw", "option_words", "read_space"]
+
+Value = int | float | str | bool
+RANGE_KEYS = {"low", "high", "log", "step"}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of some values, each as likely."""
+
+    values: tuple[Value, ...]
+
+    def draw(self, generator: random.Random) -> Value:
+        """A value."""
+        return self.values[generator.randrange(len(self.values))]
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers from `low` to `high`, both included. `log`: even over the logarithm; `step`: multiples above `low`."""
+
+    low: float
+    high: float
+    log: bool = False
+    step: float | None = None
+    whole: bool = False
+
+    def draw(self, generator: random.Random) -> Value:
+        """A value."""
+        share = generator.random()
+        if self.log:
+            value = math.exp(math.log(self.low) + share * (math.log(self.high) - math.log(self.low)))
+        elif self.step is not None:
+            value = self.low + self.step * int(share * (math.floor((self.high - self.low) / self.step + 1e-9) + 1))
+        elif self.whole:
+            value = self.low + int(share * (self.high - self.low + 1))
+        else:
+            value = self.low + share * (self.high - self.low)
+        value = min(max(value, self.low), self.high)
+        return round(value) if self.whole else float(f"{value:.6g}")
+
+
+Space = Mapping[str, Choice | Range]
+"""Option name (with underscores) -> its values."""
+
+
+def draw(space: Space, seed: int, trial: int) -> dict[str, Value]:
+    """The values of one trial: a function of seed and trial alone, so that a search can go on at any time."""
+    generator = random.Random(f"{seed}:{trial}")
+    return {name: values.draw(generator) for name, values in space.items()}
+
+
+def option_words(values: Mapping[str, Value]) -> list[str]:
+    """The values as a command line of the trainer."""
+    words: list[str] = []
+    for name, value in values.items():
+        option = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{option}" if value else f"--no-{option}")
+        else:
+            words.append(f"--{option}={value}")
+    return words
+
+
+def read_space(path: Path) -> Space:
+    """The space in a YAML file. Errors: UserError naming the file and the option."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(content, dict) or not content or not all(isinstance(key, str) for key in content):
+        raise UserError(f"{path}: expected lines of the form  option: [values]  or  option: {{low: ..., high: ...}}")
+    known = config.to_dict(config.Config())
+    space: dict[str, Choice | Range] = {}
+    for key, given in content.items():
+        name = key.replace("-", "_")
+        if name not in known:
+            raise UserError(f"{path}: {key} is not an option of the trainer (see python ddp_train/main.py --help)")
+        space[name] = _values(path, key, given)
+    for corner in _corners(space):
+        try:
+            config.parse(option_words(corner))
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
+    return space
+
+
+def _values(path: Path, key: str, given: Any) -> Choice | Range:
+    if isinstance(given, dict):
+        return _range(path, key, given)
+    values = tuple(given) if isinstance(given, list) else (given,)
+    if not values or not all(isinstance(value, (int, float, str, bool)) for value in values):
+        raise UserError(f"{path}: {key} takes a value, a list of values, or low and high, not {given!r}")
+    return Choice(values)
+
+
+def _range(path: Path, key: str, given: dict[str, Any]) -> Range:
+    numbers = {name: value for name, value in given.items() if name != "log"}
+    fine = {"low", "high"} <= given.keys() <= RANGE_KEYS and isinstance(given.get("log", False), bool)
+    fine = fine and all(isinstance(value, (int, float)) and math.isfinite(value) for value in numbers.values())
+    if not fine:
+        raise UserError(f"{path}: {key} takes low and high, and perhaps log (true or false) or step, not {given!r}")
+    low, high, step, log = given["low"], given["high"], given.get("step"), given.get("log", False)
+    if not low < high or (log and low <= 0) or (step is not None and (log or not 0 < step <= high - low)):
+        raise UserError(f"{path}: {key} takes low < high, low above 0 with log, and a step within them without log")
+    return Range(low, high, log, step, whole=all(isinstance(value, int) for value in numbers.values()) and not log)
+
+
+def _corners(space: Space) -> list[dict[str, Value]]:
+    """Trials that try each value of each option at least once, to refuse what cannot work before anything runs."""
+    first = {
+        name: values.values[0] if isinstance(values, Choice) else _end(values, 0) for name, values in space.items()
+    }
+    found = [first]
+    for name, values in space.items():
+        others = values.values[1:] if isinstance(values, Choice) else (_end(values, 1),)
+        found += [first | {name: other} for other in others]
+    return found
+
+
+def _end(values: Range, at: int) -> Value:
+    end = (values.low, values.high)[at]
+    return round(end) if values.whole else float(end)
