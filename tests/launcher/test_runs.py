@@ -74,9 +74,11 @@ def test_module_log_files_and_tee(launcher: Any) -> None:
 
 def test_one_visible_device_per_rank(in_process: Any, tmp_path: Path) -> None:
     code = f"""
+import os
 from pathlib import Path
 from launcher import elastic
 from launcher.command import Job
+from launcher.values import Tee
 os.environ["GONE"] = "1"
 worker = ("sh", "-c", 'echo "$RANK $LOCAL_RANK $CUDA_VISIBLE_DEVICES $GONE"')
 devices = (("CUDA_VISIBLE_DEVICES", "MIG-a,MIG-b"),)
