@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -101,6 +102,16 @@ class Facts:
         return ",".join(named)
 
     @property
+    def devices_in_words(self) -> str:
+        """What is chosen, which may be less than the group: "NVIDIA A30 x 2"."""
+        names: Counter[str] = Counter()
+        for index, uuid in zip(self.selection.indices, self.selection.uuids, strict=True):
+            gpu = self.topology.gpu(index)
+            profiles = [mig.profile or "slice" for mig in gpu.mig_devices if mig.uuid == uuid]
+            names[" MIG ".join([gpu.label, *profiles])] += 1
+        return " + ".join(f"{name} x {count}" for name, count in names.items())
+
+    @property
     def mask_names_the_same(self) -> bool:
         """Whether the user's own CUDA_VISIBLE_DEVICES leads CUDA to the chosen devices in the chosen order."""
         visible = parse_visible(self.given["CUDA_VISIBLE_DEVICES"].value, self.topology.gpus)
@@ -110,22 +121,29 @@ class Facts:
 
     @property
     def links(self) -> tuple[Link, ...]:
-        """The links among the chosen GPUs."""
-        return tuple(self.topology.links_within(self.selection.indices))
+        """The links among the chosen GPUs, in the order of their indices."""
+        links = self.topology.links_within(self.selection.indices)
+        return tuple(sorted(links, key=lambda link: (link.a, link.b)))
+
+    @property
+    def peer_links(self) -> tuple[Link, ...]:
+        """The links that peer access could use. GPUs in MIG mode have none by design (MIG user guide)."""
+        sliced = {gpu.index for gpu in self.topology.gpus if gpu.mig_mode}
+        return tuple(link for link in self.links if not sliced & {link.a, link.b})
 
     @property
     def broken_nvlinks(self) -> tuple[Link, ...]:
         """The chosen pairs that share NVLinks although the driver reports no peer access."""
-        return tuple(link for link in self.links if link.level is LinkLevel.NV and link.p2p not in (None, "ok"))
+        return tuple(link for link in self.peer_links if link.level is LinkLevel.NV and link.p2p not in (None, "ok"))
 
     @property
     def refused_over_pcie(self) -> tuple[str, ...]:
         """Why peer access over PCIe does not work, each reason once."""
-        statuses = {link.p2p for link in self.links if link.level is not LinkLevel.NV}
+        statuses = {link.p2p for link in self.peer_links if link.level is not LinkLevel.NV}
         return tuple(sorted(status for status in statuses if status not in (None, "ok")))
 
     @property
     def peers_over_pcie(self) -> tuple[Link, ...]:
         """The pairs between which NCCL would move data by peer access over PCIe."""
-        reach = () if self.has_mig else peer_reach(len(set(self.selection.indices)), self.host)
-        return tuple(link for link in self.links if link.level in reach and link.p2p == "ok")
+        reach = peer_reach(len(set(self.selection.indices)), self.host)
+        return tuple(link for link in self.peer_links if link.level in reach and link.p2p == "ok")

@@ -155,7 +155,7 @@ RULES: tuple[Rule, ...] = (
         name="CUDA_VISIBLE_DEVICES",
         needed=lambda facts: facts.on_gpu,
         value=lambda facts: facts.devices,
-        reason=lambda facts: f"the chosen GPUs: {facts.selection.group}",
+        reason=lambda facts: f"the chosen GPUs: {facts.devices_in_words}",
         keeps=lambda facts: facts.mask_names_the_same,
         when="GPUs are used",
         sets="the chosen GPUs in rank order: indices, or UUIDs for MIG slices and wherever CUDA may count otherwise "
@@ -271,7 +271,7 @@ RULES: tuple[Rule, ...] = (
 
 def _peers_work(facts: Facts) -> bool:
     """Whether NCCL would use peer access: it works, and some pair is near enough."""
-    near = any(link.level is LinkLevel.NV for link in facts.links) or bool(facts.peers_over_pcie)
+    near = any(link.level is LinkLevel.NV for link in facts.peer_links) or bool(facts.peers_over_pcie)
     return near and all(link.p2p == "ok" for link in facts.links)
 
 

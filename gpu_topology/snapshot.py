@@ -1,12 +1,12 @@
 """A `Topology` as a JSON file and back, lossless: plan one machine on another, replay a bug report.
 
-A file from elsewhere needs only what nvidia-smi shows: a GPU its index, a link its ends and "NV4" or "PHB".
+A file from elsewhere needs only what nvidia-smi shows, in its own words: a GPU its index, a link its ends and "NV4" or
+"PHB" (spellings.py).
 """
 
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -15,14 +15,13 @@ from types import NoneType, UnionType
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 from gpu_topology.output import write_whole
+from gpu_topology.spellings import Json, usual
 from gpu_topology.topology import LinkLevel, Topology, TopologyError
 
 SCHEMA = "gpu-topology/1"
 
 # Numbers are counts, bytes and indices; NVML's own are of 64 bits at most.
 _LARGEST = 2**64 - 1
-
-Json = dict[str, object]
 
 _quote = Repr()
 _quote.maxstring = _quote.maxother = _quote.maxlong = 60
@@ -55,7 +54,7 @@ def from_dict(data: object) -> Topology:
     # A report's `warnings` are those of the choice and the environment too, which whoever reads it takes anew.
     own = {"warnings": data["driver_warnings"]} if "driver_warnings" in data else {}
     try:
-        topology: Topology = _decode(Topology, _links_in_order({**data, **own}), "the topology")
+        topology: Topology = _decode(Topology, usual({**data, **own}), "the topology")
         _check(topology)
     except (TypeError, ValueError) as error:
         raise TopologyError(f"not a valid {SCHEMA} topology: {error}") from None
@@ -83,33 +82,6 @@ def load(path: Path | str) -> Topology:
 
 def _no_number(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number of JSON's")
-
-
-def _links_in_order(data: Json) -> Json:
-    """The links as `Link` wants them: a below b, and nvidia-smi's "NV4" as level NV with 4 links."""
-    links = data.get("links")
-    if not isinstance(links, list):
-        return data
-    return {**data, "links": [_link_in_order(link) if isinstance(link, dict) else link for link in links]}
-
-
-def _link_in_order(link: Json) -> Json:
-    level, nvlinks = link.get("level"), link.get("nvlinks")
-    bonded = re.fullmatch(r"NV([1-9]\d?)", level) if isinstance(level, str) else None
-    if bonded:
-        count = int(bonded[1])
-        if nvlinks not in (None, count):
-            raise ValueError(f"level is {level!r}, but nvlinks is {_quote.repr(nvlinks)}")
-        link = {**link, "level": LinkLevel.NV.value, "nvlinks": count}
-    a, b, peer = link.get("a"), link.get("b"), link.get("peer")
-    if type(a) is int and type(b) is int and a > b:
-        turned = {key: pair[::-1] if isinstance(pair, list) else pair for key, pair in _items(peer)}
-        link = {**link, "a": b, "b": a, **({"peer": turned} if isinstance(peer, dict) else {})}
-    return link
-
-
-def _items(value: object) -> list[tuple[str, object]]:
-    return list(value.items()) if isinstance(value, dict) else []
 
 
 def _check(topology: Topology) -> None:

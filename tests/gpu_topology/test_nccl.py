@@ -330,6 +330,35 @@ def test_mig_slices_are_named_by_uuid(host):
     assert "CUDA_DEVICE_ORDER" not in found
 
 
+def test_slices_have_no_peer_access_by_design_which_is_no_broken_nvlink(host):
+    gpus = [
+        {
+            "name": "NVIDIA A100 80GB",
+            "memory_mib": 81920,
+            "cc": [8, 0],
+            "mig_mode": True,
+            "mig": [{"uuid": f"MIG-{index}", "profile": "7g.80gb", "memory_mib": 80000, "instance": 0}],
+        }
+        for index in range(2)
+    ]
+    topology = to_topology({"gpus": gpus, "matrix": [["X", "NV12"], ["NV12", "X"]], "p2p": "not-supported"})
+    found = settings(topology, host)
+    assert values(found) == {"CUDA_VISIBLE_DEVICES": "MIG-0,MIG-1", "OMP_NUM_THREADS": "16"}
+    assert found["CUDA_VISIBLE_DEVICES"].reason == "the chosen GPUs: NVIDIA A100 80GB MIG 7g.80gb x 2"
+    whole = [{**gpu, "mig_mode": False, "mig": []} for gpu in gpus]
+    topology = to_topology({"gpus": whole, "matrix": [["X", "NV12"], ["NV12", "X"]], "p2p": "not-supported"})
+    assert settings(topology, host)["NCCL_P2P_DISABLE"].value == "1"
+
+
+def test_the_reason_names_what_is_chosen_and_pairs_in_order(host):
+    topology = pair("NV4", "not-supported", 4)
+    topology = dataclasses.replace(topology, links=topology.links[::-1])
+    some = select(topology, SelectionRequest(count=3))
+    found = {one.name: one for one in nccl.environment(topology, some, host, ranks=3, environ={})}
+    assert found["CUDA_VISIBLE_DEVICES"].reason == "the chosen GPUs: NVIDIA RTX A6000 x 3"
+    assert "between GPUs 0-1, 0-2, 1-2 (not-supported)" in found["NCCL_P2P_DISABLE"].reason
+
+
 def test_every_rule_names_its_source():
     assert all(rule.source for rule in nccl.RULES)
     assert "NCCL_IB_DISABLE" not in {rule.name for rule in nccl.RULES}

@@ -144,6 +144,37 @@ def test_links_are_read_as_nvidia_smi_writes_them_and_from_either_end():
     assert topology.link(0, 1) == Link(0, 1, LinkLevel.NV, 12, peer=PeerAccess(read=("not-supported", "ok")))
 
 
+@pytest.mark.parametrize(
+    ("word", "means"),
+    [
+        ("OK", "ok"),
+        ("CNS", "chipset-not-supported"),
+        ("GNS", "gpu-not-supported"),
+        ("TNS", "topology-not-supported"),
+        ("NS", "not-supported"),
+        ("DR", "disabled-by-regkey"),
+        ("U", None),
+        ("not-supported", "not-supported"),
+        (None, None),
+    ],
+)
+def test_peer_access_in_the_words_of_nvidia_smi(word, means):
+    link = {"a": 0, "b": 1, "level": "NV4", "p2p": word, "peer": {"write": [word, "OK"]}}
+    data = {"schema": "gpu-topology/1", "gpus": [{"index": 0}, {"index": 1}], "links": [link]}
+    read = snapshot.from_dict(data).link(0, 1)
+    assert (read.p2p, read.peer) == (means, PeerAccess(write=(means, "ok")))
+
+
+def test_a_whole_matrix_and_the_facts_of_nvidia_smi_and_sysfs():
+    modes = [("Enabled", True), ("Disabled", False), ("[N/A]", None), (1, True), (0, False), (True, True)]
+    gpus = [{"index": index, "numa_node": -1, "mig_mode": mode} for index, (mode, _) in enumerate(modes)]
+    links = [{"a": a, "b": b, "level": "X" if a == b else "PIX"} for a in range(3) for b in range(3)]
+    topology = snapshot.from_dict({"schema": "gpu-topology/1", "gpus": gpus, "links": links})
+    assert [gpu.mig_mode for gpu in topology.gpus] == [on for _, on in modes]
+    assert {gpu.numa_node for gpu in topology.gpus} == {None}
+    assert [(link.a, link.b, link.label) for link in topology.links] == [(0, 1, "PIX"), (0, 2, "PIX"), (1, 2, "PIX")]
+
+
 def test_an_earlier_file_survives_an_error_and_nothing_is_left_behind(tmp_path):
     path = tmp_path / "machine.json"
     path.write_text("precious")
@@ -211,8 +242,8 @@ BAD = {
 LINKS = {
     '{"a": 0, "b": 0}': "the link 0-0 joins a GPU to itself",
     '{"a": 0, "b": 2}': "the link 0-2 names GPU 2, which is not there",
-    '{"a": 0, "b": 1}, {"a": 0, "b": 1}': "the link 0-1 occurs twice",
-    '{"a": 0, "b": 1}, {"a": 1, "b": 0}': "the link 0-1 occurs twice",
+    '{"a": 0, "b": 1, "level": "PIX"}, {"a": 0, "b": 1}': "the link 0-1 occurs twice",
+    '{"a": 0, "b": 1, "level": "PIX"}, {"a": 1, "b": 0, "level": "SYS"}': "the link 0-1 occurs twice",
     '{"a": 0, "b": "1"}': "b is '1', not int",
     '{"a": 0}': "has no 'b'",
     '{"a": 0, "b": 1, "level": "NV4", "nvlinks": 2}': "level is 'NV4', but nvlinks is 2",
