@@ -70,6 +70,7 @@ def build(wanted: Config, ranks: Ranks, device: torch.device) -> Run:
         config=resolved,
         network=network,
         device=device,
+        precision=precision,
         ranks=ranks,
         epochs=_known(resolved.run.epochs),
         steps_per_epoch=pipeline.steps_per_epoch,
@@ -96,7 +97,7 @@ def build(wanted: Config, ranks: Ranks, device: torch.device) -> Run:
         pipeline=pipeline,
         loss=_loss(resolved, techniques),
         optimizer=optimizer,
-        schedule=_schedule(context),
+        schedule=_schedule(context, techniques),
         precision=precision,
         epochs=context.epochs,
         global_batch=context.global_batch,
@@ -192,13 +193,16 @@ def _optimizer(resolved: Config, context: Context, precision: Precision) -> torc
     return create_optimizer(context.network, resolved.optim, context.peak_rate, context.device, matrix_dtype=dtype)
 
 
-def _schedule(context: Context) -> Schedule:
-    return create_schedule(
+def _schedule(context: Context, techniques: Sequence[Technique]) -> Schedule:
+    schedule = create_schedule(
         context.config.schedule,
         epochs=context.epochs,
         steps_per_epoch=context.steps_per_epoch,
         peak_rate=context.peak_rate,
     )
+    for technique in techniques:
+        schedule = technique.schedule(schedule) if technique.schedule is not None else schedule
+    return schedule
 
 
 def _loss(resolved: Config, techniques: Sequence[Technique]) -> Loss:

@@ -37,6 +37,13 @@ RANGES: dict[str, tuple[float | None, float | None, bool]] = {
     "eps": (0, 1, False),
     "muon_momentum": (0, 0.9999, False),
     "muon_rest_lr": (0, 1e4, True),
+    "sam": (0, 100, False),
+    "lookahead": (1, 10**6, False),
+    "lookahead_alpha": (0, 1, True),
+    "ema": (0, 0.9999999, False),
+    "swa": (0, 10**6, False),
+    "swa_lr": (0, 1e4, True),
+    "swa_anneal": (0, 10**6, False),
     "weight_decay": (0, 10, False),
     "warmup_epochs": (0, 10**6, False),
     "eta_min": (0, 1e4, False),
@@ -84,6 +91,10 @@ CONFLICTS: tuple[tuple[Callable[[Config], bool], str], ...] = (
             c.optim.amsgrad and (c.optim.muon_rest if c.optim.optimizer == "muon" else c.optim.optimizer) == "sgd"
         ),
         "--amsgrad is for adam and adamw (also as --muon-rest adamw): sgd keeps no squares of gradients",
+    ),
+    (
+        lambda c: c.regularize.ema is not None and c.regularize.swa is not None,
+        "--ema and --swa exclude each other: each evaluates an average of its own",
     ),
     (
         lambda c: c.model.amp == "fp16" and c.run.device == "cpu",

@@ -16,11 +16,15 @@ __all__ = ["TABLE", "Entry", "compose"]
 
 @dataclass(frozen=True)
 class Entry:
-    """One technique: `wanted` by the configuration or not; `make`: module:function, imported only then."""
+    """One technique: `wanted` by the configuration or not; `make`: module:function, imported only then.
+
+    `last`: it copies or moves the weights of the network as all others, the user's own too, have left it.
+    """
 
     name: str
     wanted: Callable[[Config], bool]
     make: str
+    last: bool = False
 
 
 # In the order in which they act: model edits, images, loss, gradient, step, weights, end of an epoch.
@@ -40,6 +44,10 @@ TABLE: tuple[Entry, ...] = (
         "ddp_train.techniques.centralization:create",
     ),
     Entry("clip_grad", lambda c: c.optim.clip_grad is not None, "ddp_train.techniques.clipping:create"),
+    Entry("sam", lambda c: c.optim.sam is not None, "ddp_train.techniques.sam:create", last=True),
+    Entry("lookahead", lambda c: c.optim.lookahead is not None, "ddp_train.techniques.lookahead:create", last=True),
+    Entry("ema", lambda c: c.regularize.ema is not None, "ddp_train.techniques.ema:create", last=True),
+    Entry("swa", lambda c: c.regularize.swa is not None, "ddp_train.techniques.swa:create", last=True),
     Entry(
         "early_stopping",
         lambda c: c.regularize.early_stopping is not None,
@@ -51,8 +59,9 @@ TABLE: tuple[Entry, ...] = (
 def compose(context: Context) -> tuple[Context, tuple[Technique, ...]]:
     """The techniques of a run, and the context with the network that they have edited. Errors: UserError."""
     config = context.config
-    makers = [entry.make for entry in TABLE if entry.wanted(config)]
-    makers += [name.strip() for name in (config.regularize.technique or "").split(",") if name.strip()]
+    wanted = [entry for entry in TABLE if entry.wanted(config)]
+    own = [name.strip() for name in (config.regularize.technique or "").split(",") if name.strip()]
+    makers = [*(e.make for e in wanted if not e.last), *own, *(e.make for e in wanted if e.last)]
     techniques: list[Technique] = []
     for maker in makers:
         technique = _find(maker)(context)

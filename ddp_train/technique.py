@@ -6,7 +6,7 @@ A technique lives in a file of its own under techniques/, as a function that tak
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,10 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from ddp_train.data import keyed
+from ddp_train.data.pipeline import Batch
 from ddp_train.distributed import Ranks
 from ddp_train.losses import Loss
 from ddp_train.options import Config
+from ddp_train.precision import Precision
 from ddp_train.records import EpochRecord, Observer
+from ddp_train.schedule import Schedule
 
 __all__ = ["Context", "Gradients", "Moment", "Stateful", "Technique", "Update"]
 
@@ -77,10 +80,12 @@ class Technique:
     batch        (images float [n, C, H, W], targets) -> the same, changed; targets are int64 [n] or float
                  [n, classes] whose rows add up to 1; drawn from the moment's keys
     loss         a loss (a sum over the samples) to another
+    schedule     the schedule of the learning rate to another
     rate         step -> a factor on the learning rate, beside the schedule's
     gradient     changes the true gradients of the global batch in place, before the optimizer
     update       takes the place of "gradient, then step"; at most one technique of a run has it
     after_step   after the optimizer's step
+    before_evaluation  on all ranks, given this rank's part of the epoch's training batches, read only if iterated
     after_epoch  after evaluation, on all ranks alike; True ends the run
     evaluated    the network to evaluate and keep as the best model, in place of the trained one
     report       numbers for the records, asked for at the progress reports and at the end of an epoch
@@ -92,10 +97,12 @@ class Technique:
     edit: Callable[[nn.Module], nn.Module] | None = None
     batch: Callable[[Tensor, Tensor, Moment], tuple[Tensor, Tensor]] | None = None
     loss: Callable[[Loss], Loss] | None = None
+    schedule: Callable[[Schedule], Schedule] | None = None
     rate: Callable[[int], float] | None = None
     gradient: Callable[[Sequence[nn.Parameter], Moment], None] | None = None
     update: Update | None = None
     after_step: Callable[[Moment], None] | None = None
+    before_evaluation: Callable[[Iterable[Batch]], None] | None = None
     after_epoch: Callable[[EpochRecord], bool] | None = None
     evaluated: nn.Module | None = None
     report: Callable[[], Mapping[str, float]] | None = None
@@ -113,6 +120,7 @@ class Context:
     config: Config
     network: nn.Module
     device: torch.device
+    precision: Precision
     ranks: Ranks
     epochs: int
     steps_per_epoch: int

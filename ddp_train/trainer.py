@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,6 +82,7 @@ class Trainer:
         self._batch = [technique.batch for technique in plugged if technique.batch is not None]
         self._gradient = [technique.gradient for technique in plugged if technique.gradient is not None]
         self._after_step = [technique.after_step for technique in plugged if technique.after_step is not None]
+        self._before_evaluation = [t.before_evaluation for t in plugged if t.before_evaluation is not None]
         self._after_epoch = [technique.after_epoch for technique in plugged if technique.after_epoch is not None]
         self._update = next((t.update for t in plugged if t.update is not None), _plain_update)
         self._parameters = [p for group in parts.optimizer.param_groups for p in group["params"]]
@@ -121,8 +122,11 @@ class Trainer:
                 f"the training loss of epoch {epoch + 1} is {loss}: try a lower --lr (the peak was {rate:.3g}), "
                 "more --warmup-epochs, or --clip-grad 1; the last checkpoint is that of the epoch before"
             )
-        for network in {id(one): one for one in (parts.network, parts.evaluated)}.values():
-            average_buffers(network, parts.ranks)
+        average_buffers(parts.network, parts.ranks)
+        for before_evaluation in self._before_evaluation:
+            before_evaluation(self._training_set(epoch))
+        if parts.evaluated is not parts.network:
+            average_buffers(parts.evaluated, parts.ranks)
         scores: Scores = evaluate(parts.evaluated, parts.pipeline.evaluate(), parts.precision)
         return EpochRecord(
             epoch=epoch + 1,
@@ -150,6 +154,11 @@ class Trainer:
                 self._report(epoch, index, seen, time.monotonic() - started)
         loss, correct, samples = sum_over_ranks(self._totals.clone()).tolist()
         return loss / max(1.0, samples), correct / max(1.0, samples), int(samples)
+
+    def _training_set(self, epoch: int) -> Iterator[Batch]:
+        """This rank's part of an epoch once more; nothing is prepared before the first batch is asked for."""
+        for window in self.parts.pipeline.train(epoch):
+            yield from window.batches
 
     def measure_step(self, window: Window) -> float:
         """One optimizer step, and the mean loss of its global batch: for measurements, as it waits for the device."""

@@ -36,6 +36,12 @@ class OptimOptions:
     """muon: peak learning rate of the rest (None: by --muon-rest), scaled as --lr is."""
     weight_decay: float = 5e-4
     """Weight decay, on weights only: not on biases and normalisation parameters."""
+    sam: float | None = None
+    """Sharpness-aware minimisation: length of the climb before the gradient is taken (0.05 is usual)."""
+    lookahead: int | None = None
+    """Steps after which slow weights meet the trained ones (5 is usual)."""
+    lookahead_alpha: float = 0.5
+    """lookahead: the part of the way that the slow weights go."""
     centralize_gradients: bool = False
     """Take the mean out of the gradient of each output of a weight."""
     clip_grad: float | None = None

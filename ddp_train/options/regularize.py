@@ -17,5 +17,15 @@ class RegularizeOptions:
     """End the run after so many epochs without a better test accuracy."""
     min_delta: float = 0.0
     """early_stopping: what counts as better, as a difference of accuracies (fractions of 1)."""
+    ema: float | None = None
+    """Decay of an exponential moving average of the weights, which is evaluated (0.999 is usual)."""
+    ema_warmup: bool = False
+    """ema: a shorter average in the first steps, (1 + step) / (10 + step)."""
+    swa: float | None = None
+    """Stochastic weight averaging from this share of the run on (a number from 1 on: epoch); the mean is evaluated."""
+    swa_lr: float | None = None
+    """swa: learning rate while averaging (None: half of the peak)."""
+    swa_anneal: float = 1.0
+    """swa: epochs in which the learning rate gets there."""
     technique: str | None = None
     """A technique of your own: package.module:function, more than one separated by commas."""

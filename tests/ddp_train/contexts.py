@@ -10,6 +10,7 @@ from torch import nn
 from ddp_train import config
 from ddp_train.distributed import Ranks
 from ddp_train.options import Config
+from ddp_train.precision import Precision
 from ddp_train.technique import Context
 
 
@@ -19,6 +20,7 @@ def make_context(network: nn.Module, **options: Any) -> Context:
         config=config.with_values(Config(given=frozenset(options)), options),
         network=network,
         device=torch.device("cpu"),
+        precision=Precision("off", torch.device("cpu")),
         ranks=Ranks(),
         epochs=4,
         steps_per_epoch=10,

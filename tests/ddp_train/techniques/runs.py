@@ -2,7 +2,7 @@
 
     python tests/ddp_train/techniques/runs.py RESULT.pt
 
-trains every row of the table whose result must not depend on the ranks; rank 0 writes {name: [weights]}.
+trains every row of the table whose result must not depend on the ranks, and SAM; rank 0 writes {name: [weights]}.
 """
 
 from __future__ import annotations
@@ -19,12 +19,17 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
-from ddp_train import config, distributed
+from ddp_train import config, data, distributed
 from ddp_train.build import Run, build
+from ddp_train.data.pipeline import Batch
+from ddp_train.schedule import set_learning_rate
 from ddp_train.state import Progress
+from ddp_train.trainer import Parts
 from tests.ddp_train.techniques.table import TABLE, Row
 
 CPU = torch.device("cpu")
+SAM = next(row for row in TABLE if row.name == "sam")
+"""Differs on two ranks, in a way that a formula tells (`sam_by_hand`)."""
 PLAIN, STATEFUL = (f"tests.ddp_train.techniques.tiny:{name}" for name in ("plain", "stateful"))
 COMMON = "--dataset synthetic --synthetic-samples 160 --batch-size 16 --epochs 2 --amp off --no-tensorboard --lr 0.01"
 """Two epochs of ten steps."""
@@ -50,6 +55,49 @@ def train(options: str, network: str = STATEFUL) -> dict[str, torch.Tensor]:
         run = make(options, Path(folder) / "run", network)
         run.trainer.fit()
         return weights(run)
+
+
+def sam_by_hand(options: str, rho: float, world_size: int, out_dir: Path) -> dict[str, torch.Tensor]:
+    """The weights after a run with SAM on `world_size` ranks, all in this process and without DistributedDataParallel.
+
+    Each rank's part of a global batch gives its own climb and the gradient there; the step is with their mean.
+    """
+    run = make(options, out_dir, PLAIN)
+    parts, chosen = run.trainer.parts, run.config
+    dataset = data.load("synthetic", chosen.data)
+    pipelines = [
+        data.build_pipeline(
+            dataset, chosen.data, chosen.augment, rank=rank, world_size=world_size, device=CPU, global_batch=16,
+            accumulate=1, seed=0,
+        )
+        for rank in range(world_size)
+    ]  # fmt: skip
+    named = dict(parts.network.named_parameters())
+    windows = (
+        window for epoch in range(parts.epochs) for window in zip(*(p.train(epoch) for p in pipelines), strict=True)
+    )
+    for step, of_ranks in enumerate(windows):
+        found = []
+        for window in of_ranks:
+            (batch,) = window.batches
+            here = {name: weight.detach().clone().requires_grad_() for name, weight in named.items()}
+            first = _gradient(parts, here, batch, world_size / window.size)
+            norm = torch.cat([g.flatten() for g in first]).norm()
+            there = {
+                name: (w + rho * g / norm).detach().requires_grad_()
+                for (name, w), g in zip(here.items(), first, strict=True)
+            }
+            found.append(_gradient(parts, there, batch, world_size / window.size))
+        for weight, *gradients in zip(named.values(), *found, strict=True):
+            weight.grad = sum(gradients) / world_size
+        set_learning_rate(parts.optimizer, parts.schedule(step))
+        parts.optimizer.step()
+    return weights(run)
+
+
+def _gradient(parts: Parts, at: dict[str, torch.Tensor], batch: Batch, weight: float) -> tuple[torch.Tensor, ...]:
+    logits = torch.func.functional_call(parts.network, at, (batch.images,))
+    return torch.autograd.grad(parts.loss(logits, batch.labels) * weight, list(at.values()))
 
 
 class Killed(Exception):
@@ -88,7 +136,7 @@ def main() -> None:
     distributed.start(ranks, CPU, timeout_s=120)
     found = {}
     with tempfile.TemporaryDirectory() as folder:
-        for row in rows_for_ranks():
+        for row in (*rows_for_ranks(), SAM):
             # The folder must be the same on all ranks: rank 0 makes it.
             place = distributed.on_first_rank(lambda row=row: str(Path(folder) / row.name.replace(" ", "-")), ranks)  # type: ignore[misc]
             run = make(row.on, Path(place), row.network or PLAIN, ranks)

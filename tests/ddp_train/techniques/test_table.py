@@ -74,6 +74,17 @@ def test_two_ranks_equal_one(row: Row, on_two_ranks: dict[str, Weights]) -> None
             assert difference < 1e-4, f"{name}: {difference:.2e}"
 
 
+def test_sam_on_two_ranks_climbs_on_each(on_two_ranks: dict[str, Weights], tmp_path: Path) -> None:
+    expected = runs.sam_by_hand("--sam 0.1", 0.1, 2, tmp_path / "two")
+    alone = runs.sam_by_hand("--sam 0.1", 0.1, 1, tmp_path / "one")
+    assert all(
+        torch.allclose(runs.train("--sam 0.1", runs.PLAIN)[name], value, atol=1e-5) for name, value in alone.items()
+    )
+    assert not all(torch.allclose(alone[name], value, atol=1e-5) for name, value in expected.items())
+    for name, value in expected.items():
+        assert torch.allclose(on_two_ranks["sam"][name], value, atol=1e-5), name
+
+
 @pytest.mark.parametrize("row", TABLE, ids=NAMES)
 def test_the_oracle_is_there(row: Row) -> None:
     module, _, function = row.oracle.partition(":")

@@ -1,0 +1,65 @@
+"""Sharpness-aware minimisation (Foret et al. 2021, arXiv:2010.01412): the gradient is taken uphill, at w + e(w).
+
+First the gradient at the weights w, then the climb e = RHO * g / |g|, then the gradient there, with which the optimizer
+steps from w. Effect: flatter minima, which generalise better. Cost: two forward and backward passes a step, and a copy
+of the weights.
+
+Each rank climbs along the gradient of its own part of the global batch, as in the paper ("m-sharpness", which it finds
+to work better than the global one): the first pass is without communication, and only the second is all-reduced. So
+a run on two ranks is another run than one on one rank, by design. Under fp16 the climb needs no unscaling, since only
+the direction of the first gradient counts; a first gradient that overflowed makes the second one overflow, and the step
+is skipped. Buffers (batch statistics) stay as the first pass left them. Dropout is the same in both passes.
+
+Not to be combined with another technique that takes a step of its own. Clipping and centralisation act on the second
+gradient alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+from ddp_train.technique import Context, Gradients, Technique
+
+__all__ = ["create"]
+
+LEAST_NORM = 1e-12
+
+
+def create(context: Context) -> Technique:
+    """`--sam RHO`."""
+    rho = context.config.optim.sam
+    assert rho is not None
+    return Technique(name="sam", update=_Sam(context.network, rho))
+
+
+class _Sam:
+    def __init__(self, network: nn.Module, rho: float) -> None:
+        self._network, self._rho = network, rho
+
+    def __call__(self, gradients: Gradients, apply: Callable[[], None], optimizer: torch.optim.Optimizer) -> None:
+        gradients(communicate=False)
+        moved = [p for p in self._network.parameters() if p.grad is not None]
+        weights = [p.detach().clone() for p in moved]
+        buffers = list(self._network.buffers())
+        statistics = [b.clone() for b in buffers]
+        climb(moved, self._rho)
+        optimizer.zero_grad(set_to_none=True)
+        gradients(count=False)
+        with torch.no_grad():
+            # Copied back, not subtracted: not a bit is lost.
+            for target, source in zip((*moved, *buffers), (*weights, *statistics), strict=True):
+                target.copy_(source)
+        apply()
+
+
+@torch.no_grad()
+def climb(parameters: Sequence[nn.Parameter], rho: float) -> None:
+    """Add rho * g / |g| to the parameters, of which g are the gradients; |g| is the norm over all of them."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if not gradients:
+        return  # a rank without samples in this step
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))).clamp_min(LEAST_NORM)
+    torch._foreach_add_(list(parameters), torch._foreach_mul(gradients, rho / norm))
