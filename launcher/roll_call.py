@@ -68,8 +68,11 @@ def who_is_missing(
     here = [node for node in came if node.key in present]
     gone = [node for node in came if node.key not in present and _is_gone(node, here)]
     ranks = {node.rank for node in here}
-    words = [] if None in ranks else [_in_words(rank, names, gone) for rank in range(most) if rank not in ranks]
-    words += [f"{node.host}{LOST}" for node in gone if node.rank is None]
+    unnumbered = [f"{node.host}{LOST}" for node in gone if node.rank is None]
+    # Lost nodes without a rank may be all that is missing: their ranks would name them twice.
+    countable = None not in ranks and len(unnumbered) < least - len(here)
+    words = [_in_words(rank, names, gone) for rank in range(most) if rank not in ranks] if countable else []
+    words += unnumbered
     words[SHOWN:] = [f"and {len(words) - SHOWN} more"] if len(words) > SHOWN else []
     asked = f"{least}" if least == most else f"at least {least}"
     missing = f"{least - len(here)} of {asked} nodes did not come within {timeout_s} s"

@@ -57,6 +57,13 @@ def test_all_that_came_in_their_order() -> None:
         ),
         ((3, 3), (), [A, Node("x", "xi")], {"a1", "x"}, "1 of 3 nodes did not come within 9 s (here: alpha, xi)"),
         (
+            (2, 2),
+            (),
+            [A, Node("x", "xi")],
+            {"a1"},
+            "1 of 2 nodes did not come within 9 s: xi, which came and was lost (here: alpha)",
+        ),
+        (
             (2, 3),
             (),
             [A],

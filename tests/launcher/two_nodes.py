@@ -86,11 +86,16 @@ def two_nodes(folder: Path) -> Iterator[tuple[Node, Node]]:
             anchor = _first_inside(stack.enter_context(_held(["unshare", "--user", "--map-root-user", *SLEEP])))
             enter = ["nsenter", f"--target={anchor}", "--user", "--preserve-credentials"]
         wired = [_first_inside(stack.enter_context(_held([*enter, *WIRED]))) for _ in range(2)]
+        a = _node(stack, wired[0], "a", 1, HOSTS_A, folder)
+        b = _node(stack, wired[1], "b", 2, HOSTS_B, folder)
         subprocess.run(
             ["nsenter", f"--target={wired[0]}", *_as_user("--preserve-credentials"), "--net", *_wire(wired[1])],
             check=True,
+            timeout=20,
         )
-        yield _node(stack, wired[0], "a", 1, HOSTS_A, folder), _node(stack, wired[1], "b", 2, HOSTS_B, folder)
+        for node, end in ((a, "wire-a"), (b, "wire-b")):
+            node.run(f"ip addr add {node.address}/24 dev {end}; ip link set {end} up")
+        yield a, b
 
 
 def _wire(other: int) -> list[str]:
@@ -104,10 +109,7 @@ def _node(stack: ExitStack, wired: int, letter: str, place: int, hosts: str, fol
     node = Node(f"node-{letter}", f"10.77.0.{place}", inside, folder)
     table = folder / f"hosts-{letter}"
     table.write_text(hosts)
-    node.run(
-        f"{DECOY}\nip addr add {node.address}/24 dev wire-{letter}\nip link set wire-{letter} up\n"
-        f"hostname {node.name}\nmount --bind {table} /etc/hosts"
-    )
+    node.run(f"{DECOY}\nhostname {node.name}\nmount --bind {table} /etc/hosts")
     return node
 
 
