@@ -37,7 +37,8 @@ def test_the_order_is_right_however_late_this_process_looks() -> None:
     try:
         for rank in order:
             os.kill(children[rank].pid, 9)
-            until = time.perf_counter() + 0.005
+            # The kernel takes a moment over a signal where others keep it busy.
+            until = time.perf_counter() + 0.03
             while time.perf_counter() < until:
                 pass
     finally:
