@@ -1,0 +1,130 @@
+"""A command as its real parser sees it, without running it."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import runpy
+import sys
+from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from typing import Any, NoReturn
+from unittest import mock
+
+from ddp_train import config
+from launcher import options
+from tests.docs.pages import ROOT
+
+__all__ = ["Wrong", "check", "is_ours"]
+
+TRAINER = ("ddp_train/main.py", "ddp_train.main")
+PACKAGES = ("ddp_train", "gpu_topology", "benchmarks", "launcher")
+
+
+class Wrong(Exception):
+    """What the parser says against a command."""
+
+
+class _Parsed(BaseException):
+    """Ends a program behind its parser. No Exception: nothing catches it on the way."""
+
+
+def is_ours(words: Sequence[str]) -> bool:
+    """Whether a command runs a program of this repository."""
+    if words[0] == "torchrun":
+        return True
+    if words[0] == "bash":
+        return words[1].startswith("scripts/")
+    if words[0] != "python" or len(words) == 1:
+        return False
+    if words[1] == "-m":
+        return words[2].partition(".")[0] in PACKAGES
+    return words[1] in ("launch.py", TRAINER[0])
+
+
+def check(words: Sequence[str]) -> None:
+    """Let a command's own parser read it. Errors: Wrong."""
+    if words[0] == "bash":
+        if not (ROOT / words[1]).is_file():
+            raise Wrong(f"there is no {words[1]}")
+        if words[1] == "scripts/run.sh":
+            _launcher(("--auto", *words[2:]))
+    elif words[0] == "torchrun":
+        _torchrun(words[1:])
+    elif words[1] == "launch.py":
+        _launcher(words[2:])
+    elif words[1] in TRAINER or words[2] in TRAINER:
+        _trainer(words[2:] if words[1] in TRAINER else words[3:])
+    else:
+        _module(words[2], words[3:])
+
+
+def _trainer(words: Sequence[str]) -> None:
+    try:
+        with redirect_stdout(io.StringIO()):
+            config.parse(words)
+    except config.UserError as error:
+        raise Wrong(str(error)) from None
+    except SystemExit as end:
+        _no_failure(end, "")
+
+
+def _launcher(words: Sequence[str]) -> None:
+    try:
+        with redirect_stdout(io.StringIO()):
+            found = options.parse(words)
+    except options.OptionError as error:
+        raise Wrong(str(error)) from None
+    except SystemExit as end:
+        _no_failure(end, "")
+        return
+    if found.program.kind == "trainer":
+        _trainer(found.program.args)
+
+
+def _torchrun(words: Sequence[str]) -> None:
+    from torch.distributed.run import get_args_parser
+
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):
+            found = get_args_parser().parse_args(list(words))
+    except SystemExit as end:
+        _no_failure(end, said.getvalue())
+        return
+    if found.training_script in TRAINER:
+        _trainer(found.training_script_args)
+
+
+def _module(name: str, words: Sequence[str]) -> None:
+    """`python -m NAME WORDS`, ended by the first parser that has read its words."""
+    parse = argparse.ArgumentParser.parse_args
+
+    def parse_and_end(self: argparse.ArgumentParser, *args: Any, **kwargs: Any) -> NoReturn:
+        parse(self, *args, **kwargs)
+        raise _Parsed
+
+    said = io.StringIO()
+    try:
+        with (
+            mock.patch.object(argparse.ArgumentParser, "parse_args", parse_and_end),
+            mock.patch.object(sys, "argv", [name, *words]),
+            mock.patch.dict(os.environ),
+            redirect_stderr(said),
+            redirect_stdout(io.StringIO()),
+        ):
+            runpy.run_module(name, run_name="__main__", alter_sys=False)
+    except _Parsed:
+        return
+    except SystemExit as end:
+        _no_failure(end, said.getvalue())
+        return
+    except ImportError as error:
+        raise Wrong(f"python -m {name}: {error}") from None
+    raise Wrong(f"python -m {name} read no arguments: {said.getvalue()}")
+
+
+def _no_failure(end: SystemExit, said: str) -> None:
+    if end.code:
+        raise Wrong(said.strip() or f"exit status {end.code}")

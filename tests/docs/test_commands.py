@@ -1,0 +1,73 @@
+"""Every command of this project that a page shows is one that its program accepts, and every link leads somewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.docs.pages import ROOT, Page, pages, split_commands
+from tests.docs.real_parsers import Wrong, check, is_ours
+
+PAGES = [pytest.param(page, id=page.name) for page in pages()]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with the files that the pages' commands read while they are parsed."""
+    run = tmp_path / "runs" / "first"
+    run.mkdir(parents=True)
+    (run / "checkpoint-latest.pt").touch()
+    (tmp_path / "recipe.yaml").touch()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_parses(page: Page, folder: Path) -> None:
+    wrong = []
+    for words in filter(is_ours, page.commands):
+        try:
+            check(words)
+        except Wrong as error:
+            wrong.append(f"{' '.join(words)}: {error}")
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_leads_to_a_file(page: Page) -> None:
+    places = [link.partition("#")[0] for link in page.links if "://" not in link]
+    here = (ROOT / page.name).parent
+    assert not [place for place in places if place and not (here / place).exists()]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "python launch.py --gpu 0",
+        "python launch.py --auto --preset quickest",
+        "python ddp_train/main.py --epochs many",
+        "torchrun --nproc_per_node=2 ddp_train/main.py --learning 1",
+        "torchrun --nprocs 2 ddp_train/main.py",
+        "python -m gpu_topology monitor --second 1",
+        "python -m gpu_topology look",
+        "python -m ddp_train.plots schedules",
+        "python -m ddp_train.tune search space.yaml",
+        "python -m ddp_train.nothing",
+        "bash scripts/nothing.sh",
+    ],
+)
+def test_a_wrong_command_is_found(command: str, folder: Path) -> None:
+    (words,) = split_commands(command)
+    assert is_ours(words)
+    with pytest.raises(Wrong):
+        check(words)
+
+
+def test_commands_are_found_in_pipes_substitutions_and_behind_variables() -> None:
+    code = (
+        'A=1 python one.py  # why\neval "$(python two.py)" && CUDA=$(python three.py) python four.py | python five.py'
+    )
+    code += "\nsrun --ntasks 2 python six.py"
+    found = [words for words in split_commands(code) if words[0] == "python"]
+    assert sorted(words[1] for words in found) == ["five.py", "four.py", "one.py", "six.py", "three.py", "two.py"]
