@@ -2,13 +2,13 @@
 
 A batch is one gather of windows from padded images (the crop), a mirrored copy chosen by a mask (the flip), a
 rectangle of the mean colour (random erasing: Zhong et al., arXiv 1708.04896, with torchvision's default
-probability, areas and aspect ratios), and the normalisation. All draws are keyed by (seed, epoch, sample) and made of
-integers, so a sample looks the same in an epoch whatever batch, rank or kind of device it falls on.
+probability, areas and aspect ratios), and the normalisation. Further operations come between flip and erasing. All
+draws are keyed by (seed, epoch, sample) and made of integers, so a sample looks the same in an epoch whatever batch,
+rank or kind of device it falls on.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -17,11 +17,14 @@ import torch
 from torch import Tensor
 
 from ddp_train.data import keyed
+from ddp_train.data.operation import Operation
+from ddp_train.data.random_operations import box_sizes
 from ddp_train.data.samples import Padding
 
-__all__ = ["Augmentation", "Draws", "Level"]
+__all__ = ["Augmentation", "Draws", "Flip", "Level"]
 
 Level = Literal["none", "minimal", "balanced", "heavy"]
+Flip = Literal["random", "alternating", "off"]
 
 _WORDS = 7  # y, x, flip; erase or not, rectangle, top, left
 _ERASE_PROBABILITY = 0.5
@@ -41,12 +44,15 @@ class Draws:
     box: Tensor | None
     """Erased rectangle as top, bottom, left, right (bottom and right exclusive; all 0: none): int16 [n, 4]."""
 
+    further: tuple[Tensor, ...] = ()
+    """What each further operation has drawn: [n, ...] each."""
+
     @property
     def fields(self) -> tuple[Tensor | None, ...]:
-        return self.shift, self.flip, self.box
+        return self.shift, self.flip, self.box, *self.further
 
     def __getitem__(self, part: slice) -> Draws:
-        return Draws(*(None if field is None else field[part] for field in self.fields))
+        return _draws([None if field is None else field[part] for field in self.fields])
 
 
 class Augmentation:
@@ -54,7 +60,9 @@ class Augmentation:
 
     level: none, minimal (flip), balanced (crop and flip) or heavy (crop, flip and erasing); there is no
     flip where flip_ok is False. largest_shift: pixels by which images are padded for the crop (None: an eighth of
-    their shorter side, which is 4 for CIFAR-10).
+    their shorter side, which is 4 for CIFAR-10; 0: no crop). flip: off, random, or alternating (Keller Jordan 2024,
+    arXiv:2404.00498): drawn in the first epoch, then every other one, so that two epochs show both sides (None: random
+    where the level has it). erasing: its probability (None: by level). further: operations between flip and erasing.
     image_shape: (channels, height, width). mean, std: per channel, of images scaled to [0, 1].
     """
 
@@ -68,6 +76,9 @@ class Augmentation:
         flip_ok: bool = True,
         padding: Padding = "reflect",
         largest_shift: int | None = None,
+        flip: Flip | None = None,
+        erasing: float | None = None,
+        further: Sequence[Operation] = (),
         seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -77,14 +88,18 @@ class Augmentation:
         self.padding = padding
         shift = max(1, min(self.height, self.width) // 8) if largest_shift is None else largest_shift
         self.pad_pixels = shift if level in ("balanced", "heavy") else 0
-        self.flips = flip_ok and level != "none"
-        self.erases = level == "heavy"
+        self.flips = flip_ok and (level != "none" if flip is None else flip != "off")
+        self.alternates = flip == "alternating"
+        probability = (_ERASE_PROBABILITY if level == "heavy" else 0.0) if erasing is None else erasing
+        self.erases = probability > 0
+        self.further = tuple(further)
+        self._erased = int(probability * (1 << 20))
         pixels = self.height * self.width
         self._mean = (torch.tensor(mean, dtype=torch.float64) * 255).float().repeat(pixels).to(self.device)
         self._factor = (1 / (torch.tensor(std, dtype=torch.float64) * 255)).float().repeat(pixels).to(self.device)
         self._fill = (torch.tensor(mean) * 255).round().to(torch.uint8).repeat(self.width).to(self.device)
         self._sides = torch.tensor([self.height, self.width]).to(self.device)
-        self._boxes = _box_sizes(self.height, self.width).to(self.device)
+        self._boxes = box_sizes(self.height, self.width, _ERASE_AREA, _ERASE_RATIO).to(self.device)
         self._rows = torch.arange(self.height, dtype=torch.int16, device=self.device)
         self._columns = torch.arange(self.width, dtype=torch.int16).repeat_interleave(self.channels).to(self.device)
 
@@ -108,24 +123,36 @@ class Augmentation:
 
     def draw(self, samples: Tensor, epoch: int) -> Draws:
         """The draws of these samples in an epoch (counted from 0). samples: int64 [n] on the device."""
-        key = keyed.key(self.seed, epoch, keyed.AUGMENTATION)
         starts = range(0, max(1, len(samples)), _CHUNK)
-        parts = [self._draw(keyed.words(key, samples[first : first + _CHUNK], _WORDS)) for first in starts]
-        return Draws(*(_joined(fields) for fields in zip(*(part.fields for part in parts), strict=True)))
+        parts = [self._draw(samples[first : first + _CHUNK], epoch) for first in starts]
+        return _draws([_joined(fields) for fields in zip(*(part.fields for part in parts), strict=True)])
 
-    def _draw(self, words: Tensor) -> Draws:
+    def _draw(self, samples: Tensor, epoch: int) -> Draws:
+        count = _WORDS + sum(operation.words for operation in self.further)
+        words = keyed.words(keyed.key(self.seed, epoch, keyed.AUGMENTATION), samples, count)
         shift = flip = box = None
         if self.pad_pixels:
             offsets = keyed.integers(words[:, :2], 2 * self.pad_pixels + 1)
             shift = offsets[:, 0] * (self.width + 2 * self.pad_pixels) + offsets[:, 1]
         if self.flips:
-            flip = (keyed.integers(words[:, 2], 2) * 255).to(torch.uint8)
+            flip = (self._mirrored(words, samples, epoch) * 255).to(torch.uint8)
         if self.erases:
             size = self._boxes.index_select(0, keyed.integers(words[:, 4], len(self._boxes)))
             corner = keyed.integers(words[:, 5:7], self._sides + 1 - size)
-            chosen = keyed.integers(words[:, 3:4], 1 << 20) < int(_ERASE_PROBABILITY * (1 << 20))
+            chosen = keyed.integers(words[:, 3:4], 1 << 20) < self._erased
             box = (torch.stack([corner, corner + size], dim=2).flatten(1) * chosen).to(torch.int16)
-        return Draws(shift, flip, box)
+        further, first = [], _WORDS
+        for operation in self.further:
+            further.append(operation.draw(words[:, first : first + operation.words]))
+            first += operation.words
+        return Draws(shift, flip, box, tuple(further))
+
+    def _mirrored(self, words: Tensor, samples: Tensor, epoch: int) -> Tensor:
+        """1 where the image is mirrored, else 0: int64 [n]."""
+        if not self.alternates:
+            return keyed.integers(words[:, 2], 2)
+        first = keyed.words(keyed.key(self.seed, 0, keyed.AUGMENTATION), samples, 3)
+        return (keyed.integers(first[:, 2], 2) + epoch) & 1
 
     def apply(self, padded: Tensor, rows: Tensor, draws: Draws) -> Tensor:
         """Augmented and normalised images of some rows of a padded array.
@@ -139,6 +166,8 @@ class Augmentation:
         if draws.flip is not None:
             mirrored = images.view(-1, self.height, self.width, self.channels).flip(2).view_as(images)
             images ^= (images ^ mirrored) & draws.flip[:, None, None]
+        if self.further:
+            images = self._change(images, draws.further)
         if draws.box is not None:
             images ^= (images ^ self._fill) & self._erase_mask(draws.box)
         return self.normalise(images)
@@ -148,6 +177,13 @@ class Augmentation:
         # Two separately rounded steps: a fused one could round differently at the end of a batch.
         values = images.flatten(1).float().sub_(self._mean).mul_(self._factor)
         return values.view(-1, self.height, self.width, self.channels).permute(0, 3, 1, 2)
+
+    def _change(self, images: Tensor, drawn: tuple[Tensor, ...]) -> Tensor:
+        """uint8 [n, H, W * C] through the further operations."""
+        images = images.view(-1, self.height, self.width, self.channels)
+        for operation, draws in zip(self.further, drawn, strict=True):
+            images = operation.apply(images, draws)
+        return images.contiguous().flatten(2)
 
     def _crop(self, padded: Tensor, rows: Tensor, shift: Tensor | None) -> Tensor:
         """uint8 [n, H, W * C]: every window of every image is a row of one overlapping view."""
@@ -168,28 +204,16 @@ class Augmentation:
         return (rows.to(torch.uint8) * 255).unsqueeze(2) * columns.to(torch.uint8).unsqueeze(1)
 
 
+def _draws(fields: Sequence[Tensor | None]) -> Draws:
+    """The inverse of Draws.fields."""
+    shift, flip, box, *further = fields
+    return Draws(shift, flip, box, tuple(field for field in further if field is not None))
+
+
 def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
     """The same field of several draws, one after the other."""
     tensors = [part for part in parts if part is not None]
     return torch.cat(tensors) if len(tensors) > 1 else next(iter(tensors), None)
-
-
-def _box_sizes(height: int, width: int) -> Tensor:
-    """Heights and widths of erased rectangles to draw from, int64 [k, 2].
-
-    A grid over area and log aspect ratio, without those that are larger than the image. A table keeps roots and
-    powers, which devices round differently, out of the draws.
-    """
-    low, high = (math.log(ratio) for ratio in _ERASE_RATIO)
-    sizes = []
-    for i in range(32):
-        area = height * width * (_ERASE_AREA[0] + (i + 0.5) / 32 * (_ERASE_AREA[1] - _ERASE_AREA[0]))
-        for j in range(32):
-            ratio = math.exp(low + (j + 0.5) / 32 * (high - low))
-            size = (max(1, round(math.sqrt(area * ratio))), max(1, round(math.sqrt(area / ratio))))
-            if size[0] <= height and size[1] <= width:
-                sizes.append(size)
-    return torch.tensor(sizes or [(height, width)], dtype=torch.int64)
 
 
 def _reflected(side: int, pad: int) -> Tensor:

@@ -12,12 +12,13 @@ from ddp_train.data.augment import Augmentation
 from ddp_train.data.dataset import Dataset
 from ddp_train.data.loader import LoaderPipeline
 from ddp_train.data.memory import available_memory
+from ddp_train.data.random_operations import create_operations
 from ddp_train.data.resident import ResidentPipeline
 from ddp_train.data.sampler import GlobalBatchSampler
 from ddp_train.data.window import Batch, Pipeline, Window
 from ddp_train.options import AugmentOptions, DataOptions, UserError
 
-__all__ = ["Batch", "LoaderPipeline", "Pipeline", "ResidentPipeline", "Window", "build_pipeline"]
+__all__ = ["Batch", "LoaderPipeline", "Pipeline", "ResidentPipeline", "Window", "build_pipeline", "create_augmentation"]
 
 _RESIDENT_SHARE = 0.4  # of the free memory: the model, its activations and the caches need the rest
 _DEFAULT_WORKERS = 2
@@ -52,17 +53,7 @@ def build_pipeline(
         drop_last=options.drop_last,
         shares=shares,
     )
-    augmentation = Augmentation(
-        augment.augment or "balanced",
-        image_shape=dataset.image_shape,
-        mean=dataset.mean,
-        std=dataset.std,
-        flip_ok=dataset.flip_ok,
-        padding=dataset.padding,
-        largest_shift=dataset.largest_shift,
-        seed=seed,
-        device=device,
-    )
+    augmentation = create_augmentation(dataset, augment, seed, device)
     edges = [0, *running_sum(split(len(dataset.test.labels), sampler.shares))]
     test_range = (edges[rank], edges[rank + 1])
     # No gradients are kept in evaluation, so twice the training's micro-batch fits.
@@ -80,6 +71,26 @@ def build_pipeline(
         test_batch=test_batch,
         num_workers=options.num_workers if options.num_workers is not None else _DEFAULT_WORKERS,
         prefetch_factor=options.prefetch_factor,
+    )
+
+
+def create_augmentation(
+    dataset: Dataset, options: AugmentOptions, seed: int, device: torch.device | str
+) -> Augmentation:
+    """The augmentation of a dataset that the options ask for. A random resized crop takes the place of the level's."""
+    return Augmentation(
+        options.augment or "balanced",
+        image_shape=dataset.image_shape,
+        mean=dataset.mean,
+        std=dataset.std,
+        flip_ok=dataset.flip_ok,
+        padding=dataset.padding,
+        largest_shift=0 if options.random_resized_crop else dataset.largest_shift,
+        flip=options.flip,
+        erasing=options.erasing,
+        further=create_operations(options, dataset.image_shape[1:], device),
+        seed=seed,
+        device=device,
     )
 
 

@@ -65,6 +65,23 @@ def optimizer(name: str, oracle: str, options: str) -> Row:
     )
 
 
+def augmentation(name: str, options: str, oracle: str, *, neutral: str, base: str = "") -> Row:
+    """An operation on single samples. The synthetic images of these runs have no augmentation of their own."""
+    oracle = f"tests.ddp_train.data.test_random_operations:{oracle}"
+    return Row(name=name, options=options, oracle=oracle, base=base, neutral=neutral)
+
+
+def policy(name: str, neutral: str | None = None) -> Row:
+    """A policy of operations."""
+    return Row(
+        name=name,
+        options=f"--augment-policy {name}",
+        oracle="tests.ddp_train.data.test_policies:test_samples_are_torchvisions",
+        neutral=neutral,
+        no_neutral=None if neutral else "its table has no setting that changes nothing",
+    )
+
+
 TABLE: tuple[Row, ...] = (
     schedule("step", "test_step_is_torchs", "--step-size 1"),
     schedule("multistep", "test_multistep_is_torchs"),
@@ -170,6 +187,30 @@ TABLE: tuple[Row, ...] = (
         neutral="--accumulate 1",
         oracle="tests.integration.test_exact_gradients:test_any_split_gives_the_gradient_of_the_global_batch",
     ),
+    augmentation(
+        "flip",
+        "--flip alternating",
+        "test_an_alternating_flip_shows_each_side_every_other_epoch",
+        base="--augment minimal",
+        neutral="--flip random",
+    ),
+    augmentation(
+        "random_resized_crop",
+        "--random-resized-crop 0.2",
+        "test_resized_crop_is_torchvisions",
+        base="--augment minimal",
+        neutral="--random-resized-crop 1",
+    ),
+    augmentation("rotation", "--rotation 20", "test_rotation_is_torchvisions", neutral="--rotation 0"),
+    augmentation(
+        "color_jitter", "--color-jitter 0.4", "test_colour_jitter_is_torchvisions", neutral="--color-jitter 0"
+    ),
+    augmentation("grayscale", "--grayscale 0.5", "test_grayscale_has_its_probability", neutral="--grayscale 0"),
+    # With seed 0 one activation lies on ReLU's kink, and the last bit of a sum decides.
+    augmentation("erasing", "--erasing 0.5", "test_erasing_at_any_level", base="--seed 1", neutral="--erasing 0"),
+    policy("autoaugment"),
+    policy("randaugment", neutral="--augment-policy randaugment --randaugment-ops 0"),
+    policy("trivialaugment"),
     Row(
         name="progressive_resize",
         options="--progressive-resize 16",

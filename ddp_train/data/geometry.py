@@ -1,0 +1,82 @@
+"""Operations on the geometry of whole batches: each image through an affine map or a crop of its own.
+
+images: uint8 [n, H, W, C], and so are the results. A map is the one from the result's pixels to the image's, as in
+torchvision and Pillow: (x, y) -> (a x + b y + c, d x + e y + f) in pixels from the centre.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+__all__ = ["IDENTITY", "Map", "affine", "resized_crop", "rotation", "shear_x", "shear_y", "translation"]
+
+Map = tuple[float, float, float, float, float, float]
+"""a, b, c, d, e, f."""
+
+IDENTITY: Map = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+
+
+def rotation(degrees: float) -> Map:
+    """About the centre, counter-clockwise."""
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    return cos, -sin, 0.0, sin, cos, 0.0
+
+
+def shear_x(slope: float, height: int) -> Map:
+    """Rows pushed to the left by `slope` times their distance from the upper edge."""
+    return 1.0, slope, slope * height / 2, 0.0, 1.0, 0.0
+
+
+def shear_y(slope: float, width: int) -> Map:
+    """Columns pushed up by `slope` times their distance from the left edge."""
+    return 1.0, 0.0, 0.0, slope, 1.0, slope * width / 2
+
+
+def translation(right: int, down: int) -> Map:
+    """By whole pixels."""
+    return 1.0, 0.0, -float(right), 0.0, 1.0, -float(down)
+
+
+def affine(images: Tensor, maps: Tensor, mode: Literal["nearest", "bilinear"]) -> Tensor:
+    """Each image through its map, float32 [n, 6]; black where that leads out of the image."""
+    height, width = images.shape[1:3]
+    a, b, c, d, e, f = (part.view(-1, 1, 1) for part in maps.unbind(1))
+    x, y = _centred(width, images.device), _centred(height, images.device).unsqueeze(1)
+    # Rounded one by one: a matrix product's rounding could depend on the batch.
+    return _sample(images, a * x + b * y + c, d * x + e * y + f, mode)
+
+
+def resized_crop(images: Tensor, boxes: Tensor) -> Tensor:
+    """Each image's rectangle, scaled up to the size of the image, bilinearly.
+
+    boxes: integers [n, 4], top, left, height, width in pixels, inside the image.
+    """
+    top, left, height, width = (part.view(-1, 1, 1).float() for part in boxes.unbind(1))
+    x = _in_box(images.shape[2], left, width).expand(-1, images.shape[1], -1)
+    y = _in_box(images.shape[1], top, height).transpose(1, 2).expand(-1, -1, images.shape[2])
+    return _sample(images, x, y, "bilinear")
+
+
+def _in_box(side: int, first: Tensor, length: Tensor) -> Tensor:
+    """Where each of `side` pixels lies in `length` pixels from `first` on, no further out than their centres; from the
+    image's centre: float32 [n, 1, side]."""
+    place = (torch.arange(side, dtype=torch.float32, device=first.device) + 0.5) * (length / side) - 0.5
+    return torch.minimum(place.clamp(min=0), length - 1) + first - (side - 1) / 2
+
+
+def _centred(side: int, device: torch.device) -> Tensor:
+    """Pixel positions from the centre, float32 [side]."""
+    return torch.arange(side, dtype=torch.float32, device=device) - (side - 1) / 2
+
+
+def _sample(images: Tensor, x: Tensor, y: Tensor, mode: str) -> Tensor:
+    """The images at positions from the centre, float32 [n, H, W] each."""
+    height, width = images.shape[1:3]
+    grid = torch.stack([x * (2 / width), y * (2 / height)], 3)
+    pixels = images.permute(0, 3, 1, 2).float()
+    values = torch.nn.functional.grid_sample(pixels, grid, mode=mode, padding_mode="zeros", align_corners=False)
+    return values.round_().to(torch.uint8).permute(0, 2, 3, 1)
