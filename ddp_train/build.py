@@ -25,7 +25,7 @@ from ddp_train.batching import scale_learning_rate, split
 from ddp_train.compose import compose
 from ddp_train.data.dataset import Dataset
 from ddp_train.data.pipeline import Pipeline
-from ddp_train.distributed import Ranks, on_first_rank, on_one_rank_per_node, together
+from ddp_train.distributed import Ranks, gpu_uuids, on_first_rank, on_one_rank_per_node, together
 from ddp_train.event_files import TensorBoardObserver
 from ddp_train.losses import Loss, cross_entropy_sum
 from ddp_train.optim import create_optimizer
@@ -264,19 +264,11 @@ def _facts(resolved: Config, dataset: Dataset, parts: Parts, folder: RunFolder, 
         steps_per_epoch=parts.pipeline.steps_per_epoch,
         global_batch=parts.global_batch,
         out_dir=str(folder.path),
-        gpu_uuids=_gpu_uuids(parts.ranks, parts.device),
+        gpu_uuids=gpu_uuids(parts.ranks, parts.device),
         notes=notes,
         start_epoch=parts.progress.epoch + 1,
         best_accuracy=parts.progress.best_accuracy,
     )
-
-
-def _gpu_uuids(ranks: Ranks, device: torch.device) -> tuple[str, ...]:
-    """NVML's names of the GPUs of this node's ranks."""
-    if device.type != "cuda":
-        return ()
-    visible = range(min(ranks.local_world_size, torch.cuda.device_count()))
-    return tuple(f"GPU-{torch.cuda.get_device_properties(i).uuid}" for i in visible)
 
 
 def _environment(parts: Parts, facts: RunFacts) -> dict[str, object]:

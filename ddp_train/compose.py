@@ -37,6 +37,7 @@ TABLE: tuple[Entry, ...] = (
     Entry("mixing", lambda c: bool(c.augment.mixup or c.augment.cutmix), "ddp_train.techniques.mixing:create"),
     Entry("plateau", lambda c: c.schedule.scheduler == "plateau", "ddp_train.techniques.plateau:create"),
     Entry("gradient_flow", lambda c: c.looking.gradient_flow, "ddp_train.diagnostics.gradient_flow:create"),
+    Entry("watch_numbers", lambda c: c.looking.watch_numbers, "ddp_train.diagnostics.numbers:create"),
     Entry("histograms", lambda c: c.looking.histograms, "ddp_train.diagnostics.histograms:create"),
     Entry(
         "centralize_gradients",
@@ -53,6 +54,9 @@ TABLE: tuple[Entry, ...] = (
         lambda c: c.regularize.early_stopping is not None,
         "ddp_train.techniques.early_stopping:create",
     ),
+    Entry("initial_loss_check", lambda c: c.looking.initial_loss_check, "ddp_train.diagnostics.initial_loss:create"),
+    Entry("gpu_usage", lambda c: c.run.device != "cpu", "ddp_train.diagnostics.gpu_usage:create"),
+    Entry("profile", lambda c: c.looking.profile, "ddp_train.diagnostics.profiling:create"),
 )
 
 

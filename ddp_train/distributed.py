@@ -23,6 +23,7 @@ __all__ = [
     "Ranks",
     "average_buffers",
     "choose_device",
+    "gpu_uuids",
     "leave",
     "on_first_rank",
     "on_one_rank_per_node",
@@ -75,6 +76,14 @@ def choose_device(wanted: str, ranks: Ranks) -> torch.device:
             speaks=ranks.local_rank == count,
         )
     return torch.device("cuda", ranks.local_rank)
+
+
+def gpu_uuids(ranks: Ranks, device: torch.device) -> tuple[str, ...]:
+    """NVML's names of the GPUs of this node's ranks."""
+    if device.type != "cuda":
+        return ()
+    visible = range(min(ranks.local_world_size, torch.cuda.device_count()))
+    return tuple(f"GPU-{torch.cuda.get_device_properties(i).uuid}" for i in visible)
 
 
 def start(ranks: Ranks, device: torch.device, timeout_s: float = 1800.0) -> None:

@@ -1,10 +1,14 @@
-"""How far a run has come: the small, plain state that a checkpoint carries beside the tensors."""
+"""How far a run has come: the small, plain state that a checkpoint carries beside the tensors, and its bad end."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["Progress"]
+__all__ = ["Progress", "TrainingDiverged"]
+
+
+class TrainingDiverged(Exception):
+    """The loss is no longer a finite number: nothing that follows would mean anything. On all ranks alike."""
 
 
 @dataclass

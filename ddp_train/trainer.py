@@ -18,20 +18,17 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ddp_train.data.pipeline import Batch, Pipeline, Window
+from ddp_train.diagnostics.numbers import first_bad_layer
 from ddp_train.distributed import Ranks, average_buffers, sum_over_ranks
 from ddp_train.evaluate import Scores, evaluate
 from ddp_train.losses import Loss
 from ddp_train.precision import Precision
 from ddp_train.records import Best, EpochRecord, Observer, StepReport
 from ddp_train.schedule import Schedule, set_learning_rate
-from ddp_train.state import Progress
+from ddp_train.state import Progress, TrainingDiverged
 from ddp_train.technique import Gradients, Moment, Technique
 
 __all__ = ["Parts", "Trainer", "TrainingDiverged"]
-
-
-class TrainingDiverged(Exception):
-    """The loss is no longer a finite number: nothing that follows would mean anything."""
 
 
 @dataclass(frozen=True)
@@ -117,11 +114,7 @@ class Trainer:
         loss, accuracy, samples = self.train_epoch(epoch)
         trained = time.monotonic() - started
         if parts.precision.has_diverged(loss):
-            rate = parts.optimizer.param_groups[0]["initial_lr"]
-            raise TrainingDiverged(
-                f"the training loss of epoch {epoch + 1} is {loss}: try a lower --lr (the peak was {rate:.3g}), "
-                "more --warmup-epochs, or --clip-grad 1; the last checkpoint is that of the epoch before"
-            )
+            raise TrainingDiverged(self._explain(epoch, loss))
         average_buffers(parts.network, parts.ranks)
         for before_evaluation in self._before_evaluation:
             before_evaluation(self._training_set(epoch))
@@ -139,6 +132,18 @@ class Trainer:
             images_per_second=samples / max(trained, 1e-9),
             global_batch=parts.global_batch,
             extra=self._extra(),
+        )
+
+    def _explain(self, epoch: int, loss: float) -> str:
+        """The line of a run whose loss is lost, with the layer that a forward pass finds spoilt first."""
+        parts = self.parts
+        parts.model.eval()
+        bad = first_bad_layer(parts.network, parts.pipeline.dummy_batch().images, parts.precision.autocast())
+        peak = parts.optimizer.param_groups[0]["initial_lr"]
+        return (
+            f"the training loss of epoch {epoch + 1} is {loss}{f' ({bad})' if bad else ''}: "
+            f"try a lower --lr (the peak was {peak:.3g}), more --warmup-epochs, or --clip-grad 1; the last checkpoint "
+            "is that of the epoch before; with --watch-numbers the run ends where this begins: step, layer and rank"
         )
 
     def train_epoch(self, epoch: int) -> tuple[float, float, int]:

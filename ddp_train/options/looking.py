@@ -15,3 +15,9 @@ class LookingOptions:
     """Record mean and largest |gradient| of each layer at the progress reports; drawn at the end."""
     histograms: bool = False
     """Histograms of weights and activations into TensorBoard, once an epoch."""
+    profile: bool = False
+    """Profile five steps after warm-up: a trace and a table of the operations that take most time."""
+    watch_numbers: bool = False
+    """Judge every step; a loss or gradient that is not finite ends the run with the layer, step and rank named."""
+    initial_loss_check: bool = True
+    """Say so when the loss of the first step is far from ln(classes)."""

@@ -44,10 +44,11 @@ def schedule(name: str, oracle: str, options: str = "") -> Row:
     )
 
 
-def silent(name: str, options: str, oracle: str) -> Row:
+def silent(name: str, options: str, oracle: str, base: str = "") -> Row:
     """Something that looks at a run and leaves it as it is."""
     return Row(
         name=name,
+        base=base,
         options=options,
         oracle=oracle,
         no_neutral="it changes nothing when it is on",
@@ -110,6 +111,29 @@ TABLE: tuple[Row, ...] = (
         "gradient_flow",
         "--gradient-flow --log-every 3",
         "tests.ddp_train.diagnostics.test_gradient_flow:test_the_numbers_are_those_of_the_gradient",
+    ),
+    silent(
+        "watch_numbers",
+        "--watch-numbers --accumulate 2",
+        "tests.ddp_train.diagnostics.test_numbers:test_the_first_bad_layer_is_named",
+        base="--accumulate 2",
+    ),
+    silent(
+        "initial_loss_check",
+        "--initial-loss-check",
+        "tests.ddp_train.diagnostics.test_initial_loss:test_an_untrained_network_stands_at_ln_classes",
+        base="--no-initial-loss-check",
+    ),
+    silent(
+        "gpu_usage",
+        "--device auto",
+        "tests.ddp_train.diagnostics.test_gpu_usage:test_the_figures_are_the_drivers",
+        base="--device cpu",
+    ),
+    silent(
+        "profile",
+        "--profile",
+        "tests.ddp_train.diagnostics.test_profiling:test_calls_and_times_are_those_of_the_steps",
     ),
     silent(
         "histograms",

@@ -99,4 +99,4 @@ def test_every_technique_that_can_be_composed_has_a_row() -> None:
 def test_a_technique_of_the_users_own_takes_part(tmp_path: Path) -> None:
     run = runs.make("--technique tests.ddp_train.techniques.own:noise", tmp_path / "run", runs.PLAIN)
     run.trainer.fit()
-    assert run.trainer.parts.techniques[0].report() == {"noise_steps": 20.0}
+    assert run.trainer.parts.techniques[-1].report() == {"noise_steps": 20.0}

@@ -1,0 +1,59 @@
+"""How busy the GPUs are during an epoch, for the records: utilisation and memory as the driver tells them.
+
+Effect: `gpu_utilization` (mean, fraction of 1) and `gpu_memory` (highest, bytes) of this node's GPUs in the history,
+in TensorBoard and in the curves; training is not touched. Cost: a few calls of the driver a second, on the first rank;
+on the CPU none. Nothing speaks against a combination. Source: NVML, nvmlDeviceGetUtilizationRates and MemoryInfo.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+
+from ddp_train.distributed import gpu_uuids
+from ddp_train.records import EpochRecord
+from ddp_train.technique import Context, Moment, Technique
+
+__all__ = ["Usage", "create"]
+
+INTERVAL_S = 1.0
+
+
+def create(context: Context) -> Technique:
+    """On whenever a run has GPUs."""
+    uuids = gpu_uuids(context.ranks, context.device) if context.ranks.is_first else ()
+    if not uuids:
+        return Technique(name="gpu_usage")
+    usage = Usage(uuids)
+    return Technique(name="gpu_usage", after_step=usage.after_step, after_epoch=usage.after_epoch, report=usage.report)
+
+
+class Usage:
+    """Readings of some GPUs, at most one every `interval_s`, over the current epoch."""
+
+    def __init__(self, uuids: Sequence[str], interval_s: float = INTERVAL_S) -> None:
+        self._uuids, self._interval_s = uuids, interval_s
+        self._read_at = time.monotonic()
+        self._busy: list[float] = []
+        self._memory = 0
+
+    def after_step(self, moment: Moment) -> None:
+        """Read, when it is time."""
+        if time.monotonic() - self._read_at < self._interval_s:
+            return
+        from gpu_topology.monitor import read_gpus
+
+        readings = read_gpus(self._uuids)
+        self._read_at = time.monotonic()
+        self._busy += [reading.utilization / 100 for reading in readings if reading.utilization is not None]
+        self._memory = max([self._memory, *(reading.memory_used or 0 for reading in readings)])
+
+    def after_epoch(self, record: EpochRecord) -> bool:
+        """The next epoch begins anew; never ends the run."""
+        self._busy, self._memory = [], 0
+        return False
+
+    def report(self) -> Mapping[str, float]:
+        """What the driver has told in this epoch; what it did not tell is left out."""
+        found = {"gpu_utilization": sum(self._busy) / len(self._busy)} if self._busy else {}
+        return found | ({"gpu_memory": float(self._memory)} if self._memory else {})

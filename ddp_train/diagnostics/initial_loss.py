@@ -1,0 +1,71 @@
+"""The loss before anything is learned: ln(classes) for a network that prefers no class (`--initial-loss-check`).
+
+Effect: one line when the loss of the first step is more than twice that, or less than half: a last layer that starts
+too large, images that are not normalised, or labels that the network can see. Cost: one wait for the device, in the
+first step of a run. Nothing speaks against a combination. Source: Karpathy 2019, "A Recipe for Training Neural
+Networks" ("verify loss @ init").
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+
+from torch import Tensor
+
+from ddp_train.losses import Loss
+from ddp_train.technique import Context, Moment, Technique
+
+__all__ = ["create", "judge"]
+
+FACTOR = 2.0
+
+
+def create(context: Context) -> Technique:
+    """`--initial-loss-check`, on unless it is switched off; the first rank looks at its share of the batch."""
+    if not context.ranks.is_first or context.classes < 2:
+        return Technique(name="initial_loss_check")
+    check = _Check(context.classes)
+    return Technique(name="initial_loss_check", loss=check.loss, after_step=check.after_step)
+
+
+def judge(loss: float, classes: int) -> str | None:
+    """The line for a suspicious mean loss of the first step, None where it is as expected."""
+    expected = math.log(classes)
+    usual = (
+        f"the loss of the first step is {loss:.3g}; ln({classes} classes) = {expected:.3g} is usual without training"
+    )
+    if not loss <= FACTOR * expected:
+        return f"{usual}: look at the scale of the last layer, and at the normalisation of the images"
+    if loss < expected / FACTOR:
+        return f"{usual}: unless these weights were trained before, the labels may be visible in the images"
+    return None
+
+
+class _Check:
+    def __init__(self, classes: int) -> None:
+        self._classes = classes
+        self._loss: Tensor | float = 0.0
+        self._samples = 0
+        self._done = False
+
+    def loss(self, inner: Loss) -> Loss:
+        """The same loss; that of the first step is added up."""
+
+        def watched(logits: Tensor, targets: Tensor) -> Tensor:
+            value = inner(logits, targets)
+            if not self._done:
+                self._loss = self._loss + value.detach()
+                self._samples += len(logits)
+            return value
+
+        return watched
+
+    def after_step(self, moment: Moment) -> None:
+        """Judge once, in the first step of a run that was not resumed."""
+        if self._done:
+            return
+        self._done = True
+        line = judge(float(self._loss) / max(1, self._samples), self._classes) if moment.step == 0 else None
+        if line is not None:
+            print(f"note: {line}", file=sys.stderr, flush=True)

@@ -1,0 +1,211 @@
+"""Where the numbers go bad: every step is watched, and the first layer and step are named (`--watch-numbers`).
+
+A step whose loss or gradient is not finite ends the run before the weights are touched, on all ranks alike: the ranks
+join their findings in every step. The step's batch is then run again with hooks, and the line says which layer, in
+forward order, is the first whose output is not finite, on which rank. A loss far above its running mean is only told:
+the step, and the layer whose gradient rose most.
+
+Cost: two waits for the device in every step, and one small all-reduce. Under fp16 an infinite gradient is the
+scaler's business and no error; a loss that is not finite is one. Nothing speaks against a combination.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ddp_train.diagnostics.hooks import layers
+from ddp_train.distributed import Ranks, sum_over_ranks
+from ddp_train.losses import Loss
+from ddp_train.precision import Precision
+from ddp_train.state import TrainingDiverged
+from ddp_train.technique import Context, Moment, Technique
+
+__all__ = ["RunningLoss", "create", "first_bad_layer"]
+
+KEEP = 0.95
+"""Of a running mean at each step."""
+SETTLED = 20
+"""Steps before a loss can be called a spike."""
+DEVIATIONS = 6.0
+RISE = 1.5
+"""A spike is also so many times the running mean: on a flat curve a deviation is nothing."""
+LINES = 20
+"""Spikes that are printed; all are counted."""
+
+
+def create(context: Context) -> Technique:
+    """`--watch-numbers`."""
+    precision = Precision(context.config.model.amp, context.device)
+    numbers = _Numbers(context.network, precision, context.ranks)
+    return Technique(
+        name="watch_numbers",
+        batch=numbers.batch,
+        loss=numbers.loss,
+        gradient=numbers.gradient,
+        report=numbers.report,
+    )
+
+
+def first_bad_layer(
+    network: nn.Module, images: Tensor, autocast: contextlib.AbstractContextManager[object]
+) -> str | None:
+    """What is the first, in forward order, that is not finite when `network` sees `images` [n, C, H, W]; None: nothing.
+
+    The network's mode is as it stands; in training mode the pass leaves traces in batch statistics.
+    """
+    if not _finite(images):
+        return "the images themselves are not finite"
+    found: list[str] = []
+    seen: list[str] = []
+    names = {module: f"{name or 'the network'} ({type(module).__name__})" for name, module in network.named_modules()}
+
+    def look(module: nn.Module, inputs: tuple[object, ...], output: object) -> None:
+        if found:
+            return
+        name = names[module]
+        state = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+        if spoilt := next((key for key, value in state if not _finite(value)), None):
+            found.append(f"the {spoilt} of layer {name} is not finite")
+        elif not all(_finite(value) for value in inputs):
+            found.append(
+                f"what layer {name} is given, computed behind {seen[-1] if seen else 'the images'}, is not finite"
+            )
+        elif not _finite(output):
+            found.append(f"the output of layer {name} is not finite, while its input and weights are")
+        seen.append(name)
+
+    handles = [module.register_forward_hook(look) for module in layers(network).values()]
+    try:
+        with torch.no_grad(), autocast:
+            output = network(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not found and not _finite(output):
+        found.append(f"the network's output, computed behind {seen[-1] if seen else 'the images'}, is not finite")
+    return found[0] if found else None
+
+
+def _finite(value: object) -> bool:
+    """False for a tensor with an infinite value or NaN."""
+    return not isinstance(value, Tensor) or not value.is_floating_point() or bool(torch.isfinite(value).all())
+
+
+class RunningLoss:
+    """Mean and deviation of the latest losses, each step counting less than the one after it."""
+
+    def __init__(self) -> None:
+        self.mean, self.variance, self.steps = 0.0, 0.0, 0
+
+    def add(self, loss: float) -> float | None:
+        """Take a loss in. For a spike: how many deviations it stands above the mean; else None."""
+        deviation = math.sqrt(self.variance)
+        above = loss - self.mean
+        spike = self.steps >= SETTLED and above > DEVIATIONS * deviation and loss > RISE * self.mean
+        counted = min(above, DEVIATIONS * deviation) if spike else above  # a spike must not hide the next one
+        share = max(1 - KEEP, 1 / (self.steps + 1))
+        self.mean += share * counted
+        self.variance = (1 - share) * (self.variance + share * counted * counted)
+        self.steps += 1
+        return above / max(deviation, 1e-12) if spike else None
+
+
+@dataclass(slots=True)
+class _Step:
+    """What this rank has seen of a step."""
+
+    images: list[Tensor]
+    loss: Tensor | float = 0.0
+    samples: int = 0
+
+
+class _Numbers:
+    def __init__(self, network: nn.Module, precision: Precision, ranks: Ranks) -> None:
+        self._network, self._precision, self._ranks = network, precision, ranks
+        self._names = [name for name, p in network.named_parameters() if p.requires_grad]
+        self._running, self._spikes = RunningLoss(), 0
+        self._usual: Tensor | None = None
+        self._step = _Step([])
+
+    def batch(self, images: Tensor, targets: Tensor, moment: Moment) -> tuple[Tensor, Tensor]:
+        """Keep the images of the step; they pass unchanged."""
+        self._step.images.append(images)
+        return images, targets
+
+    def loss(self, inner: Loss) -> Loss:
+        """The same loss, added up."""
+
+        def watched(logits: Tensor, targets: Tensor) -> Tensor:
+            value = inner(logits, targets)
+            self._step.loss = self._step.loss + value.detach()
+            self._step.samples += len(logits)
+            return value
+
+        return watched
+
+    def gradient(self, parameters: Sequence[nn.Parameter], moment: Moment) -> None:
+        """Judge the step. Errors: TrainingDiverged, on all ranks alike."""
+        step, self._step = self._step, _Step([])
+        gradients = {n: p.grad for n, p in self._network.named_parameters() if p.requires_grad and p.grad is not None}
+        norms = torch.stack(torch._foreach_norm(list(gradients.values()))).float()
+        loss = float(step.loss)
+        scaled = self._precision.mode == "fp16"
+        bad = not math.isfinite(loss) or (not scaled and not bool(torch.isfinite(norms).all()))
+        totals = torch.tensor([loss, step.samples, bad], dtype=torch.float64, device=self._precision.device)
+        total, samples, bad_ranks = sum_over_ranks(totals).tolist()
+        if bad_ranks:
+            raise TrainingDiverged(self._explain(step, loss, gradients, moment))
+        deviations = self._running.add(total / max(1.0, samples))
+        if deviations is not None:
+            self._spikes += 1
+            if self._ranks.is_first and self._spikes <= LINES:
+                self._tell_spike(
+                    total / samples,
+                    deviations,
+                    norms / (norms if self._usual is None else self._usual),
+                    list(gradients),
+                    moment,
+                )
+        elif bool(torch.isfinite(norms).all()):
+            self._usual = norms if self._usual is None else KEEP * self._usual + (1 - KEEP) * norms
+
+    def _explain(self, step: _Step, loss: float, gradients: Mapping[str, Tensor], moment: Moment) -> str:
+        """The line of the error: the first rank that found the cause in its own batch, and what it found."""
+        found = next(filter(None, (self._first_bad(images) for images in step.images)), None)
+        findings: list[str | None] = [found]
+        if self._ranks.world_size > 1:
+            findings = [None] * self._ranks.world_size
+            dist.all_gather_object(findings, found)
+        where = next((f"rank {rank}: {text}" for rank, text in enumerate(findings) if text is not None), None)
+        if where is None:
+            spoilt = [name for name, value in gradients.items() if not _finite(value)]
+            where = f"all outputs are finite, the gradient of {spoilt[-1]} is not" if spoilt else f"the loss is {loss}"
+        return (
+            f"step {moment.step + 1} (epoch {moment.epoch + 1}), {where}; "
+            "the weights are still those of the step before: try a lower --lr, more --warmup-epochs, or --clip-grad 1"
+        )
+
+    def _first_bad(self, images: Tensor) -> str | None:
+        return first_bad_layer(self._network, images, self._precision.autocast())
+
+    def _tell_spike(self, loss: float, deviations: float, rise: Tensor, names: Sequence[str], moment: Moment) -> None:
+        at = int(rise.nan_to_num().argmax())
+        print(
+            f"step {moment.step + 1} (epoch {moment.epoch + 1}): "
+            f"the loss {loss:.4g} stands {deviations:.0f} deviations above its running mean {self._running.mean:.4g}; "
+            f"the gradient of {names[at]} rose most, to {float(rise[at]):.1f} times its usual norm",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def report(self) -> Mapping[str, float]:
+        """How many spikes there were, in this process."""
+        return {"loss_spikes": float(self._spikes)}

@@ -1,0 +1,134 @@
+"""Where the time of a step goes: torch.profiler over a few steps after warm-up (`--profile`).
+
+Effect: `trace.json.gz` for chrome://tracing or ui.perfetto.dev, `profile.txt` with the operations that take most
+time, and the first of them on the screen; training is not touched. Cost: the profiled steps are slower; afterwards
+none. The first rank alone is profiled. Nothing speaks against a combination. Source: the manual of torch.profiler.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from ddp_train.atomic import write_text
+from ddp_train.records import Observer
+from ddp_train.technique import Context, Moment, Technique
+
+__all__ = ["create", "steps_to_profile", "table"]
+
+WARM_UP = 10
+STEPS = 5
+SHOWN, WRITTEN = 8, 40
+"""Operations on the screen and in the file."""
+
+
+class Operation(Protocol):
+    """A row of torch.profiler's averages: times in microseconds, over all profiled steps."""
+
+    key: str
+    count: int
+    self_cpu_time_total: float
+    self_device_time_total: float
+
+
+def create(context: Context) -> Technique:
+    """`--profile`."""
+    if not context.ranks.is_first:
+        return Technique(name="profile")
+    out_dir = context.config.run.out_dir
+    assert out_dir is not None
+    profiling = _Profiling(Path(out_dir), context.device, context.steps_per_epoch, context.epochs)
+    return Technique(name="profile", after_step=profiling.after_step, observer=profiling)
+
+
+def steps_to_profile(steps_per_epoch: int, steps_left: int) -> tuple[int, int]:
+    """(steps before, steps profiled): ten and five where an epoch has as many, else a third of it and the rest.
+
+    Within one epoch where that is possible, since an evaluation between would be profiled too.
+    """
+    room = steps_per_epoch if steps_per_epoch > 1 else steps_left
+    before = min(WARM_UP, max(1, room // 3))
+    return before, max(0, min(STEPS, room - before))
+
+
+def table(operations: Sequence[Operation], steps: int, *, on_gpu: bool, limit: int) -> list[str]:
+    """Lines of a table: the operations by the time that they took themselves, as share, ms a step and calls a step."""
+
+    def took(operation: Operation) -> float:
+        return operation.self_device_time_total if on_gpu else operation.self_cpu_time_total
+
+    total = sum(took(operation) for operation in operations) or 1.0
+    lines = [f"{'share':>7}{'ms/step':>10}{'calls/step':>12}  operation"]
+    for operation in sorted(operations, key=took, reverse=True)[:limit]:
+        calls, name = operation.count / steps, operation.key
+        name = name if len(name) <= 60 else f"{name[:57]}..."
+        lines.append(f"{took(operation) / total:>7.1%}{took(operation) / steps / 1000:>10.2f}{calls:>12.4g}  {name}")
+    return lines
+
+
+class _Profiling(Observer):
+    def __init__(self, folder: Path, device: torch.device, steps_per_epoch: int, epochs: int) -> None:
+        self._trace, self._text = folder / "trace.json.gz", folder / "profile.txt"
+        self._device, self._steps_per_epoch, self._all_steps = device, steps_per_epoch, steps_per_epoch * epochs
+        self._seen, self._before, self._steps = 0, 0, 0
+        self._profiler: profile | None = None
+        self._started = 0.0
+        self._done = False
+
+    def after_step(self, moment: Moment) -> None:
+        """Count; start and stop between two steps."""
+        if self._done:
+            return
+        if self._seen == 0:
+            left = self._all_steps - moment.step
+            self._before, self._steps = steps_to_profile(self._steps_per_epoch, left)
+        self._seen += 1
+        if self._seen == self._before and self._steps:
+            self._start()
+        elif self._profiler is not None and self._seen == self._before + self._steps:
+            self._finish(moment.step + 1, self._steps)
+
+    def _start(self) -> None:
+        on_gpu = self._device.type == "cuda"
+        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+        self._profiler = profile(activities=activities)
+        self._wait()
+        self._profiler.start()
+        self._started = time.monotonic()
+
+    def _wait(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+    def _finish(self, last: int, steps: int) -> None:
+        """Write the files and print the short table; `last` step of the run, from 1."""
+        profiler, self._profiler, self._done = self._profiler, None, True
+        assert profiler is not None
+        self._wait()
+        milliseconds = (time.monotonic() - self._started) / steps * 1000
+        profiler.stop()
+        profiler.export_chrome_trace(str(self._trace))
+        on_gpu = self._device.type == "cuda"
+        operations: Sequence[Operation] = profiler.key_averages()
+        head = (
+            f"steps {last - steps + 1} to {last} on {'the GPU' if on_gpu else 'the CPU'}, {milliseconds:.1f} ms a step "
+            "under the profiler; time of each operation itself, without those that it calls"
+        )
+        write_text(self._text, "\n".join([head, *table(operations, steps, on_gpu=on_gpu, limit=WRITTEN)]) + "\n")
+        short = table(operations, steps, on_gpu=on_gpu, limit=SHOWN)
+        print("\n".join([head, *short, f"more in {self._text}; {self._trace} is for ui.perfetto.dev"]), file=sys.stderr)
+
+    def close(self) -> None:
+        """Say so where the run ended before its steps were profiled."""
+        if self._profiler is not None:
+            self._profiler.stop()
+            self._profiler = None
+        if not self._done:
+            self._done = True
+            print("--profile: the run ended before there were steps to profile after the warm-up", file=sys.stderr)

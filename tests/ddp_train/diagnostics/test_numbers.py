@@ -1,0 +1,124 @@
+"""--watch-numbers: the first bad layer, the step and the rank are named; spikes are told."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from ddp_train.diagnostics import numbers
+from ddp_train.diagnostics.numbers import RunningLoss, first_bad_layer
+from ddp_train.state import TrainingDiverged
+from ddp_train.technique import Moment
+from tests.ddp_train.contexts import make_context
+from tests.ddp_train.techniques import runs
+
+SPOILT = "tests.ddp_train.diagnostics.spoilt:poisoned"
+
+
+def net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(inplace=True), nn.Linear(6, 3))
+
+
+class Log(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.log()
+
+
+class Outside(nn.Module):
+    """A division outside of every layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.first(x) / 0)
+
+
+def spoil(value: torch.Tensor) -> None:
+    with torch.no_grad():
+        value.flatten()[0] = torch.nan
+
+
+CASES: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "weight": (lambda: (m := net(), spoil(m[3].weight))[0], "the weight of layer 3 (Linear) is not finite"),
+    "buffer": (lambda: (m := net(), spoil(m[1].running_var))[0], "the running_var of layer 1 (BatchNorm1d)"),
+    "output": (lambda: nn.Sequential(nn.Linear(4, 6), Log(), nn.ReLU()), "the output of layer 1 (Log) is not finite"),
+    "between": (Outside, "what layer last (Linear) is given, computed behind first (Linear), is not finite"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_first_bad_layer_is_named(case: str) -> None:
+    make, expected = CASES[case]
+    network = make().eval()
+    found = first_bad_layer(network, torch.randn(5, 4), contextlib.nullcontext())
+    assert found is not None and expected in found
+    assert not any(module._forward_hooks for module in network.modules())
+
+
+def test_bad_images_and_none_at_all() -> None:
+    assert first_bad_layer(net(), torch.full((2, 4), torch.inf), contextlib.nullcontext()) == (
+        "the images themselves are not finite"
+    )
+    assert first_bad_layer(net(), torch.randn(2, 4), contextlib.nullcontext()) is None
+
+
+def test_a_gradient_that_is_not_finite_is_found_where_it_begins() -> None:
+    network = net()
+    watched = numbers.create(make_context(network, amp="off"))
+    assert watched.batch is not None and watched.gradient is not None
+    watched.batch(torch.randn(5, 4), torch.zeros(5), Moment(0, 0, 0, 0))
+    for parameter in network.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    network[1].weight.grad.fill_(torch.inf)
+    network[0].weight.grad.fill_(torch.nan)
+    with pytest.raises(TrainingDiverged, match=r"step 1 \(epoch 1\), all outputs are finite, the gradient of 1.weight"):
+        watched.gradient(list(network.parameters()), Moment(0, 0, 0, 0))
+
+
+def test_a_run_stops_at_the_step_with_its_weights_whole(tmp_path: Path) -> None:
+    run = runs.make("--watch-numbers", tmp_path, SPOILT)
+    with pytest.raises(TrainingDiverged, match=r"step 14 \(epoch 2\), rank 0: the output of layer 2 \(Poison\)"):
+        run.trainer.fit()
+    assert all(torch.isfinite(p).all() for p in run.trainer.parts.network.parameters())
+
+
+def test_without_watching_the_end_of_the_epoch_names_what_is_spoilt(tmp_path: Path) -> None:
+    run = runs.make("", tmp_path, SPOILT)
+    with pytest.raises(TrainingDiverged, match=r"epoch 2 is nan \(the weight of layer 0 \(Conv2d\).*--watch-numbers"):
+        run.trainer.fit()
+
+
+def test_a_spike_is_told_with_step_and_layer(capsys: pytest.CaptureFixture[str]) -> None:
+    network = net()
+    watched = numbers.create(make_context(network, amp="off"))
+    assert watched.loss is not None and watched.gradient is not None and watched.report is not None
+    generator = torch.Generator().manual_seed(1)
+    for step in range(60):
+        noise = 1 + 0.05 * torch.randn((), generator=generator)
+        loss = watched.loss(lambda logits, targets, value=noise * (20 if step == 50 else 1): value * len(logits))
+        loss(torch.zeros(8, 3), torch.zeros(8))
+        for name, parameter in network.named_parameters():
+            parameter.grad = torch.full_like(parameter, 30.0 if step == 50 and name == "1.bias" else 1.0)
+        watched.gradient(list(network.parameters()), Moment(step // 30, step, 0, 0))
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and told.startswith("step 51 (epoch 2): the loss")
+    assert "the gradient of 1.bias rose most, to 30.0 times" in told
+    assert watched.report() == {"loss_spikes": 1.0}
+
+
+def test_the_running_loss_is_a_moving_mean() -> None:
+    running = RunningLoss()
+    values = [1.0, 2.0, 3.0, 4.0]
+    assert [running.add(value) for value in values] == [None] * 4
+    assert running.mean == pytest.approx(2.5) and math.sqrt(running.variance) == pytest.approx(math.sqrt(1.25))
+    falling = RunningLoss()
+    assert not any(falling.add(10 / (1 + step)) for step in range(200))
