@@ -72,8 +72,7 @@ def _plan(options: LaunchOptions, claims: Claims) -> LaunchPlan:
     """The plan, and for a run a claim on its GPUs."""
     check_program(options.program)
     if options.topology is not None:
-        # The user's environment belongs to this machine, and the plan to another.
-        return make_plan(options, snapshot.load(options.topology), read_host(), {})
+        return make_plan(options, snapshot.load(options.topology), read_host(), os.environ)
     cluster = locate(find_cluster(options, os.environ), wait=not options.dry_run)
     topology, host = read_or_explain(), read_host()
     inherited = read_inherited(topology, os.environ)

@@ -26,5 +26,6 @@ def run(arguments: argparse.Namespace) -> int:
         print(text, end="")
         return 0
     write_whole(arguments.output, text)
-    print(f"wrote {arguments.output}: {len(answers.topology.gpus)} GPUs", file=sys.stderr)
+    count = len(answers.topology.gpus)
+    print(f"wrote {arguments.output}: {count} GPU{'s' * (count != 1)}", file=sys.stderr)
     return 0

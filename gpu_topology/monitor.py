@@ -88,7 +88,7 @@ def _read(driver: Driver, uuid: str) -> Reading | None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `python -m gpu_topology monitor`."""
-    from gpu_topology.options import add_json, names
+    from gpu_topology.options import add_json, some_names
 
     parser.add_argument(
         "--seconds", type=_seconds, default=0.0, metavar="S", help="how long; 0: until Ctrl-C (default)"
@@ -96,7 +96,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--interval", type=_interval, default=1.0, metavar="S", help="seconds from sample to sample (default: 1)"
     )
-    parser.add_argument("--gpus", "--devices", type=names, default=(), metavar="LIST", help="only these: 0,2 or UUIDs")
+    parser.add_argument(
+        "--gpus", "--devices", type=some_names, default=(), metavar="LIST", help="only these: 0,2 or UUIDs"
+    )
     parser.add_argument("--out", metavar="FILE.jsonl", help="append each sample as a line of JSON; - is stdout")
     add_json(parser)
 

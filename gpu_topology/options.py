@@ -59,7 +59,7 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--count", "--nproc", type=int, metavar="N", help="how many GPUs (default: all of the group)")
     parser.add_argument("--policy", choices=POLICIES, default="largest", help="which group (default: largest)")
     parser.add_argument(
-        "--gpus", "--devices", type=names, default=(), metavar="LIST", help="exactly these: 0,2 or UUIDs"
+        "--gpus", "--devices", type=some_names, default=(), metavar="LIST", help="exactly these: 0,2 or UUIDs"
     )
     parser.add_argument("--exclude", type=names, default=(), metavar="LIST", help="never these: indices or UUIDs")
     parser.add_argument("--allow-busy", action="store_true", help="also GPUs that others use")
@@ -71,6 +71,13 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
 def names(text: str) -> tuple[str, ...]:
     """ "0,2" or UUIDs with commas between, as a tuple."""
     return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def some_names(text: str) -> tuple[str, ...]:
+    """The same with at least one name: an empty `--gpus "$MINE"` would otherwise stand for every GPU."""
+    if found := names(text):
+        return found
+    raise argparse.ArgumentTypeError(f"{text!r} names no GPU: expected indices or UUIDs as in 0,2")
 
 
 def positive(text: str) -> int:

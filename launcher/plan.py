@@ -206,7 +206,7 @@ def _job(
 def _warnings(options: LaunchOptions, selection: Selection, host: Host, ranks: int) -> Iterable[str]:
     yield from options.notes
     if options.topology is not None:
-        yield "CPU cores, memory and network are those of this machine, the GPUs those of the file"
+        yield "CPU cores, memory, network and environment are those of this machine, the GPUs those of the file"
     if not selection.indices and ranks > host.usable_cpus:
         yield f"{ranks} ranks share {host.usable_cpus} CPU cores: they will wait for one another"
 

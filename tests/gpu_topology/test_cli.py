@@ -183,6 +183,8 @@ def test_busy_gpus_are_left_out_unless_allowed(fake_driver):
 
 
 ERRORS = {
+    ("select", "--gpus", ""): "names no GPU: expected indices or UUIDs",
+    ("monitor", "--gpus", ","): "names no GPU: expected indices or UUIDs",
     ("select", "--gpus", "9"): "unknown GPU '9'",
     ("select", "--count", "4"): "4 GPUs are asked for, 3 can be used",
     ("select", "--count", "0"): "count is 0",

@@ -75,8 +75,14 @@ def test_a_plan_for_a_saved_machine(launcher: Any, fake_driver: Callable[..., di
     file = launcher.folder / "machine.json"
     command = [launcher_python(launcher), "-m", "gpu_topology", "snapshot", "-o", str(file)]
     subprocess.run(command, cwd=root, env=env, check=True, timeout=60)
-    made = dry_run(launcher, "--topology", str(file), CUDA_VISIBLE_DEVICES="0")
-    assert made["nproc_per_node"] == 3, "the variables of this machine do not count for another"
+    made = dry_run(launcher, "--topology", str(file))
+    assert (made["nproc_per_node"], made["selection"]["indices"]) == (3, [0, 2, 4])
+    made = dry_run(launcher, "--topology", str(file), CUDA_VISIBLE_DEVICES="0,4", NCCL_DEBUG="WARN")
+    assert made["selection"]["indices"] == [0, 4]
+    assert {one["name"]: one["value"] for one in made["environment"] if one["kept"]} == {
+        "CUDA_VISIBLE_DEVICES": "0,4",
+        "NCCL_DEBUG": "WARN",
+    }
     done = launcher.run("--auto", "--dry-run", "--topology", str(file))
     assert "NVIDIA RTX A5000" in done.stdout
 
