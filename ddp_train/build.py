@@ -30,7 +30,7 @@ from ddp_train.event_files import TensorBoardObserver
 from ddp_train.losses import Loss, cross_entropy_sum
 from ddp_train.optim import create_optimizer
 from ddp_train.options import Config, UserError
-from ddp_train.precision import Precision
+from ddp_train.precision import LossScale, Precision
 from ddp_train.progress import create_progress
 from ddp_train.records import Observer, RunFacts
 from ddp_train.resolve import resolve
@@ -65,7 +65,7 @@ def build(wanted: Config, ranks: Ranks, device: torch.device) -> Run:
     network = together(lambda: _network(resolved, dataset, device), ranks)
     resolved, notes = _without_lone_sample(resolved, network, dataset, ranks, notes)
     pipeline = together(lambda: _pipeline(resolved, dataset, ranks, device), ranks)
-    precision = Precision(resolved.model.amp, device)
+    precision = _precision(resolved, device)
     context = Context(
         config=resolved,
         network=network,
@@ -144,6 +144,12 @@ def _network(resolved: Config, dataset: Dataset, device: torch.device) -> nn.Mod
     )
     layout = torch.channels_last if options.channels_last else torch.contiguous_format
     return network.to(device, memory_format=layout)  # type: ignore[call-overload, no-any-return]
+
+
+def _precision(resolved: Config, device: torch.device) -> Precision:
+    options = resolved.model
+    scale = LossScale(options.init_scale, options.growth_factor, options.backoff_factor, options.growth_interval)
+    return Precision(options.amp, device, scale)
 
 
 def _pipeline(resolved: Config, dataset: Dataset, ranks: Ranks, device: torch.device) -> Pipeline:

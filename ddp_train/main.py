@@ -77,10 +77,12 @@ def _run(wanted: Config) -> int:
 def _train(wanted: Config, ranks: Ranks) -> int:
     from ddp_train import distributed
     from ddp_train.build import build
+    from ddp_train.precision import set_matmul_precision
     from ddp_train.resolve import set_threads
 
     device = distributed.choose_device(wanted.run.device, ranks)
     set_threads(ranks, device)
+    set_matmul_precision(wanted.model.matmul_precision)
     distributed.start(ranks, device)
     run = build(wanted, ranks, device)
     if wanted.run.tune is not None:

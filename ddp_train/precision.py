@@ -1,4 +1,4 @@
-"""Automatic mixed precision: the autocast region, loss scaling, and the optimizer step under both.
+"""Number formats: the autocast region, loss scaling and the optimizer step under both, and the arithmetic of float32.
 
 bf16 needs no loss scaling; fp16 does (torch.amp.GradScaler). Which one suits a device is decided by
 `auto.py`; here it is checked and carried out.
@@ -9,27 +9,52 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
 from ddp_train.options import UserError
 
-__all__ = ["Precision"]
+__all__ = ["LossScale", "Precision", "set_matmul_precision"]
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class LossScale:
+    """The constants of torch.amp.GradScaler: the loss is multiplied by a scale that grows until gradients overflow."""
+
+    init_scale: float = 65536.0
+    growth_factor: float = 2.0
+    backoff_factor: float = 0.5
+    growth_interval: int = 2000
+
+
+def set_matmul_precision(name: str | None) -> None:
+    """How float32 is multiplied in this process: "highest" in full, "high" and "medium" as tf32 where a GPU has it.
+
+    None leaves torch's defaults: tf32 in convolutions, full float32 in matrix products. On a CPU with bf16 "medium"
+    lets torch multiply matrices in that.
+    """
+    if name is not None:
+        torch.set_float32_matmul_precision(name)
+        # What the function above leaves alone. Of torch's two interfaces the older one: reading either after both were
+        # set is an error.
+        torch.backends.cudnn.allow_tf32 = name != "highest"
 
 
 class Precision:
     """`--amp bf16|fp16|off` for one device. UserError for fp16 without a GPU."""
 
-    def __init__(self, mode: str, device: torch.device) -> None:
+    def __init__(self, mode: str, device: torch.device, loss_scale: LossScale | None = None) -> None:
         if mode == "fp16" and device.type != "cuda":
             raise UserError("--amp fp16 needs a GPU (GradScaler); on the CPU use --amp off")
         self.mode = mode
         self.device = device
         self.dtype = DTYPES.get(mode)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=mode == "fp16")
+        self._constants = asdict(loss_scale or LossScale())
+        self.scaler = torch.amp.GradScaler(device.type, enabled=mode == "fp16", **self._constants)
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """The region in which forward passes run in the lower precision."""
@@ -62,6 +87,8 @@ class Precision:
         return self.scaler.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take a saved scaler state back; nothing to do unless fp16 was saved and is on."""
+        """Take a saved scale back, if fp16 was saved and is on. The constants stay those of this run."""
         if state and self.mode == "fp16":
-            self.scaler.load_state_dict(state)
+            self.scaler.load_state_dict(
+                state | {name: self._constants[name] for name in state.keys() & self._constants}
+            )

@@ -20,6 +20,16 @@ class ModelOptions:
     """Dropout probability (None: the model's own)."""
     amp: Literal["auto", "bf16", "fp16", "off"] = "auto"
     """Automatic mixed precision; auto takes bf16 where it is native, fp16 with loss scaling on older GPUs, else off."""
+    init_scale: float = 65536.0
+    """fp16: what the loss is multiplied by at first."""
+    growth_factor: float = 2.0
+    """fp16: what the scale is multiplied by after --growth-interval steps without an overflow."""
+    backoff_factor: float = 0.5
+    """fp16: what the scale is multiplied by after an overflow, whose step is skipped."""
+    growth_interval: int = 2000
+    """fp16: steps without an overflow before the scale grows."""
+    matmul_precision: Literal["highest", "high", "medium"] | None = None
+    """float32 on GPUs: highest is full float32, high and medium are tf32 (None: torch's own, tf32 in convolutions)."""
     channels_last: bool = True
     """Channels-last memory format."""
     compile: bool = False

@@ -71,7 +71,7 @@ MISTAKES = [
     (["--batch-size", "1.5"], ["--batch-size", "a whole number", "1.5"]),
     (["--batch-size", "0"], ["--batch-size", "at least 1"]),
     (["--epochs", "9223372036854775808"], ["--epochs", "at most"]),
-    (["--optimizer", "sdg"], ["--optimizer", "sgd, adamw", "sdg"]),
+    (["--optimizer", "sdg"], ["--optimizer", "sgd, adam", "sdg"]),
     (["--epoch", "3"], ["--epoch", "did you mean --epochs"]),
     (["--nonsense"], ["unknown option --nonsense"]),
     (["stray"], ["stray", "not an option"]),

@@ -200,6 +200,13 @@ TABLE: tuple[Row, ...] = (
         oracle="tests.ddp_train.test_optimizers:test_muon_on_kernels_is_the_formula",
     ),
     Row(
+        name="weight_decay",
+        base="--weight-decay 0",
+        options="--weight-decay 0.1",
+        neutral="--weight-decay 0",
+        oracle="tests.ddp_train.test_optimizers:test_biases_and_norms_do_not_decay",
+    ),
+    Row(
         name="label_smoothing",
         options="--label-smoothing 0.2",
         neutral="--label-smoothing 0",

@@ -1,0 +1,225 @@
+"""`python -m ddp_train.diagnostics.precision`: one batch in each number format that the device has, against float64.
+
+For each format the relative error of the loss and of the gradient (all weights as one vector), and the time of a
+forward and backward pass. Dropout is off, batch statistics are those of training. The table goes to stdout; a mistake
+is one line on stderr and status 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import json
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ddp_train import config, data, models
+from ddp_train.data.dataset import Dataset
+from ddp_train.distributed import Ranks, choose_device
+from ddp_train.options import Config, UserError
+from ddp_train.precision import Precision, set_matmul_precision
+from gpu_topology.host import read_host
+
+__all__ = ["FORMATS", "Measured", "compare", "main"]
+
+BATCH = 128
+FORMATS = {
+    "fp32": ("off", "highest"),
+    "tf32": ("off", "high"),
+    "bf16": ("bf16", "highest"),
+    "fp16": ("fp16", "highest"),
+}
+"""Format -> its `--amp` and `--matmul-precision`."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One format: errors are relative to float64; `milliseconds`: the median of a forward and backward pass."""
+
+    format: str
+    loss: float
+    loss_error: float
+    gradient_error: float
+    milliseconds: float
+    note: str = ""
+
+
+def compare(network: nn.Module, images: Tensor, labels: Tensor, repeats: int = 5) -> list[Measured]:
+    """All formats of the device that the network is on; the first entry is float64 itself.
+
+    images: float32 [n, C, H, W]; labels: int64 [n]. The network is left as it was.
+    """
+    device = images.device
+    double = copy.deepcopy(network).double()
+    reference = _Pass(double, images.double(), labels, Precision("off", device))
+    exact_loss, exact = reference()
+    found = [Measured("fp64", exact_loss, 0.0, 0.0, reference.milliseconds(repeats), "the reference")]
+    for name, note in _available(device).items():
+        amp, products = FORMATS[name]
+        with _matmul_precision(products):
+            attempt = _Pass(copy.deepcopy(network), images, labels, Precision(amp, device))
+            loss, gradient = attempt()
+            took = attempt.milliseconds(repeats)
+        error = float((gradient - exact).norm() / exact.norm())
+        found.append(Measured(name, loss, abs(loss - exact_loss) / abs(exact_loss), error, took, note))
+    return found
+
+
+class _Pass:
+    """Forward and backward of one batch."""
+
+    def __init__(self, network: nn.Module, images: Tensor, labels: Tensor, precision: Precision) -> None:
+        self._network, self._images, self._labels, self._precision = network, images, labels, precision
+        network.train()
+        for module in network.modules():
+            if isinstance(module, nn.modules.dropout._DropoutNd):
+                module.eval()
+
+    def __call__(self) -> tuple[float, Tensor]:
+        """The mean loss, and the gradient of all weights as one vector, float64."""
+        self._network.zero_grad(set_to_none=True)
+        with self._precision.autocast():
+            logits = self._network(self._images)
+            logits = logits if logits.dtype == torch.float64 else logits.float()
+            loss = nn.functional.cross_entropy(logits, self._labels)
+        self._precision.backward(loss)
+        scale = self._precision.scaler.get_scale()
+        gradients = [p.grad for p in self._network.parameters() if p.grad is not None]
+        return float(loss.detach()), torch.cat([g.double().flatten() for g in gradients]) / scale
+
+    def milliseconds(self, repeats: int) -> float:
+        """The median over `repeats` passes, each waited for."""
+        times = []
+        for _ in range(repeats):
+            started = time.perf_counter()
+            self()  # reading the loss waits for the forward pass alone
+            if self._images.is_cuda:
+                torch.cuda.synchronize(self._images.device)
+            times.append(1000 * (time.perf_counter() - started))
+        return statistics.median(times)
+
+
+@contextlib.contextmanager
+def _matmul_precision(name: str) -> Iterator[None]:
+    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    set_matmul_precision(name)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(products)
+        torch.backends.cudnn.allow_tf32 = convolutions
+
+
+def _available(device: torch.device) -> dict[str, str]:
+    """Format -> what there is to say about it."""
+    if device.type == "cpu":
+        native = read_host().cpu_flags & {"amx_bf16", "avx512_bf16"}
+        return {"fp32": "", "bf16": "" if native else "emulated: this CPU has no native bf16"}
+    modern = torch.cuda.get_device_capability(device) >= (8, 0)
+    return {"fp32": "", "tf32": "", "bf16": "", "fp16": "scaled"} if modern else {"fp32": "", "fp16": "scaled"}
+
+
+def _batch(dataset: Dataset, wanted: Config, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The first training batch, as a run would see it."""
+    pipeline = data.build_pipeline(
+        dataset,
+        wanted.data,
+        wanted.augment,
+        rank=0,
+        world_size=1,
+        device=device,
+        global_batch=min(wanted.data.batch_size or BATCH, len(dataset.train.labels)),
+        accumulate=1,
+        seed=wanted.run.seed,
+    )
+    batch = next(iter(next(iter(pipeline.train(0))).batches))
+    return batch.images, batch.labels
+
+
+def _network(dataset: Dataset, wanted: Config, device: torch.device) -> nn.Module:
+    torch.manual_seed(wanted.run.seed)
+    options = wanted.model
+    network = models.create_model(
+        options.model or "small",
+        num_classes=len(dataset.classes),
+        image_shape=dataset.image_shape,
+        width_mult=options.width_mult if options.width_mult is not None else 1.0,
+    )
+    layout = torch.channels_last if options.channels_last else torch.contiguous_format
+    return network.to(device, memory_format=layout)  # type: ignore[call-overload, no-any-return]
+
+
+def _table(found: Sequence[Measured]) -> str:
+    rows = [("format", "loss", "loss error", "gradient error", "forward + backward", "")]
+    rows += [
+        (
+            m.format,
+            f"{m.loss:.6f}",
+            f"{m.loss_error:.1e}",
+            f"{m.gradient_error:.1e}",
+            f"{m.milliseconds:.2f} ms",
+            m.note,
+        )
+        for m in found
+    ]
+    widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
+    lines = [
+        "  ".join((row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:5], widths[1:5], strict=True)), row[5]))
+        for row in rows
+    ]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Config]:
+    parser = argparse.ArgumentParser(
+        prog="python -m ddp_train.diagnostics.precision",
+        usage="%(prog)s [--json] [--repeats N] [the trainer's options]",
+        description="One batch forward and backward in each number format of the device, against float64.",
+        epilog="Of the trainer's options those of the model, data, batch, device and seed matter, as in: "
+        "--model power --dataset synthetic --batch-size 256",
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--json", action="store_true", help="JSON in place of the table")
+    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="passes that are timed (default 5)")
+    try:
+        own, others = parser.parse_known_args(argv)
+    except argparse.ArgumentError as error:
+        raise UserError(str(error).removeprefix("argument ")) from None
+    if not 1 <= own.repeats <= 10**6:
+        raise UserError(f"--repeats takes a whole number from 1 to 1000000, not {own.repeats}")
+    return own, config.parse(others)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; the exit status."""
+    try:
+        own, wanted = _parse(argv)
+        device = choose_device(wanted.run.device, Ranks())
+        name, note = data.resolve(wanted.data)
+        if note:
+            print(note, file=sys.stderr)
+        data.prepare(name, wanted.data)
+        dataset = data.load(name, wanted.data)
+        found = compare(_network(dataset, wanted, device), *_batch(dataset, wanted, device), repeats=own.repeats)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    if own.json:
+        content = {"schema": "ddp-train-precision/1", "device": device_name, "formats": [asdict(m) for m in found]}
+        print(json.dumps(content, indent=2))
+    else:
+        print(f"{device_name}\n{_table(found)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
