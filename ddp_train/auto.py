@@ -24,6 +24,8 @@ FIXED: dict[str, str | int | float] = {
 }
 BASE_LEARNING_RATE = {"sgd": 0.05, "adam": 0.001, "adamw": 0.001, "muon": 0.02}
 DIGITS_STEPS = 400
+VIT = {"cpu": (4, 8, 512, 6), "cuda": (16, 2, 256, 3)}
+"""The small transformer by device: images of a micro-batch, micro-batches of a step, width, layers."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,8 @@ def recommend(hardware: Hardware, config: Config) -> tuple[Recommendation, ...]:
             Recommendation(k, v, "fixed default (--disable-auto)") for k, v in FIXED.items()
         )
     else:
-        found = (*_model(hardware, config), _batch(hardware, config), _workers(hardware), _precision(hardware))
+        sizes = _transformer(hardware, config) if config.model.model == "vit" else (_batch(hardware, config),)
+        found = (*_model(hardware, config), *sizes, _workers(hardware), _precision(hardware))
     return tuple(r for r in found if _open(config, r.name))
 
 
@@ -119,10 +122,27 @@ def _batch(hardware: Hardware, config: Config) -> Recommendation:
     else:
         steps = ((60 * GB, 512), (40 * GB, 384), (20 * GB, 256), (0, 128))
         batch, why = next(b for least, b in steps if hardware.gpu_memory >= least), _gb(hardware)
-    least = hardware.world_size * config.data.accumulate
+    least = hardware.world_size * (config.data.accumulate or 1)
     if batch < least:
         return Recommendation("batch_size", least, f"at least one image per rank and micro-batch ({why})")
     return Recommendation("batch_size", batch, why)
+
+
+def _transformer(hardware: Hardware, config: Config) -> tuple[Recommendation, ...]:
+    """Size and batches of `--model vit`. The micro-batch of a rank is the same on any number of ranks, as far as the
+    batch can be cut."""
+    images, parts, width, layers = VIT[hardware.device]
+    where = "the CPU" if hardware.device == "cpu" else "a GPU"
+    why = f"the small transformer's setting for {where}"
+    batch = max(images * parts, hardware.world_size * (config.data.accumulate or 1))
+    given = config.data.batch_size
+    accumulate = max(1, min(parts, given if given is not None else parts) // hardware.world_size)
+    return (
+        Recommendation("hidden_dim", width, why),
+        Recommendation("n_layers", layers, why),
+        Recommendation("batch_size", batch, f"{why}: {parts} micro-batches of {images} images over all ranks"),
+        Recommendation("accumulate", accumulate, f"{parts} micro-batches over {hardware.world_size} rank(s)"),
+    )
 
 
 def _workers(hardware: Hardware) -> Recommendation:

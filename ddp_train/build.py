@@ -139,8 +139,12 @@ def _network(resolved: Config, dataset: Dataset, device: torch.device) -> nn.Mod
         options.model or "small",
         num_classes=len(dataset.classes),
         image_shape=dataset.image_shape,
-        width_mult=options.width_mult if options.width_mult is not None else 1.0,
+        width_mult=options.width_mult,
         dropout=options.dropout,
+        hidden_dim=options.hidden_dim,
+        n_layers=options.n_layers,
+        n_heads=options.n_heads,
+        attention=options.attention,
     )
     layout = torch.channels_last if options.channels_last else torch.contiguous_format
     return network.to(device, memory_format=layout)  # type: ignore[call-overload, no-any-return]
@@ -161,7 +165,7 @@ def _pipeline(resolved: Config, dataset: Dataset, ranks: Ranks, device: torch.de
         world_size=ranks.world_size,
         device=device,
         global_batch=_known(resolved.data.batch_size),
-        accumulate=resolved.data.accumulate,
+        accumulate=resolved.data.accumulate or 1,
         seed=resolved.run.seed,
         local_world_size=ranks.local_world_size,
     )
@@ -179,7 +183,7 @@ def _without_lone_sample(
     """Leave the last global batch out where a rank would get a single sample: batch norm has no variance then."""
     samples, batch = len(dataset.train.labels), _known(resolved.data.batch_size)
     shares = split(samples % batch, [1.0] * ranks.world_size)
-    lone = any(1 in split(share, [1.0] * resolved.data.accumulate) for share in shares)
+    lone = any(1 in split(share, [1.0] * (resolved.data.accumulate or 1)) for share in shares)
     normalised = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in network.modules())
     if resolved.data.drop_last or not (lone and normalised and samples >= batch):
         return resolved, notes

@@ -29,6 +29,9 @@ RANGES: dict[str, tuple[float | None, float | None, bool]] = {
     "image_size": (4, 4096, False),
     "synthetic_samples": (1, 10**7, False),
     "width_mult": (0, 64, True),
+    "n_layers": (1, 1000, False),
+    "hidden_dim": (8, 16384, False),
+    "n_heads": (1, 512, False),
     "dropout": (0, 0.99, False),
     "init_scale": (1, 2**32, False),
     "growth_factor": (1, 1000, True),
@@ -83,7 +86,7 @@ CONFLICTS: tuple[tuple[Callable[[Config], bool], str], ...] = (
         "--batch-size (global) and --batch-size-per-rank exclude each other: give one",
     ),
     (
-        lambda c: c.data.batch_size is not None and c.data.accumulate > c.data.batch_size,
+        lambda c: c.data.batch_size is not None and (c.data.accumulate or 1) > c.data.batch_size,
         "--accumulate is larger than --batch-size: a micro-batch needs at least one image",
     ),
     (
@@ -99,6 +102,18 @@ CONFLICTS: tuple[tuple[Callable[[Config], bool], str], ...] = (
     (
         lambda c: c.regularize.ema is not None and c.regularize.swa is not None,
         "--ema and --swa exclude each other: each evaluates an average of its own",
+    ),
+    (
+        lambda c: c.model.model != "vit" and (c.model.hidden_dim, c.model.n_heads, c.model.attention) != (None,) * 3,
+        "--hidden-dim, --n-heads and --attention are for --model vit",
+    ),
+    (
+        lambda c: c.model.model not in ("vit", "wideresnet") and c.model.n_layers is not None,
+        "--n-layers is for --model vit and wideresnet",
+    ),
+    (
+        lambda c: bool(c.model.hidden_dim and c.model.n_heads and c.model.hidden_dim % c.model.n_heads),
+        "--hidden-dim must be a multiple of --n-heads: each head has an equal part",
     ),
     (
         lambda c: c.model.amp == "fp16" and c.run.device == "cpu",

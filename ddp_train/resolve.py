@@ -25,6 +25,8 @@ def resolve(
     if resolved.data.batch_size_per_rank is not None:
         batch = resolved.data.batch_size_per_rank * ranks.world_size
         resolved = config.with_values(resolved, {"batch_size": batch, "batch_size_per_rank": None})
+    if resolved.data.accumulate is None:
+        resolved = config.with_values(resolved, {"accumulate": 1})
     samples = len(dataset.train.labels)
     by_data = auto.recommend_for_data(dataset.name, samples, resolved.data.batch_size or 1, resolved)
     return auto.apply(resolved, by_data), (*by_hardware, *by_data)

@@ -45,5 +45,5 @@ def _batch(plan: LaunchPlan) -> Batch | None:
         return None
     data, ranks = plan.training.config.data, plan.nproc_per_node * plan.cluster.nnodes[0]
     if data.batch_size_per_rank is not None:
-        return Batch(data.batch_size_per_rank * ranks, ranks, data.accumulate, by_rank=True)
-    return None if data.batch_size is None else Batch(data.batch_size, ranks, data.accumulate)
+        return Batch(data.batch_size_per_rank * ranks, ranks, data.accumulate or 1, by_rank=True)
+    return None if data.batch_size is None else Batch(data.batch_size, ranks, data.accumulate or 1)

@@ -1,30 +1,66 @@
 """The models by name: our own, any classification model of torchvision, and yours as package.module:function.
 
-A family of our own is one file with its module class, added to `_OWN` below. torchvision is
-imported only when one of its names is asked for: its import costs seconds on every rank.
+A family of our own is one file with its module class, added to `_OWN` below. Where torchvision has a model of the same
+name, ours is meant, and torchvision's is `torchvision:NAME`. torchvision is imported only when one of its names is
+asked for: its import costs seconds on every rank.
 """
 
 from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
 
 from torch import nn
 
 from ddp_train.models import imported
+from ddp_train.models.blocks import Residual
 from ddp_train.models.power import PowerCifarNet
+from ddp_train.models.residual import ResidualCifarNet
+from ddp_train.models.resnet18 import ResNet18
 from ddp_train.models.shape import ImageShape
 from ddp_train.models.small import SmallCifarNet
+from ddp_train.models.vit import VisionTransformer
+from ddp_train.models.wideresnet import WideResNet
 from ddp_train.options import UserError
 
-__all__ = ["ImageShape", "PowerCifarNet", "SmallCifarNet", "create_model", "names", "parameter_count"]
+__all__ = [
+    "ImageShape",
+    "PowerCifarNet",
+    "Residual",
+    "ResidualCifarNet",
+    "SmallCifarNet",
+    "VisionTransformer",
+    "WideResNet",
+    "create_model",
+    "names",
+    "parameter_count",
+]
 
-_OWN: dict[str, Callable[..., nn.Module]] = {
-    "small": lambda classes, shape, width, dropout: SmallCifarNet(classes, shape, dropout=dropout or 0.0),
-    "power": lambda classes, shape, width, dropout: PowerCifarNet(
-        classes, shape, width_mult=width, dropout=0.5 if dropout is None else dropout
-    ),
+TORCHVISION = "torchvision:"
+
+
+@dataclass(frozen=True)
+class _Family:
+    """A module class, and which of the options of `create_model` it takes."""
+
+    make: Callable[..., nn.Module]
+    takes: tuple[str, ...]
+
+    def __call__(self, num_classes: int, image_shape: ImageShape, told: Mapping[str, object]) -> nn.Module:
+        known = {name: told[name] for name in self.takes if told[name] is not None}
+        return self.make(num_classes, image_shape, **known)
+
+
+_OWN: dict[str, _Family] = {
+    "small": _Family(SmallCifarNet, ("dropout",)),
+    "power": _Family(PowerCifarNet, ("width_mult", "dropout")),
+    "residual": _Family(ResidualCifarNet, ("width_mult", "dropout")),
+    "wideresnet": _Family(WideResNet, ("width_mult", "n_layers", "dropout")),
+    "resnet18": _Family(ResNet18, ("width_mult", "dropout")),
+    "vit": _Family(VisionTransformer, ("hidden_dim", "n_layers", "n_heads", "dropout", "attention")),
 }
 
 
@@ -38,28 +74,40 @@ def create_model(
     *,
     num_classes: int,
     image_shape: ImageShape = (3, 32, 32),
-    width_mult: float = 1.0,
+    width_mult: float | None = None,
     dropout: float | None = None,
+    hidden_dim: int | None = None,
+    n_layers: int | None = None,
+    n_heads: int | None = None,
+    attention: Literal["sdpa", "chunked"] | None = None,
 ) -> nn.Module:
     """A freshly initialised model: images float32 [N, C, H, W] to logits [N, num_classes].
 
-    `image_shape` is (C, H, W). `width_mult` counts for `power` alone. `dropout` None is the model's
-    own default, 0.0 is off. Weights come from torch's global generator: seed it first. Raises UserError for an unknown
-    name, a value out of range, and images smaller than the model's pooling can take.
+    `image_shape` is (C, H, W). Of the rest None is the model's own default (dropout 0.0 is off), and what a model does
+    not take is not looked at. Weights come from torch's global generator: seed it first. Raises UserError for an
+    unknown name, a value out of range, and images that the model cannot take.
     """
     if dropout is not None and not 0.0 <= dropout < 1.0:
         raise UserError(f"--dropout {dropout}: a probability of at least 0 and below 1 is needed")
-    if not (math.isfinite(width_mult) and int(64 * width_mult) >= 1):
+    if width_mult is not None and not (math.isfinite(width_mult) and int(64 * width_mult) >= 1):
         raise UserError(f"--width-mult {width_mult}: a number of at least {1 / 64} is needed")
-    if ":" in name:
-        return imported.create(name, num_classes, image_shape)
     if name in _OWN:
-        return _OWN[name](num_classes, image_shape, width_mult, dropout)
+        told = {
+            "width_mult": width_mult,
+            "dropout": dropout,
+            "hidden_dim": hidden_dim,
+            "n_layers": n_layers,
+            "n_heads": n_heads,
+            "attention": attention,
+        }
+        return _OWN[name](num_classes, image_shape, told)
+    if ":" in name and not name.startswith(TORCHVISION):
+        return imported.create(name, num_classes, image_shape)
 
     from ddp_train.models import torchvision_models  # here, not above: imports torchvision
 
-    if name in torchvision_models.names():
-        return torchvision_models.create(name, num_classes, image_shape, dropout)
+    if (theirs := name.removeprefix(TORCHVISION)) in torchvision_models.names():
+        return torchvision_models.create(theirs, num_classes, image_shape, dropout)
     raise UserError(_unknown(name, torchvision_models.names()))
 
 
@@ -73,5 +121,6 @@ def _unknown(name: str, torchvision_names: tuple[str, ...]) -> str:
     hint = f"did you mean {' or '.join(close)}? " if close else ""
     return (
         f"--model {name} is not known: {hint}Accepted are {', '.join(_OWN)}, "
-        f"torchvision's classification models by name, such as resnet18, and package.module:function"
+        "torchvision's classification models by name, such as resnet34 or torchvision:resnet18, "
+        "and package.module:function"
     )

@@ -20,8 +20,8 @@ class DataOptions:
     """GLOBAL batch: images per optimizer step over all ranks (None: by hardware)."""
     batch_size_per_rank: int | None = None
     """Images per step and rank, for those who want the global batch to grow with the ranks."""
-    accumulate: int = 1
-    """Micro-batches per optimizer step; the global batch is divided, so the mathematics does not change."""
+    accumulate: int | None = None
+    """Micro-batches per optimizer step; the global batch is divided, the mathematics stays (None: 1, vit more)."""
     pipeline: Literal["auto", "resident", "loader"] = "auto"
     """resident holds decoded images in the device's memory; loader has worker processes; auto: resident if they fit."""
     num_workers: int | None = None

@@ -13,9 +13,17 @@ class ModelOptions:
     """Model"""
 
     model: str | None = None
-    """small, power, a torchvision classification model by name, or package.module:function (None: by hardware)."""
+    """small, power, residual, wideresnet, resnet18, vit, a torchvision name or package.module:function (None: auto)."""
     width_mult: float | None = None
-    """Channel multiplier of power (None: by hardware)."""
+    """Channel multiplier of power (None: by hardware), residual, resnet18 and wideresnet (None: 8)."""
+    n_layers: int | None = None
+    """Layers of vit (None: by hardware), depth of wideresnet (None: 16)."""
+    hidden_dim: int | None = None
+    """vit: width of a token (None: by hardware)."""
+    n_heads: int | None = None
+    """vit: heads of the attention (None: one for each 64 of --hidden-dim)."""
+    attention: Literal["sdpa", "chunked"] | None = None
+    """vit: torch's attention kernels, or a written-out reference in chunks that agrees with them (None: sdpa)."""
     dropout: float | None = None
     """Dropout probability (None: the model's own)."""
     amp: Literal["auto", "bf16", "fp16", "off"] = "auto"

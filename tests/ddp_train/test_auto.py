@@ -71,6 +71,32 @@ def test_a_named_power_gets_the_width_that_the_hardware_carries() -> None:
     assert "width_mult" not in values(gpus(8, 85), ["--model", "resnet18"])
 
 
+VIT = ("hidden_dim", "n_layers", "batch_size", "accumulate")
+
+
+@pytest.mark.parametrize(
+    ("hardware", "argv", "expected"),
+    [
+        (Hardware("cpu"), [], (512, 6, 32, 8)),  # micro-batches of 4, 8 to a step
+        (Hardware("cpu", 2, 2), [], (512, 6, 32, 4)),
+        (gpus(1, 24), [], (256, 3, 32, 2)),  # micro-batches of 16, 2 to a step
+        (gpus(8, 24), [], (256, 3, 32, 1)),
+        (gpus(64, 24), [], (256, 3, 64, 1)),
+        (Hardware("cpu"), ["--batch-size", "4"], (512, 6, None, 4)),
+        (Hardware("cpu"), ["--batch-size", "128"], (512, 6, None, 8)),
+        (Hardware("cpu", 4, 4), ["--accumulate", "16"], (512, 6, 64, None)),
+        (Hardware("cpu"), ["--n-layers", "2", "--hidden-dim", "64"], (None, None, 32, 8)),
+    ],
+)
+def test_the_small_transformer_by_device(hardware: Hardware, argv: list[str], expected: tuple[int | None, ...]) -> None:
+    found = values(hardware, ["--model", "vit", *argv])
+    assert tuple(found.get(name) for name in VIT) == expected
+
+
+def test_only_the_transformer_accumulates_by_itself() -> None:
+    assert "accumulate" not in values(Hardware("cpu"), ["--model", "resnet18"])
+
+
 def test_every_micro_batch_gets_an_image() -> None:
     assert values(gpus(64, 8), ["--accumulate", "4"])["batch_size"] == 512
     assert values(Hardware("cpu", 64, 64), ["--accumulate", "4"])["batch_size"] == 256

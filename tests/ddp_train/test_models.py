@@ -41,7 +41,15 @@ def test_power_doubles_its_channels_from_the_scaled_64(width: float, first: int)
         ("small", (3, 37, 50)),
         ("power", (3, 32, 32)),
         ("power", (1, 16, 24)),
+        ("residual", (3, 32, 32)),
+        ("residual", (1, 8, 8)),
+        ("wideresnet", (3, 32, 32)),
+        ("wideresnet", (1, 11, 8)),
         ("resnet18", (3, 32, 32)),
+        ("resnet18", (1, 8, 9)),
+        ("vit", (3, 32, 32)),
+        ("vit", (1, 8, 12)),
+        ("torchvision:resnet18", (3, 32, 32)),
         ("mobilenet_v3_small", (1, 32, 32)),
         ("regnet_x_400mf", (3, 32, 32)),
         ("googlenet", (3, 32, 32)),
@@ -89,6 +97,9 @@ def test_dropout_is_the_models_own_or_what_is_asked_for() -> None:
     assert _dropouts(create_model("small", num_classes=10, dropout=0.3)) == {0.3}
     assert _dropouts(create_model("power", num_classes=10, width_mult=0.1)) == {0.5, 0.1}
     assert _dropouts(create_model("power", num_classes=10, width_mult=0.1, dropout=0.0)) == {0.0}
+    for name in ("residual", "wideresnet", "resnet18", "vit"):
+        assert _dropouts(create_model(name, num_classes=10, width_mult=0.1)) == {0.0}
+        assert _dropouts(create_model(name, num_classes=10, width_mult=0.1, dropout=0.3)) == {0.3}
     assert _dropouts(create_model("mobilenet_v3_small", num_classes=10)) == {0.2}
     assert _dropouts(create_model("mobilenet_v3_small", num_classes=10, dropout=0.0)) == {0.0}
 
@@ -109,14 +120,24 @@ def test_power_drops_whole_channels_in_training_alone() -> None:
         ({"name": "power", "image_shape": (1, 8, 8)}, "--model power cannot take 8x8 images: at least 16x16 pixels"),
         ({"name": "alexnet"}, "--model alexnet cannot take 32x32 images: 63x63 pixels is the next size"),
         ({"name": "vit_b_32", "image_shape": (3, 40, 40)}, "cannot take 40x40 images: 64x64 pixels is the next size"),
-        ({"name": "resnet18", "dropout": 0.1}, "--dropout 0.1: resnet18 has no dropout layers"),
+        ({"name": "torchvision:resnet18", "dropout": 0.1}, "--dropout 0.1: resnet18 has no dropout layers"),
+        ({"name": "residual", "image_shape": (3, 7, 32)}, "--model residual cannot take 7x32 images: at least 8x8"),
+        ({"name": "vit", "image_shape": (3, 30, 32)}, "--model vit cuts images into patches of 4x4: 30x32 is no"),
+        (
+            {"name": "vit", "hidden_dim": 96, "n_heads": 5},
+            "--hidden-dim 96: it must be a multiple of 4 and",
+        ),
+        ({"name": "wideresnet", "n_layers": 12}, "--n-layers 12: wideresnet has 6 n + 4 of them: 10, 16, 22"),
         ({"name": "small", "dropout": 1.0}, "--dropout 1.0: a probability"),
         ({"name": "small", "dropout": float("nan")}, "--dropout nan: a probability"),
         ({"name": "power", "width_mult": 0.01}, "--width-mult 0.01: a number of at least"),
         ({"name": "power", "width_mult": float("inf")}, "--width-mult inf: a number of at least"),
         ({"name": "resnet_18"}, "--model resnet_18 is not known: did you mean resnet18 or"),
         ({"name": "Small"}, "did you mean small"),
-        ({"name": "xyzzy"}, "is not known: Accepted are small, power, torchvision's classification models by name"),
+        (
+            {"name": "xyzzy"},
+            "not known: Accepted are small, power, residual, wideresnet, resnet18, vit, torchvision",
+        ),
     ],
 )
 def test_a_users_mistake_is_one_line(arguments: dict, message: str) -> None:

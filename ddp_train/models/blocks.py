@@ -1,0 +1,59 @@
+"""The residual block that the families share: a place where a technique can drop the branch.
+
+Source: He et al. 2016 (arXiv:1512.03385); pre-activation as in arXiv:1603.05027.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+__all__ = ["Residual", "basic_block"]
+
+
+class Residual(nn.Module):
+    """after(shortcut(y) + drop(branch(y))) with y = before(x); each part but `branch` is the identity unless given.
+
+    `drop` is there for stochastic depth, which puts a module without parameters into it. Use this class in a model of
+    your own, and the technique finds its branches too.
+    """
+
+    def __init__(
+        self,
+        branch: nn.Module,
+        *,
+        shortcut: nn.Module | None = None,
+        before: nn.Module | None = None,
+        after: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.before = before or nn.Identity()
+        self.branch = branch
+        self.drop: nn.Module = nn.Identity()
+        self.shortcut = shortcut or nn.Identity()
+        self.after = after or nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: float [N, ...]; returns what `after` makes of the sum, float [N, ...]."""
+        y = self.before(x)
+        result: Tensor = self.after(self.shortcut(y) + self.drop(self.branch(y)))
+        return result
+
+
+def basic_block(in_channels: int, channels: int, stride: int = 1) -> Residual:
+    """Two 3x3 convolutions, each with batch norm, and ReLU behind the first and behind the sum.
+
+    Where the shape changes the shortcut is a 1x1 convolution with batch norm.
+    """
+    shortcut = None
+    if stride != 1 or in_channels != channels:
+        shortcut = nn.Sequential(
+            nn.Conv2d(in_channels, channels, 1, stride=stride, bias=False), nn.BatchNorm2d(channels)
+        )
+    branch = nn.Sequential(
+        nn.Conv2d(in_channels, channels, 3, stride=stride, padding=1, bias=False),  # batch norm has the bias
+        nn.BatchNorm2d(channels),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+        nn.BatchNorm2d(channels),
+    )
+    return Residual(branch, shortcut=shortcut, after=nn.ReLU(inplace=True))
