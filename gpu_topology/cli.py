@@ -149,7 +149,8 @@ def _snapshot(arguments: argparse.Namespace) -> None:
         print(json.dumps(snapshot.to_dict(topology), indent=1))
     else:
         snapshot.save(topology, arguments.output)
-        print(f"wrote {arguments.output}: {len(topology.gpus)} GPUs", file=sys.stderr)
+        count = len(topology.gpus)
+        print(f"wrote {arguments.output}: {count} GPU{'s' * (count != 1)}", file=sys.stderr)
 
 
 def _select(arguments: argparse.Namespace) -> None:
@@ -159,12 +160,13 @@ def _select(arguments: argparse.Namespace) -> None:
 
 
 def _device_list(answers: Answers, form: str) -> str:
-    """Indices only where CUDA is sure to count them as the driver does: like GPUs, or CUDA_DEVICE_ORDER=PCI_BUS_ID."""
-    selection = answers.selection
-    like = len({gpu.name for gpu in answers.topology.gpus}) == 1
+    """Indices only where CUDA is sure to count them as the driver does: like GPUs, or CUDA_DEVICE_ORDER=PCI_BUS_ID, and
+    none that CUDA cannot open or has only slices of."""
+    selection, gpus = answers.selection, answers.topology.gpus
+    like = len({gpu.name for gpu in gpus}) == 1
+    whole = not any(gpu.error is not None or gpu.mig_mode for gpu in gpus)
     safe = like or answers.environ.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID"
-    mig = any(uuid.startswith("MIG-") for uuid in selection.uuids)
-    by_index = form == "index" or (form == "auto" and safe and not mig)
+    by_index = form == "index" or (form == "auto" and safe and whole)
     return ",".join(map(str, selection.indices) if by_index else selection.uuids)
 
 

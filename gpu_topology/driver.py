@@ -32,7 +32,11 @@ class NoPermissionError(DriverError):
 
 
 class NoDevicesError(DriverError):
-    """The driver works and has no GPU."""
+    """The driver works and has no GPU; `versions` are those of the driver and of CUDA, None where it does not tell."""
+
+    def __init__(self, message: str, remedy: str, versions: tuple[str | None, str | None] = (None, None)) -> None:
+        super().__init__(message, remedy)
+        self.versions = versions
 
 
 # NVML error name -> (error class, what is wrong, what to do). By name: an older nvidia-ml-py may lack some of them.

@@ -53,11 +53,12 @@ def read_topology() -> Topology:
         links = read_links(gpus, devices)
         gpus = tuple(_still_there(gpu, device) for gpu, device in zip(gpus, devices, strict=True))
         failed = {gpu.index for gpu in gpus if gpu.error}
+        driver_version, cuda_version = _versions(driver)
         return Topology(
             gpus=gpus,
             links=tuple(link for link in links if not {link.a, link.b} & failed),
-            driver_version=driver.ask("nvmlSystemGetDriverVersion"),
-            cuda_version=_cuda_version(driver.ask("nvmlSystemGetCudaDriverVersion_v2")),
+            driver_version=driver_version,
+            cuda_version=cuda_version,
             warnings=concerns(gpus),
         )
 
@@ -67,7 +68,12 @@ def read_or_explain() -> Topology:
     try:
         return read_topology()
     except DriverError as error:
-        return Topology(warnings=(str(error), *([f"to use a GPU: {error.remedy}"] if error.remedy else [])))
+        driver_version, cuda_version = error.versions if isinstance(error, NoDevicesError) else (None, None)
+        return Topology(
+            driver_version=driver_version,
+            cuda_version=cuda_version,
+            warnings=(str(error), *([f"to use a GPU: {error.remedy}"] if error.remedy else [])),
+        )
 
 
 def open_handles(driver: Driver) -> list[tuple[Any, str | None]]:
@@ -82,6 +88,7 @@ def open_handles(driver: Driver) -> list[tuple[Any, str | None]]:
         raise NoDevicesError(
             "the NVIDIA driver works but finds no GPU",
             "see `lspci | grep -i nvidia`; in a virtual machine or container, pass a GPU through",
+            _versions(driver),
         )
     return [driver.try_ask("nvmlDeviceGetHandleByIndex", index) for index in range(count)]
 
@@ -105,5 +112,8 @@ def _still_there(gpu: Gpu, device: Device) -> Gpu:
     return gpu if device.lost is None else replace(gpu, error=describe(device.lost))
 
 
-def _cuda_version(number: int | None) -> str | None:
-    return None if number is None else f"{number // 1000}.{number % 1000 // 10}"
+def _versions(driver: Driver) -> tuple[str | None, str | None]:
+    """The driver's version, and the newest CUDA that it serves."""
+    number = driver.ask("nvmlSystemGetCudaDriverVersion_v2")
+    cuda_version = None if number is None else f"{number // 1000}.{number % 1000 // 10}"
+    return driver.ask("nvmlSystemGetDriverVersion"), cuda_version

@@ -151,6 +151,20 @@ def test_select_stays_within_the_mask_and_warns_on_stderr(workstation):
     assert done.stderr.startswith("warning: CUDA_VISIBLE_DEVICES holds indices on a machine of unlike GPUs")
 
 
+def test_select_names_uuids_beside_a_gpu_that_cuda_may_not_count(tmp_path):
+    path = tmp_path / "machine.json"
+
+    def printed(**broken):
+        gpus = [{"index": index, "name": "NVIDIA A30", "uuid": f"GPU-{index}"} for index in range(3)]
+        gpus[0] |= broken
+        path.write_text(json.dumps({"schema": "gpu-topology/1", "gpus": gpus}))
+        return succeed("select", "--from", str(path)).strip()
+
+    assert printed() == "0,1,2"
+    assert printed(error="GPU is lost") == "GPU-1,GPU-2"
+    assert printed(mig_mode=True) == "GPU-1,GPU-2"
+
+
 def test_draw_writes_a_picture_to_a_file_or_to_stdout(workstation, tmp_path):
     drawn = succeed("draw", env=workstation)
     assert ElementTree.fromstring(drawn)[0].text == "3 x RTX A5000, 1 x T400 4GB, 1 x A100-PCIE-40GB"

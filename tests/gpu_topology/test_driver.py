@@ -139,7 +139,7 @@ def test_a_driver_that_does_not_start_is_explained(read_machines):
 
 def test_a_driver_without_devices_is_explained(read_machines):
     topology = read_machines(["no_devices"])[0]
-    assert topology == Topology(warnings=topology.warnings)
+    assert topology == Topology(driver_version="580.65.06", cuda_version="13.0", warnings=topology.warnings)
     assert "finds no GPU" in topology.warnings[0]
 
 
