@@ -1,0 +1,73 @@
+"""Every preset parses, starts, and trains; those with a recipe are that recipe."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ddp_train import config
+from ddp_train.build import build
+from ddp_train.distributed import Ranks
+
+TWO_STEPS = "--dataset synthetic --synthetic-samples 64 --batch-size 32 --stop-after 1 --no-tensorboard".split()
+# Any machine's CPU: bf16 may be emulated there, and a compiler be missing.
+ON_A_CPU = ["--device", "cpu", "--amp", "off", "--no-compile"]
+NARROW = {"high-accuracy": 0.5, "rtx4090": 0.5, "rtx4070": 0.5}
+"""Channel multipliers for presets whose own network would take longer than its two steps are worth."""
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "quick": {"model": "small", "epochs": 10},
+    "high-accuracy": {
+        "model": "power",
+        "width_mult": 2.0,
+        "epochs": 200,
+        "batch_size": 256,
+        "lr": 0.05,
+        "weight_decay": 5e-4,
+        "augment": "heavy",
+        "label_smoothing": 0.1,
+    },
+    "rtx4090": {"amp": "bf16", "channels_last": True},
+    "rtx4070": {"amp": "bf16", "channels_last": True},
+    "gtx1080": {"amp": "off", "compile": False, "channels_last": False},
+}
+
+
+@pytest.mark.parametrize("name", config.presets())
+def test_two_steps(name: str, tmp_path: Path) -> None:
+    width = ["--width-mult", str(NARROW[name])] if name in NARROW else []
+    words = ["--preset", name, *TWO_STEPS, *ON_A_CPU, *width, "--out-dir", str(tmp_path / "run")]
+    run = build(config.parse(words), Ranks(), torch.device("cpu"))
+    before = [parameter.detach().clone() for parameter in run.trainer.parts.network.parameters()]
+    progress = run.trainer.fit()
+    assert (progress.epoch, progress.step) == (1, 2)
+    after = [parameter.detach() for parameter in run.trainer.parts.network.parameters()]
+    assert all(bool(parameter.isfinite().all()) for parameter in after)
+    assert any(not torch.equal(old, new) for old, new in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_recipe(name: str) -> None:
+    parsed = config.to_dict(config.parse(["--preset", name]))
+    assert RECIPES[name].items() <= parsed.items()
+
+
+def test_a_recipe_goes_over_the_preset_of_a_gpu() -> None:
+    recipe = str(config.PRESETS / "high-accuracy.yaml")
+    parsed = config.parse(["--preset", "rtx4090", "--config", recipe])
+    assert (parsed.data.batch_size, parsed.run.epochs, parsed.model.compile) == (256, 200, True)
+
+
+def test_a_patience_outlasts_the_cycles_of_its_restarts() -> None:
+    """Else a run would end in the slump behind a restart."""
+    for name in config.presets():
+        parsed = config.parse(["--preset", name])
+        patience = parsed.regularize.early_stopping or math.inf
+        if parsed.schedule.scheduler == "warm_restarts" and parsed.schedule.t_mult == 1:
+            assert patience > (parsed.schedule.t_0 or 0)
+        elif parsed.schedule.scheduler == "warm_restarts":
+            assert patience == math.inf
