@@ -13,7 +13,7 @@ from ddp_train import config
 from ddp_train.build import build
 from ddp_train.distributed import Ranks
 
-TWO_STEPS = "--dataset synthetic --synthetic-samples 64 --batch-size 32 --stop-after 1 --no-tensorboard".split()
+TWO_STEPS = ["--dataset=synthetic", "--synthetic-samples=64", "--batch-size=32", "--stop-after=1", "--no-tensorboard"]
 # Any machine's CPU: bf16 may be emulated there, and a compiler be missing.
 ON_A_CPU = ["--device", "cpu", "--amp", "off", "--no-compile"]
 NARROW = {"high-accuracy": 0.5, "rtx4090": 0.5, "rtx4070": 0.5}
