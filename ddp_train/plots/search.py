@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["search_figure"]
 
 COLUMNS = 3
-WIDE = 30.0
+WIDE = 10.0
 """Largest over smallest value from which an axis is logarithmic."""
 
 
