@@ -13,6 +13,7 @@ __all__ = ["main"]
 
 # Command -> what it draws. Each is a module of this package with add_arguments(parser) and run(arguments).
 COMMANDS = {
+    "augment": "a contact sheet: what each option of augmentation does to the same images",
     "history": "loss, accuracy, learning rate and throughput of a run over its epochs",
     "gradient_flow": "mean and largest gradient of each layer over a run",
     "schedules": "the learning rate over a run, for every scheduler",

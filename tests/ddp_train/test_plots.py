@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -155,3 +156,29 @@ def test_a_bad_file_is_one_line_and_status_2(
 def test_a_picture_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot write .*x\.png: No such file"):
         plot_history(_document(1, tmp_path), tmp_path / "missing" / "x.png")
+
+
+def test_the_contact_sheet_shows_every_option_of_augmentation(tmp_path: Path) -> None:
+    from ddp_train.options import AugmentOptions
+    from ddp_train.plots.augment import augment_figure, photographs
+
+    path = tmp_path / "sheet.png"
+    assert main(["augment", "-o", str(path)]) == 0
+    assert path.read_bytes().startswith(_PNG)
+    (axes,) = augment_figure(photographs(), 0).axes
+    words = [label.get_text() for label in axes.get_yticklabels()]
+    shown = {word.removeprefix("--").replace("-", "_") for line in words for word in line.split()[:1]}
+    unshown = {"randaugment_ops", "randaugment_magnitude", "mixup_prob"}
+    unshown |= {"progressive_resize_end", "progressive_resize_epochs"}
+    assert shown == {field.name for field in fields(AugmentOptions)} - unshown | {"the"}
+    (picture,) = axes.get_images()
+    row = picture.get_array().shape[0] / len(words)
+    first, balanced = (picture.get_array()[round(row * i) : round(row * (i + 1))] for i in (0, 2))
+    assert first.shape == balanced.shape and not (first == balanced).all()
+    assert first.min() >= 0 and first.max() == 1
+
+
+def test_the_contact_sheet_needs_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["augment", "-o", str(tmp_path / "sheet.png"), "--data-dir", str(tmp_path / "none")]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: --data-dir") and message.count("\n") == 1
