@@ -16,11 +16,22 @@ from ddp_train.distributed import Ranks
 TWO_STEPS = ["--dataset=synthetic", "--synthetic-samples=64", "--batch-size=32", "--stop-after=1", "--no-tensorboard"]
 # Any machine's CPU: bf16 may be emulated there, and a compiler be missing.
 ON_A_CPU = ["--device", "cpu", "--amp", "off", "--no-compile"]
-NARROW = {"high-accuracy": 0.5, "rtx4090": 0.5, "rtx4070": 0.5}
+NARROW = {"high-accuracy": 0.5, "residual-93": 0.25, "rtx4090": 0.5, "rtx4070": 0.5}
 """Channel multipliers for presets whose own network would take longer than its two steps are worth."""
 
 RECIPES: dict[str, dict[str, Any]] = {
     "quick": {"model": "small", "epochs": 10},
+    "residual-93": {
+        "model": "residual",
+        "epochs": 150,
+        "batch_size": 128,
+        "optimizer": "adamw",
+        "amsgrad": True,
+        "scheduler": "warm_restarts",
+        "t_0": 40,
+        "mixup_prob": 0.5,
+        "early_stopping": 50,
+    },
     "high-accuracy": {
         "model": "power",
         "width_mult": 2.0,
