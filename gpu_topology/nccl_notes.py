@@ -88,7 +88,7 @@ def left_unset(
 
 def _why_no_p2p_disable(facts: Facts) -> str:
     if not facts.peer_links and facts.has_mig:
-        return "MIG slices have no peer access, which NCCL knows"
+        return "MIG slices have no peer access to turn off"
     if facts.refused_over_pcie:
         return "redundant: NCCL sees itself that there is no peer access over PCIe"
     if any(link.p2p is None for link in facts.links):
