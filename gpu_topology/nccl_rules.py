@@ -194,7 +194,8 @@ RULES: tuple[Rule, ...] = (
         reason=lambda facts: (
             f"NVLink without working peer access between GPUs {_pairs(facts.broken_nvlinks)}: NCCL would abort"
         ),
-        when="two chosen GPUs share NVLinks and the driver reports that peer access between them does not work",
+        when="two chosen GPUs share NVLinks and the driver reports that peer access between them does not work (GPUs "
+        "in MIG mode aside: their slices never have any)",
         sets="`1`, the only value that acts",
         why="NCCL takes this for a hardware fault and aborts; with peer access off it goes through host memory. The "
         "real cure is to mend the link, bridge or NVSwitch fabric. Over PCIe NCCL falls back by itself.",

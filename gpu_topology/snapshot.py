@@ -13,6 +13,7 @@ from pathlib import Path
 from reprlib import Repr
 from types import NoneType, UnionType
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
+from unicodedata import category
 
 from gpu_topology.output import write_whole
 from gpu_topology.spellings import Json, usual
@@ -143,4 +144,6 @@ def _plain_value(kind: type, value: object, name: str) -> object:
         raise ValueError(f"{name} is {_quote.repr(value)}, not a number of 0 to 2^64 - 1")
     if isinstance(value, str):
         value.encode()  # half a surrogate pair could not be printed; its UnicodeEncodeError is a ValueError
+        if any(category(character) == "Cc" for character in value):  # a file from elsewhere must not steer a terminal
+            raise ValueError(f"{name} is {_quote.repr(value)}, with a control character in it")
     return value

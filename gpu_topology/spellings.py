@@ -25,6 +25,7 @@ _PEER_WORDS = {
     "DR": "disabled-by-regkey",
     "NS": "not-supported",
     "U": None,
+    "UNKNOWN": None,
 }
 _MODES = {"enabled": True, "disabled": False, "n/a": None, "[n/a]": None}
 

@@ -66,7 +66,7 @@ def _anything(kind: Any, draw: random.Random) -> Any:
         NoneType: (None,),
         bool: (True, False),
         int: (0, 1, draw.randrange(2**64)),
-        str: ("", "NV4", "GPU-\u00e9\u4e2d\U0001f600", '"\\\n\x7f', str(draw.random())),
+        str: ("", "NV4", "GPU-\u00e9\u4e2d\U0001f600", '"\\', str(draw.random())),
     }
     return draw.choice(choices[kind])
 
@@ -154,6 +154,7 @@ def test_links_are_read_as_nvidia_smi_writes_them_and_from_either_end():
         ("NS", "not-supported"),
         ("DR", "disabled-by-regkey"),
         ("U", None),
+        ("unknown", None),
         ("not-supported", "not-supported"),
         (None, None),
     ],
@@ -234,6 +235,8 @@ BAD = {
     '{"schema": "gpu-topology/1", "gpus": [{"name": "A100"}]}': "has no 'index'",
     '{"schema": "gpu-topology/1", "gpus": [{"index": 0, "name": "\\ud800"}]}': "not a valid",
     '{"schema": "gpu-topology/1", "gpus": {"index": 0}}': "not a list",
+    '{"schema": "gpu-topology/1", "gpus": [{"index": 0, "name": "A\\u001b[31m"}]}': "with a control character in it",
+    '{"schema": "gpu-topology/1", "warnings": ["two\\nlines"]}': "with a control character in it",
     '{"schema": "' + 9999 * "x" + '"}': "this version reads",
     9999 * "[": "is not JSON",
     "": "is not JSON",
