@@ -64,6 +64,7 @@ def build(wanted: Config, ranks: Ranks, device: torch.device) -> Run:
     torch.manual_seed(resolved.run.seed)
     network = together(lambda: _network(resolved, dataset, device), ranks)
     resolved, notes = _without_lone_sample(resolved, network, dataset, ranks, notes)
+    notes = (*notes, *_without_effect(resolved, device))
     pipeline = together(lambda: _pipeline(resolved, dataset, ranks, device), ranks)
     precision = _precision(resolved, device)
     context = Context(
@@ -191,6 +192,17 @@ def _without_lone_sample(
     return config.with_values(resolved, {"drop_last": True}), (*notes, note)
 
 
+def _without_effect(resolved: Config, device: torch.device) -> tuple[str, ...]:
+    """A line for each option that has nothing to do where there is no GPU."""
+    options = {
+        "--expandable-segments": resolved.model.expandable_segments,
+        f"--compile-mode {resolved.model.compile_mode}": resolved.model.compile_mode not in (None, "default"),
+    }
+    return tuple(
+        f"{name}: no GPU is used, so it does nothing" for name, on in options.items() if on and device.type == "cpu"
+    )
+
+
 def _peak_rate(resolved: Config) -> float:
     rate, rule = resolved.optim.lr, resolved.optim.lr_scaling
     assert rate is not None and rule is not None
@@ -239,7 +251,10 @@ def _wrap(network: nn.Module, ranks: Ranks, device: torch.device) -> Distributed
 
 
 def _compiled(model: nn.Module, resolved: Config) -> nn.Module:
-    return torch.compile(model) if resolved.model.compile else model  # type: ignore[return-value]
+    """`model` compiled, if it is to be. reduce-overhead records CUDA graphs, of each shape of a batch one."""
+    if not resolved.model.compile:
+        return model
+    return torch.compile(model, mode=resolved.model.compile_mode)  # type: ignore[return-value]
 
 
 def _saver(folder: RunFolder, parts: Parts) -> Any:

@@ -29,6 +29,7 @@ RANGES: dict[str, tuple[float | None, float | None, bool]] = {
     "image_size": (4, 4096, False),
     "synthetic_samples": (1, 10**7, False),
     "width_mult": (0, 64, True),
+    "stochastic_depth": (0, 0.99, False),
     "n_layers": (1, 1000, False),
     "hidden_dim": (8, 16384, False),
     "n_heads": (1, 512, False),
@@ -114,6 +115,32 @@ CONFLICTS: tuple[tuple[Callable[[Config], bool], str], ...] = (
     (
         lambda c: bool(c.model.hidden_dim and c.model.n_heads and c.model.hidden_dim % c.model.n_heads),
         "--hidden-dim must be a multiple of --n-heads: each head has an equal part",
+    ),
+    (
+        lambda c: bool(c.regularize.stochastic_depth) and c.model.model in ("small", "power"),
+        "--stochastic-depth drops residual branches, which small and power have not: take residual, wideresnet, "
+        "resnet18 or vit",
+    ),
+    (
+        lambda c: c.model.compile and c.model.checkpoint_activations,
+        "--checkpoint-activations with --compile: torch.compile decides by itself what is computed again",
+    ),
+    (
+        lambda c: c.model.compile_mode is not None and not c.model.compile,
+        "--compile-mode needs --compile",
+    ),
+    (
+        lambda c: c.model.compile_mode not in (None, "default") and (c.data.accumulate or 1) > 1,
+        "--compile-mode reduce-overhead and max-autotune record CUDA graphs, whose gradients the next micro-batch "
+        "overwrites: without --accumulate, or with --compile-mode default",
+    ),
+    (
+        lambda c: c.model.compile_mode not in (None, "default") and c.run.device == "cpu",
+        "--compile-mode reduce-overhead and max-autotune are for GPUs (CUDA graphs): with --device cpu leave it out",
+    ),
+    (
+        lambda c: c.model.expandable_segments and c.run.device == "cpu",
+        "--expandable-segments is for the memory of GPUs: with --device cpu leave it out",
     ),
     (
         lambda c: c.model.amp == "fp16" and c.run.device == "cpu",

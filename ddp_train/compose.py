@@ -34,6 +34,16 @@ TABLE: tuple[Entry, ...] = (
         lambda c: c.augment.progressive_resize is not None,
         "ddp_train.techniques.progressive_resize:create",
     ),
+    Entry(
+        "stochastic_depth",
+        lambda c: c.regularize.stochastic_depth is not None,
+        "ddp_train.techniques.stochastic_depth:create",
+    ),
+    Entry(
+        "checkpoint_activations",
+        lambda c: c.model.checkpoint_activations,
+        "ddp_train.techniques.checkpointing:create",
+    ),
     Entry("mixing", lambda c: bool(c.augment.mixup or c.augment.cutmix), "ddp_train.techniques.mixing:create"),
     Entry("plateau", lambda c: c.schedule.scheduler == "plateau", "ddp_train.techniques.plateau:create"),
     Entry("gradient_flow", lambda c: c.looking.gradient_flow, "ddp_train.diagnostics.gradient_flow:create"),
@@ -56,6 +66,7 @@ TABLE: tuple[Entry, ...] = (
     ),
     Entry("initial_loss_check", lambda c: c.looking.initial_loss_check, "ddp_train.diagnostics.initial_loss:create"),
     Entry("gpu_usage", lambda c: c.run.device != "cpu", "ddp_train.diagnostics.gpu_usage:create"),
+    Entry("memory_report", lambda c: c.looking.memory_report, "ddp_train.diagnostics.memory_report:create"),
     Entry("profile", lambda c: c.looking.profile, "ddp_train.diagnostics.profiling:create"),
 )
 

@@ -18,6 +18,7 @@ if __package__ in (None, ""):
     # Run as a file: the packages stand beside this folder, whatever the working directory.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from ddp_train.allocator import expand_segments
 from ddp_train.config import Config, UserError, check_paths, parse, with_values
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             # The ranks were started again after a failure: go on from the last checkpoint.
             wanted = with_values(wanted, {"resume": "auto"})
         check_paths(wanted)
+        if wanted.model.expandable_segments:
+            expand_segments(os.environ)
     except UserError as error:
         # Every rank reads the same command line and comes to the same end.
         return _end(f"error: {error}", status=2, speaks=os.environ.get("RANK", "0") == "0")

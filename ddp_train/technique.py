@@ -7,6 +7,7 @@ A technique lives in a file of its own under techniques/, as a function that tak
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -83,6 +84,7 @@ class Technique:
     schedule     the schedule of the learning rate to another
     rate         step -> a factor on the learning rate, beside the schedule's
     gradient     changes the true gradients of the global batch in place, before the optimizer
+    phase        a context around each "forward", "backward" and "step" of training, and around "evaluation"
     update       takes the place of "gradient, then step"; at most one technique of a run has it
     after_step   after the optimizer's step
     before_evaluation  on all ranks, given this rank's part of the epoch's training batches, read only if iterated
@@ -100,6 +102,7 @@ class Technique:
     schedule: Callable[[Schedule], Schedule] | None = None
     rate: Callable[[int], float] | None = None
     gradient: Callable[[Sequence[nn.Parameter], Moment], None] | None = None
+    phase: Callable[[str], AbstractContextManager[object]] | None = None
     update: Update | None = None
     after_step: Callable[[Moment], None] | None = None
     before_evaluation: Callable[[Iterable[Batch]], None] | None = None

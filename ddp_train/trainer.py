@@ -78,6 +78,7 @@ class Trainer:
         self._rate = [technique.rate for technique in plugged if technique.rate is not None]
         self._batch = [technique.batch for technique in plugged if technique.batch is not None]
         self._gradient = [technique.gradient for technique in plugged if technique.gradient is not None]
+        self._phases = [technique.phase for technique in plugged if technique.phase is not None]
         self._after_step = [technique.after_step for technique in plugged if technique.after_step is not None]
         self._before_evaluation = [t.before_evaluation for t in plugged if t.before_evaluation is not None]
         self._after_epoch = [technique.after_epoch for technique in plugged if technique.after_epoch is not None]
@@ -120,7 +121,8 @@ class Trainer:
             before_evaluation(self._training_set(epoch))
         if parts.evaluated is not parts.network:
             average_buffers(parts.evaluated, parts.ranks)
-        scores: Scores = evaluate(parts.evaluated, parts.pipeline.evaluate(), parts.precision)
+        with self._phase("evaluation"):
+            scores: Scores = evaluate(parts.evaluated, parts.pipeline.evaluate(), parts.precision)
         return EpochRecord(
             epoch=epoch + 1,
             train_loss=loss,
@@ -209,10 +211,11 @@ class Trainer:
             for change in self._batch:
                 images, targets = change(images, targets, moment)
             with self._communicate(communicate and index == window.count):
-                with parts.precision.autocast():
+                with self._phase("forward"), parts.precision.autocast():
                     logits = parts.model(images)
                     loss = parts.loss(logits, targets)
-                parts.precision.backward(loss * weight)
+                with self._phase("backward"):
+                    parts.precision.backward(loss * weight)
             if count:
                 self._count(loss.detach(), logits.detach(), targets)
 
@@ -224,8 +227,16 @@ class Trainer:
             for change in self._gradient:
                 change(self._parameters, moment)
 
-        parts.precision.step(parts.optimizer, prepare if self._gradient else None)
+        with self._phase("step"):
+            parts.precision.step(parts.optimizer, prepare if self._gradient else None)
         parts.optimizer.zero_grad(set_to_none=True)
+
+    def _phase(self, name: str) -> contextlib.AbstractContextManager[Any]:
+        """What the techniques put around a phase."""
+        stack = contextlib.ExitStack()
+        for around in self._phases:
+            stack.enter_context(around(name))
+        return stack
 
     def _communicate(self, now: bool) -> contextlib.AbstractContextManager[Any]:
         """All-reduce in this backward, or leave it to the last micro-batch."""

@@ -21,3 +21,5 @@ class LookingOptions:
     """Judge every step; a loss or gradient that is not finite ends the run with the layer, step and rank named."""
     initial_loss_check: bool = True
     """Say so when the loss of the first step is far from ln(classes)."""
+    memory_report: bool = False
+    """Peak memory of forward pass, backward pass, optimizer step and evaluation, as a table at the end and as JSON."""

@@ -42,3 +42,9 @@ class ModelOptions:
     """Channels-last memory format."""
     compile: bool = False
     """torch.compile the model."""
+    compile_mode: Literal["default", "reduce-overhead", "max-autotune"] | None = None
+    """compile: reduce-overhead and max-autotune record CUDA graphs, the latter after timing kernels (None: default)."""
+    checkpoint_activations: bool = False
+    """Compute the blocks of the model again in the backward pass instead of keeping what is inside them."""
+    expandable_segments: bool = False
+    """Let the GPU's memory allocator grow its segments: less is lost between them (PYTORCH_ALLOC_CONF)."""

@@ -13,6 +13,8 @@ class RegularizeOptions:
 
     label_smoothing: float = 0.0
     """Share of the target spread over the other classes."""
+    stochastic_depth: float | None = None
+    """Probability that a sample skips the last residual branch; earlier ones in proportion to their depth."""
     early_stopping: int | None = None
     """End the run after so many epochs without a better test accuracy."""
     min_delta: float = 0.0

@@ -107,6 +107,23 @@ TABLE: tuple[Row, ...] = (
         neutral="--early-stopping 100",
         oracle="tests.ddp_train.test_schedule:test_early_stopping_counts_epochs_without_a_better_accuracy",
     ),
+    Row(
+        name="stochastic_depth",
+        options="--stochastic-depth 0.5",
+        neutral="--stochastic-depth 0",
+        oracle="tests.ddp_train.techniques.test_stochastic_depth:test_dropping_is_torchvisions",
+        ranks="drawn as dropout is, from the seed of the step and the shard: each rank draws for its own samples",
+    ),
+    silent(
+        "checkpoint_activations",
+        "--checkpoint-activations",
+        "tests.ddp_train.techniques.test_checkpointing:test_everything_is_as_without_it",
+    ),
+    silent(
+        "memory_report",
+        "--memory-report",
+        "tests.ddp_train.diagnostics.test_memory_report:test_what_is_kept_is_what_autograd_needs",
+    ),
     silent(
         "gradient_flow",
         "--gradient-flow --log-every 3",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import nn
+
+from ddp_train.models import Residual
 
 
 def plain(num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
@@ -31,19 +33,8 @@ def stateful(num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
         nn.Conv2d(image_shape[0], 8, 3, stride=4, padding=1, bias=False),
         nn.BatchNorm2d(8),
         nn.ReLU(),
-        Residual(8),
+        Residual(nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8))),
         nn.Flatten(),
         nn.Dropout(0.2),
         nn.Linear(8 * 8 * 8, num_classes),
     )
-
-
-class Residual(nn.Module):
-    """x + branch(x)."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.branch = nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), nn.BatchNorm2d(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.branch(x)
