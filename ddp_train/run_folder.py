@@ -15,10 +15,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ddp_train import checkpoint, config
+from ddp_train import checkpoint, config, optim
 from ddp_train.atomic import write_text
 from ddp_train.auto import Recommendation
-from ddp_train.optim import describe
 from ddp_train.options import Config, UserError
 from ddp_train.precision import Precision
 from ddp_train.records import EpochRecord, History, Observer
@@ -77,7 +76,7 @@ class RunFolder:
         state = {
             "model": network.state_dict(),
             "optimizer": optimizer.state_dict(),
-            "optimizer_class": describe(optimizer),
+            "optimizer_class": optim.describe(optimizer),
             "scaler": precision.state_dict(),
             "techniques": {t.name: t.state.state_dict() for t in techniques if t.state is not None},
             "progress": dataclasses.asdict(progress),
@@ -98,12 +97,10 @@ class RunFolder:
         """
         state: dict[str, Any] = checkpoint.load(source, map_location="cpu")
         try:
-            if state["optimizer_class"] != describe(optimizer):
+            if state["optimizer_class"] != optim.describe(optimizer):
                 raise ValueError(f"it was trained with {state['optimizer_class']}")
             network.load_state_dict(state["model"])
-            for saved, own in zip(state["optimizer"]["param_groups"], optimizer.param_groups, strict=True):
-                saved.update({name: value for name, value in own.items() if name != "params"})
-            optimizer.load_state_dict(state["optimizer"])
+            optim.restore(optimizer, state["optimizer"])
             precision.load_state_dict(state["scaler"])
             _restore_techniques(state.get("techniques", {}), techniques)
             return Progress(**state["progress"])

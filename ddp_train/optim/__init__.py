@@ -11,7 +11,7 @@ from torch import nn
 from ddp_train.optim.muon import Muon, hidden_matrices
 from ddp_train.options import OptimOptions, UserError
 
-__all__ = ["create_optimizer", "describe", "parameter_groups"]
+__all__ = ["create_optimizer", "describe", "parameter_groups", "restore"]
 
 
 def parameter_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
@@ -58,11 +58,27 @@ def describe(optimizer: torch.optim.Optimizer) -> str:
     return f"{name} (amsgrad)" if any(group.get("amsgrad") for group in optimizer.param_groups) else name
 
 
+def restore(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Take a saved state_dict over. Rates, decay and the like stay those of `optimizer`, which follow this run.
+
+    Errors: ValueError where it does not fit.
+    """
+    for group, own in zip(saved["param_groups"], optimizer.param_groups, strict=True):
+        group.update({name: value for name, value in own.items() if name != "params"})
+    optimizer.load_state_dict(saved)
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            # Fused steps need one memory layout, and that of the run before may have been another.
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                state[name] = torch.empty_like(parameter).copy_(value)
+
+
 def _plain(
     name: str, parameters: Iterable[nn.Parameter], options: OptimOptions, learning_rate: float, device: torch.device
 ) -> torch.optim.Optimizer:
     """SGD, Adam or AdamW."""
     groups = parameter_groups(parameters, options.weight_decay)
+    # On the CPU torch's fused step takes memory as it lies: a gradient of another layout than its weight is misread.
     speed: dict[str, Any] = {"fused": True} if device.type == "cuda" else {"foreach": True}
     if name == "sgd":
         # Nesterov momentum is defined for a positive momentum only.

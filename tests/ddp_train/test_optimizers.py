@@ -216,6 +216,20 @@ def test_a_resume_with_another_optimizer_is_refused(first: str, then: str, tmp_p
         runs.make(f"{first} {then} --resume auto", tmp_path / "run", runs.PLAIN)
 
 
+@pytest.mark.parametrize("words", ["--optimizer adamw", "--optimizer muon --muon-rest sgd"])
+def test_a_resumed_state_lies_in_memory_as_its_weights_do(words: str, tmp_path: Path) -> None:
+    run = runs.make(f"{words} --epochs 1", tmp_path / "run", runs.PLAIN)
+    run.trainer.fit()
+    again = runs.make(f"{words} --epochs 2 --no-channels-last --resume auto", tmp_path / "run", runs.PLAIN)
+    optimizer = again.trainer.parts.optimizer
+    kernel = next(p for p in again.trainer.parts.network.parameters() if p.ndim == 4)
+    before = next(iter(run.trainer.parts.network.parameters()))
+    assert kernel.stride() != before.stride() and torch.equal(kernel, before)
+    for parameter, state in optimizer.state.items():
+        assert all(v.stride() == parameter.stride() for v in state.values() if v.shape == parameter.shape)
+    again.trainer.fit()
+
+
 def test_the_kinds_of_optimizers_have_names() -> None:
     names = {
         describe(create_optimizer(small(), options, 0.1, CPU))

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from ddp_train.compose import compose
 from ddp_train.data import load
 from ddp_train.data.augment import Augmentation
 from ddp_train.data.pipeline import build_pipeline
@@ -17,9 +20,8 @@ from ddp_train.distributed import Ranks
 from ddp_train.losses import cross_entropy_sum
 from ddp_train.models import create_model
 from ddp_train.optim import create_optimizer
-from ddp_train.options import AugmentOptions, DataOptions, OptimOptions
+from ddp_train.options import AugmentOptions, DataOptions
 from ddp_train.precision import Precision
-from ddp_train.techniques import clipping
 from ddp_train.trainer import Parts, Trainer
 from tests.ddp_train.contexts import make_context
 
@@ -65,8 +67,17 @@ def test_augmentation_draws_the_same_on_both_devices() -> None:
     assert torch.equal(*found)
 
 
-@pytest.mark.parametrize("amp", ["off", "bf16"])
-def test_a_step_never_waits_for_the_gpu(amp: str) -> None:
+STEPS = [
+    ("off", {}),
+    ("bf16", {}),
+    ("bf16", {"optimizer": "adamw", "amsgrad": True}),
+    ("bf16", {"optimizer": "muon", "lookahead": 3, "ema": 0.9}),
+    ("off", {"sam": 0.05, "ema": 0.9, "ema_warmup": True}),
+]
+
+
+@pytest.mark.parametrize(("amp", "chosen"), STEPS, ids=str)
+def test_a_step_never_waits_for_the_gpu(amp: str, chosen: dict[str, Any]) -> None:
     options = DataOptions(dataset="synthetic", synthetic_samples=512)
     augment = AugmentOptions(augment="heavy")
     pipeline = build_pipeline(
@@ -81,7 +92,8 @@ def test_a_step_never_waits_for_the_gpu(amp: str) -> None:
         seed=0,
     )
     network = create_model("small", num_classes=10).to(GPU, memory_format=torch.channels_last)
-    optimizer = create_optimizer(network, OptimOptions(), 0.05, GPU)
+    context = replace(make_context(network, clip_grad=1.0, **chosen), device=GPU)
+    optimizer = create_optimizer(network, context.config.optim, 0.05, GPU)
     trainer = Trainer(
         Parts(
             ranks=Ranks(),
@@ -96,7 +108,7 @@ def test_a_step_never_waits_for_the_gpu(amp: str) -> None:
             precision=Precision(amp, GPU),
             epochs=1,
             global_batch=64,
-            techniques=(clipping.create(make_context(network, clip_grad=1.0)),),
+            techniques=compose(context)[1],
         )
     )
     windows = pipeline.train(0)
@@ -108,3 +120,22 @@ def test_a_step_never_waits_for_the_gpu(amp: str) -> None:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert trainer.progress.step == pipeline.steps_per_epoch
+
+
+def test_formats_are_compared(tmp_path: Path) -> None:
+    words = ["--dataset", "synthetic", "--model", "small", "--batch-size", "256", "--json"]
+    done = run(ROOT, "-m", "ddp_train.diagnostics.precision", *words)
+    assert done.returncode == 0, done.stderr
+    errors = {row["format"]: row["gradient_error"] for row in json.loads(done.stdout)["formats"]}
+    if torch.cuda.get_device_capability() >= (8, 0):
+        assert errors["fp64"] < errors["fp32"] < errors["tf32"] < errors["bf16"]
+    assert errors["fp32"] < errors["fp16"] < 1.0
+
+
+@pytest.mark.parametrize("words", ["", "--optimizer muon --lookahead 3 --ema 0.9", "--sam 0.05 --optimizer adamw"])
+def test_fp16_learns_with_every_sort_of_step(tmp_path: Path, words: str) -> None:
+    common = "ddp_train/main.py --dataset digits --epochs 8 --amp fp16 --init-scale 1e6 --out-dir"
+    done = run(ROOT, *common.split(), str(tmp_path / "run"), *words.split())
+    assert done.returncode == 0, done.stderr
+    history = json.loads((tmp_path / "run" / "training_history.json").read_text())
+    assert history["best"]["test_accuracy"] > 0.9
