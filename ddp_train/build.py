@@ -24,6 +24,7 @@ from ddp_train import config, data, models
 from ddp_train.batching import scale_learning_rate, split
 from ddp_train.compose import compose
 from ddp_train.data.dataset import Dataset
+from ddp_train.data.facts import DatasetFacts
 from ddp_train.data.pipeline import Pipeline
 from ddp_train.distributed import Ranks, gpu_uuids, on_first_rank, on_one_rank_per_node, together
 from ddp_train.event_files import TensorBoardObserver
@@ -40,7 +41,7 @@ from ddp_train.state import Progress
 from ddp_train.technique import Context, Technique
 from ddp_train.trainer import Parts, Trainer
 
-__all__ = ["Run", "build"]
+__all__ = ["Run", "build", "create_network"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Run:
     folder: RunFolder
     facts: RunFacts
     observers: Sequence[Observer]
+    dataset: Dataset
 
 
 def build(wanted: Config, ranks: Ranks, device: torch.device) -> Run:
@@ -62,7 +64,7 @@ def build(wanted: Config, ranks: Ranks, device: torch.device) -> Run:
     folder, notes = RunFolder(path), (*notes, moved) if moved else notes
     resolved = config.with_values(resolved, {"out_dir": str(path)})
     torch.manual_seed(resolved.run.seed)
-    network = together(lambda: _network(resolved, dataset, device), ranks)
+    network = together(lambda: create_network(resolved, dataset, device), ranks)
     resolved, notes = _without_lone_sample(resolved, network, dataset, ranks, notes)
     notes = (*notes, *_without_effect(resolved, device))
     pipeline = together(lambda: _pipeline(resolved, dataset, ranks, device), ranks)
@@ -112,10 +114,11 @@ def build(wanted: Config, ranks: Ranks, device: torch.device) -> Run:
     observers: tuple[Observer, ...] = ()
     if ranks.is_first:
         folder.write_config(resolved)
+        folder.write_dataset(DatasetFacts.of(dataset))
         folder.write_plan(_environment(parts, facts), found)
         observers = _observers(resolved, folder, parts, facts, source)
         parts = replace(parts, observers=observers, save=_saver(folder, parts))
-    return Run(Trainer(parts), resolved, folder, facts, observers)
+    return Run(Trainer(parts), resolved, folder, facts, observers, dataset)
 
 
 def _is_restart() -> bool:
@@ -134,7 +137,8 @@ def _load_data(wanted: Config, ranks: Ranks) -> tuple[Dataset, tuple[str, ...]]:
     return dataset, (note,) if note else ()
 
 
-def _network(resolved: Config, dataset: Dataset, device: torch.device) -> nn.Module:
+def create_network(resolved: Config, dataset: Dataset | DatasetFacts, device: torch.device) -> nn.Module:
+    """The untrained network of a run, on its device."""
     options = resolved.model
     network = models.create_model(
         options.model or "small",

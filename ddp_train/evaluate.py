@@ -1,47 +1,122 @@
-"""Exact evaluation: every test sample counts once, whatever the world size."""
+"""`python -m ddp_train.evaluate --checkpoint FILE --data-dir DIR`: a saved model on a test split, on any ranks.
+
+Exact under torchrun: each image counts once, whatever the number of ranks. The trainer's own evaluation is in
+scores.py. Exit status: 0; 2 for a user's mistake.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn, get_args
 
 import torch
-from torch import nn
 
-from ddp_train.data.pipeline import Batch
-from ddp_train.distributed import sum_over_ranks
-from ddp_train.losses import cross_entropy_sum
+from ddp_train import distributed
+from ddp_train.command_line import CommandLine
+from ddp_train.distributed import Ranks, together
+from ddp_train.evaluation import split
+from ddp_train.evaluation.figures import as_json, as_text, draw
+from ddp_train.evaluation.saved import Saved, open_saved
+from ddp_train.evaluation.views import Tta, views
+from ddp_train.options import SharedError, UserError
 from ddp_train.precision import Precision
+from ddp_train.resolve import set_threads
+from ddp_train.scores import Scores, evaluate, examine
 
-__all__ = ["Scores", "evaluate"]
+__all__ = ["Scores", "evaluate", "main"]
 
-
-@dataclass(frozen=True)
-class Scores:
-    """Mean cross-entropy (without label smoothing) and accuracy (fraction of 1) over `samples` images."""
-
-    loss: float
-    accuracy: float
-    samples: int
+WORST = 24
+LARGEST_BATCH = 1_000_000
 
 
-@torch.no_grad()
-def evaluate(model: nn.Module, batches: Iterable[Batch], precision: Precision) -> Scores:
-    """Evaluate over the parts of all ranks; each rank passes its own share of the test set.
+def main(argv: Sequence[str] | None = None) -> int:
+    """Evaluate as the command line says; the exit status."""
+    ranks = Ranks()
+    try:
+        ranks = Ranks.from_environment()
+        arguments = _parse(argv)
+        device = distributed.choose_device(arguments.device, ranks)
+        set_threads(ranks, device)
+        distributed.start(ranks, device)
+        _run(arguments, ranks, device)
+    except UserError as error:
+        if error.speaks if isinstance(error, SharedError) else ranks.is_first:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        else:
+            time.sleep(0.3)  # the rank that speaks ends first, so that no other looks like the cause
+        return 2
+    return 0
 
-    `batches`: images [n, C, H, W], labels int64 [n]. Sums are taken in float64 and divided once.
-    """
-    loss_sum = cross_entropy_sum()
-    was_training = model.training
-    model.eval()
-    totals = torch.zeros(3, dtype=torch.float64, device=precision.device)
-    for batch in batches:
-        with precision.autocast():
-            logits = model(batch.images)
-        correct = (logits.argmax(1) == batch.labels).sum()
-        totals[0] += loss_sum(logits, batch.labels)
-        totals[1] += correct
-        totals[2] += len(batch.labels)
-    model.train(was_training)
-    loss, correct_count, samples = sum_over_ranks(totals).tolist()
-    return Scores(loss / max(1.0, samples), correct_count / max(1.0, samples), int(samples))
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = CommandLine("python -m ddp_train.evaluate", "Evaluate a saved model on a test split.")
+    add = parser.add_argument
+    add("--checkpoint", required=True, metavar="FILE", help="best_model.pth, checkpoint-latest.pt, or a run folder")
+    add("--data-dir", metavar="DIR", help="folder of the data (default: where the run had them)")
+    add(
+        "--tta", choices=get_args(Tta), default="none", help="test-time augmentation: probabilities averaged over views"
+    )
+    add("--batch-size-per-rank", type=int, default=512, metavar="N", help="images at a time [512]")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute [auto]")
+    add("--amp", choices=("off", "bf16", "fp16"), default="off", help="precision of the forward passes [off]")
+    add("--pictures", metavar="DIR", help="write confusion_matrix.png and worst_images.png there")
+    add("--json", action="store_true", help="one JSON object on stdout")
+    arguments = parser.parse_args(argv)
+    if not 1 <= (size := arguments.batch_size_per_rank) <= LARGEST_BATCH:
+        raise UserError(f"--batch-size-per-rank takes a number from 1 to {LARGEST_BATCH}, not {size}")
+    return arguments
+
+
+def _run(arguments: argparse.Namespace, ranks: Ranks, device: torch.device) -> None:
+    saved = together(lambda: _open(arguments, device), ranks)
+    dataset = split.load_split(saved, arguments.data_dir, ranks)
+    precision = Precision(arguments.amp, device)
+    found = examine(
+        saved.network,
+        split.batches(dataset, saved, ranks, arguments.batch_size_per_rank),
+        precision,
+        len(dataset.classes),
+        views=views(arguments.tta),
+        worst=WORST if arguments.pictures else 0,
+    )
+    if not ranks.is_first:
+        return
+    what = {"checkpoint": str(saved.file), "model": saved.config.model.model, "dataset": dataset.name}
+    if arguments.json:
+        document = as_json(found, dataset.classes)
+        print(json.dumps({"schema": document["schema"], **what, "tta": arguments.tta} | document))
+    else:
+        tta = "" if arguments.tta == "none" else f", {arguments.tta}"
+        print(f"{what['model']} from {saved.file} on the test split of {dataset.name}: {found.samples:,} images{tta}")
+        print("\n".join(as_text(found, dataset.classes)))
+    if arguments.pictures:
+        for path in draw(found, dataset, Path(arguments.pictures)):
+            print(path, file=sys.stderr)
+
+
+def _open(arguments: argparse.Namespace, device: torch.device) -> Saved:
+    if arguments.pictures and not Path(arguments.pictures).is_dir():
+        raise UserError(f"--pictures {arguments.pictures}: is not a folder")
+    if arguments.amp == "fp16" and device.type != "cuda":
+        raise UserError("--amp fp16 needs a GPU; on the CPU use --amp off")
+    saved = open_saved(arguments.checkpoint, device)
+    if arguments.tta != "none" and not saved.facts.flip_ok:
+        raise UserError(f"--tta {arguments.tta}: a mirrored image of {saved.facts.name} is not of its class; use none")
+    return saved
+
+
+def program() -> NoReturn:
+    """`main` as a process of its own, which ends at once when everything is printed."""
+    status = main()
+    if status == 0:
+        distributed.leave(status)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    program()

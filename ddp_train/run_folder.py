@@ -18,6 +18,7 @@ from torch import nn
 from ddp_train import checkpoint, config, optim
 from ddp_train.atomic import write_text
 from ddp_train.auto import Recommendation
+from ddp_train.data.facts import DatasetFacts
 from ddp_train.options import Config, UserError
 from ddp_train.precision import Precision
 from ddp_train.records import EpochRecord, History, Observer
@@ -42,6 +43,10 @@ class RunFolder:
         """Everything that the run was told or found out, as YAML that --config takes back."""
         shown = dataclasses.replace(resolved, run=dataclasses.replace(resolved.run, resume=None, stop_after=None))
         write_text(self.path / "config.yaml", config.dump(shown))
+
+    def write_dataset(self, facts: DatasetFacts) -> None:
+        """dataset.json: what a saved model has to know of its data when it is used without them."""
+        write_text(self.path / "dataset.json", facts.dump())
 
     def write_plan(self, facts: Mapping[str, object], recommendations: Iterable[Recommendation]) -> None:
         """plan.json for a run that no launcher planned; a launcher's own plan is left as it is."""

@@ -20,11 +20,11 @@ from torch.nn.parallel import DistributedDataParallel
 from ddp_train.data.pipeline import Batch, Pipeline, Window
 from ddp_train.diagnostics.numbers import first_bad_layer
 from ddp_train.distributed import Ranks, average_buffers, sum_over_ranks
-from ddp_train.evaluate import Scores, evaluate
 from ddp_train.losses import Loss
 from ddp_train.precision import Precision
 from ddp_train.records import Best, EpochRecord, Observer, StepReport
 from ddp_train.schedule import Schedule, set_learning_rate
+from ddp_train.scores import Scores, evaluate
 from ddp_train.state import Progress, TrainingDiverged
 from ddp_train.technique import Gradients, Moment, Technique
 

@@ -43,8 +43,7 @@ LINES = 20
 
 def create(context: Context) -> Technique:
     """`--watch-numbers`."""
-    precision = Precision(context.config.model.amp, context.device)
-    numbers = _Numbers(context.network, precision, context.ranks)
+    numbers = _Numbers(context.network, context.precision, context.ranks)
     return Technique(
         name="watch_numbers",
         batch=numbers.batch,

@@ -1,0 +1,1 @@
+"""Trained models in use: opened from a run folder, evaluated on a test split, exported."""

@@ -1,0 +1,107 @@
+"""Writing a network as a torch.export program or as ONNX, checked against the network itself before it stands."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from ddp_train.atomic import replacing
+from ddp_train.evaluation.saved import Saved
+from ddp_train.options import UserError
+
+__all__ = ["export"]
+
+EXAMPLES, CHECKED = 4, 7
+"""Images in the batch that is traced, and in the one that is compared: two sizes, since any must do."""
+TOLERANCE = 1e-4
+"""Of the logits, relative to the largest: other kernels sum in another order."""
+
+Answer = Callable[[Tensor], Tensor]
+
+
+def export(saved: Saved, output: str) -> str:
+    """Write `output`, by its ending; one line on what was written. Errors: UserError, and then nothing is written."""
+    if output.endswith(".onnx"):
+        missing = [name for name in ("onnx", "onnxscript") if find_spec(name) is None]
+        if missing:
+            raise UserError(f"--output {output}: ONNX needs {' and '.join(missing)}: pip install {' '.join(missing)}")
+    write = _onnx if output.endswith(".onnx") else _program
+    generator = torch.Generator().manual_seed(0)
+    shape = saved.facts.image_shape
+    try:
+        with _quiet():
+            data, answer = write(saved, torch.randn((EXAMPLES, *shape), generator=generator))
+            difference = _difference(saved, answer, torch.randn((CHECKED, *shape), generator=generator))
+    except UserError:
+        raise
+    except Exception as error:  # the exporters raise many kinds, for what they cannot express
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(f"--output {output}: this model cannot be exported ({reason})") from None
+    if not difference <= TOLERANCE:
+        raise UserError(f"--output {output}: not written, the exported model answers otherwise ({difference:.1e})")
+    with replacing(output, size=lambda: len(data)) as file:
+        file.write(data)
+    size = ", ".join(map(str, shape))
+    return (
+        f"{output}: images float32 [n, {size}] to logits [n, {len(saved.facts.classes)}]; {len(data):,} bytes; "
+        f"answers on {CHECKED} images differ from the network's by at most {difference:.1e} of the largest"
+    )
+
+
+def _program(saved: Saved, example: Tensor) -> tuple[bytes, Answer]:
+    batch = torch.export.Dim("batch", min=1, max=1 << 16)
+    program = torch.export.export(saved.network, (example,), dynamic_shapes=({0: batch},))
+    file = io.BytesIO()
+    torch.export.save(program, file, extra_files={"dataset.json": saved.facts.dump()})
+    loaded = torch.export.load(io.BytesIO(file.getvalue())).module()
+    return file.getvalue(), loaded
+
+
+def _onnx(saved: Saved, example: Tensor) -> tuple[bytes, Answer]:
+    import onnx
+    from onnx.reference import ReferenceEvaluator
+
+    batch = torch.export.Dim("batch", min=1, max=1 << 16)
+    made = torch.onnx.export(
+        saved.network,
+        (example,),
+        dynamo=True,
+        dynamic_shapes=({0: batch},),
+        input_names=["images"],
+        output_names=["logits"],
+        verbose=False,
+    )
+    assert made is not None
+    model = made.model_proto
+    onnx.helper.set_model_props(model, {"dataset.json": saved.facts.dump()})
+    onnx.checker.check_model(model)
+    data: bytes = model.SerializeToString()
+    evaluator = ReferenceEvaluator(onnx.load_from_string(data))
+    return data, lambda images: torch.from_numpy(evaluator.run(None, {"images": images.numpy()})[0])
+
+
+def _difference(saved: Saved, answer: Answer, images: Tensor) -> float:
+    """The largest difference of a logit, relative to the largest logit."""
+    with torch.no_grad():
+        expected, found = saved.network(images), answer(images)
+    return float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-6))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporters' talk: what matters is told by the outcome."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,93 @@
+"""The figures of an examination as text for a person, as JSON, and as pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ddp_train.data.dataset import Dataset
+from ddp_train.data.decode import read_image
+from ddp_train.plots.confusion import CLASSES_UP_TO, confusion_figure
+from ddp_train.plots.mistakes import Picture, mistakes_figure
+from ddp_train.plots.style import save
+from ddp_train.scores import Examination
+
+__all__ = ["SCHEMA", "as_json", "as_text", "draw"]
+
+SCHEMA = "ddp-train-evaluation/1"
+ROWS = 40
+"""Classes in the text; of more the least accurate ones."""
+
+
+def as_json(found: Examination, classes: Sequence[str]) -> dict[str, object]:
+    """Every figure; fractions of 1. The confusion matrix is [true class][predicted class], in the order of classes."""
+    rows = zip(classes, found.hits, found.counts, strict=True)
+    return {
+        "schema": SCHEMA,
+        "samples": found.samples,
+        "loss": found.loss,
+        "top1": found.top1,
+        "top5": found.top5,
+        "per_class": [{"class": c, "samples": n, "accuracy": h / n if n else None} for c, h, n in rows],
+        "confusion": found.confusion,
+    }
+
+
+def as_text(found: Examination, classes: Sequence[str]) -> list[str]:
+    """Lines: the figures over all images, then one per class, with the class that it is most often taken for."""
+    lines = [f"top-1   {found.top1:8.2%}"]
+    lines += [f"top-5   {found.top5:8.2%}"] if found.top5 is not None else []
+    lines += [f"loss    {found.loss:8.4f}", ""]
+    order = [at for at in range(len(classes)) if found.counts[at]]
+    if len(order) > ROWS:
+        order = sorted(order, key=lambda at: found.hits[at] / found.counts[at])[:ROWS]
+        lines += [f"the {ROWS} least accurate of {len(classes)} classes:"]
+    width = min(30, max((len(classes[at]) for at in order), default=5))
+    lines += [f"{'class':<{width}}  {'images':>8}  {'accuracy':>8}  most often taken for"]
+    for at in order:
+        share = found.hits[at] / found.counts[at]
+        line = f"{classes[at][:width]:<{width}}  {found.counts[at]:>8,}  {share:>8.2%}  {_rival(found, classes, at)}"
+        lines.append(line.rstrip())
+    return lines
+
+
+def _rival(found: Examination, classes: Sequence[str], at: int) -> str:
+    if found.confusion is None or found.hits[at] == found.counts[at]:
+        return ""
+    others = [(count, -other) for other, count in enumerate(found.confusion[at]) if other != at]
+    count, other = max(others)
+    return f"{classes[-other]} ({count / found.counts[at]:.1%})"
+
+
+def draw(found: Examination, dataset: Dataset, folder: Path) -> list[Path]:
+    """confusion_matrix.png (for a moderate number of classes) and worst_images.png (where there are mistakes).
+
+    The files that were written. Errors: UserError where they cannot be.
+    """
+    written = []
+    if found.confusion is not None and 2 <= len(dataset.classes) <= CLASSES_UP_TO:
+        written.append(folder / "confusion_matrix.png")
+        save(confusion_figure(found.confusion, dataset.classes), written[-1])
+    if found.mistakes:
+        pictures = [
+            Picture(
+                _image(dataset, one.index),
+                dataset.classes[one.label],
+                dataset.classes[one.predicted],
+                one.probability,
+            )
+            for one in found.mistakes
+        ]
+        written.append(folder / "worst_images.png")
+        save(mistakes_figure(pictures, found.samples - sum(found.hits), found.samples), written[-1])
+    return written
+
+
+def _image(dataset: Dataset, index: int) -> np.ndarray:
+    """uint8 [H, W, C] of the test split."""
+    if dataset.test.images is not None:
+        return np.asarray(dataset.test.images[index])
+    assert dataset.test.files is not None
+    return read_image(dataset.test.files[index], (dataset.image_shape[1], dataset.image_shape[2]))

@@ -1,0 +1,70 @@
+"""A trained network from a file of a run folder: best_model.pth or checkpoint-latest.pt, with what stands beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ddp_train import checkpoint, config
+from ddp_train.build import create_network
+from ddp_train.data.augment import Augmentation
+from ddp_train.data.facts import DatasetFacts
+from ddp_train.options import Config, UserError
+
+__all__ = ["Saved", "open_saved"]
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A network in evaluation mode on its device, with the configuration and the data facts of its run."""
+
+    file: Path
+    network: nn.Module
+    config: Config
+    facts: DatasetFacts
+    device: torch.device
+
+    def normaliser(self) -> Augmentation:
+        """Its `normalise` takes uint8 images [n, H, W, C] to what the network was trained on."""
+        facts = self.facts
+        return Augmentation(
+            "none", image_shape=facts.image_shape, mean=facts.mean, std=facts.std, flip_ok=False, device=self.device
+        )
+
+
+def open_saved(path: str, device: torch.device) -> Saved:
+    """Open `path`; a run folder stands for its best_model.pth.
+
+    Errors: UserError, one line, for a file that is missing, damaged or of another model, and where config.yaml and
+    dataset.json are not beside it.
+    """
+    file = Path(path)
+    file = file / "best_model.pth" if file.is_dir() else file
+    weights = _weights(file)
+    for name in ("config.yaml", "dataset.json"):
+        if not (file.parent / name).is_file():
+            raise UserError(f"{file}: there is no {name} beside it; a run folder has one")
+    facts = DatasetFacts.read(file.parent / "dataset.json")
+    found = config.parse(["--config", str(file.parent / "config.yaml")])
+    network = create_network(found, facts, device)
+    try:
+        network.load_state_dict(weights)
+    except (RuntimeError, AttributeError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{file}: does not fit the model in config.yaml beside it ({reason})") from None
+    return Saved(file, network.eval(), found, facts, device)
+
+
+def _weights(file: Path) -> Mapping[str, Any]:
+    """The state_dict of the network: the file's own, or that in a checkpoint."""
+    content: Any = checkpoint.load_state_dict(file)
+    if content.get("schema") == checkpoint.SCHEMA:
+        content = checkpoint.load(file).get("model")
+    if not isinstance(content, Mapping) or not content:
+        raise UserError(f"{file}: there are no weights in it")
+    return content

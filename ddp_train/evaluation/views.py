@@ -1,0 +1,44 @@
+"""Test-time augmentation: an image seen in several ways, whose class probabilities are averaged.
+
+flip: the image and its mirror image. flip+shifts: the same, also moved by one pixel in 32 to each of the four
+corners, ten views in all; what comes in at the border is reflected. Source: the evaluation of airbench (Jordan 2024,
+arXiv:2404.00498), which weighs its views; here all count alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+from torch import Tensor
+from torch.nn.functional import pad
+
+from ddp_train.scores import Views
+
+__all__ = ["Tta", "views"]
+
+Tta = Literal["none", "flip", "flip+shifts"]
+CORNERS = ((0, 0), (-1, -1), (-1, 1), (1, -1), (1, 1))
+
+
+def views(tta: Tta) -> Views:
+    """The views of images [n, C, H, W], the images themselves first."""
+    return {"none": _plain, "flip": _flipped, "flip+shifts": _shifted}[tta]
+
+
+def _plain(images: Tensor) -> Iterator[Tensor]:
+    yield images
+
+
+def _flipped(images: Tensor) -> Iterator[Tensor]:
+    yield images
+    yield images.flip(3)
+
+
+def _shifted(images: Tensor) -> Iterator[Tensor]:
+    height, width = images.shape[2:]
+    step = max(1, min(height, width) // 32)
+    padded = pad(images, (step, step, step, step), mode="reflect")
+    for down, right in CORNERS:
+        top, left = step * (1 - down), step * (1 - right)
+        yield from _flipped(padded[:, :, top : top + height, left : left + width])

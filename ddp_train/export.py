@@ -1,0 +1,48 @@
+"""`python -m ddp_train.export FILE -o model.pt2`: a saved model for other programs. Exit status: 0; 2 for a mistake.
+
+.pt2 is a program of torch.export, .onnx one for other runtimes (needs the packages onnx and onnxscript). Both take
+normalised float32 images [n, C, H, W] and give logits [n, classes]. The written file is opened again and must give the
+network's own answers before it takes its place.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from ddp_train.command_line import CommandLine
+from ddp_train.options import UserError
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Export as the command line says; the exit status."""
+    try:
+        arguments = _parse(argv)
+
+        import torch
+
+        from ddp_train.evaluation.exporting import export
+        from ddp_train.evaluation.saved import open_saved
+
+        print(export(open_saved(arguments.file, torch.device("cpu")), arguments.output))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = CommandLine("python -m ddp_train.export", "Write a saved model as a program of torch.export, or as ONNX.")
+    parser.add_argument("file", metavar="FILE", help="best_model.pth, checkpoint-latest.pt, or a run folder")
+    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="model.pt2 (torch.export) or model.onnx")
+    arguments = parser.parse_args(argv)
+    if not arguments.output.endswith((".pt2", ".onnx")):
+        raise UserError(f"--output takes a name that ends in .pt2 or .onnx, not {arguments.output!r}")
+    return arguments
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,92 @@
+"""`python -m ddp_train.predict FILE IMAGE...`: what a saved model takes images for. Exit status: 0; 2 for a mistake."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import TypedDict
+
+from ddp_train.command_line import CommandLine
+from ddp_train.options import UserError
+
+__all__ = ["main"]
+
+BATCH = 64
+
+
+class Guess(TypedDict):
+    """A class and its probability."""
+
+    probability: float
+    name: str
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the likeliest classes of each image; the exit status."""
+    try:
+        arguments = _parse(argv)
+        found = _predict(arguments.file, arguments.images, arguments.top, arguments.device)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if arguments.json:
+        rows = [
+            {"image": image, "predictions": [{"class": g["name"], "probability": g["probability"]} for g in guesses]}
+            for image, guesses in found
+        ]
+        print(json.dumps({"schema": "ddp-train-prediction/1", "images": rows}))
+        return 0
+    width = max(len(guess["name"]) for _, guesses in found for guess in guesses)
+    for image, guesses in found:
+        print(image)
+        for guess in guesses:
+            print(f"  {guess['name']:<{width}}  {guess['probability']:>8.2%}")
+    return 0
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = CommandLine("python -m ddp_train.predict", "What a saved model takes images for.")
+    parser.add_argument("file", metavar="FILE", help="best_model.pth, checkpoint-latest.pt, or a run folder")
+    parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files of any size that Pillow reads")
+    parser.add_argument("--top", type=int, default=5, metavar="N", help="classes to name [5]")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute [auto]")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    arguments = parser.parse_args(argv)
+    if arguments.top < 1:
+        raise UserError(f"--top takes a whole number from 1 on, not {arguments.top}")
+    return arguments
+
+
+def _predict(file: str, images: Sequence[str], top: int, wanted: str) -> list[tuple[str, list[Guess]]]:
+    """(image, its likeliest classes) for every image, scaled until it covers the model's size, its centre cut out."""
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    from ddp_train.data.decode import read_image
+    from ddp_train.distributed import Ranks, choose_device
+    from ddp_train.evaluation.saved import open_saved
+
+    saved = open_saved(file, choose_device(wanted, Ranks()))
+    channels, height, width = saved.facts.image_shape
+    normaliser, classes = saved.normaliser(), saved.facts.classes
+    found = []
+    for first in range(0, len(images), BATCH):
+        part = images[first : first + BATCH]
+        arrays = [read_image(image, (height, width)) for image in part]
+        if channels == 1:
+            arrays = [np.asarray(Image.fromarray(array).convert("L"))[..., None] for array in arrays]
+        batch = torch.from_numpy(np.stack(arrays)).to(saved.device)
+        with torch.no_grad():
+            probabilities = saved.network(normaliser.normalise(batch)).float().softmax(1)
+        likeliest = probabilities.topk(min(top, len(classes)), dim=1)
+        for image, values, indices in zip(part, likeliest.values.tolist(), likeliest.indices.tolist(), strict=True):
+            pairs = zip(values, indices, strict=True)
+            found.append((image, [Guess(name=classes[index], probability=value) for value, index in pairs]))
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())
