@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
-from gpu_topology.topology import Gpu, GpuProcess, Topology
+from gpu_topology.topology import Gpu, GpuProcess, LinkLevel, Topology
 from gpu_topology.visible import Device, Visible
 
 # A desktop's few hundred MiB do not make a GPU busy; a tenth of its memory does, as does any compute process of others.
@@ -27,6 +27,7 @@ class Rules:
     own_pids         processes whose memory is not that of others
     claims           UUID -> who has claimed that device without being on it yet
     fabric_up        whether the NVSwitch fabric works for some GPU here (`usable` looks)
+    cut_off          GPUs whose NVLinks lead nowhere, among others whose NVLinks work (`usable` looks)
     """
 
     visible: Visible | None = None
@@ -38,6 +39,7 @@ class Rules:
     own_pids: frozenset[int] = frozenset()
     claims: Mapping[str, str] = field(default_factory=dict)
     fabric_up: bool = False
+    cut_off: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,8 @@ class Usable:
 
 def usable(topology: Topology, rules: Rules) -> Usable:
     """Judge every GPU and slice."""
-    rules = replace(rules, fabric_up=any(gpu.fabric_state in _FABRIC_UP for gpu in topology.gpus))
+    fabric_up = any(gpu.fabric_state in _FABRIC_UP for gpu in topology.gpus)
+    rules = replace(rules, fabric_up=fabric_up, cut_off=_cut_off(topology))
     devices: list[Device] = []
     refused: dict[int, str] = {}
     for gpu in topology.gpus:
@@ -113,6 +116,22 @@ def _compute_processes(device: Device) -> list[GpuProcess]:
     return [process for process in gpu.processes or () if process.pid not in drawing]
 
 
+def _cut_off(topology: Topology) -> frozenset[int]:
+    """The few GPUs with NVLinks to several others and peer access over none, while those others have it among them.
+
+    With such a GPU in the run, NCCL has to be kept from all peer access; of a pair it would not be known which is bad.
+    """
+    sliced = {gpu.index for gpu in topology.gpus if gpu.mig_mode}
+    nvlinks = [link for link in topology.links if link.level is LinkLevel.NV and not sliced & {link.a, link.b}]
+    working = {end for link in nvlinks if link.p2p in (None, "ok") for end in (link.a, link.b)}
+    beside: dict[int, set[int]] = {}
+    for link in nvlinks:
+        beside.setdefault(link.a, set()).add(link.b)
+        beside.setdefault(link.b, set()).add(link.a)
+    found = frozenset(gpu for gpu, others in beside.items() if gpu not in working and len(others & working) > 1)
+    return found if len(found) < len(working) else frozenset()
+
+
 def _together(gpu: Gpu, reasons: list[str]) -> str:
     """One reason for a GPU none of whose slices can be used."""
     different = list(dict.fromkeys(reasons))
@@ -163,6 +182,8 @@ def _erring(device: Device, rules: Rules) -> str | None:
         return f"{errors} since the driver was loaded: a reset is due {_ALL_THE_SAME}"
     if rules.fabric_up and gpu.fabric_state is not None and gpu.fabric_state not in _FABRIC_UP:
         return f"its NVSwitch fabric is {gpu.fabric_state}, that of other GPUs is up {_ALL_THE_SAME}"
+    if gpu.index in rules.cut_off:
+        return f"none of its NVLinks gives peer access, those of other GPUs do {_ALL_THE_SAME}"
     return None
 
 

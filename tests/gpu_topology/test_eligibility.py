@@ -6,13 +6,14 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import combinations
 from typing import Any
 
 import pytest
 
 from gpu_topology.inherited import Inherited, own_family
 from gpu_topology.selection import SelectionRequest, select
-from gpu_topology.topology import Gpu, GpuProcess, Topology
+from gpu_topology.topology import Gpu, GpuProcess, Link, LinkLevel, Topology
 
 GIB = 2**30
 CARD = Gpu(0, "GPU-0", "NVIDIA RTX A5000", memory_total=24 * GIB, memory_used=0, processes=())
@@ -74,6 +75,30 @@ CASES: dict[str, tuple[dict[str, Any], str | None]] = {
     ),
     "a row waits for its replacement": ({"memory_faults": ("row-remap-pending",)}, None),
 }
+
+
+BROKEN = {
+    # pairs without peer access, of four GPUs with NVLinks between all: the GPUs that are taken
+    "nothing": ((), (0, 1, 2, 3)),
+    "all at one GPU": (((0, 2), (1, 2), (2, 3)), (0, 1, 3)),
+    "one pair, of which either may be bad": (((0, 2),), (0, 1, 2, 3)),
+    "all but one at a GPU": (((0, 2), (1, 2)), (0, 1, 2, 3)),
+    "everything": (tuple(combinations(range(4), 2)), (0, 1, 2, 3)),
+    "all but one pair": (tuple(pair for pair in combinations(range(4), 2) if pair != (0, 1)), (0, 1, 2, 3)),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_a_gpu_none_of_whose_nvlinks_works_is_left_out(what):
+    broken, taken = BROKEN[what]
+    gpus = tuple(replace(CARD, index=index, uuid=f"GPU-{index}") for index in range(4))
+    links = tuple(
+        Link(a, b, LinkLevel.NV, 4, "not-supported" if (a, b) in broken else "ok") for a, b in combinations(range(4), 2)
+    )
+    selection = select(Topology(gpus, links), SelectionRequest())
+    assert selection.indices == taken
+    assert all("none of its NVLinks gives peer access" in one.reason for one in selection.excluded)
+    assert select(Topology(gpus, links), SelectionRequest(gpus=("0", "2"))).indices == (0, 2)
 
 
 def test_a_gpu_that_alone_has_lost_the_fabric_is_left_out():

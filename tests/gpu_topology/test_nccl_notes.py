@@ -101,8 +101,10 @@ def test_a_variable_that_is_redundant(host: Host) -> None:
 
 
 def test_the_gpu_at_which_every_broken_nvlink_ends(host: Host) -> None:
-    broken = {"default": "ok", "0-1": "not-supported", "1-2": "not-supported"}
-    assert "ends at GPU 1: without it (--exclude 1)" in notes(pair("NV4", broken, count=3), host)
+    topology = pair("NV4", {"default": "ok", "0-1": "not-supported", "1-2": "not-supported"}, count=3)
+    assert notes(topology, host) == "", "it is left out"
+    by_name = select(topology, SelectionRequest(gpus=("0", "1", "2")))
+    assert "ends at GPU 1: without it (--exclude 1)" in "".join(nccl.notes(topology, by_name, host))
     assert notes(pair("NV4", "not-supported", count=3), host) == ""
     assert notes(pair("NV4", {"default": "ok", "0-1": "not-supported"}, count=3), host) == ""
 
