@@ -74,10 +74,14 @@ class Page:
 
     @property
     def commands(self) -> list[list[str]]:
-        """The words of each command in its blocks of shell code and in its text."""
-        found = [words for language, block in self.blocks if language in SHELL for words in split_commands(block)]
+        """The words of each command in its blocks of shell code."""
+        return [words for language, block in self.blocks if language in SHELL for words in split_commands(block)]
+
+    @property
+    def named(self) -> list[list[str]]:
+        """The words of each command in its text, which may leave out what a reader has to add."""
         spans = (span for span in self.spans if re.match(r"(python|torchrun|bash) ", span))
-        return found + [words for span in spans for words in split_commands(span)]
+        return [words for span in spans for words in split_commands(span)]
 
 
 def pages() -> list[Page]:

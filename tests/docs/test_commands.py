@@ -25,13 +25,19 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_command_parses(page: Page, folder: Path) -> None:
-    wrong = []
-    for words in filter(is_ours, page.commands):
+    wrong = mistakes(page.commands) + [line for line in mistakes(page.named) if "arguments are required" not in line]
+    assert not wrong, "\n".join(wrong)
+
+
+def mistakes(commands: list[list[str]]) -> list[str]:
+    """What the parsers say against those that are this project's, one line each."""
+    found = []
+    for words in filter(is_ours, commands):
         try:
             check(words)
         except Wrong as error:
-            wrong.append(f"{' '.join(words)}: {error}")
-    assert not wrong, "\n".join(wrong)
+            found.append(f"{' '.join(words)}: {error}")
+    return found
 
 
 @pytest.mark.parametrize("page", PAGES)
