@@ -139,20 +139,7 @@ def _load_data(wanted: Config, ranks: Ranks) -> tuple[Dataset, tuple[str, ...]]:
 
 def create_network(resolved: Config, dataset: Dataset | DatasetFacts, device: torch.device) -> nn.Module:
     """The untrained network of a run, on its device."""
-    options = resolved.model
-    network = models.create_model(
-        options.model or "small",
-        num_classes=len(dataset.classes),
-        image_shape=dataset.image_shape,
-        width_mult=options.width_mult,
-        dropout=options.dropout,
-        hidden_dim=options.hidden_dim,
-        n_layers=options.n_layers,
-        n_heads=options.n_heads,
-        attention=options.attention,
-    )
-    layout = torch.channels_last if options.channels_last else torch.contiguous_format
-    return network.to(device, memory_format=layout)  # type: ignore[call-overload, no-any-return]
+    return models.create_as_told(resolved.model, len(dataset.classes), dataset.image_shape, device)
 
 
 def _precision(resolved: Config, device: torch.device) -> Precision:

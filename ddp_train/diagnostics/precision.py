@@ -143,19 +143,6 @@ def _batch(dataset: Dataset, wanted: Config, device: torch.device) -> tuple[Tens
     return batch.images, batch.labels
 
 
-def _network(dataset: Dataset, wanted: Config, device: torch.device) -> nn.Module:
-    torch.manual_seed(wanted.run.seed)
-    options = wanted.model
-    network = models.create_model(
-        options.model or "small",
-        num_classes=len(dataset.classes),
-        image_shape=dataset.image_shape,
-        width_mult=options.width_mult if options.width_mult is not None else 1.0,
-    )
-    layout = torch.channels_last if options.channels_last else torch.contiguous_format
-    return network.to(device, memory_format=layout)  # type: ignore[call-overload, no-any-return]
-
-
 def _table(found: Sequence[Measured]) -> str:
     rows = [("format", "loss", "loss error", "gradient error", "forward + backward", "")]
     rows += [
@@ -208,7 +195,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(note, file=sys.stderr)
         data.prepare(name, wanted.data)
         dataset = data.load(name, wanted.data)
-        found = compare(_network(dataset, wanted, device), *_batch(dataset, wanted, device), repeats=own.repeats)
+        torch.manual_seed(wanted.run.seed)
+        network = models.create_as_told(wanted.model, len(dataset.classes), dataset.image_shape, device)
+        found = compare(network, *_batch(dataset, wanted, device), repeats=own.repeats)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

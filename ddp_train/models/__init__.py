@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import nn
 
 from ddp_train.models import imported
@@ -24,7 +25,7 @@ from ddp_train.models.shape import ImageShape
 from ddp_train.models.small import SmallCifarNet
 from ddp_train.models.vit import VisionTransformer
 from ddp_train.models.wideresnet import WideResNet
-from ddp_train.options import UserError
+from ddp_train.options import ModelOptions, UserError
 
 __all__ = [
     "ImageShape",
@@ -34,6 +35,7 @@ __all__ = [
     "SmallCifarNet",
     "VisionTransformer",
     "WideResNet",
+    "create_as_told",
     "create_model",
     "names",
     "parameter_count",
@@ -109,6 +111,23 @@ def create_model(
     if (theirs := name.removeprefix(TORCHVISION)) in torchvision_models.names():
         return torchvision_models.create(theirs, num_classes, image_shape, dropout)
     raise UserError(_unknown(name, torchvision_models.names()))
+
+
+def create_as_told(options: ModelOptions, num_classes: int, image_shape: ImageShape, device: torch.device) -> nn.Module:
+    """The model that `options` describe, on `device` in their memory layout. Errors: those of `create_model`."""
+    network = create_model(
+        options.model or "small",
+        num_classes=num_classes,
+        image_shape=image_shape,
+        width_mult=options.width_mult,
+        dropout=options.dropout,
+        hidden_dim=options.hidden_dim,
+        n_layers=options.n_layers,
+        n_heads=options.n_heads,
+        attention=options.attention,
+    )
+    layout = torch.channels_last if options.channels_last else torch.contiguous_format
+    return network.to(device, memory_format=layout)  # type: ignore[call-overload, no-any-return]
 
 
 def parameter_count(model: nn.Module) -> int:
