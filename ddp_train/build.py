@@ -90,12 +90,13 @@ def build(wanted: Config, ranks: Ranks, device: torch.device) -> Run:
     if source is not None:
         progress = together(lambda: folder.restore(source, network, optimizer, precision, techniques), ranks)
         notes = (*notes, f"continues {source} after epoch {progress.epoch}")
-    ddp = _wrap(network, ranks, device)
+    model = _compiled(network, resolved)
+    ddp = _wrap(model, ranks, device)
     parts = Parts(
         ranks=ranks,
         device=device,
         network=network,
-        model=_compiled(ddp or network, resolved),
+        model=ddp or model,
         ddp=ddp,
         pipeline=pipeline,
         loss=_loss(resolved, techniques),
@@ -225,6 +226,16 @@ def _loss(resolved: Config, techniques: Sequence[Technique]) -> Loss:
     return loss
 
 
+def _compiled(model: nn.Module, resolved: Config) -> nn.Module:
+    """`model` compiled, if it is to be, and before it is wrapped: of the wrapper torch 2.15 compiles nothing.
+
+    Within DistributedDataParallel's forward pass the graph is cut at its buckets, so that they still overlap.
+    """
+    if not resolved.model.compile:
+        return model
+    return torch.compile(model, mode=resolved.model.compile_mode)  # type: ignore[return-value]
+
+
 def _wrap(network: nn.Module, ranks: Ranks, device: torch.device) -> DistributedDataParallel | None:
     """DistributedDataParallel, at more than one rank.
 
@@ -239,13 +250,6 @@ def _wrap(network: nn.Module, ranks: Ranks, device: torch.device) -> Distributed
     if device.type == "cuda":
         options["device_ids"] = [device.index]
     return DistributedDataParallel(network, **options)
-
-
-def _compiled(model: nn.Module, resolved: Config) -> nn.Module:
-    """`model` compiled, if it is to be. reduce-overhead records CUDA graphs, of each shape of a batch one."""
-    if not resolved.model.compile:
-        return model
-    return torch.compile(model, mode=resolved.model.compile_mode)  # type: ignore[return-value]
 
 
 def _saver(folder: RunFolder, parts: Parts) -> Any:

@@ -1,0 +1,52 @@
+"""torch.compile: a compiled run is the plain one, with micro-batches, two ranks and a rank without samples.
+
+By default with a backend that traces and differentiates the graph and then runs torch's own kernels: seconds. With
+COMPILE_BACKEND=inductor in the environment the graph becomes C++: minutes.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from ddp_train import checkpoint, config
+from ddp_train.options import UserError
+from tests.ddp_train.techniques import runs
+from tests.integration.conftest import Command, torchrun
+
+BACKEND = os.environ.get("COMPILE_BACKEND", "aot_eager")
+WORKER = Path(__file__).with_name("compiled_run.py")
+OPTIONS = "--accumulate 3 --synthetic-samples 33 --epochs 1"
+"""Three steps, the last one with a single sample: the second rank has none of it."""
+
+
+def test_a_compiled_run_on_two_ranks_is_the_plain_one(command: Command, tmp_path: Path) -> None:
+    options = [*f"{runs.COMMON} {OPTIONS} --compile --model {runs.PLAIN}".split(), "--out-dir", str(tmp_path / "run")]
+    env = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor")}
+    done = command(*torchrun(2, str(WORKER), BACKEND), *options, cwd=WORKER.parents[2], env=env, timeout_s=280)
+    assert done.returncode == 0, done.stderr
+    graphs = [int(line.split()[-1]) for line in done.stdout.splitlines() if "compiled: " in line]
+    assert len(graphs) == 2 and min(graphs) > 0, done.stdout
+    compiled = checkpoint.load(tmp_path / "run" / "checkpoint-latest.pt")["model"]
+    for name, value in runs.train(OPTIONS, runs.PLAIN).items():
+        part, _, name = name.partition(".")
+        if part == "network":
+            torch.testing.assert_close(compiled[name], value, atol=1e-5, rtol=1e-4)  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--compile-mode", "default"], "--compile-mode needs --compile"),
+        (["--compile", "--compile-mode", "reduce-overhead", "--accumulate", "2"], "record CUDA graphs"),
+        (["--compile", "--compile-mode", "max-autotune", "--device", "cpu"], "are for GPUs"),
+        (["--compile", "--compile-mode", "fast"], "one of default, reduce-overhead, max-autotune"),
+    ],
+)
+def test_modes_that_cannot_work_are_refused(argv: list[str], words: str) -> None:
+    with pytest.raises(UserError, match=words) as refused:
+        config.parse(argv)
+    assert "\n" not in str(refused.value)
