@@ -135,8 +135,9 @@ def _transformer(hardware: Hardware, config: Config) -> tuple[Recommendation, ..
     where = "the CPU" if hardware.device == "cpu" else "a GPU"
     why = f"the small transformer's setting for {where}"
     batch = max(images * parts, hardware.world_size * (config.data.accumulate or 1))
-    given = config.data.batch_size
-    accumulate = max(1, min(parts, given if given is not None else parts) // hardware.world_size)
+    each = config.data.batch_size_per_rank
+    given = each * hardware.world_size if each is not None else config.data.batch_size or batch
+    accumulate = max(1, min(parts, given) // hardware.world_size)
     return (
         Recommendation("hidden_dim", width, why),
         Recommendation("n_layers", layers, why),

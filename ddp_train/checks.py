@@ -135,14 +135,6 @@ CONFLICTS: tuple[tuple[Callable[[Config], bool], str], ...] = (
         "overwrites: without --accumulate, or with --compile-mode default",
     ),
     (
-        lambda c: c.model.compile_mode not in (None, "default") and c.run.device == "cpu",
-        "--compile-mode reduce-overhead and max-autotune are for GPUs (CUDA graphs): with --device cpu leave it out",
-    ),
-    (
-        lambda c: c.model.expandable_segments and c.run.device == "cpu",
-        "--expandable-segments is for the memory of GPUs: with --device cpu leave it out",
-    ),
-    (
         lambda c: c.model.amp == "fp16" and c.run.device == "cpu",
         "--amp fp16 needs a GPU (GradScaler); on the CPU use --amp off, or bf16 where the CPU computes it natively",
     ),

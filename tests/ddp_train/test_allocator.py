@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from ddp_train import config
 from ddp_train.allocator import expand_segments
 from ddp_train.options import UserError
+from tests.ddp_train.techniques import runs
 
 
 @pytest.mark.parametrize(
@@ -35,6 +37,9 @@ def test_an_environment_that_says_otherwise_is_no_guess(value: str) -> None:
     assert environ == {"PYTORCH_CUDA_ALLOC_CONF": value}
 
 
-def test_it_is_for_gpus() -> None:
-    with pytest.raises(UserError, match="--expandable-segments is for the memory of GPUs"):
-        config.parse(["--device", "cpu", "--expandable-segments"])
+def test_without_a_gpu_a_line_says_that_it_does_nothing(tmp_path: Path) -> None:
+    run = runs.make("--expandable-segments --compile --compile-mode reduce-overhead", tmp_path / "run", runs.PLAIN)
+    assert [note for note in run.facts.notes if "no GPU is used" in note] == [
+        "--expandable-segments: no GPU is used, so it does nothing",
+        "--compile-mode reduce-overhead: no GPU is used, so it does nothing",
+    ]

@@ -84,6 +84,7 @@ VIT = ("hidden_dim", "n_layers", "batch_size", "accumulate")
         (gpus(64, 24), [], (256, 3, 64, 1)),
         (Hardware("cpu"), ["--batch-size", "4"], (512, 6, None, 4)),
         (Hardware("cpu"), ["--batch-size", "128"], (512, 6, None, 8)),
+        (Hardware("cpu", 2, 2), ["--batch-size-per-rank", "2"], (512, 6, None, 2)),
         (Hardware("cpu", 4, 4), ["--accumulate", "16"], (512, 6, 64, None)),
         (Hardware("cpu"), ["--n-layers", "2", "--hidden-dim", "64"], (None, None, 32, 8)),
     ],
