@@ -53,7 +53,7 @@ def hue(images: Tensor, shift: Tensor) -> Tensor:
     """The colour circle turned by `shift` of its circumference, -0.5 to 0.5."""
     if images.shape[3] == 1:
         return images
-    red, green, blue = (images.float() / 255).unbind(3)
+    red, green, blue = images.permute(3, 0, 1, 2).contiguous().float() / 255
     most = torch.maximum(torch.maximum(red, green), blue)
     chroma = most - torch.minimum(torch.minimum(red, green), blue)
     divisor = torch.where(chroma == 0, 1.0, chroma)
