@@ -3,9 +3,9 @@
     python -m benchmarks.augmentation [--rounds 7] [--out NAME]
 
 Both make normalised float images out of the same decoded ones of CIFAR-10's shape in memory, on one thread, as a rank
-on the CPU does. torchvision takes each image as a uint8 tensor through the transforms that say the same (v2, composed as
-in its documentation), and a batch is their stack. Rounds measure ours and torchvision's in turn; what counts is the
-median. Time is the CPU time of the thread, so that other processes disturb it little. The result is
+on the CPU does. torchvision takes each image as a uint8 tensor through the transforms that say the same (v2, as its
+documentation composes them), and a batch is their stack. Rounds measure ours and torchvision's in turn; what counts
+is the median. Time is the CPU time of the thread, so that other processes disturb it little. The result is
 benchmarks/results/NAME.json.
 """
 
