@@ -31,7 +31,7 @@ def test_rotation_is_torchvisions(mode: str, size: tuple[int, int]) -> None:
 
     batch, angles = images(size), [-135.0, -30.0, -3.0, 0.0, 17.0, 91.0]
     expected = [
-        functional.rotate(image.permute(2, 0, 1), angle, interpolation=mode)  # type: ignore[arg-type]
+        functional.rotate(image.permute(2, 0, 1), angle, interpolation=functional.InterpolationMode(mode))
         for image, angle in zip(batch, angles, strict=True)
     ]
     ours = through([geometry.rotation(angle) for angle in angles], batch, mode)

@@ -44,7 +44,7 @@ def test_rotation_is_torchvisions() -> None:
     operation, drawn = only(rotation=30.0)
     batch, angles = images(COUNT), [operation.angles[place] for place in drawn]
     expected = [
-        functional.rotate(image.permute(2, 0, 1), angle, interpolation="bilinear")  # type: ignore[arg-type]
+        functional.rotate(image.permute(2, 0, 1), angle, interpolation=functional.InterpolationMode("bilinear"))
         for image, angle in zip(batch, angles, strict=True)
     ]
     assert furthest(operation.apply(batch.clone(), drawn), expected) <= 1
