@@ -11,9 +11,16 @@ Exit status: 0; 2 for a mistake found before anything started; else the status o
 
 from __future__ import annotations
 
-import json
 import os
 import signal
+
+if __name__ == "__main__":
+    # Until the command line is read: no traceback from the middle of the imports.
+    for _number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(_number) is not signal.SIG_IGN:
+            signal.signal(_number, lambda number, frame: os._exit(128 + number))
+
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -42,6 +49,8 @@ __all__ = ["main", "program"]
 def main(argv: Sequence[str] | None = None) -> int:
     """Plan and run what the command line says; the exit status."""
     signal.signal(signal.SIGTERM, _leave)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         options = parse(sys.argv[1:] if argv is None else argv, os.environ)
         if options.doctor:
@@ -140,8 +149,21 @@ def _run(plan: LaunchPlan, options: LaunchOptions, events: EventLog) -> int:
     return outcome.status
 
 
+def _open_standard_streams() -> None:
+    """Streams that are closed (launch.py >&-) lead nowhere: the next file to be opened would take their place."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The lowest free number is this one. The ranks inherit it.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    sys.stdout = sys.stdout or open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+
+
 def program() -> NoReturn:
     """`main` as a program: leaves without Python's tear-down of torch, which takes longer than a Ctrl-C may."""
+    _open_standard_streams()
     status = main()
     if "torch" not in sys.modules:
         sys.exit(status)

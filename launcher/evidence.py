@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+from pathlib import Path
 
 from launcher.failures import Failure
 from launcher.memory_kills import read_kills
@@ -22,22 +22,29 @@ class Witness:
 
     def remedy(self, failure: Failure | None) -> Remedy | None:
         """What is known about a failure. Never raises."""
-        return None if failure is None else find_remedy(failure, self.evidence())
+        return None if failure is None else find_remedy(failure, self._evidence(failure))
 
-    def evidence(self) -> Evidence:
-        """The evidence as of now. Never raises."""
+    def _evidence(self, failure: Failure) -> Evidence:
+        """The evidence as of now."""
         kills = read_kills()
-        free = total = None
-        with suppress(OSError):
-            shm = os.statvfs(SHM)
-            free, total = shm.f_bavail * shm.f_frsize, shm.f_blocks * shm.f_frsize
+        free, total = _space(SHM)
         return Evidence(
             memory_kills=kills.since(self._kills) if kills else None,
             kills_where=kills.where if kills else "",
             shm_free=free,
             shm_total=total,
             batch=self._batch,
+            logs_free=_space(failure.logs[0].parent)[0] if failure.logs else None,
         )
+
+
+def _space(path: str | Path) -> tuple[int | None, int | None]:
+    """Bytes free and in all on the file system of a path; None where it is not there."""
+    try:
+        found = os.statvfs(path)
+    except OSError:
+        return None, None
+    return found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize
 
 
 def _batch(plan: LaunchPlan) -> Batch | None:

@@ -12,10 +12,13 @@ from pathlib import Path
 __all__ = ["LastWords", "read", "tail"]
 
 TAIL_BYTES = 256 * 1024
+LINE_CHARS = 2000
 
 TRACEBACK = re.compile(r"\s*(\| )?(Exception Group )?Traceback \(most recent call last\):")
 LINK = re.compile(r"(The above exception was the direct cause|During handling of the above exception)")
-CONTROL = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)|[@-Z\\-_])")
+CONTROL = re.compile(
+    r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)|[@-Z\\-_])|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]"
+)
 RANK_PREFIX = re.compile(r"^\[rank\d+\]: ?")
 # Lines that torch adds behind a traceback: its log, and the C++ side of an exception.
 NOISE = re.compile(
@@ -123,7 +126,12 @@ def tail(path: Path) -> list[str]:
         return []
     # A terminal's: what it was told to do, and what was overwritten at the beginning of a line.
     lines = (CONTROL.sub("", line).rpartition("\r")[2] for line in text.replace("\r\n", "\n").rstrip().split("\n"))
-    return [RANK_PREFIX.sub("", line) for line in lines] if text.strip() else []
+    return [_shortened(RANK_PREFIX.sub("", line)) for line in lines] if text.strip() else []
+
+
+def _shortened(line: str) -> str:
+    """A line of thousands of characters is data, not words: its two ends."""
+    return line if len(line) <= LINE_CHARS else f"{line[: LINE_CHARS // 2]} ... {line[-LINE_CHARS // 2 :]}"
 
 
 def _last_traceback(lines: Sequence[str]) -> int | None:

@@ -20,6 +20,7 @@ __all__ = ["SHM", "TABLE", "TIMEOUT", "Batch", "Evidence", "Known", "Remedy", "f
 
 MIB = 2**20
 SHM = "/dev/shm"
+BLOCK = 4096
 TIMEOUT = "collective-timeout"
 
 # Packages whose name for pip is not the name that is imported.
@@ -72,6 +73,7 @@ class Evidence:
     kills_where   whose processes those were: "of this job's cgroup", "on this machine"
     shm_free      bytes free in /dev/shm after the failure; `shm_total` bytes it has; None where there is none
     batch         of the bundled trainer; None for a user's program
+    logs_free     bytes free where the ranks' logs are; None where that is not known
     """
 
     memory_kills: int | None = None
@@ -79,6 +81,7 @@ class Evidence:
     shm_free: int | None = None
     shm_total: int | None = None
     batch: Batch | None = None
+    logs_free: int | None = None
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,7 @@ def find_remedy(failure: Failure, evidence: Evidence) -> Remedy | None:
         for known in TABLE:
             if found := re.search(known.pattern, text, re.IGNORECASE | re.MULTILINE):
                 return Remedy(known.name, _words(known.meaning, found, evidence), _words(known.advice, found, evidence))
-    return None
+    return _full_logs(failure, evidence)
 
 
 def _words(words: Words, found: re.Match[str], evidence: Evidence) -> str:
@@ -139,6 +142,14 @@ def _full_shm(failure: Failure, evidence: Evidence) -> Remedy | None:
     if evidence.shm_free > max(evidence.shm_total // 20, 16 * MIB):
         return None
     return Remedy("shared-memory", _shm_state(evidence), MORE_SHM)
+
+
+def _full_logs(failure: Failure, evidence: Evidence) -> Remedy | None:
+    """A rank that cannot write cannot say so either: its log ends in the middle."""
+    if evidence.logs_free is None or evidence.logs_free >= BLOCK or failure.code < 0:
+        return None
+    meaning = "the disk with the ranks' logs is full: what this rank said last may be lost"
+    return Remedy("disk-full", meaning, "space there, or --log-dir DIR (TMPDIR for a program of yours) on another disk")
 
 
 def _shm_state(evidence: Evidence) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from launcher.clusters.surroundings import Surroundings, number
 
-__all__ = ["of_a_rank", "read"]
+__all__ = ["is_loopback", "of_a_rank", "read"]
 
 PYTORCH_JOB = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK")
 OF_A_RANK = ("LOCAL_RANK", "TORCHELASTIC_RUN_ID")
@@ -34,7 +34,7 @@ def _is_pytorch_job(environ: Mapping[str, str]) -> bool:
     if not all(environ.get(name) for name in PYTORCH_JOB) or any(name in environ for name in OF_A_RANK):
         return False
     # In a notebook the same four may be left from an experiment on one machine.
-    return "KUBERNETES_SERVICE_HOST" in environ or not _is_loopback(environ["MASTER_ADDR"])
+    return "KUBERNETES_SERVICE_HOST" in environ or not is_loopback(environ["MASTER_ADDR"])
 
 
 def _pytorch_job(environ: Mapping[str, str]) -> Surroundings | None:
@@ -43,7 +43,7 @@ def _pytorch_job(environ: Mapping[str, str]) -> Surroundings | None:
         return None
     host = environ["MASTER_ADDR"]
     # Some versions tell the first pod "localhost", where the other pods cannot reach it.
-    if _is_loopback(host) and rank == 0:
+    if is_loopback(host) and rank == 0:
         host = environ.get("HOSTNAME") or host
     return Surroundings(
         source="PyTorchJob",
@@ -53,7 +53,8 @@ def _pytorch_job(environ: Mapping[str, str]) -> Surroundings | None:
     )
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether this is an address, or the name, by which every machine means itself."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -1,12 +1,14 @@
 """Open MPI's mpirun and Hydra (MPICH, Intel MPI): number and rank of the launchers, one on each node.
 
-Their variables do not say where rank 0 is, so the endpoint has to be given.
+Their variables do not say where rank 0 is: the endpoint has to be given, or MASTER_ADDR passed on (mpirun -x).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+from launcher.clusters.kubernetes import is_loopback
+from launcher.clusters.pet import MASTER_PORT, join
 from launcher.clusters.surroundings import Surroundings, number
 
 __all__ = ["read"]
@@ -50,6 +52,15 @@ def read(environ: Mapping[str, str]) -> Surroundings | None:
             source=f"{who} (rank {own} of {total})" if own is not None else f"{who} (of {total})",
             nnodes=(nodes, nodes),
             node_rank=own if here == 1 else None,
+            endpoint=_endpoint(environ),
             crowded=crowded,
         )
     return None
+
+
+def _endpoint(environ: Mapping[str, str]) -> str | None:
+    """Where MASTER_ADDR, as scripts for torch.distributed pass it on, says that the first node is."""
+    host = environ.get("MASTER_ADDR")
+    if not host or is_loopback(host):
+        return None
+    return join(host, number(environ, "MASTER_PORT", least=1) or MASTER_PORT)

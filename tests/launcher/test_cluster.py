@@ -160,6 +160,10 @@ def test_open_mpi() -> None:
     made = found("--rdzv-endpoint", "h:1", **OPEN_MPI)
     assert (made.nnodes, made.node_rank) == ((3, 3), 2)
     assert "--rdzv-endpoint" in refused(**OPEN_MPI)
+    assert "--rdzv-endpoint" in refused(**OPEN_MPI, MASTER_ADDR="127.0.0.1")
+    passed_on = found(**OPEN_MPI, MASTER_ADDR="node01", MASTER_PORT="2900")
+    assert (passed_on.endpoint, passed_on.first) == ("node01:2900", False)
+    assert found(**OPEN_MPI, MASTER_ADDR="node01").endpoint == "node01:29500"
     crowded = refused("--rdzv-endpoint", "h:1", **OPEN_MPI | {"OMPI_COMM_WORLD_LOCAL_SIZE": "3"})
     assert "mpirun -np 1 --map-by ppr:1:node" in crowded
     assert found(**OPEN_MPI | {"OMPI_COMM_WORLD_SIZE": "1", "OMPI_COMM_WORLD_RANK": "0"}).one_node

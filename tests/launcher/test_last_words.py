@@ -36,6 +36,16 @@ def test_a_terminals_orders_are_left_out(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_bytes(b"\x1b[2K\x1b[1;31mred\x1b[0m\r\n 10%\r 90%\r100%\n\x1b]0;title\x07end\n")
     assert tail(log) == ["red", "100%", "end"]
+    log.write_bytes(b"a\x00b\x07\tc\x7f\n")
+    assert tail(log) == ["ab\tc"]
+
+
+def test_a_line_of_data_is_cut(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text("begin" + "x" * 100_000 + "end\nlast\n")
+    cut, last = tail(log)
+    assert (cut[:5], cut[-3:], last) == ("begin", "end", "last")
+    assert len(cut) < 3000
 
 
 def test_error_output_before_output_but_a_traceback_before_both(tmp_path: Path) -> None:

@@ -128,6 +128,13 @@ def test_bus_error_on_a_full_shm(remedy) -> None:  # type: ignore[no-untyped-def
     assert remedy("", -signal.SIGBUS, Evidence(shm_free=2**36, shm_total=2**37)) is None
 
 
+def test_a_rank_that_could_not_write(remedy) -> None:  # type: ignore[no-untyped-def]
+    full = remedy("step 1", 1, Evidence(logs_free=0))
+    assert (full.name, "--log-dir" in full.advice) == ("disk-full", True)
+    assert remedy("step 1", 1, Evidence(logs_free=1 << 30)) is None
+    assert remedy("ModuleNotFoundError: No module named 'x'", 1, Evidence(logs_free=0)).name == "missing-module"
+
+
 def test_packages_that_pip_calls_otherwise(remedy) -> None:  # type: ignore[no-untyped-def]
     text = remedy(HEAD + "ModuleNotFoundError: No module named 'yaml'").advice
     assert text == f"{sys.executable} -m pip install PyYAML"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import socket
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -213,6 +214,43 @@ def test_signal_before_the_ranks_are_there(launcher: Any) -> None:
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=30)
     assert process.returncode == 143
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signal_while_the_launcher_itself_is_imported(launcher: Any, number: signal.Signals, status: int) -> None:
+    """A module that waits stands in front of the first that the launcher imports."""
+    launcher.script("import pathlib, time\npathlib.Path('importing').touch()\ntime.sleep(30)\n", "json.py")
+    # Beside launch.py itself PYTHONPATH comes second, and before the standard library.
+    process = launcher.start("--version", PYTHONPATH=str(launcher.folder))
+    launcher.wait_for("importing")
+    process.send_signal(number)
+    _, err = process.communicate(timeout=10)
+    assert (process.returncode, err) == (status, "")
+
+
+@pytest.mark.parametrize("closed", [">&-", "<&- >&-", "<&- >&- 2>&-"])
+def test_closed_streams(launcher: Any, closed: str) -> None:
+    """Of a service without a terminal: nothing else takes their place, in the launcher or in a rank."""
+    program = launcher.script(
+        "import os, sys\nprint('out'); print('err', file=sys.stderr)\n"
+        "names = [os.readlink(f'/proc/self/fd/{n}') for n in (0, 1, 2)]\n"
+        "open('streams', 'w').write(' '.join(names))\nsys.exit(7)\n"
+    )
+    command = f'exec "$@" {closed}'
+    launch = [sys.executable, str(ROOT / "launch.py"), "--cpu", "--nproc", "1", "--log-dir", "logs", str(program)]
+    done = subprocess.run(
+        ["sh", "-c", command, "sh", *launch],
+        cwd=launcher.folder,
+        env=launcher.env,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 7
+    assert (launcher.folder / "logs/attempt-0/rank-0.stdout.log").read_text() == "out\n"
+    assert "Traceback" not in done.stderr
+    assert (launcher.folder / "streams").read_text().split()[0] == "/dev/null"
 
 
 def test_two_nodes_on_one_machine(launcher: Any) -> None:
