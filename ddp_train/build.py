@@ -40,6 +40,7 @@ from ddp_train.schedule import Schedule, create_schedule
 from ddp_train.state import Progress
 from ddp_train.technique import Context, Technique
 from ddp_train.trainer import Parts, Trainer
+from ddp_train.wandb_records import WandbObserver
 
 __all__ = ["Run", "build", "create_network"]
 
@@ -268,6 +269,8 @@ def _observers(
     observers: list[Observer] = [HistoryObserver(history, folder.curves), create_progress()]
     if resolved.run.tensorboard:
         observers.append(TensorBoardObserver(folder.tensorboard))
+    if resolved.looking.wandb:
+        observers.append(WandbObserver(folder.path, resolved.looking.wandb_project, config.to_dict(resolved)))
     observers += [technique.observer for technique in parts.techniques if technique.observer is not None]
     return tuple(observers)
 

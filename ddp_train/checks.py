@@ -5,6 +5,7 @@ Torch-free, so that the launcher refuses once what every worker would refuse.
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
 import tempfile
@@ -19,6 +20,7 @@ __all__ = ["bounds", "check_paths", "check_values", "resume_file", "resume_targe
 RANGES: dict[str, tuple[float | None, float | None, bool]] = {
     "epochs": (1, 10**6, False),
     "stop_after": (1, 10**6, False),
+    "overfit_one_batch": (1, 10**6, False),
     "seed": (0, 2**63 - 1, False),
     "log_every": (1, 10**9, False),
     "batch_size": (1, 10**7, False),
@@ -79,6 +81,13 @@ RANGES: dict[str, tuple[float | None, float | None, bool]] = {
     "progressive_resize_end": (4, 4096, False),
     "progressive_resize_epochs": (1, 10**6, False),
 }
+
+
+def _installed(package: str) -> bool:
+    """Whether `package` can be imported; a folder of its name, such as wandb leaves behind, is none."""
+    found = importlib.util.find_spec(package)
+    return found is not None and found.origin is not None
+
 
 # Combinations that cannot work: what is wrong, and the words for it.
 CONFLICTS: tuple[tuple[Callable[[Config], bool], str], ...] = (
@@ -159,6 +168,14 @@ CONFLICTS: tuple[tuple[Callable[[Config], bool], str], ...] = (
     (
         lambda c: (c.augment.progressive_resize or 0) > (c.augment.progressive_resize_end or 4096),
         "--progressive-resize is above --progressive-resize-end: images grow",
+    ),
+    (
+        lambda c: c.looking.overfit_one_batch is not None and c.run.tune is not None,
+        "--overfit-one-batch and --tune exclude each other: each takes the place of training",
+    ),
+    (
+        lambda c: c.looking.wandb and not _installed("wandb"),
+        "--wandb needs the package wandb: pip install wandb",
     ),
     (
         lambda c: c.looking.histograms and not c.run.tensorboard,

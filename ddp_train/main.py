@@ -80,6 +80,7 @@ def _run(wanted: Config) -> int:
 def _train(wanted: Config, ranks: Ranks) -> int:
     from ddp_train import distributed
     from ddp_train.build import build
+    from ddp_train.closing import finish
     from ddp_train.precision import set_matmul_precision
     from ddp_train.resolve import set_threads
 
@@ -90,12 +91,15 @@ def _train(wanted: Config, ranks: Ranks) -> int:
     run = build(wanted, ranks, device)
     if wanted.run.tune is not None:
         return _tune(run)
+    if wanted.looking.overfit_one_batch is not None:
+        return _overfit(run, wanted.looking.overfit_one_batch)
     try:
         for observer in run.observers:
             observer.on_start(run.facts)
         run.trainer.fit()
         for observer in run.observers:
             observer.on_end(run.trainer.best)
+        finish(run)
     finally:
         for observer in run.observers:
             observer.close()
@@ -111,6 +115,17 @@ def _tune(run: Run) -> int:
     if run.trainer.parts.ranks.is_first:
         print(f"suggested peak learning rate {found.suggestion:.2g} (steepest fall at {found.steepest:.2g}): {picture}")
     return 0
+
+
+def _overfit(run: Run, steps: int) -> int:
+    from ddp_train.distributed import on_first_rank
+    from ddp_train.tune import one_batch
+
+    found = one_batch.overfit_one_batch(run.trainer, steps, len(run.dataset.classes))
+    path = on_first_rank(lambda: one_batch.write(found, run.folder.path), run.trainer.parts.ranks)
+    if run.trainer.parts.ranks.is_first:
+        print(f"{one_batch.judge(found)}; {path}")
+    return 0 if found.learned else 1
 
 
 def _leave_alone(error: BaseException) -> NoReturn:

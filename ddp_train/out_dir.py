@@ -26,6 +26,8 @@ BESIDE = (
     "worst_images.png",
     "model_card.md",
     "wandb",
+    "wandb_id.txt",
+    "overfit_one_batch.json",
     "tensorboard",
     "logs",
 )

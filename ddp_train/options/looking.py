@@ -19,7 +19,15 @@ class LookingOptions:
     """Profile five steps after warm-up: a trace and a table of the operations that take most time."""
     watch_numbers: bool = False
     """Judge every step; a loss or gradient that is not finite ends the run with the layer, step and rank named."""
+    overfit_one_batch: int | None = None
+    """In place of training: up to so many steps on one batch, whose loss must fall to near zero (else status 1)."""
     initial_loss_check: bool = True
     """Say so when the loss of the first step is far from ln(classes)."""
     memory_report: bool = False
     """Peak memory of forward pass, backward pass, optimizer step and evaluation, as a table at the end and as JSON."""
+    examine: bool = True
+    """At the end of the run: confusion matrix and worst-classified images of the best model."""
+    wandb: bool = False
+    """Log to Weights & Biases too (needs the package wandb; WANDB_MODE=offline works without an account)."""
+    wandb_project: str = "ddp-train"
+    """wandb: the project."""

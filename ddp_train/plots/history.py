@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ddp_train.options import UserError
+from ddp_train.plots.reported import draw_panel, panels
 from ddp_train.plots.style import PALETTE, legend, new_figure, save, style
 from ddp_train.records import HistoryDocument, read_history
 
@@ -33,15 +34,25 @@ def plot_history(history: HistoryDocument, path: str | os.PathLike[str]) -> None
 
 
 def history_figure(history: HistoryDocument) -> Figure:
-    """The four panels as a figure of 1500 x 1050 pixels. Raises UserError when the history has no epochs."""
+    """Four panels of 1500 x 1050 pixels, and a row more for every two things that techniques reported.
+
+    Raises UserError when the history has no epochs.
+    """
     if not history["epochs"]:
         raise UserError("the history has no epochs to draw")
-    figure = new_figure(10, 7, _title(history))
-    (loss, accuracy), (rate, speed) = figure.subplots(2, 2)
+    reported = panels(history)
+    rows = 2 + -(-len(reported) // 2)
+    figure = new_figure(10, 3.5 * rows, _title(history))
+    loss, accuracy, rate, speed, *more = figure.subplots(rows, 2).flatten()
     _draw_loss(loss, history)
     _draw_accuracy(accuracy, history)
     _draw_learning_rate(rate, history)
     _draw_throughput(speed, history)
+    for axes, panel in zip(more, reported, strict=False):
+        draw_panel(axes, panel, history["epochs"])
+        _limit_to_epochs(axes, history)
+    for axes in more[len(reported) :]:
+        axes.set_axis_off()
     return figure
 
 
@@ -118,9 +129,13 @@ def _column(history: HistoryDocument, name: str) -> list[float]:
 
 
 def _style(axes: Axes, title: str, unit: str, history: HistoryDocument) -> None:
+    style(axes, title, unit, "epoch")
+    _limit_to_epochs(axes, history)
+
+
+def _limit_to_epochs(axes: Axes, history: HistoryDocument) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    style(axes, title, unit, "epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
     first, last = history["epochs"][0]["epoch"], history["epochs"][-1]["epoch"]
     assert first is not None and last is not None

@@ -80,6 +80,20 @@ def test_the_panels_show_the_numbers_with_their_units(tmp_path: Path) -> None:
     assert figure.get_suptitle() == "small  ·  digits  ·  2 ranks  ·  global batch 512"
 
 
+def test_what_techniques_and_the_driver_reported_has_panels_of_its_own(tmp_path: Path) -> None:
+    document = _document(3, tmp_path)
+    reported = [{"gradient_norm": 2.0, "gpu_memory": 2.0**31, "gpu_utilization": 0.5}, {"gradient_norm": None}, {}]
+    for epoch, extra in zip(document["epochs"], reported, strict=True):
+        epoch["extra"] = extra
+    figure = history_figure(document)
+    assert (figure.get_size_inches() * figure.dpi).tolist() == [1500, 2100]
+    busy, memory, norm, empty = figure.axes[4:]
+    titles = [axes.get_title("left") for axes in (busy, memory, norm)]
+    assert titles == ["GPU utilisation", "GPU memory", "Gradient norm"] and not empty.axison
+    assert next(iter(memory.get_lines()[0].get_ydata())) == 2.0  # GiB
+    assert [math.isnan(value) for value in norm.get_lines()[0].get_ydata()] == [False, True, True]
+
+
 def test_curves_are_inside_their_axes(tmp_path: Path) -> None:
     for epochs in (1, 2, 40):
         for axes in history_figure(_document(epochs, tmp_path)).axes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from tests.integration.conftest import ROOT, Command, torchrun
 
@@ -23,8 +24,9 @@ def test_all_ranks_end_alike_and_the_rank_is_named(command: Command, tmp_path: P
 
 
 def test_evaluation_under_torchrun_counts_each_image_once(command: Command, tmp_path: Path) -> None:
-    options = ["--dataset", "digits", "--epochs", "1", "--device", "cpu", "--no-tensorboard", "--out-dir", "run"]
-    assert command(str(ROOT / "ddp_train" / "main.py"), *options).returncode == 0
+    options = ["--dataset", "digits", "--epochs", "2", "--device", "cpu", "--no-tensorboard", "--out-dir", "run"]
+    done = command(*torchrun(2), str(ROOT / "ddp_train" / "main.py"), *options, "--amp", "off")
+    assert done.returncode == 0, done.stderr
     found = []
     for launch in (["-m", "ddp_train.evaluate"], torchrun(2, "-m", "ddp_train.evaluate")):
         words = ["--checkpoint", str(tmp_path / "cwd" / "run"), "--device", "cpu", "--json"]
@@ -35,5 +37,20 @@ def test_evaluation_under_torchrun_counts_each_image_once(command: Command, tmp_
     assert one["samples"] == two["samples"] == 359
     assert one["confusion"] == two["confusion"] and one["top5"] == two["top5"]
     assert abs(one["loss"] - two["loss"]) < 1e-6
+    _assert_closed(tmp_path / "cwd" / "run", one)
     done = command(*torchrun(2, "-m", "ddp_train.evaluate"), "--checkpoint", "nowhere", "--device", "cpu", cwd=ROOT)
     assert done.returncode != 0 and done.stderr.count("error: cannot read nowhere") == 1
+
+
+def _assert_closed(folder: Path, found: dict[str, Any]) -> None:
+    """The pictures and the card at the end of the run on two ranks tell what one rank finds in the best model."""
+    for name in ("confusion_matrix.png", "worst_images.png", "training_curves.png"):
+        assert (folder / name).read_bytes().startswith(b"\x89PNG")
+    card = (folder / "model_card.md").read_text()
+    best = json.loads((folder / "training_history.json").read_text())["best"]
+    assert f"| best epoch | {best['epoch']} of 2 |" in card
+    assert f"| top-1 accuracy | {found['top1']:.2%} |" in card and "| test images | 359 |" in card
+    assert f"| mean cross-entropy | {found['loss']:.4f} |" in card
+    for row in found["per_class"]:
+        assert f"| {row['class']} | {row['accuracy']:.2%} of {row['samples']} |" in card
+    assert "| machine | 2 ranks on cpu |" in card and "--dataset digits --epochs 2" in card

@@ -1,0 +1,126 @@
+"""The model card of a run: what it is, its data, its numbers, and how it was made. Measured figures alone.
+
+The form follows Mitchell et al. 2019, "Model Cards for Model Reporting" (arXiv:1810.03993), as far as a run can know.
+"""
+
+from __future__ import annotations
+
+import shlex
+import statistics
+from collections.abc import Sequence
+
+from ddp_train.data.facts import DatasetFacts
+from ddp_train.epoch_table import duration
+from ddp_train.options import Config, to_dict
+from ddp_train.records import HistoryDocument, RunFacts
+from ddp_train.scores import Examination
+
+__all__ = ["model_card"]
+
+NAMED_CLASSES = 30
+SETTINGS = (
+    "epochs",
+    "batch_size",
+    "optimizer",
+    "lr",
+    "lr_scaling",
+    "weight_decay",
+    "scheduler",
+    "warmup_epochs",
+    "augment",
+    "amp",
+    "seed",
+)
+
+
+def model_card(
+    config: Config, run: RunFacts, data: DatasetFacts, history: HistoryDocument, found: Examination | None
+) -> str:
+    """Markdown. `found`: the examination of the best model, where there was one."""
+    parts = [_heading(run, data), _figures(history, found), _classes(data, found), _data(data)]
+    parts += [_training(config, run, history), _versions(history), _use(data)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _heading(run: RunFacts, data: DatasetFacts) -> str:
+    return (
+        f"# {run.name}\n\n`{run.model}`, {run.parameters:,} parameters: an image classifier "
+        f"for the {len(data.classes)} classes of {data.name}. "
+        "The weights are in `best_model.pth`, every setting in `config.yaml`."
+    )
+
+
+def _figures(history: HistoryDocument, found: Examination | None) -> str:
+    best = history["best"]
+    rows = [("best epoch", f"{best['epoch']} of {history['epochs'][-1]['epoch']}")] if best["epoch"] else []
+    if found is not None:
+        rows += [("test images", f"{found.samples:,}"), ("top-1 accuracy", f"{found.top1:.2%}")]
+        rows += [("top-5 accuracy", f"{found.top5:.2%}")] if found.top5 is not None else []
+        rows += [("mean cross-entropy", f"{found.loss:.4f}")]
+    elif best["test_accuracy"] is not None:
+        rows += [("top-1 accuracy", f"{best['test_accuracy']:.2%}")]
+    note = "The best epoch was chosen by the accuracy on this same test split."
+    return "## Results on the test split\n\n" + _table(rows) + f"\n\n{note}"
+
+
+def _classes(data: DatasetFacts, found: Examination | None) -> str:
+    if found is None or len(data.classes) > NAMED_CLASSES:
+        return ""
+    counted = zip(data.classes, found.hits, found.counts, strict=True)
+    rows = [(name, f"{hits / count:.2%} of {count:,}") for name, hits, count in counted if count]
+    return "Accuracy by class:\n\n" + _table(rows)
+
+
+def _data(data: DatasetFacts) -> str:
+    shown = ", ".join(data.classes[:NAMED_CLASSES])
+    more = ", ..." if len(data.classes) > NAMED_CLASSES else ""
+    channels, height, width = data.image_shape
+    mean, std = (", ".join(f"{value:.4f}" for value in values) for values in (data.mean, data.std))
+    rows = [
+        ("images", f"{data.train_samples:,} for training, {data.test_samples:,} for testing"),
+        ("size", f"{channels} x {height} x {width} (channels, height, width)"),
+        ("normalisation", f"scaled to [0, 1], mean {mean}, deviation {std}"),
+        ("classes", shown + more),
+    ]
+    return f"## Data: {data.name}\n\n" + _table(rows)
+
+
+def _training(config: Config, run: RunFacts, history: HistoryDocument) -> str:
+    values, epochs = to_dict(config), history["epochs"]
+    ranks = "1 rank" if run.world_size == 1 else f"{run.world_size} ranks"
+    seconds = [epoch["seconds"] for epoch in epochs if epoch["seconds"] is not None]
+    speeds = [epoch["images_per_second"] for epoch in epochs if epoch["images_per_second"] is not None]
+    rows = [(name.replace("_", "-"), str(values[name])) for name in SETTINGS if values.get(name) is not None]
+    rows += [("machine", f"{ranks} on {run.device}")]
+    rows += [("time", f"{duration(sum(seconds))} for {len(seconds)} epochs")] if seconds else []
+    rows += [("throughput", f"{statistics.median(speeds):,.0f} images/s, the median epoch")] if speeds else []
+    rows += _gpus([epoch.get("extra", {}) for epoch in epochs])
+    command = history["environment"].get("command")
+    shown = f"\n\n```\n{shlex.join(map(str, command))}\n```" if isinstance(command, list) else ""
+    return "## Training\n\n" + _table(rows) + shown
+
+
+def _gpus(extras: Sequence[dict[str, float | None]]) -> list[tuple[str, str]]:
+    busy = [value for extra in extras if (value := extra.get("gpu_utilization")) is not None]
+    memory = [value for extra in extras if (value := extra.get("gpu_memory")) is not None]
+    rows = [("GPU utilisation", f"{statistics.fmean(busy):.0%}, the mean over the epochs")] if busy else []
+    return rows + ([("GPU memory", f"{max(memory) / 2**30:.1f} GiB in use at most")] if memory else [])
+
+
+def _versions(history: HistoryDocument) -> str:
+    names = ("python", "torch", "platform")
+    rows = [(name, str(history["environment"][name])) for name in names if name in history["environment"]]
+    return "## Versions\n\n" + _table(rows)
+
+
+def _use(data: DatasetFacts) -> str:
+    return (
+        "## Use\n\nFrom this folder:\n\n```\npython -m ddp_train.predict best_model.pth IMAGE...\n"
+        "python -m ddp_train.evaluate --checkpoint best_model.pth --data-dir DIR\n"
+        "python -m ddp_train.export best_model.pth -o model.pt2\n```\n\n"
+        f"It knows the classes of {data.name} alone: whatever else it is shown is taken for one of them."
+    )
+
+
+def _table(rows: Sequence[tuple[str, str]]) -> str:
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value.replace('|', '/')} |" for name, value in rows)])
