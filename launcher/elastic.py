@@ -28,9 +28,10 @@ from torch.numa.binding import AffinityMode, NumaOptions
 from launcher import rendezvous, several_nodes
 from launcher.command import LOOPBACK, Job, escape_macros
 from launcher.descendants import Descendants, leashed
+from launcher.elsewhere import Elsewhere
 from launcher.endings import Endings
 from launcher.events import EventLog
-from launcher.failures import Attempt, Failure, Outcome, exit_status, status_of
+from launcher.failures import Attempt, Failure, Outcome, exit_status, first_failure, status_of
 from launcher.interrupts import Interrupts
 from launcher.logs import SIGNALS_VARIABLE, RankLogs
 from launcher.quiet import quieten_engine
@@ -182,6 +183,9 @@ class _Agent(LocalElasticAgent):
             self._over = True
             alone = self._settled()
             self._report_ends()
+            if (elsewhere := self._elsewhere) is not None and None in self._codes().values():
+                # The others may take their grace time to end: the other nodes are told before.
+                elsewhere.tell(first_failure(self._failures(alone)))
             self._shutdown()
             self._report_ends(stopped=True)
             self._logs.finish()
@@ -192,7 +196,11 @@ class _Agent(LocalElasticAgent):
     def _take_down(self, failures: tuple[Failure, ...]) -> None:
         """Note a failed attempt, and whether another one may follow."""
         seconds = (min(failure.ended_ms or 0.0 for failure in failures) - self._begin_ms) / 1000
-        self._attempts.append(Attempt(len(self._attempts), failures, seconds))
+        nodes = 1
+        if (elsewhere := self._elsewhere) is not None:
+            nodes, cause = elsewhere.nodes, elsewhere.compare(first_failure(failures))
+            failures = failures if cause is None else (cause, *failures)
+        self._attempts.append(Attempt(len(self._attempts), failures, seconds, nodes))
         if self._remaining_restarts > 0 and (why := why_not(self._attempts)):
             self._refusal = why
             self._remaining_restarts = 0
@@ -229,6 +237,11 @@ class _Agent(LocalElasticAgent):
     def _construct_event(self, state: str, source: EventSource, *facts: Any, **more: Any) -> Event:
         # Nobody reads these events, and torch's own look up the name of this machine for each of them.
         return Event(f"torchelastic.worker.status.{state}", source)
+
+    @property
+    def _elsewhere(self) -> Elsewhere | None:
+        """What failed on other nodes; None where there is none."""
+        return getattr(self._worker_group.spec.rdzv_handler, "elsewhere", None)
 
     def _handlers(self) -> Mapping[int, Any]:
         return getattr(self._pcontext, "subprocess_handlers", {})

@@ -38,6 +38,7 @@ class Failure:
     ended_ms   when it ended, milliseconds of the monotonic clock; None where nobody saw it
     stopped    it ended after the launcher had asked it to, because of another rank
     on_screen  its output was on the screen as well
+    told       its last words, where its launcher on another node has told them: `logs` are over there
     """
 
     rank: int
@@ -47,11 +48,12 @@ class Failure:
     ended_ms: float | None = None
     stopped: bool = False
     on_screen: bool = False
+    told: LastWords | None = None
 
     @cached_property
     def words(self) -> LastWords:
         """What it left in its logs, read once."""
-        return read(self.logs)
+        return read(self.logs) if self.told is None else self.told
 
     @property
     def crashed(self) -> bool:
@@ -68,12 +70,14 @@ class Failure:
 class Attempt:
     """The ranks of one attempt that did not end well, in the order in which they ended.
 
-    `number` counts from 0; `seconds`: from the start of the ranks to the end of the first one that failed.
+    `number` counts from 0; `seconds`: from the start of the ranks to the end of the first one that failed; `nodes`: how
+    many took part. A failure on another node stands here, in front, where it explains those of this one.
     """
 
     number: int
     failures: tuple[Failure, ...] = ()
     seconds: float | None = None
+    nodes: int = 1
 
     @property
     def first(self) -> Failure | None:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Protocol
 
-__all__ = ["Node", "RollCall", "who_is_missing"]
+__all__ = ["Node", "RollCall", "Store", "who_is_missing"]
 
 SHOWN = 10
 LOST = ", which came and was lost"
@@ -21,6 +21,7 @@ class Store(Protocol):
     def set(self, key: str, value: str, /) -> None: ...
     def get(self, key: str, /) -> bytes: ...
     def check(self, keys: list[str], /) -> bool: ...
+    def compare_set(self, key: str, expected: str, value: str, /) -> bytes: ...
 
 
 @dataclass(frozen=True)

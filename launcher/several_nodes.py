@@ -36,6 +36,7 @@ from torch.distributed.elastic.rendezvous.dynamic_rendezvous import (
 )
 
 from launcher.cluster import Cluster
+from launcher.elsewhere import Elsewhere
 from launcher.network import NetworkError, resolve, split_endpoint
 from launcher.rendezvous import listen
 from launcher.roll_call import Node, RollCall, who_is_missing
@@ -97,6 +98,8 @@ class SeveralNodes(DynamicRendezvousHandler):
         self._roll = RollCall(store)
         self._patience = _Patience(join=timedelta(seconds=max(1.0, meeting.deadline - time.monotonic())))
         self._size = 0
+        self.elsewhere = Elsewhere(store, 0, 1)
+        """What failed on the other nodes of the latest attempt."""
         rank = 0 if cluster.node_rank is None and meeting.holds_store else cluster.node_rank
         node = _NodeDesc(cluster.address, os.getpid(), LAST_PLACE if rank is None else rank)
         backend = C10dRendezvousBackend(store, run_id)
@@ -130,7 +133,15 @@ class SeveralNodes(DynamicRendezvousHandler):
         self._patience.has_begun = True
         self._patience._set_timeouts(join=timedelta(seconds=self._meeting.cluster.rdzv_timeout_s))
         self._size = info.world_size
+        self.elsewhere = Elsewhere(self._meeting.store, self.round, info.world_size)
         return info
+
+    def shutdown(self) -> bool:
+        """See the base class; with this process goes the store, in which others may still read what failed here."""
+        closed: bool = super().shutdown()
+        if self._meeting.holds_store:
+            self.elsewhere.see_off()
+        return closed
 
     def num_nodes_waiting(self) -> int:
         """See the base class; also 1 when a node was lost and the run may start again: ranks may wait for it for ages.

@@ -45,7 +45,8 @@ def _explanation(failure: Failure) -> str | None:
 
 def _show_failure(console: Console, outcome: Outcome, failure: Failure, remedy: Remedy | None) -> None:
     console.print()
-    console.rule(f"[bold red]rank {failure.rank} failed first[/bold red]", align="left", style="red")
+    title = f"rank {failure.rank} lost its connection" if _unexplained(outcome) else f"rank {failure.rank} failed first"
+    console.rule(f"[bold red]{title}[/bold red]", align="left", style="red")
     console.print(_table(_facts(outcome, failure, remedy)))
     if words := failure.words.shown(LINES_SEEN if failure.on_screen else LINES):
         console.print()
@@ -53,6 +54,12 @@ def _show_failure(console: Console, outcome: Outcome, failure: Failure, remedy: 
             console.print(Text.assemble(("  │ ", "red"), line), soft_wrap=True)
         console.print()
     console.print(_table(_advice(failure, remedy)))
+
+
+def _unexplained(outcome: Outcome) -> bool:
+    """Whether the cause is on another node, which has not told it."""
+    attempt = outcome.attempts[-1]
+    return attempt.nodes > 1 and attempt.first is not None and attempt.first.victim
 
 
 def _table(rows: Iterable[tuple[str, str]]) -> Table:
@@ -80,6 +87,8 @@ def _facts(outcome: Outcome, failure: Failure, remedy: Remedy | None) -> Iterato
     ):
         if ranks:
             yield name, f"{names(f.rank for f in ranks)}: {words}{_later(failure, ranks)}"
+    if _unexplained(outcome):
+        yield "look at", "the other nodes: one of them, or a rank there, was lost, and none has told why"
     if remedy is not None and remedy.name == TIMEOUT:
         silent = [other.rank for other in others if other.stopped and not other.words.timed_out]
         if silent:
@@ -107,7 +116,8 @@ def _advice(failure: Failure, remedy: Remedy | None) -> Iterator[tuple[str, str]
         yield "to do", remedy.advice
     if source := failure.words.source:
         more = [log.name for log in failure.logs if log != source and has_content(log)]
-        yield "log", f"{source}" + "".join(f", {name}" for name in more)
+        where = "" if failure.told is None else f"{failure.host}: "
+        yield "log", f"{where}{source}" + "".join(f", {name}" for name in more)
     else:
         yield "log", "it left no word"
 

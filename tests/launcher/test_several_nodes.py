@@ -27,6 +27,25 @@ dist.all_reduce(total)
 print("total", int(total), "of", dist.get_world_size(), flush=True)
 dist.destroy_process_group()
 """
+FAILING = """
+import os, pathlib, signal, sys, time, traceback
+rank, culprit = int(os.environ["RANK"]), int(os.environ["CULPRIT"])
+if rank // 2 == culprit // 2 and rank != culprit:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+pathlib.Path(f"here-{rank}").touch()
+while len(list(pathlib.Path().glob("here-*"))) < 4:
+    time.sleep(0.01)
+try:
+    if rank == culprit:
+        raise ValueError("the cause")
+except ValueError:
+    traceback.print_exc()
+    sys.exit(7)
+if rank // 2 == culprit // 2:
+    time.sleep(60)
+time.sleep(0.15)
+raise RuntimeError("Connection closed by peer [127.0.0.1]:4242")
+"""
 
 
 @pytest.fixture
@@ -165,3 +184,32 @@ def test_port_that_is_taken(launcher: Any) -> None:
         done = launcher.run(*args, str(launcher.script(ADD_UP)))
     assert done.returncode == 1
     assert "the port is in use" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("culprit", [0, 3])
+def test_a_failure_on_the_other_node_is_named_on_both(launcher: Any, culprit: int) -> None:
+    """The rank beside the one that fails takes its whole grace time; the ranks of the other node are victims."""
+    script = str(launcher.script(FAILING))
+    endpoint = f"127.0.0.1:{free_port('127.0.0.1')}"
+    ends = [
+        launcher.start(
+            *("--cpu", "--nproc", "2", "--grace", "4", "--nnodes", "2", "--node-rank", str(rank)),
+            *("--rdzv-endpoint", endpoint, "--json-events", f"events-{rank}", script),
+            CULPRIT=str(culprit),
+        )
+        for rank in (0, 1)
+    ]
+    errors = [end.communicate(timeout=60)[1] for end in ends]
+    host = socket.gethostname()
+    for error in errors:
+        summary = error[error.index(f"rank {culprit} failed first") :]
+        assert f"{culprit} on {host}" in summary
+        assert "exit code 7" in summary
+        assert "ValueError: the cause" in summary
+    there = 0 if culprit else 1
+    assert [end.returncode for end in ends] == [7, 7]
+    assert f"ranks {'0, 1' if culprit else '2, 3'}: lost the connection to it" in errors[there]
+    assert f"{host}: " in errors[there].rpartition("log ")[2]
+    events = [json.loads(line) for line in (launcher.folder / f"events-{there}").read_text().splitlines()]
+    (failure,) = (event for event in events if event["event"] == "failure")
+    assert (failure["rank"], failure["status"], failure["error"]) == (culprit, 7, "ValueError: the cause")

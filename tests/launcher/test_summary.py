@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from launcher.failures import Attempt, Failure, Outcome
+from launcher.last_words import LastWords
 from launcher.remedies import Evidence, find_remedy
 from launcher.summary import names, show
 
@@ -118,3 +119,15 @@ def test_nothing_after_a_success_and_one_line_from_the_engine() -> None:
 )
 def test_names(ranks: tuple[int, ...], words: str) -> None:
     assert names(ranks) == words
+
+
+def test_failures_on_other_nodes(tmp_path: Path) -> None:
+    lost = Failure(0, "node7", 1, (write(tmp_path / "lost", TRACEBACK + "RuntimeError: Connection closed by peer\n"),))
+    silent = shown(Outcome(1, (Attempt(0, (lost,), nodes=2),)))
+    assert "rank 0 lost its connection" in silent
+    assert "the other nodes" in silent
+    assert "rank 0 failed first" in shown(Outcome(1, (Attempt(0, (lost,)),))), "one node has no others"
+    words = LastWords(("ValueError: there",), Path("/logs/rank-9"))
+    told = shown(Outcome(3, (Attempt(0, (Failure(9, "node8", 3, told=words), lost), nodes=2),)))
+    for line in ("rank 9 failed first", "9 on node8", "ValueError: there", "node8: /logs/rank-9", "rank 0: lost the"):
+        assert line in told
