@@ -8,7 +8,7 @@ import os
 import runpy
 import sys
 from collections.abc import Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from typing import Any, NoReturn
 from unittest import mock
 
@@ -16,9 +16,11 @@ from ddp_train import config
 from launcher import options
 from tests.docs.pages import ROOT
 
-__all__ = ["Wrong", "check", "is_ours"]
+__all__ = ["Wrong", "check", "help_of", "is_ours"]
 
 TRAINER = ("ddp_train/main.py", "ddp_train.main")
+LAUNCHES = ("ddp_train.tune", "benchmarks.training_run")
+"""What stands behind -- goes to the launcher."""
 PACKAGES = ("ddp_train", "gpu_topology", "benchmarks", "launcher")
 
 
@@ -99,6 +101,8 @@ def _torchrun(words: Sequence[str]) -> None:
 
 def _module(name: str, words: Sequence[str]) -> None:
     """`python -m NAME WORDS`, ended by the first parser that has read its words."""
+    if name in LAUNCHES and "--" in words:
+        _launcher(words[words.index("--") + 1 :])
     parse = argparse.ArgumentParser.parse_args
 
     def parse_and_end(self: argparse.ArgumentParser, *args: Any, **kwargs: Any) -> NoReturn:
@@ -123,6 +127,14 @@ def _module(name: str, words: Sequence[str]) -> None:
     except ImportError as error:
         raise Wrong(f"python -m {name}: {error}") from None
     raise Wrong(f"python -m {name} read no arguments: {said.getvalue()}")
+
+
+def help_of(name: str, *words: str) -> str:
+    """What `python -m NAME WORDS --help` prints."""
+    said = io.StringIO()
+    with mock.patch.object(sys, "argv", [name, *words, "--help"]), redirect_stdout(said), suppress(SystemExit):
+        runpy.run_module(name, run_name="__main__", alter_sys=False)
+    return said.getvalue()
 
 
 def _no_failure(end: SystemExit, said: str) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
+from ddp_train import config
+from ddp_train.tune.space import read_space
+from launcher.options import option_names
 from tests.docs.pages import ROOT, Page, pages, split_commands
-from tests.docs.real_parsers import Wrong, check, is_ours
+from tests.docs.real_parsers import Wrong, check, help_of, is_ours
 
 PAGES = [pytest.param(page, id=page.name) for page in pages()]
 
@@ -19,6 +23,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     run.mkdir(parents=True)
     (run / "checkpoint-latest.pt").touch()
     (tmp_path / "recipe.yaml").touch()
+    (tmp_path / "ddp_train").symlink_to(ROOT / "ddp_train")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -59,6 +64,7 @@ def test_every_link_leads_to_a_file(page: Page) -> None:
         "python -m gpu_topology look",
         "python -m ddp_train.plots schedules",
         "python -m ddp_train.tune search space.yaml",
+        "python -m ddp_train.tune search space.yaml --out runs/search -- --nprocs 2",
         "python -m ddp_train.nothing",
         "bash scripts/nothing.sh",
     ],
@@ -77,3 +83,46 @@ def test_commands_are_found_in_pipes_substitutions_and_behind_variables() -> Non
     code += "\nsrun --ntasks 2 python six.py"
     found = [words for words in split_commands(code) if words[0] == "python"]
     assert sorted(words[1] for words in found) == ["five.py", "four.py", "one.py", "six.py", "three.py", "two.py"]
+
+
+# Options of other programs that the pages name by themselves.
+FOREIGN = {"--ipc=host", "--shm-size=8g", "--cap-add=SYS_NICE", "--requeue"}
+
+
+def test_every_option_that_a_text_names_exists() -> None:
+    known = known_options() | FOREIGN
+    for page in pages():
+        named = {span.split()[0] for span in page.spans if span.startswith("--") and span != "--"}
+        unknown = {name for name in named if name not in known and name.partition("=")[0] not in known}
+        assert not unknown, f"{page.name}: {sorted(unknown)}"
+
+
+def known_options() -> set[str]:
+    """Every option of every program here, as their helps list them."""
+    names = config.to_dict(config.Config())
+    trainer = {f"--{prefix}{name.replace('_', '-')}" for name in names for prefix in ("", "no-")}
+    return trainer | set(config.ALIASES) | {"--config", "--preset", "--help"} | set(option_names()) | in_help()
+
+
+def in_help() -> set[str]:
+    """The options in the helps of the programs with commands."""
+    programs = [
+        *(
+            ["gpu_topology", command]
+            for command in ("report", "select", "env", "snapshot", "draw", "monitor", "verify")
+        ),
+        ["ddp_train.tune", "search"],
+        ["ddp_train.diagnostics.precision"],
+    ]
+    return {option for words in programs for option in re.findall(r"--[\w-]+", help_of(*words))}
+
+
+def test_the_space_of_the_search_is_one(tmp_path: Path) -> None:
+    (space,) = [text for language, text in Page("docs/training.md").blocks if language == "yaml"]
+    (tmp_path / "space.yaml").write_text(space)
+    assert {"lr", "augment"} <= set(read_space(tmp_path / "space.yaml"))
+
+
+def test_every_preset_is_in_the_table() -> None:
+    named = {span for row in Page("docs/training.md").rows for span in row}
+    assert set(config.presets()) <= named
