@@ -15,7 +15,7 @@ import torch
 from ddp_train.compose import compose
 from ddp_train.data import load
 from ddp_train.data.augment import Augmentation
-from ddp_train.data.pipeline import build_pipeline
+from ddp_train.data.pipeline import build_pipeline, create_augmentation
 from ddp_train.distributed import Ranks
 from ddp_train.losses import cross_entropy_sum
 from ddp_train.models import create_model
@@ -67,12 +67,41 @@ def test_augmentation_draws_the_same_on_both_devices() -> None:
     assert torch.equal(*found)
 
 
+FURTHER = AugmentOptions(
+    augment="heavy", flip="alternating", random_resized_crop=0.3, rotation=15, color_jitter=0.4, grayscale=0.3
+)
+
+
+@pytest.mark.parametrize("policy", ["autoaugment", "randaugment", "trivialaugment"])
+def test_further_operations_are_the_same_on_both_devices_and_never_wait(policy: Any) -> None:
+    dataset = load("synthetic", DataOptions(dataset="synthetic", synthetic_samples=512))
+    images, samples = torch.from_numpy(dataset.train.images), torch.arange(512)
+    found = []
+    for device in (torch.device("cpu"), GPU):
+        augmentation = create_augmentation(dataset, replace(FURTHER, augment_policy=policy), 5, device)
+        there = images.to(device), samples.to(device)
+        augmentation(*there, 0)  # kernels are loaded in the first call
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            found.append((augmentation.draw(there[1], 3), augmentation(*there, 3)))
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    (drawn, on_cpu), (drawn_too, on_gpu) = found
+    for one, other in zip(drawn.fields, drawn_too.fields, strict=True):
+        assert (one is None) == (other is None)
+        assert one is None or torch.equal(one, other.cpu())
+    levels = (on_cpu - on_gpu.cpu()).abs() * torch.tensor(dataset.std).view(1, 3, 1, 1) * 255
+    # A level of rounding; ahead of a threshold or between two pixels it can decide about more.
+    assert float((levels > 1.5).float().mean()) < 0.01
+
+
 STEPS = [
     ("off", {}),
     ("bf16", {}),
     ("bf16", {"optimizer": "adamw", "amsgrad": True}),
     ("bf16", {"optimizer": "muon", "lookahead": 3, "ema": 0.9}),
     ("off", {"sam": 0.05, "ema": 0.9, "ema_warmup": True}),
+    ("bf16", {"mixup": 0.2, "cutmix": 1.0}),
 ]
 
 
