@@ -24,6 +24,7 @@ ONE_NODE = "ddp-launch-one-node"
 AGENTS_PREFIX = "agent"
 READ_TIMEOUT_S = 60
 BACKLOG = 1024
+REACH_TIMEOUT_S = 5.0
 
 
 def register() -> None:
@@ -32,13 +33,16 @@ def register() -> None:
 
 
 def listen(address: str, port: int = 0) -> TCPStore:
-    """A store that listens on `address` (numeric) alone; port 0: any free one. Errors: OSError (port in use)."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with socket.socket(family) as server:
+    """A store that listens on `address` (numeric) alone; port 0: any free one.
+
+    Errors: OSError (port in use, or no way to the own address).
+    """
+    with socket.socket(_family(address)) as server:
         server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         server.bind((address, port))
         server.listen(BACKLOG)
         port = server.getsockname()[1]
+        _reach(address, port)
         # The store closes the socket in the end.
         return TCPStore(
             address,
@@ -48,6 +52,10 @@ def listen(address: str, port: int = 0) -> TCPStore:
             timeout=timedelta(seconds=READ_TIMEOUT_S),
             master_listen_fd=server.detach(),
         )
+
+
+def _family(address: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
 
 
 class OneNode(RendezvousHandler):
@@ -87,6 +95,19 @@ class OneNode(RendezvousHandler):
     def shutdown(self) -> bool:
         self._closed = True
         return True
+
+
+def _reach(address: str, port: int) -> None:
+    """Errors: ConnectionError at once, where the store, which is its own first client, would try for a minute."""
+    try:
+        with socket.socket(_family(address)) as probe:
+            probe.settimeout(REACH_TIMEOUT_S)
+            probe.connect((address, port))
+    except OSError as error:
+        why = error.strerror or error
+        raise ConnectionError(
+            f"{address} cannot be reached on this machine itself ({why}): ip link set lo up"
+        ) from None
 
 
 def _one_node(parameters: RendezvousParameters) -> RendezvousHandler:

@@ -219,7 +219,7 @@ def _meet(cluster: Cluster, may_restart: bool) -> _Meeting:
         except OSError as error:
             # By address alone every launcher of this machine takes itself for the first.
             if error.errno != errno.EADDRINUSE or cluster.first:
-                why = "the port is in use" if error.errno == errno.EADDRINUSE else error.strerror
+                why = "the port is in use" if error.errno == errno.EADDRINUSE else error.strerror or error
                 raise MeetingFailed(f"cannot listen at {cluster.address}, port {port}: {why}; choose another") from None
     address = _await_listener(cluster, host, port, deadline)
     try:

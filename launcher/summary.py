@@ -119,7 +119,7 @@ def _advice(failure: Failure, remedy: Remedy | None) -> Iterator[tuple[str, str]
         where = "" if failure.told is None else f"{failure.host}: "
         yield "log", f"{where}{source}" + "".join(f", {name}" for name in more)
     else:
-        yield "log", "it left no word"
+        yield "log", "it left no word" + (f" in {failure.logs[0].parent}" if failure.logs else "")
 
 
 def names(ranks: Iterable[int]) -> str:

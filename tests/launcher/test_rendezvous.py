@@ -97,16 +97,28 @@ sys.exit(subprocess.run(sys.argv[1:], timeout=50).returncode)
 
 def test_host_name_that_does_not_resolve(launcher: Any) -> None:
     """In a network namespace with nothing but the loopback device."""
+    done = isolated(launcher, sys.executable, "-c", UNRESOLVABLE)
+    assert (done.returncode, done.stdout) == (0, "2\n"), done.stderr
+
+
+def test_a_loopback_device_that_is_down(launcher: Any) -> None:
+    """As `unshare --net` leaves it: the ranks alone would try for a minute."""
+    done = isolated(launcher)
+    assert done.returncode == 1
+    assert "ip link set lo up" in done.stderr.splitlines()[-1]
+    assert not list(launcher.folder.glob("ready-*"))
+
+
+def isolated(launcher: Any, *first: str) -> subprocess.CompletedProcess[str]:
+    """The sum on two ranks in a network namespace of its own, started by the command `first`."""
     isolate = ["unshare", "--map-root-user", "--net", "--uts"]
     if shutil.which("unshare") is None or subprocess.run([*isolate, "true"], capture_output=True).returncode:
         pytest.skip("this user may not make namespaces here")
-    command = [sys.executable, "-c", UNRESOLVABLE, sys.executable, str(ROOT / "launch.py"), "--cpu"]
-    done = subprocess.run(
-        [*isolate, *command, str(launcher.script(SUM))],
+    return subprocess.run(
+        [*isolate, *first, sys.executable, str(ROOT / "launch.py"), "--cpu", str(launcher.script(SUM))],
         cwd=launcher.folder,
         env=launcher.env,
         capture_output=True,
         text=True,
         timeout=60,
     )
-    assert (done.returncode, done.stdout) == (0, "2\n"), done.stderr
