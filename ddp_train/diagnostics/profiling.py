@@ -7,6 +7,7 @@ none. The first rank alone is profiled. Nothing speaks against a combination. So
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -97,6 +98,8 @@ class _Profiling(Observer):
     def _start(self) -> None:
         on_gpu = self._device.type == "cuda"
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+        # Kineto prints lines of its own on stderr, an error among them where there is no GPU.
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")
         self._profiler = profile(activities=activities)
         self._wait()
         self._profiler.start()
