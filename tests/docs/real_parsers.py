@@ -103,16 +103,29 @@ def _module(name: str, words: Sequence[str]) -> None:
     """`python -m NAME WORDS`, ended by the first parser that has read its words."""
     if name in LAUNCHES and "--" in words:
         _launcher(words[words.index("--") + 1 :])
-    parse = argparse.ArgumentParser.parse_args
+    parse, parse_known = argparse.ArgumentParser.parse_args, argparse.ArgumentParser.parse_known_args
+    inside = False
 
     def parse_and_end(self: argparse.ArgumentParser, *args: Any, **kwargs: Any) -> NoReturn:
+        nonlocal inside
+        inside = True
         parse(self, *args, **kwargs)
+        raise _Parsed
+
+    def parse_known_and_end(self: argparse.ArgumentParser, *args: Any, **kwargs: Any) -> Any:
+        nonlocal inside
+        if inside:
+            return parse_known(self, *args, **kwargs)
+        inside = True
+        _, others = parse_known(self, *args, **kwargs)
+        _trainer(others)  # a program that leaves words over hands them to the trainer's options
         raise _Parsed
 
     said = io.StringIO()
     try:
         with (
             mock.patch.object(argparse.ArgumentParser, "parse_args", parse_and_end),
+            mock.patch.object(argparse.ArgumentParser, "parse_known_args", parse_known_and_end),
             mock.patch.object(sys, "argv", [name, *words]),
             mock.patch.dict(os.environ),
             redirect_stderr(said),

@@ -113,6 +113,9 @@ def in_help() -> set[str]:
         ),
         ["ddp_train.tune", "search"],
         ["ddp_train.diagnostics.precision"],
+        ["ddp_train.evaluate"],
+        ["ddp_train.export"],
+        ["ddp_train.predict"],
     ]
     return {option for words in programs for option in re.findall(r"--[\w-]+", help_of(*words))}
 
