@@ -28,6 +28,7 @@ BESIDE = (
     "wandb",
     "wandb_id.txt",
     "overfit_one_batch.json",
+    "memory.json",
     "tensorboard",
     "logs",
 )

@@ -95,7 +95,9 @@ def _torchrun(words: Sequence[str]) -> None:
     except SystemExit as end:
         _no_failure(end, said.getvalue())
         return
-    if found.training_script in TRAINER:
+    if found.module and found.training_script.partition(".")[0] in PACKAGES:
+        check(["python", "-m", found.training_script, *found.training_script_args])
+    elif found.training_script in TRAINER:
         _trainer(found.training_script_args)
 
 

@@ -65,6 +65,7 @@ def test_every_link_leads_to_a_file(page: Page) -> None:
         "python -m ddp_train.plots schedules",
         "python -m ddp_train.tune search space.yaml",
         "python -m ddp_train.tune search space.yaml --out runs/search -- --nprocs 2",
+        "python -m ddp_train.diagnostics.precision --repeat 3",
         "python -m ddp_train.nothing",
         "bash scripts/nothing.sh",
     ],
