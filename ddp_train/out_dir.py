@@ -29,6 +29,8 @@ BESIDE = (
     "wandb_id.txt",
     "overfit_one_batch.json",
     "memory.json",
+    "lr_range_test.json",
+    "lr_range_test.png",
     "tensorboard",
     "logs",
 )
