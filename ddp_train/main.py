@@ -99,10 +99,10 @@ def _train(wanted: Config, ranks: Ranks) -> int:
         run.trainer.fit()
         for observer in run.observers:
             observer.on_end(run.trainer.best)
-        finish(run)
     finally:
         for observer in run.observers:
             observer.close()
+    finish(run)
     return 0
 
 

@@ -63,5 +63,5 @@ def draw_panel(axes: Axes, panel: Panel, epochs: Sequence[Mapping[str, Any]]) ->
         return
     axes.yaxis.set_major_formatter("{x:,.6g}")
     known = [value for value in values if math.isfinite(value)]
-    if known and min(known) >= 0 and max(known) > 0:
-        axes.set_ylim(0, max(known) * 1.08)
+    if known and min(known) >= 0:
+        axes.set_ylim(0, max(known) * 1.08 or 1.0)
