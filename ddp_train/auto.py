@@ -164,7 +164,8 @@ def _precision(hardware: Hardware) -> Recommendation:
     shown = f"compute capability {major}.{minor}"
     if major >= 8:
         return Recommendation("amp", "bf16", f"{shown} computes bf16 natively")
-    if (major, minor) >= (5, 3):
+    # CUDA programming guide, arithmetic instructions: 6.1 does fp16 at a 64th of its fp32 rate.
+    if (major, minor) >= (5, 3) and (major, minor) != (6, 1):
         return Recommendation("amp", "fp16", f"{shown} has fp16 but no native bf16; with loss scaling")
     return Recommendation("amp", "off", f"{shown} computes neither bf16 nor fp16 faster")
 
