@@ -117,7 +117,8 @@ def examine(
         log_probabilities -= math.log(len(logits))
         losses = -log_probabilities.gather(1, batch.labels[:, None])[:, 0]
         best = log_probabilities.topk(min(5, classes), dim=1).indices
-        predicted = best[:, 0]
+        # Of equal logits, common in bf16, the first counts, as in `evaluate`; topk would take any.
+        predicted = (logits[0] if len(logits) == 1 else log_probabilities).argmax(1)
         sums[0] += losses.double().sum()
         sums[1] += (predicted == batch.labels).sum()
         sums[2] += (best == batch.labels[:, None]).sum()

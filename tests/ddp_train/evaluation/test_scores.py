@@ -60,6 +60,16 @@ def test_it_agrees_with_the_trainers_own_evaluation(drawn: tuple[nn.Module, torc
     assert found.loss == pytest.approx(scores.loss, rel=1e-6)
 
 
+def test_of_equal_logits_the_first_counts_as_in_the_trainers_evaluation() -> None:
+    labels = torch.arange(4).repeat(50)
+    logits = torch.randint(2, (200, 8), generator=torch.Generator().manual_seed(0)).bfloat16()
+    scores, found = (
+        evaluate(nn.Identity(), split(logits, labels, 64), OFF),
+        examine(nn.Identity(), split(logits, labels, 64), OFF, 8),
+    )
+    assert found.top1 == scores.accuracy
+
+
 def test_few_classes_have_no_top5_and_all_right_no_mistakes() -> None:
     labels = torch.tensor([0, 1, 2, 1])
     found = examine(nn.Identity(), split(nn.functional.one_hot(labels, 3).float() * 9, labels, 3), OFF, 3, worst=4)
