@@ -100,7 +100,7 @@ class _Profiling(Observer):
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
         # Kineto prints lines of its own on stderr, an error among them where there is no GPU.
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")
-        self._profiler = profile(activities=activities)
+        self._profiler = profile(activities=activities, acc_events=True)  # without it some versions warn
         self._wait()
         self._profiler.start()
         self._started = time.monotonic()
