@@ -18,7 +18,7 @@ try launch.py --policy f
 try launch.py --policy = la
 try launch.py --nproc 2 --policy ''
 try launch.py --nproc = 2 --dry
-try launch.py --lr 0.1 --ep
+try launch.py --lr 0.1 --epo
 try launch.py train.py --po
 try launch.py -m module --po
 """
