@@ -32,7 +32,11 @@ class Endings:
             for rank, pid in pids.items():
                 threading.Thread(target=self._wait, args=(rank, pid), daemon=True).start()
         else:
-            threading.Thread(target=self._watch, args=(descriptors,), daemon=True).start()
+            # Registered before anything else happens: those that have ended by then come in the order of registration.
+            ready = select.epoll()
+            for descriptor in descriptors:
+                ready.register(descriptor, select.EPOLLIN)
+            threading.Thread(target=self._watch, args=(ready, descriptors), daemon=True).start()
 
     def ended_ms(self, ranks: Iterable[int]) -> dict[int, float]:
         """When these ranks, which have ended, did so: milliseconds of the monotonic clock, no two the same."""
@@ -43,10 +47,8 @@ class Endings:
                 self._note(rank)
             return {rank: self._noted[rank] for rank in wanted}
 
-    def _watch(self, descriptors: Mapping[int, int]) -> None:
-        with select.epoll() as ready:
-            for descriptor in descriptors:
-                ready.register(descriptor, select.EPOLLIN)
+    def _watch(self, ready: select.epoll, descriptors: Mapping[int, int]) -> None:
+        with ready:
             left = len(descriptors)
             while left:
                 for descriptor, _ in ready.poll():
