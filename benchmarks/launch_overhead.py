@@ -10,7 +10,6 @@ which other processes took more than a tenth of the CPUs are left out. What coun
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import shutil
@@ -22,7 +21,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.machine import ROOT, describe_machine
+from benchmarks.machine import ROOT, describe_machine, publish
 from benchmarks.quiet import watched
 
 __all__ = ["commands", "main", "measure", "summary"]
@@ -125,10 +124,7 @@ def main(argv: list[str] | None = None) -> int:
         "launchers": summary(clean),
         "rounds": [{name: round(seconds, 3) for name, seconds in times.items()} for times in clean],
     }
-    text = json.dumps(result, indent=2)
-    if arguments.out:
-        (ROOT / "benchmarks" / "results" / f"{arguments.out}.json").write_text(text + "\n")
-    print(text)
+    publish(result, arguments.out)
     return 0
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
+import json
 import platform
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
@@ -13,7 +15,7 @@ import psutil
 from gpu_topology.host import read_host
 from gpu_topology.nvml import read_or_explain
 
-__all__ = ["describe_machine"]
+__all__ = ["ROOT", "describe_machine", "publish"]
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -32,6 +34,14 @@ def describe_machine() -> dict[str, object]:
         "versions": {name: _version(name) for name in ("torch", "torchvision", "numpy")},
         "commit": _commit(),
     }
+
+
+def publish(result: Mapping[str, object], name: str | None) -> None:
+    """Print a result as JSON, and keep it as benchmarks/results/NAME.json where it has a name."""
+    text = json.dumps(result, indent=2)
+    if name:
+        (ROOT / "benchmarks" / "results" / f"{name}.json").write_text(text + "\n")
+    print(text)
 
 
 def _processor() -> str:

@@ -10,7 +10,6 @@ more than a tenth of the CPUs are left out. The result is benchmarks/results/NAM
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import resource
 import shutil
@@ -23,7 +22,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.machine import ROOT, describe_machine
+from benchmarks.machine import ROOT, describe_machine, publish
 from benchmarks.quiet import watched
 from tests.fake_nvml.machine import load_machine, to_lines
 
@@ -149,10 +148,7 @@ def main(argv: list[str] | None = None) -> int:
             ],
             "imports": imports(environments[0]),
         }
-    text = json.dumps(result, indent=1)
-    if arguments.out:
-        (ROOT / "benchmarks" / "results" / f"{arguments.out}.json").write_text(text + "\n")
-    print(text)
+    publish(result, arguments.out)
     return 0
 
 

@@ -70,19 +70,7 @@ def build(wanted: Config, ranks: Ranks, device: torch.device) -> Run:
     notes = (*notes, *_without_effect(resolved, device))
     pipeline = together(lambda: _pipeline(resolved, dataset, ranks, device), ranks)
     precision = _precision(resolved, device)
-    context = Context(
-        config=resolved,
-        network=network,
-        device=device,
-        precision=precision,
-        ranks=ranks,
-        epochs=_known(resolved.run.epochs),
-        steps_per_epoch=pipeline.steps_per_epoch,
-        global_batch=_known(resolved.data.batch_size),
-        classes=len(dataset.classes),
-        image_shape=dataset.image_shape,
-        peak_rate=_peak_rate(resolved),
-    )
+    context = _context(resolved, dataset, network, pipeline, precision, ranks)
     context, techniques = together(lambda: compose(context), ranks)
     network = context.network
     optimizer = together(lambda: _optimizer(resolved, context, precision), ranks)
@@ -121,6 +109,24 @@ def build(wanted: Config, ranks: Ranks, device: torch.device) -> Run:
         observers = _observers(resolved, folder, parts, facts, source)
         parts = replace(parts, observers=observers, save=_saver(folder, parts))
     return Run(Trainer(parts), resolved, folder, facts, observers, dataset)
+
+
+def _context(
+    resolved: Config, dataset: Dataset, network: nn.Module, pipeline: Pipeline, precision: Precision, ranks: Ranks
+) -> Context:
+    return Context(
+        config=resolved,
+        network=network,
+        device=precision.device,
+        precision=precision,
+        ranks=ranks,
+        epochs=_known(resolved.run.epochs),
+        steps_per_epoch=pipeline.steps_per_epoch,
+        global_batch=_known(resolved.data.batch_size),
+        classes=len(dataset.classes),
+        image_shape=dataset.image_shape,
+        peak_rate=_peak_rate(resolved),
+    )
 
 
 def _is_restart() -> bool:

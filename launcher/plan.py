@@ -82,20 +82,9 @@ def make_plan(
     wants_cpu = "--cpu" if options.cpu else training.wants_cpu if training else None
     selection = _cpu_selection(topology, options, wants_cpu) if wants_cpu else _select(topology, options, inherited)
     ranks = _ranks(selection, options, host)
-    interface = LOOPBACK_INTERFACE if cluster.one_node else cluster.interface
     verdict = recall(topology, selection.uuids)
     binding = _binding(options, topology, selection, host)
-    settings = environment_for(
-        topology,
-        selection,
-        host,
-        ranks=ranks,
-        environ=environ,
-        interface=interface,
-        nodes=cluster.nnodes[1],
-        verdict=verdict,
-        bound=options.numa_binding != "off",
-    )
+    settings = _settings(options, topology, selection, host, environ, cluster, ranks, verdict)
     if training is not None:
         training = training.decided(topology, selection, host, ranks=ranks, nodes=cluster.nnodes[0])
     program = training.program if training else options.program
@@ -152,6 +141,29 @@ def _select(topology: Topology, options: LaunchOptions, inherited: Inherited) ->
 def _cpu_selection(topology: Topology, options: LaunchOptions, asked_by: str) -> Selection:
     excluded = tuple(Excluded(gpu.index, f"{asked_by} was given") for gpu in topology.gpus)
     return Selection((), (), "", options.policy, excluded, f"{asked_by} was given")
+
+
+def _settings(
+    options: LaunchOptions,
+    topology: Topology,
+    selection: Selection,
+    host: Host,
+    environ: Mapping[str, str],
+    cluster: Cluster,
+    ranks: int,
+    verdict: Verdict | None,
+) -> tuple[Setting, ...]:
+    return environment_for(
+        topology,
+        selection,
+        host,
+        ranks=ranks,
+        environ=environ,
+        interface=LOOPBACK_INTERFACE if cluster.one_node else cluster.interface,
+        nodes=cluster.nnodes[1],
+        verdict=verdict,
+        bound=options.numa_binding != "off",
+    )
 
 
 def _ranks(selection: Selection, options: LaunchOptions, host: Host) -> int:

@@ -1,4 +1,4 @@
-"""The residual block that the families share: a place where a technique can drop the branch.
+"""The parts that the residual families share: stem, block (a place where a technique can drop the branch), head.
 
 Source: He et al. 2016 (arXiv:1512.03385); pre-activation as in arXiv:1603.05027.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-__all__ = ["Residual", "basic_block"]
+__all__ = ["Residual", "basic_block", "head", "stem"]
 
 
 class Residual(nn.Module):
@@ -37,6 +37,20 @@ class Residual(nn.Module):
         y = self.before(x)
         result: Tensor = self.after(self.shortcut(y) + self.drop(self.branch(y)))
         return result
+
+
+def stem(in_channels: int, channels: int) -> nn.Sequential:
+    """A 3x3 convolution without stride, batch norm and ReLU: for small images."""
+    return nn.Sequential(
+        nn.Conv2d(in_channels, channels, 3, padding=1, bias=False),
+        nn.BatchNorm2d(channels),
+        nn.ReLU(inplace=True),
+    )
+
+
+def head(channels: int, num_classes: int, dropout: float) -> nn.Sequential:
+    """The mean over each channel's image, dropout, and one linear layer."""
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout), nn.Linear(channels, num_classes))
 
 
 def basic_block(in_channels: int, channels: int, stride: int = 1) -> Residual:

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from ddp_train.models.blocks import basic_block
+from ddp_train.models.blocks import basic_block, head, stem
 from ddp_train.models.initial import init_weights
 from ddp_train.models.shape import ImageShape, require_size
 
@@ -34,16 +34,10 @@ class ResidualCifarNet(nn.Module):
         super().__init__()
         require_size("residual", image_shape, _LEAST_SIDE)
         widths = [int(channels * width_mult) for channels in _CHANNELS]
-        self.stem = nn.Sequential(
-            nn.Conv2d(image_shape[0], widths[0], 3, padding=1, bias=False),
-            nn.BatchNorm2d(widths[0]),
-            nn.ReLU(inplace=True),
-        )
+        self.stem = stem(image_shape[0], widths[0])
         halving = [basic_block(before, after, stride=2) for before, after in pairwise(widths)]
         self.blocks = nn.Sequential(basic_block(widths[0], widths[0]), *halving)
-        self.head = nn.Sequential(
-            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout), nn.Linear(widths[-1], num_classes)
-        )
+        self.head = head(widths[-1], num_classes, dropout)
         init_weights(self)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ddp_train.models.blocks import basic_block
+from ddp_train.models.blocks import basic_block, head, stem
 from ddp_train.models.initial import init_weights
 from ddp_train.models.shape import ImageShape, require_size
 
@@ -34,20 +34,14 @@ class ResNet18(nn.Module):
         super().__init__()
         require_size("resnet18", image_shape, _LEAST_SIDE)
         channels = int(64 * width_mult)
-        self.stem = nn.Sequential(
-            nn.Conv2d(image_shape[0], channels, 3, padding=1, bias=False),
-            nn.BatchNorm2d(channels),
-            nn.ReLU(inplace=True),
-        )
+        self.stem = stem(image_shape[0], channels)
         blocks: list[nn.Module] = []
         for index in range(_STAGES * _BLOCKS):
             grows = index > 0 and index % _BLOCKS == 0
             blocks.append(basic_block(channels, channels * (1 + grows), stride=1 + grows))
             channels *= 1 + grows
         self.blocks = nn.Sequential(*blocks)
-        self.head = nn.Sequential(
-            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout), nn.Linear(channels, num_classes)
-        )
+        self.head = head(channels, num_classes, dropout)
         init_weights(self)
 
     def forward(self, images: Tensor) -> Tensor:
