@@ -147,13 +147,14 @@ def wait_for_all() -> None:
 
 
 def leave(status: int) -> NoReturn:
-    """End the process with `status`, after all ranks: for a program's very end, when everything is on disk.
+    """End the process with `status`, after a success together with all ranks: a program's very end, all on disk.
 
-    Without Python's and C++'s own tear-down, in which a thread of torch's can abort a process that has succeeded
-    ("terminate called without an active exception").
+    Without Python's and C++'s own tear-down, in which a thread of torch's can abort the process, so that its status
+    would be another ("terminate called without an active exception").
     """
-    wait_for_all()
-    stop()
+    if status == 0:
+        wait_for_all()
+        stop()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

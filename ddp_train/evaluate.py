@@ -112,10 +112,7 @@ def _open(arguments: argparse.Namespace, device: torch.device) -> Saved:
 
 def program() -> NoReturn:
     """`main` as a process of its own, which ends at once when everything is printed."""
-    status = main()
-    if status == 0:
-        distributed.leave(status)
-    sys.exit(status)
+    distributed.leave(main())
 
 
 if __name__ == "__main__":

@@ -146,7 +146,7 @@ def _leave_alone(error: BaseException) -> NoReturn:
 def program() -> NoReturn:
     """`main` as a process of its own, which ends at once when everything is on disk."""
     status = main()
-    if status == 0:
+    if "torch" in sys.modules:
         from ddp_train import distributed
 
         distributed.leave(status)

@@ -61,6 +61,17 @@ class Failure:
         return self.code < 0 and -self.code not in (signal.SIGABRT, signal.SIGTERM, signal.SIGPIPE)
 
     @property
+    def aborted_late(self) -> bool:
+        """Whether it had told its error before native code aborted: most often in the interpreter's tear-down."""
+        return self.code == -signal.SIGABRT and bool(self.words.abort)
+
+    def ending(self, *, meaning: bool = True) -> str:
+        """How it ended, for a person; `meaning`: with what its signal means in general."""
+        if self.aborted_late:
+            return f"{in_words(self.code, meaning=False)}: aborted in native code behind its error, in leaving"
+        return in_words(self.code, meaning=meaning)
+
+    @property
     def victim(self) -> bool:
         """Whether it failed for what became of another rank: its last words are of a lost connection."""
         return not self.crashed and self.words.lost_connection

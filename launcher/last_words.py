@@ -24,6 +24,8 @@ RANK_PREFIX = re.compile(r"^\[rank\d+\]: ?")
 NOISE = re.compile(
     r"^(\[rank\d+\]:)?\[[WEI]\d{3,} .*\]|^\s*frame #\d+: |^Exception raised from .*\(most recent call first\)"
 )
+# What native code says when it aborts, where it stands behind a traceback: the interpreter was closing already.
+NATIVE_ABORT = re.compile(r"^(terminate called |libc\+\+abi: terminating|Fatal Python error: Aborted)")
 # Of a peer that is gone, in the words of gloo, NCCL, torch's store, Python and the kernel.
 LOST = re.compile(
     r"connection closed by peer|connection (was )?reset|connection refused|connection was likely closed|connection lost"
@@ -59,12 +61,22 @@ class LastWords:
         return () if start is None else self.lines[start:]
 
     @cached_property
+    def abort(self) -> str:
+        """What native code said when it aborted behind the last traceback; empty where it did not."""
+        at = self._abort_at
+        return "" if at is None else self.traceback[at]
+
+    @cached_property
+    def _abort_at(self) -> int | None:
+        return next((at for at, line in enumerate(self.traceback) if NATIVE_ABORT.match(line)), None)
+
+    @cached_property
     def messages(self) -> tuple[str, ...]:
         """The messages of the errors of the last traceback, each the reason for the next; the last is what is known to
         have ended the rank."""
         found: list[list[str]] = []
         inside = True
-        for line in (line for line in self.traceback if not NOISE.match(line)):
+        for line in (line for line in self.traceback[: self._abort_at] if not NOISE.match(line)):
             if TRACEBACK.match(line) or LINK.match(line):
                 inside = True
             elif not inside:

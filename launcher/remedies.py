@@ -382,4 +382,11 @@ TABLE: tuple[Known, ...] = (
         "model and data are on different devices",
         'both .to(torch.device("cuda", int(os.environ["LOCAL_RANK"])))',
     ),
+    Known(
+        "abort-in-leaving",
+        r"^terminate called without an active exception",
+        "native threads were still running when the program left, most often those of a process group left open",
+        "torch.distributed.destroy_process_group() before leaving, in a finally clause: the exit status is then the"
+        " program's own",
+    ),
 )

@@ -11,7 +11,7 @@ from typing import Any
 
 from launcher.events import EventLog, Value
 from launcher.evidence import Witness
-from launcher.failures import Attempt, Failure, exit_status, in_words, signal_name
+from launcher.failures import Attempt, Failure, exit_status, signal_name
 
 __all__ = ["SCHEMA", "Report"]
 
@@ -59,7 +59,7 @@ class Report:
             rank=first.rank,
             host=first.host,
             **_end(first.code),
-            words=in_words(first.code),
+            words=first.ending(),
             error=first.words.error,
             last_lines=list(first.words.shown(LAST_LINES)),
             logs=[str(log) for log in first.logs],

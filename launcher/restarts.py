@@ -50,4 +50,6 @@ def _same(failure: Failure, earlier: Failure | None) -> bool:
 
 
 def _signature(failure: Failure) -> tuple[int, str]:
-    return failure.code, CHANGING.sub("#", failure.words.error)
+    # An abort in leaving comes and goes with the same error.
+    code = 1 if failure.aborted_late else failure.code
+    return code, CHANGING.sub("#", failure.words.error)

@@ -78,7 +78,7 @@ def _facts(outcome: Outcome, failure: Failure, remedy: Remedy | None) -> Iterato
     after = "" if last.seconds is None else f", {last.seconds:.1f} s after the start"
     yield "rank", f"{failure.rank} on {failure.host}{attempt}{after}"
     # What is known of this very failure says more than what its signal means in general.
-    yield "ended by", in_words(failure.code, meaning=remedy is None)
+    yield "ended by", failure.ending(meaning=remedy is None)
     others = [other for other in last.failures if other is not failure]
     for name, words, ranks in (
         ("victims", "lost the connection to it", [f for f in others if f.victim]),

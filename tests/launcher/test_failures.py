@@ -57,6 +57,14 @@ def test_a_crash_counts_whatever_was_said_before(rank) -> None:  # type: ignore[
     assert first_failure([rank(0, -11, GLOO), rank(1, 1, OWN)]).rank == 0
 
 
+def test_an_abort_in_leaving_stands_behind_the_error(rank) -> None:  # type: ignore[no-untyped-def]
+    late = rank(1, -6, OWN + "terminate called without an active exception\n")
+    assert first_failure([rank(0, 1, GLOO), late]) is late
+    assert late.ending() == "SIGABRT (signal 6): aborted in native code behind its error, in leaving"
+    assert rank(1, -6, OWN).ending() == "SIGABRT (signal 6): aborted in native code"
+    assert rank(1, 1, OWN + "terminate called without an active exception\n").ending() == "exit code 1"
+
+
 def test_all_victims_on_this_machine(rank) -> None:  # type: ignore[no-untyped-def]
     """The cause is on another node: the first one here speaks for all."""
     assert first_failure([rank(3, 1, GLOO), rank(2, 1, GLOO)]).rank == 3

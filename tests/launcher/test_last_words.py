@@ -97,6 +97,25 @@ def test_own_troubles(text: str) -> None:
     assert words(text).own_error == bool(text)
 
 
+@pytest.mark.parametrize(
+    "abort",
+    [
+        "terminate called without an active exception",
+        "terminate called after throwing an instance of 'gloo::IoException'\n  what():  Connection closed by peer",
+        "Fatal Python error: Aborted\n\nCurrent thread 0x00007f (most recent call first):\n  Garbage-collecting",
+    ],
+)
+def test_an_abort_behind_a_traceback_is_no_part_of_the_error(abort: str) -> None:
+    """It comes from the tear-down of the interpreter, that of the connections among it."""
+    found = words(HEAD + FRAME + "ValueError: the cause\nin two lines\n" + abort)
+    assert found.messages == ("ValueError: the cause\nin two lines",)
+    assert found.abort == abort.splitlines()[0]
+    assert found.own_error
+    assert found.shown(20)[-1] == abort.splitlines()[-1], "it is shown all the same"
+    assert not words(HEAD + FRAME + "ValueError: terminate called").abort
+    assert not words(abort).abort, "nothing went before"
+
+
 def test_a_rank_that_a_signal_unwound_has_no_own_error() -> None:
     assert not words(HEAD + FRAME + "KeyboardInterrupt").own_error
 

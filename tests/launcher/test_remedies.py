@@ -62,6 +62,7 @@ MESSAGES = [
     ("missing-file", "FileNotFoundError: [Errno 2] No such file or directory: 'train.csv'"),
     ("wrong-checkpoint", "RuntimeError: Error(s) in loading state_dict for ResNet:"),
     ("two-devices", "RuntimeError: Expected all tensors to be on the same device, but found at least two devices"),
+    ("abort-in-leaving", "ValueError: no\nterminate called without an active exception"),
 ]  # fmt: skip
 
 

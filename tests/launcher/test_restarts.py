@@ -61,6 +61,8 @@ def test_twice_in_the_same_way(tmp_path: Path) -> None:
     assert decide(tmp_path, first | {"seconds": 61}, again) is None
     assert decide(tmp_path, first, again | {"code": 3}) is None
     assert decide(tmp_path, first, {"words": TRACEBACK + "ValueError: layer 2"}) is None
+    late = {"words": first["words"] + "\nterminate called without an active exception", "code": -6}
+    assert decide(tmp_path, first, late), "whether it aborts in leaving is chance"
     assert decide(tmp_path, {"words": "", "code": -9}, {"words": "", "code": -9}) is None, "killed from outside"
     lost = {"words": TRACEBACK + "RuntimeError: Connection closed by peer [10.0.0.2]:4242"}
     assert decide(tmp_path, lost, lost) is None, "another node may come back"
