@@ -22,26 +22,38 @@ from ddp_train.options import UserError
 __all__ = ["replacing", "write_text"]
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# What link(2) answers where the file system, or a policy on it, has no hard links, or the file too many.
+_NO_LINKS = {errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
 
 
 @contextmanager
-def replacing(path: str | os.PathLike[str], *, size: Callable[[], int] | None = None) -> Iterator[BinaryIO]:
+def replacing(
+    path: str | os.PathLike[str],
+    *,
+    size: Callable[[], int] | None = None,
+    keep: str | os.PathLike[str] | None = None,
+) -> Iterator[BinaryIO]:
     """A new file, open for reading and writing, that takes the place of `path` when the block ends well.
 
     When the block raises, the new file is removed and the old one is untouched. `size` tells the
-    bytes that the whole file takes, and is asked only for the message about a full disk. Raises
+    bytes that the whole file takes, and is asked only for the message about a full disk. `keep`: the
+    name in the same folder under which the old file stays, in the place of what has that name. Raises
     UserError (one line naming the file) when the folder is missing or not writable, or the disk full.
     """
     target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    temporary = _temporary_name(target)
     try:
         _remove_abandoned(target)
+        if keep is not None:
+            _remove_abandoned(Path(keep))
         try:
             with temporary.open("xb+") as file:
                 fcntl.flock(file, fcntl.LOCK_EX)
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
+                if keep is not None:
+                    _keep(target, Path(keep))
                 temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
@@ -55,6 +67,27 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     data = text.encode()
     with replacing(path, size=lambda: len(data)) as file:
         file.write(data)
+
+
+def _keep(target: Path, kept: Path) -> None:
+    """Give the file `target` the name `kept` too. On a file system without hard links it loses its own."""
+    if not target.is_file() or (kept.exists() and kept.samefile(target)):
+        return
+    name = _temporary_name(kept)
+    try:
+        os.link(target, name)
+        name.replace(kept)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        target.replace(kept)
+    finally:
+        name.unlink(missing_ok=True)
+    _flush_folder(target.parent)
+
+
+def _temporary_name(target: Path) -> Path:
+    return target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
 
 
 def _remove_abandoned(target: Path) -> None:

@@ -6,8 +6,11 @@ anywhere. What is added is the zip comment at its very end, the seal:
     ddp-train sha256=<64 hexadecimal digits>
 
 the SHA-256 of every byte before the seal. torch.load and the zip format alone do not notice a
-changed weight. A checkpoint's object is {"schema": "ddp-train-checkpoint/1", "state": {...}};
+changed weight. A checkpoint's object is {"schema": "ddp-train-checkpoint/1", "step": N, "state": {...}};
 `best_model.pth` is a plain state_dict under the same seal.
+
+A folder keeps two good generations, `checkpoint-latest.pt` and `checkpoint-previous.pt`. Which is the
+newer goes by the step inside, never by the time of a file, which a clock or a copy can change.
 
 Reading goes: seal, then hash, then torch's restricted unpickler (tensors and plain values alone,
 never code). The hash is against damage, the unpickler against malice: anybody can compute a hash.
@@ -24,16 +27,30 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import IO, BinaryIO, NamedTuple
 
 import torch
 
 from ddp_train.atomic import replacing
 from ddp_train.options import UserError
 
-__all__ = ["SCHEMA", "load", "load_state_dict", "save", "save_state_dict"]
+__all__ = [
+    "LATEST",
+    "PREVIOUS",
+    "SCHEMA",
+    "Newest",
+    "load",
+    "load_state_dict",
+    "newest",
+    "require_loadable",
+    "save",
+    "save_state_dict",
+    "step_of",
+]
 
 SCHEMA = "ddp-train-checkpoint/1"
+LATEST = "checkpoint-latest.pt"
+PREVIOUS = "checkpoint-previous.pt"
 
 _SEAL = b"ddp-train sha256=%s"
 _SEAL_BYTES = len(_SEAL % (b"0" * 64))
@@ -41,15 +58,30 @@ _SEAL_PATTERN = re.compile(rb"ddp-train sha256=([0-9a-f]{64})")
 _PLAIN = {type(None), bool, int, float, complex, str, bytes, torch.Size, torch.dtype, torch.device}
 
 
-def save(path: str | os.PathLike[str], state: Mapping[str, object]) -> None:
+class Newest(NamedTuple):
+    """The newest good checkpoint of a folder. `notes`: a line for each that was passed over, with its reason."""
+
+    path: Path
+    state: dict[str, object]
+    notes: tuple[str, ...]
+
+
+def save(
+    path: str | os.PathLike[str],
+    state: Mapping[str, object],
+    *,
+    step: int = 0,
+    keep: str | os.PathLike[str] | None = None,
+) -> None:
     """Write `state` (nested dicts, lists and tuples of tensors and plain values) in the place of `path`.
 
-    The old file stays as it is until the new one is complete and on the disk. Raises UserError when
-    it cannot be written (with the bytes needed and free when the disk is full), and TypeError, with
-    nothing written, for a value that `load` would refuse.
+    `step`: finished optimizer steps, by which `newest` chooses. `keep`: the name beside it under which
+    the old file stays. The old file stays as it is until the new one is complete and on the disk. Raises
+    UserError when it cannot be written (with the bytes needed and free when the disk is full), and
+    TypeError, with nothing written, for a value that `load` would refuse.
     """
-    _require_loadable(state, "state")
-    _write(path, {"schema": SCHEMA, "state": dict(state)})
+    require_loadable(state, "state")
+    _write(path, {"schema": SCHEMA, "step": step, "state": dict(state)}, keep)
 
 
 def load(path: str | os.PathLike[str], map_location: str | torch.device = "cpu") -> dict[str, object]:
@@ -58,16 +90,54 @@ def load(path: str | os.PathLike[str], map_location: str | torch.device = "cpu")
     Raises UserError, one line naming the file, when it is missing, truncated, damaged, holds
     pickled objects, or is not a checkpoint of this trainer.
     """
+    return _load(path, map_location)[0]
+
+
+def newest(folder: str | os.PathLike[str], map_location: str | torch.device = "cpu") -> Newest:
+    """The good checkpoint of `folder` with the highest step.
+
+    Raises UserError where there is none, naming what is wrong with each that is there.
+    """
+    found: list[tuple[int, Path, dict[str, object]]] = []
+    refused: list[str] = []
+    for path in (Path(folder) / LATEST, Path(folder) / PREVIOUS):
+        if not path.exists():
+            continue
+        try:
+            state, step = _load(path, map_location)
+        except UserError as error:
+            refused.append(str(error))
+        else:
+            found.append((step, path, state))
+    if not found:
+        reason = "; ".join(refused) or f"neither {LATEST} nor {PREVIOUS} is there"
+        raise UserError(f"{folder} has no checkpoint to continue from: {reason}")
+    step, path, state = max(found, key=lambda candidate: candidate[0])  # the latest of two with the same step
+    return Newest(path, state, tuple(f"{text}; {path.name} of step {step} is used" for text in refused))
+
+
+def step_of(path: str | os.PathLike[str]) -> int | None:
+    """The step of a good checkpoint; None where it is missing or would be refused."""
+    try:
+        return _load(path, "cpu")[1]
+    except UserError:
+        return None
+
+
+def _load(path: str | os.PathLike[str], map_location: str | torch.device) -> tuple[dict[str, object], int]:
     content = _read(path, map_location, sealed=True)
-    state = content.get("state")
+    state, step = content.get("state"), content.get("step")
     if content.get("schema") != SCHEMA or not isinstance(state, dict):
         raise UserError(f"{path} is not a checkpoint of this trainer: its schema is not {SCHEMA}")
-    return state
+    if step is None:  # of a version that wrote it nowhere else
+        progress = state.get("progress")
+        step = progress.get("step") if isinstance(progress, dict) else 0
+    return state, step if isinstance(step, int) else 0
 
 
 def save_state_dict(path: str | os.PathLike[str], state_dict: Mapping[str, object]) -> None:
     """Write a plain state_dict in the place of `path`, as whole and sealed as `save` does."""
-    _require_loadable(state_dict, "state_dict")
+    require_loadable(state_dict, "state_dict")
     _write(path, state_dict)
 
 
@@ -79,8 +149,8 @@ def load_state_dict(path: str | os.PathLike[str], map_location: str | torch.devi
     return _read(path, map_location, sealed=False)
 
 
-def _write(path: str | os.PathLike[str], content: object) -> None:
-    with replacing(path, size=lambda: _serialized_bytes(content)) as file:
+def _write(path: str | os.PathLike[str], content: object, keep: str | os.PathLike[str] | None = None) -> None:
+    with replacing(path, size=lambda: _serialized_bytes(content), keep=keep) as file:
         sink = _Sink(file.write)
         try:
             torch.save(content, sink)  # type: ignore[arg-type]  # it asks for write and flush alone
@@ -131,18 +201,18 @@ def _serialized_bytes(content: object) -> int:
     return sink.count + _SEAL_BYTES
 
 
-def _require_loadable(value: object, where: str) -> None:
+def require_loadable(value: object, where: str) -> None:
     """Refuse at saving what torch's restricted unpickler would refuse at loading, when it is too late."""
     if isinstance(value, torch.Tensor) or type(value) in _PLAIN:
         return
     if type(value) in (dict, OrderedDict):
         assert isinstance(value, dict)
         for key, item in value.items():
-            _require_loadable(key, f"a key of {where}")
-            _require_loadable(item, f"{where}[{key!r}]")
+            require_loadable(key, f"a key of {where}")
+            require_loadable(item, f"{where}[{key!r}]")
     elif isinstance(value, (list, tuple)) and type(value) in (list, tuple):
         for index, item in enumerate(value):
-            _require_loadable(item, f"{where}[{index}]")
+            require_loadable(item, f"{where}[{index}]")
     else:
         raise TypeError(
             f"{where} is a {type(value).__module__}.{type(value).__qualname__}: not a tensor or plain value"

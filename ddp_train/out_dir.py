@@ -11,7 +11,7 @@ from ddp_train.options import Config, UserError
 
 __all__ = ["claim", "new_name"]
 
-RESULTS = ("training_history.json", "best_model.pth", "checkpoint-latest.pt")
+RESULTS = ("training_history.json", "best_model.pth", "checkpoint-latest.pt", "checkpoint-previous.pt")
 """What makes a folder that of an earlier run."""
 BESIDE = (
     "config.yaml",
