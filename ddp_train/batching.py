@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-__all__ = ["REFERENCE_BATCH", "ceil_div", "scale_learning_rate", "split"]
+__all__ = ["REFERENCE_BATCH", "ceil_div", "scale_learning_rate", "shards_of_rank", "split"]
 
 REFERENCE_BATCH = 128
 """The global batch at which `--lr` is meant when it is scaled."""
@@ -37,6 +37,16 @@ def split(total: int, weights: Sequence[float]) -> list[int]:
     for i in by_remainder[: total - sum(parts)]:
         parts[i] += 1
     return parts
+
+
+def shards_of_rank(shards: int, rank: int, world_size: int) -> range:
+    """The consecutive logical shards that a rank computes: each shard has one rank, and each rank at least one of
+    `shards`, where there are as many.
+
+    >>> [shards_of_rank(8, rank, 3) for rank in range(3)]
+    [range(0, 2), range(2, 5), range(5, 8)]
+    """
+    return range(shards * rank // world_size, shards * (rank + 1) // world_size)
 
 
 def ceil_div(a: int, b: int) -> int:

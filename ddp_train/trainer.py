@@ -19,7 +19,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ddp_train.data.pipeline import Batch, Pipeline, Window
 from ddp_train.diagnostics.numbers import first_bad_layer
-from ddp_train.distributed import Ranks, average_buffers, sum_over_ranks
+from ddp_train.distributed import Ranks, sum_over_ranks
+from ddp_train.joining import Averaged, Joining
 from ddp_train.losses import Loss
 from ddp_train.precision import Precision
 from ddp_train.records import Best, EpochRecord, Observer, StepReport
@@ -53,6 +54,8 @@ class Parts:
     log_every: int = 20
     observers: Sequence[Observer] = ()
     save: Callable[[Progress, bool], None] | None = None
+    joining: Joining | None = None
+    """How ranks and micro-batches are put together; None: as DistributedDataParallel does."""
     progress: Progress = field(default_factory=Progress)
 
     @property
@@ -84,6 +87,7 @@ class Trainer:
         self._after_epoch = [technique.after_epoch for technique in plugged if technique.after_epoch is not None]
         self._update = next((t.update for t in plugged if t.update is not None), _plain_update)
         self._parameters = [p for group in parts.optimizer.param_groups for p in group["params"]]
+        self._joining = parts.joining or Averaged(parts.ranks, parts.device, parts.ddp, self._join_without_samples)
         self._totals = torch.zeros(3, dtype=torch.float64, device=parts.device)
 
     @property
@@ -116,11 +120,11 @@ class Trainer:
         trained = time.monotonic() - started
         if parts.precision.has_diverged(loss):
             raise TrainingDiverged(self._explain(epoch, loss))
-        average_buffers(parts.network, parts.ranks)
+        self._joining.unify(parts.network)
         for before_evaluation in self._before_evaluation:
-            before_evaluation(self._training_set(epoch))
+            before_evaluation(self._joining.again(parts.evaluated, self._windows(epoch)))
         if parts.evaluated is not parts.network:
-            average_buffers(parts.evaluated, parts.ranks)
+            self._joining.unify(parts.evaluated)
         with self._phase("evaluation"):
             scores: Scores = evaluate(parts.evaluated, parts.pipeline.evaluate(), parts.precision)
         return EpochRecord(
@@ -162,10 +166,9 @@ class Trainer:
         loss, correct, samples = sum_over_ranks(self._totals.clone()).tolist()
         return loss / max(1.0, samples), correct / max(1.0, samples), int(samples)
 
-    def _training_set(self, epoch: int) -> Iterator[Batch]:
-        """This rank's part of an epoch once more; nothing is prepared before the first batch is asked for."""
-        for window in self.parts.pipeline.train(epoch):
-            yield from window.batches
+    def _windows(self, epoch: int) -> Iterator[Window]:
+        """An epoch once more; nothing is prepared before the first window is asked for."""
+        yield from self.parts.pipeline.train(epoch)
 
     def measure_step(self, window: Window) -> float:
         """One optimizer step, and the mean loss of its global batch: for measurements, as it waits for the device."""
@@ -196,28 +199,22 @@ class Trainer:
     def _gradients(
         self, window: Window, batches: Iterable[Batch], moment: Moment, *, communicate: bool, count: bool
     ) -> None:
-        """The gradient of the global batch into `.grad`, whatever the split.
-
-        DistributedDataParallel takes the mean over the W ranks, so each backward starts from W / N times the
-        SUM of the local losses: the gradient is that of the mean over the N samples.
-        """
+        """The gradient of the global batch into `.grad`, whatever the split."""
         parts = self.parts
-        _seed(parts.device, _step_seed(moment.seed, moment.step, moment.shard))
-        weight = parts.ranks.world_size / window.size
-        if window.count == 0 and communicate:
-            self._join_without_samples()
-        for index, batch in enumerate(batches, start=1):
+
+        def compute(batch: Batch, moment: Moment, weight: float) -> None:
             images, targets = batch.images, batch.labels
             for change in self._batch:
                 images, targets = change(images, targets, moment)
-            with self._communicate(communicate and index == window.count):
-                with self._phase("forward"), parts.precision.autocast():
-                    logits = parts.model(images)
-                    loss = parts.loss(logits, targets)
-                with self._phase("backward"):
-                    parts.precision.backward(loss * weight)
+            with self._phase("forward"), parts.precision.autocast():
+                logits = parts.model(images)
+                loss = parts.loss(logits, targets)
+            with self._phase("backward"):
+                parts.precision.backward(loss * weight)
             if count:
                 self._count(loss.detach(), logits.detach(), targets)
+
+        self._joining.gradients(window, batches, moment, compute, communicate=communicate)
 
     def _apply(self, moment: Moment) -> None:
         """Step with the gradient that is there, after the techniques that change it; then clear it."""
@@ -237,10 +234,6 @@ class Trainer:
         for around in self._phases:
             stack.enter_context(around(name))
         return stack
-
-    def _communicate(self, now: bool) -> contextlib.AbstractContextManager[Any]:
-        """All-reduce in this backward, or leave it to the last micro-batch."""
-        return contextlib.nullcontext() if now or self.parts.ddp is None else self.parts.ddp.no_sync()
 
     def _join_without_samples(self) -> None:
         """Take part in the all-reduce with a gradient of zero.
@@ -283,19 +276,3 @@ class Trainer:
         )
         for observer in self.parts.observers:
             observer.on_step(report)
-
-
-def _seed(device: torch.device, seed: int) -> None:
-    """Seed the generators that a step can draw from.
-
-    torch.manual_seed also notes the call for every device that is not in use yet, with a stack trace: milliseconds a
-    step on a CPU, and memory that grows.
-    """
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        torch.cuda.default_generators[device.index].manual_seed(seed)
-
-
-def _step_seed(seed: int, step: int, rank: int) -> int:
-    """The key of a step's dropout: no generator state needs saving (splitmix64's increments keep keys apart)."""
-    return (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB) % 2**63

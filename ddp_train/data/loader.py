@@ -84,8 +84,7 @@ class LoaderPipeline:
         sampler: GlobalBatchSampler,
         *,
         accumulate: int = 1,
-        test_range: tuple[int, int],
-        test_batch: int,
+        test_batches: Sequence[tuple[int, int]],
         num_workers: int = 0,
         prefetch_factor: int = 4,
     ) -> None:
@@ -98,9 +97,7 @@ class LoaderPipeline:
         size = dataset.image_shape[1:]
         self._train_reader = ImageReader(dataset.train, size)
         self._train_batches, self._test_batches = _Batches(), _Batches()
-        self._test_batches.lists = [
-            list(range(first, min(first + test_batch, test_range[1]))) for first in range(*test_range, test_batch)
-        ]
+        self._test_batches.lists = [list(range(*bounds)) for bounds in test_batches]
         self._train_loader = self._loader(self._train_reader, self._train_batches, num_workers, prefetch_factor)
         test_reader, test_workers = ImageReader(dataset.test, size), (num_workers + 1) // 2
         self._test_loader = self._loader(test_reader, self._test_batches, test_workers, prefetch_factor)
@@ -126,14 +123,16 @@ class LoaderPipeline:
     def train(self, epoch: int, start_step: int = 0) -> Iterator[Window]:
         self.sampler.set_epoch(epoch)
         plans = list(self.sampler.windows(start_step))
-        parts = [micro_batches(0, len(plan.indices), [1.0] * self.accumulate) for plan in plans]
+        parts = [micro_batches(0, plan.shards, [1.0] * self.accumulate) for plan in plans]
         self._train_batches.lists = [
-            plan.indices[start:stop].tolist() for plan, part in zip(plans, parts, strict=True) for start, stop in part
+            plan.indices[start:stop].tolist()
+            for plan, (part, _) in zip(plans, parts, strict=True)
+            for start, stop in part
         ]
         loaded = iter(self._train_loader) if self._train_batches.lists else iter(())
-        for plan, part in zip(plans, parts, strict=True):
+        for plan, (part, shards) in zip(plans, parts, strict=True):
             batches = (self._augmented(next(loaded), epoch) for _ in part)
-            yield Window(batches, len(part), len(plan.indices), plan.global_size)
+            yield Window(batches, len(part), len(plan.indices), plan.global_size, shards)
             for _ in batches:  # what was not used must not turn up in the next window
                 pass
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate as running_sum
 
 import torch
 
-from ddp_train.batching import ceil_div, split
+from ddp_train.batching import ceil_div
 from ddp_train.data.augment import Augmentation
 from ddp_train.data.dataset import Dataset
 from ddp_train.data.loader import LoaderPipeline
@@ -36,13 +35,15 @@ def build_pipeline(
     accumulate: int,
     seed: int,
     shares: Sequence[float] | None = None,
+    shards: int | None = None,
     local_world_size: int | None = None,
 ) -> Pipeline:
     """The pipeline of one rank. The batches do not depend on which pipeline it is, bit for bit.
 
-    shares: weights of the ranks' parts of a global batch, and of the test split (None: equal). local_world_size:
-    ranks that share this host's memory (None: all). Errors: UserError for --pipeline resident where the images
-    cannot be kept in memory.
+    shares: weights of the ranks' parts of a global batch, and of the test split (None: equal). shards: logical shards
+    into which both are cut instead, before the ranks take theirs; micro-batches are then parts of a shard.
+    local_world_size: ranks that share this host's memory (None: all). Errors: UserError for --pipeline resident where
+    the images cannot be kept in memory.
     """
     sampler = GlobalBatchSampler(
         dataset.train.labels,
@@ -52,26 +53,34 @@ def build_pipeline(
         seed=seed,
         drop_last=options.drop_last,
         shares=shares,
+        shards=shards,
     )
     augmentation = create_augmentation(dataset, augment, seed, device)
-    edges = [0, *running_sum(split(len(dataset.test.labels), sampler.shares))]
-    test_range = (edges[rank], edges[rank + 1])
     # No gradients are kept in evaluation, so twice the training's micro-batch fits.
-    test_batch = max(32, 2 * ceil_div(ceil_div(global_batch, world_size), accumulate))
+    test_batch = max(32, 2 * ceil_div(ceil_div(global_batch, shards or world_size), accumulate))
+    test_batches = _test_batches(sampler, len(dataset.test.labels), test_batch)
     if _is_resident(dataset, options, augmentation, local_world_size or world_size):
-        return ResidentPipeline(
-            dataset, augmentation, sampler, accumulate=accumulate, test_range=test_range, test_batch=test_batch
-        )
+        return ResidentPipeline(dataset, augmentation, sampler, accumulate=accumulate, test_batches=test_batches)
     return LoaderPipeline(
         dataset,
         augmentation,
         sampler,
         accumulate=accumulate,
-        test_range=test_range,
-        test_batch=test_batch,
+        test_batches=test_batches,
         num_workers=options.num_workers if options.num_workers is not None else _DEFAULT_WORKERS,
         prefetch_factor=options.prefetch_factor,
     )
+
+
+def _test_batches(sampler: GlobalBatchSampler, samples: int, largest: int) -> list[tuple[int, int]]:
+    """Bounds of this rank's batches of a test split of `samples`; none of them reaches over the end of a shard."""
+    start, shards = sampler.cut(samples)
+    batches = []
+    for _, length in shards:
+        stop = start + length
+        batches += [(first, min(first + largest, stop)) for first in range(start, stop, largest)]
+        start = stop
+    return batches
 
 
 def create_augmentation(

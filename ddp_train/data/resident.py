@@ -6,7 +6,7 @@ draws of a whole epoch are made at its start. There is no host synchronisation a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -32,8 +32,7 @@ class ResidentPipeline:
         sampler: GlobalBatchSampler,
         *,
         accumulate: int = 1,
-        test_range: tuple[int, int],
-        test_batch: int,
+        test_batches: Sequence[tuple[int, int]],
     ) -> None:
         train, test = dataset.train.images, dataset.test.images
         if train is None or test is None:
@@ -44,10 +43,11 @@ class ResidentPipeline:
         self.accumulate = accumulate
         self._padded = _pad_all(train, augmentation)
         self._labels = _to_device(dataset.train.labels, self.device)
-        first, last = test_range
-        self._test_first, self._test_batch = first, test_batch
-        self._test_images = _to_device(test[first:last], self.device)
-        self._test_labels = _to_device(dataset.test.labels[first:last], self.device)
+        self._test_batches = test_batches
+        self._test_first = test_batches[0][0] if test_batches else 0
+        mine = slice(self._test_first, test_batches[-1][1] if test_batches else 0)
+        self._test_images = _to_device(test[mine], self.device)
+        self._test_labels = _to_device(dataset.test.labels[mine], self.device)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -68,20 +68,19 @@ class ResidentPipeline:
             first = last
 
     def _window(self, rows: Tensor, draws: Draws, first: int, last: int, share: Share) -> Window:
-        parts = micro_batches(first, last, [1.0] * self.accumulate)
+        parts, shards = micro_batches(first, share.shards, [1.0] * self.accumulate)
         batches = (self._batch(rows[start:stop], draws[start:stop]) for start, stop in parts)
-        return Window(batches, len(parts), last - first, share.size)
+        return Window(batches, len(parts), last - first, share.size, shards)
 
     def _batch(self, rows: Tensor, draws: Draws) -> Batch:
         images = self.augmentation.apply(self._padded, rows, draws)
         return Batch(images, self._labels.index_select(0, rows), rows)
 
     def evaluate(self) -> Iterator[Batch]:
-        for start in range(0, len(self._test_labels), self._test_batch):
-            part = slice(start, start + self._test_batch)
-            labels = self._test_labels[part]
-            indices = torch.arange(len(labels), device=self.device) + (self._test_first + start)
-            yield Batch(self.augmentation.normalise(self._test_images[part]), labels, indices)
+        for start, stop in self._test_batches:
+            part = slice(start - self._test_first, stop - self._test_first)
+            indices = torch.arange(start, stop, device=self.device)
+            yield Batch(self.augmentation.normalise(self._test_images[part]), self._test_labels[part], indices)
 
     def dummy_batch(self) -> Batch:
         rows = torch.zeros(1, dtype=torch.int64, device=self.device)

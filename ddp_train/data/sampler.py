@@ -2,6 +2,9 @@
 
 The order of the samples depends on (seed, epoch) alone; global batch k is the k-th slice of it; each rank
 takes its consecutive part of the slice. So the global batches are the same on any number of ranks.
+
+A global batch may be cut into a fixed number of logical shards first, of which a rank takes consecutive ones
+(reproducible.py); else a rank's part is one shard, whose number is the rank.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DistributedSampler
 
-from ddp_train.batching import split
+from ddp_train.batching import shards_of_rank, split
 from ddp_train.data import keyed
 
 __all__ = ["GlobalBatchSampler", "Share", "WindowPlan"]
@@ -29,6 +32,8 @@ class Share:
     stop: int
     size: int
     """Samples of the global batch, over all ranks."""
+    shards: tuple[tuple[int, int], ...]
+    """The shards in this part, in order: number and samples, which may be 0."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,7 @@ class WindowPlan:
 
     indices: Tensor
     global_size: int
+    shards: tuple[tuple[int, int], ...]
 
 
 class GlobalBatchSampler(DistributedSampler[Any]):
@@ -45,7 +51,8 @@ class GlobalBatchSampler(DistributedSampler[Any]):
     It differs from its base class in three points: no sample is repeated to make the ranks equal, a
     rank's samples are consecutive within each global batch, and the ranks' parts follow `shares`
     (weights, equal by default), so that a faster device can be given more. A last, partial global
-    batch is cut by the same shares; a rank may get no sample of it.
+    batch is cut by the same shares; a rank may get no sample of it. With `shards`, each global batch is
+    cut into so many equal shards, and each rank takes its consecutive ones.
     """
 
     def __init__(
@@ -59,14 +66,18 @@ class GlobalBatchSampler(DistributedSampler[Any]):
         shuffle: bool = True,
         drop_last: bool = False,
         shares: Sequence[float] | None = None,
+        shards: int | None = None,
     ) -> None:
         super().__init__(dataset, world_size, rank, shuffle=shuffle, seed=seed, drop_last=drop_last)  # type: ignore[arg-type]
         if global_batch < 1:
             raise ValueError(f"global_batch must be at least 1, not {global_batch}")
         if shares is not None and len(shares) != world_size:
             raise ValueError(f"{len(shares)} shares for {world_size} ranks")
+        if shards is not None and (shares is not None or shards < world_size):
+            raise ValueError(f"{shards} shards for {world_size} ranks: at least one each, and without shares")
         self.global_batch = global_batch
         self.shares = tuple(shares) if shares is not None else (1.0,) * world_size
+        self.shards = shards
         length = len(dataset)
         self.steps_per_epoch = length // global_batch if drop_last else -(-length // global_batch)
         self.total_size = min(length, self.steps_per_epoch * global_batch)
@@ -74,14 +85,22 @@ class GlobalBatchSampler(DistributedSampler[Any]):
 
     def plan(self, start: int = 0) -> Iterator[Share]:
         """This rank's share of each global batch from step `start` on; the same in every epoch."""
-        bounds: dict[int, tuple[int, int]] = {}
+        cuts: dict[int, tuple[int, tuple[tuple[int, int], ...]]] = {}
         for first in range(start * self.global_batch, self.total_size, self.global_batch):
             size = min(self.global_batch, self.total_size - first)
-            if size not in bounds:
-                edges = [0, *accumulate(split(size, self.shares))]
-                bounds[size] = (edges[self.rank], edges[self.rank + 1])
-            low, high = bounds[size]
-            yield Share(first + low, first + high, size)
+            if size not in cuts:
+                cuts[size] = self.cut(size)
+            low, shards = cuts[size]
+            yield Share(first + low, first + low + sum(samples for _, samples in shards), size, shards)
+
+    def cut(self, size: int) -> tuple[int, tuple[tuple[int, int], ...]]:
+        """Where this rank's part of `size` samples begins, and its shards: numbers and samples."""
+        parts = split(size, self.shares if self.shards is None else [1.0] * self.shards)
+        edges = [0, *accumulate(parts)]
+        mine = range(self.rank, self.rank + 1)
+        if self.shards is not None:
+            mine = shards_of_rank(self.shards, self.rank, self.num_replicas)
+        return edges[mine.start], tuple((shard, parts[shard]) for shard in mine)
 
     def order(self, device: torch.device | str = "cpu") -> Tensor:
         """All samples in this epoch's order, int64 [len(dataset)]: the same on every rank and device."""
@@ -94,7 +113,7 @@ class GlobalBatchSampler(DistributedSampler[Any]):
         """This epoch's steps from `start` on (a resumed run starts in the middle of an epoch)."""
         order = self.order()
         for share in self.plan(start):
-            yield WindowPlan(order[share.start : share.stop], share.size)
+            yield WindowPlan(order[share.start : share.stop], share.size, share.shards)
 
     def __iter__(self) -> Iterator[int]:
         for window in self.windows():

@@ -35,6 +35,8 @@ class Window:
     """Samples of this rank."""
     size: int
     """Samples of the global batch, over all ranks."""
+    shards: tuple[int, ...] = ()
+    """The logical shard that each micro-batch belongs to."""
 
 
 class Pipeline(Protocol):
@@ -58,11 +60,19 @@ class Pipeline(Protocol):
         ...
 
 
-def micro_batches(start: int, stop: int, parts: Sequence[float]) -> list[tuple[int, int]]:
-    """Bounds of the non-empty micro-batches that [start, stop) is cut into, in proportion to `parts`."""
-    bounds = []
-    for length in split(stop - start, parts):
-        if length:
-            bounds.append((start, start + length))
-        start += length
-    return bounds
+def micro_batches(
+    start: int, shards: Sequence[tuple[int, int]], parts: Sequence[float]
+) -> tuple[list[tuple[int, int]], tuple[int, ...]]:
+    """The non-empty micro-batches that each shard is cut into, in proportion to `parts`: their bounds, and the shard
+    of each.
+
+    start: where the first shard begins; shards: numbers and samples, one behind the other.
+    """
+    bounds, numbers = [], []
+    for shard, samples in shards:
+        for length in split(samples, parts):
+            if length:
+                bounds.append((start, start + length))
+                numbers.append(shard)
+            start += length
+    return bounds, tuple(numbers)

@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from ddp_train.atomic import write_text
-from ddp_train.data.pipeline import Window
 from ddp_train.losses import cross_entropy_sum
 from ddp_train.trainer import Trainer
 
@@ -49,7 +48,7 @@ def overfit_one_batch(trainer: Trainer, steps: int, classes: int) -> Found:
     losses: list[float] = []
     parts.model.train()
     while len(losses) < steps:
-        losses.append(single.measure_step(Window(iter(batches), first.count, first.samples, first.size)))
+        losses.append(single.measure_step(replace(first, batches=iter(batches))))
         if losses[-1] < limit or not math.isfinite(losses[-1]):
             break
     return Found(first.size, tuple(losses), limit, losses[-1] < limit)
