@@ -149,9 +149,11 @@ def wait_for_all() -> None:
 def leave(status: int) -> NoReturn:
     """End the process with `status`, after a success together with all ranks: a program's very end, all on disk.
 
-    Without Python's and C++'s own tear-down, in which a thread of torch's can abort the process, so that its status
-    would be another ("terminate called without an active exception").
+    After a success, and where a process group is still open, without Python's and C++'s own tear-down: a thread of
+    torch's can abort the process there, whose status is then another ("terminate called without an active exception").
     """
+    if status and not dist.is_initialized():
+        sys.exit(status)
     if status == 0:
         wait_for_all()
         stop()

@@ -37,7 +37,9 @@ def test_a_mistake_keeps_its_status_whatever_the_tear_down_would_do(
     """torch's threads may abort an interpreter that leaves with an open process group: here one that always aborts."""
     argv = [option.format(folder=tmp_path) for option in options]
     code = (
-        f"import atexit, os, sys; from ddp_train import {module}; atexit.register(os.abort); sys.argv[1:] = {argv};"
+        "import atexit, os, sys, torch.distributed as dist; atexit.register(os.abort);"
+        "dist.init_process_group('gloo', store=dist.HashStore(), rank=0, world_size=1);"
+        f"from ddp_train import {module}; sys.argv[1:] = {argv};"
         f" {module}.program()"
     )
     hidden = {"CUDA_VISIBLE_DEVICES": "", "PATH": ""}

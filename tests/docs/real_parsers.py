@@ -133,7 +133,7 @@ def _module(name: str, words: Sequence[str]) -> None:
             redirect_stderr(said),
             redirect_stdout(io.StringIO()),
         ):
-            runpy.run_module(name, run_name="__main__", alter_sys=False)
+            _run(name)
     except _Parsed:
         return
     except SystemExit as end:
@@ -148,8 +148,20 @@ def help_of(name: str, *words: str) -> str:
     """What `python -m NAME WORDS --help` prints."""
     said = io.StringIO()
     with mock.patch.object(sys, "argv", [name, *words, "--help"]), redirect_stdout(said), suppress(SystemExit):
-        runpy.run_module(name, run_name="__main__", alter_sys=False)
+        _run(name)
     return said.getvalue()
+
+
+def _run(name: str) -> None:
+    """`python -m NAME` in this process, as if no test had imported that module before."""
+    held = {each: sys.modules.get(each) for each in (name, f"{name}.__main__")}
+    held = {each: module for each, module in held.items() if module is not None and not hasattr(module, "__path__")}
+    for each in held:
+        del sys.modules[each]
+    try:
+        runpy.run_module(name, run_name="__main__", alter_sys=False)
+    finally:
+        sys.modules |= held
 
 
 def _no_failure(end: SystemExit, said: str) -> None:

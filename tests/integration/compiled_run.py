@@ -14,11 +14,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 if __name__ == "__main__":
-    from ddp_train import main
+    from ddp_train import distributed, main
 
     torch.compile = functools.partial(torch.compile, backend=sys.argv[1])  # type: ignore[assignment]
     status = main.main(sys.argv[2:])
     from torch._dynamo.utils import counters
 
-    print(f"compiled: {counters['stats']['unique_graphs']}", flush=True)
-    sys.exit(status)
+    print(f"compiled: {counters['stats']['unique_graphs']}")
+    distributed.leave(status)

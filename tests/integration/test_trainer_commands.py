@@ -85,7 +85,7 @@ def save(self, network, optimizer, precision, progress, **more):
         os._exit(9)
     write(self, network, optimizer, precision, progress, **more)
 run_folder.RunFolder.save = save
-sys.exit(main.main())
+main.program()
 """
 SMALL_RUN = ["--dataset", "synthetic", "--synthetic-samples", "200", "--amp", "off", "--batch-size", "32"]
 
@@ -125,7 +125,7 @@ def fail(self, window):
         raise {{error}}
     step(self, window)
 trainer.Trainer.train_step = fail
-sys.exit(main.main())
+main.program()
 """
 
 
