@@ -168,6 +168,7 @@ def _pipeline(resolved: Config, dataset: Dataset, ranks: Ranks, device: torch.de
         accumulate=resolved.data.accumulate or 1,
         seed=resolved.run.seed,
         local_world_size=ranks.local_world_size,
+        equal_passes=resolved.model.sync_batch_norm,
     )
     if pipeline.steps_per_epoch == 0:
         raise UserError(
@@ -185,7 +186,8 @@ def _without_lone_sample(
     shares = split(samples % batch, [1.0] * ranks.world_size)
     lone = any(1 in split(share, [1.0] * (resolved.data.accumulate or 1)) for share in shares)
     normalised = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in network.modules())
-    if resolved.data.drop_last or not (lone and normalised and samples >= batch):
+    synchronised = resolved.model.sync_batch_norm  # the ranks' samples are counted together
+    if resolved.data.drop_last or synchronised or not (lone and normalised and samples >= batch):
         return resolved, notes
     note = f"the last {samples % batch} images of each epoch are left out: batch norm needs two per rank"
     return config.with_values(resolved, {"drop_last": True}), (*notes, note)

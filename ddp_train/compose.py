@@ -44,6 +44,7 @@ TABLE: tuple[Entry, ...] = (
         lambda c: c.model.checkpoint_activations,
         "ddp_train.techniques.checkpointing:create",
     ),
+    Entry("sync_batch_norm", lambda c: c.model.sync_batch_norm, "ddp_train.techniques.sync_batch_norm:create"),
     Entry("mixing", lambda c: bool(c.augment.mixup or c.augment.cutmix), "ddp_train.techniques.mixing:create"),
     Entry("plateau", lambda c: c.schedule.scheduler == "plateau", "ddp_train.techniques.plateau:create"),
     Entry("gradient_flow", lambda c: c.looking.gradient_flow, "ddp_train.diagnostics.gradient_flow:create"),

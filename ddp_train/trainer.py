@@ -204,7 +204,7 @@ class Trainer:
 
         def compute(batch: Batch, moment: Moment, weight: float) -> None:
             images, targets = batch.images, batch.labels
-            for change in self._batch:
+            for change in self._batch if len(images) else ():
                 images, targets = change(images, targets, moment)
             with self._phase("forward"), parts.precision.autocast():
                 logits = parts.model(images)

@@ -85,6 +85,7 @@ class LoaderPipeline:
         *,
         accumulate: int = 1,
         test_batches: Sequence[tuple[int, int]],
+        equal_passes: bool = False,
         num_workers: int = 0,
         prefetch_factor: int = 4,
     ) -> None:
@@ -92,6 +93,7 @@ class LoaderPipeline:
         self.augmentation = augmentation
         self.device = augmentation.device
         self.accumulate = accumulate
+        self.equal_passes = equal_passes
         self._train_labels = torch.from_numpy(np.ascontiguousarray(dataset.train.labels)).to(self.device)
         self._test_labels = torch.from_numpy(np.ascontiguousarray(dataset.test.labels)).to(self.device)
         size = dataset.image_shape[1:]
@@ -123,15 +125,21 @@ class LoaderPipeline:
     def train(self, epoch: int, start_step: int = 0) -> Iterator[Window]:
         self.sampler.set_epoch(epoch)
         plans = list(self.sampler.windows(start_step))
-        parts = [micro_batches(0, plan.shards, [1.0] * self.accumulate) for plan in plans]
+        parts = [
+            micro_batches(0, plan.shards, [1.0] * self.accumulate, min(plan.most, self.accumulate) * self.equal_passes)
+            for plan in plans
+        ]
         self._train_batches.lists = [
             plan.indices[start:stop].tolist()
             for plan, (part, _) in zip(plans, parts, strict=True)
             for start, stop in part
+            if start < stop
         ]
         loaded = iter(self._train_loader) if self._train_batches.lists else iter(())
         for plan, (part, shards) in zip(plans, parts, strict=True):
-            batches = (self._augmented(next(loaded), epoch) for _ in part)
+            batches = (
+                self._augmented(next(loaded), epoch) if start < stop else self._without_images() for start, stop in part
+            )
             yield Window(batches, len(part), len(plan.indices), plan.global_size, shards)
             for _ in batches:  # what was not used must not turn up in the next window
                 pass
@@ -139,6 +147,12 @@ class LoaderPipeline:
     def _augmented(self, loaded: tuple[Tensor, Tensor] | str, epoch: int) -> Batch:
         images, indices = self._on_device(loaded)
         return Batch(self.augmentation(images, indices, epoch), self._train_labels.index_select(0, indices), indices)
+
+    def _without_images(self) -> Batch:
+        height, width, channels = *self._train_reader.size, self.augmentation.channels
+        images = torch.empty((0, height, width, channels), dtype=torch.uint8, device=self.device)
+        nothing = torch.empty(0, dtype=torch.int64, device=self.device)
+        return Batch(self.augmentation.normalise(images), nothing, nothing)
 
     def _on_device(self, loaded: tuple[Tensor, Tensor] | str) -> tuple[Tensor, Tensor]:
         if isinstance(loaded, str):

@@ -37,13 +37,16 @@ def build_pipeline(
     shares: Sequence[float] | None = None,
     shards: int | None = None,
     local_world_size: int | None = None,
+    equal_passes: bool = False,
 ) -> Pipeline:
     """The pipeline of one rank. The batches do not depend on which pipeline it is, bit for bit.
 
     shares: weights of the ranks' parts of a global batch, and of the test split (None: equal). shards: logical shards
     into which both are cut instead, before the ranks take theirs; micro-batches are then parts of a shard.
-    local_world_size: ranks that share this host's memory (None: all). Errors: UserError for --pipeline resident where
-    the images cannot be kept in memory.
+    local_world_size: ranks that share this host's memory (None: all). equal_passes: every rank gets the same number of
+    micro-batches, where need be empty ones (for layers in which the ranks meet in each forward pass); not with shards.
+
+    Errors: UserError for --pipeline resident where the images cannot be kept in memory.
     """
     sampler = GlobalBatchSampler(
         dataset.train.labels,
@@ -60,13 +63,21 @@ def build_pipeline(
     test_batch = max(32, 2 * ceil_div(ceil_div(global_batch, shards or world_size), accumulate))
     test_batches = _test_batches(sampler, len(dataset.test.labels), test_batch)
     if _is_resident(dataset, options, augmentation, local_world_size or world_size):
-        return ResidentPipeline(dataset, augmentation, sampler, accumulate=accumulate, test_batches=test_batches)
+        return ResidentPipeline(
+            dataset,
+            augmentation,
+            sampler,
+            accumulate=accumulate,
+            equal_passes=equal_passes,
+            test_batches=test_batches,
+        )
     return LoaderPipeline(
         dataset,
         augmentation,
         sampler,
         accumulate=accumulate,
         test_batches=test_batches,
+        equal_passes=equal_passes,
         num_workers=options.num_workers if options.num_workers is not None else _DEFAULT_WORKERS,
         prefetch_factor=options.prefetch_factor,
     )
@@ -74,7 +85,7 @@ def build_pipeline(
 
 def _test_batches(sampler: GlobalBatchSampler, samples: int, largest: int) -> list[tuple[int, int]]:
     """Bounds of this rank's batches of a test split of `samples`; none of them reaches over the end of a shard."""
-    start, shards = sampler.cut(samples)
+    start, shards, _ = sampler.cut(samples)
     batches = []
     for _, length in shards:
         stop = start + length

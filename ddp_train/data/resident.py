@@ -33,6 +33,7 @@ class ResidentPipeline:
         *,
         accumulate: int = 1,
         test_batches: Sequence[tuple[int, int]],
+        equal_passes: bool = False,
     ) -> None:
         train, test = dataset.train.images, dataset.test.images
         if train is None or test is None:
@@ -41,6 +42,7 @@ class ResidentPipeline:
         self.augmentation = augmentation
         self.device = augmentation.device
         self.accumulate = accumulate
+        self.equal_passes = equal_passes
         self._padded = _pad_all(train, augmentation)
         self._labels = _to_device(dataset.train.labels, self.device)
         self._test_batches = test_batches
@@ -68,7 +70,8 @@ class ResidentPipeline:
             first = last
 
     def _window(self, rows: Tensor, draws: Draws, first: int, last: int, share: Share) -> Window:
-        parts, shards = micro_batches(first, share.shards, [1.0] * self.accumulate)
+        passes = min(share.most, self.accumulate) * self.equal_passes
+        parts, shards = micro_batches(first, share.shards, [1.0] * self.accumulate, passes)
         batches = (self._batch(rows[start:stop], draws[start:stop]) for start, stop in parts)
         return Window(batches, len(parts), last - first, share.size, shards)
 

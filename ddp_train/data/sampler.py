@@ -34,15 +34,20 @@ class Share:
     """Samples of the global batch, over all ranks."""
     shards: tuple[tuple[int, int], ...]
     """The shards in this part, in order: number and samples, which may be 0."""
+    most: int
+    """Samples of the rank that has most of them."""
 
 
 @dataclass(frozen=True)
 class WindowPlan:
-    """One optimizer step: this rank's samples of a global batch, int64 [n] on the CPU; n may be 0."""
+    """One optimizer step: this rank's samples of a global batch, int64 [n] on the CPU; n may be 0.
+
+    Shards and `most` as in Share."""
 
     indices: Tensor
     global_size: int
     shards: tuple[tuple[int, int], ...]
+    most: int
 
 
 class GlobalBatchSampler(DistributedSampler[Any]):
@@ -85,22 +90,22 @@ class GlobalBatchSampler(DistributedSampler[Any]):
 
     def plan(self, start: int = 0) -> Iterator[Share]:
         """This rank's share of each global batch from step `start` on; the same in every epoch."""
-        cuts: dict[int, tuple[int, tuple[tuple[int, int], ...]]] = {}
+        cuts: dict[int, tuple[int, tuple[tuple[int, int], ...], int]] = {}
         for first in range(start * self.global_batch, self.total_size, self.global_batch):
             size = min(self.global_batch, self.total_size - first)
             if size not in cuts:
                 cuts[size] = self.cut(size)
-            low, shards = cuts[size]
-            yield Share(first + low, first + low + sum(samples for _, samples in shards), size, shards)
+            low, shards, most = cuts[size]
+            yield Share(first + low, first + low + sum(samples for _, samples in shards), size, shards, most)
 
-    def cut(self, size: int) -> tuple[int, tuple[tuple[int, int], ...]]:
-        """Where this rank's part of `size` samples begins, and its shards: numbers and samples."""
+    def cut(self, size: int) -> tuple[int, tuple[tuple[int, int], ...], int]:
+        """Where this rank's part of `size` samples begins, its shards (numbers and samples), and the largest part."""
         parts = split(size, self.shares if self.shards is None else [1.0] * self.shards)
         edges = [0, *accumulate(parts)]
         mine = range(self.rank, self.rank + 1)
         if self.shards is not None:
             mine = shards_of_rank(self.shards, self.rank, self.num_replicas)
-        return edges[mine.start], tuple((shard, parts[shard]) for shard in mine)
+        return edges[mine.start], tuple((shard, parts[shard]) for shard in mine), max(parts)
 
     def order(self, device: torch.device | str = "cpu") -> Tensor:
         """All samples in this epoch's order, int64 [len(dataset)]: the same on every rank and device."""
@@ -113,7 +118,7 @@ class GlobalBatchSampler(DistributedSampler[Any]):
         """This epoch's steps from `start` on (a resumed run starts in the middle of an epoch)."""
         order = self.order()
         for share in self.plan(start):
-            yield WindowPlan(order[share.start : share.stop], share.size, share.shards)
+            yield WindowPlan(order[share.start : share.stop], share.size, share.shards, share.most)
 
     def __iter__(self) -> Iterator[int]:
         for window in self.windows():

@@ -28,9 +28,9 @@ class Window:
     """This rank's part of one global batch. To be used up before the next window is taken."""
 
     batches: Iterator[Batch]
-    """The micro-batches, none of them empty."""
+    """The micro-batches, none of them empty, but for those that make the ranks' forward passes equally many."""
     count: int
-    """How many micro-batches; 0 where this rank has no sample (see Pipeline.dummy_batch)."""
+    """How many micro-batches; 0 where this rank has no sample and need not pass (see Pipeline.dummy_batch)."""
     samples: int
     """Samples of this rank."""
     size: int
@@ -61,12 +61,12 @@ class Pipeline(Protocol):
 
 
 def micro_batches(
-    start: int, shards: Sequence[tuple[int, int]], parts: Sequence[float]
+    start: int, shards: Sequence[tuple[int, int]], parts: Sequence[float], least: int = 0
 ) -> tuple[list[tuple[int, int]], tuple[int, ...]]:
-    """The non-empty micro-batches that each shard is cut into, in proportion to `parts`: their bounds, and the shard
-    of each.
+    """The micro-batches that each shard is cut into, in proportion to `parts`: their bounds, and the shard of each.
 
-    start: where the first shard begins; shards: numbers and samples, one behind the other.
+    start: where the first shard begins; shards: numbers and samples, one behind the other. No micro-batch is empty,
+    unless fewer than `least` are left: empty ones follow then.
     """
     bounds, numbers = [], []
     for shard, samples in shards:
@@ -75,4 +75,5 @@ def micro_batches(
                 bounds.append((start, start + length))
                 numbers.append(shard)
             start += length
-    return bounds, tuple(numbers)
+    missing = max(0, least - len(bounds))
+    return bounds + [(start, start)] * missing, (*numbers, *[shards[-1][0]] * missing)

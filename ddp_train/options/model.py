@@ -40,6 +40,8 @@ class ModelOptions:
     """float32 on GPUs: highest is full float32, high and medium are tf32 (None: torch's own, tf32 in convolutions)."""
     channels_last: bool = True
     """Channels-last memory format."""
+    sync_batch_norm: bool = False
+    """Batch norm sees the samples of all ranks, each counted once, and so what a single process would see."""
     compile: bool = False
     """torch.compile the model."""
     compile_mode: Literal["default", "reduce-overhead", "max-autotune"] | None = None

@@ -3,8 +3,9 @@
     python tests/integration/run_steps.py CASES.json RESULT.pt
 
 A case: {"name", "steps", "batch", "samples", and optionally "shares", "accumulate", "double", "lr", "augment",
-"clip"}. Rank 0 writes {name: {"losses": float64 [steps], "gradients": [steps, parameters],
-"scores": [loss, accuracy, samples] on the test split}}.
+"clip", "scale" (a factor of the loss, as GradScaler's), "batch_norm" (counted over the ranks), "rows" (by rank: the
+rows of its part of a global batch that make up each micro-batch)}. Rank 0 writes {name: {"losses": float64 [steps],
+"gradients": [steps, parameters], "scores": [loss, accuracy, samples] on the test split, "buffers": [ranks, numbers]}}.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from ddp_train import distributed
 from ddp_train.data.dataset import load
-from ddp_train.data.pipeline import build_pipeline
+from ddp_train.data.pipeline import Batch, Window, build_pipeline
 from ddp_train.evaluate import evaluate
 from ddp_train.losses import cross_entropy_sum
+from ddp_train.models.synchronised import synchronise
 from ddp_train.options import AugmentOptions, DataOptions
 from ddp_train.precision import Precision
 from ddp_train.techniques import clipping
@@ -41,12 +43,43 @@ class PlainNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            *(nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.GroupNorm(2, 8), nn.ReLU()),
-            *(nn.Conv2d(8, 16, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 64, 10)),
+            *(nn.Conv2d(3, 8, 3, stride=4, padding=1), nn.GroupNorm(2, 8), nn.ReLU()),
+            *(nn.Conv2d(8, 16, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 16, 10)),
         )
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.layers(images.to(self.layers[0].weight.dtype))
+
+
+class BatchNormNet(nn.Module):
+    """Two layers of batch statistics, the second of vectors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            *(nn.Conv2d(3, 8, 3, stride=4, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten()),
+            *(nn.Linear(8 * 64, 16), nn.BatchNorm1d(16, affine=False), nn.ReLU(), nn.Linear(16, 10)),
+        )
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.layers(images.to(self.layers[0].weight.dtype))
+
+
+def recut(window: Window, rows: list[list[int]]) -> Window:
+    """The same part of a global batch in other micro-batches."""
+    parts = list(window.batches)
+    whole = [torch.cat([getattr(part, name) for part in parts]) for name in ("images", "labels", "indices")]
+    assert sorted(itertools.chain.from_iterable(rows)) == list(range(window.samples))
+    batches = [Batch(*(tensor[some] for tensor in whole)) for some in rows]
+    return Window(iter(batches), len(batches), window.samples, window.size)
+
+
+def gathered_buffers(network: nn.Module, ranks: distributed.Ranks) -> torch.Tensor:
+    """Every rank's buffers in a row each."""
+    mine = torch.cat([torch.zeros(1), *(b.detach().double().flatten() for b in network.buffers())])
+    everyone = torch.zeros(ranks.world_size, len(mine), dtype=torch.float64)
+    everyone[ranks.rank] = mine
+    return distributed.sum_over_ranks(everyone)
 
 
 def double_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -56,7 +89,10 @@ def double_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Te
 
 def run(case: dict[str, Any], ranks: distributed.Ranks) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
-    network = PlainNet().double() if case.get("double") else PlainNet()
+    network = BatchNormNet() if case.get("batch_norm") else PlainNet()
+    network = network.double() if case.get("double") else network
+    if case.get("batch_norm"):
+        assert synchronise(network) == 2
     ddp = DistributedDataParallel(network, gradient_as_bucket_view=True) if ranks.world_size > 1 else None
     options = DataOptions(dataset="synthetic", synthetic_samples=case["samples"])
     pipeline = build_pipeline(
@@ -70,6 +106,7 @@ def run(case: dict[str, Any], ranks: distributed.Ranks) -> dict[str, torch.Tenso
         accumulate=case.get("accumulate", 1),
         seed=3,
         shares=case.get("shares"),
+        equal_passes=bool(case.get("batch_norm")),
     )
     base_loss = double_cross_entropy if case.get("double") else cross_entropy_sum(0.1)
     sums: list[torch.Tensor] = []
@@ -81,6 +118,9 @@ def run(case: dict[str, Any], ranks: distributed.Ranks) -> dict[str, torch.Tenso
 
     optimizer = torch.optim.SGD(network.parameters(), lr=case.get("lr", 0.1), momentum=0.9, nesterov=True)
     optimizer.param_groups[0]["initial_lr"] = case.get("lr", 0.1)
+    precision = Precision("off", CPU)
+    if "scale" in case:
+        precision.scaler = torch.amp.GradScaler("cpu", init_scale=case["scale"])
     gradients: list[torch.Tensor] = []
     optimizer.register_step_pre_hook(
         lambda *_: gradients.append(torch.cat([p.grad.flatten() for p in network.parameters()]))
@@ -96,7 +136,7 @@ def run(case: dict[str, Any], ranks: distributed.Ranks) -> dict[str, torch.Tenso
             loss=loss,
             optimizer=optimizer,
             schedule=lambda step: 1.0,
-            precision=Precision("off", CPU),
+            precision=precision,
             epochs=1,
             global_batch=case["batch"],
             techniques=(clipping.create(make_context(network, clip_grad=case["clip"])),) if "clip" in case else (),
@@ -106,6 +146,8 @@ def run(case: dict[str, Any], ranks: distributed.Ranks) -> dict[str, torch.Tenso
     losses = []
     for window in itertools.islice(windows, case["steps"]):
         sums.clear()
+        if "rows" in case:
+            window = recut(window, case["rows"][ranks.rank])
         trainer.train_step(window)
         mine = sum(sums, torch.zeros((), dtype=torch.float64)) if window.count else torch.zeros((), dtype=torch.float64)
         losses.append(distributed.sum_over_ranks(mine) / window.size)
@@ -113,6 +155,7 @@ def run(case: dict[str, Any], ranks: distributed.Ranks) -> dict[str, torch.Tenso
     return {
         "losses": torch.stack(losses),
         "gradients": torch.stack(gradients),
+        "buffers": gathered_buffers(network, ranks),
         "scores": torch.tensor([scores.loss, scores.accuracy, scores.samples], dtype=torch.float64),
     }
 

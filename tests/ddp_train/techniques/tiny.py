@@ -38,3 +38,14 @@ def stateful(num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
         nn.Dropout(0.2),
         nn.Linear(8 * 8 * 8, num_classes),
     )
+
+
+def normed(num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
+    """Batch statistics, and nothing else that depends on how a batch is cut."""
+    return nn.Sequential(
+        nn.Conv2d(image_shape[0], 8, 3, stride=4, padding=1, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(8 * 8 * 8, num_classes),
+    )

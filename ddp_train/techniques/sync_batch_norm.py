@@ -1,0 +1,26 @@
+"""Batch statistics over all ranks (`--sync-batch-norm`): what batch norm sees does not depend on how a batch is cut.
+
+Effect: a run on several ranks, with equal shares or not, has the batch statistics, gradients and running estimates of
+the single process; small per-rank batches no longer make them noisy. Cost: two small collectives for each layer and
+pass, in which every rank waits for the slowest. With --accumulate the statistics are those of one micro-batch of all
+ranks. Source: torch.nn.SyncBatchNorm on GPUs, models/synchronised.py elsewhere.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from ddp_train.models.synchronised import synchronise
+from ddp_train.technique import Context, Technique
+
+__all__ = ["create"]
+
+
+def create(context: Context) -> Technique:
+    """`--sync-batch-norm`."""
+
+    def edit(network: nn.Module) -> nn.Module:
+        synchronise(network)
+        return network
+
+    return Technique(name="sync_batch_norm", edit=edit)
