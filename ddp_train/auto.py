@@ -7,7 +7,7 @@ find. Each one names the fact that it follows from. Memory is in bytes; GB in th
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from ddp_train.batching import REFERENCE_BATCH, ceil_div, scale_learning_rate
@@ -51,7 +51,14 @@ class Recommendation:
 
 
 def recommend(hardware: Hardware, config: Config) -> tuple[Recommendation, ...]:
-    """Settings by hardware, for those options alone that the user left open (value None or "auto")."""
+    """Settings by hardware, for those options alone that the user left open (value None or "auto").
+
+    Under --reproducible nothing that decides about bits follows the number of ranks: model and batch are those of one
+    GPU, a transformer's micro-batches those of a shard.
+    """
+    if config.shards is not None:
+        memory = hardware.gpu_memory // hardware.world_size
+        hardware = replace(hardware, world_size=1, gpu_memory=memory)
     if config.run.disable_auto:
         found: Iterable[Recommendation] = (
             Recommendation(k, v, "fixed default (--disable-auto)") for k, v in FIXED.items()
@@ -122,7 +129,7 @@ def _batch(hardware: Hardware, config: Config) -> Recommendation:
     else:
         steps = ((60 * GB, 512), (40 * GB, 384), (20 * GB, 256), (0, 128))
         batch, why = next(b for least, b in steps if hardware.gpu_memory >= least), _gb(hardware)
-    least = hardware.world_size * (config.data.accumulate or 1)
+    least = (config.shards or hardware.world_size) * (config.data.accumulate or 1)
     if batch < least:
         return Recommendation("batch_size", least, f"at least one image per rank and micro-batch ({why})")
     return Recommendation("batch_size", batch, why)
@@ -134,15 +141,18 @@ def _transformer(hardware: Hardware, config: Config) -> tuple[Recommendation, ..
     images, parts, width, layers = VIT[hardware.device]
     where = "the CPU" if hardware.device == "cpu" else "a GPU"
     why = f"the small transformer's setting for {where}"
-    batch = max(images * parts, hardware.world_size * (config.data.accumulate or 1))
+    shards = config.shards or hardware.world_size
+    batch = max(images * parts, shards * (config.data.accumulate or 1))
     each = config.data.batch_size_per_rank
     given = each * hardware.world_size if each is not None else config.data.batch_size or batch
-    accumulate = max(1, min(parts, given) // hardware.world_size)
+    accumulate = max(1, min(parts, given) // shards)
     return (
         Recommendation("hidden_dim", width, why),
         Recommendation("n_layers", layers, why),
         Recommendation("batch_size", batch, f"{why}: {parts} micro-batches of {images} images over all ranks"),
-        Recommendation("accumulate", accumulate, f"{parts} micro-batches over {hardware.world_size} rank(s)"),
+        Recommendation(
+            "accumulate", accumulate, f"{parts} micro-batches over {shards} {'shards' if config.shards else 'rank(s)'}"
+        ),
     )
 
 

@@ -26,7 +26,7 @@ from ddp_train.compose import compose
 from ddp_train.data.dataset import Dataset
 from ddp_train.data.facts import DatasetFacts
 from ddp_train.data.pipeline import Pipeline
-from ddp_train.distributed import Ranks, gpu_uuids, on_first_rank, on_one_rank_per_node, together
+from ddp_train.distributed import Ranks, gpu_uuids, on_first_rank, on_one_rank_per_node, take_first_ranks, together
 from ddp_train.event_files import TensorBoardObserver
 from ddp_train.losses import Loss, cross_entropy_sum
 from ddp_train.optim import create_optimizer
@@ -34,6 +34,7 @@ from ddp_train.options import Config, UserError
 from ddp_train.precision import LossScale, Precision
 from ddp_train.progress import create_progress
 from ddp_train.records import Observer, RunFacts
+from ddp_train.reproducible import Sharded
 from ddp_train.resolve import resolve
 from ddp_train.run_folder import HistoryObserver, RunFolder
 from ddp_train.schedule import Schedule, create_schedule
@@ -66,6 +67,7 @@ def build(wanted: Config, ranks: Ranks, device: torch.device) -> Run:
     resolved = config.with_values(resolved, {"out_dir": str(path)})
     torch.manual_seed(resolved.run.seed)
     network = together(lambda: create_network(resolved, dataset, device), ranks)
+    take_first_ranks(network, ranks)  # before a technique makes copies of them
     resolved, notes = _without_lone_sample(resolved, network, dataset, ranks, notes)
     notes = (*notes, *_without_effect(resolved, device))
     pipeline = together(lambda: _pipeline(resolved, dataset, ranks, device), ranks)
@@ -80,7 +82,8 @@ def build(wanted: Config, ranks: Ranks, device: torch.device) -> Run:
         progress = together(lambda: folder.restore(source, network, optimizer, precision, techniques), ranks)
         notes = (*notes, f"continues {source} after epoch {progress.epoch}")
     model = _compiled(network, resolved)
-    ddp = _wrap(model, ranks, device)
+    joining = _sharded(resolved, network, ranks, device)
+    ddp = _wrap(model, ranks, device) if joining is None else None
     parts = Parts(
         ranks=ranks,
         device=device,
@@ -98,6 +101,7 @@ def build(wanted: Config, ranks: Ranks, device: torch.device) -> Run:
         seed=resolved.run.seed,
         techniques=techniques,
         log_every=resolved.run.log_every,
+        joining=joining,
         progress=progress,
     )
     facts = _facts(resolved, dataset, parts, folder, notes)
@@ -157,6 +161,12 @@ def _precision(resolved: Config, device: torch.device) -> Precision:
 
 
 def _pipeline(resolved: Config, dataset: Dataset, ranks: Ranks, device: torch.device) -> Pipeline:
+    shards = resolved.shards
+    if shards is not None and shards < ranks.world_size:
+        raise UserError(
+            f"--reproducible: {ranks.world_size} ranks for {shards} logical shards, of which each takes at least one; "
+            "--reproducible-shards takes their number, for the whole run"
+        )
     pipeline = data.build_pipeline(
         dataset,
         resolved.data,
@@ -167,6 +177,7 @@ def _pipeline(resolved: Config, dataset: Dataset, ranks: Ranks, device: torch.de
         global_batch=_known(resolved.data.batch_size),
         accumulate=resolved.data.accumulate or 1,
         seed=resolved.run.seed,
+        shards=shards,
         local_world_size=ranks.local_world_size,
         equal_passes=resolved.model.sync_batch_norm,
     )
@@ -183,13 +194,14 @@ def _without_lone_sample(
 ) -> tuple[Config, tuple[str, ...]]:
     """Leave the last global batch out where a rank would get a single sample: batch norm has no variance then."""
     samples, batch = len(dataset.train.labels), _known(resolved.data.batch_size)
-    shares = split(samples % batch, [1.0] * ranks.world_size)
+    shares = split(samples % batch, [1.0] * (resolved.shards or ranks.world_size))
     lone = any(1 in split(share, [1.0] * (resolved.data.accumulate or 1)) for share in shares)
     normalised = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in network.modules())
     synchronised = resolved.model.sync_batch_norm  # the ranks' samples are counted together
     if resolved.data.drop_last or synchronised or not (lone and normalised and samples >= batch):
         return resolved, notes
-    note = f"the last {samples % batch} images of each epoch are left out: batch norm needs two per rank"
+    part = "rank" if resolved.shards is None else "shard"
+    note = f"the last {samples % batch} images of each epoch are left out: batch norm needs two per {part}"
     return config.with_values(resolved, {"drop_last": True}), (*notes, note)
 
 
@@ -259,6 +271,13 @@ def _wrap(network: nn.Module, ranks: Ranks, device: torch.device) -> Distributed
     if device.type == "cuda":
         options["device_ids"] = [device.index]
     return DistributedDataParallel(network, **options)
+
+
+def _sharded(resolved: Config, network: nn.Module, ranks: Ranks, device: torch.device) -> Sharded | None:
+    """What takes DistributedDataParallel's place under --reproducible."""
+    if resolved.shards is None:
+        return None
+    return Sharded(network, ranks, device, resolved.shards)
 
 
 def _saver(folder: RunFolder, parts: Parts) -> Any:

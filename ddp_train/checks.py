@@ -23,6 +23,7 @@ RANGES: dict[str, tuple[float | None, float | None, bool]] = {
     "overfit_one_batch": (1, 10**6, False),
     "seed": (0, 2**63 - 1, False),
     "log_every": (1, 10**9, False),
+    "reproducible_shards": (1, 1024, False),
     "batch_size": (1, 10**7, False),
     "batch_size_per_rank": (1, 10**7, False),
     "accumulate": (1, 10**5, False),
@@ -98,6 +99,28 @@ CONFLICTS: tuple[tuple[Callable[[Config], bool], str], ...] = (
     (
         lambda c: c.data.batch_size is not None and (c.data.accumulate or 1) > c.data.batch_size,
         "--accumulate is larger than --batch-size: a micro-batch needs at least one image",
+    ),
+    (
+        lambda c: "reproducible_shards" in c.given and not c.run.reproducible,
+        "--reproducible-shards needs --reproducible",
+    ),
+    (
+        lambda c: c.run.reproducible and c.data.batch_size_per_rank is not None,
+        "--reproducible with --batch-size-per-rank: the global batch would follow the number of ranks: "
+        "give --batch-size",
+    ),
+    (
+        lambda c: (c.data.batch_size or math.inf) < (c.shards or 1) * (c.data.accumulate or 1),
+        "--reproducible with a --batch-size below its logical shards (8, or --reproducible-shards) times --accumulate: "
+        "each shard and micro-batch needs at least one image",
+    ),
+    (
+        lambda c: c.run.reproducible and c.model.sync_batch_norm,
+        "--reproducible with --sync-batch-norm: the statistics are those of a logical shard",
+    ),
+    (
+        lambda c: c.run.reproducible and c.model.compile,
+        "--reproducible with --compile: compiled kernels are chosen by their time, and their sums follow",
     ),
     (
         lambda c: c.data.image_size is not None and c.data.dataset in ("digits", "synthetic"),

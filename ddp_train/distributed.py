@@ -30,6 +30,7 @@ __all__ = [
     "start",
     "stop",
     "sum_over_ranks",
+    "take_first_ranks",
     "together",
     "wait_for_all",
 ]
@@ -167,6 +168,21 @@ def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
     if dist.is_initialized():
         dist.all_reduce(values)
     return values
+
+
+@torch.no_grad()
+def take_first_ranks(model: nn.Module, ranks: Ranks) -> None:
+    """Give all ranks rank 0's parameters and buffers."""
+    if ranks.world_size == 1:
+        return
+    by_type: dict[torch.dtype, list[torch.Tensor]] = {}
+    for tensor in (*model.parameters(), *model.buffers()):
+        by_type.setdefault(tensor.dtype, []).append(tensor)
+    for tensors in by_type.values():
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
+        dist.broadcast(flat, src=0)
+        for tensor, values in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+            tensor.copy_(values.view_as(tensor))
 
 
 def average_buffers(model: nn.Module, ranks: Ranks) -> None:

@@ -82,10 +82,14 @@ def _train(wanted: Config, ranks: Ranks) -> int:
     from ddp_train.build import build
     from ddp_train.closing import finish
     from ddp_train.precision import set_matmul_precision
-    from ddp_train.resolve import set_threads
+    from ddp_train.reproducible import pin
+    from ddp_train.resolve import set_threads, threads_of_a_shard
 
     device = distributed.choose_device(wanted.run.device, ranks)
-    set_threads(ranks, device)
+    if wanted.shards is None:
+        set_threads(ranks, device)
+    else:
+        pin(threads_of_a_shard(wanted.shards), device)
     set_matmul_precision(wanted.model.matmul_precision)
     distributed.start(ranks, device)
     run = build(wanted, ranks, device)

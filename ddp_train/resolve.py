@@ -13,7 +13,7 @@ from ddp_train.distributed import Ranks
 from ddp_train.options import Config
 from gpu_topology.host import read_host
 
-__all__ = ["read_hardware", "resolve", "set_threads"]
+__all__ = ["read_hardware", "resolve", "set_threads", "threads_of_a_shard"]
 
 
 def resolve(
@@ -25,6 +25,8 @@ def resolve(
     if resolved.data.batch_size_per_rank is not None:
         batch = resolved.data.batch_size_per_rank * ranks.world_size
         resolved = config.with_values(resolved, {"batch_size": batch, "batch_size_per_rank": None})
+    if resolved.shards is not None:
+        resolved = config.with_values(resolved, {"reproducible_shards": resolved.shards})
     if resolved.data.accumulate is None:
         resolved = config.with_values(resolved, {"accumulate": 1})
     samples = len(dataset.train.labels)
@@ -52,6 +54,11 @@ def read_hardware(ranks: Ranks, device: torch.device) -> auto.Hardware:
         cpus=host.usable_cpus,
         cpu_flags=host.cpu_flags,
     )
+
+
+def threads_of_a_shard(shards: int) -> int:
+    """The usable cores over the shards: what a rank would have with one rank for each, whatever their number is."""
+    return read_host().threads(shards)
 
 
 def set_threads(ranks: Ranks, device: torch.device) -> None:

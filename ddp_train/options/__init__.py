@@ -47,6 +47,9 @@ SECTIONS = {
 }
 
 
+DEFAULT_SHARDS = 8
+
+
 @dataclass(frozen=True)
 class Config:
     """All options of a run by section; `given` names those that the user set, in a file or as an option."""
@@ -60,6 +63,11 @@ class Config:
     regularize: RegularizeOptions = field(default_factory=RegularizeOptions)
     looking: LookingOptions = field(default_factory=LookingOptions)
     given: frozenset[str] = frozenset()
+
+    @property
+    def shards(self) -> int | None:
+        """Logical shards of a global batch; None unless the run is to be the same on any number of ranks."""
+        return (self.run.reproducible_shards or DEFAULT_SHARDS) if self.run.reproducible else None
 
 
 def to_dict(config: Config) -> dict[str, Any]:

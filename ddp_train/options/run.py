@@ -24,6 +24,10 @@ class RunOptions:
     """Run folder for the config, history, curves, checkpoints and logs (None: runs/TIME-MODEL)."""
     resume: str | None = None
     """Continue from a checkpoint file or run folder; auto continues the run in --out-dir, if there is one."""
+    reproducible: bool = False
+    """The same bits on any number of ranks: slower; see docs/training.md."""
+    reproducible_shards: int | None = None
+    """Logical shards of a global batch under --reproducible, the same for the whole run (None: 8)."""
     log_every: int = 20
     """Steps between progress reports; each report waits for the device once."""
     tensorboard: bool = True
