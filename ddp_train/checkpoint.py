@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or absent, and that notice a single flipped bit.
+"""Checkpoints that are whole or absent, that notice a single flipped bit, and that can harm nobody.
 
 The format is torch.save's own zip file, so that `torch.load(path, weights_only=True)` reads it
 anywhere. What is added is the zip comment at its very end, the seal:
@@ -9,40 +9,41 @@ the SHA-256 of every byte before the seal. torch.load and the zip format alone d
 changed weight. A checkpoint's object is {"schema": "ddp-train-checkpoint/1", "step": N, "state": {...}};
 `best_model.pth` is a plain state_dict under the same seal.
 
+Reading goes: seal, hash, inspection (inspection/: tensors and plain values alone, none larger than the
+file), torch's restricted unpickler, and a look at the numbers. The hash is against damage, the inspection
+against malice: anybody can compute a hash.
+
 A folder keeps two good generations, `checkpoint-latest.pt` and `checkpoint-previous.pt`. Which is the
 newer goes by the step inside, never by the time of a file, which a clock or a copy can change.
-
-Reading goes: seal, then hash, then torch's restricted unpickler (tensors and plain values alone,
-never code). The hash is against damage, the unpickler against malice: anybody can compute a hash.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import pickle
-import re
-import struct
 import zipfile
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, BinaryIO, NamedTuple
+from typing import IO, NamedTuple
 
 import torch
 
+from ddp_train import seal
 from ddp_train.atomic import replacing
+from ddp_train.inspection import ForeignObject, Refused, inspect
 from ddp_train.options import UserError
+from ddp_train.plain import dense, plain, spoilt
 
 __all__ = [
     "LATEST",
     "PREVIOUS",
     "SCHEMA",
     "Newest",
+    "NotFinite",
     "load",
     "load_state_dict",
     "newest",
-    "require_loadable",
     "save",
     "save_state_dict",
     "step_of",
@@ -52,10 +53,12 @@ SCHEMA = "ddp-train-checkpoint/1"
 LATEST = "checkpoint-latest.pt"
 PREVIOUS = "checkpoint-previous.pt"
 
-_SEAL = b"ddp-train sha256=%s"
-_SEAL_BYTES = len(_SEAL % (b"0" * 64))
-_SEAL_PATTERN = re.compile(rb"ddp-train sha256=([0-9a-f]{64})")
-_PLAIN = {type(None), bool, int, float, complex, str, bytes, torch.Size, torch.dtype, torch.device}
+WEIGHTS = ("model", "optimizer", "techniques")
+"""The parts of a state whose tensors are finite numbers, or the run is lost."""
+
+
+class NotFinite(UserError):
+    """A weight is NaN or infinite: nothing that follows from it would mean anything."""
 
 
 class Newest(NamedTuple):
@@ -76,21 +79,27 @@ def save(
     """Write `state` (nested dicts, lists and tuples of tensors and plain values) in the place of `path`.
 
     `step`: finished optimizer steps, by which `newest` chooses. `keep`: the name beside it under which
-    the old file stays. The old file stays as it is until the new one is complete and on the disk. Raises
-    UserError when it cannot be written (with the bytes needed and free when the disk is full), and
-    TypeError, with nothing written, for a value that `load` would refuse.
+    the old file stays. The old file stays as it is until the new one is complete and on the disk. Raises,
+    with nothing written, UserError when it cannot be written (with the bytes needed and free when the disk
+    is full), NotFinite, and TypeError for a value that `load` would refuse.
     """
-    require_loadable(state, "state")
-    _write(path, {"schema": SCHEMA, "step": step, "state": dict(state)}, keep)
+    content = plain(state, "state", dense)
+    _require_finite(path, {name: content.get(name) for name in WEIGHTS}, "is not written")
+    _write(path, {"schema": SCHEMA, "step": step, "state": content}, keep)
 
 
 def load(path: str | os.PathLike[str], map_location: str | torch.device = "cpu") -> dict[str, object]:
     """The state that `save` was given, tensors on `map_location`.
 
-    Raises UserError, one line naming the file, when it is missing, truncated, damaged, holds
-    pickled objects, or is not a checkpoint of this trainer.
+    Raises UserError, one line naming the file, when it is missing, truncated, damaged, holds anything but
+    tensors and plain values, or is not a checkpoint of this trainer; NotFinite for weights that are lost.
     """
-    return _load(path, map_location)[0]
+    with _verified(path, sealed=True) as (file, facts):
+        _checkpoint_step(path, facts)
+        state = _tensors(path, file, map_location)["state"]
+    assert isinstance(state, dict)
+    _require_finite(path, {name: state.get(name) for name in WEIGHTS}, "is refused")
+    return state
 
 
 def newest(folder: str | os.PathLike[str], map_location: str | torch.device = "cpu") -> Newest:
@@ -98,47 +107,39 @@ def newest(folder: str | os.PathLike[str], map_location: str | torch.device = "c
 
     Raises UserError where there is none, naming what is wrong with each that is there.
     """
-    found: list[tuple[int, Path, dict[str, object]]] = []
+    found: list[tuple[int, Path]] = []
     refused: list[str] = []
     for path in (Path(folder) / LATEST, Path(folder) / PREVIOUS):
-        if not path.exists():
-            continue
+        if path.exists():
+            try:
+                found.append((_step(path), path))
+            except UserError as error:
+                refused.append(str(error))
+    # The latest first of two with the same step.
+    for step, path in sorted(found, key=lambda candidate: candidate[0], reverse=True):
         try:
-            state, step = _load(path, map_location)
+            state = load(path, map_location)
         except UserError as error:
             refused.append(str(error))
         else:
-            found.append((step, path, state))
-    if not found:
-        reason = "; ".join(refused) or f"neither {LATEST} nor {PREVIOUS} is there"
-        raise UserError(f"{folder} has no checkpoint to continue from: {reason}")
-    step, path, state = max(found, key=lambda candidate: candidate[0])  # the latest of two with the same step
-    return Newest(path, state, tuple(f"{text}; {path.name} of step {step} is used" for text in refused))
+            return Newest(path, state, tuple(f"{text}; {path.name} of step {step} is used" for text in refused))
+    reason = "; ".join(refused) or f"neither {LATEST} nor {PREVIOUS} is there"
+    raise UserError(f"{folder} has no checkpoint to continue from: {reason}")
 
 
 def step_of(path: str | os.PathLike[str]) -> int | None:
-    """The step of a good checkpoint; None where it is missing or would be refused."""
+    """The step of a whole checkpoint, without its tensors; None where it is missing or would be refused."""
     try:
-        return _load(path, "cpu")[1]
+        return _step(path)
     except UserError:
         return None
 
 
-def _load(path: str | os.PathLike[str], map_location: str | torch.device) -> tuple[dict[str, object], int]:
-    content = _read(path, map_location, sealed=True)
-    state, step = content.get("state"), content.get("step")
-    if content.get("schema") != SCHEMA or not isinstance(state, dict):
-        raise UserError(f"{path} is not a checkpoint of this trainer: its schema is not {SCHEMA}")
-    if step is None:  # of a version that wrote it nowhere else
-        progress = state.get("progress")
-        step = progress.get("step") if isinstance(progress, dict) else 0
-    return state, step if isinstance(step, int) else 0
-
-
 def save_state_dict(path: str | os.PathLike[str], state_dict: Mapping[str, object]) -> None:
     """Write a plain state_dict in the place of `path`, as whole and sealed as `save` does."""
-    require_loadable(state_dict, "state_dict")
-    _write(path, state_dict)
+    content = plain(state_dict, "state_dict", dense)
+    _require_finite(path, content, "is not written")
+    _write(path, content)
 
 
 def load_state_dict(path: str | os.PathLike[str], map_location: str | torch.device = "cpu") -> dict[str, object]:
@@ -146,7 +147,11 @@ def load_state_dict(path: str | os.PathLike[str], map_location: str | torch.devi
 
     Raises UserError as `load` does.
     """
-    return _read(path, map_location, sealed=False)
+    with _verified(path, sealed=False) as (file, facts):
+        content = _tensors(path, file, map_location)
+    if not (isinstance(facts, dict) and facts.get("schema") == SCHEMA):  # a whole checkpoint is for `load` to judge
+        _require_finite(path, content, "is refused")
+    return content
 
 
 def _write(path: str | os.PathLike[str], content: object, keep: str | os.PathLike[str] | None = None) -> None:
@@ -160,18 +165,7 @@ def _write(path: str | os.PathLike[str], content: object, keep: str | os.PathLik
                 raise sink.error from None
             raise
         file.flush()
-        _append_seal(file)
-
-
-def _append_seal(file: BinaryIO) -> None:
-    file.seek(-2, os.SEEK_END)  # the last field of a zip file without a comment: the comment's length
-    if file.read(2) != b"\0\0":
-        raise AssertionError("torch.save wrote a zip file that ends in a comment of its own")
-    file.seek(-2, os.SEEK_END)
-    file.write(struct.pack("<H", _SEAL_BYTES))
-    digest = _sha256(file, file.seek(0, os.SEEK_END))
-    file.seek(0, os.SEEK_END)
-    file.write(_SEAL % digest.encode())
+        seal.append(file)
 
 
 class _Sink:
@@ -198,36 +192,43 @@ class _Sink:
 def _serialized_bytes(content: object) -> int:
     sink = _Sink(len)
     torch.save(content, sink)  # type: ignore[arg-type]
-    return sink.count + _SEAL_BYTES
+    return sink.count + seal.BYTES
 
 
-def require_loadable(value: object, where: str) -> None:
-    """Refuse at saving what torch's restricted unpickler would refuse at loading, when it is too late."""
-    if isinstance(value, torch.Tensor) or type(value) in _PLAIN:
-        return
-    if type(value) in (dict, OrderedDict):
-        assert isinstance(value, dict)
-        for key, item in value.items():
-            require_loadable(key, f"a key of {where}")
-            require_loadable(item, f"{where}[{key!r}]")
-    elif isinstance(value, (list, tuple)) and type(value) in (list, tuple):
-        for index, item in enumerate(value):
-            require_loadable(item, f"{where}[{index}]")
-    else:
-        raise TypeError(
-            f"{where} is a {type(value).__module__}.{type(value).__qualname__}: not a tensor or plain value"
-        )
+def _require_finite(path: str | os.PathLike[str], state: object, verdict: str) -> None:
+    if (bad := spoilt(state)) is not None:
+        raise NotFinite(f"{path} {verdict}: {bad}")
 
 
-def _read(path: str | os.PathLike[str], map_location: str | torch.device, *, sealed: bool) -> dict[str, object]:
+@contextmanager
+def _verified(path: str | os.PathLike[str], *, sealed: bool) -> Iterator[tuple[IO[bytes], object]]:
+    """The open file, whose seal (required when `sealed`) is right and whose content is harmless, with facts of it.
+
+    One open file from hash to tensors: what is loaded is what was verified. Raises UserError.
+    """
     try:
-        # One open file from hash to tensors: what is loaded is what was verified.
         with Path(path).open("rb") as file:
-            _verify(path, file, sealed=sealed)
-            file.seek(0)
-            content = torch.load(file, map_location=map_location, weights_only=True)
+            before = os.fstat(file.fileno())
+            digest = seal.verify(path, file, required=sealed)
+            try:
+                facts = inspect(file, comment=0 if digest is None else seal.BYTES)
+            except ForeignObject as error:
+                raise UserError(f"{path} holds pickled Python objects, which can run code: refused ({error})") from None
+            except Refused as error:
+                made = "" if digest is None else f"; its SHA-256 is {digest} as expected: it was made like this"
+                raise UserError(f"{path} is refused: {error}{made}") from None
+            yield file, facts
+            after = os.fstat(file.fileno())
+            if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+                raise UserError(f"{path} was changed while it was read")
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _tensors(path: str | os.PathLike[str], file: IO[bytes], map_location: str | torch.device) -> dict[str, object]:
+    file.seek(0)
+    try:
+        content = torch.load(file, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(f"{path} holds pickled Python objects, which can run code: refused") from error
     except (RuntimeError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
@@ -237,35 +238,20 @@ def _read(path: str | os.PathLike[str], map_location: str | torch.device, *, sea
     return content
 
 
-def _verify(path: str | os.PathLike[str], file: IO[bytes], *, sealed: bool) -> None:
-    """Raise UserError unless the file is a zip file whose seal (required when `sealed`) is right."""
-    start = file.read(4)
-    length = file.seek(0, os.SEEK_END)
-    if not start:
-        raise UserError(f"{path} is empty")
-    if start != b"PK\x03\x04":
-        raise UserError(f"{path} is not a checkpoint: it is not a file of torch.save")
-    file.seek(max(0, length - _SEAL_BYTES))
-    seal = _SEAL_PATTERN.fullmatch(file.read())
-    if seal is None:
-        if not zipfile.is_zipfile(file):
-            raise UserError(f"{path} is truncated or damaged: its end is missing after {length:,} bytes")
-        if sealed:
-            raise UserError(f"{path} is not a checkpoint of this trainer, or its seal is damaged")
-        return
-    expected, actual = seal[1].decode(), _sha256(file, length - _SEAL_BYTES)
-    if actual != expected:
-        raise UserError(f"{path} is damaged: its SHA-256 is {actual}, and {expected} was written")
+def _step(path: str | os.PathLike[str]) -> int:
+    with _verified(path, sealed=True) as (_, facts):
+        return _checkpoint_step(path, facts)
 
 
-def _sha256(file: IO[bytes], length: int) -> str:
-    """SHA-256 of the first `length` bytes."""
-    digest = hashlib.sha256()
-    file.seek(0)
-    while length > 0 and (block := file.read(min(length, 1 << 20))):
-        digest.update(block)
-        length -= len(block)
-    return digest.hexdigest()
+def _checkpoint_step(path: str | os.PathLike[str], facts: object) -> int:
+    """Raises UserError where the content is no checkpoint's."""
+    state = facts.get("state") if isinstance(facts, dict) and facts.get("schema") == SCHEMA else None
+    if not isinstance(facts, dict) or not isinstance(state, dict):
+        raise UserError(f"{path} is not a checkpoint of this trainer: its schema is not {SCHEMA}")
+    progress = state.get("progress")  # where alone an earlier version wrote the step
+    earlier = progress.get("step") if isinstance(progress, dict) else 0
+    step = facts.get("step", earlier)
+    return step if isinstance(step, int) else 0
 
 
 def _first_line(error: Exception) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import torch
 
 from ddp_train import checkpoint
 from ddp_train.options import UserError
+from ddp_train.plain import dense, plain
 
 __all__ = ["GIVE_UP_AFTER", "CheckpointWriter", "copy_to_host"]
 
@@ -58,10 +58,9 @@ class CheckpointWriter:
             self.skipped += 1
             return False
         self.wait()
-        checkpoint.require_loadable(state, "state")
         copies = _Copies()
-        files = {path: copies.mapping(content) for path, content in (first or {}).items()}
-        content = copies.mapping(state)
+        files = {path: plain(content, "state_dict", copies.copy) for path, content in (first or {}).items()}
+        content = plain(state, "state", copies.copy)
         copies.finish()
         self._thread = threading.Thread(target=self._run, args=(content, step, files), name="checkpoint")
         self._thread.start()
@@ -87,6 +86,8 @@ class CheckpointWriter:
             for path, content in first.items():
                 checkpoint.save_state_dict(path, content)
             self._write(state, step)
+        except checkpoint.NotFinite as error:
+            self._error = error  # another attempt would write the same
         except UserError as error:
             self._failures, self._failure = self._failures + 1, str(error)
             if self._failures >= GIVE_UP_AFTER:
@@ -111,49 +112,35 @@ class CheckpointWriter:
         self._kept = True
 
 
-def copy_to_host(state: Mapping[str, object]) -> dict[object, object]:
-    """`state` with every tensor copied to host memory, complete on return; containers are new ones too."""
+def copy_to_host(state: Mapping[str, object]) -> dict[str, object]:
+    """`state` with every tensor copied to host memory, complete on return; containers are new ones too.
+
+    Raises TypeError for a value that a checkpoint cannot hold.
+    """
     copies = _Copies()
-    copied = copies.mapping(state)
+    copied = plain(state, "state", copies.copy)
     copies.finish()
     return copied
 
 
 class _Copies:
-    """Copies of nested values. What is the same memory in two places is one copy in both."""
+    """Copies of tensors in host memory. What is the same memory in two places is one copy in both."""
 
     def __init__(self) -> None:
         self._known: dict[object, torch.Tensor] = {}
         self._devices: set[torch.device] = set()
 
-    def mapping(self, value: Mapping[object, object] | Mapping[str, object]) -> dict[object, object]:
-        copied: dict[object, object] = OrderedDict() if isinstance(value, OrderedDict) else {}
-        for key, item in value.items():
-            copied[key] = self._copy(item)
-        if hasattr(value, "_metadata"):  # the versions of a state_dict's modules
-            copied._metadata = value._metadata  # type: ignore[attr-defined]
-        return copied
+    def copy(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The copy; of a GPU's tensor it is complete after `finish`."""
+        place = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        if place not in self._known or tensor.numel() == 0:
+            self._known[place] = self._clone(dense(tensor.detach()))
+        return self._known[place]
 
     def finish(self) -> None:
         """Wait for the copies from GPUs."""
         for device in self._devices:
             torch.cuda.current_stream(device).synchronize()
-
-    def _copy(self, value: object) -> object:
-        if isinstance(value, torch.Tensor):
-            return self._tensor(value.detach())
-        if isinstance(value, Mapping):
-            return self.mapping(value)
-        if type(value) in (list, tuple):
-            assert isinstance(value, (list, tuple))
-            return type(value)(self._copy(item) for item in value)
-        return value
-
-    def _tensor(self, tensor: torch.Tensor) -> torch.Tensor:
-        place = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
-        if place not in self._known or tensor.numel() == 0:
-            self._known[place] = self._clone(tensor)
-        return self._known[place]
 
     def _clone(self, tensor: torch.Tensor) -> torch.Tensor:
         if tensor.device.type != "cuda":
