@@ -101,7 +101,7 @@ CONFLICTS: tuple[tuple[Callable[[Config], bool], str], ...] = (
         "--accumulate is larger than --batch-size: a micro-batch needs at least one image",
     ),
     (
-        lambda c: "reproducible_shards" in c.given and not c.run.reproducible,
+        lambda c: c.run.reproducible_shards is not None and "reproducible_shards" in c.given and not c.run.reproducible,
         "--reproducible-shards needs --reproducible",
     ),
     (
