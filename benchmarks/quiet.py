@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["LIMIT", "Window", "watched"]
+__all__ = ["LIMIT", "Window", "machine_seconds", "watched"]
 
 LIMIT = 0.10
 """Share of the machine's CPU time that others may take before a window counts as disturbed."""
@@ -32,14 +32,14 @@ class Window:
 def watched() -> Iterator[Window]:
     """Account for the time inside. Children must have ended, and been waited for, before the end of the block."""
     window = Window()
-    busy, total, own = *_machine(), _own()
+    busy, total, own = *machine_seconds(), _own()
     yield window
-    busy_after, total_after, own_after = *_machine(), _own()
+    busy_after, total_after, own_after = *machine_seconds(), _own()
     elapsed = max(total_after - total, 1e-9)
     window.others = max(0.0, (busy_after - busy) - (own_after - own)) / elapsed
 
 
-def _machine() -> tuple[float, float]:
+def machine_seconds() -> tuple[float, float]:
     """Busy and total CPU seconds since boot (proc_stat(5): user nice system idle iowait irq softirq steal)."""
     numbers = [int(word) / _TICKS for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
     idle = numbers[3] + numbers[4]

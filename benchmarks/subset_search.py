@@ -7,7 +7,9 @@ seeds, each the best of five tries, in milliseconds of processor time: the searc
 
 from __future__ import annotations
 
+import argparse
 import random
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -75,8 +77,10 @@ def milliseconds(action: Callable[[], object]) -> float:
     return 1000 * min(tries)
 
 
-def main() -> None:
-    """Print the table."""
+def main(argv: list[str] | None = None) -> int:
+    """Print the table; the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.subset_search", description="Prints the table.")
+    parser.parse_args(argv)
     print(f"best N of {GPUS} GPUs, slowest of {SEEDS} seeds, ms of processor time")
     print(f"{'':20}" + "".join(f"{count:7}" for count in COUNTS) + "   whole selection of 8")
     for name, pair in MATRICES.items():
@@ -85,7 +89,8 @@ def main() -> None:
         request = SelectionRequest(count=8)
         whole = max(milliseconds(partial(select, machine, request)) for machine in machines)
         print(f"{name:20}" + "".join(f"{value:7.1f}" for value in worst) + f"{whole:10.1f}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

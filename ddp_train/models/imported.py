@@ -7,6 +7,7 @@ the working directory too, as `python -m` would.
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 from pathlib import Path
 
@@ -29,6 +30,10 @@ def create(name: str, num_classes: int, image_shape: ImageShape) -> nn.Module:
         raise UserError(f"--model {name}: no module named {error.name!r} here or among the packages") from None
     except (AttributeError, ValueError):
         raise UserError(f"--model {name}: {module_name or 'it'} has no function {function_name!r}") from None
+    try:
+        inspect.signature(function).bind(num_classes=num_classes, image_shape=image_shape)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"--model {name}: cannot be called with num_classes=..., image_shape=... ({error})") from None
     network = function(num_classes=num_classes, image_shape=image_shape)
     if not isinstance(network, nn.Module):
         raise UserError(f"--model {name}: returned a {type(network).__name__}, not a torch.nn.Module")

@@ -1,0 +1,71 @@
+"""The front of all measurements.
+
+python -m benchmarks list                       # what there is
+python -m benchmarks run step_overhead [...]    # one of them, with its own options
+python -m benchmarks report [-o FILE.md]        # the kept results as a page of tables
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.catalogue import CATALOGUE, find
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measurements, one command each.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("list", help="what can be measured")
+    run = commands.add_parser("run", help="measure: run NAME [options of that measurement]", add_help=False)
+    run.add_argument("name")
+    run.add_argument("options", nargs=argparse.REMAINDER)
+    report = commands.add_parser("report", help="the kept results as tables")
+    report.add_argument("-o", "--out", type=Path, metavar="FILE", help="write a Markdown page (default: to stdout)")
+    arguments = parser.parse_args(argv)
+    if arguments.command == "list":
+        return _list()
+    if arguments.command == "report":
+        return _report(arguments.out)
+    return _run(arguments.name, arguments.options)
+
+
+def _list() -> int:
+    width = max(len(entry.name) for entry in CATALOGUE)
+    for entry in CATALOGUE:
+        print(f"{entry.name:{width}}  {entry.question}" + (f" (needs {entry.needs})" if entry.needs else ""))
+    return 0
+
+
+def _run(name: str, options: list[str]) -> int:
+    entry = find(name)
+    if entry is None:
+        known = ", ".join(found.name for found in CATALOGUE)
+        print(f"error: run {name}: no such measurement; known are {known}", file=sys.stderr)
+        return 2
+    return int(importlib.import_module(entry.module).main(options))
+
+
+def _report(out: Path | None) -> int:
+    from benchmarks.report import page
+
+    text = page()
+    if out is None:
+        print(text, end="")
+        return 0
+    try:
+        out.write_text(text)
+    except OSError as error:
+        print(f"error: -o {out}: {error.strerror or error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

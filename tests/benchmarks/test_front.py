@@ -1,0 +1,86 @@
+"""The front of the measurements: what is listed can be run, what is kept is shown, and the arithmetic is right."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.__main__ import main
+from benchmarks.catalogue import CATALOGUE
+from benchmarks.collectives import bus_bandwidth
+from benchmarks.report import page, read_results
+from benchmarks.turns import FEWEST, Spread, Turns
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize("entry", CATALOGUE, ids=lambda entry: entry.name)
+def test_what_is_listed_can_be_run(entry, capsys: pytest.CaptureFixture[str]) -> None:
+    module = importlib.import_module(entry.module)
+    assert list(inspect.signature(module.main).parameters) == ["argv"]
+    with pytest.raises(SystemExit) as stopped:
+        main(["run", entry.name, "--help"])
+    assert stopped.value.code == 0
+    assert entry.module in capsys.readouterr().out
+
+
+def test_the_list_names_all(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == [entry.name for entry in CATALOGUE]
+
+
+def test_an_unknown_name_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "speed"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: run speed: no such measurement; known are input_pipeline, ")
+    assert len(told.splitlines()) == 1
+
+
+def test_every_kept_result_is_on_the_page() -> None:
+    shown = page()
+    for name, result in read_results().items():
+        assert f"[{name}.json]" in shown, name
+        assert f"`{result['command']}`" in shown
+        assert result["machine"]["processor"] in shown
+
+
+def test_the_page_in_the_docs_is_what_the_results_say() -> None:
+    command = [sys.executable, "-m", "benchmarks", "report"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == (ROOT / "docs" / "performance.md").read_text(), (
+        "python -m benchmarks report -o docs/performance.md"
+    )
+
+
+def test_too_few_clean_rounds_are_not_measured() -> None:
+    assert Turns([{"a": 1.0}] * FEWEST, 2).account() == {"clean_rounds": FEWEST, "disturbed_rounds": 2}
+    few = Turns([{"a": 1.0}] * (FEWEST - 1), 9)
+    assert not few.enough
+    assert few.account()["not_measured"] == f"{FEWEST - 1} undisturbed rounds, {FEWEST} are needed"
+    machine = {"gpus": [], "versions": {}, "date": "d", "processor": "p", "usable_cpus": 2}
+    result = {"command": "python -m benchmarks.step_overhead", "machine": machine, **few.account()}
+    assert f"Not measured: {FEWEST - 1} undisturbed rounds" in page({"kept": result})
+
+
+def test_ratios_are_those_within_a_round() -> None:
+    rounds = [{"ours": 2.0 * noise, "theirs": 1.0 * noise} for noise in (1.0, 5.0, 0.1, 3.0, 2.0)]
+    turns = Turns(rounds, 0)
+    assert turns.ratio("ours", "theirs") == Spread(2.0, 2.0, 2.0), "what both suffer cancels"
+    assert turns.difference("ours", "theirs").median == 2.0
+    assert turns.best(["ours", "theirs"]) == "ours"
+    assert Spread.of([1.0, 2.0, 3.0, 4.0, 5.0]) == Spread(3.0, 2.0, 4.0)
+
+
+def test_bus_bandwidth_is_that_of_nccl_tests() -> None:
+    """github.com/NVIDIA/nccl-tests, doc/PERFORMANCE.md: 2(n-1)/n, (n-1)/n and 1."""
+    size, seconds = 8_000_000, 0.004
+    assert bus_bandwidth("all-reduce", size, seconds, 8) == pytest.approx((2.0, 3.5))
+    assert bus_bandwidth("all-gather", size, seconds, 8) == pytest.approx((2.0, 1.75))
+    assert bus_bandwidth("broadcast", size, seconds, 8) == pytest.approx((2.0, 2.0))
+    assert bus_bandwidth("all-reduce", size, seconds, 2) == pytest.approx((2.0, 2.0))
