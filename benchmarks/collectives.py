@@ -5,9 +5,9 @@
 The size S of a collective is that of its largest buffer: what each rank ends with. algbw = S / time; busbw = algbw
 times 2 (n - 1) / n for all-reduce, (n - 1) / n for all-gather, 1 for broadcast, so that the figure can be held against
 the speed of the links whatever the number of ranks. The ranks are started by launch.py, so gloo runs on loopback or on
-the interface that the plan chose, and NCCL in the environment of the plan (--backend nccl, one rank per GPU). A time is the
-median over the rounds of the slowest rank's mean; rounds that other processes disturbed are left out. The result is
-benchmarks/results/NAME.json.
+the interface that the plan chose, and NCCL in the environment of the plan (--backend nccl, one rank per GPU). A
+time is the median over the rounds of the slowest rank's mean; rounds that other processes disturbed are left out. The
+result is benchmarks/results/NAME.json.
 """
 
 from __future__ import annotations
