@@ -26,8 +26,10 @@ from ddp_train.compose import compose
 from ddp_train.data.dataset import Dataset
 from ddp_train.data.facts import DatasetFacts
 from ddp_train.data.pipeline import Pipeline
+from ddp_train.diagnostics.beats import Watched
 from ddp_train.distributed import Ranks, gpu_uuids, on_first_rank, on_one_rank_per_node, take_first_ranks, together
 from ddp_train.event_files import TensorBoardObserver
+from ddp_train.heartbeat import own
 from ddp_train.losses import Loss, cross_entropy_sum
 from ddp_train.optim import create_optimizer
 from ddp_train.options import Config, UserError
@@ -143,8 +145,9 @@ def _load_data(wanted: Config, ranks: Ranks) -> tuple[Dataset, tuple[str, ...]]:
 
     Rank 0 downloads, one rank per node decodes, all map the result.
     """
-    name, note = on_first_rank(lambda: data.resolve(wanted.data), ranks)
-    on_one_rank_per_node(lambda: data.prepare(name, wanted.data), ranks)
+    with own.during("data preparation"):
+        name, note = on_first_rank(lambda: data.resolve(wanted.data), ranks)
+        on_one_rank_per_node(lambda: data.prepare(name, wanted.data), ranks)
     dataset = together(lambda: data.load(name, wanted.data), ranks)
     return dataset, (note,) if note else ()
 
@@ -186,7 +189,7 @@ def _pipeline(resolved: Config, dataset: Dataset, ranks: Ranks, device: torch.de
             f"--drop-last leaves no step: {len(dataset.train.labels)} training images, "
             f"global batch {resolved.data.batch_size}"
         )
-    return pipeline
+    return Watched(pipeline)
 
 
 def _without_lone_sample(
@@ -283,7 +286,10 @@ def _sharded(resolved: Config, network: nn.Module, ranks: Ranks, device: torch.d
 def _saver(folder: RunFolder, parts: Parts) -> Any:
     def save(progress: Progress, improved: bool) -> None:
         best = parts.evaluated if improved else None
-        folder.save(parts.network, parts.optimizer, parts.precision, progress, techniques=parts.techniques, best=best)
+        with own.during("checkpoint"):
+            folder.save(
+                parts.network, parts.optimizer, parts.precision, progress, techniques=parts.techniques, best=best
+            )
 
     return save
 

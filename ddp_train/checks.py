@@ -22,6 +22,7 @@ RANGES: dict[str, tuple[float | None, float | None, bool]] = {
     "stop_after": (1, 10**6, False),
     "overfit_one_batch": (1, 10**6, False),
     "seed": (0, 2**63 - 1, False),
+    "step_timeout": (0, 10**7, False),
     "log_every": (1, 10**9, False),
     "reproducible_shards": (1, 1024, False),
     "batch_size": (1, 10**7, False),

@@ -65,6 +65,7 @@ TABLE: tuple[Entry, ...] = (
         lambda c: c.regularize.early_stopping is not None,
         "ddp_train.techniques.early_stopping:create",
     ),
+    Entry("beats", lambda c: c.run.step_timeout != 0, "ddp_train.diagnostics.beats:create"),
     Entry("initial_loss_check", lambda c: c.looking.initial_loss_check, "ddp_train.diagnostics.initial_loss:create"),
     Entry("gpu_usage", lambda c: c.run.device != "cpu", "ddp_train.diagnostics.gpu_usage:create"),
     Entry("memory_report", lambda c: c.looking.memory_report, "ddp_train.diagnostics.memory_report:create"),

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from ddp_train.heartbeat import own
 from ddp_train.options import SharedError, UserError
 
 __all__ = [
@@ -94,7 +95,8 @@ def start(ranks: Ranks, device: torch.device, timeout_s: float = 1800.0) -> None
     if ranks.world_size == 1:
         return
     backend, device_id = ("nccl", device) if device.type == "cuda" else ("gloo", None)
-    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s), device_id=device_id)
+    with own.during("communication"):
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s), device_id=device_id)
 
 
 def stop() -> None:
@@ -107,7 +109,8 @@ def on_first_rank(action: Callable[[], T], ranks: Ranks) -> T:
     """Run `action` on rank 0 alone and return its (small) result on every rank. A UserError there is raised on all."""
     results: list[T | None] = [together(action if ranks.is_first else _nothing, ranks)]
     if ranks.world_size > 1:
-        dist.broadcast_object_list(results, src=0)
+        with own.during("communication"):
+            dist.broadcast_object_list(results, src=0)
     return cast(T, results[0])
 
 
@@ -130,7 +133,8 @@ def together(action: Callable[[], T], ranks: Ranks) -> T:
     refusals = [refusal]
     if ranks.world_size > 1:
         refusals = [None] * ranks.world_size
-        dist.all_gather_object(refusals, refusal)
+        with own.during("communication"):
+            dist.all_gather_object(refusals, refusal)
     for text in refusals:
         if text is not None:
             raise SharedError(text, speaks=ranks.is_first)
@@ -144,7 +148,8 @@ def _nothing() -> None:
 def wait_for_all() -> None:
     """Return once every rank has come here."""
     if dist.is_initialized():
-        dist.barrier()
+        with own.during("communication"):
+            dist.barrier()
 
 
 def leave(status: int) -> NoReturn:
@@ -166,7 +171,8 @@ def leave(status: int) -> NoReturn:
 def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
     """The element-wise sum over all ranks, in place."""
     if dist.is_initialized():
-        dist.all_reduce(values)
+        with own.during("communication"):
+            dist.all_reduce(values)
     return values
 
 
@@ -180,7 +186,8 @@ def take_first_ranks(model: nn.Module, ranks: Ranks) -> None:
         by_type.setdefault(tensor.dtype, []).append(tensor)
     for tensors in by_type.values():
         flat = torch.cat([tensor.flatten() for tensor in tensors])
-        dist.broadcast(flat, src=0)
+        with own.during("communication"):
+            dist.broadcast(flat, src=0)
         for tensor, values in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(values.view_as(tensor))
 
@@ -191,14 +198,17 @@ def average_buffers(model: nn.Module, ranks: Ranks) -> None:
     Each rank's batch norm sees its own share of every global batch; before evaluation and checkpoints
     the running estimates are joined. Whole-number buffers (num_batches_tracked) take rank 0's value.
     """
-    if ranks.world_size == 1:
-        return
-    buffers = [b for b in model.buffers() if b.numel()]
+    if ranks.world_size > 1:
+        with own.during("communication"):
+            _average([b for b in model.buffers() if b.numel()], ranks.world_size)
+
+
+def _average(buffers: list[torch.Tensor], world_size: int) -> None:
     floating = [b for b in buffers if b.is_floating_point()]
     if floating:
         flat = torch.cat([b.detach().flatten().double() for b in floating])
         dist.all_reduce(flat)
-        flat /= ranks.world_size
+        flat /= world_size
         for buffer, mean in zip(floating, flat.split([b.numel() for b in floating]), strict=True):
             buffer.copy_(mean.view_as(buffer))
     for buffer in buffers:

@@ -20,6 +20,7 @@ if __package__ in (None, ""):
 
 from ddp_train.allocator import expand_segments
 from ddp_train.config import Config, UserError, check_paths, parse, with_values
+from ddp_train.heartbeat import own
 
 if TYPE_CHECKING:
     from ddp_train.build import Run
@@ -72,19 +73,23 @@ def _run(wanted: Config) -> int:
         # This rank alone is in trouble. The others wait for it in a collective, and so would leaving the process
         # group: say what happened, and go.
         _leave_alone(error)
+    own.beat("done")
     distributed.wait_for_all()
     distributed.stop()
     return status
 
 
 def _train(wanted: Config, ranks: Ranks) -> int:
-    from ddp_train import distributed
+    from ddp_train import distributed, watching
     from ddp_train.build import build
     from ddp_train.closing import finish
     from ddp_train.precision import set_matmul_precision
     from ddp_train.reproducible import pin
     from ddp_train.resolve import set_threads, threads_of_a_shard
 
+    own.beat("setup")
+    if problem := watching.start(ranks, wanted.run.step_timeout):
+        print(f"note: {problem}", file=sys.stderr)
     device = distributed.choose_device(wanted.run.device, ranks)
     if wanted.shards is None:
         set_threads(ranks, device)
@@ -100,7 +105,9 @@ def _train(wanted: Config, ranks: Ranks) -> int:
     try:
         for observer in run.observers:
             observer.on_start(run.facts)
+        own.beat("training")
         run.trainer.fit()
+        own.beat("closing")
         for observer in run.observers:
             observer.on_end(run.trainer.best)
     finally:
@@ -141,7 +148,10 @@ def _leave_alone(error: BaseException) -> NoReturn:
     elif isinstance(error, KeyboardInterrupt):
         status = 130  # the last checkpoint stands; a traceback would say nothing that the user does not know
     else:
+        if place := own.place:
+            error.add_note(f"rank {os.environ.get('RANK', '0')} was at {place}")
         traceback.print_exception(error)
+    own.beat("failed")
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

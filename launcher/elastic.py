@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Container, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
@@ -31,7 +31,7 @@ from launcher.descendants import Descendants, leashed
 from launcher.elsewhere import Elsewhere
 from launcher.endings import Endings
 from launcher.events import EventLog
-from launcher.failures import Attempt, Failure, Outcome, exit_status, first_failure, status_of
+from launcher.failures import Attempt, Failure, Outcome, blame, exit_status, first_failure, status_of
 from launcher.interrupts import Interrupts
 from launcher.logs import SIGNALS_VARIABLE, RankLogs
 from launcher.quiet import quieten_engine
@@ -44,6 +44,8 @@ MONITOR_INTERVAL_S = 0.05
 LEFT_BEHIND_S = 2
 """How long processes that a successful program left behind may take to end."""
 SETTLE_S = 0.5
+HUNG_S = 0.25
+"""In place of that, and of the grace time, where a rank hung."""
 LAUNCHED = "DDP_LAUNCH"
 """Tells a program that its environment was planned: that OMP_NUM_THREADS, say, is no filler of torchrun's."""
 
@@ -130,6 +132,7 @@ class _Agent(LocalElasticAgent):
         super().__init__(spec, logs, log_line_prefix_template="[rank ${rank}] ")
         self._logs = logs
         self._grace = grace
+        self._patience = float(grace)
         self._interrupts = interrupts
         self._descendants = descendants
         self._report = report
@@ -168,6 +171,7 @@ class _Agent(LocalElasticAgent):
             self._descendants.watch(pids.values())
             self._endings = Endings(pids)
             self._interrupts.install()
+        self._patience = float(self._grace)
         self._over, self._begin_ms = False, time.monotonic() * 1000
         self._reported = set()
         ranks = {worker_group.workers[local_rank].global_rank: pid for local_rank, pid in pids.items()}
@@ -183,9 +187,13 @@ class _Agent(LocalElasticAgent):
             self._over = True
             alone = self._settled()
             self._report_ends()
+            first = first_failure(self._failures(alone))
+            if first is not None and first.hang:
+                # The others wait for it in a collective, and could save nothing together.
+                self._patience = min(self._grace, HUNG_S)
             if (elsewhere := self._elsewhere) is not None and None in self._codes().values():
                 # The others may take their grace time to end: the other nodes are told before.
-                elsewhere.tell(first_failure(self._failures(alone)))
+                elsewhere.tell(first)
             self._shutdown()
             self._report_ends(stopped=True)
             self._logs.finish()
@@ -226,9 +234,10 @@ class _Agent(LocalElasticAgent):
         handlers = self._handlers().values()
         alive = [handler.proc.pid for handler in handlers if handler.proc.poll() is None]
         well = all(handler.proc.returncode == 0 for handler in handlers)
-        deadline = time.monotonic() + (min(self._grace, LEFT_BEHIND_S) if well else self._grace)
+        deadline = time.monotonic() + (min(self._patience, LEFT_BEHIND_S) if well else self._patience)
         if self._pcontext is not None:
-            self._pcontext.close(death_sig, self._grace)
+            # Any number will do, whatever its annotation says.
+            self._pcontext.close(death_sig, cast(int, self._patience))
         self._descendants.end(deadline, told=alive if death_sig is signal.SIGTERM else ())
         if self._interrupts.received is not None:
             self._report_ends(stopped=True)
@@ -254,17 +263,21 @@ class _Agent(LocalElasticAgent):
 
         A rank that meets the broken connection has time to say so, and is known as a victim by what it says.
         """
-        deadline = time.monotonic() + SETTLE_S
+        ended = {rank for rank, code in self._codes().items() if code is not None}
+        hung = any(failure.hang for failure in self._failures(ended))
+        deadline = time.monotonic() + (HUNG_S if hung else SETTLE_S)
         while None in (codes := self._codes()).values() and time.monotonic() < deadline:
             time.sleep(MONITOR_INTERVAL_S)
         return {rank for rank, code in codes.items() if code is not None}
 
     def _failures(self, alone: Container[int]) -> tuple[Failure, ...]:
         """The ranks that did not end well, in the order in which they ended. `alone`: those that nobody stopped."""
-        failed = {rank: code for rank, code in self._codes().items() if code}
-        ended = self._endings.ended_ms(failed)
-        order = sorted(failed, key=ended.__getitem__)
-        return tuple(self._failure(rank, failed[rank], ended[rank], rank not in alone) for rank in order)
+        codes = {rank: code for rank, code in self._codes().items() if code is not None}
+        ended = self._endings.ended_ms(codes)
+        order = sorted(codes, key=ended.__getitem__)
+        failed = [self._failure(rank, codes[rank], ended[rank], rank not in alone) for rank in order if codes[rank]]
+        begin = next((index for index, rank in enumerate(order) if codes[rank]), 0)
+        return blame(failed, [self._failure(rank, 0, ended[rank], False) for rank in order[:begin]])
 
     def _failure(self, local_rank: int, code: int, ended_ms: float, stopped: bool) -> Failure:
         rank = self._worker_group.workers[local_rank].global_rank

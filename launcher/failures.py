@@ -7,13 +7,24 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+from launcher.hang import Hang, Place, hang_in, left_in, place_in
 from launcher.last_words import LastWords, read
 
-__all__ = ["Attempt", "Failure", "Outcome", "exit_status", "first_failure", "in_words", "signal_name", "status_of"]
+__all__ = [
+    "Attempt",
+    "Failure",
+    "Outcome",
+    "blame",
+    "exit_status",
+    "first_failure",
+    "in_words",
+    "signal_name",
+    "status_of",
+]
 
 MEANINGS: dict[int, str] = {
     signal.SIGKILL: "killed from outside: by the kernel when memory ran out, by a job manager, or by a person",
@@ -38,6 +49,7 @@ class Failure:
     ended_ms   when it ended, milliseconds of the monotonic clock; None where nobody saw it
     stopped    it ended after the launcher had asked it to, because of another rank
     on_screen  its output was on the screen as well
+    left       it ended with exit code 0 while the others still needed it
     told       its last words, where its launcher on another node has told them: `logs` are over there
     """
 
@@ -48,12 +60,23 @@ class Failure:
     ended_ms: float | None = None
     stopped: bool = False
     on_screen: bool = False
+    left: bool = False
     told: LastWords | None = None
 
     @cached_property
     def words(self) -> LastWords:
         """What it left in its logs, read once."""
         return read(self.logs) if self.told is None else self.told
+
+    @cached_property
+    def hang(self) -> Hang | None:
+        """How it hung, where it was ended for that."""
+        return hang_in(self.words) if self.code < 0 else None
+
+    @cached_property
+    def place(self) -> Place | None:
+        """Where it was; None where nobody tells."""
+        return place_in(self.words)
 
     @property
     def crashed(self) -> bool:
@@ -67,6 +90,11 @@ class Failure:
 
     def ending(self, *, meaning: bool = True) -> str:
         """How it ended, for a person; `meaning`: with what its signal means in general."""
+        if self.hang:
+            how = "it was stopped" if self.hang.stopped else "it hung"
+            return f"{in_words(self.code, meaning=False)}, after {self.hang.seconds:.1f} s without progress: {how}"
+        if self.left:
+            return f"{in_words(self.code)}: it left early, while the others were still at work"
         if self.aborted_late:
             return f"{in_words(self.code, meaning=False)}: aborted in native code behind its error, in leaving"
         return in_words(self.code, meaning=meaning)
@@ -74,7 +102,7 @@ class Failure:
     @property
     def victim(self) -> bool:
         """Whether it failed for what became of another rank: its last words are of a lost connection."""
-        return not self.crashed and self.words.lost_connection
+        return (not self.crashed and self.words.lost_connection) or left_in(self.words)
 
 
 @dataclass(frozen=True)
@@ -132,6 +160,24 @@ def first_failure(failures: Sequence[Failure]) -> Failure | None:
     return next(iter(alone or failures), None)
 
 
+def blame(failures: Sequence[Failure], early: Sequence[Failure]) -> tuple[Failure, ...]:
+    """The failures with what explains them. `early`: ranks that ended with exit code 0 before any other failed, in the
+    order in which they ended.
+
+    A rank that leaves early breaks the collectives of the others: it stands first where these are all that failed.
+    Ranks that were killed behind one that hung were so because of it.
+    """
+    first = first_failure(failures)
+    if first is None:
+        return tuple(failures)
+    if first.hang:
+        others = (f if f is first or f.code != -signal.SIGKILL else replace(f, stopped=True) for f in failures)
+        return tuple(others)
+    if early and first.victim and (first.words.collective or left_in(first.words)):
+        return (replace(early[0], left=True), *failures)
+    return tuple(failures)
+
+
 def exit_status(code: int) -> int:
     """The shell's status for a returncode: 128 + n for signal n."""
     return code if code >= 0 else 128 - code
@@ -139,6 +185,8 @@ def exit_status(code: int) -> int:
 
 def status_of(failure: Failure) -> int:
     """The shell's status for a failure: that of the rank, or 1 for one that the launcher cut short in its error."""
+    if failure.left:
+        return 1
     return 1 if failure.stopped and failure.code < 0 else exit_status(failure.code)
 
 

@@ -40,6 +40,7 @@ NOT_LOST = re.compile(
     r"|address already in use|no space left|shared memory",
     re.IGNORECASE,
 )
+COLLECTIVE = re.compile(r"gloo|nccl|c10d|torch/distributed|DistNetworkError|DistStoreError", re.IGNORECASE)
 TIMED_OUT = re.compile(r"collective operation timeout|timed out waiting", re.IGNORECASE)
 UNWOUND = re.compile(r"KeyboardInterrupt|SystemExit|SIGTERM|SignalException")
 
@@ -101,6 +102,11 @@ class LastWords:
     def lost_connection(self) -> bool:
         """Whether these are the words of a rank that lost its peers."""
         return bool(LOST.search(self.cause)) and not NOT_LOST.search(self.cause)
+
+    @property
+    def collective(self) -> bool:
+        """Whether the error came out of torch's communication: not every lost connection is one to another rank."""
+        return bool(COLLECTIVE.search("\n".join(self.traceback or self.lines)))
 
     @property
     def own_error(self) -> bool:

@@ -108,6 +108,8 @@ class Known:
 
 def find_remedy(failure: Failure, evidence: Evidence) -> Remedy | None:
     """The first remedy that fits, None where none is known."""
+    if failure.left:
+        return LEFT_EARLY
     by_signal = _killed(failure, evidence) or _full_shm(failure, evidence)
     if by_signal is not None:
         return by_signal
@@ -125,7 +127,7 @@ def _words(words: Words, found: re.Match[str], evidence: Evidence) -> str:
 
 
 def _killed(failure: Failure, evidence: Evidence) -> Remedy | None:
-    if failure.code != -signal.SIGKILL or failure.stopped:
+    if failure.code != -signal.SIGKILL or failure.stopped or failure.hang:
         return None
     if evidence.memory_kills:
         many = f"{evidence.memory_kills} process{'es' if evidence.memory_kills > 1 else ''}"
@@ -206,7 +208,29 @@ HANG = (
 )
 BLOCKING = "again with CUDA_LAUNCH_BLOCKING=1, where the traceback names the line; or with --cpu"
 
+LEFT_EARLY = Remedy(
+    "left-early",
+    "it ended as if all were done, while the others waited for it in a collective",
+    "look for an exit on one rank alone, or for one with fewer batches than the others",
+)
+LONGER = "where it only needs longer: --step-timeout SECONDS, 0 for any time"
+
 TABLE: tuple[Known, ...] = (
+    Known(
+        "hang",
+        r"^HungRank: .*; its process was stopped",
+        "its process was stopped, by SIGSTOP or a job manager that suspends",
+        "ask who did; --step-timeout 0 lets a run be suspended for any time",
+    ),
+    Known("hang", r"^HungRank: .*, data$", "no batch came: the disk, or a loader worker, did not answer", LONGER),
+    Known(
+        "hang",
+        r"^HungRank: .*; all ranks wait",
+        "the ranks waited for one another",
+        "python -m gpu_topology verify tests the GPUs and their links; where it passes, look for a rank that skips a"
+        " collective",
+    ),
+    Known("hang", r"^HungRank: ", "it stood at the line above, and the others waited for it", LONGER),
     Known(
         "host-memory",
         r"DataLoader worker \(pid[^)]*\) is killed by signal: Killed",

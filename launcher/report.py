@@ -61,6 +61,7 @@ class Report:
             **_end(first.code),
             words=first.ending(),
             error=first.words.error,
+            **_where(first),
             last_lines=list(first.words.shown(LAST_LINES)),
             logs=[str(log) for log in first.logs],
             victims=_ranks(other for other in others if other.victim),
@@ -72,6 +73,16 @@ class Report:
         )
         if restarts:
             self._events.write("restart", attempt=attempt.number + 1, restarts_left=restarts - 1)
+
+
+def _where(failure: Failure) -> dict[str, Value]:
+    """Where the rank was, and how it hung; null for what is not known."""
+    place, hang = failure.place, failure.hang
+    return {
+        "place": None if place is None else {"step": place.step, "epoch": place.epoch, "phase": place.phase},
+        "hang": None if hang is None else {"seconds": hang.seconds, "stopped": hang.stopped, "stack": list(hang.stack)},
+        "left_early": failure.left,
+    }
 
 
 def _end(code: int) -> dict[str, Value]:

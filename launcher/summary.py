@@ -18,6 +18,7 @@ LINES = 20
 LINES_SEEN = 6
 USER_ERROR_STATUS = 2
 LABELS = 9
+SHOWN = 3
 
 
 def show(console: Console, outcome: Outcome, remedy: Remedy | None) -> None:
@@ -45,15 +46,20 @@ def _explanation(failure: Failure) -> str | None:
 
 def _show_failure(console: Console, outcome: Outcome, failure: Failure, remedy: Remedy | None) -> None:
     console.print()
-    title = f"rank {failure.rank} lost its connection" if _unexplained(outcome) else f"rank {failure.rank} failed first"
-    console.rule(f"[bold red]{title}[/bold red]", align="left", style="red")
+    console.rule(f"[bold red]{_title(outcome, failure)}[/bold red]", align="left", style="red")
     console.print(_table(_facts(outcome, failure, remedy)))
-    if words := failure.words.shown(LINES_SEEN if failure.on_screen else LINES):
+    if not failure.left and (words := failure.words.shown(LINES_SEEN if failure.on_screen else LINES)):
         console.print()
         for line in words:
             console.print(Text.assemble(("  │ ", "red"), line), soft_wrap=True)
         console.print()
     console.print(_table(_advice(failure, remedy)))
+
+
+def _title(outcome: Outcome, failure: Failure) -> str:
+    how = "lost its connection" if _unexplained(outcome) else "failed first"
+    how = "left early" if failure.left else "hung" if failure.hang else how
+    return f"rank {failure.rank} {how}"
 
 
 def _unexplained(outcome: Outcome) -> bool:
@@ -79,6 +85,8 @@ def _facts(outcome: Outcome, failure: Failure, remedy: Remedy | None) -> Iterato
     yield "rank", f"{failure.rank} on {failure.host}{attempt}{after}"
     # What is known of this very failure says more than what its signal means in general.
     yield "ended by", failure.ending(meaning=remedy is None)
+    if failure.place:
+        yield "was at", str(failure.place)
     others = [other for other in last.failures if other is not failure]
     for name, words, ranks in (
         ("victims", "lost the connection to it", [f for f in others if f.victim]),
@@ -87,6 +95,10 @@ def _facts(outcome: Outcome, failure: Failure, remedy: Remedy | None) -> Iterato
     ):
         if ranks:
             yield name, f"{names(f.rank for f in ranks)}: {words}{_later(failure, ranks)}"
+    if failure.left:
+        for other in others[:SHOWN]:
+            if other.place:
+                yield "meanwhile", f"rank {other.rank} was at {other.place}"
     if _unexplained(outcome):
         yield "look at", "the other nodes: one of them, or a rank there, was lost, and none has told why"
     if remedy is not None and remedy.name == TIMEOUT:

@@ -28,6 +28,9 @@ class RunOptions:
     """The same bits on any number of ranks: slower; see docs/training.md."""
     reproducible_shards: int | None = None
     """Logical shards of a global batch under --reproducible, the same for the whole run (None: 8)."""
+    step_timeout: float | None = None
+    """Seconds without progress after which a rank is taken to hang: it is named with its step and Python stack, and the
+    run ends (None: automatic, at least 300; 0: never)."""
     log_every: int = 20
     """Steps between progress reports; each report waits for the device once."""
     tensorboard: bool = True

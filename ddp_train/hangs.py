@@ -1,0 +1,121 @@
+"""Which rank hangs: a pure function from what is seen of the ranks of a node to a verdict.
+
+When one rank hangs, all others soon wait for it in a collective, and are silent as well. The culprit is the one that
+is stopped, or has left, or waits for nobody; of several the one that is furthest behind.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["Limits", "Sight", "Verdict", "judge"]
+
+LEFT_S = 2.0
+"""How long a rank may be gone with status 0 before it is said to have left the others."""
+ROUND_S = 1.0
+"""All ranks in a collective: how much longer than the limit, for one that is seen late to be doing something else."""
+AUTOMATIC_S = 300.0
+AUTOMATIC_TIMES = 20
+FIRST_STEP_S = 60.0
+"""In the first step libraries are loaded and kernels chosen."""
+# Phases that may take long without a sign: their own least limits. What prepares data has none: of its work the
+# process group's own time limit for the ranks that wait is the judge.
+PATIENCE_S = {
+    "start": 1800.0,
+    "setup": 1800.0,
+    "data preparation": math.inf,
+    "compilation": 1800.0,
+    "checkpoint": 600.0,
+    "closing": 1800.0,
+    "failed": math.inf,
+    "done": math.inf,
+}
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What is seen of a rank.
+
+    epoch, step  from 0; -1 before the first
+    silent_s     seconds since its last beat
+    stopped_s    seconds for which it has been stopped (SIGSTOP)
+    waits        its stack says that it waits for other ranks; a rank in communication does so anyway
+    left_s       seconds since it ended with status 0 without having come to the end of the run; None: it has not
+    """
+
+    rank: int
+    epoch: int = -1
+    step: int = -1
+    phase: str = "start"
+    silent_s: float = 0.0
+    stopped_s: float = 0.0
+    waits: bool = False
+    left_s: float | None = None
+
+    @property
+    def waiting(self) -> bool:
+        """Whether it waits for another rank."""
+        return self.waits or self.phase == "communication"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long a rank may be silent. `timeout_s`: the user's; None takes what is `longest` among the gaps so far."""
+
+    timeout_s: float | None = None
+    longest_s: float = 0.0
+
+    @property
+    def ordinary_s(self) -> float:
+        """For what happens in every step."""
+        if self.timeout_s is not None:
+            return self.timeout_s
+        return max(AUTOMATIC_S, AUTOMATIC_TIMES * self.longest_s)
+
+    def of(self, sight: Sight, first_step: int) -> float:
+        """For what this rank does. `first_step`: of this process."""
+        least = PATIENCE_S.get(sight.phase, FIRST_STEP_S if sight.step <= first_step else 0.0)
+        return max(self.ordinary_s, least)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`rank` is why the run does not go on. kind: it is stopped; it hangs; it has left; or all wait for one another."""
+
+    kind: Literal["stopped", "hung", "left", "locked"]
+    rank: int
+    seconds: float
+    limit_s: float
+
+
+def judge(sights: Sequence[Sight], limits: Limits, first_step: int) -> Verdict | None:
+    """The rank of this node that holds the run up; None while there is none, or it is on another node.
+
+    `sights`: of all ranks of the node. "locked" may also mean that the culprit is elsewhere.
+    """
+    if not sights:
+        return None
+    limit = limits.ordinary_s
+    stopped = max(sights, key=lambda sight: sight.stopped_s)
+    if stopped.stopped_s > limit:
+        return Verdict("stopped", stopped.rank, stopped.stopped_s, limit)
+    gone = [sight for sight in sights if sight.left_s is not None]
+    here = [sight for sight in sights if sight.left_s is None and sight.phase != "done"]
+    if gone and here and (seconds := gone[0].left_s or 0.0) > LEFT_S:
+        return Verdict("left", gone[0].rank, seconds, LEFT_S)
+    if gone or not here:
+        return None
+    behind = min([sight for sight in here if not sight.waiting] or here, key=_progress)
+    limit = limits.of(behind, first_step)
+    if not behind.waiting:
+        return Verdict("hung", behind.rank, behind.silent_s, limit) if behind.silent_s > limit else None
+    silent = min(sight.silent_s for sight in here)
+    # One that has come to its end waits for nobody that is still on the way.
+    return Verdict("locked", behind.rank, silent, limit) if silent > limit + ROUND_S and here == [*sights] else None
+
+
+def _progress(sight: Sight) -> tuple[int, float]:
+    return sight.step, -sight.silent_s
