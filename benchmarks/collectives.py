@@ -135,9 +135,7 @@ def _cpu_accounts() -> Accounts:
     return (*quiet.machine_seconds(), time.process_time())
 
 
-def _is_clean(
-    before: tuple[float, float, float], after: tuple[float, float, float], ranks: int, device: torch.device
-) -> bool:
+def _is_clean(before: Accounts, after: Accounts, device: torch.device) -> bool:
     """Whether others than the ranks took little of the CPUs; all ranks come to the same answer."""
     import torch
     import torch.distributed as dist
