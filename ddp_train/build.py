@@ -25,9 +25,10 @@ from ddp_train.batching import scale_learning_rate, split
 from ddp_train.compose import compose
 from ddp_train.data.dataset import Dataset
 from ddp_train.data.facts import DatasetFacts
+from ddp_train.data.on_ranks import describe_left_out, load_on_ranks
 from ddp_train.data.pipeline import Pipeline
 from ddp_train.diagnostics.beats import Watched
-from ddp_train.distributed import Ranks, gpu_uuids, on_first_rank, on_one_rank_per_node, take_first_ranks, together
+from ddp_train.distributed import Ranks, gpu_uuids, on_first_rank, take_first_ranks, together
 from ddp_train.event_files import TensorBoardObserver
 from ddp_train.heartbeat import own
 from ddp_train.losses import Loss, cross_entropy_sum
@@ -81,6 +82,7 @@ def build(wanted: Config, ranks: Ranks, device: torch.device) -> Run:
     progress = Progress()
     source = on_first_rank(lambda: config.resume_file(resolved), ranks)
     if source is not None:
+        together(lambda: _refuse_other_data(source, dataset, resolved), ranks)
         progress = together(lambda: folder.restore(source, network, optimizer, precision, techniques), ranks)
         notes = (*notes, f"continues {source} after epoch {progress.epoch}")
     model = _compiled(network, resolved)
@@ -147,9 +149,15 @@ def _load_data(wanted: Config, ranks: Ranks) -> tuple[Dataset, tuple[str, ...]]:
     """
     with own.during("data preparation"):
         name, note = on_first_rank(lambda: data.resolve(wanted.data), ranks)
-        on_one_rank_per_node(lambda: data.prepare(name, wanted.data), ranks)
-    dataset = together(lambda: data.load(name, wanted.data), ranks)
-    return dataset, (note,) if note else ()
+        dataset = load_on_ranks(name, wanted.data, ranks)
+    return dataset, (*((note,) if note else ()), *dataset.notes, *describe_left_out(dataset))
+
+
+def _refuse_other_data(source: Path, dataset: Dataset, resolved: Config) -> None:
+    """Errors: UserError where the run of the checkpoint `source` had other data."""
+    beside = source.parent / "dataset.json"
+    if beside.is_file() and resolved.data.changed_data == "stop":
+        DatasetFacts.read(beside).refuse_other_data(dataset)
 
 
 def create_network(resolved: Config, dataset: Dataset | DatasetFacts, device: torch.device) -> nn.Module:

@@ -41,7 +41,8 @@ class RunFolder:
 
     def write_config(self, resolved: Config) -> None:
         """Everything that the run was told or found out, as YAML that --config takes back."""
-        shown = dataclasses.replace(resolved, run=dataclasses.replace(resolved.run, resume=None, stop_after=None))
+        once = {"resume": None, "stop_after": None, "changed_data": "stop"}
+        shown = config.with_values(resolved, once)
         write_text(self.path / "config.yaml", config.dump(shown))
 
     def write_dataset(self, facts: DatasetFacts) -> None:

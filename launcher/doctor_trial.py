@@ -46,11 +46,12 @@ print("\\n" + json.dumps(found))
 
 _DATA = """
 import sys
-from pathlib import Path
-from ddp_train.data.cifar10 import load_cifar10
-from ddp_train.options import UserError
+from ddp_train import data
+from ddp_train.options import DataOptions, UserError
+options = DataOptions(dataset="cifar10", data_dir=sys.argv[1])
 try:
-    found = load_cifar10(Path(sys.argv[1]), verify=True)
+    data.prepare("cifar10", options)
+    found = data.load("cifar10", options)
 except UserError as error:
     sys.exit(str(error))
 print(f"{len(found.train.labels)} images for training, {len(found.test.labels)} for testing")

@@ -18,14 +18,14 @@ import shutil
 import stat
 import tempfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
-__all__ = ["Draft", "Entry", "begin", "discard", "find", "key", "roots"]
+__all__ = ["Draft", "Entry", "begin", "discard", "find", "key", "roots", "trusted_roots", "write"]
 
 SCHEMA = "ddp-train-cache/1"
 _CHECKED_BYTES = 2 << 30  # larger arrays are checked by size alone: reading them would take longer than a start should
@@ -57,11 +57,34 @@ def roots(environ: Mapping[str, str] = os.environ) -> tuple[Path, ...]:
     return first, Path(tempfile.gettempdir()) / f"ddp_train-{os.getuid()}"
 
 
+def trusted_roots() -> tuple[Path, ...]:
+    """Those of roots() of which nobody else can have written the content."""
+    return tuple(root for root in roots() if _is_ours(root))
+
+
+def write(name: str, fill: Callable[[IO[bytes]], None]) -> None:
+    """Write a file beside the entries, whole or not at all, in the first folder that can take it."""
+    for root in trusted_roots():
+        try:
+            root.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with tempfile.NamedTemporaryFile(dir=root, prefix=f".{name}-", delete=False) as file:
+                try:
+                    fill(file)
+                    file.flush()
+                    os.fsync(file.fileno())
+                    Path(file.name).rename(root / name)
+                except BaseException:
+                    Path(file.name).unlink(missing_ok=True)
+                    raise
+            _sync(root)
+            return
+        except OSError:
+            continue
+
+
 def find(key: str, *, verify: bool = False) -> Entry | None:
     """The entry, memory-mapped copy-on-write, or None. verify: also compare checksums. A torn entry is removed."""
-    for root in roots():
-        if not _is_ours(root):
-            continue
+    for root in trusted_roots():
         folder = root / key
         try:
             return _open(folder, key, verify)
@@ -94,9 +117,8 @@ def _open(folder: Path, key: str, verify: bool) -> Entry:
 
 def discard(key: str) -> None:
     """Remove an entry."""
-    for root in roots():
-        if _is_ours(root):
-            shutil.rmtree(root / key, ignore_errors=True)
+    for root in trusted_roots():
+        shutil.rmtree(root / key, ignore_errors=True)
 
 
 def begin(key: str, size: int) -> Draft:
@@ -183,8 +205,12 @@ class Draft:
         """A finished array."""
         self.create(name, array.shape, array.dtype)[...] = array
 
-    def commit(self, facts: Mapping[str, Any]) -> Entry:
-        """Make the entry durable and visible, and open it. Another process's finished entry of the key is kept."""
+    def commit(self, facts: Mapping[str, Any], key: str | None = None) -> Entry:
+        """Make the entry durable and visible, and open it. Another process's finished entry of the key is kept.
+
+        key: where it is known only now.
+        """
+        self.key = key or self.key
         if self.folder is None:
             return Entry(dict(self._arrays), facts)
         described = {}

@@ -5,6 +5,7 @@ torchvision is imported only to read its files for the first time, and to downlo
 
 from __future__ import annotations
 
+import hashlib
 import socket
 import tempfile
 import threading
@@ -17,11 +18,23 @@ import numpy as np
 
 from ddp_train.data import cache
 from ddp_train.data.decode import fit
-from ddp_train.data.image_folder import class_names, has_image_folder, load_image_folder
+from ddp_train.data.listing import class_names, has_image_folder
 from ddp_train.data.samples import Dataset, Split, channel_statistics
 from ddp_train.options import UserError
 
-__all__ = ["CLASSES", "TORCHVISION_FOLDER", "URL", "download", "has_torchvision_files", "load_cifar10", "unreachable"]
+__all__ = [
+    "CLASSES",
+    "SIDE",
+    "TORCHVISION_FOLDER",
+    "URL",
+    "check_image_folder",
+    "download",
+    "has_torchvision_folder",
+    "load_torchvision",
+    "missing_file",
+    "unreachable",
+    "use_torchvision_files",
+]
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
 """torchvision's own (a test compares them)."""
@@ -30,17 +43,27 @@ TORCHVISION_FOLDER = "cifar-10-batches-py"
 _FILES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta")
 _PROBE_SECONDS = 4.0
 _STALL_SECONDS = 30.0
-_SIDE = 32
+SIDE = 32
 
 
-def has_torchvision_files(data_dir: Path) -> bool:
-    return all((data_dir / TORCHVISION_FOLDER / name).is_file() for name in _FILES)
+def has_torchvision_folder(data_dir: Path) -> bool:
+    return (data_dir / TORCHVISION_FOLDER).is_dir()
 
 
-def load_cifar10(data_dir: Path, *, image_size: int | None = None, verify: bool = False) -> Dataset:
-    """CIFAR-10 from a folder that has it. Errors: UserError for damaged files, or a folder of other classes."""
-    if has_torchvision_files(data_dir):
-        return _load_torchvision(data_dir, image_size or _SIDE, verify)
+def missing_file(data_dir: Path) -> Path | None:
+    """The first of torchvision's files that is not there, where its folder is."""
+    folder = data_dir / TORCHVISION_FOLDER
+    return next((folder / name for name in _FILES if folder.is_dir() and not (folder / name).is_file()), None)
+
+
+def use_torchvision_files(data_dir: Path) -> bool:
+    """Whether to read them: an image folder is taken where they are not complete."""
+    lacking = missing_file(data_dir) is not None
+    return has_torchvision_folder(data_dir) and not (lacking and has_image_folder(data_dir))
+
+
+def check_image_folder(data_dir: Path) -> None:
+    """Errors: UserError where CIFAR-10 is not in data_dir as an image folder."""
     if not has_image_folder(data_dir):
         raise UserError(f"--dataset cifar10: not in {data_dir}; {how_to_get(data_dir)}")
     if (found := len(class_names(data_dir / "train"))) != len(CLASSES):
@@ -48,7 +71,6 @@ def load_cifar10(data_dir: Path, *, image_size: int | None = None, verify: bool 
             f"--dataset cifar10: the image folder {data_dir} has {found} classes, not 10; "
             "for any image folder: --dataset folder"
         )
-    return load_image_folder("cifar10", data_dir, image_size=image_size or _SIDE, verify=verify)
 
 
 def how_to_get(data_dir: Path) -> str:
@@ -56,9 +78,11 @@ def how_to_get(data_dir: Path) -> str:
     return f"unpack {URL} into {data_dir}, or point --data-dir at a folder with {layouts}"
 
 
-def _load_torchvision(data_dir: Path, side: int, verify: bool) -> Dataset:
+def load_torchvision(data_dir: Path, *, image_size: int | None = None, verify: bool = False) -> Dataset:
+    """CIFAR-10 from cifar-10-batches-py in data_dir. Errors: UserError naming a missing or damaged file."""
+    side = image_size or SIDE
     stamps = [
-        (name, facts.st_size, facts.st_mtime_ns)
+        (name, facts.st_size, facts.st_mtime_ns, facts.st_ino)
         for name in _FILES
         for facts in [_stat(data_dir / TORCHVISION_FOLDER / name)]
     ]
@@ -70,7 +94,7 @@ def _load_torchvision(data_dir: Path, side: int, verify: bool) -> Dataset:
     train = Split(arrays["train_labels"], arrays["train"])
     test = Split(arrays["test_labels"], arrays["test"])
     classes, mean, std = (tuple(facts[name]) for name in ("classes", "mean", "std"))
-    return Dataset("cifar10", classes, train, test, mean, std, (3, side, side))
+    return Dataset("cifar10", classes, train, test, mean, std, (3, side, side), content=facts["content"])
 
 
 def _stat(path: Path) -> Any:
@@ -82,14 +106,32 @@ def _stat(path: Path) -> Any:
 
 def _build(key: str, data_dir: Path, side: int) -> cache.Entry:
     """Copy torchvision's pickles, after their checksums, into an entry."""
+    _check_sums(data_dir / TORCHVISION_FOLDER)
     parts = {"train": _read(data_dir, train=True), "test": _read(data_dir, train=False)}
     with cache.begin(key, sum(len(labels) for _, labels, _ in parts.values()) * side * side * 3) as draft:
         for part, (images, labels, _) in parts.items():
             draft.put(f"{part}_labels", labels)
             out = draft.create(part, (len(labels), side, side, 3), np.uint8)
-            out[...] = images if side == _SIDE else _scaled(images, side)
+            out[...] = images if side == SIDE else _scaled(images, side)
         mean, std = channel_statistics(draft.array("train"))
-        return draft.commit({"classes": parts["train"][2], "mean": mean, "std": std})
+        # The checksums are those of the original: there is one such content.
+        return draft.commit({"classes": parts["train"][2], "mean": mean, "std": std, "content": f"cifar-10 {side}"})
+
+
+def _check_sums(folder: Path) -> None:
+    """Before anything is unpickled. Errors: UserError naming the first file that is not the original."""
+    from torchvision.datasets import CIFAR10
+
+    listed = [*CIFAR10.train_list, *CIFAR10.test_list, (CIFAR10.meta["filename"], CIFAR10.meta["md5"])]
+    for name, expected in listed:
+        try:
+            with (folder / name).open("rb") as file:
+                found = hashlib.file_digest(file, "md5").hexdigest()
+        except OSError as error:
+            raise UserError(f"{folder / name}: cannot be read ({error.strerror})") from error
+        if found != expected:
+            sums = f"MD5 {found}, the original has {expected}"
+            raise UserError(f"{folder / name}: damaged ({sums}); delete it and {how_to_get(folder.parent)}")
 
 
 def _read(data_dir: Path, *, train: bool) -> tuple[np.ndarray, np.ndarray, list[str]]:

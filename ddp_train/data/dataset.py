@@ -7,9 +7,11 @@ dataset = load(name, options)    # every rank: memory-mapped
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from ddp_train.data import cifar10, image_folder
+from ddp_train.data.bad_samples import BadSample
 from ddp_train.data.digits import load_digits
 from ddp_train.data.samples import Dataset, Split
 from ddp_train.data.synthetic import load_synthetic
@@ -27,13 +29,16 @@ def resolve(options: DataOptions) -> tuple[str, str | None]:
     data_dir = _data_dir(options)
     if options.dataset not in (None, "cifar10"):
         return str(options.dataset), None
-    if cifar10.has_torchvision_files(data_dir):
+    lacking = cifar10.missing_file(data_dir)
+    if cifar10.has_torchvision_folder(data_dir) and lacking is None:
         return "cifar10", None
     if image_folder.has_image_folder(data_dir):
         return _name_folder(data_dir, options.dataset)
     reason = cifar10.unreachable() or cifar10.download(data_dir)
     if reason is None:
         return "cifar10", f"CIFAR-10 was downloaded into {data_dir}"
+    if lacking is not None:
+        raise UserError(f"{lacking}: is missing, and cannot be downloaded ({reason}); {cifar10.how_to_get(data_dir)}")
     if options.dataset == "cifar10":
         remedy = cifar10.how_to_get(data_dir)
         raise UserError(f"--dataset cifar10: not in {data_dir}, and it cannot be downloaded ({reason}); {remedy}")
@@ -50,15 +55,18 @@ def _name_folder(data_dir: Path, wanted: str | None) -> tuple[str, str | None]:
     return "folder", f"{data_dir} holds an image folder of {len(classes)} classes, not CIFAR-10: training on that"
 
 
-def prepare(name: str, options: DataOptions) -> None:
-    """Whatever is slow and needed once per node: decode into the cache, or verify the copy that is there."""
-    _load(name, options, verify=True)
+def prepare(name: str, options: DataOptions, left_out: Iterable[BadSample] = ()) -> tuple[BadSample, ...]:
+    """Whatever is slow and needed once per node: decode into the cache, or verify the copy that is there.
+
+    left_out: samples that other nodes cannot use. Those that this node leaves out, `left_out` among them.
+    """
+    return _load(name, options, left_out, verify=True).left_out
 
 
-def load(name: str, options: DataOptions) -> Dataset:
+def load(name: str, options: DataOptions, left_out: Iterable[BadSample] = ()) -> Dataset:
     """The dataset that resolve() named. Errors: UserError for a missing folder, an image that cannot be read (it is
     named), classes that differ between train and test, and no images."""
-    return _load(name, options, verify=False)
+    return _load(name, options, left_out, verify=False)
 
 
 def _data_dir(options: DataOptions) -> Path:
@@ -67,12 +75,22 @@ def _data_dir(options: DataOptions) -> Path:
     return path.parent if path.name == cifar10.TORCHVISION_FOLDER else path
 
 
-def _load(name: str, options: DataOptions, *, verify: bool) -> Dataset:
+def _load(name: str, options: DataOptions, left_out: Iterable[BadSample], *, verify: bool) -> Dataset:
     data_dir = _data_dir(options)
-    if name == "cifar10":
-        return cifar10.load_cifar10(data_dir, image_size=options.image_size, verify=verify)
-    if name == "folder":
-        return image_folder.load_image_folder("folder", data_dir, image_size=options.image_size, verify=verify)
+    if name == "cifar10" and cifar10.use_torchvision_files(data_dir):
+        return cifar10.load_torchvision(data_dir, image_size=options.image_size, verify=verify)
+    if name in ("cifar10", "folder"):
+        if name == "cifar10":
+            cifar10.check_image_folder(data_dir)
+        return image_folder.load_image_folder(
+            name,
+            data_dir,
+            image_size=options.image_size or (cifar10.SIDE if name == "cifar10" else None),
+            verify=verify,
+            on_bad=options.on_bad_sample,
+            accept_changes=options.changed_data == "accept",
+            left_out=left_out,
+        )
     if name == "digits":
         return load_digits()
     if name == "synthetic":

@@ -28,6 +28,10 @@ class DatasetFacts:
     flip_ok: bool
     train_samples: int
     test_samples: int
+    content: str | None = None
+    """Hash of the images, their order and their labels."""
+    left_out: tuple[str, ...] = ()
+    """Files that cannot be used, each with the reason."""
 
     @classmethod
     def of(cls, dataset: Dataset) -> DatasetFacts:
@@ -41,7 +45,17 @@ class DatasetFacts:
             flip_ok=dataset.flip_ok,
             train_samples=len(dataset.train),
             test_samples=len(dataset.test),
+            content=dataset.content,
+            left_out=tuple(str(sample) for sample in dataset.left_out),
         )
+
+    def refuse_other_data(self, dataset: Dataset) -> None:
+        """Errors: UserError where `dataset` is not that of the run with these facts, which is to be continued."""
+        if None not in (self.content, dataset.content) and self.content != dataset.content:
+            raise UserError(
+                f"--resume: the images of {dataset.name} are not those that the run was trained on "
+                f"({self.train_samples:,} then, {len(dataset.train):,} now); if that is meant: --changed-data accept"
+            )
 
     def dump(self) -> str:
         """The text of the file."""
@@ -55,6 +69,7 @@ class DatasetFacts:
             if document.pop("schema") != SCHEMA:
                 raise ValueError(f"its schema is not {SCHEMA}")
             document |= {name: tuple(document[name]) for name in ("classes", "image_shape", "mean", "std")}
+            document["left_out"] = tuple(document.get("left_out", ()))
             facts = cls(**document)
             if not (len(facts.image_shape) == 3 and len(facts.mean) == len(facts.std) == facts.image_shape[0]):
                 raise ValueError("image_shape, mean and std do not fit together")

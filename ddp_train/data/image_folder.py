@@ -1,130 +1,66 @@
-"""Image folders: train/<class>/* and test/<class>/* ("val" is accepted too), decoded once into the cache.
+"""Image folders decoded once into the cache, every file checked against the manifest of the last time.
 
-scan -> key -> the cached copy; where there is none: size -> decode -> statistics -> cache. Sets whose decoded
-images would fill the memory stay files, which the loader pipeline decodes as it goes.
+scan -> compare -> key -> the cached copy; where there is none: size -> decode -> statistics -> cache. Sets whose
+decoded images would fill the memory stay files, which the loader pipeline decodes as it goes.
 """
 
 from __future__ import annotations
 
-import os
+import mmap
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from ddp_train.data import cache
+from ddp_train.data.bad_samples import BadSample, Policy, largest_number, refuse
 from ddp_train.data.decode import decode_files, probe_size
+from ddp_train.data.listing import FolderSplit, class_names, has_image_folder, scan
+from ddp_train.data.manifest import Manifest, Seen
 from ddp_train.data.memory import available_memory
 from ddp_train.data.samples import Dataset, Split, channel_statistics
-from ddp_train.options import UserError
 
-__all__ = ["FolderSplit", "class_names", "has_image_folder", "load_image_folder", "scan"]
+__all__ = ["class_names", "has_image_folder", "load_image_folder"]
 
-SUFFIXES = frozenset(
-    (".png", ".jpg", ".jpeg", ".jpe", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm", ".avif")
-)
 MIXED_SIZE = 224  # pixels; what most image classifiers were made for
 _MEMORY_SHARE = 0.5
 _SAMPLE = 4096  # images of which the statistics are taken where not all are decoded
-
-
-@dataclass(frozen=True)
-class FolderSplit:
-    """The images of train/ or test/, sorted by class and name. stamps: (relative name, size, mtime in ns) of each."""
-
-    root: Path
-    classes: tuple[str, ...]
-    labels: tuple[int, ...]
-    stamps: tuple[tuple[str, int, int], ...]
-
-    @property
-    def files(self) -> tuple[str, ...]:
-        return tuple(f"{self.root}{os.sep}{name}" for name, _, _ in self.stamps)
-
-
-def has_image_folder(data_dir: Path) -> bool:
-    return (data_dir / "train").is_dir()
-
-
-def scan(data_dir: Path) -> tuple[FolderSplit, FolderSplit]:
-    """List the training and the test images. Errors: UserError for a missing or empty folder or class, for
-    classes that differ between the two, and for what cannot be read."""
-    if not has_image_folder(data_dir):
-        raise UserError(f"--data-dir {data_dir}: no folder train/<class>/ with images in it")
-    held_out = next((data_dir / name for name in ("test", "val") if (data_dir / name).is_dir()), None)
-    if held_out is None:
-        raise UserError(f"--data-dir {data_dir}: has train/, but neither test/ nor val/ to evaluate on")
-    train, test = _scan_split(data_dir / "train"), _scan_split(held_out)
-    if train.classes != test.classes:
-        odd = sorted(set(train.classes) ^ set(test.classes))
-        listed = ", ".join(odd[:5]) + (", ..." if len(odd) > 5 else "")
-        raise UserError(f"--data-dir {data_dir}: train/ and {held_out.name}/ differ in their classes ({listed})")
-    return train, test
-
-
-def class_names(root: Path) -> tuple[str, ...]:
-    """The class folders of a split, sorted. Errors: UserError where it cannot be read."""
-    try:
-        with os.scandir(root) as entries:
-            return tuple(sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")))
-    except OSError as error:
-        raise UserError(f"{root}: cannot be read ({error.strerror})") from error
-
-
-def _scan_split(root: Path) -> FolderSplit:
-    try:
-        classes = class_names(root)
-        labels: list[int] = []
-        stamps: list[tuple[str, int, int]] = []
-        for label, name in enumerate(classes):
-            found = sorted(_images(root, name))
-            if not found:
-                raise UserError(f"{root / name}: no images in this class folder ({' '.join(sorted(SUFFIXES))})")
-            labels += [label] * len(found)
-            stamps += found
-    except OSError as error:
-        raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from error
-    if not classes:
-        raise UserError(f"{root}: no class folders with images in it")
-    return FolderSplit(root, classes, tuple(labels), tuple(stamps))
-
-
-def _images(root: Path, relative: str) -> Iterator[tuple[str, int, int]]:
-    """(name relative to root, size, mtime in ns) of the images below a folder."""
-    with os.scandir(root / relative) as entries:
-        for entry in entries:
-            name = f"{relative}/{entry.name}"
-            if entry.name.startswith("."):
-                continue
-            if os.path.splitext(entry.name)[1].lower() in SUFFIXES:  # noqa: PTH122 (a Path for each file is slow)
-                facts = entry.stat()
-                yield name, facts.st_size, facts.st_mtime_ns
-            elif entry.is_dir(follow_symlinks=False):
-                yield from _images(root, name)
+CHANGED_MEANWHILE = "has changed while it was read"
 
 
 def load_image_folder(
-    name: str, data_dir: Path, *, image_size: int | None = None, verify: bool = False, limit: int | None = None
+    name: str,
+    data_dir: Path,
+    *,
+    image_size: int | None = None,
+    verify: bool = False,
+    limit: int | None = None,
+    on_bad: Policy = "stop",
+    accept_changes: bool = False,
+    left_out: Iterable[BadSample] = (),
 ) -> Dataset:
     """The dataset in an image folder, from the cached copy where there is one.
 
     image_size: side in pixels to scale and crop to (None: the images' own size where all are alike, else 224).
     verify: compare the cached copy's checksum. limit: bytes of decoded images above which they stay files
-    (None: half of the memory that is available). Errors: UserError, see scan() and decode_files().
+    (None: half of the memory that is available). left_out: what other nodes found bad. Errors: UserError, see
+    listing.scan(), and for more bad files than `on_bad` tolerates, the first of which is named.
     """
-    train, test = scan(data_dir)
-    key = cache.key("image-folder", (image_size, train.stamps, test.root.name, test.stamps))
+    checked = _Checked.of(data_dir, on_bad, accept_changes, tuple(left_out))
     limit = limit if limit is not None else int(available_memory() * _MEMORY_SHARE)
+    key = checked.key(image_size)
     entry = cache.find(key, verify=verify)
     if entry is not None and verify and not entry.arrays and entry.facts["bytes"] <= limit:
         cache.discard(key)  # made when there was less memory
         entry = None
     if entry is None:
-        entry = _build(key, train, test, image_size, limit)
+        entry = checked.build(image_size, limit)
+    checked.remember()
     facts, arrays = entry.facts, entry.arrays
     height, width = facts["size"]
+    train, test = checked.kept()
     return Dataset(
         name,
         train.classes,
@@ -133,45 +69,145 @@ def load_image_folder(
         tuple(facts["mean"]),
         tuple(facts["std"]),
         (3, int(height), int(width)),
+        content=checked.key(image_size),
+        left_out=tuple(sorted(checked.bad)),
+        notes=tuple(checked.notes),
+        on_bad_sample=on_bad,
     )
 
 
 def _split(listed: FolderSplit, images: np.ndarray | None) -> Split:
-    return Split(np.asarray(listed.labels, dtype=np.int64), images, listed.files if images is None else None)
+    if images is not None:
+        return Split(listed.labels, images)
+    return Split(listed.labels, None, listed.files, listed.stamps)
 
 
-def _build(key: str, train: FolderSplit, test: FolderSplit, image_size: int | None, limit: int) -> cache.Entry:
-    """A new entry: the decoded images or, above `limit` bytes, only facts about them."""
-    if image_size is not None:
-        size = (image_size, image_size)
-    else:
-        size = probe_size((*train.files, *test.files)) or (MIXED_SIZE, MIXED_SIZE)
-    total = (len(train.labels) + len(test.labels)) * size[0] * size[1] * 3
-    facts = {"size": size, "bytes": total}
-    with cache.begin(key, total if total <= limit else 0) as draft:
-        # Without a cache each rank would keep a copy of its own.
-        if total > limit or (draft.folder is None and total > limit // 8):
-            _say(
-                f"{train.root.parent}: {total / 1e9:.1f} GB when decoded, too large to keep; images are read from files"
-            )
-            mean, std = _sampled_statistics(train.files, size)
-            return draft.commit({**facts, "mean": mean, "std": std})
-        count, where = len(train.labels) + len(test.labels), draft.folder.parent if draft.folder else "memory"
-        _say(f"decoding {count:,} images, this once, into {where} ({total / 1e6:.0f} MB)")
-        for part, split in (("train", train), ("test", test)):
-            out = draft.create(part, (len(split.labels), *size, 3), np.uint8)
-            decode_files(split.files, out, progress=_Percent(f"{part}/", len(split.labels)))
-        mean, std = channel_statistics(draft.array("train"))
-        return draft.commit({**facts, "mean": mean, "std": std})
+@dataclass(eq=False)
+class _Checked:
+    """The files of a data folder, what is known of their content, and which of them are bad."""
 
+    manifest: Manifest
+    policy: Policy
+    splits: tuple[FolderSplit, FolderSplit]
+    digests: dict[str, np.ndarray]
+    """SHA-256 of the listed files by part, uint8 [N, 32]; zeros where it is not known."""
+    bad: list[BadSample]
+    seen: dict[str, Seen]
+    notes: list[str]
+    is_new: bool
 
-def _sampled_statistics(files: tuple[str, ...], size: tuple[int, int]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel of some of the images, evenly spread."""
-    sample = files[:: -(-len(files) // _SAMPLE)]
-    with cache.Draft("sample", None) as scratch:
-        images = scratch.create("sample", (len(sample), *size, 3), np.uint8)
-        decode_files(sample, images)
-        return channel_statistics(images)
+    @classmethod
+    def of(cls, data_dir: Path, policy: Policy, accept: bool, left_out: tuple[BadSample, ...]) -> _Checked:
+        """List the files and compare them with the manifest. Errors: UserError."""
+        splits, manifest = scan(data_dir), Manifest.of(data_dir)
+        checked = cls(manifest, policy, splits, {}, list(left_out), {}, [], False)
+        for listed in splits:
+            found = manifest.compare(listed, accept=accept)
+            checked.digests[listed.part] = found.digests.copy()
+            checked.bad += [sample for sample in found.bad if sample not in checked.bad]
+            checked.seen[listed.part] = found.seen or manifest.splits[listed.part]
+            checked.is_new |= found.seen is not None
+            if found.replaced:
+                checked.notes.append(
+                    f"{listed.root}: {found.replaced:,} files are gone or others than when they were last read"
+                )
+        checked.judge()
+        return checked
+
+    def judge(self) -> None:
+        """Errors: UserError where too many are bad."""
+        refuse(self.bad, self.policy, {listed.part: len(listed.names) for listed in self.splits})
+
+    def kept(self) -> tuple[FolderSplit, FolderSplit]:
+        """The splits without what is bad."""
+        train, test = (listed.without(self._bad_names(listed)) for listed in self.splits)
+        return train, test
+
+    def _bad_names(self, listed: FolderSplit) -> Collection[str]:
+        start = len(f"{listed.root}/")
+        return {sample.file[start:] for sample in self.bad if sample.part == listed.part}
+
+    def key(self, image_size: int | None) -> str:
+        """The cache key: by the content of each file, or by its stamp where it was never read."""
+        parts: list[object] = [image_size]
+        for listed in self.splits:
+            left_out = self._bad_names(listed)
+            kept = np.array([name not in left_out for name in listed.names], dtype=bool)
+            digests, stamps = self.digests[listed.part][kept], listed.stamps[kept]
+            names = "\0".join(name for name in listed.names if name not in left_out)
+            unread = stamps[~digests.any(axis=1)]
+            parts += [listed.part, listed.classes, names, digests.tobytes(), unread.tobytes()]
+        return cache.key("image-folder", parts)
+
+    def remember(self) -> None:
+        """Write what is new into the manifest."""
+        if self.is_new:
+            self.manifest.write(self.seen)
+            self.is_new = False
+
+    def build(self, image_size: int | None, limit: int) -> cache.Entry:
+        """A new entry: the decoded images or, above `limit` bytes, only facts about them. Errors: UserError."""
+        while True:
+            train, test = self.kept()
+            if image_size is not None:
+                size = (image_size, image_size)
+            else:
+                size = probe_size((*train.files, *test.files)) or (MIXED_SIZE, MIXED_SIZE)
+            total = (len(train.names) + len(test.names)) * size[0] * size[1] * 3
+            facts = {"size": size, "bytes": total}
+            before = len(self.bad)
+            with cache.begin("image-folder", total if total <= limit else 0) as draft:
+                # Without a cache each rank would keep a copy of its own.
+                if total > limit or (draft.folder is None and total > limit // 8):
+                    mean, std = self._sampled(train, size, total)
+                else:
+                    mean, std = self._decoded(draft, (train, test), size, total)
+                if len(self.bad) == before:
+                    return draft.commit({**facts, "mean": mean, "std": std}, self.key(image_size))
+
+    def _decoded(
+        self, draft: cache.Draft, splits: tuple[FolderSplit, FolderSplit], size: tuple[int, int], total: int
+    ) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        where = draft.folder.parent if draft.folder else "memory"
+        _say(f"decoding {sum(len(s.names) for s in splits):,} images, this once, into {where} ({total / 1e6:.0f} MB)")
+        for part, listed in zip(("train", "test"), splits, strict=True):
+            out = draft.create(part, (len(listed.names), *size, 3), np.uint8)
+            self._read(listed, out, _Percent(f"{part}/", len(listed.names)))
+        return channel_statistics(draft.array("train"))
+
+    def _sampled(
+        self, train: FolderSplit, size: tuple[int, int], total: int
+    ) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation per channel of some of the images, evenly spread."""
+        _say(f"{train.root.parent}: {total / 1e9:.1f} GB when decoded, too large to keep; images are read from files")
+        rows = range(0, len(train.names), -(-len(train.names) // _SAMPLE))
+        sample = train.without(set(train.names) - {train.names[row] for row in rows})
+        with cache.Draft("sample", None) as scratch:
+            images = scratch.create("sample", (len(sample.names), *size, 3), np.uint8)
+            self._read(sample, images, _Percent("sample", len(sample.names)))
+            return channel_statistics(images)
+
+    def _read(self, listed: FolderSplit, out: np.ndarray, progress: _Percent) -> None:
+        """Decode files; what they hold and which are bad goes into this object. Errors: UserError."""
+        digests = np.frombuffer(mmap.mmap(-1, 32 * len(listed.names)), np.uint8).reshape(-1, 32)
+        tolerated = largest_number(self.policy, len(listed.names))
+        refused = decode_files(listed.files, out, digests=digests, tolerated=tolerated, progress=progress)
+        whole = next(split for split in self.splits if split.part == listed.part)
+        index = {name: row for row, name in enumerate(whole.names)}
+        known = self.digests[listed.part]
+        reasons = {listed.names[row]: why for row, why in refused.items()}
+        found: dict[str, bytes] = {}
+        for row in np.flatnonzero(digests.any(axis=1)):
+            name, before = listed.names[row], known[index[listed.names[row]]]
+            if before.any() and not np.array_equal(before, digests[row]):
+                reasons[name] = CHANGED_MEANWHILE
+            before[:] = digests[row]
+            found[name] = digests[row].tobytes()
+        self.bad += [BadSample(listed.part, index[name], f"{listed.root}/{name}", why) for name, why in reasons.items()]
+        self.judge()
+        undecodable = {listed.names[row]: why for row, why in refused.items()}
+        self.seen[listed.part] = self.seen[listed.part].after_reading(found, undecodable)
+        self.is_new = True
 
 
 class _Percent:

@@ -7,6 +7,8 @@ from typing import Literal
 
 import numpy as np
 
+from ddp_train.data.bad_samples import BadSample, Policy
+
 __all__ = ["Dataset", "Padding", "Split", "channel_statistics"]
 
 Padding = Literal["zero", "reflect"]
@@ -20,6 +22,8 @@ class Split:
     images: np.ndarray | None = None
     files: tuple[str, ...] | None = None
     """Image files to be decoded when they are needed, where the decoded images are too large to keep."""
+    stamps: np.ndarray | None = None
+    """int64 [N, 3]: size, mtime in ns and inode of each of `files`, which must not change during a run."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -43,6 +47,14 @@ class Dataset:
     """What a shifted image shows beyond its border."""
     largest_shift: int | None = None
     """Pixels by which augmentation may shift an image (None: an eighth of its shorter side)."""
+    content: str | None = None
+    """Hash of what is trained on; None where there are no files of the user's."""
+    left_out: tuple[BadSample, ...] = ()
+    """Files of the splits that are not in them, since they cannot be used."""
+    notes: tuple[str, ...] = ()
+    """Lines for the user."""
+    on_bad_sample: Policy = "stop"
+    """What becomes of images that turn out bad while they are read."""
 
 
 def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -9,8 +9,9 @@ from pathlib import Path
 from ddp_train import data
 from ddp_train.data import cifar10, image_folder
 from ddp_train.data.dataset import Dataset
+from ddp_train.data.on_ranks import load_on_ranks
 from ddp_train.data.pipeline import Batch
-from ddp_train.distributed import Ranks, on_one_rank_per_node, together
+from ddp_train.distributed import Ranks, together
 from ddp_train.evaluation.saved import Saved
 from ddp_train.options import AugmentOptions, DataOptions, UserError
 
@@ -27,8 +28,8 @@ def load_split(saved: Saved, data_dir: str | None, ranks: Ranks) -> Dataset:
     name = saved.facts.name
     options = saved.config.data if data_dir is None else replace(saved.config.data, data_dir=data_dir)
     together(lambda: _check_folder(name, options), ranks)
-    on_one_rank_per_node(lambda: data.prepare(name, options), ranks)
-    return together(lambda: _as_trained(data.load(name, options), saved, options.data_dir), ranks)
+    dataset = load_on_ranks(name, options, ranks)
+    return together(lambda: _as_trained(dataset, saved, options.data_dir), ranks)
 
 
 def _check_folder(name: str, options: DataOptions) -> None:
@@ -40,7 +41,7 @@ def _check_folder(name: str, options: DataOptions) -> None:
         raise UserError(f"--data-dir {folder}: {'is not a folder' if folder.exists() else 'does not exist'}")
     around = folder.parent if folder.name == cifar10.TORCHVISION_FOLDER else folder
     found = image_folder.has_image_folder(folder)
-    if not (found or (name == "cifar10" and cifar10.has_torchvision_files(around))):
+    if not (found or (name == "cifar10" and cifar10.has_torchvision_folder(around))):
         wanted = "cifar-10-batches-py, or train/CLASS/* and test/CLASS/* images"
         raise UserError(f"--data-dir {folder}: holds no data (expected there: {wanted})")
 

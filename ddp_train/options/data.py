@@ -32,5 +32,9 @@ class DataOptions:
     """Side in pixels that folder images are scaled and cropped to (None: their own where all are alike, else 224)."""
     drop_last: bool = False
     """Leave out the last, partial global batch of an epoch."""
+    on_bad_sample: Literal["stop", "skip"] = "stop"
+    """An image that cannot be read ends the run, or is left out and counted (up to 0.1% of its split)."""
+    changed_data: Literal["stop", "accept"] = "stop"
+    """Files that vanished or changed since they were last read end the run, or are taken as they are, this once."""
     synthetic_samples: int = 2048
     """Training images of --dataset synthetic (32 x 32, 10 classes)."""

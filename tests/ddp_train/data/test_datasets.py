@@ -61,28 +61,111 @@ def test_the_second_load_decodes_nothing(make_folder: Make, capsys: pytest.Captu
     assert np.array_equal(first.train.images, second.train.images)  # type: ignore[arg-type]
 
 
-def test_any_change_of_the_folder_is_seen(make_folder: Make, tmp_path: Path) -> None:
+def test_any_change_of_the_folder_is_seen(make_folder: Make) -> None:
     folder = make_folder()
     load(folder)
     image = folder / "train" / "cat" / "0000.png"
     before = image.stat()
     Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(image)
     os.utime(image, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
-    assert load(folder).train.images[0].max() == 0  # type: ignore[index]
+    assert load(folder, changed_data="accept").train.images[0].max() == 0  # type: ignore[index]
     shutil.copy(image, folder / "test" / "dog" / "new.png")
     assert len(load(folder).test) == 7
     image.unlink()
-    assert len(load(folder).train) == 11
+    assert len(load(folder, changed_data="accept").train) == 11
+    assert len(load(folder).train) == 11  # accepted for good
 
 
-def test_a_change_of_the_time_alone_is_seen(make_folder: Make, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_change_of_the_time_alone_costs_no_decoding(make_folder: Make, capsys: pytest.CaptureFixture[str]) -> None:
     folder = make_folder()
     image = folder / "train" / "cat" / "0000.png"
     load(folder)
     before = image.stat()
     os.utime(image, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
     load(folder)
-    assert capsys.readouterr().err.count("decoding") == 2
+    assert capsys.readouterr().err.count("decoding") == 1
+
+
+def vanish(image: Path) -> str:
+    image.unlink()
+    return "vanished"
+
+
+def truncate(image: Path) -> str:
+    image.write_bytes(image.read_bytes()[:-20])
+    return "has changed: 8"
+
+
+def flip(image: Path) -> str:
+    content = bytearray(image.read_bytes())
+    content[len(content) // 2] ^= 1
+    image.write_bytes(content)
+    return "SHA-256"
+
+
+def replace_by_name(image: Path) -> str:
+    """Size and time stay: the inode alone tells."""
+    before, other = image.stat(), image.with_name("other")
+    content = bytearray(image.read_bytes())
+    content[len(content) // 2] ^= 1
+    other.write_bytes(content)
+    os.utime(other, ns=(before.st_atime_ns, before.st_mtime_ns))
+    other.rename(image)
+    return "SHA-256"
+
+
+def empty(image: Path) -> str:
+    image.write_bytes(b"")
+    return "0 now"
+
+
+@pytest.mark.parametrize("damage", [vanish, truncate, flip, replace_by_name, empty])
+def test_damage_since_the_last_time_is_named_with_file_and_index(
+    make_folder: Make, damage: Callable[[Path], str]
+) -> None:
+    folder = make_folder()
+    load(folder)
+    image = folder / "train" / "dog" / "0002.png"
+    expected = damage(image)
+    for _ in range(2):  # and stays wrong
+        with pytest.raises(UserError) as caught:
+            load(folder)
+        assert str(caught.value).startswith(f"{image} (image 8 of train) ") and expected in str(caught.value)
+        assert "\n" not in str(caught.value) and "--on-bad-sample" in str(caught.value)
+    with pytest.raises(UserError, match=r"1 of the 1[12] images of train are bad, more than 0.1%"):
+        load(folder, on_bad_sample="skip")
+
+
+def test_other_data_in_the_same_place_are_no_damage(make_folder: Make) -> None:
+    folder = make_folder()
+    load(folder)
+    for number, image in enumerate((folder / "train").rglob("*.png")):
+        Image.fromarray(np.full((16, 16, 3), number, np.uint8)).save(image)
+    dataset = load(folder)
+    assert dataset.train.images is not None and sorted(dataset.train.images[:, 0, 0, 0]) == list(range(12))
+
+
+@pytest.mark.parametrize("limit", [None, 0])
+def test_bad_images_are_left_out_and_counted(make_folder: Make, limit: int | None) -> None:
+    folder = make_folder(train=1000, test=3, size=(2, 2))
+    (folder / "train" / "cat" / "0003.png").write_bytes(b"")
+    (folder / "train" / "dog" / "0999.png").write_bytes(b"not an image")
+    bad = ["is empty", "cannot be read as an image (not an image that Pillow knows)"]
+    shown = [str(folder / "train" / "cat" / "0003.png"), str(folder / "train" / "dog" / "0999.png")]
+    with pytest.raises(UserError, match=r"cat/0003.png \(image 3 of train\) is empty"):
+        image_folder.load_image_folder("folder", folder, limit=limit)
+    for verify in (True, False):
+        dataset = image_folder.load_image_folder("folder", folder, verify=verify, on_bad="skip", limit=limit)
+        if limit is None:
+            assert [(sample.file, sample.reason) for sample in dataset.left_out] == list(zip(shown, bad, strict=True))
+            assert [sample.index for sample in dataset.left_out] == [3, 1999]
+            assert len(dataset.train) == 1998 and dataset.train.labels.tolist() == [0] * 999 + [1] * 999
+            assert np.array_equal(dataset.train.images[3], pixels(folder, "train/cat/0004.png")[0])  # type: ignore[index]
+        else:  # only a sample was read
+            assert dataset.left_out[0].file == shown[0] and len(dataset.train) in (1998, 1999)
+    (folder / "train" / "cat" / "0004.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"more than 0\.1%"):
+        image_folder.load_image_folder("folder", folder, on_bad="skip", limit=limit)
 
 
 def test_mixed_sizes_are_scaled_and_cut(make_folder: Make) -> None:
@@ -180,7 +263,7 @@ def test_what_is_wrong_is_named_in_one_line(
     with pytest.raises(UserError) as caught:
         load(folder)
     assert expected in str(caught.value) and "\n" not in str(caught.value)
-    assert not cache_folder.exists() or list(cache_folder.iterdir()) == []
+    assert not cache_folder.exists() or [path for path in cache_folder.iterdir() if path.is_dir()] == []
 
 
 def test_digits_are_split_for_good() -> None:
