@@ -57,6 +57,7 @@ def load_image_folder(
         entry = None
     if entry is None:
         entry = checked.build(image_size, limit)
+        key = checked.key(image_size)
     checked.remember()
     facts, arrays = entry.facts, entry.arrays
     height, width = facts["size"]
@@ -69,7 +70,7 @@ def load_image_folder(
         tuple(facts["mean"]),
         tuple(facts["std"]),
         (3, int(height), int(width)),
-        content=checked.key(image_size),
+        content=key,
         left_out=tuple(sorted(checked.bad)),
         notes=tuple(checked.notes),
         on_bad_sample=on_bad,
