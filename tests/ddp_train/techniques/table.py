@@ -144,6 +144,12 @@ TABLE: tuple[Row, ...] = (
         base="--accumulate 2",
     ),
     silent(
+        "beats",
+        "--step-timeout 300",
+        "tests.ddp_train.test_heartbeat:test_steps_of_a_watched_pipeline",
+        base="--step-timeout 0",
+    ),
+    silent(
         "initial_loss_check",
         "--initial-loss-check",
         "tests.ddp_train.diagnostics.test_initial_loss:test_an_untrained_network_stands_at_ln_classes",
