@@ -212,11 +212,10 @@ def _verified(path: str | os.PathLike[str], *, sealed: bool) -> Iterator[tuple[I
             digest = seal.verify(path, file, required=sealed)
             try:
                 facts = inspect(file, comment=0 if digest is None else seal.BYTES)
-            except ForeignObject as error:
-                raise UserError(f"{path} holds pickled Python objects, which can run code: refused ({error})") from None
             except Refused as error:
                 made = "" if digest is None else f"; its SHA-256 is {digest} as expected: it was made like this"
-                raise UserError(f"{path} is refused: {error}{made}") from None
+                foreign = "holds pickled Python objects, which can run code: refused" * isinstance(error, ForeignObject)
+                raise UserError(f"{path} {foreign or 'is refused'}: {error}{made}") from None
             yield file, facts
             after = os.fstat(file.fileno())
             if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):

@@ -70,7 +70,7 @@ def _digests(file: IO[bytes], length: int) -> str:
     try:
         expected = os.getxattr(file.fileno(), _ATTRIBUTE).decode("ascii", "replace")[:64]
     except OSError:
-        return ""  # never sealed, or on a file system without extended attributes
+        expected = "an unknown one"  # never sealed, or on a file system without extended attributes
     return f"; its SHA-256 is {_sha256(file, length)}, and {expected} was written"
 
 

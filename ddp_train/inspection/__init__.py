@@ -24,7 +24,7 @@ from ddp_train.inspection.zip_directory import read_records
 __all__ = ["ITEM_BYTES", "ForeignObject", "Refused", "TensorFacts", "inspect"]
 
 FREE_BYTES = 64 << 20
-"""What the zip file's directory and the pickle may take of memory, beside the length of the file."""
+"""What the zip file's directory may take of memory, beside the length of the file."""
 
 
 def inspect(file: IO[bytes], *, comment: int = 0) -> object:

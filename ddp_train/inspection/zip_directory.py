@@ -17,8 +17,9 @@ __all__ = ["read_records"]
 _END = struct.Struct("<4s4H2LH")
 _END_64 = struct.Struct("<4sQ2H2L4Q")
 _LOCATOR_64 = struct.Struct("<4sLQL")
-# Bytes of memory at the most: what zipfile takes for a byte of directory; a byte of pickle, read, cut out and decoded.
-_DIRECTORY_COST, _PICKLE_COST = 12, 6
+_DIRECTORY_COST = 12  # bytes of memory that zipfile takes for a byte of directory, at the most
+# A byte of pickle can take eleven of memory, and a tensor's part of it is about 150 bytes with its name.
+_PICKLE_BYTES, _PICKLE_BYTES_OF_RECORD = 1 << 20, 500
 
 
 def read_records(file: IO[bytes], length: int, comment: int, *, most_memory: int) -> tuple[bytes, Mapping[str, int]]:
@@ -32,8 +33,10 @@ def read_records(file: IO[bytes], length: int, comment: int, *, most_memory: int
             records = _records(archive, length)
             if "data.pkl" not in records:
                 raise Refused("not a file of torch.save: it has no data.pkl")
-            if (size := records["data.pkl"].file_size) * _PICKLE_COST > most_memory:
-                raise Refused(f"its pickle alone takes {size:,} of its {length:,} bytes")
+            if "constants.pkl" in records:
+                raise Refused("it is an archive of TorchScript, which holds code")
+            if (size := records["data.pkl"].file_size) > _PICKLE_BYTES + _PICKLE_BYTES_OF_RECORD * len(records):
+                raise Refused(f"its pickle takes {size:,} bytes for {len(records):,} records")
             program = archive.read(records["data.pkl"])
     except (zipfile.BadZipFile, NotImplementedError, struct.error, UnicodeDecodeError, EOFError) as error:
         raise Refused(f"not a zip file of torch.save ({error})") from None
