@@ -1,0 +1,111 @@
+"""Measurements that leave nothing behind: everything that a training step changes is put back, bit for bit."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ddp_train.technique import Stateful
+from ddp_train.tune.release import release_memory
+
+__all__ = ["preserved"]
+
+Restore = Callable[[], None]
+
+
+@contextlib.contextmanager
+def preserved(*parts: nn.Module | torch.optim.Optimizer | Stateful) -> Iterator[None]:
+    """Inside, the parts may be trained; afterwards they are what they were, and so are the random generators.
+
+    Of a module: parameters, buffers, gradients and the mode of each of its modules; of an optimizer: its state and the
+    options of its groups; of anything else what `state_dict` gives. Generators: torch's on the CPU and on each GPU,
+    Python's and NumPy's. The copies are kept in host memory, so that they take nothing from what is measured; memory
+    that nothing refers to any more goes back to the GPU at the end.
+    """
+    restores = [_generators(), *map(_keep, parts)]
+    try:
+        yield
+    finally:
+        for restore in restores:
+            restore()
+        release_memory()
+
+
+def _keep(part: Any) -> Restore:
+    if isinstance(part, nn.Module):
+        return _module(part)
+    if isinstance(part, torch.optim.Optimizer):
+        return _optimizer(part)
+    state = copy.deepcopy(part.state_dict())
+    return lambda: part.load_state_dict(copy.deepcopy(state))
+
+
+def _module(module: nn.Module) -> Restore:
+    tensors = [(tensor, _copy(tensor)) for tensor in (*module.parameters(), *module.buffers())]
+    gradients = [(p, p.grad, None if p.grad is None else _copy(p.grad)) for p in module.parameters()]
+    modes = [(part, part.training) for part in module.modules()]
+
+    @torch.no_grad()
+    def restore() -> None:
+        for tensor, value in tensors:
+            tensor.copy_(value)
+        for parameter, gradient, before in gradients:
+            parameter.grad = gradient
+            if gradient is not None and before is not None:
+                gradient.copy_(before)
+        for part, training in modes:
+            part.training = training
+
+    return restore
+
+
+def _optimizer(optimizer: torch.optim.Optimizer) -> Restore:
+    # Not by load_state_dict: it makes new tensors of what it is given, and casts some of them.
+    state = {parameter: {k: _copied(v) for k, v in values.items()} for parameter, values in optimizer.state.items()}
+    devices = {
+        parameter: {k: v.device for k, v in values.items() if isinstance(v, Tensor)}
+        for parameter, values in optimizer.state.items()
+    }
+    groups = [{k: copy.deepcopy(v) for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+
+    def restore() -> None:
+        optimizer.state.clear()
+        for parameter, values in state.items():
+            optimizer.state[parameter] = {
+                k: v.to(devices[parameter][k]) if isinstance(v, Tensor) else v for k, v in values.items()
+            }
+        for group, options in zip(optimizer.param_groups, groups, strict=True):
+            group.update(options)
+
+    return restore
+
+
+def _generators() -> Restore:
+    on_gpus = torch.cuda.is_available() and torch.cuda.is_initialized()
+    python, numpys, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    gpus = torch.cuda.get_rng_state_all() if on_gpus else []
+
+    def restore() -> None:
+        random.setstate(python)
+        np.random.set_state(numpys)
+        torch.set_rng_state(cpu)
+        if gpus:
+            torch.cuda.set_rng_state_all(gpus)
+
+    return restore
+
+
+def _copied(value: object) -> object:
+    return _copy(value) if isinstance(value, Tensor) else copy.deepcopy(value)
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    """On the host, in the same layout; a clone also where it is there already."""
+    return tensor.detach().to("cpu", copy=True, memory_format=torch.preserve_format)
