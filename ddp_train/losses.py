@@ -7,10 +7,11 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-__all__ = ["Loss", "cross_entropy_sum"]
+__all__ = ["Loss", "cross_entropy_sum", "summable"]
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """(logits [n, classes], labels int64 [n]) -> sum of the n losses, a scalar tensor."""
+GRAINS = 2.0**24
 
 
 def cross_entropy_sum(label_smoothing: float = 0.0) -> Loss:
@@ -24,3 +25,12 @@ def cross_entropy_sum(label_smoothing: float = 0.0) -> Loss:
         return nn.functional.cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=label_smoothing)
 
     return loss
+
+
+def summable(loss: torch.Tensor) -> torch.Tensor:
+    """A sum of losses in float64, rounded to a multiple of 2^-24.
+
+    float64 adds such numbers up without rounding as long as the sum is below 2^29, so a mean over an epoch does not
+    depend on the order, or on which rank adds up what.
+    """
+    return (loss.double() * GRAINS).round_().div_(GRAINS)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ddp_train.data.pipeline import Batch
 from ddp_train.distributed import sum_over_ranks
-from ddp_train.losses import cross_entropy_sum
+from ddp_train.losses import cross_entropy_sum, summable
 from ddp_train.precision import Precision
 
 __all__ = ["Examination", "Mistake", "Scores", "Views", "evaluate", "examine"]
@@ -46,7 +46,7 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], precision: Precision) -
         with precision.autocast():
             logits = model(batch.images)
         correct = (logits.argmax(1) == batch.labels).sum()
-        totals[0] += loss_sum(logits, batch.labels)
+        totals[0] += summable(loss_sum(logits, batch.labels))
         totals[1] += correct
         totals[2] += len(batch.labels)
     model.train(was_training)

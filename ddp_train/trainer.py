@@ -21,7 +21,7 @@ from ddp_train.data.pipeline import Batch, Pipeline, Window
 from ddp_train.diagnostics.numbers import first_bad_layer
 from ddp_train.distributed import Ranks, sum_over_ranks
 from ddp_train.joining import Averaged, Joining
-from ddp_train.losses import Loss
+from ddp_train.losses import Loss, summable
 from ddp_train.precision import Precision
 from ddp_train.records import Best, EpochRecord, Observer, StepReport
 from ddp_train.schedule import Schedule, set_learning_rate
@@ -250,7 +250,7 @@ class Trainer:
 
     def _count(self, loss: torch.Tensor, logits: torch.Tensor, targets: torch.Tensor) -> None:
         """Add to the epoch's sums; of a mixed target the larger part is the label."""
-        self._totals[0] += loss
+        self._totals[0] += summable(loss)
         self._totals[1] += (logits.argmax(1) == (targets if targets.ndim == 1 else targets.argmax(1))).sum()
         self._totals[2] += len(targets)
 
