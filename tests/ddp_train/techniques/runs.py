@@ -2,7 +2,8 @@
 
     python tests/ddp_train/techniques/runs.py RESULT.pt
 
-trains every row of the table whose result must not depend on the ranks, and SAM; rank 0 writes {name: [weights]}.
+trains every row of the table whose result must not depend on the ranks, and SAM; and under --reproducible all rows
+that do something. Rank 0 writes {name: [weights]}.
 """
 
 from __future__ import annotations
@@ -129,6 +130,18 @@ def rows_for_ranks() -> list[Row]:
     return [row for row in TABLE if row.ranks is None]
 
 
+def rows_for_bits() -> list[Row]:
+    """The rows whose bits must not depend on the number of ranks under --reproducible: all. But one that only looks
+    changes no bits, and a schedule is a function of the step."""
+    return [row for row in TABLE if not row.silent and not row.name.startswith("scheduler ")]
+
+
+def reproducibly(row: Row) -> tuple[str, str]:
+    """The options and the network of its short run under --reproducible; its last global batch has 8 samples of 16."""
+    options = f"{row.on} --reproducible --reproducible-shards 4 --synthetic-samples 40"
+    return options, row.network or STATEFUL
+
+
 def main() -> None:
     """The worker of two ranks."""
     torch.set_num_threads(1)
@@ -136,12 +149,14 @@ def main() -> None:
     distributed.start(ranks, CPU, timeout_s=120)
     found = {}
     with tempfile.TemporaryDirectory() as folder:
-        for row in (*rows_for_ranks(), SAM):
-            # The folder must be the same on all ranks: rank 0 makes it.
-            place = distributed.on_first_rank(lambda row=row: str(Path(folder) / row.name.replace(" ", "-")), ranks)  # type: ignore[misc]
-            run = make(row.on, Path(place), row.network or PLAIN, ranks)
+        # The folder must be the same on all ranks: rank 0 makes it.
+        place = Path(distributed.on_first_rank(lambda: folder, ranks))
+        jobs = [(row.name, row.on, row.network or PLAIN) for row in (*rows_for_ranks(), SAM)]
+        jobs += [(f"{row.name}, reproducible", *reproducibly(row)) for row in rows_for_bits()]
+        for name, options, network in jobs:
+            run = make(options, place / name.replace(" ", "-"), network, ranks)
             run.trainer.fit()
-            found[row.name] = weights(run)
+            found[name] = weights(run)
         if ranks.is_first:
             torch.save(found, sys.argv[1])
         distributed.wait_for_all()

@@ -74,6 +74,11 @@ def test_two_ranks_equal_one(row: Row, on_two_ranks: dict[str, Weights]) -> None
             assert difference < 1e-4, f"{name}: {difference:.2e}"
 
 
+@pytest.mark.parametrize("row", runs.rows_for_bits(), ids=lambda row: row.name)
+def test_two_ranks_give_the_bits_of_one_where_they_are_to(row: Row, on_two_ranks: dict[str, Weights]) -> None:
+    assert same(runs.train(*runs.reproducibly(row)), on_two_ranks[f"{row.name}, reproducible"])
+
+
 def test_sam_on_two_ranks_climbs_on_each(on_two_ranks: dict[str, Weights], tmp_path: Path) -> None:
     expected = runs.sam_by_hand("--sam 0.1", 0.1, 2, tmp_path / "two")
     alone = runs.sam_by_hand("--sam 0.1", 0.1, 1, tmp_path / "one")
