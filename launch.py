@@ -146,6 +146,7 @@ def _run(plan: LaunchPlan, options: LaunchOptions, events: EventLog) -> int:
     events.end(outcome.status, message=outcome.message)
     if outcome.status == 0:
         folders.tidy(outcome.seen)
+    folders.close()
     return outcome.status
 
 

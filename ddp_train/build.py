@@ -40,6 +40,7 @@ from ddp_train.records import Observer, RunFacts
 from ddp_train.reproducible import Sharded
 from ddp_train.resolve import resolve
 from ddp_train.run_folder import HistoryObserver, RunFolder
+from ddp_train.run_lock import RunLock
 from ddp_train.schedule import Schedule, create_schedule
 from ddp_train.state import Progress
 from ddp_train.technique import Context, Technique
@@ -59,13 +60,15 @@ class Run:
     facts: RunFacts
     observers: Sequence[Observer]
     dataset: Dataset
+    lock: RunLock
 
 
 def build(wanted: Config, ranks: Ranks, device: torch.device) -> Run:
     """Put a run together. The process group must have been started. Errors: UserError, on all ranks alike."""
     dataset, notes = _load_data(wanted, ranks)
     resolved, found = resolve(wanted, dataset, ranks, device)
-    path, moved = on_first_rank(lambda: config.claim(resolved, restarted=_is_restart()), ranks)
+    lock = RunLock()
+    path, moved = on_first_rank(lambda: config.claim(resolved, lock, restarted=_is_restart()), ranks)
     folder, notes = RunFolder(path), (*notes, moved) if moved else notes
     resolved = config.with_values(resolved, {"out_dir": str(path)})
     torch.manual_seed(resolved.run.seed)
@@ -116,7 +119,7 @@ def build(wanted: Config, ranks: Ranks, device: torch.device) -> Run:
         folder.write_plan(_environment(parts, facts), found)
         observers = _observers(resolved, folder, parts, facts, source)
         parts = replace(parts, observers=observers, save=_saver(folder, parts))
-    return Run(Trainer(parts), resolved, folder, facts, observers, dataset)
+    return Run(Trainer(parts), resolved, folder, facts, observers, dataset, lock)
 
 
 def _context(

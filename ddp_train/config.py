@@ -22,9 +22,11 @@ import yaml
 from ddp_train.checks import bounds, check_paths, check_values, resume_file, resume_target
 from ddp_train.options import SECTIONS, Config, UserError, to_dict
 from ddp_train.out_dir import claim, new_name
+from ddp_train.run_lock import RunLock
 
 __all__ = [
     "Config",
+    "RunLock",
     "UserError",
     "check_paths",
     "claim",

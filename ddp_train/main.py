@@ -114,6 +114,7 @@ def _train(wanted: Config, ranks: Ranks) -> int:
         for observer in run.observers:
             observer.close()
     finish(run)
+    run.lock.release()
     return 0
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from ddp_train.checks import resume_file
 from ddp_train.options import Config, UserError
+from ddp_train.run_lock import RunLock
 
 __all__ = ["claim", "new_name"]
 
@@ -37,20 +39,35 @@ BESIDE = (
 """What goes with them."""
 
 
-def claim(config: Config, *, restarted: bool = False) -> tuple[Path, str | None]:
-    """Make the run folder of `config`; the folder, and a line for the user where an earlier run had to make room.
+def claim(config: Config, lock: RunLock, *, restarted: bool = False) -> tuple[Path, str | None]:
+    """Make and lock the run folder of `config`; the folder, and a line where an earlier run had to make room.
 
     --out-dir, or a new runs/TIME-MODEL. An earlier run that is not resumed is moved into a folder of its own
     inside, never overwritten; what a `restarted` run finds is its own. Errors: UserError when the folder cannot be
-    made or written.
+    made or written, or another run is using it.
     """
-    path = Path(config.run.out_dir) if config.run.out_dir is not None else new_name(config.model.model)
+    path = Path(config.run.out_dir or "runs")
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        path = _make(config)
+        lock.take(path, patient=restarted)
         note = None if restarted or resume_file(config) is not None else _set_aside(path)
     except OSError as error:
         raise UserError(f"--out-dir {path}: cannot be written ({error.strerror or error})") from None
     return path, note
+
+
+def _make(config: Config) -> Path:
+    """The folder, made; one without a name is nobody else's. Errors: OSError."""
+    if config.run.out_dir is not None:
+        path = Path(config.run.out_dir)
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+    while True:
+        path = new_name(config.model.model)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):  # of a run that was started in the same second
+            path.mkdir()
+            return path
 
 
 def new_name(model: str | None) -> Path:

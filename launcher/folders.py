@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Container
 from pathlib import Path
 
-from ddp_train.config import Config, claim, new_name
+from ddp_train.config import Config, RunLock, claim, new_name
 from launcher.cluster import RUN_ID, Cluster
 from launcher.options import LaunchOptions, OptionError
 from launcher.plan import LaunchPlan, with_arguments
@@ -25,9 +25,14 @@ PREFIX = "ddp-launch-"
 class Folders:
     """The folders of one run. `logs`: output of the ranks; `temporary`: made for this run alone."""
 
-    def __init__(self, logs: Path, *, temporary: bool) -> None:
+    def __init__(self, logs: Path, *, temporary: bool, lock: RunLock) -> None:
         self.logs = logs
         self.temporary = temporary
+        self._lock = lock
+
+    def close(self) -> None:
+        """After the run: others may use its folder."""
+        self._lock.release()
 
     def tidy(self, seen: Container[Path]) -> None:
         """After a success: a temporary folder is of no use when it holds nothing but what was `seen` on the screen."""
@@ -46,14 +51,17 @@ def _named_by_run(config: Config, cluster: Cluster) -> Config:
 def prepare(plan: LaunchPlan, options: LaunchOptions) -> tuple[LaunchPlan, Folders]:
     """Make the folders; the plan with the run folder named, so that ranks and launcher agree on it.
 
-    Errors: OptionError or UserError where a folder cannot be made.
+    Errors: OptionError or UserError where a folder cannot be made, or another run is using it.
     """
     first_node = plan.cluster.hosts_store in (None, True)
+    lock = RunLock()
     run_folder: Path | None = None
     if plan.training is not None:
         config = _named_by_run(plan.training.config, plan.cluster)
         if first_node:
-            run_folder, note = claim(config)
+            run_folder, note = claim(config, lock)
+            if not plan.cluster.one_node:
+                lock.release()  # rank 0 takes it, on whatever node it is
             if note is not None:
                 print(note, file=sys.stderr)
         else:
@@ -61,7 +69,7 @@ def prepare(plan: LaunchPlan, options: LaunchOptions) -> tuple[LaunchPlan, Folde
         if plan.training.config.run.out_dir is None:
             plan = with_arguments(plan, ("--out-dir", str(run_folder)))
     if options.log_dir is None and run_folder is None:
-        return plan, Folders(Path(tempfile.mkdtemp(prefix=PREFIX)), temporary=True)
+        return plan, Folders(Path(tempfile.mkdtemp(prefix=PREFIX)), temporary=True, lock=lock)
     logs = Path(options.log_dir) if options.log_dir is not None else (run_folder or Path()) / "logs"
     if not plan.cluster.one_node:
         # On a shared disk, each node keeps its own.
@@ -73,4 +81,4 @@ def prepare(plan: LaunchPlan, options: LaunchOptions) -> tuple[LaunchPlan, Folde
     except OSError as error:
         option = "--log-dir" if options.log_dir is not None else "--out-dir"
         raise OptionError(f"{option} {str(logs)!r}: {error.strerror or error}") from None
-    return plan, Folders(logs, temporary=False)
+    return plan, Folders(logs, temporary=False, lock=lock)

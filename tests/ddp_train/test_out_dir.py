@@ -7,31 +7,33 @@ from pathlib import Path
 import pytest
 
 from ddp_train import config
+from ddp_train.config import RunLock
 from ddp_train.options import UserError
 
 
 def test_a_fresh_folder_is_made(tmp_path: Path) -> None:
-    path, note = config.claim(config.parse(["--out-dir", str(tmp_path / "a" / "b")]))
+    path, note = config.claim(config.parse(["--out-dir", str(tmp_path / "a" / "b")]), lock := RunLock())
+    lock.release()
     assert path.is_dir() and note is None and list(path.iterdir()) == []
 
 
 def test_new_names_are_free_and_plain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for model in ("small", "my.models:net", "../up"):
-        first, _ = config.claim(config.with_values(config.Config(), {"model": model}))
-        second, _ = config.claim(config.with_values(config.Config(), {"model": model}))
+        first, _ = config.claim(config.with_values(config.Config(), {"model": model}), RunLock())
+        second, _ = config.claim(config.with_values(config.Config(), {"model": model}), RunLock())
         assert first != second and first.parent == second.parent == Path("runs")
         assert ":" not in first.name and "/" not in first.name
 
 
 def test_an_earlier_run_is_moved_aside_and_stays_whole(tmp_path: Path) -> None:
-    wanted = config.parse(["--out-dir", str(tmp_path)])
+    wanted, lock = config.parse(["--out-dir", str(tmp_path)]), RunLock()
     for number in (1, 2):
         for name in ("checkpoint-latest.pt", "training_history.json", "config.yaml"):
             (tmp_path / name).write_text(f"{name} {number}")
         (tmp_path / "tensorboard").mkdir()
         (tmp_path / "mine.txt").write_text("not of a run")
-        path, note = config.claim(wanted)
+        path, note = config.claim(wanted, lock)
         earlier = path / f"earlier-{number}"
         assert note is not None and str(earlier) in note
         assert (earlier / "checkpoint-latest.pt").read_text() == f"checkpoint-latest.pt {number}"
@@ -42,11 +44,11 @@ def test_an_earlier_run_is_moved_aside_and_stays_whole(tmp_path: Path) -> None:
 def test_a_run_that_is_resumed_stays_in_place(tmp_path: Path) -> None:
     (tmp_path / "checkpoint-latest.pt").write_text("")
     for resume in ("auto", str(tmp_path)):
-        _, note = config.claim(config.parse(["--out-dir", str(tmp_path), "--resume", resume]))
+        _, note = config.claim(config.parse(["--out-dir", str(tmp_path), "--resume", resume]), RunLock())
         assert note is None and (tmp_path / "checkpoint-latest.pt").exists()
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"--out-dir .*cannot be written"):
-        config.claim(config.parse(["--out-dir", str(tmp_path / "file" / "run")]))
+        config.claim(config.parse(["--out-dir", str(tmp_path / "file" / "run")]), RunLock())
