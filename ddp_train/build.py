@@ -32,6 +32,7 @@ from ddp_train.distributed import Ranks, gpu_uuids, on_first_rank, take_first_ra
 from ddp_train.event_files import TensorBoardObserver
 from ddp_train.heartbeat import own
 from ddp_train.losses import Loss, cross_entropy_sum
+from ddp_train.models.from_data import init_from_data
 from ddp_train.optim import create_optimizer
 from ddp_train.options import Config, UserError
 from ddp_train.precision import LossScale, Precision
@@ -73,6 +74,7 @@ def build(wanted: Config, ranks: Ranks, device: torch.device) -> Run:
     resolved = config.with_values(resolved, {"out_dir": str(path)})
     torch.manual_seed(resolved.run.seed)
     network = together(lambda: create_network(resolved, dataset, device), ranks)
+    together(lambda: init_from_data(network, dataset, device), ranks)
     take_first_ranks(network, ranks)  # before a technique makes copies of them
     resolved, notes = _without_lone_sample(resolved, network, dataset, ranks, notes)
     notes = (*notes, *_without_effect(resolved, device))

@@ -48,6 +48,7 @@ RANGES: dict[str, tuple[float | None, float | None, bool]] = {
     "beta2": (0, 0.99999, False),
     "eps": (0, 1, False),
     "muon_momentum": (0, 0.9999, False),
+    "muon_iterations": (1, 20, False),
     "muon_rest_lr": (0, 1e4, True),
     "sam": (0, 100, False),
     "lookahead": (1, 10**6, False),

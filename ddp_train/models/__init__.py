@@ -23,6 +23,7 @@ from ddp_train.models.residual import ResidualCifarNet
 from ddp_train.models.resnet18 import ResNet18
 from ddp_train.models.shape import ImageShape
 from ddp_train.models.small import SmallCifarNet
+from ddp_train.models.speedrun import SpeedrunNet
 from ddp_train.models.vit import VisionTransformer
 from ddp_train.models.wideresnet import WideResNet
 from ddp_train.options import ModelOptions, UserError
@@ -33,6 +34,7 @@ __all__ = [
     "Residual",
     "ResidualCifarNet",
     "SmallCifarNet",
+    "SpeedrunNet",
     "VisionTransformer",
     "WideResNet",
     "create_as_told",
@@ -62,6 +64,7 @@ _OWN: dict[str, _Family] = {
     "residual": _Family(ResidualCifarNet, ("width_mult", "dropout")),
     "wideresnet": _Family(WideResNet, ("width_mult", "n_layers", "dropout")),
     "resnet18": _Family(ResNet18, ("width_mult", "dropout")),
+    "speedrun": _Family(SpeedrunNet, ("width_mult", "dropout")),
     "vit": _Family(VisionTransformer, ("hidden_dim", "n_layers", "n_heads", "dropout", "attention")),
 }
 

@@ -109,5 +109,7 @@ def _muon(
         lr=learning_rate,
         momentum=options.muon_momentum,
         weight_decay=options.weight_decay,
+        normalize=options.muon_normalize,
+        iterations=options.muon_iterations,
         dtype=dtype,
     )

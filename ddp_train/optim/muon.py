@@ -38,6 +38,8 @@ class Muon(torch.optim.Optimizer):
 
     matrices: parameters of two or more dimensions; dtype: that of the Newton-Schulz iteration. Weight decay is
     decoupled (w shrinks by lr * weight_decay); the step is lr * sqrt(max(1, rows / columns)) long in each direction.
+    normalize: each matrix is first scaled to the Frobenius norm sqrt(rows), as airbench does (Jordan 2024), so that lr
+    is a share of the weights; for layers whose scale batch norm takes out. iterations: of Newton and Schulz.
     """
 
     def __init__(
@@ -48,11 +50,13 @@ class Muon(torch.optim.Optimizer):
         lr: float,
         momentum: float = 0.95,
         weight_decay: float = 0.0,
+        normalize: bool = False,
+        iterations: int = ITERATIONS,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__(matrices, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         self.rest = rest
-        self._dtype = dtype
+        self._normalize, self._iterations, self._dtype = normalize, iterations, dtype
         if rest is not None:
             self.param_groups += rest.param_groups
 
@@ -82,22 +86,25 @@ class Muon(torch.optim.Optimizer):
         update = gradient.lerp(momentum, group["momentum"]).flatten(1)  # Nesterov
         rows, columns = update.shape
         length = group["lr"] * math.sqrt(max(1.0, rows / columns))
-        update = orthogonalized(update, self._dtype).to(parameter.dtype).view(parameter.shape)
+        update = orthogonalized(update, self._dtype, self._iterations).to(parameter.dtype).view(parameter.shape)
+        if self._normalize:
+            parameter.mul_(math.sqrt(rows) / parameter.norm().clamp(min=LEAST_NORM))
         parameter.mul_(1 - group["lr"] * group["weight_decay"])
         parameter.add_(update, alpha=-length)
 
 
-def orthogonalized(matrix: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+def orthogonalized(matrix: Tensor, dtype: torch.dtype = torch.float32, iterations: int = ITERATIONS) -> Tensor:
     """About U V^T of a matrix U S V^T: singular values between 0.7 and 1.2, but for those that are almost 0.
 
-    matrix: [rows, columns]; the result has `dtype`, in which it is computed.
+    matrix: [rows, columns]; the result has `dtype`, in which it is computed. Fewer iterations leave more of the small
+    singular values small.
     """
     a, b, c = COEFFICIENTS
     tall = matrix.size(0) > matrix.size(1)
     x = matrix.to(dtype, copy=True)
     x = x.T if tall else x
     x.div_(x.norm().clamp(min=LEAST_NORM))  # singular values of at most 1
-    for _ in range(ITERATIONS):
+    for _ in range(iterations):
         gram = x @ x.T
         x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.T if tall else x
@@ -106,8 +113,9 @@ def orthogonalized(matrix: Tensor, dtype: torch.dtype = torch.float32) -> Tensor
 def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
     """The trained weights of linear layers and convolutions, but for the first and the last one of the model.
 
-    In the order in which the model defines them; a weight that two layers share counts once.
+    In the order in which the model defines them; a weight that two layers share counts once, and a frozen first layer
+    is the first one too.
     """
     layers = [module.weight for module in model.modules() if isinstance(module, MATRICES)]
-    weights = {id(weight): weight for weight in layers if isinstance(weight, nn.Parameter) and weight.requires_grad}
-    return list(weights.values())[1:-1]
+    weights = {id(weight): weight for weight in layers if isinstance(weight, nn.Parameter)}
+    return [weight for weight in list(weights.values())[1:-1] if weight.requires_grad]

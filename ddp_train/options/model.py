@@ -13,9 +13,9 @@ class ModelOptions:
     """Model"""
 
     model: str | None = None
-    """small, power, residual, wideresnet, resnet18, vit, a torchvision name or package.module:function (None: auto)."""
+    """small, power, residual, wideresnet, resnet18, speedrun, vit, torchvision name, module:function (None: auto)."""
     width_mult: float | None = None
-    """Channel multiplier of power (None: by hardware), residual, resnet18 and wideresnet (None: 8)."""
+    """Channel multiplier of power (None: by hardware), residual, resnet18, speedrun and wideresnet (None: 8)."""
     n_layers: int | None = None
     """Layers of vit (None: by hardware), depth of wideresnet (None: 16)."""
     hidden_dim: int | None = None

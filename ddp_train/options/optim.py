@@ -30,6 +30,10 @@ class OptimOptions:
     """adam, adamw: divide by the largest mean square so far."""
     muon_momentum: float = 0.95
     """muon: momentum of the matrices."""
+    muon_normalize: bool = False
+    """muon: scale each matrix to a fixed norm before its step, so that --lr is a share of the weights."""
+    muon_iterations: int = 5
+    """muon: Newton-Schulz iterations (3 are faster and coarser)."""
     muon_rest: Literal["sgd", "adamw"] = "adamw"
     """muon: what trains biases, norms, embeddings, and the first and last layer."""
     muon_rest_lr: float | None = None

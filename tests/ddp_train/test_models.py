@@ -47,6 +47,8 @@ def test_power_doubles_its_channels_from_the_scaled_64(width: float, first: int)
         ("wideresnet", (1, 11, 8)),
         ("resnet18", (3, 32, 32)),
         ("resnet18", (1, 8, 9)),
+        ("speedrun", (3, 32, 32)),
+        ("speedrun", (1, 9, 12)),
         ("vit", (3, 32, 32)),
         ("vit", (1, 8, 12)),
         ("torchvision:resnet18", (3, 32, 32)),
@@ -62,7 +64,7 @@ def test_every_parameter_gets_a_gradient(name: str, image_shape: tuple[int, int,
     logits = model(torch.randn(4, *image_shape))
     assert logits.shape == (4, 7)
     functional.cross_entropy(logits, torch.tensor([0, 1, 2, 6])).backward()
-    without = [path for path, parameter in model.named_parameters() if parameter.grad is None]
+    without = [path for path, weight in model.named_parameters() if weight.requires_grad and weight.grad is None]
     assert without == []
     assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters() if parameter.grad is not None)
 
@@ -97,7 +99,7 @@ def test_dropout_is_the_models_own_or_what_is_asked_for() -> None:
     assert _dropouts(create_model("small", num_classes=10, dropout=0.3)) == {0.3}
     assert _dropouts(create_model("power", num_classes=10, width_mult=0.1)) == {0.5, 0.1}
     assert _dropouts(create_model("power", num_classes=10, width_mult=0.1, dropout=0.0)) == {0.0}
-    for name in ("residual", "wideresnet", "resnet18", "vit"):
+    for name in ("residual", "wideresnet", "resnet18", "speedrun", "vit"):
         assert _dropouts(create_model(name, num_classes=10, width_mult=0.1)) == {0.0}
         assert _dropouts(create_model(name, num_classes=10, width_mult=0.1, dropout=0.3)) == {0.3}
     assert _dropouts(create_model("mobilenet_v3_small", num_classes=10)) == {0.2}
@@ -136,7 +138,7 @@ def test_power_drops_whole_channels_in_training_alone() -> None:
         ({"name": "Small"}, "did you mean small"),
         (
             {"name": "xyzzy"},
-            "not known: Accepted are small, power, residual, wideresnet, resnet18, vit, torchvision",
+            "not known: Accepted are small, power, residual, wideresnet, resnet18, speedrun, vit, torchvision",
         ),
     ],
 )

@@ -93,7 +93,15 @@ def test_muon_on_matrices_is_torchs() -> None:
     assert all(torch.equal(mine, their) for mine, their in zip(ours, theirs, strict=True))
 
 
-def muon_formula(weight: np.ndarray, gradients: list[np.ndarray], lr: float, mu: float, decay: float) -> np.ndarray:
+def muon_formula(
+    weight: np.ndarray,
+    gradients: list[np.ndarray],
+    lr: float,
+    mu: float,
+    decay: float,
+    normalize: bool,
+    iterations: int,
+) -> np.ndarray:
     """Jordan et al. 2024, in float64, on kernels flattened to [out, in * height * width]."""
     a, b, c = 3.4445, -4.7750, 2.0315
     momentum = np.zeros_like(weight)
@@ -101,25 +109,31 @@ def muon_formula(weight: np.ndarray, gradients: list[np.ndarray], lr: float, mu:
         momentum = mu * momentum + (1 - mu) * gradient
         x = ((1 - mu) * gradient + mu * momentum).reshape(len(weight), -1)
         x = x / np.linalg.norm(x)
-        for _ in range(5):
+        for _ in range(iterations):
             gram = x @ x.T
             x = a * x + (b * gram + c * gram @ gram) @ x
         longer = math.sqrt(max(1.0, x.shape[0] / x.shape[1]))
+        if normalize:
+            weight = weight / np.linalg.norm(weight) * math.sqrt(len(weight))
         weight = weight * (1 - lr * decay) - lr * longer * x.reshape(weight.shape)
     return weight
 
 
+@pytest.mark.parametrize(("normalize", "iterations"), [(False, 5), (True, 3)])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("shape", [(4, 3, 3, 3), (20, 2, 2, 2)])
-def test_muon_on_kernels_is_the_formula(shape: tuple[int, ...], layout: torch.memory_format) -> None:
+def test_muon_on_kernels_is_the_formula(
+    shape: tuple[int, ...], layout: torch.memory_format, normalize: bool, iterations: int
+) -> None:
     kernel = nn.Parameter(torch.randn(shape).contiguous(memory_format=layout))
     expected, gradients = kernel.detach().double().numpy(), []
-    muon = Muon([kernel], None, lr=0.05, momentum=0.9, weight_decay=0.1)
+    told = {"normalize": normalize, "iterations": iterations}
+    muon = Muon([kernel], None, lr=0.05, momentum=0.9, weight_decay=0.1, **told)
     for _ in range(3):
         kernel.grad = torch.randn(shape).contiguous(memory_format=layout)
         gradients.append(kernel.grad.double().numpy())
         muon.step()
-    expected = muon_formula(expected, gradients, 0.05, 0.9, 0.1)
+    expected = muon_formula(expected, gradients, 0.05, 0.9, 0.1, **told)
     assert np.allclose(kernel.detach().numpy(), expected, atol=1e-5)
 
 
@@ -142,6 +156,8 @@ def test_muon_takes_what_lies_between_the_first_and_the_last_layer() -> None:
     tied.append(nn.Linear(4, 4))
     tied[4].weight = tied[1].weight
     assert [id(p) for p in hidden_matrices(tied)] == [id(tied[1].weight)]
+    model[0].weight.requires_grad = False
+    assert [tuple(p.shape) for p in hidden_matrices(model)] == [(5, 24)], "a frozen first layer is the first one too"
 
 
 @pytest.mark.parametrize("rest", ["sgd", "adamw"])

@@ -188,6 +188,7 @@ TABLE: tuple[Row, ...] = (
     optimizer("adamw", "test_the_factory_makes_torchs_optimizers", "--optimizer adamw --lr 0.001"),
     optimizer("amsgrad", "test_the_factory_makes_torchs_optimizers", "--optimizer adamw --amsgrad --lr 0.001"),
     optimizer("muon", "test_muon_on_matrices_is_torchs", "--optimizer muon"),
+    optimizer("muon, normalized", "test_muon_on_kernels_is_the_formula", "--optimizer muon --muon-normalize"),
     optimizer("muon with sgd", "test_muon_on_kernels_is_the_formula", "--optimizer muon --muon-rest sgd"),
     Row(
         name="sam",
