@@ -13,7 +13,7 @@ from typing import Literal
 
 __all__ = ["Limits", "Sight", "Verdict", "judge"]
 
-LEFT_S = 2.0
+LEFT_S = 3.0
 """How long a rank may be gone with status 0 before it is said to have left the others."""
 ROUND_S = 1.0
 """All ranks in a collective: how much longer than the limit, for one that is seen late to be doing something else."""
@@ -30,7 +30,7 @@ PATIENCE_S = {
     "compilation": 1800.0,
     "checkpoint": 600.0,
     "closing": 1800.0,
-    "failed": math.inf,
+    "failed": 60.0,
     "done": math.inf,
 }
 

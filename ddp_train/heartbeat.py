@@ -35,7 +35,7 @@ PHASES = (
     "failed",
     "done",
 )
-"""In the order of a run. "training" is what lies between the others; "failed" and "done" are the ends of a rank."""
+"""In the order of a run. "training" lies between the others, "failed" behind an error, "done" at the end of a run."""
 BEAT = struct.Struct("=qqqq")
 """Epoch and step (from 0, -1 before the first), index of the phase, nanoseconds of the monotonic clock."""
 DUMP_SIGNAL = signal.SIGRTMAX - 4
@@ -70,6 +70,13 @@ class Heartbeat:
     def beat(self, phase: str) -> None:
         """Note that this rank is alive, and what it does now: one of PHASES."""
         self.phase = phase
+        self._show(phase)
+
+    def fail(self) -> None:
+        """Note that an error has come up, which may end this rank: it has time for that. `place` stays."""
+        self._show("failed")
+
+    def _show(self, phase: str) -> None:
         if self._memory is not None:
             BEAT.pack_into(self._memory, 0, self.epoch, self.step, _CODES[phase], time.monotonic_ns())
 
@@ -104,6 +111,8 @@ class _Phase:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if kind is None:
             self._heart.beat(self._before)
+        else:
+            self._heart.fail()
 
 
 def place(epoch: int, step: int, phase: str) -> str:

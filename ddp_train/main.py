@@ -86,6 +86,7 @@ def _train(wanted: Config, ranks: Ranks) -> int:
     from ddp_train.precision import set_matmul_precision
     from ddp_train.reproducible import pin
     from ddp_train.resolve import set_threads, threads_of_a_shard
+    from ddp_train.trainer import TrainingDiverged
 
     own.beat("setup")
     if problem := watching.start(ranks, wanted.run.step_timeout):
@@ -102,6 +103,7 @@ def _train(wanted: Config, ranks: Ranks) -> int:
         return _tune(run)
     if wanted.looking.overfit_one_batch is not None:
         return _overfit(run, wanted.looking.overfit_one_batch)
+    alone = False
     try:
         for observer in run.observers:
             observer.on_start(run.facts)
@@ -110,9 +112,13 @@ def _train(wanted: Config, ranks: Ranks) -> int:
         own.beat("closing")
         for observer in run.observers:
             observer.on_end(run.trainer.best)
+    except BaseException as error:
+        alone = ranks.world_size > 1 and not isinstance(error, (UserError, TrainingDiverged, KeyboardInterrupt))
+        raise
     finally:
         for observer in run.observers:
-            observer.close()
+            # Pictures take seconds, for which the others, and who looks at the run, would wait.
+            observer.leave() if alone else observer.close()
     finish(run)
     run.lock.release()
     return 0
@@ -152,7 +158,7 @@ def _leave_alone(error: BaseException) -> NoReturn:
         if place := own.place:
             error.add_note(f"rank {os.environ.get('RANK', '0')} was at {place}")
         traceback.print_exception(error)
-    own.beat("failed")
+    own.fail()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

@@ -127,6 +127,10 @@ class LiveProgress(Observer):
             line = summary(best, time.monotonic() - self._started, self._facts.out_dir)
             self._console.print(Text(line, style="bold green"))
 
+    def leave(self) -> None:
+        """As `close`."""
+        self.close()
+
     def close(self) -> None:
         """Take the live area away, after a failure too."""
         if self._live is not None:

@@ -266,3 +266,6 @@ class Observer:
 
     def close(self) -> None:
         """At the very end, after `on_end` and after a failure alike; may be called twice."""
+
+    def leave(self) -> None:
+        """In place of `close` where this rank alone has failed and the others wait for it: what takes no time."""

@@ -73,6 +73,10 @@ class _GradientFlow(Observer):
         """Write what there is."""
         self._write()
 
+    def leave(self) -> None:
+        """Write what there is."""
+        self._write()
+
     def close(self) -> None:
         """Draw what there is, also of a run that failed: there it is wanted most."""
         self._write()

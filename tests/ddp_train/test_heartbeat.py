@@ -62,7 +62,7 @@ def test_the_place_in_words() -> None:
     assert heart.place == "step 1 (epoch 1), start"
     with pytest.raises(ValueError), heart.during("evaluation"), heart.during("communication"):
         raise ValueError
-    assert heart.phase == "communication", "where it was lost"
+    assert heart.place == "step 1 (epoch 1), communication", "where it was lost"
 
 
 class Pipeline:
