@@ -20,6 +20,7 @@ __all__ = ["bounds", "check_paths", "check_values", "resume_file", "resume_targe
 RANGES: dict[str, tuple[float | None, float | None, bool]] = {
     "epochs": (1, 10**6, False),
     "stop_after": (1, 10**6, False),
+    "target_utilization": (1, 100, False),
     "overfit_one_batch": (1, 10**6, False),
     "seed": (0, 2**63 - 1, False),
     "step_timeout": (0, 10**7, False),
@@ -197,6 +198,10 @@ CONFLICTS: tuple[tuple[Callable[[Config], bool], str], ...] = (
     (
         lambda c: c.looking.overfit_one_batch is not None and c.run.tune is not None,
         "--overfit-one-batch and --tune exclude each other: each takes the place of training",
+    ),
+    (
+        lambda c: c.run.target_utilization is not None and c.run.tune != "batch",
+        "--target-utilization is for --tune batch",
     ),
     (
         lambda c: c.looking.wandb and not _installed("wandb"),

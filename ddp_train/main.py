@@ -125,12 +125,26 @@ def _train(wanted: Config, ranks: Ranks) -> int:
 
 
 def _tune(run: Run) -> int:
+    """`--tune WHAT`: on stdout what was found; each has its own module under tune/."""
     from ddp_train.distributed import on_first_rank
+
+    def say(text: str, files: Sequence[Path]) -> None:
+        if run.trainer.parts.ranks.is_first:
+            print(text, *files, sep="\n")
+
+    ranks, folder, what = run.trainer.parts.ranks, run.folder.path, run.config.run.tune
+    if what == "batch":
+        from ddp_train.tune import batch_report
+
+        batch = batch_report.find_for(run.trainer, len(run.dataset.train.labels), run.config.run.target_utilization)
+        files = on_first_rank(lambda: batch_report.write(batch, folder), ranks)
+        say(f"{batch_report.table(batch)}\n{batch_report.verdict(batch, run.trainer.parts.global_batch)}", files)
+        return 0
     from ddp_train.tune import learning_rate
 
     found = learning_rate.range_test(run.trainer)
-    _, picture = on_first_rank(lambda: learning_rate.write(found, run.folder.path), run.trainer.parts.ranks)
-    if run.trainer.parts.ranks.is_first:
+    _, picture = on_first_rank(lambda: learning_rate.write(found, folder), ranks)
+    if ranks.is_first:
         print(f"suggested peak learning rate {found.suggestion:.2g} (steepest fall at {found.steepest:.2g}): {picture}")
     return 0
 

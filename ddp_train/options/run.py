@@ -35,7 +35,10 @@ class RunOptions:
     """Steps between progress reports; each report waits for the device once."""
     tensorboard: bool = True
     """Write TensorBoard event files into the run folder."""
-    tune: Literal["lr"] | None = None
-    """In place of training: lr is the learning-rate range test, whose result goes into the run folder."""
+    tune: Literal["lr", "batch"] | None = None
+    """In place of training: lr measures at which rates the loss falls, batch which batches fit, and their speed."""
+    target_utilization: float | None = None
+    """--tune batch: recommend the smallest batch that keeps the GPU busy for so many percent of the time (None: by
+    throughput)."""
     disable_auto: bool = False
     """Take fixed defaults instead of recommendations from the hardware."""

@@ -86,8 +86,8 @@ def find_batch_size(
 ) -> Found:
     """The per-rank batch for training steps `step(batch)`.
 
-    target_utilization: percent, or a fraction of 1; the smallest batch that reaches it is recommended. probe: the step
-    without any collective, where there are several ranks: one that runs out of memory must not leave the others
+    target_utilization: percent, or a fraction below 1; the smallest batch that reaches it is recommended. probe: the
+    step without any collective, where there are several ranks: one that runs out of memory must not leave the others
     waiting. largest: no batch above it is tried. memory: by default that of `device` (by default the current GPU, or
     the host). utilization: reads the GPU's in percent; without it the share of a step that grows with the batch, by the
     line through the times, stands for it. keep: what `step` changes; it is put back bit for bit, as are the random
@@ -181,7 +181,8 @@ class _Search:
                 break
             size = following
         ended = self._close_in(largest)
-        if self.limit is None:
+        predicted = self._predicted()
+        if any(b <= (predicted or math.inf) for b, t in self.trials.items() if not t.fits and t.peak is None):
             self._step_back(smallest)
         return ended
 
@@ -202,7 +203,7 @@ class _Search:
         return "memory"
 
     def _step_back(self, smallest: int) -> None:
-        """Where memory ended and nobody says how much there is, the margin is one of batches."""
+        """Where memory ended before what is known of it says so, the margin is one of batches."""
         ran = max(batch for batch, trial in self.trials.items() if trial.fits)
         size = max(smallest, math.floor((1 - self.margin) * ran))
         if size not in self.trials:
@@ -295,9 +296,9 @@ def _agree(device: torch.device, values: Sequence[float]) -> list[float]:
 def _percent(target: float | None) -> float | None:
     if target is None:
         return None
-    percent = 100 * target if target <= 1 else target
+    percent = 100 * target if target < 1 else target
     if not 0 < percent <= 100:
-        raise UserError(f"target utilisation {target}: takes percent above 0 and at most 100, or a fraction of 1")
+        raise UserError(f"target utilisation {target}: takes percent up to 100, or a fraction below 1")
     return float(percent)
 
 

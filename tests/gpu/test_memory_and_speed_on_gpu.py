@@ -86,3 +86,45 @@ def test_the_report_of_a_run_with_expandable_segments(tmp_path: Path) -> None:
     weights = 4 * 11_173_962
     assert all(peaks[phase] > weights for phase in ("forward", "backward", "step", "evaluation"))
     assert peaks["backward"] >= peaks["kept"] + weights
+
+
+def test_the_batch_finder_agrees_with_an_exhaustive_search(tmp_path: Path) -> None:
+    """Within a limit that torch's allocator holds, in a process of its own."""
+    script = """
+import time, torch
+from torch import nn
+from ddp_train.tune.batch_size import find_batch_size
+from ddp_train.tune.memory import GpuMemory
+device = torch.device("cuda", 0)
+torch.cuda.set_per_process_memory_fraction(4 * 2**30 / torch.cuda.get_device_properties(0).total_memory)
+network = nn.Sequential(nn.Conv2d(3, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 64, 3, padding=1)).to(device)
+optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
+def step(batch):
+    network(torch.ones(batch, 3, 64, 64, device=device)).square().mean().backward()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+before = [p.clone() for p in network.parameters()]
+torch.cuda.synchronize(); allocated = torch.cuda.memory_allocated()
+begun = time.monotonic()
+found = find_batch_size(step, device=device, keep=[network, optimizer])
+seconds = time.monotonic() - begun
+assert all(torch.equal(a, b) for a, b in zip(before, network.parameters())) and not optimizer.state
+assert torch.cuda.memory_allocated() == allocated, (torch.cuda.memory_allocated(), allocated)
+memory, limit = GpuMemory(device), found.limit
+def fits(batch):
+    memory.reset()
+    try:
+        step(batch)
+    except torch.OutOfMemoryError:
+        return False
+    return memory.peak() <= 0.9 * limit
+step_of_sizes = max(1, found.largest // 16)
+sizes = {t.batch for t in found.trials} | set(range(found.largest // 2, 2 * found.largest, step_of_sizes))
+print(found.largest, max(s for s in sizes if fits(s)), seconds)
+"""
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    largest, exhaustive, seconds = map(float, done.stdout.split())
+    assert abs(largest - exhaustive) <= exhaustive / 8, done.stdout
+    assert seconds < 30

@@ -1,0 +1,110 @@
+"""`--tune batch`: the batch finder on the parts of a run, its table, batch_size.json and batch_size.png."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from ddp_train.atomic import write_text
+from ddp_train.batching import ceil_div
+from ddp_train.distributed import Ranks, gpu_uuids
+from ddp_train.trainer import Trainer
+from ddp_train.tune.batch_size import Found, find_batch_size
+from ddp_train.tune.memory import memory_of
+from ddp_train.tune.steps import Steps
+
+__all__ = ["find_for", "table", "verdict", "write"]
+
+SMALLEST = 2
+"""Batch norm needs two samples where nothing else is left of an image."""
+TIME_LIMIT_S = 25.0
+_MIB = 2**20
+
+
+def find_for(trainer: Trainer, samples: int, target: float | None = None) -> Found:
+    """The per-rank batch for a run on `samples` training images. All ranks take part and find the same.
+
+    target: utilisation in percent. Errors: UserError where not even two samples fit.
+    """
+    parts = trainer.parts
+    steps = Steps(parts)
+    return find_batch_size(
+        steps.together,
+        probe=steps.alone,
+        target_utilization=target,
+        smallest=SMALLEST,
+        largest=max(SMALLEST, samples // parts.ranks.world_size),
+        time_limit_s=TIME_LIMIT_S,
+        memory=memory_of(parts.device, parts.ranks.local_world_size),
+        device=parts.device,
+        utilization=utilization_of(parts.ranks, parts.device),
+        keep=[parts.network, parts.optimizer, parts.precision.scaler],
+    )
+
+
+def utilization_of(ranks: Ranks, device: torch.device) -> Callable[[], float | None] | None:
+    """Reads the utilisation of this rank's GPU in percent, as the driver tells it; None without a GPU."""
+    if device.type != "cuda":
+        return None
+    from gpu_topology.monitor import read_gpus
+
+    uuid = gpu_uuids(ranks, device)[device.index or 0]
+
+    def read() -> float | None:
+        readings = read_gpus([uuid])
+        return readings[0].utilization if readings else None
+
+    return read
+
+
+def table(found: Found) -> str:
+    """One line for each trial: per-rank batch, memory, time, throughput over all ranks; words for what did not fit."""
+    driver = any(trial.utilization is not None for trial in found.trials)
+    lines = ["per-rank batch  memory MiB     ms/step    images/s" + ("   GPU busy" if driver else "")]
+    for trial in found.trials:
+        memory = "-" if trial.peak is None else f"{trial.peak / _MIB:,.0f}"
+        if trial.seconds is None:
+            lines.append(f"{trial.batch:>14,}  {memory:>10}  {'fits' if trial.fits else 'does not fit':>12}")
+            continue
+        speed = found.ranks * trial.batch / trial.seconds
+        busy = "" if trial.utilization is None else f"{trial.utilization:>10.0f}%"
+        mark = "  <- recommended" if trial.batch == found.recommended else ""
+        lines.append(f"{trial.batch:>14,}  {memory:>10}  {1000 * trial.seconds:>10,.1f}  {speed:>10,.0f}{busy}{mark}")
+    return "\n".join(lines)
+
+
+def verdict(found: Found, global_batch: int) -> str:
+    """The result in a few lines, with the options that it comes to."""
+    ends = {
+        "memory": f"the largest that fits is {found.largest:,} per rank",
+        "limit": f"{found.largest:,} per rank fit: more than that would leave ranks without images",
+        "time": f"{found.largest:,} per rank fit; larger ones were not tried, the time was up",
+    }
+    lines = [f"recommended: --batch-size-per-rank {found.recommended} ({found.reason})", ends[found.ended]]
+    if found.memory is not None and found.memory.slope > 0:
+        fixed, each = found.memory.intercept / _MIB, found.memory.slope / _MIB
+        lines.append(f"memory: {fixed:,.0f} MiB + {each:,.3g} MiB for each sample of a rank's micro-batch")
+    parts = ceil_div(ceil_div(global_batch, found.ranks), found.largest)
+    fits = "fits as it is" if parts == 1 else f"fits with --accumulate {parts}"
+    lines.append(f"the global batch of {global_batch:,} over {found.ranks} rank(s) {fits}")
+    return "\n".join(lines)
+
+
+def write(found: Found, folder: Path) -> tuple[Path, Path]:
+    """batch_size.json and batch_size.png in `folder`."""
+    from ddp_train.plots.batch_size import batch_size_figure
+    from ddp_train.plots.style import save
+
+    data, picture = folder / "batch_size.json", folder / "batch_size.png"
+    write_text(data, json.dumps({"schema": "ddp-train-batch-size/1", **asdict(found)}, indent=2) + "\n")
+    fitting = [trial for trial in found.trials if trial.seconds]
+    batches = [trial.batch for trial in fitting]
+    speeds = [found.ranks * trial.batch / (trial.seconds or 1.0) for trial in fitting]
+    peaks = [(trial.batch, trial.peak / _MIB) for trial in found.trials if trial.peak is not None]
+    limit = None if found.limit is None else found.limit / _MIB
+    save(batch_size_figure(batches, speeds, peaks, limit, found.recommended), picture)
+    return data, picture

@@ -1,0 +1,79 @@
+"""`--tune batch` as a user runs it, and the finder for a module of the user's own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from ddp_train.main import main
+from ddp_train.options import UserError
+from ddp_train.tune.batch_size_optimizer import BatchSizeOptimizer
+from tests.integration.conftest import Command, torchrun
+
+pytest_plugins = ("tests.integration.conftest",)
+TINY = ["--dataset", "synthetic", "--model", "tests.ddp_train.techniques.tiny:normed", "--device", "cpu"]
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def test_a_run_prints_the_table_and_leaves_its_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    words = ["--synthetic-samples", "64", "--tune", "batch", "--out-dir", str(out), "--no-tensorboard"]
+    assert main([*TINY, *words, "--target-utilization", "2"]) == 0
+    found = json.loads((out / "batch_size.json").read_text())
+    assert found["schema"] == "ddp-train-batch-size/1"
+    assert (found["largest"], found["ended"], found["recommended"]) == (64, "limit", 2)
+    assert [trial["batch"] for trial in found["trials"]] == [2, 4, 8, 16, 32, 64]
+    assert (out / "batch_size.png").read_bytes().startswith(b"\x89PNG")
+    said = capsys.readouterr().out
+    assert "recommended: --batch-size-per-rank 2 (the smallest that reaches 2%" in said
+    assert "global batch of 128 over 1 rank(s) fits with --accumulate 2" in said
+
+
+def test_two_ranks_agree(command: Command, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    words = ["--synthetic-samples", "128", "--tune", "batch", "--out-dir", str(out), "--no-tensorboard"]
+    done = command(*torchrun(2), "-m", "ddp_train.main", *TINY, *words, "--sync-batch-norm", cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((out / "batch_size.json").read_text())
+    assert (found["ranks"], found["largest"]) == (2, 64)
+    assert done.stdout.count("recommended:") == 1
+
+
+class Sized(nn.Module):
+    """Runs out of memory above so many samples."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most, self.layer = most, nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if len(x) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return self.layer(x.flatten(1))
+
+
+@pytest.mark.parametrize(
+    "sample",
+    [torch.ones(6), torch.ones(1, 6), torch.ones(5, 6), (torch.ones(5, 6), torch.zeros(5, dtype=torch.int64))],
+    ids=["one", "row", "batch", "pair"],
+)
+def test_any_module_by_any_sample(sample: torch.Tensor) -> None:
+    model = Sized(100)
+    before = [p.clone() for p in model.parameters()]
+    loss = nn.functional.cross_entropy if isinstance(sample, tuple) else None
+    finder = BatchSizeOptimizer(model, loss=loss, optimizer=torch.optim.Adam(model.parameters()))
+    batch = finder.find_optimal_batch_size(sample, target_gpu_util=85.0)
+    assert finder.found is not None
+    assert 80 <= finder.found.largest <= 90, "the largest of 100 with a tenth left free"
+    assert 1 <= batch <= finder.found.largest
+    assert "nobody tells" in finder.found.reason or "not known here" in finder.found.reason
+    assert all(torch.equal(one, other) for one, other in zip(before, model.parameters(), strict=True))
+
+
+def test_a_sample_of_another_shape_is_refused() -> None:
+    with pytest.raises(UserError, match="does not take the sample of shape"):
+        BatchSizeOptimizer(Sized(100)).find_optimal_batch_size(torch.ones(2, 7))
