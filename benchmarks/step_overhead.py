@@ -117,6 +117,7 @@ def _ours(batches: list[tuple[Tensor, Tensor]], device: torch.device, folder: Pa
     def work() -> None:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             trainer.train_epoch(0)
+        trainer.progress.end_epoch()
 
     return lambda: _timed(work, device)
 
@@ -127,6 +128,7 @@ class _InMemory:
     def __init__(self, batches: list[Batch], inner: Pipeline) -> None:
         self._batches, self._inner = batches, inner
         self.steps_per_epoch = len(batches)
+        self.sampler = inner.sampler
 
     def train(self, epoch: int, start_step: int = 0) -> Iterator[Window]:
         for batch in itertools.islice(self._batches, start_step, None):
@@ -145,6 +147,7 @@ def _whole(device: torch.device, folder: Path) -> Callable[[], float]:
     def work() -> None:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             trainer.train_epoch(next(epochs))
+        trainer.progress.end_epoch()
 
     return lambda: _timed(work, device)
 

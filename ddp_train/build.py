@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 import math
-import os
 import platform
 import sys
 from collections.abc import Sequence
@@ -20,9 +19,10 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ddp_train import config, data, models
+from ddp_train import config, data, identity, models
 from ddp_train.batching import scale_learning_rate, split
 from ddp_train.compose import compose
+from ddp_train.control import Control
 from ddp_train.data.dataset import Dataset
 from ddp_train.data.facts import DatasetFacts
 from ddp_train.data.on_ranks import describe_left_out, load_on_ranks
@@ -31,6 +31,7 @@ from ddp_train.diagnostics.beats import Watched
 from ddp_train.distributed import Ranks, gpu_uuids, on_first_rank, take_first_ranks, together
 from ddp_train.event_files import TensorBoardObserver
 from ddp_train.heartbeat import own
+from ddp_train.intervals import read_interval
 from ddp_train.losses import Loss, cross_entropy_sum
 from ddp_train.models.from_data import init_from_data
 from ddp_train.optim import create_optimizer
@@ -42,6 +43,7 @@ from ddp_train.reproducible import Sharded
 from ddp_train.resolve import resolve
 from ddp_train.run_folder import HistoryObserver, RunFolder
 from ddp_train.run_lock import RunLock
+from ddp_train.saving import Held, Saver
 from ddp_train.schedule import Schedule, create_schedule
 from ddp_train.state import Progress
 from ddp_train.technique import Context, Technique
@@ -69,7 +71,7 @@ def build(wanted: Config, ranks: Ranks, device: torch.device) -> Run:
     dataset, notes = _load_data(wanted, ranks)
     resolved, found = resolve(wanted, dataset, ranks, device)
     lock = RunLock()
-    path, moved = on_first_rank(lambda: config.claim(resolved, lock, restarted=_is_restart()), ranks)
+    path, moved = on_first_rank(lambda: config.claim(resolved, lock, restarted=config.is_restart()), ranks)
     folder, notes = RunFolder(path), (*notes, moved) if moved else notes
     resolved = config.with_values(resolved, {"out_dir": str(path)})
     torch.manual_seed(resolved.run.seed)
@@ -84,15 +86,18 @@ def build(wanted: Config, ranks: Ranks, device: torch.device) -> Run:
     context, techniques = together(lambda: compose(context), ranks)
     network = context.network
     optimizer = together(lambda: _optimizer(resolved, context, precision), ranks)
-    progress = Progress()
-    source = on_first_rank(lambda: config.resume_file(resolved), ranks)
-    if source is not None:
-        together(lambda: _refuse_other_data(source, dataset, resolved), ranks)
-        progress = together(lambda: folder.restore(source, network, optimizer, precision, techniques), ranks)
-        notes = (*notes, f"continues {source} after epoch {progress.epoch}")
+    control = Control(ranks)
+    saver = _saver(resolved, context, techniques, optimizer, control, pipeline, len(dataset.train.labels), folder)
     model = _compiled(network, resolved)
     joining = _sharded(resolved, network, ranks, device)
     ddp = _wrap(model, ranks, device) if joining is None else None
+    progress = Progress()
+    # Behind the wrapping, which gives all ranks the buffers of rank 0.
+    source = on_first_rank(lambda: config.resume_file(resolved), ranks)
+    if source is not None:
+        together(lambda: _refuse_other_data(source, dataset, resolved), ranks)
+        taken = together(lambda: saver.restore(source), ranks)
+        progress, notes = taken.progress, (*notes, *taken.notes, f"continues {taken.path} {_place(taken.progress)}")
     parts = Parts(
         ranks=ranks,
         device=device,
@@ -111,6 +116,8 @@ def build(wanted: Config, ranks: Ranks, device: torch.device) -> Run:
         techniques=techniques,
         log_every=resolved.run.log_every,
         joining=joining,
+        saver=saver,
+        control=control,
         progress=progress,
     )
     facts = _facts(resolved, dataset, parts, folder, notes)
@@ -120,7 +127,7 @@ def build(wanted: Config, ranks: Ranks, device: torch.device) -> Run:
         folder.write_dataset(DatasetFacts.of(dataset))
         folder.write_plan(_environment(parts, facts), found)
         observers = _observers(resolved, folder, parts, facts, source)
-        parts = replace(parts, observers=observers, save=_saver(folder, parts))
+        parts = replace(parts, observers=observers)
     return Run(Trainer(parts), resolved, folder, facts, observers, dataset, lock)
 
 
@@ -140,11 +147,6 @@ def _context(
         image_shape=dataset.image_shape,
         peak_rate=_peak_rate(resolved),
     )
-
-
-def _is_restart() -> bool:
-    """Whether the elastic agent has started the ranks of this run again."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 def _load_data(wanted: Config, ranks: Ranks) -> tuple[Dataset, tuple[str, ...]]:
@@ -296,15 +298,35 @@ def _sharded(resolved: Config, network: nn.Module, ranks: Ranks, device: torch.d
     return Sharded(network, ranks, device, resolved.shards)
 
 
-def _saver(folder: RunFolder, parts: Parts) -> Any:
-    def save(progress: Progress, improved: bool) -> None:
-        best = parts.evaluated if improved else None
-        with own.during("checkpoint"):
-            folder.save(
-                parts.network, parts.optimizer, parts.precision, progress, techniques=parts.techniques, best=best
-            )
+def _saver(
+    resolved: Config,
+    context: Context,
+    techniques: Sequence[Technique],
+    optimizer: torch.optim.Optimizer,
+    control: Control,
+    pipeline: Pipeline,
+    train_samples: int,
+    folder: RunFolder,
+) -> Saver:
+    known = identity.describe(
+        resolved,
+        context.ranks,
+        context.device,
+        global_batch=context.global_batch,
+        train_samples=train_samples,
+        steps_per_epoch=context.steps_per_epoch,
+        shares=pipeline.sampler.shares,
+    )
+    held = Held(context.network, optimizer, context.precision, techniques, context.ranks, control, known)
+    interval = read_interval(str(resolved.run.save_every), "--save-every")
+    return Saver(held, folder.latest, folder.best_model, interval)
 
-    return save
+
+def _place(progress: Progress) -> str:
+    """Where a run goes on, in words."""
+    if progress.step_in_epoch == 0:
+        return f"after epoch {progress.epoch}"
+    return f"in epoch {progress.epoch + 1}, after step {progress.step_in_epoch}"
 
 
 def _observers(
@@ -336,6 +358,7 @@ def _facts(resolved: Config, dataset: Dataset, parts: Parts, folder: RunFolder, 
         gpu_uuids=gpu_uuids(parts.ranks, parts.device),
         notes=notes,
         start_epoch=parts.progress.epoch + 1,
+        start_step=parts.progress.step_in_epoch,
         best_accuracy=parts.progress.best_accuracy,
     )
 

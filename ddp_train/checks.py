@@ -12,9 +12,13 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from ddp_train.intervals import read_interval
 from ddp_train.options import Config, UserError, to_dict
 
 __all__ = ["bounds", "check_paths", "check_values", "resume_file", "resume_target"]
+
+GENERATIONS = ("checkpoint-latest.pt", "checkpoint-previous.pt")
+"""The files of a run folder that a run can go on from."""
 
 # Least and largest value (None: no bound); a third entry says that the least itself is excluded.
 RANGES: dict[str, tuple[float | None, float | None, bool]] = {
@@ -228,6 +232,7 @@ def check_values(config: Config, texts: Mapping[str, str] | None = None) -> None
                 raise UserError(f"{option} takes a number {bounds(name)}, not {(texts or {}).get(name, value)}")
         if isinstance(value, str) and ("\0" in value or not value):
             raise UserError(f"{option} takes a non-empty text, not {value!r}")
+    read_interval(str(config.run.save_every), "--save-every")
     for wrong, message in CONFLICTS:
         if wrong(config):
             raise UserError(message)
@@ -247,17 +252,25 @@ def resume_file(config: Config) -> Path | None:
 
 
 def resume_target(resume: str | None, out_dir: str | None) -> Path | None:
-    """The checkpoint that `--resume` and `--out-dir` name; None when there is nothing to continue."""
+    """The checkpoint that `--resume` and `--out-dir` name; None when there is nothing to continue.
+
+    Of a folder it is checkpoint-latest.pt, which stands for both generations: the one before may be alone there.
+    """
     if resume is None:
         return None
     if resume == "auto":
-        latest = Path(out_dir) / "checkpoint-latest.pt" if out_dir else None
-        return latest if latest is not None and latest.is_file() else None
+        folder = Path(out_dir) if out_dir else None
+        return folder / GENERATIONS[0] if folder is not None and _has_checkpoint(folder) else None
     path = Path(resume)
-    path = path / "checkpoint-latest.pt" if path.is_dir() else path
-    if not path.is_file():
+    there = _has_checkpoint(path) if path.is_dir() else path.is_file()
+    path = path / GENERATIONS[0] if path.is_dir() else path
+    if not there:
         raise UserError(f"--resume {resume}: there is no checkpoint {path}")
     return path
+
+
+def _has_checkpoint(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in GENERATIONS)
 
 
 def check_paths(config: Config, *, create: bool = False) -> None:

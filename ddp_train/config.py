@@ -21,7 +21,7 @@ import yaml
 
 from ddp_train.checks import bounds, check_paths, check_values, resume_file, resume_target
 from ddp_train.options import SECTIONS, Config, UserError, to_dict
-from ddp_train.out_dir import claim, new_name
+from ddp_train.out_dir import claim, is_restart, new_name
 from ddp_train.run_lock import RunLock
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "check_paths",
     "claim",
     "dump",
+    "is_restart",
     "new_name",
     "parse",
     "presets",

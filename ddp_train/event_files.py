@@ -45,7 +45,7 @@ class TensorBoardObserver(Observer):
         sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
         from torch.utils.tensorboard import SummaryWriter
 
-        first_step = (facts.start_epoch - 1) * facts.steps_per_epoch + 1
+        first_step = (facts.start_epoch - 1) * facts.steps_per_epoch + facts.start_step + 1
         try:
             self._epochs = SummaryWriter(str(self._folder / "epochs"), purge_step=facts.start_epoch)
             self._steps = SummaryWriter(str(self._folder / "steps"), purge_step=first_step)

@@ -19,7 +19,7 @@ if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from ddp_train.allocator import expand_segments
-from ddp_train.config import Config, UserError, check_paths, parse, with_values
+from ddp_train.config import Config, UserError, check_paths, is_restart, parse, with_values
 from ddp_train.heartbeat import own
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train as the command line says; the exit status."""
     try:
         wanted = parse(sys.argv[1:] if argv is None else argv)
-        if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0 and wanted.run.resume is None:
+        if is_restart() and wanted.run.resume is None:
             # The ranks were started again after a failure: go on from the last checkpoint.
             wanted = with_values(wanted, {"resume": "auto"})
         check_paths(wanted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from contextlib import suppress
@@ -11,7 +12,7 @@ from ddp_train.checks import resume_file
 from ddp_train.options import Config, UserError
 from ddp_train.run_lock import RunLock
 
-__all__ = ["claim", "new_name"]
+__all__ = ["claim", "is_restart", "new_name"]
 
 RESULTS = ("training_history.json", "best_model.pth", "checkpoint-latest.pt", "checkpoint-previous.pt")
 """What makes a folder that of an earlier run."""
@@ -68,6 +69,11 @@ def _make(config: Config) -> Path:
         with suppress(FileExistsError):  # of a run that was started in the same second
             path.mkdir()
             return path
+
+
+def is_restart() -> bool:
+    """Whether the elastic agent has started the ranks of this run again."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 def new_name(model: str | None) -> Path:

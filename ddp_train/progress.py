@@ -160,7 +160,7 @@ class LiveProgress(Observer):
             return
         steps_before = (report.epoch - 1) * report.steps + report.step
         steps_total = facts.epochs * report.steps
-        steps_here = steps_before - (facts.start_epoch - 1) * report.steps
+        steps_here = steps_before - (facts.start_epoch - 1) * report.steps - facts.start_step
         left = (time.monotonic() - self._started) / max(1, steps_here) * (steps_total - steps_before)
         evaluating = report.step >= report.steps
         rate = f"{number(report.images_per_second, ',.0f')} images/s  lr {number(report.learning_rate, '.3g')}"

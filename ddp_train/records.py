@@ -52,6 +52,8 @@ class RunFacts:
     """Lines for the user, such as a fallback to another dataset."""
     start_epoch: int = 1
     """The first epoch that this process trains: later than 1 after a resume."""
+    start_step: int = 0
+    """The steps of that epoch that were done before."""
     best_accuracy: float = -math.inf
     """The best test accuracy of the epochs before: a later epoch is a new best only above it."""
 

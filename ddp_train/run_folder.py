@@ -8,22 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
-import torch
-from torch import nn
-
-from ddp_train import checkpoint, config, optim
+from ddp_train import config
 from ddp_train.atomic import write_text
 from ddp_train.auto import Recommendation
 from ddp_train.data.facts import DatasetFacts
-from ddp_train.options import Config, UserError
-from ddp_train.precision import Precision
+from ddp_train.options import Config
 from ddp_train.records import EpochRecord, History, Observer
-from ddp_train.state import Progress
-from ddp_train.technique import Technique
 
 __all__ = ["HistoryObserver", "RunFolder"]
 
@@ -62,67 +55,6 @@ class RunFolder:
         if resumed is not None and (earlier := resumed.parent / self.history.name).exists():
             history.epochs = [epoch for epoch in History.load(earlier).epochs if epoch.epoch <= finished_epochs]
         return history
-
-    def save(
-        self,
-        network: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        precision: Precision,
-        progress: Progress,
-        *,
-        techniques: Sequence[Technique] = (),
-        best: nn.Module | None,
-    ) -> None:
-        """Write the state at the end of an epoch; first the `best` model, so that the checkpoint never runs ahead.
-
-        `best`: the network to keep where this epoch is the best one so far.
-        """
-        if best is not None:
-            checkpoint.save_state_dict(self.best_model, best.state_dict())
-        state = {
-            "model": network.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "optimizer_class": optim.describe(optimizer),
-            "scaler": precision.state_dict(),
-            "techniques": {t.name: t.state.state_dict() for t in techniques if t.state is not None},
-            "progress": dataclasses.asdict(progress),
-        }
-        checkpoint.save(self.latest, state)
-
-    @staticmethod
-    def restore(
-        source: Path,
-        network: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        precision: Precision,
-        techniques: Sequence[Technique] = (),
-    ) -> Progress:
-        """Take the state in `source` back. UserError when the file is damaged or of another model or optimizer.
-
-        Rates, decay and the like are those of `optimizer`, which follow this run's options.
-        """
-        state: dict[str, Any] = checkpoint.load(source, map_location="cpu")
-        try:
-            if state["optimizer_class"] != optim.describe(optimizer):
-                raise ValueError(f"it was trained with {state['optimizer_class']}")
-            network.load_state_dict(state["model"])
-            optim.restore(optimizer, state["optimizer"])
-            precision.load_state_dict(state["scaler"])
-            _restore_techniques(state.get("techniques", {}), techniques)
-            return Progress(**state["progress"])
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"--resume {source}: does not fit this model and optimizer ({reason})") from None
-
-
-def _restore_techniques(saved: Mapping[str, Any], techniques: Sequence[Technique]) -> None:
-    """Errors: ValueError where a technique of this run was not in the saved one: its state would be made up."""
-    for technique in techniques:
-        if technique.state is None:
-            continue
-        if technique.name not in saved:
-            raise ValueError(f"it was trained without {technique.name}")
-        technique.state.load_state_dict(saved[technique.name])
 
 
 class HistoryObserver(Observer):

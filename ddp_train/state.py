@@ -1,23 +1,52 @@
-"""How far a run has come: the small, plain state that a checkpoint carries beside the tensors, and its bad end."""
+"""How far a run has come: the small, plain state that a checkpoint carries beside the tensors, and its bad ends."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["Progress", "TrainingDiverged"]
+__all__ = ["Progress", "Stopped", "TrainingDiverged"]
 
 
 class TrainingDiverged(Exception):
     """The loss is no longer a finite number: nothing that follows would mean anything. On all ranks alike."""
 
 
+class Stopped(Exception):
+    """A signal ended the run in good order, behind a checkpoint. On all ranks alike.
+
+    signal: its number; the exit status is 128 + that.
+    """
+
+    def __init__(self, signal: int) -> None:
+        super().__init__(f"stopped by signal {signal}")
+        self.signal = signal
+
+
 @dataclass
 class Progress:
-    """Finished epochs, optimizer steps, the best test accuracy (fraction of 1) with its epoch (from 1), and whether
-    the run was ended before its last epoch."""
+    """How far a run has come.
+
+    epoch           finished epochs
+    step            optimizer steps of the run
+    best_epoch      the epoch (from 1) of the best test accuracy, `best_accuracy` (fraction of 1)
+    stopped         whether the run was ended before its last epoch
+    step_in_epoch   steps of the running epoch
+    samples         of the running epoch: the first so many of its global order are consumed
+    sums            of the running epoch: loss, correct answers and samples; of this rank's part, in a checkpoint of all
+    seconds         that the running epoch has taken
+    """
 
     epoch: int = 0
     step: int = 0
     best_epoch: int = 0
     best_accuracy: float = -1.0
     stopped: bool = False
+    step_in_epoch: int = 0
+    samples: int = 0
+    sums: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    seconds: float = 0.0
+
+    def end_epoch(self) -> None:
+        """The running epoch is finished."""
+        self.epoch += 1
+        self.step_in_epoch, self.samples, self.sums, self.seconds = 0, 0, (0.0, 0.0, 0.0), 0.0

@@ -93,6 +93,7 @@ class Technique:
     report       numbers for the records, asked for at the progress reports and at the end of an epoch
     observer     is told what happens in the run, on the first rank alone
     state        for the checkpoint
+    looks        its state changes nothing that is trained: a run that was begun without it may go on with it
     """
 
     name: str
@@ -111,6 +112,7 @@ class Technique:
     report: Callable[[], Mapping[str, float]] | None = None
     observer: Observer | None = None
     state: Stateful | None = None
+    looks: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

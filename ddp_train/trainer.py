@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ddp_train.control import Control
 from ddp_train.data.pipeline import Batch, Pipeline, Window
 from ddp_train.diagnostics.numbers import first_bad_layer
 from ddp_train.distributed import Ranks, sum_over_ranks
@@ -24,6 +25,7 @@ from ddp_train.joining import Averaged, Joining
 from ddp_train.losses import Loss, summable
 from ddp_train.precision import Precision
 from ddp_train.records import Best, EpochRecord, Observer, StepReport
+from ddp_train.saving import Saver
 from ddp_train.schedule import Schedule, set_learning_rate
 from ddp_train.scores import Scores, evaluate
 from ddp_train.state import Progress, TrainingDiverged
@@ -53,9 +55,10 @@ class Parts:
     techniques: Sequence[Technique] = ()
     log_every: int = 20
     observers: Sequence[Observer] = ()
-    save: Callable[[Progress, bool], None] | None = None
     joining: Joining | None = None
     """How ranks and micro-batches are put together; None: as DistributedDataParallel does."""
+    saver: Saver | None = None
+    control: Control = field(default_factory=Control)
     progress: Progress = field(default_factory=Progress)
 
     @property
@@ -89,6 +92,7 @@ class Trainer:
         self._parameters = [p for group in parts.optimizer.param_groups for p in group["params"]]
         self._joining = parts.joining or Averaged(parts.ranks, parts.device, parts.ddp, self._join_without_samples)
         self._totals = torch.zeros(3, dtype=torch.float64, device=parts.device)
+        self._epoch_began = time.monotonic()
 
     @property
     def best(self) -> Best:
@@ -99,9 +103,12 @@ class Trainer:
     def fit(self) -> Progress:
         """Train to the last epoch. Errors: TrainingDiverged when an epoch's loss is not finite."""
         parts, progress = self.parts, self.progress
+        self._settle_buckets()
+        if parts.saver is not None:
+            parts.saver.begin()
         while progress.epoch < min(parts.epochs, parts.stop_after) and not progress.stopped:
             record = self._run_epoch(progress.epoch)
-            progress.epoch += 1
+            progress.end_epoch()
             improved = record.test_accuracy > progress.best_accuracy
             if improved:
                 progress.best_epoch, progress.best_accuracy = progress.epoch, record.test_accuracy
@@ -109,15 +116,17 @@ class Trainer:
                 progress.stopped |= after_epoch(record)
             for observer in parts.observers:
                 observer.on_epoch(record)
-            if parts.save is not None:
-                parts.save(progress, improved)
+            if parts.saver is not None:
+                parts.saver.save(progress, parts.evaluated if improved else None)
+        if parts.saver is not None:
+            parts.saver.finish()
         return progress
 
     def _run_epoch(self, epoch: int) -> EpochRecord:
         parts = self.parts
-        started = time.monotonic()
+        self._epoch_began = time.monotonic() - self.progress.seconds
         loss, accuracy, samples = self.train_epoch(epoch)
-        trained = time.monotonic() - started
+        trained = time.monotonic() - self._epoch_began
         if parts.precision.has_diverged(loss):
             raise TrainingDiverged(self._explain(epoch, loss))
         self._joining.unify(parts.network)
@@ -134,7 +143,7 @@ class Trainer:
             test_loss=scores.loss,
             test_accuracy=scores.accuracy,
             learning_rate=parts.optimizer.param_groups[0]["lr"],
-            seconds=time.monotonic() - started,
+            seconds=time.monotonic() - self._epoch_began,
             images_per_second=samples / max(trained, 1e-9),
             global_batch=parts.global_batch,
             extra=self._extra(),
@@ -153,18 +162,48 @@ class Trainer:
         )
 
     def train_epoch(self, epoch: int) -> tuple[float, float, int]:
-        """One pass over the training set: (mean loss, accuracy, samples) over all ranks, reduced once at the end."""
-        parts = self.parts
+        """Train what is left of an epoch: its mean loss, accuracy and samples over all ranks, reduced at the end."""
+        parts, progress = self.parts, self.progress
+        steps, done = parts.pipeline.steps_per_epoch, progress.step_in_epoch
         parts.model.train()
-        self._totals.zero_()
-        seen, started = 0, time.monotonic()
-        for index, window in enumerate(parts.pipeline.train(epoch), start=1):
+        self._totals.copy_(torch.tensor(progress.sums, dtype=torch.float64))
+        if done == steps:
+            self._set_rate(progress.step - 1)  # as the last step left it, for the records
+        for index, window in enumerate(parts.pipeline.train(epoch, done), start=done + 1):
             self.train_step(window)
-            seen += window.size
-            if index % parts.log_every == 0 or index == parts.pipeline.steps_per_epoch:
-                self._report(epoch, index, seen, time.monotonic() - started)
+            progress.step_in_epoch, progress.samples = index, progress.samples + window.size
+            if index % parts.log_every == 0 or index == steps:
+                self._report(epoch, index, progress.samples, time.monotonic() - self._epoch_began)
+            self._between_steps()
         loss, correct, samples = sum_over_ranks(self._totals.clone()).tolist()
         return loss / max(1.0, samples), correct / max(1.0, samples), int(samples)
+
+    def _between_steps(self) -> None:
+        """Write a checkpoint where the ranks find that it is time."""
+        parts, progress = self.parts, self.progress
+        if parts.saver is None:
+            return
+        told = parts.control.exchange({"save": parts.saver.due(progress)})
+        if told["save"]:
+            loss, correct, samples = self._totals.tolist()
+            progress.sums, progress.seconds = (loss, correct, samples), time.monotonic() - self._epoch_began
+            parts.saver.save(progress, periodic=True)
+
+    def _settle_buckets(self) -> None:
+        """Let DistributedDataParallel find its buckets before the first step of this process, not behind it.
+
+        Over three ranks or more the order of a sum depends on them: else the first step behind a resume would be
+        rounded in another way than it was without.
+        """
+        if self.parts.ddp is not None and self.parts.ranks.world_size > 2:
+            self._join_without_samples()
+            self.parts.optimizer.zero_grad(set_to_none=True)
+
+    def _set_rate(self, step: int) -> None:
+        factor = self.parts.schedule(step)
+        for rate in self._rate:
+            factor *= rate(step)
+        set_learning_rate(self.parts.optimizer, factor)
 
     def _windows(self, epoch: int) -> Iterator[Window]:
         """An epoch once more; nothing is prepared before the first window is asked for."""
@@ -180,10 +219,7 @@ class Trainer:
     def train_step(self, window: Window) -> None:
         """One optimizer step on this rank's part of a global batch of `window.size` samples."""
         parts, progress = self.parts, self.progress
-        factor = parts.schedule(progress.step)
-        for rate in self._rate:
-            factor *= rate(progress.step)
-        set_learning_rate(parts.optimizer, factor)
+        self._set_rate(progress.step)
         moment = Moment(progress.epoch, progress.step, parts.seed, parts.ranks.rank)
         # More than one gradient of a step needs its samples more than once.
         batches = window.batches if self._update is _plain_update else list(window.batches)

@@ -18,6 +18,11 @@ SOURCE = Path(__file__).parent / "fake_nvml" / "nvml.c"
 FakeDriver = Callable[[dict[str, Any] | str], dict[str, str]]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """--whole: the fault tests as often as they were specified, not only the few that fit into a usual run."""
+    parser.addoption("--whole", action="store_true", help="run the fault tests at their full counts (an hour or so)")
+
+
 @pytest.fixture(scope="session")
 def fake_nvml_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with the stand-in, built once per run by the system's C compiler."""

@@ -9,6 +9,7 @@ from typing import Protocol
 from torch import Tensor
 
 from ddp_train.batching import split
+from ddp_train.data.sampler import GlobalBatchSampler
 
 __all__ = ["Batch", "Pipeline", "Window", "micro_batches"]
 
@@ -41,6 +42,9 @@ class Window:
 
 class Pipeline(Protocol):
     """The training and test samples of one rank, ready on its device."""
+
+    sampler: GlobalBatchSampler
+    """Which samples make up each global batch, and which of them are this rank's."""
 
     @property
     def steps_per_epoch(self) -> int:

@@ -29,6 +29,7 @@ class Watched:
 
     def __init__(self, pipeline: Pipeline, heart: Heartbeat = own) -> None:
         self._pipeline, self._heart = pipeline, heart
+        self.sampler = pipeline.sampler
 
     @property
     def steps_per_epoch(self) -> int:

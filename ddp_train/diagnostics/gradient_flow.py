@@ -13,6 +13,7 @@ import math
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -33,7 +34,7 @@ def create(context: Context) -> Technique:
     out_dir = context.config.run.out_dir
     assert out_dir is not None
     flow = _GradientFlow(context.network, Path(out_dir), context.config.run.log_every, context.steps_per_epoch)
-    return Technique(name="gradient_flow", gradient=flow.look, observer=flow)
+    return Technique(name="gradient_flow", gradient=flow.look, observer=flow, state=flow, looks=True)
 
 
 def weight_layers(network: nn.Module) -> dict[str, nn.Parameter]:
@@ -57,9 +58,17 @@ class _GradientFlow(Observer):
         if index % self._log_every and index != self._steps_per_epoch:
             return
         if self._points is None:
-            self._points = self._earlier(moment.step)
+            self._points = self._earlier(min([moment.step, *(before.step for before, _ in self._fresh)]))
         sizes = [torch.zeros_like(p) if p.grad is None else p.grad.detach().abs() for p in self._layers.values()]
         self._fresh.append((moment, torch.stack([torch.stack([s.mean(), s.max()]).float() for s in sizes])))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The points that are not in the file yet: epoch and step (from 0), and the numbers."""
+        return {"fresh": [[moment.epoch, moment.step, numbers] for moment, numbers in self._fresh]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take saved points over; the file may have them too, of a run that was ended in good order."""
+        self._fresh = [(Moment(epoch, step, 0, 0), numbers) for epoch, step, numbers in state["fresh"]]
 
     def _earlier(self, step: int) -> list[FlowPoint]:
         """What a run that is continued here has recorded before `step`."""

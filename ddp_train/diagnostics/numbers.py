@@ -16,6 +16,7 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -50,6 +51,8 @@ def create(context: Context) -> Technique:
         loss=numbers.loss,
         gradient=numbers.gradient,
         report=numbers.report,
+        state=numbers,
+        looks=True,
     )
 
 
@@ -206,5 +209,21 @@ class _Numbers:
         )
 
     def report(self) -> Mapping[str, float]:
-        """How many spikes there were, in this process."""
+        """How many spikes there were."""
         return {"loss_spikes": float(self._spikes)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The running mean and deviation of the loss, the usual norms of the gradients, and the spikes."""
+        running = self._running
+        return {
+            "running": [running.mean, running.variance, running.steps],
+            "usual": self._usual,
+            "spikes": self._spikes,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take a saved state over."""
+        running = self._running
+        running.mean, running.variance, running.steps = state["running"]
+        self._spikes = state["spikes"]
+        self._usual = None if state["usual"] is None else state["usual"].to(self._precision.device)

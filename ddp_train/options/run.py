@@ -24,6 +24,9 @@ class RunOptions:
     """Run folder for the config, history, curves, checkpoints and logs (None: runs/TIME-MODEL)."""
     resume: str | None = None
     """Continue from a checkpoint file or run folder; auto continues the run in --out-dir, if there is one."""
+    save_every: str | int = "5m"
+    """A checkpoint every so many steps (500) or so much time (90s, 5m), beside those at the ends of epochs; epoch:
+    those alone."""
     reproducible: bool = False
     """The same bits on any number of ranks: slower; see docs/training.md."""
     reproducible_shards: int | None = None

@@ -7,6 +7,7 @@ clipping is recorded. Under fp16 it sees the unscaled gradient.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,7 +22,7 @@ def create(context: Context) -> Technique:
     limit = context.config.optim.clip_grad
     assert limit is not None
     clipping = _Clipping(limit)
-    return Technique(name="clip_grad", gradient=clipping, report=clipping.report)
+    return Technique(name="clip_grad", gradient=clipping, report=clipping.report, state=clipping, looks=True)
 
 
 class _Clipping:
@@ -35,3 +36,11 @@ class _Clipping:
     def report(self) -> Mapping[str, float]:
         """The norm before clipping, of the latest step."""
         return {} if self._norm is None else {"gradient_norm": float(self._norm)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """That norm: an epoch's record may come after a resume. None before there is one."""
+        return {"norm": self._norm}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take a saved norm over."""
+        self._norm = state["norm"]

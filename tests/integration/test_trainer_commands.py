@@ -78,13 +78,13 @@ def test_resumed_equals_uninterrupted_bit_for_bit(command: Command, tmp_path: Pa
 STOP_AFTER_TWO_EPOCHS = f"""
 import os, sys
 sys.path.insert(0, {str(ROOT)!r})
-from ddp_train import run_folder, main
-write = run_folder.RunFolder.save
-def save(self, network, optimizer, precision, progress, **more):
+from ddp_train import saving, main
+write = saving.Saver.save
+def save(self, progress, best=None):
     if progress.epoch == 3 and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
         os._exit(9)
-    write(self, network, optimizer, precision, progress, **more)
-run_folder.RunFolder.save = save
+    write(self, progress, best)
+saving.Saver.save = save
 main.program()
 """
 SMALL_RUN = ["--dataset", "synthetic", "--synthetic-samples", "200", "--amp", "off", "--batch-size", "32"]

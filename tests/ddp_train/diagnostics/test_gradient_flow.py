@@ -46,7 +46,7 @@ def test_a_resumed_run_continues_the_file(tmp_path: Path) -> None:
             run = runs.make(options, folder, runs.STATEFUL)
             run.trainer.fit()
         else:
-            runs.train_with_a_kill(options, folder)
+            runs.train_with_a_kill(options, folder, at=14, saved=4)
             run = runs.make(f"{options} --resume auto", folder, runs.STATEFUL)
         for observer in run.observers:
             observer.close()

@@ -29,7 +29,7 @@ def test_a_loss_far_from_it_is_told(loss: float, word: str) -> None:
 
 def test_a_run_tells_it_once_and_not_after_a_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     network = "tests.ddp_train.diagnostics.spoilt:loud"
-    runs.train_with_a_kill("--lr 1e-6", tmp_path, network)
+    runs.train_with_a_kill("--lr 1e-6", tmp_path, network, at=14, saved=4)
     assert capsys.readouterr().err.count("note: the loss of the first step is") == 1
     runs.make("--no-initial-loss-check --lr 1e-6", tmp_path / "without", network).trainer.fit()
     assert "note:" not in capsys.readouterr().err

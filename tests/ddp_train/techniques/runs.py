@@ -12,7 +12,6 @@ import shlex
 import sys
 import tempfile
 from contextlib import suppress
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -22,9 +21,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 from ddp_train import config, data, distributed
 from ddp_train.build import Run, build
-from ddp_train.data.pipeline import Batch
+from ddp_train.data.pipeline import Batch, Window
+from ddp_train.records import read_history
 from ddp_train.schedule import set_learning_rate
-from ddp_train.state import Progress
 from ddp_train.trainer import Parts
 from tests.ddp_train.techniques.table import TABLE, Row
 
@@ -49,13 +48,18 @@ def weights(run: Run) -> dict[str, torch.Tensor]:
     return found | {f"evaluated.{name}": value.clone() for name, value in parts.evaluated.state_dict().items()}
 
 
-@cache
 def train(options: str, network: str = STATEFUL) -> dict[str, torch.Tensor]:
-    """A whole run on one rank. Kept, since several checks ask for the same one."""
+    """The weights of a whole run on one rank."""
+    return trained(options, network)[0]
+
+
+@cache
+def trained(options: str, network: str = STATEFUL) -> tuple[dict[str, torch.Tensor], list[dict[str, object]]]:
+    """A whole run on one rank: weights and history. Kept, since several checks ask for the same one."""
     with tempfile.TemporaryDirectory() as folder:
         run = make(options, Path(folder) / "run", network)
         run.trainer.fit()
-        return weights(run)
+        return weights(run), rows_of_history(run)
 
 
 def sam_by_hand(options: str, rho: float, world_size: int, out_dir: Path) -> dict[str, torch.Tensor]:
@@ -102,27 +106,40 @@ def _gradient(parts: Parts, at: dict[str, torch.Tensor], batch: Batch, weight: f
 
 
 class Killed(Exception):
-    """Ends a run behind its first checkpoint."""
+    """Ends a run at a step."""
 
 
-def train_with_a_kill(options: str, out_dir: Path, network: str = STATEFUL) -> dict[str, torch.Tensor]:
-    """The same run, ended behind its first checkpoint and resumed by new objects."""
+def train_with_a_kill(
+    options: str, out_dir: Path, network: str = STATEFUL, *, at: int, saved: int
+) -> tuple[dict[str, torch.Tensor], Run]:
+    """The same run with a checkpoint every `saved` steps, ended before step `at` and resumed by new objects."""
+    options = f"{options} --save-every {saved}"
     run = make(options, out_dir, network)
-    save = run.trainer.parts.save
-    assert save is not None
+    step, saver = run.trainer.train_step, run.trainer.parts.saver
+    assert saver is not None
 
-    def save_and_die(progress: Progress, improved: bool) -> None:
-        save(progress, improved)
-        raise Killed
+    def step_or_die(window: Window) -> None:
+        saver.finish()  # none is skipped because the one before is still being written
+        if run.trainer.progress.step == at:
+            raise Killed
+        step(window)
 
-    run.trainer.parts = replace(run.trainer.parts, save=save_and_die)
+    run.trainer.train_step = step_or_die  # type: ignore[method-assign]
     with suppress(Killed):
         run.trainer.fit()
     torch.manual_seed(12345)  # whatever a generator's state was, it is gone
     again = make(f"{options} --resume auto", out_dir, network)
-    assert again.trainer.progress.epoch == 1
+    per_epoch = again.facts.steps_per_epoch
+    expected = max(at // saved * saved, at // per_epoch * per_epoch)
+    assert again.trainer.progress.step == expected, "the newest checkpoint is the one to go on from"
     again.trainer.fit()
-    return weights(again)
+    return weights(again), again
+
+
+def rows_of_history(run: Run) -> list[dict[str, object]]:
+    """The epochs' records, but for the clock's."""
+    epochs = read_history(run.folder.history)["epochs"]
+    return [{k: v for k, v in epoch.items() if k not in ("seconds", "images_per_second")} for epoch in epochs]
 
 
 def rows_for_ranks() -> list[Row]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -59,10 +60,16 @@ def test_neutral_equals_absent_and_on_does_not(row: Row) -> None:
 
 
 @pytest.mark.parametrize("row", TABLE, ids=NAMES)
-def test_killed_and_resumed_equals_uninterrupted(row: Row, tmp_path: Path) -> None:
+def test_killed_at_any_step_and_resumed_equals_uninterrupted(row: Row, tmp_path: Path) -> None:
     network = row.network or runs.STATEFUL
-    whole = runs.train(row.on, network)
-    assert same(runs.train_with_a_kill(row.on, tmp_path / "parts", network), whole)
+    whole, epochs = runs.trained(row.on, network)
+    draw = random.Random(f"a kill: {row.name}")  # of 20 steps, or of the first 20
+    at, saved = draw.randrange(3, 20), draw.choice([1, 2, 3, 100])
+    at = at if saved < 100 else draw.randrange(10, 20)  # behind the checkpoint of the first epoch, the only one then
+    print(f"killed before step {at}, a checkpoint every {saved} steps")
+    parts, again = runs.train_with_a_kill(row.on, tmp_path / "parts", network, at=at, saved=saved)
+    assert same(parts, whole)
+    assert runs.rows_of_history(again) == epochs
 
 
 @pytest.mark.parametrize("row", runs.rows_for_ranks(), ids=lambda row: row.name)
