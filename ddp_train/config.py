@@ -23,6 +23,7 @@ from ddp_train.checks import bounds, check_paths, check_values, resume_file, res
 from ddp_train.options import SECTIONS, Config, UserError, to_dict
 from ddp_train.out_dir import claim, is_restart, new_name
 from ddp_train.run_lock import RunLock
+from ddp_train.yaml_file import read_mapping, shown
 
 __all__ = [
     "Config",
@@ -218,25 +219,18 @@ def _read_yaml(parser: Any, path: Path, what: str) -> dict[str, Any]:
     """The options in a YAML file, checked. Errors: UserError naming the file and the key."""
     from jsonargparse import ArgumentError
 
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{what} {path}: {error.strerror or error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{what} {path}: not YAML ({' '.join(str(error).split())})") from None
-    if content is None:
-        return {}
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise UserError(f"{what} {path}: expected lines of the form  option: value")
+    content = read_mapping(path, f"{what} {path}", "option: value")
     options: dict[str, Any] = {}
     for key, value in ((key.replace("-", "_"), value) for key, value in content.items()):
+        if key in options:
+            raise UserError(f"{what} {path}: {key} stands there twice")
         if key not in _types():
             raise UserError(f"{what} {path}: unknown key {key!r}{_suggestion(key, list(_types()))}")
         try:
             options |= parser.parse_object({key: value}, defaults=False).as_dict()
         except ArgumentError:
             accepted = _accepted(_types()[key])
-            raise UserError(f"{what} {path}: {key} takes {accepted}, not {value!r}") from None
+            raise UserError(f"{what} {path}: {key} takes {accepted}, not {shown(value)}") from None
     return options
 
 
@@ -256,7 +250,7 @@ def _types() -> dict[str, Any]:
 def _one_line(message: str, texts: Mapping[str, str]) -> str:
     """jsonargparse's message as one line in our words: the option, the value, what is accepted."""
     if match := re.search(r"unrecognized arguments: (.*)", message, re.S):
-        word = match[1].split()[0]
+        word = (match[1].split() or [""])[0]
         if not word.startswith("-"):
             return f"{word!r} is not an option (see --help)"
         options = ["--" + name.replace("_", "-") for name in (*_types(), "config", "preset")]

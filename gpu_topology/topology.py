@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
+from gpu_topology.one_line import one_line
+
 
 class TopologyError(Exception):
     """A one-line message for the user; `remedy` says what to do about it."""
@@ -17,6 +19,9 @@ class TopologyError(Exception):
     def __init__(self, message: str, remedy: str | None = None) -> None:
         super().__init__(message)
         self.remedy = remedy
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
 
 
 class LinkLevel(StrEnum):

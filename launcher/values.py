@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from gpu_topology.one_line import one_line
+
 __all__ = [
     "NO_TEE",
     "FileName",
@@ -30,6 +32,9 @@ UNITS = {"": 10**9, "gb": 10**9, "g": 10**9, "gib": 2**30, "mb": 10**6, "m": 10*
 
 class OptionError(Exception):
     """A mistake on the launcher's command line: one line with the option, its value and what is accepted."""
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
 
 
 def whole(option: str, least: int, largest: int) -> Callable[[str], int]:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from gpu_topology.one_line import one_line
+
 __all__ = ["SharedError", "UserError"]
 
 
 class UserError(Exception):
     """A mistake the user can mend: one line naming the option or file, its value and what is accepted."""
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
 
 
 class SharedError(UserError):

@@ -18,10 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ddp_train import config
 from ddp_train.options import UserError
+from ddp_train.yaml_file import read_mapping, shown
 
 __all__ = ["Choice", "Range", "Space", "draw", "option_words", "read_space"]
 
@@ -89,14 +88,10 @@ def option_words(values: Mapping[str, Value]) -> list[str]:
 
 def read_space(path: Path) -> Space:
     """The space in a YAML file. Errors: UserError naming the file and the option."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
-    if not isinstance(content, dict) or not content or not all(isinstance(key, str) for key in content):
-        raise UserError(f"{path}: expected lines of the form  option: [values]  or  option: {{low: ..., high: ...}}")
+    expected = "option: [values]  or  option: {low: ..., high: ...}"
+    content = read_mapping(path, str(path), expected)
+    if not content:
+        raise UserError(f"{path}: expected lines of the form  {expected}")
     known = config.to_dict(config.Config())
     space: dict[str, Choice | Range] = {}
     for key, given in content.items():
@@ -117,7 +112,7 @@ def _values(path: Path, key: str, given: Any) -> Choice | Range:
         return _range(path, key, given)
     values = tuple(given) if isinstance(given, list) else (given,)
     if not values or not all(isinstance(value, (int, float, str, bool)) for value in values):
-        raise UserError(f"{path}: {key} takes a value, a list of values, or low and high, not {given!r}")
+        raise UserError(f"{path}: {key} takes a value, a list of values, or low and high, not {shown(given)}")
     return Choice(values)
 
 
@@ -126,7 +121,9 @@ def _range(path: Path, key: str, given: dict[str, Any]) -> Range:
     fine = {"low", "high"} <= given.keys() <= RANGE_KEYS and isinstance(given.get("log", False), bool)
     fine = fine and all(isinstance(value, (int, float)) and math.isfinite(value) for value in numbers.values())
     if not fine:
-        raise UserError(f"{path}: {key} takes low and high, and perhaps log (true or false) or step, not {given!r}")
+        raise UserError(
+            f"{path}: {key} takes low and high, and perhaps log (true or false) or step, not {shown(given)}"
+        )
     low, high, step, log = given["low"], given["high"], given.get("step"), given.get("log", False)
     if not low < high or (log and low <= 0) or (step is not None and (log or not 0 < step <= high - low)):
         raise UserError(f"{path}: {key} takes low < high, low above 0 with log, and a step within them without log")
