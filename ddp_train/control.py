@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from ddp_train.distributed import Ranks
+from ddp_train.heartbeat import own
 
 __all__ = ["FLAGS", "Control"]
 
@@ -32,5 +33,6 @@ class Control:
         """The largest value of each flag over all ranks; on all ranks, once a step."""
         values = torch.tensor([flags.get(name, 0) for name in FLAGS], dtype=torch.int32)
         if self.group is not None:
-            dist.all_reduce(values, op=dist.ReduceOp.MAX, group=self.group)
+            with own.during("communication"):
+                dist.all_reduce(values, op=dist.ReduceOp.MAX, group=self.group)
         return dict(zip(FLAGS, values.tolist(), strict=True))

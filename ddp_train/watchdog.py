@@ -189,7 +189,7 @@ class Watch:
             return None
         first_step = max(rank.first_step for rank in self._ranks.values())
         for rank in self._ranks.values():
-            rank.ask(self._limits.of(rank.sight, first_step))
+            rank.ask(self._limits.ordinary_s)
         return judge([rank.sight for rank in self._ranks.values()], self._limits, first_step)
 
     def _meet(self) -> None:

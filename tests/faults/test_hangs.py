@@ -20,9 +20,7 @@ from typing import Any
 
 import pytest
 
-from tests.launcher.conftest import ROOT, Launcher, launcher
-
-__all__ = ["launcher"]
+from tests.launcher.conftest import ROOT, Launcher
 
 TIMEOUT_S = 3.0
 NAMED_S = GONE_S = 1.0
@@ -40,7 +38,7 @@ Plan = list[dict[str, object]]
 @pytest.fixture
 def whole(request: pytest.FixtureRequest) -> bool:
     """Whether all is tried as often, and timed as strictly, as was promised: on a machine that does nothing else."""
-    return bool(request.config.getoption("--whole", default=False))
+    return bool(request.config.getoption("--whole"))
 
 
 class Started:
