@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -61,6 +62,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--tta", choices=get_args(Tta), default="none", help="test-time augmentation: probabilities averaged over views"
     )
+    add("--tta-below", type=float, metavar="P", help="tta: only images whose highest probability is below P [all]")
     add("--batch-size-per-rank", type=int, default=512, metavar="N", help="images at a time [512]")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute [auto]")
     add("--amp", choices=("off", "bf16", "fp16"), default="off", help="precision of the forward passes [off]")
@@ -69,6 +71,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if not 1 <= (size := arguments.batch_size_per_rank) <= LARGEST_BATCH:
         raise UserError(f"--batch-size-per-rank takes a number from 1 to {LARGEST_BATCH}, not {size}")
+    if arguments.tta_below is not None and not (arguments.tta != "none" and 0 < arguments.tta_below <= 1):
+        raise UserError(f"--tta-below takes a probability above 0, beside --tta, not {arguments.tta_below}")
     return arguments
 
 
@@ -82,16 +86,19 @@ def _run(arguments: argparse.Namespace, ranks: Ranks, device: torch.device) -> N
         precision,
         len(dataset.classes),
         views=views(arguments.tta),
+        below=math.inf if arguments.tta_below is None else arguments.tta_below,
         worst=WORST if arguments.pictures else 0,
     )
     if not ranks.is_first:
         return
     what = {"checkpoint": str(saved.file), "model": saved.config.model.model, "dataset": dataset.name}
+    what |= {"tta": arguments.tta, "tta_below": arguments.tta_below}
     if arguments.json:
         document = as_json(found, dataset.classes)
-        print(json.dumps({"schema": document["schema"], **what, "tta": arguments.tta} | document))
+        print(json.dumps({"schema": document["schema"], **what} | document))
     else:
         tta = "" if arguments.tta == "none" else f", {arguments.tta}"
+        tta += "" if arguments.tta_below is None else f" where the highest probability is below {arguments.tta_below:g}"
         print(f"{what['model']} from {saved.file} on the test split of {dataset.name}: {found.samples:,} images{tta}")
         print("\n".join(as_text(found, dataset.classes)))
     if arguments.pictures:

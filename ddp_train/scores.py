@@ -96,11 +96,13 @@ def examine(
     classes: int,
     *,
     views: Views = _as_they_are,
+    below: float = math.inf,
     worst: int = 0,
 ) -> Examination:
     """Everything that `Examination` tells, over the parts of all ranks; each rank passes its own share of the split.
 
-    Of several views the class probabilities are averaged. worst: how many mistakes to keep. A collective.
+    Of several views the class probabilities are averaged. below: only images whose highest probability is below this
+    are seen in more than the one way. worst: how many mistakes to keep. A collective.
     """
     was_training = model.training
     model.eval()
@@ -111,14 +113,9 @@ def examine(
     )
     mistakes: list[Mistake] = []
     for batch in batches:
-        with precision.autocast():
-            logits = [model(view) for view in views(batch.images)]
-        log_probabilities = torch.stack([one.float().log_softmax(1) for one in logits]).logsumexp(0)
-        log_probabilities -= math.log(len(logits))
+        log_probabilities, predicted = _seen(model, batch.images, precision, views, below)
         losses = -log_probabilities.gather(1, batch.labels[:, None])[:, 0]
         best = log_probabilities.topk(min(5, classes), dim=1).indices
-        # Of equal logits, common in bf16, the first counts, as in `evaluate`; topk would take any.
-        predicted = (logits[0] if len(logits) == 1 else log_probabilities).argmax(1)
         sums[0] += losses.double().sum()
         sums[1] += (predicted == batch.labels).sum()
         sums[2] += (best == batch.labels[:, None]).sum()
@@ -144,6 +141,23 @@ def examine(
         confusion=None if rows is None else tuple(tuple(row) for row in rows),
         mistakes=tuple(_worst(_of_all_ranks(mistakes), worst)),
     )
+
+
+def _seen(model: nn.Module, images: Tensor, precision: Precision, views: Views, below: float) -> tuple[Tensor, Tensor]:
+    """Log-probabilities float32 [n, classes] and predicted classes int64 [n] of images [n, C, H, W]."""
+    if below <= 1:
+        sure, predicted = _seen(model, images, precision, _as_they_are, math.inf)
+        unsure = (sure.max(1).values.exp() < below).nonzero()[:, 0]
+        if len(unsure):
+            again, predicted[unsure] = _seen(model, images[unsure], precision, views, math.inf)
+            sure[unsure] = again
+        return sure, predicted
+    with precision.autocast():
+        logits = [model(view) for view in views(images)]
+    log_probabilities = torch.stack([one.float().log_softmax(1) for one in logits]).logsumexp(0)
+    log_probabilities -= math.log(len(logits))
+    # Of equal logits, common in bf16, the first counts, as in `evaluate`; topk would take any.
+    return log_probabilities, (logits[0] if len(logits) == 1 else log_probabilities).argmax(1)
 
 
 def _mistakes(batch: Batch, losses: Tensor, predicted: Tensor, log_probabilities: Tensor, worst: int) -> list[Mistake]:

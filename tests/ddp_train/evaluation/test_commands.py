@@ -162,6 +162,8 @@ def test_a_bad_file_is_one_line_and_status_2(
     ("words", "message"),
     [
         (["--tta", "flip"], "--tta flip: a mirrored image of digits is not of its class"),
+        (["--tta-below", "0.5"], "--tta-below takes a probability above 0, beside --tta, not 0.5"),
+        (["--tta", "flip", "--tta-below", "nan"], "--tta-below takes a probability above 0, beside --tta, not nan"),
         (["--tta", "twist"], "argument --tta: invalid choice: 'twist'"),
         (["--batch-size-per-rank", "0"], "--batch-size-per-rank takes a number from 1"),
         (["--amp", "fp16"], "--amp fp16 needs a GPU"),

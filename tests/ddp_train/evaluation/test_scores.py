@@ -99,3 +99,21 @@ def test_the_worst_of_all_ranks_come_first() -> None:
 
     mistakes = [Mistake(loss, index, 0, 1, 0.9) for index, loss in enumerate((1.0, 3.0, 2.0, 3.0))]
     assert [mistake.index for mistake in _worst(mistakes, 3)] == [1, 3, 2]
+
+
+def test_only_unsure_images_are_seen_again() -> None:
+    torch.manual_seed(0)
+    images, labels = torch.randn(64, 3, 8, 8), torch.arange(64) % 6
+    network = nn.Sequential(nn.Flatten(), nn.Linear(192, 6)).eval()
+    with torch.no_grad():
+        plain = network(images).softmax(1)
+        both = (plain + network(images.flip(3)).softmax(1)) / 2
+    sure = plain.max(1).values
+    limit = float(sure.sort().values[31:33].mean())
+    assert (plain.argmax(1) != both.argmax(1))[sure < limit].any()
+    expected = torch.where((sure < limit)[:, None], both, plain)
+    found = examine(network, split(images, labels, 2), OFF, 6, views=views("flip"), below=limit)
+    assert found.top1 == float((expected.argmax(1) == labels).double().mean())
+    assert found.loss == pytest.approx(float(-expected.log()[torch.arange(64), labels].mean()), rel=1e-5)
+    none = examine(network, split(images, labels, 2), OFF, 6, views=views("flip"), below=1e-9)
+    assert none == examine(network, split(images, labels, 2), OFF, 6)
