@@ -19,6 +19,7 @@ if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from ddp_train.allocator import expand_segments
+from ddp_train.compile_cache import keep_private
 from ddp_train.config import Config, UserError, check_paths, is_restart, parse, with_values
 from ddp_train.heartbeat import own
 
@@ -42,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_paths(wanted)
         if wanted.model.expandable_segments:
             expand_segments(os.environ)
+        keep_private(os.environ)
     except UserError as error:
         # Every rank reads the same command line and comes to the same end.
         return _end(f"error: {error}", status=2, speaks=os.environ.get("RANK", "0") == "0")
@@ -82,11 +84,9 @@ def _run(wanted: Config) -> int:
 def _train(wanted: Config, ranks: Ranks) -> int:
     from ddp_train import distributed, watching
     from ddp_train.build import build
-    from ddp_train.closing import finish
     from ddp_train.precision import set_matmul_precision
     from ddp_train.reproducible import pin
     from ddp_train.resolve import set_threads, threads_of_a_shard
-    from ddp_train.trainer import TrainingDiverged
 
     own.beat("setup")
     if problem := watching.start(ranks, wanted.run.step_timeout):
@@ -99,6 +99,16 @@ def _train(wanted: Config, ranks: Ranks) -> int:
     set_matmul_precision(wanted.model.matmul_precision)
     distributed.start(ranks, device)
     run = build(wanted, ranks, device)
+    status = _use(run, wanted, ranks)
+    run.lock.release()
+    return status
+
+
+def _use(run: Run, wanted: Config, ranks: Ranks) -> int:
+    """Train, or what takes its place; the exit status."""
+    from ddp_train.closing import finish
+    from ddp_train.trainer import TrainingDiverged
+
     if wanted.run.tune is not None:
         return _tune(run)
     if wanted.looking.overfit_one_batch is not None:
@@ -120,7 +130,6 @@ def _train(wanted: Config, ranks: Ranks) -> int:
             # Pictures take seconds, for which the others, and who looks at the run, would wait.
             observer.leave() if alone else observer.close()
     finish(run)
-    run.lock.release()
     return 0
 
 
