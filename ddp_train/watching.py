@@ -16,8 +16,9 @@ from ddp_train.distributed import Ranks
 
 __all__ = ["start"]
 
-# What the ranks of one node and attempt have in common, and those of no other.
-COMMON = ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "GROUP_RANK")
+AGENT = "TORCHELASTIC_RUN_ID"
+# What the ranks of one attempt have in common, and those of no other.
+COMMON = ("MASTER_ADDR", "MASTER_PORT", AGENT, "TORCHELASTIC_RESTART_COUNT")
 
 
 def start(ranks: Ranks, timeout_s: float | None) -> str | None:
@@ -28,7 +29,7 @@ def start(ranks: Ranks, timeout_s: float | None) -> str | None:
     try:
         folder = _folder(ranks, os.environ)
         heartbeat.own.announce(folder / f"rank-{ranks.rank}")
-        if ranks.rank % ranks.local_world_size == 0:
+        if ranks.rank == _first(ranks):
             _start_watchdog(folder, ranks, timeout_s)
     except (OSError, AttributeError) as error:
         return f"ranks that hang are not noticed: {error}"
@@ -37,7 +38,8 @@ def start(ranks: Ranks, timeout_s: float | None) -> str | None:
 
 def _folder(ranks: Ranks, environ: Mapping[str, str]) -> Path:
     """This user's alone, by a name that all ranks of the node find. The watchdog removes it within moments."""
-    common = [environ.get(name, "") for name in COMMON] if ranks.world_size > 1 else [str(os.getpid())]
+    several = ranks.world_size > 1
+    common = [str(_first(ranks)), *(environ.get(name, "") for name in COMMON)] if several else [str(os.getpid())]
     name = hashlib.sha256("\0".join(common).encode()).hexdigest()[:16]
     folder = Path(tempfile.gettempdir()) / f"ddp-train-{os.getuid()}-{name}"
     folder.mkdir(mode=0o700, exist_ok=True)
@@ -47,13 +49,19 @@ def _folder(ranks: Ranks, environ: Mapping[str, str]) -> Path:
     return folder
 
 
+def _first(ranks: Ranks) -> int:
+    """The first rank of this node; local ranks may all be 0 (torchrun --virtual-local-rank)."""
+    return ranks.rank - ranks.rank % ranks.local_world_size
+
+
 def _start_watchdog(folder: Path, ranks: Ranks, timeout_s: float | None) -> None:
     limit = "auto" if timeout_s is None else str(timeout_s)
     nodes = max(1, ranks.world_size // ranks.local_world_size)
-    # In the process group of this rank: Ctrl-Z stops both.
     subprocess.Popen(
         (sys.executable, "-I", "-S", watchdog.__file__, str(folder), str(ranks.local_world_size), str(nodes), limit),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        # At a terminal Ctrl-Z is to stop both; below an agent, what stops a rank's group must not stop its watchdog.
+        start_new_session=AGENT in os.environ,
     )

@@ -16,6 +16,7 @@ import torch
 from ddp_train.data.window import Batch, Window
 from ddp_train.diagnostics.beats import Watched
 from ddp_train.heartbeat import BEAT, PHASES, Heartbeat
+from ddp_train.watched_rank import Rank
 
 
 def test_what_the_watchdog_reads(tmp_path: Path) -> None:
@@ -44,8 +45,6 @@ def test_the_dump_signal_costs_a_process_nothing(tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", program, str(path)], stdout=subprocess.PIPE, text=True)
     while not path.exists():
         time.sleep(0.01)
-    from ddp_train.watchdog import Rank
-
     frames = Rank(0, *map(int, path.read_text().split())).stack()
     out, _ = process.communicate(timeout=30)
     assert [(frame.function, frame.line) for frame in frames] == [("<module>", 6)]
