@@ -68,6 +68,7 @@ class Pipeline:
     """Two steps of two batches each, and two batches to evaluate."""
 
     steps_per_epoch = 2
+    sampler = None
 
     def __init__(self) -> None:
         empty = torch.empty(0)
