@@ -303,4 +303,6 @@ def _check_writable(folder: Path) -> None:
     if not existing.is_dir():
         raise NotADirectoryError(0, f"{existing} is a file")
     if not os.access(existing, os.W_OK | os.X_OK):
-        raise PermissionError(0, f"no permission to write into {existing}")
+        read_only = os.statvfs(existing).f_flag & os.ST_RDONLY
+        reason = f"{existing} is on a read-only file system" if read_only else f"no permission to write into {existing}"
+        raise PermissionError(0, reason)
