@@ -48,6 +48,7 @@ from ddp_train.schedule import Schedule, create_schedule
 from ddp_train.state import Progress
 from ddp_train.technique import Context, Technique
 from ddp_train.trainer import Parts, Trainer
+from ddp_train.tune.balance import Balance
 from ddp_train.wandb_records import WandbObserver
 
 __all__ = ["Run", "build", "create_network"]
@@ -84,6 +85,8 @@ def build(wanted: Config, ranks: Ranks, device: torch.device) -> Run:
     precision = _precision(resolved, device)
     context = _context(resolved, dataset, network, pipeline, precision, ranks)
     context, techniques = together(lambda: compose(context), ranks)
+    balance = _balance(resolved, pipeline, ranks)
+    techniques = (*techniques, *([balance.technique()] if balance is not None else []))
     network = context.network
     optimizer = together(lambda: _optimizer(resolved, context, precision), ranks)
     control = Control(ranks)
@@ -120,6 +123,8 @@ def build(wanted: Config, ranks: Ranks, device: torch.device) -> Run:
         control=control,
         progress=progress,
     )
+    if balance is not None:
+        notes = (*notes, together(lambda: balance.start(parts), ranks))
     facts = _facts(resolved, dataset, parts, folder, notes)
     observers: tuple[Observer, ...] = ()
     if ranks.is_first:
@@ -205,6 +210,13 @@ def _pipeline(resolved: Config, dataset: Dataset, ranks: Ranks, device: torch.de
             f"global batch {resolved.data.batch_size}"
         )
     return Watched(pipeline)
+
+
+def _balance(resolved: Config, pipeline: Pipeline, ranks: Ranks) -> Balance | None:
+    """What divides the global batch by measured speed, where that is asked for and there is something to divide."""
+    if resolved.data.shares != "measured" or ranks.world_size == 1:
+        return None
+    return Balance(pipeline.sampler, resolved.data.accumulate or 1)
 
 
 def _without_lone_sample(

@@ -126,6 +126,10 @@ CONFLICTS: tuple[tuple[Callable[[Config], bool], str], ...] = (
         "--reproducible with --sync-batch-norm: the statistics are those of a logical shard",
     ),
     (
+        lambda c: c.run.reproducible and c.data.shares == "measured",
+        "--reproducible with --shares measured: which rank has which samples would follow its speed",
+    ),
+    (
         lambda c: c.run.reproducible and c.model.compile,
         "--reproducible with --compile: compiled kernels are chosen by their time, and their sums follow",
     ),

@@ -29,6 +29,9 @@ def resolve(
         resolved = config.with_values(resolved, {"reproducible_shards": resolved.shards})
     if resolved.data.accumulate is None:
         resolved = config.with_values(resolved, {"accumulate": 1})
+    if resolved.data.shares == "measured" and ranks.world_size > 1 and "sync_batch_norm" not in wanted.given:
+        # Else the statistics of a rank with few samples would count as much as those of one with many.
+        resolved = config.with_values(resolved, {"sync_batch_norm": True})
     samples = len(dataset.train.labels)
     by_data = auto.recommend_for_data(dataset.name, samples, resolved.data.batch_size or 1, resolved)
     return auto.apply(resolved, by_data), (*by_hardware, *by_data)

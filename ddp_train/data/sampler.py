@@ -107,6 +107,13 @@ class GlobalBatchSampler(DistributedSampler[Any]):
             mine = shards_of_rank(self.shards, self.rank, self.num_replicas)
         return edges[mine.start], tuple((shard, parts[shard]) for shard in mine), max(parts)
 
+    def share(self, shares: Sequence[float]) -> None:
+        """Let the ranks' parts follow other shares from the next epoch on; the order of the samples stays."""
+        if len(shares) != self.num_replicas or self.shards is not None:
+            raise ValueError(f"{len(shares)} shares for {self.num_replicas} ranks, and without logical shards")
+        self.shares = tuple(shares)
+        self.num_samples = sum(share.stop - share.start for share in self.plan())
+
     def order(self, device: torch.device | str = "cpu") -> Tensor:
         """All samples in this epoch's order, int64 [len(dataset)]: the same on every rank and device."""
         length = len(self.dataset)  # type: ignore[arg-type]

@@ -22,6 +22,8 @@ class DataOptions:
     """Images per step and rank, for those who want the global batch to grow with the ranks."""
     accumulate: int | None = None
     """Micro-batches per optimizer step; the global batch is divided, the mathematics stays (None: 1, vit more)."""
+    shares: Literal["equal", "measured"] = "equal"
+    """Ranks' parts of a global batch: measured gives unlike devices what each computes in the same time."""
     pipeline: Literal["auto", "resident", "loader"] = "auto"
     """resident holds decoded images in the device's memory; loader has worker processes; auto: resident if they fit."""
     num_workers: int | None = None

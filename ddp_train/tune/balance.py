@@ -1,0 +1,113 @@
+"""`--shares measured`: each rank's part of a global batch by its measured speed, so that none waits for another.
+
+Before the first step all ranks are calibrated; at the end of each epoch they are measured again, and where another
+division has been worth 5% in two epochs in a row (or 20% in one), it is taken. The division stands in the history
+(`share_0` ...) and in the checkpoint. The gradient is that of the global batch under any division, and the order of
+the samples does not depend on it. Source: see sharing.py.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import astuple
+from typing import Any
+
+from ddp_train.batching import split
+from ddp_train.data.sampler import GlobalBatchSampler
+from ddp_train.options import UserError
+from ddp_train.records import EpochRecord
+from ddp_train.sharing import Division, Hysteresis, Speed, divide, gain
+from ddp_train.technique import Technique
+from ddp_train.trainer import Parts
+from ddp_train.tune.calibration import calibrate, gather, gather_speeds, measure_communication, slowdown
+
+__all__ = ["Balance"]
+
+
+class Balance:
+    """Sets the shares of `sampler`. To be started with the parts of the run, on all ranks together."""
+
+    def __init__(self, sampler: GlobalBatchSampler, accumulate: int) -> None:
+        self._sampler, self._accumulate = sampler, accumulate
+        self._parts: Parts | None = None
+        self._speeds: tuple[Speed, ...] = ()
+        self._communication = 0.0
+        self._hysteresis = Hysteresis()
+
+    def technique(self) -> Technique:
+        """What it plugs into the trainer."""
+        return Technique(name="balance", after_epoch=self._after_epoch, report=self._report, state=self, looks=True)
+
+    def start(self, parts: Parts) -> str:
+        """Calibrate, unless a resumed run has brought its division along; a line for the user."""
+        self._parts = parts
+        world_size = parts.ranks.world_size
+        if len(self._speeds) == world_size:
+            return f"shares {_shown(self._sampler.shares)} of the global batch, as in the run that goes on"
+        micro_batch = max(1, parts.global_batch // world_size // self._accumulate)
+        self._speeds = gather_speeds(calibrate(parts, micro_batch, self._accumulate), parts)
+        self._communication = measure_communication(parts)
+        division = self._divide()
+        even = split(parts.global_batch, [1.0] * world_size)
+        faster = 1 + gain(even, division.samples, self._speeds, self._communication)
+        self._sampler.share(division.samples)
+        idle = f"; rank {', '.join(map(str, division.idle))} would not make it 5% faster" if division.idle else ""
+        return (
+            f"shares {_shown(division.samples)} of the global batch of {parts.global_batch}, by measured speed "
+            f"(predicted {faster:.2f} times as fast as equal shares{idle})"
+        )
+
+    def _divide(self) -> Division:
+        assert self._parts is not None
+        try:
+            return divide(self._parts.global_batch, self._speeds, self._communication)
+        except ValueError as error:
+            raise UserError(f"--shares measured: {error}; take a higher --accumulate") from None
+
+    def _after_epoch(self, record: EpochRecord) -> bool:
+        """Measure again, and change the division where it is worth it; never ends the run."""
+        parts = self._parts
+        assert parts is not None
+        if record.epoch >= parts.epochs:
+            return False
+        rank = parts.ranks.rank
+        before = tuple(split(parts.global_batch, self._sampler.shares))
+        factor = slowdown(parts, self._speeds[rank], before[rank], self._accumulate)
+        factors = [row[0] for row in gather([factor], parts)]
+        self._speeds = tuple(speed.slower(f) for speed, f in zip(self._speeds, factors, strict=True))
+        after = self._divide().samples
+        better = gain(before, after, self._speeds, self._communication)
+        if self._hysteresis.decide(better):
+            self._sampler.share(after)
+            if parts.ranks.is_first:
+                line = f"shares {_shown(before)} -> {_shown(after)} from epoch {record.epoch + 1} on"
+                print(f"{line}: predicted {1 + better:.2f} times as fast", file=sys.stderr)
+        return False
+
+    def _report(self) -> Mapping[str, float]:
+        """Samples of each rank in a whole global batch."""
+        samples = split(self._sampler.global_batch, self._sampler.shares)
+        return {f"share_{rank}": float(count) for rank, count in enumerate(samples)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The division, and what it rests on."""
+        return {
+            "shares": list(self._sampler.shares),
+            "speeds": [list(astuple(speed)) for speed in self._speeds],
+            "communication": self._communication,
+            "waiting": self._hysteresis.waiting,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take a division over; that of another number of ranks is left, and `start` measures anew."""
+        if len(state["shares"]) != self._sampler.num_replicas:
+            return
+        self._sampler.share(state["shares"])
+        self._speeds = tuple(Speed(*speed) for speed in state["speeds"])
+        self._communication = state["communication"]
+        self._hysteresis.waiting = state["waiting"]
+
+
+def _shown(samples: tuple[float, ...]) -> str:
+    return " + ".join(f"{count:g}" for count in samples)
