@@ -55,7 +55,7 @@ def test_limits_are_kept_and_the_rest_goes_to_the_others() -> None:
 
 def test_a_rank_is_admitted_only_above_five_percent() -> None:
     # Alone 1000; with a rank k times as slow k / (k + 1) of that.
-    assert divide(1000, (Speed(0, 1), Speed(0, 18))).idle == ()
+    assert divide(1000, (Speed(0, 1), Speed(0, 16))).idle == ()
     assert divide(1000, (Speed(0, 1), Speed(0, 30))).idle == (1,)
     # Communication takes its part of what is gained; where it has to be paid anyhow, it makes every gain smaller.
     fast = (Speed(0, 1), Speed(0, 10))
