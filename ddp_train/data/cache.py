@@ -14,6 +14,7 @@ import json
 import logging
 import mmap
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -24,6 +25,9 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+
+from ddp_train.atomic import replacing
+from ddp_train.options import UserError
 
 __all__ = ["Draft", "Entry", "begin", "discard", "find", "key", "roots", "trusted_roots", "write"]
 
@@ -67,18 +71,10 @@ def write(name: str, fill: Callable[[IO[bytes]], None]) -> None:
     for root in trusted_roots():
         try:
             root.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with tempfile.NamedTemporaryFile(dir=root, prefix=f".{name}-", delete=False) as file:
-                try:
-                    fill(file)
-                    file.flush()
-                    os.fsync(file.fileno())
-                    Path(file.name).rename(root / name)
-                except BaseException:
-                    Path(file.name).unlink(missing_ok=True)
-                    raise
-            _sync(root)
+            with replacing(root / name) as file:
+                fill(file)
             return
-        except OSError:
+        except (OSError, UserError):
             continue
 
 
@@ -106,6 +102,8 @@ def _open(folder: Path, key: str, verify: bool) -> Entry:
         raise ValueError("another key or schema")
     arrays = {}
     for name, wanted in record["arrays"].items():
+        if not re.fullmatch(r"[\w-]+", name):
+            raise ValueError(f"{name!r} is no name of an array")
         array = np.load(folder / f"{name}.npy", mmap_mode="c", allow_pickle=False)
         if list(array.shape) != wanted["shape"] or str(array.dtype) != wanted["dtype"]:
             raise ValueError(f"{name} has another shape or type")

@@ -95,10 +95,16 @@ def pickled_array(folder: Path) -> None:
     np.save(folder / "pixels.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
 
 
+def array_of_another_folder(folder: Path) -> None:
+    record = json.loads((folder / "entry.json").read_text())
+    (folder / "pixels.npy").rename(folder.parent.parent / "outside.npy")
+    change_the_record(arrays={"../../outside": record["arrays"]["pixels"]})
+
+
 @pytest.mark.parametrize(
     "damage",
     [truncate, flip_a_bit, drop_the_record, empty_the_record, foreign_schema, foreign_key, record_without_arrays,
-     wrong_array, pickled_array],
+     wrong_array, pickled_array, array_of_another_folder],
 )  # fmt: skip
 def test_a_damaged_entry_is_noticed_and_made_again(
     damage: object, cache_folder: Path, caplog: pytest.LogCaptureFixture
