@@ -26,6 +26,7 @@ CATALOGUE: tuple[Benchmark, ...] = (
     Benchmark("augmentation", "each augmentation on whole batches, beside torchvision's transforms"),
     Benchmark("step_overhead", "CPU time that the trainer, accelerate and Lightning add to a step of a bare loop"),
     Benchmark("ddp_scaling", "two ranks against one process of two threads, and against two independent processes"),
+    Benchmark("mixed_ranks", "two ranks of unequal speed: shares by measured speed against equal ones"),
     Benchmark("collectives", "all-reduce, all-gather and broadcast over sizes: algorithm and bus bandwidth"),
     Benchmark("optimizers", "the time of a step with each optimizer and weight technique"),
     Benchmark("launch_overhead", "from the command to a worker's first line, beside torchrun, accelerate and fabric"),

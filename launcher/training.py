@@ -41,6 +41,7 @@ class Training:
             raise UserError(f"--device cuda: {selection.reason}")
         settings = (
             *self._device(selection),
+            *self._shares(selection, ranks * nodes),
             *auto.recommend(_hardware(topology, selection, host, ranks, nodes), self.config),
         )
         words = tuple(word for s in settings for word in ("--" + s.name.replace("_", "-"), str(s.value)))
@@ -53,6 +54,12 @@ class Training:
         if selection.indices:
             return (auto.Recommendation("device", "cuda", f"{len(selection.indices)} GPU(s) selected"),)
         return (auto.Recommendation("device", "cpu", "no GPU selected"),)
+
+    def _shares(self, selection: Selection, ranks: int) -> tuple[auto.Recommendation, ...]:
+        """Under --policy mixed unlike GPUs get what each computes in the same time."""
+        if selection.policy != "mixed" or ranks < 2 or "shares" in self.config.given or self.config.run.reproducible:
+            return ()
+        return (auto.Recommendation("shares", "measured", "ranks of unequal speed (--policy mixed)"),)
 
 
 def plan_training(program: Program) -> Training | None:
