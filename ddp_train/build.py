@@ -39,6 +39,7 @@ from ddp_train.options import Config, UserError
 from ddp_train.precision import LossScale, Precision
 from ddp_train.progress import create_progress
 from ddp_train.records import Observer, RunFacts
+from ddp_train.redaction import redacted
 from ddp_train.reproducible import Sharded
 from ddp_train.resolve import resolve
 from ddp_train.run_folder import HistoryObserver, RunFolder
@@ -388,7 +389,7 @@ def _environment(parts: Parts, facts: RunFacts) -> dict[str, object]:
         "world_size": facts.world_size,
         "threads_per_rank": torch.get_num_threads(),
         "precision": parts.precision.mode,
-        "command": [sys.argv[0], *sys.argv[1:]],
+        "command": [sys.argv[0], *redacted(sys.argv[1:])],
     }
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from ddp_train.redaction import redacted
 from gpu_topology.host import Host
 from gpu_topology.inherited import Inherited, from_environment
 from gpu_topology.nccl import Setting, needs_verify, notes
@@ -90,7 +91,7 @@ def make_plan(
     program = training.program if training else options.program
     grace = default_grace(environ) if options.grace is None else options.grace
     job = _job(options, cluster, program, selection, ranks, settings, binding.mode if binding else None, grace)
-    command = torchrun(job, program)
+    command = redacted(torchrun(job, program))
     return LaunchPlan(
         topology=topology,
         host=host,
@@ -227,6 +228,6 @@ def with_arguments(plan: LaunchPlan, extra: tuple[str, ...]) -> LaunchPlan:
     """The plan with more arguments for its program."""
     program = dataclasses.replace(plan.program, args=(*plan.program.args, *extra))
     job = dataclasses.replace(plan.job, worker=worker_argv(program))
-    command = torchrun(job, program)
+    command = redacted(torchrun(job, program))
     shell = shell_line(torchrun_environment(job), command, job.unset)
     return dataclasses.replace(plan, program=program, job=job, command=command, shell=shell)

@@ -12,6 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from ddp_train.redaction import redacted
 from gpu_topology.nccl import Setting
 from gpu_topology.report import selection_json
 from gpu_topology.topology import Gpu
@@ -143,7 +144,7 @@ def _program(plan: LaunchPlan) -> str:
     """The program with its arguments on few lines; the whole of it is in the command to paste."""
     program = plan.program
     named = ("-m", program.name) if program.kind == "module" else (program.name,)
-    words = ("trainer", *plan.training.given) if plan.training else (*named, *program.args)
+    words = ("trainer", *plan.training.given) if plan.training else (*named, *redacted(program.args))
     # A terminal would obey control characters.
     text = "".join(letter if letter.isprintable() else "?" for letter in shlex.join(words))
     return text if len(text) <= LONGEST_PROGRAM else text[:LONGEST_PROGRAM].rstrip() + " ..."
