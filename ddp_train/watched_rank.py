@@ -32,6 +32,7 @@ class Rank:
         self._stacks = os.open(f"/proc/{pid}/fd/{dumps}", os.O_RDONLY)
         self._beat = (-1, -1, 0, 0)
         self._silent = self._stopped = self.gone_s = 0.0
+        self._is_stopped = False
         self._waits: bool | None = None
         self.frames: list[stacks.Frame] = []
         self.status: int | None = None
@@ -56,7 +57,8 @@ class Rank:
             self._beat, self._silent, self._waits = beat, 0.0, None
         elif state != DEBUGGED:
             self._silent += awake
-        self._stopped = self._stopped + awake if state == "T" else 0.0
+        before, self._is_stopped = self._is_stopped, state == "T"
+        self._stopped = self._stopped + awake if before and self._is_stopped else 0.0
         return gap
 
     @property
@@ -81,7 +83,7 @@ class Rank:
 
     def ask(self, limit: float) -> None:
         """Have a rank that has been silent for longer say, once, whether it waits for others."""
-        if self.status is None and self._waits is None and self._silent > limit and not self._stopped:
+        if self.status is None and self._waits is None and self._silent > limit and not self._is_stopped:
             self.frames = self.stack()
             self._waits = stacks.waits(self.frames)
 
@@ -90,7 +92,7 @@ class Rank:
         already = os.fstat(self._stacks).st_size
         if not self.tell(DUMP_SIGNAL):
             return []
-        if self._stopped:
+        if self._is_stopped:
             self.tell(signal.SIGCONT)
         return stacks.parse(stacks.written(self._stacks, already, STACK_S))
 

@@ -75,6 +75,7 @@ def _encode(failure: Failure) -> str:
         "rank": failure.rank,
         "host": failure.host,
         "code": failure.code,
+        "left": failure.left,
         "logs": [str(log) for log in failure.logs],
         "lines": failure.words.shown(LINES),
         "source": str(failure.words.source or ""),
@@ -85,4 +86,5 @@ def _encode(failure: Failure) -> str:
 def _decode(told: bytes) -> Failure:
     facts = json.loads(told)
     words = LastWords(tuple(facts["lines"]), Path(facts["source"]) if facts["source"] else None)
-    return Failure(facts["rank"], facts["host"], facts["code"], tuple(map(Path, facts["logs"])), told=words)
+    logs = tuple(map(Path, facts["logs"]))
+    return Failure(facts["rank"], facts["host"], facts["code"], logs, left=facts["left"], told=words)

@@ -10,6 +10,7 @@ import pytest
 from ddp_train.hangs import Sight, Verdict
 from ddp_train.stacks import Frame
 from ddp_train.watchdog import left_line, report
+from launcher.elsewhere import Elsewhere
 from launcher.failures import Failure, blame, first_failure, status_of
 from launcher.hang import Place
 from launcher.last_words import LastWords
@@ -94,3 +95,35 @@ def test_a_rank_that_was_done_first_is_not_to_blame(text: str) -> None:
 
 def test_a_rank_that_speaks_of_a_hang_and_fails_otherwise() -> None:
     assert failure(0, 1, "HungRank: rank 1 has made no progress for 3.1 s (x): step 1 (epoch 1), data").hang is None
+
+
+class Memory:
+    """A store that launchers share, in this process."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, str] = {}
+
+    def add(self, key: str, amount: int) -> int:
+        self.values[key] = str(int(self.values.get(key, "0")) + amount)
+        return int(self.values[key])
+
+    def set(self, key: str, value: str) -> None:
+        self.values[key] = value
+
+    def get(self, key: str) -> bytes:
+        return self.values[key].encode()
+
+    def check(self, keys: list[str]) -> bool:
+        return all(key in self.values for key in keys)
+
+    def compare_set(self, key: str, expected: str, value: str) -> bytes:
+        return self.values.setdefault(key, value).encode()
+
+
+def test_who_left_early_is_told_to_other_nodes() -> None:
+    store, victim = Memory(), failure(0, 1, LOST)
+    here, there = Elsewhere(store, 0, 2), Elsewhere(store, 0, 2)
+    here.tell(blame([victim], [failure(1, 0, "")])[0])
+    cause = there.compare(victim)
+    assert cause is not None
+    assert (cause.rank, cause.left, status_of(cause)) == (1, True, 1)
