@@ -227,7 +227,7 @@ def _verified(path: str | os.PathLike[str], *, sealed: bool) -> Iterator[tuple[I
 def _tensors(path: str | os.PathLike[str], file: IO[bytes], map_location: str | torch.device) -> dict[str, object]:
     file.seek(0)
     try:
-        content = torch.load(file, map_location=map_location, weights_only=True)
+        content = torch.load(file, map_location=map_location, weights_only=True)  # noqa: TID251  # after inspect
     except pickle.UnpicklingError as error:
         raise UserError(f"{path} holds pickled Python objects, which can run code: refused") from error
     except (RuntimeError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:

@@ -9,9 +9,9 @@ __all__ = ["HIDDEN", "redacted"]
 
 HIDDEN = "***"
 
-_SECRET = r"(?:token|secret|password|passwd|passphrase|credentials?|(?:api|access|private|secret|auth)[-_]?key)"
+_ENDING = r"(?:token|secret|password|passwd|passphrase|credentials?|(?:api|access|private|secret|auth)[-_]?key)"
 # The name ends in such a word: --api-key, --hf_token, WANDB_API_KEY; but --tokenizer and --max-tokens do not.
-_NAME = re.compile(rf"-{{0,2}}(?:[\w.-]*[-_.])?{_SECRET}", re.IGNORECASE)
+_NAME = re.compile(rf"-{{0,2}}(?:[\w.-]*[-_.])?{_ENDING}", re.IGNORECASE)
 _USER_IN_URL = re.compile(r"(?<=://)[^/@\s]+@")
 
 

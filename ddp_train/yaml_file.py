@@ -39,7 +39,7 @@ def read_mapping(path: Path, what: str, expected: str) -> dict[str, Any]:
     if len(text) > LARGEST_BYTES:
         raise UserError(f"{what}: larger than {LARGEST_BYTES >> 20} MiB, no file of options")
     try:
-        content = yaml.load(text.decode("utf-8"), _Loader)
+        content = yaml.load(text.decode("utf-8"), _Loader)  # noqa: S506, TID251
         fine = _size(content, 0) <= MOST_VALUES
     except RecursionError:
         fine = False

@@ -80,14 +80,14 @@ class Manifest:
                     if record["schema"] != SCHEMA or record["folder"] != str(folder.resolve()):
                         continue
                     return cls(folder, {p: _read(stored, p, why) for p, why in record["parts"].items()}, record["when"])
-            except Exception:  # damaged in whatever way: the files are read again
+            except Exception:  # noqa: S112  # damaged in whatever way: the files are read again
                 continue
         return cls(folder, {})
 
     def write(self, splits: Mapping[str, Seen]) -> None:
         """Write it anew, atomically; nothing where no folder takes it."""
         parts = {part: dict(seen.undecodable) for part, seen in splits.items()}
-        record = {"schema": SCHEMA, "folder": str(self.folder.resolve()), "when": time.time(), "parts": parts}
+        record = {"schema": SCHEMA, "folder": str(self.folder.resolve()), "when": time.time(), "parts": parts}  # noqa: TID251
         arrays: dict[str, Any] = {"record": np.frombuffer(json.dumps(record).encode(), np.uint8)}
         for part, seen in splits.items():
             names = "\0".join(seen.names).encode(errors="surrogateescape")
