@@ -41,7 +41,8 @@ from ddp_train.progress import create_progress
 from ddp_train.records import Observer, RunFacts
 from ddp_train.redaction import redacted
 from ddp_train.reproducible import Sharded
-from ddp_train.resolve import resolve
+from ddp_train.reproducible_cost import measure
+from ddp_train.resolve import resolve, threads_of
 from ddp_train.run_folder import HistoryObserver, RunFolder
 from ddp_train.run_lock import RunLock
 from ddp_train.saving import Held, Saver
@@ -94,6 +95,7 @@ def build(wanted: Config, ranks: Ranks, device: torch.device) -> Run:
     saver = _saver(resolved, context, techniques, optimizer, control, pipeline, len(dataset.train.labels), folder)
     model = _compiled(network, resolved)
     joining = _sharded(resolved, network, ranks, device)
+    notes = (*notes, *_cost_of_bits(context))
     ddp = _wrap(model, ranks, device) if joining is None else None
     progress = Progress()
     # Behind the wrapping, which gives all ranks the buffers of rank 0.
@@ -309,6 +311,16 @@ def _sharded(resolved: Config, network: nn.Module, ranks: Ranks, device: torch.d
     if resolved.shards is None:
         return None
     return Sharded(network, ranks, device, resolved.shards)
+
+
+def _cost_of_bits(context: Context) -> tuple[str, ...]:
+    """The line that says what --reproducible costs, measured; a run that only measures goes without."""
+    run, looking = context.config.run, context.config.looking
+    if context.config.shards is None or run.tune is not None or looking.overfit_one_batch is not None:
+        return ()
+    plain_threads = threads_of(context.ranks.local_world_size)
+    threads = f", threads a rank: {torch.get_num_threads()}" if context.device.type == "cpu" else ""
+    return (f"--reproducible: {context.config.shards} logical shards{threads}; {measure(context, plain_threads)}",)
 
 
 def _saver(

@@ -86,7 +86,7 @@ def _train(wanted: Config, ranks: Ranks) -> int:
     from ddp_train.build import build
     from ddp_train.precision import set_matmul_precision
     from ddp_train.reproducible import pin
-    from ddp_train.resolve import set_threads, threads_of_a_shard
+    from ddp_train.resolve import set_threads, threads_of
 
     own.beat("setup")
     if problem := watching.start(ranks, wanted.run.step_timeout):
@@ -95,7 +95,7 @@ def _train(wanted: Config, ranks: Ranks) -> int:
     if wanted.shards is None:
         set_threads(ranks, device)
     else:
-        pin(threads_of_a_shard(wanted.shards), device)
+        pin(threads_of(wanted.shards), device)  # what one rank for each shard would have
     set_matmul_precision(wanted.model.matmul_precision)
     distributed.start(ranks, device)
     run = build(wanted, ranks, device)

@@ -13,7 +13,7 @@ from ddp_train.distributed import Ranks
 from ddp_train.options import Config
 from gpu_topology.host import read_host
 
-__all__ = ["read_hardware", "resolve", "set_threads", "threads_of_a_shard"]
+__all__ = ["read_hardware", "resolve", "set_threads", "threads_of"]
 
 
 def resolve(
@@ -59,9 +59,9 @@ def read_hardware(ranks: Ranks, device: torch.device) -> auto.Hardware:
     )
 
 
-def threads_of_a_shard(shards: int) -> int:
-    """The usable cores over the shards: what a rank would have with one rank for each, whatever their number is."""
-    return read_host().threads(shards)
+def threads_of(ranks: int) -> int:
+    """Threads for each of so many processes of this machine."""
+    return read_host().threads(ranks)
 
 
 def set_threads(ranks: Ranks, device: torch.device) -> None:
@@ -73,4 +73,4 @@ def set_threads(ranks: Ranks, device: torch.device) -> None:
     wanted = os.environ.get("OMP_NUM_THREADS")
     filler = wanted == "1" and "TORCHELASTIC_RUN_ID" in os.environ and "DDP_LAUNCH" not in os.environ
     if device.type == "cpu" and (wanted is None or filler):
-        torch.set_num_threads(read_host().threads(ranks.local_world_size))
+        torch.set_num_threads(threads_of(ranks.local_world_size))
