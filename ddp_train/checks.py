@@ -30,6 +30,7 @@ RANGES: dict[str, tuple[float | None, float | None, bool]] = {
     "step_timeout": (0, 10**7, False),
     "log_every": (1, 10**9, False),
     "reproducible_shards": (1, 1024, False),
+    "reproducible_threads": (1, 4096, False),
     "batch_size": (1, 10**7, False),
     "batch_size_per_rank": (1, 10**7, False),
     "accumulate": (1, 10**5, False),
@@ -110,6 +111,12 @@ CONFLICTS: tuple[tuple[Callable[[Config], bool], str], ...] = (
     (
         lambda c: c.run.reproducible_shards is not None and "reproducible_shards" in c.given and not c.run.reproducible,
         "--reproducible-shards needs --reproducible",
+    ),
+    (
+        lambda c: (
+            c.run.reproducible_threads is not None and "reproducible_threads" in c.given and not c.run.reproducible
+        ),
+        "--reproducible-threads needs --reproducible",
     ),
     (
         lambda c: c.run.reproducible and c.data.batch_size_per_rank is not None,

@@ -7,7 +7,7 @@ where that order and the cut into global batches are the same; one from the end 
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from ddp_train.distributed import Ranks
 from ddp_train.options import Config
 from ddp_train.state import Progress
 
-__all__ = ["describe", "why_not_within_an_epoch"]
+__all__ = ["describe", "differences", "why_not"]
 
 # What has to be the same within an epoch, and how a user calls it.
 FIXED = {
@@ -60,8 +60,10 @@ def describe(
     }
 
 
-def why_not_within_an_epoch(saved: Mapping[str, Any], own: Mapping[str, Any], progress: Progress) -> str | None:
+def why_not(saved: Mapping[str, Any], own: Mapping[str, Any], progress: Progress) -> str | None:
     """Why a run described by `own` cannot go on at `progress` of the run described by `saved`; None: it can."""
+    if "config" in saved and (then := _shards(saved)) != (now := _shards(own)):
+        return f"its global batches were cut {then}, and those of this run are cut {now}: the bits would be others"
     if progress.step_in_epoch == 0:
         return None
     for name, words in FIXED.items():
@@ -71,3 +73,27 @@ def why_not_within_an_epoch(saved: Mapping[str, Any], own: Mapping[str, Any], pr
                 f"{saved.get(name)}, and this one has {own[name]}"
             )
     return None
+
+
+def differences(saved: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
+    """In words, what may give a run that goes on other bits, although its options are the same."""
+    facts = ((name, saved.get(name), own[name]) for name in ("versions", "device", "determinism"))
+    pairs = [(part, then, now) for name, then, now in facts for part, then, now in _parts(name, then, now)]
+    return [f"{part} {then} -> {now}" for part, then, now in pairs if then != now]
+
+
+def _parts(name: str, then: object, now: object) -> Iterator[tuple[str, object, object]]:
+    if not isinstance(now, Mapping):
+        yield name, then, now
+        return
+    before = then if isinstance(then, Mapping) else {}
+    for part, value in now.items():
+        if part != "python":
+            yield part, before.get(part), value
+
+
+def _shards(description: Mapping[str, Any]) -> str:
+    options = description["config"]
+    if not options.get("reproducible"):
+        return "by the number of ranks (no --reproducible)"
+    return f"into {options['reproducible_shards']} logical shards (--reproducible-shards)"

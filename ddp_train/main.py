@@ -95,7 +95,8 @@ def _train(wanted: Config, ranks: Ranks) -> int:
     if wanted.shards is None:
         set_threads(ranks, device)
     else:
-        pin(threads_of(wanted.shards), device)  # what one rank for each shard would have
+        # By default as many as one rank for each shard would have.
+        pin(wanted.run.reproducible_threads or threads_of(wanted.shards), device)
     set_matmul_precision(wanted.model.matmul_precision)
     distributed.start(ranks, device)
     run = build(wanted, ranks, device)

@@ -26,7 +26,9 @@ def resolve(
         batch = resolved.data.batch_size_per_rank * ranks.world_size
         resolved = config.with_values(resolved, {"batch_size": batch, "batch_size_per_rank": None})
     if resolved.shards is not None:
-        resolved = config.with_values(resolved, {"reproducible_shards": resolved.shards})
+        threads = torch.get_num_threads() if device.type == "cpu" else None
+        pinned = {"reproducible_shards": resolved.shards, "reproducible_threads": threads}
+        resolved = config.with_values(resolved, pinned)
     if resolved.data.accumulate is None:
         resolved = config.with_values(resolved, {"accumulate": 1})
     if resolved.data.shares == "measured" and ranks.world_size > 1 and "sync_batch_norm" not in wanted.given:

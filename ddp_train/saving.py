@@ -99,7 +99,7 @@ def restore(source: Path, held: Held) -> Taken:
     saved: Mapping[str, Any] = found
     try:
         progress = Progress(**saved["progress"])
-        if why := identity.why_not_within_an_epoch(saved.get("run", {}), held.identity, progress):
+        if why := identity.why_not(saved.get("run", {}), held.identity, progress):
             raise UserError(f"--resume {source}: {why}; continue it with the options of that run")
         if saved["optimizer_class"] != optim.describe(held.optimizer):
             raise ValueError(f"it was trained with {saved['optimizer_class']}")
@@ -111,6 +111,10 @@ def restore(source: Path, held: Held) -> Taken:
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"--resume {source}: does not fit this model and optimizer ({reason})") from None
+    if held.identity["config"]["reproducible"] and (
+        changed := identity.differences(saved.get("run", {}), held.identity)
+    ):
+        notes = (*notes, f"--reproducible: the bits may differ from those of before ({', '.join(changed)})")
     if progress.step_in_epoch == 0:
         progress.step = progress.epoch * held.identity["steps_per_epoch"]  # of another global batch, perhaps
     return Taken(source, progress, states, notes)

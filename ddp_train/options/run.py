@@ -34,6 +34,8 @@ class RunOptions:
     step_timeout: float | None = None
     """Seconds without progress after which a rank is taken to hang: it is named with its step and Python stack, and the
     run ends (None: automatic, at least 300; 0: never)."""
+    reproducible_threads: int | None = None
+    """Threads of each rank on the CPU under --reproducible, the same for the whole run (None: cores / shards)."""
     log_every: int = 20
     """Steps between progress reports; each report waits for the device once."""
     tensorboard: bool = True
