@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ddp_train import config, data, identity, models
+from ddp_train import config, data, done, identity, models
 from ddp_train.batching import scale_learning_rate, split
 from ddp_train.compose import compose
 from ddp_train.control import Control
@@ -48,6 +48,7 @@ from ddp_train.run_lock import RunLock
 from ddp_train.saving import Held, Saver
 from ddp_train.schedule import Schedule, create_schedule
 from ddp_train.state import Progress
+from ddp_train.stopping import StopSignals
 from ddp_train.technique import Context, Technique
 from ddp_train.trainer import Parts, Trainer
 from ddp_train.tune.balance import Balance
@@ -69,7 +70,7 @@ class Run:
     lock: RunLock
 
 
-def build(wanted: Config, ranks: Ranks, device: torch.device) -> Run:
+def build(wanted: Config, ranks: Ranks, device: torch.device, stop: StopSignals | None = None) -> Run:
     """Put a run together. The process group must have been started. Errors: UserError, on all ranks alike."""
     dataset, notes = _load_data(wanted, ranks)
     resolved, found = resolve(wanted, dataset, ranks, device)
@@ -124,6 +125,7 @@ def build(wanted: Config, ranks: Ranks, device: torch.device) -> Run:
         joining=joining,
         saver=saver,
         control=control,
+        stop=stop or StopSignals(),
         progress=progress,
     )
     if balance is not None:
@@ -131,6 +133,7 @@ def build(wanted: Config, ranks: Ranks, device: torch.device) -> Run:
     facts = _facts(resolved, dataset, parts, folder, notes)
     observers: tuple[Observer, ...] = ()
     if ranks.is_first:
+        done.unmark(folder.path)
         folder.write_config(resolved)
         folder.write_dataset(DatasetFacts.of(dataset))
         folder.write_plan(_environment(parts, facts), found)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch.distributed as dist
 
-from ddp_train import checkpoint
+from ddp_train import checkpoint, done
 from ddp_train.atomic import write_text
 from ddp_train.build import Run
 from ddp_train.data.facts import DatasetFacts
@@ -28,8 +28,15 @@ def finish(run: Run) -> None:
     if progress.epoch < run.trainer.parts.epochs and not progress.stopped:
         return
     found = _examine(run) if run.config.looking.examine else None
-    if not run.trainer.parts.ranks.is_first or not run.folder.history.is_file():
+    if not run.trainer.parts.ranks.is_first:
         return
+    if run.folder.history.is_file():
+        _write(run, found)
+    best = {"epoch": progress.best_epoch or None, "test_accuracy": progress.best_accuracy}
+    done.mark(run.folder.path, epochs=run.trainer.parts.epochs, epoch=progress.epoch, step=progress.step, best=best)
+
+
+def _write(run: Run, found: Examination | None) -> None:
     if found is not None:
         draw(found, run.dataset, run.folder.path)
     history = read_history(run.folder.history)

@@ -13,9 +13,9 @@ from ddp_train.heartbeat import own
 
 __all__ = ["FLAGS", "Control"]
 
-FLAGS = ("stop", "save", "not_finite", "out_of_memory")
-"""What can be told: the number of the signal that asks for an end; a checkpoint is due; a loss or gradient is not
-finite; memory ran out. 0 is no."""
+FLAGS = ("stop", "save", "interrupted", "not_finite", "out_of_memory")
+"""What can be told: the number of the signal that asks for an end; a checkpoint is due; an evaluation was broken off;
+a loss or gradient is not finite; memory ran out. 0 is no."""
 
 
 class Control:

@@ -67,6 +67,10 @@ class TensorBoardObserver(Observer):
             value = getattr(record, name)
             if self._epochs is not None and math.isfinite(value):
                 self._epochs.add_scalar(tag, value, record.epoch)
+        self.on_save()
+
+    def on_save(self) -> None:
+        """Flush: a run that goes on from here must find no gap."""
         for writer in (self._epochs, self._steps):
             if writer is not None:
                 writer.flush()

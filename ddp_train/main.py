@@ -1,7 +1,7 @@
 """Entry point of the trainer: under `launch.py`, under `torchrun`, or as a plain Python program.
 
 Options are checked before torch is imported, so that a mistake is answered at once.
-Exit status: 0 success; 1 the run failed (diverged); 2 a user's mistake; 130 after Ctrl-C.
+Exit status: 0 success; 1 the run failed (diverged); 2 a user's mistake; 130 after Ctrl-C, 143 after SIGTERM.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ if __package__ in (None, ""):
 from ddp_train.allocator import expand_segments
 from ddp_train.compile_cache import keep_private
 from ddp_train.config import Config, UserError, check_paths, is_restart, parse, with_values
+from ddp_train.done import finished
 from ddp_train.heartbeat import own
+from ddp_train.stopping import StopSignals
 
 if TYPE_CHECKING:
     from ddp_train.build import Run
@@ -33,8 +35,8 @@ __all__ = ["main"]
 LATER_S = 0.3
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Train as the command line says; the exit status."""
+def main(argv: Sequence[str] | None = None, stop: StopSignals | None = None) -> int:
+    """Train as the command line says; the exit status. `stop`: the signals that may end it."""
     try:
         wanted = parse(sys.argv[1:] if argv is None else argv)
         if is_restart() and wanted.run.resume is None:
@@ -47,7 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         # Every rank reads the same command line and comes to the same end.
         return _end(f"error: {error}", status=2, speaks=os.environ.get("RANK", "0") == "0")
-    return _run(wanted)
+    if (line := finished(wanted)) is not None:
+        return _end(line, status=0, speaks=os.environ.get("RANK", "0") == "0")
+    return _run(wanted, stop or StopSignals())
 
 
 def _end(message: str, *, status: int, speaks: bool) -> int:
@@ -59,18 +63,25 @@ def _end(message: str, *, status: int, speaks: bool) -> int:
     return status
 
 
-def _run(wanted: Config) -> int:
+def _run(wanted: Config, stop: StopSignals) -> int:
     from ddp_train import distributed
     from ddp_train.options import SharedError
+    from ddp_train.state import Stopped
     from ddp_train.trainer import TrainingDiverged
 
     try:
-        status = _train(wanted, ranks := distributed.Ranks.from_environment())
+        with stop.raising():
+            status = _train(wanted, ranks := distributed.Ranks.from_environment(), stop)
     except SharedError as error:
         return _end(f"error: {error}", status=2, speaks=error.speaks)
     except TrainingDiverged as error:
         distributed.wait_for_all()  # rank 0 had curves to draw
         return _end(f"error: {error}", status=1, speaks=ranks.is_first)
+    except Stopped as error:
+        if error.together:
+            distributed.wait_for_all()  # rank 0 had a checkpoint to write
+            return _end(str(error), status=error.status, speaks=ranks.is_first)
+        _leave_alone(error)
     except BaseException as error:
         # This rank alone is in trouble. The others wait for it in a collective, and so would leaving the process
         # group: say what happened, and go.
@@ -81,7 +92,7 @@ def _run(wanted: Config) -> int:
     return status
 
 
-def _train(wanted: Config, ranks: Ranks) -> int:
+def _train(wanted: Config, ranks: Ranks, stop: StopSignals) -> int:
     from ddp_train import distributed, watching
     from ddp_train.build import build
     from ddp_train.precision import set_matmul_precision
@@ -99,7 +110,7 @@ def _train(wanted: Config, ranks: Ranks) -> int:
         pin(wanted.run.reproducible_threads or threads_of(wanted.shards), device)
     set_matmul_precision(wanted.model.matmul_precision)
     distributed.start(ranks, device)
-    run = build(wanted, ranks, device)
+    run = build(wanted, ranks, device, stop)
     status = _use(run, wanted, ranks)
     run.lock.release()
     return status
@@ -108,13 +119,13 @@ def _train(wanted: Config, ranks: Ranks) -> int:
 def _use(run: Run, wanted: Config, ranks: Ranks) -> int:
     """Train, or what takes its place; the exit status."""
     from ddp_train.closing import finish
-    from ddp_train.trainer import TrainingDiverged
+    from ddp_train.state import Stopped, TrainingDiverged
 
     if wanted.run.tune is not None:
         return _tune(run)
     if wanted.looking.overfit_one_batch is not None:
         return _overfit(run, wanted.looking.overfit_one_batch)
-    alone = False
+    hurried = False
     try:
         for observer in run.observers:
             observer.on_start(run.facts)
@@ -125,11 +136,12 @@ def _use(run: Run, wanted: Config, ranks: Ranks) -> int:
             observer.on_end(run.trainer.best)
     except BaseException as error:
         alone = ranks.world_size > 1 and not isinstance(error, (UserError, TrainingDiverged, KeyboardInterrupt))
+        hurried = alone or isinstance(error, Stopped)
         raise
     finally:
         for observer in run.observers:
             # Pictures take seconds, for which the others, and who looks at the run, would wait.
-            observer.leave() if alone else observer.close()
+            observer.leave() if hurried else observer.close()
     finish(run)
     return 0
 
@@ -171,9 +183,13 @@ def _overfit(run: Run, steps: int) -> int:
 
 
 def _leave_alone(error: BaseException) -> NoReturn:
-    """End this process at once: one line for a user's mistake, nothing after Ctrl-C, else the traceback."""
+    """End this process at once: one line for a user's mistake, nothing after a signal, else the traceback."""
+    from ddp_train.state import Stopped
+
     status = 1
-    if isinstance(error, UserError):
+    if isinstance(error, Stopped):
+        status = error.status  # the last checkpoint stands; a traceback would say nothing that the user does not know
+    elif isinstance(error, UserError):
         status = 2
         print(f"error: {error}", file=sys.stderr)
     elif isinstance(error, KeyboardInterrupt):
@@ -189,8 +205,10 @@ def _leave_alone(error: BaseException) -> NoReturn:
 
 
 def program() -> NoReturn:
-    """`main` as a process of its own, which ends at once when everything is on disk."""
-    status = main()
+    """`main` as a process of its own, which obeys signals, and ends at once when everything is on disk."""
+    stop = StopSignals()
+    stop.install()
+    status = main(stop=stop)
     if "torch" in sys.modules:
         from ddp_train import distributed
 

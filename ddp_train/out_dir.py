@@ -18,6 +18,7 @@ RESULTS = ("training_history.json", "best_model.pth", "checkpoint-latest.pt", "c
 """What makes a folder that of an earlier run."""
 BESIDE = (
     "config.yaml",
+    "done.json",
     "plan.json",
     "dataset.json",
     "training_curves.png",

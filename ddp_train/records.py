@@ -263,6 +263,9 @@ class Observer:
     def on_epoch(self, record: EpochRecord) -> None:
         """After an epoch and its evaluation."""
 
+    def on_save(self) -> None:
+        """Before a checkpoint within an epoch: what was told so far has to be on the disk as well."""
+
     def on_end(self, best: Best) -> None:
         """After the last epoch of a run that went well."""
 

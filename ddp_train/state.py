@@ -12,14 +12,15 @@ class TrainingDiverged(Exception):
 
 
 class Stopped(Exception):
-    """A signal ended the run in good order, behind a checkpoint. On all ranks alike.
+    """A signal ended the run in good order.
 
-    signal: its number; the exit status is 128 + that.
+    status: of the process. together: on all ranks alike, behind a checkpoint; else this process alone, with nothing to
+    save.
     """
 
-    def __init__(self, signal: int) -> None:
-        super().__init__(f"stopped by signal {signal}")
-        self.signal = signal
+    def __init__(self, status: int, words: str = "", *, together: bool = False) -> None:
+        super().__init__(words)
+        self.status, self.together = status, together
 
 
 @dataclass

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,7 +29,8 @@ from ddp_train.records import Best, EpochRecord, Observer, StepReport
 from ddp_train.saving import Saver
 from ddp_train.schedule import Schedule, set_learning_rate
 from ddp_train.scores import Scores, evaluate
-from ddp_train.state import Progress, TrainingDiverged
+from ddp_train.state import Progress, Stopped, TrainingDiverged
+from ddp_train.stopping import STATUS, StopSignals
 from ddp_train.technique import Gradients, Moment, Technique
 
 __all__ = ["Parts", "Trainer", "TrainingDiverged"]
@@ -59,6 +61,7 @@ class Parts:
     """How ranks and micro-batches are put together; None: as DistributedDataParallel does."""
     saver: Saver | None = None
     control: Control = field(default_factory=Control)
+    stop: StopSignals = field(default_factory=StopSignals)
     progress: Progress = field(default_factory=Progress)
 
     @property
@@ -101,11 +104,18 @@ class Trainer:
         return Best(epoch=progress.best_epoch or None, test_accuracy=progress.best_accuracy if progress.epoch else None)
 
     def fit(self) -> Progress:
-        """Train to the last epoch. Errors: TrainingDiverged when an epoch's loss is not finite."""
+        """Train to the last epoch. Errors: TrainingDiverged when an epoch's loss is not finite; Stopped by a signal."""
+        with self.parts.stop.deferred():
+            self._settle_buckets()
+            if self.parts.saver is not None:
+                self.parts.saver.begin()
+            self._fit()
+            if self.parts.saver is not None:
+                self.parts.saver.finish()
+        return self.progress
+
+    def _fit(self) -> None:
         parts, progress = self.parts, self.progress
-        self._settle_buckets()
-        if parts.saver is not None:
-            parts.saver.begin()
         while progress.epoch < min(parts.epochs, parts.stop_after) and not progress.stopped:
             record = self._run_epoch(progress.epoch)
             progress.end_epoch()
@@ -118,9 +128,7 @@ class Trainer:
                 observer.on_epoch(record)
             if parts.saver is not None:
                 parts.saver.save(progress, parts.evaluated if improved else None)
-        if parts.saver is not None:
-            parts.saver.finish()
-        return progress
+            self._obey(parts.control.exchange({"stop": parts.stop.received}), saved=True)
 
     def _run_epoch(self, epoch: int) -> EpochRecord:
         parts = self.parts
@@ -135,7 +143,7 @@ class Trainer:
         if parts.evaluated is not parts.network:
             self._joining.unify(parts.evaluated)
         with self._phase("evaluation"):
-            scores: Scores = evaluate(parts.evaluated, parts.pipeline.evaluate(), parts.precision)
+            scores: Scores = evaluate(parts.evaluated, self._until_stopped(parts.pipeline.evaluate()), parts.precision)
         return EpochRecord(
             epoch=epoch + 1,
             train_loss=loss,
@@ -179,15 +187,52 @@ class Trainer:
         return loss / max(1.0, samples), correct / max(1.0, samples), int(samples)
 
     def _between_steps(self) -> None:
-        """Write a checkpoint where the ranks find that it is time."""
+        """Write a checkpoint where the ranks find that it is time, and end where one was asked to."""
+        parts = self.parts
+        due = parts.saver is not None and parts.saver.due(self.progress)
+        told = parts.control.exchange({"stop": parts.stop.received, "save": due})
+        if told["save"] and not told["stop"]:
+            self._save_within(periodic=True)
+        self._obey(told)
+
+    def _save_within(self, *, periodic: bool) -> None:
+        """Write a checkpoint from within an epoch."""
         parts, progress = self.parts, self.progress
-        if parts.saver is None:
+        loss, correct, samples = self._totals.tolist()
+        progress.sums, progress.seconds = (loss, correct, samples), time.monotonic() - self._epoch_began
+        for observer in parts.observers:
+            observer.on_save()
+        if parts.saver is not None:
+            parts.saver.save(progress, periodic=periodic)
+
+    def _obey(self, told: Mapping[str, int], *, saved: bool = False) -> None:
+        """End, behind a checkpoint, where any rank was asked to. Errors: Stopped, on all ranks alike."""
+        progress = self.progress
+        if not told["stop"]:
             return
-        told = parts.control.exchange({"save": parts.saver.due(progress)})
-        if told["save"]:
-            loss, correct, samples = self._totals.tolist()
-            progress.sums, progress.seconds = (loss, correct, samples), time.monotonic() - self._epoch_began
-            parts.saver.save(progress, periodic=True)
+        if not saved:
+            self._save_within(periodic=False)
+        if self.parts.saver is not None:
+            self.parts.saver.finish()
+        within = f" in epoch {progress.epoch + 1}" if progress.step_in_epoch else f" after epoch {progress.epoch}"
+        name = signal.Signals(told["stop"]).name
+        raise Stopped(
+            STATUS[signal.Signals(told["stop"])],
+            f"stopped by {name} behind step {progress.step},{within}; the state is saved: --resume goes on from there",
+            together=True,
+        )
+
+    def _until_stopped(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The batches of an evaluation, broken off on all ranks where one was asked to end: it would take too long."""
+        stop = self.parts.stop
+        cut = False
+        for batch in batches:
+            if cut := bool(stop.received):
+                break
+            yield batch
+        told = self.parts.control.exchange({"stop": stop.received, "interrupted": cut})
+        if told["interrupted"]:
+            self._obey(told)
 
     def _settle_buckets(self) -> None:
         """Let DistributedDataParallel find its buckets before the first step of this process, not behind it.

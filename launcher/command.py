@@ -34,7 +34,8 @@ class Job:
 
     `environment`: variables to set for the ranks, beyond those that are set already; `virtual_local_rank`: each rank
     sees one device of CUDA_VISIBLE_DEVICES and has LOCAL_RANK=0, since CUDA shows a process one MIG slice at most;
-    `unset`: variables that the ranks are not to inherit; `numa_binding`: torchrun's --numa-binding.
+    `unset`: variables that the ranks are not to inherit; `numa_binding`: torchrun's --numa-binding; `saves_together`:
+    the ranks save all together or not at all, as the bundled trainer's: when one has failed the others need no time.
     """
 
     worker: tuple[str, ...]
@@ -47,6 +48,7 @@ class Job:
     virtual_local_rank: bool = False
     unset: tuple[str, ...] = ()
     numa_binding: str | None = None
+    saves_together: bool = False
 
 
 def worker_argv(program: Program) -> tuple[str, ...]:

@@ -46,6 +46,8 @@ LEFT_BEHIND_S = 2
 SETTLE_S = 0.5
 HUNG_S = 0.25
 """In place of that, and of the grace time, where a rank hung."""
+LOST_S = 2
+"""In place of the grace time, where a rank failed without which the others cannot save."""
 LAUNCHED = "DDP_LAUNCH"
 """Tells a program that its environment was planned: that OMP_NUM_THREADS, say, is no filler of torchrun's."""
 
@@ -69,7 +71,7 @@ def run(job: Job, log_dir: Path, report: Report | None = None) -> Outcome:
         try:
             with Descendants() as descendants:
                 interrupts.kill = descendants.kill
-                agent = _Agent(_spec(job), logs, job.grace, interrupts, descendants, report)
+                agent = _Agent(_spec(job), logs, job.grace, job.saves_together, interrupts, descendants, report)
                 return agent.outcome(agent.run())
         except SignalException as stop:
             report.signal(stop.sigval)
@@ -125,6 +127,7 @@ class _Agent(LocalElasticAgent):
         spec: WorkerSpec,
         logs: RankLogs,
         grace: int,
+        saves_together: bool,
         interrupts: Interrupts,
         descendants: Descendants,
         report: Report,
@@ -133,6 +136,7 @@ class _Agent(LocalElasticAgent):
         self._logs = logs
         self._grace = grace
         self._patience = float(grace)
+        self._saves_together = saves_together
         self._interrupts = interrupts
         self._descendants = descendants
         self._report = report
@@ -191,6 +195,8 @@ class _Agent(LocalElasticAgent):
             if first is not None and first.hang:
                 # The others wait for it in a collective, and could save nothing together.
                 self._patience = min(self._grace, HUNG_S)
+            elif self._saves_together:
+                self._patience = min(self._grace, LOST_S)
             if (elsewhere := self._elsewhere) is not None and None in self._codes().values():
                 # The others may take their grace time to end: the other nodes are told before.
                 elsewhere.tell(first)

@@ -41,7 +41,7 @@ class Process:
 
 def main(run: str) -> None:
     """Wait for the end of the launcher, then end the run."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     os.chdir("/")
     ranks: dict[int, Process | None] = {}

@@ -12,7 +12,9 @@ from types import FrameType
 
 __all__ = ["Interrupts", "deferred"]
 
-ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
+AS = {signal.SIGUSR1: signal.SIGTERM}
+"""What a signal stands for: Slurm's warning ahead of a time limit (--signal=USR1) is like the SIGTERM that follows."""
 REPEATED_S = 0.05
 """A signal that comes again sooner is the same one: timeout(1) sends it to the process and to its group."""
 
@@ -28,7 +30,7 @@ def deferred() -> Iterator[None]:
     def note(number: int, frame: FrameType | None) -> None:
         if received:
             os._exit(128 + received[0])
-        received.append(number)
+        received.append(AS.get(signal.Signals(number), number))
 
     earlier = {number: signal.getsignal(number) for number in ENDING}
     for number in ENDING:
@@ -93,7 +95,7 @@ class Interrupts:
             self._raise()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        now = time.monotonic()
+        now, number = time.monotonic(), AS.get(signal.Signals(number), number)
         if self.received == number and now - self._at < REPEATED_S:
             return
         first, self.received = self.received is None, self.received or signal.Signals(number)

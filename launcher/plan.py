@@ -212,6 +212,7 @@ def _job(
         max_restarts=_restarts(options, cluster),
         grace=grace,
         tee=options.tee,
+        saves_together=program.kind == "trainer",
         virtual_local_rank=ranks > 1 and any(uuid.startswith("MIG-") for uuid in selection.uuids),
     )
 

@@ -18,5 +18,9 @@ def end_with_parent(parent: int) -> None:
     misses a parent that had died before the worker first looked.
     """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
+    # The parent's handlers came along. Ctrl-C and a job manager's warnings reach the whole group: the parent ends us.
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if os.getppid() != parent:
         os._exit(1)

@@ -125,6 +125,8 @@ def train_with_a_kill(
         step(window)
 
     run.trainer.train_step = step_or_die  # type: ignore[method-assign]
+    for observer in run.observers:
+        observer.on_start(run.facts)
     with suppress(Killed):
         run.trainer.fit()
     torch.manual_seed(12345)  # whatever a generator's state was, it is gone
@@ -132,7 +134,11 @@ def train_with_a_kill(
     per_epoch = again.facts.steps_per_epoch
     expected = max(at // saved * saved, at // per_epoch * per_epoch)
     assert again.trainer.progress.step == expected, "the newest checkpoint is the one to go on from"
+    for observer in again.observers:
+        observer.on_start(again.facts)
     again.trainer.fit()
+    for observer in again.observers:
+        observer.leave()
     return weights(again), again
 
 

@@ -1,0 +1,63 @@
+"""Signals: all ranks stop behind the same step, save and leave; the run that goes on ends with the same bits."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ddp_train import checkpoint
+from tests.faults.runs import HEAVIEST, Runs
+
+Times = Callable[[int, int], int]
+References = Callable[[str], tuple[str, list[dict[str, object]]]]
+MUON = HEAVIEST["muon"]
+KINDS = [
+    pytest.param(signal.SIGTERM, 143, id="TERM"),
+    pytest.param(signal.SIGINT, 130, id="INT"),
+    pytest.param(signal.SIGUSR1, 143, id="USR1"),
+]
+
+
+def wait_for(path: Path, timeout_s: float = 60) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} did not appear"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(("number", "status"), KINDS)
+def test_a_signal_to_the_launcher_saves_and_ends_the_run(
+    number: signal.Signals, status: int, runs: Runs, references: References, times: Times
+) -> None:
+    if number != signal.SIGTERM and times(0, 1) == 0:
+        pytest.skip("SIGTERM stands for the others in a short run")
+    # Rank 1 waits in step 13, rank 0 in the collective of that step, while the signal comes.
+    accidents = [{"rank": 1, "step": 13, "what": "wait"}]
+    process = runs.start("run", f"{MUON} --save-every epoch", accidents=accidents)
+    plans = runs.folder / "accidents-run"
+    wait_for(plans / "happened-1-13-wait")
+    process.send_signal(number)
+    time.sleep(0.5)
+    (plans / "go").touch()
+    began = time.monotonic()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == status, err
+    assert time.monotonic() - began < 25, "within the grace"
+    found = checkpoint.newest(runs.folder / "run")
+    assert found.state["progress"]["step"] == 14 and found.state["progress"]["samples"] == 64  # type: ignore[index]
+    assert not (runs.folder / "run" / "done.json").exists()
+    assert err.count("stopped by") == 1 and "behind step 14, in epoch 2" in err and "Traceback" not in err
+    again, text = runs.finish("run", "--resume auto", accidents=accidents)
+    assert again == 0, text
+    assert runs.result("run") == references(MUON)
+    assert json.loads((runs.folder / "run" / "done.json").read_text())["epoch"] == 3
+    # A finished run says so, and trains no more.
+    before = (runs.folder / "run" / "checkpoint-latest.pt").stat().st_mtime_ns
+    status, text = runs.finish("run", "--resume auto", accidents=accidents)
+    assert status == 0 and text.count("run is finished: epoch 3") == 1, text
+    assert (runs.folder / "run" / "checkpoint-latest.pt").stat().st_mtime_ns == before
