@@ -132,7 +132,8 @@ class Watch:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         alive = {number: rank for number, rank in self._ranks.items() if rank.status is None}
         culprit = alive.get(verdict.rank) or min(alive.items())[1]
-        frames = [] if verdict.kind == "left" else culprit.stack()
+        # A signal can end what a rank waits for: where it was asked before, that is where it hung.
+        frames = [] if verdict.kind == "left" else culprit.frames or culprit.stack()
         culprit.tell(signal.SIGSTOP)
         text = report(verdict, [rank.sight for rank in self._ranks.values()], frames)
         if not culprit.write(text):

@@ -35,6 +35,7 @@ class Rank:
         self._is_stopped = False
         self._waits: bool | None = None
         self.frames: list[stacks.Frame] = []
+        """Where it was when it was asked, since its last beat."""
         self.status: int | None = None
         """How it ended, as waitpid(2) tells it; None: it has not. -1: too late to see."""
         self.first_step = -1
@@ -54,7 +55,7 @@ class Rank:
                 gap = self._silent
             elif self.first_step < 0:
                 self.first_step = beat[1]
-            self._beat, self._silent, self._waits = beat, 0.0, None
+            self._beat, self._silent, self._waits, self.frames = beat, 0.0, None, []
         elif state != DEBUGGED:
             self._silent += awake
         before, self._is_stopped = self._is_stopped, state == "T"
