@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -16,11 +16,17 @@ from tests.fake_nvml.machine import to_lines
 SOURCE = Path(__file__).parent / "fake_nvml" / "nvml.c"
 
 FakeDriver = Callable[[dict[str, Any] | str], dict[str, str]]
+Trainer = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """--whole: the fault tests as often as they were specified, not only the few that fit into a usual run."""
     parser.addoption("--whole", action="store_true", help="run the fault tests at their full counts (an hour or so)")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The tests that start processes first: a long file at the end would leave all workers but one idle."""
+    items.sort(key=lambda item: item.path.parent.name not in ("faults", "integration", "launcher"))
 
 
 @pytest.fixture(scope="session")
@@ -54,3 +60,38 @@ def fake_driver(fake_nvml_library: Path, tmp_path: Path) -> FakeDriver:
         return {"LD_LIBRARY_PATH": ":".join(search), "FAKE_NVML_MACHINE": str(description)}
 
     return install
+
+
+@pytest.fixture
+def trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Trainer]:
+    """`trainer(*options, cwd=...)`: the trainer on one rank in this process, which has torch already; in an empty
+    folder unless `cwd` says otherwise; both streams as text."""
+    import torch
+
+    from ddp_train.main import main
+
+    def run(*options: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+        cwd = cwd or tmp_path / "cwd"
+        cwd.mkdir(exist_ok=True)
+        monkeypatch.chdir(cwd)
+        capfd.readouterr()
+        try:
+            status = main(options)
+        except SystemExit as end:
+            status = end.code if isinstance(end.code, int) else 1
+        return subprocess.CompletedProcess(options, status, *capfd.readouterr())
+
+    def leave(status: int) -> NoReturn:
+        raise SystemExit(status)
+
+    for name in ("CUDA_VISIBLE_DEVICES", "RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    # A rank in trouble leaves its process at once: not this one.
+    monkeypatch.setattr(os, "_exit", leave)
+    # As tests/integration starts it in processes of its own, so that the results are the same bits.
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield run
+    torch.set_num_threads(threads)

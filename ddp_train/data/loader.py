@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from functools import partial
+from multiprocessing.util import get_temp_dir
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,9 @@ from ddp_train.data.worker_process import end_with_parent
 from ddp_train.options import UserError
 
 __all__ = ["ImageReader", "LoaderPipeline"]
+
+
+SOCKET_PATH, SOCKET_NAME = 107, len("/listener-12345678")
 
 
 class ImageReader(TorchDataset[Any]):
@@ -69,6 +74,19 @@ class _Batches:
         return len(self.lists)
 
 
+def _check_sockets(workers: int) -> None:
+    """Images come from the workers through sockets in the folder for temporary files: with a path that the kernel
+    refuses (unix(7): 108 bytes) torch would wait for the first batch without end. Errors: UserError."""
+    if workers == 0:
+        return
+    folder = get_temp_dir()
+    if len(os.fsencode(folder)) + SOCKET_NAME > SOCKET_PATH:
+        raise UserError(
+            f"--num-workers {workers}: the folder for temporary files, {Path(folder).parent}, has too long a name"
+            " for the workers' sockets: TMPDIR=/tmp, or --num-workers 0"
+        )
+
+
 def _start_worker(parent: int, number: int) -> None:
     end_with_parent(parent)
 
@@ -100,6 +118,7 @@ class LoaderPipeline:
         self._train_reader = ImageReader(dataset.train, size)
         self._train_batches, self._test_batches = _Batches(), _Batches()
         self._test_batches.lists = [list(range(*bounds)) for bounds in test_batches]
+        _check_sockets(num_workers)
         self._train_loader = self._loader(self._train_reader, self._train_batches, num_workers, prefetch_factor)
         test_reader, test_workers = ImageReader(dataset.test, size), (num_workers + 1) // 2
         self._test_loader = self._loader(test_reader, self._test_batches, test_workers, prefetch_factor)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,8 +10,8 @@ import pytest
 
 from ddp_train import config
 from ddp_train.options import UserError
+from tests.conftest import Trainer
 
-ROOT = Path(__file__).resolve().parents[2]
 STAND_IN = """
 import json, os
 class Run:
@@ -31,21 +29,26 @@ def init(**how):
         raise RuntimeError("api_key not configured\\nmore lines")
     return Run(**how)
 """
-OPTIONS = "--dataset synthetic --synthetic-samples 64 --batch-size 16 --device cpu --no-tensorboard --no-examine"
+OPTIONS = ["--dataset", "synthetic", "--synthetic-samples", "64", "--batch-size", "16", "--device", "cpu"]
+OPTIONS += ["--no-tensorboard", "--no-examine"]
 
 
-def train(tmp_path: Path, *words: str, mode: str = "offline") -> subprocess.CompletedProcess[str]:
-    (tmp_path / "wandb.py").write_text(STAND_IN)
-    paths = os.pathsep.join([str(tmp_path), str(ROOT)])
-    env = os.environ | {"PYTHONPATH": paths, "TOLD": str(tmp_path / "told"), "WANDB_MODE": mode, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "ddp_train.main", *OPTIONS.split(), "--out-dir", str(tmp_path / "run"), *words]
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
+@pytest.fixture
+def wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stand-in, where the package would be."""
+    (tmp_path / "stand-in").mkdir()
+    (tmp_path / "stand-in" / "wandb.py").write_text(STAND_IN)
+    monkeypatch.syspath_prepend(tmp_path / "stand-in")
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    monkeypatch.setenv("TOLD", str(tmp_path / "told"))
+    monkeypatch.setenv("WANDB_MODE", "offline")
 
 
-def test_a_run_and_its_resume_are_one_wandb_run(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("wandb")
+def test_a_run_and_its_resume_are_one_wandb_run(trainer: Trainer, tmp_path: Path) -> None:
     words = ["--wandb", "--wandb-project", "mine", "--log-every", "2", "--clip-grad", "1"]
     for more in (["--epochs", "1"], ["--epochs", "2", "--resume", "auto"]):
-        done = train(tmp_path, *words, *more)
+        done = trainer(*OPTIONS, "--out-dir", str(tmp_path / "run"), *words, *more)
         assert done.returncode == 0, done.stderr
     first, second = (json.loads(line) for line in (tmp_path / "told").read_text().splitlines())
     assert first["init"]["project"] == "mine" and first["init"]["config"]["batch_size"] == 16
@@ -60,8 +63,10 @@ def test_a_run_and_its_resume_are_one_wandb_run(tmp_path: Path) -> None:
     assert second["exit_code"] == 0 and second["summary"]["best_epoch"] in (1, 2)
 
 
-def test_wandb_that_cannot_start_is_one_line(tmp_path: Path) -> None:
-    done = train(tmp_path, "--wandb", "--epochs", "1", mode="online")
+@pytest.mark.usefixtures("wandb")
+def test_wandb_that_cannot_start_is_one_line(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "online")
+    done = trainer(*OPTIONS, "--wandb", "--epochs", "1")
     assert done.returncode == 2
     assert "error: --wandb: could not start (api_key not configured); WANDB_MODE=offline" in done.stderr
     assert "Traceback" not in done.stderr

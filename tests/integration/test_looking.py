@@ -6,6 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from ddp_train import evaluate
 from tests.integration.conftest import ROOT, Command, torchrun
 
 SPOILT = "tests.ddp_train.diagnostics.spoilt:poisoned"
@@ -23,17 +26,18 @@ def test_all_ranks_end_alike_and_the_rank_is_named(command: Command, tmp_path: P
     assert lines[0].startswith("error: step 14 (epoch 2), rank 1: the output of layer 2 (Poison) is not finite")
 
 
-def test_evaluation_under_torchrun_counts_each_image_once(command: Command, tmp_path: Path) -> None:
+def test_evaluation_under_torchrun_counts_each_image_once(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     options = ["--dataset", "digits", "--epochs", "2", "--device", "cpu", "--no-tensorboard", "--out-dir", "run"]
     done = command(*torchrun(2), str(ROOT / "ddp_train" / "main.py"), *options, "--amp", "off")
     assert done.returncode == 0, done.stderr
-    found = []
-    for launch in (["-m", "ddp_train.evaluate"], torchrun(2, "-m", "ddp_train.evaluate")):
-        words = ["--checkpoint", str(tmp_path / "cwd" / "run"), "--device", "cpu", "--json"]
-        done = command(*launch, *words, cwd=ROOT)
-        assert done.returncode == 0, done.stderr
-        found.append(json.loads(done.stdout))
-    one, two = found
+    words = ["--checkpoint", str(tmp_path / "cwd" / "run"), "--device", "cpu", "--json"]
+    assert evaluate.main(words) == 0
+    one = json.loads(capsys.readouterr().out)
+    done = command(*torchrun(2, "-m", "ddp_train.evaluate"), *words, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    two = json.loads(done.stdout)
     assert one["samples"] == two["samples"] == 359
     assert one["confusion"] == two["confusion"] and one["top5"] == two["top5"]
     assert abs(one["loss"] - two["loss"]) < 1e-6

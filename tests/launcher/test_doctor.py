@@ -100,7 +100,14 @@ def test_the_worst_line_decides_the_exit_status():
 
 def diagnose(folder: Path, *options: str, **env: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "launch.py"), "--doctor", *options]
-    return subprocess.run(command, cwd=folder, env=os.environ | env, capture_output=True, text=True, timeout=240)
+    return subprocess.run(
+        command,
+        cwd=folder,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | env,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
 
 
 def test_this_machine_trains_and_says_so(tmp_path):

@@ -1,5 +1,6 @@
 """Small image folders, a decoded cache of the test's own, and a check that processes end."""
 
+import multiprocessing.util
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -13,6 +14,8 @@ from PIL import Image
 @pytest.fixture(autouse=True)
 def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "cache"
+    # Chosen once for the life of this process, and sockets are made there, whose paths the kernel limits to 107 bytes.
+    multiprocessing.util.get_temp_dir()
     monkeypatch.setenv("DDP_TRAIN_CACHE", str(folder))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
     (tmp_path / "tmp").mkdir()

@@ -96,3 +96,16 @@ def test_workers_end_with_a_killed_parent(make_folder: Callable[..., Path], asse
         os.kill(parent.pid, signal.SIGKILL)
         parent.wait()
     assert_they_end(workers, 3)  # the DataLoader's own watch takes five seconds
+
+
+def test_a_folder_for_temporary_files_with_a_long_name_is_refused(
+    make_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind it torch waits for ever: its thread that hands the images over has ended."""
+    folder = make_folder()
+    monkeypatch.setattr("ddp_train.data.loader.get_temp_dir", lambda: "/tmp/" + "x" * 75 + "/pymp-abcdefgh")
+    with pytest.raises(
+        UserError, match=r"--num-workers 2: the folder for temporary files, /tmp/x+, has too long a name"
+    ):
+        build(folder, pipeline="loader", num_workers=2)
+    build(folder, pipeline="loader", num_workers=0)
