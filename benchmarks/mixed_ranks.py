@@ -1,6 +1,6 @@
 """Ranks of unequal speed: shares by measured speed against equal ones, with the bound that arithmetic sets.
 
-    python -m benchmarks.mixed_ranks [--slower 2,3,4] [--delay-ms 2] [--epochs 3] [--out NAME]
+    python -m benchmarks.mixed_ranks [--slower 2,3,4] [--delay-ms 5] [--epochs 3] [--out NAME]
 
 Two ranks on the CPU train a tiny network; each waits --delay-ms for each of its samples before a forward pass, and the
 slowed one so many times as long. What the computing itself takes comes on top, so that the ratio stays below its bound
@@ -23,7 +23,7 @@ from benchmarks.machine import ROOT, describe_machine, publish
 
 __all__ = ["main", "measure"]
 
-BATCH, STEPS = 64, 24
+BATCH, STEPS = 64, 12
 LIMIT_S = 300
 
 
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     """Measure and print; the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.mixed_ranks", description=__doc__.splitlines()[0])
     parser.add_argument("--slower", default="2,3,4", metavar="LIST", help="how many times as slow [2,3,4]")
-    parser.add_argument("--delay-ms", type=float, default=2.0, metavar="MS", help="of the faster rank, a sample [2]")
+    parser.add_argument("--delay-ms", type=float, default=5.0, metavar="MS", help="of the faster rank, a sample [5]")
     parser.add_argument("--epochs", type=int, default=3, metavar="N", help=f"of {STEPS} steps each [3]")
     parser.add_argument("--out", metavar="NAME", help="keep the result as benchmarks/results/NAME.json")
     arguments = parser.parse_args(argv)

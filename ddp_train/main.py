@@ -147,27 +147,15 @@ def _use(run: Run, wanted: Config, ranks: Ranks) -> int:
 
 
 def _tune(run: Run) -> int:
-    """`--tune WHAT`: on stdout what was found; each has its own module under tune/."""
+    """`--tune WHAT`: measure in place of training; what was found on stdout and in the run folder."""
     from ddp_train.distributed import on_first_rank
+    from ddp_train.tune.wanted import MEASUREMENTS
 
-    def say(text: str, files: Sequence[Path]) -> None:
-        if run.trainer.parts.ranks.is_first:
-            print(text, *files, sep="\n")
-
-    ranks, folder, what = run.trainer.parts.ranks, run.folder.path, run.config.run.tune
-    if what == "batch":
-        from ddp_train.tune import batch_report
-
-        batch = batch_report.find_for(run.trainer, len(run.dataset.train.labels), run.config.run.target_utilization)
-        files = on_first_rank(lambda: batch_report.write(batch, folder), ranks)
-        say(f"{batch_report.table(batch)}\n{batch_report.verdict(batch, run.trainer.parts.global_batch)}", files)
-        return 0
-    from ddp_train.tune import learning_rate
-
-    found = learning_rate.range_test(run.trainer)
-    _, picture = on_first_rank(lambda: learning_rate.write(found, folder), ranks)
-    if ranks.is_first:
-        print(f"suggested peak learning rate {found.suggestion:.2g} (steepest fall at {found.steepest:.2g}): {picture}")
+    parts = run.trainer.parts
+    text, write = MEASUREMENTS[run.config.run.tune or "lr"](run.trainer, run.config, run.dataset)
+    files = on_first_rank(lambda: write(run.folder.path), parts.ranks)
+    if parts.ranks.is_first:
+        print(text, *files, sep="\n")
     return 0
 
 

@@ -122,6 +122,11 @@ def _plan_options(parser: Parser) -> list[argparse.Action]:
         add(
             "--doctor", action="store_true", help="check installation and machine, train two epochs; start nothing else"
         ),
+        add(
+            "--estimate",
+            action="store_true",
+            help="the bundled trainer: memory by part and time of an epoch, from half a minute of it",
+        ),
         add("--json", action="store_true", help="with --dry-run or --doctor: the answer as JSON"),
         add(
             "--topology",

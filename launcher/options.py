@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Literal, NoReturn
 
@@ -48,6 +48,7 @@ class LaunchOptions:
     topology: str | None = None
     dry_run: bool = False
     doctor: bool = False
+    estimate: bool = False
     json: bool = False
     preflight: bool | None = None
     nnodes: tuple[int, int] | None = None
@@ -85,6 +86,8 @@ def parse(argv: Sequence[str], environ: Mapping[str, str] = NO_VARIABLES) -> Lau
         program = _as_executable(program)
     options = LaunchOptions(program=program, notes=tuple(notes), **values)
     _check(options)
+    if options.estimate:
+        options = replace(options, program=replace(program, args=(*program.args, "--tune", "estimate")))
     return options
 
 
@@ -132,6 +135,10 @@ def _check(options: LaunchOptions) -> None:
             "--json-events records a run, which --dry-run and --doctor do not start",
         ),
         (options.dry_run and options.doctor, "--dry-run and --doctor exclude each other: give one"),
+        (
+            options.estimate and options.program.kind != "trainer",
+            "--estimate measures the bundled trainer: it takes no program",
+        ),
         (options.cpu and bool(options.gpus), "--cpu and --gpus exclude each other: give one"),
         (
             options.rdzv_endpoint is not None and options.master_addr is not None,

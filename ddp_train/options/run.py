@@ -40,8 +40,9 @@ class RunOptions:
     """Steps between progress reports; each report waits for the device once."""
     tensorboard: bool = True
     """Write TensorBoard event files into the run folder."""
-    tune: Literal["lr", "batch"] | None = None
-    """In place of training: lr measures at which rates the loss falls, batch which batches fit, and their speed."""
+    tune: Literal["lr", "batch", "loader", "estimate"] | None = None
+    """In place of training measure: lr at which rates the loss falls, batch which batches fit and their speed, loader
+    how many workers suit, estimate what the run will take."""
     target_utilization: float | None = None
     """--tune batch: recommend the smallest batch that keeps the GPU busy for so many percent of the time (None: by
     throughput)."""

@@ -1,0 +1,204 @@
+"""`--tune estimate` (`launch.py --estimate`): what a run will take, from half a minute of it.
+
+Data flow: two small forward passes -> activations as a line over the micro-batch; one step -> the optimizer's state;
+real steps with the run's own input for some seconds, and a part of an evaluation -> the time of an epoch. Nothing of
+it remains.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import statistics
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from ddp_train.atomic import write_text
+from ddp_train.batching import ceil_div
+from ddp_train.diagnostics.memory_report import kept_bytes
+from ddp_train.line import Line, fit
+from ddp_train.scores import evaluate
+from ddp_train.trainer import Parts, Trainer
+from ddp_train.tune.calibration import gather
+from ddp_train.tune.preserve import preserved
+from ddp_train.tune.steps import Steps
+
+__all__ = ["Estimate", "Memory", "estimate", "measure_memory", "table", "write"]
+
+TRAIN_S, EVALUATE_S = 18.0, 6.0
+LEAST_STEPS, MOST_STEPS = 3, 200
+_MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on each rank: what training keeps between steps, and activations over the samples of a micro-batch."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: Line
+
+    def total(self, micro_batch: int) -> float:
+        """Everything that a step with such micro-batches needs at its peak; kernels' own workspaces come on top."""
+        return self.weights + self.gradients + self.optimizer + self.activations(micro_batch)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A run in numbers. Times in seconds; `steps_measured` of training are what they rest on."""
+
+    parameters: int
+    memory: Memory
+    micro_batch: int
+    steps_per_epoch: int
+    epochs: int
+    step_seconds: float
+    evaluation_seconds: float
+    steps_measured: int
+
+    @property
+    def epoch_seconds(self) -> float:
+        """An epoch with its evaluation."""
+        return self.steps_per_epoch * self.step_seconds + self.evaluation_seconds
+
+
+def estimate(trainer: Trainer, test_images: int) -> Estimate:
+    """Measure the run that `trainer` would make. All ranks take part; times are those of the slowest.
+
+    test_images: of the test split, over all ranks.
+    """
+    parts = trainer.parts
+    state = [t.state for t in parts.techniques if t.state is not None]
+    micro_batch = ceil_div(ceil_div(parts.global_batch, parts.ranks.world_size), _accumulate(trainer))
+    with preserved(parts.network, parts.optimizer, parts.precision.scaler, *state):
+        memory = measure_memory(parts)
+        step_seconds, measured = _time_steps(trainer)
+        evaluation_seconds = _time_evaluation(parts, test_images)
+    return Estimate(
+        parameters=sum(p.numel() for p in parts.network.parameters()),
+        memory=memory,
+        micro_batch=micro_batch,
+        steps_per_epoch=parts.pipeline.steps_per_epoch,
+        epochs=parts.epochs,
+        step_seconds=step_seconds,
+        evaluation_seconds=evaluation_seconds,
+        steps_measured=measured,
+    )
+
+
+def measure_memory(parts: Parts) -> Memory:
+    """Memory by part, from steps of two and four samples, alone on each rank; leaves the parts trained by one step."""
+    steps, kept = Steps(parts), []
+    for batch in (2, 4):
+        with kept_bytes(parts.network) as found:
+            steps.gradients(batch)
+        kept.append((float(batch), float(sum(found.values()))))
+    gradients = _bytes(p.grad for p in parts.network.parameters() if p.grad is not None)
+    parts.precision.step(parts.optimizer)
+    parts.optimizer.zero_grad(set_to_none=True)
+    tensors = (v for state in parts.optimizer.state.values() for v in state.values() if isinstance(v, Tensor))
+    line = fit(kept)
+    assert line is not None
+    return Memory(_model_bytes(parts.network), gradients, _bytes(tensors), line)
+
+
+def _time_steps(trainer: Trainer) -> tuple[float, int]:
+    """Median seconds of a whole step with its input, and how many were measured; the first one is not counted."""
+    parts, step = trainer.parts, trainer.progress.step
+    parts.model.train()
+    epochs = (parts.pipeline.train(epoch) for epoch in itertools.count())
+    taken: list[float] = []
+    begun = time.perf_counter()
+    for window in itertools.chain.from_iterable(epochs):
+        trainer.measure_step(window)  # waits for the device and for all ranks
+        now = time.perf_counter()
+        taken.append(now - begun)
+        begun = now
+        if _all_agree(parts, len(taken) > LEAST_STEPS and (sum(taken) > TRAIN_S or len(taken) > MOST_STEPS)):
+            break
+    trainer.progress.step = step
+    return _slowest(parts, statistics.median(taken[1:])), len(taken) - 1
+
+
+def _time_evaluation(parts: Parts, test_images: int) -> float:
+    """Seconds of an evaluation, from as much of it as some seconds allow."""
+    begun, seen = time.perf_counter(), 0
+
+    def some() -> Iterable[object]:
+        nonlocal seen
+        for batch in parts.pipeline.evaluate():
+            seen += len(batch.labels)
+            yield batch
+            if time.perf_counter() - begun > EVALUATE_S:
+                return
+
+    evaluate(parts.evaluated, some(), parts.precision)  # type: ignore[arg-type]
+    mine = test_images / parts.ranks.world_size
+    return _slowest(parts, (time.perf_counter() - begun) * mine / max(1, seen))
+
+
+def _accumulate(trainer: Trainer) -> int:
+    """Micro-batches of a step, as the pipeline cuts them."""
+    window = next(iter(trainer.parts.pipeline.train(0)))
+    count = max(1, window.count)
+    for _ in window.batches:  # what was not used must not turn up later
+        pass
+    return count
+
+
+def _slowest(parts: Parts, seconds: float) -> float:
+    return seconds if parts.ranks.world_size == 1 else max(row[0] for row in gather([seconds], parts))
+
+
+def _all_agree(parts: Parts, done: bool) -> bool:
+    return done if parts.ranks.world_size == 1 else all(row[0] for row in gather([float(done)], parts))
+
+
+def _model_bytes(network: nn.Module) -> int:
+    return _bytes(itertools.chain(network.parameters(), network.buffers()))
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def table(found: Estimate) -> str:
+    """The estimate as a few lines."""
+    memory = found.memory
+    activations = memory.activations(found.micro_batch)
+    rows = [
+        ("weights", memory.weights),
+        ("gradients", memory.gradients),
+        ("optimizer", memory.optimizer),
+        (f"activations (micro-batch of {found.micro_batch})", activations),
+        ("together", memory.total(found.micro_batch)),
+    ]
+    lines = [f"{found.parameters:,} parameters", "memory on each rank"]
+    lines += [f"  {name:<38}{size / _MIB:>12,.1f} MiB" for name, size in rows]
+    lines += [
+        f"{found.steps_per_epoch:,} steps an epoch, {1000 * found.step_seconds:,.1f} ms a step "
+        f"({found.steps_measured} measured), {_shown(found.evaluation_seconds)} for an evaluation",
+        f"an epoch {_shown(found.epoch_seconds)}, {found.epochs:,} epochs "
+        f"{_shown(found.epochs * found.epoch_seconds)}; start and checkpoints come on top",
+    ]
+    return "\n".join(lines)
+
+
+def write(found: Estimate, folder: Path) -> tuple[Path]:
+    """estimate.json in `folder`."""
+    path = folder / "estimate.json"
+    more = {"schema": "ddp-train-estimate/1", "epoch_seconds": found.epoch_seconds}
+    write_text(path, json.dumps(more | asdict(found), indent=2) + "\n")
+    return (path,)
+
+
+def _shown(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.1f} s"
+    minutes = seconds / 60
+    return f"{minutes:.1f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
