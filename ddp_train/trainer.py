@@ -179,7 +179,7 @@ class Trainer:
             self._set_rate(progress.step - 1)  # as the last step left it, for the records
         for index, window in enumerate(parts.pipeline.train(epoch, done), start=done + 1):
             self.train_step(window)
-            progress.step_in_epoch, progress.samples = index, progress.samples + window.size
+            progress.step_in_epoch, progress.samples = index, progress.samples + window.size + window.skipped
             if index % parts.log_every == 0 or index == steps:
                 self._report(epoch, index, progress.samples, time.monotonic() - self._epoch_began)
             self._between_steps()
@@ -338,7 +338,8 @@ class Trainer:
     def _extra(self) -> Mapping[str, float]:
         """What the techniques report now."""
         reports = [technique.report() for technique in self.parts.techniques if technique.report is not None]
-        return {name: value for report in reports for name, value in report.items()}
+        bad = {"bad_images": float(self.parts.pipeline.left_out)} if self.parts.pipeline.left_out else {}
+        return bad | {name: value for report in reports for name, value in report.items()}
 
     def _report(self, epoch: int, index: int, seen: int, elapsed: float) -> None:
         if not self.parts.observers:

@@ -24,7 +24,7 @@ from PIL import Image, UnidentifiedImageError
 from ddp_train.data.worker_process import end_with_parent
 from ddp_train.options import UserError
 
-__all__ = ["Unreadable", "decode_files", "fit", "probe_size", "read_image"]
+__all__ = ["Unreadable", "decode_files", "fit", "probe_size", "read_image", "read_unchanged"]
 
 _BLOCK = 64  # files per unit of work
 _SMALL = 256  # fewer files are not worth starting processes
@@ -32,19 +32,21 @@ _PROBES = 1024
 _HELD = (signal.SIGINT, signal.SIGTERM)
 
 
-def read_image(path: str | Path, size: tuple[int, int], stamp: np.ndarray | None = None) -> np.ndarray:
-    """uint8 [H, W, 3] of `size` (height, width). stamp: int64 [3], the size, mtime in ns and inode that it must have.
-
-    Errors: UserError naming a file that is no readable image, or has changed.
-    """
+def read_image(path: str | Path, size: tuple[int, int]) -> np.ndarray:
+    """uint8 [H, W, 3] of `size` (height, width). Errors: UserError naming a file that is no readable image."""
     try:
-        return _decoded(_content(path, stamp), size)
+        return read_unchanged(path, size)
     except Unreadable as error:
-        raise UserError(f"{path} {error}") from error
+        raise UserError(f"{path}: {error}") from error
+
+
+def read_unchanged(path: str | Path, size: tuple[int, int], stamp: np.ndarray | None = None) -> np.ndarray:
+    """As read_image. stamp: int64 [3], size, mtime in ns and inode when the file was listed. Errors: Unreadable."""
+    return _decoded(_content(path, stamp), size)
 
 
 class Unreadable(Exception):
-    """Why a file cannot be read as an image."""
+    """Why a file cannot be read as an image, or that it has changed, in words that follow its name."""
 
 
 def _content(path: str | Path, stamp: np.ndarray | None = None) -> bytes:

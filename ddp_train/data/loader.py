@@ -19,46 +19,57 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
+from ddp_train.data.agreement import Agreement
 from ddp_train.data.augment import Augmentation
+from ddp_train.data.bad_samples import BadSample
 from ddp_train.data.dataset import Dataset, Split
-from ddp_train.data.decode import read_image
-from ddp_train.data.sampler import GlobalBatchSampler
+from ddp_train.data.decode import Unreadable, read_unchanged
+from ddp_train.data.sampler import GlobalBatchSampler, WindowPlan
 from ddp_train.data.window import Batch, Window, micro_batches
 from ddp_train.data.worker_process import end_with_parent
 from ddp_train.options import UserError
 
 __all__ = ["ImageReader", "LoaderPipeline"]
 
+_TRIES = 64  # images that a rank without samples looks at for one that can be read
+
+
+Read = tuple[Tensor, Tensor, list[BadSample]]
+"""uint8 images [n, H, W, C], their indices in the split, int64 [n], and what could not be read."""
+
 
 SOCKET_PATH, SOCKET_NAME = 107, len("/listener-12345678")
 
 
 class ImageReader(TorchDataset[Any]):
-    """Reads a whole batch at once: indices -> (uint8 [n, H, W, C], int64 [n]), or the text of a user's error.
+    """Reads a whole batch at once, from decoded images or from files.
 
-    An error is returned, not raised: the DataLoader would bury the one line in two tracebacks.
+    An image that cannot be read is returned, not raised: the DataLoader would bury the one line in two tracebacks.
     """
 
-    def __init__(self, split: Split, size: tuple[int, int]) -> None:
-        self.files = split.files
+    def __init__(self, split: Split, size: tuple[int, int], part: str) -> None:
+        self.split = split
         self.size = size
-        self.images = split.images
-        self.count = len(split.labels)
+        self.part = part
 
     def __len__(self) -> int:
-        return self.count
+        return len(self.split)
 
-    def __getitem__(self, indices: list[int]) -> tuple[Tensor, Tensor] | str:
+    def __getitem__(self, indices: list[int]) -> Read:
         chosen = np.asarray(indices, dtype=np.int64)
-        if self.files is not None:
+        if self.split.files is None:
+            assert self.split.images is not None
+            return torch.from_numpy(self.split.images[chosen]), torch.from_numpy(chosen), []
+        images, kept, bad = [], [], []
+        for index in indices:
+            stamp = None if self.split.stamps is None else self.split.stamps[index]
             try:
-                images = np.stack([read_image(self.files[i], self.size) for i in indices])
-            except UserError as error:
-                return str(error)
-        else:
-            assert self.images is not None
-            images = self.images[chosen]
-        return torch.from_numpy(images), torch.from_numpy(chosen)
+                images.append(read_unchanged(self.split.files[index], self.size, stamp))
+                kept.append(index)
+            except Unreadable as error:
+                bad.append(BadSample(self.part, index, self.split.files[index], str(error)))
+        stacked = np.stack(images) if images else np.zeros((0, *self.size, 3), np.uint8)
+        return torch.from_numpy(stacked), torch.tensor(kept, dtype=torch.int64), bad
 
 
 class _Batches:
@@ -106,6 +117,7 @@ class LoaderPipeline:
         equal_passes: bool = False,
         num_workers: int = 0,
         prefetch_factor: int = 4,
+        agreement: Agreement | None = None,
     ) -> None:
         self.sampler = sampler
         self.augmentation = augmentation
@@ -115,12 +127,13 @@ class LoaderPipeline:
         self._train_labels = torch.from_numpy(np.ascontiguousarray(dataset.train.labels)).to(self.device)
         self._test_labels = torch.from_numpy(np.ascontiguousarray(dataset.test.labels)).to(self.device)
         size = dataset.image_shape[1:]
-        self._train_reader = ImageReader(dataset.train, size)
+        self._agreement = agreement
+        self._train_reader = ImageReader(dataset.train, size, "train")
         self._train_batches, self._test_batches = _Batches(), _Batches()
         self._test_batches.lists = [list(range(*bounds)) for bounds in test_batches]
         _check_sockets(num_workers)
         self._train_loader = self._loader(self._train_reader, self._train_batches, num_workers, prefetch_factor)
-        test_reader, test_workers = ImageReader(dataset.test, size), (num_workers + 1) // 2
+        test_reader, test_workers = ImageReader(dataset.test, size, "test"), (num_workers + 1) // 2
         self._test_loader = self._loader(test_reader, self._test_batches, test_workers, prefetch_factor)
 
     def _loader(self, reader: ImageReader, batches: _Batches, workers: int, prefetch: int) -> DataLoader[Any]:
@@ -141,6 +154,10 @@ class LoaderPipeline:
     def steps_per_epoch(self) -> int:
         return self.sampler.steps_per_epoch
 
+    @property
+    def left_out(self) -> int:
+        return self._agreement.count if self._agreement is not None else 0
+
     def train(self, epoch: int, start_step: int = 0) -> Iterator[Window]:
         self.sampler.set_epoch(epoch)
         plans = list(self.sampler.windows(start_step))
@@ -156,35 +173,69 @@ class LoaderPipeline:
         ]
         loaded = iter(self._train_loader) if self._train_batches.lists else iter(())
         for plan, (part, shards) in zip(plans, parts, strict=True):
-            batches = (
-                self._augmented(next(loaded), epoch) if start < stop else self._without_images() for start, stop in part
-            )
+            reads = (_next(loaded) if start < stop else None for start, stop in part)
+            if self._agreement is not None:
+                yield self._checked(list(reads), shards, plan, epoch)
+                continue
+            batches = (self._augmented(read, epoch) for read in reads)
             yield Window(batches, len(part), len(plan.indices), plan.global_size, shards)
             for _ in batches:  # what was not used must not turn up in the next window
                 pass
 
-    def _augmented(self, loaded: tuple[Tensor, Tensor] | str, epoch: int) -> Batch:
-        images, indices = self._on_device(loaded)
+    def _checked(self, reads: list[Read | None], shards: tuple[int, ...], plan: WindowPlan, epoch: int) -> Window:
+        """The window without the images that could not be read, on this rank and on others."""
+        assert self._agreement is not None
+        skipped = self._agreement.settle("train", [bad for read in reads if read is not None for bad in read[2]])
+        kept = [n for n, read in enumerate(reads) if self.equal_passes or (read is not None and len(read[1]))]
+        samples = sum(len(read[1]) for read in reads if read is not None)
+        batches = (self._augmented(reads[n], epoch) for n in kept)
+        left = max(1, plan.global_size - skipped)
+        shards = tuple(shards[n] for n in kept) if shards else ()
+        return Window(batches, len(kept), samples, left, shards, plan.global_size - left)
+
+    def _augmented(self, read: Read | None, epoch: int) -> Batch:
+        images, indices = self._on_device(read) if read is not None else self._nothing()
+        if not len(indices):
+            return Batch(self.augmentation.normalise(images), indices, indices)
         return Batch(self.augmentation(images, indices, epoch), self._train_labels.index_select(0, indices), indices)
 
-    def _without_images(self) -> Batch:
+    def _nothing(self) -> tuple[Tensor, Tensor]:
         height, width, channels = *self._train_reader.size, self.augmentation.channels
         images = torch.empty((0, height, width, channels), dtype=torch.uint8, device=self.device)
-        nothing = torch.empty(0, dtype=torch.int64, device=self.device)
-        return Batch(self.augmentation.normalise(images), nothing, nothing)
+        return images, torch.empty(0, dtype=torch.int64, device=self.device)
 
-    def _on_device(self, loaded: tuple[Tensor, Tensor] | str) -> tuple[Tensor, Tensor]:
-        if isinstance(loaded, str):
-            raise UserError(loaded)
-        images, indices = loaded
+    def _on_device(self, read: Read) -> tuple[Tensor, Tensor]:
+        images, indices, bad = read
+        if bad and self._agreement is None:
+            raise UserError(str(bad[0]))
         return images.to(self.device, non_blocking=True), indices.to(self.device, non_blocking=True)
 
     def evaluate(self) -> Iterator[Batch]:
-        if not self._test_batches.lists:
-            return
-        for loaded in self._test_loader:
-            images, indices = self._on_device(loaded)
-            yield Batch(self.augmentation.normalise(images), self._test_labels.index_select(0, indices), indices)
+        bad: list[BadSample] = []
+        loaded = iter(self._test_loader) if self._test_batches.lists else iter(())
+        for _ in self._test_batches.lists:
+            read = _next(loaded)
+            bad += read[2]
+            images, indices = self._on_device(read)
+            if len(indices):
+                yield Batch(self.augmentation.normalise(images), self._test_labels.index_select(0, indices), indices)
+        if self._agreement is not None:
+            self._agreement.settle("test", bad)
 
     def dummy_batch(self) -> Batch:
-        return self._augmented(self._train_reader[[0]], 0)
+        tries = (self._train_reader[[index]] for index in range(min(_TRIES, len(self._train_reader))))
+        images, indices, _ = next((read for read in tries if len(read[1])), self._train_reader[[0]])
+        return self._augmented((images, indices, []), 0)
+
+
+def _next(loaded: Iterator[Read]) -> Read:
+    """The next batch. Errors: UserError where the workers have no memory to hand it over."""
+    try:
+        return next(loaded)
+    except RuntimeError as error:
+        if "shared memory" not in str(error) and "Bus error" not in str(error):
+            raise
+        raise UserError(
+            "/dev/shm is full: the loader's workers cannot hand over their images; --num-workers 0 needs none of it, "
+            "and in a container --shm-size gives more"
+        ) from error

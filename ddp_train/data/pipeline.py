@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Sequence
 
 import torch
 
 from ddp_train.batching import ceil_div
+from ddp_train.data.agreement import Agreement
 from ddp_train.data.augment import Augmentation
 from ddp_train.data.dataset import Dataset
 from ddp_train.data.loader import LoaderPipeline
@@ -14,6 +17,7 @@ from ddp_train.data.memory import available_memory
 from ddp_train.data.random_operations import create_operations
 from ddp_train.data.resident import ResidentPipeline
 from ddp_train.data.sampler import GlobalBatchSampler
+from ddp_train.data.shared_memory import Handover, fit, free_bytes
 from ddp_train.data.window import Batch, Pipeline, Window
 from ddp_train.options import AugmentOptions, DataOptions, UserError
 
@@ -71,6 +75,17 @@ def build_pipeline(
             equal_passes=equal_passes,
             test_batches=test_batches,
         )
+    image = math.prod(dataset.image_shape)
+    handover = Handover(
+        options.num_workers if options.num_workers is not None else _DEFAULT_WORKERS,
+        options.prefetch_factor,
+        image * ceil_div(ceil_div(global_batch, shards or world_size), accumulate),
+        image * test_batch,
+    )
+    sharers = local_world_size or world_size
+    handover, note = fit(handover, free_bytes(), sharers)
+    if note is not None and rank % sharers == 0:
+        print(f"note: {note}", file=sys.stderr, flush=True)
     return LoaderPipeline(
         dataset,
         augmentation,
@@ -78,8 +93,9 @@ def build_pipeline(
         accumulate=accumulate,
         test_batches=test_batches,
         equal_passes=equal_passes,
-        num_workers=options.num_workers if options.num_workers is not None else _DEFAULT_WORKERS,
-        prefetch_factor=options.prefetch_factor,
+        num_workers=handover.workers,
+        prefetch_factor=handover.prefetch,
+        agreement=Agreement(dataset, rank, world_size) if dataset.train.files is not None else None,
     )
 
 

@@ -55,6 +55,10 @@ class ResidentPipeline:
     def steps_per_epoch(self) -> int:
         return self.sampler.steps_per_epoch
 
+    @property
+    def left_out(self) -> int:
+        return 0
+
     def train(self, epoch: int, start_step: int = 0) -> Iterator[Window]:
         self.sampler.set_epoch(epoch)
         shares = list(self.sampler.plan(start_step))

@@ -38,6 +38,8 @@ class Window:
     """Samples of the global batch, over all ranks."""
     shards: tuple[int, ...] = ()
     """The logical shard that each micro-batch belongs to."""
+    skipped: int = 0
+    """Samples of the global batch that could not be read: they are not in `size`."""
 
 
 class Pipeline(Protocol):
@@ -49,6 +51,11 @@ class Pipeline(Protocol):
     @property
     def steps_per_epoch(self) -> int:
         """Global batches in an epoch; the same on all ranks."""
+        ...
+
+    @property
+    def left_out(self) -> int:
+        """Images that turned out bad while they were read, so far; the same on all ranks."""
         ...
 
     def train(self, epoch: int, start_step: int = 0) -> Iterator[Window]:

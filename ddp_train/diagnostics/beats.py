@@ -35,6 +35,10 @@ class Watched:
     def steps_per_epoch(self) -> int:
         return self._pipeline.steps_per_epoch
 
+    @property
+    def left_out(self) -> int:
+        return self._pipeline.left_out
+
     def train(self, epoch: int, start_step: int = 0) -> Iterator[Window]:
         windows = self._pipeline.train(epoch, start_step)
         first = epoch * self.steps_per_epoch

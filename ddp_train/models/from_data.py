@@ -36,9 +36,10 @@ def init_from_data(network: nn.Module, dataset: Dataset, device: torch.device) -
         return
     count = len(dataset.train)
     rows = np.linspace(0, count - 1, min(MOST, count)).astype(np.int64)
-    found = ImageReader(dataset.train, (dataset.image_shape[1], dataset.image_shape[2]))[rows.tolist()]
-    if isinstance(found, str):
-        raise UserError(found)
-    images = found[0].to(device).permute(0, 3, 1, 2).float() / 255
+    reader = ImageReader(dataset.train, (dataset.image_shape[1], dataset.image_shape[2]), "train")
+    found, _, bad = reader[rows.tolist()]
+    if bad and dataset.on_bad_sample == "stop":
+        raise UserError(str(bad[0]))
+    images = found.to(device).permute(0, 3, 1, 2).float() / 255
     mean, std = (torch.tensor(values, device=device).view(1, -1, 1, 1) for values in (dataset.mean, dataset.std))
     network.init_from_data((images - mean) / std)

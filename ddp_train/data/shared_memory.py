@@ -1,0 +1,73 @@
+"""How many batches the loader's worker processes may hold ready in /dev/shm, through which they hand them over.
+
+Where it is full torch's workers end with a traceback or a bus error in the middle of a run; so it is looked at before.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["FOLDER", "Handover", "fit", "free_bytes"]
+
+FOLDER = Path("/dev/shm")
+_SHARE = 0.8  # of what is free: NCCL and others use it too
+_PAGES = 16384  # bytes of a batch beside its images
+
+
+@dataclass(frozen=True)
+class Handover:
+    """What worker processes hand over. train_batch, test_batch: bytes of the images of one batch."""
+
+    workers: int
+    prefetch: int
+    train_batch: int
+    test_batch: int
+
+    @property
+    def test_workers(self) -> int:
+        """Half as many, rounded up."""
+        return (self.workers + 1) // 2
+
+    @property
+    def needed(self) -> int:
+        """Bytes of /dev/shm: every batch that is asked for in advance, and the one in hand, of the larger loader."""
+        if self.workers == 0:
+            return 0
+        train = (self.workers * self.prefetch + 1) * (self.train_batch + _PAGES)
+        return max(train, (self.test_workers * self.prefetch + 1) * (self.test_batch + _PAGES))
+
+
+def free_bytes(folder: Path = FOLDER) -> int | None:
+    """Bytes of shared memory that can be had; 0 where there is none or it is read-only, None where it has no limit."""
+    try:
+        facts = os.statvfs(folder)
+    except OSError:
+        return 0
+    if facts.f_flag & os.ST_RDONLY or not os.access(folder, os.W_OK | os.X_OK):
+        return 0
+    return facts.f_bavail * facts.f_frsize if facts.f_blocks else None
+
+
+def fit(wanted: Handover, free: int | None, ranks: int) -> tuple[Handover, str | None]:
+    """What fits for each of `ranks` ranks, and a line for the user where it is less than was wanted.
+
+    Fewer batches are prepared ahead first, then by fewer workers; with none, the training process reads by itself.
+    """
+    if free is None or wanted.needed * ranks <= free * _SHARE:
+        return wanted, None
+    smaller = [
+        Handover(workers, prefetch, wanted.train_batch, wanted.test_batch)
+        for workers in range(wanted.workers, 0, -1)
+        for prefetch in range(wanted.prefetch, 0, -1)
+        if prefetch == 1 or workers == wanted.workers
+    ]
+    none = Handover(0, wanted.prefetch, wanted.train_batch, wanted.test_batch)
+    found = next((less for less in smaller if less.needed * ranks <= free * _SHARE), none)
+    does = f"--num-workers {found.workers}" + (f" --prefetch-factor {found.prefetch}" if found.workers else "")
+    line = (
+        f"/dev/shm has {free / 1e6:.0f} MB free, and {wanted.workers} loader workers on each of {ranks} ranks would "
+        f"need {wanted.needed * ranks / 1e6:.0f} MB: goes on with {does}; in a container --shm-size gives more"
+    )
+    return found, line
