@@ -71,7 +71,8 @@ class Failure:
     @cached_property
     def hang(self) -> Hang | None:
         """How it hung, where it was ended for that."""
-        return hang_in(self.words) if self.code < 0 else None
+        # By a shell in between a signal is told as a status.
+        return hang_in(self.words) if exit_status(self.code) == exit_status(-signal.SIGKILL) else None
 
     @cached_property
     def place(self) -> Place | None:

@@ -58,6 +58,7 @@ def test_a_hang_without_a_stack() -> None:
     hung = failure(1, -9, report(Verdict("hung", 1, 3.1, 3.0), SIGHTS, []))
     assert hung.hang is not None
     assert (hung.hang.stack, hung.hang.place.phase) == ((), "forward")
+    assert failure(1, 137, "\n".join(hung.words.lines)).hang == hung.hang, "through a shell"
 
 
 def test_who_left_early_is_to_blame() -> None:
