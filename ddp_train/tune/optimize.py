@@ -1,0 +1,214 @@
+"""A configuration made to fit this machine: `auto_optimize_config("IN.yaml", "IN_optimized.yaml")`.
+
+What is read of the machine goes into `suggest`, a pure function of hardware and configuration; around it is the thin
+edge of `auto_optimize_config`. What a user set for the mathematics of the run (epochs, optimizer, augmentation) stays;
+where the global batch changes, the learning rate follows by the square root, as it does without a file.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from ddp_train import auto, config
+from ddp_train.atomic import write_text
+from ddp_train.batching import ceil_div, scale_learning_rate
+from ddp_train.checks import check_values
+from ddp_train.options import Config, UserError, to_dict
+from gpu_topology.host import read_host
+from gpu_topology.nvml import read_or_explain
+from gpu_topology.selection import SelectionRequest, select
+
+__all__ = ["Change", "Machine", "Measured", "auto_optimize_config", "read_machine", "suggest", "table"]
+
+Value = int | float | str | bool | None
+TUNED = ("batch_size", "num_workers", "amp")
+MODEL_SIZES = {"power": ("width_mult",), "vit": ("hidden_dim", "n_layers")}
+
+
+@dataclass(frozen=True)
+class Change:
+    """One option: its value before (None: it was left open) and after, and why. Equal values: kept, with the reason."""
+
+    name: str
+    before: Value
+    after: Value
+    reason: str
+
+    @property
+    def changed(self) -> bool:
+        """Whether the file gets another value."""
+        return self.before != self.after
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What decides: hardware as auto.py takes it, whether kernels can be compiled, and words on what is missing."""
+
+    hardware: auto.Hardware
+    can_compile: bool
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a measured search has found: per-rank batch, and the largest that fits."""
+
+    recommended: int
+    largest: int
+
+
+def auto_optimize_config(
+    in_path: str | os.PathLike[str],
+    out_path: str | os.PathLike[str] | None = None,
+    *,
+    machine: Machine | None = None,
+    measured: Measured | None = None,
+) -> tuple[Change, ...]:
+    """Read a configuration, write it with this machine's settings, and say what changed and why.
+
+    out_path: by default IN_optimized.yaml beside IN.yaml. measured: of a benchmark; without it sizes follow from the
+    hardware alone. The file holds what the first one held, and what this machine decides.
+
+    Errors: UserError for a file that is no configuration, or a place that cannot be written.
+    """
+    source = Path(in_path)
+    target = Path(out_path) if out_path is not None else source.with_name(f"{source.stem}_optimized{source.suffix}")
+    wanted = config.parse(["--config", str(source)])
+    machine = machine or read_machine()
+    changes = tuple(suggest(machine, wanted, measured))
+    options = to_dict(wanted)
+    values = {name: options[name] for name in options if name in wanted.given}
+    values |= {change.name: change.after for change in changes if change.changed}
+    check_values(config.with_values(wanted, values))
+    header = f"# {source.name} for this machine: {_described(machine)}\n"
+    try:
+        write_text(target, header + yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+    except OSError as error:
+        raise UserError(f"{target}: cannot be written ({error.strerror or error})") from None
+    return changes
+
+
+def read_machine() -> Machine:
+    """This machine as the launcher would use it: its best group of GPUs, or the CPU in words."""
+    topology, host = read_or_explain(), read_host()
+    selection = select(topology, SelectionRequest())
+    gpus = [topology.gpu(index) for index in selection.indices]
+    capabilities = [gpu.compute_capability for gpu in gpus if gpu.compute_capability is not None]
+    ranks = max(1, len(gpus))
+    hardware = auto.Hardware(
+        device="cuda" if gpus else "cpu",
+        world_size=ranks,
+        local_world_size=ranks,
+        gpu_memory=sum(gpu.memory_total or 0 for gpu in gpus),
+        compute_capability=min(capabilities) if capabilities else None,
+        cpus=host.usable_cpus,
+        cpu_flags=host.cpu_flags,
+    )
+    tools = importlib.util.find_spec("triton") is not None and any(map(shutil.which, ("cc", "gcc", "clang")))
+    return Machine(hardware, tools, None if gpus else f"no GPU to use ({selection.reason}): settings for the CPU")
+
+
+def suggest(machine: Machine, wanted: Config, measured: Measured | None = None) -> Iterator[Change]:
+    """The options that this machine decides about, one by one."""
+    hardware, options = machine.hardware, to_dict(wanted)
+    sizes = MODEL_SIZES.get(wanted.model.model or "", ())
+    left_open: dict[str, object] = dict.fromkeys((*TUNED, *sizes)) | {"amp": "auto", "accumulate": None}
+    left_open["batch_size_per_rank"] = None
+    found = {r.name: r for r in auto.recommend(hardware, config.with_values(wanted, left_open))}
+    batch = _batch(hardware, found, wanted, measured)
+    if wanted.data.batch_size_per_rank is not None:
+        yield Change("batch_size_per_rank", wanted.data.batch_size_per_rank, None, "batch_size says the same for all")
+    yield batch
+    yield from _rate(wanted, hardware, int(str(batch.after)))
+    yield _accumulate(hardware, wanted, int(str(batch.after)), found, measured)
+    for name in ("num_workers", "amp", *sizes):
+        if name in found:
+            yield Change(name, options[name] if name in wanted.given else None, found[name].value, found[name].reason)
+    yield _compile(machine, wanted)
+    if wanted.model.model != "vit":
+        before = wanted.model.channels_last if "channels_last" in wanted.given else None
+        yield Change("channels_last", before, True, "the layout in which convolution kernels work")
+
+
+def _batch(
+    hardware: auto.Hardware, found: Mapping[str, auto.Recommendation], wanted: Config, measured: Measured | None
+) -> Change:
+    before = wanted.data.batch_size
+    if measured is not None:
+        after = measured.recommended * hardware.world_size
+        why = f"measured: {measured.recommended} per rank is the smallest within 3% of the best throughput"
+        return Change("batch_size", before, after, why)
+    return Change("batch_size", before, int(found["batch_size"].value), found["batch_size"].reason)
+
+
+def _rate(wanted: Config, hardware: auto.Hardware, batch: int) -> Iterator[Change]:
+    """A rate that was given for a batch goes with its square root; one that was left open follows by itself."""
+    before = wanted.data.batch_size
+    if wanted.data.batch_size_per_rank is not None:
+        before = wanted.data.batch_size_per_rank * hardware.world_size
+    if wanted.optim.lr is None or wanted.optim.lr_scaling not in (None, "none") or before in (None, batch):
+        return
+    assert before is not None
+    factor = scale_learning_rate(1.0, batch, "sqrt") / scale_learning_rate(1.0, before, "sqrt")
+    after = float(f"{wanted.optim.lr * factor:.4g}")
+    yield Change("lr", wanted.optim.lr, after, f"the global batch goes from {before} to {batch}: by its square root")
+
+
+def _accumulate(
+    hardware: auto.Hardware,
+    wanted: Config,
+    batch: int,
+    found: Mapping[str, auto.Recommendation],
+    measured: Measured | None,
+) -> Change:
+    before = wanted.data.accumulate
+    if measured is not None:
+        parts = ceil_div(ceil_div(batch, hardware.world_size), measured.largest)
+        return Change("accumulate", before, parts, f"measured: {measured.largest} per rank fit at once")
+    if "accumulate" in found:
+        return Change("accumulate", before, int(found["accumulate"].value), found["accumulate"].reason)
+    return Change("accumulate", before, 1, "one micro-batch; --benchmark measures whether it fits")
+
+
+def _compile(machine: Machine, wanted: Config) -> Change:
+    before = wanted.model.compile if "compile" in wanted.given else None
+    capability = machine.hardware.compute_capability
+    if machine.hardware.device == "cpu" or capability is None:
+        return Change("compile", before, False, "no GPU: nothing was measured that speaks for it")
+    if wanted.model.checkpoint_activations or wanted.run.reproducible:
+        return Change("compile", before, False, "excluded by another option of the file")
+    shown = f"compute capability {capability[0]}.{capability[1]}"
+    if capability < (7, 0):
+        return Change("compile", before, False, f"{shown}: torch.compile's kernels need 7.0")
+    if not machine.can_compile:
+        return Change("compile", before, False, "torch.compile needs Triton and a C compiler, which are not here")
+    return Change("compile", before, True, f"{shown}, Triton and a C compiler are here")
+
+
+def table(changes: Sequence[Change]) -> str:
+    """What changed and what stays, with the reasons."""
+    rows = [
+        (c.name.replace("_", "-"), _shown(c.before), _shown(c.after) if c.changed else "kept", c.reason)
+        for c in changes
+    ]
+    rows.insert(0, ("option", "before", "now", "why"))
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    return "\n".join("  ".join([*map(str.ljust, row[:3], widths), row[3]]).rstrip() for row in rows)
+
+
+def _shown(value: Value) -> str:
+    return "open" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _described(machine: Machine) -> str:
+    hardware = machine.hardware
+    if hardware.device == "cpu":
+        return f"{hardware.cpus} CPU cores, no GPU"
+    return f"{hardware.world_size} GPU(s), {hardware.gpu_memory / auto.GB:.0f} GB, {hardware.cpus} CPU cores"
