@@ -28,6 +28,7 @@ CATALOGUE: tuple[Benchmark, ...] = (
     Benchmark("ddp_scaling", "two ranks against one process of two threads, and against two independent processes"),
     Benchmark("mixed_ranks", "two ranks of unequal speed: shares by measured speed against equal ones"),
     Benchmark("collectives", "all-reduce, all-gather and broadcast over sizes: algorithm and bus bandwidth"),
+    Benchmark("checkpoint_cost", "what a checkpoint takes of the training at the default interval, and of an epoch"),
     Benchmark("optimizers", "the time of a step with each optimizer and weight technique"),
     Benchmark("launch_overhead", "from the command to a worker's first line, beside torchrun, accelerate and fabric"),
     Benchmark("start_up", "from the command to the first training step, and what importing takes"),

@@ -1,0 +1,132 @@
+"""What a checkpoint costs the training: the copy in host memory, and what its writing takes of the machine meanwhile.
+
+    python -m benchmarks.checkpoint_cost [--rounds 9] [--model resnet18] [--steps 12] [--batch-size 64] [--out NAME]
+
+A stretch of training steps with and without a checkpoint at its start, which is on the disk, flushed, at its end:
+what the copy, the hash, the writing and the flushing cost is all in the difference. It is the whole one, with the
+best model. It is set against the default --save-every, and against an epoch of CIFAR-10's 50,000 images at the speed
+that was measured, since a checkpoint is written at the end of each epoch too. Rounds that other processes disturbed are
+left out; a third case shows the noise. The result is benchmarks/results/NAME.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import itertools
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from benchmarks.machine import describe_machine, publish
+from benchmarks.turns import Turns, take_turns
+from ddp_train import config
+from ddp_train.build import build
+from ddp_train.distributed import Ranks, choose_device
+from ddp_train.intervals import read_interval
+from ddp_train.trainer import Trainer
+
+__all__ = ["main", "measure"]
+
+WITHOUT, AGAIN, WITH, COPY = "without", "without again", "with a checkpoint", "the call alone"
+CIFAR10_TRAIN = 50_000
+
+
+def measure(trainer: Trainer, rounds: int) -> Turns:
+    """Seconds of a stretch of steps, by case; of `COPY`, those in which the training thread stands still."""
+    epochs = itertools.count()
+
+    def stretch(*, saved: bool) -> float:
+        started = time.perf_counter()
+        if saved:
+            _save(trainer)
+        _train(trainer, next(epochs))
+        if saved:
+            _finish(trainer)
+        return time.perf_counter() - started
+
+    def call() -> float:
+        started = time.perf_counter()
+        _save(trainer)
+        taken = time.perf_counter() - started
+        _finish(trainer)
+        return taken
+
+    cases: dict[str, Callable[[], float]] = {
+        WITHOUT: lambda: stretch(saved=False),
+        AGAIN: lambda: stretch(saved=False),
+        WITH: lambda: stretch(saved=True),
+        COPY: call,
+    }
+    return take_turns(cases, rounds, unit="s")
+
+
+def _save(trainer: Trainer) -> None:
+    assert trainer.parts.saver is not None
+    trainer.parts.saver.save(trainer.progress, trainer.parts.evaluated)
+
+
+def _finish(trainer: Trainer) -> None:
+    assert trainer.parts.saver is not None
+    trainer.parts.saver.finish()
+
+
+def _train(trainer: Trainer, epoch: int) -> None:
+    saver = trainer.parts.saver
+    assert saver is not None
+    saver.begin()
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        trainer.train_epoch(epoch)
+    trainer.progress.end_epoch()
+    if trainer.parts.device.type == "cuda":
+        torch.cuda.synchronize(trainer.parts.device)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure and print; 1 where too few rounds were undisturbed."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.checkpoint_cost", description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--model", default="resnet18")
+    parser.add_argument("--steps", type=int, default=12, help="optimizer steps of a stretch")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--out", metavar="NAME", help="keep the result as benchmarks/results/NAME.json")
+    arguments = parser.parse_args(argv)
+    images = arguments.steps * arguments.batch_size
+    with tempfile.TemporaryDirectory(dir=Path.cwd(), prefix=".checkpoint-cost-") as folder:
+        words = (
+            f"--dataset synthetic --synthetic-samples {images} --batch-size {arguments.batch_size} --optimizer sgd "
+            f"--model {arguments.model} --epochs 100000 --out-dir {folder} --no-tensorboard"
+        )
+        run = build(config.parse(words.split()), Ranks(), choose_device("auto", Ranks()))
+        turns = measure(run.trainer, arguments.rounds)
+        files = {path.name: path.stat().st_size for path in sorted(Path(folder).glob("*.pt*"))}
+    result = _result(turns, images, str(run.config.run.save_every))
+    publish({**result, "model": arguments.model, "bytes": files, "machine": describe_machine()}, arguments.out)
+    return 0 if turns.enough else 1
+
+
+def _result(turns: Turns, images: int, save_every: str) -> dict[str, object]:
+    found = turns.account()
+    if not turns.enough:
+        return found
+    cost, noise = turns.difference(WITH, WITHOUT), turns.difference(AGAIN, WITHOUT)
+    interval = read_interval(save_every, "--save-every").seconds
+    epoch = turns.values(WITHOUT).median * CIFAR10_TRAIN / images
+    return found | {
+        "seconds_of_a_stretch": turns.values(WITHOUT).rounded(3),
+        "seconds_a_checkpoint_costs": cost.rounded(3),
+        "seconds_of_noise": noise.rounded(3),
+        "seconds_the_training_thread_stands_still": turns.values(COPY).rounded(4),
+        "share_at_the_default_interval": None if interval is None else round(cost.median / interval, 5),
+        "default_interval": save_every,
+        "share_of_an_epoch_of_50000_images": round(cost.median / epoch, 5),
+        "seconds_of_that_epoch": round(epoch, 1),
+    }
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
