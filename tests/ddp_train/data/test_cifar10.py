@@ -164,6 +164,31 @@ def test_a_file_with_a_wrong_checksum_is_refused_before_it_is_unpickled(
     assert "\n" not in str(caught.value) and not (tmp_path / "executed").exists()
 
 
+@pytest.mark.usefixtures("no_network")
+@pytest.mark.parametrize("name", [None, "cifar10"])
+def test_an_incomplete_folder_is_not_passed_over(tmp_path: Path, files: dict[str, bytes], name: str | None) -> None:
+    unpack(files, tmp_path)
+    (tmp_path / "cifar-10-batches-py" / "data_batch_4").unlink()
+    with pytest.raises(UserError, match=r"data_batch_4: is missing, and cannot be downloaded \(.*refused"):
+        data.resolve(options(tmp_path, name))
+
+
+def test_a_damaged_file_is_named_with_both_sums_and_nothing_is_unpickled(
+    tmp_path: Path, files: dict[str, bytes]
+) -> None:
+    planted = tmp_path / "planted"
+
+    class Planted:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return Path.touch, (planted,)  # type: ignore[return-value]
+
+    unpack(files | {"batches.meta": pickle.dumps(Planted())}, tmp_path)
+    expected = hashlib.md5(files["batches.meta"]).hexdigest()
+    with pytest.raises(UserError, match=rf"batches.meta: damaged \(MD5 \w+, the original has {expected}\)"):
+        data.load("cifar10", options(tmp_path))
+    assert not planted.exists()
+
+
 def test_an_image_folder_of_cifar10(make_folder: Callable[..., Path]) -> None:
     folder = make_folder(classes=cifar10.CLASSES, size=(32, 32), train=2, test=1)
     assert data.resolve(options(folder)) == ("cifar10", None)
@@ -220,6 +245,19 @@ def test_a_download_of_something_else_is_not_used(tmp_path: Path, serve: Callabl
     assert name == "digits" and note is not None and "download failed" in note
     with pytest.raises(UserError, match="download failed"):
         data.resolve(options(tmp_path / "data", "cifar10"))
+
+
+@pytest.mark.timeout(60)
+def test_a_download_that_breaks_off_is_one_line_and_the_next_one_mends_it(
+    tmp_path: Path, archive: bytes, serve: Callable[[bytes], str]
+) -> None:
+    serve(archive[: len(archive) // 2])
+    with pytest.raises(UserError, match="download failed") as caught:
+        data.resolve(options(tmp_path / "data", "cifar10"))
+    assert "\n" not in str(caught.value)
+    serve(archive)
+    assert data.resolve(options(tmp_path / "data", "cifar10"))[0] == "cifar10"
+    assert len(data.load("cifar10", options(tmp_path / "data")).train) == 100
 
 
 @pytest.mark.timeout(60)
