@@ -27,6 +27,7 @@ CATALOGUE: tuple[Benchmark, ...] = (
     Benchmark("step_overhead", "CPU time that the trainer, accelerate and Lightning add to a step of a bare loop"),
     Benchmark("ddp_scaling", "two ranks against one process of two threads, and against two independent processes"),
     Benchmark("mixed_ranks", "two ranks of unequal speed: shares by measured speed against equal ones"),
+    Benchmark("reproducible_cost", "steps with and without --reproducible, on one rank and on two"),
     Benchmark("collectives", "all-reduce, all-gather and broadcast over sizes: algorithm and bus bandwidth"),
     Benchmark("checkpoint_cost", "what a checkpoint takes of the training at the default interval, and of an epoch"),
     Benchmark("optimizers", "the time of a step with each optimizer and weight technique"),

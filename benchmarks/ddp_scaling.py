@@ -107,16 +107,17 @@ def work(model: str, options: str, batch: int, device: str, out: Path) -> None:
 
     from ddp_train import config, distributed
     from ddp_train.build import build
-    from ddp_train.resolve import set_threads
+    from ddp_train.resolve import settle_arithmetic
 
     ranks = distributed.Ranks.from_environment()
     where = distributed.choose_device(device, ranks)
-    set_threads(ranks, where)
-    distributed.start(ranks, where, timeout_s=300)
     samples = batch * (WARM_UP + STEPS)
     words = f"--dataset synthetic --synthetic-samples {samples} --batch-size {batch} --model {model} --epochs 1 "
     words += f"--no-tensorboard --no-examine --optimizer sgd --lr 0.001 --out-dir {out.with_suffix('')} {options}"
-    trainer = build(config.parse(words.split()), ranks, where).trainer
+    wanted = config.parse(words.split())
+    settle_arithmetic(wanted, ranks, where)
+    distributed.start(ranks, where, timeout_s=300)
+    trainer = build(wanted, ranks, where).trainer
     trainer.parts.model.train()
     windows = trainer.parts.pipeline.train(0)
     for window in itertools.islice(windows, WARM_UP):

@@ -322,8 +322,9 @@ def _cost_of_bits(context: Context) -> tuple[str, ...]:
     if context.config.shards is None or run.tune is not None or looking.overfit_one_batch is not None:
         return ()
     plain_threads = threads_of(context.ranks.local_world_size)
+    cost = together(lambda: measure(context, plain_threads), context.ranks)
     threads = f", threads a rank: {torch.get_num_threads()}" if context.device.type == "cpu" else ""
-    return (f"--reproducible: {context.config.shards} logical shards{threads}; {measure(context, plain_threads)}",)
+    return (f"--reproducible: {context.config.shards} logical shards{threads}; {cost}",)
 
 
 def _saver(

@@ -96,18 +96,13 @@ def _train(wanted: Config, ranks: Ranks, stop: StopSignals) -> int:
     from ddp_train import distributed, watching
     from ddp_train.build import build
     from ddp_train.precision import set_matmul_precision
-    from ddp_train.reproducible import pin
-    from ddp_train.resolve import set_threads, threads_of
+    from ddp_train.resolve import settle_arithmetic
 
     own.beat("setup")
     if problem := watching.start(ranks, wanted.run.step_timeout):
         print(f"note: {problem}", file=sys.stderr)
     device = distributed.choose_device(wanted.run.device, ranks)
-    if wanted.shards is None:
-        set_threads(ranks, device)
-    else:
-        # By default as many as one rank for each shard would have.
-        pin(wanted.run.reproducible_threads or threads_of(wanted.shards), device)
+    settle_arithmetic(wanted, ranks, device)
     set_matmul_precision(wanted.model.matmul_precision)
     distributed.start(ranks, device)
     run = build(wanted, ranks, device, stop)

@@ -19,6 +19,7 @@ bits: the number of threads and the choice of kernels.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -81,11 +82,13 @@ class Sharded:
             seed_shard(self._device, mine)
             samples = 0
             for batch in islice(rest, counts[shard]):
-                compute(batch, mine, 1 / window.size)
+                with _refusing_other_kernels():
+                    compute(batch, mine, 1 / window.size)
                 samples += len(batch.labels)
             return [*map(_gradient, parameters), *buffers.moved(start, shard, samples)]
 
         total = self._tree.add_up(leaf)
+        assert next(rest, None) is None, "a batch belongs to none of the shards"
         with torch.no_grad():
             for parameter, earlier, flat in zip(parameters, before, total, strict=False):
                 gradient = flat.as_strided(parameter.shape, _strides(parameter))
@@ -109,6 +112,19 @@ class Sharded:
                     samples += len(batch.labels)
                 leaves[shard] = buffers.moved(start, shard, samples)
             buffers.move(start, self._tree.add_up(leaves.__getitem__), window.size)
+
+
+@contextlib.contextmanager
+def _refusing_other_kernels() -> Iterator[None]:
+    """A layer that torch can only compute in an order of chance is the user's to change: one line, on all ranks."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "deterministic implementation" not in str(error):
+            raise
+        raise UserError(
+            f"--reproducible: {str(error).split(', but')[0]}; take another layer, or leave it out"
+        ) from None
 
 
 def _strides(parameter: nn.Parameter) -> tuple[int, ...]:

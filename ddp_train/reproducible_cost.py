@@ -45,7 +45,10 @@ class Cost:
 
 
 def measure(context: Context, threads: int) -> Cost:
-    """Time both ways on all ranks alike; rank 0's clock counts. threads: what a rank would have without it."""
+    """Time both ways on all ranks alike; rank 0's clock counts. threads: what a rank would have without it.
+
+    Errors: UserError where a layer has no kernel that gives the same bits twice.
+    """
     shards = context.config.shards
     assert shards is not None
     network = copy.deepcopy(context.network).train()

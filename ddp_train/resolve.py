@@ -11,9 +11,10 @@ from ddp_train import auto, config
 from ddp_train.data.dataset import Dataset
 from ddp_train.distributed import Ranks
 from ddp_train.options import Config
+from ddp_train.reproducible import pin
 from gpu_topology.host import read_host
 
-__all__ = ["read_hardware", "resolve", "set_threads", "threads_of"]
+__all__ = ["read_hardware", "resolve", "set_threads", "settle_arithmetic", "threads_of"]
 
 
 def resolve(
@@ -64,6 +65,15 @@ def read_hardware(ranks: Ranks, device: torch.device) -> auto.Hardware:
 def threads_of(ranks: int) -> int:
     """Threads for each of so many processes of this machine."""
     return read_host().threads(ranks)
+
+
+def settle_arithmetic(wanted: Config, ranks: Ranks, device: torch.device) -> None:
+    """Threads and choice of kernels of this process, before anything is computed. Errors: see `pin`."""
+    if wanted.shards is None:
+        set_threads(ranks, device)
+    else:
+        # By default as many as one rank for each shard would have: no number of ranks is in it.
+        pin(wanted.run.reproducible_threads or threads_of(wanted.shards), device)
 
 
 def set_threads(ranks: Ranks, device: torch.device) -> None:

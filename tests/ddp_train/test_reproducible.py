@@ -127,3 +127,26 @@ def test_more_ranks_than_shards_are_refused(tmp_path: Path) -> None:
 
         chosen = config.parse(f"{runs.COMMON} --reproducible --reproducible-shards 1 --accumulate 1".split())
         _pipeline(chosen, data.load("synthetic", chosen.data), Ranks(0, 0, 2, 2), runs.CPU)
+
+
+class Scattering(nn.Module):
+    """Writes where another writes: torch's kernel does not say who is last."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        flat = images.flatten(1)
+        return flat[:, :10].clone().put_(torch.tensor([0]), flat[0, :1])
+
+
+def scattering(num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(image_shape[0], 4, 3), Scattering())
+
+
+def test_a_layer_without_a_deterministic_kernel_is_refused(tmp_path: Path) -> None:
+    torch.use_deterministic_algorithms(True)
+    try:
+        with pytest.raises(
+            UserError, match=r"--reproducible: put_ does not have a deterministic implementation; take an"
+        ):
+            runs.make(SHORT, tmp_path / "run", "tests.ddp_train.test_reproducible:scattering")
+    finally:
+        torch.use_deterministic_algorithms(False)
