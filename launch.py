@@ -29,6 +29,7 @@ from types import FrameType
 from typing import NoReturn
 
 from ddp_train.config import UserError
+from ddp_train.speed_cache import recall as recall_speeds
 from gpu_topology import snapshot
 from gpu_topology.host import read_host
 from gpu_topology.inherited import read_inherited
@@ -81,13 +82,14 @@ def _plan(options: LaunchOptions, claims: Claims) -> LaunchPlan:
     """The plan, and for a run a claim on its GPUs."""
     check_program(options.program)
     if options.topology is not None:
-        return make_plan(options, snapshot.load(options.topology), read_host(), os.environ)
+        return make_plan(options, snapshot.load(options.topology), read_host(), os.environ, known_speeds=recall_speeds)
     cluster = locate(find_cluster(options, os.environ), wait=not options.dry_run)
     topology, host = read_or_explain(), read_host()
     inherited = read_inherited(topology, os.environ)
 
     def plan_beside(others: Mapping[str, str]) -> LaunchPlan:
-        return make_plan(options, topology, host, os.environ, recall, cluster, replace(inherited, claims=others))
+        own = replace(inherited, claims=others)
+        return make_plan(options, topology, host, os.environ, recall, cluster, own, recall_speeds)
 
     if options.dry_run:
         return plan_beside(claims.others())

@@ -47,6 +47,7 @@ from ddp_train.run_folder import HistoryObserver, RunFolder
 from ddp_train.run_lock import RunLock
 from ddp_train.saving import Held, Saver
 from ddp_train.schedule import Schedule, create_schedule
+from ddp_train.speed_cache import work_of
 from ddp_train.state import Progress
 from ddp_train.stopping import StopSignals
 from ddp_train.technique import Context, Technique
@@ -222,7 +223,7 @@ def _balance(resolved: Config, pipeline: Pipeline, ranks: Ranks) -> Balance | No
     """What divides the global batch by measured speed, where that is asked for and there is something to divide."""
     if resolved.data.shares != "measured" or ranks.world_size == 1:
         return None
-    return Balance(pipeline.sampler, resolved.data.accumulate or 1)
+    return Balance(pipeline.sampler, resolved.data.accumulate or 1, work_of(resolved))
 
 
 def _without_lone_sample(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ddp_train.redaction import redacted
+from ddp_train.speed_cache import KnownSpeeds
 from gpu_topology.host import Host
 from gpu_topology.inherited import Inherited, from_environment
 from gpu_topology.nccl import Setting, needs_verify, notes
@@ -24,6 +25,7 @@ from launcher.cluster import Cluster, find_cluster
 from launcher.command import Job, shell_line, torchrun, torchrun_environment, worker_argv
 from launcher.grace import default_grace, grace_warnings
 from launcher.options import LaunchOptions, Program
+from launcher.speeds import predict
 from launcher.training import Training, plan_training
 
 __all__ = ["LaunchPlan", "make_plan", "with_arguments"]
@@ -67,12 +69,14 @@ def make_plan(
     recall: Callable[[Topology, Sequence[str]], Verdict | None] = lambda topology, uuids: None,
     cluster: Cluster | None = None,
     inherited: Inherited | None = None,
+    known_speeds: Callable[[str], KnownSpeeds | None] = lambda work: None,
 ) -> LaunchPlan:
     """The plan for these facts. `environ`: the user's environment, whose values are kept.
 
     `recall` gives the verdict of `gpu_topology verify` on the selected GPUs, where there is one. `cluster`: the nodes,
     where the network has been asked about them already. `inherited`: what was read of this process (see
-    gpu_topology/inherited.py), by default what `environ` alone tells.
+    gpu_topology/inherited.py), by default what `environ` alone tells. `known_speeds`: what calibrations have found for
+    a kind of work (see ddp_train/speed_cache.py).
 
     Errors: TopologyError (GPUs that cannot be had), OptionError (nodes that cannot meet), ddp_train's UserError
     (options of the trainer).
@@ -114,11 +118,28 @@ def make_plan(
             *grace_warnings(grace, environ),
             *notes(topology, selection, host, settings=settings, verdict=verdict),
             *([binding.reason] if binding else []),
+            *_predicted(options, topology, selection, inherited, training, known_speeds),
         ),
         verdict=verdict,
         doubt=needs_verify(topology, selection, host) if verdict is None and not _peers_off(settings) else None,
         inherited=inherited,
     )
+
+
+def _predicted(
+    options: LaunchOptions,
+    topology: Topology,
+    selection: Selection,
+    inherited: Inherited,
+    training: Training | None,
+    known_speeds: Callable[[str], KnownSpeeds | None],
+) -> Iterable[str]:
+    """The speed of each policy on unlike GPUs, where it is known and the user did not name the GPUs."""
+    if training is None or options.gpus or not selection.indices:
+        return
+    line = predict(topology, inherited.completes(_request(options, topology)), training.config, known_speeds)
+    if line is not None:
+        yield line
 
 
 def _peers_off(settings: Iterable[Setting]) -> bool:
@@ -127,7 +148,11 @@ def _peers_off(settings: Iterable[Setting]) -> bool:
 
 
 def _select(topology: Topology, options: LaunchOptions, inherited: Inherited) -> Selection:
-    request = SelectionRequest(
+    return select(topology, inherited.completes(_request(options, topology)))
+
+
+def _request(options: LaunchOptions, topology: Topology) -> SelectionRequest:
+    return SelectionRequest(
         # Without a GPU the ranks run on the CPU, as many as are asked for.
         count=options.nproc if topology.gpus else None,
         policy=options.policy,
@@ -136,7 +161,6 @@ def _select(topology: Topology, options: LaunchOptions, inherited: Inherited) ->
         allow_busy=options.allow_busy,
         min_memory=options.min_memory,
     )
-    return select(topology, inherited.completes(request))
 
 
 def _cpu_selection(topology: Topology, options: LaunchOptions, asked_by: str) -> Selection:

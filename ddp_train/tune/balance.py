@@ -13,11 +13,15 @@ from collections.abc import Mapping
 from dataclasses import astuple
 from typing import Any
 
+import torch
+import torch.distributed as dist
+
 from ddp_train.batching import split
 from ddp_train.data.sampler import GlobalBatchSampler
 from ddp_train.options import UserError
 from ddp_train.records import EpochRecord
 from ddp_train.sharing import Division, Hysteresis, Speed, divide, gain
+from ddp_train.speed_cache import KnownSpeeds, remember
 from ddp_train.technique import Technique
 from ddp_train.trainer import Parts
 from ddp_train.tune.calibration import calibrate, gather, gather_speeds, measure_communication, slowdown
@@ -26,9 +30,13 @@ __all__ = ["Balance"]
 
 
 class Balance:
-    """Sets the shares of `sampler`. To be started with the parts of the run, on all ranks together."""
+    """Sets the shares of `sampler`.
 
-    def __init__(self, sampler: GlobalBatchSampler, accumulate: int) -> None:
+    work: what the speeds are kept as (see speed_cache.py). To be started with the parts of the run, on all ranks.
+    """
+
+    def __init__(self, sampler: GlobalBatchSampler, accumulate: int, work: str = "") -> None:
+        self._work = work
         self._sampler, self._accumulate = sampler, accumulate
         self._parts: Parts | None = None
         self._speeds: tuple[Speed, ...] = ()
@@ -48,6 +56,7 @@ class Balance:
         micro_batch = max(1, parts.global_batch // world_size // self._accumulate)
         self._speeds = gather_speeds(calibrate(parts, micro_batch, self._accumulate), parts)
         self._communication = measure_communication(parts)
+        self._remember(parts)
         division = self._divide()
         even = split(parts.global_batch, [1.0] * world_size)
         faster = 1 + gain(even, division.samples, self._speeds, self._communication)
@@ -57,6 +66,15 @@ class Balance:
             f"shares {_shown(division.samples)} of the global batch of {parts.global_batch}, by measured speed "
             f"(predicted {faster:.2f} times as fast as equal shares{idle})"
         )
+
+    def _remember(self, parts: Parts) -> None:
+        """Keep the speeds of these models of GPU for the next plan; of ranks with one model the last one stands."""
+        if parts.device.type != "cuda":
+            return
+        names: list[str] = [""] * parts.ranks.world_size
+        dist.all_gather_object(names, torch.cuda.get_device_name(parts.device))
+        if parts.ranks.is_first:
+            remember(self._work, KnownSpeeds(dict(zip(names, self._speeds, strict=True)), self._communication))
 
     def _divide(self) -> Division:
         assert self._parts is not None
