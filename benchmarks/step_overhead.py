@@ -128,6 +128,7 @@ class _InMemory:
     def __init__(self, batches: list[Batch], inner: Pipeline) -> None:
         self._batches, self._inner = batches, inner
         self.steps_per_epoch = len(batches)
+        self.left_out = 0
         self.sampler = inner.sampler
 
     def train(self, epoch: int, start_step: int = 0) -> Iterator[Window]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from ddp_train.intervals import read_interval
 from ddp_train.options import Config, UserError, to_dict
 
-__all__ = ["bounds", "check_paths", "check_values", "resume_file", "resume_target"]
+__all__ = ["bounds", "check_paths", "check_values", "milestones", "resume_file", "resume_target"]
 
 GENERATIONS = ("checkpoint-latest.pt", "checkpoint-previous.pt")
 """The files of a run folder that a run can go on from."""
@@ -244,9 +244,21 @@ def check_values(config: Config, texts: Mapping[str, str] | None = None) -> None
         if isinstance(value, str) and ("\0" in value or not value):
             raise UserError(f"{option} takes a non-empty text, not {value!r}")
     read_interval(str(config.run.save_every), "--save-every")
+    milestones(config.schedule.milestones)
     for wrong, message in CONFLICTS:
         if wrong(config):
             raise UserError(message)
+
+
+def milestones(text: str) -> tuple[float, ...]:
+    """The numbers of `--milestones`. Errors: UserError."""
+    try:
+        found = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        found = (-1.0,)
+    if not all(0 <= at < math.inf for at in found):
+        raise UserError(f"--milestones takes numbers of at least 0 separated by commas, not {text!r}")
+    return found
 
 
 def bounds(name: str) -> str:

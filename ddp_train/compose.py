@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -107,4 +108,8 @@ def _find(maker: str) -> Callable[[Context], object]:
         raise UserError(f"--technique {maker}: no module named {error.name!r} here or among the packages") from None
     except (AttributeError, ValueError):
         raise UserError(f"--technique {maker}: {module or 'it'} has no function {function!r}") from None
+    try:
+        inspect.signature(found).bind(None)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"--technique {maker}: cannot be called with the run's Context ({error})") from None
     return found

@@ -30,7 +30,7 @@ def read_interval(text: str, option: str) -> Interval:
     match = _FORM.fullmatch(text.strip())
     number, unit = (match[1], match[2].lower()) if match else ("", "")
     unit = unit if unit in _SECONDS or unit == "" else unit.removesuffix("s")
-    if match and unit in ("", "step") and number.isdecimal() and 1 <= int(number) <= LONGEST_S:
+    if match and unit in ("", "step") and number.isdecimal() and len(number) < 20 and 1 <= int(number) <= LONGEST_S:
         return Interval(steps=int(number))
     if match and unit in _SECONDS and 0 < float(number) * _SECONDS[unit] <= LONGEST_S:
         return Interval(seconds=float(number) * _SECONDS[unit])

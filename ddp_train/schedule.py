@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ddp_train.checks import milestones
 from ddp_train.options import ScheduleOptions, UserError
 
 __all__ = ["Schedule", "create_schedule", "set_learning_rate"]
@@ -46,7 +47,7 @@ def step(epoch: float, span: Span) -> float:
 
 def multistep(epoch: float, span: Span) -> float:
     """A fall by `gamma` at each milestone; they count from the start of the run, warm-up included."""
-    places = [at if at >= 1 else at * (span.warmup + span.epochs) for at in milestones(span.options)]
+    places = [at if at >= 1 else at * (span.warmup + span.epochs) for at in milestones(span.options.milestones)]
     # A milestone that is a share of the run falls on a step but for rounding.
     return _gamma(span) ** sum(epoch + span.warmup >= at - 1e-9 for at in places)
 
@@ -121,7 +122,7 @@ def create_schedule(options: ScheduleOptions, *, epochs: int, steps_per_epoch: i
     """
     if options.eta_min > peak_rate:
         raise UserError(f"--eta-min {options.eta_min:g} is above the peak learning rate {peak_rate:g}")
-    milestones(options)
+    milestones(options.milestones)
     total = epochs * steps_per_epoch
     rise = 0.0 if options.scheduler in RISES_ITSELF else options.warmup_epochs
     warmup = min(round(rise * steps_per_epoch), total // 2)
@@ -134,17 +135,6 @@ def create_schedule(options: ScheduleOptions, *, epochs: int, steps_per_epoch: i
         return shape((step - warmup) / steps_per_epoch, span)
 
     return factor
-
-
-def milestones(options: ScheduleOptions) -> tuple[float, ...]:
-    """The numbers in `options.milestones`. Errors: UserError."""
-    try:
-        found = tuple(float(part) for part in options.milestones.split(","))
-    except ValueError:
-        found = (-1.0,)
-    if not all(0 <= at < math.inf for at in found):
-        raise UserError(f"--milestones takes numbers of at least 0 separated by commas, not {options.milestones!r}")
-    return found
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:

@@ -326,6 +326,20 @@ def test_saved_models_and_images(each: Callable[..., None], tmp_path: Path, monk
     each("saved", saved, check)
 
 
+@pytest.mark.parametrize(
+    "case",
+    [
+        ["--milestones", "x"],
+        ["--milestones", "nan,1"],
+        ["--save-every", "9" * 5000],
+        [""],
+        ["--config", "/dev/zero"],
+    ],
+)
+def test_refused_before_torch_is_there(case: list[str]) -> None:
+    assert refused_in_one_line(*called(read_options, case), case)
+
+
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize(
     "command",
