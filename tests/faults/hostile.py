@@ -12,7 +12,7 @@ from ddp_train import seal
 
 __all__ = ["PAYLOADS", "Payload"]
 
-PADDING = bytes(20_000_000)
+PADDING = bytes(8_000_000)
 """A tensor's worth of memory, beside which what an attack takes can be seen."""
 
 Payload = Callable[[Path, Path], None]
@@ -96,7 +96,7 @@ def _traversing(path: Path, mark: Path) -> None:
 
 
 def _overlapping(path: Path, _: Path) -> None:
-    """Ten storages of 20 MB in a file of 20 MB: the directory names the same bytes ten times."""
+    """Ten storages of 8 MB in a file of 8 MB: the directory names the same bytes ten times."""
     keys = range(10)
     program = _checkpoint(b"]" + b"(" + b"".join(WHOLE.replace(_text("0"), _text(str(key)), 1) for key in keys) + b"e")
     with zipfile.ZipFile(path, "w") as archive:

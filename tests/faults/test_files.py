@@ -110,7 +110,7 @@ print(json.dumps(_left(folder)))
 
 
 def test_a_kill_while_40_mb_are_written_leaves_the_old_or_the_new(tmp_path: Path, times: Times) -> None:
-    kills = times(9, 50)
+    kills = times(6, 50)
     elsewhere = Path("/dev/shm")
     if not elsewhere.is_dir() or elsewhere.stat().st_dev == tmp_path.stat().st_dev:
         pytest.skip("TMPDIR cannot be on another file system than the checkpoint here")

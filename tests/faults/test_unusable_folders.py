@@ -1,4 +1,4 @@
-"""An --out-dir that cannot be used is found before a worker starts; missing parents are made."""
+"""An --out-dir that cannot be used is found before a worker starts."""
 
 from __future__ import annotations
 
@@ -43,9 +43,3 @@ def test_a_file_in_the_place_of_a_folder(front: str, tmp_path: Path) -> None:
         2,
         f"error: --out-dir {tmp_path}/file/run: cannot be written ({tmp_path}/file is a file)\n",
     )
-
-
-def test_parents_that_are_missing_are_made(tmp_path: Path) -> None:
-    status, words = _run("python", tmp_path / "a" / "b" / "run")
-    assert status == 0, words
-    assert (tmp_path / "a" / "b" / "run" / "best_model.pth").is_file()
