@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ddp_train.plots.style import INK, SOFT, new_figure, style
 
@@ -15,6 +15,7 @@ __all__ = ["CLASSES_UP_TO", "confusion_figure"]
 CLASSES_UP_TO = 60
 """More classes make a picture that nobody can read."""
 NUMBERS_UP_TO = 20
+LEVEL_UP_TO = 3
 """Classes up to which each cell bears its percentage."""
 
 
@@ -36,7 +37,9 @@ def confusion_figure(confusion: Sequence[Sequence[int]], classes: Sequence[str])
     axes.spines["bottom"].set_visible(False)
     small = 10 if len(classes) <= NUMBERS_UP_TO else 7
     places = range(len(classes))
-    axes.set_xticks(places, classes, rotation=45, ha="right", rotation_mode="anchor", fontsize=small, color=INK)
+    turned: dict[str, Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+    turned = turned if max(map(len, classes)) > LEVEL_UP_TO else {}
+    axes.set_xticks(places, classes, fontsize=small, color=INK, **turned)
     axes.set_yticks(places, classes, fontsize=small, color=INK)
     axes.set_ylabel("true class", fontsize=10, color=SOFT)
     if len(classes) <= NUMBERS_UP_TO:

@@ -10,7 +10,7 @@ import argparse
 import math
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ddp_train.flow_file import FlowDocument, read_flow
 from ddp_train.options import UserError
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 __all__ = ["flow_figure", "plot_flow"]
 
 NAMED_UP_TO = 40
+NAMED_LEVEL_UP_TO = 8
+STEPS_NAMED = 12
 """Layers up to which each has its name at the axis; of more every n-th has."""
 
 
@@ -55,7 +57,10 @@ def _draw_latest(axes: Axes, document: FlowDocument, when: str) -> None:
     axes.plot(positions, _drawn(last["mean"]), "o", color=PALETTE[0], markersize=6, label="mean", zorder=4)
     axes.set_xlim(-0.6, len(positions) - 0.4)
     axes.set_xticks([])
-    legend(axes)
+    # Room above the bars: at any layer one may reach to the top.
+    bottom, top = axes.get_ylim()
+    axes.set_ylim(bottom, top * (top / bottom) ** 0.15)
+    legend(axes, loc="upper right", ncols=3)
 
 
 def _draw_map(figure: Figure, axes: Axes, document: FlowDocument) -> None:
@@ -76,9 +81,11 @@ def _draw_map(figure: Figure, axes: Axes, document: FlowDocument) -> None:
     every = -(-len(document["layers"]) // NAMED_UP_TO)
     positions = range(0, len(document["layers"]), every)
     names = [document["layers"][at] for at in positions]
-    axes.set_xticks(positions, names, rotation=60, ha="right", rotation_mode="anchor", fontsize=9, color=INK)
+    level = len(document["layers"]) <= NAMED_LEVEL_UP_TO
+    turned: dict[str, Any] = {} if level else {"rotation": 60, "ha": "right", "rotation_mode": "anchor"}
+    axes.set_xticks(positions, names, fontsize=9, color=INK, **turned)
     steps = [point["step"] for point in document["points"]]
-    marks = sorted({round(at * (len(steps) - 1) / 5) for at in range(6)})
+    marks = range(0, len(steps), -(-len(steps) // STEPS_NAMED))
     axes.set_yticks(marks, [f"{steps[at]:,}" for at in marks])
     axes.set_ylabel("step", color=SOFT)
 

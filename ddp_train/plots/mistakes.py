@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Picture", "mistakes_figure"]
 
-COLUMNS = 6
+COLUMNS, LEAST_COLUMNS = 6, 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,10 +32,11 @@ def mistakes_figure(pictures: Sequence[Picture], wrong: int, samples: int) -> Fi
     """A sheet of the pictures, the worst first; `wrong` of `samples` images were misclassified in all."""
     if not pictures:
         raise UserError("there are no mistakes to draw")
-    rows = -(-len(pictures) // COLUMNS)
+    columns = min(COLUMNS, max(len(pictures), LEAST_COLUMNS))
+    rows = -(-len(pictures) // columns)
     title = f"Worst-classified images  ·  {len(pictures)} of {wrong:,} mistakes in {samples:,} images"
-    figure = new_figure(2.1 * COLUMNS, 2.55 * rows + 0.6, title)
-    panels = figure.subplots(rows, COLUMNS, squeeze=False).flatten()
+    figure = new_figure(2.1 * columns, 2.55 * rows + 0.6, title)
+    panels = figure.subplots(rows, columns, squeeze=False).flatten()
     for panel in panels:
         panel.set_axis_off()
     for panel, picture in zip(panels, pictures, strict=False):

@@ -47,9 +47,9 @@ def style(axes: Axes, title: str, unit: str = "", x_label: str = "") -> None:
     axes.spines["bottom"].set_color(SOFT)
 
 
-def legend(axes: Axes) -> None:
-    """The labelled curves, where there is room."""
-    shown = axes.legend(loc="best", fontsize=9, frameon=True, framealpha=0.9, edgecolor="none")
+def legend(axes: Axes, *, loc: str = "best", ncols: int = 1) -> None:
+    """The labelled curves, where there is room, or at a place of matplotlib's name."""
+    shown = axes.legend(loc=loc, ncols=ncols, fontsize=9, frameon=True, framealpha=0.9, edgecolor="none")  # type: ignore[call-overload]
     for text in shown.get_texts():
         text.set_color(INK)
 
