@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ddp_train import config, data, done, identity, models
+from ddp_train import config, data, done, generators, identity, models
 from ddp_train.batching import scale_learning_rate, split
 from ddp_train.compose import compose
 from ddp_train.control import Control
@@ -79,7 +79,7 @@ def build(wanted: Config, ranks: Ranks, device: torch.device, stop: StopSignals 
     path, moved = on_first_rank(lambda: config.claim(resolved, lock, restarted=config.is_restart()), ranks)
     folder, notes = RunFolder(path), (*notes, moved) if moved else notes
     resolved = config.with_values(resolved, {"out_dir": str(path)})
-    torch.manual_seed(resolved.run.seed)
+    generators.seed(resolved.run.seed)
     network = together(lambda: create_network(resolved, dataset, device), ranks)
     together(lambda: init_from_data(network, dataset, device), ranks)
     take_first_ranks(network, ranks)  # before a technique makes copies of them

@@ -12,7 +12,15 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["capture", "restore"]
+__all__ = ["capture", "restore", "seed"]
+
+
+def seed(number: int) -> None:
+    """Python's, NumPy's and torch's generators begin anew, for the weights of a network: a user's own model may draw
+    from any of them."""
+    random.seed(number)
+    np.random.seed(number % 2**32)
+    torch.manual_seed(number)
 
 
 def capture(device: torch.device) -> dict[str, Any]:

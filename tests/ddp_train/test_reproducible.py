@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import random
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -150,3 +152,19 @@ def test_a_layer_without_a_deterministic_kernel_is_refused(tmp_path: Path) -> No
             runs.make(SHORT, tmp_path / "run", "tests.ddp_train.test_reproducible:scattering")
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+def drawn(num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
+    """Draws its weights from every generator that there is."""
+    layer = nn.Linear(4, num_classes)
+    with torch.no_grad():
+        layer.bias.copy_(torch.tensor([random.random() + np.random.random() for _ in range(num_classes)]))
+    return nn.Sequential(nn.Conv2d(image_shape[0], 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), layer)
+
+
+def test_weights_that_are_drawn_from_any_generator_follow_the_seed(tmp_path: Path) -> None:
+    model = "tests.ddp_train.test_reproducible:drawn"
+    makes = [runs.make(f"--seed {seed}", tmp_path / str(n), model) for n, seed in enumerate((3, 3, 4))]
+    first, again, other = ([*run.trainer.parts.network.parameters()] for run in makes)
+    assert all(map(torch.equal, first, again))
+    assert not torch.equal(first[-1], other[-1])
