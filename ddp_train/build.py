@@ -30,10 +30,10 @@ from ddp_train.data.pipeline import Pipeline
 from ddp_train.diagnostics.beats import Watched
 from ddp_train.distributed import Ranks, gpu_uuids, on_first_rank, take_first_ranks, together
 from ddp_train.event_files import TensorBoardObserver
+from ddp_train.from_data import init_from_data
 from ddp_train.heartbeat import own
 from ddp_train.intervals import read_interval
 from ddp_train.losses import Loss, cross_entropy_sum
-from ddp_train.models.from_data import init_from_data
 from ddp_train.optim import create_optimizer
 from ddp_train.options import Config, UserError
 from ddp_train.precision import LossScale, Precision
