@@ -117,6 +117,7 @@ def in_help() -> set[str]:
         ["ddp_train.evaluate"],
         ["ddp_train.export"],
         ["ddp_train.predict"],
+        ["scripts.optimize_gpu"],
     ]
     return {option for words in programs for option in re.findall(r"--[\w-]+", help_of(*words))}
 
