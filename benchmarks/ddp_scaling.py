@@ -88,7 +88,7 @@ class Starter:
         command = [sys.executable, str(ROOT / "launch.py"), *where, "--nproc", str(ranks)]
         env = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
         env |= {"OMP_NUM_THREADS": str(threads)} if threads else {}
-        program = ["-m", "benchmarks.ddp_scaling", *worker, "--options", self._model.options]
+        program = ["-m", "benchmarks.ddp_scaling", *worker, f"--options={self._model.options}"]
         return subprocess.Popen(
             [*command, *program], cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         ), out

@@ -45,16 +45,16 @@ def test_any_number_of_ranks_gives_the_same_bits(
     ranks: int, uninterrupted: Callable[[int], Result], times: Callable[[int, int], int]
 ) -> None:
     if times(0, 1) == 0:
-        pytest.skip("what follows compares 1 and 2 ranks with 4 as well")
+        pytest.skip("what follows compares 2 and 1 ranks with 4 as well")
     assert uninterrupted(ranks) == uninterrupted(4)
 
 
-@pytest.mark.parametrize("chain", [(2, 1, 2), (4, 1, 2, 4), (3, 4, 1)], ids=str)
+@pytest.mark.parametrize("chain", [(2, 1), (2, 1, 2), (4, 1, 2, 4), (3, 4, 1)], ids=str)
 def test_kills_and_changes_of_the_number_of_ranks_leave_no_trace(
     chain: Sequence[int], uninterrupted: Callable[[int], Result], runs: Runs, times: Callable[[int, int], int]
 ) -> None:
-    if chain != (2, 1, 2) and times(0, 1) == 0:
-        pytest.skip("the short run has one chain")
+    if chain != (2, 1) and times(0, 1) == 0:
+        pytest.skip("a short run has the shortest chain, beside a whole run on 4 ranks")
     expected = uninterrupted(4)
     draw = random.Random(f"ranks {chain}")
     for again in range(times(1, 3)):
