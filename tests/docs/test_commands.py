@@ -93,7 +93,7 @@ FOREIGN = {"--ipc=host", "--shm-size=8g", "--cap-add=SYS_NICE", "--requeue"}
 def test_every_option_that_a_text_names_exists() -> None:
     known = known_options() | FOREIGN
     for page in pages():
-        named = {span.split()[0] for span in page.spans if span.startswith("--") and span != "--"}
+        named = {span.split()[0].rstrip(":") for span in page.spans if span.startswith("--") and span != "--"}
         unknown = {name for name in named if name not in known and name.partition("=")[0] not in known}
         assert not unknown, f"{page.name}: {sorted(unknown)}"
 
