@@ -129,7 +129,7 @@ class _InMemory:
         self._batches, self._inner = batches, inner
         self.steps_per_epoch = len(batches)
         self.left_out = 0
-        self.sampler = inner.sampler
+        self.sampler, self.accumulate = inner.sampler, 1
 
     def train(self, epoch: int, start_step: int = 0) -> Iterator[Window]:
         for batch in itertools.islice(self._batches, start_step, None):

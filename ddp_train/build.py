@@ -31,11 +31,14 @@ from ddp_train.diagnostics.beats import Watched
 from ddp_train.distributed import Ranks, gpu_uuids, on_first_rank, take_first_ranks, together
 from ddp_train.event_files import TensorBoardObserver
 from ddp_train.from_data import init_from_data
+from ddp_train.guard import Guard
 from ddp_train.heartbeat import own
 from ddp_train.intervals import read_interval
 from ddp_train.losses import Loss, cross_entropy_sum
+from ddp_train.models.synchronised import SynchronisedBatchNorm
 from ddp_train.optim import create_optimizer
 from ddp_train.options import Config, UserError
+from ddp_train.owed import Owed
 from ddp_train.precision import LossScale, Precision
 from ddp_train.progress import create_progress
 from ddp_train.records import Observer, RunFacts
@@ -99,6 +102,7 @@ def build(wanted: Config, ranks: Ranks, device: torch.device, stop: StopSignals 
     joining = _sharded(resolved, network, ranks, device)
     notes = (*notes, *_cost_of_bits(context))
     ddp = _wrap(model, ranks, device) if joining is None else None
+    synchronised = any(isinstance(module, SynchronisedBatchNorm) for module in network.modules())
     progress = Progress()
     # Behind the wrapping, which gives all ranks the buffers of rank 0.
     source = on_first_rank(lambda: config.resume_file(resolved), ranks)
@@ -125,6 +129,8 @@ def build(wanted: Config, ranks: Ranks, device: torch.device, stop: StopSignals 
         log_every=resolved.run.log_every,
         joining=joining,
         saver=saver,
+        guard=Guard(network, optimizer, precision, pipeline, ranks, control, folder.path),
+        owed=Owed(ddp) if ddp is not None and not synchronised else None,
         control=control,
         stop=stop or StopSignals(),
         progress=progress,

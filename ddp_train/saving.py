@@ -7,6 +7,7 @@ what techniques keep) is gathered as it is, and each rank gets its own back.
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from ddp_train.heartbeat import own
 from ddp_train.intervals import Interval
 from ddp_train.options import UserError
 from ddp_train.precision import Precision
-from ddp_train.state import Progress
+from ddp_train.state import Progress, TrainingDiverged
 from ddp_train.technique import Technique
 
 __all__ = ["Held", "Saver", "collect", "restore"]
@@ -169,10 +170,11 @@ class Saver:
             generators.restore(self._generators, self._held.precision.device)
         self._saved_at = time.monotonic()
 
-    def due(self, progress: Progress) -> bool:
-        """Whether this rank finds that it is time for a checkpoint; rank 0's clock counts."""
+    def due(self, step: int) -> bool:
+        """Whether this rank finds that it is time for a checkpoint behind the run's first `step` steps; rank 0's clock
+        counts."""
         if self._interval.steps is not None:
-            return progress.step % self._interval.steps == 0
+            return step % self._interval.steps == 0
         waited = time.monotonic() - self._saved_at
         return self._held.ranks.is_first and self._interval.seconds is not None and waited >= self._interval.seconds
 
@@ -187,10 +189,22 @@ class Saver:
         self._saved_at = time.monotonic()
 
     def _save(self, progress: Progress, best: nn.Module | None, periodic: bool) -> None:
+        self._refuse_poison(progress)
         state = collect(self._held, progress)
         if self._held.ranks.is_first:
             first = {} if best is None else {self._best: best.state_dict()}
             self._writer.save(state, step=progress.step, periodic=periodic, first=first)
+
+    def _refuse_poison(self, progress: Progress) -> None:
+        """Errors: TrainingDiverged where weights or buffers are not finite, on any rank; on all alike."""
+        held = self._held
+        values = [v for v in held.network.state_dict().values() if v.is_floating_point() and v.numel()]
+        bad = not bool(torch.isfinite(torch.stack([n.double() for n in torch._foreach_norm(values, math.inf)])).all())
+        if held.control.exchange({"not_finite": bad})["not_finite"]:
+            raise TrainingDiverged(
+                f"the weights are not finite behind step {progress.step} (epoch {progress.epoch + 1}): no checkpoint "
+                "is written of them, and the last one stands; try a lower --lr, more --warmup-epochs, or --clip-grad 1"
+            )
 
     def finish(self) -> None:
         """Wait until all that was saved is on the disk. Errors: UserError where it is not."""

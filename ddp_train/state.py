@@ -35,6 +35,7 @@ class Progress:
     samples         of the running epoch: the first so many of its global order are consumed
     sums            of the running epoch: loss, correct answers and samples; of this rank's part, in a checkpoint of all
     seconds         that the running epoch has taken
+    accumulate      micro-batches of a step since memory ran out; 0: as the options say
     """
 
     epoch: int = 0
@@ -46,6 +47,7 @@ class Progress:
     samples: int = 0
     sums: tuple[float, float, float] = (0.0, 0.0, 0.0)
     seconds: float = 0.0
+    accumulate: int = 0
 
     def end_epoch(self) -> None:
         """The running epoch is finished."""

@@ -7,68 +7,27 @@ Techniques live in the parts that `build.py` puts together; the loop names none 
 from __future__ import annotations
 
 import contextlib
-import math
-import signal
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
-from ddp_train.control import Control
-from ddp_train.data.pipeline import Batch, Pipeline, Window
+from ddp_train.boundary import Boundary
+from ddp_train.data.pipeline import Batch, Window
 from ddp_train.diagnostics.numbers import first_bad_layer
-from ddp_train.distributed import Ranks, sum_over_ranks
-from ddp_train.joining import Averaged, Joining
-from ddp_train.losses import Loss, summable
-from ddp_train.precision import Precision
-from ddp_train.records import Best, EpochRecord, Observer, StepReport
-from ddp_train.saving import Saver
-from ddp_train.schedule import Schedule, set_learning_rate
+from ddp_train.distributed import sum_over_ranks
+from ddp_train.joining import Averaged
+from ddp_train.losses import summable
+from ddp_train.parts import Parts
+from ddp_train.records import Best, EpochRecord, StepReport
+from ddp_train.schedule import set_learning_rate
 from ddp_train.scores import Scores, evaluate
-from ddp_train.state import Progress, Stopped, TrainingDiverged
-from ddp_train.stopping import STATUS, StopSignals
-from ddp_train.technique import Gradients, Moment, Technique
+from ddp_train.shrinking import Attempts, OutOfMemoryTogether
+from ddp_train.state import Progress, TrainingDiverged
+from ddp_train.technique import Gradients, Moment
 
 __all__ = ["Parts", "Trainer", "TrainingDiverged"]
-
-
-@dataclass(frozen=True)
-class Parts:
-    """Everything that a run is made of. `network` is the bare model, `model` what is called (wrapped, compiled)."""
-
-    ranks: Ranks
-    device: torch.device
-    network: nn.Module
-    model: nn.Module
-    ddp: DistributedDataParallel | None
-    pipeline: Pipeline
-    loss: Loss
-    optimizer: torch.optim.Optimizer
-    schedule: Schedule
-    precision: Precision
-    epochs: int
-    global_batch: int
-    stop_after: float = math.inf
-    seed: int = 0
-    techniques: Sequence[Technique] = ()
-    log_every: int = 20
-    observers: Sequence[Observer] = ()
-    joining: Joining | None = None
-    """How ranks and micro-batches are put together; None: as DistributedDataParallel does."""
-    saver: Saver | None = None
-    control: Control = field(default_factory=Control)
-    stop: StopSignals = field(default_factory=StopSignals)
-    progress: Progress = field(default_factory=Progress)
-
-    @property
-    def evaluated(self) -> nn.Module:
-        """The network to evaluate and to keep as the best model: averaged weights, where a technique has them."""
-        averaged = [technique.evaluated for technique in self.techniques if technique.evaluated is not None]
-        return averaged[-1] if averaged else self.network
 
 
 def _plain_update(gradients: Gradients, apply: Callable[[], None], optimizer: torch.optim.Optimizer) -> None:
@@ -95,7 +54,8 @@ class Trainer:
         self._parameters = [p for group in parts.optimizer.param_groups for p in group["params"]]
         self._joining = parts.joining or Averaged(parts.ranks, parts.device, parts.ddp, self._join_without_samples)
         self._totals = torch.zeros(3, dtype=torch.float64, device=parts.device)
-        self._epoch_began = time.monotonic()
+        self._boundary = Boundary(parts, self._totals)
+        self._attempts = Attempts(parts, self._totals, self._boundary, self._settle_buckets)
 
     @property
     def best(self) -> Best:
@@ -126,15 +86,13 @@ class Trainer:
                 progress.stopped |= after_epoch(record)
             for observer in parts.observers:
                 observer.on_epoch(record)
-            if parts.saver is not None:
-                parts.saver.save(progress, parts.evaluated if improved else None)
-            self._obey(parts.control.exchange({"stop": parts.stop.received}), saved=True)
+            self._boundary.behind_epoch(parts.evaluated if improved else None)
 
     def _run_epoch(self, epoch: int) -> EpochRecord:
         parts = self.parts
-        self._epoch_began = time.monotonic() - self.progress.seconds
+        self._boundary.began = time.monotonic() - self.progress.seconds
         loss, accuracy, samples = self.train_epoch(epoch)
-        trained = time.monotonic() - self._epoch_began
+        trained = time.monotonic() - self._boundary.began
         if parts.precision.has_diverged(loss):
             raise TrainingDiverged(self._explain(epoch, loss))
         self._joining.unify(parts.network)
@@ -143,7 +101,9 @@ class Trainer:
         if parts.evaluated is not parts.network:
             self._joining.unify(parts.evaluated)
         with self._phase("evaluation"):
-            scores: Scores = evaluate(parts.evaluated, self._until_stopped(parts.pipeline.evaluate()), parts.precision)
+            scores: Scores = evaluate(
+                parts.evaluated, self._boundary.until_stopped(parts.pipeline.evaluate()), parts.precision
+            )
         return EpochRecord(
             epoch=epoch + 1,
             train_loss=loss,
@@ -151,7 +111,7 @@ class Trainer:
             test_loss=scores.loss,
             test_accuracy=scores.accuracy,
             learning_rate=parts.optimizer.param_groups[0]["lr"],
-            seconds=time.monotonic() - self._epoch_began,
+            seconds=time.monotonic() - self._boundary.began,
             images_per_second=samples / max(trained, 1e-9),
             global_batch=parts.global_batch,
             extra=self._extra(),
@@ -177,72 +137,33 @@ class Trainer:
         self._totals.copy_(torch.tensor(progress.sums, dtype=torch.float64))
         if done == steps:
             self._set_rate(progress.step - 1)  # as the last step left it, for the records
-        for index, window in enumerate(parts.pipeline.train(epoch, done), start=done + 1):
-            self.train_step(window)
-            progress.step_in_epoch, progress.samples = index, progress.samples + window.size + window.skipped
-            if index % parts.log_every == 0 or index == steps:
-                self._report(epoch, index, progress.samples, time.monotonic() - self._epoch_began)
-            self._between_steps()
+        while progress.step_in_epoch < steps:
+            for window in parts.pipeline.train(epoch, progress.step_in_epoch):
+                if not self._attempts.take(lambda window=window: self.train_step(window)):  # type: ignore[misc]
+                    break  # the same step again, in smaller micro-batches
+                progress.step_in_epoch += 1
+                progress.samples += window.size + window.skipped
+                if progress.step_in_epoch % parts.log_every == 0 or progress.step_in_epoch == steps:
+                    self._report(epoch)
+                self._boundary.behind_step()
         loss, correct, samples = sum_over_ranks(self._totals.clone()).tolist()
         return loss / max(1.0, samples), correct / max(1.0, samples), int(samples)
-
-    def _between_steps(self) -> None:
-        """Write a checkpoint where the ranks find that it is time, and end where one was asked to."""
-        parts = self.parts
-        due = parts.saver is not None and parts.saver.due(self.progress)
-        told = parts.control.exchange({"stop": parts.stop.received, "save": due})
-        if told["save"] and not told["stop"]:
-            self._save_within(periodic=True)
-        self._obey(told)
-
-    def _save_within(self, *, periodic: bool) -> None:
-        """Write a checkpoint from within an epoch."""
-        parts, progress = self.parts, self.progress
-        loss, correct, samples = self._totals.tolist()
-        progress.sums, progress.seconds = (loss, correct, samples), time.monotonic() - self._epoch_began
-        for observer in parts.observers:
-            observer.on_save()
-        if parts.saver is not None:
-            parts.saver.save(progress, periodic=periodic)
-
-    def _obey(self, told: Mapping[str, int], *, saved: bool = False) -> None:
-        """End, behind a checkpoint, where any rank was asked to. Errors: Stopped, on all ranks alike."""
-        progress = self.progress
-        if not told["stop"]:
-            return
-        if not saved:
-            self._save_within(periodic=False)
-        if self.parts.saver is not None:
-            self.parts.saver.finish()
-        within = f" in epoch {progress.epoch + 1}" if progress.step_in_epoch else f" after epoch {progress.epoch}"
-        name = signal.Signals(told["stop"]).name
-        raise Stopped(
-            STATUS[signal.Signals(told["stop"])],
-            f"stopped by {name} behind step {progress.step},{within}; the state is saved: --resume goes on from there",
-            together=True,
-        )
-
-    def _until_stopped(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The batches of an evaluation, broken off on all ranks where one was asked to end: it would take too long."""
-        stop = self.parts.stop
-        cut = False
-        for batch in batches:
-            if cut := bool(stop.received):
-                break
-            yield batch
-        told = self.parts.control.exchange({"stop": stop.received, "interrupted": cut})
-        if told["interrupted"]:
-            self._obey(told)
 
     def _settle_buckets(self) -> None:
         """Let DistributedDataParallel find its buckets before the first step of this process, not behind it.
 
         Over three ranks or more the order of a sum depends on them: else the first step behind a resume would be
-        rounded in another way than it was without.
+        rounded in another way than it was without. And a step that a rank breaks off needs to know them.
         """
-        if self.parts.ddp is not None and self.parts.ranks.world_size > 2:
-            self._join_without_samples()
-            self.parts.optimizer.zero_grad(set_to_none=True)
+        if self.parts.ddp is not None:
+            images = self.parts.pipeline.dummy_batch().images
+            self.parts.model.eval()  # no trace in batch statistics
+            for _ in range(2):  # the second pass begins with the buckets that the first one has found
+                with self.parts.precision.autocast():
+                    nothing = self.parts.model(images).sum() * 0.0
+                nothing.backward()
+                self.parts.optimizer.zero_grad(set_to_none=True)
+            self.parts.model.train()
 
     def _set_rate(self, step: int) -> None:
         factor = self.parts.schedule(step)
@@ -305,6 +226,14 @@ class Trainer:
             for change in self._gradient:
                 change(self._parameters, moment)
 
+        bad = parts.guard.look(self._parameters, self._totals[0], moment) if parts.guard is not None else 0
+        self._boundary.begin(not_finite=bad)
+        told = self._boundary.finish()
+        if told["out_of_memory"]:
+            raise OutOfMemoryTogether(parts.ranks.world_size - told["out_of_memory"])
+        if told["not_finite"] and parts.guard is not None:
+            parts.guard.refuse(parts.pipeline.steps_per_epoch, self._batch)
+        self._attempts.weights_touched = True
         with self._phase("step"):
             parts.precision.step(parts.optimizer, prepare if self._gradient else None)
         parts.optimizer.zero_grad(set_to_none=True)
@@ -338,12 +267,19 @@ class Trainer:
     def _extra(self) -> Mapping[str, float]:
         """What the techniques report now."""
         reports = [technique.report() for technique in self.parts.techniques if technique.report is not None]
-        bad = {"bad_images": float(self.parts.pipeline.left_out)} if self.parts.pipeline.left_out else {}
-        return bad | {name: value for report in reports for name, value in report.items()}
+        if self.parts.guard is not None:
+            reports.append(self.parts.guard.report())
+        if self.progress.accumulate:
+            reports.append({"accumulate": float(self.progress.accumulate)})
+        if self.parts.pipeline.left_out:
+            reports.append({"bad_images": float(self.parts.pipeline.left_out)})
+        return {name: value for report in reports for name, value in report.items()}
 
-    def _report(self, epoch: int, index: int, seen: int, elapsed: float) -> None:
+    def _report(self, epoch: int) -> None:
         if not self.parts.observers:
             return
+        index, seen = self.progress.step_in_epoch, self.progress.samples
+        elapsed = time.monotonic() - self._boundary.began
         loss, correct, samples = self._totals.tolist()
         report = StepReport(
             epoch=epoch + 1,

@@ -47,6 +47,8 @@ class Pipeline(Protocol):
 
     sampler: GlobalBatchSampler
     """Which samples make up each global batch, and which of them are this rank's."""
+    accumulate: int
+    """Micro-batches of a window; may be changed before a `train`."""
 
     @property
     def steps_per_epoch(self) -> int:

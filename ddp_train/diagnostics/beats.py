@@ -32,6 +32,14 @@ class Watched:
         self.sampler = pipeline.sampler
 
     @property
+    def accumulate(self) -> int:
+        return self._pipeline.accumulate
+
+    @accumulate.setter
+    def accumulate(self, parts: int) -> None:
+        self._pipeline.accumulate = parts
+
+    @property
     def steps_per_epoch(self) -> int:
         return self._pipeline.steps_per_epoch
 

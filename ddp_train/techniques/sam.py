@@ -47,11 +47,13 @@ class _Sam:
         statistics = [b.clone() for b in buffers]
         climb(moved, self._rho)
         optimizer.zero_grad(set_to_none=True)
-        gradients(count=False)
-        with torch.no_grad():
-            # Copied back, not subtracted: not a bit is lost.
-            for target, source in zip((*moved, *buffers), (*weights, *statistics), strict=True):
-                target.copy_(source)
+        try:
+            gradients(count=False)
+        finally:
+            with torch.no_grad():
+                # Copied back, not subtracted: not a bit is lost.
+                for target, source in zip((*moved, *buffers), (*weights, *statistics), strict=True):
+                    target.copy_(source)
         apply()
 
 

@@ -23,9 +23,9 @@ OPTIONS = "--ema 0.8 --save-every epoch"
 
 
 @contextmanager
-def installed() -> Iterator[StopSignals]:
+def installed(stop: StopSignals | None = None) -> Iterator[StopSignals]:
     before = {number: signal.getsignal(number) for number in STATUS}
-    stop = StopSignals()
+    stop = stop or StopSignals()
     stop.install()
     try:
         yield stop
@@ -72,12 +72,10 @@ def in_step(number: int) -> Callable[[Run], None]:
     ids=["first step", "a step", "an epoch's last step", "evaluation", "the last step"],
 )
 def test_a_signal_while_it_trains(where: Callable[[Run], None], step: int, within: int, tmp_path: Path) -> None:
-    with installed() as stop:
-        run = runs.make(OPTIONS, tmp_path, runs.STATEFUL)
-        run.trainer.parts = replace(run.trainer.parts, stop=stop)
-        where(run)
-        with pytest.raises(Stopped) as stopped:
-            run.trainer.fit()
+    run = runs.make(OPTIONS, tmp_path, runs.STATEFUL)
+    where(run)
+    with installed(run.trainer.parts.stop), pytest.raises(Stopped) as stopped:
+        run.trainer.fit()
     assert stopped.value.status == 143 and stopped.value.together and f"behind step {step}" in str(stopped.value)
     progress = checkpoint.newest(tmp_path).state["progress"]
     assert progress["step"] == step and progress["step_in_epoch"] == within  # type: ignore[index]

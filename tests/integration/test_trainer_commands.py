@@ -228,5 +228,5 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_status_1(trainer: Trainer) 
     options = ["--dataset", "synthetic", "--synthetic-samples", "256", "--lr", "10000", "--warmup-epochs", "0"]
     done = trainer(*options, "--epochs", "5", "--amp", "off", "--batch-size", "16", "--out-dir", "run")
     assert done.returncode == 1, done.stderr
-    assert "error: the training loss of epoch" in done.stderr and "--lr" in done.stderr
+    assert "error: step " in done.stderr and "bad_batch.json" in done.stderr and "--lr" in done.stderr
     assert "Traceback" not in done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 import torch
 from torch import nn
 
+from ddp_train import checkpoint
+from ddp_train.data.pipeline import Window
 from ddp_train.diagnostics import numbers
 from ddp_train.diagnostics.numbers import RunningLoss, first_bad_layer
 from ddp_train.state import TrainingDiverged
@@ -91,10 +94,39 @@ def test_a_run_stops_at_the_step_with_its_weights_whole(tmp_path: Path) -> None:
     assert all(torch.isfinite(p).all() for p in run.trainer.parts.network.parameters())
 
 
-def test_without_watching_the_end_of_the_epoch_names_what_is_spoilt(tmp_path: Path) -> None:
-    run = runs.make("", tmp_path, SPOILT)
-    with pytest.raises(TrainingDiverged, match=r"epoch 2 is nan \(the weight of layer 0 \(Conv2d\).*--watch-numbers"):
+def test_every_run_stops_there_and_keeps_the_batch_for_a_replay(tmp_path: Path) -> None:
+    run = runs.make("--save-every 1", tmp_path, SPOILT)
+    with pytest.raises(TrainingDiverged, match=r"step 14 \(epoch 2\), rank 0: the output of layer 2 \(Poison\)"):
         run.trainer.fit()
+    assert all(torch.isfinite(p).all() for p in run.trainer.parts.network.parameters())
+    document = json.loads((tmp_path / "bad_batch.json").read_text())
+    assert (document["epoch"], document["step"]) == (2, 14) and "layer 2 (Poison)" in document["found"]
+    sampler = run.trainer.parts.pipeline.sampler
+    sampler.set_epoch(1)
+    assert document["indices"] == [sampler.order()[3 * 16 : 4 * 16].tolist()]
+    saver = run.trainer.parts.saver
+    assert saver is not None
+    saver.finish()
+    assert checkpoint.newest(tmp_path).state["progress"]["step"] in range(10, 14)  # type: ignore[index]
+
+
+def test_no_checkpoint_is_written_of_weights_that_are_not_finite(tmp_path: Path) -> None:
+    run = runs.make("--save-every 12", tmp_path, "tests.ddp_train.techniques.tiny:plain")
+    step = run.trainer.train_step
+
+    def spoil(window: Window) -> None:
+        step(window)
+        if run.trainer.progress.step == 12:
+            with torch.no_grad():
+                next(iter(run.trainer.parts.network.parameters()))[0, 0, 0, 0] = torch.nan
+
+    run.trainer.train_step = spoil  # type: ignore[method-assign]
+    with pytest.raises(TrainingDiverged, match=r"the weights are not finite behind step 12 \(epoch 2\)"):
+        run.trainer.fit()
+    saver = run.trainer.parts.saver
+    assert saver is not None
+    saver.finish()
+    assert checkpoint.newest(tmp_path).state["progress"]["step"] == 10  # type: ignore[index]
 
 
 def test_a_spike_is_told_with_step_and_layer(capsys: pytest.CaptureFixture[str]) -> None:
