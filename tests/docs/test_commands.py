@@ -87,7 +87,7 @@ def test_commands_are_found_in_pipes_substitutions_and_behind_variables() -> Non
 
 
 # Options of other programs that the pages name by themselves.
-FOREIGN = {"--ipc=host", "--shm-size=8g", "--cap-add=SYS_NICE", "--requeue"}
+FOREIGN = {"--whole", "--ipc=host", "--shm-size=8g", "--cap-add=SYS_NICE", "--requeue"}
 
 
 def test_every_option_that_a_text_names_exists() -> None:
