@@ -1,6 +1,6 @@
 """No step with a loss or gradient that is not finite, on any rank: the run ends there, with what is needed to see why.
 
-Every rank looks at the largest |gradient| of each parameter before the optimizer sees it. Behind the all-reduce they
+Every rank takes the norm of each parameter's gradient before the optimizer sees it. Behind the all-reduce they
 are the same everywhere, and so is the verdict; the ranks exchange it all the same (control.py), for the loss. The
 step's batch is then passed through the network once more, to name the first layer that goes wrong, and the indices of
 its samples are left in the run folder (bad_batch.json). Under fp16 a gradient that overflowed is the loss scaler's
@@ -10,13 +10,13 @@ On a GPU nobody waits for the verdict: it is read one step later, and a fused op
 (not yet verified on one). With an optimizer that cannot the weights are spoilt by then, and no checkpoint is written
 of them.
 
-Cost on the CPU: see benchmarks/step_parts.py.
+Cost on the CPU, one thread: 0.2 ms a step for 100 gradients of 4096 numbers (`python -m benchmarks.control_cost`, on a
+machine of two cores); on a GPU not yet measured.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -66,11 +66,11 @@ class Guard:
     def look(self, parameters: Sequence[nn.Parameter], loss: Tensor, moment: Moment) -> int:
         """A flag for the exchange: 0, or one that is larger for a lower rank. `loss`: the epoch's sum so far."""
         gradients = [p.grad for p in parameters if p.grad is not None]
-        largest = torch.stack(torch._foreach_norm(gradients, math.inf)).sum() if gradients else loss.new_zeros(())
+        norms = torch.stack(torch._foreach_norm(gradients)).sum() if gradients else loss.new_zeros(())
         if self._scaled:
-            self._skipped = self._skipped + ~torch.isfinite(largest)
+            self._skipped = self._skipped + ~torch.isfinite(norms)
             return 0
-        bad = ~torch.isfinite(largest + loss)
+        bad = ~torch.isfinite(norms + loss)
         if not self._late:
             return self._flag(bool(bad), moment)
         if all(group.get("fused") for group in self._optimizer.param_groups):

@@ -7,7 +7,6 @@ what techniques keep) is gathered as it is, and each rank gets its own back.
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -199,7 +198,7 @@ class Saver:
         """Errors: TrainingDiverged where weights or buffers are not finite, on any rank; on all alike."""
         held = self._held
         values = [v for v in held.network.state_dict().values() if v.is_floating_point() and v.numel()]
-        bad = not bool(torch.isfinite(torch.stack([n.double() for n in torch._foreach_norm(values, math.inf)])).all())
+        bad = not bool(torch.isfinite(torch.stack([n.double() for n in torch._foreach_norm(values)])).all())
         if held.control.exchange({"not_finite": bad})["not_finite"]:
             raise TrainingDiverged(
                 f"the weights are not finite behind step {progress.step} (epoch {progress.epoch + 1}): no checkpoint "

@@ -65,7 +65,8 @@ class Runs:
         (plans / "plan.json").write_text(json.dumps(list(accidents)))
         words = shlex.split(f"--cpu --nproc {ranks} {launch} {COMMON} --model {network} {options}")
         if accidents:
-            words += ["--technique", "tests.faults.accident:plan"]
+            own = [words[i + 1] for i, word in enumerate(words) if word == "--technique"]
+            words += ["--technique", ",".join([*own, "tests.faults.accident:plan"])]
         env = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), VARIABLE: str(plans / "plan.json")} | env
         process = self.launcher.start(*words, "--out-dir", name, **env)
         (plans / "launcher.pid").write_text(str(process.pid))
