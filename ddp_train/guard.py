@@ -111,7 +111,7 @@ class Guard:
             of_ranks = [None] * self._ranks.world_size
             dist.all_gather_object(of_ranks, mine, group=self._control.group)
         where = next((f"rank {r}: {one['found']}" for r, one in enumerate(of_ranks) if one["found"]), None)
-        where = where or "the loss or a gradient is not finite, all outputs of a second pass are"
+        where = where or self._bad_gradient() or "the loss is not finite, all outputs of a second pass are"
         if self._ranks.is_first:
             self._write(moment, where, [one["indices"] for one in of_ranks])
         raise TrainingDiverged(
@@ -135,7 +135,7 @@ class Guard:
             indices += batch.indices.tolist()
             seen = first_bad_layer(self._network, images, self._precision.autocast())  # the ranks may do it together
             found = found or seen
-        return found or self._bad_gradient(), indices
+        return found, indices
 
     def _bad_gradient(self) -> str | None:
         named = [(name, p.grad) for name, p in self._network.named_parameters() if p.grad is not None]
