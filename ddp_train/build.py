@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ddp_train import config, data, done, generators, identity, models
+from ddp_train import config, data, done, generators, models
 from ddp_train.batching import scale_learning_rate, split
 from ddp_train.compose import compose
 from ddp_train.control import Control
@@ -33,7 +33,6 @@ from ddp_train.event_files import TensorBoardObserver
 from ddp_train.from_data import init_from_data
 from ddp_train.guard import Guard
 from ddp_train.heartbeat import own
-from ddp_train.intervals import read_interval
 from ddp_train.losses import Loss, cross_entropy_sum
 from ddp_train.models.synchronised import SynchronisedBatchNorm
 from ddp_train.optim import create_optimizer
@@ -48,7 +47,7 @@ from ddp_train.reproducible_cost import measure
 from ddp_train.resolve import resolve, threads_of
 from ddp_train.run_folder import HistoryObserver, RunFolder
 from ddp_train.run_lock import RunLock
-from ddp_train.saving import Held, Saver
+from ddp_train.saving import create_saver
 from ddp_train.schedule import Schedule, create_schedule
 from ddp_train.speed_cache import work_of
 from ddp_train.state import Progress
@@ -97,7 +96,9 @@ def build(wanted: Config, ranks: Ranks, device: torch.device, stop: StopSignals 
     network = context.network
     optimizer = together(lambda: _optimizer(resolved, context, precision), ranks)
     control = Control(ranks)
-    saver = _saver(resolved, context, techniques, optimizer, control, pipeline, len(dataset.train.labels), folder)
+    saver = create_saver(
+        context, techniques, optimizer, control, pipeline, len(dataset.train.labels), folder.latest, folder.best_model
+    )
     model = _compiled(network, resolved)
     joining = _sharded(resolved, network, ranks, device)
     notes = (*notes, *_cost_of_bits(context))
@@ -109,7 +110,7 @@ def build(wanted: Config, ranks: Ranks, device: torch.device, stop: StopSignals 
     if source is not None:
         together(lambda: _refuse_other_data(source, dataset, resolved), ranks)
         taken = together(lambda: saver.restore(source), ranks)
-        progress, notes = taken.progress, (*notes, *taken.notes, f"continues {taken.path} {_place(taken.progress)}")
+        progress, notes = taken.progress, (*notes, *taken.notes, f"continues {taken.path} {taken.progress.place}")
     parts = Parts(
         ranks=ranks,
         device=device,
@@ -332,37 +333,6 @@ def _cost_of_bits(context: Context) -> tuple[str, ...]:
     cost = together(lambda: measure(context, plain_threads), context.ranks)
     threads = f", threads a rank: {torch.get_num_threads()}" if context.device.type == "cpu" else ""
     return (f"--reproducible: {context.config.shards} logical shards{threads}; {cost}",)
-
-
-def _saver(
-    resolved: Config,
-    context: Context,
-    techniques: Sequence[Technique],
-    optimizer: torch.optim.Optimizer,
-    control: Control,
-    pipeline: Pipeline,
-    train_samples: int,
-    folder: RunFolder,
-) -> Saver:
-    known = identity.describe(
-        resolved,
-        context.ranks,
-        context.device,
-        global_batch=context.global_batch,
-        train_samples=train_samples,
-        steps_per_epoch=context.steps_per_epoch,
-        shares=pipeline.sampler.shares,
-    )
-    held = Held(context.network, optimizer, context.precision, techniques, context.ranks, control, known)
-    interval = read_interval(str(resolved.run.save_every), "--save-every")
-    return Saver(held, folder.latest, folder.best_model, interval)
-
-
-def _place(progress: Progress) -> str:
-    """Where a run goes on, in words."""
-    if progress.step_in_epoch == 0:
-        return f"after epoch {progress.epoch}"
-    return f"in epoch {progress.epoch + 1}, after step {progress.step_in_epoch}"
 
 
 def _observers(

@@ -20,15 +20,16 @@ from torch import nn
 from ddp_train import checkpoint, generators, identity, optim, rank_state
 from ddp_train.checkpoint_writer import CheckpointWriter
 from ddp_train.control import Control
+from ddp_train.data.pipeline import Pipeline
 from ddp_train.distributed import Ranks
 from ddp_train.heartbeat import own
-from ddp_train.intervals import Interval
+from ddp_train.intervals import Interval, read_interval
 from ddp_train.options import UserError
 from ddp_train.precision import Precision
 from ddp_train.state import Progress, TrainingDiverged
-from ddp_train.technique import Technique
+from ddp_train.technique import Context, Technique
 
-__all__ = ["Held", "Saver", "collect", "restore"]
+__all__ = ["Held", "Saver", "collect", "create_saver", "restore"]
 
 
 @dataclass(frozen=True)
@@ -209,3 +210,27 @@ class Saver:
         """Wait until all that was saved is on the disk. Errors: UserError where it is not."""
         with own.during("checkpoint"):
             self._writer.close()
+
+
+def create_saver(
+    context: Context,
+    techniques: Sequence[Technique],
+    optimizer: torch.optim.Optimizer,
+    control: Control,
+    pipeline: Pipeline,
+    train_samples: int,
+    latest: Path,
+    best: Path,
+) -> Saver:
+    """The saver of a run that is otherwise put together; `train_samples`: images in its training set."""
+    known = identity.describe(
+        context.config,
+        context.ranks,
+        context.device,
+        global_batch=context.global_batch,
+        train_samples=train_samples,
+        steps_per_epoch=context.steps_per_epoch,
+        shares=pipeline.sampler.shares,
+    )
+    held = Held(context.network, optimizer, context.precision, techniques, context.ranks, control, known)
+    return Saver(held, latest, best, read_interval(str(context.config.run.save_every), "--save-every"))

@@ -49,6 +49,13 @@ class Progress:
     seconds: float = 0.0
     accumulate: int = 0
 
+    @property
+    def place(self) -> str:
+        """Where a run goes on, in words."""
+        if self.step_in_epoch == 0:
+            return f"after epoch {self.epoch}"
+        return f"in epoch {self.epoch + 1}, after step {self.step_in_epoch}"
+
     def end_epoch(self) -> None:
         """The running epoch is finished."""
         self.epoch += 1
