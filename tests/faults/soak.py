@@ -41,6 +41,7 @@ def main() -> int:
         growth: list[str] = []
         process = _start(runs)
         while time.monotonic() < end:
+            _until_it_trains(runs)
             first = _usage_after(runs, options.every / 2)
             last = _usage_after(runs, options.every / 2)
             growth += _grown(first, last)
@@ -52,6 +53,7 @@ def main() -> int:
                 process.wait(30)
                 runs.until_gone()
                 process = _start(runs)
+        _until_it_trains(runs)
         process.send_signal(signal.SIGTERM)
         status = process.wait(60)
         runs.until_gone()
@@ -62,6 +64,15 @@ def main() -> int:
 
 def _start(runs: Runs) -> subprocess.Popen[str]:
     return runs.start("run", OPTIONS, launch="--max-restarts 1000")
+
+
+def _until_it_trains(runs: Runs) -> None:
+    """Until two more epochs are finished: what a start takes is behind it."""
+    wanted, deadline = _epochs(runs) + 2, time.monotonic() + 120
+    while _epochs(runs) < wanted:
+        if time.monotonic() > deadline:
+            raise RuntimeError("the run makes no progress")
+        time.sleep(0.2)
 
 
 def _rank(runs: Runs, rank: int) -> int | None:
