@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from ddp_train import heartbeat, watchdog
@@ -31,6 +32,7 @@ def start(ranks: Ranks, timeout_s: float | None) -> str | None:
         heartbeat.own.announce(folder / f"rank-{ranks.rank}")
         if ranks.rank == _first(ranks):
             _start_watchdog(folder, ranks, timeout_s)
+            _remove_abandoned()
     except (OSError, AttributeError) as error:
         return f"ranks that hang are not noticed: {error}"
     return None
@@ -41,12 +43,28 @@ def _folder(ranks: Ranks, environ: Mapping[str, str]) -> Path:
     several = ranks.world_size > 1
     common = [str(_first(ranks)), *(environ.get(name, "") for name in COMMON)] if several else [str(os.getpid())]
     name = hashlib.sha256("\0".join(common).encode()).hexdigest()[:16]
-    folder = Path(tempfile.gettempdir()) / f"ddp-train-{os.getuid()}-{name}"
+    folder = Path(tempfile.gettempdir()) / f"{_prefix()}{name}"
     folder.mkdir(mode=0o700, exist_ok=True)
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
         raise PermissionError(f"{folder} is not a folder of this user's alone")
     return folder
+
+
+def _prefix() -> str:
+    """Of the folders of this user and of processes whose ids mean something here (pid_namespaces(7))."""
+    return f"ddp-train-{os.getuid()}-{Path('/proc/self/ns/pid').stat().st_ino}-"
+
+
+def _remove_abandoned() -> None:
+    """Remove the folders of ranks that were killed before their watchdog had met them all."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_prefix()}*"):
+        with suppress(OSError, ValueError, IndexError):
+            announced = list(folder.glob("rank-*"))
+            if announced and not any(Path(f"/proc/{path.read_text().split()[0]}").exists() for path in announced):
+                for path in folder.iterdir():
+                    path.unlink()
+                folder.rmdir()
 
 
 def _first(ranks: Ranks) -> int:

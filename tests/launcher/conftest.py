@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -27,8 +28,10 @@ class Launcher:
         hidden = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "LOGLEVEL", "PYTHONPATH")
         self.env = {name: value for name, value in os.environ.items() if name not in hidden}
         self.env |= {MARK: self.mark, "COLUMNS": "200"}
-        self.env["TMPDIR"] = self.env["XDG_RUNTIME_DIR"] = str(folder / "tmp")
-        (folder / "tmp").mkdir()
+        # With a short name, for sockets have to fit into it; it goes with this object.
+        self._temporary = tempfile.TemporaryDirectory(prefix="t-")
+        self.env["TMPDIR"] = self.env["XDG_RUNTIME_DIR"] = self._temporary.name
+        (folder / "tmp").symlink_to(self._temporary.name)
 
     def script(self, text: str, name: str = "program.py") -> Path:
         """A user's program in the folder."""

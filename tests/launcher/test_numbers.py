@@ -48,7 +48,7 @@ TRAINERS = sorted(
     "--" + field.name.replace("_", "-")
     for section in SECTIONS.values()
     for field in dataclasses.fields(section)
-    if any(word in str(field.type).split(" | ") for word in ("int", "float"))
+    if "float" in (kinds := str(field.type).split(" | ")) or ("int" in kinds and "str" not in kinds)
 )
 
 
@@ -63,7 +63,7 @@ def test_the_launchers_numbers(option: str, value: str) -> None:
     with pytest.raises(OptionError) as caught:
         parse([option, value])
     message = str(caught.value)
-    assert message.startswith(f"{option} {value!r}: expected")
+    assert message.startswith(f"{option} {value!r}: expected"[:500]), "of a very long one the middle is left out"
     assert any(character.isdigit() for character in message.rpartition("expected")[2]), "the range"
     assert "\n" not in message
 
@@ -81,7 +81,7 @@ def test_the_trainers_numbers(option: str) -> None:
             plan_training(Program("trainer", "", (f"{option}={value}",)))
         message = str(caught.value)
         assert option in message
-        assert value in message
+        assert value[:500] in message
         assert "at most" in message, "the range"
         assert "\n" not in message
 

@@ -14,7 +14,6 @@ from ddp_train.options import UserError
 from ddp_train.tune.batch_size_optimizer import BatchSizeOptimizer
 from tests.integration.conftest import Command, torchrun
 
-pytest_plugins = ("tests.integration.conftest",)
 TINY = ["--dataset", "synthetic", "--model", "tests.ddp_train.techniques.tiny:normed", "--device", "cpu"]
 ROOT = Path(__file__).resolve().parents[3]
 
