@@ -24,11 +24,14 @@ def test_a_run_prints_the_table_and_leaves_its_files(tmp_path: Path, capsys: pyt
     assert main([*TINY, *words, "--target-utilization", "2"]) == 0
     found = json.loads((out / "batch_size.json").read_text())
     assert found["schema"] == "ddp-train-batch-size/1"
-    assert (found["largest"], found["ended"], found["recommended"]) == (64, "limit", 2)
+    assert (found["largest"], found["ended"]) == (64, "limit")
     assert [trial["batch"] for trial in found["trials"]] == [2, 4, 8, 16, 32, 64]
+    # Which of them reaches 2% depends on how busy the machine is; tests/ddp_train/tune/test_batch_size.py has set times.
+    recommended = found["recommended"]
+    assert recommended in (2, 4, 8, 16, 32, 64)
     assert (out / "batch_size.png").read_bytes().startswith(b"\x89PNG")
     said = capsys.readouterr().out
-    assert "recommended: --batch-size-per-rank 2 (the smallest that reaches 2%" in said
+    assert f"recommended: --batch-size-per-rank {recommended} (the smallest that reaches 2%" in said
     assert "global batch of 128 over 1 rank(s) fits with --accumulate 2" in said
 
 
