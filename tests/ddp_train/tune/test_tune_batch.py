@@ -26,7 +26,7 @@ def test_a_run_prints_the_table_and_leaves_its_files(tmp_path: Path, capsys: pyt
     assert found["schema"] == "ddp-train-batch-size/1"
     assert (found["largest"], found["ended"]) == (64, "limit")
     assert [trial["batch"] for trial in found["trials"]] == [2, 4, 8, 16, 32, 64]
-    # Which of them reaches 2% depends on how busy the machine is; tests/ddp_train/tune/test_batch_size.py has set times.
+    # Which of them reaches 2% depends on how busy the machine is; test_batch_size.py has set times.
     recommended = found["recommended"]
     assert recommended in (2, 4, 8, 16, 32, 64)
     assert (out / "batch_size.png").read_bytes().startswith(b"\x89PNG")
