@@ -35,8 +35,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     draw = random.Random(options.seed)
-    with tempfile.TemporaryDirectory(prefix="soak-") as folder:
+    with tempfile.TemporaryDirectory(prefix="soak-") as folder, contextlib.ExitStack() as behind:
         runs = Runs(Launcher(Path(folder)))
+        behind.callback(_end_all, runs)
         end, kills = time.monotonic() + 60 * options.minutes, 0
         growth: list[str] = []
         process = _start(runs)
@@ -64,6 +65,13 @@ def main() -> int:
 
 def _start(runs: Runs) -> subprocess.Popen[str]:
     return runs.start("run", OPTIONS, launch="--max-restarts 1000")
+
+
+def _end_all(runs: Runs) -> None:
+    """Nothing outlives the soak, also where it is broken off."""
+    for pid in runs.launcher.alive():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def _until_it_trains(runs: Runs) -> None:
