@@ -25,6 +25,7 @@ CATALOGUE: tuple[Benchmark, ...] = (
     Benchmark("input_pipeline", "training images per second that the input delivers, beside torchvision's DataLoader"),
     Benchmark("augmentation", "each augmentation on whole batches, beside torchvision's transforms"),
     Benchmark("step_overhead", "CPU time that the trainer, accelerate and Lightning add to a step of a bare loop"),
+    Benchmark("control_cost", "what the ranks' agreement and the watch over loss and gradients cost a step"),
     Benchmark("ddp_scaling", "two ranks against one process of two threads, and against two independent processes"),
     Benchmark("mixed_ranks", "two ranks of unequal speed: shares by measured speed against equal ones"),
     Benchmark("reproducible_cost", "steps with and without --reproducible, on one rank and on two"),

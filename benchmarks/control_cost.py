@@ -21,14 +21,14 @@ CALLS = 2000
 WORKER = "DDP_CONTROL_COST"
 
 
-def main() -> int:
-    """Start the ranks, or be one of them."""
+def main(argv: list[str] | None = None) -> int:
+    """Start the ranks, or be one of them; the exit status."""
     if os.environ.get(WORKER):
         _measure()
         return 0
     parser = argparse.ArgumentParser(prog="python -m benchmarks.control_cost", description=__doc__)
     parser.add_argument("--ranks", type=int, default=2, metavar="N")
-    ranks = parser.parse_args().ranks
+    ranks = parser.parse_args(argv).ranks
     command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=1", "--rdzv-backend=c10d"]
     command += ["--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1", f"--nproc-per-node={ranks}"]
     env = os.environ | {WORKER: "1", "OMP_NUM_THREADS": "1"}

@@ -54,6 +54,7 @@ class Trainer:
         self._parameters = [p for group in parts.optimizer.param_groups for p in group["params"]]
         self._joining = parts.joining or Averaged(parts.ranks, parts.device, parts.ddp, self._join_without_samples)
         self._totals = torch.zeros(3, dtype=torch.float64, device=parts.device)
+        self._loss_sum, self._correct, self._samples = self._totals.unbind()  # views
         self._boundary = Boundary(parts, self._totals)
         self._attempts = Attempts(parts, self._totals, self._boundary, self._settle_buckets)
 
@@ -236,10 +237,13 @@ class Trainer:
         self._attempts.weights_touched = True
         with self._phase("step"):
             parts.precision.step(parts.optimizer, prepare if self._gradient else None)
-        parts.optimizer.zero_grad(set_to_none=True)
+        for parameter in self._parameters:
+            parameter.grad = None  # what zero_grad does, without its bookkeeping
 
     def _phase(self, name: str) -> contextlib.AbstractContextManager[Any]:
         """What the techniques put around a phase."""
+        if len(self._phases) == 1:
+            return self._phases[0](name)
         stack = contextlib.ExitStack()
         for around in self._phases:
             stack.enter_context(around(name))
@@ -260,9 +264,9 @@ class Trainer:
 
     def _count(self, loss: torch.Tensor, logits: torch.Tensor, targets: torch.Tensor) -> None:
         """Add to the epoch's sums; of a mixed target the larger part is the label."""
-        self._totals[0] += summable(loss)
-        self._totals[1] += (logits.argmax(1) == (targets if targets.ndim == 1 else targets.argmax(1))).sum()
-        self._totals[2] += len(targets)
+        self._loss_sum.add_(summable(loss))
+        self._correct.add_((logits.argmax(1) == (targets if targets.ndim == 1 else targets.argmax(1))).sum())
+        self._samples.add_(len(targets))
 
     def _extra(self) -> Mapping[str, float]:
         """What the techniques report now."""

@@ -11,4 +11,4 @@ bin="$PWD/.venv/bin"
 "$bin/ruff" format --check .
 "$bin/mypy"
 PYTHONPATH=. "$bin/lint-imports"
-PATH="$bin:$PATH" exec "$bin/python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
+PATH="$bin:$PATH" exec "$bin/python" -m pytest --durations=30 --durations-min=5 -n 2 --dist loadfile --no-loadscope-reorder "$@"
