@@ -104,8 +104,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         run = build(config.parse(words.split()), Ranks(), choose_device("auto", Ranks()))
         turns = measure(run.trainer, arguments.rounds)
         files = {path.name: path.stat().st_size for path in sorted(Path(folder).glob("*.pt*"))}
-    result = _result(turns, images, str(run.config.run.save_every))
-    publish({**result, "model": arguments.model, "bytes": files, "machine": describe_machine()}, arguments.out)
+    command = f"python -m benchmarks.checkpoint_cost --rounds {arguments.rounds} --model {arguments.model} "
+    command += f"--steps {arguments.steps} --batch-size {arguments.batch_size}"
+    head = {"schema": "ddp-benchmark/1", "command": command, "machine": describe_machine(), "model": arguments.model}
+    publish({**head, "bytes": files, **_result(turns, images, str(run.config.run.save_every))}, arguments.out)
     return 0 if turns.enough else 1
 
 
@@ -125,6 +127,22 @@ def _result(turns: Turns, images: int, save_every: str) -> dict[str, object]:
         "default_interval": save_every,
         "share_of_an_epoch_of_50000_images": round(cost.median / epoch, 5),
         "seconds_of_that_epoch": round(epoch, 1),
+        "table": {
+            "columns": [
+                "a checkpoint costs",
+                f"of --save-every {save_every}",
+                "of an epoch of 50,000 images",
+                "its call takes",
+            ],
+            "rows": [
+                [
+                    f"{cost:.3f} s",
+                    "no time is set" if interval is None else f"{cost.median / interval:.3%}",
+                    f"{cost.median / epoch:.2%}",
+                    f"{1000 * turns.values(COPY).median:.1f} ms",
+                ]
+            ],
+        },
     }
 
 
