@@ -47,7 +47,7 @@ from ddp_train.reproducible_cost import measure
 from ddp_train.resolve import resolve, threads_of
 from ddp_train.run_folder import HistoryObserver, RunFolder
 from ddp_train.run_lock import RunLock
-from ddp_train.saving import create_saver
+from ddp_train.saving import Saver, create_saver
 from ddp_train.schedule import Schedule, create_schedule
 from ddp_train.speed_cache import work_of
 from ddp_train.state import Progress
@@ -104,13 +104,10 @@ def build(wanted: Config, ranks: Ranks, device: torch.device, stop: StopSignals 
     notes = (*notes, *_cost_of_bits(context))
     ddp = _wrap(model, ranks, device) if joining is None else None
     synchronised = any(isinstance(module, SynchronisedBatchNorm) for module in network.modules())
-    progress = Progress()
     # Behind the wrapping, which gives all ranks the buffers of rank 0.
     source = on_first_rank(lambda: config.resume_file(resolved), ranks)
-    if source is not None:
-        together(lambda: _refuse_other_data(source, dataset, resolved), ranks)
-        taken = together(lambda: saver.restore(source), ranks)
-        progress, notes = taken.progress, (*notes, *taken.notes, f"continues {taken.path} {taken.progress.place}")
+    progress, resumed = _resume(source, saver, dataset, resolved, ranks)
+    notes = (*notes, *resumed)
     parts = Parts(
         ranks=ranks,
         device=device,
@@ -177,6 +174,20 @@ def _load_data(wanted: Config, ranks: Ranks) -> tuple[Dataset, tuple[str, ...]]:
         name, note = on_first_rank(lambda: data.resolve(wanted.data), ranks)
         dataset = load_on_ranks(name, wanted.data, ranks)
     return dataset, (*((note,) if note else ()), *dataset.notes, *describe_left_out(dataset))
+
+
+def _resume(
+    source: Path | None, saver: Saver, dataset: Dataset, resolved: Config, ranks: Ranks
+) -> tuple[Progress, tuple[str, ...]]:
+    """How far the run of the checkpoint `source` had come, which everything then has the state of; lines for the user.
+
+    A new run for None. Errors: UserError, on all ranks alike.
+    """
+    if source is None:
+        return Progress(), ()
+    together(lambda: _refuse_other_data(source, dataset, resolved), ranks)
+    taken = together(lambda: saver.restore(source), ranks)
+    return taken.progress, (*taken.notes, f"continues {taken.path} {taken.progress.place}")
 
 
 def _refuse_other_data(source: Path, dataset: Dataset, resolved: Config) -> None:

@@ -127,7 +127,7 @@ class Trainer:
         return (
             f"the training loss of epoch {epoch + 1} is {loss}{f' ({bad})' if bad else ''}: "
             f"try a lower --lr (the peak was {peak:.3g}), more --warmup-epochs, or --clip-grad 1; the last checkpoint "
-            "is that of the epoch before; with --watch-numbers the run ends where this begins: step, layer and rank"
+            "is from before that; with --watch-numbers the run ends where this begins: step, layer and rank"
         )
 
     def train_epoch(self, epoch: int) -> tuple[float, float, int]:
