@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ from ddp_train.records import EpochRecord, Observer, RunFacts, StepReport
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-__all__ = ["TensorBoardObserver"]
+__all__ = ["TensorBoardObserver", "open_writer"]
 
 _TAGS = {
     "loss/train": "train_loss",
@@ -25,6 +26,29 @@ _TAGS = {
     "learning_rate": "learning_rate",
     "images_per_second": "images_per_second",
 }
+
+
+_NAME = "events.out.tfevents."
+"""How TensorBoard names a file of events; the second of its creation follows, then host, process and a counter."""
+
+
+def open_writer(folder: Path, purge_step: int) -> SummaryWriter:
+    """A writer into `folder` whose x-axis goes on at `purge_step`; what older files hold from there on is void.
+
+    TensorBoard reads a folder's files by name and never goes back to an earlier one. A file of the same second, or
+    of a clock that has been set back since, could sort behind the new one: then the older files are renamed.
+    Raises OSError when the folder cannot be written.
+    """
+    # TensorBoard's documented switch for its own file layer: else it imports TensorFlow where that is installed.
+    sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
+    from torch.utils.tensorboard import SummaryWriter
+
+    older = sorted(folder.glob(f"{_NAME}*"))
+    now = f"{_NAME}{int(time.time()):010d}"  # noqa: TID251 - the clock that TensorBoard names its files by
+    if older and older[-1].name >= now:
+        for number, file in enumerate(older):
+            file.rename(folder / f"{_NAME}{number:010d}.{file.name.removeprefix(_NAME)}")
+    return SummaryWriter(str(folder), purge_step=purge_step)
 
 
 class TensorBoardObserver(Observer):
@@ -41,14 +65,10 @@ class TensorBoardObserver(Observer):
 
     def on_start(self, facts: RunFacts) -> None:
         """Open the event files. Raises UserError when they cannot be written."""
-        # TensorBoard's documented switch for its own file layer: else it imports TensorFlow where that is installed.
-        sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
-        from torch.utils.tensorboard import SummaryWriter
-
         first_step = (facts.start_epoch - 1) * facts.steps_per_epoch + facts.start_step + 1
         try:
-            self._epochs = SummaryWriter(str(self._folder / "epochs"), purge_step=facts.start_epoch)
-            self._steps = SummaryWriter(str(self._folder / "steps"), purge_step=first_step)
+            self._epochs = open_writer(self._folder / "epochs", facts.start_epoch)
+            self._steps = open_writer(self._folder / "steps", first_step)
         except OSError as error:
             raise UserError(f"cannot write {self._folder}: {error.strerror or error}") from error
 

@@ -7,15 +7,14 @@ Nothing speaks against a combination.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from ddp_train.diagnostics.hooks import each_output
+from ddp_train.event_files import open_writer
 from ddp_train.records import EpochRecord, Observer, RunFacts
 from ddp_train.technique import Context, Moment, Technique
 
@@ -52,10 +51,7 @@ class _Histograms(Observer):
 
     def on_start(self, facts: RunFacts) -> None:
         """Open the event file; a resumed run takes back the epochs that it trains again."""
-        sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))  # see event_files.py
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._writer = SummaryWriter(str(self._folder), purge_step=facts.start_epoch)
+        self._writer = open_writer(self._folder, facts.start_epoch)
 
     def on_epoch(self, record: EpochRecord) -> None:
         """Every weight, and every layer's output for the remembered images."""
