@@ -113,7 +113,7 @@ class LoaderPipeline:
         sampler: GlobalBatchSampler,
         *,
         accumulate: int = 1,
-        test_batches: Sequence[tuple[int, int]],
+        test_batch: int,
         equal_passes: bool = False,
         num_workers: int = 0,
         prefetch_factor: int = 4,
@@ -130,7 +130,7 @@ class LoaderPipeline:
         self._agreement = agreement
         self._train_reader = ImageReader(dataset.train, size, "train")
         self._train_batches, self._test_batches = _Batches(), _Batches()
-        self._test_batches.lists = [list(range(*bounds)) for bounds in test_batches]
+        self._test_batch = test_batch
         _check_sockets(num_workers)
         self._train_loader = self._loader(self._train_reader, self._train_batches, num_workers, prefetch_factor)
         test_reader, test_workers = ImageReader(dataset.test, size, "test"), (num_workers + 1) // 2
@@ -212,6 +212,8 @@ class LoaderPipeline:
 
     def evaluate(self) -> Iterator[Batch]:
         bad: list[BadSample] = []
+        bounds = self.sampler.in_order(len(self._test_labels), self._test_batch)
+        self._test_batches.lists = [list(range(*part)) for part in bounds]
         loaded = iter(self._test_loader) if self._test_batches.lists else iter(())
         for _ in self._test_batches.lists:
             read = _next(loaded)

@@ -65,7 +65,6 @@ def build_pipeline(
     augmentation = create_augmentation(dataset, augment, seed, device)
     # No gradients are kept in evaluation, so twice the training's micro-batch fits.
     test_batch = max(32, 2 * ceil_div(ceil_div(global_batch, shards or world_size), accumulate))
-    test_batches = _test_batches(sampler, len(dataset.test.labels), test_batch)
     if _is_resident(dataset, options, augmentation, local_world_size or world_size):
         return ResidentPipeline(
             dataset,
@@ -73,7 +72,7 @@ def build_pipeline(
             sampler,
             accumulate=accumulate,
             equal_passes=equal_passes,
-            test_batches=test_batches,
+            test_batch=test_batch,
         )
     image = math.prod(dataset.image_shape)
     handover = Handover(
@@ -91,23 +90,12 @@ def build_pipeline(
         augmentation,
         sampler,
         accumulate=accumulate,
-        test_batches=test_batches,
+        test_batch=test_batch,
         equal_passes=equal_passes,
         num_workers=handover.workers,
         prefetch_factor=handover.prefetch,
         agreement=Agreement(dataset, rank, world_size) if dataset.train.files is not None else None,
     )
-
-
-def _test_batches(sampler: GlobalBatchSampler, samples: int, largest: int) -> list[tuple[int, int]]:
-    """Bounds of this rank's batches of a test split of `samples`; none of them reaches over the end of a shard."""
-    start, shards, _ = sampler.cut(samples)
-    batches = []
-    for _, length in shards:
-        stop = start + length
-        batches += [(first, min(first + largest, stop)) for first in range(start, stop, largest)]
-        start = stop
-    return batches
 
 
 def create_augmentation(

@@ -6,7 +6,7 @@ draws of a whole epoch are made at its start. There is no host synchronisation a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ class ResidentPipeline:
         sampler: GlobalBatchSampler,
         *,
         accumulate: int = 1,
-        test_batches: Sequence[tuple[int, int]],
+        test_batch: int,
         equal_passes: bool = False,
     ) -> None:
         train, test = dataset.train.images, dataset.test.images
@@ -45,11 +45,9 @@ class ResidentPipeline:
         self.equal_passes = equal_passes
         self._padded = _pad_all(train, augmentation)
         self._labels = _to_device(dataset.train.labels, self.device)
-        self._test_batches = test_batches
-        self._test_first = test_batches[0][0] if test_batches else 0
-        mine = slice(self._test_first, test_batches[-1][1] if test_batches else 0)
-        self._test_images = _to_device(test[mine], self.device)
-        self._test_labels = _to_device(dataset.test.labels[mine], self.device)
+        self._test, self._test_batch = dataset.test, test_batch
+        self._test_part: slice | None = None
+        self._place_test_part()
 
     @property
     def steps_per_epoch(self) -> int:
@@ -84,10 +82,22 @@ class ResidentPipeline:
         return Batch(images, self._labels.index_select(0, rows), rows)
 
     def evaluate(self) -> Iterator[Batch]:
-        for start, stop in self._test_batches:
-            part = slice(start - self._test_first, stop - self._test_first)
+        batches = self._place_test_part()
+        for start, stop in batches:
+            part = slice(start - batches[0][0], stop - batches[0][0])
             indices = torch.arange(start, stop, device=self.device)
             yield Batch(self.augmentation.normalise(self._test_images[part]), self._test_labels[part], indices)
+
+    def _place_test_part(self) -> list[tuple[int, int]]:
+        """Bounds of this rank's batches of the test split; what is in them lies on the device behind this."""
+        batches = self.sampler.in_order(len(self._test), self._test_batch)
+        part = slice(batches[0][0], batches[-1][1]) if batches else slice(0, 0)
+        if part != self._test_part:
+            assert self._test.images is not None
+            self._test_images = _to_device(self._test.images[part], self.device)
+            self._test_labels = _to_device(self._test.labels[part], self.device)
+            self._test_part = part
+        return batches
 
     def dummy_batch(self) -> Batch:
         rows = torch.zeros(1, dtype=torch.int64, device=self.device)

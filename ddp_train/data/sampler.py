@@ -107,8 +107,22 @@ class GlobalBatchSampler(DistributedSampler[Any]):
             mine = shards_of_rank(self.shards, self.rank, self.num_replicas)
         return edges[mine.start], tuple((shard, parts[shard]) for shard in mine), max(parts)
 
+    def in_order(self, samples: int, largest: int) -> list[tuple[int, int]]:
+        """Bounds of this rank's batches of a split of `samples` that is read from first to last, as in evaluation.
+
+        The ranks' parts follow the shares; each has `largest` samples or fewer and does not reach over a shard's end.
+        """
+        start, shards, _ = self.cut(samples)
+        batches = []
+        for _, length in shards:
+            stop = start + length
+            batches += [(first, min(first + largest, stop)) for first in range(start, stop, largest)]
+            start = stop
+        return batches
+
     def share(self, shares: Sequence[float]) -> None:
-        """Let the ranks' parts follow other shares from the next epoch on; the order of the samples stays."""
+        """Let the ranks' parts follow other shares from the next epoch, or evaluation, on; the order of the samples
+        stays."""
         if len(shares) != self.num_replicas or self.shards is not None:
             raise ValueError(f"{len(shares)} shares for {self.num_replicas} ranks, and without logical shards")
         self.shares = tuple(shares)

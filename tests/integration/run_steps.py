@@ -2,10 +2,11 @@
 
     python tests/integration/run_steps.py CASES.json RESULT.pt
 
-A case: {"name", "steps", "batch", "samples", and optionally "shares", "accumulate", "double", "lr", "augment",
-"clip", "scale" (a factor of the loss, as GradScaler's), "batch_norm" (counted over the ranks), "rows" (by rank: the
-rows of its part of a global batch that make up each micro-batch)}. Rank 0 writes {name: {"losses": float64 [steps],
-"gradients": [steps, parameters], "scores": [loss, accuracy, samples] on the test split, "buffers": [ranks, numbers]}}.
+A case: {"name", "steps", "batch", "samples", and optionally "shares", "moved" (the shares from the evaluation on),
+"accumulate", "double", "lr", "augment", "clip", "scale" (a factor of the loss, as GradScaler's), "batch_norm" (counted
+over the ranks), "rows" (by rank: the rows of its part of a global batch that make up each micro-batch)}. Rank 0 writes
+{name: {"losses": float64 [steps], "gradients": [steps, parameters], "scores": [loss, accuracy, samples] on the test
+split, "buffers": [ranks, numbers]}}.
 """
 
 from __future__ import annotations
@@ -151,6 +152,8 @@ def run(case: dict[str, Any], ranks: distributed.Ranks) -> dict[str, torch.Tenso
         trainer.train_step(window)
         mine = sum(sums, torch.zeros((), dtype=torch.float64)) if window.count else torch.zeros((), dtype=torch.float64)
         losses.append(distributed.sum_over_ranks(mine) / window.size)
+    if "moved" in case:
+        pipeline.sampler.share(case["moved"])
     scores = evaluate(network, pipeline.evaluate(), Precision("off", CPU))
     return {
         "losses": torch.stack(losses),

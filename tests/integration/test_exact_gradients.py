@@ -30,6 +30,8 @@ EXACT: dict[int, list[dict[str, Any]]] = {
         {"name": "48 + 16", "batch": 64, "shares": [48, 16]},
         {"name": "63 + 1", "batch": 64, "shares": [63, 1]},
         {"name": "64 + 0", "batch": 64, "shares": [64, 0]},
+        {"name": "48 + 16, then 9 + 55", "batch": 64, "shares": [48, 16], "moved": [9, 55]},
+        {"name": "48 + 16, then 0 + 64", "batch": 64, "shares": [48, 16], "moved": [0, 64]},
         {"name": "accumulate 3", "batch": 64, "accumulate": 3},
         {"name": "48 + 16, accumulate 3", "batch": 64, "shares": [48, 16], "accumulate": 3},
         {"name": "clipped", "batch": 64, "shares": [48, 16], "clip": 0.01, "lr": 0.1},
@@ -84,7 +86,7 @@ def test_any_split_gives_the_gradient_of_the_global_batch(train: Any, ranks: int
         for double in (False, True)
     ]
     # The reference: no shares, no accumulation, one process; clipping is part of the step and stays.
-    cut = ("shares", "accumulate", "rows", "scale", "reference")
+    cut = ("shares", "moved", "accumulate", "rows", "scale", "reference")
     whole = [{k: v for k, v in case.items() if k not in cut} | case.get("reference", {}) for case in cases]
     found, expected = train(ranks, cases), train(1, whole)
     for case in cases:

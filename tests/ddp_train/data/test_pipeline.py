@@ -145,6 +145,21 @@ def test_evaluation_counts_each_test_sample_once(
     assert torch.equal(torch.cat([batch.images for batch in batches]), expected)
 
 
+@pytest.mark.parametrize("kind", ["resident", "loader"])
+def test_evaluation_follows_shares_that_change(dataset: Dataset, kind: str) -> None:
+    ranks = [pipeline(dataset, pipeline=kind, ranks=3, rank=rank) for rank in range(3)]
+    expected = torch.cat([batch.images for batch in pipeline(dataset, augment="none").evaluate()])
+    for shares, samples in [(None, [4, 3, 3]), ((5, 4, 1), [5, 4, 1]), ((0, 2, 8), [0, 2, 8]), ((1, 0, 0), [10, 0, 0])]:
+        for rank in ranks if shares is not None else ():
+            rank.sampler.share(shares)
+        parts = [list(rank.evaluate()) for rank in ranks]
+        assert [sum(len(batch.labels) for batch in part) for part in parts] == samples
+        batches = list(itertools.chain(*parts))
+        assert torch.cat([batch.indices for batch in batches]).tolist() == list(range(10))
+        assert torch.cat([batch.labels for batch in batches]).tolist() == dataset.test.labels.tolist()
+        assert torch.equal(torch.cat([batch.images for batch in batches]), expected)
+
+
 def test_evaluation_can_be_repeated(dataset: Dataset) -> None:
     for kind in ("resident", "loader"):
         pipe = pipeline(dataset, pipeline=kind)
