@@ -9,20 +9,21 @@ import signal
 import time
 from collections.abc import Iterator, Mapping
 
-from torch import Tensor, nn
+from torch import nn
 
 from ddp_train.data.pipeline import Batch
 from ddp_train.parts import Parts
 from ddp_train.state import Stopped
 from ddp_train.stopping import STATUS
+from ddp_train.sums import Sums
 
 __all__ = ["Boundary"]
 
 
 class Boundary:
-    """`sums`: float64 [3], of the running epoch and this rank: loss, correct answers, samples."""
+    """`sums`: of the running epoch and this rank."""
 
-    def __init__(self, parts: Parts, sums: Tensor) -> None:
+    def __init__(self, parts: Parts, sums: Sums) -> None:
         self._parts, self._sums = parts, sums
         self._told: Mapping[str, int] | None = None
         self.began = time.monotonic()
@@ -74,7 +75,7 @@ class Boundary:
     def _save(self, *, periodic: bool) -> None:
         """Write a checkpoint from within an epoch."""
         progress = self._parts.progress
-        loss, correct, samples = self._sums.tolist()
+        loss, correct, samples = self._sums.total().tolist()
         progress.sums, progress.seconds = (loss, correct, samples), time.monotonic() - self.began
         for observer in self._parts.observers:
             observer.on_save()

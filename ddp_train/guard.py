@@ -1,6 +1,6 @@
 """No step with a loss or gradient that is not finite, on any rank: the run ends there, with what is needed to see why.
 
-Every rank takes the norm of each parameter's gradient before the optimizer sees it. Behind the all-reduce they
+Every rank looks at its loss, and at each parameter's gradient before the optimizer sees it. Behind the all-reduce these
 are the same everywhere, and so is the verdict; the ranks exchange it all the same (control.py), for the loss. The
 step's batch is then passed through the network once more, to name the first layer that goes wrong, and the indices of
 its samples are left in the run folder (bad_batch.json). Under fp16 a gradient that overflowed is the loss scaler's
@@ -60,19 +60,24 @@ class Guard:
         self._scaled = precision.mode == "fp16"
         self._late = precision.device.type == "cuda"
         self._pending: tuple[Moment, Tensor, Any] | None = None
+        self._bad, self._one = torch.zeros(()), torch.ones(())
         self._skipped: Tensor | int = 0
         self._suspect: Moment | None = None
 
-    def look(self, parameters: Sequence[nn.Parameter], loss: Tensor, moment: Moment) -> int:
-        """A flag for the exchange: 0, or one that is larger for a lower rank. `loss`: the epoch's sum so far."""
+    def look(self, parameters: Sequence[nn.Parameter], losses: Sequence[Tensor], moment: Moment) -> int:
+        """A flag for the exchange: 0, or one that is larger for a lower rank. `losses`: this rank's, of the step."""
         gradients = [p.grad for p in parameters if p.grad is not None]
-        norms = torch.stack(torch._foreach_norm(gradients)).sum() if gradients else loss.new_zeros(())
-        if self._scaled:
-            self._skipped = self._skipped + ~torch.isfinite(norms)
-            return 0
-        bad = ~torch.isfinite(norms + loss)
         if not self._late:
-            return self._flag(bool(bad), moment)
+            return self._flag(self._any_bad([*gradients, *losses]), moment)
+        norms = [*torch._foreach_norm(gradients)] if gradients else []
+        if not self._scaled:
+            norms += losses
+        if not norms:
+            return 0
+        bad = ~torch.isfinite(torch.stack(norms).sum())
+        if self._scaled:
+            self._skipped = self._skipped + bad
+            return 0
         if all(group.get("fused") for group in self._optimizer.param_groups):
             self._optimizer.found_inf = bad.float()  # type: ignore[attr-defined]  # what GradScaler sets as well
         before, self._pending = self._pending, self._read_later(bad, moment)
@@ -81,6 +86,13 @@ class Guard:
         moment, host, ready = before
         ready.synchronize()
         return self._flag(bool(host), moment)
+
+    def _any_bad(self, tensors: list[Tensor]) -> bool:
+        """Whether a number in them is not finite, by one pass of GradScaler's, which multiplies them by 1 as well."""
+        torch._amp_foreach_non_finite_check_and_unscale_(tensors, self._bad, self._one)
+        if bad := bool(self._bad):
+            self._bad.zero_()
+        return bad
 
     def _read_later(self, bad: Tensor, moment: Moment) -> tuple[Moment, Tensor, Any]:
         host = torch.empty((), dtype=torch.bool, pin_memory=True)

@@ -20,6 +20,7 @@ from ddp_train.boundary import Boundary
 from ddp_train.options import SharedError
 from ddp_train.out_of_memory import is_out_of_memory
 from ddp_train.parts import Parts
+from ddp_train.sums import Sums
 
 __all__ = ["Attempts", "OutOfMemoryTogether"]
 
@@ -35,14 +36,14 @@ class OutOfMemoryTogether(Exception):
 class Attempts:
     """Takes steps, in smaller parts where memory runs out.
 
-    sums: of the running epoch, see Boundary; settle: lets DistributedDataParallel find its buckets.
+    sums: of the running epoch; settle: lets DistributedDataParallel find its buckets.
     """
 
-    def __init__(self, parts: Parts, sums: Tensor, boundary: Boundary, settle: Callable[[], None]) -> None:
-        self._parts, self._boundary, self._settle = parts, boundary, settle
+    def __init__(self, parts: Parts, sums: Sums, boundary: Boundary, settle: Callable[[], None]) -> None:
+        self._parts, self._sums, self._boundary, self._settle = parts, sums, boundary, settle
         # Of a sharded gradient, or batch norm over all ranks, the others wait for more than Owed can make good.
         can_repeat = parts.joining is None and (parts.ddp is None or parts.owed is not None)
-        self._before = _Before(parts.network, sums) if can_repeat else None
+        self._before = _Before(parts.network) if can_repeat else None
         self.weights_touched = False
         """To be set once the step can no longer be put back."""
         if parts.progress.accumulate > parts.pipeline.accumulate:
@@ -71,6 +72,7 @@ class Attempts:
                 raise
         # Only here, where the error no longer holds what the step has computed, is that memory free.
         self._before.put_back()
+        self._sums.undo()
         self._parts.optimizer.zero_grad(set_to_none=True)
         self._shrink(self._break_off() if rank is None else rank)
         if self._parts.owed is not None:
@@ -110,12 +112,12 @@ class Attempts:
 
 
 class _Before:
-    """Copies of what a step changes before the weights: buffers, and the epoch's sums."""
+    """Copies of what a step changes in the network before the weights: buffers."""
 
-    def __init__(self, network: nn.Module, sums: Tensor) -> None:
+    def __init__(self, network: nn.Module) -> None:
         self._kinds: list[tuple[Sequence[Tensor], Sequence[Tensor]]] = []
         by_kind: dict[object, list[Tensor]] = {}
-        for tensor in (*network.buffers(), sums):
+        for tensor in network.buffers():
             by_kind.setdefault((tensor.dtype, tensor.device), []).append(tensor)
         for tensors in by_kind.values():
             self._kinds.append((tensors, [tensor.clone() for tensor in tensors]))

@@ -18,13 +18,13 @@ from ddp_train.data.pipeline import Batch, Window
 from ddp_train.diagnostics.numbers import first_bad_layer
 from ddp_train.distributed import sum_over_ranks
 from ddp_train.joining import Averaged
-from ddp_train.losses import summable
 from ddp_train.parts import Parts
 from ddp_train.records import Best, EpochRecord, StepReport
 from ddp_train.schedule import set_learning_rate
 from ddp_train.scores import Scores, evaluate
 from ddp_train.shrinking import Attempts, OutOfMemoryTogether
 from ddp_train.state import Progress, TrainingDiverged
+from ddp_train.sums import Sums
 from ddp_train.technique import Gradients, Moment
 
 __all__ = ["Parts", "Trainer", "TrainingDiverged"]
@@ -53,10 +53,9 @@ class Trainer:
         self._update = next((t.update for t in plugged if t.update is not None), _plain_update)
         self._parameters = [p for group in parts.optimizer.param_groups for p in group["params"]]
         self._joining = parts.joining or Averaged(parts.ranks, parts.device, parts.ddp, self._join_without_samples)
-        self._totals = torch.zeros(3, dtype=torch.float64, device=parts.device)
-        self._loss_sum, self._correct, self._samples = self._totals.unbind()  # views
-        self._boundary = Boundary(parts, self._totals)
-        self._attempts = Attempts(parts, self._totals, self._boundary, self._settle_buckets)
+        self._sums = Sums(parts.device)
+        self._boundary = Boundary(parts, self._sums)
+        self._attempts = Attempts(parts, self._sums, self._boundary, self._settle_buckets)
 
     @property
     def best(self) -> Best:
@@ -135,7 +134,7 @@ class Trainer:
         parts, progress = self.parts, self.progress
         steps, done = parts.pipeline.steps_per_epoch, progress.step_in_epoch
         parts.model.train()
-        self._totals.copy_(torch.tensor(progress.sums, dtype=torch.float64))
+        self._sums.start(*progress.sums)
         if done == steps:
             self._set_rate(progress.step - 1)  # as the last step left it, for the records
         while progress.step_in_epoch < steps:
@@ -147,7 +146,7 @@ class Trainer:
                 if progress.step_in_epoch % parts.log_every == 0 or progress.step_in_epoch == steps:
                     self._report(epoch)
                 self._boundary.behind_step()
-        loss, correct, samples = sum_over_ranks(self._totals.clone()).tolist()
+        loss, correct, samples = sum_over_ranks(self._sums.total()).tolist()
         return loss / max(1.0, samples), correct / max(1.0, samples), int(samples)
 
     def _settle_buckets(self) -> None:
@@ -178,15 +177,16 @@ class Trainer:
 
     def measure_step(self, window: Window) -> float:
         """One optimizer step, and the mean loss of its global batch: for measurements, as it waits for the device."""
-        self._totals.zero_()
+        self._sums.start()
         self.train_step(window)
-        loss, _, samples = sum_over_ranks(self._totals.clone()).tolist()
+        loss, _, samples = sum_over_ranks(self._sums.total()).tolist()
         return float(loss / max(1.0, samples))
 
     def train_step(self, window: Window) -> None:
         """One optimizer step on this rank's part of a global batch of `window.size` samples."""
         parts, progress = self.parts, self.progress
         self._set_rate(progress.step)
+        self._sums.begin_step()
         moment = Moment(progress.epoch, progress.step, parts.seed, parts.ranks.rank)
         # More than one gradient of a step needs its samples more than once.
         batches = window.batches if self._update is _plain_update else list(window.batches)
@@ -207,15 +207,15 @@ class Trainer:
 
         def compute(batch: Batch, moment: Moment, weight: float) -> None:
             images, targets = batch.images, batch.labels
-            for change in self._batch if len(images) else ():
+            for change in self._batch if images.shape[0] else ():
                 images, targets = change(images, targets, moment)
             with self._phase("forward"), parts.precision.autocast():
                 logits = parts.model(images)
                 loss = parts.loss(logits, targets)
             with self._phase("backward"):
-                parts.precision.backward(loss * weight)
+                parts.precision.backward(loss, weight)
             if count:
-                self._count(loss.detach(), logits.detach(), targets)
+                self._sums.add(loss, logits, targets)
 
         self._joining.gradients(window, batches, moment, compute, communicate=communicate)
 
@@ -227,7 +227,7 @@ class Trainer:
             for change in self._gradient:
                 change(self._parameters, moment)
 
-        bad = parts.guard.look(self._parameters, self._totals[0], moment) if parts.guard is not None else 0
+        bad = parts.guard.look(self._parameters, self._sums.of_step, moment) if parts.guard is not None else 0
         self._boundary.begin(not_finite=bad)
         told = self._boundary.finish()
         if told["out_of_memory"]:
@@ -260,13 +260,7 @@ class Trainer:
         with parts.precision.autocast():
             loss = parts.loss(parts.model(batch.images), batch.labels)
         parts.model.train()
-        parts.precision.backward(loss * 0.0)
-
-    def _count(self, loss: torch.Tensor, logits: torch.Tensor, targets: torch.Tensor) -> None:
-        """Add to the epoch's sums; of a mixed target the larger part is the label."""
-        self._loss_sum.add_(summable(loss))
-        self._correct.add_((logits.argmax(1) == (targets if targets.ndim == 1 else targets.argmax(1))).sum())
-        self._samples.add_(len(targets))
+        parts.precision.backward(loss, 0.0)
 
     def _extra(self) -> Mapping[str, float]:
         """What the techniques report now."""
@@ -284,7 +278,7 @@ class Trainer:
             return
         index, seen = self.progress.step_in_epoch, self.progress.samples
         elapsed = time.monotonic() - self._boundary.began
-        loss, correct, samples = self._totals.tolist()
+        loss, correct, samples = self._sums.total().tolist()
         report = StepReport(
             epoch=epoch + 1,
             step=index,

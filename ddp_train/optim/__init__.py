@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ddp_train.optim.eager import SGD, Adam, AdamW
 from ddp_train.optim.muon import Muon, hidden_matrices
 from ddp_train.options import OptimOptions, UserError
 
@@ -83,9 +84,9 @@ def _plain(
     if name == "sgd":
         # Nesterov momentum is defined for a positive momentum only.
         nesterov = options.momentum > 0
-        return torch.optim.SGD(groups, lr=learning_rate, momentum=options.momentum, nesterov=nesterov, **speed)
+        return SGD(groups, lr=learning_rate, momentum=options.momentum, nesterov=nesterov, **speed)
     betas = (options.beta1, options.beta2)
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name]
+    kind = {"adam": Adam, "adamw": AdamW}[name]
     return kind(groups, lr=learning_rate, betas=betas, eps=options.eps, amsgrad=options.amsgrad, **speed)
 
 

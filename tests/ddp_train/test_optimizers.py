@@ -265,3 +265,51 @@ def test_amsgrad_is_not_for_sgd(words: str) -> None:
     with pytest.raises(UserError, match="--amsgrad is for adam and adamw"):
         parse(words.split())
     check_values(Config(optim=OptimOptions(optimizer="muon", amsgrad=True)))
+
+
+def moved(optimizer: torch.optim.Optimizer, weights: list[nn.Parameter], steps: int, idle: int | None = None) -> None:
+    for step in range(steps):
+        draw = torch.Generator().manual_seed(step)
+        for number, weight in enumerate(weights):
+            weight.grad = None if number == idle else torch.randn(weight.shape, generator=draw)
+        optimizer.param_groups[0]["lr"] = optimizer.param_groups[1]["lr"] = 0.1 / (1 + step)
+        optimizer.step()
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("momentum", [0.9, 0.0])
+@pytest.mark.parametrize("idle", [None, 1, 3])
+def test_a_step_has_torchs_bits(name: str, momentum: float, idle: int | None) -> None:
+    kinds = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    begin = [torch.randn(shape) for shape in ((4, 3), (2, 3, 3, 3), (4,), (7,))]
+    ours, theirs = ([nn.Parameter(w.clone()) for w in begin] for _ in range(2))
+    model = nn.ParameterList(ours)
+    optimizer = create_optimizer(model, OptimOptions(optimizer=name, momentum=momentum), 0.1, CPU)
+    torchs: dict[str, object] = {"momentum": momentum, "nesterov": momentum > 0} if name == "sgd" else {}
+    groups = [
+        {"params": theirs[:2], "weight_decay": OptimOptions().weight_decay},
+        {"params": theirs[2:], "weight_decay": 0.0},
+    ]
+    oracle = kinds[name](groups, lr=0.1, foreach=True, **torchs)  # type: ignore[arg-type]
+    for weights, one in ((ours, optimizer), (theirs, oracle)):
+        moved(one, weights, 3, idle)  # the idle one has no momentum yet when it joins
+        moved(one, weights, 3)
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    mine, its = optimizer.state_dict()["state"], oracle.state_dict()["state"]
+    assert mine.keys() == its.keys()
+    for number, state in its.items():
+        assert all(torch.equal(torch.as_tensor(mine[number][key]), torch.as_tensor(state[key])) for key in state)
+
+
+def test_hooks_and_the_profiler_see_a_step() -> None:
+    model = small()
+    optimizer = create_optimizer(model, OptimOptions(), 0.1, CPU)
+    seen: list[str] = []
+    optimizer.register_step_pre_hook(lambda *_: seen.append("before"))
+    optimizer.register_step_post_hook(lambda *_: seen.append("behind"))
+    train(model, optimizer, steps=1)
+    assert seen == ["before", "behind"]
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        train(model, create_optimizer(model, OptimOptions(), 0.1, CPU), steps=2)
+    names = [event.key for event in profile.key_averages() if event.key.startswith("Optimizer.step")]
+    assert names == ["Optimizer.step#SGD.step"]
