@@ -224,6 +224,8 @@ def _read_yaml(parser: Any, path: Path, what: str) -> dict[str, Any]:
     for key, value in ((key.replace("-", "_"), value) for key, value in content.items()):
         if key in options:
             raise UserError(f"{what} {path}: {key} stands there twice")
+        if key in ("config", "preset"):
+            raise UserError(f"{what} {path}: {key} is no key of a file: --{key} is given on the command line")
         if key not in _types():
             raise UserError(f"{what} {path}: unknown key {key!r}{_suggestion(key, list(_types()))}")
         try:

@@ -44,7 +44,7 @@ def read_mapping(path: Path, what: str, expected: str) -> dict[str, Any]:
     except RecursionError:
         fine = False
     except (yaml.YAMLError, ValueError, TypeError, OverflowError, AttributeError, LookupError) as error:
-        raise UserError(f"{what}: not YAML ({error})") from None
+        raise UserError(f"{what}: not YAML ({_told(error)})") from None
     if not fine:
         raise UserError(f"{what}: more than {MOST_VALUES:,} values or {MOST_LEVELS} levels, no file of options")
     if content is None:
@@ -52,6 +52,14 @@ def read_mapping(path: Path, what: str, expected: str) -> dict[str, Any]:
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise UserError(f"{what}: expected lines of the form  {expected}")
     return content
+
+
+def _told(error: Exception) -> str:
+    """What is wrong and where, without YAML's copy of the lines."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return str(error)
+    mark = error.problem_mark
+    return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem or error.context}"
 
 
 class _Loader(yaml.SafeLoader):

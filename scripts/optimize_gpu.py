@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -24,8 +25,9 @@ if __package__ in (None, ""):
     # Run as a file: the packages stand beside this folder, whatever the working directory.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from ddp_train.options import UserError
-from ddp_train.tune.optimize import Measured, auto_optimize_config, read_machine, table
+from ddp_train import config
+from ddp_train.options import Config, UserError
+from ddp_train.tune.optimize import Measured, auto_optimize_config, place, read_machine, table
 from gpu_topology.topology import TopologyError
 
 if TYPE_CHECKING:
@@ -80,25 +82,26 @@ def _parser() -> argparse.ArgumentParser:
 
 def _optimize(arguments: argparse.Namespace) -> None:
     source: Path = arguments.config
-    target = arguments.output or source.with_name(f"{source.stem}_optimized{source.suffix}")
+    wanted = config.parse(["--config", str(source)])  # mistakes are told before anything is looked at
+    target = place(source, arguments.output)
     machine = read_machine()
     if machine.note is not None:
         print(f"note: {machine.note}", file=sys.stderr)
-    measured = _measure(source) if arguments.benchmark else None
+    measured = _measure(wanted) if arguments.benchmark else None
     changes = auto_optimize_config(source, target, machine=machine, measured=measured)
     print(table(changes))
     print(target)
+    print(f"to train with it: python launch.py --auto --config {shlex.quote(str(target))}", file=sys.stderr)
 
 
-def _measure(source: Path) -> Measured:
+def _measure(wanted: Config) -> Measured | None:
     """The batch finder on this configuration, on one rank. Its run folder is thrown away."""
-    from ddp_train import config, distributed
+    from ddp_train import distributed
     from ddp_train.build import build
     from ddp_train.resolve import set_threads
     from ddp_train.tune import batch_report
 
     ranks = distributed.Ranks()
-    wanted = config.parse(["--config", str(source)])
     device = distributed.choose_device(wanted.run.device, ranks)
     set_threads(ranks, device)
     with tempfile.TemporaryDirectory() as folder:
@@ -106,7 +109,10 @@ def _measure(source: Path) -> Measured:
         run = build(config.with_values(wanted, alone), ranks, device)
         found = batch_report.find_for(run.trainer, len(run.dataset.train.labels), wanted.run.target_utilization)
     print(batch_report.table(found), file=sys.stderr)
-    return Measured(found.recommended, found.largest)
+    measured = Measured.of(found.recommended, found.largest, found.ended)
+    if measured is None:
+        print(f"note: the time was up at {found.largest} per rank: sizes by the hardware alone", file=sys.stderr)
+    return measured
 
 
 def _monitor(seconds: float) -> int:

@@ -88,6 +88,10 @@ def verdict(found: Found, global_batch: int) -> str:
     if found.memory is not None and found.memory.slope > 0:
         fixed, each = found.memory.intercept / _MIB, found.memory.slope / _MIB
         lines.append(f"memory: {fixed:,.0f} MiB + {each:,.3g} MiB for each sample of a rank's micro-batch")
+    whole = found.recommended * found.ranks
+    if whole != global_batch:
+        fewer = "fewer" if whole > global_batch else "more"
+        lines.append(f"it makes the global batch {whole:,} in place of {global_batch:,}: {fewer} updates in an epoch")
     parts = ceil_div(ceil_div(global_batch, found.ranks), found.largest)
     fits = "fits as it is" if parts == 1 else f"fits with --accumulate {parts}"
     lines.append(f"the global batch of {global_batch:,} over {found.ranks} rank(s) {fits}")

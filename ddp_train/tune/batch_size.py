@@ -127,7 +127,9 @@ def choose(trials: Sequence[Trial], target: float | None, time_line: Line | None
         return fitting[-1].batch, "the largest that fits; there was no time to measure its speed"
     best = max(speed for speed, _ in timed)
     chosen = min(batch for speed, batch in timed if speed >= (1 - TOLERANCE) * best)
-    reason = f"the smallest within {TOLERANCE:.0%} of the best throughput: a larger batch buys nothing"
+    largest = chosen == max(batch for _, batch in timed)
+    beyond = ", and the largest that was timed" if largest else ": a larger batch buys nothing"
+    reason = f"the smallest within {TOLERANCE:.0%} of the best throughput{beyond}"
     if target is None:
         return chosen, reason
     told = {trial.batch: trial.utilization for trial in fitting if trial.utilization is not None}

@@ -15,13 +15,16 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import Module
+from torch.optim import Optimizer
 
 from ddp_train.atomic import write_text
 from ddp_train.batching import ceil_div
 from ddp_train.diagnostics.memory_report import kept_bytes
 from ddp_train.line import Line, fit
 from ddp_train.scores import evaluate
+from ddp_train.technique import Stateful
 from ddp_train.trainer import Parts, Trainer
 from ddp_train.tune.calibration import gather
 from ddp_train.tune.preserve import preserved
@@ -74,9 +77,11 @@ def estimate(trainer: Trainer, test_images: int) -> Estimate:
     """
     parts = trainer.parts
     state = [t.state for t in parts.techniques if t.state is not None]
+    kept: list[Module | Optimizer | Stateful] = [parts.network, parts.optimizer, parts.precision.scaler, *state]
     micro_batch = ceil_div(ceil_div(parts.global_batch, parts.ranks.world_size), _accumulate(trainer))
-    with preserved(parts.network, parts.optimizer, parts.precision.scaler, *state):
+    with preserved(*kept):
         memory = measure_memory(parts)
+    with preserved(*kept):  # from the weights that a run begins with, not those behind a step on noise
         step_seconds, measured = _time_steps(trainer)
         evaluation_seconds = _time_evaluation(parts, test_images)
     return Estimate(
@@ -138,8 +143,8 @@ def _time_evaluation(parts: Parts, test_images: int) -> float:
                 return
 
     evaluate(parts.evaluated, some(), parts.precision)  # type: ignore[arg-type]
-    mine = test_images / parts.ranks.world_size
-    return _slowest(parts, (time.perf_counter() - begun) * mine / max(1, seen))
+    _, mine, _ = parts.pipeline.sampler.cut(test_images)
+    return _slowest(parts, (time.perf_counter() - begun) * sum(count for _, count in mine) / max(1, seen))
 
 
 def _accumulate(trainer: Trainer) -> int:
@@ -159,7 +164,7 @@ def _all_agree(parts: Parts, done: bool) -> bool:
     return done if parts.ranks.world_size == 1 else all(row[0] for row in gather([float(done)], parts))
 
 
-def _model_bytes(network: nn.Module) -> int:
+def _model_bytes(network: Module) -> int:
     return _bytes(itertools.chain(network.parameters(), network.buffers()))
 
 

@@ -25,9 +25,11 @@ from gpu_topology.host import read_host
 from gpu_topology.nvml import read_or_explain
 from gpu_topology.selection import SelectionRequest, select
 
-__all__ = ["Change", "Machine", "Measured", "auto_optimize_config", "read_machine", "suggest", "table"]
+__all__ = ["Change", "Machine", "Measured", "auto_optimize_config", "place", "read_machine", "suggest", "table"]
 
 Value = int | float | str | bool | None
+BEYOND = 4
+"""So many times the recommended size must have been tried."""
 TUNED = ("batch_size", "num_workers", "amp")
 MODEL_SIZES = {"power": ("width_mult",), "vit": ("hidden_dim", "n_layers")}
 
@@ -63,6 +65,12 @@ class Measured:
     recommended: int
     largest: int
 
+    @classmethod
+    def of(cls, recommended: int, largest: int, ended: str) -> Measured | None:
+        """The end of a search (see batch_size.Found); None where its time was up before larger sizes could have shown
+        that they buy nothing."""
+        return cls(recommended, largest) if ended != "time" or largest >= BEYOND * recommended else None
+
 
 def auto_optimize_config(
     in_path: str | os.PathLike[str],
@@ -93,6 +101,22 @@ def auto_optimize_config(
     except OSError as error:
         raise UserError(f"{target}: cannot be written ({error.strerror or error})") from None
     return changes
+
+
+def place(source: Path, output: Path | None = None) -> Path:
+    """Where the configuration for this machine goes. Errors: UserError where it could not be written."""
+    target = output or source.with_name(f"{source.stem}_optimized{source.suffix}")
+    name = f"--output {target}" if output is not None else str(target)
+    other = "" if output is not None else "; --output FILE takes another place"
+    if target.is_dir():
+        raise UserError(f"{name}: a folder, not a file{other}")
+    if not target.parent.is_dir():
+        raise UserError(f"{name}: there is no folder {target.parent}{other}")
+    if not os.access(target.parent, os.W_OK):
+        raise UserError(f"{name}: the folder {target.parent} cannot be written to{other}")
+    if target.exists() and source.exists() and target.samefile(source):
+        raise UserError(f"{name}: the file that is read; take another, it would lose its comments")
+    return target
 
 
 def read_machine() -> Machine:

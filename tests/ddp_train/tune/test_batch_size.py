@@ -104,8 +104,8 @@ FITS = [Trial(1, True, 10, 1.0), Trial(2, True, 20, 1.1), Trial(4, True, 40, 1.5
     ("trials", "target", "expected", "words"),
     [
         # 4 / 1.5 = 2.67 and 8 / 3 = 2.67: the smaller one
-        (FITS, None, 4, "within 3%"),
-        ([*FITS[:3], Trial(8, True, 80, 2.8)], None, 8, "within 3%"),
+        (FITS, None, 4, "within 3% of the best throughput: a larger batch buys nothing"),
+        ([*FITS[:3], Trial(8, True, 80, 2.8)], None, 8, "and the largest that was timed"),
         ([*FITS[:3], Trial(8, False, 80, 2.8)], None, 4, "within 3%"),
         ([Trial(1, True, 1, 1.0, 30.0), Trial(2, True, 1, 1.0, 86.0), Trial(4, True, 1, 1.0, 99.0)], 85, 2, "driver"),
         ([Trial(1, True, 1, 1.0, 30.0), Trial(2, True, 1, 1.5, 40.0)], 85, 2, "none reaches 85%"),

@@ -65,6 +65,14 @@ def test_a_run_prints_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert json.loads((tmp_path / "run" / "estimate.json").read_text())["schema"] == "ddp-train-estimate/1"
 
 
+def test_steps_are_timed_from_the_weights_that_a_run_begins_with(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*WORDS, "--lr", "100", "--warmup-epochs", "2", "--tune", "estimate"]
+    assert main([*words, "--out-dir", str(tmp_path / "run")]) == 0
+    assert "the loss of the first step" not in capsys.readouterr().err
+
+
 def test_the_sum_of_the_parts() -> None:
     assert estimate.Memory(100, 20, 3, Line(10.0, 2.0)).total(8) == 149
 

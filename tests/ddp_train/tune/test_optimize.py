@@ -78,8 +78,55 @@ def test_a_file_that_is_no_configuration(tmp_path: Path, capsys: pytest.CaptureF
     with pytest.raises(UserError, match="unknown key 'bath_size', did you mean batch_size"):
         auto_optimize_config(source)
     assert main(["--config", str(source)]) == 2
-    said = capsys.readouterr().err.splitlines()
-    assert next(line for line in said if not line.startswith("note:")).startswith("error: --config")
+    assert capsys.readouterr().err.startswith("error: --config")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("epochs: [3\n", "not YAML (line 2, column 1: expected"),
+        ("- 3\n", "expected lines of the form"),
+        ("epochs: three\n", "epochs takes a whole number"),
+        ("preset: quick\n", "--preset is given on the command line"),
+        (None, "No such file"),
+    ],
+)
+def test_a_bad_file_is_one_line_and_nothing_is_written(
+    tmp_path: Path, text: str | None, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if text is not None:
+        (tmp_path / "run.yaml").write_text(text)
+    assert main(["--config", str(tmp_path / "run.yaml"), "--benchmark"]) == 2
+    said = capsys.readouterr()
+    assert message in said.err
+    assert (len(said.err.splitlines()), said.out) == (1, "")
+    assert not (tmp_path / "run_optimized.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        ("missing/run.yaml", "there is no folder"),
+        (".", "a folder, not a file"),
+        ("run.yaml", "the file that is read"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_told_before_the_measurement(
+    tmp_path: Path, output: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "run.yaml"
+    source.write_text("epochs: 3  # few\n")
+    assert main(["--config", str(source), "--benchmark", "--output", str(tmp_path / output)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: --output") and message in said
+    assert len(said.splitlines()) == 1
+    assert source.read_text() == "epochs: 3  # few\n"
+
+
+def test_a_search_without_time_for_larger_sizes_decides_nothing() -> None:
+    assert Measured.of(2, 4, "time") is None
+    assert Measured.of(16, 64, "time") == Measured(16, 64)
+    assert Measured.of(64, 64, "limit") == Measured(64, 64)
 
 
 @pytest.mark.parametrize(
