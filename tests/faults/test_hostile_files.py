@@ -82,8 +82,8 @@ def test_it_is_refused_and_the_one_before_is_used(name: str, tmp_path: Path, rea
         assert str(latest) in answer[way]
         assert "\n" not in answer[way]
         assert re.search(r"SHA-256 is [0-9a-f]{64}(,| as expected)", answer[way]), answer
-        # Under twice the file; of a tiny one, under the few megabytes that any reading takes.
-        assert int(answer[f"{way} growth"]) < max(2 * size, 16_000_000), answer
+        # Under twice the file; of a small one, under the megabytes that any reading takes.
+        assert int(answer[f"{way} growth"]) < max(2 * size, 40_000_000), answer
     assert not mark.exists()
     assert answer["used"] == PREVIOUS
     assert len(answer["notes"]) == 1

@@ -5,23 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
 
 import pytest
 
-from launcher.interrupts import ENDING, REPEATED_S, Interrupts, deferred
+from launcher.interrupts import REPEATED_S, Interrupts, deferred
 
 
 class Stop(Exception):
     pass
-
-
-@pytest.fixture(autouse=True)
-def handlers_restored() -> Iterator[None]:
-    earlier = {number: signal.getsignal(number) for number in ENDING}
-    yield
-    for number, handler in earlier.items():
-        signal.signal(number, handler)
 
 
 def send(number: signal.Signals) -> None:
@@ -90,9 +81,9 @@ def test_a_signal_behind_the_end_changes_nothing() -> None:
 
 
 def test_signals_while_torch_is_imported_are_put_off() -> None:
-    done = []
+    done, before = [], signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as caught, deferred():
         send(signal.SIGTERM)
         done.append("imported")
     assert (done, caught.value.code) == (["imported"], 143)
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) is before
