@@ -12,6 +12,7 @@ from typing import Literal
 
 from ddp_train.batching import REFERENCE_BATCH, ceil_div, scale_learning_rate
 from ddp_train.config import Config, to_dict, with_values
+from ddp_train.targets import AUTOMATIC, size_for
 
 __all__ = ["Hardware", "Recommendation", "apply", "recommend", "recommend_for_data"]
 
@@ -64,8 +65,7 @@ def recommend(hardware: Hardware, config: Config) -> tuple[Recommendation, ...]:
             Recommendation(k, v, "fixed default (--disable-auto)") for k, v in FIXED.items()
         )
     else:
-        sizes = _transformer(hardware, config) if config.model.model == "vit" else (_batch(hardware, config),)
-        found = (*_model(hardware, config), *sizes, _workers(hardware), _precision(hardware))
+        found = (*_model(hardware, config), *_sizes(hardware, config), _workers(hardware), _precision(hardware))
     return tuple(r for r in found if _open(config, r.name))
 
 
@@ -121,6 +121,22 @@ def _model(hardware: Hardware, config: Config) -> tuple[Recommendation, ...]:
     chosen = (Recommendation("model", name, why),)
     # The width is an option of `power` alone.
     return (*chosen, Recommendation("width_mult", width, why)) if (config.model.model or name) == "power" else chosen
+
+
+def _sizes(hardware: Hardware, config: Config) -> tuple[Recommendation, ...]:
+    """The batch, and whatever else follows from the kind of run."""
+    if config.run.target is not None:
+        return _for_target(hardware, config.run.target)
+    return _transformer(hardware, config) if config.model.model == "vit" else (_batch(hardware, config),)
+
+
+def _for_target(hardware: Hardware, target: float | Literal["auto"]) -> tuple[Recommendation, ...]:
+    """`--target`. Errors: UserError for one that no size is for."""
+    automatic = AUTOMATIC[hardware.device]
+    aim, size = size_for(automatic if target == "auto" else target, hardware.device)
+    why = f"the size for {aim:.0%} on {'the CPU' if hardware.device == 'cpu' else 'a GPU'}"
+    chosen = tuple(Recommendation(name, value, why) for name, value in size.settings().items())
+    return (Recommendation("target", automatic, "no target was named"), *chosen)
 
 
 def _batch(hardware: Hardware, config: Config) -> Recommendation:

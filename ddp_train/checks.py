@@ -23,6 +23,7 @@ GENERATIONS = ("checkpoint-latest.pt", "checkpoint-previous.pt")
 # Least and largest value (None: no bound); a third entry says that the least itself is excluded.
 RANGES: dict[str, tuple[float | None, float | None, bool]] = {
     "epochs": (1, 10**6, False),
+    "target": (0, 0.96, True),
     "stop_after": (1, 10**6, False),
     "target_utilization": (1, 100, False),
     "overfit_one_batch": (1, 10**6, False),
@@ -76,6 +77,7 @@ RANGES: dict[str, tuple[float | None, float | None, bool]] = {
     "min_delta": (0, 1, False),
     "label_smoothing": (0, 0.99, False),
     "clip_grad": (0, 1e9, True),
+    "crop_padding": (1, 256, False),
     "random_resized_crop": (0, 1, True),
     "rotation": (0, 180, False),
     "randaugment_ops": (0, 16, False),
@@ -89,6 +91,7 @@ RANGES: dict[str, tuple[float | None, float | None, bool]] = {
     "progressive_resize": (4, 4096, False),
     "progressive_resize_end": (4, 4096, False),
     "progressive_resize_epochs": (1, 10**6, False),
+    "tta_below": (0, 1, True),
 }
 
 
@@ -107,6 +110,14 @@ CONFLICTS: tuple[tuple[Callable[[Config], bool], str], ...] = (
     (
         lambda c: c.data.batch_size is not None and (c.data.accumulate or 1) > c.data.batch_size,
         "--accumulate is larger than --batch-size: a micro-batch needs at least one image",
+    ),
+    (
+        lambda c: c.run.target is not None and c.model.model != "speedrun",
+        "--target sizes the runs of --preset speedrun alone",
+    ),
+    (
+        lambda c: c.run.target is not None and c.run.disable_auto,
+        "--target with --disable-auto: the size of the run follows from the target",
     ),
     (
         lambda c: c.run.reproducible_shards is not None and "reproducible_shards" in c.given and not c.run.reproducible,
@@ -193,6 +204,14 @@ CONFLICTS: tuple[tuple[Callable[[Config], bool], str], ...] = (
         "--flip on --dataset digits: a mirrored digit is not of its class; leave it out",
     ),
     (
+        lambda c: c.augment.crop_padding is not None and c.augment.augment in ("none", "minimal"),
+        "--crop-padding is for --augment balanced and heavy: the others have no crop",
+    ),
+    (
+        lambda c: c.augment.crop_padding is not None and c.augment.random_resized_crop is not None,
+        "--crop-padding and --random-resized-crop exclude each other: one crop takes the other's place",
+    ),
+    (
         lambda c: (
             c.augment.augment_policy != "randaugment"
             and (c.augment.randaugment_ops, c.augment.randaugment_magnitude) != (None, None)
@@ -219,6 +238,18 @@ CONFLICTS: tuple[tuple[Callable[[Config], bool], str], ...] = (
         "--target-utilization is for --tune batch",
     ),
     (
+        lambda c: c.looking.tta_below is not None and c.looking.tta == "none",
+        "--tta-below is for --tta flip and flip+shifts",
+    ),
+    (
+        lambda c: c.looking.tta != "none" and not c.looking.examine,
+        "--tta is part of the examination at the end: leave --no-examine out",
+    ),
+    (
+        lambda c: c.looking.tta != "none" and c.data.dataset == "digits",
+        "--tta on --dataset digits: a mirrored digit is not of its class; leave it out",
+    ),
+    (
         lambda c: c.looking.wandb and not _installed("wandb"),
         "--wandb needs the package wandb: pip install wandb",
     ),
@@ -236,7 +267,7 @@ def check_values(config: Config, texts: Mapping[str, str] | None = None) -> None
     """
     for name, value in to_dict(config).items():
         option = "--" + name.replace("_", "-")
-        if name in RANGES and value is not None:
+        if name in RANGES and isinstance(value, int | float):
             least, most, open_end = RANGES[name]
             low = least is not None and (value <= least if open_end else value < least)
             if low or (most is not None and value > most) or not math.isfinite(value):

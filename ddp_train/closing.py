@@ -5,6 +5,10 @@ All ranks take part in the examination, exactly; the first one alone draws and w
 
 from __future__ import annotations
 
+import math
+import sys
+from dataclasses import dataclass
+
 import torch.distributed as dist
 
 from ddp_train import checkpoint, done
@@ -12,9 +16,12 @@ from ddp_train.atomic import write_text
 from ddp_train.build import Run
 from ddp_train.data.facts import DatasetFacts
 from ddp_train.distributed import on_first_rank
+from ddp_train.epoch_table import percent
 from ddp_train.evaluation.figures import draw
 from ddp_train.evaluation.model_card import model_card
-from ddp_train.records import read_history
+from ddp_train.evaluation.views import tta_in_words, views
+from ddp_train.options import LookingOptions
+from ddp_train.records import add_examination, read_history
 from ddp_train.scores import Examination, examine
 
 __all__ = ["finish"]
@@ -30,21 +37,50 @@ def finish(run: Run) -> None:
     found = _examine(run) if run.config.looking.examine else None
     if not run.trainer.parts.ranks.is_first:
         return
+    if found is not None and found.augmented is not None:
+        print(_in_words(found, found.augmented, run.config.looking), file=sys.stderr, flush=True)
     if run.folder.history.is_file():
         _write(run, found)
     best = {"epoch": progress.best_epoch or None, "test_accuracy": progress.best_accuracy}
     done.mark(run.folder.path, epochs=run.trainer.parts.epochs, epoch=progress.epoch, step=progress.step, best=best)
 
 
-def _write(run: Run, found: Examination | None) -> None:
+@dataclass(frozen=True)
+class _Found:
+    """The examination of the best model; `augmented`: the one with test-time augmentation, where it was asked for."""
+
+    plain: Examination
+    augmented: Examination | None
+
+
+def _in_words(found: _Found, augmented: Examination, looking: LookingOptions) -> str:
+    return (
+        f"the best model: {percent(found.plain.top1)}, with test-time augmentation "
+        f"({tta_in_words(looking.tta, looking.tta_below)}) {percent(augmented.top1)}"
+    )
+
+
+def _write(run: Run, found: _Found | None) -> None:
+    looking = run.config.looking
     if found is not None:
-        draw(found, run.dataset, run.folder.path)
+        draw(found.plain, run.dataset, run.folder.path)
+        figures: dict[str, object] = {"samples": found.plain.samples, "top1": found.plain.top1}
+        if found.augmented is not None:
+            figures |= {"tta": looking.tta, "tta_below": looking.tta_below, "top1_tta": found.augmented.top1}
+        add_examination(run.folder.history, figures)
     history = read_history(run.folder.history)
-    card = model_card(run.config, run.facts, DatasetFacts.of(run.dataset), history, found)
+    card = model_card(
+        run.config,
+        run.facts,
+        DatasetFacts.of(run.dataset),
+        history,
+        None if found is None else found.plain,
+        None if found is None else found.augmented,
+    )
     write_text(run.folder.path / "model_card.md", card)
 
 
-def _examine(run: Run) -> Examination | None:
+def _examine(run: Run) -> _Found | None:
     """The figures of best_model.pth; None where there is none."""
     parts = run.trainer.parts
     network = parts.evaluated
@@ -60,5 +96,11 @@ def _examine(run: Run) -> Examination | None:
     if parts.ranks.world_size > 1:
         for tensor in network.state_dict().values():
             dist.broadcast(tensor, src=0)
-    classes = len(run.dataset.classes)
-    return examine(network, parts.pipeline.evaluate(), parts.precision, classes, worst=WORST)
+    classes, looking = len(run.dataset.classes), run.config.looking
+    plain = examine(network, parts.pipeline.evaluate(), parts.precision, classes, worst=WORST)
+    if looking.tta == "none" or not run.dataset.flip_ok:  # a mirrored digit is not of its class
+        return _Found(plain, None)
+    below = math.inf if looking.tta_below is None else looking.tta_below
+    seen = views(looking.tta)
+    augmented = examine(network, parts.pipeline.evaluate(), parts.precision, classes, views=seen, below=below)
+    return _Found(plain, augmented)

@@ -270,9 +270,11 @@ def _one_line(message: str, texts: Mapping[str, str]) -> str:
 def _accepted(kind: Any) -> str:
     """A type in a user's words."""
     names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
-    return " or ".join(
-        "one of " + ", ".join(map(str, get_args(part))) if _is_literal(part) else names[part] for part in _parts(kind)
-    )
+    return " or ".join(_choices(get_args(part)) if _is_literal(part) else names[part] for part in _parts(kind))
+
+
+def _choices(values: Sequence[object]) -> str:
+    return str(values[0]) if len(values) == 1 else "one of " + ", ".join(map(str, values))
 
 
 def _is_literal(kind: Any) -> bool:

@@ -23,7 +23,7 @@ from ddp_train.distributed import Ranks, together
 from ddp_train.evaluation import split
 from ddp_train.evaluation.figures import as_json, as_text, draw
 from ddp_train.evaluation.saved import Saved, open_saved
-from ddp_train.evaluation.views import Tta, views
+from ddp_train.evaluation.views import Tta, tta_in_words, views
 from ddp_train.options import SharedError, UserError
 from ddp_train.precision import Precision
 from ddp_train.resolve import set_threads
@@ -97,8 +97,7 @@ def _run(arguments: argparse.Namespace, ranks: Ranks, device: torch.device) -> N
         document = as_json(found, dataset.classes)
         print(json.dumps({"schema": document["schema"], **what} | document))
     else:
-        tta = "" if arguments.tta == "none" else f", {arguments.tta}"
-        tta += "" if arguments.tta_below is None else f" where the highest probability is below {arguments.tta_below:g}"
+        tta = "" if arguments.tta == "none" else f", {tta_in_words(arguments.tta, arguments.tta_below)}"
         print(f"{what['model']} from {saved.file} on the test split of {dataset.name}: {found.samples:,} images{tta}")
         print("\n".join(as_text(found, dataset.classes)))
     if arguments.pictures:

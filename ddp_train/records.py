@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from ddp_train.atomic import write_text
 from ddp_train.options import UserError
@@ -26,6 +26,7 @@ __all__ = [
     "Observer",
     "RunFacts",
     "StepReport",
+    "add_examination",
     "read_history",
 ]
 
@@ -119,6 +120,8 @@ class HistoryDocument(TypedDict):
     epochs: list[dict[str, Any]]
     """EpochRecord's fields, by name; `extra` only where there is something in it."""
     best: Best
+    examination: NotRequired[dict[str, object]]
+    """What the best model reached at the end of the run, with `top1_tta` where there was test-time augmentation."""
 
 
 class History:
@@ -179,6 +182,13 @@ class History:
 
     def _write(self) -> None:
         write_text(self.path, json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n")
+
+
+def add_examination(path: str | os.PathLike[str], figures: Mapping[str, object]) -> None:
+    """Write the examination of the best model into a finished run's history. Errors: UserError."""
+    document = read_history(path)
+    document["examination"] = {name: _strict(value) for name, value in figures.items()}
+    write_text(path, json.dumps(document, indent=2, allow_nan=False) + "\n")
 
 
 def read_history(path: str | os.PathLike[str]) -> HistoryDocument:

@@ -109,13 +109,23 @@ def create_augmentation(
         std=dataset.std,
         flip_ok=dataset.flip_ok,
         padding=dataset.padding,
-        largest_shift=0 if options.random_resized_crop else dataset.largest_shift,
+        largest_shift=_largest_shift(dataset, options),
         flip=options.flip,
         erasing=options.erasing,
         further=create_operations(options, dataset.image_shape[1:], device),
         seed=seed,
         device=device,
     )
+
+
+def _largest_shift(dataset: Dataset, options: AugmentOptions) -> int | None:
+    """Pixels by which the crop moves an image; None: the level's own. Errors: UserError where the image is smaller."""
+    if options.random_resized_crop:
+        return 0
+    shorter = min(dataset.image_shape[1:])
+    if (options.crop_padding or 0) >= shorter:
+        raise UserError(f"--crop-padding {options.crop_padding}: the images of {dataset.name} have {shorter} pixels")
+    return options.crop_padding or dataset.largest_shift
 
 
 def _is_resident(dataset: Dataset, options: DataOptions, augmentation: Augmentation, sharers: int) -> bool:

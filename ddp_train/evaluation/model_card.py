@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from ddp_train.data.facts import DatasetFacts
 from ddp_train.epoch_table import duration
+from ddp_train.evaluation.views import tta_in_words
 from ddp_train.options import Config, to_dict
 from ddp_train.records import HistoryDocument, RunFacts
 from ddp_train.scores import Examination
@@ -34,10 +35,18 @@ SETTINGS = (
 
 
 def model_card(
-    config: Config, run: RunFacts, data: DatasetFacts, history: HistoryDocument, found: Examination | None
+    config: Config,
+    run: RunFacts,
+    data: DatasetFacts,
+    history: HistoryDocument,
+    found: Examination | None,
+    augmented: Examination | None = None,
 ) -> str:
-    """Markdown. `found`: the examination of the best model, where there was one."""
-    parts = [_heading(run, data), _figures(history, found), _classes(data, found), _data(data)]
+    """Markdown. `found`: the examination of the best model, where there was one; `augmented`: with test-time
+    augmentation."""
+    looking = config.looking
+    tta = None if augmented is None else (tta_in_words(looking.tta, looking.tta_below), augmented.top1)
+    parts = [_heading(run, data), _figures(history, found, tta), _classes(data, found), _data(data)]
     parts += [_training(config, run, history), _versions(history), _use(data)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -50,12 +59,14 @@ def _heading(run: RunFacts, data: DatasetFacts) -> str:
     )
 
 
-def _figures(history: HistoryDocument, found: Examination | None) -> str:
+def _figures(history: HistoryDocument, found: Examination | None, tta: tuple[str, float] | None) -> str:
+    """`tta`: the views of test-time augmentation in words, and the accuracy with them."""
     best = history["best"]
     rows = [("best epoch", f"{best['epoch']} of {history['epochs'][-1]['epoch']}")] if best["epoch"] else []
     if found is not None:
         rows += [("test images", f"{found.samples:,}"), ("top-1 accuracy", f"{found.top1:.2%}")]
         rows += [("top-5 accuracy", f"{found.top5:.2%}")] if found.top5 is not None else []
+        rows += [(f"top-1 with test-time augmentation ({tta[0]})", f"{tta[1]:.2%}")] if tta is not None else []
         rows += [("mean cross-entropy", f"{found.loss:.4f}")]
     elif best["test_accuracy"] is not None:
         rows += [("top-1 accuracy", f"{best['test_accuracy']:.2%}")]

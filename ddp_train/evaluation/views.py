@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 
 from ddp_train.scores import Views
 
-__all__ = ["Tta", "views"]
+__all__ = ["Tta", "tta_in_words", "views"]
 
 Tta = Literal["none", "flip", "flip+shifts"]
 CORNERS = ((0, 0), (-1, -1), (-1, 1), (1, -1), (1, 1))
@@ -24,6 +24,11 @@ CORNERS = ((0, 0), (-1, -1), (-1, 1), (1, -1), (1, 1))
 def views(tta: Tta) -> Views:
     """The views of images [n, C, H, W], the images themselves first."""
     return {"none": _plain, "flip": _flipped, "flip+shifts": _shifted}[tta]
+
+
+def tta_in_words(tta: Tta, below: float | None) -> str:
+    """The views, and which images are seen in them. below: as of `--tta-below`."""
+    return tta if below is None else f"{tta} where the highest probability is below {below:g}"
 
 
 def _plain(images: Tensor) -> Iterator[Tensor]:

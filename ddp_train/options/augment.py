@@ -16,6 +16,8 @@ class AugmentOptions:
     """Level: minimal is flip; balanced crop and flip; heavy crop, flip and random erasing (None: by dataset)."""
     flip: Literal["random", "alternating", "off"] | None = None
     """Mirrored images: drawn in each epoch, or every other epoch from a draw in the first (None: by level)."""
+    crop_padding: int | None = None
+    """balanced, heavy: pixels by which an image is widened for the crop (None: an eighth of its side)."""
     random_resized_crop: float | None = None
     """In place of the level's crop: at least this share of the area, scaled to the image's size; 0.08 is usual."""
     rotation: float | None = None

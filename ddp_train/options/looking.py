@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 __all__ = ["LookingOptions"]
 
@@ -27,6 +28,10 @@ class LookingOptions:
     """Peak memory of forward pass, backward pass, optimizer step and evaluation, as a table at the end and as JSON."""
     examine: bool = True
     """At the end of the run: confusion matrix and worst-classified images of the best model."""
+    tta: Literal["none", "flip", "flip+shifts"] = "none"
+    """At the end of the run: the best model's accuracy with test-time augmentation too."""
+    tta_below: float | None = None
+    """tta: only images whose highest probability is below this are seen in more than one way (None: all)."""
     wandb: bool = False
     """Log to Weights & Biases too (needs the package wandb; WANDB_MODE=offline works without an account)."""
     wandb_project: str = "ddp-train"

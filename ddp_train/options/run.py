@@ -14,6 +14,8 @@ class RunOptions:
 
     epochs: int | None = None
     """Passes over the training set (None: by dataset)."""
+    target: float | Literal["auto"] | None = None
+    """Test accuracy (fraction of 1) that --preset speedrun sizes the run for; auto: by device."""
     stop_after: int | None = None
     """End after so many epochs of --epochs; a run that is resumed goes on as if it had not been ended."""
     seed: int = 0

@@ -16,7 +16,7 @@ from ddp_train.distributed import Ranks
 TWO_STEPS = ["--dataset=synthetic", "--synthetic-samples=64", "--batch-size=32", "--stop-after=1", "--no-tensorboard"]
 # Any machine's CPU: bf16 may be emulated there, and a compiler be missing.
 ON_A_CPU = ["--device", "cpu", "--amp", "off", "--no-compile"]
-NARROW = {"high-accuracy": 0.5, "residual-93": 0.25, "rtx4090": 0.5, "rtx4070": 0.5}
+NARROW = {"high-accuracy": 0.5, "residual-93": 0.25, "rtx4090": 0.5, "rtx4070": 0.5, "speedrun": 0.25}
 """Channel multipliers for presets whose own network would take longer than its two steps are worth."""
 
 RECIPES: dict[str, dict[str, Any]] = {
@@ -41,6 +41,16 @@ RECIPES: dict[str, dict[str, Any]] = {
         "weight_decay": 5e-4,
         "augment": "heavy",
         "label_smoothing": 0.1,
+    },
+    "speedrun": {
+        "model": "speedrun",
+        "target": "auto",
+        "optimizer": "muon",
+        "muon_normalize": True,
+        "muon_rest": "sgd",
+        "scheduler": "linear",
+        "flip": "alternating",
+        "tta": "flip+shifts",
     },
     "rtx4090": {"amp": "bf16", "channels_last": True},
     "rtx4070": {"amp": "bf16", "channels_last": True},

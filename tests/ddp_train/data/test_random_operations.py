@@ -13,7 +13,7 @@ from ddp_train.data.augment import Augmentation
 from ddp_train.data.pipeline import create_augmentation
 from ddp_train.data.random_operations import create_operations
 from ddp_train.data.samples import Dataset, Split
-from ddp_train.options import AugmentOptions, DataOptions
+from ddp_train.options import AugmentOptions, DataOptions, UserError
 from tests.ddp_train.data.test_policies import images
 
 COUNT = 200
@@ -49,6 +49,32 @@ def test_rotation_is_torchvisions() -> None:
     ]
     assert furthest(operation.apply(batch.clone(), drawn), expected) <= 1
     assert min(angles) < -29 and max(angles) > 29 and abs(float(np.mean(angles))) < 4
+
+
+@pytest.mark.parametrize("padding", [1, 2, 5])
+def test_crops_are_of_images_widened_by_so_many_pixels(padding: int) -> None:
+    """Each is one of torchvision's crops of the reflected image, and all places come up."""
+    from torchvision.transforms.v2 import functional
+
+    (image,) = images(1)
+    split = Split(torch.zeros(COUNT, dtype=torch.int64).numpy(), image.expand(COUNT, -1, -1, -1).numpy())
+    dataset = Dataset("one", ("a",), split, split, (0.0,) * 3, (1 / 255,) * 3, (3, 32, 32), flip_ok=False)
+    options = AugmentOptions(augment="balanced", crop_padding=padding)
+    found = create_augmentation(dataset, options, 3, "cpu")(images(1).expand(COUNT, -1, -1, -1), torch.arange(COUNT), 0)
+    wide = functional.pad(image.permute(2, 0, 1), [padding] * 4, padding_mode="reflect")
+    sides = range(2 * padding + 1)
+    crops = torch.stack([functional.crop(wide, top, left, 32, 32) for top in sides for left in sides]).float()
+    places = [int((crops - one).abs().amax((1, 2, 3)).argmin()) for one in found]
+    assert max(float((crops[place] - one).abs().max()) for place, one in zip(places, found, strict=True)) < 1e-3
+    assert len(set(places)) > 0.7 * min(COUNT, len(crops))
+
+
+def test_a_crop_wider_than_the_image_is_refused() -> None:
+    (image,) = images(1)
+    split = Split(torch.zeros(1, dtype=torch.int64).numpy(), image[None].numpy())
+    dataset = Dataset("one", ("a",), split, split, (0.0,) * 3, (1.0,) * 3, (3, 32, 32))
+    with pytest.raises(UserError, match="--crop-padding 32: the images of one have 32 pixels"):
+        create_augmentation(dataset, AugmentOptions(augment="balanced", crop_padding=32), 0, "cpu")
 
 
 def test_colour_jitter_is_torchvisions() -> None:

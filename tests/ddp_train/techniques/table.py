@@ -257,6 +257,14 @@ TABLE: tuple[Row, ...] = (
         base="--augment minimal",
         neutral="--flip random",
     ),
+    # Shifts of up to four pixels of 32, which is the level's own.
+    augmentation(
+        "crop_padding",
+        "--crop-padding 2",
+        "test_crops_are_of_images_widened_by_so_many_pixels",
+        base="--augment balanced",
+        neutral="--crop-padding 4",
+    ),
     augmentation(
         "random_resized_crop",
         "--random-resized-crop 0.2",

@@ -1,0 +1,65 @@
+"""The preset `speedrun` by target: how wide the network, how long the run, how large the steps.
+
+Pure and torch-free. A run is sized by the accuracy that it is for and by the device: the least work that got there when
+the sizes were tried out on a part of the training set that was held back (never on the test set).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from ddp_train.options import UserError
+
+__all__ = ["AUTOMATIC", "Size", "size_for"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """One sort of run, by the names of its options; None leaves an option as it is. `lr`: of Muon's matrices."""
+
+    width_mult: float
+    epochs: int
+    batch_size: int
+    lr: float
+    muon_rest_lr: float
+    progressive_resize: int | None = None
+    progressive_resize_end: int | None = None
+    progressive_resize_epochs: int | None = None
+    erasing: float | None = None
+
+    def settings(self) -> dict[str, float | int]:
+        """Option name -> value."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+# On GPUs: the settings of airbench (Jordan 2024, arXiv:2404.00498, and its later version with Muon) as far as they are
+# options here. On CPUs: tried out with two cores.
+SIZES: dict[Literal["cpu", "cuda"], dict[float, Size]] = {
+    "cpu": {
+        0.80: Size(width_mult=0.25, epochs=3, batch_size=500, lr=0.1, muon_rest_lr=30.0),
+        0.89: Size(width_mult=0.375, epochs=10, batch_size=500, lr=0.1, muon_rest_lr=30.0),
+        0.91: Size(width_mult=0.5, epochs=12, batch_size=500, lr=0.1, muon_rest_lr=30.0),
+        0.93: Size(width_mult=0.75, epochs=14, batch_size=1000, lr=0.15, muon_rest_lr=50.0),
+        0.94: Size(width_mult=1.0, epochs=16, batch_size=1000, lr=0.15, muon_rest_lr=50.0),
+        0.96: Size(width_mult=2.0, epochs=40, batch_size=1000, lr=0.15, muon_rest_lr=50.0, erasing=1.0),
+    },
+    "cuda": {
+        0.90: Size(width_mult=0.5, epochs=6, batch_size=2000, lr=0.24, muon_rest_lr=106.0),
+        0.93: Size(width_mult=1.0, epochs=6, batch_size=2000, lr=0.24, muon_rest_lr=106.0),
+        0.94: Size(width_mult=1.0, epochs=8, batch_size=2000, lr=0.24, muon_rest_lr=106.0),
+        0.96: Size(width_mult=2.0, epochs=40, batch_size=1000, lr=0.24, muon_rest_lr=53.0, erasing=1.0),
+    },
+}
+AUTOMATIC: dict[Literal["cpu", "cuda"], float] = {"cpu": 0.89, "cuda": 0.94}
+"""The target where none is named: minutes on a CPU, seconds on a data-centre GPU."""
+
+
+def size_for(target: float, device: Literal["cpu", "cuda"]) -> tuple[float, Size]:
+    """The smallest size for at least `target` (a fraction of 1), and what it is for. Errors: UserError above all."""
+    sizes = SIZES[device]
+    reaching = [aim for aim in sizes if aim >= target]
+    if not reaching:
+        where = "a GPU" if device == "cuda" else "the CPU"
+        raise UserError(f"--target {target:g}: the largest size for {where} is for {max(sizes):g}")
+    return min(reaching), sizes[min(reaching)]
