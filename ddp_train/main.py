@@ -166,12 +166,14 @@ def _overfit(run: Run, steps: int) -> int:
 
 
 def _leave_alone(error: BaseException) -> NoReturn:
-    """End this process at once: one line for a user's mistake, nothing after a signal, else the traceback."""
+    """End this process at once: one line for a user's mistake and after a signal, else the traceback."""
     from ddp_train.state import Stopped
 
     status = 1
     if isinstance(error, Stopped):
-        status = error.status  # the last checkpoint stands; a traceback would say nothing that the user does not know
+        status = error.status
+        if os.environ.get("RANK", "0") == "0":
+            print(f"{error} {_where()}", file=sys.stderr)
     elif isinstance(error, UserError):
         status = 2
         print(f"error: {error}", file=sys.stderr)
@@ -185,6 +187,13 @@ def _leave_alone(error: BaseException) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
+
+
+def _where() -> str:
+    """What a signal outside of the training found, and what it means for what is saved."""
+    if own.step < 0:
+        return "before the first step: there is nothing to save"
+    return f"at step {own.step + 1} (epoch {own.epoch + 1}): the last checkpoint stands"
 
 
 def program() -> NoReturn:

@@ -63,7 +63,8 @@ class StopSignals:
 
     def _check(self) -> None:
         if self.received:
-            raise Stopped(STATUS[signal.Signals(self.received)])
+            number = signal.Signals(self.received)
+            raise Stopped(STATUS[number], f"stopped by {number.name}")
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()

@@ -6,6 +6,7 @@ of epochs: the order comes from the sampler, and the draws are keyed, so workers
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 from torch.utils.data import Dataset as TorchDataset
 
 from ddp_train.data.agreement import Agreement
@@ -31,6 +32,10 @@ from ddp_train.options import UserError
 
 __all__ = ["ImageReader", "LoaderPipeline"]
 
+_FULL = (
+    "/dev/shm is full: the loader's workers cannot hand over their images; --num-workers 0 needs none of it, and in a "
+    "container --shm-size gives more"
+)
 _TRIES = 64  # images that a rank without samples looks at for one that can be read
 
 
@@ -59,7 +64,7 @@ class ImageReader(TorchDataset[Any]):
         chosen = np.asarray(indices, dtype=np.int64)
         if self.split.files is None:
             assert self.split.images is not None
-            return torch.from_numpy(self.split.images[chosen]), torch.from_numpy(chosen), []
+            return *_to_hand_over(self.split.images[chosen], chosen), []
         images, kept, bad = [], [], []
         for index in indices:
             stamp = None if self.split.stamps is None else self.split.stamps[index]
@@ -69,7 +74,20 @@ class ImageReader(TorchDataset[Any]):
             except Unreadable as error:
                 bad.append(BadSample(self.part, index, self.split.files[index], str(error)))
         stacked = np.stack(images) if images else np.zeros((0, *self.size, 3), np.uint8)
-        return torch.from_numpy(stacked), torch.tensor(kept, dtype=torch.int64), bad
+        return *_to_hand_over(stacked, np.array(kept, np.int64)), bad
+
+
+def _to_hand_over(images: np.ndarray, indices: np.ndarray) -> tuple[Tensor, Tensor]:
+    """As tensors; in a worker process they are in shared memory already.
+
+    Left to the thread of the worker's queue, an error there would be lost, and the batch waited for without end.
+    """
+    tensors = torch.from_numpy(images), torch.from_numpy(indices)
+    if get_worker_info() is not None:
+        for tensor in tensors:
+            if tensor.numel():
+                tensor.share_memory_()
+    return tensors
 
 
 class _Batches:
@@ -171,7 +189,7 @@ class LoaderPipeline:
             for start, stop in part
             if start < stop
         ]
-        loaded = iter(self._train_loader) if self._train_batches.lists else iter(())
+        loaded = _start(self._train_loader) if self._train_batches.lists else iter(())
         for plan, (part, shards) in zip(plans, parts, strict=True):
             reads = (_next(loaded) if start < stop else None for start, stop in part)
             if self._agreement is not None:
@@ -214,7 +232,7 @@ class LoaderPipeline:
         bad: list[BadSample] = []
         bounds = self.sampler.in_order(len(self._test_labels), self._test_batch)
         self._test_batches.lists = [list(range(*part)) for part in bounds]
-        loaded = iter(self._test_loader) if self._test_batches.lists else iter(())
+        loaded = _start(self._test_loader) if self._test_batches.lists else iter(())
         for _ in self._test_batches.lists:
             read = _next(loaded)
             bad += read[2]
@@ -230,6 +248,16 @@ class LoaderPipeline:
         return self._augmented((images, indices, []), 0)
 
 
+def _start(loader: DataLoader[Any]) -> Iterator[Read]:
+    """The batches, from workers that run. Errors: UserError where there is no memory for their queues."""
+    try:
+        return iter(loader)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise UserError(_FULL) from error
+
+
 def _next(loaded: Iterator[Read]) -> Read:
     """The next batch. Errors: UserError where the workers have no memory to hand it over."""
     try:
@@ -237,7 +265,4 @@ def _next(loaded: Iterator[Read]) -> Read:
     except RuntimeError as error:
         if "shared memory" not in str(error) and "Bus error" not in str(error):
             raise
-        raise UserError(
-            "/dev/shm is full: the loader's workers cannot hand over their images; --num-workers 0 needs none of it, "
-            "and in a container --shm-size gives more"
-        ) from error
+        raise UserError(_FULL) from error

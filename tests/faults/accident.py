@@ -8,6 +8,7 @@ run, however often it is started again: the rank leaves a file beside the list b
     all        SIGKILL to the launcher and all its processes
     raise      an exception                         sleep             for an hour
     wait       until the file "go" is beside the list
+    fill       /dev/shm is filled up
     nan        the images of this step are not finite
 """
 
@@ -17,6 +18,7 @@ import json
 import os
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +79,10 @@ def happen(what: str, file: Path) -> None:
         deadline = time.monotonic() + 60
         while not (file.parent / "go").exists() and time.monotonic() < deadline:
             time.sleep(0.01)
+    elif what == "fill":
+        with suppress(OSError), open("/dev/shm/filler", "wb", buffering=0) as filler:  # noqa: PTH123
+            while True:
+                filler.write(bytes(4096))
     else:
         raise ValueError(what)
 

@@ -1,8 +1,10 @@
 """A long run that is killed again and again: `python -m tests.faults.soak --minutes 30`.
 
 Every minute (`--every SECONDS`) one of the ranks, the launcher, or everything is killed, as a seed chooses; the run
-goes on with --resume auto. At the end: each epoch's record counts each sample exactly once, no epoch is missing or
-doubled, and memory and open files of rank 0 have not grown over the time between two kills. Exit status 0: all is so.
+goes on with --resume auto. At the end: no epoch is missing or doubled, each was trained on each sample exactly once,
+counts as many as there are, and neither memory nor open files nor threads of the launcher and its ranks have grown,
+within the time between two kills and from the first kill to the last; no temporary file is left. Exit status 0: all
+is so.
 """
 
 from __future__ import annotations
@@ -13,18 +15,40 @@ import json
 import os
 import random
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 from tests.faults.runs import Runs
+from tests.faults.seen import samples_of_epochs
 from tests.launcher.conftest import Launcher
 
 SAMPLES = 1600
 # At so small a rate the accuracy stays far from 1, so that it tells how many samples it was counted over.
-OPTIONS = f"--epochs 1000000 --synthetic-samples {SAMPLES} --ema 0.9 --save-every 2s --lr 1e-7 --resume auto"
+OPTIONS = (
+    f"--epochs 1000000 --synthetic-samples {SAMPLES} --augment none --ema 0.9 --save-every 2s --lr 1e-7 "
+    "--technique tests.faults.seen:checksums --resume auto"
+)
+
+
+class Usage(NamedTuple):
+    """What a process holds; memory in MiB."""
+
+    pid: int
+    memory: float
+    files: int
+    threads: int
+
+
+Usages = dict[str, Usage]
+SLACK = {"memory": 20, "files": 3, "threads": 3}
+"""What is no growth yet, from one kill to the next and from the first to the last."""
+MEAN_SLACK = {"memory": 4.0, "files": 0.5, "threads": 0.5}
+"""The same for the mean of all the times between two kills, which a small leak shows in."""
 
 
 def main() -> int:
@@ -34,37 +58,50 @@ def main() -> int:
     parser.add_argument("--every", type=float, default=60, metavar="SECONDS")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    draw = random.Random(options.seed)
     with tempfile.TemporaryDirectory(prefix="soak-") as folder, contextlib.ExitStack() as behind:
         runs = Runs(Launcher(Path(folder)))
         behind.callback(_end_all, runs)
-        end, kills = time.monotonic() + 60 * options.minutes, 0
-        growth: list[str] = []
-        process = _start(runs)
-        while time.monotonic() < end:
-            _until_it_trains(runs)
-            first = _usage_after(runs, options.every / 2)
-            last = _usage_after(runs, options.every / 2)
-            growth += _grown(first, last)
-            what = draw.choice(["rank", "launcher", "all"])
-            _kill(runs, process, what, draw)
-            kills += 1
-            print(f"kill {kills} ({what}): {_epochs(runs)} epochs, rank 0 before it: {last}", flush=True)
-            if what != "rank":
-                process.wait(30)
-                runs.until_gone()
-                process = _start(runs)
-        _until_it_trains(runs)
-        process.send_signal(signal.SIGTERM)
-        status = process.wait(60)
-        runs.until_gone()
-        faults = [*growth, *_faults(runs)] + ([] if status == 143 else [f"status {status} behind SIGTERM"])
-        print(f"{kills} kills, {_epochs(runs)} epochs; " + ("; ".join(faults) or "all is as it should be"))
+        status, measured = _run_and_kill(runs, 60 * options.minutes, options.every, random.Random(options.seed))
+        faults = [*_growth(measured), *_faults(runs), *_left(runs)]
+        faults += [] if status == 143 else [f"status {status} behind SIGTERM"]
+        print(f"{len(measured)} kills, {_epochs(runs)} epochs; " + ("; ".join(faults) or "all is as it should be"))
         return 1 if faults else 0
 
 
+def _run_and_kill(runs: Runs, wanted_s: float, every_s: float, draw: random.Random) -> tuple[int, list[list[Usages]]]:
+    """The exit status at the end, and for each kill what the processes held early and right before it."""
+    measured = []
+    process = _start(runs)
+    end = next_kill = time.monotonic()
+    end += wanted_s
+    while (next_kill := next_kill + every_s) <= end:
+        _until_it_trains(runs)
+        early = _usages(runs, process)
+        time.sleep(max(0.0, next_kill - time.monotonic()))
+        measured.append([early, _usages(runs, process)])
+        what = draw.choice(["rank", "launcher", "all"])
+        _kill(runs, process, what, draw)
+        held = ", ".join(f"{name} {tuple(usage)}" for name, usage in measured[-1][1].items())
+        print(f"kill {len(measured)} ({what}): {_epochs(runs)} epochs; {held}", flush=True)
+        if what != "rank":
+            process.wait(30)
+            runs.until_gone()
+            process = _start(runs)
+    _until_it_trains(runs)
+    process.send_signal(signal.SIGTERM)
+    status = process.wait(60)
+    runs.until_gone()
+    return status, measured
+
+
 def _start(runs: Runs) -> subprocess.Popen[str]:
-    return runs.start("run", OPTIONS, launch="--max-restarts 1000")
+    process = runs.start("run", OPTIONS, launch="--max-restarts 1000")
+    for stream in (process.stdout, process.stderr):
+        assert stream is not None
+        # Its lines go into a file that is never full, as nobody reads the pipe.
+        subprocess.Popen(["cat"], stdin=stream, stdout=(runs.folder / "said").open("a"))
+        stream.close()
+    return process
 
 
 def _end_all(runs: Runs) -> None:
@@ -79,7 +116,8 @@ def _until_it_trains(runs: Runs) -> None:
     wanted, deadline = _epochs(runs) + 2, time.monotonic() + 120
     while _epochs(runs) < wanted:
         if time.monotonic() > deadline:
-            raise RuntimeError("the run makes no progress")
+            said = "".join((runs.folder / "said").read_text().splitlines(keepends=True)[-20:])
+            raise RuntimeError(f"the run makes no progress; what it said last:\n{said}")
         time.sleep(0.2)
 
 
@@ -96,26 +134,38 @@ def _rank(runs: Runs, rank: int) -> int | None:
     return None
 
 
-def _usage_after(runs: Runs, seconds: float) -> tuple[int, int, int] | None:
-    """Process, resident MiB and open files of rank 0."""
-    time.sleep(seconds)
-    pid = _rank(runs, 0)
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-        resident = next(int(line.split()[1]) // 1024 for line in status.splitlines() if line.startswith("VmRSS:"))
-        return pid or 0, resident, len(os.listdir(f"/proc/{pid}/fd"))  # noqa: PTH208 (counts, and needs no paths)
-    except (OSError, StopIteration):
-        return None
+def _usages(runs: Runs, process: subprocess.Popen[str]) -> Usages:
+    """What the launcher and the ranks hold now."""
+    pids = {"launcher": process.pid, "rank 0": _rank(runs, 0), "rank 1": _rank(runs, 1)}
+    found = {}
+    for name, pid in pids.items():
+        with contextlib.suppress(OSError, KeyError):  # it has just ended
+            lines = (line.partition(":") for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+            status = {key: value.split() for key, _, value in lines}
+            memory = round(int(status["VmRSS"][0]) / 1024, 1)
+            files = len(os.listdir(f"/proc/{pid}/fd"))  # noqa: PTH208 (counts, and needs no paths)
+            found[name] = Usage(pid or 0, memory, files, int(status["Threads"][0]))
+    return found
 
 
-def _grown(first: tuple[int, int, int] | None, last: tuple[int, int, int] | None) -> list[str]:
-    if first is None or last is None or first[0] != last[0]:
-        return []
+def _growth(measured: list[list[Usages]]) -> list[str]:
+    """What grew: between two kills, in the mean of these, and from the first kill to the last."""
     faults = []
-    if last[1] > first[1] * 1.1 + 20:
-        faults.append(f"memory of rank 0 grew from {first[1]} to {last[1]} MiB")
-    if last[2] > first[2] + 5:
-        faults.append(f"open files of rank 0 grew from {first[2]} to {last[2]}")
+    for name in ("launcher", "rank 0", "rank 1"):
+        pairs = [
+            (early[name], late[name])
+            for early, late in measured
+            if name in early and name in late and early[name].pid == late[name].pid
+        ]
+        if not pairs:
+            faults.append(f"{name} was never measured")
+            continue
+        for what, slack in SLACK.items():
+            grown = [getattr(late, what) - getattr(early, what) for early, late in pairs]
+            mean, first, last = statistics.mean(grown), getattr(pairs[0][1], what), getattr(pairs[-1][1], what)
+            print(f"{name}, {what}: {mean:+.2f} in the mean, {max(grown):+g} at most; {first:g} first, {last:g} last")
+            if max(grown) > slack or mean > MEAN_SLACK[what] or last > first + slack:
+                faults.append(f"{what} of {name} grew: {grown} between kills; {first} first, {last} last")
     return faults
 
 
@@ -142,16 +192,29 @@ def _epochs(runs: Runs) -> int:
 
 
 def _faults(runs: Runs) -> list[str]:
-    """Every epoch once, and in each every sample once: the accuracy is a whole number of samples."""
+    """Every epoch once, and in each every sample once: its images are all that there are, each once, and its
+    accuracy is a whole number of samples."""
     epochs = _history(runs)
-    faults = (
-        [] if [e["epoch"] for e in epochs] == list(range(1, len(epochs) + 1)) else ["epochs are missing or doubled"]
-    )
+    numbers = [epoch["epoch"] for epoch in epochs]
+    given, faults = samples_of_epochs(runs.folder / "run")
+    faults += [] if numbers == list(range(1, len(epochs) + 1)) else ["epochs are missing or doubled"]
+    images = set(given[1])
+    faults += [] if len(images) == SAMPLES else [f"epoch 1 had {len(images)} images of {SAMPLES}"]
     for epoch in epochs:
         correct = epoch["train_accuracy"] * SAMPLES
         if abs(correct - round(correct)) > 1e-6 or not 0 <= correct <= SAMPLES:
             faults.append(f"epoch {epoch['epoch']}: {correct} correct answers of {SAMPLES} samples")
+        found = given[int(epoch["epoch"])]
+        if set(found) != images or set(found.values()) != {1}:
+            faults.append(f"epoch {epoch['epoch']}: {found.total()} samples, {len(found)} different ones")
     return faults
+
+
+def _left(runs: Runs) -> list[str]:
+    """Temporary files; the claims of launchers stay, in a folder of the user's own."""
+    left = [path.name for path in (runs.folder / "tmp").iterdir() if path.name != "ddp-launch"]
+    left += [str(path.relative_to(runs.folder)) for path in (runs.folder / "run").rglob(".*")]
+    return [f"left behind: {', '.join(left)}"] if left else []
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ python -m pytest tests/faults/test_data.py --whole          # the variants and t
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import shutil
@@ -20,6 +21,7 @@ from PIL import Image
 
 from ddp_train import checkpoint
 from ddp_train.data.image_folder import load_image_folder
+from tests.faults.accident import VARIABLE
 from tests.faults.runs import ROOT, Runs, history
 
 OPTIONS = (
@@ -161,3 +163,34 @@ def test_a_small_dev_shm_is_looked_at_first(
     )
     assert done.returncode == 0, done.stderr
     assert "note: /dev/shm has " in done.stderr and goes_on in done.stderr, done.stderr
+
+
+FULL = (
+    "--dataset synthetic --synthetic-samples 960 --batch-size 32 --epochs 50 --pipeline loader --num-workers 1 "
+    "--model tests.ddp_train.techniques.tiny:plain --technique tests.faults.accident:plan --no-tensorboard "
+    "--no-examine --out-dir run --save-every 5"
+)
+
+
+@pytest.mark.timeout(180)
+def test_a_dev_shm_that_fills_up_in_the_midst_of_a_run_is_one_line(
+    runs: Runs, small_shared_memory: Callable[[str], list[str]], times: Callable[[int, int], int]
+) -> None:
+    plan = runs.folder / "plan.json"
+    plan.write_text(json.dumps([{"rank": 0, "step": 12, "what": "fill"}]))
+    ranks = 1 if times(0, 1) == 0 else 2
+    command = [sys.executable, str(ROOT / "launch.py"), "--cpu", "--nproc", str(ranks), *shlex.split(FULL)]
+    environment = runs.launcher.env | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", VARIABLE: str(plan)}
+    done = subprocess.run(
+        small_shared_memory("size=16m") + command,
+        cwd=runs.folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=150,
+    )
+    assert done.returncode == 2, done.stderr
+    line = one_error(done.stderr)
+    assert "/dev/shm is full" in line and "--num-workers 0" in line and "--shm-size" in line
+    step = checkpoint.newest(runs.folder / "run").state["progress"]["step"]  # type: ignore[index]
+    assert step >= 10, "what was saved stands"

@@ -12,6 +12,7 @@ from tests.faults.runs import HEAVIEST, SGD, STEPS, Runs
 Times = Callable[[int, int], int]
 References = Callable[[str], tuple[str, list[dict[str, object]]]]
 KINDS = {"sgd": SGD, **HEAVIEST}
+pytestmark = pytest.mark.timeout(3600)  # up to 20 starts of a run, on a machine that others use too
 
 
 def points(seed: str, count: int, what: str) -> list[dict[str, object]]:
@@ -29,7 +30,7 @@ def test_killed_ranks_are_started_again(kind: str, runs: Runs, references: Refer
         pytest.skip("the heaviest combination stands for the others in a short run")
     accidents = points(f"ranks {kind}", times(1, 20), "kill")
     launch = f"--max-restarts {len(accidents)}"
-    status, text = runs.finish("run", KINDS[kind], accidents=accidents, launch=launch, timeout_s=600)
+    status, text = runs.finish("run", KINDS[kind], accidents=accidents, launch=launch, timeout_s=1800)
     assert status == 0, text
     assert len(list(runs.folder.glob("accidents-run/happened-*"))) == len(accidents)
     assert runs.result("run") == references(KINDS[kind])
@@ -42,9 +43,9 @@ def test_killed_runs_are_resumed(kind: str, what: str, runs: Runs, references: R
         pytest.skip("the heaviest combination stands for the others in a short run")
     accidents = points(f"{what} {kind}", times(1, 10), what)
     for _ in accidents:
-        status, text = runs.finish("run", f"{KINDS[kind]} --resume auto", accidents=accidents)
+        status, text = runs.finish("run", f"{KINDS[kind]} --resume auto", accidents=accidents, timeout_s=300)
         assert status == -9, text
         runs.until_gone()
-    status, text = runs.finish("run", f"{KINDS[kind]} --resume auto", accidents=accidents)
+    status, text = runs.finish("run", f"{KINDS[kind]} --resume auto", accidents=accidents, timeout_s=300)
     assert status == 0, text
     assert runs.result("run") == references(KINDS[kind])

@@ -61,3 +61,42 @@ def test_a_signal_to_the_launcher_saves_and_ends_the_run(
     status, text = runs.finish("run", "--resume auto", accidents=accidents)
     assert status == 0 and text.count("run is finished: epoch 3") == 1, text
     assert (runs.folder / "run" / "checkpoint-latest.pt").stat().st_mtime_ns == before
+
+
+WRITES = [
+    # what is being flushed, how it ends, the signal
+    ("file", "ends", signal.SIGTERM),
+    ("file", "hangs", signal.SIGTERM),
+    ("folder", "ends", signal.SIGINT),
+    ("folder", "hangs", signal.SIGINT),
+]
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(("what", "end", "number"), WRITES)
+def test_a_signal_while_a_checkpoint_is_being_written(
+    what: str, end: str, number: signal.Signals, runs: Runs, references: References, times: Times
+) -> None:
+    if (what, end) != ("file", "ends") and times(0, 1) == 0:
+        pytest.skip("a write that ends stands for the others in a short run")
+    accidents = [{"rank": 0, "step": -1, "what": "kill"}]  # it takes part, as in the run to compare with
+    options, grace = f"{MUON} --technique tests.faults.slow_disk:make", 3 if end == "hangs" else 60
+    process = runs.start("run", options, accidents=accidents, launch=f"--grace {grace}", SLOW_DISK=f"4 {what} {end}")
+    wait_for(runs.folder / "flushing")
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == {signal.SIGTERM: 143, signal.SIGINT: 130}[number], err
+    assert "Traceback" not in err
+    found = checkpoint.newest(runs.folder / "run")
+    step = found.state["progress"]["step"]  # type: ignore[index]
+    assert found.notes == ()
+    if end == "ends":
+        assert err.count("stopped by") == 1 and f"behind step {step}, in epoch" in err
+    else:
+        assert step == 3, "the one before"
+    if times(0, 1) == 0:
+        return  # the test above goes on from what a signal left
+    again, text = runs.finish("run", f"{options} --resume auto", accidents=accidents)
+    assert again == 0, text
+    assert runs.result("run") == references(MUON)
+    assert list((runs.folder / "run").rglob(".*")) == []
