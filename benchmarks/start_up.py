@@ -5,8 +5,8 @@
 The clock starts before the command and stops when rank 0 has its first batch; for torchrun when rank 0 has left a
 first barrier of its process group. Each round starts each of them once, in a random order; bare torchrun twice, which
 shows the noise. Rounds that other processes disturbed are left out. Beside it stands what a rank imports up to its
-first step (`python -X importtime`): the sum, the longest, and which of the slow packages are among them. The result is
-benchmarks/results/NAME.json.
+first step (`python -X importtime`): the sum, the modules of 20 ms or more, and which of the slow packages are among
+them. The result is benchmarks/results/NAME.json.
 """
 
 from __future__ import annotations
@@ -34,7 +34,19 @@ MARK = "BENCHMARK_FIRST_STEP"
 BARE, AGAIN, OURS, TORCHRUN = "torchrun, torch, process group", "the same again", "launch.py", "torchrun, our trainer"
 SHORT = ["--epochs", "1", "--batch-size", "1024", "--no-tensorboard", "--no-examine"]
 """One short epoch: the time to its first batch is what counts, the rest only has to end."""
-SLOW = ("torchvision", "matplotlib", "tensorboard", "scipy", "sklearn", "PIL", "pandas", "wandb")
+SLOW = (
+    "torchvision",
+    "matplotlib",
+    "tensorboard",
+    "scipy",
+    "sklearn",
+    "sympy",
+    "PIL",
+    "pandas",
+    "wandb",
+    "torch._dynamo",
+)
+LONG_MS = 20.0
 
 PROGRAM = f"""
 import os, time
@@ -94,39 +106,21 @@ def _cases(ranks: int, data: list[str], folder: Path) -> dict[str, Callable[[], 
     }
 
 
-def imports(data: list[str], folder: Path, most: int = 15) -> dict[str, object]:
-    """What one rank imports for a whole short run, in ms: the modules that take longest by themselves."""
-    words = [
-        "--epochs",
-        "1",
-        "--batch-size",
-        "1024",
-        "--no-tensorboard",
-        "--no-examine",
-        "--out-dir",
-        str(folder / "run"),
-    ]
-    command = [
-        sys.executable,
-        "-X",
-        "importtime",
-        str(ROOT / "ddp_train" / "main.py"),
-        *words,
-        *data,
-        "--device",
-        "cpu",
-    ]
+def imports(data: list[str], folder: Path) -> dict[str, object]:
+    """What one rank imports up to its first batch, in ms: the modules that take long by themselves."""
+    command = [sys.executable, "-X", "importtime", str(ROOT / "ddp_train" / "main.py"), *SHORT, *data]
+    command += ["--device", "cpu", "--out-dir", str(folder / "run")]
     command += ["--technique", "benchmarks.start_up:leave_at_first_batch"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S)
     rows = [line.removeprefix("import time:").split("|") for line in done.stderr.splitlines() if line.count("|") == 2]
     own = {row[2].strip(): int(row[0]) / 1000 for row in rows if row[0].strip().isdigit()}
-    longest = sorted(own.items(), key=lambda item: -item[1])[:most]
+    longest = sorted(((name, took) for name, took in own.items() if took >= LONG_MS), key=lambda item: -item[1])
     there = [name for name in SLOW if name in own]
     return {
         "modules": len(own),
         "total_ms": round(sum(own.values()), 1),
         "torch_ms": round(sum(took for name, took in own.items() if name.split(".")[0] == "torch"), 1),
-        "longest_ms": dict(longest),
+        "long_ms": dict(longest),
         "slow_packages_among_them": there,
     }
 

@@ -29,6 +29,7 @@ from ddp_train.data.on_ranks import describe_left_out, load_on_ranks
 from ddp_train.data.pipeline import Pipeline
 from ddp_train.diagnostics.beats import Watched
 from ddp_train.distributed import Ranks, gpu_uuids, on_first_rank, take_first_ranks, together
+from ddp_train.eager import leave_compiler_out, without_compiler
 from ddp_train.event_files import TensorBoardObserver
 from ddp_train.from_data import init_from_data
 from ddp_train.guard import Guard
@@ -81,6 +82,8 @@ def build(wanted: Config, ranks: Ranks, device: torch.device, stop: StopSignals 
     path, moved = on_first_rank(lambda: config.claim(resolved, lock, restarted=config.is_restart()), ranks)
     folder, notes = RunFolder(path), (*notes, moved) if moved else notes
     resolved = config.with_values(resolved, {"out_dir": str(path)})
+    if not resolved.model.compile:
+        leave_compiler_out()
     generators.seed(resolved.run.seed)
     network = together(lambda: create_network(resolved, dataset, device), ranks)
     together(lambda: init_from_data(network, dataset, device), ranks)
@@ -325,7 +328,7 @@ def _wrap(network: nn.Module, ranks: Ranks, device: torch.device) -> Distributed
     options: dict[str, Any] = {keep_buffers: False, "gradient_as_bucket_view": True}
     if device.type == "cuda":
         options["device_ids"] = [device.index]
-    return DistributedDataParallel(network, **options)
+    return without_compiler(lambda: DistributedDataParallel(network, **options))
 
 
 def _sharded(resolved: Config, network: nn.Module, ranks: Ranks, device: torch.device) -> Sharded | None:

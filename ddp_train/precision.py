@@ -53,7 +53,6 @@ class Precision:
         self.mode = mode
         self.device = device
         self.dtype = DTYPES.get(mode)
-        self._weight = 1.0, torch.ones((), device=device)  # the last one; mostly it stays
         self._constants = asdict(loss_scale or LossScale())
         self.scaler = torch.amp.GradScaler(device.type, enabled=mode == "fp16", **self._constants)
 
@@ -63,12 +62,9 @@ class Precision:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, self.dtype)
 
-    def backward(self, loss: torch.Tensor, weight: float = 1.0) -> None:
-        """Backward through `weight` times the loss, scaled under fp16."""
-        known, start = self._weight
-        if weight != known or start.dtype != loss.dtype or start.shape != loss.shape:
-            self._weight = weight, torch.full_like(loss, weight)
-        self.scaler.scale(loss).backward(self._weight[1])
+    def backward(self, loss: torch.Tensor) -> None:
+        """Backward through the loss, scaled under fp16."""
+        self.scaler.scale(loss).backward()
 
     def step(self, optimizer: torch.optim.Optimizer, prepare: Callable[[], None] | None = None) -> None:
         """Let `prepare` change the true (unscaled) gradients, then update.

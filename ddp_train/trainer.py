@@ -213,7 +213,7 @@ class Trainer:
                 logits = parts.model(images)
                 loss = parts.loss(logits, targets)
             with self._phase("backward"):
-                parts.precision.backward(loss, weight)
+                parts.precision.backward(loss * weight)
             if count:
                 self._sums.add(loss, logits, targets)
 
@@ -260,7 +260,7 @@ class Trainer:
         with parts.precision.autocast():
             loss = parts.loss(parts.model(batch.images), batch.labels)
         parts.model.train()
-        parts.precision.backward(loss, 0.0)
+        parts.precision.backward(loss * 0.0)
 
     def _extra(self) -> Mapping[str, float]:
         """What the techniques report now."""
