@@ -3,6 +3,7 @@
 python -m benchmarks list                       # what there is
 python -m benchmarks run step_overhead [...]    # one of them, with its own options
 python -m benchmarks report [-o FILE.md]        # the kept results as a page of tables
+python -m benchmarks pictures [-o DIR]          # and as pictures
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.catalogue import CATALOGUE, find
+from benchmarks.machine import ROOT
+from ddp_train.options import UserError
 
 __all__ = ["main"]
 
@@ -28,7 +31,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     run.add_argument("options", nargs=argparse.REMAINDER)
     report = commands.add_parser("report", help="the kept results as tables")
     report.add_argument("-o", "--out", type=Path, metavar="FILE", help="write a Markdown page (default: to stdout)")
+    pictures = commands.add_parser("pictures", help="the kept results as pictures")
+    pictures.add_argument("-o", "--out", type=Path, metavar="DIR", default=ROOT / "docs" / "pictures", help="folder")
     arguments = parser.parse_args(argv)
+    if arguments.command == "pictures":
+        return _pictures(arguments.out)
     if arguments.command == "list":
         return _list()
     if arguments.command == "report":
@@ -50,6 +57,20 @@ def _run(name: str, options: list[str]) -> int:
         print(f"error: run {name}: no such measurement; known are {known}", file=sys.stderr)
         return 2
     return int(importlib.import_module(entry.module).main(options))
+
+
+def _pictures(folder: Path) -> int:
+    from benchmarks.pictures import draw
+    from benchmarks.report import read_results
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in draw(read_results(), folder):
+            print(path)
+    except (OSError, UserError) as error:
+        print(f"error: -o {folder}: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 def _report(out: Path | None) -> int:

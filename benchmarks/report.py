@@ -23,6 +23,8 @@ other processes took more than a tenth of the CPUs are thrown away, and fewer th
 Figures are medians; quartiles stand in brackets.
 """
 NONE = "not yet measured"
+PICTURES = {"time_to_accuracy": "accuracy-against-seconds.png"}
+"""Measurement -> its picture in docs/pictures (`python -m benchmarks pictures`)."""
 
 
 def read_results(folder: Path = RESULTS) -> dict[str, dict[str, Any]]:
@@ -39,6 +41,9 @@ def page(results: dict[str, dict[str, Any]] | None = None) -> str:
 def _section(entry: Benchmark, results: dict[str, dict[str, Any]]) -> str:
     mine = {name: result for name, result in results.items() if _made_by(entry, result)}
     lines = [f"## {entry.name}", "", entry.question[0].upper() + entry.question[1:] + ".", ""]
+    picture = ROOT / "docs" / "pictures" / PICTURES.get(entry.name, "none")
+    if picture.is_file():
+        lines += [f"![{entry.question}](pictures/{picture.name})", ""]
     if not mine:
         lines += [f"`python -m benchmarks run {entry.name}`: {NONE}.", ""]
     for name, result in mine.items():

@@ -13,6 +13,7 @@ import pytest
 from benchmarks.__main__ import main
 from benchmarks.catalogue import CATALOGUE
 from benchmarks.collectives import bus_bandwidth
+from benchmarks.pictures import curves
 from benchmarks.report import page, read_results
 from benchmarks.turns import FEWEST, Spread, Turns
 
@@ -84,3 +85,34 @@ def test_bus_bandwidth_is_that_of_nccl_tests() -> None:
     assert bus_bandwidth("all-gather", size, seconds, 8) == pytest.approx((2.0, 1.75))
     assert bus_bandwidth("broadcast", size, seconds, 8) == pytest.approx((2.0, 2.0))
     assert bus_bandwidth("all-reduce", size, seconds, 2) == pytest.approx((2.0, 2.0))
+
+
+def run_of(*epochs: tuple[float, float], disturbed: bool = False) -> dict[str, object]:
+    return {"disturbed": disturbed, "epochs": [{"seconds": s, "test_accuracy": a} for s, a in epochs]}
+
+
+def test_curves_are_accuracy_over_the_time_spent() -> None:
+    sort = "--preset speedrun --target 0.8"
+    results = {
+        "a": {
+            "command": "python -m benchmarks.time_to_accuracy --data-dir DIR",
+            "machine": {"processor": "P"},
+            "runs": {sort: [run_of((2.0, 0.5), (3.0, 0.7)), run_of((9.0, 0.1), disturbed=True)]},
+        },
+        "b": {
+            "command": "python launch.py --auto --preset quick --data-dir data",
+            "best_test_accuracy": 0.8,
+            "epochs": [{"seconds": 4.0, "test_accuracy": 0.8}],
+        },
+    }
+    assert curves(results) == {sort: [[(2.0, 0.5), (5.0, 0.7)]], "--preset quick": [[(4.0, 0.8)]]}
+
+
+def test_pictures_of_the_kept_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["pictures", "-o", str(tmp_path / "new")]) == 0
+    written = [Path(line) for line in capsys.readouterr().out.splitlines()]
+    assert [path.name for path in written] == sorted(path.name for path in (tmp_path / "new").iterdir())
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in written)
+    (tmp_path / "file").write_text("")
+    assert main(["pictures", "-o", str(tmp_path / "file" / "below")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
