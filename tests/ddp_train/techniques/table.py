@@ -102,6 +102,13 @@ TABLE: tuple[Row, ...] = (
         oracle="tests.ddp_train.test_schedule:test_plateau_is_torchs",
     ),
     Row(
+        name="warmup",
+        base="--warmup-epochs 0",
+        options="--warmup-epochs 1",
+        neutral="--warmup-epochs 0",
+        oracle="tests.ddp_train.test_schedule:test_warm_up_rises_evenly_to_the_peak_and_no_step_is_wasted",
+    ),
+    Row(
         name="early_stopping",
         base="--epochs 4",
         options="--early-stopping 1 --min-delta 1",
@@ -114,6 +121,29 @@ TABLE: tuple[Row, ...] = (
         neutral="--stochastic-depth 0",
         oracle="tests.ddp_train.techniques.test_stochastic_depth:test_dropping_is_torchvisions",
         ranks="drawn as dropout is, from the seed of the step and the shard: each rank draws for its own samples",
+    ),
+    Row(
+        name="dropout",
+        options="--dropout 0.5",
+        neutral="--dropout 0",
+        oracle="tests.ddp_train.test_models:test_dropout_is_the_models_own_or_what_is_asked_for",
+        ranks="each rank draws for its own samples, from the seed of the step",
+        network="small",
+    ),
+    Row(
+        name="bf16",
+        options="--amp bf16",
+        neutral="--amp off",
+        oracle="tests.ddp_train.test_step_parts:test_precision_off_and_bf16",
+        ranks="a sum over half of the samples is rounded to eight bits elsewhere than one over all",
+    ),
+    Row(
+        name="chunked attention",
+        base="--hidden-dim 16 --n-layers 1 --n-heads 2",
+        options="--attention chunked",
+        neutral="--attention sdpa",
+        oracle="tests.ddp_train.test_model_families:test_chunked_attention_agrees_with_torchs_kernel",
+        network="vit",
     ),
     silent(
         "checkpoint_activations",
@@ -250,6 +280,16 @@ TABLE: tuple[Row, ...] = (
         neutral="--accumulate 1",
         oracle="tests.integration.test_exact_gradients:test_any_split_gives_the_gradient_of_the_global_batch",
     ),
+    *(
+        Row(
+            name=f"augment {level}",
+            base="--augment none",
+            options=f"--augment {level}",
+            neutral="--augment none",
+            oracle="tests.ddp_train.data.test_augment:test_equals_the_oracle",
+        )
+        for level in ("balanced", "heavy")
+    ),
     augmentation(
         "flip",
         "--flip alternating",
@@ -314,3 +354,26 @@ TABLE: tuple[Row, ...] = (
         oracle="tests.ddp_train.techniques.test_table:test_a_technique_of_the_users_own_takes_part",
     ),
 )
+
+
+ELSEWHERE: dict[str, str] = {
+    "Cosine": "the default: every other row trains with it",
+    "SGD": "the default: every other row trains with it",
+    "By global batch": "chooses one of the schedules that have rows: tests/ddp_train/test_auto.py",
+    "Range test": "takes the place of training: tests/ddp_train/test_tune_lr.py",
+    "Gradient penalty": "a function, against its formula: tests/ddp_train/test_step_parts.py",
+    "TF32": "a format of GPUs: tests/gpu/test_on_gpu.py",
+    "Comparison of formats": "a command, no part of training: tests/ddp_train/test_precision.py",
+    "Reproducible": "every row that acts is trained under it: test_two_ranks_give_the_bits_of_one_where_they_are_to",
+    "Channels-last": "a layout, the default: other kernels round otherwise, and nothing else differs",
+    "Compilation": "needs a compiler: tests/integration/test_compile.py",
+    "Expandable segments": "an option of CUDA's allocator: tests/ddp_train/test_allocator.py",
+    "Memory between trials": "a function: tests/ddp_train/test_release.py",
+    "Evaluation": "a command, behind training: tests/ddp_train/evaluation/test_commands.py",
+    "Examination": "behind training: tests/ddp_train/evaluation/test_scores.py",
+    "Hooks": "a function: tests/ddp_train/diagnostics/test_hooks.py",
+    "Overfitting one batch": "takes the place of training: tests/ddp_train/test_one_batch.py",
+    "Test-time augmentation": "of evaluation: tests/ddp_train/evaluation/test_scores.py",
+    "Weights & Biases": "a record: tests/ddp_train/test_wandb_records.py",
+}
+"""Cards of docs/techniques.md without a row, and why. The models' cards have the tests of models."""

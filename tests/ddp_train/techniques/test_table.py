@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 
 from ddp_train import compose
 from tests.ddp_train.techniques import runs
-from tests.ddp_train.techniques.table import TABLE, Row
+from tests.ddp_train.techniques.table import ELSEWHERE, TABLE, Row
 from tests.integration.conftest import torchrun
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -106,6 +107,34 @@ def test_the_oracle_is_there(row: Row) -> None:
 
 def test_every_technique_that_can_be_composed_has_a_row() -> None:
     assert {entry.name for entry in compose.TABLE} <= set(NAMES)
+
+
+def cards() -> dict[str, tuple[str, ...]]:
+    """The cards of docs/techniques.md, but for the models', and the first option that each names, with its value."""
+    found = {}
+    for section in re.split(r"^# ", (ROOT / "docs" / "techniques.md").read_text(), flags=re.M):
+        for card in re.split(r"^## ", section, flags=re.M)[1:] if not section.startswith("Models") else ():
+            option = re.search(r"^- \*\*Option\*\*: `?([^`\n]*)", card, flags=re.M)
+            assert option is not None, card.splitlines()[0]
+            found[card.splitlines()[0]] = tuple(option[1].split())
+    return found
+
+
+def has_row(option: tuple[str, ...]) -> bool:
+    """Whether a row switches it on; a value that is a word of its own must be the row's."""
+    name, value = option[0], "".join(option[1:2])
+    for row in TABLE:
+        words = row.options.split()
+        if name in words and (not re.fullmatch("[a-z_]+", value) or value == words[words.index(name) + 1]):
+            return True
+    return False
+
+
+def test_every_card_of_the_docs_has_a_row_or_a_reason() -> None:
+    without = {title for title, option in cards().items() if not has_row(option)}
+    assert without == set(ELSEWHERE)
+    for reason in ELSEWHERE.values():
+        assert all((ROOT / file).exists() for file in re.findall(r"tests/[\w/]+\.py", reason)), reason
 
 
 def test_a_technique_of_the_users_own_takes_part(tmp_path: Path) -> None:
