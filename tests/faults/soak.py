@@ -61,16 +61,25 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="soak-") as folder, contextlib.ExitStack() as behind:
         runs = Runs(Launcher(Path(folder)))
         behind.callback(_end_all, runs)
-        status, measured = _run_and_kill(runs, 60 * options.minutes, options.every, random.Random(options.seed))
-        faults = [*_growth(measured), *_faults(runs), *_left(runs)]
-        faults += [] if status == 143 else [f"status {status} behind SIGTERM"]
+        measured: list[list[Usages]] = []
+        try:
+            _run_and_kill(runs, 60 * options.minutes, options.every, random.Random(options.seed), measured)
+            faults = []
+        except (RuntimeError, subprocess.TimeoutExpired) as error:
+            faults = [str(error)]
+            _end_all(runs)
+        faults = [*_growth(measured), *_faults(runs), *_left(runs), *faults]
         print(f"{len(measured)} kills, {_epochs(runs)} epochs; " + ("; ".join(faults) or "all is as it should be"))
         return 1 if faults else 0
 
 
-def _run_and_kill(runs: Runs, wanted_s: float, every_s: float, draw: random.Random) -> tuple[int, list[list[Usages]]]:
-    """The exit status at the end, and for each kill what the processes held early and right before it."""
-    measured = []
+def _run_and_kill(
+    runs: Runs, wanted_s: float, every_s: float, draw: random.Random, measured: list[list[Usages]]
+) -> None:
+    """Puts into `measured`, for each kill, what the processes held early and right before it.
+
+    Errors: RuntimeError where the run does not go on, or does not end as it should.
+    """
     process = _start(runs)
     end = next_kill = time.monotonic()
     end += wanted_s
@@ -89,9 +98,9 @@ def _run_and_kill(runs: Runs, wanted_s: float, every_s: float, draw: random.Rand
             process = _start(runs)
     _until_it_trains(runs)
     process.send_signal(signal.SIGTERM)
-    status = process.wait(60)
+    if (status := process.wait(60)) != 143:
+        raise RuntimeError(f"status {status} behind SIGTERM")
     runs.until_gone()
-    return status, measured
 
 
 def _start(runs: Runs) -> subprocess.Popen[str]:
