@@ -2,8 +2,8 @@
 
 The environment variable SLOW_DISK is "STEP WHAT END": in the first checkpoint of rank 0 behind the step STEP, where it
 flushes WHAT (the "file" before its rename, or the "folder") to the disk, it waits for a signal that ends the run. With
-the END "ends" the flush ends then, with "hangs" it never does. The file "flushing" in the working folder says that it
-waits.
+the END "ends" the flush ends a second later, with "hangs" it never does. The file "flushing" in the working folder
+says that it waits.
 """
 
 from __future__ import annotations
@@ -43,9 +43,8 @@ def make(context: Context) -> Technique:
             Path("flushing").touch()
             while os.read(listen, 1)[0] not in STATUS:
                 pass
-            if end == "hangs":
-                time.sleep(3600)
+            time.sleep(3600 if end == "hangs" else 1)
         flush(descriptor)
 
-    os.fsync = slow_flush
+    os.fsync = slow_flush  # type: ignore[assignment]
     return Technique(name="slow disk", after_step=after_step)
