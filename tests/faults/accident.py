@@ -7,7 +7,7 @@ run, however often it is started again: the rank leaves a file beside the list b
     launcher   SIGKILL to the launcher              exit              exit(0)
     all        SIGKILL to the launcher and all its processes
     raise      an exception                         sleep             for an hour
-    wait       until the file "go" is beside the list
+    wait       until a signal that ends the run has come; the file "waiting" beside the list says that it waits
     fill       /dev/shm is filled up
     nan        the images of this step are not finite
 """
@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ddp_train.stopping import STATUS
 from ddp_train.technique import Context, Moment, Technique
 from tests.launcher.conftest import MARK
 
@@ -76,9 +77,12 @@ def happen(what: str, file: Path) -> None:
     elif what == "sleep":
         time.sleep(3600)
     elif what == "wait":
-        deadline = time.monotonic() + 60
-        while not (file.parent / "go").exists() and time.monotonic() < deadline:
-            time.sleep(0.01)
+        listen, tell = os.pipe()
+        os.set_blocking(tell, False)
+        signal.set_wakeup_fd(tell)
+        (file.parent / "waiting").touch()
+        while os.read(listen, 1)[0] not in STATUS:
+            pass
     elif what == "fill":
         with suppress(OSError), open("/dev/shm/filler", "wb", buffering=0) as filler:  # noqa: PTH123
             while True:
