@@ -64,4 +64,22 @@ def test_a_run_shows_it_the_training_images(tmp_path: Path) -> None:
     images = torch.from_numpy(run.dataset.train.images).permute(0, 3, 1, 2).float() / 255
     rows = torch.linspace(0, len(images) - 1, min(5000, len(images)), dtype=torch.float64).long()
     expected = whitening_kernels((images[rows] - run.dataset.mean[0]) / run.dataset.std[0], 2)
-    torch.testing.assert_close(run.trainer.parts.network.whiten.weight[:4], expected)
+    torch.testing.assert_close(run.trainer.parts.network.whiten.weight[:4], 1.702 * expected)
+
+
+def test_the_activation_is_gelus_approximation() -> None:
+    """The network is the one with x sigmoid(1.702 x) behind plain kernels and norms."""
+    torch.manual_seed(0)
+    model = create_model("speedrun", num_classes=10, width_mult=0.25).train()
+    model.init_from_data(torch.randn(64, 3, 32, 32))
+    images = torch.randn(32, 3, 32, 32)
+    found = model(images)
+    x = nn.functional.conv2d(images, model.whiten.weight / 1.702)
+    for layer in model.layers:
+        if isinstance(layer, nn.SiLU):
+            x = x * torch.sigmoid(1.702 * x)
+        elif isinstance(layer, nn.BatchNorm2d):
+            x = nn.functional.batch_norm(x, None, None, training=True)
+        else:
+            x = layer(x)
+    torch.testing.assert_close(found, model.head(x) / (0.48 * x.shape[1]), rtol=1e-4, atol=1e-4)
