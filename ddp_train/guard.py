@@ -26,6 +26,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ddp_train.atomic import write_text
+from ddp_train.checkpoint import LATEST
 from ddp_train.control import Control
 from ddp_train.data.pipeline import Pipeline
 from ddp_train.diagnostics.numbers import first_bad_layer
@@ -126,10 +127,13 @@ class Guard:
         where = where or self._bad_gradient() or "the loss is not finite, all outputs of a second pass are"
         if self._ranks.is_first:
             self._write(moment, where, [one["indices"] for one in of_ranks])
+        saved = (self._folder / LATEST).exists()
+        again = f"--resume {self._folder}" if saved else "the same command"
+        held = "no checkpoint has it" if saved else "there is no checkpoint yet"
         raise TrainingDiverged(
             f"step {moment.step + 1} (epoch {moment.epoch + 1}), {where}; "
-            f"its samples are in {self._folder / FILE}, and --resume {self._folder} comes to it again, bit for bit; "
-            "no checkpoint has it: try a lower --lr, more --warmup-epochs, or --clip-grad 1"
+            f"its samples are in {self._folder / FILE}, and {again} comes to it again, bit for bit; "
+            f"{held}: try a lower --lr, more --warmup-epochs, or --clip-grad 1"
         )
 
     def _pass_again(

@@ -27,12 +27,13 @@ def batch_size_figure(
     left.set_xscale("log", base=2)
     left.plot(batches, speeds, color=PALETTE[0], marker="o", linewidth=2.2)
     left.axvline(recommended, color=PALETTE[1], linewidth=1.6, linestyle="--", label="recommended")
-    left.set_ylim(bottom=0)
+    left.set_ylim(0, 1.1 * max(speeds, default=1.0))
+    left.xaxis.set_major_formatter("{x:,.0f}")
     legend(left)
     style(right, "Peak memory", "MiB", "per-rank batch")
     right.plot([batch for batch, _ in peaks], [mib for _, mib in peaks], color=PALETTE[2], marker="o", linewidth=2.2)
     if limit is not None and peaks and limit < 4 * max(mib for _, mib in peaks):
         right.axhline(limit, color=PALETTE[1], linewidth=1.6, linestyle="--", label="all there is")
         legend(right)
-    right.set_ylim(bottom=0)
+    right.set_ylim(0, 1.1 * max([mib for _, mib in peaks], default=1.0))
     return figure

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,8 @@ def range_test_figure(
     axes.plot(rates, smoothed, color=PALETTE[0], linewidth=2.2, label="smoothed")
     for rate, name, color in ((steepest, "steepest fall", PALETTE[2]), (suggestion, "suggested peak", PALETTE[1])):
         axes.axvline(rate, color=color, linewidth=1.6, linestyle="--", label=f"{name}: {rate:.2g}")
-    low, high = min(smoothed), max(smoothed[0], min(smoothed))
+    high = max(smoothed[0], min(smoothed))
+    low = min(loss for loss in (*losses, *smoothed) if math.isfinite(loss))
     axes.set_ylim(max(0.0, low - 0.1 * (high - low)), high + 0.6 * (high - low) + 1e-6)
     legend(axes)
     return figure

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -108,6 +109,19 @@ def test_every_run_stops_there_and_keeps_the_batch_for_a_replay(tmp_path: Path) 
     assert saver is not None
     saver.finish()
     assert checkpoint.newest(tmp_path).state["progress"]["step"] in range(10, 14)  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("--save-every 1", "--resume {folder} comes to it again, bit for bit; no checkpoint has it"),
+        ("--synthetic-samples 320", "the same command comes to it again, bit for bit; there is no checkpoint yet"),
+    ],
+)
+def test_the_way_back_that_is_told_is_there(tmp_path: Path, options: str, words: str) -> None:
+    run = runs.make(options, tmp_path, SPOILT)
+    with pytest.raises(TrainingDiverged, match=re.escape(words.format(folder=tmp_path))):
+        run.trainer.fit()
 
 
 def test_no_checkpoint_is_written_of_weights_that_are_not_finite(tmp_path: Path) -> None:
