@@ -114,13 +114,13 @@ def on_first_rank(action: Callable[[], T], ranks: Ranks) -> T:
     return cast(T, results[0])
 
 
-def on_one_rank_per_node(action: Callable[[], None], ranks: Ranks) -> None:
-    """Run `action` on one rank of each node; the others wait. A UserError of any node is raised on all.
+def on_one_rank_per_node(action: Callable[[], None], ranks: Ranks, meanwhile: Callable[[], None] | None = None) -> None:
+    """Run `action` on one rank of each node, `meanwhile` on the others; all wait. A UserError of any is raised on all.
 
     The ranks of a node follow one another, so the number of them divides the rank of one. Local rank 0 would be every
     rank where each sees one device as its first (torchrun --virtual-local-rank).
     """
-    together(action if ranks.rank % ranks.local_world_size == 0 else _nothing, ranks)
+    together(action if ranks.rank % ranks.local_world_size == 0 else meanwhile or _nothing, ranks)
 
 
 def together(action: Callable[[], T], ranks: Ranks) -> T:

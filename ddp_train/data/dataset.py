@@ -1,8 +1,8 @@
 """The datasets by name: which one to use, made ready once per node, loaded on every rank.
 
 name, note = resolve(options)    # one process of the run: may download CIFAR-10
-prepare(name, options)           # one process per node: decodes into the cache
-dataset = load(name, options)    # every rank: memory-mapped
+dataset = prepare(name, options) # one process per node: decodes into the cache
+dataset = load(name, options)    # the others behind it: memory-mapped
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from ddp_train.data import cifar10, image_folder
+from ddp_train.data import cifar10, image_folder, listing
 from ddp_train.data.bad_samples import BadSample
 from ddp_train.data.digits import load_digits
 from ddp_train.data.samples import Dataset, Split
 from ddp_train.data.synthetic import load_synthetic
 from ddp_train.options import DataOptions, UserError
 
-__all__ = ["Dataset", "Split", "load", "prepare", "resolve"]
+__all__ = ["Dataset", "Split", "list_files", "load", "prepare", "resolve"]
 
 
 def resolve(options: DataOptions) -> tuple[str, str | None]:
@@ -55,18 +55,31 @@ def _name_folder(data_dir: Path, wanted: str | None) -> tuple[str, str | None]:
     return "folder", f"{data_dir} holds an image folder of {len(classes)} classes, not CIFAR-10: training on that"
 
 
-def prepare(name: str, options: DataOptions, left_out: Iterable[BadSample] = ()) -> tuple[BadSample, ...]:
+def prepare(name: str, options: DataOptions, left_out: Iterable[BadSample] = ()) -> Dataset:
     """Whatever is slow and needed once per node: decode into the cache, or verify the copy that is there.
 
-    left_out: samples that other nodes cannot use. Those that this node leaves out, `left_out` among them.
+    left_out: samples that other nodes cannot use. The dataset leaves out those that this node cannot use as well.
     """
-    return _load(name, options, left_out, verify=True).left_out
+    return _load(name, options, left_out, verify=True)
 
 
-def load(name: str, options: DataOptions, left_out: Iterable[BadSample] = ()) -> Dataset:
+def load(
+    name: str, options: DataOptions, left_out: Iterable[BadSample] = (), listed: listing.Listed | None = None
+) -> Dataset:
     """The dataset that resolve() named. Errors: UserError for a missing folder, an image that cannot be read (it is
-    named), classes that differ between train and test, and no images."""
-    return _load(name, options, left_out, verify=False)
+    named), classes that differ between train and test, and no images.
+
+    listed: what list_files() has found.
+    """
+    return _load(name, options, left_out, verify=False, listed=listed)
+
+
+def list_files(name: str, options: DataOptions) -> listing.Listed | None:
+    """The part of load() that need not wait for prepare(): the files of an image folder. Errors: UserError."""
+    data_dir = _data_dir(options)
+    if name == "folder" or (name == "cifar10" and not cifar10.use_torchvision_files(data_dir)):
+        return listing.scan(data_dir)
+    return None
 
 
 def _data_dir(options: DataOptions) -> Path:
@@ -75,7 +88,14 @@ def _data_dir(options: DataOptions) -> Path:
     return path.parent if path.name == cifar10.TORCHVISION_FOLDER else path
 
 
-def _load(name: str, options: DataOptions, left_out: Iterable[BadSample], *, verify: bool) -> Dataset:
+def _load(
+    name: str,
+    options: DataOptions,
+    left_out: Iterable[BadSample],
+    *,
+    verify: bool,
+    listed: listing.Listed | None = None,
+) -> Dataset:
     data_dir = _data_dir(options)
     if name == "cifar10" and cifar10.use_torchvision_files(data_dir):
         return cifar10.load_torchvision(data_dir, image_size=options.image_size, verify=verify)
@@ -90,6 +110,7 @@ def _load(name: str, options: DataOptions, left_out: Iterable[BadSample], *, ver
             on_bad=options.on_bad_sample,
             accept_changes=options.changed_data == "accept",
             left_out=left_out,
+            listed=listed,
         )
     if name == "digits":
         return load_digits()

@@ -17,7 +17,7 @@ import numpy as np
 from ddp_train.data import cache
 from ddp_train.data.bad_samples import BadSample, Policy, largest_number, refuse
 from ddp_train.data.decode import decode_files, probe_size
-from ddp_train.data.listing import FolderSplit, class_names, has_image_folder, scan
+from ddp_train.data.listing import FolderSplit, Listed, class_names, has_image_folder, scan
 from ddp_train.data.manifest import Manifest, Seen
 from ddp_train.data.memory import available_memory
 from ddp_train.data.samples import Dataset, Split, channel_statistics
@@ -40,15 +40,17 @@ def load_image_folder(
     on_bad: Policy = "stop",
     accept_changes: bool = False,
     left_out: Iterable[BadSample] = (),
+    listed: Listed | None = None,
 ) -> Dataset:
     """The dataset in an image folder, from the cached copy where there is one.
 
     image_size: side in pixels to scale and crop to (None: the images' own size where all are alike, else 224).
     verify: compare the cached copy's checksum. limit: bytes of decoded images above which they stay files
-    (None: half of the memory that is available). left_out: what other nodes found bad. Errors: UserError, see
+    (None: half of the memory that is available). left_out: what other nodes found bad. listed: what listing.scan() has
+    found there, where that was asked before. Errors: UserError, see
     listing.scan(), and for more bad files than `on_bad` tolerates, the first of which is named.
     """
-    checked = _Checked.of(data_dir, on_bad, accept_changes, tuple(left_out))
+    checked = _Checked.of(data_dir, listed or scan(data_dir), on_bad, accept_changes, tuple(left_out))
     limit = limit if limit is not None else int(available_memory() * _MEMORY_SHARE)
     key = checked.key(image_size)
     entry = cache.find(key, verify=verify)
@@ -98,9 +100,11 @@ class _Checked:
     is_new: bool
 
     @classmethod
-    def of(cls, data_dir: Path, policy: Policy, accept: bool, left_out: tuple[BadSample, ...]) -> _Checked:
-        """List the files and compare them with the manifest. Errors: UserError."""
-        splits, manifest = scan(data_dir), Manifest.of(data_dir)
+    def of(
+        cls, data_dir: Path, splits: Listed, policy: Policy, accept: bool, left_out: tuple[BadSample, ...]
+    ) -> _Checked:
+        """Compare the files with the manifest. Errors: UserError."""
+        manifest = Manifest.of(data_dir)
         checked = cls(manifest, policy, splits, {}, list(left_out), {}, [], False)
         for listed in splits:
             found = manifest.compare(listed, accept=accept)

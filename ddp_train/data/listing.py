@@ -11,7 +11,7 @@ import numpy as np
 
 from ddp_train.options import UserError
 
-__all__ = ["FolderSplit", "class_names", "has_image_folder", "scan"]
+__all__ = ["FolderSplit", "Listed", "class_names", "has_image_folder", "scan"]
 
 SUFFIXES = frozenset(
     (".png", ".jpg", ".jpeg", ".jpe", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm", ".avif")
@@ -51,11 +51,15 @@ class FolderSplit:
         return FolderSplit(self.root, self.classes, self.labels[kept], names, self.stamps[kept])
 
 
+Listed = tuple[FolderSplit, FolderSplit]
+"""The training and the test images."""
+
+
 def has_image_folder(data_dir: Path) -> bool:
     return (data_dir / "train").is_dir()
 
 
-def scan(data_dir: Path) -> tuple[FolderSplit, FolderSplit]:
+def scan(data_dir: Path) -> Listed:
     """List the training and the test images. Errors: UserError for a missing or empty folder or class, for
     classes that differ between the two, and for folders that cannot be read."""
     if not has_image_folder(data_dir):

@@ -7,7 +7,8 @@ from typing import TypeVar
 import torch.distributed as dist
 
 from ddp_train.data.bad_samples import BadSample
-from ddp_train.data.dataset import Dataset, load, prepare
+from ddp_train.data.dataset import Dataset, list_files, load, prepare
+from ddp_train.data.listing import Listed
 from ddp_train.distributed import Ranks, on_one_rank_per_node, together
 from ddp_train.options import DataOptions, UserError
 
@@ -24,15 +25,20 @@ def load_on_ranks(name: str, options: DataOptions, ranks: Ranks) -> Dataset:
     Errors: UserError, on all ranks alike, also where the nodes hold different data.
     """
     left_out: tuple[BadSample, ...] = ()
+    listed: list[Listed | None] = []
     while True:
-        found: list[tuple[BadSample, ...]] = []
-        on_one_rank_per_node(lambda: found.append(prepare(name, options, left_out)), ranks)  # noqa: B023 (runs at once)
-        everywhere = [bad for one in _gather(found, ranks) for bad in one]
+        found: list[Dataset] = []
+        on_one_rank_per_node(
+            lambda: found.append(prepare(name, options, left_out)),  # noqa: B023 (runs at once)
+            ranks,
+            meanwhile=lambda: None if listed else listed.append(list_files(name, options)),
+        )
+        everywhere = [bad for one in _gather([one.left_out for one in found], ranks) for bad in one]
         union = tuple(sorted({sample for bad in everywhere for sample in bad}))
         if all(bad == union for bad in everywhere):
             break
         left_out = union
-    dataset = together(lambda: load(name, options, union), ranks)
+    dataset = together(lambda: found[0] if found else load(name, options, union, listed[0]), ranks)
     contents = _gather(dataset.content, ranks)
     together(lambda: _same(contents, options), ranks)
     return dataset
