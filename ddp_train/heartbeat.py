@@ -13,6 +13,7 @@ import os
 import signal
 import struct
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -50,6 +51,7 @@ class Heartbeat:
         self.epoch = self.step = -1
         self.phase = "start"
         self._memory: mmap.mmap | None = None
+        self._announced: Path | None = None
 
     def announce(self, path: Path) -> None:
         """Let the watchdog see the beats and ask for stacks: where both are goes into the file `path`.
@@ -66,6 +68,15 @@ class Heartbeat:
         new = path.with_name(f".{path.name}.{os.getpid()}")
         new.write_text(f"{os.getpid()} {beats} {stacks}\n")
         new.rename(path)
+        self._announced = path
+
+    def withdraw(self) -> None:
+        """Where all ranks end before the watchdog has met them, nothing of them is left in the folder; nor is it."""
+        if self._announced is not None:
+            with suppress(OSError):  # it has met this one
+                self._announced.unlink()
+            with suppress(OSError):  # another rank is still there
+                self._announced.parent.rmdir()
 
     def beat(self, phase: str) -> None:
         """Note that this rank is alive, and what it does now: one of PHASES."""

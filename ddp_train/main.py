@@ -73,6 +73,7 @@ def _run(wanted: Config, stop: StopSignals) -> int:
         with stop.raising():
             status = _train(wanted, ranks := distributed.Ranks.from_environment(), stop)
     except SharedError as error:
+        own.withdraw()
         return _end(f"error: {error}", status=2, speaks=error.speaks)
     except TrainingDiverged as error:
         distributed.wait_for_all()  # rank 0 had curves to draw
@@ -172,6 +173,7 @@ def _leave_alone(error: BaseException) -> NoReturn:
     status = 1
     if isinstance(error, Stopped):
         status = error.status
+        own.withdraw()
         if os.environ.get("RANK", "0") == "0":
             print(f"{error} {_where()}", file=sys.stderr)
     elif isinstance(error, UserError):

@@ -11,8 +11,8 @@ class TrainingDiverged(Exception):
     """The loss is no longer a finite number: nothing that follows would mean anything. On all ranks alike."""
 
 
-class Stopped(Exception):
-    """A signal ended the run in good order.
+class Stopped(BaseException):
+    """A signal ended the run in good order. No error: what takes any error of an image or a model lets it through.
 
     status: of the process. together: on all ranks alike, behind a checkpoint; else this process alone, with nothing to
     save.

@@ -100,10 +100,10 @@ class Watch:
     def _meet(self) -> None:
         """Take up the ranks that have announced themselves since; the folder goes with the last of them."""
         for path in self._folder.glob("rank-*"):
-            pid, beats, dumps = map(int, path.read_text().split())
-            number = int(path.name.removeprefix("rank-"))
-            path.unlink()
-            with suppress(OSError):
+            with suppress(OSError):  # it has ended, and taken its word back
+                pid, beats, dumps = map(int, path.read_text().split())
+                number = int(path.name.removeprefix("rank-"))
+                path.unlink()
                 rank = self._ranks[number] = Rank(number, pid, beats, dumps)
                 if rank.ending is not None:
                     self._ready.register(rank.ending, select.POLLIN)

@@ -35,6 +35,20 @@ def test_what_the_watchdog_reads(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["rank-0"]
 
 
+def test_ranks_that_end_before_anybody_met_them_leave_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "ranks"
+    folder.mkdir()
+    ranks = [Heartbeat() for _ in range(2)]
+    for number, rank in enumerate(ranks):
+        rank.announce(folder / f"rank-{number}")
+    ranks[0].withdraw()
+    assert [path.name for path in folder.iterdir()] == ["rank-1"]
+    ranks[1].withdraw()
+    assert not folder.exists()
+    ranks[1].withdraw()
+    Heartbeat().withdraw()
+
+
 def test_the_dump_signal_costs_a_process_nothing(tmp_path: Path) -> None:
     """A sleep goes on where it was, and the stack is there."""
     program = (

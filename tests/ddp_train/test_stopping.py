@@ -8,11 +8,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from PIL import Image
 
 from ddp_train import checkpoint, done
 from ddp_train.build import Run
+from ddp_train.data import decode
 from ddp_train.data.pipeline import Batch, Window
 from ddp_train.state import Stopped
 from ddp_train.stopping import STATUS, StopSignals
@@ -90,6 +93,23 @@ def test_outside_of_training_there_is_nothing_to_wait_for() -> None:
         with pytest.raises(Stopped) as stopped, stop.raising():
             tell(signal.SIGINT)
         assert stopped.value.status == 130 and not stopped.value.together
+
+
+@pytest.mark.parametrize("read", [lambda file: decode.read_image(file, (4, 4)), lambda file: decode.probe_size([file])])
+def test_what_passes_over_bad_images_does_not_pass_over_a_signal(
+    read: Callable[[str], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "image.png"
+    Image.new("RGB", (4, 4)).save(file)
+    opened = Image.open
+
+    def interrupted(*arguments: Any) -> Image.Image:
+        tell(signal.SIGTERM)
+        return opened(*arguments)
+
+    monkeypatch.setattr(Image, "open", interrupted)
+    with installed() as stop, pytest.raises(Stopped), stop.raising():
+        read(str(file))
 
 
 def test_a_signal_that_came_too_late_to_stop_a_step_ends_the_run_behind_it() -> None:

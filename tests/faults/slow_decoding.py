@@ -1,4 +1,4 @@
-"""The trainer with image files that take for ever to read, until a file "go" is in the working folder.
+"""The trainer with image files that take for ever to decode, until a file "go" is in the working folder.
 
 A process that waits for them leaves a file "decoding-" and its number there.
 """
@@ -8,21 +8,24 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
 from ddp_train.data import decode
 from ddp_train.main import program
 
-at_once = decode._content
+at_once = decode.fit
 
 
-def slowly(*arguments: object) -> bytes:
-    """The content, when its time has come."""
+def slowly(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
+    """The image, when its time has come."""
     Path(f"decoding-{os.getpid()}").touch()
     while not Path("go").exists():
         time.sleep(0.02)
-    return at_once(*arguments)  # type: ignore[arg-type]
+    return at_once(image, size)
 
 
-decode._content = slowly  # type: ignore[assignment]
+decode.fit = slowly
 
 if __name__ == "__main__":
     sys.exit(program())
