@@ -24,6 +24,7 @@ class Benchmark:
 CATALOGUE: tuple[Benchmark, ...] = (
     Benchmark("input_pipeline", "training images per second that the input delivers, beside torchvision's DataLoader"),
     Benchmark("augmentation", "each augmentation on whole batches, beside torchvision's transforms"),
+    Benchmark("cpu_speed", "training on a CPU by memory layout, allocator and spinning, beside a naive loop"),
     Benchmark("step_overhead", "CPU time that the trainer, accelerate and Lightning add to a step of a bare loop"),
     Benchmark("control_cost", "what the ranks' agreement and the watch over loss and gradients cost a step"),
     Benchmark("ddp_scaling", "two ranks against one process of two threads, and against two independent processes"),

@@ -1,19 +1,24 @@
-"""torch's memory allocator on GPUs: told by environment variables, which count until CUDA starts.
+"""Memory allocators: torch's on GPUs, told by environment variables before CUDA starts, and the C library's on the CPU.
 
-Torch-free: to be called before torch is imported.
+Torch-free: what concerns torch's is to be called before torch is imported.
 """
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+import ctypes
+import os
+from collections.abc import Mapping, MutableMapping
+from contextlib import suppress
 
 from ddp_train.options import UserError
 from gpu_topology.alloc_conf import merge
 
-__all__ = ["expand_segments"]
+__all__ = ["expand_segments", "keep_heap"]
 
 _GENERAL, _CUDA = "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"
 _KEY = "expandable_segments"
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
+_OTHERS = ("jemalloc", "tcmalloc")
 
 
 def expand_segments(environ: MutableMapping[str, str]) -> None:
@@ -31,3 +36,21 @@ def expand_segments(environ: MutableMapping[str, str]) -> None:
         raise UserError(f"--expandable-segments: {_GENERAL} or {_CUDA} in the environment says {_KEY}:False")
     environ[_GENERAL] = merged.value
     environ.pop(_CUDA, None)
+
+
+def keep_heap(environ: Mapping[str, str]) -> bool:
+    """Let glibc keep the memory that a training step frees, for the next step; whether it will.
+
+    glibc gives each large block back to the kernel, which clears the pages anew at every step of a training on the CPU
+    (`python -m benchmarks.cpu_speed` measures it). The launcher sets MALLOC_MMAP_MAX_ and MALLOC_TRIM_THRESHOLD_
+    against that; this is for a trainer that was started without it. What the user has set, and another allocator, stay
+    as they are. Source: mallopt(3).
+    """
+    told = any(name.startswith("MALLOC_") for name in environ) or "glibc.malloc" in environ.get("GLIBC_TUNABLES", "")
+    if told or any(name in environ.get("LD_PRELOAD", "") for name in _OTHERS):
+        return False
+    with suppress(AttributeError, OSError, ValueError):  # another C library
+        if os.confstr("CS_GNU_LIBC_VERSION"):
+            mallopt = ctypes.CDLL(None).mallopt
+            return bool(mallopt(_M_MMAP_MAX, 0) and mallopt(_M_TRIM_THRESHOLD, -1))  # -1: never
+    return False

@@ -18,7 +18,7 @@ if __package__ in (None, ""):
     # Run as a file: the packages stand beside this folder, whatever the working directory.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from ddp_train.allocator import expand_segments
+from ddp_train.allocator import expand_segments, keep_heap
 from ddp_train.compile_cache import keep_private
 from ddp_train.config import Config, UserError, check_paths, is_restart, parse, with_values
 from ddp_train.done import finished
@@ -103,6 +103,8 @@ def _train(wanted: Config, ranks: Ranks, stop: StopSignals) -> int:
     if problem := watching.start(ranks, wanted.run.step_timeout):
         print(f"note: {problem}", file=sys.stderr)
     device = distributed.choose_device(wanted.run.device, ranks)
+    if device.type == "cpu" and wanted.run.tune is None:  # which measures the memory that a step takes
+        keep_heap(os.environ)
     settle_arithmetic(wanted, ranks, device)
     set_matmul_precision(wanted.model.matmul_precision)
     distributed.start(ranks, device)

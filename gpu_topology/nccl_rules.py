@@ -267,6 +267,18 @@ RULES: tuple[Rule, ...] = (
         why="Memory that one step frees is what the next one needs.",
         source="mallopt(3), M_TRIM_THRESHOLD",
     ),
+    Rule(
+        name="GOMP_SPINCOUNT",
+        needed=lambda facts: not facts.on_gpu and "OMP_WAIT_POLICY" not in facts.given,
+        value=lambda facts: "1000",
+        reason=lambda facts: "CPU training: a thread that waits for others soon leaves its core to whoever can use it",
+        when="the plan is for the CPU, and you have not set `OMP_WAIT_POLICY`",
+        sets="`1000`",
+        why="GNU's OpenMP, which torch's wheels bring, else spins 300,000 times before it sleeps: where another "
+        "process wants the core, the thread that all wait for is the one that does not get it. `python -m "
+        "benchmarks.cpu_speed --beside 1` measures both. Another OpenMP library does not read it.",
+        source="GNU libgomp manual, GOMP_SPINCOUNT",
+    ),
 )
 
 

@@ -1,12 +1,15 @@
-"""--expandable-segments: one variable out of two, before torch is imported."""
+"""--expandable-segments: one variable out of two, before torch is imported; and the heap of a training on the CPU."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from ddp_train.allocator import expand_segments
+from ddp_train.allocator import expand_segments, keep_heap
 from ddp_train.options import UserError
 from tests.ddp_train.techniques import runs
 
@@ -43,3 +46,35 @@ def test_without_a_gpu_a_line_says_that_it_does_nothing(tmp_path: Path) -> None:
         "--expandable-segments: no GPU is used, so it does nothing",
         "--compile-mode reduce-overhead: no GPU is used, so it does nothing",
     ]
+
+
+FAULTS = """
+import os, resource
+from ddp_train.allocator import keep_heap
+kept = keep_heap(os.environ)
+block = bytearray(1 << 26)
+del block
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+block = bytearray(1 << 26)
+print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif("glibc" not in (os.confstr("CS_GNU_LIBC_VERSION") or ""), reason="glibc's allocator")
+@pytest.mark.parametrize("told", [{}, {"MALLOC_TRIM_THRESHOLD_": "131072"}])
+def test_memory_that_was_freed_is_used_again_unless_the_user_has_settings(told: dict[str, str]) -> None:
+    others = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")
+    env = {name: value for name, value in os.environ.items() if not name.startswith(others)} | told
+    command = [sys.executable, "-c", FAULTS]
+    root = Path(__file__).parents[2]
+    done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, check=True, timeout=120)
+    kept, faults = done.stdout.split()
+    assert kept == str(not told)
+    assert (int(faults) < 16) is not bool(told)  # pages that the kernel cleared anew
+
+
+@pytest.mark.parametrize(
+    "environ", [{"GLIBC_TUNABLES": "glibc.malloc.trim_threshold=1"}, {"LD_PRELOAD": "/usr/lib/libjemalloc.so.2"}]
+)
+def test_another_allocator_or_setting_stays(environ: dict[str, str]) -> None:
+    assert not keep_heap(environ)

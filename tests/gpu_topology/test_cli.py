@@ -28,7 +28,7 @@ UUID = [gpu.uuid or "" for gpu in to_topology("a100_a5000_t400").gpus]
 NO_DRIVER: dict[str, Any] = {"gpus": [], "faults": [{"call": "nvmlInitWithFlags", "error": "DRIVER_NOT_LOADED"}]}
 
 # What the machine running the tests may have set must not decide them.
-AMBIENT = ("CUDA_", "NCCL_", "OMP_", "GLOO_", "PYTORCH_", "MALLOC_", "COLUMNS", "NO_COLOR", "FORCE_COLOR")
+AMBIENT = ("CUDA_", "NCCL_", "OMP_", "GOMP_", "GLOO_", "PYTORCH_", "MALLOC_", "COLUMNS", "NO_COLOR", "FORCE_COLOR")
 
 
 def run(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:

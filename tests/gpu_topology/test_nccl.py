@@ -54,13 +54,19 @@ def test_a_healthy_machine_needs_no_nccl_variable(name, host):
 
 def test_a_cpu_plan_sets_threads_and_malloc_and_nothing_of_cuda(host):
     found = settings(NO_GPU, host)
-    assert values(found) == {"OMP_NUM_THREADS": "16", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
+    assert values(found) == {
+        "OMP_NUM_THREADS": "16",
+        "MALLOC_MMAP_MAX_": "0",
+        "MALLOC_TRIM_THRESHOLD_": str(2**40),
+        "GOMP_SPINCOUNT": "1000",
+    }
     assert "32 usable CPUs / 2 ranks; torchrun would set 1" in found["OMP_NUM_THREADS"].reason
 
 
 def test_malloc_is_left_alone_without_glibc_or_with_another_allocator(host):
-    assert set(settings(NO_GPU, dataclasses.replace(host, glibc=False))) == {"OMP_NUM_THREADS"}
-    assert set(settings(NO_GPU, host, environ={"LD_PRELOAD": "/usr/lib/libjemalloc.so.2"})) == {"OMP_NUM_THREADS"}
+    threads = {"OMP_NUM_THREADS", "GOMP_SPINCOUNT"}
+    assert set(settings(NO_GPU, dataclasses.replace(host, glibc=False))) == threads
+    assert set(settings(NO_GPU, host, environ={"LD_PRELOAD": "/usr/lib/libjemalloc.so.2"})) == threads
 
 
 def test_threads_are_never_less_than_one(host):
@@ -151,6 +157,9 @@ RULES = {
     "malloc on the CPU": ("MALLOC_MMAP_MAX_", NO_GPU, {}, {}, "0"),
     "malloc on the GPU": ("MALLOC_MMAP_MAX_", pair(), {}, {}, None),
     "malloc without glibc": ("MALLOC_TRIM_THRESHOLD_", NO_GPU, {"glibc": False}, {}, None),
+    "spinning on the CPU": ("GOMP_SPINCOUNT", NO_GPU, {}, {}, "1000"),
+    "spinning on the GPU": ("GOMP_SPINCOUNT", pair(), {}, {}, None),
+    "spinning as told": ("GOMP_SPINCOUNT", NO_GPU, {}, {"environ": {"OMP_WAIT_POLICY": "active"}}, None),
 }
 
 
