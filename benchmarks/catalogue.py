@@ -38,7 +38,8 @@ CATALOGUE: tuple[Benchmark, ...] = (
     Benchmark("restart_recovery", "kills of a rank that a run recovers from, and how soon"),
     Benchmark("training_run", "one whole training run: wall time and accuracy", "data"),
     Benchmark("time_to_accuracy", "how soon an accuracy on CIFAR-10 is reached, beside a Lightning program", "data"),
-    Benchmark("topology_report", "report, select and env over the stand-in driver, and nvitop and gpustat on it"),
+    Benchmark("topology_report", "report, select and env over the stand-in driver, beside its calls by themselves"),
+    Benchmark("topology_peers", "report beside nvitop and gpustat, on the same stand-in driver"),
     Benchmark("monitor_overhead", "what watching GPUs costs the machine, beside nvitop"),
     Benchmark("subset_search", "the search for the best-connected subset of many GPUs"),
 )

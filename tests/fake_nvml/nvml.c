@@ -219,6 +219,9 @@ int nvmlSystemGetDriverVersion(char *out, unsigned size)
     return SUCCESS;
 }
 
+/* Of the driver that was linked, not the one that runs: nobody should need it. */
+int nvmlSystemGetCudaDriverVersion(int *out) { (void)out; CHECK(NULL); return NOT_SUPPORTED; }
+
 int nvmlSystemGetCudaDriverVersion_v2(int *out)
 {
     CHECK(NULL);
@@ -257,6 +260,23 @@ NUMBER(nvmlDeviceGetRetiredPagesPendingStatus, retired_pending)
 NUMBER(nvmlDeviceGetPowerUsage, milliwatts)
 NUMBER(nvmlDeviceGetGpuInstanceId, instance)
 NUMBER(nvmlDeviceGetComputeInstanceId, compute_instance)
+
+/* What other monitors ask, so that they can be measured on the same stand-in: as a data-centre GPU at rest answers. */
+#define AT_REST(function, value) \
+    int function(struct device *device, unsigned *out) { CHECK(device); *out = (value); return SUCCESS; }
+#define NOT_ASKED(function) int function(struct device *device, unsigned *out) { (void)out; CHECK(device); return NOT_SUPPORTED; }
+#define CODER(function) \
+    int function(struct device *device, unsigned *use, unsigned *period) { CHECK(device); *use = 0, *period = 167000; return SUCCESS; }
+
+AT_REST(nvmlDeviceGetIndex, (unsigned)(device - gpus))
+AT_REST(nvmlDeviceGetPerformanceState, 0)
+AT_REST(nvmlDeviceGetPersistenceMode, 1)
+AT_REST(nvmlDeviceGetPowerManagementLimit, 700000)
+AT_REST(nvmlDeviceGetEnforcedPowerLimit, 700000)
+NOT_ASKED(nvmlDeviceGetFanSpeed)
+NOT_ASKED(nvmlDeviceGetDriverModel)
+CODER(nvmlDeviceGetEncoderUtilization)
+CODER(nvmlDeviceGetDecoderUtilization)
 
 /* The GPU memory's own node, as on Grace: never the host's, so a reader who asks this is wrong. */
 int nvmlDeviceGetNumaNodeId(struct device *device, unsigned *out) { CHECK(device); *out = 77; return SUCCESS; }
