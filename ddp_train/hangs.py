@@ -111,7 +111,9 @@ def judge(sights: Sequence[Sight], limits: Limits, first_step: int) -> Verdict |
     behind = min([sight for sight in here if not sight.waiting] or here, key=_progress)
     limit = limits.of(behind, first_step)
     if not behind.waiting:
-        return Verdict("hung", behind.rank, behind.silent_s, limit) if behind.silent_s > limit else None
+        # It may have been slow before it was stopped: its silence is the longer one then.
+        kind: Literal["stopped", "hung"] = "stopped" if behind.stopped_s > behind.silent_s / 2 else "hung"
+        return Verdict(kind, behind.rank, behind.silent_s, limit) if behind.silent_s > limit else None
     silent = min(sight.silent_s for sight in here)
     # One that has come to its end waits for nobody that is still on the way.
     return Verdict("locked", behind.rank, silent, limit) if silent > limit + ROUND_S and here == [*sights] else None

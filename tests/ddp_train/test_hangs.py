@@ -33,6 +33,9 @@ def kind(*sights: Sight, limits: Limits = T, first_step: int = 0) -> tuple[str, 
         # A stopped process is one in any phase, and whatever the others do.
         ([sight(0, 8, "checkpoint", 3.2, stopped_s=3.1), sight(1, 9, "forward", 9.0)], ("stopped", 0)),
         ([sight(0, -1, "data preparation", 3.2, stopped_s=2.9), sight(1, -1, "communication", 9.0)], None),
+        # Where it was slow before that, its silence is over the limit first; stopped at the end is not why it hangs.
+        ([sight(0, 9, "forward", 3.1, stopped_s=2.9), sight(1, 9, "communication", 3.9)], ("stopped", 0)),
+        ([sight(0, 9, "forward", 3.1, stopped_s=0.2), sight(1, 9, "communication", 3.9)], ("hung", 0)),
         # All wait: for one another, once it is sure that none is only seen late.
         ([sight(0, 9, "communication", 3.9), sight(1, 9, "communication", 3.5)], None),
         ([sight(0, 9, "communication", 4.9), sight(1, 8, "communication", 4.1)], ("locked", 1)),
