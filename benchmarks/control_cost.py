@@ -41,6 +41,7 @@ def _measure() -> None:
 
     from ddp_train import distributed
     from ddp_train.control import Control
+    from ddp_train.guard import any_not_finite
 
     ranks = distributed.Ranks.from_environment()
     distributed.start(ranks, torch.device("cpu"), timeout_s=60)
@@ -50,11 +51,8 @@ def _measure() -> None:
     for parameter in parameters:
         parameter.grad = torch.ones_like(parameter)
     gradients = [p.grad for p in parameters if p.grad is not None]
-
-    def look() -> bool:
-        return bool(torch.isfinite(torch.stack(torch._foreach_norm(gradients)).sum()))
-
-    watch = _median(look)
+    bad, one = torch.zeros(()), torch.ones(())
+    watch = _median(lambda: any_not_finite(gradients, bad, one))
     if ranks.is_first:
         print(f"exchange over {ranks.world_size} ranks: {exchange:.0f} us; watch over 100 gradients: {watch:.0f} us")
     distributed.leave(0)
