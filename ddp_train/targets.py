@@ -37,12 +37,12 @@ class Size:
 # options here. On CPUs: tried out with two cores.
 SIZES: dict[Literal["cpu", "cuda"], dict[float, Size]] = {
     "cpu": {
-        0.80: Size(width_mult=0.25, epochs=3, batch_size=500, lr=0.1, muon_rest_lr=90.0),
-        0.89: Size(width_mult=0.375, epochs=10, batch_size=500, lr=0.1, muon_rest_lr=90.0),
-        0.91: Size(width_mult=0.5, epochs=12, batch_size=500, lr=0.1, muon_rest_lr=90.0),
-        0.93: Size(width_mult=0.75, epochs=14, batch_size=1000, lr=0.15, muon_rest_lr=150.0),
-        0.94: Size(width_mult=1.0, epochs=16, batch_size=1000, lr=0.15, muon_rest_lr=150.0),
-        0.96: Size(width_mult=2.0, epochs=40, batch_size=1000, lr=0.15, muon_rest_lr=150.0, erasing=1.0),
+        0.80: Size(width_mult=0.25, epochs=2, batch_size=250, lr=0.1, muon_rest_lr=45.0),
+        0.89: Size(width_mult=0.5, epochs=5, batch_size=250, lr=0.1, muon_rest_lr=60.0),
+        0.91: Size(width_mult=0.5, epochs=9, batch_size=250, lr=0.1, muon_rest_lr=60.0),
+        0.93: Size(width_mult=1.0, epochs=10, batch_size=500, lr=0.12, muon_rest_lr=90.0),
+        0.94: Size(width_mult=1.0, epochs=16, batch_size=500, lr=0.12, muon_rest_lr=90.0),
+        0.96: Size(width_mult=2.0, epochs=40, batch_size=500, lr=0.12, muon_rest_lr=90.0, erasing=1.0),
     },
     "cuda": {
         0.90: Size(width_mult=0.5, epochs=6, batch_size=2000, lr=0.24, muon_rest_lr=307.0),
