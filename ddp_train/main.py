@@ -82,11 +82,11 @@ def _run(wanted: Config, stop: StopSignals) -> int:
         if error.together:
             distributed.wait_for_all()  # rank 0 had a checkpoint to write
             return _end(str(error), status=error.status, speaks=ranks.is_first)
-        _leave_alone(error)
+        _leave_alone(error, saves=_saves(wanted))
     except BaseException as error:
         # This rank alone is in trouble. The others wait for it in a collective, and so would leaving the process
         # group: say what happened, and go.
-        _leave_alone(error)
+        _leave_alone(error, saves=_saves(wanted))
     own.beat("done")
     distributed.wait_for_all()
     distributed.stop()
@@ -168,7 +168,12 @@ def _overfit(run: Run, steps: int) -> int:
     return 0 if found.learned else 1
 
 
-def _leave_alone(error: BaseException) -> NoReturn:
+def _saves(wanted: Config) -> bool:
+    """Whether it is a training run, which has checkpoints, and nothing in its place."""
+    return wanted.run.tune is None and wanted.looking.overfit_one_batch is None
+
+
+def _leave_alone(error: BaseException, *, saves: bool) -> NoReturn:
     """End this process at once: one line for a user's mistake and after a signal, else the traceback."""
     from ddp_train.state import Stopped
 
@@ -177,7 +182,7 @@ def _leave_alone(error: BaseException) -> NoReturn:
         status = error.status
         own.withdraw()
         if os.environ.get("RANK", "0") == "0":
-            print(f"{error} {_where()}", file=sys.stderr)
+            print(f"{error} {_where(saves)}", file=sys.stderr)
     elif isinstance(error, UserError):
         status = 2
         print(f"error: {error}", file=sys.stderr)
@@ -193,8 +198,10 @@ def _leave_alone(error: BaseException) -> NoReturn:
     os._exit(status)
 
 
-def _where() -> str:
+def _where(saves: bool) -> str:
     """What a signal outside of the training found, and what it means for what is saved."""
+    if not saves:
+        return "before the measurement was done: there is nothing to save"
     if own.step < 0:
         return "before the first step: there is nothing to save"
     return f"at step {own.step + 1} (epoch {own.epoch + 1}): the last checkpoint stands"
