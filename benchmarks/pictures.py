@@ -1,20 +1,24 @@
 """Pictures of the kept results: `python -m benchmarks pictures [-o DIR]`.
 
 accuracy-against-seconds.png: test accuracy on CIFAR-10 over the seconds of the epochs, for every preset and peer that
-was run, a line for each seed. Only what has a result in benchmarks/results/ is drawn.
+was run, a line for each seed. throughput.png: images per second by network and ranks, from ddp_scaling. start-up.png:
+the seconds from the command to the first training step, from start_up. Only what has a result in benchmarks/results/ is
+drawn.
 """
 
 from __future__ import annotations
 
 import itertools
 import re
+import statistics
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ddp_train.plots.style import PALETTE, SOFT, legend, new_figure, save, style
+from ddp_train.plots.style import INK, PALETTE, SOFT, legend, new_figure, save, style
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 __all__ = ["PICTURES", "accuracy_figure", "draw"]
@@ -89,4 +93,56 @@ def accuracy_figure(results: Results) -> Figure | None:
     return figure
 
 
-PICTURES: dict[str, Callable[[Results], Figure | None]] = {"accuracy-against-seconds.png": accuracy_figure}
+def throughput_figure(results: Results) -> Figure | None:
+    """Images per second on CPUs by network, ranks and threads; None without a result."""
+    models: dict[str, dict[str, float]] = {}
+    for result in _made_by(results, "ddp_scaling"):
+        models |= {name: _medians(found["rounds"]) for name, found in result["models"].items() if found["rounds"]}
+    if not models:
+        return None
+    figure = new_figure(9, 0.9 + 1.3 * len(models), "Images per second of training by ranks and threads")
+    for axes, (name, rates) in zip(_columns(figure, len(models)), models.items(), strict=True):
+        _bars(axes, rates, ",.0f")
+        style(axes, f"--model {name}")
+        axes.grid(visible=False, axis="y")
+    return figure
+
+
+def start_up_figure(results: Results) -> Figure | None:
+    """Seconds to the first training step by way of starting; None without a result."""
+    found = [_medians(result["rounds"]) for result in _made_by(results, "start_up") if result.get("rounds")]
+    if not found:
+        return None
+    figure = new_figure(9, 2.6, "From the command to the first training step")
+    axes = figure.subplots()
+    _bars(axes, found[-1], ".1f")
+    style(axes, "", "", "seconds")
+    axes.grid(visible=False, axis="y")
+    return figure
+
+
+def _made_by(results: Results, benchmark: str) -> list[dict[str, Any]]:
+    return [result for result in results.values() if f"benchmarks.{benchmark} " in result.get("command", "")]
+
+
+def _medians(rounds: list[dict[str, float]]) -> dict[str, float]:
+    return {case: statistics.median(one[case] for one in rounds) for case in rounds[0]}
+
+
+def _columns(figure: Figure, count: int) -> list[Axes]:
+    return list(figure.subplots(count, 1, squeeze=False)[:, 0])
+
+
+def _bars(axes: Axes, values: dict[str, float], form: str) -> None:
+    """A bar for each value, the first on top, with the value behind it."""
+    names = list(values)[::-1]
+    bars = axes.barh(names, [values[name] for name in names], color=PALETTE[0], height=0.62)
+    axes.bar_label(bars, labels=[format(values[name], form) for name in names], padding=4, fontsize=9, color=INK)
+    axes.margins(x=0.12)
+
+
+PICTURES: dict[str, Callable[[Results], Figure | None]] = {
+    "accuracy-against-seconds.png": accuracy_figure,
+    "throughput.png": throughput_figure,
+    "start-up.png": start_up_figure,
+}

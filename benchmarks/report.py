@@ -23,7 +23,11 @@ other processes took more than a tenth of the CPUs are thrown away, and fewer th
 Figures are medians; quartiles stand in brackets.
 """
 NONE = "not yet measured"
-PICTURES = {"time_to_accuracy": "accuracy-against-seconds.png"}
+PICTURES = {
+    "time_to_accuracy": "accuracy-against-seconds.png",
+    "ddp_scaling": "throughput.png",
+    "start_up": "start-up.png",
+}
 """Measurement -> its picture in docs/pictures (`python -m benchmarks pictures`)."""
 
 

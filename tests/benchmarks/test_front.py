@@ -13,7 +13,7 @@ import pytest
 from benchmarks.__main__ import main
 from benchmarks.catalogue import CATALOGUE
 from benchmarks.collectives import bus_bandwidth
-from benchmarks.pictures import curves
+from benchmarks.pictures import curves, start_up_figure, throughput_figure
 from benchmarks.report import page, read_results
 from benchmarks.turns import FEWEST, Spread, Turns
 
@@ -106,6 +106,18 @@ def test_curves_are_accuracy_over_the_time_spent() -> None:
         },
     }
     assert curves(results) == {sort: [[(2.0, 0.5), (5.0, 0.7)]], "--preset quick": [[(4.0, 0.8)]]}
+
+
+def test_bars_are_medians_of_the_rounds() -> None:
+    rounds = [{"one": 1.0, "two": 9.0}, {"one": 3.0, "two": 7.0}, {"one": 2.0, "two": 8.0}]
+    results = {
+        "a": {"command": "python -m benchmarks.start_up --ranks 2", "rounds": rounds},
+        "b": {"command": "python -m benchmarks.ddp_scaling --models m", "models": {"m": {"rounds": rounds}}},
+    }
+    for figure in (start_up_figure(results), throughput_figure(results)):
+        assert figure is not None
+        assert [bar.get_width() for bar in figure.axes[0].patches] == [8.0, 2.0]
+    assert start_up_figure({}) is None and throughput_figure({}) is None
 
 
 def test_pictures_of_the_kept_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
