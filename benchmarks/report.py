@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.catalogue import CATALOGUE, Benchmark
+from benchmarks.catalogue import CATALOGUE, Benchmark, find
+from benchmarks.goals import table
 from benchmarks.machine import ROOT
 
 __all__ = ["page", "read_results"]
@@ -39,7 +40,13 @@ def read_results(folder: Path = RESULTS) -> dict[str, dict[str, Any]]:
 def page(results: dict[str, dict[str, Any]] | None = None) -> str:
     """The Markdown text. A measurement without a result says so."""
     results = read_results() if results is None else results
-    return "\n".join([HEAD, *(_section(entry, results) for entry in CATALOGUE)])
+    goals = ["## What they are held to", "", *table(results, _by_name), ""]
+    return "\n".join([HEAD, *goals, *(_section(entry, results) for entry in CATALOGUE)])
+
+
+def _by_name(benchmark: str, result: dict[str, Any]) -> bool:
+    entry = find(benchmark)
+    return entry is not None and _made_by(entry, result)
 
 
 def _section(entry: Benchmark, results: dict[str, dict[str, Any]]) -> str:

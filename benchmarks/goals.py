@@ -1,0 +1,191 @@
+"""What the measurements are held to: a table of (goal, where its figure stands, bound), read from the kept results."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["GOALS", "Goal", "table"]
+
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Goal:
+    """One figure of one benchmark. `read`: the figure of a result, KeyError where it has none. One bound is given.
+
+    why: what is known of the reason, for the page, where the goal is missed.
+    """
+
+    benchmark: str
+    figure: str
+    read: Callable[[Result], float]
+    at_least: float | None = None
+    at_most: float | None = None
+    form: str = ".2f"
+    why: str = ""
+
+    @property
+    def bound(self) -> str:
+        """In words."""
+        word, value = ("at least", self.at_least) if self.at_least is not None else ("at most", self.at_most)
+        return f"{word} {value:g}"
+
+    def held(self, value: float) -> bool:
+        """Whether `value` is within the bound."""
+        return value >= self.at_least if self.at_least is not None else value <= (self.at_most or 0.0)
+
+
+def table(results: Mapping[str, Result], made_by: Callable[[str, Result], bool]) -> list[str]:
+    """Markdown lines: every goal with the newest figure there is. made_by(benchmark, result): whose result it is."""
+    lines = ["| goal | asked | measured | |", "|---|---|---|---|"]
+    for goal in GOALS:
+        values = [
+            value for result in results.values() if made_by(goal.benchmark, result) for value in _values(goal, result)
+        ]
+        if not values:
+            lines.append(f"| {goal.figure} ({goal.benchmark}) | {goal.bound} | not yet measured | |")
+            continue
+        value = values[-1]
+        word = "held" if goal.held(value) else f"missed{': ' + goal.why if goal.why else ''}"
+        lines.append(f"| {goal.figure} ({goal.benchmark}) | {goal.bound} | {value:{goal.form}} | {word} |")
+    return lines
+
+
+def _values(goal: Goal, result: Result) -> list[float]:
+    try:
+        return [goal.read(result)]
+    except (KeyError, IndexError, StopIteration):
+        return []
+
+
+def _median(*path: str) -> Callable[[Result], float]:
+    """The median at a path of keys."""
+
+    def read(result: Result) -> float:
+        found: Any = result
+        for key in path:
+            found = found[key]
+        return float(found["median"])
+
+    return read
+
+
+def _slower(times: int) -> Callable[[Result], float]:
+    return lambda result: next(float(row["ratio"]) for row in result["results"] if row["slower"] == times)
+
+
+def _seconds_to(accuracy: float) -> Callable[[Result], float]:
+    """The mean time of the epochs of the shortest sort of run of three clean seeds whose mean accuracy is reached."""
+
+    def read(result: Result) -> float:
+        found = []
+        for name, runs in result["runs"].items():
+            clean = [run for run in runs if not run["disturbed"]]
+            reached = len(clean) >= 3 and statistics.fmean(run["test_accuracy"] for run in clean) >= accuracy
+            if name.startswith("--preset") and reached:
+                found.append(statistics.fmean(run["epoch_seconds"] for run in clean))
+        return min(found) if found else _nothing()
+
+    return read
+
+
+def _nothing() -> float:
+    raise KeyError("no such run")
+
+
+def _over(case: str) -> Callable[[Result], float]:
+    """The median ratio to our report of a case of topology_peers, at the first delay."""
+    return lambda result: next(float(str(row[3]).split()[0]) for row in result["table"]["rows"] if row[1] == case)
+
+
+GOALS: tuple[Goal, ...] = (
+    Goal(
+        "input_pipeline",
+        "times the best DataLoader, with erasing",
+        _median("with_erasing", "times_the_best_loader"),
+        at_least=15,
+        form=".1f",
+    ),
+    Goal(
+        "input_pipeline",
+        "times the best DataLoader, without erasing",
+        _median("without_erasing", "times_the_best_loader"),
+        at_least=25,
+        form=".1f",
+    ),
+    Goal(
+        "step_overhead",
+        "CPU µs of a step above a bare loop",
+        _median("over_bare_us", "trainer"),
+        at_most=50,
+        form=".0f",
+    ),
+    Goal(
+        "start_up",
+        "seconds to the first step above bare torchrun with a process group",
+        _median("over_torchrun_s", "launch.py"),
+        at_most=1.5,
+        form=".1f",
+    ),
+    Goal(
+        "cpu_speed",
+        "times the naive loop on a CPU, speedrun at full width",
+        _median("models", "speedrun", "over_naive", "channels_last, malloc, short spin"),
+        at_least=1.2,
+    ),
+    Goal(
+        "cpu_speed",
+        "times the naive loop on a CPU, small",
+        _median("models", "small", "over_naive", "channels_last, malloc, short spin"),
+        at_least=1.4,
+    ),
+    Goal(
+        "ddp_scaling",
+        "two ranks over one process of two threads, small",
+        _median("models", "small", "two_ranks_over_one_process"),
+        at_least=1.0,
+    ),
+    Goal(
+        "ddp_scaling",
+        "two ranks over two independent processes, small",
+        _median("models", "small", "two_ranks_over_two_apart"),
+        at_least=0.93,
+    ),
+    Goal(
+        "ddp_scaling",
+        "two ranks over one process of two threads, resnet18",
+        _median("models", "resnet18", "two_ranks_over_one_process"),
+        at_least=0.95,
+    ),
+    Goal(
+        "ddp_scaling",
+        "two ranks over two independent processes, resnet18",
+        _median("models", "resnet18", "two_ranks_over_two_apart"),
+        at_least=0.93,
+    ),
+    Goal("mixed_ranks", "times the even split, one rank 2 times slower", _slower(2), at_least=1.38),
+    Goal("mixed_ranks", "times the even split, 3 times slower", _slower(3), at_least=1.75),
+    Goal("mixed_ranks", "times the even split, 4 times slower", _slower(4), at_least=2.2),
+    Goal(
+        "checkpoint_cost",
+        "share of the training time at the default interval",
+        lambda r: float(r["share_at_the_default_interval"]),
+        at_most=0.02,
+        form=".5f",
+    ),
+    Goal(
+        "time_to_accuracy",
+        "seconds of epochs to 79% on two cores, mean of three seeds",
+        _seconds_to(0.79),
+        at_most=45,
+        form=".0f",
+    ),
+    Goal("time_to_accuracy", "seconds of epochs to 88.5%", _seconds_to(0.885), at_most=300, form=".0f"),
+    Goal("time_to_accuracy", "seconds of epochs to 90.5%", _seconds_to(0.905), at_most=540, form=".0f"),
+    Goal("time_to_accuracy", "seconds of epochs to 93%", _seconds_to(0.93), at_most=2100, form=".0f"),
+    Goal("topology_peers", "times our report that nvitop -1 takes", _over("nvitop -1"), at_least=1.0),
+    Goal("topology_peers", "times our report that gpustat --json takes", _over("gpustat --json"), at_least=1.0),
+)

@@ -1,0 +1,52 @@
+"""The goals: read from results, with a bound, and none that no result could miss."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from benchmarks.catalogue import find
+from benchmarks.goals import GOALS, table
+
+
+def shown(results: dict[str, Any]) -> list[str]:
+    return table(results, lambda benchmark, result: result["by"] == benchmark)
+
+
+def test_each_goal_is_of_a_benchmark_and_has_one_bound() -> None:
+    for goal in GOALS:
+        assert find(goal.benchmark) is not None
+        assert (goal.at_least is None) != (goal.at_most is None)
+        bound = goal.at_least if goal.at_least is not None else goal.at_most
+        assert bound is not None and goal.held(bound)
+        assert not goal.held(bound - 1e-6 if goal.at_least is not None else bound + 1e-6)
+
+
+@pytest.mark.parametrize(("microseconds", "word"), [(49.9, "held"), (50.1, "missed")])
+def test_a_figure_is_held_or_missed(microseconds: float, word: str) -> None:
+    result = {"by": "step_overhead", "over_bare_us": {"trainer": {"median": microseconds}}}
+    (line,) = (line for line in shown({"a": result}) if "step_overhead" in line)
+    assert f"| at most 50 | 50 | {word}" in line
+    assert sum("not yet measured" in line for line in shown({"a": result})) == len(GOALS) - 1
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "disturbed", "seconds"),
+    [
+        ((0.79, 0.795, 0.785), False, "20"),
+        ((0.79, 0.795, 0.78), False, "not yet measured"),
+        ((0.79, 0.795), False, "not yet measured"),
+        ((0.79, 0.795, 0.785), True, "not yet measured"),
+    ],
+)
+def test_an_accuracy_counts_as_the_mean_of_three_clean_seeds(
+    accuracies: tuple[float, ...], disturbed: bool, seconds: str
+) -> None:
+    runs = [
+        {"disturbed": disturbed and at == 0, "test_accuracy": accuracy, "epoch_seconds": 10.0 * (at + 1)}
+        for at, accuracy in enumerate(accuracies)
+    ]
+    result = {"by": "time_to_accuracy", "runs": {"--preset speedrun --target 0.8": runs}}
+    (line,) = (line for line in shown({"a": result}) if "to 79%" in line)
+    assert f"| at most 45 | {seconds} |" in line
