@@ -25,6 +25,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--whole", action="store_true", help="run the fault tests at their full counts (an hour or so)")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Ctrl-C and a hang-up mean something again where they are ignored, as behind nohup or in a shell's background.
+
+    The processes of a run take over what is ignored, and the launcher keeps to it: tests that interrupt would fail.
+    """
+    for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, usual)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The tests that start processes first: a long file at the end would leave all workers but one idle."""
     items.sort(key=lambda item: item.path.parent.name not in ("faults", "integration", "launcher"))
