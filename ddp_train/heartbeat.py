@@ -37,8 +37,9 @@ PHASES = (
     "done",
 )
 """In the order of a run. "training" lies between the others, "failed" behind an error, "done" at the end of a run."""
-BEAT = struct.Struct("=qqqq")
-"""Epoch and step (from 0, -1 before the first), index of the phase, nanoseconds of the monotonic clock."""
+BEAT = struct.Struct("=qqqqq")
+"""Epoch and step (from 0, -1 before the first), index of the phase, nanoseconds of the monotonic clock, and the step
+that was this process's first (-1 before it): a watchdog that is late would take another one for it."""
 DUMP_SIGNAL = signal.SIGRTMAX - 4
 """Asks for the Python stacks. A real-time signal: job managers and users have their own ideas of the others."""
 _CODES = {name: code for code, name in enumerate(PHASES)}
@@ -48,7 +49,7 @@ class Heartbeat:
     """The beats of one process. `phase` is what it does now."""
 
     def __init__(self) -> None:
-        self.epoch = self.step = -1
+        self.epoch = self.step = self.first_step = -1
         self.phase = "start"
         self._memory: mmap.mmap | None = None
         self._announced: Path | None = None
@@ -89,7 +90,7 @@ class Heartbeat:
 
     def _show(self, phase: str) -> None:
         if self._memory is not None:
-            BEAT.pack_into(self._memory, 0, self.epoch, self.step, _CODES[phase], time.monotonic_ns())
+            BEAT.pack_into(self._memory, 0, self.epoch, self.step, _CODES[phase], time.monotonic_ns(), self.first_step)
 
     def alive(self) -> None:
         """Note progress within the phase."""
@@ -98,6 +99,8 @@ class Heartbeat:
     def at(self, epoch: int, step: int) -> None:
         """The place in the run, both from 0; `step` counts from its beginning."""
         self.epoch, self.step = epoch, step
+        if self.first_step < 0:
+            self.first_step = step
 
     def during(self, phase: str) -> _Phase:
         """A context for a phase. Behind it goes on the one before, unless it raised: there the rank may have ended."""

@@ -30,7 +30,7 @@ class Rank:
         self._memory = mmap.mmap(file, BEAT.size, prot=mmap.PROT_READ)
         os.close(file)
         self._stacks = os.open(f"/proc/{pid}/fd/{dumps}", os.O_RDONLY)
-        self._beat = (-1, -1, 0, 0)
+        self._beat = (-1, -1, 0, 0, -1)
         self._silent = self._stopped = self.gone_s = 0.0
         self._is_stopped = False
         self._waits: bool | None = None
@@ -38,7 +38,11 @@ class Rank:
         """Where it was when it was asked, since its last beat."""
         self.status: int | None = None
         """How it ended, as waitpid(2) tells it; None: it has not. -1: too late to see."""
-        self.first_step = -1
+
+    @property
+    def first_step(self) -> int:
+        """Of its process; -1 before it."""
+        return self._beat[4]
 
     def look(self, awake: float) -> float:
         """See what it does. `awake`: seconds for which this process has run since the last look: a node that was
@@ -53,8 +57,6 @@ class Rank:
         elif beat != self._beat:
             if 0 <= self.first_step < beat[1] and PHASES[self._beat[2]] in WORK:
                 gap = self._silent
-            elif self.first_step < 0:
-                self.first_step = beat[1]
             self._beat, self._silent, self._waits, self.frames = beat, 0.0, None, []
         elif state != DEBUGGED:
             self._silent += awake
@@ -65,7 +67,7 @@ class Rank:
     @property
     def sight(self) -> Sight:
         """What was seen."""
-        epoch, step, phase, _ = self._beat
+        epoch, step, phase, _, _ = self._beat
         return Sight(
             rank=self.number,
             epoch=epoch,

@@ -44,8 +44,11 @@ MONITOR_INTERVAL_S = 0.05
 LEFT_BEHIND_S = 2
 """How long processes that a successful program left behind may take to end."""
 SETTLE_S = 0.5
+"""Behind the first failure: how long the other ranks may take to end by themselves."""
+VICTIMS_S = 3.0
+"""In place of that where only victims have failed: who broke the connections is still on the way to its end."""
 HUNG_S = 0.25
-"""In place of that, and of the grace time, where a rank hung."""
+"""In place of them, and of the grace time, where a rank hung."""
 LOST_S = 2
 """In place of the grace time, where a rank failed without which the others cannot save."""
 LAUNCHED = "DDP_LAUNCH"
@@ -270,8 +273,10 @@ class _Agent(LocalElasticAgent):
         A rank that meets the broken connection has time to say so, and is known as a victim by what it says.
         """
         ended = {rank for rank, code in self._codes().items() if code is not None}
-        hung = any(failure.hang for failure in self._failures(ended))
-        deadline = time.monotonic() + (HUNG_S if hung else SETTLE_S)
+        failures = self._failures(ended)
+        hung = any(failure.hang for failure in failures)
+        victims = all(failure.victim for failure in failures)
+        deadline = time.monotonic() + (HUNG_S if hung else VICTIMS_S if victims else SETTLE_S)
         while None in (codes := self._codes()).values() and time.monotonic() < deadline:
             time.sleep(MONITOR_INTERVAL_S)
         return {rank for rank, code in codes.items() if code is not None}
@@ -283,7 +288,9 @@ class _Agent(LocalElasticAgent):
         order = sorted(codes, key=ended.__getitem__)
         failed = [self._failure(rank, codes[rank], ended[rank], rank not in alone) for rank in order if codes[rank]]
         begin = next((index for index, rank in enumerate(order) if codes[rank]), 0)
-        return blame(failed, [self._failure(rank, 0, ended[rank], False) for rank in order[:begin]])
+        # Python takes its time to end: who broke the connections may be gone a moment later than who met them broken.
+        early = [rank for at, rank in enumerate(order) if codes[rank] == 0 and (at < begin or rank in alone)]
+        return blame(failed, [self._failure(rank, 0, ended[rank], False) for rank in early])
 
     def _failure(self, local_rank: int, code: int, ended_ms: float, stopped: bool) -> Failure:
         rank = self._worker_group.workers[local_rank].global_rank

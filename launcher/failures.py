@@ -162,8 +162,8 @@ def first_failure(failures: Sequence[Failure]) -> Failure | None:
 
 
 def blame(failures: Sequence[Failure], early: Sequence[Failure]) -> tuple[Failure, ...]:
-    """The failures with what explains them. `early`: ranks that ended with exit code 0 before any other failed, in the
-    order in which they ended.
+    """The failures with what explains them. `early`: ranks that ended with exit code 0 before any other failed, or by
+    themselves at about that time, in the order in which they ended.
 
     A rank that leaves early breaks the collectives of the others: it stands first where these are all that failed.
     Ranks that were killed behind one that hung were so because of it.

@@ -28,9 +28,12 @@ def test_what_the_watchdog_reads(tmp_path: Path) -> None:
         seen = mmap.mmap(file.fileno(), BEAT.size, prot=mmap.PROT_READ)
     before = time.monotonic_ns()
     heart.at(2, 57)
+    heart.beat("backward")
+    heart.at(2, 58)
     heart.beat("forward")
-    epoch, step, phase, when = BEAT.unpack_from(seen)
-    assert (epoch, step, PHASES[phase]) == (2, 57, "forward")
+    epoch, step, phase, when, first = BEAT.unpack_from(seen)
+    assert (epoch, step, PHASES[phase]) == (2, 58, "forward")
+    assert first == 57, "also for one that looks now for the first time"
     assert before <= when <= time.monotonic_ns()
     assert [path.name for path in tmp_path.iterdir()] == ["rank-0"]
 

@@ -233,3 +233,30 @@ def test_a_users_program_that_leaves_early(launcher: Launcher) -> None:
         if (event := json.loads(line))["event"] == "failure"
     )  # fmt: skip
     assert (failure["rank"], failure["left_early"], failure["victims"]) == (0, True, [1])
+
+
+LATE = """
+import os, time
+import torch, torch.distributed as dist
+dist.init_process_group("gloo")
+dist.all_reduce(torch.ones(1))
+if dist.get_rank() == 0:
+    dist.destroy_process_group()
+    time.sleep(0.7)  # as Python may take to end
+    os._exit(0)
+try:
+    dist.all_reduce(torch.ones(1))
+finally:
+    import sys, traceback
+    if sys.exc_info()[0]:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
+"""
+
+
+def test_one_that_leaves_early_and_takes_its_time_to_end(launcher: Launcher) -> None:
+    script = launcher.script(LATE)
+    done = launcher.run("--cpu", "--nproc", "2", "--json-events", "events", str(script))
+    assert done.returncode == 1
+    assert "rank 0 left early" in done.stderr
