@@ -41,11 +41,14 @@ IGNORED = (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.
 
 
 class Watch:
-    """The `count` ranks of a node of `nodes`, which announce themselves in `folder`. `timeout_s`: None is automatic."""
+    """The `count` ranks of a node of `nodes`, which announce themselves in `folder`. `timeout_s`: None is automatic.
 
-    def __init__(self, folder: Path, count: int, nodes: int, timeout_s: float | None) -> None:
+    parent: local rank 0, by process id; it may have ended before this process has come so far as to ask for it.
+    """
+
+    def __init__(self, folder: Path, count: int, nodes: int, timeout_s: float | None, parent: int) -> None:
         self._folder, self._count, self._nodes = folder, count, nodes
-        self._parent = os.getppid()
+        self._parent = parent
         self._limits = Limits(timeout_s)
         self._ranks: dict[int, Rank] = {}
         self._ready = select.poll()
@@ -173,11 +176,12 @@ def left_line(sight: Sight) -> str:
     return f"RankLeft: rank {sight.rank} left early, with exit code 0, at {at}; the others were still at work"
 
 
-def main(folder: str, count: str, nodes: str, timeout: str) -> None:
-    """Watch `count` ranks. `timeout`: seconds, or "auto"."""
+def main(folder: str, count: str, nodes: str, timeout: str, parent: str) -> None:
+    """Watch `count` ranks. `timeout`: seconds, or "auto"; `parent`: the process id of local rank 0."""
     for number in IGNORED:
         signal.signal(number, signal.SIG_IGN)
-    watch = Watch(Path(folder), int(count), int(nodes), None if timeout == "auto" else float(timeout))
+    limit = None if timeout == "auto" else float(timeout)
+    watch = Watch(Path(folder), int(count), int(nodes), limit, int(parent))
     os.chdir("/")
     try:
         watch.run()

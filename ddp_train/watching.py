@@ -75,8 +75,9 @@ def _first(ranks: Ranks) -> int:
 def _start_watchdog(folder: Path, ranks: Ranks, timeout_s: float | None) -> None:
     limit = "auto" if timeout_s is None else str(timeout_s)
     nodes = max(1, ranks.world_size // ranks.local_world_size)
+    of_rank = (str(folder), str(ranks.local_world_size), str(nodes), limit, str(os.getpid()))
     subprocess.Popen(
-        (sys.executable, "-I", "-S", watchdog.__file__, str(folder), str(ranks.local_world_size), str(nodes), limit),
+        (sys.executable, "-I", "-S", watchdog.__file__, *of_rank),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from ddp_train import watchdog
+
 ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 0.5
 RANK = """
@@ -23,7 +25,7 @@ folder, rank, nodes, story = Path(sys.argv[1]), sys.argv[2], sys.argv[3], sys.ar
 own.announce(folder / f"rank-{rank}")
 if rank == "0":
     with open("watchdog", "w") as file:
-        command = [sys.executable, "-I", "-S", watchdog.__file__, str(folder), "2", nodes, "TIMEOUT"]
+        command = [sys.executable, "-I", "-S", watchdog.__file__, str(folder), "2", nodes, "TIMEOUT", str(os.getpid())]
         print(subprocess.Popen(command).pid, file=file)
 own.at(0, 0)
 own.beat("forward")
@@ -118,3 +120,11 @@ def test_ranks_that_all_wait(tmp_path: Path, nodes: int, codes: list[int]) -> No
 )
 def test_nothing_is_said_of_a_run_that_goes_on(tmp_path: Path, first: str, second: str, codes: list[int]) -> None:
     assert Node(tmp_path, first, second).end() == (codes, "")
+
+
+def test_it_ends_where_its_rank_was_gone_before_it_began(tmp_path: Path) -> None:
+    """Its parent is another process then, from the beginning, and would be for ever."""
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    command = [sys.executable, "-I", "-S", watchdog.__file__, str(tmp_path), "2", "1", "auto", str(gone.pid)]
+    subprocess.run(command, check=True, timeout=60)
