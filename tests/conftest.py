@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 import pytest
 
+from launcher.interrupts import ENDING
 from tests.fake_nvml.machine import to_lines
 
 SOURCE = Path(__file__).parent / "fake_nvml" / "nvml.c"
@@ -58,7 +59,7 @@ def a_rank_in_trouble_does_not_end_the_tests() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def signal_handlers_restored() -> Iterator[None]:
     """A program's `main` that runs inside a test may leave its own behind."""
-    earlier = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    earlier = {number: signal.getsignal(number) for number in ENDING}
     yield
     for number, handler in earlier.items():
         if handler is not None:

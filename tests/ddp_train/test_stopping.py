@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -38,7 +37,8 @@ def installed(stop: StopSignals | None = None) -> Iterator[StopSignals]:
 
 
 def tell(number: signal.Signals) -> None:
-    os.kill(os.getpid(), number)
+    """A signal whose handler has run when this returns; os.kill may give it to another thread, and later."""
+    signal.raise_signal(number)
 
 
 def in_evaluation(run: Run) -> None:
