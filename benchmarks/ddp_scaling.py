@@ -1,12 +1,14 @@
 """What DistributedDataParallel costs and gives: two ranks against one process, the same global batch.
 
     python -m benchmarks.ddp_scaling [--models small,power,resnet18] [--rounds 5] [--out NAME]
+    python -m benchmarks.ddp_scaling --models small:64,small:256,small:1024
 
 On the CPU: two ranks of one thread against one process of two threads, and against two independent processes of one
 thread with half the batch each, whose images per second add up. On GPUs (--device cuda): weak scaling, the same batch
 per GPU on 1, 2, 4 ... of them; one GPU is the step without the wrapper. Each case is a start of `launch.py` with the
 trainer's own step on synthetic images; the clock runs over the steps behind a warm-up. Rounds that other processes
-disturbed are left out; what counts is the ratio within a round. The result is benchmarks/results/NAME.json.
+disturbed are left out; what counts is the ratio within a round. NAME:N is a network at the global batch N; without N
+it is at one that suits it. The result is benchmarks/results/NAME.json.
 """
 
 from __future__ import annotations
@@ -19,8 +21,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -52,6 +54,16 @@ CPU_MODELS = {
 ONE, TWO, APART, AGAIN = "1 process, 2 threads", "2 ranks, 1 thread", "2 processes apart", "1 process, 2 threads, again"
 
 
+def find_model(text: str) -> Model:
+    """The network of NAME or NAME:BATCH. Errors: ValueError."""
+    name, colon, batch = text.partition(":")
+    if name not in CPU_MODELS:
+        raise ValueError(f"--models {text}: known are {', '.join(CPU_MODELS)}, each also as NAME:BATCH")
+    if colon and not (batch.isdecimal() and int(batch) > 1):
+        raise ValueError(f"--models {text}: {batch!r} is no global batch of at least 2 images")
+    return replace(CPU_MODELS[name], batch=int(batch)) if colon else CPU_MODELS[name]
+
+
 def measure(model: Model, rounds: int, folder: Path) -> Turns:
     """Images per second by case, on the CPU."""
     start = Starter(model, folder)
@@ -61,7 +73,7 @@ def measure(model: Model, rounds: int, folder: Path) -> Turns:
         APART: lambda: start.apart(2, model.batch // 2),
         AGAIN: lambda: start.together(1, model.batch),
     }
-    return take_turns(cases, rounds, unit=f"images/s, {model.name}")
+    return take_turns(cases, rounds, unit=f"images/s, {model.name} at {model.batch}")
 
 
 class Starter:
@@ -172,7 +184,7 @@ def _rows(name: str, turns: Turns) -> list[list[str]]:
 def main(argv: list[str] | None = None) -> int:
     """Measure, print, and write the result; the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ddp_scaling", description=__doc__.splitlines()[0])
-    parser.add_argument("--models", default="small,power,resnet18", help=f"of {', '.join(CPU_MODELS)}")
+    parser.add_argument("--models", default="small,power,resnet18", help=f"of {', '.join(CPU_MODELS)}, or NAME:BATCH")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="undisturbed rounds (default 5)")
     parser.add_argument("--out", metavar="NAME", help="write benchmarks/results/NAME.json")
@@ -183,30 +195,31 @@ def main(argv: list[str] | None = None) -> int:
         options = arguments.options or ""
         work(arguments.model, options, int(arguments.batch), arguments.device, Path(arguments.worker))
         return 0
-    names = [name.strip() for name in arguments.models.split(",")]
-    if unknown := [name for name in names if name not in CPU_MODELS]:
-        parser.error(f"--models {unknown[0]}: known are {', '.join(CPU_MODELS)}")
-    return _compare(names, arguments)
+    try:
+        models = {name.strip(): find_model(name.strip()) for name in arguments.models.split(",")}
+    except ValueError as error:
+        parser.error(str(error))
+    return _compare(models, arguments)
 
 
-def _compare(names: list[str], arguments: argparse.Namespace) -> int:
+def _compare(models: Mapping[str, Model], arguments: argparse.Namespace) -> int:
     machine = describe_machine()
     gpus = len(machine["gpus"]) if isinstance(machine["gpus"], list) else 0
     found: dict[str, object] = {}
     rows: list[list[str]] = []
-    for name in names:
+    for name, model in models.items():
         with tempfile.TemporaryDirectory() as folder:
             if arguments.device == "cuda":
-                turns = _on_gpus(CPU_MODELS[name], arguments.rounds, Path(folder), gpus)
+                turns = _on_gpus(model, arguments.rounds, Path(folder), gpus)
             else:
-                turns = measure(CPU_MODELS[name], arguments.rounds, Path(folder))
+                turns = measure(model, arguments.rounds, Path(folder))
         cpu = _on_cpu_summary(turns) if arguments.device == "cpu" else {}
         rates = [{case: round(rate) for case, rate in rates.items()} for rates in turns.rounds]
-        found[name] = {"global_batch": CPU_MODELS[name].batch, **turns.account(), **cpu, "rounds": rates}
+        found[name] = {"global_batch": model.batch, **turns.account(), **cpu, "rounds": rates}
         rows += _rows(name, turns)
     result = {
         "schema": "ddp-benchmark/1",
-        "command": f"python -m benchmarks.ddp_scaling --models {','.join(names)} --rounds {arguments.rounds}"
+        "command": f"python -m benchmarks.ddp_scaling --models {','.join(models)} --rounds {arguments.rounds}"
         + (" --device cuda" if arguments.device == "cuda" else ""),
         "machine": machine,
         "models": found,

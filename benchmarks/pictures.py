@@ -1,9 +1,9 @@
 """Pictures of the kept results: `python -m benchmarks pictures [-o DIR]`.
 
 accuracy-against-seconds.png: test accuracy on CIFAR-10 over the seconds of the epochs, for every preset and peer that
-was run, a line for each seed. throughput.png: images per second by network and ranks, from ddp_scaling. start-up.png:
-the seconds from the command to the first training step, from start_up. Only what has a result in benchmarks/results/ is
-drawn.
+was run, a line for each seed. throughput.png: images per second by network and ranks, and throughput-by-batch.png the
+same against the global batch, both from ddp_scaling. start-up.png: the seconds from the command to the first training
+step, from start_up. Only what has a result in benchmarks/results/ is drawn.
 """
 
 from __future__ import annotations
@@ -95,9 +95,7 @@ def accuracy_figure(results: Results) -> Figure | None:
 
 def throughput_figure(results: Results) -> Figure | None:
     """Images per second on CPUs by network, ranks and threads; None without a result."""
-    models: dict[str, dict[str, float]] = {}
-    for result in _made_by(results, "ddp_scaling"):
-        models |= {name: _medians(found["rounds"]) for name, found in result["models"].items() if found["rounds"]}
+    models = {name: rates for name, (_, rates) in _scaling(results).items() if ":" not in name}
     if not models:
         return None
     figure = new_figure(9, 0.9 + 1.3 * len(models), "Images per second of training by ranks and threads")
@@ -106,6 +104,38 @@ def throughput_figure(results: Results) -> Figure | None:
         style(axes, f"--model {name}")
         axes.grid(visible=False, axis="y")
     return figure
+
+
+def batch_figure(results: Results) -> Figure | None:
+    """Images per second against the global batch by ranks and threads, for networks with several; else None."""
+    sizes: dict[str, dict[int, dict[str, float]]] = {}
+    for name, (batch, rates) in _scaling(results).items():
+        sizes.setdefault(name.partition(":")[0], {})[batch] = rates
+    sizes = {name: dict(sorted(found.items())) for name, found in sizes.items() if len(found) > 2}
+    if not sizes:
+        return None
+    figure = new_figure(9, 0.9 + 3.4 * len(sizes), "Images per second of training by global batch")
+    for axes, (name, found) in zip(_columns(figure, len(sizes)), sizes.items(), strict=True):
+        for case, colour in zip(next(iter(found.values())), itertools.cycle(PALETTE), strict=False):
+            values = [rates[case] for rates in found.values()]
+            axes.plot(list(found), values, color=colour, linewidth=1.4, marker="o", markersize=4, label=case)
+        axes.set_xscale("log", base=2)
+        style(axes, f"--model {name}", "", "images per step, all ranks")
+        axes.set_xticks(list(found), minor=False)
+        axes.xaxis.set_major_formatter("{x:.0f}")
+        axes.set_ylim(bottom=0)
+        legend(axes, loc="lower right")
+    return figure
+
+
+def _scaling(results: Results) -> dict[str, tuple[int, dict[str, float]]]:
+    """Network as ddp_scaling names it -> global batch, and images per second by case."""
+    found = {}
+    for result in _made_by(results, "ddp_scaling"):
+        for name, one in result["models"].items():
+            if one["rounds"]:
+                found[name] = one["global_batch"], _medians(one["rounds"])
+    return found
 
 
 def start_up_figure(results: Results) -> Figure | None:
@@ -144,5 +174,6 @@ def _bars(axes: Axes, values: dict[str, float], form: str) -> None:
 PICTURES: dict[str, Callable[[Results], Figure | None]] = {
     "accuracy-against-seconds.png": accuracy_figure,
     "throughput.png": throughput_figure,
+    "throughput-by-batch.png": batch_figure,
     "start-up.png": start_up_figure,
 }

@@ -25,11 +25,11 @@ Figures are medians; quartiles stand in brackets.
 """
 NONE = "not yet measured"
 PICTURES = {
-    "time_to_accuracy": "accuracy-against-seconds.png",
-    "ddp_scaling": "throughput.png",
-    "start_up": "start-up.png",
+    "time_to_accuracy": ["accuracy-against-seconds.png"],
+    "ddp_scaling": ["throughput.png", "throughput-by-batch.png"],
+    "start_up": ["start-up.png"],
 }
-"""Measurement -> its picture in docs/pictures (`python -m benchmarks pictures`)."""
+"""Measurement -> its pictures in docs/pictures (`python -m benchmarks pictures`)."""
 
 
 def read_results(folder: Path = RESULTS) -> dict[str, dict[str, Any]]:
@@ -52,9 +52,9 @@ def _by_name(benchmark: str, result: dict[str, Any]) -> bool:
 def _section(entry: Benchmark, results: dict[str, dict[str, Any]]) -> str:
     mine = {name: result for name, result in results.items() if _made_by(entry, result)}
     lines = [f"## {entry.name}", "", entry.question[0].upper() + entry.question[1:] + ".", ""]
-    picture = ROOT / "docs" / "pictures" / PICTURES.get(entry.name, "none")
-    if picture.is_file():
-        lines += [f"![{entry.question}](pictures/{picture.name})", ""]
+    for name in PICTURES.get(entry.name, []):
+        if (ROOT / "docs" / "pictures" / name).is_file():
+            lines += [f"![{entry.question}](pictures/{name})", ""]
     if not mine:
         lines += [f"`python -m benchmarks run {entry.name}`: {NONE}.", ""]
     for name, result in mine.items():

@@ -76,7 +76,7 @@ def _with_command(argv: list[str]) -> list[str]:
 
 
 def _parser(called: str) -> argparse.ArgumentParser:
-    """The parser. Only the called command gets its options: the others' modules stay unread."""
+    """The parser. A command that is called stands alone in it: the others' modules stay unread."""
     parser = _Parser(
         prog=PROGRAM,
         description="What is in this machine, which GPUs belong together, and what CUDA and NCCL should be told.",
@@ -84,6 +84,8 @@ def _parser(called: str) -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, command in _COMMANDS.items():
+        if called in _COMMANDS and name != called:
+            continue
         options = commands.add_parser(name, help=command.about, description=command.about, allow_abbrev=False)
         if name == called:
             command.prepare(options)

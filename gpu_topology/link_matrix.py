@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 from gpu_topology.selection import Selection
 from gpu_topology.topology import Gpu, Link, LinkLevel, PeerAccess, Topology
+from gpu_topology.typeset import Column, Content, Screen
 
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-    from rich.table import Table
-    from rich.text import Text
+__all__ = ["legend", "links", "peer_words"]
 
 _LEVEL_STYLES = {
     LinkLevel.NV: "bold green",
@@ -23,42 +20,40 @@ _LEVEL_STYLES = {
 }
 
 
-def link_table(topology: Topology, selection: Selection | None = None, width: int = 80) -> RenderableType:
+def links(screen: Screen, topology: Topology, selection: Selection | None = None) -> None:
     """The matrix; a star marks pairs whose peer access does not work.
 
-    Where it is wider than `width` characters the columns stand closer, and then in blocks one below the other.
+    Where it is wider than the screen the columns stand closer, and then in blocks one below the other.
     """
-    from rich.console import Group
-
     gpus = topology.gpus
     row_head = len(f"GPU{gpus[-1].index}")
     cell = max((len(_words(link)) for link in topology.links), default=1)
     wide, slim = max(cell, row_head) + 2, max(cell, len(str(gpus[-1].index))) + 1
-    if row_head + 1 + len(gpus) * wide > width and row_head + 1 + len(gpus) * slim <= width:
-        return _block(topology, selection, gpus, close=True)
-    fit = max(1, (width - row_head - 1) // wide)
+    if row_head + 1 + len(gpus) * wide > screen.width and row_head + 1 + len(gpus) * slim <= screen.width:
+        _block(screen, topology, selection, gpus, close=True)
+        return
+    fit = max(1, (screen.width - row_head - 1) // wide)
     size = -(-len(gpus) // -(-len(gpus) // fit))  # the blocks are about as wide as each other
-    blocks = [gpus[at : at + size] for at in range(0, len(gpus), size)]
-    return Group(*(_block(topology, selection, block, close=False) for block in blocks))
+    for at in range(0, len(gpus), size):
+        _block(screen, topology, selection, gpus[at : at + size], close=False)
 
 
-def _block(topology: Topology, selection: Selection | None, columns: Sequence[Gpu], close: bool) -> Table:
+def _block(
+    screen: Screen, topology: Topology, selection: Selection | None, gpus: Sequence[Gpu], *, close: bool
+) -> None:
     """Some columns of the matrix, with every row."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    chosen = selection.indices if selection else ()
-    padding = (0, 0) if close else (0, 0, 0, 1)
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=not close, padding=padding)
-    table.add_column("", no_wrap=True)
-    for gpu in columns:
-        style = "bold green" if gpu.index in chosen else "bold"
-        table.add_column(f"{gpu.index}" if close else f"GPU{gpu.index}", no_wrap=True, header_style=style)
-    for row in topology.gpus:
-        cells = [_link_cell(topology.link(row.index, gpu.index)) for gpu in columns]
-        table.add_row(Text(f"GPU{row.index}", style="bold green" if row.index in chosen else "bold"), *cells)
-    return table
+    styles = {
+        gpu.index: "bold green" if selection and gpu.index in selection.indices else "bold" for gpu in topology.gpus
+    }
+    columns = [Column(f"{gpu.index}" if close else f"GPU{gpu.index}", style=styles[gpu.index]) for gpu in gpus]
+    rows: list[list[Content]] = [
+        [
+            (f"GPU{row.index}", styles[row.index]),
+            *(_link_cell(topology.link(row.index, gpu.index)) for gpu in gpus),
+        ]
+        for row in topology.gpus
+    ]
+    screen.table([Column(), *columns], rows, left=0 if close else 1, gap=1 if close else 2)
 
 
 def _words(link: Link) -> str:
@@ -69,20 +64,15 @@ def _refused(link: Link) -> bool:
     return link.p2p not in (None, "ok")
 
 
-def _link_cell(link: Link) -> Text:
-    from rich.text import Text
-
+def _link_cell(link: Link) -> Content:
     if link.a == link.b:
-        return Text("X", style="dim")
-    cell = Text(link.label, style=_LEVEL_STYLES[link.level] if link.level else "dim")
-    return cell.append("*", style="red") if _refused(link) else cell
+        return "X", "dim"
+    label = (link.label, _LEVEL_STYLES[link.level] if link.level else "dim")
+    return [label, ("*", "red")] if _refused(link) else label
 
 
-def legend(topology: Topology) -> RenderableType:
+def legend(screen: Screen, topology: Topology) -> None:
     """What the matrix's words mean, for those that occur in it, and what kinds of peer access the driver reports."""
-    from rich.padding import Padding
-    from rich.text import Text
-
     seen = {link.level for link in topology.links}
     lines = [f"{level.value:<5}{level.meaning}" for level in LinkLevel if level in seen]
     over_pcie = _reasons(link for link in topology.links if link.level is not LinkLevel.NV)
@@ -96,7 +86,7 @@ def legend(topology: Topology) -> RenderableType:
     kinds = peer_words(topology)
     if kinds:
         lines.append(f"peer access, says the driver: {kinds}")
-    return Padding(Text("\n".join(lines), style="dim"), (0, 0, 0, 2))
+    screen.text(("\n".join(lines), "dim"), indent=2)
 
 
 def _reasons(links: Iterable[Link]) -> str:

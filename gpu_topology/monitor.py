@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import gc
 import math
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -108,11 +109,13 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from gpu_topology.tables import bullets
+    from gpu_topology.typeset import Screen
     from gpu_topology.watching.live import showing, usage_table
     from gpu_topology.watching.usage import usage_json
     from gpu_topology.watching.verdict import verdict
     from gpu_topology.watching.watch import watch
 
+    gc.enable()  # this command may run for days
     if arguments.json and arguments.out == "-":
         raise TopologyError("--json and --out - both want stdout: name a file for the samples")
     # stdout carries data: with --json the summary, with --out - the samples. The display is then talk.
@@ -128,8 +131,10 @@ def run(arguments: argparse.Namespace) -> int:
     with console.capture() as page:
         console.print(f"{usage.samples} samples in {usage.seconds:.0f} s", style="bold")
         console.print(usage_table(usage))
-        console.print(bullets(sentences))
-    print("\n".join(line.rstrip() for line in page.get().splitlines()), file=console.file)
+    screen = Screen(console.width, console.is_terminal and not console.no_color)
+    bullets(screen, sentences)
+    lines = [line.rstrip() for line in page.get().splitlines()]
+    print("\n".join([*lines, *screen.lines]), file=console.file)
     return 0
 
 

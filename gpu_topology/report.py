@@ -1,53 +1,29 @@
-"""A topology, its groups, the selection and the environment: as one JSON object, or as a page in a terminal.
-
-rich is imported inside the functions that draw: the JSON, `select` and `env` do not wait for it.
-"""
+"""A topology, its groups, the selection and the environment: as one JSON object, or as a page in a terminal."""
 
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from gpu_topology import nccl, snapshot
+from gpu_topology import nccl, snapshot, tables
 from gpu_topology.grouping import Group
 from gpu_topology.host import Host, read_host
-from gpu_topology.link_matrix import legend, link_table
+from gpu_topology.link_matrix import legend, links
 from gpu_topology.nccl import Setting
 from gpu_topology.numa import choose_binding
 from gpu_topology.options import add_json, add_selection, add_source, answer
 from gpu_topology.selection import Selection, eligible, groups
-from gpu_topology.tables import (
-    bullets,
-    device_table,
-    environment_table,
-    exclusion_table,
-    group_table,
-    host_text,
-    node_text,
-)
 from gpu_topology.topology import Topology
+from gpu_topology.typeset import Screen
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.padding import Padding
-    from rich.text import Text
-
     from gpu_topology.verify_cache import Verdict
 
-__all__ = [
-    "add_arguments",
-    "all_warnings",
-    "device_table",
-    "environment_table",
-    "group_table",
-    "link_table",
-    "render",
-    "run",
-    "selection_json",
-    "to_json",
-]
+__all__ = ["add_arguments", "all_warnings", "render", "run", "selection_json", "to_json"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,12 +46,9 @@ def run(arguments: argparse.Namespace) -> int:
 
         print(json.dumps(to_json(topology, host, selection, found, settings, verdict), indent=1))
     else:
-        from rich.console import Console
-
-        console = Console(highlight=False)
-        with console.capture() as page:  # rich would end the program with status 1 when the reader leaves early
-            render(console, topology, host, selection, found, settings, verdict)
-        print("\n".join(line.rstrip() for line in page.get().splitlines()))
+        screen = Screen.of(sys.stdout, os.environ)
+        render(screen, topology, host, selection, found, settings, verdict)
+        print("\n".join(screen.lines))
     return 0
 
 
@@ -146,7 +119,7 @@ def all_warnings(
 
 
 def render(
-    console: Console,
+    screen: Screen,
     topology: Topology,
     host: Host,
     selection: Selection,
@@ -154,74 +127,65 @@ def render(
     settings: Sequence[Setting],
     verdict: Verdict | None = None,
 ) -> None:
-    """Print the whole report; a machine without a GPU gets its own screen."""
+    """Set the whole report; a machine without a GPU gets its own page."""
     if not topology.gpus:
-        _render_without_gpu(console, topology, host, settings)
+        _render_without_gpu(screen, topology, host, settings)
         return
-    console.print(_heading("GPUs", _versions(topology)))
-    console.print(device_table(topology, selection, console.width))
-    nodes = node_text(topology)
-    if nodes is not None:
-        console.print(nodes)
+    _heading(screen, "GPUs", _versions(topology))
+    tables.devices(screen, topology, selection)
+    tables.nodes(screen, topology)
     if len(topology.gpus) > 1:
-        console.print(_heading("Links"))
-        console.print(link_table(topology, selection, console.width))
-        console.print(legend(topology))
+        _heading(screen, "Links")
+        links(screen, topology, selection)
+        legend(screen, topology)
     if groups:
-        console.print(_heading("Groups of like GPUs", "best first"))
-        console.print(group_table(topology, groups))
-    console.print(_heading("Selection"))
-    console.print(_selection_line(selection))
-    console.print(exclusion_table(topology, selection))
-    _render_environment(console, host, settings, nccl.left_unset(topology, selection, host, settings))
+        _heading(screen, "Groups of like GPUs", "best first")
+        tables.group_rows(screen, topology, groups)
+    _heading(screen, "Selection")
+    _selection_line(screen, selection)
+    tables.exclusions(screen, topology, selection)
+    _render_environment(screen, host, settings, nccl.left_unset(topology, selection, host, settings))
     warnings = all_warnings(topology, selection, host, settings, verdict)
     if warnings:
-        console.print(_heading("Worth knowing"))
-        console.print(bullets(warnings))
+        _heading(screen, "Worth knowing")
+        tables.bullets(screen, warnings)
 
 
-def _render_without_gpu(console: Console, topology: Topology, host: Host, settings: Sequence[Setting]) -> None:
+def _render_without_gpu(screen: Screen, topology: Topology, host: Host, settings: Sequence[Setting]) -> None:
     reason, *remedies = topology.warnings or ("this machine has no NVIDIA GPU",)
     instead = (
         "Until then training runs on the CPU with the gloo backend: ranks x threads fill the "
         f"{'1 CPU' if host.usable_cpus == 1 else f'{host.usable_cpus} CPUs'} that this process may use."
     )
-    console.print(_heading("No NVIDIA GPU can be used here"))
+    _heading(screen, "No NVIDIA GPU can be used here")
     sentences = [f"Why: {reason}.", *(f"{remedy[:1].upper()}{remedy[1:]}." for remedy in remedies), instead]
-    console.print(bullets(sentences, mark="-"))
-    _render_environment(console, host, settings)
+    tables.bullets(screen, sentences, mark="-")
+    _render_environment(screen, host, settings)
 
 
 def _render_environment(
-    console: Console, host: Host, settings: Sequence[Setting], unset: Sequence[tuple[str, str]] = ()
+    screen: Screen, host: Host, settings: Sequence[Setting], unset: Sequence[tuple[str, str]] = ()
 ) -> None:
-    console.print(_heading("Environment"))
-    console.print(environment_table(settings))
+    _heading(screen, "Environment")
+    tables.environment(screen, settings)
     if unset:
-        from rich.padding import Padding
-        from rich.text import Text
-
         words = "; ".join(f"{name} ({why})" for name, why in unset)
-        console.print(Padding(Text(f"left unset: {words}", style="dim"), (0, 1)))
-    console.print(_heading("Host"))
-    console.print(host_text(host))
+        screen.text((f"left unset: {words}", "dim"), indent=1, margin=1)
+    _heading(screen, "Host")
+    tables.host_facts(screen, host)
 
 
-def _selection_line(selection: Selection) -> Padding:
-    from rich.padding import Padding
-    from rich.text import Text
-
+def _selection_line(screen: Screen, selection: Selection) -> None:
     if selection.indices:
         chosen = ", ".join(map(str, dict.fromkeys(selection.indices)))
-        return Padding(Text(f"GPU {chosen}: {selection.reason}", style="bold green"), (0, 2))
-    return Padding(Text(f"none: {selection.reason}", style="bold yellow"), (0, 2))
+        screen.text((f"GPU {chosen}: {selection.reason}", "bold green"), indent=2, margin=2)
+    else:
+        screen.text((f"none: {selection.reason}", "bold yellow"), indent=2, margin=2)
 
 
-def _heading(title: str, aside: str = "") -> Text:
-    from rich.text import Text
-
-    text = Text(f"\n{title}", style="bold")
-    return text.append(f"  {aside}", style="not bold dim") if aside else text
+def _heading(screen: Screen, title: str, aside: str = "") -> None:
+    screen.text("")
+    screen.text([(title, "bold"), (f"  {aside}" if aside else "", "dim")])
 
 
 def _versions(topology: Topology) -> str:

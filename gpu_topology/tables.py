@@ -1,25 +1,19 @@
-"""The tables of the report as rich renderables; the launcher's plan shows the same ones.
-
-rich is imported inside the functions: what answers without drawing does not wait for it.
-"""
+"""The tables of the report, on a `typeset.Screen`."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from gpu_topology.grouping import Group
 from gpu_topology.host import Host
 from gpu_topology.nccl import Setting
 from gpu_topology.selection import Selection
 from gpu_topology.topology import Gpu, Topology, short_name
+from gpu_topology.typeset import Column, Content, Screen
 
-if TYPE_CHECKING:
-    from rich.console import JustifyMethod, RenderableType
-    from rich.table import Table
-    from rich.text import Text
+__all__ = ["bullets", "devices", "environment", "exclusions", "group_rows", "host_facts", "nodes"]
 
 GIB = 2**30
 
@@ -32,31 +26,26 @@ class _Column:
     """`least` is the width of the terminal, in characters, from which on the column is shown."""
 
     title: str
-    cell: Callable[[Gpu], RenderableType]
+    cell: Callable[[Gpu], Content]
     right: bool = False
     least: int = 0
 
 
-def device_table(topology: Topology, selection: Selection | None = None, width: int = 80) -> Table:
+def devices(screen: Screen, topology: Topology, selection: Selection | None = None) -> None:
     """One row per GPU; the chosen ones are marked. Memory in GiB, utilization in percent, "?" where unknown.
 
-    `width` is the terminal's, in characters: a wide one has more columns.
+    A wide screen has more columns.
     """
-    columns = [column for column in _device_columns() if width >= column.least]
-    table = _table()
-    table.add_column("", no_wrap=True)
-    for column in columns:
-        name = column.title == "Name"
-        justify: JustifyMethod = "right" if column.right else "left"
-        table.add_column(
-            column.title, justify=justify, no_wrap=not name, overflow="fold", min_width=14 if name else None
-        )
+    shown = [column for column in _device_columns() if screen.width >= column.least]
+    columns = [Column(one.title, one.right, one.title == "Name", 14 if one.title == "Name" else 1) for one in shown]
     chosen = selection.indices if selection else ()
+    rows = []
     for gpu in topology.gpus:
-        mark = "[bold green]>[/]" if gpu.index in chosen else ""
-        style = None if gpu.error is None else "red"
-        table.add_row(mark, *(column.cell(gpu) for column in columns), style=style)
-    return table
+        cells = [column.cell(gpu) for column in shown]
+        if gpu.error is not None:
+            cells = [(cell, "red") if isinstance(cell, str) else cell for cell in cells]
+        rows.append([(">", "bold green") if gpu.index in chosen else "", *cells])
+    screen.table([Column(), *columns], rows)
 
 
 def _device_columns() -> tuple[_Column, ...]:
@@ -80,25 +69,19 @@ def _capability(gpu: Gpu) -> str:
     return "?" if gpu.compute_capability is None else ".".join(map(str, gpu.compute_capability))
 
 
-def _pcie_cell(gpu: Gpu) -> Text:
+def _pcie_cell(gpu: Gpu) -> Content:
     """The generation and width that card and slot can do; in red the lanes where fewer are in use."""
-    from rich.text import Text
-
     if gpu.pcie_generation is None or gpu.pcie_width is None:
-        return Text("?")
+        return "?"
     now = gpu.pcie_width_now
     if now is not None and now < gpu.pcie_width:
-        return Text(f"gen{gpu.pcie_generation} x{now}/{gpu.pcie_width}", style="red")
-    return Text(f"gen{gpu.pcie_generation} x{gpu.pcie_width}")
+        return f"gen{gpu.pcie_generation} x{now}/{gpu.pcie_width}", "red"
+    return f"gen{gpu.pcie_generation} x{gpu.pcie_width}"
 
 
-def _name_cell(gpu: Gpu) -> Text:
-    from rich.text import Text
-
-    cell = Text(short_name(gpu.name))
-    for mark, bad in _marks(gpu):
-        cell.append(f"\n{mark}", style="red" if bad else "dim")
-    return cell
+def _name_cell(gpu: Gpu) -> Content:
+    marks = [(f"\n{mark}", "red" if bad else "dim") for mark, bad in _marks(gpu)]
+    return [(short_name(gpu.name), "red" if gpu.error else ""), *marks]
 
 
 def _marks(gpu: Gpu) -> Iterator[tuple[str, bool]]:
@@ -121,112 +104,77 @@ def _marks(gpu: Gpu) -> Iterator[tuple[str, bool]]:
         yield f"held back: {', '.join(slow)}", True
 
 
-def node_text(topology: Topology) -> Text | None:
-    """The CPUs beside the GPUs, a line for each NUMA node; None where the driver does not tell them."""
-    from rich.text import Text
-
-    nodes: dict[tuple[int | None, str], list[int]] = {}
+def nodes(screen: Screen, topology: Topology) -> None:
+    """The CPUs beside the GPUs, a line for each NUMA node; nothing where the driver does not tell them."""
+    found: dict[tuple[int | None, str], list[int]] = {}
     for gpu in topology.gpus:
         if gpu.cpu_affinity is not None:
-            nodes.setdefault((gpu.numa_node, gpu.cpu_affinity), []).append(gpu.index)
-    lines = [
-        f"  NUMA node {_known(node)}: CPUs {cpus}, GPU {', '.join(map(str, gpus))}"
-        for (node, cpus), gpus in nodes.items()
-    ]
-    return Text("\n".join(lines)) if lines else None
+            found.setdefault((gpu.numa_node, gpu.cpu_affinity), []).append(gpu.index)
+    for (node, cpus), gpus in found.items():
+        screen.text(f"NUMA node {_known(node)}: CPUs {cpus}, GPU {', '.join(map(str, gpus))}", indent=2)
 
 
-def group_table(topology: Topology, groups: Sequence[Group]) -> Table:
+def group_rows(screen: Screen, topology: Topology, groups: Sequence[Group]) -> None:
     """The homogeneous groups with what their members have in common."""
-    from rich.text import Text
-
-    table = _table()
-    table.add_column("Group", overflow="fold")
-    table.add_column("GPUs", overflow="fold")
-    table.add_column("GiB each", justify="right", no_wrap=True)
-    table.add_column("CC", no_wrap=True)
-    table.add_column("Links", overflow="fold")
+    columns = [
+        Column("Group", wraps=True),
+        Column("GPUs", wraps=True),
+        Column("GiB each", right=True),
+        Column("CC"),
+        Column("Links", wraps=True),
+    ]
+    rows = []
     for group in groups:
         capability = _capability(topology.gpu(group.indices[0]))
         links = sorted({link.label for link in topology.links_within(group.indices)})
-        table.add_row(
-            Text(group.label),
-            ", ".join(map(str, group.indices)),
-            _gib(group.memory_total),
-            capability,
-            ", ".join(links) or "-",
-        )
-    return table
+        members = ", ".join(map(str, group.indices))
+        rows.append([group.label, members, _gib(group.memory_total), capability, ", ".join(links) or "-"])
+    screen.table(columns, rows)
 
 
-def exclusion_table(topology: Topology, selection: Selection) -> Table:
+def exclusions(screen: Screen, topology: Topology, selection: Selection) -> None:
     """The GPUs left out, with the reason; those of one model with the same reason share a line."""
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table.grid(padding=(0, 1))
-    table.add_column(no_wrap=True, style="dim")
-    table.add_column(overflow="fold")
     alike: dict[tuple[str, str], list[str]] = {}
     for excluded in selection.excluded:
         name = short_name(topology.gpu(excluded.index).name)
         alike.setdefault((name, excluded.reason), []).append(str(excluded.index))
-    for (name, reason), indices in alike.items():
-        which = Text(f"{', '.join(dict.fromkeys(indices))} {name}: ", style="dim")
-        table.add_row("  not GPU", which.append(reason, style="not dim"))
-    return table
+    rows: list[list[Content]] = [
+        [("not GPU", "dim"), [(f"{', '.join(dict.fromkeys(indices))} {name}: ", "dim"), (reason, "")]]
+        for (name, reason), indices in alike.items()
+    ]
+    screen.table([Column(), Column(wraps=True)], rows, left=2, gap=1)
 
 
-def environment_table(settings: Sequence[Setting]) -> Table:
+def environment(screen: Screen, settings: Sequence[Setting]) -> None:
     """NAME=value with its reason; variables that the user had set are marked `kept`."""
-    from rich.text import Text
-
-    table = _table()
-    table.add_column("Variable", overflow="fold", max_width=38)
-    table.add_column("Reason", overflow="fold", ratio=1)
-    for setting in settings:
-        reason = Text.from_markup("[yellow]kept:[/yellow] ") if setting.kept else Text()
-        table.add_row(
-            Text(f"unset {setting.name}" if setting.unset else f"{setting.name}={setting.value}", style="bold"),
-            reason.append(setting.reason, style="none"),
-        )
-    return table
+    rows: list[list[Content]] = [
+        [
+            (f"unset {setting.name}" if setting.unset else f"{setting.name}={setting.value}", "bold"),
+            [("kept: ", "yellow") if setting.kept else ("", ""), (setting.reason, "")],
+        ]
+        for setting in settings
+    ]
+    screen.table([Column("Variable", wraps=True, most=38), Column("Reason", wraps=True)], rows)
 
 
-def host_text(host: Host) -> Text:
+def host_facts(screen: Screen, host: Host) -> None:
     """CPUs, memory, /dev/shm and network of the host in a few lines."""
-    from rich.text import Text
-
-    lines = [f"{host.hostname}: {host.cpu_name}" if host.cpu_name else host.hostname]
-    lines.append(
+    screen.text(f"{host.hostname}: {host.cpu_name}" if host.cpu_name else host.hostname, indent=2)
+    screen.text(
         f"{_count(host.usable_cpus, 'usable CPU')} (affinity and cgroup quota), "
-        f"{_count(host.physical_cores, 'physical core')}, {_count(host.numa_nodes, 'NUMA node')}"
+        f"{_count(host.physical_cores, 'physical core')}, {_count(host.numa_nodes, 'NUMA node')}",
+        indent=2,
     )
     shm = "" if host.shm_total is None else f", /dev/shm {_gib(host.shm_total)} GiB"
-    lines.append(f"{_gib(host.memory_available)} GiB of memory available of {_gib(host.memory_total)}{shm}")
+    memory = f"{_gib(host.memory_available)} GiB of memory available of {_gib(host.memory_total)}{shm}"
+    screen.text(memory, indent=2)
     networks = [*host.interfaces, *(f"InfiniBand {name}" for name in host.infiniband)]
-    lines.append(f"network: {', '.join(networks) or 'loopback only'}")
-    return Text("\n".join(f"  {line}" for line in lines))
+    screen.text(f"network: {', '.join(networks) or 'loopback only'}", indent=2)
 
 
-def bullets(lines: Sequence[str], mark: str = "!") -> Table:
+def bullets(screen: Screen, lines: Sequence[str], mark: str = "!") -> None:
     """Sentences with a mark before each, wrapped with a hanging indent."""
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table.grid(padding=(0, 1))
-    table.add_column(width=3, justify="right", style="yellow")
-    table.add_column(overflow="fold")
-    for line in lines:
-        table.add_row(mark, Text(line))
-    return table
-
-
-def _table() -> Table:
-    from rich import box
-    from rich.table import Table
-
-    return Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=True, padding=(0, 0, 0, 1), header_style="bold")
+    screen.table([Column(), Column(wraps=True)], [[(mark, "yellow"), line] for line in lines], left=2, gap=1)
 
 
 def _gib(size: int | None) -> str:

@@ -13,7 +13,8 @@ import pytest
 from benchmarks.__main__ import main
 from benchmarks.catalogue import CATALOGUE
 from benchmarks.collectives import bus_bandwidth
-from benchmarks.pictures import curves, start_up_figure, throughput_figure
+from benchmarks.ddp_scaling import find_model
+from benchmarks.pictures import batch_figure, curves, start_up_figure, throughput_figure
 from benchmarks.report import page, read_results
 from benchmarks.turns import FEWEST, Spread, Turns
 
@@ -108,11 +109,32 @@ def test_curves_are_accuracy_over_the_time_spent() -> None:
     assert curves(results) == {sort: [[(2.0, 0.5), (5.0, 0.7)]], "--preset quick": [[(4.0, 0.8)]]}
 
 
+def scaling(batch: int, rounds: list[dict[str, float]]) -> dict[str, object]:
+    return {"global_batch": batch, "rounds": rounds}
+
+
+def test_lines_run_over_the_batches_of_a_network() -> None:
+    found = {name: scaling(batch, [{"one": float(batch)}]) for name, batch in (("m:64", 64), ("m", 8), ("m:16", 16))}
+    results = {"a": {"command": "python -m benchmarks.ddp_scaling --models m", "models": found}}
+    figure = batch_figure(results)
+    assert figure is not None
+    (line,) = figure.axes[0].lines
+    assert list(line.get_xdata()) == list(line.get_ydata()) == [8, 16, 64]
+    assert batch_figure({"a": {**results["a"], "models": {"m": found["m"]}}}) is None
+
+
+def test_a_network_may_be_named_with_its_batch() -> None:
+    assert (find_model("small").batch, find_model("small:64").batch) == (512, 64)
+    for wrong in ("smal", "small:", "small:1", "small:x"):
+        with pytest.raises(ValueError, match="--models"):
+            find_model(wrong)
+
+
 def test_bars_are_medians_of_the_rounds() -> None:
     rounds = [{"one": 1.0, "two": 9.0}, {"one": 3.0, "two": 7.0}, {"one": 2.0, "two": 8.0}]
     results = {
         "a": {"command": "python -m benchmarks.start_up --ranks 2", "rounds": rounds},
-        "b": {"command": "python -m benchmarks.ddp_scaling --models m", "models": {"m": {"rounds": rounds}}},
+        "b": {"command": "python -m benchmarks.ddp_scaling --models m", "models": {"m": scaling(8, rounds)}},
     }
     for figure in (start_up_figure(results), throughput_figure(results)):
         assert figure is not None

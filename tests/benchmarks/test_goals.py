@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from benchmarks.catalogue import find
-from benchmarks.goals import GOALS, table
+from benchmarks.goals import GOALS, sooner_to, table
 
 
 def shown(results: dict[str, Any]) -> list[str]:
@@ -50,3 +50,28 @@ def test_an_accuracy_counts_as_the_mean_of_three_clean_seeds(
     result = {"by": "time_to_accuracy", "runs": {"--preset speedrun --target 0.8": runs}}
     (line,) = (line for line in shown({"a": result}) if "to 79%" in line)
     assert f"| at most 45 | {seconds} |" in line
+
+
+def runs_of(*epochs: tuple[float, float]) -> list[dict[str, Any]]:
+    """Three clean runs of the same epochs: (seconds, accuracy)."""
+    found = [{"seconds": seconds, "test_accuracy": accuracy} for seconds, accuracy in epochs]
+    seconds = sum(seconds for seconds, _ in epochs)
+    return [{"disturbed": False, "test_accuracy": epochs[-1][1], "epoch_seconds": seconds, "epochs": found}] * 3
+
+
+def test_the_shortest_run_that_reaches_an_accuracy_counts_wherever_it_was_kept() -> None:
+    short = {"by": "time_to_accuracy", "runs": {"--preset speedrun --target 0.8": runs_of((20, 0.8))}}
+    long = {"by": "time_to_accuracy", "runs": {"--preset speedrun --target 0.93": runs_of((900, 0.94))}}
+    lines = shown({"a": short, "b": long})
+    assert any("to 79% on" in line and "| 20 | held" in line for line in lines)
+    assert any("to 93% " in line and "| 900 | held" in line for line in lines)
+
+
+@pytest.mark.parametrize(("accuracy", "ratio"), [(0.88, "2.5"), (0.95, "5.0")])
+def test_a_peer_counts_up_to_the_epoch_that_reached_it_or_with_all_its_time(accuracy: float, ratio: str) -> None:
+    ours, peer = runs_of((20, 0.96)), runs_of((50, 0.9), (50, 0.91))
+    result = {"by": "time_to_accuracy", "runs": {"--preset speedrun --target 0.96": ours, "Lightning": peer}}
+    assert f"{sooner_to(accuracy)(result):.1f}" == ratio
+    for few in ([*peer[:2], {**peer[0], "disturbed": True}], peer[:2]):
+        with pytest.raises(KeyError):
+            sooner_to(accuracy)({"runs": {"--preset speedrun --target 0.96": ours, "Lightning": few}})

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from gpu_topology import nccl, report
 from gpu_topology.link_matrix import peer_words
 from gpu_topology.selection import SelectionRequest, eligible, groups, select
 from gpu_topology.topology import Link, PeerAccess, Topology
+from gpu_topology.typeset import Screen
 from tests.fake_nvml.machine import load_machine, to_topology
 
 
@@ -22,10 +21,9 @@ def page(topology: Topology, host: Any, width: int, environ: dict[str, str] | No
     chosen = select(topology, request)
     settings = nccl.environment(topology, chosen, host, ranks=len(chosen.indices) or 1, environ=environ or {})
     found = groups(topology, eligible(topology, request))
-    console = Console(file=io.StringIO(), width=width, force_terminal=False, highlight=False)
-    report.render(console, topology, host, chosen, found, settings)
-    text: str = console.file.getvalue()  # type: ignore[attr-defined]
-    return text
+    screen = Screen(width)
+    report.render(screen, topology, host, chosen, found, settings)
+    return "\n".join(screen.lines)
 
 
 def sixteen(cell: str, **more: Any) -> dict[str, Any]:
