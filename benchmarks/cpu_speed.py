@@ -104,7 +104,8 @@ def summary(model: str, turns: Turns) -> dict[str, object]:
     names = list(turns.rounds[0])
     rows = [[model, case, f"{turns.values(case):,.0f}", f"{turns.ratio(case, NAIVE):.2f}"] for case in names]
     ratios = {case: turns.ratio(case, NAIVE).rounded(3) for case in names}
-    return {**turns.account(), "over_naive": ratios, "rows": rows}
+    spin = turns.ratio(SHORT, BOTH).rounded(3)
+    return {**turns.account(), "over_naive": ratios, "short_spin_over_the_usual": spin, "rows": rows}
 
 
 def main(argv: list[str] | None = None) -> int:
