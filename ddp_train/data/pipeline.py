@@ -63,28 +63,14 @@ def build_pipeline(
         shards=shards,
     )
     augmentation = create_augmentation(dataset, augment, seed, device)
+    micro_batch = ceil_div(ceil_div(global_batch, shards or world_size), accumulate)
     # No gradients are kept in evaluation, so twice the training's micro-batch fits.
-    test_batch = max(32, 2 * ceil_div(ceil_div(global_batch, shards or world_size), accumulate))
-    if _is_resident(dataset, options, augmentation, local_world_size or world_size):
+    test_batch, sharers = max(32, 2 * micro_batch), local_world_size or world_size
+    if _is_resident(dataset, options, augmentation, sharers):
         return ResidentPipeline(
-            dataset,
-            augmentation,
-            sampler,
-            accumulate=accumulate,
-            equal_passes=equal_passes,
-            test_batch=test_batch,
+            dataset, augmentation, sampler, accumulate=accumulate, equal_passes=equal_passes, test_batch=test_batch
         )
-    image = math.prod(dataset.image_shape)
-    handover = Handover(
-        options.num_workers if options.num_workers is not None else _DEFAULT_WORKERS,
-        options.prefetch_factor,
-        image * ceil_div(ceil_div(global_batch, shards or world_size), accumulate),
-        image * test_batch,
-    )
-    sharers = local_world_size or world_size
-    handover, note = fit(handover, free_bytes(), sharers)
-    if note is not None and rank % sharers == 0:
-        print(f"note: {note}", file=sys.stderr, flush=True)
+    handover = _handover(options, math.prod(dataset.image_shape), micro_batch, test_batch, sharers, rank)
     return LoaderPipeline(
         dataset,
         augmentation,
@@ -96,6 +82,18 @@ def build_pipeline(
         prefetch_factor=handover.prefetch,
         agreement=Agreement(dataset, rank, world_size) if dataset.train.files is not None else None,
     )
+
+
+def _handover(
+    options: DataOptions, image_bytes: int, micro_batch: int, test_batch: int, sharers: int, rank: int
+) -> Handover:
+    """Workers and prefetched batches that fit into /dev/shm; one rank of each host says where they are fewer."""
+    workers = options.num_workers if options.num_workers is not None else _DEFAULT_WORKERS
+    wanted = Handover(workers, options.prefetch_factor, image_bytes * micro_batch, image_bytes * test_batch)
+    fitting, note = fit(wanted, free_bytes(), sharers)
+    if note is not None and rank % sharers == 0:
+        print(f"note: {note}", file=sys.stderr, flush=True)
+    return fitting
 
 
 def create_augmentation(

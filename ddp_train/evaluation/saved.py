@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ddp_train import checkpoint, config
-from ddp_train.build import create_network
+from ddp_train.assembly import create_network
 from ddp_train.data.augment import Augmentation
 from ddp_train.data.facts import DatasetFacts
 from ddp_train.options import Config, UserError

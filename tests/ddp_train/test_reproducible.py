@@ -125,10 +125,10 @@ def test_other_threads_are_told_on_resume_and_the_cost_of_every_run(tmp_path: Pa
 def test_more_ranks_than_shards_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="2 ranks for 1 logical shards"):
         from ddp_train import config, data
-        from ddp_train.build import _pipeline
+        from ddp_train.assembly import create_pipeline
 
         chosen = config.parse(f"{runs.COMMON} --reproducible --reproducible-shards 1 --accumulate 1".split())
-        _pipeline(chosen, data.load("synthetic", chosen.data), Ranks(0, 0, 2, 2), runs.CPU)
+        create_pipeline(chosen, data.load("synthetic", chosen.data), Ranks(0, 0, 2, 2), runs.CPU)
 
 
 class Scattering(nn.Module):
