@@ -200,15 +200,21 @@ def without_lone_sample(
     return config.with_values(resolved, {"drop_last": True}), (note,)
 
 
-def without_effect(resolved: Config, device: torch.device) -> tuple[str, ...]:
-    """A line for each option that has nothing to do where there is no GPU."""
+def without_effect(resolved: Config, dataset: Dataset, device: torch.device) -> tuple[str, ...]:
+    """A line for each option that has nothing to do where there is no GPU, or means little for this dataset."""
     options = {
         "--expandable-segments": resolved.model.expandable_segments,
         f"--compile-mode {resolved.model.compile_mode}": resolved.model.compile_mode not in (None, "default"),
     }
-    return tuple(
+    lines = [
         f"{name}: no GPU is used, so it does nothing" for name, on in options.items() if on and device.type == "cpu"
-    )
+    ]
+    target = resolved.run.target
+    if target is not None and dataset.name != "cifar10":
+        lines.append(
+            f"--target {target:g}: an accuracy on CIFAR-10; {dataset.name} gets a network and a run of that size"
+        )
+    return tuple(lines)
 
 
 def _known(value: int | None) -> int:

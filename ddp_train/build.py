@@ -97,7 +97,7 @@ def build(wanted: Config, ranks: Ranks, device: torch.device, stop: StopSignals 
     progress, resumed = _resume(source, saver, dataset, resolved, ranks)
     parts = replace(parts, progress=progress, stop=stop or StopSignals())
     shared = () if balance is None else (together(lambda: balance.start(parts), ranks),)
-    notes = (*notes, *moved, *left_out, *without_effect(resolved, device), *cost, *resumed, *shared)
+    notes = (*notes, *moved, *left_out, *without_effect(resolved, dataset, device), *cost, *resumed, *shared)
     facts = _facts(resolved, dataset, parts, folder, notes)
     if ranks.is_first:
         done.unmark(folder.path)

@@ -204,7 +204,7 @@ def _where(saves: bool) -> str:
         return "before the measurement was done: there is nothing to save"
     if own.step < 0:
         return "before the first step: there is nothing to save"
-    return f"at step {own.step + 1} (epoch {own.epoch + 1}): the last checkpoint stands"
+    return f"at step {own.step + 1} (epoch {own.epoch + 1}): what was saved before stands"
 
 
 def program() -> NoReturn:
