@@ -145,7 +145,7 @@ def test_bars_are_medians_of_the_rounds() -> None:
 def test_pictures_of_the_kept_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["pictures", "-o", str(tmp_path / "new")]) == 0
     written = [Path(line) for line in capsys.readouterr().out.splitlines()]
-    assert [path.name for path in written] == sorted(path.name for path in (tmp_path / "new").iterdir())
+    assert sorted(path.name for path in written) == sorted(path.name for path in (tmp_path / "new").iterdir())
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in written)
     (tmp_path / "file").write_text("")
     assert main(["pictures", "-o", str(tmp_path / "file" / "below")]) == 2
