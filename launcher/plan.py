@@ -96,7 +96,7 @@ def make_plan(
     grace = default_grace(environ) if options.grace is None else options.grace
     job = _job(options, cluster, program, selection, ranks, settings, binding.mode if binding else None, grace)
     command = redacted(torchrun(job, program))
-    return LaunchPlan(
+    plan = LaunchPlan(
         topology=topology,
         host=host,
         selection=selection,
@@ -109,21 +109,17 @@ def make_plan(
         command=command,
         shell=shell_line(torchrun_environment(job), command, job.unset),
         training=training,
-        warnings=(
-            # Why there is no GPU concerns nobody who asked for the CPU.
-            *(() if wants_cpu else topology.warnings),
-            *selection.warnings,
-            *cluster.warnings,
-            *_warnings(options, selection, host, ranks),
-            *grace_warnings(grace, environ),
-            *notes(topology, selection, host, settings=settings, verdict=verdict),
-            *([binding.reason] if binding else []),
-            *_predicted(options, topology, selection, inherited, training, known_speeds),
-        ),
+        warnings=(),
         verdict=verdict,
         doubt=needs_verify(topology, selection, host) if verdict is None and not _peers_off(settings) else None,
         inherited=inherited,
     )
+    warnings = (
+        *(() if wants_cpu else topology.warnings),  # why there is no GPU concerns nobody who asked for the CPU
+        *_warnings(plan, options, environ, binding),
+        *_predicted(options, topology, selection, inherited, training, known_speeds),
+    )
+    return dataclasses.replace(plan, warnings=warnings)
 
 
 def _predicted(
@@ -241,12 +237,21 @@ def _job(
     )
 
 
-def _warnings(options: LaunchOptions, selection: Selection, host: Host, ranks: int) -> Iterable[str]:
+def _warnings(
+    plan: LaunchPlan, options: LaunchOptions, environ: Mapping[str, str], binding: Binding | None
+) -> Iterable[str]:
+    topology, selection, host = plan.topology, plan.selection, plan.host
+    yield from selection.warnings
+    yield from plan.cluster.warnings
     yield from options.notes
     if options.topology is not None:
         yield "CPU cores, memory, network and environment are those of this machine, the GPUs those of the file"
-    if not selection.indices and ranks > host.usable_cpus:
-        yield f"{ranks} ranks share {host.usable_cpus} CPU cores: they will wait for one another"
+    if not selection.indices and plan.nproc_per_node > host.usable_cpus:
+        yield f"{plan.nproc_per_node} ranks share {host.usable_cpus} CPU cores: they will wait for one another"
+    yield from grace_warnings(plan.job.grace, environ)
+    yield from notes(topology, selection, host, settings=plan.environment, verdict=plan.verdict)
+    if binding is not None:
+        yield binding.reason
 
 
 def with_arguments(plan: LaunchPlan, extra: tuple[str, ...]) -> LaunchPlan:
