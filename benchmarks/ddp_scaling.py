@@ -32,7 +32,7 @@ from benchmarks.turns import Turns, take_turns
 __all__ = ["CPU_MODELS", "main", "measure"]
 
 LIMIT_S = 600
-WARM_UP, STEPS = 3, 12
+WARM_UP, STEPS = 12, 24
 
 
 @dataclass(frozen=True)

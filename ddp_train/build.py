@@ -55,6 +55,7 @@ from ddp_train.resolve import resolve, threads_of
 from ddp_train.run_folder import HistoryObserver, RunFolder
 from ddp_train.run_lock import RunLock
 from ddp_train.saving import Saver, create_saver
+from ddp_train.shared_gradients import share
 from ddp_train.state import Progress
 from ddp_train.stopping import StopSignals
 from ddp_train.technique import Context, Technique
@@ -140,6 +141,7 @@ def _parts(
     cost = _cost_of_bits(context)
     ddp = wrap(model, ranks, device) if joining is None else None
     synchronised = any(isinstance(module, SynchronisedBatchNorm) for module in network.modules())
+    owed = Owed(ddp, share(model, ranks, device, ddp.process_group)) if ddp is not None and not synchronised else None
     parts = Parts(
         ranks=ranks,
         device=device,
@@ -160,7 +162,7 @@ def _parts(
         joining=joining,
         saver=saver,
         guard=Guard(network, optimizer, context.precision, pipeline, ranks, control, folder.path),
-        owed=Owed(ddp) if ddp is not None and not synchronised else None,
+        owed=owed,
         control=control,
     )
     return parts, saver, cost
@@ -256,8 +258,17 @@ def _environment(parts: Parts, facts: RunFacts) -> dict[str, object]:
         "world_size": facts.world_size,
         "threads_per_rank": torch.get_num_threads(),
         "precision": parts.precision.mode,
+        "all_reduce": _all_reduce(parts),
         "command": [sys.argv[0], *redacted(sys.argv[1:])],
     }
+
+
+def _all_reduce(parts: Parts) -> str | None:
+    """What the gradients of the ranks are joined through; None at one rank."""
+    if parts.ranks.world_size == 1:
+        return None
+    shared = parts.owed is not None and parts.owed.shared is not None
+    return "shared memory" if shared else str(torch.distributed.get_backend())
 
 
 def _device_name(device: torch.device) -> str:

@@ -30,7 +30,9 @@ from ddp_train.evaluate import evaluate
 from ddp_train.losses import cross_entropy_sum
 from ddp_train.models.synchronised import synchronise
 from ddp_train.options import AugmentOptions, DataOptions
+from ddp_train.owed import Owed
 from ddp_train.precision import Precision
+from ddp_train.shared_gradients import SharedGradients, share
 from ddp_train.techniques import clipping
 from ddp_train.trainer import Parts, Trainer
 from tests.ddp_train.contexts import make_context
@@ -88,6 +90,13 @@ def double_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Te
     return nn.functional.cross_entropy(logits, labels, reduction="sum")
 
 
+def memory_of(ddp: DistributedDataParallel, ranks: distributed.Ranks) -> SharedGradients:
+    """What the trainer takes on one host."""
+    shared = share(ddp.module, ranks, CPU, ddp.process_group)
+    assert shared is not None
+    return shared
+
+
 def run(case: dict[str, Any], ranks: distributed.Ranks) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
     network = BatchNormNet() if case.get("batch_norm") else PlainNet()
@@ -133,6 +142,7 @@ def run(case: dict[str, Any], ranks: distributed.Ranks) -> dict[str, torch.Tenso
             network=network,
             model=ddp or network,
             ddp=ddp,
+            owed=None if ddp is None or case.get("batch_norm") else Owed(ddp, memory_of(ddp, ranks)),
             pipeline=pipeline,
             loss=loss,
             optimizer=optimizer,
