@@ -1,6 +1,7 @@
 """Between two steps: what the ranks agree on there, when a checkpoint is written, and where a run stops.
 
-The ranks exchange their flags while a step is computed; what they ask for is done behind it, on all ranks alike.
+The ranks exchange their flags while a step is computed: where they wait for one another's gradients anyway, if these go
+through shared memory, else behind the backward pass. What they ask for is done behind the step, on all ranks alike.
 """
 
 from __future__ import annotations
@@ -25,18 +26,41 @@ class Boundary:
 
     def __init__(self, parts: Parts, sums: Sums) -> None:
         self._parts, self._sums = parts, sums
+        self._met: dict[str, int] | None = None
         self._told: Mapping[str, int] | None = None
+        self.trouble: dict[str, int] = {}
+        """Flags of this rank that the next exchange tells beside those of this module."""
         self.began = time.monotonic()
         """When the running epoch would have begun, had it not been interrupted."""
 
-    def begin(self, **flags: int) -> None:
-        """Start the exchange of a step; `flags` beside those of this module."""
-        self._parts.control.begin(self._flags() | flags)
+    def begin_step(self) -> None:
+        """Nothing has been said yet in the step that begins."""
+        self._met = None
 
-    def finish(self) -> Mapping[str, int]:
-        """What all ranks say in this step."""
-        self._told = self._parts.control.finish()
-        return self._told
+    @property
+    def has_met(self) -> bool:
+        """Whether the ranks have exchanged the flags of this step, so that there is nothing more to be told in it."""
+        return self._met is not None
+
+    def meet(self) -> None:
+        """Exchange the flags of this step within its backward pass, on all ranks alike."""
+        guard = self._parts.guard
+        losses = guard.look_at_losses(self._sums.of_step) if guard is not None else 0
+        self._met = self._parts.control.exchange(self._flags() | self.trouble | {"not_finite": losses})
+
+    def agree(self, **flags: int) -> Mapping[str, int]:
+        """What all ranks say in this step, this one `flags` too.
+
+        Where they have met already, those have to be the same on all ranks, or told there: as is whether a gradient
+        that all have from the same memory is finite.
+        """
+        said = self.trouble | flags
+        if self._met is None:
+            told = self._parts.control.exchange(self._flags() | said)
+        else:
+            told = {name: max(value, said.get(name, 0)) for name, value in self._met.items()}
+        self._told, self.trouble = told, {}
+        return told
 
     def behind_step(self) -> None:
         """Write a checkpoint where one is due, and stop where that was asked for. Errors: Stopped."""

@@ -141,7 +141,9 @@ def _parts(
     cost = _cost_of_bits(context)
     ddp = wrap(model, ranks, device) if joining is None else None
     synchronised = any(isinstance(module, SynchronisedBatchNorm) for module in network.modules())
-    owed = Owed(ddp, share(model, ranks, device, ddp.process_group)) if ddp is not None and not synchronised else None
+    owed = None
+    if ddp is not None and not synchronised:
+        owed = Owed(ddp, share(model, ranks, device, lambda: control.exchange({})))
     parts = Parts(
         ranks=ranks,
         device=device,

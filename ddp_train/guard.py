@@ -99,6 +99,11 @@ class Guard:
         ready.synchronize()
         return self._flag(bool(host), moment)
 
+    def look_at_losses(self, losses: Sequence[Tensor]) -> int:
+        """As `look`, for what no other rank can see; 0 on a GPU, where it would have to be waited for."""
+        bad = not self._late and any_not_finite([*losses], self._bad, self._one)
+        return self._ranks.world_size - self._ranks.rank if bad else 0
+
     def _read_later(self, bad: Tensor, moment: Moment) -> tuple[Moment, Tensor, Any]:
         host = torch.empty((), dtype=torch.bool, pin_memory=True)
         host.copy_(bad, non_blocking=True)

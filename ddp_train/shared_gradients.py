@@ -1,8 +1,8 @@
 """Gradients averaged through memory that the ranks of one host share, where gloo would send them over loopback.
 
-Each rank leaves its gradients in a part of its own. Once all have, which one all-reduce of a single number tells them,
-each adds up all parts in the order of the ranks: the same bits everywhere. Two sets of parts take turns, so that no
-rank overwrites what a slower one still reads: who begins a pass has seen every rank begin the pass before.
+Each rank leaves its gradients in a part of its own. Once all have, which the exchange of their flags tells them
+(control.py), each adds up all parts in the order of the ranks: the same bits everywhere. Two sets of parts take turns,
+so that no rank overwrites what a slower one still reads: who begins a pass has seen every rank begin the pass before.
 
 The memory has no name in any file system, is not limited by /dev/shm, and goes with the last process that has it.
 Cost: `python -m benchmarks.ddp_scaling`. Sources: memfd_create(2), proc_pid_fd(5).
@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from ddp_train.data.memory import available_memory
@@ -34,10 +33,12 @@ _TOKEN = 16
 
 
 class SharedGradients:
-    """`parts`: uint8, (2, ranks, bytes); `wait`: returns once every rank has come to it."""
+    """`parts`: uint8, (2, ranks, bytes)."""
 
-    def __init__(self, parts: Tensor, rank: int, wait: Callable[[], None]) -> None:
-        self._parts, self._rank, self._wait = parts, rank, wait
+    def __init__(self, parts: Tensor, rank: int, wait: Callable[[], object]) -> None:
+        self._parts, self._rank = parts, rank
+        self.wait = wait
+        """Returns once every rank has come to it; what the ranks have to tell one another may go with it."""
         self._passes = 0
         self._filled = 0
         self._open: list[tuple[torch.futures.Future[Tensor], Tensor, int]] = []
@@ -52,7 +53,7 @@ class SharedGradients:
         self._open.append((future, gradients, self._filled))
         self._filled += _aligned(gradients.nbytes)
         if last:
-            self._wait()
+            self.wait()
             self._add_up()
         return future
 
@@ -70,11 +71,11 @@ class SharedGradients:
         return self._parts[self._passes % 2, rank, place : place + like.nbytes].view(like.dtype).view(like.shape)
 
 
-def share(network: nn.Module, ranks: Ranks, device: torch.device, group: dist.ProcessGroup) -> SharedGradients | None:
+def share(network: nn.Module, ranks: Ranks, device: torch.device, wait: Callable[[], object]) -> SharedGradients | None:
     """Memory for the gradients of `network`, on all ranks alike; None where they have to be sent.
 
     That is on GPUs, on one rank or many, on several hosts, where the ranks cannot see each other's memory (each in a
-    container of its own), or too little memory is left.
+    container of its own), or too little memory is left. `wait`: see SharedGradients.
     """
     one_host = ranks.local_world_size == ranks.world_size
     if device.type != "cpu" or not one_host or not 2 <= ranks.world_size <= MOST_RANKS:
@@ -84,7 +85,7 @@ def share(network: nn.Module, ranks: Ranks, device: torch.device, group: dist.Pr
     if memory is None:
         return None
     parts = torch.frombuffer(memory, dtype=torch.uint8).view(2, ranks.world_size, size)
-    return SharedGradients(parts, ranks.rank, lambda: _wait(group))
+    return SharedGradients(parts, ranks.rank, wait)
 
 
 def _bytes(parameters: Iterable[Tensor]) -> int:
@@ -94,10 +95,6 @@ def _bytes(parameters: Iterable[Tensor]) -> int:
 
 def _aligned(size: int) -> int:
     return -(-size // _ALIGNED) * _ALIGNED
-
-
-def _wait(group: dist.ProcessGroup) -> None:
-    dist.all_reduce(torch.zeros(1), group=group)
 
 
 def _map_together(size: int, ranks: Ranks) -> mmap.mmap | None:

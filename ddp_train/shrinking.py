@@ -68,7 +68,7 @@ class Attempts:
         except OutOfMemoryTogether as error:
             rank = error.rank
         except Exception as error:
-            if not is_out_of_memory(error) or self.weights_touched:
+            if not is_out_of_memory(error) or self.weights_touched or self._boundary.has_met:
                 raise
         # Only here, where the error no longer holds what the step has computed, is that memory free.
         self._before.put_back()
@@ -85,10 +85,10 @@ class Attempts:
         parts = self._parts
         if parts.device.type == "cuda":
             torch.cuda.empty_cache()
+        self._boundary.trouble["out_of_memory"] = parts.ranks.world_size - parts.ranks.rank
         if parts.owed is not None:
             parts.owed.pay()
-        self._boundary.begin(out_of_memory=parts.ranks.world_size - parts.ranks.rank)
-        return parts.ranks.world_size - self._boundary.finish()["out_of_memory"]
+        return parts.ranks.world_size - self._boundary.agree()["out_of_memory"]
 
     def _shrink(self, rank: int) -> None:
         """Halve the micro-batches; memory ran out on `rank`."""

@@ -55,6 +55,8 @@ class Trainer:
         self._joining = parts.joining or Averaged(parts.ranks, parts.device, parts.ddp, self._join_without_samples)
         self._sums = Sums(parts.device)
         self._boundary = Boundary(parts, self._sums)
+        if parts.owed is not None and parts.owed.shared is not None and parts.control.group is not None:
+            parts.owed.shared.wait = self._boundary.meet
         self._attempts = Attempts(parts, self._sums, self._boundary, self._settle_buckets)
 
     @property
@@ -187,6 +189,7 @@ class Trainer:
         parts, progress = self.parts, self.progress
         self._set_rate(progress.step)
         self._sums.begin_step()
+        self._boundary.begin_step()
         moment = Moment(progress.epoch, progress.step, parts.seed, parts.ranks.rank)
         # More than one gradient of a step needs its samples more than once.
         batches = window.batches if self._update is _plain_update else list(window.batches)
@@ -212,10 +215,10 @@ class Trainer:
             with self._phase("forward"), parts.precision.autocast():
                 logits = parts.model(images)
                 loss = parts.loss(logits, targets)
-            with self._phase("backward"):
-                parts.precision.backward(loss * weight)
             if count:
                 self._sums.add(loss, logits, targets)
+            with self._phase("backward"):
+                parts.precision.backward(loss * weight)
 
         self._joining.gradients(window, batches, moment, compute, communicate=communicate)
 
@@ -228,8 +231,7 @@ class Trainer:
                 change(self._parameters, moment)
 
         bad = parts.guard.look(self._parameters, self._sums.of_step, moment) if parts.guard is not None else 0
-        self._boundary.begin(not_finite=bad)
-        told = self._boundary.finish()
+        told = self._boundary.agree(not_finite=bad)
         if told["out_of_memory"]:
             raise OutOfMemoryTogether(parts.ranks.world_size - told["out_of_memory"])
         if told["not_finite"] and parts.guard is not None:

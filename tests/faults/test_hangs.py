@@ -207,7 +207,7 @@ def test_hangs_errors_and_early_exits_one_after_the_other(launcher: Launcher, wh
     assert left["remedy"]["name"] == "left-early"
     summary = run.text[run.text.index("rank 1 left early") :]
     assert "exit code 0: it left early, while the others were still at work" in summary
-    assert re.search(r"meanwhile +rank 0 was at step 29 \(epoch 2\), backward", summary)
+    assert re.search(r"meanwhile +rank 0 was at step 29 \(epoch 2\), communication", summary)
     assert run.process.returncode == 1
     assert gone - failures[-1]["monotonic_ms"] / 1000 <= slack * GONE_S
 

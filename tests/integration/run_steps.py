@@ -24,6 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from ddp_train import distributed
+from ddp_train.control import Control
 from ddp_train.data.dataset import load
 from ddp_train.data.pipeline import Batch, Window, build_pipeline
 from ddp_train.evaluate import evaluate
@@ -92,7 +93,7 @@ def double_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Te
 
 def memory_of(ddp: DistributedDataParallel, ranks: distributed.Ranks) -> SharedGradients:
     """What the trainer takes on one host."""
-    shared = share(ddp.module, ranks, CPU, ddp.process_group)
+    shared = share(ddp.module, ranks, CPU, torch.distributed.barrier)
     assert shared is not None
     return shared
 
@@ -142,6 +143,7 @@ def run(case: dict[str, Any], ranks: distributed.Ranks) -> dict[str, torch.Tenso
             network=network,
             model=ddp or network,
             ddp=ddp,
+            control=Control(ranks),
             owed=None if ddp is None or case.get("batch_norm") else Owed(ddp, memory_of(ddp, ranks)),
             pipeline=pipeline,
             loss=loss,

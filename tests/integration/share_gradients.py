@@ -43,7 +43,7 @@ def gradients_of(rank: int, step: int) -> list[torch.Tensor]:
 def passes(ranks: distributed.Ranks) -> dict[str, Any]:
     """Several backward passes, with a rank that dawdles: another one each time."""
     shapes = nn.ParameterList([torch.zeros(size, dtype=kind) for size, kind in zip(SIZES, KINDS, strict=True)])
-    shared = shared_gradients.share(shapes, ranks, CPU, dist.group.WORLD)
+    shared = shared_gradients.share(shapes, ranks, CPU, dist.barrier)
     assert shared is not None
     wrong, early = 0, 0
     for step in range(PASSES):
@@ -72,7 +72,7 @@ def weights(ranks: distributed.Ranks, how: str) -> str:
     model = network()
     ddp = DistributedDataParallel(model, gradient_as_bucket_view=True, bucket_cap_mb=1)
     if how != "wrapper":
-        memory = shared_gradients.share(model, ranks, CPU, ddp.process_group) if how == "shared" else None
+        memory = shared_gradients.share(model, ranks, CPU, dist.barrier) if how == "shared" else None
         assert (memory is not None) == (how == "shared")
         owed = Owed(ddp, memory)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
@@ -106,7 +106,7 @@ def refused(ranks: distributed.Ranks, folder: Path) -> dict[str, bool]:
     model, (first, last) = network(), (ranks.is_first, ranks.rank == ranks.world_size - 1)
 
     def without() -> bool:
-        mine = shared_gradients.share(model, ranks, CPU, dist.group.WORLD) is None
+        mine = shared_gradients.share(model, ranks, CPU, dist.barrier) is None
         count = distributed.sum_over_ranks(torch.tensor(int(mine)))
         assert int(count) in (0, ranks.world_size), "the ranks must agree"
         return mine
@@ -123,8 +123,7 @@ def refused(ranks: distributed.Ranks, folder: Path) -> dict[str, bool]:
     with mock.patch.object(os, "memfd_create", mock.Mock(side_effect=OSError(24, "Too many open files"))):
         found["no more files"] = without()
     found["several hosts"] = (
-        shared_gradients.share(model, distributed.Ranks(ranks.rank, 0, ranks.world_size, 1), CPU, dist.group.WORLD)
-        is None
+        shared_gradients.share(model, distributed.Ranks(ranks.rank, 0, ranks.world_size, 1), CPU, dist.barrier) is None
     )
     found["the stranger's file is untouched"] = strange.read_bytes() == bytes(10_000_000)
     return found
