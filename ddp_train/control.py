@@ -32,27 +32,13 @@ class Control:
         several = ranks is not None and ranks.world_size > 1
         self.group: Any = dist.new_group(backend="gloo") if several else None
         """For what else the ranks say on the host; None at world size 1."""
-        self._work: Any = None
-        self._mine: Mapping[str, int] = {}
-        self._values: torch.Tensor | None = None
-
-    def begin(self, flags: Mapping[str, int]) -> None:
-        """Start an exchange; `finish` ends it. One at a time, on all ranks alike."""
-        self._mine = flags
-        if self.group is not None:
-            self._values = torch.tensor([flags.get(name, 0) for name in FLAGS], dtype=torch.int32)
-            self._work = dist.all_reduce(self._values, op=dist.ReduceOp.MAX, group=self.group, async_op=True)
-
-    def finish(self) -> dict[str, int]:
-        """The largest value of each flag over all ranks."""
-        if self._work is None or self._values is None:
-            return {name: self._mine.get(name, 0) for name in FLAGS}
-        with own.during("communication"):
-            self._work.wait()
-        self._work = None
-        return dict(zip(FLAGS, self._values.tolist(), strict=True))
 
     def exchange(self, flags: Mapping[str, int]) -> dict[str, int]:
-        """Both at once."""
-        self.begin(flags)
-        return self.finish()
+        """The largest value of each flag over all ranks. On all ranks alike."""
+        mine = [flags.get(name, 0) for name in FLAGS]
+        if self.group is None:
+            return dict(zip(FLAGS, mine, strict=True))
+        values = torch.tensor(mine, dtype=torch.int32)
+        with own.during("communication"):
+            dist.all_reduce(values, op=dist.ReduceOp.MAX, group=self.group)
+        return dict(zip(FLAGS, values.tolist(), strict=True))
