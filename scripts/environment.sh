@@ -18,9 +18,16 @@ prepare_environment() {
         printf 'Installing requirements.txt%s (the first time takes a few minutes)\n' "${extra:+ and the $extra extra}" >&2
         printf '%s\n' "$list" >"$stamp.wanted"
         "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$stamp.wanted" ||
-            fail "the installation failed (the lines above say why); run the same command again to retry"
+            fail "the installation failed (the lines above say why$(little_space "$venv")); run the same command again to retry"
         mv "$stamp.wanted" "$stamp"
     fi
+}
+
+# A few words where FOLDER's disk may be the reason: 6 GB are installed (torch for CUDA), 3 more pass through TMPDIR.
+little_space() {
+    local free
+    free=$(df -Pk "$1" | awk 'NR == 2 {printf "%d", $4 / 1000000}')
+    [ "$free" -ge 9 ] || printf '; %s GB are free, and it takes 9 while it runs' "$free"
 }
 
 make_environment() {

@@ -52,3 +52,33 @@ def test_a_python_that_will_not_do_is_one_line(clone: Path, script: str, python:
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and words in done.stderr and done.stderr.count("\n") == 1
     assert not (clone / ".venv").exists()
+
+
+FAKE_PIP = """case "$*" in
+*--version*) exit 0;;
+-*install*) echo "ERROR: [Errno 28] No space left on device" >&2; exit 1;;
+*) echo torch;;
+esac"""
+
+
+@pytest.mark.parametrize(("free", "said"), [(3_000_000, "3 GB are free, and it takes 9"), (90_000_000, None)])
+def test_an_installation_that_fails_says_so_and_whether_the_disk_is_small(
+    clone: Path, free: int, said: str | None
+) -> None:
+    (clone / ".venv/bin").mkdir(parents=True)
+    shutil.move(fake_python(clone, FAKE_PIP), clone / ".venv/bin/python")
+    df = Path(fake_python(clone, f'echo "Filesystem"; echo "disk 100000000 1 {free} 1% /"'))
+    df.rename(clone / "df")
+    done = subprocess.run(
+        ["bash", "scripts/test.sh"],
+        cwd=clone,
+        env={"PATH": f"{clone}:/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    last = done.stderr.splitlines()[-1]
+    assert done.returncode == 2
+    assert last.startswith("error: the installation failed") and last.endswith("run the same command again to retry")
+    assert said in last if said else "GB" not in last
+    assert not (clone / ".venv/installed-dev.txt").exists()
