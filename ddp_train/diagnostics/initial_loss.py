@@ -14,6 +14,7 @@ import sys
 from torch import Tensor
 
 from ddp_train.losses import Loss
+from ddp_train.records import Observer, RunFacts
 from ddp_train.technique import Context, Moment, Technique
 
 __all__ = ["create", "judge"]
@@ -26,7 +27,7 @@ def create(context: Context) -> Technique:
     if not context.ranks.is_first or context.classes < 2:
         return Technique(name="initial_loss_check")
     check = _Check(context.classes)
-    return Technique(name="initial_loss_check", loss=check.loss, after_step=check.after_step)
+    return Technique(name="initial_loss_check", loss=check.loss, after_step=check.after_step, observer=check)
 
 
 def judge(loss: float, classes: int) -> str | None:
@@ -42,12 +43,16 @@ def judge(loss: float, classes: int) -> str | None:
     return None
 
 
-class _Check:
+class _Check(Observer):
     def __init__(self, classes: int) -> None:
         self._classes = classes
         self._loss: Tensor | float = 0.0
         self._samples = 0
         self._done = False
+
+    def on_start(self, facts: RunFacts) -> None:
+        """Forget the steps on noise by which the ranks' speeds were measured."""
+        self._loss, self._samples = 0.0, 0
 
     def loss(self, inner: Loss) -> Loss:
         """The same loss; that of the first step is added up."""

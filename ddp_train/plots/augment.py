@@ -41,6 +41,7 @@ SAMPLE_ROWS: tuple[tuple[str, AugmentOptions], ...] = (
     ("--augment minimal", AugmentOptions(augment="minimal")),
     ("--augment balanced", AugmentOptions(augment="balanced")),
     ("--augment heavy", AugmentOptions(augment="heavy")),
+    ("--crop-padding 12 (balanced)", AugmentOptions(augment="balanced", crop_padding=12)),
     ("--flip alternating", AugmentOptions(augment="none", flip="alternating")),
     ("--random-resized-crop 0.25", AugmentOptions(augment="none", random_resized_crop=0.25)),
     ("--rotation 20", AugmentOptions(augment="none", rotation=20)),

@@ -183,7 +183,7 @@ def test_the_contact_sheet_shows_every_option_of_augmentation(tmp_path: Path) ->
     words = [label.get_text() for label in axes.get_yticklabels()]
     shown = {word.removeprefix("--").replace("-", "_") for line in words for word in line.split()[:1]}
     unshown = {"randaugment_ops", "randaugment_magnitude", "mixup_prob"}
-    unshown |= {"progressive_resize_end", "progressive_resize_epochs", "crop_padding"}
+    unshown |= {"progressive_resize_end", "progressive_resize_epochs"}
     assert shown == {field.name for field in fields(AugmentOptions)} - unshown | {"the"}
     (picture,) = axes.get_images()
     row = picture.get_array().shape[0] / len(words)

@@ -27,6 +27,18 @@ def test_a_loss_far_from_it_is_told(loss: float, word: str) -> None:
     assert line is not None and word in line and "ln(10 classes) = 2.3" in line
 
 
+def test_steps_that_measured_the_ranks_before_the_run_do_not_count(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = runs.make("--lr 1e-6", tmp_path, "tests.ddp_train.diagnostics.spoilt:loud")
+    quiet = torch.zeros(100_000, 10)
+    run.trainer.parts.loss(quiet, torch.zeros(len(quiet), dtype=torch.int64))
+    for observer in run.observers:
+        observer.on_start(run.facts)
+    run.trainer.fit()
+    assert capsys.readouterr().err.count("note: the loss of the first step is") == 1
+
+
 def test_a_run_tells_it_once_and_not_after_a_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     network = "tests.ddp_train.diagnostics.spoilt:loud"
     runs.train_with_a_kill("--lr 1e-6", tmp_path, network, at=14, saved=4)
