@@ -1,16 +1,15 @@
 """The time of a training step with each optimizer and each technique that works on the weights.
 
-    python -m benchmarks.optimizers NAME [--device cuda] [--model power] [--batch-size 128]
+    python -m benchmarks.optimizers [--device cuda] [--model small] [--batch-size 128] [--rounds 5] [--out NAME]
 
-All are built first and then timed in turns, so that a disturbance meets all of them alike; the median counts. The
-result is written to benchmarks/results/NAME.json with the command and the machine.
+All are built first and then take a step in turns, so that a disturbance meets all of them alike; a round is the median
+of six steps of each. Rounds that other processes disturbed are left out.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import statistics
 import sys
 import tempfile
@@ -19,8 +18,8 @@ from collections.abc import Iterator
 
 import torch
 
-from benchmarks.machine import ROOT, describe_machine
-from benchmarks.quiet import watched
+from benchmarks.machine import describe_machine, publish
+from benchmarks.turns import Turns, take_figures
 from ddp_train import config
 from ddp_train.build import build
 from ddp_train.data.pipeline import Window
@@ -40,11 +39,11 @@ VARIANTS = {
     "sgd, lookahead": "--lookahead 5",
     "sgd, ema": "--ema 0.999",
 }
-WARM_UP = 2
+WARM_UP, STEPS = 2, 6
 
 
-def measure(common: list[str], device: torch.device, rounds: int) -> dict[str, float]:
-    """Variant -> median milliseconds of a step on this device."""
+def measure(common: list[str], device: torch.device, rounds: int) -> Turns:
+    """Milliseconds of a step on this device, by variant."""
     with tempfile.TemporaryDirectory() as folder:
         runs = {}
         for number, (name, words) in enumerate(VARIANTS.items()):
@@ -52,17 +51,24 @@ def measure(common: list[str], device: torch.device, rounds: int) -> dict[str, f
             trainer = build(config.parse(options), Ranks(), device).trainer
             trainer.parts.model.train()
             runs[name] = (trainer, _windows(trainer))
-        times: dict[str, list[float]] = {name: [] for name in runs}
-        for turn in range(WARM_UP + rounds):
-            for name, (trainer, windows) in runs.items():
-                window = next(windows)
-                started = time.perf_counter()
-                trainer.train_step(window)
-                if device.type == "cuda":
-                    torch.cuda.synchronize(device)
-                if turn >= WARM_UP:
-                    times[name].append(1000 * (time.perf_counter() - started))
-    return {name: round(statistics.median(found), 2) for name, found in times.items()}
+
+        def steps(count: int) -> dict[str, float]:
+            taken: dict[str, list[float]] = {name: [] for name in runs}
+            for _ in range(count):
+                for name, (trainer, windows) in runs.items():
+                    taken[name].append(_milliseconds(trainer, next(windows), device))
+            return {name: statistics.median(found) for name, found in taken.items()}
+
+        steps(WARM_UP)
+        return take_figures(lambda: steps(STEPS), rounds, unit="ms")
+
+
+def _milliseconds(trainer: Trainer, window: Window, device: torch.device) -> float:
+    started = time.perf_counter()
+    trainer.train_step(window)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return 1000 * (time.perf_counter() - started)
 
 
 def _windows(trainer: Trainer) -> Iterator[Window]:
@@ -70,33 +76,32 @@ def _windows(trainer: Trainer) -> Iterator[Window]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Measure and write the result; the exit status."""
+    """Measure, print, and write the result; the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.optimizers", description=__doc__.splitlines()[0])
-    parser.add_argument("name", help="the result is benchmarks/results/NAME.json")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--model", default="small")
-    parser.add_argument("--batch-size", default="128", metavar="N")
-    parser.add_argument("--rounds", type=int, default=15, metavar="N", help="steps of each that are timed (default 15)")
+    parser.add_argument("--batch-size", type=int, default=128, metavar="N")
+    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="undisturbed rounds [5]")
+    parser.add_argument("--out", metavar="NAME", help="write benchmarks/results/NAME.json")
     arguments = parser.parse_args(argv)
-    common = f"--dataset synthetic --model {arguments.model} --batch-size {arguments.batch_size}".split()
-    device = choose_device(arguments.device, Ranks())
+    work = f"--model {arguments.model} --batch-size {arguments.batch_size}"
     machine = describe_machine()
-    with watched() as window:
-        found = measure(common, device, arguments.rounds)
+    device = choose_device(arguments.device, Ranks())
+    turns = measure(f"--dataset synthetic {work}".split(), device, arguments.rounds)
+    found = [(name, turns.values(name), turns.ratio(name, "sgd")) for name in VARIANTS if turns.enough]
     result = {
         "schema": "ddp-benchmark/1",
-        "command": " ".join(["python", "-m", "benchmarks.optimizers", *(sys.argv[1:] if argv is None else argv)]),
+        "command": f"python -m benchmarks.optimizers --device {arguments.device} {work} --rounds {arguments.rounds}",
         "machine": machine,
-        "torch": torch.__version__,
-        "others_share_of_cpu": round(window.others, 3),
-        "milliseconds_per_step": found,
+        **turns.account(),
+        "rounds": [{name: round(taken, 2) for name, taken in found.items()} for found in turns.rounds],
+        "table": {
+            "columns": ["optimizer", "ms of a step, median (quartiles)", "times sgd"],
+            "rows": [[name, f"{taken:.1f}", f"{times:.2f}"] for name, taken, times in found],
+        },
     }
-    path = ROOT / "benchmarks" / "results" / f"{arguments.name}.json"
-    path.write_text(json.dumps(result, indent=2) + "\n")
-    for name, took in found.items():
-        print(f"{name:<16} {took:8.2f} ms")
-    print(f"others took {window.others:.0%} of the CPU time: {path.relative_to(ROOT)}")
-    return 0
+    publish(result, arguments.out)
+    return 0 if turns.enough else 1
 
 
 if __name__ == "__main__":

@@ -98,7 +98,7 @@ def _own_table(result: dict[str, Any]) -> dict[str, Any] | None:
         accuracies = (f"{result[key]:.2%}" for key in ("last_test_accuracy", "best_test_accuracy"))
         columns = ["wall s", "s in epochs", "epochs", "last test accuracy", "best test accuracy"]
         return {"columns": columns, "rows": [[*figures, *accuracies]]}
-    for key in ("launchers", "monitors", "cases", "milliseconds_per_step"):
+    for key in ("launchers", "monitors", "cases"):
         if isinstance(found := result.get(key), dict) and found:
             return _mapping(found)
     if isinstance(rows := result.get("results"), list) and rows:

@@ -1,6 +1,6 @@
 """How often a run recovers from SIGKILL of one of its ranks at a random moment.
 
-    python -m benchmarks.restart_recovery [--runs 20] [--ranks 2] [--seed 0] [--torchrun]
+    python -m benchmarks.restart_recovery [--runs 20] [--ranks 2] [--seed 0] [--torchrun] [--out NAME]
 
 Every run sums over its ranks in gloo collectives for some seconds, loses one rank at a random moment between the start
 of its Python and its end, and may restart once. It has recovered when it ends with status 0 and the right sum within
@@ -13,13 +13,14 @@ import argparse
 import os
 import random
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.machine import ROOT
+from benchmarks.machine import ROOT, describe_machine, publish
 
 __all__ = ["main"]
 
@@ -52,23 +53,43 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--ranks", type=int, default=2, help="ranks of each run (default 2)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments and ranks (default 0)")
     parser.add_argument("--torchrun", action="store_true", help="torchrun --standalone instead of launch.py")
+    parser.add_argument("--out", metavar="NAME", help="write benchmarks/results/NAME.json")
     arguments = parser.parse_args(argv)
     chance = random.Random(arguments.seed)
     _, _, length_s = run(arguments.ranks, arguments.torchrun, None, 0)
-    recovered = killed = 0
-    while killed < arguments.runs:
+    found: list[dict[str, float | int | bool]] = []
+    while len(found) < arguments.runs:
         moment_s, rank = chance.uniform(0, length_s), chance.randrange(arguments.ranks)
         met, well, seconds = run(arguments.ranks, arguments.torchrun, moment_s, rank)
         if not met:
             continue
-        killed, recovered = killed + 1, recovered + well
+        found.append(
+            {"rank": rank, "killed_after_s": round(moment_s, 2), "recovered": well, "seconds": round(seconds, 1)}
+        )
         print(
-            f"run {killed}: rank {rank} killed {moment_s:.2f} of {length_s:.2f} s after its start,"
+            f"run {len(found)}: rank {rank} killed {moment_s:.2f} of {length_s:.2f} s after its start,"
             f" {'recovered' if well else 'NOT recovered'} in {seconds:.1f} s",
+            file=sys.stderr,
             flush=True,
         )
-    print(f"{recovered} of {killed} recovered")
-    return 0 if recovered == killed else 1
+    words = f"--runs {arguments.runs} --ranks {arguments.ranks} --seed {arguments.seed}"
+    result = {
+        "schema": "ddp-benchmark/1",
+        "command": f"python -m benchmarks.restart_recovery {words}{' --torchrun' * arguments.torchrun}",
+        "machine": describe_machine(),
+        "undisturbed_s": round(length_s, 1),
+        "runs": found,
+        "table": _table("torchrun --standalone" if arguments.torchrun else "launch.py", length_s, found),
+    }
+    publish(result, arguments.out)
+    return 0 if all(one["recovered"] for one in found) else 1
+
+
+def _table(launcher: str, length_s: float, found: list[dict[str, float | int | bool]]) -> dict[str, object]:
+    columns = ["launcher", "ranks killed", "runs that recovered", "s with the kill, median (longest)", "s without"]
+    taken = [one["seconds"] for one in found if one["recovered"]]
+    times = f"{statistics.median(taken):.1f} ({max(taken):.1f})" if taken else ""
+    return {"columns": columns, "rows": [[launcher, len(found), len(taken), times, f"{length_s:.1f}"]]}
 
 
 def run(ranks: int, torchrun: bool, moment_s: float | None, rank: int) -> tuple[bool, bool, float]:

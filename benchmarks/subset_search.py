@@ -1,4 +1,6 @@
-"""How long the search for the best-connected subset takes: `python -m benchmarks.subset_search` prints a table.
+"""How long the search for the best-connected subset of GPUs takes.
+
+    python -m benchmarks.subset_search [--out NAME]
 
 Every size from 2 to 16 GPUs out of 16, on matrices that leave the search no shortcut: random NVLink and PCIe levels, as
 many speeds as pairs, one speed for all with random sockets and paths, sparse rings. The figure is the slowest of some
@@ -15,6 +17,7 @@ from collections.abc import Callable
 from functools import partial
 from itertools import combinations
 
+from benchmarks.machine import describe_machine, publish
 from gpu_topology.bandwidth import Fabric
 from gpu_topology.selection import SelectionRequest, select
 from gpu_topology.topology import Gpu, Link, LinkLevel, Topology
@@ -78,17 +81,25 @@ def milliseconds(action: Callable[[], object]) -> float:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Print the table; the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.subset_search", description="Prints the table.")
-    parser.parse_args(argv)
-    print(f"best N of {GPUS} GPUs, slowest of {SEEDS} seeds, ms of processor time")
-    print(f"{'':20}" + "".join(f"{count:7}" for count in COUNTS) + "   whole selection of 8")
+    """Measure, print, and write the result; the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.subset_search", description=__doc__.splitlines()[0])
+    parser.add_argument("--out", metavar="NAME", help="write benchmarks/results/NAME.json")
+    arguments = parser.parse_args(argv)
+    rows = []
     for name, pair in MATRICES.items():
         machines = [random_machine(seed, pair) for seed in range(SEEDS)]
         worst = [max(milliseconds(partial(_search, machine, count)) for machine in machines) for count in COUNTS]
         request = SelectionRequest(count=8)
         whole = max(milliseconds(partial(select, machine, request)) for machine in machines)
-        print(f"{name:20}" + "".join(f"{value:7.1f}" for value in worst) + f"{whole:10.1f}")
+        rows.append([name, *(f"{value:.1f}" for value in (*worst, whole))])
+    columns = [f"ms, slowest of {SEEDS} seeds", *(f"{count} of {GPUS}" for count in COUNTS), "whole selection of 8"]
+    result = {
+        "schema": "ddp-benchmark/1",
+        "command": "python -m benchmarks.subset_search",
+        "machine": describe_machine(),
+        "table": {"columns": columns, "rows": rows},
+    }
+    publish(result, arguments.out)
     return 0
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from benchmarks.quiet import watched
 
-__all__ = ["FEWEST", "Spread", "Turns", "take_turns"]
+__all__ = ["FEWEST", "Spread", "Turns", "take_figures", "take_turns"]
 
 FEWEST = 5
 """Fewer clean rounds than this are no measurement."""
@@ -93,18 +93,27 @@ def take_turns(cases: Mapping[str, Callable[[], float]], rounds: int, *, unit: s
     ended, and been waited for, when it returns. One round before the first is not counted.
     """
     draw = random.Random(seed)
-    clean: list[dict[str, float]] = []
-    disturbed = 0
     for work in cases.values():
         work()
+
+    def measure() -> dict[str, float]:
+        measured = {name: cases[name]() for name in draw.sample(sorted(cases), len(cases))}
+        return {name: measured[name] for name in cases}  # for a reader, in the order of the cases
+
+    return take_figures(measure, rounds, unit=unit)
+
+
+def take_figures(measure: Callable[[], dict[str, float]], rounds: int, *, unit: str) -> Turns:
+    """The same where one call of `measure` has the figures of all cases; none is made before the first."""
+    clean: list[dict[str, float]] = []
+    disturbed = 0
     while len(clean) < rounds and len(clean) + disturbed < PATIENCE * rounds:
         with watched() as window:
-            measured = {name: cases[name]() for name in draw.sample(sorted(cases), len(cases))}
-        found = {name: measured[name] for name in cases}  # for a reader, in the order of the cases
+            found = measure()
         disturbed += not window.clean
         if window.clean:
             clean.append(found)
-        words = ", ".join(f"{name} {found[name]:,.4g}" for name in cases)
+        words = ", ".join(f"{name} {figure:,.4g}" for name, figure in found.items())
         print(f"{words} {unit}" + ("" if window.clean else f" (disturbed: {window.others:.0%})"), file=sys.stderr)
         if not window.clean:
             time.sleep(0.5)
