@@ -54,6 +54,7 @@ class Precision:
         self.device = device
         self.dtype = DTYPES.get(mode)
         self._constants = asdict(loss_scale or LossScale())
+        self._seed: tuple[tuple[float, torch.dtype], torch.Tensor] | None = None
         self.scaler = torch.amp.GradScaler(device.type, enabled=mode == "fp16", **self._constants)
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
@@ -62,9 +63,14 @@ class Precision:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, self.dtype)
 
-    def backward(self, loss: torch.Tensor) -> None:
-        """Backward through the loss, scaled under fp16."""
-        self.scaler.scale(loss).backward()
+    def backward(self, loss: torch.Tensor, weight: float = 1.0) -> None:
+        """The gradient of `weight` times the loss, scaled under fp16.
+
+        The weight is what the pass begins with: the same bits as multiplying the loss, for two operations fewer.
+        """
+        if self._seed is None or self._seed[0] != (weight, loss.dtype):
+            self._seed = (weight, loss.dtype), loss.new_full((), weight)
+        self.scaler.scale(loss).backward(self._seed[1])
 
     def step(self, optimizer: torch.optim.Optimizer, prepare: Callable[[], None] | None = None) -> None:
         """Let `prepare` change the true (unscaled) gradients, then update.

@@ -218,7 +218,7 @@ class Trainer:
             if count:
                 self._sums.add(loss, logits, targets)
             with self._phase("backward"):
-                parts.precision.backward(loss * weight)
+                parts.precision.backward(loss, weight)
 
         self._joining.gradients(window, batches, moment, compute, communicate=communicate)
 
@@ -262,7 +262,7 @@ class Trainer:
         with parts.precision.autocast():
             loss = parts.loss(parts.model(batch.images), batch.labels)
         parts.model.train()
-        parts.precision.backward(loss * 0.0)
+        parts.precision.backward(loss, 0.0)
 
     def _extra(self) -> Mapping[str, float]:
         """What the techniques report now."""

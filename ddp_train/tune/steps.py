@@ -56,7 +56,7 @@ class Steps:
         parts.model.train()
         with parts.precision.autocast():
             loss = parts.loss(model(images), targets)
-        parts.precision.backward(loss / batch)
+        parts.precision.backward(loss, 1 / batch)
 
     def _update(self) -> None:
         self._parts.precision.step(self._parts.optimizer)

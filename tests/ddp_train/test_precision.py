@@ -55,6 +55,24 @@ def test_the_scale_grows_and_falls_by_its_constants() -> None:
     assert seen == [8.0, 24.0, 6.0, 6.0]
 
 
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_weight_gives_the_bits_of_a_weighted_loss(scaled: bool, dtype: torch.dtype) -> None:
+    scale = LossScale(init_scale=3.0)
+    precision = on_a_scaler(Precision("off", CPU, scale), scale) if scaled else Precision("off", CPU)
+    parameter = nn.Parameter(torch.randn(64, generator=torch.Generator().manual_seed(0)).to(dtype))
+
+    def gradient(weight: float, *, of_the_loss: bool) -> torch.Tensor:
+        parameter.grad = None
+        loss = parameter.square().sum()
+        precision.backward(loss * weight) if of_the_loss else precision.backward(loss, weight)
+        assert parameter.grad is not None
+        return parameter.grad
+
+    for weight in (1 / 3, 1 / 3, 1 / 7, 0.0, 1.0):
+        assert torch.equal(gradient(weight, of_the_loss=False), gradient(weight, of_the_loss=True)), weight
+
+
 def test_a_resumed_run_keeps_its_scale_and_takes_its_own_constants() -> None:
     first, then = LossScale(init_scale=512.0), LossScale(growth_interval=7, growth_factor=4.0, backoff_factor=0.1)
     saved = on_a_scaler(Precision("off", CPU, first), first).state_dict()
