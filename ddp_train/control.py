@@ -1,6 +1,6 @@
 """What the ranks tell one another in every step: a few small whole numbers, of which all learn the largest.
 
-Cost: 0.2 ms a step on two gloo ranks of one machine with two cores (`python -m benchmarks.control_cost`); beside NCCL
+Cost: 0.33 ms a step on two gloo ranks of one machine with two cores (`python -m benchmarks.control_cost`); beside NCCL
 not yet measured.
 """
 

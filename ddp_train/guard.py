@@ -10,7 +10,7 @@ On a GPU nobody waits for the verdict: it is read one step later, and a fused op
 (not yet verified on one). With an optimizer that cannot the weights are spoilt by then, and no checkpoint is written
 of them.
 
-Cost on the CPU, one thread: 65 us a step for 100 gradients of 4096 numbers (`python -m benchmarks.control_cost`, on a
+Cost on the CPU, one thread: 62 us a step for 100 gradients of 4096 numbers (`python -m benchmarks.control_cost`, on a
 machine of two cores); on a GPU not yet measured.
 """
 

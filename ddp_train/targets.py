@@ -40,7 +40,7 @@ SIZES: dict[Literal["cpu", "cuda"], dict[float, Size]] = {
     "cpu": {
         0.80: Size(width_mult=0.25, epochs=2, batch_size=250, lr=0.1, muon_rest_lr=45.0),
         0.89: Size(width_mult=0.5, epochs=5, batch_size=250, lr=0.1, muon_rest_lr=60.0),
-        0.91: Size(width_mult=0.5, epochs=8, batch_size=250, lr=0.1, muon_rest_lr=60.0),
+        0.91: Size(width_mult=0.5, epochs=10, batch_size=250, lr=0.1, muon_rest_lr=60.0),
         0.93: Size(width_mult=1.0, epochs=16, batch_size=250, lr=0.1, muon_rest_lr=60.0),
         0.94: Size(width_mult=1.0, epochs=30, batch_size=250, lr=0.1, muon_rest_lr=60.0),
         0.96: Size(width_mult=2.0, epochs=40, batch_size=250, lr=0.1, muon_rest_lr=60.0, erasing=1.0),
