@@ -6,9 +6,10 @@ import os
 from pathlib import Path
 
 from launcher.failures import Failure
+from launcher.known_failures import SHM, Batch, Evidence
 from launcher.memory_kills import read_kills
 from launcher.plan import LaunchPlan
-from launcher.remedies import SHM, Batch, Evidence, Remedy, find_remedy
+from launcher.remedies import Remedy, find_remedy
 
 __all__ = ["Witness"]
 

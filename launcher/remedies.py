@@ -1,87 +1,22 @@
-"""What is known about failures: a table of what a rank says, what that means, and what to do.
+"""What a failure means, and what to do.
 
-`find_remedy` takes the first row whose pattern is in the message of the error that began the rank's traceback, else in
-all of its last words. What no rank can say, that the kernel killed it for want of memory, is among the evidence.
+`find_remedy` takes the first row of the table (known_failures.py) whose pattern is in the message of the error that
+began the rank's traceback, else in all of its last words. What no rank can say, that the kernel killed it for want of
+memory, is among the evidence.
 """
 
 from __future__ import annotations
 
-import os
 import re
 import signal
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from launcher.failures import Failure
+from launcher.known_failures import LESS_MEMORY, MIB, MORE_SHM, TABLE, Evidence, Words, shm_state
 
-__all__ = ["SHM", "TABLE", "TIMEOUT", "Batch", "Evidence", "Known", "Remedy", "find_remedy"]
+__all__ = ["Remedy", "find_remedy"]
 
-MIB = 2**20
-SHM = "/dev/shm"
 BLOCK = 4096
-TIMEOUT = "collective-timeout"
-
-# Packages whose name for pip is not the name that is imported.
-DISTRIBUTIONS = {
-    "attr": "attrs",
-    "bs4": "beautifulsoup4",
-    "cv2": "opencv-python-headless",
-    "dotenv": "python-dotenv",
-    "git": "GitPython",
-    "google.protobuf": "protobuf",
-    "hydra": "hydra-core",
-    "OpenSSL": "pyOpenSSL",
-    "PIL": "Pillow",
-    "pkg_resources": "setuptools",
-    "pynvml": "nvidia-ml-py",
-    "skimage": "scikit-image",
-    "sklearn": "scikit-learn",
-    "yaml": "PyYAML",
-}
-
-
-@dataclass(frozen=True)
-class Batch:
-    """The batch of a run of the bundled trainer: images per optimizer step over all `ranks`, in `accumulate` parts.
-
-    `by_rank`: given as --batch-size-per-rank.
-    """
-
-    size: int
-    ranks: int
-    accumulate: int = 1
-    by_rank: bool = False
-
-    @property
-    def at_once(self) -> int:
-        """Images that a rank works on at a time."""
-        return max(1, self.size // (self.ranks * self.accumulate))
-
-    def halved(self, times: int) -> str:
-        """The option for a batch halved so many times."""
-        name, size = ("-per-rank", self.size // self.ranks) if self.by_rank else ("", self.size)
-        return f"--batch-size{name} {max(1, size >> times)}"
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What else is known about a failed run.
-
-    memory_kills  how many processes the kernel killed for memory during the run; None where it does not tell
-    kills_where   whose processes those were: "of this job's cgroup", "on this machine"
-    shm_free      bytes free in /dev/shm after the failure; `shm_total` bytes it has; None where there is none
-    batch         of the bundled trainer; None for a user's program
-    logs_free     bytes free where the ranks' logs are; None where that is not known
-    """
-
-    memory_kills: int | None = None
-    kills_where: str = ""
-    shm_free: int | None = None
-    shm_total: int | None = None
-    batch: Batch | None = None
-    logs_free: int | None = None
 
 
 @dataclass(frozen=True)
@@ -93,17 +28,11 @@ class Remedy:
     advice: str
 
 
-Words = str | Callable[[re.Match[str], Evidence], str]
-
-
-@dataclass(frozen=True)
-class Known:
-    """A row of the table. `meaning` and `advice` may use the groups of the pattern: {0}, {1}, ..."""
-
-    name: str
-    pattern: str
-    meaning: Words
-    advice: Words
+LEFT_EARLY = Remedy(
+    "left-early",
+    "it ended as if all were done, while the others waited for it in a collective",
+    "look for an exit on one rank alone, or for one with fewer batches than the others",
+)
 
 
 def find_remedy(failure: Failure, evidence: Evidence) -> Remedy | None:
@@ -143,7 +72,7 @@ def _full_shm(failure: Failure, evidence: Evidence) -> Remedy | None:
         return None
     if evidence.shm_free > max(evidence.shm_total // 20, 16 * MIB):
         return None
-    return Remedy("shared-memory", _shm_state(evidence), MORE_SHM)
+    return Remedy("shared-memory", shm_state(evidence), MORE_SHM)
 
 
 def _full_logs(failure: Failure, evidence: Evidence) -> Remedy | None:
@@ -152,265 +81,3 @@ def _full_logs(failure: Failure, evidence: Evidence) -> Remedy | None:
         return None
     meaning = "the disk with the ranks' logs is full: what this rank said last may be lost"
     return Remedy("disk-full", meaning, "space there, or --log-dir DIR (TMPDIR for a program of yours) on another disk")
-
-
-def _shm_state(evidence: Evidence) -> str:
-    if evidence.shm_free is None or evidence.shm_total is None:
-        return f"{SHM} is too small for what the loader workers or NCCL share there"
-    return f"{SHM} is full or too small: {evidence.shm_free // MIB} of {evidence.shm_total // MIB} MiB are free now"
-
-
-def _smaller_batch(found: re.Match[str], evidence: Evidence) -> str:
-    batch = evidence.batch
-    if batch is None:
-        advice = "halve the batch of each rank, and accumulate gradients over two of them for the same global batch"
-    elif batch.at_once == 1:
-        advice = "each rank has a single image at a time already: a smaller model, or --amp bf16"
-    else:
-        advice = (
-            f"--accumulate {2 * batch.accumulate} ({batch.at_once // 2} images at a time instead of {batch.at_once}, in"
-            f" the same global batch of {batch.size}); or {batch.halved(1)}, then {batch.halved(2)}"
-        )
-    if "expandable_segments" in found.string and "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
-        advice += "; or PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True where much is reserved but unallocated"
-    return advice
-
-
-def _install(found: re.Match[str], evidence: Evidence) -> str:
-    name = found[1]
-    top = name.partition(".")[0]
-    if Path(top).is_dir() or Path(top + ".py").is_file():
-        return f"{top} is in this folder, the script in another: PYTHONPATH=. python launch.py ..."
-    return f"{sys.executable} -m pip install {DISTRIBUTIONS.get(name, DISTRIBUTIONS.get(top, top))}"
-
-
-def _port(found: re.Match[str], evidence: Evidence) -> str:
-    number = re.search(r"port:? ?(\d{2,5})|:(\d{2,5})\b", found.string)
-    who = f"ss -ltnp 'sport = :{number[1] or number[2]}' tells who has it; " if number else ""
-    return f"{who}set no port in the program: the launcher gives each run its own MASTER_PORT"
-
-
-def _file(found: re.Match[str], evidence: Evidence) -> str:
-    return f"the program runs in {Path.cwd()}: a relative path starts there"
-
-
-LESS_MEMORY = (
-    "fewer loader workers (each holds its own copy of the data set's objects), fewer ranks, or more memory for the job"
-    " (Slurm --mem, Kubernetes limits.memory, docker -m)"
-)
-MORE_SHM = (
-    "docker run --ipc=host or --shm-size=8g; in Kubernetes an emptyDir with medium Memory at /dev/shm; or no loader"
-    " workers (--num-workers 0)"
-)
-HANG = (
-    "python -m gpu_topology verify tests the GPUs and their links in a minute; where it passes, look for a rank that"
-    " skips a collective, or does more work than the others"
-)
-BLOCKING = "again with CUDA_LAUNCH_BLOCKING=1, where the traceback names the line; or with --cpu"
-
-LEFT_EARLY = Remedy(
-    "left-early",
-    "it ended as if all were done, while the others waited for it in a collective",
-    "look for an exit on one rank alone, or for one with fewer batches than the others",
-)
-LONGER = "where it only needs longer: --step-timeout SECONDS, 0 for any time"
-
-TABLE: tuple[Known, ...] = (
-    Known(
-        "hang",
-        r"^HungRank: .*; its process was stopped",
-        "its process was stopped, by SIGSTOP or a job manager that suspends",
-        "ask who did; --step-timeout 0 lets a run be suspended for any time",
-    ),
-    Known("hang", r"^HungRank: .*, data$", "no batch came: the disk, or a loader worker, did not answer", LONGER),
-    Known(
-        "hang",
-        r"^HungRank: .*; all ranks wait",
-        "the ranks waited for one another",
-        "python -m gpu_topology verify tests the GPUs and their links; where it passes, look for a rank that skips a"
-        " collective",
-    ),
-    Known("hang", r"^HungRank: ", "it stood at the line above, and the others waited for it", LONGER),
-    Known(
-        "host-memory",
-        r"DataLoader worker \(pid[^)]*\) is killed by signal: Killed",
-        "a loader worker was killed: most often by the kernel, for want of memory",
-        LESS_MEMORY,
-    ),
-    Known(
-        "shared-memory",
-        r"out of shared memory|Bus error|(No space left on device|unable to \w+).*(/dev/shm|shm|/torch_\d)"
-        r"|(/dev/shm|shared memory segment).*No space left",
-        lambda found, evidence: _shm_state(evidence),
-        MORE_SHM,
-    ),
-    Known(
-        "gpu-memory",
-        r"CUDA out of memory|CUDA error: out of memory|CUDNN_STATUS_ALLOC_FAILED|CUBLAS_STATUS_ALLOC_FAILED"
-        r"|cuda\.OutOfMemoryError|torch\.OutOfMemoryError",
-        "the GPU's memory is full",
-        _smaller_batch,
-    ),
-    Known(
-        "host-memory",
-        r"DefaultCPUAllocator: (can't|not enough)|Cannot allocate memory|^MemoryError|Unable to allocate .* an array",
-        "the memory of this machine, or of this job, is full",
-        LESS_MEMORY,
-    ),
-    Known(
-        TIMEOUT,
-        r"collective operation timeout|Timed out waiting \d+ms for (recv|send)|Watchdog caught",
-        "a collective did not end: another rank did not come to it, or the GPUs do not reach each other",
-        HANG,
-    ),
-    Known(
-        "duplicate-gpu",
-        r"Duplicate GPU detected",
-        "two ranks use the same GPU",
-        'torch.cuda.set_device(int(os.environ["LOCAL_RANK"])) before the first collective',
-    ),
-    Known(
-        "device-ordinal",
-        r"invalid device ordinal",
-        "the program asks for a GPU that this rank does not see",
-        "count from 0 by LOCAL_RANK: RANK and the numbers of nvidia-smi are others",
-    ),
-    Known(
-        "no-kernel-image",
-        r"no kernel image is available",
-        "this build of torch has no code for this GPU's compute capability",
-        "install a build of torch for it (python launch.py --doctor names both), or --exclude this GPU",
-    ),
-    Known(
-        "driver-too-old",
-        r"driver on your system is too old|driver version is insufficient",
-        "the NVIDIA driver is older than this build of torch needs",
-        "a newer driver, or a build of torch for an older CUDA; python launch.py --doctor names both",
-    ),
-    Known(
-        "gpu-fault",
-        r"uncorrectable ECC|fallen off the bus|GPU is lost|CUDA error: unspecified launch failure",
-        "the GPU itself failed",
-        "dmesg | grep -i xid tells what the driver saw; --exclude this GPU until it is reset or replaced",
-    ),
-    Known(
-        "device-assert",
-        r"device-side assert triggered",
-        "an index was out of range on the GPU: often a label that is not below the number of classes",
-        BLOCKING,
-    ),
-    Known("illegal-access", r"illegal memory access", "a GPU kernel read or wrote outside its memory", BLOCKING),
-    Known(
-        "no-cuda",
-        r"not compiled with CUDA enabled|Found no NVIDIA driver|No CUDA GPUs are available"
-        r"|ProcessGroupNCCL is only supported with GPUs|doesn't have NCCL",
-        "the program wants a GPU and its rank has none",
-        "where there is none, gloo and torch.device('cpu'); python launch.py --doctor tells why there is none",
-    ),
-    Known(
-        "forked-cuda",
-        r"Cannot re-initialize CUDA in forked subprocess",
-        "a forked process cannot use CUDA once its parent has",
-        'multiprocessing_context="spawn" for the loader, or no CUDA call before the fork',
-    ),
-    Known(
-        "unused-parameters",
-        r"Expected to have finished reduction in the prior iteration",
-        "some parameters had no part in the loss, and DDP waits for their gradients",
-        "DistributedDataParallel(..., find_unused_parameters=True), or use every output of forward in the loss;"
-        " TORCH_DISTRIBUTED_DEBUG=DETAIL names the parameters",
-    ),
-    Known(
-        "ready-twice",
-        r"Expected to mark a variable ready only once",
-        "a parameter was used twice in one backward: shared modules, or re-entrant activation checkpointing",
-        "checkpoint(..., use_reentrant=False), or DistributedDataParallel(..., static_graph=True)",
-    ),
-    Known(
-        "no-process-group",
-        r"Default process group has not been initialized",
-        "a collective or DDP came before init_process_group",
-        "torch.distributed.init_process_group() first; the launcher has set its variables",
-    ),
-    Known(
-        "local-rank-argument",
-        r"unrecognized arguments:.*--local[-_]rank",
-        "the program takes its local rank from an argument that no launcher passes any more",
-        'int(os.environ["LOCAL_RANK"])',
-    ),
-    Known(
-        "port-in-use",
-        r"EADDRINUSE|address already in use",
-        "a port that the program wants to listen on is taken",
-        _port,
-    ),
-    Known(
-        "name-resolution",
-        r"Name or service not known|Temporary failure in name resolution|gaierror",
-        "a host name has no address here",
-        "an IP address instead of the name, or a line in /etc/hosts",
-    ),
-    Known(
-        "socket-interface",
-        r"no socket interface found|ncclSystemError|unhandled system error",
-        "NCCL found no way through the network or the system",
-        "NCCL_SOCKET_IFNAME=INTERFACE (ip -br address lists them); NCCL_DEBUG=INFO tells what it tried",
-    ),
-    Known("missing-module", r"No module named '([\w.]+)'", "the package {1} is not installed in this Python", _install),
-    Known(
-        "missing-library",
-        r"(lib[\w+.-]+\.so[\w.]*): cannot open shared object file",
-        "the library {1} is not on this system, or not where it is looked for",
-        "the system's package that holds it, or its folder in LD_LIBRARY_PATH",
-    ),
-    Known(
-        "version-mismatch",
-        r"undefined symbol|cannot import name '([\w.]+)' from",
-        "two packages are of versions that do not go together",
-        "python launch.py --doctor lists the versions; torch and torchvision are released in pairs",
-    ),
-    Known(
-        "syntax-error",
-        r"^(Syntax|Indentation|Tab)Error: (.*)",
-        "Python cannot read the program",
-        "mend the line above; no restart can help",
-    ),
-    Known(
-        "open-files",
-        r"Too many open files|received 0 items of ancdata",
-        "the limit on open files is reached",
-        "ulimit -n 65536, or torch.multiprocessing.set_sharing_strategy('file_system')",
-    ),
-    Known(
-        "disk-full",
-        r"No space left on device(?:: '([^']+)')?|Disk quota exceeded",
-        "the disk is full, or a quota is reached",
-        "df -h . and df -i . show what is left; --out-dir or TMPDIR on another disk",
-    ),
-    Known(
-        "permission",
-        r"Permission denied(?:: '([^']+)')?",
-        "this user may not do that",
-        "ls -ld on the path and on its folder; in a container the user's number counts, not the name",
-    ),
-    Known("missing-file", r"No such file or directory: '([^']+)'", "{1} is not there", _file),
-    Known(
-        "wrong-checkpoint",
-        r"Error\(s\) in loading state_dict",
-        "the checkpoint is of another model",
-        "names that begin with module. were saved from a model inside DDP: load into model.module",
-    ),
-    Known(
-        "two-devices",
-        r"Expected all tensors to be on the same device",
-        "model and data are on different devices",
-        'both .to(torch.device("cuda", int(os.environ["LOCAL_RANK"])))',
-    ),
-    Known(
-        "abort-in-leaving",
-        r"^terminate called without an active exception",
-        "native threads were still running when the program left, most often those of a process group left open",
-        "torch.distributed.destroy_process_group() before leaving, in a finally clause: the exit status is then the"
-        " program's own",
-    ),
-)

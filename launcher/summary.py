@@ -10,7 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from launcher.failures import Failure, Outcome, in_words
-from launcher.remedies import TIMEOUT, Remedy
+from launcher.known_failures import TIMEOUT
+from launcher.remedies import Remedy
 
 __all__ = ["show"]
 

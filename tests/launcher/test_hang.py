@@ -13,8 +13,9 @@ from ddp_train.watchdog import left_line, report
 from launcher.elsewhere import Elsewhere
 from launcher.failures import Failure, blame, first_failure, status_of
 from launcher.hang import Place
+from launcher.known_failures import Evidence
 from launcher.last_words import LastWords
-from launcher.remedies import Evidence, find_remedy
+from launcher.remedies import find_remedy
 
 LOST = """\
 Traceback (most recent call last):

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from launcher.failures import Failure
-from launcher.remedies import TABLE, Batch, Evidence, Remedy, find_remedy
+from launcher.known_failures import TABLE, Batch, Evidence
+from launcher.remedies import Remedy, find_remedy
 
 HEAD = 'Traceback (most recent call last):\n  File "train.py", line 3, in <module>\n'
 OOM = (

@@ -9,8 +9,9 @@ import pytest
 from rich.console import Console
 
 from launcher.failures import Attempt, Failure, Outcome
+from launcher.known_failures import Evidence
 from launcher.last_words import LastWords
-from launcher.remedies import Evidence, find_remedy
+from launcher.remedies import find_remedy
 from launcher.summary import names, show
 
 TRACEBACK = 'Traceback (most recent call last):\n  File "a.py", line 1, in <module>\n'
