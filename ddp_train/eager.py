@@ -8,16 +8,18 @@ function can be called as it is. A torch that does these things in another way i
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Iterator
 from types import CodeType, SimpleNamespace
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-__all__ = ["leave_compiler_out", "without_compiler"]
+__all__ = ["backward", "leave_compiler_out", "without_compiler"]
 
 COMPILER = "torch._dynamo"
 T = TypeVar("T")
@@ -66,3 +68,30 @@ def without_compiler(make: Callable[[], T]) -> T:
         if COMPILER not in sys.modules:
             del torch._dynamo
     return make()
+
+
+def backward(loss: Tensor, seed: Tensor) -> None:
+    """`loss.backward(seed)` without torch's check of the seed's shape, for which it imports sympy."""
+    run = _engine()
+    if run is None:
+        loss.backward(seed)
+    else:
+        run((loss,), (seed,), *_KEEP_NOTHING, allow_unreachable=True, accumulate_grad=True)
+
+
+_KEEP_NOTHING = (False, False, ())
+"""No graph for another pass, none of the gradients themselves, and all leaves."""
+
+
+@functools.cache
+def _engine() -> Callable[..., object] | None:
+    """torch's engine by itself, if it does in this torch what it is meant to."""
+    run: Callable[..., object] | None = getattr(torch.autograd.graph, "_engine_run_backward", None)
+    if run is None:
+        return None
+    leaf = torch.zeros((), requires_grad=True)
+    try:
+        run((leaf * 2.0,), (torch.full((), 3.0),), *_KEEP_NOTHING, allow_unreachable=True, accumulate_grad=True)
+    except Exception:  # takes other arguments, or other types of them
+        return None
+    return run if leaf.grad is not None and leaf.grad == 6.0 else None

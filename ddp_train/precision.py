@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from ddp_train import eager
 from ddp_train.options import UserError
 
 __all__ = ["LossScale", "Precision", "set_matmul_precision"]
@@ -70,7 +71,7 @@ class Precision:
         """
         if self._seed is None or self._seed[0] != (weight, loss.dtype):
             self._seed = (weight, loss.dtype), loss.new_full((), weight)
-        self.scaler.scale(loss).backward(self._seed[1])
+        eager.backward(self.scaler.scale(loss), self._seed[1])
 
     def step(self, optimizer: torch.optim.Optimizer, prepare: Callable[[], None] | None = None) -> None:
         """Let `prepare` change the true (unscaled) gradients, then update.

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from torch import nn
 
+from ddp_train import eager
 from ddp_train.config import parse
 from ddp_train.diagnostics import precision as tool
 from ddp_train.options import UserError
@@ -55,9 +56,14 @@ def test_the_scale_grows_and_falls_by_its_constants() -> None:
     assert seen == [8.0, 24.0, 6.0, 6.0]
 
 
+@pytest.mark.parametrize("known", [True, False], ids=["torch's engine", "another torch"])
 @pytest.mark.parametrize("scaled", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_weight_gives_the_bits_of_a_weighted_loss(scaled: bool, dtype: torch.dtype) -> None:
+def test_a_weight_gives_the_bits_of_a_weighted_loss(
+    scaled: bool, dtype: torch.dtype, known: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not known:
+        monkeypatch.setattr(eager, "_engine", lambda: None)
     scale = LossScale(init_scale=3.0)
     precision = on_a_scaler(Precision("off", CPU, scale), scale) if scaled else Precision("off", CPU)
     parameter = nn.Parameter(torch.randn(64, generator=torch.Generator().manual_seed(0)).to(dtype))
@@ -71,6 +77,20 @@ def test_a_weight_gives_the_bits_of_a_weighted_loss(scaled: bool, dtype: torch.d
 
     for weight in (1 / 3, 1 / 3, 1 / 7, 0.0, 1.0):
         assert torch.equal(gradient(weight, of_the_loss=False), gradient(weight, of_the_loss=True)), weight
+
+
+@pytest.mark.parametrize(
+    "other", [lambda roots, seeds: None, lambda *_, **__: None, None], ids=["fewer arguments", "does nothing", "gone"]
+)
+def test_an_engine_that_torch_has_changed_is_left_alone(
+    other: Callable[..., None] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert eager._engine() is not None, "the torch of these tests"
+    if other is None:
+        monkeypatch.delattr(torch.autograd.graph, "_engine_run_backward")
+    else:
+        monkeypatch.setattr(torch.autograd.graph, "_engine_run_backward", other)
+    assert eager._engine.__wrapped__() is None
 
 
 def test_a_resumed_run_keeps_its_scale_and_takes_its_own_constants() -> None:
