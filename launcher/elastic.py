@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
-from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec
+from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.events.api import Event, EventSource
 from torch.distributed.elastic.multiprocessing import SignalException
@@ -207,8 +207,17 @@ class _Agent(LocalElasticAgent):
             self._report_ends(stopped=True)
             self._logs.finish()
             self._take_down(self._failures(alone))
+        if not self._over and any(code != 0 for code in self._codes().values()):
+            return self._at_work(worker_group)
         result: RunResult = super()._monitor_workers(worker_group)
         return result
+
+    def _at_work(self, worker_group: WorkerGroup) -> RunResult:
+        """What torch says of ranks that run. Without its look at them: a rank may have failed since our own, and torch
+        would end the others before anybody knows which it was."""
+        timeout = getattr(self, "_uninterruptible_state_timeout", 0.0)  # since torch 2.15
+        stuck = self._check_uninterruptible_state_timeout(worker_group, timeout) if timeout > 0 else None
+        return stuck or RunResult(state=WorkerState.HEALTHY)
 
     def _take_down(self, failures: tuple[Failure, ...]) -> None:
         """Note a failed attempt, and whether another one may follow."""

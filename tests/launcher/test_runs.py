@@ -115,6 +115,27 @@ def test_executable_without_python(launcher: Any) -> None:
     assert (done.returncode, done.stdout) == (0, "0 of 1: a b\n")
 
 
+def test_a_rank_that_fails_between_two_looks_is_the_first_failure(in_process: Any, tmp_path: Path) -> None:
+    """The launcher's look finds both at work; by torch's, which comes next, one has failed: it would end the other."""
+    code = f"""
+from pathlib import Path
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+from launcher import elastic
+from launcher.command import Job
+look = LocalElasticAgent._monitor_workers
+def late(agent, group):
+    for rank, handler in agent._handlers().items():
+        if rank == 1:
+            handler.proc.wait()
+    return look(agent, group)
+LocalElasticAgent._monitor_workers = late
+worker = ("sh", "-c", '[ "$RANK" = 0 ] && sleep 60; sleep 0.5; exit 7')
+outcome = elastic.run(Job(worker=worker, nproc_per_node=2), Path({str(tmp_path)!r}))
+assert (outcome.status, outcome.first.rank, outcome.message) == (7, 1, None), outcome
+"""
+    in_process(code)
+
+
 def test_first_failure_decides_the_status_and_is_explained(launcher: Any) -> None:
     """Rank 1 fails, rank 0 notices and fails 15 ms later in another way: before a look at the ranks every 50 ms."""
     script = launcher.script(
