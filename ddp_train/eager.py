@@ -76,11 +76,12 @@ def backward(loss: Tensor, seed: Tensor) -> None:
     if run is None:
         loss.backward(seed)
     else:
-        run((loss,), (seed,), *_KEEP_NOTHING, allow_unreachable=True, accumulate_grad=True)
+        _pass(run, loss, seed)
 
 
-_KEEP_NOTHING = (False, False, ())
-"""No graph for another pass, none of the gradients themselves, and all leaves."""
+def _pass(run: Callable[..., object], loss: Tensor, seed: Tensor) -> None:
+    """Into the leaves alone; no graph is kept for another pass, none is made of this one."""
+    run((loss,), (seed,), False, False, (), allow_unreachable=True, accumulate_grad=True)
 
 
 @functools.cache
@@ -91,7 +92,7 @@ def _engine() -> Callable[..., object] | None:
         return None
     leaf = torch.zeros((), requires_grad=True)
     try:
-        run((leaf * 2.0,), (torch.full((), 3.0),), *_KEEP_NOTHING, allow_unreachable=True, accumulate_grad=True)
+        _pass(run, leaf * 2.0, torch.full((), 3.0))
     except Exception:  # takes other arguments, or other types of them
         return None
     return run if leaf.grad is not None and leaf.grad == 6.0 else None

@@ -101,8 +101,7 @@ class Guard:
 
     def look_at_losses(self, losses: Sequence[Tensor]) -> int:
         """As `look`, for what no other rank can see; 0 on a GPU, where it would have to be waited for."""
-        bad = not self._late and any_not_finite([*losses], self._bad, self._one)
-        return self._ranks.world_size - self._ranks.rank if bad else 0
+        return self._rank_if(not self._late and any_not_finite([*losses], self._bad, self._one))
 
     def _read_later(self, bad: Tensor, moment: Moment) -> tuple[Moment, Tensor, Any]:
         host = torch.empty((), dtype=torch.bool, pin_memory=True)
@@ -113,6 +112,10 @@ class Guard:
 
     def _flag(self, bad: bool, moment: Moment) -> int:
         self._suspect = moment
+        return self._rank_if(bad)
+
+    def _rank_if(self, bad: bool) -> int:
+        """For the exchange, whose largest value counts: the lowest rank is told."""
         return self._ranks.world_size - self._ranks.rank if bad else 0
 
     def report(self) -> Mapping[str, float]:

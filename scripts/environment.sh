@@ -27,7 +27,7 @@ prepare_environment() {
 little_space() {
     local free
     free=$(df -Pk "$1" | awk 'NR == 2 {printf "%d", $4 / 1000000}')
-    [ "$free" -ge 9 ] || printf '; %s GB are free, and it takes 9 while it runs' "$free"
+    [ "${free:-9}" -ge 9 ] || printf '; %s GB are free, and it takes 9 while it runs' "$free"
 }
 
 make_environment() {
