@@ -16,7 +16,7 @@ from pathlib import Path
 
 from benchmarks.catalogue import CATALOGUE, find
 from benchmarks.machine import ROOT
-from ddp_train.options import UserError
+from ddp_train.config.options import UserError
 
 __all__ = ["main"]
 

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.machine import ROOT, describe_machine
-from ddp_train.data.pipeline import create_augmentation
-from ddp_train.data.synthetic import load_synthetic
-from ddp_train.options import AugmentOptions
+from ddp_train.config.options import AugmentOptions
+from ddp_train.data.pipeline.build import create_augmentation
+from ddp_train.data.sources.synthetic import load_synthetic
 
 __all__ = ["main", "measure"]
 

@@ -24,11 +24,11 @@ import torch
 
 from benchmarks.machine import describe_machine, publish
 from benchmarks.turns import Turns, take_turns
-from ddp_train import config
-from ddp_train.build import build
-from ddp_train.distributed import Ranks, choose_device
-from ddp_train.intervals import read_interval
-from ddp_train.trainer import Trainer
+from ddp_train.assemble.build import build
+from ddp_train.config.intervals import read_interval
+from ddp_train.config.parse import parse
+from ddp_train.distributed.process_group import Ranks, choose_device
+from ddp_train.engine.trainer import Trainer
 
 __all__ = ["main", "measure"]
 
@@ -101,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"--dataset synthetic --synthetic-samples {images} --batch-size {arguments.batch_size} --optimizer sgd "
             f"--model {arguments.model} --epochs 100000 --out-dir {folder} --no-tensorboard"
         )
-        run = build(config.parse(words.split()), Ranks(), choose_device("auto", Ranks()))
+        run = build(parse(words.split()), Ranks(), choose_device("auto", Ranks()))
         turns = measure(run.trainer, arguments.rounds)
         files = {path.name: path.stat().st_size for path in sorted(Path(folder).glob("*.pt*"))}
     command = f"python -m benchmarks.checkpoint_cost --rounds {arguments.rounds} --model {arguments.model} "

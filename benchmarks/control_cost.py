@@ -71,12 +71,12 @@ def _measure(result: Path) -> None:
     import torch
     from torch import nn
 
-    from ddp_train import distributed
-    from ddp_train.control import Control
-    from ddp_train.guard import any_not_finite
+    from ddp_train.distributed import process_group
+    from ddp_train.distributed.flag_exchange import Control
+    from ddp_train.engine.nan_guard import any_not_finite
 
-    ranks = distributed.Ranks.from_environment()
-    distributed.start(ranks, torch.device("cpu"), timeout_s=60)
+    ranks = process_group.Ranks.from_environment()
+    process_group.start(ranks, torch.device("cpu"), timeout_s=60)
     control = Control(ranks)
     exchange = _median(lambda: control.exchange({"stop": 0}))
     parameters = [nn.Parameter(torch.zeros(64, 64)) for _ in range(PARAMETERS)]
@@ -87,7 +87,7 @@ def _measure(result: Path) -> None:
     watch = _median(lambda: any_not_finite(gradients, bad, one))
     if ranks.is_first:
         result.write_text(json.dumps({EXCHANGE: exchange, WATCH: watch}))
-    distributed.leave(0)
+    process_group.leave(0)
 
 
 def _median(call: Callable[[], object]) -> float:

@@ -119,18 +119,19 @@ def work(model: str, options: str, batch: int, device: str, out: Path) -> None:
     """What each rank does: the trainer's steps on synthetic images; rank 0 writes the rate."""
     import torch
 
-    from ddp_train import config, distributed
-    from ddp_train.build import build
-    from ddp_train.resolve import settle_arithmetic
+    from ddp_train.assemble.build import build
+    from ddp_train.assemble.resolve_options import settle_arithmetic
+    from ddp_train.config.parse import parse
+    from ddp_train.distributed import process_group
 
-    ranks = distributed.Ranks.from_environment()
-    where = distributed.choose_device(device, ranks)
+    ranks = process_group.Ranks.from_environment()
+    where = process_group.choose_device(device, ranks)
     samples = batch * (WARM_UP + STEPS)
     words = f"--dataset synthetic --synthetic-samples {samples} --batch-size {batch} --model {model} --epochs 1 "
     words += f"--no-tensorboard --no-examine --optimizer sgd --lr 0.001 --out-dir {out.with_suffix('')} {options}"
-    wanted = config.parse(words.split())
+    wanted = parse(words.split())
     settle_arithmetic(wanted, ranks, where)
-    distributed.start(ranks, where, timeout_s=300)
+    process_group.start(ranks, where, timeout_s=300)
     trainer = build(wanted, ranks, where).trainer
     trainer.parts.model.train()
     windows = trainer.parts.pipeline.train(0)
@@ -145,7 +146,7 @@ def work(model: str, options: str, batch: int, device: str, out: Path) -> None:
     rate = STEPS * batch / (time.perf_counter() - started)
     if ranks.is_first:
         out.write_text(json.dumps({"images_per_second": rate, "threads": torch.get_num_threads()}))
-    distributed.leave(0)
+    process_group.leave(0)
 
 
 def _grow_heap(device: object) -> None:
@@ -163,7 +164,7 @@ def _wait(device: object) -> None:
     """Until the device has finished and every rank has come here."""
     import torch
 
-    from ddp_train.distributed import wait_for_all
+    from ddp_train.distributed.process_group import wait_for_all
 
     if str(device) != "cpu":
         torch.cuda.synchronize(device)  # type: ignore[arg-type]

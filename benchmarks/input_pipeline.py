@@ -25,10 +25,10 @@ from torch.utils.data import Dataset as TorchDataset
 from benchmarks.machine import describe_machine, publish
 from benchmarks.turns import Turns, take_turns
 from ddp_train import data
-from ddp_train.data.dataset import Dataset
-from ddp_train.data.pipeline import build_pipeline
-from ddp_train.distributed import Ranks, choose_device
-from ddp_train.options import AugmentOptions, DataOptions
+from ddp_train.config.options import AugmentOptions, DataOptions
+from ddp_train.data.pipeline.build import build_pipeline
+from ddp_train.data.sources.dataset import Dataset
+from ddp_train.distributed.process_group import Ranks, choose_device
 
 __all__ = ["main", "measure"]
 

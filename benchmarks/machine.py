@@ -12,8 +12,8 @@ from pathlib import Path
 
 import psutil
 
-from gpu_topology.host import read_host
-from gpu_topology.nvml import read_or_explain
+from gpu_topology.driver.read import read_or_explain
+from gpu_topology.host.host import read_host
 
 __all__ = ["ROOT", "describe_machine", "publish"]
 

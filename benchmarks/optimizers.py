@@ -20,11 +20,11 @@ import torch
 
 from benchmarks.machine import describe_machine, publish
 from benchmarks.turns import Turns, take_figures
-from ddp_train import config
-from ddp_train.build import build
-from ddp_train.data.pipeline import Window
-from ddp_train.distributed import Ranks, choose_device
-from ddp_train.trainer import Trainer
+from ddp_train.assemble.build import build
+from ddp_train.config.parse import parse
+from ddp_train.data.pipeline.build import Window
+from ddp_train.distributed.process_group import Ranks, choose_device
+from ddp_train.engine.trainer import Trainer
 
 __all__ = ["main", "measure"]
 
@@ -48,7 +48,7 @@ def measure(common: list[str], device: torch.device, rounds: int) -> Turns:
         runs = {}
         for number, (name, words) in enumerate(VARIANTS.items()):
             options = [*common, *words.split(), "--no-tensorboard", "--out-dir", f"{folder}/{number}"]
-            trainer = build(config.parse(options), Ranks(), device).trainer
+            trainer = build(parse(options), Ranks(), device).trainer
             trainer.parts.model.train()
             runs[name] = (trainer, _windows(trainer))
 

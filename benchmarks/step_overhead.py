@@ -32,11 +32,11 @@ from torch import Tensor, nn
 
 from benchmarks.machine import describe_machine, publish
 from benchmarks.turns import Turns, take_turns
-from ddp_train import config
-from ddp_train.build import build
-from ddp_train.data.pipeline import Batch, Pipeline, Window
-from ddp_train.distributed import Ranks, choose_device
-from ddp_train.trainer import Trainer
+from ddp_train.assemble.build import build
+from ddp_train.config.parse import parse
+from ddp_train.data.pipeline.build import Batch, Pipeline, Window
+from ddp_train.distributed.process_group import Ranks, choose_device
+from ddp_train.engine.trainer import Trainer
 
 __all__ = ["main", "measure", "null_network"]
 
@@ -105,7 +105,7 @@ def _trainer(device: torch.device, folder: Path) -> Trainer:
         f"--dataset synthetic --synthetic-samples {STEPS * BATCH} --batch-size {BATCH} --optimizer sgd --lr 0.01 "
         f"--model benchmarks.step_overhead:null_network --amp off --augment none --epochs 100000 --out-dir {folder}"
     )
-    return build(config.parse(words.split()), Ranks(), device).trainer
+    return build(parse(words.split()), Ranks(), device).trainer
 
 
 def _ours(batches: list[tuple[Tensor, Tensor]], device: torch.device, folder: Path) -> Callable[[], float]:

@@ -18,8 +18,8 @@ from functools import partial
 from itertools import combinations
 
 from benchmarks.machine import describe_machine, publish
-from gpu_topology.bandwidth import Fabric
-from gpu_topology.selection import SelectionRequest, select
+from gpu_topology.select.bandwidth import Fabric
+from gpu_topology.select.select import SelectionRequest, select
 from gpu_topology.topology import Gpu, Link, LinkLevel, Topology
 
 GPUS = 16

@@ -131,7 +131,7 @@ def _peer(text: str) -> Peer:
 def _decode(data_dir: str) -> None:
     """Fill the cache of decoded images."""
     from ddp_train import data
-    from ddp_train.options import DataOptions
+    from ddp_train.config.options import DataOptions
 
     data.load("cifar10", DataOptions(data_dir=data_dir))
 

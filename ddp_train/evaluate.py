@@ -1,7 +1,7 @@
 """`python -m ddp_train.evaluate --checkpoint FILE --data-dir DIR`: a saved model on a test split, on any ranks.
 
 Exact under torchrun: each image counts once, whatever the number of ranks. The trainer's own evaluation is in
-scores.py. Exit status: 0; 2 for a user's mistake.
+engine/evaluate.py. Exit status: 0; 2 for a user's mistake.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from typing import NoReturn, get_args
 
 import torch
 
-from ddp_train import distributed
-from ddp_train.command_line import CommandLine
-from ddp_train.distributed import Ranks, together
+from ddp_core.cli import CommandLine
+from ddp_train.assemble.resolve_options import set_threads
+from ddp_train.config.options import SharedError, UserError
+from ddp_train.distributed import process_group
+from ddp_train.distributed.process_group import Ranks, together
+from ddp_train.engine.evaluate import Scores, evaluate, examine
 from ddp_train.evaluation import split
 from ddp_train.evaluation.figures import as_json, as_text, draw
 from ddp_train.evaluation.saved import Saved, open_saved
 from ddp_train.evaluation.views import Tta, tta_in_words, views
-from ddp_train.options import SharedError, UserError
-from ddp_train.precision import Precision
-from ddp_train.resolve import set_threads
-from ddp_train.scores import Scores, evaluate, examine
+from ddp_train.optim.precision import Precision
 
 __all__ = ["Scores", "evaluate", "main"]
 
@@ -41,9 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         ranks = Ranks.from_environment()
         arguments = _parse(argv)
-        device = distributed.choose_device(arguments.device, ranks)
+        device = process_group.choose_device(arguments.device, ranks)
         set_threads(ranks, device)
-        distributed.start(ranks, device)
+        process_group.start(ranks, device)
         _run(arguments, ranks, device)
     except UserError as error:
         if error.speaks if isinstance(error, SharedError) else ranks.is_first:
@@ -118,7 +118,7 @@ def _open(arguments: argparse.Namespace, device: torch.device) -> Saved:
 
 def program() -> NoReturn:
     """`main` as a process of its own, which ends at once when everything is printed."""
-    distributed.leave(main())
+    process_group.leave(main())
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from ddp_train.command_line import CommandLine
-from ddp_train.options import UserError
+from ddp_core.cli import CommandLine
+from ddp_train.config.options import UserError
 
 __all__ = ["main"]
 

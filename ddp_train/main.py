@@ -18,16 +18,17 @@ if __package__ in (None, ""):
     # Run as a file: the packages stand beside this folder, whatever the working directory.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from ddp_train.allocator import expand_segments, keep_heap
 from ddp_train.compile_cache import keep_private
-from ddp_train.config import Config, UserError, check_paths, is_restart, parse, with_values
-from ddp_train.done import finished
-from ddp_train.heartbeat import own
-from ddp_train.stopping import StopSignals
+from ddp_train.config.parse import Config, UserError, check_paths, parse, with_values
+from ddp_train.distributed.heartbeat import own
+from ddp_train.engine.stop_signals import StopSignals
+from ddp_train.process_setup import expand_segments, keep_heap
+from ddp_train.run_folder.claim import is_restart
+from ddp_train.run_folder.done_marker import finished
 
 if TYPE_CHECKING:
-    from ddp_train.build import Run
-    from ddp_train.distributed import Ranks
+    from ddp_train.assemble.build import Run
+    from ddp_train.distributed.process_group import Ranks
 
 __all__ = ["main"]
 
@@ -64,23 +65,23 @@ def _end(message: str, *, status: int, speaks: bool) -> int:
 
 
 def _run(wanted: Config, stop: StopSignals) -> int:
-    from ddp_train import distributed
-    from ddp_train.options import SharedError
-    from ddp_train.state import Stopped
-    from ddp_train.trainer import TrainingDiverged
+    from ddp_train.checkpoint.progress import Stopped
+    from ddp_train.config.options import SharedError
+    from ddp_train.distributed import process_group
+    from ddp_train.engine.trainer import TrainingDiverged
 
     try:
         with stop.raising():
-            status = _train(wanted, ranks := distributed.Ranks.from_environment(), stop)
+            status = _train(wanted, ranks := process_group.Ranks.from_environment(), stop)
     except SharedError as error:
         own.withdraw()
         return _end(f"error: {error}", status=2, speaks=error.speaks)
     except TrainingDiverged as error:
-        distributed.wait_for_all()  # rank 0 had curves to draw
+        process_group.wait_for_all()  # rank 0 had curves to draw
         return _end(f"error: {error}", status=1, speaks=ranks.is_first)
     except Stopped as error:
         if error.together:
-            distributed.wait_for_all()  # rank 0 had a checkpoint to write
+            process_group.wait_for_all()  # rank 0 had a checkpoint to write
             return _end(str(error), status=error.status, speaks=ranks.is_first)
         _leave_alone(error, saves=_saves(wanted))
     except BaseException as error:
@@ -88,26 +89,27 @@ def _run(wanted: Config, stop: StopSignals) -> int:
         # group: say what happened, and go.
         _leave_alone(error, saves=_saves(wanted))
     own.beat("done")
-    distributed.wait_for_all()
-    distributed.stop()
+    process_group.wait_for_all()
+    process_group.stop()
     return status
 
 
 def _train(wanted: Config, ranks: Ranks, stop: StopSignals) -> int:
-    from ddp_train import distributed, watching
-    from ddp_train.build import build
-    from ddp_train.precision import set_matmul_precision
-    from ddp_train.resolve import settle_arithmetic
+    from ddp_train.assemble.build import build
+    from ddp_train.assemble.resolve_options import settle_arithmetic
+    from ddp_train.distributed import process_group
+    from ddp_train.optim.precision import set_matmul_precision
+    from ddp_train.watchdog import start
 
     own.beat("setup")
-    if problem := watching.start(ranks, wanted.run.step_timeout):
+    if problem := start.start(ranks, wanted.run.step_timeout):
         print(f"note: {problem}", file=sys.stderr)
-    device = distributed.choose_device(wanted.run.device, ranks)
+    device = process_group.choose_device(wanted.run.device, ranks)
     if device.type == "cpu" and wanted.run.tune is None:  # which measures the memory that a step takes
         keep_heap(os.environ)
     settle_arithmetic(wanted, ranks, device)
     set_matmul_precision(wanted.model.matmul_precision)
-    distributed.start(ranks, device)
+    process_group.start(ranks, device)
     run = build(wanted, ranks, device, stop)
     status = _use(run, wanted, ranks)
     run.lock.release()
@@ -116,8 +118,8 @@ def _train(wanted: Config, ranks: Ranks, stop: StopSignals) -> int:
 
 def _use(run: Run, wanted: Config, ranks: Ranks) -> int:
     """Train, or what takes its place; the exit status."""
-    from ddp_train.closing import finish
-    from ddp_train.state import Stopped, TrainingDiverged
+    from ddp_train.checkpoint.progress import Stopped, TrainingDiverged
+    from ddp_train.evaluation.after_training import finish
 
     if wanted.run.tune is not None:
         return _tune(run)
@@ -146,8 +148,8 @@ def _use(run: Run, wanted: Config, ranks: Ranks) -> int:
 
 def _tune(run: Run) -> int:
     """`--tune WHAT`: measure in place of training; what was found on stdout and in the run folder."""
-    from ddp_train.distributed import on_first_rank
-    from ddp_train.tune.wanted import MEASUREMENTS
+    from ddp_train.distributed.process_group import on_first_rank
+    from ddp_train.tune.measurements import MEASUREMENTS
 
     parts = run.trainer.parts
     text, write = MEASUREMENTS[run.config.run.tune or "lr"](run.trainer, run.config, run.dataset)
@@ -158,13 +160,13 @@ def _tune(run: Run) -> int:
 
 
 def _overfit(run: Run, steps: int) -> int:
-    from ddp_train.distributed import on_first_rank
-    from ddp_train.tune import one_batch
+    from ddp_train.distributed.process_group import on_first_rank
+    from ddp_train.tune import overfit_one_batch
 
-    found = one_batch.overfit_one_batch(run.trainer, steps, len(run.dataset.classes))
-    path = on_first_rank(lambda: one_batch.write(found, run.folder.path), run.trainer.parts.ranks)
+    found = overfit_one_batch.overfit_one_batch(run.trainer, steps, len(run.dataset.classes))
+    path = on_first_rank(lambda: overfit_one_batch.write(found, run.folder.path), run.trainer.parts.ranks)
     if run.trainer.parts.ranks.is_first:
-        print(f"{one_batch.judge(found)}; {path}")
+        print(f"{overfit_one_batch.judge(found)}; {path}")
     return 0 if found.learned else 1
 
 
@@ -175,7 +177,7 @@ def _saves(wanted: Config) -> bool:
 
 def _leave_alone(error: BaseException, *, saves: bool) -> NoReturn:
     """End this process at once: one line for a user's mistake and after a signal, else the traceback."""
-    from ddp_train.state import Stopped
+    from ddp_train.checkpoint.progress import Stopped
 
     status = 1
     if isinstance(error, Stopped):
@@ -213,9 +215,9 @@ def program() -> NoReturn:
     stop.install()
     status = main(stop=stop)
     if "torch" in sys.modules:
-        from ddp_train import distributed
+        from ddp_train.distributed import process_group
 
-        distributed.leave(status)
+        process_group.leave(status)
     sys.exit(status)
 
 

@@ -8,8 +8,8 @@ import sys
 from collections.abc import Sequence
 from typing import TypedDict
 
-from ddp_train.command_line import CommandLine
-from ddp_train.options import UserError
+from ddp_core.cli import CommandLine
+from ddp_train.config.options import UserError
 
 __all__ = ["main"]
 
@@ -65,8 +65,8 @@ def _predict(file: str, images: Sequence[str], top: int, wanted: str) -> list[tu
     import torch
     from PIL import Image
 
-    from ddp_train.data.decode import read_image
-    from ddp_train.distributed import Ranks, choose_device
+    from ddp_train.data.sources.decode import read_image
+    from ddp_train.distributed.process_group import Ranks, choose_device
     from ddp_train.evaluation.saved import open_saved
 
     saved = open_saved(file, choose_device(wanted, Ranks()))

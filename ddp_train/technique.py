@@ -1,7 +1,7 @@
 """What a training technique is to the trainer: a few seams, each of which it may fill or leave.
 
 A technique lives in a file of its own under techniques/, as a function that takes a `Context` and returns a
-`Technique`. `compose.py` lists them in order; the trainer calls what they plug in and names none of them.
+`Technique`. `techniques/registry.py` lists them in order; the trainer calls what they plug in and names none of them.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ddp_train.data import keyed
-from ddp_train.data.pipeline import Batch
-from ddp_train.distributed import Ranks
-from ddp_train.losses import Loss
-from ddp_train.options import Config
-from ddp_train.precision import Precision
-from ddp_train.records import EpochRecord, Observer
-from ddp_train.schedule import Schedule
+from ddp_train.config.options import Config
+from ddp_train.data.augment import keyed_random
+from ddp_train.data.pipeline.build import Batch
+from ddp_train.distributed.process_group import Ranks
+from ddp_train.observers.records import EpochRecord, Observer
+from ddp_train.optim.losses import Loss
+from ddp_train.optim.lr_schedule import Schedule
+from ddp_train.optim.precision import Precision
 
 __all__ = ["Context", "Gradients", "Moment", "Stateful", "Technique", "Update"]
 
@@ -37,7 +37,7 @@ class Moment:
 
     def key(self, purpose: int) -> int:
         """A 64-bit key for the draws of one purpose in this step and shard (see data/keyed.py)."""
-        return keyed.key(keyed.key(self.seed, self.step, purpose), self.shard, purpose)
+        return keyed_random.key(keyed_random.key(self.seed, self.step, purpose), self.shard, purpose)
 
     def generator(self, purpose: int) -> torch.Generator:
         """A generator on the CPU for the draws of one purpose: nothing of it needs to be saved for a resume."""

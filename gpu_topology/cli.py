@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from gpu_topology.options import (
+from gpu_topology.cli_options import (
     Answers,
     add_output,
     add_selection,
@@ -135,7 +135,7 @@ def _add_format(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_shell(parser: argparse.ArgumentParser) -> None:
-    from gpu_topology.shells import SHELLS
+    from gpu_topology.environment.shells import SHELLS
 
     parser.add_argument("--shell", choices=SHELLS, default="sh", help='sh: eval "$(... env)" (default)')
     parser.add_argument("--ranks", type=positive, metavar="N", help="processes on this machine (default: one per GPU)")
@@ -173,8 +173,9 @@ def _device_list(answers: Answers, form: str) -> str:
 
 
 def _env(arguments: argparse.Namespace) -> None:
-    from gpu_topology import nccl, shells
-    from gpu_topology.host import read_host
+    from gpu_topology.environment import settings as nccl
+    from gpu_topology.environment import shells
+    from gpu_topology.host.host import read_host
 
     answers = answer(arguments)
     selection = answers.selection
@@ -191,11 +192,11 @@ def _env(arguments: argparse.Namespace) -> None:
 
 
 _COMMANDS: dict[str, _Module | _Function] = {
-    "report": _Module("gpu_topology.report", "devices, links, groups, selection and environment, with reasons"),
+    "report": _Module("gpu_topology.report.report", "devices, links, groups, selection and environment, with reasons"),
     "snapshot": _Function(_snapshot, "the topology as JSON, which every command takes back with --from", (add_output,)),
     "select": _Function(_select, "the chosen GPUs as a CUDA_VISIBLE_DEVICES value", (add_selection, _add_format)),
     "env": _Function(_env, "the environment for the chosen GPUs", (add_selection, _add_shell)),
-    "draw": _Module("gpu_topology.draw", "a picture of the machine as SVG"),
-    "monitor": _Module("gpu_topology.monitor", "live use of the GPUs, JSON Lines out, a summary at the end"),
-    "verify": _Module("gpu_topology.verify", "a real collective over the chosen GPUs, under a time limit"),
+    "draw": _Module("gpu_topology.drawing.command", "a picture of the machine as SVG"),
+    "monitor": _Module("gpu_topology.monitor.command", "live use of the GPUs, JSON Lines out, a summary at the end"),
+    "verify": _Module("gpu_topology.verify.check", "a real collective over the chosen GPUs, under a time limit"),
 }

@@ -15,7 +15,7 @@ from types import NoneType, UnionType
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 from unicodedata import category
 
-from gpu_topology.output import write_whole
+from ddp_core.output import write_whole
 from gpu_topology.spellings import Json, usual
 from gpu_topology.topology import LinkLevel, Topology, TopologyError
 

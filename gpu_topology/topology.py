@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
-from gpu_topology.one_line import one_line
+from ddp_core.one_line import one_line
 
 
 class TopologyError(Exception):

@@ -25,8 +25,8 @@ if __package__ in (None, ""):
     # Run as a file: the packages stand beside this folder, whatever the working directory.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from ddp_train import config
-from ddp_train.options import Config, UserError
+from ddp_train.config.options import Config, UserError
+from ddp_train.config.parse import parse, with_values
 from ddp_train.tune.optimize import Measured, auto_optimize_config, place, read_machine, table
 from gpu_topology.topology import TopologyError
 
@@ -82,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _optimize(arguments: argparse.Namespace) -> None:
     source: Path = arguments.config
-    wanted = config.parse(["--config", str(source)])  # mistakes are told before anything is looked at
+    wanted = parse(["--config", str(source)])  # mistakes are told before anything is looked at
     target = place(source, arguments.output)
     machine = read_machine()
     if machine.note is not None:
@@ -96,17 +96,17 @@ def _optimize(arguments: argparse.Namespace) -> None:
 
 def _measure(wanted: Config) -> Measured | None:
     """The batch finder on this configuration, on one rank. Its run folder is thrown away."""
-    from ddp_train import distributed
-    from ddp_train.build import build
-    from ddp_train.resolve import set_threads
+    from ddp_train.assemble.build import build
+    from ddp_train.assemble.resolve_options import set_threads
+    from ddp_train.distributed import process_group
     from ddp_train.tune import batch_report
 
-    ranks = distributed.Ranks()
-    device = distributed.choose_device(wanted.run.device, ranks)
+    ranks = process_group.Ranks()
+    device = process_group.choose_device(wanted.run.device, ranks)
     set_threads(ranks, device)
     with tempfile.TemporaryDirectory() as folder:
         alone = {"out_dir": str(Path(folder) / "run"), "tune": "batch", "resume": None, "tensorboard": False}
-        run = build(config.with_values(wanted, alone), ranks, device)
+        run = build(with_values(wanted, alone), ranks, device)
         found = batch_report.find_for(run.trainer, len(run.dataset.train.labels), wanted.run.target_utilization)
     print(batch_report.table(found), file=sys.stderr)
     measured = Measured.of(found.recommended, found.largest, found.ended)
@@ -118,7 +118,7 @@ def _measure(wanted: Config) -> Measured | None:
 def _monitor(seconds: float) -> int:
     """What `python -m gpu_topology monitor` shows: mean and peak at the end, and a verdict. In words without a GPU."""
     from gpu_topology import cli
-    from gpu_topology.nvml import read_or_explain
+    from gpu_topology.driver.read import read_or_explain
 
     topology = read_or_explain()
     if not topology.gpus:

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-from launcher.interrupts import ENDING
+from ddp_launch.run.signals import ENDING
 from tests.fake_nvml.machine import to_lines
 
 SOURCE = Path(__file__).parent / "fake_nvml" / "nvml.c"
@@ -38,7 +38,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The tests that start processes first: a long file at the end would leave all workers but one idle."""
-    items.sort(key=lambda item: item.path.parent.name not in ("faults", "integration", "launcher"))
+    items.sort(key=lambda item: item.path.parent.name not in ("faults", "integration", "ddp_launch"))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,4 +1,5 @@
-"""Where in a run the heart beats (see heartbeat.py): a technique for the phases of a step, a pipeline for its data.
+"""Where in a run the heart beats (see distributed/heartbeat.py): a technique for the phases of a step, a pipeline for
+its data.
 
 It changes nothing of a run. Cost: under a microsecond for each beat, of which a step has about ten.
 """
@@ -10,8 +11,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 
-from ddp_train.data.pipeline import Batch, Pipeline, Window
-from ddp_train.heartbeat import Heartbeat, own
+from ddp_train.data.pipeline.build import Batch, Pipeline, Window
+from ddp_train.distributed.heartbeat import Heartbeat, own
 from ddp_train.technique import Context, Technique
 
 __all__ = ["Watched", "create"]

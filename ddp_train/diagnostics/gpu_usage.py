@@ -10,8 +10,8 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 
-from ddp_train.distributed import gpu_uuids
-from ddp_train.records import EpochRecord
+from ddp_train.distributed.process_group import gpu_uuids
+from ddp_train.observers.records import EpochRecord
 from ddp_train.technique import Context, Moment, Technique
 
 __all__ = ["Usage", "create"]

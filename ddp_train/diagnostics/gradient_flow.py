@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ddp_train.atomic import write_text
-from ddp_train.flow_file import SCHEMA, FlowPoint, read_flow
-from ddp_train.options import UserError
-from ddp_train.records import EpochRecord, Observer
+from ddp_core.files import write_text
+from ddp_train.config.options import UserError
+from ddp_train.observers.records import EpochRecord, Observer
+from ddp_train.plots.flow_file import SCHEMA, FlowPoint, read_flow
 from ddp_train.technique import Context, Moment, Technique
 
 __all__ = ["create", "weight_layers"]

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ddp_train.diagnostics.hooks import each_output
-from ddp_train.event_files import open_writer
-from ddp_train.records import EpochRecord, Observer, RunFacts
+from ddp_train.observers.records import EpochRecord, Observer, RunFacts
+from ddp_train.observers.tensorboard import open_writer
 from ddp_train.technique import Context, Moment, Technique
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ import sys
 
 from torch import Tensor
 
-from ddp_train.losses import Loss
-from ddp_train.records import Observer, RunFacts
+from ddp_train.observers.records import Observer, RunFacts
+from ddp_train.optim.losses import Loss
 from ddp_train.technique import Context, Moment, Technique
 
 __all__ = ["create", "judge"]

@@ -19,9 +19,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ddp_train.atomic import write_text
-from ddp_train.distributed import Ranks, sum_over_ranks
-from ddp_train.records import Best, EpochRecord, Observer
+from ddp_core.files import write_text
+from ddp_train.distributed.process_group import Ranks, sum_over_ranks
+from ddp_train.observers.records import Best, EpochRecord, Observer
 from ddp_train.technique import Context, Technique
 
 __all__ = ["create", "kept_bytes", "table"]

@@ -20,12 +20,13 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor, nn
 
-from ddp_train import config, data, models
-from ddp_train.data.dataset import Dataset
-from ddp_train.distributed import Ranks, choose_device
-from ddp_train.options import Config, UserError
-from ddp_train.precision import Precision, set_matmul_precision
-from gpu_topology.host import read_host
+from ddp_train import data, models
+from ddp_train.config.options import Config, UserError
+from ddp_train.config.parse import parse
+from ddp_train.data.sources.dataset import Dataset
+from ddp_train.distributed.process_group import Ranks, choose_device
+from ddp_train.optim.precision import Precision, set_matmul_precision
+from gpu_topology.host.host import read_host
 
 __all__ = ["FORMATS", "Measured", "compare", "main"]
 
@@ -182,7 +183,7 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Config]:
         raise UserError(str(error).removeprefix("argument ")) from None
     if not 1 <= own.repeats <= 10**6:
         raise UserError(f"--repeats takes a whole number from 1 to 1000000, not {own.repeats}")
-    return own, config.parse(others)
+    return own, parse(others)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

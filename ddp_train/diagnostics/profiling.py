@@ -17,8 +17,8 @@ from typing import Protocol
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from ddp_train.atomic import write_text
-from ddp_train.records import Observer
+from ddp_core.files import write_text
+from ddp_train.observers.records import Observer
 from ddp_train.technique import Context, Moment, Technique
 
 __all__ = ["create", "steps_to_profile", "table"]

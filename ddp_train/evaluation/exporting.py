@@ -12,9 +12,9 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from ddp_train.atomic import replacing
+from ddp_core.files import replacing
+from ddp_train.config.options import UserError
 from ddp_train.evaluation.saved import Saved
-from ddp_train.options import UserError
 
 __all__ = ["export"]
 

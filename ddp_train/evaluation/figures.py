@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ddp_train.data.dataset import Dataset
-from ddp_train.data.decode import read_image
-from ddp_train.plots.confusion import CLASSES_UP_TO, confusion_figure
+from ddp_train.data.sources.dataset import Dataset
+from ddp_train.data.sources.decode import read_image
+from ddp_train.engine.evaluate import Examination
+from ddp_train.plots.examination import CLASSES_UP_TO, confusion_figure
 from ddp_train.plots.mistakes import Picture, mistakes_figure
 from ddp_train.plots.style import save
-from ddp_train.scores import Examination
 
 __all__ = ["SCHEMA", "as_json", "as_text", "draw"]
 

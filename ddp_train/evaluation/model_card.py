@@ -9,12 +9,12 @@ import shlex
 import statistics
 from collections.abc import Sequence
 
-from ddp_train.data.facts import DatasetFacts
-from ddp_train.epoch_table import duration
+from ddp_train.config.options import Config, to_dict
+from ddp_train.data.sources.facts import DatasetFacts
+from ddp_train.engine.evaluate import Examination
 from ddp_train.evaluation.views import tta_in_words
-from ddp_train.options import Config, to_dict
-from ddp_train.records import HistoryDocument, RunFacts
-from ddp_train.scores import Examination
+from ddp_train.observers.epoch_table import duration
+from ddp_train.observers.records import HistoryDocument, RunFacts
 
 __all__ = ["model_card"]
 

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from ddp_train import checkpoint, config
-from ddp_train.assembly import create_network
-from ddp_train.data.augment import Augmentation
-from ddp_train.data.facts import DatasetFacts
-from ddp_train.options import Config, UserError
+from ddp_train.assemble.factories import create_network
+from ddp_train.checkpoint import format as checkpoint_format
+from ddp_train.config.options import Config, UserError
+from ddp_train.config.parse import parse
+from ddp_train.data.augment.levels import Augmentation
+from ddp_train.data.sources.facts import DatasetFacts
 
 __all__ = ["Saved", "open_saved"]
 
@@ -50,7 +51,7 @@ def open_saved(path: str, device: torch.device) -> Saved:
         if not (file.parent / name).is_file():
             raise UserError(f"{file}: there is no {name} beside it; a run folder has one")
     facts = DatasetFacts.read(file.parent / "dataset.json")
-    found = config.parse(["--config", str(file.parent / "config.yaml")])
+    found = parse(["--config", str(file.parent / "config.yaml")])
     network = create_network(found, facts, device)
     try:
         network.load_state_dict(weights)
@@ -62,9 +63,9 @@ def open_saved(path: str, device: torch.device) -> Saved:
 
 def _weights(file: Path) -> Mapping[str, Any]:
     """The state_dict of the network: the file's own, or that in a checkpoint."""
-    content: Any = checkpoint.load_state_dict(file)
-    if content.get("schema") == checkpoint.SCHEMA:
-        content = checkpoint.load(file).get("model")
+    content: Any = checkpoint_format.load_state_dict(file)
+    if content.get("schema") == checkpoint_format.SCHEMA:
+        content = checkpoint_format.load(file).get("model")
     if not isinstance(content, Mapping) or not content:
         raise UserError(f"{file}: there are no weights in it")
     return content

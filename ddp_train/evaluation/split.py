@@ -7,13 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from ddp_train import data
-from ddp_train.data import cifar10, image_folder
-from ddp_train.data.dataset import Dataset
-from ddp_train.data.on_ranks import load_on_ranks
-from ddp_train.data.pipeline import Batch
-from ddp_train.distributed import Ranks, together
+from ddp_train.config.options import AugmentOptions, DataOptions, UserError
+from ddp_train.data.pipeline.build import Batch
+from ddp_train.data.sources import cifar10, image_folder
+from ddp_train.data.sources.dataset import Dataset
+from ddp_train.data.sources.on_ranks import load_on_ranks
+from ddp_train.distributed.process_group import Ranks, together
 from ddp_train.evaluation.saved import Saved
-from ddp_train.options import AugmentOptions, DataOptions, UserError
 
 __all__ = ["batches", "load_split"]
 

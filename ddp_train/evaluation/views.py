@@ -13,7 +13,7 @@ from typing import Literal
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ddp_train.scores import Views
+from ddp_train.engine.evaluate import Views
 
 __all__ = ["Tta", "tta_in_words", "views"]
 

@@ -16,6 +16,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from ddp_train.config.options import ModelOptions, UserError
 from ddp_train.models import imported
 from ddp_train.models.blocks import Residual
 from ddp_train.models.power import PowerCifarNet
@@ -26,7 +27,6 @@ from ddp_train.models.small import SmallCifarNet
 from ddp_train.models.speedrun import SpeedrunNet
 from ddp_train.models.vit import VisionTransformer
 from ddp_train.models.wideresnet import WideResNet
-from ddp_train.options import ModelOptions, UserError
 
 __all__ = [
     "ImageShape",

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from torch import nn
 
+from ddp_train.config.options import UserError
 from ddp_train.models.shape import ImageShape
-from ddp_train.options import UserError
 
 __all__ = ["create"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ddp_train.options import UserError
+from ddp_train.config.options import UserError
 
 __all__ = ["ImageShape", "require_size"]
 

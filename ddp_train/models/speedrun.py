@@ -15,8 +15,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from ddp_train.config.options import UserError
 from ddp_train.models.shape import ImageShape, require_size
-from ddp_train.options import UserError
 
 __all__ = ["SpeedrunNet", "whitening_kernels"]
 

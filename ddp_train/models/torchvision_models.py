@@ -6,8 +6,8 @@ import torch
 import torchvision
 from torch import nn
 
+from ddp_train.config.options import UserError
 from ddp_train.models.shape import ImageShape
-from ddp_train.options import UserError
 
 __all__ = ["create", "names"]
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from ddp_train.config.options import UserError
 from ddp_train.models.blocks import Residual
 from ddp_train.models.initial import init_weights
 from ddp_train.models.shape import ImageShape, require_size
-from ddp_train.options import UserError
 
 __all__ = ["WideResNet"]
 

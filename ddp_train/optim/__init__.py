@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ddp_train.optim.eager import SGD, Adam, AdamW
+from ddp_train.config.options import OptimOptions, UserError
+from ddp_train.optim.low_overhead import SGD, Adam, AdamW
 from ddp_train.optim.muon import Muon, hidden_matrices
-from ddp_train.options import OptimOptions, UserError
 
 __all__ = ["create_optimizer", "describe", "parameter_groups", "restore"]
 

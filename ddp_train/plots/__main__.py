@@ -7,7 +7,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from ddp_train.options import UserError
+from ddp_train.config.options import UserError
 
 __all__ = ["main"]
 

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from ddp_train import data
-from ddp_train.data.dataset import Dataset, Split
-from ddp_train.data.pipeline import create_augmentation
-from ddp_train.data.samples import channel_statistics
-from ddp_train.options import AugmentOptions, DataOptions, UserError
+from ddp_train.config.options import AugmentOptions, DataOptions, UserError
+from ddp_train.data.pipeline.build import create_augmentation
+from ddp_train.data.sources.dataset import Dataset, Split
+from ddp_train.data.sources.samples import channel_statistics
 from ddp_train.plots.style import DPI, INK, SOFT, new_figure, save
 from ddp_train.techniques import mixing
 from ddp_train.techniques.progressive_resize import side_in_epoch

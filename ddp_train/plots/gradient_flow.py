@@ -12,8 +12,8 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ddp_train.flow_file import FlowDocument, read_flow
-from ddp_train.options import UserError
+from ddp_train.config.options import UserError
+from ddp_train.plots.flow_file import FlowDocument, read_flow
 from ddp_train.plots.style import INK, PALETTE, SOFT, legend, new_figure, save, style
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ddp_train.options import UserError
+from ddp_train.config.options import UserError
+from ddp_train.observers.records import HistoryDocument, read_history
 from ddp_train.plots.reported import draw_panel, panels
 from ddp_train.plots.style import PALETTE, legend, new_figure, save, style
-from ddp_train.records import HistoryDocument, read_history
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ddp_train.options import UserError
+from ddp_train.config.options import UserError
 from ddp_train.plots.style import INK, PALETTE, new_figure
 
 if TYPE_CHECKING:

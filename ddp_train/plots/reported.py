@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ddp_train.observers.records import HistoryDocument
 from ddp_train.plots.style import PALETTE, style
-from ddp_train.records import HistoryDocument
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, get_args, get_type_hints
 
-from ddp_train.options import ScheduleOptions, UserError
+from ddp_train.config.options import ScheduleOptions, UserError
+from ddp_train.optim.lr_schedule import create_schedule
 from ddp_train.plots.style import PALETTE, new_figure, save, style
-from ddp_train.schedule import create_schedule
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from ddp_train.atomic import replacing
+from ddp_core.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

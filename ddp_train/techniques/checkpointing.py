@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from ddp_train.options import UserError
+from ddp_train.config.options import UserError
 from ddp_train.technique import Context, Technique
 
 __all__ = ["checkpoint_blocks", "create"]

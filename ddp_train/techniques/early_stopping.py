@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ddp_train.records import EpochRecord
+from ddp_train.observers.records import EpochRecord
 from ddp_train.technique import Context, Technique
 
 __all__ = ["create"]

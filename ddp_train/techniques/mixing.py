@@ -17,7 +17,7 @@ import random
 import torch
 from torch import Tensor
 
-from ddp_train.data import keyed
+from ddp_train.data.augment import keyed_random
 from ddp_train.technique import Context, Moment, Technique
 
 __all__ = ["blend", "create", "paste", "rectangle"]
@@ -70,7 +70,7 @@ class _Mixing:
         self._probability, self._classes = probability, classes
 
     def __call__(self, images: Tensor, targets: Tensor, moment: Moment) -> tuple[Tensor, Tensor]:
-        draw = random.Random(keyed.key(moment.seed, moment.step, keyed.MIXING))
+        draw = random.Random(keyed_random.key(moment.seed, moment.step, keyed_random.MIXING))
         mixed, cut = draw.random() < self._probability, draw.random() < 0.5
         if not mixed:
             return images, targets

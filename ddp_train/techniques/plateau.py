@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from ddp_train.records import EpochRecord
-from ddp_train.schedule import FALL
+from ddp_train.observers.records import EpochRecord
+from ddp_train.optim.lr_schedule import FALL
 from ddp_train.technique import Context, Technique
 
 __all__ = ["create"]

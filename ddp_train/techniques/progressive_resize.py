@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ddp_train.options import UserError
+from ddp_train.config.options import UserError
 from ddp_train.technique import Context, Moment, Technique
 
 __all__ = ["create", "side_in_epoch"]

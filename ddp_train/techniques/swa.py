@@ -19,9 +19,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel
 
-from ddp_train.data.pipeline import Batch
-from ddp_train.precision import Precision
-from ddp_train.schedule import Schedule
+from ddp_train.data.pipeline.build import Batch
+from ddp_train.optim.lr_schedule import Schedule
+from ddp_train.optim.precision import Precision
 from ddp_train.technique import Context, Moment, Technique
 
 __all__ = ["annealed", "create", "estimate_statistics"]

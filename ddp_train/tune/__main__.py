@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from ddp_train.options import UserError
+from ddp_train.config.options import UserError
 from ddp_train.tune.search import Search, Settings
 from ddp_train.tune.space import read_space
 

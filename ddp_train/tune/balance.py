@@ -3,7 +3,7 @@
 Before the first step all ranks are calibrated; at the end of each epoch they are measured again, and where another
 division has been worth 5% in two epochs in a row (or 20% in one), it is taken. The division stands in the history
 (`share_0` ...) and in the checkpoint. The gradient is that of the global batch under any division, and the order of
-the samples does not depend on it. Source: see sharing.py.
+the samples does not depend on it. Source: see distributed/load_balance.py.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from ddp_train.batching import split
-from ddp_train.data.sampler import GlobalBatchSampler
-from ddp_train.options import UserError
-from ddp_train.records import EpochRecord
-from ddp_train.sharing import Division, Hysteresis, Speed, divide, gain
-from ddp_train.speed_cache import KnownSpeeds, remember
+from ddp_train.config.batch_split import split
+from ddp_train.config.options import UserError
+from ddp_train.data.pipeline.sampler import GlobalBatchSampler
+from ddp_train.distributed.load_balance import Division, Hysteresis, Speed, divide, gain
+from ddp_train.distributed.speed_cache import KnownSpeeds, remember
+from ddp_train.engine.trainer import Parts
+from ddp_train.observers.records import EpochRecord
 from ddp_train.technique import Technique
-from ddp_train.trainer import Parts
 from ddp_train.tune.calibration import calibrate, gather, gather_speeds, measure_communication, slowdown
 
 __all__ = ["Balance"]
@@ -32,7 +32,8 @@ __all__ = ["Balance"]
 class Balance:
     """Sets the shares of `sampler`.
 
-    work: what the speeds are kept as (see speed_cache.py). To be started with the parts of the run, on all ranks.
+    work: what the speeds are kept as (see distributed/speed_cache.py). To be started with the parts of the run, on
+    all ranks.
     """
 
     def __init__(self, sampler: GlobalBatchSampler, accumulate: int, work: str = "") -> None:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
-from ddp_train.atomic import write_text
-from ddp_train.batching import ceil_div
-from ddp_train.distributed import Ranks, gpu_uuids
-from ddp_train.trainer import Trainer
+from ddp_core.files import write_text
+from ddp_train.config.batch_split import ceil_div
+from ddp_train.distributed.process_group import Ranks, gpu_uuids
+from ddp_train.engine.trainer import Trainer
 from ddp_train.tune.batch_size import Found, find_batch_size
 from ddp_train.tune.memory import memory_of
 from ddp_train.tune.steps import Steps

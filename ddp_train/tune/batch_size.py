@@ -19,10 +19,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from ddp_train.line import Line, fit
-from ddp_train.options import UserError
-from ddp_train.out_of_memory import is_out_of_memory
+from ddp_train.config.options import UserError
+from ddp_train.engine.out_of_memory import is_out_of_memory
 from ddp_train.technique import Stateful
+from ddp_train.tune.linear_fit import Line, fit
 from ddp_train.tune.memory import Memory, memory_of
 from ddp_train.tune.preserve import preserved
 from ddp_train.tune.release import release_memory

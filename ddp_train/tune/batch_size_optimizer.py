@@ -10,8 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ddp_train.distributed import Ranks
-from ddp_train.options import UserError
+from ddp_train.config.options import UserError
+from ddp_train.distributed.process_group import Ranks
 from ddp_train.technique import Stateful
 from ddp_train.tune.batch_report import utilization_of
 from ddp_train.tune.batch_size import MARGIN, Found, find_batch_size

@@ -10,9 +10,9 @@ from dataclasses import astuple
 import torch
 import torch.distributed as dist
 
-from ddp_train.line import fit
-from ddp_train.sharing import Speed
-from ddp_train.trainer import Parts
+from ddp_train.distributed.load_balance import Speed
+from ddp_train.engine.trainer import Parts
+from ddp_train.tune.linear_fit import fit
 from ddp_train.tune.memory import memory_of
 from ddp_train.tune.preserve import preserved
 from ddp_train.tune.steps import Steps

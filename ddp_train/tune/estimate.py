@@ -19,14 +19,14 @@ from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
 
-from ddp_train.atomic import write_text
-from ddp_train.batching import ceil_div
+from ddp_core.files import write_text
+from ddp_train.config.batch_split import ceil_div
 from ddp_train.diagnostics.memory_report import kept_bytes
-from ddp_train.line import Line, fit
-from ddp_train.scores import evaluate
+from ddp_train.engine.evaluate import evaluate
+from ddp_train.engine.trainer import Parts, Trainer
 from ddp_train.technique import Stateful
-from ddp_train.trainer import Parts, Trainer
 from ddp_train.tune.calibration import gather
+from ddp_train.tune.linear_fit import Line, fit
 from ddp_train.tune.preserve import preserved
 from ddp_train.tune.steps import Steps
 

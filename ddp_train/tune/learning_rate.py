@@ -13,9 +13,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ddp_train.atomic import write_text
-from ddp_train.options import UserError
-from ddp_train.trainer import Trainer
+from ddp_core.files import write_text
+from ddp_train.config.options import UserError
+from ddp_train.engine.trainer import Trainer
 
 __all__ = ["Found", "range_test", "suggest", "write"]
 
@@ -84,8 +84,8 @@ def suggest(rates: Sequence[float], losses: Sequence[float]) -> Found:
 
 def write(found: Found, folder: Path) -> tuple[Path, Path]:
     """lr_range_test.json and lr_range_test.png in `folder`."""
-    from ddp_train.plots.range_test import range_test_figure
     from ddp_train.plots.style import save
+    from ddp_train.plots.tuning import range_test_figure
 
     data, picture = folder / "lr_range_test.json", folder / "lr_range_test.png"
     write_text(data, json.dumps({"schema": "ddp-train-lr-range/1", **vars_of(found)}, indent=2) + "\n")

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
-from ddp_train.atomic import write_text
-from ddp_train.data.window import Pipeline
+from ddp_core.files import write_text
+from ddp_train.data.pipeline.window import Pipeline
 
 __all__ = ["Found", "Setting", "candidates", "find_loader", "table", "write"]
 

@@ -9,7 +9,7 @@ from typing import Protocol
 import psutil
 import torch
 
-from ddp_train.data.memory import available_memory
+from ddp_core.host_memory import available_memory
 from ddp_train.diagnostics.memory_report import read_peak, reset_peak
 from ddp_train.tune.release import release_memory
 

@@ -16,14 +16,15 @@ from pathlib import Path
 
 import yaml
 
-from ddp_train import auto, config
-from ddp_train.atomic import write_text
-from ddp_train.batching import ceil_div, scale_learning_rate
-from ddp_train.checks import check_values
-from ddp_train.options import Config, UserError, to_dict
-from gpu_topology.host import read_host
-from gpu_topology.nvml import read_or_explain
-from gpu_topology.selection import SelectionRequest, select
+from ddp_core.files import write_text
+from ddp_train.config import recommend
+from ddp_train.config.batch_split import ceil_div, scale_learning_rate
+from ddp_train.config.options import Config, UserError, to_dict
+from ddp_train.config.parse import parse, with_values
+from ddp_train.config.validation import check_values
+from gpu_topology.driver.read import read_or_explain
+from gpu_topology.host.host import read_host
+from gpu_topology.select.select import SelectionRequest, select
 
 __all__ = ["Change", "Machine", "Measured", "auto_optimize_config", "place", "read_machine", "suggest", "table"]
 
@@ -51,9 +52,10 @@ class Change:
 
 @dataclass(frozen=True)
 class Machine:
-    """What decides: hardware as auto.py takes it, whether kernels can be compiled, and words on what is missing."""
+    """What decides: hardware as config/recommend.py takes it, whether kernels can be compiled, and words on what is
+    missing."""
 
-    hardware: auto.Hardware
+    hardware: recommend.Hardware
     can_compile: bool
     note: str | None = None
 
@@ -88,13 +90,13 @@ def auto_optimize_config(
     """
     source = Path(in_path)
     target = Path(out_path) if out_path is not None else source.with_name(f"{source.stem}_optimized{source.suffix}")
-    wanted = config.parse(["--config", str(source)])
+    wanted = parse(["--config", str(source)])
     machine = machine or read_machine()
     changes = tuple(suggest(machine, wanted, measured))
     options = to_dict(wanted)
     values = {name: options[name] for name in options if name in wanted.given}
     values |= {change.name: change.after for change in changes if change.changed}
-    check_values(config.with_values(wanted, values))
+    check_values(with_values(wanted, values))
     header = f"# {source.name} for this machine: {_described(machine)}\n"
     try:
         write_text(target, header + yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
@@ -126,7 +128,7 @@ def read_machine() -> Machine:
     gpus = [topology.gpu(index) for index in selection.indices]
     capabilities = [gpu.compute_capability for gpu in gpus if gpu.compute_capability is not None]
     ranks = max(1, len(gpus))
-    hardware = auto.Hardware(
+    hardware = recommend.Hardware(
         device="cuda" if gpus else "cpu",
         world_size=ranks,
         local_world_size=ranks,
@@ -145,7 +147,7 @@ def suggest(machine: Machine, wanted: Config, measured: Measured | None = None) 
     sizes = MODEL_SIZES.get(wanted.model.model or "", ())
     left_open: dict[str, object] = dict.fromkeys((*TUNED, *sizes)) | {"amp": "auto", "accumulate": None}
     left_open["batch_size_per_rank"] = None
-    found = {r.name: r for r in auto.recommend(hardware, config.with_values(wanted, left_open))}
+    found = {r.name: r for r in recommend.recommend(hardware, with_values(wanted, left_open))}
     batch = _batch(hardware, found, wanted, measured)
     if wanted.data.batch_size_per_rank is not None:
         yield Change("batch_size_per_rank", wanted.data.batch_size_per_rank, None, "batch_size says the same for all")
@@ -162,7 +164,10 @@ def suggest(machine: Machine, wanted: Config, measured: Measured | None = None) 
 
 
 def _batch(
-    hardware: auto.Hardware, found: Mapping[str, auto.Recommendation], wanted: Config, measured: Measured | None
+    hardware: recommend.Hardware,
+    found: Mapping[str, recommend.Recommendation],
+    wanted: Config,
+    measured: Measured | None,
 ) -> Change:
     before = wanted.data.batch_size
     if measured is not None:
@@ -172,7 +177,7 @@ def _batch(
     return Change("batch_size", before, int(found["batch_size"].value), found["batch_size"].reason)
 
 
-def _rate(wanted: Config, hardware: auto.Hardware, batch: int) -> Iterator[Change]:
+def _rate(wanted: Config, hardware: recommend.Hardware, batch: int) -> Iterator[Change]:
     """A rate that was given for a batch goes with its square root; one that was left open follows by itself."""
     before = wanted.data.batch_size
     if wanted.data.batch_size_per_rank is not None:
@@ -186,10 +191,10 @@ def _rate(wanted: Config, hardware: auto.Hardware, batch: int) -> Iterator[Chang
 
 
 def _accumulate(
-    hardware: auto.Hardware,
+    hardware: recommend.Hardware,
     wanted: Config,
     batch: int,
-    found: Mapping[str, auto.Recommendation],
+    found: Mapping[str, recommend.Recommendation],
     measured: Measured | None,
 ) -> Change:
     before = wanted.data.accumulate
@@ -235,4 +240,4 @@ def _described(machine: Machine) -> str:
     hardware = machine.hardware
     if hardware.device == "cpu":
         return f"{hardware.cpus} CPU cores, no GPU"
-    return f"{hardware.world_size} GPU(s), {hardware.gpu_memory / auto.GB:.0f} GB, {hardware.cpus} CPU cores"
+    return f"{hardware.world_size} GPU(s), {hardware.gpu_memory / recommend.GB:.0f} GB, {hardware.cpus} CPU cores"

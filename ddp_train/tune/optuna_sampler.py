@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ddp_train.options import UserError
+from ddp_train.config.options import UserError
 from ddp_train.tune.space import Choice, Space, Value
 
 __all__ = ["OptunaSampler"]

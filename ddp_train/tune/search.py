@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from ddp_train.atomic import write_text
-from ddp_train.options import UserError
-from ddp_train.records import read_history
+from ddp_core.files import write_text
+from ddp_train.config.options import UserError
+from ddp_train.observers.records import read_history
 from ddp_train.tune.halving import next_job, rungs
 from ddp_train.tune.space import Space, Value, draw, option_words
 

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ddp_train import config
-from ddp_train.options import UserError
-from ddp_train.yaml_file import read_mapping, shown
+from ddp_train.config.options import UserError
+from ddp_train.config.parse import Config, parse, to_dict
+from ddp_train.config.yaml_file import read_mapping, shown
 
 __all__ = ["Choice", "Range", "Space", "draw", "option_words", "read_space"]
 
@@ -92,7 +92,7 @@ def read_space(path: Path) -> Space:
     content = read_mapping(path, str(path), expected)
     if not content:
         raise UserError(f"{path}: expected lines of the form  {expected}")
-    known = config.to_dict(config.Config())
+    known = to_dict(Config())
     space: dict[str, Choice | Range] = {}
     for key, given in content.items():
         name = key.replace("-", "_")
@@ -101,7 +101,7 @@ def read_space(path: Path) -> Space:
         space[name] = _values(path, key, given)
     for corner in _corners(space):
         try:
-            config.parse(option_words(corner))
+            parse(option_words(corner))
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
     return space

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from gpu_topology.drawing.shapes import Box, Label, Shape, shorten, text_width, wrap
-from gpu_topology.selection import Selection
+from gpu_topology.select.select import Selection
 from gpu_topology.topology import Gpu, short_name
 
 WIDTH = 144.0

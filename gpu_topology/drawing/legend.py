@@ -10,7 +10,7 @@ from gpu_topology.drawing.nvlink_shapes import BROKEN, thickness
 from gpu_topology.drawing.nvlink_wires import has_peers, nvlinks, speed
 from gpu_topology.drawing.pcie_tree import pcie_path, pcie_tree
 from gpu_topology.drawing.shapes import Box, Label, Shape, Wire, wrap
-from gpu_topology.selection import Selection
+from gpu_topology.select.select import Selection
 from gpu_topology.topology import Link, LinkLevel, Topology
 
 _TEXT, _LINE, _SAMPLE = 11.5, 19.0, 52.0

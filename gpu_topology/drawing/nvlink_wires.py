@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, pairwise
 
-from gpu_topology.bandwidth import link_speed
 from gpu_topology.drawing.shapes import Box, Point
+from gpu_topology.select.bandwidth import link_speed
 from gpu_topology.topology import Link, LinkLevel, Topology
 
 LANE = 26.0

@@ -19,7 +19,7 @@ from gpu_topology.drawing.nvlink_shapes import nvlink_shapes
 from gpu_topology.drawing.nvlink_wires import route
 from gpu_topology.drawing.pcie_tree import Branch, node_of, pcie_tree
 from gpu_topology.drawing.shapes import Box, Label, Picture, Shape, Wire, wrap
-from gpu_topology.selection import Selection
+from gpu_topology.select.select import Selection
 from gpu_topology.topology import Topology, short_name
 
 MARGIN, LEAST_WIDTH, BRACKET = 26.0, 640.0, 34.0

@@ -7,17 +7,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from ddp_train import config
-from ddp_train.distributed import Ranks
-from ddp_train.options import Config
-from ddp_train.precision import Precision
+from ddp_train.config.options import Config
+from ddp_train.config.parse import with_values
+from ddp_train.distributed.process_group import Ranks
+from ddp_train.optim.precision import Precision
 from ddp_train.technique import Context
 
 
 def make_context(network: nn.Module, **options: Any) -> Context:
     """`options`: values of the configuration by name."""
     return Context(
-        config=config.with_values(Config(given=frozenset(options)), options),
+        config=with_values(Config(given=frozenset(options)), options),
         network=network,
         device=torch.device("cpu"),
         precision=Precision("off", torch.device("cpu")),

@@ -12,8 +12,8 @@ from contextlib import redirect_stderr, redirect_stdout, suppress
 from typing import Any, NoReturn
 from unittest import mock
 
-from ddp_train import config
-from launcher import options
+from ddp_launch.cli import options
+from ddp_train.config import parse as config
 from tests.docs.pages import ROOT
 
 __all__ = ["Wrong", "check", "help_of", "is_ours"]

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from ddp_train import config
+from ddp_launch.cli.options import option_names
+from ddp_train.config.parse import ALIASES, Config, presets, to_dict
 from ddp_train.tune.space import read_space
-from launcher.options import option_names
 from tests.docs.pages import ROOT, Page, pages, split_commands
 from tests.docs.real_parsers import Wrong, check, help_of, is_ours
 
@@ -100,9 +100,9 @@ def test_every_option_that_a_text_names_exists() -> None:
 
 def known_options() -> set[str]:
     """Every option of every program here, as their helps list them."""
-    names = config.to_dict(config.Config())
+    names = to_dict(Config())
     trainer = {f"--{prefix}{name.replace('_', '-')}" for name in names for prefix in ("", "no-")}
-    return trainer | set(config.ALIASES) | {"--config", "--preset", "--help"} | set(option_names()) | in_help()
+    return trainer | set(ALIASES) | {"--config", "--preset", "--help"} | set(option_names()) | in_help()
 
 
 def in_help() -> set[str]:
@@ -130,4 +130,4 @@ def test_the_space_of_the_search_is_one(tmp_path: Path) -> None:
 
 def test_every_preset_is_in_the_table() -> None:
     named = {span for row in Page("docs/training.md").rows for span in row}
-    assert set(config.presets()) <= named
+    assert set(presets()) <= named

@@ -25,9 +25,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddp_train.stopping import STATUS
+from ddp_train.engine.stop_signals import STATUS
 from ddp_train.technique import Context, Moment, Technique
-from tests.launcher.conftest import MARK
+from tests.ddp_launch.conftest import MARK
 
 VARIABLE = "ACCIDENTS"
 SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "int": signal.SIGINT, "stop": signal.SIGSTOP}

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.ddp_launch.conftest import Launcher, launcher
 from tests.faults.runs import Runs
-from tests.launcher.conftest import Launcher, launcher
 
 __all__ = ["launcher"]
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch.distributed as dist
 
-from ddp_train import build
-from ddp_train.data import image_folder
+from ddp_train.assemble import build
+from ddp_train.data.sources import image_folder
 from ddp_train.main import program
 
 image_folder._MEMORY_SHARE = 0  # as on a machine with too little memory for the decoded images

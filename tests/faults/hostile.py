@@ -8,7 +8,7 @@ import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from ddp_train import seal
+from ddp_train.checkpoint import integrity
 
 __all__ = ["PAYLOADS", "Payload"]
 
@@ -24,7 +24,7 @@ def _archive(path: Path, records: Mapping[str, bytes], compression: int = zipfil
         for name, data in records.items():
             archive.writestr(name, data)
     with path.open("r+b") as file:
-        seal.append(file)
+        integrity.append(file)
 
 
 def _records(program: bytes, storage: bytes = PADDING) -> dict[str, bytes]:
@@ -109,7 +109,7 @@ def _overlapping(path: Path, _: Path) -> None:
             again.CRC = first.CRC
             archive.filelist.append(again)
     with path.open("r+b") as file:
-        seal.append(file)
+        integrity.append(file)
 
 
 def _two_directories(path: Path, mark: Path) -> None:
@@ -117,11 +117,11 @@ def _two_directories(path: Path, mark: Path) -> None:
     inner = path.with_suffix(".inner")
     _archive(inner, _records(_bomb(str(mark))))
     _archive(path, _records(_checkpoint(WHOLE)))
-    shifted = inner.read_bytes()[: -seal.BYTES] + path.read_bytes()[: -seal.BYTES]
+    shifted = inner.read_bytes()[: -integrity.BYTES] + path.read_bytes()[: -integrity.BYTES]
     inner.unlink()
     path.write_bytes(shifted[:-2] + b"\0\0")
     with path.open("r+b") as file:
-        seal.append(file)
+        integrity.append(file)
 
 
 def _bare_pickle(path: Path, mark: Path) -> None:

@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 
-from ddp_train import checkpoint
-from ddp_train.rank_state import leaves
+from ddp_train.checkpoint import format as checkpoint_format
+from ddp_train.checkpoint.per_rank_state import leaves
+from tests.ddp_launch.conftest import ROOT, Launcher
 from tests.faults.accident import VARIABLE
-from tests.launcher.conftest import ROOT, Launcher
 
 STEPS = 30
 NETWORK = "tests.ddp_train.techniques.tiny:stateful"
@@ -92,7 +92,7 @@ class Runs:
 
 def digest(folder: Path) -> str:
     """SHA-256 of model, buffers, optimizer and what techniques keep (EMA ...) in the newest checkpoint of `folder`."""
-    state = checkpoint.newest(folder).state
+    state = checkpoint_format.newest(folder).state
     found = hashlib.sha256()
     for part in ("model", "optimizer", "techniques"):
         for path, leaf in leaves(state[part], part):

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ddp_train.data import decode
+from ddp_train.data.sources import decode
 from ddp_train.main import program
 
 at_once = decode.fit

@@ -15,7 +15,7 @@ import threading
 import time
 from pathlib import Path
 
-from ddp_train.stopping import STATUS
+from ddp_train.engine.stop_signals import STATUS
 from ddp_train.technique import Context, Moment, Technique
 
 VARIABLE = "SLOW_DISK"

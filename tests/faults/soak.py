@@ -23,9 +23,9 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.ddp_launch.conftest import Launcher
 from tests.faults.runs import Runs
 from tests.faults.seen import samples_of_epochs
-from tests.launcher.conftest import Launcher
 
 SAMPLES = 1600
 # At so small a rate the accuracy stays far from 1, so that it tells how many samples it was counted over.
@@ -138,7 +138,11 @@ def _rank(runs: Runs, rank: int) -> int | None:
             command = Path(f"/proc/{pid}/cmdline").read_bytes()
         except OSError:
             continue
-        if f"RANK={rank}".encode() in words and b"ddp_train/main.py" in command and b"leash" not in command:
+        if (
+            f"RANK={rank}".encode() in words
+            and b"ddp_train/main.py" in command
+            and b"exec_with_pdeathsig" not in command
+        ):
             return pid
     return None
 

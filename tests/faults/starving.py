@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from ddp_train import distributed
+from ddp_train.distributed import process_group
 from ddp_train.technique import Context, Moment, Technique
 from tests.ddp_train.techniques import runs, tiny
 
@@ -109,7 +109,7 @@ def watch(context: Context) -> Technique:
     return Technique(name="watch", batch=batch, gradient=gradient)
 
 
-def one(case: str, folder: Path, ranks: distributed.Ranks) -> dict[str, Any]:
+def one(case: str, folder: Path, ranks: process_group.Ranks) -> dict[str, Any]:
     options, Plan.where = CASES[case]
     Plan.times, Plan.gradients, Plan.buckets, Plan.here = 0, [], [], False
     model = BATCH_NORM if case.startswith("statistics") else "tests.faults.starving:network"
@@ -117,14 +117,14 @@ def one(case: str, folder: Path, ranks: distributed.Ranks) -> dict[str, Any]:
         options += " --technique tests.faults.starving:watch,tests.faults.starving:starve"
     else:
         options += " --technique tests.faults.starving:watch"
-    place = distributed.on_first_rank(lambda: str(folder / case.replace(" ", "-")), ranks)
+    place = process_group.on_first_rank(lambda: str(folder / case.replace(" ", "-")), ranks)
     said, error = io.StringIO(), ""
     run = runs.make(options, Path(place), model, ranks)
     Plan.owed = run.trainer.parts.owed
     with contextlib.redirect_stderr(said):
         try:
             run.trainer.fit()
-        except distributed.SharedError as shared:
+        except process_group.SharedError as shared:
             error = str(shared)
     history = runs.rows_of_history(run) if ranks.is_first and not error else []
     buffers = {name: value.clone() for name, value in run.trainer.parts.network.named_buffers()}
@@ -161,14 +161,14 @@ def starve(context: Context) -> Technique:
 
 def main() -> None:
     torch.set_num_threads(1)
-    ranks = distributed.Ranks.from_environment()
-    distributed.start(ranks, runs.CPU, timeout_s=60)
+    ranks = process_group.Ranks.from_environment()
+    process_group.start(ranks, runs.CPU, timeout_s=60)
     with tempfile.TemporaryDirectory() as folder:
         found = {case: one(case, Path(folder), ranks) for case in CASES}
         if ranks.is_first:
             torch.save(found, sys.argv[1])
-        distributed.wait_for_all()
-    distributed.leave(0)
+        process_group.wait_for_all()
+    process_group.leave(0)
 
 
 if __name__ == "__main__":

@@ -20,9 +20,10 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import launch
-from ddp_train import config, predict
-from ddp_train.options import Config, UserError
+from ddp_launch import main as launch
+from ddp_train import predict
+from ddp_train.config.options import Config, UserError
+from ddp_train.config.parse import check_paths, dump, parse, to_dict
 from ddp_train.tune.space import read_space
 from gpu_topology import cli as topology_cli
 
@@ -30,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SHARE = {"options": 60, "yaml": 50, "launcher": 40, "topology": 20, "space": 20, "saved": 10}
 """Of 200, by surface; under --whole all, else three tenths of each."""
 
-OPTIONS = ["--" + name.replace("_", "-") for name in config.to_dict(Config())]
+OPTIONS = ["--" + name.replace("_", "-") for name in to_dict(Config())]
 TEXTS = [
     *("", " ", "nan", "inf", "-inf", "-1", "0", "1e400", "1e-400", "9" * 40, "9" * 5000, "-0", "0x10", "1_000", "١"),
     *("true", "null", "[]", "{}", "[1, 2]", "{a: 1}", "!!python/object:os.system", "*x", "&x 1", "\ud800", "\x1b[31m"),
@@ -93,12 +94,12 @@ def expect(main: Callable[[Sequence[str]], int], words: Sequence[str], case: obj
 def read_options(words: Sequence[str]) -> int:
     """The part of the trainer's main that reads its options."""
     try:
-        config.check_paths(found := config.parse(words))
+        check_paths(found := parse(words))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     # What was accepted is finite, and what a run folder keeps of it says the same.
-    assert "nan" not in config.dump(found).lower().split()
+    assert "nan" not in dump(found).lower().split()
     return 0
 
 
@@ -165,7 +166,7 @@ RAW = [
     b"given: [lr]",
     b"run: {epochs: 3}",
 ]  # fmt: skip
-names = st.one_of(st.sampled_from(list(config.to_dict(Config()))), st.text(max_size=6))
+names = st.one_of(st.sampled_from(list(to_dict(Config()))), st.text(max_size=6))
 mappings = st.dictionaries(names, values, max_size=4).map(lambda found: yaml.safe_dump(found, allow_unicode=True))
 files = st.one_of(
     st.sampled_from(RAW), mappings.map(lambda text: text.encode(errors="replace")), st.binary(max_size=40)

@@ -19,8 +19,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ddp_train import checkpoint
-from ddp_train.data.image_folder import load_image_folder
+from ddp_train.checkpoint import format as checkpoint_format
+from ddp_train.data.sources.image_folder import load_image_folder
 from tests.faults.accident import VARIABLE
 from tests.faults.runs import ROOT, Runs, history
 
@@ -105,7 +105,7 @@ def test_bad_images_are_left_out_in_the_same_way_on_any_number_of_ranks(runs: Ru
         assert status == 0, err
         assert err.count("left out: ") == 2 and "cat/0005.png (image 5 of train) has changed" in err
         assert [epoch["extra"]["bad_images"] for epoch in history(runs.folder / name)] == [2, 2]
-        ends.append(checkpoint.newest(runs.folder / name).state["model"])
+        ends.append(checkpoint_format.newest(runs.folder / name).state["model"])
     for key, value in ends[0].items():
         torch.testing.assert_close(value, ends[1][key], rtol=1e-5, atol=1e-6)
     status, err = run(
@@ -192,5 +192,5 @@ def test_a_dev_shm_that_fills_up_in_the_midst_of_a_run_is_one_line(
     assert done.returncode == 2, done.stderr
     line = one_error(done.stderr)
     assert "/dev/shm is full" in line and "--num-workers 0" in line and "--shm-size" in line
-    step = checkpoint.newest(runs.folder / "run").state["progress"]["step"]  # type: ignore[index]
+    step = checkpoint_format.newest(runs.folder / "run").state["progress"]["step"]  # type: ignore[index]
     assert step >= 10, "what was saved stands"

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from ddp_train import checkpoint
-from ddp_train.checkpoint import LATEST, PREVIOUS
-from ddp_train.checkpoint_writer import CheckpointWriter
-from ddp_train.options import UserError
+from ddp_train.checkpoint import format as checkpoint_format
+from ddp_train.checkpoint.async_writer import CheckpointWriter
+from ddp_train.checkpoint.format import LATEST, PREVIOUS
+from ddp_train.config.options import UserError
 
 _ROOT = Path(__file__).parents[2]
 _SEED = int(os.environ.get("FAULT_SEED", "20261122"))
@@ -53,8 +53,8 @@ _WRITER = """
 import json, os, random, signal, sys, tempfile, time
 from pathlib import Path
 import torch
-from ddp_train import checkpoint
-from ddp_train.checkpoint_writer import CheckpointWriter
+from ddp_train.checkpoint import format as checkpoint
+from ddp_train.checkpoint.async_writer import CheckpointWriter
 from tests.faults.test_files import _left, _state, _step
 
 torch.set_num_threads(1)  # threads of the parent would be missing in the forked child
@@ -139,9 +139,9 @@ _FULL = """
 import sys
 from pathlib import Path
 import torch
-from ddp_train import checkpoint
-from ddp_train.checkpoint_writer import CheckpointWriter
-from ddp_train.options import UserError
+from ddp_train.checkpoint import format as checkpoint
+from ddp_train.checkpoint.async_writer import CheckpointWriter
+from ddp_train.config.options import UserError
 from tests.faults.test_files import _left, _state, _step
 folder = Path(sys.argv[1])
 writer = CheckpointWriter(folder / checkpoint.LATEST)
@@ -204,7 +204,7 @@ def test_a_full_disk_keeps_both_old_files_and_ends_the_run_at_the_third_failure(
 def folder(tmp_path: Path) -> Path:
     """Checkpoints of the steps 1 and 2."""
     for step in (1, 2):
-        checkpoint.save(tmp_path / LATEST, _state(step, 20_000), step=step, keep=tmp_path / PREVIOUS)
+        checkpoint_format.save(tmp_path / LATEST, _state(step, 20_000), step=step, keep=tmp_path / PREVIOUS)
     return tmp_path
 
 
@@ -213,14 +213,14 @@ def _refused(folder: Path, whole: bytes, damaged: bytes) -> None:
     latest = folder / LATEST
     latest.write_bytes(damaged)
     with pytest.raises(UserError) as caught:
-        checkpoint.load(latest)
+        checkpoint_format.load(latest)
     words = str(caught.value)
     assert str(latest) in words
     if damaged[-64:] == whole[-64:] or os.listxattr(latest):
         actual, expected = re.findall(r"[0-9a-f]{64}", words)
         assert expected != actual
         assert expected == whole[-64:].decode() or damaged[-64:] != whole[-64:]
-    found = checkpoint.newest(folder)
+    found = checkpoint_format.newest(folder)
     assert (found.path.name, _step(found.state)) == (PREVIOUS, 1)
     assert found.notes == (f"{words}; {PREVIOUS} of step 1 is used",)
 
@@ -248,18 +248,22 @@ def test_weights_that_are_lost_are_neither_written_nor_read(folder: Path, value:
     tensor[17] = float(value)
     writer = CheckpointWriter(folder / LATEST)
     writer.save(lost, step=3)
-    with pytest.raises(checkpoint.NotFinite, match=rf"is not written: \['{part}'\]\['\w+'\] holds 1 values of 20,000"):
+    with pytest.raises(
+        checkpoint_format.NotFinite, match=rf"is not written: \['{part}'\]\['\w+'\] holds 1 values of 20,000"
+    ):
         writer.wait()
-    assert _step(checkpoint.newest(folder).state) == 2
-    checkpoint._write(folder / LATEST, {"schema": checkpoint.SCHEMA, "step": 3, "state": lost})
+    assert _step(checkpoint_format.newest(folder).state) == 2
+    checkpoint_format._write(folder / LATEST, {"schema": checkpoint_format.SCHEMA, "step": 3, "state": lost})
     with pytest.raises(UserError, match=rf"{LATEST} is refused: \['{part}'\]\['\w+'\] holds 1 values of 20,000 that"):
-        checkpoint.load(folder / LATEST)
-    found = checkpoint.newest(folder)
+        checkpoint_format.load(folder / LATEST)
+    found = checkpoint_format.newest(folder)
     assert (found.path.name, _step(found.state)) == (PREVIOUS, 1)
     assert len(found.notes) == 1
 
 
 def test_the_mask_of_an_attention_layer_is_no_lost_weight(tmp_path: Path) -> None:
     mask = torch.full((4, 4), float("-inf")).triu(1)
-    checkpoint.save(tmp_path / LATEST, {"model": {"mask": mask, "bf16": mask.bfloat16(), "none": torch.empty(0)}})
-    assert torch.equal(checkpoint.load(tmp_path / LATEST)["model"]["mask"], mask)  # type: ignore[index]
+    checkpoint_format.save(
+        tmp_path / LATEST, {"model": {"mask": mask, "bf16": mask.bfloat16(), "none": torch.empty(0)}}
+    )
+    assert torch.equal(checkpoint_format.load(tmp_path / LATEST)["model"]["mask"], mask)  # type: ignore[index]

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from tests.launcher.conftest import ROOT, Launcher
+from tests.ddp_launch.conftest import ROOT, Launcher
 
 TIMEOUT_S = 3.0
 NAMED_S = GONE_S = 1.0

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from ddp_train import checkpoint, seal
-from ddp_train.checkpoint import LATEST, PREVIOUS
-from ddp_train.options import UserError
+from ddp_train.checkpoint import format as checkpoint_format
+from ddp_train.checkpoint import integrity
+from ddp_train.checkpoint.format import LATEST, PREVIOUS
+from ddp_train.config.options import UserError
 from tests.faults.hostile import PAYLOADS
 
 _ROOT = Path(__file__).parents[2]
@@ -24,8 +25,8 @@ _READER = """
 import json, sys
 from pathlib import Path
 import torch
-from ddp_train import checkpoint
-from ddp_train.options import UserError
+from ddp_train.checkpoint import format as checkpoint
+from ddp_train.config.options import UserError
 
 def status(name):
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
@@ -72,7 +73,7 @@ def read() -> Iterator[Reader]:
 def test_it_is_refused_and_the_one_before_is_used(name: str, tmp_path: Path, read: Reader) -> None:
     mark, folder = tmp_path / "executed", tmp_path / "run"
     folder.mkdir()
-    checkpoint.save(folder / PREVIOUS, {"model": {"weight": torch.ones(3)}}, step=7)
+    checkpoint_format.save(folder / PREVIOUS, {"model": {"weight": torch.ones(3)}}, step=7)
     latest = folder / LATEST
     PAYLOADS[name](latest, mark)
     size = latest.stat().st_size
@@ -108,7 +109,7 @@ def test_a_file_that_is_exchanged_while_it_is_read_is_the_one_that_was_verified(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, other = tmp_path / LATEST, tmp_path / "other.pt"
-    verify = seal.verify
+    verify = integrity.verify
 
     def then_exchange(*arguments: object, **options: object) -> str | None:
         digest = verify(*arguments, **options)  # type: ignore[arg-type]
@@ -116,16 +117,16 @@ def test_a_file_that_is_exchanged_while_it_is_read_is_the_one_that_was_verified(
         other.replace(path)
         return digest
 
-    checkpoint.save(path, {"epoch": 1})
-    monkeypatch.setattr(seal, "verify", then_exchange)
-    assert checkpoint.load(path) == {"epoch": 1}
+    checkpoint_format.save(path, {"epoch": 1})
+    monkeypatch.setattr(integrity, "verify", then_exchange)
+    assert checkpoint_format.load(path) == {"epoch": 1}
     assert not (tmp_path / "executed").exists()
 
 
 def test_a_file_that_is_changed_while_it_is_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / LATEST
-    checkpoint.save(path, {"model": {"weight": torch.full((1000,), 1.5)}})
-    verify = seal.verify
+    checkpoint_format.save(path, {"model": {"weight": torch.full((1000,), 1.5)}})
+    verify = integrity.verify
 
     def then_change(*arguments: object, **options: object) -> str | None:
         digest = verify(*arguments, **options)  # type: ignore[arg-type]
@@ -136,6 +137,6 @@ def test_a_file_that_is_changed_while_it_is_read_is_refused(tmp_path: Path, monk
             file.write(b"\0")
         return digest
 
-    monkeypatch.setattr(seal, "verify", then_change)
+    monkeypatch.setattr(integrity, "verify", then_change)
     with pytest.raises(UserError, match="was changed while it was read"):
-        checkpoint.load(path)
+        checkpoint_format.load(path)

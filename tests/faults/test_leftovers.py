@@ -10,8 +10,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from tests.ddp_launch.conftest import Launcher
 from tests.faults.test_files import _SEED
-from tests.launcher.conftest import Launcher
 
 _RUN = (
     *("--cpu", "--nproc", "2", "--dataset", "synthetic", "--synthetic-samples", "512", "--model", "small"),

@@ -6,7 +6,7 @@ import json
 
 import torch
 
-from ddp_train import checkpoint
+from ddp_train.checkpoint import format as checkpoint_format
 from tests.faults.runs import Runs
 
 
@@ -20,7 +20,7 @@ def test_all_ranks_end_in_the_step_and_the_batch_is_kept(runs: Runs) -> None:
     document = json.loads((folder / "bad_batch.json").read_text())
     assert (document["step"], document["epoch"], document["seed"]) == (14, 2, 3)
     assert [len(indices) for indices in document["indices"]] == [8, 8]
-    found = checkpoint.newest(folder).state
+    found = checkpoint_format.newest(folder).state
     assert found["progress"]["step"] in range(10, 14)  # type: ignore[index]
     for name, value in found["model"].items():  # type: ignore[attr-defined]
         assert bool(torch.isfinite(value).all()), name

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from ddp_train import checkpoint
+from ddp_train.checkpoint import format as checkpoint_format
 from tests.faults.runs import Runs
 
 STEPS = 40
@@ -23,7 +23,7 @@ Result = tuple[str, list[dict[str, object]]]
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Result]:
     """`uninterrupted(ranks)`: the result of a run that nothing happens to; each is trained once."""
-    from tests.launcher.conftest import Launcher
+    from tests.ddp_launch.conftest import Launcher
 
     known: dict[int, Result] = {}
 
@@ -33,7 +33,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], R
             status, text = runs.finish("run", OPTIONS, ranks=ranks, accidents=NOTHING)
             assert status == 0, text
             assert "--reproducible: 4 logical shards" in text and "without --reproducible (" in text, "the cost is told"
-            assert checkpoint.newest(runs.folder / "run").state["progress"]["step"] == STEPS
+            assert checkpoint_format.newest(runs.folder / "run").state["progress"]["step"] == STEPS
             known[ranks] = runs.result("run")
         return known[ranks]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ddp_train import checkpoint
+from ddp_train.checkpoint import format as checkpoint_format
 from tests.faults.runs import HEAVIEST, Runs
 
 Times = Callable[[int, int], int]
@@ -46,7 +46,7 @@ def test_a_signal_to_the_launcher_saves_and_ends_the_run(
     _, err = process.communicate(timeout=60)
     assert process.returncode == status, err
     assert time.monotonic() - began < 25, "within the grace"
-    found = checkpoint.newest(runs.folder / "run")
+    found = checkpoint_format.newest(runs.folder / "run")
     assert found.state["progress"]["step"] == 14 and found.state["progress"]["samples"] == 64  # type: ignore[index]
     assert not (runs.folder / "run" / "done.json").exists()
     assert err.count("stopped by") == 1 and "behind step 14, in epoch 2" in err and "Traceback" not in err
@@ -85,7 +85,7 @@ def test_a_signal_while_a_checkpoint_is_being_written(
     _, err = process.communicate(timeout=60)
     assert process.returncode == {signal.SIGTERM: 143, signal.SIGINT: 130}[number], err
     assert "Traceback" not in err
-    found = checkpoint.newest(runs.folder / "run")
+    found = checkpoint_format.newest(runs.folder / "run")
     step = found.state["progress"]["step"]  # type: ignore[index]
     assert found.notes == ()
     if end == "ends":

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from ddp_train import checkpoint
+from ddp_train.checkpoint import format as checkpoint_format
 from tests.faults.runs import PLAIN, Runs
 
 Times = Callable[[int, int], int]
@@ -41,6 +41,6 @@ def test_the_same_samples_and_weights(sizes: tuple[int, ...], runs: Runs, times:
         assert status == (0 if stop is None else 143), text
     whole, parts = (seen(runs.folder / name) for name in ("whole", "run"))
     assert sorted(whole) == list(range(STEPS)) and whole == parts
-    one, other = (checkpoint.newest(runs.folder / name).state["model"] for name in ("whole", "run"))
+    one, other = (checkpoint_format.newest(runs.folder / name).state["model"] for name in ("whole", "run"))
     for name, value in one.items():  # type: ignore[attr-defined]
         assert torch.allclose(value, other[name], rtol=0, atol=1e-6), name  # type: ignore[index]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from ddp_train import checkpoint
+from ddp_train.checkpoint import format as checkpoint_format
 from ddp_train.models import create_model
 from ddp_train.models.attention import chunked_attention
 from ddp_train.techniques.checkpointing import checkpoint_blocks
@@ -29,7 +29,7 @@ def train(folder: Path, options: str) -> dict[str, torch.Tensor]:
     command = [sys.executable, str(ROOT / "ddp_train" / "main.py"), *f"{RUN} {options}".split(), "--out-dir"]
     done = subprocess.run([*command, str(folder)], cwd=ROOT, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
-    model: dict[str, torch.Tensor] = checkpoint.load(folder / "checkpoint-latest.pt")["model"]  # type: ignore[assignment]
+    model: dict[str, torch.Tensor] = checkpoint_format.load(folder / "checkpoint-latest.pt")["model"]  # type: ignore[assignment]
     return model
 
 

@@ -12,17 +12,17 @@ from typing import Any
 import pytest
 import torch
 
-from ddp_train.compose import compose
+from ddp_train.config.options import AugmentOptions, DataOptions
 from ddp_train.data import load
-from ddp_train.data.augment import Augmentation
-from ddp_train.data.pipeline import build_pipeline, create_augmentation
-from ddp_train.distributed import Ranks
-from ddp_train.losses import cross_entropy_sum
+from ddp_train.data.augment.levels import Augmentation
+from ddp_train.data.pipeline.build import build_pipeline, create_augmentation
+from ddp_train.distributed.process_group import Ranks
+from ddp_train.engine.trainer import Parts, Trainer
 from ddp_train.models import create_model
 from ddp_train.optim import create_optimizer
-from ddp_train.options import AugmentOptions, DataOptions
-from ddp_train.precision import Precision
-from ddp_train.trainer import Parts, Trainer
+from ddp_train.optim.losses import cross_entropy_sum
+from ddp_train.optim.precision import Precision
+from ddp_train.techniques.registry import compose
 from tests.ddp_train.contexts import make_context
 
 pytestmark = pytest.mark.gpu

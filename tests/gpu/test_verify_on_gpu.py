@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from gpu_topology import verify_worker
-from gpu_topology.host import read_host
-from gpu_topology.nvml import read_topology
-from gpu_topology.selection import SelectionRequest, select
-from gpu_topology.verify import check
-from gpu_topology.verify_cache import recall
+from gpu_topology.driver.read import read_topology
+from gpu_topology.host.host import read_host
+from gpu_topology.select.select import SelectionRequest, select
+from gpu_topology.verdict import recall
+from gpu_topology.verify import worker
+from gpu_topology.verify.check import check
 
 pytestmark = pytest.mark.gpu
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,7 +29,7 @@ two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two G
 CORRUPT = """
 import os
 import torch
-from gpu_topology import verify_rank
+from gpu_topology.verify import rank as verify_rank
 
 copy = torch.Tensor.copy_
 
@@ -103,5 +103,5 @@ def test_a_copy_that_breaks_a_byte_is_found(tmp_path: Path) -> None:
 @pytest.mark.parametrize("turn", [0, 1, 6])
 def test_the_data_are_the_same_on_the_gpu(turn: int) -> None:
     size = 2**20 + 3
-    assert torch.equal(verify_worker._data(size, turn, GPU).cpu(), verify_worker._data(size, turn, CPU))
-    assert torch.equal(verify_worker._numbers(size, turn, GPU).cpu(), verify_worker._numbers(size, turn, CPU))
+    assert torch.equal(worker._data(size, turn, GPU).cpu(), worker._data(size, turn, CPU))
+    assert torch.equal(worker._numbers(size, turn, GPU).cpu(), worker._numbers(size, turn, CPU))

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from gpu_topology import snapshot
-from gpu_topology.host import Host
+from gpu_topology.host.host import Host
 from gpu_topology.topology import Topology
 
 ROOT = Path(__file__).parents[2]
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 _VISIT = """
 import json, os, sys
 from gpu_topology import snapshot
-from gpu_topology.nvml import read_or_explain
+from gpu_topology.driver.read import read_or_explain
 for path in sys.argv[1:]:
     os.environ["FAKE_NVML_MACHINE"] = path
     print(json.dumps(snapshot.to_dict(read_or_explain())))

@@ -340,7 +340,7 @@ def test_ctrl_c_is_130_and_silent(tmp_path):
     assert (process.returncode, out, err) == (130, "", "")
 
 
-OWN_MODULES = {"gpu_topology.draw", "gpu_topology.monitor", "gpu_topology.verify"}
+OWN_MODULES = {"gpu_topology.drawing.command", "gpu_topology.monitor.command", "gpu_topology.verify.check"}
 
 _IMPORTS = """
 import sys
@@ -355,8 +355,8 @@ sys.exit(status)
     ("arguments", "absent"),
     [
         (["report"], {"torch", "numpy", "psutil"}),
-        (["select"], {"torch", "rich", *OWN_MODULES, "gpu_topology.report"}),
-        (["env"], {"torch", "rich", *OWN_MODULES, "gpu_topology.report"}),
+        (["select"], {"torch", "rich", *OWN_MODULES, "gpu_topology.report.report"}),
+        (["env"], {"torch", "rich", *OWN_MODULES, "gpu_topology.report.report"}),
     ],
 )
 def test_no_command_imports_what_it_does_not_need(workstation, arguments, absent):

@@ -274,7 +274,8 @@ def test_an_old_nvidia_ml_py_costs_what_it_does_not_know(fake_driver):
     """What nvidia-ml-py 12.535 lacks."""
     script = """
 import json, pynvml
-from gpu_topology import nvml, snapshot
+from gpu_topology import snapshot
+from gpu_topology.driver import read as nvml
 del pynvml.nvmlDeviceGetGpuFabricInfoV
 del pynvml.nvmlDeviceGetComputeRunningProcesses_v2, pynvml.nvmlDeviceGetGraphicsRunningProcesses_v2
 print(json.dumps(snapshot.to_dict(nvml.read_or_explain())))

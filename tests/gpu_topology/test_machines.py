@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from gpu_topology import nccl, snapshot
-from gpu_topology.bandwidth import Fabric
-from gpu_topology.host import Host
-from gpu_topology.selection import Selection, SelectionError, SelectionRequest, eligible, groups, select
+from gpu_topology import snapshot
+from gpu_topology.environment import settings as nccl
+from gpu_topology.host.host import Host
+from gpu_topology.select.bandwidth import Fabric
+from gpu_topology.select.select import Selection, SelectionError, SelectionRequest, eligible, groups, select
 from gpu_topology.topology import Topology
 from tests.fake_nvml.machine import load_machine, permuted, to_topology
 

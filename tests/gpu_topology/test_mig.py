@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gpu_topology.selection import SelectionError, SelectionRequest, eligible, groups, select
+from gpu_topology.select.select import SelectionError, SelectionRequest, eligible, groups, select
 from gpu_topology.topology import Topology
 from tests.fake_nvml.machine import to_topology
 

@@ -14,8 +14,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import pytest
 
+from ddp_core.output import write_whole
 from gpu_topology import snapshot
-from gpu_topology.output import write_whole
 from gpu_topology.topology import Gpu, GpuProcess, Link, LinkLevel, MigDevice, PeerAccess, Topology, TopologyError
 from tests.fake_nvml.machine import to_topology
 

@@ -12,8 +12,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ddp_train.eager import without_compiler
 from ddp_train.main import main
+from ddp_train.optim.torch_internals import without_compiler
 from ddp_train.technique import Context, Moment, Technique
 
 SLOW = ("torchvision", "matplotlib", "tensorboard", "sklearn", "scipy", "pandas", "wandb", "sympy", "torch._dynamo")

@@ -23,19 +23,19 @@ from torch.nn.parallel import DistributedDataParallel
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from ddp_train import distributed
-from ddp_train.control import Control
-from ddp_train.data.dataset import load
-from ddp_train.data.pipeline import Batch, Window, build_pipeline
+from ddp_train.config.options import AugmentOptions, DataOptions
+from ddp_train.data.pipeline.build import Batch, Window, build_pipeline
+from ddp_train.data.sources.dataset import load
+from ddp_train.distributed import process_group
+from ddp_train.distributed.allreduce_hook import Owed
+from ddp_train.distributed.flag_exchange import Control
+from ddp_train.distributed.shm_allreduce import SharedGradients, share
+from ddp_train.engine.trainer import Parts, Trainer
 from ddp_train.evaluate import evaluate
-from ddp_train.losses import cross_entropy_sum
 from ddp_train.models.synchronised import synchronise
-from ddp_train.options import AugmentOptions, DataOptions
-from ddp_train.owed import Owed
-from ddp_train.precision import Precision
-from ddp_train.shared_gradients import SharedGradients, share
+from ddp_train.optim.losses import cross_entropy_sum
+from ddp_train.optim.precision import Precision
 from ddp_train.techniques import clipping
-from ddp_train.trainer import Parts, Trainer
 from tests.ddp_train.contexts import make_context
 
 CPU = torch.device("cpu")
@@ -78,12 +78,12 @@ def recut(window: Window, rows: list[list[int]]) -> Window:
     return Window(iter(batches), len(batches), window.samples, window.size)
 
 
-def gathered_buffers(network: nn.Module, ranks: distributed.Ranks) -> torch.Tensor:
+def gathered_buffers(network: nn.Module, ranks: process_group.Ranks) -> torch.Tensor:
     """Every rank's buffers in a row each."""
     mine = torch.cat([torch.zeros(1), *(b.detach().double().flatten() for b in network.buffers())])
     everyone = torch.zeros(ranks.world_size, len(mine), dtype=torch.float64)
     everyone[ranks.rank] = mine
-    return distributed.sum_over_ranks(everyone)
+    return process_group.sum_over_ranks(everyone)
 
 
 def double_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -91,14 +91,14 @@ def double_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Te
     return nn.functional.cross_entropy(logits, labels, reduction="sum")
 
 
-def memory_of(ddp: DistributedDataParallel, ranks: distributed.Ranks) -> SharedGradients:
+def memory_of(ddp: DistributedDataParallel, ranks: process_group.Ranks) -> SharedGradients:
     """What the trainer takes on one host."""
     shared = share(ddp.module, ranks, CPU, torch.distributed.barrier)
     assert shared is not None
     return shared
 
 
-def run(case: dict[str, Any], ranks: distributed.Ranks) -> dict[str, torch.Tensor]:
+def run(case: dict[str, Any], ranks: process_group.Ranks) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
     network = BatchNormNet() if case.get("batch_norm") else PlainNet()
     network = network.double() if case.get("double") else network
@@ -163,7 +163,7 @@ def run(case: dict[str, Any], ranks: distributed.Ranks) -> dict[str, torch.Tenso
             window = recut(window, case["rows"][ranks.rank])
         trainer.train_step(window)
         mine = sum(sums, torch.zeros((), dtype=torch.float64)) if window.count else torch.zeros((), dtype=torch.float64)
-        losses.append(distributed.sum_over_ranks(mine) / window.size)
+        losses.append(process_group.sum_over_ranks(mine) / window.size)
     if "moved" in case:
         pipeline.sampler.share(case["moved"])
     scores = evaluate(network, pipeline.evaluate(), Precision("off", CPU))
@@ -178,12 +178,12 @@ def run(case: dict[str, Any], ranks: distributed.Ranks) -> dict[str, torch.Tenso
 def main() -> None:
     cases, result = Path(sys.argv[1]), Path(sys.argv[2])
     torch.set_num_threads(1)
-    ranks = distributed.Ranks.from_environment()
-    distributed.start(ranks, CPU, timeout_s=120)
+    ranks = process_group.Ranks.from_environment()
+    process_group.start(ranks, CPU, timeout_s=120)
     found = {case["name"]: run(case, ranks) for case in json.loads(cases.read_text())}
     if ranks.is_first:
         torch.save(found, result)
-    distributed.leave(0)
+    process_group.leave(0)
 
 
 if __name__ == "__main__":

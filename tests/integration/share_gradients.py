@@ -23,8 +23,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from ddp_train import distributed, shared_gradients
-from ddp_train.owed import Owed
+from ddp_train.distributed import process_group, shm_allreduce
+from ddp_train.distributed.allreduce_hook import Owed
 
 CPU = torch.device("cpu")
 PASSES, SIZES = 6, ((300,), (7, 11), (1,), (40, 3, 3, 3))
@@ -40,10 +40,10 @@ def gradients_of(rank: int, step: int) -> list[torch.Tensor]:
     ]
 
 
-def passes(ranks: distributed.Ranks) -> dict[str, Any]:
+def passes(ranks: process_group.Ranks) -> dict[str, Any]:
     """Several backward passes, with a rank that dawdles: another one each time."""
     shapes = nn.ParameterList([torch.zeros(size, dtype=kind) for size, kind in zip(SIZES, KINDS, strict=True)])
-    shared = shared_gradients.share(shapes, ranks, CPU, dist.barrier)
+    shared = shm_allreduce.share(shapes, ranks, CPU, dist.barrier)
     assert shared is not None
     wrong, early = 0, 0
     for step in range(PASSES):
@@ -67,12 +67,12 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 24, 3), nn.ReLU(), nn.Flatten(), nn.Linear(24 * 36, 600), nn.Linear(600, 10))
 
 
-def weights(ranks: distributed.Ranks, how: str) -> str:
+def weights(ranks: process_group.Ranks, how: str) -> str:
     """The weights of four steps by the wrapper itself, by our hook over gloo, or by our hook and shared memory."""
     model = network()
     ddp = DistributedDataParallel(model, gradient_as_bucket_view=True, bucket_cap_mb=1)
     if how != "wrapper":
-        memory = shared_gradients.share(model, ranks, CPU, dist.barrier) if how == "shared" else None
+        memory = shm_allreduce.share(model, ranks, CPU, dist.barrier) if how == "shared" else None
         assert (memory is not None) == (how == "shared")
         owed = Owed(ddp, memory)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
@@ -101,20 +101,20 @@ def nothing_opens(path: str) -> Iterator[None]:
         yield
 
 
-def refused(ranks: distributed.Ranks, folder: Path) -> dict[str, bool]:
+def refused(ranks: process_group.Ranks, folder: Path) -> dict[str, bool]:
     """Whether each case has all ranks send their gradients."""
     model, (first, last) = network(), (ranks.is_first, ranks.rank == ranks.world_size - 1)
 
     def without() -> bool:
-        mine = shared_gradients.share(model, ranks, CPU, dist.barrier) is None
-        count = distributed.sum_over_ranks(torch.tensor(int(mine)))
+        mine = shm_allreduce.share(model, ranks, CPU, dist.barrier) is None
+        count = process_group.sum_over_ranks(torch.tensor(int(mine)))
         assert int(count) in (0, ranks.world_size), "the ranks must agree"
         return mine
 
     strange = folder / f"strange-{ranks.rank}"
     strange.write_bytes(bytes(10_000_000))
     found = {"nothing is wrong": without()}
-    with mock.patch.object(shared_gradients, "available_memory", lambda: 1000 if first else 10**12):
+    with mock.patch.object(shm_allreduce, "available_memory", lambda: 1000 if first else 10**12):
         found["too little memory"] = without()
     with nothing_opens("") if last else mock.MagicMock():
         found["another container"] = without()
@@ -123,7 +123,7 @@ def refused(ranks: distributed.Ranks, folder: Path) -> dict[str, bool]:
     with mock.patch.object(os, "memfd_create", mock.Mock(side_effect=OSError(24, "Too many open files"))):
         found["no more files"] = without()
     found["several hosts"] = (
-        shared_gradients.share(model, distributed.Ranks(ranks.rank, 0, ranks.world_size, 1), CPU, dist.barrier) is None
+        shm_allreduce.share(model, process_group.Ranks(ranks.rank, 0, ranks.world_size, 1), CPU, dist.barrier) is None
     )
     found["the stranger's file is untouched"] = strange.read_bytes() == bytes(10_000_000)
     return found
@@ -132,8 +132,8 @@ def refused(ranks: distributed.Ranks, folder: Path) -> dict[str, bool]:
 def main() -> None:
     result = Path(sys.argv[1])
     torch.set_num_threads(1)
-    ranks = distributed.Ranks.from_environment()
-    distributed.start(ranks, CPU, timeout_s=60)
+    ranks = process_group.Ranks.from_environment()
+    process_group.start(ranks, CPU, timeout_s=60)
     files = len([*Path("/proc/self/fd").iterdir()])
     mine = {
         "passes": passes(ranks),
@@ -145,7 +145,7 @@ def main() -> None:
     dist.all_gather_object(everyone, mine)
     if ranks.is_first:
         result.write_text(json.dumps(everyone))
-    distributed.leave(0)
+    process_group.leave(0)
 
 
 if __name__ == "__main__":

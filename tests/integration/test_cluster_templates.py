@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import yaml
 
-from ddp_train.config import parse as parse_training
-from launcher.cluster import find_cluster
-from launcher.options import parse
-from tests.launcher.conftest import launcher  # noqa: F401
+from ddp_launch.cli.options import parse
+from ddp_launch.cluster.cluster import find_cluster
+from ddp_train.config.parse import parse as parse_training
+from tests.ddp_launch.conftest import launcher  # noqa: F401
 
 ROOT = Path(__file__).parents[2]
 SBATCH = ROOT / "scripts" / "slurm.sbatch"

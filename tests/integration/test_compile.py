@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ddp_train import checkpoint, config
-from ddp_train.options import UserError
+from ddp_train.checkpoint import format as checkpoint_format
+from ddp_train.config.options import UserError
+from ddp_train.config.parse import parse
 from tests.ddp_train.techniques import runs
 from tests.integration.conftest import Command, torchrun
 
@@ -31,7 +32,7 @@ def test_a_compiled_run_on_two_ranks_is_the_plain_one(command: Command, tmp_path
     assert done.returncode == 0, done.stderr
     graphs = [int(found) for found in re.findall(r"compiled: (\d+)", done.stdout)]  # of both ranks, perhaps on one line
     assert len(graphs) == 2 and min(graphs) > 0, done.stdout
-    compiled = checkpoint.load(tmp_path / "run" / "checkpoint-latest.pt")["model"]
+    compiled = checkpoint_format.load(tmp_path / "run" / "checkpoint-latest.pt")["model"]
     for name, value in runs.train(OPTIONS, runs.PLAIN).items():
         part, _, name = name.partition(".")
         if part == "network":
@@ -49,5 +50,5 @@ def test_a_compiled_run_on_two_ranks_is_the_plain_one(command: Command, tmp_path
 )
 def test_modes_that_cannot_work_are_refused(argv: list[str], words: str) -> None:
     with pytest.raises(UserError, match=words) as refused:
-        config.parse(argv)
+        parse(argv)
     assert "\n" not in str(refused.value)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ddp_train.data.cifar10 import CLASSES
+from ddp_train.data.sources.cifar10 import CLASSES
 from tests.integration.conftest import ROOT, Command
 
 OPTIONS = "--device cpu --epochs 1 --batch-size 20 --amp off --model small --no-tensorboard --no-examine"

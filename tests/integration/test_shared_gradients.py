@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ddp_train import shared_gradients
-from ddp_train.distributed import Ranks
+from ddp_train.distributed import shm_allreduce
+from ddp_train.distributed.process_group import Ranks
 from tests.integration.conftest import Command, torchrun
 
 WORKER = str(Path(__file__).with_name("share_gradients.py"))
@@ -32,8 +32,8 @@ def test_the_ranks_average_through_shared_memory(command: Command, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("world_size", "device"), [(1, "cpu"), (shared_gradients.MOST_RANKS + 1, "cpu"), (2, "cuda"), (2, "meta")]
+    ("world_size", "device"), [(1, "cpu"), (shm_allreduce.MOST_RANKS + 1, "cpu"), (2, "cuda"), (2, "meta")]
 )
 def test_nothing_is_shared_on_one_rank_on_many_or_on_a_gpu(world_size: int, device: str) -> None:
     ranks = Ranks(0, 0, world_size, world_size)
-    assert shared_gradients.share(torch.nn.Linear(2, 2), ranks, torch.device(device), pytest.fail) is None
+    assert shm_allreduce.share(torch.nn.Linear(2, 2), ranks, torch.device(device), pytest.fail) is None

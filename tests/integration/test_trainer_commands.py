@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ddp_train import checkpoint
+from ddp_train.checkpoint import format as checkpoint_format
 from tests.conftest import Trainer
 from tests.integration.conftest import ROOT, Command, torchrun
 
@@ -67,7 +67,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(command: Command, trainer: Tra
     assert len(history(parts)["epochs"]) == 3  # the third was recorded, its checkpoint never came
     done = command(MAIN, "--resume", str(parts))
     assert done.returncode == 0, done.stderr
-    one, other = (checkpoint.load(folder / "checkpoint-latest.pt") for folder in (whole, parts))
+    one, other = (checkpoint_format.load(folder / "checkpoint-latest.pt") for folder in (whole, parts))
     assert one["progress"] == other["progress"]
     _assert_same(one["model"], other["model"])
     _assert_same(one["optimizer"], other["optimizer"])
@@ -78,7 +78,8 @@ def test_resumed_equals_uninterrupted_bit_for_bit(command: Command, trainer: Tra
 STOP_AFTER_TWO_EPOCHS = f"""
 import os, sys
 sys.path.insert(0, {str(ROOT)!r})
-from ddp_train import saving, main
+from ddp_train import main
+from ddp_train.checkpoint import manager as saving
 write = saving.Saver.save
 def save(self, progress, best=None):
     if progress.epoch == 3:
@@ -95,7 +96,7 @@ def test_a_resumed_run_follows_its_new_options(trainer: Trainer, tmp_path: Path)
     assert trainer(*SMALL_RUN, "--epochs", "1", "--out-dir", str(folder)).returncode == 0
     done = trainer("--resume", str(folder), "--epochs", "2", "--lr", "0.001", "--weight-decay", "0.25")
     assert done.returncode == 0, done.stderr
-    state = checkpoint.load(folder / "checkpoint-latest.pt")
+    state = checkpoint_format.load(folder / "checkpoint-latest.pt")
     assert {group["initial_lr"] for group in state["optimizer"]["param_groups"]} == {0.001}  # type: ignore[index]
     assert {group["weight_decay"] for group in state["optimizer"]["param_groups"]} == {0.25, 0.0}  # type: ignore[index]
     done = trainer("--resume", str(folder), "--epochs", "3", "--optimizer", "adamw")
@@ -106,8 +107,9 @@ def test_a_resumed_run_follows_its_new_options(trainer: Trainer, tmp_path: Path)
 ONE_RANK_FAILS = f"""
 import os, sys
 sys.path.insert(0, {str(ROOT)!r})
-from ddp_train import main, trainer
-from ddp_train.options import UserError
+from ddp_train import main
+from ddp_train.engine import trainer
+from ddp_train.config.options import UserError
 step = trainer.Trainer.train_step
 def fail(self, window):
     if self.progress.step == 3 and os.environ["RANK"] == "1":
@@ -131,7 +133,7 @@ def test_what_nobody_expects_ends_a_rank_with_its_traceback(trainer: Trainer, mo
     def fail(self: Trainer, window: object) -> None:
         raise LookupError("not there")
 
-    monkeypatch.setattr("ddp_train.trainer.Trainer.train_step", fail)
+    monkeypatch.setattr("ddp_train.engine.trainer.Trainer.train_step", fail)
     done = trainer(*SMALL_RUN, "--epochs", "1", "--out-dir", "run")
     assert done.returncode == 1
     assert "\nLookupError: not there\n" in done.stderr

@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 from ddp_train import data
-from ddp_train.data import image_folder
-from ddp_train.data.digits import load_digits, stratified
-from ddp_train.data.samples import channel_statistics
-from ddp_train.options import DataOptions, UserError
+from ddp_train.config.options import DataOptions, UserError
+from ddp_train.data.sources import image_folder
+from ddp_train.data.sources.builtin import load_digits, stratified
+from ddp_train.data.sources.samples import channel_statistics
 
 Make = Callable[..., Path]
 
@@ -298,7 +298,7 @@ def test_an_image_folder_needs_neither_torchvision_nor_scikit_learn(make_folder:
     program = (
         "import sys\n"
         "from ddp_train import data\n"
-        "from ddp_train.options import DataOptions\n"
+        "from ddp_train.config.options import DataOptions\n"
         "options = DataOptions(data_dir=sys.argv[1])\n"
         "name, _ = data.resolve(options)\n"
         "data.prepare(name, options)\n"

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from ddp_train import data
-from ddp_train.data.dataset import Split
-from ddp_train.options import AugmentOptions, DataOptions, UserError
+from ddp_train.config.options import AugmentOptions, DataOptions, UserError
+from ddp_train.data.sources.dataset import Split
 
 ROOT = Path(__file__).parents[3]
 Check = Callable[[list[psutil.Process], float], None]
@@ -77,7 +77,7 @@ def test_workers_end_with_a_killed_parent(make_folder: Callable[..., Path], asse
     program = (
         "import sys, time, torch\n"
         "from ddp_train import data\n"
-        "from ddp_train.options import AugmentOptions, DataOptions\n"
+        "from ddp_train.config.options import AugmentOptions, DataOptions\n"
         "options = DataOptions(data_dir=sys.argv[1], pipeline='loader', num_workers=2)\n"
         "pipe = data.build_pipeline(data.load('folder', options), options, AugmentOptions(), world_size=1, rank=0,\n"
         "    device=torch.device('cpu'), global_batch=4, accumulate=1, seed=0)\n"
@@ -103,7 +103,7 @@ def test_a_folder_for_temporary_files_with_a_long_name_is_refused(
 ) -> None:
     """Behind it torch waits for ever: its thread that hands the images over has ended."""
     folder = make_folder()
-    monkeypatch.setattr("ddp_train.data.loader.get_temp_dir", lambda: "/tmp/" + "x" * 75 + "/pymp-abcdefgh")
+    monkeypatch.setattr("ddp_train.data.pipeline.loader.get_temp_dir", lambda: "/tmp/" + "x" * 75 + "/pymp-abcdefgh")
     with pytest.raises(
         UserError, match=r"--num-workers 2: the folder for temporary files, /tmp/x+, has too long a name"
     ):

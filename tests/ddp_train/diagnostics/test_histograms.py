@@ -10,10 +10,10 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ddp_train import config
+from ddp_train.config.options import UserError
+from ddp_train.config.parse import parse
 from ddp_train.diagnostics import histograms
-from ddp_train.options import UserError
-from ddp_train.records import EpochRecord, RunFacts
+from ddp_train.observers.records import EpochRecord, RunFacts
 from ddp_train.technique import Moment
 from tests.ddp_train.contexts import make_context
 from tests.ddp_train.techniques import tiny
@@ -60,4 +60,4 @@ def test_the_histograms_are_numpys(tmp_path: Path) -> None:
 
 def test_without_tensorboard_they_are_refused() -> None:
     with pytest.raises(UserError, match="--histograms go into TensorBoard"):
-        config.parse(["--histograms", "--no-tensorboard"])
+        parse(["--histograms", "--no-tensorboard"])

@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch import nn
 
-from ddp_train import checkpoint
-from ddp_train.data.pipeline import Window
+from ddp_train.checkpoint import format as checkpoint_format
+from ddp_train.checkpoint.progress import TrainingDiverged
+from ddp_train.data.pipeline.build import Window
 from ddp_train.diagnostics import numbers
 from ddp_train.diagnostics.numbers import RunningLoss, first_bad_layer
-from ddp_train.state import TrainingDiverged
 from ddp_train.technique import Moment
 from tests.ddp_train.contexts import make_context
 from tests.ddp_train.techniques import runs
@@ -108,7 +108,7 @@ def test_every_run_stops_there_and_keeps_the_batch_for_a_replay(tmp_path: Path) 
     saver = run.trainer.parts.saver
     assert saver is not None
     saver.finish()
-    assert checkpoint.newest(tmp_path).state["progress"]["step"] in range(10, 14)  # type: ignore[index]
+    assert checkpoint_format.newest(tmp_path).state["progress"]["step"] in range(10, 14)  # type: ignore[index]
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_no_checkpoint_is_written_of_weights_that_are_not_finite(tmp_path: Path)
     saver = run.trainer.parts.saver
     assert saver is not None
     saver.finish()
-    assert checkpoint.newest(tmp_path).state["progress"]["step"] == 10  # type: ignore[index]
+    assert checkpoint_format.newest(tmp_path).state["progress"]["step"] == 10  # type: ignore[index]
 
 
 def test_a_spike_is_told_with_step_and_layer(capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,12 +19,14 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
-from ddp_train import config, data, distributed
-from ddp_train.build import Run, build
-from ddp_train.data.pipeline import Batch, Window
-from ddp_train.records import read_history
-from ddp_train.schedule import set_learning_rate
-from ddp_train.trainer import Parts
+from ddp_train import data
+from ddp_train.assemble.build import Run, build
+from ddp_train.config.parse import parse
+from ddp_train.data.pipeline.build import Batch, Window
+from ddp_train.distributed import process_group
+from ddp_train.engine.trainer import Parts
+from ddp_train.observers.records import read_history
+from ddp_train.optim.lr_schedule import set_learning_rate
 from tests.ddp_train.techniques.table import TABLE, Row
 
 CPU = torch.device("cpu")
@@ -35,10 +37,10 @@ COMMON = "--dataset synthetic --synthetic-samples 160 --batch-size 16 --epochs 2
 """Two epochs of ten steps."""
 
 
-def make(options: str, out_dir: Path, network: str, ranks: distributed.Ranks | None = None) -> Run:
+def make(options: str, out_dir: Path, network: str, ranks: process_group.Ranks | None = None) -> Run:
     """A run, ready to go."""
     words = [*shlex.split(f"{COMMON} --model {network} {options}"), "--out-dir", str(out_dir)]
-    return build(config.parse(words), ranks or distributed.Ranks(), CPU)
+    return build(parse(words), ranks or process_group.Ranks(), CPU)
 
 
 def weights(run: Run) -> dict[str, torch.Tensor]:
@@ -168,12 +170,12 @@ def reproducibly(row: Row) -> tuple[str, str]:
 def main() -> None:
     """The worker of two ranks."""
     torch.set_num_threads(1)
-    ranks = distributed.Ranks.from_environment()
-    distributed.start(ranks, CPU, timeout_s=120)
+    ranks = process_group.Ranks.from_environment()
+    process_group.start(ranks, CPU, timeout_s=120)
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         # The folder must be the same on all ranks: rank 0 makes it.
-        place = Path(distributed.on_first_rank(lambda: folder, ranks))
+        place = Path(process_group.on_first_rank(lambda: folder, ranks))
         jobs = [(row.name, row.on, row.network or PLAIN) for row in (*rows_for_ranks(), SAM)]
         jobs += [(f"{row.name}, reproducible", *reproducibly(row)) for row in rows_for_bits()]
         for name, options, network in jobs:
@@ -182,8 +184,8 @@ def main() -> None:
             found[name] = weights(run)
         if ranks.is_first:
             torch.save(found, sys.argv[1])
-        distributed.wait_for_all()
-    distributed.leave(0)
+        process_group.wait_for_all()
+    process_group.leave(0)
 
 
 if __name__ == "__main__":

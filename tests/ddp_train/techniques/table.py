@@ -39,7 +39,7 @@ def schedule(name: str, oracle: str, options: str = "") -> Row:
     return Row(
         name=f"scheduler {name}",
         options=f"--scheduler {name} {options}",
-        oracle=f"tests.ddp_train.test_schedule:{oracle}",
+        oracle=f"tests.ddp_train.optim.test_lr_schedule:{oracle}",
         no_neutral="a scheduler takes the place of another; none is the absence of all",
     )
 
@@ -62,14 +62,14 @@ def optimizer(name: str, oracle: str, options: str) -> Row:
     return Row(
         name=name,
         options=options,
-        oracle=f"tests.ddp_train.test_optimizers:{oracle}",
+        oracle=f"tests.ddp_train.optim.test_optimizers:{oracle}",
         no_neutral="an optimizer takes the place of another; none is the absence of all",
     )
 
 
 def augmentation(name: str, options: str, oracle: str, *, neutral: str, base: str = "") -> Row:
     """An operation on single samples. The synthetic images of these runs have no augmentation of their own."""
-    oracle = f"tests.ddp_train.data.test_random_operations:{oracle}"
+    oracle = f"tests.ddp_train.data.augment.test_operations:{oracle}"
     return Row(name=name, options=options, oracle=oracle, base=base, neutral=neutral)
 
 
@@ -78,7 +78,7 @@ def policy(name: str, neutral: str | None = None) -> Row:
     return Row(
         name=name,
         options=f"--augment-policy {name}",
-        oracle="tests.ddp_train.data.test_policies:test_samples_are_torchvisions",
+        oracle="tests.ddp_train.data.augment.test_policies:test_samples_are_torchvisions",
         neutral=neutral,
         no_neutral=None if neutral else "its table has no setting that changes nothing",
     )
@@ -99,21 +99,21 @@ TABLE: tuple[Row, ...] = (
         options="--scheduler plateau --patience 0 --gamma 0.01",
         neutral=None,
         no_neutral="a scheduler takes the place of another; none is the absence of all",
-        oracle="tests.ddp_train.test_schedule:test_plateau_is_torchs",
+        oracle="tests.ddp_train.optim.test_lr_schedule:test_plateau_is_torchs",
     ),
     Row(
         name="warmup",
         base="--warmup-epochs 0",
         options="--warmup-epochs 1",
         neutral="--warmup-epochs 0",
-        oracle="tests.ddp_train.test_schedule:test_warm_up_rises_evenly_to_the_peak_and_no_step_is_wasted",
+        oracle="tests.ddp_train.optim.test_lr_schedule:test_warm_up_rises_evenly_to_the_peak_and_no_step_is_wasted",
     ),
     Row(
         name="early_stopping",
         base="--epochs 4",
         options="--early-stopping 1 --min-delta 1",
         neutral="--early-stopping 100",
-        oracle="tests.ddp_train.test_schedule:test_early_stopping_counts_epochs_without_a_better_accuracy",
+        oracle="tests.ddp_train.optim.test_lr_schedule:test_early_stopping_counts_epochs_without_a_better_accuracy",
     ),
     Row(
         name="stochastic_depth",
@@ -126,7 +126,7 @@ TABLE: tuple[Row, ...] = (
         name="dropout",
         options="--dropout 0.5",
         neutral="--dropout 0",
-        oracle="tests.ddp_train.test_models:test_dropout_is_the_models_own_or_what_is_asked_for",
+        oracle="tests.ddp_train.models.test_models:test_dropout_is_the_models_own_or_what_is_asked_for",
         ranks="each rank draws for its own samples, from the seed of the step",
         network="small",
     ),
@@ -134,7 +134,7 @@ TABLE: tuple[Row, ...] = (
         name="bf16",
         options="--amp bf16",
         neutral="--amp off",
-        oracle="tests.ddp_train.test_step_parts:test_precision_off_and_bf16",
+        oracle="tests.ddp_train.engine.test_step_parts:test_precision_off_and_bf16",
         ranks="a sum over half of the samples is rounded to eight bits elsewhere than one over all",
     ),
     Row(
@@ -142,7 +142,7 @@ TABLE: tuple[Row, ...] = (
         base="--hidden-dim 16 --n-layers 1 --n-heads 2",
         options="--attention chunked",
         neutral="--attention sdpa",
-        oracle="tests.ddp_train.test_model_families:test_chunked_attention_agrees_with_torchs_kernel",
+        oracle="tests.ddp_train.models.test_model_families:test_chunked_attention_agrees_with_torchs_kernel",
         network="vit",
     ),
     silent(
@@ -176,7 +176,7 @@ TABLE: tuple[Row, ...] = (
     silent(
         "beats",
         "--step-timeout 300",
-        "tests.ddp_train.test_heartbeat:test_steps_of_a_watched_pipeline",
+        "tests.ddp_train.distributed.test_heartbeat:test_steps_of_a_watched_pipeline",
         base="--step-timeout 0",
     ),
     silent(
@@ -205,13 +205,13 @@ TABLE: tuple[Row, ...] = (
         name="centralize_gradients",
         options="--centralize-gradients",
         neutral="--no-centralize-gradients",
-        oracle="tests.ddp_train.test_step_parts:test_centralisation_is_the_formula",
+        oracle="tests.ddp_train.engine.test_step_parts:test_centralisation_is_the_formula",
     ),
     Row(
         name="clip_grad",
         options="--clip-grad 0.05",
         neutral="--clip-grad 1e9",
-        oracle="tests.ddp_train.test_step_parts:test_clipping_is_torchs",
+        oracle="tests.ddp_train.engine.test_step_parts:test_clipping_is_torchs",
     ),
     optimizer("momentum", "test_the_factory_makes_torchs_optimizers", "--momentum 0.5"),
     optimizer("adam", "test_the_factory_makes_torchs_optimizers", "--optimizer adam --lr 0.001"),
@@ -259,20 +259,20 @@ TABLE: tuple[Row, ...] = (
         options="--optimizer muon --lookahead 3 --ema 0.8 --mixup 1 --accumulate 2",
         no_neutral="its parts have theirs",
         ranks="mixup pairs images within a rank",
-        oracle="tests.ddp_train.test_optimizers:test_muon_on_kernels_is_the_formula",
+        oracle="tests.ddp_train.optim.test_optimizers:test_muon_on_kernels_is_the_formula",
     ),
     Row(
         name="weight_decay",
         base="--weight-decay 0",
         options="--weight-decay 0.1",
         neutral="--weight-decay 0",
-        oracle="tests.ddp_train.test_optimizers:test_biases_and_norms_do_not_decay",
+        oracle="tests.ddp_train.optim.test_optimizers:test_biases_and_norms_do_not_decay",
     ),
     Row(
         name="label_smoothing",
         options="--label-smoothing 0.2",
         neutral="--label-smoothing 0",
-        oracle="tests.ddp_train.test_step_parts:test_the_loss_is_a_sum_over_samples",
+        oracle="tests.ddp_train.engine.test_step_parts:test_the_loss_is_a_sum_over_samples",
     ),
     Row(
         name="accumulate",
@@ -359,21 +359,21 @@ TABLE: tuple[Row, ...] = (
 ELSEWHERE: dict[str, str] = {
     "Cosine": "the default: every other row trains with it",
     "SGD": "the default: every other row trains with it",
-    "By global batch": "chooses one of the schedules that have rows: tests/ddp_train/test_auto.py",
-    "Range test": "takes the place of training: tests/ddp_train/test_tune_lr.py",
-    "Gradient penalty": "a function, against its formula: tests/ddp_train/test_step_parts.py",
+    "By global batch": "chooses one of the schedules that have rows: tests/ddp_train/config/test_recommend.py",
+    "Range test": "takes the place of training: tests/ddp_train/tune/test_learning_rate.py",
+    "Gradient penalty": "a function, against its formula: tests/ddp_train/engine/test_step_parts.py",
     "TF32": "a format of GPUs: tests/gpu/test_on_gpu.py",
-    "Comparison of formats": "a command, no part of training: tests/ddp_train/test_precision.py",
+    "Comparison of formats": "a command, no part of training: tests/ddp_train/optim/test_precision.py",
     "Reproducible": "every row that acts is trained under it: test_two_ranks_give_the_bits_of_one_where_they_are_to",
     "Channels-last": "a layout, the default: other kernels round otherwise, and nothing else differs",
     "Compilation": "needs a compiler: tests/integration/test_compile.py",
-    "Expandable segments": "an option of CUDA's allocator: tests/ddp_train/test_allocator.py",
-    "Memory between trials": "a function: tests/ddp_train/test_release.py",
+    "Expandable segments": "an option of CUDA's allocator: tests/ddp_train/test_process_setup.py",
+    "Memory between trials": "a function: tests/ddp_train/tune/test_preserve.py",
     "Evaluation": "a command, behind training: tests/ddp_train/evaluation/test_commands.py",
-    "Examination": "behind training: tests/ddp_train/evaluation/test_scores.py",
+    "Examination": "behind training: tests/ddp_train/engine/test_evaluate.py",
     "Hooks": "a function: tests/ddp_train/diagnostics/test_hooks.py",
-    "Overfitting one batch": "takes the place of training: tests/ddp_train/test_one_batch.py",
-    "Test-time augmentation": "of evaluation: tests/ddp_train/evaluation/test_scores.py",
-    "Weights & Biases": "a record: tests/ddp_train/test_wandb_records.py",
+    "Overfitting one batch": "takes the place of training: tests/ddp_train/tune/test_overfit_one_batch.py",
+    "Test-time augmentation": "of evaluation: tests/ddp_train/engine/test_evaluate.py",
+    "Weights & Biases": "a record: tests/ddp_train/observers/test_wandb.py",
 }
 """Cards of docs/techniques.md without a row, and why. The models' cards have the tests of models."""

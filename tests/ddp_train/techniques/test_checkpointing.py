@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ddp_train import config
+from ddp_train.config.options import UserError
+from ddp_train.config.parse import parse
 from ddp_train.diagnostics.memory_report import kept_bytes
 from ddp_train.models import create_model
-from ddp_train.options import UserError
 from ddp_train.techniques import checkpointing
 from ddp_train.techniques.checkpointing import checkpoint_blocks
 from tests.ddp_train.contexts import make_context
@@ -77,4 +77,4 @@ def test_a_model_without_blocks_and_torch_compile_are_refused() -> None:
     with pytest.raises(UserError, match="no blocks are found in --model lone"):
         technique.edit(Lone())
     with pytest.raises(UserError, match="--checkpoint-activations with --compile"):
-        config.parse(["--compile", "--checkpoint-activations"])
+        parse(["--compile", "--checkpoint-activations"])

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from torch import nn
 
+from ddp_train.config.options import UserError
 from ddp_train.models import SmallCifarNet
-from ddp_train.options import UserError
 from ddp_train.technique import Moment
 from ddp_train.techniques import progressive_resize
 from tests.ddp_train.contexts import make_context

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from ddp_train import config
+from ddp_train.config.options import UserError
+from ddp_train.config.parse import parse
 from ddp_train.models import Residual, create_model
-from ddp_train.options import UserError
 from ddp_train.techniques import stochastic_depth
 from ddp_train.techniques.stochastic_depth import DropBranch
 from tests.ddp_train.contexts import make_context
@@ -75,4 +75,4 @@ def test_a_model_without_branches_is_refused_in_one_line() -> None:
     assert "\n" not in str(refused.value) and "--model small" in str(refused.value)
     edited(create_model("small", num_classes=10), 0.0)
     with pytest.raises(UserError, match="take residual, wideresnet, resnet18 or vit"):
-        config.parse(["--model", "power", "--stochastic-depth", "0.1"])
+        parse(["--model", "power", "--stochastic-depth", "0.1"])

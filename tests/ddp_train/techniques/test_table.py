@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ddp_train import compose
+from ddp_train.techniques import registry
 from tests.ddp_train.techniques import runs
 from tests.ddp_train.techniques.table import ELSEWHERE, TABLE, Row
 from tests.integration.conftest import torchrun
@@ -106,7 +106,7 @@ def test_the_oracle_is_there(row: Row) -> None:
 
 
 def test_every_technique_that_can_be_composed_has_a_row() -> None:
-    assert {entry.name for entry in compose.TABLE} <= set(NAMES)
+    assert {entry.name for entry in registry.TABLE} <= set(NAMES)
 
 
 def cards() -> dict[str, tuple[str, ...]]:

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from ddp_train.config import parse
-from ddp_train.data.pipeline import Batch
-from ddp_train.options import UserError
-from ddp_train.precision import Precision
+from ddp_train.config.options import UserError
+from ddp_train.config.parse import parse
+from ddp_train.data.pipeline.build import Batch
+from ddp_train.optim.precision import Precision
 from ddp_train.technique import Moment
 from ddp_train.techniques import ema, lookahead, sam, swa
 from tests.ddp_train.contexts import make_context

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from ddp_train.data.sampler import GlobalBatchSampler
+from ddp_train.data.pipeline.sampler import GlobalBatchSampler
+from ddp_train.distributed.load_balance import Speed
 from ddp_train.main import main
-from ddp_train.sharing import Speed
 from ddp_train.tune.balance import Balance
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch import nn
 
-from ddp_train.line import Line, fit
-from ddp_train.options import UserError
+from ddp_train.config.options import UserError
 from ddp_train.tune.batch_size import Trial, choose, find_batch_size, sizes_between
+from ddp_train.tune.linear_fit import Line, fit
 
 ROOT = Path(__file__).resolve().parents[3]
 CPU = torch.device("cpu")

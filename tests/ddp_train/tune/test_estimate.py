@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from ddp_train import config
-from ddp_train.build import build
-from ddp_train.distributed import Ranks
-from ddp_train.line import Line
+from ddp_launch.cli.options import OptionError, parse
+from ddp_train.assemble.build import build
+from ddp_train.config import parse as config
+from ddp_train.distributed.process_group import Ranks
 from ddp_train.main import main
 from ddp_train.tune import estimate
-from launcher.options import OptionError, parse
+from ddp_train.tune.linear_fit import Line
 
 WORDS = [
     *(

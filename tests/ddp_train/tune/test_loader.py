@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ddp_train.data.window import Batch, Window
+from ddp_train.data.pipeline.window import Batch, Window
 from ddp_train.main import main
 from ddp_train.tune.loader import Setting, candidates, choose, find_loader
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ddp_train import config
-from ddp_train.auto import GB, Hardware
-from ddp_train.options import UserError
+from ddp_train.config.options import UserError
+from ddp_train.config.parse import parse
+from ddp_train.config.recommend import GB, Hardware
 from ddp_train.tune.optimize import Machine, Measured, auto_optimize_config, suggest
 from scripts.optimize_gpu import main
 
@@ -22,7 +22,7 @@ CPU = Machine(Hardware("cpu", cpus=4), can_compile=False, note="no GPU to use")
 
 
 def decided(machine: Machine, *words: str, measured: Measured | None = None) -> dict[str, object]:
-    return {change.name: change.after for change in suggest(machine, config.parse(words), measured)}
+    return {change.name: change.after for change in suggest(machine, parse(words), measured)}
 
 
 def test_a_data_centre_gpu() -> None:
@@ -67,7 +67,7 @@ def test_the_file_is_written_and_can_be_read(tmp_path: Path) -> None:
     assert (written["batch_size"], written["batch_size_per_rank"], written["amp"]) == (128, None, "off")
     assert written["lr"] == pytest.approx(0.1414)
     assert {change.name for change in changes if change.changed} >= {"batch_size", "lr", "amp"}
-    assert config.parse(["--config", str(target)]).data.batch_size == 128
+    assert parse(["--config", str(target)]).data.batch_size == 128
     again = auto_optimize_config(target, tmp_path / "again.yaml", machine=CPU)
     assert not [change for change in again if change.changed and change.name in ("batch_size", "lr", "amp")]
 

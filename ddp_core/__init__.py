@@ -1,0 +1,1 @@
+"""The small torch-free ground of the other packages: errors, command line, files, host memory, redaction."""

@@ -1,0 +1,125 @@
+"""Files that are either the old ones or the new ones, whenever the process or the machine dies.
+
+A write goes to a temporary file in the SAME folder (a rename across file systems is a copy, and a
+copy can be torn), is flushed to the disk, renamed over the old file, and the folder is flushed so
+that the rename itself survives a power cut. The temporary file of a writer that was killed is
+removed by the next write of the same file: a live writer holds a lock on its own.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from ddp_train.config.options import UserError
+
+__all__ = ["replacing", "write_text"]
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# What link(2) answers where the file system, or a policy on it, has no hard links, or the file too many.
+_NO_LINKS = {errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
+
+
+@contextmanager
+def replacing(
+    path: str | os.PathLike[str],
+    *,
+    size: Callable[[], int] | None = None,
+    keep: str | os.PathLike[str] | None = None,
+) -> Iterator[BinaryIO]:
+    """A new file, open for reading and writing, that takes the place of `path` when the block ends well.
+
+    When the block raises, the new file is removed and the old one is untouched. `size` tells the
+    bytes that the whole file takes, and is asked only for the message about a full disk. `keep`: the
+    name in the same folder under which the old file stays, in the place of what has that name. Raises
+    UserError (one line naming the file) when the folder is missing or not writable, or the disk full.
+    """
+    target = Path(path)
+    temporary = _temporary_name(target)
+    try:
+        _remove_abandoned(target)
+        if keep is not None:
+            _remove_abandoned(Path(keep))
+        try:
+            with temporary.open("xb+") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+                if keep is not None:
+                    _keep(target, Path(keep))
+                temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+        _flush_folder(target.parent)
+    except OSError as error:
+        raise UserError(_explanation(target, error, size)) from error
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write `text` as UTF-8 in the place of `path`; raises UserError as `replacing` does."""
+    data = text.encode()
+    with replacing(path, size=lambda: len(data)) as file:
+        file.write(data)
+
+
+def _keep(target: Path, kept: Path) -> None:
+    """Give the file `target` the name `kept` too. On a file system without hard links it loses its own."""
+    if not target.is_file() or (kept.exists() and kept.samefile(target)):
+        return
+    name = _temporary_name(kept)
+    try:
+        os.link(target, name)
+        name.replace(kept)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        target.replace(kept)
+    finally:
+        name.unlink(missing_ok=True)
+    _flush_folder(target.parent)
+
+
+def _temporary_name(target: Path) -> Path:
+    return target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+
+
+def _remove_abandoned(target: Path) -> None:
+    """Remove temporary files of `target` that no living writer holds."""
+    for leftover in target.parent.glob(f".{_literal(target.name)}.*-*.tmp"):
+        with suppress(OSError), leftover.open("rb") as file:  # another writer may finish meanwhile
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            leftover.unlink()
+
+
+def _literal(name: str) -> str:
+    """`name` as a glob pattern that matches itself alone."""
+    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
+
+
+def _flush_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network and user-space file systems cannot flush a folder
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _explanation(target: Path, error: OSError, size: Callable[[], int] | None) -> str:
+    if error.errno not in _FULL:
+        return f"cannot write {target}: {error.strerror or error}"
+    status = os.statvfs(target.parent)
+    needed = f"{size():,} bytes are needed, " if size else ""
+    free = f"{needed}{status.f_bavail * status.f_frsize:,} are free in {target.parent}"
+    limit = "" if error.errno == errno.ENOSPC else f" ({error.strerror})"
+    kept = "; the previous file is intact" if target.exists() else ""
+    return f"cannot write {target}: the disk is full{limit}: {free}{kept}"

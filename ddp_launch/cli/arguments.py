@@ -1,0 +1,236 @@
+"""The launcher's options as argparse knows them: names, values, help, in titled groups."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any, NoReturn
+
+from ddp_launch import __version__
+from ddp_launch.cli.value_types import (
+    BOTH,
+    FileName,
+    OneOf,
+    OptionError,
+    Tee,
+    device_list,
+    endpoint,
+    host_name,
+    memory,
+    node_range,
+    ranks,
+    tee,
+    whole,
+)
+
+__all__ = ["Parser", "make_parser"]
+
+LARGEST_RANKS = 1024
+POLICIES = ("largest", "fastest", "mixed")
+# torchrun's own modes, and ours.
+BINDINGS = ("auto", "off", "node", "socket", "exclusive", "core-complex")
+SHELLS = ("bash", "zsh", "fish")
+USAGE = "launch.py [--auto | --gpus LIST | --cpu] [options] [SCRIPT | -m MODULE] [arguments of the program]"
+EXAMPLES = """\
+Plans a distributed run for this machine, shows the plan, and runs it.
+
+examples:
+  python launch.py --auto                           train the bundled models on the best GPUs
+  python launch.py --auto --epochs 5 --lr 0.05      the same, with options of the trainer
+  python launch.py --auto train.py --lr 0.1         your script; all that follows it is its own
+  python launch.py --gpus 0,1 -m package.train      your module on two GPUs
+  python launch.py --cpu --nproc 2 train.py         two processes on the CPU
+  python launch.py --auto --dry-run                 only the plan, and a command to paste
+
+The options of the bundled trainer: python ddp_train/main.py --help
+Options that torchrun has too take their defaults from its variables, such as PET_NPROC_PER_NODE.
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises instead of printing usage and leaving."""
+
+    def error(self, message: str) -> NoReturn:
+        raise OptionError(message.removeprefix("argument ") + " (see --help)")
+
+
+class _PrintCompletion(argparse.Action):
+    """Prints the script for a shell and ends the program."""
+
+    def __call__(self, parser: Any, namespace: object, values: Any, option_string: str | None = None) -> NoReturn:
+        from ddp_launch.cli.completion import script
+
+        print(script(values, make_parser()[1].values()), end="")
+        sys.exit(0)
+
+
+def make_parser() -> tuple[Parser, dict[str, argparse.Action]]:
+    """The parser, and its options by each of their spellings."""
+    parser = Parser(
+        prog="launch.py",
+        usage=USAGE,
+        description=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        add_help=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    groups = (_device_options, _program_options, _plan_options, _run_options, _node_options, _about_options)
+    actions = [action for group in groups for action in group(parser)]
+    return parser, {name: action for action in actions for name in action.option_strings}
+
+
+def _device_options(parser: Parser) -> list[argparse.Action]:
+    add = parser.add_argument_group("Where to run").add_argument
+    return [
+        add("--auto", action="store_true", default=False, help="the best set of GPUs, else the CPU [the default]"),
+        add("--gpus", "--devices", metavar="LIST", type=device_list("--gpus"), help="these GPUs: indices or UUIDs"),
+        add("--cpu", action="store_true", help="the CPU, with gloo"),
+        add(
+            *("--nproc", "--nproc-per-node"),
+            metavar="N",
+            type=ranks("--nproc", LARGEST_RANKS),
+            help="ranks on this node: as many GPUs [all that were selected; on the CPU 2]",
+        ),
+        add(
+            "--policy",
+            metavar="|".join(POLICIES),
+            type=OneOf("--policy", POLICIES),
+            help="largest group of equal GPUs, fastest group, or GPUs of several models [largest]",
+        ),
+        add("--exclude", metavar="LIST", type=device_list("--exclude"), help="GPUs to leave out [none]"),
+        add("--allow-busy", action="store_true", help="take GPUs that others use or have claimed, too"),
+        add("--min-memory", metavar="SIZE", type=memory("--min-memory"), help="least memory of a GPU, as in 20GB [0]"),
+    ]
+
+
+def _program_options(parser: Parser) -> list[argparse.Action]:
+    group = parser.add_argument_group("What to run")
+    # Only for the help: a module is recognised while the words are split.
+    group.add_argument("-m", "--module", metavar="MODULE", help="run a module, as python -m does")
+    return [
+        group.add_argument(
+            "--no-python", action="store_true", default=False, help="the program is an executable, not a Python script"
+        )
+    ]
+
+
+def _plan_options(parser: Parser) -> list[argparse.Action]:
+    add = parser.add_argument_group("Plan and checks").add_argument
+    return [
+        add("--dry-run", action="store_true", help="show the plan and a command to paste; start nothing"),
+        add(
+            "--doctor", action="store_true", help="check installation and machine, train two epochs; start nothing else"
+        ),
+        add(
+            "--estimate",
+            action="store_true",
+            help="the bundled trainer: memory by part and time of an epoch, from half a minute of it",
+        ),
+        add("--json", action="store_true", help="with --dry-run or --doctor: the answer as JSON"),
+        add(
+            "--topology",
+            metavar="FILE",
+            type=FileName("--topology"),
+            help="with --dry-run: plan for a machine saved by gpu_topology snapshot",
+        ),
+        add(
+            "--preflight",
+            action=argparse.BooleanOptionalAction,
+            help="check copies and an all-reduce between the GPUs first [only where the plan says: needs verify]",
+        ),
+    ]
+
+
+def _run_options(parser: Parser) -> list[argparse.Action]:
+    add = parser.add_argument_group("The run").add_argument
+    return [
+        add(
+            "--max-restarts",
+            metavar="N",
+            type=whole("--max-restarts", 0, 1000),
+            help="start all ranks again after a failure, at most N times [0; 3 with --nnodes MIN:MAX]",
+        ),
+        add(
+            *("--grace", "--shutdown-timeout"),
+            metavar="SECONDS",
+            type=whole("--grace", 0, 86400),
+            help="time that ranks have to end after a failure or signal before they are killed"
+            " [30; under Slurm and Kubernetes 25]",
+        ),
+        add(
+            "--log-dir",
+            metavar="DIR",
+            type=FileName("--log-dir"),
+            help="output of every rank, in files [RUN FOLDER/logs; for your own program a temporary folder]",
+        ),
+        add(
+            "--json-events",
+            metavar="FILE",
+            type=FileName("--json-events"),
+            help="write what happens as JSON Lines, see docs/events.md; - is standard output",
+        ),
+        add(
+            "--numa-binding",
+            metavar="|".join(BINDINGS),
+            type=OneOf("--numa-binding", BINDINGS),
+            help="bind ranks to the CPUs beside their GPUs [auto: where that works and leaves none idle]",
+        ),
+        add(
+            *("-t", "--tee"),
+            nargs="?",
+            const=Tee(BOTH),
+            metavar="RANKS",
+            type=tee,
+            help="show the output of other ranks than the first, too: all, or as in 1,2 [none]",
+        ),
+    ]
+
+
+def _about_options(parser: Parser) -> list[argparse.Action]:
+    add = parser.add_argument_group("About").add_argument
+    version = f"launch.py {__version__} (Python {sys.version.split()[0]})"
+    return [
+        add(
+            *("--completion", "--print-completion"),
+            metavar="|".join(SHELLS),
+            type=OneOf("--completion", SHELLS),
+            action=_PrintCompletion,
+            help="print a completion script, as in: source <(python launch.py --completion bash)",
+        ),
+        add("--version", action="version", version=version, help="print the version"),
+        add("-h", "--help", action="help", help="print this help"),
+    ]
+
+
+def _node_options(parser: Parser) -> list[argparse.Action]:
+    add = parser.add_argument_group("Several nodes (run the same command on each)").add_argument
+    return [
+        add(
+            "--nnodes",
+            metavar="N|MIN:MAX",
+            type=node_range,
+            help="number of nodes, or least and most [what Slurm, mpirun or Kubernetes says; else 1]",
+        ),
+        add(
+            "--node-rank",
+            metavar="R",
+            type=whole("--node-rank", 0, 99_999),
+            help="0 on the node of the rendezvous endpoint [found out by its address]",
+        ),
+        add("--rdzv-endpoint", metavar="HOST:PORT", type=endpoint, help="where the nodes meet: an address of node 0"),
+        add("--rdzv-id", metavar="NAME", type=FileName("--rdzv-id"), help="name of the run, the same on each node"),
+        add(
+            "--rdzv-timeout",
+            metavar="SECONDS",
+            type=whole("--rdzv-timeout", 1, 604_800),
+            help="how long to wait for the other nodes [600]",
+        ),
+        add("--master-addr", metavar="HOST", type=host_name, help="the endpoint in another way, with --master-port"),
+        add(
+            "--master-port",
+            metavar="PORT",
+            type=whole("--master-port", 1, 65_535),
+            help="with --master-addr [29500]",
+        ),
+    ]

@@ -1,0 +1,230 @@
+"""The command line of launch.py: which words are the launcher's, which the program's.
+
+The first positional argument is the user's script and all that follows is the script's, untouched. With
+neither script nor module, the words that the launcher does not know are options of the bundled trainer.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any, Literal, NoReturn
+
+from ddp_launch.cli import torchrun_compat
+from ddp_launch.cli.arguments import Parser, make_parser
+from ddp_launch.cli.value_types import NO_TEE, OptionError, Tee
+
+__all__ = ["LaunchOptions", "OptionError", "Program", "option_names", "parse"]
+
+NO_VARIABLES: Mapping[str, str] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class Program:
+    """What every rank runs. `name`: a path, a module or an executable; empty for the bundled trainer."""
+
+    kind: Literal["trainer", "script", "module", "executable"]
+    name: str
+    args: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchOptions:
+    """The launcher's own options, checked; None: not given.
+
+    `min_memory` in bytes; `grace` and `rdzv_timeout` in seconds; `notes`: what the user should know about them.
+    """
+
+    program: Program
+    cpu: bool = False
+    gpus: tuple[str, ...] = ()
+    nproc: int | None = None
+    policy: Literal["largest", "fastest", "mixed"] = "largest"
+    exclude: tuple[str, ...] = ()
+    allow_busy: bool = False
+    min_memory: int = 0
+    topology: str | None = None
+    dry_run: bool = False
+    doctor: bool = False
+    estimate: bool = False
+    json: bool = False
+    preflight: bool | None = None
+    nnodes: tuple[int, int] | None = None
+    node_rank: int | None = None
+    rdzv_endpoint: str | None = None
+    rdzv_id: str | None = None
+    rdzv_timeout: int | None = None
+    master_addr: str | None = None
+    master_port: int | None = None
+    max_restarts: int | None = None
+    grace: int | None = None
+    log_dir: str | None = None
+    json_events: str | None = None
+    tee: Tee = NO_TEE
+    numa_binding: str = "auto"
+    notes: tuple[str, ...] = ()
+
+
+def parse(argv: Sequence[str], environ: Mapping[str, str] = NO_VARIABLES) -> LaunchOptions:
+    """The options and the program on a command line. `environ`: where torchrun's PET_ variables are defaults.
+
+    Errors: OptionError. --help, --version and --completion print and exit 0.
+    """
+    parser, actions = make_parser()
+    notes: list[str] = []
+    own, program = _split(argv, actions, notes)
+    try:
+        given = vars(parser.parse_args(own))
+    except OptionError as error:
+        raise OptionError(_as_typed(str(error), own, actions)) from None
+    values = given | _from_environment(parser, own, actions, environ)
+    # --auto is what happens anyway; it is there to be written.
+    values.pop("auto")
+    if values.pop("no_python"):
+        program = _as_executable(program)
+    options = LaunchOptions(program=program, notes=tuple(notes), **values)
+    _check(options)
+    if options.estimate:
+        options = replace(options, program=replace(program, args=(*program.args, "--tune", "estimate")))
+    return options
+
+
+def option_names() -> tuple[str, ...]:
+    """Every spelling of every launcher option, for suggestions."""
+    return tuple(make_parser()[1])
+
+
+def _as_typed(message: str, own: Sequence[str], actions: Mapping[str, argparse.Action]) -> str:
+    """The message with the option as the user has spelled it, who may have taken another of its names."""
+    named, _, rest = message.partition(" ")
+    for typed in (word.partition("=")[0] for word in own):
+        if named in actions and named in actions[typed].option_strings:
+            return f"{typed} {rest}"
+    return message
+
+
+def _from_environment(
+    parser: Parser, own: Sequence[str], actions: Mapping[str, argparse.Action], environ: Mapping[str, str]
+) -> dict[str, Any]:
+    """Values of PET_ variables for options that are not on the command line."""
+    given = {name for word in own for name in actions[word.partition("=")[0]].option_strings}
+    values = {}
+    for variable, value, word in torchrun_compat.defaults(environ, given):
+        try:
+            found = vars(parser.parse_args([word]))
+        except OptionError as error:
+            expected = str(error).rpartition("expected ")[2]
+            raise OptionError(f"{variable}={value[:200]!r} in the environment: expected {expected}") from None
+        name = actions[word.partition("=")[0]].dest
+        values[name] = found[name]
+    return values
+
+
+def _check(options: LaunchOptions) -> None:
+    """Refuse combinations that cannot work: a table of (condition, message)."""
+    conflicts = (
+        (options.topology is not None and not options.dry_run, "--topology plans for another machine: add --dry-run"),
+        (
+            options.json and not options.dry_run and not options.doctor,
+            "--json prints a plan as JSON: add --dry-run (or --doctor)",
+        ),
+        (
+            options.json_events is not None and (options.dry_run or options.doctor),
+            "--json-events records a run, which --dry-run and --doctor do not start",
+        ),
+        (options.dry_run and options.doctor, "--dry-run and --doctor exclude each other: give one"),
+        (
+            options.estimate and options.program.kind != "trainer",
+            "--estimate measures the bundled trainer: it takes no program",
+        ),
+        (options.cpu and bool(options.gpus), "--cpu and --gpus exclude each other: give one"),
+        (
+            options.rdzv_endpoint is not None and options.master_addr is not None,
+            "--rdzv-endpoint and --master-addr name the same thing: give one",
+        ),
+        (
+            options.master_port is not None and options.master_addr is None,
+            "--master-port belongs to --master-addr, which is not given",
+        ),
+    )
+    for wrong, message in conflicts:
+        if wrong:
+            raise OptionError(message)
+
+
+def _as_executable(program: Program) -> Program:
+    if program.kind != "script":
+        raise OptionError("--no-python needs an executable: launch.py --no-python PROGRAM arguments")
+    return Program("executable", program.name, program.args)
+
+
+def _split(argv: Sequence[str], actions: Mapping[str, argparse.Action], notes: list[str]) -> tuple[list[str], Program]:
+    """The launcher's own words, each with its value as --name=value, and the program with the rest."""
+    own: list[str] = []
+    trainer: list[str] = []
+    words = list(argv)
+    while words:
+        word = words.pop(0)
+        name, equals, value = word.partition("=")
+        name = "--" + name[2:].replace("_", "-") if name.startswith("--") else name
+        if word == "--":
+            return own, _program("script", words, trainer, word)
+        if name in ("-m", "--module"):
+            return own, _program("module", [value, *words] if equals else words, trainer, word)
+        if name in actions:
+            own.append(_with_value(name, word, words, actions))
+        elif note := torchrun_compat.no_effect(name):
+            notes.append(note)
+            if not equals and name not in torchrun_compat.WITHOUT_VALUE:
+                del words[:1]
+        elif word.startswith("-") and word != "-":
+            torchrun_compat.refuse(name)
+            trainer.append(word)
+            if words and not equals and not words[0].startswith("-"):
+                trainer.append(words.pop(0))
+        else:
+            return own, _program("script", [word, *words], trainer, word)
+    if script := _script_among(trainer):
+        _refuse_options_before(script, trainer)
+    return own, Program("trainer", "", tuple(trainer))
+
+
+def _with_value(name: str, word: str, words: list[str], actions: Mapping[str, argparse.Action]) -> str:
+    """The option as one word; takes its value from `words` where it needs one and has none."""
+    _, equals, value = word.partition("=")
+    if equals:
+        return f"{name}={value}"
+    if actions[name].nargs == 0:
+        return name
+    if actions[name].nargs == "?":
+        return f"{name}={words.pop(0)}" if words and _fits(actions[name], words[0]) else name
+    if not words or words[0].split("=")[0] in actions:
+        raise OptionError(f"{name} needs a value (see --help)")
+    return f"{name}={words.pop(0)}"
+
+
+def _fits(action: argparse.Action, word: str) -> bool:
+    """Whether this is a value of an option that needs none, and not the next word of the command line."""
+    try:
+        return callable(action.type) and action.type(word) is not None
+    except OptionError:
+        return False
+
+
+def _program(kind: Literal["script", "module"], words: Sequence[str], trainer: Sequence[str], word: str) -> Program:
+    if not words or not words[0]:
+        raise OptionError(f"{word!r}: expected the name of a {kind} after it" if not words else f"'': not a {kind}")
+    if trainer:
+        _refuse_options_before(_script_among(trainer) or words[0], trainer)
+    return Program(kind, words[0], tuple(words[1:]))
+
+
+def _script_among(trainer: Sequence[str]) -> str | None:
+    """A script that was taken for the value of an option that the launcher does not know."""
+    return next((word for word in trainer if word.endswith(".py") and not word.startswith("-")), None)
+
+
+def _refuse_options_before(program: str, trainer: Sequence[str]) -> NoReturn:
+    raise OptionError(f"{trainer[0]} is not an option of the launcher; options of {program} stand after {program}")

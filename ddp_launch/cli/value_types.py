@@ -1,0 +1,170 @@
+"""What an option of the launcher accepts: text from the command line to a checked value, or one clear line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ddp_core.one_line import one_line
+
+__all__ = [
+    "NO_TEE",
+    "FileName",
+    "OneOf",
+    "OptionError",
+    "Tee",
+    "device_list",
+    "endpoint",
+    "host_name",
+    "memory",
+    "node_range",
+    "ranks",
+    "tee",
+    "whole",
+]
+
+LARGEST_NODES = 100_000
+LARGEST_MEMORY = 10**15
+BOTH = 3
+UNITS = {"": 10**9, "gb": 10**9, "g": 10**9, "gib": 2**30, "mb": 10**6, "m": 10**6, "mib": 2**20}
+
+
+class OptionError(Exception):
+    """A mistake on the launcher's command line: one line with the option, its value and what is accepted."""
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
+
+
+def whole(option: str, least: int, largest: int) -> Callable[[str], int]:
+    """A parser of whole numbers from `least` to `largest`."""
+
+    def parse(text: str) -> int:
+        # At most 18 digits: int() of a text of thousands of digits is refused by Python with its own riddle.
+        if re.fullmatch(r"\+?[0-9]{1,18}", text) and least <= int(text) <= largest:
+            return int(text)
+        raise OptionError(f"{option} {text!r}: expected a whole number from {least} to {largest}")
+
+    return parse
+
+
+def ranks(option: str, largest: int) -> Callable[[str], int | None]:
+    """A parser of a number of ranks on a node; torchrun's words auto and gpu are None: as many as GPUs are selected."""
+    number = whole(option, 1, largest)
+
+    def parse(text: str) -> int | None:
+        if text in ("auto", "gpu"):
+            return None
+        try:
+            return number(text)
+        except OptionError as error:
+            raise OptionError(f"{error}, auto or gpu") from None
+
+    return parse
+
+
+@dataclass(frozen=True)
+class Tee:
+    """Which ranks are shown on the screen beside the first of the node, and which of their streams: 1 is standard
+    output, 2 standard error, 3 both, 0 none. `everyone`: of ranks that `ranks` does not name."""
+
+    everyone: int = 0
+    ranks: tuple[tuple[int, int], ...] = ()
+
+    def streams(self, rank: int) -> int:
+        """What of this rank is shown."""
+        return dict(self.ranks).get(rank, self.everyone)
+
+
+NO_TEE = Tee()
+
+
+def tee(text: str) -> Tee:
+    """all; two ranks or more, as in 1,2; or as torchrun: the streams of all ranks, or RANK:STREAMS,RANK:STREAMS."""
+    if text == "all":
+        return Tee(BOTH)
+    if re.fullmatch(r"[0-3]", text):
+        return Tee(int(text))
+    parts = [re.fullmatch(r"([0-9]{1,6})(?::([0-3]))?", part) for part in text.split(",")]
+    if all(parts) and len({part[1] for part in parts if part}) == len(parts):
+        return Tee(0, tuple((int(part[1]), int(part[2] or BOTH)) for part in parts if part))
+    raise OptionError(
+        f"--tee {text!r}: expected all, ranks such as 1,2, one rank such as 1:3, or torchrun's streams from 0 to 3"
+    )
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """A parser of one word of a list."""
+
+    option: str
+    choices: tuple[str, ...]
+
+    def __call__(self, text: str) -> str:
+        """The word. Errors: OptionError."""
+        if text in self.choices:
+            return text
+        raise OptionError(f"{self.option} {text!r}: expected one of {', '.join(self.choices)}")
+
+
+@dataclass(frozen=True)
+class FileName:
+    """A parser of file and folder names, which are looked at later."""
+
+    option: str
+
+    def __call__(self, text: str) -> str:
+        """The name. Errors: OptionError."""
+        if text and "\0" not in text:
+            return text
+        raise OptionError(f"{self.option} {text!r}: expected a path")
+
+
+def device_list(option: str) -> Callable[[str], tuple[str, ...]]:
+    """A parser of comma-separated GPU indices or UUIDs, which the selection looks up later."""
+
+    def parse(text: str) -> tuple[str, ...]:
+        parts = tuple(part.strip() for part in text.split(","))
+        if all(re.fullmatch(r"[0-9A-Za-z][0-9A-Za-z/-]*", part) for part in parts):
+            return parts
+        raise OptionError(f"{option} {text!r}: expected GPU indices or UUIDs separated by commas, as in {option} 0,1")
+
+    return parse
+
+
+def memory(option: str) -> Callable[[str], int]:
+    """A parser of memory sizes to bytes: 20, 20GB, 20GiB or 20000MB."""
+
+    def parse(text: str) -> int:
+        found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?) ?([a-zA-Z]{0,3})", text)
+        if found and (unit := UNITS.get(found[2].lower())) and float(found[1]) * unit <= LARGEST_MEMORY:
+            return round(float(found[1]) * unit)
+        raise OptionError(f"{option} {text!r}: expected a size from 0 to 1000000GB, as in 20GB, 20GiB or 20000MB")
+
+    return parse
+
+
+def node_range(text: str) -> tuple[int, int]:
+    """(least, most) nodes of `--nnodes N` or `--nnodes MIN:MAX`."""
+    found = re.fullmatch(r"([0-9]{1,6})(?::([0-9]{1,6}))?", text)
+    if found:
+        least, most = int(found[1]), int(found[2] or found[1])
+        if 1 <= least <= most <= LARGEST_NODES:
+            return least, most
+    raise OptionError(f"--nnodes {text!r}: expected a number of nodes from 1 to {LARGEST_NODES}, or MIN:MAX")
+
+
+def endpoint(text: str) -> str:
+    """HOST:PORT of `--rdzv-endpoint`; an IPv6 address stands in brackets."""
+    found = re.fullmatch(r"(\[[0-9a-fA-F:.%]+\]|[^\s:\[\]/]+):([0-9]{1,5})", text)
+    if found and 0 < int(found[2]) < 65536:
+        return text
+    raise OptionError(f"--rdzv-endpoint {text!r}: expected HOST:PORT with a port from 1 to 65535")
+
+
+def host_name(text: str) -> str:
+    """A host name or address of `--master-addr`; brackets around an IPv6 address are taken off."""
+    if re.fullmatch(r"\[[0-9a-fA-F:.%]+\]|[^\s\[\]/]+", text):
+        return text.strip("[]")
+    raise OptionError(f"--master-addr {text!r}: expected a host name or an address")

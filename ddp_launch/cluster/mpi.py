@@ -1,0 +1,66 @@
+"""Open MPI's mpirun and Hydra (MPICH, Intel MPI): number and rank of the launchers, one on each node.
+
+Their variables do not say where rank 0 is: the endpoint has to be given, or MASTER_ADDR passed on (mpirun -x).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ddp_launch.cluster.detected import Surroundings, number
+from ddp_launch.cluster.kubernetes import is_loopback
+from ddp_launch.cluster.pet import MASTER_PORT, join
+
+__all__ = ["read"]
+
+# (who, size, rank, processes on this node, the line for one process on each node)
+KINDS = (
+    (
+        "Open MPI",
+        ("OMPI_COMM_WORLD_SIZE",),
+        ("OMPI_COMM_WORLD_RANK",),
+        ("OMPI_COMM_WORLD_LOCAL_SIZE",),
+        "mpirun -np {nodes} --map-by ppr:1:node --bind-to none python launch.py ...",
+    ),
+    (
+        "PMI",
+        ("PMI_SIZE",),
+        ("PMI_RANK", "PMIX_RANK"),
+        ("MPI_LOCALNRANKS", "PMI_LOCAL_SIZE"),
+        "mpiexec -n {nodes} -ppn 1 python launch.py ...",
+    ),
+)
+
+
+def read(environ: Mapping[str, str]) -> Surroundings | None:
+    """What mpirun or mpiexec says; None where neither started this process. Errors: OptionError."""
+    for who, size, rank, local, line in KINDS:
+        total = number(environ, *size, least=1)
+        # srun speaks PMI too, and then Slurm's own variables tell more.
+        if total is None or (who == "PMI" and "SLURM_JOB_ID" in environ and "MPI_LOCALNRANKS" not in environ):
+            continue
+        own = number(environ, *rank)
+        here = number(environ, *local, least=1) or 1
+        nodes = -(-total // here)
+        crowded = None
+        if here > 1:
+            crowded = (
+                f"{who} started {here} launchers on this node, and one starts all ranks of its node:"
+                f" use {line.format(nodes=nodes)}"
+            )
+        return Surroundings(
+            source=f"{who} (rank {own} of {total})" if own is not None else f"{who} (of {total})",
+            nnodes=(nodes, nodes),
+            node_rank=own if here == 1 else None,
+            endpoint=_endpoint(environ),
+            crowded=crowded,
+        )
+    return None
+
+
+def _endpoint(environ: Mapping[str, str]) -> str | None:
+    """Where MASTER_ADDR, as scripts for torch.distributed pass it on, says that the first node is."""
+    host = environ.get("MASTER_ADDR")
+    if not host or is_loopback(host):
+        return None
+    return join(host, number(environ, "MASTER_PORT", least=1) or MASTER_PORT)

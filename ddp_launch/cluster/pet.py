@@ -1,0 +1,50 @@
+"""torchrun's own variables, PET_ and the name of an option: what Kubeflow and many job scripts set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+from ddp_launch.cli.value_types import OptionError, endpoint, node_range
+from ddp_launch.cluster.detected import Surroundings, number
+
+__all__ = ["MASTER_PORT", "join", "read"]
+
+T = TypeVar("T")
+
+RENDEZVOUS_PORT = 29_400
+"""torch's port of a c10d rendezvous whose endpoint names none."""
+MASTER_PORT = 29_500
+"""torch's default of --master-port."""
+
+
+def read(environ: Mapping[str, str]) -> Surroundings | None:
+    """What PET_ variables say about the nodes; None where there are none. Errors: OptionError."""
+    nodes = _checked(environ, "PET_NNODES", node_range)
+    rank = number(environ, "PET_NODE_RANK")
+    where = _checked(environ, "PET_RDZV_ENDPOINT", _endpoint)
+    if where is None and environ.get("PET_MASTER_ADDR"):
+        where = join(environ["PET_MASTER_ADDR"], number(environ, "PET_MASTER_PORT", least=1) or MASTER_PORT)
+    run_id = environ.get("PET_RDZV_ID") or None
+    if nodes is None and rank is None and where is None and run_id is None:
+        return None
+    return Surroundings(source="PET_ variables", nnodes=nodes, node_rank=rank, endpoint=where, run_id=run_id)
+
+
+def join(host: str, port: int) -> str:
+    """HOST:PORT, with brackets around an IPv6 address."""
+    return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
+
+
+def _endpoint(text: str) -> str:
+    """torch takes an endpoint without a port, too."""
+    return endpoint(text if ":" in text.rpartition("]")[2] else f"{text}:{RENDEZVOUS_PORT}")
+
+
+def _checked(environ: Mapping[str, str], name: str, parse: Callable[[str], T]) -> T | None:
+    text = environ.get(name, "").strip()
+    try:
+        return parse(text) if text else None
+    except OptionError as error:
+        expected = "expected" + str(error).rpartition("expected")[2]
+        raise OptionError(f"{name}={text[:200]!r} in the environment: {expected}") from None

@@ -1,0 +1,140 @@
+"""`launch.py --doctor`: is this installation, and this machine, fit for training? A line per fact, with what to do.
+
+The checks are in machine.py and gpus.py (what can be read) and in trials.py (what must be
+tried, in processes of their own). Here they are run in order, shown, and summed up. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ddp_launch import __version__
+from ddp_launch.cli.options import LaunchOptions, OptionError
+from ddp_launch.doctor import gpus, machine, trials
+from ddp_launch.doctor.check import Check
+from ddp_train.config.parse import Config, parse
+from gpu_topology.driver.read import DriverError, read_topology
+from gpu_topology.host.host import Host, read_host
+from gpu_topology.topology import Topology
+
+__all__ = ["exit_status", "run", "to_json"]
+
+SCHEMA = "ddp-launch-doctor/1"
+STYLES = {"ok": "green", "warning": "yellow", "failed": "bold red"}
+# Words of the environment that say nothing of what is wrong, and may say who the user is, stay out of the report.
+REPORTED = ("NCCL_", "CUDA_", "TORCH_", "GLOO_", "OMP_", "PYTORCH_", "SLURM_JOB_NUM_NODES", "SLURM_NNODES", "PET_")
+
+
+def run(options: LaunchOptions) -> int:
+    """Check, show each line as it comes, and end with a block for a bug report; the exit status."""
+    if options.program.kind != "trainer":
+        raise OptionError(f"--doctor checks this machine, it runs no program: leave {options.program.name!r} out")
+    config = parse(options.program.args, prog="launch.py")
+    topology, problem = _read()
+    host = read_host()
+    console = Console(highlight=False)
+    checks = []
+    for check in _checks(options, config, topology, problem, host):
+        checks.append(check)
+        if not options.json:
+            _show(console, check)
+    report = bug_report(topology, host, checks, os.environ)
+    if options.json:
+        print(json.dumps(to_json(checks, report), indent=2, ensure_ascii=False))
+    else:
+        _show_end(console, checks, report)
+    return exit_status(checks)
+
+
+def exit_status(checks: Sequence[Check]) -> int:
+    """1 where a check failed, else 0: a warning keeps nobody from training."""
+    return int(_worst(checks) == "failed")
+
+
+def to_json(checks: Sequence[Check], report: str) -> dict[str, object]:
+    """`status` (the worst), `checks` ([{name, status, detail, remedy}]) and `report`, the text for a bug report."""
+    return {
+        "schema": SCHEMA,
+        "status": _worst(checks),
+        "checks": [asdict(check) for check in checks],
+        "report": report,
+    }
+
+
+def bug_report(topology: Topology, host: Host, checks: Sequence[Check], environ: Mapping[str, str]) -> str:
+    """Versions, devices, variables and what is not in order, as a block of Markdown. No host, user or folder name."""
+    lines = [
+        f"ddp-launch {__version__}, Python {platform.python_version()}, {platform.system()} {platform.release()}",
+        "packages: " + ", ".join(f"{name} {version}" for name, version in _versions()),
+        f"host: {host.cpu_name or platform.machine()}, {host.usable_cpus} usable CPUs, "
+        f"{host.memory_total / 2**30:.0f} GiB, {host.numa_nodes} NUMA nodes",
+        f"driver: {topology.driver_version or 'none'}, CUDA up to {topology.cuda_version or 'unknown'}",
+        *(f"GPU {gpu.index}: {gpu.label}, {gpu.pci_bus_id}" for gpu in topology.gpus),
+        *(f"link {link.a}-{link.b}: {link.label}, peer access {link.p2p or 'unknown'}" for link in topology.links),
+        *(f"{name}={value}" for name, value in sorted(environ.items()) if name.startswith(REPORTED)),
+        *(f"{check.status}: {check.name}: {check.detail}" for check in checks if check.status != "ok"),
+    ]
+    return "\n".join(["```", *lines, "```"])
+
+
+def _read() -> tuple[Topology, DriverError | None]:
+    try:
+        return read_topology(), None
+    except DriverError as error:
+        return Topology(), error
+
+
+def _checks(
+    options: LaunchOptions, config: Config, topology: Topology, problem: DriverError | None, host: Host
+) -> Iterator[Check]:
+    yield from machine.installation()
+    yield from gpus.devices(topology, problem)
+    probe = trials.probe_torch()
+    yield from gpus.torch_and_driver(probe, topology)
+    yield from gpus.links(topology, host)
+    yield from machine.resources(host, config)
+    yield machine.loopback()
+    yield machine.host_name(host)
+    yield trials.data(config)
+    yield trials.training(options, torch_works=probe.error is None)
+
+
+def _worst(checks: Sequence[Check]) -> str:
+    return max((check.status for check in checks), key=list(STYLES).index, default="ok")
+
+
+def _versions() -> Iterator[tuple[str, str]]:
+    for name in machine.requirements():
+        try:
+            yield name, importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            yield name, "missing"
+
+
+def _show(console: Console, check: Check) -> None:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True, width=7)
+    table.add_column(no_wrap=True, width=18, style="bold")
+    table.add_column(overflow="fold")
+    words = Text(check.detail)
+    if check.remedy:
+        words.append(f"\n→ {check.remedy}", style="cyan")
+    table.add_row(Text(check.status, style=STYLES[check.status]), check.name, words)
+    console.print(table)
+
+
+def _show_end(console: Console, checks: Sequence[Check], report: str) -> None:
+    counts = {status: sum(check.status == status for check in checks) for status in STYLES}
+    said = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+    console.print(Text(f"\n{said}", style=STYLES[_worst(checks)]))
+    console.print(Text("\nFor a bug report:", style="bold"))
+    console.print(Text(report), soft_wrap=True)

@@ -1,0 +1,143 @@
+"""The doctor's checks of the GPUs: driver and devices, torch against both, and how the GPUs reach one another."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ddp_launch.doctor.check import INSTALL, Check
+from gpu_topology.driver.library import DriverError, NoDevicesError, NoDriverError
+from gpu_topology.environment.settings import notes
+from gpu_topology.host.host import Host
+from gpu_topology.select.select import Selection
+from gpu_topology.topology import Gpu, LinkLevel, Topology
+
+__all__ = ["Probe", "devices", "links", "nvidia_cards", "torch_and_driver"]
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What torch says of itself in a process of its own; `error`: why it does not run at all.
+
+    `cuda`: the CUDA version that it was built for, None for a CPU build; `architectures`: "sm_90" ...;
+    `devices`: how many GPUs it can use; `cuda_error`: why it can use none.
+    """
+
+    version: str | None = None
+    cuda: str | None = None
+    nccl: str | None = None
+    architectures: tuple[str, ...] = ()
+    devices: int = 0
+    cuda_error: str | None = None
+    error: str | None = None
+
+
+def devices(topology: Topology, problem: DriverError | None = None, root: Path = Path("/")) -> Iterator[Check]:
+    """The driver, and each GPU. `problem`: why the driver gave no topology."""
+    if problem is not None:
+        # A machine without an NVIDIA card is in order; a card that cannot be used is not.
+        harmless = isinstance(problem, NoDriverError | NoDevicesError) and not nvidia_cards(root)
+        words = f"{problem}; training runs on the CPU"
+        yield Check("GPUs", "warning" if harmless else "failed", words, problem.remedy)
+        return
+    version = topology.driver_version or "unknown"
+    yield Check("driver", "ok", f"{version}, CUDA up to {topology.cuda_version or 'unknown'}")
+    yield from map(_device, topology.gpus)
+    for warning in topology.warnings:
+        if not any(gpu.error and gpu.error in warning for gpu in topology.gpus):
+            yield Check("GPUs", "warning", warning)
+
+
+def nvidia_cards(root: Path = Path("/")) -> int:
+    """How many NVIDIA display or 3D controllers the PCI bus has, with or without a driver."""
+    found = 0
+    for device in (root / "sys/bus/pci/devices").glob("*"):
+        try:
+            vendor, kind = (device / "vendor").read_text().strip(), (device / "class").read_text().strip()
+        except OSError:
+            continue
+        found += vendor == "0x10de" and kind.startswith("0x03")
+    return found
+
+
+def _device(gpu: Gpu) -> Check:
+    name = f"GPU {gpu.index}"
+    if gpu.error:
+        return Check(name, "failed", f"{gpu.label}: {gpu.error}", "see `dmesg | grep -i xid`; leave it out: --exclude")
+    used = (
+        ""
+        if gpu.memory_total is None
+        else f", {(gpu.memory_used or 0) / GIB:.1f} of {gpu.memory_total / GIB:.1f} GiB used"
+    )
+    return Check(name, "ok", f"{gpu.label}{used}")
+
+
+def torch_and_driver(probe: Probe, topology: Topology) -> Iterator[Check]:
+    """torch itself, and whether it can use the GPUs that the driver has."""
+    if probe.error is not None:
+        yield Check("torch", "failed", probe.error, INSTALL)
+        return
+    built = f"built for CUDA {probe.cuda}" if probe.cuda else "built for the CPU"
+    nccl = f", NCCL {probe.nccl}" if probe.nccl else ""
+    yield Check("torch", "ok", f"{probe.version}, {built}{nccl}")
+    if not any(gpu.error is None for gpu in topology.gpus):
+        return
+    if probe.cuda is None:
+        yield Check("torch and GPUs", "failed", "this torch is a CPU build: it uses no GPU", "install torch with CUDA")
+    elif _major(topology.cuda_version) < _major(probe.cuda):
+        words = (
+            f"torch needs CUDA {probe.cuda}, the driver {topology.driver_version} goes up to {topology.cuda_version}"
+        )
+        yield Check("torch and GPUs", "failed", words, "update the driver, or install a torch for an earlier CUDA")
+    elif probe.devices == 0:
+        yield Check(
+            "torch and GPUs", "failed", probe.cuda_error or "torch finds no GPU", "run `nvidia-smi`, then this again"
+        )
+    else:
+        yield _architectures(probe, topology)
+
+
+def _architectures(probe: Probe, topology: Topology) -> Check:
+    """A GPU runs code for its own major version up to its minor one, and PTX ("compute_90") for any earlier one."""
+    found = [re.fullmatch(r"(sm|compute)_(\d+)(\d)[a-z]?", word) for word in probe.architectures]
+    code = [(match[1], int(match[2]), int(match[3])) for match in found if match]
+    without = [
+        gpu.label
+        for gpu in topology.gpus
+        if gpu.compute_capability
+        and not any(_runs(kind, (major, minor), gpu.compute_capability) for kind, major, minor in code)
+    ]
+    if code and without:
+        words = f"this torch has no code for {', '.join(sorted(set(without)))}: it has {', '.join(probe.architectures)}"
+        return Check("torch and GPUs", "failed", words, "install a torch that was built for this GPU, or leave it out")
+    return Check("torch and GPUs", "ok", f"torch can use {probe.devices} GPU{'s' * (probe.devices != 1)}")
+
+
+def _runs(kind: str, built_for: tuple[int, int], gpu: tuple[int, int]) -> bool:
+    return built_for <= gpu if kind == "compute" else built_for[0] == gpu[0] and built_for[1] <= gpu[1]
+
+
+def _major(version: str | None) -> int:
+    """12 of "12.4". A version that nobody tells is new enough for any: what cannot be used shows in the trial."""
+    match = re.match(r"\d+", version or "")
+    return int(match[0]) if match else 10**6
+
+
+def links(topology: Topology, host: Host) -> Iterator[Check]:
+    """How the GPUs reach one another."""
+    usable = tuple(gpu.index for gpu in topology.gpus if gpu.error is None)
+    if len(usable) < 2:
+        return
+    everything = Selection(usable, tuple(str(index) for index in usable), "", "mixed", (), "")
+    pairs = list(topology.links_within(usable))
+    direct = sum(link.p2p == "ok" for link in pairs)
+    nvlink = sum(link.level is LinkLevel.NV for link in pairs)
+    words = f"peer access between {direct} of {len(pairs)} pairs, NVLink between {nvlink}"
+    yield Check("links", "ok", words)
+    for note in notes(topology, everything, host):
+        if not note.startswith("/dev/shm"):
+            yield Check("links", "warning", note)

@@ -1,0 +1,147 @@
+"""The doctor's checks that try something, each in a process of its own under a time limit: torch, data, a training."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from ddp_launch.cli.options import LaunchOptions
+from ddp_launch.doctor.check import Check
+from ddp_launch.doctor.gpus import Probe
+from ddp_train.config.parse import Config
+
+__all__ = ["data", "probe_torch", "training"]
+
+ROOT = Path(__file__).resolve().parents[2]
+PROBE_S, DATA_S, TRAINING_S = 120, 300, 300
+EPOCHS = 2
+
+_PROBE = """
+import json, sys, warnings
+warnings.simplefilter("ignore")
+import torch
+found = dict(version=torch.__version__, cuda=torch.version.cuda)
+if torch.version.cuda:
+    try:
+        found["nccl"] = ".".join(map(str, torch.cuda.nccl.version()))
+    except Exception:
+        pass
+    found["architectures"] = torch.cuda.get_arch_list()
+    try:
+        torch.cuda.init()
+        found["devices"] = torch.cuda.device_count()
+    except Exception as error:
+        found["cuda_error"] = " ".join(str(error).split())
+import torchvision
+print("\\n" + json.dumps(found))
+"""
+
+_DATA = """
+import sys
+from ddp_train import data
+from ddp_train.config.options import DataOptions, UserError
+options = DataOptions(dataset="cifar10", data_dir=sys.argv[1])
+try:
+    data.prepare("cifar10", options)
+    found = data.load("cifar10", options)
+except UserError as error:
+    sys.exit(str(error))
+print(f"{len(found.train.labels)} images for training, {len(found.test.labels)} for testing")
+"""
+
+
+def probe_torch() -> Probe:
+    """What torch says of itself. Never raises."""
+    status, out, err = _run([sys.executable, "-c", _PROBE], PROBE_S)
+    if status is None:
+        return Probe(error=f"importing torch took more than {PROBE_S} s")
+    if status != 0:
+        return Probe(error=f"torch or torchvision cannot be imported: {_last_line(err)}")
+    found = json.loads(out.strip().splitlines()[-1])
+    return Probe(**{**found, "architectures": tuple(found.get("architectures", ()))})
+
+
+def data(config: Config) -> Check:
+    """CIFAR-10 in the data folder: there, complete and readable."""
+    folder = Path(config.data.data_dir)
+    if not folder.is_dir() or not any((folder / name).is_dir() for name in ("cifar-10-batches-py", "train")):
+        given = "data_dir" in config.given
+        words = f"{folder} has no CIFAR-10" + ("" if given else ": it is downloaded, or digits are trained on instead")
+        expected = "expected there: cifar-10-batches-py/, or train/CLASS/* and test/CLASS/* images"
+        return Check("data", "failed" if given else "warning", words, expected)
+    status, out, err = _run([sys.executable, "-c", _DATA, str(folder.absolute())], DATA_S)
+    if status == 0:
+        return Check("data", "ok", f"{folder}: {out.strip()}")
+    words = f"reading {folder} took more than {DATA_S} s" if status is None else _last_line(err)
+    return Check("data", "failed", words, "put the data there again, or name another folder: --data-dir")
+
+
+def training(options: LaunchOptions, *, torch_works: bool) -> Check:
+    """Two epochs on the bundled digits through the launcher, on the devices that it would choose."""
+    if not torch_works:
+        return Check("training", "failed", "not tried, since torch does not run")
+    with tempfile.TemporaryDirectory(prefix="ddp-launch-doctor-") as folder:
+        command = [sys.executable, str(ROOT / "launch.py"), *_devices(options), "--dataset", "digits"]
+        command += ["--epochs", str(EPOCHS), "--out-dir", str(Path(folder) / "run")]
+        started = time.monotonic()
+        status, _, err = _run(command, TRAINING_S)
+        seconds = time.monotonic() - started
+        if status == 0:
+            history = json.loads((Path(folder) / "run" / "training_history.json").read_text(encoding="utf-8"))
+            ranks, best = history["environment"]["world_size"], history["best"]["test_accuracy"]
+            words = f"{EPOCHS} epochs on digits, {ranks} rank{'s' * (ranks != 1)}: {best:.1%} in {seconds:.0f} s"
+            return Check("training", "ok", words)
+    if status is None:
+        words = f"{EPOCHS} epochs on digits did not end within {TRAINING_S} s"
+        return Check("training", "failed", words, "python -m gpu_topology verify tells whether the GPUs can talk")
+    shown = shlex.join(["python", "launch.py", *command[2:-2]])
+    return Check("training", "failed", f"status {status}: {_last_line(err)}", f"{shown} shows the whole error")
+
+
+def _devices(options: LaunchOptions) -> list[str]:
+    """The launcher's own words for the devices that the user named."""
+    words = ["--cpu"] if options.cpu else ["--gpus", ",".join(options.gpus)] if options.gpus else ["--auto"]
+    words += ["--nproc", str(options.nproc)] if options.nproc else []
+    return words + (["--allow-busy"] if options.allow_busy else [])
+
+
+def _run(command: Sequence[str], limit_s: float) -> tuple[int | None, str, str]:
+    """Status (None: out of time), stdout and stderr. What the command started ends with it."""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
+    process = subprocess.Popen(
+        command, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        errors="replace", start_new_session=True,
+    )  # fmt: skip
+    try:
+        out, err = process.communicate(timeout=limit_s)
+    except subprocess.TimeoutExpired:
+        return None, "", ""
+    finally:
+        if process.poll() is None:
+            _end(process)
+    return process.returncode, out, err
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """SIGTERM, which the launcher hands on to its ranks; then SIGKILL to what is left of the group."""
+    for number, wait_s in ((signal.SIGTERM, 10), (signal.SIGKILL, 10)):
+        os.killpg(process.pid, number)
+        try:
+            process.wait(wait_s)
+        except subprocess.TimeoutExpired:
+            continue
+        return
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("error:")]
+    return (errors or lines or ["it said nothing"])[-1].removeprefix("error: ")

@@ -1,0 +1,1 @@
+"""`--json-events`: what happens in a run, one JSON object a line."""

@@ -1,0 +1,98 @@
+"""What happens in a run, for machines: JSON Lines, one object for each event, written at once.
+
+docs/events.md lists the events and their keys.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import stat
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import TracebackType
+
+from ddp_launch.cli.value_types import OptionError
+
+__all__ = ["EventLog", "Value"]
+
+STANDARD_OUTPUT = "-"
+USER_ERROR_STATUS = 2
+
+Value = str | int | float | bool | None | Mapping[str, "Value"] | Sequence["Value"]
+
+
+class EventLog:
+    """Writes events, from any thread. A file that can no longer be written to ends the record, not the run."""
+
+    def __init__(self, path: str | None) -> None:
+        """`path`: the file, "-" for standard output, None for no record. Errors: OptionError."""
+        self._begin = time.monotonic()
+        self._lock = threading.Lock()
+        self._file = None if path is None else _open(path)
+
+    def __enter__(self) -> EventLog:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if isinstance(error, SystemExit):
+            self.end(error.code if isinstance(error.code, int) else 1)
+        elif error is not None:
+            interrupted = isinstance(error, KeyboardInterrupt)
+            self.end(128 + signal.SIGINT if interrupted else USER_ERROR_STATUS, message=str(error))
+        with self._lock:
+            self._close()
+
+    def write(self, event: str, at_ms: float | None = None, /, **facts: Value) -> None:
+        """Add an event. `at_ms`: when it happened, milliseconds of the monotonic clock; None is now."""
+        now_ms = time.monotonic() * 1000
+        at_ms = now_ms if at_ms is None else at_ms
+        when = datetime.now(UTC) - timedelta(milliseconds=now_ms - at_ms)
+        head = {"event": event, "time": when.isoformat(timespec="milliseconds"), "monotonic_ms": round(at_ms, 3)}
+        line = json.dumps({**head, **facts}).encode() + b"\n"
+        with self._lock:
+            if self._file is None:
+                return
+            try:
+                while line:
+                    line = line[os.write(self._file, line) :]
+            except OSError as error:
+                print(f"note: --json-events: {error.strerror}; the record ends here", file=sys.stderr)
+                self._close()
+
+    def end(self, status: int, **facts: Value) -> None:
+        """The launcher ends with this status: the last event."""
+        self.write("end", status=status, seconds=round(time.monotonic() - self._begin, 3), **facts)
+
+    def _close(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+
+def _open(path: str) -> int:
+    if path == STANDARD_OUTPUT:
+        # What the program prints goes to standard error: the record stays pure.
+        file = os.dup(1)
+        os.dup2(2, 1)
+        return file
+    try:
+        # Without a reader a named pipe would keep the launcher waiting.
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        fifo = _is_fifo(path)
+        raise OptionError(f"--json-events {path!r}: {'nobody reads this pipe' if fifo else error.strerror}") from None
+    os.set_blocking(file, True)
+    return file
+
+
+def _is_fifo(path: str) -> bool:
+    try:
+        return stat.S_ISFIFO(Path(path).stat().st_mode)
+    except OSError:
+        return False

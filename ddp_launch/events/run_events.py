@@ -1,0 +1,98 @@
+"""What the launcher tells of a run while it runs, as events; docs/events.md says what their keys mean."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ddp_launch.events.jsonl import EventLog, Value
+from ddp_launch.failure.evidence import Witness
+from ddp_launch.failure.failures import Attempt, Failure, exit_status, signal_name
+
+__all__ = ["SCHEMA", "Report"]
+
+SCHEMA = "ddp-launch-events/1"
+LAST_LINES = 40
+
+
+class Report:
+    """Words the events of a run. `witness`: knows remedies for failures; None is for runs that nobody records."""
+
+    def __init__(self, events: EventLog, witness: Witness | None = None) -> None:
+        self._events = events
+        self._witness = witness
+        self._signalled = False
+
+    def plan(self, plan: Mapping[str, Any], logs: Path) -> None:
+        """A run is about to start. `plan`: as --dry-run --json prints it."""
+        self._events.write("plan", schema=SCHEMA, host=socket.gethostname(), pid=os.getpid(), plan=plan, logs=str(logs))
+
+    def attempt(self, number: int, ranks: Mapping[int, int], world_size: int, logs: Path) -> None:
+        """The ranks of an attempt have started. `ranks`: rank -> process id, of this node."""
+        pids = {str(rank): pid for rank, pid in ranks.items()}
+        self._events.write("attempt", attempt=number, world_size=world_size, pids=pids, logs=str(logs))
+
+    def rank_end(self, attempt: int, rank: int, code: int, ended_ms: float, *, stopped: bool) -> None:
+        """A rank has ended, well or not. `code` is Popen's returncode."""
+        self._events.write("rank-end", ended_ms, attempt=attempt, rank=rank, stopped=stopped, **_end(code))
+
+    def signal(self, number: signal.Signals) -> None:
+        """The launcher itself was asked to end. Told once."""
+        if not self._signalled:
+            self._signalled = True
+            self._events.write("signal", signal=number.name)
+
+    def failure(self, attempt: Attempt, *, restarts: int) -> None:
+        """An attempt has failed: its first failure, and what became of the others. `restarts`: how many are left."""
+        if (first := attempt.first) is None:
+            return
+        remedy = self._witness.remedy(first) if self._witness else None
+        others = [other for other in attempt.failures if other is not first]
+        self._events.write(
+            "failure",
+            first.ended_ms,
+            attempt=attempt.number,
+            rank=first.rank,
+            host=first.host,
+            **_end(first.code),
+            words=first.ending(),
+            error=first.words.error,
+            **_where(first),
+            last_lines=list(first.words.shown(LAST_LINES)),
+            logs=[str(log) for log in first.logs],
+            victims=_ranks(other for other in others if other.victim),
+            failed_as_well=_ranks(other for other in others if not other.victim and not other.stopped),
+            stopped=_ranks(other for other in others if not other.victim and other.stopped),
+            remedy=None
+            if remedy is None
+            else {"name": remedy.name, "meaning": remedy.meaning, "advice": remedy.advice},
+        )
+        if restarts:
+            self._events.write("restart", attempt=attempt.number + 1, restarts_left=restarts - 1)
+
+
+def _where(failure: Failure) -> dict[str, Value]:
+    """Where the rank was, and how it hung; null for what is not known."""
+    place, hang = failure.place, failure.hang
+    return {
+        "place": None if place is None else {"step": place.step, "epoch": place.epoch, "phase": place.phase},
+        "hang": None if hang is None else {"seconds": hang.seconds, "stopped": hang.stopped, "stack": list(hang.stack)},
+        "left_early": failure.left,
+    }
+
+
+def _end(code: int) -> dict[str, Value]:
+    """A returncode as its parts: of `exit_code` and `signal` one is null; `status` is the shell's."""
+    return {
+        "status": exit_status(code),
+        "exit_code": code if code >= 0 else None,
+        "signal": signal_name(code) if code < 0 else None,
+    }
+
+
+def _ranks(failures: Iterable[Failure]) -> list[int]:
+    return sorted(failure.rank for failure in failures)

@@ -1,0 +1,208 @@
+"""How a run ended: each rank that failed, attempt by attempt, and which of them failed first.
+
+`run/agent.py` fills in the facts, `log_tail.py` reads what the ranks left, `summary.py` shows it. No torch here.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from ddp_launch.failure.hang import Hang, Place, hang_in, left_in, place_in
+from ddp_launch.failure.log_tail import LastWords, read
+
+__all__ = [
+    "Attempt",
+    "Failure",
+    "Outcome",
+    "blame",
+    "exit_status",
+    "first_failure",
+    "in_words",
+    "signal_name",
+    "status_of",
+]
+
+MEANINGS: dict[int, str] = {
+    signal.SIGKILL: "killed from outside: by the kernel when memory ran out, by a job manager, or by a person",
+    signal.SIGSEGV: "invalid memory access in native code",
+    signal.SIGBUS: "a memory-mapped file could not be read: often a full /dev/shm or disk",
+    signal.SIGABRT: "aborted in native code",
+    signal.SIGFPE: "arithmetic error in native code, such as a division by zero",
+    signal.SIGILL: "an instruction that this processor does not have",
+    signal.SIGTERM: "asked to end from outside",
+    signal.SIGINT: "interrupted from outside",
+    signal.SIGHUP: "its terminal was closed",
+    signal.SIGPIPE: "it wrote to a reader that was gone",
+}
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A rank that did not end well.
+
+    code       Popen's returncode: -n for signal n
+    logs       its standard output and standard error, as far as they are in files
+    ended_ms   when it ended, milliseconds of the monotonic clock; None where nobody saw it
+    stopped    it ended after the launcher had asked it to, because of another rank
+    on_screen  its output was on the screen as well
+    left       it ended with exit code 0 while the others still needed it
+    told       its last words, where its launcher on another node has told them: `logs` are over there
+    """
+
+    rank: int
+    host: str
+    code: int
+    logs: tuple[Path, ...] = ()
+    ended_ms: float | None = None
+    stopped: bool = False
+    on_screen: bool = False
+    left: bool = False
+    told: LastWords | None = None
+
+    @cached_property
+    def words(self) -> LastWords:
+        """What it left in its logs, read once."""
+        return read(self.logs) if self.told is None else self.told
+
+    @cached_property
+    def hang(self) -> Hang | None:
+        """How it hung, where it was ended for that."""
+        # By a shell in between a signal is told as a status.
+        return hang_in(self.words) if exit_status(self.code) == exit_status(-signal.SIGKILL) else None
+
+    @cached_property
+    def place(self) -> Place | None:
+        """Where it was; None where nobody tells."""
+        return place_in(self.words)
+
+    @property
+    def crashed(self) -> bool:
+        """Whether a signal ended it that no lost connection sends."""
+        return self.code < 0 and -self.code not in (signal.SIGABRT, signal.SIGTERM, signal.SIGPIPE)
+
+    @property
+    def aborted_late(self) -> bool:
+        """Whether it had told its error before native code aborted: most often in the interpreter's tear-down."""
+        return self.code == -signal.SIGABRT and bool(self.words.abort)
+
+    def ending(self, *, meaning: bool = True) -> str:
+        """How it ended, for a person; `meaning`: with what its signal means in general."""
+        if self.hang:
+            how = "it was stopped" if self.hang.stopped else "it hung"
+            return f"{in_words(self.code, meaning=False)}, after {self.hang.seconds:.1f} s without progress: {how}"
+        if self.left:
+            return f"{in_words(self.code)}: it left early, while the others were still at work"
+        if self.aborted_late:
+            return f"{in_words(self.code, meaning=False)}: aborted in native code behind its error, in leaving"
+        return in_words(self.code, meaning=meaning)
+
+    @property
+    def victim(self) -> bool:
+        """Whether it failed for what became of another rank: its last words are of a lost connection."""
+        return (not self.crashed and self.words.lost_connection) or left_in(self.words)
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """The ranks of one attempt that did not end well, in the order in which they ended.
+
+    `number` counts from 0; `seconds`: from the start of the ranks to the end of the first one that failed; `nodes`: how
+    many took part. A failure on another node stands here, in front, where it explains those of this one.
+    """
+
+    number: int
+    failures: tuple[Failure, ...] = ()
+    seconds: float | None = None
+    nodes: int = 1
+
+    @property
+    def first(self) -> Failure | None:
+        """The failure that set off the others."""
+        return first_failure(self.failures)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended. `status` is for the shell.
+
+    `attempts`: those that failed, oldest first; `message`: what the engine itself said, where no rank failed;
+    `seen`: logs whose content was on the screen as well; `refusal`: why no restart followed, where some were left.
+    """
+
+    status: int
+    attempts: tuple[Attempt, ...] = ()
+    message: str | None = None
+    seen: tuple[Path, ...] = ()
+    refusal: str | None = None
+
+    @property
+    def first(self) -> Failure | None:
+        """The first failure of the last attempt; None after a success."""
+        return self.attempts[-1].first if self.status and self.attempts else None
+
+
+def first_failure(failures: Sequence[Failure]) -> Failure | None:
+    """The failure that set off the others. `failures`: in the order in which the ranks ended.
+
+    The first one that is no victim. A rank in trouble may take longer to end than the ranks whose connections it lets
+    go: where all of those are victims, it is the one that was stopped with an error of its own in its last words.
+    """
+    alone = [failure for failure in failures if not failure.stopped]
+    for failure in alone:
+        if not failure.victim:
+            return failure
+    for failure in failures:
+        if failure.stopped and failure.words.own_error:
+            return failure
+    return next(iter(alone or failures), None)
+
+
+def blame(failures: Sequence[Failure], early: Sequence[Failure]) -> tuple[Failure, ...]:
+    """The failures with what explains them. `early`: ranks that ended with exit code 0 before any other failed, or by
+    themselves at about that time, in the order in which they ended.
+
+    A rank that leaves early breaks the collectives of the others: it stands first where these are all that failed.
+    Ranks that were killed behind one that hung were so because of it.
+    """
+    first = first_failure(failures)
+    if first is None:
+        return tuple(failures)
+    if first.hang:
+        others = (f if f is first or f.code != -signal.SIGKILL else replace(f, stopped=True) for f in failures)
+        return tuple(others)
+    if early and first.victim and (first.words.collective or left_in(first.words)):
+        return (replace(early[0], left=True), *failures)
+    return tuple(failures)
+
+
+def exit_status(code: int) -> int:
+    """The shell's status for a returncode: 128 + n for signal n."""
+    return code if code >= 0 else 128 - code
+
+
+def status_of(failure: Failure) -> int:
+    """The shell's status for a failure: that of the rank, or 1 for one that the launcher cut short in its error."""
+    if failure.left:
+        return 1
+    return 1 if failure.stopped and failure.code < 0 else exit_status(failure.code)
+
+
+def in_words(code: int, *, meaning: bool = True) -> str:
+    """A returncode for a person: `exit code 7`, `SIGKILL (signal 9): killed from outside ...`."""
+    if code >= 0:
+        return f"exit code {code}"
+    name = signal_name(code)
+    words = name if name == f"signal {-code}" else f"{name} (signal {-code})"
+    return f"{words}: {MEANINGS[-code]}" if meaning and -code in MEANINGS else words
+
+
+def signal_name(code: int) -> str:
+    """The name of the signal in a returncode: `SIGKILL`, or `signal 63` for one without a name."""
+    try:
+        return signal.Signals(-code).name
+    except ValueError:
+        return f"signal {-code}"

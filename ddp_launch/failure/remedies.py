@@ -1,0 +1,83 @@
+"""What a failure means, and what to do.
+
+`find_remedy` takes the first row of the table (known_failures.py) whose pattern is in the message of the error that
+began the rank's traceback, else in all of its last words. What no rank can say, that the kernel killed it for want of
+memory, is among the evidence.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+from dataclasses import dataclass
+
+from ddp_launch.failure.failures import Failure
+from ddp_launch.failure.known_failures import LESS_MEMORY, MIB, MORE_SHM, TABLE, Evidence, Words, shm_state
+
+__all__ = ["Remedy", "find_remedy"]
+
+BLOCK = 4096
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """What a failure means and what to do, each in a sentence without a full stop. `name`: one word for machines."""
+
+    name: str
+    meaning: str
+    advice: str
+
+
+LEFT_EARLY = Remedy(
+    "left-early",
+    "it ended as if all were done, while the others waited for it in a collective",
+    "look for an exit on one rank alone, or for one with fewer batches than the others",
+)
+
+
+def find_remedy(failure: Failure, evidence: Evidence) -> Remedy | None:
+    """The first remedy that fits, None where none is known."""
+    if failure.left:
+        return LEFT_EARLY
+    by_signal = _killed(failure, evidence) or _full_shm(failure, evidence)
+    if by_signal is not None:
+        return by_signal
+    for text in (failure.words.cause, "\n".join(failure.words.lines)):
+        for known in TABLE:
+            if found := re.search(known.pattern, text, re.IGNORECASE | re.MULTILINE):
+                return Remedy(known.name, _words(known.meaning, found, evidence), _words(known.advice, found, evidence))
+    return _full_logs(failure, evidence)
+
+
+def _words(words: Words, found: re.Match[str], evidence: Evidence) -> str:
+    if callable(words):
+        return words(found, evidence)
+    return re.sub(r"\{(\d)\}", lambda place: found[int(place[1])] or "", words)
+
+
+def _killed(failure: Failure, evidence: Evidence) -> Remedy | None:
+    if failure.code != -signal.SIGKILL or failure.stopped or failure.hang:
+        return None
+    if evidence.memory_kills:
+        many = f"{evidence.memory_kills} process{'es' if evidence.memory_kills > 1 else ''}"
+        return Remedy("host-memory", f"the kernel killed {many} {evidence.kills_where} for want of memory", LESS_MEMORY)
+    if evidence.memory_kills == 0:
+        meaning = f"not by the kernel for memory: it killed nothing {evidence.kills_where} meanwhile"
+        return Remedy("killed", meaning, "ask the job manager (sacct, kubectl describe pod) and who else works here")
+    return None
+
+
+def _full_shm(failure: Failure, evidence: Evidence) -> Remedy | None:
+    if failure.code != -signal.SIGBUS or evidence.shm_free is None or evidence.shm_total is None:
+        return None
+    if evidence.shm_free > max(evidence.shm_total // 20, 16 * MIB):
+        return None
+    return Remedy("shared-memory", shm_state(evidence), MORE_SHM)
+
+
+def _full_logs(failure: Failure, evidence: Evidence) -> Remedy | None:
+    """A rank that cannot write cannot say so either: its log ends in the middle."""
+    if evidence.logs_free is None or evidence.logs_free >= BLOCK or failure.code < 0:
+        return None
+    meaning = "the disk with the ranks' logs is full: what this rank said last may be lost"
+    return Remedy("disk-full", meaning, "space there, or --log-dir DIR (TMPDIR for a program of yours) on another disk")

@@ -1,0 +1,55 @@
+"""Whether another attempt can help, from what the failed ones have left. Pure, but for the reading of their logs."""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Sequence
+
+from ddp_launch.failure.failures import Attempt, Failure
+
+__all__ = ["why_not"]
+
+FIRST_STEP_S = 60.0
+"""A program that fails sooner is taken to have failed before its first step: of a user's program nobody tells."""
+UNREADABLE = re.compile(r"^(SyntaxError|IndentationError|TabError)\b")
+MISSING = re.compile(
+    r"^(ModuleNotFoundError|FileNotFoundError)\b|: can't (open file|find '__main__' module)|: No module named "
+)
+CANNOT_START = (126, 127)
+FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+# Addresses, process ids and ports differ from attempt to attempt; numbers of steps and layers matter.
+CHANGING = re.compile(r"0x[0-9a-fA-F]+|\d{4,}")
+
+
+def why_not(attempts: Sequence[Attempt]) -> str | None:
+    """Why the program should not be started again after these attempts, oldest first; None where it may help."""
+    last = attempts[-1]
+    if (failure := last.first) is None:
+        return None
+    if UNREADABLE.search(failure.words.error):
+        return "Python cannot read the program, and would not the next time"
+    if not _early(last):
+        return None
+    if MISSING.search(failure.words.error) or failure.code in CANNOT_START:
+        return "what the program needs is not there, and would not be the next time"
+    if len(attempts) > 1 and _early(attempts[-2]) and _same(failure, attempts[-2].first):
+        return f"twice the same failure within {FIRST_STEP_S:.0f} seconds of the start: it would come again"
+    return None
+
+
+def _early(attempt: Attempt) -> bool:
+    return attempt.seconds is not None and attempt.seconds < FIRST_STEP_S
+
+
+def _same(failure: Failure, earlier: Failure | None) -> bool:
+    """Whether a program failed twice of itself and in the same way, on whatever rank."""
+    if earlier is None or failure.victim or earlier.victim or -failure.code in FROM_OUTSIDE:
+        return False
+    return _signature(failure) == _signature(earlier)
+
+
+def _signature(failure: Failure) -> tuple[int, str]:
+    # An abort in leaving comes and goes with the same error.
+    code = 1 if failure.aborted_late else failure.code
+    return code, CHANGING.sub("#", failure.words.error)

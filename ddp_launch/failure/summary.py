@@ -1,0 +1,156 @@
+"""A failed run in one screen: which rank, how it ended, its last words, what to do, where the logs are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ddp_launch.failure.failures import Failure, Outcome, in_words
+from ddp_launch.failure.known_failures import TIMEOUT
+from ddp_launch.failure.remedies import Remedy
+
+__all__ = ["show"]
+
+LINES = 20
+LINES_SEEN = 6
+USER_ERROR_STATUS = 2
+LABELS = 9
+SHOWN = 3
+
+
+def show(console: Console, outcome: Outcome, remedy: Remedy | None) -> None:
+    """Print the summary; nothing after a success, one line where the program has explained itself."""
+    if outcome.message is not None:
+        console.print(Text.assemble(("error: ", "red"), outcome.message), soft_wrap=True)
+    if (failure := outcome.first) is None:
+        return
+    if failure.code == USER_ERROR_STATUS and (explained := _explanation(failure)) is not None:
+        if explained:
+            console.print(Text(explained), soft_wrap=True)
+        return
+    _show_failure(console, outcome, failure, remedy)
+
+
+def _explanation(failure: Failure) -> str | None:
+    """The program's own `error:` line; empty when it is on the screen already, None when there is none."""
+    lines = failure.words.lines
+    said = next((line for line in reversed(lines) if "error:" in line), None)
+    if said is not None:
+        return "" if failure.on_screen else said
+    # All ranks end so when rank 0 alone says why.
+    return None if lines else f"rank {failure.rank} on {failure.host}: {in_words(failure.code)}, without a word"
+
+
+def _show_failure(console: Console, outcome: Outcome, failure: Failure, remedy: Remedy | None) -> None:
+    console.print()
+    console.rule(f"[bold red]{_title(outcome, failure)}[/bold red]", align="left", style="red")
+    console.print(_table(_facts(outcome, failure, remedy)))
+    if not failure.left and (words := failure.words.shown(LINES_SEEN if failure.on_screen else LINES)):
+        console.print()
+        for line in words:
+            console.print(Text.assemble(("  │ ", "red"), line), soft_wrap=True)
+        console.print()
+    console.print(_table(_advice(failure, remedy)))
+
+
+def _title(outcome: Outcome, failure: Failure) -> str:
+    how = "lost its connection" if _unexplained(outcome) else "failed first"
+    how = "left early" if failure.left else "hung" if failure.hang else how
+    return f"rank {failure.rank} {how}"
+
+
+def _unexplained(outcome: Outcome) -> bool:
+    """Whether the cause is on another node, which has not told it."""
+    attempt = outcome.attempts[-1]
+    return attempt.nodes > 1 and attempt.first is not None and attempt.first.victim
+
+
+def _table(rows: Iterable[tuple[str, str]]) -> Table:
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True, min_width=LABELS)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(name, Text(value))
+    return table
+
+
+def _facts(outcome: Outcome, failure: Failure, remedy: Remedy | None) -> Iterator[tuple[str, str]]:
+    """How the rank ended, and what became of the others."""
+    *earlier, last = outcome.attempts
+    attempt = f", attempt {last.number + 1} of {last.number + 1}" if earlier else ""
+    after = "" if last.seconds is None else f", {last.seconds:.1f} s after the start"
+    yield "rank", f"{failure.rank} on {failure.host}{attempt}{after}"
+    # What is known of this very failure says more than what its signal means in general.
+    yield "ended by", failure.ending(meaning=remedy is None)
+    if failure.place:
+        yield "was at", str(failure.place)
+    others = [other for other in last.failures if other is not failure]
+    for name, words, ranks in (
+        ("victims", "lost the connection to it", [f for f in others if f.victim]),
+        ("as well", "failed of themselves", [f for f in others if not f.victim and not f.stopped]),
+        ("stopped", "by the launcher", [f for f in others if not f.victim and f.stopped]),
+    ):
+        if ranks:
+            yield name, f"{names(f.rank for f in ranks)}: {words}{_later(failure, ranks)}"
+    if failure.left:
+        for other in others[:SHOWN]:
+            if other.place:
+                yield "meanwhile", f"rank {other.rank} was at {other.place}"
+    if _unexplained(outcome):
+        yield "look at", "the other nodes: one of them, or a rank there, was lost, and none has told why"
+    if remedy is not None and remedy.name == TIMEOUT:
+        silent = [other.rank for other in others if other.stopped and not other.words.timed_out]
+        if silent:
+            yield "look at", f"{names(silent)}: the others waited for {'it' if len(silent) == 1 else 'them'}"
+    for before in earlier:
+        if first := before.first:
+            words = first.words.error or in_words(first.code, meaning=False)
+            yield f"attempt {before.number + 1}", f"rank {first.rank}: {words}"
+    if outcome.refusal:
+        yield "restart", f"none: {outcome.refusal}"
+
+
+def _later(first: Failure, others: Sequence[Failure]) -> str:
+    """How long after the first failure the first of the others came, where that tells something."""
+    times = [other.ended_ms for other in others if other.ended_ms is not None and not other.stopped]
+    if first.ended_ms is None or not times:
+        return ""
+    after = min(times) - first.ended_ms
+    return f", {after:.0f} ms later" if after >= 0 else f", and ended {-after:.0f} ms before it"
+
+
+def _advice(failure: Failure, remedy: Remedy | None) -> Iterator[tuple[str, str]]:
+    if remedy is not None:
+        yield "because", remedy.meaning
+        yield "to do", remedy.advice
+    if source := failure.words.source:
+        more = [log.name for log in failure.logs if log != source and has_content(log)]
+        where = "" if failure.told is None else f"{failure.host}: "
+        yield "log", f"{where}{source}" + "".join(f", {name}" for name in more)
+    else:
+        yield "log", "it left no word" + (f" in {failure.logs[0].parent}" if failure.logs else "")
+
+
+def names(ranks: Iterable[int]) -> str:
+    """Ranks in few words: `rank 3`, `ranks 0, 2 to 7`."""
+    numbers = sorted(ranks)
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and runs[-1][-1] == number - 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    parts = [f"{run[0]} to {run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs]
+    return ("rank " if len(numbers) == 1 else "ranks ") + ", ".join(parts)
+
+
+def has_content(log: Path) -> bool:
+    """Whether a rank wrote something there."""
+    try:
+        return log.stat().st_size > 0
+    except OSError:
+        return False

@@ -1,0 +1,168 @@
+"""One command that looks at the machine, plans a distributed run, shows the plan, and runs it.
+
+    python launch.py --auto                    the bundled trainer on the best GPUs
+    python launch.py --auto train.py --lr 0.1  your script
+    python launch.py --auto --dry-run          the plan alone
+
+Exit status: 0; 2 for a mistake found before anything started; else the status of the rank that failed first
+(128 + n for signal n); 130 after Ctrl-C; 143 after SIGTERM. torch is imported only once the plan is on the screen.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from types import FrameType
+from typing import NoReturn
+
+from ddp_launch.cli.options import LaunchOptions, OptionError, parse
+from ddp_launch.cluster.cluster import find_cluster
+from ddp_launch.cluster.network import locate
+from ddp_launch.events.jsonl import EventLog
+from ddp_launch.plan.plan import LaunchPlan, make_plan
+from ddp_launch.run.gpu_claims import Claims, runtime_folder
+from ddp_launch.run.program_check import check_program, check_torch
+from ddp_train.config.parse import UserError
+from ddp_train.distributed.speed_cache import recall as recall_speeds
+from gpu_topology import snapshot
+from gpu_topology.driver.read import read_or_explain
+from gpu_topology.host.host import read_host
+from gpu_topology.select.from_environment import read_inherited
+from gpu_topology.topology import TopologyError
+from gpu_topology.verdict import recall
+
+__all__ = ["main", "program"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Plan and run what the command line says; the exit status."""
+    signal.signal(signal.SIGTERM, _leave)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        options = parse(sys.argv[1:] if argv is None else argv, os.environ)
+        if options.doctor:
+            from ddp_launch.doctor import doctor
+
+            return doctor.run(options)
+        with EventLog(options.json_events) as events, Claims(runtime_folder(os.environ)) as claims:
+            plan = _plan(options, claims)
+            return _print(plan, options) if options.dry_run else _run(plan, options, events)
+    except (OptionError, UserError, TopologyError) as error:
+        remedy = getattr(error, "remedy", None)
+        print(f"error: {error}" + (f"; {remedy}" if remedy else ""), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        # The reader of the plan has seen enough (launch.py --dry-run | head).
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _leave(number: int, frame: FrameType | None) -> NoReturn:
+    """SIGTERM before the ranks are there."""
+    sys.exit(128 + number)
+
+
+def _plan(options: LaunchOptions, claims: Claims) -> LaunchPlan:
+    """The plan, and for a run a claim on its GPUs."""
+    check_program(options.program)
+    if options.topology is not None:
+        return make_plan(options, snapshot.load(options.topology), read_host(), os.environ, known_speeds=recall_speeds)
+    cluster = locate(find_cluster(options, os.environ), wait=not options.dry_run)
+    topology, host = read_or_explain(), read_host()
+    inherited = read_inherited(topology, os.environ)
+
+    def plan_beside(others: Mapping[str, str]) -> LaunchPlan:
+        own = replace(inherited, claims=others)
+        return make_plan(options, topology, host, os.environ, recall, cluster, own, recall_speeds)
+
+    if options.dry_run:
+        return plan_beside(claims.others())
+    # GPUs that the user names, or takes busy, are taken whoever else has them: the plan warns.
+    shared = bool(options.gpus) or options.allow_busy
+    plan = claims.settle(plan_beside, lambda plan: plan.selection.uuids, shared=shared)
+    if claims.problem is None or not plan.selection.uuids:
+        return plan
+    note = f"another launcher may choose the same GPUs: no claims can be made ({claims.problem})"
+    return replace(plan, warnings=(*plan.warnings, note))
+
+
+def _print(plan: LaunchPlan, options: LaunchOptions) -> int:
+    from ddp_launch.plan.show import show_full, to_json
+
+    if options.json:
+        print(json.dumps(to_json(plan), indent=2, ensure_ascii=False))
+    else:
+        from rich.console import Console
+
+        show_full(Console(), plan)
+    sys.stdout.flush()
+    return 0
+
+
+def _run(plan: LaunchPlan, options: LaunchOptions, events: EventLog) -> int:
+    from rich.console import Console
+
+    from ddp_launch.events.run_events import Report
+    from ddp_launch.failure.evidence import Witness
+    from ddp_launch.failure.summary import show
+    from ddp_launch.plan.show import show_compact, to_json
+    from ddp_launch.run.folders import prepare
+    from ddp_launch.run.preflight import PreflightError, preflight
+    from ddp_launch.run.signals import deferred
+    from ddp_launch.run.torch_logging import quiet_import
+
+    check_torch()
+    console = Console(stderr=True)
+    try:
+        plan = preflight(plan, options, console)
+    except PreflightError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    plan, folders = prepare(plan, options)
+    show_compact(console, plan, str(folders.logs))
+    witness = Witness(plan)
+    report = Report(events, witness)
+    report.plan(to_json(plan), folders.logs)
+    # torch takes seconds to import: only now, with the plan on the screen.
+    with deferred(), quiet_import():
+        from ddp_launch.run import agent
+
+    outcome = agent.run(plan.job, folders.logs, report)
+    show(console, outcome, witness.remedy(outcome.first))
+    events.end(outcome.status, message=outcome.message)
+    if outcome.status == 0:
+        folders.tidy(outcome.seen)
+    folders.close()
+    return outcome.status
+
+
+def _open_standard_streams() -> None:
+    """Streams that are closed (launch.py >&-) lead nowhere: the next file to be opened would take their place."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The lowest free number is this one. The ranks inherit it.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    sys.stdout = sys.stdout or open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+
+
+def program() -> NoReturn:
+    """`main` as a program: leaves without Python's tear-down of torch, which takes longer than a Ctrl-C may."""
+    _open_standard_streams()
+    status = main()
+    if "torch" not in sys.modules:
+        sys.exit(status)
+    with suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(status)

@@ -1,0 +1,1 @@
+"""What will be started, where, with which settings, and why."""

@@ -1,0 +1,138 @@
+"""A decided run as argument lists, and as one line to paste into bash."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ddp_launch.cli.options import Program
+from ddp_launch.cli.value_types import NO_TEE, Tee
+from ddp_launch.cluster.cluster import Cluster
+
+__all__ = [
+    "LOOPBACK",
+    "Job",
+    "escape_macros",
+    "shell_line",
+    "torchrun",
+    "torchrun_environment",
+    "worker_argv",
+]
+
+LOOPBACK = "127.0.0.1"
+TRAINER = Path(__file__).resolve().parents[2] / "ddp_train" / "main.py"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What the elastic agent is given. `worker`: argv of every rank; `grace` in seconds.
+
+    `environment`: variables to set for the ranks, beyond those that are set already; `virtual_local_rank`: each rank
+    sees one device of CUDA_VISIBLE_DEVICES and has LOCAL_RANK=0, since CUDA shows a process one MIG slice at most;
+    `unset`: variables that the ranks are not to inherit; `numa_binding`: torchrun's --numa-binding; `saves_together`:
+    the ranks save all together or not at all, as the bundled trainer's: when one has failed the others need no time.
+    """
+
+    worker: tuple[str, ...]
+    nproc_per_node: int
+    environment: tuple[tuple[str, str], ...] = ()
+    cluster: Cluster = field(default_factory=Cluster)
+    max_restarts: int = 0
+    grace: int = 30
+    tee: Tee = NO_TEE
+    virtual_local_rank: bool = False
+    unset: tuple[str, ...] = ()
+    numa_binding: str | None = None
+    saves_together: bool = False
+
+
+def worker_argv(program: Program) -> tuple[str, ...]:
+    """The command of one rank."""
+    python = (sys.executable, "-u")
+    match program.kind:
+        case "trainer":
+            return (*python, short_path(TRAINER), *program.args)
+        case "script":
+            return (*python, program.name, *program.args)
+        case "module":
+            return (*python, "-m", program.name, *program.args)
+        case "executable":
+            return (program.name, *program.args)
+
+
+def torchrun(job: Job, program: Program) -> tuple[str, ...]:
+    """The torchrun command that does what the launcher would do."""
+    options = [f"--nproc-per-node={job.nproc_per_node}"]
+    if job.cluster.one_node:
+        # The host name of a laptop or container often does not resolve; the loopback address always works.
+        options += ["--standalone", f"--local-addr={LOOPBACK}"]
+    else:
+        options += _several_nodes(job.cluster)
+    if job.max_restarts:
+        options.append(f"--max-restarts={job.max_restarts}")
+    if job.virtual_local_rank:
+        options.append("--virtual-local-rank")
+    if job.numa_binding:
+        options.append(f"--numa-binding={job.numa_binding}")
+    match program.kind:
+        case "module":
+            options.append("-m")
+        case "executable":
+            options.append("--no-python")
+    name, *args = job.worker[-len(program.args) - 1 :]
+    # torchrun's argparse swallows a `--` directly behind the script, but not behind another `--`.
+    separator = ["--"] if args[:1] == ["--"] else []
+    return (*_torchrun_executable(), *options, *separator, name, *escape_macros(args))
+
+
+def torchrun_environment(job: Job) -> tuple[tuple[str, str], ...]:
+    """The job's variables, and what torchrun needs beyond them to do what the launcher does."""
+    # Else the next attempt meets the keys that failed ranks left in the store.
+    fresh_store = (("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1"),) if job.max_restarts else ()
+    return (*job.environment, *fresh_store)
+
+
+def _several_nodes(cluster: Cluster) -> list[str]:
+    least, most = cluster.nnodes
+    options = [f"--nnodes={least}" if least == most else f"--nnodes={least}:{most}"]
+    if cluster.node_rank is not None:
+        options.append(f"--node-rank={cluster.node_rank}")
+    hosts = cluster.first if cluster.hosts_store is None else cluster.hosts_store
+    config = f"join_timeout={cluster.rdzv_timeout_s}" + ("" if hosts is None else f",is_host={int(hosts)}")
+    options += ["--rdzv-backend=c10d", f"--rdzv-endpoint={cluster.endpoint}", f"--rdzv-id={cluster.run_id}"]
+    options.append(f"--rdzv-conf={config}")
+    return options if cluster.address is None else [*options, f"--local-addr={cluster.address}"]
+
+
+def escape_macros(args: Iterable[str]) -> list[str]:
+    """Arguments in which torch's agent finds no macro: it replaces `${local_rank}` by a number and `$$` by `$`."""
+    return [arg.replace("$", "$$") for arg in args]
+
+
+def shell_line(environment: Iterable[tuple[str, str]], command: Iterable[str], unset: Iterable[str] = ()) -> str:
+    """NAME=value assignments and a command, quoted for bash; `env` where variables are to be taken away."""
+    assignments = [f"{name}={shlex.quote(value)}" for name, value in environment]
+    removals = [word for name in unset for word in ("-u", name)]
+    return " ".join([*(["env", *removals] if removals else []), *assignments, *map(shlex.quote, command)])
+
+
+def short_path(path: Path) -> str:
+    """A path as a person would type it here: relative below the current folder, else absolute."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except (OSError, ValueError):
+        return str(path)
+
+
+def _torchrun_executable() -> tuple[str, ...]:
+    """`torchrun` where the shell finds the one of this Python, else this Python with torch's module."""
+    beside = Path(sys.executable).parent / "torchrun"
+    found = shutil.which("torchrun")
+    if found is not None and beside.exists() and beside.samefile(found):
+        return ("torchrun",)
+    return (str(beside),) if os.access(beside, os.X_OK) else (sys.executable, "-m", "torch.distributed.run")

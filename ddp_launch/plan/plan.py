@@ -1,0 +1,263 @@
+"""Decides a run: topology, host and options in, a frozen LaunchPlan out. Pure; what is read is passed in.
+
+How data flows: `select` picks GPUs -> ranks and backend -> the environment for them -> settings of the bundled
+trainer -> the job for the elastic agent and the same as a command.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from ddp_core.redaction import redacted
+from ddp_launch.cli.options import LaunchOptions, Program
+from ddp_launch.cluster.cluster import Cluster, find_cluster
+from ddp_launch.plan.command import Job, shell_line, torchrun, torchrun_environment, worker_argv
+from ddp_launch.plan.grace import default_grace, grace_warnings
+from ddp_launch.plan.predicted_speed import predict
+from ddp_launch.plan.trainer_options import Training, plan_training
+from ddp_train.distributed.speed_cache import KnownSpeeds
+from gpu_topology.environment.settings import Setting, needs_verify, notes
+from gpu_topology.environment.settings import environment as environment_for
+from gpu_topology.host.host import Host
+from gpu_topology.select.from_environment import Inherited, from_environment
+from gpu_topology.select.numa import Binding, choose_binding, obstacle
+from gpu_topology.select.select import Excluded, Selection, SelectionRequest, select
+from gpu_topology.topology import Topology, TopologyError
+from gpu_topology.verdict import Verdict
+
+__all__ = ["LaunchPlan", "make_plan", "with_arguments"]
+
+CPU_RANKS = 2
+RANGE_RESTARTS = 3
+LOOPBACK_INTERFACE = "lo"
+
+
+@dataclass(frozen=True)
+class LaunchPlan:
+    """All that a run is going to be. `training`: None for a user's own program.
+
+    `verdict`: what a check of these GPUs has found, None without one; `doubt`: why they should be checked, None where
+    they were, or where nothing is in doubt; `inherited`: what was read of this process, for planning again.
+    """
+
+    topology: Topology
+    host: Host
+    selection: Selection
+    environment: tuple[Setting, ...]
+    nproc_per_node: int
+    cluster: Cluster
+    backend: Literal["nccl", "gloo"]
+    program: Program
+    job: Job
+    command: tuple[str, ...]
+    shell: str
+    training: Training | None
+    warnings: tuple[str, ...]
+    verdict: Verdict | None = None
+    doubt: str | None = None
+    inherited: Inherited | None = None
+
+
+def make_plan(
+    options: LaunchOptions,
+    topology: Topology,
+    host: Host,
+    environ: Mapping[str, str],
+    recall: Callable[[Topology, Sequence[str]], Verdict | None] = lambda topology, uuids: None,
+    cluster: Cluster | None = None,
+    inherited: Inherited | None = None,
+    known_speeds: Callable[[str], KnownSpeeds | None] = lambda work: None,
+) -> LaunchPlan:
+    """The plan for these facts. `environ`: the user's environment, whose values are kept.
+
+    `recall` gives the verdict of `gpu_topology verify` on the selected GPUs, where there is one. `cluster`: the nodes,
+    where the network has been asked about them already. `inherited`: what was read of this process (see
+    gpu_topology/select/from_environment.py), by default what `environ` alone tells. `known_speeds`: what calibrations
+    have found for a kind of work (see ddp_train/distributed/speed_cache.py).
+
+    Errors: TopologyError (GPUs that cannot be had), OptionError (nodes that cannot meet), ddp_train's UserError
+    (options of the trainer).
+    """
+    cluster = find_cluster(options, environ) if cluster is None else cluster
+    inherited = inherited or from_environment(environ)
+    training = plan_training(options.program)
+    wants_cpu = "--cpu" if options.cpu else training.wants_cpu if training else None
+    selection = _cpu_selection(topology, options, wants_cpu) if wants_cpu else _select(topology, options, inherited)
+    ranks = _ranks(selection, options, host)
+    verdict = recall(topology, selection.uuids)
+    binding = _binding(options, topology, selection, host)
+    settings = _settings(options, topology, selection, host, environ, cluster, ranks, verdict)
+    if training is not None:
+        training = training.decided(topology, selection, host, ranks=ranks, nodes=cluster.nnodes[0])
+    program = training.program if training else options.program
+    grace = default_grace(environ) if options.grace is None else options.grace
+    job = _job(options, cluster, program, selection, ranks, settings, binding.mode if binding else None, grace)
+    command = redacted(torchrun(job, program))
+    plan = LaunchPlan(
+        topology=topology,
+        host=host,
+        selection=selection,
+        environment=settings,
+        nproc_per_node=ranks,
+        cluster=cluster,
+        backend="nccl" if selection.indices else "gloo",
+        program=program,
+        job=job,
+        command=command,
+        shell=shell_line(torchrun_environment(job), command, job.unset),
+        training=training,
+        warnings=(),
+        verdict=verdict,
+        doubt=needs_verify(topology, selection, host) if verdict is None and not _peers_off(settings) else None,
+        inherited=inherited,
+    )
+    warnings = (
+        *(() if wants_cpu else topology.warnings),  # why there is no GPU concerns nobody who asked for the CPU
+        *_warnings(plan, options, environ, binding),
+        *_predicted(options, topology, selection, inherited, training, known_speeds),
+    )
+    return dataclasses.replace(plan, warnings=warnings)
+
+
+def _predicted(
+    options: LaunchOptions,
+    topology: Topology,
+    selection: Selection,
+    inherited: Inherited,
+    training: Training | None,
+    known_speeds: Callable[[str], KnownSpeeds | None],
+) -> Iterable[str]:
+    """The speed of each policy on unlike GPUs, where it is known and the user did not name the GPUs."""
+    if training is None or options.gpus or not selection.indices:
+        return
+    line = predict(topology, inherited.completes(_request(options, topology)), training.config, known_speeds)
+    if line is not None:
+        yield line
+
+
+def _peers_off(settings: Iterable[Setting]) -> bool:
+    """Whether NCCL is told to leave peer access alone, which ends every doubt about it."""
+    return any((setting.name, setting.value) == ("NCCL_P2P_DISABLE", "1") for setting in settings)
+
+
+def _select(topology: Topology, options: LaunchOptions, inherited: Inherited) -> Selection:
+    return select(topology, inherited.completes(_request(options, topology)))
+
+
+def _request(options: LaunchOptions, topology: Topology) -> SelectionRequest:
+    return SelectionRequest(
+        # Without a GPU the ranks run on the CPU, as many as are asked for.
+        count=options.nproc if topology.gpus else None,
+        policy=options.policy,
+        gpus=options.gpus,
+        exclude=options.exclude,
+        allow_busy=options.allow_busy,
+        min_memory=options.min_memory,
+    )
+
+
+def _cpu_selection(topology: Topology, options: LaunchOptions, asked_by: str) -> Selection:
+    excluded = tuple(Excluded(gpu.index, f"{asked_by} was given") for gpu in topology.gpus)
+    return Selection((), (), "", options.policy, excluded, f"{asked_by} was given")
+
+
+def _settings(
+    options: LaunchOptions,
+    topology: Topology,
+    selection: Selection,
+    host: Host,
+    environ: Mapping[str, str],
+    cluster: Cluster,
+    ranks: int,
+    verdict: Verdict | None,
+) -> tuple[Setting, ...]:
+    return environment_for(
+        topology,
+        selection,
+        host,
+        ranks=ranks,
+        environ=environ,
+        interface=LOOPBACK_INTERFACE if cluster.one_node else cluster.interface,
+        nodes=cluster.nnodes[1],
+        verdict=verdict,
+        bound=options.numa_binding != "off",
+    )
+
+
+def _ranks(selection: Selection, options: LaunchOptions, host: Host) -> int:
+    if selection.indices:
+        return len(selection.indices)
+    return options.nproc or min(CPU_RANKS, host.usable_cpus)
+
+
+def _binding(options: LaunchOptions, topology: Topology, selection: Selection, host: Host) -> Binding | None:
+    """The NUMA binding that was asked for, or the one that suits the machine. Errors: TopologyError."""
+    asked = options.numa_binding
+    if asked in ("auto", "off"):
+        return choose_binding(topology, selection, host) if asked == "auto" else None
+    hindrance = obstacle(topology, selection, host)
+    if hindrance:
+        raise TopologyError(f"--numa-binding {asked} cannot be done here: {hindrance}")
+    return Binding(asked, f"each rank is bound to CPUs beside its GPU (--numa-binding={asked}, as you asked)")
+
+
+def _restarts(options: LaunchOptions, cluster: Cluster) -> int:
+    if options.max_restarts is not None:
+        return options.max_restarts
+    least, most = cluster.nnodes
+    # Who asks for a range of nodes expects the others to go on when one is lost.
+    return RANGE_RESTARTS if least < most else 0
+
+
+def _job(
+    options: LaunchOptions,
+    cluster: Cluster,
+    program: Program,
+    selection: Selection,
+    ranks: int,
+    settings: Iterable[Setting],
+    numa_binding: str | None,
+    grace: int,
+) -> Job:
+    return Job(
+        worker=worker_argv(program),
+        nproc_per_node=ranks,
+        environment=tuple((s.name, s.value) for s in settings if not s.kept and not s.unset),
+        unset=tuple(s.name for s in settings if s.unset),
+        numa_binding=numa_binding,
+        cluster=cluster,
+        max_restarts=_restarts(options, cluster),
+        grace=grace,
+        tee=options.tee,
+        saves_together=program.kind == "trainer",
+        virtual_local_rank=ranks > 1 and any(uuid.startswith("MIG-") for uuid in selection.uuids),
+    )
+
+
+def _warnings(
+    plan: LaunchPlan, options: LaunchOptions, environ: Mapping[str, str], binding: Binding | None
+) -> Iterable[str]:
+    topology, selection, host = plan.topology, plan.selection, plan.host
+    yield from selection.warnings
+    yield from plan.cluster.warnings
+    yield from options.notes
+    if options.topology is not None:
+        yield "CPU cores, memory, network and environment are those of this machine, the GPUs those of the file"
+    if not selection.indices and plan.nproc_per_node > host.usable_cpus:
+        yield f"{plan.nproc_per_node} ranks share {host.usable_cpus} CPU cores: they will wait for one another"
+    yield from grace_warnings(plan.job.grace, environ)
+    yield from notes(topology, selection, host, settings=plan.environment, verdict=plan.verdict)
+    if binding is not None:
+        yield binding.reason
+
+
+def with_arguments(plan: LaunchPlan, extra: tuple[str, ...]) -> LaunchPlan:
+    """The plan with more arguments for its program."""
+    program = dataclasses.replace(plan.program, args=(*plan.program.args, *extra))
+    job = dataclasses.replace(plan.job, worker=worker_argv(program))
+    command = redacted(torchrun(job, program))
+    shell = shell_line(torchrun_environment(job), command, job.unset)
+    return dataclasses.replace(plan, program=program, job=job, command=command, shell=shell)

@@ -1,0 +1,186 @@
+"""A plan for people and for programs: text with rich, or a JSON object."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections.abc import Iterable
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from ddp_core.redaction import redacted
+from ddp_launch.cluster.cluster import Cluster
+from ddp_launch.plan.plan import LaunchPlan
+from gpu_topology.environment.settings import Setting
+from gpu_topology.report.report import selection_json
+from gpu_topology.topology import Gpu
+
+__all__ = ["show_compact", "show_full", "to_json"]
+
+GIB = 2**30
+LONGEST_PROGRAM = 240
+
+
+def to_json(plan: LaunchPlan) -> dict[str, Any]:
+    """The plan as plain data: the keys that `--dry-run --json` prints."""
+    least, most = plan.cluster.nnodes
+    training: dict[str, Any] | None = None
+    if plan.training is not None:
+        training = {s.name: s.value for s in plan.training.settings}
+        training["reasons"] = {s.name: s.reason for s in plan.training.settings}
+    return {
+        "selection": selection_json(plan.selection),
+        "environment": [dataclasses.asdict(setting) for setting in plan.environment],
+        "nproc_per_node": plan.nproc_per_node,
+        "nnodes": least if least == most else f"{least}:{most}",
+        "backend": plan.backend,
+        "command": list(plan.command),
+        "shell": plan.shell,
+        "training": training,
+        "node_rank": plan.cluster.node_rank,
+        "rdzv_endpoint": plan.cluster.endpoint,
+        "cluster": _cluster_json(plan.cluster),
+        "warnings": list(plan.warnings),
+    }
+
+
+def _cluster_json(cluster: Cluster) -> dict[str, Any]:
+    return {
+        "source": cluster.source,
+        "run_id": cluster.run_id,
+        "rdzv_timeout": cluster.rdzv_timeout_s,
+        "node_names": list(cluster.names),
+        "interface": cluster.interface,
+        "address": cluster.address,
+        "hosts_store": cluster.hosts_store,
+    }
+
+
+def show_full(console: Console, plan: LaunchPlan) -> None:
+    """The plan with every reason, and the command to paste."""
+    console.print(_facts(plan))
+    _section(console, "Environment", _settings((s.name, _value(s), s.reason) for s in plan.environment))
+    if plan.training is not None and plan.training.settings:
+        rows = (("--" + s.name.replace("_", "-"), str(s.value), s.reason) for s in plan.training.settings)
+        _section(console, "Training", _settings(rows))
+    _show_warnings(console, plan)
+    console.print(Text("\nTo run this without the launcher, paste", style="bold"))
+    # No wrapping and no markup: what is copied must be what the shell is to get.
+    console.print(Text(plan.shell), soft_wrap=True)
+
+
+def show_compact(console: Console, plan: LaunchPlan, log_dir: str) -> None:
+    """The plan in a few lines, before the ranks start."""
+    facts = _facts(plan)
+    values = ((s.name, _value(s)) for s in plan.environment)
+    facts.add_row("set", Text(" ".join(f"{name}={value}" for name, value in values)))
+    if plan.training is not None and plan.training.settings:
+        words = (f"--{s.name.replace('_', '-')} {s.value}" for s in plan.training.settings)
+        facts.add_row("settings", Text(" ".join(words)))
+    if plan.nproc_per_node > 1:
+        facts.add_row("logs", Text(log_dir))
+    console.print(facts)
+    _show_warnings(console, plan)
+    console.print(Text("Reasons: add --dry-run", style="dim"))
+
+
+def _facts(plan: LaunchPlan) -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    table.add_row("machine", _machine(plan))
+    table.add_row("devices", _devices(plan))
+    if not plan.cluster.one_node:
+        table.add_row("nodes", _nodes(plan.cluster))
+    table.add_row("run", _run(plan))
+    return table
+
+
+def _machine(plan: LaunchPlan) -> Text:
+    host, gpus = plan.host, plan.topology.gpus
+    cores = f"{host.usable_cpus} CPU core{'s' * (host.usable_cpus != 1)}"
+    parts = [host.hostname, cores, f"{host.memory_total / GIB:.0f} GiB"]
+    parts.append(f"{len(gpus)} GPU{'s' * (len(gpus) != 1)}" if gpus else "no GPU")
+    if plan.topology.driver_version:
+        parts.append(f"driver {plan.topology.driver_version}")
+    return Text(", ".join(parts))
+
+
+def _devices(plan: LaunchPlan) -> RenderableType:
+    selection = plan.selection
+    if selection.indices:
+        chosen = "GPU " + ", ".join(map(str, selection.indices))
+        first = Text.assemble((selection.group, "bold green"), f" ({chosen}): {selection.reason}")
+    else:
+        first = Text.assemble(("CPU", "bold yellow"), f": {selection.reason}")
+    lines = [first]
+    for excluded in selection.excluded:
+        if excluded.reason == selection.reason:
+            continue
+        gpu = plan.topology.gpu(excluded.index)
+        lines.append(Text(f"not GPU {excluded.index} ({_short(gpu)}): {excluded.reason}", style="dim"))
+    return Group(*lines)
+
+
+def _short(gpu: Gpu) -> str:
+    memory = f", {gpu.memory_total / GIB:.0f} GiB" if gpu.memory_total else ""
+    return gpu.label + memory
+
+
+def _run(plan: LaunchPlan) -> Text:
+    ranks = f"{plan.nproc_per_node} rank{'s' * (plan.nproc_per_node != 1)}"
+    least, most = plan.cluster.nnodes
+    nodes = "" if most == 1 else f" on each of {least if least == most else f'{least} to {most}'} nodes"
+    most_restarts = plan.job.max_restarts
+    restarts = f", up to {most_restarts} restart{'s' * (most_restarts != 1)}" if most_restarts else ""
+    return Text(f"{ranks}{nodes}, {plan.backend}{restarts}: {_program(plan)}")
+
+
+def _program(plan: LaunchPlan) -> str:
+    """The program with its arguments on few lines; the whole of it is in the command to paste."""
+    program = plan.program
+    named = ("-m", program.name) if program.kind == "module" else (program.name,)
+    words = ("trainer", *plan.training.given) if plan.training else (*named, *redacted(program.args))
+    # A terminal would obey control characters.
+    text = "".join(letter if letter.isprintable() else "?" for letter in shlex.join(words))
+    return text if len(text) <= LONGEST_PROGRAM else text[:LONGEST_PROGRAM].rstrip() + " ..."
+
+
+def _nodes(cluster: Cluster) -> Text:
+    this = "" if cluster.node_rank is None else f"this is {cluster.name(cluster.node_rank)}; "
+    here = "" if cluster.address is None else f" from {cluster.address} ({cluster.interface})"
+    holds = ", held by this node" if cluster.hosts_store else ""
+    wait = f"; {cluster.rdzv_timeout_s} s for all to come"
+    return Text(f"{this}meeting at {cluster.endpoint}{here}{holds}{wait}; said by {cluster.source}")
+
+
+def _value(setting: Setting) -> str:
+    if setting.unset:
+        return "(removed)"
+    return (setting.value or "''") + (" (kept)" if setting.kept else "")
+
+
+def _settings(rows: Iterable[tuple[str, str, str]]) -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="cyan", no_wrap=True)
+    table.add_column(overflow="fold")
+    table.add_column(style="dim", ratio=1)
+    for name, value, reason in rows:
+        table.add_row(Text(name), Text(value), Text(reason))
+    return table
+
+
+def _section(console: Console, title: str, body: RenderableType) -> None:
+    console.print(Text(f"\n{title}", style="bold"))
+    console.print(Padding(body, (0, 0, 0, 2)))
+
+
+def _show_warnings(console: Console, plan: LaunchPlan) -> None:
+    """All but the reason for the CPU, which stands above already."""
+    for warning in plan.warnings:
+        if warning != plan.selection.reason:
+            console.print(Text.assemble(("note: ", "yellow"), warning))

@@ -1,0 +1,1 @@
+"""How the ranks of one node, and of several, find each other."""

@@ -1,0 +1,272 @@
+"""The rendezvous of several nodes: torch's dynamic one, on one address of each node, with words for what goes wrong.
+
+The node that owns the endpoint holds the store in which the launchers find one another. In each round the ranks get a
+new store from the first node, so that nothing of an earlier attempt is left in it. Ranks are counted in the order of
+the nodes' own ranks; torch alone would sort the nodes by address.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from torch.distributed.elastic.rendezvous import (
+    RendezvousClosedError,
+    RendezvousConnectionError,
+    RendezvousHandler,
+    RendezvousInfo,
+    RendezvousParameters,
+    RendezvousTimeoutError,
+    rendezvous_handler_registry,
+)
+from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import C10dRendezvousBackend
+from torch.distributed.elastic.rendezvous.dynamic_rendezvous import (
+    DynamicRendezvousHandler,
+    RendezvousSettings,
+    RendezvousTimeout,
+    _BackendRendezvousStateHolder,
+    _NodeDesc,
+)
+
+from ddp_launch.cluster.cluster import Cluster
+from ddp_launch.cluster.network import NetworkError, resolve, split_endpoint
+from ddp_launch.rendezvous.remote_failures import Elsewhere
+from ddp_launch.rendezvous.roll_call import Node, RollCall, who_is_missing
+from ddp_launch.rendezvous.single_node import listen
+
+__all__ = ["SEVERAL_NODES", "MeetingFailed", "SeveralNodes", "parameters", "register"]
+
+SEVERAL_NODES = "ddp-launch-several-nodes"
+LAST_PLACE = 1_000_000
+"""Behind every node that has a rank."""
+READ_TIMEOUT_S = 60
+CONNECT_TIMEOUT_S = 1.0
+RETRY_INTERVAL_S = 0.2
+KEEP_ALIVE_S, KEEP_ALIVE_ATTEMPTS = 5, 3
+"""A node that has not been heard of for 15 s is lost: torch's own values. Clocks must agree to within that."""
+SILENCE_S = KEEP_ALIVE_S * (KEEP_ALIVE_ATTEMPTS + 1)
+FIRST_CALL_S, LATER_CALL_S = 30, 5
+"""With a range of nodes: how long the least number of them waits for more. A later round begins when every node of the
+earlier one has left it or is lost, so that nobody is far."""
+FAREWELL_S = 2.0
+"""How long the store outlives a meeting that failed, for the others to read why."""
+
+
+class MeetingFailed(Exception):
+    """The nodes did not come together, or lost one another: one line for the user."""
+
+
+@dataclass(frozen=True)
+class _Meeting:
+    """What one node knows about the meeting.
+
+    `holds_store`: whether the endpoint is this node's; `may_restart`: whether the run goes on when a node is lost;
+    `deadline`: for all to come, by the monotonic clock.
+    """
+
+    cluster: Cluster
+    store: TCPStore
+    holds_store: bool
+    may_restart: bool
+    deadline: float
+
+
+class _Patience(RendezvousTimeout):
+    """torch's time limits; waiting for more nodes than the least is shorter once the run has begun."""
+
+    has_begun = False
+
+    @property
+    def last_call(self) -> timedelta:
+        return timedelta(seconds=LATER_CALL_S if self.has_begun else FIRST_CALL_S)
+
+
+class SeveralNodes(DynamicRendezvousHandler):
+    """torch's dynamic rendezvous among launchers like this one."""
+
+    def __init__(self, meeting: _Meeting, run_id: str) -> None:
+        cluster, store = meeting.cluster, meeting.store
+        assert cluster.address is not None
+        self._meeting = meeting
+        self._roll = RollCall(store)
+        self._patience = _Patience(join=timedelta(seconds=max(1.0, meeting.deadline - time.monotonic())))
+        self._size = 0
+        self.elsewhere = Elsewhere(store, 0, 1)
+        """What failed on the other nodes of the latest attempt."""
+        rank = 0 if cluster.node_rank is None and meeting.holds_store else cluster.node_rank
+        node = _NodeDesc(cluster.address, os.getpid(), LAST_PLACE if rank is None else rank)
+        backend = C10dRendezvousBackend(store, run_id)
+        settings = RendezvousSettings(
+            run_id,
+            *cluster.nnodes,
+            self._patience,
+            keep_alive_interval=timedelta(seconds=KEEP_ALIVE_S),
+            keep_alive_max_attempt=KEEP_ALIVE_ATTEMPTS,
+        )
+        super().__init__(node, settings, SEVERAL_NODES, store, _BackendRendezvousStateHolder(backend, settings))
+        _notice_silence(split_endpoint(cluster.endpoint or "")[1])
+        with self._explained():
+            self._roll.enter(Node(repr(node), socket.gethostname(), rank))
+
+    @property
+    def use_agent_store(self) -> bool:
+        # A rank that made the store for the others itself would listen on every interface.
+        return True
+
+    @property
+    def round(self) -> int:
+        """How often the nodes have met before: the same number on each."""
+        return int(self._state_holder.state.round)
+
+    def next_rendezvous(self) -> RendezvousInfo:
+        """See the base class. Errors: MeetingFailed."""
+        self._bootstrap_store_info = self._shared_tcp_store_server = None
+        with self._explained():
+            info = super().next_rendezvous()
+        self._patience.has_begun = True
+        self._patience._set_timeouts(join=timedelta(seconds=self._meeting.cluster.rdzv_timeout_s))
+        self._size = info.world_size
+        self.elsewhere = Elsewhere(self._meeting.store, self.round, info.world_size)
+        return info
+
+    def shutdown(self) -> bool:
+        """See the base class; with this process goes the store, in which others may still read what failed here."""
+        closed: bool = super().shutdown()
+        if self._meeting.holds_store:
+            self.elsewhere.see_off()
+        return closed
+
+    def num_nodes_waiting(self) -> int:
+        """See the base class; also 1 when a node was lost and the run may start again: ranks may wait for it for ages.
+
+        Errors: MeetingFailed.
+        """
+        with self._explained():
+            waiting: int = super().num_nodes_waiting()
+        lost = len(self._state_holder.state.participants) < self._size
+        return max(waiting, int(lost and self._meeting.may_restart))
+
+    def _get_world(self) -> tuple[int, int]:
+        nodes = sorted(self._state_holder.state.participants, key=lambda node: (node.local_id, node.addr, node.pid))
+        return nodes.index(self._this_node), len(nodes)
+
+    def _create_tcp_store_server(self, master_addr: str, master_port: int) -> TCPStore:
+        return listen(master_addr, master_port)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """What torch raises, in words for the user."""
+        try:
+            try:
+                yield
+            except RendezvousTimeoutError:
+                raise MeetingFailed(self._give_up()) from None
+            except RendezvousClosedError:
+                raise MeetingFailed(self._roll.ended() or "another node has ended the run") from None
+        except (RendezvousConnectionError, RuntimeError):
+            # What the store itself raises is a RuntimeError.
+            raise MeetingFailed(_store_lost(self._meeting.cluster)) from None
+
+    def _give_up(self) -> str:
+        """Who is missing; the other nodes are told."""
+        cluster = self._meeting.cluster
+        others = [node for node in self._state_holder.state.participants if node != self._this_node]
+        present = {repr(node) for node in (self._this_node, *others)}
+        words = who_is_missing(cluster.nnodes, cluster.names, self._roll.came(), present, cluster.rdzv_timeout_s)
+        self._roll.end(words)
+        with suppress(RendezvousTimeoutError):
+            self._close()
+        if others and self._meeting.holds_store:
+            time.sleep(FAREWELL_S)
+        return words
+
+
+def register() -> None:
+    """Make the handler known to torch by its name."""
+    rendezvous_handler_registry.register(SEVERAL_NODES, _make)
+
+
+def parameters(cluster: Cluster, *, may_restart: bool) -> RendezvousParameters:
+    """The cluster for torch's registry of rendezvous handlers."""
+    made = RendezvousParameters(SEVERAL_NODES, cluster.endpoint or "", cluster.run_id, *cluster.nnodes, cluster.address)
+    made.config |= {"cluster": cluster, "may_restart": may_restart}
+    return made
+
+
+def _make(given: RendezvousParameters) -> RendezvousHandler:
+    """Errors: MeetingFailed."""
+    cluster: Cluster = given.config["cluster"]
+    made: RendezvousHandler = SeveralNodes(_meet(cluster, given.config["may_restart"]), given.run_id)
+    return made
+
+
+def _meet(cluster: Cluster, may_restart: bool) -> _Meeting:
+    """Hold the store, or reach the node that holds it."""
+    assert cluster.endpoint is not None
+    assert cluster.address is not None
+    deadline = time.monotonic() + cluster.rdzv_timeout_s
+    host, port = split_endpoint(cluster.endpoint)
+    if cluster.hosts_store:
+        try:
+            return _Meeting(cluster, listen(cluster.address, port), True, may_restart, deadline)
+        except OSError as error:
+            # By address alone every launcher of this machine takes itself for the first.
+            if error.errno != errno.EADDRINUSE or cluster.first:
+                why = "the port is in use" if error.errno == errno.EADDRINUSE else error.strerror or error
+                raise MeetingFailed(f"cannot listen at {cluster.address}, port {port}: {why}; choose another") from None
+    address = _await_listener(cluster, host, port, deadline)
+    try:
+        store = TCPStore(address, port, is_master=False, timeout=timedelta(seconds=READ_TIMEOUT_S))
+    except RuntimeError:
+        raise MeetingFailed(f"what listens at {cluster.endpoint} is no rendezvous: choose another port") from None
+    return _Meeting(cluster, store, False, may_restart, deadline)
+
+
+def _await_listener(cluster: Cluster, host: str, port: int, deadline: float) -> str:
+    """The address of the endpoint, once somebody listens there. The store's own waiting would let no signal through."""
+    while True:
+        why = ""
+        try:
+            for address in resolve(host, port, 0):
+                with suppress(TimeoutError), socket.create_connection((address, port), timeout=CONNECT_TIMEOUT_S):
+                    return address
+            why = "no answer"
+        except NetworkError as error:
+            why = str(error)
+        except OSError as error:
+            why = error.strerror or str(error)
+        if time.monotonic() > deadline:
+            raise MeetingFailed(
+                f"1 of {cluster.nnodes[1]} nodes did not come within {cluster.rdzv_timeout_s} s: {cluster.name(0)},"
+                f" at whose endpoint {cluster.endpoint} nobody listens ({why})"
+            )
+        time.sleep(RETRY_INTERVAL_S)
+
+
+def _notice_silence(port: int) -> None:
+    """Let connections of this process with the store break when the other end says nothing for SILENCE_S.
+
+    The store waits in native code, where no signal is heard: by the kernel's own limits for a quarter of an hour.
+    """
+    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208
+        with suppress(OSError), socket.socket(fileno=os.dup(int(name))) as end:
+            if end.type == socket.SOCK_STREAM and port in (end.getsockname()[1], end.getpeername()[1]):
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEP_ALIVE_S)
+                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEP_ALIVE_S)
+                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEP_ALIVE_ATTEMPTS)
+                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SILENCE_S * 1000)
+
+
+def _store_lost(cluster: Cluster) -> str:
+    return (
+        f"the rendezvous at {cluster.endpoint} is gone: the launcher of the first node has ended or was lost, and the"
+        " other nodes cannot go on without it; its own output says more"
+    )

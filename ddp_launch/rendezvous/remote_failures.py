@@ -1,0 +1,90 @@
+"""What failed on the other nodes of a run, told through the store that the launchers share. Imports no torch.
+
+A rank that loses its connection to another node knows only that its peer is gone. The launcher over there knows why.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from ddp_launch.failure.failures import Failure
+from ddp_launch.failure.log_tail import LastWords
+from ddp_launch.rendezvous.roll_call import Store
+
+__all__ = ["Elsewhere"]
+
+WAIT_S = 2.0
+"""How long a node whose ranks are all victims waits for another's word, and the store for the nodes that read it."""
+LOOK_S = 0.05
+LINES = 40
+
+
+class Elsewhere:
+    """The word that the nodes of one attempt give one another. The store may be gone at any time: nothing raises.
+
+    `attempt`: its number, the same on each node; `nodes`: how many take part.
+    """
+
+    def __init__(self, store: Store, attempt: int, nodes: int) -> None:
+        self._store = store
+        self._word, self._left = f"failures/{attempt}/first", f"failures/{attempt}/left"
+        self._compared = False
+        self.nodes = nodes
+
+    def tell(self, first: Failure | None) -> None:
+        """Say what failed first on this node, unless it is a victim. What a node has told first stands."""
+        if self.nodes > 1 and first is not None and not first.victim:
+            with suppress(RuntimeError):
+                self._store.compare_set(self._word, "", _encode(first))
+
+    def compare(self, first: Failure | None) -> Failure | None:
+        """Once the ranks of this node are gone: what another node has told, where those of this one are victims.
+
+        It is waited for a moment; None where none says a word, and where the failure here speaks for itself.
+        """
+        self.tell(first)
+        cause = None
+        with suppress(RuntimeError):
+            if first is not None and first.victim and self._within(lambda: self._store.check([self._word])):
+                cause = _decode(self._store.get(self._word))
+            self._compared = True
+            self._store.add(self._left, 1)
+        return cause
+
+    def see_off(self) -> None:
+        """After a failure, on the node that holds the store: wait a moment for the others to have compared, too."""
+        with suppress(RuntimeError):
+            if self._compared:
+                self._within(lambda: self._store.add(self._left, 0) >= self.nodes)
+
+    def _within(self, condition: Callable[[], bool]) -> bool:
+        deadline = time.monotonic() + WAIT_S
+        while self.nodes > 1 and time.monotonic() < deadline:
+            if condition():
+                return True
+            time.sleep(LOOK_S)
+        return False
+
+
+def _encode(failure: Failure) -> str:
+    told = {
+        "rank": failure.rank,
+        "host": failure.host,
+        "code": failure.code,
+        "left": failure.left,
+        "logs": [str(log) for log in failure.logs],
+        "lines": failure.words.shown(LINES),
+        "source": str(failure.words.source or ""),
+    }
+    return json.dumps(told)
+
+
+def _decode(told: bytes) -> Failure:
+    facts = json.loads(told)
+    words = LastWords(tuple(facts["lines"]), Path(facts["source"]) if facts["source"] else None)
+    logs = tuple(map(Path, facts["logs"]))
+    return Failure(facts["rank"], facts["host"], facts["code"], logs, left=facts["left"], told=words)

@@ -1,0 +1,1 @@
+"""A planned run: the ranks started, watched and ended."""

@@ -1,0 +1,307 @@
+"""Runs a job with torch's own elastic agent, in this process. Importing this module imports torch.
+
+torch starts, watches and restarts the ranks. Added here: the order in which ranks ended, to tell the first failure
+from its victims; a grace time that holds after a failure too (torch waits 30 s whatever it is told); signals that
+cannot break off the stopping; no warnings of the engine on the user's screen.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+import uuid
+from collections.abc import Container, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, cast
+
+from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+from torch.distributed.elastic.events.api import Event, EventSource
+from torch.distributed.elastic.multiprocessing import SignalException
+from torch.distributed.elastic.rendezvous import RendezvousParameters
+from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
+from torch.numa.binding import AffinityMode, NumaOptions
+
+from ddp_launch.events.jsonl import EventLog
+from ddp_launch.events.run_events import Report
+from ddp_launch.failure.failures import Attempt, Failure, Outcome, blame, exit_status, first_failure, status_of
+from ddp_launch.failure.restart_policy import why_not
+from ddp_launch.plan.command import LOOPBACK, Job, escape_macros
+from ddp_launch.rendezvous import multi_node, single_node
+from ddp_launch.rendezvous.remote_failures import Elsewhere
+from ddp_launch.run.exit_order import Endings
+from ddp_launch.run.process_tree import Descendants, leashed
+from ddp_launch.run.rank_logs import SIGNALS_VARIABLE, RankLogs
+from ddp_launch.run.signals import Interrupts
+from ddp_launch.run.torch_logging import quieten_engine
+
+__all__ = ["run"]
+
+MONITOR_INTERVAL_S = 0.05
+LEFT_BEHIND_S = 2
+"""How long processes that a successful program left behind may take to end."""
+SETTLE_S = 0.5
+"""Behind the first failure: how long the other ranks may take to end by themselves."""
+VICTIMS_S = 3.0
+"""In place of that where only victims have failed: who broke the connections is still on the way to its end."""
+HUNG_S = 0.25
+"""In place of them, and of the grace time, where a rank hung."""
+LOST_S = 2
+"""In place of the grace time, where a rank failed without which the others cannot save."""
+LAUNCHED = "DDP_LAUNCH"
+"""Tells a program that its environment was planned: that OMP_NUM_THREADS, say, is no filler of torchrun's."""
+
+
+def run(job: Job, log_dir: Path, report: Report | None = None) -> Outcome:
+    """Run the job to its end and tell how it ended, what happens to `report`. Main thread only.
+
+    Never raises for what a rank does.
+    """
+    report = report or Report(EventLog(None))
+    for name in job.unset:
+        os.environ.pop(name, None)
+    os.environ.update(job.environment)
+    os.environ[LAUNCHED] = "1"
+    # torch's own handlers would raise again on each further signal, and leave ranks behind.
+    os.environ[SIGNALS_VARIABLE] = ""
+    quieten_engine()
+    logs = RankLogs(log_dir, tee=job.tee)
+    interrupts = Interrupts(lambda number: SignalException(f"got {number.name}", number))
+    with interrupts.installed():
+        try:
+            with Descendants() as descendants:
+                interrupts.kill = descendants.kill
+                agent = _Agent(_spec(job), logs, job.grace, job.saves_together, interrupts, descendants, report)
+                return agent.outcome(agent.run())
+        except SignalException as stop:
+            report.signal(stop.sigval)
+            return Outcome(status=exit_status(-stop.sigval))
+        except multi_node.MeetingFailed as error:
+            return Outcome(status=1, message=str(error))
+        except Exception as error:
+            return Outcome(status=1, message=f"{type(error).__name__}: {' '.join(str(error).split())}")
+        finally:
+            logs.finish()
+
+
+def _spec(job: Job) -> WorkerSpec:
+    entrypoint, *args = leashed(job.worker)
+    parameters = _rendezvous(job)
+    return WorkerSpec(
+        role="rank",
+        local_world_size=job.nproc_per_node,
+        rdzv_handler=get_rendezvous_handler(parameters),
+        entrypoint=entrypoint,
+        args=tuple(escape_macros(args)),
+        max_restarts=job.max_restarts,
+        monitor_interval=MONITOR_INTERVAL_S,
+        local_addr=parameters.local_addr,
+        virtual_local_rank=job.virtual_local_rank,
+        numa_options=_numa_options(job),
+    )
+
+
+def _numa_options(job: Job) -> NumaOptions | None:
+    """A run is worth more than its binding: where that fails after all, torch logs why and starts the rank unbound."""
+    if job.numa_binding is None:
+        return None
+    return NumaOptions(AffinityMode(job.numa_binding), should_fall_back_if_binding_fails=True)
+
+
+def _rendezvous(job: Job) -> RendezvousParameters:
+    single_node.register()
+    multi_node.register()
+    cluster = job.cluster
+    if cluster.one_node:
+        # An own name for each run: what ranks of two runs make in shared folders or memory is told apart by it.
+        return RendezvousParameters(single_node.ONE_NODE, LOOPBACK, uuid.uuid4().hex, 1, 1, LOOPBACK)
+    least, most = cluster.nnodes
+    return multi_node.parameters(cluster, may_restart=least < most or job.max_restarts > 0)
+
+
+class _Agent(LocalElasticAgent):
+    """torch's agent, which remembers the order in which the ranks ended."""
+
+    def __init__(
+        self,
+        spec: WorkerSpec,
+        logs: RankLogs,
+        grace: int,
+        saves_together: bool,
+        interrupts: Interrupts,
+        descendants: Descendants,
+        report: Report,
+    ) -> None:
+        super().__init__(spec, logs, log_line_prefix_template="[rank ${rank}] ")
+        self._logs = logs
+        self._grace = grace
+        self._patience = float(grace)
+        self._saves_together = saves_together
+        self._interrupts = interrupts
+        self._descendants = descendants
+        self._report = report
+        self._reported: set[int] = set()
+        self._attempts: list[Attempt] = []
+        self._refusal: str | None = None
+
+    def outcome(self, result: RunResult) -> Outcome:
+        """The end of the run in the launcher's terms."""
+        if not result.is_failed():
+            return Outcome(status=0, attempts=tuple(self._attempts), seen=self._logs.seen)
+        attempts = tuple(self._attempts)
+        if not attempts or (first := attempts[-1].first) is None:
+            return Outcome(status=1, message="the ranks were ended by the elastic agent", attempts=attempts)
+        return Outcome(status=status_of(first), attempts=attempts, refusal=self._refusal)
+
+    def run(self, role: str = "default") -> RunResult:
+        try:
+            result: RunResult = super().run(role)
+            return result
+        finally:
+            self._close_rendezvous()
+
+    def _close_rendezvous(self) -> None:
+        # After a signal the other nodes may go on without this one: the rendezvous stays open for them.
+        if self._interrupts.received is None:
+            with suppress(Exception):
+                self._worker_group.spec.rdzv_handler.shutdown()
+
+    def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
+        self._interrupts.ending = False
+        # Nodes that join late, or lose one another, count restarts differently; rounds of the rendezvous are common.
+        self._logs.restarts = getattr(worker_group.spec.rdzv_handler, "round", None)
+        with self._interrupts.held():
+            pids: dict[int, Any] = super()._start_workers(worker_group)
+            self._descendants.watch(pids.values())
+            self._endings = Endings(pids)
+            self._interrupts.install()
+        self._patience = float(self._grace)
+        self._over, self._begin_ms = False, time.monotonic() * 1000
+        self._reported = set()
+        ranks = {worker_group.workers[local_rank].global_rank: pid for local_rank, pid in pids.items()}
+        self._report.attempt(len(self._attempts), ranks, worker_group.workers[0].world_size, self._logs.attempt)
+        return pids
+
+    def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
+        # Wherever a signal came, nothing of torch's may have swallowed what it raised.
+        self._interrupts.check()
+        self._descendants.reap()
+        self._report_ends()
+        if not self._over and any(self._codes().values()):
+            self._over = True
+            alone = self._settled()
+            self._report_ends()
+            first = first_failure(self._failures(alone))
+            if first is not None and first.hang:
+                # The others wait for it in a collective, and could save nothing together.
+                self._patience = min(self._grace, HUNG_S)
+            elif self._saves_together:
+                self._patience = min(self._grace, LOST_S)
+            if (elsewhere := self._elsewhere) is not None and None in self._codes().values():
+                # The others may take their grace time to end: the other nodes are told before.
+                elsewhere.tell(first)
+            self._shutdown()
+            self._report_ends(stopped=True)
+            self._logs.finish()
+            self._take_down(self._failures(alone))
+        if not self._over and any(code != 0 for code in self._codes().values()):
+            return self._at_work(worker_group)
+        result: RunResult = super()._monitor_workers(worker_group)
+        return result
+
+    def _at_work(self, worker_group: WorkerGroup) -> RunResult:
+        """What torch says of ranks that run. Without its look at them: a rank may have failed since our own, and torch
+        would end the others before anybody knows which it was."""
+        timeout = getattr(self, "_uninterruptible_state_timeout", 0.0)  # since torch 2.15
+        stuck = self._check_uninterruptible_state_timeout(worker_group, timeout) if timeout > 0 else None
+        return stuck or RunResult(state=WorkerState.HEALTHY)
+
+    def _take_down(self, failures: tuple[Failure, ...]) -> None:
+        """Note a failed attempt, and whether another one may follow."""
+        seconds = (min(failure.ended_ms or 0.0 for failure in failures) - self._begin_ms) / 1000
+        nodes = 1
+        if (elsewhere := self._elsewhere) is not None:
+            nodes, cause = elsewhere.nodes, elsewhere.compare(first_failure(failures))
+            failures = failures if cause is None else (cause, *failures)
+        self._attempts.append(Attempt(len(self._attempts), failures, seconds, nodes))
+        if self._remaining_restarts > 0 and (why := why_not(self._attempts)):
+            self._refusal = why
+            self._remaining_restarts = 0
+        self._report.failure(self._attempts[-1], restarts=self._remaining_restarts)
+
+    def _report_ends(self, *, stopped: bool = False) -> None:
+        """Report the ranks that have ended since the last time. `stopped`: the launcher has asked them to."""
+        new = {rank: code for rank, code in self._codes().items() if code is not None and rank not in self._reported}
+        if not new:
+            return
+        self._reported |= new.keys()
+        ended = self._endings.ended_ms(new)
+        for local_rank in sorted(new, key=ended.__getitem__):
+            rank = self._worker_group.workers[local_rank].global_rank
+            self._report.rank_end(len(self._attempts), rank, new[local_rank], ended[local_rank], stopped=stopped)
+
+    def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM, timeout: int = 30) -> None:
+        # `timeout` is what torch believes: it has 30 s written in where a failure is found. torch's own shutdown
+        # closes once more, with nothing left to wait for; torch 2.11's takes no time limit.
+        self._interrupts.ending = True
+        if self._interrupts.received is not None:
+            self._report.signal(self._interrupts.received)
+        handlers = self._handlers().values()
+        alive = [handler.proc.pid for handler in handlers if handler.proc.poll() is None]
+        well = all(handler.proc.returncode == 0 for handler in handlers)
+        deadline = time.monotonic() + (min(self._patience, LEFT_BEHIND_S) if well else self._patience)
+        if self._pcontext is not None:
+            # Any number will do, whatever its annotation says.
+            self._pcontext.close(death_sig, cast(int, self._patience))
+        self._descendants.end(deadline, told=alive if death_sig is signal.SIGTERM else ())
+        if self._interrupts.received is not None:
+            self._report_ends(stopped=True)
+        super()._shutdown(death_sig)
+
+    def _construct_event(self, state: str, source: EventSource, *facts: Any, **more: Any) -> Event:
+        # Nobody reads these events, and torch's own look up the name of this machine for each of them.
+        return Event(f"torchelastic.worker.status.{state}", source)
+
+    @property
+    def _elsewhere(self) -> Elsewhere | None:
+        """What failed on other nodes; None where there is none."""
+        return getattr(self._worker_group.spec.rdzv_handler, "elsewhere", None)
+
+    def _handlers(self) -> Mapping[int, Any]:
+        return getattr(self._pcontext, "subprocess_handlers", {})
+
+    def _codes(self) -> dict[int, int | None]:
+        return {rank: handler.proc.poll() for rank, handler in self._handlers().items()}
+
+    def _settled(self) -> set[int]:
+        """The local ranks that have ended by themselves, a moment after the first failure.
+
+        A rank that meets the broken connection has time to say so, and is known as a victim by what it says.
+        """
+        ended = {rank for rank, code in self._codes().items() if code is not None}
+        failures = self._failures(ended)
+        hung = any(failure.hang for failure in failures)
+        victims = all(failure.victim for failure in failures)
+        deadline = time.monotonic() + (HUNG_S if hung else VICTIMS_S if victims else SETTLE_S)
+        while None in (codes := self._codes()).values() and time.monotonic() < deadline:
+            time.sleep(MONITOR_INTERVAL_S)
+        return {rank for rank, code in codes.items() if code is not None}
+
+    def _failures(self, alone: Container[int]) -> tuple[Failure, ...]:
+        """The ranks that did not end well, in the order in which they ended. `alone`: those that nobody stopped."""
+        codes = {rank: code for rank, code in self._codes().items() if code is not None}
+        ended = self._endings.ended_ms(codes)
+        order = sorted(codes, key=ended.__getitem__)
+        failed = [self._failure(rank, codes[rank], ended[rank], rank not in alone) for rank in order if codes[rank]]
+        begin = next((index for index, rank in enumerate(order) if codes[rank]), 0)
+        # Python takes its time to end: who broke the connections may be gone a moment later than who met them broken.
+        early = [rank for at, rank in enumerate(order) if codes[rank] == 0 and (at < begin or rank in alone)]
+        return blame(failed, [self._failure(rank, 0, ended[rank], False) for rank in early])
+
+    def _failure(self, local_rank: int, code: int, ended_ms: float, stopped: bool) -> Failure:
+        rank = self._worker_group.workers[local_rank].global_rank
+        logs, shown = self._logs.ranks.get(local_rank, ()), local_rank in self._logs.shown
+        return Failure(rank, socket.gethostname(), code, logs, ended_ms, stopped, shown)

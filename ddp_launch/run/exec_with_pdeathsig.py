@@ -1,0 +1,48 @@
+"""Becomes a program that ends with the launcher: `python -I -S exec_with_pdeathsig.py LAUNCHER_PID PROGRAM
+ARGUMENT...`.
+
+The kernel remembers across exec that it is to kill this process when the thread that started it ends (prctl(2)).
+Nothing but the standard library is imported, and as little of that as possible: every rank starts through here.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+OOM_SCORE = 50  # proc_pid_oom_score_adj(5): in thousandths of the memory, here 5% of it
+NOT_FOUND, NOT_EXECUTABLE = 127, 126  # as a shell says it
+
+
+def main() -> None:
+    """Tie this process to its launcher, then be the program."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
+    if os.getppid() != int(sys.argv[1]):
+        # The launcher had ended before the kernel was asked.
+        os._exit(1)
+    # Ignored by Python, and handed on to the program if they stayed so.
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)
+    _offer_to_the_kernel()
+    program = sys.argv[2:]
+    try:
+        os.execvp(program[0], program)
+    except OSError as error:
+        print(f"error: {program[0]}: {error.strerror}", file=sys.stderr, flush=True)
+        os._exit(NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE)
+
+
+def _offer_to_the_kernel() -> None:
+    """Where memory runs out a rank is to be killed rather than the launcher, which is there to tell of it."""
+    try:
+        with open("/proc/self/oom_score_adj", "r+") as file:  # noqa: PTH123 (pathlib takes milliseconds to import)
+            score = int(file.read())
+            file.seek(0)
+            file.write(str(min(score + OOM_SCORE, 1000)))
+    except (OSError, ValueError):
+        pass
+
+
+if __name__ == "__main__":
+    main()

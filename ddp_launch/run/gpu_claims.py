@@ -1,0 +1,174 @@
+"""Claims on GPUs: between the plan and its processes on the GPUs no driver could tell two launchers of each other.
+
+A claim is a lock of the kernel on a file named after the UUID, in a folder of the user's own; it goes with the process
+that holds it, however that ends. The files stay, empty of meaning without their locks. Other users are told through
+other_users_claims.py.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import random
+import stat
+import struct
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import TypeVar
+from urllib.parse import quote, unquote
+
+from ddp_launch.run.other_users_claims import Announcements, neighbours
+
+__all__ = ["Claims", "runtime_folder"]
+
+T = TypeVar("T")
+
+NAME = "ddp-launch"
+SUFFIX = ".claim"
+# struct flock of Linux: type, whence, start, length, pid.
+FLOCK = "hhqqi"
+
+
+class Claims:
+    """The claims of this process, and a look at those of others. Never raises: a run is worth more than its claim."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._held: dict[str, int] = {}
+        self._announcements = Announcements()
+        self.problem: str | None = None
+        """Why no claims can be made or seen here, one line; None where they can."""
+
+    def __enter__(self) -> Claims:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.release()
+
+    def others(self) -> dict[str, str]:
+        """UUID -> the words for who claims it, of the GPUs that other launchers claim."""
+        found = neighbours()
+        if not self._safe():
+            return found
+        for path in sorted(self._folder.glob("*" + SUFFIX)):
+            uuid = unquote(path.name.removesuffix(SUFFIX))
+            # Closing a second descriptor of a file would give up this process's lock on it.
+            if uuid not in self._held and (who := self._owner(path)) is not None:
+                found[uuid] = who
+        return found
+
+    def take(self, uuids: Iterable[str], *, shared: bool = False) -> Mapping[str, str]:
+        """Claim these GPUs, all or none. What is lost to others, as `others` tells it: empty after a success.
+
+        `shared`: claim what can be had, since the user wants these GPUs whoever else has them.
+        """
+        if not self._safe():
+            return {}
+        lost = {}
+        # In one order, up to the first that is lost: of two launchers that want the same GPUs one gets them all.
+        for uuid in sorted(set(uuids) - self._held.keys()):
+            if (who := self._lock(uuid)) is not None:
+                lost[uuid] = who
+                if not shared:
+                    self.release()
+                    break
+        if not lost:
+            self._announcements.make(self._held)
+            # Each announces first and looks then: of two users' launchers the later one sees the earlier.
+            lost = {} if shared else {uuid: who for uuid, who in neighbours().items() if uuid in self._held}
+            if lost:
+                self.release()
+        return lost
+
+    def settle(self, plan: Callable[[Mapping[str, str]], T], uuids: Callable[[T], Sequence[str]], *, shared: bool) -> T:
+        """The plan whose GPUs this process has claimed. `plan`: makes one beside the claims of others.
+
+        Raises what `plan` raises. `shared`: as for `take`.
+        """
+        while True:
+            others = self.others()
+            made = plan(others)
+            if self.take(uuids(made), shared=shared).keys() <= others.keys():
+                return made
+            # Lost between the look and the claim. Each launcher of several pauses for another time.
+            time.sleep(random.uniform(0.01, 0.1))
+
+    def release(self) -> None:
+        """Give up every claim."""
+        self._announcements.withdraw()
+        while self._held:
+            os.close(self._held.popitem()[1])
+
+    def _safe(self) -> bool:
+        """Whether the folder is this user's and no other user may write to it; made where it is not there."""
+        try:
+            with suppress(FileExistsError):
+                self._folder.mkdir(mode=0o700)
+            found = self._folder.lstat()
+        except OSError as error:
+            self.problem = f"{self._folder}: {error.strerror}"
+            return False
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+            self.problem = f"{self._folder} is not a folder of this user's alone"
+            return False
+        return True
+
+    def _path(self, uuid: str) -> Path:
+        return self._folder / (quote(uuid, safe="") + SUFFIX)
+
+    def _lock(self, uuid: str) -> str | None:
+        """None for a success, else who holds it."""
+        path = self._path(uuid)
+        try:
+            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            self.problem = f"{path}: {error.strerror}"
+            return None
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            who = _words(_lock_owner(file))
+            os.close(file)
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                return who
+            self.problem = f"{path}: {error.strerror}"
+            return None
+        self._held[uuid] = file
+        return None
+
+    def _owner(self, path: Path) -> str | None:
+        try:
+            file = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            return None
+        try:
+            pid = _lock_owner(file)
+            return None if pid is None else _words(pid)
+        finally:
+            os.close(file)
+
+
+def runtime_folder(environ: Mapping[str, str]) -> Path:
+    """Where this user's claims are: below $XDG_RUNTIME_DIR or what that would be, where there is one, else in /tmp.
+
+    Not below $TMPDIR: job managers give each job its own.
+    """
+    for name in (environ.get("XDG_RUNTIME_DIR"), f"/run/user/{os.getuid()}"):
+        if name and (folder := Path(name)).is_absolute() and folder.is_dir() and os.access(folder, os.W_OK):
+            return folder / NAME
+    return Path("/tmp") / f"{NAME}-{os.getuid()}"
+
+
+def _lock_owner(file: int) -> int | None:
+    """The process that has the lock, 0 where it is in a container that cannot be seen into; None for nobody."""
+    wish = struct.pack(FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+    kind, _, _, _, pid = struct.unpack(FLOCK, fcntl.fcntl(file, fcntl.F_GETLK, wish))
+    return None if kind == fcntl.F_UNLCK else pid
+
+
+def _words(pid: int | None) -> str:
+    return f"claimed by launcher pid {pid}" if pid else "claimed by another launcher"

@@ -1,0 +1,86 @@
+"""The check before a run: a short real job on the very GPUs of the plan, where the driver's word is in doubt.
+
+A hang or wrong data that a variable mends becomes a variable of the plan; one that nothing mends ends the launch before
+it can hang or train on wrong gradients. The job is `gpu_topology verify`'s; this module imports no torch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.text import Text
+
+from ddp_launch.cli.options import LaunchOptions
+from ddp_launch.plan.plan import LaunchPlan, make_plan
+from gpu_topology.verdict import Verdict
+
+__all__ = ["PreflightError", "is_due", "preflight"]
+
+OWN_ACCORD = "--no-preflight starts the run without this check"
+
+
+class PreflightError(Exception):
+    """The GPUs of the plan do not work together, and no variable mends it: one line with what to do."""
+
+
+def is_due(plan: LaunchPlan, options: LaunchOptions) -> bool:
+    """Whether to check: as the user says, else where several GPUs are in doubt that were never checked."""
+    if options.preflight is not None:
+        return options.preflight
+    return plan.nproc_per_node > 1 and plan.doubt is not None
+
+
+def preflight(plan: LaunchPlan, options: LaunchOptions, console: Console, worker: Sequence[str] = ()) -> LaunchPlan:
+    """The plan with what the check found, which takes some seconds; the same plan where none is due.
+
+    Only this node's GPUs are checked. `worker`: another program for the check's ranks. Errors: PreflightError;
+    TopologyError where the check itself cannot be started.
+    """
+    if not is_due(plan, options):
+        if plan.verdict is not None and plan.verdict.settings:
+            _say(console, f"checked on {plan.verdict.when[:10]}: {_mended(plan.verdict)}")
+        return plan
+    # Not above: the launches that check nothing need not wait for it.
+    from gpu_topology.verify.check import RANK, check
+
+    if plan.doubt is not None:
+        _say(console, plan.doubt)
+    verdict = check(
+        plan.topology,
+        plan.selection,
+        plan.host,
+        ranks=plan.nproc_per_node,
+        worker=worker or RANK,
+        say=lambda line: _say(console, line),
+    )
+    if not verdict.ok and not verdict.settings:
+        return _unmended(plan, options, console, verdict)
+    if verdict.ok:
+        speed = "" if verdict.busbw_gb_s is None else f", busbw {verdict.busbw_gb_s:.1f} GB/s"
+        _say(console, f"every byte and every sum right in {verdict.seconds:.1f} s{speed}")
+    else:
+        _say(console, _mended(verdict))
+    read = (plan.topology, plan.host, os.environ)
+    return make_plan(options, *read, lambda topology, uuids: verdict, plan.cluster, plan.inherited)
+
+
+def _unmended(plan: LaunchPlan, options: LaunchOptions, console: Console, verdict: Verdict) -> LaunchPlan:
+    for line in verdict.words:
+        console.print(Text(f"  │ {line}"), soft_wrap=True)
+    if verdict.stage == "start" and not options.preflight:
+        # Nothing was learnt about the GPUs, and nobody had asked.
+        _say(console, f"{verdict.problem}; the run goes on unchecked")
+        return plan
+    remedy = f"; {verdict.remedy}" if verdict.remedy else ""
+    raise PreflightError(f"preflight: {verdict.problem}{remedy}; {OWN_ACCORD}")
+
+
+def _mended(verdict: Verdict) -> str:
+    names = " ".join(f"{name}={value}" for name, value, _ in verdict.settings)
+    return f"{verdict.problem}; the run goes on with {names}, with which the same job was right"
+
+
+def _say(console: Console, line: str) -> None:
+    console.print(Text("preflight: ", style="bold") + Text(line, style="none"), soft_wrap=True, highlight=False)

@@ -1,0 +1,132 @@
+"""All that a run has started, directly or not: found, asked to end, and ended, however the launcher ends.
+
+The launcher adopts what its descendants leave behind (prctl(2), PR_SET_CHILD_SUBREAPER), so that all of them stay in
+the tree of processes below it, those that made a session of their own or were made to outlive their parents too.
+The ranks are tied to it by the kernel (exec_with_pdeathsig.py). Where it is killed itself, a guardian ends the rest
+(reaper.py).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterable
+from contextlib import suppress
+
+from ddp_launch.run import exec_with_pdeathsig, reaper
+
+__all__ = ["Descendants", "leashed"]
+
+PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
+SCRIPT = (sys.executable, "-I", "-S")
+PAUSE_S = 0.05
+UNSEEN_TWICE = 2
+DISMISS_S = 2.0
+LAST_WAIT_S = 3.0
+"""How long the kernel may take over a SIGKILL: a process that waits for a device or a network disk can be stuck."""
+
+
+def leashed(worker: Iterable[str]) -> tuple[str, ...]:
+    """The command of a rank, as one that the kernel ends with this process. To be started from the main thread."""
+    return (*SCRIPT, str(exec_with_pdeathsig.__file__), str(os.getpid()), *worker)
+
+
+class Descendants:
+    """The processes below this one, but for the guardian, which is started here. Sets the mark in `os.environ`.
+
+    Children that this process has already (`tensorboard & exec python launch.py`) are none of the run's.
+    """
+
+    def __init__(self) -> None:
+        self._strangers = [one for one in reaper.everyone().values() if one.parent == os.getpid()]
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+        self._ranks: set[int] = set()
+        run = uuid.uuid4().hex
+        reading, self._pipe = os.pipe()
+        try:
+            self._guardian = subprocess.Popen(
+                (*SCRIPT, str(reaper.__file__), run),
+                stdin=reading,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        finally:
+            os.close(reading)
+        outer = os.environ.get(reaper.MARK)
+        os.environ[reaper.MARK] = f"{outer}:{run}" if outer else run
+
+    def watch(self, ranks: Iterable[int]) -> None:
+        """Take note of ranks by their process ids, and tell the guardian."""
+        self._ranks = set(ranks)
+        self._tell(b"".join(b"%d\n" % pid for pid in self._ranks))
+
+    def left(self) -> set[int]:
+        """Process ids of those that have not ended."""
+        processes = reaper.everyone()
+        for stranger in self._strangers:
+            if (now := processes.get(stranger.pid)) is not None and now.start == stranger.start:
+                del processes[stranger.pid]
+        tree = reaper.below(processes, {os.getpid()}) - {os.getpid(), self._guardian.pid}
+        return {pid for pid in tree if not processes[pid].ended}
+
+    def kill(self) -> None:
+        """SIGKILL to all that there are now. Never raises."""
+        reaper.kill(self.left())
+
+    def end(self, deadline: float, told: Iterable[int] = ()) -> None:
+        """SIGTERM to all; SIGKILL to those that are left at `deadline` (monotonic), until there are none.
+
+        `told`: process groups that have got their SIGTERM already; a second one would break off what they save.
+        """
+        groups = set(told)
+        reaper.kill({pid for pid in self.left() if _group(pid) not in groups}, signal.SIGTERM)
+        deadline = max(deadline, time.monotonic())
+        # Not seen once may be moved meanwhile: a process whose parent ended between the looks at the two.
+        unseen = 0
+        while unseen < UNSEEN_TWICE and (now := time.monotonic()) < deadline + LAST_WAIT_S:
+            left = self.left()
+            unseen = 0 if left else unseen + 1
+            if left and now >= deadline:
+                reaper.kill(left)
+            if left:
+                time.sleep(PAUSE_S)
+        self.reap()
+
+    def reap(self) -> None:
+        """Take leave of adopted processes that have ended. The ranks are waited for by torch's agent."""
+        others = {*self._ranks, self._guardian.pid}
+        with suppress(ChildProcessError):
+            while True:
+                ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+                if ended is None or ended.si_pid in others:
+                    return
+                os.waitpid(ended.si_pid, os.WNOHANG)
+
+    def __enter__(self) -> Descendants:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """End what is left, and the guardian."""
+        self.end(deadline=0)
+        self._tell(reaper.ALL_IS_WELL + b"\n")
+        os.close(self._pipe)
+        with suppress(subprocess.TimeoutExpired):
+            self._guardian.wait(DISMISS_S)
+
+    def _tell(self, text: bytes) -> None:
+        # Without a guardian the ranks are still tied to the launcher.
+        with suppress(OSError):
+            os.write(self._pipe, text)
+
+
+def _group(pid: int) -> int | None:
+    try:
+        return os.getpgid(pid)
+    except ProcessLookupError:
+        return None

@@ -1,0 +1,1 @@
+"""Options to a run: what the machine fills in, and the objects that the options describe."""

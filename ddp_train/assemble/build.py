@@ -1,0 +1,281 @@
+"""The composition root: from a configuration to a trainer that is ready to run.
+
+The order is that of `build`: data, recommendations, run folder, model, optimizer, resume, observers.
+What can be refused is refused here, before the first step, and on all ranks together.
+"""
+
+from __future__ import annotations
+
+import math
+import platform
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ddp_core.redaction import redacted
+from ddp_train import data, models
+from ddp_train.assemble.factories import (
+    compiled,
+    context_of,
+    create_balance,
+    create_network,
+    create_pipeline,
+    create_precision,
+    loss_of,
+    optimizer_of,
+    schedule_of,
+    sharded,
+    without_effect,
+    without_lone_sample,
+    wrap,
+)
+from ddp_train.assemble.reproducible_cost import measure
+from ddp_train.assemble.resolve_options import resolve, threads_of
+from ddp_train.checkpoint import rng_state
+from ddp_train.checkpoint.manager import Saver, create_saver
+from ddp_train.checkpoint.progress import Progress
+from ddp_train.config.options import Config
+from ddp_train.config.parse import resume_file, to_dict, with_values
+from ddp_train.data.pipeline.build import Pipeline
+from ddp_train.data.sources.dataset import Dataset
+from ddp_train.data.sources.facts import DatasetFacts
+from ddp_train.data.sources.on_ranks import describe_left_out, load_on_ranks
+from ddp_train.distributed.allreduce_hook import Owed
+from ddp_train.distributed.flag_exchange import Control
+from ddp_train.distributed.heartbeat import own
+from ddp_train.distributed.process_group import Ranks, gpu_uuids, on_first_rank, take_first_ranks, together
+from ddp_train.distributed.shm_allreduce import share
+from ddp_train.engine.nan_guard import Guard
+from ddp_train.engine.stop_signals import StopSignals
+from ddp_train.engine.trainer import Parts, Trainer
+from ddp_train.models.init_from_data import init_from_data
+from ddp_train.models.synchronised import SynchronisedBatchNorm
+from ddp_train.observers.console import create_progress
+from ddp_train.observers.records import Observer, RunFacts
+from ddp_train.observers.tensorboard import TensorBoardObserver
+from ddp_train.observers.wandb import WandbObserver
+from ddp_train.optim.torch_internals import leave_compiler_out
+from ddp_train.run_folder import done_marker
+from ddp_train.run_folder.claim import claim, is_restart
+from ddp_train.run_folder.files import HistoryObserver, RunFolder
+from ddp_train.run_folder.lock import RunLock
+from ddp_train.technique import Context, Technique
+from ddp_train.techniques.registry import compose
+
+__all__ = ["Run", "build"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trainer with the configuration, folder and facts of its run. Observers are told on rank 0 alone."""
+
+    trainer: Trainer
+    config: Config
+    folder: RunFolder
+    facts: RunFacts
+    observers: Sequence[Observer]
+    dataset: Dataset
+    lock: RunLock
+
+
+def build(wanted: Config, ranks: Ranks, device: torch.device, stop: StopSignals | None = None) -> Run:
+    """Put a run together. The process group must have been started. Errors: UserError, on all ranks alike."""
+    dataset, notes = _load_data(wanted, ranks)
+    resolved, found = resolve(wanted, dataset, ranks, device)
+    lock = RunLock()
+    resolved, folder, moved = _claim(resolved, lock, ranks)
+    network = _network(resolved, dataset, ranks, device)
+    resolved, left_out = without_lone_sample(resolved, network, dataset, ranks)
+    pipeline = together(lambda: create_pipeline(resolved, dataset, ranks, device), ranks)
+    precision = create_precision(resolved, device)
+    bare = context_of(resolved, dataset, network, pipeline, precision, ranks)
+    context, techniques = together(lambda: compose(bare), ranks)
+    balance = create_balance(resolved, pipeline, ranks)
+    techniques = (*techniques, *([balance.technique()] if balance is not None else []))
+    parts, saver, cost = _parts(context, techniques, pipeline, folder, len(dataset.train.labels))
+    # Behind the wrapping, which gives all ranks the buffers of rank 0.
+    source = on_first_rank(lambda: resume_file(resolved), ranks)
+    progress, resumed = _resume(source, saver, dataset, resolved, ranks)
+    parts = replace(parts, progress=progress, stop=stop or StopSignals())
+    shared = () if balance is None else (together(lambda: balance.start(parts), ranks),)
+    notes = (*notes, *moved, *left_out, *without_effect(resolved, dataset, device), *cost, *resumed, *shared)
+    facts = _facts(resolved, dataset, parts, folder, notes)
+    if ranks.is_first:
+        done_marker.unmark(folder.path)
+        folder.write_config(resolved)
+        folder.write_dataset(DatasetFacts.of(dataset))
+        folder.write_plan(_environment(parts, facts), found)
+        parts = replace(parts, observers=_observers(resolved, folder, parts, facts, source))
+    return Run(Trainer(parts), resolved, folder, facts, parts.observers, dataset, lock)
+
+
+def _claim(resolved: Config, lock: RunLock, ranks: Ranks) -> tuple[Config, RunFolder, tuple[str, ...]]:
+    """The options with the run's folder in them, the folder, and a line for the user where another run was moved."""
+    path, moved = on_first_rank(lambda: claim(resolved, lock, restarted=is_restart()), ranks)
+    return with_values(resolved, {"out_dir": str(path)}), RunFolder(path), (moved,) if moved else ()
+
+
+def _network(resolved: Config, dataset: Dataset, ranks: Ranks, device: torch.device) -> nn.Module:
+    """The network with its first weights, the same on all ranks."""
+    if not resolved.model.compile:
+        leave_compiler_out()
+    rng_state.seed(resolved.run.seed)
+    network = together(lambda: create_network(resolved, dataset, device), ranks)
+    together(lambda: init_from_data(network, dataset, device), ranks)
+    take_first_ranks(network, ranks)  # before a technique makes copies of them
+    return network
+
+
+def _parts(
+    context: Context, techniques: Sequence[Technique], pipeline: Pipeline, folder: RunFolder, train_samples: int
+) -> tuple[Parts, Saver, tuple[str, ...]]:
+    """The parts of a new run, the saver among them, and lines for the user."""
+    options, network, ranks, device = context.config, context.network, context.ranks, context.device
+    optimizer = together(lambda: optimizer_of(context), ranks)
+    control = Control(ranks)
+    saver = create_saver(
+        context, techniques, optimizer, control, pipeline, train_samples, folder.latest, folder.best_model
+    )
+    model = compiled(network, options)
+    joining = sharded(options, network, ranks, device)
+    cost = _cost_of_bits(context)
+    ddp = wrap(model, ranks, device) if joining is None else None
+    synchronised = any(isinstance(module, SynchronisedBatchNorm) for module in network.modules())
+    owed = None
+    if ddp is not None and not synchronised:
+        owed = Owed(ddp, share(model, ranks, device, lambda: control.exchange({})))
+    parts = Parts(
+        ranks=ranks,
+        device=device,
+        network=network,
+        model=ddp or model,
+        ddp=ddp,
+        pipeline=pipeline,
+        loss=loss_of(options, techniques),
+        optimizer=optimizer,
+        schedule=schedule_of(context, techniques),
+        precision=context.precision,
+        epochs=context.epochs,
+        global_batch=context.global_batch,
+        stop_after=math.inf if options.run.stop_after is None else options.run.stop_after,
+        seed=options.run.seed,
+        techniques=techniques,
+        log_every=options.run.log_every,
+        joining=joining,
+        saver=saver,
+        guard=Guard(network, optimizer, context.precision, pipeline, ranks, control, folder.path),
+        owed=owed,
+        control=control,
+    )
+    return parts, saver, cost
+
+
+def _load_data(wanted: Config, ranks: Ranks) -> tuple[Dataset, tuple[str, ...]]:
+    """The dataset, and the line that says why where it is not the one that a user might expect.
+
+    Rank 0 downloads, one rank per node decodes, all map the result.
+    """
+    with own.during("data preparation"):
+        name, note = on_first_rank(lambda: data.resolve(wanted.data), ranks)
+        dataset = load_on_ranks(name, wanted.data, ranks)
+    return dataset, (*((note,) if note else ()), *dataset.notes, *describe_left_out(dataset))
+
+
+def _resume(
+    source: Path | None, saver: Saver, dataset: Dataset, resolved: Config, ranks: Ranks
+) -> tuple[Progress, tuple[str, ...]]:
+    """How far the run of the checkpoint `source` had come, which everything then has the state of; lines for the user.
+
+    A new run for None. Errors: UserError, on all ranks alike.
+    """
+    if source is None:
+        return Progress(), ()
+    together(lambda: _refuse_other_data(source, dataset, resolved), ranks)
+    taken = together(lambda: saver.restore(source), ranks)
+    return taken.progress, (*taken.notes, f"continues {taken.path} {taken.progress.place}")
+
+
+def _refuse_other_data(source: Path, dataset: Dataset, resolved: Config) -> None:
+    """Errors: UserError where the run of the checkpoint `source` had other data."""
+    beside = source.parent / "dataset.json"
+    if beside.is_file() and resolved.data.changed_data == "stop":
+        DatasetFacts.read(beside).refuse_other_data(dataset)
+
+
+def _cost_of_bits(context: Context) -> tuple[str, ...]:
+    """The line that says what --reproducible costs, measured; a run that only measures goes without."""
+    run, looking = context.config.run, context.config.looking
+    if context.config.shards is None or run.tune is not None or looking.overfit_one_batch is not None:
+        return ()
+    plain_threads = threads_of(context.ranks.local_world_size)
+    cost = together(lambda: measure(context, plain_threads), context.ranks)
+    threads = f", threads a rank: {torch.get_num_threads()}" if context.device.type == "cpu" else ""
+    return (f"--reproducible: {context.config.shards} logical shards{threads}; {cost}",)
+
+
+def _observers(
+    resolved: Config, folder: RunFolder, parts: Parts, facts: RunFacts, source: Path | None
+) -> tuple[Observer, ...]:
+    """History first: what the others show must already be on disk."""
+    history = folder.open_history(_environment(parts, facts), parts.progress.epoch, source)
+    observers: list[Observer] = [HistoryObserver(history, folder.curves), create_progress()]
+    if resolved.run.tensorboard:
+        observers.append(TensorBoardObserver(folder.tensorboard))
+    if resolved.looking.wandb:
+        observers.append(WandbObserver(folder.path, resolved.looking.wandb_project, to_dict(resolved)))
+    observers += [technique.observer for technique in parts.techniques if technique.observer is not None]
+    return tuple(observers)
+
+
+def _facts(resolved: Config, dataset: Dataset, parts: Parts, folder: RunFolder, notes: tuple[str, ...]) -> RunFacts:
+    return RunFacts(
+        name=folder.path.name,
+        model=resolved.model.model or "small",
+        parameters=models.parameter_count(parts.network),
+        dataset=dataset.name,
+        device=_device_name(parts.device),
+        world_size=parts.ranks.world_size,
+        epochs=parts.epochs,
+        steps_per_epoch=parts.pipeline.steps_per_epoch,
+        global_batch=parts.global_batch,
+        out_dir=str(folder.path),
+        gpu_uuids=gpu_uuids(parts.ranks, parts.device),
+        notes=notes,
+        start_epoch=parts.progress.epoch + 1,
+        start_step=parts.progress.step_in_epoch,
+        best_accuracy=parts.progress.best_accuracy,
+    )
+
+
+def _environment(parts: Parts, facts: RunFacts) -> dict[str, object]:
+    """What a reader of the history needs to compare runs."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "model": facts.model,
+        "parameters": facts.parameters,
+        "dataset": facts.dataset,
+        "device": facts.device,
+        "world_size": facts.world_size,
+        "threads_per_rank": torch.get_num_threads(),
+        "precision": parts.precision.mode,
+        "all_reduce": _all_reduce(parts),
+        "command": [sys.argv[0], *redacted(sys.argv[1:])],
+    }
+
+
+def _all_reduce(parts: Parts) -> str | None:
+    """What the gradients of the ranks are joined through; None at one rank."""
+    if parts.ranks.world_size == 1:
+        return None
+    shared = parts.owed is not None and parts.owed.shared is not None
+    return "shared memory" if shared else str(torch.distributed.get_backend())
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"

@@ -1,0 +1,224 @@
+"""The parts of a run, each from the options that it depends on; `build` puts them together."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ddp_train import data, models
+from ddp_train.config.batch_split import scale_learning_rate, split
+from ddp_train.config.options import Config, UserError
+from ddp_train.config.parse import with_values
+from ddp_train.data.pipeline.build import Pipeline
+from ddp_train.data.sources.dataset import Dataset
+from ddp_train.data.sources.facts import DatasetFacts
+from ddp_train.diagnostics.beats import Watched
+from ddp_train.distributed.process_group import Ranks
+from ddp_train.distributed.speed_cache import work_of
+from ddp_train.engine.reproducible import Sharded
+from ddp_train.optim import create_optimizer
+from ddp_train.optim.losses import Loss, cross_entropy_sum
+from ddp_train.optim.lr_schedule import Schedule, create_schedule
+from ddp_train.optim.precision import LossScale, Precision
+from ddp_train.optim.torch_internals import without_compiler
+from ddp_train.technique import Context, Technique
+from ddp_train.tune.balance import Balance
+
+__all__ = [
+    "compiled",
+    "context_of",
+    "create_balance",
+    "create_network",
+    "create_pipeline",
+    "create_precision",
+    "loss_of",
+    "optimizer_of",
+    "schedule_of",
+    "sharded",
+    "without_effect",
+    "without_lone_sample",
+    "wrap",
+]
+
+
+def create_network(resolved: Config, dataset: Dataset | DatasetFacts, device: torch.device) -> nn.Module:
+    """The untrained network of a run, on its device."""
+    return models.create_as_told(resolved.model, len(dataset.classes), dataset.image_shape, device)
+
+
+def create_precision(resolved: Config, device: torch.device) -> Precision:
+    """The arithmetic of the run."""
+    options = resolved.model
+    scale = LossScale(options.init_scale, options.growth_factor, options.backoff_factor, options.growth_interval)
+    return Precision(options.amp, device, scale)
+
+
+def create_pipeline(resolved: Config, dataset: Dataset, ranks: Ranks, device: torch.device) -> Pipeline:
+    """This rank's input. Errors: UserError where there is nothing for a step, or not a shard for each rank."""
+    shards = resolved.shards
+    if shards is not None and shards < ranks.world_size:
+        raise UserError(
+            f"--reproducible: {ranks.world_size} ranks for {shards} logical shards, of which each takes at least one; "
+            "--reproducible-shards takes their number, for the whole run"
+        )
+    pipeline = data.build_pipeline(
+        dataset,
+        resolved.data,
+        resolved.augment,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        device=device,
+        global_batch=_known(resolved.data.batch_size),
+        accumulate=resolved.data.accumulate or 1,
+        seed=resolved.run.seed,
+        shards=shards,
+        local_world_size=ranks.local_world_size,
+        equal_passes=resolved.model.sync_batch_norm,
+    )
+    if pipeline.steps_per_epoch == 0:
+        raise UserError(
+            f"--drop-last leaves no step: {len(dataset.train.labels)} training images, "
+            f"global batch {resolved.data.batch_size}"
+        )
+    return Watched(pipeline)
+
+
+def create_balance(resolved: Config, pipeline: Pipeline, ranks: Ranks) -> Balance | None:
+    """What divides the global batch by measured speed, where that is asked for and there is something to divide."""
+    if resolved.data.shares != "measured" or ranks.world_size == 1:
+        return None
+    return Balance(pipeline.sampler, resolved.data.accumulate or 1, work_of(resolved))
+
+
+def context_of(
+    resolved: Config, dataset: Dataset, network: nn.Module, pipeline: Pipeline, precision: Precision, ranks: Ranks
+) -> Context:
+    """What techniques may look at and change."""
+    return Context(
+        config=resolved,
+        network=network,
+        device=precision.device,
+        precision=precision,
+        ranks=ranks,
+        epochs=_known(resolved.run.epochs),
+        steps_per_epoch=pipeline.steps_per_epoch,
+        global_batch=_known(resolved.data.batch_size),
+        classes=len(dataset.classes),
+        image_shape=dataset.image_shape,
+        peak_rate=_peak_rate(resolved),
+    )
+
+
+def _peak_rate(resolved: Config) -> float:
+    rate, rule = resolved.optim.lr, resolved.optim.lr_scaling
+    assert rate is not None and rule is not None
+    return scale_learning_rate(rate, _known(resolved.data.batch_size), rule)
+
+
+def optimizer_of(context: Context) -> torch.optim.Optimizer:
+    """The optimizer of the network as the techniques have left it."""
+    # Muon's iterations bear bf16, in which their authors run them.
+    dtype = torch.bfloat16 if context.precision.mode == "bf16" else torch.float32
+    options = context.config.optim
+    return create_optimizer(context.network, options, context.peak_rate, context.device, matrix_dtype=dtype)
+
+
+def schedule_of(context: Context, techniques: Sequence[Technique]) -> Schedule:
+    """The learning rate by step, as the techniques have changed it."""
+    schedule = create_schedule(
+        context.config.schedule,
+        epochs=context.epochs,
+        steps_per_epoch=context.steps_per_epoch,
+        peak_rate=context.peak_rate,
+    )
+    for technique in techniques:
+        schedule = technique.schedule(schedule) if technique.schedule is not None else schedule
+    return schedule
+
+
+def loss_of(resolved: Config, techniques: Sequence[Technique]) -> Loss:
+    """The loss, as the techniques have changed it."""
+    loss = cross_entropy_sum(resolved.regularize.label_smoothing)
+    for technique in techniques:
+        loss = technique.loss(loss) if technique.loss is not None else loss
+    return loss
+
+
+def compiled(model: nn.Module, resolved: Config) -> nn.Module:
+    """`model` compiled, if it is to be, and before it is wrapped: of the wrapper torch 2.15 compiles nothing.
+
+    Within DistributedDataParallel's forward pass the graph is cut at its buckets, so that they still overlap.
+    """
+    if not resolved.model.compile:
+        return model
+    return torch.compile(model, mode=resolved.model.compile_mode)  # type: ignore[return-value]
+
+
+def wrap(network: nn.Module, ranks: Ranks, device: torch.device) -> DistributedDataParallel | None:
+    """DistributedDataParallel, at more than one rank.
+
+    Buffers are not broadcast at every step: `average_buffers` joins them once an epoch.
+    """
+    if ranks.world_size == 1:
+        return None
+    known = inspect.signature(DistributedDataParallel.__init__).parameters
+    # torch 2.15 renamed the option and warns about the old name.
+    keep_buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    options: dict[str, Any] = {keep_buffers: False, "gradient_as_bucket_view": True}
+    if device.type == "cuda":
+        options["device_ids"] = [device.index]
+    return without_compiler(lambda: DistributedDataParallel(network, **options))
+
+
+def sharded(resolved: Config, network: nn.Module, ranks: Ranks, device: torch.device) -> Sharded | None:
+    """What takes DistributedDataParallel's place under --reproducible."""
+    if resolved.shards is None:
+        return None
+    return Sharded(network, ranks, device, resolved.shards)
+
+
+def without_lone_sample(
+    resolved: Config, network: nn.Module, dataset: Dataset, ranks: Ranks
+) -> tuple[Config, tuple[str, ...]]:
+    """Leave the last global batch out where a rank would get a single sample: batch norm has no variance then.
+
+    The options, and a line for the user where something is left out.
+    """
+    samples, batch = len(dataset.train.labels), _known(resolved.data.batch_size)
+    shares = split(samples % batch, [1.0] * (resolved.shards or ranks.world_size))
+    lone = any(1 in split(share, [1.0] * (resolved.data.accumulate or 1)) for share in shares)
+    normalised = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in network.modules())
+    synchronised = resolved.model.sync_batch_norm  # the ranks' samples are counted together
+    if resolved.data.drop_last or synchronised or not (lone and normalised and samples >= batch):
+        return resolved, ()
+    part = "rank" if resolved.shards is None else "shard"
+    note = f"the last {samples % batch} images of each epoch are left out: batch norm needs two per {part}"
+    return with_values(resolved, {"drop_last": True}), (note,)
+
+
+def without_effect(resolved: Config, dataset: Dataset, device: torch.device) -> tuple[str, ...]:
+    """A line for each option that has nothing to do where there is no GPU, or means little for this dataset."""
+    options = {
+        "--expandable-segments": resolved.model.expandable_segments,
+        f"--compile-mode {resolved.model.compile_mode}": resolved.model.compile_mode not in (None, "default"),
+    }
+    lines = [
+        f"{name}: no GPU is used, so it does nothing" for name, on in options.items() if on and device.type == "cpu"
+    ]
+    target = resolved.run.target
+    if target is not None and dataset.name != "cifar10":
+        lines.append(
+            f"--target {target:g}: an accuracy on CIFAR-10; {dataset.name} gets a network and a run of that size"
+        )
+    return tuple(lines)
+
+
+def _known(value: int | None) -> int:
+    """An option that `resolve` has filled in."""
+    assert value is not None
+    return value

@@ -1,0 +1,89 @@
+"""What the options that were left open become: the hardware is read here, `config/recommend.py` decides."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+import torch.distributed as dist
+
+from ddp_train.config import recommend
+from ddp_train.config.options import Config
+from ddp_train.config.parse import with_values
+from ddp_train.data.sources.dataset import Dataset
+from ddp_train.distributed.process_group import Ranks
+from ddp_train.engine.reproducible import pin
+from gpu_topology.host.host import read_host
+
+__all__ = ["read_hardware", "resolve", "set_threads", "settle_arithmetic", "threads_of"]
+
+
+def resolve(
+    wanted: Config, dataset: Dataset, ranks: Ranks, device: torch.device
+) -> tuple[Config, tuple[recommend.Recommendation, ...]]:
+    """Every option that was left open filled in, first by hardware, then by data."""
+    by_hardware = recommend.recommend(read_hardware(ranks, device), wanted)
+    resolved = recommend.apply(wanted, by_hardware)
+    if resolved.data.batch_size_per_rank is not None:
+        batch = resolved.data.batch_size_per_rank * ranks.world_size
+        resolved = with_values(resolved, {"batch_size": batch, "batch_size_per_rank": None})
+    if resolved.shards is not None:
+        threads = torch.get_num_threads() if device.type == "cpu" else None
+        pinned = {"reproducible_shards": resolved.shards, "reproducible_threads": threads}
+        resolved = with_values(resolved, pinned)
+    if resolved.data.accumulate is None:
+        resolved = with_values(resolved, {"accumulate": 1})
+    if resolved.data.shares == "measured" and ranks.world_size > 1 and "sync_batch_norm" not in wanted.given:
+        # Else the statistics of a rank with few samples would count as much as those of one with many.
+        resolved = with_values(resolved, {"sync_batch_norm": True})
+    samples = len(dataset.train.labels)
+    by_data = recommend.recommend_for_data(dataset.name, samples, resolved.data.batch_size or 1, resolved)
+    return recommend.apply(resolved, by_data), (*by_hardware, *by_data)
+
+
+def read_hardware(ranks: Ranks, device: torch.device) -> recommend.Hardware:
+    """What all ranks have together: memory summed, the lowest compute capability. A collective on GPUs."""
+    host = read_host()
+    memory, capability = 0, None
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        mine = (properties.total_memory, (properties.major, properties.minor))
+        everyone = [mine] * ranks.world_size
+        if ranks.world_size > 1:
+            dist.all_gather_object(everyone, mine)
+        memory, capability = sum(m for m, _ in everyone), min(c for _, c in everyone)
+    return recommend.Hardware(
+        device="cuda" if device.type == "cuda" else "cpu",
+        world_size=ranks.world_size,
+        local_world_size=ranks.local_world_size,
+        gpu_memory=memory,
+        compute_capability=capability,
+        cpus=host.usable_cpus,
+        cpu_flags=host.cpu_flags,
+    )
+
+
+def threads_of(ranks: int) -> int:
+    """Threads for each of so many processes of this machine."""
+    return read_host().threads(ranks)
+
+
+def settle_arithmetic(wanted: Config, ranks: Ranks, device: torch.device) -> None:
+    """Threads and choice of kernels of this process, before anything is computed. Errors: see `pin`."""
+    if wanted.shards is None:
+        set_threads(ranks, device)
+    else:
+        # By default as many as one rank for each shard would have: no number of ranks is in it.
+        pin(wanted.run.reproducible_threads or threads_of(wanted.shards), device)
+
+
+def set_threads(ranks: Ranks, device: torch.device) -> None:
+    """On the CPU share the usable cores among the local ranks.
+
+    OMP_NUM_THREADS is kept where somebody set it; 1 under bare torchrun is torchrun's own filler, while the launcher
+    (which says so by DDP_LAUNCH) never leaves it to torchrun.
+    """
+    wanted = os.environ.get("OMP_NUM_THREADS")
+    filler = wanted == "1" and "TORCHELASTIC_RUN_ID" in os.environ and "DDP_LAUNCH" not in os.environ
+    if device.type == "cpu" and (wanted is None or filler):
+        torch.set_num_threads(threads_of(ranks.local_world_size))

@@ -1,0 +1,99 @@
+"""What makes a checkpoint one of this run: the data and their order; and on what machine it was written.
+
+A checkpoint from within an epoch stands for a position in the global order of that epoch's samples. It is taken up only
+where that order and the cut into global batches are the same; one from the end of an epoch fits other ones too.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from ddp_train.checkpoint.progress import Progress
+from ddp_train.config.options import Config
+from ddp_train.config.parse import to_dict
+from ddp_train.distributed.process_group import Ranks
+
+__all__ = ["describe", "differences", "why_not"]
+
+# What has to be the same within an epoch, and how a user calls it.
+FIXED = {
+    "seed": "--seed",
+    "global_batch": "a global batch (--batch-size)",
+    "train_samples": "training images",
+    "steps_per_epoch": "steps an epoch",
+}
+
+
+def describe(
+    resolved: Config,
+    ranks: Ranks,
+    device: torch.device,
+    *,
+    global_batch: int,
+    train_samples: int,
+    steps_per_epoch: int,
+    shares: Sequence[float],
+) -> dict[str, Any]:
+    """Plain values for a checkpoint. `shares`: weights of the ranks' parts of a global batch."""
+    return {
+        "seed": resolved.run.seed,
+        "global_batch": global_batch,
+        "train_samples": train_samples,
+        "steps_per_epoch": steps_per_epoch,
+        "world_size": ranks.world_size,
+        "shares": list(shares),
+        "config": to_dict(resolved),
+        "versions": {"python": platform.python_version(), "torch": str(torch.__version__), "cuda": torch.version.cuda},
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "determinism": {
+            "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
+            "cudnn_deterministic": torch.backends.cudnn.deterministic,
+            "cudnn_benchmark": torch.backends.cudnn.benchmark,
+            "cudnn_tf32": torch.backends.cudnn.allow_tf32,
+            "matmul_precision": torch.get_float32_matmul_precision(),
+            "threads": torch.get_num_threads(),
+        },
+    }
+
+
+def why_not(saved: Mapping[str, Any], own: Mapping[str, Any], progress: Progress) -> str | None:
+    """Why a run described by `own` cannot go on at `progress` of the run described by `saved`; None: it can."""
+    if "config" in saved and (then := _shards(saved)) != (now := _shards(own)):
+        return f"its global batches were cut {then}, and those of this run are cut {now}: the bits would be others"
+    if progress.step_in_epoch == 0:
+        return None
+    for name, words in FIXED.items():
+        if saved.get(name) != own[name]:
+            return (
+                f"it stands at step {progress.step_in_epoch} of epoch {progress.epoch + 1} of a run with {words} "
+                f"{saved.get(name)}, and this one has {own[name]}"
+            )
+    return None
+
+
+def differences(saved: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
+    """In words, what may give a run that goes on other bits, although its options are the same."""
+    facts = ((name, saved.get(name), own[name]) for name in ("versions", "device", "determinism"))
+    pairs = [(part, then, now) for name, then, now in facts for part, then, now in _parts(name, then, now)]
+    return [f"{part} {then} -> {now}" for part, then, now in pairs if then != now]
+
+
+def _parts(name: str, then: object, now: object) -> Iterator[tuple[str, object, object]]:
+    if not isinstance(now, Mapping):
+        yield name, then, now
+        return
+    before = then if isinstance(then, Mapping) else {}
+    for part, value in now.items():
+        if part != "python":
+            yield part, before.get(part), value
+
+
+def _shards(description: Mapping[str, Any]) -> str:
+    options = description["config"]
+    if not options.get("reproducible"):
+        return "by the number of ranks (no --reproducible)"
+    return f"into {options['reproducible_shards']} logical shards (--reproducible-shards)"

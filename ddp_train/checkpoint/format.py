@@ -1,0 +1,257 @@
+"""Checkpoints that are whole or absent, that notice a single flipped bit, and that can harm nobody.
+
+The format is torch.save's own zip file, so that `torch.load(path, weights_only=True)` reads it
+anywhere. What is added is the zip comment at its very end, the seal:
+
+    ddp-train sha256=<64 hexadecimal digits>
+
+the SHA-256 of every byte before the seal. torch.load and the zip format alone do not notice a
+changed weight. A checkpoint's object is {"schema": "ddp-train-checkpoint/1", "step": N, "state": {...}};
+`best_model.pth` is a plain state_dict under the same seal.
+
+Reading goes: seal, hash, inspection (inspection/: tensors and plain values alone, none larger than the
+file), torch's restricted unpickler, and a look at the numbers. The hash is against damage, the inspection
+against malice: anybody can compute a hash.
+
+A folder keeps two good generations, `checkpoint-latest.pt` and `checkpoint-previous.pt`. Which is the
+newer goes by the step inside, never by the time of a file, which a clock or a copy can change.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import torch
+
+from ddp_core.files import replacing
+from ddp_train.checkpoint import integrity
+from ddp_train.checkpoint.inspection import ForeignObject, Refused, inspect
+from ddp_train.checkpoint.values import dense, plain, spoilt
+from ddp_train.config.options import UserError
+
+__all__ = [
+    "LATEST",
+    "PREVIOUS",
+    "SCHEMA",
+    "Newest",
+    "NotFinite",
+    "load",
+    "load_state_dict",
+    "newest",
+    "save",
+    "save_state_dict",
+    "step_of",
+]
+
+SCHEMA = "ddp-train-checkpoint/1"
+LATEST = "checkpoint-latest.pt"
+PREVIOUS = "checkpoint-previous.pt"
+
+WEIGHTS = ("model", "optimizer", "techniques")
+"""The parts of a state whose tensors are finite numbers, or the run is lost."""
+
+
+class NotFinite(UserError):
+    """A weight is NaN or infinite: nothing that follows from it would mean anything."""
+
+
+class Newest(NamedTuple):
+    """The newest good checkpoint of a folder. `notes`: a line for each that was passed over, with its reason."""
+
+    path: Path
+    state: dict[str, object]
+    notes: tuple[str, ...]
+
+
+def save(
+    path: str | os.PathLike[str],
+    state: Mapping[str, object],
+    *,
+    step: int = 0,
+    keep: str | os.PathLike[str] | None = None,
+) -> None:
+    """Write `state` (nested dicts, lists and tuples of tensors and plain values) in the place of `path`.
+
+    `step`: finished optimizer steps, by which `newest` chooses. `keep`: the name beside it under which
+    the old file stays. The old file stays as it is until the new one is complete and on the disk. Raises,
+    with nothing written, UserError when it cannot be written (with the bytes needed and free when the disk
+    is full), NotFinite, and TypeError for a value that `load` would refuse.
+    """
+    content = plain(state, "state", dense)
+    _require_finite(path, {name: content.get(name) for name in WEIGHTS}, "is not written")
+    _write(path, {"schema": SCHEMA, "step": step, "state": content}, keep)
+
+
+def load(path: str | os.PathLike[str], map_location: str | torch.device = "cpu") -> dict[str, object]:
+    """The state that `save` was given, tensors on `map_location`.
+
+    Raises UserError, one line naming the file, when it is missing, truncated, damaged, holds anything but
+    tensors and plain values, or is not a checkpoint of this trainer; NotFinite for weights that are lost.
+    """
+    with _verified(path, sealed=True) as (file, facts):
+        _checkpoint_step(path, facts)
+        state = _tensors(path, file, map_location)["state"]
+    assert isinstance(state, dict)
+    _require_finite(path, {name: state.get(name) for name in WEIGHTS}, "is refused")
+    return state
+
+
+def newest(folder: str | os.PathLike[str], map_location: str | torch.device = "cpu") -> Newest:
+    """The good checkpoint of `folder` with the highest step.
+
+    Raises UserError where there is none, naming what is wrong with each that is there.
+    """
+    found: list[tuple[int, Path]] = []
+    refused: list[str] = []
+    for path in (Path(folder) / LATEST, Path(folder) / PREVIOUS):
+        if path.exists():
+            try:
+                found.append((_step(path), path))
+            except UserError as error:
+                refused.append(str(error))
+    # The latest first of two with the same step.
+    for step, path in sorted(found, key=lambda candidate: candidate[0], reverse=True):
+        try:
+            state = load(path, map_location)
+        except UserError as error:
+            refused.append(str(error))
+        else:
+            return Newest(path, state, tuple(f"{text}; {path.name} of step {step} is used" for text in refused))
+    reason = "; ".join(refused) or f"neither {LATEST} nor {PREVIOUS} is there"
+    raise UserError(f"{folder} has no checkpoint to continue from: {reason}")
+
+
+def step_of(path: str | os.PathLike[str]) -> int | None:
+    """The step of a whole checkpoint, without its tensors; None where it is missing or would be refused."""
+    try:
+        return _step(path)
+    except UserError:
+        return None
+
+
+def save_state_dict(path: str | os.PathLike[str], state_dict: Mapping[str, object]) -> None:
+    """Write a plain state_dict in the place of `path`, as whole and sealed as `save` does."""
+    content = plain(state_dict, "state_dict", dense)
+    _require_finite(path, content, "is not written")
+    _write(path, content)
+
+
+def load_state_dict(path: str | os.PathLike[str], map_location: str | torch.device = "cpu") -> dict[str, object]:
+    """A state_dict of `save_state_dict`, or of anybody's torch.save (which has no seal to verify).
+
+    Raises UserError as `load` does.
+    """
+    with _verified(path, sealed=False) as (file, facts):
+        content = _tensors(path, file, map_location)
+    if not (isinstance(facts, dict) and facts.get("schema") == SCHEMA):  # a whole checkpoint is for `load` to judge
+        _require_finite(path, content, "is refused")
+    return content
+
+
+def _write(path: str | os.PathLike[str], content: object, keep: str | os.PathLike[str] | None = None) -> None:
+    with replacing(path, size=lambda: _serialized_bytes(content), keep=keep) as file:
+        sink = _Sink(file.write)
+        try:
+            torch.save(content, sink)  # type: ignore[arg-type]  # it asks for write and flush alone
+        except RuntimeError:
+            # torch's writer can hide the disk's own error behind one about positions in the zip file.
+            if sink.error is not None:
+                raise sink.error from None
+            raise
+        file.flush()
+        integrity.append(file)
+
+
+class _Sink:
+    """The write-only file that torch.save asks for; counts the bytes and remembers the first error."""
+
+    def __init__(self, write: Callable[[bytes], int]) -> None:
+        self._write = write
+        self.count = 0
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        try:
+            self._write(data)
+        except OSError as error:
+            self.error = self.error or error
+            raise
+        self.count += len(data)
+        return len(data)
+
+    def flush(self) -> None:
+        """Nothing is held back here."""
+
+
+def _serialized_bytes(content: object) -> int:
+    sink = _Sink(len)
+    torch.save(content, sink)  # type: ignore[arg-type]
+    return sink.count + integrity.BYTES
+
+
+def _require_finite(path: str | os.PathLike[str], state: object, verdict: str) -> None:
+    if (bad := spoilt(state)) is not None:
+        raise NotFinite(f"{path} {verdict}: {bad}")
+
+
+@contextmanager
+def _verified(path: str | os.PathLike[str], *, sealed: bool) -> Iterator[tuple[IO[bytes], object]]:
+    """The open file, whose seal (required when `sealed`) is right and whose content is harmless, with facts of it.
+
+    One open file from hash to tensors: what is loaded is what was verified. Raises UserError.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            before = os.fstat(file.fileno())
+            digest = integrity.verify(path, file, required=sealed)
+            try:
+                facts = inspect(file, comment=0 if digest is None else integrity.BYTES)
+            except Refused as error:
+                made = "" if digest is None else f"; its SHA-256 is {digest} as expected: it was made like this"
+                foreign = "holds pickled Python objects, which can run code: refused" * isinstance(error, ForeignObject)
+                raise UserError(f"{path} {foreign or 'is refused'}: {error}{made}") from None
+            yield file, facts
+            after = os.fstat(file.fileno())
+            if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+                raise UserError(f"{path} was changed while it was read")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _tensors(path: str | os.PathLike[str], file: IO[bytes], map_location: str | torch.device) -> dict[str, object]:
+    file.seek(0)
+    try:
+        content = torch.load(file, map_location=map_location, weights_only=True)  # noqa: TID251  # after inspect
+    except pickle.UnpicklingError as error:
+        raise UserError(f"{path} holds pickled Python objects, which can run code: refused") from error
+    except (RuntimeError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} cannot be read: {_first_line(error)}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is not a checkpoint: it holds a {type(content).__name__}")
+    return content
+
+
+def _step(path: str | os.PathLike[str]) -> int:
+    with _verified(path, sealed=True) as (_, facts):
+        return _checkpoint_step(path, facts)
+
+
+def _checkpoint_step(path: str | os.PathLike[str], facts: object) -> int:
+    """Raises UserError where the content is no checkpoint's."""
+    state = facts.get("state") if isinstance(facts, dict) and facts.get("schema") == SCHEMA else None
+    if not isinstance(facts, dict) or not isinstance(state, dict):
+        raise UserError(f"{path} is not a checkpoint of this trainer: its schema is not {SCHEMA}")
+    progress = state.get("progress")  # where alone an earlier version wrote the step
+    earlier = progress.get("step") if isinstance(progress, dict) else 0
+    step = facts.get("step", earlier)
+    return step if isinstance(step, int) else 0
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

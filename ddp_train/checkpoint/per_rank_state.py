@@ -1,0 +1,112 @@
+"""What the ranks of a run do not have in common: batch statistics between two epochs, and whatever a technique keeps.
+
+A checkpoint holds the state of rank 0, and of every other rank the leaves (tensors and plain values of the nested
+state) that differ from it. A run that goes on with as many ranks gives each its own back, bit for bit; with another
+number all get the mean, as at the end of an epoch.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ddp_train.distributed.process_group import Ranks
+
+__all__ = ["differences", "leaves", "mean", "own"]
+
+Leaves = dict[str, Any]
+"""Path in the nested state -> leaf."""
+_WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_ORDERED = 1 << 16
+"""Values up to which a fingerprint depends on their order; in more of them the sum alone tells enough."""
+
+
+def leaves(state: object, path: str = "") -> Iterator[tuple[str, object]]:
+    """The leaves of nested dicts, lists and tuples, each with its path."""
+    if isinstance(state, Mapping):
+        for key, value in state.items():
+            yield from leaves(value, f"{path}/{key}")
+    elif isinstance(state, (list, tuple)):
+        for index, value in enumerate(state):
+            yield from leaves(value, f"{path}/{index}")
+    else:
+        yield path, state
+
+
+def differences(state: Mapping[str, object], ranks: Ranks, group: Any) -> list[Leaves]:
+    """For each rank its leaves that differ from rank 0's, on the host; [] but on rank 0. Called on all ranks.
+
+    `group`: the gloo group over which they are compared and sent.
+    """
+    if ranks.world_size == 1:
+        return [{}]
+    mine = dict(leaves(state))
+    marks = dict(zip(mine, _fingerprints(list(mine.values())), strict=True))
+    reference: list[Any] = [marks if ranks.is_first else None]
+    dist.broadcast_object_list(reference, src=0, group=group)
+    different = {path: _on_host(mine[path]) for path, mark in marks.items() if reference[0].get(path) != mark}
+    gathered: list[Any] | None = [None] * ranks.world_size if ranks.is_first else None
+    dist.gather_object(different, gathered, dst=0, group=group)
+    return gathered or []
+
+
+def own(state: object, found: Sequence[Leaves], rank: int) -> Any:
+    """The state of `rank`."""
+    return _mapped(state, lambda path, leaf: found[rank].get(path, leaf))
+
+
+def mean(state: object, found: Sequence[Leaves]) -> Any:
+    """One state for all: the mean of floating-point tensors, of all else rank 0's."""
+
+    def joined(path: str, leaf: object) -> object:
+        if not (isinstance(leaf, Tensor) and leaf.is_floating_point()) or not any(path in one for one in found):
+            return leaf
+        values = [one.get(path, leaf) for one in found]
+        return torch.stack([value.double() for value in values]).mean(0).to(leaf.dtype).view_as(leaf)
+
+    return _mapped(state, joined)
+
+
+def _mapped(state: Any, change: Callable[[str, Any], Any], path: str = "") -> Any:
+    if isinstance(state, Mapping):
+        return {key: _mapped(value, change, f"{path}/{key}") for key, value in state.items()}
+    if isinstance(state, (list, tuple)):
+        return type(state)(_mapped(value, change, f"{path}/{index}") for index, value in enumerate(state))
+    return change(path, state)
+
+
+def _fingerprints(values: Sequence[object]) -> list[int]:
+    """A number for each leaf, on all ranks the same for the same bits. Waits for the device once."""
+    sums = [_fingerprint(value) for value in values]
+    tensors = [value for value in sums if isinstance(value, Tensor)]
+    by_device: dict[torch.device, list[Tensor]] = {}
+    for tensor in tensors:
+        by_device.setdefault(tensor.device, []).append(tensor)
+    read = {id(t): number for group in by_device.values() for t, number in zip(group, _read(group), strict=True)}
+    return [read[id(value)] if isinstance(value, Tensor) else value for value in sums]
+
+
+def _read(tensors: Sequence[Tensor]) -> list[int]:
+    numbers: list[int] = torch.stack(list(tensors)).tolist()
+    return numbers
+
+
+def _fingerprint(value: object) -> Tensor | int:
+    if not isinstance(value, Tensor):
+        return zlib.crc32(repr(value).encode())
+    value = value.detach()
+    words = torch.view_as_real(value) if value.is_complex() else value
+    words = words.view(_WORDS[words.element_size()])
+    if words.numel() > _ORDERED:
+        return words.sum(dtype=torch.int64)
+    order = torch.arange(1, 2 * words.numel(), 2, dtype=torch.int64, device=words.device)
+    return (words.flatten().to(torch.int64) * order).sum()
+
+
+def _on_host(value: object) -> object:
+    return value.detach().cpu() if isinstance(value, Tensor) else value

@@ -1,0 +1,93 @@
+"""Nested values of tensors and plain types: what a checkpoint may hold, and whether its numbers are numbers."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+
+import torch
+
+from ddp_train.checkpoint.inspection import ITEM_BYTES
+
+__all__ = ["dense", "plain", "spoilt"]
+
+_LEAVES = {type(None), bool, int, float, complex, str, bytes, torch.Size, torch.dtype, torch.device}
+_KEYS = {type(None), bool, int, float, str}
+
+
+def plain(value: Mapping[str, object], where: str, tensor: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, object]:
+    """`value` in new containers, each tensor as `tensor` makes it.
+
+    Raises TypeError for what could not be loaded again: refused at saving, since at loading it is too late.
+    """
+    return _mapping(value, where, tensor)
+
+
+def _mapping(
+    value: Mapping[str, object], where: str, tensor: Callable[[torch.Tensor], torch.Tensor]
+) -> dict[str, object]:
+    copied: dict[str, object] = OrderedDict() if isinstance(value, OrderedDict) else {}
+    for key, item in value.items():
+        if type(key) not in _KEYS:
+            raise TypeError(f"a key of {where} is a {_name(key)}: not a plain value")
+        copied[key] = _copy(item, f"{where}[{key!r}]", tensor)
+    if isinstance(copied, OrderedDict) and hasattr(value, "_metadata"):  # the versions of a state_dict's modules
+        copied._metadata = _copy(value._metadata, f"{where}._metadata", tensor)  # type: ignore[attr-defined]
+    return copied
+
+
+def _copy(value: object, where: str, tensor: Callable[[torch.Tensor], torch.Tensor]) -> object:
+    if isinstance(value, torch.Tensor):
+        if value.layout is not torch.strided or value.is_quantized or str(value.dtype)[6:] not in ITEM_BYTES:
+            raise TypeError(f"{where} is a tensor of {value.dtype} and {value.layout}: only dense ones can be kept")
+        return tensor(value)
+    if type(value) in _LEAVES:
+        return value
+    if type(value) in (dict, OrderedDict):
+        assert isinstance(value, dict)
+        return _mapping(value, where, tensor)
+    if type(value) in (list, tuple):
+        assert isinstance(value, (list, tuple))
+        return type(value)(_copy(item, f"{where}[{index}]", tensor) for index, item in enumerate(value))
+    raise TypeError(f"{where} is a {_name(value)}: not a tensor or plain value")
+
+
+def _name(value: object) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}"
+
+
+def dense(tensor: torch.Tensor) -> torch.Tensor:
+    """`tensor`, or a copy where it repeats its memory (an expanded buffer), which a file could not be trusted with."""
+    tensor = tensor.resolve_conj().resolve_neg()
+    return tensor if tensor.nbytes <= tensor.untyped_storage().nbytes() else tensor.contiguous()
+
+
+def spoilt(state: object) -> str | None:
+    """What is wrong with the first tensor in `state` that holds NaN or an infinite number, with its place; else None.
+
+    The zeros and minus infinities of an attention mask are meant.
+    """
+    waiting: list[tuple[str, object]] = [("", state)]
+    while waiting:
+        where, value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += [(f"{where}[{key!r}]", item) for key, item in reversed(value.items())]
+        elif isinstance(value, (list, tuple)):
+            waiting += [(f"{where}[{index}]", item) for index, item in enumerate(value)]
+        elif isinstance(value, torch.Tensor) and not _is_finite(value):
+            count = int((~value.isfinite()).sum())
+            return f"{where} holds {count:,} values of {value.numel():,} that are NaN or infinite"
+    return None
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    if not (tensor.is_floating_point() or tensor.is_complex()) or tensor.numel() == 0:
+        return True
+    values = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+    if values.dtype.itemsize == 1:
+        values = values.float()
+    low, high = (bound.item() for bound in torch.aminmax(values))  # both are NaN where there is one
+    if math.isfinite(low) and math.isfinite(high):
+        return True
+    return low == -math.inf and high == 0 and bool(((values == 0) | (values == -math.inf)).all())

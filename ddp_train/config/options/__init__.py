@@ -1,0 +1,75 @@
+"""What a training run can be told: one dataclass per subject, in a file of its own, each field with its meaning.
+
+A field whose default is None is left to the machine: `config/recommend.py` fills it in from the hardware and
+the data, and says why. `config/parse.py` turns these classes into command line options and YAML keys.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ddp_core.errors import SharedError, UserError
+from ddp_train.config.options.augment import AugmentOptions
+from ddp_train.config.options.data import DataOptions
+from ddp_train.config.options.diagnostics import LookingOptions
+from ddp_train.config.options.model import ModelOptions
+from ddp_train.config.options.optim import OptimOptions
+from ddp_train.config.options.regularize import RegularizeOptions
+from ddp_train.config.options.run import RunOptions
+from ddp_train.config.options.schedule import ScheduleOptions
+
+__all__ = [
+    "SECTIONS",
+    "AugmentOptions",
+    "Config",
+    "DataOptions",
+    "LookingOptions",
+    "ModelOptions",
+    "OptimOptions",
+    "RegularizeOptions",
+    "RunOptions",
+    "ScheduleOptions",
+    "SharedError",
+    "UserError",
+    "to_dict",
+]
+
+SECTIONS = {
+    "run": RunOptions,
+    "data": DataOptions,
+    "augment": AugmentOptions,
+    "model": ModelOptions,
+    "optim": OptimOptions,
+    "schedule": ScheduleOptions,
+    "regularize": RegularizeOptions,
+    "looking": LookingOptions,
+}
+
+
+DEFAULT_SHARDS = 8
+
+
+@dataclass(frozen=True)
+class Config:
+    """All options of a run by section; `given` names those that the user set, in a file or as an option."""
+
+    run: RunOptions = field(default_factory=RunOptions)
+    data: DataOptions = field(default_factory=DataOptions)
+    augment: AugmentOptions = field(default_factory=AugmentOptions)
+    model: ModelOptions = field(default_factory=ModelOptions)
+    optim: OptimOptions = field(default_factory=OptimOptions)
+    schedule: ScheduleOptions = field(default_factory=ScheduleOptions)
+    regularize: RegularizeOptions = field(default_factory=RegularizeOptions)
+    looking: LookingOptions = field(default_factory=LookingOptions)
+    given: frozenset[str] = frozenset()
+
+    @property
+    def shards(self) -> int | None:
+        """Logical shards of a global batch; None unless the run is to be the same on any number of ranks."""
+        return (self.run.reproducible_shards or DEFAULT_SHARDS) if self.run.reproducible else None
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Every option and its value, flat, in the order of the sections."""
+    return {k: v for name in SECTIONS for k, v in asdict(getattr(config, name)).items()}

@@ -1,0 +1,210 @@
+"""Hardware and data facts to recommended settings: what the machine decides when the user does not.
+
+Pure and torch-free: the launcher shows the same recommendations before the start that a worker would
+find. Each one names the fact that it follows from. Memory is in bytes; GB in the texts is 10^9 bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from ddp_train.config.batch_split import REFERENCE_BATCH, ceil_div, scale_learning_rate
+from ddp_train.config.parse import Config, to_dict, with_values
+from ddp_train.config.targets import AUTOMATIC, size_for
+
+__all__ = ["Hardware", "Recommendation", "apply", "recommend", "recommend_for_data"]
+
+GB = 10**9
+FIXED: dict[str, str | int | float] = {
+    "model": "small",
+    "batch_size": 128,
+    "num_workers": 0,
+    "amp": "off",
+}
+BASE_LEARNING_RATE = {"sgd": 0.05, "adam": 0.001, "adamw": 0.001, "muon": 0.02}
+DIGITS_STEPS = 400
+VIT = {"cpu": (4, 8, 512, 6), "cuda": (16, 2, 256, 3)}
+"""The small transformer by device: images of a micro-batch, micro-batches of a step, width, layers."""
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What a run has: `gpu_memory` in bytes over all ranks, `cpus` that the ranks of this node share."""
+
+    device: Literal["cuda", "cpu"]
+    world_size: int = 1
+    local_world_size: int = 1
+    gpu_memory: int = 0
+    compute_capability: tuple[int, int] | None = None
+    cpus: int = 1
+    cpu_flags: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """One setting: option name (with underscores), value, and the fact it follows from."""
+
+    name: str
+    value: str | int | float
+    reason: str
+
+
+def recommend(hardware: Hardware, config: Config) -> tuple[Recommendation, ...]:
+    """Settings by hardware, for those options alone that the user left open (value None or "auto").
+
+    Under --reproducible nothing that decides about bits follows the number of ranks: model and batch are those of one
+    GPU, a transformer's micro-batches those of a shard.
+    """
+    if config.shards is not None:
+        memory = hardware.gpu_memory // hardware.world_size
+        hardware = replace(hardware, world_size=1, gpu_memory=memory)
+    if config.run.disable_auto:
+        found: Iterable[Recommendation] = (
+            Recommendation(k, v, "fixed default (--disable-auto)") for k, v in FIXED.items()
+        )
+    else:
+        found = (*_model(hardware, config), *_sizes(hardware, config), _workers(hardware), _precision(hardware))
+    return tuple(r for r in found if _open(config, r.name))
+
+
+def recommend_for_data(
+    dataset: str, train_samples: int, global_batch: int, config: Config
+) -> tuple[Recommendation, ...]:
+    """Settings by data set and global batch, again only for options that were left open."""
+    base = BASE_LEARNING_RATE[config.optim.optimizer]
+    rule = config.optim.lr_scaling or ("sqrt" if config.optim.lr is None else "none")
+    peak = scale_learning_rate(config.optim.lr or base, global_batch, rule)
+    epochs, why = _epochs(dataset, train_samples, global_batch)
+    augment = {"synthetic": "none"}.get(dataset, "balanced")
+    found: tuple[Recommendation, ...] = (
+        Recommendation("epochs", epochs, why),
+        Recommendation("scheduler", *_scheduler(global_batch)),
+        Recommendation("augment", augment, f"usual for {dataset}"),
+        Recommendation("lr", config.optim.lr or base, f"{config.optim.optimizer} at global batch {REFERENCE_BATCH}"),
+        Recommendation("lr_scaling", rule, f"peak learning rate {peak:.4g} at global batch {global_batch}"),
+    )
+    if config.optim.optimizer == "muon":
+        rest = config.optim.muon_rest
+        why = f"{rest} beside muon at global batch {REFERENCE_BATCH}"
+        found = (*found, Recommendation("muon_rest_lr", BASE_LEARNING_RATE[rest], why))
+    return tuple(r for r in found if _open(config, r.name))
+
+
+def apply(config: Config, recommendations: Iterable[Recommendation]) -> Config:
+    """`config` with the recommendations filled in."""
+    return with_values(config, {r.name: r.value for r in recommendations})
+
+
+def _open(config: Config, name: str) -> bool:
+    if name == "batch_size" and config.data.batch_size_per_rank is not None:
+        return False
+    return to_dict(config)[name] in (None, "auto")
+
+
+def _gb(hardware: Hardware) -> str:
+    ranks = f"{hardware.world_size} GPU" + ("s" if hardware.world_size > 1 else "")
+    return f"{ranks} with {hardware.gpu_memory / GB:.0f} GB in all"
+
+
+def _model(hardware: Hardware, config: Config) -> tuple[Recommendation, ...]:
+    gpus, memory = hardware.world_size, hardware.gpu_memory
+    if hardware.device == "cpu":
+        name, width, why = "small", 1.0, "on the CPU the small network trains in minutes"
+    elif gpus >= 3 and memory >= 60 * GB:
+        name, width, why = "power", 2.5, _gb(hardware)
+    elif gpus >= 2 or memory >= 40 * GB:
+        name, width, why = "power", 1.5, _gb(hardware)
+    else:
+        name, width, why = "small", 1.0, _gb(hardware)
+    chosen = (Recommendation("model", name, why),)
+    # The width is an option of `power` alone.
+    return (*chosen, Recommendation("width_mult", width, why)) if (config.model.model or name) == "power" else chosen
+
+
+def _sizes(hardware: Hardware, config: Config) -> tuple[Recommendation, ...]:
+    """The batch, and whatever else follows from the kind of run."""
+    if config.run.target is not None:
+        return _for_target(hardware, config.run.target)
+    return _transformer(hardware, config) if config.model.model == "vit" else (_batch(hardware, config),)
+
+
+def _for_target(hardware: Hardware, target: float | Literal["auto"]) -> tuple[Recommendation, ...]:
+    """`--target`. Errors: UserError for one that no size is for."""
+    automatic = AUTOMATIC[hardware.device]
+    aim, size = size_for(automatic if target == "auto" else target, hardware.device)
+    why = f"the size for {aim:.0%} on {'the CPU' if hardware.device == 'cpu' else 'a GPU'}"
+    chosen = tuple(Recommendation(name, value, why) for name, value in size.settings().items())
+    return (Recommendation("target", automatic, "no target was named"), *chosen)
+
+
+def _batch(hardware: Hardware, config: Config) -> Recommendation:
+    if hardware.device == "cpu":
+        batch, why = 128, "on the CPU more updates learn sooner than larger batches"
+    else:
+        steps = ((60 * GB, 512), (40 * GB, 384), (20 * GB, 256), (0, 128))
+        batch, why = next(b for least, b in steps if hardware.gpu_memory >= least), _gb(hardware)
+    least = (config.shards or hardware.world_size) * (config.data.accumulate or 1)
+    if batch < least:
+        return Recommendation("batch_size", least, f"at least one image per rank and micro-batch ({why})")
+    return Recommendation("batch_size", batch, why)
+
+
+def _transformer(hardware: Hardware, config: Config) -> tuple[Recommendation, ...]:
+    """Size and batches of `--model vit`. The micro-batch of a rank is the same on any number of ranks, as far as the
+    batch can be cut."""
+    images, parts, width, layers = VIT[hardware.device]
+    where = "the CPU" if hardware.device == "cpu" else "a GPU"
+    why = f"the small transformer's setting for {where}"
+    shards = config.shards or hardware.world_size
+    batch = max(images * parts, shards * (config.data.accumulate or 1))
+    each = config.data.batch_size_per_rank
+    given = each * hardware.world_size if each is not None else config.data.batch_size or batch
+    accumulate = max(1, min(parts, given) // shards)
+    return (
+        Recommendation("hidden_dim", width, why),
+        Recommendation("n_layers", layers, why),
+        Recommendation("batch_size", batch, f"{why}: {parts} micro-batches of {images} images over all ranks"),
+        Recommendation(
+            "accumulate", accumulate, f"{parts} micro-batches over {shards} {'shards' if config.shards else 'rank(s)'}"
+        ),
+    )
+
+
+def _workers(hardware: Hardware) -> Recommendation:
+    cores = max(1, hardware.cpus // hardware.local_world_size)
+    shown = f"{cores} core{'s' if cores > 1 else ''} a rank"
+    if hardware.device == "cpu":
+        return Recommendation("num_workers", min(4, cores // 2), f"{shown}, and training itself uses them")
+    return Recommendation("num_workers", max(1, min(8, cores - 1)), f"{shown}, one kept for the step")
+
+
+def _precision(hardware: Hardware) -> Recommendation:
+    if hardware.device == "cpu":
+        native = sorted(hardware.cpu_flags & {"amx_bf16", "avx512_bf16"})
+        if native:
+            return Recommendation("amp", "bf16", f"this CPU computes bf16 natively ({native[0]})")
+        return Recommendation("amp", "off", "this CPU has no native bf16, and emulating it is far slower")
+    major, minor = hardware.compute_capability or (0, 0)
+    shown = f"compute capability {major}.{minor}"
+    if major >= 8:
+        return Recommendation("amp", "bf16", f"{shown} computes bf16 natively")
+    # CUDA programming guide, arithmetic instructions: 6.1 does fp16 at a 64th of its fp32 rate.
+    if (major, minor) >= (5, 3) and (major, minor) != (6, 1):
+        return Recommendation("amp", "fp16", f"{shown} has fp16 but no native bf16; with loss scaling")
+    return Recommendation("amp", "off", f"{shown} computes neither bf16 nor fp16 faster")
+
+
+def _scheduler(global_batch: int) -> tuple[str, str]:
+    """For `--scheduler auto`."""
+    steps = ((256, "warm_restarts"), (128, "cosine"), (0, "multistep"))
+    return next(name for least, name in steps if global_batch >= least), f"global batch {global_batch}"
+
+
+def _epochs(dataset: str, train_samples: int, global_batch: int) -> tuple[int, str]:
+    if dataset in ("digits", "synthetic"):
+        steps = ceil_div(train_samples, global_batch)
+        epochs = max(20, ceil_div(DIGITS_STEPS, steps)) if dataset == "digits" else 2
+        return epochs, f"{train_samples:,} images, {steps} steps an epoch"
+    return 30, f"{dataset} of {train_samples:,} images"

@@ -1,0 +1,87 @@
+"""YAML files of options: a mapping of plain values, or one line on what is wrong with the file. Torch-free."""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ddp_train.config.options import UserError
+
+__all__ = ["read_mapping", "shown"]
+
+LARGEST_BYTES = 1 << 20
+MOST_VALUES, MOST_LEVELS = 10_000, 20
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = _short.maxlong = 80
+
+
+def shown(value: object) -> str:
+    """A value of a file for a message, shortened."""
+    return _short.repr(value)
+
+
+def read_mapping(path: Path, what: str, expected: str) -> dict[str, Any]:
+    """The mapping in a YAML file, {} where it is empty. what: its name in messages; expected: lines of such files.
+
+    Errors: UserError, one line, also for a key that stands there twice, and for a file that is none of options: too
+    large, nested too deep, or small but endless by its aliases.
+    """
+    try:
+        with path.open("rb") as file:
+            text = file.read(LARGEST_BYTES + 1)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{what}: {getattr(error, 'strerror', None) or error}") from None
+    if len(text) > LARGEST_BYTES:
+        raise UserError(f"{what}: larger than {LARGEST_BYTES >> 20} MiB, no file of options")
+    try:
+        content = yaml.load(text.decode("utf-8"), _Loader)  # noqa: S506, TID251
+        fine = _size(content, 0) <= MOST_VALUES
+    except RecursionError:
+        fine = False
+    except (yaml.YAMLError, ValueError, TypeError, OverflowError, AttributeError, LookupError) as error:
+        raise UserError(f"{what}: not YAML ({_told(error)})") from None
+    if not fine:
+        raise UserError(f"{what}: more than {MOST_VALUES:,} values or {MOST_LEVELS} levels, no file of options")
+    if content is None:
+        return {}
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise UserError(f"{what}: expected lines of the form  {expected}")
+    return content
+
+
+def _told(error: Exception) -> str:
+    """What is wrong and where, without YAML's copy of the lines."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return str(error)
+    mark = error.problem_mark
+    return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem or error.context}"
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's plain values alone, with no key twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        twice = next((key for key in keys if keys.count(key) > 1), None)
+        if twice is not None:
+            raise ValueError(f"the key {shown(twice)} stands there twice")
+        return super().construct_mapping(node, deep)
+
+
+def _size(value: object, depth: int) -> int:
+    """How many values there are, aliases written out, as far as it matters. Errors: RecursionError where too deep."""
+    if depth > MOST_LEVELS:
+        raise RecursionError
+    if not isinstance(value, (dict, list, set, tuple)):
+        return 1
+    total = 1
+    for item in value.values() if isinstance(value, dict) else value:
+        total += _size(item, depth + 1)
+        if total > MOST_VALUES:
+            break
+    return total

@@ -1,0 +1,1 @@
+"""Random changes of images, keyed by sample so that a run can be repeated."""

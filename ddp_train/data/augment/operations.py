@@ -1,0 +1,146 @@
+"""Operations of augmentation with draws of their own for each sample, and which of them a run has.
+
+They come after crop and flip and before erasing, in the order: resized crop, rotation, policy, colour jitter, grey.
+Continuous magnitudes are drawn from tables of evenly spaced values, so that devices cannot round them differently.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ddp_train.config.options import AugmentOptions
+from ddp_train.data.augment import colour, geometry, keyed_random
+from ddp_train.data.augment.operation import Operation, change_chosen
+from ddp_train.data.augment.policies import Policy
+from ddp_train.data.augment.policy_tables import policy_table
+
+__all__ = ["ColourJitter", "Grayscale", "ResizedCrop", "Rotation", "box_sizes", "create_operations"]
+
+_STEPS = 1025  # odd: the middle one changes nothing
+_CROP_RATIO = (3 / 4, 4 / 3)
+_HUE_SHARE = 0.25
+
+
+def create_operations(
+    options: AugmentOptions, size: tuple[int, int], device: torch.device | str = "cpu"
+) -> tuple[Operation, ...]:
+    """The operations that the options ask for, beyond the levels', for images of (height, width)."""
+    device = torch.device(device)
+    found: list[Operation] = []
+    if options.random_resized_crop:
+        found.append(ResizedCrop(options.random_resized_crop, size, device))
+    if options.rotation:
+        found.append(Rotation(options.rotation, device))
+    if options.augment_policy:
+        operations = 2 if options.randaugment_ops is None else options.randaugment_ops
+        magnitude = 9 if options.randaugment_magnitude is None else options.randaugment_magnitude
+        table = policy_table(options.augment_policy, *size, operations=operations, magnitude=magnitude)
+        found.append(Policy(table, size, device))
+    if options.color_jitter:
+        found.append(ColourJitter(options.color_jitter, device))
+    if options.grayscale:
+        found.append(Grayscale(options.grayscale))
+    return tuple(found)
+
+
+class ResizedCrop:
+    """A rectangle of at least `least` of the area, with sides in a ratio of 3:4 to 4:3, scaled up to the image's size
+    (Szegedy et al. 2015, arXiv:1409.4842, the crops of Inception). Draws are top, left, height, width: int16 [n, 4]."""
+
+    words = 3
+
+    def __init__(self, least: float, size: tuple[int, int], device: torch.device) -> None:
+        self._boxes = box_sizes(*size, (least, 1.0), _CROP_RATIO).to(device)
+        self._sides = torch.tensor(size).to(device)
+
+    def draw(self, words: Tensor) -> Tensor:
+        """int64 [n, 3] -> int16 [n, 4]."""
+        size = self._boxes.index_select(0, keyed_random.integers(words[:, 0], len(self._boxes)))
+        corner = keyed_random.integers(words[:, 1:], self._sides + 1 - size)
+        return torch.cat([corner, size], 1).to(torch.int16)
+
+    def apply(self, images: Tensor, drawn: Tensor) -> Tensor:
+        """uint8 [n, H, W, C] -> the same."""
+        return geometry.resized_crop(images, drawn)
+
+
+class Rotation:
+    """By an angle from -degrees to degrees about the centre, bilinearly; corners that come from outside are black.
+    Draws are places in the table of angles: int16 [n]."""
+
+    words = 1
+
+    def __init__(self, degrees: float, device: torch.device) -> None:
+        self.angles = torch.linspace(-degrees, degrees, _STEPS, dtype=torch.float64).tolist()
+        self._maps = torch.tensor([geometry.rotation(angle) for angle in self.angles]).to(device)
+
+    def draw(self, words: Tensor) -> Tensor:
+        """int64 [n, 1] -> int16 [n]."""
+        return keyed_random.integers(words[:, 0], _STEPS).to(torch.int16)
+
+    def apply(self, images: Tensor, drawn: Tensor) -> Tensor:
+        """uint8 [n, H, W, C] -> the same."""
+        return geometry.affine(images, self._maps[drawn.long()], "bilinear")
+
+
+class ColourJitter:
+    """Brightness, contrast and saturation by factors from 1 - strength to 1 + strength, and hue by up to a quarter of
+    the strength, as in SimCLR (Chen et al. 2020, arXiv:2002.05709); in this order. Draws are places in the tables:
+    int16 [n, 4]."""
+
+    words = 4
+
+    def __init__(self, strength: float, device: torch.device) -> None:
+        self.factors = torch.linspace(1 - strength, 1 + strength, _STEPS).to(device)
+        self.shifts = torch.linspace(-strength * _HUE_SHARE, strength * _HUE_SHARE, _STEPS).to(device)
+
+    def draw(self, words: Tensor) -> Tensor:
+        """int64 [n, 4] -> int16 [n, 4]."""
+        return keyed_random.integers(words, _STEPS).to(torch.int16)
+
+    def apply(self, images: Tensor, drawn: Tensor) -> Tensor:
+        """uint8 [n, H, W, C] -> the same."""
+        bright, contrast, colours, hue = drawn.long().unbind(1)
+        images = colour.brightness(images, self.factors[bright])
+        images = colour.contrast(images, self.factors[contrast])
+        images = colour.saturation(images, self.factors[colours])
+        return colour.hue(images, self.shifts[hue])
+
+
+class Grayscale:
+    """Grey with a probability. Draws are 1 where it is, else 0: uint8 [n]."""
+
+    words = 1
+
+    def __init__(self, probability: float) -> None:
+        self._bound = int(probability * (1 << 20))
+
+    def draw(self, words: Tensor) -> Tensor:
+        """int64 [n, 1] -> uint8 [n]."""
+        return (keyed_random.integers(words[:, 0], 1 << 20) < self._bound).to(torch.uint8)
+
+    def apply(self, images: Tensor, drawn: Tensor) -> Tensor:
+        """uint8 [n, H, W, C] -> the same."""
+        return change_chosen(images, drawn.bool(), lambda chosen, _: colour.grayscale(chosen), drawn)
+
+
+def box_sizes(height: int, width: int, area: tuple[float, float], ratio: tuple[float, float]) -> Tensor:
+    """Heights and widths of rectangles to draw from, int64 [k, 2].
+
+    A grid over shares of the area and the logarithm of the aspect ratio (height to width), without those that are
+    larger than the image; the image itself where none fits. A table keeps roots and powers, which devices round
+    differently, out of the draws.
+    """
+    low, high = (math.log(edge) for edge in ratio)
+    sizes = []
+    for i in range(32):
+        pixels = height * width * (area[0] + (i + 0.5) / 32 * (area[1] - area[0]))
+        for j in range(32):
+            aspect = math.exp(low + (j + 0.5) / 32 * (high - low))
+            size = (max(1, round(math.sqrt(pixels * aspect))), max(1, round(math.sqrt(pixels / aspect))))
+            if size[0] <= height and size[1] <= width:
+                sizes.append(size)
+    return torch.tensor(sizes or [(height, width)], dtype=torch.int64)

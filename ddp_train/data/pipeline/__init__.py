@@ -1,0 +1,1 @@
+"""From decoded samples to the batches of a rank."""

@@ -1,0 +1,70 @@
+"""What the ranks tell one another of images that turn out bad while a run reads them from files."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from ddp_train.config.options import SharedError, UserError
+from ddp_train.data.sources.bad_samples import BadSample, refuse
+from ddp_train.data.sources.dataset import Dataset
+
+__all__ = ["Agreement"]
+
+
+class Agreement:
+    """Counts the bad images of all ranks, once a global batch, over a gloo group of its own: on the host.
+
+    So the gradient's N is that of the images that are there, and all ranks end together. To be made on all alike.
+    """
+
+    def __init__(self, dataset: Dataset, rank: int, world_size: int) -> None:
+        self._policy = dataset.on_bad_sample
+        # By file: why one cannot be read may differ from epoch to epoch.
+        self._found: dict[str, dict[str, BadSample]] = {"train": {}, "test": {}}
+        for bad in dataset.left_out:
+            self._found["train" if bad.part == "train" else "test"][bad.file] = bad
+        self._totals = {
+            "train": len(dataset.train) + len(self._found["train"]),
+            "test": len(dataset.test) + len(self._found["test"]),
+        }
+        self.count = 0
+        self._rank = rank
+        several = world_size > 1 and dist.is_initialized()
+        self._group: Any = dist.new_group(backend="gloo") if several else None
+
+    def settle(self, part: str, mine: list[BadSample]) -> int:
+        """How many images of this global batch, or of the test split, are bad over all ranks. A collective.
+
+        Errors: SharedError, on all ranks, where the run is to stop.
+        """
+        count = torch.tensor(len(mine), dtype=torch.int32)
+        everyone = [mine]
+        if self._group is not None:
+            dist.all_reduce(count, group=self._group)
+            if count.item():
+                everyone = [[] for _ in range(dist.get_world_size(self._group))]
+                dist.all_gather_object(everyone, mine, group=self._group)
+        new = sorted(bad for one in everyone for bad in one if bad.file not in self._found[part])
+        if new:
+            self._take(part, new)
+        return int(count.item())
+
+    def _take(self, part: str, new: list[BadSample]) -> None:
+        self._found[part] |= {bad.file: bad for bad in new}
+        self.count += len(new)
+        try:
+            refuse(
+                [replace(bad, part=part) for bad in self._found[part].values()],
+                self._policy,
+                {part: self._totals[part]},
+            )
+        except UserError as error:
+            raise SharedError(str(error), speaks=self._rank == 0) from None
+        if self._rank == 0:
+            for bad in new:
+                print(f"left out: {bad}", file=sys.stderr, flush=True)

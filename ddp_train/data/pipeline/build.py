@@ -1,0 +1,147 @@
+"""Which pipeline a run gets: resident where the decoded images fit into memory, else a loader."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+
+import torch
+
+from ddp_core.host_memory import available_memory
+from ddp_train.config.batch_split import ceil_div
+from ddp_train.config.options import AugmentOptions, DataOptions, UserError
+from ddp_train.data.augment.levels import Augmentation
+from ddp_train.data.augment.operations import create_operations
+from ddp_train.data.pipeline.bad_sample_vote import Agreement
+from ddp_train.data.pipeline.loader import LoaderPipeline
+from ddp_train.data.pipeline.resident import ResidentPipeline
+from ddp_train.data.pipeline.sampler import GlobalBatchSampler
+from ddp_train.data.pipeline.shm_budget import Handover, fit, free_bytes
+from ddp_train.data.pipeline.window import Batch, Pipeline, Window
+from ddp_train.data.sources.dataset import Dataset
+
+__all__ = ["Batch", "LoaderPipeline", "Pipeline", "ResidentPipeline", "Window", "build_pipeline", "create_augmentation"]
+
+_RESIDENT_SHARE = 0.4  # of the free memory: the model, its activations and the caches need the rest
+_DEFAULT_WORKERS = 2
+
+
+def build_pipeline(
+    dataset: Dataset,
+    options: DataOptions,
+    augment: AugmentOptions,
+    *,
+    world_size: int,
+    rank: int,
+    device: torch.device,
+    global_batch: int,
+    accumulate: int,
+    seed: int,
+    shares: Sequence[float] | None = None,
+    shards: int | None = None,
+    local_world_size: int | None = None,
+    equal_passes: bool = False,
+) -> Pipeline:
+    """The pipeline of one rank. The batches do not depend on which pipeline it is, bit for bit.
+
+    shares: weights of the ranks' parts of a global batch, and of the test split (None: equal). shards: logical shards
+    into which both are cut instead, before the ranks take theirs; micro-batches are then parts of a shard.
+    local_world_size: ranks that share this host's memory (None: all). equal_passes: every rank gets the same number of
+    micro-batches, where need be empty ones (for layers in which the ranks meet in each forward pass); not with shards.
+
+    Errors: UserError for --pipeline resident where the images cannot be kept in memory.
+    """
+    sampler = GlobalBatchSampler(
+        dataset.train.labels,
+        global_batch=global_batch,
+        world_size=world_size,
+        rank=rank,
+        seed=seed,
+        drop_last=options.drop_last,
+        shares=shares,
+        shards=shards,
+    )
+    augmentation = create_augmentation(dataset, augment, seed, device)
+    micro_batch = ceil_div(ceil_div(global_batch, shards or world_size), accumulate)
+    # No gradients are kept in evaluation, so twice the training's micro-batch fits.
+    test_batch, sharers = max(32, 2 * micro_batch), local_world_size or world_size
+    if _is_resident(dataset, options, augmentation, sharers):
+        return ResidentPipeline(
+            dataset, augmentation, sampler, accumulate=accumulate, equal_passes=equal_passes, test_batch=test_batch
+        )
+    handover = _handover(options, math.prod(dataset.image_shape), micro_batch, test_batch, sharers, rank)
+    return LoaderPipeline(
+        dataset,
+        augmentation,
+        sampler,
+        accumulate=accumulate,
+        test_batch=test_batch,
+        equal_passes=equal_passes,
+        num_workers=handover.workers,
+        prefetch_factor=handover.prefetch,
+        agreement=Agreement(dataset, rank, world_size) if dataset.train.files is not None else None,
+    )
+
+
+def _handover(
+    options: DataOptions, image_bytes: int, micro_batch: int, test_batch: int, sharers: int, rank: int
+) -> Handover:
+    """Workers and prefetched batches that fit into /dev/shm; one rank of each host says where they are fewer."""
+    workers = options.num_workers if options.num_workers is not None else _DEFAULT_WORKERS
+    wanted = Handover(workers, options.prefetch_factor, image_bytes * micro_batch, image_bytes * test_batch)
+    fitting, note = fit(wanted, free_bytes(), sharers)
+    if note is not None and rank % sharers == 0:
+        print(f"note: {note}", file=sys.stderr, flush=True)
+    return fitting
+
+
+def create_augmentation(
+    dataset: Dataset, options: AugmentOptions, seed: int, device: torch.device | str
+) -> Augmentation:
+    """The augmentation of a dataset that the options ask for. A random resized crop takes the place of the level's."""
+    return Augmentation(
+        options.augment or "balanced",
+        image_shape=dataset.image_shape,
+        mean=dataset.mean,
+        std=dataset.std,
+        flip_ok=dataset.flip_ok,
+        padding=dataset.padding,
+        largest_shift=_largest_shift(dataset, options),
+        flip=options.flip,
+        erasing=options.erasing,
+        further=create_operations(options, dataset.image_shape[1:], device),
+        seed=seed,
+        device=device,
+    )
+
+
+def _largest_shift(dataset: Dataset, options: AugmentOptions) -> int | None:
+    """Pixels by which the crop moves an image; None: the level's own. Errors: UserError where the image is smaller."""
+    if options.random_resized_crop:
+        return 0
+    shorter = min(dataset.image_shape[1:])
+    if (options.crop_padding or 0) >= shorter:
+        raise UserError(f"--crop-padding {options.crop_padding}: the images of {dataset.name} have {shorter} pixels")
+    return options.crop_padding or dataset.largest_shift
+
+
+def _is_resident(dataset: Dataset, options: DataOptions, augmentation: Augmentation, sharers: int) -> bool:
+    """Whether the images go into the device's memory; `sharers` ranks do so in one host's."""
+    if options.pipeline == "loader":
+        return False
+    if dataset.train.images is None or dataset.test.images is None:
+        if options.pipeline == "resident":
+            raise UserError("--pipeline resident: the decoded images do not fit into this machine; take auto or loader")
+        return False
+    if options.pipeline == "resident":
+        return True
+    channels, height, width = dataset.image_shape
+    pad = 2 * augmentation.pad_pixels
+    needed = channels * (
+        len(dataset.train.labels) * (height + pad) * (width + pad) + len(dataset.test.labels) * height * width
+    )
+    if augmentation.device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(augmentation.device)
+        return needed <= free * _RESIDENT_SHARE
+    return needed * sharers <= available_memory() * _RESIDENT_SHARE

@@ -1,0 +1,268 @@
+"""The pipeline for data that do not fit: a DataLoader reads uint8 images, the device augments whole batches.
+
+Worker processes read decoded images from the memory-mapped cache, or decode image files. They know nothing
+of epochs: the order comes from the sampler, and the draws are keyed, so workers may persist over epochs.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator, Sequence
+from functools import partial
+from multiprocessing.util import get_temp_dir
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, get_worker_info
+from torch.utils.data import Dataset as TorchDataset
+
+from ddp_train.config.options import UserError
+from ddp_train.data.augment.levels import Augmentation
+from ddp_train.data.pipeline.bad_sample_vote import Agreement
+from ddp_train.data.pipeline.sampler import GlobalBatchSampler, WindowPlan
+from ddp_train.data.pipeline.window import Batch, Window, micro_batches
+from ddp_train.data.pipeline.worker import end_with_parent
+from ddp_train.data.sources.bad_samples import BadSample
+from ddp_train.data.sources.dataset import Dataset, Split
+from ddp_train.data.sources.decode import Unreadable, read_unchanged
+
+__all__ = ["ImageReader", "LoaderPipeline"]
+
+_FULL = (
+    "/dev/shm is full: the loader's workers cannot hand over their images; --num-workers 0 needs none of it, and in a "
+    "container --shm-size gives more"
+)
+_TRIES = 64  # images that a rank without samples looks at for one that can be read
+
+
+Read = tuple[Tensor, Tensor, list[BadSample]]
+"""uint8 images [n, H, W, C], their indices in the split, int64 [n], and what could not be read."""
+
+
+SOCKET_PATH, SOCKET_NAME = 107, len("/listener-12345678")
+
+
+class ImageReader(TorchDataset[Any]):
+    """Reads a whole batch at once, from decoded images or from files.
+
+    An image that cannot be read is returned, not raised: the DataLoader would bury the one line in two tracebacks.
+    """
+
+    def __init__(self, split: Split, size: tuple[int, int], part: str) -> None:
+        self.split = split
+        self.size = size
+        self.part = part
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, indices: list[int]) -> Read:
+        chosen = np.asarray(indices, dtype=np.int64)
+        if self.split.files is None:
+            assert self.split.images is not None
+            return *_to_hand_over(self.split.images[chosen], chosen), []
+        images, kept, bad = [], [], []
+        for index in indices:
+            stamp = None if self.split.stamps is None else self.split.stamps[index]
+            try:
+                images.append(read_unchanged(self.split.files[index], self.size, stamp))
+                kept.append(index)
+            except Unreadable as error:
+                bad.append(BadSample(self.part, index, self.split.files[index], str(error)))
+        stacked = np.stack(images) if images else np.zeros((0, *self.size, 3), np.uint8)
+        return *_to_hand_over(stacked, np.array(kept, np.int64)), bad
+
+
+def _to_hand_over(images: np.ndarray, indices: np.ndarray) -> tuple[Tensor, Tensor]:
+    """As tensors; in a worker process they are in shared memory already.
+
+    Left to the thread of the worker's queue, an error there would be lost, and the batch waited for without end.
+    """
+    tensors = torch.from_numpy(images), torch.from_numpy(indices)
+    if get_worker_info() is not None:
+        for tensor in tensors:
+            if tensor.numel():
+                tensor.share_memory_()
+    return tensors
+
+
+class _Batches:
+    """The lists of indices that the DataLoader asks for; set anew for each epoch."""
+
+    def __init__(self) -> None:
+        self.lists: Sequence[list[int]] = ()
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.lists)
+
+    def __len__(self) -> int:
+        return len(self.lists)
+
+
+def _check_sockets(workers: int) -> None:
+    """Images come from the workers through sockets in the folder for temporary files: with a path that the kernel
+    refuses (unix(7): 108 bytes) torch would wait for the first batch without end. Errors: UserError."""
+    if workers == 0:
+        return
+    folder = get_temp_dir()
+    if len(os.fsencode(folder)) + SOCKET_NAME > SOCKET_PATH:
+        raise UserError(
+            f"--num-workers {workers}: the folder for temporary files, {Path(folder).parent}, has too long a name"
+            " for the workers' sockets: TMPDIR=/tmp, or --num-workers 0"
+        )
+
+
+def _start_worker(parent: int, number: int) -> None:
+    end_with_parent(parent)
+
+
+class LoaderPipeline:
+    """See window.Pipeline. num_workers: processes that read training images, half as many again for testing; 0
+    reads in this process."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        augmentation: Augmentation,
+        sampler: GlobalBatchSampler,
+        *,
+        accumulate: int = 1,
+        test_batch: int,
+        equal_passes: bool = False,
+        num_workers: int = 0,
+        prefetch_factor: int = 4,
+        agreement: Agreement | None = None,
+    ) -> None:
+        self.sampler = sampler
+        self.augmentation = augmentation
+        self.device = augmentation.device
+        self.accumulate = accumulate
+        self.equal_passes = equal_passes
+        self._train_labels = torch.from_numpy(np.ascontiguousarray(dataset.train.labels)).to(self.device)
+        self._test_labels = torch.from_numpy(np.ascontiguousarray(dataset.test.labels)).to(self.device)
+        size = dataset.image_shape[1:]
+        self._agreement = agreement
+        self._train_reader = ImageReader(dataset.train, size, "train")
+        self._train_batches, self._test_batches = _Batches(), _Batches()
+        self._test_batch = test_batch
+        _check_sockets(num_workers)
+        self._train_loader = self._loader(self._train_reader, self._train_batches, num_workers, prefetch_factor)
+        test_reader, test_workers = ImageReader(dataset.test, size, "test"), (num_workers + 1) // 2
+        self._test_loader = self._loader(test_reader, self._test_batches, test_workers, prefetch_factor)
+
+    def _loader(self, reader: ImageReader, batches: _Batches, workers: int, prefetch: int) -> DataLoader[Any]:
+        return DataLoader(
+            reader,
+            batch_size=None,  # the reader makes batches itself
+            sampler=batches,
+            num_workers=workers,
+            multiprocessing_context="fork" if workers else None,  # shares the memory map, and starts at once
+            worker_init_fn=partial(_start_worker, os.getpid()),
+            pin_memory=self.device.type == "cuda",
+            persistent_workers=workers > 0,
+            prefetch_factor=prefetch if workers > 0 else None,
+            generator=torch.Generator(),  # else each epoch would draw from, and move, the global one
+        )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.sampler.steps_per_epoch
+
+    @property
+    def left_out(self) -> int:
+        return self._agreement.count if self._agreement is not None else 0
+
+    def train(self, epoch: int, start_step: int = 0) -> Iterator[Window]:
+        self.sampler.set_epoch(epoch)
+        plans = list(self.sampler.windows(start_step))
+        parts = [
+            micro_batches(0, plan.shards, [1.0] * self.accumulate, min(plan.most, self.accumulate) * self.equal_passes)
+            for plan in plans
+        ]
+        self._train_batches.lists = [
+            plan.indices[start:stop].tolist()
+            for plan, (part, _) in zip(plans, parts, strict=True)
+            for start, stop in part
+            if start < stop
+        ]
+        loaded = _start(self._train_loader) if self._train_batches.lists else iter(())
+        for plan, (part, shards) in zip(plans, parts, strict=True):
+            reads = (_next(loaded) if start < stop else None for start, stop in part)
+            if self._agreement is not None:
+                yield self._checked(list(reads), shards, plan, epoch)
+                continue
+            batches = (self._augmented(read, epoch) for read in reads)
+            yield Window(batches, len(part), len(plan.indices), plan.global_size, shards)
+            for _ in batches:  # what was not used must not turn up in the next window
+                pass
+
+    def _checked(self, reads: list[Read | None], shards: tuple[int, ...], plan: WindowPlan, epoch: int) -> Window:
+        """The window without the images that could not be read, on this rank and on others."""
+        assert self._agreement is not None
+        skipped = self._agreement.settle("train", [bad for read in reads if read is not None for bad in read[2]])
+        kept = [n for n, read in enumerate(reads) if self.equal_passes or (read is not None and len(read[1]))]
+        samples = sum(len(read[1]) for read in reads if read is not None)
+        batches = (self._augmented(reads[n], epoch) for n in kept)
+        left = max(1, plan.global_size - skipped)
+        shards = tuple(shards[n] for n in kept) if shards else ()
+        return Window(batches, len(kept), samples, left, shards, plan.global_size - left)
+
+    def _augmented(self, read: Read | None, epoch: int) -> Batch:
+        images, indices = self._on_device(read) if read is not None else self._nothing()
+        if not len(indices):
+            return Batch(self.augmentation.normalise(images), indices, indices)
+        return Batch(self.augmentation(images, indices, epoch), self._train_labels.index_select(0, indices), indices)
+
+    def _nothing(self) -> tuple[Tensor, Tensor]:
+        height, width, channels = *self._train_reader.size, self.augmentation.channels
+        images = torch.empty((0, height, width, channels), dtype=torch.uint8, device=self.device)
+        return images, torch.empty(0, dtype=torch.int64, device=self.device)
+
+    def _on_device(self, read: Read) -> tuple[Tensor, Tensor]:
+        images, indices, bad = read
+        if bad and self._agreement is None:
+            raise UserError(str(bad[0]))
+        return images.to(self.device, non_blocking=True), indices.to(self.device, non_blocking=True)
+
+    def evaluate(self) -> Iterator[Batch]:
+        bad: list[BadSample] = []
+        bounds = self.sampler.in_order(len(self._test_labels), self._test_batch)
+        self._test_batches.lists = [list(range(*part)) for part in bounds]
+        loaded = _start(self._test_loader) if self._test_batches.lists else iter(())
+        for _ in self._test_batches.lists:
+            read = _next(loaded)
+            bad += read[2]
+            images, indices = self._on_device(read)
+            if len(indices):
+                yield Batch(self.augmentation.normalise(images), self._test_labels.index_select(0, indices), indices)
+        if self._agreement is not None:
+            self._agreement.settle("test", bad)
+
+    def dummy_batch(self) -> Batch:
+        tries = (self._train_reader[[index]] for index in range(min(_TRIES, len(self._train_reader))))
+        images, indices, _ = next((read for read in tries if len(read[1])), self._train_reader[[0]])
+        return self._augmented((images, indices, []), 0)
+
+
+def _start(loader: DataLoader[Any]) -> Iterator[Read]:
+    """The batches, from workers that run. Errors: UserError where there is no memory for their queues."""
+    try:
+        return iter(loader)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise UserError(_FULL) from error
+
+
+def _next(loaded: Iterator[Read]) -> Read:
+    """The next batch. Errors: UserError where the workers have no memory to hand it over."""
+    try:
+        return next(loaded)
+    except RuntimeError as error:
+        if "shared memory" not in str(error) and "Bus error" not in str(error):
+            raise
+        raise UserError(_FULL) from error

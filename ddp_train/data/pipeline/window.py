@@ -1,0 +1,92 @@
+"""What a pipeline hands to the trainer: batches, grouped into windows of one optimizer step each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from ddp_train.config.batch_split import split
+from ddp_train.data.pipeline.sampler import GlobalBatchSampler
+
+__all__ = ["Batch", "Pipeline", "Window", "micro_batches"]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """images: float32 [n, C, H, W], channels last, normalised; labels and indices (in the split): int64 [n].
+    All on the device."""
+
+    images: Tensor
+    labels: Tensor
+    indices: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """This rank's part of one global batch. To be used up before the next window is taken."""
+
+    batches: Iterator[Batch]
+    """The micro-batches, none of them empty, but for those that make the ranks' forward passes equally many."""
+    count: int
+    """How many micro-batches; 0 where this rank has no sample and need not pass (see Pipeline.dummy_batch)."""
+    samples: int
+    """Samples of this rank."""
+    size: int
+    """Samples of the global batch, over all ranks."""
+    shards: tuple[int, ...] = ()
+    """The logical shard that each micro-batch belongs to."""
+    skipped: int = 0
+    """Samples of the global batch that could not be read: they are not in `size`."""
+
+
+class Pipeline(Protocol):
+    """The training and test samples of one rank, ready on its device."""
+
+    sampler: GlobalBatchSampler
+    """Which samples make up each global batch, and which of them are this rank's."""
+    accumulate: int
+    """Micro-batches of a window; may be changed before a `train`."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Global batches in an epoch; the same on all ranks."""
+        ...
+
+    @property
+    def left_out(self) -> int:
+        """Images that turned out bad while they were read, so far; the same on all ranks."""
+        ...
+
+    def train(self, epoch: int, start_step: int = 0) -> Iterator[Window]:
+        """The windows of an epoch (counted from 0) from `start_step` on, where they are those of a whole epoch."""
+        ...
+
+    def evaluate(self) -> Iterator[Batch]:
+        """This rank's share of the test split: each sample once over all ranks, none repeated; sizes may differ."""
+        ...
+
+    def dummy_batch(self) -> Batch:
+        """One training sample, for a rank that must take part in a step without a sample of its own."""
+        ...
+
+
+def micro_batches(
+    start: int, shards: Sequence[tuple[int, int]], parts: Sequence[float], least: int = 0
+) -> tuple[list[tuple[int, int]], tuple[int, ...]]:
+    """The micro-batches that each shard is cut into, in proportion to `parts`: their bounds, and the shard of each.
+
+    start: where the first shard begins; shards: numbers and samples, one behind the other. No micro-batch is empty,
+    unless fewer than `least` are left: empty ones follow then.
+    """
+    bounds, numbers = [], []
+    for shard, samples in shards:
+        for length in split(samples, parts):
+            if length:
+                bounds.append((start, start + length))
+                numbers.append(shard)
+            start += length
+    missing = max(0, least - len(bounds))
+    return bounds + [(start, start)] * missing, (*numbers, *[shards[-1][0]] * missing)

@@ -1,0 +1,207 @@
+"""CIFAR-10 (Krizhevsky 2009): torchvision's files or an image folder, and the download.
+
+torchvision is imported only to read its files for the first time, and to download: it costs seconds of a start.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import socket
+import tempfile
+import threading
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ddp_train.config.options import UserError
+from ddp_train.data.sources import cache
+from ddp_train.data.sources.decode import fit
+from ddp_train.data.sources.listing import class_names, has_image_folder
+from ddp_train.data.sources.samples import Dataset, Split, channel_statistics
+
+__all__ = [
+    "CLASSES",
+    "SIDE",
+    "TORCHVISION_FOLDER",
+    "URL",
+    "check_image_folder",
+    "download",
+    "has_torchvision_folder",
+    "load_torchvision",
+    "missing_file",
+    "unreachable",
+    "use_torchvision_files",
+]
+
+URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
+"""torchvision's own (a test compares them)."""
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+TORCHVISION_FOLDER = "cifar-10-batches-py"
+_FILES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta")
+_PROBE_SECONDS = 4.0
+_STALL_SECONDS = 30.0
+SIDE = 32
+
+
+def has_torchvision_folder(data_dir: Path) -> bool:
+    return (data_dir / TORCHVISION_FOLDER).is_dir()
+
+
+def missing_file(data_dir: Path) -> Path | None:
+    """The first of torchvision's files that is not there, where its folder is."""
+    folder = data_dir / TORCHVISION_FOLDER
+    return next((folder / name for name in _FILES if folder.is_dir() and not (folder / name).is_file()), None)
+
+
+def use_torchvision_files(data_dir: Path) -> bool:
+    """Whether to read them: an image folder is taken where they are not complete."""
+    lacking = missing_file(data_dir) is not None
+    return has_torchvision_folder(data_dir) and not (lacking and has_image_folder(data_dir))
+
+
+def check_image_folder(data_dir: Path) -> None:
+    """Errors: UserError where CIFAR-10 is not in data_dir as an image folder."""
+    if not has_image_folder(data_dir):
+        raise UserError(f"--dataset cifar10: not in {data_dir}; {how_to_get(data_dir)}")
+    if (found := len(class_names(data_dir / "train"))) != len(CLASSES):
+        raise UserError(
+            f"--dataset cifar10: the image folder {data_dir} has {found} classes, not 10; "
+            "for any image folder: --dataset folder"
+        )
+
+
+def how_to_get(data_dir: Path) -> str:
+    layouts = f"{TORCHVISION_FOLDER}/, or with train/<class>/ and test/<class>/"
+    return f"unpack {URL} into {data_dir}, or point --data-dir at a folder with {layouts}"
+
+
+def load_torchvision(data_dir: Path, *, image_size: int | None = None, verify: bool = False) -> Dataset:
+    """CIFAR-10 from cifar-10-batches-py in data_dir. Errors: UserError naming a missing or damaged file."""
+    side = image_size or SIDE
+    stamps = [
+        (name, facts.st_size, facts.st_mtime_ns, facts.st_ino)
+        for name in _FILES
+        for facts in [_stat(data_dir / TORCHVISION_FOLDER / name)]
+    ]
+    key = cache.key("cifar-10-batches-py", (side, stamps))
+    entry = cache.find(key, verify=verify)
+    if entry is None:
+        entry = _build(key, data_dir, side)
+    arrays, facts = entry.arrays, entry.facts
+    train = Split(arrays["train_labels"], arrays["train"])
+    test = Split(arrays["test_labels"], arrays["test"])
+    classes, mean, std = (tuple(facts[name]) for name in ("classes", "mean", "std"))
+    return Dataset("cifar10", classes, train, test, mean, std, (3, side, side), content=facts["content"])
+
+
+def _stat(path: Path) -> Any:
+    try:
+        return path.stat()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _build(key: str, data_dir: Path, side: int) -> cache.Entry:
+    """Copy torchvision's pickles, after their checksums, into an entry."""
+    _check_sums(data_dir / TORCHVISION_FOLDER)
+    parts = {"train": _read(data_dir, train=True), "test": _read(data_dir, train=False)}
+    with cache.begin(key, sum(len(labels) for _, labels, _ in parts.values()) * side * side * 3) as draft:
+        for part, (images, labels, _) in parts.items():
+            draft.put(f"{part}_labels", labels)
+            out = draft.create(part, (len(labels), side, side, 3), np.uint8)
+            out[...] = images if side == SIDE else _scaled(images, side)
+        mean, std = channel_statistics(draft.array("train"))
+        # The checksums are those of the original: there is one such content.
+        return draft.commit({"classes": parts["train"][2], "mean": mean, "std": std, "content": f"cifar-10 {side}"})
+
+
+def _check_sums(folder: Path) -> None:
+    """Before anything is unpickled. Errors: UserError naming the first file that is not the original."""
+    from torchvision.datasets import CIFAR10
+
+    listed = [*CIFAR10.train_list, *CIFAR10.test_list, (CIFAR10.meta["filename"], CIFAR10.meta["md5"])]
+    for name, expected in listed:
+        try:
+            with (folder / name).open("rb") as file:
+                found = hashlib.file_digest(file, "md5").hexdigest()
+        except OSError as error:
+            raise UserError(f"{folder / name}: cannot be read ({error.strerror})") from error
+        if found != expected:
+            sums = f"MD5 {found}, the original has {expected}"
+            raise UserError(f"{folder / name}: damaged ({sums}); delete it and {how_to_get(folder.parent)}")
+
+
+def _read(data_dir: Path, *, train: bool) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """uint8 images [N, 32, 32, 3], int64 labels [N] and class names. torchvision unpickles only what has the
+    right checksum."""
+    from torchvision.datasets import CIFAR10
+
+    try:
+        data = CIFAR10(str(data_dir), train=train, download=False)
+    except (RuntimeError, OSError) as error:
+        reason = "damaged (a checksum differs, or a file cannot be read)"
+        raise UserError(f"{data_dir / TORCHVISION_FOLDER}: {reason}; delete it and {how_to_get(data_dir)}") from error
+    return data.data, np.asarray(data.targets, dtype=np.int64), list(data.classes)
+
+
+def _scaled(images: np.ndarray, side: int) -> np.ndarray:
+    from PIL import Image
+
+    return np.stack([fit(Image.fromarray(image), (side, side)) for image in images])
+
+
+def unreachable(url: str = URL, seconds: float = _PROBE_SECONDS) -> str | None:
+    """Why a download cannot start, in a few words, or None; answers within `seconds`, name resolution included."""
+    answers: list[str | None] = []
+
+    def ask() -> None:
+        try:
+            request = urllib.request.Request(url, method="HEAD")  # noqa: S310  # https alone
+            with urllib.request.urlopen(request, timeout=seconds):  # noqa: S310
+                answers.append(None)
+        except urllib.error.HTTPError as error:
+            knows_head = error.code not in (405, 501)
+            answers.append(f"HTTP status {error.code}" if knows_head else None)
+        except urllib.error.URLError as error:
+            reason = error.reason
+            answers.append(str(getattr(reason, "strerror", None) or reason))
+        except (OSError, ValueError) as error:
+            answers.append(str(error))
+
+    # A thread, since name resolution knows no time limit of its own.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return answers[0] if answers else f"no answer within {seconds:g} s"
+
+
+def download(data_dir: Path) -> str | None:
+    """Download CIFAR-10 into data_dir by torchvision, with its progress and checksum. Why it failed, or None.
+
+    Errors: UserError when the folder cannot be written.
+    """
+    require_writable(data_dir)
+    from torchvision.datasets import CIFAR10
+
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_STALL_SECONDS)  # torchvision waits for ever on a connection that went silent
+    try:
+        CIFAR10(str(data_dir), download=True)
+    except (OSError, RuntimeError, EOFError) as error:
+        return f"the download failed: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+    finally:
+        socket.setdefaulttimeout(before)
+    return None
+
+
+def require_writable(data_dir: Path) -> None:
+    """Errors: UserError when data_dir cannot be made or written."""
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=data_dir):
+            pass
+    except OSError as error:
+        raise UserError(f"--data-dir {data_dir}: CIFAR-10 cannot be downloaded there ({error.strerror})") from error

@@ -1,0 +1,119 @@
+"""The datasets by name: which one to use, made ready once per node, loaded on every rank.
+
+name, note = resolve(options)    # one process of the run: may download CIFAR-10
+dataset = prepare(name, options) # one process per node: decodes into the cache
+dataset = load(name, options)    # the others behind it: memory-mapped
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from ddp_train.config.options import DataOptions, UserError
+from ddp_train.data.sources import cifar10, image_folder, listing
+from ddp_train.data.sources.bad_samples import BadSample
+from ddp_train.data.sources.builtin import load_digits
+from ddp_train.data.sources.samples import Dataset, Split
+from ddp_train.data.sources.synthetic import load_synthetic
+
+__all__ = ["Dataset", "Split", "list_files", "load", "prepare", "resolve"]
+
+
+def resolve(options: DataOptions) -> tuple[str, str | None]:
+    """The dataset to use, and one line where it is not the one that the user might expect.
+
+    Without --dataset: CIFAR-10 in --data-dir, else the image folder there, else CIFAR-10 by download, else digits.
+    Errors: UserError when --dataset cifar10 is neither there nor to be had, or the download cannot be written.
+    """
+    data_dir = _data_dir(options)
+    if options.dataset not in (None, "cifar10"):
+        return str(options.dataset), None
+    lacking = cifar10.missing_file(data_dir)
+    if cifar10.has_torchvision_folder(data_dir) and lacking is None:
+        return "cifar10", None
+    if image_folder.has_image_folder(data_dir):
+        return _name_folder(data_dir, options.dataset)
+    reason = cifar10.unreachable() or cifar10.download(data_dir)
+    if reason is None:
+        return "cifar10", f"CIFAR-10 was downloaded into {data_dir}"
+    if lacking is not None:
+        raise UserError(f"{lacking}: is missing, and cannot be downloaded ({reason}); {cifar10.how_to_get(data_dir)}")
+    if options.dataset == "cifar10":
+        remedy = cifar10.how_to_get(data_dir)
+        raise UserError(f"--dataset cifar10: not in {data_dir}, and it cannot be downloaded ({reason}); {remedy}")
+    return "digits", f"CIFAR-10 is not in {data_dir} and cannot be downloaded ({reason}): training on digits instead"
+
+
+def _name_folder(data_dir: Path, wanted: str | None) -> tuple[str, str | None]:
+    """An image folder is taken for CIFAR-10 when it is asked for, or has CIFAR-10's classes."""
+    if wanted == "cifar10":
+        return "cifar10", None
+    classes = image_folder.class_names(data_dir / "train")
+    if classes == cifar10.CLASSES:
+        return "cifar10", None
+    return "folder", f"{data_dir} holds an image folder of {len(classes)} classes, not CIFAR-10: training on that"
+
+
+def prepare(name: str, options: DataOptions, left_out: Iterable[BadSample] = ()) -> Dataset:
+    """Whatever is slow and needed once per node: decode into the cache, or verify the copy that is there.
+
+    left_out: samples that other nodes cannot use. The dataset leaves out those that this node cannot use as well.
+    """
+    return _load(name, options, left_out, verify=True)
+
+
+def load(
+    name: str, options: DataOptions, left_out: Iterable[BadSample] = (), listed: listing.Listed | None = None
+) -> Dataset:
+    """The dataset that resolve() named. Errors: UserError for a missing folder, an image that cannot be read (it is
+    named), classes that differ between train and test, and no images.
+
+    listed: what list_files() has found.
+    """
+    return _load(name, options, left_out, verify=False, listed=listed)
+
+
+def list_files(name: str, options: DataOptions) -> listing.Listed | None:
+    """The part of load() that need not wait for prepare(): the files of an image folder. Errors: UserError."""
+    data_dir = _data_dir(options)
+    if name == "folder" or (name == "cifar10" and not cifar10.use_torchvision_files(data_dir)):
+        return listing.scan(data_dir)
+    return None
+
+
+def _data_dir(options: DataOptions) -> Path:
+    """--data-dir, also where it points at torchvision's folder itself instead of the one around it."""
+    path = Path(options.data_dir)
+    return path.parent if path.name == cifar10.TORCHVISION_FOLDER else path
+
+
+def _load(
+    name: str,
+    options: DataOptions,
+    left_out: Iterable[BadSample],
+    *,
+    verify: bool,
+    listed: listing.Listed | None = None,
+) -> Dataset:
+    data_dir = _data_dir(options)
+    if name == "cifar10" and cifar10.use_torchvision_files(data_dir):
+        return cifar10.load_torchvision(data_dir, image_size=options.image_size, verify=verify)
+    if name in ("cifar10", "folder"):
+        if name == "cifar10":
+            cifar10.check_image_folder(data_dir)
+        return image_folder.load_image_folder(
+            name,
+            data_dir,
+            image_size=options.image_size or (cifar10.SIDE if name == "cifar10" else None),
+            verify=verify,
+            on_bad=options.on_bad_sample,
+            accept_changes=options.changed_data == "accept",
+            left_out=left_out,
+            listed=listed,
+        )
+    if name == "digits":
+        return load_digits()
+    if name == "synthetic":
+        return load_synthetic(options.synthetic_samples)
+    raise UserError(f"--dataset {name}: unknown; known are cifar10, folder, digits and synthetic")

@@ -1,0 +1,237 @@
+"""Image files to uint8 arrays: one at a time, or a whole dataset by one process per core.
+
+Processes rather than threads: for small images most of the time is Python's own. They are forked, write into
+memory that they share with the caller, and end when it does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import multiprocessing
+import os
+import signal
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from ddp_train.config.options import UserError
+from ddp_train.data.pipeline.worker import end_with_parent
+
+__all__ = ["Unreadable", "decode_files", "fit", "probe_size", "read_image", "read_unchanged"]
+
+_BLOCK = 64  # files per unit of work
+_SMALL = 256  # fewer files are not worth starting processes
+_PROBES = 1024
+_HELD = (signal.SIGINT, signal.SIGTERM)
+
+
+def read_image(path: str | Path, size: tuple[int, int]) -> np.ndarray:
+    """uint8 [H, W, 3] of `size` (height, width). Errors: UserError naming a file that is no readable image."""
+    try:
+        return read_unchanged(path, size)
+    except Unreadable as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def read_unchanged(path: str | Path, size: tuple[int, int], stamp: np.ndarray | None = None) -> np.ndarray:
+    """As read_image. stamp: int64 [3], size, mtime in ns and inode when the file was listed. Errors: Unreadable."""
+    return _decoded(_content(path, stamp), size)
+
+
+class Unreadable(Exception):
+    """Why a file cannot be read as an image, or that it has changed, in words that follow its name."""
+
+
+def _content(path: str | Path, stamp: np.ndarray | None = None) -> bytes:
+    """Errors: Unreadable."""
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123 (a Path for each file is slow)
+            if stamp is not None:
+                facts = os.fstat(file.fileno())
+                if (facts.st_size, facts.st_mtime_ns) != (stamp[0], stamp[1]):
+                    raise Unreadable("has changed since the run started")
+            return file.read()
+    except OSError as error:
+        raise Unreadable(f"cannot be read ({error.strerror or error})") from error
+
+
+def _decoded(content: bytes, size: tuple[int, int]) -> np.ndarray:
+    """Errors: Unreadable, whatever Pillow's decoders raise."""
+    if not content:
+        raise Unreadable("is empty")
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            return fit(image, size)
+    except MemoryError:
+        raise
+    except Exception as error:  # each decoder has its own: OSError, ValueError, SyntaxError, struct.error, ...
+        raise Unreadable(_in_words(error)) from error
+
+
+def _in_words(error: Exception) -> str:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if isinstance(error, UnidentifiedImageError):
+        reason = "not an image that Pillow knows"
+    return f"cannot be read as an image ({reason})"
+
+
+def fit(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
+    """Scale an image until it covers `size` (height, width), and cut out the centre: uint8 [H, W, 3]."""
+    height, width = size
+    if image.mode.startswith("I;16"):  # Pillow would clip 16 bits to 8, not scale them
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    image = image.convert("RGB")
+    if image.size != (width, height):
+        scale = max(width / image.width, height / image.height)
+        covering = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
+        image = image.resize(covering, Image.Resampling.BILINEAR)
+        left, top = (covering[0] - width) // 2, (covering[1] - height) // 2
+        image = image.crop((left, top, left + width, top + height))
+    return np.asarray(image)
+
+
+def probe_size(paths: Sequence[str]) -> tuple[int, int] | None:
+    """(height, width) of the images, or None where sizes differ; read from the headers of up to 1024 of them,
+    evenly spread. Those that cannot be read are passed over."""
+    sizes: Counter[tuple[int, int]] = Counter()
+    for path in paths[:: max(1, len(paths) // _PROBES)]:
+        with suppress(Exception), Image.open(path) as image:
+            sizes[(image.height, image.width)] += 1
+    return next(iter(sizes)) if len(sizes) == 1 else None
+
+
+def decode_files(
+    paths: Sequence[str],
+    out: np.ndarray,
+    *,
+    digests: np.ndarray | None = None,
+    tolerated: int = 0,
+    processes: int | None = None,
+    progress: Callable[[int], None] = lambda done: None,
+) -> dict[int, str]:
+    """Decode paths[i] into out[i]. out: uint8 [N, H, W, 3] in shared memory (a memory-mapped file, say).
+
+    digests: uint8 [N, 32] in shared memory, for the SHA-256 of each file's content. processes: None is one per core
+    that this process may use. progress is told how many are done. Why a file cannot be read, by index; with more
+    than `tolerated` of them it ends there. Errors: UserError when a process dies.
+    """
+    count = processes or len(os.sched_getaffinity(0))
+    count = 1 if len(paths) < _SMALL else min(count, -(-len(paths) // _BLOCK))
+    work = _Work(paths, out, digests)
+    if count > 1:
+        return _decode_in_processes(work, count, tolerated, progress)
+    refused: dict[int, str] = {}
+    for report in work.blocks(range(0, len(paths), _BLOCK)):
+        refused |= report.refused
+        progress(report.done)
+        if len(refused) > tolerated:
+            break
+    return refused
+
+
+@dataclass(frozen=True)
+class _Report:
+    """How many files one process has done, and which of the last block cannot be read, by index."""
+
+    done: int
+    refused: dict[int, str]
+
+
+@dataclass(frozen=True, eq=False)
+class _Work:
+    """What decode_files was asked for."""
+
+    paths: Sequence[str]
+    out: np.ndarray
+    digests: np.ndarray | None
+
+    def blocks(self, blocks: range) -> Iterator[_Report]:
+        """Decode block after block."""
+        done = 0
+        for first in blocks:
+            last = min(first + _BLOCK, len(self.paths))
+            refused = {}
+            for index in range(first, last):
+                try:
+                    self._one(index)
+                except Unreadable as error:
+                    refused[index] = str(error)
+            done += last - first
+            yield _Report(done, refused)
+
+    def _one(self, index: int) -> None:
+        content = _content(self.paths[index])
+        if self.digests is not None:
+            self.digests[index] = np.frombuffer(hashlib.sha256(content).digest(), np.uint8)
+        self.out[index] = _decoded(content, self.out.shape[1:3])
+
+
+def _decode_in_processes(work: _Work, count: int, tolerated: int, progress: Callable[[int], None]) -> dict[int, str]:
+    context = multiprocessing.get_context("fork")
+    readers, workers = [], []
+    try:
+        with _signals_held():
+            for number in range(count):
+                reader, writer = context.Pipe(duplex=False)
+                blocks = range(number * _BLOCK, len(work.paths), count * _BLOCK)
+                worker = context.Process(target=_process, args=(work, blocks, writer, os.getpid()), daemon=True)
+                worker.start()
+                writer.close()
+                readers.append(reader)
+                workers.append(worker)
+        return _follow(readers, tolerated, progress)
+    finally:
+        for worker in workers:
+            worker.terminate()
+        for worker in workers:
+            worker.join()
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Deliver signals only afterwards. Python drops a KeyboardInterrupt that is raised while it forks, and a new
+    process would act upon its parent's handlers until it has set its own."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _process(work: _Work, blocks: range, writer: Connection, parent: int) -> None:
+    """A decoding process: sends a report after each block, and None at its end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends us
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD)
+    end_with_parent(parent)
+    for report in work.blocks(blocks):
+        writer.send(report)
+    writer.send(None)
+
+
+def _follow(readers: Sequence[Connection], tolerated: int, progress: Callable[[int], None]) -> dict[int, str]:
+    """Pass on the processes' reports until all are done or too much is refused. Errors: UserError when one dies."""
+    done = dict.fromkeys(readers, 0)
+    refused: dict[int, str] = {}
+    running = set(readers)
+    while running and len(refused) <= tolerated:
+        for reader in wait(list(running)):
+            assert isinstance(reader, Connection)
+            try:
+                report: _Report | None = reader.recv()
+            except EOFError:
+                raise UserError("a process that decodes images was killed: is the machine out of memory?") from None
+            if report is None:
+                running.discard(reader)
+            else:
+                done[reader] = report.done
+                refused |= report.refused
+        progress(sum(done.values()))
+    return refused

@@ -1,0 +1,202 @@
+"""What an image folder held when it was last read: of each file its size, mtime, inode and SHA-256.
+
+A file whose size, mtime and inode are those of the manifest is the file that was read; only others are hashed
+again. So a start costs one stat a file, and a file that vanished or has other content is named before the first step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ddp_train.data.sources import cache
+from ddp_train.data.sources.bad_samples import BadSample
+from ddp_train.data.sources.listing import FolderSplit
+
+__all__ = ["Compared", "Manifest", "Seen", "digest_of"]
+
+SCHEMA = "ddp-train-manifest/1"
+_UNKNOWN = bytes(32)
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """A split as it was read. digests: uint8 [N, 32], zeros where a file was not read; undecodable: why, by name."""
+
+    names: tuple[str, ...]
+    stamps: np.ndarray
+    digests: np.ndarray
+    undecodable: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def nothing(cls) -> Seen:
+        """A split that was never read."""
+        return cls((), np.zeros((0, 3), np.int64), np.zeros((0, 32), np.uint8))
+
+    def after_reading(self, digests: Mapping[str, bytes], undecodable: Mapping[str, str]) -> Seen:
+        """With what reading the files of these names has shown."""
+        found = self.digests.copy()
+        for row, name in enumerate(self.names):
+            if name in digests:
+                found[row] = np.frombuffer(digests[name], np.uint8)
+        return Seen(self.names, self.stamps, found, {**self.undecodable, **undecodable})
+
+
+@dataclass(frozen=True, eq=False)
+class Compared:
+    """A listed split beside what was seen of it. digests: as in Seen, for the listed files."""
+
+    digests: np.ndarray
+    bad: tuple[BadSample, ...] = ()
+    replaced: int = 0
+    """Files that vanished or have other content, where that is accepted."""
+    seen: Seen | None = None
+    """What to remember; None where nothing is new."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The manifest of one data folder."""
+
+    folder: Path
+    splits: Mapping[str, Seen]
+    when: float = 0.0
+    """Seconds since 1970."""
+
+    @classmethod
+    def of(cls, folder: Path) -> Manifest:
+        """The one that was written for a data folder; empty where there is none, or none that can be read."""
+        for root in cache.trusted_roots():
+            try:
+                with np.load(root / _file_name(folder), allow_pickle=False) as stored:
+                    record = json.loads(bytes(stored["record"]))
+                    if record["schema"] != SCHEMA or record["folder"] != str(folder.resolve()):
+                        continue
+                    return cls(folder, {p: _read(stored, p, why) for p, why in record["parts"].items()}, record["when"])
+            except Exception:  # noqa: S112  # damaged in whatever way: the files are read again
+                continue
+        return cls(folder, {})
+
+    def write(self, splits: Mapping[str, Seen]) -> None:
+        """Write it anew, atomically; nothing where no folder takes it."""
+        parts = {part: dict(seen.undecodable) for part, seen in splits.items()}
+        record = {"schema": SCHEMA, "folder": str(self.folder.resolve()), "when": time.time(), "parts": parts}  # noqa: TID251
+        arrays: dict[str, Any] = {"record": np.frombuffer(json.dumps(record).encode(), np.uint8)}
+        for part, seen in splits.items():
+            names = "\0".join(seen.names).encode(errors="surrogateescape")
+            arrays |= {f"{part}-names": np.frombuffer(names, np.uint8), f"{part}-stamps": seen.stamps}
+            arrays[f"{part}-digests"] = seen.digests
+        cache.write(_file_name(self.folder), lambda file: np.savez(file, **arrays))
+
+    def compare(self, listed: FolderSplit, *, accept: bool) -> Compared:
+        """The listed files beside those that were seen. accept: vanished files and other content are taken as they are.
+
+        So they are where most of the files that were seen are gone or others: these are other data.
+        """
+        seen = self.splits.get(listed.part, Seen.nothing())
+        if listed.names == seen.names and np.array_equal(listed.stamps, seen.stamps):
+            return Compared(seen.digests, tuple(_unusable(listed, seen.undecodable)))
+        rows = {name: row for row, name in enumerate(seen.names)}
+        digests = np.zeros((len(listed.names), 32), np.uint8)
+        changed: dict[str, str] = {}
+        for index, (name, stamp) in enumerate(zip(listed.names, listed.stamps, strict=True)):
+            if (row := rows.get(name)) is None or name in listed.unreadable:
+                continue
+            why = _difference(stamp, seen.stamps[row], seen.digests[row], f"{listed.root}/{name}")
+            if why is None:
+                digests[index] = seen.digests[row]
+            else:
+                changed[name] = why
+        present = set(listed.names)
+        vanished = [name for name in seen.names if name not in present]
+        differing = len(changed) + len(vanished)
+        if accept or 2 * differing > len(seen.names):
+            return Compared(
+                digests, tuple(_unusable(listed, {})), differing, Seen(listed.names, listed.stamps, digests)
+            )
+        same = {name: why for name, why in seen.undecodable.items() if name in present and name not in changed}
+        bad = (*_unusable(listed, same | changed), *self._vanished(listed, vanished))
+        now = Seen(listed.names, listed.stamps, digests, same)
+        return Compared(digests, bad, 0, _merged(now, seen, {*changed, *vanished}) if differing else now)
+
+    def _vanished(self, listed: FolderSplit, names: list[str]) -> list[BadSample]:
+        order = sorted({*listed.names, *names}, key=_order) if names else []
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(self.when))
+        reason = f"has vanished: it was there on {when} (if that is meant: --changed-data accept)"
+        return [BadSample(listed.part, order.index(name), f"{listed.root}/{name}", reason) for name in names]
+
+
+def _merged(now: Seen, before: Seen, kept: set[str]) -> Seen:
+    """`now`, but for the files in `kept` as they were before: what is wrong now stays wrong the next time."""
+    merged = {name: (now.stamps[i], now.digests[i]) for i, name in enumerate(now.names)}
+    merged |= {name: (before.stamps[i], before.digests[i]) for i, name in enumerate(before.names) if name in kept}
+    names = tuple(sorted(merged, key=_order))
+    stamps, digests = (np.stack([merged[name][column] for name in names]) for column in (0, 1))
+    return Seen(names, stamps, digests, now.undecodable)
+
+
+def digest_of(path: str) -> bytes:
+    """SHA-256 of a file's content. Errors: OSError."""
+    with open(path, "rb") as file:  # noqa: PTH123 (a Path for each of many files is slow)
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+def _difference(stamp: np.ndarray, before: np.ndarray, digest: np.ndarray, path: str) -> str | None:
+    """What is other about a file than when it was seen, in words; None where its content is the same.
+
+    Of files that were never read (those of the loader pipeline) the size alone is known.
+    """
+    hint = "(if that is meant: --changed-data accept)"
+    if np.array_equal(stamp, before):
+        return None
+    if stamp[0] != before[0]:
+        return f"has changed: {before[0]:,} bytes when it was last read, {stamp[0]:,} now {hint}"
+    expected = digest.tobytes()
+    if expected == _UNKNOWN:
+        return None
+    try:
+        found = digest_of(path)
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    if found == expected:
+        return None
+    return f"has changed: SHA-256 {expected.hex()[:16]}... when it was last read, {found.hex()[:16]}... now {hint}"
+
+
+def _unusable(listed: FolderSplit, reasons: Mapping[str, str]) -> list[BadSample]:
+    """The listed files of which no image can come."""
+    empty = {listed.names[index]: "is empty" for index in np.flatnonzero(listed.stamps[:, 0] == 0)}
+    found = empty | dict(listed.unreadable) | dict(reasons)
+    if not found:
+        return []
+    return [
+        BadSample(listed.part, index, f"{listed.root}/{name}", found[name])
+        for index, name in enumerate(listed.names)
+        if name in found
+    ]
+
+
+def _order(name: str) -> tuple[str, str]:
+    """Listings are sorted by class, then by name."""
+    return name.partition("/")[0], name
+
+
+def _read(stored: Mapping[str, np.ndarray], part: str, undecodable: Mapping[str, str]) -> Seen:
+    text = bytes(stored[f"{part}-names"]).decode(errors="surrogateescape")
+    names = tuple(text.split("\0")) if text else ()
+    stamps, digests = stored[f"{part}-stamps"], stored[f"{part}-digests"]
+    if stamps.shape != (len(names), 3) or digests.shape != (len(names), 32):
+        raise ValueError("names, stamps and digests do not fit together")
+    return Seen(names, stamps, digests, undecodable)
+
+
+def _file_name(folder: Path) -> str:
+    where = str(folder.resolve()).encode(errors="surrogateescape")
+    return f"manifest-{hashlib.sha256(where).hexdigest()[:32]}.npz"

@@ -1,0 +1,1 @@
+"""The ranks: process group, gradient exchange, flags, load balance, heartbeat."""

@@ -1,0 +1,216 @@
+"""The process group, rank facts, and exact reductions.
+
+Every function works at world size 1 without a process group, so that the same trainer runs as a plain
+Python program.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import NoReturn, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from ddp_train.config.options import SharedError, UserError
+from ddp_train.distributed.heartbeat import own
+
+__all__ = [
+    "Ranks",
+    "average_buffers",
+    "choose_device",
+    "gpu_uuids",
+    "leave",
+    "on_first_rank",
+    "on_one_rank_per_node",
+    "start",
+    "stop",
+    "sum_over_ranks",
+    "take_first_ranks",
+    "together",
+    "wait_for_all",
+]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Who this process is. `local_*` count the processes of this node."""
+
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+    local_world_size: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Rank 0 writes files and talks to the user."""
+        return self.rank == 0
+
+    @classmethod
+    def from_environment(cls) -> Ranks:
+        """From the variables that torchrun sets; a single process where they are missing."""
+        names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+        try:
+            values = [int(os.environ.get(name, default)) for name, default in zip(names, (0, 0, 1, 1), strict=True)]
+        except ValueError:
+            raise UserError(f"{', '.join(names)} must be whole numbers, as torchrun sets them") from None
+        return cls(*values)
+
+
+def choose_device(wanted: str, ranks: Ranks) -> torch.device:
+    """The device of this rank for `--device auto|cpu|cuda`. UserError when a GPU is asked for and missing."""
+    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if ranks.local_rank >= count:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        shown = f"CUDA_VISIBLE_DEVICES={visible}" if visible is not None else "CUDA_VISIBLE_DEVICES is not set"
+        raise SharedError(
+            f"--device {wanted}: {ranks.local_world_size} local ranks need as many GPUs, torch sees {count} ({shown}); "
+            "lower --nproc_per_node, or use --device cpu",
+            speaks=ranks.local_rank == count,
+        )
+    return torch.device("cuda", ranks.local_rank)
+
+
+def gpu_uuids(ranks: Ranks, device: torch.device) -> tuple[str, ...]:
+    """NVML's names of the GPUs of this node's ranks."""
+    if device.type != "cuda":
+        return ()
+    visible = range(min(ranks.local_world_size, torch.cuda.device_count()))
+    return tuple(f"GPU-{torch.cuda.get_device_properties(i).uuid}" for i in visible)
+
+
+def start(ranks: Ranks, device: torch.device, timeout_s: float = 1800.0) -> None:
+    """Join the process group: NCCL for GPUs, gloo for the CPU. Nothing to do at world size 1."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if ranks.world_size == 1:
+        return
+    backend, device_id = ("nccl", device) if device.type == "cuda" else ("gloo", None)
+    with own.during("communication"):
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s), device_id=device_id)
+
+
+def stop() -> None:
+    """Leave the process group, if there is one. Only where all ranks do: NCCL waits for every one of them."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def on_first_rank(action: Callable[[], T], ranks: Ranks) -> T:
+    """Run `action` on rank 0 alone and return its (small) result on every rank. A UserError there is raised on all."""
+    results: list[T | None] = [together(action if ranks.is_first else _nothing, ranks)]
+    if ranks.world_size > 1:
+        with own.during("communication"):
+            dist.broadcast_object_list(results, src=0)
+    return cast(T, results[0])
+
+
+def on_one_rank_per_node(action: Callable[[], None], ranks: Ranks, meanwhile: Callable[[], None] | None = None) -> None:
+    """Run `action` on one rank of each node, `meanwhile` on the others; all wait. A UserError of any is raised on all.
+
+    The ranks of a node follow one another, so the number of them divides the rank of one. Local rank 0 would be every
+    rank where each sees one device as its first (torchrun --virtual-local-rank).
+    """
+    together(action if ranks.rank % ranks.local_world_size == 0 else meanwhile or _nothing, ranks)
+
+
+def together(action: Callable[[], T], ranks: Ranks) -> T:
+    """Run `action` here; afterwards raise the UserError of any rank on all, so that none waits for one that gave up."""
+    refusal: str | None = None
+    try:
+        result = action()
+    except UserError as error:
+        refusal = str(error)
+    refusals = [refusal]
+    if ranks.world_size > 1:
+        refusals = [None] * ranks.world_size
+        with own.during("communication"):
+            dist.all_gather_object(refusals, refusal)
+    for text in refusals:
+        if text is not None:
+            raise SharedError(text, speaks=ranks.is_first)
+    return result
+
+
+def _nothing() -> None:
+    """What the other ranks do while one works."""
+
+
+def wait_for_all() -> None:
+    """Return once every rank has come here."""
+    if dist.is_initialized():
+        with own.during("communication"):
+            dist.barrier()
+
+
+def leave(status: int) -> NoReturn:
+    """End the process with `status`, after a success together with all ranks: a program's very end, all on disk.
+
+    After a success, and where a process group is still open, without Python's and C++'s own tear-down: a thread of
+    torch's can abort the process there, whose status is then another ("terminate called without an active exception").
+    """
+    if status and not dist.is_initialized():
+        sys.exit(status)
+    if status == 0:
+        wait_for_all()
+        stop()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
+    """The element-wise sum over all ranks, in place."""
+    if dist.is_initialized():
+        with own.during("communication"):
+            dist.all_reduce(values)
+    return values
+
+
+@torch.no_grad()
+def take_first_ranks(model: nn.Module, ranks: Ranks) -> None:
+    """Give all ranks rank 0's parameters and buffers."""
+    if ranks.world_size == 1:
+        return
+    by_type: dict[torch.dtype, list[torch.Tensor]] = {}
+    for tensor in (*model.parameters(), *model.buffers()):
+        by_type.setdefault(tensor.dtype, []).append(tensor)
+    for tensors in by_type.values():
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
+        with own.during("communication"):
+            dist.broadcast(flat, src=0)
+        for tensor, values in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+            tensor.copy_(values.view_as(tensor))
+
+
+def average_buffers(model: nn.Module, ranks: Ranks) -> None:
+    """Give all ranks the same batch statistics: the mean of each floating-point buffer over the ranks.
+
+    Each rank's batch norm sees its own share of every global batch; before evaluation and checkpoints
+    the running estimates are joined. Whole-number buffers (num_batches_tracked) take rank 0's value.
+    """
+    if ranks.world_size > 1:
+        with own.during("communication"):
+            _average([b for b in model.buffers() if b.numel()], ranks.world_size)
+
+
+def _average(buffers: list[torch.Tensor], world_size: int) -> None:
+    floating = [b for b in buffers if b.is_floating_point()]
+    if floating:
+        flat = torch.cat([b.detach().flatten().double() for b in floating])
+        dist.all_reduce(flat)
+        flat /= world_size
+        for buffer, mean in zip(floating, flat.split([b.numel() for b in floating]), strict=True):
+            buffer.copy_(mean.view_as(buffer))
+    for buffer in buffers:
+        if not buffer.is_floating_point():
+            dist.broadcast(buffer, src=0)

@@ -1,0 +1,131 @@
+"""Gradients averaged through memory that the ranks of one host share, where gloo would send them over loopback.
+
+Each rank leaves its gradients in a part of its own. Once all have, which the exchange of their flags tells them
+(flag_exchange.py), each adds up all parts in the order of the ranks: the same bits everywhere. Two sets of parts take
+turns, so that no rank overwrites what a slower one still reads: who begins a pass has seen every rank begin the pass
+before.
+
+The memory has no name in any file system, is not limited by /dev/shm, and goes with the last process that has it.
+Cost: `python -m benchmarks.ddp_scaling`. Sources: memfd_create(2), proc_pid_fd(5).
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import secrets
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+
+import torch
+from torch import Tensor, nn
+
+from ddp_core.host_memory import available_memory
+from ddp_train.distributed.process_group import Ranks, on_first_rank, sum_over_ranks
+
+__all__ = ["MOST_RANKS", "SharedGradients", "share"]
+
+MOST_RANKS = 4
+"""Each rank reads the parts of all; beyond this gloo's ring, in which each reads what two have, moves fewer bytes."""
+_PART_OF_MEMORY = 8
+"""The parts of all ranks may take one in so many of the bytes that are left."""
+_ALIGNED = 64
+_TOKEN = 16
+
+
+class SharedGradients:
+    """`parts`: uint8, (2, ranks, bytes)."""
+
+    def __init__(self, parts: Tensor, rank: int, wait: Callable[[], object]) -> None:
+        self._parts, self._rank = parts, rank
+        self.wait = wait
+        """Returns once every rank has come to it; what the ranks have to tell one another may go with it."""
+        self._passes = 0
+        self._filled = 0
+        self._open: list[tuple[torch.futures.Future[Tensor], Tensor, int]] = []
+
+    def average(self, gradients: Tensor, *, last: bool) -> torch.futures.Future[Tensor]:
+        """Their mean over the ranks, in place, once the `last` gradients of a backward pass have come.
+
+        All ranks give tensors of the same sizes in the same order.
+        """
+        torch.div(gradients, self._parts.shape[1], out=self._part(self._rank, gradients, self._filled))
+        future: torch.futures.Future[Tensor] = torch.futures.Future()
+        self._open.append((future, gradients, self._filled))
+        self._filled += _aligned(gradients.nbytes)
+        if last:
+            self.wait()
+            self._add_up()
+        return future
+
+    def _add_up(self) -> None:
+        for future, gradients, place in self._open:
+            first, second, *others = (self._part(r, gradients, place) for r in range(self._parts.shape[1]))
+            torch.add(first, second, out=gradients)
+            for other in others:
+                gradients.add_(other)
+            future.set_result(gradients)
+        self._open, self._filled, self._passes = [], 0, self._passes + 1
+
+    def _part(self, rank: int, like: Tensor, place: int) -> Tensor:
+        """Where `rank` leaves gradients of the size of `like`, which begin at the byte `place` of a pass."""
+        return self._parts[self._passes % 2, rank, place : place + like.nbytes].view(like.dtype).view(like.shape)
+
+
+def share(network: nn.Module, ranks: Ranks, device: torch.device, wait: Callable[[], object]) -> SharedGradients | None:
+    """Memory for the gradients of `network`, on all ranks alike; None where they have to be sent.
+
+    That is on GPUs, on one rank or many, on several hosts, where the ranks cannot see each other's memory (each in a
+    container of its own), or too little memory is left. `wait`: see SharedGradients.
+    """
+    one_host = ranks.local_world_size == ranks.world_size
+    if device.type != "cpu" or not one_host or not 2 <= ranks.world_size <= MOST_RANKS:
+        return None
+    size = _bytes(p for p in network.parameters() if p.requires_grad)
+    memory = _map_together(2 * ranks.world_size * size, ranks)
+    if memory is None:
+        return None
+    parts = torch.frombuffer(memory, dtype=torch.uint8).view(2, ranks.world_size, size)
+    return SharedGradients(parts, ranks.rank, wait)
+
+
+def _bytes(parameters: Iterable[Tensor]) -> int:
+    """Room for the gradients, however they are divided into buckets."""
+    return sum(_aligned(parameter.nbytes) for parameter in parameters)
+
+
+def _aligned(size: int) -> int:
+    return -(-size // _ALIGNED) * _ALIGNED
+
+
+def _map_together(size: int, ranks: Ranks) -> mmap.mmap | None:
+    """`size` bytes that all ranks have, zeroed; None on all where one of them cannot have them."""
+    made: list[int] = []
+
+    def make() -> tuple[str, bytes] | None:
+        token = secrets.token_bytes(_TOKEN)
+        with suppress(AttributeError, OSError):  # not Linux; no more files
+            if size <= available_memory() // _PART_OF_MEMORY:
+                made.append(os.memfd_create("gradients"))
+                os.truncate(made[0], size)
+                os.pwrite(made[0], token, 0)
+                return f"/proc/{os.getpid()}/fd/{made[0]}", token
+        return None
+
+    def take(path: str, token: bytes) -> mmap.mmap | None:
+        with suppress(OSError, ValueError):
+            handle = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                # Seen from another container the path may be that of a stranger's file.
+                if os.pread(handle, _TOKEN, 0) == token:
+                    return mmap.mmap(handle, size)
+            finally:
+                os.close(handle)
+        return None
+
+    found = on_first_rank(make, ranks)
+    memory = take(*found) if found is not None else None
+    all_have_it = int(sum_over_ranks(torch.tensor(int(memory is not None)))) == ranks.world_size
+    for handle in made:
+        os.close(handle)
+    return memory if all_have_it else None

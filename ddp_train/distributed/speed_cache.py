@@ -1,0 +1,81 @@
+"""What calibrations have found, kept for the next plan: seconds of a step by kind of work and model of GPU. Torch-free.
+
+The cache never stands in the way: a file that cannot be read is no file, one that cannot be written is not written.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ddp_core.files import write_text
+from ddp_train.config.options import Config
+from ddp_train.distributed.load_balance import Speed
+
+__all__ = ["KnownSpeeds", "recall", "remember", "work_of"]
+
+SCHEMA = "ddp-train-speeds/1"
+
+
+@dataclass(frozen=True)
+class KnownSpeeds:
+    """Speeds by the name of the GPU, and the seconds of joining the gradients, for one kind of work."""
+
+    speeds: Mapping[str, Speed] = field(default_factory=dict)
+    communication: float = 0.0
+
+
+def work_of(config: Config) -> str:
+    """The kind of work: what a step's time depends on beside the GPU and the batch."""
+    model, data = config.model, config.data
+    network = (model.model, model.width_mult, model.n_layers, model.hidden_dim, model.amp, model.compile)
+    return " ".join(map(str, (*network, data.dataset, data.image_size, data.accumulate or 1)))
+
+
+def recall(work: str) -> KnownSpeeds | None:
+    """What is known of this kind of work; None where nothing is. Never raises."""
+    kept = _read().get(work)
+    try:
+        assert isinstance(kept, dict)
+        speeds = {str(name): Speed(float(a), float(b)) for name, (a, b) in kept["speeds"].items()}
+        known = KnownSpeeds(speeds, float(kept["communication"]))
+    except (AssertionError, LookupError, TypeError, ValueError, AttributeError):
+        return None
+    sound = all(speed.each > 0 and speed.fixed >= 0 for speed in speeds.values())
+    return known if sound and known.communication >= 0 else None
+
+
+def remember(work: str, found: KnownSpeeds) -> None:
+    """Keep a calibration; GPUs that took no part keep what was known of them. Never raises."""
+    path = _path()
+    if path is None:
+        return
+    before = recall(work)
+    speeds = {**(before.speeds if before is not None else {}), **found.speeds}
+    rows = {name: [speed.fixed, speed.each] for name, speed in speeds.items()}
+    everything = _read() | {work: {"speeds": rows, "communication": found.communication}}
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps({"schema": SCHEMA, "works": everything}, indent=1) + "\n")
+
+
+def _read() -> dict[str, object]:
+    path = _path()
+    with suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
+        if path is not None and (kept := json.loads(path.read_bytes()))["schema"] == SCHEMA:
+            return dict(kept["works"])
+    return {}
+
+
+def _path() -> Path | None:
+    """Below XDG_CACHE_HOME, which counts only where it is absolute (XDG base directory spec)."""
+    wanted = os.environ.get("XDG_CACHE_HOME", "")
+    try:
+        base = Path(wanted) if wanted.startswith("/") else Path.home() / ".cache"
+    except RuntimeError:  # a user without a home folder
+        return None
+    return base / "ddp_launch" / "speeds.json"

@@ -1,0 +1,66 @@
+"""What a run is made of: everything that assemble/build.py puts together and the trainer uses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ddp_train.checkpoint.manager import Saver
+from ddp_train.checkpoint.progress import Progress
+from ddp_train.data.pipeline.build import Pipeline
+from ddp_train.distributed.allreduce_hook import Owed
+from ddp_train.distributed.flag_exchange import Control
+from ddp_train.distributed.process_group import Ranks
+from ddp_train.engine.gradient_sync import Joining
+from ddp_train.engine.nan_guard import Guard
+from ddp_train.engine.stop_signals import StopSignals
+from ddp_train.observers.records import Observer
+from ddp_train.optim.losses import Loss
+from ddp_train.optim.lr_schedule import Schedule
+from ddp_train.optim.precision import Precision
+from ddp_train.technique import Technique
+
+__all__ = ["Parts"]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything that a run is made of. `network` is the bare model, `model` what is called (wrapped, compiled)."""
+
+    ranks: Ranks
+    device: torch.device
+    network: nn.Module
+    model: nn.Module
+    ddp: DistributedDataParallel | None
+    pipeline: Pipeline
+    loss: Loss
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    precision: Precision
+    epochs: int
+    global_batch: int
+    stop_after: float = math.inf
+    seed: int = 0
+    techniques: Sequence[Technique] = ()
+    log_every: int = 20
+    observers: Sequence[Observer] = ()
+    joining: Joining | None = None
+    """How ranks and micro-batches are put together; None: as DistributedDataParallel does."""
+    saver: Saver | None = None
+    guard: Guard | None = None
+    owed: Owed | None = None
+    """What a rank whose memory runs out owes the others; None where it cannot be made good."""
+    control: Control = field(default_factory=Control)
+    stop: StopSignals = field(default_factory=StopSignals)
+    progress: Progress = field(default_factory=Progress)
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network to evaluate and to keep as the best model: averaged weights, where a technique has them."""
+        averaged = [technique.evaluated for technique in self.techniques if technique.evaluated is not None]
+        return averaged[-1] if averaged else self.network

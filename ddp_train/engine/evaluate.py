@@ -1,0 +1,181 @@
+"""Exact evaluation: every test sample counts once, whatever the world size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ddp_train.data.pipeline.build import Batch
+from ddp_train.distributed.process_group import sum_over_ranks
+from ddp_train.optim.losses import cross_entropy_sum, summable
+from ddp_train.optim.precision import Precision
+
+__all__ = ["Examination", "Mistake", "Scores", "Views", "evaluate", "examine"]
+
+Views = Callable[[Tensor], Iterable[Tensor]]
+"""Images [n, C, H, W] -> the same images, seen in one or more ways."""
+CONFUSION_UP_TO = 1000
+"""Classes up to which the confusion matrix is counted: it has as many entries as classes squared."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Mean cross-entropy (without label smoothing) and accuracy (fraction of 1) over `samples` images."""
+
+    loss: float
+    accuracy: float
+    samples: int
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, batches: Iterable[Batch], precision: Precision) -> Scores:
+    """Evaluate over the parts of all ranks; each rank passes its own share of the test set.
+
+    `batches`: images [n, C, H, W], labels int64 [n]. Sums are taken in float64 and divided once.
+    """
+    loss_sum = cross_entropy_sum()
+    was_training = model.training
+    model.eval()
+    totals = torch.zeros(3, dtype=torch.float64, device=precision.device)
+    for batch in batches:
+        with precision.autocast():
+            logits = model(batch.images)
+        correct = (logits.argmax(1) == batch.labels).sum()
+        totals[0] += summable(loss_sum(logits, batch.labels))
+        totals[1] += correct
+        totals[2] += len(batch.labels)
+    model.train(was_training)
+    loss, correct_count, samples = sum_over_ranks(totals).tolist()
+    return Scores(loss / max(1.0, samples), correct_count / max(1.0, samples), int(samples))
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A test image (its index in the split) that was taken for another class, with that class's probability."""
+
+    loss: float
+    index: int
+    label: int
+    predicted: int
+    probability: float
+
+
+@dataclass(frozen=True)
+class Examination:
+    """Exact figures over the test split. Fractions of 1.
+
+    top5: None with five classes or fewer, where it would always be 1. hits and counts: correct and all images of each
+    class. confusion: [true class][predicted class], images; None with more than 1000 classes. mistakes: the worst
+    first.
+    """
+
+    samples: int
+    loss: float
+    top1: float
+    top5: float | None
+    hits: tuple[int, ...]
+    counts: tuple[int, ...]
+    confusion: tuple[tuple[int, ...], ...] | None
+    mistakes: tuple[Mistake, ...]
+
+
+def _as_they_are(images: Tensor) -> Iterable[Tensor]:
+    return (images,)
+
+
+@torch.no_grad()
+def examine(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    precision: Precision,
+    classes: int,
+    *,
+    views: Views = _as_they_are,
+    below: float = math.inf,
+    worst: int = 0,
+) -> Examination:
+    """Everything that `Examination` tells, over the parts of all ranks; each rank passes its own share of the split.
+
+    Of several views the class probabilities are averaged. below: only images whose highest probability is below this
+    are seen in more than the one way. worst: how many mistakes to keep. A collective.
+    """
+    was_training = model.training
+    model.eval()
+    sums = torch.zeros(3, dtype=torch.float64, device=precision.device)  # loss, top-1, top-5
+    matrix = classes if classes <= CONFUSION_UP_TO else 1
+    hits, counts, confusion = (
+        torch.zeros(size, dtype=torch.int64, device=precision.device) for size in (classes, classes, matrix * matrix)
+    )
+    mistakes: list[Mistake] = []
+    for batch in batches:
+        log_probabilities, predicted = _seen(model, batch.images, precision, views, below)
+        losses = -log_probabilities.gather(1, batch.labels[:, None])[:, 0]
+        best = log_probabilities.topk(min(5, classes), dim=1).indices
+        sums[0] += losses.double().sum()
+        sums[1] += (predicted == batch.labels).sum()
+        sums[2] += (best == batch.labels[:, None]).sum()
+        counts += torch.bincount(batch.labels, minlength=classes)
+        hits += torch.bincount(batch.labels[predicted == batch.labels], minlength=classes)
+        if matrix == classes:
+            confusion += torch.bincount(batch.labels * classes + predicted, minlength=classes * classes)
+        if worst:
+            mistakes = _worst([*mistakes, *_mistakes(batch, losses, predicted, log_probabilities, worst)], worst)
+    model.train(was_training)
+    for tensor in (sums, hits, counts, confusion):
+        sum_over_ranks(tensor)
+    samples = int(counts.sum())
+    loss, top1, top5 = (sums / max(1, samples)).tolist()
+    rows = confusion.view(matrix, matrix).tolist() if matrix == classes else None
+    return Examination(
+        samples=samples,
+        loss=loss,
+        top1=top1,
+        top5=top5 if classes > 5 else None,
+        hits=tuple(hits.tolist()),
+        counts=tuple(counts.tolist()),
+        confusion=None if rows is None else tuple(tuple(row) for row in rows),
+        mistakes=tuple(_worst(_of_all_ranks(mistakes), worst)),
+    )
+
+
+def _seen(model: nn.Module, images: Tensor, precision: Precision, views: Views, below: float) -> tuple[Tensor, Tensor]:
+    """Log-probabilities float32 [n, classes] and predicted classes int64 [n] of images [n, C, H, W]."""
+    if below <= 1:
+        sure, predicted = _seen(model, images, precision, _as_they_are, math.inf)
+        unsure = (sure.max(1).values.exp() < below).nonzero()[:, 0]
+        if len(unsure):
+            again, predicted[unsure] = _seen(model, images[unsure], precision, views, math.inf)
+            sure[unsure] = again
+        return sure, predicted
+    with precision.autocast():
+        logits = [model(view) for view in views(images)]
+    log_probabilities = torch.stack([one.float().log_softmax(1) for one in logits]).logsumexp(0)
+    log_probabilities -= math.log(len(logits))
+    # Of equal logits, common in bf16, the first counts, as in `evaluate`; topk would take any.
+    return log_probabilities, (logits[0] if len(logits) == 1 else log_probabilities).argmax(1)
+
+
+def _mistakes(batch: Batch, losses: Tensor, predicted: Tensor, log_probabilities: Tensor, worst: int) -> list[Mistake]:
+    """The worst of a batch."""
+    order = losses.masked_fill(predicted == batch.labels, -1.0).topk(min(worst, len(losses))).indices
+    order = order[predicted[order] != batch.labels[order]]
+    sure = log_probabilities[order].max(1).values.exp() if len(order) else losses[:0]
+    columns = (losses[order], batch.indices[order], batch.labels[order], predicted[order], sure)
+    return [Mistake(*values) for values in zip(*(column.tolist() for column in columns), strict=True)]
+
+
+def _worst(mistakes: list[Mistake], worst: int) -> list[Mistake]:
+    return sorted(mistakes, key=lambda mistake: (-mistake.loss, mistake.index))[:worst]
+
+
+def _of_all_ranks(mistakes: list[Mistake]) -> list[Mistake]:
+    if not dist.is_initialized():
+        return mistakes
+    gathered: list[list[Mistake]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(gathered, mistakes)
+    return [mistake for part in gathered for mistake in part]

@@ -1,0 +1,110 @@
+"""How the parts of a global batch become one gradient: behind one Protocol, so that the trainer need not know the way.
+
+`Averaged` is DistributedDataParallel's way, with the exact weights for parts of any size. Its sums follow the number
+of ranks in their last bits; reproducible.py has the way in which they do not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ddp_train.data.pipeline.build import Batch, Window
+from ddp_train.distributed.process_group import Ranks, average_buffers
+from ddp_train.technique import Moment
+
+__all__ = ["Averaged", "Compute", "Joining", "seed_shard"]
+
+
+class Compute(Protocol):
+    """One micro-batch forward and backward: adds its part to `.grad`."""
+
+    def __call__(self, batch: Batch, moment: Moment, weight: float) -> None:
+        """`weight`: what the sum of the micro-batch's losses is multiplied by, before the backward pass."""
+        ...
+
+
+class Joining(Protocol):
+    """The gradient and the buffers of a global batch, from the parts of all ranks. Every method is a collective."""
+
+    def gradients(
+        self, window: Window, batches: Iterable[Batch], moment: Moment, compute: Compute, *, communicate: bool
+    ) -> None:
+        """The gradient of the mean loss over the global batch into `.grad`, added to what is there.
+
+        batches: those of `window`. moment: of this rank; each call of `compute` gets that of its shard. communicate:
+        whether the ranks' parts need to be joined; without, a way may leave each rank its own.
+        """
+        ...
+
+    def unify(self, network: nn.Module) -> None:
+        """The same buffers (batch statistics) on all ranks, before evaluation and checkpoints."""
+        ...
+
+    def again(self, network: nn.Module, windows: Iterable[Window]) -> Iterator[Batch]:
+        """This rank's training batches once more, for estimates that `network` collects in its buffers."""
+        ...
+
+
+class Averaged:
+    """DistributedDataParallel takes the mean over the W ranks, so each backward starts from W / N times the SUM of the
+    local losses: the gradient is that of the mean over the N samples. Buffers are those of each rank's own part.
+
+    ddp: None at one rank; without_samples: takes part in the all-reduce with a gradient of zero.
+    """
+
+    def __init__(
+        self,
+        ranks: Ranks,
+        device: torch.device,
+        ddp: DistributedDataParallel | None,
+        without_samples: Callable[[], None],
+    ) -> None:
+        self._ranks, self._device = ranks, device
+        self._ddp, self._without_samples = ddp, without_samples
+
+    def gradients(
+        self, window: Window, batches: Iterable[Batch], moment: Moment, compute: Compute, *, communicate: bool
+    ) -> None:
+        """See Joining. The last micro-batch's backward pass joins the ranks."""
+        seed_shard(self._device, moment)
+        if window.count == 0 and communicate:
+            self._without_samples()
+        for index, batch in enumerate(batches, start=1):
+            with self._communicate(communicate and index == window.count):
+                compute(batch, moment, self._ranks.world_size / window.size)
+
+    def unify(self, network: nn.Module) -> None:
+        """See Joining."""
+        average_buffers(network, self._ranks)
+
+    def again(self, network: nn.Module, windows: Iterable[Window]) -> Iterator[Batch]:
+        """See Joining; nothing is prepared before the first batch is asked for."""
+        for window in windows:
+            yield from window.batches
+
+    def _communicate(self, now: bool) -> contextlib.AbstractContextManager[object]:
+        """All-reduce in this backward, or leave it to the last micro-batch."""
+        return contextlib.nullcontext() if now or self._ddp is None else self._ddp.no_sync()
+
+
+def seed_shard(device: torch.device, moment: Moment) -> None:
+    """Seed the generators that a shard's passes can draw from (dropout): no generator state needs saving.
+
+    torch.manual_seed also notes the call for every device that is not in use yet, with a stack trace: milliseconds a
+    step on a CPU, and memory that grows.
+    """
+    seed = _key(moment.seed, moment.step, moment.shard)
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index].manual_seed(seed)
+
+
+def _key(seed: int, step: int, shard: int) -> int:
+    """splitmix64's increments keep keys apart."""
+    return (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + shard * 0x94D049BB133111EB) % 2**63

@@ -1,0 +1,70 @@
+"""An epoch's loss, correct answers and samples on one rank, added up without waiting for the device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ddp_train.optim.losses import summable
+
+__all__ = ["Sums"]
+
+MOST = 64
+"""Micro-batches that wait to be added up at once: adding up costs as much as it does for one."""
+
+
+class Sums:
+    """The sums of the running epoch. What a micro-batch adds waits, on the device, until somebody asks.
+
+    The additions are exact (see losses.summable), so that the order leaves no trace.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._kept = torch.zeros(3, dtype=torch.float64, device=device)
+        self._losses: list[Tensor] = []
+        self._correct: list[Tensor] = []
+        self._samples = 0
+        self._begun = (0, 0)  # micro-batches and samples before the running step
+
+    def start(self, loss: float = 0.0, correct: float = 0.0, samples: float = 0.0) -> None:
+        """Go on from these sums: those of the part of an epoch that was trained before."""
+        self._forget(0, 0)
+        self._kept.copy_(torch.tensor([loss, correct, samples], dtype=torch.float64))
+
+    def begin_step(self) -> None:
+        """A step begins, which `undo` takes back."""
+        if len(self._losses) >= MOST:
+            self._add_up()
+        self._begun = (len(self._losses), self._samples)
+
+    def add(self, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
+        """A micro-batch: the sum of its losses; of a mixed target the larger part is the label."""
+        self._losses.append(loss.detach())
+        self._correct.append(logits.detach().argmax(1) == (targets if targets.ndim == 1 else targets.argmax(1)))
+        self._samples += targets.shape[0]
+
+    @property
+    def of_step(self) -> Sequence[Tensor]:
+        """The losses of the running step so far, one scalar for each micro-batch."""
+        return self._losses[self._begun[0] :]
+
+    def undo(self) -> None:
+        """As it was when the step began."""
+        self._forget(*self._begun)
+
+    def total(self) -> Tensor:
+        """Loss, correct answers, samples up to now: float64 [3] on the device, a copy."""
+        self._add_up()
+        return self._kept.clone()
+
+    def _add_up(self) -> None:
+        if self._losses:
+            loss, correct = summable(torch.stack(self._losses)).sum(), torch.cat(self._correct).sum()
+            self._kept.add_(torch.stack([loss, correct.double(), loss.new_full((), self._samples)]))
+        self._forget(0, 0)
+
+    def _forget(self, micro_batches: int, samples: int) -> None:
+        del self._losses[micro_batches:], self._correct[micro_batches:]
+        self._samples, self._begun = samples, (micro_batches, samples)

@@ -1,0 +1,117 @@
+"""The binary tree over logical shards in which their sums are added up, within a rank and over the ranks.
+
+A node is split in the middle of its shards; so the tree depends on their number alone. Each rank adds up the subtrees
+that it has whole, the ranks gather these, and each adds up what is left in the same order (see reproducible.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ddp_train.config.batch_split import shards_of_rank
+from ddp_train.distributed.process_group import Ranks
+
+__all__ = ["Node", "ShardTree", "Sums", "add_up", "cover"]
+
+PIECE = 1 << 22
+"""Numbers that are gathered at a time: bounds the memory, which is so many times the ranks and their subtrees."""
+
+Node = tuple[int, int]
+"""A subtree: the shards from the first up to, and without, the second."""
+Sums = list[Tensor]
+"""What a node adds up: tensors of one dimension."""
+
+
+def add_up(node: Node, known: Callable[[Node], Sums | None]) -> Sums:
+    """The sums of a node, from its two halves where they are not known; the left one's tensors are written over."""
+    found = known(node)
+    if found is not None:
+        return found
+    start, stop = node
+    middle = (start + stop) // 2
+    left, right = add_up((start, middle), known), add_up((middle, stop), known)
+    torch._foreach_add_(left, right)
+    return left
+
+
+def cover(shards: range, node: Node) -> list[Node]:
+    """The largest subtrees of `node` that make up `shards`, in order.
+
+    >>> cover(range(2, 5), (0, 8))
+    [(2, 4), (4, 5)]
+    """
+    start, stop = node
+    if shards.start <= start and stop <= shards.stop:
+        return [node]
+    if stop <= shards.start or shards.stop <= start:
+        return []
+    middle = (start + stop) // 2
+    return [*cover(shards, (start, middle)), *cover(shards, (middle, stop))]
+
+
+class ShardTree:
+    """The tree over `shards` logical shards, at least as many as there are ranks."""
+
+    def __init__(self, ranks: Ranks, shards: int) -> None:
+        assert ranks.world_size <= shards
+        everyone = range(ranks.world_size)
+        self._ranks, self._root = ranks, (0, shards)
+        self._nodes = [cover(shards_of_rank(shards, rank, ranks.world_size), self._root) for rank in everyone]
+        self.shards = shards_of_rank(shards, ranks.rank, ranks.world_size)
+        """Those of this rank."""
+
+    def add_up(self, leaf: Callable[[int], Sums]) -> Sums:
+        """The sums over all shards of all ranks; `leaf` is asked for each shard of this rank, in order."""
+
+        def known(node: Node) -> Sums | None:
+            return leaf(node[0]) if node[1] - node[0] == 1 else None
+
+        return self._join([add_up(node, known) for node in self._nodes[self._ranks.rank]])
+
+    def _join(self, mine: list[Sums]) -> Sums:
+        """The sums of the root, from those of this rank's subtrees and the other ranks'."""
+        total = mine[0]
+        if self._ranks.world_size == 1:
+            return total
+        most = max(map(len, self._nodes))
+        for piece in _pieces(total):
+            lengths = [stop - start for _, start, stop in piece]
+            sent = total[piece[0][0]].new_zeros(most, sum(lengths))
+            for row, sums in zip(sent, mine, strict=False):
+                torch.cat([sums[index][start:stop] for index, start, stop in piece], out=row)
+            received = sent.new_empty(self._ranks.world_size, *sent.shape)
+            dist.all_gather_into_tensor(received.flatten(0, 1), sent)
+            rows = {
+                node: [row]
+                for nodes, of_rank in zip(self._nodes, received, strict=True)
+                for node, row in zip(nodes, of_rank, strict=False)
+            }
+            (added,) = add_up(self._root, rows.get)
+            for (index, start, stop), values in zip(piece, added.split(lengths), strict=True):
+                total[index][start:stop] = values
+        return total
+
+
+def _pieces(tensors: Sums) -> Iterator[list[tuple[int, int, int]]]:
+    """Stretches (tensor, from, to) of one type, at most PIECE numbers in all, which go through a gather at once."""
+    piece: list[tuple[int, int, int]] = []
+    left = PIECE
+    for index, tensor in enumerate(tensors):
+        if piece and tensors[piece[-1][0]].dtype != tensor.dtype:
+            yield piece
+            piece, left = [], PIECE
+        start = 0
+        while start < len(tensor):
+            stop = min(len(tensor), start + left)
+            piece.append((index, start, stop))
+            left -= stop - start
+            start = stop
+            if not left:
+                yield piece
+                piece, left = [], PIECE
+    if piece:
+        yield piece

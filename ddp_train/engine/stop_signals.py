@@ -1,0 +1,77 @@
+"""Signals that ask a run to end: SIGTERM, SIGINT, SIGHUP, and SIGUSR1, which Slurm sends ahead of a time limit.
+
+Before and behind the training there is nothing to save, and the first one ends the process by an exception. While
+a run trains, the first one is only noted: the ranks agree on the step behind which they all stop and save. A second one
+ends the process at once.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from ddp_train.checkpoint.progress import Stopped
+
+__all__ = ["STATUS", "StopSignals"]
+
+STATUS = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGHUP: 129, signal.SIGUSR1: 143}
+"""The exit status behind each; a warning of the scheduler's is like the SIGTERM that would follow."""
+REPEATED_S = 0.05
+"""A signal that comes again sooner is the same one: timeout(1) sends it to the process and to its group."""
+
+
+class StopSignals:
+    """What has been received. Nothing is, before `install`."""
+
+    def __init__(self) -> None:
+        self.received = 0
+        """Number of the first signal; 0 is none."""
+        self._at = 0.0
+        self._deferred = False
+        self._raises = False
+
+    def install(self) -> None:
+        """Take the signals over, in the main thread. One that is ignored (nohup) stays so."""
+        for number in STATUS:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._handle)
+
+    @contextmanager
+    def raising(self) -> Iterator[None]:
+        """Inside, a signal raises Stopped; before, where modules are being imported, it ends the process."""
+        self._raises = True
+        self._check()
+        try:
+            yield
+        finally:
+            self._raises = False
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Inside, a first signal is only noted. Behind it one that nobody has acted on raises Stopped."""
+        self._check()
+        self._deferred = True
+        try:
+            yield
+        finally:
+            self._deferred = False
+        self._check()
+
+    def _check(self) -> None:
+        if self.received:
+            number = signal.Signals(self.received)
+            raise Stopped(STATUS[number], f"stopped by {number.name}")
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self.received == number and now - self._at < REPEATED_S:
+            return
+        second, self.received, self._at = bool(self.received), self.received or number, self._at or now
+        if second or not (self._deferred or self._raises):
+            os._exit(STATUS[signal.Signals(self.received)])
+        if not self._deferred:
+            self._check()

@@ -1,0 +1,205 @@
+"""What a person sees of a run, on stderr: a live display on a terminal, one plain line per epoch elsewhere.
+
+Both show the same table, one row per finished epoch. On a terminal a live area stands under it: a
+bar for the epoch, one for the run, and one for each GPU's utilisation and memory.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, TextIO
+
+from ddp_train.observers.epoch_table import EpochTable, clock, describe, number, percent, summary
+from ddp_train.observers.records import Best, EpochRecord, Observer, RunFacts, StepReport
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.live import Live
+    from rich.table import Table
+
+    from gpu_topology.monitor import Reading
+
+__all__ = ["LiveProgress", "PlainProgress", "create_progress", "gpu_row"]
+
+_REFRESHES_PER_SECOND = 2  # rendering takes the interpreter lock from the training thread
+_GPU_INTERVAL_S = 1.0
+_WIDTH = 80
+_GIB = 2**30
+
+
+def create_progress(stream: TextIO | None = None) -> Observer:
+    """The live display when `stream` (stderr by default) is a terminal that can move its cursor, else plain lines."""
+    stream = sys.stderr if stream is None else stream
+    if not stream.isatty():
+        return PlainProgress(stream)
+    from rich.console import Console
+
+    console = Console(file=stream, highlight=False)
+    return PlainProgress(stream) if console.is_dumb_terminal else LiveProgress(console)
+
+
+class PlainProgress(Observer):
+    """A heading, then one aligned line per epoch, each flushed at once: for log files and pipes."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._facts: RunFacts | None = None
+        self._table = EpochTable()
+        self._started = time.monotonic()
+
+    def on_start(self, facts: RunFacts) -> None:
+        """Print what is trained on what, and the table's heading."""
+        self._facts, self._started = facts, time.monotonic()
+        self._table = EpochTable(facts.epochs, facts.best_accuracy)
+        for line in (*facts.notes, *describe(facts), self._table.heading()):
+            self._print(line)
+
+    def on_epoch(self, record: EpochRecord) -> None:
+        """Print the epoch's line."""
+        self._print(self._table.row(record)[0])
+
+    def on_end(self, best: Best) -> None:
+        """Print the best epoch and the time that the run took."""
+        if self._facts is not None:
+            self._print(summary(best, time.monotonic() - self._started, self._facts.out_dir))
+
+    def _print(self, line: str) -> None:
+        print(line, file=self._stream, flush=True)
+
+
+class LiveProgress(Observer):
+    """Finished epochs as a growing table above a live area, which a thread redraws twice a second."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._facts: RunFacts | None = None
+        self._report: StepReport | None = None
+        self._table = EpochTable()
+        self._live: Live | None = None
+        self._started = time.monotonic()
+        self._gpus: list[Reading] = []
+        self._gpus_read_at = -math.inf
+
+    def on_start(self, facts: RunFacts) -> None:
+        """Print the facts and the table's heading, and start the live area."""
+        from rich.live import Live
+        from rich.panel import Panel
+        from rich.text import Text
+
+        self._facts, self._started = facts, time.monotonic()
+        self._table = EpochTable(facts.epochs, facts.best_accuracy)
+        for note in facts.notes:
+            self._console.print(Text(note, style="yellow"))
+        text = Text("\n").join(Text(line) for line in describe(facts))
+        width = min(_WIDTH, self._console.width)
+        self._console.print(Panel(text, title=Text(facts.name), title_align="left", border_style="cyan", width=width))
+        self._print_row(self._table.heading(), "bold")
+        self._live = Live(
+            console=self._console,
+            get_renderable=self.render,
+            refresh_per_second=_REFRESHES_PER_SECOND,
+            transient=True,
+            redirect_stdout=sys.stdout.isatty(),  # else a print to a stdout that is a file would end on the terminal
+        )
+        self._live.start()
+        self._console.show_cursor(True)  # rich hides it, and a killed process could not bring it back
+
+    def on_step(self, report: StepReport) -> None:
+        """Keep the newest numbers for the next redraw."""
+        self._report = report
+
+    def on_epoch(self, record: EpochRecord) -> None:
+        """Print the epoch's line above the live area."""
+        if self._report is not None and self._facts is not None and record.epoch < self._facts.epochs:
+            self._report = replace(self._report, epoch=record.epoch + 1, step=0)
+        line, is_best = self._table.row(record)
+        self._print_row(line, "green" if is_best else "")
+
+    def on_end(self, best: Best) -> None:
+        """Take the live area away and print the best epoch."""
+        from rich.text import Text
+
+        self.close()
+        if self._facts is not None:
+            line = summary(best, time.monotonic() - self._started, self._facts.out_dir)
+            self._console.print(Text(line, style="bold green"))
+
+    def leave(self) -> None:
+        """As `close`."""
+        self.close()
+
+    def close(self) -> None:
+        """Take the live area away, after a failure too."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def render(self) -> RenderableType:
+        """The live area as it stands now: label, bar, count and numbers in four columns."""
+        from rich.table import Table
+
+        grid = Table.grid(padding=(0, 2, 0, 0))
+        grid.width = min(_WIDTH, self._console.width)
+        grid.add_column(no_wrap=True)
+        grid.add_column(ratio=1)
+        grid.add_column(no_wrap=True, justify="right", min_width=9)
+        grid.add_column(no_wrap=True, min_width=29)
+        if self._facts is not None:
+            self._add_run(grid, self._facts)
+            for index, reading in enumerate(self._readings(self._facts)):
+                grid.add_row(*gpu_row(index, reading))
+        return grid
+
+    def _add_run(self, grid: Table, facts: RunFacts) -> None:
+        report = self._report
+        if report is None:
+            grid.add_row(f"epoch {facts.start_epoch}/{facts.epochs}", _bar(0, 1), "", "starting")
+            return
+        steps_before = (report.epoch - 1) * report.steps + report.step
+        steps_total = facts.epochs * report.steps
+        steps_here = steps_before - (facts.start_epoch - 1) * report.steps - facts.start_step
+        left = (time.monotonic() - self._started) / max(1, steps_here) * (steps_total - steps_before)
+        evaluating = report.step >= report.steps
+        rate = f"{number(report.images_per_second, ',.0f')} images/s  lr {number(report.learning_rate, '.3g')}"
+        grid.add_row(
+            f"epoch {report.epoch}/{facts.epochs}",
+            _bar(report.step, report.steps),
+            "testing" if evaluating else f"{report.step}/{report.steps}",
+            f"loss {number(report.loss, '.4f')}  accuracy {percent(report.accuracy)}",
+        )
+        grid.add_row("run", _bar(steps_before, steps_total), f"{clock(left)} left", rate)
+
+    def _readings(self, facts: RunFacts) -> list[Reading]:
+        """The GPUs as they were at most a second ago; [] on the CPU or without a driver."""
+        if facts.gpu_uuids and time.monotonic() - self._gpus_read_at >= _GPU_INTERVAL_S:
+            from gpu_topology.monitor import read_gpus
+
+            self._gpus, self._gpus_read_at = read_gpus(facts.gpu_uuids), time.monotonic()
+        return self._gpus
+
+    def _print_row(self, line: str, style: str) -> None:
+        from rich.text import Text
+
+        self._console.print(Text(line, style=style), no_wrap=True, crop=True, overflow="ellipsis")
+
+
+def _bar(done: float, total: float) -> RenderableType:
+    from rich.progress_bar import ProgressBar
+
+    return ProgressBar(total=max(1, total), completed=done, complete_style="cyan", finished_style="green")
+
+
+def gpu_row(index: int, reading: Reading) -> tuple[str, RenderableType, str, str]:
+    """A GPU's label, its utilisation as a bar and as a number, and what else the driver tells."""
+    busy = reading.utilization
+    parts = []
+    if reading.memory_used is not None and reading.memory_total is not None:
+        parts.append(f"{reading.memory_used / _GIB:.1f}/{reading.memory_total / _GIB:.1f} GiB")
+    if reading.power_watts is not None:
+        parts.append(f"{reading.power_watts:.0f} W")
+    if reading.temperature_c is not None:
+        parts.append(f"{reading.temperature_c} °C")
+    return f"GPU {index}", _bar(busy or 0, 100), "-" if busy is None else f"{busy}%", "  ".join(parts)

@@ -1,0 +1,107 @@
+"""The text of a run: its facts, one aligned row of 79 columns per epoch, and its last line."""
+
+from __future__ import annotations
+
+import math
+
+from ddp_train.observers.records import Best, EpochRecord, RunFacts
+
+__all__ = ["EpochTable", "clock", "describe", "duration", "loss", "number", "percent", "summary"]
+
+# Heading and width of each column; the mark of a best epoch takes the first place of the column after test accuracy.
+_COLUMNS = (
+    ("epoch", 7),
+    ("train loss", 12),
+    ("train acc", 10),
+    ("test loss", 11),
+    ("test acc", 10),
+    ("lr", 10),
+    ("images/s", 11),
+    ("time", 8),
+)
+
+
+class EpochTable:
+    """Formats the rows, and knows which epoch is the best so far."""
+
+    def __init__(self, epochs: int = 0, best_accuracy: float = -math.inf) -> None:
+        """`epochs` is shown beside each epoch's own number; `best_accuracy` is that of epochs before the first row."""
+        self._epochs = epochs
+        self._best = best_accuracy
+
+    def heading(self) -> str:
+        """The names of the columns."""
+        return "".join(name.rjust(width) for name, width in _COLUMNS)
+
+    def row(self, record: EpochRecord) -> tuple[str, bool]:
+        """The epoch's line, and whether its test accuracy is the best so far (it then bears a `*`)."""
+        is_best = record.test_accuracy > self._best
+        if is_best:
+            self._best = record.test_accuracy
+        values = (
+            f"{record.epoch}/{self._epochs}" if self._epochs else str(record.epoch),
+            loss(record.train_loss),
+            percent(record.train_accuracy),
+            loss(record.test_loss),
+            percent(record.test_accuracy),
+            number(record.learning_rate, ".3g"),
+            number(record.images_per_second, ",.0f"),
+            duration(record.seconds),
+        )
+        cells = [value.rjust(width) for value, (_, width) in zip(values, _COLUMNS, strict=True)]
+        if is_best:
+            cells[5] = "*" + cells[5][1:]
+        return "".join(cells), is_best
+
+
+def describe(facts: RunFacts) -> list[str]:
+    """Two lines: the model and its data; the ranks, the global batch and the length of the run."""
+    ranks = "1 rank" if facts.world_size == 1 else f"{facts.world_size} ranks"
+    first = f"epochs {facts.start_epoch} to {facts.epochs}" if facts.start_epoch > 1 else f"{facts.epochs} epochs"
+    return [
+        f"{facts.model}, {facts.parameters:,} parameters, on {facts.dataset}",
+        f"{ranks} on {facts.device}, global batch {facts.global_batch:,}, "
+        f"{facts.steps_per_epoch:,} steps per epoch, {first}",
+    ]
+
+
+def summary(best: Best, seconds: float, out_dir: str) -> str:
+    """The last line of a run."""
+    if best["test_accuracy"] is None:
+        return f"finished in {duration(seconds)}; files in {out_dir}"
+    accuracy = percent(best["test_accuracy"])
+    return f"best test accuracy {accuracy} in epoch {best['epoch']}; {duration(seconds)}; files in {out_dir}"
+
+
+def number(value: float, form: str) -> str:
+    """`value` by the format `form`, `-` where it is not finite."""
+    return format(value, form) if math.isfinite(value) else "-"
+
+
+def loss(value: float) -> str:
+    """A loss with four decimals; in powers of ten where it has run away, so that the columns hold."""
+    return number(value, ".4f" if abs(value) < 1e5 else ".3e")
+
+
+def percent(fraction: float) -> str:
+    """A fraction of 1 as 12.34%."""
+    return number(fraction * 100, ".2f") + ("%" if math.isfinite(fraction) else "")
+
+
+def duration(seconds: float) -> str:
+    """Seconds as 1.2 s, 3m05s or 2h04m; `-` where they are not finite."""
+    if not math.isfinite(seconds):
+        return "-"
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+def clock(seconds: float) -> str:
+    """Seconds as 0:43 or 1:02:03, for a count that runs down."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

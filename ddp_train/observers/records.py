@@ -1,0 +1,286 @@
+"""What a run records: the facts and numbers that pass from the trainer to its observers, and the history file.
+
+The trainer tells observers RunFacts once, a StepReport now and then, an EpochRecord per epoch, and
+the best epoch at the end. Observers (progress display, TensorBoard) never influence training.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, NotRequired, TypedDict
+
+from ddp_core.files import write_text
+from ddp_train.config.options import UserError
+
+__all__ = [
+    "SCHEMA",
+    "Best",
+    "EpochRecord",
+    "History",
+    "HistoryDocument",
+    "Observer",
+    "RunFacts",
+    "StepReport",
+    "add_examination",
+    "read_history",
+]
+
+SCHEMA = "ddp-train-history/1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFacts:
+    """What is known before the first step."""
+
+    name: str
+    model: str
+    parameters: int
+    dataset: str
+    device: str
+    world_size: int
+    epochs: int
+    steps_per_epoch: int
+    global_batch: int
+    out_dir: str
+    gpu_uuids: tuple[str, ...] = ()
+    """GPUs of this node's ranks, for the display's memory and utilisation; empty on the CPU."""
+    notes: tuple[str, ...] = ()
+    """Lines for the user, such as a fallback to another dataset."""
+    start_epoch: int = 1
+    """The first epoch that this process trains: later than 1 after a resume."""
+    start_step: int = 0
+    """The steps of that epoch that were done before."""
+    best_accuracy: float = -math.inf
+    """The best test accuracy of the epochs before: a later epoch is a new best only above it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepReport:
+    """Progress within an epoch."""
+
+    epoch: int
+    """From 1."""
+    step: int
+    """Optimizer steps done in this epoch, from 1 to `steps`."""
+    steps: int
+    images: int
+    """Training images seen in this epoch, over all ranks."""
+    loss: float
+    """Mean training loss of this epoch so far, over rank 0's share of the images."""
+    accuracy: float
+    """Fraction of 1, over the same images; NaN where it has no meaning (mixed targets)."""
+    learning_rate: float
+    images_per_second: float
+    """Training images per second over all ranks."""
+    extra: Mapping[str, float] = field(default_factory=dict)
+    """What techniques report, by name: "gradient_norm" ..."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochRecord:
+    """One finished epoch. Losses are means over all samples of all ranks, accuracies fractions of 1; NaN is unknown."""
+
+    epoch: int
+    """From 1."""
+    train_loss: float
+    train_accuracy: float
+    test_loss: float
+    test_accuracy: float
+    learning_rate: float
+    """Of the epoch's last step."""
+    seconds: float
+    """Wall-clock time of the epoch, evaluation included."""
+    images_per_second: float
+    """Training images per second of training, over all ranks."""
+    global_batch: int
+    extra: Mapping[str, float] = field(default_factory=dict)
+    """What techniques report, by name, as it was at the end of the epoch."""
+
+
+_COLUMNS = tuple(column.name for column in fields(EpochRecord) if column.name != "extra")
+
+
+class Best(TypedDict):
+    """The epoch of the highest test accuracy, the first of equals; None before there is one."""
+
+    epoch: int | None
+    test_accuracy: float | None
+
+
+class HistoryDocument(TypedDict):
+    """The content of `training_history.json`."""
+
+    schema: str
+    environment: dict[str, object]
+    epochs: list[dict[str, Any]]
+    """EpochRecord's fields, by name; `extra` only where there is something in it."""
+    best: Best
+    examination: NotRequired[dict[str, object]]
+    """What the best model reached at the end of the run, with `top1_tta` where there was test-time augmentation."""
+
+
+class History:
+    """The epochs of a run in `training_history.json`, rewritten whole and atomically after each epoch.
+
+    A number that is not finite is written as null: JSON has no NaN.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], environment: Mapping[str, object]) -> None:
+        """`environment` is any JSON-ready description of the run; nothing is written before the first epoch."""
+        self.path = Path(path)
+        self.environment = dict(environment)
+        self.epochs: list[EpochRecord] = []
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], environment: Mapping[str, object] | None = None) -> History:
+        """The history in `path`, with `environment` (when given) in the place of the stored one.
+
+        Raises UserError, one line naming the file, when it is missing or not such a history.
+        """
+        document = read_history(path)
+        history = cls(path, document["environment"] if environment is None else environment)
+        history.epochs = [_record(epoch) for epoch in document["epochs"]]
+        return history
+
+    def append(self, record: EpochRecord) -> None:
+        """Add a finished epoch and write the file. Raises UserError when it cannot be written."""
+        if self.epochs and record.epoch <= self.epochs[-1].epoch:
+            raise ValueError(f"epoch {record.epoch} is already recorded: truncate the history on resume")
+        self.epochs.append(record)
+        self._write()
+
+    def truncate(self, epoch: int) -> None:
+        """Keep the epochs up to `epoch`: what a resume from its checkpoint has not to train again."""
+        kept = [record for record in self.epochs if record.epoch <= epoch]
+        if len(kept) != len(self.epochs):
+            self.epochs = kept
+            self._write()
+
+    @property
+    def best(self) -> Best:
+        """The epoch with the highest test accuracy so far."""
+        best = Best(epoch=None, test_accuracy=None)
+        for record in self.epochs:
+            accuracy = record.test_accuracy
+            if math.isfinite(accuracy) and (best["test_accuracy"] is None or accuracy > best["test_accuracy"]):
+                best = Best(epoch=record.epoch, test_accuracy=accuracy)
+        return best
+
+    def to_dict(self) -> HistoryDocument:
+        """The document of the file: strict JSON values alone."""
+        return HistoryDocument(
+            schema=SCHEMA,
+            environment={name: _strict(value) for name, value in self.environment.items()},
+            epochs=[_row(record) for record in self.epochs],
+            best=self.best,
+        )
+
+    def _write(self) -> None:
+        write_text(self.path, json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n")
+
+
+def add_examination(path: str | os.PathLike[str], figures: Mapping[str, object]) -> None:
+    """Write the examination of the best model into a finished run's history. Errors: UserError."""
+    document = read_history(path)
+    document["examination"] = {name: _strict(value) for name, value in figures.items()}
+    write_text(path, json.dumps(document, indent=2, allow_nan=False) + "\n")
+
+
+def read_history(path: str | os.PathLike[str]) -> HistoryDocument:
+    """The document in a history file; epochs may hold keys that this version does not know.
+
+    Raises UserError, one line naming the file, when it is missing, not strict JSON, or not a history.
+    """
+    try:
+        document: HistoryDocument = json.loads(Path(path).read_bytes(), parse_constant=_refuse_constant)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not a training history: {error}") from error
+    fault = _fault(document)
+    if fault:
+        raise UserError(f"{path} is not a training history: {fault}")
+    return document
+
+
+def _row(record: EpochRecord) -> dict[str, Any]:
+    """A record in its JSON form."""
+    row = {name: _strict(getattr(record, name)) for name in _COLUMNS}
+    return row | ({"extra": _strict(record.extra)} if record.extra else {})
+
+
+def _record(epoch: Mapping[str, Any]) -> EpochRecord:
+    """A record from its JSON form: null is NaN."""
+    values: dict[str, Any] = {name: math.nan if epoch[name] is None else epoch[name] for name in _COLUMNS}
+    extra = {name: math.nan if value is None else value for name, value in epoch.get("extra", {}).items()}
+    return EpochRecord(**values, extra=extra)
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _fault(document: object) -> str | None:
+    """What keeps a JSON value from being a history, or None."""
+    if not isinstance(document, dict) or document.get("schema") != SCHEMA:
+        return f'it has no "schema": "{SCHEMA}"'
+    epochs = document.get("epochs")
+    if not isinstance(document.get("environment"), dict) or not isinstance(epochs, list):
+        return "environment or epochs is missing"
+    previous = 0
+    for index, epoch in enumerate(epochs):
+        if not isinstance(epoch, dict):
+            return f"epochs[{index}] is not an object"
+        for name in _COLUMNS:
+            value = epoch.get(name, "missing")
+            if isinstance(value, bool) or not isinstance(value, (int, float, type(None))):
+                return f"epochs[{index}].{name} is {value!r}, not a number or null"
+        if not isinstance(epoch.get("extra", {}), dict):
+            return f"epochs[{index}].extra is {epoch['extra']!r}, not an object"
+        if not isinstance(epoch["global_batch"], int):
+            return f"epochs[{index}].global_batch is {epoch['global_batch']!r}, not a whole number"
+        if not isinstance(epoch["epoch"], int) or epoch["epoch"] <= previous:
+            return f"epochs[{index}].epoch is {epoch['epoch']!r}, not a whole number above {previous}"
+        previous = epoch["epoch"]
+    return None
+
+
+def _strict(value: Any) -> Any:
+    """`value` with every number that is not finite replaced by None, at any depth."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _strict(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_strict(item) for item in value]
+    return value
+
+
+class Observer:
+    """Is told what happens in a run, on the first rank alone; every method may be left out."""
+
+    def on_start(self, facts: RunFacts) -> None:
+        """Before the first step."""
+
+    def on_step(self, report: StepReport) -> None:
+        """At the progress reports (`--log-every` steps)."""
+
+    def on_epoch(self, record: EpochRecord) -> None:
+        """After an epoch and its evaluation."""
+
+    def on_save(self) -> None:
+        """Before a checkpoint within an epoch: what was told so far has to be on the disk as well."""
+
+    def on_end(self, best: Best) -> None:
+        """After the last epoch of a run that went well."""
+
+    def close(self) -> None:
+        """At the very end, after `on_end` and after a failure alike; may be called twice."""
+
+    def leave(self) -> None:
+        """In place of `close` where this rank alone has failed and the others wait for it: what takes no time."""

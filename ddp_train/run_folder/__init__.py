@@ -1,0 +1,1 @@
+"""The folder of a run: claimed, locked, filled, marked as done."""

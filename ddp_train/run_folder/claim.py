@@ -1,0 +1,98 @@
+"""The run folder before the run: its name, and what becomes of an earlier run that is already in it. Torch-free."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from ddp_train.config.options import Config, UserError
+from ddp_train.config.validation import resume_file
+from ddp_train.run_folder.lock import RunLock
+
+__all__ = ["claim", "is_restart", "new_name"]
+
+RESULTS = ("training_history.json", "best_model.pth", "checkpoint-latest.pt", "checkpoint-previous.pt")
+"""What makes a folder that of an earlier run."""
+BESIDE = (
+    "config.yaml",
+    "done.json",
+    "plan.json",
+    "dataset.json",
+    "training_curves.png",
+    "gradient_flow.json",
+    "gradient_flow.png",
+    "profile.txt",
+    "trace.json.gz",
+    "confusion_matrix.png",
+    "worst_images.png",
+    "model_card.md",
+    "wandb",
+    "wandb_id.txt",
+    "overfit_one_batch.json",
+    "memory.json",
+    "lr_range_test.json",
+    "lr_range_test.png",
+    "tensorboard",
+    "logs",
+)
+"""What goes with them."""
+
+
+def claim(config: Config, lock: RunLock, *, restarted: bool = False) -> tuple[Path, str | None]:
+    """Make and lock the run folder of `config`; the folder, and a line where an earlier run had to make room.
+
+    --out-dir, or a new runs/TIME-MODEL. An earlier run that is not resumed is moved into a folder of its own
+    inside, never overwritten; what a `restarted` run finds is its own. Errors: UserError when the folder cannot be
+    made or written, or another run is using it.
+    """
+    path = Path(config.run.out_dir or "runs")
+    try:
+        path = _make(config)
+        lock.take(path, patient=restarted)
+        note = None if restarted or resume_file(config) is not None else _set_aside(path)
+    except OSError as error:
+        raise UserError(f"--out-dir {path}: cannot be written ({error.strerror or error})") from None
+    return path, note
+
+
+def _make(config: Config) -> Path:
+    """The folder, made; one without a name is nobody else's. Errors: OSError."""
+    if config.run.out_dir is not None:
+        path = Path(config.run.out_dir)
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+    while True:
+        path = new_name(config.model.model)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):  # of a run that was started in the same second
+            path.mkdir()
+            return path
+
+
+def is_restart() -> bool:
+    """Whether the elastic agent has started the ranks of this run again."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+def new_name(model: str | None) -> Path:
+    """runs/TIME-MODEL, which does not exist yet."""
+    stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{re.sub(r'[^A-Za-z0-9.]+', '-', model or 'model')}"
+    names = (stem if number == 1 else f"{stem}-{number}" for number in range(1, 1000))
+    free = next((path for name in names if not (path := Path("runs") / name).exists()), None)
+    if free is None:
+        raise UserError(f"--out-dir: every name like runs/{stem} is taken")
+    return free
+
+
+def _set_aside(folder: Path) -> str | None:
+    if not any((folder / name).exists() for name in RESULTS):
+        return None
+    place = next(path for number in range(1, 10**6) if not (path := folder / f"earlier-{number}").exists())
+    place.mkdir()
+    for name in (*RESULTS, *BESIDE):
+        if (folder / name).exists():
+            (folder / name).rename(place / name)
+    return f"the run that was in {folder} is now in {place}; to continue a run, add --resume auto"

@@ -1,0 +1,76 @@
+"""What a run leaves on disk: its folder, config, plan, history, curves, checkpoints, best model.
+
+The folder holds `config.yaml`, `plan.json`, `training_history.json`, `training_curves.png`,
+`best_model.pth`, `checkpoint-latest.pt`, `tensorboard/`, `logs/`. Rank 0 alone writes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from ddp_core.files import write_text
+from ddp_train.config.options import Config
+from ddp_train.config.parse import dump, with_values
+from ddp_train.config.recommend import Recommendation
+from ddp_train.data.sources.facts import DatasetFacts
+from ddp_train.observers.records import EpochRecord, History, Observer
+
+__all__ = ["HistoryObserver", "RunFolder"]
+
+
+class RunFolder:
+    """The files of one run under `path`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.latest = path / "checkpoint-latest.pt"
+        self.best_model = path / "best_model.pth"
+        self.history = path / "training_history.json"
+        self.curves = path / "training_curves.png"
+        self.tensorboard = path / "tensorboard"
+
+    def write_config(self, resolved: Config) -> None:
+        """Everything that the run was told or found out, as YAML that --config takes back."""
+        once = {"resume": None, "stop_after": None, "changed_data": "stop"}
+        shown = with_values(resolved, once)
+        write_text(self.path / "config.yaml", dump(shown))
+
+    def write_dataset(self, facts: DatasetFacts) -> None:
+        """dataset.json: what a saved model has to know of its data when it is used without them."""
+        write_text(self.path / "dataset.json", facts.dump())
+
+    def write_plan(self, facts: Mapping[str, object], recommendations: Iterable[Recommendation]) -> None:
+        """plan.json for a run that no launcher planned; a launcher's own plan is left as it is."""
+        path = self.path / "plan.json"
+        if not path.exists():
+            training = [dataclasses.asdict(r) for r in recommendations]
+            write_text(path, json.dumps({**facts, "recommendations": training}, indent=2) + "\n")
+
+    def open_history(self, environment: Mapping[str, object], finished_epochs: int, resumed: Path | None) -> History:
+        """A new history, or that beside the checkpoint `resumed`, up to the epoch that the run continues from."""
+        history = History(self.history, environment)
+        if resumed is not None and (earlier := resumed.parent / self.history.name).exists():
+            history.epochs = [epoch for epoch in History.load(earlier).epochs if epoch.epoch <= finished_epochs]
+        return history
+
+
+class HistoryObserver(Observer):
+    """Writes the history after every epoch and the curves at the end, also of a run that failed."""
+
+    def __init__(self, history: History, curves: Path) -> None:
+        self._history = history
+        self._curves = curves
+
+    def on_epoch(self, record: EpochRecord) -> None:
+        """Append the epoch to the file."""
+        self._history.append(record)
+
+    def close(self) -> None:
+        """Draw the curves of what there is."""
+        if self._history.epochs:
+            from ddp_train.plots import plot_history
+
+            plot_history(self._history.to_dict(), self._curves)

@@ -1,0 +1,142 @@
+"""One run per folder: a lock of the kernel on a file in it, which names the run that holds it. Torch-free.
+
+The launcher takes the lock before it touches the folder, and its ranks find it held by a process above them. Under
+torchrun, and where several nodes share the folder, rank 0 takes it. It goes with the process that holds it, however
+that ends: a crash leaves nothing to be cleaned up but the file, which means nothing without its lock.
+
+POSIX locks (fcntl(2), F_SETLK), not flock(2): processes that a rank forks, such as those that load data, must not
+inherit it and outlive the rank with it; and NFS servers know them.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import socket
+import struct
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from ddp_train.config.options import UserError
+
+__all__ = ["NAME", "RunLock"]
+
+NAME = ".run-lock"
+PATIENCE_S = 10.0
+"""How long a rank that is started again waits for the one before to be gone."""
+_POLL_S = 0.05
+_FLOCK = "hhqqi"  # struct flock of Linux: type, whence, start, length, pid
+_HELD = {errno.EACCES, errno.EAGAIN}
+_WORDS = {"pid": " pid {}", "command": " ({})", "host": " on {}", "since": " since {}"}
+
+
+class RunLock:
+    """The lock of this process on its run folder; nothing until `take`. Left alone it lasts as long as the process."""
+
+    def __init__(self) -> None:
+        self._file: int | None = None
+        self._path = Path()
+
+    def take(self, folder: Path, *, patient: bool = False) -> None:
+        """Lock `folder`, unless a process above this one (its launcher) has done so.
+
+        `patient`: wait a while for one that is about to end. On a file system without locks nothing is locked.
+        Errors: UserError naming the holder; OSError where the folder cannot be written.
+        """
+        deadline = time.monotonic() + (PATIENCE_S if patient else 0.0)
+        path = folder / NAME
+        while self._file is None:
+            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                holder, words = _holder(file), _read(file)
+                os.close(file)
+                if error.errno not in _HELD or holder in _above():
+                    return
+                if holder is not None and time.monotonic() >= deadline:
+                    raise UserError(_refusal(folder, holder, words)) from None
+                time.sleep(_POLL_S)
+                continue
+            if _is(path, file):
+                self._file, self._path = file, path
+                _describe(file)
+            else:  # its last holder has just removed it
+                os.close(file)
+
+    def release(self) -> None:
+        """Give the folder free and leave no file; for a run that ends in order."""
+        if self._file is None:
+            return
+        with suppress(OSError):
+            # While it is locked: whoever waits for this file finds that its name is gone, and makes another.
+            self._path.unlink()
+        os.close(self._file)
+        self._file = None
+
+
+def _holder(file: int) -> int | None:
+    """The process that has the lock; 0 where it is on another node or in a container, None for nobody any more."""
+    wish = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+    try:
+        kind, _, _, _, pid = struct.unpack(_FLOCK, fcntl.fcntl(file, fcntl.F_GETLK, wish))
+    except OSError:
+        return 0
+    return None if kind == fcntl.F_UNLCK else max(0, pid)
+
+
+def _above() -> set[int]:
+    """The parents of this process, up to the first."""
+    found: set[int] = set()
+    pid = os.getppid()
+    while pid > 0 and pid not in found:
+        found.add(pid)
+        try:
+            # The name in brackets may hold anything; state and parent follow its end.
+            pid = int(Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[1])
+        except (OSError, ValueError, IndexError):
+            break
+    return found
+
+
+def _is(path: Path, file: int) -> bool:
+    try:
+        return os.path.samestat(path.lstat(), os.fstat(file))
+    except FileNotFoundError:
+        return False
+
+
+def _describe(file: int) -> None:
+    """Who holds the lock, for the words of others. The program's name alone: arguments can hold secrets."""
+    about = {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "command": Path(sys.argv[0]).name,
+        "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+    }
+    os.ftruncate(file, 0)
+    os.pwrite(file, json.dumps(about).encode(), 0)
+
+
+def _read(file: int) -> dict[str, object]:
+    try:
+        about = json.loads(os.pread(file, 4096, 0))
+    except (OSError, ValueError):
+        return {}
+    return about if isinstance(about, dict) else {}
+
+
+def _refusal(folder: Path, holder: int | None, about: dict[str, object]) -> str:
+    if holder and about.get("pid") != holder:
+        about = {"pid": holder}  # it has not written about itself yet
+    parts = [(form, about.get(name)) for name, form in _WORDS.items()]
+    words = "".join(form.format(_printable(value)) for form, value in parts if value) or " another process"
+    return f"--out-dir {folder}: another run is using this folder:{words}; wait for its end, or give another --out-dir"
+
+
+def _printable(value: object) -> str:
+    return "".join(letter if letter.isprintable() else "?" for letter in str(value)[:100])

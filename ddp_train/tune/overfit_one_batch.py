@@ -1,0 +1,77 @@
+"""Overfitting one batch: can this network, with these settings, learn anything at all? `--overfit-one-batch STEPS`.
+
+The same batch (augmented once) is trained on again and again at the peak learning rate. A sound network soon knows it
+by heart; where the loss stays up, the fault is in the network, the labels or the rate, and no longer run will mend it.
+What changes the batch or the target (mixup, CutMix, label smoothing) is left out: the loss could not reach zero.
+Source: Karpathy 2019, "A Recipe for Training Neural Networks" ("overfit one batch").
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from ddp_core.files import write_text
+from ddp_train.engine.trainer import Trainer
+from ddp_train.optim.losses import cross_entropy_sum
+
+__all__ = ["Found", "judge", "overfit_one_batch", "write"]
+
+NEAR_ZERO = 0.05
+"""Of ln(classes), the loss without any knowledge."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """`losses`: mean of the batch before each step; `learned`: whether the last came near zero, below `limit`."""
+
+    images: int
+    losses: tuple[float, ...]
+    limit: float
+    learned: bool
+
+
+def overfit_one_batch(trainer: Trainer, steps: int, classes: int) -> Found:
+    """Train on the first global batch for up to `steps` steps. The network is spent afterwards. All ranks take part.
+
+    Ends early when the loss has come near zero, or is no longer finite.
+    """
+    parts = trainer.parts
+    techniques = [one for one in parts.techniques if one.batch is None and one.loss is None]
+    single = Trainer(replace(parts, loss=cross_entropy_sum(), techniques=techniques, schedule=lambda step: 1.0))
+    first = next(iter(parts.pipeline.train(0)))
+    batches = list(first.batches)
+    limit = NEAR_ZERO * math.log(max(2, classes))
+    losses: list[float] = []
+    parts.model.train()
+    while len(losses) < steps:
+        losses.append(single.measure_step(replace(first, batches=iter(batches))))
+        if losses[-1] < limit or not math.isfinite(losses[-1]):
+            break
+    return Found(first.size, tuple(losses), limit, losses[-1] < limit)
+
+
+def judge(found: Found) -> str:
+    """The result in one line."""
+    fall = f"loss {found.losses[0]:.4g} -> {found.losses[-1]:.4g} in {len(found.losses)} steps on one batch"
+    if found.learned:
+        return f"{fall} of {found.images} images: near zero, the network can learn"
+    lowest = min((loss for loss in found.losses if math.isfinite(loss)), default=math.nan)
+    return (
+        f"{fall} of {found.images} images (lowest {lowest:.4g}, near zero is below {found.limit:.2g}): "
+        "look at the labels, at --lr (--tune lr measures it), and at the layers (--gradient-flow, --watch-numbers); "
+        "dropout also keeps it up"
+    )
+
+
+def write(found: Found, folder: Path) -> Path:
+    """overfit_one_batch.json in `folder`."""
+    path = folder / "overfit_one_batch.json"
+    losses: Sequence[float | None] = [loss if math.isfinite(loss) else None for loss in found.losses]
+    write_text(
+        path, json.dumps({"schema": "ddp-train-one-batch/1", **asdict(found), "losses": losses}, indent=2) + "\n"
+    )
+    return path

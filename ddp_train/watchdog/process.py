@@ -1,0 +1,194 @@
+"""A small process beside the ranks of a node that ends the run when one of them hangs: `python -I -S process.py ...`.
+
+A process of its own, since a rank that is stopped, or holds Python's lock, stops its threads too. The first rank of a
+node starts it (start.py), and it goes when that rank does. It looks at the beats of each rank
+(distributed/heartbeat.py) and at what /proc tells, judges (verdict.py), and when one hangs writes its Python stack
+and place to that rank's standard error, where a launcher looks for a rank's last words, and ends it. Nothing but the
+standard library is imported.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from ddp_train.distributed.heartbeat import place
+from ddp_train.watchdog import python_stacks
+from ddp_train.watchdog.rank_probe import Rank
+from ddp_train.watchdog.verdict import LEFT_S, Limits, Sight, Verdict, judge
+
+__all__ = ["main"]
+
+SHORTEST_S, LONGEST_S = 0.05, 1.0
+"""Between two looks: a twentieth of the limit within these."""
+MEETING_S = 0.2
+LET_GO_S = 0.8
+"""For ranks whose connection to the culprit breaks, to end with an error of their own, or by their launcher."""
+OTHERS = 7
+DETAIL = {
+    "hung": "",
+    "stopped": "; its process was stopped (SIGSTOP)",
+    "locked": "; all ranks wait for one another: in different collectives, or for a device that does not answer",
+}
+IGNORED = (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+
+
+class Watch:
+    """The `count` ranks of a node of `nodes`, which announce themselves in `folder`. `timeout_s`: None is automatic.
+
+    parent: local rank 0, by process id; it may have ended before this process has come so far as to ask for it.
+    """
+
+    def __init__(self, folder: Path, count: int, nodes: int, timeout_s: float | None, parent: int) -> None:
+        self._folder, self._count, self._nodes = folder, count, nodes
+        self._parent = parent
+        self._limits = Limits(timeout_s)
+        self._ranks: dict[int, Rank] = {}
+        self._ready = select.poll()
+        self._looked = time.monotonic()
+        self._noted = False
+
+    def run(self) -> None:
+        """Look until local rank 0 is gone, or one hangs and the run has been ended."""
+        while not self._over():
+            self._ready.poll(1000 * self._interval)
+            if (verdict := self._look()) is None:
+                continue
+            if verdict.kind != "locked" or self._nodes == 1:
+                self._end(verdict)
+                return
+            self._note(verdict)
+
+    @property
+    def _interval(self) -> float:
+        if len(self._ranks) < self._count:
+            return MEETING_S
+        return min(max(self._limits.ordinary_s / 20, SHORTEST_S), LONGEST_S)
+
+    def _over(self) -> bool:
+        if os.getppid() == self._parent:
+            return False
+        first = next((rank for rank in self._ranks.values() if rank.pid == self._parent), None)
+        # One that has left early is waited out: the others may wait for it.
+        return first is None or (first.status is not None and not first.left) or first.gone_s > 2 * LEFT_S
+
+    def _look(self) -> Verdict | None:
+        if len(self._ranks) < self._count:
+            self._meet()
+        now = time.monotonic()
+        awake, self._looked = min(now - self._looked, 2 * self._interval + SHORTEST_S), now
+        for rank in self._ranks.values():
+            was = rank.status
+            gap = rank.look(awake)
+            self._limits = Limits(self._limits.timeout_s, max(self._limits.longest_s, gap))
+            if was is None and rank.status is not None:
+                if rank.ending is not None:
+                    self._ready.unregister(rank.ending)
+                if rank.left:
+                    self._tell(f"{left_line(rank.sight)}\n")
+        if len(self._ranks) < self._count:
+            return None
+        first_step = max(rank.first_step for rank in self._ranks.values())
+        for rank in self._ranks.values():
+            rank.ask(self._limits.ordinary_s)
+        return judge([rank.sight for rank in self._ranks.values()], self._limits, first_step)
+
+    def _meet(self) -> None:
+        """Take up the ranks that have announced themselves since; the folder goes with the last of them."""
+        for path in self._folder.glob("rank-*"):
+            with suppress(OSError):  # it has ended, and taken its word back
+                pid, beats, dumps = map(int, path.read_text().split())
+                number = int(path.name.removeprefix("rank-"))
+                path.unlink()
+                rank = self._ranks[number] = Rank(number, pid, beats, dumps)
+                if rank.ending is not None:
+                    self._ready.register(rank.ending, select.POLLIN)
+        if len(self._ranks) == self._count:
+            self.leave()
+
+    def leave(self) -> None:
+        """Remove the folder."""
+        with suppress(OSError):
+            for path in self._folder.iterdir():
+                path.unlink()
+            self._folder.rmdir()
+
+    def _note(self, verdict: Verdict) -> None:
+        if not self._noted:
+            self._noted = True
+            waited = f"every rank of this node has waited for others for {verdict.seconds:.0f} s"
+            self._tell(f"note: {waited}: look at the other nodes\n")
+
+    def _tell(self, text: str) -> None:
+        """Write to the standard error of the first rank that is there."""
+        next((rank for _, rank in sorted(self._ranks.items()) if rank.status is None and rank.write(text)), None)
+
+    def _end(self, verdict: Verdict) -> None:
+        """Say which rank hangs and where, then end it, and with it the run."""
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        alive = {number: rank for number, rank in self._ranks.items() if rank.status is None}
+        culprit = alive.get(verdict.rank) or min(alive.items())[1]
+        # A signal can end what a rank waits for: where it was asked before, that is where it hung.
+        frames = [] if verdict.kind == "left" else culprit.frames or culprit.stack()
+        culprit.tell(signal.SIGSTOP)
+        text = report(verdict, [rank.sight for rank in self._ranks.values()], frames)
+        if not culprit.write(text):
+            next((rank for rank in alive.values() if rank is not culprit and rank.write(text)), None)
+        culprit.tell(signal.SIGKILL)
+        deadline = time.monotonic() + LET_GO_S
+        while alive and (left := deadline - time.monotonic()) > 0:
+            self._ready.poll(1000 * left)
+            alive = {number: rank for number, rank in alive.items() if rank.is_there}
+            time.sleep(SHORTEST_S / 5)
+        for rank in alive.values():
+            rank.tell(signal.SIGKILL)
+
+
+def report(verdict: Verdict, sights: list[Sight], frames: list[python_stacks.Frame]) -> str:
+    """What is left as the rank's last words: a traceback, and where each rank was."""
+    places = {sight.rank: place(sight.epoch, sight.step, sight.phase) for sight in sights}
+    at = places.pop(verdict.rank)
+    if verdict.kind == "left":
+        lines = [left_line(next(sight for sight in sights if sight.rank == verdict.rank))]
+    else:
+        lines = python_stacks.traceback_lines(frames) if frames else []
+        head = f"HungRank: rank {verdict.rank} has made no progress for {verdict.seconds:.1f} s"
+        lines.append(f"{head} (--step-timeout, {verdict.limit_s:g} s): {at}{DETAIL[verdict.kind]}")
+        if not frames:
+            lines.append("  it gave no Python stack: it waits in the kernel, most often for a disk or a network disk")
+    shown = list(places.items())[:OTHERS]
+    lines += [f"  rank {number} meanwhile: {where}" for number, where in shown]
+    if len(places) > len(shown):
+        lines.append(f"  and {len(places) - len(shown)} more")
+    return "\n" + "\n".join(lines) + "\n"
+
+
+def left_line(sight: Sight) -> str:
+    """Of a rank that ended as if all were done."""
+    at = place(sight.epoch, sight.step, sight.phase)
+    return f"RankLeft: rank {sight.rank} left early, with exit code 0, at {at}; the others were still at work"
+
+
+def main(folder: str, count: str, nodes: str, timeout: str, parent: str) -> None:
+    """Watch `count` ranks. `timeout`: seconds, or "auto"; `parent`: the process id of local rank 0."""
+    for number in IGNORED:
+        signal.signal(number, signal.SIG_IGN)
+    limit = None if timeout == "auto" else float(timeout)
+    watch = Watch(Path(folder), int(count), int(nodes), limit, int(parent))
+    os.chdir("/")
+    try:
+        watch.run()
+    finally:
+        watch.leave()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,146 @@
+"""One rank as the watchdog sees it from outside: by its beats, by /proc, and by the stack that it is asked for."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import signal
+from contextlib import suppress
+from pathlib import Path
+
+from ddp_train.distributed.heartbeat import BEAT, DUMP_SIGNAL, PHASES
+from ddp_train.watchdog import python_stacks
+from ddp_train.watchdog.verdict import Sight
+
+__all__ = ["Rank"]
+
+STACK_S = 0.4
+ENDED, DEBUGGED = ("Z", "X", ""), "t"
+WORK = ("data", "forward", "step", "evaluation")
+"""Phases in which a rank waits for no other: their times tell what is usual."""
+
+
+class Rank:
+    """One rank of this node, as seen from outside. Errors: OSError where it is not there."""
+
+    def __init__(self, number: int, pid: int, beats: int, dumps: int) -> None:
+        self.number, self.pid = number, pid
+        self.ending = _pidfd(pid)
+        file = os.open(f"/proc/{pid}/fd/{beats}", os.O_RDONLY)
+        self._memory = mmap.mmap(file, BEAT.size, prot=mmap.PROT_READ)
+        os.close(file)
+        self._stacks = os.open(f"/proc/{pid}/fd/{dumps}", os.O_RDONLY)
+        self._beat = (-1, -1, 0, 0, -1)
+        self._silent = self._stopped = self.gone_s = 0.0
+        self._is_stopped = False
+        self._waits: bool | None = None
+        self.frames: list[python_stacks.Frame] = []
+        """Where it was when it was asked, since its last beat."""
+        self.status: int | None = None
+        """How it ended, as waitpid(2) tells it; None: it has not. -1: too late to see."""
+
+    @property
+    def first_step(self) -> int:
+        """Of its process; -1 before it."""
+        return self._beat[4]
+
+    def look(self, awake: float) -> float:
+        """See what it does. `awake`: seconds for which this process has run since the last look: a node that was
+        suspended has not hung. Returns how long a beat of training was waited for, behind the first step."""
+        if self.status is not None:
+            self.gone_s += awake
+            return 0.0
+        state, status = _state(self.pid)
+        beat, gap = BEAT.unpack_from(self._memory), 0.0
+        if state in ENDED:
+            self._beat, self.status = beat, status
+        elif beat != self._beat:
+            if 0 <= self.first_step < beat[1] and PHASES[self._beat[2]] in WORK:
+                gap = self._silent
+            self._beat, self._silent, self._waits, self.frames = beat, 0.0, None, []
+        elif state != DEBUGGED:
+            self._silent += awake
+        before, self._is_stopped = self._is_stopped, state == "T"
+        self._stopped = self._stopped + awake if before and self._is_stopped else 0.0
+        return gap
+
+    @property
+    def sight(self) -> Sight:
+        """What was seen."""
+        epoch, step, phase, _, _ = self._beat
+        return Sight(
+            rank=self.number,
+            epoch=epoch,
+            step=step,
+            phase="done" if self.status is not None and not self.left else PHASES[phase],
+            silent_s=self._silent,
+            stopped_s=self._stopped,
+            waits=bool(self._waits),
+            left_s=self.gone_s if self.left else None,
+        )
+
+    @property
+    def left(self) -> bool:
+        """Whether it has ended with status 0 before the end of the run."""
+        return self.status == 0 and PHASES[self._beat[2]] not in ("done", "failed")
+
+    def ask(self, limit: float) -> None:
+        """Have a rank that has been silent for longer say, once, whether it waits for others."""
+        if self.status is None and self._waits is None and self._silent > limit and not self._is_stopped:
+            self.frames = self.stack()
+            self._waits = python_stacks.waits(self.frames)
+
+    def stack(self) -> list[python_stacks.Frame]:
+        """Its Python stack, now; [] where it does not answer."""
+        already = os.fstat(self._stacks).st_size
+        if not self.tell(DUMP_SIGNAL):
+            return []
+        if self._is_stopped:
+            self.tell(signal.SIGCONT)
+        return python_stacks.parse(python_stacks.written(self._stacks, already, STACK_S))
+
+    @property
+    def is_there(self) -> bool:
+        """Whether it has not ended, now."""
+        return _state(self.pid)[0] not in ENDED
+
+    def tell(self, number: int) -> bool:
+        """Send it a signal; whether it is there to take it."""
+        with suppress(OSError):
+            if self.ending is None:
+                os.kill(self.pid, number)
+            else:
+                signal.pidfd_send_signal(self.ending, number)
+            return True
+        return False
+
+    def write(self, text: str) -> bool:
+        """Add to its standard error, behind all that is there; whether that could be done."""
+        with suppress(OSError):
+            # Without waiting: nobody may be reading at the other end.
+            file = os.open(f"/proc/{self.pid}/fd/2", os.O_WRONLY | os.O_APPEND | os.O_NOCTTY | os.O_NONBLOCK)
+            try:
+                return os.write(file, text.encode(errors="replace")) > 0
+            finally:
+                os.close(file)
+        return False
+
+
+def _state(pid: int) -> tuple[str, int]:
+    """What a process does (a letter, proc_pid_stat(5)), and its status (waitpid(2)) once it has ended; no letter and
+    -1 where it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:
+        return "", -1
+    return fields[0].decode(), int(fields[49])
+
+
+def _pidfd(pid: int) -> int | None:
+    """A descriptor of the process; None before Linux 5.3, where its number has to do."""
+    try:
+        return os.pidfd_open(pid)
+    except ProcessLookupError:
+        raise
+    except OSError:
+        return None

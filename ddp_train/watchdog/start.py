@@ -1,0 +1,87 @@
+"""Starts the watchdog of a node and makes this rank known to it (`--step-timeout`)."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from ddp_train.distributed import heartbeat
+from ddp_train.distributed.process_group import Ranks
+from ddp_train.watchdog import process
+
+__all__ = ["start"]
+
+AGENT = "TORCHELASTIC_RUN_ID"
+# What the ranks of one attempt have in common, and those of no other.
+COMMON = ("MASTER_ADDR", "MASTER_PORT", AGENT, "TORCHELASTIC_RESTART_COUNT")
+
+
+def start(ranks: Ranks, timeout_s: float | None) -> str | None:
+    """Have this rank watched. `timeout_s`: as --step-timeout; 0 watches nothing, None (automatic) no lone rank, for
+    which nobody waits. Why that cannot be done, in one line; None where it can or need not be."""
+    if timeout_s == 0 or (timeout_s is None and ranks.world_size == 1):
+        return None
+    try:
+        folder = _folder(ranks, os.environ)
+        heartbeat.own.announce(folder / f"rank-{ranks.rank}")
+        if ranks.rank == _first(ranks):
+            _start_watchdog(folder, ranks, timeout_s)
+            _remove_abandoned()
+    except (OSError, AttributeError) as error:
+        return f"ranks that hang are not noticed: {error}"
+    return None
+
+
+def _folder(ranks: Ranks, environ: Mapping[str, str]) -> Path:
+    """This user's alone, by a name that all ranks of the node find. The watchdog removes it within moments."""
+    several = ranks.world_size > 1
+    common = [str(_first(ranks)), *(environ.get(name, "") for name in COMMON)] if several else [str(os.getpid())]
+    name = hashlib.sha256("\0".join(common).encode()).hexdigest()[:16]
+    folder = Path(tempfile.gettempdir()) / f"{_prefix()}{name}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise PermissionError(f"{folder} is not a folder of this user's alone")
+    return folder
+
+
+def _prefix() -> str:
+    """Of the folders of this user and of processes whose ids mean something here (pid_namespaces(7))."""
+    return f"ddp-train-{os.getuid()}-{Path('/proc/self/ns/pid').stat().st_ino}-"
+
+
+def _remove_abandoned() -> None:
+    """Remove the folders of ranks that were killed before their watchdog had met them all."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_prefix()}*"):
+        with suppress(OSError, ValueError, IndexError):
+            announced = list(folder.glob("rank-*"))
+            if announced and not any(Path(f"/proc/{path.read_text().split()[0]}").exists() for path in announced):
+                for path in folder.iterdir():
+                    path.unlink()
+                folder.rmdir()
+
+
+def _first(ranks: Ranks) -> int:
+    """The first rank of this node; local ranks may all be 0 (torchrun --virtual-local-rank)."""
+    return ranks.rank - ranks.rank % ranks.local_world_size
+
+
+def _start_watchdog(folder: Path, ranks: Ranks, timeout_s: float | None) -> None:
+    limit = "auto" if timeout_s is None else str(timeout_s)
+    nodes = max(1, ranks.world_size // ranks.local_world_size)
+    of_rank = (str(folder), str(ranks.local_world_size), str(nodes), limit, str(os.getpid()))
+    subprocess.Popen(
+        (sys.executable, "-I", "-S", process.__file__, *of_rank),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        # At a terminal Ctrl-Z is to stop both; below an agent, what stops a rank's group must not stop its watchdog.
+        start_new_session=AGENT in os.environ,
+    )

@@ -1,0 +1,138 @@
+"""The options that several commands share, and what they ask for: a topology, and a selection on it.
+
+A command's module declares them with `add_...(parser)` and gets its answers with `read_source` or `answer`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from gpu_topology.select.from_environment import from_environment, read_inherited
+from gpu_topology.select.select import POLICIES, Selection, SelectionError, SelectionRequest, select
+from gpu_topology.topology import Topology
+
+if TYPE_CHECKING:
+    from gpu_topology.verdict import Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What a command with a selection works on. `environ` is the caller's environment."""
+
+    topology: Topology
+    request: SelectionRequest
+    selection: Selection
+    environ: Mapping[str, str]
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """What `verify` found on these GPUs; None where there is nothing to find, or it has not run."""
+        if len(self.selection.indices) < 2:
+            return None
+        from gpu_topology.verdict import recall
+
+        return recall(self.topology, self.selection.uuids)
+
+
+def add_source(parser: argparse.ArgumentParser) -> None:
+    """--from FILE: a saved snapshot instead of this machine."""
+    parser.add_argument("--from", dest="source", metavar="FILE", help="a saved snapshot instead of this machine")
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """--json."""
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+
+
+def add_output(parser: argparse.ArgumentParser) -> None:
+    """-o FILE."""
+    parser.add_argument("-o", "--output", metavar="FILE", help="write here instead of stdout")
+
+
+def add_selection(parser: argparse.ArgumentParser) -> None:
+    """Which GPUs: --count, --policy, --gpus, --exclude, --allow-busy, --min-memory."""
+    parser.add_argument("--count", "--nproc", type=int, metavar="N", help="how many GPUs (default: all of the group)")
+    parser.add_argument("--policy", choices=POLICIES, default="largest", help="which group (default: largest)")
+    parser.add_argument(
+        "--gpus", "--devices", type=some_names, default=(), metavar="LIST", help="exactly these: 0,2 or UUIDs"
+    )
+    parser.add_argument("--exclude", type=names, default=(), metavar="LIST", help="never these: indices or UUIDs")
+    parser.add_argument("--allow-busy", action="store_true", help="also GPUs that others use")
+    parser.add_argument(
+        "--min-memory", type=memory, default=0, metavar="SIZE", help="each GPU has at least 24G, 800M ..."
+    )
+
+
+def names(text: str) -> tuple[str, ...]:
+    """ "0,2" or UUIDs with commas between, as a tuple."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def some_names(text: str) -> tuple[str, ...]:
+    """The same with at least one name: an empty `--gpus "$MINE"` would otherwise stand for every GPU."""
+    if found := names(text):
+        return found
+    raise argparse.ArgumentTypeError(f"{text!r} names no GPU: expected indices or UUIDs as in 0,2")
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
+    return int(text)
+
+
+def memory(text: str) -> int:
+    """Bytes from "24G", "800M", "24GiB"; a bare number is GiB, as GPU memory is spoken of."""
+    number = text.strip().upper().removesuffix("B").removesuffix("I")
+    unit = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}.get(number[-1:])
+    try:
+        size = float(number if unit is None else number[:-1]) * (unit or 2**30)
+    except ValueError:
+        size = -1.0
+    if not 0 <= size < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 24G or 800M")
+    return int(size)
+
+
+def read_source(arguments: argparse.Namespace) -> Topology:
+    """The snapshot that --from names, else this machine. TopologyError when the file is not one."""
+    if arguments.source is not None:
+        from gpu_topology import snapshot
+
+        return snapshot.load(arguments.source)
+    from gpu_topology.driver.read import read_or_explain
+
+    return read_or_explain()
+
+
+def answer(arguments: argparse.Namespace) -> Answers:
+    """The topology and the selection that the options ask for. SelectionError when they cannot be met."""
+    topology = read_source(arguments)
+    environ = dict(os.environ)  # os.environ decodes a name and its value at each look
+    request = SelectionRequest(
+        count=arguments.count,
+        policy=arguments.policy,
+        gpus=arguments.gpus,
+        exclude=arguments.exclude,
+        allow_busy=arguments.allow_busy,
+        min_memory=arguments.min_memory,
+    )
+    # A saved machine has no processes of ours, and this machine's libcuda knows nothing of it.
+    live = arguments.source is None
+    inherited = read_inherited(topology, environ) if live else from_environment(environ)
+    request = inherited.completes(request)
+    return Answers(topology, request, select(topology, request), environ)
+
+
+def insist(selection: Selection) -> None:
+    """An empty selection is a SelectionError where a command has nothing to do without one; warnings go to stderr."""
+    if not selection.indices:
+        raise SelectionError(selection.reason)
+    for warning in selection.warnings:
+        print(f"warning: {warning}", file=sys.stderr)

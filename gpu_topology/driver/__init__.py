@@ -1,0 +1,1 @@
+"""What the NVIDIA driver says, through nvidia-ml-py and libcuda."""

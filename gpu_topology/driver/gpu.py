@@ -1,0 +1,169 @@
+"""One GPU's row, from the driver: who it is, what it can do, and who uses it. Its state of health is in nvml_health."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from gpu_topology.driver import health
+from gpu_topology.driver.library import Device, describe
+from gpu_topology.topology import Gpu, GpuProcess, MigDevice
+
+SYSFS_PCI = Path("/sys/bus/pci/devices")
+
+_COMPUTE_MODES = {0: "default", 1: "exclusive-thread", 2: "prohibited", 3: "exclusive-process"}
+
+# Sizes of the bit sets asked for, in words of 64: NUMA nodes and CPUs.
+_NODE_WORDS, _CPU_WORDS = 16, 32
+
+_OUTSIDE_MIG = 0xFFFFFFFF  # nvml.h: the instance of a process that runs outside MIG
+
+
+def read_gpu(index: int, device: Device) -> Gpu:
+    """Everything about one GPU. If it is lost on the way, `error` says so and what was read before stays."""
+    ask = device.ask
+    bus_id = _bus_id(ask("nvmlDeviceGetPciInfo"))
+    total, used = read_memory(device)
+    mig = ask("nvmlDeviceGetMigMode")
+    fabric_state, fabric_cluster = health.fabric(device)
+    ecc, ecc_uncorrected = health.ecc(device)
+    gpu = Gpu(
+        index=index,
+        uuid=ask("nvmlDeviceGetUUID"),
+        name=ask("nvmlDeviceGetName"),
+        pci_bus_id=bus_id,
+        memory_total=total,
+        memory_used=used,
+        compute_capability=_capability(device),
+        numa_node=_numa_node(device, bus_id),
+        mig_mode=None if mig is None else mig[0] == 1,
+        utilization=_utilization(device),
+        processes=read_processes(device, "nvmlDeviceGetComputeRunningProcesses"),
+        mig_devices=_mig_devices(device) if mig is not None and mig[0] == 1 else (),
+        display_active=_flag(ask("nvmlDeviceGetDisplayActive")),
+        compute_mode=_COMPUTE_MODES.get(ask("nvmlDeviceGetComputeMode")),
+        cores=ask("nvmlDeviceGetNumGpuCores"),
+        clock_mhz=ask("nvmlDeviceGetMaxClockInfo", 1),  # NVML_CLOCK_SM
+        pcie_generation=ask("nvmlDeviceGetMaxPcieLinkGeneration"),
+        pcie_width=ask("nvmlDeviceGetMaxPcieLinkWidth"),
+        fabric_state=fabric_state,
+        fabric_cluster=fabric_cluster,
+        cpu_affinity=cpu_list(_bits(ask("nvmlDeviceGetCpuAffinity", _CPU_WORDS))),
+        pcie_generation_now=ask("nvmlDeviceGetCurrPcieLinkGeneration"),
+        pcie_width_now=ask("nvmlDeviceGetCurrPcieLinkWidth"),
+        ecc=ecc,
+        ecc_uncorrected=ecc_uncorrected,
+        memory_faults=health.memory_faults(device),
+        throttle=health.throttle(device),
+        graphics_processes=read_processes(device, "nvmlDeviceGetGraphicsRunningProcesses"),
+    )
+    return gpu if device.lost is None else replace(gpu, error=describe(device.lost))
+
+
+def _flag(value: int | None) -> bool | None:
+    return None if value is None else value == 1
+
+
+def _bus_id(pci: Any) -> str | None:
+    """As sysfs writes it: "0000:c1:00.0" (NVML pads the domain to eight digits)."""
+    if pci is None:
+        return None
+    text = pci.busId.decode(errors="replace") if isinstance(pci.busId, bytes) else str(pci.busId)
+    match = re.fullmatch(r"([0-9A-Fa-f]+):([0-9A-Fa-f]+):([0-9A-Fa-f]+\.[0-9A-Fa-f])", text)
+    return f"{int(match[1], 16):04x}:{match[2]}:{match[3]}".lower() if match else text.lower() or None
+
+
+def read_memory(device: Device) -> tuple[int | None, int | None]:
+    """Total and used bytes. Version 2 keeps the driver's own reserve apart, as nvidia-smi does; version 1 does not."""
+    memory = device.ask("nvmlDeviceGetMemoryInfo", 0x02000028) or device.ask("nvmlDeviceGetMemoryInfo")
+    return (None, None) if memory is None else (int(memory.total), int(memory.used))
+
+
+def _capability(device: Device) -> tuple[int, int] | None:
+    capability = device.ask("nvmlDeviceGetCudaComputeCapability")
+    return None if capability is None else (int(capability[0]), int(capability[1]))
+
+
+def _utilization(device: Device) -> int | None:
+    rates = device.ask("nvmlDeviceGetUtilizationRates")
+    return None if rates is None else int(rates.gpu)
+
+
+def read_processes(device: Device, function: str) -> tuple[GpuProcess, ...] | None:
+    """Processes of one kind: the newest function that this driver has. None when none of them answers."""
+    for version in ("", "_v2"):
+        found = device.ask(f"{function}{version}")
+        if found is not None:
+            return tuple(sorted((_process(process) for process in found), key=lambda process: process.pid))
+    return None
+
+
+def _process(process: Any) -> GpuProcess:
+    memory, instance = process.usedGpuMemory, process.gpuInstanceId
+    return GpuProcess(
+        pid=int(process.pid),
+        used_memory=None if memory is None else int(memory),
+        gpu_instance=None if instance == _OUTSIDE_MIG else int(instance),
+    )
+
+
+def _numa_node(device: Device, bus_id: str | None) -> int | None:
+    """The host's NUMA node beside this GPU: sysfs by bus id, else the driver's memory affinity.
+
+    Not nvmlDeviceGetNumaNodeId: on Grace that is the GPU memory's own node.
+    """
+    if bus_id is not None:
+        try:
+            node = int((SYSFS_PCI / bus_id / "numa_node").read_text())
+            if node >= 0:
+                return node
+        except (OSError, ValueError):
+            pass  # a container without sysfs, or a virtual bus: ask the driver
+    bits = _bits(device.ask("nvmlDeviceGetMemoryAffinity", _NODE_WORDS, 0))  # NVML_AFFINITY_SCOPE_NODE
+    # More than one node means that the firmware does not tell which.
+    return bits.bit_length() - 1 if bits.bit_count() == 1 else None
+
+
+def _bits(words: Any) -> int:
+    """A bit set from words of 64, least first; 0 when the driver did not tell."""
+    return 0 if words is None else sum(int(word) << (64 * position) for position, word in enumerate(words))
+
+
+def cpu_list(bits: int) -> str | None:
+    """A bit set of CPUs as the kernel writes lists, "0-19,40-59"; None for the empty set, which means unknown."""
+    numbers = [number for number in range(bits.bit_length()) if bits >> number & 1]
+    starts = [number for number in numbers if not (number and bits >> (number - 1) & 1)]
+    ends = [number for number in numbers if not bits >> (number + 1) & 1]
+    ranges = (f"{start}" if start == end else f"{start}-{end}" for start, end in zip(starts, ends, strict=True))
+    return ",".join(ranges) or None
+
+
+def _mig_devices(device: Device) -> tuple[MigDevice, ...]:
+    found: list[MigDevice] = []
+    for position in range(device.ask("nvmlDeviceGetMaxMigDeviceCount") or 0):
+        handle = device.ask("nvmlDeviceGetMigDeviceHandleByIndex", position)
+        if handle is None:
+            continue  # positions may have gaps
+        one = Device(device.driver, handle)
+        uuid = one.ask("nvmlDeviceGetUUID")
+        if uuid is None:
+            continue  # nothing could name it to CUDA
+        total, _ = read_memory(one)
+        found.append(
+            MigDevice(
+                uuid=uuid,
+                profile=_mig_profile(one.ask("nvmlDeviceGetName")),
+                memory_total=total,
+                gpu_instance=one.ask("nvmlDeviceGetGpuInstanceId"),
+                compute_instance=one.ask("nvmlDeviceGetComputeInstanceId"),
+            )
+        )
+    return tuple(found)
+
+
+def _mig_profile(name: str | None) -> str | None:
+    """ "NVIDIA A100-SXM4-40GB MIG 3g.20gb" -> "3g.20gb"."""
+    match = re.search(r"MIG (\S+)$", name or "")
+    return match[1] if match else None

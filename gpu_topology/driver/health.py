@@ -1,0 +1,89 @@
+"""A GPU's state of health, from the driver: memory errors, clocks held back, and the NVSwitch fabric."""
+
+from __future__ import annotations
+
+import ctypes
+
+from gpu_topology.driver.library import Device
+
+# nvmlClocksEventReasons (nvml.h). Not here: idle (0x1), clocks that someone chose (0x2), the display's (0x100).
+_THROTTLE = {
+    0x04: "power-cap",
+    0x08: "hw-slowdown",
+    0x10: "sync-boost",
+    0x20: "thermal",
+    0x40: "hw-thermal",
+    0x80: "hw-power-brake",
+}
+
+_FABRIC_STATES = {1: "not-started", 2: "in-progress", 3: "completed"}  # 0: no fabric to bring up
+_FABRIC_COMPLETED = 3
+
+# NVML_GPU_FABRIC_HEALTH_MASK_* (nvml.h): (shift, width mask, the values that mean trouble).
+_FABRIC_TROUBLE = (
+    (0, 0x3, {1}),  # bandwidth degraded
+    (2, 0x3, {1}),  # route recovery in progress
+    (4, 0x3, {1}),  # route unhealthy
+    (6, 0x3, {1}),  # recovery from an access timeout in progress
+    (8, 0xF, set(range(2, 16))),  # incorrect configuration; 1 is none
+)
+
+
+class _FabricInfo(ctypes.Structure):
+    """nvmlGpuFabricInfo_v2_t (nvml.h). Releases 12 of nvidia-ml-py lack it or declare it with a wrong layout."""
+
+    _fields_ = (
+        ("version", ctypes.c_uint),
+        ("cluster_uuid", ctypes.c_uint8 * 16),
+        ("status", ctypes.c_uint),
+        ("clique", ctypes.c_uint32),
+        ("state", ctypes.c_uint),
+        ("health", ctypes.c_uint32),
+    )
+
+
+def fabric(device: Device) -> tuple[str | None, str | None]:
+    """`Gpu.fabric_state` and `Gpu.fabric_cluster`; None where there is no fabric, or no word of it."""
+    info = _FabricInfo(version=2 << 24 | ctypes.sizeof(_FabricInfo))
+    # nvidia-ml-py hands this argument on as it is: without byref the driver would write through a null pointer.
+    if device.ask("nvmlDeviceGetGpuFabricInfoV", ctypes.byref(info)) is None:
+        return None, None
+    if info.state != _FABRIC_COMPLETED:
+        return _FABRIC_STATES.get(info.state), None
+    uuid = bytes(info.cluster_uuid).hex()
+    # All zeros on one machine alone, which needs no name.
+    cluster = f"{uuid}/{info.clique}" if uuid.strip("0") else None
+    if info.status != 0:  # an NVML error, valid once the state is "completed"
+        return "failed", cluster
+    poor = any(info.health >> shift & width in trouble for shift, width, trouble in _FABRIC_TROUBLE)
+    return "degraded" if poor else "completed", cluster
+
+
+def ecc(device: Device) -> tuple[bool | None, int | None]:
+    """Whether ECC is on, and the uncorrected errors since the driver was loaded."""
+    mode = device.ask("nvmlDeviceGetEccMode")
+    on = None if mode is None else mode[0] == 1
+    if on is False:
+        return on, None
+    # NVML_MEMORY_ERROR_TYPE_UNCORRECTED, NVML_VOLATILE_ECC
+    return on, device.ask("nvmlDeviceGetTotalEccErrors", 1, 0)
+
+
+def memory_faults(device: Device) -> tuple[str, ...] | None:
+    """`Gpu.memory_faults`: row remapping since Ampere, page retirement before."""
+    rows = device.ask("nvmlDeviceGetRemappedRows")
+    if rows is not None:
+        _, _, pending, failed = rows
+        return tuple(word for word, is_so in (("row-remap-failed", failed), ("row-remap-pending", pending)) if is_so)
+    pending = device.ask("nvmlDeviceGetRetiredPagesPendingStatus")
+    if pending is None:
+        return None
+    return ("page-retirement-pending",) if pending else ()
+
+
+def throttle(device: Device) -> tuple[str, ...] | None:
+    """`Gpu.throttle`: what holds the clocks back at this moment."""
+    bits = device.ask("nvmlDeviceGetCurrentClocksEventReasons")
+    if bits is None:  # its name before driver 535
+        bits = device.ask("nvmlDeviceGetCurrentClocksThrottleReasons")
+    return None if bits is None else tuple(word for bit, word in _THROTTLE.items() if bits & bit)

@@ -1,0 +1,119 @@
+"""The driver, through nvidia-ml-py, to a `Topology`.
+
+Devices are read one by one (nvml_gpu), then the links between each pair (nvml_links). Each question is guarded on its
+own (driver): what a card or an old driver does not tell stays None, and a lost GPU is a row that says so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from gpu_topology.driver.gpu import read_gpu
+from gpu_topology.driver.health_words import concerns
+from gpu_topology.driver.library import (
+    LOST,
+    Device,
+    Driver,
+    DriverError,
+    DriverMismatchError,
+    NoDevicesError,
+    NoDriverError,
+    NoPermissionError,
+    describe,
+    session,
+    start_error,
+)
+from gpu_topology.driver.links import read_links
+from gpu_topology.topology import Gpu, Topology
+
+__all__ = [
+    "DriverError",
+    "DriverMismatchError",
+    "NoDevicesError",
+    "NoDriverError",
+    "NoPermissionError",
+    "read_or_explain",
+    "read_topology",
+]
+
+# More GPUs than any machine has: where to stop looking when the driver does not tell how many there are.
+_MOST_GPUS = 64
+
+
+def read_topology() -> Topology:
+    """Ask the driver for everything. Raises a `DriverError` subclass with a remedy when there is nothing to read."""
+    with session() as driver:
+        handles = open_handles(driver)
+        devices = [Device(driver, handle) for handle, _ in handles]
+        gpus = tuple(
+            read_gpu(index, device) if problem is None else Gpu(index, error=describe(problem))
+            for index, (device, (_, problem)) in enumerate(zip(devices, handles, strict=True))
+        )
+        links = read_links(gpus, devices)
+        gpus = tuple(_still_there(gpu, device) for gpu, device in zip(gpus, devices, strict=True))
+        failed = {gpu.index for gpu in gpus if gpu.error}
+        driver_version, cuda_version = _versions(driver)
+        return Topology(
+            gpus=gpus,
+            links=tuple(link for link in links if not {link.a, link.b} & failed),
+            driver_version=driver_version,
+            cuda_version=cuda_version,
+            warnings=concerns(gpus),
+        )
+
+
+def read_or_explain() -> Topology:
+    """Like `read_topology`, but never raises: without a GPU, `warnings` holds the reason and then what to do."""
+    try:
+        return read_topology()
+    except DriverError as error:
+        driver_version, cuda_version = error.versions if isinstance(error, NoDevicesError) else (None, None)
+        return Topology(
+            driver_version=driver_version,
+            cuda_version=cuda_version,
+            warnings=(str(error), *([f"to use a GPU: {error.remedy}"] if error.remedy else [])),
+        )
+
+
+def open_handles(driver: Driver) -> list[tuple[Any, str | None]]:
+    """Each GPU's handle, or the NVML error that came instead. Raises a `DriverError` when there is no GPU."""
+    count, problem = driver.try_ask("nvmlDeviceGetCount")
+    if problem is not None:
+        found = _probe(driver)
+        if not any(trouble is None for _, trouble in found):
+            raise start_error(problem)
+        return found
+    if count == 0:
+        raise NoDevicesError(
+            "the NVIDIA driver works but finds no GPU",
+            "see `lspci | grep -i nvidia`; in a virtual machine or container, pass a GPU through",
+            _versions(driver),
+        )
+    return [driver.try_ask("nvmlDeviceGetHandleByIndex", index) for index in range(count)]
+
+
+def _probe(driver: Driver) -> list[tuple[Any, str | None]]:
+    """The handles without knowing how many: up to the first index that is neither there nor lost."""
+    found: list[tuple[Any, str | None]] = []
+    while len(found) < _MOST_GPUS:
+        handle, problem = driver.try_ask("nvmlDeviceGetHandleByIndex", len(found))
+        if problem is not None and problem not in LOST:
+            break
+        found.append((handle, problem))
+    return found
+
+
+def _still_there(gpu: Gpu, device: Device) -> Gpu:
+    """The GPU, with its error if it was lost while the links were read."""
+    if gpu.error is not None:
+        return gpu
+    device.ask("nvmlDeviceGetUUID")
+    return gpu if device.lost is None else replace(gpu, error=describe(device.lost))
+
+
+def _versions(driver: Driver) -> tuple[str | None, str | None]:
+    """The driver's version, and the newest CUDA that it serves."""
+    number = driver.ask("nvmlSystemGetCudaDriverVersion_v2")
+    cuda_version = None if number is None else f"{number // 1000}.{number % 1000 // 10}"
+    return driver.ask("nvmlSystemGetDriverVersion"), cuda_version

@@ -1,0 +1,1 @@
+"""The CUDA and NCCL variables of a selection, each with its reason."""

@@ -1,0 +1,83 @@
+"""`python -m gpu_topology monitor`: how the GPUs are used, live.
+
+sampler.py (the driver) -> loop.py (the loop) -> sample_file.py (JSON Lines), live.py (the screen),
+usage.py and verdict.py (the summary)
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import math
+
+from gpu_topology.topology import TopologyError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `python -m gpu_topology monitor`."""
+    from gpu_topology.cli_options import add_json, some_names
+
+    parser.add_argument(
+        "--seconds", type=_seconds, default=0.0, metavar="S", help="how long; 0: until Ctrl-C (default)"
+    )
+    parser.add_argument(
+        "--interval", type=_interval, default=1.0, metavar="S", help="seconds from sample to sample (default: 1)"
+    )
+    parser.add_argument(
+        "--gpus", "--devices", type=some_names, default=(), metavar="LIST", help="only these: 0,2 or UUIDs"
+    )
+    parser.add_argument("--out", metavar="FILE.jsonl", help="append each sample as a line of JSON; - is stdout")
+    add_json(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Watch until the time is over, Ctrl-C or SIGTERM, then print the summary. Exit status 0."""
+    from rich.console import Console
+
+    from gpu_topology.monitor.live import showing, usage_table
+    from gpu_topology.monitor.loop import watch
+    from gpu_topology.monitor.usage import usage_json
+    from gpu_topology.monitor.verdict import verdict
+    from gpu_topology.report.tables import bullets
+    from gpu_topology.report.terminal_table import Screen
+
+    gc.enable()  # this command may run for days
+    if arguments.json and arguments.out == "-":
+        raise TopologyError("--json and --out - both want stdout: name a file for the samples")
+    # stdout carries data: with --json the summary, with --out - the samples. The display is then talk.
+    console = Console(stderr=arguments.json or arguments.out == "-", highlight=False)
+    with showing(console) as show:
+        usage = watch(arguments.gpus, arguments.seconds, arguments.interval, arguments.out, show)
+    sentences = verdict(usage)
+    if arguments.json:
+        import json
+
+        print(json.dumps({**usage_json(usage), "verdict": list(sentences)}, indent=1))
+        return 0
+    with console.capture() as page:
+        console.print(f"{usage.samples} samples in {usage.seconds:.0f} s", style="bold")
+        console.print(usage_table(usage))
+    screen = Screen(console.width, console.is_terminal and not console.no_color)
+    bullets(screen, sentences)
+    lines = [line.rstrip() for line in page.get().splitlines()]
+    print("\n".join([*lines, *screen.lines]), file=console.file)
+    return 0
+
+
+def _seconds(text: str) -> float:
+    return _number(text, least=0.0, strictly=False)
+
+
+def _interval(text: str) -> float:
+    return _number(text, least=0.0, strictly=True)
+
+
+def _number(text: str, least: float, strictly: bool) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and (value > least if strictly else value >= least)):
+        wanted = "above" if strictly else "of at least"
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds {wanted} {least:g}")
+    return value

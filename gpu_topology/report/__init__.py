@@ -1,0 +1,1 @@
+"""`python -m gpu_topology report`: tables for the terminal."""

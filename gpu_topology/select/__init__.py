@@ -1,0 +1,1 @@
+"""Which GPUs belong together, and which of them to use."""

@@ -1,0 +1,224 @@
+"""How fast two GPUs can talk, as a model of the path, and the subset of GPUs whose all-reduce is the fastest.
+
+A ring all-reduce runs at the pace of its slowest link, so subsets are compared by the best ring's bottleneck first.
+The figures are the hardware's nominal ones; only their order decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from itertools import combinations
+
+from gpu_topology.select.rings import ring_subsets, subsets_in, sums_over_subsets
+from gpu_topology.topology import Gpu, Link, LinkLevel, Topology
+
+# GB/s of one NVLink in one direction by compute capability, from NVIDIA's architecture white papers: P100 160 / 8,
+# V100 150 / 6, Turing 25, A100 300 / 12, A30 100 / 4, GA102 (RTX 3090, A6000, A40) 56.25 / 4, H100 450 / 18,
+# B200 900 / 18.
+NVLINK_GB_S = {
+    (6, 0): 20.0,
+    (7, 0): 25.0,
+    (7, 5): 25.0,
+    (8, 0): 25.0,
+    (8, 6): 14.0,
+    (9, 0): 25.0,
+    (10, 0): 50.0,
+    (10, 3): 50.0,
+}
+_NVLINK_UNKNOWN_GB_S = 25.0
+
+# GB/s over PCIe by path, peer to peer and by way of host memory: a Gen3 x16 slot moves about 12, each hop costs,
+# and a byte by way of host memory crosses the bus twice. Later generations scale all alike, so the order holds.
+_PEER_GB_S = {
+    LinkLevel.PIX: 12.0,
+    LinkLevel.PXB: 11.0,
+    LinkLevel.PHB: 7.0,
+    LinkLevel.NODE: 5.0,
+    LinkLevel.SYS: 4.0,
+}
+_HOST_GB_S = {
+    LinkLevel.PIX: 5.6,
+    LinkLevel.PXB: 5.6,
+    LinkLevel.PHB: 5.6,
+    LinkLevel.NODE: 4.5,
+    LinkLevel.SYS: 3.5,
+}
+# A path that the driver does not tell is taken for the slowest.
+_UNKNOWN_GB_S = 3.5
+
+_PATH_RANK = {level: rank for rank, level in enumerate(LinkLevel)}
+
+# The search is exact for so many GPUs; of more, the GPUs around each one are searched.
+EXACT_GPUS = 16
+
+
+def link_speed(link: Link, capability: tuple[int, int] | None) -> float:
+    """The modelled GB/s of a link, one direction; `capability` is the slower end's compute capability.
+
+    Peer access "not ok" counts as host memory, on NVLink too (NCCL then needs NCCL_P2P_DISABLE). Unknown access counts
+    as works, an unknown number of NVLinks as one.
+    """
+    peer = link.p2p in (None, "ok")
+    if link.level is LinkLevel.NV and link.nvlinks != 0 and peer:
+        return (link.nvlinks or 1) * _nvlink_speed(capability)
+    path = link.pcie_level or link.level
+    if path is None:
+        return _UNKNOWN_GB_S
+    if path is LinkLevel.NV:
+        path = LinkLevel.SYS
+    return (_PEER_GB_S if peer else _HOST_GB_S)[path]
+
+
+def _nvlink_speed(capability: tuple[int, int] | None) -> float:
+    if capability is None:
+        return _NVLINK_UNKNOWN_GB_S
+    newest = max(NVLINK_GB_S)
+    return NVLINK_GB_S.get(capability, NVLINK_GB_S[newest] if capability > newest else _NVLINK_UNKNOWN_GB_S)
+
+
+def _slots(gpus: Sequence[Gpu]) -> dict[int, float]:
+    """How wide the PCIe slot of each GPU is, as a share of the widest among them; 1 where that is unknown.
+
+    The generation doubles the rate of a lane. Like GPUs differ in it only where the slots do.
+    """
+    rates = {
+        gpu.index: 2.0**gpu.pcie_generation * gpu.pcie_width
+        for gpu in gpus
+        if gpu.pcie_generation is not None and gpu.pcie_width
+    }
+    widest = max(rates.values(), default=1.0)
+    return {gpu.index: rates.get(gpu.index, widest) / widest for gpu in gpus}
+
+
+class Fabric:
+    """The speeds between some GPUs of a topology, and questions about subsets of them."""
+
+    def __init__(self, topology: Topology, indices: Sequence[int]) -> None:
+        # A GPU's position is a bit in masks. The lowest index has the highest bit: of two subsets of one size, the
+        # larger mask then is the one with the lower indices.
+        self.indices = tuple(sorted(indices, reverse=True))
+        self._position = {index: position for position, index in enumerate(self.indices)}
+        gpus = {index: topology.gpu(index) for index in self.indices}
+        self.numa = {index: gpu.numa_node for index, gpu in gpus.items()}
+        self.display = {index: bool(gpu.display_active) for index, gpu in gpus.items()}
+        self.links: dict[tuple[int, int], Link] = {}
+        self.speed: dict[tuple[int, int], float] = {}
+        self.distance: dict[tuple[int, int], int] = {}
+        slot = _slots(list(gpus.values()))
+        known = {(link.a, link.b): link for link in topology.links_within(self.indices)}
+        for pair in combinations(sorted(indices), 2):
+            link = known.get(pair, Link(*pair))
+            if any(gpus[index].mig_mode for index in pair):
+                link = replace(link, p2p="not-supported")  # MIG user guide: no peer access, neither PCIe nor NVLink
+            ends = [capability for index in pair if (capability := gpus[index].compute_capability)]
+            speed = link_speed(link, min(ends, default=None))
+            if link.level is not LinkLevel.NV or link.p2p not in (None, "ok"):
+                speed *= min(slot[index] for index in pair)
+            self.links[pair] = link
+            self.speed[pair] = self.speed[pair[::-1]] = speed
+            path = link.pcie_level or link.level or LinkLevel.SYS
+            self.distance[pair] = self.distance[pair[::-1]] = _PATH_RANK[path]
+
+    def total(self, subset: Sequence[int]) -> float:
+        """Sum of the link speeds within a subset, GB/s."""
+        return sum(_mb_s(self.speed[pair]) for pair in combinations(subset, 2)) / 1000
+
+    def bottleneck(self, subset: Sequence[int]) -> float:
+        """The slowest link of the best ring through all of `subset`, GB/s; infinite for fewer than two GPUs.
+
+        Of more than 16 GPUs an upper bound: the fastest floor at which each has two others beside it.
+        """
+        if len(subset) < 2:
+            return float("inf")
+        return self._highest_floor(sorted(subset, reverse=True), len(subset))[0]
+
+    def best(self, count: int) -> tuple[int, ...]:
+        """The best-connected `count` GPUs: fastest bottleneck, then highest sum, then fewest NUMA nodes.
+
+        Ties after that: nearest over PCIe, fewest that drive a display, lowest indices.
+        """
+        if count == len(self.indices):
+            return tuple(sorted(self.indices))
+        if len(self.indices) <= EXACT_GPUS:
+            return self._best_of(self.indices, count)
+        finalists = {self._best_of(around, count) for around in self._neighbourhoods(count)}
+        return max(finalists, key=lambda subset: (self.bottleneck(subset), self._value(subset), [-i for i in subset]))
+
+    def _best_of(self, among: Sequence[int], count: int) -> tuple[int, ...]:
+        size = len(among)
+        if count == size:
+            return tuple(sorted(among))
+        singles = sum(1 << (1 << position) for position in range(size))
+        candidates = subsets_in(self._highest_floor(among, count)[1] if count > 1 else singles)
+        values = sums_over_subsets(
+            lambda a, b: self._worth[among[a], among[b]], [-int(self.display[index]) for index in among]
+        )
+        nodes = self._node_sets(among)
+        best = max((values[mask] - (nodes[mask].bit_count() << _NODES), mask) for mask in candidates)[1]
+        return tuple(index for position, index in reversed(list(enumerate(among))) if best >> position & 1)
+
+    def _highest_floor(self, among: Sequence[int], count: int) -> tuple[float, int]:
+        """The fastest bottleneck of a ring through `count` of these GPUs, and the set of the subsets that reach it."""
+        floors = sorted({self.speed[pair] for pair in combinations(among, 2)}, reverse=True)
+        # No ring is faster than the second fastest links of its members; the answer is mostly that, or little below.
+        fast, slow = floors.index(self._second_fastest(among, count)) - 1, len(floors) - 1
+        found, step = 0, 1
+        while slow - fast > 1 or not found:
+            trial = (fast + slow) // 2 if found else min(fast + step, slow)
+            sets = self._rings(among, count, floors[trial])
+            if sets:
+                slow, found = trial, sets
+            else:
+                fast, step = trial, 2 * step
+        return floors[slow], found
+
+    def _second_fastest(self, among: Sequence[int], count: int) -> float:
+        """A speed that `count` of these GPUs reach on two links each (on one, for a pair): no ring's floor is above."""
+        links = min(count - 1, 2)
+        each = [sorted((self.speed[a, b] for b in among if b != a), reverse=True)[links - 1] for a in among]
+        return sorted(each, reverse=True)[count - 1]
+
+    def _rings(self, among: Sequence[int], count: int, floor: float) -> int:
+        reach = self.speed.get
+        near = [sum(1 << j for j, b in enumerate(among) if reach((a, b), 0.0) >= floor) for a in among]
+        if len(among) <= EXACT_GPUS:
+            return ring_subsets(near, count)
+        return int(all(beside.bit_count() > 1 for beside in near))
+
+    @cached_property
+    def _worth(self) -> dict[tuple[int, int], int]:
+        """What a pair adds to the value of a subset: speed first, in whole MB/s so that no order of sums matters."""
+        return {pair: (_mb_s(speed) << _SPEED) - (self.distance[pair] << _PATH) for pair, speed in self.speed.items()}
+
+    def _node_sets(self, among: Sequence[int]) -> list[int]:
+        """For every mask the set of its NUMA nodes, as a mask too."""
+        known = list(dict.fromkeys(self.numa[index] for index in among))
+        sets = [0]
+        for index in among:
+            node = 1 << known.index(self.numa[index])
+            sets += [nodes | node for nodes in sets]
+        return sets
+
+    def _value(self, subset: Sequence[int]) -> int:
+        nodes = len({self.numa[index] for index in subset})
+        displays = sum(self.display[index] for index in subset)
+        return sum(self._worth[pair] for pair in combinations(subset, 2)) - (nodes << _NODES) - displays
+
+    def _neighbourhoods(self, count: int) -> set[tuple[int, ...]]:
+        """Around each GPU the others that it reaches fastest: as many as can be searched, or as are needed."""
+        size = max(count, EXACT_GPUS)
+        return {
+            tuple(sorted((seed, *sorted(others, key=lambda i: -self._worth[seed, i])[: size - 1]), reverse=True))
+            for seed in self.indices
+            for others in [[index for index in self.indices if index != seed]]
+        }
+
+
+# Where the parts of a subset's value begin, in bits: displays, then PCIe distance, NUMA nodes, and the sum of speeds.
+_PATH, _NODES, _SPEED = 5, 16, 21
+
+
+def _mb_s(speed: float) -> int:
+    return round(speed * 1000)

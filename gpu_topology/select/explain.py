@@ -1,0 +1,181 @@
+"""A choice of GPUs in words: why these, why not the others, and what the user should know."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from gpu_topology.select.bandwidth import Fabric
+from gpu_topology.select.eligibility import Rules, busy
+from gpu_topology.select.grouping import Group
+from gpu_topology.select.visible import Device
+from gpu_topology.topology import Topology
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What was chosen, and from what.
+
+    refused   GPUs that may not be used (NVML indices), with the reason
+    groups    the groups among the others, best first
+    pool      what was chosen from: the first group, or (`whole`) every GPU that may be used, or those asked for
+    """
+
+    topology: Topology
+    rules: Rules
+    policy: str
+    refused: Mapping[int, str]
+    groups: tuple[Group, ...]
+    pool: tuple[Device, ...]
+    chosen: tuple[Device, ...]
+    whole: bool
+
+    @property
+    def indices(self) -> tuple[int, ...]:
+        """The chosen GPUs, each once."""
+        return tuple(dict.fromkeys(device.index for device in self.chosen))
+
+    @property
+    def used(self) -> tuple[Group, ...]:
+        """The groups that chosen devices come from."""
+        return tuple(group for group in self.groups if self.taken_from(group))
+
+    def taken_from(self, group: Group) -> int:
+        """How many chosen devices are of a group."""
+        return sum(group.takes(device) for device in self.chosen)
+
+    @property
+    def superlative(self) -> str:
+        """The word for the first group."""
+        return "fastest" if self.policy == "fastest" else "largest"
+
+
+def group_label(choice: Choice) -> str:
+    """ "NVIDIA A30 x 4"; of a mixed choice each part with the number taken from it."""
+    if len(choice.used) == 1 and len(choice.chosen) <= len(choice.used[0].devices):
+        return choice.used[0].label
+    return " + ".join(f"{group.name} x {choice.taken_from(group)}" for group in choice.used)
+
+
+def reason(choice: Choice) -> str:
+    """Why these GPUs, in one line."""
+    if choice.rules.asked:
+        what = "the GPUs asked for by name"
+    elif choice.policy == "mixed":
+        what = "every GPU that can be used (policy mixed)"
+    elif len(choice.groups) == 1:
+        what = f"the only group of like GPUs: {choice.groups[0].label}"
+    else:
+        what = f"the {choice.superlative} group of like GPUs{_what_decided(choice)}: {choice.groups[0].label}"
+    if len(choice.chosen) < len(choice.pool):
+        what = f"the best-connected {len(choice.chosen)} of {what}" if len(choice.chosen) > 1 else f"one of {what}"
+    return what + _slowest_link(choice)
+
+
+def _what_decided(choice: Choice) -> str:
+    """What decided against the next group where it is as large, or against a larger one."""
+    first, second = choice.groups[:2]
+    if choice.policy != "largest":
+        return ""
+    if any(len(group.devices) > len(first.devices) for group in choice.groups):
+        return " that are more than display cards"
+    if len(first.devices) != len(second.devices) or second.for_display:
+        return ""
+    for word, of in _TIE_BREAKS:
+        if of(first) != of(second):
+            return f" (of equal ones, {word})"
+    return " (of equal ones, the first in order)"
+
+
+_TIE_BREAKS: tuple[tuple[str, Callable[[Group], object]], ...] = (
+    ("that with most memory", lambda group: group.memory_gib),
+    ("that with the higher peak throughput", lambda group: group.throughput),
+    ("the better linked", lambda group: group.ring_gb_s),
+)
+
+
+def _slowest_link(choice: Choice) -> str:
+    indices = choice.indices
+    if len(indices) < 2:
+        return ""
+    fabric = Fabric(choice.topology, indices)
+    floor = fabric.bottleneck(indices)
+    slowest = (link for pair, link in fabric.links.items() if fabric.speed[pair] == floor)
+    # Of links of one speed the name may differ: any that is known will do.
+    link = next((link for link in slowest if link.level is not None), None)
+    if link is None:
+        return ""
+    peer = link.p2p in (None, "ok")
+    words = link.label if peer else f"{link.label} without peer access, through host memory"
+    return f" (slowest link of its best ring: {words})"
+
+
+def left_out(choice: Choice) -> Iterator[tuple[int, str]]:
+    """Each GPU that is not chosen, with the reason."""
+    pool = {device.index for device in choice.pool}
+    for gpu in choice.topology.gpus:
+        if gpu.index in choice.indices:
+            continue
+        if gpu.index in choice.refused:
+            yield gpu.index, choice.refused[gpu.index]
+        elif gpu.index in pool:
+            yield gpu.index, f"not among the best-connected {len(choice.chosen)} of {len(choice.pool)}"
+        else:
+            own = next(group for group in choice.groups if gpu.index in group.indices)
+            kind = "a display card, " if own.for_display else ""
+            yield gpu.index, f"{kind}in another group ({own.label}) than the chosen one ({choice.groups[0].label})"
+
+
+def too_many(choice: Choice, count: int) -> str:
+    """What to say when more GPUs are asked for than there are to choose from."""
+    text = f"{count} GPUs are asked for, {len(choice.pool)} can be used"
+    if not choice.whole:
+        text += f" in the {choice.superlative} group ({choice.groups[0].label})"
+        if len(choice.groups) > 1:
+            text += f"; --policy mixed adds {', '.join(group.label for group in choice.groups[1:])}"
+    if not choice.rules.asked and any(device.mig for device in choice.pool):
+        text += "; a second slice of one GPU is taken only by name (--gpus MIG-...,MIG-...)"
+    why = "; ".join(f"GPU {index} {words}" for index, words in choice.refused.items())
+    return text + (f" (left out: {why})" if why else "")
+
+
+def warnings(choice: Choice, count: int | None, in_pci_order: bool) -> Iterator[str]:
+    """What the user should know. `in_pci_order`: the mask was read so, though CUDA may count otherwise."""
+    visible = choice.rules.visible
+    if visible is not None and visible.problem:
+        yield visible.problem
+    if in_pci_order:
+        yield (
+            "CUDA_VISIBLE_DEVICES holds indices on a machine of unlike GPUs: CUDA itself counts the fastest GPU first"
+            " unless CUDA_DEVICE_ORDER=PCI_BUS_ID; here they are read in PCI order, as nvidia-smi shows them"
+        )
+    if choice.rules.asked and not choice.rules.allow_busy:
+        for device in choice.chosen:
+            user = busy(device, choice.rules)
+            if user:
+                yield f"{device.label} was asked for by name although it is busy: {user}"
+    yield from _shared_gpus(choice)
+    if len(choice.used) > 1:
+        slow = min(choice.used, key=lambda group: group.each or 0.0)
+        yield f"unlike GPUs work in step: with equal shards the slowest kind ({slow.name}) sets the pace of all"
+    if not choice.whole and choice.policy == "largest" and count is None:
+        yield from _faster_group(choice)
+
+
+def _shared_gpus(choice: Choice) -> Iterator[str]:
+    every = [device.index for device in choice.chosen]
+    shared = [str(index) for index in choice.indices if every.count(index) > 1]
+    if shared:
+        yield (
+            f"several ranks share GPU {', '.join(shared)} by its MIG slices:"
+            " NCCL before 2.30 refuses two ranks on one GPU, gloo does not"
+        )
+
+
+def _faster_group(choice: Choice) -> Iterator[str]:
+    rate = choice.groups[0].throughput
+    better = [group for group in choice.groups[1:] if rate and group.throughput and group.throughput > rate]
+    if better:
+        best = max(better, key=lambda group: group.throughput or 0.0)
+        size = "smaller group" if len(best.devices) < len(choice.groups[0].devices) else "group"
+        yield f"the {size} {best.label} has a higher estimated peak throughput: --policy fastest takes it"

@@ -1,0 +1,88 @@
+"""What bears on the choice of GPUs beside the request: the mask, CUDA's order of counting, own processes, claims."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from gpu_topology.driver.libcuda import cuda_order
+from gpu_topology.select.select import SelectionRequest
+from gpu_topology.select.visible import parse_visible
+from gpu_topology.topology import Topology
+
+PROC = Path("/proc")
+
+
+@dataclass(frozen=True, slots=True)
+class Inherited:
+    """The inherited half of a `SelectionRequest`; see there."""
+
+    visible: str | None = None
+    device_order: str | None = None
+    cuda_order: tuple[str, ...] | None = None
+    own_pids: frozenset[int] = frozenset()
+    claims: Mapping[str, str] = field(default_factory=dict)
+
+    def completes(self, request: SelectionRequest) -> SelectionRequest:
+        """The request with what was inherited."""
+        return replace(
+            request,
+            visible=self.visible,
+            device_order=self.device_order,
+            cuda_order=self.cuda_order,
+            own_pids=self.own_pids,
+            claims=self.claims,
+        )
+
+
+def from_environment(environ: Mapping[str, str]) -> Inherited:
+    """What the environment alone tells. Pure."""
+    return Inherited(environ.get("CUDA_VISIBLE_DEVICES"), environ.get("CUDA_DEVICE_ORDER"))
+
+
+def read_inherited(topology: Topology, environ: Mapping[str, str]) -> Inherited:
+    """The same for a `topology` of this machine: libcuda is asked where the mask cannot be read without it, and the
+    processes of the user's own are looked up where GPUs have any."""
+    found = from_environment(environ)
+    if _needs_cuda_order(topology, found):
+        found = replace(found, cuda_order=cuda_order(environ))
+    pids = {process.pid for gpu in topology.gpus for process in gpu.processes or ()}
+    return replace(found, own_pids=own_family(pids, os.getpid()))
+
+
+def _needs_cuda_order(topology: Topology, found: Inherited) -> bool:
+    """Whether the mask holds indices, and CUDA may count unlike GPUs otherwise than NVML does."""
+    if found.visible is None or found.device_order == "PCI_BUS_ID":
+        return False
+    unlike = len({gpu.name for gpu in topology.gpus}) > 1
+    return unlike and parse_visible(found.visible, topology.gpus).by_index
+
+
+def own_family(pids: Iterable[int], pid: int, proc: Path = PROC) -> frozenset[int]:
+    """Those of `pids` that are the process `pid`, that it descends from or that descend from it.
+
+    What they hold on a GPU is its own. Siblings are not of the family: a training run in the background of the same
+    shell is somebody else's use of the GPU.
+    """
+    above = _line(pid, proc)
+    return frozenset(one for one in pids if one in above or pid in _line(one, proc))
+
+
+def _line(pid: int, proc: Path) -> set[int]:
+    """A process and its ancestors, as far as they can be seen."""
+    line: set[int] = set()
+    above: int | None = pid
+    while above and above not in line:
+        line.add(above)
+        above = _parent(above, proc)
+    return line
+
+
+def _parent(pid: int, proc: Path) -> int | None:
+    try:
+        # "pid (name) state ppid ...": the name may hold blanks and brackets.
+        return int((proc / str(pid) / "stat").read_text().rpartition(")")[2].split()[1])
+    except (OSError, ValueError, IndexError):  # it has ended, or is hidden
+        return None

@@ -1,0 +1,229 @@
+"""A request and a topology to the GPUs to use, with the reason for the choice and for each GPU left out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from gpu_topology.select import explain
+from gpu_topology.select.bandwidth import Fabric
+from gpu_topology.select.eligibility import Rules, Usable, busy, refusal, usable
+from gpu_topology.select.explain import Choice
+from gpu_topology.select.grouping import Group, make_groups, one_each, ranked
+from gpu_topology.select.visible import Device, Visible, find_name, parse_visible
+from gpu_topology.topology import Topology, TopologyError
+
+POLICIES = ("largest", "fastest", "mixed")
+
+
+class SelectionError(TopologyError):
+    """The request cannot be met on this machine."""
+
+
+@dataclass(frozen=True, slots=True)
+class SelectionRequest:
+    """What the user asks for.
+
+    count         how many GPUs; None: all of the winning group
+    policy        "largest", "fastest" or "mixed" (every eligible GPU)
+    gpus          exactly these: NVML indices, UUIDs or unique prefixes, as text; they may be busy
+    exclude       never these
+    allow_busy    take GPUs that others use
+    min_memory    bytes that each GPU, or MIG slice, must have in all
+    visible       the value of CUDA_VISIBLE_DEVICES, None when it is not set
+    device_order  the value of CUDA_DEVICE_ORDER, None when it is not set
+    cuda_order    UUIDs or PCI bus ids in the order in which CUDA counts, which indices in `visible` follow; None: not
+                  asked, they are read in PCI order
+    own_pids      processes of the user's own that do not make a GPU busy
+    claims        UUID -> who has claimed that GPU or slice, though the driver does not show it yet
+    """
+
+    count: int | None = None
+    policy: str = "largest"
+    gpus: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    allow_busy: bool = False
+    min_memory: int = 0
+    visible: str | None = None
+    device_order: str | None = None
+    cuda_order: tuple[str, ...] | None = None
+    own_pids: frozenset[int] = frozenset()
+    claims: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Excluded:
+    """A GPU that is not used, and why."""
+
+    index: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The chosen devices in rank order, one for each rank, or none with the reason.
+
+    indices   NVML indices (PCI order); one occurs twice only where two slices of that GPU were asked for by UUID
+    uuids     as CUDA_VISIBLE_DEVICES takes them, parallel to `indices`: a MIG slice's UUID where MIG is on, the index
+              as text where the driver does not tell the UUID
+    group     "NVIDIA RTX A5000 x 3"
+    warnings  what the user should know about this choice
+    """
+
+    indices: tuple[int, ...]
+    uuids: tuple[str, ...]
+    group: str
+    policy: str
+    excluded: tuple[Excluded, ...]
+    reason: str
+    warnings: tuple[str, ...] = ()
+
+
+def select(topology: Topology, request: SelectionRequest) -> Selection:
+    """Choose the GPUs. Raises SelectionError when the request names an unknown or unusable GPU, or more than there are.
+
+    A machine without a usable GPU gives an empty selection with its reason, unless GPUs were asked for by name.
+    """
+    if request.policy not in POLICIES:
+        raise SelectionError(f"unknown policy {request.policy!r}: choose one of {', '.join(POLICIES)}")
+    if request.count is not None and request.count < 1:
+        raise SelectionError(f"count is {request.count}: at least 1 GPU must be asked for")
+    rules = _rules(topology, request)
+    found = usable(topology, rules)
+    for asked in rules.asked:
+        if not found.of(asked):
+            raise SelectionError(f"{asked.label} cannot be used: {_why_not(asked, rules, found)}")
+    if not found.devices:
+        return _nothing(topology, request, rules, found)
+    choice = _choice(topology, request, rules, found)
+    return Selection(
+        indices=tuple(device.index for device in choice.chosen),
+        uuids=tuple(device.uuid for device in choice.chosen),
+        group=explain.group_label(choice),
+        policy=request.policy,
+        excluded=tuple(Excluded(index, reason) for index, reason in explain.left_out(choice)),
+        reason=explain.reason(choice),
+        warnings=tuple(explain.warnings(choice, request.count, _reads_in_pci_order(topology, request, rules))),
+    )
+
+
+def groups(topology: Topology, eligible: Iterable[Device], policy: str = "largest") -> tuple[Group, ...]:
+    """The homogeneous groups among `eligible`, best first."""
+    return make_groups(topology, eligible, policy)
+
+
+def eligible(topology: Topology, request: SelectionRequest) -> tuple[Device, ...]:
+    """The GPUs and MIG slices that this request may choose from. Raises SelectionError for names of no GPU."""
+    return usable(topology, _rules(topology, request)).devices
+
+
+def _rules(topology: Topology, request: SelectionRequest) -> Rules:
+    asked = _resolve(request.gpus, topology)
+    for position, device in enumerate(asked):
+        if any(device.is_part_of(other) or other.is_part_of(device) for other in asked[:position]):
+            raise SelectionError(f"{device.label} is named twice")
+    mask = request.visible
+    visible = None if mask is None else parse_visible(mask, topology.gpus, request.cuda_order)
+    return Rules(
+        visible=visible,
+        visible_value=mask and f"{mask}{_translation(visible, request)}",
+        asked=asked,
+        excluded=_resolve(request.exclude, topology),
+        allow_busy=request.allow_busy,
+        min_memory=request.min_memory,
+        own_pids=request.own_pids,
+        claims=request.claims,
+    )
+
+
+def _translation(visible: Visible | None, request: SelectionRequest) -> str:
+    if visible is None or not visible.by_index or request.cuda_order is None or not visible.named:
+        return ""
+    return f" (in CUDA's own order, which is GPU {', '.join(str(device.index) for device in visible.named)} here)"
+
+
+def _why_not(asked: Device, rules: Rules, found: Usable) -> str:
+    return found.refused.get(asked.index) or refusal(asked, rules) or "it is in MIG mode, and has no such slice"
+
+
+def _reads_in_pci_order(topology: Topology, request: SelectionRequest, rules: Rules) -> bool:
+    """Whether indices in CUDA_VISIBLE_DEVICES are read in another order than CUDA may count."""
+    unlike = len({gpu.name for gpu in topology.gpus}) > 1
+    by_index = rules.visible is not None and rules.visible.by_index
+    return by_index and unlike and request.cuda_order is None and request.device_order != "PCI_BUS_ID"
+
+
+def _resolve(names: Sequence[str], topology: Topology) -> tuple[Device, ...]:
+    found: list[Device] = []
+    for name in names:
+        named = find_name(name, topology.gpus)
+        if named is None:
+            raise SelectionError(f"unknown GPU {name!r}: {_what_there_is(topology)}")
+        found.append(named)
+    return tuple(found)
+
+
+def _what_there_is(topology: Topology) -> str:
+    if not topology.gpus:
+        reason = topology.warnings[0] if topology.warnings else "it has no NVIDIA GPU"
+        return f"this machine has none ({reason})"
+    indices = [gpu.index for gpu in topology.gpus]
+    span = str(indices[0]) if len(indices) == 1 else f"{indices[0]} to {indices[-1]}"
+    return f"this machine has {span}, or name a UUID or a unique beginning of one"
+
+
+def _nothing(topology: Topology, request: SelectionRequest, rules: Rules, found: Usable) -> Selection:
+    if not topology.gpus:
+        reason = topology.warnings[0] if topology.warnings else "this machine has no NVIDIA GPU"
+    elif rules.visible is not None and not rules.visible.named:
+        reason = rules.visible.problem or "CUDA_VISIBLE_DEVICES hides every GPU"
+    else:
+        reason = "no GPU can be used: " + "; ".join(f"GPU {index} {why}" for index, why in found.refused.items())
+    excluded = tuple(Excluded(index, why) for index, why in found.refused.items())
+    return Selection((), (), "", request.policy, excluded, reason)
+
+
+def _choice(topology: Topology, request: SelectionRequest, rules: Rules, found: Usable) -> Choice:
+    """The devices to choose from, and the best of them. There is at least one."""
+    best_first = make_groups(topology, found.devices, request.policy)
+    if request.count is not None:
+        best_first = ranked(topology, best_first, request.policy, request.count)
+    if rules.asked:
+        pool = tuple(_asked_device(asked, found, rules) for asked in rules.asked)
+    elif request.policy == "mixed":
+        pool = one_each(found.devices)
+    else:
+        pool = best_first[0].devices
+    count = len(pool) if request.count is None else request.count
+    whole = bool(rules.asked) or request.policy == "mixed"
+    choice = Choice(topology, rules, request.policy, found.refused, best_first, pool, pool, whole)
+    if count > len(pool):
+        raise SelectionError(explain.too_many(choice, count))
+    chosen = pool if count == len(pool) else _best(topology, pool, count)
+    return replace(choice, chosen=_rank_order(chosen, rules))
+
+
+def _asked_device(asked: Device, found: Usable, rules: Rules) -> Device:
+    """The device that was named; of a GPU in MIG mode its best slice, a free one if there is one."""
+    named = found.of(asked)
+    free = tuple(device for device in named if not busy(device, rules))
+    return one_each(free or named)[0]
+
+
+def _best(topology: Topology, pool: Sequence[Device], count: int) -> tuple[Device, ...]:
+    """The best-connected devices of the pool. A second slice of one GPU comes after every other GPU."""
+    each = {device.index: device for device in reversed(pool)}
+    if count <= len(each):
+        return tuple(each[index] for index in Fabric(topology, tuple(each)).best(count))
+    more = [device for device in pool if device is not each[device.index]]
+    return (*each.values(), *more[: count - len(each)])
+
+
+def _rank_order(chosen: Sequence[Device], rules: Rules) -> tuple[Device, ...]:
+    """As the user named them, else as CUDA_VISIBLE_DEVICES lists them, else PCI order."""
+    wanted = rules.asked or (rules.visible.named if rules.visible else ())
+
+    def place(device: Device) -> tuple[int, int]:
+        return next((at for at, name in enumerate(wanted) if device.is_part_of(name)), 0), device.index
+
+    return tuple(sorted(chosen, key=place))

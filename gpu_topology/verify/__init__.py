@@ -1,0 +1,1 @@
+"""`python -m gpu_topology verify`: a real collective over the selection."""

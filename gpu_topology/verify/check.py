@@ -1,0 +1,251 @@
+"""`python -m gpu_topology verify`: a short real job over the chosen GPUs, under a time limit, and what to set.
+
+Every pair's copies and sends are compared bit for bit, an all-reduce with its exact sum. Where that goes wrong, the job
+runs again with the variable that takes the suspected path away; one that mends it is what to set. Data flows
+verify_worker (in each rank) -> verify_journal -> verify_job -> verify_findings -> Verdict.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from importlib.util import find_spec
+from types import FrameType
+from typing import NoReturn
+
+from gpu_topology import verdict as verify_cache
+from gpu_topology.cli_options import add_json, add_selection, answer
+from gpu_topology.environment import settings as nccl
+from gpu_topology.host.host import Host, read_host
+from gpu_topology.select.select import Selection, SelectionError
+from gpu_topology.topology import Topology, TopologyError
+from gpu_topology.verdict import Verdict
+from gpu_topology.verify import report
+from gpu_topology.verify.findings import Findings, Naming, judge
+from gpu_topology.verify.job import run_job
+
+__all__ = ["RANK", "add_arguments", "check", "run", "usual_limit_s"]
+
+RANK = ("-m", "gpu_topology.verify.rank")
+TIME_LIMIT_S = 60
+CPU_RANKS = 2
+LARGEST_RANKS = 64
+LONGEST_S = 3600
+# Under these of the user's own a result says nothing about the machine without them.
+_TRANSPORT = ("NCCL_P2P_", "NCCL_SHM_", "NCCL_CUMEM_", "NCCL_NVLS_", "NCCL_ALGO", "NCCL_PROTO", "NCCL_TOPO_")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `python -m gpu_topology verify`."""
+    add_json(parser)
+    add_selection(parser)
+    parser.add_argument(
+        "--cpu", action="store_true", help="gloo on the CPU, as many ranks as --nproc says (default: 2)"
+    )
+    parser.add_argument(
+        "--time-limit",
+        type=_seconds,
+        metavar="SECONDS",
+        help=f"when a job counts as hanging, 1 to {LONGEST_S} (default: {TIME_LIMIT_S}, more above 11 ranks)",
+    )
+    parser.add_argument("--no-cache", action="store_true", help="do not keep the result for the launcher")
+    parser.set_defaults(source=None)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Check and print; exit status 0 where all was right in time, 1 where not. Raises TopologyError."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _leave)
+    answers = answer(arguments)
+    selection = _on_cpu(answers.selection) if arguments.cpu else answers.selection
+    if not selection.indices and not arguments.cpu and answers.topology.gpus:
+        raise SelectionError(selection.reason)
+    if not selection.indices and (arguments.count or CPU_RANKS) > LARGEST_RANKS:
+        raise SelectionError(f"--nproc {arguments.count}: on the CPU from 1 to {LARGEST_RANKS}")
+    for warning in selection.warnings:
+        _say(f"warning: {warning}")
+    verdict = check(
+        answers.topology,
+        selection,
+        read_host(),
+        time_limit_s=arguments.time_limit,
+        ranks=arguments.count,
+        keep=not arguments.no_cache,
+        say=_say,
+    )
+    if arguments.json:
+        print(json.dumps(report.to_json(verdict, selection.indices), indent=1))
+    else:
+        print(report.page(verdict, selection.indices), end="")
+    return 0 if verdict.ok else 1
+
+
+def _leave(number: int, frame: FrameType | None) -> NoReturn:
+    """A signal ends verify as an exception does, so that its job ends too."""
+    sys.exit(128 + number)
+
+
+def _say(line: str) -> None:
+    print(f"verify: {line}" if not line.startswith("warning:") else line, file=sys.stderr, flush=True)
+
+
+def _seconds(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,6}", text) or not 1 <= int(text) <= LONGEST_S:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of seconds from 1 to {LONGEST_S}")
+    return int(text)
+
+
+def _on_cpu(selection: Selection) -> Selection:
+    return replace(selection, indices=(), uuids=(), group="", reason="--cpu was given", warnings=())
+
+
+def check(
+    topology: Topology,
+    selection: Selection,
+    host: Host,
+    *,
+    time_limit_s: float | None = None,
+    ranks: int | None = None,
+    worker: Sequence[str] = RANK,
+    keep: bool = True,
+    say: Callable[[str], None] = lambda line: None,
+) -> Verdict:
+    """Run the job over the selection, or with gloo on `ranks` ranks of the CPU where it is empty; how it went.
+
+    `time_limit_s` is for each job, of which there are at most three (default: `usual_limit_s`). `worker`: the program
+    of a rank, as torchrun takes it. `say` gets a line when a job starts. With `keep` a result for GPUs is there for
+    `verify_cache.recall`. Raises TopologyError where no job can be started.
+    """
+    if find_spec("torch") is None:
+        raise TopologyError(f"verify needs torch, which is not installed in {sys.executable}")
+    count = len(selection.indices) or ranks or CPU_RANKS
+    time_limit_s = usual_limit_s(count) if time_limit_s is None else time_limit_s
+    trial = _Trial(topology, selection, host, count, worker, time_limit_s)
+    begin = time.monotonic()
+    say(f"{trial.what}, at most {time_limit_s:g} s")
+    first = last = trial.run({})
+    tried: dict[str, str] = {}
+    while last.problem is not None and (name := trial.suspect(last, tried)) is not None:
+        say(f"{last.problem}; again with {name}=1")
+        tried[name] = "1"
+        last = trial.run(tried)
+    verdict = _verdict(first, last, tried, trial, time.monotonic() - begin)
+    if keep and trial.is_plain:
+        verify_cache.remember(topology, selection.uuids, verdict)
+    return verdict
+
+
+def usual_limit_s(ranks: int) -> int:
+    """Enough for 16 GPUs by way of a slow host, where each of 240 pairs moves more than half a gigabyte."""
+    return max(TIME_LIMIT_S, ranks * (ranks - 1) // 2)
+
+
+class _Trial:
+    """The job, which may run more than once with more variables set."""
+
+    def __init__(
+        self,
+        topology: Topology,
+        selection: Selection,
+        host: Host,
+        ranks: int,
+        worker: Sequence[str],
+        time_limit_s: float,
+    ) -> None:
+        devices = selection.indices
+        self.ranks = ranks
+        self.naming = Naming("nccl" if devices else "gloo", devices)
+        noun = "rank" if self.ranks == 1 else "ranks"
+        self.what = (
+            f"GPU {', '.join(map(str, devices))} with NCCL" if devices else f"{self.ranks} {noun} on the CPU with gloo"
+        )
+        self._worker = worker
+        self._time_limit_s = time_limit_s
+        settings = nccl.environment(topology, selection, host, ranks=self.ranks, environ=os.environ)
+        removed = {setting.name for setting in settings if setting.unset}
+        planned = {setting.name: setting.value for setting in settings if not setting.unset}
+        self.environment = {**{k: v for k, v in os.environ.items() if k not in removed}, **planned}
+        self.is_plain = not any(setting.kept and setting.name.startswith(_TRANSPORT) for setting in settings)
+        self._slices = any(uuid.startswith("MIG-") for uuid in selection.uuids)
+
+    def run(self, extra: Mapping[str, str]) -> Findings:
+        """One job. NCCL's variables do not touch CUDA's own copies: they are tried once."""
+        copies = self.naming.backend == "nccl" and not extra and not self._slices
+        try:
+            result = run_job(
+                (*self._worker, f"--backend={self.naming.backend}", *(["--copies"] if copies else [])),
+                ranks=self.ranks,
+                environment={**self.environment, **extra},
+                time_limit_s=self._time_limit_s,
+                options=["--virtual-local-rank"] if self._slices and self.ranks > 1 else [],
+            )
+        except OSError as error:
+            raise TopologyError(f"verify cannot start its job: {error.strerror or error}") from None
+        return judge(result, self.naming, self._time_limit_s)
+
+    def suspect(self, findings: Findings, tried: Mapping[str, str]) -> str | None:
+        """The variable that takes away what is likely broken; None where there is nothing left to try."""
+        if self.naming.backend != "nccl" or self.ranks < 2 or findings.stage == "start":
+            return None
+        names = ("NCCL_SHM_DISABLE", "NCCL_P2P_DISABLE") if findings.shm else ("NCCL_P2P_DISABLE",)
+        return next((name for name in names if name not in tried and name not in self.environment), None)
+
+
+def _verdict(first: Findings, last: Findings, tried: Mapping[str, str], trial: _Trial, seconds: float) -> Verdict:
+    mended = first.problem is not None and last.problem is None
+    shown = last if mended else first
+    copies = tuple(pair for pair in first.pairs if pair.way == "copy")
+    reason = f"verify: {first.problem}; with it the same job was right"
+    return Verdict(
+        ok=first.problem is None,
+        problem=first.problem,
+        settings=tuple((name, value, reason) for name, value in tried.items()) if mended else (),
+        stage=first.stage,
+        remedy=_remedy(first, tuple(tried) if mended else (), trial),
+        words=() if mended else first.words,
+        pairs=(*copies, *(pair for pair in shown.pairs if pair.way != "copy")),
+        busbw_gb_s=shown.busbw_gb_s,
+        backend=trial.naming.backend,
+        ranks=trial.ranks,
+        seconds=round(seconds, 3),
+        when=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _remedy(first: Findings, mended_by: Sequence[str], trial: _Trial) -> str | None:
+    """What to do beside setting what mends it."""
+    if first.problem is None:
+        return None
+    words = [_REMEDIES[name] for name in mended_by]
+    if not mended_by:
+        words += [f"unset {name}, and verify again" for name in _REMEDIES if trial.environment.get(name, "1") != "1"]
+        where = "late" if first.stage == "start" and first.stopped else first.stage
+        words.append(_REMEDIES[where if where in _REMEDIES else trial.naming.backend])
+    if any(pair.way == "copy" and pair.problem for pair in first.pairs):
+        words.append(_REMEDIES["copy"])
+    return "; ".join(words)
+
+
+_REMEDIES = {
+    "NCCL_P2P_DISABLE": (
+        "peer access does not work here although the driver reports it: to have its speed back, turn ACS off, or the"
+        " IOMMU (in the BIOS, or by iommu=pt on the kernel's command line), and verify again"
+    ),
+    "NCCL_SHM_DISABLE": (
+        "shared memory fails, and NCCL without it is slow: give /dev/shm more room (in a container --shm-size=8g or"
+        " --ipc=host), and verify again"
+    ),
+    "copy": "copies between GPUs inside one process (device_map, pipelines) go wrong whatever NCCL is told",
+    "late": "the import of torch alone took longer: give --time-limit more seconds",
+    "start": "mend that first; `python launch.py --doctor` looks at the whole installation",
+    "nccl": "NCCL_DEBUG=INFO with verify says more; --exclude leaves a GPU out, --gpus tries two at a time",
+    "gloo": "see what the last lines say; the ranks talk over the loopback interface lo",
+}

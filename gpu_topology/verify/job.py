@@ -1,0 +1,205 @@
+"""One short torchrun job under a time limit: started, watched, and ended as a whole, whatever its ranks do.
+
+The job's processes carry the name of its folder in their environment, which is how every one of them is found again.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpu_topology.verify.journal import FOLDER_VARIABLE, Record, read_record
+
+__all__ = ["JobResult", "run_job"]
+
+PACKAGES = Path(__file__).resolve().parents[2]
+PR_SET_PDEATHSIG = 1
+# A process in a driver call ends when the call does; longer than this nobody waits.
+END_S = 5.0
+LAST_LINES = 12
+
+
+@dataclass(frozen=True, slots=True)
+class JobResult:
+    """How a job ended.
+
+    status    torchrun's exit status, None where the time limit ended it
+    seconds   from start to end
+    records   what each rank has written down
+    codes     rank -> how it ended, as subprocess has it (-n: signal n); ranks that torchrun found failed
+    words     rank -> the last lines of its stderr, with NCCL's warnings
+    talk      the last lines of torchrun itself
+    left      processes that do not even end by SIGKILL: they hang in the driver
+    """
+
+    status: int | None
+    seconds: float
+    records: tuple[Record, ...]
+    codes: Mapping[int, int]
+    words: tuple[tuple[str, ...], ...]
+    talk: tuple[str, ...] = ()
+    left: tuple[int, ...] = ()
+
+
+def run_job(
+    worker: Sequence[str],
+    *,
+    ranks: int,
+    environment: Mapping[str, str],
+    time_limit_s: float,
+    options: Sequence[str] = (),
+) -> JobResult:
+    """Run `worker` (what follows torchrun's own options, `options` among them) on `ranks` ranks of this machine.
+
+    `environment` is the whole one of the job. Nothing of the job lives on, whichever way this function is left.
+    """
+    with tempfile.TemporaryDirectory(prefix="gpu-topology-verify-", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        begin = time.monotonic()
+        status, left = _run(_command(folder, ranks, options, worker), _environment(environment, folder), time_limit_s)
+        talk = _lines(folder / "torchrun.log")
+        return JobResult(
+            status=status,
+            seconds=time.monotonic() - begin,
+            records=tuple(read_record(folder, rank) for rank in range(ranks)),
+            codes=_codes(talk),
+            words=tuple(_words(folder, rank) for rank in range(ranks)),
+            talk=tuple(talk[-LAST_LINES:]),
+            left=left,
+        )
+
+
+def _command(folder: Path, ranks: int, options: Sequence[str], worker: Sequence[str]) -> list[str]:
+    """Every option is given, since torchrun takes what is missing from variables of the user's (PET_...).
+
+    The ranks meet in a file, so that the job neither listens on a port nor asks for the name of this host.
+    """
+    return [
+        *(sys.executable, "-m", "torch.distributed.run"),
+        *("--nnodes=1", f"--nproc-per-node={ranks}", "--node-rank=0", "--max-restarts=0", "--monitor-interval=0.1"),
+        *("--rdzv-backend=c10d", f"--rdzv-endpoint={folder / 'store'}", "--rdzv-conf=store_type=file"),
+        *("--rdzv-id=verify", "--local-addr=127.0.0.1", f"--log-dir={folder / 'logs'}", "--redirects=3", "--tee=0"),
+        *options,
+        *worker,
+    ]
+
+
+def _environment(given: Mapping[str, str], folder: Path) -> dict[str, str]:
+    kept = {name: value for name, value in given.items() if not name.startswith(("PET_", "TORCHELASTIC_"))}
+    # One machine: bootstrap over loopback is there and stays inside. NCCL's warnings say what its errors do not.
+    defaults = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo", "NCCL_DEBUG": "WARN"}
+    return {
+        **defaults,
+        **kept,
+        FOLDER_VARIABLE: str(folder),
+        "TMPDIR": str(folder),
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+        # The package is found wherever this one is, and a torch.py in the current folder is not.
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(PACKAGES), kept.get("PYTHONPATH")))),
+        "PYTHONSAFEPATH": "1",
+    }
+
+
+def _run(command: list[str], environment: dict[str, str], time_limit_s: float) -> tuple[int | None, tuple[int, ...]]:
+    """torchrun's exit status, and the processes that do not end."""
+    folder = environment[FOLDER_VARIABLE]
+    process: subprocess.Popen[bytes] | None = None
+    left: tuple[int, ...] = ()
+    try:
+        with (Path(folder) / "torchrun.log").open("wb") as log:
+            process = subprocess.Popen(
+                command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                # Ctrl-C is for this process, which ends the job in its own way.
+                start_new_session=True,
+                preexec_fn=_dies_with(os.getpid()),
+            )
+        status: int | None = process.wait(time_limit_s)
+    except subprocess.TimeoutExpired:
+        status = None
+    finally:
+        left = _end_all(f"{FOLDER_VARIABLE}={folder}".encode())
+        if process is not None:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(END_S)
+    return status, left
+
+
+def _dies_with(parent: int) -> Callable[[], None]:
+    """For the new process: the kernel kills it with this one, SIGKILL of which leaves no time for anything else."""
+    prctl = ctypes.CDLL(None).prctl
+
+    def prepare() -> None:
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)
+
+    return prepare
+
+
+def _end_all(mark: bytes) -> tuple[int, ...]:
+    """SIGKILL to every process with the mark, until there is none; those that do not end."""
+    deadline = time.monotonic() + END_S
+    while pids := _marked(mark):
+        for pid in pids:
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        if time.monotonic() > deadline:
+            return pids
+        time.sleep(0.01)
+    return ()
+
+
+def _marked(mark: bytes) -> tuple[int, ...]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        # A process that has ended, or is another user's, has no environment to read.
+        with suppress(OSError):
+            if entry.name.isdecimal() and mark in (entry / "environ").read_bytes().split(b"\0"):
+                found.append(int(entry.name))
+    return tuple(found)
+
+
+def _codes(talk: Sequence[str]) -> dict[int, int]:
+    """From torchrun's summary, in which each failed rank has the lines `rank : 1 (...)` and `exitcode : -11 (...)`."""
+    codes: dict[int, int] = {}
+    rank: int | None = None
+    for line in talk:
+        if match := re.match(r"\s*(rank|exitcode)\s*: (-?\d+) \(", line):
+            if match[1] == "rank":
+                rank = int(match[2])
+            elif rank is not None:
+                codes.setdefault(rank, int(match[2]))
+    return codes
+
+
+def _words(folder: Path, rank: int) -> tuple[str, ...]:
+    """NCCL writes its warnings to stdout, everybody else complains on stderr."""
+    logs = f"logs/*/attempt_0/{rank}"
+    warnings = [line for path in folder.glob(f"{logs}/stdout.log") for line in _lines(path) if "NCCL WARN" in line]
+    said = [line for path in folder.glob(f"{logs}/stderr.log") for line in _lines(path)]
+    return (*warnings[-LAST_LINES // 2 :], *said[-LAST_LINES:])
+
+
+def _lines(path: Path) -> list[str]:
+    """The lines of the file's last 64 KiB that are not blank; [] where there is no file."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 2**16))
+            text = file.read().decode("utf-8", errors="replace")
+    except OSError:
+        return []
+    return [line.rstrip() for line in text.splitlines() if line.strip()]

@@ -1,1 +1,0 @@
-"""How GPUs are used over time: readings, the loop, the screen, the file, the summary; ../monitor.py is the command."""

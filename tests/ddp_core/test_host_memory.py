@@ -1,0 +1,31 @@
+"""Host memory that is left, by the kernel and by the control group."""
+
+from pathlib import Path
+
+import psutil
+import pytest
+
+from ddp_core.host_memory import available_memory
+
+MIB = 1 << 20
+
+
+def group(folder: Path, limit: str, used: int = 0, stat: str = "") -> Path:
+    (folder / "memory.max").write_text(f"{limit}\n")
+    (folder / "memory.current").write_text(f"{used}\n")
+    (folder / "memory.stat").write_text(stat)
+    return folder
+
+
+def test_without_a_limit_it_is_the_kernels_number(tmp_path: Path) -> None:
+    for folder in (tmp_path / "missing", group(tmp_path, "max")):
+        assert available_memory(folder) == pytest.approx(psutil.virtual_memory().available, rel=0.2)
+
+
+def test_a_limit_counts_less_what_is_used_but_for_file_pages(tmp_path: Path) -> None:
+    stat = f"anon {7 * MIB}\nfile {2 * MIB}\ninactive_file {MIB}\nactive_file {MIB}\nshmem 0\n"
+    assert available_memory(group(tmp_path, str(10 * MIB), 9 * MIB, stat)) == 3 * MIB
+
+
+def test_never_below_nothing(tmp_path: Path) -> None:
+    assert available_memory(group(tmp_path, str(MIB), 2 * MIB)) == 0

@@ -1,0 +1,68 @@
+"""What of a command line is hidden, and that no secret reaches a file or the screen of a run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ddp_core.redaction import redacted
+
+_ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        (["--api-key", "s3cret", "--lr", "0.1"], ["--api-key", "***", "--lr", "0.1"]),
+        (["--hf_token=s3cret"], ["--hf_token=***"]),
+        (["WANDB_API_KEY=s3cret", "-e", "A=b"], ["WANDB_API_KEY=***", "-e", "A=b"]),
+        (["-password", "-s3cret-"], ["-password", "***"]),
+        (["--s3.secret-key", "s3cret"], ["--s3.secret-key", "***"]),
+        (["git+https://me:s3cret@host/x", "--lr"], ["git+https://***@host/x", "--lr"]),
+        (["--token", "--lr", "1"], ["--token", "--lr", "1"]),
+    ],
+)
+def test_what_is_hidden(words: list[str], shown: list[str]) -> None:
+    assert list(redacted(words)) == shown
+
+
+def test_what_only_looks_alike_is_shown() -> None:
+    words = ["--tokenizer", "bpe", "--max-tokens=512", "--key", "x", "https://host/a@b", "token", "secret.py", "--lr=1"]
+    assert list(redacted(words)) == words
+
+
+def test_a_long_word_is_no_trap() -> None:
+    started = time.monotonic()
+    redacted(["a_" * 20_000, "-" * 20_000, "x-._" * 10_000 + "="])
+    assert time.monotonic() - started < 5
+
+
+def test_no_secret_in_plan_events_config_or_history(tmp_path: Path) -> None:
+    secrets = {name: f"s3cret-of-{name}" for name in ("WANDB_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "MY_VALUE")}
+    run = ["--cpu", "--nproc", "1", "--dataset", "synthetic", "--synthetic-samples", "64", "--model", "small"]
+    run += ["--width-mult", "0.25", "--epochs", "1", "--batch-size", "32", "--out-dir", str(tmp_path / "run")]
+    script = ["--cpu", "--dry-run", "--json", "train.py", "--api-key", "s3cret-of-the-script"]
+    (tmp_path / "train.py").touch()
+    said = ""
+    for arguments in (script, [word for word in script if word != "--json"], [*run, "--json-events", "events.jsonl"]):
+        done = subprocess.run(
+            [sys.executable, str(_ROOT / "launch.py"), *arguments],
+            cwd=tmp_path,
+            env={**os.environ, **secrets},
+            capture_output=True,
+            text=True,
+            timeout=180,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        said += done.stdout + done.stderr
+    assert "--api-key" in said
+    assert "s3cret" not in said
+    for path in tmp_path.rglob("*"):
+        if path.is_file():
+            assert b"s3cret" not in path.read_bytes(), path

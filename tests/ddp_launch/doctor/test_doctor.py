@@ -1,0 +1,142 @@
+"""The doctor: each fact to its line, and the whole report of a sound and of an unsound machine, through launch.py."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ddp_launch.doctor import doctor, gpus
+from ddp_launch.doctor import machine as doctor_machine
+from ddp_launch.doctor.check import Check
+from ddp_launch.doctor.gpus import Probe
+from gpu_topology.driver.library import DriverMismatchError, NoDriverError
+from gpu_topology.host.host import read_host
+from gpu_topology.topology import Gpu, Link, LinkLevel, Topology
+
+ROOT = Path(__file__).parents[3]
+H100 = Gpu(0, uuid="GPU-0", name="NVIDIA H100", memory_total=80 * 2**30, memory_used=0, compute_capability=(9, 0))
+ONE = Topology(gpus=(H100,), driver_version="550.54", cuda_version="12.4")
+GOOD = Probe(version="2.15.0", cuda="12.1", architectures=("sm_80", "sm_90"), devices=1)
+
+
+def statuses(checks: object) -> list[tuple[str, str]]:
+    return [(check.name, check.status) for check in checks]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("probe", "topology", "status", "words"),
+    [
+        (GOOD, ONE, "ok", "torch can use 1 GPU"),
+        (replace(GOOD, cuda=None), ONE, "failed", "CPU build"),
+        (replace(GOOD, cuda="13.2"), ONE, "failed", "torch needs CUDA 13.2, the driver 550.54 goes up to 12.4"),
+        (replace(GOOD, cuda="12.9"), ONE, "ok", "1 GPU"),
+        (replace(GOOD, devices=0, cuda_error="initialization error"), ONE, "failed", "initialization error"),
+        (replace(GOOD, architectures=("sm_70", "sm_80")), ONE, "failed", "no code for NVIDIA H100"),
+        (replace(GOOD, architectures=("sm_80", "compute_80")), ONE, "ok", "1 GPU"),
+    ],
+)
+def test_torch_against_the_driver(probe, topology, status, words):
+    *_, last = gpus.torch_and_driver(probe, topology)
+    assert (last.name, last.status) == ("torch and GPUs", status)
+    assert words in last.detail
+    assert (last.remedy is None) == (status == "ok")
+
+
+def test_torch_that_does_not_run_is_the_whole_answer():
+    assert statuses(gpus.torch_and_driver(Probe(error="no module"), ONE)) == [("torch", "failed")]
+
+
+def test_a_machine_without_a_card_is_in_order_and_a_card_without_a_driver_is_not(tmp_path):
+    none, mismatch = NoDriverError("no driver", "install it"), DriverMismatchError("of different versions", "reboot")
+    assert statuses(gpus.devices(Topology(), none, tmp_path)) == [("GPUs", "warning")]
+    assert statuses(gpus.devices(Topology(), mismatch, tmp_path)) == [("GPUs", "failed")]
+    card = tmp_path / "sys/bus/pci/devices/0000:01:00.0"
+    card.mkdir(parents=True)
+    (card / "vendor").write_text("0x10de\n")
+    (card / "class").write_text("0x030200\n")
+    assert statuses(gpus.devices(Topology(), none, tmp_path)) == [("GPUs", "failed")]
+    (card / "class").write_text("0x0c0330\n")  # the USB controller of a graphics card
+    assert statuses(gpus.devices(Topology(), none, tmp_path)) == [("GPUs", "warning")]
+
+
+def test_a_lost_gpu_fails_and_the_others_do_not():
+    lost = Topology(gpus=(H100, Gpu(1, error="GPU is lost")), warnings=("GPU 1: GPU is lost",))
+    assert statuses(gpus.devices(lost)) == [("driver", "ok"), ("GPU 0", "ok"), ("GPU 1", "failed")]
+
+
+def test_links_say_how_many_pairs_reach_each_other():
+    two = replace(ONE, gpus=(H100, replace(H100, index=1)), links=(Link(0, 1, LinkLevel.PHB, 0, "not-supported"),))
+    found = list(gpus.links(two, read_host()))
+    assert "peer access between 0 of 1 pairs" in found[0].detail
+    assert any("redundant" in check.detail for check in found[1:])
+
+
+def test_a_small_shared_memory_names_the_container_option(tmp_path):
+    from ddp_train.config.parse import parse
+
+    host = replace(read_host(), shm_total=64 * 2**20, shm_free=0)
+    shm, *_ = doctor_machine.resources(host, parse(["--out-dir", str(tmp_path)], prog="test"))
+    assert (shm.name, shm.status) == ("/dev/shm", "warning")
+    assert "--shm-size" in (shm.remedy or "")
+
+
+def test_requirements_are_those_of_the_file():
+    found = doctor_machine.requirements()
+    assert found["torch"] == "2.11" and found["nvidia-ml-py"] == "12.560"
+    lines = [line.split("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()]
+    assert len(found) == len([line for line in lines if line])
+
+
+def test_the_worst_line_decides_the_exit_status():
+    fine, odd, bad = Check("a", "ok", ""), Check("b", "warning", ""), Check("c", "failed", "")
+    assert [doctor.exit_status(checks) for checks in ([fine], [fine, odd], [fine, bad, odd])] == [0, 0, 1]
+    assert doctor.to_json([odd, fine], "")["status"] == "warning"
+
+
+def diagnose(folder: Path, *options: str, **env: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "launch.py"), "--doctor", *options]
+    return subprocess.run(
+        command,
+        cwd=folder,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | env,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+def test_this_machine_trains_and_says_so(tmp_path):
+    done = diagnose(tmp_path, "--json", "--cpu", "--nproc", "1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["schema"] == "ddp-launch-doctor/1" and answer["status"] in ("ok", "warning")
+    by_name = {check["name"]: check for check in answer["checks"]}
+    assert "2 epochs on digits, 1 rank:" in by_name["training"]["detail"]
+    assert "has no CIFAR-10" in by_name["data"]["detail"]
+    assert answer["report"].startswith("```\nddp-launch ")
+    assert str(tmp_path) not in answer["report"]
+    assert not list(tmp_path.iterdir()), "the trial leaves nothing behind"
+
+
+def test_an_unsound_machine_fails_with_what_to_do(tmp_path, fake_driver):
+    (tmp_path / "data/cifar-10-batches-py").mkdir(parents=True)
+    (tmp_path / "data/cifar-10-batches-py/data_batch_1").write_bytes(b"torn")
+    machine = fake_driver("rtx3090_2x_nvlink")
+    done = diagnose(tmp_path, "--data-dir", "data", **machine, COLUMNS="100", NO_COLOR="1")
+    assert done.returncode == 1, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    failed = " ".join(line.split()[1] for line in lines if line.startswith("failed"))
+    assert "torch" in failed and "data" in failed and "training" in failed
+    assert "→" in done.stdout and "For a bug report:" in done.stdout
+
+
+def test_the_doctor_takes_no_program(tmp_path):
+    done = diagnose(tmp_path, "train.py")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: --doctor checks this machine") and done.stderr.count("\n") == 1

@@ -1,0 +1,92 @@
+"""The record of a run for machines."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ddp_launch.cli.options import OptionError
+from ddp_launch.events.jsonl import EventLog
+from ddp_launch.events.run_events import Report
+from ddp_launch.failure.failures import Attempt, Failure
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_each_event_is_there_at_once_with_its_time(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_text("of an earlier run\n")
+    with EventLog(str(path)) as events:
+        events.write("one", text="\udcff\n", list=[1, None])
+        events.write("two", time.monotonic() * 1000 - 5000)
+        one, two = lines(path)
+        assert one["text"] == "\udcff\n"
+    assert abs(one["monotonic_ms"] - two["monotonic_ms"] - 5000) < 1000
+    apart = datetime.fromisoformat(one["time"]) - datetime.fromisoformat(two["time"])
+    assert abs(apart.total_seconds() - 5) < 1
+    assert abs((datetime.now(UTC) - datetime.fromisoformat(one["time"])).total_seconds()) < 60
+
+
+def test_a_failure(tmp_path: Path) -> None:
+    log = tmp_path / "err"
+    log.write_text("Traceback (most recent call last):\nRuntimeError: Connection closed by peer\n")
+    victim = Failure(0, "h", 1, (log,), ended_ms=1000.0)
+    failures = (victim, Failure(2, "h", -9, (), ended_ms=900.0), Failure(3, "h", -15, stopped=True), Failure(4, "h", 3))
+    with EventLog(str(tmp_path / "events")) as events:
+        Report(events).failure(Attempt(1, failures), restarts=1)
+        Report(events).failure(Attempt(1), restarts=1)
+    event, restart = lines(tmp_path / "events")
+    assert (restart["event"], restart["attempt"], restart["restarts_left"]) == ("restart", 2, 0)
+    facts = {"attempt": 1, "rank": 2, "status": 137, "exit_code": None, "signal": "SIGKILL", "monotonic_ms": 900.0}
+    assert event.items() >= facts.items()
+    assert (event["victims"], event["stopped"], event["failed_as_well"]) == ([0], [3], [4])
+
+
+@pytest.mark.parametrize("name", ["folder", "missing/events", "pipe"])
+def test_a_file_that_cannot_be_written(tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OptionError, match=r"--json-events '.*'"):
+        EventLog(str(tmp_path / name))
+
+
+def test_a_full_disk_ends_the_record_and_not_the_run(capsys: pytest.CaptureFixture[str]) -> None:
+    with EventLog("/dev/full") as events:
+        events.write("one")
+        events.write("two")
+    assert capsys.readouterr().err == "note: --json-events: No space left on device; the record ends here\n"
+
+
+def test_a_pipe_with_a_reader(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    got = []
+    reader = threading.Thread(target=lambda: got.append((tmp_path / "pipe").read_text()))
+    reader.start()
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            events = EventLog(str(tmp_path / "pipe"))
+            break
+        except OptionError:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    with events:
+        events.write("one")
+    reader.join(timeout=30)
+    assert json.loads(got[0])["event"] == "one"
+
+
+def test_an_end_for_every_error(tmp_path: Path) -> None:
+    for error, status in ((OptionError("no"), 2), (KeyboardInterrupt(), 130), (SystemExit(143), 143)):
+        with pytest.raises(type(error)), EventLog(str(tmp_path / "events")):
+            raise error
+        assert lines(tmp_path / "events")[-1]["status"] == status

@@ -1,0 +1,134 @@
+"""What is read from the logs of a rank that failed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ddp_launch.failure.log_tail import LastWords, read, tail
+
+HEAD = "Traceback (most recent call last):\n"
+FRAME = '  File "train.py", line 3, in step\n    loss.backward()\n'
+GLOO = "RuntimeError: [pair.cc:561] Connection closed by peer [127.0.0.1]:47810. GLHF!"
+NCCL = """\
+torch.distributed.DistBackendError: NCCL error in: NCCLUtils.hpp:77, remote process exited or there was a network error
+ncclRemoteError: A call failed possibly due to a network error or a remote process exiting prematurely.
+Exception raised from checkForNCCLErrorsInternal at ProcessGroupNCCL.cpp:2193 (most recent call first):
+frame #0: c10::Error::Error() + 0x99 (0x7f in libc10.so)
+frame #1: <unknown function> + 0x1"""
+
+
+def words(text: str) -> LastWords:
+    return LastWords(tuple(text.splitlines()))
+
+
+def test_tail_of_a_log(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    assert tail(log) == []
+    log.write_bytes(b"\xff\n" + b"".join(b"[rank3]: line %d\n" % i for i in range(50_000)) + b"\n\n")
+    assert tail(log)[-2:] == ["line 49998", "line 49999"]
+    log.write_bytes(b" \n\n")
+    assert tail(log) == []
+
+
+def test_a_terminals_orders_are_left_out(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_bytes(b"\x1b[2K\x1b[1;31mred\x1b[0m\r\n 10%\r 90%\r100%\n\x1b]0;title\x07end\n")
+    assert tail(log) == ["red", "100%", "end"]
+    log.write_bytes(b"a\x00b\x07\tc\x7f\n")
+    assert tail(log) == ["ab\tc"]
+
+
+def test_a_line_of_data_is_cut(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text("begin" + "x" * 100_000 + "end\nlast\n")
+    cut, last = tail(log)
+    assert (cut[:5], cut[-3:], last) == ("begin", "end", "last")
+    assert len(cut) < 3000
+
+
+def test_error_output_before_output_but_a_traceback_before_both(tmp_path: Path) -> None:
+    out, err = tmp_path / "out", tmp_path / "err"
+    out.write_text("step 1\n")
+    err.write_text("")
+    assert read((out, err)).lines == ("step 1",)
+    err.write_text("warning\n")
+    assert read((out, err)).source == err
+    out.write_text(HEAD + FRAME + "ValueError: x\n")
+    assert read((out, err)).source == out
+    assert read(()) == LastWords()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        HEAD + FRAME + GLOO,
+        HEAD + FRAME + NCCL,
+        HEAD + FRAME + "ConnectionResetError: [Errno 104] Connection reset by peer",
+        HEAD + FRAME + "BrokenPipeError: [Errno 32] Broken pipe",
+        HEAD + FRAME + "torch.distributed.DistNetworkError: failed to recv, got 0 bytes",
+        HEAD + FRAME + GLOO + "\n\nThe above exception was the direct cause of the following exception:\n\n"
+        + HEAD + FRAME + "TrainingError: gave up",
+        "terminate called after throwing an instance of 'c10::DistBackendError'\n  what(): remote process exited",
+    ],
+)  # fmt: skip
+def test_lost_connection(text: str) -> None:
+    assert words(text).lost_connection
+    assert not words(text).own_error
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        HEAD + FRAME + "ValueError: no",
+        "Connection reset by peer, trying again\n" + 20 * "step\n" + HEAD + FRAME + "ValueError: no",
+        HEAD + FRAME + "KeyError: 'x'\n\nDuring handling of the above exception, another exception occurred:\n\n"
+        + HEAD + FRAME + GLOO,
+        HEAD + FRAME + "ValueError: no\n[W1105 07:02:30.123 TCPStore.cpp:125] [c10d] recvValue failed: Connection reset"
+        " by peer",
+        HEAD + FRAME + "torch.distributed.DistBackendError: NCCL error: unhandled cuda error",
+        HEAD + FRAME + "torch.distributed.DistBackendError: Watchdog caught collective operation timeout",
+    ],
+)  # fmt: skip
+def test_own_troubles(text: str) -> None:
+    assert not words(text).lost_connection
+    assert words(text).own_error == bool(text)
+
+
+@pytest.mark.parametrize(
+    "abort",
+    [
+        "terminate called without an active exception",
+        "terminate called after throwing an instance of 'gloo::IoException'\n  what():  Connection closed by peer",
+        "Fatal Python error: Aborted\n\nCurrent thread 0x00007f (most recent call first):\n  Garbage-collecting",
+    ],
+)
+def test_an_abort_behind_a_traceback_is_no_part_of_the_error(abort: str) -> None:
+    """It comes from the tear-down of the interpreter, that of the connections among it."""
+    found = words(HEAD + FRAME + "ValueError: the cause\nin two lines\n" + abort)
+    assert found.messages == ("ValueError: the cause\nin two lines",)
+    assert found.abort == abort.splitlines()[0]
+    assert found.own_error
+    assert found.shown(20)[-1] == abort.splitlines()[-1], "it is shown all the same"
+    assert not words(HEAD + FRAME + "ValueError: terminate called").abort
+    assert not words(abort).abort, "nothing went before"
+
+
+def test_a_rank_that_a_signal_unwound_has_no_own_error() -> None:
+    assert not words(HEAD + FRAME + "KeyboardInterrupt").own_error
+
+
+def test_what_is_shown() -> None:
+    noise = "\n[W1105 07:02:30.1 ProcessGroup.cpp:9] Warning: destroy_process_group() was not called\n"
+    assert words("epoch 1\n" + HEAD + FRAME + "ValueError: a\nb" + noise).shown(10)[-2:] == ("ValueError: a", "b")
+    assert not any("frame #" in line for line in words(HEAD + FRAME + NCCL).shown(50))
+    assert words("a\nb\nc").shown(2) == ("b", "c")
+
+
+def test_the_error_in_one_line() -> None:
+    chain = HEAD + FRAME + "KeyError: 'x'\n\nThe above exception was the direct cause of the following exception:\n\n"
+    assert words(chain + HEAD + FRAME + "ConfigError: no key x\nsecond line").error == "ConfigError: no key x"
+    assert words("a\nlast").error == "last"
+    assert words("").error == ""

@@ -1,0 +1,154 @@
+"""The table of known failures: one real message for each row, as the libraries write them."""
+
+from __future__ import annotations
+
+import re
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from ddp_launch.failure.failures import Failure
+from ddp_launch.failure.known_failures import TABLE, Batch, Evidence
+from ddp_launch.failure.remedies import Remedy, find_remedy
+
+HEAD = 'Traceback (most recent call last):\n  File "train.py", line 3, in <module>\n'
+OOM = (
+    "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 23.64 GiB of"
+    " which 5.06 MiB is free."
+)
+MESSAGES = [
+    ("hang", "HungRank: rank 1 has made no progress for 3.1 s (--step-timeout, 3 s): step 13 (epoch 2), forward"),
+    ("host-memory", "RuntimeError: DataLoader worker (pid 4242) is killed by signal: Killed. "),
+    (
+        "shared-memory",
+        "RuntimeError: DataLoader worker (pid 91) is killed by signal: Bus error. It is possible that dataloader's"
+        " workers are out of shared memory. Please try to raise your shared memory limit.",
+    ),
+    ("shared-memory", "RuntimeError: unable to write to file </torch_1234_5>: No space left on device (28)"),
+    ("shared-memory", "Error while creating shared memory segment /dev/shm/nccl-a: No space left on device"),
+    ("gpu-memory", OOM),
+    ("gpu-memory", "RuntimeError: CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ("host-memory", "RuntimeError: [enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory"),
+    (
+        "collective-timeout",
+        "torch.distributed.DistBackendError: [Rank 0] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=7,"
+        " OpType=ALLREDUCE, Timeout(ms)=600000) ran for 600021 milliseconds before timing out.",
+    ),
+    ("collective-timeout", "RuntimeError: [unbound_buffer.cc:78] Timed out waiting 1800000ms for recv operation"),
+    ("duplicate-gpu", "ncclInvalidUsage: Duplicate GPU detected : rank 1 and rank 0 both on CUDA device 5000"),
+    ("device-ordinal", "RuntimeError: CUDA error: invalid device ordinal"),
+    ("no-kernel-image", "RuntimeError: CUDA error: no kernel image is available for execution on the device"),
+    ("driver-too-old", "RuntimeError: The NVIDIA driver on your system is too old (found version 11040)."),
+    ("gpu-fault", "RuntimeError: CUDA error: uncorrectable ECC error encountered"),
+    ("device-assert", "RuntimeError: CUDA error: device-side assert triggered"),
+    ("illegal-access", "RuntimeError: CUDA error: an illegal memory access was encountered"),
+    ("no-cuda", "AssertionError: Torch not compiled with CUDA enabled"),
+    ("no-cuda", "ValueError: ProcessGroupNCCL is only supported with GPUs, no GPUs found!"),
+    ("forked-cuda", "RuntimeError: Cannot re-initialize CUDA in forked subprocess. To use CUDA with multiprocessing"),
+    ("unused-parameters", "RuntimeError: Expected to have finished reduction in the prior iteration before starting"),
+    ("ready-twice", "RuntimeError: Expected to mark a variable ready only once. This error is caused by one of"),
+    ("no-process-group", "ValueError: Default process group has not been initialized, please make sure to call init"),
+    ("local-rank-argument", "train.py: error: unrecognized arguments: --local-rank=0"),
+    ("port-in-use", "torch.distributed.DistNetworkError: The server socket has failed to listen on any local network"
+     " address. port: 29500, useIpv6: false, code: -98, name: EADDRINUSE, message: address already in use"),
+    ("name-resolution", "socket.gaierror: [Errno -2] Name or service not known"),
+    ("socket-interface", "ncclSystemError: System call (e.g. socket, malloc) or external library call failed"),
+    ("missing-module", "ModuleNotFoundError: No module named 'sklearn.linear_model'"),
+    ("missing-library", "ImportError: libGL.so.1: cannot open shared object file: No such file or directory"),
+    ("version-mismatch", "ImportError: a.so: undefined symbol: _ZN3c105Error"),
+    ("open-files", "OSError: [Errno 24] Too many open files: 'x.png'"),
+    ("disk-full", "OSError: [Errno 28] No space left on device: 'runs/a/checkpoint.pt'"),
+    ("permission", "PermissionError: [Errno 13] Permission denied: '/data/train'"),
+    ("missing-file", "FileNotFoundError: [Errno 2] No such file or directory: 'train.csv'"),
+    ("wrong-checkpoint", "RuntimeError: Error(s) in loading state_dict for ResNet:"),
+    ("two-devices", "RuntimeError: Expected all tensors to be on the same device, but found at least two devices"),
+    ("abort-in-leaving", "ValueError: no\nterminate called without an active exception"),
+]  # fmt: skip
+
+
+@pytest.fixture
+def remedy(tmp_path: Path):  # type: ignore[no-untyped-def]
+    """`remedy(words, code, evidence)`: what is known about a rank with these last words."""
+
+    def find(words: str, code: int = 1, evidence: Evidence | None = None) -> Remedy | None:
+        log = tmp_path / "log"
+        log.write_text(words)
+        return find_remedy(Failure(0, "host", code, (log,)), evidence or Evidence())
+
+    return find
+
+
+@pytest.mark.parametrize(("name", "message"), MESSAGES)
+def test_every_message_finds_its_row(remedy, name: str, message: str) -> None:  # type: ignore[no-untyped-def]
+    for words in (HEAD + message, "a line before\n" + message + "\na line behind"):
+        found = remedy(words)
+        assert found is not None
+        assert found.name == name
+        assert "{" not in found.meaning + found.advice
+
+
+def test_every_row_has_a_message() -> None:
+    assert {known.name for known in TABLE} - {"syntax-error"} <= {name for name, _ in MESSAGES}
+
+
+def test_a_plain_error_has_no_remedy(remedy) -> None:  # type: ignore[no-untyped-def]
+    assert remedy(HEAD + "ValueError: no") is None
+    assert remedy("") is None
+
+
+def test_the_error_counts_more_than_what_was_said_before(remedy) -> None:  # type: ignore[no-untyped-def]
+    assert remedy("warning: Too many open files\n" + HEAD + OOM).name == "gpu-memory"
+
+
+def test_syntax_error_without_a_traceback(remedy) -> None:  # type: ignore[no-untyped-def]
+    """So says Python of the script itself."""
+    assert remedy('  File "a.py", line 1\n    def\n       ^\nSyntaxError: invalid syntax\n').name == "syntax-error"
+
+
+def test_batches_to_try(remedy) -> None:  # type: ignore[no-untyped-def]
+    ours = remedy(HEAD + OOM, evidence=Evidence(batch=Batch(512, ranks=2))).advice
+    assert "--accumulate 2 (128 images at a time instead of 256, in the same global batch of 512)" in ours
+    assert "--batch-size 256, then --batch-size 128" in ours
+    by_rank = Evidence(batch=Batch(512, ranks=2, accumulate=4, by_rank=True))
+    assert "--accumulate 8" in remedy(HEAD + OOM, evidence=by_rank).advice
+    assert "--batch-size-per-rank 128, then" in remedy(HEAD + OOM, evidence=by_rank).advice
+    assert "smaller model" in remedy(HEAD + OOM, evidence=Evidence(batch=Batch(2, ranks=2))).advice
+    assert "halve the batch of each rank" in remedy(HEAD + OOM).advice
+
+
+def test_killed_by_the_kernel_or_not(remedy) -> None:  # type: ignore[no-untyped-def]
+    where = "of this job's cgroup"
+    assert "killed 2 processes of this job's cgroup" in remedy("", -signal.SIGKILL, Evidence(2, where)).meaning
+    assert remedy("", -signal.SIGKILL, Evidence(0, where)).name == "killed"
+    assert remedy("", -signal.SIGKILL, Evidence(None)) is None
+
+
+def test_bus_error_on_a_full_shm(remedy) -> None:  # type: ignore[no-untyped-def]
+    full = Evidence(shm_free=0, shm_total=64 * 2**20)
+    assert "0 of 64 MiB" in remedy("", -signal.SIGBUS, full).meaning
+    assert remedy("", -signal.SIGBUS, Evidence(shm_free=2**36, shm_total=2**37)) is None
+
+
+def test_a_rank_that_could_not_write(remedy) -> None:  # type: ignore[no-untyped-def]
+    full = remedy("step 1", 1, Evidence(logs_free=0))
+    assert (full.name, "--log-dir" in full.advice) == ("disk-full", True)
+    assert remedy("step 1", 1, Evidence(logs_free=1 << 30)) is None
+    assert remedy("ModuleNotFoundError: No module named 'x'", 1, Evidence(logs_free=0)).name == "missing-module"
+
+
+def test_packages_that_pip_calls_otherwise(remedy) -> None:  # type: ignore[no-untyped-def]
+    text = remedy(HEAD + "ModuleNotFoundError: No module named 'yaml'").advice
+    assert text == f"{sys.executable} -m pip install PyYAML"
+
+
+def test_a_module_beside_the_user(remedy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    assert "PYTHONPATH=." in remedy(HEAD + "ModuleNotFoundError: No module named 'mine.parts'").advice
+
+
+def test_patterns_are_valid() -> None:
+    for known in TABLE:
+        re.compile(known.pattern)

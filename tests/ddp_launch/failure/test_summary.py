@@ -1,0 +1,134 @@
+"""The words for a failed run, as they stand on the screen."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from ddp_launch.failure.failures import Attempt, Failure, Outcome
+from ddp_launch.failure.known_failures import Evidence
+from ddp_launch.failure.log_tail import LastWords
+from ddp_launch.failure.remedies import find_remedy
+from ddp_launch.failure.summary import names, show
+
+TRACEBACK = 'Traceback (most recent call last):\n  File "a.py", line 1, in <module>\n'
+
+
+def shown(outcome: Outcome, width: int = 100) -> str:
+    text = io.StringIO()
+    show(Console(file=text, width=width), outcome, find_remedy(outcome.first, Evidence()) if outcome.first else None)
+    return text.getvalue()
+
+
+def failed(*failures: Failure, earlier: tuple[Attempt, ...] = (), status: int = 7) -> Outcome:
+    return Outcome(status, (*earlier, Attempt(len(earlier), failures)))
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def test_summary_of_a_failure(tmp_path: Path) -> None:
+    out, err = write(tmp_path / "out", "step 1\n"), write(tmp_path / "err", TRACEBACK + "ValueError: [bold]no[/bold]\n")
+    lost = write(tmp_path / "lost", TRACEBACK + "RuntimeError: Connection closed by peer\n")
+    old = Failure(2, "node7", 1, (write(tmp_path / "old", TRACEBACK + "KeyError: 'old'\n"),))
+    text = shown(
+        failed(
+            Failure(3, "node7", 7, (out, err), ended_ms=1000.0),
+            Failure(0, "node7", 1, (lost,), ended_ms=1151.0),
+            Failure(1, "node7", -15, (), ended_ms=1200.0, stopped=True),
+            Failure(4, "node7", 9, (), ended_ms=1020.0),
+            earlier=(Attempt(0, (old,)),),
+        )
+    )
+    for words in (
+        "rank 3 failed first",
+        "3 on node7, attempt 2 of 2",
+        "exit code 7",
+        "ValueError: [bold]no[/bold]",
+        "rank 0: lost the connection to it, 151 ms later",
+        "rank 1: by the launcher",
+        "rank 4: failed of themselves, 20 ms later",
+        "attempt 1  rank 2: KeyError: 'old'",
+    ):
+        assert words in text
+    assert f"{err}, out" in text
+    assert "step 1" not in text, "the error output comes first"
+    assert "stopped" not in shown(failed(Failure(3, "node7", 7, (out, err))))
+
+
+def test_a_hang_points_at_the_rank_that_did_not_come(tmp_path: Path) -> None:
+    waited = write(
+        tmp_path / "waited", "RuntimeError: Watchdog caught collective operation timeout: WorkNCCL(SeqNum=7)"
+    )
+    idle = write(tmp_path / "idle", "step 7\n")
+    text = shown(
+        failed(
+            Failure(0, "h", -6, (waited,)),
+            Failure(1, "h", -15, (idle,), stopped=True),
+            Failure(2, "h", -15, (waited,), stopped=True),
+        )
+    )
+    assert "look at    rank 1: the others waited for it" in text
+    assert "python -m gpu_topology verify" in text
+
+
+def test_a_signal_with_a_known_reason_stays_short() -> None:
+    killed = Failure(1, "h", -9)
+    text = io.StringIO()
+    show(Console(file=text, width=100), failed(killed), find_remedy(killed, Evidence(1, "of this job's cgroup")))
+    assert "ended by   SIGKILL (signal 9)\n" in "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+    assert "the kernel killed 1 process" in text.getvalue()
+
+
+def test_what_was_on_the_screen_already_is_short(tmp_path: Path) -> None:
+    text = TRACEBACK + "".join(f'  File "b.py", line {n}\n' for n in range(30)) + "ValueError: no\n"
+    log = write(tmp_path / "err", text)
+    assert shown(failed(Failure(0, "h", 7, (log,), on_screen=True))).count("│") == 6
+    assert shown(failed(Failure(0, "h", 7, (log,)))).count("│") == 20
+
+
+def test_a_remedy_stands_behind_the_words(tmp_path: Path) -> None:
+    log = write(tmp_path / "err", TRACEBACK + "ModuleNotFoundError: No module named 'cv2'\n")
+    text = shown(failed(Failure(1, "h", 1, (log,))))
+    assert text.index("No module named") < text.index("pip install opencv-python-headless") < text.index(str(log))
+
+
+def test_users_mistake_is_not_explained_twice(tmp_path: Path) -> None:
+    err = write(tmp_path / "err", "noise\nprogram: error: no such file\n")
+    assert shown(failed(Failure(0, "h", 2, (err,), on_screen=True))) == ""
+    assert shown(failed(Failure(1, "h", 2, (err,)))) == "program: error: no such file\n"
+    err.write_text("")
+    assert shown(failed(Failure(1, "h", 2, (err,)))) == "rank 1 on h: exit code 2, without a word\n"
+    err.write_text("noise\n")
+    assert "rank 1 failed" in shown(failed(Failure(1, "h", 2, (err,))))
+
+
+def test_nothing_after_a_success_and_one_line_from_the_engine() -> None:
+    assert shown(Outcome(0)) == ""
+    assert shown(Outcome(0, (Attempt(0, (Failure(1, "h", 7),)),))) == "", "it recovered"
+    assert shown(Outcome(1, message="store [lost]")) == "error: store [lost]\n"
+
+
+@pytest.mark.parametrize(
+    ("ranks", "words"),
+    [((3,), "rank 3"), ((0, 1), "ranks 0, 1"), ((4, 0, 2, 3, 9, 5), "ranks 0, 2 to 5, 9")],
+)
+def test_names(ranks: tuple[int, ...], words: str) -> None:
+    assert names(ranks) == words
+
+
+def test_failures_on_other_nodes(tmp_path: Path) -> None:
+    lost = Failure(0, "node7", 1, (write(tmp_path / "lost", TRACEBACK + "RuntimeError: Connection closed by peer\n"),))
+    silent = shown(Outcome(1, (Attempt(0, (lost,), nodes=2),)))
+    assert "rank 0 lost its connection" in silent
+    assert "the other nodes" in silent
+    assert "rank 0 failed first" in shown(Outcome(1, (Attempt(0, (lost,)),))), "one node has no others"
+    words = LastWords(("ValueError: there",), Path("/logs/rank-9"))
+    told = shown(Outcome(3, (Attempt(0, (Failure(9, "node8", 3, told=words), lost), nodes=2),)))
+    for line in ("rank 9 failed first", "9 on node8", "ValueError: there", "node8: /logs/rank-9", "rank 0: lost the"):
+        assert line in told

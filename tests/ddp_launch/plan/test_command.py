@@ -1,0 +1,88 @@
+"""The argument lists of a decided run."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ddp_launch.cli.options import Program
+from ddp_launch.cluster.cluster import Cluster
+from ddp_launch.plan.command import Job, shell_line, torchrun, worker_argv
+
+SCRIPT = Program("script", "a.py", ("--x", "1"))
+
+
+def command(program: Program, **changes: object) -> list[str]:
+    job = Job(worker=worker_argv(program), nproc_per_node=2)
+    words = torchrun(dataclasses.replace(job, **changes), program)  # type: ignore[arg-type]
+    start = next(i for i, word in enumerate(words) if word.startswith("--nproc-per-node"))
+    return list(words[start:])
+
+
+def test_one_node_needs_no_host_name() -> None:
+    assert command(SCRIPT) == ["--nproc-per-node=2", "--standalone", "--local-addr=127.0.0.1", "a.py", "--x", "1"]
+
+
+def test_several_nodes() -> None:
+    two = Cluster(nnodes=(2, 2), endpoint="h:1", node_rank=0, first=True, rdzv_timeout_s=60)
+    words = command(SCRIPT, cluster=two, max_restarts=3)
+    assert words[1:4] == ["--nnodes=2", "--node-rank=0", "--rdzv-backend=c10d"]
+    assert words[4:7] == ["--rdzv-endpoint=h:1", "--rdzv-id=ddp-launch", "--rdzv-conf=join_timeout=60,is_host=1"]
+    assert "--max-restarts=3" in words
+    other = Cluster(nnodes=(1, 4), endpoint="h:1", hosts_store=False, address="10.0.0.2")
+    assert {"--nnodes=1:4", "--local-addr=10.0.0.2"} < set(command(SCRIPT, cluster=other))
+    assert "--rdzv-conf=join_timeout=600,is_host=0" in command(SCRIPT, cluster=other)
+    unknown = Cluster(nnodes=(2, 2), endpoint="h:1")
+    assert "--rdzv-conf=join_timeout=600" in command(SCRIPT, cluster=unknown)
+
+
+def test_kinds_of_programs() -> None:
+    assert command(Program("module", "a.b", ("-x",)))[-3:] == ["-m", "a.b", "-x"]
+    assert command(Program("executable", "./a", ()))[-2:] == ["--no-python", "./a"]
+    assert worker_argv(Program("module", "a.b", ("-x",))) == (sys.executable, "-u", "-m", "a.b", "-x")
+    assert worker_argv(Program("executable", "./a", ("b",))) == ("./a", "b")
+
+
+def test_trainer_by_a_path_that_works_from_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    root = Path(__file__).parents[3]
+    monkeypatch.chdir(root)
+    assert worker_argv(Program("trainer", "", ()))[2] == "ddp_train/main.py"
+    monkeypatch.chdir(tmp_path)
+    assert worker_argv(Program("trainer", "", ()))[2] == str(root / "ddp_train" / "main.py")
+
+
+def test_torchs_own_parser_leaves_arguments_alone() -> None:
+    """What torchrun makes of the command is what the ranks get from the launcher."""
+    from torch.distributed.elastic.utils import macros
+    from torch.distributed.run import parse_args
+
+    for args in (("--", "a"), ("a", "--", "b"), ("--help",), ("--nproc-per-node", "9"), ("$$", "${local_rank}", "a b")):
+        parsed = parse_args(command(Program("script", "a.py", args)))
+        assert parsed.training_script == "a.py"
+        assert macros.substitute(parsed.training_script_args, "0") == list(args)
+
+
+@pytest.mark.parametrize("mode", ["node", "socket", "exclusive", "core-complex"])
+def test_torchruns_own_parser_knows_the_numa_modes(mode: str) -> None:
+    from torch.distributed.run import parse_args
+
+    assert parse_args(command(SCRIPT, numa_binding=mode)).numa_binding == mode
+    assert parse_args(command(SCRIPT)).numa_binding is None
+
+
+def test_a_shell_takes_variables_away() -> None:
+    line = shell_line([("A", "x y")], ["sh", "-c", 'echo "$A:${B-none}:${C-none}"'], ["B", "C"])
+    environ = {"PATH": os.defpath, "A": "1", "B": "2", "C": "3"}
+    assert subprocess.run(["sh", "-c", line], env=environ, capture_output=True, text=True).stdout == "x y:none:none\n"
+
+
+def test_shell_line_is_read_back_by_a_shell() -> None:
+    line = shell_line([("A", ""), ("B", "x y")], ["a b", "ü", "$HOME", "it's", "--"])
+    assert shlex.split(line) == ["A=", "B=x y", "a b", "ü", "$HOME", "it's", "--"]
+    assert line.startswith("A='' B='x y' ")

@@ -1,0 +1,193 @@
+"""launch.py as a user meets it: dry runs, help, and mistakes. No rank is started but by the pasted lines."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+KEYS = {
+    "selection",
+    "environment",
+    "nproc_per_node",
+    "nnodes",
+    "backend",
+    "command",
+    "shell",
+    "training",
+    "node_rank",
+    "rdzv_endpoint",
+    "cluster",
+    "warnings",
+}
+
+
+def dry_run(launcher: Any, *args: str, **env: str) -> dict[str, Any]:
+    done = launcher.run("--auto", "--dry-run", "--json", *args, **env)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    made: dict[str, Any] = json.loads(done.stdout)
+    assert made.keys() == KEYS
+    return made
+
+
+def test_json_on_a_machine_without_gpu(launcher: Any, fake_driver: Callable[..., dict[str, str]]) -> None:
+    made = dry_run(launcher, **fake_driver("no_devices"))
+    assert made["selection"]["indices"] == []
+    assert made["backend"] == "gloo"
+    assert made["selection"]["reason"] in made["warnings"]
+    assert made["training"]["device"] == "cpu"
+    assert made["training"]["reasons"].keys() == made["training"].keys() - {"reasons"}
+    assert {"name", "value", "reason"} <= made["environment"][0].keys()
+
+
+def test_json_over_the_stand_in_driver(launcher: Any, fake_driver: Callable[..., dict[str, str]]) -> None:
+    """One A100, three RTX A5000, one display T400: the three like ones, and a line that bash takes."""
+    # One write a rank: three ranks share the screen.
+    text = "import os, sys\nos.write(1, f\"{os.environ['CUDA_VISIBLE_DEVICES']} {sys.argv[1:]}\\n\".encode())"
+    program = launcher.script(text, "my program.py")
+    made = dry_run(launcher, program.name, "--its option", "$x", **fake_driver("a100_a5000_t400"))
+    assert made["nproc_per_node"] == 3
+    assert "A5000" in made["selection"]["group"]
+    assert made["backend"] == "nccl"
+    assert made["training"] is None
+    chosen = ",".join(map(str, made["selection"]["indices"]))
+    done = subprocess.run(
+        ["bash", "-c", made["shell"]], cwd=launcher.folder, env=launcher.env, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == 3 * f"{chosen} ['--its option', '$x']\n"
+
+
+def test_gpu_that_is_not_there(launcher: Any, fake_driver: Callable[..., dict[str, str]]) -> None:
+    refused(launcher.run("--gpus", "9", **fake_driver("a100_a5000_t400")), "9")
+    refused(launcher.run("--gpus", "9", **fake_driver("no_devices")), "9")
+
+
+def test_a_plan_for_a_saved_machine(launcher: Any, fake_driver: Callable[..., dict[str, str]]) -> None:
+    env = os.environ | fake_driver("a100_a5000_t400")
+    root = Path(__file__).parents[2]
+    file = launcher.folder / "machine.json"
+    command = [launcher_python(launcher), "-m", "gpu_topology", "snapshot", "-o", str(file)]
+    subprocess.run(command, cwd=root, env=env, check=True, timeout=60)
+    made = dry_run(launcher, "--topology", str(file))
+    assert (made["nproc_per_node"], made["selection"]["indices"]) == (3, [0, 2, 4])
+    made = dry_run(launcher, "--topology", str(file), CUDA_VISIBLE_DEVICES="0,4", NCCL_DEBUG="WARN")
+    assert made["selection"]["indices"] == [0, 4]
+    assert {one["name"]: one["value"] for one in made["environment"] if one["kept"]} == {
+        "CUDA_VISIBLE_DEVICES": "0,4",
+        "NCCL_DEBUG": "WARN",
+    }
+    done = launcher.run("--auto", "--dry-run", "--topology", str(file))
+    assert "NVIDIA RTX A5000" in done.stdout
+
+
+def launcher_python(launcher: Any) -> str:
+    import sys
+
+    return sys.executable
+
+
+def test_text_of_a_dry_run(launcher: Any, fake_driver: Callable[..., dict[str, str]]) -> None:
+    env = fake_driver("a100_a5000_t400")
+    done = launcher.run("--auto", "--dry-run", "--epochs", "3", **env)
+    assert (done.returncode, done.stderr) == (0, "")
+    for words in ("NVIDIA RTX A5000", "not GPU 3 (NVIDIA A100", "PCI_BUS_ID", "--batch-size", "trainer --epochs 3"):
+        assert words in done.stdout
+    assert "\x1b" not in done.stdout, "no colours in a file"
+    assert done.stdout.splitlines()[-1] == dry_run(launcher, "--epochs", "3", **env)["shell"]
+
+
+def test_planning_imports_neither_torch_nor_numpy(in_process: Callable[[str], str]) -> None:
+    out = in_process(
+        "import sys; from ddp_launch import main as launch\n"
+        "assert launch.main(['--auto', '--dry-run', '--json', '--lr', '0.1']) == 0\n"
+        "assert launch.main(['--auto', '--dry-run', 'launch.py']) == 0\n"
+        "heavy = {'torch', 'numpy', 'torchvision', 'matplotlib'} & set(sys.modules)\n"
+        "sys.exit(f'imported: {heavy}' if heavy else 0)\n"
+    )
+    assert out
+
+
+def refused(done: subprocess.CompletedProcess[str], words: str) -> None:
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert words in done.stderr
+
+
+MISTAKES = [
+    (["--auto", "missing.py"], "missing.py"),
+    (["--auto", "folder"], "folder"),
+    (["--auto", "secret\x00.py"], "secret"),
+    (["--auto", "x" * 5000 + ".py"], "xxx"),
+    (["--auto", "-m", "no_such_package.module"], "no_such_package"),
+    (["--auto", "--no-python", "no-such-program"], "no-such-program"),
+    (["--auto", "--no-such-option"], "--no-such-option"),
+    (["--auto", "--dry-run", "--topology", "missing.json"], "missing.json"),
+    (["--auto", "--dry-run", "--topology", "folder"], "folder"),
+    (["--auto", "--dry-run", "--topology", "wrong.json"], "wrong.json"),
+    (["--auto", "--topology", "wrong.json"], "--dry-run"),
+    (["--nproc", "nan"], "--nproc"),
+    (["--epochs", "-1"], "--epochs"),
+    (["--out-dir", "file/run"], "--out-dir"),
+    (["--cpu", "--log-dir", "file/logs", "ok.py"], "--log-dir"),
+]
+
+
+def test_mistakes(launcher: Any, in_process: Callable[[str], str]) -> None:
+    """Each in one line, with status 2, before torch is imported."""
+    (launcher.folder / "folder").mkdir()
+    launcher.script("", "file")
+    launcher.script("", "ok.py")
+    launcher.script('{"schema": "other"}', "wrong.json")
+    results = in_process(
+        f"""
+import contextlib, io, json, os, sys
+from ddp_launch import main as launch
+os.chdir({str(launcher.folder)!r})
+results = []
+for argv in {[argv for argv, _ in MISTAKES]!r}:
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = launch.main(argv)
+    results.append([status, out.getvalue(), err.getvalue()])
+assert "torch" not in sys.modules
+print(json.dumps(results))
+"""
+    )
+    for (argv, words), (status, out, err) in zip(MISTAKES, json.loads(results), strict=True):
+        refused(subprocess.CompletedProcess(argv, status, out, err), words)
+    assert not (launcher.folder / "runs").exists(), "nothing is left behind"
+
+
+def test_help_and_version(launcher: Any) -> None:
+    done = launcher.run("--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Where to run" in done.stdout
+    import tomllib
+
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert launcher.run("--version").stdout.startswith(f"launch.py {project['version']} ")
+
+
+def test_a_reader_that_goes_away(launcher: Any) -> None:
+    """launch.py --dry-run | true"""
+    read, write = os.pipe()
+    os.close(read)
+    command = [launcher_python(launcher), str(Path(__file__).parents[2] / "launch.py"), "--cpu", "--dry-run", "--json"]
+    done = subprocess.run(command, env=launcher.env, stdout=write, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(write)
+    assert done.stderr == ""
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
+def test_script_that_may_not_be_read(launcher: Any) -> None:
+    launcher.script("").chmod(0)
+    refused(launcher.run("--cpu", "program.py"), "may not be read")

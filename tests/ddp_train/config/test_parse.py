@@ -1,0 +1,183 @@
+"""The configuration: layers, spellings, and one clear line for every mistake."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ddp_train.config.options import UserError
+from ddp_train.config.parse import Config, check_paths, dump, parse, presets, resume_file, to_dict
+
+
+def write(folder: Path, text: str | bytes, name: str = "options.yaml") -> str:
+    path = folder / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return str(path)
+
+
+def test_the_command_line_goes_over_yaml_wherever_it_stands(tmp_path: Path) -> None:
+    file = write(tmp_path, "lr: 1e-3\nbatch_size: 64\n")
+    before = parse(["--lr", "0.5", "--config", file])
+    after = parse(["--config", file, "--lr", "0.5"])
+    assert before == after
+    assert (before.optim.lr, before.data.batch_size) == (0.5, 64)
+    assert before.given == {"lr", "batch_size"}
+
+
+def test_yaml_goes_over_the_preset(tmp_path: Path) -> None:
+    file = write(tmp_path, "epochs: 3\n")
+    parsed = parse(["--preset", "quick", "--config", file])
+    assert (parsed.run.epochs, parsed.data.batch_size) == (3, 512)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (["--batch_size", "64"], ["--batch-size", "64"]),
+        (["--batch_size=64"], ["--batch-size", "64"]),
+        (["--max-epochs", "3"], ["--epochs", "3"]),
+        (["--no-mixed-precision"], ["--amp", "off"]),
+        (["--no_tensorboard"], ["--no-tensorboard"]),
+    ],
+)
+def test_two_spellings_of_one_option(one: list[str], other: list[str]) -> None:
+    assert parse(one) == parse(other)
+
+
+def test_values_keep_their_underscores() -> None:
+    assert parse(["--out-dir", "my_run", "--data-dir=--odd_name"]).run.out_dir == "my_run"
+
+
+def test_a_dump_is_read_back_as_it_was(tmp_path: Path) -> None:
+    first = parse(["--lr", "1e-3", "--compile", "--augment", "heavy", "--seed", "7"])
+    again = parse(["--config", write(tmp_path, dump(first))])
+    assert to_dict(again) == to_dict(first)
+
+
+def test_every_preset_parses() -> None:
+    assert {"quick", "balanced"} <= set(presets())
+    for name in presets():
+        assert parse(["--preset", name]).given
+
+
+# What is typed, and the words that the one line must hold.
+MISTAKES = [
+    (["--lr", "abc"], ["--lr", "a number", "abc"]),
+    (["--lr", "nan"], ["--lr", "nan"]),
+    (["--lr", "1e308"], ["--lr", "at most 10000"]),
+    (["--lr", "0"], ["--lr", "above 0"]),
+    (["--lr"], ["--lr", "expected one argument"]),
+    (["--batch-size", "1.5"], ["--batch-size", "a whole number", "1.5"]),
+    (["--batch-size", "0"], ["--batch-size", "at least 1"]),
+    (["--epochs", "9223372036854775808"], ["--epochs", "at most"]),
+    (["--optimizer", "sdg"], ["--optimizer", "sgd, adam", "sdg"]),
+    (["--epoch", "3"], ["--epoch", "did you mean --epochs"]),
+    (["--nonsense"], ["unknown option --nonsense"]),
+    (["stray"], ["stray", "not an option"]),
+    (["--preset", "quik"], ["--preset quik", "did you mean quick"]),
+    (["--out-dir", ""], ["--out-dir", "non-empty"]),
+    (["--batch-size", "8", "--batch-size-per-rank", "4"], ["--batch-size", "--batch-size-per-rank"]),
+    (["--batch-size", "8", "--accumulate", "9"], ["--accumulate"]),
+    (["--dataset", "digits", "--image-size", "64"], ["--image-size"]),
+    (["--device", "cpu", "--amp", "fp16"], ["--amp fp16", "GPU"]),
+    (["--dataset", "digits", "--flip", "alternating"], ["--flip", "digit"]),
+    (["--augment-policy", "autoaugment", "--randaugment-ops", "3"], ["--randaugment-ops", "--augment-policy"]),
+    (["--augment-policy", "mine"], ["--augment-policy", "trivialaugment", "mine"]),
+    (["--progressive-resize-end", "24"], ["--progressive-resize-end", "START"]),
+    (["--progressive-resize", "24", "--progressive-resize-end", "16"], ["--progressive-resize", "grow"]),
+    (["--mixup", "-1"], ["--mixup", "at least 0"]),
+    (["--grayscale", "1.5"], ["--grayscale", "at most 1", "1.5"]),
+    (["--resume", "no/such/run"], ["--resume no/such/run"]),
+    (["--config", "no-such.yaml"], ["--config no-such.yaml", "No such file"]),
+    (["--config", "."], ["--config .", "directory"]),
+]
+
+
+@pytest.mark.parametrize(("argv", "words"), MISTAKES, ids=lambda value: " ".join(value))
+def test_a_mistake_is_one_line_that_names_it(argv: list[str], words: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        parse(argv)
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("batch_size: many\n", ["batch_size", "a whole number", "many"]),
+        ("batchsize: 3\n", ["unknown key 'batchsize'", "did you mean batch_size"]),
+        ("lr: [\n", ["not YAML"]),
+        (b"\x00\xff", ["not YAML"]),
+        ("- a\n- b\n", ["expected lines"]),
+        ("3: 4\n", ["expected lines"]),
+        ("lr: -1\n", ["--lr", "above 0"]),
+        ("compile: perhaps\n", ["compile", "true or false"]),
+    ],
+)
+def test_a_mistake_in_yaml_names_the_key(tmp_path: Path, content: str | bytes, words: list[str]) -> None:
+    file = write(tmp_path, content)
+    with pytest.raises(UserError) as caught:
+        parse(["--config", file])
+    assert "\n" not in str(caught.value)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_an_empty_yaml_file_changes_nothing(tmp_path: Path) -> None:
+    assert parse(["--config", write(tmp_path, "# nothing\n")]) == parse([])
+
+
+def test_a_named_data_folder_must_exist(tmp_path: Path) -> None:
+    missing = str(tmp_path / "missing")
+    for extra in ([], ["--dataset", "folder"]):
+        with pytest.raises(UserError, match=r"--data-dir .*does not exist"):
+            check_paths(parse(["--data-dir", missing, *extra]))
+    check_paths(parse(["--data-dir", missing, "--dataset", "digits", "--out-dir", str(tmp_path)]))
+
+
+def test_the_run_folder_must_be_one(tmp_path: Path) -> None:
+    file = write(tmp_path, "", "file")
+    for create in (False, True):
+        with pytest.raises(UserError, match=r"--out-dir .*cannot be written"):
+            check_paths(parse(["--out-dir", f"{file}/run"]), create=create)
+    wanted = parse(["--out-dir", str(tmp_path / "a" / "b")])
+    check_paths(wanted)
+    assert not (tmp_path / "a").exists()
+    check_paths(wanted, create=True)
+    assert (tmp_path / "a" / "b").is_dir()
+
+
+def test_a_resumed_run_keeps_its_options_and_folder(tmp_path: Path) -> None:
+    write(tmp_path, "epochs: 7\nlr: 0.25\nout_dir: elsewhere\n", "config.yaml")
+    write(tmp_path, "", "checkpoint-latest.pt")
+    resumed = parse(["--resume", str(tmp_path), "--lr", "0.5"])
+    assert (resumed.run.epochs, resumed.optim.lr, resumed.run.out_dir) == (7, 0.5, str(tmp_path))
+    assert resume_file(resumed) == tmp_path / "checkpoint-latest.pt"
+
+
+def test_what_was_found_with_an_old_option_in_view_is_found_anew(tmp_path: Path) -> None:
+    write(tmp_path, "optimizer: sgd\nlr: 0.05\nlr_scaling: sqrt\nbatch_size: 128\n", "config.yaml")
+    write(tmp_path, "", "checkpoint-latest.pt")
+    assert parse(["--resume", str(tmp_path), "--lr", "0.5"]).optim.lr_scaling is None
+    assert parse(["--resume", str(tmp_path), "--optimizer", "adamw"]).optim.lr is None
+    per_rank = parse(["--resume", str(tmp_path), "--batch-size-per-rank", "32"])
+    assert per_rank.data.batch_size is None
+    assert parse(["--resume", str(tmp_path), "--batch-size", "64"]).data.batch_size == 64
+
+
+def test_resume_auto_starts_afresh_where_there_is_nothing(tmp_path: Path) -> None:
+    for argv in (["--resume", "auto"], ["--resume", "auto", "--out-dir", str(tmp_path)]):
+        assert resume_file(parse(argv)) is None
+
+
+def test_help_shows_every_option_and_no_python_types(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse(["--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    for name in to_dict(Config()):
+        assert "--" + name.replace("_", "-") in text
+    assert "NoneType" not in text and "Optional" not in text and "%%" not in text

@@ -1,0 +1,96 @@
+"""Every preset parses, starts, and trains; those with a recipe are that recipe."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ddp_train.assemble.build import build
+from ddp_train.config.parse import PRESETS, parse, presets, to_dict
+from ddp_train.distributed.process_group import Ranks
+
+TWO_STEPS = ["--dataset=synthetic", "--synthetic-samples=64", "--batch-size=32", "--stop-after=1", "--no-tensorboard"]
+# Any machine's CPU: bf16 may be emulated there, and a compiler be missing.
+ON_A_CPU = ["--device", "cpu", "--amp", "off", "--no-compile"]
+NARROW = {"high-accuracy": 0.5, "residual-93": 0.25, "rtx4090": 0.5, "rtx4070": 0.5, "speedrun": 0.25}
+"""Channel multipliers for presets whose own network would take longer than its two steps are worth."""
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "quick": {"model": "small", "epochs": 10},
+    "residual-93": {
+        "model": "residual",
+        "epochs": 150,
+        "batch_size": 128,
+        "optimizer": "adamw",
+        "amsgrad": True,
+        "scheduler": "warm_restarts",
+        "t_0": 40,
+        "mixup_prob": 0.5,
+        "early_stopping": 50,
+    },
+    "high-accuracy": {
+        "model": "power",
+        "width_mult": 2.0,
+        "epochs": 200,
+        "batch_size": 256,
+        "lr": 0.05,
+        "weight_decay": 5e-4,
+        "augment": "heavy",
+        "label_smoothing": 0.1,
+    },
+    "speedrun": {
+        "model": "speedrun",
+        "target": "auto",
+        "optimizer": "muon",
+        "muon_normalize": True,
+        "muon_rest": "sgd",
+        "scheduler": "linear",
+        "flip": "alternating",
+        "tta": "flip+shifts",
+    },
+    "rtx4090": {"amp": "bf16", "channels_last": True},
+    "rtx4070": {"amp": "bf16", "channels_last": True},
+    "gtx1080": {"amp": "off", "compile": False, "channels_last": False},
+}
+
+
+@pytest.mark.parametrize("name", presets())
+def test_two_steps(name: str, tmp_path: Path) -> None:
+    width = ["--width-mult", str(NARROW[name])] if name in NARROW else []
+    words = ["--preset", name, *TWO_STEPS, *ON_A_CPU, *width, "--out-dir", str(tmp_path / "run")]
+    run = build(parse(words), Ranks(), torch.device("cpu"))
+    before = [parameter.detach().clone() for parameter in run.trainer.parts.network.parameters()]
+    sized = "--target 0.89: an accuracy on CIFAR-10; synthetic gets a network and a run of that size"
+    assert [note for note in run.facts.notes if "--target" in note] == ([sized] if name == "speedrun" else [])
+    progress = run.trainer.fit()
+    assert (progress.epoch, progress.step) == (1, 2)
+    after = [parameter.detach() for parameter in run.trainer.parts.network.parameters()]
+    assert all(bool(parameter.isfinite().all()) for parameter in after)
+    assert any(not torch.equal(old, new) for old, new in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_recipe(name: str) -> None:
+    parsed = to_dict(parse(["--preset", name]))
+    assert RECIPES[name].items() <= parsed.items()
+
+
+def test_a_recipe_goes_over_the_preset_of_a_gpu() -> None:
+    recipe = str(PRESETS / "high-accuracy.yaml")
+    parsed = parse(["--preset", "rtx4090", "--config", recipe])
+    assert (parsed.data.batch_size, parsed.run.epochs, parsed.model.compile) == (256, 200, True)
+
+
+def test_a_patience_outlasts_the_cycles_of_its_restarts() -> None:
+    """Else a run would end in the slump behind a restart."""
+    for name in presets():
+        parsed = parse(["--preset", name])
+        patience = parsed.regularize.early_stopping or math.inf
+        if parsed.schedule.scheduler == "warm_restarts" and parsed.schedule.t_mult == 1:
+            assert patience > (parsed.schedule.t_0 or 0)
+        elif parsed.schedule.scheduler == "warm_restarts":
+            assert patience == math.inf

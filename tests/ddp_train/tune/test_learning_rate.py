@@ -1,0 +1,43 @@
+"""The learning-rate range test: its rule on known curves, and a run of it."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from ddp_train.config.options import UserError
+from ddp_train.main import main
+from ddp_train.tune.learning_rate import smooth, suggest
+
+
+def test_the_suggestion_is_a_tenth_of_the_rate_at_the_lowest_loss():
+    rates = [10 ** (-6 + at / 10) for at in range(71)]
+    # A valley in the log of the rate, lowest at 0.1, steepest at 0.01.
+    losses = [2.0 - math.exp(-((math.log10(rate) + 1) ** 2) / 2) + 3 * max(0.0, math.log10(rate)) for rate in rates]
+    found = suggest(rates, losses)
+    lowest = found.rates[min(range(len(found.smoothed)), key=found.smoothed.__getitem__)]
+    assert found.suggestion == pytest.approx(lowest / 10)
+    assert 0.05 < lowest < 1.5  # smoothing lags behind the curve
+    assert found.steepest < lowest
+
+
+def test_smoothing_is_corrected_for_its_start():
+    assert smooth([3.0] * 5) == pytest.approx([3.0] * 5)
+
+
+def test_a_loss_that_is_lost_from_the_start_is_refused():
+    with pytest.raises(UserError, match="--tune lr: the loss was nan after 3 steps"):
+        suggest([1e-6] * 4, [1.0, 1.0, 1.0, math.nan])
+
+
+def test_a_range_test_writes_its_result(tmp_path, capsys):
+    out = tmp_path / "run"
+    words = ["--dataset", "digits", "--device", "cpu", "--tune", "lr", "--out-dir", str(out), "--no-tensorboard"]
+    assert main([*words, "--batch-size", "64", "--augment", "none"]) == 0
+    found = json.loads((out / "lr_range_test.json").read_text())
+    assert 1e-4 < found["suggestion"] < 2.0
+    assert found["rates"][0] == pytest.approx(1e-6)
+    assert (out / "lr_range_test.png").read_bytes().startswith(b"\x89PNG")
+    assert f"suggested peak learning rate {found['suggestion']:.2g}" in capsys.readouterr().out
