@@ -16,9 +16,7 @@ from pathlib import Path
 
 from benchmarks.catalogue import CATALOGUE, find
 from benchmarks.machine import ROOT
-from ddp_train.config.options import UserError
-
-__all__ = ["main"]
+from ddp_core.errors import UserError
 
 
 def main(argv: Sequence[str] | None = None) -> int:

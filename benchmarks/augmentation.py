@@ -24,9 +24,7 @@ from torch import Tensor
 from benchmarks.machine import ROOT, describe_machine
 from ddp_train.config.options import AugmentOptions
 from ddp_train.data.pipeline.build import create_augmentation
-from ddp_train.data.sources.synthetic import load_synthetic
-
-__all__ = ["main", "measure"]
+from ddp_train.data.sources.builtin import load_synthetic
 
 BATCH = 512
 OURS_BATCHES, THEIRS_IMAGES = 10, 512

@@ -25,12 +25,10 @@ import torch
 from benchmarks.machine import describe_machine, publish
 from benchmarks.turns import Turns, take_turns
 from ddp_train.assemble.build import build
-from ddp_train.config.intervals import read_interval
 from ddp_train.config.parse import parse
+from ddp_train.config.validation import read_interval
 from ddp_train.distributed.process_group import Ranks, choose_device
 from ddp_train.engine.trainer import Trainer
-
-__all__ = ["main", "measure"]
 
 WITHOUT, AGAIN, WITH, COPY = "without", "without again", "with a checkpoint", "the call alone"
 CIFAR10_TRAIN = 50_000

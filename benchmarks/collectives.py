@@ -31,8 +31,6 @@ from benchmarks.turns import FEWEST
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["BUS_FACTORS", "SIZES", "bus_bandwidth", "main", "summary"]
-
 SIZES = tuple(4**power for power in range(5, 14))
 """Bytes: 1 KiB to 64 MiB."""
 BUS_FACTORS: dict[str, Callable[[int], float]] = {

@@ -23,8 +23,6 @@ from contextlib import contextmanager
 from benchmarks.machine import ROOT, describe_machine, publish
 from benchmarks.turns import Turns, take_turns
 
-__all__ = ["main", "measure"]
-
 LIMIT_S = 300
 BATCH, WARM_UP, STEPS = 256, 2, 6
 MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}

@@ -29,8 +29,6 @@ from pathlib import Path
 from benchmarks.machine import ROOT, describe_machine, publish
 from benchmarks.turns import Turns, take_turns
 
-__all__ = ["CPU_MODELS", "main", "measure"]
-
 LIMIT_S = 600
 WARM_UP, STEPS = 12, 24
 RESERVE = 256 << 20

@@ -7,8 +7,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["GOALS", "Goal", "sooner_to", "table"]
-
 Result = dict[str, Any]
 
 

@@ -27,10 +27,8 @@ from benchmarks.turns import Turns, take_turns
 from ddp_train import data
 from ddp_train.config.options import AugmentOptions, DataOptions
 from ddp_train.data.pipeline.build import build_pipeline
-from ddp_train.data.sources.dataset import Dataset
+from ddp_train.data.sources.samples import Dataset
 from ddp_train.distributed.process_group import Ranks, choose_device
-
-__all__ = ["main", "measure"]
 
 BATCH = 512
 WARM_UP = 2

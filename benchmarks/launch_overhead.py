@@ -24,8 +24,6 @@ from pathlib import Path
 from benchmarks.machine import ROOT, describe_machine, publish
 from benchmarks.quiet import watched
 
-__all__ = ["commands", "main", "measure", "summary"]
-
 BASE, AGAIN, OURS = "torchrun", "torchrun again", "launch.py"
 FEWEST = 5
 """Fewer clean rounds than this are no measurement."""

@@ -24,8 +24,6 @@ from torchvision.transforms import v2
 
 from ddp_train.models import create_model
 
-__all__ = ["main"]
-
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)
 
 

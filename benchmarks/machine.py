@@ -15,8 +15,6 @@ import psutil
 from gpu_topology.driver.read import read_or_explain
 from gpu_topology.host.host import read_host
 
-__all__ = ["ROOT", "describe_machine", "publish"]
-
 ROOT = Path(__file__).resolve().parent.parent
 
 

@@ -21,8 +21,6 @@ from pathlib import Path
 
 from benchmarks.machine import ROOT, describe_machine, publish
 
-__all__ = ["main", "measure"]
-
 BATCH, STEPS = 64, 12
 LIMIT_S = 300
 

@@ -31,8 +31,6 @@ from pathlib import Path
 
 from benchmarks.machine import ROOT, describe_machine
 
-__all__ = ["main", "measure"]
-
 WARM_UP_S = 4.0
 INTERVAL_S = 1.0
 GPU_NAME = b"H100"

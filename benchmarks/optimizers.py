@@ -22,11 +22,9 @@ from benchmarks.machine import describe_machine, publish
 from benchmarks.turns import Turns, take_figures
 from ddp_train.assemble.build import build
 from ddp_train.config.parse import parse
-from ddp_train.data.pipeline.build import Window
+from ddp_train.data.pipeline.window import Window
 from ddp_train.distributed.process_group import Ranks, choose_device
 from ddp_train.engine.trainer import Trainer
-
-__all__ = ["main", "measure"]
 
 VARIANTS = {
     "sgd": "",

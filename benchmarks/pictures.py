@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["PICTURES", "accuracy_figure", "draw"]
-
 Results = Mapping[str, dict[str, Any]]
 _PRESET = re.compile(r"python launch.py --auto --preset (\S+) --data-dir \S+")
 """The command of a run of a preset as it is."""

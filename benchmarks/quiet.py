@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["LIMIT", "Window", "machine_seconds", "watched"]
-
 LIMIT = 0.10
 """Share of the machine's CPU time that others may take before a window counts as disturbed."""
 _TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100

@@ -10,8 +10,6 @@ from benchmarks.catalogue import CATALOGUE, Benchmark, find
 from benchmarks.goals import table
 from benchmarks.machine import ROOT
 
-__all__ = ["page", "read_results"]
-
 RESULTS = ROOT / "benchmarks" / "results"
 
 HEAD = """# Performance

@@ -22,8 +22,6 @@ from benchmarks.ddp_scaling import CPU_MODELS, Starter
 from benchmarks.machine import describe_machine, publish
 from benchmarks.turns import Turns, take_turns
 
-__all__ = ["main", "measure"]
-
 RANKS = (1, 2)
 
 

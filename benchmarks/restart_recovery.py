@@ -22,8 +22,6 @@ from pathlib import Path
 
 from benchmarks.machine import ROOT, describe_machine, publish
 
-__all__ = ["main"]
-
 LIMIT_S = 120
 STEPS = 100
 WORKER = """

@@ -27,8 +27,6 @@ from benchmarks.turns import take_turns
 if TYPE_CHECKING:
     from ddp_train.technique import Context, Technique
 
-__all__ = ["first_batch", "main"]
-
 LIMIT_S = 180
 MARK = "BENCHMARK_FIRST_STEP"
 BARE, AGAIN, OURS, TORCHRUN = "torchrun, torch, process group", "the same again", "launch.py", "torchrun, our trainer"

@@ -34,11 +34,9 @@ from benchmarks.machine import describe_machine, publish
 from benchmarks.turns import Turns, take_turns
 from ddp_train.assemble.build import build
 from ddp_train.config.parse import parse
-from ddp_train.data.pipeline.build import Batch, Pipeline, Window
+from ddp_train.data.pipeline.window import Batch, Pipeline, Window
 from ddp_train.distributed.process_group import Ranks, choose_device
 from ddp_train.engine.trainer import Trainer
-
-__all__ = ["main", "measure", "null_network"]
 
 STEPS, BATCH, CLASSES = 400, 16, 10
 BARE, AGAIN = "bare loop", "bare loop again"

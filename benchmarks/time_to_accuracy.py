@@ -29,8 +29,6 @@ from typing import Any
 from benchmarks.machine import ROOT, describe_machine, publish
 from benchmarks.quiet import watched
 
-__all__ = ["main"]
-
 COLUMNS = ["run", "clean runs", "s in epochs", "wall s", "accuracy, last epoch", "with test-time augmentation"]
 LIMIT_S = 4 * 3600
 Peer = tuple[str, int, float]

@@ -23,8 +23,6 @@ from benchmarks.machine import ROOT, describe_machine, publish
 from benchmarks.topology_report import build, environment
 from benchmarks.turns import Turns, take_turns
 
-__all__ = ["main"]
-
 OURS, AGAIN = "gpu_topology report", "gpu_topology report, again"
 COMMANDS = {
     OURS: ["-m", "gpu_topology", "report"],

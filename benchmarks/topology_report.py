@@ -26,8 +26,6 @@ from benchmarks.machine import ROOT, describe_machine, publish
 from benchmarks.quiet import watched
 from tests.fake_nvml.machine import load_machine, to_lines
 
-__all__ = ["COMMANDS", "Run", "imports", "main", "measure"]
-
 MACHINE = "h100_8x_nvswitch"
 DELAYS_US = (0, 200, 1000)
 COMMANDS = (("report", "--json"), ("report",), ("select",), ("env",))

@@ -18,8 +18,6 @@ from pathlib import Path
 
 from benchmarks.machine import ROOT, describe_machine
 
-__all__ = ["main", "measure"]
-
 
 def measure(options: list[str]) -> dict[str, object]:
     """Run the launcher with `options`; times are in seconds. Errors: CalledProcessError when the run fails."""

@@ -16,8 +16,6 @@ from dataclasses import dataclass
 
 from benchmarks.quiet import watched
 
-__all__ = ["FEWEST", "Spread", "Turns", "take_figures", "take_turns"]
-
 FEWEST = 5
 """Fewer clean rounds than this are no measurement."""
 PATIENCE = 3

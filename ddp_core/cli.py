@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import NoReturn
 
-from ddp_train.config.options import UserError
-
-__all__ = ["CommandLine"]
+from ddp_core.errors import UserError
 
 
 class CommandLine(argparse.ArgumentParser):

@@ -1,17 +1,37 @@
-"""The errors that a user can mend."""
+"""Every error that the programs here answer for: raised where the mistake is seen, printed by `main`.
+
+Exception
+|-- UserError            a mistake that the user can fix: one line, exit status 2
+|   |-- OptionError      on the launcher's command line
+|   |-- SharedError      the same mistake on several ranks, of which one prints it
+|   `-- TopologyError    about GPUs, the driver, or a topology file
+|       |-- DriverError  (gpu_topology.driver.library)
+|       `-- SelectionError (gpu_topology.select.select)
+|-- PreflightError       the check before a run failed: exit status 1
+`-- TrainingDiverged     a loss or gradient is not finite: exit status 1
+BaseException
+`-- Stopped              a signal ended the run in good order
+"""
 
 from __future__ import annotations
 
-from ddp_core.one_line import one_line
-
-__all__ = ["SharedError", "UserError"]
+LONGEST, HEAD, TAIL = 900, 600, 250
+"""Characters of a message: a longer one keeps its head and its tail."""
 
 
 class UserError(Exception):
-    """A mistake the user can mend: one line naming the option or file, its value and what is accepted."""
+    """One line that names the option or file, its value and what is accepted. `remedy`: what to do, where known."""
+
+    def __init__(self, message: str = "", remedy: str | None = None) -> None:
+        super().__init__(message)
+        self.remedy = remedy
 
     def __str__(self) -> str:
         return one_line(super().__str__())
+
+
+class OptionError(UserError):
+    """On the launcher's command line: the option, its value and what is accepted."""
 
 
 class SharedError(UserError):
@@ -20,3 +40,44 @@ class SharedError(UserError):
     def __init__(self, message: str, *, speaks: bool) -> None:
         super().__init__(message)
         self.speaks = speaks
+
+
+class TopologyError(UserError):
+    """About GPUs, the driver, or a topology file."""
+
+
+class PreflightError(Exception):
+    """The run cannot start: one line."""
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
+
+
+class TrainingDiverged(Exception):
+    """The loss or a gradient is not finite: one line with what to try."""
+
+
+class Stopped(BaseException):
+    """A signal ended the run in good order. Not an Exception: handlers around a user's image or model let it through.
+
+    status: of the process. together: on all ranks alike, after a checkpoint; else this process alone, with nothing to
+    save.
+    """
+
+    def __init__(self, status: int, words: str = "", *, together: bool = False) -> None:
+        super().__init__(words)
+        self.status, self.together = status, together
+
+
+def line_of(error: UserError) -> str:
+    """What a program prints of it: `error: what is wrong; what to do`."""
+    return f"error: {error}" + (f"; {error.remedy}" if error.remedy else "")
+
+
+def one_line(text: str) -> str:
+    """`text` with its line breaks as blanks, other unprintable characters as escapes, and the middle of a very long one
+    left out."""
+    if len(text) > LONGEST:
+        text = f"{text[:HEAD]} [...] {text[-TAIL:]}"
+    text = " ".join(part.strip() for part in text.splitlines())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

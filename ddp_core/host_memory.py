@@ -6,8 +6,6 @@ from pathlib import Path
 
 import psutil
 
-__all__ = ["available_memory"]
-
 
 def available_memory(group: Path = Path("/sys/fs/cgroup")) -> int:
     """Bytes: what the kernel calls available, within the limit of the control group (cgroup v2).

@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-__all__ = ["HIDDEN", "redacted"]
-
 HIDDEN = "***"
 
 _ENDING = r"(?:token|secret|password|passwd|passphrase|credentials?|(?:api|access|private|secret|auth)[-_]?key)"

@@ -20,23 +20,20 @@ from dataclasses import replace
 from types import FrameType
 from typing import NoReturn
 
-from ddp_launch.cli.options import LaunchOptions, OptionError, parse
+from ddp_core.errors import PreflightError, UserError, line_of
+from ddp_launch.cli.options import LaunchOptions, parse
 from ddp_launch.cluster.cluster import find_cluster
 from ddp_launch.cluster.network import locate
 from ddp_launch.events.jsonl import EventLog
 from ddp_launch.plan.plan import LaunchPlan, make_plan
 from ddp_launch.run.gpu_claims import Claims, runtime_folder
 from ddp_launch.run.program_check import check_program, check_torch
-from ddp_train.config.parse import UserError
 from ddp_train.distributed.speed_cache import recall as recall_speeds
 from gpu_topology import snapshot
 from gpu_topology.driver.read import read_or_explain
 from gpu_topology.host.host import read_host
 from gpu_topology.select.from_environment import read_inherited
-from gpu_topology.topology import TopologyError
 from gpu_topology.verdict import recall
-
-__all__ = ["main", "program"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,9 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with EventLog(options.json_events) as events, Claims(runtime_folder(os.environ)) as claims:
             plan = _plan(options, claims)
             return _print(plan, options) if options.dry_run else _run(plan, options, events)
-    except (OptionError, UserError, TopologyError) as error:
-        remedy = getattr(error, "remedy", None)
-        print(f"error: {error}" + (f"; {remedy}" if remedy else ""), file=sys.stderr)
+    except UserError as error:
+        print(line_of(error), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
@@ -115,7 +111,7 @@ def _run(plan: LaunchPlan, options: LaunchOptions, events: EventLog) -> int:
     from ddp_launch.failure.summary import show
     from ddp_launch.plan.show import show_compact, to_json
     from ddp_launch.run.folders import prepare
-    from ddp_launch.run.preflight import PreflightError, preflight
+    from ddp_launch.run.preflight import preflight
     from ddp_launch.run.signals import deferred
     from ddp_launch.run.torch_logging import quiet_import
 

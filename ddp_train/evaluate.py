@@ -18,18 +18,16 @@ from typing import NoReturn, get_args
 import torch
 
 from ddp_core.cli import CommandLine
+from ddp_core.errors import SharedError, UserError
 from ddp_train.assemble.resolve_options import set_threads
-from ddp_train.config.options import SharedError, UserError
 from ddp_train.distributed import process_group
 from ddp_train.distributed.process_group import Ranks, together
-from ddp_train.engine.evaluate import Scores, evaluate, examine
+from ddp_train.engine.evaluate import examine
 from ddp_train.evaluation import split
 from ddp_train.evaluation.figures import as_json, as_text, draw
 from ddp_train.evaluation.saved import Saved, open_saved
 from ddp_train.evaluation.views import Tta, tta_in_words, views
 from ddp_train.optim.precision import Precision
-
-__all__ = ["Scores", "evaluate", "main"]
 
 WORST = 24
 LARGEST_BATCH = 1_000_000

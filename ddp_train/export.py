@@ -12,9 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from ddp_core.cli import CommandLine
-from ddp_train.config.options import UserError
-
-__all__ = ["main"]
+from ddp_core.errors import UserError
 
 
 def main(argv: Sequence[str] | None = None) -> int:

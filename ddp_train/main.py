@@ -18,20 +18,19 @@ if __package__ in (None, ""):
     # Run as a file: the packages stand beside this folder, whatever the working directory.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from ddp_train.compile_cache import keep_private
-from ddp_train.config.parse import Config, UserError, check_paths, parse, with_values
+from ddp_core.errors import UserError
+from ddp_train.config.options import Config
+from ddp_train.config.parse import parse, with_values
+from ddp_train.config.validation import check_paths
 from ddp_train.distributed.heartbeat import own
 from ddp_train.engine.stop_signals import StopSignals
-from ddp_train.process_setup import expand_segments, keep_heap
+from ddp_train.process_setup import expand_segments, keep_heap, keep_private
 from ddp_train.run_folder.claim import is_restart
 from ddp_train.run_folder.done_marker import finished
 
 if TYPE_CHECKING:
     from ddp_train.assemble.build import Run
     from ddp_train.distributed.process_group import Ranks
-
-__all__ = ["main"]
-
 
 LATER_S = 0.3
 
@@ -65,10 +64,8 @@ def _end(message: str, *, status: int, speaks: bool) -> int:
 
 
 def _run(wanted: Config, stop: StopSignals) -> int:
-    from ddp_train.checkpoint.progress import Stopped
-    from ddp_train.config.options import SharedError
+    from ddp_core.errors import SharedError, Stopped, TrainingDiverged
     from ddp_train.distributed import process_group
-    from ddp_train.engine.trainer import TrainingDiverged
 
     try:
         with stop.raising():
@@ -118,7 +115,7 @@ def _train(wanted: Config, ranks: Ranks, stop: StopSignals) -> int:
 
 def _use(run: Run, wanted: Config, ranks: Ranks) -> int:
     """Train, or what takes its place; the exit status."""
-    from ddp_train.checkpoint.progress import Stopped, TrainingDiverged
+    from ddp_core.errors import Stopped, TrainingDiverged
     from ddp_train.evaluation.after_training import finish
 
     if wanted.run.tune is not None:
@@ -177,7 +174,7 @@ def _saves(wanted: Config) -> bool:
 
 def _leave_alone(error: BaseException, *, saves: bool) -> NoReturn:
     """End this process at once: one line for a user's mistake and after a signal, else the traceback."""
-    from ddp_train.checkpoint.progress import Stopped
+    from ddp_core.errors import Stopped
 
     status = 1
     if isinstance(error, Stopped):

@@ -9,9 +9,7 @@ from collections.abc import Sequence
 from typing import TypedDict
 
 from ddp_core.cli import CommandLine
-from ddp_train.config.options import UserError
-
-__all__ = ["main"]
+from ddp_core.errors import UserError
 
 BATCH = 64
 

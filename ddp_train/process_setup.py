@@ -1,6 +1,11 @@
 """Memory allocators: torch's on GPUs, told by environment variables before CUDA starts, and the C library's on the CPU.
 
 Torch-free: what concerns torch's is to be called before torch is imported.
+
+Where torch keeps compiled code from one run to the next: a folder of the user's own.
+
+torch's default is a folder in /tmp by a name that anybody can guess, and who makes it first decides what is loaded
+from it. torch 2.15 makes it as soon as an optimizer is created. Torch-free: to be called before torch is imported.
 """
 
 from __future__ import annotations
@@ -9,11 +14,10 @@ import ctypes
 import os
 from collections.abc import Mapping, MutableMapping
 from contextlib import suppress
+from pathlib import Path
 
-from ddp_train.config.options import UserError
+from ddp_core.errors import UserError
 from gpu_topology.environment.alloc_conf import merge
-
-__all__ = ["expand_segments", "keep_heap"]
 
 _GENERAL, _CUDA = "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"
 _KEY = "expandable_segments"
@@ -54,3 +58,21 @@ def keep_heap(environ: Mapping[str, str]) -> bool:
             mallopt = ctypes.CDLL(None).mallopt
             return bool(mallopt(_M_MMAP_MAX, 0) and mallopt(_M_TRIM_THRESHOLD, -1))  # -1: never
     return False
+
+
+_NAME = "TORCHINDUCTOR_CACHE_DIR"
+
+
+def keep_private(environ: MutableMapping[str, str]) -> None:
+    """Name the folder below the user's caches, unless the user has named one; torch's own where none can be made."""
+    if environ.get(_NAME):
+        return
+    base = environ.get("XDG_CACHE_HOME", "")
+    try:
+        folder = (Path(base) if base.startswith("/") else Path.home() / ".cache") / "ddp_train" / "compiled"
+        folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+    except (OSError, RuntimeError):  # no home, or one that cannot be written
+        return
+    if folder.stat().st_uid == os.getuid():
+        environ[_NAME] = str(folder)

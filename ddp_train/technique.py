@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ddp_train.config.options import Config
 from ddp_train.data.augment import keyed_random
-from ddp_train.data.pipeline.build import Batch
+from ddp_train.data.pipeline.window import Batch
 from ddp_train.distributed.process_group import Ranks
 from ddp_train.observers.records import EpochRecord, Observer
 from ddp_train.optim.losses import Loss

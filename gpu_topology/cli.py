@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from ddp_core.errors import TopologyError
 from gpu_topology.cli_options import (
     Answers,
     add_output,
@@ -25,7 +26,6 @@ from gpu_topology.cli_options import (
     positive,
     read_source,
 )
-from gpu_topology.topology import TopologyError
 
 PROGRAM = "python -m gpu_topology"
 INTERRUPTED = 130

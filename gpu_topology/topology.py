@@ -10,19 +10,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
-from ddp_core.one_line import one_line
-
-
-class TopologyError(Exception):
-    """A one-line message for the user; `remedy` says what to do about it."""
-
-    def __init__(self, message: str, remedy: str | None = None) -> None:
-        super().__init__(message)
-        self.remedy = remedy
-
-    def __str__(self) -> str:
-        return one_line(super().__str__())
-
 
 class LinkLevel(StrEnum):
     """The path between two GPUs, named as `nvidia-smi topo -m` names it; nearest first."""

@@ -18,8 +18,6 @@ from typing import Any
 
 from gpu_topology.topology import Topology
 
-__all__ = ["PairResult", "Verdict", "recall", "remember"]
-
 SCHEMA = "gpu-topology-verify/1"
 
 

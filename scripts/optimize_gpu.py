@@ -25,15 +25,13 @@ if __package__ in (None, ""):
     # Run as a file: the packages stand beside this folder, whatever the working directory.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from ddp_train.config.options import Config, UserError
+from ddp_core.errors import TopologyError, UserError
+from ddp_train.config.options import Config
 from ddp_train.config.parse import parse, with_values
 from ddp_train.tune.optimize import Measured, auto_optimize_config, place, read_machine, table
-from gpu_topology.topology import TopologyError
 
 if TYPE_CHECKING:
-    from ddp_train.tune.batch_size_optimizer import BatchSizeOptimizer
-
-__all__ = ["BatchSizeOptimizer", "auto_optimize_config", "main"]
+    pass
 
 
 def __getattr__(name: str) -> object:

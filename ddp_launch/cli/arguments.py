@@ -6,12 +6,12 @@ import argparse
 import sys
 from typing import Any, NoReturn
 
+from ddp_core.errors import OptionError
 from ddp_launch import __version__
 from ddp_launch.cli.value_types import (
     BOTH,
     FileName,
     OneOf,
-    OptionError,
     Tee,
     device_list,
     endpoint,
@@ -22,8 +22,6 @@ from ddp_launch.cli.value_types import (
     tee,
     whole,
 )
-
-__all__ = ["Parser", "make_parser"]
 
 LARGEST_RANKS = 1024
 POLICIES = ("largest", "fastest", "mixed")

@@ -13,8 +13,6 @@ from dataclasses import dataclass, fields
 from ddp_launch.cli.value_types import FileName, OneOf
 from ddp_train.config.options import SECTIONS
 
-__all__ = ["script"]
-
 COMMANDS = ("launch.py", "ddp-launch")
 
 

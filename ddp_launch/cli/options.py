@@ -12,11 +12,10 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Literal, NoReturn
 
+from ddp_core.errors import OptionError
 from ddp_launch.cli import torchrun_compat
 from ddp_launch.cli.arguments import Parser, make_parser
-from ddp_launch.cli.value_types import NO_TEE, OptionError, Tee
-
-__all__ = ["LaunchOptions", "OptionError", "Program", "option_names", "parse"]
+from ddp_launch.cli.value_types import NO_TEE, Tee
 
 NO_VARIABLES: Mapping[str, str] = MappingProxyType({})
 

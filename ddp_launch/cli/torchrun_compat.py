@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping
 
-from ddp_launch.cli.value_types import OptionError
-
-__all__ = ["FLAGS", "NO_EFFECT", "defaults", "no_effect", "refuse"]
+from ddp_core.errors import OptionError
 
 # Options that torchrun takes from PET_ variables, and that are the launcher's too. Those about nodes are read with what
 # job managers say: clusters/pet.py.

@@ -6,35 +6,12 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ddp_core.one_line import one_line
-
-__all__ = [
-    "NO_TEE",
-    "FileName",
-    "OneOf",
-    "OptionError",
-    "Tee",
-    "device_list",
-    "endpoint",
-    "host_name",
-    "memory",
-    "node_range",
-    "ranks",
-    "tee",
-    "whole",
-]
+from ddp_core.errors import OptionError
 
 LARGEST_NODES = 100_000
 LARGEST_MEMORY = 10**15
 BOTH = 3
 UNITS = {"": 10**9, "gb": 10**9, "g": 10**9, "gib": 2**30, "mb": 10**6, "m": 10**6, "mib": 2**20}
-
-
-class OptionError(Exception):
-    """A mistake on the launcher's command line: one line with the option, its value and what is accepted."""
-
-    def __str__(self) -> str:
-        return one_line(super().__str__())
 
 
 def whole(option: str, least: int, largest: int) -> Callable[[str], int]:

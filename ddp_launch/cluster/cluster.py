@@ -10,12 +10,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
+from ddp_core.errors import OptionError
 from ddp_launch.cli.options import LaunchOptions
-from ddp_launch.cli.value_types import OptionError
 from ddp_launch.cluster import kubernetes, mpi, pet, slurm
 from ddp_launch.cluster.detected import Surroundings
-
-__all__ = ["RUN_ID", "Cluster", "find_cluster"]
 
 T = TypeVar("T")
 

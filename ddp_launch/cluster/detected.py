@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ddp_launch.cli.value_types import OptionError
-
-__all__ = ["Surroundings", "number"]
+from ddp_core.errors import OptionError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,8 +7,6 @@ from collections.abc import Mapping
 
 from ddp_launch.cluster.detected import Surroundings, number
 
-__all__ = ["is_loopback", "of_a_rank", "read"]
-
 PYTORCH_JOB = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK")
 OF_A_RANK = ("LOCAL_RANK", "TORCHELASTIC_RUN_ID")
 """Set by torchrun for its ranks: then RANK counts ranks, not pods."""

@@ -11,8 +11,6 @@ from ddp_launch.cluster.detected import Surroundings, number
 from ddp_launch.cluster.kubernetes import is_loopback
 from ddp_launch.cluster.pet import MASTER_PORT, join
 
-__all__ = ["read"]
-
 # (who, size, rank, processes on this node, the line for one process on each node)
 KINDS = (
     (

@@ -16,10 +16,8 @@ import threading
 import time
 from collections.abc import Iterable, Mapping
 
-from ddp_launch.cli.value_types import OptionError
+from ddp_core.errors import OptionError
 from ddp_launch.cluster.cluster import Cluster
-
-__all__ = ["NetworkError", "locate", "resolve", "split_endpoint"]
 
 LOOKUP_S = 5.0
 """How long to wait for the resolver where nothing hangs on the answer."""

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-from ddp_launch.cli.value_types import OptionError, endpoint, node_range
+from ddp_core.errors import OptionError
+from ddp_launch.cli.value_types import endpoint, node_range
 from ddp_launch.cluster.detected import Surroundings, number
-
-__all__ = ["MASTER_PORT", "join", "read"]
 
 T = TypeVar("T")
 

@@ -11,8 +11,6 @@ from collections.abc import Mapping
 from ddp_launch.cluster.detected import Surroundings, number
 from ddp_launch.cluster.slurm_hostlist import expand, expand_counts
 
-__all__ = ["read"]
-
 FIRST_PORT, PORTS = 20_000, 10_000
 """Below the ports that Linux gives to outgoing connections (32768 and up)."""
 FIRST_SPECIAL_STEP = 0xFFFF_FFF0

@@ -5,9 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from ddp_launch.cli.value_types import OptionError
-
-__all__ = ["expand", "expand_counts"]
+from ddp_core.errors import OptionError
 
 LARGEST_LIST = 100_000
 PIECE = re.compile(r"\[([^\[\]]*)\]|([^\[\]]+)")

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["INSTALL", "Check", "Status"]
-
 INSTALL = "pip install -r requirements.txt"
 
 Status = Literal["ok", "warning", "failed"]

@@ -17,16 +17,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ddp_core.errors import OptionError
 from ddp_launch import __version__
-from ddp_launch.cli.options import LaunchOptions, OptionError
+from ddp_launch.cli.options import LaunchOptions
 from ddp_launch.doctor import gpus, machine, trials
 from ddp_launch.doctor.check import Check
-from ddp_train.config.parse import Config, parse
-from gpu_topology.driver.read import DriverError, read_topology
+from ddp_train.config.options import Config
+from ddp_train.config.parse import parse
+from gpu_topology.driver.library import DriverError
+from gpu_topology.driver.read import read_topology
 from gpu_topology.host.host import Host, read_host
 from gpu_topology.topology import Topology
-
-__all__ = ["exit_status", "run", "to_json"]
 
 SCHEMA = "ddp-launch-doctor/1"
 STYLES = {"ok": "green", "warning": "yellow", "failed": "bold red"}

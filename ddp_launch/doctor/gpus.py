@@ -9,12 +9,10 @@ from pathlib import Path
 
 from ddp_launch.doctor.check import INSTALL, Check
 from gpu_topology.driver.library import DriverError, NoDevicesError, NoDriverError
-from gpu_topology.environment.settings import notes
+from gpu_topology.environment.notes import notes
 from gpu_topology.host.host import Host
 from gpu_topology.select.select import Selection
 from gpu_topology.topology import Gpu, LinkLevel, Topology
-
-__all__ = ["Probe", "devices", "links", "nvidia_cards", "torch_and_driver"]
 
 GIB = 2**30
 

@@ -14,10 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ddp_launch.doctor.check import INSTALL, Check, Status
-from ddp_train.config.parse import Config
+from ddp_train.config.options import Config
 from gpu_topology.host.host import Host
-
-__all__ = ["host_name", "installation", "loopback", "requirements", "resources"]
 
 MIB, GIB = 2**20, 2**30
 REQUIREMENTS = Path(__file__).resolve().parents[2] / "requirements.txt"

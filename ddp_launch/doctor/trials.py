@@ -16,9 +16,7 @@ from pathlib import Path
 from ddp_launch.cli.options import LaunchOptions
 from ddp_launch.doctor.check import Check
 from ddp_launch.doctor.gpus import Probe
-from ddp_train.config.parse import Config
-
-__all__ = ["data", "probe_torch", "training"]
+from ddp_train.config.options import Config
 
 ROOT = Path(__file__).resolve().parents[2]
 PROBE_S, DATA_S, TRAINING_S = 120, 300, 300
@@ -47,7 +45,8 @@ print("\\n" + json.dumps(found))
 _DATA = """
 import sys
 from ddp_train import data
-from ddp_train.config.options import DataOptions, UserError
+from ddp_train.config.options import DataOptions
+from ddp_core.errors import UserError
 options = DataOptions(dataset="cifar10", data_dir=sys.argv[1])
 try:
     data.prepare("cifar10", options)

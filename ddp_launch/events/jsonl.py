@@ -17,9 +17,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
 
-from ddp_launch.cli.value_types import OptionError
-
-__all__ = ["EventLog", "Value"]
+from ddp_core.errors import OptionError
 
 STANDARD_OUTPUT = "-"
 USER_ERROR_STATUS = 2

@@ -13,8 +13,6 @@ from ddp_launch.events.jsonl import EventLog, Value
 from ddp_launch.failure.evidence import Witness
 from ddp_launch.failure.failures import Attempt, Failure, exit_status, signal_name
 
-__all__ = ["SCHEMA", "Report"]
-
 SCHEMA = "ddp-launch-events/1"
 LAST_LINES = 40
 

@@ -11,20 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from ddp_launch.failure.hang import Hang, Place, hang_in, left_in, place_in
-from ddp_launch.failure.log_tail import LastWords, read
-
-__all__ = [
-    "Attempt",
-    "Failure",
-    "Outcome",
-    "blame",
-    "exit_status",
-    "first_failure",
-    "in_words",
-    "signal_name",
-    "status_of",
-]
+from ddp_launch.failure.log_tail import Hang, LastWords, Place, hang_in, left_in, place_in, read
 
 MEANINGS: dict[int, str] = {
     signal.SIGKILL: "killed from outside: by the kernel when memory ran out, by a job manager, or by a person",

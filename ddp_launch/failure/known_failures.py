@@ -12,20 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = [
-    "LESS_MEMORY",
-    "MIB",
-    "MORE_SHM",
-    "SHM",
-    "TABLE",
-    "TIMEOUT",
-    "Batch",
-    "Evidence",
-    "Known",
-    "Words",
-    "shm_state",
-]
-
 MIB = 2**20
 SHM = "/dev/shm"
 TIMEOUT = "collective-timeout"

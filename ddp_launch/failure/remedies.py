@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from ddp_launch.failure.failures import Failure
 from ddp_launch.failure.known_failures import LESS_MEMORY, MIB, MORE_SHM, TABLE, Evidence, Words, shm_state
 
-__all__ = ["Remedy", "find_remedy"]
-
 BLOCK = 4096
 
 

@@ -8,8 +8,6 @@ from collections.abc import Sequence
 
 from ddp_launch.failure.failures import Attempt, Failure
 
-__all__ = ["why_not"]
-
 FIRST_STEP_S = 60.0
 """A program that fails sooner is taken to have failed before its first step: of a user's program nobody tells."""
 UNREADABLE = re.compile(r"^(SyntaxError|IndentationError|TabError)\b")

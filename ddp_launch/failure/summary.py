@@ -13,8 +13,6 @@ from ddp_launch.failure.failures import Failure, Outcome, in_words
 from ddp_launch.failure.known_failures import TIMEOUT
 from ddp_launch.failure.remedies import Remedy
 
-__all__ = ["show"]
-
 LINES = 20
 LINES_SEEN = 6
 USER_ERROR_STATUS = 2

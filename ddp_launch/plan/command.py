@@ -14,16 +14,6 @@ from ddp_launch.cli.options import Program
 from ddp_launch.cli.value_types import NO_TEE, Tee
 from ddp_launch.cluster.cluster import Cluster
 
-__all__ = [
-    "LOOPBACK",
-    "Job",
-    "escape_macros",
-    "shell_line",
-    "torchrun",
-    "torchrun_environment",
-    "worker_argv",
-]
-
 LOOPBACK = "127.0.0.1"
 TRAINER = Path(__file__).resolve().parents[2] / "ddp_train" / "main.py"
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-__all__ = ["default_grace", "grace_warnings"]
-
 ALONE_S = 30
 MANAGED_S = 25
 """Leaves 5 of the 30 seconds to end the ranks that have not ended, and to say what happened."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from ddp_core.errors import TopologyError
 from ddp_core.redaction import redacted
 from ddp_launch.cli.options import LaunchOptions, Program
 from ddp_launch.cluster.cluster import Cluster, find_cluster
@@ -19,16 +20,15 @@ from ddp_launch.plan.grace import default_grace, grace_warnings
 from ddp_launch.plan.predicted_speed import predict
 from ddp_launch.plan.trainer_options import Training, plan_training
 from ddp_train.distributed.speed_cache import KnownSpeeds
-from gpu_topology.environment.settings import Setting, needs_verify, notes
+from gpu_topology.environment.notes import needs_verify, notes
+from gpu_topology.environment.settings import Setting
 from gpu_topology.environment.settings import environment as environment_for
 from gpu_topology.host.host import Host
 from gpu_topology.select.from_environment import Inherited, from_environment
 from gpu_topology.select.numa import Binding, choose_binding, obstacle
 from gpu_topology.select.select import Excluded, Selection, SelectionRequest, select
-from gpu_topology.topology import Topology, TopologyError
+from gpu_topology.topology import Topology
 from gpu_topology.verdict import Verdict
-
-__all__ = ["LaunchPlan", "make_plan", "with_arguments"]
 
 CPU_RANKS = 2
 RANGE_RESTARTS = 3

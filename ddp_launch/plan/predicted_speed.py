@@ -6,13 +6,11 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from ddp_train.config.batch_split import split
-from ddp_train.config.parse import Config
+from ddp_train.config.options import Config
 from ddp_train.distributed.load_balance import Speed, divide, seconds_of
 from ddp_train.distributed.speed_cache import KnownSpeeds, work_of
 from gpu_topology.select.select import POLICIES, Selection, SelectionError, SelectionRequest, select
 from gpu_topology.topology import Topology
-
-__all__ = ["predict"]
 
 
 def predict(

@@ -19,8 +19,6 @@ from gpu_topology.environment.settings import Setting
 from gpu_topology.report.report import selection_json
 from gpu_topology.topology import Gpu
 
-__all__ = ["show_compact", "show_full", "to_json"]
-
 GIB = 2**30
 LONGEST_PROGRAM = 240
 

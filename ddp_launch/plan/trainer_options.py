@@ -7,14 +7,15 @@ import difflib
 import re
 from dataclasses import dataclass
 
+from ddp_core.errors import UserError
 from ddp_launch.cli.options import Program, option_names
 from ddp_train.config import recommend
-from ddp_train.config.parse import Config, UserError, check_paths, parse
+from ddp_train.config.options import Config
+from ddp_train.config.parse import parse
+from ddp_train.config.validation import check_paths
 from gpu_topology.host.host import Host
 from gpu_topology.select.select import Selection
 from gpu_topology.topology import Gpu, Topology
-
-__all__ = ["Training", "plan_training"]
 
 
 @dataclass(frozen=True)

@@ -41,8 +41,6 @@ from ddp_launch.rendezvous.remote_failures import Elsewhere
 from ddp_launch.rendezvous.roll_call import Node, RollCall, who_is_missing
 from ddp_launch.rendezvous.single_node import listen
 
-__all__ = ["SEVERAL_NODES", "MeetingFailed", "SeveralNodes", "parameters", "register"]
-
 SEVERAL_NODES = "ddp-launch-several-nodes"
 LAST_PLACE = 1_000_000
 """Behind every node that has a rank."""

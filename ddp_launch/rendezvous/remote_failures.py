@@ -15,8 +15,6 @@ from ddp_launch.failure.failures import Failure
 from ddp_launch.failure.log_tail import LastWords
 from ddp_launch.rendezvous.roll_call import Store
 
-__all__ = ["Elsewhere"]
-
 WAIT_S = 2.0
 """How long a node whose ranks are all victims waits for another's word, and the store for the nodes that read it."""
 LOOK_S = 0.05

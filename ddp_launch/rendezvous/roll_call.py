@@ -7,8 +7,6 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Protocol
 
-__all__ = ["Node", "RollCall", "Store", "who_is_missing"]
-
 SHOWN = 10
 LOST = ", which came and was lost"
 COUNT, ENTRY, END = "roll-call/count", "roll-call/node-", "roll-call/end"

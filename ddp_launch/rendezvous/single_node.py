@@ -18,8 +18,6 @@ from torch.distributed.elastic.rendezvous import (
     rendezvous_handler_registry,
 )
 
-__all__ = ["ONE_NODE", "OneNode", "listen", "register"]
-
 ONE_NODE = "ddp-launch-one-node"
 AGENTS_PREFIX = "agent"
 READ_TIMEOUT_S = 60

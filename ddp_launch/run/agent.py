@@ -38,8 +38,6 @@ from ddp_launch.run.rank_logs import SIGNALS_VARIABLE, RankLogs
 from ddp_launch.run.signals import Interrupts
 from ddp_launch.run.torch_logging import quieten_engine
 
-__all__ = ["run"]
-
 MONITOR_INTERVAL_S = 0.05
 LEFT_BEHIND_S = 2
 """How long processes that a successful program left behind may take to end."""

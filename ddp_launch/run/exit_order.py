@@ -13,8 +13,6 @@ import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 
-__all__ = ["Endings"]
-
 NOTED_WITHIN_S = 1.0
 LATER_MS = 1e-3
 

@@ -23,8 +23,6 @@ from urllib.parse import quote, unquote
 
 from ddp_launch.run.other_users_claims import Announcements, neighbours
 
-__all__ = ["Claims", "runtime_folder"]
-
 T = TypeVar("T")
 
 NAME = "ddp-launch"

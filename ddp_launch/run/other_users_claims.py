@@ -16,8 +16,6 @@ from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote, unquote
 
-__all__ = ["Announcements", "neighbours"]
-
 NAME = "ddp-launch-claim/{uid}/{uuid}"
 LISTED = re.compile(r" @ddp-launch-claim/(\d+)/(\S+)$", re.MULTILINE)
 SOCKETS = Path("/proc/net/unix")

@@ -12,17 +12,12 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.text import Text
 
+from ddp_core.errors import PreflightError
 from ddp_launch.cli.options import LaunchOptions
 from ddp_launch.plan.plan import LaunchPlan, make_plan
 from gpu_topology.verdict import Verdict
 
-__all__ = ["PreflightError", "is_due", "preflight"]
-
 OWN_ACCORD = "--no-preflight starts the run without this check"
-
-
-class PreflightError(Exception):
-    """The GPUs of the plan do not work together, and no variable mends it: one line with what to do."""
 
 
 def is_due(plan: LaunchPlan, options: LaunchOptions) -> bool:

@@ -20,8 +20,6 @@ from contextlib import suppress
 
 from ddp_launch.run import exec_with_pdeathsig, reaper
 
-__all__ = ["Descendants", "leashed"]
-
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 SCRIPT = (sys.executable, "-I", "-S")
 PAUSE_S = 0.05

@@ -9,9 +9,8 @@ from importlib.machinery import PathFinder
 from importlib.util import find_spec
 from pathlib import Path
 
-from ddp_launch.cli.options import OptionError, Program
-
-__all__ = ["check_program", "check_torch"]
+from ddp_core.errors import OptionError
+from ddp_launch.cli.options import Program
 
 
 def check_program(program: Program) -> None:

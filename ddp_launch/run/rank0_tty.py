@@ -18,8 +18,6 @@ from pathlib import Path
 from select import select
 from typing import BinaryIO
 
-__all__ = ["Screen"]
-
 CHUNK_BYTES = 1 << 16
 STUCK_S = 5.0
 RESIZE_S = 0.5

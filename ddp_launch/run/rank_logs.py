@@ -10,8 +10,6 @@ from torch.distributed.elastic.multiprocessing import LogsDest, LogsSpecs, Std
 from ddp_launch.cli.value_types import BOTH, Tee
 from ddp_launch.run.rank0_tty import Screen
 
-__all__ = ["SIGNALS_VARIABLE", "RankLogs"]
-
 BITS = STDOUT, STDERR = (1, 2)
 SIGNALS_VARIABLE = "TORCHELASTIC_SIGNALS_TO_HANDLE"
 SIGNALS = os.environ.get(SIGNALS_VARIABLE, "SIGTERM,SIGINT,SIGHUP,SIGQUIT")

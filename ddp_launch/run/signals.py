@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["Interrupts", "deferred"]
-
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
 AS = {signal.SIGUSR1: signal.SIGTERM}
 """What a signal stands for: Slurm's warning ahead of a time limit (--signal=USR1) is like the SIGTERM that follows."""

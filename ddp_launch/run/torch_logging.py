@@ -8,8 +8,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["quiet_import", "quieten_engine"]
-
 CPP_LEVEL = "TORCH_CPP_LOG_LEVEL"
 
 

@@ -38,20 +38,22 @@ from ddp_train.assemble.resolve_options import resolve, threads_of
 from ddp_train.checkpoint import rng_state
 from ddp_train.checkpoint.manager import Saver, create_saver
 from ddp_train.checkpoint.progress import Progress
-from ddp_train.config.options import Config
-from ddp_train.config.parse import resume_file, to_dict, with_values
-from ddp_train.data.pipeline.build import Pipeline
-from ddp_train.data.sources.dataset import Dataset
+from ddp_train.config.options import Config, to_dict
+from ddp_train.config.parse import with_values
+from ddp_train.config.validation import resume_file
+from ddp_train.data.pipeline.window import Pipeline
 from ddp_train.data.sources.facts import DatasetFacts
 from ddp_train.data.sources.on_ranks import describe_left_out, load_on_ranks
+from ddp_train.data.sources.samples import Dataset
 from ddp_train.distributed.allreduce_hook import Owed
 from ddp_train.distributed.flag_exchange import Control
 from ddp_train.distributed.heartbeat import own
 from ddp_train.distributed.process_group import Ranks, gpu_uuids, on_first_rank, take_first_ranks, together
 from ddp_train.distributed.shm_allreduce import share
+from ddp_train.engine.components import Parts
 from ddp_train.engine.nan_guard import Guard
 from ddp_train.engine.stop_signals import StopSignals
-from ddp_train.engine.trainer import Parts, Trainer
+from ddp_train.engine.trainer import Trainer
 from ddp_train.models.init_from_data import init_from_data
 from ddp_train.models.synchronised import SynchronisedBatchNorm
 from ddp_train.observers.console import create_progress
@@ -65,8 +67,6 @@ from ddp_train.run_folder.files import HistoryObserver, RunFolder
 from ddp_train.run_folder.lock import RunLock
 from ddp_train.technique import Context, Technique
 from ddp_train.techniques.registry import compose
-
-__all__ = ["Run", "build"]
 
 
 @dataclass(frozen=True)

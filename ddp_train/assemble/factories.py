@@ -10,13 +10,14 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ddp_core.errors import UserError
 from ddp_train import data, models
 from ddp_train.config.batch_split import scale_learning_rate, split
-from ddp_train.config.options import Config, UserError
+from ddp_train.config.options import Config
 from ddp_train.config.parse import with_values
-from ddp_train.data.pipeline.build import Pipeline
-from ddp_train.data.sources.dataset import Dataset
+from ddp_train.data.pipeline.window import Pipeline
 from ddp_train.data.sources.facts import DatasetFacts
+from ddp_train.data.sources.samples import Dataset
 from ddp_train.diagnostics.beats import Watched
 from ddp_train.distributed.process_group import Ranks
 from ddp_train.distributed.speed_cache import work_of
@@ -28,22 +29,6 @@ from ddp_train.optim.precision import LossScale, Precision
 from ddp_train.optim.torch_internals import without_compiler
 from ddp_train.technique import Context, Technique
 from ddp_train.tune.balance import Balance
-
-__all__ = [
-    "compiled",
-    "context_of",
-    "create_balance",
-    "create_network",
-    "create_pipeline",
-    "create_precision",
-    "loss_of",
-    "optimizer_of",
-    "schedule_of",
-    "sharded",
-    "without_effect",
-    "without_lone_sample",
-    "wrap",
-]
 
 
 def create_network(resolved: Config, dataset: Dataset | DatasetFacts, device: torch.device) -> nn.Module:

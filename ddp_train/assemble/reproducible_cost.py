@@ -23,8 +23,6 @@ from ddp_train.engine.reproducible import Sharded
 from ddp_train.optim.losses import cross_entropy_sum
 from ddp_train.technique import Context, Moment
 
-__all__ = ["Cost", "measure"]
-
 ROUNDS = 2
 """Each way is timed so often, in turns, behind one that is not counted; the shortest time counts."""
 

@@ -10,12 +10,10 @@ import torch.distributed as dist
 from ddp_train.config import recommend
 from ddp_train.config.options import Config
 from ddp_train.config.parse import with_values
-from ddp_train.data.sources.dataset import Dataset
+from ddp_train.data.sources.samples import Dataset
 from ddp_train.distributed.process_group import Ranks
 from ddp_train.engine.reproducible import pin
 from gpu_topology.host.host import read_host
-
-__all__ = ["read_hardware", "resolve", "set_threads", "settle_arithmetic", "threads_of"]
 
 
 def resolve(

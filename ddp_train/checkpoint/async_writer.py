@@ -12,11 +12,9 @@ from pathlib import Path
 
 import torch
 
+from ddp_core.errors import UserError
 from ddp_train.checkpoint import format as checkpoint_format
 from ddp_train.checkpoint.values import dense, plain
-from ddp_train.config.options import UserError
-
-__all__ = ["GIVE_UP_AFTER", "CheckpointWriter", "copy_to_host"]
 
 GIVE_UP_AFTER = 3
 """Failed writes in a row. Fewer, and a disk that is full for a minute would end a run of days."""

@@ -13,11 +13,8 @@ from typing import Any
 import torch
 
 from ddp_train.checkpoint.progress import Progress
-from ddp_train.config.options import Config
-from ddp_train.config.parse import to_dict
+from ddp_train.config.options import Config, to_dict
 from ddp_train.distributed.process_group import Ranks
-
-__all__ = ["describe", "differences", "why_not"]
 
 # What has to be the same within an epoch, and how a user calls it.
 FIXED = {

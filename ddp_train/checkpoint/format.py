@@ -29,25 +29,11 @@ from typing import IO, NamedTuple
 
 import torch
 
+from ddp_core.errors import UserError
 from ddp_core.files import replacing
 from ddp_train.checkpoint import integrity
 from ddp_train.checkpoint.inspection import ForeignObject, Refused, inspect
 from ddp_train.checkpoint.values import dense, plain, spoilt
-from ddp_train.config.options import UserError
-
-__all__ = [
-    "LATEST",
-    "PREVIOUS",
-    "SCHEMA",
-    "Newest",
-    "NotFinite",
-    "load",
-    "load_state_dict",
-    "newest",
-    "save",
-    "save_state_dict",
-    "step_of",
-]
 
 SCHEMA = "ddp-train-checkpoint/1"
 LATEST = "checkpoint-latest.pt"

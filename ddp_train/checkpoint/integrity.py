@@ -14,9 +14,7 @@ import zipfile
 from contextlib import suppress
 from typing import IO, BinaryIO
 
-from ddp_train.config.options import UserError
-
-__all__ = ["BYTES", "append", "verify"]
+from ddp_core.errors import UserError
 
 _SEAL = b"ddp-train sha256=%s"
 _PATTERN = re.compile(rb"ddp-train sha256=([0-9a-f]{64})")

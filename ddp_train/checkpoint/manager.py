@@ -17,21 +17,19 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from ddp_core.errors import TrainingDiverged, UserError
 from ddp_train import optim
 from ddp_train.checkpoint import compatibility, per_rank_state, rng_state
 from ddp_train.checkpoint import format as checkpoint_format
 from ddp_train.checkpoint.async_writer import CheckpointWriter
-from ddp_train.checkpoint.progress import Progress, TrainingDiverged
-from ddp_train.config.intervals import Interval, read_interval
-from ddp_train.config.options import UserError
-from ddp_train.data.pipeline.build import Pipeline
+from ddp_train.checkpoint.progress import Progress
+from ddp_train.config.validation import Interval, read_interval
+from ddp_train.data.pipeline.window import Pipeline
 from ddp_train.distributed.flag_exchange import Control
 from ddp_train.distributed.heartbeat import own
 from ddp_train.distributed.process_group import Ranks
 from ddp_train.optim.precision import Precision
 from ddp_train.technique import Context, Technique
-
-__all__ = ["Held", "Saver", "collect", "create_saver", "restore"]
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,6 @@ from torch import Tensor
 
 from ddp_train.distributed.process_group import Ranks
 
-__all__ = ["differences", "leaves", "mean", "own"]
-
 Leaves = dict[str, Any]
 """Path in the nested state -> leaf."""
 _WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

@@ -4,24 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["Progress", "Stopped", "TrainingDiverged"]
-
-
-class TrainingDiverged(Exception):
-    """The loss is no longer a finite number: nothing that follows would mean anything. On all ranks alike."""
-
-
-class Stopped(BaseException):
-    """A signal ended the run in good order. No error: what takes any error of an image or a model lets it through.
-
-    status: of the process. together: on all ranks alike, behind a checkpoint; else this process alone, with nothing to
-    save.
-    """
-
-    def __init__(self, status: int, words: str = "", *, together: bool = False) -> None:
-        super().__init__(words)
-        self.status, self.together = status, together
-
 
 @dataclass
 class Progress:

@@ -12,8 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["capture", "restore", "seed"]
-
 
 def seed(number: int) -> None:
     """Python's, NumPy's and torch's generators begin anew, for the weights of a network: a user's own model may draw

@@ -10,8 +10,6 @@ import torch
 
 from ddp_train.checkpoint.inspection import ITEM_BYTES
 
-__all__ = ["dense", "plain", "spoilt"]
-
 _LEAVES = {type(None), bool, int, float, complex, str, bytes, torch.Size, torch.dtype, torch.device}
 _KEYS = {type(None), bool, int, float, str}
 

@@ -9,8 +9,6 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-__all__ = ["REFERENCE_BATCH", "ceil_div", "scale_learning_rate", "shards_of_rank", "split"]
-
 REFERENCE_BATCH = 128
 """The global batch at which `--lr` is meant when it is scaled."""
 

@@ -19,21 +19,10 @@ from typing import Any, Literal, get_args, get_type_hints
 
 import yaml
 
-from ddp_train.config.options import SECTIONS, Config, UserError, to_dict
-from ddp_train.config.validation import bounds, check_paths, check_values, resume_file, resume_target
+from ddp_core.errors import UserError
+from ddp_train.config.options import SECTIONS, Config
+from ddp_train.config.validation import bounds, check_values, resume_target
 from ddp_train.config.yaml_file import read_mapping, shown
-
-__all__ = [
-    "Config",
-    "UserError",
-    "check_paths",
-    "dump",
-    "parse",
-    "presets",
-    "resume_file",
-    "to_dict",
-    "with_values",
-]
 
 PRESETS = Path(__file__).resolve().parents[1] / "presets"
 

@@ -1,6 +1,8 @@
 """What is refused before anything starts: numbers out of range, options that exclude each other, unusable folders.
 
 Torch-free, so that the launcher refuses once what every worker would refuse.
+
+How often something is done: after so many optimizer steps, or seconds. Torch-free.
 """
 
 from __future__ import annotations
@@ -8,14 +10,14 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
+import re
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from ddp_train.config.intervals import read_interval
-from ddp_train.config.options import Config, UserError, to_dict
-
-__all__ = ["bounds", "check_paths", "check_values", "milestones", "resume_file", "resume_target"]
+from ddp_core.errors import UserError
+from ddp_train.config.options import Config, to_dict
 
 GENERATIONS = ("checkpoint-latest.pt", "checkpoint-previous.pt")
 """The files of a run folder that a run can go on from."""
@@ -360,3 +362,31 @@ def _check_writable(folder: Path) -> None:
         read_only = os.statvfs(existing).f_flag & os.ST_RDONLY
         reason = f"{existing} is on a read-only file system" if read_only else f"no permission to write into {existing}"
         raise PermissionError(0, reason)
+
+
+_SECONDS = {"s": 1, "sec": 1, "second": 1, "m": 60, "min": 60, "minute": 60, "h": 3600, "hour": 3600}
+_FORM = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)", re.IGNORECASE)
+ACCEPTED = 'steps ("500"), a time ("90s", "5m", "1h"), or "epoch" for the ends of epochs alone'
+LONGEST_S = 10**9
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Every `steps` optimizer steps or every `seconds`; both None: never."""
+
+    steps: int | None = None
+    seconds: float | None = None
+
+
+def read_interval(text: str, option: str) -> Interval:
+    """`text` as an interval. Errors: UserError that names `option`."""
+    if text.strip().lower() == "epoch":
+        return Interval()
+    match = _FORM.fullmatch(text.strip())
+    number, unit = (match[1], match[2].lower()) if match else ("", "")
+    unit = unit if unit in _SECONDS or unit == "" else unit.removesuffix("s")
+    if match and unit in ("", "step") and number.isdecimal() and len(number) < 20 and 1 <= int(number) <= LONGEST_S:
+        return Interval(steps=int(number))
+    if match and unit in _SECONDS and 0 < float(number) * _SECONDS[unit] <= LONGEST_S:
+        return Interval(seconds=float(number) * _SECONDS[unit])
+    raise UserError(f"{option} takes {ACCEPTED}, not {text!r}")

@@ -9,9 +9,7 @@ from typing import Any
 
 import yaml
 
-from ddp_train.config.options import UserError
-
-__all__ = ["read_mapping", "shown"]
+from ddp_core.errors import UserError
 
 LARGEST_BYTES = 1 << 20
 MOST_VALUES, MOST_LEVELS = 10_000, 20

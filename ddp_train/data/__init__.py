@@ -4,7 +4,9 @@ Data flows `dataset` (what there is, decoded once into `cache`) -> `sampler` (wh
 rank) -> `pipeline` (`resident` or `loader`: the batches) -> `augment` (on whole batches, by `keyed` draws).
 """
 
-from ddp_train.data.pipeline.build import Batch, Pipeline, Window, build_pipeline
-from ddp_train.data.sources.dataset import Dataset, Split, load, prepare, resolve
+from ddp_train.data.pipeline.build import build_pipeline
+from ddp_train.data.pipeline.window import Batch, Pipeline, Window
+from ddp_train.data.sources.dataset import load, prepare, resolve
+from ddp_train.data.sources.samples import Dataset, Split
 
 __all__ = ["Batch", "Dataset", "Pipeline", "Split", "Window", "build_pipeline", "load", "prepare", "resolve"]

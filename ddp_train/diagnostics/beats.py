@@ -11,11 +11,9 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 
-from ddp_train.data.pipeline.build import Batch, Pipeline, Window
+from ddp_train.data.pipeline.window import Batch, Pipeline, Window
 from ddp_train.distributed.heartbeat import Heartbeat, own
 from ddp_train.technique import Context, Technique
-
-__all__ = ["Watched", "create"]
 
 
 def create(context: Context) -> Technique:

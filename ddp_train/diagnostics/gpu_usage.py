@@ -14,8 +14,6 @@ from ddp_train.distributed.process_group import gpu_uuids
 from ddp_train.observers.records import EpochRecord
 from ddp_train.technique import Context, Moment, Technique
 
-__all__ = ["Usage", "create"]
-
 INTERVAL_S = 1.0
 
 

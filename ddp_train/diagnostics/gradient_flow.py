@@ -18,13 +18,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from ddp_core.errors import UserError
 from ddp_core.files import write_text
-from ddp_train.config.options import UserError
 from ddp_train.observers.records import EpochRecord, Observer
-from ddp_train.plots.flow_file import SCHEMA, FlowPoint, read_flow
+from ddp_train.plots.gradient_flow import SCHEMA, FlowPoint, read_flow
 from ddp_train.technique import Context, Moment, Technique
-
-__all__ = ["create", "weight_layers"]
 
 
 def create(context: Context) -> Technique:

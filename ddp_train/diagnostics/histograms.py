@@ -21,8 +21,6 @@ from ddp_train.technique import Context, Moment, Technique
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-__all__ = ["create"]
-
 IMAGES = 64
 VALUES = 1 << 20
 """Values of a tensor that go into its histogram; of a larger one an even sample does."""

@@ -17,8 +17,6 @@ from ddp_train.observers.records import Observer, RunFacts
 from ddp_train.optim.losses import Loss
 from ddp_train.technique import Context, Moment, Technique
 
-__all__ = ["create", "judge"]
-
 FACTOR = 2.0
 
 

@@ -24,8 +24,6 @@ from ddp_train.distributed.process_group import Ranks, sum_over_ranks
 from ddp_train.observers.records import Best, EpochRecord, Observer
 from ddp_train.technique import Context, Technique
 
-__all__ = ["create", "kept_bytes", "table"]
-
 PHASES = ("forward", "backward", "step", "evaluation")
 COLUMNS = (*PHASES, "kept")
 SCHEMA = "ddp-train-memory/1"

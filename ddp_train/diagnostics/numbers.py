@@ -22,14 +22,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ddp_train.checkpoint.progress import TrainingDiverged
+from ddp_core.errors import TrainingDiverged
 from ddp_train.diagnostics.hooks import layers
 from ddp_train.distributed.process_group import Ranks, sum_over_ranks
 from ddp_train.optim.losses import Loss
 from ddp_train.optim.precision import Precision
 from ddp_train.technique import Context, Moment, Technique
-
-__all__ = ["RunningLoss", "create", "first_bad_layer"]
 
 KEEP = 0.95
 """Of a running mean at each step."""

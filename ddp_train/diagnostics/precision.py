@@ -20,15 +20,14 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor, nn
 
+from ddp_core.errors import UserError
 from ddp_train import data, models
-from ddp_train.config.options import Config, UserError
+from ddp_train.config.options import Config
 from ddp_train.config.parse import parse
-from ddp_train.data.sources.dataset import Dataset
+from ddp_train.data.sources.samples import Dataset
 from ddp_train.distributed.process_group import Ranks, choose_device
 from ddp_train.optim.precision import Precision, set_matmul_precision
 from gpu_topology.host.host import read_host
-
-__all__ = ["FORMATS", "Measured", "compare", "main"]
 
 BATCH = 128
 FORMATS = {

@@ -21,8 +21,6 @@ from ddp_core.files import write_text
 from ddp_train.observers.records import Observer
 from ddp_train.technique import Context, Moment, Technique
 
-__all__ = ["create", "steps_to_profile", "table"]
-
 WARM_UP = 10
 STEPS = 5
 SHOWN, WRITTEN = 8, 40

@@ -12,8 +12,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ddp_train.distributed.shm_allreduce import SharedGradients
 
-__all__ = ["Owed"]
-
 
 class Owed:
     """Counts the all-reduces that DistributedDataParallel issues in a step, to make good those that are missing.

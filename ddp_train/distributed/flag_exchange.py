@@ -15,8 +15,6 @@ import torch.distributed as dist
 from ddp_train.distributed.heartbeat import own
 from ddp_train.distributed.process_group import Ranks
 
-__all__ = ["FLAGS", "Control"]
-
 FLAGS = ("stop", "save", "interrupted", "not_finite", "out_of_memory")
 """What can be told: the number of the signal that asks for an end; a checkpoint is due; an evaluation was broken off;
 a loss or gradient is not finite; memory ran out. 0 is no."""

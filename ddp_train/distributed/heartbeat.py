@@ -17,8 +17,6 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-__all__ = ["BEAT", "DUMP_SIGNAL", "PHASES", "Heartbeat", "own", "place"]
-
 PHASES = (
     "start",
     "setup",

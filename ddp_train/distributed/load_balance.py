@@ -13,8 +13,6 @@ from dataclasses import dataclass
 
 from ddp_train.config.batch_split import split
 
-__all__ = ["GAIN", "Division", "Hysteresis", "Speed", "divide", "gain", "seconds_of"]
-
 GAIN = 0.05
 """A rank is admitted, and a division changed, only for a step that is faster by more than this."""
 SURE = 0.2

@@ -17,24 +17,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from ddp_train.config.options import SharedError, UserError
+from ddp_core.errors import SharedError, UserError
 from ddp_train.distributed.heartbeat import own
-
-__all__ = [
-    "Ranks",
-    "average_buffers",
-    "choose_device",
-    "gpu_uuids",
-    "leave",
-    "on_first_rank",
-    "on_one_rank_per_node",
-    "start",
-    "stop",
-    "sum_over_ranks",
-    "take_first_ranks",
-    "together",
-    "wait_for_all",
-]
 
 T = TypeVar("T")
 

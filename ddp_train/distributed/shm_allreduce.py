@@ -23,8 +23,6 @@ from torch import Tensor, nn
 from ddp_core.host_memory import available_memory
 from ddp_train.distributed.process_group import Ranks, on_first_rank, sum_over_ranks
 
-__all__ = ["MOST_RANKS", "SharedGradients", "share"]
-
 MOST_RANKS = 4
 """Each rank reads the parts of all; beyond this gloo's ring, in which each reads what two have, moves fewer bytes."""
 _PART_OF_MEMORY = 8

@@ -16,8 +16,6 @@ from ddp_core.files import write_text
 from ddp_train.config.options import Config
 from ddp_train.distributed.load_balance import Speed
 
-__all__ = ["KnownSpeeds", "recall", "remember", "work_of"]
-
 SCHEMA = "ddp-train-speeds/1"
 
 

@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ddp_train.checkpoint.manager import Saver
 from ddp_train.checkpoint.progress import Progress
-from ddp_train.data.pipeline.build import Pipeline
+from ddp_train.data.pipeline.window import Pipeline
 from ddp_train.distributed.allreduce_hook import Owed
 from ddp_train.distributed.flag_exchange import Control
 from ddp_train.distributed.process_group import Ranks
@@ -24,8 +24,6 @@ from ddp_train.optim.losses import Loss
 from ddp_train.optim.lr_schedule import Schedule
 from ddp_train.optim.precision import Precision
 from ddp_train.technique import Technique
-
-__all__ = ["Parts"]
 
 
 @dataclass(frozen=True)

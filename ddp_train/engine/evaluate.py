@@ -10,12 +10,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ddp_train.data.pipeline.build import Batch
+from ddp_train.data.pipeline.window import Batch
 from ddp_train.distributed.process_group import sum_over_ranks
 from ddp_train.optim.losses import cross_entropy_sum, summable
 from ddp_train.optim.precision import Precision
-
-__all__ = ["Examination", "Mistake", "Scores", "Views", "evaluate", "examine"]
 
 Views = Callable[[Tensor], Iterable[Tensor]]
 """Images [n, C, H, W] -> the same images, seen in one or more ways."""

@@ -14,11 +14,9 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ddp_train.data.pipeline.build import Batch, Window
+from ddp_train.data.pipeline.window import Batch, Window
 from ddp_train.distributed.process_group import Ranks, average_buffers
 from ddp_train.technique import Moment
-
-__all__ = ["Averaged", "Compute", "Joining", "seed_shard"]
 
 
 class Compute(Protocol):

@@ -9,8 +9,6 @@ from torch import Tensor
 
 from ddp_train.optim.losses import summable
 
-__all__ = ["Sums"]
-
 MOST = 64
 """Micro-batches that wait to be added up at once: adding up costs as much as it does for one."""
 

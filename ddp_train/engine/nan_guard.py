@@ -25,18 +25,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ddp_core.errors import TrainingDiverged
 from ddp_core.files import write_text
 from ddp_train.checkpoint.format import LATEST
-from ddp_train.checkpoint.progress import TrainingDiverged
-from ddp_train.data.pipeline.build import Pipeline
+from ddp_train.data.pipeline.window import Pipeline
 from ddp_train.diagnostics.numbers import first_bad_layer
 from ddp_train.distributed.flag_exchange import Control
 from ddp_train.distributed.process_group import Ranks
 from ddp_train.engine.gradient_sync import seed_shard
 from ddp_train.optim.precision import Precision
 from ddp_train.technique import Moment
-
-__all__ = ["FILE", "Guard", "any_not_finite"]
 
 FILE = "bad_batch.json"
 SCHEMA = "ddp-train-bad-batch/1"

@@ -5,6 +5,8 @@ with zeros, and all ranks learn of it before any weight is touched (distributed/
 put back (batch statistics and the epoch's sums) and taken again, with micro-batches of half the size from there on.
 The samples, their augmentation, the global batch and the learning rate stay, and so does the gradient, to rounding;
 batch norm and dropout see other micro-batches, and a mixup pair is one of neighbours within a micro-batch.
+
+Telling an error that means "no memory left" from every other.
 """
 
 from __future__ import annotations
@@ -15,14 +17,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from ddp_core.errors import SharedError
 from ddp_train.config.batch_split import ceil_div, split
-from ddp_train.config.options import SharedError
 from ddp_train.engine.components import Parts
 from ddp_train.engine.metrics import Sums
-from ddp_train.engine.out_of_memory import is_out_of_memory
 from ddp_train.engine.step_boundary import Boundary
-
-__all__ = ["Attempts", "OutOfMemoryTogether"]
 
 
 class OutOfMemoryTogether(Exception):
@@ -133,3 +132,21 @@ class _Before:
         """As it was when the copies were taken."""
         for tensors, copies in self._kinds:
             torch._foreach_copy_(list(tensors), list(copies))
+
+
+# torch raises its own class for the CUDA allocator alone; libraries and the CPU's allocator say it in words.
+_WORDS = (
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+    "cudnn_status_alloc_failed",
+    "cublas_status_alloc_failed",
+    "cuda_error_out_of_memory",
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that memory ran out, on a GPU or on the host."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in _WORDS)

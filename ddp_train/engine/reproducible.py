@@ -29,15 +29,12 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
-from ddp_train.config.options import UserError
-from ddp_train.data.pipeline.build import Batch, Window
+from ddp_core.errors import UserError
+from ddp_train.data.pipeline.window import Batch, Window
 from ddp_train.distributed.process_group import Ranks
 from ddp_train.engine.gradient_sync import Compute, seed_shard
-from ddp_train.engine.shard_buffers import Buffers
-from ddp_train.engine.shard_reduce import ShardTree, Sums
+from ddp_train.engine.shard_reduce import Buffers, ShardTree, Sums
 from ddp_train.technique import Moment
-
-__all__ = ["Sharded", "pin"]
 
 
 def pin(threads: int, device: torch.device) -> None:

@@ -12,13 +12,11 @@ from collections.abc import Iterator, Mapping
 
 from torch import nn
 
-from ddp_train.checkpoint.progress import Stopped
-from ddp_train.data.pipeline.build import Batch
+from ddp_core.errors import Stopped
+from ddp_train.data.pipeline.window import Batch
 from ddp_train.engine.components import Parts
 from ddp_train.engine.metrics import Sums
 from ddp_train.engine.stop_signals import STATUS
-
-__all__ = ["Boundary"]
 
 
 class Boundary:

@@ -14,9 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from ddp_train.checkpoint.progress import Stopped
-
-__all__ = ["STATUS", "StopSignals"]
+from ddp_core.errors import Stopped
 
 STATUS = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGHUP: 129, signal.SIGUSR1: 143}
 """The exit status behind each; a warning of the scheduler's is like the SIGTERM that would follow."""

@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 
-from ddp_train.checkpoint.progress import Progress, TrainingDiverged
-from ddp_train.data.pipeline.build import Batch, Window
+from ddp_core.errors import TrainingDiverged
+from ddp_train.checkpoint.progress import Progress
+from ddp_train.data.pipeline.window import Batch, Window
 from ddp_train.diagnostics.numbers import first_bad_layer
 from ddp_train.distributed.process_group import sum_over_ranks
 from ddp_train.engine.components import Parts
@@ -26,8 +27,6 @@ from ddp_train.engine.step_boundary import Boundary
 from ddp_train.observers.records import Best, EpochRecord, StepReport
 from ddp_train.optim.lr_schedule import set_learning_rate
 from ddp_train.technique import Gradients, Moment
-
-__all__ = ["Parts", "Trainer", "TrainingDiverged"]
 
 
 def _plain_update(gradients: Gradients, apply: Callable[[], None], optimizer: torch.optim.Optimizer) -> None:

@@ -25,8 +25,6 @@ from ddp_train.observers.epoch_table import percent
 from ddp_train.observers.records import add_examination, read_history
 from ddp_train.run_folder import done_marker
 
-__all__ = ["finish"]
-
 WORST = 24
 
 

@@ -12,11 +12,9 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
+from ddp_core.errors import UserError
 from ddp_core.files import replacing
-from ddp_train.config.options import UserError
 from ddp_train.evaluation.saved import Saved
-
-__all__ = ["export"]
 
 EXAMPLES, CHECKED = 4, 7
 """Images in the batch that is traced, and in the one that is compared: two sizes, since any must do."""

@@ -7,14 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ddp_train.data.sources.dataset import Dataset
 from ddp_train.data.sources.decode import read_image
+from ddp_train.data.sources.samples import Dataset
 from ddp_train.engine.evaluate import Examination
-from ddp_train.plots.examination import CLASSES_UP_TO, confusion_figure
-from ddp_train.plots.mistakes import Picture, mistakes_figure
+from ddp_train.plots.examination import CLASSES_UP_TO, Picture, confusion_figure, mistakes_figure
 from ddp_train.plots.style import save
-
-__all__ = ["SCHEMA", "as_json", "as_text", "draw"]
 
 SCHEMA = "ddp-train-evaluation/1"
 ROWS = 40

@@ -16,8 +16,6 @@ from ddp_train.evaluation.views import tta_in_words
 from ddp_train.observers.epoch_table import duration
 from ddp_train.observers.records import HistoryDocument, RunFacts
 
-__all__ = ["model_card"]
-
 NAMED_CLASSES = 30
 SETTINGS = (
     "epochs",

@@ -10,14 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from ddp_core.errors import UserError
 from ddp_train.assemble.factories import create_network
 from ddp_train.checkpoint import format as checkpoint_format
-from ddp_train.config.options import Config, UserError
+from ddp_train.config.options import Config
 from ddp_train.config.parse import parse
 from ddp_train.data.augment.levels import Augmentation
 from ddp_train.data.sources.facts import DatasetFacts
-
-__all__ = ["Saved", "open_saved"]
 
 
 @dataclass(frozen=True)

@@ -6,16 +6,15 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from ddp_core.errors import UserError
 from ddp_train import data
-from ddp_train.config.options import AugmentOptions, DataOptions, UserError
-from ddp_train.data.pipeline.build import Batch
-from ddp_train.data.sources import cifar10, image_folder
-from ddp_train.data.sources.dataset import Dataset
+from ddp_train.config.options import AugmentOptions, DataOptions
+from ddp_train.data.pipeline.window import Batch
+from ddp_train.data.sources import cifar10, listing
 from ddp_train.data.sources.on_ranks import load_on_ranks
+from ddp_train.data.sources.samples import Dataset
 from ddp_train.distributed.process_group import Ranks, together
 from ddp_train.evaluation.saved import Saved
-
-__all__ = ["batches", "load_split"]
 
 BUNDLED = ("digits", "synthetic")
 
@@ -40,7 +39,7 @@ def _check_folder(name: str, options: DataOptions) -> None:
     if not folder.is_dir():
         raise UserError(f"--data-dir {folder}: {'is not a folder' if folder.exists() else 'does not exist'}")
     around = folder.parent if folder.name == cifar10.TORCHVISION_FOLDER else folder
-    found = image_folder.has_image_folder(folder)
+    found = listing.has_image_folder(folder)
     if not (found or (name == "cifar10" and cifar10.has_torchvision_folder(around))):
         wanted = "cifar-10-batches-py, or train/CLASS/* and test/CLASS/* images"
         raise UserError(f"--data-dir {folder}: holds no data (expected there: {wanted})")

@@ -15,8 +15,6 @@ from torch.nn.functional import pad
 
 from ddp_train.engine.evaluate import Views
 
-__all__ = ["Tta", "tta_in_words", "views"]
-
 Tta = Literal["none", "flip", "flip+shifts"]
 CORNERS = ((0, 0), (-1, -1), (-1, 1), (1, -1), (1, 1))
 

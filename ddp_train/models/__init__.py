@@ -16,7 +16,8 @@ from typing import Literal
 import torch
 from torch import nn
 
-from ddp_train.config.options import ModelOptions, UserError
+from ddp_core.errors import UserError
+from ddp_train.config.options import ModelOptions
 from ddp_train.models import imported
 from ddp_train.models.blocks import Residual
 from ddp_train.models.power import PowerCifarNet

@@ -14,8 +14,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-__all__ = ["SelfAttention", "chunked_attention"]
-
 CHUNK = 32
 """Queries at a time."""
 

@@ -1,13 +1,13 @@
 """The parts that the residual families share: stem, block (a place where a technique can drop the branch), head.
 
 Source: He et al. 2016 (arXiv:1512.03385); pre-activation as in arXiv:1603.05027.
+
+Initial weights of our own convolutional models.
 """
 
 from __future__ import annotations
 
 from torch import Tensor, nn
-
-__all__ = ["Residual", "basic_block", "head", "stem"]
 
 
 class Residual(nn.Module):
@@ -71,3 +71,21 @@ def basic_block(in_channels: int, channels: int, stride: int = 1) -> Residual:
         nn.BatchNorm2d(channels),
     )
     return Residual(branch, shortcut=shortcut, after=nn.ReLU(inplace=True))
+
+
+def init_weights(model: nn.Module) -> None:
+    """He's normal initialisation before ReLU (arXiv 1502.01852); a near-zero last layer.
+
+    With the last layer near zero all classes start equally likely: the first loss is ln(num_classes).
+    """
+    last: nn.Linear | None = None
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(module, nn.Linear):
+            nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
+            last = module
+        if isinstance(module, (nn.Conv2d, nn.Linear)) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+    if last is not None:
+        nn.init.normal_(last.weight, std=0.01)

@@ -13,10 +13,8 @@ from pathlib import Path
 
 from torch import nn
 
-from ddp_train.config.options import UserError
+from ddp_core.errors import UserError
 from ddp_train.models.shape import ImageShape
-
-__all__ = ["create"]
 
 
 def create(name: str, num_classes: int, image_shape: ImageShape) -> nn.Module:

@@ -8,11 +8,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from ddp_train.config.options import UserError
+from ddp_core.errors import UserError
 from ddp_train.data.pipeline.loader import ImageReader
-from ddp_train.data.sources.dataset import Dataset
-
-__all__ = ["FromData", "init_from_data"]
+from ddp_train.data.sources.samples import Dataset
 
 MOST = 5000
 """Images that are shown; evenly spread over the training set, which may be sorted by class."""

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ddp_train.models.initial import init_weights
+from ddp_train.models.blocks import init_weights
 from ddp_train.models.shape import ImageShape, require_size
-
-__all__ = ["PowerCifarNet"]
 
 _GROUPS = 4
 _LEAST_SIDE = 2**_GROUPS

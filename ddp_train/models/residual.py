@@ -6,11 +6,8 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from ddp_train.models.blocks import basic_block, head, stem
-from ddp_train.models.initial import init_weights
+from ddp_train.models.blocks import basic_block, head, init_weights, stem
 from ddp_train.models.shape import ImageShape, require_size
-
-__all__ = ["ResidualCifarNet"]
 
 _CHANNELS = (128, 256, 512, 768)
 _LEAST_SIDE = 8

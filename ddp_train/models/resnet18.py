@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ddp_train.models.blocks import basic_block, head, stem
-from ddp_train.models.initial import init_weights
+from ddp_train.models.blocks import basic_block, head, init_weights, stem
 from ddp_train.models.shape import ImageShape, require_size
-
-__all__ = ["ResNet18"]
 
 _STAGES = 4
 _BLOCKS = 2

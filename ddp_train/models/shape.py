@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from ddp_train.config.options import UserError
-
-__all__ = ["ImageShape", "require_size"]
+from ddp_core.errors import UserError
 
 ImageShape = tuple[int, int, int]
 """(channels, height, width)."""

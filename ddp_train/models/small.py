@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ddp_train.models.initial import init_weights
+from ddp_train.models.blocks import init_weights
 from ddp_train.models.shape import ImageShape, require_size
-
-__all__ = ["SmallCifarNet"]
 
 _CHANNELS = (32, 64, 128)
 _HIDDEN = 512

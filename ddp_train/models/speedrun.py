@@ -15,10 +15,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ddp_train.config.options import UserError
+from ddp_core.errors import UserError
 from ddp_train.models.shape import ImageShape, require_size
-
-__all__ = ["SpeedrunNet", "whitening_kernels"]
 
 _CHANNELS = (64, 256, 256)
 _PATCH = 2

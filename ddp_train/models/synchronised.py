@@ -19,8 +19,6 @@ from torch.autograd.function import once_differentiable
 from torch.nn.modules._functions import SyncBatchNorm as sync_batch_norm
 from torch.nn.modules.batchnorm import _BatchNorm
 
-__all__ = ["SynchronisedBatchNorm", "alone", "synchronise"]
-
 
 class SynchronisedBatchNorm(_BatchNorm):
     """BatchNorm1d, 2d or 3d whose statistics in training are those of all ranks' samples; parameters and names alike.

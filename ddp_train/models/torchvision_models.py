@@ -6,10 +6,8 @@ import torch
 import torchvision
 from torch import nn
 
-from ddp_train.config.options import UserError
+from ddp_core.errors import UserError
 from ddp_train.models.shape import ImageShape
-
-__all__ = ["create", "names"]
 
 _REFUSALS = (RuntimeError, ValueError, AssertionError)  # what models raise for images that they cannot take
 _LARGEST_SIDE = 512

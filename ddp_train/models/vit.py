@@ -10,12 +10,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ddp_train.config.options import UserError
+from ddp_core.errors import UserError
 from ddp_train.models.attention import SelfAttention
 from ddp_train.models.blocks import Residual
 from ddp_train.models.shape import ImageShape
-
-__all__ = ["VisionTransformer", "positions"]
 
 PATCH = 4
 _HEAD_WIDTH = 64

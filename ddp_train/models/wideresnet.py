@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ddp_train.config.options import UserError
-from ddp_train.models.blocks import Residual
-from ddp_train.models.initial import init_weights
+from ddp_core.errors import UserError
+from ddp_train.models.blocks import Residual, init_weights
 from ddp_train.models.shape import ImageShape, require_size
-
-__all__ = ["WideResNet"]
 
 _CHANNELS = (16, 32, 64)
 _LEAST_SIDE = 4

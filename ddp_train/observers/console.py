@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     from gpu_topology.monitor import Reading
 
-__all__ = ["LiveProgress", "PlainProgress", "create_progress", "gpu_row"]
-
 _REFRESHES_PER_SECOND = 2  # rendering takes the interpreter lock from the training thread
 _GPU_INTERVAL_S = 1.0
 _WIDTH = 80

@@ -6,8 +6,6 @@ import math
 
 from ddp_train.observers.records import Best, EpochRecord, RunFacts
 
-__all__ = ["EpochTable", "clock", "describe", "duration", "loss", "number", "percent", "summary"]
-
 # Heading and width of each column; the mark of a best epoch takes the first place of the column after test accuracy.
 _COLUMNS = (
     ("epoch", 7),

@@ -14,21 +14,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
+from ddp_core.errors import UserError
 from ddp_core.files import write_text
-from ddp_train.config.options import UserError
-
-__all__ = [
-    "SCHEMA",
-    "Best",
-    "EpochRecord",
-    "History",
-    "HistoryDocument",
-    "Observer",
-    "RunFacts",
-    "StepReport",
-    "add_examination",
-    "read_history",
-]
 
 SCHEMA = "ddp-train-history/1"
 

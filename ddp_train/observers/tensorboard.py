@@ -10,13 +10,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from ddp_train.config.options import UserError
+from ddp_core.errors import UserError
 from ddp_train.observers.records import EpochRecord, Observer, RunFacts, StepReport
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
-
-__all__ = ["TensorBoardObserver", "open_writer"]
 
 _TAGS = {
     "loss/train": "train_loss",

@@ -12,11 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ddp_core.errors import UserError
 from ddp_core.files import write_text
-from ddp_train.config.options import UserError
 from ddp_train.observers.records import Best, EpochRecord, Observer, RunFacts, StepReport
-
-__all__ = ["WandbObserver"]
 
 NAMES = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "learning_rate", "images_per_second", "seconds")
 

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ddp_train.config.options import OptimOptions, UserError
+from ddp_core.errors import UserError
+from ddp_train.config.options import OptimOptions
 from ddp_train.optim.low_overhead import SGD, Adam, AdamW
 from ddp_train.optim.muon import Muon, hidden_matrices
 

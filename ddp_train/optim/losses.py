@@ -7,8 +7,6 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-__all__ = ["Loss", "cross_entropy_sum", "summable"]
-
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """(logits [n, classes], labels int64 [n]) -> sum of the n losses, a scalar tensor."""
 GRAINS = 2.0**24

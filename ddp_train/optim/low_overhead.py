@@ -14,8 +14,6 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer, optimizer
 
-__all__ = ["SGD", "Adam", "AdamW"]
-
 Step = Callable[..., Any]
 SAME = ("lr", "momentum", "nesterov", "dampening", "maximize", "foreach")
 

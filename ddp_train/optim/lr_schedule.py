@@ -12,10 +12,9 @@ from dataclasses import dataclass
 
 import torch
 
-from ddp_train.config.options import ScheduleOptions, UserError
+from ddp_core.errors import UserError
+from ddp_train.config.options import ScheduleOptions
 from ddp_train.config.validation import milestones
-
-__all__ = ["Schedule", "create_schedule", "set_learning_rate"]
 
 Schedule = Callable[[int], float]
 """Step (from 0) -> the factor on the peak learning rate for that step."""

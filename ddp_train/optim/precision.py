@@ -14,10 +14,8 @@ from typing import Any
 
 import torch
 
-from ddp_train.config.options import UserError
+from ddp_core.errors import UserError
 from ddp_train.optim import torch_internals
-
-__all__ = ["LossScale", "Precision", "set_matmul_precision"]
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

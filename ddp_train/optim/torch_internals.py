@@ -19,8 +19,6 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-__all__ = ["backward", "leave_compiler_out", "without_compiler"]
-
 COMPILER = "torch._dynamo"
 T = TypeVar("T")
 

@@ -7,9 +7,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from ddp_train.config.options import UserError
-
-__all__ = ["main"]
+from ddp_core.errors import UserError
 
 # Command -> what it draws. Each is a module of this package with add_arguments(parser) and run(arguments).
 COMMANDS = {

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ddp_core.errors import UserError
 from ddp_train import data
-from ddp_train.config.options import AugmentOptions, DataOptions, UserError
+from ddp_train.config.options import AugmentOptions, DataOptions
 from ddp_train.data.pipeline.build import create_augmentation
-from ddp_train.data.sources.dataset import Dataset, Split
-from ddp_train.data.sources.samples import channel_statistics
+from ddp_train.data.sources.samples import Dataset, Split, channel_statistics
 from ddp_train.plots.style import DPI, INK, SOFT, new_figure, save
 from ddp_train.techniques import mixing
 from ddp_train.techniques.progressive_resize import side_in_epoch
@@ -27,8 +27,6 @@ from ddp_train.techniques.progressive_resize import side_in_epoch
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-__all__ = ["augment_figure", "photographs"]
 
 IMAGES, DRAWS = 2, 4  # an even number of images: mixup and CutMix take pairs
 LEAST_PIXELS = 64

@@ -1,16 +1,19 @@
-"""The confusion matrix: which class is taken for which."""
+"""The confusion matrix: which class is taken for which.
+
+The worst-classified images: those whose true class the model thought least likely.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ddp_train.plots.style import INK, SOFT, new_figure, style
+from ddp_core.errors import UserError
+from ddp_train.plots.style import INK, PALETTE, SOFT, new_figure, style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-__all__ = ["CLASSES_UP_TO", "confusion_figure"]
 
 CLASSES_UP_TO = 60
 """More classes make a picture that nobody can read."""
@@ -52,3 +55,47 @@ def confusion_figure(confusion: Sequence[Sequence[int]], classes: Sequence[str])
                     text = f"{share * 100:.1f}" if share < 0.9995 else "100"
                     axes.text(column, row, text, ha="center", va="center", fontsize=9, color=color, weight=weight)
     return figure
+
+
+if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.figure import Figure
+
+COLUMNS, LEAST_COLUMNS = 6, 4
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A wrongly classified image: uint8 [H, W, C], its true class, what it was taken for and how surely."""
+
+    image: np.ndarray
+    label: str
+    predicted: str
+    probability: float
+
+
+def mistakes_figure(pictures: Sequence[Picture], wrong: int, samples: int) -> Figure:
+    """A sheet of the pictures, the worst first; `wrong` of `samples` images were misclassified in all."""
+    if not pictures:
+        raise UserError("there are no mistakes to draw")
+    columns = min(COLUMNS, max(len(pictures), LEAST_COLUMNS))
+    rows = -(-len(pictures) // columns)
+    title = f"Worst-classified images  ·  {len(pictures)} of {wrong:,} mistakes in {samples:,} images"
+    figure = new_figure(2.1 * columns, 2.55 * rows + 0.6, title)
+    panels = figure.subplots(rows, columns, squeeze=False).flatten()
+    for panel in panels:
+        panel.set_axis_off()
+    for panel, picture in zip(panels, pictures, strict=False):
+        image = picture.image
+        grey = image.shape[2] == 1
+        panel.imshow(image[:, :, 0] if grey else image, cmap="gray" if grey else None, vmin=0, vmax=255)
+        panel.set_title(f"{_short(picture.label)}\n", fontsize=10, color=INK, pad=3)
+        taken = f"taken for {_short(picture.predicted)}, {picture.probability:.0%}"
+        panel.text(
+            0.5, 1.03, taken, transform=panel.transAxes, ha="center", va="bottom", fontsize=8.5, color=PALETTE[1]
+        )
+    return figure
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 18 else f"{name[:17]}…"

@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, get_args, get_type_hints
 
-from ddp_train.config.options import ScheduleOptions, UserError
+from ddp_core.errors import UserError
+from ddp_train.config.options import ScheduleOptions
 from ddp_train.optim.lr_schedule import create_schedule
 from ddp_train.plots.style import PALETTE, new_figure, save, style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-__all__ = ["schedules_figure"]
 
 COLUMNS = 3
 STEPS = 100

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["DPI", "GRID", "INK", "PALETTE", "SOFT", "legend", "new_figure", "save", "style"]
-
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#444444")
 """Okabe and Ito's: told apart with every common colour blindness."""
 INK, SOFT, GRID = "#222222", "#6B6B6B", "#E3E3E3"

@@ -8,11 +8,10 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from ddp_train.config.options import Config, UserError
+from ddp_core.errors import UserError
+from ddp_train.config.options import Config
 from ddp_train.config.validation import resume_file
 from ddp_train.run_folder.lock import RunLock
-
-__all__ = ["claim", "is_restart", "new_name"]
 
 RESULTS = ("training_history.json", "best_model.pth", "checkpoint-latest.pt", "checkpoint-previous.pt")
 """What makes a folder that of an earlier run."""

@@ -13,8 +13,6 @@ from typing import Any
 from ddp_core.files import write_text
 from ddp_train.config.options import Config
 
-__all__ = ["FILE", "finished", "mark", "unmark"]
-
 FILE = "done.json"
 SCHEMA = "ddp-train-done/1"
 

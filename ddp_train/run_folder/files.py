@@ -18,8 +18,6 @@ from ddp_train.config.recommend import Recommendation
 from ddp_train.data.sources.facts import DatasetFacts
 from ddp_train.observers.records import EpochRecord, History, Observer
 
-__all__ = ["HistoryObserver", "RunFolder"]
-
 
 class RunFolder:
     """The files of one run under `path`."""

@@ -21,9 +21,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from ddp_train.config.options import UserError
-
-__all__ = ["NAME", "RunLock"]
+from ddp_core.errors import UserError
 
 NAME = ".run-lock"
 PATIENCE_S = 10.0

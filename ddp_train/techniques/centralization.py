@@ -13,8 +13,6 @@ from torch import nn
 
 from ddp_train.technique import Context, Moment, Technique
 
-__all__ = ["centralize", "create"]
-
 
 def create(context: Context) -> Technique:
     """`--centralize-gradients`."""

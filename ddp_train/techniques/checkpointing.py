@@ -22,10 +22,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from ddp_train.config.options import UserError
+from ddp_core.errors import UserError
 from ddp_train.technique import Context, Technique
-
-__all__ = ["checkpoint_blocks", "create"]
 
 _STARTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 

@@ -14,8 +14,6 @@ from torch import nn
 
 from ddp_train.technique import Context, Moment, Technique
 
-__all__ = ["create"]
-
 
 def create(context: Context) -> Technique:
     """`--clip-grad NORM`."""

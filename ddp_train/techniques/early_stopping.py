@@ -12,8 +12,6 @@ from typing import Any
 from ddp_train.observers.records import EpochRecord
 from ddp_train.technique import Context, Technique
 
-__all__ = ["create"]
-
 
 def create(context: Context) -> Technique:
     """`--early-stopping PATIENCE`, `--min-delta`."""

@@ -20,8 +20,6 @@ from torch.optim.swa_utils import AveragedModel
 
 from ddp_train.technique import Context, Moment, Technique
 
-__all__ = ["create"]
-
 
 def create(context: Context) -> Technique:
     """`--ema DECAY`, `--ema-warmup`."""

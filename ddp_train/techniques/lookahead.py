@@ -16,8 +16,6 @@ from torch import Tensor, nn
 
 from ddp_train.technique import Context, Moment, Technique
 
-__all__ = ["create"]
-
 
 def create(context: Context) -> Technique:
     """`--lookahead K`, `--lookahead-alpha`."""

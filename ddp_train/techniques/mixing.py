@@ -20,8 +20,6 @@ from torch import Tensor
 from ddp_train.data.augment import keyed_random
 from ddp_train.technique import Context, Moment, Technique
 
-__all__ = ["blend", "create", "paste", "rectangle"]
-
 
 def create(context: Context) -> Technique:
     """`--mixup ALPHA`, `--cutmix ALPHA`, `--mixup-prob`."""

@@ -14,8 +14,6 @@ from ddp_train.observers.records import EpochRecord
 from ddp_train.optim.lr_schedule import FALL
 from ddp_train.technique import Context, Technique
 
-__all__ = ["create"]
-
 THRESHOLD = 1e-4
 
 

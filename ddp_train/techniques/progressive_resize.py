@@ -12,10 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ddp_train.config.options import UserError
+from ddp_core.errors import UserError
 from ddp_train.technique import Context, Moment, Technique
-
-__all__ = ["create", "side_in_epoch"]
 
 GROWING_SHARE = 0.8
 STEP = 4

@@ -9,10 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ddp_train.config.options import Config, UserError
+from ddp_core.errors import UserError
+from ddp_train.config.options import Config
 from ddp_train.technique import Context, Technique
-
-__all__ = ["TABLE", "Entry", "compose"]
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,6 @@ from torch import nn
 
 from ddp_train.technique import Context, Gradients, Technique
 
-__all__ = ["create"]
-
 LEAST_NORM = 1e-12
 
 

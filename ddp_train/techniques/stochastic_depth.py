@@ -12,11 +12,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ddp_train.config.options import UserError
+from ddp_core.errors import UserError
 from ddp_train.models import Residual
 from ddp_train.technique import Context, Technique
-
-__all__ = ["DropBranch", "create"]
 
 
 def create(context: Context) -> Technique:

@@ -19,12 +19,10 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel
 
-from ddp_train.data.pipeline.build import Batch
+from ddp_train.data.pipeline.window import Batch
 from ddp_train.optim.lr_schedule import Schedule
 from ddp_train.optim.precision import Precision
 from ddp_train.technique import Context, Moment, Technique
-
-__all__ = ["annealed", "create", "estimate_statistics"]
 
 SHARE_OF_PEAK = 0.5
 """The constant rate, where none is given: 0.05 beside a peak of 0.1 in the paper."""

@@ -13,8 +13,6 @@ from torch import nn
 from ddp_train.models.synchronised import synchronise
 from ddp_train.technique import Context, Technique
 
-__all__ = ["create"]
-
 
 def create(context: Context) -> Technique:
     """`--sync-batch-norm`."""

@@ -8,11 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from ddp_train.config.options import UserError
+from ddp_core.errors import UserError
 from ddp_train.tune.search import Search, Settings
 from ddp_train.tune.space import read_space
-
-__all__ = ["main"]
 
 EPILOG = "Options of launch.py and of the trainer that all trials share stand at the end, after --."
 
@@ -101,9 +99,9 @@ def _search(arguments: argparse.Namespace, shared: tuple[str, ...]) -> int:
 def _end(search: Search) -> int:
     from rich.console import Console
 
-    from ddp_train.plots.search import search_figure
     from ddp_train.plots.style import save
-    from ddp_train.tune.search_table import search_table
+    from ddp_train.plots.tuning import search_figure
+    from ddp_train.tune.search import search_table
 
     if all(trial.best is None for trial in search.trials.values()):
         print("error: every trial failed; the lines above say why", file=sys.stderr)

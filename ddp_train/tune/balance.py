@@ -16,17 +16,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from ddp_core.errors import UserError
 from ddp_train.config.batch_split import split
-from ddp_train.config.options import UserError
 from ddp_train.data.pipeline.sampler import GlobalBatchSampler
 from ddp_train.distributed.load_balance import Division, Hysteresis, Speed, divide, gain
 from ddp_train.distributed.speed_cache import KnownSpeeds, remember
-from ddp_train.engine.trainer import Parts
+from ddp_train.engine.components import Parts
 from ddp_train.observers.records import EpochRecord
 from ddp_train.technique import Technique
 from ddp_train.tune.calibration import calibrate, gather, gather_speeds, measure_communication, slowdown
-
-__all__ = ["Balance"]
 
 
 class Balance:

@@ -17,8 +17,6 @@ from ddp_train.tune.batch_size import Found, find_batch_size
 from ddp_train.tune.memory import memory_of
 from ddp_train.tune.steps import Steps
 
-__all__ = ["find_for", "table", "verdict", "write"]
-
 SMALLEST = 2
 """Batch norm needs two samples where nothing else is left of an image."""
 TIME_LIMIT_S = 25.0
@@ -100,8 +98,8 @@ def verdict(found: Found, global_batch: int) -> str:
 
 def write(found: Found, folder: Path) -> tuple[Path, Path]:
     """batch_size.json and batch_size.png in `folder`."""
-    from ddp_train.plots.batch_size import batch_size_figure
     from ddp_train.plots.style import save
+    from ddp_train.plots.tuning import batch_size_figure
 
     data, picture = folder / "batch_size.json", folder / "batch_size.png"
     write_text(data, json.dumps({"schema": "ddp-train-batch-size/1", **asdict(found)}, indent=2) + "\n")

@@ -19,15 +19,12 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from ddp_train.config.options import UserError
-from ddp_train.engine.out_of_memory import is_out_of_memory
+from ddp_core.errors import UserError
+from ddp_train.engine.oom_retry import is_out_of_memory
 from ddp_train.technique import Stateful
 from ddp_train.tune.linear_fit import Line, fit
 from ddp_train.tune.memory import Memory, memory_of
-from ddp_train.tune.preserve import preserved
-from ddp_train.tune.release import release_memory
-
-__all__ = ["Found", "Trial", "choose", "find_batch_size"]
+from ddp_train.tune.preserve import preserved, release_memory
 
 MARGIN = 0.1
 """Of the memory, left free: a real step fragments it, and the last bytes are taken by libraries."""

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ddp_train.config.options import UserError
+from ddp_core.errors import UserError
 from ddp_train.distributed.process_group import Ranks
 from ddp_train.technique import Stateful
 from ddp_train.tune.batch_report import utilization_of

@@ -11,13 +11,11 @@ import torch
 import torch.distributed as dist
 
 from ddp_train.distributed.load_balance import Speed
-from ddp_train.engine.trainer import Parts
+from ddp_train.engine.components import Parts
 from ddp_train.tune.linear_fit import fit
 from ddp_train.tune.memory import memory_of
 from ddp_train.tune.preserve import preserved
 from ddp_train.tune.steps import Steps
-
-__all__ = ["calibrate", "gather", "measure_communication", "slowdown"]
 
 REPEATS = 5
 MARGIN = 0.1

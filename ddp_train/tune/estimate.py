@@ -22,15 +22,14 @@ from torch.optim import Optimizer
 from ddp_core.files import write_text
 from ddp_train.config.batch_split import ceil_div
 from ddp_train.diagnostics.memory_report import kept_bytes
+from ddp_train.engine.components import Parts
 from ddp_train.engine.evaluate import evaluate
-from ddp_train.engine.trainer import Parts, Trainer
+from ddp_train.engine.trainer import Trainer
 from ddp_train.technique import Stateful
 from ddp_train.tune.calibration import gather
 from ddp_train.tune.linear_fit import Line, fit
 from ddp_train.tune.preserve import preserved
 from ddp_train.tune.steps import Steps
-
-__all__ = ["Estimate", "Memory", "estimate", "measure_memory", "table", "write"]
 
 TRAIN_S, EVALUATE_S = 18.0, 6.0
 LEAST_STEPS, MOST_STEPS = 3, 200

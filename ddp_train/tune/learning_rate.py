@@ -13,11 +13,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ddp_core.errors import UserError
 from ddp_core.files import write_text
-from ddp_train.config.options import UserError
 from ddp_train.engine.trainer import Trainer
-
-__all__ = ["Found", "range_test", "suggest", "write"]
 
 LOWEST, HIGHEST = 1e-6, 10.0
 STEPS = 120

@@ -18,8 +18,6 @@ import torch
 from ddp_core.files import write_text
 from ddp_train.data.pipeline.window import Pipeline
 
-__all__ = ["Found", "Setting", "candidates", "find_loader", "table", "write"]
-
 TOLERANCE = 0.05
 PREFETCH = (2, 4, 8)
 

@@ -8,13 +8,12 @@ from pathlib import Path
 from ddp_train import data
 from ddp_train.config.options import Config
 from ddp_train.config.parse import with_values
-from ddp_train.data.pipeline.build import Pipeline, ResidentPipeline
-from ddp_train.data.sources.dataset import Dataset
+from ddp_train.data.pipeline.resident import ResidentPipeline
+from ddp_train.data.pipeline.window import Pipeline
+from ddp_train.data.sources.samples import Dataset
 from ddp_train.engine.trainer import Trainer
 from ddp_train.tune import batch_report, estimate, learning_rate, loader
 from gpu_topology.host.host import read_host
-
-__all__ = ["MEASUREMENTS"]
 
 Answer = tuple[str, Callable[[Path], Sequence[Path]]]
 

@@ -11,9 +11,7 @@ import torch
 
 from ddp_core.host_memory import available_memory
 from ddp_train.diagnostics.memory_report import read_peak, reset_peak
-from ddp_train.tune.release import release_memory
-
-__all__ = ["GpuMemory", "HostMemory", "Memory", "memory_of"]
+from ddp_train.tune.preserve import release_memory
 
 
 class Memory(Protocol):

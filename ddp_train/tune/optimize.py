@@ -16,10 +16,11 @@ from pathlib import Path
 
 import yaml
 
+from ddp_core.errors import UserError
 from ddp_core.files import write_text
 from ddp_train.config import recommend
 from ddp_train.config.batch_split import ceil_div, scale_learning_rate
-from ddp_train.config.options import Config, UserError, to_dict
+from ddp_train.config.options import Config, to_dict
 from ddp_train.config.parse import parse, with_values
 from ddp_train.config.validation import check_values
 from gpu_topology.driver.read import read_or_explain

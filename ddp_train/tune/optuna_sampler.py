@@ -5,10 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ddp_train.config.options import UserError
+from ddp_core.errors import UserError
 from ddp_train.tune.space import Choice, Space, Value
-
-__all__ = ["OptunaSampler"]
 
 
 class OptunaSampler:

@@ -18,8 +18,6 @@ from ddp_core.files import write_text
 from ddp_train.engine.trainer import Trainer
 from ddp_train.optim.losses import cross_entropy_sum
 
-__all__ = ["Found", "judge", "overfit_one_batch", "write"]
-
 NEAR_ZERO = 0.05
 """Of ln(classes), the loss without any knowledge."""
 

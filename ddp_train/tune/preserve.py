@@ -1,9 +1,13 @@
-"""Measurements that leave nothing behind: everything that a training step changes is put back, bit for bit."""
+"""Measurements that leave nothing behind: everything that a training step changes is put back, bit for bit.
+
+Memory between trials in one process: what one has left behind is given back before the next one is measured.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import gc
 import random
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,9 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from ddp_train.technique import Stateful
-from ddp_train.tune.release import release_memory
-
-__all__ = ["preserved"]
 
 Restore = Callable[[], None]
 
@@ -109,3 +110,16 @@ def _copied(value: object) -> object:
 def _copy(tensor: Tensor) -> Tensor:
     """On the host, in the same layout; a clone also where it is there already."""
     return tensor.detach().to("cpu", copy=True, memory_format=torch.preserve_format)
+
+
+def release_memory() -> None:
+    """Free what nothing refers to any more, cycles included, and give the allocator's cache back to the GPU.
+
+    A model, its optimizer and the error of a trial that ran out of memory must not be referred to any longer. Peak
+    statistics start anew. Nothing to give back without a GPU that is in use.
+    """
+    gc.collect()
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()

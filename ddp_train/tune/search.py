@@ -4,6 +4,10 @@
 
 `DIR/search.json` holds what is known after every run; the same command goes on where it was ended. Each trial is
 scored by its best test accuracy so far. Torch-free: the runs are processes of their own.
+
+Successive halving (Jamieson and Talwalkar 2016, arXiv:1502.07943) as a pure plan over what is known so far.
+
+The trials of a search as a table for the terminal.
 """
 
 from __future__ import annotations
@@ -14,18 +18,15 @@ import math
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
+from ddp_core.errors import UserError
 from ddp_core.files import write_text
-from ddp_train.config.options import UserError
 from ddp_train.observers.records import read_history
-from ddp_train.tune.halving import next_job, rungs
 from ddp_train.tune.space import Space, Value, draw, option_words
-
-__all__ = ["Sampler", "Search", "Settings", "Trial"]
 
 SCHEMA = "ddp-train-search/1"
 LAUNCHER = Path(__file__).resolve().parents[2] / "launch.py"
@@ -204,3 +205,57 @@ def _shown(values: dict[str, Value]) -> str:
 
 def _is_real(value: Value) -> bool:
     return isinstance(value, float) and math.isfinite(value)
+
+
+def rungs(epochs: int, eta: int, first: int) -> tuple[int, ...]:
+    """Epochs after which trials are compared: `first`, each further one `eta` times as many, and `epochs` at last."""
+    found = []
+    while first < epochs:
+        found.append(first)
+        first *= eta
+    return (*found, epochs)
+
+
+def next_job(
+    scores: Mapping[int, Mapping[int, float | None]], trials: int, steps: tuple[int, ...], eta: int
+) -> tuple[int, int] | None:
+    """(trial, epochs) to run next; None when the search is over.
+
+    scores: trial -> {epochs: score, None for a run that failed}. At each rung the best of `eta` parts go on.
+    """
+    alive = list(range(trials))
+    for rung in steps:
+        for trial in alive:
+            if rung not in scores.get(trial, {}):
+                return trial, rung
+        ranked = sorted(
+            (trial for trial in alive if scores[trial][rung] is not None),
+            key=lambda trial: (-(scores[trial][rung] or 0.0), trial),
+        )
+        alive = ranked[: max(1, len(alive) // eta)]
+    return None
+
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def search_table(ranking: Sequence[Trial]) -> Table:
+    """One row per trial, the best first: score, epochs, values."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, header_style="bold")
+    for column in ("trial", "test accuracy", "epochs"):
+        table.add_column(column, justify="right", no_wrap=True)
+    names = list(ranking[0].values)
+    for name in names:
+        table.add_column(name.replace("_", "-"), justify="right", overflow="fold")
+    for place, trial in enumerate(ranking):
+        score = "failed" if trial.best is None else f"{trial.best:.2%}"
+        cells = [str(trial.number + 1), score, str(max(trial.scores, default=0))]
+        values = (trial.values[name] for name in names)
+        cells += [f"{value:.4g}" if isinstance(value, float) else str(value) for value in values]
+        table.add_row(*map(Text, cells), style="bold green" if place == 0 else None)
+    return table

@@ -18,11 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ddp_train.config.options import UserError
-from ddp_train.config.parse import Config, parse, to_dict
+from ddp_core.errors import UserError
+from ddp_train.config.options import Config, to_dict
+from ddp_train.config.parse import parse
 from ddp_train.config.yaml_file import read_mapping, shown
-
-__all__ = ["Choice", "Range", "Space", "draw", "option_words", "read_space"]
 
 Value = int | float | str | bool
 RANGE_KEYS = {"low", "high", "log", "step"}

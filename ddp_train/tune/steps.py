@@ -5,11 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ddp_train.engine.trainer import Parts
+from ddp_train.engine.components import Parts
 from ddp_train.models.synchronised import alone
 from ddp_train.technique import Moment
-
-__all__ = ["Steps"]
 
 
 class Steps:

@@ -25,8 +25,6 @@ from ddp_train.watchdog import python_stacks
 from ddp_train.watchdog.rank_probe import Rank
 from ddp_train.watchdog.verdict import LEFT_S, Limits, Sight, Verdict, judge
 
-__all__ = ["main"]
-
 SHORTEST_S, LONGEST_S = 0.05, 1.0
 """Between two looks: a twentieth of the limit within these."""
 MEETING_S = 0.2

@@ -13,8 +13,6 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 
-__all__ = ["Frame", "parse", "traceback_lines", "waits", "written"]
-
 HEAD = re.compile(r"^(Current thread|Thread) 0x[0-9a-f]+.*:$")
 FRAME = re.compile(r'^  File "(.*)", line (\d+|\?\?\?) in (.*)$')
 # Where a rank waits for others: (end of a file's name, function or None for any).

@@ -12,8 +12,6 @@ from ddp_train.distributed.heartbeat import BEAT, DUMP_SIGNAL, PHASES
 from ddp_train.watchdog import python_stacks
 from ddp_train.watchdog.verdict import Sight
 
-__all__ = ["Rank"]
-
 STACK_S = 0.4
 ENDED, DEBUGGED = ("Z", "X", ""), "t"
 WORK = ("data", "forward", "step", "evaluation")

@@ -16,8 +16,6 @@ from ddp_train.distributed import heartbeat
 from ddp_train.distributed.process_group import Ranks
 from ddp_train.watchdog import process
 
-__all__ = ["start"]
-
 AGENT = "TORCHELASTIC_RUN_ID"
 # What the ranks of one attempt have in common, and those of no other.
 COMMON = ("MASTER_ADDR", "MASTER_PORT", AGENT, "TORCHELASTIC_RESTART_COUNT")

@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["Limits", "Sight", "Verdict", "judge"]
-
 LEFT_S = 3.0
 """How long a rank may be gone with status 0 before it is said to have left the others."""
 ROUND_S = 1.0

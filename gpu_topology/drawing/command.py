@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from ddp_core.output import write_whole
+from ddp_core.files import write_whole
 from gpu_topology.cli_options import add_output, add_selection, add_source, answer
 from gpu_topology.drawing.picture import layout
 from gpu_topology.drawing.svg import to_svg

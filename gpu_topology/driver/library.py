@@ -12,7 +12,7 @@ from functools import cached_property
 from types import ModuleType
 from typing import Any
 
-from gpu_topology.topology import TopologyError
+from ddp_core.errors import TopologyError
 
 
 class DriverError(TopologyError):

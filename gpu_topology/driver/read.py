@@ -16,26 +16,13 @@ from gpu_topology.driver.library import (
     Device,
     Driver,
     DriverError,
-    DriverMismatchError,
     NoDevicesError,
-    NoDriverError,
-    NoPermissionError,
     describe,
     session,
     start_error,
 )
 from gpu_topology.driver.links import read_links
 from gpu_topology.topology import Gpu, Topology
-
-__all__ = [
-    "DriverError",
-    "DriverMismatchError",
-    "NoDevicesError",
-    "NoDriverError",
-    "NoPermissionError",
-    "read_or_explain",
-    "read_topology",
-]
 
 # More GPUs than any machine has: where to stop looking when the driver does not tell how many there are.
 _MOST_GPUS = 64

@@ -6,8 +6,6 @@ from collections.abc import Iterable, Iterator
 
 from gpu_topology.environment.rules import NEVER_SET, REMARKS, RULES
 
-__all__ = ["page"]
-
 _HEAD = """\
 # The environment
 

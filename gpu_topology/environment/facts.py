@@ -15,8 +15,6 @@ from gpu_topology.topology import Link, LinkLevel, Topology
 if TYPE_CHECKING:
     from gpu_topology.verdict import Verdict
 
-__all__ = ["Facts", "Given", "peer_reach"]
-
 # NVML's PHB and NODE are both PHB to NCCL, a path through the CPU (src/graph/topo.h).
 _NEAR = (LinkLevel.PIX, LinkLevel.PXB)
 _FAR = (LinkLevel.PHB, LinkLevel.NODE, LinkLevel.SYS)

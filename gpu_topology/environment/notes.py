@@ -13,8 +13,6 @@ from gpu_topology.topology import Topology
 if TYPE_CHECKING:
     from gpu_topology.verdict import Verdict
 
-__all__ = ["left_unset", "needs_verify", "notes"]
-
 # Below this, workers of a DataLoader and NCCL's shared-memory transport run into "Bus error".
 _SHM_FLOOR = 1 * 2**30
 

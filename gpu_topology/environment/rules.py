@@ -14,8 +14,6 @@ from gpu_topology.environment.facts import Facts
 from gpu_topology.select.numa import bound_threads
 from gpu_topology.topology import Link, LinkLevel
 
-__all__ = ["NEVER_SET", "REMARKS", "RULES", "NeverSet", "Remark", "Rule"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:

@@ -11,16 +11,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gpu_topology.environment.facts import Facts, Given
-from gpu_topology.environment.notes import left_unset, needs_verify, notes
-from gpu_topology.environment.rules import NEVER_SET, REMARKS, RULES, Rule
+from gpu_topology.environment.rules import REMARKS, RULES, Rule
 from gpu_topology.host.host import Host
 from gpu_topology.select.select import Selection
 from gpu_topology.topology import Topology
 
 if TYPE_CHECKING:
     from gpu_topology.verdict import Verdict
-
-__all__ = ["NEVER_SET", "RULES", "Rule", "Setting", "environment", "left_unset", "needs_verify", "notes"]
 
 
 @dataclass(frozen=True, slots=True)

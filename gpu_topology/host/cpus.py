@@ -12,8 +12,6 @@ from pathlib import Path
 
 from gpu_topology.host import sysfs
 
-__all__ = ["Cpus", "NumaNode", "parse_cpu_list", "read_cpus"]
-
 
 @dataclass(frozen=True, slots=True)
 class NumaNode:

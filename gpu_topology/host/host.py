@@ -14,8 +14,6 @@ from gpu_topology.host import sysfs, virtualization
 from gpu_topology.host.cpus import NumaNode, read_cpus
 from gpu_topology.host.nccl_conf import ConfiguredVariable, read_nccl_conf
 
-__all__ = ["ConfiguredVariable", "Host", "NumaNode", "read_host"]
-
 
 @dataclass(frozen=True, slots=True)
 class Host:

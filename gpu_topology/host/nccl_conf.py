@@ -13,8 +13,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["ConfiguredVariable", "read_nccl_conf"]
-
 SYSTEM_FILE = "/etc/nccl.conf"
 _MOST_BYTES = 65536
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["entries", "number", "text"]
-
 
 def text(path: Path) -> str | None:
     """The content without white space around it."""

@@ -9,15 +9,6 @@ from pathlib import Path
 
 from gpu_topology.host import sysfs
 
-__all__ = [
-    "has_numactl",
-    "numactl_works",
-    "read_container",
-    "read_iommu",
-    "read_iommu_types",
-    "read_virtual_machine",
-]
-
 # (what the firmware's tables hold, our word), as systemd-detect-virt(1) tells hypervisors apart.
 _HYPERVISORS = (
     ("VMware", "vmware"),

@@ -10,7 +10,7 @@ import argparse
 import gc
 import math
 
-from gpu_topology.topology import TopologyError
+from ddp_core.errors import TopologyError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 
+from ddp_core.errors import TopologyError
 from gpu_topology.monitor.sampler import Sample
 from gpu_topology.monitor.usage import rounded
-from gpu_topology.topology import TopologyError
 
 
 def sample_json(sample: Sample) -> dict[str, object]:

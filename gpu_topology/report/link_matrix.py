@@ -8,8 +8,6 @@ from gpu_topology.report.terminal_table import Column, Content, Screen
 from gpu_topology.select.select import Selection
 from gpu_topology.topology import Gpu, Link, LinkLevel, PeerAccess, Topology
 
-__all__ = ["legend", "links", "peer_words"]
-
 _LEVEL_STYLES = {
     LinkLevel.NV: "bold green",
     LinkLevel.PIX: "cyan",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from gpu_topology import snapshot
 from gpu_topology.cli_options import add_json, add_selection, add_source, answer
 from gpu_topology.environment import settings as nccl
+from gpu_topology.environment.notes import left_unset, notes
 from gpu_topology.environment.settings import Setting
 from gpu_topology.host.host import Host, read_host
 from gpu_topology.report import tables
@@ -24,8 +25,6 @@ from gpu_topology.topology import Topology
 
 if TYPE_CHECKING:
     from gpu_topology.verdict import Verdict
-
-__all__ = ["add_arguments", "all_warnings", "render", "run", "selection_json", "to_json"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -115,7 +114,7 @@ def all_warnings(
     return (
         *topology.warnings,
         *selection.warnings,
-        *nccl.notes(topology, selection, host, settings=settings, verdict=verdict),
+        *notes(topology, selection, host, settings=settings, verdict=verdict),
         *([binding.reason] if binding else []),
     )
 
@@ -146,7 +145,7 @@ def render(
     _heading(screen, "Selection")
     _selection_line(screen, selection)
     tables.exclusions(screen, topology, selection)
-    _render_environment(screen, host, settings, nccl.left_unset(topology, selection, host, settings))
+    _render_environment(screen, host, settings, left_unset(topology, selection, host, settings))
     warnings = all_warnings(topology, selection, host, settings, verdict)
     if warnings:
         _heading(screen, "Worth knowing")

@@ -13,8 +13,6 @@ from gpu_topology.select.grouping import Group
 from gpu_topology.select.select import Selection
 from gpu_topology.topology import Gpu, Topology, short_name
 
-__all__ = ["bullets", "devices", "environment", "exclusions", "group_rows", "host_facts", "nodes"]
-
 GIB = 2**30
 
 _SLOW = ("thermal", "hw-slowdown", "hw-thermal", "hw-power-brake")

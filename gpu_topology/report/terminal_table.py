@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import TextIO
 
-__all__ = ["Column", "Content", "Screen", "display_width"]
-
 Piece = tuple[str, str]
 """Text and its style: words of `_CODES`, "" for none."""
 Content = str | Piece | list[Piece]

@@ -16,8 +16,6 @@ from gpu_topology.host.host import Host
 from gpu_topology.select.select import Selection
 from gpu_topology.topology import Gpu, Topology
 
-__all__ = ["Binding", "bound_threads", "choose_binding", "numa_binding", "obstacle"]
-
 
 @dataclass(frozen=True, slots=True)
 class Binding:

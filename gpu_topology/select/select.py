@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from ddp_core.errors import TopologyError
 from gpu_topology.select import explain
 from gpu_topology.select.bandwidth import Fabric
 from gpu_topology.select.eligibility import Rules, Usable, busy, refusal, usable
 from gpu_topology.select.explain import Choice
 from gpu_topology.select.grouping import Group, make_groups, one_each, ranked
 from gpu_topology.select.visible import Device, Visible, find_name, parse_visible
-from gpu_topology.topology import Topology, TopologyError
+from gpu_topology.topology import Topology
 
 POLICIES = ("largest", "fastest", "mixed")
 

@@ -21,18 +21,17 @@ from importlib.util import find_spec
 from types import FrameType
 from typing import NoReturn
 
+from ddp_core.errors import TopologyError
 from gpu_topology import verdict as verify_cache
 from gpu_topology.cli_options import add_json, add_selection, answer
 from gpu_topology.environment import settings as nccl
 from gpu_topology.host.host import Host, read_host
 from gpu_topology.select.select import Selection, SelectionError
-from gpu_topology.topology import Topology, TopologyError
+from gpu_topology.topology import Topology
 from gpu_topology.verdict import Verdict
 from gpu_topology.verify import report
 from gpu_topology.verify.findings import Findings, Naming, judge
 from gpu_topology.verify.job import run_job
-
-__all__ = ["RANK", "add_arguments", "check", "run", "usual_limit_s"]
 
 RANK = ("-m", "gpu_topology.verify.rank")
 TIME_LIMIT_S = 60

@@ -10,8 +10,6 @@ from gpu_topology.verdict import PairResult
 from gpu_topology.verify.job import JobResult
 from gpu_topology.verify.journal import KINDS, Record, Result, Step
 
-__all__ = ["Findings", "Naming", "judge"]
-
 # NCCL 2.27 to 2.30, src/misc/shmutils.cc and src/os/linux.cc, and what a full /dev/shm does to those that write there.
 _SHM_WORDS = re.compile(r"/dev/shm|shared memory segment|posix_fallocate")
 

@@ -20,8 +20,6 @@ from pathlib import Path
 
 from gpu_topology.verify.journal import FOLDER_VARIABLE, Record, read_record
 
-__all__ = ["JobResult", "run_job"]
-
 PACKAGES = Path(__file__).resolve().parents[2]
 PR_SET_PDEATHSIG = 1
 # A process in a driver call ends when the call does; longer than this nobody waits.

@@ -9,8 +9,6 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["FOLDER_VARIABLE", "KINDS", "Journal", "Record", "Refused", "Result", "Step", "read_record"]
-
 FOLDER_VARIABLE = "GPU_TOPOLOGY_VERIFY"
 """Names the job's folder to its processes, and marks them: the folder's name is used once."""
 

@@ -12,8 +12,6 @@ from rich.text import Text
 
 from gpu_topology.verdict import PairResult, Verdict
 
-__all__ = ["page", "to_json"]
-
 _TITLES = {
     "copy": "CUDA copies, GB/s from row to column",
     "nccl": "NCCL send and receive, GB/s from row to column",

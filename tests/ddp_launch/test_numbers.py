@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
+from ddp_core.errors import OptionError, UserError
 from ddp_launch.cli.arguments import make_parser
-from ddp_launch.cli.options import OptionError, Program, parse
+from ddp_launch.cli.options import Program, parse
 from ddp_launch.plan.trainer_options import plan_training
 from ddp_train.config.options import SECTIONS
-from ddp_train.config.parse import UserError
 
 ROOT = Path(__file__).parents[2]
 VALUES = ("-1", "1e308", "nan", "inf", "", str(2**63), "9" * 5000)

@@ -15,8 +15,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-__all__ = ["Node", "two_nodes", "why_not"]
-
 NAMESPACES = ("--net", "--uts", "--mount", "--pid")
 SLEEP = ("--fork", "--kill-child", "sleep", "infinity")
 WIRED = ("unshare", "--net", "--uts", "--mount", *SLEEP)

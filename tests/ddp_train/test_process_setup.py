@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ddp_train.config.options import UserError
+from ddp_core.errors import UserError
 from ddp_train.process_setup import expand_segments, keep_heap
 from tests.ddp_train.techniques import runs
 

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-__all__ = ["ROOT", "Page", "pages", "split_commands"]
-
 ROOT = Path(__file__).resolve().parents[2]
 SHELL = ("bash", "sh", "")
 SEPARATORS = {"|", "||", "&&", ";", "&"}

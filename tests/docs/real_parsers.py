@@ -16,8 +16,6 @@ from ddp_launch.cli import options
 from ddp_train.config import parse as config
 from tests.docs.pages import ROOT
 
-__all__ = ["Wrong", "check", "help_of", "is_ours"]
-
 TRAINER = ("ddp_train/main.py", "ddp_train.main")
 LAUNCHES = ("ddp_train.tune", "benchmarks.training_run")
 """What stands behind -- goes to the launcher."""

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from ddp_launch.cli.options import option_names
-from ddp_train.config.parse import ALIASES, Config, presets, to_dict
+from ddp_train.config.options import Config, to_dict
+from ddp_train.config.parse import ALIASES, presets
 from ddp_train.tune.space import read_space
 from tests.docs.pages import ROOT, Page, pages, split_commands
 from tests.docs.real_parsers import Wrong, check, help_of, is_ours

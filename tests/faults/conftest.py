@@ -7,10 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.ddp_launch.conftest import Launcher, launcher
+from tests.ddp_launch.conftest import Launcher
 from tests.faults.runs import Runs
-
-__all__ = ["launcher"]
 
 
 @pytest.fixture

@@ -10,8 +10,6 @@ from pathlib import Path
 
 from ddp_train.checkpoint import integrity
 
-__all__ = ["PAYLOADS", "Payload"]
-
 PADDING = bytes(8_000_000)
 """A tensor's worth of memory, beside which what an attack takes can be seen."""
 

@@ -20,10 +20,12 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ddp_core.errors import UserError
 from ddp_launch import main as launch
 from ddp_train import predict
-from ddp_train.config.options import Config, UserError
-from ddp_train.config.parse import check_paths, dump, parse, to_dict
+from ddp_train.config.options import Config, to_dict
+from ddp_train.config.parse import dump, parse
+from ddp_train.config.validation import check_paths
 from ddp_train.tune.space import read_space
 from gpu_topology import cli as topology_cli
 

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from ddp_core.errors import UserError
 from ddp_train.checkpoint import format as checkpoint_format
 from ddp_train.checkpoint.async_writer import CheckpointWriter
 from ddp_train.checkpoint.format import LATEST, PREVIOUS
-from ddp_train.config.options import UserError
 
 _ROOT = Path(__file__).parents[2]
 _SEED = int(os.environ.get("FAULT_SEED", "20261122"))
@@ -141,7 +141,7 @@ from pathlib import Path
 import torch
 from ddp_train.checkpoint import format as checkpoint
 from ddp_train.checkpoint.async_writer import CheckpointWriter
-from ddp_train.config.options import UserError
+from ddp_core.errors import UserError
 from tests.faults.test_files import _left, _state, _step
 folder = Path(sys.argv[1])
 writer = CheckpointWriter(folder / checkpoint.LATEST)

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from ddp_core.errors import UserError
 from ddp_train.checkpoint import format as checkpoint_format
 from ddp_train.checkpoint import integrity
 from ddp_train.checkpoint.format import LATEST, PREVIOUS
-from ddp_train.config.options import UserError
 from tests.faults.hostile import PAYLOADS
 
 _ROOT = Path(__file__).parents[2]
@@ -26,7 +26,7 @@ import json, sys
 from pathlib import Path
 import torch
 from ddp_train.checkpoint import format as checkpoint
-from ddp_train.config.options import UserError
+from ddp_core.errors import UserError
 
 def status(name):
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))

@@ -15,7 +15,7 @@ from ddp_train.checkpoint import format as checkpoint_format
 from ddp_train.models import create_model
 from ddp_train.models.attention import chunked_attention
 from ddp_train.techniques.checkpointing import checkpoint_blocks
-from ddp_train.tune.release import release_memory
+from ddp_train.tune.preserve import release_memory
 
 pytestmark = pytest.mark.gpu
 ROOT = Path(__file__).resolve().parents[2]

@@ -17,7 +17,8 @@ from ddp_train.data import load
 from ddp_train.data.augment.levels import Augmentation
 from ddp_train.data.pipeline.build import build_pipeline, create_augmentation
 from ddp_train.distributed.process_group import Ranks
-from ddp_train.engine.trainer import Parts, Trainer
+from ddp_train.engine.components import Parts
+from ddp_train.engine.trainer import Trainer
 from ddp_train.models import create_model
 from ddp_train.optim import create_optimizer
 from ddp_train.optim.losses import cross_entropy_sum

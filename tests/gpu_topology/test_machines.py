@@ -12,6 +12,7 @@ import pytest
 
 from gpu_topology import snapshot
 from gpu_topology.environment import settings as nccl
+from gpu_topology.environment.notes import notes as make_notes
 from gpu_topology.host.host import Host
 from gpu_topology.select.bandwidth import Fabric
 from gpu_topology.select.select import Selection, SelectionError, SelectionRequest, eligible, groups, select
@@ -48,7 +49,7 @@ def test_the_experts_decision_in_every_order(name: str, host: Host) -> None:
         whole = select(topology, SelectionRequest())
         assert sorted(order[index] for index in whole.indices) == expected["groups"][0]
         check_variables(topology, whole, host)
-        notes = " ".join(nccl.notes(topology, whole, host))
+        notes = " ".join(make_notes(topology, whole, host))
         assert ("redundant" in notes) == (expected["p2p_disable"] == "redundant")
         for count in (2, 4):
             if not expected[f"best_{count}"]:

@@ -14,9 +14,10 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import pytest
 
-from ddp_core.output import write_whole
+from ddp_core.errors import TopologyError
+from ddp_core.files import write_whole
 from gpu_topology import snapshot
-from gpu_topology.topology import Gpu, GpuProcess, Link, LinkLevel, MigDevice, PeerAccess, Topology, TopologyError
+from gpu_topology.topology import Gpu, GpuProcess, Link, LinkLevel, MigDevice, PeerAccess, Topology
 from tests.fake_nvml.machine import to_topology
 
 MACHINES = ["a100_a5000_t400", "h100_8x_nvswitch", "rtx3090_2x_nvlink", "no_devices"]

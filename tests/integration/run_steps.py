@@ -24,14 +24,16 @@ from torch.nn.parallel import DistributedDataParallel
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from ddp_train.config.options import AugmentOptions, DataOptions
-from ddp_train.data.pipeline.build import Batch, Window, build_pipeline
+from ddp_train.data.pipeline.build import build_pipeline
+from ddp_train.data.pipeline.window import Batch, Window
 from ddp_train.data.sources.dataset import load
 from ddp_train.distributed import process_group
 from ddp_train.distributed.allreduce_hook import Owed
 from ddp_train.distributed.flag_exchange import Control
 from ddp_train.distributed.shm_allreduce import SharedGradients, share
-from ddp_train.engine.trainer import Parts, Trainer
-from ddp_train.evaluate import evaluate
+from ddp_train.engine.components import Parts
+from ddp_train.engine.evaluate import evaluate
+from ddp_train.engine.trainer import Trainer
 from ddp_train.models.synchronised import synchronise
 from ddp_train.optim.losses import cross_entropy_sum
 from ddp_train.optim.precision import Precision

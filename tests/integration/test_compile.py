@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from ddp_core.errors import UserError
 from ddp_train.checkpoint import format as checkpoint_format
-from ddp_train.config.options import UserError
 from ddp_train.config.parse import parse
 from tests.ddp_train.techniques import runs
 from tests.integration.conftest import Command, torchrun

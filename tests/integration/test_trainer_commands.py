@@ -109,7 +109,7 @@ import os, sys
 sys.path.insert(0, {str(ROOT)!r})
 from ddp_train import main
 from ddp_train.engine import trainer
-from ddp_train.config.options import UserError
+from ddp_core.errors import UserError
 step = trainer.Trainer.train_step
 def fail(self, window):
     if self.progress.step == 3 and os.environ["RANK"] == "1":

@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterator, Mapping
 
 from ddp_train.checkpoint.inspection.values import Leaf, Name, Refused, Storage, TensorFacts, call, known, storage
 
-__all__ = ["facts"]
-
 _DEEPEST = 64
 # An opcode of one byte can build 64 bytes. A tensor takes about 40 opcodes, and a record of its own in the file.
 _OPCODES, _OPCODES_OF_STORAGE = 500_000, 60

@@ -11,19 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeGuard
 
-__all__ = [
-    "ITEM_BYTES",
-    "ForeignObject",
-    "Leaf",
-    "Name",
-    "Refused",
-    "Storage",
-    "TensorFacts",
-    "call",
-    "known",
-    "storage",
-]
-
 ITEM_BYTES = {
     **dict.fromkeys(("bool", "uint8", "int8"), 1),
     **dict.fromkeys(("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu"), 1),

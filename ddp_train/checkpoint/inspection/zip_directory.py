@@ -12,8 +12,6 @@ from typing import IO
 
 from ddp_train.checkpoint.inspection.values import Refused
 
-__all__ = ["read_records"]
-
 _END = struct.Struct("<4s4H2LH")
 _END_64 = struct.Struct("<4sQ2H2L4Q")
 _LOCATOR_64 = struct.Struct("<4sLQL")

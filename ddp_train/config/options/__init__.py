@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ddp_core.errors import SharedError, UserError
 from ddp_train.config.options.augment import AugmentOptions
 from ddp_train.config.options.data import DataOptions
 from ddp_train.config.options.diagnostics import LookingOptions
@@ -30,8 +29,6 @@ __all__ = [
     "RegularizeOptions",
     "RunOptions",
     "ScheduleOptions",
-    "SharedError",
-    "UserError",
     "to_dict",
 ]
 

@@ -10,20 +10,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = [
-    "autocontrast",
-    "brightness",
-    "contrast",
-    "equalize",
-    "grayscale",
-    "hue",
-    "invert",
-    "posterize",
-    "saturation",
-    "sharpness",
-    "solarize",
-]
-
 _LUMA = (0.2989, 0.587, 0.114)  # ITU-R 601-2
 
 

@@ -12,8 +12,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["IDENTITY", "Map", "affine", "resized_crop", "rotation", "shear_x", "shear_y", "translation"]
-
 Map = tuple[float, float, float, float, float, float]
 """a, b, c, d, e, f."""
 

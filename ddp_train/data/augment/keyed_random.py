@@ -15,8 +15,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["AUGMENTATION", "MIXING", "ORDER", "SPLIT", "integers", "key", "permutation", "words"]
-
 ORDER = 1
 """Purpose: the order of the samples in an epoch."""
 AUGMENTATION = 2

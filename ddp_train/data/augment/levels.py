@@ -21,8 +21,6 @@ from ddp_train.data.augment.operation import Operation
 from ddp_train.data.augment.operations import box_sizes
 from ddp_train.data.sources.samples import Padding
 
-__all__ = ["Augmentation", "Draws", "Flip", "Level"]
-
 Level = Literal["none", "minimal", "balanced", "heavy"]
 Flip = Literal["random", "alternating", "off"]
 

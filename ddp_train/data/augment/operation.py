@@ -8,8 +8,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["Operation", "change_chosen", "gathered", "masked"]
-
 
 class Operation(Protocol):
     """One step between flip and erasing. What it draws for a sample are a few small integers, made of keyed words."""

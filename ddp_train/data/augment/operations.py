@@ -14,10 +14,7 @@ from torch import Tensor
 from ddp_train.config.options import AugmentOptions
 from ddp_train.data.augment import colour, geometry, keyed_random
 from ddp_train.data.augment.operation import Operation, change_chosen
-from ddp_train.data.augment.policies import Policy
-from ddp_train.data.augment.policy_tables import policy_table
-
-__all__ = ["ColourJitter", "Grayscale", "ResizedCrop", "Rotation", "box_sizes", "create_operations"]
+from ddp_train.data.augment.policies import Policy, policy_table
 
 _STEPS = 1025  # odd: the middle one changes nothing
 _CROP_RATIO = (3 / 4, 4 / 3)

@@ -9,11 +9,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from ddp_train.config.options import SharedError, UserError
+from ddp_core.errors import SharedError, UserError
 from ddp_train.data.sources.bad_samples import BadSample, refuse
-from ddp_train.data.sources.dataset import Dataset
-
-__all__ = ["Agreement"]
+from ddp_train.data.sources.samples import Dataset
 
 
 class Agreement:

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 
 import torch
 
+from ddp_core.errors import UserError
 from ddp_core.host_memory import available_memory
 from ddp_train.config.batch_split import ceil_div
-from ddp_train.config.options import AugmentOptions, DataOptions, UserError
+from ddp_train.config.options import AugmentOptions, DataOptions
 from ddp_train.data.augment.levels import Augmentation
 from ddp_train.data.augment.operations import create_operations
 from ddp_train.data.pipeline.bad_sample_vote import Agreement
@@ -18,10 +19,8 @@ from ddp_train.data.pipeline.loader import LoaderPipeline
 from ddp_train.data.pipeline.resident import ResidentPipeline
 from ddp_train.data.pipeline.sampler import GlobalBatchSampler
 from ddp_train.data.pipeline.shm_budget import Handover, fit, free_bytes
-from ddp_train.data.pipeline.window import Batch, Pipeline, Window
-from ddp_train.data.sources.dataset import Dataset
-
-__all__ = ["Batch", "LoaderPipeline", "Pipeline", "ResidentPipeline", "Window", "build_pipeline", "create_augmentation"]
+from ddp_train.data.pipeline.window import Pipeline
+from ddp_train.data.sources.samples import Dataset
 
 _RESIDENT_SHARE = 0.4  # of the free memory: the model, its activations and the caches need the rest
 _DEFAULT_WORKERS = 2

@@ -20,17 +20,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 from torch.utils.data import Dataset as TorchDataset
 
-from ddp_train.config.options import UserError
+from ddp_core.errors import UserError
 from ddp_train.data.augment.levels import Augmentation
 from ddp_train.data.pipeline.bad_sample_vote import Agreement
 from ddp_train.data.pipeline.sampler import GlobalBatchSampler, WindowPlan
 from ddp_train.data.pipeline.window import Batch, Window, micro_batches
 from ddp_train.data.pipeline.worker import end_with_parent
 from ddp_train.data.sources.bad_samples import BadSample
-from ddp_train.data.sources.dataset import Dataset, Split
 from ddp_train.data.sources.decode import Unreadable, read_unchanged
-
-__all__ = ["ImageReader", "LoaderPipeline"]
+from ddp_train.data.sources.samples import Dataset, Split
 
 _FULL = (
     "/dev/shm is full: the loader's workers cannot hand over their images; --num-workers 0 needs none of it, and in a "

@@ -15,9 +15,7 @@ from torch import Tensor
 from ddp_train.data.augment.levels import Augmentation, Draws
 from ddp_train.data.pipeline.sampler import GlobalBatchSampler, Share
 from ddp_train.data.pipeline.window import Batch, Window, micro_batches
-from ddp_train.data.sources.dataset import Dataset
-
-__all__ = ["ResidentPipeline"]
+from ddp_train.data.sources.samples import Dataset
 
 _CHUNK = 4096  # images padded at a time: bounds the memory beside the result
 

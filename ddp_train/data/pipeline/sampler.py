@@ -21,8 +21,6 @@ from torch.utils.data import DistributedSampler
 from ddp_train.config.batch_split import shards_of_rank, split
 from ddp_train.data.augment import keyed_random
 
-__all__ = ["GlobalBatchSampler", "Share", "WindowPlan"]
-
 
 @dataclass(frozen=True)
 class Share:

@@ -9,8 +9,6 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["FOLDER", "Handover", "fit", "free_bytes"]
-
 FOLDER = Path("/dev/shm")
 _SHARE = 0.8  # of what is free: NCCL and others use it too
 _PAGES = 16384  # bytes of a batch beside its images

@@ -11,8 +11,6 @@ from torch import Tensor
 from ddp_train.config.batch_split import split
 from ddp_train.data.pipeline.sampler import GlobalBatchSampler
 
-__all__ = ["Batch", "Pipeline", "Window", "micro_batches"]
-
 
 @dataclass(frozen=True, slots=True)
 class Batch:

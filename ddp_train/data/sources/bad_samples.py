@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ddp_train.config.options import UserError
-
-__all__ = ["LARGEST_SHARE", "BadSample", "Policy", "largest_number", "refuse"]
+from ddp_core.errors import UserError
 
 Policy = Literal["stop", "skip"]
 LARGEST_SHARE = 0.001

@@ -26,10 +26,8 @@ from typing import IO, Any
 
 import numpy as np
 
+from ddp_core.errors import UserError
 from ddp_core.files import replacing
-from ddp_train.config.options import UserError
-
-__all__ = ["Draft", "Entry", "begin", "discard", "find", "key", "roots", "trusted_roots", "write"]
 
 SCHEMA = "ddp-train-cache/1"
 _CHECKED_BYTES = 2 << 30  # larger arrays are checked by size alone: reading them would take longer than a start should

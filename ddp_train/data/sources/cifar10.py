@@ -16,25 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from ddp_train.config.options import UserError
+from ddp_core.errors import UserError
 from ddp_train.data.sources import cache
 from ddp_train.data.sources.decode import fit
 from ddp_train.data.sources.listing import class_names, has_image_folder
 from ddp_train.data.sources.samples import Dataset, Split, channel_statistics
-
-__all__ = [
-    "CLASSES",
-    "SIDE",
-    "TORCHVISION_FOLDER",
-    "URL",
-    "check_image_folder",
-    "download",
-    "has_torchvision_folder",
-    "load_torchvision",
-    "missing_file",
-    "unreachable",
-    "use_torchvision_files",
-]
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
 """torchvision's own (a test compares them)."""

@@ -10,14 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from ddp_train.config.options import DataOptions, UserError
+from ddp_core.errors import UserError
+from ddp_train.config.options import DataOptions
 from ddp_train.data.sources import cifar10, image_folder, listing
 from ddp_train.data.sources.bad_samples import BadSample
-from ddp_train.data.sources.builtin import load_digits
-from ddp_train.data.sources.samples import Dataset, Split
-from ddp_train.data.sources.synthetic import load_synthetic
-
-__all__ = ["Dataset", "Split", "list_files", "load", "prepare", "resolve"]
+from ddp_train.data.sources.builtin import load_digits, load_synthetic
+from ddp_train.data.sources.samples import Dataset
 
 
 def resolve(options: DataOptions) -> tuple[str, str | None]:
@@ -32,7 +30,7 @@ def resolve(options: DataOptions) -> tuple[str, str | None]:
     lacking = cifar10.missing_file(data_dir)
     if cifar10.has_torchvision_folder(data_dir) and lacking is None:
         return "cifar10", None
-    if image_folder.has_image_folder(data_dir):
+    if listing.has_image_folder(data_dir):
         return _name_folder(data_dir, options.dataset)
     reason = cifar10.unreachable() or cifar10.download(data_dir)
     if reason is None:
@@ -49,7 +47,7 @@ def _name_folder(data_dir: Path, wanted: str | None) -> tuple[str, str | None]:
     """An image folder is taken for CIFAR-10 when it is asked for, or has CIFAR-10's classes."""
     if wanted == "cifar10":
         return "cifar10", None
-    classes = image_folder.class_names(data_dir / "train")
+    classes = listing.class_names(data_dir / "train")
     if classes == cifar10.CLASSES:
         return "cifar10", None
     return "folder", f"{data_dir} holds an image folder of {len(classes)} classes, not CIFAR-10: training on that"

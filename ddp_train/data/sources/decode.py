@@ -21,10 +21,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from ddp_train.config.options import UserError
+from ddp_core.errors import UserError
 from ddp_train.data.pipeline.worker import end_with_parent
-
-__all__ = ["Unreadable", "decode_files", "fit", "probe_size", "read_image", "read_unchanged"]
 
 _BLOCK = 64  # files per unit of work
 _SMALL = 256  # fewer files are not worth starting processes

@@ -8,10 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ddp_train.config.options import UserError
+from ddp_core.errors import UserError
 from ddp_train.data.sources.samples import Dataset
-
-__all__ = ["SCHEMA", "DatasetFacts"]
 
 SCHEMA = "ddp-train-dataset/1"
 

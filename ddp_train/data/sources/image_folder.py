@@ -18,11 +18,9 @@ from ddp_core.host_memory import available_memory
 from ddp_train.data.sources import cache
 from ddp_train.data.sources.bad_samples import BadSample, Policy, largest_number, refuse
 from ddp_train.data.sources.decode import decode_files, probe_size
-from ddp_train.data.sources.listing import FolderSplit, Listed, class_names, has_image_folder, scan
+from ddp_train.data.sources.listing import FolderSplit, Listed, scan
 from ddp_train.data.sources.manifest import Manifest, Seen
 from ddp_train.data.sources.samples import Dataset, Split, channel_statistics
-
-__all__ = ["class_names", "has_image_folder", "load_image_folder"]
 
 MIXED_SIZE = 224  # pixels; what most image classifiers were made for
 _MEMORY_SHARE = 0.5

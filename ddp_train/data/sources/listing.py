@@ -9,9 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ddp_train.config.options import UserError
-
-__all__ = ["FolderSplit", "Listed", "class_names", "has_image_folder", "scan"]
+from ddp_core.errors import UserError
 
 SUFFIXES = frozenset(
     (".png", ".jpg", ".jpeg", ".jpe", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm", ".avif")

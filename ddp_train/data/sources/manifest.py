@@ -20,8 +20,6 @@ from ddp_train.data.sources import cache
 from ddp_train.data.sources.bad_samples import BadSample
 from ddp_train.data.sources.listing import FolderSplit
 
-__all__ = ["Compared", "Manifest", "Seen", "digest_of"]
-
 SCHEMA = "ddp-train-manifest/1"
 _UNKNOWN = bytes(32)
 

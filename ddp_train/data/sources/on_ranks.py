@@ -6,13 +6,13 @@ from typing import TypeVar
 
 import torch.distributed as dist
 
-from ddp_train.config.options import DataOptions, UserError
+from ddp_core.errors import UserError
+from ddp_train.config.options import DataOptions
 from ddp_train.data.sources.bad_samples import BadSample
-from ddp_train.data.sources.dataset import Dataset, list_files, load, prepare
+from ddp_train.data.sources.dataset import list_files, load, prepare
 from ddp_train.data.sources.listing import Listed
+from ddp_train.data.sources.samples import Dataset
 from ddp_train.distributed.process_group import Ranks, on_one_rank_per_node, together
-
-__all__ = ["describe_left_out", "load_on_ranks"]
 
 T = TypeVar("T")
 

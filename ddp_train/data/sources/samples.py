@@ -9,8 +9,6 @@ import numpy as np
 
 from ddp_train.data.sources.bad_samples import BadSample, Policy
 
-__all__ = ["Dataset", "Padding", "Split", "channel_statistics"]
-
 Padding = Literal["zero", "reflect"]
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ddp_launch.cli.options import LaunchOptions, OptionError, Program, parse
+from ddp_core.errors import OptionError
+from ddp_launch.cli.options import LaunchOptions, Program, parse
 from ddp_launch.cli.value_types import Tee
 
 TRAINER = "trainer"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from ddp_core.errors import OptionError
 from ddp_launch.cli.options import parse
-from ddp_launch.cli.value_types import OptionError
 from ddp_launch.cluster.cluster import RUN_ID, Cluster, find_cluster
 
 STEP = {

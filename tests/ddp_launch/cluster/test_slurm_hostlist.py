@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ddp_launch.cli.value_types import OptionError
+from ddp_core.errors import OptionError
 from ddp_launch.cluster.slurm_hostlist import expand, expand_counts
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from ddp_launch.cli.options import OptionError
+from ddp_core.errors import OptionError
 from ddp_launch.events.jsonl import EventLog
 from ddp_launch.events.run_events import Report
 from ddp_launch.failure.failures import Attempt, Failure

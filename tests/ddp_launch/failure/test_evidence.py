@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ddp_launch.failure.memory_kills import Kills, read_kills
+from ddp_launch.failure.evidence import Kills, read_kills
 
 
 def tree(root: Path, files: dict[str, str]) -> Path:

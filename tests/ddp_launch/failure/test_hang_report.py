@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from ddp_launch.failure.failures import Failure, blame, first_failure, status_of
-from ddp_launch.failure.hang import Place
 from ddp_launch.failure.known_failures import Evidence
-from ddp_launch.failure.log_tail import LastWords
+from ddp_launch.failure.log_tail import LastWords, Place
 from ddp_launch.failure.remedies import find_remedy
 from ddp_launch.rendezvous.remote_failures import Elsewhere
 from ddp_train.watchdog.process import left_line, report

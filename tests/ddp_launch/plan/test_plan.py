@@ -8,12 +8,12 @@ from dataclasses import replace
 
 import pytest
 
+from ddp_core.errors import TopologyError, UserError
 from ddp_launch.cli.options import parse
 from ddp_launch.plan.plan import LaunchPlan, make_plan, with_arguments
-from ddp_train.config.parse import UserError
 from gpu_topology.host.cpus import NumaNode
 from gpu_topology.host.host import Host
-from gpu_topology.topology import Gpu, MigDevice, Topology, TopologyError
+from gpu_topology.topology import Gpu, MigDevice, Topology
 
 GIB = 2**30
 

@@ -20,9 +20,9 @@ import torch
 from torch import nn
 
 from ddp_core import files as atomic
+from ddp_core.errors import UserError
 from ddp_train.checkpoint import format as checkpoint_format
 from ddp_train.checkpoint import integrity
-from ddp_train.config.options import UserError
 
 _ROOT = Path(__file__).parents[3]
 
@@ -266,7 +266,7 @@ _FILL = """
 import sys, torch
 from pathlib import Path
 from ddp_train.checkpoint import format as checkpoint
-from ddp_train.config.options import UserError
+from ddp_core.errors import UserError
 path = Path(sys.argv[1]) / "checkpoint.pt"
 checkpoint.save(path, {"epoch": 1, "weights": torch.ones(50_000)})
 limit = sys.argv[2]

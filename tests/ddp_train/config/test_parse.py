@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from ddp_train.config.options import UserError
-from ddp_train.config.parse import Config, check_paths, dump, parse, presets, resume_file, to_dict
+from ddp_core.errors import UserError
+from ddp_train.config.options import Config, to_dict
+from ddp_train.config.parse import dump, parse, presets
+from ddp_train.config.validation import check_paths, resume_file
 
 
 def write(folder: Path, text: str | bytes, name: str = "options.yaml") -> str:

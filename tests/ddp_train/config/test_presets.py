@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from ddp_train.assemble.build import build
-from ddp_train.config.parse import PRESETS, parse, presets, to_dict
+from ddp_train.config.options import to_dict
+from ddp_train.config.parse import PRESETS, parse, presets
 from ddp_train.distributed.process_group import Ranks
 
 TWO_STEPS = ["--dataset=synthetic", "--synthetic-samples=64", "--batch-size=32", "--stop-after=1", "--no-tensorboard"]

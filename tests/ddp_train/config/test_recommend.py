@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ddp_train.config.parse import parse, to_dict
+from ddp_train.config.options import to_dict
+from ddp_train.config.parse import parse
 from ddp_train.config.recommend import GB, Hardware, apply, recommend, recommend_for_data
 
 

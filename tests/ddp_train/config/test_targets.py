@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from ddp_train.config.options import UserError
-from ddp_train.config.parse import parse, to_dict
-from ddp_train.config.recommend import GB, Hardware, apply, recommend, recommend_for_data
-from ddp_train.config.targets import AUTOMATIC, SIZES, size_for
+from ddp_core.errors import UserError
+from ddp_train.config.options import to_dict
+from ddp_train.config.parse import parse
+from ddp_train.config.recommend import AUTOMATIC, GB, SIZES, Hardware, apply, recommend, recommend_for_data, size_for
 
 CPU = Hardware("cpu", 2, 2, cpus=2)
 GPU = Hardware("cuda", 1, 1, 80 * GB, (9, 0), 16)

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ddp_core.errors import UserError
 from ddp_train import data
-from ddp_train.config.options import DataOptions, UserError
+from ddp_train.config.options import DataOptions
 from ddp_train.data.sources import image_folder
 from ddp_train.data.sources.builtin import load_digits, stratified
 from ddp_train.data.sources.samples import channel_statistics

@@ -13,9 +13,10 @@ import psutil
 import pytest
 import torch
 
+from ddp_core.errors import UserError
 from ddp_train import data
-from ddp_train.config.options import AugmentOptions, DataOptions, UserError
-from ddp_train.data.sources.dataset import Split
+from ddp_train.config.options import AugmentOptions, DataOptions
+from ddp_train.data.sources.samples import Split
 
 ROOT = Path(__file__).parents[3]
 Check = Callable[[list[psutil.Process], float], None]

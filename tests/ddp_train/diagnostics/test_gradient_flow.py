@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from ddp_train.config.options import UserError
+from ddp_core.errors import UserError
 from ddp_train.diagnostics import gradient_flow
 from ddp_train.plots.__main__ import main
-from ddp_train.plots.flow_file import SCHEMA, read_flow
-from ddp_train.plots.gradient_flow import flow_figure
+from ddp_train.plots.gradient_flow import SCHEMA, flow_figure, read_flow
 from ddp_train.technique import Moment
 from tests.ddp_train.contexts import make_context
 from tests.ddp_train.techniques import runs, tiny

@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import nn
 
+from ddp_core.errors import TrainingDiverged
 from ddp_train.checkpoint import format as checkpoint_format
-from ddp_train.checkpoint.progress import TrainingDiverged
-from ddp_train.data.pipeline.build import Window
+from ddp_train.data.pipeline.window import Window
 from ddp_train.diagnostics import numbers
 from ddp_train.diagnostics.numbers import RunningLoss, first_bad_layer
 from ddp_train.technique import Moment

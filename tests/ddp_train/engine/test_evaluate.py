@@ -8,7 +8,7 @@ import torch
 from sklearn.metrics import confusion_matrix, log_loss, top_k_accuracy_score
 from torch import nn
 
-from ddp_train.data.pipeline.build import Batch
+from ddp_train.data.pipeline.window import Batch
 from ddp_train.engine.evaluate import Mistake, evaluate, examine
 from ddp_train.evaluation.figures import as_json, as_text
 from ddp_train.evaluation.views import views

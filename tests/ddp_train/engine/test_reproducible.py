@@ -12,12 +12,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ddp_core.errors import UserError
 from ddp_train.checkpoint import format as checkpoint_format
 from ddp_train.config.batch_split import shards_of_rank
-from ddp_train.config.options import UserError
 from ddp_train.distributed.process_group import Ranks
-from ddp_train.engine.shard_buffers import Buffers
-from ddp_train.engine.shard_reduce import ShardTree, add_up, cover
+from ddp_train.engine.shard_reduce import Buffers, ShardTree, add_up, cover
 from tests.ddp_train.techniques import runs
 
 pytestmark = pytest.mark.usefixtures("one_thread")

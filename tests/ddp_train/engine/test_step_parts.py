@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from ddp_train.config.options import UserError
+from ddp_core.errors import UserError
 from ddp_train.optim.losses import cross_entropy_sum
 from ddp_train.optim.precision import Precision
 from ddp_train.technique import Moment

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from ddp_core.errors import Stopped
 from ddp_train.assemble.build import Run
 from ddp_train.checkpoint import format as checkpoint_format
-from ddp_train.checkpoint.progress import Stopped
-from ddp_train.data.pipeline.build import Batch, Window
+from ddp_train.data.pipeline.window import Batch, Window
 from ddp_train.data.sources import decode
 from ddp_train.engine.stop_signals import STATUS, StopSignals
 from ddp_train.run_folder import done_marker

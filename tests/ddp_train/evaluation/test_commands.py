@@ -108,7 +108,7 @@ def test_a_model_that_cannot_be_exported_leaves_no_file(
 
     from dataclasses import replace
 
-    from ddp_train.config.options import UserError
+    from ddp_core.errors import UserError
 
     with pytest.raises(UserError, match=r"cannot be exported|answers otherwise"):
         exporting.export(replace(saved, network=Undecided()), str(tmp_path / "m.pt2"))

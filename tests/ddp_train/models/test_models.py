@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ddp_train.config.options import UserError
+from ddp_core.errors import UserError
 from ddp_train.models import create_model, names, parameter_count
 
 _ROOT = Path(__file__).parents[3]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ddp_train.config.options import UserError
+from ddp_core.errors import UserError
 from ddp_train.observers.records import EpochRecord, History, Observer, RunFacts, StepReport, read_history
 from ddp_train.observers.tensorboard import TensorBoardObserver
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ddp_train.config.options import UserError
+from ddp_core.errors import UserError
 from ddp_train.config.parse import parse
 from tests.conftest import Trainer
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from ddp_train.config.options import ScheduleOptions, UserError
+from ddp_core.errors import UserError
+from ddp_train.config.options import ScheduleOptions
 from ddp_train.observers.records import EpochRecord
 from ddp_train.optim.lr_schedule import create_schedule, set_learning_rate
 from ddp_train.techniques import early_stopping, plateau

@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from ddp_train.config.options import Config, OptimOptions, UserError
+from ddp_core.errors import UserError
+from ddp_train.config.options import Config, OptimOptions
 from ddp_train.config.parse import parse
 from ddp_train.config.validation import check_values
 from ddp_train.optim import create_optimizer, describe, parameter_groups

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from ddp_train.config.options import UserError
+from ddp_core.errors import UserError
 from ddp_train.config.parse import parse
 from ddp_train.diagnostics import precision as tool
 from ddp_train.optim import torch_internals

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ddp_train.config.options import UserError
+from ddp_core.errors import UserError
 from ddp_train.observers.records import EpochRecord, History, HistoryDocument
 from ddp_train.plots import history_figure, plot_history
 from ddp_train.plots.__main__ import main

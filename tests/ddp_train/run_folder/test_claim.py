@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from ddp_train.config.options import UserError
-from ddp_train.config.parse import Config, RunLock, claim, parse, with_values
+from ddp_core.errors import UserError
+from ddp_train.config.options import Config
+from ddp_train.config.parse import parse, with_values
+from ddp_train.run_folder.claim import claim
+from ddp_train.run_folder.lock import RunLock
 
 
 def test_a_fresh_folder_is_made(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from ddp_train.config.options import UserError
+from ddp_core.errors import UserError
 from ddp_train.run_folder.lock import NAME, RunLock
 
 _ROOT = Path(__file__).parents[3]
@@ -23,7 +23,7 @@ _HOLD = """
 import os, sys, time
 from pathlib import Path
 from ddp_train.run_folder.lock import RunLock
-from ddp_train.config.options import UserError
+from ddp_core.errors import UserError
 lock = RunLock()
 try:
     lock.take(Path(sys.argv[1]))

@@ -22,9 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 from ddp_train import data
 from ddp_train.assemble.build import Run, build
 from ddp_train.config.parse import parse
-from ddp_train.data.pipeline.build import Batch, Window
+from ddp_train.data.pipeline.window import Batch, Window
 from ddp_train.distributed import process_group
-from ddp_train.engine.trainer import Parts
+from ddp_train.engine.components import Parts
 from ddp_train.observers.records import read_history
 from ddp_train.optim.lr_schedule import set_learning_rate
 from tests.ddp_train.techniques.table import TABLE, Row

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ddp_train.config.options import UserError
+from ddp_core.errors import UserError
 from ddp_train.config.parse import parse
 from ddp_train.diagnostics.memory_report import kept_bytes
 from ddp_train.models import create_model

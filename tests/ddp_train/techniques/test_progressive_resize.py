@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from ddp_train.config.options import UserError
+from ddp_core.errors import UserError
 from ddp_train.models import SmallCifarNet
 from ddp_train.technique import Moment
 from ddp_train.techniques import progressive_resize

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from ddp_train.config.options import UserError
+from ddp_core.errors import UserError
 from ddp_train.config.parse import parse
 from ddp_train.models import Residual, create_model
 from ddp_train.techniques import stochastic_depth

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from ddp_train.config.options import UserError
+from ddp_core.errors import UserError
 from ddp_train.config.parse import parse
-from ddp_train.data.pipeline.build import Batch
+from ddp_train.data.pipeline.window import Batch
 from ddp_train.optim.precision import Precision
 from ddp_train.technique import Moment
 from ddp_train.techniques import ema, lookahead, sam, swa

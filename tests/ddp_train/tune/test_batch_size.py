@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from ddp_train.config.options import UserError
+from ddp_core.errors import UserError
 from ddp_train.tune.batch_size import Trial, choose, find_batch_size, sizes_between
 from ddp_train.tune.linear_fit import Line, fit
 

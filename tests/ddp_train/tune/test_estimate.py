@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ddp_launch.cli.options import OptionError, parse
+from ddp_core.errors import OptionError
+from ddp_launch.cli.options import parse
 from ddp_train.assemble.build import build
 from ddp_train.config import parse as config
 from ddp_train.distributed.process_group import Ranks

@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from ddp_train.config.options import UserError
+from ddp_core.errors import UserError
 from ddp_train.main import main
 from ddp_train.tune.learning_rate import smooth, suggest
 

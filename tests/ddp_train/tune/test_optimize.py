@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ddp_train.config.options import UserError
+from ddp_core.errors import UserError
 from ddp_train.config.parse import parse
 from ddp_train.config.recommend import GB, Hardware
 from ddp_train.tune.optimize import Machine, Measured, auto_optimize_config, suggest

@@ -6,7 +6,7 @@ import weakref
 
 from torch import nn
 
-from ddp_train.tune.release import release_memory
+from ddp_train.tune.preserve import release_memory
 
 
 def test_a_trial_that_refers_to_itself_is_freed() -> None:

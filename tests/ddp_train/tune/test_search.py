@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from ddp_train.config.options import UserError
-from ddp_train.tune.halving import next_job, rungs
-from ddp_train.tune.search import Search, Settings
+from ddp_core.errors import UserError
+from ddp_train.tune.search import Search, Settings, next_job, rungs
 from ddp_train.tune.space import Choice, Range, draw, option_words, read_space
 
 ROOT = Path(__file__).parents[3]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from ddp_train.config.options import UserError
+from ddp_core.errors import UserError
 from ddp_train.main import main
 from ddp_train.tune import batch_report
 from ddp_train.tune.batch_size_optimizer import BatchSizeOptimizer

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gpu_topology.environment import settings as nccl
+from gpu_topology.environment import notes as made
 from gpu_topology.environment.settings import Setting
 from gpu_topology.host.host import Host
 from gpu_topology.select.select import SelectionRequest, select
@@ -27,13 +27,13 @@ def pair(level: str = "PIX", p2p: Any = "ok", count: int = 2, **gpu: Any) -> Top
 
 
 def doubt(topology: Topology, host: Host, **changes: Any) -> str:
-    line = nccl.needs_verify(topology, select(topology, SelectionRequest()), dataclasses.replace(host, **changes))
+    line = made.needs_verify(topology, select(topology, SelectionRequest()), dataclasses.replace(host, **changes))
     assert line is None or "\n" not in line
     return line or ""
 
 
 def notes(topology: Topology, host: Host, **more: Any) -> str:
-    return "\n".join(nccl.notes(topology, select(topology, SelectionRequest()), host, **more))
+    return "\n".join(made.notes(topology, select(topology, SelectionRequest()), host, **more))
 
 
 DOUBTS = {
@@ -104,7 +104,7 @@ def test_the_gpu_at_which_every_broken_nvlink_ends(host: Host) -> None:
     topology = pair("NV4", {"default": "ok", "0-1": "not-supported", "1-2": "not-supported"}, count=3)
     assert notes(topology, host) == "", "it is left out"
     by_name = select(topology, SelectionRequest(gpus=("0", "1", "2")))
-    assert "ends at GPU 1: without it (--exclude 1)" in "".join(nccl.notes(topology, by_name, host))
+    assert "ends at GPU 1: without it (--exclude 1)" in "".join(made.notes(topology, by_name, host))
     assert notes(pair("NV4", "not-supported", count=3), host) == ""
     assert notes(pair("NV4", {"default": "ok", "0-1": "not-supported"}, count=3), host) == ""
 
@@ -134,13 +134,13 @@ def test_fabric(state: str | None, host: Host) -> None:
     topology = pair("NV18")
     gpus = (topology.gpus[0], dataclasses.replace(topology.gpus[1], fabric_state=state))
     selection = select(topology, SelectionRequest())
-    said = "\n".join(nccl.notes(dataclasses.replace(topology, gpus=gpus), selection, host))
+    said = "\n".join(made.notes(dataclasses.replace(topology, gpus=gpus), selection, host))
     assert (f"the NVSwitch fabric of GPU 1 {FABRIC[state]}" in said) if state in FABRIC else said == ""
 
 
 def test_folklore_that_is_left_unset(host: Host) -> None:
     def unset(topology: Topology, settings: tuple[Setting, ...] = ()) -> dict[str, str]:
-        return dict(nccl.left_unset(topology, select(topology, SelectionRequest()), host, settings))
+        return dict(made.left_unset(topology, select(topology, SelectionRequest()), host, settings))
 
     assert list(unset(pair())) == ["NCCL_P2P_DISABLE", "NCCL_IB_DISABLE", "CUDA_LAUNCH_BLOCKING"]
     assert "NCCL_P2P_DISABLE" not in unset(pair(), OFF)

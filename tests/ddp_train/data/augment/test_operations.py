@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from ddp_core.errors import UserError
 from ddp_train import data
-from ddp_train.config.options import AugmentOptions, DataOptions, UserError
+from ddp_train.config.options import AugmentOptions, DataOptions
 from ddp_train.data.augment import keyed_random
 from ddp_train.data.augment.levels import Augmentation
 from ddp_train.data.augment.operations import create_operations

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from ddp_train.data.augment import keyed_random
 from ddp_train.data.augment.operation import masked
-from ddp_train.data.augment.policies import Policy
-from ddp_train.data.augment.policy_tables import Action, PolicyName, policy_table
+from ddp_train.data.augment.policies import Action, Policy, PolicyName, policy_table
 
 SIZES = [(32, 32), (20, 33), (224, 224)]
 NAMES = get_args(PolicyName)

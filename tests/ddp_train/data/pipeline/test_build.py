@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from ddp_core.errors import UserError
 from ddp_train import data
-from ddp_train.config.options import AugmentOptions, DataOptions, UserError
-from ddp_train.data.pipeline.build import Pipeline
+from ddp_train.config.options import AugmentOptions, DataOptions
 from ddp_train.data.pipeline.loader import LoaderPipeline
 from ddp_train.data.pipeline.resident import ResidentPipeline
-from ddp_train.data.sources.dataset import Dataset, Split
-from ddp_train.data.sources.samples import channel_statistics
+from ddp_train.data.pipeline.window import Pipeline
+from ddp_train.data.sources.samples import Dataset, Split, channel_statistics
 
 CPU = torch.device("cpu")
 

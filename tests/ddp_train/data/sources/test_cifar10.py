@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ddp_core.errors import UserError
 from ddp_train import data
-from ddp_train.config.options import DataOptions, UserError
+from ddp_train.config.options import DataOptions
 from ddp_train.data.sources import cifar10
 
 torchvision_datasets = pytest.importorskip("torchvision.datasets")

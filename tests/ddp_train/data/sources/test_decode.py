@@ -16,7 +16,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from ddp_train.config.options import UserError
+from ddp_core.errors import UserError
 from ddp_train.data.sources.decode import decode_files, fit, probe_size, read_image
 
 ROOT = Path(__file__).parents[4]
