@@ -31,7 +31,8 @@ def requirements() -> dict[str, str]:
     try:
         lines = REQUIREMENTS.read_text(encoding="utf-8").splitlines()
     except OSError:
-        lines = [line for line in importlib.metadata.requires("ddp-launch") or () if "extra" not in line]
+        lines = importlib.metadata.requires("ddp-launch") or []
+        lines = [line for line in lines if "extra" not in line or re.search(r"extra == .train.", line)]
     found = (re.match(r"([A-Za-z0-9_.-]+)[^#]*?>=\s*([\d.]+)", line) for line in lines)
     return {match[1]: match[2] for match in found if match}
 
