@@ -1,1 +1,3 @@
 """The small torch-free ground of the other packages: errors, command line, files, host memory, redaction."""
+
+__version__ = "0.1.0"

@@ -1,3 +1,1 @@
 """Plans a distributed run for the machine it finds, shows the plan, and runs it with torch's elastic agent."""
-
-__version__ = "0.1.0"

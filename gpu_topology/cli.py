@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from ddp_core import __version__
 from ddp_core.errors import TopologyError
 from gpu_topology.cli_options import (
     Answers,
@@ -70,7 +71,7 @@ def _discard_stdout() -> None:
 
 def _with_command(argv: list[str]) -> list[str]:
     """Without a command, `report`: what one expects after nvidia-smi."""
-    if not argv or (argv[0].startswith("-") and argv[0] not in ("-h", "--help")):
+    if not argv or (argv[0].startswith("-") and argv[0] not in ("-h", "--help", "--version")):
         return ["report", *argv]
     return argv
 
@@ -82,6 +83,7 @@ def _parser(called: str) -> argparse.ArgumentParser:
         description="What is in this machine, which GPUs belong together, and what CUDA and NCCL should be told.",
         allow_abbrev=False,
     )
+    parser.add_argument("--version", action="version", version=f"gpu-topology {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, command in _COMMANDS.items():
         if called in _COMMANDS and name != called:

@@ -6,8 +6,8 @@ import argparse
 import sys
 from typing import Any, NoReturn
 
+from ddp_core import __version__
 from ddp_core.errors import OptionError
-from ddp_launch import __version__
 from ddp_launch.cli.value_types import (
     BOTH,
     FileName,

@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ddp_core import __version__
 from ddp_core.errors import OptionError
-from ddp_launch import __version__
 from ddp_launch.cli.options import LaunchOptions
 from ddp_launch.doctor import gpus, machine, trials
 from ddp_launch.doctor.check import Check

@@ -19,6 +19,7 @@ from typing import Any, Literal, get_args, get_type_hints
 
 import yaml
 
+from ddp_core import __version__
 from ddp_core.errors import UserError
 from ddp_train.config.options import SECTIONS, Config
 from ddp_train.config.validation import bounds, check_values, resume_target
@@ -157,6 +158,7 @@ def _parser(prog: str) -> Any:
         description="Train an image classifier with DistributedDataParallel. "
         "Every option is also a YAML key, with _ for -.",
     )
+    parser.add_argument("--version", action="version", version=f"ddp-train {__version__}")
     files = parser.add_argument_group("Files")
     files.add_argument("--config", type=str, metavar="FILE", help="YAML file of options; the command line goes over it")
     files.add_argument("--preset", type=str, metavar="NAME", help=f"Named settings: {', '.join(presets())}")
