@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -17,14 +18,14 @@ PACKAGES = {"ddp_core", "gpu_topology", "ddp_launch", "ddp_train"}
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the content of the wheel, built from the tracked sources as `pip wheel .` builds it."""
+    """A folder with the content of the wheel, built from a copy of the sources as `pip wheel .` builds it."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
-    files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for name in filter(None, files.split("\0")):
-        if name.split("/")[0] in PACKAGES or "/" not in name:
-            (source / name).parent.mkdir(parents=True, exist_ok=True)
-            (source / name).write_bytes((ROOT / name).read_bytes())
+    source.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE", "launch.py"):
+        shutil.copy(ROOT / name, source)
+    for package in (*PACKAGES, "benchmarks", "scripts", "tests"):
+        shutil.copytree(ROOT / package, source / package, ignore=shutil.ignore_patterns("__pycache__"))
     build = f"import os, setuptools.build_meta as b; os.chdir({str(source)!r}); b.build_wheel({str(folder)!r})"
     subprocess.run([sys.executable, "-c", build], capture_output=True, check=True, timeout=120)
     with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
