@@ -2,7 +2,7 @@
 
 Exception
 |-- UserError            a mistake that the user can fix: one line, exit status 2
-|   |-- OptionError      on the launcher's command line
+|   |-- OptionError      on a command line
 |   |-- SharedError      the same mistake on several ranks, of which one prints it
 |   `-- TopologyError    about GPUs, the driver, or a topology file
 |       |-- DriverError  (gpu_topology.driver.library)
@@ -31,7 +31,7 @@ class UserError(Exception):
 
 
 class OptionError(UserError):
-    """On the launcher's command line: the option, its value and what is accepted."""
+    """On a command line: the option, its value and what is accepted."""
 
 
 class SharedError(UserError):

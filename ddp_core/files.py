@@ -4,8 +4,6 @@ A write goes to a temporary file in the SAME folder (a rename across file system
 copy can be torn), is flushed to the disk, renamed over the old file, and the folder is flushed so
 that the rename itself survives a power cut. The temporary file of a writer that was killed is
 removed by the next write of the same file: a live writer holds a lock on its own.
-
-Writing a file that the user asked for: whole or not at all.
 """
 
 from __future__ import annotations
@@ -126,29 +124,21 @@ def _explanation(target: Path, error: OSError, size: Callable[[], int] | None) -
 
 
 def write_whole(path: Path | str, text: str) -> None:
-    """Put `text` into the file; on an error an earlier file stays as it was. TopologyError naming the file.
+    """Write a file that the user asked for, whole or not at all. Errors: TopologyError naming the file.
 
-    What is no regular file (/dev/stdout, a pipe) is written to as it is, and a symbolic link keeps leading to its file.
+    What is no regular file (/dev/stdout, a pipe) is written to as it is; a symbolic link stays, and so does the mode.
     """
     try:
         target = Path(path).resolve()
         if target.exists() and not target.is_file():
             target.write_text(text, encoding="utf-8")
-        else:
-            _replace(target, text)
+            return
+        data = text.encode()
+        with replacing(target, size=lambda: len(data)) as file:
+            file.write(data)
+            if target.exists():
+                os.fchmod(file.fileno(), target.stat().st_mode & 0o777)
     except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: a loop of links; ValueError: a null character
         raise TopologyError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from None
-
-
-def _replace(target: Path, text: str) -> None:
-    """Through a neighbouring file, which takes the name once it is whole."""
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    mode = target.stat().st_mode & 0o777 if target.exists() else None
-    try:
-        part.write_text(text, encoding="utf-8")
-        if mode is not None:
-            part.chmod(mode)
-        part.replace(target)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    except UserError as error:
+        raise TopologyError(str(error)) from None

@@ -20,6 +20,7 @@ from dataclasses import replace
 from types import FrameType
 from typing import NoReturn
 
+from ddp_core.cli import discard_stdout
 from ddp_core.errors import PreflightError, UserError, line_of
 from ddp_launch.cli.options import LaunchOptions, parse
 from ddp_launch.cluster.cluster import find_cluster
@@ -57,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGINT
     except BrokenPipeError:
         # The reader of the plan has seen enough (launch.py --dry-run | head).
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_stdout()
         return 0
 
 

@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = CommandLine("python -m ddp_train.evaluate", "Evaluate a saved model on a test split.")
+    parser = CommandLine(prog="python -m ddp_train.evaluate", description="Evaluate a saved model on a test split.")
     add = parser.add_argument
     add("--checkpoint", required=True, metavar="FILE", help="best_model.pth, checkpoint-latest.pt, or a run folder")
     add("--data-dir", metavar="DIR", help="folder of the data (default: where the run had them)")

@@ -11,29 +11,26 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from ddp_core.cli import CommandLine
+from ddp_core.cli import CommandLine, exit_status
 from ddp_core.errors import UserError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Export as the command line says; the exit status."""
-    try:
-        arguments = _parse(argv)
+    return exit_status(lambda: _export(_parse(argv)))
 
-        import torch
 
-        from ddp_train.evaluation.exporting import export
-        from ddp_train.evaluation.saved import open_saved
+def _export(arguments: argparse.Namespace) -> None:
+    import torch
 
-        print(export(open_saved(arguments.file, torch.device("cpu")), arguments.output))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    from ddp_train.evaluation.exporting import export
+    from ddp_train.evaluation.saved import open_saved
+
+    print(export(open_saved(arguments.file, torch.device("cpu")), arguments.output))
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = CommandLine("python -m ddp_train.export", "Write a saved model as a program of torch.export, or as ONNX.")
+    parser = CommandLine(prog="python -m ddp_train.export", description="Write a model for torch.export or ONNX.")
     parser.add_argument("file", metavar="FILE", help="best_model.pth, checkpoint-latest.pt, or a run folder")
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="model.pt2 (torch.export) or model.onnx")
     arguments = parser.parse_args(argv)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import TypedDict
 
-from ddp_core.cli import CommandLine
+from ddp_core.cli import CommandLine, exit_status
 from ddp_core.errors import UserError
 
 BATCH = 64
@@ -23,29 +23,27 @@ class Guess(TypedDict):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the likeliest classes of each image; the exit status."""
-    try:
-        arguments = _parse(argv)
-        found = _predict(arguments.file, arguments.images, arguments.top, arguments.device)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return exit_status(lambda: _show(_parse(argv)))
+
+
+def _show(arguments: argparse.Namespace) -> None:
+    found = _predict(arguments.file, arguments.images, arguments.top, arguments.device)
     if arguments.json:
         rows = [
             {"image": image, "predictions": [{"class": g["name"], "probability": g["probability"]} for g in guesses]}
             for image, guesses in found
         ]
         print(json.dumps({"schema": "ddp-train-prediction/1", "images": rows}))
-        return 0
+        return
     width = max(len(guess["name"]) for _, guesses in found for guess in guesses)
     for image, guesses in found:
         print(image)
         for guess in guesses:
             print(f"  {guess['name']:<{width}}  {guess['probability']:>8.2%}")
-    return 0
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = CommandLine("python -m ddp_train.predict", "What a saved model takes images for.")
+    parser = CommandLine(prog="python -m ddp_train.predict", description="What a saved model takes images for.")
     parser.add_argument("file", metavar="FILE", help="best_model.pth, checkpoint-latest.pt, or a run folder")
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files of any size that Pillow reads")
     parser.add_argument("--top", type=int, default=5, metavar="N", help="classes to name [5]")

@@ -14,8 +14,8 @@ import ctypes
 import os
 from collections.abc import Mapping, MutableMapping
 from contextlib import suppress
-from pathlib import Path
 
+from ddp_core.cache_folder import cache_folder
 from ddp_core.errors import UserError
 from gpu_topology.environment.alloc_conf import merge
 
@@ -67,12 +67,14 @@ def keep_private(environ: MutableMapping[str, str]) -> None:
     """Name the folder below the user's caches, unless the user has named one; torch's own where none can be made."""
     if environ.get(_NAME):
         return
-    base = environ.get("XDG_CACHE_HOME", "")
+    caches = cache_folder("ddp_train", environ)
+    if caches is None:
+        return
+    folder = caches / "compiled"
     try:
-        folder = (Path(base) if base.startswith("/") else Path.home() / ".cache") / "ddp_train" / "compiled"
         folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.mkdir(mode=0o700, exist_ok=True)
-    except (OSError, RuntimeError):  # no home, or one that cannot be written
+    except OSError:
         return
     if folder.stat().st_uid == os.getuid():
         environ[_NAME] = str(folder)

@@ -13,10 +13,9 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 from ddp_core import __version__
-from ddp_core.errors import TopologyError
+from ddp_core.cli import CommandLine, discard_stdout, exit_status
 from gpu_topology.cli_options import (
     Answers,
     add_output,
@@ -29,44 +28,25 @@ from gpu_topology.cli_options import (
 )
 
 PROGRAM = "python -m gpu_topology"
-INTERRUPTED = 130
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse with the project's error contract: one line, exit status 2."""
-
-    def error(self, message: str) -> NoReturn:
-        raise TopologyError(message, f"{self.prog} --help")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Exit status: the command's own, 2 for a user's mistake, 130 after Ctrl-C."""
     if sys.stdout is None:  # closed by the caller (`>&-`): the exit status may be all that is wanted
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
+    given = _with_command(sys.argv[1:] if argv is None else list(argv))
     try:
-        given = _with_command(sys.argv[1:] if argv is None else list(argv))
-        arguments = _parser(given[0]).parse_args(given)
-        status: int = arguments.run(arguments)
-        sys.stdout.flush()
-    except TopologyError as error:
-        hint = f" (see {error.remedy})" if error.remedy and error.remedy.endswith("--help") else ""
-        print(f"error: {error}{hint}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # `report | head`: the reader has what it wanted
-        _discard_stdout()
-        return 0
+        return exit_status(lambda: _run(given))
     except OSError as error:  # stdout is a file on a full disk
-        _discard_stdout()
+        discard_stdout()
         print(f"error: cannot write the output: {error.strerror or error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        return INTERRUPTED
+
+
+def _run(given: list[str]) -> int:
+    arguments = _parser(given[0]).parse_args(given)
+    status: int = arguments.run(arguments)
     return status
-
-
-def _discard_stdout() -> None:
-    """What is still buffered goes nowhere: Python would try again at exit, and complain."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _with_command(argv: list[str]) -> list[str]:
@@ -78,17 +58,16 @@ def _with_command(argv: list[str]) -> list[str]:
 
 def _parser(called: str) -> argparse.ArgumentParser:
     """The parser. A command that is called stands alone in it: the others' modules stay unread."""
-    parser = _Parser(
+    parser = CommandLine(
         prog=PROGRAM,
         description="What is in this machine, which GPUs belong together, and what CUDA and NCCL should be told.",
-        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"gpu-topology {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, command in _COMMANDS.items():
         if called in _COMMANDS and name != called:
             continue
-        options = commands.add_parser(name, help=command.about, description=command.about, allow_abbrev=False)
+        options = commands.add_parser(name, help=command.about, description=command.about)
         if name == called:
             command.prepare(options)
     return parser

@@ -7,7 +7,6 @@ The cache never stands in the way: a file that cannot be read is no file, one th
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -16,6 +15,9 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
+from ddp_core.cache_folder import cache_folder
+from ddp_core.errors import UserError
+from ddp_core.files import write_text
 from gpu_topology.topology import Topology
 
 SCHEMA = "gpu-topology-verify/1"
@@ -71,7 +73,7 @@ class Verdict:
 
 def recall(topology: Topology, uuids: Sequence[str]) -> Verdict | None:
     """The verdict kept for these GPUs under this driver and NCCL; None where there is none. Never raises."""
-    folder = _folder()
+    folder = cache_folder("ddp_launch")
     if folder is None or not any(folder.glob("verify-*.json")):
         return None  # at once: the key takes longer, and most machines have no verdict
     key = _key(topology, uuids)
@@ -101,19 +103,8 @@ def remember(topology: Topology, uuids: Sequence[str], verdict: Verdict) -> bool
     text = json.dumps({"schema": SCHEMA, "key": key, "verdict": asdict(verdict)}, indent=1) + "\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        import tempfile
-
-        # Whole or not at all: another launcher may be reading.
-        number, name = tempfile.mkstemp(dir=path.parent, prefix=".verify-")
-    except OSError:
-        return False
-    try:
-        with os.fdopen(number, "w", encoding="utf-8") as file:
-            file.write(text)
-        Path(name).replace(path)
-    except OSError:
-        with suppress(OSError):
-            Path(name).unlink()
+        write_text(path, text)
+    except (OSError, UserError):
         return False
     return True
 
@@ -146,22 +137,12 @@ def _nccl_version() -> str | None:
     return f"of torch {torch.version}"
 
 
-def _folder() -> Path | None:
-    """Below XDG_CACHE_HOME, which counts only where it is absolute (XDG base directory spec)."""
-    wanted = os.environ.get("XDG_CACHE_HOME", "")
-    try:
-        base = Path(wanted) if wanted.startswith("/") else Path.home() / ".cache"
-    except RuntimeError:  # a user without a home folder
-        return None
-    return base / "ddp_launch"
-
-
 def _path(key: dict[str, object]) -> Path | None:
     """The file of a key."""
     import hashlib
 
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-    folder = _folder()
+    folder = cache_folder("ddp_launch")
     return None if folder is None else folder / f"verify-{digest[:16]}.json"
 
 

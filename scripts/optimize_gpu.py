@@ -19,13 +19,14 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 if __package__ in (None, ""):
     # Run as a file: the packages stand beside this folder, whatever the working directory.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from ddp_core.errors import TopologyError, UserError
+from ddp_core.cli import CommandLine, exit_status
+from ddp_core.errors import UserError
 from ddp_train.config.options import Config
 from ddp_train.config.parse import parse, with_values
 from ddp_train.tune.optimize import Measured, auto_optimize_config, place, read_machine, table
@@ -43,33 +44,24 @@ def __getattr__(name: str) -> object:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message.removeprefix("argument "))
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; the exit status."""
-    try:
-        arguments = _parser().parse_args(argv)
-        if arguments.config is None and arguments.monitor is None:
-            raise UserError("give --config IN.yaml, or --monitor SECONDS (see --help)")
-        for option in ("output", "benchmark"):
-            if arguments.config is None and getattr(arguments, option):
-                raise UserError(f"--{option} is for --config IN.yaml")
-        if arguments.config is not None:
-            _optimize(arguments)
-        return 0 if arguments.monitor is None else _monitor(arguments.monitor)
-    except (UserError, TopologyError) as error:
-        remedy = getattr(error, "remedy", None)
-        print(f"error: {error}" + (f"; {remedy}" if remedy else ""), file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    return exit_status(lambda: _run(_parser().parse_args(argv)))
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    if arguments.config is None and arguments.monitor is None:
+        raise UserError("give --config IN.yaml, or --monitor SECONDS (see --help)")
+    for option in ("output", "benchmark"):
+        if arguments.config is None and getattr(arguments, option):
+            raise UserError(f"--{option} is for --config IN.yaml")
+    if arguments.config is not None:
+        _optimize(arguments)
+    return 0 if arguments.monitor is None else _monitor(arguments.monitor)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="scripts/optimize_gpu.py", description="A configuration made to fit this machine.")
+    parser = CommandLine(prog="scripts/optimize_gpu.py", description="A configuration made to fit this machine.")
     add = parser.add_argument
     add("--config", metavar="IN.yaml", type=Path, help="options of the trainer; IN_optimized.yaml is written beside it")
     add("--output", metavar="FILE", type=Path, help="write there instead")

@@ -7,7 +7,7 @@ import sys
 from typing import Any, NoReturn
 
 from ddp_core import __version__
-from ddp_core.errors import OptionError
+from ddp_core.cli import CommandLine
 from ddp_launch.cli.value_types import (
     BOTH,
     FileName,
@@ -22,9 +22,9 @@ from ddp_launch.cli.value_types import (
     tee,
     whole,
 )
+from gpu_topology.select.select import POLICIES
 
 LARGEST_RANKS = 1024
-POLICIES = ("largest", "fastest", "mixed")
 # torchrun's own modes, and ours.
 BINDINGS = ("auto", "off", "node", "socket", "exclusive", "core-complex")
 SHELLS = ("bash", "zsh", "fish")
@@ -45,13 +45,6 @@ Options that torchrun has too take their defaults from its variables, such as PE
 """
 
 
-class Parser(argparse.ArgumentParser):
-    """Raises instead of printing usage and leaving."""
-
-    def error(self, message: str) -> NoReturn:
-        raise OptionError(message.removeprefix("argument ") + " (see --help)")
-
-
 class _PrintCompletion(argparse.Action):
     """Prints the script for a shell and ends the program."""
 
@@ -62,14 +55,13 @@ class _PrintCompletion(argparse.Action):
         sys.exit(0)
 
 
-def make_parser() -> tuple[Parser, dict[str, argparse.Action]]:
+def make_parser() -> tuple[CommandLine, dict[str, argparse.Action]]:
     """The parser, and its options by each of their spellings."""
-    parser = Parser(
+    parser = CommandLine(
         prog="launch.py",
         usage=USAGE,
         description=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
         add_help=False,
         argument_default=argparse.SUPPRESS,
     )
@@ -78,7 +70,7 @@ def make_parser() -> tuple[Parser, dict[str, argparse.Action]]:
     return parser, {name: action for action in actions for name in action.option_strings}
 
 
-def _device_options(parser: Parser) -> list[argparse.Action]:
+def _device_options(parser: CommandLine) -> list[argparse.Action]:
     add = parser.add_argument_group("Where to run").add_argument
     return [
         add("--auto", action="store_true", default=False, help="the best set of GPUs, else the CPU [the default]"),
@@ -102,7 +94,7 @@ def _device_options(parser: Parser) -> list[argparse.Action]:
     ]
 
 
-def _program_options(parser: Parser) -> list[argparse.Action]:
+def _program_options(parser: CommandLine) -> list[argparse.Action]:
     group = parser.add_argument_group("What to run")
     # Only for the help: a module is recognised while the words are split.
     group.add_argument("-m", "--module", metavar="MODULE", help="run a module, as python -m does")
@@ -113,7 +105,7 @@ def _program_options(parser: Parser) -> list[argparse.Action]:
     ]
 
 
-def _plan_options(parser: Parser) -> list[argparse.Action]:
+def _plan_options(parser: CommandLine) -> list[argparse.Action]:
     add = parser.add_argument_group("Plan and checks").add_argument
     return [
         add("--dry-run", action="store_true", help="show the plan and a command to paste; start nothing"),
@@ -140,7 +132,7 @@ def _plan_options(parser: Parser) -> list[argparse.Action]:
     ]
 
 
-def _run_options(parser: Parser) -> list[argparse.Action]:
+def _run_options(parser: CommandLine) -> list[argparse.Action]:
     add = parser.add_argument_group("The run").add_argument
     return [
         add(
@@ -185,7 +177,7 @@ def _run_options(parser: Parser) -> list[argparse.Action]:
     ]
 
 
-def _about_options(parser: Parser) -> list[argparse.Action]:
+def _about_options(parser: CommandLine) -> list[argparse.Action]:
     add = parser.add_argument_group("About").add_argument
     version = f"launch.py {__version__} (Python {sys.version.split()[0]})"
     return [
@@ -201,7 +193,7 @@ def _about_options(parser: Parser) -> list[argparse.Action]:
     ]
 
 
-def _node_options(parser: Parser) -> list[argparse.Action]:
+def _node_options(parser: CommandLine) -> list[argparse.Action]:
     add = parser.add_argument_group("Several nodes (run the same command on each)").add_argument
     return [
         add(

@@ -12,10 +12,12 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Literal, NoReturn
 
+from ddp_core.cli import CommandLine
 from ddp_core.errors import OptionError
 from ddp_launch.cli import torchrun_compat
-from ddp_launch.cli.arguments import Parser, make_parser
+from ddp_launch.cli.arguments import make_parser
 from ddp_launch.cli.value_types import NO_TEE, Tee
+from gpu_topology.select.select import Policy
 
 NO_VARIABLES: Mapping[str, str] = MappingProxyType({})
 
@@ -40,7 +42,7 @@ class LaunchOptions:
     cpu: bool = False
     gpus: tuple[str, ...] = ()
     nproc: int | None = None
-    policy: Literal["largest", "fastest", "mixed"] = "largest"
+    policy: Policy = "largest"
     exclude: tuple[str, ...] = ()
     allow_busy: bool = False
     min_memory: int = 0
@@ -105,7 +107,7 @@ def _as_typed(message: str, own: Sequence[str], actions: Mapping[str, argparse.A
 
 
 def _from_environment(
-    parser: Parser, own: Sequence[str], actions: Mapping[str, argparse.Action], environ: Mapping[str, str]
+    parser: CommandLine, own: Sequence[str], actions: Mapping[str, argparse.Action], environ: Mapping[str, str]
 ) -> dict[str, Any]:
     """Values of PET_ variables for options that are not on the command line."""
     given = {name for word in own for name in actions[word.partition("=")[0]].option_strings}

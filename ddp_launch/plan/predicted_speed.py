@@ -9,7 +9,7 @@ from ddp_train.config.batch_split import split
 from ddp_train.config.options import Config
 from ddp_train.distributed.load_balance import Speed, divide, seconds_of
 from ddp_train.distributed.speed_cache import KnownSpeeds, work_of
-from gpu_topology.select.select import POLICIES, Selection, SelectionError, SelectionRequest, select
+from gpu_topology.select.select import POLICIES, Policy, Selection, SelectionError, SelectionRequest, select
 from gpu_topology.topology import Topology
 
 
@@ -27,7 +27,7 @@ def predict(
 
 
 def _policy(
-    topology: Topology, request: SelectionRequest, policy: str, config: Config, known: KnownSpeeds
+    topology: Topology, request: SelectionRequest, policy: Policy, config: Config, known: KnownSpeeds
 ) -> str | None:
     try:
         selection = select(topology, replace(request, policy=policy))

@@ -7,12 +7,9 @@ other_users_claims.py.
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
 import random
 import stat
-import struct
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -21,14 +18,13 @@ from types import TracebackType
 from typing import TypeVar
 from urllib.parse import quote, unquote
 
+from ddp_core.locks import open_lock_file, owner, try_lock
 from ddp_launch.run.other_users_claims import Announcements, neighbours
 
 T = TypeVar("T")
 
 NAME = "ddp-launch"
 SUFFIX = ".claim"
-# struct flock of Linux: type, whence, start, length, pid.
-FLOCK = "hhqqi"
 
 
 class Claims:
@@ -122,21 +118,19 @@ class Claims:
         """None for a success, else who holds it."""
         path = self._path(uuid)
         try:
-            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            file = open_lock_file(path)
         except OSError as error:
             self.problem = f"{path}: {error.strerror}"
             return None
         try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if try_lock(file):
+                self._held[uuid] = file
+                return None
+            who = _words(owner(file))
         except OSError as error:
-            who = _words(_lock_owner(file))
-            os.close(file)
-            if error.errno in (errno.EACCES, errno.EAGAIN):
-                return who
-            self.problem = f"{path}: {error.strerror}"
-            return None
-        self._held[uuid] = file
-        return None
+            self.problem, who = f"{path}: {error.strerror}", None
+        os.close(file)
+        return who
 
     def _owner(self, path: Path) -> str | None:
         try:
@@ -144,7 +138,7 @@ class Claims:
         except OSError:
             return None
         try:
-            pid = _lock_owner(file)
+            pid = owner(file)
             return None if pid is None else _words(pid)
         finally:
             os.close(file)
@@ -159,13 +153,6 @@ def runtime_folder(environ: Mapping[str, str]) -> Path:
         if name and (folder := Path(name)).is_absolute() and folder.is_dir() and os.access(folder, os.W_OK):
             return folder / NAME
     return Path("/tmp") / f"{NAME}-{os.getuid()}"
-
-
-def _lock_owner(file: int) -> int | None:
-    """The process that has the lock, 0 where it is in a container that cannot be seen into; None for nobody."""
-    wish = struct.pack(FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-    kind, _, _, _, pid = struct.unpack(FLOCK, fcntl.fcntl(file, fcntl.F_GETLK, wish))
-    return None if kind == fcntl.F_UNLCK else pid
 
 
 def _words(pid: int | None) -> str:

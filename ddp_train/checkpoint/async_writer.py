@@ -15,6 +15,7 @@ import torch
 from ddp_core.errors import UserError
 from ddp_train.checkpoint import format as checkpoint_format
 from ddp_train.checkpoint.values import dense, plain
+from ddp_train.config.validation import PREVIOUS
 
 GIVE_UP_AFTER = 3
 """Failed writes in a row. Fewer, and a disk that is full for a minute would end a run of days."""
@@ -28,7 +29,7 @@ class CheckpointWriter:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.previous = path.with_name(checkpoint_format.PREVIOUS)
+        self.previous = path.with_name(PREVIOUS)
         self.skipped = 0
         self.written = 0
         self._thread: threading.Thread | None = None

@@ -34,10 +34,9 @@ from ddp_core.files import replacing
 from ddp_train.checkpoint import integrity
 from ddp_train.checkpoint.inspection import ForeignObject, Refused, inspect
 from ddp_train.checkpoint.values import dense, plain, spoilt
+from ddp_train.config.validation import LATEST, PREVIOUS
 
 SCHEMA = "ddp-train-checkpoint/1"
-LATEST = "checkpoint-latest.pt"
-PREVIOUS = "checkpoint-previous.pt"
 
 WEIGHTS = ("model", "optimizer", "techniques")
 """The parts of a state whose tensors are finite numbers, or the run is lost."""

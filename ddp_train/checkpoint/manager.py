@@ -23,7 +23,7 @@ from ddp_train.checkpoint import compatibility, per_rank_state, rng_state
 from ddp_train.checkpoint import format as checkpoint_format
 from ddp_train.checkpoint.async_writer import CheckpointWriter
 from ddp_train.checkpoint.progress import Progress
-from ddp_train.config.validation import Interval, read_interval
+from ddp_train.config.validation import LATEST, Interval, read_interval
 from ddp_train.data.pipeline.window import Pipeline
 from ddp_train.distributed.flag_exchange import Control
 from ddp_train.distributed.heartbeat import own
@@ -93,7 +93,7 @@ def restore(source: Path, held: Held) -> Taken:
     Rates, decay and the like are those of the optimizer in hand, which follow this run's options.
     """
     notes: tuple[str, ...] = ()
-    if source.name == checkpoint_format.LATEST:
+    if source.name == LATEST:
         source, found, notes = checkpoint_format.newest(source.parent)
     else:
         found = checkpoint_format.load(source)

@@ -19,7 +19,6 @@ from pathlib import Path
 from ddp_core.errors import UserError
 from ddp_train.config.options import Config, to_dict
 
-GENERATIONS = ("checkpoint-latest.pt", "checkpoint-previous.pt")
 """The files of a run folder that a run can go on from."""
 
 # Least and largest value (None: no bound); a third entry says that the least itself is excluded.
@@ -95,6 +94,9 @@ RANGES: dict[str, tuple[float | None, float | None, bool]] = {
     "progressive_resize_epochs": (1, 10**6, False),
     "tta_below": (0, 1, True),
 }
+
+LATEST, PREVIOUS = "checkpoint-latest.pt", "checkpoint-previous.pt"
+"""The two generations of a run folder's checkpoint."""
 
 
 def _installed(package: str) -> bool:
@@ -316,17 +318,17 @@ def resume_target(resume: str | None, out_dir: str | None) -> Path | None:
         return None
     if resume == "auto":
         folder = Path(out_dir) if out_dir else None
-        return folder / GENERATIONS[0] if folder is not None and _has_checkpoint(folder) else None
+        return folder / LATEST if folder is not None and _has_checkpoint(folder) else None
     path = Path(resume)
     there = _has_checkpoint(path) if path.is_dir() else path.is_file()
-    path = path / GENERATIONS[0] if path.is_dir() else path
+    path = path / LATEST if path.is_dir() else path
     if not there:
         raise UserError(f"--resume {resume}: there is no checkpoint {path}")
     return path
 
 
 def _has_checkpoint(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in GENERATIONS)
+    return any((folder / name).is_file() for name in (LATEST, PREVIOUS))
 
 
 def check_paths(config: Config, *, create: bool = False) -> None:

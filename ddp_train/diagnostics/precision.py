@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor, nn
 
+from ddp_core.cli import exit_status
 from ddp_core.errors import UserError
 from ddp_train import data, models
 from ddp_train.config.options import Config
@@ -187,27 +188,25 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Config]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; the exit status."""
-    try:
-        own, wanted = _parse(argv)
-        device = choose_device(wanted.run.device, Ranks())
-        name, note = data.resolve(wanted.data)
-        if note:
-            print(note, file=sys.stderr)
-        data.prepare(name, wanted.data)
-        dataset = data.load(name, wanted.data)
-        torch.manual_seed(wanted.run.seed)
-        network = models.create_as_told(wanted.model, len(dataset.classes), dataset.image_shape, device)
-        found = compare(network, *_batch(dataset, wanted, device), repeats=own.repeats)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return exit_status(lambda: _compare(*_parse(argv)))
+
+
+def _compare(own: argparse.Namespace, wanted: Config) -> None:
+    device = choose_device(wanted.run.device, Ranks())
+    name, note = data.resolve(wanted.data)
+    if note:
+        print(note, file=sys.stderr)
+    data.prepare(name, wanted.data)
+    dataset = data.load(name, wanted.data)
+    torch.manual_seed(wanted.run.seed)
+    network = models.create_as_told(wanted.model, len(dataset.classes), dataset.image_shape, device)
+    found = compare(network, *_batch(dataset, wanted, device), repeats=own.repeats)
     device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     if own.json:
         content = {"schema": "ddp-train-precision/1", "device": device_name, "formats": [asdict(m) for m in found]}
         print(json.dumps(content, indent=2))
     else:
         print(f"{device_name}\n{_table(found)}")
-    return 0
 
 
 if __name__ == "__main__":

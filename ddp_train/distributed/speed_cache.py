@@ -6,12 +6,12 @@ The cache never stands in the way: a file that cannot be read is no file, one th
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ddp_core.cache_folder import cache_folder
 from ddp_core.files import write_text
 from ddp_train.config.options import Config
 from ddp_train.distributed.load_balance import Speed
@@ -70,10 +70,5 @@ def _read() -> dict[str, object]:
 
 
 def _path() -> Path | None:
-    """Below XDG_CACHE_HOME, which counts only where it is absolute (XDG base directory spec)."""
-    wanted = os.environ.get("XDG_CACHE_HOME", "")
-    try:
-        base = Path(wanted) if wanted.startswith("/") else Path.home() / ".cache"
-    except RuntimeError:  # a user without a home folder
-        return None
-    return base / "ddp_launch" / "speeds.json"
+    folder = cache_folder("ddp_launch")
+    return None if folder is None else folder / "speeds.json"

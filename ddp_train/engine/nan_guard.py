@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from ddp_core.errors import TrainingDiverged
 from ddp_core.files import write_text
-from ddp_train.checkpoint.format import LATEST
+from ddp_train.config.validation import LATEST
 from ddp_train.data.pipeline.window import Pipeline
 from ddp_train.diagnostics.numbers import first_bad_layer
 from ddp_train.distributed.flag_exchange import Control

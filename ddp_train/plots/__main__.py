@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import sys
 from collections.abc import Sequence
 
-from ddp_core.errors import UserError
+from ddp_core.cli import CommandLine, exit_status
 
 # Command -> what it draws. Each is a module of this package with add_arguments(parser) and run(arguments).
 COMMANDS = {
@@ -20,19 +19,18 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m ddp_train.plots", description="Pictures of training.")
+    return exit_status(lambda: _draw(argv))
+
+
+def _draw(argv: Sequence[str] | None) -> None:
+    parser = CommandLine(prog="python -m ddp_train.plots", description="Pictures of training.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, about in COMMANDS.items():
         command = commands.add_parser(name, help=about, description=about)
         command.add_argument("-o", "--output", metavar="FILE.png", required=True, help="where the picture goes")
         importlib.import_module(f"ddp_train.plots.{name}").add_arguments(command)
     arguments = parser.parse_args(argv)
-    try:
-        importlib.import_module(f"ddp_train.plots.{arguments.command}").run(arguments)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    importlib.import_module(f"ddp_train.plots.{arguments.command}").run(arguments)
 
 
 if __name__ == "__main__":

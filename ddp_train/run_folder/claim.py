@@ -10,10 +10,10 @@ from pathlib import Path
 
 from ddp_core.errors import UserError
 from ddp_train.config.options import Config
-from ddp_train.config.validation import resume_file
+from ddp_train.config.validation import LATEST, PREVIOUS, resume_file
 from ddp_train.run_folder.lock import RunLock
 
-RESULTS = ("training_history.json", "best_model.pth", "checkpoint-latest.pt", "checkpoint-previous.pt")
+RESULTS = ("training_history.json", "best_model.pth", LATEST, PREVIOUS)
 """What makes a folder that of an earlier run."""
 BESIDE = (
     "config.yaml",

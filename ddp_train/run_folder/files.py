@@ -15,6 +15,7 @@ from ddp_core.files import write_text
 from ddp_train.config.options import Config
 from ddp_train.config.parse import dump, with_values
 from ddp_train.config.recommend import Recommendation
+from ddp_train.config.validation import LATEST
 from ddp_train.data.sources.facts import DatasetFacts
 from ddp_train.observers.records import EpochRecord, History, Observer
 
@@ -24,7 +25,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.latest = path / "checkpoint-latest.pt"
+        self.latest = path / LATEST
         self.best_model = path / "best_model.pth"
         self.history = path / "training_history.json"
         self.curves = path / "training_curves.png"

@@ -3,32 +3,25 @@
 The launcher takes the lock before it touches the folder, and its ranks find it held by a process above them. Under
 torchrun, and where several nodes share the folder, rank 0 takes it. It goes with the process that holds it, however
 that ends: a crash leaves nothing to be cleaned up but the file, which means nothing without its lock.
-
-POSIX locks (fcntl(2), F_SETLK), not flock(2): processes that a rank forks, such as those that load data, must not
-inherit it and outlive the rank with it; and NFS servers know them.
 """
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import os
 import socket
-import struct
 import sys
 import time
 from contextlib import suppress
 from pathlib import Path
 
 from ddp_core.errors import UserError
+from ddp_core.locks import open_lock_file, owner, try_lock
 
 NAME = ".run-lock"
 PATIENCE_S = 10.0
 """How long a rank that is started again waits for the one before to be gone."""
 _POLL_S = 0.05
-_FLOCK = "hhqqi"  # struct flock of Linux: type, whence, start, length, pid
-_HELD = {errno.EACCES, errno.EAGAIN}
 _WORDS = {"pid": " pid {}", "command": " ({})", "host": " on {}", "since": " since {}"}
 
 
@@ -48,16 +41,20 @@ class RunLock:
         deadline = time.monotonic() + (PATIENCE_S if patient else 0.0)
         path = folder / NAME
         while self._file is None:
-            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            file = open_lock_file(path)
             try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                holder, words = _holder(file), _read(file)
+                taken = try_lock(file)
+                holder = None if taken else owner(file)
+            except OSError:  # no locks on this file system
                 os.close(file)
-                if error.errno not in _HELD or holder in _above():
+                return
+            if not taken:
+                about = _read(file)
+                os.close(file)
+                if holder in _above():
                     return
                 if holder is not None and time.monotonic() >= deadline:
-                    raise UserError(_refusal(folder, holder, words)) from None
+                    raise UserError(_refusal(folder, holder, about))
                 time.sleep(_POLL_S)
                 continue
             if _is(path, file):
@@ -75,16 +72,6 @@ class RunLock:
             self._path.unlink()
         os.close(self._file)
         self._file = None
-
-
-def _holder(file: int) -> int | None:
-    """The process that has the lock; 0 where it is on another node or in a container, None for nobody any more."""
-    wish = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-    try:
-        kind, _, _, _, pid = struct.unpack(_FLOCK, fcntl.fcntl(file, fcntl.F_GETLK, wish))
-    except OSError:
-        return 0
-    return None if kind == fcntl.F_UNLCK else max(0, pid)
 
 
 def _above() -> set[int]:

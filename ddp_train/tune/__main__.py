@@ -4,33 +4,24 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
 
-from ddp_core.errors import UserError
+from ddp_core.cli import INTERRUPTED, CommandLine, exit_status
+from ddp_core.errors import OptionError, UserError
 from ddp_train.tune.search import Search, Settings
 from ddp_train.tune.space import read_space
 
 EPILOG = "Options of launch.py and of the trainer that all trials share stand at the end, after --."
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message.removeprefix("argument "))
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; the exit status."""
-    try:
-        own, shared = _split(sys.argv[1:] if argv is None else list(argv))
-        return _search(_parser().parse_args(own), shared)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("ended; the same command goes on from here", file=sys.stderr)
-        return 130
+    own, shared = _split(sys.argv[1:] if argv is None else list(argv))
+    status = exit_status(lambda: _search(_parser().parse_args(own), shared))
+    if status == INTERRUPTED:
+        print("ended; the same command continues the search", file=sys.stderr)
+    return status
 
 
 def _split(words: list[str]) -> tuple[list[str], tuple[str, ...]]:
@@ -40,7 +31,7 @@ def _split(words: list[str]) -> tuple[list[str], tuple[str, ...]]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m ddp_train.tune", description="Measurements that choose settings.")
+    parser = CommandLine(prog="python -m ddp_train.tune", description="Measurements that choose settings.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     search = commands.add_parser("search", help="try sets of options, each in a run of its own", epilog=EPILOG)
     add = search.add_argument
@@ -51,16 +42,21 @@ def _parser() -> argparse.ArgumentParser:
         help="options with their values or ranges (see ddp_train/tune/space.py)",
     )
     add("--out", metavar="DIR", type=Path, required=True, help="folder of the search; the same command goes on there")
-    add("--trials", metavar="N", type=_whole, default=20, help="sets of options to try [20]")
-    add("--epochs", metavar="N", type=_whole, default=10, help="epochs of a full run [10]")
+    add("--trials", metavar="N", type=_whole("--trials"), default=20, help="sets of options to try [20]")
+    add("--epochs", metavar="N", type=_whole("--epochs"), default=10, help="epochs of a full run [10]")
     add(
         "--method",
         choices=("random", "halving"),
         default="halving",
         help="halving ends the worse trials early [halving]",
     )
-    add("--first-epochs", metavar="N", type=_whole, help="halving: epochs before the first comparison [epochs / eta^2]")
-    add("--eta", metavar="N", type=_whole, default=3, help="halving: one of so many trials goes on [3]")
+    add(
+        "--first-epochs",
+        metavar="N",
+        type=_whole("--first-epochs"),
+        help="halving: epochs before the first cut [epochs / eta^2]",
+    )
+    add("--eta", metavar="N", type=_whole("--eta"), default=3, help="halving: one trial of so many continues [3]")
     add("--seed", metavar="N", type=int, default=0, help="seed of the draws [0]")
     add("--sampler", choices=("own", "optuna"), default="own", help="optuna: its TPE draws, with --method random [own]")
     return parser
@@ -114,10 +110,13 @@ def _end(search: Search) -> int:
     return 0
 
 
-def _whole(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text[:9]) <= 1_000_000:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to 1000000")
-    return int(text)
+def _whole(option: str) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if not text.isdecimal() or not 1 <= int(text[:9]) <= 1_000_000:
+            raise OptionError(f"{option}: {text!r} is not a whole number from 1 to 1000000")
+        return int(text)
+
+    return number
 
 
 if __name__ == "__main__":

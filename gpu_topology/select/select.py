@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal, get_args
 
 from ddp_core.errors import TopologyError
 from gpu_topology.select import explain
@@ -14,7 +15,8 @@ from gpu_topology.select.grouping import Group, make_groups, one_each, ranked
 from gpu_topology.select.visible import Device, Visible, find_name, parse_visible
 from gpu_topology.topology import Topology
 
-POLICIES = ("largest", "fastest", "mixed")
+Policy = Literal["largest", "fastest", "mixed"]
+POLICIES: tuple[Policy, ...] = get_args(Policy)
 
 
 class SelectionError(TopologyError):
@@ -40,7 +42,7 @@ class SelectionRequest:
     """
 
     count: int | None = None
-    policy: str = "largest"
+    policy: Policy = "largest"
     gpus: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     allow_busy: bool = False

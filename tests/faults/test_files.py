@@ -17,7 +17,7 @@ import torch
 from ddp_core.errors import UserError
 from ddp_train.checkpoint import format as checkpoint_format
 from ddp_train.checkpoint.async_writer import CheckpointWriter
-from ddp_train.checkpoint.format import LATEST, PREVIOUS
+from ddp_train.config.validation import LATEST, PREVIOUS
 
 _ROOT = Path(__file__).parents[2]
 _SEED = int(os.environ.get("FAULT_SEED", "20261122"))

@@ -16,7 +16,7 @@ import torch
 from ddp_core.errors import UserError
 from ddp_train.checkpoint import format as checkpoint_format
 from ddp_train.checkpoint import integrity
-from ddp_train.checkpoint.format import LATEST, PREVIOUS
+from ddp_train.config.validation import LATEST, PREVIOUS
 from tests.faults.hostile import PAYLOADS
 
 _ROOT = Path(__file__).parents[2]

@@ -26,6 +26,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from ddp_core.cache_folder import cache_folder
 from ddp_core.errors import UserError
 from ddp_core.files import replacing
 
@@ -51,12 +52,10 @@ def key(kind: str, parts: Iterable[object]) -> str:
 
 def roots(environ: Mapping[str, str] = os.environ) -> tuple[Path, ...]:
     """Where entries are looked for and written, best first; the last is in the folder for temporary files."""
-    if chosen := environ.get("DDP_TRAIN_CACHE"):
-        first = Path(chosen).expanduser()
-    else:
-        base = environ.get("XDG_CACHE_HOME") or "~/.cache"
-        first = Path(base).expanduser() / "ddp_train"
-    return first, Path(tempfile.gettempdir()) / f"ddp_train-{os.getuid()}"
+    shared = Path(tempfile.gettempdir()) / f"ddp_train-{os.getuid()}"
+    chosen = environ.get("DDP_TRAIN_CACHE")
+    first = Path(chosen).expanduser() if chosen else cache_folder("ddp_train", environ)
+    return (shared,) if first is None else (first, shared)
 
 
 def trusted_roots() -> tuple[Path, ...]:

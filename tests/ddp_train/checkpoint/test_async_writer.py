@@ -18,7 +18,7 @@ from ddp_core import files
 from ddp_core.errors import UserError
 from ddp_train.checkpoint import format as checkpoint_format
 from ddp_train.checkpoint.async_writer import CheckpointWriter, copy_to_host
-from ddp_train.checkpoint.format import LATEST, PREVIOUS
+from ddp_train.config.validation import LATEST, PREVIOUS
 
 
 def _state(value: float) -> dict[str, object]:
