@@ -16,10 +16,13 @@ from ddp_launch.cli import options
 from ddp_train.config import parse as config
 from tests.docs.pages import ROOT
 
-TRAINER = ("ddp_train/main.py", "ddp_train.main")
+TRAINER = ("ddp_train/main.py", "ddp_train.main", "ddp_train")
+LAUNCHER = ("launch.py", "ddp_launch")
 LAUNCHES = ("ddp_train.tune", "benchmarks.training_run")
-"""What stands behind -- goes to the launcher."""
-PACKAGES = ("ddp_train", "gpu_topology", "benchmarks", "launcher")
+"""What follows -- goes to the launcher."""
+PACKAGES = ("ddp_train", "gpu_topology", "benchmarks", "ddp_launch")
+INSTALLED = {"ddp-launch": "ddp_launch", "ddp-train": "ddp_train", "gpu-topology": "gpu_topology"}
+"""The commands that the wheel installs, and the package that each one runs."""
 
 
 class Wrong(Exception):
@@ -27,12 +30,12 @@ class Wrong(Exception):
 
 
 class _Parsed(BaseException):
-    """Ends a program behind its parser. No Exception: nothing catches it on the way."""
+    """Ends a program after its parser. Not an Exception, so that nothing catches it on the way."""
 
 
 def is_ours(words: Sequence[str]) -> bool:
     """Whether a command runs a program of this repository."""
-    if words[0] == "torchrun":
+    if words[0] == "torchrun" or words[0] in INSTALLED:
         return True
     if words[0] == "bash":
         return words[1].startswith("scripts/")
@@ -40,11 +43,13 @@ def is_ours(words: Sequence[str]) -> bool:
         return False
     if words[1] == "-m":
         return words[2].partition(".")[0] in PACKAGES
-    return words[1] in ("launch.py", TRAINER[0])
+    return words[1] in (LAUNCHER[0], TRAINER[0])
 
 
 def check(words: Sequence[str]) -> None:
     """Let a command's own parser read it. Errors: Wrong."""
+    if words[0] in INSTALLED:
+        words = ["python", "-m", INSTALLED[words[0]], *words[1:]]
     if words[0] == "bash":
         if not (ROOT / words[1]).is_file():
             raise Wrong(f"there is no {words[1]}")
@@ -52,12 +57,17 @@ def check(words: Sequence[str]) -> None:
             _launcher(("--auto", *words[2:]))
     elif words[0] == "torchrun":
         _torchrun(words[1:])
-    elif words[1] == "launch.py":
-        _launcher(words[2:])
-    elif words[1] in TRAINER or words[2] in TRAINER:
-        _trainer(words[2:] if words[1] in TRAINER else words[3:])
     else:
-        _module(words[2], words[3:])
+        _python(*(words[2:] if words[1] == "-m" else words[1:]))
+
+
+def _python(program: str, *words: str) -> None:
+    if program in LAUNCHER:
+        _launcher(words)
+    elif program in TRAINER:
+        _trainer(words)
+    else:
+        _module(program, words)
 
 
 def _trainer(words: Sequence[str]) -> None:

@@ -59,6 +59,10 @@ def test_every_link_leads_to_a_file(page: Page) -> None:
         "python launch.py --gpu 0",
         "python launch.py --auto --preset quickest",
         "python ddp_train/main.py --epochs many",
+        "python -m ddp_launch --gpu 0",
+        "python -m ddp_train --epochs many",
+        "ddp-launch --auto --preset quickest",
+        "gpu-topology look",
         "torchrun --nproc_per_node=2 ddp_train/main.py --learning 1",
         "torchrun --nprocs 2 ddp_train/main.py",
         "python -m gpu_topology monitor --second 1",
@@ -78,7 +82,30 @@ def test_a_wrong_command_is_found(command: str, folder: Path) -> None:
         check(words)
 
 
-def test_commands_are_found_in_pipes_substitutions_and_behind_variables() -> None:
+@pytest.mark.parametrize("page", [page for page in PAGES if page.id != "CHANGELOG.md"])
+def test_every_path_that_a_text_names_exists(page: Page) -> None:
+    """Folders, files and modules of this repository; the changelog also names those of the past."""
+    assert [name for name in paths(page) if not any((ROOT / name).parent.glob(Path(name).name))] == []
+
+
+def paths(page: Page) -> set[str]:
+    """The paths below the repository's root in the text and blocks of a page, `package.module` as a path."""
+    tops = "ddp_core|ddp_launch|ddp_train|gpu_topology|benchmarks|scripts|tests"
+    code = " ".join([*page.spans, *(block for _, block in page.blocks)])
+    files = re.findall(rf"(?<![\w./-])((?:{tops})/[\w/.*-]+|[\w-]+\.(?:py|toml)(?![\w.]))", code)
+    modules = re.findall(rf"-m ((?:{tops})[\w.]*)", code)
+    found = {name.rstrip("/.") for name in files if not name.startswith(YOURS)}
+    for module in modules:
+        path = module.replace(".", "/")
+        found.add(path if (ROOT / path).is_dir() else f"{path}.py")
+    return found
+
+
+YOURS = ("train.py", "script.py", "my_script.py")
+"""Names that stand for a program of the reader's."""
+
+
+def test_commands_are_found_in_pipes_substitutions_and_after_variables() -> None:
     code = (
         'A=1 python one.py  # why\neval "$(python two.py)" && CUDA=$(python three.py) python four.py | python five.py'
     )
