@@ -17,8 +17,10 @@ prepare_environment() {
     if [ "$(cat "$stamp" 2>/dev/null)" != "$list" ]; then
         printf 'Installing requirements.txt%s (the first time takes a few minutes)\n' "${extra:+ and the $extra extra}" >&2
         printf '%s\n' "$list" >"$stamp.wanted"
-        "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$stamp.wanted" ||
+        "$venv/bin/python" -m pip install --quiet --no-compile --disable-pip-version-check -r "$stamp.wanted" ||
             fail "the installation failed (the lines above say why$(little_space "$venv")); run the same command again to retry"
+        # pip compiles on one processor; some packages hold templates that are no Python, which pip passes over too.
+        "$venv/bin/python" -m compileall -q -j 0 "$venv"/lib/python*/site-packages >/dev/null 2>&1 || true
         mv "$stamp.wanted" "$stamp"
     fi
 }

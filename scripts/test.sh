@@ -7,8 +7,19 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/environment.sh
 prepare_environment dev
 bin="$PWD/.venv/bin"
+# The tests start hundreds of processes: without its byte code each would compile the packages again.
+unset PYTHONDONTWRITEBYTECODE
 "$bin/ruff" check .
 "$bin/ruff" format --check .
-"$bin/mypy"
 PYTHONPATH=. "$bin/lint-imports"
-PATH="$bin:$PATH" exec "$bin/python" -m pytest --durations=30 --durations-min=5 -n 2 --dist loadfile --no-loadscope-reorder "$@"
+
+# mypy runs beside the tests, which leave a processor idle at times. Its output comes last; either fails the script.
+types_output=$(mktemp)
+trap 'rm -f "$types_output"' EXIT
+"$bin/mypy" >"$types_output" 2>&1 &
+types=$! status=0
+PATH="$bin:$PATH" "$bin/python" -m pytest --durations=30 --durations-min=5 -n 2 --dist loadfile --no-loadscope-reorder "$@" ||
+    status=$?
+wait "$types" || status=$?
+cat "$types_output"
+exit "$status"
