@@ -64,24 +64,24 @@ def measure(trainer: Trainer, rounds: int) -> Turns:
 
 
 def _save(trainer: Trainer) -> None:
-    assert trainer.parts.saver is not None
-    trainer.parts.saver.save(trainer.progress, trainer.parts.evaluated)
+    assert trainer.components.saver is not None
+    trainer.components.saver.save(trainer.progress, trainer.components.evaluated)
 
 
 def _finish(trainer: Trainer) -> None:
-    assert trainer.parts.saver is not None
-    trainer.parts.saver.finish()
+    assert trainer.components.saver is not None
+    trainer.components.saver.finish()
 
 
 def _train(trainer: Trainer, epoch: int) -> None:
-    saver = trainer.parts.saver
+    saver = trainer.components.saver
     assert saver is not None
     saver.begin()
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         trainer.train_epoch(epoch)
     trainer.progress.end_epoch()
-    if trainer.parts.device.type == "cuda":
-        torch.cuda.synchronize(trainer.parts.device)
+    if trainer.components.device.type == "cuda":
+        torch.cuda.synchronize(trainer.components.device)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

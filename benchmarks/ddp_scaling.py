@@ -131,8 +131,8 @@ def work(model: str, options: str, batch: int, device: str, out: Path) -> None:
     settle_arithmetic(wanted, ranks, where)
     process_group.start(ranks, where, timeout_s=300)
     trainer = build(wanted, ranks, where).trainer
-    trainer.parts.model.train()
-    windows = trainer.parts.pipeline.train(0)
+    trainer.components.model.train()
+    windows = trainer.components.pipeline.train(0)
     for window in itertools.islice(windows, WARM_UP):
         trainer.train_step(window)
     _grow_heap(where)

@@ -47,7 +47,7 @@ def measure(common: list[str], device: torch.device, rounds: int) -> Turns:
         for number, (name, words) in enumerate(VARIANTS.items()):
             options = [*common, *words.split(), "--no-tensorboard", "--out-dir", f"{folder}/{number}"]
             trainer = build(parse(options), Ranks(), device).trainer
-            trainer.parts.model.train()
+            trainer.components.model.train()
             runs[name] = (trainer, _windows(trainer))
 
         def steps(count: int) -> dict[str, float]:
@@ -70,7 +70,7 @@ def _milliseconds(trainer: Trainer, window: Window, device: torch.device) -> flo
 
 
 def _windows(trainer: Trainer) -> Iterator[Window]:
-    return itertools.chain.from_iterable(trainer.parts.pipeline.train(epoch) for epoch in itertools.count())
+    return itertools.chain.from_iterable(trainer.components.pipeline.train(epoch) for epoch in itertools.count())
 
 
 def main(argv: list[str] | None = None) -> int:

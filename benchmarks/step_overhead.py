@@ -110,7 +110,7 @@ def _ours(batches: list[tuple[Tensor, Tensor]], device: torch.device, folder: Pa
     trainer = _trainer(device, folder)
     rows = torch.arange(BATCH, device=device)
     ready = [Batch(images, labels, rows) for images, labels in batches]
-    trainer.parts = replace(trainer.parts, pipeline=_InMemory(ready, trainer.parts.pipeline))
+    trainer.components = replace(trainer.components, pipeline=_InMemory(ready, trainer.components.pipeline))
 
     def work() -> None:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):

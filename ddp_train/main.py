@@ -22,7 +22,7 @@ from ddp_core.errors import UserError
 from ddp_train.config.options import Config
 from ddp_train.config.parse import parse, with_values
 from ddp_train.config.validation import check_paths
-from ddp_train.distributed.heartbeat import own
+from ddp_train.distributed.heartbeat import heartbeat
 from ddp_train.engine.stop_signals import StopSignals
 from ddp_train.process_setup import expand_segments, keep_heap, keep_private
 from ddp_train.run_folder.claim import is_restart
@@ -71,7 +71,7 @@ def _run(wanted: Config, stop: StopSignals) -> int:
         with stop.raising():
             status = _train(wanted, ranks := process_group.Ranks.from_environment(), stop)
     except SharedError as error:
-        own.withdraw()
+        heartbeat.withdraw()
         return _end(f"error: {error}", status=2, speaks=error.speaks)
     except TrainingDiverged as error:
         process_group.wait_for_all()  # rank 0 had curves to draw
@@ -85,7 +85,7 @@ def _run(wanted: Config, stop: StopSignals) -> int:
         # This rank alone is in trouble. The others wait for it in a collective, and so would leaving the process
         # group: say what happened, and go.
         _leave_alone(error, saves=_saves(wanted))
-    own.beat("done")
+    heartbeat.beat("done")
     process_group.wait_for_all()
     process_group.stop()
     return status
@@ -98,7 +98,7 @@ def _train(wanted: Config, ranks: Ranks, stop: StopSignals) -> int:
     from ddp_train.optim.precision import set_matmul_precision
     from ddp_train.watchdog import start
 
-    own.beat("setup")
+    heartbeat.beat("setup")
     if problem := start.start(ranks, wanted.run.step_timeout):
         print(f"note: {problem}", file=sys.stderr)
     device = process_group.choose_device(wanted.run.device, ranks)
@@ -126,9 +126,9 @@ def _use(run: Run, wanted: Config, ranks: Ranks) -> int:
     try:
         for observer in run.observers:
             observer.on_start(run.facts)
-        own.beat("training")
+        heartbeat.beat("training")
         run.trainer.fit()
-        own.beat("closing")
+        heartbeat.beat("closing")
         for observer in run.observers:
             observer.on_end(run.trainer.best)
     except BaseException as error:
@@ -148,7 +148,7 @@ def _tune(run: Run) -> int:
     from ddp_train.distributed.process_group import on_first_rank
     from ddp_train.tune.measurements import MEASUREMENTS
 
-    parts = run.trainer.parts
+    parts = run.trainer.components
     text, write = MEASUREMENTS[run.config.run.tune or "lr"](run.trainer, run.config, run.dataset)
     files = on_first_rank(lambda: write(run.folder.path), parts.ranks)
     if parts.ranks.is_first:
@@ -161,8 +161,8 @@ def _overfit(run: Run, steps: int) -> int:
     from ddp_train.tune import overfit_one_batch
 
     found = overfit_one_batch.overfit_one_batch(run.trainer, steps, len(run.dataset.classes))
-    path = on_first_rank(lambda: overfit_one_batch.write(found, run.folder.path), run.trainer.parts.ranks)
-    if run.trainer.parts.ranks.is_first:
+    path = on_first_rank(lambda: overfit_one_batch.write(found, run.folder.path), run.trainer.components.ranks)
+    if run.trainer.components.ranks.is_first:
         print(f"{overfit_one_batch.judge(found)}; {path}")
     return 0 if found.learned else 1
 
@@ -179,7 +179,7 @@ def _leave_alone(error: BaseException, *, saves: bool) -> NoReturn:
     status = 1
     if isinstance(error, Stopped):
         status = error.status
-        own.withdraw()
+        heartbeat.withdraw()
         if os.environ.get("RANK", "0") == "0":
             print(f"{error} {_where(saves)}", file=sys.stderr)
     elif isinstance(error, UserError):
@@ -188,10 +188,10 @@ def _leave_alone(error: BaseException, *, saves: bool) -> NoReturn:
     elif isinstance(error, KeyboardInterrupt):
         status = 130  # the last checkpoint stands; a traceback would say nothing that the user does not know
     else:
-        if place := own.place:
+        if place := heartbeat.place:
             error.add_note(f"rank {os.environ.get('RANK', '0')} was at {place}")
         traceback.print_exception(error)
-    own.fail()
+    heartbeat.fail()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
@@ -201,9 +201,9 @@ def _where(saves: bool) -> str:
     """What a signal outside of the training found, and what it means for what is saved."""
     if not saves:
         return "before the measurement was done: there is nothing to save"
-    if own.step < 0:
+    if heartbeat.step < 0:
         return "before the first step: there is nothing to save"
-    return f"at step {own.step + 1} (epoch {own.epoch + 1}): what was saved before stands"
+    return f"at step {heartbeat.step + 1} (epoch {heartbeat.epoch + 1}): what was saved before stands"
 
 
 def program() -> NoReturn:

@@ -45,13 +45,13 @@ from ddp_train.data.pipeline.window import Pipeline
 from ddp_train.data.sources.facts import DatasetFacts
 from ddp_train.data.sources.on_ranks import describe_left_out, load_on_ranks
 from ddp_train.data.sources.samples import Dataset
-from ddp_train.distributed.allreduce_hook import Owed
-from ddp_train.distributed.flag_exchange import Control
-from ddp_train.distributed.heartbeat import own
+from ddp_train.distributed.allreduce_hook import AllreduceHook
+from ddp_train.distributed.flag_exchange import FlagExchange
+from ddp_train.distributed.heartbeat import heartbeat
 from ddp_train.distributed.process_group import Ranks, gpu_uuids, on_first_rank, take_first_ranks, together
 from ddp_train.distributed.shm_allreduce import share
-from ddp_train.engine.components import Parts
-from ddp_train.engine.nan_guard import Guard
+from ddp_train.engine.components import Components
+from ddp_train.engine.nan_guard import NanGuard
 from ddp_train.engine.stop_signals import StopSignals
 from ddp_train.engine.trainer import Trainer
 from ddp_train.models.init_from_data import init_from_data
@@ -96,21 +96,21 @@ def build(wanted: Config, ranks: Ranks, device: torch.device, stop: StopSignals 
     context, techniques = together(lambda: compose(bare), ranks)
     balance = create_balance(resolved, pipeline, ranks)
     techniques = (*techniques, *([balance.technique()] if balance is not None else []))
-    parts, saver, cost = _parts(context, techniques, pipeline, folder, len(dataset.train.labels))
+    components, saver, cost = _components(context, techniques, pipeline, folder, len(dataset.train.labels))
     # Behind the wrapping, which gives all ranks the buffers of rank 0.
     source = on_first_rank(lambda: resume_file(resolved), ranks)
     progress, resumed = _resume(source, saver, dataset, resolved, ranks)
-    parts = replace(parts, progress=progress, stop=stop or StopSignals())
-    shared = () if balance is None else (together(lambda: balance.start(parts), ranks),)
+    components = replace(components, progress=progress, stop=stop or StopSignals())
+    shared = () if balance is None else (together(lambda: balance.start(components), ranks),)
     notes = (*notes, *moved, *left_out, *without_effect(resolved, dataset, device), *cost, *resumed, *shared)
-    facts = _facts(resolved, dataset, parts, folder, notes)
+    facts = _facts(resolved, dataset, components, folder, notes)
     if ranks.is_first:
         done_marker.unmark(folder.path)
         folder.write_config(resolved)
         folder.write_dataset(DatasetFacts.of(dataset))
-        folder.write_plan(_environment(parts, facts), found)
-        parts = replace(parts, observers=_observers(resolved, folder, parts, facts, source))
-    return Run(Trainer(parts), resolved, folder, facts, parts.observers, dataset, lock)
+        folder.write_plan(_environment(components, facts), found)
+        components = replace(components, observers=_observers(resolved, folder, components, facts, source))
+    return Run(Trainer(components), resolved, folder, facts, components.observers, dataset, lock)
 
 
 def _claim(resolved: Config, lock: RunLock, ranks: Ranks) -> tuple[Config, RunFolder, tuple[str, ...]]:
@@ -130,25 +130,25 @@ def _network(resolved: Config, dataset: Dataset, ranks: Ranks, device: torch.dev
     return network
 
 
-def _parts(
+def _components(
     context: Context, techniques: Sequence[Technique], pipeline: Pipeline, folder: RunFolder, train_samples: int
-) -> tuple[Parts, Saver, tuple[str, ...]]:
+) -> tuple[Components, Saver, tuple[str, ...]]:
     """The parts of a new run, the saver among them, and lines for the user."""
     options, network, ranks, device = context.config, context.network, context.ranks, context.device
     optimizer = together(lambda: optimizer_of(context), ranks)
-    control = Control(ranks)
+    flag_exchange = FlagExchange(ranks)
     saver = create_saver(
-        context, techniques, optimizer, control, pipeline, train_samples, folder.latest, folder.best_model
+        context, techniques, optimizer, flag_exchange, pipeline, train_samples, folder.latest, folder.best_model
     )
     model = compiled(network, options)
-    joining = sharded(options, network, ranks, device)
+    gradient_sync = sharded(options, network, ranks, device)
     cost = _cost_of_bits(context)
-    ddp = wrap(model, ranks, device) if joining is None else None
+    ddp = wrap(model, ranks, device) if gradient_sync is None else None
     synchronised = any(isinstance(module, SynchronisedBatchNorm) for module in network.modules())
-    owed = None
+    allreduce_hook = None
     if ddp is not None and not synchronised:
-        owed = Owed(ddp, share(model, ranks, device, lambda: control.exchange({})))
-    parts = Parts(
+        allreduce_hook = AllreduceHook(ddp, share(model, ranks, device, lambda: flag_exchange.exchange({})))
+    components = Components(
         ranks=ranks,
         device=device,
         network=network,
@@ -165,13 +165,13 @@ def _parts(
         seed=options.run.seed,
         techniques=techniques,
         log_every=options.run.log_every,
-        joining=joining,
+        gradient_sync=gradient_sync,
         saver=saver,
-        guard=Guard(network, optimizer, context.precision, pipeline, ranks, control, folder.path),
-        owed=owed,
-        control=control,
+        nan_guard=NanGuard(network, optimizer, context.precision, pipeline, ranks, flag_exchange, folder.path),
+        allreduce_hook=allreduce_hook,
+        flag_exchange=flag_exchange,
     )
-    return parts, saver, cost
+    return components, saver, cost
 
 
 def _load_data(wanted: Config, ranks: Ranks) -> tuple[Dataset, tuple[str, ...]]:
@@ -179,7 +179,7 @@ def _load_data(wanted: Config, ranks: Ranks) -> tuple[Dataset, tuple[str, ...]]:
 
     Rank 0 downloads, one rank per node decodes, all map the result.
     """
-    with own.during("data preparation"):
+    with heartbeat.during("data preparation"):
         name, note = on_first_rank(lambda: data.resolve(wanted.data), ranks)
         dataset = load_on_ranks(name, wanted.data, ranks)
     return dataset, (*((note,) if note else ()), *dataset.notes, *describe_left_out(dataset))
@@ -218,40 +218,42 @@ def _cost_of_bits(context: Context) -> tuple[str, ...]:
 
 
 def _observers(
-    resolved: Config, folder: RunFolder, parts: Parts, facts: RunFacts, source: Path | None
+    resolved: Config, folder: RunFolder, components: Components, facts: RunFacts, source: Path | None
 ) -> tuple[Observer, ...]:
     """History first: what the others show must already be on disk."""
-    history = folder.open_history(_environment(parts, facts), parts.progress.epoch, source)
+    history = folder.open_history(_environment(components, facts), components.progress.epoch, source)
     observers: list[Observer] = [HistoryObserver(history, folder.curves), create_progress()]
     if resolved.run.tensorboard:
         observers.append(TensorBoardObserver(folder.tensorboard))
     if resolved.looking.wandb:
         observers.append(WandbObserver(folder.path, resolved.looking.wandb_project, to_dict(resolved)))
-    observers += [technique.observer for technique in parts.techniques if technique.observer is not None]
+    observers += [technique.observer for technique in components.techniques if technique.observer is not None]
     return tuple(observers)
 
 
-def _facts(resolved: Config, dataset: Dataset, parts: Parts, folder: RunFolder, notes: tuple[str, ...]) -> RunFacts:
+def _facts(
+    resolved: Config, dataset: Dataset, components: Components, folder: RunFolder, notes: tuple[str, ...]
+) -> RunFacts:
     return RunFacts(
         name=folder.path.name,
         model=resolved.model.model or "small",
-        parameters=models.parameter_count(parts.network),
+        parameters=models.parameter_count(components.network),
         dataset=dataset.name,
-        device=_device_name(parts.device),
-        world_size=parts.ranks.world_size,
-        epochs=parts.epochs,
-        steps_per_epoch=parts.pipeline.steps_per_epoch,
-        global_batch=parts.global_batch,
+        device=_device_name(components.device),
+        world_size=components.ranks.world_size,
+        epochs=components.epochs,
+        steps_per_epoch=components.pipeline.steps_per_epoch,
+        global_batch=components.global_batch,
         out_dir=str(folder.path),
-        gpu_uuids=gpu_uuids(parts.ranks, parts.device),
+        gpu_uuids=gpu_uuids(components.ranks, components.device),
         notes=notes,
-        start_epoch=parts.progress.epoch + 1,
-        start_step=parts.progress.step_in_epoch,
-        best_accuracy=parts.progress.best_accuracy,
+        start_epoch=components.progress.epoch + 1,
+        start_step=components.progress.step_in_epoch,
+        best_accuracy=components.progress.best_accuracy,
     )
 
 
-def _environment(parts: Parts, facts: RunFacts) -> dict[str, object]:
+def _environment(components: Components, facts: RunFacts) -> dict[str, object]:
     """What a reader of the history needs to compare runs."""
     return {
         "python": platform.python_version(),
@@ -263,17 +265,17 @@ def _environment(parts: Parts, facts: RunFacts) -> dict[str, object]:
         "device": facts.device,
         "world_size": facts.world_size,
         "threads_per_rank": torch.get_num_threads(),
-        "precision": parts.precision.mode,
-        "all_reduce": _all_reduce(parts),
+        "precision": components.precision.mode,
+        "all_reduce": _all_reduce(components),
         "command": [sys.argv[0], *redacted(sys.argv[1:])],
     }
 
 
-def _all_reduce(parts: Parts) -> str | None:
+def _all_reduce(components: Components) -> str | None:
     """What the gradients of the ranks are joined through; None at one rank."""
-    if parts.ranks.world_size == 1:
+    if components.ranks.world_size == 1:
         return None
-    shared = parts.owed is not None and parts.owed.shared is not None
+    shared = components.allreduce_hook is not None and components.allreduce_hook.shared is not None
     return "shared memory" if shared else str(torch.distributed.get_backend())
 
 

@@ -14,7 +14,7 @@ import torch
 
 from ddp_core.errors import UserError
 from ddp_train.checkpoint import format as checkpoint_format
-from ddp_train.checkpoint.values import dense, plain
+from ddp_train.checkpoint.values import checked_copy, dense
 from ddp_train.config.validation import PREVIOUS
 
 GIVE_UP_AFTER = 3
@@ -58,8 +58,8 @@ class CheckpointWriter:
             return False
         self.wait()
         copies = _Copies()
-        files = {path: plain(content, "state_dict", copies.copy) for path, content in (first or {}).items()}
-        content = plain(state, "state", copies.copy)
+        files = {path: checked_copy(content, "state_dict", copies.copy) for path, content in (first or {}).items()}
+        content = checked_copy(state, "state", copies.copy)
         copies.finish()
         self._thread = threading.Thread(target=self._run, args=(content, step, files), name="checkpoint")
         self._thread.start()
@@ -117,7 +117,7 @@ def copy_to_host(state: Mapping[str, object]) -> dict[str, object]:
     Raises TypeError for a value that a checkpoint cannot hold.
     """
     copies = _Copies()
-    copied = plain(state, "state", copies.copy)
+    copied = checked_copy(state, "state", copies.copy)
     copies.finish()
     return copied
 

@@ -33,7 +33,7 @@ from ddp_core.errors import UserError
 from ddp_core.files import replacing
 from ddp_train.checkpoint import integrity
 from ddp_train.checkpoint.inspection import ForeignObject, Refused, inspect
-from ddp_train.checkpoint.values import dense, plain, spoilt
+from ddp_train.checkpoint.values import checked_copy, dense, not_finite
 from ddp_train.config.validation import LATEST, PREVIOUS
 
 SCHEMA = "ddp-train-checkpoint/1"
@@ -68,7 +68,7 @@ def save(
     with nothing written, UserError when it cannot be written (with the bytes needed and free when the disk
     is full), NotFinite, and TypeError for a value that `load` would refuse.
     """
-    content = plain(state, "state", dense)
+    content = checked_copy(state, "state", dense)
     _require_finite(path, {name: content.get(name) for name in WEIGHTS}, "is not written")
     _write(path, {"schema": SCHEMA, "step": step, "state": content}, keep)
 
@@ -122,7 +122,7 @@ def step_of(path: str | os.PathLike[str]) -> int | None:
 
 def save_state_dict(path: str | os.PathLike[str], state_dict: Mapping[str, object]) -> None:
     """Write a plain state_dict in the place of `path`, as whole and sealed as `save` does."""
-    content = plain(state_dict, "state_dict", dense)
+    content = checked_copy(state_dict, "state_dict", dense)
     _require_finite(path, content, "is not written")
     _write(path, content)
 
@@ -181,7 +181,7 @@ def _serialized_bytes(content: object) -> int:
 
 
 def _require_finite(path: str | os.PathLike[str], state: object, verdict: str) -> None:
-    if (bad := spoilt(state)) is not None:
+    if (bad := not_finite(state)) is not None:
         raise NotFinite(f"{path} {verdict}: {bad}")
 
 

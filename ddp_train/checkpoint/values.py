@@ -14,7 +14,9 @@ _LEAVES = {type(None), bool, int, float, complex, str, bytes, torch.Size, torch.
 _KEYS = {type(None), bool, int, float, str}
 
 
-def plain(value: Mapping[str, object], where: str, tensor: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, object]:
+def checked_copy(
+    value: Mapping[str, object], where: str, tensor: Callable[[torch.Tensor], torch.Tensor]
+) -> dict[str, object]:
     """`value` in new containers, each tensor as `tensor` makes it.
 
     Raises TypeError for what could not be loaded again: refused at saving, since at loading it is too late.
@@ -61,7 +63,7 @@ def dense(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if tensor.nbytes <= tensor.untyped_storage().nbytes() else tensor.contiguous()
 
 
-def spoilt(state: object) -> str | None:
+def not_finite(state: object) -> str | None:
     """What is wrong with the first tensor in `state` that holds NaN or an infinite number, with its place; else None.
 
     The zeros and minus infinities of an attention mask are meant.

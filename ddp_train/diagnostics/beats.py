@@ -12,21 +12,21 @@ from contextlib import suppress
 from dataclasses import replace
 
 from ddp_train.data.pipeline.window import Batch, Pipeline, Window
-from ddp_train.distributed.heartbeat import Heartbeat, own
+from ddp_train.distributed.heartbeat import Heartbeat, heartbeat
 from ddp_train.technique import Context, Technique
 
 
 def create(context: Context) -> Technique:
     """The phases of training and evaluation; compilation, which may come in any step, is one of its own."""
     if context.config.model.compile:
-        _note_compilation(own)
-    return Technique(name="beats", phase=own.during)
+        _note_compilation(heartbeat)
+    return Technique(name="beats", phase=heartbeat.during)
 
 
 class Watched:
     """A pipeline whose batches are beats; the step that a window belongs to is the place. See window.Pipeline."""
 
-    def __init__(self, pipeline: Pipeline, heart: Heartbeat = own) -> None:
+    def __init__(self, pipeline: Pipeline, heart: Heartbeat = heartbeat) -> None:
         self._pipeline, self._heart = pipeline, heart
         self.sampler = pipeline.sampler
 

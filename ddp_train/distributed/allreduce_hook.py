@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ddp_train.distributed.shm_allreduce import SharedGradients
 
 
-class Owed:
+class AllreduceHook:
     """Counts the all-reduces that DistributedDataParallel issues in a step, to make good those that are missing.
 
     They go through `shared` where it is given, else over the process group. Over two ranks the gradients are those of

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from ddp_train.distributed.heartbeat import own
+from ddp_train.distributed.heartbeat import heartbeat
 from ddp_train.distributed.process_group import Ranks
 
 FLAGS = ("stop", "save", "interrupted", "not_finite", "out_of_memory")
@@ -20,7 +20,7 @@ FLAGS = ("stop", "save", "interrupted", "not_finite", "out_of_memory")
 a loss or gradient is not finite; memory ran out. 0 is no."""
 
 
-class Control:
+class FlagExchange:
     """Exchanges flags over a gloo group of its own, beside NCCL: on the host, so that nobody waits for a device.
 
     Nothing is sent at world size 1. To be made on all ranks alike, after the process group.
@@ -37,6 +37,6 @@ class Control:
         if self.group is None:
             return dict(zip(FLAGS, mine, strict=True))
         values = torch.tensor(mine, dtype=torch.int32)
-        with own.during("communication"):
+        with heartbeat.during("communication"):
             dist.all_reduce(values, op=dist.ReduceOp.MAX, group=self.group)
         return dict(zip(FLAGS, values.tolist(), strict=True))

@@ -132,5 +132,5 @@ def place(epoch: int, step: int, phase: str) -> str:
     return f"step {step + 1} (epoch {epoch + 1}), {phase}" if step >= 0 else f"before the first step, {phase}"
 
 
-own = Heartbeat()
-"""This process's: a rank is one process, and what it does is told from many places."""
+heartbeat = Heartbeat()
+"""The heartbeat of this process, used from many places: a rank is one process."""

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import nn
 
 from ddp_core.errors import SharedError, UserError
-from ddp_train.distributed.heartbeat import own
+from ddp_train.distributed.heartbeat import heartbeat
 
 T = TypeVar("T")
 
@@ -79,7 +79,7 @@ def start(ranks: Ranks, device: torch.device, timeout_s: float = 1800.0) -> None
     if ranks.world_size == 1:
         return
     backend, device_id = ("nccl", device) if device.type == "cuda" else ("gloo", None)
-    with own.during("communication"):
+    with heartbeat.during("communication"):
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s), device_id=device_id)
 
 
@@ -93,7 +93,7 @@ def on_first_rank(action: Callable[[], T], ranks: Ranks) -> T:
     """Run `action` on rank 0 alone and return its (small) result on every rank. A UserError there is raised on all."""
     results: list[T | None] = [together(action if ranks.is_first else _nothing, ranks)]
     if ranks.world_size > 1:
-        with own.during("communication"):
+        with heartbeat.during("communication"):
             dist.broadcast_object_list(results, src=0)
     return cast(T, results[0])
 
@@ -117,7 +117,7 @@ def together(action: Callable[[], T], ranks: Ranks) -> T:
     refusals = [refusal]
     if ranks.world_size > 1:
         refusals = [None] * ranks.world_size
-        with own.during("communication"):
+        with heartbeat.during("communication"):
             dist.all_gather_object(refusals, refusal)
     for text in refusals:
         if text is not None:
@@ -132,7 +132,7 @@ def _nothing() -> None:
 def wait_for_all() -> None:
     """Return once every rank has come here."""
     if dist.is_initialized():
-        with own.during("communication"):
+        with heartbeat.during("communication"):
             dist.barrier()
 
 
@@ -155,7 +155,7 @@ def leave(status: int) -> NoReturn:
 def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
     """The element-wise sum over all ranks, in place."""
     if dist.is_initialized():
-        with own.during("communication"):
+        with heartbeat.during("communication"):
             dist.all_reduce(values)
     return values
 
@@ -170,7 +170,7 @@ def take_first_ranks(model: nn.Module, ranks: Ranks) -> None:
         by_type.setdefault(tensor.dtype, []).append(tensor)
     for tensors in by_type.values():
         flat = torch.cat([tensor.flatten() for tensor in tensors])
-        with own.during("communication"):
+        with heartbeat.during("communication"):
             dist.broadcast(flat, src=0)
         for tensor, values in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(values.view_as(tensor))
@@ -183,7 +183,7 @@ def average_buffers(model: nn.Module, ranks: Ranks) -> None:
     the running estimates are joined. Whole-number buffers (num_batches_tracked) take rank 0's value.
     """
     if ranks.world_size > 1:
-        with own.during("communication"):
+        with heartbeat.during("communication"):
             _average([b for b in model.buffers() if b.numel()], ranks.world_size)
 
 

@@ -13,11 +13,11 @@ from torch.nn.parallel import DistributedDataParallel
 from ddp_train.checkpoint.manager import Saver
 from ddp_train.checkpoint.progress import Progress
 from ddp_train.data.pipeline.window import Pipeline
-from ddp_train.distributed.allreduce_hook import Owed
-from ddp_train.distributed.flag_exchange import Control
+from ddp_train.distributed.allreduce_hook import AllreduceHook
+from ddp_train.distributed.flag_exchange import FlagExchange
 from ddp_train.distributed.process_group import Ranks
-from ddp_train.engine.gradient_sync import Joining
-from ddp_train.engine.nan_guard import Guard
+from ddp_train.engine.gradient_sync import GradientSync
+from ddp_train.engine.nan_guard import NanGuard
 from ddp_train.engine.stop_signals import StopSignals
 from ddp_train.observers.records import Observer
 from ddp_train.optim.losses import Loss
@@ -27,7 +27,7 @@ from ddp_train.technique import Technique
 
 
 @dataclass(frozen=True)
-class Parts:
+class Components:
     """Everything that a run is made of. `network` is the bare model, `model` what is called (wrapped, compiled)."""
 
     ranks: Ranks
@@ -47,13 +47,13 @@ class Parts:
     techniques: Sequence[Technique] = ()
     log_every: int = 20
     observers: Sequence[Observer] = ()
-    joining: Joining | None = None
+    gradient_sync: GradientSync | None = None
     """How ranks and micro-batches are put together; None: as DistributedDataParallel does."""
     saver: Saver | None = None
-    guard: Guard | None = None
-    owed: Owed | None = None
+    nan_guard: NanGuard | None = None
+    allreduce_hook: AllreduceHook | None = None
     """What a rank whose memory runs out owes the others; None where it cannot be made good."""
-    control: Control = field(default_factory=Control)
+    flag_exchange: FlagExchange = field(default_factory=FlagExchange)
     stop: StopSignals = field(default_factory=StopSignals)
     progress: Progress = field(default_factory=Progress)
 

@@ -27,7 +27,7 @@ class Compute(Protocol):
         ...
 
 
-class Joining(Protocol):
+class GradientSync(Protocol):
     """The gradient and the buffers of a global batch, from the parts of all ranks. Every method is a collective."""
 
     def gradients(
@@ -69,7 +69,7 @@ class Averaged:
     def gradients(
         self, window: Window, batches: Iterable[Batch], moment: Moment, compute: Compute, *, communicate: bool
     ) -> None:
-        """See Joining. The last micro-batch's backward pass joins the ranks."""
+        """See GradientSync. The last micro-batch's backward pass joins the ranks."""
         seed_shard(self._device, moment)
         if window.count == 0 and communicate:
             self._without_samples()
@@ -78,11 +78,11 @@ class Averaged:
                 compute(batch, moment, self._ranks.world_size / window.size)
 
     def unify(self, network: nn.Module) -> None:
-        """See Joining."""
+        """See GradientSync."""
         average_buffers(network, self._ranks)
 
     def again(self, network: nn.Module, windows: Iterable[Window]) -> Iterator[Batch]:
-        """See Joining; nothing is prepared before the first batch is asked for."""
+        """See GradientSync; nothing is prepared before the first batch is asked for."""
         for window in windows:
             yield from window.batches
 

@@ -13,7 +13,7 @@ MOST = 64
 """Micro-batches that wait to be added up at once: adding up costs as much as it does for one."""
 
 
-class Sums:
+class Metrics:
     """The sums of the running epoch. What a micro-batch adds waits, on the device, until somebody asks.
 
     The additions are exact (see losses.summable), so that the order leaves no trace.

@@ -30,7 +30,7 @@ from ddp_core.files import write_text
 from ddp_train.config.validation import LATEST
 from ddp_train.data.pipeline.window import Pipeline
 from ddp_train.diagnostics.numbers import first_bad_layer
-from ddp_train.distributed.flag_exchange import Control
+from ddp_train.distributed.flag_exchange import FlagExchange
 from ddp_train.distributed.process_group import Ranks
 from ddp_train.engine.gradient_sync import seed_shard
 from ddp_train.optim.precision import Precision
@@ -52,7 +52,7 @@ def any_not_finite(tensors: list[Tensor], bad: Tensor, one: Tensor) -> bool:
     return found
 
 
-class Guard:
+class NanGuard:
     """Watches the steps of a run whose folder is `folder`."""
 
     def __init__(
@@ -62,11 +62,11 @@ class Guard:
         precision: Precision,
         pipeline: Pipeline,
         ranks: Ranks,
-        control: Control,
+        flag_exchange: FlagExchange,
         folder: Path,
     ) -> None:
         self._network, self._optimizer, self._precision = network, optimizer, precision
-        self._pipeline, self._ranks, self._control, self._folder = pipeline, ranks, control, folder
+        self._pipeline, self._ranks, self._flag_exchange, self._folder = pipeline, ranks, flag_exchange, folder
         self._scaled = precision.mode == "fp16"
         self._late = precision.device.type == "cuda"
         self._pending: tuple[Moment, Tensor, Any] | None = None
@@ -130,9 +130,9 @@ class Guard:
         found, indices = self._pass_again(moment, moment.step % steps_per_epoch, changes)
         mine = {"found": found, "indices": indices}
         of_ranks: list[Any] = [mine]
-        if self._control.group is not None:
+        if self._flag_exchange.group is not None:
             of_ranks = [None] * self._ranks.world_size
-            dist.all_gather_object(of_ranks, mine, group=self._control.group)
+            dist.all_gather_object(of_ranks, mine, group=self._flag_exchange.group)
         where = next((f"rank {r}: {one['found']}" for r, one in enumerate(of_ranks) if one["found"]), None)
         where = where or self._bad_gradient() or "the loss is not finite, all outputs of a second pass are"
         if self._ranks.is_first:

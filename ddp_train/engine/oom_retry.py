@@ -19,12 +19,12 @@ from torch import Tensor, nn
 
 from ddp_core.errors import SharedError
 from ddp_train.config.batch_split import ceil_div, split
-from ddp_train.engine.components import Parts
-from ddp_train.engine.metrics import Sums
-from ddp_train.engine.step_boundary import Boundary
+from ddp_train.engine.components import Components
+from ddp_train.engine.metrics import Metrics
+from ddp_train.engine.step_boundary import StepBoundary
 
 
-class OutOfMemoryTogether(Exception):
+class OutOfMemoryOnSomeRank(Exception):
     """Memory ran out on some rank; on all ranks alike, before the weights were touched. `rank`: the first of them."""
 
     def __init__(self, rank: int) -> None:
@@ -32,85 +32,89 @@ class OutOfMemoryTogether(Exception):
         self.rank = rank
 
 
-class Attempts:
+class OomRetry:
     """Takes steps, in smaller parts where memory runs out.
 
-    sums: of the running epoch; settle: lets DistributedDataParallel find its buckets.
+    metrics: of the running epoch; settle: lets DistributedDataParallel find its buckets.
     """
 
-    def __init__(self, parts: Parts, sums: Sums, boundary: Boundary, settle: Callable[[], None]) -> None:
-        self._parts, self._sums, self._boundary, self._settle = parts, sums, boundary, settle
-        # Of a sharded gradient, or batch norm over all ranks, the others wait for more than Owed can make good.
-        can_repeat = parts.joining is None and (parts.ddp is None or parts.owed is not None)
-        self._before = _Before(parts.network) if can_repeat else None
+    def __init__(
+        self, components: Components, metrics: Metrics, step_boundary: StepBoundary, settle: Callable[[], None]
+    ) -> None:
+        self._components, self._metrics, self._step_boundary, self._settle = components, metrics, step_boundary, settle
+        # Of a sharded gradient, or batch norm over all ranks, the others wait for more than AllreduceHook can complete.
+        can_repeat = components.gradient_sync is None and (
+            components.ddp is None or components.allreduce_hook is not None
+        )
+        self._backup = _BufferBackup(components.network) if can_repeat else None
         self.weights_touched = False
         """To be set once the step can no longer be put back."""
-        if parts.progress.accumulate > parts.pipeline.accumulate:
-            parts.pipeline.accumulate = parts.progress.accumulate
+        if components.progress.accumulate > components.pipeline.accumulate:
+            components.pipeline.accumulate = components.progress.accumulate
 
     def take(self, step: Callable[[], None]) -> bool:
         """Take a step; False where memory ran out on any rank: all is as before then, but for the micro-batches.
 
         Errors: SharedError where they cannot be smaller, and what `step` raises.
         """
-        if self._before is None:
+        if self._backup is None:
             step()
             return True
-        self._before.keep()
+        self._backup.keep()
         self.weights_touched = False
-        if self._parts.owed is not None:
-            self._parts.owed.begin()
+        if self._components.allreduce_hook is not None:
+            self._components.allreduce_hook.begin()
         rank = None
         try:
             step()
             return True
-        except OutOfMemoryTogether as error:
+        except OutOfMemoryOnSomeRank as error:
             rank = error.rank
         except Exception as error:
-            if not is_out_of_memory(error) or self.weights_touched or self._boundary.has_met:
+            if not is_out_of_memory(error) or self.weights_touched or self._step_boundary.flags_exchanged:
                 raise
         # Only here, where the error no longer holds what the step has computed, is that memory free.
-        self._before.put_back()
-        self._sums.undo()
-        self._parts.optimizer.zero_grad(set_to_none=True)
+        self._backup.put_back()
+        self._metrics.undo()
+        self._components.optimizer.zero_grad(set_to_none=True)
         self._shrink(self._break_off() if rank is None else rank)
-        if self._parts.owed is not None:
-            self._parts.owed.reset()
+        if self._components.allreduce_hook is not None:
+            self._components.allreduce_hook.reset()
             self._settle()
         return False
 
     def _break_off(self) -> int:
         """Make good what this rank owes, and tell the others; the first rank whose memory ran out."""
-        parts = self._parts
-        if parts.device.type == "cuda":
+        components = self._components
+        if components.device.type == "cuda":
             torch.cuda.empty_cache()
-        self._boundary.trouble["out_of_memory"] = parts.ranks.world_size - parts.ranks.rank
-        if parts.owed is not None:
-            parts.owed.pay()
-        return parts.ranks.world_size - self._boundary.agree()["out_of_memory"]
+        self._step_boundary.trouble["out_of_memory"] = components.ranks.world_size - components.ranks.rank
+        if components.allreduce_hook is not None:
+            components.allreduce_hook.pay()
+        return components.ranks.world_size - self._step_boundary.exchange_flags()["out_of_memory"]
 
     def _shrink(self, rank: int) -> None:
         """Halve the micro-batches; memory ran out on `rank`."""
-        parts, pipeline = self._parts, self._parts.pipeline
-        largest = max(split(parts.global_batch, pipeline.sampler.shares))
+        components, pipeline = self._components, self._components.pipeline
+        event = f"memory ran out on rank {rank} in step {components.progress.step + 1}"
+        largest = max(split(components.global_batch, pipeline.sampler.shares))
         if pipeline.accumulate >= largest:
             raise SharedError(
-                f"memory ran out on rank {rank} in step {parts.progress.step + 1}, with micro-batches of one image: "
-                "take a smaller model, --checkpoint-activations, or --amp",
-                speaks=parts.ranks.is_first,
+                f"{event}, with micro-batches of one image: take a smaller model, --checkpoint-activations, or --amp",
+                speaks=components.ranks.is_first,
             )
-        pipeline.accumulate = parts.progress.accumulate = min(2 * pipeline.accumulate, largest)
-        if parts.ranks.is_first:
+        pipeline.accumulate = components.progress.accumulate = min(2 * pipeline.accumulate, largest)
+        if components.ranks.is_first:
             print(
-                f"memory ran out on rank {rank} in step {parts.progress.step + 1}: it is taken again, from here on "
-                f"in micro-batches of {ceil_div(largest, pipeline.accumulate)} images (--accumulate "
+                f"{event}: the step is retried, from now on in "
+                f"micro-batches of {ceil_div(largest, pipeline.accumulate)} images (--accumulate "
                 f"{pipeline.accumulate}); global batch, order and learning rate stay",
                 file=sys.stderr,
                 flush=True,
             )
 
 
-class _Before:
+class _BufferBackup:
     """Copies of what a step changes in the network before the weights: buffers."""
 
     def __init__(self, network: nn.Module) -> None:

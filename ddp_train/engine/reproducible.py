@@ -55,7 +55,7 @@ def pin(threads: int, device: torch.device) -> None:
 
 
 class Sharded:
-    """See the module, and joining.Joining. shards: at least as many as ranks."""
+    """See the module, and gradient_sync.GradientSync. shards: at least as many as ranks."""
 
     def __init__(self, network: nn.Module, ranks: Ranks, device: torch.device, shards: int) -> None:
         self._network, self._device = network, device
@@ -65,7 +65,7 @@ class Sharded:
     def gradients(
         self, window: Window, batches: Iterable[Batch], moment: Moment, compute: Compute, *, communicate: bool
     ) -> None:
-        """See Joining. The parts are always joined: one rank's own would follow the number of ranks."""
+        """See GradientSync. The parts are always joined: one rank's own would follow the number of ranks."""
         parameters = [p for p in self._network.parameters() if p.requires_grad]
         before = [p.grad for p in parameters]
         buffers, counts, rest = self._buffers[id(self._network)], Counter(window.shards), iter(batches)
@@ -93,10 +93,10 @@ class Sharded:
         buffers.move(start, total[len(parameters) :], window.size)
 
     def unify(self, network: nn.Module) -> None:
-        """See Joining. They are the same on all ranks, behind every step."""
+        """See GradientSync. They are the same on all ranks, behind every step."""
 
     def again(self, network: nn.Module, windows: Iterable[Window]) -> Iterator[Batch]:
-        """See Joining. As in training, each shard begins with the buffers of the window's beginning."""
+        """See GradientSync. As in training, each shard begins with the buffers of the window's beginning."""
         buffers = self._buffers.setdefault(id(network), Buffers(network))
         for window in windows:
             start, counts = buffers.read(), Counter(window.shards)

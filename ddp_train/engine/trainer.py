@@ -18,12 +18,12 @@ from ddp_train.checkpoint.progress import Progress
 from ddp_train.data.pipeline.window import Batch, Window
 from ddp_train.diagnostics.numbers import first_bad_layer
 from ddp_train.distributed.process_group import sum_over_ranks
-from ddp_train.engine.components import Parts
+from ddp_train.engine.components import Components
 from ddp_train.engine.evaluate import Scores, evaluate
 from ddp_train.engine.gradient_sync import Averaged
-from ddp_train.engine.metrics import Sums
-from ddp_train.engine.oom_retry import Attempts, OutOfMemoryTogether
-from ddp_train.engine.step_boundary import Boundary
+from ddp_train.engine.metrics import Metrics
+from ddp_train.engine.oom_retry import OomRetry, OutOfMemoryOnSomeRank
+from ddp_train.engine.step_boundary import StepBoundary
 from ddp_train.observers.records import Best, EpochRecord, StepReport
 from ddp_train.optim.lr_schedule import set_learning_rate
 from ddp_train.technique import Gradients, Moment
@@ -38,10 +38,10 @@ def _plain_update(gradients: Gradients, apply: Callable[[], None], optimizer: to
 class Trainer:
     """Runs the epochs that are left. After each: evaluation, records, checkpoint."""
 
-    def __init__(self, parts: Parts) -> None:
-        self.parts = parts
-        self.progress = parts.progress
-        plugged = parts.techniques
+    def __init__(self, components: Components) -> None:
+        self.components = components
+        self.progress = components.progress
+        plugged = components.techniques
         self._rate = [technique.rate for technique in plugged if technique.rate is not None]
         self._batch = [technique.batch for technique in plugged if technique.batch is not None]
         self._gradient = [technique.gradient for technique in plugged if technique.gradient is not None]
@@ -50,13 +50,19 @@ class Trainer:
         self._before_evaluation = [t.before_evaluation for t in plugged if t.before_evaluation is not None]
         self._after_epoch = [technique.after_epoch for technique in plugged if technique.after_epoch is not None]
         self._update = next((t.update for t in plugged if t.update is not None), _plain_update)
-        self._parameters = [p for group in parts.optimizer.param_groups for p in group["params"]]
-        self._joining = parts.joining or Averaged(parts.ranks, parts.device, parts.ddp, self._join_without_samples)
-        self._sums = Sums(parts.device)
-        self._boundary = Boundary(parts, self._sums)
-        if parts.owed is not None and parts.owed.shared is not None and parts.control.group is not None:
-            parts.owed.shared.wait = self._boundary.meet
-        self._attempts = Attempts(parts, self._sums, self._boundary, self._settle_buckets)
+        self._parameters = [p for group in components.optimizer.param_groups for p in group["params"]]
+        self._gradient_sync = components.gradient_sync or Averaged(
+            components.ranks, components.device, components.ddp, self._join_without_samples
+        )
+        self._metrics = Metrics(components.device)
+        self._step_boundary = StepBoundary(components, self._metrics)
+        if (
+            components.allreduce_hook is not None
+            and components.allreduce_hook.shared is not None
+            and components.flag_exchange.group is not None
+        ):
+            components.allreduce_hook.shared.wait = self._step_boundary.exchange_flags_in_backward
+        self._oom_retry = OomRetry(components, self._metrics, self._step_boundary, self._settle_buckets)
 
     @property
     def best(self) -> Best:
@@ -66,18 +72,18 @@ class Trainer:
 
     def fit(self) -> Progress:
         """Train to the last epoch. Errors: TrainingDiverged when an epoch's loss is not finite; Stopped by a signal."""
-        with self.parts.stop.deferred():
+        with self.components.stop.deferred():
             self._settle_buckets()
-            if self.parts.saver is not None:
-                self.parts.saver.begin()
+            if self.components.saver is not None:
+                self.components.saver.begin()
             self._fit()
-            if self.parts.saver is not None:
-                self.parts.saver.finish()
+            if self.components.saver is not None:
+                self.components.saver.finish()
         return self.progress
 
     def _fit(self) -> None:
-        parts, progress = self.parts, self.progress
-        while progress.epoch < min(parts.epochs, parts.stop_after) and not progress.stopped:
+        components, progress = self.components, self.progress
+        while progress.epoch < min(components.epochs, components.stop_after) and not progress.stopped:
             record = self._run_epoch(progress.epoch)
             progress.end_epoch()
             improved = record.test_accuracy > progress.best_accuracy
@@ -85,25 +91,27 @@ class Trainer:
                 progress.best_epoch, progress.best_accuracy = progress.epoch, record.test_accuracy
             for after_epoch in self._after_epoch:
                 progress.stopped |= after_epoch(record)
-            for observer in parts.observers:
+            for observer in components.observers:
                 observer.on_epoch(record)
-            self._boundary.behind_epoch(parts.evaluated if improved else None)
+            self._step_boundary.after_epoch(components.evaluated if improved else None)
 
     def _run_epoch(self, epoch: int) -> EpochRecord:
-        parts = self.parts
-        self._boundary.began = time.monotonic() - self.progress.seconds
+        components = self.components
+        self._step_boundary.began = time.monotonic() - self.progress.seconds
         loss, accuracy, samples = self.train_epoch(epoch)
-        trained = time.monotonic() - self._boundary.began
-        if parts.precision.has_diverged(loss):
+        trained = time.monotonic() - self._step_boundary.began
+        if components.precision.has_diverged(loss):
             raise TrainingDiverged(self._explain(epoch, loss))
-        self._joining.unify(parts.network)
+        self._gradient_sync.unify(components.network)
         for before_evaluation in self._before_evaluation:
-            before_evaluation(self._joining.again(parts.evaluated, self._windows(epoch)))
-        if parts.evaluated is not parts.network:
-            self._joining.unify(parts.evaluated)
+            before_evaluation(self._gradient_sync.again(components.evaluated, self._windows(epoch)))
+        if components.evaluated is not components.network:
+            self._gradient_sync.unify(components.evaluated)
         with self._phase("evaluation"):
             scores: Scores = evaluate(
-                parts.evaluated, self._boundary.until_stopped(parts.pipeline.evaluate()), parts.precision
+                components.evaluated,
+                self._step_boundary.until_stopped(components.pipeline.evaluate()),
+                components.precision,
             )
         return EpochRecord(
             epoch=epoch + 1,
@@ -111,19 +119,21 @@ class Trainer:
             train_accuracy=accuracy,
             test_loss=scores.loss,
             test_accuracy=scores.accuracy,
-            learning_rate=parts.optimizer.param_groups[0]["lr"],
-            seconds=time.monotonic() - self._boundary.began,
+            learning_rate=components.optimizer.param_groups[0]["lr"],
+            seconds=time.monotonic() - self._step_boundary.began,
             images_per_second=samples / max(trained, 1e-9),
-            global_batch=parts.global_batch,
+            global_batch=components.global_batch,
             extra=self._extra(),
         )
 
     def _explain(self, epoch: int, loss: float) -> str:
         """The line of a run whose loss is lost, with the layer that a forward pass finds spoilt first."""
-        parts = self.parts
-        parts.model.eval()
-        bad = first_bad_layer(parts.network, parts.pipeline.dummy_batch().images, parts.precision.autocast())
-        peak = parts.optimizer.param_groups[0]["initial_lr"]
+        components = self.components
+        components.model.eval()
+        bad = first_bad_layer(
+            components.network, components.pipeline.dummy_batch().images, components.precision.autocast()
+        )
+        peak = components.optimizer.param_groups[0]["initial_lr"]
         return (
             f"the training loss of epoch {epoch + 1} is {loss}{f' ({bad})' if bad else ''}: "
             f"try a lower --lr (the peak was {peak:.3g}), more --warmup-epochs, or --clip-grad 1; the last checkpoint "
@@ -132,22 +142,22 @@ class Trainer:
 
     def train_epoch(self, epoch: int) -> tuple[float, float, int]:
         """Train what is left of an epoch: its mean loss, accuracy and samples over all ranks, reduced at the end."""
-        parts, progress = self.parts, self.progress
-        steps, done = parts.pipeline.steps_per_epoch, progress.step_in_epoch
-        parts.model.train()
-        self._sums.start(*progress.sums)
+        components, progress = self.components, self.progress
+        steps, done = components.pipeline.steps_per_epoch, progress.step_in_epoch
+        components.model.train()
+        self._metrics.start(*progress.sums)
         if done == steps:
             self._set_rate(progress.step - 1)  # as the last step left it, for the records
         while progress.step_in_epoch < steps:
-            for window in parts.pipeline.train(epoch, progress.step_in_epoch):
-                if not self._attempts.take(lambda window=window: self.train_step(window)):  # type: ignore[misc]
+            for window in components.pipeline.train(epoch, progress.step_in_epoch):
+                if not self._oom_retry.take(lambda window=window: self.train_step(window)):  # type: ignore[misc]
                     break  # the same step again, in smaller micro-batches
                 progress.step_in_epoch += 1
                 progress.samples += window.size + window.skipped
-                if progress.step_in_epoch % parts.log_every == 0 or progress.step_in_epoch == steps:
+                if progress.step_in_epoch % components.log_every == 0 or progress.step_in_epoch == steps:
                     self._report(epoch)
-                self._boundary.behind_step()
-        loss, correct, samples = sum_over_ranks(self._sums.total()).tolist()
+                self._step_boundary.after_step()
+        loss, correct, samples = sum_over_ranks(self._metrics.total()).tolist()
         return loss / max(1.0, samples), correct / max(1.0, samples), int(samples)
 
     def _settle_buckets(self) -> None:
@@ -156,47 +166,47 @@ class Trainer:
         Over three ranks or more the order of a sum depends on them: else the first step behind a resume would be
         rounded in another way than it was without. And a step that a rank breaks off needs to know them.
         """
-        if self.parts.ddp is not None:
-            images = self.parts.pipeline.dummy_batch().images
-            self.parts.model.eval()  # no trace in batch statistics
+        if self.components.ddp is not None:
+            images = self.components.pipeline.dummy_batch().images
+            self.components.model.eval()  # no trace in batch statistics
             for _ in range(2):  # the second pass begins with the buckets that the first one has found
-                with self.parts.precision.autocast():
-                    nothing = self.parts.model(images).sum() * 0.0
+                with self.components.precision.autocast():
+                    nothing = self.components.model(images).sum() * 0.0
                 nothing.backward()
-                self.parts.optimizer.zero_grad(set_to_none=True)
-            self.parts.model.train()
+                self.components.optimizer.zero_grad(set_to_none=True)
+            self.components.model.train()
 
     def _set_rate(self, step: int) -> None:
-        factor = self.parts.schedule(step)
+        factor = self.components.schedule(step)
         for rate in self._rate:
             factor *= rate(step)
-        set_learning_rate(self.parts.optimizer, factor)
+        set_learning_rate(self.components.optimizer, factor)
 
     def _windows(self, epoch: int) -> Iterator[Window]:
         """An epoch once more; nothing is prepared before the first window is asked for."""
-        yield from self.parts.pipeline.train(epoch)
+        yield from self.components.pipeline.train(epoch)
 
     def measure_step(self, window: Window) -> float:
         """One optimizer step, and the mean loss of its global batch: for measurements, as it waits for the device."""
-        self._sums.start()
+        self._metrics.start()
         self.train_step(window)
-        loss, _, samples = sum_over_ranks(self._sums.total()).tolist()
+        loss, _, samples = sum_over_ranks(self._metrics.total()).tolist()
         return float(loss / max(1.0, samples))
 
     def train_step(self, window: Window) -> None:
         """One optimizer step on this rank's part of a global batch of `window.size` samples."""
-        parts, progress = self.parts, self.progress
+        components, progress = self.components, self.progress
         self._set_rate(progress.step)
-        self._sums.begin_step()
-        self._boundary.begin_step()
-        moment = Moment(progress.epoch, progress.step, parts.seed, parts.ranks.rank)
+        self._metrics.begin_step()
+        self._step_boundary.begin_step()
+        moment = Moment(progress.epoch, progress.step, components.seed, components.ranks.rank)
         # More than one gradient of a step needs its samples more than once.
         batches = window.batches if self._update is _plain_update else list(window.batches)
 
         def gradients(*, communicate: bool = True, count: bool = True) -> None:
             self._gradients(window, batches, moment, communicate=communicate, count=count)
 
-        self._update(gradients, lambda: self._apply(moment), parts.optimizer)
+        self._update(gradients, lambda: self._apply(moment), components.optimizer)
         for after_step in self._after_step:
             after_step(moment)
         progress.step += 1
@@ -205,39 +215,43 @@ class Trainer:
         self, window: Window, batches: Iterable[Batch], moment: Moment, *, communicate: bool, count: bool
     ) -> None:
         """The gradient of the global batch into `.grad`, whatever the split."""
-        parts = self.parts
+        components = self.components
 
         def compute(batch: Batch, moment: Moment, weight: float) -> None:
             images, targets = batch.images, batch.labels
             for change in self._batch if images.shape[0] else ():
                 images, targets = change(images, targets, moment)
-            with self._phase("forward"), parts.precision.autocast():
-                logits = parts.model(images)
-                loss = parts.loss(logits, targets)
+            with self._phase("forward"), components.precision.autocast():
+                logits = components.model(images)
+                loss = components.loss(logits, targets)
             if count:
-                self._sums.add(loss, logits, targets)
+                self._metrics.add(loss, logits, targets)
             with self._phase("backward"):
-                parts.precision.backward(loss, weight)
+                components.precision.backward(loss, weight)
 
-        self._joining.gradients(window, batches, moment, compute, communicate=communicate)
+        self._gradient_sync.gradients(window, batches, moment, compute, communicate=communicate)
 
     def _apply(self, moment: Moment) -> None:
         """Step with the gradient that is there, after the techniques that change it; then clear it."""
-        parts = self.parts
+        components = self.components
 
         def prepare() -> None:
             for change in self._gradient:
                 change(self._parameters, moment)
 
-        bad = parts.guard.look(self._parameters, self._sums.of_step, moment) if parts.guard is not None else 0
-        told = self._boundary.agree(not_finite=bad)
-        if told["out_of_memory"]:
-            raise OutOfMemoryTogether(parts.ranks.world_size - told["out_of_memory"])
-        if told["not_finite"] and parts.guard is not None:
-            parts.guard.refuse(parts.pipeline.steps_per_epoch, self._batch)
-        self._attempts.weights_touched = True
+        bad = (
+            components.nan_guard.look(self._parameters, self._metrics.of_step, moment)
+            if components.nan_guard is not None
+            else 0
+        )
+        flags = self._step_boundary.exchange_flags(not_finite=bad)
+        if flags["out_of_memory"]:
+            raise OutOfMemoryOnSomeRank(components.ranks.world_size - flags["out_of_memory"])
+        if flags["not_finite"] and components.nan_guard is not None:
+            components.nan_guard.refuse(components.pipeline.steps_per_epoch, self._batch)
+        self._oom_retry.weights_touched = True
         with self._phase("step"):
-            parts.precision.step(parts.optimizer, prepare if self._gradient else None)
+            components.precision.step(components.optimizer, prepare if self._gradient else None)
         for parameter in self._parameters:
             parameter.grad = None  # what zero_grad does, without its bookkeeping
 
@@ -255,41 +269,41 @@ class Trainer:
 
         In evaluation mode, so that the borrowed sample leaves no trace in batch statistics.
         """
-        parts = self.parts
-        batch = parts.pipeline.dummy_batch()
-        parts.model.eval()
-        with parts.precision.autocast():
-            loss = parts.loss(parts.model(batch.images), batch.labels)
-        parts.model.train()
-        parts.precision.backward(loss, 0.0)
+        components = self.components
+        batch = components.pipeline.dummy_batch()
+        components.model.eval()
+        with components.precision.autocast():
+            loss = components.loss(components.model(batch.images), batch.labels)
+        components.model.train()
+        components.precision.backward(loss, 0.0)
 
     def _extra(self) -> Mapping[str, float]:
         """What the techniques report now."""
-        reports = [technique.report() for technique in self.parts.techniques if technique.report is not None]
-        if self.parts.guard is not None:
-            reports.append(self.parts.guard.report())
+        reports = [technique.report() for technique in self.components.techniques if technique.report is not None]
+        if self.components.nan_guard is not None:
+            reports.append(self.components.nan_guard.report())
         if self.progress.accumulate:
             reports.append({"accumulate": float(self.progress.accumulate)})
-        if self.parts.pipeline.left_out:
-            reports.append({"bad_images": float(self.parts.pipeline.left_out)})
+        if self.components.pipeline.left_out:
+            reports.append({"bad_images": float(self.components.pipeline.left_out)})
         return {name: value for report in reports for name, value in report.items()}
 
     def _report(self, epoch: int) -> None:
-        if not self.parts.observers:
+        if not self.components.observers:
             return
         index, seen = self.progress.step_in_epoch, self.progress.samples
-        elapsed = time.monotonic() - self._boundary.began
-        loss, correct, samples = self._sums.total().tolist()
+        elapsed = time.monotonic() - self._step_boundary.began
+        loss, correct, samples = self._metrics.total().tolist()
         report = StepReport(
             epoch=epoch + 1,
             step=index,
-            steps=self.parts.pipeline.steps_per_epoch,
+            steps=self.components.pipeline.steps_per_epoch,
             images=seen,
             loss=loss / max(1.0, samples),
             accuracy=correct / max(1.0, samples),
-            learning_rate=self.parts.optimizer.param_groups[0]["lr"],
+            learning_rate=self.components.optimizer.param_groups[0]["lr"],
             images_per_second=seen / max(elapsed, 1e-9),
             extra=self._extra(),
         )
-        for observer in self.parts.observers:
+        for observer in self.components.observers:
             observer.on_step(report)

@@ -31,10 +31,10 @@ WORST = 24
 def finish(run: Run) -> None:
     """Nothing where epochs are left (`--stop-after`). The network holds the best model's weights afterwards."""
     progress = run.trainer.progress
-    if progress.epoch < run.trainer.parts.epochs and not progress.stopped:
+    if progress.epoch < run.trainer.components.epochs and not progress.stopped:
         return
     found = _examine(run) if run.config.looking.examine else None
-    if not run.trainer.parts.ranks.is_first:
+    if not run.trainer.components.ranks.is_first:
         return
     if found is not None and found.augmented is not None:
         print(_in_words(found, found.augmented, run.config.looking), file=sys.stderr, flush=True)
@@ -42,7 +42,7 @@ def finish(run: Run) -> None:
         _write(run, found)
     best = {"epoch": progress.best_epoch or None, "test_accuracy": progress.best_accuracy}
     done_marker.mark(
-        run.folder.path, epochs=run.trainer.parts.epochs, epoch=progress.epoch, step=progress.step, best=best
+        run.folder.path, epochs=run.trainer.components.epochs, epoch=progress.epoch, step=progress.step, best=best
     )
 
 
@@ -83,8 +83,8 @@ def _write(run: Run, found: _Found | None) -> None:
 
 def _examine(run: Run) -> _Found | None:
     """The figures of best_model.pth; None where there is none."""
-    parts = run.trainer.parts
-    network = parts.evaluated
+    components = run.trainer.components
+    network = components.evaluated
 
     def load() -> bool:
         if not run.folder.best_model.is_file():
@@ -92,16 +92,16 @@ def _examine(run: Run) -> _Found | None:
         network.load_state_dict(checkpoint_format.load_state_dict(run.folder.best_model))
         return True
 
-    if not on_first_rank(load, parts.ranks):
+    if not on_first_rank(load, components.ranks):
         return None
-    if parts.ranks.world_size > 1:
+    if components.ranks.world_size > 1:
         for tensor in network.state_dict().values():
             dist.broadcast(tensor, src=0)
     classes, looking = len(run.dataset.classes), run.config.looking
-    plain = examine(network, parts.pipeline.evaluate(), parts.precision, classes, worst=WORST)
+    plain = examine(network, components.pipeline.evaluate(), components.precision, classes, worst=WORST)
     if looking.tta == "none" or not run.dataset.flip_ok:  # a mirrored digit is not of its class
         return _Found(plain, None)
     below = math.inf if looking.tta_below is None else looking.tta_below
     seen = views(looking.tta)
-    augmented = examine(network, parts.pipeline.evaluate(), parts.precision, classes, views=seen, below=below)
+    augmented = examine(network, components.pipeline.evaluate(), components.precision, classes, views=seen, below=below)
     return _Found(plain, augmented)

@@ -21,7 +21,7 @@ from ddp_train.config.batch_split import split
 from ddp_train.data.pipeline.sampler import GlobalBatchSampler
 from ddp_train.distributed.load_balance import Division, Hysteresis, Speed, divide, gain
 from ddp_train.distributed.speed_cache import KnownSpeeds, remember
-from ddp_train.engine.components import Parts
+from ddp_train.engine.components import Components
 from ddp_train.observers.records import EpochRecord
 from ddp_train.technique import Technique
 from ddp_train.tune.calibration import calibrate, gather, gather_speeds, measure_communication, slowdown
@@ -37,7 +37,7 @@ class Balance:
     def __init__(self, sampler: GlobalBatchSampler, accumulate: int, work: str = "") -> None:
         self._work = work
         self._sampler, self._accumulate = sampler, accumulate
-        self._parts: Parts | None = None
+        self._components: Components | None = None
         self._speeds: tuple[Speed, ...] = ()
         self._communication = 0.0
         self._hysteresis = Hysteresis()
@@ -46,58 +46,58 @@ class Balance:
         """What it plugs into the trainer."""
         return Technique(name="balance", after_epoch=self._after_epoch, report=self._report, state=self, looks=True)
 
-    def start(self, parts: Parts) -> str:
+    def start(self, components: Components) -> str:
         """Calibrate, unless a resumed run has brought its division along; a line for the user."""
-        self._parts = parts
-        world_size = parts.ranks.world_size
+        self._components = components
+        world_size = components.ranks.world_size
         if len(self._speeds) == world_size:
             return f"shares {_shown(self._sampler.shares)} of the global batch, as in the run that goes on"
-        micro_batch = max(1, parts.global_batch // world_size // self._accumulate)
-        self._speeds = gather_speeds(calibrate(parts, micro_batch, self._accumulate), parts)
-        self._communication = measure_communication(parts)
-        self._remember(parts)
+        micro_batch = max(1, components.global_batch // world_size // self._accumulate)
+        self._speeds = gather_speeds(calibrate(components, micro_batch, self._accumulate), components)
+        self._communication = measure_communication(components)
+        self._remember(components)
         division = self._divide()
-        even = split(parts.global_batch, [1.0] * world_size)
+        even = split(components.global_batch, [1.0] * world_size)
         faster = 1 + gain(even, division.samples, self._speeds, self._communication)
         self._sampler.share(division.samples)
         idle = f"; rank {', '.join(map(str, division.idle))} would not make it 5% faster" if division.idle else ""
         return (
-            f"shares {_shown(division.samples)} of the global batch of {parts.global_batch}, by measured speed "
+            f"shares {_shown(division.samples)} of the global batch of {components.global_batch}, by measured speed "
             f"(predicted {faster:.2f} times as fast as equal shares{idle})"
         )
 
-    def _remember(self, parts: Parts) -> None:
+    def _remember(self, components: Components) -> None:
         """Keep the speeds of these models of GPU for the next plan; of ranks with one model the last one stands."""
-        if parts.device.type != "cuda":
+        if components.device.type != "cuda":
             return
-        names: list[str] = [""] * parts.ranks.world_size
-        dist.all_gather_object(names, torch.cuda.get_device_name(parts.device))
-        if parts.ranks.is_first:
+        names: list[str] = [""] * components.ranks.world_size
+        dist.all_gather_object(names, torch.cuda.get_device_name(components.device))
+        if components.ranks.is_first:
             remember(self._work, KnownSpeeds(dict(zip(names, self._speeds, strict=True)), self._communication))
 
     def _divide(self) -> Division:
-        assert self._parts is not None
+        assert self._components is not None
         try:
-            return divide(self._parts.global_batch, self._speeds, self._communication)
+            return divide(self._components.global_batch, self._speeds, self._communication)
         except ValueError as error:
             raise UserError(f"--shares measured: {error}; take a higher --accumulate") from None
 
     def _after_epoch(self, record: EpochRecord) -> bool:
         """Measure again, and change the division where it is worth it; never ends the run."""
-        parts = self._parts
-        assert parts is not None
-        if record.epoch >= parts.epochs:
+        components = self._components
+        assert components is not None
+        if record.epoch >= components.epochs:
             return False
-        rank = parts.ranks.rank
-        before = tuple(split(parts.global_batch, self._sampler.shares))
-        factor = slowdown(parts, self._speeds[rank], before[rank], self._accumulate)
-        factors = [row[0] for row in gather([factor], parts)]
+        rank = components.ranks.rank
+        before = tuple(split(components.global_batch, self._sampler.shares))
+        factor = slowdown(components, self._speeds[rank], before[rank], self._accumulate)
+        factors = [row[0] for row in gather([factor], components)]
         self._speeds = tuple(speed.slower(f) for speed, f in zip(self._speeds, factors, strict=True))
         after = self._divide().samples
         better = gain(before, after, self._speeds, self._communication)
         if self._hysteresis.decide(better):
             self._sampler.share(after)
-            if parts.ranks.is_first:
+            if components.ranks.is_first:
                 line = f"shares {_shown(before)} -> {_shown(after)} from epoch {record.epoch + 1} on"
                 print(f"{line}: predicted {1 + better:.2f} times as fast", file=sys.stderr)
         return False

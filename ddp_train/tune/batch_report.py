@@ -28,19 +28,19 @@ def find_for(trainer: Trainer, samples: int, target: float | None = None) -> Fou
 
     target: utilisation in percent. Errors: UserError where not even two samples fit.
     """
-    parts = trainer.parts
-    steps = Steps(parts)
+    components = trainer.components
+    steps = Steps(components)
     return find_batch_size(
         steps.together,
         probe=steps.alone,
         target_utilization=target,
         smallest=SMALLEST,
-        largest=max(SMALLEST, samples // parts.ranks.world_size),
+        largest=max(SMALLEST, samples // components.ranks.world_size),
         time_limit_s=TIME_LIMIT_S,
-        memory=memory_of(parts.device, parts.ranks.local_world_size),
-        device=parts.device,
-        utilization=utilization_of(parts.ranks, parts.device),
-        keep=[parts.network, parts.optimizer, parts.precision.scaler],
+        memory=memory_of(components.device, components.ranks.local_world_size),
+        device=components.device,
+        utilization=utilization_of(components.ranks, components.device),
+        keep=[components.network, components.optimizer, components.precision.scaler],
     )
 
 

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from ddp_train.distributed.load_balance import Speed
-from ddp_train.engine.components import Parts
+from ddp_train.engine.components import Components
 from ddp_train.tune.linear_fit import fit
 from ddp_train.tune.memory import memory_of
 from ddp_train.tune.preserve import preserved
@@ -21,20 +21,20 @@ REPEATS = 5
 MARGIN = 0.1
 
 
-def calibrate(parts: Parts, micro_batch: int, accumulate: int) -> Speed:
+def calibrate(components: Components, micro_batch: int, accumulate: int) -> Speed:
     """This rank's speed by steps of half, once and twice `micro_batch` samples; all ranks measure at the same time.
 
     A step of `accumulate` micro-batches pays the fixed part so many times. The limit is that of the GPU's memory.
     """
     sizes = sorted({max(2, micro_batch // 2), max(3, micro_batch), max(4, 2 * micro_batch)})
-    steps, memory = Steps(parts), memory_of(parts.device) if parts.device.type == "cuda" else None
+    steps, memory = Steps(components), memory_of(components.device) if components.device.type == "cuda" else None
     times, peaks = [], []
-    with preserved(parts.network):
+    with preserved(components.network):
         steps.gradients(sizes[0])  # kernels are chosen and caches filled in the first step
         for size in sizes:
             if memory is not None:
                 memory.reset()
-            times.append((float(size), _median_time(steps, parts, size)))
+            times.append((float(size), _median_time(steps, components, size)))
             if memory is not None:
                 peaks.append((float(size), float(memory.peak() or 0)))
         limit = memory.limit if memory is not None else None
@@ -49,19 +49,19 @@ def calibrate(parts: Parts, micro_batch: int, accumulate: int) -> Speed:
     return Speed(fixed * accumulate, each, most)
 
 
-def slowdown(parts: Parts, speed: Speed, samples: int, accumulate: int) -> float:
+def slowdown(components: Components, speed: Speed, samples: int, accumulate: int) -> float:
     """How many times as long as `speed` says a step of so many samples takes on this rank now; 1 without samples."""
     micro_batch = max(2, samples // accumulate)
     if not samples:
         return 1.0
-    steps = Steps(parts)
-    with preserved(parts.network):
+    steps = Steps(components)
+    with preserved(components.network):
         steps.gradients(micro_batch)
-        taken = _median_time(steps, parts, micro_batch)
+        taken = _median_time(steps, components, micro_batch)
     return taken / (speed.fixed / accumulate + speed.each * micro_batch)
 
 
-def _median_time(steps: Steps, parts: Parts, size: int) -> float:
+def _median_time(steps: Steps, components: Components, size: int) -> float:
     taken = []
     for _ in range(REPEATS):
         steps.wait()
@@ -69,35 +69,35 @@ def _median_time(steps: Steps, parts: Parts, size: int) -> float:
         steps.gradients(size)
         steps.wait()
         taken.append(time.perf_counter() - begun)
-        parts.network.zero_grad(set_to_none=True)
+        components.network.zero_grad(set_to_none=True)
     return statistics.median(taken)
 
 
-def measure_communication(parts: Parts) -> float:
+def measure_communication(components: Components) -> float:
     """Seconds of an all-reduce as large as the gradient, the same on all ranks: the longest of the ranks' medians."""
-    numbers = sum(p.numel() for p in parts.network.parameters() if p.requires_grad)
-    gradient, taken = torch.zeros(numbers, device=parts.device), []
+    numbers = sum(p.numel() for p in components.network.parameters() if p.requires_grad)
+    gradient, taken = torch.zeros(numbers, device=components.device), []
     for _ in range(REPEATS + 1):
         dist.barrier()
         begun = time.perf_counter()
         dist.all_reduce(gradient)
-        if parts.device.type == "cuda":
-            torch.cuda.synchronize(parts.device)
+        if components.device.type == "cuda":
+            torch.cuda.synchronize(components.device)
         taken.append(time.perf_counter() - begun)
-    return max(row[0] for row in gather([statistics.median(taken[1:])], parts))
+    return max(row[0] for row in gather([statistics.median(taken[1:])], components))
 
 
-def gather(values: Sequence[float], parts: Parts) -> list[list[float]]:
+def gather(values: Sequence[float], components: Components) -> list[list[float]]:
     """The numbers of every rank, by rank, on every rank; not a number where one has None to say."""
-    where = parts.device if dist.get_backend() == "nccl" else torch.device("cpu")
-    everyone = torch.zeros((parts.ranks.world_size, len(values)), dtype=torch.float64, device=where)
-    everyone[parts.ranks.rank] = torch.tensor(values, dtype=torch.float64)
+    where = components.device if dist.get_backend() == "nccl" else torch.device("cpu")
+    everyone = torch.zeros((components.ranks.world_size, len(values)), dtype=torch.float64, device=where)
+    everyone[components.ranks.rank] = torch.tensor(values, dtype=torch.float64)
     dist.all_reduce(everyone)
     return [[float(value) for value in row] for row in everyone.tolist()]
 
 
-def gather_speeds(speed: Speed, parts: Parts) -> tuple[Speed, ...]:
+def gather_speeds(speed: Speed, components: Components) -> tuple[Speed, ...]:
     """Every rank's speed on every rank."""
     fixed, each, most = astuple(speed)
-    rows = gather([fixed, each, -1.0 if most is None else float(most)], parts)
+    rows = gather([fixed, each, -1.0 if most is None else float(most)], components)
     return tuple(Speed(a, b, None if limit < 0 else int(limit)) for a, b, limit in rows)

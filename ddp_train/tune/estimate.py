@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 from ddp_core.files import write_text
 from ddp_train.config.batch_split import ceil_div
 from ddp_train.diagnostics.memory_report import kept_bytes
-from ddp_train.engine.components import Parts
+from ddp_train.engine.components import Components
 from ddp_train.engine.evaluate import evaluate
 from ddp_train.engine.trainer import Trainer
 from ddp_train.technique import Stateful
@@ -74,48 +74,53 @@ def estimate(trainer: Trainer, test_images: int) -> Estimate:
 
     test_images: of the test split, over all ranks.
     """
-    parts = trainer.parts
-    state = [t.state for t in parts.techniques if t.state is not None]
-    kept: list[Module | Optimizer | Stateful] = [parts.network, parts.optimizer, parts.precision.scaler, *state]
-    micro_batch = ceil_div(ceil_div(parts.global_batch, parts.ranks.world_size), _accumulate(trainer))
+    components = trainer.components
+    state = [t.state for t in components.techniques if t.state is not None]
+    kept: list[Module | Optimizer | Stateful] = [
+        components.network,
+        components.optimizer,
+        components.precision.scaler,
+        *state,
+    ]
+    micro_batch = ceil_div(ceil_div(components.global_batch, components.ranks.world_size), _accumulate(trainer))
     with preserved(*kept):
-        memory = measure_memory(parts)
+        memory = measure_memory(components)
     with preserved(*kept):  # from the weights that a run begins with, not those behind a step on noise
         step_seconds, measured = _time_steps(trainer)
-        evaluation_seconds = _time_evaluation(parts, test_images)
+        evaluation_seconds = _time_evaluation(components, test_images)
     return Estimate(
-        parameters=sum(p.numel() for p in parts.network.parameters()),
+        parameters=sum(p.numel() for p in components.network.parameters()),
         memory=memory,
         micro_batch=micro_batch,
-        steps_per_epoch=parts.pipeline.steps_per_epoch,
-        epochs=parts.epochs,
+        steps_per_epoch=components.pipeline.steps_per_epoch,
+        epochs=components.epochs,
         step_seconds=step_seconds,
         evaluation_seconds=evaluation_seconds,
         steps_measured=measured,
     )
 
 
-def measure_memory(parts: Parts) -> Memory:
+def measure_memory(components: Components) -> Memory:
     """Memory by part, from steps of two and four samples, alone on each rank; leaves the parts trained by one step."""
-    steps, kept = Steps(parts), []
+    steps, kept = Steps(components), []
     for batch in (2, 4):
-        with kept_bytes(parts.network) as found:
+        with kept_bytes(components.network) as found:
             steps.gradients(batch)
         kept.append((float(batch), float(sum(found.values()))))
-    gradients = _bytes(p.grad for p in parts.network.parameters() if p.grad is not None)
-    parts.precision.step(parts.optimizer)
-    parts.optimizer.zero_grad(set_to_none=True)
-    tensors = (v for state in parts.optimizer.state.values() for v in state.values() if isinstance(v, Tensor))
+    gradients = _bytes(p.grad for p in components.network.parameters() if p.grad is not None)
+    components.precision.step(components.optimizer)
+    components.optimizer.zero_grad(set_to_none=True)
+    tensors = (v for state in components.optimizer.state.values() for v in state.values() if isinstance(v, Tensor))
     line = fit(kept)
     assert line is not None
-    return Memory(_model_bytes(parts.network), gradients, _bytes(tensors), line)
+    return Memory(_model_bytes(components.network), gradients, _bytes(tensors), line)
 
 
 def _time_steps(trainer: Trainer) -> tuple[float, int]:
     """Median seconds of a whole step with its input, and how many were measured; the first one is not counted."""
-    parts, step = trainer.parts, trainer.progress.step
-    parts.model.train()
-    epochs = (parts.pipeline.train(epoch) for epoch in itertools.count())
+    components, step = trainer.components, trainer.progress.step
+    components.model.train()
+    epochs = (components.pipeline.train(epoch) for epoch in itertools.count())
     taken: list[float] = []
     begun = time.perf_counter()
     for window in itertools.chain.from_iterable(epochs):
@@ -123,44 +128,44 @@ def _time_steps(trainer: Trainer) -> tuple[float, int]:
         now = time.perf_counter()
         taken.append(now - begun)
         begun = now
-        if _all_agree(parts, len(taken) > LEAST_STEPS and (sum(taken) > TRAIN_S or len(taken) > MOST_STEPS)):
+        if _all_agree(components, len(taken) > LEAST_STEPS and (sum(taken) > TRAIN_S or len(taken) > MOST_STEPS)):
             break
     trainer.progress.step = step
-    return _slowest(parts, statistics.median(taken[1:])), len(taken) - 1
+    return _slowest(components, statistics.median(taken[1:])), len(taken) - 1
 
 
-def _time_evaluation(parts: Parts, test_images: int) -> float:
+def _time_evaluation(components: Components, test_images: int) -> float:
     """Seconds of an evaluation, from as much of it as some seconds allow."""
     begun, seen = time.perf_counter(), 0
 
     def some() -> Iterable[object]:
         nonlocal seen
-        for batch in parts.pipeline.evaluate():
+        for batch in components.pipeline.evaluate():
             seen += len(batch.labels)
             yield batch
             if time.perf_counter() - begun > EVALUATE_S:
                 return
 
-    evaluate(parts.evaluated, some(), parts.precision)  # type: ignore[arg-type]
-    _, mine, _ = parts.pipeline.sampler.cut(test_images)
-    return _slowest(parts, (time.perf_counter() - begun) * sum(count for _, count in mine) / max(1, seen))
+    evaluate(components.evaluated, some(), components.precision)  # type: ignore[arg-type]
+    _, mine, _ = components.pipeline.sampler.cut(test_images)
+    return _slowest(components, (time.perf_counter() - begun) * sum(count for _, count in mine) / max(1, seen))
 
 
 def _accumulate(trainer: Trainer) -> int:
     """Micro-batches of a step, as the pipeline cuts them."""
-    window = next(iter(trainer.parts.pipeline.train(0)))
+    window = next(iter(trainer.components.pipeline.train(0)))
     count = max(1, window.count)
     for _ in window.batches:  # what was not used must not turn up later
         pass
     return count
 
 
-def _slowest(parts: Parts, seconds: float) -> float:
-    return seconds if parts.ranks.world_size == 1 else max(row[0] for row in gather([seconds], parts))
+def _slowest(components: Components, seconds: float) -> float:
+    return seconds if components.ranks.world_size == 1 else max(row[0] for row in gather([seconds], components))
 
 
-def _all_agree(parts: Parts, done: bool) -> bool:
-    return done if parts.ranks.world_size == 1 else all(row[0] for row in gather([float(done)], parts))
+def _all_agree(components: Components, done: bool) -> bool:
+    return done if components.ranks.world_size == 1 else all(row[0] for row in gather([float(done)], components))
 
 
 def _model_bytes(network: Module) -> int:

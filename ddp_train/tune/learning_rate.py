@@ -41,12 +41,12 @@ def range_test(trainer: Trainer, steps: int = STEPS) -> Found:
 
     All ranks take part and find the same. Errors: UserError where the loss is not finite from the start.
     """
-    peak = trainer.parts.optimizer.param_groups[0]["initial_lr"]
+    peak = trainer.components.optimizer.param_groups[0]["initial_lr"]
     ratio = (HIGHEST / LOWEST) ** (1 / (steps - 1))
-    trainer.parts = replace(trainer.parts, schedule=lambda step: LOWEST * ratio**step / peak)
+    trainer.components = replace(trainer.components, schedule=lambda step: LOWEST * ratio**step / peak)
     rates: list[float] = []
     losses: list[float] = []
-    epochs = (trainer.parts.pipeline.train(epoch) for epoch in itertools.count())
+    epochs = (trainer.components.pipeline.train(epoch) for epoch in itertools.count())
     for window in itertools.islice(itertools.chain.from_iterable(epochs), steps):
         rates.append(LOWEST * ratio**trainer.progress.step)
         losses.append(trainer.measure_step(window))

@@ -26,14 +26,14 @@ def _rate(trainer: Trainer, config: Config, dataset: Dataset) -> Answer:
 
 def _batch(trainer: Trainer, config: Config, dataset: Dataset) -> Answer:
     found = batch_report.find_for(trainer, len(dataset.train.labels), config.run.target_utilization)
-    text = f"{batch_report.table(found)}\n{batch_report.verdict(found, trainer.parts.global_batch)}"
+    text = f"{batch_report.table(found)}\n{batch_report.verdict(found, trainer.components.global_batch)}"
     return text, lambda folder: batch_report.write(found, folder)
 
 
 def _loader(trainer: Trainer, config: Config, dataset: Dataset) -> Answer:
-    parts = trainer.parts
+    components = trainer.components
 
-    ranks = parts.ranks
+    ranks = components.ranks
 
     def make(setting: loader.Setting) -> Pipeline | None:
         way = "auto" if setting.workers is None else "loader"
@@ -46,15 +46,15 @@ def _loader(trainer: Trainer, config: Config, dataset: Dataset) -> Answer:
             tried.augment,
             rank=ranks.rank,
             world_size=ranks.world_size,
-            device=parts.device,
-            global_batch=parts.global_batch,
+            device=components.device,
+            global_batch=components.global_batch,
             accumulate=config.data.accumulate or 1,
             seed=config.run.seed,
             local_world_size=ranks.local_world_size,
         )
         return None if setting.workers is None and not isinstance(pipeline, ResidentPipeline) else pipeline
 
-    found = loader.find_loader(make, max(1, read_host().usable_cpus // ranks.local_world_size), parts.device)
+    found = loader.find_loader(make, max(1, read_host().usable_cpus // ranks.local_world_size), components.device)
     return loader.table(found), lambda folder: loader.write(found, folder)
 
 

@@ -37,14 +37,14 @@ def overfit_one_batch(trainer: Trainer, steps: int, classes: int) -> Found:
 
     Ends early when the loss has come near zero, or is no longer finite.
     """
-    parts = trainer.parts
-    techniques = [one for one in parts.techniques if one.batch is None and one.loss is None]
-    single = Trainer(replace(parts, loss=cross_entropy_sum(), techniques=techniques, schedule=lambda step: 1.0))
-    first = next(iter(parts.pipeline.train(0)))
+    components = trainer.components
+    techniques = [one for one in components.techniques if one.batch is None and one.loss is None]
+    single = Trainer(replace(components, loss=cross_entropy_sum(), techniques=techniques, schedule=lambda step: 1.0))
+    first = next(iter(components.pipeline.train(0)))
     batches = list(first.batches)
     limit = NEAR_ZERO * math.log(max(2, classes))
     losses: list[float] = []
-    parts.model.train()
+    components.model.train()
     while len(losses) < steps:
         losses.append(single.measure_step(replace(first, batches=iter(batches))))
         if losses[-1] < limit or not math.isfinite(losses[-1]):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ddp_train.engine.components import Parts
+from ddp_train.engine.components import Components
 from ddp_train.models.synchronised import alone
 from ddp_train.technique import Moment
 
@@ -17,15 +17,15 @@ class Steps:
     and augmenting are left out.
     """
 
-    def __init__(self, parts: Parts) -> None:
-        self._parts = parts
-        self._example = parts.pipeline.dummy_batch()
-        self._changes = [technique.batch for technique in parts.techniques if technique.batch is not None]
-        self._moment = Moment(0, 0, parts.seed, parts.ranks.rank)
+    def __init__(self, components: Components) -> None:
+        self._components = components
+        self._example = components.pipeline.dummy_batch()
+        self._changes = [technique.batch for technique in components.techniques if technique.batch is not None]
+        self._moment = Moment(0, 0, components.seed, components.ranks.rank)
 
     def together(self, batch: int) -> None:
         """A whole step with so many samples on each rank, in which the ranks join their gradients."""
-        self._gradients(self._parts.model, batch)
+        self._gradients(self._components.model, batch)
         self._update()
 
     def alone(self, batch: int) -> None:
@@ -35,27 +35,27 @@ class Steps:
 
     def gradients(self, batch: int) -> None:
         """Forward and backward pass without any collective; the gradient is added to what is there."""
-        with alone(self._parts.network):
-            ddp = self._parts.ddp
-            self._gradients(self._parts.model if ddp is None else ddp.module, batch)
+        with alone(self._components.network):
+            ddp = self._components.ddp
+            self._gradients(self._components.model if ddp is None else ddp.module, batch)
 
     def wait(self) -> None:
         """Return once the device has done what it was given."""
-        if self._parts.device.type == "cuda":
-            torch.cuda.synchronize(self._parts.device)
+        if self._components.device.type == "cuda":
+            torch.cuda.synchronize(self._components.device)
 
     def _gradients(self, model: nn.Module, batch: int) -> None:
-        parts = self._parts
+        components = self._components
         shape = (batch, *self._example.images.shape[1:])
-        images = torch.randn(shape, device=parts.device).contiguous(memory_format=torch.channels_last)
+        images = torch.randn(shape, device=components.device).contiguous(memory_format=torch.channels_last)
         targets = self._example.labels.expand(batch).clone()
         for change in self._changes:
             images, targets = change(images, targets, self._moment)
-        parts.model.train()
-        with parts.precision.autocast():
-            loss = parts.loss(model(images), targets)
-        parts.precision.backward(loss, 1 / batch)
+        components.model.train()
+        with components.precision.autocast():
+            loss = components.loss(model(images), targets)
+        components.precision.backward(loss, 1 / batch)
 
     def _update(self) -> None:
-        self._parts.precision.step(self._parts.optimizer)
-        self._parts.optimizer.zero_grad(set_to_none=True)
+        self._components.precision.step(self._components.optimizer)
+        self._components.optimizer.zero_grad(set_to_none=True)

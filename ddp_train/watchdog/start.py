@@ -28,7 +28,7 @@ def start(ranks: Ranks, timeout_s: float | None) -> str | None:
         return None
     try:
         folder = _folder(ranks, os.environ)
-        heartbeat.own.announce(folder / f"rank-{ranks.rank}")
+        heartbeat.heartbeat.announce(folder / f"rank-{ranks.rank}")
         if ranks.rank == _first(ranks):
             _start_watchdog(folder, ranks, timeout_s)
             _remove_abandoned()

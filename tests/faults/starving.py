@@ -50,7 +50,7 @@ class Plan:
     times = 0
     gradients: ClassVar[list[Tensor]] = []
     buckets: ClassVar[list[int]] = []
-    owed: Any = None
+    allreduce_hook: Any = None
 
 
 def network(num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
@@ -91,7 +91,7 @@ def _strikes(where: str) -> bool:
     if where not in Plan.where and not (where == "forward" and Plan.where in ("twice", "always")):
         return False
     Plan.times += 1
-    Plan.buckets.append(Plan.owed.issued)
+    Plan.buckets.append(Plan.allreduce_hook.issued)
     return True
 
 
@@ -120,14 +120,14 @@ def one(case: str, folder: Path, ranks: process_group.Ranks) -> dict[str, Any]:
     place = process_group.on_first_rank(lambda: str(folder / case.replace(" ", "-")), ranks)
     said, error = io.StringIO(), ""
     run = runs.make(options, Path(place), model, ranks)
-    Plan.owed = run.trainer.parts.owed
+    Plan.allreduce_hook = run.trainer.components.allreduce_hook
     with contextlib.redirect_stderr(said):
         try:
             run.trainer.fit()
         except process_group.SharedError as shared:
             error = str(shared)
     history = runs.rows_of_history(run) if ranks.is_first and not error else []
-    buffers = {name: value.clone() for name, value in run.trainer.parts.network.named_buffers()}
+    buffers = {name: value.clone() for name, value in run.trainer.components.network.named_buffers()}
     of_ranks: list[Any] = [None, None]
     torch.distributed.all_gather_object(of_ranks, Plan.buckets)
     lines = [line for line in said.getvalue().splitlines() if "memory ran out" in line]

@@ -17,7 +17,7 @@ from ddp_train.data import load
 from ddp_train.data.augment.levels import Augmentation
 from ddp_train.data.pipeline.build import build_pipeline, create_augmentation
 from ddp_train.distributed.process_group import Ranks
-from ddp_train.engine.components import Parts
+from ddp_train.engine.components import Components
 from ddp_train.engine.trainer import Trainer
 from ddp_train.models import create_model
 from ddp_train.optim import create_optimizer
@@ -125,7 +125,7 @@ def test_a_step_never_waits_for_the_gpu(amp: str, chosen: dict[str, Any]) -> Non
     context = replace(make_context(network, clip_grad=1.0, **chosen), device=GPU)
     optimizer = create_optimizer(network, context.config.optim, 0.05, GPU)
     trainer = Trainer(
-        Parts(
+        Components(
             ranks=Ranks(),
             device=GPU,
             network=network,

@@ -28,10 +28,10 @@ from ddp_train.data.pipeline.build import build_pipeline
 from ddp_train.data.pipeline.window import Batch, Window
 from ddp_train.data.sources.dataset import load
 from ddp_train.distributed import process_group
-from ddp_train.distributed.allreduce_hook import Owed
-from ddp_train.distributed.flag_exchange import Control
+from ddp_train.distributed.allreduce_hook import AllreduceHook
+from ddp_train.distributed.flag_exchange import FlagExchange
 from ddp_train.distributed.shm_allreduce import SharedGradients, share
-from ddp_train.engine.components import Parts
+from ddp_train.engine.components import Components
 from ddp_train.engine.evaluate import evaluate
 from ddp_train.engine.trainer import Trainer
 from ddp_train.models.synchronised import synchronise
@@ -139,14 +139,14 @@ def run(case: dict[str, Any], ranks: process_group.Ranks) -> dict[str, torch.Ten
         lambda *_: gradients.append(torch.cat([p.grad.flatten() for p in network.parameters()]))
     )
     trainer = Trainer(
-        Parts(
+        Components(
             ranks=ranks,
             device=CPU,
             network=network,
             model=ddp or network,
             ddp=ddp,
-            control=Control(ranks),
-            owed=None if ddp is None or case.get("batch_norm") else Owed(ddp, memory_of(ddp, ranks)),
+            flag_exchange=FlagExchange(ranks),
+            allreduce_hook=None if ddp is None or case.get("batch_norm") else AllreduceHook(ddp, memory_of(ddp, ranks)),
             pipeline=pipeline,
             loss=loss,
             optimizer=optimizer,

@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from ddp_train.distributed import process_group, shm_allreduce
-from ddp_train.distributed.allreduce_hook import Owed
+from ddp_train.distributed.allreduce_hook import AllreduceHook
 
 CPU = torch.device("cpu")
 PASSES, SIZES = 6, ((300,), (7, 11), (1,), (40, 3, 3, 3))
@@ -74,14 +74,14 @@ def weights(ranks: process_group.Ranks, how: str) -> str:
     if how != "wrapper":
         memory = shm_allreduce.share(model, ranks, CPU, dist.barrier) if how == "shared" else None
         assert (memory is not None) == (how == "shared")
-        owed = Owed(ddp, memory)
+        allreduce_hook = AllreduceHook(ddp, memory)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     draw = torch.Generator().manual_seed(ranks.rank)
     for _ in range(4):
         ddp(torch.randn(8, 3, 8, 8, generator=draw)).square().mean().backward()
         optimizer.step()
         optimizer.zero_grad()
-    assert how == "wrapper" or owed.issued > 4, "several buckets a step"
+    assert how == "wrapper" or allreduce_hook.issued > 4, "several buckets a step"
     return hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in model.parameters())).hexdigest()
 
 

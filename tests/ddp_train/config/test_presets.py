@@ -64,12 +64,12 @@ def test_two_steps(name: str, tmp_path: Path) -> None:
     width = ["--width-mult", str(NARROW[name])] if name in NARROW else []
     words = ["--preset", name, *TWO_STEPS, *ON_A_CPU, *width, "--out-dir", str(tmp_path / "run")]
     run = build(parse(words), Ranks(), torch.device("cpu"))
-    before = [parameter.detach().clone() for parameter in run.trainer.parts.network.parameters()]
+    before = [parameter.detach().clone() for parameter in run.trainer.components.network.parameters()]
     sized = "--target 0.89: an accuracy on CIFAR-10; synthetic gets a network and a run of that size"
     assert [note for note in run.facts.notes if "--target" in note] == ([sized] if name == "speedrun" else [])
     progress = run.trainer.fit()
     assert (progress.epoch, progress.step) == (1, 2)
-    after = [parameter.detach() for parameter in run.trainer.parts.network.parameters()]
+    after = [parameter.detach() for parameter in run.trainer.components.network.parameters()]
     assert all(bool(parameter.isfinite().all()) for parameter in after)
     assert any(not torch.equal(old, new) for old, new in zip(before, after, strict=True))
 

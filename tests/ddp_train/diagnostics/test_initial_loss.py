@@ -32,7 +32,7 @@ def test_steps_that_measured_the_ranks_before_the_run_do_not_count(
 ) -> None:
     run = runs.make("--lr 1e-6", tmp_path, "tests.ddp_train.diagnostics.spoilt:loud")
     quiet = torch.zeros(100_000, 10)
-    run.trainer.parts.loss(quiet, torch.zeros(len(quiet), dtype=torch.int64))
+    run.trainer.components.loss(quiet, torch.zeros(len(quiet), dtype=torch.int64))
     for observer in run.observers:
         observer.on_start(run.facts)
     run.trainer.fit()

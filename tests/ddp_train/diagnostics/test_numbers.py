@@ -92,20 +92,20 @@ def test_a_run_stops_at_the_step_with_its_weights_whole(tmp_path: Path) -> None:
     run = runs.make("--watch-numbers", tmp_path, SPOILT)
     with pytest.raises(TrainingDiverged, match=r"step 14 \(epoch 2\), rank 0: the output of layer 2 \(Poison\)"):
         run.trainer.fit()
-    assert all(torch.isfinite(p).all() for p in run.trainer.parts.network.parameters())
+    assert all(torch.isfinite(p).all() for p in run.trainer.components.network.parameters())
 
 
 def test_every_run_stops_there_and_keeps_the_batch_for_a_replay(tmp_path: Path) -> None:
     run = runs.make("--save-every 1", tmp_path, SPOILT)
     with pytest.raises(TrainingDiverged, match=r"step 14 \(epoch 2\), rank 0: the output of layer 2 \(Poison\)"):
         run.trainer.fit()
-    assert all(torch.isfinite(p).all() for p in run.trainer.parts.network.parameters())
+    assert all(torch.isfinite(p).all() for p in run.trainer.components.network.parameters())
     document = json.loads((tmp_path / "bad_batch.json").read_text())
     assert (document["epoch"], document["step"]) == (2, 14) and "layer 2 (Poison)" in document["found"]
-    sampler = run.trainer.parts.pipeline.sampler
+    sampler = run.trainer.components.pipeline.sampler
     sampler.set_epoch(1)
     assert document["indices"] == [sampler.order()[3 * 16 : 4 * 16].tolist()]
-    saver = run.trainer.parts.saver
+    saver = run.trainer.components.saver
     assert saver is not None
     saver.finish()
     assert checkpoint_format.newest(tmp_path).state["progress"]["step"] in range(10, 14)  # type: ignore[index]
@@ -132,12 +132,12 @@ def test_no_checkpoint_is_written_of_weights_that_are_not_finite(tmp_path: Path)
         step(window)
         if run.trainer.progress.step == 12:
             with torch.no_grad():
-                next(iter(run.trainer.parts.network.parameters()))[0, 0, 0, 0] = torch.nan
+                next(iter(run.trainer.components.network.parameters()))[0, 0, 0, 0] = torch.nan
 
     run.trainer.train_step = spoil  # type: ignore[method-assign]
     with pytest.raises(TrainingDiverged, match=r"the weights are not finite behind step 12 \(epoch 2\)"):
         run.trainer.fit()
-    saver = run.trainer.parts.saver
+    saver = run.trainer.components.saver
     assert saver is not None
     saver.finish()
     assert checkpoint_format.newest(tmp_path).state["progress"]["step"] == 10  # type: ignore[index]

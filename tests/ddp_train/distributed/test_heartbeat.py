@@ -55,8 +55,9 @@ def test_ranks_that_end_before_anybody_met_them_leave_nothing(tmp_path: Path) ->
 def test_the_dump_signal_costs_a_process_nothing(tmp_path: Path) -> None:
     """A sleep goes on where it was, and the stack is there."""
     program = (
-        "import time, sys\nfrom pathlib import Path\nfrom ddp_train.distributed.heartbeat import own\n"
-        "own.announce(Path(sys.argv[1]))\nbegin = time.monotonic()\ntime.sleep(1)\nprint(time.monotonic() - begin)"
+        "import time, sys\nfrom pathlib import Path\nfrom ddp_train.distributed.heartbeat import heartbeat\n"
+        "heartbeat.announce(Path(sys.argv[1]))\nbegin = time.monotonic()\ntime.sleep(1)\n"
+        "print(time.monotonic() - begin)"
     )
     path = tmp_path / "rank-0"
     process = subprocess.Popen([sys.executable, "-c", program, str(path)], stdout=subprocess.PIPE, text=True)

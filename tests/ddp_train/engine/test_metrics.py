@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ddp_train.engine.metrics import MOST, Sums
+from ddp_train.engine.metrics import MOST, Metrics
 from ddp_train.optim.losses import cross_entropy_sum, summable
 
 
-def fed(steps: int, micro_batches: int = 1, undone: int | None = None) -> tuple[Sums, torch.Tensor]:
+def fed(steps: int, micro_batches: int = 1, undone: int | None = None) -> tuple[Metrics, torch.Tensor]:
     """Sums, and what they ought to be; the step `undone` is taken back."""
-    sums, expected = Sums(torch.device("cpu")), torch.tensor([1.5, 2.0, 3.0], dtype=torch.float64)
+    sums, expected = Metrics(torch.device("cpu")), torch.tensor([1.5, 2.0, 3.0], dtype=torch.float64)
     sums.start(1.5, 2.0, 3.0)
     draw = torch.Generator().manual_seed(1)
     for step in range(steps):

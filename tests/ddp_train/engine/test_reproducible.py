@@ -165,6 +165,6 @@ def drawn(num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
 def test_weights_that_are_drawn_from_any_generator_follow_the_seed(tmp_path: Path) -> None:
     model = "tests.ddp_train.engine.test_reproducible:drawn"
     makes = [runs.make(f"--seed {seed}", tmp_path / str(n), model) for n, seed in enumerate((3, 3, 4))]
-    first, again, other = ([*run.trainer.parts.network.parameters()] for run in makes)
+    first, again, other = ([*run.trainer.components.network.parameters()] for run in makes)
     assert all(map(torch.equal, first, again))
     assert not torch.equal(first[-1], other[-1])

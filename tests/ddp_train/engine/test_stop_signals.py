@@ -44,7 +44,7 @@ def tell(number: signal.Signals) -> None:
 
 def in_evaluation(run: Run) -> None:
     """A signal at the second batch of the first evaluation."""
-    pipeline = run.trainer.parts.pipeline
+    pipeline = run.trainer.components.pipeline
     evaluate = pipeline.evaluate
 
     def batches() -> Iterator[Batch]:
@@ -78,7 +78,7 @@ def in_step(number: int) -> Callable[[Run], None]:
 def test_a_signal_while_it_trains(where: Callable[[Run], None], step: int, within: int, tmp_path: Path) -> None:
     run = runs.make(OPTIONS, tmp_path, runs.STATEFUL)
     where(run)
-    with installed(run.trainer.parts.stop), pytest.raises(Stopped) as stopped:
+    with installed(run.trainer.components.stop), pytest.raises(Stopped) as stopped:
         run.trainer.fit()
     assert stopped.value.status == 143 and stopped.value.together and f"behind step {step}" in str(stopped.value)
     progress = checkpoint_format.newest(tmp_path).state["progress"]

@@ -64,7 +64,7 @@ def test_a_run_shows_it_the_training_images(tmp_path: Path) -> None:
     images = torch.from_numpy(run.dataset.train.images).permute(0, 3, 1, 2).float() / 255
     rows = torch.linspace(0, len(images) - 1, min(5000, len(images)), dtype=torch.float64).long()
     expected = whitening_kernels((images[rows] - run.dataset.mean[0]) / run.dataset.std[0], 2)
-    torch.testing.assert_close(run.trainer.parts.network.whiten.weight[:4], 1.702 * expected)
+    torch.testing.assert_close(run.trainer.components.network.whiten.weight[:4], 1.702 * expected)
 
 
 def test_the_activation_is_gelus_approximation() -> None:

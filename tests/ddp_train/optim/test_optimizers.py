@@ -238,9 +238,9 @@ def test_a_resumed_state_lies_in_memory_as_its_weights_do(words: str, tmp_path: 
     run = runs.make(f"{words} --epochs 1", tmp_path / "run", runs.PLAIN)
     run.trainer.fit()
     again = runs.make(f"{words} --epochs 2 --no-channels-last --resume auto", tmp_path / "run", runs.PLAIN)
-    optimizer = again.trainer.parts.optimizer
-    kernel = next(p for p in again.trainer.parts.network.parameters() if p.ndim == 4)
-    before = next(iter(run.trainer.parts.network.parameters()))
+    optimizer = again.trainer.components.optimizer
+    kernel = next(p for p in again.trainer.components.network.parameters() if p.ndim == 4)
+    before = next(iter(run.trainer.components.network.parameters()))
     assert kernel.stride() != before.stride() and torch.equal(kernel, before)
     for parameter, state in optimizer.state.items():
         assert all(v.stride() == parameter.stride() for v in state.values() if v.shape == parameter.shape)

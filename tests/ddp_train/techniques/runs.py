@@ -24,7 +24,7 @@ from ddp_train.assemble.build import Run, build
 from ddp_train.config.parse import parse
 from ddp_train.data.pipeline.window import Batch, Window
 from ddp_train.distributed import process_group
-from ddp_train.engine.components import Parts
+from ddp_train.engine.components import Components
 from ddp_train.observers.records import read_history
 from ddp_train.optim.lr_schedule import set_learning_rate
 from tests.ddp_train.techniques.table import TABLE, Row
@@ -45,9 +45,9 @@ def make(options: str, out_dir: Path, network: str, ranks: process_group.Ranks |
 
 def weights(run: Run) -> dict[str, torch.Tensor]:
     """Everything that a run has learned: the trained network, and the one that is evaluated."""
-    parts = run.trainer.parts
-    found = {f"network.{name}": value.clone() for name, value in parts.network.state_dict().items()}
-    return found | {f"evaluated.{name}": value.clone() for name, value in parts.evaluated.state_dict().items()}
+    components = run.trainer.components
+    found = {f"network.{name}": value.clone() for name, value in components.network.state_dict().items()}
+    return found | {f"evaluated.{name}": value.clone() for name, value in components.evaluated.state_dict().items()}
 
 
 def train(options: str, network: str = STATEFUL) -> dict[str, torch.Tensor]:
@@ -70,7 +70,7 @@ def sam_by_hand(options: str, rho: float, world_size: int, out_dir: Path) -> dic
     Each rank's part of a global batch gives its own climb and the gradient there; the step is with their mean.
     """
     run = make(options, out_dir, PLAIN)
-    parts, chosen = run.trainer.parts, run.config
+    components, chosen = run.trainer.components, run.config
     dataset = data.load("synthetic", chosen.data)
     pipelines = [
         data.build_pipeline(
@@ -79,32 +79,36 @@ def sam_by_hand(options: str, rho: float, world_size: int, out_dir: Path) -> dic
         )
         for rank in range(world_size)
     ]  # fmt: skip
-    named = dict(parts.network.named_parameters())
+    named = dict(components.network.named_parameters())
     windows = (
-        window for epoch in range(parts.epochs) for window in zip(*(p.train(epoch) for p in pipelines), strict=True)
+        window
+        for epoch in range(components.epochs)
+        for window in zip(*(p.train(epoch) for p in pipelines), strict=True)
     )
     for step, of_ranks in enumerate(windows):
         found = []
         for window in of_ranks:
             (batch,) = window.batches
             here = {name: weight.detach().clone().requires_grad_() for name, weight in named.items()}
-            first = _gradient(parts, here, batch, world_size / window.size)
+            first = _gradient(components, here, batch, world_size / window.size)
             norm = torch.cat([g.flatten() for g in first]).norm()
             there = {
                 name: (w + rho * g / norm).detach().requires_grad_()
                 for (name, w), g in zip(here.items(), first, strict=True)
             }
-            found.append(_gradient(parts, there, batch, world_size / window.size))
+            found.append(_gradient(components, there, batch, world_size / window.size))
         for weight, *gradients in zip(named.values(), *found, strict=True):
             weight.grad = sum(gradients) / world_size
-        set_learning_rate(parts.optimizer, parts.schedule(step))
-        parts.optimizer.step()
+        set_learning_rate(components.optimizer, components.schedule(step))
+        components.optimizer.step()
     return weights(run)
 
 
-def _gradient(parts: Parts, at: dict[str, torch.Tensor], batch: Batch, weight: float) -> tuple[torch.Tensor, ...]:
-    logits = torch.func.functional_call(parts.network, at, (batch.images,))
-    return torch.autograd.grad(parts.loss(logits, batch.labels) * weight, list(at.values()))
+def _gradient(
+    components: Components, at: dict[str, torch.Tensor], batch: Batch, weight: float
+) -> tuple[torch.Tensor, ...]:
+    logits = torch.func.functional_call(components.network, at, (batch.images,))
+    return torch.autograd.grad(components.loss(logits, batch.labels) * weight, list(at.values()))
 
 
 class Killed(Exception):
@@ -117,7 +121,7 @@ def train_with_a_kill(
     """The same run with a checkpoint every `saved` steps, ended before step `at` and resumed by new objects."""
     options = f"{options} --save-every {saved}"
     run = make(options, out_dir, network)
-    step, saver = run.trainer.train_step, run.trainer.parts.saver
+    step, saver = run.trainer.train_step, run.trainer.components.saver
     assert saver is not None
 
     def step_or_die(window: Window) -> None:

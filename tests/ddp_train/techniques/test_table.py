@@ -140,4 +140,4 @@ def test_every_card_of_the_docs_has_a_row_or_a_reason() -> None:
 def test_a_technique_of_the_users_own_takes_part(tmp_path: Path) -> None:
     run = runs.make("--technique tests.ddp_train.techniques.own:noise", tmp_path / "run", runs.PLAIN)
     run.trainer.fit()
-    assert run.trainer.parts.techniques[-1].report() == {"noise_steps": 20.0}
+    assert run.trainer.components.techniques[-1].report() == {"noise_steps": 20.0}

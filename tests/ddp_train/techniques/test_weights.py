@@ -82,7 +82,9 @@ def test_sams_climb_is_rho_long_over_all_parameters() -> None:
 def test_sam_counts_batch_statistics_once(tmp_path: Path) -> None:
     run = runs.make("--sam 0.1 --epochs 1", tmp_path / "run", runs.STATEFUL)
     run.trainer.fit()
-    counts = {int(b) for name, b in run.trainer.parts.network.named_buffers() if name.endswith("num_batches_tracked")}
+    counts = {
+        int(b) for name, b in run.trainer.components.network.named_buffers() if name.endswith("num_batches_tracked")
+    }
     assert counts == {10}
 
 
@@ -215,16 +217,18 @@ def test_ema_and_swa_exclude_each_other() -> None:
 def test_averages_see_the_network_as_the_users_own_techniques_left_it(tmp_path: Path) -> None:
     words = "--ema 0.9 --technique tests.ddp_train.techniques.own:smoother"
     run = runs.make(words, tmp_path / "run", runs.PLAIN)
-    parts = run.trainer.parts
-    assert [type(m) for m in parts.evaluated.modules()] == [type(m) for m in parts.network.modules()]
-    assert any(isinstance(module, nn.GELU) for module in parts.evaluated.modules())
+    components = run.trainer.components
+    assert [type(m) for m in components.evaluated.modules()] == [type(m) for m in components.network.modules()]
+    assert any(isinstance(module, nn.GELU) for module in components.evaluated.modules())
 
 
 def test_the_best_model_on_disk_is_the_evaluated_one(tmp_path: Path) -> None:
     run = runs.make("--ema 0.5 --epochs 1", tmp_path / "run", runs.STATEFUL)
     run.trainer.fit()
     saved = torch.load(tmp_path / "run" / "best_model.pth", weights_only=True)
-    evaluated = run.trainer.parts.evaluated.state_dict()
-    assert saved.keys() == run.trainer.parts.network.state_dict().keys()
+    evaluated = run.trainer.components.evaluated.state_dict()
+    assert saved.keys() == run.trainer.components.network.state_dict().keys()
     assert all(torch.equal(saved[name], value) for name, value in evaluated.items())
-    assert not all(torch.equal(saved[name], value) for name, value in run.trainer.parts.network.state_dict().items())
+    assert not all(
+        torch.equal(saved[name], value) for name, value in run.trainer.components.network.state_dict().items()
+    )

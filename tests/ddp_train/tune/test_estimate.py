@@ -42,10 +42,10 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_parts_are_those_of_the_tensors_and_nothing_is_trained(tmp_path: Path) -> None:
     run = build(config.parse([*WORDS, "--out-dir", str(tmp_path / "run")]), Ranks(), torch.device("cpu"))
-    parts = run.trainer.parts
-    before = [p.clone() for p in parts.network.parameters()]
+    components = run.trainer.components
+    before = [p.clone() for p in components.network.parameters()]
     found = estimate.estimate(run.trainer, 24)
-    count = sum(p.numel() for p in parts.network.parameters())
+    count = sum(p.numel() for p in components.network.parameters())
     assert found.parameters == count
     assert (found.memory.weights, found.memory.gradients) == (4 * count, 4 * count)
     # Two moments for each number, and a count of steps for each tensor.
@@ -53,8 +53,8 @@ def test_the_parts_are_those_of_the_tensors_and_nothing_is_trained(tmp_path: Pat
     assert found.memory.activations.slope > 0
     assert (found.micro_batch, found.steps_per_epoch, found.epochs) == (8, 6, 7)
     assert found.epoch_seconds == pytest.approx(6 * found.step_seconds + found.evaluation_seconds)
-    assert all(torch.equal(one, other) for one, other in zip(before, parts.network.parameters(), strict=True))
-    assert not parts.optimizer.state
+    assert all(torch.equal(one, other) for one, other in zip(before, components.network.parameters(), strict=True))
+    assert not components.optimizer.state
     assert run.trainer.progress.step == 0
 
 

@@ -31,9 +31,9 @@ def test_the_batch_is_the_same_in_every_step(tmp_path: Path) -> None:
     run = runs.make("--lr 1e-9 --augment none", tmp_path, runs.PLAIN)
     found = overfit_one_batch(run.trainer, 4, 10)
     assert found.losses == pytest.approx([found.losses[0]] * 4, rel=1e-5) and not found.learned
-    batch = next(iter(next(iter(run.trainer.parts.pipeline.train(0))).batches))
+    batch = next(iter(next(iter(run.trainer.components.pipeline.train(0))).batches))
     with torch.no_grad():
-        loss = torch.nn.functional.cross_entropy(run.trainer.parts.network(batch.images), batch.labels)
+        loss = torch.nn.functional.cross_entropy(run.trainer.components.network(batch.images), batch.labels)
     assert found.losses[0] == pytest.approx(loss.item(), rel=1e-4)
 
 

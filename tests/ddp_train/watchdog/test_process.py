@@ -19,28 +19,28 @@ RANK = """
 import os, subprocess, sys, time
 from pathlib import Path
 from ddp_train.watchdog import process as watchdog
-from ddp_train.distributed.heartbeat import own
+from ddp_train.distributed.heartbeat import heartbeat
 
 folder, rank, nodes, story = Path(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4:]
-own.announce(folder / f"rank-{rank}")
+heartbeat.announce(folder / f"rank-{rank}")
 if rank == "0":
     with open("watchdog", "w") as file:
         command = [sys.executable, "-I", "-S", watchdog.__file__, str(folder), "2", nodes, "TIMEOUT", str(os.getpid())]
         print(subprocess.Popen(command).pid, file=file)
-own.at(0, 0)
-own.beat("forward")
+heartbeat.at(0, 0)
+heartbeat.beat("forward")
 time.sleep(0.8)  # so that the first step is seen
-own.at(0, 1)
+heartbeat.at(0, 1)
 for word in story:
     if word == "leave":
         os._exit(0)
     elif word == "fail":
-        own.fail()
+        heartbeat.fail()
         os._exit(3)
     elif word[0].isdigit():
         time.sleep(float(word))
     else:
-        own.beat(word)
+        heartbeat.beat(word)
 os._exit(0)
 """
 
