@@ -2,7 +2,7 @@
 
     python -m benchmarks.control_cost [--ranks 2] [--rounds 5] [--out NAME]
 
-The exchange: one call of flag_exchange.py by itself, from start to end, over gloo ranks on this machine; where gradients are
+The exchange: one call of flag_exchange.py by itself, over gloo ranks on this machine; where gradients are
 summed in shared memory it takes the place of the wait for them. The watch: nan_guard.py's look at the gradients of a
 network with 100 parameters of 4,096 numbers, on the CPU. Medians of 2,000 calls, of rank 0, in ranks that are started
 anew for each round; rounds that other processes disturbed are left out.
