@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.ddp_launch.conftest import Launcher
+from tests.ddp_launch.conftest import Launcher, launcher
 from tests.faults.runs import Runs
+
+__all__ = ["launcher"]
 
 
 @pytest.fixture
