@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ddp_train.distributed.shm_allreduce import SharedGradients
+from ddp_train.torch_internals import complete_allreduces, reset_reducer
 
 
 class AllreduceHook:
@@ -36,16 +37,11 @@ class AllreduceHook:
 
     def pay(self) -> None:
         """Take part, with zeros, in what the other ranks still wait for in this step; `reset` has to follow."""
-        # What torch's own Join does for ranks that have run out of samples.
-        reducer: Any = self._ddp.reducer
-        missing = reducer._get_zeros_like_grad_buckets()[self.issued :]
-        for future in [reducer._run_comm_hook(bucket) for bucket in missing]:  # none may end before the last
-            future.wait()
+        complete_allreduces(self._ddp, self.issued)
 
     def reset(self) -> None:
         """Ready for another step, on all ranks alike: the wrapper finds its buckets anew."""
-        reducer: Any = self._ddp.reducer
-        reducer._reset_state()
+        reset_reducer(self._ddp)
 
     def _reduce(self, bucket: Any) -> torch.futures.Future[Tensor]:
         """The mean over the ranks."""

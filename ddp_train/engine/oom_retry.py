@@ -22,6 +22,7 @@ from ddp_train.config.batch_split import ceil_div, split
 from ddp_train.engine.components import Components
 from ddp_train.engine.metrics import Metrics
 from ddp_train.engine.step_boundary import StepBoundary
+from ddp_train.torch_internals import foreach
 
 
 class OutOfMemoryOnSomeRank(Exception):
@@ -129,13 +130,13 @@ class _BufferBackup:
     def keep(self) -> None:
         """Take new copies."""
         for tensors, copies in self._kinds:
-            torch._foreach_copy_(list(copies), list(tensors))
+            foreach("copy_", copies, tensors)
 
     @torch.no_grad()
     def put_back(self) -> None:
         """As it was when the copies were taken."""
         for tensors, copies in self._kinds:
-            torch._foreach_copy_(list(tensors), list(copies))
+            foreach("copy_", tensors, copies)
 
 
 # torch raises its own class for the CUDA allocator alone; libraries and the CPU's allocator say it in words.
