@@ -207,7 +207,7 @@ class Saver:
         bad = not bool(torch.isfinite(torch.stack([n.double() for n in foreach("norm", values)])).all())
         if run_state.flag_exchange.exchange({"not_finite": bad})["not_finite"]:
             raise TrainingDiverged(
-                f"the weights are not finite behind step {progress.step} (epoch {progress.epoch + 1}): no checkpoint "
+                f"the weights are not finite after step {progress.step} (epoch {progress.epoch + 1}): no checkpoint "
                 "is written of them, and the last one stands; try a lower --lr, more --warmup-epochs, or --clip-grad 1"
             )
 
