@@ -60,13 +60,13 @@ from ddp_train.observers.console import create_progress
 from ddp_train.observers.records import Observer, RunFacts
 from ddp_train.observers.tensorboard import TensorBoardObserver
 from ddp_train.observers.wandb import WandbObserver
-from ddp_train.optim.torch_internals import leave_compiler_out
 from ddp_train.run_folder import done_marker
 from ddp_train.run_folder.claim import claim, is_restart
 from ddp_train.run_folder.files import HistoryObserver, RunFolder
 from ddp_train.run_folder.lock import RunLock
 from ddp_train.technique import Context, Technique
 from ddp_train.techniques.registry import compose
+from ddp_train.torch_internals import can_complete_allreduces, leave_compiler_out
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def _components(
     ddp = wrap(model, ranks, device) if gradient_sync is None else None
     synchronised = any(isinstance(module, SynchronisedBatchNorm) for module in network.modules())
     allreduce_hook = None
-    if ddp is not None and not synchronised:
+    if ddp is not None and not synchronised and can_complete_allreduces(ddp):
         allreduce_hook = AllreduceHook(ddp, share(model, ranks, device, lambda: flag_exchange.exchange({})))
     components = Components(
         ranks=ranks,

@@ -22,12 +22,13 @@ from ddp_train.diagnostics.beats import Watched
 from ddp_train.distributed.process_group import Ranks
 from ddp_train.distributed.speed_cache import work_of
 from ddp_train.engine.reproducible import Sharded
+from ddp_train.models.synchronised import BATCH_NORMS
 from ddp_train.optim import create_optimizer
 from ddp_train.optim.losses import Loss, cross_entropy_sum
 from ddp_train.optim.lr_schedule import Schedule, create_schedule
 from ddp_train.optim.precision import LossScale, Precision
-from ddp_train.optim.torch_internals import without_compiler
 from ddp_train.technique import Context, Technique
+from ddp_train.torch_internals import without_compiler
 from ddp_train.tune.balance import Balance
 
 
@@ -177,7 +178,7 @@ def without_lone_sample(
     samples, batch = len(dataset.train.labels), _known(resolved.data.batch_size)
     shares = split(samples % batch, [1.0] * (resolved.shards or ranks.world_size))
     lone = any(1 in split(share, [1.0] * (resolved.data.accumulate or 1)) for share in shares)
-    normalised = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in network.modules())
+    normalised = any(isinstance(m, BATCH_NORMS) for m in network.modules())
     synchronised = resolved.model.sync_batch_norm  # the ranks' samples are counted together
     if resolved.data.drop_last or synchronised or not (lone and normalised and samples >= batch):
         return resolved, ()

@@ -30,6 +30,7 @@ from ddp_train.distributed.heartbeat import heartbeat
 from ddp_train.distributed.process_group import Ranks
 from ddp_train.optim.precision import Precision
 from ddp_train.technique import Context, Technique
+from ddp_train.torch_internals import foreach
 
 
 @dataclass(frozen=True)
@@ -203,10 +204,10 @@ class Saver:
         """Errors: TrainingDiverged where weights or buffers are not finite, on any rank; on all alike."""
         run_state = self._run_state
         values = [v for v in run_state.network.state_dict().values() if v.is_floating_point() and v.numel()]
-        bad = not bool(torch.isfinite(torch.stack([n.double() for n in torch._foreach_norm(values)])).all())
+        bad = not bool(torch.isfinite(torch.stack([n.double() for n in foreach("norm", values)])).all())
         if run_state.flag_exchange.exchange({"not_finite": bad})["not_finite"]:
             raise TrainingDiverged(
-                f"the weights are not finite behind step {progress.step} (epoch {progress.epoch + 1}): no checkpoint "
+                f"the weights are not finite after step {progress.step} (epoch {progress.epoch + 1}): no checkpoint "
                 "is written of them, and the last one stands; try a lower --lr, more --warmup-epochs, or --clip-grad 1"
             )
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import replace
 
 from ddp_train.data.pipeline.window import Batch, Pipeline, Window
 from ddp_train.distributed.heartbeat import Heartbeat, heartbeat
 from ddp_train.technique import Context, Technique
+from ddp_train.torch_internals import on_compilation
 
 
 def create(context: Context) -> Technique:
@@ -73,19 +73,14 @@ class Watched:
 
 
 def _note_compilation(heart: Heartbeat) -> None:
-    """Have torch say when it compiles. It has no public way to ask; where this one is gone, only the first step has
-    the time that compiling takes."""
-    with suppress(ImportError, AttributeError):
-        from torch._dynamo.callback import callback_handler
+    """Make compilation a phase. With a torch that does not report it, the first step includes the compile time."""
+    before = []
 
-        before = []
+    def begin(*_: object) -> None:
+        before.append(heart.phase)
+        heart.beat("compilation")
 
-        def begin(*_: object) -> None:
-            before.append(heart.phase)
-            heart.beat("compilation")
+    def end(*_: object) -> None:
+        heart.beat(before.pop() if before else "training")
 
-        def end(*_: object) -> None:
-            heart.beat(before.pop() if before else "training")
-
-        callback_handler.register_start_callback(begin)
-        callback_handler.register_end_callback(end)
+    on_compilation(begin, end)

@@ -28,6 +28,7 @@ from ddp_train.distributed.process_group import Ranks, sum_over_ranks
 from ddp_train.optim.losses import Loss
 from ddp_train.optim.precision import Precision
 from ddp_train.technique import Context, Moment, Technique
+from ddp_train.torch_internals import foreach
 
 KEEP = 0.95
 """Of a running mean at each step."""
@@ -155,7 +156,7 @@ class _Numbers:
         """Judge the step. Errors: TrainingDiverged, on all ranks alike."""
         step, self._step = self._step, _Step([])
         gradients = {n: p.grad for n, p in self._network.named_parameters() if p.requires_grad and p.grad is not None}
-        norms = torch.stack(torch._foreach_norm(list(gradients.values()))).float()
+        norms = torch.stack(foreach("norm", list(gradients.values()))).float()
         loss = float(step.loss)
         scaled = self._precision.mode == "fp16"
         bad = not math.isfinite(loss) or (not scaled and not bool(torch.isfinite(norms).all()))

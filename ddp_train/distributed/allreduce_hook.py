@@ -1,8 +1,9 @@
-"""What a rank owes the others that breaks off in the middle of a step: the all-reduces that they wait for."""
+"""The all-reduces of DistributedDataParallel, counted: a rank that fails in mid-step can still take part in them."""
 
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,14 +12,15 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ddp_train.distributed.shm_allreduce import SharedGradients
+from ddp_train.torch_internals import complete_allreduces, reset_reducer
 
 
 class AllreduceHook:
-    """Counts the all-reduces that DistributedDataParallel issues in a step, to make good those that are missing.
+    """Counts the all-reduces that DistributedDataParallel issues in a step, to complete those that are missing.
 
-    They go through `shared` where it is given, else over the process group. Over two ranks the gradients are those of
-    DistributedDataParallel by itself, bit for bit; three numbers or more it divides and adds up in another way. At most
-    one for each wrapper, and as long as it is used.
+    They go through `shared` memory if it is given, else over the process group. Over two ranks the gradients are those
+    of DistributedDataParallel alone, bit for bit; three or more numbers it divides and adds up in another way. At most
+    one for each wrapper; keep it as long as the wrapper is used.
     """
 
     def __init__(self, ddp: DistributedDataParallel, shared: SharedGradients | None = None) -> None:
@@ -26,26 +28,26 @@ class AllreduceHook:
         self.shared = shared
         self.issued = 0
         """All-reduces of the running step so far."""
-        # Without annotations, of which torch accepts its own classes alone, not their names; weak, as the wrapper
-        # would otherwise hold itself through its hook, and with it the shared memory.
+        # Without annotations: torch accepts only its own classes there, not their names. Weak: through its hook the
+        # wrapper would otherwise keep itself alive, and with it the shared memory.
         ddp.register_comm_hook(weakref.proxy(self), lambda state, bucket: state._reduce(bucket))
 
-    def begin(self) -> None:
-        """A step begins."""
+    def wait_with(self, wait: Callable[[], object]) -> None:
+        """Where gradients go through shared memory, let the ranks wait for one another by calling `wait`."""
+        if self.shared is not None:
+            self.shared.wait_with(wait)
+
+    def begin_step(self) -> None:
+        """A step begins: nothing has been issued."""
         self.issued = 0
 
-    def pay(self) -> None:
-        """Take part, with zeros, in what the other ranks still wait for in this step; `reset` has to follow."""
-        # What torch's own Join does for ranks that have run out of samples.
-        reducer: Any = self._ddp.reducer
-        missing = reducer._get_zeros_like_grad_buckets()[self.issued :]
-        for future in [reducer._run_comm_hook(bucket) for bucket in missing]:  # none may end before the last
-            future.wait()
+    def complete_step(self) -> None:
+        """Take part with zeros in the all-reduces that other ranks still wait for in this step; then call `reset`."""
+        complete_allreduces(self._ddp, self.issued)
 
     def reset(self) -> None:
-        """Ready for another step, on all ranks alike: the wrapper finds its buckets anew."""
-        reducer: Any = self._ddp.reducer
-        reducer._reset_state()
+        """Make ready for another step, on all ranks alike: the wrapper finds its buckets again."""
+        reset_reducer(self._ddp)
 
     def _reduce(self, bucket: Any) -> torch.futures.Future[Tensor]:
         """The mean over the ranks."""

@@ -32,15 +32,18 @@ _TOKEN = 16
 
 
 class SharedGradients:
-    """`parts`: uint8, (2, ranks, bytes)."""
+    """`parts`: uint8, (2, ranks, bytes). `wait`: see `wait_with`."""
 
     def __init__(self, parts: Tensor, rank: int, wait: Callable[[], object]) -> None:
         self._parts, self._rank = parts, rank
-        self.wait = wait
-        """Returns once every rank has come to it; what the ranks have to tell one another may go with it."""
+        self._wait = wait
         self._passes = 0
         self._filled = 0
         self._open: list[tuple[torch.futures.Future[Tensor], Tensor, int]] = []
+
+    def wait_with(self, wait: Callable[[], object]) -> None:
+        """Use `wait`, which returns once every rank has called it, and in which the ranks may exchange data too."""
+        self._wait = wait
 
     def average(self, gradients: Tensor, *, last: bool) -> torch.futures.Future[Tensor]:
         """Their mean over the ranks, in place, once the `last` gradients of a backward pass have come.
@@ -52,7 +55,7 @@ class SharedGradients:
         self._open.append((future, gradients, self._filled))
         self._filled += _aligned(gradients.nbytes)
         if last:
-            self.wait()
+            self._wait()
             self._add_up()
         return future
 

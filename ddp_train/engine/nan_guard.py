@@ -35,21 +35,11 @@ from ddp_train.distributed.process_group import Ranks
 from ddp_train.engine.gradient_sync import seed_shard
 from ddp_train.optim.precision import Precision
 from ddp_train.technique import Moment
+from ddp_train.torch_internals import any_not_finite, foreach
 
 FILE = "bad_batch.json"
 SCHEMA = "ddp-train-bad-batch/1"
 BatchChange = Callable[[Tensor, Tensor, Moment], tuple[Tensor, Tensor]]
-
-
-def any_not_finite(tensors: list[Tensor], bad: Tensor, one: Tensor) -> bool:
-    """Whether a number in them is not finite, by one pass of GradScaler's kernel, which multiplies them by `one` too.
-
-    bad, one: float32 scalars, 0 and 1, and so they stay.
-    """
-    torch._amp_foreach_non_finite_check_and_unscale_(tensors, bad, one)
-    if found := bool(bad):
-        bad.zero_()
-    return found
 
 
 class NanGuard:
@@ -79,7 +69,7 @@ class NanGuard:
         gradients = [p.grad for p in parameters if p.grad is not None]
         if not self._late:
             return self._flag(any_not_finite([*gradients, *losses], self._bad, self._one), moment)
-        norms = [*torch._foreach_norm(gradients)] if gradients else []
+        norms = [*foreach("norm", gradients)] if gradients else []
         if not self._scaled:
             norms += losses
         if not norms:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ddp_train.config.batch_split import shards_of_rank
 from ddp_train.distributed.process_group import Ranks
+from ddp_train.torch_internals import foreach
 
 PIECE = 1 << 22
 """Numbers that are gathered at a time: bounds the memory, which is so many times the ranks and their subtrees."""
@@ -34,7 +35,7 @@ def add_up(node: Node, known: Callable[[Node], Sums | None]) -> Sums:
     start, stop = node
     middle = (start + stop) // 2
     left, right = add_up((start, middle), known), add_up((middle, stop), known)
-    torch._foreach_add_(left, right)
+    foreach("add_", left, right)
     return left
 
 
@@ -127,15 +128,15 @@ class Buffers:
         places = {
             id(buffer): (module, name, buffer.is_floating_point())
             for module in network.modules()
-            for name, buffer in module._buffers.items()
-            if buffer is not None and buffer.numel()
+            for name, buffer in module.named_buffers(recurse=False)
+            if buffer.numel()
         }
         # Whole numbers behind the others. Places, not tensors: a module may put another tensor in a buffer's place.
         self._places = sorted(places.values(), key=lambda place: not place[2])
         self._floats = sum(floating for _, _, floating in self._places)
 
     def _now(self) -> list[Tensor]:
-        return [module._buffers[name] for module, name, _ in self._places]  # type: ignore[misc]
+        return [getattr(module, name) for module, name, _ in self._places]
 
     def read(self) -> Sums:
         """Copies: the floating-point numbers, and the whole ones (int64), each as one tensor of one dimension."""
@@ -153,7 +154,7 @@ class Buffers:
         now = self._now()
         lengths = [buffer.numel() for buffer in now]
         flat = (*values[0].split(lengths[: self._floats]), *values[1].split(lengths[self._floats :]))
-        torch._foreach_copy_(now, [one.view_as(buffer) for one, buffer in zip(flat, now, strict=True)])
+        foreach("copy_", now, [one.view_as(buffer) for one, buffer in zip(flat, now, strict=True)])
 
     @torch.no_grad()
     def moved(self, start: Sums, shard: int, samples: int) -> Sums:

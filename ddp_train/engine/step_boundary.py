@@ -1,7 +1,7 @@
-"""Between two steps: what the ranks agree on there, when a checkpoint is written, and where a run stops.
+"""Between two steps: which flags the ranks exchange, when a checkpoint is written, and where a run stops.
 
-The ranks exchange their flags while a step is computed: where they wait for one another's gradients anyway, if these go
-through shared memory, else behind the backward pass. What they ask for is done behind the step, on all ranks alike.
+The ranks exchange their flags while a step is computed: inside the backward pass where gradients go through shared
+memory, since the ranks wait for one another there anyway; else after it. All ranks act on the flags after the step.
 """
 
 from __future__ import annotations
@@ -26,59 +26,74 @@ class StepBoundary:
         self._components, self._metrics = components, metrics
         self._exchanged: dict[str, int] | None = None
         self._agreed: Mapping[str, int] | None = None
-        self.trouble: dict[str, int] = {}
-        """Flags of this rank that the next exchange tells beside those of this module."""
-        self.began = time.monotonic()
-        """When the running epoch would have begun, had it not been interrupted."""
+        self._reported: dict[str, int] = {}
+        self._began = time.monotonic()
+        if components.allreduce_hook is not None and components.flag_exchange.group is not None:
+            components.allreduce_hook.wait_with(self.exchange_flags_in_backward)
+
+    def begin_epoch(self) -> None:
+        """Start the epoch's clock; a resumed epoch has run for `progress.seconds` already."""
+        self._began = time.monotonic() - self._components.progress.seconds
+
+    @property
+    def epoch_seconds(self) -> float:
+        """Seconds of the running epoch, without interruptions."""
+        return time.monotonic() - self._began
 
     def begin_step(self) -> None:
-        """Nothing has been said yet in the step that begins."""
+        """A step begins, in which no flags have been exchanged yet."""
         self._exchanged = None
 
     @property
     def flags_exchanged(self) -> bool:
-        """Whether the ranks have exchanged the flags of this step, so that there is nothing more to be told in it."""
+        """Whether the flags of this step have been exchanged: a rank can report nothing more in it."""
         return self._exchanged is not None
+
+    def report(self, **flags: int) -> None:
+        """Include these flags of this rank in the next exchange."""
+        self._reported |= flags
 
     def exchange_flags_in_backward(self) -> None:
         """Exchange the flags of this step within its backward pass, on all ranks alike."""
         nan_guard = self._components.nan_guard
         losses = nan_guard.look_at_losses(self._metrics.of_step) if nan_guard is not None else 0
-        self._exchanged = self._components.flag_exchange.exchange(self._flags() | self.trouble | {"not_finite": losses})
+        flags = self._flags() | self._reported | {"not_finite": losses}
+        self._exchanged = self._components.flag_exchange.exchange(flags)
 
     def exchange_flags(self, **flags: int) -> Mapping[str, int]:
-        """What all ranks say in this step, this one `flags` too.
+        """The flags of all ranks in this step, with `flags` of this rank.
 
-        Where they have met already, those have to be the same on all ranks, or told there: as is whether a gradient
-        that all have from the same memory is finite.
+        After an exchange in the backward pass, `flags` must be the same on all ranks or included there. Whether a
+        gradient that all ranks read from the same memory is finite is such a flag.
         """
-        said = self.trouble | flags
+        mine = self._reported | flags
         if self._exchanged is None:
-            agreed = self._components.flag_exchange.exchange(self._flags() | said)
+            agreed = self._components.flag_exchange.exchange(self._flags() | mine)
         else:
-            agreed = {name: max(value, said.get(name, 0)) for name, value in self._exchanged.items()}
-        self._agreed, self.trouble = agreed, {}
+            agreed = {name: max(value, mine.get(name, 0)) for name, value in self._exchanged.items()}
+        self._agreed, self._reported = agreed, {}
         return agreed
 
     def after_step(self) -> None:
-        """Write a checkpoint where one is due, and stop where that was asked for. Errors: Stopped."""
+        """Write a checkpoint if one is due, and stop if any rank was asked to. Errors: Stopped."""
         agreed, self._agreed = self._agreed, None
         if agreed is None:  # a technique that took no step
             agreed = self._components.flag_exchange.exchange(self._flags())
         if agreed["save"] and not agreed["stop"]:
             self._save(periodic=True)
-        self._obey(agreed)
+        self._stop_if_asked(agreed)
 
     def after_epoch(self, best: nn.Module | None) -> None:
         """Write the checkpoint of a finished epoch; `best`: the network, if it is the best so far. Errors: Stopped."""
         if self._components.saver is not None:
             self._components.saver.save(self._components.progress, best)
-        self._obey(self._components.flag_exchange.exchange({"stop": self._components.stop.received}), saved=True)
+        flags = self._components.flag_exchange.exchange({"stop": self._components.stop.received})
+        self._stop_if_asked(flags, saved=True)
 
     def until_stopped(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The batches of an evaluation. Broken off on all ranks where one is to stop: the rest could take too long.
+        """The batches of an evaluation, which all ranks interrupt when one has to stop: the rest could take too long.
 
-        Errors: Stopped; the run goes on with the evaluation.
+        Errors: Stopped; the resumed run continues with this evaluation.
         """
         stop, cut = self._components.stop, False
         for batch in batches:
@@ -87,7 +102,7 @@ class StepBoundary:
             yield batch
         agreed = self._components.flag_exchange.exchange({"stop": stop.received, "interrupted": cut})
         if agreed["interrupted"]:
-            self._obey(agreed)
+            self._stop_if_asked(agreed)
 
     def _flags(self) -> dict[str, int]:
         components = self._components
@@ -98,25 +113,25 @@ class StepBoundary:
         """Write a checkpoint from within an epoch."""
         progress = self._components.progress
         loss, correct, samples = self._metrics.total().tolist()
-        progress.sums, progress.seconds = (loss, correct, samples), time.monotonic() - self.began
+        progress.sums, progress.seconds = (loss, correct, samples), self.epoch_seconds
         for observer in self._components.observers:
             observer.on_save()
         if self._components.saver is not None:
             self._components.saver.save(progress, periodic=periodic)
 
-    def _obey(self, agreed: Mapping[str, int], *, saved: bool = False) -> None:
-        """Stop, behind a checkpoint, where any rank was asked to. Errors: Stopped, on all ranks alike."""
+    def _stop_if_asked(self, flags: Mapping[str, int], *, saved: bool = False) -> None:
+        """Save and stop if any rank was asked to. Errors: Stopped, on all ranks alike."""
         progress = self._components.progress
-        if not agreed["stop"]:
+        if not flags["stop"]:
             return
         if not saved:
             self._save(periodic=False)
         if self._components.saver is not None:
             self._components.saver.finish()
-        number = signal.Signals(agreed["stop"])
+        number = signal.Signals(flags["stop"])
         within = f"in epoch {progress.epoch + 1}" if progress.step_in_epoch else f"after epoch {progress.epoch}"
         raise Stopped(
             STATUS[number],
-            f"stopped by {number.name} behind step {progress.step}, {within}; saved: --resume goes on from there",
+            f"stopped by {number.name} after step {progress.step}, {within}; saved: --resume continues from there",
             together=True,
         )

@@ -7,7 +7,6 @@ Techniques live in the parts that `assemble/build.py` puts together; the loop na
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -56,12 +55,6 @@ class Trainer:
         )
         self._metrics = Metrics(components.device)
         self._step_boundary = StepBoundary(components, self._metrics)
-        if (
-            components.allreduce_hook is not None
-            and components.allreduce_hook.shared is not None
-            and components.flag_exchange.group is not None
-        ):
-            components.allreduce_hook.shared.wait = self._step_boundary.exchange_flags_in_backward
         self._oom_retry = OomRetry(components, self._metrics, self._step_boundary, self._settle_buckets)
 
     @property
@@ -97,9 +90,9 @@ class Trainer:
 
     def _run_epoch(self, epoch: int) -> EpochRecord:
         components = self.components
-        self._step_boundary.began = time.monotonic() - self.progress.seconds
+        self._step_boundary.begin_epoch()
         loss, accuracy, samples = self.train_epoch(epoch)
-        trained = time.monotonic() - self._step_boundary.began
+        trained = self._step_boundary.epoch_seconds
         if components.precision.has_diverged(loss):
             raise TrainingDiverged(self._explain(epoch, loss))
         self._gradient_sync.unify(components.network)
@@ -120,7 +113,7 @@ class Trainer:
             test_loss=scores.loss,
             test_accuracy=scores.accuracy,
             learning_rate=components.optimizer.param_groups[0]["lr"],
-            seconds=time.monotonic() - self._step_boundary.began,
+            seconds=self._step_boundary.epoch_seconds,
             images_per_second=samples / max(trained, 1e-9),
             global_batch=components.global_batch,
             extra=self._extra(),
@@ -150,7 +143,7 @@ class Trainer:
             self._set_rate(progress.step - 1)  # as the last step left it, for the records
         while progress.step_in_epoch < steps:
             for window in components.pipeline.train(epoch, progress.step_in_epoch):
-                if not self._oom_retry.take(lambda window=window: self.train_step(window)):  # type: ignore[misc]
+                if not self._oom_retry.run(lambda window=window: self.train_step(window)):  # type: ignore[misc]
                     break  # the same step again, in smaller micro-batches
                 progress.step_in_epoch += 1
                 progress.samples += window.size + window.skipped
@@ -249,7 +242,7 @@ class Trainer:
             raise OutOfMemoryOnSomeRank(components.ranks.world_size - flags["out_of_memory"])
         if flags["not_finite"] and components.nan_guard is not None:
             components.nan_guard.refuse(components.pipeline.steps_per_epoch, self._batch)
-        self._oom_retry.weights_touched = True
+        self._oom_retry.commit()
         with self._phase("step"):
             components.precision.step(components.optimizer, prepare if self._gradient else None)
         for parameter in self._parameters:
@@ -292,7 +285,7 @@ class Trainer:
         if not self.components.observers:
             return
         index, seen = self.progress.step_in_epoch, self.progress.samples
-        elapsed = time.monotonic() - self._step_boundary.began
+        elapsed = self._step_boundary.epoch_seconds
         loss, correct, samples = self._metrics.total().tolist()
         report = StepReport(
             epoch=epoch + 1,

@@ -9,18 +9,21 @@ Every rank must make equally many forward passes, with an empty batch where it h
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.modules._functions import SyncBatchNorm as sync_batch_norm
-from torch.nn.modules.batchnorm import _BatchNorm
+
+from ddp_train.torch_internals import sync_batch_norm
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+"""torch's kinds of batch norm; SynchronisedBatchNorm is one of the first."""
 
 
-class SynchronisedBatchNorm(_BatchNorm):
+class SynchronisedBatchNorm(nn.BatchNorm1d):
     """BatchNorm1d, 2d or 3d whose statistics in training are those of all ranks' samples; parameters and names alike.
 
     Not torch's SyncBatchNorm by class: DistributedDataParallel refuses that one on a CPU.
@@ -40,8 +43,9 @@ class SynchronisedBatchNorm(_BatchNorm):
             self.num_batches_tracked.add_(1)
             if factor is None:  # the plain mean over all batches so far
                 factor = 1.0 / self.num_batches_tracked.item()
-        if input.device.type == "cuda":
-            return self._by_torch(input, factor or 0.0)
+        by_torch = sync_batch_norm() if input.device.type == "cuda" else None
+        if by_torch is not None:
+            return self._by_torch(by_torch, input, factor or 0.0)
         output, mean, variance, count = _Normalise.apply(input, self.weight, self.bias, self.eps)
         if self.track_running_stats:
             assert self.running_mean is not None and self.running_var is not None and factor is not None
@@ -50,14 +54,11 @@ class SynchronisedBatchNorm(_BatchNorm):
             self.running_var.lerp_(unbiased.to(self.running_var.dtype), factor)
         return output
 
-    def _by_torch(self, input: Tensor, factor: float) -> Tensor:
+    def _by_torch(self, apply: Callable[..., Tensor], input: Tensor, factor: float) -> Tensor:
         """The same by the kernels of torch's SyncBatchNorm, which keep the running estimates too."""
         own = (self.running_mean, self.running_var) if self.track_running_stats else (None, None)
         group = dist.group.WORLD
-        output: Tensor = sync_batch_norm.apply(
-            input, self.weight, self.bias, *own, self.eps, factor, group, dist.get_world_size()
-        )
-        return output
+        return apply(input, self.weight, self.bias, *own, self.eps, factor, group, dist.get_world_size())
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.ndim < 2:

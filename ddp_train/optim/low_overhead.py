@@ -12,7 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer, optimizer
+from torch.optim import Optimizer
+
+from ddp_train.torch_internals import foreach, is_watched
 
 Step = Callable[..., Any]
 SAME = ("lr", "momentum", "nesterov", "dampening", "maximize", "foreach")
@@ -25,7 +27,7 @@ def _without_shells(kind: type[Optimizer], arithmetic: Step) -> Step:
     shelled: Step = Optimizer.profile_hook_step(marked)
 
     def step(self: Optimizer, closure: Callable[[], float] | None = None) -> float | None:
-        if closure is not None or _is_watched(self):
+        if closure is not None or is_watched(self):
             return shelled(self, closure)
         with torch.no_grad():
             arithmetic(self)
@@ -33,17 +35,6 @@ def _without_shells(kind: type[Optimizer], arithmetic: Step) -> Step:
 
     step.hooked = True  # type: ignore[attr-defined]  # else torch would put its shell around this one
     return step
-
-
-def _is_watched(one: Optimizer) -> bool:
-    return bool(
-        one._optimizer_step_pre_hooks
-        or one._optimizer_step_post_hooks
-        or optimizer._global_optimizer_pre_hooks
-        or optimizer._global_optimizer_post_hooks
-        or torch.autograd._profiler_enabled()  # type: ignore[attr-defined]
-        or torch.compiler.is_compiling()
-    )
 
 
 _torchs_sgd: Step = inspect.unwrap(torch.optim.SGD.step)
@@ -64,17 +55,17 @@ def _sgd(self: Optimizer) -> None:
         own = [p for p in group["params"] if p.grad is not None]
         its: Any = [p.grad for p in own]
         if own and group["weight_decay"] != 0:
-            its = torch._foreach_add(its, own, alpha=group["weight_decay"])
+            its = foreach("add", its, own, alpha=group["weight_decay"])
         parameters += own
         gradients += its
     buffers = [self.state[p].get("momentum_buffer") for p in parameters]
     if not parameters or any(buffer is None for buffer in buffers):
         return _torchs_sgd(self)
-    torch._foreach_mul_(buffers, momentum)
-    torch._foreach_add_(buffers, gradients)
+    foreach("mul_", buffers, momentum)
+    foreach("add_", buffers, gradients)
     if first["nesterov"]:
-        torch._foreach_add_(gradients, buffers, alpha=momentum)
-    torch._foreach_add_(parameters, gradients if first["nesterov"] else buffers, alpha=-rate)
+        foreach("add_", gradients, buffers, alpha=momentum)
+    foreach("add_", parameters, gradients if first["nesterov"] else buffers, alpha=-rate)
     return None
 
 

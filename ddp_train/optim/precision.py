@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ddp_core.errors import UserError
-from ddp_train.optim import torch_internals
+from ddp_train import torch_internals
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -19,10 +19,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from ddp_core.errors import UserError
+from ddp_train.models.synchronised import BATCH_NORMS
 from ddp_train.technique import Context, Technique
 
 _STARTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -120,12 +120,12 @@ def _run(module: nn.Module, forward: Callable[[Tensor], Tensor], x: Tensor) -> T
 @contextlib.contextmanager
 def _statistics_untouched(module: nn.Module) -> Iterator[None]:
     """Batch norm computes as in training, with copies of its running estimates: they have seen this batch."""
-    norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
-    buffers = [dict(norm._buffers) for norm in norms]
-    for norm, own in zip(norms, buffers, strict=True):
-        norm._buffers.update({name: None if value is None else value.clone() for name, value in own.items()})
+    norms = [m for m in module.modules() if isinstance(m, BATCH_NORMS)]
+    buffers = [(norm, name, value) for norm in norms for name, value in norm.named_buffers(recurse=False)]
+    for norm, name, value in buffers:
+        setattr(norm, name, value.clone())
     try:
         yield
     finally:
-        for norm, own in zip(norms, buffers, strict=True):
-            norm._buffers.update(own)
+        for norm, name, value in buffers:
+            setattr(norm, name, value)

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ddp_train.technique import Context, Moment, Technique
 
@@ -48,4 +48,4 @@ class _Ema:
     @torch.no_grad()
     def _average(self, averages: Sequence[Tensor], values: Sequence[Tensor], taken: Tensor | int) -> None:
         if averages[0].is_floating_point():
-            torch._foreach_lerp_(list(averages), list(values), 1 - self._decay)
+            get_ema_multi_avg_fn(self._decay)(averages, values, taken)

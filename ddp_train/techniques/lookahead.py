@@ -35,10 +35,9 @@ class _Lookahead:
     def after_step(self, moment: Moment) -> None:
         """Meet the fast weights after every K steps of the run."""
         if (moment.step + 1) % self._steps == 0:
-            slow: list[Tensor] = list(self.slow.parameters())
-            fast: list[Tensor] = list(self._network.parameters())
-            torch._foreach_lerp_(slow, fast, self._alpha)
-            torch._foreach_copy_(fast, slow)
+            for slow, fast in zip(self.slow.parameters(), self._network.parameters(), strict=True):
+                slow.lerp_(fast, self._alpha)
+                fast.copy_(slow)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The slow weights by name."""

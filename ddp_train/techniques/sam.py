@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
+from torch.nn.utils import get_total_norm
 
 from ddp_train.technique import Context, Gradients, Technique
 
@@ -61,5 +62,7 @@ def climb(parameters: Sequence[nn.Parameter], rho: float) -> None:
     gradients = [p.grad for p in parameters if p.grad is not None]
     if not gradients:
         return  # a rank without samples in this step
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))).clamp_min(LEAST_NORM)
-    torch._foreach_add_(list(parameters), torch._foreach_mul(gradients, rho / norm))
+    scale = rho / get_total_norm(gradients).clamp_min(LEAST_NORM)
+    for parameter in parameters:
+        if parameter.grad is not None:
+            parameter.add_(parameter.grad * scale)

@@ -16,10 +16,10 @@ from collections.abc import Iterable
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel
 
 from ddp_train.data.pipeline.window import Batch
+from ddp_train.models.synchronised import BATCH_NORMS
 from ddp_train.optim.lr_schedule import Schedule
 from ddp_train.optim.precision import Precision
 from ddp_train.technique import Context, Moment, Technique
@@ -88,7 +88,7 @@ def estimate_statistics(network: nn.Module, batches: Iterable[Batch], precision:
 
     All other layers are in evaluation mode, so that dropout neither disturbs the estimate nor draws a number.
     """
-    norms = [module for module in network.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    norms = [module for module in network.modules() if isinstance(module, BATCH_NORMS) and module.track_running_stats]
     if not norms:
         return
     momenta = [module.momentum for module in norms]

@@ -49,7 +49,7 @@ def test_a_signal_to_the_launcher_saves_and_ends_the_run(
     found = checkpoint_format.newest(runs.folder / "run")
     assert found.state["progress"]["step"] == 14 and found.state["progress"]["samples"] == 64  # type: ignore[index]
     assert not (runs.folder / "run" / "done.json").exists()
-    assert err.count("stopped by") == 1 and "behind step 14, in epoch 2" in err and "Traceback" not in err
+    assert err.count("stopped by") == 1 and "after step 14, in epoch 2" in err and "Traceback" not in err
     again, text = runs.finish("run", "--resume auto", accidents=accidents)
     assert again == 0, text
     assert runs.result("run") == references(MUON)
@@ -89,7 +89,7 @@ def test_a_signal_while_a_checkpoint_is_being_written(
     step = found.state["progress"]["step"]  # type: ignore[index]
     assert found.notes == ()
     if end == "ends":
-        assert err.count("stopped by") == 1 and f"behind step {step}, in epoch" in err
+        assert err.count("stopped by") == 1 and f"after step {step}, in epoch" in err
     else:
         assert step == 3, "the one before"
     if times(0, 1) == 0:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ddp_train.main import main
-from ddp_train.optim.torch_internals import without_compiler
 from ddp_train.technique import Context, Moment, Technique
+from ddp_train.torch_internals import without_compiler
 
 SLOW = ("torchvision", "matplotlib", "tensorboard", "sklearn", "scipy", "pandas", "wandb", "sympy", "torch._dynamo")
 

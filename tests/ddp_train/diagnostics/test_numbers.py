@@ -135,7 +135,7 @@ def test_no_checkpoint_is_written_of_weights_that_are_not_finite(tmp_path: Path)
                 next(iter(run.trainer.components.network.parameters()))[0, 0, 0, 0] = torch.nan
 
     run.trainer.train_step = spoil  # type: ignore[method-assign]
-    with pytest.raises(TrainingDiverged, match=r"the weights are not finite behind step 12 \(epoch 2\)"):
+    with pytest.raises(TrainingDiverged, match=r"the weights are not finite after step 12 \(epoch 2\)"):
         run.trainer.fit()
     saver = run.trainer.components.saver
     assert saver is not None

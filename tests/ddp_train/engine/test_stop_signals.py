@@ -80,7 +80,7 @@ def test_a_signal_while_it_trains(where: Callable[[Run], None], step: int, withi
     where(run)
     with installed(run.trainer.components.stop), pytest.raises(Stopped) as stopped:
         run.trainer.fit()
-    assert stopped.value.status == 143 and stopped.value.together and f"behind step {step}" in str(stopped.value)
+    assert stopped.value.status == 143 and stopped.value.together and f"after step {step}" in str(stopped.value)
     progress = checkpoint_format.newest(tmp_path).state["progress"]
     assert progress["step"] == step and progress["step_in_epoch"] == within  # type: ignore[index]
     again = runs.make(f"{OPTIONS} --resume auto", tmp_path, runs.STATEFUL)

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from ddp_core.errors import UserError
+from ddp_train import torch_internals
 from ddp_train.config.parse import parse
 from ddp_train.diagnostics import precision as tool
-from ddp_train.optim import torch_internals
 from ddp_train.optim.precision import LossScale, Precision, set_matmul_precision
 
 CPU = torch.device("cpu")
