@@ -1,3 +1,3 @@
 """Plans a distributed run for the machine it finds, shows the plan, and runs it with torch's elastic agent."""
 
-__version__ = "0.1.0"
+from ddp_core import __version__ as __version__

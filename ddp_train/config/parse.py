@@ -13,12 +13,14 @@ import dataclasses
 import difflib
 import itertools
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
 import yaml
 
+from ddp_core import __version__
 from ddp_core.errors import UserError
 from ddp_train.config.options import SECTIONS, Config
 from ddp_train.config.validation import bounds, check_values, resume_target
@@ -151,6 +153,7 @@ def _parser(prog: str) -> Any:
     parser = ArgumentParser(
         prog=prog,
         usage="%(prog)s [options]",
+        version=f"{__version__} (Python {sys.version.split()[0]})",
         exit_on_error=False,
         allow_abbrev=False,
         formatter_class=_help_formatter(),
