@@ -13,6 +13,7 @@ import dataclasses
 import difflib
 import itertools
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
@@ -152,13 +153,13 @@ def _parser(prog: str) -> Any:
     parser = ArgumentParser(
         prog=prog,
         usage="%(prog)s [options]",
+        version=f"ddp-train {__version__} (Python {sys.version.split()[0]})",
         exit_on_error=False,
         allow_abbrev=False,
         formatter_class=_help_formatter(),
         description="Train an image classifier with DistributedDataParallel. "
         "Every option is also a YAML key, with _ for -.",
     )
-    parser.add_argument("--version", action="version", version=f"ddp-train {__version__}")
     files = parser.add_argument_group("Files")
     files.add_argument("--config", type=str, metavar="FILE", help="YAML file of options; the command line goes over it")
     files.add_argument("--preset", type=str, metavar="NAME", help=f"Named settings: {', '.join(presets())}")

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from ddp_core import __version__
+
 KEYS = {
     "selection",
     "environment",
@@ -171,10 +173,7 @@ def test_help_and_version(launcher: Any) -> None:
     done = launcher.run("--help")
     assert (done.returncode, done.stderr) == (0, "")
     assert "Where to run" in done.stdout
-    import tomllib
-
-    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
-    assert launcher.run("--version").stdout.startswith(f"launch.py {project['version']} ")
+    assert launcher.run("--version").stdout.startswith(f"launch.py {__version__} ")
 
 
 def test_a_reader_that_goes_away(launcher: Any) -> None:

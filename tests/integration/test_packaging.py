@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from ddp_core import __version__
 from tests.integration.conftest import ROOT
 
 PACKAGES = {"ddp_core", "gpu_topology", "ddp_launch", "ddp_train"}
@@ -66,6 +67,7 @@ def test_the_requirements_are_those_of_the_base_and_of_train() -> None:
     listed = [line for line in lines if line]
     assert sorted(listed) == sorted([*project["dependencies"], *project["optional-dependencies"]["train"]])
     assert not any(line.startswith("torch") for line in project["dependencies"])
+    assert project["version"] == __version__
 
 
 def test_the_topology_tools_and_a_plan_work_without_torch(installed: Path, tmp_path: Path) -> None:
@@ -96,5 +98,4 @@ sys.argv = ["x", "--version"]
 runpy.run_module({package!r}, run_name="__main__", alter_sys=True)
 """
     done = run(tmp_path, installed, module)
-    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-    assert done.returncode == 0 and version in done.stdout, done.stderr
+    assert done.returncode == 0 and __version__ in done.stdout, done.stderr

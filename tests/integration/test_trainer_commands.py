@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ddp_core import __version__
 from ddp_train.checkpoint import format as checkpoint_format
 from tests.conftest import Trainer
 from tests.integration.conftest import ROOT, Command, torchrun
@@ -24,6 +25,14 @@ def without_clock(folder: Path) -> list[dict]:
     return [
         {k: v for k, v in e.items() if k not in ("seconds", "images_per_second")} for e in history(folder)["epochs"]
     ]
+
+
+def test_the_version_from_any_folder(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    for words in ((MAIN,), ("-m", "ddp_train")):
+        done = command(*words, "--version")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert f" {__version__} (Python " in done.stdout
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
