@@ -65,8 +65,9 @@ class RankLogs(LogsSpecs):
             self.ranks[local_rank] = (Path(f"{base}.stdout.log"), Path(f"{base}.stderr.log"))
             # The launcher empties this variable for its own agent; a rank that starts one gets torch's default.
             env[SIGNALS_VARIABLE] = SIGNALS
-            self.errors[local_rank] = Path(f"{base}.error.json")
-            env[ERROR_FILE] = f"{base}.error.json"
+            # Absolute: the watchdog and a program that changes its folder write there too.
+            self.errors[local_rank] = Path(f"{base}.error.json").absolute()
+            env[ERROR_FILE] = str(self.errors[local_rank])
         stdouts, stderrs = ({rank: str(logs[stream]) for rank, logs in self.ranks.items()} for stream in (0, 1))
         tee_out, tee_err = (
             {rank: path for rank, path in to.items() if rank and self._streams[rank] & bit}

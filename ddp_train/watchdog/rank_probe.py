@@ -29,7 +29,7 @@ class Rank:
         self._memory = mmap.mmap(file, BEAT.size, prot=mmap.PROT_READ)
         os.close(file)
         self._stacks = os.open(f"/proc/{pid}/fd/{dumps}", os.O_RDONLY)
-        self._error_file = _variable(pid, rank_report.ERROR_FILE)
+        self._error_file = _error_file(pid)
         self._beat = (-1, -1, 0, 0, -1)
         self._silent = self._stopped = self.gone_s = 0.0
         self._is_stopped = False
@@ -140,11 +140,12 @@ def _state(pid: int) -> tuple[str, int]:
     return fields[0].decode(), int(fields[49])
 
 
-def _variable(pid: int, name: str) -> str | None:
-    """A variable of the environment that the process was started with; None where it has no such variable."""
-    head = f"{name}=".encode()
+def _error_file(pid: int) -> str | None:
+    """The file that an agent has given the process for its error; None without an agent."""
+    head = f"{rank_report.ERROR_FILE}=".encode()
     words = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    return next((os.fsdecode(word.removeprefix(head)) for word in words if word.startswith(head)), None)
+    name = next((os.fsdecode(word.removeprefix(head)) for word in words if word.startswith(head)), None)
+    return str(Path(f"/proc/{pid}/cwd").readlink() / name) if name else None
 
 
 def _pidfd(pid: int) -> int | None:

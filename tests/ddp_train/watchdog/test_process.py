@@ -57,7 +57,7 @@ class Node:
             subprocess.Popen(
                 [sys.executable, "-c", program, str(self.meet), str(rank), str(nodes), *story.split()],
                 cwd=folder,
-                env=os.environ | {"PYTHONPATH": str(ROOT), rank_report.ERROR_FILE: str(folder / f"error-{rank}")},
+                env=os.environ | {"PYTHONPATH": str(ROOT), rank_report.ERROR_FILE: f"error-{rank}"},
                 stderr=(folder / f"err-{rank}").open("w"),
             )
             for rank, story in enumerate((first, second))
