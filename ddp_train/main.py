@@ -18,6 +18,7 @@ if __package__ in (None, ""):
     # Run as a file: the packages stand beside this folder, whatever the working directory.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from ddp_core import rank_report
 from ddp_core.errors import UserError
 from ddp_train.config.options import Config
 from ddp_train.config.parse import parse, with_values
@@ -48,14 +49,16 @@ def main(argv: Sequence[str] | None = None, stop: StopSignals | None = None) -> 
         keep_private(os.environ)
     except UserError as error:
         # Every rank reads the same command line and comes to the same end.
-        return _end(f"error: {error}", status=2, speaks=os.environ.get("RANK", "0") == "0")
+        return _end(f"error: {error}", status=2, speaks=os.environ.get("RANK", "0") == "0", error=error)
     if (line := finished(wanted)) is not None:
         return _end(line, status=0, speaks=os.environ.get("RANK", "0") == "0")
     return _run(wanted, stop or StopSignals())
 
 
-def _end(message: str, *, status: int, speaks: bool) -> int:
-    """Where ranks come to the same end, one says why, and ends first, so that no other looks like the cause."""
+def _end(message: str, *, status: int, speaks: bool, error: BaseException | None = None) -> int:
+    """Where ranks come to the same end, one prints why and ends first, so that no other looks like the cause."""
+    if error is not None:
+        _report(error, status, message)
     if speaks:
         print(message, file=sys.stderr, flush=True)
     else:
@@ -72,10 +75,10 @@ def _run(wanted: Config, stop: StopSignals) -> int:
             status = _train(wanted, ranks := process_group.Ranks.from_environment(), stop)
     except SharedError as error:
         heartbeat.withdraw()
-        return _end(f"error: {error}", status=2, speaks=error.speaks)
+        return _end(f"error: {error}", status=2, speaks=error.speaks, error=error)
     except TrainingDiverged as error:
         process_group.wait_for_all()  # rank 0 had curves to draw
-        return _end(f"error: {error}", status=1, speaks=ranks.is_first)
+        return _end(f"error: {error}", status=1, speaks=ranks.is_first, error=error)
     except Stopped as error:
         if error.together:
             process_group.wait_for_all()  # rank 0 had a checkpoint to write
@@ -184,17 +187,26 @@ def _leave_alone(error: BaseException, *, saves: bool) -> NoReturn:
             print(f"{error} {_where(saves)}", file=sys.stderr)
     elif isinstance(error, UserError):
         status = 2
+        _report(error, status, f"error: {error}")
         print(f"error: {error}", file=sys.stderr)
     elif isinstance(error, KeyboardInterrupt):
         status = 130  # the last checkpoint stands; a traceback would say nothing that the user does not know
     else:
         if place := heartbeat.place:
             error.add_note(f"rank {os.environ.get('RANK', '0')} was at {place}")
+        _report(error, status)
         traceback.print_exception(error)
     heartbeat.fail()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
+
+
+def _report(error: BaseException, status: int, message: str = "") -> None:
+    """Write the error for the launcher, or torchrun, into the error file of this rank."""
+    rank = int(os.environ.get("RANK", "0"))
+    found = rank_report.of_error(error, rank=rank, status=status, place=own.place, message=message)
+    rank_report.write(found, os.environ.get(rank_report.ERROR_FILE))
 
 
 def _where(saves: bool) -> str:

@@ -58,9 +58,9 @@ class Report:
             host=first.host,
             **_end(first.code),
             words=first.ending(),
-            error=first.words.error,
+            error=first.log_tail.error,
             **_where(first),
-            last_lines=list(first.words.shown(LAST_LINES)),
+            last_lines=list(first.log_tail.shown(LAST_LINES)),
             logs=[str(log) for log in first.logs],
             victims=_ranks(other for other in others if other.victim),
             failed_as_well=_ranks(other for other in others if not other.victim and not other.stopped),
@@ -78,7 +78,9 @@ def _where(failure: Failure) -> dict[str, Value]:
     place, hang = failure.place, failure.hang
     return {
         "place": None if place is None else {"step": place.step, "epoch": place.epoch, "phase": place.phase},
-        "hang": None if hang is None else {"seconds": hang.seconds, "stopped": hang.stopped, "stack": list(hang.stack)},
+        "hang": None
+        if hang is None
+        else {"seconds": hang.seconds, "stopped": hang.verdict == "stopped", "stack": list(hang.stack)},
         "left_early": failure.left,
     }
 

@@ -29,7 +29,7 @@ class Witness:
 
     def _evidence(self, failure: Failure) -> Evidence:
         """The evidence as of now: of this machine, so that it says nothing about a failure on another."""
-        if failure.told is not None:
+        if failure.remote is not None:
             return Evidence(batch=self._batch)
         kills = read_kills()
         free, total = _space(SHM)

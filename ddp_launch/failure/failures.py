@@ -11,7 +11,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from ddp_launch.failure.log_tail import Hang, LastWords, Place, hang_in, left_in, place_in, read
+from ddp_core import rank_report
+from ddp_core.rank_report import Place, RankReport
+from ddp_launch.failure.log_tail import LogTail, read
 
 MEANINGS: dict[int, str] = {
     signal.SIGKILL: "killed from outside: by the kernel when memory ran out, by a job manager, or by a person",
@@ -37,7 +39,8 @@ class Failure:
     stopped    it ended after the launcher had asked it to, because of another rank
     on_screen  its output was on the screen as well
     left       it ended with exit code 0 while the others still needed it
-    told       its last words, where its launcher on another node has told them: `logs` are over there
+    error_file where the rank or its watchdog has written a report
+    remote     the end of its logs and its report, sent by the launcher of another node, where `logs` are
     """
 
     rank: int
@@ -48,23 +51,30 @@ class Failure:
     stopped: bool = False
     on_screen: bool = False
     left: bool = False
-    told: LastWords | None = None
+    error_file: Path | None = None
+    remote: tuple[LogTail, RankReport | None] | None = None
 
     @cached_property
-    def words(self) -> LastWords:
-        """What it left in its logs, read once."""
-        return read(self.logs) if self.told is None else self.told
+    def log_tail(self) -> LogTail:
+        """The end of its logs, read once."""
+        if self.remote is not None:
+            return self.remote[0]
+        return read(self.logs, self.report.messages if self.report else ())
 
     @cached_property
-    def hang(self) -> Hang | None:
-        """How it hung, where it was ended for that."""
-        # By a shell in between a signal is told as a status.
-        return hang_in(self.words) if exit_status(self.code) == exit_status(-signal.SIGKILL) else None
+    def report(self) -> RankReport | None:
+        """What the rank, or its watchdog, reported; None for a program that reports nothing."""
+        return rank_report.read(self.error_file) if self.remote is None else self.remote[1]
 
-    @cached_property
+    @property
+    def hang(self) -> RankReport | None:
+        """How it hung, where the watchdog ended it for that."""
+        return self.report if self.report is not None and self.report.kind == "hang" else None
+
+    @property
     def place(self) -> Place | None:
-        """Where it was; None where nobody tells."""
-        return place_in(self.words)
+        """Where it was; None where that is not known."""
+        return self.report.place if self.report is not None and self.report.kind != "left" else None
 
     @property
     def crashed(self) -> bool:
@@ -73,24 +83,29 @@ class Failure:
 
     @property
     def aborted_late(self) -> bool:
-        """Whether it had told its error before native code aborted: most often in the interpreter's tear-down."""
-        return self.code == -signal.SIGABRT and bool(self.words.abort)
+        """Whether it printed its error before native code aborted: most often while the interpreter closed."""
+        return self.code == -signal.SIGABRT and bool(self.log_tail.abort)
 
     def ending(self, *, meaning: bool = True) -> str:
         """How it ended, for a person; `meaning`: with what its signal means in general."""
         if self.hang:
-            how = "it was stopped" if self.hang.stopped else "it hung"
+            how = "it was stopped" if self.hang.verdict == "stopped" else "it hung"
             return f"{in_words(self.code, meaning=False)}, after {self.hang.seconds:.1f} s without progress: {how}"
         if self.left:
             return f"{in_words(self.code)}: it left early, while the others were still at work"
         if self.aborted_late:
-            return f"{in_words(self.code, meaning=False)}: aborted in native code behind its error, in leaving"
+            return f"{in_words(self.code, meaning=False)}: aborted in native code after its error, while it was ending"
         return in_words(self.code, meaning=meaning)
 
     @property
     def victim(self) -> bool:
-        """Whether it failed for what became of another rank: its last words are of a lost connection."""
-        return (not self.crashed and self.words.lost_connection) or left_in(self.words)
+        """Whether it failed because of another rank: it lost the connection, or was ended because that one left."""
+        return (not self.crashed and self.log_tail.lost_connection) or self.was_left
+
+    @property
+    def was_left(self) -> bool:
+        """Whether the watchdog ended it because another rank had left."""
+        return self.report is not None and self.report.kind == "left"
 
 
 @dataclass(frozen=True)
@@ -143,7 +158,7 @@ def first_failure(failures: Sequence[Failure]) -> Failure | None:
         if not failure.victim:
             return failure
     for failure in failures:
-        if failure.stopped and failure.words.own_error:
+        if failure.stopped and failure.log_tail.own_error:
             return failure
     return next(iter(alone or failures), None)
 
@@ -152,16 +167,15 @@ def blame(failures: Sequence[Failure], early: Sequence[Failure]) -> tuple[Failur
     """The failures with what explains them. `early`: ranks that ended with exit code 0 before any other failed, or by
     themselves at about that time, in the order in which they ended.
 
-    A rank that leaves early breaks the collectives of the others: it stands first where these are all that failed.
-    Ranks that were killed behind one that hung were so because of it.
+    A rank that leaves early breaks the collectives of the others: it comes first where these are all that failed.
+    Ranks that were killed after one that hung were killed because of it.
     """
     first = first_failure(failures)
     if first is None:
         return tuple(failures)
     if first.hang:
-        others = (f if f is first or f.code != -signal.SIGKILL else replace(f, stopped=True) for f in failures)
-        return tuple(others)
-    if early and first.victim and (first.words.collective or left_in(first.words)):
+        return tuple(f if f is first or f.code != -signal.SIGKILL else replace(f, stopped=True) for f in failures)
+    if early and first.victim and (first.log_tail.collective or first.was_left):
         return (replace(early[0], left=True), *failures)
     return tuple(failures)
 

@@ -144,24 +144,8 @@ HANG = (
     " skips a collective, or does more work than the others"
 )
 BLOCKING = "again with CUDA_LAUNCH_BLOCKING=1, where the traceback names the line; or with --cpu"
-LONGER = "where it only needs longer: --step-timeout SECONDS, 0 for any time"
 
 TABLE: tuple[Known, ...] = (
-    Known(
-        "hang",
-        r"^HungRank: .*; its process was stopped",
-        "its process was stopped, by SIGSTOP or a job manager that suspends",
-        "ask who did; --step-timeout 0 lets a run be suspended for any time",
-    ),
-    Known("hang", r"^HungRank: .*, data$", "no batch came: the disk, or a loader worker, did not answer", LONGER),
-    Known(
-        "hang",
-        r"^HungRank: .*; all ranks wait",
-        "the ranks waited for one another",
-        "python -m gpu_topology verify tests the GPUs and their links; where it passes, look for a rank that skips a"
-        " collective",
-    ),
-    Known("hang", r"^HungRank: ", "it stood at the line above, and the others waited for it", LONGER),
     Known(
         "host-memory",
         r"DataLoader worker \(pid[^)]*\) is killed by signal: Killed",

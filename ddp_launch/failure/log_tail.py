@@ -1,9 +1,6 @@
-"""What a rank left in its logs when it failed: the traceback, what it speaks of, and how to show it.
+"""The end of a failed rank's logs: the traceback, what kind of error it is, and how to show it.
 
-Where a rank was when it ended, and whether it hung: from its last words. Pure.
-
-The bundled trainer's watchdog writes them for a rank that can no longer speak; the trainer itself adds its place to an
-error. tests/faults holds both ends to the same words.
+The messages come from the rank's own report (ddp_core/rank_report.py) where there is one, else from the traceback.
 """
 
 from __future__ import annotations
@@ -24,13 +21,13 @@ CONTROL = re.compile(
     r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)|[@-Z\\-_])|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]"
 )
 RANK_PREFIX = re.compile(r"^\[rank\d+\]: ?")
-# Lines that torch adds behind a traceback: its log, and the C++ side of an exception.
+# Lines that torch adds after a traceback: its log, and the C++ side of an exception.
 NOISE = re.compile(
     r"^(\[rank\d+\]:)?\[[WEI]\d{3,} .*\]|^\s*frame #\d+: |^Exception raised from .*\(most recent call first\)"
 )
-# What native code says when it aborts, where it stands behind a traceback: the interpreter was closing already.
+# What native code prints when it aborts. After a traceback it means that the interpreter was closing already.
 NATIVE_ABORT = re.compile(r"^(terminate called |libc\+\+abi: terminating|Fatal Python error: Aborted)")
-# Of a peer that is gone, in the words of gloo, NCCL, torch's store, Python and the kernel.
+# How gloo, NCCL, torch's store, Python and the kernel report a peer that is gone.
 LOST = re.compile(
     r"connection closed by peer|connection (was )?reset|connection refused|connection was likely closed|connection lost"
     r"|connection (aborted|error)|connection(reset|aborted|refused)?error|broken ?pipe|socket (was )?closed"
@@ -50,14 +47,16 @@ UNWOUND = re.compile(r"KeyboardInterrupt|SystemExit|SIGTERM|SignalException")
 
 
 @dataclass(frozen=True)
-class LastWords:
+class LogTail:
     """The end of a rank's error output, or of its output where that is empty.
 
-    `lines`: without blank ones at the end, without torch's prefix; `source`: the file that they are from.
+    `lines`: without blank ones at the end, without torch's prefix; `source`: the file that they are from;
+    `reported`: the messages of the rank's own report.
     """
 
     lines: tuple[str, ...] = ()
     source: Path | None = None
+    reported: tuple[str, ...] = ()
 
     @cached_property
     def traceback(self) -> tuple[str, ...]:
@@ -67,7 +66,7 @@ class LastWords:
 
     @cached_property
     def abort(self) -> str:
-        """What native code said when it aborted behind the last traceback; empty where it did not."""
+        """What native code printed when it aborted after the last traceback; empty where it did not."""
         at = self._abort_at
         return "" if at is None else self.traceback[at]
 
@@ -77,8 +76,9 @@ class LastWords:
 
     @cached_property
     def messages(self) -> tuple[str, ...]:
-        """The messages of the errors of the last traceback, each the reason for the next; the last is what is known to
-        have ended the rank."""
+        """The messages of the last traceback's errors, in the order in which they were raised."""
+        if self.reported:
+            return self.reported
         found: list[list[str]] = []
         inside = True
         for line in (line for line in self.traceback[: self._abort_at] if not NOISE.match(line)):
@@ -98,18 +98,18 @@ class LastWords:
 
     @property
     def error(self) -> str:
-        """One line that says what went wrong; empty where nothing was said."""
+        """One line that says what went wrong; empty where the rank printed nothing."""
         lines = self.messages[-1].splitlines() if self.messages else self.shown(1)
         return lines[0] if lines else ""
 
     @property
     def lost_connection(self) -> bool:
-        """Whether these are the words of a rank that lost its peers."""
+        """Whether the rank lost the connection to another."""
         return bool(LOST.search(self.cause)) and not NOT_LOST.search(self.cause)
 
     @property
     def collective(self) -> bool:
-        """Whether the error came out of torch's communication: not every lost connection is one to another rank."""
+        """Whether the error came from torch's communication: a lost connection may also be one to a server."""
         return bool(COLLECTIVE.search("\n".join(self.traceback or self.lines)))
 
     @property
@@ -119,23 +119,23 @@ class LastWords:
 
     @property
     def timed_out(self) -> bool:
-        """Whether this rank, too, waited for a collective in vain."""
+        """Whether this rank waited for a collective until its time limit."""
         return bool(TIMED_OUT.search("\n".join(self.lines)))
 
     def shown(self, count: int) -> tuple[str, ...]:
-        """At most `count` lines for a person: the traceback if there is one, without torch's noise behind it."""
+        """At most `count` lines for a person: the traceback if there is one, without torch's noise after it."""
         kept = [line for line in self.traceback or self.lines if not NOISE.match(line)]
         while kept and not kept[-1].strip():
             kept.pop()
         return tuple(kept[-count:])
 
 
-def read(logs: Sequence[Path]) -> LastWords:
-    """The last words in a rank's logs, standard output before standard error. Never raises."""
+def read(logs: Sequence[Path], reported: tuple[str, ...] = ()) -> LogTail:
+    """The end of a rank's logs, which are standard output and standard error. Never raises."""
     found = [(log, lines) for log in reversed(logs) if (lines := tail(log))]
-    spoken = next(((log, lines) for log, lines in found if _last_traceback(lines) is not None), None)
-    log, lines = spoken or next(iter(found), (None, []))
-    return LastWords(tuple(lines), log)
+    with_traceback = next(((log, lines) for log, lines in found if _last_traceback(lines) is not None), None)
+    log, lines = with_traceback or next(iter(found), (None, []))
+    return LogTail(tuple(lines), log, reported)
 
 
 def tail(path: Path) -> list[str]:
@@ -146,13 +146,13 @@ def tail(path: Path) -> list[str]:
             text = file.read().decode("utf-8", errors="replace")
     except OSError:
         return []
-    # A terminal's: what it was told to do, and what was overwritten at the beginning of a line.
+    # Without a terminal's control sequences, and without what was overwritten from the beginning of a line.
     lines = (CONTROL.sub("", line).rpartition("\r")[2] for line in text.replace("\r\n", "\n").rstrip().split("\n"))
     return [_shortened(RANK_PREFIX.sub("", line)) for line in lines] if text.strip() else []
 
 
 def _shortened(line: str) -> str:
-    """A line of thousands of characters is data, not words: its two ends."""
+    """A line of thousands of characters is data: only its two ends are kept."""
     return line if len(line) <= LINE_CHARS else f"{line[: LINE_CHARS // 2]} ... {line[-LINE_CHARS // 2 :]}"
 
 
@@ -165,75 +165,3 @@ def _last_traceback(lines: Sequence[str]) -> int | None:
     while starts and any(LINK.match(line) for line in lines[starts[-1] : start]):
         start = starts.pop()
     return start
-
-
-PLACE = r"(?:step (?P<step>\d+) \(epoch (?P<epoch>\d+)\)|before the first step), (?P<phase>[a-z ]+)"
-HUNG = re.compile(
-    rf"^HungRank: rank \d+ has made no progress for (?P<seconds>[\d.]+) s \(.*?\): {PLACE}(?:; (?P<why>.*))?"
-)
-RAISED = re.compile(rf"^rank \d+ was at {PLACE}")
-LAST = 40
-LEFT = re.compile(r"^RankLeft: rank \d+ left early")
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a rank of the bundled trainer was. `step` and `epoch` from 1; None before the first step."""
-
-    phase: str
-    step: int | None = None
-    epoch: int | None = None
-
-    def __str__(self) -> str:
-        where = f"step {self.step} (epoch {self.epoch})" if self.step is not None else "before the first step"
-        return f"{where}, {self.phase}"
-
-
-@dataclass(frozen=True)
-class Hang:
-    """A rank that was ended since it made no progress. `stopped`: by a signal such as SIGSTOP; `why`: what else is
-    known, empty for nothing; `stack`: its Python stack, as Python shows that of an error; empty where it gave none."""
-
-    place: Place
-    seconds: float
-    why: str = ""
-    stack: tuple[str, ...] = ()
-
-    @property
-    def stopped(self) -> bool:
-        """Whether its process had been stopped."""
-        return "SIGSTOP" in self.why
-
-
-def hang_in(words: LastWords) -> Hang | None:
-    """How the rank of these last words hung; None where it did not."""
-    for line in _latest(words):
-        if found := HUNG.match(line):
-            before = words.traceback
-            stack = before[: before.index(line)] if line in before else ()
-            return Hang(_place(found), float(found["seconds"]), found["why"] or "", stack)
-    return None
-
-
-def place_in(words: LastWords) -> Place | None:
-    """Where the rank was; None for a program that does not tell."""
-    for line in _latest(words):
-        if found := RAISED.match(line) or HUNG.match(line):
-            return _place(found)
-    return None
-
-
-def left_in(words: LastWords) -> bool:
-    """Whether this rank was ended since another one had left it."""
-    return any(LEFT.match(line) for line in _latest(words))
-
-
-def _latest(words: LastWords) -> tuple[str, ...]:
-    """The last lines, latest first: behind an error torch may have added some of its own."""
-    return words.lines[: -LAST - 1 : -1]
-
-
-def _place(found: re.Match[str]) -> Place:
-    if found["step"] is None:
-        return Place(found["phase"].strip())
-    return Place(found["phase"].strip(), int(found["step"]), int(found["epoch"]))

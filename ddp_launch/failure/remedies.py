@@ -11,8 +11,9 @@ import re
 import signal
 from dataclasses import dataclass
 
+from ddp_core.rank_report import RankReport
 from ddp_launch.failure.failures import Failure
-from ddp_launch.failure.known_failures import LESS_MEMORY, MIB, MORE_SHM, TABLE, Evidence, Words, shm_state
+from ddp_launch.failure.known_failures import HANG, LESS_MEMORY, MIB, MORE_SHM, TABLE, Evidence, Words, shm_state
 
 BLOCK = 4096
 
@@ -33,14 +34,18 @@ LEFT_EARLY = Remedy(
 )
 
 
+LONGER = "if it only needs longer: --step-timeout SECONDS, 0 for no limit"
+
+
 def find_remedy(failure: Failure, evidence: Evidence) -> Remedy | None:
     """The first remedy that fits, None where none is known."""
     if failure.left:
         return LEFT_EARLY
-    by_signal = _killed(failure, evidence) or _full_shm(failure, evidence)
-    if by_signal is not None:
+    if failure.hang:
+        return _hung(failure.hang)
+    if by_signal := _killed(failure, evidence) or _full_shm(failure, evidence):
         return by_signal
-    for text in (failure.words.cause, "\n".join(failure.words.lines)):
+    for text in (failure.log_tail.cause, "\n".join(failure.log_tail.lines)):
         for known in TABLE:
             if found := re.search(known.pattern, text, re.IGNORECASE | re.MULTILINE):
                 return Remedy(known.name, _words(known.meaning, found, evidence), _words(known.advice, found, evidence))
@@ -53,8 +58,19 @@ def _words(words: Words, found: re.Match[str], evidence: Evidence) -> str:
     return re.sub(r"\{(\d)\}", lambda place: found[int(place[1])] or "", words)
 
 
+def _hung(hang: RankReport) -> Remedy:
+    if hang.verdict == "stopped":
+        meaning = "its process was stopped, by SIGSTOP or a job manager that suspends"
+        return Remedy("hang", meaning, "find out what stopped it; with --step-timeout 0 a run may be suspended")
+    if hang.verdict == "locked":
+        return Remedy("hang", "the ranks waited for one another", HANG)
+    if hang.phase == "data":
+        return Remedy("hang", "no batch came: the disk, or a loader worker, did not answer", LONGER)
+    return Remedy("hang", "it stopped at the line above, and the others waited for it", LONGER)
+
+
 def _killed(failure: Failure, evidence: Evidence) -> Remedy | None:
-    if failure.code != -signal.SIGKILL or failure.stopped or failure.hang:
+    if failure.code != -signal.SIGKILL or failure.stopped:
         return None
     if evidence.memory_kills:
         many = f"{evidence.memory_kills} process{'es' if evidence.memory_kills > 1 else ''}"

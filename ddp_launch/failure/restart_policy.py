@@ -25,11 +25,11 @@ def why_not(attempts: Sequence[Attempt]) -> str | None:
     last = attempts[-1]
     if (failure := last.first) is None:
         return None
-    if UNREADABLE.search(failure.words.error):
+    if UNREADABLE.search(failure.log_tail.error):
         return "Python cannot read the program, and would not the next time"
     if not _early(last):
         return None
-    if MISSING.search(failure.words.error) or failure.code in CANNOT_START:
+    if MISSING.search(failure.log_tail.error) or failure.code in CANNOT_START:
         return "what the program needs is not there, and would not be the next time"
     if len(attempts) > 1 and _early(attempts[-2]) and _same(failure, attempts[-2].first):
         return f"twice the same failure within {FIRST_STEP_S:.0f} seconds of the start: it would come again"
@@ -50,4 +50,4 @@ def _same(failure: Failure, earlier: Failure | None) -> bool:
 def _signature(failure: Failure) -> tuple[int, str]:
     # An abort in leaving comes and goes with the same error.
     code = 1 if failure.aborted_late else failure.code
-    return code, CHANGING.sub("#", failure.words.error)
+    return code, CHANGING.sub("#", failure.log_tail.error)

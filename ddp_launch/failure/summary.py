@@ -35,7 +35,7 @@ def show(console: Console, outcome: Outcome, remedy: Remedy | None) -> None:
 
 def _explanation(failure: Failure) -> str | None:
     """The program's own `error:` line; empty when it is on the screen already, None when there is none."""
-    lines = failure.words.lines
+    lines = failure.log_tail.lines
     said = next((line for line in reversed(lines) if "error:" in line), None)
     if said is not None:
         return "" if failure.on_screen else said
@@ -47,7 +47,7 @@ def _show_failure(console: Console, outcome: Outcome, failure: Failure, remedy: 
     console.print()
     console.rule(f"[bold red]{_title(outcome, failure)}[/bold red]", align="left", style="red")
     console.print(_table(_facts(outcome, failure, remedy)))
-    if not failure.left and (words := failure.words.shown(LINES_SEEN if failure.on_screen else LINES)):
+    if not failure.left and (words := failure.log_tail.shown(LINES_SEEN if failure.on_screen else LINES)):
         console.print()
         for line in words:
             console.print(Text.assemble(("  │ ", "red"), line), soft_wrap=True)
@@ -101,12 +101,12 @@ def _facts(outcome: Outcome, failure: Failure, remedy: Remedy | None) -> Iterato
     if _unexplained(outcome):
         yield "look at", "the other nodes: one of them, or a rank there, was lost, and none has told why"
     if remedy is not None and remedy.name == TIMEOUT:
-        silent = [other.rank for other in others if other.stopped and not other.words.timed_out]
+        silent = [other.rank for other in others if other.stopped and not other.log_tail.timed_out]
         if silent:
             yield "look at", f"{names(silent)}: the others waited for {'it' if len(silent) == 1 else 'them'}"
     for before in earlier:
         if first := before.first:
-            words = first.words.error or in_words(first.code, meaning=False)
+            words = first.log_tail.error or in_words(first.code, meaning=False)
             yield f"attempt {before.number + 1}", f"rank {first.rank}: {words}"
     if outcome.refusal:
         yield "restart", f"none: {outcome.refusal}"
@@ -125,9 +125,9 @@ def _advice(failure: Failure, remedy: Remedy | None) -> Iterator[tuple[str, str]
     if remedy is not None:
         yield "because", remedy.meaning
         yield "to do", remedy.advice
-    if source := failure.words.source:
+    if source := failure.log_tail.source:
         more = [log.name for log in failure.logs if log != source and has_content(log)]
-        where = "" if failure.told is None else f"{failure.host}: "
+        where = "" if failure.remote is None else f"{failure.host}: "
         yield "log", f"{where}{source}" + "".join(f", {name}" for name in more)
     else:
         yield "log", "it left no word" + (f" in {failure.logs[0].parent}" if failure.logs else "")

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from ddp_core import rank_report
 from ddp_launch.failure.failures import Failure
-from ddp_launch.failure.log_tail import LastWords
+from ddp_launch.failure.log_tail import LogTail
 from ddp_launch.rendezvous.roll_call import Store
 
 WAIT_S = 2.0
@@ -69,20 +70,23 @@ class Elsewhere:
 
 
 def _encode(failure: Failure) -> str:
-    told = {
+    facts = {
         "rank": failure.rank,
         "host": failure.host,
         "code": failure.code,
         "left": failure.left,
         "logs": [str(log) for log in failure.logs],
-        "lines": failure.words.shown(LINES),
-        "source": str(failure.words.source or ""),
+        "lines": failure.log_tail.shown(LINES),
+        "source": str(failure.log_tail.source or ""),
+        "report": failure.report.to_json() if failure.report else None,
     }
-    return json.dumps(told)
+    return json.dumps(facts)
 
 
-def _decode(told: bytes) -> Failure:
-    facts = json.loads(told)
-    words = LastWords(tuple(facts["lines"]), Path(facts["source"]) if facts["source"] else None)
+def _decode(data: bytes) -> Failure:
+    facts = json.loads(data)
+    report = rank_report.from_json(facts["report"]) if facts["report"] else None
+    source = Path(facts["source"]) if facts["source"] else None
+    tail = LogTail(tuple(facts["lines"]), source, report.messages if report else ())
     logs = tuple(map(Path, facts["logs"]))
-    return Failure(facts["rank"], facts["host"], facts["code"], logs, left=facts["left"], told=words)
+    return Failure(facts["rank"], facts["host"], facts["code"], logs, left=facts["left"], remote=(tail, report))

@@ -302,4 +302,5 @@ class _Agent(LocalElasticAgent):
     def _failure(self, local_rank: int, code: int, ended_ms: float, stopped: bool) -> Failure:
         rank = self._worker_group.workers[local_rank].global_rank
         logs, shown = self._logs.ranks.get(local_rank, ()), local_rank in self._logs.shown
-        return Failure(rank, socket.gethostname(), code, logs, ended_ms, stopped, shown)
+        errors = self._logs.errors.get(local_rank)
+        return Failure(rank, socket.gethostname(), code, logs, ended_ms, stopped, shown, error_file=errors)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch.distributed.elastic.multiprocessing import LogsDest, LogsSpecs, Std
 
+from ddp_core.rank_report import ERROR_FILE
 from ddp_launch.cli.value_types import BOTH, Tee
 from ddp_launch.run.rank0_tty import Screen
 
@@ -32,6 +33,8 @@ class RankLogs(LogsSpecs):
         self._screen: Screen | None = None
         self.ranks: dict[int, tuple[Path, ...]] = {}
         """Local rank -> its log files in the latest attempt: standard output, standard error."""
+        self.errors: dict[int, Path] = {}
+        """Local rank -> the file for its report (ddp_core/rank_report.py) in the latest attempt."""
         self._streams: dict[int, int] = {}
 
     @property
@@ -53,7 +56,7 @@ class RankLogs(LogsSpecs):
         """Make the folder of an attempt, and name each rank's files in it. See the base class."""
         self.finish()
         attempt = self.attempt = self._next_attempt()
-        self.ranks, self._streams, errors = {}, {}, {}
+        self.ranks, self._streams, self.errors = {}, {}, {}
         for local_rank, env in envs.items():
             base = attempt / f"rank-{env['RANK']}"
             if self.restarts is not None:
@@ -62,12 +65,15 @@ class RankLogs(LogsSpecs):
             self.ranks[local_rank] = (Path(f"{base}.stdout.log"), Path(f"{base}.stderr.log"))
             # The launcher empties this variable for its own agent; a rank that starts one gets torch's default.
             env[SIGNALS_VARIABLE] = SIGNALS
-            errors[local_rank] = env["TORCHELASTIC_ERROR_FILE"] = f"{base}.error.json"
+            # Absolute: the watchdog and a program that changes its folder write there too.
+            self.errors[local_rank] = Path(f"{base}.error.json").absolute()
+            env[ERROR_FILE] = str(self.errors[local_rank])
         stdouts, stderrs = ({rank: str(logs[stream]) for rank, logs in self.ranks.items()} for stream in (0, 1))
         tee_out, tee_err = (
             {rank: path for rank, path in to.items() if rank and self._streams[rank] & bit}
             for bit, to in zip(BITS, (stdouts, stderrs), strict=True)
         )
+        errors = {rank: str(path) for rank, path in self.errors.items()}
         if 0 in envs:
             self._screen = Screen(*self.ranks[0])
             stdouts[0], stderrs[0] = self._screen.stdout, self._screen.stderr

@@ -17,6 +17,8 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
+from ddp_core.rank_report import Place
+
 PHASES = (
     "start",
     "setup",
@@ -105,8 +107,8 @@ class Heartbeat:
         return _Phase(self, phase)
 
     @property
-    def place(self) -> str | None:
-        """Where this rank is, in words; None before the first step."""
+    def place(self) -> Place | None:
+        """Where this rank is; None before the first step."""
         return place(self.epoch, self.step, self.phase) if self.step >= 0 else None
 
 
@@ -127,9 +129,9 @@ class _Phase:
             self._heart.fail()
 
 
-def place(epoch: int, step: int, phase: str) -> str:
-    """A place in a run in words, counted from 1 as everywhere that a user reads."""
-    return f"step {step + 1} (epoch {epoch + 1}), {phase}" if step >= 0 else f"before the first step, {phase}"
+def place(epoch: int, step: int, phase: str) -> Place:
+    """A place in a run. `epoch` and `step` as in a beat: from 0, -1 before the first."""
+    return Place(phase, step + 1, epoch + 1) if step >= 0 else Place(phase)
 
 
 heartbeat = Heartbeat()

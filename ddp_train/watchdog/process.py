@@ -2,8 +2,8 @@
 
 A process of its own, since a rank that is stopped, or holds Python's lock, stops its threads too. The first rank of a
 node starts it (start.py), and it goes when that rank does. It looks at the beats of each rank
-(distributed/heartbeat.py) and at what /proc tells, judges (verdict.py), and when one hangs writes its Python stack
-and place to that rank's standard error, where a launcher looks for a rank's last words, and ends it. Nothing but the
+(distributed/heartbeat.py) and at /proc, judges (verdict.py), and when one hangs writes its Python stack and place to
+that rank's error file (ddp_core/rank_report.py), prints them on its standard error, and ends it. Nothing but the
 standard library is imported.
 """
 
@@ -20,6 +20,7 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from ddp_core.rank_report import RankReport
 from ddp_train.distributed.heartbeat import place
 from ddp_train.watchdog import python_stacks
 from ddp_train.watchdog.rank_probe import Rank
@@ -29,7 +30,7 @@ SHORTEST_S, LONGEST_S = 0.05, 1.0
 """Between two looks: a twentieth of the limit within these."""
 MEETING_S = 0.2
 LET_GO_S = 0.8
-"""For ranks whose connection to the culprit breaks, to end with an error of their own, or by their launcher."""
+"""How long ranks that lose their connection to the culprit have to end with an error or by their launcher."""
 OTHERS = 7
 DETAIL = {
     "hung": "",
@@ -55,7 +56,7 @@ class Watch:
         self._noted = False
 
     def run(self) -> None:
-        """Look until local rank 0 is gone, or one hangs and the run has been ended."""
+        """Look until local rank 0 is gone, or a rank hangs and the run has been ended."""
         while not self._over():
             self._ready.poll(1000 * self._interval)
             if (verdict := self._look()) is None:
@@ -75,7 +76,7 @@ class Watch:
         if os.getppid() == self._parent:
             return False
         first = next((rank for rank in self._ranks.values() if rank.pid == self._parent), None)
-        # One that has left early is waited out: the others may wait for it.
+        # If rank 0 left early, stay for a while: the others may wait for it.
         return first is None or (first.status is not None and not first.left) or first.gone_s > 2 * LEFT_S
 
     def _look(self) -> Verdict | None:
@@ -100,9 +101,9 @@ class Watch:
         return judge([rank.sight for rank in self._ranks.values()], self._limits, first_step)
 
     def _meet(self) -> None:
-        """Take up the ranks that have announced themselves since; the folder goes with the last of them."""
+        """Add the ranks that have announced themselves since; remove the folder after the last of them."""
         for path in self._folder.glob("rank-*"):
-            with suppress(OSError):  # it has ended, and taken its word back
+            with suppress(OSError):  # it has ended and withdrawn its announcement
                 pid, beats, dumps = map(int, path.read_text().split())
                 number = int(path.name.removeprefix("rank-"))
                 path.unlink()
@@ -126,18 +127,22 @@ class Watch:
             self._tell(f"note: {waited}: look at the other nodes\n")
 
     def _tell(self, text: str) -> None:
-        """Write to the standard error of the first rank that is there."""
+        """Print on the standard error of the first rank that is there."""
         next((rank for _, rank in sorted(self._ranks.items()) if rank.status is None and rank.write(text)), None)
 
     def _end(self, verdict: Verdict) -> None:
-        """Say which rank hangs and where, then end it, and with it the run."""
+        """Report which rank hangs and where, then end it, and with it the run."""
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         alive = {number: rank for number, rank in self._ranks.items() if rank.status is None}
         culprit = alive.get(verdict.rank) or min(alive.items())[1]
         # A signal can end what a rank waits for: where it was asked before, that is where it hung.
         frames = [] if verdict.kind == "left" else culprit.frames or culprit.stack()
         culprit.tell(signal.SIGSTOP)
-        text = report(verdict, [rank.sight for rank in self._ranks.values()], frames)
+        sights = [rank.sight for rank in self._ranks.values()]
+        found = report_of(verdict, sights, frames)
+        for rank in alive.values() if verdict.kind == "left" else (culprit,):
+            rank.write_report(found)
+        text = text_of(verdict, sights, frames)
         if not culprit.write(text):
             next((rank for rank in alive.values() if rank is not culprit and rank.write(text)), None)
         culprit.tell(signal.SIGKILL)
@@ -150,27 +155,46 @@ class Watch:
             rank.tell(signal.SIGKILL)
 
 
-def report(verdict: Verdict, sights: list[Sight], frames: list[python_stacks.Frame]) -> str:
-    """What is left as the rank's last words: a traceback, and where each rank was."""
-    places = {sight.rank: place(sight.epoch, sight.step, sight.phase) for sight in sights}
-    at = places.pop(verdict.rank)
-    if verdict.kind == "left":
-        lines = [left_line(next(sight for sight in sights if sight.rank == verdict.rank))]
-    else:
-        lines = python_stacks.traceback_lines(frames) if frames else []
-        head = f"HungRank: rank {verdict.rank} has made no progress for {verdict.seconds:.1f} s"
-        lines.append(f"{head} (--step-timeout, {verdict.limit_s:g} s): {at}{DETAIL[verdict.kind]}")
-        if not frames:
-            lines.append("  it gave no Python stack: it waits in the kernel, most often for a disk or a network disk")
-    shown = list(places.items())[:OTHERS]
-    lines += [f"  rank {number} meanwhile: {where}" for number, where in shown]
-    if len(places) > len(shown):
-        lines.append(f"  and {len(places) - len(shown)} more")
+def report_of(verdict: Verdict, sights: list[Sight], frames: list[python_stacks.Frame]) -> RankReport:
+    """The verdict for the launcher."""
+    sight = next(sight for sight in sights if sight.rank == verdict.rank)
+    at = place(sight.epoch, sight.step, sight.phase)
+    left = verdict.kind == "left"
+    return RankReport(
+        kind="left" if left else "hang",
+        rank=verdict.rank,
+        messages=(left_line(sight) if left else _hung_line(verdict, sight),),
+        stack=tuple(python_stacks.traceback_lines(frames)) if frames else (),
+        step=at.step,
+        epoch=at.epoch,
+        phase=at.phase,
+        verdict=verdict.kind,
+        seconds=round(verdict.seconds, 1),
+    )
+
+
+def text_of(verdict: Verdict, sights: list[Sight], frames: list[python_stacks.Frame]) -> str:
+    """The verdict for a person: a traceback, and where each rank was."""
+    found = report_of(verdict, sights, frames)
+    lines = [*found.stack, *found.messages]
+    if verdict.kind != "left" and not frames:
+        lines.append("  it gave no Python stack: it waits in the kernel, most often for a disk or a network disk")
+    others = [sight for sight in sights if sight.rank != verdict.rank]
+    for other in others[:OTHERS]:
+        lines.append(f"  rank {other.rank} meanwhile: {place(other.epoch, other.step, other.phase)}")
+    if len(others) > OTHERS:
+        lines.append(f"  and {len(others) - OTHERS} more")
     return "\n" + "\n".join(lines) + "\n"
 
 
+def _hung_line(verdict: Verdict, sight: Sight) -> str:
+    at = place(sight.epoch, sight.step, sight.phase)
+    head = f"HungRank: rank {verdict.rank} has made no progress for {verdict.seconds:.1f} s"
+    return f"{head} (--step-timeout, {verdict.limit_s:g} s): {at}{DETAIL[verdict.kind]}"
+
+
 def left_line(sight: Sight) -> str:
-    """Of a rank that ended as if all were done."""
+    """The message about a rank that ended as if all were done."""
     at = place(sight.epoch, sight.step, sight.phase)
     return f"RankLeft: rank {sight.rank} left early, with exit code 0, at {at}; the others were still at work"
 

@@ -60,7 +60,7 @@ def test_a_crash_counts_whatever_was_said_before(rank) -> None:  # type: ignore[
 def test_an_abort_in_leaving_stands_behind_the_error(rank) -> None:  # type: ignore[no-untyped-def]
     late = rank(1, -6, OWN + "terminate called without an active exception\n")
     assert first_failure([rank(0, 1, GLOO), late]) is late
-    assert late.ending() == "SIGABRT (signal 6): aborted in native code behind its error, in leaving"
+    assert late.ending() == "SIGABRT (signal 6): aborted in native code after its error, while it was ending"
     assert rank(1, -6, OWN).ending() == "SIGABRT (signal 6): aborted in native code"
     assert rank(1, 1, OWN + "terminate called without an active exception\n").ending() == "exit code 1"
 

@@ -1,18 +1,21 @@
-"""What the launcher makes of the last words of a rank that hung, that left, or that says where it was."""
+"""What the launcher makes of the report of a rank that hung, that left, or that raised."""
 
 from __future__ import annotations
 
+import json
 import signal
 from pathlib import Path
 
 import pytest
 
+from ddp_core import rank_report
+from ddp_core.rank_report import Place, RankReport
 from ddp_launch.failure.failures import Failure, blame, first_failure, status_of
 from ddp_launch.failure.known_failures import Evidence
-from ddp_launch.failure.log_tail import LastWords, Place
+from ddp_launch.failure.log_tail import LogTail
 from ddp_launch.failure.remedies import find_remedy
 from ddp_launch.rendezvous.remote_failures import Elsewhere
-from ddp_train.watchdog.process import left_line, report
+from ddp_train.watchdog.process import report_of, text_of
 from ddp_train.watchdog.python_stacks import Frame
 from ddp_train.watchdog.verdict import Sight, Verdict
 
@@ -21,29 +24,35 @@ Traceback (most recent call last):
   File "/env/torch/distributed/distributed_c10d.py", line 3170, in all_reduce
     work.wait()
 RuntimeError: [gloo/transport/tcp/pair.cc:545] Read error [127.0.0.1]:4487: Connection reset by peer
-rank 0 was at step 13 (epoch 2), backward
 """
 SIGHTS = [Sight(0, 1, 12, "backward", 3.0, waits=True), Sight(1, 1, 12, "forward", 3.1)]
 
 
-def failure(rank: int, code: int, text: str, **more: object) -> Failure:
-    words = LastWords(tuple(text.strip("\n").splitlines()), Path("log"))
-    return Failure(rank, "here", code, told=words, **more)  # type: ignore[arg-type]
+WHERE = RankReport(kind="error", rank=0, messages=(LOST.splitlines()[-1],), step=13, epoch=2, phase="backward")
+
+
+def failure(rank: int, code: int, text: str, report: RankReport | None = None) -> Failure:
+    tail = LogTail(tuple(text.strip("\n").splitlines()), Path("log"), report.messages if report else ())
+    if report is not None:
+        report = rank_report.from_json(json.loads(json.dumps(report.to_json())))
+    return Failure(rank, "here", code, remote=(tail, report))
 
 
 @pytest.mark.parametrize(
     ("kind", "stopped", "advice"),
-    [("hung", False, "needs longer"), ("stopped", True, "ask who did"), ("locked", False, "gpu_topology verify")],
+    [("hung", False, "needs longer"), ("stopped", True, "what stopped it"), ("locked", False, "gpu_topology verify")],
 )
 def test_a_hang(kind: str, stopped: bool, advice: str) -> None:
-    text = report(Verdict(kind, 1, 3.1, 3.0), SIGHTS, [Frame(__file__, 1, "forward")])  # type: ignore[arg-type]
-    hung, victim = failure(1, -9, "earlier\n" + text), failure(0, -9, "")
+    facts = (Verdict(kind, 1, 3.1, 3.0), SIGHTS, [Frame(__file__, 1, "forward")])  # type: ignore[arg-type]
+    hung, victim = failure(1, -9, "earlier\n" + text_of(*facts), report_of(*facts)), failure(0, -9, "")
     assert hung.hang is not None
-    assert (hung.hang.seconds, hung.hang.stopped, hung.place) == (3.1, stopped, Place("forward", 13, 2))
+    assert (hung.hang.seconds, hung.hang.verdict == "stopped", hung.place) == (3.1, stopped, Place("forward", 13, 2))
     assert hung.hang.stack[0] == "Traceback (most recent call last):"
     assert hung.hang.stack[1] == f'  File "{__file__}", line 1, in forward'
-    assert "rank 0 meanwhile: step 13 (epoch 2), backward" in hung.words.lines[-1]
-    assert hung.words.error.startswith("HungRank: rank 1 has made no progress for 3.1 s (--step-timeout, 3 s): step 13")
+    assert "rank 0 meanwhile: step 13 (epoch 2), backward" in hung.log_tail.lines[-1]
+    assert hung.log_tail.error.startswith(
+        "HungRank: rank 1 has made no progress for 3.1 s (--step-timeout, 3 s): step 13"
+    )
     assert "it was stopped" in hung.ending() if stopped else "it hung" in hung.ending()
     remedy = find_remedy(hung, Evidence(memory_kills=0))
     assert remedy is not None
@@ -55,14 +64,22 @@ def test_a_hang(kind: str, stopped: bool, advice: str) -> None:
 
 
 def test_a_hang_without_a_stack() -> None:
-    hung = failure(1, -9, report(Verdict("hung", 1, 3.1, 3.0), SIGHTS, []))
+    facts = (Verdict("hung", 1, 3.1, 3.0), SIGHTS, [])
+    hung = failure(1, -9, text_of(*facts), report_of(*facts))
     assert hung.hang is not None
-    assert (hung.hang.stack, hung.hang.place.phase) == ((), "forward")
-    assert failure(1, 137, "\n".join(hung.words.lines)).hang == hung.hang, "through a shell"
+    assert (hung.hang.stack, hung.hang.phase) == ((), "forward")
+    assert failure(1, 137, "", report_of(*facts)).hang == hung.hang, "through a shell"
+
+
+def test_a_hang_while_it_waited_for_data() -> None:
+    waits = [Sight(0, 1, 12, "backward", 3.0, waits=True), Sight(1, 1, 12, "data", 3.1)]
+    remedy = find_remedy(failure(1, -9, "", report_of(Verdict("hung", 1, 3.1, 3.0), waits, [])), Evidence())
+    assert remedy is not None
+    assert (remedy.name, remedy.meaning.partition(":")[0]) == ("hang", "no batch came")
 
 
 def test_who_left_early_is_to_blame() -> None:
-    victim, early = failure(0, 1, LOST), failure(1, 0, "all done\n")
+    victim, early = failure(0, 1, LOST, WHERE), failure(1, 0, "all done\n")
     left, other = blame([victim], [early])
     assert (left.rank, left.left, other) == (1, True, victim)
     assert first_failure([left, other]) == left
@@ -76,8 +93,9 @@ def test_who_left_early_is_to_blame() -> None:
 
 def test_the_watchdogs_word_of_one_that_left() -> None:
     """To ranks that wait for it without noticing, and are ended in the end."""
-    victim = failure(0, -signal.SIGKILL, left_line(SIGHTS[1]))
+    victim = failure(0, -signal.SIGKILL, "", report_of(Verdict("left", 1, 3.1, 3.0), SIGHTS, []))
     assert victim.victim
+    assert victim.place is None, "the report tells where rank 1 was"
     assert blame([victim], [failure(1, 0, "")])[0].left
 
 
@@ -122,7 +140,7 @@ class Memory:
 
 
 def test_who_left_early_is_told_to_other_nodes() -> None:
-    store, victim = Memory(), failure(0, 1, LOST)
+    store, victim = Memory(), failure(0, 1, LOST, WHERE)
     here, there = Elsewhere(store, 0, 2), Elsewhere(store, 0, 2)
     here.tell(blame([victim], [failure(1, 0, "")])[0])
     cause = there.compare(victim)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ddp_launch.failure.log_tail import LastWords, read, tail
+from ddp_launch.failure.log_tail import LogTail, read, tail
 
 HEAD = "Traceback (most recent call last):\n"
 FRAME = '  File "train.py", line 3, in step\n    loss.backward()\n'
@@ -19,8 +19,8 @@ frame #0: c10::Error::Error() + 0x99 (0x7f in libc10.so)
 frame #1: <unknown function> + 0x1"""
 
 
-def words(text: str) -> LastWords:
-    return LastWords(tuple(text.splitlines()))
+def words(text: str) -> LogTail:
+    return LogTail(tuple(text.splitlines()))
 
 
 def test_tail_of_a_log(tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_error_output_before_output_but_a_traceback_before_both(tmp_path: Path) 
     assert read((out, err)).source == err
     out.write_text(HEAD + FRAME + "ValueError: x\n")
     assert read((out, err)).source == out
-    assert read(()) == LastWords()
+    assert read(()) == LogTail()
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,6 @@ OOM = (
     " which 5.06 MiB is free."
 )
 MESSAGES = [
-    ("hang", "HungRank: rank 1 has made no progress for 3.1 s (--step-timeout, 3 s): step 13 (epoch 2), forward"),
     ("host-memory", "RuntimeError: DataLoader worker (pid 4242) is killed by signal: Killed. "),
     (
         "shared-memory",

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from ddp_launch.failure.failures import Attempt, Failure, Outcome
 from ddp_launch.failure.known_failures import Evidence
-from ddp_launch.failure.log_tail import LastWords
+from ddp_launch.failure.log_tail import LogTail
 from ddp_launch.failure.remedies import find_remedy
 from ddp_launch.failure.summary import names, show
 
@@ -128,7 +128,7 @@ def test_failures_on_other_nodes(tmp_path: Path) -> None:
     assert "rank 0 lost its connection" in silent
     assert "the other nodes" in silent
     assert "rank 0 failed first" in shown(Outcome(1, (Attempt(0, (lost,)),))), "one node has no others"
-    words = LastWords(("ValueError: there",), Path("/logs/rank-9"))
-    told = shown(Outcome(3, (Attempt(0, (Failure(9, "node8", 3, told=words), lost), nodes=2),)))
+    words = LogTail(("ValueError: there",), Path("/logs/rank-9"))
+    told = shown(Outcome(3, (Attempt(0, (Failure(9, "node8", 3, remote=(words, None)), lost), nodes=2),)))
     for line in ("rank 9 failed first", "9 on node8", "ValueError: there", "node8: /logs/rank-9", "rank 0: lost the"):
         assert line in told

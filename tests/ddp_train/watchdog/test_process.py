@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from ddp_core import rank_report
 from ddp_train.watchdog import process
 
 ROOT = Path(__file__).parents[3]
@@ -56,7 +57,7 @@ class Node:
             subprocess.Popen(
                 [sys.executable, "-c", program, str(self.meet), str(rank), str(nodes), *story.split()],
                 cwd=folder,
-                env=os.environ | {"PYTHONPATH": str(ROOT)},
+                env=os.environ | {"PYTHONPATH": str(ROOT), rank_report.ERROR_FILE: f"error-{rank}"},
                 stderr=(folder / f"err-{rank}").open("w"),
             )
             for rank, story in enumerate((first, second))
@@ -81,6 +82,12 @@ def test_the_rank_that_others_wait_for(tmp_path: Path) -> None:
     assert "(--step-timeout, 0.5 s): step 2 (epoch 1), forward\n  rank 0 meanwhile: step 2 (epoch 1), comm" in text
     assert 'File "<string>", line' in text, "its stack"
     assert "HungRank" in (tmp_path / "err-1").read_text(), "among its own last words"
+    found = rank_report.read(tmp_path / "error-1")
+    assert found is not None
+    assert (found.kind, found.rank, found.verdict, str(found.place)) == ("hang", 1, "hung", "step 2 (epoch 1), forward")
+    assert found.messages[0] in text
+    assert any('File "<string>", line' in line for line in found.stack)
+    assert not (tmp_path / "error-0").exists(), "only the rank that hung has a report"
     assert time.monotonic() - begin < 20
 
 
@@ -98,7 +105,10 @@ def test_one_that_has_left(tmp_path: Path) -> None:
     codes, text = Node(tmp_path, "communication 60", "backward leave").end()
     assert codes == [-9, 0]
     line = "RankLeft: rank 1 left early, with exit code 0, at step 2 (epoch 1), backward; the others were still at work"
-    assert text.count(line) == 2, "said at once, and again as the last word of the rank that was ended for it"
+    assert text.count(line) == 2, "printed at once, and again for the rank that was ended because of it"
+    found = rank_report.read(tmp_path / "error-0")
+    assert found is not None
+    assert (found.kind, found.rank, found.messages) == ("left", 1, (line,))
 
 
 @pytest.mark.parametrize(("nodes", "codes"), [(1, [-9, -9]), (2, [0, 0])])
