@@ -23,9 +23,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         import torch
 
         from ddp_train.evaluation.exporting import export
-        from ddp_train.evaluation.saved import open_saved
+        from ddp_train.evaluation.saved_model import open_saved_model
 
-        print(export(open_saved(arguments.file, torch.device("cpu")), arguments.output))
+        print(export(open_saved_model(arguments.file, torch.device("cpu")), arguments.output))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -18,7 +18,7 @@ from ddp_train.config.parse import with_values
 from ddp_train.data.pipeline.window import Pipeline
 from ddp_train.data.sources.facts import DatasetFacts
 from ddp_train.data.sources.samples import Dataset
-from ddp_train.diagnostics.beats import Watched
+from ddp_train.diagnostics.heartbeat_phases import Watched
 from ddp_train.distributed.process_group import Ranks
 from ddp_train.distributed.speed_cache import work_of
 from ddp_train.engine.reproducible import Sharded

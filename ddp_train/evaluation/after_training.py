@@ -18,9 +18,9 @@ from ddp_train.config.options import LookingOptions
 from ddp_train.data.sources.facts import DatasetFacts
 from ddp_train.distributed.process_group import on_first_rank
 from ddp_train.engine.evaluate import Examination, examine
-from ddp_train.evaluation.figures import draw
+from ddp_train.evaluation.metrics import draw
 from ddp_train.evaluation.model_card import model_card
-from ddp_train.evaluation.views import tta_in_words, views
+from ddp_train.evaluation.tta import describe_tta, views
 from ddp_train.observers.epoch_table import percent
 from ddp_train.observers.records import add_examination, read_history
 from ddp_train.run_folder import done_marker
@@ -57,7 +57,7 @@ class _Found:
 def _in_words(found: _Found, augmented: Examination, looking: LookingOptions) -> str:
     return (
         f"the best model: {percent(found.plain.top1)}, with test-time augmentation "
-        f"({tta_in_words(looking.tta, looking.tta_below)}) {percent(augmented.top1)}"
+        f"({describe_tta(looking.tta, looking.tta_below)}) {percent(augmented.top1)}"
     )
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ddp_core.errors import UserError
 from ddp_core.files import replacing
-from ddp_train.evaluation.saved import Saved
+from ddp_train.evaluation.saved_model import SavedModel
 
 EXAMPLES, CHECKED = 4, 7
 """Images in the batch that is traced, and in the one that is compared: two sizes, since any must do."""
@@ -24,7 +24,7 @@ TOLERANCE = 1e-4
 Answer = Callable[[Tensor], Tensor]
 
 
-def export(saved: Saved, output: str) -> str:
+def export(saved: SavedModel, output: str) -> str:
     """Write `output`, by its ending; one line on what was written. Errors: UserError, and then nothing is written."""
     if output.endswith(".onnx"):
         missing = [name for name in ("onnx", "onnxscript") if find_spec(name) is None]
@@ -53,7 +53,7 @@ def export(saved: Saved, output: str) -> str:
     )
 
 
-def _program(saved: Saved, example: Tensor) -> tuple[bytes, Answer]:
+def _program(saved: SavedModel, example: Tensor) -> tuple[bytes, Answer]:
     batch = torch.export.Dim("batch", min=1, max=1 << 16)
     program = torch.export.export(saved.network, (example,), dynamic_shapes=({0: batch},))
     file = io.BytesIO()
@@ -62,7 +62,7 @@ def _program(saved: Saved, example: Tensor) -> tuple[bytes, Answer]:
     return file.getvalue(), loaded
 
 
-def _onnx(saved: Saved, example: Tensor) -> tuple[bytes, Answer]:
+def _onnx(saved: SavedModel, example: Tensor) -> tuple[bytes, Answer]:
     import onnx
     from onnx.reference import ReferenceEvaluator
 
@@ -85,7 +85,7 @@ def _onnx(saved: Saved, example: Tensor) -> tuple[bytes, Answer]:
     return data, lambda images: torch.from_numpy(evaluator.run(None, {"images": images.numpy()})[0])
 
 
-def _difference(saved: Saved, answer: Answer, images: Tensor) -> float:
+def _difference(saved: SavedModel, answer: Answer, images: Tensor) -> float:
     """The largest difference of a logit, relative to the largest logit."""
     with torch.no_grad():
         expected, found = saved.network(images), answer(images)

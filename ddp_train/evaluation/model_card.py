@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from ddp_train.config.options import Config, to_dict
 from ddp_train.data.sources.facts import DatasetFacts
 from ddp_train.engine.evaluate import Examination
-from ddp_train.evaluation.views import tta_in_words
+from ddp_train.evaluation.tta import describe_tta
 from ddp_train.observers.epoch_table import duration
 from ddp_train.observers.records import HistoryDocument, RunFacts
 
@@ -43,7 +43,7 @@ def model_card(
     """Markdown. `found`: the examination of the best model, where there was one; `augmented`: with test-time
     augmentation."""
     looking = config.looking
-    tta = None if augmented is None else (tta_in_words(looking.tta, looking.tta_below), augmented.top1)
+    tta = None if augmented is None else (describe_tta(looking.tta, looking.tta_below), augmented.top1)
     parts = [_heading(run, data), _figures(history, found, tta), _classes(data, found), _data(data)]
     parts += [_training(config, run, history), _versions(history), _use(data)]
     return "\n\n".join(part for part in parts if part) + "\n"

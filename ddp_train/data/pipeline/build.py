@@ -12,7 +12,7 @@ from ddp_core.errors import UserError
 from ddp_core.host_memory import available_memory
 from ddp_train.config.batch_split import ceil_div
 from ddp_train.config.options import AugmentOptions, DataOptions
-from ddp_train.data.augment.levels import Augmentation
+from ddp_train.data.augment.augmentation import Augmentation
 from ddp_train.data.augment.operations import create_operations
 from ddp_train.data.pipeline.bad_sample_vote import Agreement
 from ddp_train.data.pipeline.loader import LoaderPipeline

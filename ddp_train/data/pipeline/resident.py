@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddp_train.data.augment.levels import Augmentation, Draws
+from ddp_train.data.augment.augmentation import Augmentation, Draws
 from ddp_train.data.pipeline.sampler import GlobalBatchSampler, Share
 from ddp_train.data.pipeline.window import Batch, Window, micro_batches
 from ddp_train.data.sources.samples import Dataset

@@ -174,7 +174,7 @@ TABLE: tuple[Row, ...] = (
         base="--accumulate 2",
     ),
     silent(
-        "beats",
+        "heartbeat",
         "--step-timeout 300",
         "tests.ddp_train.distributed.test_heartbeat:test_steps_of_a_watched_pipeline",
         base="--step-timeout 0",

@@ -20,7 +20,7 @@ def create(context: Context) -> Technique:
     """The phases of training and evaluation; compilation, which may come in any step, is one of its own."""
     if context.config.model.compile:
         _note_compilation(own)
-    return Technique(name="beats", phase=own.during)
+    return Technique(name="heartbeat", phase=own.during)
 
 
 class Watched:
