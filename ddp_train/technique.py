@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -133,3 +134,9 @@ class Context:
     classes: int
     image_shape: tuple[int, int, int]
     peak_rate: float
+
+    @property
+    def run_folder(self) -> Path:
+        """Where the run writes its files."""
+        assert self.config.run.out_dir is not None
+        return Path(self.config.run.out_dir)

@@ -33,7 +33,7 @@ from ddp_train.tune.balance import Balance
 
 def create_network(resolved: Config, dataset: Dataset | DatasetFacts, device: torch.device) -> nn.Module:
     """The untrained network of a run, on its device."""
-    return models.create_as_told(resolved.model, len(dataset.classes), dataset.image_shape, device)
+    return models.create_from_options(resolved.model, len(dataset.classes), dataset.image_shape, device)
 
 
 def create_precision(resolved: Config, device: torch.device) -> Precision:

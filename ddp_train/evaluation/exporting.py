@@ -1,4 +1,4 @@
-"""Writing a network as a torch.export program or as ONNX, checked against the network itself before it stands."""
+"""Export a network as a torch.export program or as ONNX, once its outputs have been checked against the network."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,9 +18,9 @@ from ddp_core.files import replacing
 from ddp_train.evaluation.saved_model import SavedModel
 
 EXAMPLES, CHECKED = 4, 7
-"""Images in the batch that is traced, and in the one that is compared: two sizes, since any must do."""
+"""Images in the batch that is traced, and in the one that is compared: two sizes, since any must work."""
 TOLERANCE = 1e-4
-"""Of the logits, relative to the largest: other kernels sum in another order."""
+"""Of the logits, relative to the largest: other kernels sum in a different order."""
 
 Answer = Callable[[Tensor], Tensor]
 
@@ -67,15 +68,8 @@ def _onnx(saved: SavedModel, example: Tensor) -> tuple[bytes, Answer]:
     from onnx.reference import ReferenceEvaluator
 
     batch = torch.export.Dim("batch", min=1, max=1 << 16)
-    made = torch.onnx.export(
-        saved.network,
-        (example,),
-        dynamo=True,
-        dynamic_shapes=({0: batch},),
-        input_names=["images"],
-        output_names=["logits"],
-        verbose=False,
-    )
+    names: dict[str, Any] = {"input_names": ["images"], "output_names": ["logits"], "verbose": False}
+    made = torch.onnx.export(saved.network, (example,), dynamo=True, dynamic_shapes=({0: batch},), **names)
     assert made is not None
     model = made.model_proto
     onnx.helper.set_model_props(model, {"dataset.json": saved.facts.dump()})
@@ -94,7 +88,7 @@ def _difference(saved: SavedModel, answer: Answer, images: Tensor) -> float:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporters' talk: what matters is told by the outcome."""
+    """Without the exporters' own messages."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,4 +1,4 @@
-"""A trained network from a file of a run folder: best_model.pth or checkpoint-latest.pt, with what stands beside it."""
+"""A trained network from a file of a run folder: best_model.pth or checkpoint-latest.pt, with the files beside it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class SavedModel:
 
 
 def open_saved_model(path: str, device: torch.device) -> SavedModel:
-    """Open `path`; a run folder stands for its best_model.pth.
+    """Open `path`; for a run folder its best_model.pth.
 
     Errors: UserError, one line, for a file that is missing, damaged or of another model, and where config.yaml and
     dataset.json are not beside it.

@@ -35,7 +35,7 @@ __all__ = [
     "SpeedrunNet",
     "VisionTransformer",
     "WideResNet",
-    "create_as_told",
+    "create_from_options",
     "create_model",
     "names",
     "parameter_count",
@@ -109,7 +109,9 @@ def create_model(
     raise UserError(_unknown(name, torchvision_models.names()))
 
 
-def create_as_told(options: ModelOptions, num_classes: int, image_shape: ImageShape, device: torch.device) -> nn.Module:
+def create_from_options(
+    options: ModelOptions, num_classes: int, image_shape: ImageShape, device: torch.device
+) -> nn.Module:
     """The model that `options` describe, on `device` in their memory layout. Errors: those of `create_model`."""
     network = create_model(
         options.model or "small",

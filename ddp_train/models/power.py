@@ -1,4 +1,4 @@
-"""PowerCifarNet: a VGG-like network whose width is set to what the GPUs can carry."""
+"""PowerCifarNet: a VGG-like network of adjustable width, sized to the GPUs."""
 
 from __future__ import annotations
 

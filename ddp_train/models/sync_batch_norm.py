@@ -21,7 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class SynchronisedBatchNorm(_BatchNorm):
-    """BatchNorm1d, 2d or 3d whose statistics in training are those of all ranks' samples; parameters and names alike.
+    """BatchNorm1d, 2d or 3d whose statistics in training are those of all ranks' samples; same parameters and names.
 
     Not torch's SyncBatchNorm by class: DistributedDataParallel refuses that one on a CPU.
     """

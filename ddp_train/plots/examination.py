@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ddp_core.errors import UserError
 from ddp_train.plots.style import INK, PALETTE, SOFT, grid_of_panels, name_ticks, new_figure, style
@@ -77,8 +77,8 @@ def mistakes_figure(pictures: Sequence[Picture], wrong: int, samples: int) -> Fi
         panel.imshow(image[:, :, 0] if grey else image, cmap="gray" if grey else None, vmin=0, vmax=255)
         panel.set_title(f"{_short(picture.label)}\n", fontsize=10, color=INK, pad=3)
         taken = f"taken for {_short(picture.predicted)}, {picture.probability:.0%}"
-        below = {"transform": panel.transAxes, "ha": "center", "va": "bottom"}
-        panel.text(0.5, 1.03, taken, fontsize=8.5, color=PALETTE[1], **below)
+        above: dict[str, Any] = {"transform": panel.transAxes, "ha": "center", "va": "bottom"}
+        panel.text(0.5, 1.03, taken, fontsize=8.5, color=PALETTE[1], **above)
     return figure
 
 

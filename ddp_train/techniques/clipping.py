@@ -40,5 +40,5 @@ class _Clipping:
         return {"norm": self._norm}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take a saved norm over."""
+        """Restore a saved norm."""
         self._norm = state["norm"]

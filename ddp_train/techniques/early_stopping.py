@@ -39,5 +39,5 @@ class _EarlyStopping:
         return {"best": self.best, "waited": self.waited}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take a saved state over."""
+        """Restore a saved state."""
         self.best, self.waited = state["best"], state["waited"]

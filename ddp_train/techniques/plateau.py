@@ -49,6 +49,6 @@ class _Plateau:
         return {"factor": self.factor, "best": self.best if self.best < math.inf else None, "waited": self.waited}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take a saved state over."""
+        """Restore a saved state."""
         self.factor, self.waited = state["factor"], state["waited"]
         self.best = math.inf if state["best"] is None else state["best"]

@@ -89,7 +89,7 @@ def _to_hand_over(images: np.ndarray, indices: np.ndarray) -> tuple[Tensor, Tens
 
 
 class _Batches:
-    """The lists of indices that the DataLoader asks for; set anew for each epoch."""
+    """The lists of indices that the DataLoader asks for; set for each epoch."""
 
     def __init__(self) -> None:
         self.lists: Sequence[list[int]] = ()

@@ -117,8 +117,8 @@ def decode_files(
     """Decode paths[i] into out[i]. out: uint8 [N, H, W, 3] in shared memory (a memory-mapped file, say).
 
     digests: uint8 [N, 32] in shared memory, for the SHA-256 of each file's content. processes: None is one per core
-    that this process may use. progress is told how many are done. Why a file cannot be read, by index; with more
-    than `tolerated` of them it ends there. Errors: UserError when a process dies.
+    that this process may use. progress gets how many are done. Returns why files cannot be read, by index; it stops at
+    more than `tolerated` of them. Errors: UserError when a process dies.
     """
     count = processes or len(os.sched_getaffinity(0))
     count = 1 if len(paths) < _SMALL else min(count, -(-len(paths) // _BLOCK))
@@ -135,7 +135,7 @@ def decode_files(
 
 
 @dataclass(frozen=True)
-class _Report:
+class _Progress:
     """How many files one process has done, and which of the last block cannot be read, by index."""
 
     done: int
@@ -150,7 +150,7 @@ class _Work:
     out: np.ndarray
     digests: np.ndarray | None
 
-    def blocks(self, blocks: range) -> Iterator[_Report]:
+    def blocks(self, blocks: range) -> Iterator[_Progress]:
         """Decode block after block."""
         done = 0
         for first in blocks:
@@ -162,7 +162,7 @@ class _Work:
                 except Unreadable as error:
                     refused[index] = str(error)
             done += last - first
-            yield _Report(done, refused)
+            yield _Progress(done, refused)
 
     def _one(self, index: int) -> None:
         content = _content(self.paths[index])
@@ -223,7 +223,7 @@ def _follow(readers: Sequence[Connection], tolerated: int, progress: Callable[[i
         for reader in wait(list(running)):
             assert isinstance(reader, Connection)
             try:
-                report: _Report | None = reader.recv()
+                report: _Progress | None = reader.recv()
             except EOFError:
                 raise UserError("a process that decodes images was killed: is the machine out of memory?") from None
             if report is None:

@@ -83,7 +83,7 @@ class Manifest:
         return cls(folder, {})
 
     def write(self, splits: Mapping[str, Seen]) -> None:
-        """Write it anew, atomically; nothing where no folder takes it."""
+        """Replace it atomically; nothing where no folder is writable."""
         parts = {part: dict(seen.undecodable) for part, seen in splits.items()}
         record = {"schema": SCHEMA, "folder": str(self.folder.resolve()), "when": time.time(), "parts": parts}  # noqa: TID251
         arrays: dict[str, Any] = {"record": np.frombuffer(json.dumps(record).encode(), np.uint8)}

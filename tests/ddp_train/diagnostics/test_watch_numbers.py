@@ -55,7 +55,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "weight": (lambda: (m := net(), spoil(m[3].weight))[0], "the weight of layer 3 (Linear) is not finite"),
     "buffer": (lambda: (m := net(), spoil(m[1].running_var))[0], "the running_var of layer 1 (BatchNorm1d)"),
     "output": (lambda: nn.Sequential(nn.Linear(4, 6), Log(), nn.ReLU()), "the output of layer 1 (Log) is not finite"),
-    "between": (Outside, "what layer last (Linear) is given, computed behind first (Linear), is not finite"),
+    "between": (Outside, "what layer last (Linear) is given, computed after first (Linear), is not finite"),
 }
 
 

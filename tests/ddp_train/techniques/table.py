@@ -170,7 +170,7 @@ TABLE: tuple[Row, ...] = (
     silent(
         "watch_numbers",
         "--watch-numbers --accumulate 2",
-        "tests.ddp_train.diagnostics.test_numbers:test_the_first_bad_layer_is_named",
+        "tests.ddp_train.diagnostics.test_watch_numbers:test_the_first_bad_layer_is_named",
         base="--accumulate 2",
     ),
     silent(
