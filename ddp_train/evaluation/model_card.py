@@ -17,8 +17,8 @@ from ddp_train.observers.epoch_table import duration
 from ddp_train.observers.records import HistoryDocument, RunFacts
 
 NAMED_CLASSES = 30
-SETTINGS: tuple[str, ...] = ("epochs", "batch_size", "optimizer", "lr", "lr_scaling", "weight_decay", "scheduler", "warmup_epochs")
-SETTINGS += ("augment", "amp", "seed")
+SETTINGS: tuple[str, ...] = ("epochs", "batch_size", "optimizer", "lr", "lr_scaling", "weight_decay", "scheduler")
+SETTINGS += ("warmup_epochs", "augment", "amp", "seed")
 
 
 def model_card(
