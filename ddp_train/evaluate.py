@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.speaks if isinstance(error, SharedError) else ranks.is_first:
             print(f"error: {error}", file=sys.stderr, flush=True)
         else:
-            time.sleep(0.3)  # the rank that speaks ends first, so that no other looks like the cause
+            time.sleep(0.3)  # the rank that prints ends first, so that no other looks like the cause
         return 2
     return 0
 

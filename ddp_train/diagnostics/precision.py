@@ -1,4 +1,4 @@
-"""`python -m ddp_train.diagnostics.precision`: one batch in each number format that the device has, against float64.
+"""`python -m ddp_train.diagnostics.precision`: one batch in each number format of the device, compared with float64.
 
 For each format the relative error of the loss and of the gradient (all weights as one vector), and the time of a
 forward and backward pass. Dropout is off, batch statistics are those of training. The table goes to stdout; a mistake

@@ -1,4 +1,4 @@
-"""Reduce the learning rate on a plateau: a fall whenever the test loss has not become lower for some epochs.
+"""Reduce the learning rate on a plateau: it falls whenever the test loss has not improved for some epochs.
 
 Source: torch.optim.lr_scheduler.ReduceLROnPlateau (mode min, threshold 1e-4 relative), whose rule this is. Effect: the
 rate follows the run instead of a plan. Cost: none. It replaces the other schedulers; warm-up stays. Its state is in the

@@ -1,4 +1,4 @@
-"""Which techniques a run has, in which order: a table of (name, when, module)."""
+"""The techniques of a run, in order: a table of (name, when, module)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """How many batches the loader's worker processes may hold ready in /dev/shm, through which they hand them over.
 
-Where it is full torch's workers end with a traceback or a bus error in the middle of a run; so it is looked at before.
+Where it is full torch's workers end with a traceback or a bus error in the middle of a run; so it is checked before.
 """
 
 from __future__ import annotations

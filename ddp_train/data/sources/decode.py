@@ -44,7 +44,7 @@ def read_unchanged(path: str | Path, size: tuple[int, int], stamp: np.ndarray | 
 
 
 class Unreadable(Exception):
-    """Why a file cannot be read as an image, or that it has changed, in words that follow its name."""
+    """Why a file cannot be read as an image, or that it has changed, as text that follows its name."""
 
 
 def _content(path: str | Path, stamp: np.ndarray | None = None) -> bytes:
@@ -70,14 +70,10 @@ def _decoded(content: bytes, size: tuple[int, int]) -> np.ndarray:
     except MemoryError:
         raise
     except Exception as error:  # each decoder has its own: OSError, ValueError, SyntaxError, struct.error, ...
-        raise Unreadable(_in_words(error)) from error
-
-
-def _in_words(error: Exception) -> str:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    if isinstance(error, UnidentifiedImageError):
-        reason = "not an image that Pillow knows"
-    return f"cannot be read as an image ({reason})"
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if isinstance(error, UnidentifiedImageError):
+            reason = "not an image that Pillow knows"
+        raise Unreadable(f"cannot be read as an image ({reason})") from error
 
 
 def fit(image: Image.Image, size: tuple[int, int]) -> np.ndarray:

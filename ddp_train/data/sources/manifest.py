@@ -147,7 +147,7 @@ def digest_of(path: str) -> bytes:
 
 
 def _difference(stamp: np.ndarray, before: np.ndarray, digest: np.ndarray, path: str) -> str | None:
-    """What is other about a file than when it was seen, in words; None where its content is the same.
+    """How a file differs from when it was last read, as text; None where its content is the same.
 
     Of files that were never read (those of the loader pipeline) the size alone is known.
     """
