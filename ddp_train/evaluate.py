@@ -23,10 +23,10 @@ from ddp_train.assemble.resolve_options import set_threads
 from ddp_train.distributed import process_group
 from ddp_train.distributed.process_group import Ranks, together
 from ddp_train.engine.evaluate import examine
-from ddp_train.evaluation import split
-from ddp_train.evaluation.figures import as_json, as_text, draw
-from ddp_train.evaluation.saved import Saved, open_saved
-from ddp_train.evaluation.views import Tta, tta_in_words, views
+from ddp_train.evaluation import dataset as evaluation_dataset
+from ddp_train.evaluation.metrics import as_json, as_text, draw
+from ddp_train.evaluation.saved_model import SavedModel, open_saved_model
+from ddp_train.evaluation.tta import Tta, describe_tta, views
 from ddp_train.optim.precision import Precision
 
 WORST = 24
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.speaks if isinstance(error, SharedError) else ranks.is_first:
             print(f"error: {error}", file=sys.stderr, flush=True)
         else:
-            time.sleep(0.3)  # the rank that speaks ends first, so that no other looks like the cause
+            time.sleep(0.3)  # the rank that prints ends first, so that no other looks like the cause
         return 2
     return 0
 
@@ -76,11 +76,11 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _run(arguments: argparse.Namespace, ranks: Ranks, device: torch.device) -> None:
     saved = together(lambda: _open(arguments, device), ranks)
-    dataset = split.load_split(saved, arguments.data_dir, ranks)
+    dataset = evaluation_dataset.load_split(saved, arguments.data_dir, ranks)
     precision = Precision(arguments.amp, device)
     found = examine(
         saved.network,
-        split.batches(dataset, saved, ranks, arguments.batch_size_per_rank),
+        evaluation_dataset.batches(dataset, saved, ranks, arguments.batch_size_per_rank),
         precision,
         len(dataset.classes),
         views=views(arguments.tta),
@@ -95,7 +95,7 @@ def _run(arguments: argparse.Namespace, ranks: Ranks, device: torch.device) -> N
         document = as_json(found, dataset.classes)
         print(json.dumps({"schema": document["schema"], **what} | document))
     else:
-        tta = "" if arguments.tta == "none" else f", {tta_in_words(arguments.tta, arguments.tta_below)}"
+        tta = "" if arguments.tta == "none" else f", {describe_tta(arguments.tta, arguments.tta_below)}"
         print(f"{what['model']} from {saved.file} on the test split of {dataset.name}: {found.samples:,} images{tta}")
         print("\n".join(as_text(found, dataset.classes)))
     if arguments.pictures:
@@ -103,12 +103,12 @@ def _run(arguments: argparse.Namespace, ranks: Ranks, device: torch.device) -> N
             print(path, file=sys.stderr)
 
 
-def _open(arguments: argparse.Namespace, device: torch.device) -> Saved:
+def _open(arguments: argparse.Namespace, device: torch.device) -> SavedModel:
     if arguments.pictures and not Path(arguments.pictures).is_dir():
         raise UserError(f"--pictures {arguments.pictures}: is not a folder")
     if arguments.amp == "fp16" and device.type != "cuda":
         raise UserError("--amp fp16 needs a GPU; on the CPU use --amp off")
-    saved = open_saved(arguments.checkpoint, device)
+    saved = open_saved_model(arguments.checkpoint, device)
     if arguments.tta != "none" and not saved.facts.flip_ok:
         raise UserError(f"--tta {arguments.tta}: a mirrored image of {saved.facts.name} is not of its class; use none")
     return saved

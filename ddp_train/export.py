@@ -24,9 +24,9 @@ def _export(arguments: argparse.Namespace) -> None:
     import torch
 
     from ddp_train.evaluation.exporting import export
-    from ddp_train.evaluation.saved import open_saved
+    from ddp_train.evaluation.saved_model import open_saved_model
 
-    print(export(open_saved(arguments.file, torch.device("cpu")), arguments.output))
+    print(export(open_saved_model(arguments.file, torch.device("cpu")), arguments.output))
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

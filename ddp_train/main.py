@@ -205,7 +205,7 @@ def _leave_alone(error: BaseException, *, saves: bool) -> NoReturn:
 def _report(error: BaseException, status: int, message: str = "") -> None:
     """Write the error for the launcher, or torchrun, into the error file of this rank."""
     rank = int(os.environ.get("RANK", "0"))
-    found = rank_report.of_error(error, rank=rank, status=status, place=own.place, message=message)
+    found = rank_report.of_error(error, rank=rank, status=status, place=heartbeat.place, message=message)
     rank_report.write(found, os.environ.get(rank_report.ERROR_FILE))
 
 

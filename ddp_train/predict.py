@@ -63,9 +63,9 @@ def _predict(file: str, images: Sequence[str], top: int, wanted: str) -> list[tu
 
     from ddp_train.data.sources.decode import read_image
     from ddp_train.distributed.process_group import Ranks, choose_device
-    from ddp_train.evaluation.saved import open_saved
+    from ddp_train.evaluation.saved_model import open_saved_model
 
-    saved = open_saved(file, choose_device(wanted, Ranks()))
+    saved = open_saved_model(file, choose_device(wanted, Ranks()))
     channels, height, width = saved.facts.image_shape
     normaliser, classes = saved.normaliser(), saved.facts.classes
     found = []

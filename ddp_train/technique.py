@@ -1,4 +1,4 @@
-"""What a training technique is to the trainer: a few seams, each of which it may fill or leave.
+"""What a training technique is to the trainer: a few seams, each of which it may use or leave alone.
 
 A technique lives in a file of its own under techniques/, as a function that takes a `Context` and returns a
 `Technique`. `techniques/registry.py` lists them in order; the trainer calls what they plug in and names none of them.
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -36,7 +37,7 @@ class Moment:
     shard: int
 
     def key(self, purpose: int) -> int:
-        """A 64-bit key for the draws of one purpose in this step and shard (see data/keyed.py)."""
+        """A 64-bit key for the draws of one purpose in this step and shard (see data/augment/keyed_random.py)."""
         return keyed_random.key(keyed_random.key(self.seed, self.step, purpose), self.shard, purpose)
 
     def generator(self, purpose: int) -> torch.Generator:
@@ -48,11 +49,11 @@ class Stateful(Protocol):
     """What a checkpoint carries: tensors, numbers, texts, and lists and dicts of them."""
 
     def state_dict(self) -> dict[str, Any]:
-        """The state, for `load_state_dict` of a run that goes on."""
+        """The state, for `load_state_dict` of a resumed run."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> object:
-        """Take a saved state over."""
+        """Restore a saved state."""
         ...
 
 
@@ -91,9 +92,9 @@ class Technique:
     after_epoch  after evaluation, on all ranks alike; True ends the run
     evaluated    the network to evaluate and keep as the best model, in place of the trained one
     report       numbers for the records, asked for at the progress reports and at the end of an epoch
-    observer     is told what happens in the run, on the first rank alone
+    observer     follows the run, on the first rank alone
     state        for the checkpoint
-    looks        its state changes nothing that is trained: a run that was begun without it may go on with it
+    looks        its state changes nothing that is trained: a run that was started without it may continue with it
     """
 
     name: str
@@ -133,3 +134,9 @@ class Context:
     classes: int
     image_shape: tuple[int, int, int]
     peak_rate: float
+
+    @property
+    def run_folder(self) -> Path:
+        """Where the run writes its files."""
+        assert self.config.run.out_dir is not None
+        return Path(self.config.run.out_dir)

@@ -43,7 +43,7 @@ from ddp_train.config.parse import with_values
 from ddp_train.config.validation import resume_file
 from ddp_train.data.pipeline.window import Pipeline
 from ddp_train.data.sources.facts import DatasetFacts
-from ddp_train.data.sources.on_ranks import describe_left_out, load_on_ranks
+from ddp_train.data.sources.load_on_ranks import describe_left_out, load_on_ranks
 from ddp_train.data.sources.samples import Dataset
 from ddp_train.distributed.allreduce_hook import AllreduceHook
 from ddp_train.distributed.flag_exchange import FlagExchange
@@ -55,7 +55,7 @@ from ddp_train.engine.nan_guard import NanGuard
 from ddp_train.engine.stop_signals import StopSignals
 from ddp_train.engine.trainer import Trainer
 from ddp_train.models.init_from_data import init_from_data
-from ddp_train.models.synchronised import SynchronisedBatchNorm
+from ddp_train.models.sync_batch_norm import SynchronisedBatchNorm
 from ddp_train.observers.console import create_progress
 from ddp_train.observers.records import Observer, RunFacts
 from ddp_train.observers.tensorboard import TensorBoardObserver

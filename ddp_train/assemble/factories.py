@@ -18,11 +18,11 @@ from ddp_train.config.parse import with_values
 from ddp_train.data.pipeline.window import Pipeline
 from ddp_train.data.sources.facts import DatasetFacts
 from ddp_train.data.sources.samples import Dataset
-from ddp_train.diagnostics.beats import Watched
+from ddp_train.diagnostics.heartbeat_phases import Watched
 from ddp_train.distributed.process_group import Ranks
 from ddp_train.distributed.speed_cache import work_of
 from ddp_train.engine.reproducible import Sharded
-from ddp_train.models.synchronised import BATCH_NORMS
+from ddp_train.models.sync_batch_norm import BATCH_NORMS
 from ddp_train.optim import create_optimizer
 from ddp_train.optim.losses import Loss, cross_entropy_sum
 from ddp_train.optim.lr_schedule import Schedule, create_schedule
@@ -34,7 +34,7 @@ from ddp_train.tune.balance import Balance
 
 def create_network(resolved: Config, dataset: Dataset | DatasetFacts, device: torch.device) -> nn.Module:
     """The untrained network of a run, on its device."""
-    return models.create_as_told(resolved.model, len(dataset.classes), dataset.image_shape, device)
+    return models.create_from_options(resolved.model, len(dataset.classes), dataset.image_shape, device)
 
 
 def create_precision(resolved: Config, device: torch.device) -> Precision:

@@ -1,7 +1,7 @@
 """Datasets, the order of samples, augmentation, and the pipelines that bring batches to the device.
 
-Data flows `dataset` (what there is, decoded once into `cache`) -> `sampler` (which samples, when, on which
-rank) -> `pipeline` (`resident` or `loader`: the batches) -> `augment` (on whole batches, by `keyed` draws).
+Data flows from `sources` (datasets, decoded once into `cache`) through `pipeline` (`sampler`: which samples, when, on
+which rank; `resident` or `loader`: the batches) to `augment` (whole batches, with draws from `keyed_random`).
 """
 
 from ddp_train.data.pipeline.build import build_pipeline

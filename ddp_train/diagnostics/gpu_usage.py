@@ -1,8 +1,8 @@
-"""How busy the GPUs are during an epoch, for the records: utilisation and memory as the driver tells them.
+"""How busy the GPUs are during an epoch, for the records: utilisation and memory as the driver reports them.
 
 Effect: `gpu_utilization` (mean, fraction of 1) and `gpu_memory` (highest, bytes) of this node's GPUs in the history,
 in TensorBoard and in the curves; training is not touched. Cost: a few calls of the driver a second, on the first rank;
-on the CPU none. Nothing speaks against a combination. Source: NVML, nvmlDeviceGetUtilizationRates and MemoryInfo.
+on the CPU none. It combines with everything. Source: NVML, nvmlDeviceGetUtilizationRates and MemoryInfo.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ class Usage:
         self._memory = max([self._memory, *(reading.memory_used or 0 for reading in readings)])
 
     def after_epoch(self, record: EpochRecord) -> bool:
-        """The next epoch begins anew; never ends the run."""
+        """Start the next epoch from zero; never ends the run."""
         self._busy, self._memory = [], 0
         return False
 
     def report(self) -> Mapping[str, float]:
-        """What the driver has told in this epoch; what it did not tell is left out."""
+        """What the driver reported in this epoch; what it cannot read is left out."""
         found = {"gpu_utilization": sum(self._busy) / len(self._busy)} if self._busy else {}
         return found | ({"gpu_memory": float(self._memory)} if self._memory else {})

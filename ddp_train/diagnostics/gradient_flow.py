@@ -2,8 +2,8 @@
 
 Effect: shows layers that learn nothing (gradients that vanish towards the input) and those that explode; training is
 not touched. Cost: two reductions per layer at the progress reports (`--log-every`), nothing between them. It sees the
-true gradient of the global batch, before centralisation and clipping; with SAM that is the second one. Nothing
-speaks against a combination.
+true gradient of the global batch, before centralisation and clipping; with SAM that is the second one. It combines
+with everything.
 """
 
 from __future__ import annotations
@@ -29,9 +29,7 @@ def create(context: Context) -> Technique:
     """`--gradient-flow`. The ranks' gradients are the same, so the first rank alone looks."""
     if not context.ranks.is_first:
         return Technique(name="gradient_flow")
-    out_dir = context.config.run.out_dir
-    assert out_dir is not None
-    flow = _GradientFlow(context.network, Path(out_dir), context.config.run.log_every, context.steps_per_epoch)
+    flow = _GradientFlow(context.network, context.run_folder, context.config.run.log_every, context.steps_per_epoch)
     return Technique(name="gradient_flow", gradient=flow.look, observer=flow, state=flow, looks=True)
 
 
@@ -65,27 +63,27 @@ class _GradientFlow(Observer):
         return {"fresh": [[moment.epoch, moment.step, numbers] for moment, numbers in self._fresh]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take saved points over; the file may have them too, of a run that was ended in good order."""
+        """Restore saved points; the file may have them too, if the run was stopped in good order."""
         self._fresh = [(Moment(epoch, step, 0, 0), numbers) for epoch, step, numbers in state["fresh"]]
 
     def _earlier(self, step: int) -> list[FlowPoint]:
-        """What a run that is continued here has recorded before `step`."""
-        with suppress(UserError):  # a new run has none, and a file that was damaged is begun again
+        """What the resumed run recorded before `step`."""
+        with suppress(UserError):  # a new run has none, and a damaged file is started again
             document = read_flow(self._file)
             if step and document["layers"] == list(self._layers):
                 return [point for point in document["points"] if point["step"] <= step]
         return []
 
     def on_epoch(self, record: EpochRecord) -> None:
-        """Write what there is."""
+        """Write the new points."""
         self._write()
 
     def leave(self) -> None:
-        """Write what there is."""
+        """Write the new points."""
         self._write()
 
     def close(self) -> None:
-        """Draw what there is, also of a run that failed: there it is wanted most."""
+        """Draw what there is, above all for a run that failed."""
         self._write()
         if self._points:
             from ddp_train.plots.gradient_flow import plot_flow

@@ -2,7 +2,7 @@
 
 Effect: shows saturated or dead layers and weights that drift; training is not touched. Cost: once an epoch, on the
 first rank, a forward pass in evaluation mode over up to 64 images of the epoch's last batch, and a histogram per layer.
-Nothing speaks against a combination.
+It combines with everything.
 """
 
 from __future__ import annotations
@@ -30,9 +30,7 @@ def create(context: Context) -> Technique:
     """`--histograms`. The weights are the same on all ranks: the first one alone looks."""
     if not context.ranks.is_first:
         return Technique(name="histograms")
-    out_dir = context.config.run.out_dir
-    assert out_dir is not None
-    histograms = _Histograms(context.network, Path(out_dir) / "tensorboard" / "histograms")
+    histograms = _Histograms(context.network, context.run_folder / "tensorboard" / "histograms")
     return Technique(name="histograms", batch=histograms.batch, observer=histograms)
 
 

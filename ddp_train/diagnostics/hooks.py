@@ -72,14 +72,14 @@ def layers(network: nn.Module, names: Collection[str] | None = None) -> dict[str
 def each_output(
     network: nn.Module, see: Callable[[str, Tensor], None], names: Collection[str] | None = None
 ) -> Iterator[None]:
-    """Within the block `see` is told the name and the output (a tensor) of each layer at each of its forward passes."""
+    """Within the block, call `see` with the name and the output (a tensor) of each layer at each forward pass."""
 
     def hook(name: str) -> Callable[[nn.Module, object, object], None]:
-        def tell(module: nn.Module, inputs: object, output: object) -> None:
+        def look(module: nn.Module, inputs: object, output: object) -> None:
             if isinstance(output, Tensor):
                 see(name, output)
 
-        return tell
+        return look
 
     handles = [module.register_forward_hook(hook(name)) for name, module in layers(network, names).items()]
     try:
@@ -91,7 +91,7 @@ def each_output(
 
 @contextmanager
 def watch(network: nn.Module, names: Collection[str] | None = None) -> Iterator[Watch]:
-    """Statistics of the layers' outputs and of the gradients by them, for every pass in the block; the latest stand.
+    """Statistics of the layers' outputs and of the gradients by them, for every pass in the block; the latest are kept.
 
     A gradient's hook is on the output, not on the module: it also sees layers that work in place. Errors: ValueError
     for a name that the network does not have. Each statistic waits for the device.

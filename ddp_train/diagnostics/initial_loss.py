@@ -2,7 +2,7 @@
 
 Effect: one line when the loss of the first step is more than twice that, or less than half: a last layer that starts
 too large, images that are not normalised, or labels that the network can see. Cost: one wait for the device, in the
-first step of a run. Nothing speaks against a combination. Source: Karpathy 2019, "A Recipe for Training Neural
+first step of a run. It combines with everything. Source: Karpathy 2019, "A Recipe for Training Neural
 Networks" ("verify loss @ init").
 """
 

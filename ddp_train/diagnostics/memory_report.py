@@ -1,11 +1,10 @@
 """Peak memory by phase: of forward and backward pass, optimizer step and evaluation, and what the backward pass needs.
 
 Effect: shows what a smaller batch, accumulation or activation checkpointing would save; training is not touched. The
-table stands at the end of the run, and in memory.json. On a GPU the peaks are those of torch's allocator, and reading
-them costs nothing and waits for nothing. On the CPU they are the peak of the whole process's resident memory (Linux;
-unknown where the kernel does not let a process reset it), with two small files read in each phase. "Kept" are the
-tensors that autograd keeps from a forward pass, parameters left out; unknown under torch.compile. Nothing speaks
-against a combination.
+table is printed at the end of the run, and written to memory.json. On a GPU the peaks are those of torch's allocator,
+and reading them is free. On the CPU they are the peak of the whole process's resident memory (Linux; unknown where the
+kernel does not let a process reset it), with two small files read in each phase. "Kept" are the tensors that autograd
+keeps from a forward pass, parameters left out; unknown under torch.compile. It combines with everything.
 """
 
 from __future__ import annotations
@@ -33,15 +32,13 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 def create(context: Context) -> Technique:
     """`--memory-report`. Each epoch joins the ranks' peaks; the first rank writes."""
-    report = _Report(context)
+    report = _PeakMemory(context)
     return Technique(name="memory_report", phase=report.phase, after_epoch=report.after_epoch, observer=report)
 
 
-class _Report(Observer):
+class _PeakMemory(Observer):
     def __init__(self, context: Context) -> None:
-        out_dir = context.config.run.out_dir
-        assert out_dir is not None
-        self._file = Path(out_dir) / "memory.json"
+        self._file = context.run_folder / "memory.json"
         self._device, self._ranks = context.device, context.ranks
         self._network, self._hooks = context.network, not context.config.model.compile
         self._peaks: dict[str, int] = {}
@@ -103,7 +100,7 @@ def reset_peak(device: torch.device) -> bool:
 
 
 def read_peak(device: torch.device) -> int | None:
-    """The peak in bytes since it was reset; None where the system does not tell."""
+    """The peak in bytes since it was reset; None where the system does not report it."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     with contextlib.suppress(OSError):

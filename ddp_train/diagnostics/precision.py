@@ -1,4 +1,4 @@
-"""`python -m ddp_train.diagnostics.precision`: one batch in each number format that the device has, against float64.
+"""`python -m ddp_train.diagnostics.precision`: one batch in each number format of the device, compared with float64.
 
 For each format the relative error of the loss and of the gradient (all weights as one vector), and the time of a
 forward and backward pass. Dropout is off, batch statistics are those of training. The table goes to stdout; a mistake
@@ -119,7 +119,7 @@ def _matmul_precision(name: str) -> Iterator[None]:
 
 
 def _available(device: torch.device) -> dict[str, str]:
-    """Format -> what there is to say about it."""
+    """Format -> a note about it."""
     if device.type == "cpu":
         native = read_host().cpu_flags & {"amx_bf16", "avx512_bf16"}
         return {"fp32": "", "bf16": "" if native else "emulated: this CPU has no native bf16"}
@@ -146,23 +146,15 @@ def _batch(dataset: Dataset, wanted: Config, device: torch.device) -> tuple[Tens
 
 def _table(found: Sequence[Measured]) -> str:
     rows = [("format", "loss", "loss error", "gradient error", "forward + backward", "")]
-    rows += [
-        (
-            m.format,
-            f"{m.loss:.6f}",
-            f"{m.loss_error:.1e}",
-            f"{m.gradient_error:.1e}",
-            f"{m.milliseconds:.2f} ms",
-            m.note,
-        )
-        for m in found
-    ]
-    widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
-    lines = [
-        "  ".join((row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:5], widths[1:5], strict=True)), row[5]))
-        for row in rows
-    ]
-    return "\n".join(line.rstrip() for line in lines)
+    for m in found:
+        errors = (f"{m.loss_error:.1e}", f"{m.gradient_error:.1e}")
+        rows.append((m.format, f"{m.loss:.6f}", *errors, f"{m.milliseconds:.2f} ms", m.note))
+    name, *numbers = (max(map(len, column)) for column in list(zip(*rows, strict=True))[:5])
+    lines = []
+    for first, *cells, note in rows:
+        right = (cell.rjust(width) for cell, width in zip(cells, numbers, strict=True))
+        lines.append("  ".join((first.ljust(name), *right, note)).rstrip())
+    return "\n".join(lines)
 
 
 def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Config]:
@@ -199,7 +191,7 @@ def _compare(own: argparse.Namespace, wanted: Config) -> None:
     data.prepare(name, wanted.data)
     dataset = data.load(name, wanted.data)
     torch.manual_seed(wanted.run.seed)
-    network = models.create_as_told(wanted.model, len(dataset.classes), dataset.image_shape, device)
+    network = models.create_from_options(wanted.model, len(dataset.classes), dataset.image_shape, device)
     found = compare(network, *_batch(dataset, wanted, device), repeats=own.repeats)
     device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     if own.json:

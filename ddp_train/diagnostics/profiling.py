@@ -2,7 +2,7 @@
 
 Effect: `trace.json.gz` for chrome://tracing or ui.perfetto.dev, `profile.txt` with the operations that take most
 time, and the first of them on the screen; training is not touched. Cost: the profiled steps are slower; afterwards
-none. The first rank alone is profiled. Nothing speaks against a combination. Source: the manual of torch.profiler.
+none. The first rank alone is profiled. It combines with everything. Source: the manual of torch.profiler.
 """
 
 from __future__ import annotations
@@ -40,9 +40,7 @@ def create(context: Context) -> Technique:
     """`--profile`."""
     if not context.ranks.is_first:
         return Technique(name="profile")
-    out_dir = context.config.run.out_dir
-    assert out_dir is not None
-    profiling = _Profiling(Path(out_dir), context.device, context.steps_per_epoch, context.epochs)
+    profiling = _Profiling(context.run_folder, context.device, context.steps_per_epoch, context.epochs)
     return Technique(name="profile", after_step=profiling.after_step, observer=profiling)
 
 
@@ -99,11 +97,11 @@ class _Profiling(Observer):
         # Kineto prints lines of its own on stderr, an error among them where there is no GPU.
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")
         self._profiler = profile(activities=activities, acc_events=True)  # without it some versions warn
-        self._wait()
+        self._wait_for_device()
         self._profiler.start()
         self._started = time.monotonic()
 
-    def _wait(self) -> None:
+    def _wait_for_device(self) -> None:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
 
@@ -111,7 +109,7 @@ class _Profiling(Observer):
         """Write the files and print the short table; `last` step of the run, from 1."""
         profiler, self._profiler, self._done = self._profiler, None, True
         assert profiler is not None
-        self._wait()
+        self._wait_for_device()
         milliseconds = (time.monotonic() - self._started) / steps * 1000
         profiler.stop()
         profiler.export_chrome_trace(str(self._trace))

@@ -29,7 +29,7 @@ from ddp_core.errors import TrainingDiverged
 from ddp_core.files import write_text
 from ddp_train.config.validation import LATEST
 from ddp_train.data.pipeline.window import Pipeline
-from ddp_train.diagnostics.numbers import first_bad_layer
+from ddp_train.diagnostics.watch_numbers import first_bad_layer
 from ddp_train.distributed.flag_exchange import FlagExchange
 from ddp_train.distributed.process_group import Ranks
 from ddp_train.engine.gradient_sync import seed_shard

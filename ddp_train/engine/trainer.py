@@ -15,7 +15,7 @@ import torch
 from ddp_core.errors import TrainingDiverged
 from ddp_train.checkpoint.progress import Progress
 from ddp_train.data.pipeline.window import Batch, Window
-from ddp_train.diagnostics.numbers import first_bad_layer
+from ddp_train.diagnostics.watch_numbers import first_bad_layer
 from ddp_train.distributed.process_group import sum_over_ranks
 from ddp_train.engine.components import Components
 from ddp_train.engine.evaluate import Scores, evaluate

@@ -14,13 +14,12 @@ import torch.distributed as dist
 from ddp_core.files import write_text
 from ddp_train.assemble.build import Run
 from ddp_train.checkpoint import format as checkpoint_format
-from ddp_train.config.options import LookingOptions
 from ddp_train.data.sources.facts import DatasetFacts
 from ddp_train.distributed.process_group import on_first_rank
 from ddp_train.engine.evaluate import Examination, examine
-from ddp_train.evaluation.figures import draw
+from ddp_train.evaluation.metrics import draw
 from ddp_train.evaluation.model_card import model_card
-from ddp_train.evaluation.views import tta_in_words, views
+from ddp_train.evaluation.tta import describe_tta, views
 from ddp_train.observers.epoch_table import percent
 from ddp_train.observers.records import add_examination, read_history
 from ddp_train.run_folder import done_marker
@@ -29,7 +28,7 @@ WORST = 24
 
 
 def finish(run: Run) -> None:
-    """Nothing where epochs are left (`--stop-after`). The network holds the best model's weights afterwards."""
+    """Does nothing where epochs are left (`--stop-after`). Afterwards the network has the best model's weights."""
     progress = run.trainer.progress
     if progress.epoch < run.trainer.components.epochs and not progress.stopped:
         return
@@ -37,7 +36,9 @@ def finish(run: Run) -> None:
     if not run.trainer.components.ranks.is_first:
         return
     if found is not None and found.augmented is not None:
-        print(_in_words(found, found.augmented, run.config.looking), file=sys.stderr, flush=True)
+        tta = describe_tta(run.config.looking.tta, run.config.looking.tta_below)
+        line = f"the best model: {percent(found.plain.top1)}, with test-time augmentation ({tta}) "
+        print(line + percent(found.augmented.top1), file=sys.stderr, flush=True)
     if run.folder.history.is_file():
         _write(run, found)
     best = {"epoch": progress.best_epoch or None, "test_accuracy": progress.best_accuracy}
@@ -54,35 +55,21 @@ class _Found:
     augmented: Examination | None
 
 
-def _in_words(found: _Found, augmented: Examination, looking: LookingOptions) -> str:
-    return (
-        f"the best model: {percent(found.plain.top1)}, with test-time augmentation "
-        f"({tta_in_words(looking.tta, looking.tta_below)}) {percent(augmented.top1)}"
-    )
-
-
 def _write(run: Run, found: _Found | None) -> None:
     looking = run.config.looking
     if found is not None:
         draw(found.plain, run.dataset, run.folder.path)
-        figures: dict[str, object] = {"samples": found.plain.samples, "top1": found.plain.top1}
+        metrics: dict[str, object] = {"samples": found.plain.samples, "top1": found.plain.top1}
         if found.augmented is not None:
-            figures |= {"tta": looking.tta, "tta_below": looking.tta_below, "top1_tta": found.augmented.top1}
-        add_examination(run.folder.history, figures)
-    history = read_history(run.folder.history)
-    card = model_card(
-        run.config,
-        run.facts,
-        DatasetFacts.of(run.dataset),
-        history,
-        None if found is None else found.plain,
-        None if found is None else found.augmented,
-    )
-    write_text(run.folder.path / "model_card.md", card)
+            metrics |= {"tta": looking.tta, "tta_below": looking.tta_below, "top1_tta": found.augmented.top1}
+        add_examination(run.folder.history, metrics)
+    history, data = read_history(run.folder.history), DatasetFacts.of(run.dataset)
+    examined = (None, None) if found is None else (found.plain, found.augmented)
+    write_text(run.folder.path / "model_card.md", model_card(run.config, run.facts, data, history, *examined))
 
 
 def _examine(run: Run) -> _Found | None:
-    """The figures of best_model.pth; None where there is none."""
+    """The examination of best_model.pth; None where there is none."""
     components = run.trainer.components
     network = components.evaluated
 

@@ -1,4 +1,4 @@
-"""Writing a network as a torch.export program or as ONNX, checked against the network itself before it stands."""
+"""Export a network as a torch.export program or as ONNX, once its outputs have been checked against the network."""
 
 from __future__ import annotations
 
@@ -8,23 +8,24 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ddp_core.errors import UserError
 from ddp_core.files import replacing
-from ddp_train.evaluation.saved import Saved
+from ddp_train.evaluation.saved_model import SavedModel
 
 EXAMPLES, CHECKED = 4, 7
-"""Images in the batch that is traced, and in the one that is compared: two sizes, since any must do."""
+"""Images in the batch that is traced, and in the one that is compared: two sizes, since any must work."""
 TOLERANCE = 1e-4
-"""Of the logits, relative to the largest: other kernels sum in another order."""
+"""Of the logits, relative to the largest: other kernels sum in a different order."""
 
 Answer = Callable[[Tensor], Tensor]
 
 
-def export(saved: Saved, output: str) -> str:
+def export(saved: SavedModel, output: str) -> str:
     """Write `output`, by its ending; one line on what was written. Errors: UserError, and then nothing is written."""
     if output.endswith(".onnx"):
         missing = [name for name in ("onnx", "onnxscript") if find_spec(name) is None]
@@ -53,7 +54,7 @@ def export(saved: Saved, output: str) -> str:
     )
 
 
-def _program(saved: Saved, example: Tensor) -> tuple[bytes, Answer]:
+def _program(saved: SavedModel, example: Tensor) -> tuple[bytes, Answer]:
     batch = torch.export.Dim("batch", min=1, max=1 << 16)
     program = torch.export.export(saved.network, (example,), dynamic_shapes=({0: batch},))
     file = io.BytesIO()
@@ -62,20 +63,13 @@ def _program(saved: Saved, example: Tensor) -> tuple[bytes, Answer]:
     return file.getvalue(), loaded
 
 
-def _onnx(saved: Saved, example: Tensor) -> tuple[bytes, Answer]:
+def _onnx(saved: SavedModel, example: Tensor) -> tuple[bytes, Answer]:
     import onnx
     from onnx.reference import ReferenceEvaluator
 
     batch = torch.export.Dim("batch", min=1, max=1 << 16)
-    made = torch.onnx.export(
-        saved.network,
-        (example,),
-        dynamo=True,
-        dynamic_shapes=({0: batch},),
-        input_names=["images"],
-        output_names=["logits"],
-        verbose=False,
-    )
+    names: dict[str, Any] = {"input_names": ["images"], "output_names": ["logits"], "verbose": False}
+    made = torch.onnx.export(saved.network, (example,), dynamo=True, dynamic_shapes=({0: batch},), **names)
     assert made is not None
     model = made.model_proto
     onnx.helper.set_model_props(model, {"dataset.json": saved.facts.dump()})
@@ -85,7 +79,7 @@ def _onnx(saved: Saved, example: Tensor) -> tuple[bytes, Answer]:
     return data, lambda images: torch.from_numpy(evaluator.run(None, {"images": images.numpy()})[0])
 
 
-def _difference(saved: Saved, answer: Answer, images: Tensor) -> float:
+def _difference(saved: SavedModel, answer: Answer, images: Tensor) -> float:
     """The largest difference of a logit, relative to the largest logit."""
     with torch.no_grad():
         expected, found = saved.network(images), answer(images)
@@ -94,7 +88,7 @@ def _difference(saved: Saved, answer: Answer, images: Tensor) -> float:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporters' talk: what matters is told by the outcome."""
+    """Without the exporters' own messages."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,4 +1,4 @@
-"""The model card of a run: what it is, its data, its numbers, and how it was made. Measured figures alone.
+"""The model card of a run: what it is, its data, its results, and how it was made. Only measured numbers.
 
 The form follows Mitchell et al. 2019, "Model Cards for Model Reporting" (arXiv:1810.03993), as far as a run can know.
 """
@@ -12,24 +12,13 @@ from collections.abc import Sequence
 from ddp_train.config.options import Config, to_dict
 from ddp_train.data.sources.facts import DatasetFacts
 from ddp_train.engine.evaluate import Examination
-from ddp_train.evaluation.views import tta_in_words
+from ddp_train.evaluation.tta import describe_tta
 from ddp_train.observers.epoch_table import duration
 from ddp_train.observers.records import HistoryDocument, RunFacts
 
 NAMED_CLASSES = 30
-SETTINGS = (
-    "epochs",
-    "batch_size",
-    "optimizer",
-    "lr",
-    "lr_scaling",
-    "weight_decay",
-    "scheduler",
-    "warmup_epochs",
-    "augment",
-    "amp",
-    "seed",
-)
+SETTINGS: tuple[str, ...] = ("epochs", "batch_size", "optimizer", "lr", "lr_scaling", "weight_decay", "scheduler")
+SETTINGS += ("warmup_epochs", "augment", "amp", "seed")
 
 
 def model_card(
@@ -43,8 +32,8 @@ def model_card(
     """Markdown. `found`: the examination of the best model, where there was one; `augmented`: with test-time
     augmentation."""
     looking = config.looking
-    tta = None if augmented is None else (tta_in_words(looking.tta, looking.tta_below), augmented.top1)
-    parts = [_heading(run, data), _figures(history, found, tta), _classes(data, found), _data(data)]
+    tta = None if augmented is None else (describe_tta(looking.tta, looking.tta_below), augmented.top1)
+    parts = [_heading(run, data), _results(history, found, tta), _classes(data, found), _data(data)]
     parts += [_training(config, run, history), _versions(history), _use(data)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -57,8 +46,8 @@ def _heading(run: RunFacts, data: DatasetFacts) -> str:
     )
 
 
-def _figures(history: HistoryDocument, found: Examination | None, tta: tuple[str, float] | None) -> str:
-    """`tta`: the views of test-time augmentation in words, and the accuracy with them."""
+def _results(history: HistoryDocument, found: Examination | None, tta: tuple[str, float] | None) -> str:
+    """`tta`: the description of test-time augmentation, and the accuracy with them."""
     best = history["best"]
     rows = [("best epoch", f"{best['epoch']} of {history['epochs'][-1]['epoch']}")] if best["epoch"] else []
     if found is not None:
@@ -127,7 +116,7 @@ def _use(data: DatasetFacts) -> str:
         "## Use\n\nFrom this folder:\n\n```\npython -m ddp_train.predict best_model.pth IMAGE...\n"
         "python -m ddp_train.evaluate --checkpoint best_model.pth --data-dir DIR\n"
         "python -m ddp_train.export best_model.pth -o model.pt2\n```\n\n"
-        f"It knows the classes of {data.name} alone: whatever else it is shown is taken for one of them."
+        f"It knows only the classes of {data.name}: any other image is assigned to one of them."
     )
 
 

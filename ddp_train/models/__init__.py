@@ -1,7 +1,7 @@
 """The models by name: our own, any classification model of torchvision, and yours as package.module:function.
 
-A family of our own is one file with its module class, added to `_OWN` below. Where torchvision has a model of the same
-name, ours is meant, and torchvision's is `torchvision:NAME`. torchvision is imported only when one of its names is
+Our own models are module classes that are listed in `_OWN` below. Where torchvision has a model of the same name, the
+name means ours, and torchvision's is `torchvision:NAME`. torchvision is imported only when one of its names is
 asked for: its import costs seconds on every rank.
 """
 
@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -18,12 +17,10 @@ from torch import nn
 
 from ddp_core.errors import UserError
 from ddp_train.config.options import ModelOptions
-from ddp_train.models import imported
-from ddp_train.models.blocks import Residual
+from ddp_train.config.user_function import load_function
+from ddp_train.models.blocks import ImageShape, Residual
 from ddp_train.models.power import PowerCifarNet
-from ddp_train.models.residual import ResidualCifarNet
-from ddp_train.models.resnet18 import ResNet18
-from ddp_train.models.shape import ImageShape
+from ddp_train.models.resnet import ResidualCifarNet, ResNet18
 from ddp_train.models.small import SmallCifarNet
 from ddp_train.models.speedrun import SpeedrunNet
 from ddp_train.models.vit import VisionTransformer
@@ -38,7 +35,7 @@ __all__ = [
     "SpeedrunNet",
     "VisionTransformer",
     "WideResNet",
-    "create_as_told",
+    "create_from_options",
     "create_model",
     "names",
     "parameter_count",
@@ -47,26 +44,15 @@ __all__ = [
 TORCHVISION = "torchvision:"
 
 
-@dataclass(frozen=True)
-class _Family:
-    """A module class, and which of the options of `create_model` it takes."""
-
-    make: Callable[..., nn.Module]
-    takes: tuple[str, ...]
-
-    def __call__(self, num_classes: int, image_shape: ImageShape, told: Mapping[str, object]) -> nn.Module:
-        known = {name: told[name] for name in self.takes if told[name] is not None}
-        return self.make(num_classes, image_shape, **known)
-
-
-_OWN: dict[str, _Family] = {
-    "small": _Family(SmallCifarNet, ("dropout",)),
-    "power": _Family(PowerCifarNet, ("width_mult", "dropout")),
-    "residual": _Family(ResidualCifarNet, ("width_mult", "dropout")),
-    "wideresnet": _Family(WideResNet, ("width_mult", "n_layers", "dropout")),
-    "resnet18": _Family(ResNet18, ("width_mult", "dropout")),
-    "speedrun": _Family(SpeedrunNet, ("width_mult", "dropout")),
-    "vit": _Family(VisionTransformer, ("hidden_dim", "n_layers", "n_heads", "dropout", "attention")),
+# Name -> module class, and which of the options of `create_model` it takes.
+_OWN: dict[str, tuple[Callable[..., nn.Module], tuple[str, ...]]] = {
+    "small": (SmallCifarNet, ("dropout",)),
+    "power": (PowerCifarNet, ("width_mult", "dropout")),
+    "residual": (ResidualCifarNet, ("width_mult", "dropout")),
+    "wideresnet": (WideResNet, ("width_mult", "n_layers", "dropout")),
+    "resnet18": (ResNet18, ("width_mult", "dropout")),
+    "speedrun": (SpeedrunNet, ("width_mult", "dropout")),
+    "vit": (VisionTransformer, ("hidden_dim", "n_layers", "n_heads", "dropout", "attention")),
 }
 
 
@@ -89,16 +75,16 @@ def create_model(
 ) -> nn.Module:
     """A freshly initialised model: images float32 [N, C, H, W] to logits [N, num_classes].
 
-    `image_shape` is (C, H, W). Of the rest None is the model's own default (dropout 0.0 is off), and what a model does
-    not take is not looked at. Weights come from torch's global generator: seed it first. Raises UserError for an
-    unknown name, a value out of range, and images that the model cannot take.
+    `image_shape` is (C, H, W). None is the model's own default (dropout 0.0 is off); options that a model does not
+    take are ignored. Weights come from torch's global generator: seed it first. Raises UserError for an unknown name, a
+    value out of range, and images that the model cannot take.
     """
     if dropout is not None and not 0.0 <= dropout < 1.0:
         raise UserError(f"--dropout {dropout}: a probability of at least 0 and below 1 is needed")
     if width_mult is not None and not (math.isfinite(width_mult) and int(64 * width_mult) >= 1):
         raise UserError(f"--width-mult {width_mult}: a number of at least {1 / 64} is needed")
     if name in _OWN:
-        told = {
+        options = {
             "width_mult": width_mult,
             "dropout": dropout,
             "hidden_dim": hidden_dim,
@@ -106,9 +92,15 @@ def create_model(
             "n_heads": n_heads,
             "attention": attention,
         }
-        return _OWN[name](num_classes, image_shape, told)
+        make, takes = _OWN[name]
+        return make(num_classes, image_shape, **{key: options[key] for key in takes if options[key] is not None})
     if ":" in name and not name.startswith(TORCHVISION):
-        return imported.create(name, num_classes, image_shape)
+        network = load_function("--model", name, num_classes=..., image_shape=...)(
+            num_classes=num_classes, image_shape=image_shape
+        )
+        if not isinstance(network, nn.Module):
+            raise UserError(f"--model {name}: returned a {type(network).__name__}, not a torch.nn.Module")
+        return network
 
     from ddp_train.models import torchvision_models  # here, not above: imports torchvision
 
@@ -117,7 +109,9 @@ def create_model(
     raise UserError(_unknown(name, torchvision_models.names()))
 
 
-def create_as_told(options: ModelOptions, num_classes: int, image_shape: ImageShape, device: torch.device) -> nn.Module:
+def create_from_options(
+    options: ModelOptions, num_classes: int, image_shape: ImageShape, device: torch.device
+) -> nn.Module:
     """The model that `options` describe, on `device` in their memory layout. Errors: those of `create_model`."""
     network = create_model(
         options.model or "small",

@@ -1,13 +1,34 @@
-"""The parts that the residual families share: stem, block (a place where a technique can drop the branch), head.
+"""What our own models share: image shapes, stem, residual block, head, and the initial weights.
 
-Source: He et al. 2016 (arXiv:1512.03385); pre-activation as in arXiv:1603.05027.
-
-Initial weights of our own convolutional models.
+Source of the blocks: He et al. 2016 (arXiv:1512.03385); pre-activation as in arXiv:1603.05027.
 """
 
 from __future__ import annotations
 
 from torch import Tensor, nn
+
+from ddp_core.errors import UserError
+
+ImageShape = tuple[int, int, int]
+"""(channels, height, width)."""
+
+
+def require_size(model: str, image_shape: ImageShape, least: int) -> None:
+    """Raise UserError when an image is less than `least` pixels high or wide."""
+    _, height, width = image_shape
+    if min(height, width) < least:
+        raise UserError(
+            f"--model {model} cannot take {height}x{width} images: at least {least}x{least} pixels are needed"
+        )
+
+
+def conv_norm_relu(in_channels: int, channels: int, stride: int = 1) -> list[nn.Module]:
+    """A 3x3 convolution (its bias is batch norm's), batch norm and ReLU."""
+    return [
+        nn.Conv2d(in_channels, channels, 3, stride=stride, padding=1, bias=False),
+        nn.BatchNorm2d(channels),
+        nn.ReLU(inplace=True),
+    ]
 
 
 class Residual(nn.Module):
@@ -41,11 +62,7 @@ class Residual(nn.Module):
 
 def stem(in_channels: int, channels: int) -> nn.Sequential:
     """A 3x3 convolution without stride, batch norm and ReLU: for small images."""
-    return nn.Sequential(
-        nn.Conv2d(in_channels, channels, 3, padding=1, bias=False),
-        nn.BatchNorm2d(channels),
-        nn.ReLU(inplace=True),
-    )
+    return nn.Sequential(*conv_norm_relu(in_channels, channels))
 
 
 def head(channels: int, num_classes: int, dropout: float) -> nn.Sequential:
@@ -54,7 +71,7 @@ def head(channels: int, num_classes: int, dropout: float) -> nn.Sequential:
 
 
 def basic_block(in_channels: int, channels: int, stride: int = 1) -> Residual:
-    """Two 3x3 convolutions, each with batch norm, and ReLU behind the first and behind the sum.
+    """Two 3x3 convolutions, each with batch norm, and ReLU after the first and after the sum.
 
     Where the shape changes the shortcut is a 1x1 convolution with batch norm.
     """
@@ -64,9 +81,7 @@ def basic_block(in_channels: int, channels: int, stride: int = 1) -> Residual:
             nn.Conv2d(in_channels, channels, 1, stride=stride, bias=False), nn.BatchNorm2d(channels)
         )
     branch = nn.Sequential(
-        nn.Conv2d(in_channels, channels, 3, stride=stride, padding=1, bias=False),  # batch norm has the bias
-        nn.BatchNorm2d(channels),
-        nn.ReLU(inplace=True),
+        *conv_norm_relu(in_channels, channels, stride),
         nn.Conv2d(channels, channels, 3, padding=1, bias=False),
         nn.BatchNorm2d(channels),
     )

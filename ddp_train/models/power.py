@@ -1,11 +1,10 @@
-"""PowerCifarNet: a VGG-like network whose width is set to what the GPUs can carry."""
+"""PowerCifarNet: a VGG-like network of adjustable width, sized to the GPUs."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ddp_train.models.blocks import init_weights
-from ddp_train.models.shape import ImageShape, require_size
+from ddp_train.models.blocks import ImageShape, conv_norm_relu, init_weights, require_size
 
 _GROUPS = 4
 _LEAST_SIDE = 2**_GROUPS
@@ -21,20 +20,16 @@ class PowerCifarNet(nn.Module):
     """
 
     def __init__(
-        self,
-        num_classes: int,
-        image_shape: ImageShape = (3, 32, 32),
-        *,
-        width_mult: float = 1.0,
-        dropout: float = 0.5,
+        self, num_classes: int, image_shape: ImageShape = (3, 32, 32), *, width_mult: float = 1.0, dropout: float = 0.5
     ) -> None:
         super().__init__()
         require_size("power", image_shape, _LEAST_SIDE)
         channels, first = image_shape[0], int(64 * width_mult)
         groups: list[nn.Module] = []
         for group in range(_GROUPS):
-            groups.append(_group(channels, first << group, dropout / 5))
-            channels = first << group
+            before, channels = channels, first << group
+            layers = [*conv_norm_relu(before, channels), *conv_norm_relu(channels, channels)]
+            groups.append(nn.Sequential(*layers, nn.MaxPool2d(2), nn.Dropout2d(dropout / 5)))
         self.features = nn.Sequential(*groups, nn.AdaptiveAvgPool2d(1), nn.Flatten())
         self.classifier = nn.Sequential(
             nn.Linear(channels, channels),
@@ -51,16 +46,3 @@ class PowerCifarNet(nn.Module):
         """images: float [N, C, H, W]; returns logits [N, num_classes]."""
         logits: Tensor = self.classifier(self.features(images))
         return logits
-
-
-def _group(in_channels: int, channels: int, dropout: float) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(in_channels, channels, 3, padding=1, bias=False),  # batch norm has the bias
-        nn.BatchNorm2d(channels),
-        nn.ReLU(inplace=True),
-        nn.Conv2d(channels, channels, 3, padding=1, bias=False),
-        nn.BatchNorm2d(channels),
-        nn.ReLU(inplace=True),
-        nn.MaxPool2d(2),
-        nn.Dropout2d(dropout),
-    )

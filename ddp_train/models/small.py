@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ddp_train.models.blocks import init_weights
-from ddp_train.models.shape import ImageShape, require_size
+from ddp_train.models.blocks import ImageShape, conv_norm_relu, init_weights, require_size
 
 _CHANNELS = (32, 64, 128)
 _HIDDEN = 512
@@ -25,12 +24,7 @@ class SmallCifarNet(nn.Module):
         channels, height, width = image_shape
         layers: list[nn.Module] = []
         for out_channels in _CHANNELS:
-            layers += [
-                nn.Conv2d(channels, out_channels, 3, padding=1, bias=False),  # batch norm has the bias
-                nn.BatchNorm2d(out_channels),
-                nn.ReLU(inplace=True),
-                nn.MaxPool2d(2),
-            ]
+            layers += [*conv_norm_relu(channels, out_channels), nn.MaxPool2d(2)]
             channels = out_channels
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Sequential(

@@ -1,10 +1,10 @@
 """SpeedrunNet: the network of the fastest known CIFAR-10 runs, at any width.
 
-A frozen first layer turns 2x2 patches into coordinates that are uncorrelated and of like size, in both signs; three
+A frozen first layer turns 2x2 patches into coordinates that are uncorrelated and of similar size, in both signs; three
 groups of two 3x3 convolutions follow, which start as the identity; batch norm has biases alone; one linear layer ends
 it, whose output is scaled down. Source: Jordan 2024, "94% on CIFAR-10 in 3.29 seconds on a single GPU"
-(arXiv:2404.00498), sections 3.1 to 3.4; the whitening is Page's (2018, "How to train your ResNet"). In the place of
-GELU stands its approximation x sigmoid(1.702 x) (Hendrycks and Gimpel 2016, arXiv:1606.08415), as SiLU of 1.702 x: the
+(arXiv:2404.00498), sections 3.1 to 3.4; the whitening is Page's (2018, "How to train your ResNet"). GELU is
+replaced by its approximation x sigmoid(1.702 x) (Hendrycks and Gimpel 2016, arXiv:1606.08415), as SiLU of 1.702 x: the
 exact one takes a CPU longer than the convolutions.
 """
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ddp_core.errors import UserError
-from ddp_train.models.shape import ImageShape, require_size
+from ddp_train.models.blocks import ImageShape, require_size
 
 _CHANNELS = (64, 256, 256)
 _PATCH = 2
@@ -28,7 +28,7 @@ _STATISTICS_MOMENTUM = 0.4
 _HEAD_DEVIATION = 0.48
 """Of the last layer's weights, which the output's scale takes out again: so it bears the rate of the biases."""
 _SLOPE = 1.702
-"""What GELU's approximation multiplies its input by; batch norm and the last scale take it out behind the SiLU."""
+"""What GELU's approximation multiplies its input by; batch norm and the last scale take it out after the SiLU."""
 
 
 class SpeedrunNet(nn.Module):
@@ -88,7 +88,7 @@ def whitening_kernels(images: Tensor, patch: int) -> Tensor:
     flat = images.double().unfold(2, patch, 1).unfold(3, patch, 1).permute(0, 2, 3, 1, 4, 5)
     flat = flat.reshape(-1, channels * patch * patch)
     variances, directions = torch.linalg.eigh(flat.T @ flat / len(flat))
-    # The sign of an eigenvector is anybody's: take the one in which its largest entry is positive.
+    # The sign of an eigenvector is arbitrary: choose the one that makes its largest entry positive.
     largest = directions.gather(0, directions.abs().argmax(0, keepdim=True))
     directions = directions * largest.sign() / (variances + _LEAST_VARIANCE).sqrt()
     return directions.T.reshape(-1, channels, patch, patch).float()

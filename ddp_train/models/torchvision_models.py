@@ -7,7 +7,7 @@ import torchvision
 from torch import nn
 
 from ddp_core.errors import UserError
-from ddp_train.models.shape import ImageShape
+from ddp_train.models.blocks import ImageShape
 
 _REFUSALS = (RuntimeError, ValueError, AssertionError)  # what models raise for images that they cannot take
 _LARGEST_SIDE = 512

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from ddp_core.errors import UserError
 from ddp_train.models.attention import SelfAttention
-from ddp_train.models.blocks import Residual
-from ddp_train.models.shape import ImageShape
+from ddp_train.models.blocks import ImageShape, Residual
 
 PATCH = 4
 _HEAD_WIDTH = 64
@@ -22,7 +21,7 @@ _HEAD_WIDTH = 64
 class VisionTransformer(nn.Module):
     """`n_layers` layers of self-attention and a two-layer perceptron of 4 x `hidden_dim`, normalised before each.
 
-    `n_heads` None: one for each 64 of `hidden_dim`. `dropout`: behind the positions and at the end of each branch.
+    `n_heads` None: one for each 64 of `hidden_dim`. `dropout`: after the positions and at the end of each branch.
     `attention`: see attention.py. 2.4 million parameters by default, 18.9 with 512 and 6 layers. Positions are sines,
     so that images may change their size. Raises UserError for images whose sides are no multiples of 4, and for a
     `hidden_dim` that does not divide among the heads or by 4.

@@ -5,8 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ddp_core.errors import UserError
-from ddp_train.models.blocks import Residual, init_weights
-from ddp_train.models.shape import ImageShape, require_size
+from ddp_train.models.blocks import ImageShape, Residual, conv_norm_relu, init_weights, require_size
 
 _CHANNELS = (16, 32, 64)
 _LEAST_SIDE = 4
@@ -58,12 +57,10 @@ class WideResNet(nn.Module):
 
 
 def _block(in_channels: int, channels: int, *, stride: int, dropout: float) -> Residual:
-    """Batch norm, ReLU, convolution, twice. Where the shape changes the shortcut starts behind the first ReLU."""
+    """Batch norm, ReLU, convolution, twice. Where the shape changes the shortcut starts after the first ReLU."""
     before = [nn.BatchNorm2d(in_channels), nn.ReLU(inplace=True)]
     branch: list[nn.Module] = [
-        nn.Conv2d(in_channels, channels, 3, stride=stride, padding=1, bias=False),
-        nn.BatchNorm2d(channels),
-        nn.ReLU(inplace=True),
+        *conv_norm_relu(in_channels, channels, stride),
         nn.Dropout(dropout),
         nn.Conv2d(channels, channels, 3, padding=1, bias=False),
     ]

@@ -1,6 +1,6 @@
 """What a person sees of a run, on stderr: a live display on a terminal, one plain line per epoch elsewhere.
 
-Both show the same table, one row per finished epoch. On a terminal a live area stands under it: a
+Both show the same table, one row per finished epoch. On a terminal there is a live area under it: a
 bar for the epoch, one for the run, and one for each GPU's utilisation and memory.
 """
 
@@ -39,19 +39,35 @@ def create_progress(stream: TextIO | None = None) -> Observer:
     return PlainProgress(stream) if console.is_dumb_terminal else LiveProgress(console)
 
 
-class PlainProgress(Observer):
-    """A heading, then one aligned line per epoch, each flushed at once: for log files and pipes."""
+class _Progress(Observer):
+    """What both displays know of the run."""
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+    def __init__(self) -> None:
         self._facts: RunFacts | None = None
         self._table = EpochTable()
         self._started = time.monotonic()
 
     def on_start(self, facts: RunFacts) -> None:
-        """Print what is trained on what, and the table's heading."""
+        """Start the clock and the table."""
         self._facts, self._started = facts, time.monotonic()
         self._table = EpochTable(facts.epochs, facts.best_accuracy)
+
+    def _summary(self, best: Best) -> str | None:
+        if self._facts is None:
+            return None
+        return summary(best, time.monotonic() - self._started, self._facts.out_dir)
+
+
+class PlainProgress(_Progress):
+    """A heading, then one aligned line per epoch, each flushed at once: for log files and pipes."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__()
+        self._stream = stream
+
+    def on_start(self, facts: RunFacts) -> None:
+        """Print what is trained on what, and the table's heading."""
+        super().on_start(facts)
         for line in (*facts.notes, *describe(facts), self._table.heading()):
             self._print(line)
 
@@ -61,23 +77,21 @@ class PlainProgress(Observer):
 
     def on_end(self, best: Best) -> None:
         """Print the best epoch and the time that the run took."""
-        if self._facts is not None:
-            self._print(summary(best, time.monotonic() - self._started, self._facts.out_dir))
+        if line := self._summary(best):
+            self._print(line)
 
     def _print(self, line: str) -> None:
         print(line, file=self._stream, flush=True)
 
 
-class LiveProgress(Observer):
+class LiveProgress(_Progress):
     """Finished epochs as a growing table above a live area, which a thread redraws twice a second."""
 
     def __init__(self, console: Console) -> None:
+        super().__init__()
         self._console = console
-        self._facts: RunFacts | None = None
         self._report: StepReport | None = None
-        self._table = EpochTable()
         self._live: Live | None = None
-        self._started = time.monotonic()
         self._gpus: list[Reading] = []
         self._gpus_read_at = -math.inf
 
@@ -87,8 +101,7 @@ class LiveProgress(Observer):
         from rich.panel import Panel
         from rich.text import Text
 
-        self._facts, self._started = facts, time.monotonic()
-        self._table = EpochTable(facts.epochs, facts.best_accuracy)
+        super().on_start(facts)
         for note in facts.notes:
             self._console.print(Text(note, style="yellow"))
         text = Text("\n").join(Text(line) for line in describe(facts))
@@ -121,8 +134,7 @@ class LiveProgress(Observer):
         from rich.text import Text
 
         self.close()
-        if self._facts is not None:
-            line = summary(best, time.monotonic() - self._started, self._facts.out_dir)
+        if line := self._summary(best):
             self._console.print(Text(line, style="bold green"))
 
     def leave(self) -> None:
@@ -136,7 +148,7 @@ class LiveProgress(Observer):
             self._live = None
 
     def render(self) -> RenderableType:
-        """The live area as it stands now: label, bar, count and numbers in four columns."""
+        """The live area now: label, bar, count and numbers in four columns."""
         from rich.table import Table
 
         grid = Table.grid(padding=(0, 2, 0, 0))
@@ -191,7 +203,7 @@ def _bar(done: float, total: float) -> RenderableType:
 
 
 def gpu_row(index: int, reading: Reading) -> tuple[str, RenderableType, str, str]:
-    """A GPU's label, its utilisation as a bar and as a number, and what else the driver tells."""
+    """A GPU's label, its utilisation as a bar and as a number, and what else the driver reports."""
     busy = reading.utilization
     parts = []
     if reading.memory_used is not None and reading.memory_total is not None:

@@ -6,7 +6,7 @@ import math
 
 from ddp_train.observers.records import Best, EpochRecord, RunFacts
 
-# Heading and width of each column; the mark of a best epoch takes the first place of the column after test accuracy.
+# Heading and width of each column; the mark of a best epoch is in the first place of the column after test accuracy.
 _COLUMNS = (
     ("epoch", 7),
     ("train loss", 12),
@@ -32,7 +32,7 @@ class EpochTable:
         return "".join(name.rjust(width) for name, width in _COLUMNS)
 
     def row(self, record: EpochRecord) -> tuple[str, bool]:
-        """The epoch's line, and whether its test accuracy is the best so far (it then bears a `*`)."""
+        """The epoch's line, and whether its test accuracy is the best so far (it is then marked `*`)."""
         is_best = record.test_accuracy > self._best
         if is_best:
             self._best = record.test_accuracy

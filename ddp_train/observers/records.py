@@ -1,6 +1,6 @@
 """What a run records: the facts and numbers that pass from the trainer to its observers, and the history file.
 
-The trainer tells observers RunFacts once, a StepReport now and then, an EpochRecord per epoch, and
+Observers get RunFacts once, a StepReport now and then, an EpochRecord per epoch, and
 the best epoch at the end. Observers (progress display, TensorBoard) never influence training.
 """
 
@@ -125,7 +125,7 @@ class History:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], environment: Mapping[str, object] | None = None) -> History:
-        """The history in `path`, with `environment` (when given) in the place of the stored one.
+        """The history in `path`, with `environment` (when given) replacing the stored one.
 
         Raises UserError, one line naming the file, when it is missing or not such a history.
         """
@@ -249,7 +249,7 @@ def _strict(value: Any) -> Any:
 
 
 class Observer:
-    """Is told what happens in a run, on the first rank alone; every method may be left out."""
+    """Follows a run, on the first rank alone; every method is optional."""
 
     def on_start(self, facts: RunFacts) -> None:
         """Before the first step."""
@@ -261,7 +261,7 @@ class Observer:
         """After an epoch and its evaluation."""
 
     def on_save(self) -> None:
-        """Before a checkpoint within an epoch: what was told so far has to be on the disk as well."""
+        """Before a checkpoint within an epoch: what was recorded so far must be on the disk as well."""
 
     def on_end(self, best: Best) -> None:
         """After the last epoch of a run that went well."""

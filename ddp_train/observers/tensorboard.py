@@ -31,10 +31,10 @@ _NAME = "events.out.tfevents."
 
 
 def open_writer(folder: Path, purge_step: int) -> SummaryWriter:
-    """A writer into `folder` whose x-axis goes on at `purge_step`; what older files hold from there on is void.
+    """A writer into `folder` whose x-axis continues at `purge_step`; later points of older files are dropped.
 
     TensorBoard reads a folder's files by name and never goes back to an earlier one. A file of the same second, or
-    of a clock that has been set back since, could sort behind the new one: then the older files are renamed.
+    of a clock that has been set back since, could sort after the new one: then the older files are renamed.
     Raises OSError when the folder cannot be written.
     """
     # TensorBoard's documented switch for its own file layer: else it imports TensorFlow where that is installed.
@@ -53,7 +53,7 @@ class TensorBoardObserver(Observer):
     """Writes event files: epoch curves over the epoch in `folder`/epochs, step curves over the step in `folder`/steps.
 
     Two folders, since a resumed run tells TensorBoard the x-axis position from which older events are
-    void (`purge_step`), and that counts for every curve of a folder.
+    dropped (`purge_step`), and that counts for every curve of a folder.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -88,7 +88,7 @@ class TensorBoardObserver(Observer):
         self.on_save()
 
     def on_save(self) -> None:
-        """Flush: a run that goes on from here must find no gap."""
+        """Flush: a run that resumes from here must find no gap."""
         for writer in (self._epochs, self._steps):
             if writer is not None:
                 writer.flush()

@@ -20,7 +20,7 @@ NAMES = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "learning
 
 
 class WandbObserver(Observer):
-    """Logs step numbers over "step" and epoch numbers over "epoch"; a resumed run goes on in the same W&B run.
+    """Logs step numbers over "step" and epoch numbers over "epoch"; a resumed run continues the same W&B run.
 
     `config`: every option of the run, by name. The run's id is kept in `folder`/wandb_id.txt.
     """

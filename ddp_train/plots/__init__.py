@@ -1,4 +1,4 @@
-"""Pictures: `python -m ddp_train.plots history|schedules ... -o FILE.png`. matplotlib is imported when one is drawn."""
+"""Pictures: `python -m ddp_train.plots COMMAND ... -o FILE.png`. matplotlib is imported when a picture is drawn."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A contact sheet of augmentation: `python -m ddp_train.plots augment -o FILE.png [--data-dir DIR]`.
 
-Each row is one option, each group of columns one image as several epochs show it. What is drawn comes from the very
-code that trains.
+Each row is one option, each group of columns one image as several epochs show it. The pictures are made by the code
+that trains.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ddp_core.errors import UserError
 from ddp_train import data
 from ddp_train.config.options import AugmentOptions, DataOptions
 from ddp_train.data.pipeline.build import create_augmentation
-from ddp_train.data.sources.samples import Dataset, Split, channel_statistics
+from ddp_train.data.sources.samples import Dataset, Split, dataset_in_memory
 from ddp_train.plots.style import DPI, INK, SOFT, new_figure, save
 from ddp_train.techniques import mixing
 from ddp_train.techniques.progressive_resize import side_in_epoch
@@ -34,7 +34,7 @@ LEAST_PIXELS = 64
 GAP = 1 / 16
 """White between pictures, as a share of their side."""
 
-# Each row: the words beside it, and the options that they stand for.
+# Each row: its label, and the options that it shows.
 SAMPLE_ROWS: tuple[tuple[str, AugmentOptions], ...] = (
     ("--augment minimal", AugmentOptions(augment="minimal")),
     ("--augment balanced", AugmentOptions(augment="balanced")),
@@ -58,16 +58,16 @@ def augment_figure(dataset: Dataset, seed: int) -> Figure:
     plain = create_augmentation(dataset, AugmentOptions(augment="none"), seed, "cpu")
     images = plain(chosen, torch.arange(len(chosen)), 0)
     rows: list[tuple[str, list[Tensor]]] = [("the images", [images] * DRAWS)]
-    for words, options in SAMPLE_ROWS:
+    for label, options in SAMPLE_ROWS:
         augmentation = create_augmentation(dataset, options, seed, "cpu")
-        rows.append((words, [augmentation(chosen, torch.arange(len(chosen)), epoch) for epoch in range(DRAWS)]))
-    for words, change in BATCH_ROWS:
+        rows.append((label, [augmentation(chosen, torch.arange(len(chosen)), epoch) for epoch in range(DRAWS)]))
+    for label, change in BATCH_ROWS:
         batches = [change(images, draw, seed) for draw in range(DRAWS)]
-        rows.append((words.format(half=min(dataset.image_shape[1:]) // 2), batches))
+        rows.append((label.format(half=min(dataset.image_shape[1:]) // 2), batches))
     sheet = _sheet([batches for _, batches in rows], dataset)
     figure, axes = _axes(sheet, images.shape[3], f"Augmentation  ·  {dataset.name}")
     height, width = sheet.shape[0] / len(rows), sheet.shape[1] / len(chosen)
-    axes.set_yticks([height * (i + 0.5) for i in range(len(rows))], [words for words, _ in rows])
+    axes.set_yticks([height * (i + 0.5) for i in range(len(rows))], [label for label, _ in rows])
     axes.set_xticks(
         [width * (i + 0.5) for i in range(len(chosen))],
         [f"image {i + 1} in {DRAWS} epochs" for i in range(len(chosen))],
@@ -79,7 +79,7 @@ def augment_figure(dataset: Dataset, seed: int) -> Figure:
 
 
 def _axes(sheet: np.ndarray, side: int, title: str) -> tuple[Figure, Axes]:
-    """A figure of the sheet, each pixel a whole number of pixels, beside and above room for words."""
+    """A figure of the sheet, each pixel a whole number of pixels, with room for labels on the left and above."""
     scale = -(-LEAST_PIXELS // side)
     width, height = sheet.shape[1] * scale / DPI, sheet.shape[0] * scale / DPI
     beside, above, below = 2.3, 0.5, 0.4  # inches
@@ -99,9 +99,8 @@ def photographs() -> Dataset:
     china, flower = load_sample_images().images
     squares = [china[:420, 20:440], flower[20:420, 160:560]]
     images = np.stack([np.asarray(Image.fromarray(square).resize((64, 64))) for square in squares])
-    mean, std = channel_statistics(images)
     split = Split(np.arange(len(images)), images)
-    return Dataset("scikit-learn's photographs", ("temple", "flower"), split, split, mean, std, (3, 64, 64))
+    return dataset_in_memory("scikit-learn's photographs", ("temple", "flower"), split, split)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -171,17 +170,14 @@ def _sheet(rows: list[list[Tensor]], dataset: Dataset) -> np.ndarray:
         groups = []
         for image in range(len(batches[0])):
             pictures = [(batch[image].numpy() * std + mean).clip(0, 1) for batch in batches]
-            groups.append(np.concatenate([_framed(picture, 1) for picture in pictures], axis=2))
-        strips.append(np.concatenate([np.pad(g, _border(g, 0, 3), constant_values=1.0) for g in groups], axis=2))
+            groups.append(np.concatenate([_bordered(picture, 1, 1) for picture in pictures], axis=2))
+        strips.append(np.concatenate([_bordered(group, 0, 3) for group in groups], axis=2))
     sheet = np.concatenate(strips, axis=1).transpose(1, 2, 0)
     return sheet.repeat(3, axis=2) if sheet.shape[2] == 1 else sheet
 
 
-def _framed(picture: np.ndarray, gaps: int) -> np.ndarray:
-    return np.pad(picture, _border(picture, gaps, gaps), constant_values=1.0)
-
-
-def _border(picture: np.ndarray, vertical: int, horizontal: int) -> tuple[tuple[int, int], ...]:
-    """Padding of [C, H, W] by so many gaps on each side."""
+def _bordered(picture: np.ndarray, vertical: int, horizontal: int) -> np.ndarray:
+    """[C, H, W] with this many white gaps above and below, and to the left and right."""
     pixels = max(1, round(picture.shape[1] * GAP))
-    return (0, 0), (vertical * pixels, vertical * pixels), (horizontal * pixels, horizontal * pixels)
+    border = ((0, 0), (vertical * pixels, vertical * pixels), (horizontal * pixels, horizontal * pixels))
+    return np.pad(picture, border, constant_values=1.0)

@@ -1,7 +1,4 @@
-"""The confusion matrix: which class is taken for which.
-
-The worst-classified images: those whose true class the model thought least likely.
-"""
+"""Pictures of an evaluation: the confusion matrix, and the images whose true class the model thought least likely."""
 
 from __future__ import annotations
 
@@ -10,16 +7,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ddp_core.errors import UserError
-from ddp_train.plots.style import INK, PALETTE, SOFT, new_figure, style
+from ddp_train.plots.style import INK, PALETTE, SOFT, grid_of_panels, name_ticks, new_figure, style
 
 if TYPE_CHECKING:
+    import numpy as np
     from matplotlib.figure import Figure
 
 CLASSES_UP_TO = 60
 """More classes make a picture that nobody can read."""
 NUMBERS_UP_TO = 20
+"""Classes up to which each cell shows its percentage."""
 LEVEL_UP_TO = 3
-"""Classes up to which each cell bears its percentage."""
+"""Letters of a class name up to which the names are level; longer ones are turned."""
+COLUMNS, LEAST_COLUMNS = 6, 4
 
 
 def confusion_figure(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> Figure:
@@ -40,28 +40,16 @@ def confusion_figure(confusion: Sequence[Sequence[int]], classes: Sequence[str])
     axes.spines["bottom"].set_visible(False)
     small = 10 if len(classes) <= NUMBERS_UP_TO else 7
     places = range(len(classes))
-    turned: dict[str, Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
-    turned = turned if max(map(len, classes)) > LEVEL_UP_TO else {}
-    axes.set_xticks(places, classes, fontsize=small, color=INK, **turned)
+    name_ticks(axes, places, classes, size=small, turn=45 if max(map(len, classes)) > LEVEL_UP_TO else 0)
     axes.set_yticks(places, classes, fontsize=small, color=INK)
     axes.set_ylabel("true class", fontsize=10, color=SOFT)
-    if len(classes) <= NUMBERS_UP_TO:
-        for row in places:
-            for column in places:
-                if counts[row, column]:
-                    share = shares[row, column]
-                    color = "white" if share > 0.3 else INK
-                    weight = "bold" if row == column else "normal"
-                    text = f"{share * 100:.1f}" if share < 0.9995 else "100"
-                    axes.text(column, row, text, ha="center", va="center", fontsize=9, color=color, weight=weight)
+    for row, column in np.argwhere(counts).tolist() if len(classes) <= NUMBERS_UP_TO else ():
+        share = shares[row, column]
+        color = "white" if share > 0.3 else INK
+        weight = "bold" if row == column else "normal"
+        text = f"{share * 100:.1f}" if share < 0.9995 else "100"
+        axes.text(column, row, text, ha="center", va="center", fontsize=9, color=color, weight=weight)
     return figure
-
-
-if TYPE_CHECKING:
-    import numpy as np
-    from matplotlib.figure import Figure
-
-COLUMNS, LEAST_COLUMNS = 6, 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,19 +69,16 @@ def mistakes_figure(pictures: Sequence[Picture], wrong: int, samples: int) -> Fi
     columns = min(COLUMNS, max(len(pictures), LEAST_COLUMNS))
     rows = -(-len(pictures) // columns)
     title = f"Worst-classified images  ·  {len(pictures)} of {wrong:,} mistakes in {samples:,} images"
-    figure = new_figure(2.1 * columns, 2.55 * rows + 0.6, title)
-    panels = figure.subplots(rows, columns, squeeze=False).flatten()
-    for panel in panels:
+    figure, panels = grid_of_panels(2.1 * columns, 2.55 * rows + 0.6, title, rows, columns, len(pictures))
+    for panel, picture in zip(panels, pictures, strict=True):
         panel.set_axis_off()
-    for panel, picture in zip(panels, pictures, strict=False):
         image = picture.image
         grey = image.shape[2] == 1
         panel.imshow(image[:, :, 0] if grey else image, cmap="gray" if grey else None, vmin=0, vmax=255)
         panel.set_title(f"{_short(picture.label)}\n", fontsize=10, color=INK, pad=3)
         taken = f"taken for {_short(picture.predicted)}, {picture.probability:.0%}"
-        panel.text(
-            0.5, 1.03, taken, transform=panel.transAxes, ha="center", va="bottom", fontsize=8.5, color=PALETTE[1]
-        )
+        above: dict[str, Any] = {"transform": panel.transAxes, "ha": "center", "va": "bottom"}
+        panel.text(0.5, 1.03, taken, fontsize=8.5, color=PALETTE[1], **above)
     return figure
 
 

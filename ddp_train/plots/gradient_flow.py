@@ -1,9 +1,7 @@
 """Gradient flow: `python -m ddp_train.plots gradient_flow FILE.json -o FILE.png`.
 
-Above: each layer's gradient at the latest step that was measured, with the range of its mean over the run. Below: the
-mean of every layer over the steps, as a map: darker towards the left is a gradient that vanishes towards the input.
-
-The file gradient_flow.json: its form, and reading it.
+Upper panel: each layer's gradient at the latest measured step, and the range of its mean over the run. Lower panel:
+the mean of every layer over the steps, as a map: darker towards the left is a gradient that vanishes towards the input.
 """
 
 from __future__ import annotations
@@ -14,101 +12,19 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 from ddp_core.errors import UserError
-from ddp_train.plots.style import INK, PALETTE, SOFT, legend, new_figure, save, style
+from ddp_train.plots.style import PALETTE, SOFT, legend, name_ticks, new_figure, save, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 NAMED_UP_TO = 40
+"""Layers up to which each has its name at the axis; with more, every n-th has."""
 NAMED_LEVEL_UP_TO = 8
 STEPS_NAMED = 12
-"""Layers up to which each has its name at the axis; of more every n-th has."""
-
-
-def plot_flow(document: FlowDocument, path: str | os.PathLike[str]) -> None:
-    """Draw the document as a PNG in the place of `path`. Errors: UserError."""
-    save(flow_figure(document), path)
-
-
-def flow_figure(document: FlowDocument) -> Figure:
-    """Two panels of all layers, from the input on the left. UserError where nothing was measured."""
-    if not document["points"] or not document["layers"]:
-        raise UserError("the gradient flow has no points to draw")
-    last, layers = document["points"][-1], len(document["layers"])
-    shown = f"{layers} layers, {len(document['points'])} steps measured"
-    figure = new_figure(min(24, max(10, 4 + 0.34 * layers)), 9, f"Gradient flow  ·  {shown}")
-    bars, over_time = figure.subplots(2, 1, height_ratios=(1, 1.15))
-    _draw_latest(bars, document, f"step {last['step']:,}, epoch {last['epoch']}")
-    _draw_map(figure, over_time, document)
-    return figure
-
-
-def _draw_latest(axes: Axes, document: FlowDocument, when: str) -> None:
-    style(axes, f"|gradient| per layer at {when}", "input on the left, output on the right")
-    last, positions = document["points"][-1], range(len(document["layers"]))
-    over_run = [[p["mean"][at] for p in document["points"]] for at in positions]
-    low, high = ([pick(_positive(values), default=math.nan) for values in over_run] for pick in (min, max))
-    axes.set_yscale("log")
-    axes.vlines(positions, low, high, color=PALETTE[0], alpha=0.25, linewidth=7, label="mean, range over the run")
-    axes.plot(positions, _drawn(last["largest"]), "^", color=PALETTE[1], markersize=6, label="largest")
-    axes.plot(positions, _drawn(last["mean"]), "o", color=PALETTE[0], markersize=6, label="mean", zorder=4)
-    axes.set_xlim(-0.6, len(positions) - 0.4)
-    axes.set_xticks([])
-    # Room above the bars: at any layer one may reach to the top.
-    bottom, top = axes.get_ylim()
-    axes.set_ylim(bottom, top * (top / bottom) ** 0.15)
-    legend(axes, loc="upper right", ncols=3)
-
-
-def _draw_map(figure: Figure, axes: Axes, document: FlowDocument) -> None:
-    from matplotlib.colors import LogNorm
-
-    style(axes, "Mean |gradient| over the run", "optimizer steps downwards; grey: zero or not finite")
-    axes.grid(False)
-    rows = [_drawn(point["mean"]) for point in document["points"]]
-    known = _positive([value for row in rows for value in row])
-    axes.set_facecolor("#BBBBBB")
-    low, high = (min(known), max(known)) if known else (0.1, 1.0)
-    picture = axes.imshow(
-        rows, aspect="auto", cmap="viridis", norm=LogNorm(low, max(high, low * 1.01)), interpolation="nearest"
-    )
-    bar = figure.colorbar(picture, ax=axes, pad=0.01, fraction=0.03)
-    bar.ax.tick_params(which="both", colors=SOFT, labelsize=9, length=0)
-    bar.outline.set_visible(False)  # type: ignore[operator]
-    every = -(-len(document["layers"]) // NAMED_UP_TO)
-    positions = range(0, len(document["layers"]), every)
-    names = [document["layers"][at] for at in positions]
-    level = len(document["layers"]) <= NAMED_LEVEL_UP_TO
-    turned: dict[str, Any] = {} if level else {"rotation": 60, "ha": "right", "rotation_mode": "anchor"}
-    axes.set_xticks(positions, names, fontsize=9, color=INK, **turned)
-    steps = [point["step"] for point in document["points"]]
-    marks = range(0, len(steps), -(-len(steps) // STEPS_NAMED))
-    axes.set_yticks(marks, [f"{steps[at]:,}" for at in marks])
-    axes.set_ylabel("step", color=SOFT)
-
-
-def _positive(values: Sequence[float | None]) -> list[float]:
-    return [value for value in values if value is not None and value > 0 and math.isfinite(value)]
-
-
-def _drawn(values: Sequence[float | None]) -> list[float]:
-    """NaN, which is left out, in the place of what a logarithmic axis has no place for."""
-    return [value if value is not None and value > 0 else math.nan for value in values]
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command `gradient_flow`."""
-    parser.add_argument("file", metavar="FILE.json", help="gradient_flow.json of a run with --gradient-flow")
-
-
-def run(arguments: argparse.Namespace) -> None:
-    """Draw `arguments.file` into `arguments.output`. Errors: UserError."""
-    plot_flow(read_flow(arguments.file), arguments.output)
-
 
 SCHEMA = "ddp-train-gradient-flow/1"
 
@@ -146,7 +62,7 @@ def read_flow(path: str | os.PathLike[str]) -> FlowDocument:
         raise UserError(f"{path} is not a gradient flow: layers or points is missing")
     for number, point in enumerate(points):
         if not _is_point(point, len(layers)):
-            raise UserError(f"{path} is not a gradient flow: points[{number}] has not a mean and a largest per layer")
+            raise UserError(f"{path} is not a gradient flow: points[{number}] needs a mean and a largest per layer")
     return document
 
 
@@ -154,8 +70,88 @@ def _is_point(point: object, layers: int) -> bool:
     if not isinstance(point, dict) or not all(isinstance(point.get(name), int) for name in ("epoch", "step")):
         return False
     columns = [point.get(name) for name in ("mean", "largest")]
-    return all(isinstance(column, list) and len(column) == layers and _are_numbers(column) for column in columns)
+    return all(
+        isinstance(column, list)
+        and len(column) == layers
+        and all(value is None or isinstance(value, (int, float)) for value in column)
+        for column in columns
+    )
 
 
-def _are_numbers(column: list[object]) -> bool:
-    return all(value is None or isinstance(value, (int, float)) for value in column)
+def plot_flow(document: FlowDocument, path: str | os.PathLike[str]) -> None:
+    """Draw the document as a PNG, replacing `path`. Errors: UserError."""
+    save(flow_figure(document), path)
+
+
+def flow_figure(document: FlowDocument) -> Figure:
+    """Two panels of all layers, from the input on the left. UserError where nothing was measured."""
+    if not document["points"] or not document["layers"]:
+        raise UserError("the gradient flow has no points to draw")
+    last, layers = document["points"][-1], len(document["layers"])
+    shown = f"{layers} layers, {len(document['points'])} steps measured"
+    figure = new_figure(min(24, max(10, 4 + 0.34 * layers)), 9, f"Gradient flow  ·  {shown}")
+    bars, over_time = figure.subplots(2, 1, height_ratios=(1, 1.15))
+    _draw_latest(bars, document, f"step {last['step']:,}, epoch {last['epoch']}")
+    _draw_map(figure, over_time, document)
+    return figure
+
+
+def _draw_latest(axes: Axes, document: FlowDocument, when: str) -> None:
+    style(axes, f"|gradient| per layer at {when}", "input on the left, output on the right")
+    last, positions = document["points"][-1], range(len(document["layers"]))
+    over_run = [[p["mean"][at] for p in document["points"]] for at in positions]
+    low, high = ([pick(_positive(values), default=math.nan) for values in over_run] for pick in (min, max))
+    axes.set_yscale("log")
+    axes.vlines(positions, low, high, color=PALETTE[0], alpha=0.25, linewidth=7, label="mean, range over the run")
+    axes.plot(positions, _drawn(last["largest"]), "^", color=PALETTE[1], markersize=6, label="largest")
+    axes.plot(positions, _drawn(last["mean"]), "o", color=PALETTE[0], markersize=6, label="mean", zorder=4)
+    axes.set_xlim(-0.6, len(positions) - 0.4)
+    axes.set_xticks([])
+    # Room above the bars for the legend: any of them may reach the top.
+    bottom, top = axes.get_ylim()
+    axes.set_ylim(bottom, top * (top / bottom) ** 0.15)
+    legend(axes, loc="upper right", ncols=3)
+
+
+def _draw_map(figure: Figure, axes: Axes, document: FlowDocument) -> None:
+    from matplotlib.colors import LogNorm
+
+    style(axes, "Mean |gradient| over the run", "optimizer steps downwards; grey: zero or not finite")
+    axes.grid(False)
+    rows = [_drawn(point["mean"]) for point in document["points"]]
+    known = _positive([value for row in rows for value in row])
+    axes.set_facecolor("#BBBBBB")
+    low, high = (min(known), max(known)) if known else (0.1, 1.0)
+    picture = axes.imshow(
+        rows, aspect="auto", cmap="viridis", norm=LogNorm(low, max(high, low * 1.01)), interpolation="nearest"
+    )
+    bar = figure.colorbar(picture, ax=axes, pad=0.01, fraction=0.03)
+    bar.ax.tick_params(which="both", colors=SOFT, labelsize=9, length=0)
+    bar.outline.set_visible(False)  # type: ignore[operator]
+    every = -(-len(document["layers"]) // NAMED_UP_TO)
+    positions = range(0, len(document["layers"]), every)
+    names = [document["layers"][at] for at in positions]
+    name_ticks(axes, positions, names, size=9, turn=60 if len(document["layers"]) > NAMED_LEVEL_UP_TO else 0)
+    steps = [point["step"] for point in document["points"]]
+    marks = range(0, len(steps), -(-len(steps) // STEPS_NAMED))
+    axes.set_yticks(marks, [f"{steps[at]:,}" for at in marks])
+    axes.set_ylabel("step", color=SOFT)
+
+
+def _positive(values: Sequence[float | None]) -> list[float]:
+    return [value for value in values if value is not None and value > 0 and math.isfinite(value)]
+
+
+def _drawn(values: Sequence[float | None]) -> list[float]:
+    """NaN, which is not drawn, for what a logarithmic axis cannot show."""
+    return [value if value is not None and value > 0 else math.nan for value in values]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command `gradient_flow`."""
+    parser.add_argument("file", metavar="FILE.json", help="gradient_flow.json of a run with --gradient-flow")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Draw `arguments.file` into `arguments.output`. Errors: UserError."""
+    plot_flow(read_flow(arguments.file), arguments.output)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, get_args, get_type_hints
 from ddp_core.errors import UserError
 from ddp_train.config.options import ScheduleOptions
 from ddp_train.optim.lr_schedule import create_schedule
-from ddp_train.plots.style import PALETTE, new_figure, save, style
+from ddp_train.plots.style import PALETTE, grid_of_panels, percent_axis, save, style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,15 +20,11 @@ STEPS = 100
 
 def schedules_figure(epochs: int, warmup_epochs: float) -> Figure:
     """Every scheduler with its defaults over `epochs`, as a share of the peak rate."""
-    from matplotlib.ticker import PercentFormatter
-
-    # `auto` is one of the others; what `plateau` does is decided by the test loss of a run.
+    # `auto` is one of the others; `plateau` follows the test loss of a run.
     names = [name for name in get_args(get_type_hints(ScheduleOptions)["scheduler"]) if name not in ("auto", "plateau")]
     rows = -(-len(names) // COLUMNS)
-    figure = new_figure(
-        12, 2.6 * rows + 0.6, f"Learning-rate schedules  ·  {epochs} epochs, {warmup_epochs:g} of warm-up"
-    )
-    panels = figure.subplots(rows, COLUMNS, squeeze=False).flatten()
+    title = f"Learning-rate schedules  ·  {epochs} epochs, {warmup_epochs:g} of warm-up"
+    figure, panels = grid_of_panels(12, 2.6 * rows + 0.6, title, rows, COLUMNS, len(names))
     for panel, name, color in zip(panels, names, PALETTE * len(names), strict=False):
         options = ScheduleOptions(scheduler=name, warmup_epochs=warmup_epochs)
         factor = create_schedule(options, epochs=epochs, steps_per_epoch=STEPS, peak_rate=1.0)
@@ -37,9 +33,7 @@ def schedules_figure(epochs: int, warmup_epochs: float) -> Figure:
         panel.plot([step / STEPS for step in steps], [factor(step) for step in steps], color=color, linewidth=2.2)
         panel.set_ylim(0, 1.05)
         panel.set_xlim(0, epochs)
-        panel.yaxis.set_major_formatter(PercentFormatter(xmax=1))
-    for panel in panels[len(names) :]:
-        panel.set_axis_off()
+        percent_axis(panel)
     return figure
 
 

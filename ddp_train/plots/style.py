@@ -1,13 +1,14 @@
-"""How pictures look here: one palette, quiet axes, no frames.
+"""The style of all pictures: one palette, light axes, no frames.
 
-Figures are made without pyplot: no global state, no display, safe beside a user's own matplotlib, which is imported
+Figures are made without pyplot: no global state, no display, no effect on a user's own matplotlib, which is imported
 when something is drawn.
 """
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ddp_core.files import replacing
 
@@ -15,8 +16,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    Panels: TypeAlias = tuple[Figure, list[Axes]]
+
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#444444")
-"""Okabe and Ito's: told apart with every common colour blindness."""
+"""Okabe and Ito's: distinct with every common colour blindness."""
 INK, SOFT, GRID = "#222222", "#6B6B6B", "#E3E3E3"
 DPI = 150
 
@@ -46,13 +49,35 @@ def style(axes: Axes, title: str, unit: str = "", x_label: str = "") -> None:
 
 
 def legend(axes: Axes, *, loc: str = "best", ncols: int = 1) -> None:
-    """The labelled curves, where there is room, or at a place of matplotlib's name."""
+    """The labelled curves; `loc` is matplotlib's name of a place."""
     shown = axes.legend(loc=loc, ncols=ncols, fontsize=9, frameon=True, framealpha=0.9, edgecolor="none")  # type: ignore[call-overload]
     for text in shown.get_texts():
         text.set_color(INK)
 
 
+def percent_axis(axes: Axes) -> None:
+    """Fractions of 1 on the y axis, shown in percent."""
+    from matplotlib.ticker import PercentFormatter
+
+    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
+
+
+def name_ticks(axes: Axes, positions: Sequence[int], names: Sequence[str], *, size: float, turn: float) -> None:
+    """Names along the x axis, turned by `turn` degrees (0: level)."""
+    turned: dict[str, Any] = {"rotation": turn, "ha": "right", "rotation_mode": "anchor"} if turn else {}
+    axes.set_xticks(positions, names, fontsize=size, color=INK, **turned)
+
+
+def grid_of_panels(width: float, height: float, title: str, rows: int, columns: int, count: int) -> Panels:
+    """A figure and `count` panels in rows and columns; the places after the last one stay empty."""
+    figure = new_figure(width, height, title)
+    panels = figure.subplots(rows, columns, squeeze=False).flatten().tolist()
+    for panel in panels[count:]:
+        panel.set_axis_off()
+    return figure, panels[:count]
+
+
 def save(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """The figure as a PNG in the place of `path`. UserError when it cannot be written."""
+    """The figure as a PNG, replacing `path`. UserError when it cannot be written."""
     with replacing(path) as file:
         figure.savefig(file, format="png")

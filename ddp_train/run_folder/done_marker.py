@@ -1,6 +1,6 @@
 """The marker of a finished run: done.json, the last file that a run writes. Torch-free, as it is read before torch is.
 
-It is on the disk, as all that it speaks of, before the ranks part.
+It is on the disk, like all that it refers to, before the ranks end.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def mark(folder: Path, *, epochs: int, epoch: int, step: int, best: dict[str, An
 
 
 def unmark(folder: Path) -> None:
-    """A run that goes on is not finished."""
+    """A run that continues is not finished."""
     (folder / FILE).unlink(missing_ok=True)
 
 

@@ -32,13 +32,13 @@ class RunFolder:
         self.tensorboard = path / "tensorboard"
 
     def write_config(self, resolved: Config) -> None:
-        """Everything that the run was told or found out, as YAML that --config takes back."""
+        """Every option and what the run decided, as YAML that --config reads."""
         once = {"resume": None, "stop_after": None, "changed_data": "stop"}
         shown = with_values(resolved, once)
         write_text(self.path / "config.yaml", dump(shown))
 
     def write_dataset(self, facts: DatasetFacts) -> None:
-        """dataset.json: what a saved model has to know of its data when it is used without them."""
+        """dataset.json: what using a saved model without its data needs."""
         write_text(self.path / "dataset.json", facts.dump())
 
     def write_plan(self, facts: Mapping[str, object], recommendations: Iterable[Recommendation]) -> None:

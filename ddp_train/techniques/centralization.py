@@ -2,7 +2,7 @@
 
 For a weight of two dimensions or more, the gradient of each output (row or kernel) loses its mean over all of its
 inputs. Effect: smoother training and slightly better generalisation with SGD, as the paper reports. Cost: one pass over
-the gradients. It acts before clipping. Nothing in particular speaks against a combination.
+the gradients. It acts before clipping. It combines with everything.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ddp_core.errors import UserError
-from ddp_train.models.synchronised import BATCH_NORMS
+from ddp_train.models.sync_batch_norm import BATCH_NORMS
 from ddp_train.technique import Context, Technique
 
 _STARTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)

@@ -1,4 +1,4 @@
-"""Gradient clipping by norm (Pascanu et al. 2013, arXiv:1211.5063): a longer gradient is shortened to the limit.
+"""Gradient clipping by norm (Pascanu et al. 2013, arXiv:1211.5063): a longer gradient is scaled down to the limit.
 
 Effect: a single wild batch cannot throw the weights off. Cost: one norm over all gradients a step. The norm before
 clipping is recorded. Under fp16 it sees the unscaled gradient.
@@ -40,5 +40,5 @@ class _Clipping:
         return {"norm": self._norm}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take a saved norm over."""
+        """Restore a saved norm."""
         self._norm = state["norm"]

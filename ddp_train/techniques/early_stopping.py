@@ -1,7 +1,7 @@
-"""Early stopping (Prechelt 1998, "Early Stopping - But When?"): the run ends when it no longer gets better.
+"""Early stopping (Prechelt 1998, "Early Stopping - But When?"): the run ends when it stops improving.
 
 Effect: no time is spent on epochs that do not raise the test accuracy. Cost: none. The test split then takes part in
-the choice of the model; hold out a split of your own where that matters. It ends a run with warm restarts early only
+the choice of the model; use a separate validation split where that matters. It ends a run with warm restarts early only
 if `patience` is longer than a cycle.
 """
 
@@ -39,5 +39,5 @@ class _EarlyStopping:
         return {"best": self.best, "waited": self.waited}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take a saved state over."""
+        """Restore a saved state."""
         self.best, self.waited = state["best"], state["waited"]

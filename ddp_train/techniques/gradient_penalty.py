@@ -26,7 +26,7 @@ def gradient_penalty(
     """weight x mean((|gradient of the critic| - 1)^2) at random points between the samples: a scalar with a graph.
 
     real, generated: [n, ...] of one shape; critic: [n, ...] -> one score per sample, [n] or [n, 1]; generator: of the
-    device of `real`. Errors: ValueError for unlike shapes.
+    device of `real`. Errors: ValueError for different shapes.
     """
     if real.shape != generated.shape:
         raise ValueError(f"real {tuple(real.shape)} and generated {tuple(generated.shape)} samples differ in shape")

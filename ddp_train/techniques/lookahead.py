@@ -44,7 +44,7 @@ class _Lookahead:
         return {name: weight.detach() for name, weight in self.slow.named_parameters()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take saved slow weights over."""
+        """Restore saved slow weights."""
         self.slow.load_state_dict(state, strict=False)
         if missing := dict(self.slow.named_parameters()).keys() ^ state.keys():
             raise ValueError(f"its slow weights are of another model ({sorted(missing)[0]})")

@@ -1,4 +1,4 @@
-"""Reduce the learning rate on a plateau: a fall whenever the test loss has not become lower for some epochs.
+"""Reduce the learning rate on a plateau: it falls whenever the test loss has not improved for some epochs.
 
 Source: torch.optim.lr_scheduler.ReduceLROnPlateau (mode min, threshold 1e-4 relative), whose rule this is. Effect: the
 rate follows the run instead of a plan. Cost: none. It replaces the other schedulers; warm-up stays. Its state is in the
@@ -49,6 +49,6 @@ class _Plateau:
         return {"factor": self.factor, "best": self.best if self.best < math.inf else None, "waited": self.waited}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take a saved state over."""
+        """Restore a saved state."""
         self.factor, self.waited = state["factor"], state["waited"]
         self.best = math.inf if state["best"] is None else state["best"]

@@ -2,7 +2,7 @@
 
 Effect: the early epochs cost a fraction (work goes with the square of the side), and a model that was trained small and
 then large is often no worse. Cost: one interpolation of each batch. Evaluation is always at full size. The model has to
-take images of any size; with --compile each size is compiled anew.
+take images of any size; with --compile each size is compiled separately.
 
 Whole batches are scaled down on the device, bilinearly and with antialiasing. The size depends on the epoch alone.
 """
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ddp_core.errors import UserError
 from ddp_train.technique import Context, Moment, Technique
 
-GROWING_SHARE = 0.8
+GROWING_FRACTION = 0.8
 STEP = 4
 """Pixels by which images grow at a time: fewer shapes to choose kernels for, or to compile."""
 
@@ -33,7 +33,7 @@ def create(context: Context) -> Technique:
         raise UserError(f"--progressive-resize-end {end}: the images have {own} pixels at their shorter side")
     if start > end:
         raise UserError(f"--progressive-resize {start}: above the size at the end, {end} pixels")
-    growing = options.progressive_resize_epochs or max(1, round(GROWING_SHARE * context.epochs))
+    growing = options.progressive_resize_epochs or max(1, round(GROWING_FRACTION * context.epochs))
     resizing = _Resizing(start, end, own, growing)
     for side in sorted({start, end} - {own}):
         _try(context, resizing.shape(context.image_shape[1:], side))

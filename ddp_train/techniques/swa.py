@@ -2,8 +2,8 @@
 
 From START on the learning rate goes to a constant one, at which the weights wander around a wide minimum; their mean
 after each epoch lies in its middle. Evaluated and kept as the best model is the mean; its batch statistics are those
-of no network that was trained, so they are estimated anew, in one pass over the training set, before each evaluation.
-Before the first epoch that ends behind START the trained network is evaluated. Effect: better generalisation than the
+of no network that was trained, so they are estimated again, in one pass over the training set, before each evaluation.
+Before the first epoch that ends after START the trained network is evaluated. Effect: better generalisation than the
 last weights. Cost: a copy of the network, and for networks with batch norm a forward pass over the training set an
 epoch. Not to be combined with EMA, which evaluates an average of its own. Beside --scheduler plateau the constant rate
 is multiplied by its falls.
@@ -19,12 +19,12 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from ddp_train.data.pipeline.window import Batch
-from ddp_train.models.synchronised import BATCH_NORMS
+from ddp_train.models.sync_batch_norm import BATCH_NORMS
 from ddp_train.optim.lr_schedule import Schedule
 from ddp_train.optim.precision import Precision
 from ddp_train.technique import Context, Moment, Technique
 
-SHARE_OF_PEAK = 0.5
+FRACTION_OF_PEAK = 0.5
 """The constant rate, where none is given: 0.05 beside a peak of 0.1 in the paper."""
 
 
@@ -34,7 +34,7 @@ def create(context: Context) -> Technique:
     assert options.swa is not None
     per_epoch = context.steps_per_epoch
     start = round((options.swa if options.swa >= 1 else options.swa * context.epochs) * per_epoch)
-    target = SHARE_OF_PEAK if options.swa_lr is None else options.swa_lr / context.peak_rate
+    target = FRACTION_OF_PEAK if options.swa_lr is None else options.swa_lr / context.peak_rate
     swa = _Swa(context, start)
     return Technique(
         name="swa",
@@ -84,7 +84,7 @@ class _Swa:
 
 @torch.no_grad()
 def estimate_statistics(network: nn.Module, batches: Iterable[Batch], precision: Precision) -> None:
-    """Batch norm's running estimates anew: the plain mean over `batches`, which are not touched where there is none.
+    """Estimate batch norm's running statistics again: the plain mean over `batches`, unread without batch norm.
 
     All other layers are in evaluation mode, so that dropout neither disturbs the estimate nor draws a number.
     """

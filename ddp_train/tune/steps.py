@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from ddp_train.engine.components import Components
-from ddp_train.models.synchronised import alone
+from ddp_train.models.sync_batch_norm import alone
 from ddp_train.technique import Moment
 
 

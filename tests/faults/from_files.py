@@ -14,7 +14,7 @@ from ddp_train.assemble import build
 from ddp_train.data.sources import image_folder
 from ddp_train.main import program
 
-image_folder._MEMORY_SHARE = 0  # as on a machine with too little memory for the decoded images
+image_folder._MEMORY_FRACTION = 0  # as on a machine with too little memory for the decoded images
 ready = build.build
 
 

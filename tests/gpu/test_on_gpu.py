@@ -14,7 +14,7 @@ import torch
 
 from ddp_train.config.options import AugmentOptions, DataOptions
 from ddp_train.data import load
-from ddp_train.data.augment.levels import Augmentation
+from ddp_train.data.augment.augmentation import Augmentation
 from ddp_train.data.pipeline.build import build_pipeline, create_augmentation
 from ddp_train.distributed.process_group import Ranks
 from ddp_train.engine.components import Components

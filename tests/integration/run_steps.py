@@ -34,7 +34,7 @@ from ddp_train.distributed.shm_allreduce import SharedGradients, share
 from ddp_train.engine.components import Components
 from ddp_train.engine.evaluate import evaluate
 from ddp_train.engine.trainer import Trainer
-from ddp_train.models.synchronised import synchronise
+from ddp_train.models.sync_batch_norm import synchronise
 from ddp_train.optim.losses import cross_entropy_sum
 from ddp_train.optim.precision import Precision
 from ddp_train.techniques import clipping

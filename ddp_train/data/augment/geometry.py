@@ -1,4 +1,4 @@
-"""Operations on the geometry of whole batches: each image through an affine map or a crop of its own.
+"""Operations on the geometry of whole batches: a separate affine map or crop for each image.
 
 images: uint8 [n, H, W, C], and so are the results. A map is the one from the result's pixels to the image's, as in
 torchvision and Pillow: (x, y) -> (a x + b y + c, d x + e y + f) in pixels from the centre.

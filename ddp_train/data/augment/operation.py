@@ -1,4 +1,4 @@
-"""What a further operation of augmentation is, and how it reaches some of the images of a batch."""
+"""The interface of an augmentation operation, and applying one to some of the images of a batch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Operation(Protocol):
-    """One step between flip and erasing. What it draws for a sample are a few small integers, made of keyed words."""
+    """One step between flip and erasing. A sample's draws are small integers, made from its keyed 64-bit words."""
 
     words: int
     """Words that a sample's draw takes."""
@@ -30,7 +30,7 @@ def change_chosen(
     """`change(images, parameters)` for the chosen samples, the others as they are; `images` may be overwritten.
 
     images: uint8 [n, H, W, C]; chosen: bool [n]; parameters: [n, ...]. On the CPU the chosen ones are gathered. On a
-    GPU, which would have to be waited for to know how many they are, all are changed and the right ones kept.
+    GPU, where counting them would mean waiting for the device, all are changed and the chosen ones kept.
     """
     return (gathered if images.device.type == "cpu" else masked)(images, chosen, change, parameters)
 

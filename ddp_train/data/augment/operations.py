@@ -1,4 +1,4 @@
-"""Operations of augmentation with draws of their own for each sample, and which of them a run has.
+"""Augmentation operations with separate draws for each sample, and which of them a run uses.
 
 They come after crop and flip and before erasing, in the order: resized crop, rotation, policy, colour jitter, grey.
 Continuous magnitudes are drawn from tables of evenly spaced values, so that devices cannot round them differently.
@@ -65,7 +65,7 @@ class ResizedCrop:
 
 
 class Rotation:
-    """By an angle from -degrees to degrees about the centre, bilinearly; corners that come from outside are black.
+    """By an angle from -degrees to degrees about the centre, bilinearly; corners from outside the image are black.
     Draws are places in the table of angles: int16 [n]."""
 
     words = 1

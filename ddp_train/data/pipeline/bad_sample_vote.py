@@ -1,4 +1,4 @@
-"""What the ranks tell one another of images that turn out bad while a run reads them from files."""
+"""The ranks agree on images that turn out to be bad while a run reads them from files."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from ddp_core.errors import UserError
 from ddp_core.host_memory import available_memory
 from ddp_train.config.batch_split import ceil_div
 from ddp_train.config.options import AugmentOptions, DataOptions
-from ddp_train.data.augment.levels import Augmentation
+from ddp_train.data.augment.augmentation import Augmentation
 from ddp_train.data.augment.operations import create_operations
 from ddp_train.data.pipeline.bad_sample_vote import Agreement
 from ddp_train.data.pipeline.loader import LoaderPipeline
@@ -22,7 +22,7 @@ from ddp_train.data.pipeline.shm_budget import Handover, fit, free_bytes
 from ddp_train.data.pipeline.window import Pipeline
 from ddp_train.data.sources.samples import Dataset
 
-_RESIDENT_SHARE = 0.4  # of the free memory: the model, its activations and the caches need the rest
+_RESIDENT_FRACTION = 0.4  # of the free memory: the model, its activations and the caches need the rest
 _DEFAULT_WORKERS = 2
 
 
@@ -64,12 +64,12 @@ def build_pipeline(
     augmentation = create_augmentation(dataset, augment, seed, device)
     micro_batch = ceil_div(ceil_div(global_batch, shards or world_size), accumulate)
     # No gradients are kept in evaluation, so twice the training's micro-batch fits.
-    test_batch, sharers = max(32, 2 * micro_batch), local_world_size or world_size
-    if _is_resident(dataset, options, augmentation, sharers):
+    test_batch, ranks_here = max(32, 2 * micro_batch), local_world_size or world_size
+    if _is_resident(dataset, options, augmentation, ranks_here):
         return ResidentPipeline(
             dataset, augmentation, sampler, accumulate=accumulate, equal_passes=equal_passes, test_batch=test_batch
         )
-    handover = _handover(options, math.prod(dataset.image_shape), micro_batch, test_batch, sharers, rank)
+    handover = _handover(options, math.prod(dataset.image_shape), micro_batch, test_batch, ranks_here, rank)
     return LoaderPipeline(
         dataset,
         augmentation,
@@ -84,13 +84,13 @@ def build_pipeline(
 
 
 def _handover(
-    options: DataOptions, image_bytes: int, micro_batch: int, test_batch: int, sharers: int, rank: int
+    options: DataOptions, image_bytes: int, micro_batch: int, test_batch: int, ranks_here: int, rank: int
 ) -> Handover:
     """Workers and prefetched batches that fit into /dev/shm; one rank of each host says where they are fewer."""
     workers = options.num_workers if options.num_workers is not None else _DEFAULT_WORKERS
     wanted = Handover(workers, options.prefetch_factor, image_bytes * micro_batch, image_bytes * test_batch)
-    fitting, note = fit(wanted, free_bytes(), sharers)
-    if note is not None and rank % sharers == 0:
+    fitting, note = fit(wanted, free_bytes(), ranks_here)
+    if note is not None and rank % ranks_here == 0:
         print(f"note: {note}", file=sys.stderr, flush=True)
     return fitting
 
@@ -125,16 +125,13 @@ def _largest_shift(dataset: Dataset, options: AugmentOptions) -> int | None:
     return options.crop_padding or dataset.largest_shift
 
 
-def _is_resident(dataset: Dataset, options: DataOptions, augmentation: Augmentation, sharers: int) -> bool:
-    """Whether the images go into the device's memory; `sharers` ranks do so in one host's."""
-    if options.pipeline == "loader":
-        return False
-    if dataset.train.images is None or dataset.test.images is None:
-        if options.pipeline == "resident":
-            raise UserError("--pipeline resident: the decoded images do not fit into this machine; take auto or loader")
-        return False
-    if options.pipeline == "resident":
-        return True
+def _is_resident(dataset: Dataset, options: DataOptions, augmentation: Augmentation, ranks_here: int) -> bool:
+    """Whether the images go into the device's memory; `ranks_here` ranks do so in one host's."""
+    decoded = dataset.train.images is not None and dataset.test.images is not None
+    if options.pipeline == "resident" and not decoded:
+        raise UserError("--pipeline resident: the decoded images do not fit into this machine; take auto or loader")
+    if options.pipeline in ("loader", "resident") or not decoded:
+        return options.pipeline == "resident"
     channels, height, width = dataset.image_shape
     pad = 2 * augmentation.pad_pixels
     needed = channels * (
@@ -142,5 +139,5 @@ def _is_resident(dataset: Dataset, options: DataOptions, augmentation: Augmentat
     )
     if augmentation.device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(augmentation.device)
-        return needed <= free * _RESIDENT_SHARE
-    return needed * sharers <= available_memory() * _RESIDENT_SHARE
+        return needed <= free * _RESIDENT_FRACTION
+    return needed * ranks_here <= available_memory() * _RESIDENT_FRACTION

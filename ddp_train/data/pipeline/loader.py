@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, get_worker_info
 from torch.utils.data import Dataset as TorchDataset
 
 from ddp_core.errors import UserError
-from ddp_train.data.augment.levels import Augmentation
+from ddp_train.data.augment.augmentation import Augmentation
 from ddp_train.data.pipeline.bad_sample_vote import Agreement
 from ddp_train.data.pipeline.sampler import GlobalBatchSampler, WindowPlan
 from ddp_train.data.pipeline.window import Batch, Window, micro_batches
@@ -89,7 +89,7 @@ def _to_hand_over(images: np.ndarray, indices: np.ndarray) -> tuple[Tensor, Tens
 
 
 class _Batches:
-    """The lists of indices that the DataLoader asks for; set anew for each epoch."""
+    """The lists of indices that the DataLoader asks for; set for each epoch."""
 
     def __init__(self) -> None:
         self.lists: Sequence[list[int]] = ()

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddp_train.data.augment.levels import Augmentation, Draws
-from ddp_train.data.pipeline.sampler import GlobalBatchSampler, Share
+from ddp_train.data.augment.augmentation import Augmentation, Draws
+from ddp_train.data.pipeline.sampler import GlobalBatchSampler, RankPart
 from ddp_train.data.pipeline.window import Batch, Window, micro_batches
 from ddp_train.data.sources.samples import Dataset
 
@@ -69,7 +69,7 @@ class ResidentPipeline:
             yield self._window(rows, draws, first, last, share)
             first = last
 
-    def _window(self, rows: Tensor, draws: Draws, first: int, last: int, share: Share) -> Window:
+    def _window(self, rows: Tensor, draws: Draws, first: int, last: int, share: RankPart) -> Window:
         passes = min(share.most, self.accumulate) * self.equal_passes
         parts, shards = micro_batches(first, share.shards, [1.0] * self.accumulate, passes)
         batches = (self._batch(rows[start:stop], draws[start:stop]) for start, stop in parts)
@@ -87,7 +87,7 @@ class ResidentPipeline:
             yield Batch(self.augmentation.normalise(self._test_images[part]), self._test_labels[part], indices)
 
     def _place_test_part(self) -> list[tuple[int, int]]:
-        """Bounds of this rank's batches of the test split; what is in them lies on the device behind this."""
+        """Bounds of this rank's batches of the test split; their images are on the device after this."""
         batches = self.sampler.in_order(len(self._test), self._test_batch)
         part = slice(batches[0][0], batches[-1][1]) if batches else slice(0, 0)
         if part != self._test_part:

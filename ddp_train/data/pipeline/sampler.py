@@ -23,7 +23,7 @@ from ddp_train.data.augment import keyed_random
 
 
 @dataclass(frozen=True)
-class Share:
+class RankPart:
     """This rank's part of one global batch: positions [start, stop) of the epoch's order."""
 
     start: int
@@ -40,7 +40,7 @@ class Share:
 class WindowPlan:
     """One optimizer step: this rank's samples of a global batch, int64 [n] on the CPU; n may be 0.
 
-    Shards and `most` as in Share."""
+    Shards and `most` as in RankPart."""
 
     indices: Tensor
     global_size: int
@@ -86,7 +86,7 @@ class GlobalBatchSampler(DistributedSampler[Any]):
         self.total_size = min(length, self.steps_per_epoch * global_batch)
         self.num_samples = sum(share.stop - share.start for share in self.plan())
 
-    def plan(self, start: int = 0) -> Iterator[Share]:
+    def plan(self, start: int = 0) -> Iterator[RankPart]:
         """This rank's share of each global batch from step `start` on; the same in every epoch."""
         cuts: dict[int, tuple[int, tuple[tuple[int, int], ...], int]] = {}
         for first in range(start * self.global_batch, self.total_size, self.global_batch):
@@ -94,7 +94,7 @@ class GlobalBatchSampler(DistributedSampler[Any]):
             if size not in cuts:
                 cuts[size] = self.cut(size)
             low, shards, most = cuts[size]
-            yield Share(first + low, first + low + sum(samples for _, samples in shards), size, shards, most)
+            yield RankPart(first + low, first + low + sum(samples for _, samples in shards), size, shards, most)
 
     def cut(self, size: int) -> tuple[int, tuple[tuple[int, int], ...], int]:
         """Where this rank's part of `size` samples begins, its shards (numbers and samples), and the largest part."""

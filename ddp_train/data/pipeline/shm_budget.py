@@ -1,6 +1,6 @@
 """How many batches the loader's worker processes may hold ready in /dev/shm, through which they hand them over.
 
-Where it is full torch's workers end with a traceback or a bus error in the middle of a run; so it is looked at before.
+Where it is full torch's workers end with a traceback or a bus error in the middle of a run; so it is checked before.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 FOLDER = Path("/dev/shm")
-_SHARE = 0.8  # of what is free: NCCL and others use it too
+_FRACTION = 0.8  # of what is free: NCCL and others use it too
 _PAGES = 16384  # bytes of a batch beside its images
 
 
@@ -53,7 +53,7 @@ def fit(wanted: Handover, free: int | None, ranks: int) -> tuple[Handover, str |
 
     Fewer batches are prepared ahead first, then by fewer workers; with none, the training process reads by itself.
     """
-    if free is None or wanted.needed * ranks <= free * _SHARE:
+    if free is None or wanted.needed * ranks <= free * _FRACTION:
         return wanted, None
     smaller = [
         Handover(workers, prefetch, wanted.train_batch, wanted.test_batch)
@@ -62,10 +62,10 @@ def fit(wanted: Handover, free: int | None, ranks: int) -> tuple[Handover, str |
         if prefetch == 1 or workers == wanted.workers
     ]
     none = Handover(0, wanted.prefetch, wanted.train_batch, wanted.test_batch)
-    found = next((less for less in smaller if less.needed * ranks <= free * _SHARE), none)
+    found = next((less for less in smaller if less.needed * ranks <= free * _FRACTION), none)
     does = f"--num-workers {found.workers}" + (f" --prefetch-factor {found.prefetch}" if found.workers else "")
     line = (
         f"/dev/shm has {free / 1e6:.0f} MB free, and {wanted.workers} loader workers on each of {ranks} ranks would "
-        f"need {wanted.needed * ranks / 1e6:.0f} MB: goes on with {does}; in a container --shm-size gives more"
+        f"need {wanted.needed * ranks / 1e6:.0f} MB: continues with {does}; in a container --shm-size gives more"
     )
     return found, line

@@ -76,7 +76,7 @@ def micro_batches(
 ) -> tuple[list[tuple[int, int]], tuple[int, ...]]:
     """The micro-batches that each shard is cut into, in proportion to `parts`: their bounds, and the shard of each.
 
-    start: where the first shard begins; shards: numbers and samples, one behind the other. No micro-batch is empty,
+    start: where the first shard begins; shards: numbers and samples, in order. No micro-batch is empty,
     unless fewer than `least` are left: empty ones follow then.
     """
     bounds, numbers = [], []

@@ -1,4 +1,4 @@
-"""Worker processes that do not outlive the process they work for."""
+"""Worker processes that end with the process that started them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Samples that cannot be used: what is said of them, and when there are too many (`--on-bad-sample`)."""
+"""Samples that cannot be used: how they are reported, and when there are too many (`--on-bad-sample`)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Literal
 from ddp_core.errors import UserError
 
 Policy = Literal["stop", "skip"]
-LARGEST_SHARE = 0.001
-"""Of a split: with more than that something is wrong that leaving out does not mend."""
+LARGEST_FRACTION = 0.001
+"""Of a split: with more, something is wrong that leaving images out does not fix."""
 
 
 @dataclass(frozen=True, order=True)
@@ -28,7 +28,7 @@ class BadSample:
 
 def largest_number(policy: Policy, total: int) -> int:
     """How many of a split's `total` samples may be left out."""
-    return int(total * LARGEST_SHARE) if policy == "skip" else 0
+    return int(total * LARGEST_FRACTION) if policy == "skip" else 0
 
 
 def refuse(bad: Sequence[BadSample], policy: Policy, totals: dict[str, int]) -> None:
@@ -39,7 +39,7 @@ def refuse(bad: Sequence[BadSample], policy: Policy, totals: dict[str, int]) -> 
             continue
         others = f"; so are {len(here) - 1} more" if len(here) > 1 else ""
         if policy == "skip":
-            share = f"{len(here):,} of the {total:,} images of {part} are bad, more than {LARGEST_SHARE:.1%}"
+            share = f"{len(here):,} of the {total:,} images of {part} are bad, more than {LARGEST_FRACTION:.1%}"
             raise UserError(f"--on-bad-sample skip: {share}; the first: {here[0]}")
-        remedy = f"--on-bad-sample skip leaves up to {LARGEST_SHARE:.1%} of a split out"
+        remedy = f"--on-bad-sample skip leaves up to {LARGEST_FRACTION:.1%} of a split out"
         raise UserError(f"{here[0]}{others}; {remedy}")

@@ -140,7 +140,7 @@ def _scaled(images: np.ndarray, side: int) -> np.ndarray:
 
 
 def unreachable(url: str = URL, seconds: float = _PROBE_SECONDS) -> str | None:
-    """Why a download cannot start, in a few words, or None; answers within `seconds`, name resolution included."""
+    """Why a download cannot start, briefly, or None; answers within `seconds`, name resolution included."""
     answers: list[str | None] = []
 
     def ask() -> None:

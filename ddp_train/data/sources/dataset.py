@@ -2,7 +2,7 @@
 
 name, note = resolve(options)    # one process of the run: may download CIFAR-10
 dataset = prepare(name, options) # one process per node: decodes into the cache
-dataset = load(name, options)    # the others behind it: memory-mapped
+dataset = load(name, options)    # the other processes, after it: memory-mapped
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def resolve(options: DataOptions) -> tuple[str, str | None]:
     """The dataset to use, and one line where it is not the one that the user might expect.
 
     Without --dataset: CIFAR-10 in --data-dir, else the image folder there, else CIFAR-10 by download, else digits.
-    Errors: UserError when --dataset cifar10 is neither there nor to be had, or the download cannot be written.
+    Errors: UserError when --dataset cifar10 is neither there nor available, or the download cannot be written.
     """
     data_dir = _data_dir(options)
     if options.dataset not in (None, "cifar10"):

@@ -44,7 +44,7 @@ def read_unchanged(path: str | Path, size: tuple[int, int], stamp: np.ndarray | 
 
 
 class Unreadable(Exception):
-    """Why a file cannot be read as an image, or that it has changed, in words that follow its name."""
+    """Why a file cannot be read as an image, or that it has changed, as text that follows its name."""
 
 
 def _content(path: str | Path, stamp: np.ndarray | None = None) -> bytes:
@@ -70,14 +70,10 @@ def _decoded(content: bytes, size: tuple[int, int]) -> np.ndarray:
     except MemoryError:
         raise
     except Exception as error:  # each decoder has its own: OSError, ValueError, SyntaxError, struct.error, ...
-        raise Unreadable(_in_words(error)) from error
-
-
-def _in_words(error: Exception) -> str:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    if isinstance(error, UnidentifiedImageError):
-        reason = "not an image that Pillow knows"
-    return f"cannot be read as an image ({reason})"
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if isinstance(error, UnidentifiedImageError):
+            reason = "not an image that Pillow knows"
+        raise Unreadable(f"cannot be read as an image ({reason})") from error
 
 
 def fit(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
@@ -117,8 +113,8 @@ def decode_files(
     """Decode paths[i] into out[i]. out: uint8 [N, H, W, 3] in shared memory (a memory-mapped file, say).
 
     digests: uint8 [N, 32] in shared memory, for the SHA-256 of each file's content. processes: None is one per core
-    that this process may use. progress is told how many are done. Why a file cannot be read, by index; with more
-    than `tolerated` of them it ends there. Errors: UserError when a process dies.
+    that this process may use. progress gets how many are done. Returns why files cannot be read, by index; it stops at
+    more than `tolerated` of them. Errors: UserError when a process dies.
     """
     count = processes or len(os.sched_getaffinity(0))
     count = 1 if len(paths) < _SMALL else min(count, -(-len(paths) // _BLOCK))
@@ -135,7 +131,7 @@ def decode_files(
 
 
 @dataclass(frozen=True)
-class _Report:
+class _Progress:
     """How many files one process has done, and which of the last block cannot be read, by index."""
 
     done: int
@@ -150,7 +146,7 @@ class _Work:
     out: np.ndarray
     digests: np.ndarray | None
 
-    def blocks(self, blocks: range) -> Iterator[_Report]:
+    def blocks(self, blocks: range) -> Iterator[_Progress]:
         """Decode block after block."""
         done = 0
         for first in blocks:
@@ -162,7 +158,7 @@ class _Work:
                 except Unreadable as error:
                     refused[index] = str(error)
             done += last - first
-            yield _Report(done, refused)
+            yield _Progress(done, refused)
 
     def _one(self, index: int) -> None:
         content = _content(self.paths[index])
@@ -223,7 +219,7 @@ def _follow(readers: Sequence[Connection], tolerated: int, progress: Callable[[i
         for reader in wait(list(running)):
             assert isinstance(reader, Connection)
             try:
-                report: _Report | None = reader.recv()
+                report: _Progress | None = reader.recv()
             except EOFError:
                 raise UserError("a process that decodes images was killed: is the machine out of memory?") from None
             if report is None:

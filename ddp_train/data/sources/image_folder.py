@@ -23,7 +23,7 @@ from ddp_train.data.sources.manifest import Manifest, Seen
 from ddp_train.data.sources.samples import Dataset, Split, channel_statistics
 
 MIXED_SIZE = 224  # pixels; what most image classifiers were made for
-_MEMORY_SHARE = 0.5
+_MEMORY_FRACTION = 0.5
 _SAMPLE = 4096  # images of which the statistics are taken where not all are decoded
 CHANGED_MEANWHILE = "has changed while it was read"
 
@@ -49,7 +49,7 @@ def load_image_folder(
     listing.scan(), and for more bad files than `on_bad` tolerates, the first of which is named.
     """
     checked = _Checked.of(data_dir, listed or scan(data_dir), on_bad, accept_changes, tuple(left_out))
-    limit = limit if limit is not None else int(available_memory() * _MEMORY_SHARE)
+    limit = limit if limit is not None else int(available_memory() * _MEMORY_FRACTION)
     key = checked.key(image_size)
     entry = cache.find(key, verify=verify)
     if entry is not None and verify and not entry.arrays and entry.facts["bytes"] <= limit:
@@ -112,7 +112,7 @@ class _Checked:
             checked.is_new |= found.seen is not None
             if found.replaced:
                 checked.notes.append(
-                    f"{listed.root}: {found.replaced:,} files are gone or others than when they were last read"
+                    f"{listed.root}: {found.replaced:,} files are gone or have changed since they were last read"
                 )
         checked.judge()
         return checked

@@ -21,7 +21,7 @@ class FolderSplit:
     """The images of train/ or test/, sorted by class and name.
 
     names: relative to root. stamps: int64 [N, 3], of each file its size in bytes, mtime in ns and inode.
-    unreadable: why, by name, where there is no such file behind the name (a link that leads nowhere).
+    unreadable: why, by name, for names without a file (a link that leads nowhere).
     """
 
     root: Path

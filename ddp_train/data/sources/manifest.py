@@ -83,7 +83,7 @@ class Manifest:
         return cls(folder, {})
 
     def write(self, splits: Mapping[str, Seen]) -> None:
-        """Write it anew, atomically; nothing where no folder takes it."""
+        """Replace it atomically; nothing where no folder is writable."""
         parts = {part: dict(seen.undecodable) for part, seen in splits.items()}
         record = {"schema": SCHEMA, "folder": str(self.folder.resolve()), "when": time.time(), "parts": parts}  # noqa: TID251
         arrays: dict[str, Any] = {"record": np.frombuffer(json.dumps(record).encode(), np.uint8)}
@@ -147,7 +147,7 @@ def digest_of(path: str) -> bytes:
 
 
 def _difference(stamp: np.ndarray, before: np.ndarray, digest: np.ndarray, path: str) -> str | None:
-    """What is other about a file than when it was seen, in words; None where its content is the same.
+    """How a file differs from when it was last read, as text; None where its content is the same.
 
     Of files that were never read (those of the loader pipeline) the size alone is known.
     """

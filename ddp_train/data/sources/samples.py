@@ -1,9 +1,9 @@
-"""What a dataset is to the rest of the trainer: two splits and the facts about them."""
+"""What the trainer knows as a dataset: two splits and the facts about them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -46,7 +46,7 @@ class Dataset:
     largest_shift: int | None = None
     """Pixels by which augmentation may shift an image (None: an eighth of its shorter side)."""
     content: str | None = None
-    """Hash of what is trained on; None where there are no files of the user's."""
+    """Hash of the training data; None for data that are not the user's files."""
     left_out: tuple[BadSample, ...] = ()
     """Files of the splits that are not in them, since they cannot be used."""
     notes: tuple[str, ...] = ()
@@ -72,3 +72,11 @@ def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[flo
         means.append(mean)
         deviations.append(max(float(np.sqrt(share @ (levels - mean) ** 2)), 1 / 255))
     return tuple(means), tuple(deviations)
+
+
+def dataset_in_memory(name: str, classes: tuple[str, ...], train: Split, test: Split, **further: Any) -> Dataset:
+    """A dataset of decoded images; mean, deviation and shape are those of the training images."""
+    assert train.images is not None
+    _, height, width, channels = train.images.shape
+    mean, std = channel_statistics(train.images)
+    return Dataset(name, classes, train, test, mean, std, (channels, height, width), **further)

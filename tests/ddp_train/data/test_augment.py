@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ddp_train.data.augment.levels import Augmentation, Draws
+from ddp_train.data.augment.augmentation import Augmentation, Draws
 from ddp_train.data.sources.samples import Padding
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.3)
@@ -143,7 +143,7 @@ def test_no_global_random_state_is_used() -> None:
 def test_large_epochs_are_drawn_in_chunks_without_a_seam(monkeypatch: pytest.MonkeyPatch) -> None:
     augmentation, samples = make("heavy"), torch.arange(100)
     whole = augmentation.draw(samples, 0)
-    monkeypatch.setattr("ddp_train.data.augment.levels._CHUNK", 7)
+    monkeypatch.setattr("ddp_train.data.augment.augmentation._CHUNK", 7)
     for chunked, field in zip(augmentation.draw(samples, 0).fields, whole.fields, strict=True):
         assert chunked is not None and field is not None and torch.equal(chunked, field)
 

@@ -77,7 +77,7 @@ def test_what_is_not_finite_is_null_and_can_be_drawn(tmp_path: Path) -> None:
         (json.dumps({"schema": SCHEMA, "layers": ["a"], "points": []}), "the gradient flow has no points to draw"),
         (
             json.dumps({"schema": SCHEMA, "layers": ["a"], "points": [{"epoch": 1, "step": 1, "mean": [1]}]}),
-            "{path} is not a gradient flow: points[0] has not a mean and a largest per layer",
+            "{path} is not a gradient flow: points[0] needs a mean and a largest per layer",
         ),
     ],
 )

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from ddp_train.data.pipeline.window import Batch, Window
-from ddp_train.diagnostics.beats import Watched
+from ddp_train.diagnostics.heartbeat_phases import Watched
 from ddp_train.distributed.heartbeat import BEAT, PHASES, Heartbeat
 from ddp_train.watchdog.rank_probe import Rank
 

@@ -10,8 +10,8 @@ from torch import nn
 
 from ddp_train.data.pipeline.window import Batch
 from ddp_train.engine.evaluate import Mistake, evaluate, examine
-from ddp_train.evaluation.figures import as_json, as_text
-from ddp_train.evaluation.views import views
+from ddp_train.evaluation.metrics import as_json, as_text
+from ddp_train.evaluation.tta import views
 from ddp_train.optim.precision import Precision
 
 OFF = Precision("off", torch.device("cpu"))

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from ddp_train import evaluate, export, predict
-from ddp_train.evaluation.saved import open_saved
+from ddp_train.evaluation.saved_model import open_saved_model
 
 Capture = pytest.CaptureFixture[str]
 CPU = torch.device("cpu")
@@ -55,7 +55,7 @@ def test_predictions_are_the_networks(run_folder: Path, tmp_path: Path, capsys: 
     assert predict.main([str(run_folder), *map(str, images), "--json", "--device", "cpu"]) == 0
     rows = json.loads(capsys.readouterr().out)["images"]
     assert [row["image"] for row in rows] == [str(image) for image in images]
-    saved = open_saved(str(run_folder), CPU)
+    saved = open_saved_model(str(run_folder), CPU)
     grey = np.asarray(Image.fromarray(pixels).convert("L"), dtype=np.float32)
     scaled = (grey / 255 - saved.facts.mean[0]) / saved.facts.std[0]
     with torch.no_grad():
@@ -71,7 +71,7 @@ def test_a_torch_export_program_answers_as_the_network(run_folder: Path, tmp_pat
     out = tmp_path / "model.pt2"
     assert export.main([str(run_folder), "-o", str(out)]) == 0
     assert "[n, 1, 16, 16] to logits [n, 10]" in capsys.readouterr().out
-    program, network = torch.export.load(out).module(), open_saved(str(run_folder), CPU).network
+    program, network = torch.export.load(out).module(), open_saved_model(str(run_folder), CPU).network
     for count in (1, 3):
         images = torch.randn(count, 1, 16, 16)
         assert torch.allclose(program(images), network(images), atol=1e-4)
@@ -86,7 +86,7 @@ def test_an_onnx_model_answers_as_the_network(run_folder: Path, tmp_path: Path) 
     images = torch.randn(3, 1, 16, 16)
     (found,) = ReferenceEvaluator(str(out)).run(None, {"images": images.numpy()})
     with torch.no_grad():
-        expected = open_saved(str(run_folder), CPU).network(images)
+        expected = open_saved_model(str(run_folder), CPU).network(images)
     assert np.allclose(found, expected.numpy(), atol=1e-4)
 
 
@@ -99,7 +99,7 @@ def test_without_onnx_one_line_says_what_to_install(run_folder: Path, tmp_path: 
 def test_a_model_that_cannot_be_exported_leaves_no_file(
     run_folder: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    saved = open_saved(str(run_folder), CPU)
+    saved = open_saved_model(str(run_folder), CPU)
     from ddp_train.evaluation import exporting
 
     class Undecided(torch.nn.Module):

@@ -170,11 +170,11 @@ TABLE: tuple[Row, ...] = (
     silent(
         "watch_numbers",
         "--watch-numbers --accumulate 2",
-        "tests.ddp_train.diagnostics.test_numbers:test_the_first_bad_layer_is_named",
+        "tests.ddp_train.diagnostics.test_watch_numbers:test_the_first_bad_layer_is_named",
         base="--accumulate 2",
     ),
     silent(
-        "beats",
+        "heartbeat",
         "--step-timeout 300",
         "tests.ddp_train.distributed.test_heartbeat:test_steps_of_a_watched_pipeline",
         base="--step-timeout 0",

@@ -1,7 +1,6 @@
-"""Where in a run the heart beats (see distributed/heartbeat.py): a technique for the phases of a step, a pipeline for
-its data.
+"""Heartbeats of a run (see distributed/heartbeat.py): a technique for the phases of a step, a pipeline for its data.
 
-It changes nothing of a run. Cost: under a microsecond for each beat, of which a step has about ten.
+It does not change a run. Cost: under a microsecond for each beat, of which a step has about ten.
 """
 
 from __future__ import annotations
@@ -17,14 +16,14 @@ from ddp_train.torch_internals import on_compilation
 
 
 def create(context: Context) -> Technique:
-    """The phases of training and evaluation; compilation, which may come in any step, is one of its own."""
+    """The phases of training and evaluation; compilation, which may happen in any step, is a phase too."""
     if context.config.model.compile:
         _note_compilation(heartbeat)
-    return Technique(name="beats", phase=heartbeat.during)
+    return Technique(name="heartbeat", phase=heartbeat.during)
 
 
 class Watched:
-    """A pipeline whose batches are beats; the step that a window belongs to is the place. See window.Pipeline."""
+    """A pipeline that beats at each batch, with the step that its window belongs to. See window.Pipeline."""
 
     def __init__(self, pipeline: Pipeline, heart: Heartbeat = heartbeat) -> None:
         self._pipeline, self._heart = pipeline, heart

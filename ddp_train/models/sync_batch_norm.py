@@ -24,7 +24,7 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 class SynchronisedBatchNorm(nn.BatchNorm1d):
-    """BatchNorm1d, 2d or 3d whose statistics in training are those of all ranks' samples; parameters and names alike.
+    """BatchNorm1d, 2d or 3d whose statistics in training are those of all ranks' samples; same parameters and names.
 
     Not torch's SyncBatchNorm by class: DistributedDataParallel refuses that one on a CPU.
     """

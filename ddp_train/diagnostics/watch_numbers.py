@@ -1,12 +1,12 @@
-"""Where the numbers go bad: every step is watched, and the first layer and step are named (`--watch-numbers`).
+"""Non-finite numbers: every step is watched, and the first step and layer that has one are named (`--watch-numbers`).
 
 A step whose loss or gradient is not finite ends the run before the weights are touched, on all ranks alike: the ranks
 join their findings in every step. The step's batch is then run again with hooks, and the line says which layer, in
-forward order, is the first whose output is not finite, on which rank. A loss far above its running mean is only told:
-the step, and the layer whose gradient rose most.
+forward order, is the first whose output is not finite, on which rank. A loss far above its running mean is only
+reported, with the step and the parameter whose gradient rose most.
 
-Cost: two waits for the device in every step, and one small all-reduce. Under fp16 an infinite gradient is the
-scaler's business and no error; a loss that is not finite is one. Nothing speaks against a combination.
+Cost: two waits for the device in every step, and one small all-reduce. Under fp16 an infinite gradient is handled by
+the scaler and is no error; a loss that is not finite is one. It combines with everything.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ LINES = 20
 
 def create(context: Context) -> Technique:
     """`--watch-numbers`."""
-    numbers = _Numbers(context.network, context.precision, context.ranks)
+    watch = _WatchNumbers(context.network, context.precision, context.ranks)
     return Technique(
         name="watch_numbers",
-        batch=numbers.batch,
-        loss=numbers.loss,
-        gradient=numbers.gradient,
-        report=numbers.report,
-        state=numbers,
+        batch=watch.batch,
+        loss=watch.loss,
+        gradient=watch.gradient,
+        report=watch.report,
+        state=watch,
         looks=True,
     )
 
@@ -58,9 +58,9 @@ def create(context: Context) -> Technique:
 def first_bad_layer(
     network: nn.Module, images: Tensor, autocast: contextlib.AbstractContextManager[object]
 ) -> str | None:
-    """What is the first, in forward order, that is not finite when `network` sees `images` [n, C, H, W]; None: nothing.
+    """The first thing, in forward order, that is not finite when `network` sees `images` [n, C, H, W]; None: nothing.
 
-    The network's mode is as it stands; in training mode the pass leaves traces in batch statistics.
+    The network's mode is not changed; in training mode the pass changes the batch statistics.
     """
     if not _finite(images):
         return "the images themselves are not finite"
@@ -77,7 +77,7 @@ def first_bad_layer(
             found.append(f"the {spoilt} of layer {name} is not finite")
         elif not all(_finite(value) for value in inputs):
             found.append(
-                f"what layer {name} is given, computed behind {seen[-1] if seen else 'the images'}, is not finite"
+                f"what layer {name} is given, computed after {seen[-1] if seen else 'the images'}, is not finite"
             )
         elif not _finite(output):
             found.append(f"the output of layer {name} is not finite, while its input and weights are")
@@ -91,7 +91,7 @@ def first_bad_layer(
         for handle in handles:
             handle.remove()
     if not found and not _finite(output):
-        found.append(f"the network's output, computed behind {seen[-1] if seen else 'the images'}, is not finite")
+        found.append(f"the network's output, computed after {seen[-1] if seen else 'the images'}, is not finite")
     return found[0] if found else None
 
 
@@ -107,7 +107,7 @@ class RunningLoss:
         self.mean, self.variance, self.steps = 0.0, 0.0, 0
 
     def add(self, loss: float) -> float | None:
-        """Take a loss in. For a spike: how many deviations it stands above the mean; else None."""
+        """Add a loss. For a spike: by how many deviations it is above the mean; otherwise None."""
         deviation = math.sqrt(self.variance)
         above = loss - self.mean
         spike = self.steps >= SETTLED and above > DEVIATIONS * deviation and loss > RISE * self.mean
@@ -121,14 +121,14 @@ class RunningLoss:
 
 @dataclass(slots=True)
 class _Step:
-    """What this rank has seen of a step."""
+    """What this rank has seen of a step: the images of its micro-batches, and the sum of their losses."""
 
     images: list[Tensor]
     loss: Tensor | float = 0.0
     samples: int = 0
 
 
-class _Numbers:
+class _WatchNumbers:
     def __init__(self, network: nn.Module, precision: Precision, ranks: Ranks) -> None:
         self._network, self._precision, self._ranks = network, precision, ranks
         self._names = [name for name, p in network.named_parameters() if p.requires_grad]
@@ -168,19 +168,15 @@ class _Numbers:
         if deviations is not None:
             self._spikes += 1
             if self._ranks.is_first and self._spikes <= LINES:
-                self._tell_spike(
-                    total / samples,
-                    deviations,
-                    norms / (norms if self._usual is None else self._usual),
-                    list(gradients),
-                    moment,
-                )
+                rise = norms / (norms if self._usual is None else self._usual)
+                self._print_spike(total / samples, deviations, rise, list(gradients), moment)
         elif bool(torch.isfinite(norms).all()):
             self._usual = norms if self._usual is None else KEEP * self._usual + (1 - KEEP) * norms
 
     def _explain(self, step: _Step, loss: float, gradients: Mapping[str, Tensor], moment: Moment) -> str:
         """The line of the error: the first rank that found the cause in its own batch, and what it found."""
-        found = next(filter(None, (self._first_bad(images) for images in step.images)), None)
+        each = (first_bad_layer(self._network, images, self._precision.autocast()) for images in step.images)
+        found = next(filter(None, each), None)
         findings: list[str | None] = [found]
         if self._ranks.world_size > 1:
             findings = [None] * self._ranks.world_size
@@ -194,14 +190,11 @@ class _Numbers:
             "the weights are still those of the step before: try a lower --lr, more --warmup-epochs, or --clip-grad 1"
         )
 
-    def _first_bad(self, images: Tensor) -> str | None:
-        return first_bad_layer(self._network, images, self._precision.autocast())
-
-    def _tell_spike(self, loss: float, deviations: float, rise: Tensor, names: Sequence[str], moment: Moment) -> None:
+    def _print_spike(self, loss: float, deviations: float, rise: Tensor, names: Sequence[str], moment: Moment) -> None:
         at = int(rise.nan_to_num().argmax())
         print(
             f"step {moment.step + 1} (epoch {moment.epoch + 1}): "
-            f"the loss {loss:.4g} stands {deviations:.0f} deviations above its running mean {self._running.mean:.4g}; "
+            f"the loss {loss:.4g} is {deviations:.0f} deviations above its running mean {self._running.mean:.4g}; "
             f"the gradient of {names[at]} rose most, to {float(rise[at]):.1f} times its usual norm",
             file=sys.stderr,
             flush=True,
@@ -214,14 +207,11 @@ class _Numbers:
     def state_dict(self) -> dict[str, Any]:
         """The running mean and deviation of the loss, the usual norms of the gradients, and the spikes."""
         running = self._running
-        return {
-            "running": [running.mean, running.variance, running.steps],
-            "usual": self._usual,
-            "spikes": self._spikes,
-        }
+        moments = [running.mean, running.variance, running.steps]
+        return {"running": moments, "usual": self._usual, "spikes": self._spikes}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take a saved state over."""
+        """Restore a saved state."""
         running = self._running
         running.mean, running.variance, running.steps = state["running"]
         self._spikes = state["spikes"]

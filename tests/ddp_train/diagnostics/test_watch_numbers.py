@@ -16,8 +16,8 @@ from torch import nn
 from ddp_core.errors import TrainingDiverged
 from ddp_train.checkpoint import format as checkpoint_format
 from ddp_train.data.pipeline.window import Window
-from ddp_train.diagnostics import numbers
-from ddp_train.diagnostics.numbers import RunningLoss, first_bad_layer
+from ddp_train.diagnostics import watch_numbers
+from ddp_train.diagnostics.watch_numbers import RunningLoss, first_bad_layer
 from ddp_train.technique import Moment
 from tests.ddp_train.contexts import make_context
 from tests.ddp_train.techniques import runs
@@ -55,7 +55,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "weight": (lambda: (m := net(), spoil(m[3].weight))[0], "the weight of layer 3 (Linear) is not finite"),
     "buffer": (lambda: (m := net(), spoil(m[1].running_var))[0], "the running_var of layer 1 (BatchNorm1d)"),
     "output": (lambda: nn.Sequential(nn.Linear(4, 6), Log(), nn.ReLU()), "the output of layer 1 (Log) is not finite"),
-    "between": (Outside, "what layer last (Linear) is given, computed behind first (Linear), is not finite"),
+    "between": (Outside, "what layer last (Linear) is given, computed after first (Linear), is not finite"),
 }
 
 
@@ -77,7 +77,7 @@ def test_bad_images_and_none_at_all() -> None:
 
 def test_a_gradient_that_is_not_finite_is_found_where_it_begins() -> None:
     network = net()
-    watched = numbers.create(make_context(network, amp="off"))
+    watched = watch_numbers.create(make_context(network, amp="off"))
     assert watched.batch is not None and watched.gradient is not None
     watched.batch(torch.randn(5, 4), torch.zeros(5), Moment(0, 0, 0, 0))
     for parameter in network.parameters():
@@ -145,7 +145,7 @@ def test_no_checkpoint_is_written_of_weights_that_are_not_finite(tmp_path: Path)
 
 def test_a_spike_is_told_with_step_and_layer(capsys: pytest.CaptureFixture[str]) -> None:
     network = net()
-    watched = numbers.create(make_context(network, amp="off"))
+    watched = watch_numbers.create(make_context(network, amp="off"))
     assert watched.loss is not None and watched.gradient is not None and watched.report is not None
     generator = torch.Generator().manual_seed(1)
     for step in range(60):

@@ -11,15 +11,15 @@ from ddp_train import data
 from ddp_train.config.options import AugmentOptions, DataOptions
 from ddp_train.data.pipeline.window import Batch
 from ddp_train.data.sources import cifar10, listing
-from ddp_train.data.sources.on_ranks import load_on_ranks
+from ddp_train.data.sources.load_on_ranks import load_on_ranks
 from ddp_train.data.sources.samples import Dataset
 from ddp_train.distributed.process_group import Ranks, together
-from ddp_train.evaluation.saved import Saved
+from ddp_train.evaluation.saved_model import SavedModel
 
 BUNDLED = ("digits", "synthetic")
 
 
-def load_split(saved: Saved, data_dir: str | None, ranks: Ranks) -> Dataset:
+def load_split(saved: SavedModel, data_dir: str | None, ranks: Ranks) -> Dataset:
     """The data in `data_dir` (None: where the run had them), normalised as the training images were.
 
     A collective. Errors: UserError, on all ranks alike, for a folder that is not there or holds other classes.
@@ -45,7 +45,7 @@ def _check_folder(name: str, options: DataOptions) -> None:
         raise UserError(f"--data-dir {folder}: holds no data (expected there: {wanted})")
 
 
-def _as_trained(dataset: Dataset, saved: Saved, folder: str) -> Dataset:
+def _as_trained(dataset: Dataset, saved: SavedModel, folder: str) -> Dataset:
     facts = saved.facts
     if dataset.classes != facts.classes:
         first = next((b for a, b in zip(facts.classes, dataset.classes, strict=False) if a != b), None)
@@ -59,7 +59,7 @@ def _as_trained(dataset: Dataset, saved: Saved, folder: str) -> Dataset:
     return replace(dataset, mean=facts.mean, std=facts.std)
 
 
-def batches(dataset: Dataset, saved: Saved, ranks: Ranks, batch_size: int) -> Iterator[Batch]:
+def batches(dataset: Dataset, saved: SavedModel, ranks: Ranks, batch_size: int) -> Iterator[Batch]:
     """This rank's share of the test split, `batch_size` images at a time."""
     options = replace(saved.config.data, dataset=None, batch_size=None, batch_size_per_rank=None, drop_last=False)
     pipeline = data.build_pipeline(

@@ -24,7 +24,7 @@ def views(tta: Tta) -> Views:
     return {"none": _plain, "flip": _flipped, "flip+shifts": _shifted}[tta]
 
 
-def tta_in_words(tta: Tta, below: float | None) -> str:
+def describe_tta(tta: Tta, below: float | None) -> str:
     """The views, and which images are seen in them. below: as of `--tta-below`."""
     return tta if below is None else f"{tta} where the highest probability is below {below:g}"
 

@@ -1,4 +1,4 @@
-"""A trained network from a file of a run folder: best_model.pth or checkpoint-latest.pt, with what stands beside it."""
+"""A trained network from a file of a run folder: best_model.pth or checkpoint-latest.pt, with the files beside it."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from ddp_train.assemble.factories import create_network
 from ddp_train.checkpoint import format as checkpoint_format
 from ddp_train.config.options import Config
 from ddp_train.config.parse import parse
-from ddp_train.data.augment.levels import Augmentation
+from ddp_train.data.augment.augmentation import Augmentation
 from ddp_train.data.sources.facts import DatasetFacts
 
 
 @dataclass(frozen=True)
-class Saved:
+class SavedModel:
     """A network in evaluation mode on its device, with the configuration and the data facts of its run."""
 
     file: Path
@@ -37,8 +37,8 @@ class Saved:
         )
 
 
-def open_saved(path: str, device: torch.device) -> Saved:
-    """Open `path`; a run folder stands for its best_model.pth.
+def open_saved_model(path: str, device: torch.device) -> SavedModel:
+    """Open `path`; for a run folder its best_model.pth.
 
     Errors: UserError, one line, for a file that is missing, damaged or of another model, and where config.yaml and
     dataset.json are not beside it.
@@ -57,7 +57,7 @@ def open_saved(path: str, device: torch.device) -> Saved:
     except (RuntimeError, AttributeError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{file}: does not fit the model in config.yaml beside it ({reason})") from None
-    return Saved(file, network.eval(), found, facts, device)
+    return SavedModel(file, network.eval(), found, facts, device)
 
 
 def _weights(file: Path) -> Mapping[str, Any]:

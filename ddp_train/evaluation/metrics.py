@@ -1,4 +1,4 @@
-"""The figures of an examination as text for a person, as JSON, and as pictures."""
+"""The metrics of an examination as text, as JSON, and as pictures."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from ddp_train.plots.style import save
 
 SCHEMA = "ddp-train-evaluation/1"
 ROWS = 40
-"""Classes in the text; of more the least accurate ones."""
+"""Classes in the text; with more classes, the least accurate ones."""
 
 
 def as_json(found: Examination, classes: Sequence[str]) -> dict[str, object]:
-    """Every figure; fractions of 1. The confusion matrix is [true class][predicted class], in the order of classes."""
+    """Every metric; fractions of 1. The confusion matrix is [true class][predicted class], in the order of classes."""
     rows = zip(classes, found.hits, found.counts, strict=True)
     return {
         "schema": SCHEMA,
@@ -33,7 +33,7 @@ def as_json(found: Examination, classes: Sequence[str]) -> dict[str, object]:
 
 
 def as_text(found: Examination, classes: Sequence[str]) -> list[str]:
-    """Lines: the figures over all images, then one per class, with the class that it is most often taken for."""
+    """Lines: the metrics over all images, then one line per class, with the class that it is most often taken for."""
     lines = [f"top-1   {found.top1:8.2%}"]
     lines += [f"top-5   {found.top5:8.2%}"] if found.top5 is not None else []
     lines += [f"loss    {found.loss:8.4f}", ""]
@@ -68,13 +68,9 @@ def draw(found: Examination, dataset: Dataset, folder: Path) -> list[Path]:
         written.append(folder / "confusion_matrix.png")
         save(confusion_figure(found.confusion, dataset.classes), written[-1])
     if found.mistakes:
+        names = dataset.classes
         pictures = [
-            Picture(
-                _image(dataset, one.index),
-                dataset.classes[one.label],
-                dataset.classes[one.predicted],
-                one.probability,
-            )
+            Picture(_image(dataset, one.index), names[one.label], names[one.predicted], one.probability)
             for one in found.mistakes
         ]
         written.append(folder / "worst_images.png")

@@ -1,0 +1,36 @@
+"""A function of the user's own, named as package.module:function: for `--model` and `--technique`."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ddp_core.errors import UserError
+
+
+def load_function(option: str, name: str, **arguments: object) -> Callable[..., Any]:
+    """The function `name`, also from the working directory, as with `python -m`.
+
+    arguments: the keywords that it will be called with; their values are not used. Errors: UserError where it is not
+    found or does not take them.
+    """
+    module, _, function = name.partition(":")
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)
+    try:
+        found: Callable[..., Any] = getattr(importlib.import_module(module), function)
+    except ModuleNotFoundError as error:
+        raise UserError(f"{option} {name}: no module named {error.name!r} here or among the packages") from None
+    except (AttributeError, ValueError):
+        raise UserError(f"{option} {name}: {module or 'it'} has no function {function!r}") from None
+    try:
+        signature = inspect.signature(found)
+        signature.bind(**arguments) if arguments else signature.bind(None)
+    except (TypeError, ValueError) as error:
+        expected = ", ".join(f"{key}=..." for key in arguments) or "the run's Context"
+        raise UserError(f"{option} {name}: cannot be called with {expected} ({error})") from None
+    return found
