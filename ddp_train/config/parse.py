@@ -14,6 +14,7 @@ import difflib
 import itertools
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -145,6 +146,7 @@ def _help_formatter() -> type[argparse.HelpFormatter]:
     return Formatter
 
 
+@cache
 def _parser(prog: str) -> Any:
     from jsonargparse import ActionYesNo, ArgumentParser
 
