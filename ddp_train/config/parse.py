@@ -15,6 +15,7 @@ import itertools
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -147,6 +148,7 @@ def _help_formatter() -> type[argparse.HelpFormatter]:
     return Formatter
 
 
+@cache
 def _parser(prog: str) -> Any:
     from jsonargparse import ActionYesNo, ArgumentParser
 
