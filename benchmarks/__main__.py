@@ -1,7 +1,7 @@
 """The front of all measurements.
 
 python -m benchmarks list                       # what there is
-python -m benchmarks run step_overhead [...]    # one of them, with its own options
+python -m benchmarks step_overhead [...]        # one of them, with its own options (or: run step_overhead)
 python -m benchmarks report [-o FILE.md]        # the kept results as a page of tables
 python -m benchmarks pictures [-o DIR]          # and as pictures
 """
@@ -31,7 +31,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     report.add_argument("-o", "--out", type=Path, metavar="FILE", help="write a Markdown page (default: to stdout)")
     pictures = commands.add_parser("pictures", help="the kept results as pictures")
     pictures.add_argument("-o", "--out", type=Path, metavar="DIR", default=ROOT / "docs" / "pictures", help="folder")
-    arguments = parser.parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words and find(words[0]) is not None:
+        words.insert(0, "run")
+    arguments = parser.parse_args(words)
     if arguments.command == "pictures":
         return _pictures(arguments.out)
     if arguments.command == "list":

@@ -2,17 +2,15 @@
 
     python -m benchmarks.augmentation [--rounds 7] [--out NAME]
 
-Both make normalised float images out of the same decoded ones of CIFAR-10's shape in memory, on one thread, as a rank
-on the CPU does. torchvision takes each image as a uint8 tensor through the transforms that say the same (v2, as its
-documentation composes them), and a batch is their stack. Rounds measure ours and torchvision's in turn; what counts
-is the median. Time is the CPU time of the thread, so that other processes disturb it little. The result is
-benchmarks/results/NAME.json.
+Both turn the same decoded images of CIFAR-10's shape in memory into normalised float images, on one thread, as a rank
+on the CPU does. torchvision takes each image as a uint8 tensor through the same transforms (v2, as its documentation
+composes them) and stacks them. Rounds measure ours and torchvision's in turns; the median counts. Time is the CPU time
+of the thread, so that other processes disturb it little.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -21,7 +19,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from benchmarks.machine import ROOT, describe_machine
+from benchmarks.harness import Figures, Measurement, Option
 from ddp_train.config.options import AugmentOptions
 from ddp_train.data.pipeline.build import create_augmentation
 from ddp_train.data.sources.builtin import load_synthetic
@@ -122,27 +120,22 @@ def _theirs(
     return work
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Measure and write the result; the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.augmentation", description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=7, help="measurements of each [7]")
-    parser.add_argument("--out", default="augmentation-1-core", help="the result is benchmarks/results/NAME.json")
-    arguments = parser.parse_args(argv)
+def measure_all(arguments: argparse.Namespace) -> Figures:
+    """All cases on one thread."""
     torch.set_num_threads(1)
-    machine = describe_machine()
-    result = {
-        "schema": "ddp-benchmark/1",
-        "command": " ".join(["python", "-m", "benchmarks.augmentation", *(sys.argv[1:] if argv is None else argv)]),
-        "machine": machine,
+    return {
         "threads": 1,
         "global_batch": BATCH,
         "unit": "images of 3 x 32 x 32 per second of CPU time",
         "cases": measure(arguments.rounds),
     }
-    path = ROOT / "benchmarks" / "results" / f"{arguments.out}.json"
-    path.write_text(json.dumps(result, indent=2) + "\n")
-    return 0
 
+
+OPTIONS = (
+    Option("--rounds", type=int, default=7, metavar="N", help="measurements of each [7]"),
+    Option("--out", default="augmentation-1-core", metavar="NAME", help="the result is benchmarks/results/NAME.json"),
+)
+main = Measurement("augmentation", __doc__, measure_all, OPTIONS)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -2,11 +2,10 @@
 
     python -m benchmarks.checkpoint_cost [--rounds 9] [--model resnet18] [--steps 12] [--batch-size 64] [--out NAME]
 
-A stretch of training steps with and without a checkpoint at its start, which is on the disk, flushed, at its end:
-what the copy, the hash, the writing and the flushing cost is all in the difference. It is the whole one, with the
-best model. It is set against the default --save-every, and against an epoch of CIFAR-10's 50,000 images at the speed
-that was measured, since a checkpoint is written at the end of each epoch too. Rounds that other processes disturbed are
-left out; a third case shows the noise. The result is benchmarks/results/NAME.json.
+A stretch of training steps with and without a checkpoint at its start, which is flushed to the disk at its end: the
+difference holds the cost of copying, hashing, writing and flushing. The checkpoint is whole, with the best model. The
+cost is set against the default --save-every, and against an epoch of CIFAR-10's 50,000 images at the measured speed,
+since each epoch ends with a checkpoint too. A third case shows the noise.
 """
 
 from __future__ import annotations
@@ -15,14 +14,15 @@ import argparse
 import contextlib
 import io
 import itertools
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from benchmarks.machine import describe_machine, publish
+from benchmarks.harness import Figures, Measurement, Option, rounds
 from benchmarks.turns import Turns, take_turns
 from ddp_train.assemble.build import build
 from ddp_train.config.parse import parse
@@ -32,10 +32,11 @@ from ddp_train.engine.trainer import Trainer
 
 WITHOUT, AGAIN, WITH, COPY = "without", "without again", "with a checkpoint", "the call alone"
 CIFAR10_TRAIN = 50_000
+COLUMNS = ["a checkpoint costs", "of an epoch of 50,000 images", "its call takes"]
 
 
-def measure(trainer: Trainer, rounds: int) -> Turns:
-    """Seconds of a stretch of steps, by case; of `COPY`, those in which the training thread stands still."""
+def measure(trainer: Trainer, count: int) -> Turns:
+    """Seconds of a stretch of steps, by case; of `COPY`, those for which the training thread waits."""
     epochs = itertools.count()
 
     def stretch(*, saved: bool) -> float:
@@ -60,7 +61,7 @@ def measure(trainer: Trainer, rounds: int) -> Turns:
         WITH: lambda: stretch(saved=True),
         COPY: call,
     }
-    return take_turns(cases, rounds, unit="s")
+    return take_turns(cases, count, unit="s")
 
 
 def _save(trainer: Trainer) -> None:
@@ -84,15 +85,8 @@ def _train(trainer: Trainer, epoch: int) -> None:
         torch.cuda.synchronize(trainer.components.device)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and print; 1 where too few rounds were undisturbed."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.checkpoint_cost", description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--model", default="resnet18")
-    parser.add_argument("--steps", type=int, default=12, help="optimizer steps of a stretch")
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--out", metavar="NAME", help="keep the result as benchmarks/results/NAME.json")
-    arguments = parser.parse_args(argv)
+def measure_cost(arguments: argparse.Namespace) -> Figures:
+    """Figures of one network in a run folder of its own."""
     images = arguments.steps * arguments.batch_size
     with tempfile.TemporaryDirectory(dir=Path.cwd(), prefix=".checkpoint-cost-") as folder:
         words = (
@@ -102,20 +96,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         run = build(parse(words.split()), Ranks(), choose_device("auto", Ranks()))
         turns = measure(run.trainer, arguments.rounds)
         files = {path.name: path.stat().st_size for path in sorted(Path(folder).glob("*.pt*"))}
-    command = f"python -m benchmarks.checkpoint_cost --rounds {arguments.rounds} --model {arguments.model} "
-    command += f"--steps {arguments.steps} --batch-size {arguments.batch_size}"
-    head = {"schema": "ddp-benchmark/1", "command": command, "machine": describe_machine(), "model": arguments.model}
-    publish({**head, "bytes": files, **_result(turns, images, str(run.config.run.save_every))}, arguments.out)
-    return 0 if turns.enough else 1
+    return {"model": arguments.model, "bytes": files, **_result(turns, images, str(run.config.run.save_every))}
 
 
-def _result(turns: Turns, images: int, save_every: str) -> dict[str, object]:
+def _result(turns: Turns, images: int, save_every: str) -> Figures:
     found = turns.account()
     if not turns.enough:
         return found
     cost, noise = turns.difference(WITH, WITHOUT), turns.difference(AGAIN, WITHOUT)
     interval = read_interval(save_every, "--save-every").seconds
     epoch = turns.values(WITHOUT).median * CIFAR10_TRAIN / images
+    row = [
+        f"{cost:.3f} s",
+        "no time is set" if interval is None else f"{cost.median / interval:.3%}",
+        f"{cost.median / epoch:.2%}",
+        f"{1000 * turns.values(COPY).median:.1f} ms",
+    ]
     return found | {
         "seconds_of_a_stretch": turns.values(WITHOUT).rounded(3),
         "seconds_a_checkpoint_costs": cost.rounded(3),
@@ -125,24 +121,17 @@ def _result(turns: Turns, images: int, save_every: str) -> dict[str, object]:
         "default_interval": save_every,
         "share_of_an_epoch_of_50000_images": round(cost.median / epoch, 5),
         "seconds_of_that_epoch": round(epoch, 1),
-        "table": {
-            "columns": [
-                "a checkpoint costs",
-                f"of --save-every {save_every}",
-                "of an epoch of 50,000 images",
-                "its call takes",
-            ],
-            "rows": [
-                [
-                    f"{cost:.3f} s",
-                    "no time is set" if interval is None else f"{cost.median / interval:.3%}",
-                    f"{cost.median / epoch:.2%}",
-                    f"{1000 * turns.values(COPY).median:.1f} ms",
-                ]
-            ],
-        },
+        "table": {"columns": [*COLUMNS[:1], f"of --save-every {save_every}", *COLUMNS[1:]], "rows": [row]},
     }
 
 
+OPTIONS = (
+    rounds(9),
+    Option("--model", default="resnet18"),
+    Option("--steps", type=int, default=12, metavar="N", help="optimizer steps of a stretch [12]"),
+    Option("--batch-size", type=int, default=64, metavar="N", help="global batch [64]"),
+)
+main = Measurement("checkpoint_cost", __doc__, measure_cost, OPTIONS)
+
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

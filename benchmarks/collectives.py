@@ -3,30 +3,26 @@
     python -m benchmarks.collectives [--ranks 2] [--backend gloo] [--rounds 9] [--out NAME]
 
 The size S of a collective is that of its largest buffer: what each rank ends with. algbw = S / time; busbw = algbw
-times 2 (n - 1) / n for all-reduce, (n - 1) / n for all-gather, 1 for broadcast, so that the figure can be held against
-the speed of the links whatever the number of ranks. The ranks are started by launch.py, so gloo runs on loopback or on
-the interface that the plan chose, and NCCL in the environment of the plan (--backend nccl, one rank per GPU). A
-time is the median over the rounds of the slowest rank's mean; rounds that other processes disturbed are left out. The
-result is benchmarks/results/NAME.json.
+times 2 (n - 1) / n for all-reduce, (n - 1) / n for all-gather, 1 for broadcast, so that the figure compares with the
+speed of the links whatever the number of ranks. launch.py starts the ranks, so gloo runs on loopback or on the
+interface that the plan chose, and NCCL in the environment of the plan (--backend nccl, one rank per GPU). A time is the
+median over the rounds of the slowest rank's mean.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from benchmarks.machine import ROOT, describe_machine, publish
-from benchmarks.turns import FEWEST
+from benchmarks.harness import Figures, Measurement, Option, rounds
+from benchmarks.programs import LAUNCH, Worker
+from benchmarks.turns import FEWEST, LIMIT, machine_seconds
 
 if TYPE_CHECKING:
     import torch
@@ -40,7 +36,6 @@ BUS_FACTORS: dict[str, Callable[[int], float]] = {
 }
 AT_ONCE_S = 0.03
 """About how long the repetitions of one size take together in a round."""
-LIMIT_S = 900
 
 Accounts = tuple[float, float, float]
 
@@ -71,13 +66,12 @@ def summary(times: dict[str, dict[int, list[float]]], ranks: int) -> list[dict[s
     return rows
 
 
-def work(backend: str, rounds: int, out: Path) -> None:
-    """What every rank does; rank 0 writes {kind: {size: [seconds]}} with the number of disturbed rounds."""
+def work(backend: str, rounds: int) -> dict[str, Any]:
+    """What every rank does. Returns {kind: {size: [seconds]}} with the numbers of ranks and rounds."""
     import torch
     import torch.distributed as dist
 
-    rank, local = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
-    device = torch.device("cuda", local) if backend == "nccl" else torch.device("cpu")
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if backend == "nccl" else torch.device("cpu")
     options = {"device_id": device} if backend == "nccl" else {}
     dist.init_process_group(backend, timeout=timedelta(seconds=120), **options)  # type: ignore[arg-type]
     ranks = dist.get_world_size()
@@ -92,10 +86,9 @@ def work(backend: str, rounds: int, out: Path) -> None:
             for kind, sizes in found.items():
                 for size, seconds in sizes.items():
                     times[kind][size].append(seconds)
-    if rank == 0:
-        out.write_text(json.dumps({"ranks": ranks, "clean": clean, "disturbed": tried - clean, "times": times}))
     dist.barrier()
     dist.destroy_process_group()
+    return {"ranks": ranks, "clean": clean, "disturbed": tried - clean, "times": times}
 
 
 def _time(kind: str, size: int, ranks: int, device: torch.device) -> float:
@@ -128,17 +121,13 @@ def _time(kind: str, size: int, ranks: int, device: torch.device) -> float:
 
 def _cpu_accounts() -> Accounts:
     """Busy and total CPU seconds of the machine, and this process's own."""
-    from benchmarks import quiet
-
-    return (*quiet.machine_seconds(), time.process_time())
+    return (*machine_seconds(), time.process_time())
 
 
 def _is_clean(before: Accounts, after: Accounts, device: torch.device) -> bool:
     """Whether others than the ranks took little of the CPUs; all ranks come to the same answer."""
     import torch
     import torch.distributed as dist
-
-    from benchmarks.quiet import LIMIT
 
     own = torch.tensor([after[2] - before[2]], dtype=torch.float64, device=device)
     dist.all_reduce(own)
@@ -148,57 +137,25 @@ def _is_clean(before: Accounts, after: Accounts, device: torch.device) -> bool:
     return float(dirty) == 0
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Start the ranks, print, and write the result; the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.collectives", description=__doc__.splitlines()[0])
-    parser.add_argument("--ranks", type=int, metavar="N", help="processes on the CPU (default 2); NCCL: one per GPU")
-    parser.add_argument("--backend", choices=["gloo", "nccl"], default="gloo")
-    parser.add_argument("--rounds", type=int, default=9, metavar="N", help="undisturbed rounds (default 9)")
-    parser.add_argument("--out", metavar="NAME", help="write benchmarks/results/NAME.json")
-    parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
-    arguments = parser.parse_args(argv)
-    if arguments.worker is not None:
-        work(arguments.backend, arguments.rounds, arguments.worker)
-        return 0
-    return _run(arguments)
+def measure(arguments: argparse.Namespace) -> Figures:
+    """Start the ranks and summarise what they measured."""
+    where = ["--auto"] if arguments.backend == "nccl" else ["--cpu"]
+    if count := arguments.ranks or (2 if arguments.backend == "gloo" else None):
+        where += ["--nproc", str(count)]
+    task = {"backend": arguments.backend, "rounds": arguments.rounds}
+    found = Worker("collectives", task, [*LAUNCH, *where]).answer()
+    figures = {"ranks": found["ranks"], "clean_rounds": found["clean"], "disturbed_rounds": found["disturbed"]}
+    if found["clean"] < FEWEST:
+        return {**figures, "not_measured": f"{found['clean']} undisturbed rounds, {FEWEST} are needed"}
+    return {**figures, "results": summary(found["times"], found["ranks"])}
 
 
-def _run(arguments: argparse.Namespace) -> int:
-    machine = describe_machine()
-    where = ["--auto"] if arguments.backend == "nccl" else ["--cpu", "--nproc", str(arguments.ranks or 2)]
-    if arguments.backend == "nccl" and arguments.ranks:
-        where += ["--nproc", str(arguments.ranks)]
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "times.json"
-        program = ["--worker", str(out), "--backend", arguments.backend, "--rounds", str(arguments.rounds)]
-        command = [sys.executable, str(ROOT / "launch.py"), *where, "-m", "benchmarks.collectives", *program]
-        done = subprocess.run(command, cwd=ROOT, timeout=LIMIT_S, stdout=sys.stderr)
-        if done.returncode != 0:
-            print(f"error: the ranks ended with status {done.returncode}; nothing was written", file=sys.stderr)
-            return 1
-        found = json.loads(out.read_text())
-    rows = summary(found["times"], found["ranks"]) if found["clean"] >= FEWEST else []
-    result = {
-        "schema": "ddp-benchmark/1",
-        "command": f"python -m benchmarks.collectives --backend {arguments.backend} --ranks {found['ranks']} "
-        f"--rounds {arguments.rounds}",
-        "machine": machine,
-        "ranks": found["ranks"],
-        "clean_rounds": found["clean"],
-        "disturbed_rounds": found["disturbed"],
-        **({} if rows else {"not_measured": f"{found['clean']} undisturbed rounds, {FEWEST} are needed"}),
-        "results": rows,
-        "table": {
-            "columns": ["collective", "size", "µs", "algbw GB/s", "busbw GB/s"],
-            "rows": [
-                [r["collective"], f"{r['bytes']:,} B", r["microseconds"], r["algbw_gb_s"], r["busbw_gb_s"]]
-                for r in rows
-            ],
-        },
-    }
-    publish(result, arguments.out)
-    return 0
-
+OPTIONS = (
+    Option("--backend", choices=["gloo", "nccl"], default="gloo"),
+    Option("--ranks", type=int, metavar="N", help="processes on the CPU [2]; NCCL: one per GPU"),
+    rounds(9),
+)
+main = Measurement("collectives", __doc__, measure, OPTIONS, worker=work)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -7,7 +7,7 @@ one has torch's defaults: contiguous tensors, glibc's malloc as it is, a thread 
 the other: channels_last; the malloc variables that the launcher sets (docs/environment.md); both; and both with a short
 spin of OpenMP's threads (GOMP_SPINCOUNT). The clock runs over the steps behind a warm-up. --beside N keeps N other
 processes busy meanwhile; without it, rounds that other processes disturbed are left out. Each round starts each case
-once, in a random order; the naive one twice, which shows the noise. The result is benchmarks/results/NAME.json.
+once, in a random order; the naive one twice, which shows the noise.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from benchmarks.machine import ROOT, describe_machine, publish
+from benchmarks.harness import Figures, Measurement, Option, rounds
+from benchmarks.programs import Worker
 from benchmarks.turns import Turns, take_turns
 
-LIMIT_S = 300
 BATCH, WARM_UP, STEPS = 256, 2, 6
 MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
 SPIN = {"GOMP_SPINCOUNT": "1000"}
@@ -60,17 +60,13 @@ def train(name: str, layout: str) -> float:
 
 
 def _rate(model: str, layout: str, variables: dict[str, str], beside: int) -> float:
-    command = [sys.executable, "-m", "benchmarks.cpu_speed", "--one", model, layout]
     ours = ("MALLOC_", "GOMP_", "OMP_", "KMP_")
     env = {name: value for name, value in os.environ.items() if not name.startswith(ours)} | variables
     with _busy(beside):
-        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=LIMIT_S)
-    if done.returncode != 0:
-        raise SystemExit(f"error: {' '.join(command)} ended with status {done.returncode}: {done.stderr[-500:]}")
-    return float(done.stdout)
+        return float(Worker("cpu_speed", {"name": model, "layout": layout}, [sys.executable], env).answer())
 
 
-def measure(model: str, rounds: int, beside: int = 0) -> Turns:
+def measure(model: str, count: int, beside: int = 0) -> Turns:
     """Images per second by case, beside so many busy processes."""
     cases: dict[str, Callable[[], float]] = {
         NAIVE: lambda: _rate(model, "contiguous_format", {}, beside),
@@ -80,7 +76,7 @@ def measure(model: str, rounds: int, beside: int = 0) -> Turns:
         BOTH: lambda: _rate(model, "channels_last", MALLOC, beside),
         SHORT: lambda: _rate(model, "channels_last", MALLOC | SPIN, beside),
     }
-    return take_turns(cases, rounds, unit=f"images/s, {model}")
+    return take_turns(cases, count, unit=f"images/s, {model}")
 
 
 @contextmanager
@@ -95,50 +91,34 @@ def _busy(count: int) -> Iterator[None]:
             process.wait()
 
 
-def summary(model: str, turns: Turns) -> dict[str, object]:
+def summary(model: str, turns: Turns) -> Figures:
     """The ratios to the naive loop."""
     if not turns.enough:
         return turns.account()
-    names = list(turns.rounds[0])
-    rows = [[model, case, f"{turns.values(case):,.0f}", f"{turns.ratio(case, NAIVE):.2f}"] for case in names]
-    ratios = {case: turns.ratio(case, NAIVE).rounded(3) for case in names}
+    rows = [[model, *row] for row in turns.rows(NAIVE, ",.0f", turns.ratio, ".2f")]
+    ratios = {case: turns.ratio(case, NAIVE).rounded(3) for case in turns.cases}
     spin = turns.ratio(SHORT, BOTH).rounded(3)
     return {**turns.account(), "over_naive": ratios, "short_spin_over_the_usual": spin, "rows": rows}
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Measure, print, and write the result; the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.cpu_speed", description=__doc__.splitlines()[0])
-    parser.add_argument("--models", default="speedrun,small", metavar="LIST", help="default: speedrun,small")
-    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="undisturbed rounds (default 5)")
-    parser.add_argument("--beside", type=int, default=0, metavar="N", help="other busy processes (default 0)")
-    parser.add_argument("--out", metavar="NAME", help="write benchmarks/results/NAME.json")
-    parser.add_argument("--one", nargs=2, metavar=("MODEL", "LAYOUT"), help=argparse.SUPPRESS)
-    arguments = parser.parse_args(argv)
-    if arguments.one:
-        print(train(*arguments.one))
-        return 0
-    machine = describe_machine()
-    found = {
-        model: summary(model, measure(model, arguments.rounds, arguments.beside))
-        for model in arguments.models.split(",")
-    }
-    rows = [row for one in found.values() for row in one.pop("rows", [])]  # type: ignore[attr-defined]
-    result: dict[str, object] = {
-        "schema": "ddp-benchmark/1",
-        "command": f"python -m benchmarks.cpu_speed --models {arguments.models} --rounds {arguments.rounds}"
-        + (f" --beside {arguments.beside}" if arguments.beside else ""),
-        "machine": machine,
-        "models": found,
-    }
-    if rows:
-        columns = ["network", "loop", "images/s, median (quartiles)", "over the naive loop"]
-        result["table"] = {"columns": columns, "rows": rows}
-    else:
-        result["not_measured"] = "; ".join(f"{model}: {one['not_measured']}" for model, one in found.items())
-    publish(result, arguments.out)
-    return 0
+def compare(arguments: argparse.Namespace) -> Figures:
+    """All networks."""
+    names = arguments.models.split(",")
+    found = {name: summary(name, measure(name, arguments.rounds, arguments.beside)) for name in names}
+    rows = [row for one in found.values() for row in one.pop("rows", [])]
+    if not rows:
+        reasons = "; ".join(f"{model}: {one['not_measured']}" for model, one in found.items())
+        return {"models": found, "not_measured": reasons}
+    columns = ["network", "loop", "images/s, median (quartiles)", "over the naive loop"]
+    return {"models": found, "table": {"columns": columns, "rows": rows}}
 
+
+OPTIONS = (
+    Option("--models", default="speedrun,small", metavar="LIST", help="networks [speedrun,small]"),
+    rounds(5),
+    Option("--beside", type=int, default=0, metavar="N", help="other busy processes [0]"),
+)
+main = Measurement("cpu_speed", __doc__, compare, OPTIONS, worker=train)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -6,30 +6,29 @@
 On the CPU: two ranks of one thread against one process of two threads, and against two independent processes of one
 thread with half the batch each, whose images per second add up. On GPUs (--device cuda): weak scaling, the same batch
 per GPU on 1, 2, 4 ... of them; one GPU is the step without the wrapper. Each case is a start of `launch.py` with the
-trainer's own step on synthetic images; the clock runs over the steps behind a warm-up, when the heap has grown. Rounds
+trainer's own step on synthetic images; the clock runs over the steps after a warm-up, when the heap has grown. Rounds
 that other processes disturbed are left out; what counts is the ratio within a round. NAME:N is a network at the global
-batch N; without N it is at one that suits it. The result is benchmarks/results/NAME.json.
+batch N; without N it is at one that suits it.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
-from benchmarks.machine import ROOT, describe_machine, publish
+from benchmarks.harness import DEVICE, Figures, Measurement, models, rounds
+from benchmarks.machine import describe_machine
+from benchmarks.programs import LAUNCH, Worker
 from benchmarks.turns import Turns, take_turns
+from ddp_core.errors import UserError
 
-LIMIT_S = 600
 WARM_UP, STEPS = 12, 24
 RESERVE = 256 << 20
 """Bytes."""
@@ -64,59 +63,43 @@ def find_model(text: str) -> Model:
     return replace(CPU_MODELS[name], batch=int(batch)) if colon else CPU_MODELS[name]
 
 
-def measure(model: Model, rounds: int, folder: Path) -> Turns:
+def measure(model: Model, count: int) -> Turns:
     """Images per second by case, on the CPU."""
-    start = Starter(model, folder)
+    start = Starter(model)
     cases: dict[str, Callable[[], float]] = {
         ONE: lambda: start.together(1, model.batch),
         TWO: lambda: start.together(2, model.batch),
         APART: lambda: start.apart(2, model.batch // 2),
         AGAIN: lambda: start.together(1, model.batch),
     }
-    return take_turns(cases, rounds, unit=f"images/s, {model.name} at {model.batch}")
+    return take_turns(cases, count, unit=f"images/s, {model.name} at {model.batch}")
 
 
 class Starter:
     """Starts processes that measure their own steps."""
 
-    def __init__(self, model: Model, folder: Path, device: str = "cpu") -> None:
-        self._model, self._folder, self._device = model, folder, device
-        self._numbers = itertools.count()
+    def __init__(self, model: Model, device: str = "cpu") -> None:
+        self._model, self._device = model, device
 
     def together(self, ranks: int, batch: int) -> float:
         """Images per second of one run on `ranks` ranks at the global batch `batch`."""
-        process, out = self._start(ranks, batch)
-        return _rate(process, out)
+        return float(self._start(ranks, batch).answer())
 
     def apart(self, count: int, batch: int) -> float:
-        """The sum over `count` processes of one thread that know nothing of each other."""
-        started = [self._start(1, batch, threads=1) for _ in range(count)]
-        return sum(_rate(process, out) for process, out in started)
+        """Images per second of `count` independent processes of one thread, at `batch` images a step each."""
+        workers = [self._start(1, batch, threads=1) for _ in range(count)]
+        return sum(float(worker.answer()) for worker in workers)
 
-    def _start(self, ranks: int, batch: int, threads: int | None = None) -> tuple[subprocess.Popen[str], Path]:
-        out = self._folder / f"rate-{next(self._numbers)}.json"
+    def _start(self, ranks: int, batch: int, threads: int | None = None) -> Worker:
         where = ["--cpu"] if self._device == "cpu" else ["--auto"]
-        worker = ["--worker", str(out), "--device", self._device, "--model", self._model.name, "--batch", str(batch)]
-        command = [sys.executable, str(ROOT / "launch.py"), *where, "--nproc", str(ranks)]
         env = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
         env |= {"OMP_NUM_THREADS": str(threads)} if threads else {}
-        program = ["-m", "benchmarks.ddp_scaling", *worker, f"--options={self._model.options}"]
-        return subprocess.Popen(
-            [*command, *program], cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-        ), out
+        task = {"model": self._model.name, "options": self._model.options, "batch": batch, "device": self._device}
+        return Worker("ddp_scaling", task, [*LAUNCH, *where, "--nproc", str(ranks)], env)
 
 
-def _rate(process: subprocess.Popen[str], out: Path) -> float:
-    _, errors = process.communicate(timeout=LIMIT_S)
-    if process.returncode != 0:
-        raise SystemExit(f"error: a measured run ended with status {process.returncode}: {errors[-800:]}")
-    return float(json.loads(out.read_text())["images_per_second"])
-
-
-def work(model: str, options: str, batch: int, device: str, out: Path) -> None:
-    """What each rank does: the trainer's steps on synthetic images; rank 0 writes the rate."""
-    import torch
-
+def work(model: str, options: str, batch: int, device: str) -> float:
+    """What each rank does: the trainer's steps on synthetic images. Returns images per second of all ranks."""
     from ddp_train.assemble.build import build
     from ddp_train.assemble.resolve_options import settle_arithmetic
     from ddp_train.config.parse import parse
@@ -125,8 +108,9 @@ def work(model: str, options: str, batch: int, device: str, out: Path) -> None:
     ranks = process_group.Ranks.from_environment()
     where = process_group.choose_device(device, ranks)
     samples = batch * (WARM_UP + STEPS)
+    folder = tempfile.TemporaryDirectory()
     words = f"--dataset synthetic --synthetic-samples {samples} --batch-size {batch} --model {model} --epochs 1 "
-    words += f"--no-tensorboard --no-examine --optimizer sgd --lr 0.001 --out-dir {out.with_suffix('')} {options}"
+    words += f"--no-tensorboard --no-examine --optimizer sgd --lr 0.001 --out-dir {folder.name}/run {options}"
     wanted = parse(words.split())
     settle_arithmetic(wanted, ranks, where)
     process_group.start(ranks, where, timeout_s=300)
@@ -141,10 +125,7 @@ def work(model: str, options: str, batch: int, device: str, out: Path) -> None:
     for window in windows:
         trainer.train_step(window)
     _wait(where)
-    rate = STEPS * batch / (time.perf_counter() - started)
-    if ranks.is_first:
-        out.write_text(json.dumps({"images_per_second": rate, "threads": torch.get_num_threads()}))
-    process_group.leave(0)
+    return STEPS * batch / (time.perf_counter() - started)
 
 
 def _grow_heap(device: object) -> None:
@@ -169,15 +150,15 @@ def _wait(device: object) -> None:
     wait_for_all()
 
 
-def _on_gpus(model: Model, rounds: int, folder: Path, gpus: int) -> Turns:
+def _on_gpus(model: Model, count: int) -> Turns:
     """Weak scaling: the same batch per GPU."""
-    start = Starter(model, folder, "cuda")
-    counts = [n for n in (1, 2, 4, 8, 16) if n <= gpus]
+    start = Starter(model, "cuda")
+    counts = [n for n in (1, 2, 4, 8, 16) if n <= len(describe_machine()["gpus"])]
     cases = {f"{n} GPUs": partial(start.together, n, n * model.batch) for n in counts}
-    return take_turns(cases, rounds, unit=f"images/s, {model.name}")
+    return take_turns(cases, count, unit=f"images/s, {model.name}")
 
 
-def _on_cpu_summary(turns: Turns) -> dict[str, object]:
+def _on_cpu_summary(turns: Turns) -> Figures:
     if not turns.enough:
         return {}
     return {
@@ -189,58 +170,31 @@ def _on_cpu_summary(turns: Turns) -> dict[str, object]:
 
 def _rows(name: str, turns: Turns) -> list[list[str]]:
     if not turns.enough:
-        return [[name, case, "not measured", ""] for case in (turns.rounds[0] if turns.rounds else {})]
-    base = next(iter(turns.rounds[0]))
-    return [[name, case, f"{turns.values(case):,.0f}", f"{turns.ratio(case, base):.2f}"] for case in turns.rounds[0]]
+        return [[name, case, "not measured", ""] for case in turns.cases]
+    return [[name, *row] for row in turns.rows(turns.cases[0], ",.0f", turns.ratio, ".2f")]
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Measure, print, and write the result; the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.ddp_scaling", description=__doc__.splitlines()[0])
-    parser.add_argument("--models", default="small,power,resnet18", help=f"of {', '.join(CPU_MODELS)}, or NAME:BATCH")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="undisturbed rounds (default 5)")
-    parser.add_argument("--out", metavar="NAME", help="write benchmarks/results/NAME.json")
-    for name in ("--worker", "--model", "--batch", "--options"):
-        parser.add_argument(name, help=argparse.SUPPRESS)
-    arguments = parser.parse_args(argv)
-    if arguments.worker:
-        options = arguments.options or ""
-        work(arguments.model, options, int(arguments.batch), arguments.device, Path(arguments.worker))
-        return 0
+def compare(arguments: argparse.Namespace) -> Figures:
+    """All networks, on the CPU or on GPUs. Errors: UserError."""
     try:
-        models = {name.strip(): find_model(name.strip()) for name in arguments.models.split(",")}
+        chosen = {name.strip(): find_model(name.strip()) for name in arguments.models.split(",")}
     except ValueError as error:
-        parser.error(str(error))
-    return _compare(models, arguments)
-
-
-def _compare(models: Mapping[str, Model], arguments: argparse.Namespace) -> int:
-    machine = describe_machine()
-    gpus = len(machine["gpus"]) if isinstance(machine["gpus"], list) else 0
-    found: dict[str, object] = {}
-    rows: list[list[str]] = []
-    for name, model in models.items():
-        with tempfile.TemporaryDirectory() as folder:
-            if arguments.device == "cuda":
-                turns = _on_gpus(model, arguments.rounds, Path(folder), gpus)
-            else:
-                turns = measure(model, arguments.rounds, Path(folder))
-        cpu = _on_cpu_summary(turns) if arguments.device == "cpu" else {}
-        rates = [{case: round(rate) for case, rate in rates.items()} for rates in turns.rounds]
-        found[name] = {"global_batch": model.batch, **turns.account(), **cpu, "rounds": rates}
+        raise UserError(str(error)) from None
+    found, rows = {}, []
+    for name, model in chosen.items():
+        if arguments.device == "cuda":
+            turns, summary = _on_gpus(model, arguments.rounds), {}
+        else:
+            turns = measure(model, arguments.rounds)
+            summary = _on_cpu_summary(turns)
+        found[name] = {"global_batch": model.batch, **turns.account(), **summary, "rounds": turns.rounded()}
         rows += _rows(name, turns)
-    result = {
-        "schema": "ddp-benchmark/1",
-        "command": f"python -m benchmarks.ddp_scaling --models {','.join(models)} --rounds {arguments.rounds}"
-        + (" --device cuda" if arguments.device == "cuda" else ""),
-        "machine": machine,
-        "models": found,
-        "table": {"columns": ["model", "case", "images/s, median (quartiles)", "ratio to the first"], "rows": rows},
-    }
-    publish(result, arguments.out)
-    return 0
+    columns = ["model", "case", "images/s, median (quartiles)", "ratio to the first"]
+    return {"models": found, "table": {"columns": columns, "rows": rows}}
 
+
+OPTIONS = (models("small,power,resnet18", [*CPU_MODELS, "NAME:BATCH"]), DEVICE, rounds(5))
+main = Measurement("ddp_scaling", __doc__, compare, OPTIONS, worker=work)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -6,9 +6,7 @@ The work is the same for all: decoded images in memory, crop with a border of 4,
 (half of the images) or not, in batches of 512. DataLoaders get each image as PIL image or uint8 tensor; their worker
 processes are started before the clock is. Ours is the resident pipeline with its keyed draws per sample, the draws of
 the epoch included. Rounds that other processes disturbed are left out; the ratio is to the best DataLoader of the round
-medians. With --device cuda the images stay on the GPU and the clock stops when it has finished. The result is
-benchmarks/results/NAME.json.
-"""
+medians. With --device cuda the images stay on the GPU and the clock stops when it has finished."""
 
 from __future__ import annotations
 
@@ -22,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from benchmarks.machine import describe_machine, publish
+from benchmarks.harness import DATA_DIR, DEVICE, Figures, Measurement, rounds
 from benchmarks.turns import Turns, take_turns
 from ddp_train import data
 from ddp_train.config.options import AugmentOptions, DataOptions
@@ -65,7 +63,7 @@ class Images(TorchDataset[tuple[Tensor, int]]):
         return self._transform(image), int(self._labels[index % len(self._labels)])
 
 
-def measure(dataset: Dataset, device: torch.device, rounds: int) -> tuple[Turns, dict[str, object]]:
+def measure(dataset: Dataset, device: torch.device, count: int) -> tuple[Turns, Figures]:
     """Images per second by case, and the two ratios to the best DataLoader."""
     cases: dict[str, Callable[[], float]] = {}
     for erase in (True, False):
@@ -76,12 +74,12 @@ def measure(dataset: Dataset, device: torch.device, rounds: int) -> tuple[Turns,
                 cases[name] = _theirs(dataset, device, erase=erase, pil=pil, workers=workers)
         cases[OURS + suffix] = _ours(dataset, device, erase=erase)
     cases[AGAIN] = _ours(dataset, device, erase=False)
-    turns = take_turns(cases, rounds, unit="images/s")
+    turns = take_turns(cases, count, unit="images/s")
     return turns, _summary(turns, list(cases)) if turns.enough else {}
 
 
-def _summary(turns: Turns, names: list[str]) -> dict[str, object]:
-    found: dict[str, object] = {"noise": turns.ratio(AGAIN, OURS).rounded(3)}
+def _summary(turns: Turns, names: list[str]) -> Figures:
+    found: Figures = {"noise": turns.ratio(AGAIN, OURS).rounded(3)}
     for label, suffix in (("with_erasing", ", erasing"), ("without_erasing", "")):
         theirs = [n for n in names if n.startswith("DataLoader") and n.endswith(", erasing") == bool(suffix)]
         best = turns.best(theirs)
@@ -130,7 +128,7 @@ def _theirs(dataset: Dataset, device: torch.device, *, erase: bool, pil: bool, w
 
 
 def _rate(loader: Iterable[list[Tensor]], device: torch.device) -> float:
-    """Images per second behind the warm-up; the loader is used up, so that its workers have ended."""
+    """Images per second after the warm-up; the loader is used up, so that its workers have ended."""
     count, started = 0, 0.0
     for number, (images, labels) in enumerate(loader):
         images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
@@ -148,14 +146,8 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Measure, print, and write the result; the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.input_pipeline", description=__doc__.splitlines()[0])
-    parser.add_argument("--data-dir", metavar="DIR", help="CIFAR-10 (default: synthetic images of the same shape)")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--rounds", type=int, default=7, metavar="N", help="undisturbed rounds (default 7)")
-    parser.add_argument("--out", metavar="NAME", help="write benchmarks/results/NAME.json")
-    arguments = parser.parse_args(argv)
+def deliver(arguments: argparse.Namespace) -> Figures:
+    """Figures of the data set and device that were asked for."""
     device = choose_device(arguments.device, Ranks())
     options = DataOptions(
         dataset="cifar10" if arguments.data_dir else "synthetic",
@@ -165,24 +157,18 @@ def main(argv: list[str] | None = None) -> int:
     name, _ = data.resolve(options)
     data.prepare(name, options)
     dataset = data.load(name, options)
-    machine = describe_machine()
     turns, found = measure(dataset, device, arguments.rounds)
-    result = {
-        "schema": "ddp-benchmark/1",
-        "command": f"python -m benchmarks.input_pipeline --rounds {arguments.rounds}"
-        + (" --data-dir DIR" if arguments.data_dir else "")
-        + (" --device cuda" if device.type == "cuda" else ""),
-        "machine": machine,
+    return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
         "dataset": f"{name}, {len(dataset.train.labels)} training images",
         **turns.account(),
         **found,
-        "rounds": [{case: round(rate) for case, rate in rates.items()} for rates in turns.rounds],
+        "rounds": turns.rounded(),
     }
-    publish(result, arguments.out)
-    return 0
 
+
+main = Measurement("input_pipeline", __doc__, deliver, (DATA_DIR, DEVICE, rounds(7)))
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
-import json
 import platform
 import subprocess
-from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -16,9 +15,10 @@ from gpu_topology.driver.read import read_or_explain
 from gpu_topology.host.host import read_host
 
 ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
 
 
-def describe_machine() -> dict[str, object]:
+def describe_machine() -> dict[str, Any]:
     """JSON-ready facts that belong beside every result. Memory is in bytes, `load_average` is that of one minute."""
     host = read_host()
     return {
@@ -32,14 +32,6 @@ def describe_machine() -> dict[str, object]:
         "versions": {name: _version(name) for name in ("torch", "torchvision", "numpy")},
         "commit": _commit(),
     }
-
-
-def publish(result: Mapping[str, object], name: str | None) -> None:
-    """Print a result as JSON, and keep it as benchmarks/results/NAME.json where it has a name."""
-    text = json.dumps(result, indent=2)
-    if name:
-        (ROOT / "benchmarks" / "results" / f"{name}.json").write_text(text + "\n")
-    print(text)
 
 
 def _processor() -> str:

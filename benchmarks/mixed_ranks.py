@@ -5,7 +5,7 @@
 Two ranks on the CPU train a tiny network; each waits --delay-ms for each of its samples before a forward pass, and the
 slowed one so many times as long. What the computing itself takes comes on top of both, so that on a quiet machine the
 ratio stays below its bound of (k + 1) / 2. The clock is the trainer's own: images per second of training, the median of
-the epochs; calibration and evaluation are outside. The result is benchmarks/results/NAME.json.
+the epochs; calibration and evaluation are not counted.
 """
 
 from __future__ import annotations
@@ -14,29 +14,28 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.machine import ROOT, describe_machine, publish
+from benchmarks.harness import Figures, Measurement, Option
+from benchmarks.programs import LAUNCH, run
 
 BATCH, STEPS = 64, 12
-LIMIT_S = 300
 
 
-def measure(slower: int, delay_ms: float, epochs: int, folder: Path) -> dict[str, object]:
+def measure(slower: int, delay_ms: float, epochs: int, folder: Path) -> Figures:
     """Images per second with equal and with measured shares, where one of two ranks is `slower` times as slow."""
-    found: dict[str, object] = {"slower": slower, "bound": (slower + 1) / 2}
+    found: Figures = {"slower": slower, "bound": (slower + 1) / 2}
     for shares in ("equal", "measured"):
         out = folder / f"{shares}-{slower}"
-        command = [sys.executable, str(ROOT / "launch.py"), "--cpu", "--nproc", "2", "--dataset", "synthetic"]
+        command = [*LAUNCH, "--cpu", "--nproc", "2", "--dataset", "synthetic"]
         command += ["--synthetic-samples", str(BATCH * STEPS), "--batch-size", str(BATCH), "--epochs", str(epochs)]
         command += ["--model", "tests.ddp_train.techniques.tiny:normed", "--no-tensorboard", "--augment", "none"]
         command += ["--technique", "tests.ddp_train.tune.slowed:create", "--sync-batch-norm", "--lr", "0.01"]
         command += ["--shares", shares, "--out-dir", str(out)]
         env = os.environ | {"SLOWED": f"{delay_ms},{slower * delay_ms}", "OMP_NUM_THREADS": "1"}
-        subprocess.run(command, cwd=ROOT, env=env, check=True, capture_output=True, timeout=LIMIT_S)
+        run(command, env)
         history = json.loads((out / "training_history.json").read_text())["epochs"]
         found[shares] = round(statistics.median(epoch["images_per_second"] for epoch in history), 1)
         if shares == "measured":
@@ -44,33 +43,26 @@ def measure(slower: int, delay_ms: float, epochs: int, folder: Path) -> dict[str
             found["train_loss"] = history[-1]["train_loss"]
         else:
             found["train_loss_equal"] = history[-1]["train_loss"]
-    found["ratio"] = round(float(str(found["measured"])) / float(str(found["equal"])), 3)
+    found["ratio"] = round(found["measured"] / found["equal"], 3)
     return found
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Measure and print; the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.mixed_ranks", description=__doc__.splitlines()[0])
-    parser.add_argument("--slower", default="2,3,4", metavar="LIST", help="how many times as slow [2,3,4]")
-    parser.add_argument("--delay-ms", type=float, default=12.0, metavar="MS", help="of the faster rank, a sample [12]")
-    parser.add_argument("--epochs", type=int, default=2, metavar="N", help=f"of {STEPS} steps each [2]")
-    parser.add_argument("--out", metavar="NAME", help="keep the result as benchmarks/results/NAME.json")
-    arguments = parser.parse_args(argv)
+def compare(arguments: argparse.Namespace) -> Figures:
+    """All ratios of speed."""
     with tempfile.TemporaryDirectory() as folder:
         rows = [
             measure(int(slower), arguments.delay_ms, arguments.epochs, Path(folder))
             for slower in arguments.slower.split(",")
         ]
-    result = {
-        "schema": "ddp-benchmark/1",
-        "command": " ".join(["python -m benchmarks.mixed_ranks", *(sys.argv[1:] if argv is None else argv)]),
-        "machine": describe_machine(),
-        "delay_ms": arguments.delay_ms,
-        "results": rows,
-    }
-    publish(result, arguments.out)
-    return 0
+    return {"delay_ms": arguments.delay_ms, "results": rows}
 
+
+OPTIONS = (
+    Option("--slower", default="2,3,4", metavar="LIST", help="how many times as slow [2,3,4]"),
+    Option("--delay-ms", type=float, default=12.0, metavar="MS", help="of the faster rank, per sample [12]"),
+    Option("--epochs", type=int, default=2, metavar="N", help=f"of {STEPS} steps each [2]"),
+)
+main = Measurement("mixed_ranks", __doc__, compare, OPTIONS)
 
 if __name__ == "__main__":
     sys.exit(main())

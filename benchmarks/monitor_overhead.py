@@ -12,28 +12,32 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
-import importlib
 import importlib.metadata
 import importlib.util
-import json
 import os
 import pty
 import select
-import shutil
 import signal
 import struct
-import subprocess
 import sys
 import tempfile
 import termios
 import time
 from pathlib import Path
 
-from benchmarks.machine import ROOT, describe_machine
+from benchmarks import fake_driver
+from benchmarks.harness import Figures, Measurement, Option
 
 WARM_UP_S = 4.0
 INTERVAL_S = 1.0
 GPU_NAME = b"H100"
+BUSY_GPU = {
+    "utilization": [97, 92, 95],
+    "memory_used_mib": 40_000,
+    "pcie_start": 1 << 40,
+    "pcie_rate": [900_000_000, 350_000_000],
+    "nvlink_rate": [90_000_000, 88_000_000],
+}
 
 MONITORS = {
     "gpu_topology monitor": ("gpu_topology", ["-m", "gpu_topology", "monitor", "--out", "{folder}/samples.jsonl"]),
@@ -92,57 +96,33 @@ def _cpu_seconds(pid: int) -> float | None:
     return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
 
 
-def _stand_in(folder: Path) -> dict[str, str]:
-    """Build the stand-in driver with eight busy GPUs; the environment in which it is found."""
-    stand_in = importlib.import_module("tests.fake_nvml.machine")
-    compiler = os.environ.get("CC") or shutil.which("cc") or "gcc"
-    library = folder / "libnvidia-ml.so.1"
-    source = ROOT / "tests" / "fake_nvml" / "nvml.c"
-    subprocess.run([compiler, "-std=c11", "-shared", "-fPIC", "-O2", "-o", str(library), str(source)], check=True)
-    machine = stand_in.load_machine("h100_8x_nvswitch")
-    for gpu in machine["gpus"]:
-        gpu["processes"] = [{"pid": os.getpid(), "used_mib": 30_000}]
-        gpu |= {"utilization": [97, 92, 95], "memory_used_mib": 40_000, "pcie_start": 1 << 40}
-        gpu |= {"pcie_rate": [900_000_000, 350_000_000], "nvlink_rate": [90_000_000, 88_000_000]}
-    (folder / "machine.txt").write_text(stand_in.to_lines(machine))
-    path = ":".join([str(folder), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])])
-    return {"LD_LIBRARY_PATH": path, "FAKE_NVML_MACHINE": str(folder / "machine.txt"), "TERM": "xterm-256color"}
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Measure every monitor that is installed and write benchmarks/results/monitor-overhead.json; the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.monitor_overhead", description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=30.0, help="how long each is measured")
-    parser.add_argument("--name", default="monitor-overhead", help="the result is benchmarks/results/NAME.json")
-    arguments = parser.parse_args(argv)
-    results: dict[str, object] = {}
+def compare(arguments: argparse.Namespace) -> Figures:
+    """Every monitor that is installed."""
+    results: Figures = {}
     with tempfile.TemporaryDirectory() as folder:
-        environ = _stand_in(Path(folder))
+        fake_driver.build(Path(folder))
+        busy = BUSY_GPU | {"processes": [{"pid": os.getpid(), "used_mib": 30_000}]}
+        environ = fake_driver.environment(Path(folder), gpu=busy) | {"TERM": "xterm-256color"}
         for name, (package, options) in MONITORS.items():
             if importlib.util.find_spec(package) is None:
-                print(f"{name}: not installed, not measured")
+                print(f"{name}: not installed, not measured", file=sys.stderr)
                 continue
             command = [sys.executable, *(option.format(folder=folder) for option in options)]
             measured = measure(command, environ, arguments.seconds)
             if measured is None:
-                print(f"{name}: shows no GPU or ended early, not measured")
+                print(f"{name}: shows no GPU or ended early, not measured", file=sys.stderr)
                 continue
             version = None if package == "gpu_topology" else importlib.metadata.version(package)
             results[name] = {"version": version, "command": ["python", *options], **measured}
-            print(f"{name}: {measured['percent_of_one_core']}% of one core, start-up {measured['start_cpu_seconds']} s")
-    result = {
-        "schema": "ddp-benchmark/1",
-        "command": f"python -m benchmarks.monitor_overhead --seconds {arguments.seconds:g}",
-        "machine": describe_machine(),
-        "gpus": "8 x H100 of the stand-in driver, which answers at once",
-        "interval_seconds": INTERVAL_S,
-        "monitors": results,
-    }
-    path = ROOT / "benchmarks" / "results" / f"{arguments.name}.json"
-    path.write_text(json.dumps(result, indent=2) + "\n")
-    print(path.relative_to(ROOT))
-    return 0
+    gpus = "8 x H100 of the stand-in driver, which answers at once"
+    return {"gpus": gpus, "interval_seconds": INTERVAL_S, "monitors": results}
 
+
+OPTIONS = (
+    Option("--seconds", type=float, default=30.0, metavar="S", help="how long each is measured [30]"),
+    Option("--out", "--name", default="monitor-overhead", metavar="NAME", help="the result's name"),
+)
+main = Measurement("monitor_overhead", __doc__, compare, OPTIONS)
 
 if __name__ == "__main__":
     sys.exit(main())

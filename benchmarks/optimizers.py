@@ -18,7 +18,7 @@ from collections.abc import Iterator
 
 import torch
 
-from benchmarks.machine import describe_machine, publish
+from benchmarks.harness import DEVICE, Figures, Measurement, Option, rounds
 from benchmarks.turns import Turns, take_figures
 from ddp_train.assemble.build import build
 from ddp_train.config.parse import parse
@@ -40,7 +40,7 @@ VARIANTS = {
 WARM_UP, STEPS = 2, 6
 
 
-def measure(common: list[str], device: torch.device, rounds: int) -> Turns:
+def measure(common: list[str], device: torch.device, count: int) -> Turns:
     """Milliseconds of a step on this device, by variant."""
     with tempfile.TemporaryDirectory() as folder:
         runs = {}
@@ -50,15 +50,15 @@ def measure(common: list[str], device: torch.device, rounds: int) -> Turns:
             trainer.components.model.train()
             runs[name] = (trainer, _windows(trainer))
 
-        def steps(count: int) -> dict[str, float]:
+        def steps(number: int) -> dict[str, float]:
             taken: dict[str, list[float]] = {name: [] for name in runs}
-            for _ in range(count):
+            for _ in range(number):
                 for name, (trainer, windows) in runs.items():
                     taken[name].append(_milliseconds(trainer, next(windows), device))
             return {name: statistics.median(found) for name, found in taken.items()}
 
         steps(WARM_UP)
-        return take_figures(lambda: steps(STEPS), rounds, unit="ms")
+        return take_figures(lambda: steps(STEPS), count, unit="ms")
 
 
 def _milliseconds(trainer: Trainer, window: Window, device: torch.device) -> float:
@@ -73,34 +73,22 @@ def _windows(trainer: Trainer) -> Iterator[Window]:
     return itertools.chain.from_iterable(trainer.components.pipeline.train(epoch) for epoch in itertools.count())
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Measure, print, and write the result; the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.optimizers", description=__doc__.splitlines()[0])
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--model", default="small")
-    parser.add_argument("--batch-size", type=int, default=128, metavar="N")
-    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="undisturbed rounds [5]")
-    parser.add_argument("--out", metavar="NAME", help="write benchmarks/results/NAME.json")
-    arguments = parser.parse_args(argv)
-    work = f"--model {arguments.model} --batch-size {arguments.batch_size}"
-    machine = describe_machine()
-    device = choose_device(arguments.device, Ranks())
-    turns = measure(f"--dataset synthetic {work}".split(), device, arguments.rounds)
-    found = [(name, turns.values(name), turns.ratio(name, "sgd")) for name in VARIANTS if turns.enough]
-    result = {
-        "schema": "ddp-benchmark/1",
-        "command": f"python -m benchmarks.optimizers --device {arguments.device} {work} --rounds {arguments.rounds}",
-        "machine": machine,
-        **turns.account(),
-        "rounds": [{name: round(taken, 2) for name, taken in found.items()} for found in turns.rounds],
-        "table": {
-            "columns": ["optimizer", "ms of a step, median (quartiles)", "times sgd"],
-            "rows": [[name, f"{taken:.1f}", f"{times:.2f}"] for name, taken, times in found],
-        },
-    }
-    publish(result, arguments.out)
-    return 0 if turns.enough else 1
+def compare(arguments: argparse.Namespace) -> Figures:
+    """All variants on one network."""
+    work = f"--dataset synthetic --model {arguments.model} --batch-size {arguments.batch_size}"
+    turns = measure(work.split(), choose_device(arguments.device, Ranks()), arguments.rounds)
+    rows = turns.rows("sgd", ".1f", turns.ratio, ".2f") if turns.enough else []
+    columns = ["optimizer", "ms of a step, median (quartiles)", "times sgd"]
+    return {**turns.account(), "rounds": turns.rounded(2), "table": {"columns": columns, "rows": rows}}
 
+
+OPTIONS = (
+    DEVICE,
+    Option("--model", default="small"),
+    Option("--batch-size", type=int, default=128, metavar="N", help="global batch [128]"),
+    rounds(5),
+)
+main = Measurement("optimizers", __doc__, compare, OPTIONS)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -20,7 +20,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.machine import ROOT, describe_machine, publish
+from benchmarks.harness import Figures, Measurement, Option, ranks
+from benchmarks.programs import LAUNCH
 
 LIMIT_S = 120
 STEPS = 100
@@ -44,15 +45,8 @@ dist.destroy_process_group()
 """
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run, kill, count; 0 when every run recovered."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.restart_recovery", description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=int, default=20, help="runs that lose a rank (default 20)")
-    parser.add_argument("--ranks", type=int, default=2, help="ranks of each run (default 2)")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments and ranks (default 0)")
-    parser.add_argument("--torchrun", action="store_true", help="torchrun --standalone instead of launch.py")
-    parser.add_argument("--out", metavar="NAME", help="write benchmarks/results/NAME.json")
-    arguments = parser.parse_args(argv)
+def measure(arguments: argparse.Namespace) -> Figures:
+    """Run, kill, count."""
     chance = random.Random(arguments.seed)
     _, _, length_s = run(arguments.ranks, arguments.torchrun, None, 0)
     found: list[dict[str, float | int | bool]] = []
@@ -61,26 +55,11 @@ def main(argv: list[str] | None = None) -> int:
         met, well, seconds = run(arguments.ranks, arguments.torchrun, moment_s, rank)
         if not met:
             continue
-        found.append(
-            {"rank": rank, "killed_after_s": round(moment_s, 2), "recovered": well, "seconds": round(seconds, 1)}
-        )
-        print(
-            f"run {len(found)}: rank {rank} killed {moment_s:.2f} of {length_s:.2f} s after its start,"
-            f" {'recovered' if well else 'NOT recovered'} in {seconds:.1f} s",
-            file=sys.stderr,
-            flush=True,
-        )
-    words = f"--runs {arguments.runs} --ranks {arguments.ranks} --seed {arguments.seed}"
-    result = {
-        "schema": "ddp-benchmark/1",
-        "command": f"python -m benchmarks.restart_recovery {words}{' --torchrun' * arguments.torchrun}",
-        "machine": describe_machine(),
-        "undisturbed_s": round(length_s, 1),
-        "runs": found,
-        "table": _table("torchrun --standalone" if arguments.torchrun else "launch.py", length_s, found),
-    }
-    publish(result, arguments.out)
-    return 0 if all(one["recovered"] for one in found) else 1
+        one = {"rank": rank, "killed_after_s": round(moment_s, 2), "recovered": well, "seconds": round(seconds, 1)}
+        found.append(one)
+        print(f"run {len(found)} of {arguments.runs}: {one}", file=sys.stderr, flush=True)
+    table = _table("torchrun --standalone" if arguments.torchrun else "launch.py", length_s, found)
+    return {"undisturbed_s": round(length_s, 1), "runs": found, "table": table}
 
 
 def _table(launcher: str, length_s: float, found: list[dict[str, float | int | bool]]) -> dict[str, object]:
@@ -90,19 +69,19 @@ def _table(launcher: str, length_s: float, found: list[dict[str, float | int | b
     return {"columns": columns, "rows": [[launcher, len(found), len(taken), times, f"{length_s:.1f}"]]}
 
 
-def run(ranks: int, torchrun: bool, moment_s: float | None, rank: int) -> tuple[bool, bool, float]:
+def run(count: int, torchrun: bool, moment_s: float | None, rank: int) -> tuple[bool, bool, float]:
     """One run; (whether the rank was still there to be killed, whether all came out right, seconds since its start)."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "worker.py").write_text(WORKER)
         if torchrun:
-            command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+            command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
         else:
-            command = [sys.executable, str(ROOT / "launch.py"), "--cpu", "--nproc", str(ranks)]
+            command = [*LAUNCH, "--cpu", "--nproc", str(count)]
         command += ["--max-restarts=1", "worker.py", str(STEPS)]
         process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            return _watch(process, folder, ranks, moment_s, rank)
+            return _watch(process, folder, count, moment_s, rank)
         finally:
             if process.poll() is None:
                 process.kill()
@@ -113,7 +92,7 @@ def run(ranks: int, torchrun: bool, moment_s: float | None, rank: int) -> tuple[
 
 
 def _watch(
-    process: subprocess.Popen[bytes], folder: Path, ranks: int, moment_s: float | None, rank: int
+    process: subprocess.Popen[bytes], folder: Path, count: int, moment_s: float | None, rank: int
 ) -> tuple[bool, bool, float]:
     pid = folder / f"pid-0-{rank}"
     while not pid.exists():
@@ -126,8 +105,8 @@ def _watch(
         status = process.wait(LIMIT_S)
     except subprocess.TimeoutExpired:
         status = None
-    totals = [folder / f"total-{rank}" for rank in range(ranks)]
-    right = all(total.exists() and total.read_text() == str(ranks * STEPS) for total in totals)
+    totals = [folder / f"total-{rank}" for rank in range(count)]
+    right = all(total.exists() and total.read_text() == str(count * STEPS) for total in totals)
     return met, status == 0 and right, time.monotonic() - begin
 
 
@@ -138,6 +117,20 @@ def _kill(pid: int) -> bool:
         return False
     return True
 
+
+OPTIONS = (
+    Option("--runs", type=int, default=20, metavar="N", help="runs that lose a rank [20]"),
+    ranks(),
+    Option("--seed", type=int, default=0, metavar="N", help="of the moments and ranks [0]"),
+    Option("--torchrun", action="store_true", help="torchrun --standalone instead of launch.py"),
+)
+main = Measurement(
+    "restart_recovery",
+    __doc__,
+    measure,
+    OPTIONS,
+    failed=lambda found: not all(run["recovered"] for run in found["runs"]),
+)
 
 if __name__ == "__main__":
     sys.exit(main())

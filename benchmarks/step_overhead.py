@@ -6,8 +6,7 @@ The network is one tiny linear map, so that a step is nothing but overhead: CPU 
 SGD and momentum. The bare loop has the batches in a list, clears the gradient, runs forward, loss and backward, and
 steps. Ours is the trainer as it is built by default, with the accuracy and loss counted, the records and the progress
 report on, over the same batches in memory; once with the input pipeline left out, as in the others, and once whole.
-accelerate and Lightning take part where they are installed, Lightning with its progress bar and logger off. Rounds that
-other processes disturbed are left out. The result is benchmarks/results/NAME.json.
+accelerate and Lightning take part where they are installed, Lightning with its progress bar and logger off.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.machine import describe_machine, publish
+from benchmarks.harness import AGAINST, DEVICE, Figures, Measurement, rounds
 from benchmarks.turns import Turns, take_turns
 from ddp_train.assemble.build import build
 from ddp_train.config.parse import parse
@@ -56,7 +55,7 @@ class _First(nn.Module):
         return self.linear(images[:, :, 0, 0])
 
 
-def measure(device: torch.device, rounds: int, folder: Path) -> Turns:
+def measure(device: torch.device, count: int, folder: Path) -> Turns:
     """Microseconds of CPU time a step, by case."""
     batches = [
         (torch.randn(BATCH, 3, 32, 32, device=device), torch.randint(CLASSES, (BATCH,), device=device))
@@ -69,7 +68,7 @@ def measure(device: torch.device, rounds: int, folder: Path) -> Turns:
         cases["accelerate"] = _accelerate(batches, device)
     if importlib.util.find_spec("lightning"):
         cases["lightning"] = _lightning(batches, device)
-    return take_turns(cases, rounds, unit="us a step")
+    return take_turns(cases, count, unit="us a step")
 
 
 def _timed(work: Callable[[], object], device: torch.device) -> float:
@@ -85,17 +84,25 @@ def _sgd(network: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, nesterov=True)
 
 
-def _bare(batches: list[tuple[Tensor, Tensor]], device: torch.device) -> Callable[[], float]:
-    network = null_network().to(device)
-    optimizer = _sgd(network)
-
+def _loop(
+    batches: list[tuple[Tensor, Tensor]],
+    device: torch.device,
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    backward: Callable[[Tensor], object] = Tensor.backward,
+) -> Callable[[], float]:
     def work() -> None:
         for images, labels in batches:
             optimizer.zero_grad(set_to_none=True)
-            nn.functional.cross_entropy(network(images), labels).backward()
+            backward(nn.functional.cross_entropy(network(images), labels))
             optimizer.step()
 
     return lambda: _timed(work, device)
+
+
+def _bare(batches: list[tuple[Tensor, Tensor]], device: torch.device) -> Callable[[], float]:
+    network = null_network().to(device)
+    return _loop(batches, device, network, _sgd(network))
 
 
 def _trainer(device: torch.device, folder: Path) -> Trainer:
@@ -111,10 +118,17 @@ def _ours(batches: list[tuple[Tensor, Tensor]], device: torch.device, folder: Pa
     rows = torch.arange(BATCH, device=device)
     ready = [Batch(images, labels, rows) for images, labels in batches]
     trainer.components = replace(trainer.components, pipeline=_InMemory(ready, trainer.components.pipeline))
+    return _epochs(trainer, device, itertools.repeat(0))
 
+
+def _whole(device: torch.device, folder: Path) -> Callable[[], float]:
+    return _epochs(_trainer(device, folder), device, itertools.count())
+
+
+def _epochs(trainer: Trainer, device: torch.device, epochs: Iterator[int]) -> Callable[[], float]:
     def work() -> None:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            trainer.train_epoch(0)
+            trainer.train_epoch(next(epochs))
         trainer.progress.end_epoch()
 
     return lambda: _timed(work, device)
@@ -140,31 +154,13 @@ class _InMemory:
         return self._inner.dummy_batch()
 
 
-def _whole(device: torch.device, folder: Path) -> Callable[[], float]:
-    trainer, epochs = _trainer(device, folder), itertools.count()
-
-    def work() -> None:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            trainer.train_epoch(next(epochs))
-        trainer.progress.end_epoch()
-
-    return lambda: _timed(work, device)
-
-
 def _accelerate(batches: list[tuple[Tensor, Tensor]], device: torch.device) -> Callable[[], float]:
     from accelerate import Accelerator  # type: ignore[import-not-found]
 
     accelerator = Accelerator(cpu=device.type == "cpu")
     network = null_network().to(device)
     network, optimizer = accelerator.prepare(network, _sgd(network))
-
-    def work() -> None:
-        for images, labels in batches:
-            optimizer.zero_grad(set_to_none=True)
-            accelerator.backward(nn.functional.cross_entropy(network(images), labels))
-            optimizer.step()
-
-    return lambda: _timed(work, device)
+    return _loop(batches, device, network, optimizer, accelerator.backward)
 
 
 def _lightning(batches: list[tuple[Tensor, Tensor]], device: torch.device) -> Callable[[], float]:
@@ -229,45 +225,25 @@ class _Clock:
         self.callback = Callback()
 
 
-def summary(turns: Turns) -> dict[str, object]:
+def compare(arguments: argparse.Namespace) -> Figures:
     """What each case adds to the bare loop, in microseconds of CPU time a step."""
-    if not turns.enough:
-        return {}
-    names = list(turns.rounds[0])
-    return {
-        "over_bare_us": {name: turns.difference(name, BARE).rounded(1) for name in names},
-        "table": {
-            "columns": ["loop", "CPU µs a step, median (quartiles)", "over the bare loop"],
-            "rows": [[name, f"{turns.values(name):.0f}", f"{turns.difference(name, BARE):+.0f}"] for name in names],
-        },
-    }
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Measure, print, and write the result; the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.step_overhead", description=__doc__.splitlines()[0])
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--rounds", type=int, default=9, metavar="N", help="undisturbed rounds (default 9)")
-    parser.add_argument("--out", metavar="NAME", help="write benchmarks/results/NAME.json")
-    arguments = parser.parse_args(argv)
     device = choose_device(arguments.device, Ranks())
     torch.set_num_threads(1)
-    machine = describe_machine()
     with tempfile.TemporaryDirectory() as folder:
         turns = measure(device, arguments.rounds, Path(folder))
-    result = {
-        "schema": "ddp-benchmark/1",
-        "command": f"python -m benchmarks.step_overhead --rounds {arguments.rounds}"
-        + (" --device cuda" if device.type == "cuda" else ""),
-        "machine": machine,
+    found: Figures = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "unit": "microseconds of CPU time a step",
         **turns.account(),
-        **summary(turns),
     }
-    publish(result, arguments.out)
-    return 0
+    if turns.enough:
+        found["over_bare_us"] = {name: turns.difference(name, BARE).rounded(1) for name in turns.cases}
+        columns = ["loop", "CPU µs a step, median (quartiles)", "over the bare loop"]
+        found["table"] = {"columns": columns, "rows": turns.rows(BARE, ".0f", turns.difference, "+.0f")}
+    return found
 
+
+main = Measurement("step_overhead", __doc__, compare, (DEVICE, rounds(9), *AGAINST))
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from functools import partial
 from itertools import combinations
 
-from benchmarks.machine import describe_machine, publish
+from benchmarks.harness import Figures, Measurement
 from gpu_topology.select.bandwidth import Fabric
 from gpu_topology.select.select import SelectionRequest, select
 from gpu_topology.topology import Gpu, Link, LinkLevel, Topology
@@ -53,7 +53,7 @@ MATRICES: dict[str, Callable[[random.Random, int, int], tuple[int, LinkLevel]]] 
 
 
 def random_machine(seed: int, pair: Callable[[random.Random, int, int], tuple[int, LinkLevel]]) -> Topology:
-    """16 like GPUs on two sockets, each pair drawn by `pair` (NVLinks, PCIe path)."""
+    """16 identical GPUs on two sockets, each pair drawn by `pair` (NVLinks, PCIe path)."""
     draw = random.Random(seed)
     gpus = tuple(
         Gpu(i, f"GPU-{i}", "NVIDIA A100-SXM4-40GB", compute_capability=(8, 0), numa_node=draw.randrange(2))
@@ -80,11 +80,8 @@ def milliseconds(action: Callable[[], object]) -> float:
     return 1000 * min(tries)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Measure, print, and write the result; the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.subset_search", description=__doc__.splitlines()[0])
-    parser.add_argument("--out", metavar="NAME", help="write benchmarks/results/NAME.json")
-    arguments = parser.parse_args(argv)
+def measure(_: argparse.Namespace) -> Figures:
+    """A row for each kind of matrix."""
     rows = []
     for name, pair in MATRICES.items():
         machines = [random_machine(seed, pair) for seed in range(SEEDS)]
@@ -93,15 +90,10 @@ def main(argv: list[str] | None = None) -> int:
         whole = max(milliseconds(partial(select, machine, request)) for machine in machines)
         rows.append([name, *(f"{value:.1f}" for value in (*worst, whole))])
     columns = [f"ms, slowest of {SEEDS} seeds", *(f"{count} of {GPUS}" for count in COUNTS), "whole selection of 8"]
-    result = {
-        "schema": "ddp-benchmark/1",
-        "command": "python -m benchmarks.subset_search",
-        "machine": describe_machine(),
-        "table": {"columns": columns, "rows": rows},
-    }
-    publish(result, arguments.out)
-    return 0
+    return {"table": {"columns": columns, "rows": rows}}
 
+
+main = Measurement("subset_search", __doc__, measure)
 
 if __name__ == "__main__":
     sys.exit(main())

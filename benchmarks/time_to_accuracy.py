@@ -8,7 +8,7 @@ a Lightning program (benchmarks/lightning_program.py), which ends at the test ac
 before. Of each run: the time of its epochs (training and evaluation, what other clocks count after loading and
 compilation), the wall time from the command to the model on disk, the accuracy of the last epoch, and that with
 test-time augmentation. Runs during which other processes took more than a tenth of the CPUs are marked as disturbed and
-count neither in means nor as seeds. The result is benchmarks/results/NAME.json.
+count neither in means nor as seeds.
 """
 
 from __future__ import annotations
@@ -18,16 +18,18 @@ import itertools
 import json
 import shlex
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import ROOT, describe_machine, publish
-from benchmarks.quiet import watched
+from benchmarks.harness import Figures, Measurement, Option
+from benchmarks.programs import LAUNCH, run
+from benchmarks.turns import LIMIT, watched
+from ddp_core.errors import UserError
 
 COLUMNS = ["run", "clean runs", "s in epochs", "wall s", "accuracy, last epoch", "with test-time augmentation"]
 LIMIT_S = 4 * 3600
@@ -39,7 +41,7 @@ def speedrun(target: float, seed: int, data_dir: str) -> dict[str, Any]:
     """One run of the preset. Errors: SystemExit where it fails."""
     with tempfile.TemporaryDirectory() as folder:
         options = ["--preset", "speedrun", "--target", f"{target:g}", "--seed", str(seed), "--data-dir", data_dir]
-        command = [sys.executable, str(ROOT / "launch.py"), "--auto", *options, "--out-dir", folder]
+        command = [*LAUNCH, "--auto", *options, "--out-dir", folder]
         with watched() as window:
             started = time.monotonic()
             _run(command)
@@ -81,7 +83,7 @@ def _figures(
     """`epochs`: seconds and test accuracy of each."""
     return {
         "seed": seed,
-        "disturbed": others > 0.1,
+        "disturbed": others > LIMIT,
         "others_share_of_cpus": round(others, 3),
         "epoch_seconds": round(sum(seconds for seconds, _ in epochs), 1),
         "wall_seconds": round(wall, 1),
@@ -96,10 +98,7 @@ def _figures(
 def _run(command: list[str]) -> str:
     """What it printed. Errors: SystemExit."""
     print(shlex.join(command), file=sys.stderr, flush=True)
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S)
-    if done.returncode != 0:
-        raise SystemExit(f"error: {shlex.join(command)} ended with status {done.returncode}: {done.stderr[-800:]}")
-    return done.stdout
+    return run(command, limit_s=LIMIT_S).stdout
 
 
 def _row(name: str, runs: list[dict[str, Any]]) -> list[str]:
@@ -123,7 +122,7 @@ def _peer(text: str) -> Peer:
         model, epochs, until = text.split(":")
         return model, int(epochs), float(until)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}: MODEL:EPOCHS:UNTIL, as in small:15:0.8") from None
+        raise UserError(f"--peer {text}: MODEL:EPOCHS:UNTIL, as in small:15:0.8") from None
 
 
 def _decode(data_dir: str) -> None:
@@ -134,50 +133,32 @@ def _decode(data_dir: str) -> None:
     data.load("cifar10", DataOptions(data_dir=data_dir))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print, and write the result; the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.time_to_accuracy", description=(__doc__ or "").splitlines()[0]
-    )
-    parser.add_argument("--data-dir", required=True, metavar="DIR", help="CIFAR-10: train/CLASS/* and test/CLASS/*")
-    parser.add_argument("--targets", type=float, nargs="*", default=[0.8], metavar="T", help="of --preset speedrun")
-    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="runs of each sort [3]")
-    parser.add_argument("--first-seed", type=int, default=1, metavar="N", help="the others follow [1]")
-    parser.add_argument("--peer", type=_peer, action="append", default=[], metavar="MODEL:EPOCHS:UNTIL")
-    parser.add_argument("--out", metavar="NAME", help="keep the result as benchmarks/results/NAME.json")
-    arguments = parser.parse_args(argv)
-    machine = describe_machine()
+def measure(arguments: argparse.Namespace) -> Figures:
+    """Runs of all sorts, seed by seed."""
     _decode(arguments.data_dir)
-    cases: dict[str, Any] = {
-        f"--preset speedrun --target {target:g}": lambda seed, target=target: speedrun(target, seed, arguments.data_dir)
-        for target in arguments.targets
-    } | {
-        f"Lightning, {peer[0]}, one cycle of {peer[1]} epochs, to {peer[2]:.0%}": (
-            lambda seed, peer=peer: lightning(peer, seed, arguments.data_dir)
-        )
-        for peer in arguments.peer
-    }
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in cases}
+    cases: dict[str, Callable[[int], Figures]] = {}
+    for target in arguments.targets:
+        cases[f"--preset speedrun --target {target:g}"] = partial(speedrun, target, data_dir=arguments.data_dir)
+    for peer in map(_peer, arguments.peer):
+        name = f"Lightning, {peer[0]}, one cycle of {peer[1]} epochs, to {peer[2]:.0%}"
+        cases[name] = partial(lightning, peer, data_dir=arguments.data_dir)
+    runs: dict[str, list[Figures]] = {name: [] for name in cases}
     for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
-        for name, measure in cases.items():
-            runs[name].append(measure(seed))
+        for name, one in cases.items():
+            runs[name].append(one(seed))
             last = {key: value for key, value in runs[name][-1].items() if key != "epochs"}
             print(f"{name}: {json.dumps(last)}", file=sys.stderr, flush=True)
-    peers = "".join(f" --peer {':'.join(map(str, peer))}" for peer in arguments.peer)
-    targets = "".join(f" {target:g}" for target in arguments.targets)
-    publish(
-        {
-            "schema": "ddp-benchmark/1",
-            "command": "python -m benchmarks.time_to_accuracy --data-dir DIR "
-            f"--targets{targets} --seeds {arguments.seeds}{peers}",
-            "machine": machine,
-            "table": {"columns": COLUMNS, "rows": [_row(name, found) for name, found in runs.items()]},
-            "runs": runs,
-        },
-        arguments.out,
-    )
-    return 0
+    return {"table": {"columns": COLUMNS, "rows": [_row(name, found) for name, found in runs.items()]}, "runs": runs}
 
+
+OPTIONS = (
+    Option("--data-dir", required=True, metavar="DIR", help="CIFAR-10: train/CLASS/* and test/CLASS/*"),
+    Option("--targets", type=float, nargs="*", default=[0.8], metavar="T", help="of --preset speedrun [0.8]"),
+    Option("--seeds", type=int, default=3, metavar="N", help="runs of each sort [3]"),
+    Option("--first-seed", type=int, default=1, metavar="N", help="the others follow [1]"),
+    Option("--peer", action="append", default=[], metavar="MODEL:EPOCHS:UNTIL", help="a Lightning program"),
+)
+main = Measurement("time_to_accuracy", __doc__, measure, OPTIONS)
 
 if __name__ == "__main__":
     sys.exit(main())

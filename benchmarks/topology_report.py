@@ -4,17 +4,14 @@
 
 The driver is the stand-in of the tests, which takes a set time over each call and counts them: no GPU is needed.
 The bound is one and a half times the driver's own time and 150 ms of start-up. Runs during which other processes took
-more than a tenth of the CPUs are left out. The result is benchmarks/results/NAME.json.
+more than a tenth of the CPUs are left out.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import resource
-import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,11 +19,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.machine import ROOT, describe_machine, publish
-from benchmarks.quiet import watched
-from tests.fake_nvml.machine import load_machine, to_lines
+from benchmarks import fake_driver
+from benchmarks.harness import Figures, Measurement, Option
+from benchmarks.programs import import_times, run
+from benchmarks.turns import watched
 
-MACHINE = "h100_8x_nvswitch"
 DELAYS_US = (0, 200, 1000)
 COMMANDS = (("report", "--json"), ("report",), ("select",), ("env",))
 START_UP_S, FACTOR = 0.150, 1.5
@@ -44,35 +41,10 @@ class Run:
     calls: int
 
 
-def environment(library: Path, folder: Path, delay_us: int) -> dict[str, str]:
-    """The stand-in driver with this delay in each call. Byte code is cached, as it is after any first run."""
-    description = folder / f"machine-{delay_us}.txt"
-    description.write_text(to_lines({**load_machine(MACHINE), "delay_us": delay_us}))
-    env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    return {
-        **env,
-        "LD_LIBRARY_PATH": str(library),
-        "FAKE_NVML_MACHINE": str(description),
-        "FAKE_NVML_CALLS": str(folder / "calls"),
-        "PYTHONPYCACHEPREFIX": str(folder / "bytecode"),
-        "XDG_CACHE_HOME": str(folder / "no-verdicts"),
-    }
-
-
-def build(folder: Path) -> Path:
-    """The folder with the stand-in library; SystemExit without a C compiler."""
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        raise SystemExit("error: no C compiler (cc, gcc): the stand-in for the driver cannot be built")
-    source, library = ROOT / "tests" / "fake_nvml" / "nvml.c", folder / "libnvidia-ml.so.1"
-    subprocess.run([compiler, "-std=c11", "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
-    return folder
-
-
 def once(command: tuple[str, ...], env: Mapping[str, str]) -> Run:
     """Run `python -m gpu_topology COMMAND` and read the stand-in's account of it."""
     before, started = _children_cpu(), time.perf_counter()
-    subprocess.run([sys.executable, "-m", "gpu_topology", *command], env=env, cwd=ROOT, check=True, capture_output=True)
+    run([sys.executable, "-m", "gpu_topology", *command], env)
     wall, cpu = time.perf_counter() - started, _children_cpu() - before
     lines = [line.split() for line in Path(env["FAKE_NVML_CALLS"]).read_text().splitlines()]
     return Run(wall, cpu, sum(int(line[2]) for line in lines) / 1e9, sum(int(line[1]) for line in lines))
@@ -83,7 +55,7 @@ def _children_cpu() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def measure(command: tuple[str, ...], env: Mapping[str, str], runs: int) -> dict[str, object]:
+def measure(command: tuple[str, ...], env: Mapping[str, str], runs: int) -> Figures:
     """Medians over undisturbed runs, with the bound beside the time that it is for (seconds)."""
     once(command, env)
     clean: list[Run] = []
@@ -91,21 +63,21 @@ def measure(command: tuple[str, ...], env: Mapping[str, str], runs: int) -> dict
     while len(clean) < runs and time.monotonic() < deadline:
         tries += 1
         with watched() as window:
-            run = once(command, env)
+            found = once(command, env)
         if window.clean:
-            clean.append(run)
+            clean.append(found)
         else:
             time.sleep(0.5)
     name = " ".join(command)
     if len(clean) < runs:
         return {"command": name, "not_measured": f"{len(clean)} undisturbed runs of {tries}, {runs} are needed"}
-    wall, driver = statistics.median(run.wall_s for run in clean), statistics.median(run.driver_s for run in clean)
+    wall, driver = statistics.median(one.wall_s for one in clean), statistics.median(one.driver_s for one in clean)
     bound = FACTOR * driver + START_UP_S
     return {
         "command": name,
         "wall_s": round(wall, 4),
-        "slowest_s": round(max(run.wall_s for run in clean), 4),
-        "cpu_s": round(statistics.median(run.cpu_s for run in clean), 4),
+        "slowest_s": round(max(one.wall_s for one in clean), 4),
+        "cpu_s": round(statistics.median(one.cpu_s for one in clean), 4),
         "driver_s": round(driver, 4),
         "driver_calls": clean[0].calls,
         "bound_s": round(bound, 4),
@@ -114,31 +86,20 @@ def measure(command: tuple[str, ...], env: Mapping[str, str], runs: int) -> dict
     }
 
 
-def imports(env: Mapping[str, str], most: int = 12) -> dict[str, object]:
-    """The modules of `report --json` that take longest to import by themselves (`python -X importtime`), in ms."""
-    command = [sys.executable, "-X", "importtime", "-m", "gpu_topology", "report", "--json"]
-    done = subprocess.run(command, env=env, cwd=ROOT, check=True, capture_output=True, text=True)
-    rows = [line.removeprefix("import time:").split("|") for line in done.stderr.splitlines() if "|" in line]
-    own = {row[2].strip(): int(row[0]) / 1000 for row in rows if row[0].strip().isdigit()}
+def imports(env: Mapping[str, str], most: int = 12) -> Figures:
+    """The modules of `report --json` that take longest to import by themselves, in ms."""
+    own = import_times(["-m", "gpu_topology", "report", "--json"], env)
     longest = sorted(own.items(), key=lambda item: -item[1])[:most]
     return {"modules": len(own), "total_ms": round(sum(own.values()), 1), "longest_ms": dict(longest)}
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Measure, print, and write the result; the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.topology_report", description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=int, default=9, help="undisturbed runs of each command (default 9)")
-    parser.add_argument("--out", metavar="NAME", help="write benchmarks/results/NAME.json")
-    arguments = parser.parse_args(argv)
+def measure_all(arguments: argparse.Namespace) -> Figures:
+    """All commands with each delay of the driver."""
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        library = build(folder)
-        environments = {delay: environment(library, folder, delay) for delay in DELAYS_US}
-        result = {
-            "schema": "ddp-benchmark/1",
-            "command": f"python -m benchmarks.topology_report --runs {arguments.runs}",
-            "machine": describe_machine(),
-            "gpus": f"{MACHINE}, the stand-in driver of the tests",
+        fake_driver.build(Path(name))
+        environments = {delay: fake_driver.environment(Path(name), delay) for delay in DELAYS_US}
+        return {
+            "gpus": f"{fake_driver.MACHINE}, the stand-in driver of the tests",
             "results": [
                 {"delay_us": delay, **measure(command, env, arguments.runs)}
                 for delay, env in environments.items()
@@ -146,9 +107,10 @@ def main(argv: list[str] | None = None) -> int:
             ],
             "imports": imports(environments[0]),
         }
-    publish(result, arguments.out)
-    return 0
 
+
+OPTIONS = (Option("--runs", type=int, default=9, metavar="N", help="undisturbed runs of each command [9]"),)
+main = Measurement("topology_report", __doc__, measure_all, OPTIONS)
 
 if __name__ == "__main__":
     sys.exit(main())

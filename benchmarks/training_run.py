@@ -16,23 +16,23 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.machine import ROOT, describe_machine
+from benchmarks.harness import Figures, Measurement, Option
+from benchmarks.programs import LAUNCH
 
 
-def measure(options: list[str]) -> dict[str, object]:
-    """Run the launcher with `options`; times are in seconds. Errors: CalledProcessError when the run fails."""
-    machine = describe_machine()
+def measure(arguments: argparse.Namespace) -> Figures:
+    """Run the launcher; times are in seconds. Errors: SystemExit where the run fails."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, str(ROOT / "launch.py"), "--auto", *options, "--out-dir", folder]
+        command = [*LAUNCH, "--auto", *arguments.options, "--out-dir", folder]
         started = time.monotonic()
-        subprocess.run(command, check=True)
+        status = subprocess.run(command, stdout=sys.stderr).returncode
         wall = time.monotonic() - started
+        if status != 0:
+            raise SystemExit(f"error: the run ended with status {status}; nothing was written")
         history = json.loads((Path(folder) / "training_history.json").read_text())
     epochs = history["epochs"]
     return {
-        "schema": "ddp-benchmark/1",
-        "command": " ".join(["python", "launch.py", "--auto", *options]),
-        "machine": machine,
+        "command": " ".join(["python", "launch.py", "--auto", *arguments.options]),
         "world_size": history["environment"]["world_size"],
         "precision": history["environment"]["precision"],
         "wall_seconds": round(wall, 1),
@@ -44,26 +44,11 @@ def measure(options: list[str]) -> dict[str, object]:
     }
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Measure and write the result; the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.training_run", description=__doc__.splitlines()[0])
-    parser.add_argument("name", help="the result is benchmarks/results/NAME.json")
-    parser.add_argument("options", nargs="*", help="options of launch.py, after --")
-    arguments = parser.parse_args(argv)
-    try:
-        result = measure(arguments.options)
-    except subprocess.CalledProcessError as error:
-        print(f"error: the run ended with status {error.returncode}; nothing was written", file=sys.stderr)
-        return 1
-    path = ROOT / "benchmarks" / "results" / f"{arguments.name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=2) + "\n")
-    print(
-        f"{result['wall_seconds']} s, best test accuracy {result['best_test_accuracy']:.4f} at epoch "
-        f"{result['best_epoch']}: {path.relative_to(ROOT)}"
-    )
-    return 0
-
+OPTIONS = (
+    Option("out", metavar="name", help="the result is benchmarks/results/NAME.json"),
+    Option("options", nargs="*", help="options of launch.py, after --"),
+)
+main = Measurement("training_run", __doc__, measure, OPTIONS)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,25 +1,66 @@
-"""Measuring several ways of doing the same work in turn, on a machine that may be busy.
+"""Measures several ways of doing the same work in turns, on a machine that may be busy.
 
-Every round measures each case once, in a new random order, inside a watched window; a round in which other processes
-took more than their share of the CPUs (see quiet.py) is thrown away. What counts is the ratio within a round, whose
-median and quartiles are reported; a case that is measured twice (A/A) shows the noise.
+Every round measures each case once, in a new random order. A round in which other processes took more than a tenth of
+the CPUs, as the kernel accounts it, is thrown away. What counts is the ratio within a round: its median and quartiles
+are reported. A case that is measured twice (A/A) shows the noise.
 """
 
 from __future__ import annotations
 
+import os
 import random
+import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from benchmarks.quiet import watched
-
+LIMIT = 0.10
+"""Share of the machine's CPU time that other processes may take before a window counts as disturbed."""
 FEWEST = 5
 """Fewer clean rounds than this are no measurement."""
 PATIENCE = 3
 """How many times the wanted number of rounds may be tried."""
+_TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
+
+
+@dataclass
+class Window:
+    """One measured stretch of time. `others`: the share of all CPU time that went to other processes, 0 to 1."""
+
+    others: float = 0.0
+
+    @property
+    def clean(self) -> bool:
+        """Whether the window may be counted."""
+        return self.others <= LIMIT
+
+
+@contextmanager
+def watched() -> Iterator[Window]:
+    """Account for the time inside. Children must have ended, and been waited for, before the end of the block."""
+    window = Window()
+    busy, total, own = *machine_seconds(), _own_seconds()
+    yield window
+    busy_after, total_after, own_after = *machine_seconds(), _own_seconds()
+    elapsed = max(total_after - total, 1e-9)
+    window.others = max(0.0, (busy_after - busy) - (own_after - own)) / elapsed
+
+
+def machine_seconds() -> tuple[float, float]:
+    """Busy and total CPU seconds since boot (proc_stat(5): user nice system idle iowait irq softirq steal)."""
+    numbers = [int(word) / _TICKS for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    idle = numbers[3] + numbers[4]
+    return sum(numbers) - idle, sum(numbers)
+
+
+def _own_seconds() -> float:
+    usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 @dataclass(frozen=True)
@@ -38,11 +79,8 @@ class Spread:
 
     def rounded(self, digits: int) -> dict[str, float]:
         """JSON-ready."""
-        return {
-            "median": round(self.median, digits),
-            "low": round(self.low, digits),
-            "high": round(self.high, digits),
-        }
+        named = {"median": self.median, "low": self.low, "high": self.high}
+        return {name: round(value, digits) for name, value in named.items()}
 
     def __format__(self, spec: str) -> str:
         return f"{self.median:{spec}} ({self.low:{spec}} to {self.high:{spec}})"
@@ -72,13 +110,26 @@ class Turns:
         """`case` less `base` within each round."""
         return Spread.of([found[case] - found[base] for found in self.rounds])
 
+    def rows(self, base: str, form: str, relation: Callable[[str, str], Spread], relation_form: str) -> list[list[str]]:
+        """A row for each case: its name, its figure, and its `ratio` or `difference` to `base`."""
+        return [[case, f"{self.values(case):{form}}", f"{relation(case, base):{relation_form}}"] for case in self.cases]
+
+    @property
+    def cases(self) -> list[str]:
+        """The names of the cases, in their order; none without a round."""
+        return list(self.rounds[0]) if self.rounds else []
+
+    def rounded(self, digits: int | None = None) -> list[dict[str, float]]:
+        """The rounds, JSON-ready."""
+        return [{case: round(figure, digits) for case, figure in found.items()} for found in self.rounds]
+
     def best(self, cases: list[str]) -> str:
         """The case with the highest median."""
         return max(cases, key=lambda name: self.values(name).median)
 
-    def account(self) -> dict[str, object]:
-        """What belongs beside the figures: how many rounds they rest on, or why they are none."""
-        counted: dict[str, object] = {"clean_rounds": len(self.rounds), "disturbed_rounds": self.disturbed}
+    def account(self) -> dict[str, Any]:
+        """What belongs beside the figures: how many rounds they rest on, or why there are none."""
+        counted: dict[str, Any] = {"clean_rounds": len(self.rounds), "disturbed_rounds": self.disturbed}
         if not self.enough:
             counted["not_measured"] = f"{len(self.rounds)} undisturbed rounds, {FEWEST} are needed"
         return counted
@@ -87,7 +138,7 @@ class Turns:
 def take_turns(cases: Mapping[str, Callable[[], float]], rounds: int, *, unit: str, seed: int = 0) -> Turns:
     """Measure each case in `rounds` clean rounds, or until three times as many have been tried.
 
-    A case does its work and returns its figure, in `unit` (which is only shown). Processes that it starts must have
+    A case does its work and returns its figure, in `unit` (only shown). Processes that it starts must have
     ended, and been waited for, when it returns. One round before the first is not counted.
     """
     draw = random.Random(seed)
@@ -102,7 +153,7 @@ def take_turns(cases: Mapping[str, Callable[[], float]], rounds: int, *, unit: s
 
 
 def take_figures(measure: Callable[[], dict[str, float]], rounds: int, *, unit: str) -> Turns:
-    """The same where one call of `measure` has the figures of all cases; none is made before the first."""
+    """The same where one call of `measure` returns the figures of all cases. Every call counts, the first too."""
     clean: list[dict[str, float]] = []
     disturbed = 0
     while len(clean) < rounds and len(clean) + disturbed < PATIENCE * rounds:
@@ -111,8 +162,8 @@ def take_figures(measure: Callable[[], dict[str, float]], rounds: int, *, unit: 
         disturbed += not window.clean
         if window.clean:
             clean.append(found)
-        words = ", ".join(f"{name} {figure:,.4g}" for name, figure in found.items())
-        print(f"{words} {unit}" + ("" if window.clean else f" (disturbed: {window.others:.0%})"), file=sys.stderr)
+        figures = ", ".join(f"{name} {figure:,.4g}" for name, figure in found.items())
+        print(f"{figures} {unit}" + ("" if window.clean else f" (disturbed: {window.others:.0%})"), file=sys.stderr)
         if not window.clean:
             time.sleep(0.5)
     return Turns(clean, disturbed)

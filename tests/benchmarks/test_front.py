@@ -25,10 +25,12 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_what_is_listed_can_be_run(entry, capsys: pytest.CaptureFixture[str]) -> None:
     module = importlib.import_module(entry.module)
     assert list(inspect.signature(module.main).parameters) == ["argv"]
-    with pytest.raises(SystemExit) as stopped:
-        main(["run", entry.name, "--help"])
-    assert stopped.value.code == 0
-    assert entry.module in capsys.readouterr().out
+    assert module.main.name == entry.name
+    for words in (["run", entry.name, "--help"], [entry.name, "--help"]):
+        with pytest.raises(SystemExit) as stopped:
+            main(words)
+        assert stopped.value.code == 0
+        assert entry.module in capsys.readouterr().out
 
 
 def test_the_list_names_all(capsys: pytest.CaptureFixture[str]) -> None:
