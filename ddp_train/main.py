@@ -120,8 +120,8 @@ def _use(run: Run, wanted: Config, ranks: Ranks) -> int:
 
     if wanted.run.tune is not None:
         return _tune(run)
-    if wanted.looking.overfit_one_batch is not None:
-        return _overfit(run, wanted.looking.overfit_one_batch)
+    if wanted.diagnostics.overfit_one_batch is not None:
+        return _overfit(run, wanted.diagnostics.overfit_one_batch)
     hurried = False
     try:
         for observer in run.observers:
@@ -169,7 +169,7 @@ def _overfit(run: Run, steps: int) -> int:
 
 def _saves(wanted: Config) -> bool:
     """Whether it is a training run, which has checkpoints, and nothing in its place."""
-    return wanted.run.tune is None and wanted.looking.overfit_one_batch is None
+    return wanted.run.tune is None and wanted.diagnostics.overfit_one_batch is None
 
 
 def _leave_alone(error: BaseException, *, saves: bool) -> NoReturn:

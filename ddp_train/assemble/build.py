@@ -40,7 +40,7 @@ from ddp_train.checkpoint.manager import Saver, create_saver
 from ddp_train.checkpoint.progress import Progress
 from ddp_train.config.options import Config, to_dict
 from ddp_train.config.parse import with_values
-from ddp_train.config.validation import resume_file
+from ddp_train.config.validation import check, resume_file
 from ddp_train.data.pipeline.window import Pipeline
 from ddp_train.data.sources.facts import DatasetFacts
 from ddp_train.data.sources.on_ranks import describe_left_out, load_on_ranks
@@ -86,6 +86,7 @@ def build(wanted: Config, ranks: Ranks, device: torch.device, stop: StopSignals 
     """Put a run together. The process group must have been started. Errors: UserError, on all ranks alike."""
     dataset, notes = _load_data(wanted, ranks)
     resolved, found = resolve(wanted, dataset, ranks, device)
+    together(lambda: check(resolved), ranks)
     lock = RunLock()
     resolved, folder, moved = _claim(resolved, lock, ranks)
     network = _network(resolved, dataset, ranks, device)
@@ -208,8 +209,8 @@ def _refuse_other_data(source: Path, dataset: Dataset, resolved: Config) -> None
 
 def _cost_of_bits(context: Context) -> tuple[str, ...]:
     """The line that says what --reproducible costs, measured; a run that only measures goes without."""
-    run, looking = context.config.run, context.config.looking
-    if context.config.shards is None or run.tune is not None or looking.overfit_one_batch is not None:
+    run, diagnostics = context.config.run, context.config.diagnostics
+    if context.config.shards is None or run.tune is not None or diagnostics.overfit_one_batch is not None:
         return ()
     plain_threads = threads_of(context.ranks.local_world_size)
     cost = together(lambda: measure(context, plain_threads), context.ranks)
@@ -225,8 +226,8 @@ def _observers(
     observers: list[Observer] = [HistoryObserver(history, folder.curves), create_progress()]
     if resolved.run.tensorboard:
         observers.append(TensorBoardObserver(folder.tensorboard))
-    if resolved.looking.wandb:
-        observers.append(WandbObserver(folder.path, resolved.looking.wandb_project, to_dict(resolved)))
+    if resolved.diagnostics.wandb:
+        observers.append(WandbObserver(folder.path, resolved.diagnostics.wandb_project, to_dict(resolved)))
     observers += [technique.observer for technique in parts.techniques if technique.observer is not None]
     return tuple(observers)
 

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from ddp_core.files import write_text
 from ddp_train.assemble.build import Run
 from ddp_train.checkpoint import format as checkpoint_format
-from ddp_train.config.options import LookingOptions
+from ddp_train.config.options import DiagnosticsOptions
 from ddp_train.data.sources.facts import DatasetFacts
 from ddp_train.distributed.process_group import on_first_rank
 from ddp_train.engine.evaluate import Examination, examine
@@ -33,11 +33,11 @@ def finish(run: Run) -> None:
     progress = run.trainer.progress
     if progress.epoch < run.trainer.parts.epochs and not progress.stopped:
         return
-    found = _examine(run) if run.config.looking.examine else None
+    found = _examine(run) if run.config.diagnostics.examine else None
     if not run.trainer.parts.ranks.is_first:
         return
     if found is not None and found.augmented is not None:
-        print(_in_words(found, found.augmented, run.config.looking), file=sys.stderr, flush=True)
+        print(_in_words(found, found.augmented, run.config.diagnostics), file=sys.stderr, flush=True)
     if run.folder.history.is_file():
         _write(run, found)
     best = {"epoch": progress.best_epoch or None, "test_accuracy": progress.best_accuracy}
@@ -54,20 +54,20 @@ class _Found:
     augmented: Examination | None
 
 
-def _in_words(found: _Found, augmented: Examination, looking: LookingOptions) -> str:
+def _in_words(found: _Found, augmented: Examination, diagnostics: DiagnosticsOptions) -> str:
     return (
         f"the best model: {percent(found.plain.top1)}, with test-time augmentation "
-        f"({tta_in_words(looking.tta, looking.tta_below)}) {percent(augmented.top1)}"
+        f"({tta_in_words(diagnostics.tta, diagnostics.tta_below)}) {percent(augmented.top1)}"
     )
 
 
 def _write(run: Run, found: _Found | None) -> None:
-    looking = run.config.looking
+    diagnostics = run.config.diagnostics
     if found is not None:
         draw(found.plain, run.dataset, run.folder.path)
         figures: dict[str, object] = {"samples": found.plain.samples, "top1": found.plain.top1}
         if found.augmented is not None:
-            figures |= {"tta": looking.tta, "tta_below": looking.tta_below, "top1_tta": found.augmented.top1}
+            figures |= {"tta": diagnostics.tta, "tta_below": diagnostics.tta_below, "top1_tta": found.augmented.top1}
         add_examination(run.folder.history, figures)
     history = read_history(run.folder.history)
     card = model_card(
@@ -97,11 +97,11 @@ def _examine(run: Run) -> _Found | None:
     if parts.ranks.world_size > 1:
         for tensor in network.state_dict().values():
             dist.broadcast(tensor, src=0)
-    classes, looking = len(run.dataset.classes), run.config.looking
+    classes, diagnostics = len(run.dataset.classes), run.config.diagnostics
     plain = examine(network, parts.pipeline.evaluate(), parts.precision, classes, worst=WORST)
-    if looking.tta == "none" or not run.dataset.flip_ok:  # a mirrored digit is not of its class
+    if diagnostics.tta == "none" or not run.dataset.flip_ok:  # a mirrored digit is not of its class
         return _Found(plain, None)
-    below = math.inf if looking.tta_below is None else looking.tta_below
-    seen = views(looking.tta)
+    below = math.inf if diagnostics.tta_below is None else diagnostics.tta_below
+    seen = views(diagnostics.tta)
     augmented = examine(network, parts.pipeline.evaluate(), parts.precision, classes, views=seen, below=below)
     return _Found(plain, augmented)

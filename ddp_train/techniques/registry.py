@@ -47,9 +47,9 @@ TABLE: tuple[Entry, ...] = (
     Entry("sync_batch_norm", lambda c: c.model.sync_batch_norm, "ddp_train.techniques.sync_batch_norm:create"),
     Entry("mixing", lambda c: bool(c.augment.mixup or c.augment.cutmix), "ddp_train.techniques.mixing:create"),
     Entry("plateau", lambda c: c.schedule.scheduler == "plateau", "ddp_train.techniques.plateau:create"),
-    Entry("gradient_flow", lambda c: c.looking.gradient_flow, "ddp_train.diagnostics.gradient_flow:create"),
-    Entry("watch_numbers", lambda c: c.looking.watch_numbers, "ddp_train.diagnostics.numbers:create"),
-    Entry("histograms", lambda c: c.looking.histograms, "ddp_train.diagnostics.histograms:create"),
+    Entry("gradient_flow", lambda c: c.diagnostics.gradient_flow, "ddp_train.diagnostics.gradient_flow:create"),
+    Entry("watch_numbers", lambda c: c.diagnostics.watch_numbers, "ddp_train.diagnostics.numbers:create"),
+    Entry("histograms", lambda c: c.diagnostics.histograms, "ddp_train.diagnostics.histograms:create"),
     Entry(
         "centralize_gradients",
         lambda c: c.optim.centralize_gradients,
@@ -66,10 +66,12 @@ TABLE: tuple[Entry, ...] = (
         "ddp_train.techniques.early_stopping:create",
     ),
     Entry("beats", lambda c: c.run.step_timeout != 0, "ddp_train.diagnostics.beats:create"),
-    Entry("initial_loss_check", lambda c: c.looking.initial_loss_check, "ddp_train.diagnostics.initial_loss:create"),
+    Entry(
+        "initial_loss_check", lambda c: c.diagnostics.initial_loss_check, "ddp_train.diagnostics.initial_loss:create"
+    ),
     Entry("gpu_usage", lambda c: c.run.device != "cpu", "ddp_train.diagnostics.gpu_usage:create"),
-    Entry("memory_report", lambda c: c.looking.memory_report, "ddp_train.diagnostics.memory_report:create"),
-    Entry("profile", lambda c: c.looking.profile, "ddp_train.diagnostics.profiling:create"),
+    Entry("memory_report", lambda c: c.diagnostics.memory_report, "ddp_train.diagnostics.memory_report:create"),
+    Entry("profile", lambda c: c.diagnostics.profile, "ddp_train.diagnostics.profiling:create"),
 )
 
 

@@ -22,7 +22,7 @@ from ddp_train.config import recommend
 from ddp_train.config.batch_split import ceil_div, scale_learning_rate
 from ddp_train.config.options import Config, to_dict
 from ddp_train.config.parse import parse, with_values
-from ddp_train.config.validation import check_values
+from ddp_train.config.validation import check
 from gpu_topology.driver.read import read_or_explain
 from gpu_topology.host.host import read_host
 from gpu_topology.select.select import SelectionRequest, select
@@ -97,7 +97,7 @@ def auto_optimize_config(
     options = to_dict(wanted)
     values = {name: options[name] for name in options if name in wanted.given}
     values |= {change.name: change.after for change in changes if change.changed}
-    check_values(with_values(wanted, values))
+    check(with_values(wanted, values))
     header = f"# {source.name} for this machine: {_described(machine)}\n"
     try:
         write_text(target, header + yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
