@@ -71,7 +71,7 @@ from ddp_train.techniques.registry import compose
 
 @dataclass(frozen=True)
 class Run:
-    """A trainer with the configuration, folder and facts of its run. Observers are told on rank 0 alone."""
+    """A trainer with the configuration, folder and facts of its run. Only rank 0 has observers."""
 
     trainer: Trainer
     config: Config
@@ -82,10 +82,10 @@ class Run:
     lock: RunLock
 
 
-def build(wanted: Config, ranks: Ranks, device: torch.device, stop: StopSignals | None = None) -> Run:
+def build(config: Config, ranks: Ranks, device: torch.device, stop: StopSignals | None = None) -> Run:
     """Put a run together. The process group must have been started. Errors: UserError, on all ranks alike."""
-    dataset, notes = _load_data(wanted, ranks)
-    resolved, found = resolve(wanted, dataset, ranks, device)
+    dataset, notes = _load_data(config, ranks)
+    resolved, reasons = resolve(config, dataset, ranks, device)
     together(lambda: check(resolved), ranks)
     lock = RunLock()
     resolved, folder, moved = _claim(resolved, lock, ranks)
@@ -98,7 +98,7 @@ def build(wanted: Config, ranks: Ranks, device: torch.device, stop: StopSignals 
     balance = create_balance(resolved, pipeline, ranks)
     techniques = (*techniques, *([balance.technique()] if balance is not None else []))
     parts, saver, cost = _parts(context, techniques, pipeline, folder, len(dataset.train.labels))
-    # Behind the wrapping, which gives all ranks the buffers of rank 0.
+    # After the wrapping, which gives all ranks the buffers of rank 0.
     source = on_first_rank(lambda: resume_file(resolved), ranks)
     progress, resumed = _resume(source, saver, dataset, resolved, ranks)
     parts = replace(parts, progress=progress, stop=stop or StopSignals())
@@ -109,7 +109,7 @@ def build(wanted: Config, ranks: Ranks, device: torch.device, stop: StopSignals 
         done_marker.unmark(folder.path)
         folder.write_config(resolved)
         folder.write_dataset(DatasetFacts.of(dataset))
-        folder.write_plan(_environment(parts, facts), found)
+        folder.write_plan(_environment(parts, facts), reasons)
         parts = replace(parts, observers=_observers(resolved, folder, parts, facts, source))
     return Run(Trainer(parts), resolved, folder, facts, parts.observers, dataset, lock)
 
@@ -175,21 +175,21 @@ def _parts(
     return parts, saver, cost
 
 
-def _load_data(wanted: Config, ranks: Ranks) -> tuple[Dataset, tuple[str, ...]]:
-    """The dataset, and the line that says why where it is not the one that a user might expect.
+def _load_data(config: Config, ranks: Ranks) -> tuple[Dataset, tuple[str, ...]]:
+    """The dataset, and notes for the user, such as why it is not the one that was expected.
 
     Rank 0 downloads, one rank per node decodes, all map the result.
     """
     with own.during("data preparation"):
-        name, note = on_first_rank(lambda: data.resolve(wanted.data), ranks)
-        dataset = load_on_ranks(name, wanted.data, ranks)
+        name, note = on_first_rank(lambda: data.resolve(config.data), ranks)
+        dataset = load_on_ranks(name, config.data, ranks)
     return dataset, (*((note,) if note else ()), *dataset.notes, *describe_left_out(dataset))
 
 
 def _resume(
     source: Path | None, saver: Saver, dataset: Dataset, resolved: Config, ranks: Ranks
 ) -> tuple[Progress, tuple[str, ...]]:
-    """How far the run of the checkpoint `source` had come, which everything then has the state of; lines for the user.
+    """Restore the checkpoint `source` into everything that has state; its progress, and lines for the user.
 
     A new run for None. Errors: UserError, on all ranks alike.
     """
@@ -208,7 +208,7 @@ def _refuse_other_data(source: Path, dataset: Dataset, resolved: Config) -> None
 
 
 def _cost_of_bits(context: Context) -> tuple[str, ...]:
-    """The line that says what --reproducible costs, measured; a run that only measures goes without."""
+    """A line with the measured cost of --reproducible; none for a run that only measures."""
     run, diagnostics = context.config.run, context.config.diagnostics
     if context.config.shards is None or run.tune is not None or diagnostics.overfit_one_batch is not None:
         return ()
@@ -221,7 +221,7 @@ def _cost_of_bits(context: Context) -> tuple[str, ...]:
 def _observers(
     resolved: Config, folder: RunFolder, parts: Parts, facts: RunFacts, source: Path | None
 ) -> tuple[Observer, ...]:
-    """History first: what the others show must already be on disk."""
+    """History first: what the others show must be on disk already."""
     history = folder.open_history(_environment(parts, facts), parts.progress.epoch, source)
     observers: list[Observer] = [HistoryObserver(history, folder.curves), create_progress()]
     if resolved.run.tensorboard:

@@ -42,7 +42,7 @@ def read_mapping(path: Path, what: str, expected: str) -> dict[str, Any]:
     except RecursionError:
         fine = False
     except (yaml.YAMLError, ValueError, TypeError, OverflowError, AttributeError, LookupError) as error:
-        raise UserError(f"{what}: not YAML ({_told(error)})") from None
+        raise UserError(f"{what}: not YAML ({_location(error)})") from None
     if not fine:
         raise UserError(f"{what}: more than {MOST_VALUES:,} values or {MOST_LEVELS} levels, no file of options")
     if content is None:
@@ -52,7 +52,7 @@ def read_mapping(path: Path, what: str, expected: str) -> dict[str, Any]:
     return content
 
 
-def _told(error: Exception) -> str:
+def _location(error: Exception) -> str:
     """What is wrong and where, without YAML's copy of the lines."""
     if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
         return str(error)

@@ -10,9 +10,9 @@ from typing import NoReturn
 
 from ddp_core.errors import UserError
 from ddp_train.tune.search import Search, Settings
-from ddp_train.tune.space import read_space
+from ddp_train.tune.space import OptunaSampler, read_space
 
-EPILOG = "Options of launch.py and of the trainer that all trials share stand at the end, after --."
+EPILOG = "Options of launch.py and of the trainer that all trials share come at the end, after --."
 
 
 class _Parser(argparse.ArgumentParser):
@@ -29,12 +29,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("ended; the same command goes on from here", file=sys.stderr)
+        print("stopped; the same command continues from here", file=sys.stderr)
         return 130
 
 
 def _split(words: list[str]) -> tuple[list[str], tuple[str, ...]]:
-    """Our words, and those behind the first --."""
+    """The words before the first --, and those after it."""
     at = words.index("--") if "--" in words else len(words)
     return words[:at], tuple(words[at + 1 :])
 
@@ -50,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         help="options with their values or ranges (see ddp_train/tune/space.py)",
     )
-    add("--out", metavar="DIR", type=Path, required=True, help="folder of the search; the same command goes on there")
+    add("--out", metavar="DIR", type=Path, required=True, help="folder of the search; the same command continues there")
     add("--trials", metavar="N", type=_whole, default=20, help="sets of options to try [20]")
     add("--epochs", metavar="N", type=_whole, default=10, help="epochs of a full run [10]")
     add(
@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
         help="halving ends the worse trials early [halving]",
     )
     add("--first-epochs", metavar="N", type=_whole, help="halving: epochs before the first comparison [epochs / eta^2]")
-    add("--eta", metavar="N", type=_whole, default=3, help="halving: one of so many trials goes on [3]")
+    add("--eta", metavar="N", type=_whole, default=3, help="halving: one in N trials continues [3]")
     add("--seed", metavar="N", type=int, default=0, help="seed of the draws [0]")
     add("--sampler", choices=("own", "optuna"), default="own", help="optuna: its TPE draws, with --method random [own]")
     return parser
@@ -88,8 +88,6 @@ def _search(arguments: argparse.Namespace, shared: tuple[str, ...]) -> int:
     if arguments.sampler == "optuna":
         if halving:
             raise UserError("--sampler optuna draws from finished trials: give --method random")
-        from ddp_train.tune.optuna_sampler import OptunaSampler
-
         sampler = OptunaSampler(space, arguments.out, arguments.seed)
     search = Search(settings, space, arguments.out, sampler)
     search.run(lambda line: print(line, file=sys.stderr, flush=True))

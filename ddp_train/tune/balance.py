@@ -51,7 +51,7 @@ class Balance:
         self._parts = parts
         world_size = parts.ranks.world_size
         if len(self._speeds) == world_size:
-            return f"shares {_shown(self._sampler.shares)} of the global batch, as in the run that goes on"
+            return f"shares {_shown(self._sampler.shares)} of the global batch, as in the run that is resumed"
         micro_batch = max(1, parts.global_batch // world_size // self._accumulate)
         self._speeds = gather_speeds(calibrate(parts, micro_batch, self._accumulate), parts)
         self._communication = measure_communication(parts)

@@ -80,7 +80,7 @@ def estimate(trainer: Trainer, test_images: int) -> Estimate:
     micro_batch = ceil_div(ceil_div(parts.global_batch, parts.ranks.world_size), _accumulate(trainer))
     with preserved(*kept):
         memory = measure_memory(parts)
-    with preserved(*kept):  # from the weights that a run begins with, not those behind a step on noise
+    with preserved(*kept):  # from the weights that a run begins with, not those after a step on noise
         step_seconds, measured = _time_steps(trainer)
         evaluation_seconds = _time_evaluation(parts, test_images)
     return Estimate(
