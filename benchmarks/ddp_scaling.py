@@ -101,7 +101,7 @@ class Starter:
 def work(model: str, options: str, batch: int, device: str) -> float:
     """What each rank does: the trainer's steps on synthetic images. Returns images per second of all ranks."""
     from ddp_train.assemble.build import build
-    from ddp_train.assemble.resolve_options import settle_arithmetic
+    from ddp_train.assemble.resolve_options import set_arithmetic
     from ddp_train.config.parse import parse
     from ddp_train.distributed import process_group
 
@@ -112,7 +112,7 @@ def work(model: str, options: str, batch: int, device: str) -> float:
     words = f"--dataset synthetic --synthetic-samples {samples} --batch-size {batch} --model {model} --epochs 1 "
     words += f"--no-tensorboard --no-examine --optimizer sgd --lr 0.001 --out-dir {folder.name}/run {options}"
     wanted = parse(words.split())
-    settle_arithmetic(wanted, ranks, where)
+    set_arithmetic(wanted, ranks, where)
     process_group.start(ranks, where, timeout_s=300)
     trainer = build(wanted, ranks, where).trainer
     trainer.components.model.train()

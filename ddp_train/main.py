@@ -1,6 +1,8 @@
 """Entry point of the trainer: under `launch.py`, under `torchrun`, or as a plain Python program.
 
-Options are checked before torch is imported, so that a mistake is answered at once.
+Options are checked before torch is imported, so that a mistake is reported at once. The order is that of the functions
+below: `main` reads the options, `_run` turns errors into an exit status, `_train` prepares the process and builds the
+run, `_use` trains. A rank that fails alone ends in `_exit_alone`, all ranks together in `_end`.
 Exit status: 0 success; 1 the run failed (diverged); 2 a user's mistake; 130 after Ctrl-C, 143 after SIGTERM.
 """
 
@@ -15,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 if __package__ in (None, ""):
-    # Run as a file: the packages stand beside this folder, whatever the working directory.
+    # Run as a file: the packages are beside this folder, whatever the working directory.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from ddp_core import rank_report
@@ -33,99 +35,99 @@ if TYPE_CHECKING:
     from ddp_train.assemble.build import Run
     from ddp_train.distributed.process_group import Ranks
 
-LATER_S = 0.3
+OTHER_RANKS_WAIT_S = 0.3
 
 
 def main(argv: Sequence[str] | None = None, stop: StopSignals | None = None) -> int:
-    """Train as the command line says; the exit status. `stop`: the signals that may end it."""
+    """Train with the options of the command line; returns the exit status. `stop`: the signals that may end it."""
     try:
-        wanted = parse(sys.argv[1:] if argv is None else argv)
-        if is_restart() and wanted.run.resume is None:
-            # The ranks were started again after a failure: go on from the last checkpoint.
-            wanted = with_values(wanted, {"resume": "auto"})
-        check_paths(wanted)
-        if wanted.model.expandable_segments:
+        config = parse(sys.argv[1:] if argv is None else argv)
+        if is_restart() and config.run.resume is None:
+            # The ranks were restarted after a failure: continue from the last checkpoint.
+            config = with_values(config, {"resume": "auto"})
+        check_paths(config)
+        if config.model.expandable_segments:
             expand_segments(os.environ)
         keep_private(os.environ)
     except UserError as error:
-        # Every rank reads the same command line and comes to the same end.
+        # Every rank reads the same command line and finds the same mistake.
         return _end(f"error: {error}", status=2, speaks=os.environ.get("RANK", "0") == "0", error=error)
-    if (line := finished(wanted)) is not None:
+    if (line := finished(config)) is not None:
         return _end(line, status=0, speaks=os.environ.get("RANK", "0") == "0")
-    return _run(wanted, stop or StopSignals())
+    return _run(config, stop or StopSignals())
 
 
 def _end(message: str, *, status: int, speaks: bool, error: BaseException | None = None) -> int:
-    """Where ranks come to the same end, one prints why and ends first, so that no other looks like the cause."""
+    """All ranks end with this status: one prints why and ends first, so that no other looks like the cause."""
     if error is not None:
         _report(error, status, message)
     if speaks:
         print(message, file=sys.stderr, flush=True)
     else:
-        time.sleep(LATER_S)
+        time.sleep(OTHER_RANKS_WAIT_S)
     return status
 
 
-def _run(wanted: Config, stop: StopSignals) -> int:
+def _run(config: Config, stop: StopSignals) -> int:
     from ddp_core.errors import SharedError, Stopped, TrainingDiverged
     from ddp_train.distributed import process_group
 
     try:
         with stop.raising():
-            status = _train(wanted, ranks := process_group.Ranks.from_environment(), stop)
+            status = _train(config, ranks := process_group.Ranks.from_environment(), stop)
     except SharedError as error:
         heartbeat.withdraw()
         return _end(f"error: {error}", status=2, speaks=error.speaks, error=error)
     except TrainingDiverged as error:
-        process_group.wait_for_all()  # rank 0 had curves to draw
+        process_group.wait_for_all()  # rank 0 draws curves
         return _end(f"error: {error}", status=1, speaks=ranks.is_first, error=error)
     except Stopped as error:
         if error.together:
-            process_group.wait_for_all()  # rank 0 had a checkpoint to write
+            process_group.wait_for_all()  # rank 0 writes a checkpoint
             return _end(str(error), status=error.status, speaks=ranks.is_first)
-        _leave_alone(error, saves=_saves(wanted))
+        _exit_alone(error, saves=_saves(config))
     except BaseException as error:
-        # This rank alone is in trouble. The others wait for it in a collective, and so would leaving the process
-        # group: say what happened, and go.
-        _leave_alone(error, saves=_saves(wanted))
+        # This rank alone failed. The others wait for it in a collective, and so would leaving the process group:
+        # report the error and exit at once.
+        _exit_alone(error, saves=_saves(config))
     heartbeat.beat("done")
     process_group.wait_for_all()
     process_group.stop()
     return status
 
 
-def _train(wanted: Config, ranks: Ranks, stop: StopSignals) -> int:
+def _train(config: Config, ranks: Ranks, stop: StopSignals) -> int:
     from ddp_train.assemble.build import build
-    from ddp_train.assemble.resolve_options import settle_arithmetic
+    from ddp_train.assemble.resolve_options import set_arithmetic
     from ddp_train.distributed import process_group
     from ddp_train.optim.precision import set_matmul_precision
     from ddp_train.watchdog import start
 
     heartbeat.beat("setup")
-    if problem := start.start(ranks, wanted.run.step_timeout):
+    if problem := start.start(ranks, config.run.step_timeout):
         print(f"note: {problem}", file=sys.stderr)
-    device = process_group.choose_device(wanted.run.device, ranks)
-    if device.type == "cpu" and wanted.run.tune is None:  # which measures the memory that a step takes
+    device = process_group.choose_device(config.run.device, ranks)
+    if device.type == "cpu" and config.run.tune is None:  # --tune measures the memory of a step
         keep_heap(os.environ)
-    settle_arithmetic(wanted, ranks, device)
-    set_matmul_precision(wanted.model.matmul_precision)
+    set_arithmetic(config, ranks, device)
+    set_matmul_precision(config.model.matmul_precision)
     process_group.start(ranks, device)
-    run = build(wanted, ranks, device, stop)
-    status = _use(run, wanted, ranks)
+    run = build(config, ranks, device, stop)
+    status = _use(run, config, ranks)
     run.lock.release()
     return status
 
 
-def _use(run: Run, wanted: Config, ranks: Ranks) -> int:
-    """Train, or what takes its place; the exit status."""
+def _use(run: Run, config: Config, ranks: Ranks) -> int:
+    """Train, or measure instead; returns the exit status."""
     from ddp_core.errors import Stopped, TrainingDiverged
     from ddp_train.evaluation.after_training import finish
 
-    if wanted.run.tune is not None:
+    if config.run.tune is not None:
         return _tune(run)
-    if wanted.looking.overfit_one_batch is not None:
-        return _overfit(run, wanted.looking.overfit_one_batch)
-    hurried = False
+    if config.diagnostics.overfit_one_batch is not None:
+        return _overfit(run, config.diagnostics.overfit_one_batch)
+    skip_plots = False
     try:
         for observer in run.observers:
             observer.on_start(run.facts)
@@ -136,18 +138,18 @@ def _use(run: Run, wanted: Config, ranks: Ranks) -> int:
             observer.on_end(run.trainer.best)
     except BaseException as error:
         alone = ranks.world_size > 1 and not isinstance(error, (UserError, TrainingDiverged, KeyboardInterrupt))
-        hurried = alone or isinstance(error, Stopped)
+        skip_plots = alone or isinstance(error, Stopped)
         raise
     finally:
         for observer in run.observers:
-            # Pictures take seconds, for which the others, and who looks at the run, would wait.
-            observer.leave() if hurried else observer.close()
+            # Plots take seconds, for which the other ranks and the user would wait.
+            observer.leave() if skip_plots else observer.close()
     finish(run)
     return 0
 
 
 def _tune(run: Run) -> int:
-    """`--tune WHAT`: measure in place of training; what was found on stdout and in the run folder."""
+    """`--tune WHAT`: measure instead of training; the result goes to stdout and into the run folder."""
     from ddp_train.distributed.process_group import on_first_rank
     from ddp_train.tune.measurements import MEASUREMENTS
 
@@ -170,12 +172,12 @@ def _overfit(run: Run, steps: int) -> int:
     return 0 if found.learned else 1
 
 
-def _saves(wanted: Config) -> bool:
-    """Whether it is a training run, which has checkpoints, and nothing in its place."""
-    return wanted.run.tune is None and wanted.looking.overfit_one_batch is None
+def _saves(config: Config) -> bool:
+    """Whether it is a training run, which has checkpoints, and not a measurement."""
+    return config.run.tune is None and config.diagnostics.overfit_one_batch is None
 
 
-def _leave_alone(error: BaseException, *, saves: bool) -> NoReturn:
+def _exit_alone(error: BaseException, *, saves: bool) -> NoReturn:
     """End this process at once: one line for a user's mistake and after a signal, else the traceback."""
     from ddp_core.errors import Stopped
 
@@ -190,7 +192,7 @@ def _leave_alone(error: BaseException, *, saves: bool) -> NoReturn:
         _report(error, status, f"error: {error}")
         print(f"error: {error}", file=sys.stderr)
     elif isinstance(error, KeyboardInterrupt):
-        status = 130  # the last checkpoint stands; a traceback would say nothing that the user does not know
+        status = 130  # the user knows why: no traceback
     else:
         if place := heartbeat.place:
             error.add_note(f"rank {os.environ.get('RANK', '0')} was at {place}")
@@ -210,7 +212,7 @@ def _report(error: BaseException, status: int, message: str = "") -> None:
 
 
 def _where(saves: bool) -> str:
-    """What a signal outside of the training found, and what it means for what is saved."""
+    """Where a signal stopped this rank, and what is saved."""
     if not saves:
         return "before the measurement was done: there is nothing to save"
     if heartbeat.step < 0:
@@ -219,7 +221,7 @@ def _where(saves: bool) -> str:
 
 
 def program() -> NoReturn:
-    """`main` as a process of its own, which obeys signals, and ends at once when everything is on disk."""
+    """`main` as a program: it handles signals, and exits as soon as everything is on disk."""
     stop = StopSignals()
     stop.install()
     status = main(stop=stop)

@@ -1,11 +1,8 @@
-"""Memory allocators: torch's on GPUs, told by environment variables before CUDA starts, and the C library's on the CPU.
+"""What a process sets for torch by environment variables and the C library: memory allocators, compile cache.
 
-Torch-free: what concerns torch's is to be called before torch is imported.
-
-Where torch keeps compiled code from one run to the next: a folder of the user's own.
-
-torch's default is a folder in /tmp by a name that anybody can guess, and who makes it first decides what is loaded
-from it. torch 2.15 makes it as soon as an optimizer is created. Torch-free: to be called before torch is imported.
+Called once by `main`, in this order: the GPU allocator (`expand_segments`) and the folder of compiled code
+(`keep_private`) before torch is imported, since torch reads their variables then; the C library's heap (`keep_heap`)
+when the device is known to be the CPU. Torch-free.
 """
 
 from __future__ import annotations
@@ -22,50 +19,34 @@ from gpu_topology.environment.alloc_conf import merge
 _GENERAL, _CUDA = "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"
 _KEY = "expandable_segments"
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
-_OTHERS = ("jemalloc", "tcmalloc")
+_OTHER_ALLOCATORS = ("jemalloc", "tcmalloc")
+_COMPILE_CACHE = "TORCHINDUCTOR_CACHE_DIR"
 
 
 def expand_segments(environ: MutableMapping[str, str]) -> None:
-    """`--expandable-segments`: put expandable_segments:True beside what the environment says of the allocator.
+    """`--expandable-segments`: add expandable_segments:True to the allocator's settings in the environment.
 
-    A segment is a stretch of the GPU's memory that tensors are cut from; one that can grow is not left behind half
-    empty when a batch of another size comes. Both of torch's variables become one, as torch's parsers prefer different
-    ones. Errors: UserError where the environment says expandable_segments:False, or no list of key:value.
+    A segment is a block of GPU memory that tensors are cut from; one that can grow is not left half empty when a batch
+    of another size comes. Both of torch's variables are merged into one, since torch's parsers prefer different ones.
+    Errors: UserError where the environment has expandable_segments:False, or is not a list of key:value.
     """
     both = merge(environ.get(_GENERAL, ""), environ.get(_CUDA, ""))
     merged = both and merge(both.value, f"{_KEY}:True")
     if merged is None:
-        raise UserError(f"--expandable-segments: {_GENERAL} or {_CUDA} in the environment is no list of key:value")
+        raise UserError(f"--expandable-segments: {_GENERAL} or {_CUDA} in the environment is not a list of key:value")
     if _KEY in merged.overruled:
-        raise UserError(f"--expandable-segments: {_GENERAL} or {_CUDA} in the environment says {_KEY}:False")
+        raise UserError(f"--expandable-segments: {_GENERAL} or {_CUDA} in the environment has {_KEY}:False")
     environ[_GENERAL] = merged.value
     environ.pop(_CUDA, None)
 
 
-def keep_heap(environ: Mapping[str, str]) -> bool:
-    """Let glibc keep the memory that a training step frees, for the next step; whether it will.
-
-    glibc gives each large block back to the kernel, which clears the pages anew at every step of a training on the CPU
-    (`python -m benchmarks.cpu_speed` measures it). The launcher sets MALLOC_MMAP_MAX_ and MALLOC_TRIM_THRESHOLD_
-    against that; this is for a trainer that was started without it. What the user has set, and another allocator, stay
-    as they are. Source: mallopt(3).
-    """
-    told = any(name.startswith("MALLOC_") for name in environ) or "glibc.malloc" in environ.get("GLIBC_TUNABLES", "")
-    if told or any(name in environ.get("LD_PRELOAD", "") for name in _OTHERS):
-        return False
-    with suppress(AttributeError, OSError, ValueError):  # another C library
-        if os.confstr("CS_GNU_LIBC_VERSION"):
-            mallopt = ctypes.CDLL(None).mallopt
-            return bool(mallopt(_M_MMAP_MAX, 0) and mallopt(_M_TRIM_THRESHOLD, -1))  # -1: never
-    return False
-
-
-_NAME = "TORCHINDUCTOR_CACHE_DIR"
-
-
 def keep_private(environ: MutableMapping[str, str]) -> None:
-    """Name the folder below the user's caches, unless the user has named one; torch's own where none can be made."""
-    if environ.get(_NAME):
+    """Let torch keep compiled code in the user's cache folder, unless the user has set a folder.
+
+    torch's default is a folder in /tmp with a name that anybody can guess; whoever creates it first decides what is
+    loaded from it. torch 2.15 creates it as soon as an optimizer is. Where no folder can be made, the default stays.
+    """
+    if environ.get(_COMPILE_CACHE):
         return
     caches = cache_folder("ddp_train", environ)
     if caches is None:
@@ -77,4 +58,24 @@ def keep_private(environ: MutableMapping[str, str]) -> None:
     except OSError:
         return
     if folder.stat().st_uid == os.getuid():
-        environ[_NAME] = str(folder)
+        environ[_COMPILE_CACHE] = str(folder)
+
+
+def keep_heap(environ: Mapping[str, str]) -> bool:
+    """Let glibc keep the memory that a training step frees, for the next step. Returns whether that worked.
+
+    glibc returns each large block to the kernel, which clears the pages again at every training step on the CPU
+    (`python -m benchmarks.cpu_speed` measures it). The launcher sets MALLOC_MMAP_MAX_ and MALLOC_TRIM_THRESHOLD_
+    against that; this is for a trainer that was started without it. The user's settings and other allocators are left
+    alone. Source: mallopt(3).
+    """
+    configured = any(name.startswith("MALLOC_") for name in environ) or "glibc.malloc" in environ.get(
+        "GLIBC_TUNABLES", ""
+    )
+    if configured or any(name in environ.get("LD_PRELOAD", "") for name in _OTHER_ALLOCATORS):
+        return False
+    with suppress(AttributeError, OSError, ValueError):  # another C library
+        if os.confstr("CS_GNU_LIBC_VERSION"):
+            mallopt = ctypes.CDLL(None).mallopt
+            return bool(mallopt(_M_MMAP_MAX, 0) and mallopt(_M_TRIM_THRESHOLD, -1))  # -1: never
+    return False

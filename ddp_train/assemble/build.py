@@ -40,7 +40,7 @@ from ddp_train.checkpoint.manager import Saver, create_saver
 from ddp_train.checkpoint.progress import Progress
 from ddp_train.config.options import Config, to_dict
 from ddp_train.config.parse import with_values
-from ddp_train.config.validation import resume_file
+from ddp_train.config.validation import check, resume_file
 from ddp_train.data.pipeline.window import Pipeline
 from ddp_train.data.sources.facts import DatasetFacts
 from ddp_train.data.sources.load_on_ranks import describe_left_out, load_on_ranks
@@ -71,7 +71,7 @@ from ddp_train.torch_internals import can_complete_allreduces, leave_compiler_ou
 
 @dataclass(frozen=True)
 class Run:
-    """A trainer with the configuration, folder and facts of its run. Observers are told on rank 0 alone."""
+    """A trainer with the configuration, folder and facts of its run. Only rank 0 has observers."""
 
     trainer: Trainer
     config: Config
@@ -82,10 +82,11 @@ class Run:
     lock: RunLock
 
 
-def build(wanted: Config, ranks: Ranks, device: torch.device, stop: StopSignals | None = None) -> Run:
+def build(config: Config, ranks: Ranks, device: torch.device, stop: StopSignals | None = None) -> Run:
     """Put a run together. The process group must have been started. Errors: UserError, on all ranks alike."""
-    dataset, notes = _load_data(wanted, ranks)
-    resolved, found = resolve(wanted, dataset, ranks, device)
+    dataset, notes = _load_data(config, ranks)
+    resolved, reasons = resolve(config, dataset, ranks, device)
+    together(lambda: check(resolved), ranks)
     lock = RunLock()
     resolved, folder, moved = _claim(resolved, lock, ranks)
     network = _network(resolved, dataset, ranks, device)
@@ -97,7 +98,7 @@ def build(wanted: Config, ranks: Ranks, device: torch.device, stop: StopSignals 
     balance = create_balance(resolved, pipeline, ranks)
     techniques = (*techniques, *([balance.technique()] if balance is not None else []))
     components, saver, cost = _components(context, techniques, pipeline, folder, len(dataset.train.labels))
-    # Behind the wrapping, which gives all ranks the buffers of rank 0.
+    # After the wrapping, which gives all ranks the buffers of rank 0.
     source = on_first_rank(lambda: resume_file(resolved), ranks)
     progress, resumed = _resume(source, saver, dataset, resolved, ranks)
     components = replace(components, progress=progress, stop=stop or StopSignals())
@@ -108,7 +109,7 @@ def build(wanted: Config, ranks: Ranks, device: torch.device, stop: StopSignals 
         done_marker.unmark(folder.path)
         folder.write_config(resolved)
         folder.write_dataset(DatasetFacts.of(dataset))
-        folder.write_plan(_environment(components, facts), found)
+        folder.write_plan(_environment(components, facts), reasons)
         components = replace(components, observers=_observers(resolved, folder, components, facts, source))
     return Run(Trainer(components), resolved, folder, facts, components.observers, dataset, lock)
 
@@ -133,7 +134,7 @@ def _network(resolved: Config, dataset: Dataset, ranks: Ranks, device: torch.dev
 def _components(
     context: Context, techniques: Sequence[Technique], pipeline: Pipeline, folder: RunFolder, train_samples: int
 ) -> tuple[Components, Saver, tuple[str, ...]]:
-    """The parts of a new run, the saver among them, and lines for the user."""
+    """The components of a new run, the saver among them, and lines for the user."""
     options, network, ranks, device = context.config, context.network, context.ranks, context.device
     optimizer = together(lambda: optimizer_of(context), ranks)
     flag_exchange = FlagExchange(ranks)
@@ -174,21 +175,21 @@ def _components(
     return components, saver, cost
 
 
-def _load_data(wanted: Config, ranks: Ranks) -> tuple[Dataset, tuple[str, ...]]:
-    """The dataset, and the line that says why where it is not the one that a user might expect.
+def _load_data(config: Config, ranks: Ranks) -> tuple[Dataset, tuple[str, ...]]:
+    """The dataset, and notes for the user, such as why it is not the one that was expected.
 
     Rank 0 downloads, one rank per node decodes, all map the result.
     """
     with heartbeat.during("data preparation"):
-        name, note = on_first_rank(lambda: data.resolve(wanted.data), ranks)
-        dataset = load_on_ranks(name, wanted.data, ranks)
+        name, note = on_first_rank(lambda: data.resolve(config.data), ranks)
+        dataset = load_on_ranks(name, config.data, ranks)
     return dataset, (*((note,) if note else ()), *dataset.notes, *describe_left_out(dataset))
 
 
 def _resume(
     source: Path | None, saver: Saver, dataset: Dataset, resolved: Config, ranks: Ranks
 ) -> tuple[Progress, tuple[str, ...]]:
-    """How far the run of the checkpoint `source` had come, which everything then has the state of; lines for the user.
+    """Restore the checkpoint `source` into everything that has state; its progress, and lines for the user.
 
     A new run for None. Errors: UserError, on all ranks alike.
     """
@@ -207,9 +208,9 @@ def _refuse_other_data(source: Path, dataset: Dataset, resolved: Config) -> None
 
 
 def _cost_of_bits(context: Context) -> tuple[str, ...]:
-    """The line that says what --reproducible costs, measured; a run that only measures goes without."""
-    run, looking = context.config.run, context.config.looking
-    if context.config.shards is None or run.tune is not None or looking.overfit_one_batch is not None:
+    """A line with the measured cost of --reproducible; none for a run that only measures."""
+    run, diagnostics = context.config.run, context.config.diagnostics
+    if context.config.shards is None or run.tune is not None or diagnostics.overfit_one_batch is not None:
         return ()
     plain_threads = threads_of(context.ranks.local_world_size)
     cost = together(lambda: measure(context, plain_threads), context.ranks)
@@ -220,13 +221,13 @@ def _cost_of_bits(context: Context) -> tuple[str, ...]:
 def _observers(
     resolved: Config, folder: RunFolder, components: Components, facts: RunFacts, source: Path | None
 ) -> tuple[Observer, ...]:
-    """History first: what the others show must already be on disk."""
+    """History first: what the others show must be on disk already."""
     history = folder.open_history(_environment(components, facts), components.progress.epoch, source)
     observers: list[Observer] = [HistoryObserver(history, folder.curves), create_progress()]
     if resolved.run.tensorboard:
         observers.append(TensorBoardObserver(folder.tensorboard))
-    if resolved.looking.wandb:
-        observers.append(WandbObserver(folder.path, resolved.looking.wandb_project, to_dict(resolved)))
+    if resolved.diagnostics.wandb:
+        observers.append(WandbObserver(folder.path, resolved.diagnostics.wandb_project, to_dict(resolved)))
     observers += [technique.observer for technique in components.techniques if technique.observer is not None]
     return tuple(observers)
 

@@ -1,4 +1,4 @@
-"""The parts of a run, each from the options that it depends on; `build` puts them together."""
+"""The components of a run, each created from the options that it depends on; `build` assembles them."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def create_pipeline(resolved: Config, dataset: Dataset, ranks: Ranks, device: to
     shards = resolved.shards
     if shards is not None and shards < ranks.world_size:
         raise UserError(
-            f"--reproducible: {ranks.world_size} ranks for {shards} logical shards, of which each takes at least one; "
-            "--reproducible-shards takes their number, for the whole run"
+            f"--reproducible: {ranks.world_size} ranks for {shards} logical shards, but each rank needs at least one; "
+            "set --reproducible-shards to at least the number of ranks, for the whole run"
         )
     pipeline = data.build_pipeline(
         dataset,
@@ -75,7 +75,7 @@ def create_pipeline(resolved: Config, dataset: Dataset, ranks: Ranks, device: to
 
 
 def create_balance(resolved: Config, pipeline: Pipeline, ranks: Ranks) -> Balance | None:
-    """What divides the global batch by measured speed, where that is asked for and there is something to divide."""
+    """Divides the global batch by measured speed; None without --shares measured, or for one rank."""
     if resolved.data.shares != "measured" or ranks.world_size == 1:
         return None
     return Balance(pipeline.sampler, resolved.data.accumulate or 1, work_of(resolved))
@@ -84,7 +84,7 @@ def create_balance(resolved: Config, pipeline: Pipeline, ranks: Ranks) -> Balanc
 def context_of(
     resolved: Config, dataset: Dataset, network: nn.Module, pipeline: Pipeline, precision: Precision, ranks: Ranks
 ) -> Context:
-    """What techniques may look at and change."""
+    """What techniques may read and change."""
     return Context(
         config=resolved,
         network=network,
@@ -108,7 +108,7 @@ def _peak_rate(resolved: Config) -> float:
 
 def optimizer_of(context: Context) -> torch.optim.Optimizer:
     """The optimizer of the network as the techniques have left it."""
-    # Muon's iterations bear bf16, in which their authors run them.
+    # bf16 is accurate enough for Muon's iterations; its authors use it.
     dtype = torch.bfloat16 if context.precision.mode == "bf16" else torch.float32
     options = context.config.optim
     return create_optimizer(context.network, options, context.peak_rate, context.device, matrix_dtype=dtype)
@@ -136,7 +136,7 @@ def loss_of(resolved: Config, techniques: Sequence[Technique]) -> Loss:
 
 
 def compiled(model: nn.Module, resolved: Config) -> nn.Module:
-    """`model` compiled, if it is to be, and before it is wrapped: of the wrapper torch 2.15 compiles nothing.
+    """`model` compiled, with --compile, before it is wrapped: torch 2.15 compiles nothing of the wrapper.
 
     Within DistributedDataParallel's forward pass the graph is cut at its buckets, so that they still overlap.
     """
@@ -162,7 +162,7 @@ def wrap(network: nn.Module, ranks: Ranks, device: torch.device) -> DistributedD
 
 
 def sharded(resolved: Config, network: nn.Module, ranks: Ranks, device: torch.device) -> Sharded | None:
-    """What takes DistributedDataParallel's place under --reproducible."""
+    """The replacement for DistributedDataParallel under --reproducible."""
     if resolved.shards is None:
         return None
     return Sharded(network, ranks, device, resolved.shards)
@@ -188,13 +188,13 @@ def without_lone_sample(
 
 
 def without_effect(resolved: Config, dataset: Dataset, device: torch.device) -> tuple[str, ...]:
-    """A line for each option that has nothing to do where there is no GPU, or means little for this dataset."""
+    """A line for each option that has no effect without a GPU, or means little for this dataset."""
     options = {
         "--expandable-segments": resolved.model.expandable_segments,
         f"--compile-mode {resolved.model.compile_mode}": resolved.model.compile_mode not in (None, "default"),
     }
     lines = [
-        f"{name}: no GPU is used, so it does nothing" for name, on in options.items() if on and device.type == "cpu"
+        f"{name}: no GPU is used, so it has no effect" for name, on in options.items() if on and device.type == "cpu"
     ]
     target = resolved.run.target
     if target is not None and dataset.name != "cifar10":

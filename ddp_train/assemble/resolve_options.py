@@ -1,4 +1,4 @@
-"""What the options that were left open become: the hardware is read here, `config/recommend.py` decides."""
+"""Fills in the options that are not set: the hardware is read here, `config/recommend.py` decides."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from gpu_topology.host.host import read_host
 
 
 def resolve(
-    wanted: Config, dataset: Dataset, ranks: Ranks, device: torch.device
+    config: Config, dataset: Dataset, ranks: Ranks, device: torch.device
 ) -> tuple[Config, tuple[recommend.Recommendation, ...]]:
-    """Every option that was left open filled in, first by hardware, then by data."""
-    by_hardware = recommend.recommend(read_hardware(ranks, device), wanted)
-    resolved = recommend.apply(wanted, by_hardware)
+    """Fill in every option that is not set, first by hardware, then by data; the options and the reasons."""
+    by_hardware = recommend.recommend(read_hardware(ranks, device), config)
+    resolved = recommend.apply(config, by_hardware)
     if resolved.data.batch_size_per_rank is not None:
         batch = resolved.data.batch_size_per_rank * ranks.world_size
         resolved = with_values(resolved, {"batch_size": batch, "batch_size_per_rank": None})
@@ -31,8 +31,8 @@ def resolve(
         resolved = with_values(resolved, pinned)
     if resolved.data.accumulate is None:
         resolved = with_values(resolved, {"accumulate": 1})
-    if resolved.data.shares == "measured" and ranks.world_size > 1 and "sync_batch_norm" not in wanted.given:
-        # Else the statistics of a rank with few samples would count as much as those of one with many.
+    if resolved.data.shares == "measured" and ranks.world_size > 1 and "sync_batch_norm" not in config.given:
+        # Otherwise the statistics of a rank with few samples would count as much as those of one with many.
         resolved = with_values(resolved, {"sync_batch_norm": True})
     samples = len(dataset.train.labels)
     by_data = recommend.recommend_for_data(dataset.name, samples, resolved.data.batch_size or 1, resolved)
@@ -66,22 +66,22 @@ def threads_of(ranks: int) -> int:
     return read_host().threads(ranks)
 
 
-def settle_arithmetic(wanted: Config, ranks: Ranks, device: torch.device) -> None:
+def set_arithmetic(config: Config, ranks: Ranks, device: torch.device) -> None:
     """Threads and choice of kernels of this process, before anything is computed. Errors: see `pin`."""
-    if wanted.shards is None:
+    if config.shards is None:
         set_threads(ranks, device)
     else:
-        # By default as many as one rank for each shard would have: no number of ranks is in it.
-        pin(wanted.run.reproducible_threads or threads_of(wanted.shards), device)
+        # By default as many threads as one rank per shard would have: independent of the number of ranks.
+        pin(config.run.reproducible_threads or threads_of(config.shards), device)
 
 
 def set_threads(ranks: Ranks, device: torch.device) -> None:
     """On the CPU share the usable cores among the local ranks.
 
-    OMP_NUM_THREADS is kept where somebody set it; 1 under bare torchrun is torchrun's own filler, while the launcher
-    (which says so by DDP_LAUNCH) never leaves it to torchrun.
+    OMP_NUM_THREADS is kept where the user set it. Under bare torchrun, 1 is torchrun's default; the launcher (which
+    sets DDP_LAUNCH) never leaves it to torchrun.
     """
-    wanted = os.environ.get("OMP_NUM_THREADS")
-    filler = wanted == "1" and "TORCHELASTIC_RUN_ID" in os.environ and "DDP_LAUNCH" not in os.environ
-    if device.type == "cpu" and (wanted is None or filler):
+    threads = os.environ.get("OMP_NUM_THREADS")
+    filler = threads == "1" and "TORCHELASTIC_RUN_ID" in os.environ and "DDP_LAUNCH" not in os.environ
+    if device.type == "cpu" and (threads is None or filler):
         torch.set_num_threads(threads_of(ranks.local_world_size))

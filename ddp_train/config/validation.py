@@ -1,8 +1,7 @@
 """What is refused before anything starts: numbers out of range, options that exclude each other, unusable folders.
 
-Torch-free, so that the launcher refuses once what every worker would refuse.
-
-How often something is done: after so many optimizer steps, or seconds. Torch-free.
+Torch-free, so that the launcher refuses once what every worker would refuse. Most rules are declared beside the option
+(see declaration.py); here they are applied, with the rules that concern several options.
 """
 
 from __future__ import annotations
@@ -12,105 +11,26 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from ddp_core.errors import UserError
-from ddp_train.config.options import Config, to_dict
-
-"""The files of a run folder that a run can go on from."""
-
-# Least and largest value (None: no bound); a third entry says that the least itself is excluded.
-RANGES: dict[str, tuple[float | None, float | None, bool]] = {
-    "epochs": (1, 10**6, False),
-    "target": (0, 0.96, True),
-    "stop_after": (1, 10**6, False),
-    "target_utilization": (1, 100, False),
-    "overfit_one_batch": (1, 10**6, False),
-    "seed": (0, 2**63 - 1, False),
-    "step_timeout": (0, 10**7, False),
-    "log_every": (1, 10**9, False),
-    "reproducible_shards": (1, 1024, False),
-    "reproducible_threads": (1, 4096, False),
-    "batch_size": (1, 10**7, False),
-    "batch_size_per_rank": (1, 10**7, False),
-    "accumulate": (1, 10**5, False),
-    "num_workers": (0, 1024, False),
-    "prefetch_factor": (1, 1024, False),
-    "image_size": (4, 4096, False),
-    "synthetic_samples": (1, 10**7, False),
-    "width_mult": (0, 64, True),
-    "stochastic_depth": (0, 0.99, False),
-    "n_layers": (1, 1000, False),
-    "hidden_dim": (8, 16384, False),
-    "n_heads": (1, 512, False),
-    "dropout": (0, 0.99, False),
-    "init_scale": (1, 2**32, False),
-    "growth_factor": (1, 1000, True),
-    "backoff_factor": (0, 0.99, True),
-    "growth_interval": (1, 10**9, False),
-    "lr": (0, 1e4, True),
-    "momentum": (0, 0.9999, False),
-    "beta1": (0, 0.99999, False),
-    "beta2": (0, 0.99999, False),
-    "eps": (0, 1, False),
-    "muon_momentum": (0, 0.9999, False),
-    "muon_iterations": (1, 20, False),
-    "muon_rest_lr": (0, 1e4, True),
-    "sam": (0, 100, False),
-    "lookahead": (1, 10**6, False),
-    "lookahead_alpha": (0, 1, True),
-    "ema": (0, 0.99999, False),
-    "swa": (0, 10**6, False),
-    "swa_lr": (0, 1e4, True),
-    "swa_anneal": (0, 10**6, False),
-    "weight_decay": (0, 10, False),
-    "warmup_epochs": (0, 10**6, False),
-    "eta_min": (0, 1e4, False),
-    "step_size": (1, 10**6, False),
-    "gamma": (0, 1, True),
-    "t_0": (1, 10**6, False),
-    "t_mult": (1, 100, False),
-    "pct_start": (0, 0.99, True),
-    "patience": (0, 10**6, False),
-    "early_stopping": (1, 10**6, False),
-    "min_delta": (0, 1, False),
-    "label_smoothing": (0, 0.99, False),
-    "clip_grad": (0, 1e9, True),
-    "crop_padding": (1, 256, False),
-    "random_resized_crop": (0, 1, True),
-    "rotation": (0, 180, False),
-    "randaugment_ops": (0, 16, False),
-    "randaugment_magnitude": (0, 30, False),
-    "color_jitter": (0, 1, False),
-    "grayscale": (0, 1, False),
-    "erasing": (0, 1, False),
-    "mixup": (0, 100, False),
-    "cutmix": (0, 100, False),
-    "mixup_prob": (0, 1, False),
-    "progressive_resize": (4, 4096, False),
-    "progressive_resize_end": (4, 4096, False),
-    "progressive_resize_epochs": (1, 10**6, False),
-    "tta_below": (0, 1, True),
-}
+from ddp_train.config.declaration import flag, is_set
+from ddp_train.config.options import Config, declared, to_dict
 
 LATEST, PREVIOUS = "checkpoint-latest.pt", "checkpoint-previous.pt"
 """The two generations of a run folder's checkpoint."""
 
 
 def _installed(package: str) -> bool:
-    """Whether `package` can be imported; a folder of its name, such as wandb leaves behind, is none."""
+    """Whether `package` can be imported; a folder of its name, such as wandb leaves, does not count."""
     found = importlib.util.find_spec(package)
     return found is not None and found.origin is not None
 
 
-# Combinations that cannot work: what is wrong, and the words for it.
-CONFLICTS: tuple[tuple[Callable[[Config], bool], str], ...] = (
-    (
-        lambda c: c.data.batch_size is not None and c.data.batch_size_per_rank is not None,
-        "--batch-size (global) and --batch-size-per-rank exclude each other: give one",
-    ),
+# What no single field can declare: what is wrong, and the message. Checked on options as typed and as resolved.
+RULES: tuple[tuple[Callable[[Config], bool], str], ...] = (
     (
         lambda c: c.data.batch_size is not None and (c.data.accumulate or 1) > c.data.batch_size,
         "--accumulate is larger than --batch-size: a micro-batch needs at least one image",
@@ -124,40 +44,9 @@ CONFLICTS: tuple[tuple[Callable[[Config], bool], str], ...] = (
         "--target with --disable-auto: the size of the run follows from the target",
     ),
     (
-        lambda c: c.run.reproducible_shards is not None and "reproducible_shards" in c.given and not c.run.reproducible,
-        "--reproducible-shards needs --reproducible",
-    ),
-    (
-        lambda c: (
-            c.run.reproducible_threads is not None and "reproducible_threads" in c.given and not c.run.reproducible
-        ),
-        "--reproducible-threads needs --reproducible",
-    ),
-    (
-        lambda c: c.run.reproducible and c.data.batch_size_per_rank is not None,
-        "--reproducible with --batch-size-per-rank: the global batch would follow the number of ranks: "
-        "give --batch-size",
-    ),
-    (
         lambda c: (c.data.batch_size or math.inf) < (c.shards or 1) * (c.data.accumulate or 1),
         "--reproducible with a --batch-size below its logical shards (8, or --reproducible-shards) times --accumulate: "
         "each shard and micro-batch needs at least one image",
-    ),
-    (
-        lambda c: c.run.reproducible and c.model.sync_batch_norm,
-        "--reproducible with --sync-batch-norm: the statistics are those of a logical shard",
-    ),
-    (
-        lambda c: c.run.reproducible and c.data.shares == "measured",
-        "--reproducible with --shares measured: which rank has which samples would follow its speed",
-    ),
-    (
-        lambda c: c.run.reproducible and c.model.compile,
-        "--reproducible with --compile: compiled kernels are chosen by their time, and their sums follow",
-    ),
-    (
-        lambda c: c.data.image_size is not None and c.data.dataset in ("digits", "synthetic"),
-        "--image-size is for folders of images: digits and synthetic have a size of their own",
     ),
     (
         lambda c: (
@@ -166,38 +55,18 @@ CONFLICTS: tuple[tuple[Callable[[Config], bool], str], ...] = (
         "--amsgrad is for adam and adamw (also as --muon-rest adamw): sgd keeps no squares of gradients",
     ),
     (
-        lambda c: c.regularize.ema is not None and c.regularize.swa is not None,
-        "--ema and --swa exclude each other: each evaluates an average of its own",
-    ),
-    (
-        lambda c: c.model.model != "vit" and (c.model.hidden_dim, c.model.n_heads, c.model.attention) != (None,) * 3,
-        "--hidden-dim, --n-heads and --attention are for --model vit",
-    ),
-    (
-        lambda c: c.model.model not in ("vit", "wideresnet") and c.model.n_layers is not None,
-        "--n-layers is for --model vit and wideresnet",
-    ),
-    (
         lambda c: bool(c.model.hidden_dim and c.model.n_heads and c.model.hidden_dim % c.model.n_heads),
         "--hidden-dim must be a multiple of --n-heads: each head has an equal part",
     ),
     (
         lambda c: bool(c.regularize.stochastic_depth) and c.model.model in ("small", "power"),
-        "--stochastic-depth drops residual branches, which small and power have not: take residual, wideresnet, "
-        "resnet18 or vit",
-    ),
-    (
-        lambda c: c.model.compile and c.model.checkpoint_activations,
-        "--checkpoint-activations with --compile: torch.compile decides by itself what is computed again",
-    ),
-    (
-        lambda c: c.model.compile_mode is not None and not c.model.compile,
-        "--compile-mode needs --compile",
+        "--stochastic-depth drops residual branches, which small and power do not have: use --model residual, "
+        "wideresnet, resnet18 or vit",
     ),
     (
         lambda c: c.model.compile_mode not in (None, "default") and (c.data.accumulate or 1) > 1,
         "--compile-mode reduce-overhead and max-autotune record CUDA graphs, whose gradients the next micro-batch "
-        "overwrites: without --accumulate, or with --compile-mode default",
+        "overwrites: leave out --accumulate, or use --compile-mode default",
     ),
     (
         lambda c: c.model.amp == "fp16" and c.run.device == "cpu",
@@ -205,82 +74,52 @@ CONFLICTS: tuple[tuple[Callable[[Config], bool], str], ...] = (
     ),
     (
         lambda c: c.augment.flip in ("random", "alternating") and c.data.dataset == "digits",
-        "--flip on --dataset digits: a mirrored digit is not of its class; leave it out",
-    ),
-    (
-        lambda c: c.augment.crop_padding is not None and c.augment.augment in ("none", "minimal"),
-        "--crop-padding is for --augment balanced and heavy: the others have no crop",
-    ),
-    (
-        lambda c: c.augment.crop_padding is not None and c.augment.random_resized_crop is not None,
-        "--crop-padding and --random-resized-crop exclude each other: one crop takes the other's place",
-    ),
-    (
-        lambda c: (
-            c.augment.augment_policy != "randaugment"
-            and (c.augment.randaugment_ops, c.augment.randaugment_magnitude) != (None, None)
-        ),
-        "--randaugment-ops and --randaugment-magnitude are for --augment-policy randaugment",
-    ),
-    (
-        lambda c: (
-            c.augment.progressive_resize is None
-            and (c.augment.progressive_resize_end, c.augment.progressive_resize_epochs) != (None, None)
-        ),
-        "--progressive-resize-end and --progressive-resize-epochs need --progressive-resize START",
+        "--flip with --dataset digits: a mirrored digit does not belong to its class; leave it out",
     ),
     (
         lambda c: (c.augment.progressive_resize or 0) > (c.augment.progressive_resize_end or 4096),
-        "--progressive-resize is above --progressive-resize-end: images grow",
+        "--progressive-resize is larger than --progressive-resize-end: images must grow",
     ),
     (
-        lambda c: c.looking.overfit_one_batch is not None and c.run.tune is not None,
-        "--overfit-one-batch and --tune exclude each other: each takes the place of training",
+        lambda c: c.diagnostics.tta != "none" and not c.diagnostics.examine,
+        "--tta is part of the examination at the end: leave out --no-examine",
     ),
     (
-        lambda c: c.run.target_utilization is not None and c.run.tune != "batch",
-        "--target-utilization is for --tune batch",
+        lambda c: c.diagnostics.tta != "none" and c.data.dataset == "digits",
+        "--tta with --dataset digits: a mirrored digit does not belong to its class; leave it out",
     ),
     (
-        lambda c: c.looking.tta_below is not None and c.looking.tta == "none",
-        "--tta-below is for --tta flip and flip+shifts",
-    ),
-    (
-        lambda c: c.looking.tta != "none" and not c.looking.examine,
-        "--tta is part of the examination at the end: leave --no-examine out",
-    ),
-    (
-        lambda c: c.looking.tta != "none" and c.data.dataset == "digits",
-        "--tta on --dataset digits: a mirrored digit is not of its class; leave it out",
-    ),
-    (
-        lambda c: c.looking.wandb and not _installed("wandb"),
+        lambda c: c.diagnostics.wandb and not _installed("wandb"),
         "--wandb needs the package wandb: pip install wandb",
     ),
     (
-        lambda c: c.looking.histograms and not c.run.tensorboard,
-        "--histograms go into TensorBoard's files: leave --no-tensorboard out",
+        lambda c: c.diagnostics.histograms and not c.run.tensorboard,
+        "--histograms are written to TensorBoard's files: leave out --no-tensorboard",
     ),
 )
 
 
-def check_values(config: Config, texts: Mapping[str, str] | None = None) -> None:
-    """Refuse numbers out of range, empty texts and combinations that cannot work. Errors: UserError.
+def check(config: Config) -> None:
+    """Refuse options that cannot work, alone or together. Errors: UserError.
 
-    `texts`: options as they were written, by name, for the words.
+    Called on the options as they are typed, and again on the resolved ones, when the machine has filled in the rest.
     """
-    for name, value in to_dict(config).items():
-        option = "--" + name.replace("_", "-")
-        if name in RANGES and isinstance(value, int | float):
-            least, most, open_end = RANGES[name]
-            low = least is not None and (value <= least if open_end else value < least)
-            if low or (most is not None and value > most) or not math.isfinite(value):
-                raise UserError(f"{option} takes a number {bounds(name)}, not {(texts or {}).get(name, value)}")
+    values = to_dict(config)
+    for option in declared().values():
+        value, spelled = values[option.name], flag(option.name)
+        if option.range is not None and isinstance(value, int | float) and value not in option.range:
+            raise UserError(f"{spelled} takes a number {option.range}, not {value}")
         if isinstance(value, str) and ("\0" in value or not value):
-            raise UserError(f"{option} takes a non-empty text, not {value!r}")
+            raise UserError(f"{spelled} takes a non-empty text, not {value!r}")
+        typed = option.name in config.given and value != option.default
+        if typed and option.only_with is not None and not option.only_with.holds(values):
+            raise UserError(f"{spelled} needs {option.only_with}")
+        for other, reason in option.excludes.items():
+            if is_set(value) and other.holds(values):
+                raise UserError(f"{spelled} and {other} exclude each other: {reason}")
     read_interval(str(config.run.save_every), "--save-every")
     milestones(config.schedule.milestones)
-    for wrong, message in CONFLICTS:
+    for wrong, message in RULES:
         if wrong(config):
             raise UserError(message)
 
@@ -296,14 +135,6 @@ def milestones(text: str) -> tuple[float, ...]:
     return found
 
 
-def bounds(name: str) -> str:
-    """The range of a numeric option in words; empty where it has none."""
-    if name not in RANGES:
-        return ""
-    least, most, open_end = RANGES[name]
-    return f"{'above' if open_end else 'at least'} {least:g} and at most {most:g}"
-
-
 def resume_file(config: Config) -> Path | None:
     """The checkpoint to continue from; None for a fresh start. UserError when a named one is missing."""
     return resume_target(config.run.resume, config.run.out_dir)
@@ -312,7 +143,7 @@ def resume_file(config: Config) -> Path | None:
 def resume_target(resume: str | None, out_dir: str | None) -> Path | None:
     """The checkpoint that `--resume` and `--out-dir` name; None when there is nothing to continue.
 
-    Of a folder it is checkpoint-latest.pt, which stands for both generations: the one before may be alone there.
+    For a folder it is checkpoint-latest.pt, even if only checkpoint-previous.pt exists.
     """
     if resume is None:
         return None

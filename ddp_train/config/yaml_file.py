@@ -26,7 +26,7 @@ def shown(value: object) -> str:
 def read_mapping(path: Path, what: str, expected: str) -> dict[str, Any]:
     """The mapping in a YAML file, {} where it is empty. what: its name in messages; expected: lines of such files.
 
-    Errors: UserError, one line, also for a key that stands there twice, and for a file that is none of options: too
+    Errors: UserError, one line, also for a duplicate key, and for a file that cannot be one of options: too
     large, nested too deep, or small but endless by its aliases.
     """
     try:
@@ -35,14 +35,14 @@ def read_mapping(path: Path, what: str, expected: str) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"{what}: {getattr(error, 'strerror', None) or error}") from None
     if len(text) > LARGEST_BYTES:
-        raise UserError(f"{what}: larger than {LARGEST_BYTES >> 20} MiB, no file of options")
+        raise UserError(f"{what}: larger than {LARGEST_BYTES >> 20} MiB, not a file of options")
     try:
         content = yaml.load(text.decode("utf-8"), _Loader)  # noqa: S506, TID251
         fine = _size(content, 0) <= MOST_VALUES
     except RecursionError:
         fine = False
     except (yaml.YAMLError, ValueError, TypeError, OverflowError, AttributeError, LookupError) as error:
-        raise UserError(f"{what}: not YAML ({_told(error)})") from None
+        raise UserError(f"{what}: not YAML ({_location(error)})") from None
     if not fine:
         raise UserError(f"{what}: more than {MOST_VALUES:,} values or {MOST_LEVELS} levels, no file of options")
     if content is None:
@@ -52,7 +52,7 @@ def read_mapping(path: Path, what: str, expected: str) -> dict[str, Any]:
     return content
 
 
-def _told(error: Exception) -> str:
+def _location(error: Exception) -> str:
     """What is wrong and where, without YAML's copy of the lines."""
     if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
         return str(error)
@@ -67,7 +67,7 @@ class _Loader(yaml.SafeLoader):
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
         twice = next((key for key in keys if keys.count(key) > 1), None)
         if twice is not None:
-            raise ValueError(f"the key {shown(twice)} stands there twice")
+            raise ValueError(f"duplicate key {shown(twice)}")
         return super().construct_mapping(node, deep)
 
 

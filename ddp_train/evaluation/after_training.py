@@ -32,11 +32,11 @@ def finish(run: Run) -> None:
     progress = run.trainer.progress
     if progress.epoch < run.trainer.components.epochs and not progress.stopped:
         return
-    found = _examine(run) if run.config.looking.examine else None
+    found = _examine(run) if run.config.diagnostics.examine else None
     if not run.trainer.components.ranks.is_first:
         return
     if found is not None and found.augmented is not None:
-        tta = describe_tta(run.config.looking.tta, run.config.looking.tta_below)
+        tta = describe_tta(run.config.diagnostics.tta, run.config.diagnostics.tta_below)
         line = f"the best model: {percent(found.plain.top1)}, with test-time augmentation ({tta}) "
         print(line + percent(found.augmented.top1), file=sys.stderr, flush=True)
     if run.folder.history.is_file():
@@ -56,12 +56,12 @@ class _Found:
 
 
 def _write(run: Run, found: _Found | None) -> None:
-    looking = run.config.looking
+    diagnostics = run.config.diagnostics
     if found is not None:
         draw(found.plain, run.dataset, run.folder.path)
         metrics: dict[str, object] = {"samples": found.plain.samples, "top1": found.plain.top1}
         if found.augmented is not None:
-            metrics |= {"tta": looking.tta, "tta_below": looking.tta_below, "top1_tta": found.augmented.top1}
+            metrics |= {"tta": diagnostics.tta, "tta_below": diagnostics.tta_below, "top1_tta": found.augmented.top1}
         add_examination(run.folder.history, metrics)
     history, data = read_history(run.folder.history), DatasetFacts.of(run.dataset)
     examined = (None, None) if found is None else (found.plain, found.augmented)
@@ -84,11 +84,11 @@ def _examine(run: Run) -> _Found | None:
     if components.ranks.world_size > 1:
         for tensor in network.state_dict().values():
             dist.broadcast(tensor, src=0)
-    classes, looking = len(run.dataset.classes), run.config.looking
+    classes, diagnostics = len(run.dataset.classes), run.config.diagnostics
     plain = examine(network, components.pipeline.evaluate(), components.precision, classes, worst=WORST)
-    if looking.tta == "none" or not run.dataset.flip_ok:  # a mirrored digit is not of its class
+    if diagnostics.tta == "none" or not run.dataset.flip_ok:  # a mirrored digit is not of its class
         return _Found(plain, None)
-    below = math.inf if looking.tta_below is None else looking.tta_below
-    seen = views(looking.tta)
+    below = math.inf if diagnostics.tta_below is None else diagnostics.tta_below
+    seen = views(diagnostics.tta)
     augmented = examine(network, components.pipeline.evaluate(), components.precision, classes, views=seen, below=below)
     return _Found(plain, augmented)

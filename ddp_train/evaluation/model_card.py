@@ -31,8 +31,8 @@ def model_card(
 ) -> str:
     """Markdown. `found`: the examination of the best model, where there was one; `augmented`: with test-time
     augmentation."""
-    looking = config.looking
-    tta = None if augmented is None else (describe_tta(looking.tta, looking.tta_below), augmented.top1)
+    diagnostics = config.diagnostics
+    tta = None if augmented is None else (describe_tta(diagnostics.tta, diagnostics.tta_below), augmented.top1)
     parts = [_heading(run, data), _results(history, found, tta), _classes(data, found), _data(data)]
     parts += [_training(config, run, history), _versions(history), _use(data)]
     return "\n\n".join(part for part in parts if part) + "\n"

@@ -32,9 +32,9 @@ TABLE: tuple[Entry, ...] = (
     Entry("sync_batch_norm", lambda c: c.model.sync_batch_norm, "techniques.sync_batch_norm"),
     Entry("mixing", lambda c: bool(c.augment.mixup or c.augment.cutmix), "techniques.mixing"),
     Entry("plateau", lambda c: c.schedule.scheduler == "plateau", "techniques.plateau"),
-    Entry("gradient_flow", lambda c: c.looking.gradient_flow, "diagnostics.gradient_flow"),
-    Entry("watch_numbers", lambda c: c.looking.watch_numbers, "diagnostics.watch_numbers"),
-    Entry("histograms", lambda c: c.looking.histograms, "diagnostics.histograms"),
+    Entry("gradient_flow", lambda c: c.diagnostics.gradient_flow, "diagnostics.gradient_flow"),
+    Entry("watch_numbers", lambda c: c.diagnostics.watch_numbers, "diagnostics.watch_numbers"),
+    Entry("histograms", lambda c: c.diagnostics.histograms, "diagnostics.histograms"),
     Entry("centralize_gradients", lambda c: c.optim.centralize_gradients, "techniques.centralization"),
     Entry("clip_grad", lambda c: c.optim.clip_grad is not None, "techniques.clipping"),
     Entry("sam", lambda c: c.optim.sam is not None, "techniques.sam", last=True),
@@ -43,10 +43,10 @@ TABLE: tuple[Entry, ...] = (
     Entry("swa", lambda c: c.regularize.swa is not None, "techniques.swa", last=True),
     Entry("early_stopping", lambda c: c.regularize.early_stopping is not None, "techniques.early_stopping"),
     Entry("heartbeat", lambda c: c.run.step_timeout != 0, "diagnostics.heartbeat_phases"),
-    Entry("initial_loss_check", lambda c: c.looking.initial_loss_check, "diagnostics.initial_loss"),
+    Entry("initial_loss_check", lambda c: c.diagnostics.initial_loss_check, "diagnostics.initial_loss"),
     Entry("gpu_usage", lambda c: c.run.device != "cpu", "diagnostics.gpu_usage"),
-    Entry("memory_report", lambda c: c.looking.memory_report, "diagnostics.memory_report"),
-    Entry("profile", lambda c: c.looking.profile, "diagnostics.profiling"),
+    Entry("memory_report", lambda c: c.diagnostics.memory_report, "diagnostics.memory_report"),
+    Entry("profile", lambda c: c.diagnostics.profile, "diagnostics.profiling"),
 )
 
 

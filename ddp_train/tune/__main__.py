@@ -10,9 +10,9 @@ from pathlib import Path
 from ddp_core.cli import INTERRUPTED, CommandLine, exit_status
 from ddp_core.errors import OptionError, UserError
 from ddp_train.tune.search import Search, Settings
-from ddp_train.tune.space import read_space
+from ddp_train.tune.space import OptunaSampler, read_space
 
-EPILOG = "Options of launch.py and of the trainer that all trials share stand at the end, after --."
+EPILOG = "Options of launch.py and of the trainer that all trials share come at the end, after --."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _split(words: list[str]) -> tuple[list[str], tuple[str, ...]]:
-    """Our words, and those behind the first --."""
+    """The words before the first --, and those after it."""
     at = words.index("--") if "--" in words else len(words)
     return words[:at], tuple(words[at + 1 :])
 
@@ -41,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         help="options with their values or ranges (see ddp_train/tune/space.py)",
     )
-    add("--out", metavar="DIR", type=Path, required=True, help="folder of the search; the same command goes on there")
+    add("--out", metavar="DIR", type=Path, required=True, help="folder of the search; the same command continues there")
     add("--trials", metavar="N", type=_whole("--trials"), default=20, help="sets of options to try [20]")
     add("--epochs", metavar="N", type=_whole("--epochs"), default=10, help="epochs of a full run [10]")
     add(
@@ -84,8 +84,6 @@ def _search(arguments: argparse.Namespace, shared: tuple[str, ...]) -> int:
     if arguments.sampler == "optuna":
         if halving:
             raise UserError("--sampler optuna draws from finished trials: give --method random")
-        from ddp_train.tune.optuna_sampler import OptunaSampler
-
         sampler = OptunaSampler(space, arguments.out, arguments.seed)
     search = Search(settings, space, arguments.out, sampler)
     search.run(lambda line: print(line, file=sys.stderr, flush=True))

@@ -51,7 +51,7 @@ class Balance:
         self._components = components
         world_size = components.ranks.world_size
         if len(self._speeds) == world_size:
-            return f"shares {_shown(self._sampler.shares)} of the global batch, as in the run that goes on"
+            return f"shares {_shown(self._sampler.shares)} of the global batch, as in the run that is resumed"
         micro_batch = max(1, components.global_batch // world_size // self._accumulate)
         self._speeds = gather_speeds(calibrate(components, micro_batch, self._accumulate), components)
         self._communication = measure_communication(components)

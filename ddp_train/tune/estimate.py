@@ -85,7 +85,7 @@ def estimate(trainer: Trainer, test_images: int) -> Estimate:
     micro_batch = ceil_div(ceil_div(components.global_batch, components.ranks.world_size), _accumulate(trainer))
     with preserved(*kept):
         memory = measure_memory(components)
-    with preserved(*kept):  # from the weights that a run begins with, not those behind a step on noise
+    with preserved(*kept):  # from the weights that a run begins with, not those after a step on noise
         step_seconds, measured = _time_steps(trainer)
         evaluation_seconds = _time_evaluation(components, test_images)
     return Estimate(

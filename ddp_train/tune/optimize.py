@@ -22,7 +22,7 @@ from ddp_train.config import recommend
 from ddp_train.config.batch_split import ceil_div, scale_learning_rate
 from ddp_train.config.options import Config, to_dict
 from ddp_train.config.parse import parse, with_values
-from ddp_train.config.validation import check_values
+from ddp_train.config.validation import check
 from gpu_topology.driver.read import read_or_explain
 from gpu_topology.host.host import read_host
 from gpu_topology.select.select import SelectionRequest, select
@@ -38,7 +38,7 @@ MODEL_SIZES = {"power": ("width_mult",), "vit": ("hidden_dim", "n_layers")}
 
 @dataclass(frozen=True)
 class Change:
-    """One option: its value before (None: it was left open) and after, and why. Equal values: kept, with the reason."""
+    """One option: its value before (None: not set) and after, and why. Equal values: kept, with the reason."""
 
     name: str
     before: Value
@@ -53,8 +53,8 @@ class Change:
 
 @dataclass(frozen=True)
 class Machine:
-    """What decides: hardware as config/recommend.py takes it, whether kernels can be compiled, and words on what is
-    missing."""
+    """What decides: hardware as config/recommend.py takes it, whether kernels can be compiled, and a note on what
+    is missing."""
 
     hardware: recommend.Hardware
     can_compile: bool
@@ -97,7 +97,7 @@ def auto_optimize_config(
     options = to_dict(wanted)
     values = {name: options[name] for name in options if name in wanted.given}
     values |= {change.name: change.after for change in changes if change.changed}
-    check_values(with_values(wanted, values))
+    check(with_values(wanted, values))
     header = f"# {source.name} for this machine: {_described(machine)}\n"
     try:
         write_text(target, header + yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
@@ -146,9 +146,9 @@ def suggest(machine: Machine, wanted: Config, measured: Measured | None = None) 
     """The options that this machine decides about, one by one."""
     hardware, options = machine.hardware, to_dict(wanted)
     sizes = MODEL_SIZES.get(wanted.model.model or "", ())
-    left_open: dict[str, object] = dict.fromkeys((*TUNED, *sizes)) | {"amp": "auto", "accumulate": None}
-    left_open["batch_size_per_rank"] = None
-    found = {r.name: r for r in recommend.recommend(hardware, with_values(wanted, left_open))}
+    unset: dict[str, object] = dict.fromkeys((*TUNED, *sizes)) | {"amp": "auto", "accumulate": None}
+    unset["batch_size_per_rank"] = None
+    found = {r.name: r for r in recommend.recommend(hardware, with_values(wanted, unset))}
     batch = _batch(hardware, found, wanted, measured)
     if wanted.data.batch_size_per_rank is not None:
         yield Change("batch_size_per_rank", wanted.data.batch_size_per_rank, None, "batch_size says the same for all")
@@ -179,7 +179,7 @@ def _batch(
 
 
 def _rate(wanted: Config, hardware: recommend.Hardware, batch: int) -> Iterator[Change]:
-    """A rate that was given for a batch goes with its square root; one that was left open follows by itself."""
+    """A rate that was given for a batch is scaled by its square root; one that is not set follows by itself."""
     before = wanted.data.batch_size
     if wanted.data.batch_size_per_rank is not None:
         before = wanted.data.batch_size_per_rank * hardware.world_size
@@ -234,7 +234,7 @@ def table(changes: Sequence[Change]) -> str:
 
 
 def _shown(value: Value) -> str:
-    return "open" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return "not set" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _described(machine: Machine) -> str:

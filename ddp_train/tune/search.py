@@ -2,12 +2,10 @@
 
     python -m ddp_train.tune search SPACE.yaml --out DIR [options] [-- options of launch.py and of the trainer]
 
-`DIR/search.json` holds what is known after every run; the same command goes on where it was ended. Each trial is
+`DIR/search.json` holds what is known after every run; the same command continues where it was stopped. Each trial is
 scored by its best test accuracy so far. Torch-free: the runs are processes of their own.
 
 Successive halving (Jamieson and Talwalkar 2016, arXiv:1502.07943) as a pure plan over what is known so far.
-
-The trials of a search as a table for the terminal.
 """
 
 from __future__ import annotations
@@ -35,7 +33,7 @@ USER_ERROR = 2
 
 @dataclass(frozen=True)
 class Settings:
-    """What a search is; a search goes on only with the same settings.
+    """What defines a search; it can only be continued with the same settings.
 
     `first_epochs`: the first rung of successive halving; None for `random`, in which every trial runs to its end.
     """
@@ -106,14 +104,14 @@ class Search:
             self.trials.values(), key=lambda t: (-max(t.scores, default=0), -(t.best if t.best is not None else -1.0))
         )
 
-    def run(self, told: Callable[[str], None], start: Callable[[Sequence[str], Path], int] | None = None) -> None:
+    def run(self, report: Callable[[str], None], start: Callable[[Sequence[str], Path], int] | None = None) -> None:
         """Run what is left. `start` runs a command into a log; its status. UserError: the first one was refused."""
         settings = self.settings
         while job := next_job(self._scores(), settings.trials, settings.steps, settings.eta):
             number, epochs = job
             trial = self.trials.get(number) or self._new_trial(number)
             command = self._command(trial, epochs)
-            told(f"trial {number + 1} of {settings.trials}, to epoch {epochs}: {_shown(trial.values)}")
+            report(f"trial {number + 1} of {settings.trials}, to epoch {epochs}: {_shown(trial.values)}")
             log = self.folder / f"trial-{number:03d}.log"
             status = (start or _start)(command, log)
             if status == USER_ERROR and not any(t.scores for t in self.trials.values()):
@@ -122,7 +120,7 @@ class Search:
                 raise KeyboardInterrupt
             trial.scores[epochs] = self._score(trial, epochs) if status == 0 else None
             score = trial.scores[epochs]
-            told(f"  failed: {_last_line(log)} ({log})" if score is None else f"  {score:.2%}")
+            report(f"  failed: {_last_line(log)} ({log})" if score is None else f"  {score:.2%}")
             self._save()
             if self._sampler is not None and epochs == settings.steps[-1]:
                 self._sampler.tell(number, trial.scores[epochs])
@@ -171,13 +169,14 @@ class Search:
                 scores = {int(epochs): score for epochs, score in trial["scores"].items()}
                 self.trials[trial["number"]] = Trial(trial["number"], trial["values"], scores)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{self._file} is not a search of ours: {error}") from None
+            raise UserError(f"{self._file} is not a file of this program's searches: {error}") from None
         if different:
             raise UserError(f"{self._file} is another search ({', '.join(different)} differ): take another --out")
 
 
 def _start(command: Sequence[str], log: Path) -> int:
-    """Run a trial with its output behind what is in `log`. SIGINT reaches it with us, as one group of the terminal."""
+    """Run a trial, with its output appended to `log`. Ctrl-C reaches it too: both are in the terminal's process
+    group."""
     with log.open("ab") as file:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file)
         try:
@@ -188,7 +187,7 @@ def _start(command: Sequence[str], log: Path) -> int:
 
 
 def _last_line(log: Path) -> str:
-    """What a trial said last: its `error:` line, if there is one."""
+    """The last line that a trial printed: its `error:` line, if there is one."""
     try:
         lines = [
             line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()
@@ -196,7 +195,7 @@ def _last_line(log: Path) -> str:
     except OSError:
         lines = []
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error:")]
-    return (errors or lines or ["no word"])[-1]
+    return (errors or lines or ["no output"])[-1]
 
 
 def _shown(values: dict[str, Value]) -> str:
@@ -221,7 +220,7 @@ def next_job(
 ) -> tuple[int, int] | None:
     """(trial, epochs) to run next; None when the search is over.
 
-    scores: trial -> {epochs: score, None for a run that failed}. At each rung the best of `eta` parts go on.
+    scores: trial -> {epochs: score, None for a run that failed}. At each rung the best one in `eta` continues.
     """
     alive = list(range(trials))
     for rung in steps:

@@ -43,8 +43,8 @@ def test_an_environment_that_says_otherwise_is_no_guess(value: str) -> None:
 def test_without_a_gpu_a_line_says_that_it_does_nothing(tmp_path: Path) -> None:
     run = runs.make("--expandable-segments --compile --compile-mode reduce-overhead", tmp_path / "run", runs.PLAIN)
     assert [note for note in run.facts.notes if "no GPU is used" in note] == [
-        "--expandable-segments: no GPU is used, so it does nothing",
-        "--compile-mode reduce-overhead: no GPU is used, so it does nothing",
+        "--expandable-segments: no GPU is used, so it has no effect",
+        "--compile-mode reduce-overhead: no GPU is used, so it has no effect",
     ]
 
 

@@ -1,17 +1,19 @@
-"""What a training run can be told: one dataclass per subject, in a file of its own, each field with its meaning.
+"""All options of a training run: one dataclass per subject, in a file of its own; each field declares one option.
 
 A field whose default is None is left to the machine: `config/recommend.py` fills it in from the hardware and
-the data, and says why. `config/parse.py` turns these classes into command line options and YAML keys.
+the data, and gives the reason. `config/parse.py` turns these classes into command line options and YAML keys.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from typing import Any
+import functools
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, get_type_hints
 
+from ddp_train.config.declaration import Option, option_of
 from ddp_train.config.options.augment import AugmentOptions
 from ddp_train.config.options.data import DataOptions
-from ddp_train.config.options.diagnostics import LookingOptions
+from ddp_train.config.options.diagnostics import DiagnosticsOptions
 from ddp_train.config.options.model import ModelOptions
 from ddp_train.config.options.optim import OptimOptions
 from ddp_train.config.options.regularize import RegularizeOptions
@@ -23,12 +25,13 @@ __all__ = [
     "AugmentOptions",
     "Config",
     "DataOptions",
-    "LookingOptions",
+    "DiagnosticsOptions",
     "ModelOptions",
     "OptimOptions",
     "RegularizeOptions",
     "RunOptions",
     "ScheduleOptions",
+    "declared",
     "to_dict",
 ]
 
@@ -40,7 +43,7 @@ SECTIONS = {
     "optim": OptimOptions,
     "schedule": ScheduleOptions,
     "regularize": RegularizeOptions,
-    "looking": LookingOptions,
+    "diagnostics": DiagnosticsOptions,
 }
 
 
@@ -58,7 +61,7 @@ class Config:
     optim: OptimOptions = field(default_factory=OptimOptions)
     schedule: ScheduleOptions = field(default_factory=ScheduleOptions)
     regularize: RegularizeOptions = field(default_factory=RegularizeOptions)
-    looking: LookingOptions = field(default_factory=LookingOptions)
+    diagnostics: DiagnosticsOptions = field(default_factory=DiagnosticsOptions)
     given: frozenset[str] = frozenset()
 
     @property
@@ -70,3 +73,10 @@ class Config:
 def to_dict(config: Config) -> dict[str, Any]:
     """Every option and its value, flat, in the order of the sections."""
     return {k: v for name in SECTIONS for k, v in asdict(getattr(config, name)).items()}
+
+
+@functools.cache
+def declared() -> dict[str, Option]:
+    """Every option as it is declared, by name, in the order of the sections."""
+    hints = {name: kind for section in SECTIONS.values() for name, kind in get_type_hints(section).items()}
+    return {f.name: option_of(f, hints[f.name]) for section in SECTIONS.values() for f in fields(section)}

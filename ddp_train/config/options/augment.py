@@ -5,42 +5,99 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from ddp_train.config.declaration import When, option
+
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentOptions:
     """Augmentation"""
 
-    augment: Literal["none", "minimal", "balanced", "heavy"] | None = None
-    """Level: minimal is flip; balanced crop and flip; heavy crop, flip and random erasing (None: by dataset)."""
-    flip: Literal["random", "alternating", "off"] | None = None
-    """Mirrored images: drawn in each epoch, or every other epoch from a draw in the first (None: by level)."""
-    crop_padding: int | None = None
-    """balanced, heavy: pixels by which an image is widened for the crop (None: an eighth of its side)."""
-    random_resized_crop: float | None = None
-    """In place of the level's crop: at least this share of the area, scaled to the image's size; 0.08 is usual."""
-    rotation: float | None = None
-    """Rotate by up to so many degrees either way."""
-    augment_policy: Literal["autoaugment", "randaugment", "trivialaugment"] | None = None
-    """AutoAugment's CIFAR-10 policy, RandAugment, or TrivialAugment (Wide), after crop and flip."""
-    randaugment_ops: int | None = None
-    """randaugment: operations per image (None: 2)."""
-    randaugment_magnitude: int | None = None
-    """randaugment: magnitude of the operations, from 0 to 30 (None: 9)."""
-    color_jitter: float | None = None
-    """Brightness, contrast and saturation change by up to this share, hue by a quarter of it."""
-    grayscale: float | None = None
-    """Probability that an image loses its colours."""
-    erasing: float | None = None
-    """Probability that a rectangle is erased (None: by level; heavy has 0.5)."""
-    mixup: float | None = None
-    """mixup: blend pairs of images by a share from Beta(ALPHA, ALPHA); 0.2 and 1 are usual."""
-    cutmix: float | None = None
-    """CutMix: paste a rectangle of the pair's other image, its area from Beta(ALPHA, ALPHA); 1 is usual."""
-    mixup_prob: float = 1.0
-    """mixup, cutmix: probability that a step's images are mixed at all."""
-    progressive_resize: int | None = None
-    """Train on images that grow from this shorter side in pixels; evaluation is at full size."""
-    progressive_resize_end: int | None = None
-    """progressive_resize: the shorter side at the end (None: the images' own)."""
-    progressive_resize_epochs: int | None = None
-    """progressive_resize: epochs over which the images grow (None: four fifths of the run)."""
+    augment: Literal["none", "minimal", "balanced", "heavy"] | None = option(
+        None,
+        "Level. minimal: flip; balanced: crop and flip; heavy: crop, flip and random erasing (default: by dataset).",
+    )
+    flip: Literal["random", "alternating", "off"] | None = option(
+        None,
+        "Mirrored images. random: random each epoch; alternating: random in epoch 1, then flipped every epoch "
+        "(default: by level).",
+    )
+    crop_padding: int | None = option(
+        None,
+        "Pixels added around an image before the crop (default: an eighth of its side).",
+        at_least=1,
+        at_most=256,
+        only_with=When("augment", "balanced", "heavy", None),
+        excludes={When("random_resized_crop"): "each replaces the crop"},
+    )
+    random_resized_crop: float | None = option(
+        None,
+        "Replaces the level's crop: a random part of at least this share of the area, scaled to the image's size; 0.08 "
+        "is usual.",
+        above=0,
+        at_most=1,
+    )
+    rotation: float | None = option(
+        None, "Rotate by up to this many degrees in either direction.", at_least=0, at_most=180
+    )
+    augment_policy: Literal["autoaugment", "randaugment", "trivialaugment"] | None = option(
+        None, "AutoAugment's CIFAR-10 policy, RandAugment, or TrivialAugment (Wide), after crop and flip."
+    )
+    randaugment_ops: int | None = option(
+        None,
+        "Operations per image (default: 2).",
+        at_least=0,
+        at_most=16,
+        only_with=When("augment_policy", "randaugment"),
+    )
+    randaugment_magnitude: int | None = option(
+        None,
+        "Magnitude of the operations (default: 9).",
+        at_least=0,
+        at_most=30,
+        only_with=When("augment_policy", "randaugment"),
+    )
+    color_jitter: float | None = option(
+        None,
+        "Change brightness, contrast and saturation by up to this share, hue by up to a quarter of it.",
+        at_least=0,
+        at_most=1,
+    )
+    grayscale: float | None = option(
+        None, "Probability that an image is converted to grayscale.", at_least=0, at_most=1
+    )
+    erasing: float | None = option(
+        None, "Probability that a rectangle is erased (default: by level; heavy has 0.5).", at_least=0, at_most=1
+    )
+    mixup: float | None = option(
+        None,
+        "mixup: blend pairs of images, with a share from Beta(ALPHA, ALPHA); 0.2 and 1 are usual.",
+        at_least=0,
+        at_most=100,
+    )
+    cutmix: float | None = option(
+        None,
+        "CutMix: paste a rectangle of another image, with an area from Beta(ALPHA, ALPHA); 1 is usual.",
+        at_least=0,
+        at_most=100,
+    )
+    mixup_prob: float = option(1.0, "Probability that mixup or CutMix is applied in a step.", at_least=0, at_most=1)
+    progressive_resize: int | None = option(
+        None,
+        "Train on images that grow from this shorter side in pixels; evaluation is at full size.",
+        at_least=4,
+        at_most=4096,
+    )
+    progressive_resize_end: int | None = option(
+        None,
+        "The shorter side at the end (default: that of the images).",
+        at_least=4,
+        at_most=4096,
+        only_with=When("progressive_resize"),
+    )
+    progressive_resize_epochs: int | None = option(
+        None,
+        "Epochs over which the images grow (default: four fifths of the run).",
+        at_least=1,
+        at_most=10**6,
+        only_with=When("progressive_resize"),
+    )

@@ -5,36 +5,72 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from ddp_train.config.declaration import When, option
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
     """Data"""
 
-    dataset: Literal["cifar10", "folder", "digits", "synthetic"] | None = None
-    """Dataset; None is CIFAR-10 from --data-dir or by download, and the bundled digits where neither is possible."""
-    data_dir: str = "data"
-    """Folder with cifar-10-batches-py, or with train/<class>/* and test/<class>/* images."""
-    batch_size: int | None = None
-    """GLOBAL batch: images per optimizer step over all ranks (None: by hardware)."""
-    batch_size_per_rank: int | None = None
-    """Images per step and rank, for those who want the global batch to grow with the ranks."""
-    accumulate: int | None = None
-    """Micro-batches per optimizer step; the global batch is divided, the mathematics stays (None: 1, vit more)."""
-    shares: Literal["equal", "measured"] = "equal"
-    """Ranks' parts of a global batch: measured gives unlike devices what each computes in the same time."""
-    pipeline: Literal["auto", "resident", "loader"] = "auto"
-    """resident holds decoded images in the device's memory; loader has worker processes; auto: resident if they fit."""
-    num_workers: int | None = None
-    """Loader worker processes per rank (None: by cores)."""
-    prefetch_factor: int = 4
-    """Batches that each loader worker prepares ahead."""
-    image_size: int | None = None
-    """Side in pixels that folder images are scaled and cropped to (None: their own where all are alike, else 224)."""
-    drop_last: bool = False
-    """Leave out the last, partial global batch of an epoch."""
-    on_bad_sample: Literal["stop", "skip"] = "stop"
-    """An image that cannot be read ends the run, or is left out and counted (up to 0.1% of its split)."""
-    changed_data: Literal["stop", "accept"] = "stop"
-    """Files that vanished or changed since they were last read end the run, or are taken as they are, this once."""
-    synthetic_samples: int = 2048
-    """Training images of --dataset synthetic (32 x 32, 10 classes)."""
+    dataset: Literal["cifar10", "folder", "digits", "synthetic"] | None = option(
+        None,
+        "Dataset (default: CIFAR-10 from --data-dir or by download; the bundled digits where neither is possible).",
+    )
+    data_dir: str = option(
+        "data", "Folder with cifar-10-batches-py, or with train/<class>/* and test/<class>/* images."
+    )
+    batch_size: int | None = option(
+        None,
+        "GLOBAL batch: images per optimizer step over all ranks (default: by hardware).",
+        at_least=1,
+        at_most=10**7,
+        excludes={When("batch_size_per_rank"): "give one (--batch-size is the global batch)"},
+    )
+    batch_size_per_rank: int | None = option(
+        None,
+        "Images per step on each rank, for a global batch that grows with the number of ranks.",
+        at_least=1,
+        at_most=10**7,
+    )
+    accumulate: int | None = option(
+        None,
+        "Micro-batches per optimizer step; they divide the global batch, the result is the same (default: 1, more for "
+        "vit).",
+        at_least=1,
+        at_most=10**5,
+    )
+    shares: Literal["equal", "measured"] = option(
+        "equal",
+        "How the global batch is divided among the ranks; measured: different GPUs get what each computes in the same "
+        "time.",
+    )
+    pipeline: Literal["auto", "resident", "loader"] = option(
+        "auto",
+        "resident: decoded images stay in the device's memory; loader: worker processes; auto: resident if they fit.",
+    )
+    num_workers: int | None = option(
+        None, "Loader worker processes per rank (default: by cores).", at_least=0, at_most=1024
+    )
+    prefetch_factor: int = option(4, "Batches that each loader worker prepares ahead.", at_least=1, at_most=1024)
+    image_size: int | None = option(
+        None,
+        "Side in pixels to which folder images are scaled and cropped (default: their own where all are equal, else "
+        "224).",
+        at_least=4,
+        at_most=4096,
+        excludes={
+            When("dataset", "digits", "synthetic"): "only folders of images are scaled; these have a fixed size",
+        },
+    )
+    drop_last: bool = option(False, "Leave out the last, partial global batch of an epoch.")
+    on_bad_sample: Literal["stop", "skip"] = option(
+        "stop", "An unreadable image ends the run (stop), or is left out and counted, up to 0.1% of its split (skip)."
+    )
+    changed_data: Literal["stop", "accept"] = option(
+        "stop",
+        "Files that vanished or changed since they were last read end the run (stop), or are used as they are, this "
+        "once (accept).",
+    )
+    synthetic_samples: int = option(
+        2048, "Training images of --dataset synthetic (32 x 32, 10 classes).", at_least=1, at_most=10**7
+    )

@@ -5,46 +5,87 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from ddp_train.config.declaration import When, option
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
     """Model"""
 
-    model: str | None = None
-    """small, power, residual, wideresnet, resnet18, speedrun, vit, torchvision name, module:function (None: auto)."""
-    width_mult: float | None = None
-    """Channel multiplier of power (None: by hardware), residual, resnet18, speedrun and wideresnet (None: 8)."""
-    n_layers: int | None = None
-    """Layers of vit (None: by hardware), depth of wideresnet (None: 16)."""
-    hidden_dim: int | None = None
-    """vit: width of a token (None: by hardware)."""
-    n_heads: int | None = None
-    """vit: heads of the attention (None: one for each 64 of --hidden-dim)."""
-    attention: Literal["sdpa", "chunked"] | None = None
-    """vit: torch's attention kernels, or a written-out reference in chunks that agrees with them (None: sdpa)."""
-    dropout: float | None = None
-    """Dropout probability (None: the model's own)."""
-    amp: Literal["auto", "bf16", "fp16", "off"] = "auto"
-    """Automatic mixed precision; auto takes bf16 where it is native, fp16 with loss scaling on older GPUs, else off."""
-    init_scale: float = 65536.0
-    """fp16: what the loss is multiplied by at first."""
-    growth_factor: float = 2.0
-    """fp16: what the scale is multiplied by after --growth-interval steps without an overflow."""
-    backoff_factor: float = 0.5
-    """fp16: what the scale is multiplied by after an overflow, whose step is skipped."""
-    growth_interval: int = 2000
-    """fp16: steps without an overflow before the scale grows."""
-    matmul_precision: Literal["highest", "high", "medium"] | None = None
-    """float32 on GPUs: highest is full float32, high and medium are tf32 (None: torch's own, tf32 in convolutions)."""
-    channels_last: bool = True
-    """Channels-last memory format."""
-    sync_batch_norm: bool = False
-    """Batch norm sees the samples of all ranks, each counted once, and so what a single process would see."""
-    compile: bool = False
-    """torch.compile the model."""
-    compile_mode: Literal["default", "reduce-overhead", "max-autotune"] | None = None
-    """compile: reduce-overhead and max-autotune record CUDA graphs, the latter after timing kernels (None: default)."""
-    checkpoint_activations: bool = False
-    """Compute the blocks of the model again in the backward pass instead of keeping what is inside them."""
-    expandable_segments: bool = False
-    """Let the GPU's memory allocator grow its segments: less is lost between them (PYTORCH_ALLOC_CONF)."""
+    model: str | None = option(
+        None,
+        "small, power, residual, wideresnet, resnet18, speedrun, vit, any torchvision name, or module:function "
+        "(default: by hardware).",
+    )
+    width_mult: float | None = option(
+        None,
+        "Channel multiplier of power (default: by hardware), residual, resnet18, speedrun and wideresnet (default: 8).",
+        above=0,
+        at_most=64,
+    )
+    n_layers: int | None = option(
+        None,
+        "Layers of vit (default: by hardware), depth of wideresnet (default: 16).",
+        at_least=1,
+        at_most=1000,
+        only_with=When("model", "vit", "wideresnet"),
+    )
+    hidden_dim: int | None = option(
+        None, "Width of a token (default: by hardware).", at_least=8, at_most=16384, only_with=When("model", "vit")
+    )
+    n_heads: int | None = option(
+        None,
+        "Attention heads (default: one for each 64 of --hidden-dim).",
+        at_least=1,
+        at_most=512,
+        only_with=When("model", "vit"),
+    )
+    attention: Literal["sdpa", "chunked"] | None = option(
+        None,
+        "sdpa: torch's attention kernels; chunked: a reference implementation in chunks, with the same result "
+        "(default: sdpa).",
+        only_with=When("model", "vit"),
+    )
+    dropout: float | None = option(None, "Dropout probability (default: that of the model).", at_least=0, at_most=0.99)
+    amp: Literal["auto", "bf16", "fp16", "off"] = option(
+        "auto",
+        "Automatic mixed precision; auto: bf16 where it is native, fp16 with loss scaling on older GPUs, else off.",
+    )
+    init_scale: float = option(65536.0, "fp16: initial loss scale.", at_least=1, at_most=2**32)
+    growth_factor: float = option(
+        2.0,
+        "fp16: the loss scale is multiplied by this after --growth-interval steps without overflow.",
+        above=1,
+        at_most=1000,
+    )
+    backoff_factor: float = option(
+        0.5,
+        "fp16: the loss scale is multiplied by this after an overflow; that step is skipped.",
+        above=0,
+        at_most=0.99,
+    )
+    growth_interval: int = option(
+        2000, "fp16: steps without overflow before the loss scale grows.", at_least=1, at_most=10**9
+    )
+    matmul_precision: Literal["highest", "high", "medium"] | None = option(
+        None,
+        "float32 on GPUs. highest: full float32; high and medium: tf32 (default: torch's, tf32 in convolutions only).",
+    )
+    channels_last: bool = option(True, "Channels-last memory format.")
+    sync_batch_norm: bool = option(
+        False, "Batch norm over the samples of all ranks: the same statistics as in a single process."
+    )
+    compile: bool = option(False, "Compile the model with torch.compile.")
+    compile_mode: Literal["default", "reduce-overhead", "max-autotune"] | None = option(
+        None,
+        "reduce-overhead and max-autotune record CUDA graphs; max-autotune times kernels first (default: default).",
+        only_with=When("compile"),
+    )
+    checkpoint_activations: bool = option(
+        False,
+        "Recompute the model's blocks in the backward pass instead of keeping their activations.",
+        excludes={When("compile"): "torch.compile decides by itself what is recomputed"},
+    )
+    expandable_segments: bool = option(
+        False, "Let the GPU memory allocator grow its segments, which reduces fragmentation (PYTORCH_ALLOC_CONF)."
+    )

@@ -1,50 +1,70 @@
-"""Options of the optimizer and of the gradient that it is given."""
+"""Options of the optimizer and of the gradient that it gets."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
+from ddp_train.config.declaration import option
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimOptions:
     """Optimization"""
 
-    optimizer: Literal["sgd", "adam", "adamw", "muon"] = "sgd"
-    """sgd: with Nesterov momentum; muon: on hidden matrices and kernels, the rest as --muon-rest says."""
-    lr: float | None = None
-    """Peak learning rate (None: by optimizer, at global batch 128, scaled as --lr-scaling says); muon: of matrices."""
-    lr_scaling: Literal["sqrt", "linear", "none"] | None = None
-    """Scale the learning rate with global batch / 128 (None: sqrt, but none when --lr is given)."""
-    momentum: float = 0.9
-    """Momentum of sgd."""
-    beta1: float = 0.9
-    """adam, adamw: decay of the mean of the gradients."""
-    beta2: float = 0.999
-    """adam, adamw: decay of the mean of their squares."""
-    eps: float = 1e-8
-    """adam, adamw: added to the denominator."""
-    amsgrad: bool = False
-    """adam, adamw: divide by the largest mean square so far."""
-    muon_momentum: float = 0.95
-    """muon: momentum of the matrices."""
-    muon_normalize: bool = False
-    """muon: scale each matrix to a fixed norm before its step, so that --lr is a share of the weights."""
-    muon_iterations: int = 5
-    """muon: Newton-Schulz iterations (3 are faster and coarser)."""
-    muon_rest: Literal["sgd", "adamw"] = "adamw"
-    """muon: what trains biases, norms, embeddings, and the first and last layer."""
-    muon_rest_lr: float | None = None
-    """muon: peak learning rate of the rest (None: by --muon-rest), scaled as --lr is."""
-    weight_decay: float = 5e-4
-    """Weight decay, on weights only: not on biases and normalisation parameters."""
-    sam: float | None = None
-    """Sharpness-aware minimisation: length of the climb before the gradient is taken (0.05 is usual)."""
-    lookahead: int | None = None
-    """Steps after which slow weights meet the trained ones (5 is usual)."""
-    lookahead_alpha: float = 0.5
-    """lookahead: the part of the way that the slow weights go."""
-    centralize_gradients: bool = False
-    """Take the mean out of the gradient of each output of a weight."""
-    clip_grad: float | None = None
-    """Largest norm of the gradient; None does not clip."""
+    optimizer: Literal["sgd", "adam", "adamw", "muon"] = option(
+        "sgd", "sgd: with Nesterov momentum; muon: for hidden matrices and kernels, --muon-rest for the rest."
+    )
+    lr: float | None = option(
+        None,
+        "Peak learning rate, for muon that of its matrices (default: by optimizer, for global batch 128, scaled by "
+        "--lr-scaling).",
+        above=0,
+        at_most=1e4,
+    )
+    lr_scaling: Literal["sqrt", "linear", "none"] | None = option(
+        None, "Scale the learning rate with global batch / 128 (default: sqrt; none when --lr is given)."
+    )
+    momentum: float = option(0.9, "Momentum of sgd.", at_least=0, at_most=0.9999)
+    beta1: float = option(0.9, "adam, adamw: decay of the mean of the gradients.", at_least=0, at_most=0.99999)
+    beta2: float = option(
+        0.999, "adam, adamw: decay of the mean of the squared gradients.", at_least=0, at_most=0.99999
+    )
+    eps: float = option(1e-8, "adam, adamw: added to the denominator.", at_least=0, at_most=1)
+    amsgrad: bool = option(False, "adam, adamw: divide by the largest mean square so far.")
+    muon_momentum: float = option(0.95, "muon: momentum of the matrices.", at_least=0, at_most=0.9999)
+    muon_normalize: bool = option(
+        False, "muon: scale each matrix to a fixed norm before its step, so that --lr is a share of the weights."
+    )
+    muon_iterations: int = option(
+        5, "muon: Newton-Schulz iterations (3 are faster and coarser).", at_least=1, at_most=20
+    )
+    muon_rest: Literal["sgd", "adamw"] = option(
+        "adamw", "muon: optimizer of biases, norms, embeddings, and the first and last layer."
+    )
+    muon_rest_lr: float | None = option(
+        None,
+        "muon: peak learning rate of the rest, scaled as --lr is (default: by --muon-rest).",
+        above=0,
+        at_most=1e4,
+    )
+    weight_decay: float = option(
+        5e-4, "Weight decay, for weights only: not for biases and normalisation parameters.", at_least=0, at_most=10
+    )
+    sam: float | None = option(
+        None,
+        "Sharpness-aware minimisation: distance of the ascent before the gradient is computed (0.05 is usual).",
+        at_least=0,
+        at_most=100,
+    )
+    lookahead: int | None = option(
+        None,
+        "Lookahead: steps after which the slow weights move towards the trained ones (5 is usual).",
+        at_least=1,
+        at_most=10**6,
+    )
+    lookahead_alpha: float = option(
+        0.5, "Lookahead: how far the slow weights move, as a fraction of the distance.", above=0, at_most=1
+    )
+    centralize_gradients: bool = option(False, "Subtract the mean from the gradient of each output of a weight.")
+    clip_grad: float | None = option(None, "Largest norm of the gradient (default: no limit).", above=0, at_most=1e9)

@@ -4,28 +4,51 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ddp_train.config.declaration import When, option
+
 
 @dataclass(frozen=True, kw_only=True)
 class RegularizeOptions:
     """Regularisation"""
 
-    label_smoothing: float = 0.0
-    """Share of the target spread over the other classes."""
-    stochastic_depth: float | None = None
-    """Probability that a sample skips the last residual branch; earlier ones in proportion to their depth."""
-    early_stopping: int | None = None
-    """End the run after so many epochs without a better test accuracy."""
-    min_delta: float = 0.0
-    """early_stopping: what counts as better, as a difference of accuracies (fractions of 1)."""
-    ema: float | None = None
-    """Decay of an exponential moving average of the weights, which is evaluated (0.999 is usual)."""
-    ema_warmup: bool = False
-    """ema: a shorter average in the first steps, (1 + step) / (10 + step)."""
-    swa: float | None = None
-    """Stochastic weight averaging from this share of the run on (a number from 1 on: epoch); the mean is evaluated."""
-    swa_lr: float | None = None
-    """swa: learning rate while averaging (None: half of the peak)."""
-    swa_anneal: float = 1.0
-    """swa: epochs in which the learning rate gets there."""
-    technique: str | None = None
-    """A technique of your own: package.module:function, more than one separated by commas."""
+    label_smoothing: float = option(
+        0.0, "Share of the target that is spread over the other classes.", at_least=0, at_most=0.99
+    )
+    stochastic_depth: float | None = option(
+        None,
+        "Probability that a sample skips the last residual branch; lower for earlier branches, in proportion to depth.",
+        at_least=0,
+        at_most=0.99,
+    )
+    early_stopping: int | None = option(
+        None, "Stop after this many epochs without a better test accuracy.", at_least=1, at_most=10**6
+    )
+    min_delta: float = option(
+        0.0,
+        "Smallest increase of the accuracy (fraction of 1) that --early-stopping counts as better.",
+        at_least=0,
+        at_most=1,
+    )
+    ema: float | None = option(
+        None,
+        "Evaluate an exponential moving average of the weights with this decay (0.999 is usual).",
+        at_least=0,
+        at_most=0.99999,
+        excludes={When("swa"): "each evaluates an average of its own"},
+    )
+    ema_warmup: bool = option(False, "ema: a shorter average in the first steps, (1 + step) / (10 + step).")
+    swa: float | None = option(
+        None,
+        "Stochastic weight averaging from this share of the run on (from 1 on: epoch); the mean is evaluated.",
+        at_least=0,
+        at_most=10**6,
+    )
+    swa_lr: float | None = option(
+        None, "swa: learning rate while averaging (default: half of the peak).", above=0, at_most=1e4
+    )
+    swa_anneal: float = option(
+        1.0, "swa: epochs over which the learning rate moves to --swa-lr.", at_least=0, at_most=10**6
+    )
+    technique: str | None = option(
+        None, "A technique of your own: package.module:function; separate several by commas."
+    )

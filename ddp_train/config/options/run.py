@@ -5,46 +5,87 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from ddp_train.config.declaration import When, option
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
     """Run"""
 
-    epochs: int | None = None
-    """Passes over the training set (None: by dataset)."""
-    target: float | Literal["auto"] | None = None
-    """Test accuracy (fraction of 1) that --preset speedrun sizes the run for; auto: by device."""
-    stop_after: int | None = None
-    """End after so many epochs of --epochs; a run that is resumed goes on as if it had not been ended."""
-    seed: int = 0
-    """Seed of the data order, augmentation, initial weights and dropout."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to train; auto takes CUDA when a GPU is visible."""
-    out_dir: str | None = None
-    """Run folder for the config, history, curves, checkpoints and logs (None: runs/TIME-MODEL)."""
-    resume: str | None = None
-    """Continue from a checkpoint file or run folder; auto continues the run in --out-dir, if there is one."""
-    save_every: str | int = "5m"
-    """A checkpoint every so many steps (500) or so much time (90s, 5m), beside those at the ends of epochs; epoch:
-    those alone."""
-    reproducible: bool = False
-    """The same bits on any number of ranks: slower; see docs/training.md."""
-    reproducible_shards: int | None = None
-    """Logical shards of a global batch under --reproducible, the same for the whole run (None: 8)."""
-    step_timeout: float | None = None
-    """Seconds without progress after which a rank is taken to hang: it is named with its step and Python stack, and the
-    run ends (None: automatic, at least 300; 0: never)."""
-    reproducible_threads: int | None = None
-    """Threads of each rank on the CPU under --reproducible, the same for the whole run (None: cores / shards)."""
-    log_every: int = 20
-    """Steps between progress reports; each report waits for the device once."""
-    tensorboard: bool = True
-    """Write TensorBoard event files into the run folder."""
-    tune: Literal["lr", "batch", "loader", "estimate"] | None = None
-    """In place of training measure: lr at which rates the loss falls, batch which batches fit and their speed, loader
-    how many workers suit, estimate what the run will take."""
-    target_utilization: float | None = None
-    """--tune batch: recommend the smallest batch that keeps the GPU busy for so many percent of the time (None: by
-    throughput)."""
-    disable_auto: bool = False
-    """Take fixed defaults instead of recommendations from the hardware."""
+    epochs: int | None = option(None, "Passes over the training set (default: by dataset).", at_least=1, at_most=10**6)
+    target: float | Literal["auto"] | None = option(
+        None,
+        "Test accuracy (fraction of 1) that --preset speedrun sizes the run for; auto: by device.",
+        above=0,
+        at_most=0.96,
+    )
+    stop_after: int | None = option(
+        None,
+        "Stop after this many of the --epochs; a resumed run continues as if it had not been stopped.",
+        at_least=1,
+        at_most=10**6,
+    )
+    seed: int = option(
+        0, "Seed of the data order, augmentation, initial weights and dropout.", at_least=0, at_most=2**63 - 1
+    )
+    device: Literal["auto", "cpu", "cuda"] = option("auto", "Where to train; auto: CUDA when a GPU is visible.")
+    out_dir: str | None = option(
+        None, "Run folder for config, history, curves, checkpoints and logs (default: runs/TIME-MODEL)."
+    )
+    resume: str | None = option(
+        None, "Continue from a checkpoint file or run folder; auto: continue the run in --out-dir, if there is one."
+    )
+    save_every: str | int = option(
+        "5m",
+        "Save a checkpoint every N steps (500) or every so much time (90s, 5m), and after each epoch; epoch: only "
+        "after each epoch.",
+    )
+    reproducible: bool = option(
+        False,
+        "The same bits on any number of ranks: slower; see docs/training.md.",
+        excludes={
+            When("batch_size_per_rank"): "the global batch would depend on the number of ranks; use --batch-size",
+            When("sync_batch_norm"): "batch norm takes its statistics from one logical shard",
+            When("shares", "measured"): "the samples of a rank would depend on its speed",
+            When("compile"): "compiled kernels are chosen by timing, which changes the order of their sums",
+        },
+    )
+    reproducible_shards: int | None = option(
+        None,
+        "Logical shards of a global batch, the same for the whole run (default: 8).",
+        at_least=1,
+        at_most=1024,
+        only_with=When("reproducible"),
+    )
+    step_timeout: float | None = option(
+        None,
+        "Seconds without progress after which a rank counts as hung: its step and Python stack are printed, and the "
+        "run ends (default: automatic, at least 300; 0: never).",
+        at_least=0,
+        at_most=10**7,
+    )
+    reproducible_threads: int | None = option(
+        None,
+        "CPU threads of each rank, the same for the whole run (default: cores / shards).",
+        at_least=1,
+        at_most=4096,
+        only_with=When("reproducible"),
+    )
+    log_every: int = option(
+        20, "Steps between progress reports; each report waits for the device once.", at_least=1, at_most=10**9
+    )
+    tensorboard: bool = option(True, "Write TensorBoard event files into the run folder.")
+    tune: Literal["lr", "batch", "loader", "estimate"] | None = option(
+        None,
+        "Measure instead of training. lr: the rates at which the loss falls; batch: which batches fit and how fast "
+        "they are; loader: how many workers to use; estimate: what the run will take.",
+    )
+    target_utilization: float | None = option(
+        None,
+        "Recommend the smallest batch that keeps the GPU busy for this percentage of the time (default: by "
+        "throughput).",
+        at_least=1,
+        at_most=100,
+        only_with=When("tune", "batch"),
+    )
+    disable_auto: bool = option(False, "Use fixed defaults instead of recommendations from the hardware.")

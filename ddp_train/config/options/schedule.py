@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from ddp_train.config.declaration import option
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleOptions:
@@ -22,23 +24,37 @@ class ScheduleOptions:
         "triangular",
         "constant",
         "auto",
-    ] = "cosine"
-    """Learning rate over the run; auto: by global batch (256 and more warm_restarts, 128 cosine, below multistep)."""
-    warmup_epochs: float = 1.0
-    """Epochs of linear warm-up from near zero; onecycle and triangular have a rise of their own."""
-    eta_min: float = 0.0
-    """Lowest learning rate of cosine, warm_restarts, linear and plateau."""
-    step_size: int = 30
-    """step: epochs between two falls."""
-    gamma: float | None = None
-    """Factor of a fall (None: 0.1); exponential: factor of each epoch (None: 1% of the peak at the end)."""
-    milestones: str = "0.6,0.8"
-    """multistep: where the falls are, as shares of the run (numbers from 1 on: epochs)."""
-    t_0: int | None = None
-    """warm_restarts: epochs of the first cycle (None: such that the last cycle ends with the run)."""
-    t_mult: int = 2
-    """warm_restarts: how many times as long each cycle is as the one before."""
-    pct_start: float = 0.3
-    """onecycle, triangular: share of the run in which the rate rises."""
-    patience: int = 10
-    """plateau: epochs without a lower test loss before a fall."""
+    ] = option(
+        "cosine",
+        "Learning rate over the run; auto: by global batch (from 256 warm_restarts, from 128 cosine, below multistep).",
+    )
+    warmup_epochs: float = option(
+        1.0,
+        "Epochs of linear warm-up from near zero; not for onecycle and triangular, which have a rise of their own.",
+        at_least=0,
+        at_most=10**6,
+    )
+    eta_min: float = option(
+        0.0, "Lowest learning rate of cosine, warm_restarts, linear and plateau.", at_least=0, at_most=1e4
+    )
+    step_size: int = option(30, "step: epochs between two drops.", at_least=1, at_most=10**6)
+    gamma: float | None = option(
+        None,
+        "Factor of a drop (default: 0.1); exponential: factor of each epoch (default: ends at 1% of the peak).",
+        above=0,
+        at_most=1,
+    )
+    milestones: str = option("0.6,0.8", "multistep: where the drops are, as shares of the run (from 1 on: epochs).")
+    t_0: int | None = option(
+        None,
+        "warm_restarts: epochs of the first cycle (default: such that the last cycle ends with the run).",
+        at_least=1,
+        at_most=10**6,
+    )
+    t_mult: int = option(
+        2, "warm_restarts: each cycle is this many times as long as the one before.", at_least=1, at_most=100
+    )
+    pct_start: float = option(
+        0.3, "onecycle, triangular: share of the run in which the rate rises.", above=0, at_most=0.99
+    )
+    patience: int = option(10, "plateau: epochs without a lower test loss before a drop.", at_least=0, at_most=10**6)

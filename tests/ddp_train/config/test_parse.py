@@ -8,8 +8,8 @@ import pytest
 
 from ddp_core.errors import UserError
 from ddp_train.config.options import Config, to_dict
-from ddp_train.config.parse import dump, parse, presets
-from ddp_train.config.validation import check_paths, resume_file
+from ddp_train.config.parse import dump, parse, presets, with_values
+from ddp_train.config.validation import check, check_paths, resume_file
 
 
 def write(folder: Path, text: str | bytes, name: str = "options.yaml") -> str:
@@ -86,7 +86,7 @@ MISTAKES = [
     (["--dataset", "digits", "--flip", "alternating"], ["--flip", "digit"]),
     (["--augment-policy", "autoaugment", "--randaugment-ops", "3"], ["--randaugment-ops", "--augment-policy"]),
     (["--augment-policy", "mine"], ["--augment-policy", "trivialaugment", "mine"]),
-    (["--progressive-resize-end", "24"], ["--progressive-resize-end", "START"]),
+    (["--progressive-resize-end", "24"], ["--progressive-resize-end needs --progressive-resize"]),
     (["--progressive-resize", "24", "--progressive-resize-end", "16"], ["--progressive-resize", "grow"]),
     (["--mixup", "-1"], ["--mixup", "at least 0"]),
     (["--grayscale", "1.5"], ["--grayscale", "at most 1", "1.5"]),
@@ -115,7 +115,7 @@ def test_a_mistake_is_one_line_that_names_it(argv: list[str], words: list[str]) 
         (b"\x00\xff", ["not YAML"]),
         ("- a\n- b\n", ["expected lines"]),
         ("3: 4\n", ["expected lines"]),
-        ("lr: -1\n", ["--lr", "above 0"]),
+        ("lr: -1\n", ["options.yaml: lr takes", "above 0", "-1"]),
         ("compile: perhaps\n", ["compile", "true or false"]),
     ],
 )
@@ -183,3 +183,45 @@ def test_help_shows_every_option_and_no_python_types(capsys: pytest.CaptureFixtu
     for name in to_dict(Config()):
         assert "--" + name.replace("_", "-") in text
     assert "NoneType" not in text and "Optional" not in text and "%%" not in text
+
+
+def test_an_option_without_what_it_needs_is_refused_only_where_it_was_given(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--tta-below needs --tta flip or flip"):
+        parse(["--tta-below", "0.5"])
+    assert parse(["--model", "wideresnet", "--n-layers", "16"]).model.n_layers == 16
+    write(tmp_path, "model: vit\nhidden_dim: 64\n", "config.yaml")
+    write(tmp_path, "", "checkpoint-latest.pt")
+    assert parse(["--resume", str(tmp_path), "--model", "small"]).model.hidden_dim == 64
+
+
+def test_a_rule_holds_for_what_the_machine_filled_in() -> None:
+    typed = parse(["--crop-padding", "2", "--stochastic-depth", "0.1"])
+    check(with_values(typed, {"augment": "balanced", "model": "resnet18"}))
+    with pytest.raises(UserError, match="--crop-padding needs --augment balanced or heavy"):
+        check(with_values(typed, {"augment": "none", "model": "resnet18"}))
+    with pytest.raises(UserError, match="--stochastic-depth"):
+        check(with_values(typed, {"augment": "balanced", "model": "small"}))
+
+
+def test_a_file_of_an_earlier_release_still_loads(tmp_path: Path) -> None:
+    """The sections of a file are comments; this one had another title."""
+    text = "# Run\nepochs: 3\n\n# Looking inside and records\nexamine: false\ntta: none\nwandb_project: mine\n"
+    assert parse(["--config", write(tmp_path, text)]).diagnostics.wandb_project == "mine"
+
+
+def test_help_shows_defaults_and_ranges(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    with pytest.raises(SystemExit):
+        parse(["--help"])
+    text = capsys.readouterr().out
+    assert "Momentum of sgd. [at least 0 and at most 0.9999; default 0.9]" in text
+    assert "Compile the model with torch.compile. [default false]" in text
+
+
+@pytest.mark.parametrize(
+    ("argv", "word"),
+    [(["--compile=true"], "takes no value"), (["-x"], "unknown option -x"), (["--no-lr"], "unknown option --no-lr")],
+)
+def test_words_that_are_no_options(argv: list[str], word: str) -> None:
+    with pytest.raises(UserError, match=word):
+        parse(argv)

@@ -15,7 +15,7 @@ from torch import nn
 from ddp_core.errors import UserError
 from ddp_train.config.options import Config, OptimOptions
 from ddp_train.config.parse import parse
-from ddp_train.config.validation import check_values
+from ddp_train.config.validation import check
 from ddp_train.optim import create_optimizer, describe, parameter_groups
 from ddp_train.optim.muon import Muon, hidden_matrices, orthogonalized
 from tests.ddp_train.techniques import runs
@@ -265,7 +265,7 @@ def test_the_kinds_of_optimizers_have_names() -> None:
 def test_amsgrad_is_not_for_sgd(words: str) -> None:
     with pytest.raises(UserError, match="--amsgrad is for adam and adamw"):
         parse(words.split())
-    check_values(Config(optim=OptimOptions(optimizer="muon", amsgrad=True)))
+    check(Config(optim=OptimOptions(optimizer="muon", amsgrad=True)))
 
 
 def moved(optimizer: torch.optim.Optimizer, weights: list[nn.Parameter], steps: int, idle: int | None = None) -> None:

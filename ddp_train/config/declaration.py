@@ -1,0 +1,123 @@
+"""How an option is declared: `option(default, help, ...)` as the value of a dataclass field.
+
+The command line, the YAML keys, `--help` and the checks all follow from the field: its name, its type and what is
+given to `option`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, dataclass, field
+from typing import Any, Literal, get_args, get_origin
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers from `least` to `most`; `exclusive`: without `least` itself."""
+
+    least: float
+    most: float
+    exclusive: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        return value <= self.most and (value > self.least if self.exclusive else value >= self.least)
+
+    def __str__(self) -> str:
+        return f"{'above' if self.exclusive else 'at least'} {self.least:g} and at most {self.most:g}"
+
+
+class When:
+    """Another option has one of `values`; without values: it is set. None among them: the machine decides later."""
+
+    def __init__(self, name: str, *values: str | None) -> None:
+        self.name, self.values = name, values
+
+    def holds(self, options: Mapping[str, object]) -> bool:
+        """Whether it is so for these options (name -> value)."""
+        value = options[self.name]
+        return value in self.values if self.values else is_set(value)
+
+    def __str__(self) -> str:
+        return f"{flag(self.name)} {' or '.join(v for v in self.values if v is not None)}".rstrip()
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option as it is declared. `only_with`: what it has no effect without. `excludes`: condition -> reason."""
+
+    name: str
+    type: Any
+    default: object
+    help: str
+    range: Range | None
+    only_with: When | None
+    excludes: Mapping[When, str]
+
+    @property
+    def accepted(self) -> str:
+        """The values that it takes, for a message."""
+        return f"{_described(self.type)} {self.range or ''}".rstrip()
+
+    @property
+    def metavar(self) -> str:
+        """The placeholder for its value in the help: the choices, or the kind of value."""
+        first = _alternatives(self.type)[0]
+        if get_origin(first) is Literal:
+            return "{" + ",".join(map(str, get_args(first))) + "}"
+        return {int: "N", float: "X", str: "TEXT"}[first]
+
+    @property
+    def full_help(self) -> str:
+        """The help text with range and default. A default of None is explained in the text itself."""
+        default = "" if self.default is None else f"default {str(self.default).lower()}"
+        notes = "; ".join(filter(None, (str(self.range or ""), default)))
+        return f"{self.help} [{notes}]" if notes else self.help
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float = math.inf,
+    only_with: When | None = None,
+    excludes: Mapping[When, str] | None = None,
+) -> Any:
+    """A dataclass field that is an option. A number is bounded by `at_least` or `above`, and by `at_most`."""
+    least = above if above is not None else at_least
+    bounds = None if least is None else Range(least, at_most, exclusive=above is not None)
+    declared = {"help": help, "range": bounds, "only_with": only_with, "excludes": excludes or {}}
+    return field(default=default, metadata=declared)
+
+
+def option_of(declared: Field[Any], kind: Any) -> Option:
+    """The option that a field declares; kind: its type, resolved."""
+    assert declared.default is not MISSING
+    return Option(name=declared.name, type=kind, default=declared.default, **declared.metadata)
+
+
+def flag(name: str) -> str:
+    """`--batch-size` for `batch_size`."""
+    return "--" + name.replace("_", "-")
+
+
+def is_set(value: object) -> bool:
+    """Whether an option is in use: neither left to the machine nor switched off."""
+    return value is not None and value is not False
+
+
+def _alternatives(kind: Any) -> list[Any]:
+    """The alternatives of a union without None; a single type as itself."""
+    parts = get_args(kind) if get_args(kind) and get_origin(kind) is not Literal else (kind,)
+    return [part for part in parts if part is not type(None)]
+
+
+def _described(kind: Any) -> str:
+    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+    return " or ".join(names.get(part) or _choices(get_args(part)) for part in _alternatives(kind))
+
+
+def _choices(values: tuple[object, ...]) -> str:
+    return str(values[0]) if len(values) == 1 else "one of " + ", ".join(map(str, values))
