@@ -48,7 +48,7 @@ class Stateful(Protocol):
     """What a checkpoint carries: tensors, numbers, texts, and lists and dicts of them."""
 
     def state_dict(self) -> dict[str, Any]:
-        """The state, for `load_state_dict` of a run that goes on."""
+        """The state, for `load_state_dict` of a resumed run."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> object:
@@ -91,9 +91,9 @@ class Technique:
     after_epoch  after evaluation, on all ranks alike; True ends the run
     evaluated    the network to evaluate and keep as the best model, in place of the trained one
     report       numbers for the records, asked for at the progress reports and at the end of an epoch
-    observer     is told what happens in the run, on the first rank alone
+    observer     is notified of what happens in the run, on the first rank alone
     state        for the checkpoint
-    looks        its state changes nothing that is trained: a run that was begun without it may go on with it
+    looks        its state changes nothing that is trained: a run that began without it may be resumed with it
     """
 
     name: str
