@@ -92,9 +92,9 @@ class Technique:
     after_epoch  after evaluation, on all ranks alike; True ends the run
     evaluated    the network to evaluate and keep as the best model, in place of the trained one
     report       numbers for the records, asked for at the progress reports and at the end of an epoch
-    observer     follows the run, on the first rank alone
+    observer     is notified of what happens in the run, on the first rank alone
     state        for the checkpoint
-    looks        its state changes nothing that is trained: a run that was started without it may continue with it
+    looks        its state changes nothing that is trained: a run that began without it may be resumed with it
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or absent, that notice a single flipped bit, and that can harm nobody.
+"""Checkpoints that are whole or absent, that notice a single flipped bit, and that are safe to load.
 
 The format is torch.save's own zip file, so that `torch.load(path, weights_only=True)` reads it
 anywhere. What is added is the zip comment at its very end, the seal:

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: what is in them, when they are due, and how a run takes one up again.
+"""Checkpoints of a run: what is in them, when they are due, and how a run resumes from one.
 
 Collecting the state changes nothing that is trained: what differs among the ranks between two epochs (batch statistics,
 what techniques keep) is gathered as it is, and each rank gets its own back.
@@ -174,7 +174,7 @@ class Saver:
         self._saved_at = time.monotonic()
 
     def due(self, step: int) -> bool:
-        """Whether this rank finds that it is time for a checkpoint behind the run's first `step` steps; rank 0's clock
+        """Whether this rank finds that it is time for a checkpoint after the run's first `step` steps; rank 0's clock
         counts."""
         if self._interval.steps is not None:
             return step % self._interval.steps == 0

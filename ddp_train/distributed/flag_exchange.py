@@ -1,4 +1,4 @@
-"""What the ranks tell one another in every step: a few small whole numbers, of which all learn the largest.
+"""Flags that the ranks exchange in every step: a few small whole numbers, of which all get the largest.
 
 Cost: 0.33 ms a step on two gloo ranks of one machine with two cores (`python -m benchmarks.control_cost`); beside NCCL
 not yet measured.
@@ -16,7 +16,7 @@ from ddp_train.distributed.heartbeat import heartbeat
 from ddp_train.distributed.process_group import Ranks
 
 FLAGS = ("stop", "save", "interrupted", "not_finite", "out_of_memory")
-"""What can be told: the number of the signal that asks for an end; a checkpoint is due; an evaluation was broken off;
+"""What is exchanged: the number of the signal that asks for an end; a checkpoint is due; an evaluation was broken off;
 a loss or gradient is not finite; memory ran out. 0 is no."""
 
 

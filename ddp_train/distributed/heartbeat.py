@@ -36,7 +36,7 @@ PHASES = (
     "failed",
     "done",
 )
-"""In the order of a run. "training" lies between the others, "failed" behind an error, "done" at the end of a run."""
+"""In the order of a run. "training" lies between the others, "failed" after an error, "done" at the end of a run."""
 BEAT = struct.Struct("=qqqqq")
 """Epoch and step (from 0, -1 before the first), index of the phase, nanoseconds of the monotonic clock, and the step
 that was this process's first (-1 before it): a watchdog that is late would take another one for it."""
@@ -103,7 +103,7 @@ class Heartbeat:
             self.first_step = step
 
     def during(self, phase: str) -> _Phase:
-        """A context for a phase. Behind it goes on the one before, unless it raised: there the rank may have ended."""
+        """A context for a phase. After it the previous phase continues, unless it raised: the rank may end there."""
         return _Phase(self, phase)
 
     @property

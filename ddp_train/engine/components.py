@@ -52,7 +52,7 @@ class Components:
     saver: Saver | None = None
     nan_guard: NanGuard | None = None
     allreduce_hook: AllreduceHook | None = None
-    """What a rank whose memory runs out owes the others; None where it cannot be made good."""
+    """Lets a rank whose memory runs out complete a step's all-reduces; None where that is impossible."""
     flag_exchange: FlagExchange = field(default_factory=FlagExchange)
     stop: StopSignals = field(default_factory=StopSignals)
     progress: Progress = field(default_factory=Progress)

@@ -1,6 +1,6 @@
 """No step with a loss or gradient that is not finite, on any rank: the run ends there, with what is needed to see why.
 
-Every rank looks at its loss, and at each parameter's gradient before the optimizer sees it. Behind the all-reduce these
+Every rank looks at its loss, and at each parameter's gradient before the optimizer sees it. After the all-reduce these
 are the same everywhere, and so is the verdict; the ranks exchange it all the same (distributed/flag_exchange.py), for
 the loss. The step's batch is then passed through the network once more, to name the first layer that goes wrong, and
 the indices of its samples are left in the run folder (bad_batch.json). Under fp16 a gradient that overflowed is the

@@ -93,7 +93,7 @@ class Sharded:
         buffers.move(start, total[len(parameters) :], window.size)
 
     def unify(self, network: nn.Module) -> None:
-        """See GradientSync. They are the same on all ranks, behind every step."""
+        """See GradientSync. They are the same on all ranks, after every step."""
 
     def again(self, network: nn.Module, windows: Iterable[Window]) -> Iterator[Batch]:
         """See GradientSync. As in training, each shard begins with the buffers of the window's beginning."""

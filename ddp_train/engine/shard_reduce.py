@@ -1,9 +1,9 @@
-"""The binary tree over logical shards in which their sums are added up, within a rank and over the ranks.
+"""How the gradients and buffers of logical shards are reduced to those of a global batch, independently of the ranks.
 
-A node is split in the middle of its shards; so the tree depends on their number alone. Each rank adds up the subtrees
-that it has whole, the ranks gather these, and each adds up what is left in the same order (see reproducible.py).
-
-The buffers of a network that logical shards compute by themselves: each moves them from where the step began.
+`ShardTree` adds up the shards' gradients in a binary tree. A node is split in the middle of its shards, so the tree
+depends on their number alone. Each rank adds up the subtrees that it has whole, the ranks gather these, and each rank
+adds up the rest in the same order (see reproducible.py). `Buffers` reduces batch statistics in the same tree: each
+shard starts from the buffers of the step's beginning and reports how far it moved them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Signals that ask a run to end: SIGTERM, SIGINT, SIGHUP, and SIGUSR1, which Slurm sends ahead of a time limit.
 
-Before and behind the training there is nothing to save, and the first one ends the process by an exception. While
-a run trains, the first one is only noted: the ranks agree on the step behind which they all stop and save. A second one
+Before and after the training there is nothing to save, and the first one ends the process by an exception. While
+a run trains, the first one is only noted: the ranks agree on the step after which they all stop and save. A second one
 ends the process at once.
 """
 
@@ -17,7 +17,7 @@ from types import FrameType
 from ddp_core.errors import Stopped
 
 STATUS = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGHUP: 129, signal.SIGUSR1: 143}
-"""The exit status behind each; a warning of the scheduler's is like the SIGTERM that would follow."""
+"""The exit status after each; a warning of the scheduler's is like the SIGTERM that would follow."""
 REPEATED_S = 0.05
 """A signal that comes again sooner is the same one: timeout(1) sends it to the process and to its group."""
 
@@ -50,7 +50,7 @@ class StopSignals:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Inside, a first signal is only noted. Behind it one that nobody has acted on raises Stopped."""
+        """Inside, a first signal is only noted. After it, one that nobody has acted on raises Stopped."""
         self._check()
         self._deferred = True
         try:

@@ -154,10 +154,10 @@ class Trainer:
         return loss / max(1.0, samples), correct / max(1.0, samples), int(samples)
 
     def _settle_buckets(self) -> None:
-        """Let DistributedDataParallel find its buckets before the first step of this process, not behind it.
+        """Let DistributedDataParallel find its buckets before the first step of this process, not after it.
 
-        Over three ranks or more the order of a sum depends on them: else the first step behind a resume would be
-        rounded in another way than it was without. And a step that a rank breaks off needs to know them.
+        Over three ranks or more the order of a sum depends on them: else the first step after a resume would be
+        rounded in another way than it was without. And a rank that leaves a step needs to know them.
         """
         if self.components.ddp is not None:
             images = self.components.pipeline.dummy_batch().images

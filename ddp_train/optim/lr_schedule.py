@@ -27,7 +27,7 @@ ONECYCLE_START, ONECYCLE_END = 1 / 25, 1 / (25 * 1e4)  # torch's div_factor and 
 
 @dataclass(frozen=True)
 class Span:
-    """The part of a run behind its warm-up, in epochs; `warmup`: the part before; `floor`: the lowest factor."""
+    """The part of a run after its warm-up, in epochs; `warmup`: the part before; `floor`: the lowest factor."""
 
     epochs: float
     warmup: float

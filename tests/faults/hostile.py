@@ -194,6 +194,7 @@ PAYLOADS: dict[str, Payload] = {
     "lists in lists in lists": _value(b"](" * 100_000 + b"e" * 100_000),
     "tuples that contain each other": _value(_shared_tuples()),
     "an object's attributes": _value(_attributes()),
+    "a tensor's attributes": _value(WHOLE + b"}" + _text("shape") + b"(" + _number(9) + b"tsb"),
     "a list that contains itself": _value(b"]q\x01h\x01a"),
     "a long text": _value(_text("a" * 15_000_000 + "\N{PILE OF POO}")),
 }

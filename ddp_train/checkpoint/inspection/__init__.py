@@ -1,13 +1,11 @@
 """What a file of torch.save may hold, looked at before torch reads it: tensors and plain values, and no more.
 
 torch's restricted unpickler runs no code, but it builds what a file asks for: a bytearray of any length,
-tensors of other kinds, a tensor that repeats four bytes into terabytes. So the zip file's directory and the
-pickle inside are gone through first, without building anything:
+tensors of other kinds, a tensor that repeats four bytes into terabytes. So the file is inspected first:
 
     zip_directory.py   stored records under one folder, together no longer than the file
-    pickled.py         the opcodes that torch.save writes; lists, dicts and tuples that cannot multiply
-    values.py          no object but tensors, OrderedDict, Size, dtype, device, complex and bytes; each tensor
-                       within its storage, each storage as long as its record
+    pickled.py         only the opcodes and objects that torch.save writes; each tensor within its storage, each
+                       storage as long as its record
 
 Accepted are exactly the values that checkpoint/format.py writes, and those of a plain state_dict.
 """
@@ -17,9 +15,8 @@ from __future__ import annotations
 import os
 from typing import IO
 
-from ddp_train.checkpoint.inspection.pickled import facts
-from ddp_train.checkpoint.inspection.values import ITEM_BYTES, ForeignObject, Refused, TensorFacts
-from ddp_train.checkpoint.inspection.zip_directory import read_records
+from ddp_train.checkpoint.inspection.pickled import ITEM_BYTES, ForeignObject, TensorFacts, facts
+from ddp_train.checkpoint.inspection.zip_directory import Refused, read_records
 
 __all__ = ["ITEM_BYTES", "ForeignObject", "Refused", "TensorFacts", "inspect"]
 

@@ -10,14 +10,16 @@ import zipfile
 from collections.abc import Mapping
 from typing import IO
 
-from ddp_train.checkpoint.inspection.values import Refused
-
 _END = struct.Struct("<4s4H2LH")
 _END_64 = struct.Struct("<4sQ2H2L4Q")
 _LOCATOR_64 = struct.Struct("<4sLQL")
 _DIRECTORY_COST = 12  # bytes of memory that zipfile takes for a byte of directory, at the most
 # A byte of pickle can take eleven of memory, and a tensor's part of it is about 150 bytes with its name.
 _PICKLE_BYTES, _PICKLE_BYTES_OF_RECORD = 1 << 20, 500
+
+
+class Refused(ValueError):
+    """The file holds what no checkpoint holds; one line says what."""
 
 
 def read_records(file: IO[bytes], length: int, comment: int, *, most_memory: int) -> tuple[bytes, Mapping[str, int]]:
