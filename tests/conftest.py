@@ -36,9 +36,19 @@ def pytest_configure(config: pytest.Config) -> None:
             signal.signal(number, usual)
 
 
+SLOW = ("ddp_train/techniques", "faults", "integration", "ddp_launch", "gpu_topology/verify", "ddp_train/tune")
+"""Folders of tests that start processes or train much, the one with the longest file first."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The tests that start processes first: a long file at the end would leave all workers but one idle."""
-    items.sort(key=lambda item: item.path.parent.name not in ("faults", "integration", "ddp_launch"))
+    """The slow folders first: a long file at the end would leave all workers but one idle."""
+    here = Path(__file__).parent
+
+    def place(item: pytest.Item) -> int:
+        folder = f"{item.path.parent.relative_to(here)}/"
+        return next((at for at, name in enumerate(SLOW) if folder.startswith(f"{name}/")), len(SLOW))
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session", autouse=True)
