@@ -34,7 +34,7 @@ from gpu_topology import snapshot
 from gpu_topology.driver.read import read_or_explain
 from gpu_topology.host.host import read_host
 from gpu_topology.select.from_environment import read_inherited
-from gpu_topology.verdict import recall
+from gpu_topology.verify_cache import recall
 
 
 def main(argv: Sequence[str] | None = None) -> int:

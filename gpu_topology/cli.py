@@ -1,7 +1,7 @@
 """`python -m gpu_topology report | snapshot | select | env | draw | monitor | verify`.
 
-Data goes to stdout, talk to stderr. A user's mistake is one line beginning `error:` and exit status 2. A command with a
-module of its own is imported only when it is called, so that `select` and `env` can stand in a shell prompt.
+Data goes to stdout, messages to stderr. A user's mistake is one line beginning `error:` and exit status 2. A
+command with a module of its own is imported only when it is called: `select` and `env` are fast enough for a prompt.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def _with_command(argv: list[str]) -> list[str]:
     return argv
 
 
-def _parser(called: str) -> argparse.ArgumentParser:
-    """The parser. A command that is called stands alone in it: the others' modules stay unread."""
+def _parser(called: str) -> CommandLine:
+    """The parser. Where a known command is called, only its module is imported."""
     parser = CommandLine(
         prog=PROGRAM,
         description="What is in this machine, which GPUs belong together, and what CUDA and NCCL should be told.",
@@ -111,7 +111,7 @@ def _add_format(parser: argparse.ArgumentParser) -> None:
         dest="form",
         choices=("auto", "index", "uuid"),
         default="auto",
-        help="auto: indices where CUDA counts as nvidia-smi does, UUIDs on a machine of unlike GPUs",
+        help="auto: indices where CUDA counts as nvidia-smi does, UUIDs on a machine of different GPUs",
     )
 
 
@@ -143,12 +143,12 @@ def _select(arguments: argparse.Namespace) -> None:
 
 
 def _device_list(answers: Answers, form: str) -> str:
-    """Indices only where CUDA is sure to count them as the driver does: like GPUs, or CUDA_DEVICE_ORDER=PCI_BUS_ID, and
-    none that CUDA cannot open or has only slices of."""
+    """Indices only where CUDA is sure to count them as the driver does: identical GPUs, or
+    CUDA_DEVICE_ORDER=PCI_BUS_ID, and none that CUDA cannot open or has only slices of."""
     selection, gpus = answers.selection, answers.topology.gpus
-    like = len({gpu.name for gpu in gpus}) == 1
+    identical = len({gpu.name for gpu in gpus}) == 1
     whole = not any(gpu.error is not None or gpu.mig_mode for gpu in gpus)
-    safe = like or answers.environ.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID"
+    safe = identical or answers.environ.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID"
     by_index = form == "index" or (form == "auto" and safe and whole)
     return ",".join(map(str, selection.indices) if by_index else selection.uuids)
 
@@ -177,7 +177,7 @@ _COMMANDS: dict[str, _Module | _Function] = {
     "snapshot": _Function(_snapshot, "the topology as JSON, which every command takes back with --from", (add_output,)),
     "select": _Function(_select, "the chosen GPUs as a CUDA_VISIBLE_DEVICES value", (add_selection, _add_format)),
     "env": _Function(_env, "the environment for the chosen GPUs", (add_selection, _add_shell)),
-    "draw": _Module("gpu_topology.drawing.command", "a picture of the machine as SVG"),
+    "draw": _Module("gpu_topology.drawing.picture", "a picture of the machine as SVG"),
     "monitor": _Module("gpu_topology.monitor.command", "live use of the GPUs, JSON Lines out, a summary at the end"),
     "verify": _Module("gpu_topology.verify.check", "a real collective over the chosen GPUs, under a time limit"),
 }

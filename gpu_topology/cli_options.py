@@ -1,4 +1,4 @@
-"""The options that several commands share, and what they ask for: a topology, and a selection on it.
+"""The options that several commands share, and what they give: a topology, and a selection on it.
 
 A command's module declares them with `add_...(parser)` and gets its answers with `read_source` or `answer`.
 """
@@ -17,7 +17,7 @@ from gpu_topology.select.select import POLICIES, Selection, SelectionError, Sele
 from gpu_topology.topology import Topology
 
 if TYPE_CHECKING:
-    from gpu_topology.verdict import Verdict
+    from gpu_topology.verify_cache import Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Answers:
         """What `verify` found on these GPUs; None where there is nothing to find, or it has not run."""
         if len(self.selection.indices) < 2:
             return None
-        from gpu_topology.verdict import recall
+        from gpu_topology.verify_cache import recall
 
         return recall(self.topology, self.selection.uuids)
 
@@ -74,7 +74,7 @@ def names(text: str) -> tuple[str, ...]:
 
 
 def some_names(text: str) -> tuple[str, ...]:
-    """The same with at least one name: an empty `--gpus "$MINE"` would otherwise stand for every GPU."""
+    """The same with at least one name: an empty `--gpus "$MINE"` would otherwise select every GPU."""
     if found := names(text):
         return found
     raise argparse.ArgumentTypeError(f"{text!r} names no GPU: expected indices or UUIDs as in 0,2")
@@ -88,7 +88,7 @@ def positive(text: str) -> int:
 
 
 def memory(text: str) -> int:
-    """Bytes from "24G", "800M", "24GiB"; a bare number is GiB, as GPU memory is spoken of."""
+    """Bytes from "24G", "800M", "24GiB"; a bare number is GiB, the usual unit of GPU memory."""
     number = text.strip().upper().removesuffix("B").removesuffix("I")
     unit = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}.get(number[-1:])
     try:
@@ -131,7 +131,7 @@ def answer(arguments: argparse.Namespace) -> Answers:
 
 
 def insist(selection: Selection) -> None:
-    """An empty selection is a SelectionError where a command has nothing to do without one; warnings go to stderr."""
+    """Raise SelectionError for an empty selection; print the selection's warnings on stderr."""
     if not selection.indices:
         raise SelectionError(selection.reason)
     for warning in selection.warnings:

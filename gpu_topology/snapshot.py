@@ -196,7 +196,7 @@ def _gpu(gpu: Json) -> Json:
 
 
 def _once(links: list[object]) -> Iterator[object]:
-    """Each pair once where a matrix was written out, without its diagonal; a pair told in two ways stays as it is."""
+    """Each pair once where a matrix was written out, without its diagonal; a pair given in two ways stays as it is."""
     seen: list[Json] = []
     for link in links:
         if not isinstance(link, dict):

@@ -182,6 +182,6 @@ class Topology:
         return Link(low, high)
 
     def links_within(self, indices: tuple[int, ...]) -> Iterator[Link]:
-        """The links whose both ends are in `indices`."""
+        """The links with both ends in `indices`."""
         chosen = set(indices)
         return (link for link in self.links if link.a in chosen and link.b in chosen)

@@ -28,7 +28,7 @@ from gpu_topology.select.from_environment import Inherited, from_environment
 from gpu_topology.select.numa import Binding, choose_binding, obstacle
 from gpu_topology.select.select import Excluded, Selection, SelectionRequest, select
 from gpu_topology.topology import Topology
-from gpu_topology.verdict import Verdict
+from gpu_topology.verify_cache import Verdict
 
 CPU_RANKS = 2
 RANGE_RESTARTS = 3

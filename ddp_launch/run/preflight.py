@@ -15,7 +15,7 @@ from rich.text import Text
 from ddp_core.errors import PreflightError
 from ddp_launch.cli.options import LaunchOptions
 from ddp_launch.plan.plan import LaunchPlan, make_plan
-from gpu_topology.verdict import Verdict
+from gpu_topology.verify_cache import Verdict
 
 OWN_ACCORD = "--no-preflight starts the run without this check"
 

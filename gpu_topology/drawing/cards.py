@@ -19,7 +19,7 @@ _SLICES = 12.0
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """What stands on one card, line by line: (text, size, style)."""
+    """The text on one card, line by line: (text, size, style)."""
 
     gpu: Gpu
     ranks: tuple[int, ...]

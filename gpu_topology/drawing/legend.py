@@ -1,4 +1,4 @@
-"""What stands below a picture: the meaning of its colours and words, and why GPUs are left out."""
+"""The text below a picture: the meaning of its colours and words, and why GPUs are left out."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ class Drawn:
 def bar_levels(root: Branch) -> tuple[LinkLevel, ...]:
     """The levels that the picture has a row of bars for, from the CPU to the GPU: those where some pair meets.
 
-    Every GPU sits behind a host bridge; it is drawn once the driver tells any path.
+    Every GPU is below a host bridge, which is drawn once the driver reports any path.
     """
     paths = {pcie_path(link) for link in all_links(root)} - {None}
     below = [level for level in (LinkLevel.PXB, LinkLevel.PIX) if level in paths]

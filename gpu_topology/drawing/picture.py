@@ -1,17 +1,21 @@
-"""The picture of a machine as shapes: NUMA nodes with their PCIe tree, the GPUs, NVLinks, the selection, a legend.
+"""`python -m gpu_topology draw`: the NUMA nodes with their PCIe tree, GPUs, NVLinks, selection and a legend, as shapes.
 
     topology, selection -> pcie_tree.py (who shares what) -> numa_boxes.py (boxes and places of the cards)
     -> nvlink_wires.py (lanes between the cards), nvlink_shapes.py -> cards.py, legend.py -> a `Picture` for svg.py
 
-Up to four GPUs stand in one row, also eight whose NUMA nodes make no two rows of about the same length; more stand in
+Up to four GPUs are in one row, as are eight with NUMA nodes that make no two rows of about the same length; more are in
 two rows that face each other, with the NVLinks between.
 """
 
 from __future__ import annotations
 
+import argparse
+import sys
 from collections import Counter
 from collections.abc import Sequence
 
+from ddp_core.files import write_whole
+from gpu_topology.cli_options import add_output, add_selection, add_source, answer
 from gpu_topology.drawing.cards import card_shapes, make_card
 from gpu_topology.drawing.legend import legend
 from gpu_topology.drawing.numa_boxes import BETWEEN, Drawn, Node, Row, bar_levels, between, head_height, tag
@@ -19,11 +23,32 @@ from gpu_topology.drawing.nvlink_shapes import nvlink_shapes
 from gpu_topology.drawing.nvlink_wires import route
 from gpu_topology.drawing.pcie_tree import Branch, node_of, pcie_tree
 from gpu_topology.drawing.shapes import Box, Label, Picture, Shape, Wire, wrap
+from gpu_topology.drawing.svg import to_svg
 from gpu_topology.select.select import Selection
 from gpu_topology.topology import Topology, short_name
 
 MARGIN, LEAST_WIDTH, BRACKET = 26.0, 640.0, 34.0
 ONE_ROW, WIDEST_ROW = 4, 8
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `python -m gpu_topology draw`."""
+    add_source(parser)
+    add_output(parser)
+    add_selection(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Write the picture to the file, or to stdout. TopologyError naming the file when it cannot be written."""
+    answers = answer(arguments)
+    text = to_svg(layout(answers.topology, answers.selection))
+    if arguments.output is None:
+        print(text, end="")
+        return 0
+    write_whole(arguments.output, text)
+    count = len(answers.topology.gpus)
+    print(f"wrote {arguments.output}: {count} GPU{'s' * (count != 1)}", file=sys.stderr)
+    return 0
 
 
 def layout(topology: Topology, selection: Selection | None = None) -> Picture:

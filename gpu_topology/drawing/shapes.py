@@ -15,7 +15,7 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """A rectangle with round corners. `name` says what it stands for ("GPU 3"), `hint` is shown on hovering."""
+    """A rectangle with round corners. `name` says what it represents ("GPU 3"), `hint` is shown on hovering."""
 
     x: float
     y: float

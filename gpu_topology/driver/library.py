@@ -20,7 +20,7 @@ class DriverError(TopologyError):
 
 
 class NoDriverError(DriverError):
-    """No driver library, or no kernel module behind it."""
+    """No driver library, or no kernel module for it."""
 
 
 class DriverMismatchError(DriverError):

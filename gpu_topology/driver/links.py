@@ -19,7 +19,7 @@ _REMOTE_GPU, _REMOTE_SWITCH = 0, 2
 # Inside a virtual machine an NVSwitch has no bus id of its own (nvml.h, fabric-manager guide).
 _HIDDEN_SWITCH = "FFFFFFFF:FF:FF.0"
 
-# nvmlGpuTopologyLevel (nvml.h): 0 is two GPUs on one board, behind that board's PCIe switch.
+# nvmlGpuTopologyLevel (nvml.h): 0 is two GPUs on one board, below that board's PCIe switch.
 _LEVELS = {
     0: LinkLevel.PIX,
     10: LinkLevel.PIX,
@@ -52,7 +52,7 @@ class _NvLinks:
     known: bool = True
 
     def may_reach(self, other: _NvLinks) -> bool:
-        """Whether links that were not told could join the two: a link has two ends, or meets others at a switch."""
+        """Whether unreported links could join the two: a link has two ends, or meets others at a switch."""
         return (not self.known and not other.known) or bool(
             (not self.known and other.to_switch) or (not other.known and self.to_switch)
         )
@@ -159,7 +159,7 @@ def _peer_status(first: Device, second: Device, kind: int) -> str | None:
 
 
 def summary(peer: PeerAccess) -> str | None:
-    """ "ok" when read and write work both ways, as far as told; else the first reason why not; None when unknown."""
+    """ "ok" when read and write work both ways, as far as reported; else the first reason; None when unknown."""
     answers = (peer.read[0], peer.write[0], peer.read[1], peer.write[1])
     refused = [answer for answer in answers if answer not in (None, "ok")]
     if refused:

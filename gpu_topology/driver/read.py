@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from gpu_topology.driver.gpu import read_gpu
-from gpu_topology.driver.health_words import concerns
+from gpu_topology.driver.health_warnings import concerns
 from gpu_topology.driver.library import (
     LOST,
     Device,

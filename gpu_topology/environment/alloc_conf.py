@@ -19,7 +19,7 @@ class Merged:
 
 
 def merge(general: str, cuda: str) -> Merged | None:
-    """Both values key by key; where they differ the general one stands. None when a value is no list of key:value."""
+    """Both values key by key; where they differ the general one wins. None when a value is no list of key:value."""
     first, second = _parse(general), _parse(cuda)
     if first is None or second is None:
         return None

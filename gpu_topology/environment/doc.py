@@ -56,7 +56,7 @@ guide, Troubleshooting, PCI Access Control Services). The report then says "need
 
 - an IOMMU in `/sys/class/iommu`, unless the groups of all the GPUs (`/sys/bus/pci/devices/*/iommu_group/type`)
   have the type `identity`, which passes addresses through; `DMA` and `DMA-FQ` translate them;
-- a virtual machine, whose hypervisor keeps both on.
+- a virtual machine: its hypervisor keeps both on.
 
 ACS itself can be read by root alone. `python -m gpu_topology verify` settles the doubt with real data. What it
 finds is kept for this driver, this NCCL and these GPUs, and takes the place of the doubt: the variables that
@@ -75,7 +75,7 @@ torchrun's modes, `off` for none. The effect on speed is not yet measured here.
 ## /dev/shm
 
 NCCL between GPUs without peer access and the workers of a DataLoader share memory through `/dev/shm`. Docker
-gives a container 64 MiB; below 1 GiB the report warns and names what mends it: `docker run --shm-size=8g` or
+gives a container 64 MiB; below 1 GiB the report warns and names the fix: `docker run --shm-size=8g` or
 `--ipc=host`, in Kubernetes an `emptyDir` with `medium: Memory` mounted there.
 
 ## Never set

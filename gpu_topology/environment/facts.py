@@ -13,7 +13,7 @@ from gpu_topology.select.visible import parse_visible
 from gpu_topology.topology import Link, LinkLevel, Topology
 
 if TYPE_CHECKING:
-    from gpu_topology.verdict import Verdict
+    from gpu_topology.verify_cache import Verdict
 
 # NVML's PHB and NODE are both PHB to NCCL, a path through the CPU (src/graph/topo.h).
 _NEAR = (LinkLevel.PIX, LinkLevel.PXB)
@@ -21,7 +21,7 @@ _FAR = (LinkLevel.PHB, LinkLevel.NODE, LinkLevel.SYS)
 
 
 def peer_reach(gpus: int, host: Host) -> tuple[LinkLevel, ...]:
-    """The PCIe levels over which NCCL uses peer access when told nothing: up to PXB; any for two GPUs on an AMD CPU.
+    """The PCIe levels over which NCCL uses peer access by default: up to PXB; any for two GPUs on an AMD CPU.
 
     Source: NCCL src/graph/paths.cc, ncclTopoCheckP2p. The GPUs that count are those of the communicator on this node.
     """

@@ -1,4 +1,4 @@
-"""Sentences beside the environment: what is in doubt, what is deliberately not set, and what no variable can mend."""
+"""Sentences beside the environment: what is in doubt, what is deliberately not set, and what no variable can fix."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gpu_topology.select.select import Selection
 from gpu_topology.topology import Topology
 
 if TYPE_CHECKING:
-    from gpu_topology.verdict import Verdict
+    from gpu_topology.verify_cache import Verdict
 
 # Below this, workers of a DataLoader and NCCL's shared-memory transport run into "Bus error".
 _SHM_FLOOR = 1 * 2**30
@@ -51,7 +51,7 @@ def needs_verify(topology: Topology, selection: Selection, host: Host) -> str | 
         return None
     pairs = ", ".join(f"{link.a}-{link.b}" for link in links[:4]) + (", ..." if len(links) > 4 else "")
     return (
-        f"peer access over PCIe (GPUs {pairs}) needs verify: the driver reports ok, but {evidence}, behind which data"
+        f"peer access over PCIe (GPUs {pairs}) needs verify: the driver reports ok, but {evidence}, and then data"
         " can hang or arrive corrupted"
     )
 
@@ -61,7 +61,7 @@ def _translation(host: Host) -> str | None:
         types = f"of type {', '.join(host.iommu_types)}" if host.iommu_types else "of unknown type"
         return f"an IOMMU is on ({', '.join(host.iommu[:4])}; groups {types})"
     if host.virtual_machine is not None:
-        return f"this is a virtual machine ({host.virtual_machine}), whose hypervisor keeps an IOMMU and ACS on"
+        return f"this is a virtual machine ({host.virtual_machine}), and its hypervisor keeps an IOMMU and ACS on"
     return None
 
 
@@ -102,7 +102,7 @@ def notes(
     settings: Sequence[Named] = (),
     verdict: Verdict | None = None,
 ) -> tuple[str, ...]:
-    """What is deliberately not set, what is in doubt, and what the environment cannot mend.
+    """What is deliberately not set, what is in doubt, and what the environment cannot fix.
 
     `settings`: the environment of the plan; `verdict`: what `verify` found on these GPUs.
     """

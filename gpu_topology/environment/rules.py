@@ -21,7 +21,7 @@ class Rule:
 
     value   None: the variable is removed from the environment of the ranks
     reason  names the fact on this machine
-    keeps   whether the user's own value stands against it
+    keeps   whether the user's own value takes precedence
     when, sets, why   `needed`, `value` and `reason` in general, for the documentation
     source  where the rule comes from: file and function, or manual page
     """
@@ -146,7 +146,7 @@ RULES: tuple[Rule, ...] = (
         when="GPUs are named by index",
         sets="`PCI_BUS_ID`",
         why="CUDA's own order puts the fastest GPU first; nvidia-smi and this project count in PCI order. On a machine "
-        "of unlike GPUs the same index would name different ones.",
+        "of different GPUs the same index would name different ones.",
         source=CUDA_GUIDE,
     ),
     Rule(
@@ -196,7 +196,7 @@ RULES: tuple[Rule, ...] = (
         "in MIG mode aside: their slices never have any)",
         sets="`1`, the only value that acts",
         why="NCCL takes this for a hardware fault and aborts; with peer access off it goes through host memory. The "
-        "real cure is to mend the link, bridge or NVSwitch fabric. Over PCIe NCCL falls back by itself.",
+        "real cure is to repair the link, bridge or NVSwitch fabric. Over PCIe NCCL falls back by itself.",
         source=f"{CHECK_P2P} and ncclGetLevel",
     ),
     Rule(
@@ -205,7 +205,7 @@ RULES: tuple[Rule, ...] = (
         value=lambda facts: f"={facts.interface}",
         reason=_socket_reason,
         when="several nodes take part, the interface on which they meet is known and is not the only one; or all ranks "
-        "are on this machine and were told to meet on loopback",
+        "are on this machine and meet on loopback",
         sets="`=` and the name: without `=` NCCL takes it for a prefix (`eth1` would match `eth10`)",
         why="With several interfaces each node may pick another one, and the nodes then wait for each other.",
         source=f"{NCCL_GUIDE}; src/misc/socket.cc, ncclFindInterfaces",
@@ -216,7 +216,7 @@ RULES: tuple[Rule, ...] = (
         value=lambda facts: facts.interface,
         reason=_gloo_reason,
         when="several nodes take part and the interface on which they meet is known; or all ranks are on this machine "
-        "and were told to meet on loopback",
+        "and meet on loopback",
         sets="the name alone: gloo knows no `=`, `^` or prefixes",
         why="gloo binds to the address that the host name resolves to, which on many systems is 127.0.1.1.",
         source="torch/csrc/distributed/c10d/init.cpp, GLOO_SOCKET_IFNAME; ProcessGroupGloo::createDefaultDevice",
@@ -252,7 +252,7 @@ RULES: tuple[Rule, ...] = (
         ),
         when="the plan is for the CPU, the C library is glibc, and neither jemalloc nor tcmalloc is preloaded",
         sets="`0`",
-        why="glibc serves large blocks by mmap, whose pages the kernel must clear anew at each step.",
+        why="glibc serves large blocks by mmap, and the kernel must clear the pages at each step.",
         source="mallopt(3), M_MMAP_MAX",
     ),
     Rule(
@@ -314,7 +314,7 @@ REMARKS: tuple[Remark, ...] = (
             and "PYTORCH_ALLOC_CONF" in facts.given
             and facts.given["PYTORCH_ALLOC_CONF"].value != facts.given["PYTORCH_CUDA_ALLOC_CONF"].value
         ),
-        "stands beside PYTORCH_ALLOC_CONF, and one of the two is no list of key:value pairs: put all into one",
+        "is set beside PYTORCH_ALLOC_CONF, and one of the two is no list of key:value pairs: put all into one",
     ),
 )
 
@@ -334,7 +334,7 @@ NEVER_SET: tuple[NeverSet, ...] = (
     ),
     NeverSet(
         "NCCL_IGNORE_DISABLED_P2P",
-        "It silences the abort on a broken NVLink, which is a fault to mend.",
+        "It silences the abort on a broken NVLink, which is a fault to repair.",
         CHECK_P2P,
     ),
     NeverSet(

@@ -17,7 +17,7 @@ from gpu_topology.select.select import Selection
 from gpu_topology.topology import Topology
 
 if TYPE_CHECKING:
-    from gpu_topology.verdict import Verdict
+    from gpu_topology.verify_cache import Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ def environment(
 
 
 def _verified(facts: Facts) -> list[Setting]:
-    """What `verify` found to mend a problem on these very GPUs."""
+    """What `verify` found to fix a problem on these very GPUs."""
     if facts.verdict is None or not facts.on_gpu:
         return []
     when = facts.verdict.when[:10]

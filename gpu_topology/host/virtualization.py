@@ -1,4 +1,4 @@
-"""What stands between this process and the bare machine: a hypervisor, a container, an IOMMU, numactl's rights."""
+"""What is between this process and the bare machine: a hypervisor, a container, an IOMMU, numactl's rights."""
 
 from __future__ import annotations
 
@@ -62,9 +62,9 @@ def read_container(root: Path, environ: Mapping[str, str]) -> str | None:
     for name, word in _CONTAINER_FILES:
         if (root / name).exists():
             return word
-    told = sysfs.text(root / "run/systemd/container") or environ.get("container")
-    if told:
-        return told
+    named = sysfs.text(root / "run/systemd/container") or environ.get("container")
+    if named:
+        return named
     groups = sysfs.text(root / "proc/self/cgroup") or ""
     return next((word for part, word in _CONTAINER_GROUPS if part in groups), None)
 

@@ -34,10 +34,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Watch until the time is over, Ctrl-C or SIGTERM, then print the summary. Exit status 0."""
     from rich.console import Console
 
+    from gpu_topology.monitor.assessment import verdict
     from gpu_topology.monitor.live import showing, usage_table
     from gpu_topology.monitor.loop import watch
     from gpu_topology.monitor.usage import usage_json
-    from gpu_topology.monitor.verdict import verdict
     from gpu_topology.report.tables import bullets
     from gpu_topology.report.terminal_table import Screen
 

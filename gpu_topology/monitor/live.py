@@ -46,11 +46,11 @@ def _columns(sample: Sample, width: int) -> list[_Column]:
         _Column("NVLink out/in", 13, lambda gpu: _rates(gpu.nvlink_sent, gpu.nvlink_received)),
         _Column("held back", 14, lambda gpu: ",".join(("?",) if gpu.throttle is None else gpu.throttle), wide=True),
     ]
-    told = {
+    reported = {
         "PCIe out/in": any(gpu.pcie_sent is not None for gpu in sample.gpus),
         "NVLink out/in": any(gpu.nvlink_sent is not None for gpu in sample.gpus),
     }
-    return [column for column in columns if told.get(column.title, True) and (width >= _WIDE or not column.wide)]
+    return [column for column in columns if reported.get(column.title, True) and (width >= _WIDE or not column.wide)]
 
 
 def sample_text(sample: Sample, width: int, height: int) -> Text:
@@ -98,7 +98,7 @@ def showing(console: Console) -> Iterator[Callable[[Sample], None]]:
 
 
 def usage_table(usage: Usage) -> Table:
-    """The summary: mean and peak of each GPU. What no GPU told has no column."""
+    """The summary: mean and peak of each GPU. What no GPU reported has no column."""
     from rich import box
     from rich.table import Table
 
@@ -106,11 +106,11 @@ def usage_table(usage: Usage) -> Table:
     table.add_column("GPU", justify="right", no_wrap=True)
     table.add_column("", overflow="fold", min_width=_NAME_LEAST)
     rows = [_usage_row(gpu) for gpu in usage.gpus]
-    told = [title for title in rows[0] if any(row[title].strip("? /") for row in rows)] if rows else []
-    for title in told:
+    reported = [title for title in rows[0] if any(row[title].strip("? /") for row in rows)] if rows else []
+    for title in reported:
         table.add_column(title, justify="right", no_wrap=True)
     for gpu, row in zip(usage.gpus, rows, strict=True):
-        values = (row[title] for title in told)
+        values = (row[title] for title in reported)
         style = "red" if gpu.lost_after is not None else None
         table.add_row(str(gpu.index), short_name(gpu.name), *values, style=style)
     return table

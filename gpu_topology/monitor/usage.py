@@ -14,7 +14,7 @@ LOW = 50
 
 @dataclass(frozen=True, slots=True)
 class GpuUsage:
-    """One GPU over the whole time; None where the driver never told. `..._share` is a fraction of the samples.
+    """One GPU over the whole time; None where the driver never reported it. `..._share` is a fraction of the samples.
 
     seconds_below_50  the share of samples below 50% utilisation, times the time watched
     lost_after        seconds until the GPU was lost

@@ -24,7 +24,7 @@ from gpu_topology.select.select import Selection, eligible, groups
 from gpu_topology.topology import Topology
 
 if TYPE_CHECKING:
-    from gpu_topology.verdict import Verdict
+    from gpu_topology.verify_cache import Verdict
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

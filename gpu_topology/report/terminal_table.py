@@ -51,7 +51,7 @@ class Screen:
         return cls(_terminal_width(environ), colour, "─" if utf else "-")
 
     def text(self, content: Content, indent: int = 0, margin: int = 0) -> None:
-        """Text with `indent` spaces before each line, and at least `margin` behind it."""
+        """Text with `indent` spaces before each line, and at least `margin` after it."""
         for line in _wrapped(_pieces(content), max(1, self.width - indent - margin)):
             self.lines.append((" " * indent + self._drawn(line)).rstrip())
 

@@ -1,4 +1,4 @@
-"""How fast two GPUs can talk, as a model of the path, and the subset of GPUs whose all-reduce is the fastest.
+"""How fast two GPUs can talk, as a model of the path, and the subset of GPUs with the fastest all-reduce.
 
 A ring all-reduce runs at the pace of its slowest link, so subsets are compared by the best ring's bottleneck first.
 The figures are the hardware's nominal ones; only their order decides.
@@ -45,7 +45,7 @@ _HOST_GB_S = {
     LinkLevel.NODE: 4.5,
     LinkLevel.SYS: 3.5,
 }
-# A path that the driver does not tell is taken for the slowest.
+# A path that the driver does not report counts as the slowest.
 _UNKNOWN_GB_S = 3.5
 
 _PATH_RANK = {level: rank for rank, level in enumerate(LinkLevel)}
@@ -99,7 +99,6 @@ class Fabric:
         # A GPU's position is a bit in masks. The lowest index has the highest bit: of two subsets of one size, the
         # larger mask then is the one with the lower indices.
         self.indices = tuple(sorted(indices, reverse=True))
-        self._position = {index: position for position, index in enumerate(self.indices)}
         gpus = {index: topology.gpu(index) for index in self.indices}
         self.numa = {index: gpu.numa_node for index, gpu in gpus.items()}
         self.display = {index: bool(gpu.display_active) for index, gpu in gpus.items()}

@@ -22,12 +22,12 @@ _ALL_THE_SAME = "(name it with --gpus to use it all the same)"
 class Rules:
     """What a request asks of a device.
 
-    asked, excluded  a GPU stands for each of its MIG slices too
+    asked, excluded  a GPU includes each of its MIG slices
     min_memory       bytes
     own_pids         processes whose memory is not that of others
     claims           UUID -> who has claimed that device without being on it yet
     fabric_up        whether the NVSwitch fabric works for some GPU here (`usable` looks)
-    cut_off          GPUs whose NVLinks lead nowhere, among others whose NVLinks work (`usable` looks)
+    cut_off          GPUs with NVLinks that lead nowhere, among others with NVLinks that work (`usable` looks)
     """
 
     visible: Visible | None = None
@@ -46,7 +46,7 @@ class Rules:
 class Usable:
     """The devices that may be used, in NVML's order, and why each other GPU may not (by NVML index).
 
-    A GPU in MIG mode stands here as its slices, of which some may be left out in silence.
+    A GPU in MIG mode is replaced by its slices, of which some may be left out without a reason.
     """
 
     devices: tuple[Device, ...]
@@ -84,10 +84,10 @@ def refusal(device: Device, rules: Rules) -> str | None:
 
 
 def busy(device: Device, rules: Rules) -> str | None:
-    """Which others are on this device, or have claimed it; None when nobody is or the driver does not tell.
+    """Which others are on this device, or have claimed it; None when nobody is or the driver does not report.
 
-    A program that draws and computes, such as a browser, counts by its memory alone. Memory is told of whole GPUs; of a
-    MIG slice there are the processes of its GPU instance, and those whose instance the driver does not tell.
+    A program that draws and computes, such as a browser, counts by its memory alone. Memory is reported for whole
+    GPUs; a MIG slice has the processes of its GPU instance, and those without a reported instance.
     """
     others = [process for process in _compute_processes(device) if process.pid not in rules.own_pids]
     if others:

@@ -146,8 +146,8 @@ def warnings(choice: Choice, count: int | None, in_pci_order: bool) -> Iterator[
         yield visible.problem
     if in_pci_order:
         yield (
-            "CUDA_VISIBLE_DEVICES holds indices on a machine of unlike GPUs: CUDA itself counts the fastest GPU first"
-            " unless CUDA_DEVICE_ORDER=PCI_BUS_ID; here they are read in PCI order, as nvidia-smi shows them"
+            "CUDA_VISIBLE_DEVICES holds indices on a machine of different GPUs: CUDA itself counts the fastest GPU"
+            " first unless CUDA_DEVICE_ORDER=PCI_BUS_ID; here they are read in PCI order, as nvidia-smi shows them"
         )
     if choice.rules.asked and not choice.rules.allow_busy:
         for device in choice.chosen:
@@ -157,7 +157,7 @@ def warnings(choice: Choice, count: int | None, in_pci_order: bool) -> Iterator[
     yield from _shared_gpus(choice)
     if len(choice.used) > 1:
         slow = min(choice.used, key=lambda group: group.each or 0.0)
-        yield f"unlike GPUs work in step: with equal shards the slowest kind ({slow.name}) sets the pace of all"
+        yield f"different GPUs work in step: with equal shards the slowest kind ({slow.name}) sets the pace of all"
     if not choice.whole and choice.policy == "largest" and count is None:
         yield from _faster_group(choice)
 

@@ -53,11 +53,11 @@ def read_inherited(topology: Topology, environ: Mapping[str, str]) -> Inherited:
 
 
 def _needs_cuda_order(topology: Topology, found: Inherited) -> bool:
-    """Whether the mask holds indices, and CUDA may count unlike GPUs otherwise than NVML does."""
+    """Whether the mask holds indices, and CUDA may count different GPUs otherwise than NVML does."""
     if found.visible is None or found.device_order == "PCI_BUS_ID":
         return False
-    unlike = len({gpu.name for gpu in topology.gpus}) > 1
-    return unlike and parse_visible(found.visible, topology.gpus).by_index
+    different = len({gpu.name for gpu in topology.gpus}) > 1
+    return different and parse_visible(found.visible, topology.gpus).by_index
 
 
 def own_family(pids: Iterable[int], pid: int, proc: Path = PROC) -> frozenset[int]:

@@ -25,7 +25,7 @@ class Group:
     """GPUs alike in name, memory, compute capability and MIG mode, or slices of one profile: one for each GPU.
 
     memory_total  one device's, in bytes; the least where ECC makes a difference
-    throughput    the estimated peak in tera-operations per second with equal shards, None if it cannot be told
+    throughput    the estimated peak in tera-operations per second with equal shards, None where unknown
     ring_gb_s     the modelled slowest link of the group's best ring, None for a single GPU
     for_display   small, slow cards beside much faster ones: they win over no other group by their number
     """
@@ -87,7 +87,7 @@ def ranked(topology: Topology, groups: Iterable[Group], policy: str, count: int 
 def estimate(devices: Sequence[Device]) -> float | None:
     """Peak tera-operations per second of devices that work in step on equal shards: the slowest sets the pace of all.
 
-    A peak of the arithmetic units, to rank unlike GPUs; what a training run reaches is measured, not estimated.
+    A peak of the arithmetic units, to rank different GPUs; what a training run reaches is measured, not estimated.
     """
     each = [peak_tflops(device.gpu, device.mig) for device in devices]
     known = [value for value in each if value is not None]

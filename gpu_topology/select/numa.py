@@ -118,7 +118,7 @@ def _list(indices: list[int]) -> str:
     return ", ".join(map(str, indices))
 
 
-# (whether it stands in the way, why), the first one counts.
+# (whether it rules binding out, why), the first one counts.
 _OBSTACLES: tuple[tuple[Callable[[list[Gpu], Host], object], Callable[[list[Gpu], Host], str]], ...] = (
     (_unknown, lambda gpus, host: f"the driver does not tell the node of GPU {_list(_unknown(gpus, host))}"),
     (_far, lambda gpus, host: f"this process may use no CPU of the node of GPU {_list(_far(gpus, host))}"),

@@ -1,4 +1,4 @@
-"""How much arithmetic a GPU can do at its peak, to rank unlike GPUs. What a training run reaches is measured, not this.
+"""How much arithmetic a GPU can do at its peak, to rank different GPUs. A training run's speed is measured instead.
 
 One figure for each GPU: dense 16-bit operations with sums in fp32 (what autocast trains with), in units of 1e12 per
 second; fp32 where a card has no quicker 16-bit unit. Three sources, the first that knows: the table of models, cores
@@ -15,7 +15,7 @@ from gpu_topology.topology import Gpu, MigDevice
 # Peaks by model, from NVIDIA's data sheets and architecture white papers (Pascal, Volta, Turing, GA100, GA102, Ada,
 # Hopper, Blackwell and RTX Blackwell), checked against the arithmetic cores x boost clock x operations (`_PER_CLOCK`).
 # Data sheets often print the figure with sparsity, or with fp16 sums, for which GeForce cards are twice as fast.
-# A key stands for every name that begins with its words once "NVIDIA", "Tesla" and "GeForce" are dropped; the longest
+# A key covers every name that begins with its words once "NVIDIA", "Tesla" and "GeForce" are dropped; the longest
 # one wins, so that "RTX 4000 Ada" is not an RTX 40 card and an A10 no A100.
 PEAK_TFLOPS = {
     # Blackwell

@@ -151,9 +151,9 @@ def _why_not(asked: Device, rules: Rules, found: Usable) -> str:
 
 def _reads_in_pci_order(topology: Topology, request: SelectionRequest, rules: Rules) -> bool:
     """Whether indices in CUDA_VISIBLE_DEVICES are read in another order than CUDA may count."""
-    unlike = len({gpu.name for gpu in topology.gpus}) > 1
+    different = len({gpu.name for gpu in topology.gpus}) > 1
     by_index = rules.visible is not None and rules.visible.by_index
-    return by_index and unlike and request.cuda_order is None and request.device_order != "PCI_BUS_ID"
+    return by_index and different and request.cuda_order is None and request.device_order != "PCI_BUS_ID"
 
 
 def _resolve(names: Sequence[str], topology: Topology) -> tuple[Device, ...]:

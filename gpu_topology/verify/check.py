@@ -1,7 +1,7 @@
 """`python -m gpu_topology verify`: a short real job over the chosen GPUs, under a time limit, and what to set.
 
 Every pair's copies and sends are compared bit for bit, an all-reduce with its exact sum. Where that goes wrong, the job
-runs again with the variable that takes the suspected path away; one that mends it is what to set. Data flows
+runs again with the variable that takes the suspected path away; one that fixes it is what to set. Data flows
 verify_worker (in each rank) -> verify_journal -> verify_job -> verify_findings -> Verdict.
 """
 
@@ -22,16 +22,16 @@ from types import FrameType
 from typing import NoReturn
 
 from ddp_core.errors import TopologyError
-from gpu_topology import verdict as verify_cache
+from gpu_topology import verify_cache
 from gpu_topology.cli_options import add_json, add_selection, answer
 from gpu_topology.environment import settings as nccl
 from gpu_topology.host.host import Host, read_host
 from gpu_topology.select.select import Selection, SelectionError
 from gpu_topology.topology import Topology
-from gpu_topology.verdict import Verdict
-from gpu_topology.verify import report
+from gpu_topology.verify import show
 from gpu_topology.verify.findings import Findings, Naming, judge
 from gpu_topology.verify.job import run_job
+from gpu_topology.verify_cache import Verdict
 
 RANK = ("-m", "gpu_topology.verify.rank")
 TIME_LIMIT_S = 60
@@ -81,9 +81,9 @@ def run(arguments: argparse.Namespace) -> int:
         say=_say,
     )
     if arguments.json:
-        print(json.dumps(report.to_json(verdict, selection.indices), indent=1))
+        print(json.dumps(show.to_json(verdict, selection.indices), indent=1))
     else:
-        print(report.page(verdict, selection.indices), end="")
+        print(show.page(verdict, selection.indices), end="")
     return 0 if verdict.ok else 1
 
 
@@ -220,7 +220,7 @@ def _verdict(first: Findings, last: Findings, tried: Mapping[str, str], trial: _
 
 
 def _remedy(first: Findings, mended_by: Sequence[str], trial: _Trial) -> str | None:
-    """What to do beside setting what mends it."""
+    """What to do beside setting what fixes it."""
     if first.problem is None:
         return None
     words = [_REMEDIES[name] for name in mended_by]
@@ -242,9 +242,9 @@ _REMEDIES = {
         "shared memory fails, and NCCL without it is slow: give /dev/shm more room (in a container --shm-size=8g or"
         " --ipc=host), and verify again"
     ),
-    "copy": "copies between GPUs inside one process (device_map, pipelines) go wrong whatever NCCL is told",
+    "copy": "copies between GPUs inside one process (device_map, pipelines) go wrong whatever NCCL's settings",
     "late": "the import of torch alone took longer: give --time-limit more seconds",
-    "start": "mend that first; `python launch.py --doctor` looks at the whole installation",
+    "start": "fix that first; `python launch.py --doctor` looks at the whole installation",
     "nccl": "NCCL_DEBUG=INFO with verify says more; --exclude leaves a GPU out, --gpus tries two at a time",
     "gloo": "see what the last lines say; the ranks talk over the loopback interface lo",
 }

@@ -6,9 +6,9 @@ import re
 import signal
 from dataclasses import dataclass
 
-from gpu_topology.verdict import PairResult
 from gpu_topology.verify.job import JobResult
 from gpu_topology.verify.journal import KINDS, Record, Result, Step
+from gpu_topology.verify_cache import PairResult
 
 # NCCL 2.27 to 2.30, src/misc/shmutils.cc and src/os/linux.cc, and what a full /dev/shm does to those that write there.
 _SHM_WORDS = re.compile(r"/dev/shm|shared memory segment|posix_fallocate")
@@ -153,10 +153,10 @@ def _place(step: Step) -> tuple[int, int, int]:
 def _failed(result: JobResult, naming: Naming) -> tuple[str, str, tuple[str, ...]]:
     """The rank that ended by itself: torchrun ends the others by SIGTERM."""
     own = [rank for rank, code in result.codes.items() if code != -signal.SIGTERM]
-    told = [rank for rank, record in enumerate(result.records) if record.failed is not None]
+    reported = [rank for rank, record in enumerate(result.records) if record.failed is not None]
     # A rank that dies takes its partners' connections with it: their exceptions come second.
     killed = [rank for rank in own if result.codes[rank] < 0]
-    rank = next(iter([*killed, *told, *own]), None)
+    rank = next(iter([*killed, *reported, *own]), None)
     if rank is None or rank >= len(result.records):
         last = f": {result.talk[-1].strip()}" if result.talk else ""
         return f"torchrun ended with status {result.status}{last}", "start", result.talk

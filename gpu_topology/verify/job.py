@@ -59,7 +59,7 @@ def run_job(
 ) -> JobResult:
     """Run `worker` (what follows torchrun's own options, `options` among them) on `ranks` ranks of this machine.
 
-    `environment` is the whole one of the job. Nothing of the job lives on, whichever way this function is left.
+    `environment` is the whole one of the job. No process of the job survives, however this function ends.
     """
     with tempfile.TemporaryDirectory(prefix="gpu-topology-verify-", ignore_cleanup_errors=True) as name:
         folder = Path(name)

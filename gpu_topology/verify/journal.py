@@ -60,7 +60,7 @@ class Record:
 
 
 class Journal:
-    """The file of one rank. Every line is in the kernel's hands before the step goes on: the rank may die in it."""
+    """The file of one rank. Every line is in the kernel's hands before the step continues: the rank may die in it."""
 
     def __init__(self, folder: Path, rank: int) -> None:
         self._file = _path(folder, rank).open("w", buffering=1, encoding="utf-8")

@@ -32,7 +32,7 @@ Bytes = torch.Tensor
 
 
 def work(journal: Journal, start: Step, folder: Path, backend: str, *, copies: bool) -> None:
-    """All steps in order. Wrong data are written down, and the work goes on. Raises Refused, and what torch raises."""
+    """All steps in order. Wrong data are recorded, and the work continues. Raises Refused, and what torch raises."""
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     device = _device(backend)
     journal.end(start)

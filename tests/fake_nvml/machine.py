@@ -15,7 +15,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from gpu_topology.driver.health_words import concerns
+from gpu_topology.driver.health_warnings import concerns
 from gpu_topology.topology import Gpu, GpuProcess, Link, LinkLevel, MigDevice, PeerAccess, Topology
 
 HERE = Path(__file__).parent

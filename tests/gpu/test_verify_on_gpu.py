@@ -15,9 +15,9 @@ import torch
 from gpu_topology.driver.read import read_topology
 from gpu_topology.host.host import read_host
 from gpu_topology.select.select import SelectionRequest, select
-from gpu_topology.verdict import recall
 from gpu_topology.verify import worker
 from gpu_topology.verify.check import check
+from gpu_topology.verify_cache import recall
 
 pytestmark = pytest.mark.gpu
 ROOT = Path(__file__).resolve().parents[2]

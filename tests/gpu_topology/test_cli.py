@@ -148,7 +148,7 @@ def test_select_prints_indices_where_cuda_counts_as_the_driver_does(workstation,
 def test_select_stays_within_the_mask_and_warns_on_stderr(workstation):
     done = run("select", "--as", "index", env={**workstation, "CUDA_VISIBLE_DEVICES": "4,3,0"})
     assert done.stdout == "4,0\n"
-    assert done.stderr.startswith("warning: CUDA_VISIBLE_DEVICES holds indices on a machine of unlike GPUs")
+    assert done.stderr.startswith("warning: CUDA_VISIBLE_DEVICES holds indices on a machine of different GPUs")
 
 
 def test_select_names_uuids_beside_a_gpu_that_cuda_may_not_count(tmp_path):
@@ -340,7 +340,7 @@ def test_ctrl_c_is_130_and_silent(tmp_path):
     assert (process.returncode, out, err) == (130, "", "")
 
 
-OWN_MODULES = {"gpu_topology.drawing.command", "gpu_topology.monitor.command", "gpu_topology.verify.check"}
+OWN_MODULES = {"gpu_topology.drawing.picture", "gpu_topology.monitor.command", "gpu_topology.verify.check"}
 
 _IMPORTS = """
 import sys

@@ -18,7 +18,7 @@ from ddp_launch.plan.plan import LaunchPlan, make_plan
 from ddp_launch.run.preflight import is_due, preflight
 from gpu_topology.host.host import read_host
 from gpu_topology.topology import LinkLevel
-from gpu_topology.verdict import Verdict, remember
+from gpu_topology.verify_cache import Verdict, remember
 from tests.fake_nvml.machine import to_topology
 
 GPUS = to_topology("rtx3090_2x_nvlink")

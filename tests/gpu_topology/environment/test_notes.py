@@ -12,7 +12,7 @@ from gpu_topology.environment.settings import Setting
 from gpu_topology.host.host import Host
 from gpu_topology.select.select import SelectionRequest, select
 from gpu_topology.topology import Topology
-from gpu_topology.verdict import Verdict
+from gpu_topology.verify_cache import Verdict
 from tests.fake_nvml.machine import to_topology
 
 A6000 = {"name": "NVIDIA RTX A6000", "memory_mib": 49140, "cc": [8, 6]}

@@ -15,7 +15,7 @@ from gpu_topology.host.cpus import NumaNode
 from gpu_topology.host.nccl_conf import ConfiguredVariable
 from gpu_topology.select.select import SelectionRequest, select
 from gpu_topology.topology import Topology
-from gpu_topology.verdict import Verdict
+from gpu_topology.verify_cache import Verdict
 from tests.fake_nvml.machine import load_machine, to_topology
 
 NO_GPU = Topology(warnings=("no driver",))

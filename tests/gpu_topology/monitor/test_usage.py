@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from gpu_topology.monitor.assessment import verdict
 from gpu_topology.monitor.live import sample_line, sample_text, usage_table
 from gpu_topology.monitor.sampler import GpuSample, ProcessSample, Sample
 from gpu_topology.monitor.usage import Usage, UsageMeter
-from gpu_topology.monitor.verdict import verdict
 
 GIB = 2**30
 
@@ -65,7 +65,7 @@ VERDICTS = {
         "uneven load: GPU 1 had a mean utilisation of 60%, GPU 0 of 95%",
     ],
     ((0, 1, 2), (3, 4, 5)): ["no GPU did any work in these 2 s: utilisation stayed below 10%"],
-    ((None, None, None),): ["the driver tells no utilisation of these GPUs, so nothing can be said about waiting"],
+    ((None, None, None),): ["the driver reports no utilisation of these GPUs, so whether they waited is unknown"],
 }
 
 

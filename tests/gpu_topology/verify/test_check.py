@@ -20,8 +20,8 @@ import pytest
 from gpu_topology.host.host import Host
 from gpu_topology.select.select import SelectionRequest, select
 from gpu_topology.topology import Topology
-from gpu_topology.verdict import Verdict, recall
 from gpu_topology.verify.check import check, usual_limit_s
+from gpu_topology.verify_cache import Verdict, recall
 from tests.fake_nvml.machine import to_topology
 
 ROOT = Path(__file__).parents[3]

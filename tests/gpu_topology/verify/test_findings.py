@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from gpu_topology.verdict import PairResult
 from gpu_topology.verify.findings import Findings, Naming, judge
 from gpu_topology.verify.job import JobResult
 from gpu_topology.verify.journal import Journal, Record, Result, Step, read_record
+from gpu_topology.verify_cache import PairResult
 
 GPUS = Naming("nccl", (0, 2, 5))
 WRONG = "byte 7 is 0x00 and should be 0x1f, 1 of 4099 bytes are wrong"

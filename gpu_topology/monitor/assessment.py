@@ -23,8 +23,8 @@ def verdict(usage: Usage) -> tuple[str, ...]:
         sentences += _name_all((gpu for gpu in known if not _works(gpu)), f"stayed idle (never {IDLE}% utilisation)")
         sentences += _uneven(working)
     for gpu in gpus:
-        for tell in (_lost, _full, _held_back):
-            sentence = tell(gpu)
+        for describe in (_lost, _full, _held_back):
+            sentence = describe(gpu)
             if sentence is not None:
                 sentences.append(sentence)
     return tuple(sentences)
@@ -32,7 +32,7 @@ def verdict(usage: Usage) -> tuple[str, ...]:
 
 def _chief(known: Sequence[GpuUsage], working: Sequence[GpuUsage], seconds: float) -> str:
     if not known:
-        return "the driver tells no utilisation of these GPUs, so nothing can be said about waiting"
+        return "the driver reports no utilisation of these GPUs, so whether they waited is unknown"
     if not working:
         return f"no GPU did any work in these {seconds:.0f} s: utilisation stayed below {IDLE}%"
     waited = fmean(gpu.below_50_share or 0.0 for gpu in working)

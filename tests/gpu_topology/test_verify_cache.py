@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gpu_topology.topology import Topology
-from gpu_topology.verdict import PairResult, Verdict, recall, remember
+from gpu_topology.verify_cache import PairResult, Verdict, recall, remember
 
 MACHINE = Topology(driver_version="580.95.05")
 UUIDS = ("GPU-b", "GPU-a")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gpu_topology.driver.gpu import cpu_list
-from gpu_topology.driver.health_words import concerns
+from gpu_topology.driver.health_warnings import concerns
 from gpu_topology.topology import Gpu
 
 ILL = {

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from gpu_topology.verdict import PairResult, Verdict
+from gpu_topology.verify_cache import PairResult, Verdict
 
 _TITLES = {
     "copy": "CUDA copies, GB/s from row to column",

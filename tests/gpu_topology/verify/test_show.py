@@ -8,8 +8,8 @@ from itertools import permutations
 
 import pytest
 
-from gpu_topology.verdict import PairResult, Verdict
-from gpu_topology.verify.report import page, to_json
+from gpu_topology.verify.show import page, to_json
+from gpu_topology.verify_cache import PairResult, Verdict
 
 RIGHT = Verdict(
     ok=True,

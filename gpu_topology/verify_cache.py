@@ -1,7 +1,7 @@
 """What `verify` found on these GPUs, kept for the launcher and the environment: one small file per set of GPUs.
 
 A verdict holds for one driver version, one NCCL version and one set of UUIDs; anything else is another question.
-The cache never stands in the way: a file that cannot be read is no file, one that cannot be written is not written.
+The cache never causes an error: a file that cannot be read counts as missing, and a failed write is ignored.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def recall(topology: Topology, uuids: Sequence[str]) -> Verdict | None:
 def remember(topology: Topology, uuids: Sequence[str], verdict: Verdict) -> bool:
     """Keep a verdict for `recall`; whether that was done. Never raises.
 
-    A failure that nothing mends is not kept, and ends what was kept: whoever repairs the machine wants a new check.
+    A failure that nothing fixes is not kept, and removes what was kept: a repaired machine needs a new check.
     """
     key = _key(topology, uuids)
     path = None if key is None else _path(key)
@@ -114,7 +114,7 @@ def _refuse(word: str) -> float:
 
 
 def _key(topology: Topology, uuids: Sequence[str]) -> dict[str, object] | None:
-    """None where the GPUs cannot be told from others: no UUID, no driver version, no NCCL."""
+    """None where the GPUs cannot be identified: no UUID, no driver version, no NCCL."""
     named = bool(uuids) and all(uuid.startswith(("GPU-", "MIG-")) for uuid in uuids)
     nccl = _nccl_version() if named and topology.driver_version else None
     if nccl is None:
