@@ -106,14 +106,14 @@ def _print(plan: LaunchPlan, options: LaunchOptions) -> int:
 def _run(plan: LaunchPlan, options: LaunchOptions, events: EventLog) -> int:
     from rich.console import Console
 
-    from ddp_launch.events.run_events import Report
-    from ddp_launch.failure.evidence import Witness
+    from ddp_launch.events.run_events import RunEvents
+    from ddp_launch.failure.evidence import EvidenceCollector
     from ddp_launch.failure.summary import show
     from ddp_launch.plan.show import show_compact, to_json
     from ddp_launch.run.folders import prepare
     from ddp_launch.run.preflight import preflight
     from ddp_launch.run.signals import deferred
-    from ddp_launch.run.torch_logging import quiet_import
+    from ddp_launch.run.torch_logging import importing_silently
 
     check_torch()
     console = Console(stderr=True)
@@ -124,15 +124,15 @@ def _run(plan: LaunchPlan, options: LaunchOptions, events: EventLog) -> int:
         return 1
     plan, folders = prepare(plan, options)
     show_compact(console, plan, str(folders.logs))
-    witness = Witness(plan)
-    report = Report(events, witness)
-    report.plan(to_json(plan), folders.logs)
+    evidence = EvidenceCollector(plan)
+    run_events = RunEvents(events, evidence)
+    run_events.plan(to_json(plan), folders.logs)
     # torch takes seconds to import: only now, with the plan on the screen.
-    with deferred(), quiet_import():
+    with deferred(), importing_silently():
         from ddp_launch.run import agent
 
-    outcome = agent.run(plan.job, folders.logs, report)
-    show(console, outcome, witness.remedy(outcome.first))
+    outcome = agent.run(plan.job, folders.logs, run_events)
+    show(console, outcome, evidence.remedy(outcome.first))
     events.end(outcome.status, message=outcome.message)
     if outcome.status == 0:
         folders.tidy(outcome.seen)
