@@ -25,7 +25,7 @@ from ddp_launch.cli.options import LaunchOptions, parse
 from ddp_launch.cluster.cluster import find_cluster
 from ddp_launch.cluster.network import locate
 from ddp_launch.events.jsonl import EventLog
-from ddp_launch.plan.plan import LaunchPlan, make_plan
+from ddp_launch.plan.plan import LaunchPlan, MachineFacts, make_plan
 from ddp_launch.run.gpu_claims import Claims, runtime_folder
 from ddp_launch.run.program_check import check_program, check_torch
 from ddp_train.distributed.speed_cache import recall as recall_speeds
@@ -70,14 +70,23 @@ def _plan(options: LaunchOptions, claims: Claims) -> LaunchPlan:
     """The plan, and for a run a claim on its GPUs."""
     check_program(options.program)
     if options.topology is not None:
-        return make_plan(options, snapshot.load(options.topology), read_host(), os.environ, known_speeds=recall_speeds)
+        other = snapshot.load(options.topology)
+        facts = MachineFacts(topology=other, host=read_host(), environ=os.environ, known_speeds=recall_speeds)
+        return make_plan(options, facts)
     cluster = locate(find_cluster(options, os.environ), wait=not options.dry_run)
-    topology, host = read_or_explain(), read_host()
+    topology = read_or_explain()
     inherited = read_inherited(topology, os.environ)
+    facts = MachineFacts(
+        topology=topology,
+        host=read_host(),
+        environ=os.environ,
+        recall=recall,
+        cluster=cluster,
+        known_speeds=recall_speeds,
+    )
 
     def plan_beside(others: Mapping[str, str]) -> LaunchPlan:
-        own = replace(inherited, claims=others)
-        return make_plan(options, topology, host, os.environ, recall, cluster, own, recall_speeds)
+        return make_plan(options, replace(facts, inherited=replace(inherited, claims=others)))
 
     if options.dry_run:
         return plan_beside(claims.others())
