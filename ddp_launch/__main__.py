@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+from pathlib import Path
 from typing import NoReturn
 
 
@@ -18,4 +20,6 @@ def program() -> NoReturn:
 
 
 if __name__ == "__main__":
+    # `python -m` puts the current folder first, where the user may have modules of the same names as ours.
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
     program()

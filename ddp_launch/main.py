@@ -26,7 +26,7 @@ from ddp_launch.cli.options import LaunchOptions, parse
 from ddp_launch.cluster.cluster import find_cluster
 from ddp_launch.cluster.network import locate
 from ddp_launch.events.jsonl import EventLog
-from ddp_launch.plan.plan import LaunchPlan, make_plan
+from ddp_launch.plan.plan import LaunchPlan, MachineFacts, make_plan
 from ddp_launch.run.gpu_claims import Claims, runtime_folder
 from ddp_launch.run.program_check import check_program, check_torch
 from ddp_train.distributed.speed_cache import recall as recall_speeds
@@ -71,14 +71,23 @@ def _plan(options: LaunchOptions, claims: Claims) -> LaunchPlan:
     """The plan, and for a run a claim on its GPUs."""
     check_program(options.program)
     if options.topology is not None:
-        return make_plan(options, snapshot.load(options.topology), read_host(), os.environ, known_speeds=recall_speeds)
+        other = snapshot.load(options.topology)
+        facts = MachineFacts(topology=other, host=read_host(), environ=os.environ, known_speeds=recall_speeds)
+        return make_plan(options, facts)
     cluster = locate(find_cluster(options, os.environ), wait=not options.dry_run)
-    topology, host = read_or_explain(), read_host()
+    topology = read_or_explain()
     inherited = read_inherited(topology, os.environ)
+    facts = MachineFacts(
+        topology=topology,
+        host=read_host(),
+        environ=os.environ,
+        recall=recall,
+        cluster=cluster,
+        known_speeds=recall_speeds,
+    )
 
     def plan_beside(others: Mapping[str, str]) -> LaunchPlan:
-        own = replace(inherited, claims=others)
-        return make_plan(options, topology, host, os.environ, recall, cluster, own, recall_speeds)
+        return make_plan(options, replace(facts, inherited=replace(inherited, claims=others)))
 
     if options.dry_run:
         return plan_beside(claims.others())
@@ -107,14 +116,14 @@ def _print(plan: LaunchPlan, options: LaunchOptions) -> int:
 def _run(plan: LaunchPlan, options: LaunchOptions, events: EventLog) -> int:
     from rich.console import Console
 
-    from ddp_launch.events.run_events import Report
-    from ddp_launch.failure.evidence import Witness
+    from ddp_launch.events.run_events import RunEvents
+    from ddp_launch.failure.evidence import EvidenceCollector
     from ddp_launch.failure.summary import show
     from ddp_launch.plan.show import show_compact, to_json
     from ddp_launch.run.folders import prepare
     from ddp_launch.run.preflight import preflight
     from ddp_launch.run.signals import deferred
-    from ddp_launch.run.torch_logging import quiet_import
+    from ddp_launch.run.torch_logging import importing_silently
 
     check_torch()
     console = Console(stderr=True)
@@ -125,15 +134,15 @@ def _run(plan: LaunchPlan, options: LaunchOptions, events: EventLog) -> int:
         return 1
     plan, folders = prepare(plan, options)
     show_compact(console, plan, str(folders.logs))
-    witness = Witness(plan)
-    report = Report(events, witness)
-    report.plan(to_json(plan), folders.logs)
+    evidence = EvidenceCollector(plan)
+    run_events = RunEvents(events, evidence)
+    run_events.plan(to_json(plan), folders.logs)
     # torch takes seconds to import: only now, with the plan on the screen.
-    with deferred(), quiet_import():
+    with deferred(), importing_silently():
         from ddp_launch.run import agent
 
-    outcome = agent.run(plan.job, folders.logs, report)
-    show(console, outcome, witness.remedy(outcome.first))
+    outcome = agent.run(plan.job, folders.logs, run_events)
+    show(console, outcome, evidence.remedy(outcome.first))
     events.end(outcome.status, message=outcome.message)
     if outcome.status == 0:
         folders.tidy(outcome.seen)

@@ -13,7 +13,7 @@ from typing import TypeVar
 from ddp_core.errors import OptionError
 from ddp_launch.cli.options import LaunchOptions
 from ddp_launch.cluster import kubernetes, mpi, pet, slurm
-from ddp_launch.cluster.detected import Surroundings
+from ddp_launch.cluster.detected import Detected
 
 T = TypeVar("T")
 
@@ -90,7 +90,7 @@ def find_cluster(options: LaunchOptions, environ: Mapping[str, str]) -> Cluster:
     )
 
 
-def _given(options: LaunchOptions) -> Surroundings | None:
+def _given(options: LaunchOptions) -> Detected | None:
     endpoint = options.rdzv_endpoint
     if endpoint is None and options.master_addr is not None:
         endpoint = pet.join(options.master_addr, options.master_port or pet.MASTER_PORT)
@@ -98,10 +98,10 @@ def _given(options: LaunchOptions) -> Surroundings | None:
     if found == (None, None, None, None):
         return None
     nnodes, rank, _, run_id = found
-    return Surroundings(source=COMMAND_LINE, nnodes=nnodes, node_rank=rank, endpoint=endpoint, run_id=run_id)
+    return Detected(source=COMMAND_LINE, nnodes=nnodes, node_rank=rank, endpoint=endpoint, run_id=run_id)
 
 
-def _first(said: Iterable[Surroundings], fact: Callable[[Surroundings], T | None]) -> tuple[T | None, str | None]:
+def _first(said: Iterable[Detected], fact: Callable[[Detected], T | None]) -> tuple[T | None, str | None]:
     """A fact and who says it."""
     return next(((value, found.source) for found in said if (value := fact(found)) is not None), (None, None))
 
@@ -117,7 +117,7 @@ def _in_words(facts: Iterable[tuple[str, str | None]]) -> str:
     return "; ".join(f"{' and '.join(found)} from {source}" for source, found in by.items())
 
 
-def _without_launchers(manager: Surroundings | None, options: LaunchOptions, endpoint_by: str | None) -> list[str]:
+def _without_launchers(manager: Detected | None, options: LaunchOptions, endpoint_by: str | None) -> list[str]:
     """Nodes without a launcher: an error, in a plan a warning; whoever names the endpoint knows better."""
     if manager is None or manager.alone is None or endpoint_by != manager.source:
         return []
@@ -145,7 +145,7 @@ def _refuse_inside_torchrun(environ: Mapping[str, str]) -> None:
         )
 
 
-def _not_used(options: LaunchOptions, environ: Mapping[str, str], said: Iterable[Surroundings]) -> Iterable[str]:
+def _not_used(options: LaunchOptions, environ: Mapping[str, str], said: Iterable[Detected]) -> Iterable[str]:
     """What is said about the way to other nodes where there is one node."""
     if options.rdzv_endpoint is not None or options.master_addr is not None:
         yield "one node, so the rendezvous endpoint is not used: the ranks meet on 127.0.0.1 (--nnodes says more nodes)"

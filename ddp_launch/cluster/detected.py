@@ -9,7 +9,7 @@ from ddp_core.errors import OptionError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Surroundings:
+class Detected:
     """What an environment says; None, or empty, where it is silent.
 
     `source`: for the plan, as in "Slurm job 7, step 0"; `nnodes`: (least, most); `endpoint`: HOST:PORT; `names`: the

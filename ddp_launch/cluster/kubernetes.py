@@ -5,20 +5,20 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Mapping
 
-from ddp_launch.cluster.detected import Surroundings, number
+from ddp_launch.cluster.detected import Detected, number
 
 PYTORCH_JOB = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK")
 OF_A_RANK = ("LOCAL_RANK", "TORCHELASTIC_RUN_ID")
 """Set by torchrun for its ranks: then RANK counts ranks, not pods."""
 
 
-def read(environ: Mapping[str, str]) -> Surroundings | None:
+def read(environ: Mapping[str, str]) -> Detected | None:
     """What a PyTorchJob or an Indexed Job says; None where there is neither. Errors: OptionError."""
     if _is_pytorch_job(environ):
         return _pytorch_job(environ)
     index = number(environ, "JOB_COMPLETION_INDEX")
     # An index alone is no run of several nodes: Indexed Jobs also count independent tasks.
-    return None if index is None else Surroundings(source=f"Kubernetes job index {index}", node_rank=index)
+    return None if index is None else Detected(source=f"Kubernetes job index {index}", node_rank=index)
 
 
 def of_a_rank(environ: Mapping[str, str]) -> tuple[str, ...]:
@@ -35,7 +35,7 @@ def _is_pytorch_job(environ: Mapping[str, str]) -> bool:
     return "KUBERNETES_SERVICE_HOST" in environ or not is_loopback(environ["MASTER_ADDR"])
 
 
-def _pytorch_job(environ: Mapping[str, str]) -> Surroundings | None:
+def _pytorch_job(environ: Mapping[str, str]) -> Detected | None:
     pods, rank = number(environ, "WORLD_SIZE", least=1), number(environ, "RANK")
     if pods is None or rank is None or rank >= pods:
         return None
@@ -43,7 +43,7 @@ def _pytorch_job(environ: Mapping[str, str]) -> Surroundings | None:
     # Some versions tell the first pod "localhost", where the other pods cannot reach it.
     if is_loopback(host) and rank == 0:
         host = environ.get("HOSTNAME") or host
-    return Surroundings(
+    return Detected(
         source="PyTorchJob",
         nnodes=(pods, pods),
         node_rank=rank,

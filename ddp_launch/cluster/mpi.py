@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ddp_launch.cluster.detected import Surroundings, number
+from ddp_launch.cluster.detected import Detected, number
 from ddp_launch.cluster.kubernetes import is_loopback
 from ddp_launch.cluster.pet import MASTER_PORT, join
 
@@ -30,7 +30,7 @@ KINDS = (
 )
 
 
-def read(environ: Mapping[str, str]) -> Surroundings | None:
+def read(environ: Mapping[str, str]) -> Detected | None:
     """What mpirun or mpiexec says; None where neither started this process. Errors: OptionError."""
     for who, size, rank, local, line in KINDS:
         total = number(environ, *size, least=1)
@@ -46,7 +46,7 @@ def read(environ: Mapping[str, str]) -> Surroundings | None:
                 f"{who} started {here} launchers on this node, and one starts all ranks of its node:"
                 f" use {line.format(nodes=nodes)}"
             )
-        return Surroundings(
+        return Detected(
             source=f"{who} (rank {own} of {total})" if own is not None else f"{who} (of {total})",
             nnodes=(nodes, nodes),
             node_rank=own if here == 1 else None,

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from ddp_core.errors import OptionError
 from ddp_launch.cli.value_types import endpoint, node_range
-from ddp_launch.cluster.detected import Surroundings, number
+from ddp_launch.cluster.detected import Detected, number
 
 T = TypeVar("T")
 
@@ -17,7 +17,7 @@ MASTER_PORT = 29_500
 """torch's default of --master-port."""
 
 
-def read(environ: Mapping[str, str]) -> Surroundings | None:
+def read(environ: Mapping[str, str]) -> Detected | None:
     """What PET_ variables say about the nodes; None where there are none. Errors: OptionError."""
     nodes = _checked(environ, "PET_NNODES", node_range)
     rank = number(environ, "PET_NODE_RANK")
@@ -27,7 +27,7 @@ def read(environ: Mapping[str, str]) -> Surroundings | None:
     run_id = environ.get("PET_RDZV_ID") or None
     if nodes is None and rank is None and where is None and run_id is None:
         return None
-    return Surroundings(source="PET_ variables", nnodes=nodes, node_rank=rank, endpoint=where, run_id=run_id)
+    return Detected(source="PET_ variables", nnodes=nodes, node_rank=rank, endpoint=where, run_id=run_id)
 
 
 def join(host: str, port: int) -> str:

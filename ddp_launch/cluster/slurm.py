@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from ddp_launch.cluster.detected import Surroundings, number
+from ddp_launch.cluster.detected import Detected, number
 from ddp_launch.cluster.slurm_hostlist import expand, expand_counts
 
 FIRST_PORT, PORTS = 20_000, 10_000
@@ -20,7 +20,7 @@ NODE_LISTS = ("SLURM_JOB_NODELIST", "SLURM_NODELIST")
 NODE_COUNTS = ("SLURM_JOB_NUM_NODES", "SLURM_NNODES")
 
 
-def read(environ: Mapping[str, str]) -> Surroundings | None:
+def read(environ: Mapping[str, str]) -> Detected | None:
     """The nodes that Slurm gave; None outside of Slurm. Errors: OptionError for a variable that cannot be read."""
     job = _job(environ)
     if not job:
@@ -32,7 +32,7 @@ def read(environ: Mapping[str, str]) -> Surroundings | None:
     nodes = number(environ, *counts, least=1) or len(names) or 1
     names = names if len(names) == nodes else ()
     restart = number(environ, "SLURM_RESTART_COUNT") or 0
-    return Surroundings(
+    return Detected(
         source=f"Slurm job {job}" + (f", step {step}" if step is not None else ""),
         nnodes=(nodes, nodes),
         node_rank=_node_rank(environ, names),

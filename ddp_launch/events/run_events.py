@@ -1,4 +1,4 @@
-"""What the launcher tells of a run while it runs, as events; docs/events.md says what their keys mean."""
+"""The events of a run, as the launcher records them; docs/events.md says what their keys mean."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from ddp_launch.events.jsonl import EventLog, Value
-from ddp_launch.failure.evidence import Witness
+from ddp_launch.failure.evidence import EvidenceCollector
 from ddp_launch.failure.failures import Attempt, Failure, exit_status, signal_name
 
 SCHEMA = "ddp-launch-events/1"
 LAST_LINES = 40
 
 
-class Report:
-    """Words the events of a run. `witness`: knows remedies for failures; None is for runs that nobody records."""
+class RunEvents:
+    """Records the events of a run. `evidence`: knows remedies for failures; None is for runs that nobody records."""
 
-    def __init__(self, events: EventLog, witness: Witness | None = None) -> None:
+    def __init__(self, events: EventLog, evidence: EvidenceCollector | None = None) -> None:
         self._events = events
-        self._witness = witness
+        self._evidence = evidence
         self._signalled = False
 
     def plan(self, plan: Mapping[str, Any], logs: Path) -> None:
@@ -39,7 +39,7 @@ class Report:
         self._events.write("rank-end", ended_ms, attempt=attempt, rank=rank, stopped=stopped, **_end(code))
 
     def signal(self, number: signal.Signals) -> None:
-        """The launcher itself was asked to end. Told once."""
+        """The launcher itself was asked to end. Recorded once."""
         if not self._signalled:
             self._signalled = True
             self._events.write("signal", signal=number.name)
@@ -48,7 +48,7 @@ class Report:
         """An attempt has failed: its first failure, and what became of the others. `restarts`: how many are left."""
         if (first := attempt.first) is None:
             return
-        remedy = self._witness.remedy(first) if self._witness else None
+        remedy = self._evidence.remedy(first) if self._evidence else None
         others = [other for other in attempt.failures if other is not first]
         self._events.write(
             "failure",

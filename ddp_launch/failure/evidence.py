@@ -16,7 +16,7 @@ from ddp_launch.failure.remedies import Remedy, find_remedy
 from ddp_launch.plan.plan import LaunchPlan
 
 
-class Witness:
+class EvidenceCollector:
     """Made before the ranks start; what has changed since is evidence."""
 
     def __init__(self, plan: LaunchPlan) -> None:

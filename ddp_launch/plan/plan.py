@@ -61,33 +61,40 @@ class LaunchPlan:
     inherited: Inherited | None = None
 
 
-def make_plan(
-    options: LaunchOptions,
-    topology: Topology,
-    host: Host,
-    environ: Mapping[str, str],
-    recall: Callable[[Topology, Sequence[str]], Verdict | None] = lambda topology, uuids: None,
-    cluster: Cluster | None = None,
-    inherited: Inherited | None = None,
-    known_speeds: Callable[[str], KnownSpeeds | None] = lambda work: None,
-) -> LaunchPlan:
-    """The plan for these facts. `environ`: the user's environment, whose values are kept.
+@dataclass(frozen=True, kw_only=True)
+class MachineFacts:
+    """What a plan is made from, beside the user's options.
 
-    `recall` gives the verdict of `gpu_topology verify` on the selected GPUs, where there is one. `cluster`: the nodes,
-    where the network has been asked about them already. `inherited`: what was read of this process (see
-    gpu_topology/select/from_environment.py), by default what `environ` alone tells. `known_speeds`: what calibrations
-    have found for a kind of work (see ddp_train/distributed/speed_cache.py).
+    environ       the user's environment, whose values are kept
+    recall        gives the verdict of `gpu_topology verify` on the selected GPUs, None where there is none
+    cluster       the nodes, where the network has been asked about them already
+    inherited     what was read of this process (gpu_topology/select/from_environment.py); None: from `environ` alone
+    known_speeds  what calibrations have measured for a kind of work (ddp_train/distributed/speed_cache.py)
+    """
+
+    topology: Topology
+    host: Host
+    environ: Mapping[str, str]
+    recall: Callable[[Topology, Sequence[str]], Verdict | None] = lambda topology, uuids: None
+    cluster: Cluster | None = None
+    inherited: Inherited | None = None
+    known_speeds: Callable[[str], KnownSpeeds | None] = lambda work: None
+
+
+def make_plan(options: LaunchOptions, facts: MachineFacts) -> LaunchPlan:
+    """The plan for these facts.
 
     Errors: TopologyError (GPUs that cannot be had), OptionError (nodes that cannot meet), ddp_train's UserError
     (options of the trainer).
     """
-    cluster = find_cluster(options, environ) if cluster is None else cluster
-    inherited = inherited or from_environment(environ)
+    topology, host, environ = facts.topology, facts.host, facts.environ
+    cluster = find_cluster(options, environ) if facts.cluster is None else facts.cluster
+    inherited = facts.inherited or from_environment(environ)
     training = plan_training(options.program)
     wants_cpu = "--cpu" if options.cpu else training.wants_cpu if training else None
     selection = _cpu_selection(topology, options, wants_cpu) if wants_cpu else _select(topology, options, inherited)
     ranks = _ranks(selection, options, host)
-    verdict = recall(topology, selection.uuids)
+    verdict = facts.recall(topology, selection.uuids)
     binding = _binding(options, topology, selection, host)
     settings = _settings(options, topology, selection, host, environ, cluster, ranks, verdict)
     if training is not None:
@@ -117,7 +124,7 @@ def make_plan(
     warnings = (
         *(() if wants_cpu else topology.warnings),  # why there is no GPU concerns nobody who asked for the CPU
         *_warnings(plan, options, environ, binding),
-        *_predicted(options, topology, selection, inherited, training, known_speeds),
+        *_predicted(options, topology, selection, inherited, training, facts.known_speeds),
     )
     return dataclasses.replace(plan, warnings=warnings)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -37,8 +38,8 @@ from torch.distributed.elastic.rendezvous.dynamic_rendezvous import (
 
 from ddp_launch.cluster.cluster import Cluster
 from ddp_launch.cluster.network import NetworkError, resolve, split_endpoint
-from ddp_launch.rendezvous.remote_failures import Elsewhere
-from ddp_launch.rendezvous.roll_call import Node, RollCall, who_is_missing
+from ddp_launch.rendezvous.attendance import Attendance, Node, who_is_missing
+from ddp_launch.rendezvous.remote_failures import RemoteFailures
 from ddp_launch.rendezvous.single_node import listen
 
 SEVERAL_NODES = "ddp-launch-several-nodes"
@@ -93,10 +94,10 @@ class SeveralNodes(DynamicRendezvousHandler):
         cluster, store = meeting.cluster, meeting.store
         assert cluster.address is not None
         self._meeting = meeting
-        self._roll = RollCall(store)
+        self._attendance = Attendance(store)
         self._patience = _Patience(join=timedelta(seconds=max(1.0, meeting.deadline - time.monotonic())))
         self._size = 0
-        self.elsewhere = Elsewhere(store, 0, 1)
+        self.remote = RemoteFailures(store, 0, 1)
         """What failed on the other nodes of the latest attempt."""
         rank = 0 if cluster.node_rank is None and meeting.holds_store else cluster.node_rank
         node = _NodeDesc(cluster.address, os.getpid(), LAST_PLACE if rank is None else rank)
@@ -111,7 +112,7 @@ class SeveralNodes(DynamicRendezvousHandler):
         super().__init__(node, settings, SEVERAL_NODES, store, _BackendRendezvousStateHolder(backend, settings))
         _notice_silence(split_endpoint(cluster.endpoint or "")[1])
         with self._explained():
-            self._roll.enter(Node(repr(node), socket.gethostname(), rank))
+            self._attendance.enter(Node(repr(node), socket.gethostname(), rank))
 
     @property
     def use_agent_store(self) -> bool:
@@ -131,14 +132,14 @@ class SeveralNodes(DynamicRendezvousHandler):
         self._patience.has_begun = True
         self._patience._set_timeouts(join=timedelta(seconds=self._meeting.cluster.rdzv_timeout_s))
         self._size = info.world_size
-        self.elsewhere = Elsewhere(self._meeting.store, self.round, info.world_size)
+        self.remote = RemoteFailures(self._meeting.store, self.round, info.world_size)
         return info
 
     def shutdown(self) -> bool:
         """See the base class; with this process goes the store, in which others may still read what failed here."""
         closed: bool = super().shutdown()
         if self._meeting.holds_store:
-            self.elsewhere.see_off()
+            self.remote.see_off()
         return closed
 
     def num_nodes_waiting(self) -> int:
@@ -167,7 +168,7 @@ class SeveralNodes(DynamicRendezvousHandler):
             except RendezvousTimeoutError:
                 raise MeetingFailed(self._give_up()) from None
             except RendezvousClosedError:
-                raise MeetingFailed(self._roll.ended() or "another node has ended the run") from None
+                raise MeetingFailed(self._attendance.ended() or "another node has ended the run") from None
         except (RendezvousConnectionError, RuntimeError):
             # What the store itself raises is a RuntimeError.
             raise MeetingFailed(_store_lost(self._meeting.cluster)) from None
@@ -177,8 +178,8 @@ class SeveralNodes(DynamicRendezvousHandler):
         cluster = self._meeting.cluster
         others = [node for node in self._state_holder.state.participants if node != self._this_node]
         present = {repr(node) for node in (self._this_node, *others)}
-        words = who_is_missing(cluster.nnodes, cluster.names, self._roll.came(), present, cluster.rdzv_timeout_s)
-        self._roll.end(words)
+        words = who_is_missing(cluster.nnodes, cluster.names, self._attendance.came(), present, cluster.rdzv_timeout_s)
+        self._attendance.end(words)
         with suppress(RendezvousTimeoutError):
             self._close()
         if others and self._meeting.holds_store:
@@ -254,6 +255,9 @@ def _notice_silence(port: int) -> None:
     The store waits in native code, where no signal is heard: by the kernel's own limits for a quarter of an hour.
     """
     for name in os.listdir("/proc/self/fd"):  # noqa: PTH208
+        if not _is_socket(int(name)):
+            # Closing a second descriptor of a file would drop this process's locks on it: its claims, the run's lock.
+            continue
         with suppress(OSError), socket.socket(fileno=os.dup(int(name))) as end:
             if end.type == socket.SOCK_STREAM and port in (end.getsockname()[1], end.getpeername()[1]):
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -261,6 +265,13 @@ def _notice_silence(port: int) -> None:
                 end.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEP_ALIVE_S)
                 end.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEP_ALIVE_ATTEMPTS)
                 end.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SILENCE_S * 1000)
+
+
+def _is_socket(descriptor: int) -> bool:
+    try:
+        return stat.S_ISSOCK(os.fstat(descriptor).st_mode)
+    except OSError:  # the descriptor of the listing itself
+        return False
 
 
 def _store_lost(cluster: Cluster) -> str:

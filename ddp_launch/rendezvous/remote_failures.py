@@ -14,7 +14,7 @@ from pathlib import Path
 from ddp_core import rank_report
 from ddp_launch.failure.failures import Failure
 from ddp_launch.failure.log_tail import LogTail
-from ddp_launch.rendezvous.roll_call import Store
+from ddp_launch.rendezvous.attendance import Store
 
 WAIT_S = 2.0
 """How long a node whose ranks are all victims waits for another's word, and the store for the nodes that read it."""
@@ -22,7 +22,7 @@ LOOK_S = 0.05
 LINES = 40
 
 
-class Elsewhere:
+class RemoteFailures:
     """The word that the nodes of one attempt give one another. The store may be gone at any time: nothing raises.
 
     `attempt`: its number, the same on each node; `nodes`: how many take part.

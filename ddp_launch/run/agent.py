@@ -26,17 +26,17 @@ from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 from torch.numa.binding import AffinityMode, NumaOptions
 
 from ddp_launch.events.jsonl import EventLog
-from ddp_launch.events.run_events import Report
+from ddp_launch.events.run_events import RunEvents
 from ddp_launch.failure.failures import Attempt, Failure, Outcome, blame, exit_status, first_failure, status_of
 from ddp_launch.failure.restart_policy import why_not
 from ddp_launch.plan.command import LOOPBACK, Job, escape_macros
 from ddp_launch.rendezvous import multi_node, single_node
-from ddp_launch.rendezvous.remote_failures import Elsewhere
+from ddp_launch.rendezvous.remote_failures import RemoteFailures
 from ddp_launch.run.exit_order import Endings
-from ddp_launch.run.process_tree import Descendants, leashed
+from ddp_launch.run.process_tree import ProcessTree, with_pdeathsig
 from ddp_launch.run.rank_logs import SIGNALS_VARIABLE, RankLogs
 from ddp_launch.run.signals import Interrupts
-from ddp_launch.run.torch_logging import quieten_engine
+from ddp_launch.run.torch_logging import silence_engine
 
 MONITOR_INTERVAL_S = 0.05
 LEFT_BEHIND_S = 2
@@ -53,29 +53,29 @@ LAUNCHED = "DDP_LAUNCH"
 """Tells a program that its environment was planned: that OMP_NUM_THREADS, say, is no filler of torchrun's."""
 
 
-def run(job: Job, log_dir: Path, report: Report | None = None) -> Outcome:
-    """Run the job to its end and tell how it ended, what happens to `report`. Main thread only.
+def run(job: Job, log_dir: Path, events: RunEvents | None = None) -> Outcome:
+    """Run the job to its end and tell how it ended, with each step recorded in `events`. Main thread only.
 
     Never raises for what a rank does.
     """
-    report = report or Report(EventLog(None))
+    events = events or RunEvents(EventLog(None))
     for name in job.unset:
         os.environ.pop(name, None)
     os.environ.update(job.environment)
     os.environ[LAUNCHED] = "1"
     # torch's own handlers would raise again on each further signal, and leave ranks behind.
     os.environ[SIGNALS_VARIABLE] = ""
-    quieten_engine()
+    silence_engine()
     logs = RankLogs(log_dir, tee=job.tee)
     interrupts = Interrupts(lambda number: SignalException(f"got {number.name}", number))
     with interrupts.installed():
         try:
-            with Descendants() as descendants:
-                interrupts.kill = descendants.kill
-                agent = _Agent(_spec(job), logs, job.grace, job.saves_together, interrupts, descendants, report)
+            with ProcessTree() as process_tree:
+                interrupts.kill = process_tree.kill
+                agent = _Agent(_spec(job), logs, job.grace, job.saves_together, interrupts, process_tree, events)
                 return agent.outcome(agent.run())
         except SignalException as stop:
-            report.signal(stop.sigval)
+            events.signal(stop.sigval)
             return Outcome(status=exit_status(-stop.sigval))
         except multi_node.MeetingFailed as error:
             return Outcome(status=1, message=str(error))
@@ -86,7 +86,7 @@ def run(job: Job, log_dir: Path, report: Report | None = None) -> Outcome:
 
 
 def _spec(job: Job) -> WorkerSpec:
-    entrypoint, *args = leashed(job.worker)
+    entrypoint, *args = with_pdeathsig(job.worker)
     parameters = _rendezvous(job)
     return WorkerSpec(
         role="rank",
@@ -130,8 +130,8 @@ class _Agent(LocalElasticAgent):
         grace: int,
         saves_together: bool,
         interrupts: Interrupts,
-        descendants: Descendants,
-        report: Report,
+        process_tree: ProcessTree,
+        events: RunEvents,
     ) -> None:
         super().__init__(spec, logs, log_line_prefix_template="[rank ${rank}] ")
         self._logs = logs
@@ -139,8 +139,8 @@ class _Agent(LocalElasticAgent):
         self._patience = float(grace)
         self._saves_together = saves_together
         self._interrupts = interrupts
-        self._descendants = descendants
-        self._report = report
+        self._descendants = process_tree
+        self._events = events
         self._reported: set[int] = set()
         self._attempts: list[Attempt] = []
         self._refusal: str | None = None
@@ -180,7 +180,7 @@ class _Agent(LocalElasticAgent):
         self._over, self._begin_ms = False, time.monotonic() * 1000
         self._reported = set()
         ranks = {worker_group.workers[local_rank].global_rank: pid for local_rank, pid in pids.items()}
-        self._report.attempt(len(self._attempts), ranks, worker_group.workers[0].world_size, self._logs.attempt)
+        self._events.attempt(len(self._attempts), ranks, worker_group.workers[0].world_size, self._logs.attempt)
         return pids
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
@@ -198,9 +198,9 @@ class _Agent(LocalElasticAgent):
                 self._patience = min(self._grace, HUNG_S)
             elif self._saves_together:
                 self._patience = min(self._grace, LOST_S)
-            if (elsewhere := self._elsewhere) is not None and None in self._codes().values():
+            if (remote := self._remote_failures) is not None and None in self._codes().values():
                 # The others may take their grace time to end: the other nodes are told before.
-                elsewhere.tell(first)
+                remote.tell(first)
             self._shutdown()
             self._report_ends(stopped=True)
             self._logs.finish()
@@ -221,17 +221,17 @@ class _Agent(LocalElasticAgent):
         """Note a failed attempt, and whether another one may follow."""
         seconds = (min(failure.ended_ms or 0.0 for failure in failures) - self._begin_ms) / 1000
         nodes = 1
-        if (elsewhere := self._elsewhere) is not None:
-            nodes, cause = elsewhere.nodes, elsewhere.compare(first_failure(failures))
+        if (remote := self._remote_failures) is not None:
+            nodes, cause = remote.nodes, remote.compare(first_failure(failures))
             failures = failures if cause is None else (cause, *failures)
         self._attempts.append(Attempt(len(self._attempts), failures, seconds, nodes))
         if self._remaining_restarts > 0 and (why := why_not(self._attempts)):
             self._refusal = why
             self._remaining_restarts = 0
-        self._report.failure(self._attempts[-1], restarts=self._remaining_restarts)
+        self._events.failure(self._attempts[-1], restarts=self._remaining_restarts)
 
     def _report_ends(self, *, stopped: bool = False) -> None:
-        """Report the ranks that have ended since the last time. `stopped`: the launcher has asked them to."""
+        """RunEvents the ranks that have ended since the last time. `stopped`: the launcher has asked them to."""
         new = {rank: code for rank, code in self._codes().items() if code is not None and rank not in self._reported}
         if not new:
             return
@@ -239,14 +239,14 @@ class _Agent(LocalElasticAgent):
         ended = self._endings.ended_ms(new)
         for local_rank in sorted(new, key=ended.__getitem__):
             rank = self._worker_group.workers[local_rank].global_rank
-            self._report.rank_end(len(self._attempts), rank, new[local_rank], ended[local_rank], stopped=stopped)
+            self._events.rank_end(len(self._attempts), rank, new[local_rank], ended[local_rank], stopped=stopped)
 
     def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM, timeout: int = 30) -> None:
         # `timeout` is what torch believes: it has 30 s written in where a failure is found. torch's own shutdown
         # closes once more, with nothing left to wait for; torch 2.11's takes no time limit.
         self._interrupts.ending = True
         if self._interrupts.received is not None:
-            self._report.signal(self._interrupts.received)
+            self._events.signal(self._interrupts.received)
         handlers = self._handlers().values()
         alive = [handler.proc.pid for handler in handlers if handler.proc.poll() is None]
         well = all(handler.proc.returncode == 0 for handler in handlers)
@@ -264,9 +264,9 @@ class _Agent(LocalElasticAgent):
         return Event(f"torchelastic.worker.status.{state}", source)
 
     @property
-    def _elsewhere(self) -> Elsewhere | None:
+    def _remote_failures(self) -> RemoteFailures | None:
         """What failed on other nodes; None where there is none."""
-        return getattr(self._worker_group.spec.rdzv_handler, "elsewhere", None)
+        return getattr(self._worker_group.spec.rdzv_handler, "remote", None)
 
     def _handlers(self) -> Mapping[int, Any]:
         return getattr(self._pcontext, "subprocess_handlers", {})

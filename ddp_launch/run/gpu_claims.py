@@ -19,7 +19,7 @@ from typing import TypeVar
 from urllib.parse import quote, unquote
 
 from ddp_core.locks import open_lock_file, owner, try_lock
-from ddp_launch.run.other_users_claims import Announcements, neighbours
+from ddp_launch.run.other_users_claims import Announcements, other_users_claims
 
 T = TypeVar("T")
 
@@ -45,7 +45,7 @@ class Claims:
 
     def others(self) -> dict[str, str]:
         """UUID -> the words for who claims it, of the GPUs that other launchers claim."""
-        found = neighbours()
+        found = other_users_claims()
         if not self._safe():
             return found
         for path in sorted(self._folder.glob("*" + SUFFIX)):
@@ -73,7 +73,7 @@ class Claims:
         if not lost:
             self._announcements.make(self._held)
             # Each announces first and looks then: of two users' launchers the later one sees the earlier.
-            lost = {} if shared else {uuid: who for uuid, who in neighbours().items() if uuid in self._held}
+            lost = {} if shared else {uuid: who for uuid, who in other_users_claims().items() if uuid in self._held}
             if lost:
                 self.release()
         return lost

@@ -45,7 +45,7 @@ class Announcements:
             self._sockets.pop().close()
 
 
-def neighbours() -> dict[str, str]:
+def other_users_claims() -> dict[str, str]:
     """UUID -> the words for who claims it, of the claims of other users."""
     try:
         listed = SOCKETS.read_text(encoding="utf-8", errors="replace")

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from ddp_core.errors import PreflightError
 from ddp_launch.cli.options import LaunchOptions
-from ddp_launch.plan.plan import LaunchPlan, make_plan
+from ddp_launch.plan.plan import LaunchPlan, MachineFacts, make_plan
 from gpu_topology.verify_cache import Verdict
 
 OWN_ACCORD = "--no-preflight starts the run without this check"
@@ -57,8 +57,15 @@ def preflight(plan: LaunchPlan, options: LaunchOptions, console: Console, worker
         _say(console, f"every byte and every sum right in {verdict.seconds:.1f} s{speed}")
     else:
         _say(console, _mended(verdict))
-    read = (plan.topology, plan.host, os.environ)
-    return make_plan(options, *read, lambda topology, uuids: verdict, plan.cluster, plan.inherited)
+    facts = MachineFacts(
+        topology=plan.topology,
+        host=plan.host,
+        environ=os.environ,
+        recall=lambda topology, uuids: verdict,
+        cluster=plan.cluster,
+        inherited=plan.inherited,
+    )
+    return make_plan(options, facts)
 
 
 def _unmended(plan: LaunchPlan, options: LaunchOptions, console: Console, verdict: Verdict) -> LaunchPlan:

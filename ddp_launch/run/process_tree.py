@@ -2,7 +2,7 @@
 
 The launcher adopts what its descendants leave behind (prctl(2), PR_SET_CHILD_SUBREAPER), so that all of them stay in
 the tree of processes below it, those that made a session of their own or were made to outlive their parents too.
-The ranks are tied to it by the kernel (exec_with_pdeathsig.py). Where it is killed itself, a guardian ends the rest
+The ranks are tied to it by the kernel (exec_with_pdeathsig.py). Where it is killed itself, a reaper ends the rest
 (reaper.py).
 """
 
@@ -29,13 +29,13 @@ LAST_WAIT_S = 3.0
 """How long the kernel may take over a SIGKILL: a process that waits for a device or a network disk can be stuck."""
 
 
-def leashed(worker: Iterable[str]) -> tuple[str, ...]:
+def with_pdeathsig(worker: Iterable[str]) -> tuple[str, ...]:
     """The command of a rank, as one that the kernel ends with this process. To be started from the main thread."""
     return (*SCRIPT, str(exec_with_pdeathsig.__file__), str(os.getpid()), *worker)
 
 
-class Descendants:
-    """The processes below this one, but for the guardian, which is started here. Sets the mark in `os.environ`.
+class ProcessTree:
+    """The processes below this one, but for the reaper, which is started here. Sets the mark in `os.environ`.
 
     Children that this process has already (`tensorboard & exec python launch.py`) are none of the run's.
     """
@@ -47,7 +47,7 @@ class Descendants:
         run = uuid.uuid4().hex
         reading, self._pipe = os.pipe()
         try:
-            self._guardian = subprocess.Popen(
+            self._reaper = subprocess.Popen(
                 (*SCRIPT, str(reaper.__file__), run),
                 stdin=reading,
                 stdout=subprocess.DEVNULL,
@@ -60,7 +60,7 @@ class Descendants:
         os.environ[reaper.MARK] = f"{outer}:{run}" if outer else run
 
     def watch(self, ranks: Iterable[int]) -> None:
-        """Take note of ranks by their process ids, and tell the guardian."""
+        """Take note of ranks by their process ids, and tell the reaper."""
         self._ranks = set(ranks)
         self._tell(b"".join(b"%d\n" % pid for pid in self._ranks))
 
@@ -70,7 +70,7 @@ class Descendants:
         for stranger in self._strangers:
             if (now := processes.get(stranger.pid)) is not None and now.start == stranger.start:
                 del processes[stranger.pid]
-        tree = reaper.below(processes, {os.getpid()}) - {os.getpid(), self._guardian.pid}
+        tree = reaper.below(processes, {os.getpid()}) - {os.getpid(), self._reaper.pid}
         return {pid for pid in tree if not processes[pid].ended}
 
     def kill(self) -> None:
@@ -98,7 +98,7 @@ class Descendants:
 
     def reap(self) -> None:
         """Take leave of adopted processes that have ended. The ranks are waited for by torch's agent."""
-        others = {*self._ranks, self._guardian.pid}
+        others = {*self._ranks, self._reaper.pid}
         with suppress(ChildProcessError):
             while True:
                 ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -106,19 +106,19 @@ class Descendants:
                     return
                 os.waitpid(ended.si_pid, os.WNOHANG)
 
-    def __enter__(self) -> Descendants:
+    def __enter__(self) -> ProcessTree:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """End what is left, and the guardian."""
+        """End what is left, and the reaper."""
         self.end(deadline=0)
         self._tell(reaper.ALL_IS_WELL + b"\n")
         os.close(self._pipe)
         with suppress(subprocess.TimeoutExpired):
-            self._guardian.wait(DISMISS_S)
+            self._reaper.wait(DISMISS_S)
 
     def _tell(self, text: bytes) -> None:
-        # Without a guardian the ranks are still tied to the launcher.
+        # Without a reaper the ranks are still tied to the launcher.
         with suppress(OSError):
             os.write(self._pipe, text)
 

@@ -1,7 +1,7 @@
 """The way of a rank's output to the screen: passed on byte by byte as it comes, and kept in files on the way.
 
 A rank that finds a terminal in front of it goes on finding one: it is given a pseudo-terminal that changes nothing of
-what passes. Elsewhere it is given a pipe.
+what passes. RemoteFailures it is given a pipe.
 """
 
 from __future__ import annotations

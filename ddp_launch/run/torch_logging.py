@@ -12,7 +12,7 @@ CPP_LEVEL = "TORCH_CPP_LOG_LEVEL"
 
 
 @contextmanager
-def quiet_import() -> Iterator[None]:
+def importing_silently() -> Iterator[None]:
     """Import torch inside: no warnings, and its C++ side, which reads its log level once, reports errors alone."""
     earlier = os.environ.get(CPP_LEVEL)
     os.environ.setdefault(CPP_LEVEL, "ERROR")
@@ -25,7 +25,7 @@ def quiet_import() -> Iterator[None]:
             del os.environ[CPP_LEVEL]
 
 
-def quieten_engine() -> None:
+def silence_engine() -> None:
     """No log of the elastic engine, but for those who ask for it by torch's own variable LOGLEVEL."""
     if "LOGLEVEL" not in os.environ:
         log = logging.getLogger("torch.distributed.elastic")

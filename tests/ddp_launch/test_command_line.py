@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -190,3 +191,21 @@ def test_a_reader_that_goes_away(launcher: Any) -> None:
 def test_script_that_may_not_be_read(launcher: Any) -> None:
     launcher.script("").chmod(0)
     refused(launcher.run("--cpu", "program.py"), "may not be read")
+
+
+@pytest.mark.parametrize("how", ["python -m ddp_launch", "ddp-launch"])
+def test_the_version_beside_modules_of_the_users_own(tmp_path: Path, how: str) -> None:
+    """`python -m` looks in the current folder first."""
+    folder, command = tmp_path / "work", tmp_path / "bin" / "ddp-launch"
+    for name in ("launch.py", "launcher/__init__.py", "ddp_train.py", "main.py"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("raise SystemExit('the module of the user was imported')")
+    command.parent.mkdir()
+    command.write_text("from ddp_launch.__main__ import program\nprogram()\n")  # as pip makes it
+    words = ["-m", "ddp_launch"] if how.startswith("python") else [str(command)]
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(
+        [sys.executable, *words, "--version"], cwd=folder, env=env, capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("launch.py ")

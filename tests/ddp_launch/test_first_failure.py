@@ -88,7 +88,7 @@ def test_the_cause_is_named_and_its_victims_as_such(launcher: Any, program: str,
     aborted = ABORT in program or (program == GLOO and TERMINATE in summary)
     assert done.returncode == (134 if aborted else 1)
     if aborted:
-        assert "SIGABRT (signal 6): aborted in native code behind its error, in leaving" in summary
+        assert "SIGABRT (signal 6): aborted in native code after its error, while it was ending" in summary
         assert f"│ {TERMINATE}" in summary
         assert "destroy_process_group() before leaving" in " ".join(summary.split())
     else:

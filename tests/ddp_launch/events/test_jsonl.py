@@ -14,7 +14,7 @@ import pytest
 
 from ddp_core.errors import OptionError
 from ddp_launch.events.jsonl import EventLog
-from ddp_launch.events.run_events import Report
+from ddp_launch.events.run_events import RunEvents
 from ddp_launch.failure.failures import Attempt, Failure
 
 
@@ -42,8 +42,8 @@ def test_a_failure(tmp_path: Path) -> None:
     victim = Failure(0, "h", 1, (log,), ended_ms=1000.0)
     failures = (victim, Failure(2, "h", -9, (), ended_ms=900.0), Failure(3, "h", -15, stopped=True), Failure(4, "h", 3))
     with EventLog(str(tmp_path / "events")) as events:
-        Report(events).failure(Attempt(1, failures), restarts=1)
-        Report(events).failure(Attempt(1), restarts=1)
+        RunEvents(events).failure(Attempt(1, failures), restarts=1)
+        RunEvents(events).failure(Attempt(1), restarts=1)
     event, restart = lines(tmp_path / "events")
     assert (restart["event"], restart["attempt"], restart["restarts_left"]) == ("restart", 2, 0)
     facts = {"attempt": 1, "rank": 2, "status": 137, "exit_code": None, "signal": "SIGKILL", "monotonic_ms": 900.0}

@@ -14,7 +14,7 @@ from ddp_launch.failure.failures import Failure, blame, first_failure, status_of
 from ddp_launch.failure.known_failures import Evidence
 from ddp_launch.failure.log_tail import LogTail
 from ddp_launch.failure.remedies import find_remedy
-from ddp_launch.rendezvous.remote_failures import Elsewhere
+from ddp_launch.rendezvous.remote_failures import RemoteFailures
 from ddp_train.watchdog.process import report_of, text_of
 from ddp_train.watchdog.python_stacks import Frame
 from ddp_train.watchdog.verdict import Sight, Verdict
@@ -141,7 +141,7 @@ class Memory:
 
 def test_who_left_early_is_told_to_other_nodes() -> None:
     store, victim = Memory(), failure(0, 1, LOST, WHERE)
-    here, there = Elsewhere(store, 0, 2), Elsewhere(store, 0, 2)
+    here, there = RemoteFailures(store, 0, 2), RemoteFailures(store, 0, 2)
     here.tell(blame([victim], [failure(1, 0, "")])[0])
     cause = there.compare(victim)
     assert cause is not None

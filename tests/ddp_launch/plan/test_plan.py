@@ -10,7 +10,7 @@ import pytest
 
 from ddp_core.errors import TopologyError, UserError
 from ddp_launch.cli.options import parse
-from ddp_launch.plan.plan import LaunchPlan, make_plan, with_arguments
+from ddp_launch.plan.plan import LaunchPlan, MachineFacts, make_plan, with_arguments
 from gpu_topology.host.cpus import NumaNode
 from gpu_topology.host.host import Host
 from gpu_topology.topology import Gpu, MigDevice, Topology
@@ -59,7 +59,7 @@ def host(cpus: int = 8) -> Host:
 def plan(
     *argv: str, topology: Topology = WORKSTATION, cpus: int = 8, environ: Mapping[str, str] | None = None
 ) -> LaunchPlan:
-    return make_plan(parse(argv), topology, host(cpus), environ or {})
+    return make_plan(parse(argv), MachineFacts(topology=topology, host=host(cpus), environ=environ or {}))
 
 
 def values(made: LaunchPlan) -> dict[str, str]:
@@ -244,7 +244,7 @@ def on_two_nodes(**changes: object) -> LaunchPlan:
     facts = {"usable_nodes": nodes, "usable_cores": 8, "numactl": True, "numa_policy": True, **changes}
     argv = [str(word) for word in facts.pop("argv", ())]  # type: ignore[attr-defined]
     made = replace(host(), **facts)  # type: ignore[arg-type]
-    return make_plan(parse([*argv, "a.py"]), Topology(gpus=gpus), made, {})
+    return make_plan(parse([*argv, "a.py"]), MachineFacts(topology=Topology(gpus=gpus), host=made, environ={}))
 
 
 def test_ranks_are_bound_to_numa_nodes_where_that_works() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import re
 import signal
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from ddp_launch.rendezvous import multi_node
 from tests.ddp_launch.two_nodes import Node, two_nodes, why_not
 
 ROOT = Path(__file__).parents[3]
@@ -213,3 +215,14 @@ def test_a_failure_on_the_other_node_is_named_on_both(launcher: Any, culprit: in
     events = [json.loads(line) for line in (launcher.folder / f"events-{there}").read_text().splitlines()]
     (failure,) = (event for event in events if event["event"] == "failure")
     assert (failure["rank"], failure["status"], failure["error"]) == (culprit, 7, "ValueError: the cause")
+
+
+def test_the_locks_of_this_process_stay(tmp_path: Path) -> None:
+    """POSIX locks go with the first descriptor of their file that is closed (fcntl(2))."""
+    path = tmp_path / "claim"
+    other = f"import fcntl; fcntl.lockf(open({str(path)!r}, 'r+'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+    with path.open("w") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX)
+        multi_node._notice_silence(1)
+        taken = subprocess.run([sys.executable, "-c", other], capture_output=True, text=True)
+    assert "BlockingIOError" in taken.stderr

@@ -7,6 +7,7 @@ import io
 import json
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 from rich.console import Console
 
 from ddp_launch.cli.options import parse
-from ddp_launch.plan.plan import LaunchPlan, make_plan
+from ddp_launch.plan.plan import LaunchPlan, MachineFacts, make_plan
 from ddp_launch.run.preflight import is_due, preflight
 from gpu_topology.host.host import read_host
 from gpu_topology.topology import LinkLevel
@@ -52,7 +53,7 @@ def surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def plan_for(*words: str) -> LaunchPlan:
-    return make_plan(parse([*words, __file__]), GPUS, read_host(), {})
+    return make_plan(parse([*words, __file__]), MachineFacts(topology=GPUS, host=read_host(), environ={}))
 
 
 @pytest.mark.parametrize(
@@ -77,9 +78,10 @@ def test_a_doubt_ends_with_a_verdict_and_without_peer_access() -> None:
     )
     options = parse([__file__])
     host = dataclasses.replace(read_host(), iommu=("dmar0",), iommu_types=("DMA",))
-    assert make_plan(options, near, host, {}).doubt is not None
-    assert make_plan(options, near, host, {}, lambda *_: Verdict(ok=True)).doubt is None
-    assert make_plan(options, near, host, {"NCCL_P2P_DISABLE": "1"}).doubt is None
+    facts = MachineFacts(topology=near, host=host, environ={})
+    assert make_plan(options, facts).doubt is not None
+    assert make_plan(options, replace(facts, recall=lambda *_: Verdict(ok=True))).doubt is None
+    assert make_plan(options, replace(facts, environ={"NCCL_P2P_DISABLE": "1"})).doubt is None
 
 
 def test_the_run_goes_on_with_what_mends_it(tmp_path: Path) -> None:

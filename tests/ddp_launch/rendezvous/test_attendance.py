@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ddp_launch.rendezvous.roll_call import Node, RollCall, who_is_missing
+from ddp_launch.rendezvous.attendance import Attendance, Node, who_is_missing
 
 A, B, C = Node("a1", "alpha", 0), Node("b1", "beta", 1), Node("c1", "gamma", 2)
 NAMES = ("alpha", "beta", "gamma")
@@ -31,7 +31,7 @@ class Store:
 
 
 def test_all_that_came_in_their_order() -> None:
-    roll = RollCall(Store())
+    roll = Attendance(Store())
     assert roll.came() == []
     unnamed = Node("d1", "delta")
     for node in (B, unnamed, A):

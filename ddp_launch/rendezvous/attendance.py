@@ -31,7 +31,7 @@ class Node:
     rank: int | None = None
 
 
-class RollCall:
+class Attendance:
     """The notes of all nodes in the store that they share."""
 
     def __init__(self, store: Store) -> None:
