@@ -100,8 +100,7 @@ def make_plan(options: LaunchOptions, facts: MachineFacts) -> LaunchPlan:
     if training is not None:
         training = training.decided(topology, selection, host, ranks=ranks, nodes=cluster.nnodes[0])
     program = training.program if training else options.program
-    grace = default_grace(environ) if options.grace is None else options.grace
-    job = _job(options, cluster, program, selection, ranks, settings, binding.mode if binding else None, grace)
+    job = _job(options, environ, cluster, program, selection, ranks, settings, binding)
     command = redacted(torchrun(job, program))
     plan = LaunchPlan(
         topology=topology,
@@ -221,23 +220,23 @@ def _restarts(options: LaunchOptions, cluster: Cluster) -> int:
 
 def _job(
     options: LaunchOptions,
+    environ: Mapping[str, str],
     cluster: Cluster,
     program: Program,
     selection: Selection,
     ranks: int,
     settings: Iterable[Setting],
-    numa_binding: str | None,
-    grace: int,
+    binding: Binding | None,
 ) -> Job:
     return Job(
         worker=worker_argv(program),
         nproc_per_node=ranks,
         environment=tuple((s.name, s.value) for s in settings if not s.kept and not s.unset),
         unset=tuple(s.name for s in settings if s.unset),
-        numa_binding=numa_binding,
+        numa_binding=None if binding is None else binding.mode,
         cluster=cluster,
         max_restarts=_restarts(options, cluster),
-        grace=grace,
+        grace=default_grace(environ) if options.grace is None else options.grace,
         tee=options.tee,
         saves_together=program.kind == "trainer",
         virtual_local_rank=ranks > 1 and any(uuid.startswith("MIG-") for uuid in selection.uuids),

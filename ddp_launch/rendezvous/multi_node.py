@@ -28,19 +28,14 @@ from torch.distributed.elastic.rendezvous import (
     rendezvous_handler_registry,
 )
 from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import C10dRendezvousBackend
-from torch.distributed.elastic.rendezvous.dynamic_rendezvous import (
-    DynamicRendezvousHandler,
-    RendezvousSettings,
-    RendezvousTimeout,
-    _BackendRendezvousStateHolder,
-    _NodeDesc,
-)
+from torch.distributed.elastic.rendezvous.dynamic_rendezvous import RendezvousSettings, RendezvousTimeout
 
 from ddp_launch.cluster.cluster import Cluster
 from ddp_launch.cluster.network import NetworkError, resolve, split_endpoint
 from ddp_launch.rendezvous.attendance import Attendance, Node, who_is_missing
 from ddp_launch.rendezvous.remote_failures import RemoteFailures
 from ddp_launch.rendezvous.single_node import listen
+from ddp_launch.torch_internals import HookedRendezvous, change_join_timeout
 
 SEVERAL_NODES = "ddp-launch-several-nodes"
 LAST_PLACE = 1_000_000
@@ -87,7 +82,7 @@ class _Patience(RendezvousTimeout):
         return timedelta(seconds=LATER_CALL_S if self.has_begun else FIRST_CALL_S)
 
 
-class SeveralNodes(DynamicRendezvousHandler):
+class SeveralNodes(HookedRendezvous):
     """torch's dynamic rendezvous among launchers like this one."""
 
     def __init__(self, meeting: _Meeting, run_id: str) -> None:
@@ -100,7 +95,7 @@ class SeveralNodes(DynamicRendezvousHandler):
         self.remote = RemoteFailures(store, 0, 1)
         """What failed on the other nodes of the latest attempt."""
         rank = 0 if cluster.node_rank is None and meeting.holds_store else cluster.node_rank
-        node = _NodeDesc(cluster.address, os.getpid(), LAST_PLACE if rank is None else rank)
+        node = self.make_node(cluster.address, LAST_PLACE if rank is None else rank)
         backend = C10dRendezvousBackend(store, run_id)
         settings = RendezvousSettings(
             run_id,
@@ -109,7 +104,7 @@ class SeveralNodes(DynamicRendezvousHandler):
             keep_alive_interval=timedelta(seconds=KEEP_ALIVE_S),
             keep_alive_max_attempt=KEEP_ALIVE_ATTEMPTS,
         )
-        super().__init__(node, settings, SEVERAL_NODES, store, _BackendRendezvousStateHolder(backend, settings))
+        super().__init__(settings, SEVERAL_NODES, store, backend, node)
         _notice_silence(split_endpoint(cluster.endpoint or "")[1])
         with self._explained():
             self._attendance.enter(Node(repr(node), socket.gethostname(), rank))
@@ -119,18 +114,13 @@ class SeveralNodes(DynamicRendezvousHandler):
         # A rank that made the store for the others itself would listen on every interface.
         return True
 
-    @property
-    def round(self) -> int:
-        """How often the nodes have met before: the same number on each."""
-        return int(self._state_holder.state.round)
-
     def next_rendezvous(self) -> RendezvousInfo:
         """See the base class. Errors: MeetingFailed."""
-        self._bootstrap_store_info = self._shared_tcp_store_server = None
+        self.forget_store()
         with self._explained():
             info = super().next_rendezvous()
         self._patience.has_begun = True
-        self._patience._set_timeouts(join=timedelta(seconds=self._meeting.cluster.rdzv_timeout_s))
+        change_join_timeout(self._patience, timedelta(seconds=self._meeting.cluster.rdzv_timeout_s))
         self._size = info.world_size
         self.remote = RemoteFailures(self._meeting.store, self.round, info.world_size)
         return info
@@ -149,15 +139,12 @@ class SeveralNodes(DynamicRendezvousHandler):
         """
         with self._explained():
             waiting: int = super().num_nodes_waiting()
-        lost = len(self._state_holder.state.participants) < self._size
+        lost = len(self.participants) < self._size
         return max(waiting, int(lost and self._meeting.may_restart))
 
-    def _get_world(self) -> tuple[int, int]:
-        nodes = sorted(self._state_holder.state.participants, key=lambda node: (node.local_id, node.addr, node.pid))
-        return nodes.index(self._this_node), len(nodes)
-
-    def _create_tcp_store_server(self, master_addr: str, master_port: int) -> TCPStore:
-        return listen(master_addr, master_port)
+    def listen(self, address: str, port: int) -> TCPStore:
+        """See the base class: on one address, not on every interface."""
+        return listen(address, port)
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -176,12 +163,12 @@ class SeveralNodes(DynamicRendezvousHandler):
     def _give_up(self) -> str:
         """Who is missing; the other nodes are told."""
         cluster = self._meeting.cluster
-        others = [node for node in self._state_holder.state.participants if node != self._this_node]
-        present = {repr(node) for node in (self._this_node, *others)}
+        others = [node for node in self.participants if node != self.this_node]
+        present = {repr(node) for node in (self.this_node, *others)}
         words = who_is_missing(cluster.nnodes, cluster.names, self._attendance.came(), present, cluster.rdzv_timeout_s)
         self._attendance.end(words)
         with suppress(RendezvousTimeoutError):
-            self._close()
+            self.close_for_all()
         if others and self._meeting.holds_store:
             time.sleep(FAREWELL_S)
         return words

@@ -12,14 +12,13 @@ import signal
 import socket
 import time
 import uuid
-from collections.abc import Container, Mapping
+from collections.abc import Container
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
+from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
-from torch.distributed.elastic.events.api import Event, EventSource
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.rendezvous import RendezvousParameters
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
@@ -37,6 +36,7 @@ from ddp_launch.run.process_tree import ProcessTree, with_pdeathsig
 from ddp_launch.run.rank_logs import SIGNALS_VARIABLE, RankLogs
 from ddp_launch.run.signals import Interrupts
 from ddp_launch.run.torch_logging import silence_engine
+from ddp_launch.torch_internals import HookedAgent, agent_has_hooks
 
 MONITOR_INTERVAL_S = 0.05
 LEFT_BEHIND_S = 2
@@ -72,7 +72,10 @@ def run(job: Job, log_dir: Path, events: RunEvents | None = None) -> Outcome:
         try:
             with ProcessTree() as process_tree:
                 interrupts.kill = process_tree.kill
-                agent = _Agent(_spec(job), logs, job.grace, job.saves_together, interrupts, process_tree, events)
+                spec = _spec(job)
+                if not agent_has_hooks():
+                    return _outcome_of_torch(LocalElasticAgent(spec, logs).run())
+                agent = _Agent(spec, logs, job.grace, job.saves_together, interrupts, process_tree, events)
                 return agent.outcome(agent.run())
         except SignalException as stop:
             events.signal(stop.sigval)
@@ -83,6 +86,14 @@ def run(job: Job, log_dir: Path, events: RunEvents | None = None) -> Outcome:
             return Outcome(status=1, message=f"{type(error).__name__}: {' '.join(str(error).split())}")
         finally:
             logs.finish()
+
+
+def _outcome_of_torch(result: RunResult) -> Outcome:
+    """What torch's own agent knows: the exit statuses, but not which rank failed first."""
+    if not result.is_failed():
+        return Outcome(status=0)
+    rank, failure = min(result.failures.items())
+    return Outcome(status=exit_status(failure.exitcode), message=f"rank {rank} failed: {failure.message}")
 
 
 def _spec(job: Job) -> WorkerSpec:
@@ -120,7 +131,7 @@ def _rendezvous(job: Job) -> RendezvousParameters:
     return multi_node.parameters(cluster, may_restart=least < most or job.max_restarts > 0)
 
 
-class _Agent(LocalElasticAgent):
+class _Agent(HookedAgent):
     """torch's agent, which remembers the order in which the ranks ended."""
 
     def __init__(
@@ -139,7 +150,7 @@ class _Agent(LocalElasticAgent):
         self._patience = float(grace)
         self._saves_together = saves_together
         self._interrupts = interrupts
-        self._descendants = process_tree
+        self._process_tree = process_tree
         self._events = events
         self._reported: set[int] = set()
         self._attempts: list[Attempt] = []
@@ -165,15 +176,16 @@ class _Agent(LocalElasticAgent):
         # After a signal the other nodes may go on without this one: the rendezvous stays open for them.
         if self._interrupts.received is None:
             with suppress(Exception):
-                self._worker_group.spec.rdzv_handler.shutdown()
+                self.rendezvous.shutdown()
 
-    def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
+    def start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
+        """Start the ranks, take note of them, and report the attempt."""
         self._interrupts.ending = False
         # Nodes that join late, or lose one another, count restarts differently; rounds of the rendezvous are common.
-        self._logs.restarts = getattr(worker_group.spec.rdzv_handler, "round", None)
+        self._logs.restarts = getattr(self.rendezvous, "round", None)
         with self._interrupts.held():
-            pids: dict[int, Any] = super()._start_workers(worker_group)
-            self._descendants.watch(pids.values())
+            pids = super().start_workers(worker_group)
+            self._process_tree.watch(pids.values())
             self._endings = Endings(pids)
             self._interrupts.install()
         self._patience = float(self._grace)
@@ -183,10 +195,11 @@ class _Agent(LocalElasticAgent):
         self._events.attempt(len(self._attempts), ranks, worker_group.workers[0].world_size, self._logs.attempt)
         return pids
 
-    def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
+    def monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
+        """Note the first failure, and end the other ranks, before torch does."""
         # Wherever a signal came, nothing of torch's may have swallowed what it raised.
         self._interrupts.check()
-        self._descendants.reap()
+        self._process_tree.reap()
         self._report_ends()
         if not self._over and any(self._codes().values()):
             self._over = True
@@ -201,21 +214,15 @@ class _Agent(LocalElasticAgent):
             if (remote := self._remote_failures) is not None and None in self._codes().values():
                 # The others may take their grace time to end: the other nodes are told before.
                 remote.tell(first)
-            self._shutdown()
+            self.stop_workers(signal.SIGTERM)
             self._report_ends(stopped=True)
             self._logs.finish()
             self._take_down(self._failures(alone))
         if not self._over and any(code != 0 for code in self._codes().values()):
-            return self._at_work(worker_group)
-        result: RunResult = super()._monitor_workers(worker_group)
-        return result
-
-    def _at_work(self, worker_group: WorkerGroup) -> RunResult:
-        """What torch says of ranks that run. Without its look at them: a rank may have failed since our own, and torch
-        would end the others before anybody knows which it was."""
-        timeout = getattr(self, "_uninterruptible_state_timeout", 0.0)  # since torch 2.15
-        stuck = self._check_uninterruptible_state_timeout(worker_group, timeout) if timeout > 0 else None
-        return stuck or RunResult(state=WorkerState.HEALTHY)
+            # Without torch's look at them: a rank may have failed since our own, and torch would end the others
+            # before anybody knows which it was.
+            return self.state_of_running_workers(worker_group)
+        return super().monitor_workers(worker_group)
 
     def _take_down(self, failures: tuple[Failure, ...]) -> None:
         """Note a failed attempt, and whether another one may follow."""
@@ -225,10 +232,10 @@ class _Agent(LocalElasticAgent):
             nodes, cause = remote.nodes, remote.compare(first_failure(failures))
             failures = failures if cause is None else (cause, *failures)
         self._attempts.append(Attempt(len(self._attempts), failures, seconds, nodes))
-        if self._remaining_restarts > 0 and (why := why_not(self._attempts)):
+        if self.remaining_restarts > 0 and (why := why_not(self._attempts)):
             self._refusal = why
-            self._remaining_restarts = 0
-        self._events.failure(self._attempts[-1], restarts=self._remaining_restarts)
+            self.remaining_restarts = 0
+        self._events.failure(self._attempts[-1], restarts=self.remaining_restarts)
 
     def _report_ends(self, *, stopped: bool = False) -> None:
         """RunEvents the ranks that have ended since the last time. `stopped`: the launcher has asked them to."""
@@ -238,41 +245,31 @@ class _Agent(LocalElasticAgent):
         self._reported |= new.keys()
         ended = self._endings.ended_ms(new)
         for local_rank in sorted(new, key=ended.__getitem__):
-            rank = self._worker_group.workers[local_rank].global_rank
+            rank = self.workers[local_rank].global_rank
             self._events.rank_end(len(self._attempts), rank, new[local_rank], ended[local_rank], stopped=stopped)
 
-    def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM, timeout: int = 30) -> None:
-        # `timeout` is what torch believes: it has 30 s written in where a failure is found. torch's own shutdown
-        # closes once more, with nothing left to wait for; torch 2.11's takes no time limit.
+    def stop_workers(self, death_sig: signal.Signals) -> None:
+        """End the ranks and what they started, within the grace time. torch then has nothing left to wait for."""
         self._interrupts.ending = True
         if self._interrupts.received is not None:
             self._events.signal(self._interrupts.received)
-        handlers = self._handlers().values()
+        handlers = self.handlers.values()
         alive = [handler.proc.pid for handler in handlers if handler.proc.poll() is None]
         well = all(handler.proc.returncode == 0 for handler in handlers)
         deadline = time.monotonic() + (min(self._patience, LEFT_BEHIND_S) if well else self._patience)
-        if self._pcontext is not None:
-            # Any number will do, whatever its annotation says.
-            self._pcontext.close(death_sig, cast(int, self._patience))
-        self._descendants.end(deadline, told=alive if death_sig is signal.SIGTERM else ())
+        self.close_processes(death_sig, self._patience)
+        self._process_tree.end(deadline, told=alive if death_sig is signal.SIGTERM else ())
         if self._interrupts.received is not None:
             self._report_ends(stopped=True)
-        super()._shutdown(death_sig)
-
-    def _construct_event(self, state: str, source: EventSource, *facts: Any, **more: Any) -> Event:
-        # Nobody reads these events, and torch's own look up the name of this machine for each of them.
-        return Event(f"torchelastic.worker.status.{state}", source)
+        super().stop_workers(death_sig)
 
     @property
     def _remote_failures(self) -> RemoteFailures | None:
         """What failed on other nodes; None where there is none."""
-        return getattr(self._worker_group.spec.rdzv_handler, "remote", None)
-
-    def _handlers(self) -> Mapping[int, Any]:
-        return getattr(self._pcontext, "subprocess_handlers", {})
+        return getattr(self.rendezvous, "remote", None)
 
     def _codes(self) -> dict[int, int | None]:
-        return {rank: handler.proc.poll() for rank, handler in self._handlers().items()}
+        return {rank: handler.proc.poll() for rank, handler in self.handlers.items()}
 
     def _settled(self) -> set[int]:
         """The local ranks that have ended by themselves, a moment after the first failure.
@@ -300,7 +297,7 @@ class _Agent(LocalElasticAgent):
         return blame(failed, [self._failure(rank, 0, ended[rank], False) for rank in early])
 
     def _failure(self, local_rank: int, code: int, ended_ms: float, stopped: bool) -> Failure:
-        rank = self._worker_group.workers[local_rank].global_rank
+        rank = self.workers[local_rank].global_rank
         logs, shown = self._logs.ranks.get(local_rank, ()), local_rank in self._logs.shown
         errors = self._logs.errors.get(local_rank)
         return Failure(rank, socket.gethostname(), code, logs, ended_ms, stopped, shown, error_file=errors)

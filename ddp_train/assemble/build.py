@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ddp_core.redaction import redacted
 from ddp_train import data, models
@@ -145,10 +146,7 @@ def _components(
     gradient_sync = sharded(options, network, ranks, device)
     cost = _cost_of_bits(context)
     ddp = wrap(model, ranks, device) if gradient_sync is None else None
-    synchronised = any(isinstance(module, SynchronisedBatchNorm) for module in network.modules())
-    allreduce_hook = None
-    if ddp is not None and not synchronised and can_complete_allreduces(ddp):
-        allreduce_hook = AllreduceHook(ddp, share(model, ranks, device, lambda: flag_exchange.exchange({})))
+    allreduce_hook = _allreduce_hook(ddp, network, ranks, device, flag_exchange)
     components = Components(
         ranks=ranks,
         device=device,
@@ -173,6 +171,16 @@ def _components(
         flag_exchange=flag_exchange,
     )
     return components, saver, cost
+
+
+def _allreduce_hook(
+    ddp: DistributedDataParallel | None, network: nn.Module, ranks: Ranks, device: torch.device, flags: FlagExchange
+) -> AllreduceHook | None:
+    """None where DistributedDataParallel's own all-reduce is used; a failed step cannot be retried then."""
+    synchronised = any(isinstance(module, SynchronisedBatchNorm) for module in network.modules())
+    if ddp is None or synchronised or not can_complete_allreduces(ddp):
+        return None
+    return AllreduceHook(ddp, share(ddp.module, ranks, device, lambda: flags.exchange({})))
 
 
 def _load_data(config: Config, ranks: Ranks) -> tuple[Dataset, tuple[str, ...]]:

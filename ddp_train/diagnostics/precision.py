@@ -30,6 +30,7 @@ from ddp_train.distributed.process_group import Ranks, choose_device
 from ddp_train.optim.precision import Precision, set_matmul_precision
 from gpu_topology.host.host import read_host
 
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 BATCH = 128
 FORMATS = {
     "fp32": ("off", "highest"),
@@ -80,7 +81,7 @@ class _Pass:
         self._network, self._images, self._labels, self._precision = network, images, labels, precision
         network.train()
         for module in network.modules():
-            if isinstance(module, nn.modules.dropout._DropoutNd):
+            if isinstance(module, DROPOUTS):
                 module.eval()
 
     def __call__(self) -> tuple[float, Tensor]:

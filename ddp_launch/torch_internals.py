@@ -1,0 +1,160 @@
+"""All of torch's private API that the launcher uses, under public names: hooks of the elastic agent and the dynamic
+rendezvous. torch has no public way to see single ranks start and end, or to order nodes by their rank.
+
+`agent_has_hooks` tells whether this torch still calls the agent's hooks; where it does not, run/agent.py uses torch's
+agent as it is. tests/ddp_launch/test_torch_internals.py fails when a torch moves one of these names.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Collection, Mapping
+from datetime import timedelta
+from typing import Any, cast
+
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from torch.distributed.elastic.agent.server.api import RunResult, Worker, WorkerGroup, WorkerState
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+from torch.distributed.elastic.events.api import Event, EventSource
+from torch.distributed.elastic.rendezvous import RendezvousHandler
+from torch.distributed.elastic.rendezvous.dynamic_rendezvous import (
+    DynamicRendezvousHandler,
+    RendezvousBackend,
+    RendezvousSettings,
+    RendezvousTimeout,
+    _BackendRendezvousStateHolder,
+    _NodeDesc,
+)
+
+AGENT_HOOKS = ("_start_workers", "_monitor_workers", "_shutdown")
+AGENT_FIELDS = ("_worker_group", "_remaining_restarts", "_pcontext")
+
+
+def agent_has_hooks(agent: type = LocalElasticAgent) -> bool:
+    """Whether torch's agent still has the methods that HookedAgent overrides."""
+    return all(callable(getattr(agent, name, None)) for name in AGENT_HOOKS)
+
+
+class HookedAgent(LocalElasticAgent):
+    """torch's elastic agent for one node; each method here does what torch does, for a subclass to extend."""
+
+    def start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
+        """Start the ranks of an attempt; local rank -> process id."""
+        pids: dict[int, Any] = super()._start_workers(worker_group)
+        return pids
+
+    def monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
+        """How the ranks are now. Called again and again; a result that has failed makes torch end or restart them."""
+        result: RunResult = super()._monitor_workers(worker_group)
+        return result
+
+    def stop_workers(self, death_sig: signal.Signals) -> None:
+        """End the ranks. torch 2.11 takes no time limit here."""
+        super()._shutdown(death_sig)
+
+    def state_of_running_workers(self, worker_group: WorkerGroup) -> RunResult:
+        """What `monitor_workers` says of ranks that are running, without torch's own look at them."""
+        timeout = getattr(self, "_uninterruptible_state_timeout", 0.0)  # since torch 2.15
+        stuck = self._check_uninterruptible_state_timeout(worker_group, timeout) if timeout > 0 else None
+        return stuck or RunResult(state=WorkerState.HEALTHY)
+
+    def close_processes(self, death_sig: signal.Signals, timeout_s: float) -> None:
+        """Send the signal to the ranks, and SIGKILL after `timeout_s`; nothing before the first start."""
+        if self._pcontext is not None:
+            # Any number works, despite the annotation.
+            self._pcontext.close(death_sig, cast(int, timeout_s))
+
+    @property
+    def handlers(self) -> Mapping[int, Any]:
+        """Local rank -> torch's handler of its process, whose `proc` is a Popen."""
+        return getattr(self._pcontext, "subprocess_handlers", {})
+
+    @property
+    def workers(self) -> list[Worker]:
+        """The ranks of this node, by local rank."""
+        return self._worker_group.workers
+
+    @property
+    def rendezvous(self) -> RendezvousHandler:
+        """Where the nodes of the run meet."""
+        return self._worker_group.spec.rdzv_handler
+
+    @property
+    def remaining_restarts(self) -> int:
+        """How many more attempts may follow; a subclass may set it to 0."""
+        return int(self._remaining_restarts)
+
+    @remaining_restarts.setter
+    def remaining_restarts(self, number: int) -> None:
+        self._remaining_restarts = number
+
+    def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
+        return self.start_workers(worker_group)
+
+    def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
+        return self.monitor_workers(worker_group)
+
+    def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM, timeout: int = 30) -> None:
+        # `timeout` is torch's own idea: where a failure is found it is 30 s whatever was asked for.
+        self.stop_workers(death_sig)
+
+    def _construct_event(self, state: str, source: EventSource, *facts: Any, **more: Any) -> Event:
+        # Nobody reads these events, and torch's own look up the name of this machine for each of them.
+        return Event(f"torchelastic.worker.status.{state}", source)
+
+
+class HookedRendezvous(DynamicRendezvousHandler):
+    """torch's dynamic rendezvous, with nodes in the order of `rank` (torch alone sorts them by address).
+
+    address: of this node, for the other nodes.
+    """
+
+    def __init__(
+        self, settings: RendezvousSettings, backend_name: str, store: TCPStore, backend: RendezvousBackend, node: Any
+    ) -> None:
+        super().__init__(node, settings, backend_name, store, _BackendRendezvousStateHolder(backend, settings))
+
+    @staticmethod
+    def make_node(address: str, rank: int) -> Any:
+        """This process as a node."""
+        return _NodeDesc(address, os.getpid(), rank)
+
+    @property
+    def this_node(self) -> Any:
+        """As `make_node` made it."""
+        return self._this_node
+
+    @property
+    def participants(self) -> Collection[Any]:
+        """The nodes of the present round."""
+        return cast(Collection[Any], self._state_holder.state.participants)
+
+    @property
+    def round(self) -> int:
+        """How often the nodes have met before: the same number on each."""
+        return int(self._state_holder.state.round)
+
+    def forget_store(self) -> None:
+        """Make a new store for the ranks of the next round."""
+        self._bootstrap_store_info = self._shared_tcp_store_server = None
+
+    def close_for_all(self) -> None:
+        """End the rendezvous of all nodes. Errors: RendezvousTimeoutError."""
+        self._close()
+
+    def listen(self, address: str, port: int) -> TCPStore:
+        """The store of a round, on this node. For a subclass to choose the interface."""
+        return cast(TCPStore, super()._create_tcp_store_server(address, port))
+
+    def _get_world(self) -> tuple[int, int]:
+        nodes = sorted(self.participants, key=lambda node: (node.local_id, node.addr, node.pid))
+        return nodes.index(self._this_node), len(nodes)
+
+    def _create_tcp_store_server(self, master_addr: str, master_port: int) -> TCPStore:
+        return self.listen(master_addr, master_port)
+
+
+def change_join_timeout(timeouts: RendezvousTimeout, join: timedelta) -> None:
+    """Another time limit for nodes to join, from the next round on."""
+    timeouts._set_timeouts(join=join)

@@ -1,0 +1,68 @@
+"""torch's private names that the launcher builds on: each of these fails, by its name, when a new torch moves it."""
+
+from __future__ import annotations
+
+import inspect
+from datetime import timedelta
+
+import pytest
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+from torch.distributed.elastic.rendezvous import dynamic_rendezvous
+from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRendezvousHandler, RendezvousTimeout
+
+from ddp_launch.torch_internals import (
+    AGENT_FIELDS,
+    AGENT_HOOKS,
+    HookedAgent,
+    HookedRendezvous,
+    agent_has_hooks,
+    change_join_timeout,
+)
+
+
+@pytest.mark.parametrize("name", AGENT_HOOKS)
+def test_torchs_agent_calls_the_hook(name: str) -> None:
+    own = vars(HookedAgent)[name]
+    sources = "".join(inspect.getsource(kind) for kind in LocalElasticAgent.__mro__[:-1] if kind.__module__ != "abc")
+    assert f"self.{name}(" in sources, f"torch's agent no longer calls {name}"
+    theirs = inspect.signature(getattr(LocalElasticAgent, name)).parameters
+    # torch's own arguments fit ours.
+    assert len(theirs) <= len(inspect.signature(own).parameters)
+
+
+@pytest.mark.parametrize("name", AGENT_FIELDS)
+def test_torchs_agent_has_the_field(name: str) -> None:
+    sources = "".join(inspect.getsource(kind) for kind in LocalElasticAgent.__mro__[:-1] if kind.__module__ != "abc")
+    assert f"self.{name}" in sources
+
+
+def test_an_agent_without_hooks_is_noticed() -> None:
+    class Other:
+        """An agent of a later torch."""
+
+    assert agent_has_hooks()
+    assert not agent_has_hooks(Other)
+
+
+@pytest.mark.parametrize("name", ["_get_world", "_create_tcp_store_server", "_close"])
+def test_torchs_rendezvous_calls_the_hook(name: str) -> None:
+    source = inspect.getsource(DynamicRendezvousHandler)
+    assert f"self.{name}(" in source
+    assert callable(getattr(HookedRendezvous, name))
+
+
+@pytest.mark.parametrize("name", ["_state_holder", "_this_node", "_bootstrap_store_info", "_shared_tcp_store_server"])
+def test_torchs_rendezvous_has_the_field(name: str) -> None:
+    assert f"self.{name}" in inspect.getsource(DynamicRendezvousHandler)
+
+
+def test_a_node_is_ordered_by_its_rank() -> None:
+    node = HookedRendezvous.make_node("10.0.0.1", 3)
+    assert (node.addr, node.local_id) == ("10.0.0.1", 3)
+    assert hasattr(dynamic_rendezvous, "_BackendRendezvousStateHolder")
+
+
+def test_the_join_timeout_changes() -> None:
+    timeouts = RendezvousTimeout(join=timedelta(seconds=9))
+    change_join_timeout(timeouts, timedelta(seconds=77))
+    assert timeouts.join == timedelta(seconds=77)
