@@ -82,11 +82,8 @@ class MachineFacts:
 
 
 def make_plan(options: LaunchOptions, facts: MachineFacts) -> LaunchPlan:
-    """The plan for these facts.
-
-    Errors: TopologyError (GPUs that cannot be had), OptionError (nodes that cannot meet), ddp_train's UserError
-    (options of the trainer).
-    """
+    """The plan for these facts. Errors: UserError (GPUs that cannot be had, nodes that cannot meet, a trainer's
+    option)."""
     topology, host, environ = facts.topology, facts.host, facts.environ
     cluster = find_cluster(options, environ) if facts.cluster is None else facts.cluster
     inherited = facts.inherited or from_environment(environ)
@@ -120,26 +117,20 @@ def make_plan(options: LaunchOptions, facts: MachineFacts) -> LaunchPlan:
         doubt=needs_verify(topology, selection, host) if verdict is None and not _peers_off(settings) else None,
         inherited=inherited,
     )
-    warnings = (
-        *(() if wants_cpu else topology.warnings),  # why there is no GPU concerns nobody who asked for the CPU
-        *_warnings(plan, options, environ, binding),
-        *_predicted(options, topology, selection, inherited, training, facts.known_speeds),
-    )
-    return dataclasses.replace(plan, warnings=warnings)
+    # Why there is no GPU concerns nobody who asked for the CPU.
+    reasons = () if wants_cpu else topology.warnings
+    noted = (*reasons, *_warnings(plan, options, environ, binding), *_predicted(plan, options, facts.known_speeds))
+    return dataclasses.replace(plan, warnings=noted)
 
 
 def _predicted(
-    options: LaunchOptions,
-    topology: Topology,
-    selection: Selection,
-    inherited: Inherited,
-    training: Training | None,
-    known_speeds: Callable[[str], KnownSpeeds | None],
+    plan: LaunchPlan, options: LaunchOptions, known_speeds: Callable[[str], KnownSpeeds | None]
 ) -> Iterable[str]:
-    """The speed of each policy on unlike GPUs, where it is known and the user did not name the GPUs."""
-    if training is None or options.gpus or not selection.indices:
+    """The speed of each policy on different GPUs, where it is known and the user did not name the GPUs."""
+    if plan.training is None or plan.inherited is None or options.gpus or not plan.selection.indices:
         return
-    line = predict(topology, inherited.completes(_request(options, topology)), training.config, known_speeds)
+    request = plan.inherited.completes(_request(options, plan.topology))
+    line = predict(plan.topology, request, plan.training.config, known_speeds)
     if line is not None:
         yield line
 
