@@ -49,8 +49,8 @@ CATALOGUE: tuple[Benchmark, ...] = (
     Benchmark(
         "control_cost",
         "what the ranks' agreement and the watch over loss and gradients cost a step",
-        "`exchange`: all ranks agree on whether to stop, save or go on. `watch`: one look for gradients that are not "
-        "finite.",
+        "`exchange`: all ranks agree on whether to stop, save or continue. `watch`: one look for gradients that are "
+        "not finite.",
     ),
     Benchmark(
         "ddp_scaling",

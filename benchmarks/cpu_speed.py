@@ -5,7 +5,7 @@
 One process trains on random images with the same loop of torch in all cases: forward, loss, backward, SGD. The naive
 one has torch's defaults: contiguous tensors, glibc's malloc as it is, a thread for each core. Then, one after
 the other: channels_last; the malloc variables that the launcher sets (docs/environment.md); both; and both with a short
-spin of OpenMP's threads (GOMP_SPINCOUNT). The clock runs over the steps behind a warm-up. --beside N keeps N other
+spin of OpenMP's threads (GOMP_SPINCOUNT). The clock runs over the steps after a warm-up. --beside N keeps N other
 processes busy meanwhile; without it, rounds that other processes disturbed are left out. Each round starts each case
 once, in a random order; the naive one twice, which shows the noise.
 """

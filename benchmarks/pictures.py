@@ -25,7 +25,7 @@ Results = Mapping[str, dict[str, Any]]
 _PRESET = re.compile(r"python launch.py --auto --preset (\S+) --data-dir \S+")
 """The command of a run of a preset as it is."""
 Curve = list[tuple[float, float]]
-"""Seconds since the first epoch began, and test accuracy, behind each epoch."""
+"""Seconds since the first epoch began, and test accuracy, after each epoch."""
 
 
 def draw(results: Results, folder: Path) -> list[Path]:

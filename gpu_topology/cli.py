@@ -60,7 +60,7 @@ def _parser(called: str) -> CommandLine:
     """The parser. Where a known command is called, only its module is imported."""
     parser = CommandLine(
         prog=PROGRAM,
-        description="What is in this machine, which GPUs belong together, and what CUDA and NCCL should be told.",
+        description="What is in this machine, which GPUs belong together, and how to set CUDA and NCCL.",
     )
     parser.add_argument("--version", action="version", version=f"gpu-topology {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")

@@ -70,7 +70,7 @@ class Gpu:
     fabric_state      of NVSwitch machines with a fabric manager: "not-started", "in-progress", "completed", "degraded"
                       (completed, in poor health) or "failed"; `fabric_cluster` is its "cluster UUID/clique": only GPUs
                       of the same one reach each other through NVSwitch
-    ecc_uncorrected   memory errors past mending since the driver was loaded
+    ecc_uncorrected   memory errors that ECC could not correct, since the driver was loaded
     memory_faults     "row-remap-failed", "row-remap-pending", "page-retirement-pending"; () when sound
     throttle          why clocks are held back now: "power-cap", "thermal", "hw-slowdown", "hw-thermal",
                       "hw-power-brake", "sync-boost"; () when they are not

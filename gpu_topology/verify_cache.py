@@ -45,10 +45,10 @@ class Verdict:
 
     ok          right answers in time with nothing more set than the plan's own environment
     problem     what went wrong where not `ok`, in one line
-    settings    (name, value, reason) of the variables with which the same job was right; () where none mended it
+    settings    (name, value, reason) of the variables with which the same job was right; () where none fixed it
     stage       where: "start", "init", "copy", "send", "sum"; a failure at the start says nothing about the GPUs
     remedy      what else to do about the problem
-    words       the last lines of the rank at fault, where nothing mended it
+    words       the last lines of the rank at fault, where nothing fixed it
     pairs       the result for each pair and direction
     busbw_gb_s  all-reduce bus bandwidth as nccl-tests defines it, 10^9 bytes per second
     backend     "nccl" or "gloo"

@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _optimize(arguments: argparse.Namespace) -> None:
     source: Path = arguments.config
-    wanted = parse(["--config", str(source)])  # mistakes are told before anything is looked at
+    wanted = parse(["--config", str(source)])  # mistakes are reported before anything is measured
     target = place(source, arguments.output)
     machine = read_machine()
     if machine.note is not None:

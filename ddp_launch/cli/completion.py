@@ -18,7 +18,7 @@ COMMANDS = ("launch.py", "ddp-launch")
 
 @dataclass(frozen=True)
 class _Option:
-    """`takes`: "" for a flag, else what stands for the value; `choices`: what may stand there."""
+    """`takes`: "" for a flag, else the placeholder of the value; `choices`: the accepted values."""
 
     names: tuple[str, ...]
     help: str
@@ -68,7 +68,7 @@ _ddp_launch_words() {{
 _ddp_launch() {{
     local current=${{COMP_WORDS[COMP_CWORD]}} before=${{COMP_WORDS[COMP_CWORD-1]}} word position value=
     COMPREPLY=()
-    # Behind the program all words are the program's.
+    # After the program all words are the program's.
     for ((position = 1; position < COMP_CWORD; position++)); do
         word=${{COMP_WORDS[position]}}
         if [[ $word == "=" ]]; then value=1; continue; fi

@@ -133,7 +133,7 @@ def node_range(text: str) -> tuple[int, int]:
 
 
 def endpoint(text: str) -> str:
-    """HOST:PORT of `--rdzv-endpoint`; an IPv6 address stands in brackets."""
+    """HOST:PORT of `--rdzv-endpoint`; an IPv6 address is in brackets."""
     found = re.fullmatch(r"(\[[0-9a-fA-F:.%]+\]|[^\s:\[\]/]+):([0-9]{1,5})", text)
     if found and 0 < int(found[2]) < 65536:
         return text

@@ -288,7 +288,7 @@ TABLE: tuple[Known, ...] = (
         "syntax-error",
         r"^(Syntax|Indentation|Tab)Error: (.*)",
         "Python cannot read the program",
-        "mend the line above; no restart can help",
+        "fix the line above; no restart can help",
     ),
     Known(
         "open-files",

@@ -75,7 +75,7 @@ def torchrun(job: Job, program: Program) -> tuple[str, ...]:
         case "executable":
             options.append("--no-python")
     name, *args = job.worker[-len(program.args) - 1 :]
-    # torchrun's argparse swallows a `--` directly behind the script, but not behind another `--`.
+    # torchrun's argparse swallows a `--` directly after the script, but not after another `--`.
     separator = ["--"] if args[:1] == ["--"] else []
     return (*_torchrun_executable(), *options, *separator, name, *escape_macros(args))
 

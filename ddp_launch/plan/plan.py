@@ -136,7 +136,7 @@ def _predicted(
 
 
 def _peers_off(settings: Iterable[Setting]) -> bool:
-    """Whether NCCL is told to leave peer access alone, which ends every doubt about it."""
+    """Whether NCCL is set not to use peer access, so that nothing about it is in doubt."""
     return any((setting.name, setting.value) == ("NCCL_P2P_DISABLE", "1") for setting in settings)
 
 
@@ -205,7 +205,7 @@ def _restarts(options: LaunchOptions, cluster: Cluster) -> int:
     if options.max_restarts is not None:
         return options.max_restarts
     least, most = cluster.nnodes
-    # Who asks for a range of nodes expects the others to go on when one is lost.
+    # With a range of nodes the user expects the others to continue when one is lost.
     return RANGE_RESTARTS if least < most else 0
 
 

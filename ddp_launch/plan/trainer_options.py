@@ -57,7 +57,7 @@ class Training:
         return (recommend.Recommendation("device", "cpu", "no GPU selected"),)
 
     def _shares(self, selection: Selection, ranks: int) -> tuple[recommend.Recommendation, ...]:
-        """Under --policy mixed unlike GPUs get what each computes in the same time."""
+        """Under --policy mixed different GPUs get what each computes in the same time."""
         if selection.policy != "mixed" or ranks < 2 or "shares" in self.config.given or self.config.run.reproducible:
             return ()
         return (recommend.Recommendation("shares", "measured", "ranks of unequal speed (--policy mixed)"),)

@@ -61,7 +61,7 @@ class MeetingFailed(Exception):
 class _Meeting:
     """What one node knows about the meeting.
 
-    `holds_store`: whether the endpoint is this node's; `may_restart`: whether the run goes on when a node is lost;
+    `holds_store`: whether the endpoint is this node's; `may_restart`: whether the run continues when a node is lost;
     `deadline`: for all to come, by the monotonic clock.
     """
 
@@ -161,7 +161,7 @@ class SeveralNodes(HookedRendezvous):
             raise MeetingFailed(_store_lost(self._meeting.cluster)) from None
 
     def _give_up(self) -> str:
-        """Who is missing; the other nodes are told."""
+        """Which nodes are missing; the other nodes get the same line."""
         cluster = self._meeting.cluster
         others = [node for node in self.participants if node != self.this_node]
         present = {repr(node) for node in (self.this_node, *others)}

@@ -1,7 +1,7 @@
 """Runs a job with torch's own elastic agent, in this process. Importing this module imports torch.
 
 torch starts, watches and restarts the ranks. Added here: the order in which ranks ended, to tell the first failure
-from its victims; a grace time that holds after a failure too (torch waits 30 s whatever it is told); signals that
+from its victims; a grace time that holds after a failure too (torch always waits 30 s); signals that
 cannot break off the stopping; no warnings of the engine on the user's screen.
 """
 
@@ -42,7 +42,7 @@ MONITOR_INTERVAL_S = 0.05
 LEFT_BEHIND_S = 2
 """How long processes that a successful program left behind may take to end."""
 SETTLE_S = 0.5
-"""Behind the first failure: how long the other ranks may take to end by themselves."""
+"""After the first failure: how long the other ranks may take to end by themselves."""
 VICTIMS_S = 3.0
 """In place of that where only victims have failed: who broke the connections is still on the way to its end."""
 HUNG_S = 0.25
@@ -125,7 +125,7 @@ def _rendezvous(job: Job) -> RendezvousParameters:
     multi_node.register()
     cluster = job.cluster
     if cluster.one_node:
-        # An own name for each run: what ranks of two runs make in shared folders or memory is told apart by it.
+        # Each run has its own name, so that what two runs make in shared folders or memory stays apart.
         return RendezvousParameters(single_node.ONE_NODE, LOOPBACK, uuid.uuid4().hex, 1, 1, LOOPBACK)
     least, most = cluster.nnodes
     return multi_node.parameters(cluster, may_restart=least < most or job.max_restarts > 0)
@@ -173,7 +173,7 @@ class _Agent(HookedAgent):
             self._close_rendezvous()
 
     def _close_rendezvous(self) -> None:
-        # After a signal the other nodes may go on without this one: the rendezvous stays open for them.
+        # After a signal the other nodes may continue without this one: the rendezvous stays open for them.
         if self._interrupts.received is None:
             with suppress(Exception):
                 self.rendezvous.shutdown()
@@ -212,7 +212,7 @@ class _Agent(HookedAgent):
             elif self._saves_together:
                 self._patience = min(self._grace, LOST_S)
             if (remote := self._remote_failures) is not None and None in self._codes().values():
-                # The others may take their grace time to end: the other nodes are told before.
+                # The others may take their grace time to end: the other nodes get the cause before that.
                 remote.tell(first)
             self.stop_workers(signal.SIGTERM)
             self._report_ends(stopped=True)

@@ -1,7 +1,7 @@
 """Claims on GPUs: between the plan and its processes on the GPUs no driver could tell two launchers of each other.
 
 A claim is a lock of the kernel on a file named after the UUID, in a folder of the user's own; it goes with the process
-that holds it, however that ends. The files stay, empty of meaning without their locks. Other users are told through
+that holds it, however that ends. The files stay and mean nothing without their locks. Other users see claims through
 other_users_claims.py.
 """
 

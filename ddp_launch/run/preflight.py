@@ -1,6 +1,6 @@
 """The check before a run: a short real job on the very GPUs of the plan, where the driver's word is in doubt.
 
-A hang or wrong data that a variable mends becomes a variable of the plan; one that nothing mends ends the launch before
+A hang or wrong data that a variable fixes becomes a variable of the plan; one that nothing fixes ends the launch before
 it can hang or train on wrong gradients. The job is `gpu_topology verify`'s; this module imports no torch.
 """
 
@@ -73,7 +73,7 @@ def _unmended(plan: LaunchPlan, options: LaunchOptions, console: Console, verdic
         console.print(Text(f"  │ {line}"), soft_wrap=True)
     if verdict.stage == "start" and not options.preflight:
         # Nothing was learnt about the GPUs, and nobody had asked.
-        _say(console, f"{verdict.problem}; the run goes on unchecked")
+        _say(console, f"{verdict.problem}; the run continues unchecked")
         return plan
     remedy = f"; {verdict.remedy}" if verdict.remedy else ""
     raise PreflightError(f"preflight: {verdict.problem}{remedy}; {OWN_ACCORD}")
@@ -81,7 +81,7 @@ def _unmended(plan: LaunchPlan, options: LaunchOptions, console: Console, verdic
 
 def _mended(verdict: Verdict) -> str:
     names = " ".join(f"{name}={value}" for name, value, _ in verdict.settings)
-    return f"{verdict.problem}; the run goes on with {names}, with which the same job was right"
+    return f"{verdict.problem}; the run continues with {names}, with which the same job was right"
 
 
 def _say(console: Console, line: str) -> None:

@@ -1,6 +1,6 @@
 """The way of a rank's output to the screen: passed on byte by byte as it comes, and kept in files on the way.
 
-A rank that finds a terminal in front of it goes on finding one: it is given a pseudo-terminal that changes nothing of
+Where the launcher has a terminal, rank 0 has one too: it is given a pseudo-terminal that changes nothing of
 what passes. RemoteFailures it is given a pipe.
 """
 
@@ -154,7 +154,7 @@ def _keep(way: _Way, chunk: bytes) -> None:
         try:
             way.log.write(chunk)
         except OSError:
-            # The disk is full: what the user sees goes on.
+            # The disk is full: the screen still gets it.
             with suppress(OSError):
                 way.log.close()
             way.log = None

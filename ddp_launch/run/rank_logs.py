@@ -29,7 +29,7 @@ class RankLogs(LogsSpecs):
         self.attempt = folder
         """The folder of the latest attempt."""
         self.restarts: int | None = None
-        """What the ranks are told as TORCHELASTIC_RESTART_COUNT; None: the agent's own count."""
+        """What the ranks get as TORCHELASTIC_RESTART_COUNT; None: the agent's own count."""
         self._screen: Screen | None = None
         self.ranks: dict[int, tuple[Path, ...]] = {}
         """Local rank -> its log files in the latest attempt: standard output, standard error."""

@@ -1,7 +1,7 @@
 """What `--reproducible` costs a run: the gradient of a step with and without it, timed before the first step.
 
 On a copy of the network and on random images, so that nothing of the run is touched. Without it, each rank takes its
-share of the global batch in one piece (or --accumulate pieces) and the gradients are all-reduced behind the backward
+share of the global batch in one piece (or --accumulate pieces) and the gradients are all-reduced after the backward
 pass; DistributedDataParallel would hide a part of that.
 """
 

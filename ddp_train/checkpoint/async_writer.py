@@ -102,7 +102,7 @@ class CheckpointWriter:
 
     def _write(self, state: Mapping[str, object], step: int) -> None:
         if self._kept is None:
-            # What an earlier run left: worth keeping where it is good and this run goes on from it.
+            # What an earlier run left: kept where it is good and this run resumes from it.
             found = checkpoint_format.step_of(self.path)
             self._kept = found is not None and found <= step
         checkpoint_format.save(self.path, state, step=step, keep=self.previous if self._kept else None)

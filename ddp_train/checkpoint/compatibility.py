@@ -58,7 +58,7 @@ def describe(
 
 
 def why_not(saved: Mapping[str, Any], own: Mapping[str, Any], progress: Progress) -> str | None:
-    """Why a run described by `own` cannot go on at `progress` of the run described by `saved`; None: it can."""
+    """Why a run described by `own` cannot resume at `progress` of the run described by `saved`; None: it can."""
     if "config" in saved and (then := _shards(saved)) != (now := _shards(own)):
         return f"its global batches were cut {then}, and those of this run are cut {now}: the bits would be others"
     if progress.step_in_epoch == 0:
@@ -73,7 +73,7 @@ def why_not(saved: Mapping[str, Any], own: Mapping[str, Any], progress: Progress
 
 
 def differences(saved: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
-    """In words, what may give a run that goes on other bits, although its options are the same."""
+    """What may change the bits of a resumed run although its options are the same."""
     facts = ((name, saved.get(name), own[name]) for name in ("versions", "device", "determinism"))
     pairs = [(part, then, now) for name, then, now in facts for part, then, now in _parts(name, then, now)]
     return [f"{part} {then} -> {now}" for part, then, now in pairs if then != now]

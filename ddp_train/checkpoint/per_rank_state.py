@@ -1,7 +1,7 @@
 """What the ranks of a run do not have in common: batch statistics between two epochs, and whatever a technique keeps.
 
 A checkpoint holds the state of rank 0, and of every other rank the leaves (tensors and plain values of the nested
-state) that differ from it. A run that goes on with as many ranks gives each its own back, bit for bit; with another
+state) that differ from it. A run resumed on as many ranks gives each its own back, bit for bit; with another
 number all get the mean, as at the end of an epoch.
 """
 

@@ -33,7 +33,7 @@ class Progress:
 
     @property
     def place(self) -> str:
-        """Where a run goes on, in words."""
+        """Where a run resumes, as text."""
         if self.step_in_epoch == 0:
             return f"after epoch {self.epoch}"
         return f"in epoch {self.epoch + 1}, after step {self.step_in_epoch}"

@@ -1,6 +1,6 @@
 """What calibrations have found, kept for the next plan: seconds of a step by kind of work and model of GPU. Torch-free.
 
-The cache never stands in the way: a file that cannot be read is no file, one that cannot be written is not written.
+The cache never ends a run: a file that cannot be read counts as absent, one that cannot be written is not written.
 """
 
 from __future__ import annotations

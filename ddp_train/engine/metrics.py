@@ -27,7 +27,7 @@ class Metrics:
         self._begun = (0, 0)  # micro-batches and samples before the running step
 
     def start(self, loss: float = 0.0, correct: float = 0.0, samples: float = 0.0) -> None:
-        """Go on from these sums: those of the part of an epoch that was trained before."""
+        """Continue from these sums, of the part of an epoch that was trained before."""
         self._forget(0, 0)
         self._kept.copy_(torch.tensor([loss, correct, samples], dtype=torch.float64))
 

@@ -103,7 +103,7 @@ class NanGuard:
         return self._rank_if(bad)
 
     def _rank_if(self, bad: bool) -> int:
-        """For the exchange, whose largest value counts: the lowest rank is told."""
+        """For the exchange, in which the largest value counts: so the lowest rank is reported."""
         return self._ranks.world_size - self._ranks.rank if bad else 0
 
     def report(self) -> Mapping[str, float]:

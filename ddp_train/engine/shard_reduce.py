@@ -131,7 +131,7 @@ class Buffers:
             for name, buffer in module.named_buffers(recurse=False)
             if buffer.numel()
         }
-        # Whole numbers behind the others. Places, not tensors: a module may put another tensor in a buffer's place.
+        # Whole numbers after the others. Places, not tensors: a module may put another tensor in a buffer's place.
         self._places = sorted(places.values(), key=lambda place: not place[2])
         self._floats = sum(floating for _, _, floating in self._places)
 

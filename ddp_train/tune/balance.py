@@ -1,7 +1,7 @@
 """`--shares measured`: each rank's part of a global batch by its measured speed, so that none waits for another.
 
 Before the first step all ranks are calibrated; at the end of each epoch they are measured again, and where another
-division has been worth 5% in two epochs in a row (or 20% in one), it is taken. The division stands in the history
+division has been worth 5% in two epochs in a row (or 20% in one), it is taken. The division is in the history
 (`share_0` ...) and in the checkpoint. The gradient is that of the global batch under any division, and the order of
 the samples does not depend on it. Source: see distributed/load_balance.py.
 """

@@ -68,7 +68,7 @@ Space = Mapping[str, Choice | Range]
 
 
 def draw(space: Space, seed: int, trial: int) -> dict[str, Value]:
-    """The values of one trial: a function of seed and trial alone, so that a search can go on at any time."""
+    """The values of one trial: a function of seed and trial alone, so that a search can continue at any time."""
     generator = random.Random(f"{seed}:{trial}")
     return {name: values.draw(generator) for name, values in space.items()}
 

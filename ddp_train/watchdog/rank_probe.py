@@ -46,7 +46,7 @@ class Rank:
 
     def look(self, awake: float) -> float:
         """See what it does. `awake`: seconds for which this process has run since the last look: a node that was
-        suspended has not hung. Returns how long a beat of training was waited for, behind the first step."""
+        suspended has not hung. Returns how long a beat of training was waited for, after the first step."""
         if self.status is not None:
             self.gone_s += awake
             return 0.0

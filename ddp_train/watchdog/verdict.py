@@ -81,7 +81,8 @@ class Limits:
 
 @dataclass(frozen=True)
 class Verdict:
-    """`rank` is why the run does not go on. kind: it is stopped; it hangs; it has left; or all wait for one another."""
+    """`rank` is why the run does not continue. kind: it is stopped; it hangs; it has left; or all wait for one
+    another."""
 
     kind: Literal["stopped", "hung", "left", "locked"]
     rank: int

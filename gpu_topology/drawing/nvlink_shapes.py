@@ -17,7 +17,7 @@ BROKEN = 3.0
 
 
 def thickness(gb_s: float) -> float:
-    """The pixels of a line for a speed: its square root, so that NV1 and NV18 can stand in one picture."""
+    """The pixels of a line for a speed: its square root, so that NV1 and NV18 fit in one picture."""
     return max(1.5, 0.6 * math.sqrt(gb_s))
 
 

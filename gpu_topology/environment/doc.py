@@ -60,7 +60,7 @@ guide, Troubleshooting, PCI Access Control Services). The report then says "need
 
 ACS itself can be read by root alone. `python -m gpu_topology verify` settles the doubt with real data. What it
 finds is kept for this driver, this NCCL and these GPUs, and takes the place of the doubt: the variables that
-mended a fault are set with that reason, or the report says on which day the GPUs were verified.
+fixed a fault are set with that reason, or the report says on which day the GPUs were verified.
 
 ## NUMA binding
 

@@ -1,6 +1,6 @@
 """The host beside the GPUs: the CPUs and memory that this process may really use, /dev/shm, and the network.
 
-Everything comes from /proc and /sys; `root` lets a test (or a bug report) stand in for the machine.
+Everything comes from /proc and /sys; `root` lets a test (or a bug report) replace the machine.
 """
 
 from __future__ import annotations

@@ -98,7 +98,7 @@ def _find(name: str, gpus: Sequence[Gpu]) -> int:
 
 
 class Sampler:
-    """Reads some GPUs again and again; a GPU that is lost on the way says so, and the others go on."""
+    """Reads some GPUs again and again; a GPU that is lost is reported, and the others continue."""
 
     def __init__(self, gpus: Sequence[tuple[Gpu, Device]]) -> None:
         self._gpus = list(gpus)

@@ -199,17 +199,17 @@ class _Trial:
 
 
 def _verdict(first: Findings, last: Findings, tried: Mapping[str, str], trial: _Trial, seconds: float) -> Verdict:
-    mended = first.problem is not None and last.problem is None
-    shown = last if mended else first
+    fixed = first.problem is not None and last.problem is None
+    shown = last if fixed else first
     copies = tuple(pair for pair in first.pairs if pair.way == "copy")
     reason = f"verify: {first.problem}; with it the same job was right"
     return Verdict(
         ok=first.problem is None,
         problem=first.problem,
-        settings=tuple((name, value, reason) for name, value in tried.items()) if mended else (),
+        settings=tuple((name, value, reason) for name, value in tried.items()) if fixed else (),
         stage=first.stage,
-        remedy=_remedy(first, tuple(tried) if mended else (), trial),
-        words=() if mended else first.words,
+        remedy=_remedy(first, tuple(tried) if fixed else (), trial),
+        words=() if fixed else first.words,
         pairs=(*copies, *(pair for pair in shown.pairs if pair.way != "copy")),
         busbw_gb_s=shown.busbw_gb_s,
         backend=trial.naming.backend,

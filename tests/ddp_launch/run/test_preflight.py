@@ -106,7 +106,7 @@ def test_a_check_that_does_not_start_stops_nobody_who_did_not_ask(tmp_path: Path
     screen = io.StringIO()
     plan = dataclasses.replace(plan_for(), doubt="an IOMMU is on")
     assert preflight(plan, parse([__file__]), Console(file=screen, width=300), (str(tmp_path / "no.py"),)) is plan
-    assert "the run goes on unchecked" in screen.getvalue()
+    assert "the run continues unchecked" in screen.getvalue()
 
 
 def test_gloo_on_the_cpu(launcher: Any) -> None:
