@@ -98,7 +98,7 @@ def test_the_run_goes_on_with_what_mends_it(tmp_path: Path) -> None:
     assert first == "preflight: GPU 0, 1 with NCCL, at most 60 s"
     assert last == (
         "preflight: wrong data in the all-reduce: sum 0 of 1 is 3 and should be 2;"
-        " the run goes on with NCCL_P2P_DISABLE=1, with which the same job was right"
+        " the run continues with NCCL_P2P_DISABLE=1, with which the same job was right"
     )
 
 
@@ -135,7 +135,9 @@ def test_what_was_found_before_is_used(launcher: Any, fake_driver: Any) -> None:
     assert remember(GPUS, [gpu.uuid or "" for gpu in GPUS.gpus], MENDED)
     done = launcher.run("program.py", **fake_driver("rtx3090_2x_nvlink"))
     assert done.returncode == 0, done.stderr
-    assert done.stderr.startswith(f"preflight: checked on 2026-11-22: {MENDED.problem}; the run goes on with NCCL_P2P_")
+    assert done.stderr.startswith(
+        f"preflight: checked on 2026-11-22: {MENDED.problem}; the run continues with NCCL_P2P_"
+    )
     assert json.loads((launcher.folder / "env-1").read_text())["NCCL_P2P_DISABLE"] == "1"
 
 
