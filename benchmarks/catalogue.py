@@ -38,7 +38,8 @@ CATALOGUE: tuple[Benchmark, ...] = (
     Benchmark(
         "cpu_speed",
         "training on a CPU by memory layout, allocator and spinning, beside a naive loop",
-        "Images per second of the same training loop with each setting. With `benchmarks.cpu_speed --beside 1` another process keeps a core "
+        "Images per second of the same training loop with each setting. "
+        "With `benchmarks.cpu_speed --beside 1` another process keeps a core "
         "busy meanwhile.",
     ),
     Benchmark(
