@@ -144,7 +144,8 @@ def _value(parser: Any, name: str, raw: object, label: str) -> Any:
     try:
         value = parser.parse_object({name: raw}, defaults=False).as_dict()[name]
     except ArgumentError:
-        raise UserError(f"{label} takes {option.accepted}, not {shown(raw)}") from None
+        given = repr(raw) if label.startswith("--") else shown(raw)
+        raise UserError(f"{label} takes {option.accepted}, not {given}") from None
     number = isinstance(value, int | float) and option.range is not None
     if number and (not math.isfinite(value) or value not in option.range):  # type: ignore[operator]
         raise UserError(f"{label} takes a number {option.range}, not {raw}")
