@@ -60,7 +60,7 @@ RULES: tuple[tuple[Callable[[Config], bool], str], ...] = (
     ),
     (
         lambda c: bool(c.regularize.stochastic_depth) and c.model.model in ("small", "power"),
-        "--stochastic-depth drops residual branches, which small and power do not have: use --model residual, "
+        "--stochastic-depth drops residual branches, which small and power do not have: take residual, "
         "wideresnet, resnet18 or vit",
     ),
     (
@@ -94,7 +94,7 @@ RULES: tuple[tuple[Callable[[Config], bool], str], ...] = (
     ),
     (
         lambda c: c.diagnostics.histograms and not c.run.tensorboard,
-        "--histograms are written to TensorBoard's files: leave out --no-tensorboard",
+        "--histograms go into TensorBoard's files: leave out --no-tensorboard",
     ),
 )
 
@@ -116,7 +116,7 @@ def check(config: Config) -> None:
             raise UserError(f"{spelled} needs {option.only_with}")
         for other, reason in option.excludes.items():
             if is_set(value) and other.holds(values):
-                raise UserError(f"{spelled} and {other} exclude each other: {reason}")
+                raise UserError(f"{spelled} with {other}: {reason}")
     read_interval(str(config.run.save_every), "--save-every")
     milestones(config.schedule.milestones)
     for wrong, message in RULES:

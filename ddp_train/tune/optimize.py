@@ -234,7 +234,7 @@ def table(changes: Sequence[Change]) -> str:
 
 
 def _shown(value: Value) -> str:
-    return "not set" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return "unset" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _described(machine: Machine) -> str:

@@ -169,7 +169,7 @@ class Search:
                 scores = {int(epochs): score for epochs, score in trial["scores"].items()}
                 self.trials[trial["number"]] = Trial(trial["number"], trial["values"], scores)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{self._file} is not a file of this program's searches: {error}") from None
+            raise UserError(f"{self._file} is not a search of ours: {error}") from None
         if different:
             raise UserError(f"{self._file} is another search ({', '.join(different)} differ): take another --out")
 

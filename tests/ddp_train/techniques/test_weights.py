@@ -210,7 +210,7 @@ def test_swas_rate_is_torchs() -> None:
 
 
 def test_ema_and_swa_exclude_each_other() -> None:
-    with pytest.raises(UserError, match="--ema and --swa exclude each other"):
+    with pytest.raises(UserError, match="--ema with --swa: each evaluates"):
         parse(["--ema", "0.9", "--swa", "0.5"])
 
 
