@@ -137,15 +137,7 @@ def facts(program: bytes, storages: Mapping[str, int]) -> object:
         content = _Unpickler(program, storages).load()
     except Refused:
         raise
-    except (
-        pickle.UnpicklingError,
-        AttributeError,
-        ValueError,
-        TypeError,
-        LookupError,
-        EOFError,
-        OverflowError,
-    ) as error:
+    except _NOT_IN_ORDER as error:
         raise Refused(f"its pickle is not in order ({str(error)[:100]})") from None
     for place, value in _walk(content, most):
         if isinstance(value, TensorFacts):
