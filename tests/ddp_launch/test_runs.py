@@ -124,7 +124,7 @@ from ddp_launch.run import agent as elastic
 from ddp_launch.plan.command import Job
 look = LocalElasticAgent._monitor_workers
 def late(agent, group):
-    for rank, handler in agent._handlers().items():
+    for rank, handler in agent.handlers.items():
         if rank == 1:
             handler.proc.wait()
     return look(agent, group)
