@@ -9,7 +9,6 @@ step, from start_up. Only what has a result in benchmarks/results/ is drawn.
 from __future__ import annotations
 
 import itertools
-import re
 import statistics
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Results = Mapping[str, dict[str, Any]]
-_PRESET = re.compile(r"python launch.py --auto --preset (\S+) --data-dir \S+")
-"""The command of a run of a preset as it is."""
 Curve = list[tuple[float, float]]
 """Seconds since the first epoch began, and test accuracy, after each epoch."""
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ddp_core.cache_folder import cache_folder
+from ddp_core.errors import UserError
 from ddp_core.files import write_text
 from ddp_train.config.options import Config
 from ddp_train.distributed.load_balance import Speed
@@ -56,7 +57,7 @@ def remember(work: str, found: KnownSpeeds) -> None:
     speeds = {**(before.speeds if before is not None else {}), **found.speeds}
     rows = {name: [speed.fixed, speed.each] for name, speed in speeds.items()}
     everything = _read() | {work: {"speeds": rows, "communication": found.communication}}
-    with suppress(OSError):
+    with suppress(OSError, UserError):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps({"schema": SCHEMA, "works": everything}, indent=1) + "\n")
 

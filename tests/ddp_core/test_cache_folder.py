@@ -29,3 +29,10 @@ def test_every_cache_ignores_a_relative_one(monkeypatch: pytest.MonkeyPatch, tmp
     speed_cache.remember("work", speed_cache.KnownSpeeds({}, 0.0))
     assert (tmp_path / ".cache/ddp_launch/speeds.json").is_file()
     assert not (tmp_path / "relative").exists()
+
+
+def test_speeds_that_cannot_be_kept_end_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "ddp_launch" / "speeds.json").mkdir(parents=True)  # a folder has the name of the file
+    speed_cache.remember("work", speed_cache.KnownSpeeds({}, 0.0))
+    assert (tmp_path / "ddp_launch" / "speeds.json").is_dir()
