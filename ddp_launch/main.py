@@ -14,27 +14,19 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
 from types import FrameType
 from typing import NoReturn
 
 from ddp_core.cli import discard_stdout
 from ddp_core.errors import PreflightError, UserError, line_of
 from ddp_launch.cli.options import LaunchOptions, parse
-from ddp_launch.cluster.cluster import find_cluster
-from ddp_launch.cluster.network import locate
 from ddp_launch.events.jsonl import EventLog
-from ddp_launch.plan.plan import LaunchPlan, MachineFacts, make_plan
+from ddp_launch.plan.plan import LaunchPlan
 from ddp_launch.run.gpu_claims import Claims, runtime_folder
+from ddp_launch.run.planner import NextAttempt, Planner
 from ddp_launch.run.program_check import check_program, check_torch
-from ddp_train.distributed.speed_cache import recall as recall_speeds
-from gpu_topology import snapshot
-from gpu_topology.driver.read import read_or_explain
-from gpu_topology.host.host import read_host
-from gpu_topology.select.from_environment import read_inherited
-from gpu_topology.verify_cache import recall
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,8 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             return doctor.run(options)
         with EventLog(options.json_events) as events, Claims(runtime_folder(os.environ)) as claims:
-            plan = _plan(options, claims)
-            return _print(plan, options) if options.dry_run else _run(plan, options, events)
+            check_program(options.program)
+            planner = Planner(options, claims)
+            plan = planner.first()
+            return _print(plan, options) if options.dry_run else _run(plan, planner, options, events)
     except UserError as error:
         print(line_of(error), file=sys.stderr)
         return 2
@@ -67,39 +61,6 @@ def _leave(number: int, frame: FrameType | None) -> NoReturn:
     sys.exit(128 + number)
 
 
-def _plan(options: LaunchOptions, claims: Claims) -> LaunchPlan:
-    """The plan, and for a run a claim on its GPUs."""
-    check_program(options.program)
-    if options.topology is not None:
-        other = snapshot.load(options.topology)
-        facts = MachineFacts(topology=other, host=read_host(), environ=os.environ, known_speeds=recall_speeds)
-        return make_plan(options, facts)
-    cluster = locate(find_cluster(options, os.environ), wait=not options.dry_run)
-    topology = read_or_explain()
-    inherited = read_inherited(topology, os.environ)
-    facts = MachineFacts(
-        topology=topology,
-        host=read_host(),
-        environ=os.environ,
-        recall=recall,
-        cluster=cluster,
-        known_speeds=recall_speeds,
-    )
-
-    def plan_beside(others: Mapping[str, str]) -> LaunchPlan:
-        return make_plan(options, replace(facts, inherited=replace(inherited, claims=others)))
-
-    if options.dry_run:
-        return plan_beside(claims.others())
-    # GPUs that the user names, or takes busy, are taken whoever else has them: the plan warns.
-    shared = bool(options.gpus) or options.allow_busy
-    plan = claims.settle(plan_beside, lambda plan: plan.selection.uuids, shared=shared)
-    if claims.problem is None or not plan.selection.uuids:
-        return plan
-    note = f"another launcher may choose the same GPUs: no claims can be made ({claims.problem})"
-    return replace(plan, warnings=(*plan.warnings, note))
-
-
 def _print(plan: LaunchPlan, options: LaunchOptions) -> int:
     from ddp_launch.plan.show import show_full, to_json
 
@@ -113,7 +74,7 @@ def _print(plan: LaunchPlan, options: LaunchOptions) -> int:
     return 0
 
 
-def _run(plan: LaunchPlan, options: LaunchOptions, events: EventLog) -> int:
+def _run(plan: LaunchPlan, planner: Planner, options: LaunchOptions, events: EventLog) -> int:
     from rich.console import Console
 
     from ddp_launch.events.run_events import RunEvents
@@ -135,13 +96,13 @@ def _run(plan: LaunchPlan, options: LaunchOptions, events: EventLog) -> int:
     plan, folders = prepare(plan, options)
     show_compact(console, plan, str(folders.logs))
     evidence = EvidenceCollector(plan)
-    run_events = RunEvents(events, evidence)
+    run_events = RunEvents(events, evidence, console)
     run_events.plan(to_json(plan), folders.logs)
     # torch takes seconds to import: only now, with the plan on the screen.
     with deferred(), importing_silently():
         from ddp_launch.run import agent
 
-    outcome = agent.run(plan.job, folders.logs, run_events)
+    outcome = agent.run(plan.job, folders.logs, run_events, NextAttempt(plan, planner, evidence))
     show(console, outcome, evidence.remedy(outcome.first))
     events.end(outcome.status, message=outcome.message)
     if outcome.status == 0:

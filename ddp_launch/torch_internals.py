@@ -26,6 +26,7 @@ from torch.distributed.elastic.rendezvous.dynamic_rendezvous import (
     _BackendRendezvousStateHolder,
     _NodeDesc,
 )
+from torch.numa.binding import NumaOptions
 
 AGENT_HOOKS = ("_start_workers", "_monitor_workers", "_shutdown")
 AGENT_FIELDS = ("_worker_group", "_remaining_restarts", "_pcontext")
@@ -74,6 +75,11 @@ class HookedAgent(LocalElasticAgent):
     def workers(self) -> list[Worker]:
         """The ranks of this node, by local rank."""
         return self._worker_group.workers
+
+    def resize(self, local_world_size: int, numa_options: NumaOptions | None) -> None:
+        """Another number of ranks on this node, and their binding, from the next start on."""
+        self._worker_group.spec.local_world_size = local_world_size
+        self._worker_group.spec.numa_options = numa_options
 
     @property
     def rendezvous(self) -> RendezvousHandler:

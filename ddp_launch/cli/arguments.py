@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from typing import Any, NoReturn
 
@@ -14,6 +15,7 @@ from ddp_launch.cli.value_types import (
     OneOf,
     Tee,
     device_list,
+    duration,
     endpoint,
     host_name,
     memory,
@@ -90,6 +92,14 @@ def _device_options(parser: CommandLine) -> list[argparse.Action]:
         ),
         add("--exclude", metavar="LIST", type=device_list("--exclude"), help="GPUs to leave out [none]"),
         add("--allow-busy", action="store_true", help="take GPUs that others use or have claimed, too"),
+        add(
+            "--wait",
+            nargs="?",
+            const=math.inf,
+            metavar="TIME",
+            type=duration("--wait"),
+            help="while the GPUs asked for are in use, wait for them, at most TIME, as in 30m or 2h [no wait]",
+        ),
         add("--min-memory", metavar="SIZE", type=memory("--min-memory"), help="least memory of a GPU, as in 20GB [0]"),
     ]
 

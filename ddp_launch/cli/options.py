@@ -35,7 +35,7 @@ class Program:
 class LaunchOptions:
     """The launcher's own options, checked; None: not given.
 
-    `min_memory` in bytes; `grace` and `rdzv_timeout` in seconds; `notes`: what the user should know about them.
+    `min_memory` in bytes; `grace`, `rdzv_timeout` and `wait` in seconds; `notes`: what the user should know about them.
     """
 
     program: Program
@@ -52,6 +52,7 @@ class LaunchOptions:
     estimate: bool = False
     json: bool = False
     preflight: bool | None = None
+    wait: float | None = None
     nnodes: tuple[int, int] | None = None
     node_rank: int | None = None
     rdzv_endpoint: str | None = None
@@ -141,6 +142,11 @@ def _check(options: LaunchOptions) -> None:
             "--estimate measures the bundled trainer: it takes no program",
         ),
         (options.cpu and bool(options.gpus), "--cpu and --gpus exclude each other: give one"),
+        (options.cpu and options.wait is not None, "--wait waits for GPUs, which --cpu does not use: give one"),
+        (
+            options.wait is not None and options.allow_busy,
+            "--wait waits for GPUs that are in use, --allow-busy takes them: give one",
+        ),
         (
             options.rdzv_endpoint is not None and options.master_addr is not None,
             "--rdzv-endpoint and --master-addr name the same thing: give one",

@@ -11,6 +11,7 @@ from ddp_core.errors import OptionError
 LARGEST_NODES = 100_000
 LARGEST_MEMORY = 10**15
 BOTH = 3
+SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 UNITS = {"": 10**9, "gb": 10**9, "g": 10**9, "gib": 2**30, "mb": 10**6, "m": 10**6, "mib": 2**20}
 
 
@@ -118,6 +119,18 @@ def memory(option: str) -> Callable[[str], int]:
         if found and (unit := UNITS.get(found[2].lower())) and float(found[1]) * unit <= LARGEST_MEMORY:
             return round(float(found[1]) * unit)
         raise OptionError(f"{option} {text!r}: expected a size from 0 to 1000000GB, as in 20GB, 20GiB or 20000MB")
+
+    return parse
+
+
+def duration(option: str) -> Callable[[str], float]:
+    """A parser of times to seconds: 90, 90s, 30m, 1.5h, 1h30m or 2d."""
+
+    def parse(text: str) -> float:
+        parts = re.findall(r"([0-9]{1,9}(?:\.[0-9]{1,3})?)([smhd]|$)", text)
+        if parts and "".join(number + unit for number, unit in parts) == text:
+            return sum(float(number) * SECONDS[unit] for number, unit in parts)
+        raise OptionError(f"{option} {text!r}: expected a time in seconds, or as in 90s, 30m, 2h or 1h30m")
 
     return parse
 

@@ -9,20 +9,31 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from rich.text import Text
+
 from ddp_launch.events.jsonl import EventLog, Value
 from ddp_launch.failure.evidence import EvidenceCollector
 from ddp_launch.failure.failures import Attempt, Failure, exit_status, signal_name
+from ddp_launch.plan.command import RestartPlan
 
 SCHEMA = "ddp-launch-events/1"
 LAST_LINES = 40
 
 
 class RunEvents:
-    """Records the events of a run. `evidence`: knows remedies for failures; None is for runs that nobody records."""
+    """Records the events of a run, and shows its restarts on the `console`.
 
-    def __init__(self, events: EventLog, evidence: EvidenceCollector | None = None) -> None:
+    evidence: knows remedies for failures; None is for runs that nobody records.
+    """
+
+    def __init__(
+        self, events: EventLog, evidence: EvidenceCollector | None = None, console: Console | None = None
+    ) -> None:
         self._events = events
         self._evidence = evidence
+        self._console = console
+        self._restarts = 0
         self._signalled = False
 
     def plan(self, plan: Mapping[str, Any], logs: Path) -> None:
@@ -44,8 +55,11 @@ class RunEvents:
             self._signalled = True
             self._events.write("signal", signal=number.name)
 
-    def failure(self, attempt: Attempt, *, restarts: int) -> None:
-        """An attempt has failed: its first failure, and what became of the others. `restarts`: how many are left."""
+    def failure(self, attempt: Attempt, *, restarts: int, following: RestartPlan | None = None) -> None:
+        """An attempt has failed: its first failure, and what became of the others.
+
+        restarts: how many are left. following: what the next attempt runs on, where that is known.
+        """
         if (first := attempt.first) is None:
             return
         remedy = self._evidence.remedy(first) if self._evidence else None
@@ -70,7 +84,28 @@ class RunEvents:
             else {"name": remedy.name, "meaning": remedy.meaning, "advice": remedy.advice},
         )
         if restarts:
-            self._events.write("restart", attempt=attempt.number + 1, restarts_left=restarts - 1)
+            self._restart(attempt, first, restarts, following)
+
+    def _restart(self, attempt: Attempt, first: Failure, restarts: int, following: RestartPlan | None) -> None:
+        """Another attempt follows: which, after what, and on what."""
+        self._events.write(
+            "restart",
+            attempt=attempt.number + 1,
+            restarts_left=restarts - 1,
+            ranks=None if following is None else following.job.nproc_per_node,
+            devices=None if following is None else following.devices,
+            change=None if following is None else following.change or None,
+        )
+        if self._console is None:
+            return
+        self._restarts += 1
+        why = first.log_tail.error or first.ending(meaning=False)
+        line = f"rank {first.rank} on {first.host} failed: {why}; attempt {attempt.number + 2} starts"
+        if following is not None:
+            ranks = f"{following.job.nproc_per_node} rank{'s' * (following.job.nproc_per_node != 1)}"
+            line += f" with {ranks} on {following.devices}" + (f" ({following.change})" if following.change else "")
+        title = (f"restart {self._restarts} of {self._restarts + restarts - 1}: ", "yellow")
+        self._console.print(Text.assemble(title, line), soft_wrap=True)
 
 
 def _where(failure: Failure) -> dict[str, Value]:

@@ -15,6 +15,7 @@ from pathlib import Path
 MIB = 2**20
 SHM = "/dev/shm"
 TIMEOUT = "collective-timeout"
+GPU_FAULT = "gpu-fault"
 
 # Packages whose name for pip is not the name that is imported.
 DISTRIBUTIONS = {
@@ -203,8 +204,9 @@ TABLE: tuple[Known, ...] = (
         "a newer driver, or a build of torch for an older CUDA; python launch.py --doctor names both",
     ),
     Known(
-        "gpu-fault",
-        r"uncorrectable ECC|fallen off the bus|GPU is lost|CUDA error: unspecified launch failure",
+        GPU_FAULT,
+        r"uncorrectable ECC|fallen off the bus|GPU is lost|hardware stack error"
+        r"|CUDA error: (unspecified launch failure|unknown error)",
         "the GPU itself failed",
         "dmesg | grep -i xid tells what the driver saw; --exclude this GPU until it is reset or replaced",
     ),

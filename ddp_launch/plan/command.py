@@ -41,6 +41,15 @@ class Job:
     saves_together: bool = False
 
 
+@dataclass(frozen=True)
+class RestartPlan:
+    """What another attempt runs on. `devices`: for a sentence; `change`: which GPUs it leaves out and adds, if any."""
+
+    job: Job
+    devices: str
+    change: str = ""
+
+
 def worker_argv(program: Program) -> tuple[str, ...]:
     """The command of one rank."""
     python = (sys.executable, "-u")

@@ -6,12 +6,11 @@ trainer -> the job for the elastic agent and the same as a command.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from ddp_core.errors import TopologyError
+from ddp_core.errors import TopologyError, UserError
 from ddp_core.redaction import redacted
 from ddp_launch.cli.options import LaunchOptions, Program
 from ddp_launch.cluster.cluster import Cluster, find_cluster
@@ -26,13 +25,17 @@ from gpu_topology.environment.settings import environment as environment_for
 from gpu_topology.host.host import Host
 from gpu_topology.select.from_environment import Inherited, from_environment
 from gpu_topology.select.numa import Binding, choose_binding, obstacle
-from gpu_topology.select.select import Excluded, Selection, SelectionRequest, select
+from gpu_topology.select.select import Excluded, Selection, SelectionError, SelectionRequest, in_use, select
 from gpu_topology.topology import Topology
 from gpu_topology.verify_cache import Verdict
 
 CPU_RANKS = 2
 RANGE_RESTARTS = 3
 LOOPBACK_INTERFACE = "lo"
+NO_DEVICES = ("-", "none", "void", "NoDevFiles")
+"""How values of CUDA_VISIBLE_DEVICES begin that hide every GPU on purpose; the empty one does, too."""
+USED_REMEDY = "--wait waits until they are free, --allow-busy takes them as they are"
+CPU_REMEDY = "--cpu runs on the CPU"
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,7 @@ def make_plan(options: LaunchOptions, facts: MachineFacts) -> LaunchPlan:
     # Why there is no GPU concerns nobody who asked for the CPU.
     reasons = () if wants_cpu else topology.warnings
     noted = (*reasons, *_warnings(plan, options, environ, binding), *_predicted(plan, options, facts.known_speeds))
-    return dataclasses.replace(plan, warnings=noted)
+    return replace(plan, warnings=noted)
 
 
 def _predicted(
@@ -129,7 +132,7 @@ def _predicted(
     """The speed of each policy on different GPUs, where it is known and the user did not name the GPUs."""
     if plan.training is None or plan.inherited is None or options.gpus or not plan.selection.indices:
         return
-    request = plan.inherited.completes(_request(options, plan.topology))
+    request = plan.inherited.completes(request_for(options, plan.topology))
     line = predict(plan.topology, request, plan.training.config, known_speeds)
     if line is not None:
         yield line
@@ -141,10 +144,39 @@ def _peers_off(settings: Iterable[Setting]) -> bool:
 
 
 def _select(topology: Topology, options: LaunchOptions, inherited: Inherited) -> Selection:
-    return select(topology, inherited.completes(_request(options, topology)))
+    """The GPUs of the run; none on a machine without any, or where CUDA_VISIBLE_DEVICES hides them all on purpose.
+
+    Errors: UserError where there are GPUs of which none, or not enough, may be used: nobody asked for the CPU.
+    """
+    request = inherited.completes(request_for(options, topology))
+    try:
+        selection = select(topology, request)
+    except SelectionError as error:
+        if error.remedy is None and not options.gpus and in_use(topology, request):
+            error.remedy = USED_REMEDY
+        raise
+    hidden = inherited.visible is not None and (inherited.visible.strip() or "-").startswith(NO_DEVICES)
+    if topology.gpus and not selection.indices and not hidden:
+        used = in_use(topology, request)
+        raise UserError(selection.reason, f"{USED_REMEDY}, {CPU_REMEDY}" if used else CPU_REMEDY)
+    return selection
 
 
-def _request(options: LaunchOptions, topology: Topology) -> SelectionRequest:
+def occupied(options: LaunchOptions, facts: MachineFacts) -> Mapping[int, str]:
+    """The GPUs that the run needs and others use: NVML index -> by whom; empty where it can start. Errors:
+    SelectionError where it could not start with all of them free."""
+    request = (facts.inherited or Inherited()).completes(request_for(options, facts.topology))
+    used = in_use(facts.topology, request)
+    if used and not options.gpus:
+        try:
+            used = {} if select(facts.topology, request).indices else used
+        except SelectionError:
+            select(facts.topology, replace(request, allow_busy=True))
+    return used
+
+
+def request_for(options: LaunchOptions, topology: Topology) -> SelectionRequest:
+    """What the options ask of the selection."""
     return SelectionRequest(
         # Without a GPU the ranks run on the CPU, as many as are asked for.
         count=options.nproc if topology.gpus else None,
@@ -253,8 +285,8 @@ def _warnings(
 
 def with_arguments(plan: LaunchPlan, extra: tuple[str, ...]) -> LaunchPlan:
     """The plan with more arguments for its program."""
-    program = dataclasses.replace(plan.program, args=(*plan.program.args, *extra))
-    job = dataclasses.replace(plan.job, worker=worker_argv(program))
+    program = replace(plan.program, args=(*plan.program.args, *extra))
+    job = replace(plan.job, worker=worker_argv(program))
     command = redacted(torchrun(job, program))
     shell = shell_line(torchrun_environment(job), command, job.unset)
-    return dataclasses.replace(plan, program=program, job=job, command=command, shell=shell)
+    return replace(plan, program=program, job=job, command=command, shell=shell)

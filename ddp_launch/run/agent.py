@@ -12,7 +12,7 @@ import signal
 import socket
 import time
 import uuid
-from collections.abc import Container
+from collections.abc import Callable, Container, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,12 @@ from torch.distributed.elastic.rendezvous import RendezvousParameters
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 from torch.numa.binding import AffinityMode, NumaOptions
 
+from ddp_core.errors import UserError
 from ddp_launch.events.jsonl import EventLog
 from ddp_launch.events.run_events import RunEvents
 from ddp_launch.failure.failures import Attempt, Failure, Outcome, blame, exit_status, first_failure, status_of
 from ddp_launch.failure.restart_policy import why_not
-from ddp_launch.plan.command import LOOPBACK, Job, escape_macros
+from ddp_launch.plan.command import LOOPBACK, Job, RestartPlan, escape_macros
 from ddp_launch.rendezvous import multi_node, single_node
 from ddp_launch.rendezvous.remote_failures import RemoteFailures
 from ddp_launch.run.exit_order import Endings
@@ -53,15 +54,20 @@ LAUNCHED = "DDP_LAUNCH"
 """Tells a program that its environment was planned: that OMP_NUM_THREADS, say, is no filler of torchrun's."""
 
 
-def run(job: Job, log_dir: Path, events: RunEvents | None = None) -> Outcome:
+def run(
+    job: Job,
+    log_dir: Path,
+    events: RunEvents | None = None,
+    next_attempt: Callable[[Mapping[int, Failure]], RestartPlan] | None = None,
+) -> Outcome:
     """Run the job to its end and tell how it ended, with each step recorded in `events`. Main thread only.
 
-    Never raises for what a rank does.
+    next_attempt: called before a restart with the failures by local rank, for what it is to run on; None: the same
+    again. Never raises for what a rank does.
     """
     events = events or RunEvents(EventLog(None))
-    for name in job.unset:
-        os.environ.pop(name, None)
-    os.environ.update(job.environment)
+    users = dict(os.environ)
+    _set_variables(job, users)
     os.environ[LAUNCHED] = "1"
     # torch's own handlers would raise again on each further signal, and leave ranks behind.
     os.environ[SIGNALS_VARIABLE] = ""
@@ -75,7 +81,8 @@ def run(job: Job, log_dir: Path, events: RunEvents | None = None) -> Outcome:
                 spec = _spec(job)
                 if not agent_has_hooks():
                     return _outcome_of_torch(LocalElasticAgent(spec, logs).run())
-                agent = _Agent(spec, logs, job.grace, job.saves_together, interrupts, process_tree, events)
+                agent = _Agent(spec, logs, job, interrupts, process_tree, events)
+                agent.before_restart(next_attempt, users)
                 return agent.outcome(agent.run())
         except SignalException as stop:
             events.signal(stop.sigval)
@@ -94,6 +101,18 @@ def _outcome_of_torch(result: RunResult) -> Outcome:
         return Outcome(status=0)
     rank, failure = min(result.failures.items())
     return Outcome(status=exit_status(failure.exitcode), message=f"rank {rank} failed: {failure.message}")
+
+
+def _set_variables(job: Job, users: Mapping[str, str], earlier: Job | None = None) -> None:
+    """The job's variables in this process's environment, where the ranks find them. `earlier`: the job whose variables
+    are no longer wanted; those take the values that the user gave them."""
+    for name in [] if earlier is None else [*dict(earlier.environment), *earlier.unset]:
+        os.environ.pop(name, None)
+        if name in users:
+            os.environ[name] = users[name]
+    for name in job.unset:
+        os.environ.pop(name, None)
+    os.environ.update(job.environment)
 
 
 def _spec(job: Job) -> WorkerSpec:
@@ -138,23 +157,30 @@ class _Agent(HookedAgent):
         self,
         spec: WorkerSpec,
         logs: RankLogs,
-        grace: int,
-        saves_together: bool,
+        job: Job,
         interrupts: Interrupts,
         process_tree: ProcessTree,
         events: RunEvents,
     ) -> None:
         super().__init__(spec, logs, log_line_prefix_template="[rank ${rank}] ")
         self._logs = logs
-        self._grace = grace
-        self._patience = float(grace)
-        self._saves_together = saves_together
+        self._job = job
+        self._grace = job.grace
+        self._patience = float(job.grace)
+        self._next_attempt: Callable[[Mapping[int, Failure]], RestartPlan] | None = None
+        self._users: Mapping[str, str] = {}
         self._interrupts = interrupts
         self._process_tree = process_tree
         self._events = events
         self._reported: set[int] = set()
         self._attempts: list[Attempt] = []
         self._refusal: str | None = None
+
+    def before_restart(
+        self, next_attempt: Callable[[Mapping[int, Failure]], RestartPlan] | None, users: Mapping[str, str]
+    ) -> None:
+        """What to call before each restart, see `run`. `users`: the environment before that of the job."""
+        self._next_attempt, self._users = next_attempt, users
 
     def outcome(self, result: RunResult) -> Outcome:
         """The end of the run in the launcher's terms."""
@@ -209,7 +235,7 @@ class _Agent(HookedAgent):
             if first is not None and first.hang:
                 # The others wait for it in a collective, and could save nothing together.
                 self._patience = min(self._grace, HUNG_S)
-            elif self._saves_together:
+            elif self._job.saves_together:
                 self._patience = min(self._grace, LOST_S)
             if (remote := self._remote_failures) is not None and None in self._codes().values():
                 # The others may take their grace time to end: the other nodes get the cause before that.
@@ -232,10 +258,30 @@ class _Agent(HookedAgent):
             nodes, cause = remote.nodes, remote.compare(first_failure(failures))
             failures = failures if cause is None else (cause, *failures)
         self._attempts.append(Attempt(len(self._attempts), failures, seconds, nodes))
-        if self.remaining_restarts > 0 and (why := why_not(self._attempts)):
-            self._refusal = why
-            self.remaining_restarts = 0
-        self._events.failure(self._attempts[-1], restarts=self.remaining_restarts)
+        following = None
+        if self.remaining_restarts > 0:
+            self._refusal = why_not(self._attempts)
+            if self._refusal is None:
+                following = self._prepared(failures)
+            if self._refusal is not None:
+                self.remaining_restarts = 0
+        self._events.failure(self._attempts[-1], restarts=self.remaining_restarts, following=following)
+
+    def _prepared(self, failures: Iterable[Failure]) -> RestartPlan | None:
+        """The next attempt on the devices as they are now, or the reason why there can be none in `_refusal`."""
+        if self._next_attempt is None:
+            return None
+        local = {worker.global_rank: local_rank for local_rank, worker in enumerate(self.workers)}
+        here = [failure for failure in failures if failure.remote is None and not failure.stopped]
+        try:
+            following = self._next_attempt({local[failure.rank]: failure for failure in here})
+        except UserError as error:
+            self._refusal = str(error)
+            return None
+        _set_variables(following.job, self._users, self._job)
+        self._job = following.job
+        self.resize(following.job.nproc_per_node, _numa_options(following.job))
+        return following
 
     def _report_ends(self, *, stopped: bool = False) -> None:
         """RunEvents the ranks that have ended since the last time. `stopped`: the launcher has asked them to."""

@@ -120,6 +120,28 @@ def eligible(topology: Topology, request: SelectionRequest) -> tuple[Device, ...
     return usable(topology, _rules(topology, request)).devices
 
 
+def unfit(topology: Topology) -> Mapping[int, str]:
+    """The GPUs that cannot work, whoever uses them (lost, erring, closed to compute): NVML index -> why."""
+    return usable(topology, Rules(allow_busy=True)).refused
+
+
+def in_use(topology: Topology, request: SelectionRequest) -> Mapping[int, str]:
+    """The GPUs that this request could have if nobody used them: NVML index -> why not now. Those that it names count
+    too. Raises SelectionError for names of no GPU."""
+    asked = _resolve(request.gpus, topology)
+    rules = _rules(topology, replace(request, gpus=()))
+    now = usable(topology, replace(rules, allow_busy=False)).refused
+    idle = {device.index for device in usable(topology, replace(rules, allow_busy=True)).devices}
+    named = {device.index for device in asked} or idle
+    return {index: why for index, why in now.items() if index in idle & named}
+
+
+def named_by(topology: Topology, request: SelectionRequest) -> tuple[tuple[Device, ...] | None, tuple[Device, ...]]:
+    """The devices that CUDA_VISIBLE_DEVICES names, None where it is not set, and those that are excluded by request."""
+    rules = _rules(topology, request)
+    return None if rules.visible is None else rules.visible.named, rules.excluded
+
+
 def _rules(topology: Topology, request: SelectionRequest) -> Rules:
     asked = _resolve(request.gpus, topology)
     for position, device in enumerate(asked):
