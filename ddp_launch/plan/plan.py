@@ -7,6 +7,7 @@ trainer -> the job for the elastic agent and the same as a command.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -168,10 +169,9 @@ def occupied(options: LaunchOptions, facts: MachineFacts) -> Mapping[int, str]:
     request = (facts.inherited or Inherited()).completes(request_for(options, facts.topology))
     used = in_use(facts.topology, request)
     if used and not options.gpus:
-        try:
+        select(facts.topology, replace(request, allow_busy=True))
+        with suppress(SelectionError):
             used = {} if select(facts.topology, request).indices else used
-        except SelectionError:
-            select(facts.topology, replace(request, allow_busy=True))
     return used
 
 

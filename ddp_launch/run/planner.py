@@ -30,7 +30,7 @@ from gpu_topology.select.spares import label, replace_lost
 from gpu_topology.topology import Topology
 from gpu_topology.verify_cache import recall
 
-POLL_S = 5.0
+POLL_S = 2.0
 """How often --wait looks at the GPUs again."""
 
 
