@@ -9,7 +9,7 @@ the SHA-256 of every byte before the seal. torch.load and the zip format alone d
 changed weight. A checkpoint's object is {"schema": "ddp-train-checkpoint/1", "step": N, "state": {...}};
 `best_model.pth` is a plain state_dict under the same seal.
 
-Reading goes: seal, hash, inspection (inspection/: tensors and plain values alone, none larger than the
+Reading goes: seal, hash, inspection (inspection.py: tensors and plain values alone, none larger than the
 file), torch's restricted unpickler, and a look at the numbers. The hash is against damage, the inspection
 against malice: anybody can compute a hash.
 

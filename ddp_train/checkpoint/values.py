@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from ddp_train.checkpoint.inspection import ITEM_BYTES
+from ddp_train.checkpoint.inspection import DTYPES
 
 _LEAVES = {type(None), bool, int, float, complex, str, bytes, torch.Size, torch.dtype, torch.device}
 _KEYS = {type(None), bool, int, float, str}
@@ -39,7 +39,7 @@ def _mapping(
 
 def _copy(value: object, where: str, tensor: Callable[[torch.Tensor], torch.Tensor]) -> object:
     if isinstance(value, torch.Tensor):
-        if value.layout is not torch.strided or value.is_quantized or str(value.dtype)[6:] not in ITEM_BYTES:
+        if value.layout is not torch.strided or value.is_quantized or value.dtype not in DTYPES:
             raise TypeError(f"{where} is a tensor of {value.dtype} and {value.layout}: only dense ones can be kept")
         return tensor(value)
     if type(value) in _LEAVES:

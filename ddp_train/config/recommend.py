@@ -22,12 +22,7 @@ from ddp_train.config.options import Config, to_dict
 from ddp_train.config.parse import with_values
 
 GB = 10**9
-FIXED: dict[str, str | int | float] = {
-    "model": "small",
-    "batch_size": 128,
-    "num_workers": 0,
-    "amp": "off",
-}
+FIXED: dict[str, str | int | float] = {"model": "small", "batch_size": 128, "num_workers": 0, "amp": "off"}
 BASE_LEARNING_RATE = {"sgd": 0.05, "adam": 0.001, "adamw": 0.001, "muon": 0.02}
 DIGITS_STEPS = 400
 VIT = {"cpu": (4, 8, 512, 6), "cuda": (16, 2, 256, 3)}

@@ -88,10 +88,7 @@ RULES: tuple[tuple[Callable[[Config], bool], str], ...] = (
         lambda c: c.diagnostics.tta != "none" and c.data.dataset == "digits",
         "--tta with --dataset digits: a mirrored digit does not belong to its class; leave it out",
     ),
-    (
-        lambda c: c.diagnostics.wandb and not _installed("wandb"),
-        "--wandb needs the package wandb: pip install wandb",
-    ),
+    (lambda c: c.diagnostics.wandb and not _installed("wandb"), "--wandb needs the package wandb: pip install wandb"),
     (
         lambda c: c.diagnostics.histograms and not c.run.tensorboard,
         "--histograms go into TensorBoard's files: leave out --no-tensorboard",

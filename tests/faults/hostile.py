@@ -150,6 +150,18 @@ def _shared_tuples() -> bytes:
     return b"(t" + b"".join(b"q\x01h\x01\x86" for _ in range(50))
 
 
+def _key_of_tuples() -> bytes:
+    """The same tuple as the key of a dict: its hash would take 2 ** 50 steps."""
+    return b"}" + _shared_tuples() + b"Ns"
+
+
+def _shared_versions() -> bytes:
+    """Twenty thousand state_dicts, with the same hundred thousand versions of modules each."""
+    versions = b"}q\x01(" + b"".join(b"J" + struct.pack("<I", i) + b"N" for i in range(100_000)) + b"u"
+    first = b"ccollections\nOrderedDict\nq\x02)R}" + _text("_metadata") + b"q\x03" + versions + b"sb"
+    return b"](" + first + b"h\x02)R}h\x03h\x01sb" * 20_000 + b"e"
+
+
 def _attributes() -> bytes:
     hidden = b"}" + _text("items") + _text("not a method") + b"s"
     return _called("collections.OrderedDict") + hidden + b"b"
@@ -193,6 +205,9 @@ PAYLOADS: dict[str, Payload] = {
     ),
     "lists in lists in lists": _value(b"](" * 100_000 + b"e" * 100_000),
     "tuples that contain each other": _value(_shared_tuples()),
+    "a key of tuples that contain each other": _value(_key_of_tuples()),
+    "versions that many share": _value(_shared_versions()),
+    "a list that contains itself many times": _value(b"]q\x01(" + b"h\x01" * 200_000 + b"e"),
     "an object's attributes": _value(_attributes()),
     "a tensor's attributes": _value(WHOLE + b"}" + _text("shape") + b"(" + _number(9) + b"tsb"),
     "a list that contains itself": _value(b"]q\x01h\x01a"),

@@ -58,9 +58,7 @@ class DataOptions:
         "224).",
         at_least=4,
         at_most=4096,
-        excludes={
-            When("dataset", "digits", "synthetic"): "only folders of images are scaled; these have a fixed size",
-        },
+        excludes={When("dataset", "digits", "synthetic"): "only folders of images are scaled; these have a fixed size"},
     )
     drop_last: bool = option(False, "Leave out the last, partial global batch of an epoch.")
     on_bad_sample: Literal["stop", "skip"] = option(

@@ -43,10 +43,7 @@ class OptimOptions:
         "adamw", "muon: optimizer of biases, norms, embeddings, and the first and last layer."
     )
     muon_rest_lr: float | None = option(
-        None,
-        "muon: peak learning rate of the rest, scaled as --lr is (default: by --muon-rest).",
-        above=0,
-        at_most=1e4,
+        None, "muon: peak learning rate of the rest, scaled as --lr is (default: by --muon-rest).", above=0, at_most=1e4
     )
     weight_decay: float = option(
         5e-4, "Weight decay, for weights only: not for biases and normalisation parameters.", at_least=0, at_most=10
