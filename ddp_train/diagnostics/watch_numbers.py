@@ -65,7 +65,7 @@ def first_bad_layer(
     if not _finite(images):
         return "the images themselves are not finite"
     found: list[str] = []
-    seen: list[str] = []
+    seen = ["the images"]
     names = {module: f"{name or 'the network'} ({type(module).__name__})" for name, module in network.named_modules()}
 
     def look(module: nn.Module, inputs: tuple[object, ...], output: object) -> None:
@@ -75,10 +75,8 @@ def first_bad_layer(
         state = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
         if spoilt := next((key for key, value in state if not _finite(value)), None):
             found.append(f"the {spoilt} of layer {name} is not finite")
-        elif not all(_finite(value) for value in inputs):
-            found.append(
-                f"what layer {name} is given, computed after {seen[-1] if seen else 'the images'}, is not finite"
-            )
+        elif not all(map(_finite, inputs)):
+            found.append(f"what layer {name} is given, computed after {seen[-1]}, is not finite")
         elif not _finite(output):
             found.append(f"the output of layer {name} is not finite, while its input and weights are")
         seen.append(name)
@@ -91,8 +89,15 @@ def first_bad_layer(
         for handle in handles:
             handle.remove()
     if not found and not _finite(output):
-        found.append(f"the network's output, computed after {seen[-1] if seen else 'the images'}, is not finite")
+        found.append(f"the network's output, computed after {seen[-1]}, is not finite")
     return found[0] if found else None
+
+
+def first_bad_gradient(network: nn.Module) -> str | None:
+    """The gradient that is not finite nearest to the loss, where the outputs of all layers are; None: there is none."""
+    named = [(name, p.grad) for name, p in network.named_parameters() if p.requires_grad and p.grad is not None]
+    bad = [name for name, gradient in named if not _finite(gradient)]
+    return f"all outputs are finite, the gradient of {bad[-1]} is not" if bad else None
 
 
 def _finite(value: object) -> bool:
@@ -131,7 +136,6 @@ class _Step:
 class _WatchNumbers:
     def __init__(self, network: nn.Module, precision: Precision, ranks: Ranks) -> None:
         self._network, self._precision, self._ranks = network, precision, ranks
-        self._names = [name for name, p in network.named_parameters() if p.requires_grad]
         self._running, self._spikes = RunningLoss(), 0
         self._usual: Tensor | None = None
         self._step = _Step([])
@@ -163,17 +167,23 @@ class _WatchNumbers:
         totals = torch.tensor([loss, step.samples, bad], dtype=torch.float64, device=self._precision.device)
         total, samples, bad_ranks = sum_over_ranks(totals).tolist()
         if bad_ranks:
-            raise TrainingDiverged(self._explain(step, loss, gradients, moment))
+            raise TrainingDiverged(self._explain(step, loss, moment))
         deviations = self._running.add(total / max(1.0, samples))
         if deviations is not None:
             self._spikes += 1
             if self._ranks.is_first and self._spikes <= LINES:
-                rise = norms / (norms if self._usual is None else self._usual)
-                self._print_spike(total / samples, deviations, rise, list(gradients), moment)
+                rise = (norms / (norms if self._usual is None else self._usual)).nan_to_num()
+                print(
+                    f"step {moment.step + 1} (epoch {moment.epoch + 1}): the loss {total / samples:.4g} is "
+                    f"{deviations:.0f} deviations above its running mean {self._running.mean:.4g}; the gradient of "
+                    f"{[*gradients][int(rise.argmax())]} rose most, to {float(rise.max()):.1f} times its usual norm",
+                    file=sys.stderr,
+                    flush=True,
+                )
         elif bool(torch.isfinite(norms).all()):
             self._usual = norms if self._usual is None else KEEP * self._usual + (1 - KEEP) * norms
 
-    def _explain(self, step: _Step, loss: float, gradients: Mapping[str, Tensor], moment: Moment) -> str:
+    def _explain(self, step: _Step, loss: float, moment: Moment) -> str:
         """The line of the error: the first rank that found the cause in its own batch, and what it found."""
         each = (first_bad_layer(self._network, images, self._precision.autocast()) for images in step.images)
         found = next(filter(None, each), None)
@@ -182,22 +192,10 @@ class _WatchNumbers:
             findings = [None] * self._ranks.world_size
             dist.all_gather_object(findings, found)
         where = next((f"rank {rank}: {text}" for rank, text in enumerate(findings) if text is not None), None)
-        if where is None:
-            spoilt = [name for name, value in gradients.items() if not _finite(value)]
-            where = f"all outputs are finite, the gradient of {spoilt[-1]} is not" if spoilt else f"the loss is {loss}"
+        where = where or first_bad_gradient(self._network) or f"the loss is {loss}"
         return (
             f"step {moment.step + 1} (epoch {moment.epoch + 1}), {where}; "
             "the weights are still those of the step before: try a lower --lr, more --warmup-epochs, or --clip-grad 1"
-        )
-
-    def _print_spike(self, loss: float, deviations: float, rise: Tensor, names: Sequence[str], moment: Moment) -> None:
-        at = int(rise.nan_to_num().argmax())
-        print(
-            f"step {moment.step + 1} (epoch {moment.epoch + 1}): "
-            f"the loss {loss:.4g} is {deviations:.0f} deviations above its running mean {self._running.mean:.4g}; "
-            f"the gradient of {names[at]} rose most, to {float(rise[at]):.1f} times its usual norm",
-            file=sys.stderr,
-            flush=True,
         )
 
     def report(self) -> Mapping[str, float]:

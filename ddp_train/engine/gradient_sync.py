@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ddp_train.data.augment import keyed_random
 from ddp_train.data.pipeline.window import Batch, Window
 from ddp_train.distributed.process_group import Ranks, average_buffers
 from ddp_train.technique import Moment
@@ -63,8 +64,7 @@ class Averaged:
         ddp: DistributedDataParallel | None,
         without_samples: Callable[[], None],
     ) -> None:
-        self._ranks, self._device = ranks, device
-        self._ddp, self._without_samples = ddp, without_samples
+        self._ranks, self._device, self._ddp, self._without_samples = ranks, device, ddp, without_samples
 
     def gradients(
         self, window: Window, batches: Iterable[Batch], moment: Moment, compute: Compute, *, communicate: bool
@@ -74,7 +74,8 @@ class Averaged:
         if window.count == 0 and communicate:
             self._without_samples()
         for index, batch in enumerate(batches, start=1):
-            with self._communicate(communicate and index == window.count):
+            joins = communicate and index == window.count
+            with contextlib.nullcontext() if joins or self._ddp is None else self._ddp.no_sync():
                 compute(batch, moment, self._ranks.world_size / window.size)
 
     def unify(self, network: nn.Module) -> None:
@@ -86,10 +87,6 @@ class Averaged:
         for window in windows:
             yield from window.batches
 
-    def _communicate(self, now: bool) -> contextlib.AbstractContextManager[object]:
-        """All-reduce in this backward, or leave it to the last micro-batch."""
-        return contextlib.nullcontext() if now or self._ddp is None else self._ddp.no_sync()
-
 
 def seed_shard(device: torch.device, moment: Moment) -> None:
     """Seed the generators that a shard's passes can draw from (dropout): no generator state needs saving.
@@ -97,12 +94,7 @@ def seed_shard(device: torch.device, moment: Moment) -> None:
     torch.manual_seed also notes the call for every device that is not in use yet, with a stack trace: milliseconds a
     step on a CPU, and memory that grows.
     """
-    seed = _key(moment.seed, moment.step, moment.shard)
+    seed = moment.key(keyed_random.DROPOUT) % 2**63
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.default_generators[device.index].manual_seed(seed)
-
-
-def _key(seed: int, step: int, shard: int) -> int:
-    """splitmix64's increments keep keys apart."""
-    return (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + shard * 0x94D049BB133111EB) % 2**63

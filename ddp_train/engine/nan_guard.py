@@ -29,7 +29,7 @@ from ddp_core.errors import TrainingDiverged
 from ddp_core.files import write_text
 from ddp_train.config.validation import LATEST
 from ddp_train.data.pipeline.window import Pipeline
-from ddp_train.diagnostics.watch_numbers import first_bad_layer
+from ddp_train.diagnostics.watch_numbers import first_bad_gradient, first_bad_layer
 from ddp_train.distributed.flag_exchange import FlagExchange
 from ddp_train.distributed.process_group import Ranks
 from ddp_train.engine.gradient_sync import seed_shard
@@ -68,7 +68,8 @@ class NanGuard:
         """A flag for the exchange: 0, or one that is larger for a lower rank. `losses`: this rank's, of the step."""
         gradients = [p.grad for p in parameters if p.grad is not None]
         if not self._late:
-            return self._flag(any_not_finite([*gradients, *losses], self._bad, self._one), moment)
+            self._suspect = moment
+            return self._flag(any_not_finite([*gradients, *losses], self._bad, self._one))
         norms = [*foreach("norm", gradients)] if gradients else []
         if not self._scaled:
             norms += losses
@@ -80,29 +81,22 @@ class NanGuard:
             return 0
         if all(group.get("fused") for group in self._optimizer.param_groups):
             self._optimizer.found_inf = bad.float()  # type: ignore[attr-defined]  # what GradScaler sets as well
-        before, self._pending = self._pending, self._read_later(bad, moment)
-        if before is None:
-            return 0
-        moment, host, ready = before
-        ready.synchronize()
-        return self._flag(bool(host), moment)
-
-    def look_at_losses(self, losses: Sequence[Tensor]) -> int:
-        """As `look`, for what no other rank can see; 0 on a GPU, where it would have to be waited for."""
-        return self._rank_if(not self._late and any_not_finite([*losses], self._bad, self._one))
-
-    def _read_later(self, bad: Tensor, moment: Moment) -> tuple[Moment, Tensor, Any]:
         host = torch.empty((), dtype=torch.bool, pin_memory=True)
         host.copy_(bad, non_blocking=True)
         ready = torch.cuda.Event()
         ready.record()
-        return moment, host, ready
+        before, self._pending = self._pending, (moment, host, ready)
+        if before is None:
+            return 0
+        self._suspect, host, ready = before
+        ready.synchronize()
+        return self._flag(bool(host))
 
-    def _flag(self, bad: bool, moment: Moment) -> int:
-        self._suspect = moment
-        return self._rank_if(bad)
+    def look_at_losses(self, losses: Sequence[Tensor]) -> int:
+        """As `look`, for what no other rank can see; 0 on a GPU, where it would have to be waited for."""
+        return self._flag(not self._late and any_not_finite([*losses], self._bad, self._one))
 
-    def _rank_if(self, bad: bool) -> int:
+    def _flag(self, bad: bool) -> int:
         """For the exchange, in which the largest value counts: so the lowest rank is reported."""
         return self._ranks.world_size - self._ranks.rank if bad else 0
 
@@ -124,9 +118,12 @@ class NanGuard:
             of_ranks = [None] * self._ranks.world_size
             dist.all_gather_object(of_ranks, mine, group=self._flag_exchange.group)
         where = next((f"rank {r}: {one['found']}" for r, one in enumerate(of_ranks) if one["found"]), None)
-        where = where or self._bad_gradient() or "the loss is not finite, all outputs of a second pass are"
+        where = where or first_bad_gradient(self._network) or "the loss is not finite, all outputs of a second pass are"
         if self._ranks.is_first:
-            self._write(moment, where, [one["indices"] for one in of_ranks])
+            document = {"schema": SCHEMA, "epoch": moment.epoch + 1, "step": moment.step + 1, "seed": moment.seed}
+            document |= {"found": where, "indices": [one["indices"] for one in of_ranks]}
+            document |= {"replay": f"--resume {self._folder}"}
+            write_text(self._folder / FILE, json.dumps(document, indent=2) + "\n")
         saved = (self._folder / LATEST).exists()
         again = f"--resume {self._folder}" if saved else "the same command"
         held = "no checkpoint has it" if saved else "there is no checkpoint yet"
@@ -152,20 +149,3 @@ class NanGuard:
             seen = first_bad_layer(self._network, images, self._precision.autocast())  # the ranks may do it together
             found = found or seen
         return found, indices
-
-    def _bad_gradient(self) -> str | None:
-        named = [(name, p.grad) for name, p in self._network.named_parameters() if p.grad is not None]
-        bad = [name for name, gradient in named if not bool(torch.isfinite(gradient).all())]
-        return f"all outputs are finite, the gradient of {bad[-1]} is not" if bad else None
-
-    def _write(self, moment: Moment, where: str, indices: list[list[int]]) -> None:
-        document = {
-            "schema": SCHEMA,
-            "epoch": moment.epoch + 1,
-            "step": moment.step + 1,
-            "seed": moment.seed,
-            "found": where,
-            "indices": indices,
-            "replay": f"--resume {self._folder}",
-        }
-        write_text(self._folder / FILE, json.dumps(document, indent=2) + "\n")

@@ -80,7 +80,10 @@ class OomRetry:
         if self._backup is None:
             step()
             return True
-        self._begin(self._backup)
+        self._backup.take()
+        self._committed = False
+        if self._components.allreduce_hook is not None:
+            self._components.allreduce_hook.begin_step()
         rank = None
         try:
             step()
@@ -100,12 +103,6 @@ class OomRetry:
             self._settle()
         return False
 
-    def _begin(self, backup: _BufferBackup) -> None:
-        backup.take()
-        self._committed = False
-        if self._components.allreduce_hook is not None:
-            self._components.allreduce_hook.begin_step()
-
     def _leave_step(self) -> int:
         """Take part in what the other ranks wait for and report it to them; the first rank without memory."""
         components = self._components
@@ -123,10 +120,8 @@ class OomRetry:
         event = f"memory ran out on rank {rank} in step {components.progress.step + 1}"
         largest = max(split(components.global_batch, pipeline.sampler.shares))
         if pipeline.accumulate >= largest:
-            raise SharedError(
-                f"{event}, with micro-batches of one image: use a smaller model, --checkpoint-activations, or --amp",
-                speaks=components.ranks.is_first,
-            )
+            advice = "use a smaller model, --checkpoint-activations, or --amp"
+            raise SharedError(f"{event}, with micro-batches of one image: {advice}", speaks=components.ranks.is_first)
         pipeline.accumulate = components.progress.accumulate = min(2 * pipeline.accumulate, largest)
         if components.ranks.is_first:
             print(

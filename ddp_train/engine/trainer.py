@@ -7,7 +7,7 @@ Techniques live in the parts that `assemble/build.py` puts together; the loop na
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from ddp_train.data.pipeline.window import Batch, Window
 from ddp_train.diagnostics.watch_numbers import first_bad_layer
 from ddp_train.distributed.process_group import sum_over_ranks
 from ddp_train.engine.components import Components
-from ddp_train.engine.evaluate import Scores, evaluate
+from ddp_train.engine.evaluate import evaluate
 from ddp_train.engine.gradient_sync import Averaged
 from ddp_train.engine.metrics import Metrics
 from ddp_train.engine.oom_retry import OomRetry, OutOfMemoryOnSomeRank
@@ -65,28 +65,25 @@ class Trainer:
 
     def fit(self) -> Progress:
         """Train to the last epoch. Errors: TrainingDiverged when an epoch's loss is not finite; Stopped by a signal."""
-        with self.components.stop.deferred():
-            self._settle_buckets()
-            if self.components.saver is not None:
-                self.components.saver.begin()
-            self._fit()
-            if self.components.saver is not None:
-                self.components.saver.finish()
-        return self.progress
-
-    def _fit(self) -> None:
         components, progress = self.components, self.progress
-        while progress.epoch < min(components.epochs, components.stop_after) and not progress.stopped:
-            record = self._run_epoch(progress.epoch)
-            progress.end_epoch()
-            improved = record.test_accuracy > progress.best_accuracy
-            if improved:
-                progress.best_epoch, progress.best_accuracy = progress.epoch, record.test_accuracy
-            for after_epoch in self._after_epoch:
-                progress.stopped |= after_epoch(record)
-            for observer in components.observers:
-                observer.on_epoch(record)
-            self._step_boundary.after_epoch(components.evaluated if improved else None)
+        with components.stop.deferred():
+            self._settle_buckets()
+            if components.saver is not None:
+                components.saver.begin()
+            while progress.epoch < min(components.epochs, components.stop_after) and not progress.stopped:
+                record = self._run_epoch(progress.epoch)
+                progress.end_epoch()
+                improved = record.test_accuracy > progress.best_accuracy
+                if improved:
+                    progress.best_epoch, progress.best_accuracy = progress.epoch, record.test_accuracy
+                for after_epoch in self._after_epoch:
+                    progress.stopped |= after_epoch(record)
+                for observer in components.observers:
+                    observer.on_epoch(record)
+                self._step_boundary.after_epoch(components.evaluated if improved else None)
+            if components.saver is not None:
+                components.saver.finish()
+        return progress
 
     def _run_epoch(self, epoch: int) -> EpochRecord:
         components = self.components
@@ -97,15 +94,12 @@ class Trainer:
             raise TrainingDiverged(self._explain(epoch, loss))
         self._gradient_sync.unify(components.network)
         for before_evaluation in self._before_evaluation:
-            before_evaluation(self._gradient_sync.again(components.evaluated, self._windows(epoch)))
+            before_evaluation(self._gradient_sync.again(components.evaluated, components.pipeline.train(epoch)))
         if components.evaluated is not components.network:
             self._gradient_sync.unify(components.evaluated)
         with self._phase("evaluation"):
-            scores: Scores = evaluate(
-                components.evaluated,
-                self._step_boundary.until_stopped(components.pipeline.evaluate()),
-                components.precision,
-            )
+            batches = self._step_boundary.until_stopped(components.pipeline.evaluate())
+            scores = evaluate(components.evaluated, batches, components.precision)
         return EpochRecord(
             epoch=epoch + 1,
             train_loss=loss,
@@ -123,9 +117,8 @@ class Trainer:
         """The line of a run whose loss is lost, with the layer that a forward pass finds spoilt first."""
         components = self.components
         components.model.eval()
-        bad = first_bad_layer(
-            components.network, components.pipeline.dummy_batch().images, components.precision.autocast()
-        )
+        images = components.pipeline.dummy_batch().images
+        bad = first_bad_layer(components.network, images, components.precision.autocast())
         peak = components.optimizer.param_groups[0]["initial_lr"]
         return (
             f"the training loss of epoch {epoch + 1} is {loss}{f' ({bad})' if bad else ''}: "
@@ -174,10 +167,6 @@ class Trainer:
         for rate in self._rate:
             factor *= rate(step)
         set_learning_rate(self.components.optimizer, factor)
-
-    def _windows(self, epoch: int) -> Iterator[Window]:
-        """An epoch once more; nothing is prepared before the first window is asked for."""
-        yield from self.components.pipeline.train(epoch)
 
     def measure_step(self, window: Window) -> float:
         """One optimizer step, and the mean loss of its global batch: for measurements, as it waits for the device."""
@@ -232,16 +221,13 @@ class Trainer:
             for change in self._gradient:
                 change(self._parameters, moment)
 
-        bad = (
-            components.nan_guard.look(self._parameters, self._metrics.of_step, moment)
-            if components.nan_guard is not None
-            else 0
-        )
+        guard = components.nan_guard
+        bad = guard.look(self._parameters, self._metrics.of_step, moment) if guard is not None else 0
         flags = self._step_boundary.exchange_flags(not_finite=bad)
         if flags["out_of_memory"]:
             raise OutOfMemoryOnSomeRank(components.ranks.world_size - flags["out_of_memory"])
-        if flags["not_finite"] and components.nan_guard is not None:
-            components.nan_guard.refuse(components.pipeline.steps_per_epoch, self._batch)
+        if flags["not_finite"] and guard is not None:
+            guard.refuse(components.pipeline.steps_per_epoch, self._batch)
         self._oom_retry.commit()
         with self._phase("step"):
             components.precision.step(components.optimizer, prepare if self._gradient else None)
@@ -284,12 +270,11 @@ class Trainer:
     def _report(self, epoch: int) -> None:
         if not self.components.observers:
             return
-        index, seen = self.progress.step_in_epoch, self.progress.samples
-        elapsed = self._step_boundary.epoch_seconds
+        seen, elapsed = self.progress.samples, self._step_boundary.epoch_seconds
         loss, correct, samples = self._metrics.total().tolist()
         report = StepReport(
             epoch=epoch + 1,
-            step=index,
+            step=self.progress.step_in_epoch,
             steps=self.components.pipeline.steps_per_epoch,
             images=seen,
             loss=loss / max(1.0, samples),

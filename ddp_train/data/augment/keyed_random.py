@@ -23,6 +23,8 @@ SPLIT = 3
 """Purpose: which samples of a dataset are held out."""
 MIXING = 4
 """Purpose: mixup and CutMix of a step."""
+DROPOUT = 5
+"""Purpose: what layers draw in a step, by shard."""
 
 _MASK = (1 << 64) - 1
 _GAMMA = 0x9E3779B97F4A7C15
