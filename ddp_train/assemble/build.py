@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 import platform
+import random
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -20,24 +22,17 @@ from torch.nn.parallel import DistributedDataParallel
 from ddp_core.redaction import redacted
 from ddp_train import data, models
 from ddp_train.assemble.factories import (
-    compiled,
     context_of,
     create_balance,
-    create_network,
     create_pipeline,
     create_precision,
-    loss_of,
-    optimizer_of,
-    schedule_of,
-    sharded,
+    optimization_of,
     without_effect,
     without_lone_sample,
     wrap,
 )
-from ddp_train.assemble.reproducible_cost import measure
-from ddp_train.assemble.resolve_options import resolve, threads_of
-from ddp_train.checkpoint import rng_state
-from ddp_train.checkpoint.manager import Saver, create_saver
+from ddp_train.assemble.resolve_options import resolve
+from ddp_train.checkpoint.manager import Saver
 from ddp_train.checkpoint.progress import Progress
 from ddp_train.config.options import Config, to_dict
 from ddp_train.config.parse import with_values
@@ -49,10 +44,19 @@ from ddp_train.data.sources.samples import Dataset
 from ddp_train.distributed.allreduce_hook import AllreduceHook
 from ddp_train.distributed.flag_exchange import FlagExchange
 from ddp_train.distributed.heartbeat import heartbeat
-from ddp_train.distributed.process_group import Ranks, gpu_uuids, on_first_rank, take_first_ranks, together
+from ddp_train.distributed.process_group import (
+    Ranks,
+    device_name,
+    gpu_uuids,
+    on_first_rank,
+    take_first_ranks,
+    together,
+)
 from ddp_train.distributed.shm_allreduce import share
 from ddp_train.engine.components import Components
 from ddp_train.engine.nan_guard import NanGuard
+from ddp_train.engine.reproducible import Sharded
+from ddp_train.engine.reproducible_cost import measure
 from ddp_train.engine.stop_signals import StopSignals
 from ddp_train.engine.trainer import Trainer
 from ddp_train.models.init_from_data import init_from_data
@@ -68,6 +72,7 @@ from ddp_train.run_folder.lock import RunLock
 from ddp_train.technique import Context, Technique
 from ddp_train.techniques.registry import compose
 from ddp_train.torch_internals import can_complete_allreduces, leave_compiler_out
+from gpu_topology.host.host import read_host
 
 
 @dataclass(frozen=True)
@@ -89,7 +94,8 @@ def build(config: Config, ranks: Ranks, device: torch.device, stop: StopSignals 
     resolved, reasons = resolve(config, dataset, ranks, device)
     together(lambda: check(resolved), ranks)
     lock = RunLock()
-    resolved, folder, moved = _claim(resolved, lock, ranks)
+    path, moved = on_first_rank(lambda: claim(resolved, lock, restarted=is_restart()), ranks)
+    resolved, folder = with_values(resolved, {"out_dir": str(path)}), RunFolder(path)
     network = _network(resolved, dataset, ranks, device)
     resolved, left_out = without_lone_sample(resolved, network, dataset, ranks)
     pipeline = together(lambda: create_pipeline(resolved, dataset, ranks, device), ranks)
@@ -104,7 +110,9 @@ def build(config: Config, ranks: Ranks, device: torch.device, stop: StopSignals 
     progress, resumed = _resume(source, saver, dataset, resolved, ranks)
     components = replace(components, progress=progress, stop=stop or StopSignals())
     shared = () if balance is None else (together(lambda: balance.start(components), ranks),)
-    notes = (*notes, *moved, *left_out, *without_effect(resolved, dataset, device), *cost, *resumed, *shared)
+    if moved is not None:
+        notes = (*notes, moved)
+    notes = (*notes, *left_out, *without_effect(resolved, dataset, device), *cost, *resumed, *shared)
     facts = _facts(resolved, dataset, components, folder, notes)
     if ranks.is_first:
         done_marker.unmark(folder.path)
@@ -115,18 +123,16 @@ def build(config: Config, ranks: Ranks, device: torch.device, stop: StopSignals 
     return Run(Trainer(components), resolved, folder, facts, components.observers, dataset, lock)
 
 
-def _claim(resolved: Config, lock: RunLock, ranks: Ranks) -> tuple[Config, RunFolder, tuple[str, ...]]:
-    """The options with the run's folder in them, the folder, and a line for the user where another run was moved."""
-    path, moved = on_first_rank(lambda: claim(resolved, lock, restarted=is_restart()), ranks)
-    return with_values(resolved, {"out_dir": str(path)}), RunFolder(path), (moved,) if moved else ()
-
-
 def _network(resolved: Config, dataset: Dataset, ranks: Ranks, device: torch.device) -> nn.Module:
     """The network with its first weights, the same on all ranks."""
     if not resolved.model.compile:
         leave_compiler_out()
-    rng_state.seed(resolved.run.seed)
-    network = together(lambda: create_network(resolved, dataset, device), ranks)
+    # A user's own model may draw its first weights from any of these generators.
+    random.seed(resolved.run.seed)
+    np.random.seed(resolved.run.seed % 2**32)
+    torch.manual_seed(resolved.run.seed)
+    sizes = len(dataset.classes), dataset.image_shape
+    network = together(lambda: models.create_from_options(resolved.model, *sizes, device), ranks)
     together(lambda: init_from_data(network, dataset, device), ranks)
     take_first_ranks(network, ranks)  # before a technique makes copies of them
     return network
@@ -137,26 +143,25 @@ def _components(
 ) -> tuple[Components, Saver, tuple[str, ...]]:
     """The components of a new run, the saver among them, and lines for the user."""
     options, network, ranks, device = context.config, context.network, context.ranks, context.device
-    optimizer = together(lambda: optimizer_of(context), ranks)
+    optimizer, schedule, loss = together(lambda: optimization_of(context, techniques), ranks)
     flag_exchange = FlagExchange(ranks)
-    saver = create_saver(
+    saver = Saver(
         context, techniques, optimizer, flag_exchange, pipeline, train_samples, folder.latest, folder.best_model
     )
-    model = compiled(network, options)
-    gradient_sync = sharded(options, network, ranks, device)
+    gradient_sync = None if options.shards is None else Sharded(network, ranks, device, options.shards)
     cost = _cost_of_bits(context)
-    ddp = wrap(model, ranks, device) if gradient_sync is None else None
+    model, ddp = wrap(network, options, ranks, device)
     allreduce_hook = _allreduce_hook(ddp, network, ranks, device, flag_exchange)
     components = Components(
         ranks=ranks,
         device=device,
         network=network,
-        model=ddp or model,
+        model=model,
         ddp=ddp,
         pipeline=pipeline,
-        loss=loss_of(options, techniques),
+        loss=loss,
         optimizer=optimizer,
-        schedule=schedule_of(context, techniques),
+        schedule=schedule,
         precision=context.precision,
         epochs=context.epochs,
         global_batch=context.global_batch,
@@ -203,16 +208,13 @@ def _resume(
     """
     if source is None:
         return Progress(), ()
-    together(lambda: _refuse_other_data(source, dataset, resolved), ranks)
-    taken = together(lambda: saver.restore(source), ranks)
-    return taken.progress, (*taken.notes, f"continues {taken.path} {taken.progress.place}")
 
+    def restore() -> tuple[Progress, tuple[str, ...]]:
+        if resolved.data.changed_data == "stop" and (facts := source.parent / "dataset.json").is_file():
+            DatasetFacts.read(facts).refuse_other_data(dataset)
+        return saver.restore(source)
 
-def _refuse_other_data(source: Path, dataset: Dataset, resolved: Config) -> None:
-    """Errors: UserError where the run of the checkpoint `source` had other data."""
-    beside = source.parent / "dataset.json"
-    if beside.is_file() and resolved.data.changed_data == "stop":
-        DatasetFacts.read(beside).refuse_other_data(dataset)
+    return together(restore, ranks)
 
 
 def _cost_of_bits(context: Context) -> tuple[str, ...]:
@@ -220,7 +222,7 @@ def _cost_of_bits(context: Context) -> tuple[str, ...]:
     run, diagnostics = context.config.run, context.config.diagnostics
     if context.config.shards is None or run.tune is not None or diagnostics.overfit_one_batch is not None:
         return ()
-    plain_threads = threads_of(context.ranks.local_world_size)
+    plain_threads = read_host().threads(context.ranks.local_world_size)
     cost = together(lambda: measure(context, plain_threads), context.ranks)
     threads = f", threads a rank: {torch.get_num_threads()}" if context.device.type == "cpu" else ""
     return (f"--reproducible: {context.config.shards} logical shards{threads}; {cost}",)
@@ -248,7 +250,7 @@ def _facts(
         model=resolved.model.model or "small",
         parameters=models.parameter_count(components.network),
         dataset=dataset.name,
-        device=_device_name(components.device),
+        device=device_name(components.device),
         world_size=components.ranks.world_size,
         epochs=components.epochs,
         steps_per_epoch=components.pipeline.steps_per_epoch,
@@ -264,6 +266,10 @@ def _facts(
 
 def _environment(components: Components, facts: RunFacts) -> dict[str, object]:
     """What a reader of the history needs to compare runs."""
+    all_reduce = None
+    if components.ranks.world_size > 1:
+        shared = components.allreduce_hook is not None and components.allreduce_hook.shared is not None
+        all_reduce = "shared memory" if shared else str(torch.distributed.get_backend())
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -275,18 +281,6 @@ def _environment(components: Components, facts: RunFacts) -> dict[str, object]:
         "world_size": facts.world_size,
         "threads_per_rank": torch.get_num_threads(),
         "precision": components.precision.mode,
-        "all_reduce": _all_reduce(components),
+        "all_reduce": all_reduce,
         "command": [sys.argv[0], *redacted(sys.argv[1:])],
     }
-
-
-def _all_reduce(components: Components) -> str | None:
-    """What the gradients of the ranks are joined through; None at one rank."""
-    if components.ranks.world_size == 1:
-        return None
-    shared = components.allreduce_hook is not None and components.allreduce_hook.shared is not None
-    return "shared memory" if shared else str(torch.distributed.get_backend())
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"

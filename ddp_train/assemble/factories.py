@@ -11,17 +11,15 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ddp_core.errors import UserError
-from ddp_train import data, models
+from ddp_train import data
 from ddp_train.config.batch_split import scale_learning_rate, split
 from ddp_train.config.options import Config
 from ddp_train.config.parse import with_values
 from ddp_train.data.pipeline.window import Pipeline
-from ddp_train.data.sources.facts import DatasetFacts
 from ddp_train.data.sources.samples import Dataset
 from ddp_train.diagnostics.heartbeat_phases import Watched
 from ddp_train.distributed.process_group import Ranks
 from ddp_train.distributed.speed_cache import work_of
-from ddp_train.engine.reproducible import Sharded
 from ddp_train.models.sync_batch_norm import BATCH_NORMS
 from ddp_train.optim import create_optimizer
 from ddp_train.optim.losses import Loss, cross_entropy_sum
@@ -30,11 +28,6 @@ from ddp_train.optim.precision import LossScale, Precision
 from ddp_train.technique import Context, Technique
 from ddp_train.torch_internals import without_compiler
 from ddp_train.tune.balance import Balance
-
-
-def create_network(resolved: Config, dataset: Dataset | DatasetFacts, device: torch.device) -> nn.Module:
-    """The untrained network of a run, on its device."""
-    return models.create_from_options(resolved.model, len(dataset.classes), dataset.image_shape, device)
 
 
 def create_precision(resolved: Config, device: torch.device) -> Precision:
@@ -67,10 +60,8 @@ def create_pipeline(resolved: Config, dataset: Dataset, ranks: Ranks, device: to
         equal_passes=resolved.model.sync_batch_norm,
     )
     if pipeline.steps_per_epoch == 0:
-        raise UserError(
-            f"--drop-last leaves no step: {len(dataset.train.labels)} training images, "
-            f"global batch {resolved.data.batch_size}"
-        )
+        images, batch = len(dataset.train.labels), resolved.data.batch_size
+        raise UserError(f"--drop-last leaves no step: {images} training images, global batch {batch}")
     return Watched(pipeline)
 
 
@@ -85,6 +76,8 @@ def context_of(
     resolved: Config, dataset: Dataset, network: nn.Module, pipeline: Pipeline, precision: Precision, ranks: Ranks
 ) -> Context:
     """What techniques may read and change."""
+    rate, rule = resolved.optim.lr, resolved.optim.lr_scaling
+    assert rate is not None and rule is not None
     return Context(
         config=resolved,
         network=network,
@@ -96,76 +89,45 @@ def context_of(
         global_batch=_known(resolved.data.batch_size),
         classes=len(dataset.classes),
         image_shape=dataset.image_shape,
-        peak_rate=_peak_rate(resolved),
+        peak_rate=scale_learning_rate(rate, _known(resolved.data.batch_size), rule),
     )
 
 
-def _peak_rate(resolved: Config) -> float:
-    rate, rule = resolved.optim.lr, resolved.optim.lr_scaling
-    assert rate is not None and rule is not None
-    return scale_learning_rate(rate, _known(resolved.data.batch_size), rule)
-
-
-def optimizer_of(context: Context) -> torch.optim.Optimizer:
-    """The optimizer of the network as the techniques have left it."""
+def optimization_of(context: Context, techniques: Sequence[Technique]) -> tuple[torch.optim.Optimizer, Schedule, Loss]:
+    """The optimizer of the network, the learning rate by step, and the loss, as the techniques have changed them."""
+    options, epochs, steps = context.config, context.epochs, context.steps_per_epoch
     # bf16 is accurate enough for Muon's iterations; its authors use it.
     dtype = torch.bfloat16 if context.precision.mode == "bf16" else torch.float32
-    options = context.config.optim
-    return create_optimizer(context.network, options, context.peak_rate, context.device, matrix_dtype=dtype)
-
-
-def schedule_of(context: Context, techniques: Sequence[Technique]) -> Schedule:
-    """The learning rate by step, as the techniques have changed it."""
-    schedule = create_schedule(
-        context.config.schedule,
-        epochs=context.epochs,
-        steps_per_epoch=context.steps_per_epoch,
-        peak_rate=context.peak_rate,
-    )
+    optimizer = create_optimizer(context.network, options.optim, context.peak_rate, context.device, matrix_dtype=dtype)
+    schedule = create_schedule(options.schedule, epochs=epochs, steps_per_epoch=steps, peak_rate=context.peak_rate)
+    loss = cross_entropy_sum(options.regularize.label_smoothing)
     for technique in techniques:
         schedule = technique.schedule(schedule) if technique.schedule is not None else schedule
-    return schedule
-
-
-def loss_of(resolved: Config, techniques: Sequence[Technique]) -> Loss:
-    """The loss, as the techniques have changed it."""
-    loss = cross_entropy_sum(resolved.regularize.label_smoothing)
-    for technique in techniques:
         loss = technique.loss(loss) if technique.loss is not None else loss
-    return loss
+    return optimizer, schedule, loss
 
 
-def compiled(model: nn.Module, resolved: Config) -> nn.Module:
-    """`model` compiled, with --compile, before it is wrapped: torch 2.15 compiles nothing of the wrapper.
-
-    Within DistributedDataParallel's forward pass the graph is cut at its buckets, so that they still overlap.
-    """
-    if not resolved.model.compile:
-        return model
-    return torch.compile(model, mode=resolved.model.compile_mode)  # type: ignore[return-value]
-
-
-def wrap(network: nn.Module, ranks: Ranks, device: torch.device) -> DistributedDataParallel | None:
-    """DistributedDataParallel, at more than one rank.
+def wrap(
+    network: nn.Module, resolved: Config, ranks: Ranks, device: torch.device
+) -> tuple[nn.Module, DistributedDataParallel | None]:
+    """The network as it is called: compiled, and wrapped where DistributedDataParallel joins the ranks; the wrapper.
 
     Buffers are not broadcast at every step: `average_buffers` joins them once an epoch.
     """
-    if ranks.world_size == 1:
-        return None
+    if resolved.model.compile:
+        # Before it is wrapped: torch 2.15 compiles nothing of the wrapper. Within DistributedDataParallel's forward
+        # pass the graph is cut at its buckets, so that they still overlap.
+        network = torch.compile(network, mode=resolved.model.compile_mode)  # type: ignore[assignment]
+    if ranks.world_size == 1 or resolved.shards is not None:
+        return network, None
     known = inspect.signature(DistributedDataParallel.__init__).parameters
     # torch 2.15 renamed the option and warns about the old name.
     keep_buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
     options: dict[str, Any] = {keep_buffers: False, "gradient_as_bucket_view": True}
     if device.type == "cuda":
         options["device_ids"] = [device.index]
-    return without_compiler(lambda: DistributedDataParallel(network, **options))
-
-
-def sharded(resolved: Config, network: nn.Module, ranks: Ranks, device: torch.device) -> Sharded | None:
-    """The replacement for DistributedDataParallel under --reproducible."""
-    if resolved.shards is None:
-        return None
-    return Sharded(network, ranks, device, resolved.shards)
+    ddp = without_compiler(lambda: DistributedDataParallel(network, **options))
+    return ddp, ddp
 
 
 def without_lone_sample(
@@ -193,14 +155,11 @@ def without_effect(resolved: Config, dataset: Dataset, device: torch.device) -> 
         "--expandable-segments": resolved.model.expandable_segments,
         f"--compile-mode {resolved.model.compile_mode}": resolved.model.compile_mode not in (None, "default"),
     }
-    lines = [
-        f"{name}: no GPU is used, so it has no effect" for name, on in options.items() if on and device.type == "cpu"
-    ]
-    target = resolved.run.target
-    if target is not None and dataset.name != "cifar10":
-        lines.append(
-            f"--target {target:g}: an accuracy on CIFAR-10; {dataset.name} gets a network and a run of that size"
-        )
+    unused = [name for name, on in options.items() if on and device.type == "cpu"]
+    lines = [f"{name}: no GPU is used, so it has no effect" for name in unused]
+    if (target := resolved.run.target) is not None and dataset.name != "cifar10":
+        size = f"{dataset.name} gets a network and a run of that size"
+        lines.append(f"--target {target:g}: an accuracy on CIFAR-10; {size}")
     return tuple(lines)
 
 

@@ -27,8 +27,7 @@ def resolve(
         resolved = with_values(resolved, {"batch_size": batch, "batch_size_per_rank": None})
     if resolved.shards is not None:
         threads = torch.get_num_threads() if device.type == "cpu" else None
-        pinned = {"reproducible_shards": resolved.shards, "reproducible_threads": threads}
-        resolved = with_values(resolved, pinned)
+        resolved = with_values(resolved, {"reproducible_shards": resolved.shards, "reproducible_threads": threads})
     if resolved.data.accumulate is None:
         resolved = with_values(resolved, {"accumulate": 1})
     if resolved.data.shares == "measured" and ranks.world_size > 1 and "sync_batch_norm" not in config.given:
@@ -61,18 +60,13 @@ def read_hardware(ranks: Ranks, device: torch.device) -> recommend.Hardware:
     )
 
 
-def threads_of(ranks: int) -> int:
-    """Threads for each of so many processes of this machine."""
-    return read_host().threads(ranks)
-
-
 def set_arithmetic(config: Config, ranks: Ranks, device: torch.device) -> None:
     """Threads and choice of kernels of this process, before anything is computed. Errors: see `pin`."""
     if config.shards is None:
         set_threads(ranks, device)
     else:
         # By default as many threads as one rank per shard would have: independent of the number of ranks.
-        pin(config.run.reproducible_threads or threads_of(config.shards), device)
+        pin(config.run.reproducible_threads or read_host().threads(config.shards), device)
 
 
 def set_threads(ranks: Ranks, device: torch.device) -> None:
@@ -84,4 +78,4 @@ def set_threads(ranks: Ranks, device: torch.device) -> None:
     threads = os.environ.get("OMP_NUM_THREADS")
     filler = threads == "1" and "TORCHELASTIC_RUN_ID" in os.environ and "DDP_LAUNCH" not in os.environ
     if device.type == "cpu" and (threads is None or filler):
-        torch.set_num_threads(threads_of(ranks.local_world_size))
+        torch.set_num_threads(read_host().threads(ranks.local_world_size))

@@ -57,10 +57,9 @@ class CheckpointWriter:
             self.skipped += 1
             return False
         self.wait()
-        copies = _Copies()
-        files = {path: checked_copy(content, "state_dict", copies.copy) for path, content in (first or {}).items()}
-        content = checked_copy(state, "state", copies.copy)
-        copies.finish()
+        known: dict[object, torch.Tensor] = {}
+        files = {path: copy_to_host(content, "state_dict", known) for path, content in (first or {}).items()}
+        content = copy_to_host(state, "state", known)
         self._thread = threading.Thread(target=self._run, args=(content, step, files), name="checkpoint")
         self._thread.start()
         return True
@@ -111,40 +110,32 @@ class CheckpointWriter:
         self._kept = True
 
 
-def copy_to_host(state: Mapping[str, object]) -> dict[str, object]:
+def copy_to_host(
+    state: Mapping[str, object], where: str = "state", known: dict[object, torch.Tensor] | None = None
+) -> dict[str, object]:
     """`state` with every tensor copied to host memory, complete on return; containers are new ones too.
 
-    Raises TypeError for a value that a checkpoint cannot hold.
+    known: the copies by place, which several calls may share: what is the same memory in two places is one copy in
+    both. Raises TypeError for a value that a checkpoint cannot hold.
     """
-    copies = _Copies()
-    copied = checked_copy(state, "state", copies.copy)
-    copies.finish()
-    return copied
+    copies = {} if known is None else known
+    devices: set[torch.device] = set()
 
-
-class _Copies:
-    """Copies of tensors in host memory. What is the same memory in two places is one copy in both."""
-
-    def __init__(self) -> None:
-        self._known: dict[object, torch.Tensor] = {}
-        self._devices: set[torch.device] = set()
-
-    def copy(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The copy; of a GPU's tensor it is complete after `finish`."""
+    def copy(tensor: torch.Tensor) -> torch.Tensor:
         place = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
-        if place not in self._known or tensor.numel() == 0:
-            self._known[place] = self._clone(dense(tensor.detach()))
-        return self._known[place]
+        if place in copies and tensor.numel():
+            return copies[place]
+        source = dense(tensor.detach())
+        if source.device.type == "cuda":
+            devices.add(source.device)
+            # Pinned, so that the device copies by itself; torch keeps the memory for the next time.
+            host = torch.empty_like(source, device="cpu", pin_memory=True)
+            copies[place] = host.copy_(source, non_blocking=True)
+        else:
+            copies[place] = source.to("cpu", copy=True)
+        return copies[place]
 
-    def finish(self) -> None:
-        """Wait for the copies from GPUs."""
-        for device in self._devices:
-            torch.cuda.current_stream(device).synchronize()
-
-    def _clone(self, tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.device.type != "cuda":
-            return tensor.to("cpu", copy=True)
-        self._devices.add(tensor.device)
-        # Pinned, so that the device copies by itself; torch keeps the memory for the next time.
-        host = torch.empty_like(tensor, device="cpu", pin_memory=True)
-        return host.copy_(tensor, non_blocking=True)
+    copied = checked_copy(state, where, copy)
+    for device in devices:
+        torch.cuda.current_stream(device).synchronize()
+    return copied

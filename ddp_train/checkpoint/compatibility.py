@@ -7,14 +7,15 @@ where that order and the cut into global batches are the same; one from the end 
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from ddp_train.checkpoint.progress import Progress
-from ddp_train.config.options import Config, to_dict
-from ddp_train.distributed.process_group import Ranks
+from ddp_train.config.options import to_dict
+from ddp_train.distributed.process_group import device_name
+from ddp_train.technique import Context
 
 # What has to be the same within an epoch, and how a user calls it.
 FIXED = {
@@ -25,27 +26,18 @@ FIXED = {
 }
 
 
-def describe(
-    resolved: Config,
-    ranks: Ranks,
-    device: torch.device,
-    *,
-    global_batch: int,
-    train_samples: int,
-    steps_per_epoch: int,
-    shares: Sequence[float],
-) -> dict[str, Any]:
+def describe(context: Context, train_samples: int, shares: Sequence[float]) -> dict[str, Any]:
     """Plain values for a checkpoint. `shares`: weights of the ranks' parts of a global batch."""
     return {
-        "seed": resolved.run.seed,
-        "global_batch": global_batch,
+        "seed": context.config.run.seed,
+        "global_batch": context.global_batch,
         "train_samples": train_samples,
-        "steps_per_epoch": steps_per_epoch,
-        "world_size": ranks.world_size,
+        "steps_per_epoch": context.steps_per_epoch,
+        "world_size": context.ranks.world_size,
         "shares": list(shares),
-        "config": to_dict(resolved),
+        "config": to_dict(context.config),
         "versions": {"python": platform.python_version(), "torch": str(torch.__version__), "cuda": torch.version.cuda},
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "device": device_name(context.device),
         "determinism": {
             "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
             "cudnn_deterministic": torch.backends.cudnn.deterministic,
@@ -74,19 +66,12 @@ def why_not(saved: Mapping[str, Any], own: Mapping[str, Any], progress: Progress
 
 def differences(saved: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
     """What may change the bits of a resumed run although its options are the same."""
-    facts = ((name, saved.get(name), own[name]) for name in ("versions", "device", "determinism"))
-    pairs = [(part, then, now) for name, then, now in facts for part, then, now in _parts(name, then, now)]
-    return [f"{part} {then} -> {now}" for part, then, now in pairs if then != now]
-
-
-def _parts(name: str, then: object, now: object) -> Iterator[tuple[str, object, object]]:
-    if not isinstance(now, Mapping):
-        yield name, then, now
-        return
-    before = then if isinstance(then, Mapping) else {}
-    for part, value in now.items():
-        if part != "python":
-            yield part, before.get(part), value
+    facts = [
+        {**run.get("versions", {}), "device": run.get("device"), **run.get("determinism", {})} for run in (saved, own)
+    ]
+    then, now = facts
+    changed = [name for name in now if name != "python" and then.get(name) != now[name]]
+    return [f"{name} {then.get(name)} -> {now[name]}" for name in changed]
 
 
 def _shards(description: Mapping[str, Any]) -> str:

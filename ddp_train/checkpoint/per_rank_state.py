@@ -1,4 +1,5 @@
-"""What the ranks of a run do not have in common: batch statistics between two epochs, and whatever a technique keeps.
+"""What the ranks of a run do not have in common: batch statistics between two epochs, whatever a technique keeps, and
+the states of random generators.
 
 A checkpoint holds the state of rank 0, and of every other rank the leaves (tensors and plain values of the nested
 state) that differ from it. A run resumed on as many ranks gives each its own back, bit for bit; with another
@@ -7,10 +8,12 @@ number all get the mean, as at the end of an epoch.
 
 from __future__ import annotations
 
+import random
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -47,7 +50,8 @@ def differences(state: Mapping[str, object], ranks: Ranks, group: Any) -> list[L
     marks = dict(zip(mine, _fingerprints(list(mine.values())), strict=True))
     reference: list[Any] = [marks if ranks.is_first else None]
     dist.broadcast_object_list(reference, src=0, group=group)
-    different = {path: _on_host(mine[path]) for path, mark in marks.items() if reference[0].get(path) != mark}
+    different = {path: mine[path] for path, mark in marks.items() if reference[0].get(path) != mark}
+    different = {path: leaf.detach().cpu() if isinstance(leaf, Tensor) else leaf for path, leaf in different.items()}
     gathered: list[Any] | None = [None] * ranks.world_size if ranks.is_first else None
     dist.gather_object(different, gathered, dst=0, group=group)
     return gathered or []
@@ -81,17 +85,14 @@ def _mapped(state: Any, change: Callable[[str, Any], Any], path: str = "") -> An
 def _fingerprints(values: Sequence[object]) -> list[int]:
     """A number for each leaf, on all ranks the same for the same bits. Waits for the device once."""
     sums = [_fingerprint(value) for value in values]
-    tensors = [value for value in sums if isinstance(value, Tensor)]
     by_device: dict[torch.device, list[Tensor]] = {}
-    for tensor in tensors:
-        by_device.setdefault(tensor.device, []).append(tensor)
-    read = {id(t): number for group in by_device.values() for t, number in zip(group, _read(group), strict=True)}
+    for value in sums:
+        if isinstance(value, Tensor):
+            by_device.setdefault(value.device, []).append(value)
+    read: dict[int, int] = {}
+    for group in by_device.values():
+        read |= zip(map(id, group), torch.stack(group).tolist(), strict=True)
     return [read[id(value)] if isinstance(value, Tensor) else value for value in sums]
-
-
-def _read(tensors: Sequence[Tensor]) -> list[int]:
-    numbers: list[int] = torch.stack(list(tensors)).tolist()
-    return numbers
 
 
 def _fingerprint(value: object) -> Tensor | int:
@@ -106,5 +107,36 @@ def _fingerprint(value: object) -> Tensor | int:
     return (words.flatten().to(torch.int64) * order).sum()
 
 
-def _on_host(value: object) -> object:
-    return value.detach().cpu() if isinstance(value, Tensor) else value
+def generators(device: torch.device) -> dict[str, Any]:
+    """The states of Python's, NumPy's and torch's random generators, that of `device` too, as plain values and tensors.
+
+    The trainer itself draws nothing from them that a resume would have to know: its draws are keyed. They are kept for
+    code of the user's that draws from them.
+    """
+    version, words, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    found: dict[str, Any] = {
+        "python": [version, torch.tensor(words, dtype=torch.int64), gauss],
+        "numpy": [
+            str(name),
+            torch.from_numpy(np.asarray(keys, dtype=np.int64)),
+            int(position),
+            int(has_gauss),
+            float(cached),
+        ],
+        "torch": torch.get_rng_state(),
+    }
+    if device.type == "cuda":
+        found["cuda"] = torch.cuda.get_rng_state(device)
+    return found
+
+
+def restore_generators(states: dict[str, Any], device: torch.device) -> None:
+    """Take captured states back. Errors: KeyError, TypeError, ValueError or RuntimeError for anything else."""
+    version, words, gauss = states["python"]
+    random.setstate((version, tuple(words.tolist()), gauss))
+    name, keys, position, has_gauss, cached = states["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(states["torch"])
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)

@@ -21,12 +21,6 @@ def checked_copy(
 
     Raises TypeError for what could not be loaded again: refused at saving, since at loading it is too late.
     """
-    return _mapping(value, where, tensor)
-
-
-def _mapping(
-    value: Mapping[str, object], where: str, tensor: Callable[[torch.Tensor], torch.Tensor]
-) -> dict[str, object]:
     copied: dict[str, object] = OrderedDict() if isinstance(value, OrderedDict) else {}
     for key, item in value.items():
         if type(key) not in _KEYS:
@@ -46,7 +40,7 @@ def _copy(value: object, where: str, tensor: Callable[[torch.Tensor], torch.Tens
         return value
     if type(value) in (dict, OrderedDict):
         assert isinstance(value, dict)
-        return _mapping(value, where, tensor)
+        return checked_copy(value, where, tensor)
     if type(value) in (list, tuple):
         assert isinstance(value, (list, tuple))
         return type(value)(_copy(item, f"{where}[{index}]", tensor) for index, item in enumerate(value))

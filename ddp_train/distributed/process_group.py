@@ -64,6 +64,11 @@ def choose_device(wanted: str, ranks: Ranks) -> torch.device:
     return torch.device("cuda", ranks.local_rank)
 
 
+def device_name(device: torch.device) -> str:
+    """The model of the GPU, or "cpu"."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
 def gpu_uuids(ranks: Ranks, device: torch.device) -> tuple[str, ...]:
     """NVML's names of the GPUs of this node's ranks."""
     if device.type != "cuda":

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ddp_core.errors import UserError
-from ddp_train.assemble.factories import create_network
+from ddp_train import models
 from ddp_train.checkpoint import format as checkpoint_format
 from ddp_train.config.options import Config
 from ddp_train.config.parse import parse
@@ -51,7 +51,7 @@ def open_saved_model(path: str, device: torch.device) -> SavedModel:
             raise UserError(f"{file}: there is no {name} beside it; a run folder has one")
     facts = DatasetFacts.read(file.parent / "dataset.json")
     found = parse(["--config", str(file.parent / "config.yaml")])
-    network = create_network(found, facts, device)
+    network = models.create_from_options(found.model, len(facts.classes), facts.image_shape, device)
     try:
         network.load_state_dict(weights)
     except (RuntimeError, AttributeError, TypeError) as error:

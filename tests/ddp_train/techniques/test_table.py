@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ddp_train.assemble.reproducible_cost import Cost
+from ddp_train.engine.reproducible_cost import Cost
 from ddp_train.techniques import registry
 from tests.ddp_train.techniques import runs
 from tests.ddp_train.techniques.table import ELSEWHERE, TABLE, Row

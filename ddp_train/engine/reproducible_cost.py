@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from torch import nn
 
 from ddp_train.config.batch_split import shards_of_rank, split
 from ddp_train.data.pipeline.window import Batch, Window, micro_batches
@@ -47,26 +46,22 @@ def measure(context: Context, threads: int) -> Cost:
 
     Errors: UserError where a layer has no kernel that gives the same bits twice.
     """
-    shards = context.config.shards
-    assert shards is not None
-    network = copy.deepcopy(context.network).train()
-    trial = _Trial(network, context, Sharded(network, context.ranks, context.device, shards), threads)
-    times: dict[Callable[[], None], list[float]] = {trial.reproducible: [], trial.without: []}
+    trial = _Trial(context, threads)
     with torch.random.fork_rng([context.device] if context.device.type == "cuda" else []):
-        for _ in range(1 + ROUNDS):
-            for way, taken in times.items():
-                taken.append(trial.seconds(way))
-    ours, without = (min(taken[1:]) for taken in times.values())
+        times = [(trial.seconds(trial.reproducible), trial.seconds(trial.without)) for _ in range(1 + ROUNDS)]
+    ours, without = (min(taken[1:]) for taken in zip(*times, strict=True))
     return Cost(ours, None if trial.too_large else without)
 
 
 class _Trial:
     """One global batch of random images, and both ways to its gradient."""
 
-    def __init__(self, network: nn.Module, context: Context, sharded: Sharded, threads: int) -> None:
-        ranks, size, shards = context.ranks, context.global_batch, context.config.shards or 1
+    def __init__(self, context: Context, threads: int) -> None:
+        ranks, size, shards = context.ranks, context.global_batch, context.config.shards
+        assert shards is not None
+        self._context, self._network = context, copy.deepcopy(context.network).train()
+        self._sharded = Sharded(self._network, ranks, context.device, shards)
         self._threads = threads if context.device.type == "cpu" else torch.get_num_threads()
-        self._network, self._context, self._sharded = network, context, sharded
         self._loss = cross_entropy_sum()
         self.too_large = False
         parts = split(size, [1.0] * shards)
@@ -74,10 +69,8 @@ class _Trial:
         whole = [(ranks.rank, split(size, [1.0] * ranks.world_size)[ranks.rank])]
         images = torch.randn((max(whole[0][1], sum(n for _, n in mine)), *context.image_shape), device=context.device)
         self._images = images.contiguous(memory_format=torch.channels_last)
-        self._ours, self._plain = self._cut(mine), self._cut(whole)
-
-    def _cut(self, shards: Sequence[tuple[int, int]]) -> tuple[list[tuple[int, int]], tuple[int, ...]]:
-        return micro_batches(0, shards, [1.0] * (self._context.config.data.accumulate or 1))
+        pieces = [1.0] * (context.config.data.accumulate or 1)
+        self._ours, self._plain = micro_batches(0, mine, pieces), micro_batches(0, whole, pieces)
 
     def _batches(self, bounds: Sequence[tuple[int, int]]) -> Iterator[Batch]:
         for start, stop in bounds:
