@@ -28,6 +28,8 @@ MEANINGS: dict[int, str] = {
     signal.SIGPIPE: "it wrote to a reader that was gone",
 }
 
+USER_ERROR_STATUS = 2
+
 
 @dataclass(frozen=True)
 class Failure:
@@ -70,6 +72,13 @@ class Failure:
     def hang(self) -> RankReport | None:
         """How it hung, where the watchdog ended it for that."""
         return self.report if self.report is not None and self.report.kind == "hang" else None
+
+    @property
+    def explained(self) -> str | None:
+        """The line in which the bundled trainer has explained a user's mistake; None for all else."""
+        report = self.report
+        mistake = report is not None and report.kind == "error" and report.status == self.code == USER_ERROR_STATUS
+        return report.messages[-1] if report is not None and mistake and not report.stack else None
 
     @property
     def place(self) -> Place | None:
@@ -125,6 +134,15 @@ class Attempt:
     def first(self) -> Failure | None:
         """The failure that set off the others."""
         return first_failure(self.failures)
+
+    @property
+    def speaker(self) -> Failure | None:
+        """The first failure; where it left no word, one that ended in the same way and did, as rank 0 for all."""
+        first = self.first
+        if first is None or first.code < 0 or first.log_tail.lines:
+            return first
+        same = (other for other in self.failures if other.code == first.code and not other.stopped)
+        return next((other for other in same if other.log_tail.lines), first)
 
 
 @dataclass(frozen=True)

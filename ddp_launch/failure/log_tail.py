@@ -14,6 +14,8 @@ from pathlib import Path
 
 TAIL_BYTES = 256 * 1024
 LINE_CHARS = 2000
+OUTPUT_LINES = 6
+COMPLAINTS = 100
 
 TRACEBACK = re.compile(r"\s*(\| )?(Exception Group )?Traceback \(most recent call last\):")
 LINK = re.compile(r"(The above exception was the direct cause|During handling of the above exception)")
@@ -24,6 +26,10 @@ RANK_PREFIX = re.compile(r"^\[rank\d+\]: ?")
 # Lines that torch adds after a traceback: its log, and the C++ side of an exception.
 NOISE = re.compile(
     r"^(\[rank\d+\]:)?\[[WEI]\d{3,} .*\]|^\s*frame #\d+: |^Exception raised from .*\(most recent call first\)"
+)
+# Lines of logs below the level of an error: what they name did not end the program. NCCL's WARN is its error.
+HARMLESS = re.compile(
+    r"^(\[rank\d+\]:)?\[[WI]\d{3,} |(?<!NCCL )\b(DEBUG|INFO|WARN|WARNING)\b|^\W*(debug|info|note|warn|warning)\b|Warning: ",
 )
 # What native code prints when it aborts. After a traceback it means that the interpreter was closing already.
 NATIVE_ABORT = re.compile(r"^(terminate called |libc\+\+abi: terminating|Fatal Python error: Aborted)")
@@ -51,12 +57,14 @@ class LogTail:
     """The end of a rank's error output, or of its output where that is empty.
 
     `lines`: without blank ones at the end, without torch's prefix; `source`: the file that they are from;
-    `reported`: the messages of the rank's own report.
+    `reported`: the messages of the rank's own report; `output`: the end of its standard output, where `lines` are of
+    the error output and hold no traceback: programs write their faults to either.
     """
 
     lines: tuple[str, ...] = ()
     source: Path | None = None
     reported: tuple[str, ...] = ()
+    output: tuple[str, ...] = ()
 
     @cached_property
     def traceback(self) -> tuple[str, ...]:
@@ -94,7 +102,13 @@ class LogTail:
     @property
     def cause(self) -> str:
         """The message of the error that began the last traceback; the last lines where there is no traceback."""
-        return self.messages[0] if self.messages else "\n".join(self.lines[-10:])
+        return self.messages[0] if self.messages else "\n".join(self.complaints[-10:])
+
+    @property
+    def complaints(self) -> tuple[str, ...]:
+        """Its last lines without those of logs below the level of an error."""
+        lines = (*self.output, *self.lines)
+        return tuple(line for line in lines[-COMPLAINTS:] if not HARMLESS.search(line))
 
     @property
     def error(self) -> str:
@@ -127,7 +141,8 @@ class LogTail:
         kept = [line for line in self.traceback or self.lines if not NOISE.match(line)]
         while kept and not kept[-1].strip():
             kept.pop()
-        return tuple(kept[-count:])
+        output = self.output[-min(OUTPUT_LINES, count // 2) :] if count > 1 else ()
+        return (*output, *kept[-(count - len(output)) :])
 
 
 def read(logs: Sequence[Path], reported: tuple[str, ...] = ()) -> LogTail:
@@ -135,7 +150,8 @@ def read(logs: Sequence[Path], reported: tuple[str, ...] = ()) -> LogTail:
     found = [(log, lines) for log in reversed(logs) if (lines := tail(log))]
     with_traceback = next(((log, lines) for log, lines in found if _last_traceback(lines) is not None), None)
     log, lines = with_traceback or next(iter(found), (None, []))
-    return LogTail(tuple(lines), log, reported)
+    output = [line for _, more in found[1:] for line in more[-OUTPUT_LINES:]] if with_traceback is None else []
+    return LogTail(tuple(lines), log, reported, tuple(output))
 
 
 def tail(path: Path) -> list[str]:

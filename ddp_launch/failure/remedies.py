@@ -1,19 +1,21 @@
 """What a failure means, and what to do.
 
 `find_remedy` takes the first row of the table (known_failures.py) whose pattern is in the message of the error that
-began the rank's traceback, else in all of its last words. What no rank can say, that the kernel killed it for want of
-memory, is among the evidence.
+began the rank's traceback, or in those that it led to; in its last lines where there is no traceback. What no rank can
+say, that the kernel killed it for want of memory, is among the evidence.
 """
 
 from __future__ import annotations
 
 import re
 import signal
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ddp_core.rank_report import RankReport
 from ddp_launch.failure.failures import Failure
 from ddp_launch.failure.known_failures import HANG, LESS_MEMORY, MIB, MORE_SHM, TABLE, Evidence, Words, shm_state
+from ddp_launch.failure.log_tail import LogTail
 
 BLOCK = 4096
 
@@ -45,11 +47,19 @@ def find_remedy(failure: Failure, evidence: Evidence) -> Remedy | None:
         return _hung(failure.hang)
     if by_signal := _killed(failure, evidence) or _full_shm(failure, evidence):
         return by_signal
-    for text in (failure.log_tail.cause, "\n".join(failure.log_tail.lines)):
+    for text in _texts(failure.log_tail):
         for known in TABLE:
             if found := re.search(known.pattern, text, re.IGNORECASE | re.MULTILINE):
                 return Remedy(known.name, _words(known.meaning, found, evidence), _words(known.advice, found, evidence))
     return _full_logs(failure, evidence)
+
+
+def _texts(tail: LogTail) -> Iterator[str]:
+    """Where to look: in an error's own words, the first one's before those it led to; else in the last lines."""
+    if tail.messages:
+        yield from (tail.cause, "\n".join(tail.messages), tail.abort)
+    else:
+        yield "\n".join(tail.complaints)
 
 
 def _words(words: Words, found: re.Match[str], evidence: Evidence) -> str:

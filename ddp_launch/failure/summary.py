@@ -15,44 +15,36 @@ from ddp_launch.failure.remedies import Remedy
 
 LINES = 20
 LINES_SEEN = 6
-USER_ERROR_STATUS = 2
 LABELS = 9
 SHOWN = 3
 
 
 def show(console: Console, outcome: Outcome, remedy: Remedy | None) -> None:
-    """Print the summary; nothing after a success, one line where the program has explained itself."""
+    """Print the summary; nothing after a success, one line where the bundled trainer has explained a mistake."""
     if outcome.message is not None:
         console.print(Text.assemble(("error: ", "red"), outcome.message), soft_wrap=True)
     if (failure := outcome.first) is None:
         return
-    if failure.code == USER_ERROR_STATUS and (explained := _explanation(failure)) is not None:
-        if explained:
+    if (explained := failure.explained) is not None:
+        failures = outcome.attempts[-1].failures
+        if not any(other.on_screen and explained in other.log_tail.lines for other in failures):
             console.print(Text(explained), soft_wrap=True)
         return
     _show_failure(console, outcome, failure, remedy)
 
 
-def _explanation(failure: Failure) -> str | None:
-    """The program's own `error:` line; empty when it is on the screen already, None when there is none."""
-    lines = failure.log_tail.lines
-    said = next((line for line in reversed(lines) if "error:" in line), None)
-    if said is not None:
-        return "" if failure.on_screen else said
-    # All ranks end so when rank 0 alone says why.
-    return None if lines else f"rank {failure.rank} on {failure.host}: {in_words(failure.code)}, without a word"
-
-
 def _show_failure(console: Console, outcome: Outcome, failure: Failure, remedy: Remedy | None) -> None:
     console.print()
     console.rule(f"[bold red]{_title(outcome, failure)}[/bold red]", align="left", style="red")
-    console.print(_table(_facts(outcome, failure, remedy)))
-    if not failure.left and (words := failure.log_tail.shown(LINES_SEEN if failure.on_screen else LINES)):
+    speaker = outcome.attempts[-1].speaker or failure
+    console.print(_table(_facts(outcome, failure, remedy, speaker)))
+    if words := speaker.log_tail.shown(LINES_SEEN if speaker.on_screen else LINES):
+        bar = "|" if console.options.ascii_only else "│"
         console.print()
         for line in words:
-            console.print(Text.assemble(("  │ ", "red"), line), soft_wrap=True)
+            console.print(Text.assemble((f"  {bar} ", "red"), line), soft_wrap=True)
         console.print()
-    console.print(_table(_advice(failure, remedy)))
+    console.print(_table(_advice(speaker, remedy)))
 
 
 def _title(outcome: Outcome, failure: Failure) -> str:
@@ -76,7 +68,7 @@ def _table(rows: Iterable[tuple[str, str]]) -> Table:
     return table
 
 
-def _facts(outcome: Outcome, failure: Failure, remedy: Remedy | None) -> Iterator[tuple[str, str]]:
+def _facts(outcome: Outcome, failure: Failure, remedy: Remedy | None, speaker: Failure) -> Iterator[tuple[str, str]]:
     """How the rank ended, and what became of the others."""
     *earlier, last = outcome.attempts
     attempt = f", attempt {last.number + 1} of {last.number + 1}" if earlier else ""
@@ -108,6 +100,8 @@ def _facts(outcome: Outcome, failure: Failure, remedy: Remedy | None) -> Iterato
         if first := before.first:
             words = first.log_tail.error or in_words(first.code, meaning=False)
             yield f"attempt {before.number + 1}", f"rank {first.rank}: {words}"
+    if speaker is not failure:
+        yield "its words", f"none; those of rank {speaker.rank}, which ended in the same way:"
     if outcome.refusal:
         yield "restart", f"none: {outcome.refusal}"
 

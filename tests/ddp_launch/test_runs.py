@@ -175,11 +175,13 @@ def test_killed_rank(launcher: Any, name: str, status: int) -> None:
     assert f"{name} (signal {status - 128})" in done.stderr
 
 
-def test_a_mistake_that_the_program_explains_stays_short(launcher: Any) -> None:
-    script = launcher.script("import sys\nsys.exit(print('error: no such thing', file=sys.stderr) or 2)")
+def test_a_mistake_that_the_program_explains_is_shown_with_rank_and_log(launcher: Any) -> None:
+    script = launcher.script("import sys\nprint('error: 0.25 in step 1')\nsys.exit(print('no rows', file=sys.stderr) or 2)")
     done = launcher.run("--cpu", "--nproc", "1", str(script))
     assert done.returncode == 2
-    assert done.stderr.endswith("error: no such thing\n")
+    _, _, summary = done.stderr.partition("rank 0 failed first")
+    for words in ("exit code 2", "│ no rows", "rank-0.stderr.log"):
+        assert words in summary
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

@@ -101,6 +101,19 @@ def test_the_error_counts_more_than_what_was_said_before(remedy) -> None:  # typ
     assert remedy("warning: Too many open files\n" + HEAD + OOM).name == "gpu-memory"
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "cache: Permission denied, without it\n" + HEAD + "ValueError: no",
+        "2026-11-30 12:00:00 WARNING cache.py: Permission denied\nno rows",
+        "/site-packages/a.py:3: UserWarning: No module named 'apex'\n  warnings.warn(\nno rows",
+        "[rank1]:[W1130 12:00:00.0 socket.cpp:1] address already in use\nno rows",
+    ],
+)
+def test_what_did_not_end_the_program_is_no_cause(remedy, words: str) -> None:  # type: ignore[no-untyped-def]
+    assert remedy(words) is None
+
+
 def test_syntax_error_without_a_traceback(remedy) -> None:  # type: ignore[no-untyped-def]
     """So says Python of the script itself."""
     assert remedy('  File "a.py", line 1\n    def\n       ^\nSyntaxError: invalid syntax\n').name == "syntax-error"

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from ddp_core import rank_report
+from ddp_core.errors import UserError
 from ddp_launch.failure.failures import Attempt, Failure, Outcome
 from ddp_launch.failure.known_failures import Evidence
 from ddp_launch.failure.log_tail import LogTail
@@ -99,13 +101,47 @@ def test_a_remedy_stands_behind_the_words(tmp_path: Path) -> None:
 
 
 def test_users_mistake_is_not_explained_twice(tmp_path: Path) -> None:
-    err = write(tmp_path / "err", "noise\nprogram: error: no such file\n")
-    assert shown(failed(Failure(0, "h", 2, (err,), on_screen=True))) == ""
-    assert shown(failed(Failure(1, "h", 2, (err,)))) == "program: error: no such file\n"
-    err.write_text("")
-    assert shown(failed(Failure(1, "h", 2, (err,)))) == "rank 1 on h: exit code 2, without a word\n"
-    err.write_text("noise\n")
-    assert "rank 1 failed" in shown(failed(Failure(1, "h", 2, (err,))))
+    """Of the bundled trainer, whose report says that it has explained itself."""
+    words = "error: no such file"
+    report, err = tmp_path / "error.json", write(tmp_path / "err", f"noise\n{words}\n")
+    rank_report.write(
+        rank_report.of_error(UserError("no such file"), rank=0, status=2, place=None, message=words), str(report)
+    )
+    assert shown(failed(Failure(0, "h", 2, (err,), on_screen=True, error_file=report))) == ""
+    assert shown(failed(Failure(1, "h", 2, (err,), error_file=report))) == f"{words}\n"
+    silent = Failure(1, "h", 2, error_file=report)
+    assert shown(failed(silent, Failure(0, "h", 2, (err,), on_screen=True, error_file=report))) == ""
+    assert shown(failed(silent)) == f"{words}\n", "rank 0 is on another node"
+
+
+@pytest.mark.parametrize("status", [1, 2, 3, 70, 255])
+def test_a_programs_own_status_is_like_any_other(tmp_path: Path, status: int) -> None:
+    out = write(tmp_path / "out", "validation error: 0.25\nFATAL: the table has no rows\n")
+    for rank, on_screen in ((0, True), (1, False)):
+        text = shown(failed(Failure(rank, "node7", status, (out,), on_screen=on_screen), status=status))
+        for words in (f"rank {rank} failed first", "on node7", f"exit code {status}", "│ FATAL: the table has", str(out)):
+            assert words in text
+    err = write(tmp_path / "err", "UserWarning: an old driver\n")
+    both = shown(failed(Failure(1, "node7", status, (out, err)), status=status))
+    assert both.index("FATAL: the table") < both.index("an old driver"), "whichever stream it went to"
+    silent = shown(failed(Failure(1, "h", status, (tmp_path / "none",)), status=status))
+    assert f"exit code {status}" in silent
+    assert f"it left no word in {tmp_path}" in silent
+
+
+def test_rank_0_speaks_for_all(tmp_path: Path) -> None:
+    err = write(tmp_path / "err", "usage: a.py [-h] FILE\na.py: error: the following arguments are required: FILE\n")
+    text = shown(failed(Failure(1, "h", 2, (tmp_path / "none",)), Failure(0, "h", 2, (err,), on_screen=True)))
+    for words in ("rank 1 failed first", "those of rank 0", "│ a.py: error: the following", str(err)):
+        assert words in text
+
+
+def test_a_rank_that_left_early_says_why(tmp_path: Path) -> None:
+    caught = write(tmp_path / "err", TRACEBACK + "ValueError: no data\n")
+    lost = Failure(0, "h", 1, (write(tmp_path / "lost", TRACEBACK + "RuntimeError: Connection closed by peer\n"),))
+    text = shown(failed(Failure(1, "h", 0, (caught,), left=True), lost))
+    assert "rank 1 left early" in text
+    assert "│ ValueError: no data" in text
 
 
 def test_nothing_after_a_success_and_one_line_from_the_engine() -> None:
