@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ddp_launch.cli.options import Program
 from ddp_launch.failure.failures import Failure
 from ddp_launch.failure.known_failures import SHM, Batch, Evidence
 from ddp_launch.failure.remedies import Remedy, find_remedy
@@ -20,7 +21,13 @@ class EvidenceCollector:
     """Made before the ranks start; what has changed since is evidence."""
 
     def __init__(self, plan: LaunchPlan) -> None:
-        self._batch = _batch(plan)
+        self._known = Evidence(
+            batch=_batch(plan),
+            trainer=plan.training is not None,
+            script=_script(plan.program),
+            on_gpu=bool(plan.selection.indices),
+            own_python=plan.program.kind != "executable",
+        )
         self._kills = read_kills()
 
     def remedy(self, failure: Failure | None) -> Remedy | None:
@@ -30,17 +37,23 @@ class EvidenceCollector:
     def _evidence(self, failure: Failure) -> Evidence:
         """The evidence as of now: of this machine, so that it says nothing about a failure on another."""
         if failure.remote is not None:
-            return Evidence(batch=self._batch)
+            return self._known
         kills = read_kills()
         free, total = _space(SHM)
-        return Evidence(
+        return replace(
+            self._known,
             memory_kills=kills.since(self._kills) if kills else None,
             kills_where=kills.where if kills else "",
             shm_free=free,
             shm_total=total,
-            batch=self._batch,
             logs_free=_space(failure.logs[0].parent)[0] if failure.logs else None,
         )
+
+
+def _script(program: Program) -> Path | None:
+    """The user's Python file, also where another program starts it."""
+    words = {"script": (program.name,), "executable": (program.name, *program.args)}.get(program.kind, ())
+    return next((Path(word).resolve() for word in words if program.kind == "script" or word.endswith(".py")), None)
 
 
 def _space(path: str | Path) -> tuple[int | None, int | None]:

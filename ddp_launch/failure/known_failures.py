@@ -7,33 +7,16 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+from ddp_launch.failure.missing_module import explain, explain_file
 
 MIB = 2**20
 SHM = "/dev/shm"
 TIMEOUT = "collective-timeout"
 GPU_FAULT = "gpu-fault"
-
-# Packages whose name for pip is not the name that is imported.
-DISTRIBUTIONS = {
-    "attr": "attrs",
-    "bs4": "beautifulsoup4",
-    "cv2": "opencv-python-headless",
-    "dotenv": "python-dotenv",
-    "git": "GitPython",
-    "google.protobuf": "protobuf",
-    "hydra": "hydra-core",
-    "OpenSSL": "pyOpenSSL",
-    "PIL": "Pillow",
-    "pkg_resources": "setuptools",
-    "pynvml": "nvidia-ml-py",
-    "skimage": "scikit-image",
-    "sklearn": "scikit-learn",
-    "yaml": "PyYAML",
-}
 
 
 @dataclass(frozen=True)
@@ -68,6 +51,10 @@ class Evidence:
     shm_free      bytes free in /dev/shm after the failure; `shm_total` bytes it has; None where there is none
     batch         of the bundled trainer; None for a user's program
     logs_free     bytes free where the ranks' logs are; None where that is not known
+    trainer       whether the bundled trainer ran, with options of its own
+    script        the file of a user's program; None for a module, or where that is not known
+    on_gpu        whether the ranks had GPUs
+    own_python    whether they ran in the launcher's Python; False for an executable, which may start another
     """
 
     memory_kills: int | None = None
@@ -76,6 +63,10 @@ class Evidence:
     shm_total: int | None = None
     batch: Batch | None = None
     logs_free: int | None = None
+    trainer: bool = False
+    script: Path | None = None
+    on_gpu: bool = True
+    own_python: bool = True
 
 
 Words = str | Callable[[re.Match[str], Evidence], str]
@@ -114,12 +105,11 @@ def _smaller_batch(found: re.Match[str], evidence: Evidence) -> str:
     return advice
 
 
-def _install(found: re.Match[str], evidence: Evidence) -> str:
-    name = found[1]
-    top = name.partition(".")[0]
-    if Path(top).is_dir() or Path(top + ".py").is_file():
-        return f"{top} is in this folder, the script in another: PYTHONPATH=. python launch.py ..."
-    return f"{sys.executable} -m pip install {DISTRIBUTIONS.get(name, DISTRIBUTIONS.get(top, top))}"
+def _not_a_package(found: re.Match[str], evidence: Evidence) -> tuple[str, str]:
+    module = found[1].strip(".")
+    if found[2] is not None:
+        return explain_file(module, evidence.script)
+    return explain(module, evidence.script, own_python=evidence.own_python)
 
 
 def _port(found: re.Match[str], evidence: Evidence) -> str:
@@ -129,16 +119,62 @@ def _port(found: re.Match[str], evidence: Evidence) -> str:
 
 
 def _file(found: re.Match[str], evidence: Evidence) -> str:
-    return f"the program runs in {Path.cwd()}: a relative path starts there"
+    path = Path(found[1])
+    if not path.is_absolute():
+        return f"the program runs in {Path.cwd()}: a relative path starts there"
+    above = next((folder for folder in path.parents if folder.exists()), Path("/"))
+    return f"ls {above} shows what is there; in a container only what was mounted is"
+
+
+def more_shm(evidence: Evidence) -> str:
+    """How to get more shared memory, or to need less."""
+    option = "--num-workers 0" if evidence.trainer else "num_workers=0"
+    return (
+        "docker run --ipc=host or --shm-size=8g; in Kubernetes an emptyDir with medium Memory at /dev/shm; or no loader"
+        f" workers ({option})"
+    )
+
+
+def _disk(found: re.Match[str], evidence: Evidence) -> str:
+    where = "--out-dir or TMPDIR" if evidence.trainer else "the program's own folder for its files, or TMPDIR,"
+    return f"df -h . and df -i . show what is left; {where} on another disk"
+
+
+def _did_not_end(found: re.Match[str], evidence: Evidence) -> str:
+    why = ", or the GPUs do not reach each other" if evidence.on_gpu else ""
+    return f"a collective did not end: another rank did not come to it{why}"
+
+
+def _who_did_not_come(found: re.Match[str], evidence: Evidence) -> str:
+    skips = "look for a rank that skips a collective, or does more work than the others"
+    if not evidence.on_gpu:
+        return skips
+    return f"python -m gpu_topology verify tests the GPUs and their links in a minute; where it passes, {skips}"
+
+
+def _import_of_name(found: re.Match[str], evidence: Evidence) -> tuple[str, str]:
+    """`cannot import name X from Y (FILE)`: versions that do not go together, or a file of the user's without it."""
+    name, module, file = found[1], found[2], found[3] or ""
+    if module is None or re.search(r"(site|dist)-packages", file):
+        return (
+            "two packages are of versions that do not go together",
+            "python launch.py --doctor lists the versions; torch and torchvision are released in pairs",
+        )
+    if re.search(r"/lib\d*/python3", file):
+        return f"{module} of this Python has no {name}", "the program is written for another version of Python"
+    where = file if "/" in file else module
+    return f"{where} has no {name}", "a misspelled name; or a file that hides a package of its name: rename it"
+
+
+def _device_ids(found: re.Match[str], evidence: Evidence) -> str:
+    if evidence.on_gpu:
+        return "model.to(device) before DistributedDataParallel"
+    return "DistributedDataParallel(model) without device_ids and output_device: on the CPU there is none to name"
 
 
 LESS_MEMORY = (
     "fewer loader workers (each holds its own copy of the data set's objects), fewer ranks, or more memory for the job"
     " (Slurm --mem, Kubernetes limits.memory, docker -m)"
-)
-MORE_SHM = (
-    "docker run --ipc=host or --shm-size=8g; in Kubernetes an emptyDir with medium Memory at /dev/shm; or no loader"
-    " workers (--num-workers 0)"
 )
 HANG = (
     "python -m gpu_topology verify tests the GPUs and their links in a minute; where it passes, look for a rank that"
@@ -158,7 +194,7 @@ TABLE: tuple[Known, ...] = (
         r"out of shared memory|Bus error|(No space left on device|unable to \w+).*(/dev/shm|shm|/torch_\d)"
         r"|(/dev/shm|shared memory segment).*No space left",
         lambda found, evidence: shm_state(evidence),
-        MORE_SHM,
+        lambda found, evidence: more_shm(evidence),
     ),
     Known(
         "gpu-memory",
@@ -176,8 +212,8 @@ TABLE: tuple[Known, ...] = (
     Known(
         TIMEOUT,
         r"collective operation timeout|Timed out waiting \d+ms for (recv|send)|Watchdog caught",
-        "a collective did not end: another rank did not come to it, or the GPUs do not reach each other",
-        HANG,
+        _did_not_end,
+        _who_did_not_come,
     ),
     Known(
         "duplicate-gpu",
@@ -250,10 +286,16 @@ TABLE: tuple[Known, ...] = (
         "torch.distributed.init_process_group() first; the launcher has set its variables",
     ),
     Known(
+        "device-ids-on-cpu",
+        r"device_ids and output_device arguments only work with single-device/multiple-device GPU modules",
+        "DDP was given device_ids, which name GPUs, and the model is on the CPU",
+        _device_ids,
+    ),
+    Known(
         "local-rank-argument",
-        r"unrecognized arguments:.*--local[-_]rank",
+        r"(unrecognized arguments|arguments are required):.*--local[-_]rank",
         "the program takes its local rank from an argument that no launcher passes any more",
-        'int(os.environ["LOCAL_RANK"])',
+        'int(os.environ["LOCAL_RANK"]), also as the default of the argument, where it is to stay',
     ),
     Known(
         "port-in-use",
@@ -273,7 +315,24 @@ TABLE: tuple[Known, ...] = (
         "NCCL found no way through the network or the system",
         "NCCL_SOCKET_IFNAME=INTERFACE (ip -br address lists them); NCCL_DEBUG=INFO tells what it tried",
     ),
-    Known("missing-module", r"No module named '([\w.]+)'", "the package {1} is not installed in this Python", _install),
+    Known(
+        "missing-module",
+        r"No module named '?([\w.]+)'?(; '[\w.]+' is not a package)?",
+        lambda found, evidence: _not_a_package(found, evidence)[0],
+        lambda found, evidence: _not_a_package(found, evidence)[1],
+    ),
+    Known(
+        "relative-import",
+        r"attempted relative import with no known parent package|attempted relative import beyond top-level package",
+        "the file is part of a package, and was started as a program of its own",
+        "start it as a module, from the folder above the package: python launch.py ... -m PACKAGE.MODULE",
+    ),
+    Known(
+        "circular-import",
+        r"partially initialized module '([\w.]+)'",
+        "{1} is not complete yet: two files import each other, or a file of yours has the name of what it imports",
+        "import inside the function that needs it, or rename the file",
+    ),
     Known(
         "missing-library",
         r"(lib[\w+.-]+\.so[\w.]*): cannot open shared object file",
@@ -282,9 +341,9 @@ TABLE: tuple[Known, ...] = (
     ),
     Known(
         "version-mismatch",
-        r"undefined symbol|cannot import name '([\w.]+)' from",
-        "two packages are of versions that do not go together",
-        "python launch.py --doctor lists the versions; torch and torchvision are released in pairs",
+        r"undefined symbol|cannot import name '([\w.]+)' from(?: '([\w.]+)' \(([^)]+)\))?",
+        lambda found, evidence: _import_of_name(found, evidence)[0],
+        lambda found, evidence: _import_of_name(found, evidence)[1],
     ),
     Known(
         "syntax-error",
@@ -302,7 +361,7 @@ TABLE: tuple[Known, ...] = (
         "disk-full",
         r"No space left on device(?:: '([^']+)')?|Disk quota exceeded",
         "the disk is full, or a quota is reached",
-        "df -h . and df -i . show what is left; --out-dir or TMPDIR on another disk",
+        _disk,
     ),
     Known(
         "permission",
@@ -326,7 +385,8 @@ TABLE: tuple[Known, ...] = (
     Known(
         "abort-in-leaving",
         r"^terminate called without an active exception",
-        "native threads were still running when the program left, most often those of a process group left open",
+        "the program left with its process group open, and torch's own gloo threads aborted it while Python was ending:"
+        " a race in torch that bare torchrun meets, too",
         "torch.distributed.destroy_process_group() before leaving, in a finally clause: the exit status is then the"
         " program's own",
     ),

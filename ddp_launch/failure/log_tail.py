@@ -29,7 +29,8 @@ NOISE = re.compile(
 )
 # Lines of logs below the level of an error: what they name did not end the program. NCCL's WARN is its error.
 HARMLESS = re.compile(
-    r"^(\[rank\d+\]:)?\[[WI]\d{3,} |(?<!NCCL )\b(DEBUG|INFO|WARN|WARNING)\b|^\W*(debug|info|note|warn|warning)\b|Warning: ",
+    r"^(\[rank\d+\]:)?\[[WI]\d{3,} |(?<!NCCL )\b(DEBUG|INFO|WARN|WARNING)\b|^\W*(debug|info|note|warn|warning)\b"
+    r"|Warning: "
 )
 # What native code prints when it aborts. After a traceback it means that the interpreter was closing already.
 NATIVE_ABORT = re.compile(r"^(terminate called |libc\+\+abi: terminating|Fatal Python error: Aborted)")

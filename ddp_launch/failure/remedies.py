@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from ddp_core.rank_report import RankReport
 from ddp_launch.failure.failures import Failure
-from ddp_launch.failure.known_failures import HANG, LESS_MEMORY, MIB, MORE_SHM, TABLE, Evidence, Words, shm_state
+from ddp_launch.failure.known_failures import HANG, LESS_MEMORY, MIB, TABLE, Evidence, Words, more_shm, shm_state
 from ddp_launch.failure.log_tail import LogTail
 
 BLOCK = 4096
@@ -96,7 +96,7 @@ def _full_shm(failure: Failure, evidence: Evidence) -> Remedy | None:
         return None
     if evidence.shm_free > max(evidence.shm_total // 20, 16 * MIB):
         return None
-    return Remedy("shared-memory", shm_state(evidence), MORE_SHM)
+    return Remedy("shared-memory", shm_state(evidence), more_shm(evidence))
 
 
 def _full_logs(failure: Failure, evidence: Evidence) -> Remedy | None:
@@ -104,4 +104,5 @@ def _full_logs(failure: Failure, evidence: Evidence) -> Remedy | None:
     if evidence.logs_free is None or evidence.logs_free >= BLOCK or failure.code < 0:
         return None
     meaning = "the disk with the ranks' logs is full: what this rank said last may be lost"
-    return Remedy("disk-full", meaning, "space there, or --log-dir DIR (TMPDIR for a program of yours) on another disk")
+    options = "--out-dir DIR" if evidence.trainer else "--log-dir DIR, or TMPDIR"
+    return Remedy("disk-full", meaning, f"space there, or {options} on another disk")

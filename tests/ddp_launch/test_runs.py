@@ -176,7 +176,9 @@ def test_killed_rank(launcher: Any, name: str, status: int) -> None:
 
 
 def test_a_mistake_that_the_program_explains_is_shown_with_rank_and_log(launcher: Any) -> None:
-    script = launcher.script("import sys\nprint('error: 0.25 in step 1')\nsys.exit(print('no rows', file=sys.stderr) or 2)")
+    script = launcher.script(
+        "import sys\nprint('error: 0.25 in step 1')\nsys.exit(print('no rows', file=sys.stderr) or 2)"
+    )
     done = launcher.run("--cpu", "--nproc", "1", str(script))
     assert done.returncode == 2
     _, _, summary = done.stderr.partition("rank 0 failed first")

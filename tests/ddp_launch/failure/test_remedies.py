@@ -49,12 +49,23 @@ MESSAGES = [
     ("unused-parameters", "RuntimeError: Expected to have finished reduction in the prior iteration before starting"),
     ("ready-twice", "RuntimeError: Expected to mark a variable ready only once. This error is caused by one of"),
     ("no-process-group", "ValueError: Default process group has not been initialized, please make sure to call init"),
+    (
+        "device-ids-on-cpu",
+        "ValueError: DistributedDataParallel device_ids and output_device arguments only work with"
+        " single-device/multiple-device GPU modules or CPU modules, but got device_ids [0], output_device 0, and module"
+        " parameters {device(type='cpu')}.",
+    ),
     ("local-rank-argument", "train.py: error: unrecognized arguments: --local-rank=0"),
+    ("local-rank-argument", "train.py: error: the following arguments are required: --data, --local_rank"),
     ("port-in-use", "torch.distributed.DistNetworkError: The server socket has failed to listen on any local network"
      " address. port: 29500, useIpv6: false, code: -98, name: EADDRINUSE, message: address already in use"),
     ("name-resolution", "socket.gaierror: [Errno -2] Name or service not known"),
     ("socket-interface", "ncclSystemError: System call (e.g. socket, malloc) or external library call failed"),
     ("missing-module", "ModuleNotFoundError: No module named 'sklearn.linear_model'"),
+    ("missing-module", "/usr/bin/python3: No module named trainer"),
+    ("relative-import", "ImportError: attempted relative import with no known parent package"),
+    ("circular-import", "AttributeError: partially initialized module 'a' has no attribute 'b' (most likely due to a"
+     " circular import)"),
     ("missing-library", "ImportError: libGL.so.1: cannot open shared object file: No such file or directory"),
     ("version-mismatch", "ImportError: a.so: undefined symbol: _ZN3c105Error"),
     ("open-files", "OSError: [Errno 24] Too many open files: 'x.png'"),
@@ -148,6 +159,79 @@ def test_a_rank_that_could_not_write(remedy) -> None:  # type: ignore[no-untyped
     assert (full.name, "--log-dir" in full.advice) == ("disk-full", True)
     assert remedy("step 1", 1, Evidence(logs_free=1 << 30)) is None
     assert remedy("ModuleNotFoundError: No module named 'x'", 1, Evidence(logs_free=0)).name == "missing-module"
+
+
+def missing(remedy, module: str, evidence: Evidence | None = None) -> str:  # type: ignore[no-untyped-def]
+    found = remedy(f"{HEAD}ModuleNotFoundError: No module named {module}", evidence=evidence)
+    return f"{found.meaning}; {found.advice}"
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [("Bio", "biopython"), ("git", "GitPython"), ("google.cloud.storage", "google-cloud-storage"), ("timm", "timm")],
+)
+def test_packages_that_pip_knows(remedy, module: str, name: str) -> None:  # type: ignore[no-untyped-def]
+    words = f"the package {module} is not installed in this Python; {sys.executable} -m pip install {name}"
+    assert missing(remedy, f"'{module}'") == words
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        (
+            "'trainer_parts'",
+            "trainer_parts was not found in this Python, and no file of that name in this folder; is it",
+        ),
+        ("'apex'", "PyPI's apex is another program"),
+        ("'PIL.nothing'", "is installed, and has no PIL.nothing"),
+        ("'torch._six'", "is installed, and has no torch._six"),
+        ("'_sqlite3'", "Python was built without it"),
+        ("'random.nothing'; 'random' is not a package", "random is one file, not a folder of modules"),
+    ],
+)
+def test_modules_that_pip_cannot_get(remedy, module: str, words: str) -> None:  # type: ignore[no-untyped-def]
+    said = missing(remedy, module)
+    assert words in said
+    assert "pip install" not in said
+
+
+def test_a_module_of_the_users_is_looked_for(remedy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.chdir(tmp_path)
+    for name in ("project/tools/train.py", "project/mine/nets.py", "project/tools/lib/deep/losses.py", "here.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    (tmp_path / "project/tools/datasets").mkdir()
+    evidence = Evidence(script=tmp_path / "project/tools/train.py")
+    assert "PYTHONPATH=project python" in missing(remedy, "'mine.nets'", evidence)
+    assert "PYTHONPATH=project/tools/lib/deep python" in missing(remedy, "'losses'", evidence)
+    assert "PYTHONPATH=. python" in missing(remedy, "'here'", evidence)
+    assert "project/tools/lib is there, and has no nothing" in missing(remedy, "'lib.nothing'", evidence)
+    assert "pip install datasets" in missing(remedy, "'datasets'", evidence), "a folder of data is no package"
+    (tmp_path / "project/tools/random.py").write_text("")
+    hidden = missing(remedy, "'random.x'; 'random' is not a package", evidence)
+    assert "project/tools/random.py hides what is meant" in hidden
+
+
+def test_names_that_a_module_does_not_have(remedy) -> None:  # type: ignore[no-untyped-def]
+    head = HEAD + "ImportError: cannot import name 'x' from "
+    assert "do not go together" in remedy(head + "'torch.nn' (/usr/lib/site-packages/torch/nn/__init__.py)").meaning
+    assert remedy(head + "'mine' (/home/me/mine.py)").meaning == "/home/me/mine.py has no x"
+    assert remedy(head + "'collections' (/usr/lib/python3.13/collections/__init__.py)").meaning.startswith(
+        "collections"
+    )
+
+
+def test_remedies_name_options_of_the_tool_that_ran(remedy) -> None:  # type: ignore[no-untyped-def]
+    full = "OSError: [Errno 28] No space left on device: 'a'"
+    bus = "RuntimeError: DataLoader worker (pid 91) is killed by signal: Bus error"
+    late = "RuntimeError: Timed out waiting 1800000ms for recv operation"
+    ours, theirs = Evidence(trainer=True), Evidence(on_gpu=False)
+    assert "--out-dir" in remedy(HEAD + full, evidence=ours).advice
+    assert "--out-dir" not in remedy(HEAD + full, evidence=theirs).advice
+    assert "--num-workers 0" in remedy(HEAD + bus, evidence=ours).advice
+    assert "(num_workers=0)" in remedy(HEAD + bus, evidence=theirs).advice
+    assert "gpu_topology verify" in remedy(HEAD + late, evidence=ours).advice
+    assert "GPU" not in remedy(HEAD + late, evidence=theirs).meaning + remedy(HEAD + late, evidence=theirs).advice
 
 
 def test_packages_that_pip_calls_otherwise(remedy) -> None:  # type: ignore[no-untyped-def]

@@ -119,7 +119,13 @@ def test_a_programs_own_status_is_like_any_other(tmp_path: Path, status: int) ->
     out = write(tmp_path / "out", "validation error: 0.25\nFATAL: the table has no rows\n")
     for rank, on_screen in ((0, True), (1, False)):
         text = shown(failed(Failure(rank, "node7", status, (out,), on_screen=on_screen), status=status))
-        for words in (f"rank {rank} failed first", "on node7", f"exit code {status}", "│ FATAL: the table has", str(out)):
+        for words in (
+            f"rank {rank} failed first",
+            "on node7",
+            f"exit code {status}",
+            "│ FATAL: the table has",
+            str(out),
+        ):
             assert words in text
     err = write(tmp_path / "err", "UserWarning: an old driver\n")
     both = shown(failed(Failure(1, "node7", status, (out, err)), status=status))
