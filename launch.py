@@ -8,6 +8,12 @@
 The launcher itself is ddp_launch; reading begins in ddp_launch/main.py.
 """
 
+import sys
+
+if sys.version_info < (3, 11):  # noqa: UP036 (what many a system still calls python3)
+    print(f"error: Python 3.11 or newer is needed, and {sys.executable} is older: bash scripts/run.sh", file=sys.stderr)
+    sys.exit(2)
+
 from ddp_launch.__main__ import program
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from ddp_core import missing_packages
 from ddp_core.errors import OptionError, UserError, line_of
 
 INTERRUPTED = 130
@@ -33,6 +34,11 @@ def exit_status(body: Callable[[], int | None]) -> int:
             sys.stdout.flush()
     except UserError as error:
         print(line_of(error), file=sys.stderr, flush=True)
+        return 2
+    except ModuleNotFoundError as error:
+        if (mistake := missing_packages.explained(error)) is None:
+            raise
+        print(line_of(mistake), file=sys.stderr, flush=True)
         return 2
     except BrokenPipeError:
         discard_stdout()

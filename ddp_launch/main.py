@@ -16,9 +16,11 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from importlib.util import find_spec
 from types import FrameType
 from typing import NoReturn
 
+from ddp_core import missing_packages
 from ddp_core.cli import discard_stdout
 from ddp_core.errors import PreflightError, UserError, line_of
 from ddp_launch.cli.options import LaunchOptions, parse
@@ -26,7 +28,7 @@ from ddp_launch.events.jsonl import EventLog
 from ddp_launch.plan.plan import LaunchPlan
 from ddp_launch.run.gpu_claims import Claims, runtime_folder
 from ddp_launch.run.planner import NextAttempt, Planner
-from ddp_launch.run.program_check import check_program, check_torch
+from ddp_launch.run.program_check import check_program
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,6 +50,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(line_of(error), file=sys.stderr)
         return 2
+    except ModuleNotFoundError as error:
+        if (mistake := missing_packages.explained(error)) is None:
+            raise
+        print(line_of(mistake), file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except BrokenPipeError:
@@ -62,12 +69,16 @@ def _leave(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _print(plan: LaunchPlan, options: LaunchOptions) -> int:
-    from ddp_launch.plan.show import show_full, to_json
+    from ddp_launch.plan.plain import as_text, to_json
 
     if options.json:
         print(json.dumps(to_json(plan), indent=2, ensure_ascii=False))
+    elif find_spec("rich") is None:
+        print(as_text(plan))
     else:
         from rich.console import Console
+
+        from ddp_launch.plan.show import show_full
 
         show_full(Console(), plan)
     sys.stdout.flush()
@@ -75,18 +86,19 @@ def _print(plan: LaunchPlan, options: LaunchOptions) -> int:
 
 
 def _run(plan: LaunchPlan, planner: Planner, options: LaunchOptions, events: EventLog) -> int:
+    missing_packages.need("torch", "rich", "psutil")
     from rich.console import Console
 
     from ddp_launch.events.run_events import RunEvents
     from ddp_launch.failure.evidence import EvidenceCollector
     from ddp_launch.failure.summary import show
-    from ddp_launch.plan.show import show_compact, to_json
+    from ddp_launch.plan.plain import to_json
+    from ddp_launch.plan.show import show_compact
     from ddp_launch.run.folders import prepare
     from ddp_launch.run.preflight import preflight
     from ddp_launch.run.signals import deferred
     from ddp_launch.run.torch_logging import importing_silently
 
-    check_torch()
     console = Console(stderr=True)
     try:
         plan = preflight(plan, options, console)

@@ -15,6 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn, get_args
 
+if __name__ == "__main__":
+    from ddp_core.missing_packages import leave_without
+
+    leave_without("torch", "numpy", "jsonargparse", "yaml")
+
 import torch
 
 from ddp_core.cli import CommandLine

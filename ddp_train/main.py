@@ -20,7 +20,7 @@ if __package__ in (None, ""):
     # Run as a file: the packages are beside this folder, whatever the working directory.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from ddp_core import rank_report
+from ddp_core import missing_packages, rank_report
 from ddp_core.errors import UserError
 from ddp_train.config.options import Config
 from ddp_train.config.parse import parse, with_values
@@ -45,6 +45,7 @@ def main(argv: Sequence[str] | None = None, stop: StopSignals | None = None) -> 
         if is_restart() and config.run.resume is None:
             # The ranks were restarted after a failure: continue from the last checkpoint.
             config = with_values(config, {"resume": "auto"})
+        missing_packages.need("torch", "numpy", "psutil")
         check_paths(config)
         if config.model.expandable_segments:
             expand_segments(os.environ)

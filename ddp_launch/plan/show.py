@@ -1,11 +1,9 @@
-"""A plan for people and for programs: text with rich, or a JSON object."""
+"""A plan for people, as text with rich."""
 
 from __future__ import annotations
 
-import dataclasses
 import shlex
 from collections.abc import Iterable
-from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
@@ -16,46 +14,10 @@ from ddp_core.redaction import redacted
 from ddp_launch.cluster.cluster import Cluster
 from ddp_launch.plan.plan import LaunchPlan
 from gpu_topology.environment.settings import Setting
-from gpu_topology.report.report import selection_json
 from gpu_topology.topology import Gpu
 
 GIB = 2**30
 LONGEST_PROGRAM = 240
-
-
-def to_json(plan: LaunchPlan) -> dict[str, Any]:
-    """The plan as plain data: the keys that `--dry-run --json` prints."""
-    least, most = plan.cluster.nnodes
-    training: dict[str, Any] | None = None
-    if plan.training is not None:
-        training = {s.name: s.value for s in plan.training.settings}
-        training["reasons"] = {s.name: s.reason for s in plan.training.settings}
-    return {
-        "selection": selection_json(plan.selection),
-        "environment": [dataclasses.asdict(setting) for setting in plan.environment],
-        "nproc_per_node": plan.nproc_per_node,
-        "nnodes": least if least == most else f"{least}:{most}",
-        "backend": plan.backend,
-        "command": list(plan.command),
-        "shell": plan.shell,
-        "training": training,
-        "node_rank": plan.cluster.node_rank,
-        "rdzv_endpoint": plan.cluster.endpoint,
-        "cluster": _cluster_json(plan.cluster),
-        "warnings": list(plan.warnings),
-    }
-
-
-def _cluster_json(cluster: Cluster) -> dict[str, Any]:
-    return {
-        "source": cluster.source,
-        "run_id": cluster.run_id,
-        "rdzv_timeout": cluster.rdzv_timeout_s,
-        "node_names": list(cluster.names),
-        "interface": cluster.interface,
-        "address": cluster.address,
-        "hosts_store": cluster.hosts_store,
-    }
 
 
 def show_full(console: Console, plan: LaunchPlan) -> None:

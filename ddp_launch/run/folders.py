@@ -14,8 +14,8 @@ from pathlib import Path
 from ddp_core.errors import OptionError
 from ddp_launch.cli.options import LaunchOptions
 from ddp_launch.cluster.cluster import RUN_ID, Cluster
+from ddp_launch.plan.plain import to_json
 from ddp_launch.plan.plan import LaunchPlan, with_arguments
-from ddp_launch.plan.show import to_json
 from ddp_train.config.options import Config
 from ddp_train.run_folder.claim import claim, new_name
 from ddp_train.run_folder.lock import RunLock

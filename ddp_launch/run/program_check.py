@@ -6,7 +6,6 @@ import os
 import shutil
 import sys
 from importlib.machinery import PathFinder
-from importlib.util import find_spec
 from pathlib import Path
 
 from ddp_core.errors import OptionError
@@ -25,12 +24,6 @@ def check_program(program: Program) -> None:
                 raise OptionError(f"{program.name!r}: no such executable")
         case "trainer":
             pass
-
-
-def check_torch() -> None:
-    """Refuse a run in a Python without torch; a plan needs none. Errors: OptionError."""
-    if find_spec("torch") is None:
-        raise OptionError(f"torch is not installed in {sys.executable}: pip install -r requirements.txt")
 
 
 def _check_script(name: str) -> None:

@@ -17,9 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from ddp_core import __version__
+from ddp_core import __version__, missing_packages
 from ddp_core.errors import UserError
 from ddp_train.config.declaration import flag
 from ddp_train.config.options import SECTIONS, Config, declared
@@ -41,6 +39,7 @@ def parse(argv: Sequence[str], *, prog: str = "ddp_train/main.py") -> Config:
 
     Prints the help or the version and raises SystemExit(0) on --help or --version. Errors: UserError, one line.
     """
+    missing_packages.need("jsonargparse", "yaml")
     parser = _parser(prog)
     if {"-h", "--help"} & set(argv):
         parser.print_help()
@@ -75,6 +74,8 @@ def with_values(config: Config, values: Mapping[str, Any]) -> Config:
 
 def dump(config: Config) -> str:
     """The configuration as YAML that --config takes back, one block per section."""
+    import yaml
+
     blocks = []
     for name, cls in SECTIONS.items():
         body = yaml.safe_dump(dataclasses.asdict(getattr(config, name)), sort_keys=False, allow_unicode=True)

@@ -7,8 +7,6 @@ from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ddp_core.errors import UserError
 
 LARGEST_BYTES = 1 << 20
@@ -29,6 +27,8 @@ def read_mapping(path: Path, what: str, expected: str) -> dict[str, Any]:
     Errors: UserError, one line, also for a duplicate key, and for a file that cannot be one of options: too
     large, nested too deep, or small but endless by its aliases.
     """
+    import yaml  # not with the module: a wrong command line is refused in a Python without it, too
+
     try:
         with path.open("rb") as file:
             text = file.read(LARGEST_BYTES + 1)
@@ -37,7 +37,7 @@ def read_mapping(path: Path, what: str, expected: str) -> dict[str, Any]:
     if len(text) > LARGEST_BYTES:
         raise UserError(f"{what}: larger than {LARGEST_BYTES >> 20} MiB, not a file of options")
     try:
-        content = yaml.load(text.decode("utf-8"), _Loader)  # noqa: S506, TID251
+        content = _parse(text.decode("utf-8"))
         fine = _size(content, 0) <= MOST_VALUES
     except RecursionError:
         fine = False
@@ -54,21 +54,27 @@ def read_mapping(path: Path, what: str, expected: str) -> dict[str, Any]:
 
 def _location(error: Exception) -> str:
     """What is wrong and where, without YAML's copy of the lines."""
+    import yaml
+
     if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
         return str(error)
     mark = error.problem_mark
     return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem or error.context}"
 
 
-class _Loader(yaml.SafeLoader):
+def _parse(text: str) -> object:
     """YAML's plain values alone, with no key twice."""
+    import yaml
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
-        twice = next((key for key in keys if keys.count(key) > 1), None)
-        if twice is not None:
-            raise ValueError(f"duplicate key {shown(twice)}")
-        return super().construct_mapping(node, deep)
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+            keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+            twice = next((key for key in keys if keys.count(key) > 1), None)
+            if twice is not None:
+                raise ValueError(f"duplicate key {shown(twice)}")
+            return super().construct_mapping(node, deep)
+
+    return yaml.load(text, Loader)  # noqa: S506, TID251
 
 
 def _size(value: object, depth: int) -> int:

@@ -17,6 +17,11 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
+if __name__ == "__main__":
+    from ddp_core.missing_packages import leave_without
+
+    leave_without("torch", "numpy", "jsonargparse", "yaml")
+
 import torch
 from torch import Tensor, nn
 

@@ -14,8 +14,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from ddp_core.errors import UserError
 from ddp_core.files import write_text
 from ddp_train.config import recommend
@@ -98,6 +96,8 @@ def auto_optimize_config(
     values = {name: options[name] for name in options if name in wanted.given}
     values |= {change.name: change.after for change in changes if change.changed}
     check(with_values(wanted, values))
+    import yaml
+
     header = f"# {source.name} for this machine: {_described(machine)}\n"
     try:
         write_text(target, header + yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
