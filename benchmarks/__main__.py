@@ -16,12 +16,17 @@ from pathlib import Path
 
 from benchmarks.catalogue import CATALOGUE, find
 from benchmarks.machine import ROOT
+from ddp_core.cli import CommandLine, exit_status
 from ddp_core.errors import UserError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; its exit status."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measurements, one command each.")
+    return exit_status(lambda: _run(list(sys.argv[1:] if argv is None else argv)))
+
+
+def _run(words: list[str]) -> int:
+    parser = CommandLine(prog="python -m benchmarks", description="Measurements, one command each.")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="what can be measured")
     run = commands.add_parser("run", help="measure: run NAME [options of that measurement]", add_help=False)
@@ -31,62 +36,44 @@ def main(argv: Sequence[str] | None = None) -> int:
     report.add_argument("-o", "--out", type=Path, metavar="FILE", help="write a Markdown page (default: to stdout)")
     pictures = commands.add_parser("pictures", help="the kept results as pictures")
     pictures.add_argument("-o", "--out", type=Path, metavar="DIR", default=ROOT / "docs" / "pictures", help="folder")
-    words = list(sys.argv[1:] if argv is None else argv)
     if words and find(words[0]) is not None:
         words.insert(0, "run")
     arguments = parser.parse_args(words)
-    if arguments.command == "pictures":
-        return _pictures(arguments.out)
+    if arguments.command == "run":
+        return _measure(arguments.name, arguments.options)
     if arguments.command == "list":
-        return _list()
-    if arguments.command == "report":
-        return _report(arguments.out)
-    return _run(arguments.name, arguments.options)
-
-
-def _list() -> int:
-    width = max(len(entry.name) for entry in CATALOGUE)
-    for entry in CATALOGUE:
-        print(f"{entry.name:{width}}  {entry.question}" + (f" (needs {entry.needs})" if entry.needs else ""))
+        width = max(len(entry.name) for entry in CATALOGUE)
+        for entry in CATALOGUE:
+            print(f"{entry.name:{width}}  {entry.question}" + (f" (needs {entry.needs})" if entry.needs else ""))
+        return 0
+    try:
+        _show(arguments.command, arguments.out)
+    except OSError as error:
+        raise UserError(f"-o {arguments.out}: {error.strerror or error}") from None
     return 0
 
 
-def _run(name: str, options: list[str]) -> int:
-    entry = find(name)
-    if entry is None:
+def _measure(name: str, options: list[str]) -> int:
+    if (entry := find(name)) is None:
         known = ", ".join(found.name for found in CATALOGUE)
-        print(f"error: run {name}: no such measurement; known are {known}", file=sys.stderr)
-        return 2
+        raise UserError(f"run {name}: no such measurement; known are {known}")
     return int(importlib.import_module(entry.module).main(options))
 
 
-def _pictures(folder: Path) -> int:
-    from benchmarks.pictures import draw
-    from benchmarks.report import read_results
+def _show(command: str, out: Path | None) -> None:
+    from benchmarks.report import page, read_results
 
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for path in draw(read_results(), folder):
+    if command == "pictures":
+        from benchmarks.pictures import draw
+
+        assert out is not None
+        out.mkdir(parents=True, exist_ok=True)
+        for path in draw(read_results(), out):
             print(path)
-    except (OSError, UserError) as error:
-        print(f"error: -o {folder}: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-def _report(out: Path | None) -> int:
-    from benchmarks.report import page
-
-    text = page()
-    if out is None:
-        print(text, end="")
-        return 0
-    try:
-        out.write_text(text)
-    except OSError as error:
-        print(f"error: -o {out}: {error.strerror or error}", file=sys.stderr)
-        return 2
-    return 0
+    elif out is None:
+        print(page(), end="")
+    else:
+        out.write_text(page())
 
 
 if __name__ == "__main__":

@@ -21,7 +21,6 @@ from benchmarks.machine import ROOT
 from ddp_core.errors import UserError
 
 HERE, THERE = "here", "there"
-_NUMBER = re.compile(r"[+-]?\d[\d,]*\.?\d*")
 Cells = dict[tuple[str, str], float]
 """(row, column) -> figure."""
 
@@ -59,7 +58,7 @@ def figures(result: dict[str, Any]) -> Cells:
     cells: Cells = {}
     for row in table["rows"]:
         for column, cell in zip(table["columns"][1:], row[1:], strict=True):
-            if number := _NUMBER.search(str(cell)):
+            if number := re.search(r"[+-]?\d[\d,]*\.?\d*", str(cell)):
                 cells[str(row[0]), column] = float(number[0].replace(",", ""))
     return cells
 

@@ -1,11 +1,12 @@
-"""What a checkpoint costs the training: the copy in host memory, and what its writing takes of the machine meanwhile.
+"""What a checkpoint takes of the training at the default interval, and of an epoch.
 
-    python -m benchmarks.checkpoint_cost [--rounds 9] [--model resnet18] [--steps 12] [--batch-size 64] [--out NAME]
+Compares a stretch of training steps with and without a checkpoint at its start, which is flushed to the disk at its
+end: the difference holds the cost of copying, hashing, writing and flushing. The checkpoint is whole, with the best
+model. Its cost is set against the default --save-every, and against an epoch of CIFAR-10's 50,000 images at the
+measured speed, since each epoch ends with a checkpoint too. A third case shows the noise.
 
-A stretch of training steps with and without a checkpoint at its start, which is flushed to the disk at its end: the
-difference holds the cost of copying, hashing, writing and flushing. The checkpoint is whole, with the best model. The
-cost is set against the default --save-every, and against an epoch of CIFAR-10's 50,000 images at the measured speed,
-since each epoch ends with a checkpoint too. A third case shows the noise.
+Seconds that training loses to one checkpoint, and their share of the time between two. The call is what the training
+thread waits for; writing continues beside the training.
 """
 
 from __future__ import annotations
@@ -17,12 +18,11 @@ import itertools
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-import torch
-
-from benchmarks.harness import Figures, Measurement, Option, rounds
+from benchmarks.harness import Figures, Measurement, Option, number, rounds
+from benchmarks.machine import synchronize
 from benchmarks.turns import Turns, take_turns
 from ddp_train.assemble.build import build
 from ddp_train.config.parse import parse
@@ -32,60 +32,38 @@ from ddp_train.engine.trainer import Trainer
 
 WITHOUT, AGAIN, WITH, COPY = "without", "without again", "with a checkpoint", "the call alone"
 CIFAR10_TRAIN = 50_000
-COLUMNS = ["a checkpoint costs", "of an epoch of 50,000 images", "its call takes"]
 
 
-def measure(trainer: Trainer, count: int) -> Turns:
+def take(trainer: Trainer, count: int) -> Turns:
     """Seconds of a stretch of steps, by case; of `COPY`, those for which the training thread waits."""
-    epochs = itertools.count()
+    epochs, saver = itertools.count(), trainer.components.saver
+    assert saver is not None
 
     def stretch(*, saved: bool) -> float:
         started = time.perf_counter()
         if saved:
-            _save(trainer)
-        _train(trainer, next(epochs))
+            saver.save(trainer.progress, trainer.components.evaluated)
+        saver.begin()
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            trainer.train_epoch(next(epochs))
+        trainer.progress.end_epoch()
+        synchronize(trainer.components.device)
         if saved:
-            _finish(trainer)
+            saver.finish()
         return time.perf_counter() - started
 
     def call() -> float:
         started = time.perf_counter()
-        _save(trainer)
+        saver.save(trainer.progress, trainer.components.evaluated)
         taken = time.perf_counter() - started
-        _finish(trainer)
+        saver.finish()
         return taken
 
-    cases: dict[str, Callable[[], float]] = {
-        WITHOUT: lambda: stretch(saved=False),
-        AGAIN: lambda: stretch(saved=False),
-        WITH: lambda: stretch(saved=True),
-        COPY: call,
-    }
-    return take_turns(cases, count, unit="s")
+    without, saving = partial(stretch, saved=False), partial(stretch, saved=True)
+    return take_turns({WITHOUT: without, AGAIN: without, WITH: saving, COPY: call}, count, unit="s")
 
 
-def _save(trainer: Trainer) -> None:
-    assert trainer.components.saver is not None
-    trainer.components.saver.save(trainer.progress, trainer.components.evaluated)
-
-
-def _finish(trainer: Trainer) -> None:
-    assert trainer.components.saver is not None
-    trainer.components.saver.finish()
-
-
-def _train(trainer: Trainer, epoch: int) -> None:
-    saver = trainer.components.saver
-    assert saver is not None
-    saver.begin()
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        trainer.train_epoch(epoch)
-    trainer.progress.end_epoch()
-    if trainer.components.device.type == "cuda":
-        torch.cuda.synchronize(trainer.components.device)
-
-
-def measure_cost(arguments: argparse.Namespace) -> Figures:
+def measure(arguments: argparse.Namespace) -> Figures:
     """Figures of one network in a run folder of its own."""
     images = arguments.steps * arguments.batch_size
     with tempfile.TemporaryDirectory(dir=Path.cwd(), prefix=".checkpoint-cost-") as folder:
@@ -94,44 +72,42 @@ def measure_cost(arguments: argparse.Namespace) -> Figures:
             f"--model {arguments.model} --epochs 100000 --out-dir {folder} --no-tensorboard"
         )
         run = build(parse(words.split()), Ranks(), choose_device("auto", Ranks()))
-        turns = measure(run.trainer, arguments.rounds)
+        turns = take(run.trainer, arguments.rounds)
         files = {path.name: path.stat().st_size for path in sorted(Path(folder).glob("*.pt*"))}
-    return {"model": arguments.model, "bytes": files, **_result(turns, images, str(run.config.run.save_every))}
+    found: Figures = {"model": arguments.model, "bytes": files, **turns.account()}
+    return found | (_costs(turns, images, str(run.config.run.save_every)) if turns.enough else {})
 
 
-def _result(turns: Turns, images: int, save_every: str) -> Figures:
-    found = turns.account()
-    if not turns.enough:
-        return found
-    cost, noise = turns.difference(WITH, WITHOUT), turns.difference(AGAIN, WITHOUT)
+def _costs(turns: Turns, images: int, save_every: str) -> Figures:
+    cost, stretch, copy = turns.difference(WITH, WITHOUT), turns.values(WITHOUT), turns.values(COPY)
     interval = read_interval(save_every, "--save-every").seconds
-    epoch = turns.values(WITHOUT).median * CIFAR10_TRAIN / images
-    row = [
-        f"{cost:.3f} s",
-        "no time is set" if interval is None else f"{cost.median / interval:.3%}",
-        f"{cost.median / epoch:.2%}",
-        f"{1000 * turns.values(COPY).median:.1f} ms",
-    ]
-    return found | {
-        "seconds_of_a_stretch": turns.values(WITHOUT).rounded(3),
+    epoch = stretch.median * CIFAR10_TRAIN / images
+    cells = {
+        "a checkpoint costs": f"{cost:.3f} s",
+        f"of --save-every {save_every}": "no time is set" if interval is None else f"{cost.median / interval:.3%}",
+        "of an epoch of 50,000 images": f"{cost.median / epoch:.2%}",
+        "its call takes": f"{1000 * copy.median:.1f} ms",
+    }
+    return {
+        "seconds_of_a_stretch": stretch.rounded(3),
         "seconds_a_checkpoint_costs": cost.rounded(3),
-        "seconds_of_noise": noise.rounded(3),
-        "seconds_the_training_thread_stands_still": turns.values(COPY).rounded(4),
+        "seconds_of_noise": turns.difference(AGAIN, WITHOUT).rounded(3),
+        "seconds_the_training_thread_stands_still": copy.rounded(4),
         "share_at_the_default_interval": None if interval is None else round(cost.median / interval, 5),
         "default_interval": save_every,
         "share_of_an_epoch_of_50000_images": round(cost.median / epoch, 5),
         "seconds_of_that_epoch": round(epoch, 1),
-        "table": {"columns": [*COLUMNS[:1], f"of --save-every {save_every}", *COLUMNS[1:]], "rows": [row]},
+        "table": {"columns": list(cells), "rows": [list(cells.values())]},
     }
 
 
 OPTIONS = (
     rounds(9),
-    Option("--model", default="resnet18"),
-    Option("--steps", type=int, default=12, metavar="N", help="optimizer steps of a stretch [12]"),
-    Option("--batch-size", type=int, default=64, metavar="N", help="global batch [64]"),
+    Option("--model", default="resnet18", help="network [resnet18]"),
+    number("--steps", 12, "optimizer steps of a stretch"),
+    number("--batch-size", 64, "global batch"),
 )
-main = Measurement("checkpoint_cost", __doc__, measure_cost, OPTIONS)
+main = Measurement("checkpoint_cost", measure, OPTIONS)
 
 if __name__ == "__main__":
     sys.exit(main())

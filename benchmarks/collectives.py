@@ -1,28 +1,26 @@
-"""All-reduce, all-gather and broadcast over sizes: algorithm and bus bandwidth, as nccl-tests defines them.
+"""All-reduce, all-gather and broadcast over sizes: algorithm and bus bandwidth.
 
-    python -m benchmarks.collectives [--ranks 2] [--backend gloo] [--rounds 9] [--out NAME]
+launch.py starts the ranks, so gloo runs on loopback or on the interface that the plan chose, and NCCL in the
+environment of the plan (--backend nccl, one rank per GPU). A time is the median over the rounds of the slowest rank's
+mean. algbw = size / time; busbw = algbw times 2 (n - 1) / n for all-reduce, (n - 1) / n for all-gather, 1 for
+broadcast, so that the figure compares with the speed of the links whatever the number of ranks.
 
-The size S of a collective is that of its largest buffer: what each rank ends with. algbw = S / time; busbw = algbw
-times 2 (n - 1) / n for all-reduce, (n - 1) / n for all-gather, 1 for broadcast, so that the figure compares with the
-speed of the links whatever the number of ranks. launch.py starts the ranks, so gloo runs on loopback or on the
-interface that the plan chose, and NCCL in the environment of the plan (--backend nccl, one rank per GPU). A time is the
-median over the rounds of the slowest rank's mean.
+Time of one call, and bandwidth as nccl-tests defines it. The size is that of the largest buffer.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import statistics
 import sys
 import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.harness import Figures, Measurement, Option, rounds
-from benchmarks.programs import LAUNCH, Worker
-from benchmarks.turns import FEWEST, LIMIT, machine_seconds
+from benchmarks.harness import Figures, Measurement, Option, number, rounds
+from benchmarks.programs import LAUNCH, start_worker
+from benchmarks.turns import LIMIT, PATIENCE, Turns, machine_seconds
 
 if TYPE_CHECKING:
     import torch
@@ -37,8 +35,6 @@ BUS_FACTORS: dict[str, Callable[[int], float]] = {
 AT_ONCE_S = 0.03
 """About how long the repetitions of one size take together in a round."""
 
-Accounts = tuple[float, float, float]
-
 
 def bus_bandwidth(kind: str, size: int, seconds: float, ranks: int) -> tuple[float, float]:
     """(algbw, busbw) in GB/s, where G is 10^9, of a collective of `size` bytes that took `seconds`."""
@@ -46,28 +42,8 @@ def bus_bandwidth(kind: str, size: int, seconds: float, ranks: int) -> tuple[flo
     return algorithm, algorithm * BUS_FACTORS[kind](ranks)
 
 
-def summary(times: dict[str, dict[int, list[float]]], ranks: int) -> list[dict[str, object]]:
-    """A row for each collective and size; `times` are seconds by round."""
-    rows: list[dict[str, object]] = []
-    for kind, sizes in times.items():
-        for size, found in sizes.items():
-            low, middle, high = statistics.quantiles(found, n=4, method="inclusive")
-            algorithm, bus = bus_bandwidth(kind, int(size), middle, ranks)
-            rows.append(
-                {
-                    "collective": kind,
-                    "bytes": int(size),
-                    "microseconds": round(1e6 * middle, 1),
-                    "quartiles_microseconds": [round(1e6 * low, 1), round(1e6 * high, 1)],
-                    "algbw_gb_s": round(algorithm, 4),
-                    "busbw_gb_s": round(bus, 4),
-                }
-            )
-    return rows
-
-
 def work(backend: str, rounds: int) -> dict[str, Any]:
-    """What every rank does. Returns {kind: {size: [seconds]}} with the numbers of ranks and rounds."""
+    """What every rank does. Returns {"KIND SIZE": seconds} for each clean round, with the number of ranks."""
     import torch
     import torch.distributed as dist
 
@@ -75,20 +51,24 @@ def work(backend: str, rounds: int) -> dict[str, Any]:
     options = {"device_id": device} if backend == "nccl" else {}
     dist.init_process_group(backend, timeout=timedelta(seconds=120), **options)  # type: ignore[arg-type]
     ranks = dist.get_world_size()
-    times: dict[str, dict[int, list[float]]] = {kind: {size: [] for size in SIZES} for kind in BUS_FACTORS}
-    tried = clean = 0
-    while clean < rounds and tried < 3 * rounds:
-        before = _cpu_accounts()
-        found = {kind: {size: _time(kind, size, ranks, device) for size in SIZES} for kind in BUS_FACTORS}
-        tried += 1
-        if _is_clean(before, _cpu_accounts(), device):
-            clean += 1
-            for kind, sizes in found.items():
-                for size, seconds in sizes.items():
-                    times[kind][size].append(seconds)
+    clean: list[dict[str, float]] = []
+    disturbed = 0
+    while len(clean) < rounds and len(clean) + disturbed < PATIENCE * rounds:
+        busy, total, own = *machine_seconds(), time.process_time()
+        found = {f"{kind} {size}": _time(kind, size, ranks, device) for kind in BUS_FACTORS for size in SIZES}
+        busy_after, total_after, own_after = *machine_seconds(), time.process_time()
+        ours = torch.tensor([own_after - own], dtype=torch.float64, device=device)
+        dist.all_reduce(ours)
+        others = (busy_after - busy - float(ours)) / max(total_after - total, 1e-9)
+        dirty = torch.tensor([float(others > LIMIT)], device=device)
+        dist.all_reduce(dirty)  # all ranks must come to the same answer
+        if float(dirty):
+            disturbed += 1
+        else:
+            clean.append(found)
     dist.barrier()
     dist.destroy_process_group()
-    return {"ranks": ranks, "clean": clean, "disturbed": tried - clean, "times": times}
+    return {"ranks": ranks, "rounds": clean, "disturbed": disturbed}
 
 
 def _time(kind: str, size: int, ranks: int, device: torch.device) -> float:
@@ -96,9 +76,10 @@ def _time(kind: str, size: int, ranks: int, device: torch.device) -> float:
     import torch
     import torch.distributed as dist
 
-    whole = torch.zeros(size // 4, device=device)
+    from benchmarks.machine import synchronize
+
     part = torch.zeros(size // 4 // ranks, device=device)
-    whole = whole[: len(part) * ranks]
+    whole = torch.zeros(len(part) * ranks, device=device)
     call = {
         "all-reduce": lambda: dist.all_reduce(whole),
         "all-gather": lambda: dist.all_gather_into_tensor(whole, part),
@@ -110,31 +91,12 @@ def _time(kind: str, size: int, ranks: int, device: torch.device) -> float:
         started = time.perf_counter()
         for _ in range(repeats):
             call()
-        if whole.device.type == "cuda":
-            torch.cuda.synchronize(whole.device)
+        synchronize(device)
         slowest = torch.tensor([(time.perf_counter() - started) / repeats], device=device, dtype=torch.float64)
         dist.all_reduce(slowest, op=dist.ReduceOp.MAX)
         return float(slowest)
 
     return seconds(max(2, min(200, int(AT_ONCE_S / max(seconds(2), 1e-6)))))
-
-
-def _cpu_accounts() -> Accounts:
-    """Busy and total CPU seconds of the machine, and this process's own."""
-    return (*machine_seconds(), time.process_time())
-
-
-def _is_clean(before: Accounts, after: Accounts, device: torch.device) -> bool:
-    """Whether others than the ranks took little of the CPUs; all ranks come to the same answer."""
-    import torch
-    import torch.distributed as dist
-
-    own = torch.tensor([after[2] - before[2]], dtype=torch.float64, device=device)
-    dist.all_reduce(own)
-    others = (after[0] - before[0] - float(own)) / max(after[1] - before[1], 1e-9)
-    dirty = torch.tensor([float(others > LIMIT)], device=device)
-    dist.all_reduce(dirty)
-    return float(dirty) == 0
 
 
 def measure(arguments: argparse.Namespace) -> Figures:
@@ -143,19 +105,37 @@ def measure(arguments: argparse.Namespace) -> Figures:
     if count := arguments.ranks or (2 if arguments.backend == "gloo" else None):
         where += ["--nproc", str(count)]
     task = {"backend": arguments.backend, "rounds": arguments.rounds}
-    found = Worker("collectives", task, [*LAUNCH, *where]).answer()
-    figures = {"ranks": found["ranks"], "clean_rounds": found["clean"], "disturbed_rounds": found["disturbed"]}
-    if found["clean"] < FEWEST:
-        return {**figures, "not_measured": f"{found['clean']} undisturbed rounds, {FEWEST} are needed"}
-    return {**figures, "results": summary(found["times"], found["ranks"])}
+    found = start_worker("collectives", task, [*LAUNCH, *where])()
+    turns = Turns(found["rounds"], found["disturbed"])
+    figures = {"ranks": found["ranks"], **turns.account()}
+    return figures | ({"results": _rows(turns, found["ranks"])} if turns.enough else {})
+
+
+def _rows(turns: Turns, ranks: int) -> list[Figures]:
+    rows = []
+    for case in turns.cases:
+        kind, size = case.split()
+        seconds = turns.values(case)
+        algorithm, bus = bus_bandwidth(kind, int(size), seconds.median, ranks)
+        rows.append(
+            {
+                "collective": kind,
+                "bytes": int(size),
+                "microseconds": round(1e6 * seconds.median, 1),
+                "quartiles_microseconds": [round(1e6 * seconds.low, 1), round(1e6 * seconds.high, 1)],
+                "algbw_gb_s": round(algorithm, 4),
+                "busbw_gb_s": round(bus, 4),
+            }
+        )
+    return rows
 
 
 OPTIONS = (
     Option("--backend", choices=["gloo", "nccl"], default="gloo"),
-    Option("--ranks", type=int, metavar="N", help="processes on the CPU [2]; NCCL: one per GPU"),
+    number("--ranks", None, "processes [2; with NCCL: one per GPU]"),
     rounds(9),
 )
-main = Measurement("collectives", __doc__, measure, OPTIONS, worker=work)
+main = Measurement("collectives", measure, OPTIONS, worker=work)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,11 +1,10 @@
-"""What a step pays for the ranks' agreement and for the watch over loss and gradients, in microseconds.
+"""What the ranks' agreement and the watch over loss and gradients cost a step.
 
-    python -m benchmarks.control_cost [--ranks 2] [--rounds 5] [--out NAME]
+Medians of 2,000 calls on rank 0; each round starts new ranks. The exchange is flag_exchange.py by itself, over gloo
+ranks on this machine; where gradients are summed in shared memory it replaces the wait for them. The watch is that of
+nan_guard.py over a network with 100 parameters of 4,096 numbers, on the CPU.
 
-The exchange: one call of flag_exchange.py by itself, from start to end, over gloo ranks on this machine; where
-gradients are summed in shared memory it replaces the wait for them. The watch: nan_guard.py's look at the gradients of
-a network with 100 parameters of 4,096 numbers, on the CPU. Medians of 2,000 calls on rank 0; each round starts new
-ranks.
+`exchange`: all ranks agree on whether to stop, save or continue. `watch`: one look for gradients that are not finite.
 """
 
 from __future__ import annotations
@@ -16,24 +15,22 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
 
-from benchmarks.harness import Figures, Measurement, ranks, rounds
-from benchmarks.programs import Worker, torchrun
+from benchmarks.harness import RANKS, Figures, Measurement, rounds
+from benchmarks.programs import start_worker, torchrun
 from benchmarks.turns import take_figures
 
 CALLS = 2000
 PARAMETERS = 100
-EXCHANGE, WATCH = "exchange", "watch"
 
 
 def measure(arguments: argparse.Namespace) -> Figures:
     """Medians over rounds, each with new ranks."""
     env = os.environ | {"OMP_NUM_THREADS": "1"}
-    start = partial(Worker, "control_cost", {}, torchrun(arguments.ranks), env)
-    turns = take_figures(lambda: start().answer(), arguments.rounds, unit="us")
-    names = {EXCHANGE: f"exchange over {arguments.ranks} gloo ranks", WATCH: f"watch over {PARAMETERS} gradients"}
-    rows = [[names[name], f"{turns.values(name):.0f}"] for name in names if turns.enough]
+    launcher = torchrun(arguments.ranks)
+    turns = take_figures(lambda: start_worker("control_cost", {}, launcher, env)(), arguments.rounds, unit="us")
+    names = {"exchange": f"exchange over {arguments.ranks} gloo ranks", "watch": f"watch over {PARAMETERS} gradients"}
+    rows = [[names[case], f"{turns.values(case):.0f}"] for case in names if turns.enough]
     table = {"columns": ["in each step", "µs, median (quartiles)"], "rows": rows}
     return {**turns.account(), "rounds": turns.rounded(1), "table": table}
 
@@ -41,7 +38,6 @@ def measure(arguments: argparse.Namespace) -> Figures:
 def work() -> dict[str, float]:
     """What each rank measures: case -> microseconds."""
     import torch
-    from torch import nn
 
     from ddp_train.distributed import process_group
     from ddp_train.distributed.flag_exchange import FlagExchange
@@ -49,15 +45,13 @@ def work() -> dict[str, float]:
 
     group = process_group.Ranks.from_environment()
     process_group.start(group, torch.device("cpu"), timeout_s=60)
-    flag_exchange = FlagExchange(group)
-    exchange = _median(lambda: flag_exchange.exchange({"stop": 0}))
-    parameters = [nn.Parameter(torch.zeros(64, 64)) for _ in range(PARAMETERS)]
-    for parameter in parameters:
-        parameter.grad = torch.ones_like(parameter)
-    gradients = [p.grad for p in parameters if p.grad is not None]
+    flags = FlagExchange(group)
+    gradients = [torch.ones(64, 64) for _ in range(PARAMETERS)]
     bad, one = torch.zeros(()), torch.ones(())
-    watch = _median(lambda: any_not_finite(gradients, bad, one))
-    return {EXCHANGE: exchange, WATCH: watch}
+    return {
+        "exchange": _median(lambda: flags.exchange({"stop": 0})),
+        "watch": _median(lambda: any_not_finite(gradients, bad, one)),
+    }
 
 
 def _median(call: Callable[[], object]) -> float:
@@ -69,7 +63,7 @@ def _median(call: Callable[[], object]) -> float:
     return statistics.median(taken)
 
 
-main = Measurement("control_cost", __doc__, measure, (ranks(), rounds(5)), worker=work)
+main = Measurement("control_cost", measure, (RANKS, rounds(5)), worker=work)
 
 if __name__ == "__main__":
     sys.exit(main())

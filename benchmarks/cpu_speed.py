@@ -1,13 +1,13 @@
-"""What the memory layout, the allocator and the waiting of threads make of training on a CPU.
-
-    python -m benchmarks.cpu_speed [--models speedrun,small] [--rounds 5] [--beside 0] [--out NAME]
+"""Training on a CPU by memory layout, allocator and spinning, beside a naive loop.
 
 One process trains on random images with the same loop of torch in all cases: forward, loss, backward, SGD. The naive
-one has torch's defaults: contiguous tensors, glibc's malloc as it is, a thread for each core. Then, one after
-the other: channels_last; the malloc variables that the launcher sets (docs/environment.md); both; and both with a short
-spin of OpenMP's threads (GOMP_SPINCOUNT). The clock runs over the steps after a warm-up. --beside N keeps N other
-processes busy meanwhile; without it, rounds that other processes disturbed are left out. Each round starts each case
-once, in a random order; the naive one twice, which shows the noise.
+one has torch's defaults: contiguous tensors, glibc's malloc as it is, a thread for each core. The others add
+channels_last; the malloc variables that the launcher sets (docs/environment.md); both; and both with a short spin of
+OpenMP's threads (GOMP_SPINCOUNT). The clock runs over the steps after a warm-up. Each round starts each case once, in a
+random order; the naive one twice, which shows the noise.
+
+Images per second of the same training loop with each setting. With `benchmarks.cpu_speed --beside 1` another process
+keeps a core busy meanwhile.
 """
 
 from __future__ import annotations
@@ -17,25 +17,26 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import partial
 
-from benchmarks.harness import Figures, Measurement, Option, rounds
-from benchmarks.programs import Worker
+from benchmarks.harness import Figures, Measurement, models, number, rounds
+from benchmarks.programs import start_worker
 from benchmarks.turns import Turns, take_turns
 
 BATCH, WARM_UP, STEPS = 256, 2, 6
 MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
 SPIN = {"GOMP_SPINCOUNT": "1000"}
-NAIVE, AGAIN, LAYOUT, HEAP, BOTH, SHORT = (
-    "naive loop",
-    "naive loop again",
-    "channels_last",
-    "malloc",
-    "channels_last, malloc",
-    "channels_last, malloc, short spin",
-)
-SPIN_LOOP = "while True: pass"
+NAIVE, BOTH, SHORT = "naive loop", "channels_last, malloc", "channels_last, malloc, short spin"
+CASES: dict[str, tuple[str, dict[str, str]]] = {
+    NAIVE: ("contiguous_format", {}),
+    "naive loop again": ("contiguous_format", {}),
+    "channels_last": ("channels_last", {}),
+    "malloc": ("contiguous_format", MALLOC),
+    BOTH: ("channels_last", MALLOC),
+    SHORT: ("channels_last", MALLOC | SPIN),
+}
+"""Memory format and environment variables."""
 
 
 def train(name: str, layout: str) -> float:
@@ -60,65 +61,52 @@ def train(name: str, layout: str) -> float:
 
 
 def _rate(model: str, layout: str, variables: dict[str, str], beside: int) -> float:
+    """Images per second of a new process, while `beside` others keep a core busy each."""
     ours = ("MALLOC_", "GOMP_", "OMP_", "KMP_")
     env = {name: value for name, value in os.environ.items() if not name.startswith(ours)} | variables
-    with _busy(beside):
-        return float(Worker("cpu_speed", {"name": model, "layout": layout}, [sys.executable], env).answer())
-
-
-def measure(model: str, count: int, beside: int = 0) -> Turns:
-    """Images per second by case, beside so many busy processes."""
-    cases: dict[str, Callable[[], float]] = {
-        NAIVE: lambda: _rate(model, "contiguous_format", {}, beside),
-        AGAIN: lambda: _rate(model, "contiguous_format", {}, beside),
-        LAYOUT: lambda: _rate(model, "channels_last", {}, beside),
-        HEAP: lambda: _rate(model, "contiguous_format", MALLOC, beside),
-        BOTH: lambda: _rate(model, "channels_last", MALLOC, beside),
-        SHORT: lambda: _rate(model, "channels_last", MALLOC | SPIN, beside),
-    }
-    return take_turns(cases, count, unit=f"images/s, {model}")
-
-
-@contextmanager
-def _busy(count: int) -> Iterator[None]:
-    """So many processes that do nothing but use a core."""
-    processes = [subprocess.Popen([sys.executable, "-c", SPIN_LOOP]) for _ in range(count)]
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(beside)]
     try:
-        yield
+        return float(start_worker("cpu_speed", {"name": model, "layout": layout}, [sys.executable], env)())
     finally:
-        for process in processes:
+        for process in busy:
             process.kill()
             process.wait()
 
 
-def summary(model: str, turns: Turns) -> Figures:
-    """The ratios to the naive loop."""
-    if not turns.enough:
-        return turns.account()
-    rows = [[model, *row] for row in turns.rows(NAIVE, ",.0f", turns.ratio, ".2f")]
+def _summary(turns: Turns) -> Figures:
     ratios = {case: turns.ratio(case, NAIVE).rounded(3) for case in turns.cases}
-    spin = turns.ratio(SHORT, BOTH).rounded(3)
-    return {**turns.account(), "over_naive": ratios, "short_spin_over_the_usual": spin, "rows": rows}
+    return {"over_naive": ratios, "short_spin_over_the_usual": turns.ratio(SHORT, BOTH).rounded(3)}
 
 
-def compare(arguments: argparse.Namespace) -> Figures:
-    """All networks."""
+def measure(arguments: argparse.Namespace) -> Figures:
+    """All networks. Errors: UserError."""
+    from ddp_train.models import create_model
+
     names = arguments.models.split(",")
-    found = {name: summary(name, measure(name, arguments.rounds, arguments.beside)) for name in names}
-    rows = [row for one in found.values() for row in one.pop("rows", [])]
+    for name in names:
+        create_model(name, num_classes=10)  # a wrong name ends here, not in a worker
+    found, rows = {}, []
+    for name in names:
+        cases: dict[str, Callable[[], float]] = {
+            case: partial(_rate, name, *settings, arguments.beside) for case, settings in CASES.items()
+        }
+        turns = take_turns(cases, arguments.rounds, unit=f"images/s, {name}")
+        found[name] = turns.account() | (_summary(turns) if turns.enough else {})
+        if turns.enough:
+            rows += [[name, *row] for row in turns.rows(NAIVE, ",.0f", turns.ratio, ".2f")]
     if not rows:
-        reasons = "; ".join(f"{model}: {one['not_measured']}" for model, one in found.items())
+        reasons = "; ".join(f"{name}: {one['not_measured']}" for name, one in found.items())
         return {"models": found, "not_measured": reasons}
     columns = ["network", "loop", "images/s, median (quartiles)", "over the naive loop"]
     return {"models": found, "table": {"columns": columns, "rows": rows}}
 
 
 OPTIONS = (
-    Option("--models", default="speedrun,small", metavar="LIST", help="networks [speedrun,small]"),
+    models("speedrun,small", "networks, named as by --model of the trainer"),
     rounds(5),
-    Option("--beside", type=int, default=0, metavar="N", help="other busy processes [0]"),
+    number("--beside", 0, "other busy processes", least=0),
 )
-main = Measurement("cpu_speed", __doc__, compare, OPTIONS, worker=train)
+main = Measurement("cpu_speed", measure, OPTIONS, worker=train)
 
 if __name__ == "__main__":
     sys.exit(main())

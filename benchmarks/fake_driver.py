@@ -1,4 +1,4 @@
-"""The stand-in for the NVIDIA driver (tests/fake_nvml): built, and given a machine to describe."""
+"""The simulated NVIDIA driver of the tests (tests/fake_nvml): built, and given a machine to describe."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def build(folder: Path) -> None:
     """Compile the library into `folder`; SystemExit without a C compiler."""
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
-        raise SystemExit("error: no C compiler (cc, gcc): the stand-in for the driver cannot be built")
+        raise SystemExit("error: no C compiler (cc, gcc): the simulated driver cannot be built")
     source, library = ROOT / "tests" / "fake_nvml" / "nvml.c", folder / "libnvidia-ml.so.1"
     subprocess.run([compiler, "-std=c11", "-shared", "-fPIC", "-O2", "-o", str(library), str(source)], check=True)
 

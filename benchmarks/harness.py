@@ -1,29 +1,32 @@
 """What every measurement shares: its options, the machine it ran on, the table, the JSON, and turns with a checkout.
 
-A measurement declares its options and a function from the parsed options to figures. `Measurement` is its `main`: it
-parses, describes the machine, measures, prints the JSON to stdout and the table to stderr, and keeps the JSON as
-benchmarks/results/NAME.json with `--out NAME`.
+A measurement is a function from its options to figures. `Measurement` is its `main`: it parses, describes the machine,
+measures, prints the JSON to stdout and the table to stderr, and keeps the JSON as benchmarks/results/NAME.json with
+`--out NAME`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks import tables
+from benchmarks.catalogue import find
 from benchmarks.machine import RESULTS, describe_machine
 from benchmarks.programs import TASK
+from ddp_core.cli import CommandLine, exit_status
 from ddp_core.errors import UserError
 
 Figures = dict[str, Any]
 BUSY = 0.5
-"""Load of one minute, as a share of the CPUs, from which on the machine is reported as busy."""
+"""The machine is reported as busy from this load on: the load of one minute, as a share of the CPUs."""
 
 
 class Option:
@@ -33,27 +36,40 @@ class Option:
         self.names, self.settings = names, settings
 
 
+def number(name: str, default: float | None, text: str, metavar: str = "N", least: int = 1) -> Option:
+    """An option with a number, which is a whole one unless its default is a float."""
+    kind, words = (float, "number") if isinstance(default, float) else (int, "whole number")
+
+    def read(word: str) -> float:
+        try:
+            value = kind(word)
+        except ValueError:
+            value = math.nan
+        if not least <= value < math.inf:
+            raise argparse.ArgumentTypeError(f"{word!r} is not a {words} of at least {least}")
+        return value
+
+    shown = text if default is None else f"{text} [{default:g}]"
+    return Option(name, type=read, default=default, metavar=metavar, help=shown)
+
+
 def rounds(count: int) -> Option:
     """How many undisturbed rounds are wanted."""
-    return Option("--rounds", type=int, default=count, metavar="N", help=f"undisturbed rounds [{count}]")
+    return number("--rounds", count, "undisturbed rounds")
 
 
-def ranks(count: int = 2) -> Option:
-    """How many processes are started."""
-    return Option("--ranks", type=int, default=count, metavar="N", help=f"processes per start [{count}]")
-
-
-def models(default: str, known: Sequence[str]) -> Option:
+def models(default: str, accepted: str) -> Option:
     """A list of networks."""
-    return Option("--models", default=default, metavar="LIST", help=f"of {', '.join(known)} [{default}]")
+    return Option("--models", default=default, metavar="LIST", help=f"{accepted} [{default}]")
 
 
+RANKS = number("--ranks", 2, "processes per start")
 DEVICE = Option("--device", choices=["cpu", "cuda"], default="cpu")
 DATA_DIR = Option("--data-dir", metavar="DIR", help="CIFAR-10 (default: synthetic images of the same shape)")
 OUT = Option("--out", metavar="NAME", help="keep the result as benchmarks/results/NAME.json")
 AGAINST = (
     Option("--against", metavar="FOLDER", type=Path, help="measure in turns here and in this other checkout"),
-    Option("--turns", type=int, default=3, metavar="N", help="turns of --against [3]"),
+    number("--turns", 3, "turns of --against"),
 )
 
 
@@ -61,13 +77,11 @@ AGAINST = (
 class Measurement:
     """One measurement, callable as `main(argv)`.
 
-    description: the module's docstring. measure: what makes the figures; those with the keys `command` and `machine`
-    replace the harness's own. worker: the function that this program runs where `programs.Worker` started it.
-    failed: whether the exit status is 1.
+    measure: what makes the figures; one with the key `command` replaces the harness's own. worker: the function that
+    this program runs in the processes of `programs.start_worker`. failed: whether the exit status is 1.
     """
 
     name: str
-    description: str | None
     measure: Callable[[argparse.Namespace], Figures]
     options: tuple[Option, ...] = ()
     worker: Callable[..., object] | None = None
@@ -77,35 +91,34 @@ class Measurement:
         """Measure, print and keep the result; the exit status."""
         if self.worker is not None and (task := os.environ.pop(TASK, None)):
             return _work(self.worker, json.loads(task))
-        arguments = self._parser().parse_args(argv)
-        try:
-            if getattr(arguments, "against", None) is not None:
-                from benchmarks.against import compare
+        return exit_status(lambda: self._run(argv))
 
-                return compare(self.name, self.words(arguments), arguments.against, arguments.turns)
-            machine = describe_machine()
-            _note_load(machine)
-            figures = self.measure(arguments)
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
-        command = " ".join(["python -m", f"benchmarks.{self.name}", *self.words(arguments, shown=True)])
-        publish({"schema": "ddp-benchmark/1", "command": command, "machine": machine, **figures}, arguments.out)
-        return int(self.failed(figures))
-
-    def _parser(self) -> argparse.ArgumentParser:
-        description = (self.description or "").splitlines()[0]
-        parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{self.name}", description=description)
+    def _run(self, argv: Sequence[str] | None) -> int:
+        entry = find(self.name)
+        parser = CommandLine(prog=f"python -m benchmarks.{self.name}", description=entry.question if entry else None)
         own_out = any("out" in name for option in self.options for name in option.names)
         for option in (*self.options, *(() if own_out else (OUT,))):
             parser.add_argument(*option.names, **option.settings)
-        return parser
+        arguments = parser.parse_args(argv)
+        if getattr(arguments, "against", None) is not None:
+            from benchmarks.against import compare
 
-    def words(self, arguments: argparse.Namespace, *, shown: bool = False) -> list[str]:
+            return compare(self.name, self._words(arguments), arguments.against, arguments.turns)
+        if arguments.out and Path(arguments.out).name != arguments.out:
+            raise UserError(f"--out {arguments.out}: a name without a folder is accepted")
+        machine = describe_machine()
+        figures = self.measure(arguments)
+        if (load := machine["load_average"]) > BUSY * machine["usable_cpus"]:
+            state = f"the machine is busy (load {load} on {machine['usable_cpus']} CPUs)"
+            print(f"note: {state}: rounds that other processes disturb did not count", file=sys.stderr)
+        command = " ".join(["python -m", f"benchmarks.{self.name}", *self._words(arguments, shown=True)])
+        publish({"schema": "ddp-benchmark/1", "command": command, "machine": machine, **figures}, arguments.out)
+        return int(self.failed(figures))
+
+    def _words(self, arguments: argparse.Namespace, *, shown: bool = False) -> list[str]:
         """The options that repeat this measurement. shown: as they are published, without the data's real folder."""
         words: list[str] = []
-        for option in self.options:
-            name = option.names[0]
+        for name in (option.names[0] for option in self.options):
             value = getattr(arguments, name.strip("-").replace("-", "_"))
             if name in ("--out", "--against", "--turns") or not name.startswith("-") or not (value or value == []):
                 continue
@@ -129,16 +142,7 @@ def _work(worker: Callable[..., object], task: dict[str, Any]) -> int:
     return 0
 
 
-def _note_load(machine: Mapping[str, Any]) -> None:
-    if machine["load_average"] > BUSY * machine["usable_cpus"]:
-        print(
-            f"note: the machine is busy (load {machine['load_average']} on {machine['usable_cpus']} CPUs): "
-            "rounds that other processes disturb do not count",
-            file=sys.stderr,
-        )
-
-
-def publish(result: Mapping[str, Any], name: str | None) -> None:
+def publish(result: Figures, name: str | None) -> None:
     """Print a result as JSON and its table, and keep it as benchmarks/results/NAME.json where it has a name."""
     text = json.dumps(result, indent=2)
     if name:

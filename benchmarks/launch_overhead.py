@@ -1,9 +1,9 @@
-"""From the command to the first line of a worker: this launcher, bare torchrun and others, in turn on one program.
+"""From the command to a worker's first line, beside torchrun, accelerate and fabric.
 
-    python -m benchmarks.launch_overhead [--rounds 12] [--ranks 2] [--out NAME]
+Every round starts each launcher once on the same program, in a new random order; bare torchrun twice. What counts is
+the difference within a round. `accelerate launch` and `fabric run` take part where they are installed.
 
-Every round starts each launcher once, in a new random order; bare torchrun twice, which shows the noise. What counts
-is the difference within a round. `accelerate launch` and `fabric run` take part where they are installed.
+Seconds from the command to the first line of rank 0's program. `torchrun again` shows the noise.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
-from benchmarks.harness import AGAINST, Figures, Measurement, ranks, rounds
+from benchmarks.harness import AGAINST, RANKS, Figures, Measurement, rounds
 from benchmarks.programs import LAUNCH, seconds_to_mark, torchrun
 from benchmarks.turns import Turns, take_turns
 
@@ -29,20 +29,20 @@ if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":
     with open(sys.argv[1], "a") as file:
         print(time.monotonic(), file=file)
 """
+ACCELERATE = "launch --cpu --num_machines 1 --mixed_precision no --dynamo_backend no --main_process_port 0"
+FABRIC = "run --accelerator cpu --strategy ddp --main-port 0"
 
 
 def commands(count: int, program: list[str]) -> dict[str, list[str]]:
     """The launchers that are here, each with its command for `count` processes on the CPU."""
-    beside = Path(sys.executable).parent
+    here = Path(sys.executable).parent
     bare = [*torchrun(count), *program]
     found = {OURS: [*LAUNCH, "--cpu", "--nproc", str(count), *program], BASE: bare, AGAIN: bare}
-    if accelerate := shutil.which("accelerate", path=str(beside)):
-        options = ["--cpu", "--num_processes", str(count), "--num_machines", "1", "--mixed_precision", "no"]
-        options += ["--dynamo_backend", "no", "--main_process_port", "0"]
-        found["accelerate launch"] = [sys.executable, accelerate, "launch", *options, *program]
-    if fabric := shutil.which("fabric", path=str(beside)):
-        options = ["--accelerator", "cpu", "--strategy", "ddp", "--devices", str(count), "--main-port", "0"]
-        found["fabric run"] = [sys.executable, fabric, "run", *options, *program]
+    if accelerate := shutil.which("accelerate", path=here):
+        options = [*ACCELERATE.split(), "--num_processes", str(count)]
+        found["accelerate launch"] = [sys.executable, accelerate, *options, *program]
+    if fabric := shutil.which("fabric", path=here):
+        found["fabric run"] = [sys.executable, fabric, *FABRIC.split(), "--devices", str(count), *program]
     return found
 
 
@@ -62,16 +62,14 @@ def _summary(turns: Turns) -> Figures:
     """For each launcher: the median, and the median and quartiles of its difference to torchrun within a round (s)."""
     found = {}
     for name in turns.cases if turns.enough else ():
-        over = turns.difference(name, BASE)
-        found[name] = {
-            "median_s": round(turns.values(name).median, 3),
-            "over_torchrun_s": round(over.median, 3),
-            "over_torchrun_quartiles_s": [round(over.low, 3), round(over.high, 3)],
-        }
+        over = turns.difference(name, BASE).rounded(3)
+        quartiles = [over["low"], over["high"]]
+        median = round(turns.values(name).median, 3)
+        found[name] = {"median_s": median, "over_torchrun_s": over["median"], "over_torchrun_quartiles_s": quartiles}
     return found
 
 
-main = Measurement("launch_overhead", __doc__, measure, (rounds(12), ranks(), *AGAINST))
+main = Measurement("launch_overhead", measure, (rounds(12), RANKS, *AGAINST))
 
 if __name__ == "__main__":
     sys.exit(main())

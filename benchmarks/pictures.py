@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.catalogue import made_by
 from ddp_train.plots.style import INK, PALETTE, SOFT, legend, new_figure, save, style
 
 if TYPE_CHECKING:
@@ -23,30 +24,34 @@ if TYPE_CHECKING:
 Results = Mapping[str, dict[str, Any]]
 Curve = list[tuple[float, float]]
 """Seconds since the first epoch began, and test accuracy, after each epoch."""
+TICKS = [5, 10, 20, 45, 100, 300, 600, 1200, 2400, 4800]
+"""Seconds."""
 
 
 def draw(results: Results, folder: Path) -> list[Path]:
     """Write each picture that there are results for; the files. Errors: OSError, UserError where they cannot be."""
-    written = []
-    for name, figure in PICTURES.items():
-        drawn = figure(results)
-        if drawn is not None:
-            save(drawn, folder / name)
-            written.append(folder / name)
-    return written
+    figures = {
+        "accuracy-against-seconds.png": accuracy_figure(results),
+        "throughput.png": throughput_figure(results),
+        "throughput-by-batch.png": batch_figure(results),
+        "start-up.png": start_up_figure(results),
+    }
+    drawn = {folder / name: figure for name, figure in figures.items() if figure is not None}
+    for path, figure in drawn.items():
+        save(figure, path)
+    return list(drawn)
 
 
 def curves(results: Results) -> dict[str, list[Curve]]:
-    """Sort of run -> the curves of its runs on CIFAR-10."""
+    """Kind of run -> the curves of its runs on CIFAR-10."""
     found: dict[str, list[Curve]] = {}
     for result in results.values():
-        if "runs" in result and "time_to_accuracy" in result.get("command", ""):
+        command, maker = result.get("command", ""), made_by(result)
+        if maker == "time_to_accuracy":
             for name, runs in result["runs"].items():
                 found.setdefault(name, []).extend(_curve(run["epochs"]) for run in runs if not run["disturbed"])
-        elif (
-            "best_test_accuracy" in result and "--preset" in result["command"] and "--augment" not in result["command"]
-        ):
-            name = "--preset " + result["command"].split("--preset ")[1].split()[0]
+        elif maker == "training_run" and "--preset" in command and "--augment" not in command:
+            name = "--preset " + command.split("--preset ")[1].split()[0]
             found.setdefault(name, []).append(_curve(result["epochs"]))
     return {name: lines for name, lines in found.items() if lines}
 
@@ -68,19 +73,12 @@ def accuracy_figure(results: Results) -> Figure | None:
     for (name, lines), colour in zip(sorted(found.items()), itertools.cycle(PALETTE), strict=False):
         for at, line in enumerate(lines):
             seconds, accuracies = zip(*line, strict=True)
-            axes.plot(
-                seconds,
-                [100 * accuracy for accuracy in accuracies],
-                color=colour,
-                linewidth=1.2,
-                marker="o",
-                markersize=3,
-                label=name if at == 0 else None,
-            )
+            percent = [100 * accuracy for accuracy in accuracies]
+            label = name if at == 0 else None
+            axes.plot(seconds, percent, color=colour, linewidth=1.2, marker="o", markersize=3, label=label)
     axes.set_xscale("log")
-    ticks = [5, 10, 20, 45, 100, 300, 600, 1200, 2400, 4800]
     low, high = axes.get_xlim()
-    axes.set_xticks([tick for tick in ticks if low <= tick <= high], minor=False)
+    axes.set_xticks([tick for tick in TICKS if low <= tick <= high], minor=False)
     axes.set_xticks([], minor=True)
     axes.xaxis.set_major_formatter("{x:.0f}")
     axes.tick_params(axis="x", colors=SOFT)
@@ -125,29 +123,22 @@ def batch_figure(results: Results) -> Figure | None:
 
 def _scaling(results: Results) -> dict[str, tuple[int, dict[str, float]]]:
     """Network as ddp_scaling names it -> global batch, and images per second by case."""
-    found = {}
-    for result in _made_by(results, "ddp_scaling"):
-        for name, one in result["models"].items():
-            if one["rounds"]:
-                found[name] = one["global_batch"], _medians(one["rounds"])
-    return found
+    models = [result["models"].items() for result in results.values() if made_by(result) == "ddp_scaling"]
+    found = itertools.chain.from_iterable(models)
+    return {name: (one["global_batch"], _medians(one["rounds"])) for name, one in found if one["rounds"]}
 
 
 def start_up_figure(results: Results) -> Figure | None:
     """Seconds to the first training step by way of starting; None without a result."""
-    found = [_medians(result["rounds"]) for result in _made_by(results, "start_up") if result.get("rounds")]
+    found = [one["rounds"] for one in results.values() if made_by(one) == "start_up" and one.get("rounds")]
     if not found:
         return None
     figure = new_figure(9, 2.6, "From the command to the first training step")
     axes = figure.subplots()
-    _bars(axes, found[-1], ".1f")
+    _bars(axes, _medians(found[-1]), ".1f")
     style(axes, "", "", "seconds")
     axes.grid(visible=False, axis="y")
     return figure
-
-
-def _made_by(results: Results, benchmark: str) -> list[dict[str, Any]]:
-    return [result for result in results.values() if f"benchmarks.{benchmark} " in result.get("command", "")]
 
 
 def _medians(rounds: list[dict[str, float]]) -> dict[str, float]:
@@ -159,16 +150,8 @@ def _columns(figure: Figure, count: int) -> list[Axes]:
 
 
 def _bars(axes: Axes, values: dict[str, float], form: str) -> None:
-    """A bar for each value, the first on top, with the value behind it."""
+    """A bar for each value, the first on top, with its value at its end."""
     names = list(values)[::-1]
     bars = axes.barh(names, [values[name] for name in names], color=PALETTE[0], height=0.62)
     axes.bar_label(bars, labels=[format(values[name], form) for name in names], padding=4, fontsize=9, color=INK)
     axes.margins(x=0.12)
-
-
-PICTURES: dict[str, Callable[[Results], Figure | None]] = {
-    "accuracy-against-seconds.png": accuracy_figure,
-    "throughput.png": throughput_figure,
-    "throughput-by-batch.png": batch_figure,
-    "start-up.png": start_up_figure,
-}

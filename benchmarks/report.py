@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 from benchmarks import goals
-from benchmarks.catalogue import CATALOGUE, Benchmark, made_by
+from benchmarks.catalogue import CATALOGUE, made_by
 from benchmarks.machine import RESULTS, ROOT
 from benchmarks.tables import markdown, table_of
 
@@ -20,7 +19,6 @@ The cases of a table took turns on one machine. Every round measures each case o
 other processes took more than a tenth of the CPUs are thrown away, and fewer than five clean rounds are "not measured".
 Figures are medians, with quartiles in brackets; ratios are those within a round. "-" marks what is absent.
 """
-NONE = "not yet measured"
 PICTURES = {
     "time_to_accuracy": ["accuracy-against-seconds.png"],
     "ddp_scaling": ["throughput.png", "throughput-by-batch.png"],
@@ -29,45 +27,39 @@ PICTURES = {
 """Measurement -> its pictures in docs/pictures (`python -m benchmarks pictures`)."""
 
 
-def read_results(folder: Path = RESULTS) -> dict[str, dict[str, Any]]:
-    """The results in `folder` by name, sorted."""
-    return {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+def read_results() -> dict[str, dict[str, Any]]:
+    """The kept results by name, sorted."""
+    return {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
 
 
 def page(results: dict[str, dict[str, Any]] | None = None) -> str:
     """The Markdown text. A measurement without a result says so."""
     results = read_results() if results is None else results
-    held = goals.table(results, lambda benchmark, result: made_by(result) == benchmark)
-    sections = [_section(entry, results) for entry in CATALOGUE]
-    return "\n".join([HEAD, "## Goals", "", *held, "", *sections])
-
-
-def _section(entry: Benchmark, results: dict[str, dict[str, Any]]) -> str:
-    mine = {name: result for name, result in results.items() if made_by(result) == entry.name}
-    lines = [f"## {entry.name}", "", f"{entry.question[0].upper()}{entry.question[1:]}. {entry.table}", ""]
-    for name in PICTURES.get(entry.name, []):
-        if (ROOT / "docs" / "pictures" / name).is_file():
-            lines += [f"![{entry.question}](pictures/{name})", ""]
-    if not mine:
-        lines += [f"`python -m benchmarks run {entry.name}`: {NONE}.", ""]
-    for name, result in mine.items():
-        lines += [*_facts(name, result), "", *_table(result), ""]
+    lines = [HEAD, "## Goals", "", *goals.table(results, lambda name, result: made_by(result) == name), ""]
+    for entry in CATALOGUE:
+        lines += [f"## {entry.name}", "", f"{entry.question} {entry.table}", ""]
+        for picture in PICTURES.get(entry.name, []):
+            if (ROOT / "docs" / "pictures" / picture).is_file():
+                lines += [f"![{entry.question}](pictures/{picture})", ""]
+        mine = {name: result for name, result in results.items() if made_by(result) == entry.name}
+        if not mine:
+            lines += [f"`python -m benchmarks run {entry.name}`: not yet measured.", ""]
+        for name, result in mine.items():
+            lines += [*_section(name, result), ""]
     return "\n".join(lines)
 
 
-def _facts(name: str, result: dict[str, Any]) -> list[str]:
+def _section(name: str, result: dict[str, Any]) -> list[str]:
     machine = result["machine"]
     gpus = ", ".join(machine["gpus"]) or "no GPU"
     versions = ", ".join(f"{package} {version}" for package, version in machine["versions"].items() if version)
-    return [
+    lines = [
         f"`{result['command']}`",
         f"({machine['date']}; {machine['processor']}, {machine['usable_cpus']} CPUs, {gpus}; {versions}; "
         f"[{name}.json](../benchmarks/results/{name}.json))",
+        "",
     ]
-
-
-def _table(result: dict[str, Any]) -> list[str]:
     if reason := result.get("not_measured"):
-        return [f"Not measured: {reason}."]
+        return [*lines, f"Not measured: {reason}."]
     table = table_of(result)
-    return ["The figures are in the file."] if table is None else markdown(table)
+    return [*lines, *(markdown(table) if table else ["The figures are in the file."])]

@@ -1,12 +1,10 @@
-"""From the command to the first training step on decoded data, beside bare torchrun with torch and a process group.
+"""From the command to the first training step, and what importing takes.
 
-    python -m benchmarks.start_up [--data-dir DIR] [--ranks 2] [--rounds 7] [--out NAME]
+The clock starts before the command. Bare torchrun starts a program with torch and a process group, twice in each round,
+which shows the noise. `imports` holds what a rank imports up to its first step (`python -X importtime`): the sum, the
+modules of 20 ms or more, and which of the slow packages are among them.
 
-The clock starts before the command and stops when rank 0 has its first batch; for torchrun when rank 0 has left a
-first barrier of its process group. Each round starts each of them once, in a random order; bare torchrun twice, which
-shows the noise. Rounds that other processes disturbed are left out. Beside it stands what a rank imports up to its
-first step (`python -X importtime`): the sum, the modules of 20 ms or more, and which of the slow packages are among
-them.
+Seconds from the command to the first batch of rank 0; for bare torchrun, to the first barrier.
 """
 
 from __future__ import annotations
@@ -16,15 +14,14 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.harness import AGAINST, DATA_DIR, Figures, Measurement, ranks, rounds
+from benchmarks.harness import AGAINST, DATA_DIR, RANKS, Figures, Measurement, rounds
 from benchmarks.machine import ROOT
 from benchmarks.programs import LAUNCH, import_times, seconds_to_mark, torchrun
-from benchmarks.turns import take_turns
+from benchmarks.turns import Turns, take_turns
 
 if TYPE_CHECKING:
     from ddp_train.technique import Context, Technique
@@ -33,19 +30,9 @@ TRAINER = str(ROOT / "ddp_train" / "main.py")
 MARK = "BENCHMARK_FIRST_STEP"
 BARE, AGAIN, OURS, TORCHRUN = "torchrun, torch, process group", "the same again", "launch.py", "torchrun, our trainer"
 LEAVE_S = 0.2
-SHORT = ["--epochs", "1", "--batch-size", "1024", "--no-tensorboard", "--no-examine"]
-SLOW = [
-    "torchvision",
-    "matplotlib",
-    "tensorboard",
-    "scipy",
-    "sklearn",
-    "sympy",
-    "PIL",
-    "pandas",
-    "wandb",
-    "torch._dynamo",
-]
+TRAINING = ["--epochs", "1", "--batch-size", "1024", "--no-tensorboard", "--no-examine"]
+TRAINING += ["--technique", "benchmarks.start_up:leave_at_first_batch"]
+SLOW = ("torchvision", "matplotlib", "tensorboard", "scipy", "sklearn", "sympy", "PIL", "pandas", "wandb")
 LONG_MS = 20.0
 
 PROGRAM = f"""
@@ -62,72 +49,58 @@ os._exit(0)
 """
 
 
-def first_batch(context: Context) -> Technique:
-    """Notes the time of the first batch of rank 0, for the parent of the run, which ends there on all ranks."""
+def leave_at_first_batch(context: Context) -> Technique:
+    """Notes the time of the first batch of rank 0, where the parent asks for it, and ends the run there."""
     import torch.distributed as dist
 
     from ddp_train.technique import Technique
 
-    def note(*_: object) -> tuple[object, object]:
-        if context.ranks.is_first:
+    def leave(*_: object) -> tuple[object, object]:
+        if MARK in os.environ and context.ranks.is_first:
             Path(os.environ[MARK]).write_text(str(time.monotonic()))
+        sys.stderr.flush()  # the import times
         if context.ranks.world_size > 1:
             dist.barrier()
-        time.sleep(LEAVE_S)  # what the others still read of this rank
+            time.sleep(LEAVE_S)  # what the others still read of this rank
         os._exit(0)
 
-    return Technique(name="first_batch", batch=note)  # type: ignore[arg-type]
+    return Technique(name="leave_at_first_batch", batch=leave)  # type: ignore[arg-type]
 
 
-def _cases(count: int, data: list[str], folder: Path) -> dict[str, Callable[[], float]]:
+def _start(count: int, data: list[str], wanted: int, folder: Path) -> Turns:
+    """Seconds to the first step, by way of starting `count` ranks."""
     program, mark = folder / "bare.py", folder / "first-step"
     program.write_text(PROGRAM)
-    training = [*SHORT, *data, "--technique", "benchmarks.start_up:first_batch"]
-    launch = [*LAUNCH, "--cpu", "--nproc", str(count)]
     env = os.environ | {MARK: str(mark)}
 
-    def start(*command: str) -> float:
-        trains = [*training, "--out-dir", tempfile.mkdtemp(dir=folder)] if str(program) not in command else []
-        return seconds_to_mark([*command, *trains], mark, env)
+    def train(*command: str) -> float:
+        out = tempfile.mkdtemp(dir=folder)
+        return seconds_to_mark([*command, *TRAINING, *data, "--out-dir", out], mark, env)
 
-    return {
-        BARE: partial(start, *torchrun(count), str(program)),
-        AGAIN: partial(start, *torchrun(count), str(program)),
-        OURS: partial(start, *launch),
-        TORCHRUN: partial(start, *torchrun(count), TRAINER),
-    }
+    bare = partial(seconds_to_mark, [*torchrun(count), str(program)], mark, env)
+    ours = partial(train, *LAUNCH, "--cpu", "--nproc", str(count))
+    cases = {BARE: bare, AGAIN: bare, OURS: ours, TORCHRUN: partial(train, *torchrun(count), TRAINER)}
+    return take_turns(cases, wanted, unit="s")
 
 
 def imports(data: list[str], folder: Path) -> Figures:
     """What one rank imports up to its first batch, in ms: the modules that take long by themselves."""
-    command = [TRAINER, *SHORT, *data, "--device", "cpu", "--out-dir", str(folder / "run")]
-    own = import_times([*command, "--technique", "benchmarks.start_up:leave_at_first_batch"])
-    longest = sorted(((name, took) for name, took in own.items() if took >= LONG_MS), key=lambda item: -item[1])
+    own = import_times([TRAINER, *TRAINING, *data, "--device", "cpu", "--out-dir", str(folder / "run")])
+    longest = sorted(own.items(), key=lambda item: -item[1])
     return {
         "modules": len(own),
         "total_ms": round(sum(own.values()), 1),
         "torch_ms": round(sum(took for name, took in own.items() if name.split(".")[0] == "torch"), 1),
-        "long_ms": dict(longest),
-        "slow_packages_among_them": [name for name in SLOW if name in own],
+        "long_ms": {name: took for name, took in longest if took >= LONG_MS},
+        "slow_packages_among_them": [name for name in (*SLOW, "torch._dynamo") if name in own],
     }
-
-
-def leave_at_first_batch(context: Context) -> Technique:
-    """Ends the process with its first batch: what is imported afterwards is not part of the start."""
-    from ddp_train.technique import Technique
-
-    def leave(*_: object) -> tuple[object, object]:
-        sys.stderr.flush()
-        os._exit(0)
-
-    return Technique(name="leave", batch=leave)  # type: ignore[arg-type]
 
 
 def measure(arguments: argparse.Namespace) -> Figures:
     """Seconds to the first step, by way of starting, and what a rank imports."""
     data = ["--data-dir", arguments.data_dir] if arguments.data_dir else ["--dataset", "synthetic"]
     with tempfile.TemporaryDirectory() as name:
-        turns = take_turns(_cases(arguments.ranks, data, Path(name)), arguments.rounds, unit="s")
+        turns = _start(arguments.ranks, data, arguments.rounds, Path(name))
         imported = imports(data, Path(name))
     found: Figures = {}
     if turns.enough:
@@ -137,7 +110,7 @@ def measure(arguments: argparse.Namespace) -> Figures:
     return {**turns.account(), **found, "imports": imported, "rounds": turns.rounded(3)}
 
 
-main = Measurement("start_up", __doc__, measure, (ranks(), rounds(7), DATA_DIR, *AGAINST))
+main = Measurement("start_up", measure, (RANKS, rounds(7), DATA_DIR, *AGAINST))
 
 if __name__ == "__main__":
     sys.exit(main())

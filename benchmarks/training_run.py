@@ -1,9 +1,11 @@
-"""One training run through the launcher, measured: wall time from the command to its end, and accuracy.
+"""One whole training run: wall time and accuracy.
 
     python -m benchmarks.training_run quick-cifar10 -- --preset quick --data-dir DIR
 
 Everything after -- goes to `python launch.py --auto`. The result is written to benchmarks/results/NAME.json
 with the command, the machine, and the history of the run.
+
+The wall time runs from the command to its end; epochs include evaluation.
 """
 
 from __future__ import annotations
@@ -23,12 +25,11 @@ from benchmarks.programs import LAUNCH
 def measure(arguments: argparse.Namespace) -> Figures:
     """Run the launcher; times are in seconds. Errors: SystemExit where the run fails."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [*LAUNCH, "--auto", *arguments.options, "--out-dir", folder]
         started = time.monotonic()
-        status = subprocess.run(command, stdout=sys.stderr).returncode
+        done = subprocess.run([*LAUNCH, "--auto", *arguments.options, "--out-dir", folder], stdout=sys.stderr)
         wall = time.monotonic() - started
-        if status != 0:
-            raise SystemExit(f"error: the run ended with status {status}; nothing was written")
+        if done.returncode != 0:
+            raise SystemExit(f"error: the run ended with status {done.returncode}; nothing was written")
         history = json.loads((Path(folder) / "training_history.json").read_text())
     epochs = history["epochs"]
     return {
@@ -48,7 +49,7 @@ OPTIONS = (
     Option("out", metavar="name", help="the result is benchmarks/results/NAME.json"),
     Option("options", nargs="*", help="options of launch.py, after --"),
 )
-main = Measurement("training_run", __doc__, measure, OPTIONS)
+main = Measurement("training_run", measure, OPTIONS)
 
 if __name__ == "__main__":
     sys.exit(main())

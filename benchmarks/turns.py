@@ -1,23 +1,23 @@
 """Measures several ways of doing the same work in turns, on a machine that may be busy.
 
-Every round measures each case once, in a new random order. A round in which other processes took more than a tenth of
-the CPUs, as the kernel accounts it, is thrown away. What counts is the ratio within a round: its median and quartiles
-are reported. A case that is measured twice (A/A) shows the noise.
+Every round measures each case once, in a new random order. A round is thrown away if other processes took more than a
+tenth of the CPUs during it, as the kernel accounts it. What counts is the ratio within a round: its median and
+quartiles are reported. A case that is measured twice (A/A) shows the noise.
 """
 
 from __future__ import annotations
 
 import os
 import random
-import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
+
+import psutil
 
 LIMIT = 0.10
 """Share of the machine's CPU time that other processes may take before a window counts as disturbed."""
@@ -25,7 +25,6 @@ FEWEST = 5
 """Fewer clean rounds than this are no measurement."""
 PATIENCE = 3
 """How many times the wanted number of rounds may be tried."""
-_TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
 
 
 @dataclass
@@ -44,23 +43,17 @@ class Window:
 def watched() -> Iterator[Window]:
     """Account for the time inside. Children must have ended, and been waited for, before the end of the block."""
     window = Window()
-    busy, total, own = *machine_seconds(), _own_seconds()
+    busy, total, own = *machine_seconds(), sum(os.times()[:4])
     yield window
-    busy_after, total_after, own_after = *machine_seconds(), _own_seconds()
+    busy_after, total_after, own_after = *machine_seconds(), sum(os.times()[:4])
     elapsed = max(total_after - total, 1e-9)
     window.others = max(0.0, (busy_after - busy) - (own_after - own)) / elapsed
 
 
 def machine_seconds() -> tuple[float, float]:
     """Busy and total CPU seconds since boot (proc_stat(5): user nice system idle iowait irq softirq steal)."""
-    numbers = [int(word) / _TICKS for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
-    idle = numbers[3] + numbers[4]
-    return sum(numbers) - idle, sum(numbers)
-
-
-def _own_seconds() -> float:
-    usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+    times = psutil.cpu_times()[:8]
+    return sum(times) - times[3] - times[4], sum(times)
 
 
 @dataclass(frozen=True)
@@ -72,15 +65,14 @@ class Spread:
     high: float
 
     @classmethod
-    def of(cls, values: list[float]) -> Spread:
+    def of(cls, values: Iterable[float]) -> Spread:
         """Of at least two values."""
         low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
         return cls(middle, low, high)
 
     def rounded(self, digits: int) -> dict[str, float]:
         """JSON-ready."""
-        named = {"median": self.median, "low": self.low, "high": self.high}
-        return {name: round(value, digits) for name, value in named.items()}
+        return {name: round(value, digits) for name, value in asdict(self).items()}
 
     def __format__(self, spec: str) -> str:
         return f"{self.median:{spec}} ({self.low:{spec}} to {self.high:{spec}})"
@@ -98,26 +90,26 @@ class Turns:
         """Whether there are enough clean rounds to speak of a measurement."""
         return len(self.rounds) >= FEWEST
 
-    def values(self, case: str) -> Spread:
-        """What a case measured, over the rounds."""
-        return Spread.of([found[case] for found in self.rounds])
-
-    def ratio(self, case: str, base: str) -> Spread:
-        """`case` divided by `base` within each round."""
-        return Spread.of([found[case] / found[base] for found in self.rounds])
-
-    def difference(self, case: str, base: str) -> Spread:
-        """`case` less `base` within each round."""
-        return Spread.of([found[case] - found[base] for found in self.rounds])
-
-    def rows(self, base: str, form: str, relation: Callable[[str, str], Spread], relation_form: str) -> list[list[str]]:
-        """A row for each case: its name, its figure, and its `ratio` or `difference` to `base`."""
-        return [[case, f"{self.values(case):{form}}", f"{relation(case, base):{relation_form}}"] for case in self.cases]
-
     @property
     def cases(self) -> list[str]:
         """The names of the cases, in their order; none without a round."""
         return list(self.rounds[0]) if self.rounds else []
+
+    def values(self, case: str) -> Spread:
+        """What a case measured, over the rounds."""
+        return Spread.of(found[case] for found in self.rounds)
+
+    def ratio(self, case: str, base: str) -> Spread:
+        """`case` divided by `base` within each round."""
+        return Spread.of(found[case] / found[base] for found in self.rounds)
+
+    def difference(self, case: str, base: str) -> Spread:
+        """`case` minus `base` within each round."""
+        return Spread.of(found[case] - found[base] for found in self.rounds)
+
+    def rows(self, base: str, form: str, relation: Callable[[str, str], Spread], relation_form: str) -> list[list[str]]:
+        """A row for each case: its name, its figure, and its `ratio` or `difference` to `base`."""
+        return [[case, f"{self.values(case):{form}}", f"{relation(case, base):{relation_form}}"] for case in self.cases]
 
     def rounded(self, digits: int | None = None) -> list[dict[str, float]]:
         """The rounds, JSON-ready."""
@@ -128,20 +120,20 @@ class Turns:
         return max(cases, key=lambda name: self.values(name).median)
 
     def account(self) -> dict[str, Any]:
-        """What belongs beside the figures: how many rounds they rest on, or why there are none."""
+        """What belongs to the figures: how many rounds they rest on, or why there are none."""
         counted: dict[str, Any] = {"clean_rounds": len(self.rounds), "disturbed_rounds": self.disturbed}
         if not self.enough:
             counted["not_measured"] = f"{len(self.rounds)} undisturbed rounds, {FEWEST} are needed"
         return counted
 
 
-def take_turns(cases: Mapping[str, Callable[[], float]], rounds: int, *, unit: str, seed: int = 0) -> Turns:
+def take_turns(cases: Mapping[str, Callable[[], float]], rounds: int, *, unit: str) -> Turns:
     """Measure each case in `rounds` clean rounds, or until three times as many have been tried.
 
     A case does its work and returns its figure, in `unit` (only shown). Processes that it starts must have
     ended, and been waited for, when it returns. One round before the first is not counted.
     """
-    draw = random.Random(seed)
+    draw = random.Random(0)
     for work in cases.values():
         work()
 
@@ -159,11 +151,11 @@ def take_figures(measure: Callable[[], dict[str, float]], rounds: int, *, unit: 
     while len(clean) < rounds and len(clean) + disturbed < PATIENCE * rounds:
         with watched() as window:
             found = measure()
-        disturbed += not window.clean
-        if window.clean:
-            clean.append(found)
         figures = ", ".join(f"{name} {figure:,.4g}" for name, figure in found.items())
         print(f"{figures} {unit}" + ("" if window.clean else f" (disturbed: {window.others:.0%})"), file=sys.stderr)
-        if not window.clean:
+        if window.clean:
+            clean.append(found)
+        else:
+            disturbed += 1
             time.sleep(0.5)
     return Turns(clean, disturbed)
