@@ -59,7 +59,6 @@ from ddp_train.engine.reproducible import Sharded
 from ddp_train.engine.reproducible_cost import measure
 from ddp_train.engine.stop_signals import StopSignals
 from ddp_train.engine.trainer import Trainer
-from ddp_train.models.init_from_data import init_from_data
 from ddp_train.models.sync_batch_norm import SynchronisedBatchNorm
 from ddp_train.observers.console import create_progress
 from ddp_train.observers.records import Observer, RunFacts
@@ -133,7 +132,7 @@ def _network(resolved: Config, dataset: Dataset, ranks: Ranks, device: torch.dev
     torch.manual_seed(resolved.run.seed)
     sizes = len(dataset.classes), dataset.image_shape
     network = together(lambda: models.create_from_options(resolved.model, *sizes, device), ranks)
-    together(lambda: init_from_data(network, dataset, device), ranks)
+    together(lambda: models.init_from_data(network, dataset, device), ranks)
     take_first_ranks(network, ranks)  # before a technique makes copies of them
     return network
 

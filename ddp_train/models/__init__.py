@@ -10,21 +10,22 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import nn
 
 from ddp_core.errors import UserError
 from ddp_train.config.options import ModelOptions
 from ddp_train.config.user_function import load_function
+from ddp_train.data.pipeline.loader import ImageReader
+from ddp_train.data.sources.samples import Dataset
 from ddp_train.models.blocks import ImageShape, Residual
-from ddp_train.models.power import PowerCifarNet
-from ddp_train.models.resnet import ResidualCifarNet, ResNet18
-from ddp_train.models.small import SmallCifarNet
+from ddp_train.models.cnn import PowerCifarNet, SmallCifarNet
+from ddp_train.models.resnet import ResidualCifarNet, ResNet18, WideResNet
 from ddp_train.models.speedrun import SpeedrunNet
 from ddp_train.models.vit import VisionTransformer
-from ddp_train.models.wideresnet import WideResNet
 
 __all__ = [
     "ImageShape",
@@ -37,12 +38,14 @@ __all__ = [
     "WideResNet",
     "create_from_options",
     "create_model",
+    "init_from_data",
     "names",
     "parameter_count",
 ]
 
 TORCHVISION = "torchvision:"
-
+_SHOWN = 5000
+"""Images that `init_from_data` shows; evenly spread over the training set, which may be sorted by class."""
 
 # Name -> module class, and which of the options of `create_model` it takes.
 _OWN: dict[str, tuple[Callable[..., nn.Module], tuple[str, ...]]] = {
@@ -84,20 +87,13 @@ def create_model(
     if width_mult is not None and not (math.isfinite(width_mult) and int(64 * width_mult) >= 1):
         raise UserError(f"--width-mult {width_mult}: a number of at least {1 / 64} is needed")
     if name in _OWN:
-        options = {
-            "width_mult": width_mult,
-            "dropout": dropout,
-            "hidden_dim": hidden_dim,
-            "n_layers": n_layers,
-            "n_heads": n_heads,
-            "attention": attention,
-        }
+        options: dict[str, object] = {"width_mult": width_mult, "dropout": dropout, "hidden_dim": hidden_dim}
+        options |= {"n_layers": n_layers, "n_heads": n_heads, "attention": attention}
         make, takes = _OWN[name]
         return make(num_classes, image_shape, **{key: options[key] for key in takes if options[key] is not None})
     if ":" in name and not name.startswith(TORCHVISION):
-        network = load_function("--model", name, num_classes=..., image_shape=...)(
-            num_classes=num_classes, image_shape=image_shape
-        )
+        function = load_function("--model", name, num_classes=..., image_shape=...)
+        network = function(num_classes=num_classes, image_shape=image_shape)
         if not isinstance(network, nn.Module):
             raise UserError(f"--model {name}: returned a {type(network).__name__}, not a torch.nn.Module")
         return network
@@ -106,7 +102,12 @@ def create_model(
 
     if (theirs := name.removeprefix(TORCHVISION)) in torchvision_models.names():
         return torchvision_models.create(theirs, num_classes, image_shape, dropout)
-    raise UserError(_unknown(name, torchvision_models.names()))
+    close = difflib.get_close_matches(name.lower(), [*_OWN, *torchvision_models.names()], n=3)
+    hint = f"did you mean {' or '.join(close)}? " if close else ""
+    raise UserError(
+        f"--model {name} is not known: {hint}Accepted are {', '.join(_OWN)}, torchvision's classification models by "
+        "name, such as resnet34 or torchvision:resnet18, and package.module:function"
+    )
 
 
 def create_from_options(
@@ -133,11 +134,26 @@ def parameter_count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
-def _unknown(name: str, torchvision_names: tuple[str, ...]) -> str:
-    close = difflib.get_close_matches(name.lower(), [*_OWN, *torchvision_names], n=3)
-    hint = f"did you mean {' or '.join(close)}? " if close else ""
-    return (
-        f"--model {name} is not known: {hint}Accepted are {', '.join(_OWN)}, "
-        "torchvision's classification models by name, such as resnet34 or torchvision:resnet18, "
-        "and package.module:function"
-    )
+@runtime_checkable
+class FromData(Protocol):
+    """A network whose first weights depend on the data."""
+
+    def init_from_data(self, images: torch.Tensor) -> None:
+        """images: float32 [n, C, H, W], normalised and not augmented, on the network's device."""
+
+
+def init_from_data(network: nn.Module, dataset: Dataset, device: torch.device) -> None:
+    """Show some of the training images to a network that asks for them: the same whatever the number of ranks.
+
+    Errors: UserError for an image file that cannot be read.
+    """
+    if not isinstance(network, FromData):
+        return
+    count = len(dataset.train)
+    rows = np.linspace(0, count - 1, min(_SHOWN, count)).astype(np.int64)
+    found, _, bad = ImageReader(dataset.train, dataset.image_shape[1:], "train")[rows.tolist()]
+    if bad and dataset.on_bad_sample == "stop":
+        raise UserError(str(bad[0]))
+    images = found.to(device).permute(0, 3, 1, 2).float() / 255
+    mean, std = (torch.tensor(values, device=device).view(1, -1, 1, 1) for values in (dataset.mean, dataset.std))
+    network.init_from_data((images - mean) / std)

@@ -1,9 +1,8 @@
-"""What our own models share: image shapes, stem, residual block, head, and the initial weights.
-
-Source of the blocks: He et al. 2016 (arXiv:1512.03385); pre-activation as in arXiv:1603.05027.
-"""
+"""What our own models share: image shapes, the residual block and the initial weights."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -17,9 +16,8 @@ def require_size(model: str, image_shape: ImageShape, least: int) -> None:
     """Raise UserError when an image is less than `least` pixels high or wide."""
     _, height, width = image_shape
     if min(height, width) < least:
-        raise UserError(
-            f"--model {model} cannot take {height}x{width} images: at least {least}x{least} pixels are needed"
-        )
+        need = f"at least {least}x{least} pixels are needed"
+        raise UserError(f"--model {model} cannot take {height}x{width} images: {need}")
 
 
 def conv_norm_relu(in_channels: int, channels: int, stride: int = 1) -> list[nn.Module]:
@@ -56,36 +54,7 @@ class Residual(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: float [N, ...]; returns what `after` makes of the sum, float [N, ...]."""
         y = self.before(x)
-        result: Tensor = self.after(self.shortcut(y) + self.drop(self.branch(y)))
-        return result
-
-
-def stem(in_channels: int, channels: int) -> nn.Sequential:
-    """A 3x3 convolution without stride, batch norm and ReLU: for small images."""
-    return nn.Sequential(*conv_norm_relu(in_channels, channels))
-
-
-def head(channels: int, num_classes: int, dropout: float) -> nn.Sequential:
-    """The mean over each channel's image, dropout, and one linear layer."""
-    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout), nn.Linear(channels, num_classes))
-
-
-def basic_block(in_channels: int, channels: int, stride: int = 1) -> Residual:
-    """Two 3x3 convolutions, each with batch norm, and ReLU after the first and after the sum.
-
-    Where the shape changes the shortcut is a 1x1 convolution with batch norm.
-    """
-    shortcut = None
-    if stride != 1 or in_channels != channels:
-        shortcut = nn.Sequential(
-            nn.Conv2d(in_channels, channels, 1, stride=stride, bias=False), nn.BatchNorm2d(channels)
-        )
-    branch = nn.Sequential(
-        *conv_norm_relu(in_channels, channels, stride),
-        nn.Conv2d(channels, channels, 3, padding=1, bias=False),
-        nn.BatchNorm2d(channels),
-    )
-    return Residual(branch, shortcut=shortcut, after=nn.ReLU(inplace=True))
+        return self.after(self.shortcut(y) + self.drop(self.branch(y)))
 
 
 def init_weights(model: nn.Module) -> None:
@@ -93,14 +62,10 @@ def init_weights(model: nn.Module) -> None:
 
     With the last layer near zero all classes start equally likely: the first loss is ln(num_classes).
     """
-    last: nn.Linear | None = None
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        elif isinstance(module, nn.Linear):
-            nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
-            last = module
-        if isinstance(module, (nn.Conv2d, nn.Linear)) and module.bias is not None:
-            nn.init.zeros_(module.bias)
-    if last is not None:
-        nn.init.normal_(last.weight, std=0.01)
+    layers = [module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+    for layer in layers:
+        mode: Literal["fan_out", "fan_in"] = "fan_out" if isinstance(layer, nn.Conv2d) else "fan_in"
+        nn.init.kaiming_normal_(layer.weight, mode=mode, nonlinearity="relu")
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+    nn.init.normal_(layers[-1].weight, std=0.01)

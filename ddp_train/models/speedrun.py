@@ -65,8 +65,7 @@ class SpeedrunNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """images: float [N, C, H, W]; returns logits [N, num_classes]."""
-        logits: Tensor = self.head(self.layers(self.whiten(images)))
-        return logits * self.scale
+        return self.head(self.layers(self.whiten(images))) * self.scale
 
     @torch.no_grad()
     def init_from_data(self, images: Tensor) -> None:
@@ -96,15 +95,8 @@ def whitening_kernels(images: Tensor, patch: int) -> Tensor:
 
 def _group(inside: int, outside: int) -> list[nn.Module]:
     """Convolution, 2x2 pooling, norm, activation; convolution, norm, activation."""
-    return [
-        _convolution(inside, outside),
-        nn.MaxPool2d(2),
-        _norm(outside),
-        nn.SiLU(),
-        _convolution(outside, outside),
-        _norm(outside),
-        nn.SiLU(),
-    ]
+    first = [_convolution(inside, outside), nn.MaxPool2d(2), _norm(outside), nn.SiLU()]
+    return [*first, _convolution(outside, outside), _norm(outside), nn.SiLU()]
 
 
 def _convolution(inside: int, outside: int) -> nn.Conv2d:

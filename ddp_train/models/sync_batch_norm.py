@@ -9,7 +9,7 @@ Every rank must make equally many forward passes, with an empty batch where it h
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -34,8 +34,7 @@ class SynchronisedBatchNorm(nn.BatchNorm1d):
 
     def forward(self, input: Tensor) -> Tensor:
         """input: float [n, C, ...], n may be 0 on some of the ranks, but not on all."""
-        together = self.training and not self.alone and dist.is_initialized() and dist.get_world_size() > 1
-        if not together:
+        if not self.training or self.alone or not dist.is_initialized() or dist.get_world_size() == 1:
             return super().forward(input)
         factor = self.momentum
         if self.track_running_stats:
@@ -44,8 +43,10 @@ class SynchronisedBatchNorm(nn.BatchNorm1d):
             if factor is None:  # the plain mean over all batches so far
                 factor = 1.0 / self.num_batches_tracked.item()
         by_torch = sync_batch_norm() if input.device.type == "cuda" else None
-        if by_torch is not None:
-            return self._by_torch(by_torch, input, factor or 0.0)
+        if by_torch is not None:  # torch's kernels keep the running estimates too
+            own = (self.running_mean, self.running_var) if self.track_running_stats else (None, None)
+            among = (dist.group.WORLD, dist.get_world_size())
+            return by_torch(input, self.weight, self.bias, *own, self.eps, factor or 0.0, *among)
         output, mean, variance, count = _Normalise.apply(input, self.weight, self.bias, self.eps)
         if self.track_running_stats:
             assert self.running_mean is not None and self.running_var is not None and factor is not None
@@ -53,12 +54,6 @@ class SynchronisedBatchNorm(nn.BatchNorm1d):
             self.running_mean.lerp_(mean.to(self.running_mean.dtype), factor)
             self.running_var.lerp_(unbiased.to(self.running_var.dtype), factor)
         return output
-
-    def _by_torch(self, apply: Callable[..., Tensor], input: Tensor, factor: float) -> Tensor:
-        """The same by the kernels of torch's SyncBatchNorm, which keep the running estimates too."""
-        own = (self.running_mean, self.running_var) if self.track_running_stats else (None, None)
-        group = dist.group.WORLD
-        return apply(input, self.weight, self.bias, *own, self.eps, factor, group, dist.get_world_size())
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.ndim < 2:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torchvision
 from torch import nn
@@ -28,10 +30,8 @@ def create(name: str, num_classes: int, image_shape: ImageShape, dropout: float 
         model = _build(name, num_classes, image_shape)
         _dry_run(model, image_shape)
     except _REFUSALS as error:
-        size = f"{image_shape[1]}x{image_shape[2]}"
-        raise UserError(
-            f"--model {name} cannot take {size} images: {_remedy(name, num_classes, image_shape, error)}"
-        ) from error
+        remedy = _remedy(name, num_classes, image_shape, error)
+        raise UserError(f"--model {name} cannot take {image_shape[1]}x{image_shape[2]} images: {remedy}") from error
     if dropout is not None:
         layers = [module for module in model.modules() if isinstance(module, nn.Dropout)]
         if dropout > 0 and not layers:
@@ -51,25 +51,13 @@ def _build(name: str, num_classes: int, image_shape: ImageShape) -> nn.Module:
     elif name == "maxvit_t":
         options = {"input_size": (height, width)}
     model: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options)
-    if channels != 3:
-        _replace_first_convolution(model, channels)
+    if channels != 3:  # the first convolution gets as many input channels, freshly initialised
+        path, old = next((path, module) for path, module in model.named_modules() if isinstance(module, nn.Conv2d))
+        window: dict[str, Any] = {"kernel_size": old.kernel_size, "stride": old.stride, "padding": old.padding}
+        new = nn.Conv2d(channels, old.out_channels, bias=old.bias is not None, **window)
+        nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")
+        model.set_submodule(path, new)
     return model
-
-
-def _replace_first_convolution(model: nn.Module, channels: int) -> None:
-    """Give the model's first convolution `channels` input channels, freshly initialised."""
-    path, old = next((path, module) for path, module in model.named_modules() if isinstance(module, nn.Conv2d))
-    new = nn.Conv2d(
-        channels,
-        old.out_channels,
-        old.kernel_size,  # type: ignore[arg-type]
-        stride=old.stride,  # type: ignore[arg-type]
-        padding=old.padding,  # type: ignore[arg-type]
-        bias=old.bias is not None,
-    )
-    nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")
-    parent, _, attribute = path.rpartition(".")
-    setattr(model.get_submodule(parent), attribute, new)
 
 
 def _dry_run(model: nn.Module, image_shape: ImageShape) -> None:

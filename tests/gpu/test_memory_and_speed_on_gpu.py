@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from ddp_train.checkpoint import format as checkpoint_format
 from ddp_train.models import create_model
-from ddp_train.models.attention import chunked_attention
+from ddp_train.models.vit import chunked_attention
 from ddp_train.techniques.checkpointing import checkpoint_blocks
 from ddp_train.tune.preserve import release_memory
 

@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 from ddp_train.models import Residual, create_model, parameter_count
-from ddp_train.models.attention import SelfAttention, chunked_attention
-from ddp_train.models.vit import positions
+from ddp_train.models.vit import SelfAttention, chunked_attention, positions
 
 
 @pytest.mark.parametrize(
