@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 
 import torch
-import torch.distributed as dist
 
 from ddp_train.config import recommend
 from ddp_train.config.options import Config
 from ddp_train.config.parse import with_values
 from ddp_train.data.sources.samples import Dataset
-from ddp_train.distributed.process_group import Ranks
+from ddp_train.distributed.process_group import Ranks, gather
 from ddp_train.engine.reproducible import pin
 from gpu_topology.host.host import read_host
 
@@ -45,9 +44,7 @@ def read_hardware(ranks: Ranks, device: torch.device) -> recommend.Hardware:
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         mine = (properties.total_memory, (properties.major, properties.minor))
-        everyone = [mine] * ranks.world_size
-        if ranks.world_size > 1:
-            dist.all_gather_object(everyone, mine)
+        everyone = gather(mine, ranks)
         memory, capability = sum(m for m, _ in everyone), min(c for _, c in everyone)
     return recommend.Hardware(
         device="cuda" if device.type == "cuda" else "cpu",

@@ -119,15 +119,19 @@ def together(action: Callable[[], T], ranks: Ranks) -> T:
         result = action()
     except UserError as error:
         refusal = str(error)
-    refusals = [refusal]
-    if ranks.world_size > 1:
-        refusals = [None] * ranks.world_size
-        with heartbeat.during("communication"):
-            dist.all_gather_object(refusals, refusal)
-    for text in refusals:
+    for text in gather(refusal, ranks):
         if text is not None:
             raise SharedError(text, speaks=ranks.is_first)
     return result
+
+
+def gather(mine: T, ranks: Ranks) -> list[T]:
+    """What each rank has, by rank, on every rank. A collective."""
+    everyone = [mine] * ranks.world_size
+    if ranks.world_size > 1:
+        with heartbeat.during("communication"):
+            dist.all_gather_object(everyone, mine)
+    return everyone
 
 
 def _nothing() -> None:

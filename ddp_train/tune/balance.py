@@ -14,17 +14,17 @@ from dataclasses import astuple
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from ddp_core.errors import UserError
 from ddp_train.config.batch_split import split
 from ddp_train.data.pipeline.sampler import GlobalBatchSampler
 from ddp_train.distributed.load_balance import Division, Hysteresis, Speed, divide, gain
+from ddp_train.distributed.process_group import gather
 from ddp_train.distributed.speed_cache import KnownSpeeds, remember
 from ddp_train.engine.components import Components
 from ddp_train.observers.records import EpochRecord
 from ddp_train.technique import Technique
-from ddp_train.tune.calibration import calibrate, gather, gather_speeds, measure_communication, slowdown
+from ddp_train.tune.calibration import calibrate, measure_communication, slowdown
 
 
 class Balance:
@@ -53,7 +53,7 @@ class Balance:
         if len(self._speeds) == world_size:
             return f"shares {_shown(self._sampler.shares)} of the global batch, as in the run that is resumed"
         micro_batch = max(1, components.global_batch // world_size // self._accumulate)
-        self._speeds = gather_speeds(calibrate(components, micro_batch, self._accumulate), components)
+        self._speeds = tuple(gather(calibrate(components, micro_batch, self._accumulate), components.ranks))
         self._communication = measure_communication(components)
         self._remember(components)
         division = self._divide()
@@ -70,8 +70,7 @@ class Balance:
         """Keep the speeds of these models of GPU for the next plan; of ranks with one model the last one stands."""
         if components.device.type != "cuda":
             return
-        names: list[str] = [""] * components.ranks.world_size
-        dist.all_gather_object(names, torch.cuda.get_device_name(components.device))
+        names = gather(torch.cuda.get_device_name(components.device), components.ranks)
         if components.ranks.is_first:
             remember(self._work, KnownSpeeds(dict(zip(names, self._speeds, strict=True)), self._communication))
 
@@ -90,8 +89,7 @@ class Balance:
             return False
         rank = components.ranks.rank
         before = tuple(split(components.global_batch, self._sampler.shares))
-        factor = slowdown(components, self._speeds[rank], before[rank], self._accumulate)
-        factors = [row[0] for row in gather([factor], components)]
+        factors = gather(slowdown(components, self._speeds[rank], before[rank], self._accumulate), components.ranks)
         self._speeds = tuple(speed.slower(f) for speed, f in zip(self._speeds, factors, strict=True))
         after = self._divide().samples
         better = gain(before, after, self._speeds, self._communication)

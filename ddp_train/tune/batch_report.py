@@ -1,15 +1,11 @@
-"""`--tune batch`: the batch finder on the parts of a run, its table, batch_size.json and batch_size.png."""
+"""`--tune batch`: the batch finder on the parts of a run, its table, and what it comes to."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from dataclasses import asdict
-from pathlib import Path
 
 import torch
 
-from ddp_core.files import write_text
 from ddp_train.config.batch_split import ceil_div
 from ddp_train.distributed.process_group import Ranks, gpu_uuids
 from ddp_train.engine.trainer import Trainer
@@ -94,19 +90,3 @@ def verdict(found: Found, global_batch: int) -> str:
     fits = "fits as it is" if parts == 1 else f"fits with --accumulate {parts}"
     lines.append(f"the global batch of {global_batch:,} over {found.ranks} rank(s) {fits}")
     return "\n".join(lines)
-
-
-def write(found: Found, folder: Path) -> tuple[Path, Path]:
-    """batch_size.json and batch_size.png in `folder`."""
-    from ddp_train.plots.style import save
-    from ddp_train.plots.tuning import batch_size_figure
-
-    data, picture = folder / "batch_size.json", folder / "batch_size.png"
-    write_text(data, json.dumps({"schema": "ddp-train-batch-size/1", **asdict(found)}, indent=2) + "\n")
-    fitting = [trial for trial in found.trials if trial.seconds]
-    batches = [trial.batch for trial in fitting]
-    speeds = [found.ranks * trial.batch / (trial.seconds or 1.0) for trial in fitting]
-    peaks = [(trial.batch, trial.peak / _MIB) for trial in found.trials if trial.peak is not None]
-    limit = None if found.limit is None else found.limit / _MIB
-    save(batch_size_figure(batches, speeds, peaks, limit, found.recommended), picture)
-    return data, picture

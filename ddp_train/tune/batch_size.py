@@ -17,14 +17,12 @@ from dataclasses import dataclass, field, replace
 
 import torch
 import torch.distributed as dist
-from torch import nn
 
 from ddp_core.errors import UserError
 from ddp_train.engine.oom_retry import is_out_of_memory
-from ddp_train.technique import Stateful
-from ddp_train.tune.linear_fit import Line, fit
 from ddp_train.tune.memory import Memory, memory_of
-from ddp_train.tune.preserve import preserved, release_memory
+from ddp_train.tune.preserve import Part, preserved, release_memory
+from ddp_train.tune.steps import Line, fit, largest_over_ranks
 
 MARGIN = 0.1
 """Of the memory, left free: a real step fragments it, and the last bytes are taken by libraries."""
@@ -79,7 +77,7 @@ def find_batch_size(
     memory: Memory | None = None,
     device: torch.device | str | None = None,
     utilization: Callable[[], float | None] | None = None,
-    keep: Sequence[nn.Module | torch.optim.Optimizer | Stateful] = (),
+    keep: Sequence[Part] = (),
 ) -> Found:
     """The per-rank batch for training steps `step(batch)`.
 
@@ -95,7 +93,7 @@ def find_batch_size(
     target = _percent(target_utilization)
     if not (1 <= smallest <= (largest or smallest) and 0 <= margin < 1):
         raise UserError(f"smallest {smallest}, largest {largest}, margin {margin}: not a range of batches")
-    where = torch.device(device) if device is not None else _current_device()
+    where = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
     search = _Search(step, probe or step, memory or memory_of(where), where, margin, time_limit_s, utilization)
     with preserved(*keep):
         ended = search.run(smallest, largest)
@@ -159,7 +157,7 @@ class _Search:
 
     def __post_init__(self) -> None:
         known = self.memory.limit
-        least = -_agree(self.device, [-float(known) if known is not None else -math.inf])[0]
+        least = -largest_over_ranks(self.device, -math.inf if known is None else -float(known))[0]
         self.limit = None if math.isinf(least) else int(least)
 
     def run(self, smallest: int, largest: int | None) -> str:
@@ -213,7 +211,7 @@ class _Search:
         self.memory.reset()
         ran = self._run(self.probe, size)
         peak = self.memory.peak() if ran else None
-        failed, most = _agree(self.device, [0.0 if ran else 1.0, -1.0 if peak is None else float(peak)])
+        failed, most = largest_over_ranks(self.device, float(not ran), -1.0 if peak is None else float(peak))
         peak = int(most) if most >= 0 and not failed else None
         fits = not failed and (peak is None or self.limit is None or peak <= (1 - self.margin) * self.limit)
         if not fits:
@@ -249,9 +247,9 @@ class _Search:
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
             # The same number of steps on all ranks: each of them may wait for the others inside.
-            taken += _agree(self.device, [time.perf_counter() - begun])
+            taken += largest_over_ranks(self.device, time.perf_counter() - begun)
         percent = self.utilization() if self.utilization is not None else None
-        known = _agree(self.device, [-1.0 if percent is None else percent])[0]
+        known = largest_over_ranks(self.device, -1.0 if percent is None else percent)[0]
         return statistics.median(taken), None if known < 0 else known
 
     def _predicted(self) -> float | None:
@@ -270,7 +268,7 @@ class _Search:
         timed = [(t.batch, t.seconds) for t in self.trials.values() if t.seconds is not None]
         line = fit(timed[-3:]) if len(timed) >= 2 else None
         coming = (1 + _LEAST_REPEATS) * max(0.0, line(size)) if line is not None else 0.0
-        return _agree(self.device, [elapsed + coming])[0] > self.time_limit_s
+        return largest_over_ranks(self.device, elapsed + coming)[0] > self.time_limit_s
 
     def _shown_limit(self) -> str:
         return "" if self.limit is None else f" ({(1 - self.margin) * self.limit / 2**20:,.0f} MiB)"
@@ -282,16 +280,6 @@ def sizes_between(low: int, high: int) -> list[int]:
     return list(range(low + step, high, step))
 
 
-def _agree(device: torch.device, values: Sequence[float]) -> list[float]:
-    """The largest of each value over all ranks."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return list(values)
-    where = device if dist.get_backend() == "nccl" else torch.device("cpu")
-    together = torch.tensor(values, dtype=torch.float64, device=where)
-    dist.all_reduce(together, dist.ReduceOp.MAX)
-    return [float(value) for value in together.tolist()]
-
-
 def _percent(target: float | None) -> float | None:
     if target is None:
         return None
@@ -299,7 +287,3 @@ def _percent(target: float | None) -> float | None:
     if not 0 < percent <= 100:
         raise UserError(f"target utilisation {target}: takes percent up to 100, or a fraction below 1")
     return float(percent)
-
-
-def _current_device() -> torch.device:
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from ddp_core.errors import UserError
 from ddp_train.distributed.process_group import Ranks
-from ddp_train.technique import Stateful
 from ddp_train.tune.batch_report import utilization_of
 from ddp_train.tune.batch_size import MARGIN, Found, find_batch_size
 
@@ -66,8 +65,6 @@ class BatchSizeOptimizer:
         targets = None if targets is None else torch.atleast_1d(targets)[:1].to(self.device)
         if self._loss is not None and targets is None:
             raise UserError("a loss needs targets: give the sample as a pair of input and target")
-        keep: list[nn.Module | torch.optim.Optimizer | Stateful] = [self.model]
-        keep += [] if self._optimizer is None else [self._optimizer]
         self.found = find_batch_size(
             lambda batch: self._step(inputs, targets, batch),
             target_utilization=target_gpu_util,
@@ -77,7 +74,7 @@ class BatchSizeOptimizer:
             time_limit_s=self._time_limit_s,
             device=self.device,
             utilization=utilization_of(Ranks.from_environment(), self.device),
-            keep=keep,
+            keep=[part for part in (self.model, self._optimizer) if part is not None],
         )
         return self.found.recommended
 

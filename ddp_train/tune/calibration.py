@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
-from dataclasses import astuple
 
 import torch
 import torch.distributed as dist
 
 from ddp_train.distributed.load_balance import Speed
 from ddp_train.engine.components import Components
-from ddp_train.tune.linear_fit import fit
 from ddp_train.tune.memory import memory_of
 from ddp_train.tune.preserve import preserved
-from ddp_train.tune.steps import Steps
+from ddp_train.tune.steps import Steps, fit, largest_over_ranks
 
 REPEATS = 5
 MARGIN = 0.1
@@ -84,20 +81,4 @@ def measure_communication(components: Components) -> float:
         if components.device.type == "cuda":
             torch.cuda.synchronize(components.device)
         taken.append(time.perf_counter() - begun)
-    return max(row[0] for row in gather([statistics.median(taken[1:])], components))
-
-
-def gather(values: Sequence[float], components: Components) -> list[list[float]]:
-    """The numbers of every rank, by rank, on every rank; not a number where one has None to say."""
-    where = components.device if dist.get_backend() == "nccl" else torch.device("cpu")
-    everyone = torch.zeros((components.ranks.world_size, len(values)), dtype=torch.float64, device=where)
-    everyone[components.ranks.rank] = torch.tensor(values, dtype=torch.float64)
-    dist.all_reduce(everyone)
-    return [[float(value) for value in row] for row in everyone.tolist()]
-
-
-def gather_speeds(speed: Speed, components: Components) -> tuple[Speed, ...]:
-    """Every rank's speed on every rank."""
-    fixed, each, most = astuple(speed)
-    rows = gather([fixed, each, -1.0 if most is None else float(most)], components)
-    return tuple(Speed(a, b, None if limit < 0 else int(limit)) for a, b, limit in rows)
+    return largest_over_ranks(components.device, statistics.median(taken[1:]))[0]

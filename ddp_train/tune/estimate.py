@@ -8,28 +8,20 @@ it remains.
 from __future__ import annotations
 
 import itertools
-import json
 import statistics
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 from torch import Tensor
-from torch.nn import Module
-from torch.optim import Optimizer
 
-from ddp_core.files import write_text
 from ddp_train.config.batch_split import ceil_div
 from ddp_train.diagnostics.memory_report import kept_bytes
 from ddp_train.engine.components import Components
 from ddp_train.engine.evaluate import evaluate
 from ddp_train.engine.trainer import Trainer
-from ddp_train.technique import Stateful
-from ddp_train.tune.calibration import gather
-from ddp_train.tune.linear_fit import Line, fit
-from ddp_train.tune.preserve import preserved
-from ddp_train.tune.steps import Steps
+from ddp_train.tune.preserve import Part, preserved
+from ddp_train.tune.steps import Line, Steps, fit, largest_over_ranks
 
 TRAIN_S, EVALUATE_S = 18.0, 6.0
 LEAST_STEPS, MOST_STEPS = 3, 200
@@ -75,14 +67,12 @@ def estimate(trainer: Trainer, test_images: int) -> Estimate:
     test_images: of the test split, over all ranks.
     """
     components = trainer.components
-    state = [t.state for t in components.techniques if t.state is not None]
-    kept: list[Module | Optimizer | Stateful] = [
-        components.network,
-        components.optimizer,
-        components.precision.scaler,
-        *state,
-    ]
-    micro_batch = ceil_div(ceil_div(components.global_batch, components.ranks.world_size), _accumulate(trainer))
+    states = [t.state for t in components.techniques if t.state is not None]
+    kept: list[Part] = [components.network, components.optimizer, components.precision.scaler, *states]
+    window = next(iter(components.pipeline.train(0)))
+    for _ in window.batches:  # what was not used must not turn up later
+        pass
+    micro_batch = ceil_div(ceil_div(components.global_batch, components.ranks.world_size), max(1, window.count))
     with preserved(*kept):
         memory = measure_memory(components)
     with preserved(*kept):  # from the weights that a run begins with, not those after a step on noise
@@ -113,7 +103,8 @@ def measure_memory(components: Components) -> Memory:
     tensors = (v for state in components.optimizer.state.values() for v in state.values() if isinstance(v, Tensor))
     line = fit(kept)
     assert line is not None
-    return Memory(_model_bytes(components.network), gradients, _bytes(tensors), line)
+    weights = _bytes(itertools.chain(components.network.parameters(), components.network.buffers()))
+    return Memory(weights, gradients, _bytes(tensors), line)
 
 
 def _time_steps(trainer: Trainer) -> tuple[float, int]:
@@ -128,10 +119,11 @@ def _time_steps(trainer: Trainer) -> tuple[float, int]:
         now = time.perf_counter()
         taken.append(now - begun)
         begun = now
-        if _all_agree(components, len(taken) > LEAST_STEPS and (sum(taken) > TRAIN_S or len(taken) > MOST_STEPS)):
+        enough = len(taken) > LEAST_STEPS and (sum(taken) > TRAIN_S or len(taken) > MOST_STEPS)
+        if not any(largest_over_ranks(components.device, not enough)):  # all ranks end after the same step
             break
     trainer.progress.step = step
-    return _slowest(components, statistics.median(taken[1:])), len(taken) - 1
+    return largest_over_ranks(components.device, statistics.median(taken[1:]))[0], len(taken) - 1
 
 
 def _time_evaluation(components: Components, test_images: int) -> float:
@@ -148,28 +140,8 @@ def _time_evaluation(components: Components, test_images: int) -> float:
 
     evaluate(components.evaluated, some(), components.precision)  # type: ignore[arg-type]
     _, mine, _ = components.pipeline.sampler.cut(test_images)
-    return _slowest(components, (time.perf_counter() - begun) * sum(count for _, count in mine) / max(1, seen))
-
-
-def _accumulate(trainer: Trainer) -> int:
-    """Micro-batches of a step, as the pipeline cuts them."""
-    window = next(iter(trainer.components.pipeline.train(0)))
-    count = max(1, window.count)
-    for _ in window.batches:  # what was not used must not turn up later
-        pass
-    return count
-
-
-def _slowest(components: Components, seconds: float) -> float:
-    return seconds if components.ranks.world_size == 1 else max(row[0] for row in gather([seconds], components))
-
-
-def _all_agree(components: Components, done: bool) -> bool:
-    return done if components.ranks.world_size == 1 else all(row[0] for row in gather([float(done)], components))
-
-
-def _model_bytes(network: Module) -> int:
-    return _bytes(itertools.chain(network.parameters(), network.buffers()))
+    seconds = (time.perf_counter() - begun) * sum(count for _, count in mine) / max(1, seen)
+    return largest_over_ranks(components.device, seconds)[0]
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
@@ -179,12 +151,11 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
 def table(found: Estimate) -> str:
     """The estimate as a few lines."""
     memory = found.memory
-    activations = memory.activations(found.micro_batch)
     rows = [
         ("weights", memory.weights),
         ("gradients", memory.gradients),
         ("optimizer", memory.optimizer),
-        (f"activations (micro-batch of {found.micro_batch})", activations),
+        (f"activations (micro-batch of {found.micro_batch})", memory.activations(found.micro_batch)),
         ("together", memory.total(found.micro_batch)),
     ]
     lines = [f"{found.parameters:,} parameters", "memory on each rank"]
@@ -196,14 +167,6 @@ def table(found: Estimate) -> str:
         f"{_shown(found.epochs * found.epoch_seconds)}; start and checkpoints come on top",
     ]
     return "\n".join(lines)
-
-
-def write(found: Estimate, folder: Path) -> tuple[Path]:
-    """estimate.json in `folder`."""
-    path = folder / "estimate.json"
-    more = {"schema": "ddp-train-estimate/1", "epoch_seconds": found.epoch_seconds}
-    write_text(path, json.dumps(more | asdict(found), indent=2) + "\n")
-    return (path,)
 
 
 def _shown(seconds: float) -> str:

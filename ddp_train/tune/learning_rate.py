@@ -7,14 +7,11 @@ fastest somewhere before its lowest point; a tenth of the rate at that point is 
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from ddp_core.errors import UserError
-from ddp_core.files import write_text
 from ddp_train.engine.trainer import Trainer
 
 LOWEST, HIGHEST = 1e-6, 10.0
@@ -69,34 +66,11 @@ def suggest(rates: Sequence[float], losses: Sequence[float]) -> Found:
     """A tenth of the rate at the lowest smoothed loss; `steepest`: where it falls fastest over the log of the rate."""
     finite = next((at for at, loss in enumerate(losses) if not math.isfinite(loss)), len(losses))
     if finite < LEAST_STEPS:
-        raise UserError(
-            f"--tune lr: the loss was {losses[finite] if finite < len(losses) else 'lost'} after {finite} steps"
-        )
+        last = losses[finite] if finite < len(losses) else "lost"
+        raise UserError(f"--tune lr: the loss was {last} after {finite} steps")
     rates, losses = rates[:finite], losses[:finite]
     smoothed = smooth(losses)
     lowest = min(range(len(smoothed)), key=smoothed.__getitem__)
     slopes = [after - before for before, after in itertools.pairwise(smoothed[: lowest + 1])]
     steepest = min(range(len(slopes)), key=slopes.__getitem__) if slopes else 0
     return Found(tuple(rates), tuple(losses), tuple(smoothed), rates[steepest], rates[lowest] / 10)
-
-
-def write(found: Found, folder: Path) -> tuple[Path, Path]:
-    """lr_range_test.json and lr_range_test.png in `folder`."""
-    from ddp_train.plots.style import save
-    from ddp_train.plots.tuning import range_test_figure
-
-    data, picture = folder / "lr_range_test.json", folder / "lr_range_test.png"
-    write_text(data, json.dumps({"schema": "ddp-train-lr-range/1", **vars_of(found)}, indent=2) + "\n")
-    save(range_test_figure(found.rates, found.losses, found.smoothed, found.steepest, found.suggestion), picture)
-    return data, picture
-
-
-def vars_of(found: Found) -> dict[str, object]:
-    """The fields by name, for JSON."""
-    return {
-        "suggestion": found.suggestion,
-        "steepest": found.steepest,
-        "rates": list(found.rates),
-        "losses": list(found.losses),
-        "smoothed": list(found.smoothed),
-    }

@@ -7,15 +7,12 @@ counted. Recommended is the one with the fewest workers within 5% of the best ra
 from __future__ import annotations
 
 import itertools
-import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
 
-from ddp_core.files import write_text
 from ddp_train.data.pipeline.window import Pipeline
 
 TOLERANCE = 0.05
@@ -74,11 +71,11 @@ def find_loader(
 def choose(settings: Sequence[Setting]) -> Found:
     """The fewest workers, then the least prefetching, within 5% of the best rate; resident where it is among them."""
     known = [setting for setting in settings if setting.rate is not None]
-    best = max(setting.rate or 0.0 for setting in known)
-    near = [setting for setting in known if (setting.rate or 0.0) >= (1 - TOLERANCE) * best]
     resident = next((setting for setting in known if setting.workers is None), None)
     if resident is not None:
         return Found(tuple(settings), resident, "the images fit into the device's memory, and nothing is read again")
+    best = max(setting.rate or 0.0 for setting in known)
+    near = [setting for setting in known if (setting.rate or 0.0) >= (1 - TOLERANCE) * best]
     chosen = min(near, key=lambda setting: (setting.workers or 0, setting.prefetch or 0))
     return Found(tuple(settings), chosen, f"the fewest workers within {TOLERANCE:.0%} of the best rate")
 
@@ -112,10 +109,3 @@ def table(found: Found) -> str:
         mark = "  <- recommended" if setting == found.recommended else ""
         lines.append(f"{rate:>18}   {setting.options}{mark}")
     return "\n".join([*lines, f"recommended: {found.recommended.options} ({found.reason})"])
-
-
-def write(found: Found, folder: Path) -> tuple[Path]:
-    """loader.json in `folder`."""
-    path = folder / "loader.json"
-    write_text(path, json.dumps({"schema": "ddp-train-loader/1", **asdict(found)}, indent=2) + "\n")
-    return (path,)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from ddp_core.files import write_text
 from ddp_train import data
 from ddp_train.config.options import Config
 from ddp_train.config.parse import with_values
@@ -15,25 +19,44 @@ from ddp_train.engine.trainer import Trainer
 from ddp_train.tune import batch_report, estimate, learning_rate, loader
 from gpu_topology.host.host import read_host
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 Answer = tuple[str, Callable[[Path], Sequence[Path]]]
+_MIB = 2**20
 
 
 def _rate(trainer: Trainer, config: Config, dataset: Dataset) -> Answer:
     found = learning_rate.range_test(trainer)
+
+    def figure() -> Figure:
+        from ddp_train.plots.tuning import range_test_figure
+
+        return range_test_figure(found.rates, found.losses, found.smoothed, found.steepest, found.suggestion)
+
     text = f"suggested peak learning rate {found.suggestion:.2g} (steepest fall at {found.steepest:.2g})"
-    return text, lambda folder: learning_rate.write(found, folder)
+    document = {"schema": "ddp-train-lr-range/1", **asdict(found)}
+    return text, lambda folder: _write(folder, "lr_range_test", document, figure)
 
 
 def _batch(trainer: Trainer, config: Config, dataset: Dataset) -> Answer:
     found = batch_report.find_for(trainer, len(dataset.train.labels), config.run.target_utilization)
+
+    def figure() -> Figure:
+        from ddp_train.plots.tuning import batch_size_figure
+
+        speeds = [(trial.batch, found.ranks * trial.batch / trial.seconds) for trial in found.trials if trial.seconds]
+        peaks = [(trial.batch, trial.peak / _MIB) for trial in found.trials if trial.peak is not None]
+        limit = None if found.limit is None else found.limit / _MIB
+        return batch_size_figure(speeds, peaks, limit, found.recommended)
+
     text = f"{batch_report.table(found)}\n{batch_report.verdict(found, trainer.components.global_batch)}"
-    return text, lambda folder: batch_report.write(found, folder)
+    document = {"schema": "ddp-train-batch-size/1", **asdict(found)}
+    return text, lambda folder: _write(folder, "batch_size", document, figure)
 
 
 def _loader(trainer: Trainer, config: Config, dataset: Dataset) -> Answer:
-    components = trainer.components
-
-    ranks = components.ranks
+    components, ranks = trainer.components, trainer.components.ranks
 
     def make(setting: loader.Setting) -> Pipeline | None:
         way = "auto" if setting.workers is None else "loader"
@@ -55,12 +78,28 @@ def _loader(trainer: Trainer, config: Config, dataset: Dataset) -> Answer:
         return None if setting.workers is None and not isinstance(pipeline, ResidentPipeline) else pipeline
 
     found = loader.find_loader(make, max(1, read_host().usable_cpus // ranks.local_world_size), components.device)
-    return loader.table(found), lambda folder: loader.write(found, folder)
+    document = {"schema": "ddp-train-loader/1", **asdict(found)}
+    return loader.table(found), lambda folder: _write(folder, "loader", document)
 
 
 def _estimate(trainer: Trainer, config: Config, dataset: Dataset) -> Answer:
     found = estimate.estimate(trainer, len(dataset.test.labels))
-    return estimate.table(found), lambda folder: estimate.write(found, folder)
+    document = {"schema": "ddp-train-estimate/1", "epoch_seconds": found.epoch_seconds, **asdict(found)}
+    return estimate.table(found), lambda folder: _write(folder, "estimate", document)
+
+
+def _write(
+    folder: Path, name: str, document: Mapping[str, object], figure: Callable[[], Figure] | None = None
+) -> list[Path]:
+    """NAME.json, and NAME.png where there is something to draw."""
+    written = [folder / f"{name}.json"]
+    write_text(written[0], json.dumps(document, indent=2) + "\n")
+    if figure is not None:
+        from ddp_train.plots.style import save
+
+        written.append(folder / f"{name}.png")
+        save(figure(), written[1])
+    return written
 
 
 MEASUREMENTS: dict[str, Callable[[Trainer, Config, Dataset], Answer]] = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import resource
-from pathlib import Path
 from typing import Protocol
 
 import psutil
@@ -15,20 +14,17 @@ from ddp_train.tune.preserve import release_memory
 
 
 class Memory(Protocol):
-    """Memory of one device as one process sees it, in bytes."""
+    """Memory of one device as one process sees it, in bytes; None is not known.
+
+    `limit`: the most that `peak` may come to. `reset` forgets the peak and gives back what nothing refers to.
+    """
 
     @property
-    def limit(self) -> int | None:
-        """The most that `peak` may come to; None where nobody tells."""
-        ...
+    def limit(self) -> int | None: ...
 
-    def reset(self) -> None:
-        """Forget the peak so far; give back what nothing refers to."""
-        ...
+    def reset(self) -> None: ...
 
-    def peak(self) -> int | None:
-        """The most that was in use since `reset`; None where nobody tells."""
-        ...
+    def peak(self) -> int | None: ...
 
 
 class GpuMemory:
@@ -46,12 +42,10 @@ class GpuMemory:
         return int(min(free + torch.cuda.memory_reserved(self._device), share * total))
 
     def reset(self) -> None:
-        """See Memory."""
         release_memory()
         torch.cuda.reset_peak_memory_stats(self._device)
 
     def peak(self) -> int:
-        """See Memory."""
         torch.cuda.synchronize(self._device)
         return torch.cuda.max_memory_reserved(self._device)
 
@@ -63,28 +57,21 @@ class HostMemory:
         # Once: what the steps themselves free and take must not move the limit.
         own = psutil.Process().memory_info()
         self.limit: int | None = own.rss + available_memory() // sharers
-        for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA):
+        # psutil's `data` counts the stack too, which RLIMIT_DATA does not; it is small.
+        for kind, used in ((resource.RLIMIT_AS, own.vms), (resource.RLIMIT_DATA, own.data)):
             soft, _ = resource.getrlimit(kind)
             if soft != resource.RLIM_INFINITY:
-                used = own.vms if kind == resource.RLIMIT_AS else _data()
                 self.limit = min(self.limit, own.rss + max(0, soft - used))
 
     def reset(self) -> None:
-        """See Memory."""
         release_memory()
         self._known = reset_peak(torch.device("cpu"))
 
     def peak(self) -> int | None:
-        """See Memory; None where the kernel does not let a process reset its peak."""
+        """Bytes; None where the kernel does not let a process reset its peak."""
         return read_peak(torch.device("cpu")) if self._known else None
 
 
 def memory_of(device: torch.device, sharers: int = 1) -> Memory:
     """The memory that a step on `device` uses."""
     return GpuMemory(device) if device.type == "cuda" else HostMemory(sharers)
-
-
-def _data() -> int:
-    """Bytes that count against RLIMIT_DATA: proc(5), VmData."""
-    lines = (line.split() for line in Path("/proc/self/status").read_text().splitlines())
-    return next((int(words[1]) * 1024 for words in lines if words[0] == "VmData:"), 0)

@@ -10,7 +10,6 @@ import copy
 import gc
 import random
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,11 +17,12 @@ from torch import Tensor, nn
 
 from ddp_train.technique import Stateful
 
+Part = nn.Module | torch.optim.Optimizer | Stateful
 Restore = Callable[[], None]
 
 
 @contextlib.contextmanager
-def preserved(*parts: nn.Module | torch.optim.Optimizer | Stateful) -> Iterator[None]:
+def preserved(*parts: Part) -> Iterator[None]:
     """Inside, the parts may be trained; afterwards they are what they were, and so are the random generators.
 
     Of a module: parameters, buffers, gradients and the mode of each of its modules; of an optimizer: its state and the
@@ -39,7 +39,7 @@ def preserved(*parts: nn.Module | torch.optim.Optimizer | Stateful) -> Iterator[
         release_memory()
 
 
-def _keep(part: Any) -> Restore:
+def _keep(part: Part) -> Restore:
     if isinstance(part, nn.Module):
         return _module(part)
     if isinstance(part, torch.optim.Optimizer):
@@ -69,19 +69,13 @@ def _module(module: nn.Module) -> Restore:
 
 def _optimizer(optimizer: torch.optim.Optimizer) -> Restore:
     # Not by load_state_dict: it makes new tensors of what it is given, and casts some of them.
-    state = {parameter: {k: _copied(v) for k, v in values.items()} for parameter, values in optimizer.state.items()}
-    devices = {
-        parameter: {k: v.device for k, v in values.items() if isinstance(v, Tensor)}
-        for parameter, values in optimizer.state.items()
-    }
+    state = {parameter: {k: _value(v) for k, v in values.items()} for parameter, values in optimizer.state.items()}
     groups = [{k: copy.deepcopy(v) for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
 
     def restore() -> None:
         optimizer.state.clear()
         for parameter, values in state.items():
-            optimizer.state[parameter] = {
-                k: v.to(devices[parameter][k]) if isinstance(v, Tensor) else v for k, v in values.items()
-            }
+            optimizer.state[parameter] = {k: again() for k, again in values.items()}
         for group, options in zip(optimizer.param_groups, groups, strict=True):
             group.update(options)
 
@@ -103,8 +97,13 @@ def _generators() -> Restore:
     return restore
 
 
-def _copied(value: object) -> object:
-    return _copy(value) if isinstance(value, Tensor) else copy.deepcopy(value)
+def _value(value: object) -> Callable[[], object]:
+    """What gives a copy of the value back, a tensor on its device."""
+    if isinstance(value, Tensor):
+        kept, device = _copy(value), value.device
+        return lambda: kept.to(device)
+    other = copy.deepcopy(value)
+    return lambda: other
 
 
 def _copy(tensor: Tensor) -> Tensor:

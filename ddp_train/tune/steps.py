@@ -1,8 +1,13 @@
-"""Training steps of any size with the parts of a run, for measurements: on made-up images, alone or with all ranks."""
+"""What measurements are made of: training steps of any size on made-up images, and straight lines through results."""
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from ddp_train.engine.components import Components
@@ -10,8 +15,38 @@ from ddp_train.models.sync_batch_norm import alone
 from ddp_train.technique import Moment
 
 
+@dataclass(frozen=True, slots=True)
+class Line:
+    """y = intercept + slope * x."""
+
+    intercept: float
+    slope: float
+
+    def __call__(self, x: float) -> float:
+        """y at x."""
+        return self.intercept + self.slope * x
+
+
+def fit(points: Sequence[tuple[float, float]]) -> Line | None:
+    """The line of least squares through (x, y); None where there are fewer than two different x."""
+    if len({x for x, _ in points}) < 2:
+        return None
+    slope, intercept = statistics.linear_regression(*zip(*points, strict=True))
+    return Line(intercept, slope)
+
+
+def largest_over_ranks(device: torch.device, *values: float) -> list[float]:
+    """The largest of each value over all ranks. A collective."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return list(values)
+    where = device if dist.get_backend() == "nccl" else torch.device("cpu")
+    largest = torch.tensor(values, dtype=torch.float64, device=where)
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return [float(value) for value in largest.tolist()]
+
+
 class Steps:
-    """Steps of a run's network on batches of any size; the weights move, so that whoever measures puts them back.
+    """Steps of a run's network on batches of any size; the weights move: a measurement puts them back (`preserved`).
 
     The images are noise in the run's shape, on the device; what techniques do to images and targets is done. Loading
     and augmenting are left out.
@@ -29,7 +64,7 @@ class Steps:
         self._update()
 
     def alone(self, batch: int) -> None:
-        """The same without any collective."""
+        """A whole step without any collective."""
         self.gradients(batch)
         self._update()
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from ddp_core.errors import UserError
 from ddp_train.tune.batch_size import Trial, choose, find_batch_size, sizes_between
-from ddp_train.tune.linear_fit import Line, fit
+from ddp_train.tune.steps import Line, fit
 
 ROOT = Path(__file__).resolve().parents[3]
 CPU = torch.device("cpu")

@@ -15,7 +15,7 @@ from ddp_train.config import parse as config
 from ddp_train.distributed.process_group import Ranks
 from ddp_train.main import main
 from ddp_train.tune import estimate
-from ddp_train.tune.linear_fit import Line
+from ddp_train.tune.steps import Line
 
 WORDS = [
     *(
