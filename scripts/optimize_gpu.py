@@ -19,7 +19,6 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 if __package__ in (None, ""):
     # Run as a file: the packages stand beside this folder, whatever the working directory.
@@ -30,9 +29,6 @@ from ddp_core.errors import UserError
 from ddp_train.config.options import Config
 from ddp_train.config.parse import parse, with_values
 from ddp_train.tune.optimize import Measured, auto_optimize_config, place, read_machine, table
-
-if TYPE_CHECKING:
-    pass
 
 
 def __getattr__(name: str) -> object:

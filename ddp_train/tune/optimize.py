@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,11 +98,13 @@ def auto_optimize_config(
     check(with_values(wanted, values))
     import yaml
 
-    header = f"# {source.name} for this machine: {_described(machine)}\n"
-    try:
-        write_text(target, header + yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
-    except OSError as error:
-        raise UserError(f"{target}: cannot be written ({error.strerror or error})") from None
+    hardware = machine.hardware
+    about = f"{hardware.cpus} CPU cores, no GPU"
+    if hardware.device == "cuda":
+        memory = f"{hardware.gpu_memory / recommend.GB:.0f} GB"
+        about = f"{hardware.world_size} GPU(s), {memory}, {hardware.cpus} CPU cores"
+    header = f"# {source.name} for this machine: {about}\n"
+    write_text(target, header + yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
     return changes
 
 
@@ -149,33 +151,27 @@ def suggest(machine: Machine, wanted: Config, measured: Measured | None = None) 
     unset: dict[str, object] = dict.fromkeys((*TUNED, *sizes)) | {"amp": "auto", "accumulate": None}
     unset["batch_size_per_rank"] = None
     found = {r.name: r for r in recommend.recommend(hardware, with_values(wanted, unset))}
-    batch = _batch(hardware, found, wanted, measured)
+    if measured is not None:
+        batch, parts = measured.recommended * hardware.world_size, ceil_div(measured.recommended, measured.largest)
+        why = f"measured: {measured.recommended} per rank is the smallest within 3% of the best throughput"
+        why_parts = f"measured: {measured.largest} per rank fit at once"
+    else:
+        batch, why = int(found["batch_size"].value), found["batch_size"].reason
+        parts, why_parts = 1, "one micro-batch; --benchmark measures whether it fits"
+        if "accumulate" in found:
+            parts, why_parts = int(found["accumulate"].value), found["accumulate"].reason
     if wanted.data.batch_size_per_rank is not None:
         yield Change("batch_size_per_rank", wanted.data.batch_size_per_rank, None, "batch_size says the same for all")
-    yield batch
-    yield from _rate(wanted, hardware, int(str(batch.after)))
-    yield _accumulate(hardware, wanted, int(str(batch.after)), found, measured)
+    yield Change("batch_size", wanted.data.batch_size, batch, why)
+    yield from _rate(wanted, hardware, batch)
+    yield Change("accumulate", wanted.data.accumulate, parts, why_parts)
     for name in ("num_workers", "amp", *sizes):
         if name in found:
             yield Change(name, options[name] if name in wanted.given else None, found[name].value, found[name].reason)
-    yield _compile(machine, wanted)
+    yield Change("compile", wanted.model.compile if "compile" in wanted.given else None, *_compile(machine, wanted))
     if wanted.model.model != "vit":
         before = wanted.model.channels_last if "channels_last" in wanted.given else None
         yield Change("channels_last", before, True, "the layout in which convolution kernels work")
-
-
-def _batch(
-    hardware: recommend.Hardware,
-    found: Mapping[str, recommend.Recommendation],
-    wanted: Config,
-    measured: Measured | None,
-) -> Change:
-    before = wanted.data.batch_size
-    if measured is not None:
-        after = measured.recommended * hardware.world_size
-        why = f"measured: {measured.recommended} per rank is the smallest within 3% of the best throughput"
-        return Change("batch_size", before, after, why)
-    return Change("batch_size", before, int(found["batch_size"].value), found["batch_size"].reason)
 
 
 def _rate(wanted: Config, hardware: recommend.Hardware, batch: int) -> Iterator[Change]:
@@ -191,54 +187,30 @@ def _rate(wanted: Config, hardware: recommend.Hardware, batch: int) -> Iterator[
     yield Change("lr", wanted.optim.lr, after, f"the global batch goes from {before} to {batch}: by its square root")
 
 
-def _accumulate(
-    hardware: recommend.Hardware,
-    wanted: Config,
-    batch: int,
-    found: Mapping[str, recommend.Recommendation],
-    measured: Measured | None,
-) -> Change:
-    before = wanted.data.accumulate
-    if measured is not None:
-        parts = ceil_div(ceil_div(batch, hardware.world_size), measured.largest)
-        return Change("accumulate", before, parts, f"measured: {measured.largest} per rank fit at once")
-    if "accumulate" in found:
-        return Change("accumulate", before, int(found["accumulate"].value), found["accumulate"].reason)
-    return Change("accumulate", before, 1, "one micro-batch; --benchmark measures whether it fits")
-
-
-def _compile(machine: Machine, wanted: Config) -> Change:
-    before = wanted.model.compile if "compile" in wanted.given else None
+def _compile(machine: Machine, wanted: Config) -> tuple[bool, str]:
+    """Whether to compile, and why."""
     capability = machine.hardware.compute_capability
     if machine.hardware.device == "cpu" or capability is None:
-        return Change("compile", before, False, "no GPU: nothing was measured that speaks for it")
+        return False, "no GPU: nothing was measured that speaks for it"
     if wanted.model.checkpoint_activations or wanted.run.reproducible:
-        return Change("compile", before, False, "excluded by another option of the file")
+        return False, "excluded by another option of the file"
     shown = f"compute capability {capability[0]}.{capability[1]}"
     if capability < (7, 0):
-        return Change("compile", before, False, f"{shown}: torch.compile's kernels need 7.0")
+        return False, f"{shown}: torch.compile's kernels need 7.0"
     if not machine.can_compile:
-        return Change("compile", before, False, "torch.compile needs Triton and a C compiler, which are not here")
-    return Change("compile", before, True, f"{shown}, Triton and a C compiler are here")
+        return False, "torch.compile needs Triton and a C compiler, which are not here"
+    return True, f"{shown}, Triton and a C compiler are here"
 
 
 def table(changes: Sequence[Change]) -> str:
     """What changed and what stays, with the reasons."""
-    rows = [
-        (c.name.replace("_", "-"), _shown(c.before), _shown(c.after) if c.changed else "kept", c.reason)
-        for c in changes
-    ]
-    rows.insert(0, ("option", "before", "now", "why"))
+    rows = [("option", "before", "now", "why")]
+    for change in changes:
+        now = _shown(change.after) if change.changed else "kept"
+        rows.append((change.name.replace("_", "-"), _shown(change.before), now, change.reason))
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     return "\n".join("  ".join([*map(str.ljust, row[:3], widths), row[3]]).rstrip() for row in rows)
 
 
 def _shown(value: Value) -> str:
     return "unset" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _described(machine: Machine) -> str:
-    hardware = machine.hardware
-    if hardware.device == "cpu":
-        return f"{hardware.cpus} CPU cores, no GPU"
-    return f"{hardware.world_size} GPU(s), {hardware.gpu_memory / recommend.GB:.0f} GB, {hardware.cpus} CPU cores"

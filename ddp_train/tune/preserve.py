@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ddp_train.technique import Stateful
 
 Part = nn.Module | torch.optim.Optimizer | Stateful
-Restore = Callable[[], None]
+Restore = Callable[[], object]
 
 
 @contextlib.contextmanager
