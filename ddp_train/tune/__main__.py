@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ddp_core.cli import INTERRUPTED, CommandLine, exit_status
 from ddp_core.errors import OptionError, UserError
-from ddp_train.tune.search import Search, Settings
+from ddp_train.tune.search import Search, Settings, search_table
 from ddp_train.tune.space import OptunaSampler, read_space
 
 EPILOG = "Options of launch.py and of the trainer that all trials share come at the end, after --."
@@ -17,17 +17,12 @@ EPILOG = "Options of launch.py and of the trainer that all trials share come at 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; the exit status."""
-    own, shared = _split(sys.argv[1:] if argv is None else list(argv))
-    status = exit_status(lambda: _search(_parser().parse_args(own), shared))
+    words = sys.argv[1:] if argv is None else list(argv)
+    at = words.index("--") if "--" in words else len(words)
+    status = exit_status(lambda: _search(_parser().parse_args(words[:at]), tuple(words[at + 1 :])))
     if status == INTERRUPTED:
         print("ended; the same command continues the search", file=sys.stderr)
     return status
-
-
-def _split(words: list[str]) -> tuple[list[str], tuple[str, ...]]:
-    """The words before the first --, and those after it."""
-    at = words.index("--") if "--" in words else len(words)
-    return words[:at], tuple(words[at + 1 :])
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -35,27 +30,14 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     search = commands.add_parser("search", help="try sets of options, each in a run of its own", epilog=EPILOG)
     add = search.add_argument
-    add(
-        "space",
-        metavar="SPACE.yaml",
-        type=Path,
-        help="options with their values or ranges (see ddp_train/tune/space.py)",
-    )
+    add("space", metavar="SPACE.yaml", type=Path, help="options, their values or ranges: see ddp_train/tune/space.py")
     add("--out", metavar="DIR", type=Path, required=True, help="folder of the search; the same command continues there")
     add("--trials", metavar="N", type=_whole("--trials"), default=20, help="sets of options to try [20]")
     add("--epochs", metavar="N", type=_whole("--epochs"), default=10, help="epochs of a full run [10]")
-    add(
-        "--method",
-        choices=("random", "halving"),
-        default="halving",
-        help="halving ends the worse trials early [halving]",
-    )
-    add(
-        "--first-epochs",
-        metavar="N",
-        type=_whole("--first-epochs"),
-        help="halving: epochs before the first cut [epochs / eta^2]",
-    )
+    methods = ("random", "halving")
+    add("--method", choices=methods, default="halving", help="halving ends the worse trials early [halving]")
+    first = "halving: epochs before the first cut [epochs / eta^2]"
+    add("--first-epochs", metavar="N", type=_whole("--first-epochs"), help=first)
     add("--eta", metavar="N", type=_whole("--eta"), default=3, help="halving: one trial of so many continues [3]")
     add("--seed", metavar="N", type=int, default=0, help="seed of the draws [0]")
     add("--sampler", choices=("own", "optuna"), default="own", help="optuna: its TPE draws, with --method random [own]")
@@ -95,7 +77,6 @@ def _end(search: Search) -> int:
 
     from ddp_train.plots.style import save
     from ddp_train.plots.tuning import search_figure
-    from ddp_train.tune.search import search_table
 
     if all(trial.best is None for trial in search.trials.values()):
         print("error: every trial failed; the lines above say why", file=sys.stderr)
@@ -104,7 +85,7 @@ def _end(search: Search) -> int:
     picture = search.folder / "search.png"
     save(search_figure([(trial.values, trial.best, max(trial.scores)) for trial in search.ranking]), picture)
     best = search.ranking[0]
-    print(f"best: trial {best.number + 1}, in {search.folder / f'trial-{best.number:03d}'}; picture: {picture}")
+    print(f"best: trial {best.number + 1}, in {search.folder_of(best)}; picture: {picture}")
     return 0
 
 

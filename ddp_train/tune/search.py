@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import shlex
 import subprocess
 import sys
@@ -25,6 +24,9 @@ from ddp_core.errors import UserError
 from ddp_core.files import write_text
 from ddp_train.observers.records import read_history
 from ddp_train.tune.space import Space, Value, draw, option_words
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 SCHEMA = "ddp-train-search/1"
 LAUNCHER = Path(__file__).resolve().parents[2] / "launch.py"
@@ -75,11 +77,9 @@ class Sampler(Protocol):
 
     def ask(self, number: int) -> dict[str, Value]:
         """The values of a new trial."""
-        ...
 
     def tell(self, number: int, score: float | None) -> None:
         """The score at its end."""
-        ...
 
 
 class Search:
@@ -100,19 +100,31 @@ class Search:
     @property
     def ranking(self) -> list[Trial]:
         """The trials, longest run first, of those the best score."""
-        return sorted(
-            self.trials.values(), key=lambda t: (-max(t.scores, default=0), -(t.best if t.best is not None else -1.0))
-        )
+
+        def order(trial: Trial) -> tuple[int, float]:
+            return -max(trial.scores, default=0), -(trial.best if trial.best is not None else -1.0)
+
+        return sorted(self.trials.values(), key=order)
+
+    def folder_of(self, trial: Trial) -> Path:
+        """The run folder of a trial."""
+        return self.folder / f"trial-{trial.number:03d}"
 
     def run(self, report: Callable[[str], None], start: Callable[[Sequence[str], Path], int] | None = None) -> None:
         """Run what is left. `start` runs a command into a log; its status. UserError: the first one was refused."""
-        settings = self.settings
-        while job := next_job(self._scores(), settings.trials, settings.steps, settings.eta):
+        settings, sampler = self.settings, self._sampler
+        rule = (settings.trials, settings.steps, settings.eta)
+        while job := next_job({number: trial.scores for number, trial in self.trials.items()}, *rule):
             number, epochs = job
-            trial = self.trials.get(number) or self._new_trial(number)
+            if number not in self.trials:
+                values = draw(self._space, settings.seed, number) if sampler is None else sampler.ask(number)
+                self.trials[number] = Trial(number, values, {})
+                self._save()
+            trial = self.trials[number]
             command = self._command(trial, epochs)
-            report(f"trial {number + 1} of {settings.trials}, to epoch {epochs}: {_shown(trial.values)}")
-            log = self.folder / f"trial-{number:03d}.log"
+            shown = ", ".join(f"{name} {_text(value)}" for name, value in trial.values.items())
+            report(f"trial {number + 1} of {settings.trials}, to epoch {epochs}: {shown}")
+            log = self.folder_of(trial).with_suffix(".log")
             status = (start or _start)(command, log)
             if status == USER_ERROR and not any(t.scores for t in self.trials.values()):
                 raise UserError(f"the first trial was refused ({_last_line(log)}): {shlex.join(command)}")
@@ -122,40 +134,25 @@ class Search:
             score = trial.scores[epochs]
             report(f"  failed: {_last_line(log)} ({log})" if score is None else f"  {score:.2%}")
             self._save()
-            if self._sampler is not None and epochs == settings.steps[-1]:
-                self._sampler.tell(number, trial.scores[epochs])
-
-    def _new_trial(self, number: int) -> Trial:
-        values = draw(self._space, self.settings.seed, number) if self._sampler is None else self._sampler.ask(number)
-        trial = self.trials[number] = Trial(number, values, {})
-        self._save()
-        return trial
+            if sampler is not None and epochs == settings.steps[-1]:
+                sampler.tell(number, score)
 
     def _command(self, trial: Trial, epochs: int) -> list[str]:
-        out_dir = self.folder / f"trial-{trial.number:03d}"
         words = [*self.settings.words, *option_words(trial.values), f"--epochs={self.settings.epochs}"]
         if epochs < self.settings.epochs:
             words.append(f"--stop-after={epochs}")
-        return [sys.executable, str(LAUNCHER), *words, f"--out-dir={out_dir}", "--resume=auto"]
+        return [sys.executable, str(LAUNCHER), *words, f"--out-dir={self.folder_of(trial)}", "--resume=auto"]
 
     def _score(self, trial: Trial, epochs: int) -> float | None:
-        history = read_history(self.folder / f"trial-{trial.number:03d}" / "training_history.json")
-        known = [
-            e["test_accuracy"] for e in history["epochs"] if e["epoch"] <= epochs and e["test_accuracy"] is not None
-        ]
-        return max(known, default=None)
-
-    def _scores(self) -> dict[int, dict[int, float | None]]:
-        return {number: trial.scores for number, trial in self.trials.items()}
+        history = read_history(self.folder_of(trial) / "training_history.json")
+        reached = [epoch["test_accuracy"] for epoch in history["epochs"] if epoch["epoch"] <= epochs]
+        return max((accuracy for accuracy in reached if accuracy is not None), default=None)
 
     def _save(self) -> None:
         document = {
             "schema": SCHEMA,
             "settings": dataclasses.asdict(self.settings),
-            "trials": [
-                {"number": t.number, "values": t.values, "scores": {str(k): v for k, v in t.scores.items()}}
-                for t in self.trials.values()
-            ],
+            "trials": [dataclasses.asdict(trial) for trial in self.trials.values()],
         }
         write_text(self._file, json.dumps(document, indent=2) + "\n")
 
@@ -175,8 +172,7 @@ class Search:
 
 
 def _start(command: Sequence[str], log: Path) -> int:
-    """Run a trial, with its output appended to `log`. Ctrl-C reaches it too: both are in the terminal's process
-    group."""
+    """Run a trial, its output appended to `log`. Ctrl-C reaches it too: both are in the terminal's process group."""
     with log.open("ab") as file:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file)
         try:
@@ -189,21 +185,16 @@ def _start(command: Sequence[str], log: Path) -> int:
 def _last_line(log: Path) -> str:
     """The last line that a trial printed: its `error:` line, if there is one."""
     try:
-        lines = [
-            line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()
-        ]
+        content = log.read_text(encoding="utf-8", errors="replace")
     except OSError:
-        lines = []
+        content = ""
+    lines = [line.strip() for line in content.splitlines() if line.strip()]
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error:")]
     return (errors or lines or ["no output"])[-1]
 
 
-def _shown(values: dict[str, Value]) -> str:
-    return ", ".join(f"{name} {value:.4g}" if _is_real(value) else f"{name} {value}" for name, value in values.items())
-
-
-def _is_real(value: Value) -> bool:
-    return isinstance(value, float) and math.isfinite(value)
+def _text(value: Value) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def rungs(epochs: int, eta: int, first: int) -> tuple[int, ...]:
@@ -235,10 +226,6 @@ def next_job(
     return None
 
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
-
 def search_table(ranking: Sequence[Trial]) -> Table:
     """One row per trial, the best first: score, epochs, values."""
     from rich import box
@@ -254,7 +241,6 @@ def search_table(ranking: Sequence[Trial]) -> Table:
     for place, trial in enumerate(ranking):
         score = "failed" if trial.best is None else f"{trial.best:.2%}"
         cells = [str(trial.number + 1), score, str(max(trial.scores, default=0))]
-        values = (trial.values[name] for name in names)
-        cells += [f"{value:.4g}" if isinstance(value, float) else str(value) for value in values]
+        cells += [_text(trial.values[name]) for name in names]
         table.add_row(*map(Text, cells), style="bold green" if place == 0 else None)
     return table

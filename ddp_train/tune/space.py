@@ -35,7 +35,7 @@ class Choice:
 
     def draw(self, generator: random.Random) -> Value:
         """A value."""
-        return self.values[generator.randrange(len(self.values))]
+        return generator.choice(self.values)
 
 
 @dataclass(frozen=True)
@@ -118,11 +118,9 @@ def _values(path: Path, key: str, given: Any) -> Choice | Range:
 def _range(path: Path, key: str, given: dict[str, Any]) -> Range:
     numbers = {name: value for name, value in given.items() if name != "log"}
     fine = {"low", "high"} <= given.keys() <= RANGE_KEYS and isinstance(given.get("log", False), bool)
-    fine = fine and all(isinstance(value, (int, float)) and math.isfinite(value) for value in numbers.values())
-    if not fine:
-        raise UserError(
-            f"{path}: {key} takes low and high, and perhaps log (true or false) or step, not {shown(given)}"
-        )
+    if not (fine and all(isinstance(value, (int, float)) and math.isfinite(value) for value in numbers.values())):
+        what = "low and high, and perhaps log (true or false) or step"
+        raise UserError(f"{path}: {key} takes {what}, not {shown(given)}")
     low, high, step, log = given["low"], given["high"], given.get("step"), given.get("log", False)
     if not low < high or (log and low <= 0) or (step is not None and (log or not 0 < step <= high - low)):
         raise UserError(f"{path}: {key} takes low < high, low above 0 with log, and a step within them without log")
@@ -131,19 +129,14 @@ def _range(path: Path, key: str, given: dict[str, Any]) -> Range:
 
 def _corners(space: Space) -> list[dict[str, Value]]:
     """Trials that try each value of each option at least once, to refuse what cannot work before anything runs."""
-    first = {
-        name: values.values[0] if isinstance(values, Choice) else _end(values, 0) for name, values in space.items()
-    }
-    found = [first]
+    tried: dict[str, tuple[Value, ...]] = {}
     for name, values in space.items():
-        others = values.values[1:] if isinstance(values, Choice) else (_end(values, 1),)
-        found += [first | {name: other} for other in others]
-    return found
-
-
-def _end(values: Range, at: int) -> Value:
-    end = (values.low, values.high)[at]
-    return round(end) if values.whole else float(end)
+        if isinstance(values, Choice):
+            tried[name] = values.values
+        else:
+            tried[name] = tuple(round(end) if values.whole else float(end) for end in (values.low, values.high))
+    first = {name: values[0] for name, values in tried.items()}
+    return [first, *(first | {name: other} for name, values in tried.items() for other in values[1:])]
 
 
 class OptunaSampler:
@@ -159,43 +152,29 @@ class OptunaSampler:
             raise UserError("--sampler optuna: Optuna is not installed: pip install 'ddp-launch[optuna]'") from None
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         folder.mkdir(parents=True, exist_ok=True)
-        storage = f"sqlite:///{(folder / 'optuna.db').absolute()}"
+        storage, sampler = f"sqlite:///{(folder / 'optuna.db').absolute()}", optuna.samplers.TPESampler(seed=seed)
         self._failed = optuna.trial.TrialState.FAIL
         self._space = space
         self._study: Any = optuna.create_study(
-            study_name="search",
-            storage=storage,
-            direction="maximize",
-            sampler=optuna.samplers.TPESampler(seed=seed),
-            load_if_exists=True,
+            study_name="search", storage=storage, direction="maximize", sampler=sampler, load_if_exists=True
         )
-        self._asked: dict[int, Any] = {}
 
     def ask(self, number: int) -> dict[str, Value]:
         """The values of a new trial."""
-        trial = self._asked[number] = self._study.ask()
+        trial = self._study.ask()
         trial.set_user_attr("number", number)
-        return {name: self._suggest(trial, name) for name in self._space}
+        found: dict[str, Value] = {}
+        for name, values in self._space.items():
+            if isinstance(values, Choice):
+                found[name] = trial.suggest_categorical(name, values.values)
+            elif values.whole:
+                found[name] = trial.suggest_int(name, int(values.low), int(values.high), step=int(values.step or 1))
+            else:
+                found[name] = trial.suggest_float(name, values.low, values.high, log=values.log, step=values.step)
+        return found
 
     def tell(self, number: int, score: float | None) -> None:
         """Its score, also of a trial that was asked for by an earlier process."""
-        found = self._asked.get(number)
-        ids = [t.number for t in self._study.trials if t.user_attrs.get("number") == number]
-        target = found if found is not None else (ids[-1] if ids else None)
-        if target is None:
-            return
-        if score is None:
-            self._study.tell(target, state=self._failed)
-        else:
-            self._study.tell(target, score)
-
-    def _suggest(self, trial: Any, name: str) -> Value:
-        values = self._space[name]
-        found: Value
-        if isinstance(values, Choice):
-            found = trial.suggest_categorical(name, values.values)
-        elif values.whole:
-            found = trial.suggest_int(name, int(values.low), int(values.high), step=int(values.step or 1))
-        else:
-            found = trial.suggest_float(name, values.low, values.high, log=values.log, step=values.step)
-        return found
+        asked = [trial.number for trial in self._study.trials if trial.user_attrs.get("number") == number]
+        if asked:
+            self._study.tell(asked[-1], score, None if score is not None else self._failed)
