@@ -34,7 +34,7 @@ def exit_status(body: Callable[[], int | None]) -> int:
             sys.stdout.flush()
     except UserError as error:
         print(line_of(error), file=sys.stderr, flush=True)
-        return 2
+        return error.status
     except ModuleNotFoundError as error:
         if (mistake := missing_packages.explained(error)) is None:
             raise

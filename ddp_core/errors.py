@@ -5,7 +5,7 @@ Exception
 |   |-- OptionError      on a command line
 |   |-- SharedError      the same mistake on several ranks, of which one prints it
 |   `-- TopologyError    about GPUs, the driver, or a topology file
-|       |-- DriverError  (gpu_topology.driver.library)
+|       |-- DriverError  (gpu_topology.driver.library); StuckDriverError: exit status 1
 |       `-- SelectionError (gpu_topology.select.select)
 |-- PreflightError       the check before a run failed: exit status 1
 `-- TrainingDiverged     a loss or gradient is not finite: exit status 1
@@ -21,6 +21,8 @@ LONGEST, HEAD, TAIL = 900, 600, 250
 
 class UserError(Exception):
     """One line that names the option or file, its value and what is accepted. `remedy`: what to do, where known."""
+
+    status = 2
 
     def __init__(self, message: str = "", remedy: str | None = None) -> None:
         super().__init__(message)

@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _print(plan, options) if options.dry_run else _run(plan, planner, options, events)
     except UserError as error:
         print(line_of(error), file=sys.stderr)
-        return 2
+        return error.status
     except ModuleNotFoundError as error:
         if (mistake := missing_packages.explained(error)) is None:
             raise

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ddp_launch.doctor.check import INSTALL, Check
-from gpu_topology.driver.library import DriverError, NoDevicesError, NoDriverError
+from gpu_topology.driver.library import DriverError, NoDevicesError, NoDriverError, StuckDriverError
 from gpu_topology.environment.notes import notes
 from gpu_topology.host.host import Host
 from gpu_topology.select.select import Selection
@@ -39,7 +39,8 @@ def devices(topology: Topology, problem: DriverError | None = None, root: Path =
     if problem is not None:
         # A machine without an NVIDIA card is in order; a card that cannot be used is not.
         harmless = isinstance(problem, NoDriverError | NoDevicesError) and not nvidia_cards(root)
-        words = f"{problem}; training runs on the CPU"
+        stuck = isinstance(problem, StuckDriverError)
+        words = str(problem) if stuck else f"{problem}; training runs on the CPU"
         yield Check("GPUs", "warning" if harmless else "failed", words, problem.remedy)
         return
     version = topology.driver_version or "unknown"

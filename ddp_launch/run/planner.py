@@ -23,6 +23,7 @@ from ddp_launch.plan.plan import LaunchPlan, MachineFacts, make_plan, occupied, 
 from ddp_launch.run.gpu_claims import Claims
 from ddp_train.distributed.speed_cache import recall as recall_speeds
 from gpu_topology import snapshot
+from gpu_topology.driver.library import StuckDriverError
 from gpu_topology.driver.read import read_or_explain
 from gpu_topology.host.host import read_host
 from gpu_topology.select.from_environment import Inherited, read_inherited
@@ -108,7 +109,12 @@ class Planner:
         return replace(made, program=plan.program, job=job), out + (f"; {spares} instead" if spares else "")
 
     def _facts(self, cluster: Cluster) -> MachineFacts:
-        topology = read_or_explain()
+        try:
+            topology = read_or_explain()
+        except StuckDriverError as error:
+            if not self._options.cpu:
+                raise
+            topology = Topology(warnings=(str(error),))
         return MachineFacts(
             topology=topology,
             host=read_host(),

@@ -6,13 +6,20 @@ about one GPU and remembers when it was lost.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from ddp_core.errors import TopologyError
+
+Note = Callable[[str], None]
+"""Is given the name of each call before it begins: "nvmlDeviceGetName of GPU 3"."""
+
+LIBRARY = "libnvidia-ml.so.1"
 
 
 class DriverError(TopologyError):
@@ -21,6 +28,16 @@ class DriverError(TopologyError):
 
 class NoDriverError(DriverError):
     """No driver library, or no kernel module for it."""
+
+
+class LibraryError(DriverError):
+    """The driver library is there, and the loader refuses it."""
+
+
+class StuckDriverError(DriverError):
+    """The driver library hangs or crashes: whether there is a GPU to train on is not known, so nothing goes ahead."""
+
+    status = 1
 
 
 class DriverMismatchError(DriverError):
@@ -34,7 +51,9 @@ class NoPermissionError(DriverError):
 class NoDevicesError(DriverError):
     """The driver works and has no GPU; `versions` are those of the driver and of CUDA, None where it does not tell."""
 
-    def __init__(self, message: str, remedy: str, versions: tuple[str | None, str | None] = (None, None)) -> None:
+    def __init__(
+        self, message: str, remedy: str | None = None, versions: tuple[str | None, str | None] = (None, None)
+    ) -> None:
         super().__init__(message, remedy)
         self.versions = versions
 
@@ -77,8 +96,8 @@ _START_ERRORS: dict[str, tuple[type[DriverError], str, str]] = {
 class Driver:
     """An open driver. Every question is guarded on its own: one unsupported reading costs that reading alone."""
 
-    def __init__(self, api: ModuleType) -> None:
-        self.api = api
+    def __init__(self, api: ModuleType, note: Note | None = None) -> None:
+        self.api, self.note = api, note
         # NVMLLibraryMismatchError is not an NVMLError; a driver's text that is no UTF-8 must not end the report either.
         mismatch = getattr(api, "NVMLLibraryMismatchError", api.NVMLError)
         self.errors: tuple[type[Exception], ...] = (api.NVMLError, mismatch, AttributeError, UnicodeDecodeError)
@@ -87,8 +106,10 @@ class Driver:
         """`api.<function>(*args)`, or None when the driver, its version or the card does not answer."""
         return self.try_ask(function, *args)[0]
 
-    def try_ask(self, function: str, *args: object) -> tuple[Any, str | None]:
+    def try_ask(self, function: str, *args: object, about: str = "") -> tuple[Any, str | None]:
         """The answer and no error, or None and the error's NVML name ("NVML_ERROR_GPU_IS_LOST")."""
+        if self.note is not None:
+            self.note(f"{function} of {about}" if about else function)
         try:
             answer = getattr(self.api, function)(*args)
         except self.errors as error:
@@ -115,8 +136,8 @@ class Device:
     Once it is gone nothing more is asked: each question to a lost GPU can take seconds.
     """
 
-    def __init__(self, driver: Driver, handle: Any) -> None:
-        self.driver, self.handle = driver, handle
+    def __init__(self, driver: Driver, handle: Any, name: str = "") -> None:
+        self.driver, self.handle, self.name = driver, handle, name
         self.lost: str | None = None
 
     def ask(self, function: str, *args: object) -> Any:
@@ -127,14 +148,14 @@ class Device:
         """The answer and no error, or None and the error's NVML name."""
         if self.lost is not None:
             return None, self.lost
-        answer, problem = self.driver.try_ask(function, self.handle, *args)
+        answer, problem = self.driver.try_ask(function, self.handle, *args, about=self.name)
         if problem in LOST:
             self.lost = problem
         return answer, problem
 
 
 @contextmanager
-def session() -> Iterator[Driver]:
+def session(note: Note | None = None) -> Iterator[Driver]:
     """Open the driver for the length of a `with`; raises the `DriverError` that fits, with what to do about it."""
     try:
         import pynvml
@@ -143,14 +164,60 @@ def session() -> Iterator[Driver]:
             "the Python package nvidia-ml-py is not installed, so the driver cannot be asked",
             "pip install nvidia-ml-py",
         ) from None
-    driver = Driver(pynvml)
+    driver = Driver(pynvml, note)
     _, problem = driver.try_ask("nvmlInit")
+    if problem in ("NVML_ERROR_LIBRARY_NOT_FOUND", "NVML_ERROR_FUNCTION_NOT_FOUND") and (words := _refused()):
+        raise LibraryError(f"the NVIDIA driver library does not load: {words}", LOADER_REMEDY)
     if problem is not None:
         raise start_error(problem)
     try:
         yield driver
     finally:
         driver.ask("nvmlShutdown")
+
+
+LOADER_REMEDY = "install the driver again; see that LD_LIBRARY_PATH leads to no other copy of its library"
+
+
+def _refused() -> str | None:
+    """The loader's words about a library that is there and does not load; None where there is no library."""
+    import ctypes
+
+    found = next((path for path in _places() if os.path.lexists(path)), None)
+    words = None
+    for name in (LIBRARY, str(found)) if found else (LIBRARY,):
+        try:
+            ctypes.CDLL(name).nvmlInitWithFlags  # noqa: B018
+        except (OSError, AttributeError) as error:
+            words = str(error)
+            # It says the same of a library for another processor, which it passes over, and of none at all.
+            if "No such file" not in words or LIBRARY not in words:
+                return words
+        else:
+            return None
+    return f"{words} ({_described(found)})" if found else None
+
+
+def _places() -> Iterator[Path]:
+    """Where the loader looks: ld.so(8)."""
+    machine = os.uname().machine
+    usual = (f"/usr/lib/{machine}-linux-gnu", "/usr/lib64", "/usr/lib", "/lib64", "/lib", "/usr/lib/wsl/lib")
+    for folder in (*os.environ.get("LD_LIBRARY_PATH", "").replace(";", ":").split(":"), *usual):
+        if folder:
+            yield Path(folder) / LIBRARY
+
+
+def _described(path: Path) -> str:
+    """Why the loader passed this library over: e_machine of the ELF header, elf(5), is another processor's."""
+    try:
+        with path.open("rb") as file:
+            header = file.read(20)
+    except OSError as error:
+        return f"a link to {path.readlink()}, which is not there" if path.is_symlink() else f"{error.strerror}"
+    kind = int.from_bytes(header[18:20], "big" if header[5:6] == b"\2" else "little")
+    known = {3: "x86", 40: "arm", 62: "x86_64", 183: "aarch64", 21: "ppc64", 243: "riscv"}
+    built_for = known.get(kind, f"ELF machine {kind}")
+    return f"it is there, and is built for {built_for}, this machine is {os.uname().machine}"
 
 
 def start_error(problem: str) -> DriverError:

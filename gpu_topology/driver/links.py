@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 
-from gpu_topology.driver.library import Device
+from gpu_topology.driver.library import LOST, Device
 from gpu_topology.topology import Gpu, Link, LinkLevel, PeerAccess
 
 # NVML_NVLINK_MAX_LINKS of nvidia-ml-py 13.615. Older cards answer INVALID_ARGUMENT past their last link.
 _MAX_LINKS = 36
+
+_STATE_FIELD = 165  # NVML_FI_DEV_NVLINK_GET_STATE (nvml.h); the scope is the link
+
+# On machines of so many GPUs every kind of peer access is asked of every pair, both ways.
+_ALL_ASKED = 4
 
 # nvmlNvLinkDeviceType (nvml.h)
 _REMOTE_GPU, _REMOTE_SWITCH = 0, 2
@@ -61,22 +66,26 @@ class _NvLinks:
 def read_links(gpus: Sequence[Gpu], devices: Sequence[Device]) -> tuple[Link, ...]:
     """One `Link` for each pair of GPUs that have not failed. `devices[i]` belongs to `gpus[i]`.
 
-    Each NVLink is asked once, each kind of peer access once per pair and direction.
+    On a machine of more than four GPUs only reading is asked of each pair: what it answers stands for both directions,
+    and the other kinds of peer access are those of the first pair of the same models, path and answer.
     """
     usable = [(gpu, device) for gpu, device in zip(gpus, devices, strict=True) if gpu.error is None]
     if len(usable) < 2:
         return ()
     buses = {None if gpu.pci_bus_id is None else _key(gpu.pci_bus_id) for gpu, _ in usable}
     nvlinks = {gpu.index: _nvlinks_of(device, buses) for gpu, device in usable}
-    return tuple(_read_link(a, b, nvlinks) for a, b in combinations(usable, 2))
+    known: dict[object, PeerAccess] | None = {} if len(usable) > _ALL_ASKED else None
+    return tuple(_read_link(a, b, nvlinks, known) for a, b in combinations(usable, 2))
 
 
-def _read_link(a: tuple[Gpu, Device], b: tuple[Gpu, Device], nvlinks: dict[int, _NvLinks]) -> Link:
+def _read_link(
+    a: tuple[Gpu, Device], b: tuple[Gpu, Device], nvlinks: dict[int, _NvLinks], known: dict[object, PeerAccess] | None
+) -> Link:
     (gpu_a, device_a), (gpu_b, device_b) = a, b
     count = _count_between(gpu_a, gpu_b, nvlinks)
     ancestor = _ask_pair("nvmlDeviceGetTopologyCommonAncestor", device_a, device_b)
     pcie = None if ancestor is None else _LEVELS.get(ancestor)
-    peer = PeerAccess(*(_both_ways(device_a, device_b, kind) for kind in (_READ, _WRITE, _NVLINK, _ATOMICS)))
+    peer = _peer_access(device_a, device_b, known, (frozenset((gpu_a.name, gpu_b.name)), pcie, count))
     return Link(
         gpu_a.index,
         gpu_b.index,
@@ -88,39 +97,70 @@ def _read_link(a: tuple[Gpu, Device], b: tuple[Gpu, Device], nvlinks: dict[int, 
     )
 
 
+def _peer_access(a: Device, b: Device, known: dict[object, PeerAccess] | None, alike: tuple[object, ...]) -> PeerAccess:
+    """Every kind both ways; with `known`, reading alone where a pair that is `alike` had the same answer to it."""
+    there = _peer_status(a, b, _READ)
+    same = None if known is None else known.get((there, *alike))
+    if same is not None:
+        return same
+    others = (_both_ways(a, b, kind) for kind in (_WRITE, _NVLINK, _ATOMICS))
+    peer = PeerAccess((there, _peer_status(b, a, _READ)), *others)
+    if known is not None and all(one == other for one, other in (peer.read, peer.write, peer.nvlink, peer.atomics)):
+        known[there, *alike] = peer
+    return peer
+
+
 def _nvlinks_of(device: Device, buses: Collection[str | None]) -> _NvLinks:
     """`buses`: the GPUs' bus ids as `_key` writes them; None among them for a GPU whose bus id is unknown."""
     found = _NvLinks()
-    for link in range(_MAX_LINKS):
-        active, problem = device.try_ask("nvmlDeviceGetNvLinkState", link)
-        if problem == "NVML_ERROR_INVALID_ARGUMENT":
-            break  # past the last link
-        if problem == "NVML_ERROR_NOT_SUPPORTED":
-            continue  # a card without NVLink, or a link that this board leaves out
-        if problem is not None:
+    for link, active in _link_states(device):
+        if active is None:
             found.known = False
-            break
-        if active == 1:
+        elif active and not found.to_switch:
             _note_remote(device, link, buses, found)
+        elif active:  # no board has links to switches and to GPUs
+            found.to_switch += 1
     return found
 
 
+def _link_states(device: Device) -> Iterator[tuple[int, bool | None]]:
+    """Each NVLink that there is, and whether it is up; None, as the last one, where the driver fails to tell.
+
+    Those after the first in one call, as NCCL asks new drivers (NVML_FI_DEV_NVLINK_GET_STATE); a driver that shows none
+    up in this way is asked link by link.
+    """
+    for link in range(_MAX_LINKS):
+        active, problem = device.try_ask("nvmlDeviceGetNvLinkState", link)
+        if problem == "NVML_ERROR_INVALID_ARGUMENT":
+            return  # past the last link
+        if problem not in (None, "NVML_ERROR_NOT_SUPPORTED"):  # a link that this board leaves out is not supported
+            yield link, None
+            return
+        if link == 0:
+            fields = device.ask("nvmlDeviceGetFieldValues", [(_STATE_FIELD, link) for link in range(_MAX_LINKS)]) or ()
+            states = {link: field.value.uiVal == 1 for link, field in enumerate(fields) if field.nvmlReturn == 0}
+            if any(states.values()):
+                yield from states.items()
+                return
+            if problem is not None:
+                return  # a card without NVLink
+        yield link, active == 1
+
+
 def _note_remote(device: Device, link: int, buses: Collection[str | None], found: _NvLinks) -> None:
+    pci = device.ask("nvmlDeviceGetNvLinkRemotePciInfo", link)
+    bus_id = None if pci is None else _key(pci.busId)
+    if bus_id is not None and bus_id in buses:
+        found.peers[bus_id] += 1
+        return
+    if bus_id == _HIDDEN_SWITCH:
+        found.to_switch += 1
+        return
     kind = device.ask("nvmlDeviceGetNvLinkRemoteDeviceType", link)
     if kind == _REMOTE_SWITCH:
         found.to_switch += 1
-        return
-    pci = device.ask("nvmlDeviceGetNvLinkRemotePciInfo", link)
-    if pci is None:
-        found.known = found.known and kind not in (None, _REMOTE_GPU)
-        return
-    bus_id = _key(pci.busId)
-    if bus_id == _HIDDEN_SWITCH:
-        found.to_switch += 1
-    elif bus_id in buses:
-        found.peers[bus_id] += 1
-    elif kind is None or (kind == _REMOTE_GPU and None in buses):
-        found.known = False  # a switch, or the GPU that does not tell its own bus id
+    elif kind is None or (kind == _REMOTE_GPU and (pci is None or None in buses)):
+        found.known = False  # a switch, or a GPU that does not tell its own bus id
 
 
 def _key(bus_id: bytes | str) -> str:
@@ -144,8 +184,12 @@ def _ask_pair(function: str, first: Device, second: Device, *args: object) -> in
     """A question about two GPUs; None without asking once either is lost."""
     if first.lost or second.lost:
         return None
-    # An error names neither of the two, so it marks neither as lost: whoever it is says so when asked alone.
-    answer: int | None = first.driver.ask(function, first.handle, second.handle, *args)
+    pair = f"{first.name} and {second.name}"
+    answer: int | None
+    answer, problem = first.driver.try_ask(function, first.handle, second.handle, *args, about=pair)
+    if problem in LOST:  # the error names neither of the two: each says so itself
+        first.ask("nvmlDeviceGetUUID")
+        second.ask("nvmlDeviceGetUUID")
     return answer
 
 

@@ -1,7 +1,7 @@
-"""The driver, through nvidia-ml-py, to a `Topology`.
+"""The driver, through nvidia-ml-py, to a `Topology`, in a child process (child_process.py).
 
-Devices are read one by one (nvml_gpu), then the links between each pair (nvml_links). Each question is guarded on its
-own (driver): what a card or an old driver does not tell stays None, and a lost GPU is a row that says so.
+Devices are read one by one (gpu.py), then the links between each pair (links.py). Each question is guarded on its
+own (library.py): what a card or an old driver does not tell stays None, and a lost GPU is a row that says so.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from gpu_topology.driver.child_process import in_child
 from gpu_topology.driver.gpu import read_gpu
 from gpu_topology.driver.health_warnings import concerns
 from gpu_topology.driver.library import (
@@ -17,6 +18,8 @@ from gpu_topology.driver.library import (
     Driver,
     DriverError,
     NoDevicesError,
+    Note,
+    StuckDriverError,
     describe,
     session,
     start_error,
@@ -30,15 +33,23 @@ _MOST_GPUS = 64
 
 def read_topology() -> Topology:
     """Ask the driver for everything. Raises a `DriverError` subclass with a remedy when there is nothing to read."""
-    with session() as driver:
+    return in_child(read_here)
+
+
+def read_here(note: Note) -> Topology:
+    """The same in this process."""
+    with session(note) as driver:
         handles = open_handles(driver)
-        devices = [Device(driver, handle) for handle, _ in handles]
+        devices = [Device(driver, handle, f"GPU {index}") for index, (handle, _) in enumerate(handles)]
         gpus = tuple(
             read_gpu(index, device) if problem is None else Gpu(index, error=describe(problem))
             for index, (device, (_, problem)) in enumerate(zip(devices, handles, strict=True))
         )
         links = read_links(gpus, devices)
-        gpus = tuple(_still_there(gpu, device) for gpu, device in zip(gpus, devices, strict=True))
+        gpus = tuple(
+            replace(gpu, error=describe(device.lost)) if device.lost and not gpu.error else gpu
+            for gpu, device in zip(gpus, devices, strict=True)
+        )
         failed = {gpu.index for gpu in gpus if gpu.error}
         driver_version, cuda_version = _versions(driver)
         return Topology(
@@ -51,9 +62,12 @@ def read_topology() -> Topology:
 
 
 def read_or_explain() -> Topology:
-    """Like `read_topology`, but never raises: without a GPU, `warnings` holds the reason and then what to do."""
+    """Like `read_topology`, but raises StuckDriverError alone: without a GPU, `warnings` holds the reason and then what
+    to do."""
     try:
         return read_topology()
+    except StuckDriverError:
+        raise
     except DriverError as error:
         driver_version, cuda_version = error.versions if isinstance(error, NoDevicesError) else (None, None)
         return Topology(
@@ -77,26 +91,18 @@ def open_handles(driver: Driver) -> list[tuple[Any, str | None]]:
             "see `lspci | grep -i nvidia`; in a virtual machine or container, pass a GPU through",
             _versions(driver),
         )
-    return [driver.try_ask("nvmlDeviceGetHandleByIndex", index) for index in range(count)]
+    return [driver.try_ask("nvmlDeviceGetHandleByIndex", index, about=f"GPU {index}") for index in range(count)]
 
 
 def _probe(driver: Driver) -> list[tuple[Any, str | None]]:
     """The handles without knowing how many: up to the first index that is neither there nor lost."""
     found: list[tuple[Any, str | None]] = []
     while len(found) < _MOST_GPUS:
-        handle, problem = driver.try_ask("nvmlDeviceGetHandleByIndex", len(found))
+        handle, problem = driver.try_ask("nvmlDeviceGetHandleByIndex", len(found), about=f"GPU {len(found)}")
         if problem is not None and problem not in LOST:
             break
         found.append((handle, problem))
     return found
-
-
-def _still_there(gpu: Gpu, device: Device) -> Gpu:
-    """The GPU, with its error if it was lost while the links were read."""
-    if gpu.error is not None:
-        return gpu
-    device.ask("nvmlDeviceGetUUID")
-    return gpu if device.lost is None else replace(gpu, error=describe(device.lost))
 
 
 def _versions(driver: Driver) -> tuple[str | None, str | None]:

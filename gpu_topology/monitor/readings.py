@@ -29,7 +29,7 @@ def read_gpus(uuids: Sequence[str]) -> list[Reading]:
 
     Never raises; [] without a driver. The driver is opened once for the life of the process: opening it is what costs.
     """
-    driver = _open()
+    driver = _open() if uuids else None
     if driver is None:
         return []
     readings = (_read(driver, uuid) for uuid in uuids)

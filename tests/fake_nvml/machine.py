@@ -95,6 +95,8 @@ ERRORS = {
     "NOT_READY": 27,
     "GPU_NOT_FOUND": 28,
     "UNKNOWN": 999,
+    "HANG": 10001,  # no error: the call never comes back
+    "CRASH": 10002,  # nor this: the process ends with SIGSEGV in it
 }
 THROTTLE = {
     "idle": 0x01,

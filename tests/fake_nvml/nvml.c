@@ -7,15 +7,17 @@
  * $FAKE_NVML_CALLS names a file that nvmlShutdown writes: one line "function calls nanoseconds" for each function called.
  */
 #define _POSIX_C_SOURCE 200809L
+#include <signal.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 enum { SUCCESS = 0, UNINITIALIZED = 1, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6, INSUFFICIENT_SIZE = 7 };
 enum { MAX_GPUS = 16, MAX_LINKS = 18, MAX_PROCESSES = 8, MAX_SLICES = 8, MAX_FAULTS = 64, MAX_FUNCTIONS = 64 };
-enum { CPU_WORDS = 16, KINDS = 4, MAX_STEPS = 32, UNKNOWN = -1 };
+enum { CPU_WORDS = 16, KINDS = 4, MAX_STEPS = 32, UNKNOWN = -1, HANG = 10001, CRASH = 10002 };
 
 typedef unsigned long long u64;
 
@@ -186,17 +188,26 @@ static void write_counts(void)
     if (file) fclose(file);
 }
 
-/* The error that the machine's description wants here, 0 when none. The first `after` calls that match go well. */
-static int fault(const char *function, struct device *device, struct device *other)
+/* The error that the machine's description wants here, 0 when none. The first `after` calls that match go well.
+ * Two numbers are no errors: HANG never comes back, CRASH ends the process as a bad driver would. */
+static int fault_of(const char *function, struct device *device, struct device *other)
 {
-    spend(function);
     for (int i = 0; i < fault_count; i++) {
         int gpu = faults[i].gpu;
         if (strcmp(faults[i].function, "*") && strcmp(faults[i].function, function)) continue;
         if (gpu >= 0 && !(device && device->index == gpu) && !(other && other->index == gpu)) continue;
-        if (faults[i].seen++ >= faults[i].after) return faults[i].error;
+        if (faults[i].seen++ < faults[i].after) continue;
+        while (faults[i].error == HANG) pause();
+        if (faults[i].error == CRASH) raise(SIGSEGV);
+        return faults[i].error;
     }
     return strcmp(function, "nvmlInitWithFlags") && !open_count ? UNINITIALIZED : SUCCESS;
+}
+
+static int fault(const char *function, struct device *device, struct device *other)
+{
+    spend(function);
+    return fault_of(function, device, other);
 }
 
 #define CHECK_PAIR(a, b) do { int error_ = fault(__func__, a, b); if (error_) return error_; } while (0)
@@ -506,13 +517,19 @@ int nvmlDeviceGetNvLinkRemotePciInfo_v2(struct device *device, unsigned link, st
 /* Throughput. The counters grow with the time since nvmlInit, at the rates of the machine's description. */
 struct field { unsigned id, scope; long long timestamp, latency; int type, result; union { u64 wide; unsigned narrow; } value; };
 
-enum { NVLINK_TX = 138, NVLINK_RX = 139, PCIE_TX = 197, PCIE_RX = 198, UNSIGNED_INT = 1, UNSIGNED_LONG_LONG = 3 };
+enum { NVLINK_TX = 138, NVLINK_RX = 139, NVLINK_STATE = 165, PCIE_TX = 197, PCIE_RX = 198, UNSIGNED_INT = 1, UNSIGNED_LONG_LONG = 3 };
 
 static u64 grown(long long rate) { return (u64)((double)rate * (double)(now() - opened_at) / 1e9); }
 
 static int read_field(struct device *device, struct field *field)
 {
     int direction = field->id == NVLINK_RX || field->id == PCIE_RX;
+    if (field->id == NVLINK_STATE) { /* the faults of the function that asks for one link */
+        int problem = fault_of("nvmlDeviceGetNvLinkState", device, NULL);
+        if (!problem) problem = link_problem(device, field->scope);
+        if (!problem) field->type = UNSIGNED_INT, field->value.narrow = device->link[field->scope].kind >= 0;
+        return problem;
+    }
     if (field->id == NVLINK_TX || field->id == NVLINK_RX) {
         int all = field->scope == 0xFFFFFFFF, links = 0;
         for (int i = 0; i < MAX_LINKS; i++) links += device->link[i].kind >= 0;

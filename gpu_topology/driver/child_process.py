@@ -1,0 +1,175 @@
+"""Reads the driver in a child process: a driver library that hangs or crashes takes the child along, not the program.
+
+A fork of a program that has not imported torch takes a millisecond. The child notes each call that it begins in memory
+that both share, and sends the answer through a pipe. Errors go the same way.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import mmap
+import os
+import pickle
+import select
+import signal
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from gpu_topology.driver.library import LIBRARY, LOADER_REMEDY, DriverError, LibraryError, Note, StuckDriverError
+
+Answer = TypeVar("Answer")
+
+SLOW_S, LIMIT_S = 5.0, 20.0
+"""How long one call may take before a line says so, and before the driver is given up. To open a GPU that is not in
+persistence mode takes a second or two."""
+
+_LOOK_MS = 100
+_NOTE_BYTES = 200
+_REAP_S = 1.0
+_PR_SET_PDEATHSIG = 1  # sys/prctl.h
+
+
+def in_child(read: Callable[[Note], Answer]) -> Answer:
+    """`read(note)` in a child process, which calls `note(name)` before each call of the driver.
+
+    In a program with several threads (torch starts some) a fork is not safe: there a fresh interpreter does it, in which
+    `read` is found by its name.
+    Errors: StuckDriverError, naming the call, for a driver that hangs or crashes; what `read` raises.
+    """
+    if len(list(Path("/proc/self/task").glob("*"))) > 1:
+        return _result(_in_interpreter(read))
+    noted = mmap.mmap(-1, _NOTE_BYTES)
+    receiving, sending = os.pipe()
+    child = os.fork()
+    if child == 0:
+        _answer(read, noted, sending)
+    os.close(sending)
+    try:
+        with os.fdopen(receiving, "rb") as pipe:
+            _wait(pipe.fileno(), noted)
+            sent = pipe.read()
+    except BaseException:
+        _end(child)
+        raise
+    _, status = os.waitpid(child, 0)
+    if not sent:
+        raise _crash(status, _call(noted))
+    return _result(sent)
+
+
+def _result(sent: bytes) -> Any:
+    answer, error = pickle.loads(sent)  # noqa: S301 -- by our own child
+    if error is not None:
+        raise error
+    return answer
+
+
+_PROGRAM = """
+import pickle, sys
+from gpu_topology.driver.child_process import attempt, in_child
+read = pickle.load(sys.stdin.buffer)
+sys.stdout.buffer.write(pickle.dumps(attempt(lambda: in_child(read))))
+"""
+
+
+def _in_interpreter(read: Callable[[Note], Any]) -> bytes:
+    import subprocess  # most programs never come here
+
+    paths = filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")])
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    command = [sys.executable, "-c", _PROGRAM]
+    done = subprocess.run(command, env=env, input=pickle.dumps(read), stdout=subprocess.PIPE, check=False)
+    if done.returncode != 0:
+        raise StuckDriverError(f"the reading of the driver ended with status {done.returncode}", _BROKEN)
+    return done.stdout
+
+
+def attempt(read: Callable[[], Answer]) -> tuple[Answer | None, Exception | None]:
+    """What it gives and no error, or None and what it raises."""
+    try:
+        return read(), None
+    except Exception as error:
+        return None, error
+
+
+def _crash(status: int, call: str) -> DriverError:
+    """What a child that ended without an answer died of; `status` is that of waitpid."""
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGBUS:  # the file ends before its own header says
+        words = f"the NVIDIA driver library does not load: {LIBRARY} is cut short or damaged"
+        return LibraryError(words, LOADER_REMEDY)
+    if os.WIFSIGNALED(status):
+        how = f"crashed ({signal.Signals(os.WTERMSIG(status)).name})"
+    else:
+        how = f"ended the process with status {os.waitstatus_to_exitcode(status)}"
+    return StuckDriverError(f"the NVIDIA driver library {how} in {call}", _BROKEN)
+
+
+_REMEDY = "see `dmesg | grep -i -e nvrm -e xid`; {}; to train without a GPU: launch.py --cpu"
+_STUCK = _REMEDY.format("reset the GPU or reboot")
+_BROKEN = _REMEDY.format("install the driver again, or another version of it")
+
+
+def _wait(pipe: int, noted: mmap.mmap) -> None:
+    """Until the child has written or ended: a line on stderr where a call is slow, StuckDriverError after the limit."""
+    poll = select.poll()
+    poll.register(pipe, select.POLLIN)
+    call, since, said = b"", time.monotonic(), False
+    while not poll.poll(_LOOK_MS):
+        now = time.monotonic()
+        if noted[:] != call:
+            call, since = noted[:], now
+        elif now - since > LIMIT_S:
+            raise StuckDriverError(f"the NVIDIA driver hangs: no answer to {_call(noted)} in {LIMIT_S:.0f} s", _STUCK)
+        elif now - since > SLOW_S and not said:
+            said = True
+            line = f"the NVIDIA driver has not answered {_call(noted)} for {SLOW_S:.0f} s (limit: {LIMIT_S:.0f} s)"
+            print(f"warning: {line}", file=sys.stderr, flush=True)
+
+
+def _call(noted: mmap.mmap) -> str:
+    """The call that the child began last, without its number."""
+    return noted[:].rstrip(b"\0").decode(errors="replace").partition(" ")[2] or "its first call"
+
+
+def _end(child: int) -> None:
+    """Kill it. A call that hangs in the kernel cannot be killed: it is left alone then, and ends when the call does."""
+    os.kill(child, signal.SIGKILL)
+    deadline = time.monotonic() + _REAP_S
+    while os.waitpid(child, os.WNOHANG) == (0, 0) and time.monotonic() < deadline:
+        time.sleep(0.005)
+
+
+def _answer(read: Callable[[Note], Answer], noted: mmap.mmap, sending: int) -> NoReturn:
+    """The child: read, send (answer, error), and leave without the parent's clean-up."""
+    try:
+        sending = _let_go(sending)
+        number = 0
+
+        def note(call: str) -> None:
+            nonlocal number
+            number += 1
+            noted[:] = f"{number} {call}".encode()[:_NOTE_BYTES].ljust(_NOTE_BYTES, b"\0")
+
+        data = pickle.dumps(attempt(lambda: read(note)))
+        with os.fdopen(sending, "wb") as pipe:
+            pipe.write(data)
+    finally:
+        os._exit(0)
+
+
+def _let_go(sending: int) -> int:
+    """Close all but `sending`: a child that hangs must keep no pipe or lock of the parent's. End with the parent."""
+    kept = fcntl.fcntl(sending, fcntl.F_DUPFD, 3)
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for number in range(3):
+        os.dup2(nowhere, number)
+    os.closerange(3, kept)
+    os.closerange(kept + 1, os.sysconf("SC_OPEN_MAX"))
+    with suppress(OSError, AttributeError):  # a C library without prctl
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    return kept
