@@ -21,36 +21,51 @@ _NODE_WORDS, _CPU_WORDS = 16, 32
 _OUTSIDE_MIG = 0xFFFFFFFF  # nvml.h: the instance of a process that runs outside MIG
 
 
-def read_gpu(index: int, device: Device) -> Gpu:
-    """Everything about one GPU. If it is lost on the way, `error` says so and what was read before stays."""
+def read_gpu(index: int, device: Device, known: dict[object, Any]) -> Gpu:
+    """Everything about one GPU. If it is lost on the way, `error` says so and what was read before stays.
+
+    known  what GPUs before it told of their model or NUMA node
+    """
     ask = device.ask
     bus_id = _bus_id(ask("nvmlDeviceGetPciInfo"))
     total, used = read_memory(device)
     mig = ask("nvmlDeviceGetMigMode")
     fabric_state, fabric_cluster = health.fabric(device)
     ecc, ecc_uncorrected = health.ecc(device)
+    name, node = ask("nvmlDeviceGetName"), _numa_node(device, bus_id)
+    model = (name, total)
+
+    def once(kind: object, function: str, *args: object) -> Any:
+        key = (kind, function)
+        if None in (name, total, node) or key not in known:
+            answer, problem = device.try_ask(function, *args)
+            if problem is not None:
+                return None
+            known[key] = answer
+        return known[key]
+
     gpu = Gpu(
         index=index,
         uuid=ask("nvmlDeviceGetUUID"),
-        name=ask("nvmlDeviceGetName"),
+        name=name,
         pci_bus_id=bus_id,
         memory_total=total,
         memory_used=used,
         compute_capability=_capability(device),
-        numa_node=_numa_node(device, bus_id),
+        numa_node=node,
         mig_mode=None if mig is None else mig[0] == 1,
         utilization=_utilization(device),
         processes=read_processes(device, "nvmlDeviceGetComputeRunningProcesses"),
         mig_devices=_mig_devices(device) if mig is not None and mig[0] == 1 else (),
         display_active=_flag(ask("nvmlDeviceGetDisplayActive")),
         compute_mode=_COMPUTE_MODES.get(ask("nvmlDeviceGetComputeMode")),
-        cores=ask("nvmlDeviceGetNumGpuCores"),
-        clock_mhz=ask("nvmlDeviceGetMaxClockInfo", 1),  # NVML_CLOCK_SM
+        cores=once(model, "nvmlDeviceGetNumGpuCores"),
+        clock_mhz=once(model, "nvmlDeviceGetMaxClockInfo", 1),  # NVML_CLOCK_SM
         pcie_generation=ask("nvmlDeviceGetMaxPcieLinkGeneration"),
         pcie_width=ask("nvmlDeviceGetMaxPcieLinkWidth"),
         fabric_state=fabric_state,
         fabric_cluster=fabric_cluster,
-        cpu_affinity=cpu_list(_bits(ask("nvmlDeviceGetCpuAffinity", _CPU_WORDS))),
+        cpu_affinity=cpu_list(_bits(once(node, "nvmlDeviceGetCpuAffinity", _CPU_WORDS))),
         pcie_generation_now=ask("nvmlDeviceGetCurrPcieLinkGeneration"),
         pcie_width_now=ask("nvmlDeviceGetCurrPcieLinkWidth"),
         ecc=ecc,

@@ -15,7 +15,7 @@ _MAX_LINKS = 36
 
 _STATE_FIELD = 165  # NVML_FI_DEV_NVLINK_GET_STATE (nvml.h); the scope is the link
 
-# On machines of so many GPUs every kind of peer access is asked of every pair, both ways.
+# Up to so many GPUs every kind of peer access is asked of every pair, both ways.
 _ALL_ASKED = 4
 
 # nvmlNvLinkDeviceType (nvml.h)
@@ -44,8 +44,8 @@ _P2P = {
     5: "not-supported",
 }
 
-# nvmlGpuP2PCapsIndex (nvml.h) as numbers: in nvidia-ml-py the constant for READ is a tuple by mistake.
-_READ, _WRITE, _NVLINK, _ATOMICS = 0, 1, 2, 3
+# nvmlGpuP2PCapsIndex (nvml.h) for read, write, NVLink, atomics; in nvidia-ml-py the constant for READ is a tuple.
+_KINDS = (0, 1, 2, 3)
 
 
 @dataclass
@@ -66,8 +66,8 @@ class _NvLinks:
 def read_links(gpus: Sequence[Gpu], devices: Sequence[Device]) -> tuple[Link, ...]:
     """One `Link` for each pair of GPUs that have not failed. `devices[i]` belongs to `gpus[i]`.
 
-    On a machine of more than four GPUs only reading is asked of each pair: what it answers stands for both directions,
-    and the other kinds of peer access are those of the first pair of the same models, path and answer.
+    On a machine of more than four GPUs peer access is asked one way, which stands for both, and for reading alone where
+    a pair of the same models, path and answer has told the rest.
     """
     usable = [(gpu, device) for gpu, device in zip(gpus, devices, strict=True) if gpu.error is None]
     if len(usable) < 2:
@@ -85,7 +85,8 @@ def _read_link(
     count = _count_between(gpu_a, gpu_b, nvlinks)
     ancestor = _ask_pair("nvmlDeviceGetTopologyCommonAncestor", device_a, device_b)
     pcie = None if ancestor is None else _LEVELS.get(ancestor)
-    peer = _peer_access(device_a, device_b, known, (frozenset((gpu_a.name, gpu_b.name)), pcie, count))
+    models = frozenset((gpu_a.name, gpu_b.name))
+    peer = _peer_access(device_a, device_b, known, (models, pcie, count and count > 0))
     return Link(
         gpu_a.index,
         gpu_b.index,
@@ -98,16 +99,14 @@ def _read_link(
 
 
 def _peer_access(a: Device, b: Device, known: dict[object, PeerAccess] | None, alike: tuple[object, ...]) -> PeerAccess:
-    """Every kind both ways; with `known`, reading alone where a pair that is `alike` had the same answer to it."""
-    there = _peer_status(a, b, _READ)
-    same = None if known is None else known.get((there, *alike))
-    if same is not None:
-        return same
-    others = (_both_ways(a, b, kind) for kind in (_WRITE, _NVLINK, _ATOMICS))
-    peer = PeerAccess((there, _peer_status(b, a, _READ)), *others)
-    if known is not None and all(one == other for one, other in (peer.read, peer.write, peer.nvlink, peer.atomics)):
-        known[there, *alike] = peer
-    return peer
+    if known is None:
+        return PeerAccess(*((_peer_status(a, b, kind), _peer_status(b, a, kind)) for kind in _KINDS))
+    read = _peer_status(a, b, _KINDS[0])
+    key = (read, *alike)
+    if key not in known:
+        statuses = [read, *(_peer_status(a, b, kind) for kind in _KINDS[1:])]
+        known[key] = PeerAccess(*((status, status) for status in statuses))
+    return known[key]
 
 
 def _nvlinks_of(device: Device, buses: Collection[str | None]) -> _NvLinks:
@@ -191,10 +190,6 @@ def _ask_pair(function: str, first: Device, second: Device, *args: object) -> in
         first.ask("nvmlDeviceGetUUID")
         second.ask("nvmlDeviceGetUUID")
     return answer
-
-
-def _both_ways(a: Device, b: Device, kind: int) -> tuple[str | None, str | None]:
-    return _peer_status(a, b, kind), _peer_status(b, a, kind)
 
 
 def _peer_status(first: Device, second: Device, kind: int) -> str | None:

@@ -41,8 +41,9 @@ def read_here(note: Note) -> Topology:
     with session(note) as driver:
         handles = open_handles(driver)
         devices = [Device(driver, handle, f"GPU {index}") for index, (handle, _) in enumerate(handles)]
+        known: dict[object, Any] = {}
         gpus = tuple(
-            read_gpu(index, device) if problem is None else Gpu(index, error=describe(problem))
+            read_gpu(index, device, known) if problem is None else Gpu(index, error=describe(problem))
             for index, (device, (_, problem)) in enumerate(zip(devices, handles, strict=True))
         )
         links = read_links(gpus, devices)

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import copy
+import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +16,7 @@ import pytest
 from gpu_topology.topology import Gpu, LinkLevel, PeerAccess, Topology
 from tests.fake_nvml.machine import load_machine, permuted, to_topology
 
+ROOT = Path(__file__).parents[3]
 MACHINES = sorted((Path(__file__).parents[1] / "machines").glob("*.json"))
 
 PAIR: dict[str, Any] = {
@@ -225,3 +231,85 @@ def test_a_gpu_without_permission_is_a_row_that_says_so(read_machines):
     topology = read_machines([pair(faults=closed)])[0]
     assert topology.gpus[0] == Gpu(0, error="no permission to use this GPU")
     assert topology.gpus[1].error is None
+
+
+@pytest.mark.parametrize("name", ["h100_8x_nvswitch", "dgx1v_8xv100", "l40s_8x"])
+def test_eight_gpus_take_at_most_350_calls(fake_driver, tmp_path, name):
+    """Each fact once: NVLink states together, the far end of one link to a switch, peer access by kinds of pairs."""
+    machine = name if name == "h100_8x_nvswitch" else json.loads((MACHINES[0].parent / f"{name}.json").read_text())
+    env = {**os.environ, **fake_driver(machine), "FAKE_NVML_CALLS": str(tmp_path / "calls")}
+    subprocess.run([sys.executable, "-m", "gpu_topology", "report"], env=env, cwd=ROOT, check=True, capture_output=True)
+    calls = {line.split()[0]: int(line.split()[1]) for line in (tmp_path / "calls").read_text().splitlines()}
+    assert 200 < sum(calls.values()) <= 350, calls
+
+
+def test_pairs_of_the_same_kind_that_answer_otherwise_are_asked_for_themselves(read_machines):
+    machine = load_machine("h100_8x_nvswitch")
+    refused = {"read": "not-supported", "write": "disabled-by-regkey", "nvlink": "ok", "atomics": "ok"}
+    machine["p2p"] = {"default": "ok", "2-5": refused, "5-2": refused}
+    topology = read_machines([machine])[0]
+    assert topology == to_topology(machine)
+    assert topology.link(2, 5).p2p == "not-supported"
+
+
+def loader_case(folder: Path, case: str, library: Path) -> str:
+    """A library that is there and does not load; what the message has to say of it."""
+    path, whole = folder / "libnvidia-ml.so.1", library.read_bytes()
+    if case == "a link to nothing":
+        path.symlink_to(folder / "gone")
+        return f"a link to {folder / 'gone'}, which is not there"
+    cut, other, narrow = whole[:3000], bytearray(whole), bytearray(whole)
+    other[18] = 183 if other[18] != 183 else 62  # e_machine
+    narrow[4] = 1  # ELFCLASS32
+    content, words = {
+        "empty": (b"", "file too short"),
+        "text": (b"Not found." * 99, "invalid ELF header"),
+        "cut short": (cut, "is cut short or damaged"),
+        "another processor": (
+            bytes(other),
+            f"it is there, and is built for {'aarch64' if other[18] == 183 else 'x86_64'}",
+        ),
+        "32 bits": (bytes(narrow), "wrong ELF class: ELFCLASS32"),
+    }[case]
+    path.write_bytes(content)
+    return words
+
+
+@pytest.mark.parametrize("case", ["empty", "text", "cut short", "another processor", "32 bits", "a link to nothing"])
+def test_a_library_that_does_not_load_is_reported_in_the_loaders_words(fake_nvml_library, tmp_path, case):
+    words = loader_case(tmp_path, case, fake_nvml_library / "libnvidia-ml.so.1")
+    env = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path)}
+    command = [sys.executable, "-m", "gpu_topology", "report", "--json"]
+    done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    warning, remedy = json.loads(done.stdout)["warnings"][:2]
+    assert warning.startswith("the NVIDIA driver library does not load: ")
+    assert words in warning
+    assert "install the driver again" in remedy
+
+
+SOURCES = {
+    "undefined symbol: no_such": "int no_such(void); int nvmlInitWithFlags(unsigned f) { return no_such() + (int)f; }",
+    "undefined symbol: nvmlInitWithFlags": "int nvmlInit(void) { return 0; }",
+}
+
+
+@pytest.mark.parametrize("words", SOURCES)
+def test_a_library_without_a_symbol_is_reported_by_its_name(tmp_path, words):
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("no C compiler")
+    library = tmp_path / "libnvidia-ml.so.1"
+    command = [compiler, "-shared", "-fPIC", "-x", "c", "-", "-o", str(library)]
+    subprocess.run(command, input=SOURCES[words], text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "gpu_topology", "select"],
+        env={**os.environ, "LD_LIBRARY_PATH": str(tmp_path)},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: the NVIDIA driver library does not load: ")
+    assert words in done.stderr
