@@ -37,12 +37,12 @@ _PR_SET_PDEATHSIG = 1  # sys/prctl.h
 def in_child(read: Callable[[Note], Answer]) -> Answer:
     """`read(note)` in a child process, which calls `note(name)` before each call of the driver.
 
-    In a program with several threads (torch starts some) a fork is not safe: there a fresh interpreter does it, in which
-    `read` is found by its name.
+    In a program with several threads (torch starts some) a fork is not safe: there a fresh interpreter does it, which
+    imports `read` by its name.
     Errors: StuckDriverError, naming the call, for a driver that hangs or crashes; what `read` raises.
     """
     if len(list(Path("/proc/self/task").glob("*"))) > 1:
-        return _result(_in_interpreter(read))
+        return _result(_in_interpreter(read), read)
     noted = mmap.mmap(-1, _NOTE_BYTES)
     receiving, sending = os.pipe()
     child = os.fork()
@@ -59,10 +59,12 @@ def in_child(read: Callable[[Note], Answer]) -> Answer:
     _, status = os.waitpid(child, 0)
     if not sent:
         raise _crash(status, _call(noted))
-    return _result(sent)
+    return _result(sent, read)
 
 
-def _result(sent: bytes) -> Any:
+def _result(sent: bytes, read: Callable[[Note], Answer]) -> Answer:
+    """What `read` gave there; raises what it raised."""
+    answer: Answer
     answer, error = pickle.loads(sent)  # noqa: S301 -- by our own child
     if error is not None:
         raise error
