@@ -1,0 +1,180 @@
+"""`ddp_launch.launch`: a function on the planned ranks, in fresh processes, from a script, a REPL or a notebook.
+
+The function and its arguments travel to the ranks by cloudpickle, and the results back, through files in a temporary
+folder. The ranks are started by the launcher in a process of its own: what the caller has done with CUDA, threads or a
+process group does not matter.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import os
+import pickle
+import selectors
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ddp_core.errors import UserError
+from ddp_launch.run.process_tree import with_pdeathsig
+
+T = TypeVar("T")
+
+PACKAGES = Path(__file__).resolve().parents[1]
+RANK_PROGRAM = Path(__file__).resolve().parent / "run" / "function_rank.py"
+OF_A_RANK = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
+OF_ENGINES = ("TORCHELASTIC_", "ROLE_", "GROUP_", "PET_")
+USER_ERROR_STATUS = 2
+STOP_S = 10.0
+"""How long the launcher has to end its ranks after a signal, before it is killed, which ends them too."""
+
+
+class LaunchError(RuntimeError):
+    """A rank failed. `rank` failed first, None where it was none of them; `status` as a shell has it; `traceback` is
+    the rank's, empty where it left none."""
+
+    def __init__(self, message: str, rank: int | None, status: int, traceback: str) -> None:
+        super().__init__(message)
+        self.rank, self.status, self.traceback = rank, status, traceback
+
+
+def launch(
+    fn: Callable[..., T],
+    /,
+    *args: Any,
+    nproc: int | None = None,
+    gpus: str | int | Iterable[int | str] | None = None,
+    cpu: bool = False,
+    timeout_s: float | None = None,
+    **kwargs: Any,
+) -> list[T]:
+    """Run `fn(*args, **kwargs)` on every rank of this machine; the results, by rank.
+
+    nproc      ranks; None: one for each chosen GPU, on the CPU two
+    gpus       these GPUs, by index or UUID, as in "0,1" or [0, 1]; None: the best group of identical ones
+    cpu        no GPUs
+    timeout_s  seconds until the ranks are ended; None: no limit
+
+    Each rank finds torchrun's variables, so that `torch.distributed.init_process_group()` needs no arguments. Results
+    are pickled; tensors come back on the CPU. Errors: LaunchError with the traceback of the rank that failed first;
+    TimeoutError; UserError for options that cannot be met; TypeError for what cannot be pickled.
+    """
+    from ddp_launch.run.pickling import dumps
+
+    if "DDP_LAUNCH" in os.environ and "RANK" in os.environ:
+        raise UserError("launch() was called inside a rank of another run: call it before the ranks start")
+    with tempfile.TemporaryDirectory(prefix="ddp-launch-call-") as name:
+        folder = Path(name)
+        try:
+            call = dumps((fn, args, kwargs))
+        except Exception as error:
+            raise TypeError(f"{_name(fn)} and its arguments cannot be sent to the ranks: {error}") from error
+        with (folder / "call.pkl").open("wb") as file:
+            pickle.dump((sys.path, call), file)
+        devices = ["--cpu"] if cpu else [] if gpus is None else ["--gpus", _device_list(gpus)]
+        number = [] if nproc is None else ["--nproc", str(nproc)]
+        run = ["--nnodes", "1", "--json-events", str(folder / "events.jsonl"), "--log-dir", str(folder / "logs")]
+        command = [sys.executable, "-m", "ddp_launch", *devices, *number, *run, str(RANK_PROGRAM), name]
+        status, last_line = _run(command, timeout_s)
+        if status != 0:
+            raise _error(folder, status, last_line)
+        results = sorted(folder.glob("result-*.pkl"))
+        return [pickle.loads(result.read_bytes()) for result in results]  # noqa: S301 (our own ranks')
+
+
+def _name(fn: Callable[..., Any]) -> str:
+    return getattr(fn, "__qualname__", None) or repr(fn)
+
+
+def _device_list(gpus: str | int | Iterable[int | str]) -> str:
+    return str(gpus) if isinstance(gpus, str | int) else ",".join(map(str, gpus))
+
+
+def _environment() -> dict[str, str]:
+    """This process's variables without those of a rank or an engine, which a notebook may have set for itself."""
+    kept = {name: value for name, value in os.environ.items() if name not in OF_A_RANK}
+    kept = {name: value for name, value in kept.items() if not name.startswith(OF_ENGINES)}
+    # Only the launcher itself needs it, to find this package from any folder.
+    path = [str(PACKAGES), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return kept | {"PYTHONPATH": os.pathsep.join(path)}
+
+
+def _run(command: Sequence[str], timeout_s: float | None) -> tuple[int, str]:
+    """Run the launcher with its output where the caller's goes; its exit status and its last line on stderr.
+
+    A notebook's streams are no files: what the ranks print is passed on to them as it comes.
+    """
+    deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    process = subprocess.Popen(
+        with_pdeathsig(command),
+        env=_environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        last_line = _pass_on(process, deadline)
+        return process.wait(None if deadline is None else max(0.0, deadline - time.monotonic())), last_line
+    except (TimeoutError, subprocess.TimeoutExpired):
+        raise TimeoutError(f"the ranks were still running after {timeout_s:g} s, and were ended") from None
+    finally:
+        _end(process)
+
+
+def _pass_on(process: subprocess.Popen[bytes], deadline: float | None) -> str:
+    """Write what the launcher writes to the caller's streams, until it ends; the last line of its standard error."""
+    last = ""
+    with selectors.DefaultSelector() as ready:
+        for source, sink in ((process.stdout, sys.stdout), (process.stderr, sys.stderr)):
+            assert source is not None
+            ready.register(source, selectors.EVENT_READ, (codecs.getincrementaldecoder("utf-8")("replace"), sink))
+        while ready.get_map():
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                raise TimeoutError
+            for key, _ in ready.select(left):
+                data = os.read(key.fd, 1 << 16)
+                decoder, sink = key.data
+                text = decoder.decode(data, final=not data)
+                sink.write(text)
+                sink.flush()
+                if sink is sys.stderr:
+                    last = (last + text)[-4096:]
+                if not data:
+                    ready.unregister(key.fileobj)
+    return next(reversed(last.rstrip().splitlines()), "")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End the launcher and with it the ranks, where they are still there: after a timeout or an interrupt."""
+    for stop in (process.terminate, process.kill):
+        if process.poll() is None:
+            stop()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(STOP_S)
+    for stream in (process.stdout, process.stderr):
+        if stream is not None:
+            stream.close()
+
+
+def _error(folder: Path, status: int, last_line: str) -> Exception:
+    """What went wrong, from the launcher's record of the run and the traceback that the rank left."""
+    with suppress(OSError):
+        events = [json.loads(line) for line in (folder / "events.jsonl").read_text(encoding="utf-8").splitlines()]
+        failure = next((event for event in reversed(events) if event["event"] == "failure"), None)
+        if failure is not None:
+            rank, advice = failure["rank"], (failure["remedy"] or {}).get("advice")
+            left = folder / f"error-{rank}.txt"
+            traceback = left.read_text(encoding="utf-8") if left.exists() else ""
+            message = f"rank {rank} failed: {failure['error'] or failure['words']}"
+            message += (f" (to do: {advice})" if advice else "") + (f"\n\n{traceback}" if traceback else "")
+            return LaunchError(message, rank, status, traceback)
+    last_line = last_line.removeprefix("error: ")
+    return UserError(last_line) if status == USER_ERROR_STATUS else LaunchError(last_line, None, status, "")

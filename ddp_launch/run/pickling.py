@@ -1,0 +1,37 @@
+"""Functions, arguments and results between the caller of `ddp_launch.launch` and its ranks: cloudpickle, so that what
+was defined in a script or a notebook's cell travels by value."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import sys
+from collections.abc import Callable
+from types import CodeType
+from typing import Any
+
+import cloudpickle
+
+
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+    def reducer_override(self, obj: Any) -> Any:
+        torch = sys.modules.get("torch")
+        if torch is not None and isinstance(obj, torch.Tensor) and obj.device.type != "cpu":
+            # The other side may have no GPU, or others.
+            return obj.detach().cpu().__reduce_ex__(pickle.DEFAULT_PROTOCOL)
+        if isinstance(obj, CodeType):
+            # cloudpickle drops the name of the file, which a traceback should show.
+            build, parts, *_ = self.dispatch_table[CodeType](obj)
+            return _code, (build, parts, obj.co_filename)
+        return super().reducer_override(obj)
+
+
+def _code(build: Callable[..., CodeType], parts: tuple[Any, ...], filename: str) -> CodeType:
+    return build(*parts).replace(co_filename=filename)
+
+
+def dumps(obj: object) -> bytes:
+    """Pickle `obj`, tensors by way of the CPU. Errors: those of cloudpickle, of many types."""
+    buffer = io.BytesIO()
+    _Pickler(buffer).dump(obj)
+    return buffer.getvalue()

@@ -1,0 +1,149 @@
+"""`ddp_launch.launch` from a script, a REPL and a notebook: results by rank, failures, time limits, nothing left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+from ddp_core.errors import UserError
+from ddp_launch import LaunchError, launch
+
+ROOT = Path(__file__).parents[2]
+
+FUNCTIONS = """
+import os
+from ddp_launch import LaunchError, launch
+
+class Box:
+    def __init__(self, value):
+        self.value = value
+
+def total(base, *, scale):
+    import torch
+    import torch.distributed as dist
+    dist.init_process_group("gloo")
+    sums = torch.tensor([base + dist.get_rank()])
+    dist.all_reduce(sums)
+    print("rank", os.environ["RANK"], flush=True)
+    return Box(sums * scale), dist.get_backend()
+
+def fails():
+    raise ValueError("boom on rank " + os.environ["RANK"])
+"""
+CALLS = """
+results = launch(total, 10, scale=2, cpu=True, nproc=2)
+print([(box.value.tolist(), isinstance(box, Box), backend) for box, backend in results])
+try:
+    launch(fails, cpu=True, nproc=1)
+except LaunchError as error:
+    print(error.rank, error.status, "ValueError: boom on rank 0" in error.traceback, str(error).splitlines()[0])
+"""
+EXPECTED = "[([42], True, 'gloo'), ([42], True, 'gloo')]"
+FAILURE = "0 1 True rank 0 failed: ValueError: boom on rank 0"
+
+
+@pytest.fixture
+def env(tmp_path: Path) -> dict[str, str]:
+    # A short path: sockets have to fit into it.
+    return os.environ | {"PYTHONPATH": str(ROOT), "XDG_RUNTIME_DIR": str(tmp_path)}
+
+
+def test_from_a_script(tmp_path: Path, env: dict[str, str]) -> None:
+    """Without `if __name__`: the script is not imported again by the ranks."""
+    script = tmp_path / "script.py"
+    script.write_text(FUNCTIONS + CALLS + "print('once')\n")
+    done = subprocess.run([sys.executable, str(script)], env=env, capture_output=True, text=True, timeout=120)
+    assert done.stdout.splitlines() == ["rank 0", EXPECTED, FAILURE, "once"], done.stderr
+    assert f'File "{script}", line 19, in fails' in done.stderr, "the traceback on the screen names the file"
+
+
+def test_from_a_repl(env: dict[str, str]) -> None:
+    text = FUNCTIONS.replace("\n\n", "\n").replace("\ndef ", "\n\ndef ").replace("\nclass", "\n\nclass")
+    typed = text + "\nprint([box.value.tolist() for box, _ in launch(total, 10, scale=2, cpu=True, nproc=2)])\n"
+    done = subprocess.run(
+        [sys.executable, "-i", "-q"], input=typed, env=env, capture_output=True, text=True, timeout=120
+    )
+    assert "[[42], [42]]" in done.stdout, done.stderr
+
+
+def test_from_a_notebook_with_a_process_group(tmp_path: Path, env: dict[str, str], monkeypatch: Any) -> None:
+    """The kernel has a process group of its own, with the variables of one rank in its environment."""
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    group = """
+import os, torch
+os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0", RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
+torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+"""
+    cells = [nbformat.v4.new_code_cell(text) for text in (group, FUNCTIONS, CALLS)]
+    book = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": {"name": "python3", "display_name": "x"}})
+    NotebookClient(book, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    shown = "".join(
+        output.text for output in cells[2].outputs if output.output_type == "stream" and output.name == "stdout"
+    )
+    assert shown.splitlines() == ["rank 0", EXPECTED, FAILURE]
+
+
+def test_mistakes_and_results_that_cannot_travel() -> None:
+    with pytest.raises(UserError, match="--nproc '0': expected a whole number"):
+        launch(os.getpid, cpu=True, nproc=0)
+    with pytest.raises(UserError, match="unknown GPU '7'"):
+        launch(os.getpid, gpus=[7])
+    with pytest.raises(TypeError, match="cannot be sent to the ranks"):
+        launch(lambda: generator, cpu=True)
+    with pytest.raises(LaunchError, match="the result, generator, cannot be pickled"):
+        launch(lambda: (number for number in range(3)), cpu=True, nproc=1)
+
+
+generator = (number for number in range(3))
+
+
+def test_time_limit_and_interrupt_leave_nothing(tmp_path: Path, env: dict[str, str]) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("""
+import os, pathlib, sys, time
+from ddp_launch import launch
+def sleeps():
+    pathlib.Path(f"pid-{os.environ['RANK']}").write_text(str(os.getpid()))
+    time.sleep(300)
+try:
+    launch(sleeps, cpu=True, nproc=2, timeout_s=float(sys.argv[1]))
+except TimeoutError as error:
+    print(error)
+""")
+
+    def ranks() -> list[int]:
+        return [int(path.read_text() or 0) for path in tmp_path.glob("pid-*")]
+
+    def until_gone() -> None:
+        deadline = time.monotonic() + 20
+        while any(Path(f"/proc/{pid}").exists() for pid in ranks()):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+    command = [sys.executable, str(script)]
+    done = subprocess.run([*command, "9"], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "the ranks were still running after 9 s, and were ended\n" and len(ranks()) == 2
+    until_gone()
+    for number in (signal.SIGINT, signal.SIGKILL):
+        for path in tmp_path.glob("pid-*"):
+            path.unlink()
+        process = subprocess.Popen(
+            [*command, "200"], cwd=tmp_path, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        deadline = time.monotonic() + 60
+        while len(ranks()) < 2 or 0 in ranks():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(number)
+        assert process.wait(60) != 0
+        until_gone()
