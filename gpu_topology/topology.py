@@ -39,11 +39,17 @@ _MEANING = {
 
 @dataclass(frozen=True, slots=True)
 class GpuProcess:
-    """A process on a GPU. In a container the pid is the host's. `gpu_instance` is its MIG instance, if any."""
+    """A process on a GPU. In a container the pid is the host's. `gpu_instance` is its MIG instance, if any.
+
+    name        the program, without its folder; None where the driver does not tell
+    mps_client  it computes through an MPS server, which is another of the GPU's processes
+    """
 
     pid: int
     used_memory: int | None = None
     gpu_instance: int | None = None
+    name: str | None = None
+    mps_client: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +67,14 @@ class MigDevice:
 class Gpu:
     """One GPU as the driver describes it; `index` is NVML's, which is PCI order.
 
-    A GPU that is lost or closed to us is a row too: `error` says why, and what could not be read stays `None`.
+    A GPU that is lost, silent or closed to us is a row too: `error` says why, and what could not be read stays `None`.
 
+    memory_total      the host's where GPU and CPU share one memory (GB10, Thor, Orin)
     processes         compute processes; `graphics_processes` those of a desktop or a renderer
     numa_node         the host's node beside the GPU; `cpu_affinity` its CPUs as a list, "0-19,40-59"
     compute_mode      "default", "exclusive-process", "exclusive-thread" or "prohibited"
-    pcie_generation   what GPU and slot can do, as `pcie_width`; `..._now` is the present state (idle links drop)
+    pcie_generation   what GPU and slot can do, as `pcie_width`; `..._now` is the present state (an idle link drops its
+                      generation); `pcie_slot_width`: the most lanes of the port above, where sysfs shows it
     fabric_state      of NVSwitch machines with a fabric manager: "not-started", "in-progress", "completed", "degraded"
                       (completed, in poor health) or "failed"; `fabric_cluster` is its "cluster UUID/clique": only GPUs
                       of the same one reach each other through NVSwitch
@@ -99,6 +107,7 @@ class Gpu:
     cpu_affinity: str | None = None
     pcie_generation_now: int | None = None
     pcie_width_now: int | None = None
+    pcie_slot_width: int | None = None
     ecc: bool | None = None
     ecc_uncorrected: int | None = None
     memory_faults: tuple[str, ...] | None = None

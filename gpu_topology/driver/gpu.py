@@ -1,14 +1,18 @@
-"""One GPU's row, from the driver: who it is, what it can do, and who uses it. Its state of health is in nvml_health."""
+"""One GPU's row, from the driver: who it is, what it can do, and who uses it. Its state of health is in health.py."""
 
 from __future__ import annotations
 
+import os
 import re
+import time
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from gpu_topology.driver import health
 from gpu_topology.driver.library import Device, describe
+from gpu_topology.host import sysfs
 from gpu_topology.topology import Gpu, GpuProcess, MigDevice
 
 SYSFS_PCI = Path("/sys/bus/pci/devices")
@@ -20,6 +24,18 @@ _NODE_WORDS, _CPU_WORDS = 16, 32
 
 _OUTSIDE_MIG = 0xFFFFFFFF  # nvml.h: the instance of a process that runs outside MIG
 
+# GPUs that share the host's memory, of which the driver tells no size: Jetson TX1 to Orin, Thor, GB10.
+_UNIFIED = {(5, 3), (6, 2), (7, 2), (8, 7), (11, 0), (12, 1)}
+
+# Answers that mean "there is no such reading here", which is no fault of the card.
+_NO_SUCH_READING = ("NVML_ERROR_NOT_SUPPORTED", "NVML_ERROR_FUNCTION_NOT_FOUND", "NVML_ERROR_NO_PERMISSION")
+
+MPS_SERVER = "nvidia-cuda-mps-server"
+
+# From this utilization on a GPU that shows no process is asked once more, a second later: one busy moment is no use.
+DOUBTFUL_UTILIZATION = 20
+_SAMPLE_S = 1.0
+
 
 def read_gpu(index: int, device: Device, known: dict[object, Any]) -> Gpu:
     """Everything about one GPU. If it is lost on the way, `error` says so and what was read before stays.
@@ -28,7 +44,8 @@ def read_gpu(index: int, device: Device, known: dict[object, Any]) -> Gpu:
     """
     ask = device.ask
     bus_id = _bus_id(ask("nvmlDeviceGetPciInfo"))
-    total, used = read_memory(device)
+    capability = _capability(device)
+    total, used, memory_problem = _memory(device, capability)
     mig = ask("nvmlDeviceGetMigMode")
     fabric_state, fabric_cluster = health.fabric(device)
     ecc, ecc_uncorrected = health.ecc(device)
@@ -51,7 +68,7 @@ def read_gpu(index: int, device: Device, known: dict[object, Any]) -> Gpu:
         pci_bus_id=bus_id,
         memory_total=total,
         memory_used=used,
-        compute_capability=_capability(device),
+        compute_capability=capability,
         numa_node=node,
         mig_mode=None if mig is None else mig[0] == 1,
         utilization=_utilization(device),
@@ -68,13 +85,24 @@ def read_gpu(index: int, device: Device, known: dict[object, Any]) -> Gpu:
         cpu_affinity=cpu_list(_bits(once(node, "nvmlDeviceGetCpuAffinity", _CPU_WORDS))),
         pcie_generation_now=ask("nvmlDeviceGetCurrPcieLinkGeneration"),
         pcie_width_now=ask("nvmlDeviceGetCurrPcieLinkWidth"),
+        pcie_slot_width=_slot_width(bus_id),
         ecc=ecc,
         ecc_uncorrected=ecc_uncorrected,
         memory_faults=health.memory_faults(device),
         throttle=health.throttle(device),
         graphics_processes=read_processes(device, "nvmlDeviceGetGraphicsRunningProcesses"),
     )
-    return gpu if device.lost is None else replace(gpu, error=describe(device.lost))
+    error = describe(device.lost) if device.lost else None if gpu.mig_mode else _silence(gpu, memory_problem)
+    return replace(gpu, error=error)
+
+
+def _silence(gpu: Gpu, problem: str | None) -> str | None:
+    """Why a GPU that gives no answer on its memory cannot be chosen, None where it can. `problem`: the NVML error."""
+    if problem is None:
+        return None
+    if gpu.name is None and gpu.compute_capability is None:
+        return "the driver does not answer for this GPU: its name, memory and compute capability cannot be read"
+    return None if problem in _NO_SUCH_READING else f"its memory cannot be read: {describe(problem)}"
 
 
 def _flag(value: int | None) -> bool | None:
@@ -96,6 +124,17 @@ def read_memory(device: Device) -> tuple[int | None, int | None]:
     return (None, None) if memory is None else (int(memory.total), int(memory.used))
 
 
+def _memory(device: Device, capability: tuple[int, int] | None) -> tuple[int | None, int | None, str | None]:
+    """Total and used bytes, or None with the NVML error. A GPU that shares the host's memory has all of it."""
+    total, used = read_memory(device)
+    if total:
+        return total, used, None
+    if capability in _UNIFIED:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), None, None
+    _, problem = device.try_ask("nvmlDeviceGetMemoryInfo")
+    return None, None, problem or "NVML_ERROR_NO_DATA"
+
+
 def _capability(device: Device) -> tuple[int, int] | None:
     capability = device.ask("nvmlDeviceGetCudaComputeCapability")
     return None if capability is None else (int(capability[0]), int(capability[1]))
@@ -104,6 +143,53 @@ def _capability(device: Device) -> tuple[int, int] | None:
 def _utilization(device: Device) -> int | None:
     rates = device.ask("nvmlDeviceGetUtilizationRates")
     return None if rates is None else int(rates.gpu)
+
+
+def identified(gpus: Sequence[Gpu], devices: Sequence[Device]) -> tuple[Gpu, ...]:
+    """The GPUs with the names of their processes, and with the clients of their MPS servers among those.
+
+    Each process is asked about once: a desktop's are on every GPU.
+    """
+    driver = devices[0].driver
+    names: dict[int, str | None] = {}
+
+    def named(processes: tuple[GpuProcess, ...] | None) -> tuple[GpuProcess, ...] | None:
+        for process in processes or ():
+            if process.pid not in names:
+                names[process.pid] = _program(driver.ask("nvmlSystemGetProcessName", process.pid))
+        return processes and tuple(replace(process, name=names[process.pid]) for process in processes)
+
+    def identify(gpu: Gpu, device: Device) -> Gpu:
+        gpu = replace(gpu, processes=named(gpu.processes), graphics_processes=named(gpu.graphics_processes))
+        if not any(process.name == MPS_SERVER for process in gpu.processes or ()):
+            return gpu
+        clients = named(read_processes(device, "nvmlDeviceGetMPSComputeRunningProcesses")) or ()
+        listed = {process.pid for process in clients}
+        others = tuple(process for process in gpu.processes or () if process.pid not in listed)
+        return replace(gpu, processes=(*others, *(replace(process, mps_client=True) for process in clients)))
+
+    return tuple(identify(gpu, device) for gpu, device in zip(gpus, devices, strict=True))
+
+
+def _program(command: str | None) -> str | None:
+    """ "/opt/google/chrome/chrome --type=gpu-process" -> "chrome"; without what would steer a terminal."""
+    words = "".join(letter for letter in command or "" if letter.isprintable())
+    return PurePosixPath(words.partition(" -")[0].strip()).name or None
+
+
+def settled(gpus: Sequence[Gpu], devices: Sequence[Device]) -> tuple[Gpu, ...]:
+    """The GPUs with the utilization of a whole second where one moment says little: busy, and no process to be seen.
+
+    The lower of two readings counts. The driver's own start can show as full utilization.
+    """
+    doubtful = [gpu.index for gpu in gpus if (gpu.utilization or 0) >= DOUBTFUL_UTILIZATION and not gpu.processes]
+    if not doubtful:
+        return tuple(gpus)
+    time.sleep(_SAMPLE_S)
+    return tuple(
+        replace(gpu, utilization=min(gpu.utilization or 0, _utilization(device) or 0)) if gpu.index in doubtful else gpu
+        for gpu, device in zip(gpus, devices, strict=True)
+    )
 
 
 def read_processes(device: Device, function: str) -> tuple[GpuProcess, ...] | None:
@@ -139,6 +225,14 @@ def _numa_node(device: Device, bus_id: str | None) -> int | None:
     bits = _bits(device.ask("nvmlDeviceGetMemoryAffinity", _NODE_WORDS, 0))  # NVML_AFFINITY_SCOPE_NODE
     # More than one node means that the firmware does not tell which.
     return bits.bit_length() - 1 if bits.bit_count() == 1 else None
+
+
+def _slot_width(bus_id: str | None) -> int | None:
+    """The most lanes of the port that the GPU is plugged into: a card's own maximum tells nothing of its slot."""
+    if bus_id is None:
+        return None
+    lanes = sysfs.number((SYSFS_PCI / bus_id).resolve().parent / "max_link_width")
+    return lanes if lanes in (1, 2, 4, 8, 12, 16, 32) else None  # a virtual port has 0 or 255
 
 
 def _bits(words: Any) -> int:

@@ -51,9 +51,18 @@ def _memory_errors(gpu: Gpu) -> Iterator[str]:
 
 
 def _pcie(gpu: Gpu) -> Iterator[str]:
-    now, full = gpu.pcie_width_now, gpu.pcie_width
-    if now and full and now < full:
-        yield f"its PCIe link runs on {now} of {full} lanes: reseat the card, check the riser and the slot"
+    now, full, slot = gpu.pcie_width_now, gpu.pcie_width, gpu.pcie_slot_width
+    if not (now and full and now < full):
+        return
+    if slot is None:
+        why = "the slot or riser may have no more (`lspci -vv` shows it, LnkCap of the port above)"
+    else:
+        why = (
+            "its slot has no more"
+            if slot <= now
+            else f"its slot has {min(slot, full)}: reseat the card, check the riser"
+        )
+    yield f"its PCIe link runs on {now} of {full} lanes: {why}"
 
 
 def _slow_clocks(gpu: Gpu) -> Iterator[str]:

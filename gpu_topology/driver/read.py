@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from gpu_topology.driver.child_process import in_child
-from gpu_topology.driver.gpu import read_gpu
+from gpu_topology.driver.gpu import identified, read_gpu, settled
 from gpu_topology.driver.health_warnings import concerns
 from gpu_topology.driver.library import (
     LOST,
@@ -46,6 +46,7 @@ def read_here(note: Note) -> Topology:
             read_gpu(index, device, known) if problem is None else Gpu(index, error=describe(problem))
             for index, (device, (_, problem)) in enumerate(zip(devices, handles, strict=True))
         )
+        gpus = settled(identified(gpus, devices), devices)
         links = read_links(gpus, devices)
         gpus = tuple(
             replace(gpu, error=describe(device.lost)) if device.lost and not gpu.error else gpu

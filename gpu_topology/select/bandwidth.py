@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import cached_property
 from itertools import combinations
 
-from gpu_topology.select.rings import ring_subsets, subsets_in, sums_over_subsets
+from gpu_topology.select.rings import has_ring, ring_subsets, subsets_in, sums_over_subsets
 from gpu_topology.topology import Gpu, Link, LinkLevel, Topology
 
 # GB/s of one NVLink in one direction by compute capability, from NVIDIA's architecture white papers: P100 160 / 8,
@@ -78,18 +78,45 @@ def _nvlink_speed(capability: tuple[int, int] | None) -> float:
     return NVLINK_GB_S.get(capability, NVLINK_GB_S[newest] if capability > newest else _NVLINK_UNKNOWN_GB_S)
 
 
-def _slots(gpus: Sequence[Gpu]) -> dict[int, float]:
-    """How wide the PCIe slot of each GPU is, as a share of the widest among them; 1 where that is unknown.
+# GB/s of one PCIe lane in one direction by generation (PCI-SIG: 2.5 to 64 GT/s, less the line code).
+LANE_GB_S = {1: 0.25, 2: 0.5, 3: 0.985, 4: 1.97, 5: 3.94, 6: 7.56}
 
-    The generation doubles the rate of a lane. Like GPUs differ in it only where the slots do.
+
+def lanes(gpu: Gpu) -> int | None:
+    """The lanes of a GPU's PCIe link as they are, which card, slot and riser decide; None when unknown."""
+    return gpu.pcie_width_now or gpu.pcie_width
+
+
+def slot_speed(gpu: Gpu) -> float | None:
+    """GB/s in one direction of a GPU's PCIe link under load: an idle one drops its generation, not its lanes."""
+    width = lanes(gpu)
+    rate = LANE_GB_S.get(min(gpu.pcie_generation or 0, max(LANE_GB_S)))
+    return rate * width if rate and width else None
+
+
+def _slots(gpus: Sequence[Gpu]) -> dict[int, float]:
+    """How fast the PCIe slot of each GPU is, as a share of the fastest among them; 1 where that is unknown."""
+    speeds = {gpu.index: speed for gpu in gpus if (speed := slot_speed(gpu)) is not None}
+    fastest = max(speeds.values(), default=1.0)
+    return {gpu.index: speeds.get(gpu.index, fastest) / fastest for gpu in gpus}
+
+
+def _across_nodes(topology: Topology) -> set[tuple[int, int]]:
+    """The pairs on different NUMA nodes, whose path is SYS by definition, also where the driver calls it a shorter one.
+
+    None where the nodes contradict the paths: SYS within one node, or a node that is not told.
     """
-    rates = {
-        gpu.index: 2.0**gpu.pcie_generation * gpu.pcie_width
-        for gpu in gpus
-        if gpu.pcie_generation is not None and gpu.pcie_width
-    }
-    widest = max(rates.values(), default=1.0)
-    return {gpu.index: rates.get(gpu.index, widest) / widest for gpu in gpus}
+    nodes = {gpu.index: gpu.numa_node for gpu in topology.gpus if gpu.error is None}
+    far = [link for link in topology.links if (link.pcie_level or link.level) is LinkLevel.SYS]
+    if None in nodes.values() or any(nodes.get(link.a) == nodes.get(link.b) for link in far):
+        return set()
+    return {(link.a, link.b) for link in topology.links if nodes.get(link.a) != nodes.get(link.b)}
+
+
+def _load(gpu: Gpu) -> int:
+    """How little idle a GPU is, to choose among equals: 0 idle to 3."""
+    drawing = bool(gpu.graphics_processes) or (gpu.utilization or 0) >= 10 or (gpu.memory_used or 0) > 512 * 2**20
+    return int(bool(gpu.display_active)) + int(drawing) + int(bool(gpu.processes))
 
 
 class Fabric:
@@ -101,20 +128,22 @@ class Fabric:
         self.indices = tuple(sorted(indices, reverse=True))
         gpus = {index: topology.gpu(index) for index in self.indices}
         self.numa = {index: gpu.numa_node for index, gpu in gpus.items()}
-        self.display = {index: bool(gpu.display_active) for index, gpu in gpus.items()}
+        self.load = {index: _load(gpu) for index, gpu in gpus.items()}
+        self.slot = _slots(list(gpus.values()))
         self.links: dict[tuple[int, int], Link] = {}
         self.speed: dict[tuple[int, int], float] = {}
         self.distance: dict[tuple[int, int], int] = {}
-        slot = _slots(list(gpus.values()))
         known = {(link.a, link.b): link for link in topology.links_within(self.indices)}
+        across = _across_nodes(topology)
         for pair in combinations(sorted(indices), 2):
             link = known.get(pair, Link(*pair))
             if any(gpus[index].mig_mode for index in pair):
                 link = replace(link, p2p="not-supported")  # MIG user guide: no peer access, neither PCIe nor NVLink
             ends = [capability for index in pair if (capability := gpus[index].compute_capability)]
-            speed = link_speed(link, min(ends, default=None))
+            path = LinkLevel.SYS if pair in across else link.pcie_level
+            speed = link_speed(replace(link, pcie_level=path), min(ends, default=None))
             if link.level is not LinkLevel.NV or link.p2p not in (None, "ok"):
-                speed *= min(slot[index] for index in pair)
+                speed *= min(self.slot[index] for index in pair)
             self.links[pair] = link
             self.speed[pair] = self.speed[pair[::-1]] = speed
             path = link.pcie_level or link.level or LinkLevel.SYS
@@ -127,7 +156,7 @@ class Fabric:
     def bottleneck(self, subset: Sequence[int]) -> float:
         """The slowest link of the best ring through all of `subset`, GB/s; infinite for fewer than two GPUs.
 
-        Of more than 16 GPUs an upper bound: the fastest floor at which each has two others beside it.
+        Of more than 16 GPUs the fastest floor at which a ring was found.
         """
         if len(subset) < 2:
             return float("inf")
@@ -136,7 +165,8 @@ class Fabric:
     def best(self, count: int) -> tuple[int, ...]:
         """The best-connected `count` GPUs: fastest bottleneck, then highest sum, then fewest NUMA nodes.
 
-        Ties after that: nearest over PCIe, fewest that drive a display, lowest indices.
+        Ties after that: nearest over PCIe, idle ones (no display, desktop or process), lowest indices. One GPU alone is
+        one with the fastest slot.
         """
         if count == len(self.indices):
             return tuple(sorted(self.indices))
@@ -152,7 +182,7 @@ class Fabric:
         singles = sum(1 << (1 << position) for position in range(size))
         candidates = subsets_in(self._highest_floor(among, count)[1] if count > 1 else singles)
         values = sums_over_subsets(
-            lambda a, b: self._worth[among[a], among[b]], [-int(self.display[index]) for index in among]
+            lambda a, b: self._worth[among[a], among[b]], [self._single(index, count) for index in among]
         )
         nodes = self._node_sets(among)
         best = max((values[mask] - (nodes[mask].bit_count() << _NODES), mask) for mask in candidates)[1]
@@ -184,7 +214,7 @@ class Fabric:
         near = [sum(1 << j for j, b in enumerate(among) if reach((a, b), 0.0) >= floor) for a in among]
         if len(among) <= EXACT_GPUS:
             return ring_subsets(near, count)
-        return int(all(beside.bit_count() > 1 for beside in near))
+        return int(has_ring(near))
 
     @cached_property
     def _worth(self) -> dict[tuple[int, int], int]:
@@ -202,8 +232,12 @@ class Fabric:
 
     def _value(self, subset: Sequence[int]) -> int:
         nodes = len({self.numa[index] for index in subset})
-        displays = sum(self.display[index] for index in subset)
-        return sum(self._worth[pair] for pair in combinations(subset, 2)) - (nodes << _NODES) - displays
+        singles = sum(self._single(index, len(subset)) for index in subset)
+        return sum(self._worth[pair] for pair in combinations(subset, 2)) - (nodes << _NODES) + singles
+
+    def _single(self, index: int, count: int) -> int:
+        """What a GPU adds to the value of a subset of `count` by itself."""
+        return (_mb_s(self.slot[index]) << _SPEED if count == 1 else 0) - self.load[index]
 
     def _neighbourhoods(self, count: int) -> set[tuple[int, ...]]:
         """Around each GPU the others that it reaches fastest: as many as can be searched, or as are needed."""
@@ -215,8 +249,8 @@ class Fabric:
         }
 
 
-# Where the parts of a subset's value begin, in bits: displays, then PCIe distance, NUMA nodes, and the sum of speeds.
-_PATH, _NODES, _SPEED = 5, 16, 21
+# Where the parts of a subset's value begin, in bits: loads, then PCIe distance, NUMA nodes, and the sum of speeds.
+_PATH, _NODES, _SPEED = 8, 24, 32
 
 
 def _mb_s(speed: float) -> int:

@@ -5,17 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
+from gpu_topology.driver.gpu import DOUBTFUL_UTILIZATION, MPS_SERVER
+from gpu_topology.host.torch_build import TorchBuild
+from gpu_topology.select.nvlinks import without_any
 from gpu_topology.select.visible import Device, Visible
 from gpu_topology.topology import Gpu, GpuProcess, LinkLevel, Topology
 
-# A desktop's few hundred MiB do not make a GPU busy; a tenth of its memory does, as does any compute process of others.
-BUSY_FRACTION = 0.10
-BUSY_FLOOR_BYTES = 512 * 2**20
+MIB, GIB = 2**20, 2**30
 
-GIB = 2**30
+# Memory that no desktop accounts for makes a GPU busy from a tenth on, as does any compute process of others.
+BUSY_FRACTION = 0.10
+BUSY_FLOOR_BYTES = 512 * MIB
+
+# What a desktop may hold where its processes are not shown (a screen is attached; Windows around WSL).
+_DESKTOP_BYTES = 2 * GIB
+
+# A desktop that is drawn at this utilization is a game or a renderer.
+_DRAWING_UTILIZATION = 60
 
 _FABRIC_UP = ("completed", "degraded")
 _ALL_THE_SAME = "(name it with --gpus to use it all the same)"
+ALLOW_BUSY = " (--allow-busy uses it all the same)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +35,14 @@ class Rules:
     asked, excluded  a GPU includes each of its MIG slices
     min_memory       bytes
     own_pids         processes whose memory is not that of others
+    owners           process -> whose it is ("alice"), as far as known
     claims           UUID -> who has claimed that device without being on it yet
+    hidden_desktop   whether a desktop may be on the GPUs without showing a process (WSL)
+    torch            the installed torch, None where it decides nothing
+    runnable         whether that torch has code for some GPU that may be used (`usable` looks)
+    silent           GPUs that do not tell what others do, with the reason (`usable` looks)
     fabric_up        whether the NVSwitch fabric works for some GPU here (`usable` looks)
-    cut_off          GPUs with NVLinks that lead nowhere, among others with NVLinks that work (`usable` looks)
+    cut_off          GPUs without NVLinks that work, among others whose NVLinks do, with the reason (`usable` looks)
     """
 
     visible: Visible | None = None
@@ -37,9 +52,14 @@ class Rules:
     allow_busy: bool = False
     min_memory: int = 0
     own_pids: frozenset[int] = frozenset()
+    owners: Mapping[int, str] = field(default_factory=dict)
     claims: Mapping[str, str] = field(default_factory=dict)
+    hidden_desktop: bool = False
+    torch: TorchBuild | None = None
+    runnable: bool = False
+    silent: Mapping[int, str] = field(default_factory=dict)
     fabric_up: bool = False
-    cut_off: frozenset[int] = frozenset()
+    cut_off: Mapping[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,16 +80,22 @@ class Usable:
 def usable(topology: Topology, rules: Rules) -> Usable:
     """Judge every GPU and slice."""
     fabric_up = any(gpu.fabric_state in _FABRIC_UP for gpu in topology.gpus)
-    rules = replace(rules, fabric_up=fabric_up, cut_off=_cut_off(topology))
-    devices: list[Device] = []
-    refused: dict[int, str] = {}
-    for gpu in topology.gpus:
-        judged = [(device, refusal(device, rules)) for device in devices_of(gpu)]
-        fit = [device for device, reason in judged if reason is None]
-        devices += fit
-        if not fit:
-            refused[gpu.index] = _together(gpu, [reason for _, reason in judged if reason is not None])
-    return Usable(tuple(devices), refused)
+    rules = replace(rules, fabric_up=fabric_up, cut_off=_cut_off(topology), silent=silent(topology))
+    judged = [(gpu, [(device, refusal(device, rules)) for device in devices_of(gpu)]) for gpu in topology.gpus]
+    if rules.torch is not None and any(
+        reason is None and rules.torch.runs_on(device.gpu.compute_capability)
+        for _, devices in judged
+        for device, reason in devices
+    ):
+        rules = replace(rules, runnable=True)
+        judged = [(gpu, [(device, reason or no_code(device, rules)) for device, reason in of]) for gpu, of in judged]
+    refused = {
+        gpu.index: _together(gpu, [reason for _, reason in of if reason is not None])
+        for gpu, of in judged
+        if all(reason is not None for _, reason in of)
+    }
+    fit = tuple(device for _, of in judged for device, reason in of if reason is None)
+    return Usable(fit, refused)
 
 
 def devices_of(gpu: Gpu) -> tuple[Device, ...]:
@@ -83,43 +109,97 @@ def refusal(device: Device, rules: Rules) -> str | None:
     return next((reason for check in _CHECKS if (reason := check(device, rules)) is not None), None)
 
 
-def busy(device: Device, rules: Rules) -> str | None:
-    """Which others are on this device, or have claimed it; None when nobody is or the driver does not report.
+def silent(topology: Topology) -> dict[int, str]:
+    """The GPUs that do not tell name, memory or compute capability although others do, with the reason.
 
-    A program that draws and computes, such as a browser, counts by its memory alone. Memory is reported for whole
-    GPUs; a MIG slice has the processes of its GPU instance, and those without a reported instance.
+    What no GPU tells is a matter of the driver, or of the file that describes the machine.
+    """
+    # Of a GPU in MIG mode its slices count.
+    gpus = [gpu for gpu in topology.gpus if gpu.error is None and not gpu.mig_mode]
+    found: dict[int, list[str]] = {}
+    for attribute, words in _NEEDED.items():
+        lacking = [gpu for gpu in gpus if getattr(gpu, attribute) is None]
+        for gpu in lacking if len(lacking) < len(gpus) else ():
+            found.setdefault(gpu.index, []).append(words)
+    return {index: f"its {' and '.join(missing)} cannot be read" for index, missing in found.items()}
+
+
+_NEEDED = {"name": "name", "memory_total": "memory", "compute_capability": "compute capability"}
+
+
+def busy(device: Device, rules: Rules) -> str | None:
+    """By which evidence others are on this device, or have claimed it; None when there is none.
+
+    A program that draws, such as a desktop or a browser, and an MPS server without clients are no use by others. Memory
+    and utilization are reported for whole GPUs; a MIG slice has the processes of its GPU instance, and those without a
+    reported instance.
     """
     others = [process for process in _compute_processes(device) if process.pid not in rules.own_pids]
     if others:
-        first = others[0]
-        size = "" if first.used_memory is None else f" with {first.used_memory / GIB:.1f} GiB"
+        first = max(others, key=lambda process: process.used_memory or 0) if len(others) > 1 else others[0]
+        size = "" if first.used_memory is None else f" with {size_words(first.used_memory)}"
         more = f" and {len(others) - 1} more" if len(others) > 1 else ""
-        return f"in use by process {first.pid}{size}{more}"
-    gpu = device.gpu
+        return f"in use by {'MPS client ' * first.mps_client}process {_who(first, rules)}{size}{more}"
     if claim := rules.claims.get(device.uuid):
         return claim
-    if device.mig or not gpu.memory_total or gpu.memory_used is None:
+    if device.mig:
+        return None
+    evidence = [words for words in (_memory_in_use(device.gpu, rules), _at_work(device.gpu, rules)) if words]
+    return " and ".join(evidence) or None
+
+
+def _who(process: GpuProcess, rules: Rules) -> str:
+    about = [words for words in (process.name, rules.owners.get(process.pid)) if words]
+    return f"{process.pid} ({', '.join(about)})" if about else str(process.pid)
+
+
+def size_words(size: int) -> str:
+    """ "3.1 GiB", "26 MiB"."""
+    return f"{size / GIB:.1f} GiB" if size >= GIB / 10 else f"{size / MIB:.0f} MiB"
+
+
+def drawn(gpu: Gpu) -> int:
+    """Bytes that the processes of a desktop hold on a GPU."""
+    return sum(process.used_memory or 0 for process in gpu.graphics_processes or ())
+
+
+def _memory_in_use(gpu: Gpu, rules: Rules) -> str | None:
+    if not gpu.memory_total or gpu.memory_used is None:
         return None
     own = sum(process.used_memory or 0 for process in gpu.processes or () if process.pid in rules.own_pids)
     used = gpu.memory_used - own
-    if used <= max(BUSY_FRACTION * gpu.memory_total, BUSY_FLOOR_BYTES):
+    desktop = max(drawn(gpu), _DESKTOP_BYTES if gpu.display_active or rules.hidden_desktop else 0)
+    if used - desktop <= max(BUSY_FRACTION * gpu.memory_total, BUSY_FLOOR_BYTES):
         return None
     return f"{used / gpu.memory_total:.0%} of its memory is in use"
+
+
+def _at_work(gpu: Gpu, rules: Rules) -> str | None:
+    """Utilization of processes that a container or the kernel hides from us."""
+    if any(process.pid in rules.own_pids for process in gpu.processes or ()):
+        return None
+    drawing = gpu.graphics_processes or gpu.display_active or rules.hidden_desktop
+    if (gpu.utilization or 0) < (_DRAWING_UTILIZATION if drawing else DOUBTFUL_UTILIZATION):
+        return None
+    return f"{gpu.utilization}% utilization{'' if drawing else ' with the processes hidden'}"
 
 
 def _compute_processes(device: Device) -> list[GpuProcess]:
     gpu, mig = device.gpu, device.mig
     if mig:
         here = (None, mig.gpu_instance)
-        return [one for one in gpu.processes or () if mig.gpu_instance is None or one.gpu_instance in here]
-    drawing = {process.pid for process in gpu.graphics_processes or ()}
-    return [process for process in gpu.processes or () if process.pid not in drawing]
+        found = [one for one in gpu.processes or () if mig.gpu_instance is None or one.gpu_instance in here]
+    else:
+        drawing = {process.pid for process in gpu.graphics_processes or ()}
+        found = [process for process in gpu.processes or () if process.pid not in drawing]
+    return [process for process in found if process.name != MPS_SERVER]
 
 
-def _cut_off(topology: Topology) -> frozenset[int]:
-    """The few GPUs with NVLinks to several others and peer access over none, while those others have it among them.
+def _cut_off(topology: Topology) -> dict[int, str]:
+    """The few GPUs without a working NVLink among others whose NVLinks work.
 
-    With such a GPU in the run, NCCL has to be kept from all peer access; of a pair it would not be known which is bad.
+    Without peer access over any of its NVLinks it would keep NCCL from all peer access in the run; of a pair it would
+    not be known which is bad.
     """
     sliced = {gpu.index for gpu in topology.gpus if gpu.mig_mode}
     nvlinks = [link for link in topology.links if link.level is LinkLevel.NV and not sliced & {link.a, link.b}]
@@ -128,8 +208,10 @@ def _cut_off(topology: Topology) -> frozenset[int]:
     for link in nvlinks:
         beside.setdefault(link.a, set()).add(link.b)
         beside.setdefault(link.b, set()).add(link.a)
-    found = frozenset(gpu for gpu, others in beside.items() if gpu not in working and len(others & working) > 1)
-    return found if len(found) < len(working) else frozenset()
+    found = [gpu for gpu, others in beside.items() if gpu not in working and len(others & working) > 1]
+    refused = dict.fromkeys(found, "none of its NVLinks gives peer access, those of other GPUs do")
+    bare = dict.fromkeys(without_any(topology), "it has no active NVLink, the other GPUs of its board have theirs")
+    return (refused if len(found) < len(working) else {}) | bare
 
 
 def _together(gpu: Gpu, reasons: list[str]) -> str:
@@ -143,7 +225,7 @@ def _together(gpu: Gpu, reasons: list[str]) -> str:
 
 
 def _broken(device: Device, rules: Rules) -> str | None:
-    return device.gpu.error
+    return device.gpu.error or rules.silent.get(device.index)
 
 
 def _hidden(device: Device, rules: Rules) -> str | None:
@@ -183,8 +265,18 @@ def _erring(device: Device, rules: Rules) -> str | None:
     if rules.fabric_up and gpu.fabric_state is not None and gpu.fabric_state not in _FABRIC_UP:
         return f"its NVSwitch fabric is {gpu.fabric_state}, that of other GPUs is up {_ALL_THE_SAME}"
     if gpu.index in rules.cut_off:
-        return f"none of its NVLinks gives peer access, those of other GPUs do {_ALL_THE_SAME}"
+        return f"{rules.cut_off[gpu.index]} {_ALL_THE_SAME}"
     return None
+
+
+def no_code(device: Device, rules: Rules) -> str | None:
+    """Why the installed torch cannot compute on this device; None where it can, or where that is not known."""
+    torch, capability = rules.torch, device.gpu.compute_capability
+    if torch is None or capability is None or torch.runs_on(capability) is not False:
+        return None
+    if rules.runnable and _among(device, rules.asked):
+        return None
+    return torch.no_code_for(capability)
 
 
 def _small(device: Device, rules: Rules) -> str | None:
@@ -201,7 +293,7 @@ def _busy(device: Device, rules: Rules) -> str | None:
     if rules.allow_busy or _among(device, rules.asked):
         return None
     reason = busy(device, rules)
-    return f"busy: {reason}" if reason else None
+    return f"busy: {reason}{ALLOW_BUSY}" if reason else None
 
 
 def _among(device: Device, named: tuple[Device, ...]) -> bool:

@@ -1,4 +1,4 @@
-"""A choice of GPUs in words: why these, why not the others, and what the user should know."""
+"""A choice of GPUs in words: why these, and why not the others."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from gpu_topology.select.bandwidth import Fabric
-from gpu_topology.select.eligibility import Rules, busy
+from gpu_topology.select.eligibility import Rules
 from gpu_topology.select.grouping import Group
 from gpu_topology.select.visible import Device
 from gpu_topology.topology import Topology
@@ -137,45 +137,3 @@ def too_many(choice: Choice, count: int) -> str:
         text += "; a second slice of one GPU is taken only by name (--gpus MIG-...,MIG-...)"
     why = "; ".join(f"GPU {index} {words}" for index, words in choice.refused.items())
     return text + (f" (left out: {why})" if why else "")
-
-
-def warnings(choice: Choice, count: int | None, in_pci_order: bool) -> Iterator[str]:
-    """What the user should know. `in_pci_order`: the mask was read so, though CUDA may count otherwise."""
-    visible = choice.rules.visible
-    if visible is not None and visible.problem:
-        yield visible.problem
-    if in_pci_order:
-        yield (
-            "CUDA_VISIBLE_DEVICES holds indices on a machine of different GPUs: CUDA itself counts the fastest GPU"
-            " first unless CUDA_DEVICE_ORDER=PCI_BUS_ID; here they are read in PCI order, as nvidia-smi shows them"
-        )
-    if choice.rules.asked and not choice.rules.allow_busy:
-        for device in choice.chosen:
-            user = busy(device, choice.rules)
-            if user:
-                yield f"{device.label} was asked for by name although it is busy: {user}"
-    yield from _shared_gpus(choice)
-    if len(choice.used) > 1:
-        slow = min(choice.used, key=lambda group: group.each or 0.0)
-        yield f"different GPUs work in step: with equal shards the slowest kind ({slow.name}) sets the pace of all"
-    if not choice.whole and choice.policy == "largest" and count is None:
-        yield from _faster_group(choice)
-
-
-def _shared_gpus(choice: Choice) -> Iterator[str]:
-    every = [device.index for device in choice.chosen]
-    shared = [str(index) for index in choice.indices if every.count(index) > 1]
-    if shared:
-        yield (
-            f"several ranks share GPU {', '.join(shared)} by its MIG slices:"
-            " NCCL before 2.30 refuses two ranks on one GPU, gloo does not"
-        )
-
-
-def _faster_group(choice: Choice) -> Iterator[str]:
-    rate = choice.groups[0].throughput
-    better = [group for group in choice.groups[1:] if rate and group.throughput and group.throughput > rate]
-    if better:
-        best = max(better, key=lambda group: group.throughput or 0.0)
-        size = "smaller group" if len(best.devices) < len(choice.groups[0].devices) else "group"
-        yield f"the {size} {best.label} has a higher estimated peak throughput: --policy fastest takes it"

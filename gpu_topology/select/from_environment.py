@@ -1,16 +1,19 @@
-"""What bears on the choice of GPUs beside the request: the mask, CUDA's order of counting, own processes, claims."""
+"""What bears on the choice of GPUs beside the request: the mask, CUDA's order, own processes, claims, torch."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from gpu_topology.driver.libcuda import cuda_order
+from gpu_topology.host import sysfs
+from gpu_topology.host.torch_build import TorchBuild, read_torch_build
 from gpu_topology.select.select import SelectionRequest
 from gpu_topology.select.visible import parse_visible
-from gpu_topology.topology import Topology
+from gpu_topology.topology import GpuProcess, Topology
 
 PROC = Path("/proc")
 
@@ -24,6 +27,9 @@ class Inherited:
     cuda_order: tuple[str, ...] | None = None
     own_pids: frozenset[int] = frozenset()
     claims: Mapping[str, str] = field(default_factory=dict)
+    owners: Mapping[int, str] = field(default_factory=dict)
+    hidden_desktop: bool = False
+    torch: TorchBuild | None = None
 
     def completes(self, request: SelectionRequest) -> SelectionRequest:
         """The request with what was inherited."""
@@ -34,6 +40,9 @@ class Inherited:
             cuda_order=self.cuda_order,
             own_pids=self.own_pids,
             claims=self.claims,
+            owners=self.owners,
+            hidden_desktop=self.hidden_desktop,
+            torch=self.torch,
         )
 
 
@@ -48,8 +57,25 @@ def read_inherited(topology: Topology, environ: Mapping[str, str]) -> Inherited:
     found = from_environment(environ)
     if _needs_cuda_order(topology, found):
         found = replace(found, cuda_order=cuda_order(environ))
-    pids = {process.pid for gpu in topology.gpus for process in gpu.processes or ()}
-    return replace(found, own_pids=own_family(pids, os.getpid()))
+    processes = [process for gpu in topology.gpus for process in gpu.processes or ()]
+    return replace(
+        found,
+        own_pids=own_family({process.pid for process in processes}, os.getpid()),
+        owners=owners(processes),
+        hidden_desktop="microsoft" in (sysfs.text(PROC / "sys/kernel/osrelease") or "").lower(),  # WSL
+        torch=read_torch_build() if topology.gpus else None,
+    )
+
+
+def owners(processes: Iterable[GpuProcess], proc: Path = PROC) -> dict[int, str]:
+    """The user of each process that /proc shows by the name that the driver gives: a container counts by itself."""
+    found = {}
+    for process in processes:
+        # The kernel cuts a name at 15 characters.
+        if process.name and sysfs.text(proc / str(process.pid) / "comm") == process.name[:15]:
+            with suppress(OSError, KeyError):  # it has ended; a user without a name
+                found[process.pid] = (proc / str(process.pid)).owner()
+    return found
 
 
 def _needs_cuda_order(topology: Topology, found: Inherited) -> bool:

@@ -115,10 +115,13 @@ def _slice_rank(device: Device) -> tuple[int, int, int, str]:
 
 
 def kind_of(device: Device) -> object:
-    """What devices of one group have in common, apart from memory: a slice always has a profile, or else its UUID."""
+    """What devices of one group have in common, apart from memory: a slice always has a profile, or else its UUID.
+
+    A name that is not known is no name in common.
+    """
     gpu, mig = device.gpu, device.mig
     profile = mig and (mig.profile or mig.uuid)
-    return gpu.name, gpu.compute_capability, profile
+    return gpu.name or gpu.index, gpu.compute_capability, profile
 
 
 def _by_memory(devices: Sequence[Device]) -> list[list[Device]]:
@@ -162,9 +165,13 @@ def _told_apart(groups: Sequence[Group]) -> list[Group]:
     """With the memory in the name where two groups would have the same name."""
     names = [group.name for group in groups]
     return [
-        replace(group, name=f"{group.name} {group.memory_gib} GiB") if names.count(group.name) > 1 else group
+        replace(group, name=f"{group.name} {_memory_words(group)}") if names.count(group.name) > 1 else group
         for group in groups
     ]
+
+
+def _memory_words(group: Group) -> str:
+    return "of unknown memory" if group.memory_total is None else f"{group.memory_gib} GiB"
 
 
 def _is_for_display(group: Group, fastest: float) -> bool:
@@ -181,4 +188,5 @@ def _rank(group: Group, fabric: Fabric, policy: str, count: int | None) -> tuple
     speed = -each * used if policy == "fastest" else 0.0
     links = (-(group.ring_gb_s or 0.0), -fabric.total(group.indices))
     display = policy != "fastest" and group.for_display
-    return (display, not enough, speed, -len(group.devices), -group.memory_gib, -each, *links, group.indices[0])
+    load = sum(fabric.load[index] for index in group.indices)
+    return (display, not enough, speed, -len(group.devices), -group.memory_gib, -each, *links, load, group.indices[0])

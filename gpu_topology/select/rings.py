@@ -56,6 +56,69 @@ def _in_some_ring(near: Near) -> list[int]:
     return rest
 
 
+def has_ring(near: Near) -> bool:
+    """Whether a ring through all of these things, of any number, was found; where False, there hardly is one.
+
+    Exact where the closure of Bondy and Chvatal (1976) decides, or where some thing holds the others together; else a
+    ring is looked for by rotations (Posa 1976), which finds one in all but contrived cases.
+    """
+    if any(beside.bit_count() < 2 for beside in near) or not _two_connected(near):
+        return False
+    return _closure_is_complete(near) or any(_rotated(near, start) for start in range(min(len(near), 6)))
+
+
+def _two_connected(near: Near) -> bool:
+    """Whether all stay connected when any one is taken away."""
+    every = (1 << len(near)) - 1
+    for removed in range(len(near)):
+        rest = every & ~(1 << removed)
+        seen = frontier = rest & -rest
+        while frontier:
+            around = 0
+            for at, beside in enumerate(near):
+                around |= beside if frontier >> at & 1 else 0
+            frontier = around & rest & ~seen
+            seen |= frontier
+        if seen != rest:
+            return False
+    return True
+
+
+def _closure_is_complete(near: Near) -> bool:
+    """Whether joining things that have together as many neighbours as there are things ends with all joined."""
+    size, closed = len(near), list(near)
+    grows = True
+    while grows:
+        grows = False
+        for a in range(size):
+            for b in range(a):
+                if not closed[a] >> b & 1 and closed[a].bit_count() + closed[b].bit_count() >= size:
+                    closed[a] |= 1 << b
+                    closed[b] |= 1 << a
+                    grows = True
+    return all(beside.bit_count() == size - 1 for beside in closed)
+
+
+def _rotated(near: Near, start: int) -> bool:
+    """Whether a path from `start` could be extended and turned until it closed through all."""
+    size, path, visited = len(near), [start], 1 << start
+    for turn in range(40 * size):
+        free = [at for at in range(size) if near[path[-1]] >> at & 1 and not visited >> at & 1]
+        if free:
+            fewest = min((near[at] & ~visited).bit_count() for at in free)
+            path.append(next(at for at in free if (near[at] & ~visited).bit_count() == fewest))
+            visited |= 1 << path[-1]
+            continue
+        if len(path) == size and near[path[-1]] >> start & 1:
+            return True
+        beside = [place for place, at in enumerate(path[:-2]) if near[path[-1]] >> at & 1]
+        if not beside:
+            return False
+        cut = beside[turn % len(beside)] + 1
+        path[cut:] = path[cut:][::-1]
+    return False
+
+
 @cache
 def _sets_without(member: int, size: int) -> int:
     """Every subset of `size` things that lacks one of them: in each run of 2^(member + 1) bits the lower half."""

@@ -7,11 +7,13 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 from ddp_core.errors import TopologyError
+from gpu_topology.host.torch_build import TorchBuild
 from gpu_topology.select import explain
 from gpu_topology.select.bandwidth import Fabric
-from gpu_topology.select.eligibility import Rules, Usable, busy, refusal, usable
+from gpu_topology.select.eligibility import ALLOW_BUSY, Rules, Usable, busy, refusal, usable
 from gpu_topology.select.explain import Choice
 from gpu_topology.select.grouping import Group, make_groups, one_each, ranked
+from gpu_topology.select.selection_warnings import warnings as selection_warnings
 from gpu_topology.select.visible import Device, Visible, find_name, parse_visible
 from gpu_topology.topology import Topology
 
@@ -39,6 +41,9 @@ class SelectionRequest:
                   asked, they are read in PCI order
     own_pids      processes of the user's own that do not make a GPU busy
     claims        UUID -> who has claimed that GPU or slice, though the driver does not show it yet
+    owners        process -> whose it is, as far as known
+    hidden_desktop  whether a desktop may be on the GPUs without showing a process
+    torch         the installed torch; None: it is not installed, has no CUDA, or is not what will run
     """
 
     count: int | None = None
@@ -52,6 +57,9 @@ class SelectionRequest:
     cuda_order: tuple[str, ...] | None = None
     own_pids: frozenset[int] = frozenset()
     claims: Mapping[str, str] = field(default_factory=dict)
+    owners: Mapping[int, str] = field(default_factory=dict)
+    hidden_desktop: bool = False
+    torch: TorchBuild | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +114,7 @@ def select(topology: Topology, request: SelectionRequest) -> Selection:
         policy=request.policy,
         excluded=tuple(Excluded(index, reason) for index, reason in explain.left_out(choice)),
         reason=explain.reason(choice),
-        warnings=tuple(explain.warnings(choice, request.count, _reads_in_pci_order(topology, request, rules))),
+        warnings=tuple(selection_warnings(choice, request.count, _reads_in_pci_order(topology, request, rules))),
     )
 
 
@@ -158,6 +166,9 @@ def _rules(topology: Topology, request: SelectionRequest) -> Rules:
         min_memory=request.min_memory,
         own_pids=request.own_pids,
         claims=request.claims,
+        owners=request.owners,
+        hidden_desktop=request.hidden_desktop,
+        torch=request.torch,
     )
 
 
@@ -203,7 +214,9 @@ def _nothing(topology: Topology, request: SelectionRequest, rules: Rules, found:
     elif rules.visible is not None and not rules.visible.named:
         reason = rules.visible.problem or "CUDA_VISIBLE_DEVICES hides every GPU"
     else:
-        reason = "no GPU can be used: " + "; ".join(f"GPU {index} {why}" for index, why in found.refused.items())
+        each = (f"GPU {index} {why.removesuffix(ALLOW_BUSY)}" for index, why in found.refused.items())
+        in_use = any(why.endswith(ALLOW_BUSY) for why in found.refused.values())
+        reason = f"no GPU can be used: {'; '.join(each)}{ALLOW_BUSY * in_use}"
     excluded = tuple(Excluded(index, why) for index, why in found.refused.items())
     return Selection((), (), "", request.policy, excluded, reason)
 

@@ -50,7 +50,10 @@ def test_slices_in_use_are_passed_over():
     assert chosen(machine(gpu(0, *HALVES, taken=(1,)), gpu(1, *HALVES))) == ("MIG-2-0", "MIG-1-1")
     full = select(machine(gpu(0, *HALVES, taken=(1, 2)), gpu(1, *HALVES)), SelectionRequest())
     assert full.uuids == ("MIG-1-1",)
-    assert full.excluded[0].reason == ("none of its 2 MIG slices can be used: busy: in use by process 5 with 1.0 GiB")
+    assert full.excluded[0].reason == (
+        "none of its 2 MIG slices can be used: busy: in use by process 5 with 1.0 GiB"
+        " (--allow-busy uses it all the same)"
+    )
     assert len(chosen(machine(gpu(0, *HALVES, taken=(1, 2)), gpu(1, *HALVES)), allow_busy=True)) == 2
 
 

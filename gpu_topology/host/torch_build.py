@@ -1,0 +1,154 @@
+"""The installed torch, without importing it: the CUDA that it was built for, the GPUs that it has code for.
+
+Also which published build of torch fits a driver and its GPUs (`fitting`), for scripts/environment.sh and for advice.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import mmap
+import re
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+Capability = tuple[int, int]
+
+# The published builds of torch 2.11 and later with their GPUs (pytorch, RELEASE.md, "PyTorch CUDA Support Matrix"), the
+# one to prefer first: cu132 begins with torch 2.12, cu126 ends with 2.14, cu128 with 2.11. sm_110 is in those for Arm.
+_TURING_ON = ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_110", "sm_120")
+BUILDS = {
+    "13.0": _TURING_ON,
+    "13.2": _TURING_ON,
+    "12.6": ("sm_50", "sm_60", "sm_70", "sm_75", "sm_80", "sm_86", "sm_90"),
+    "12.8": _TURING_ON,
+}
+
+# The driver that a major version of CUDA needs at least (CUDA Compatibility, "Minor Version Compatibility"). What is
+# compiled for one minor version runs on the drivers of all of them.
+LEAST_DRIVER = {11: "450", 12: "525", 13: "580"}
+
+
+@dataclass(frozen=True, slots=True)
+class TorchBuild:
+    """`version` with its local part ("2.14.1+cu130"), `cuda` "13.0", `architectures` "sm_90" ...; () when unknown."""
+
+    version: str
+    cuda: str
+    architectures: tuple[str, ...] = ()
+
+    def runs_on(self, capability: Capability | None) -> bool | None:
+        """Whether there is code for GPUs of this compute capability; None where that is not known."""
+        if capability is None or not self.architectures:
+            return None
+        return has_code(self.architectures, capability)
+
+    def no_code_for(self, capability: Capability) -> str:
+        """What is wrong with GPUs that it does not run on."""
+        sm = "sm_{}{}".format(*capability)
+        return f"torch {self.version} has no code for {sm}, only for {', '.join(self.architectures)}"
+
+    def too_new_for(self, cuda: str | None, driver: str | None, capabilities: Collection[Capability]) -> str | None:
+        """What is wrong with a driver that goes up to an earlier CUDA, and what to do; None where it fits."""
+        if cuda is None or major(cuda) >= major(self.cuda):
+            return None
+        needed = f"update the driver to {LEAST_DRIVER.get(major(self.cuda), 'a newer one')} or newer"
+        advice = build_for(capabilities, cuda)
+        other = f", or install the build that fits this driver: {install(advice)}" if advice else ""
+        return (
+            f"torch {self.version} is built for CUDA {self.cuda}, the driver {driver or 'here'} goes up to {cuda}:"
+            f" it will find no GPU; {needed}{other}"
+        )
+
+
+def read_torch_build() -> TorchBuild | None:
+    """The torch that this Python would import; None where there is none, or one that is not for CUDA."""
+    found = importlib.util.find_spec("torch")
+    if found is None or not found.submodule_search_locations:
+        return None
+    folder = Path(found.submodule_search_locations[0])
+    try:
+        facts = dict(re.findall(r"^(__version__|cuda)\b[^=\n]*= *'([^']*)'", (folder / "version.py").read_text(), re.M))
+    except (OSError, ValueError):
+        facts = {}
+    version = facts.get("__version__") or _installed_version()
+    local = re.search(r"\+cu(\d+)(\d)", version or "")
+    cuda = facts.get("cuda") or (f"{local[1]}.{local[2]}" if local else None)
+    if version is None or cuda is None:
+        return None
+    return TorchBuild(version, cuda, _compiled_for(folder) or BUILDS.get(cuda, ()))
+
+
+def _installed_version() -> str | None:
+    import importlib.metadata  # slow to import, and version.py nearly always tells
+
+    try:
+        return importlib.metadata.version("torch")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _compiled_for(folder: Path) -> tuple[str, ...]:
+    """What `torch.cuda.get_arch_list` would give: the words are a constant in its library."""
+    try:
+        with (
+            (folder / "lib" / "libtorch_python.so").open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+        ):
+            start = data.find(b"\0sm_") + 1
+            words = data[start : data.find(b"\0", start)].decode("ascii", "replace") if start else ""
+    except (OSError, ValueError):
+        return ()
+    known = tuple(words.split())
+    return known if all(re.fullmatch(r"(sm|compute)_\d+[a-z]?", word) for word in known) else ()
+
+
+def has_code(architectures: Iterable[str], capability: Capability) -> bool:
+    """A GPU runs code for its own major version up to its minor one, and PTX ("compute_90") for any earlier one."""
+    for word in architectures:
+        if match := re.fullmatch(r"(sm|compute)_(\d+)(\d)([a-z]?)", word):
+            built = int(match[2]), int(match[3])
+            if match[4] == "a":  # for this very capability alone
+                fits = built == capability
+            else:
+                fits = built <= capability and (match[1] == "compute" or built[0] == capability[0])
+            if fits:
+                return True
+    return False
+
+
+def build_for(capabilities: Collection[Capability], cuda: str | None) -> str | None:
+    """The CUDA build with code for most of these GPUs among those that a driver for `cuda` can run; None without any.
+
+    `cuda`: the newest CUDA that the driver serves, None for any driver.
+    """
+    best, most = None, 0
+    for build, architectures in BUILDS.items():
+        if cuda is not None and major(build) > major(cuda):
+            continue
+        has = sum(has_code(architectures, capability) for capability in capabilities)
+        if has > most:
+            best, most = build, has
+    return best
+
+
+def way_out(capabilities: Collection[Capability], cuda: str | None) -> str:
+    """What to do about GPUs that the installed torch has no code for, with a driver for `cuda`."""
+    build = build_for(capabilities, cuda)
+    return f"install the build that has it: {install(build)}" if build else "torch 2.11 and later have none"
+
+
+def install(build: str) -> str:
+    """The command that installs a build of torch."""
+    return f"`pip install --force-reinstall torch torchvision --index-url {index(build)}`"
+
+
+def index(build: str) -> str:
+    """Where pip finds the packages of a CUDA build."""
+    return f"https://download.pytorch.org/whl/cu{build.replace('.', '')}"
+
+
+def major(version: str) -> int:
+    """12 of "12.4"; 0 of what is no version."""
+    match = re.match(r"\d+", version)
+    return int(match[0]) if match else 0

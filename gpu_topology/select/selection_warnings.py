@@ -1,0 +1,162 @@
+"""What the user should know about a choice of GPUs: each sentence names the GPUs, the fact and what follows from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from gpu_topology.driver.gpu import MPS_SERVER
+from gpu_topology.host.torch_build import way_out
+from gpu_topology.select.bandwidth import Fabric, lanes, slot_speed
+from gpu_topology.select.eligibility import BUSY_FLOOR_BYTES, busy, drawn, silent, size_words
+from gpu_topology.select.explain import Choice
+from gpu_topology.select.nvlinks import all_inactive, some_down
+from gpu_topology.topology import Gpu, LinkLevel
+
+# The gradients of 25 million parameters in fp32, ResNet-50's: what an all-reduce over a narrow slot is estimated for.
+_GRADIENT_BYTES = 100e6
+_NARROW_LANES, _WIDE_LANES = 4, 16
+
+
+def warnings(choice: Choice, count: int | None, in_pci_order: bool) -> Iterator[str]:
+    """What the user should know. `in_pci_order`: the mask was read so, though CUDA may count otherwise."""
+    visible = choice.rules.visible
+    if visible is not None and visible.problem:
+        yield visible.problem
+    if in_pci_order:
+        yield (
+            "CUDA_VISIBLE_DEVICES holds indices on a machine of different GPUs: CUDA itself counts the fastest GPU"
+            " first unless CUDA_DEVICE_ORDER=PCI_BUS_ID; here they are read in PCI order, as nvidia-smi shows them"
+        )
+    if choice.rules.asked and not choice.rules.allow_busy:
+        for device in choice.chosen:
+            user = busy(device, choice.rules)
+            if user:
+                yield f"{device.label} was asked for by name although it is busy: {user}"
+    yield from _unread(choice)
+    yield from _torch(choice)
+    yield from _desktops(choice)
+    yield from _mps_servers(choice)
+    yield from _nvlinks(choice)
+    yield from _narrow_slots(choice)
+    yield from _shared_gpus(choice)
+    if len(choice.used) > 1:
+        slow = min(choice.used, key=lambda group: group.each or 0.0)
+        yield f"different GPUs work in step: with equal shards the slowest kind ({slow.name}) sets the pace of all"
+    if not choice.whole and choice.policy == "largest" and count is None:
+        yield from _faster_group(choice)
+
+
+def _shared_gpus(choice: Choice) -> Iterator[str]:
+    every = [device.index for device in choice.chosen]
+    shared = [str(index) for index in choice.indices if every.count(index) > 1]
+    if shared:
+        yield (
+            f"several ranks share GPU {', '.join(shared)} by its MIG slices:"
+            " NCCL before 2.30 refuses two ranks on one GPU, gloo does not"
+        )
+
+
+def _faster_group(choice: Choice) -> Iterator[str]:
+    rate = choice.groups[0].throughput
+    better = [group for group in choice.groups[1:] if rate and group.throughput and group.throughput > rate]
+    if better:
+        best = max(better, key=lambda group: group.throughput or 0.0)
+        size = "smaller group" if len(best.devices) < len(choice.groups[0].devices) else "group"
+        yield f"the {size} {best.label} has a higher estimated peak throughput: --policy fastest takes it"
+
+
+def _gpus(choice: Choice) -> list[Gpu]:
+    return [choice.topology.gpu(index) for index in choice.indices]
+
+
+def _named(indices: Iterable[int]) -> str:
+    return f"GPU {', '.join(map(str, indices))}"
+
+
+def _unread(choice: Choice) -> Iterator[str]:
+    for index, reason in silent(choice.topology).items():
+        yield f"{_named([index])}: {reason}, so it is left out"
+    unknown = [device.index for device in choice.chosen if device.memory_total is None]
+    if unknown:
+        yield f"{_named(unknown)}: the driver does not tell the memory, so nothing is sized by it"
+
+
+def _torch(choice: Choice) -> Iterator[str]:
+    torch, topology = choice.rules.torch, choice.topology
+    if torch is None:
+        return
+    capabilities = {gpu.compute_capability for gpu in _gpus(choice)} - {None}
+    too_new = torch.too_new_for(topology.cuda_version, topology.driver_version, [one for one in capabilities if one])
+    if too_new:
+        yield too_new
+        return
+    for capability in sorted(one for one in capabilities if one and torch.runs_on(one) is False):
+        without = [gpu.index for gpu in _gpus(choice) if gpu.compute_capability == capability]
+        yield f"{_named(without)}: {torch.no_code_for(capability)}; {way_out([capability], topology.cuda_version)}"
+
+
+def _desktops(choice: Choice) -> Iterator[str]:
+    for gpu in _gpus(choice):
+        names = ", ".join(dict.fromkeys(process.name for process in gpu.graphics_processes or () if process.name))
+        used = drawn(gpu) if gpu.memory_used is None or gpu.processes else gpu.memory_used
+        drawing = gpu.graphics_processes or gpu.display_active or choice.rules.hidden_desktop
+        if drawing and used > BUSY_FLOOR_BYTES:
+            total = f" of {size_words(gpu.memory_total)}" if gpu.memory_total else ""
+            who = f"a desktop ({names})" if names else "a desktop"
+            yield f"{_named([gpu.index])} is also used by {who}: {size_words(used)}{total} are in use"
+
+
+def _mps_servers(choice: Choice) -> Iterator[str]:
+    served = [gpu.index for gpu in _gpus(choice) if any(one.name == MPS_SERVER for one in gpu.processes or ())]
+    if served:
+        yield f"{_named(served)}: an MPS server ({MPS_SERVER}) without clients of others is there, which uses nothing"
+
+
+def _nvlinks(choice: Choice) -> Iterator[str]:
+    topology = choice.topology
+    down: dict[tuple[int, int], list[int]] = {}
+    for missing in some_down(topology):
+        if missing.index in choice.indices:
+            down.setdefault((missing.down, missing.total), []).append(missing.index)
+    for (count, total), indices in down.items():
+        verb = "is" if count == 1 else "are"
+        yield (
+            f"{count} of {total} NVLinks of {_named(indices)} {verb} down, which slows all traffic with it:"
+            f" see `nvidia-smi nvlink -s -i {','.join(map(str, indices))}`"
+        )
+    inactive = set(all_inactive(topology)) & set(choice.indices)
+    # Where the driver tells of the fabric, a note on the fabric says so.
+    if len(inactive) > 1 and all(topology.gpu(index).fabric_state in (None, "completed") for index in inactive):
+        yield (
+            f"{_named(sorted(inactive))}: no NVLink is active, though these cards are made for a board with NVLink; on"
+            " an NVSwitch board the fabric manager is not running (`systemctl start nvidia-fabricmanager`)"
+        )
+
+
+def _narrow_slots(choice: Choice) -> Iterator[str]:
+    """What narrow PCIe slots cost, where the ring passes through them."""
+    gpus = _gpus(choice)
+    narrow = [gpu for gpu in gpus if (lanes(gpu) or _WIDE_LANES) <= _NARROW_LANES and slot_speed(gpu)]
+    if len(gpus) < 2 or not narrow or _nvlinked(choice):
+        return
+    slowest = min(narrow, key=lambda gpu: slot_speed(gpu) or 0.0)
+    speed, width, card = slot_speed(slowest) or 0.0, lanes(slowest) or 1, slowest.pcie_width or _WIDE_LANES
+    milliseconds = 2 * (len(gpus) - 1) / len(gpus) * _GRADIENT_BYTES / (speed * 1e6)
+    full = f", {milliseconds * width / card:.0f} ms with {card} lanes" if card > width else ""
+    wide = len(gpus) - len(narrow)
+    without = f"; without {_named(gpu.index for gpu in narrow)}: --count {wide}" if wide > 1 else ""
+    yield (
+        f"{_named(gpu.index for gpu in narrow)}: {width} PCIe lane{'s' * (width > 1)} of generation"
+        f" {slowest.pcie_generation} ({speed:.2g} GB/s at most) slow DDP down: an estimated {milliseconds:.0f} ms for"
+        f" each all-reduce of 100 MB of gradients (25 million parameters){full}{without}"
+    )
+
+
+def _nvlinked(choice: Choice) -> bool:
+    """Whether the slowest link of the best ring is an NVLink, so that no slot matters."""
+    fabric = Fabric(choice.topology, choice.indices)
+    floor = fabric.bottleneck(choice.indices)
+    return any(
+        link.level is LinkLevel.NV and link.p2p in (None, "ok") and fabric.speed[pair] <= floor
+        for pair, link in fabric.links.items()
+    )
