@@ -177,6 +177,19 @@ def _run_options(parser: CommandLine) -> list[argparse.Action]:
             help="bind ranks to the CPUs beside their GPUs [auto: where that works and leaves none idle]",
         ),
         add(
+            "--stall-report",
+            metavar="SECONDS",
+            type=whole("--stall-report", 0, 604_800),
+            help="report where every rank is when one makes no progress in its collectives for so long; 0 is never"
+            " [120]",
+        ),
+        add(
+            "--stall-kill",
+            metavar="SECONDS",
+            type=whole("--stall-kill", 0, 604_800),
+            help="end the run then; 0 is never [0]",
+        ),
+        add(
             *("-t", "--tee"),
             nargs="?",
             const=Tee(BOTH),

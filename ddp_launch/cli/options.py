@@ -35,7 +35,8 @@ class Program:
 class LaunchOptions:
     """The launcher's own options, checked; None: not given.
 
-    `min_memory` in bytes; `grace`, `rdzv_timeout` and `wait` in seconds; `notes`: what the user should know about them.
+    `min_memory` in bytes; `grace`, `rdzv_timeout`, `wait` and `stall_...` in seconds; `notes`: what the user should know
+    about them.
     """
 
     program: Program
@@ -66,6 +67,8 @@ class LaunchOptions:
     json_events: str | None = None
     tee: Tee = NO_TEE
     numa_binding: str = "auto"
+    stall_report: int = 120
+    stall_kill: int = 0
     notes: tuple[str, ...] = ()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,33 @@ class RunEvents:
         if not self._signalled:
             self._signalled = True
             self._events.write("signal", signal=number.name)
+
+    def stall(
+        self,
+        seconds: float,
+        kind: str,
+        ranks: Sequence[int],
+        title: str,
+        collective: str,
+        rows: Iterable[tuple[Sequence[int], str]],
+        stacks: Mapping[str, Sequence[str]],
+    ) -> None:
+        """Ranks have made no progress: see ddp_launch/stall/finding.py. `stacks`: rank -> lines of a traceback."""
+        doing: list[Value] = [{"ranks": list(those), "doing": what} for those, what in rows]
+        self._events.write(
+            "stall",
+            seconds=round(seconds, 1),
+            kind=kind,
+            ranks=list(ranks),
+            words=title,
+            collective=collective or None,
+            doing=doing,
+            stacks=stacks,
+        )
+
+    def waited_for(self, rank: int, ms_a_step: float, share: float, steps: int) -> None:
+        """The others waited for a rank. `share`: of the time."""
+        self._events.write("waited-for", rank=rank, ms_a_step=round(ms_a_step, 3), share=round(share, 4), steps=steps)
 
     def failure(self, attempt: Attempt, *, restarts: int, following: RestartPlan | None = None) -> None:
         """An attempt has failed: its first failure, and what became of the others.

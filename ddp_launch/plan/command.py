@@ -25,7 +25,8 @@ class Job:
     `environment`: variables to set for the ranks, beyond those that are set already; `virtual_local_rank`: each rank
     sees one device of CUDA_VISIBLE_DEVICES and has LOCAL_RANK=0, since CUDA shows a process one MIG slice at most;
     `unset`: variables that the ranks are not to inherit; `numa_binding`: torchrun's --numa-binding; `saves_together`:
-    the ranks save all together or not at all, as the bundled trainer's: when one has failed the others need no time.
+    the ranks save all together or not at all, as the bundled trainer's: when one has failed the others need no time;
+    `stall_report`, `stall_kill`: seconds without progress until ranks are reported or ended, 0 is never.
     """
 
     worker: tuple[str, ...]
@@ -39,6 +40,8 @@ class Job:
     unset: tuple[str, ...] = ()
     numa_binding: str | None = None
     saves_together: bool = False
+    stall_report: int = 0
+    stall_kill: int = 0
 
 
 @dataclass(frozen=True)

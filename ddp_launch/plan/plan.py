@@ -261,6 +261,8 @@ def _job(
         max_restarts=_restarts(options, cluster),
         grace=default_grace(environ) if options.grace is None else options.grace,
         tee=options.tee,
+        stall_report=options.stall_report,
+        stall_kill=options.stall_kill,
         saves_together=program.kind == "trainer",
         virtual_local_rank=ranks > 1 and any(uuid.startswith("MIG-") for uuid in selection.uuids),
     )

@@ -17,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import SignalException
@@ -37,6 +38,8 @@ from ddp_launch.run.process_tree import ProcessTree, with_pdeathsig
 from ddp_launch.run.rank_logs import SIGNALS_VARIABLE, RankLogs
 from ddp_launch.run.signals import Interrupts
 from ddp_launch.run.torch_logging import silence_engine
+from ddp_launch.stall.report import Reporter
+from ddp_launch.stall.watch import StallWatch
 from ddp_launch.torch_internals import HookedAgent, agent_has_hooks
 
 MONITOR_INTERVAL_S = 0.05
@@ -81,7 +84,8 @@ def run(
                 spec = _spec(job)
                 if not agent_has_hooks():
                     return _outcome_of_torch(LocalElasticAgent(spec, logs).run())
-                agent = _Agent(spec, logs, job, interrupts, process_tree, events)
+                stall = StallWatch(job.stall_report, job.stall_kill, Reporter(Console(stderr=True), events))
+                agent = _Agent(spec, logs, job, interrupts, process_tree, events, stall)
                 agent.before_restart(next_attempt, users)
                 return agent.outcome(agent.run())
         except SignalException as stop:
@@ -161,6 +165,7 @@ class _Agent(HookedAgent):
         interrupts: Interrupts,
         process_tree: ProcessTree,
         events: RunEvents,
+        stall: StallWatch,
     ) -> None:
         super().__init__(spec, logs, log_line_prefix_template="[rank ${rank}] ")
         self._logs = logs
@@ -172,6 +177,7 @@ class _Agent(HookedAgent):
         self._interrupts = interrupts
         self._process_tree = process_tree
         self._events = events
+        self._stall = stall
         self._reported: set[int] = set()
         self._attempts: list[Attempt] = []
         self._refusal: str | None = None
@@ -197,6 +203,8 @@ class _Agent(HookedAgent):
             return result
         finally:
             self._close_rendezvous()
+            self._logs.finish()
+            self._stall.finish()
 
     def _close_rendezvous(self) -> None:
         # After a signal the other nodes may continue without this one: the rendezvous stays open for them.
@@ -209,7 +217,7 @@ class _Agent(HookedAgent):
         self._interrupts.ending = False
         # Nodes that join late, or lose one another, count restarts differently; rounds of the rendezvous are common.
         self._logs.restarts = getattr(self.rendezvous, "round", None)
-        with self._interrupts.held():
+        with self._interrupts.held(), self._stall.offered():
             pids = super().start_workers(worker_group)
             self._process_tree.watch(pids.values())
             self._endings = Endings(pids)
@@ -218,7 +226,10 @@ class _Agent(HookedAgent):
         self._over, self._begin_ms = False, time.monotonic() * 1000
         self._reported = set()
         ranks = {worker_group.workers[local_rank].global_rank: pid for local_rank, pid in pids.items()}
-        self._events.attempt(len(self._attempts), ranks, worker_group.workers[0].world_size, self._logs.attempt)
+        world_size = worker_group.workers[0].world_size
+        self._events.attempt(len(self._attempts), ranks, world_size, self._logs.attempt)
+        errors = {worker_group.workers[local_rank].global_rank: file for local_rank, file in self._logs.errors.items()}
+        self._stall.begin(ranks, world_size, errors)
         return pids
 
     def monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
@@ -292,6 +303,7 @@ class _Agent(HookedAgent):
         ended = self._endings.ended_ms(new)
         for local_rank in sorted(new, key=ended.__getitem__):
             rank = self.workers[local_rank].global_rank
+            self._stall.ended(rank, new[local_rank])
             self._events.rank_end(len(self._attempts), rank, new[local_rank], ended[local_rank], stopped=stopped)
 
     def stop_workers(self, death_sig: signal.Signals) -> None:

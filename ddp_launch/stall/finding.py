@@ -1,0 +1,248 @@
+"""Which rank holds the others up: a pure function from what is seen of the ranks of this machine to a finding.
+
+A rank that waits in a collective waits for those members of its process group that have not entered it. A rank that is
+waited for and waits for nobody is the culprit; where each waits for another, they are in collectives of different
+groups. Ranks that call different collectives under the same number, or one with different shapes, are named as such.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+from ddp_launch.failure.summary import names
+from ddp_launch.stall.record import Collective, Record
+from ddp_launch.stall.stacks import Stacks, of_thread, place_of, spawned, waits_in
+from ddp_train.watchdog.python_stacks import Frame
+
+Kind = Literal["missing", "stopped", "left", "failed", "collectives", "shapes", "locked", "elsewhere", "spawn", "busy"]
+
+UNEVEN = ("gather", "scatter", "all_to_all", "alltoall", "all_to_allv", "coalesced")
+"""Collectives to which ranks may bring tensors of different shapes."""
+
+
+@dataclass(frozen=True)
+class RankView:
+    """What is seen of a rank.
+
+    state     "running", "stopped" (by SIGSTOP) or "ended", with the returncode `code` where that is known
+    stacks    its Python stacks; {} where it gave none
+    record    what it told last; None before its process group is there, or without torch's recorder
+    answered  its thread answered just now: Python's lock is not held for long
+    moving    its thread was seen to run: it does not wait, though its stack says so
+    gave_up   it ended with an error because it had waited in vain
+    """
+
+    rank: int
+    state: Literal["running", "stopped", "ended"] = "running"
+    code: int | None = None
+    stacks: Stacks | None = None
+    record: Record | None = None
+    answered: bool = True
+    moving: bool = False
+    gave_up: bool = False
+
+    @cached_property
+    def frames(self) -> tuple[Frame, ...]:
+        """The stack that tells what it does."""
+        known = self.record and (self.record.waiting or self.record.latest)
+        return of_thread(self.stacks or {}, known.thread if known else 0)
+
+    @property
+    def waiting(self) -> Collective | None:
+        """The collective that it has entered and not left."""
+        if self.record is None:
+            return None
+        return self.record.waiting or (self.record.latest if self.gave_up else None)
+
+    @property
+    def blocked(self) -> str:
+        """In which call it waits for other ranks; empty where it does not."""
+        if self.gave_up:
+            return str(self.waiting or "a collective")
+        if self.state != "running" or self.moving:
+            return ""
+        return str(self.waiting) if self.waiting else waits_in(self.frames)
+
+    @property
+    def doing(self) -> str:
+        """What it does, in one line."""
+        if self.state == "ended":
+            return (
+                "ended"
+                if self.code is None
+                else f"has ended with exit code {self.code}"
+                if self.code >= 0
+                else "killed"
+            )
+        where = place_of(self.frames)
+        trainer = f" ({self.record.place})" if self.record and self.record.place else ""
+        if self.state == "stopped":
+            return "is stopped (SIGSTOP); it cannot say where"
+        if not where:
+            return "gives no Python stack: it is in the kernel, most often for a disk, or is no Python program"
+        if self.blocked:
+            return f"waits in {self.blocked}{_shapes(self.waiting)}, at {where}{trainer}"
+        held = "" if self.answered else ", in native code that holds Python's lock"
+        return f"is at {where}{trainer}{held}"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What holds the ranks up. `ranks`: the culprits; `title`: one line; `rows`: what each rank does, ranks in common
+    together; `advice`: what to do, where that is known; `collective`: the one that is waited in."""
+
+    kind: Kind
+    ranks: tuple[int, ...]
+    title: str
+    rows: tuple[tuple[tuple[int, ...], str], ...] = ()
+    advice: str = ""
+    collective: str = ""
+
+
+def judge(views: Sequence[RankView], world_size: int | None = None) -> Finding | None:
+    """The finding; None where no rank waits for another. `views`: the ranks of this machine; `world_size`: of all."""
+    by_rank = {view.rank: view for view in views}
+    found = _spawned(views) or _mismatch(by_rank)
+    blocked = [view for view in views if view.blocked]
+    if found is None and blocked:
+        found = _stopped(views, blocked) or _missing(by_rank, blocked, world_size or len(views))
+    if found is None:
+        return None
+    kind, ranks, title, advice = found
+    first = min((view.waiting for view in blocked if view.waiting), key=lambda one: one.at_ns, default=None)
+    return Finding(kind, tuple(sorted(ranks)), title, rows_of(views), advice, str(first or ""))
+
+
+Found = tuple[Kind, Iterable[int], str, str]
+
+
+def rows_of(views: Sequence[RankView]) -> tuple[tuple[tuple[int, ...], str], ...]:
+    """What each rank does; ranks that do the same are one row."""
+    rows: dict[str, list[int]] = {}
+    for view in views:
+        rows.setdefault(view.doing, []).append(view.rank)
+    return tuple((tuple(ranks), doing) for doing, ranks in rows.items())
+
+
+def _spawned(views: Sequence[RankView]) -> Found | None:
+    """Ranks that only wait for processes of their own, before any process group."""
+    by = {view.rank: how for view in views if view.record is None and (how := spawned(view.frames))}
+    if not by:
+        return None
+    how = next(iter(by.values()))
+    title = f"{names(by)} {'waits' if len(by) == 1 else 'wait'} for processes started with {how}"
+    advice = (
+        "the launcher starts one process per rank already, so each of them started a whole group of its own and the"
+        " groups get in one another's way: call the function itself, with RANK, LOCAL_RANK and WORLD_SIZE from the"
+        " environment; or run the script with plain python"
+    )
+    return "spawn", by, title, advice
+
+
+def _mismatch(views: Mapping[int, RankView]) -> Found | None:
+    """The first number under which the ranks of a group called different things, while one of them waits in it."""
+    records = {rank: view.record for rank, view in views.items() if view.record}
+    for group in sorted({group for record in records.values() for group in record.collectives}):
+        if not any(one and one.group == group for one in (record.waiting for record in records.values())):
+            continue
+        entered = {
+            rank: {one.seq: one for one in record.collectives.get(group, ())} for rank, record in records.items()
+        }
+        for seq in sorted({seq for entries in entered.values() for seq in entries}):
+            calls = {rank: entries[seq] for rank, entries in entered.items() if seq in entries}
+            if len({call.name for call in calls.values()}) > 1:
+                text = _each({rank: f"{call.name}{_shapes(call)}" for rank, call in calls.items()})
+                title = f"the ranks are in different collectives: number {seq}{_of_group(calls)} is {text}"
+                return "collectives", _odd({r: call.name for r, call in calls.items()}), title, SAME_ORDER
+            names_of = next(iter(calls.values())).name
+            differ = len({call.sizes for call in calls.values()}) > 1 and not all(c.done for c in calls.values())
+            if differ and names_of not in UNEVEN:
+                text = _each({rank: call.shapes for rank, call in calls.items()})
+                title = f"the ranks call {names_of} number {seq}{_of_group(calls)} with different shapes: {text}"
+                return "shapes", _odd({r: call.shapes for r, call in calls.items()}), title, SAME_SHAPE
+    return None
+
+
+SAME_ORDER = "every rank of a group must call the same collectives in the same order: look for a branch on the rank"
+SAME_SHAPE = (
+    "every rank must bring the same shape: look for a last batch, or a list, whose length differs between ranks"
+)
+
+
+def _stopped(views: Sequence[RankView], blocked: Sequence[RankView]) -> Found | None:
+    stopped = [view.rank for view in views if view.state == "stopped"]
+    if not stopped:
+        return None
+    title = f"{names(stopped)} {_is(stopped)} stopped (SIGSTOP), and {_wait_for(blocked, stopped)}"
+    return "stopped", stopped, title, f"kill -CONT PID lets {'it' if len(stopped) == 1 else 'them'} continue"
+
+
+def _missing(views: Mapping[int, RankView], blocked: Sequence[RankView], world_size: int) -> Found | None:
+    """The ranks that are waited for and wait for nobody themselves."""
+    waits_for = {view.rank: _absent(view, views, world_size) for view in blocked}
+    culprits = {rank for absent in waits_for.values() for rank in absent if rank not in waits_for}
+    here = sorted(rank for rank in culprits if rank in views)
+    if not culprits:
+        each = _each({view.rank: view.blocked for view in blocked})
+        return "locked", waits_for, f"the ranks wait for one another: {each}", SAME_ORDER
+    if not here:
+        title = f"{names(waits_for)} {'waits' if len(waits_for) == 1 else 'wait'} for ranks on other nodes"
+        return "elsewhere", (), title, "the launcher of their node names the rank"
+    ended = [rank for rank in here if views[rank].state == "ended"]
+    if ended:
+        code = views[ended[0]].code
+        kind: Kind = "left" if code in (0, None) else "failed"
+        how = f"left early, with exit code {code}" if kind == "left" and code is not None else "ended"
+        return kind, ended, f"{names(ended)} {how}, and {_wait_for(blocked, ended)}", ""
+    waited = next((view for view in blocked if set(here) & waits_for[view.rank]), blocked[0])
+    title = f"{names(here)} {'has' if len(here) == 1 else 'have'} not come to {waited.blocked}, in which"
+    return "missing", here, f"{title} {names(waits_for)} {'waits' if len(waits_for) == 1 else 'wait'}", ""
+
+
+def _absent(view: RankView, views: Mapping[int, RankView], world_size: int) -> set[int]:
+    """The ranks for which a rank waits."""
+    one = view.waiting
+    if one is None or view.record is None:
+        # By its stack alone: a message, a store, or the beginning. All that do not wait may be who it waits for.
+        return {rank for rank, other in views.items() if rank != view.rank and not other.blocked}
+    members = view.record.groups.get(one.group[1], tuple(range(world_size)))
+    come = {rank for rank in members if (o := views.get(rank)) and o.record and o.record.entered(one.group) >= one.seq}
+    absent = {*members} - come - {view.rank}
+    # All are in it, and it does not end: who is not in it any more has left it half done.
+    return absent or {rank for rank in come if rank != view.rank and not views[rank].blocked}
+
+
+def _odd(by_rank: Mapping[int, str]) -> list[int]:
+    """The ranks that differ from most of the others; all of them where there is no such majority."""
+    (common, most), *others = Counter(by_rank.values()).most_common()
+    return [rank for rank, what in by_rank.items() if what != common or most == others[0][1]]
+
+
+def _each(by_rank: Mapping[int, str]) -> str:
+    """`barrier on rank 0, all_reduce on ranks 1, 2`."""
+    ranks: dict[str, list[int]] = {}
+    for rank, what in sorted(by_rank.items()):
+        ranks.setdefault(what, []).append(rank)
+    return ", ".join(f"{what} on {names(those)}" for what, those in ranks.items())
+
+
+def _of_group(calls: Mapping[int, Collective]) -> str:
+    return str(next(iter(calls.values()))).partition(f"number {next(iter(calls.values())).seq}")[2]
+
+
+def _wait_for(blocked: Sequence[RankView], culprits: Sequence[int]) -> str:
+    those = [view.rank for view in blocked]
+    wait = "waits" if len(those) == 1 else "wait"
+    return f"{names(those)} {wait} for {'it' if len(culprits) == 1 else 'them'} in {blocked[0].blocked}"
+
+
+def _is(ranks: Sequence[int]) -> str:
+    return "is" if len(ranks) == 1 else "are"
+
+
+def _shapes(one: Collective | None) -> str:
+    return f" ({one.shapes})" if one is not None and one.shapes else ""

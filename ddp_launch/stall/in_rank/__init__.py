@@ -1,0 +1,1 @@
+"""What runs inside the ranks; on their PYTHONPATH, so nothing else belongs here."""

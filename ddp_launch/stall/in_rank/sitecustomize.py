@@ -1,0 +1,130 @@
+"""Runs in each rank before its program, so that the launcher can ask the rank where it is.
+
+Python imports the module `sitecustomize` when it starts; the launcher puts this folder in front of PYTHONPATH. The
+program sees nothing of it: PYTHONPATH, sys.path and sys.modules are put back, a sitecustomize of the user's own is
+imported as ever, and what the rank starts itself gets none of this. Two things stay:
+
+- faulthandler writes the Python stacks of all threads into memory without a name, on a signal that only the launcher
+  sends: also while native code holds Python's lock;
+- once torch has a process group, a thread waits for the launcher's questions (torch_internals.py beside this file).
+
+Nothing here may raise. Ranks may have another Python than the launcher, from 3.8 on.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+TYPE_CHECKING = False  # that of typing takes milliseconds to import
+if TYPE_CHECKING:
+    from types import ModuleType
+
+STACKS = "ddp-launch-stacks"
+"""The memory that faulthandler writes to, by the name that /proc/PID/fd shows."""
+SIGNAL_BELOW_LAST = 5
+"""SIGRTMAX less this asks for the stacks. Job managers, libraries and users have their own ideas of other signals."""
+HIGH_NUMBERS = (900, 100)
+"""Programs may count on the lowest file descriptors: the first of these that the limit on open files allows."""
+RECORDER_SIZES = ("TORCH_FR_BUFFER_SIZE", "TORCH_NCCL_TRACE_BUFFER_SIZE")
+RECORDED = "2000"
+"""How many collectives torch's flight recorder keeps, where the user has not decided: torch's default of today."""
+HERE = os.path.dirname(__file__)  # noqa: PTH120 (pathlib takes milliseconds to import)
+C10D = "torch.distributed.distributed_c10d"
+HOOK = "_update_default_pg"
+"""What torch calls once there is a default process group."""
+
+
+def high(file: int) -> int:
+    """The same file under a high number."""
+    import fcntl
+
+    for least in HIGH_NUMBERS:
+        try:
+            moved = fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, least)
+        except OSError:
+            continue
+        os.close(file)
+        return moved
+    return file
+
+
+class _WhenTorchIsThere:
+    """An import finder that finds nothing: it is asked at each import, and sees when torch's module has been loaded.
+
+    To wrap the loading itself would put a line of this file into the traceback of an import that fails.
+    """
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        module = sys.modules.get(C10D)
+        if module is not None and not getattr(module.__spec__, "_initializing", False):
+            # A new list: the import system is going through the present one.
+            sys.meta_path = [finder for finder in sys.meta_path if finder is not self]
+            _wait_for_process_group(module)
+
+
+def _wait_for_process_group(c10d: ModuleType) -> None:
+    # torch reads it when it records first; os.environ does not show it.
+    if not any(name in os.environ for name in RECORDER_SIZES):
+        os.putenv(RECORDER_SIZES[0], RECORDED)
+    original = getattr(c10d, HOOK, None)
+    if not callable(original):
+        _begin(c10d)
+        return
+
+    def hooked(group: object) -> None:
+        original(group)
+        if group is not None:
+            setattr(c10d, HOOK, original)
+            _begin(c10d)
+
+    setattr(c10d, HOOK, hooked)
+
+
+def _begin(c10d: ModuleType) -> None:
+    """Start the thread that answers."""
+    try:
+        from importlib.util import module_from_spec, spec_from_file_location
+
+        spec = spec_from_file_location("ddp_launch_in_rank", HERE + "/torch_internals.py")
+        assert spec is not None and spec.loader is not None
+        module = module_from_spec(spec)
+        spec.loader.exec_module(module)
+        module.begin(c10d, high)
+    except Exception:  # noqa: S110 (the program is worth more than what could be said about it)
+        pass
+
+
+def _offer_stacks() -> None:
+    import faulthandler
+    import signal
+
+    file = high(os.memfd_create(STACKS))
+    faulthandler.register(signal.SIGRTMAX - SIGNAL_BELOW_LAST, file=file, all_threads=True)
+
+
+def _leave_no_trace() -> None:
+    """Put back what showed Python the way here."""
+    first, _, rest = os.environ.get("PYTHONPATH", "").partition(os.pathsep)
+    if first == HERE:
+        os.environ.pop("PYTHONPATH")
+        if rest:
+            os.environ["PYTHONPATH"] = rest
+    sys.path[:] = [entry for entry in sys.path if entry != HERE]
+    sys.path_importer_cache.pop(HERE, None)
+
+
+def _import_the_users_own() -> None:
+    """The module that this one stands in front of. Errors: as if this one were not there; Python handles them."""
+    del sys.modules["sitecustomize"]
+    import sitecustomize  # type: ignore[import-not-found]  # noqa: F401
+
+
+if __name__ == "sitecustomize":
+    try:
+        _leave_no_trace()
+        _offer_stacks()
+        sys.meta_path.insert(0, _WhenTorchIsThere())  # type: ignore[arg-type]
+    except Exception:  # noqa: S110
+        pass
+    _import_the_users_own()

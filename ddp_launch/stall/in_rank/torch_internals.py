@@ -1,0 +1,121 @@
+"""The thread of a rank that answers the launcher, and torch's private API that it reads: the flight recorder of gloo
+and NCCL, and the names of the process groups. Loaded by file (sitecustomize.py), in the Python of the rank.
+
+A question is a few bytes in a pipe, which the launcher opens below /proc/PID/fd. The answer is memory without a name
+(memfd_create(2)): a head, then the recorder's own pickles for gloo and NCCL, then JSON. A brief answer takes 0.1 ms,
+one with the last 2,000 collectives about 10 ms, with Python's lock held. When the program ends by itself it leaves a
+last answer, which the launcher reads if it has that memory open by then.
+
+Where torch has no recorder, or moves these names, the answers are empty and stacks alone are left.
+"""
+
+from __future__ import annotations
+
+import _thread
+import atexit
+import json
+import os
+import signal
+import struct
+import sys
+
+TYPE_CHECKING = False  # that of typing takes milliseconds to import
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import ModuleType
+    from typing import Any
+
+MAIL = "ddp-launch-mail"
+"""The memory of the answers, by the name that /proc/PID/fd shows."""
+HEAD = struct.Struct("=qqqqqqqqq")
+"""Process, thread, the pipe's descriptor and inode, the number of the question that was answered, whether this is the
+last word, and the lengths of the three parts."""
+QUESTION = struct.Struct("=qq")
+"""A number, and whether single collectives are wanted too."""
+RECORDERS = ("_dump_fr_trace", "_dump_nccl_trace")
+TRAINER = "ddp_train.distributed.heartbeat"
+
+
+def begin(c10d: ModuleType, high: Callable[[int], int]) -> None:
+    """Start to answer. `high` moves a file descriptor out of the way."""
+    reading, writing = os.pipe()
+    answers = Answers(c10d, high(os.memfd_create(MAIL)), high(reading), high(writing))
+    # The thread takes no signal but the launcher's: all others are the program's.
+    others = set(signal.valid_signals()) - {signal.SIGRTMAX - 5}
+    earlier = signal.pthread_sigmask(signal.SIG_SETMASK, others)
+    try:
+        # Not of threading: the program does not see it there.
+        _thread.start_new_thread(answers.serve, ())
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, earlier)
+    atexit.register(answers.last)
+
+
+class Answers:
+    """What this process tells the launcher."""
+
+    def __init__(self, c10d: ModuleType, memory: int, reading: int, writing: int) -> None:
+        self._c10d, self._memory, self._reading, self._writing = c10d, memory, reading, writing
+        self._files = [(file, os.fstat(file).st_ino) for file in (memory, reading)]
+        self._process, self._thread, self._number = os.getpid(), 0, 0
+        self._lock = _thread.allocate_lock()
+
+    def serve(self) -> None:
+        """Answer until the process ends."""
+        self._thread = _thread.get_native_id()
+        self._write(False, b"", b"", b"")
+        # A program may close all descriptors that it does not know, and the numbers then have another meaning.
+        while self._intact() and len(question := os.read(self._reading, QUESTION.size)) == QUESTION.size:
+            if not self._intact():
+                return
+            with self._lock:
+                self._number, full = QUESTION.unpack(question)
+                self._answer(bool(full), False)
+
+    def last(self) -> None:
+        """As the interpreter closes: what the launcher can no longer ask for. Not from a process that was forked."""
+        if os.getpid() == self._process and self._intact() and self._lock.acquire(timeout=1.0):
+            self._answer(True, True)
+            self._lock.release()
+
+    def _answer(self, full: bool, last: bool) -> None:
+        # The recorder of NCCL looks at CUDA's events, which may be gone at the end.
+        cpu, nccl = (_recorded(name, full and not (last and at)) for at, name in enumerate(RECORDERS))
+        facts = json.dumps(self._facts() if full else {}).encode()
+        self._write(last, cpu, nccl, facts)
+
+    def _write(self, last: bool, *parts: bytes) -> None:
+        pipe = self._files[1][1]
+        lengths = [len(part) for part in parts]
+        head = HEAD.pack(self._process, self._thread, self._writing, pipe, self._number, last, *lengths)
+        os.ftruncate(self._memory, HEAD.size + sum(lengths))
+        os.pwrite(self._memory, b"".join(parts), HEAD.size)
+        os.pwrite(self._memory, head, 0)
+
+    def _intact(self) -> bool:
+        try:
+            return all(os.fstat(file).st_ino == inode for file, inode in self._files)
+        except OSError:
+            return False
+
+    def _facts(self) -> dict[str, Any]:
+        """The process groups by name, and where the bundled trainer is."""
+        facts: dict[str, Any] = {}
+        try:
+            world = self._c10d._world
+            facts["groups"] = {world.pg_names[group]: list(ranks) for group, ranks in world.pg_group_ranks.items()}
+        except Exception:
+            facts["groups"] = {}
+        heart = getattr(sys.modules.get(TRAINER), "heartbeat", None)
+        if heart is not None:
+            facts["place"] = str(heart.place or "")
+        return facts
+
+
+def _recorded(name: str, full: bool) -> bytes:
+    """What a recorder knows, without stacks, which Python's own are better at; empty where there is none."""
+    try:
+        found: bytes = getattr(sys.modules["torch._C._distributed_c10d"], name)(full, False, False)
+        return found
+    except Exception:
+        return b""

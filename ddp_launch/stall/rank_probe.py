@@ -1,0 +1,200 @@
+"""One rank seen from the launcher: /proc, the stacks that faulthandler writes, and the answers of its thread.
+
+Asks the process of the rank, or where that is no Python (a shell program) the one below it that has what is needed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from ddp_launch.stall.in_rank.sitecustomize import SIGNAL_BELOW_LAST, STACKS
+from ddp_launch.stall.in_rank.torch_internals import HEAD, MAIL, QUESTION
+from ddp_launch.stall.record import Record, parse
+
+STACK_SIGNAL = signal.SIGRTMAX - SIGNAL_BELOW_LAST
+ENDED = ("Z", "X", "")
+STOPPED = "T"
+
+
+class RankProbe:
+    """A rank of this machine by its process. Never raises: what cannot be seen is not there."""
+
+    def __init__(self, rank: int, pid: int) -> None:
+        self.rank, self.pid = rank, pid
+        self._asked = 0
+        self._target = 0
+        self._stacks: int | None = None
+        self._mail: int | None = None
+        self._pipe: int | None = None
+
+    def find(self) -> bool:
+        """Look for what the rank offers, once it is there; whether its thread can be asked."""
+        if self._mail is None:
+            for pid in _family(self.pid):
+                if self._take(pid):
+                    break
+        return self._mail is not None
+
+    def _take(self, pid: int) -> bool:
+        """Open what a process offers; whether it has a thread that answers."""
+        files = {name: number for number, name in _files(pid) if name in (STACKS, MAIL)}
+        if STACKS in files and self._stacks is None:
+            self._target, self._stacks = pid, _open(pid, files[STACKS], os.O_RDONLY)
+        if MAIL not in files or (mail := _open(pid, files[MAIL], os.O_RDONLY)) is None:
+            return False
+        head = _head(mail)
+        # A process that was forked has the memory of its parent, and not the thread.
+        if head is None or head[0] != pid or not _is_pipe(pid, head[2], head[3]):
+            os.close(mail)
+            return False
+        if pid != self._target:
+            self._target, self._stacks = pid, _open(pid, files[STACKS], os.O_RDONLY) if STACKS in files else None
+        self._mail, self._pipe = mail, _open(pid, head[2], os.O_WRONLY | os.O_NONBLOCK)
+        return True
+
+    @property
+    def state(self) -> str:
+        """What the rank's process does, as a letter: see proc_pid_stat(5); empty where it is gone."""
+        state = _state(self.pid)
+        return state if state in (*ENDED, STOPPED) or self._target in (0, self.pid) else _state(self._target) or state
+
+    @property
+    def has_group(self) -> bool:
+        """Whether it has been seen with a process group."""
+        return self._mail is not None
+
+    @property
+    def has_torch(self) -> bool:
+        """Whether its process has loaded torch: without that it waits for nobody in torch.distributed."""
+        for pid in _family(self.pid):
+            with suppress(OSError):
+                if "libtorch" in Path(f"/proc/{pid}/maps").read_text(errors="replace"):
+                    return True
+        return False
+
+    @property
+    def switches(self) -> int:
+        """How often its main thread has begun to wait (voluntary context switches, proc_pid_status(5))."""
+        pid = self._target or self.pid
+        with suppress(OSError, StopIteration, ValueError):
+            lines = Path(f"/proc/{pid}/task/{pid}/status").read_text().splitlines()
+            return int(next(line for line in lines if line.startswith("voluntary_ctxt_switches")).split()[1])
+        return 0
+
+    @property
+    def pending(self) -> bool:
+        """Whether a question has not been answered yet."""
+        head = None if self._mail is None else _head(self._mail)
+        return head is not None and head[4] != self._asked and not head[5]
+
+    def ask(self, *, full: bool) -> bool:
+        """Put a question to the thread, unless one is open; whether that could be done."""
+        if not self.find() or self._pipe is None or self.pending:
+            return False
+        with suppress(OSError):
+            os.write(self._pipe, QUESTION.pack(self._asked + 1, full))
+            self._asked += 1
+            return True
+        return False
+
+    def answer(self) -> tuple[bytes, bytes, bytes] | None:
+        """The latest answer, also of a process that has ended: the parts of in_rank/torch_internals.py."""
+        if self._mail is None or (head := _head(self._mail)) is None:
+            return None
+        data = os.pread(self._mail, sum(head[6:]), HEAD.size)
+        cut = (head[6], head[6] + head[7])
+        return data[: cut[0]], data[cut[0] : cut[1]], data[cut[1] :]
+
+    @property
+    def record(self) -> Record | None:
+        """The latest full answer, read; None where there is none."""
+        answer = self.answer()
+        return parse(answer[:2], answer[2]) if answer is not None and answer[2] not in (b"", b"{}") else None
+
+    def ask_for_stacks(self) -> int | None:
+        """Have faulthandler write the stacks; how long that memory was before. None where it cannot be asked."""
+        self.find()
+        if self._stacks is None or not _handles(self._target, STACK_SIGNAL):
+            return None
+        length = os.fstat(self._stacks).st_size
+        head = None if self._mail is None else _head(self._mail)
+        # To the thread of ours, where there is one: a signal would cut short what native code of the program waits for.
+        return length if _tell(self._target, head[1] if head else self._target) else None
+
+    @property
+    def stacks(self) -> int | None:
+        """The descriptor of the memory with the stacks."""
+        return self._stacks
+
+    def close(self) -> None:
+        """Let go of the rank."""
+        for file in (self._stacks, self._mail, self._pipe):
+            if file is not None:
+                os.close(file)
+        self._stacks = self._mail = self._pipe = None
+
+
+def _family(pid: int) -> Iterator[int]:
+    """A process and those below it, the near ones first."""
+    waiting = [pid]
+    while waiting:
+        yield (one := waiting.pop(0))
+        with suppress(OSError, ValueError):
+            waiting += map(int, Path(f"/proc/{one}/task/{one}/children").read_text().split())
+
+
+def _files(pid: int) -> list[tuple[int, str]]:
+    """The memories without a name that a process has open: descriptor and name."""
+    found = []
+    with suppress(OSError):
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(OSError):
+                target = os.readlink(entry)  # noqa: PTH115 (not a path)
+                if target.startswith("/memfd:"):
+                    found.append((int(entry.name), target.removeprefix("/memfd:").removesuffix(" (deleted)")))
+    return found
+
+
+def _is_pipe(pid: int, number: int, inode: int) -> bool:
+    with suppress(OSError):
+        return os.readlink(f"/proc/{pid}/fd/{number}") == f"pipe:[{inode}]"  # noqa: PTH115
+    return False
+
+
+def _open(pid: int, number: int, flags: int) -> int | None:
+    with suppress(OSError):
+        return os.open(f"/proc/{pid}/fd/{number}", flags | os.O_CLOEXEC)
+    return None
+
+
+def _head(mail: int) -> tuple[int, ...] | None:
+    data = os.pread(mail, HEAD.size, 0)
+    return HEAD.unpack(data) if len(data) == HEAD.size else None
+
+
+def _state(pid: int) -> str:
+    with suppress(OSError, IndexError):
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0].decode()
+    return ""
+
+
+def _handles(pid: int, number: int) -> bool:
+    """Whether a process has a handler for the signal: without one it would be its end."""
+    with suppress(OSError, StopIteration, ValueError):
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        caught = next(line for line in lines if line.startswith("SigCgt:"))
+        return bool(int(caught.split()[1], 16) >> (number - 1) & 1)
+    return False
+
+
+def _tell(pid: int, thread: int) -> bool:
+    """The signal, to one thread alone."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    with suppress(AttributeError):  # musl
+        return bool(libc.tgkill(pid, thread, STACK_SIGNAL) == 0)
+    return False

@@ -1,0 +1,140 @@
+"""What torch's flight recorder in a rank has noted: the collectives that it has entered, and which of them have ended.
+
+The fields are those of torch's dump, version 2 (torch/csrc/distributed/c10d/FlightRecorder.hpp); unknown ones are
+passed over, missing ones make the entry worthless, and no entry is an error.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+SOURCES = ("gloo", "nccl")
+DEFAULT_GROUP = "default_pg"
+UNNAMED = "undefined"
+
+
+@dataclass(frozen=True)
+class Collective:
+    """A collective that a rank has entered.
+
+    group  the process group by torch's name, with the recorder that it is from: each counts for itself
+    seq    its number within the group, the same on every rank
+    name   as in torch.distributed; `words`: the group as its author described it
+    sizes  of the inputs; `types`: their dtypes
+    at_ns  when the rank entered it, nanoseconds of the wall clock
+    thread that entered it, as faulthandler numbers threads too
+    """
+
+    group: tuple[str, str]
+    seq: int
+    name: str
+    sizes: tuple[tuple[int, ...], ...] = ()
+    types: tuple[str, ...] = ()
+    done: bool = False
+    at_ns: int = 0
+    thread: int = 0
+    words: str = ""
+
+    def __str__(self) -> str:
+        where = "" if self.words in ("", UNNAMED, DEFAULT_GROUP) else f" of group {self.words}"
+        if not where and self.words != DEFAULT_GROUP:
+            where = f" of group {self.group[1]}"
+        return f"{self.name} number {self.seq}{where}"
+
+    @property
+    def shapes(self) -> str:
+        """Its inputs, for a person: `Float [20, 4]`; several of them as their number and the first."""
+        if not self.sizes:
+            return ""
+        first = f"{self.types[0] if self.types else ''} {list(self.sizes[0])}".strip()
+        return first if len(self.sizes) == 1 else f"{first} and {len(self.sizes) - 1} more"
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a rank has told. `collectives`: in the order in which they were entered, by process group; `groups`: the
+    ranks of each process group by name; `place`: where the bundled trainer was."""
+
+    collectives: Mapping[tuple[str, str], tuple[Collective, ...]] = field(default_factory=dict)
+    groups: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    place: str = ""
+
+    @property
+    def waiting(self) -> Collective | None:
+        """The collective in which it has been longest; None where all have ended."""
+        going = (one for entries in self.collectives.values() for one in entries if not one.done)
+        return min(going, key=lambda one: one.at_ns, default=None)
+
+    @property
+    def latest(self) -> Collective | None:
+        """The last one that it entered."""
+        return max((entries[-1] for entries in self.collectives.values()), key=lambda one: one.at_ns, default=None)
+
+    def at(self, group: tuple[str, str], seq: int) -> Collective | None:
+        """Its collective of this number; None where it has not entered it, or that is forgotten."""
+        return next((one for one in reversed(self.collectives.get(group, ())) if one.seq == seq), None)
+
+    def entered(self, group: tuple[str, str]) -> int:
+        """The highest number that it has entered in a group; 0 before the first."""
+        return max((one.seq for one in self.collectives.get(group, ())), default=0)
+
+
+def parse(dumps: Iterable[bytes], facts: bytes) -> Record:
+    """An answer of a rank (in_rank/torch_internals.py): the recorders' dumps and the JSON. Never raises."""
+    collectives: dict[tuple[str, str], list[Collective]] = {}
+    for source, dump in zip(SOURCES, dumps, strict=True):
+        for entry in _entries(dump):
+            with suppress(KeyError, TypeError, ValueError, IndexError):
+                if (one := _collective(source, entry)) is not None:
+                    collectives.setdefault(one.group, []).append(one)
+    known: dict[str, Any] = {}
+    with suppress(ValueError):
+        known = json.loads(facts or b"{}")
+    return Record(
+        {group: tuple(sorted(entries, key=lambda one: one.at_ns)) for group, entries in collectives.items()},
+        {name: tuple(ranks) for name, ranks in known.get("groups", {}).items()},
+        known.get("place", ""),
+    )
+
+
+def _entries(dump: bytes) -> Iterable[Mapping[str, Any]]:
+    if not dump:
+        return ()
+    try:
+        found: Iterable[Mapping[str, Any]] = _Plain(io.BytesIO(dump)).load().get("entries", ())
+        return found
+    except Exception:
+        return ()
+
+
+class _Plain(pickle.Unpickler):
+    """Reads numbers, words and lists; whoever writes something else may not run it here."""
+
+    def find_class(self, module: str, name: str) -> NoReturn:
+        raise pickle.UnpicklingError(f"{module}.{name}")
+
+
+def _collective(source: str, entry: Mapping[str, Any]) -> Collective | None:
+    """None for a message from one rank to another, which has no number."""
+    if entry.get("is_p2p"):
+        return None
+    name, words = entry["process_group"]
+    done = entry.get("state") == "completed" or bool(entry.get("retired"))
+    sizes = tuple(tuple(int(length) for length in size) for size in entry.get("input_sizes") or ())
+    return Collective(
+        group=(source, str(name)),
+        seq=int(entry["collective_seq_id"]),
+        name=str(entry["profiling_name"]).rpartition(":")[2],
+        sizes=sizes,
+        types=tuple(map(str, entry.get("input_dtypes") or ())),
+        done=done,
+        at_ns=int(entry["time_created_ns"]),
+        thread=int(entry.get("thread_id") or 0),
+        words=str(words),
+    )

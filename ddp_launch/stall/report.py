@@ -1,0 +1,66 @@
+"""A stall on one screen and as one event."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ddp_launch.events.run_events import RunEvents
+from ddp_launch.failure.summary import names
+from ddp_launch.stall.finding import Finding, RankView
+from ddp_launch.stall.waited_for import WaitedFor
+from ddp_train.watchdog.python_stacks import traceback_lines
+
+ROWS = 12
+
+
+class Reporter:
+    """Shows and records what was found in a run."""
+
+    def __init__(self, console: Console, events: RunEvents) -> None:
+        self._console, self._events = console, events
+
+    def stall(self, found: Finding, views: Sequence[RankView], seconds: float, *, killing: bool) -> None:
+        """No progress for so many seconds."""
+        stacks = {str(view.rank): traceback_lines([*view.frames]) for view in views if view.frames}
+        self._events.stall(seconds, found.kind, found.ranks, found.title, found.collective, found.rows, stacks)
+        show(self._console, f"no progress for {seconds:.0f} s", found)
+        ask = f"python -m ddp_launch stacks {os.getpid()}"
+        ending = (
+            "Nothing was ended (--stall-kill SECONDS does that)" if not killing else "The run is ended (--stall-kill)"
+        )
+        self._console.print(Text(ending if killing else f"{ending}. Look again: {ask}", style="dim"), soft_wrap=True)
+
+    def waited_for(self, found: WaitedFor) -> None:
+        """The rank that the others waited for, in one line."""
+        self._events.waited_for(found.rank, found.ms, found.share, found.steps)
+        text = f"{found.ms:.1f} ms a step, {found.share:.0%} of the time ({found.steps} steps seen)"
+        self._console.print(Text(f"note: the others waited for rank {found.rank}: {text}"), soft_wrap=True)
+
+
+def show(console: Console, head: str, found: Finding) -> None:
+    """The finding as a table: what holds the ranks up, then what each of them does."""
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True, min_width=9)
+    table.add_column(overflow="fold")
+    for name, text in _rows(found):
+        table.add_row(name, Text(text))
+    console.print()
+    console.rule(f"[bold yellow]{head}[/bold yellow]", align="left", style="yellow")
+    console.print(table)
+
+
+def _rows(found: Finding) -> Iterable[tuple[str, str]]:
+    yield "because", found.title
+    # The culprits first: on a large machine the others are cut off.
+    rows = sorted(found.rows, key=lambda row: not set(row[0]) & set(found.ranks))
+    for ranks, doing in rows[:ROWS]:
+        yield names(ranks), doing
+    if rows[ROWS:]:
+        yield "", f"and {len(rows) - ROWS} more"
+    if found.advice:
+        yield "to do", found.advice

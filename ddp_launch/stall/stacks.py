@@ -1,0 +1,93 @@
+"""The stacks that faulthandler wrote, thread by thread, and which line of them is the user's."""
+
+from __future__ import annotations
+
+import linecache
+import re
+import sys
+import sysconfig
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+
+from ddp_train.watchdog.python_stacks import FRAME, OWN_BACKWARD, Frame, waits
+
+THREAD = re.compile(r"^(?:Current thread|Thread) 0x([0-9a-f]+)")
+OURS = "ddp_launch/stall/in_rank/torch_internals.py"
+LIBRARIES = ("/site-packages/", "/dist-packages/", f"/lib/python{sys.version_info.major}.", "<")
+STANDARD = sysconfig.get_paths()["stdlib"]
+DISTRIBUTED = "torch/distributed/"
+SPAWN = "torch/multiprocessing/spawn.py"
+CHILDREN = "multiprocessing/popen_"
+WRAPPERS = ("wrapper", "inner", "_fn")
+LINE_CHARS = 100
+
+Stacks = dict[int, tuple[Frame, ...]]
+
+
+def parse(text: str) -> Stacks:
+    """The latest dump: thread -> its stack, outermost call first; the main thread last. Without our own thread."""
+    threads: Stacks = {}
+    number = 0
+    for line in text.splitlines():
+        if head := THREAD.match(line):
+            number = int(head[1], 16)
+            threads.pop(number, None)
+            threads[number] = ()
+        elif threads and (found := FRAME.match(line)):
+            frame = Frame(found[1], int(found[2]) if found[2].isdigit() else 0, found[3])
+            threads[number] = (frame, *threads[number])
+    return {number: frames for number, frames in threads.items() if not _ours(frames)}
+
+
+def _ours(frames: Iterable[Frame]) -> bool:
+    return any(frame.file.endswith(OURS) for frame in frames)
+
+
+def of_thread(stacks: Stacks, preferred: int) -> tuple[Frame, ...]:
+    """The stack that tells what a rank does: of the thread that calls its collectives, else of the main thread; where
+    that waits for backward functions that Python code runs in another thread, of that one."""
+    if preferred in stacks:
+        return stacks[preferred]
+    main = next(reversed(stacks.values()), ())
+    if waits([*main]):
+        runs = (frames for frames in stacks.values() if any(frame.file.endswith(OWN_BACKWARD) for frame in frames))
+        return next(runs, main)
+    return main
+
+
+def users_line(frames: Sequence[Frame]) -> Frame | None:
+    """The innermost call in code that is neither a library's nor Python's; else the innermost of all."""
+    own = (frame for frame in reversed(frames) if not _library(frame.file))
+    return next(own, frames[-1] if frames else None)
+
+
+def _library(file: str) -> bool:
+    return any(part in file if part != "<" else file.startswith(part) for part in LIBRARIES) or file.startswith(
+        STANDARD
+    )
+
+
+def place_of(frames: Sequence[Frame]) -> str:
+    """Where it is, in one line: `train.py:30 in evaluate: time.sleep(600)`; empty without a stack."""
+    if (frame := users_line(frames)) is None:
+        return ""
+    source = ""
+    with suppress(Exception):
+        source = linecache.getline(frame.file, frame.line).strip()[:LINE_CHARS]
+    where = f"{frame.file}:{frame.line}" + (f" in {frame.function}" if frame.function != "<module>" else "")
+    return f"{where}: {source}" if source else where
+
+
+def waits_in(frames: Sequence[Frame]) -> str:
+    """The function of torch.distributed in which a rank waits for others, by its stack; empty where it does not."""
+    if not waits([*frames]):
+        return ""
+    calls = [f.function for f in frames if DISTRIBUTED in f.file and f.function not in WRAPPERS]
+    return calls[0] if calls else "backward"
+
+
+def spawned(frames: Sequence[Frame]) -> str:
+    """How a rank waits for processes that it has started itself; empty where it does not."""
+    if any(frame.file.endswith(SPAWN) for frame in frames):
+        return "torch.multiprocessing.spawn"
+    return "multiprocessing" if frames and CHILDREN in frames[-1].file else ""

@@ -1,0 +1,104 @@
+"""Which rank the others wait for, from the times at which ranks enter the collectives.
+
+A rank that comes later than all others makes them wait by the difference to the one before it. Where several
+collectives are started without waiting in between, as DistributedDataParallel does in backward, the same delay shows
+in each of them: only what is new in one counts. Pure.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from ddp_launch.stall.record import Collective, Record
+
+LEAST_SHARE = 0.05
+LEAST_STEPS = 10
+TIMES = 2.0
+"""A rank must be waited for so many times as long as any other: chance makes each one the last now and then."""
+WARM_UP = 8
+"""The first collectives of a group: libraries are loaded, kernels chosen."""
+LONGEST_PERIOD = 600
+AGREEMENT = 0.9
+
+
+@dataclass(frozen=True)
+class WaitedFor:
+    """`rank` made the others wait `ms` a step, `share` of the time. steps: how many the times are from."""
+
+    rank: int
+    ms: float
+    share: float
+    steps: int
+
+
+@dataclass
+class _Group:
+    """What a process group has shown so far. late_ns: by rank; the last number that was counted: `seen`."""
+
+    late_ns: Counter[int] = field(default_factory=Counter)
+    time_ns: int = 0
+    steps: float = 0.0
+    seen: int = WARM_UP
+
+
+class Arrivals:
+    """Adds up what the ranks of this machine have recorded."""
+
+    def __init__(self) -> None:
+        self._groups: dict[tuple[str, str], _Group] = {}
+
+    def add(self, records: Mapping[int, Record]) -> None:
+        """More of the ranks' collectives; what was added before is passed over."""
+        groups = {group for record in records.values() for group in record.collectives}
+        for group in groups:
+            entered = {
+                rank: {one.seq: one for one in record.collectives[group]}
+                for rank, record in records.items()
+                if group in record.collectives
+            }
+            if len(entered) > 1:
+                _count(self._groups.setdefault(group, _Group()), entered)
+
+    def found(self) -> WaitedFor | None:
+        """The rank that made the others wait most, where that matters."""
+        found = [one for group in self._groups.values() if (one := _found(group)) is not None]
+        return max(found, key=lambda one: one.share, default=None)
+
+
+def _found(group: _Group) -> WaitedFor | None:
+    (rank, late), *others = group.late_ns.most_common() or [(0, 0)]
+    if group.steps < LEAST_STEPS or not group.time_ns or (others and late < TIMES * others[0][1]):
+        return None
+    share = late / group.time_ns
+    return WaitedFor(rank, late / group.steps / 1e6, share, round(group.steps)) if share > LEAST_SHARE else None
+
+
+def _count(group: _Group, entered: Mapping[int, Mapping[int, Collective]]) -> None:
+    common = sorted(set.intersection(*(set(entries) for entries in entered.values())))
+    numbers = [seq for seq in common if seq > group.seen]
+    if len(numbers) < 2:
+        return
+    lag_ns, late_rank = 0, -1
+    for seq in numbers:
+        times = sorted((entries[seq].at_ns, rank) for rank, entries in entered.items())
+        (before, _), (last, rank) = times[-2:]
+        gap = last - before
+        group.late_ns[rank] += max(0, gap - (lag_ns if rank == late_rank else 0))
+        lag_ns, late_rank = gap, rank
+    first = next(iter(entered.values()))
+    group.time_ns += max(0, first[numbers[-1]].at_ns - first[numbers[0]].at_ns)
+    group.steps += len(numbers) / period([(first[seq].name, first[seq].sizes) for seq in numbers])
+    group.seen = numbers[-1]
+
+
+def period(calls: Sequence[object]) -> int:
+    """How many collectives make a step: after how many the same ones come again; 1 where they do not repeat."""
+    numbers = {call: number for number, call in enumerate(dict.fromkeys(calls))}
+    codes = [numbers[call] for call in calls]
+    for length in range(1, min(len(codes) // 2, LONGEST_PERIOD) + 1):
+        same = sum(map(int.__eq__, codes, codes[length:]))
+        if same >= AGREEMENT * (len(codes) - length):
+            return length
+    return 1

@@ -1,0 +1,273 @@
+"""Watches the ranks of an attempt for stalls, in a thread of the launcher's; shows and records what it finds.
+
+Every half second each rank is asked what its process groups count: microseconds of its time. A rank whose counts have
+not changed for the time of `--stall-report` makes this look at all of them: stacks, collectives. Nothing is ended but
+for `--stall-kill`. What ranks told along the way also gives the arrival times of waited_for.py.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from signal import SIGKILL
+
+from ddp_core import rank_report
+from ddp_core.rank_report import RankReport
+from ddp_launch.stall.finding import Finding, RankView, judge, rows_of
+from ddp_launch.stall.in_rank import sitecustomize
+from ddp_launch.stall.rank_probe import ENDED, STOPPED, RankProbe
+from ddp_launch.stall.record import Record, parse
+from ddp_launch.stall.report import Reporter
+from ddp_launch.stall.stacks import parse as parse_stacks
+from ddp_launch.stall.waited_for import Arrivals
+from ddp_train.watchdog import python_stacks
+
+POLL_S = 0.5
+ANSWER_S = 0.3
+STACKS_S = 0.5
+FIRST_SAMPLE_S, SAMPLE_S = 2.0, 15.0
+"""When the arrival times are read: soon after the start, then ever less often."""
+AGAIN = 4
+"""A stall that lasts is reported again after so many times as long."""
+PATIENCE = 1.5
+"""One that ended by itself is usual for this program: the next one is reported after so many times as long."""
+HOOK = str(Path(sitecustomize.__file__).parent)
+
+
+@dataclass
+class _Watched:
+    """A rank of the present attempt. `silent_s`: since its counts changed; `limit_s`: how long that may be."""
+
+    probe: RankProbe
+    limit_s: float = 0.0
+    error_file: Path | None = None
+    code: int | None = None
+    counts: tuple[bytes, ...] = ()
+    silent_s: float = 0.0
+    record: Record | None = None
+    asked_full: bool = field(default=False)
+
+
+class StallWatch:
+    """`report_s`, `kill_s`: as the options, 0 is off."""
+
+    def __init__(self, report_s: float, kill_s: float, reporter: Reporter) -> None:
+        self._kill_s, self._reporter = kill_s, reporter
+        self._limit_s = min((limit for limit in (report_s, kill_s) if limit > 0), default=0.0)
+        self._reported_s = 0.0
+        self._ranks: dict[int, _Watched] = {}
+        self._world_size = 0
+        self._lock = threading.Lock()
+        self._over = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._arrivals = Arrivals()
+
+    @property
+    def on(self) -> bool:
+        """Whether ranks are to be watched at all."""
+        return self._limit_s > 0
+
+    @contextmanager
+    def offered(self) -> Iterator[None]:
+        """Processes that are started inside can be asked (in_rank/sitecustomize.py)."""
+        outer = os.environ.get("PYTHONPATH")
+        if self.on:
+            os.environ["PYTHONPATH"] = HOOK + (os.pathsep + outer if outer else "")
+        try:
+            yield
+        finally:
+            if outer is not None:
+                os.environ["PYTHONPATH"] = outer
+            elif self.on:
+                del os.environ["PYTHONPATH"]
+
+    def begin(self, pids: Mapping[int, int], world_size: int, error_files: Mapping[int, Path]) -> None:
+        """Watch the ranks of a new attempt, by their process ids."""
+        self.end()
+        if not self.on:
+            return
+        self._ranks = {
+            rank: _Watched(RankProbe(rank, pid), self._limit_s, error_files.get(rank)) for rank, pid in pids.items()
+        }
+        self._world_size = world_size
+        self._arrivals = Arrivals()
+        self._over.clear()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def ended(self, rank: int, code: int) -> None:
+        """A rank has ended. `code` is Popen's returncode."""
+        if rank in self._ranks:
+            self._ranks[rank].code = code
+
+    def end(self) -> None:
+        """Watch no more."""
+        self._over.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        for watched in self._ranks.values():
+            watched.probe.close()
+        self._ranks = {}
+
+    def finish(self) -> None:
+        """The run is over: report the rank that held the others up, if there was one."""
+        with self._lock:
+            self._read_last_words()
+            found = self._arrivals.found()
+        self.end()
+        if found is not None:
+            self._reporter.waited_for(found)
+
+    def look(self) -> list[RankView]:
+        """All ranks as they are now, within a second. [] where nothing is watched."""
+        with self._lock:
+            return look(self._ranks)
+
+    def _watch(self) -> None:
+        sample_at = FIRST_SAMPLE_S
+        begun = looked = time.monotonic()
+        while not self._over.wait(POLL_S):
+            now = time.monotonic()
+            # A launcher that was stopped itself knows nothing about the time between.
+            awake, looked = min(now - looked, 2 * POLL_S), now
+            with self._lock:
+                full = now - begun >= sample_at
+                sample_at += min(sample_at, SAMPLE_S, max(self._limit_s / 2, POLL_S)) if full else 0.0
+                self._poll(awake, full=full)
+            self._report()
+
+    def _report(self) -> None:
+        """Show why ranks are silent that have been so for longer than their limit."""
+        there = [one for one in self._ranks.values() if one.code is None]
+        silent = max((one.silent_s for one in there if one.silent_s >= one.limit_s), default=0.0)
+        if not silent:
+            return
+        found = self._find(silent)
+        for one in there:
+            if one.silent_s >= silent / 2:  # of the same stall
+                one.limit_s = AGAIN * silent
+                if silent < self._kill_s:
+                    one.limit_s = min(one.limit_s, self._kill_s)
+        if found is not None:
+            killing = 0 < self._kill_s <= silent
+            self._reporter.stall(*found, silent, killing=killing)
+            self._reported_s = silent
+            if killing:
+                self._kill(*found, silent)
+
+    def _poll(self, awake: float, *, full: bool) -> None:
+        """Ask each rank what it counts, or (`full`) all it knows."""
+        for one in self._ranks.values():
+            if one.code is None and one.probe.ask(full=full):
+                one.asked_full = full
+        deadline = time.monotonic() + ANSWER_S
+        while any(one.probe.pending for one in self._ranks.values()) and time.monotonic() < deadline:
+            time.sleep(ANSWER_S / 60)
+        records = {}
+        for rank, one in self._ranks.items():
+            one.silent_s += awake
+            if one.code is not None or one.probe.pending or (answer := one.probe.answer()) is None:
+                continue
+            if one.asked_full:
+                one.record, one.asked_full = parse(answer[:2], answer[2]), False
+                records[rank] = one.record
+            elif answer[:2] != one.counts:
+                if 0 < self._reported_s < one.silent_s:
+                    self._limit_s = max(self._limit_s, PATIENCE * one.silent_s)
+                one.counts, one.silent_s, one.limit_s = answer[:2], 0.0, self._limit_s
+        self._arrivals.add(records)
+
+    def _find(self, silent: float) -> tuple[Finding, list[RankView]] | None:
+        """What holds the ranks up, if they are in torch.distributed at all."""
+        with self._lock:
+            grouped = [one.probe.has_group for one in self._ranks.values()]
+            if not any(grouped) and not any(one.probe.has_torch for one in self._ranks.values()):
+                return None
+            views = look(self._ranks)
+            found = judge(views, self._world_size)
+            idle = all(one.silent_s >= silent / 2 for one in self._ranks.values() if one.code is None)
+        if found is None and idle and all(grouped) and len(views) > 1:
+            title = "no rank has come to a collective, and none waits for another: all are busy with something else"
+            found = Finding("busy", (), title, rows_of(views))
+        return None if found is None else (found, views)
+
+    def _kill(self, found: Finding, views: list[RankView], silent: float) -> None:
+        """End the culprit with a report for the summary; where it has ended already, those that wait for it."""
+        by_rank = {view.rank: view for view in views if view.state != "ended"}
+        left = found.kind in ("left", "failed")
+        victims = (
+            [*by_rank] if left or found.kind in ("elsewhere", "busy") else [r for r in found.ranks if r in by_rank][:1]
+        )
+        said = f"HungRank: no progress for {silent:.1f} s (--stall-kill {self._kill_s:g}): {found.title}"
+        for rank in victims:
+            frames = by_rank[rank].frames
+            report = RankReport(
+                kind="left" if left else "hang",
+                rank=found.ranks[0] if left else rank,
+                messages=(said,),
+                stack=tuple(python_stacks.traceback_lines([*frames])) if frames else (),
+                verdict={"stopped": "stopped", "missing": "hung", "left": "left"}.get(found.kind, "locked"),
+                seconds=round(silent, 1),
+            )
+            watched = self._ranks[rank]
+            rank_report.write(report, str(watched.error_file) if watched.error_file else None)
+            with suppress(OSError):
+                os.kill(watched.probe.pid, SIGKILL)
+
+    def _read_last_words(self) -> None:
+        """Ranks that ended by themselves have left their last collectives."""
+        for one in self._ranks.values():
+            if one.code is not None and (answer := one.probe.answer()) is not None and answer[2] not in (b"", b"{}"):
+                one.record = parse(answer[:2], answer[2])
+        self._arrivals.add({rank: one.record for rank, one in self._ranks.items() if one.record is not None})
+
+
+def look(ranks: Mapping[int, _Watched]) -> list[RankView]:
+    """Ask ranks for stacks and collectives, and read what they say within about a second."""
+    begun: dict[int, int | None] = {}
+    switches = {rank: one.probe.switches for rank, one in ranks.items()}
+    for rank, one in ranks.items():
+        one.probe.ask(full=True)
+        begun[rank] = one.probe.ask_for_stacks()
+    since = time.monotonic()
+    while any(one.probe.pending for one in ranks.values()) and time.monotonic() < since + ANSWER_S:
+        time.sleep(ANSWER_S / 60)
+    views = []
+    for rank, one in ranks.items():
+        already, file, text = begun[rank], one.probe.stacks, ""
+        state = one.probe.state
+        if already is not None and file is not None and state != STOPPED:
+            text = python_stacks.written(file, already, STACKS_S)
+        answered = not one.probe.pending
+        if answered:
+            one.record = one.probe.record or one.record
+            one.asked_full = False
+        ended = one.code is not None or state in ENDED
+        views.append(
+            RankView(
+                rank=rank,
+                state="ended" if ended else "stopped" if state == STOPPED else "running",
+                code=one.code,
+                stacks=parse_stacks(text),
+                record=one.record,
+                answered=answered or not one.probe.has_group,
+            )
+        )
+    return _without_those_that_move(views, ranks, switches, since)
+
+
+def _without_those_that_move(
+    views: list[RankView], ranks: Mapping[int, _Watched], switches: Mapping[int, int], since: float
+) -> list[RankView]:
+    """Messages from rank to rank are in no record: who seems to wait for one may be sending one after the other."""
+    doubtful = [view for view in views if view.blocked and view.waiting is None and view.record is not None]
+    if doubtful:
+        time.sleep(max(0.0, since + ANSWER_S - time.monotonic()))
+    moving = {view.rank for view in doubtful if ranks[view.rank].probe.switches != switches[view.rank]}
+    return [replace(view, moving=view.rank in moving) for view in views]
