@@ -309,6 +309,7 @@ class _Agent(HookedAgent):
     def stop_workers(self, death_sig: signal.Signals) -> None:
         """End the ranks and what they started, within the grace time. torch then has nothing left to wait for."""
         self._interrupts.ending = True
+        self._stall.rest()
         if self._interrupts.received is not None:
             self._events.signal(self._interrupts.received)
         handlers = self.handlers.values()

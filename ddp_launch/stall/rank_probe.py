@@ -10,7 +10,9 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from ddp_launch.stall.in_rank.sitecustomize import SIGNAL_BELOW_LAST, STACKS
 from ddp_launch.stall.in_rank.torch_internals import HEAD, MAIL, QUESTION
@@ -19,6 +21,34 @@ from ddp_launch.stall.record import Record, parse
 STACK_SIGNAL = signal.SIGRTMAX - SIGNAL_BELOW_LAST
 ENDED = ("Z", "X", "")
 STOPPED = "T"
+
+
+class _Head(NamedTuple):
+    """What an answer begins with: see in_rank/torch_internals.py."""
+
+    process: int
+    thread: int
+    pipe: int
+    pipe_inode: int
+    number: int
+    full: bool
+    last: bool
+    lengths: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a rank's thread told: the dumps of the recorders, and the rest as JSON. full: with single collectives."""
+
+    gloo: bytes
+    nccl: bytes
+    facts: bytes
+    full: bool
+
+    @property
+    def record(self) -> Record | None:
+        """A full answer, read."""
+        return parse((self.gloo, self.nccl), self.facts) if self.full else None
 
 
 class RankProbe:
@@ -49,12 +79,12 @@ class RankProbe:
             return False
         head = _head(mail)
         # A process that was forked has the memory of its parent, and not the thread.
-        if head is None or head[0] != pid or not _is_pipe(pid, head[2], head[3]):
+        if head is None or head.process != pid or not _is_pipe(pid, head.pipe, head.pipe_inode):
             os.close(mail)
             return False
         if pid != self._target:
             self._target, self._stacks = pid, _open(pid, files[STACKS], os.O_RDONLY) if STACKS in files else None
-        self._mail, self._pipe = mail, _open(pid, head[2], os.O_WRONLY | os.O_NONBLOCK)
+        self._mail, self._pipe = mail, _open(pid, head.pipe, os.O_WRONLY | os.O_NONBLOCK)
         return True
 
     @property
@@ -90,7 +120,7 @@ class RankProbe:
     def pending(self) -> bool:
         """Whether a question has not been answered yet."""
         head = None if self._mail is None else _head(self._mail)
-        return head is not None and head[4] != self._asked and not head[5]
+        return head is not None and head.number != self._asked and not head.last
 
     def ask(self, *, full: bool) -> bool:
         """Put a question to the thread, unless one is open; whether that could be done."""
@@ -102,19 +132,13 @@ class RankProbe:
             return True
         return False
 
-    def answer(self) -> tuple[bytes, bytes, bytes] | None:
-        """The latest answer, also of a process that has ended: the parts of in_rank/torch_internals.py."""
+    def answer(self) -> Answer | None:
+        """The latest answer, also of a process that has ended; None before the first."""
         if self._mail is None or (head := _head(self._mail)) is None:
             return None
-        data = os.pread(self._mail, sum(head[6:]), HEAD.size)
-        cut = (head[6], head[6] + head[7])
-        return data[: cut[0]], data[cut[0] : cut[1]], data[cut[1] :]
-
-    @property
-    def record(self) -> Record | None:
-        """The latest full answer, read; None where there is none."""
-        answer = self.answer()
-        return parse(answer[:2], answer[2]) if answer is not None and answer[2] not in (b"", b"{}") else None
+        data = os.pread(self._mail, sum(head.lengths), HEAD.size)
+        first, second = head.lengths[0], head.lengths[0] + head.lengths[1]
+        return Answer(data[:first], data[first:second], data[second:], full=head.full)
 
     def ask_for_stacks(self) -> int | None:
         """Have faulthandler write the stacks; how long that memory was before. None where it cannot be asked."""
@@ -124,7 +148,7 @@ class RankProbe:
         length = os.fstat(self._stacks).st_size
         head = None if self._mail is None else _head(self._mail)
         # To the thread of ours, where there is one: a signal would cut short what native code of the program waits for.
-        return length if _tell(self._target, head[1] if head else self._target) else None
+        return length if _tell(self._target, head.thread if head else self._target) else None
 
     @property
     def stacks(self) -> int | None:
@@ -172,9 +196,12 @@ def _open(pid: int, number: int, flags: int) -> int | None:
     return None
 
 
-def _head(mail: int) -> tuple[int, ...] | None:
+def _head(mail: int) -> _Head | None:
     data = os.pread(mail, HEAD.size, 0)
-    return HEAD.unpack(data) if len(data) == HEAD.size else None
+    if len(data) < HEAD.size:
+        return None
+    process, thread, pipe, inode, number, full, last, *lengths = HEAD.unpack(data)
+    return _Head(process, thread, pipe, inode, number, bool(full), bool(last), tuple(lengths))
 
 
 def _state(pid: int) -> str:

@@ -16,6 +16,7 @@ OURS = "ddp_launch/stall/in_rank/torch_internals.py"
 LIBRARIES = ("/site-packages/", "/dist-packages/", f"/lib/python{sys.version_info.major}.", "<")
 STANDARD = sysconfig.get_paths()["stdlib"]
 DISTRIBUTED = "torch/distributed/"
+IMPORTING = "<frozen importlib"
 SPAWN = "torch/multiprocessing/spawn.py"
 CHILDREN = "multiprocessing/popen_"
 WRAPPERS = ("wrapper", "inner", "_fn")
@@ -76,6 +77,11 @@ def place_of(frames: Sequence[Frame]) -> str:
         source = linecache.getline(frame.file, frame.line).strip()[:LINE_CHARS]
     where = f"{frame.file}:{frame.line}" + (f" in {frame.function}" if frame.function != "<module>" else "")
     return f"{where}: {source}" if source else where
+
+
+def is_loading(frames: Sequence[Frame]) -> bool:
+    """Whether it is importing a module."""
+    return any(frame.file.startswith(IMPORTING) for frame in frames)
 
 
 def waits_in(frames: Sequence[Frame]) -> str:

@@ -15,6 +15,7 @@ from ddp_launch.stall.record import Collective, Record
 
 LEAST_SHARE = 0.05
 LEAST_STEPS = 10
+LEAST_NS = 1_000_000_000
 TIMES = 2.0
 """A rank must be waited for so many times as long as any other: chance makes each one the last now and then."""
 WARM_UP = 8
@@ -35,10 +36,13 @@ class WaitedFor:
 
 @dataclass
 class _Group:
-    """What a process group has shown so far. late_ns: by rank; the last number that was counted: `seen`."""
+    """What a process group has shown so far. late_ns, longest_ns: how much each rank was late, in all and at most;
+    seen, until_ns: the last number that was counted, and when the last rank came to it."""
 
     late_ns: Counter[int] = field(default_factory=Counter)
+    longest_ns: Counter[int] = field(default_factory=Counter)
     time_ns: int = 0
+    until_ns: int = 0
     steps: float = 0.0
     seen: int = WARM_UP
 
@@ -68,11 +72,12 @@ class Arrivals:
 
 
 def _found(group: _Group) -> WaitedFor | None:
-    (rank, late), *others = group.late_ns.most_common() or [(0, 0)]
-    if group.steps < LEAST_STEPS or not group.time_ns or (others and late < TIMES * others[0][1]):
+    # Once is no habit: of each rank the longest is left out.
+    (rank, late), *others = (group.late_ns - group.longest_ns).most_common() or [(0, 0)]
+    if group.steps < LEAST_STEPS or group.time_ns < LEAST_NS or (others and late < TIMES * others[0][1]):
         return None
-    share = late / group.time_ns
-    return WaitedFor(rank, late / group.steps / 1e6, share, round(group.steps)) if share > LEAST_SHARE else None
+    share, ms = late / group.time_ns, late / group.steps / 1e6
+    return WaitedFor(rank, ms, share, round(group.steps)) if share > LEAST_SHARE else None
 
 
 def _count(group: _Group, entered: Mapping[int, Mapping[int, Collective]]) -> None:
@@ -85,10 +90,15 @@ def _count(group: _Group, entered: Mapping[int, Mapping[int, Collective]]) -> No
         times = sorted((entries[seq].at_ns, rank) for rank, entries in entered.items())
         (before, _), (last, rank) = times[-2:]
         gap = last - before
-        group.late_ns[rank] += max(0, gap - (lag_ns if rank == late_rank else 0))
+        late = max(0, gap - (lag_ns if rank == late_rank else 0))
+        group.late_ns[rank] += late
+        group.longest_ns[rank] = max(group.longest_ns[rank], late)
         lag_ns, late_rank = gap, rank
     first = next(iter(entered.values()))
-    group.time_ns += max(0, first[numbers[-1]].at_ns - first[numbers[0]].at_ns)
+    if numbers[0] != group.seen + 1 or not group.until_ns:
+        group.until_ns = max(entries[numbers[0]].at_ns for entries in entered.values())
+    until_ns = max(entries[numbers[-1]].at_ns for entries in entered.values())
+    group.time_ns, group.until_ns = group.time_ns + until_ns - group.until_ns, until_ns
     group.steps += len(numbers) / period([(first[seq].name, first[seq].sizes) for seq in numbers])
     group.seen = numbers[-1]
 

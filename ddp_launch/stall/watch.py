@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from signal import SIGKILL
 
@@ -21,8 +21,9 @@ from ddp_core.rank_report import RankReport
 from ddp_launch.stall.finding import Finding, RankView, judge, rows_of
 from ddp_launch.stall.in_rank import sitecustomize
 from ddp_launch.stall.rank_probe import ENDED, STOPPED, RankProbe
-from ddp_launch.stall.record import Record, parse
+from ddp_launch.stall.record import Record
 from ddp_launch.stall.report import Reporter
+from ddp_launch.stall.stacks import is_loading
 from ddp_launch.stall.stacks import parse as parse_stacks
 from ddp_launch.stall.waited_for import Arrivals
 from ddp_train.watchdog import python_stacks
@@ -36,6 +37,8 @@ AGAIN = 4
 """A stall that lasts is reported again after so many times as long."""
 PATIENCE = 1.5
 """One that ended by itself is usual for this program: the next one is reported after so many times as long."""
+LOADING_S = 60.0
+"""Ranks that import modules are expected to come: for so long nothing is reported."""
 HOOK = str(Path(sitecustomize.__file__).parent)
 
 
@@ -47,10 +50,9 @@ class _Watched:
     limit_s: float = 0.0
     error_file: Path | None = None
     code: int | None = None
-    counts: tuple[bytes, ...] = ()
+    counts: tuple[bytes, bytes] = (b"", b"")
     silent_s: float = 0.0
     record: Record | None = None
-    asked_full: bool = field(default=False)
 
 
 class StallWatch:
@@ -105,9 +107,13 @@ class StallWatch:
         if rank in self._ranks:
             self._ranks[rank].code = code
 
+    def rest(self) -> None:
+        """The ranks are being ended: what they do now is no stall."""
+        self._over.set()
+
     def end(self) -> None:
         """Watch no more."""
-        self._over.set()
+        self.rest()
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -149,6 +155,10 @@ class StallWatch:
         if not silent:
             return
         found = self._find(silent)
+        if found is not None and silent < LOADING_S and any(is_loading(view.frames) for view in found[1]):
+            for one in there:
+                one.limit_s = silent + 2 * POLL_S
+            return
         for one in there:
             if one.silent_s >= silent / 2:  # of the same stall
                 one.limit_s = AGAIN * silent
@@ -164,8 +174,8 @@ class StallWatch:
     def _poll(self, awake: float, *, full: bool) -> None:
         """Ask each rank what it counts, or (`full`) all it knows."""
         for one in self._ranks.values():
-            if one.code is None and one.probe.ask(full=full):
-                one.asked_full = full
+            if one.code is None:
+                one.probe.ask(full=full)
         deadline = time.monotonic() + ANSWER_S
         while any(one.probe.pending for one in self._ranks.values()) and time.monotonic() < deadline:
             time.sleep(ANSWER_S / 60)
@@ -174,13 +184,12 @@ class StallWatch:
             one.silent_s += awake
             if one.code is not None or one.probe.pending or (answer := one.probe.answer()) is None:
                 continue
-            if one.asked_full:
-                one.record, one.asked_full = parse(answer[:2], answer[2]), False
-                records[rank] = one.record
-            elif answer[:2] != one.counts:
+            if answer.record is not None:
+                one.record = records[rank] = answer.record
+            elif (counts := (answer.gloo, answer.nccl)) != one.counts:
                 if 0 < self._reported_s < one.silent_s:
                     self._limit_s = max(self._limit_s, PATIENCE * one.silent_s)
-                one.counts, one.silent_s, one.limit_s = answer[:2], 0.0, self._limit_s
+                one.counts, one.silent_s, one.limit_s = counts, 0.0, self._limit_s
         self._arrivals.add(records)
 
     def _find(self, silent: float) -> tuple[Finding, list[RankView]] | None:
@@ -223,8 +232,8 @@ class StallWatch:
     def _read_last_words(self) -> None:
         """Ranks that ended by themselves have left their last collectives."""
         for one in self._ranks.values():
-            if one.code is not None and (answer := one.probe.answer()) is not None and answer[2] not in (b"", b"{}"):
-                one.record = parse(answer[:2], answer[2])
+            if one.code is not None and (answer := one.probe.answer()) is not None:
+                one.record = answer.record or one.record
         self._arrivals.add({rank: one.record for rank, one in self._ranks.items() if one.record is not None})
 
 
@@ -245,9 +254,8 @@ def look(ranks: Mapping[int, _Watched]) -> list[RankView]:
         if already is not None and file is not None and state != STOPPED:
             text = python_stacks.written(file, already, STACKS_S)
         answered = not one.probe.pending
-        if answered:
-            one.record = one.probe.record or one.record
-            one.asked_full = False
+        if answered and (answer := one.probe.answer()) is not None:
+            one.record = answer.record or one.record
         ended = one.code is not None or state in ENDED
         views.append(
             RankView(

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 MAIL = "ddp-launch-mail"
 """The memory of the answers, by the name that /proc/PID/fd shows."""
-HEAD = struct.Struct("=qqqqqqqqq")
-"""Process, thread, the pipe's descriptor and inode, the number of the question that was answered, whether this is the
-last word, and the lengths of the three parts."""
+HEAD = struct.Struct("=qqqqqqqqqq")
+"""Process, thread, the pipe's descriptor and inode, the number of the question that was answered, whether single
+collectives are in the answer, whether it is the last word, and the lengths of the three parts."""
 QUESTION = struct.Struct("=qq")
 """A number, and whether single collectives are wanted too."""
 RECORDERS = ("_dump_fr_trace", "_dump_nccl_trace")
@@ -63,7 +63,7 @@ class Answers:
     def serve(self) -> None:
         """Answer until the process ends."""
         self._thread = _thread.get_native_id()
-        self._write(False, b"", b"", b"")
+        self._write(False, False, b"", b"", b"")
         # A program may close all descriptors that it does not know, and the numbers then have another meaning.
         while self._intact() and len(question := os.read(self._reading, QUESTION.size)) == QUESTION.size:
             if not self._intact():
@@ -82,12 +82,12 @@ class Answers:
         # The recorder of NCCL looks at CUDA's events, which may be gone at the end.
         cpu, nccl = (_recorded(name, full and not (last and at)) for at, name in enumerate(RECORDERS))
         facts = json.dumps(self._facts() if full else {}).encode()
-        self._write(last, cpu, nccl, facts)
+        self._write(full, last, cpu, nccl, facts)
 
-    def _write(self, last: bool, *parts: bytes) -> None:
+    def _write(self, full: bool, last: bool, *parts: bytes) -> None:
         pipe = self._files[1][1]
         lengths = [len(part) for part in parts]
-        head = HEAD.pack(self._process, self._thread, self._writing, pipe, self._number, last, *lengths)
+        head = HEAD.pack(self._process, self._thread, self._writing, pipe, self._number, full, last, *lengths)
         os.ftruncate(self._memory, HEAD.size + sum(lengths))
         os.pwrite(self._memory, b"".join(parts), HEAD.size)
         os.pwrite(self._memory, head, 0)
