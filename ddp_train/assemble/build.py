@@ -38,9 +38,8 @@ from ddp_train.config.options import Config, to_dict
 from ddp_train.config.parse import with_values
 from ddp_train.config.validation import check, resume_file
 from ddp_train.data.pipeline.window import Pipeline
-from ddp_train.data.sources.facts import DatasetFacts
-from ddp_train.data.sources.load_on_ranks import describe_left_out, load_on_ranks
-from ddp_train.data.sources.samples import Dataset
+from ddp_train.data.sources.dataset import describe_left_out, load_on_ranks
+from ddp_train.data.sources.samples import Dataset, DatasetFacts
 from ddp_train.distributed.allreduce_hook import AllreduceHook
 from ddp_train.distributed.flag_exchange import FlagExchange
 from ddp_train.distributed.heartbeat import heartbeat

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from ddp_core.files import write_text
 from ddp_train.assemble.build import Run
 from ddp_train.checkpoint import format as checkpoint_format
-from ddp_train.data.sources.facts import DatasetFacts
+from ddp_train.data.sources.samples import DatasetFacts
 from ddp_train.distributed.process_group import on_first_rank
 from ddp_train.engine.evaluate import Examination, examine
 from ddp_train.evaluation.metrics import draw

@@ -11,7 +11,7 @@ from ddp_train import data
 from ddp_train.config.options import AugmentOptions, DataOptions
 from ddp_train.data.pipeline.window import Batch
 from ddp_train.data.sources import cifar10, listing
-from ddp_train.data.sources.load_on_ranks import load_on_ranks
+from ddp_train.data.sources.dataset import load_on_ranks
 from ddp_train.data.sources.samples import Dataset
 from ddp_train.distributed.process_group import Ranks, together
 from ddp_train.evaluation.saved_model import SavedModel

@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Sequence
 
 from ddp_train.config.options import Config, to_dict
-from ddp_train.data.sources.facts import DatasetFacts
+from ddp_train.data.sources.samples import DatasetFacts
 from ddp_train.engine.evaluate import Examination
 from ddp_train.evaluation.tta import describe_tta
 from ddp_train.observers.epoch_table import duration

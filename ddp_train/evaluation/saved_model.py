@@ -16,7 +16,7 @@ from ddp_train.checkpoint import format as checkpoint_format
 from ddp_train.config.options import Config
 from ddp_train.config.parse import parse
 from ddp_train.data.augment.augmentation import Augmentation
-from ddp_train.data.sources.facts import DatasetFacts
+from ddp_train.data.sources.samples import DatasetFacts
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from ddp_train.config.options import Config
 from ddp_train.config.parse import dump, with_values
 from ddp_train.config.recommend import Recommendation
 from ddp_train.config.validation import LATEST
-from ddp_train.data.sources.facts import DatasetFacts
+from ddp_train.data.sources.samples import DatasetFacts
 from ddp_train.observers.records import EpochRecord, History, Observer
 
 

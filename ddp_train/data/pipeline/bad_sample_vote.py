@@ -10,8 +10,7 @@ import torch
 import torch.distributed as dist
 
 from ddp_core.errors import SharedError, UserError
-from ddp_train.data.sources.bad_samples import BadSample, refuse
-from ddp_train.data.sources.samples import Dataset
+from ddp_train.data.sources.samples import BadSample, Dataset, refuse
 
 
 class Agreement:
@@ -26,10 +25,8 @@ class Agreement:
         self._found: dict[str, dict[str, BadSample]] = {"train": {}, "test": {}}
         for bad in dataset.left_out:
             self._found["train" if bad.part == "train" else "test"][bad.file] = bad
-        self._totals = {
-            "train": len(dataset.train) + len(self._found["train"]),
-            "test": len(dataset.test) + len(self._found["test"]),
-        }
+        sizes = {"train": len(dataset.train), "test": len(dataset.test)}
+        self._totals = {part: size + len(self._found[part]) for part, size in sizes.items()}
         self.count = 0
         self._rank = rank
         several = world_size > 1 and dist.is_initialized()
@@ -47,22 +44,14 @@ class Agreement:
             if count.item():
                 everyone = [[] for _ in range(dist.get_world_size(self._group))]
                 dist.all_gather_object(everyone, mine, group=self._group)
-        new = sorted(bad for one in everyone for bad in one if bad.file not in self._found[part])
-        if new:
-            self._take(part, new)
-        return int(count.item())
-
-    def _take(self, part: str, new: list[BadSample]) -> None:
-        self._found[part] |= {bad.file: bad for bad in new}
+        found = self._found[part]
+        new = sorted(bad for one in everyone for bad in one if bad.file not in found)
+        found |= {bad.file: bad for bad in new}
         self.count += len(new)
         try:
-            refuse(
-                [replace(bad, part=part) for bad in self._found[part].values()],
-                self._policy,
-                {part: self._totals[part]},
-            )
+            refuse([replace(bad, part=part) for bad in found.values()], self._policy, {part: self._totals[part]})
         except UserError as error:
             raise SharedError(str(error), speaks=self._rank == 0) from None
-        if self._rank == 0:
-            for bad in new:
-                print(f"left out: {bad}", file=sys.stderr, flush=True)
+        for bad in new if self._rank == 0 else ():
+            print(f"left out: {bad}", file=sys.stderr, flush=True)
+        return int(count.item())

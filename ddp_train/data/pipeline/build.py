@@ -19,7 +19,7 @@ from ddp_train.data.pipeline.loader import LoaderPipeline
 from ddp_train.data.pipeline.resident import ResidentPipeline
 from ddp_train.data.pipeline.sampler import GlobalBatchSampler
 from ddp_train.data.pipeline.shm_budget import Handover, fit, free_bytes
-from ddp_train.data.pipeline.window import Pipeline
+from ddp_train.data.pipeline.window import Cut, Pipeline
 from ddp_train.data.sources.samples import Dataset
 
 _RESIDENT_FRACTION = 0.4  # of the free memory: the model, its activations and the caches need the rest
@@ -65,34 +65,24 @@ def build_pipeline(
     micro_batch = ceil_div(ceil_div(global_batch, shards or world_size), accumulate)
     # No gradients are kept in evaluation, so twice the training's micro-batch fits.
     test_batch, ranks_here = max(32, 2 * micro_batch), local_world_size or world_size
+    cut = Cut(accumulate, equal_passes, test_batch)
     if _is_resident(dataset, options, augmentation, ranks_here):
-        return ResidentPipeline(
-            dataset, augmentation, sampler, accumulate=accumulate, equal_passes=equal_passes, test_batch=test_batch
-        )
-    handover = _handover(options, math.prod(dataset.image_shape), micro_batch, test_batch, ranks_here, rank)
+        return ResidentPipeline(dataset, augmentation, sampler, cut)
+    workers = options.num_workers if options.num_workers is not None else _DEFAULT_WORKERS
+    image_bytes = math.prod(dataset.image_shape)
+    wanted = Handover(workers, options.prefetch_factor, image_bytes * micro_batch, image_bytes * test_batch)
+    handover, note = fit(wanted, free_bytes(), ranks_here)
+    if note is not None and rank % ranks_here == 0:  # one rank of each host says it
+        print(f"note: {note}", file=sys.stderr, flush=True)
     return LoaderPipeline(
         dataset,
         augmentation,
         sampler,
-        accumulate=accumulate,
-        test_batch=test_batch,
-        equal_passes=equal_passes,
+        cut,
         num_workers=handover.workers,
         prefetch_factor=handover.prefetch,
         agreement=Agreement(dataset, rank, world_size) if dataset.train.files is not None else None,
     )
-
-
-def _handover(
-    options: DataOptions, image_bytes: int, micro_batch: int, test_batch: int, ranks_here: int, rank: int
-) -> Handover:
-    """Workers and prefetched batches that fit into /dev/shm; one rank of each host says where they are fewer."""
-    workers = options.num_workers if options.num_workers is not None else _DEFAULT_WORKERS
-    wanted = Handover(workers, options.prefetch_factor, image_bytes * micro_batch, image_bytes * test_batch)
-    fitting, note = fit(wanted, free_bytes(), ranks_here)
-    if note is not None and rank % ranks_here == 0:
-        print(f"note: {note}", file=sys.stderr, flush=True)
-    return fitting
 
 
 def create_augmentation(

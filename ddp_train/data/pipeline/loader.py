@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator, Sequence
-from functools import partial
 from multiprocessing.util import get_temp_dir
 from pathlib import Path
 from typing import Any
@@ -23,25 +22,19 @@ from torch.utils.data import Dataset as TorchDataset
 from ddp_core.errors import UserError
 from ddp_train.data.augment.augmentation import Augmentation
 from ddp_train.data.pipeline.bad_sample_vote import Agreement
-from ddp_train.data.pipeline.sampler import GlobalBatchSampler, WindowPlan
-from ddp_train.data.pipeline.window import Batch, Window, micro_batches
-from ddp_train.data.pipeline.worker import end_with_parent
-from ddp_train.data.sources.bad_samples import BadSample
-from ddp_train.data.sources.decode import Unreadable, read_unchanged
-from ddp_train.data.sources.samples import Dataset, Split
+from ddp_train.data.pipeline.sampler import GlobalBatchSampler, RankPart
+from ddp_train.data.pipeline.window import Batch, Cut, DatasetPipeline, Window, to_device
+from ddp_train.data.sources.decode import Unreadable, end_with_parent, read_unchanged
+from ddp_train.data.sources.samples import BadSample, Dataset, Split
 
 _FULL = (
     "/dev/shm is full: the loader's workers cannot hand over their images; --num-workers 0 needs none of it, and in a "
     "container --shm-size gives more"
 )
 _TRIES = 64  # images that a rank without samples looks at for one that can be read
-
-
+_SOCKET_PATH, _SOCKET_NAME = 107, len("/listener-12345678")
 Read = tuple[Tensor, Tensor, list[BadSample]]
 """uint8 images [n, H, W, C], their indices in the split, int64 [n], and what could not be read."""
-
-
-SOCKET_PATH, SOCKET_NAME = 107, len("/listener-12345678")
 
 
 class ImageReader(TorchDataset[Any]):
@@ -51,9 +44,7 @@ class ImageReader(TorchDataset[Any]):
     """
 
     def __init__(self, split: Split, size: tuple[int, int], part: str) -> None:
-        self.split = split
-        self.size = size
-        self.part = part
+        self.split, self.size, self.part = split, size, part
 
     def __len__(self) -> int:
         return len(self.split)
@@ -104,62 +95,47 @@ class _Batches:
 def _check_sockets(workers: int) -> None:
     """Images come from the workers through sockets in the folder for temporary files: with a path that the kernel
     refuses (unix(7): 108 bytes) torch would wait for the first batch without end. Errors: UserError."""
-    if workers == 0:
-        return
-    folder = get_temp_dir()
-    if len(os.fsencode(folder)) + SOCKET_NAME > SOCKET_PATH:
+    if workers and len(os.fsencode(folder := get_temp_dir())) + _SOCKET_NAME > _SOCKET_PATH:
         raise UserError(
             f"--num-workers {workers}: the folder for temporary files, {Path(folder).parent}, has too long a name"
             " for the workers' sockets: TMPDIR=/tmp, or --num-workers 0"
         )
 
 
-def _start_worker(parent: int, number: int) -> None:
-    end_with_parent(parent)
-
-
-class LoaderPipeline:
-    """See window.Pipeline. num_workers: processes that read training images, half as many again for testing; 0
-    reads in this process."""
+class LoaderPipeline(DatasetPipeline):
+    """num_workers: processes that read training images, half as many again for testing; 0 reads in this process."""
 
     def __init__(
         self,
         dataset: Dataset,
         augmentation: Augmentation,
         sampler: GlobalBatchSampler,
+        cut: Cut,
         *,
-        accumulate: int = 1,
-        test_batch: int,
-        equal_passes: bool = False,
         num_workers: int = 0,
         prefetch_factor: int = 4,
         agreement: Agreement | None = None,
     ) -> None:
-        self.sampler = sampler
-        self.augmentation = augmentation
-        self.device = augmentation.device
-        self.accumulate = accumulate
-        self.equal_passes = equal_passes
-        self._train_labels = torch.from_numpy(np.ascontiguousarray(dataset.train.labels)).to(self.device)
-        self._test_labels = torch.from_numpy(np.ascontiguousarray(dataset.test.labels)).to(self.device)
+        super().__init__(dataset, augmentation, sampler, cut)
+        self._test_labels = to_device(dataset.test.labels, self.device)
         size = dataset.image_shape[1:]
         self._agreement = agreement
         self._train_reader = ImageReader(dataset.train, size, "train")
         self._train_batches, self._test_batches = _Batches(), _Batches()
-        self._test_batch = test_batch
         _check_sockets(num_workers)
         self._train_loader = self._loader(self._train_reader, self._train_batches, num_workers, prefetch_factor)
         test_reader, test_workers = ImageReader(dataset.test, size, "test"), (num_workers + 1) // 2
         self._test_loader = self._loader(test_reader, self._test_batches, test_workers, prefetch_factor)
 
     def _loader(self, reader: ImageReader, batches: _Batches, workers: int, prefetch: int) -> DataLoader[Any]:
+        parent = os.getpid()
         return DataLoader(
             reader,
             batch_size=None,  # the reader makes batches itself
             sampler=batches,
             num_workers=workers,
             multiprocessing_context="fork" if workers else None,  # shares the memory map, and starts at once
-            worker_init_fn=partial(_start_worker, os.getpid()),
+            worker_init_fn=lambda number: end_with_parent(parent),
             pin_memory=self.device.type == "cuda",
             persistent_workers=workers > 0,
             prefetch_factor=prefetch if workers > 0 else None,
@@ -167,58 +143,45 @@ class LoaderPipeline:
         )
 
     @property
-    def steps_per_epoch(self) -> int:
-        return self.sampler.steps_per_epoch
-
-    @property
     def left_out(self) -> int:
         return self._agreement.count if self._agreement is not None else 0
 
     def train(self, epoch: int, start_step: int = 0) -> Iterator[Window]:
         self.sampler.set_epoch(epoch)
-        plans = list(self.sampler.windows(start_step))
-        parts = [
-            micro_batches(0, plan.shards, [1.0] * self.accumulate, min(plan.most, self.accumulate) * self.equal_passes)
-            for plan in plans
-        ]
+        windows = [(part, indices, *self._micro_batches(0, part)) for part, indices in self.sampler.windows(start_step)]
         self._train_batches.lists = [
-            plan.indices[start:stop].tolist()
-            for plan, (part, _) in zip(plans, parts, strict=True)
-            for start, stop in part
-            if start < stop
+            indices[start:stop].tolist() for _, indices, bounds, _ in windows for start, stop in bounds if start < stop
         ]
         loaded = _start(self._train_loader) if self._train_batches.lists else iter(())
-        for plan, (part, shards) in zip(plans, parts, strict=True):
-            reads = (_next(loaded) if start < stop else None for start, stop in part)
+        for part, indices, bounds, shards in windows:
+            reads = (_next(loaded) if start < stop else None for start, stop in bounds)
             if self._agreement is not None:
-                yield self._checked(list(reads), shards, plan, epoch)
+                yield self._checked(list(reads), shards, part, epoch)
                 continue
             batches = (self._augmented(read, epoch) for read in reads)
-            yield Window(batches, len(part), len(plan.indices), plan.global_size, shards)
+            yield Window(batches, len(bounds), len(indices), part.global_size, shards)
             for _ in batches:  # what was not used must not turn up in the next window
                 pass
 
-    def _checked(self, reads: list[Read | None], shards: tuple[int, ...], plan: WindowPlan, epoch: int) -> Window:
+    def _checked(self, reads: list[Read | None], shards: tuple[int, ...], part: RankPart, epoch: int) -> Window:
         """The window without the images that could not be read, on this rank and on others."""
         assert self._agreement is not None
         skipped = self._agreement.settle("train", [bad for read in reads if read is not None for bad in read[2]])
         kept = [n for n, read in enumerate(reads) if self.equal_passes or (read is not None and len(read[1]))]
         samples = sum(len(read[1]) for read in reads if read is not None)
         batches = (self._augmented(reads[n], epoch) for n in kept)
-        left = max(1, plan.global_size - skipped)
+        left = max(1, part.global_size - skipped)
         shards = tuple(shards[n] for n in kept) if shards else ()
-        return Window(batches, len(kept), samples, left, shards, plan.global_size - left)
+        return Window(batches, len(kept), samples, left, shards, part.global_size - left)
 
     def _augmented(self, read: Read | None, epoch: int) -> Batch:
-        images, indices = self._on_device(read) if read is not None else self._nothing()
+        if read is None:
+            shape = (0, *self._train_reader.size, self.augmentation.channels)
+            read = torch.empty(shape, dtype=torch.uint8), torch.empty(0, dtype=torch.int64), []
+        images, indices = self._on_device(read)
         if not len(indices):
             return Batch(self.augmentation.normalise(images), indices, indices)
         return Batch(self.augmentation(images, indices, epoch), self._train_labels.index_select(0, indices), indices)
-
-    def _nothing(self) -> tuple[Tensor, Tensor]:
-        height, width, channels = *self._train_reader.size, self.augmentation.channels
-        images = torch.empty((0, height, width, channels), dtype=torch.uint8, device=self.device)
-        return images, torch.empty(0, dtype=torch.int64, device=self.device)
 
     def _on_device(self, read: Read) -> tuple[Tensor, Tensor]:
         images, indices, bad = read

@@ -14,46 +14,22 @@ from torch import Tensor
 
 from ddp_train.data.augment.augmentation import Augmentation, Draws
 from ddp_train.data.pipeline.sampler import GlobalBatchSampler, RankPart
-from ddp_train.data.pipeline.window import Batch, Window, micro_batches
+from ddp_train.data.pipeline.window import Batch, Cut, DatasetPipeline, Window, to_device
 from ddp_train.data.sources.samples import Dataset
 
 _CHUNK = 4096  # images padded at a time: bounds the memory beside the result
 
 
-class ResidentPipeline:
-    """Both splits on `device`; the training images padded once, for the crop. See window.Pipeline."""
+class ResidentPipeline(DatasetPipeline):
+    """Both splits on `device`; the training images padded once, for the crop. Their images have to be decoded."""
 
-    def __init__(
-        self,
-        dataset: Dataset,
-        augmentation: Augmentation,
-        sampler: GlobalBatchSampler,
-        *,
-        accumulate: int = 1,
-        test_batch: int,
-        equal_passes: bool = False,
-    ) -> None:
-        train, test = dataset.train.images, dataset.test.images
-        if train is None or test is None:
-            raise ValueError("ResidentPipeline needs decoded images")
-        self.sampler = sampler
-        self.augmentation = augmentation
-        self.device = augmentation.device
-        self.accumulate = accumulate
-        self.equal_passes = equal_passes
-        self._padded = _pad_all(train, augmentation)
-        self._labels = _to_device(dataset.train.labels, self.device)
-        self._test, self._test_batch = dataset.test, test_batch
+    def __init__(self, dataset: Dataset, augmentation: Augmentation, sampler: GlobalBatchSampler, cut: Cut) -> None:
+        super().__init__(dataset, augmentation, sampler, cut)
+        assert dataset.train.images is not None and dataset.test.images is not None
+        self._padded = _pad_all(dataset.train.images, augmentation)
+        self._test = dataset.test
         self._test_part: slice | None = None
         self._place_test_part()
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return self.sampler.steps_per_epoch
-
-    @property
-    def left_out(self) -> int:
-        return 0
 
     def train(self, epoch: int, start_step: int = 0) -> Iterator[Window]:
         self.sampler.set_epoch(epoch)
@@ -70,14 +46,13 @@ class ResidentPipeline:
             first = last
 
     def _window(self, rows: Tensor, draws: Draws, first: int, last: int, share: RankPart) -> Window:
-        passes = min(share.most, self.accumulate) * self.equal_passes
-        parts, shards = micro_batches(first, share.shards, [1.0] * self.accumulate, passes)
+        parts, shards = self._micro_batches(first, share)
         batches = (self._batch(rows[start:stop], draws[start:stop]) for start, stop in parts)
-        return Window(batches, len(parts), last - first, share.size, shards)
+        return Window(batches, len(parts), last - first, share.global_size, shards)
 
     def _batch(self, rows: Tensor, draws: Draws) -> Batch:
         images = self.augmentation.apply(self._padded, rows, draws)
-        return Batch(images, self._labels.index_select(0, rows), rows)
+        return Batch(images, self._train_labels.index_select(0, rows), rows)
 
     def evaluate(self) -> Iterator[Batch]:
         batches = self._place_test_part()
@@ -92,8 +67,8 @@ class ResidentPipeline:
         part = slice(batches[0][0], batches[-1][1]) if batches else slice(0, 0)
         if part != self._test_part:
             assert self._test.images is not None
-            self._test_images = _to_device(self._test.images[part], self.device)
-            self._test_labels = _to_device(self._test.labels[part], self.device)
+            self._test_images = to_device(self._test.images[part], self.device)
+            self._test_labels = to_device(self._test.labels[part], self.device)
             self._test_part = part
         return batches
 
@@ -106,15 +81,10 @@ def _pad_all(images: np.ndarray, augmentation: Augmentation) -> Tensor:
     """uint8 [N, H, W, C] on the host -> [N, H + 2 pad, W + 2 pad, C] on the device."""
     device, pad = augmentation.device, augmentation.pad_pixels
     if pad == 0:
-        return _to_device(images, device)
+        return to_device(images, device)
     count, height, width, channels = images.shape
     padded = torch.empty((count, height + 2 * pad, width + 2 * pad, channels), dtype=torch.uint8, device=device)
     for first in range(0, count, _CHUNK):
-        chunk = _to_device(images[first : first + _CHUNK], device)
+        chunk = to_device(images[first : first + _CHUNK], device)
         padded[first : first + len(chunk)] = augmentation.pad(chunk)
     return padded
-
-
-def _to_device(array: np.ndarray, device: torch.device) -> Tensor:
-    """On the CPU the tensor shares the array's memory, which the ranks of a node share when it is memory-mapped."""
-    return torch.from_numpy(np.ascontiguousarray(array)).to(device)

@@ -28,24 +28,12 @@ class RankPart:
 
     start: int
     stop: int
-    size: int
+    global_size: int
     """Samples of the global batch, over all ranks."""
     shards: tuple[tuple[int, int], ...]
     """The shards in this part, in order: number and samples, which may be 0."""
     most: int
     """Samples of the rank that has most of them."""
-
-
-@dataclass(frozen=True)
-class WindowPlan:
-    """One optimizer step: this rank's samples of a global batch, int64 [n] on the CPU; n may be 0.
-
-    Shards and `most` as in RankPart."""
-
-    indices: Tensor
-    global_size: int
-    shards: tuple[tuple[int, int], ...]
-    most: int
 
 
 class GlobalBatchSampler(DistributedSampler[Any]):
@@ -87,7 +75,7 @@ class GlobalBatchSampler(DistributedSampler[Any]):
         self.num_samples = sum(share.stop - share.start for share in self.plan())
 
     def plan(self, start: int = 0) -> Iterator[RankPart]:
-        """This rank's share of each global batch from step `start` on; the same in every epoch."""
+        """This rank's part of each global batch from step `start` on; the same in every epoch."""
         cuts: dict[int, tuple[int, tuple[tuple[int, int], ...], int]] = {}
         for first in range(start * self.global_batch, self.total_size, self.global_batch):
             size = min(self.global_batch, self.total_size - first)
@@ -133,15 +121,16 @@ class GlobalBatchSampler(DistributedSampler[Any]):
             return torch.arange(length, dtype=torch.int64, device=device)
         return keyed_random.permutation(length, keyed_random.key(self.seed, self.epoch, keyed_random.ORDER), device)
 
-    def windows(self, start: int = 0) -> Iterator[WindowPlan]:
-        """This epoch's steps from `start` on (a resumed run starts in the middle of an epoch)."""
+    def windows(self, start: int = 0) -> Iterator[tuple[RankPart, Tensor]]:
+        """This epoch's steps from `start` on (a resumed run starts in the middle of an epoch): this rank's part of each
+        global batch, and its samples, int64 [n] on the CPU; n may be 0."""
         order = self.order()
-        for share in self.plan(start):
-            yield WindowPlan(order[share.start : share.stop], share.size, share.shards, share.most)
+        for part in self.plan(start):
+            yield part, order[part.start : part.stop]
 
     def __iter__(self) -> Iterator[int]:
-        for window in self.windows():
-            yield from window.indices.tolist()
+        for _, indices in self.windows():
+            yield from indices.tolist()
 
     def __len__(self) -> int:
         return self.num_samples

@@ -6,7 +6,7 @@ Where it is full torch's workers end with a traceback or a bus error in the midd
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 FOLDER = Path("/dev/shm")
@@ -33,8 +33,8 @@ class Handover:
         """Bytes of /dev/shm: every batch that is asked for in advance, and the one in hand, of the larger loader."""
         if self.workers == 0:
             return 0
-        train = (self.workers * self.prefetch + 1) * (self.train_batch + _PAGES)
-        return max(train, (self.test_workers * self.prefetch + 1) * (self.test_batch + _PAGES))
+        both = ((self.workers, self.train_batch), (self.test_workers, self.test_batch))
+        return max((workers * self.prefetch + 1) * (batch + _PAGES) for workers, batch in both)
 
 
 def free_bytes(folder: Path = FOLDER) -> int | None:
@@ -55,13 +55,10 @@ def fit(wanted: Handover, free: int | None, ranks: int) -> tuple[Handover, str |
     """
     if free is None or wanted.needed * ranks <= free * _FRACTION:
         return wanted, None
-    smaller = [
-        Handover(workers, prefetch, wanted.train_batch, wanted.test_batch)
-        for workers in range(wanted.workers, 0, -1)
-        for prefetch in range(wanted.prefetch, 0, -1)
-        if prefetch == 1 or workers == wanted.workers
-    ]
-    none = Handover(0, wanted.prefetch, wanted.train_batch, wanted.test_batch)
+    sizes = [(wanted.workers, prefetch) for prefetch in range(wanted.prefetch, 0, -1)]
+    sizes += [(workers, 1) for workers in range(wanted.workers - 1, 0, -1)]
+    smaller = (replace(wanted, workers=workers, prefetch=prefetch) for workers, prefetch in sizes)
+    none = replace(wanted, workers=0)
     found = next((less for less in smaller if less.needed * ranks <= free * _FRACTION), none)
     does = f"--num-workers {found.workers}" + (f" --prefetch-factor {found.prefetch}" if found.workers else "")
     line = (

@@ -6,10 +6,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from ddp_train.config.batch_split import split
-from ddp_train.data.pipeline.sampler import GlobalBatchSampler
+from ddp_train.data.augment.augmentation import Augmentation
+from ddp_train.data.pipeline.sampler import GlobalBatchSampler, RankPart
+from ddp_train.data.sources.samples import Dataset
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,24 +55,49 @@ class Pipeline(Protocol):
     @property
     def steps_per_epoch(self) -> int:
         """Global batches in an epoch; the same on all ranks."""
-        ...
+        return self.sampler.steps_per_epoch
 
     @property
     def left_out(self) -> int:
         """Images that turned out bad while they were read, so far; the same on all ranks."""
-        ...
+        return 0
 
     def train(self, epoch: int, start_step: int = 0) -> Iterator[Window]:
         """The windows of an epoch (counted from 0) from `start_step` on, where they are those of a whole epoch."""
-        ...
 
     def evaluate(self) -> Iterator[Batch]:
         """This rank's share of the test split: each sample once over all ranks, none repeated; sizes may differ."""
-        ...
 
     def dummy_batch(self) -> Batch:
         """One training sample, for a rank that must take part in a step without a sample of its own."""
-        ...
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How a pipeline cuts what a rank gets. accumulate: micro-batches of each shard; equal_passes: as many on every
+    rank, where need be empty ones; test_batch: the most images of a batch in evaluation."""
+
+    accumulate: int
+    equal_passes: bool
+    test_batch: int
+
+
+class DatasetPipeline(Pipeline):
+    """What the pipelines of a dataset have in common."""
+
+    def __init__(self, dataset: Dataset, augmentation: Augmentation, sampler: GlobalBatchSampler, cut: Cut) -> None:
+        self.sampler, self.augmentation, self.device = sampler, augmentation, augmentation.device
+        self.accumulate, self.equal_passes, self._test_batch = cut.accumulate, cut.equal_passes, cut.test_batch
+        self._train_labels = to_device(dataset.train.labels, self.device)
+
+    def _micro_batches(self, start: int, part: RankPart) -> tuple[list[tuple[int, int]], tuple[int, ...]]:
+        least = min(part.most, self.accumulate) if self.equal_passes else 0
+        return micro_batches(start, part.shards, [1.0] * self.accumulate, least)
+
+
+def to_device(array: np.ndarray, device: torch.device) -> Tensor:
+    """On the CPU the tensor shares the array's memory, which the ranks of a node share when it is memory-mapped."""
+    return torch.from_numpy(np.ascontiguousarray(array)).to(device)
 
 
 def micro_batches(

@@ -192,10 +192,6 @@ class Draft:
         self._arrays[name] = array
         return array
 
-    def array(self, name: str) -> np.ndarray:
-        """One that was created."""
-        return self._arrays[name]
-
     def put(self, name: str, array: np.ndarray) -> None:
         """A finished array."""
         self.create(name, array.shape, array.dtype)[...] = array

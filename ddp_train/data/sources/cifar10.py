@@ -12,7 +12,6 @@ import threading
 import urllib.error
 import urllib.request
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -66,42 +65,45 @@ def how_to_get(data_dir: Path) -> str:
 
 def load_torchvision(data_dir: Path, *, image_size: int | None = None, verify: bool = False) -> Dataset:
     """CIFAR-10 from cifar-10-batches-py in data_dir. Errors: UserError naming a missing or damaged file."""
-    side = image_size or SIDE
-    stamps = [
-        (name, facts.st_size, facts.st_mtime_ns, facts.st_ino)
-        for name in _FILES
-        for facts in [_stat(data_dir / TORCHVISION_FOLDER / name)]
-    ]
+    side, stamps = image_size or SIDE, []
+    for name in _FILES:
+        path = data_dir / TORCHVISION_FOLDER / name
+        try:
+            facts = path.stat()
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+        stamps.append((name, facts.st_size, facts.st_mtime_ns, facts.st_ino))
     key = cache.key("cifar-10-batches-py", (side, stamps))
     entry = cache.find(key, verify=verify)
     if entry is None:
         entry = _build(key, data_dir, side)
-    arrays, facts = entry.arrays, entry.facts
+    arrays, about = entry.arrays, entry.facts
     train = Split(arrays["train_labels"], arrays["train"])
     test = Split(arrays["test_labels"], arrays["test"])
-    classes, mean, std = (tuple(facts[name]) for name in ("classes", "mean", "std"))
-    return Dataset("cifar10", classes, train, test, mean, std, (3, side, side), content=facts["content"])
-
-
-def _stat(path: Path) -> Any:
-    try:
-        return path.stat()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    classes, mean, std = (tuple(about[name]) for name in ("classes", "mean", "std"))
+    return Dataset("cifar10", classes, train, test, mean, std, (3, side, side), content=about["content"])
 
 
 def _build(key: str, data_dir: Path, side: int) -> cache.Entry:
     """Copy torchvision's pickles, after their checksums, into an entry."""
+    from PIL import Image
+    from torchvision.datasets import CIFAR10
+
     _check_sums(data_dir / TORCHVISION_FOLDER)
-    parts = {"train": _read(data_dir, train=True), "test": _read(data_dir, train=False)}
-    with cache.begin(key, sum(len(labels) for _, labels, _ in parts.values()) * side * side * 3) as draft:
-        for part, (images, labels, _) in parts.items():
-            draft.put(f"{part}_labels", labels)
-            out = draft.create(part, (len(labels), side, side, 3), np.uint8)
-            out[...] = images if side == SIDE else _scaled(images, side)
-        mean, std = channel_statistics(draft.array("train"))
+    parts = {part: CIFAR10(str(data_dir), train=part == "train") for part in ("train", "test")}
+    with cache.begin(key, sum(len(data.data) for data in parts.values()) * side * side * 3) as draft:
+        for part, data in parts.items():
+            draft.put(f"{part}_labels", np.asarray(data.targets, dtype=np.int64))
+            out = draft.create(part, (len(data.data), side, side, 3), np.uint8)
+            if side == SIDE:
+                out[...] = data.data
+            else:
+                out[...] = np.stack([fit(Image.fromarray(image), (side, side)) for image in data.data])
+            if part == "train":
+                mean, std = channel_statistics(out)
         # The checksums are those of the original: there is one such content.
-        return draft.commit({"classes": parts["train"][2], "mean": mean, "std": std, "content": f"cifar-10 {side}"})
+        facts = {"classes": list(parts["train"].classes), "mean": mean, "std": std, "content": f"cifar-10 {side}"}
+        return draft.commit(facts)
 
 
 def _check_sums(folder: Path) -> None:
@@ -120,25 +122,6 @@ def _check_sums(folder: Path) -> None:
             raise UserError(f"{folder / name}: damaged ({sums}); delete it and {how_to_get(folder.parent)}")
 
 
-def _read(data_dir: Path, *, train: bool) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """uint8 images [N, 32, 32, 3], int64 labels [N] and class names. torchvision unpickles only what has the
-    right checksum."""
-    from torchvision.datasets import CIFAR10
-
-    try:
-        data = CIFAR10(str(data_dir), train=train, download=False)
-    except (RuntimeError, OSError) as error:
-        reason = "damaged (a checksum differs, or a file cannot be read)"
-        raise UserError(f"{data_dir / TORCHVISION_FOLDER}: {reason}; delete it and {how_to_get(data_dir)}") from error
-    return data.data, np.asarray(data.targets, dtype=np.int64), list(data.classes)
-
-
-def _scaled(images: np.ndarray, side: int) -> np.ndarray:
-    from PIL import Image
-
-    return np.stack([fit(Image.fromarray(image), (side, side)) for image in images])
-
-
 def unreachable(url: str = URL, seconds: float = _PROBE_SECONDS) -> str | None:
     """Why a download cannot start, briefly, or None; answers within `seconds`, name resolution included."""
     answers: list[str | None] = []
@@ -151,11 +134,9 @@ def unreachable(url: str = URL, seconds: float = _PROBE_SECONDS) -> str | None:
         except urllib.error.HTTPError as error:
             knows_head = error.code not in (405, 501)
             answers.append(f"HTTP status {error.code}" if knows_head else None)
-        except urllib.error.URLError as error:
-            reason = error.reason
-            answers.append(str(getattr(reason, "strerror", None) or reason))
         except (OSError, ValueError) as error:
-            answers.append(str(error))
+            reason = getattr(error, "reason", error)
+            answers.append(str(getattr(reason, "strerror", None) or reason))
 
     # A thread, since name resolution knows no time limit of its own.
     thread = threading.Thread(target=ask, daemon=True)

@@ -3,6 +3,8 @@
 name, note = resolve(options)    # one process of the run: may download CIFAR-10
 dataset = prepare(name, options) # one process per node: decodes into the cache
 dataset = load(name, options)    # the other processes, after it: memory-mapped
+
+`load_on_ranks` does the last two on all ranks of a run.
 """
 
 from __future__ import annotations
@@ -10,12 +12,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from ddp_core.errors import UserError
+from ddp_core.errors import SharedError, UserError
 from ddp_train.config.options import DataOptions
 from ddp_train.data.sources import cifar10, image_folder, listing
-from ddp_train.data.sources.bad_samples import BadSample
 from ddp_train.data.sources.builtin import load_digits, load_synthetic
-from ddp_train.data.sources.samples import Dataset
+from ddp_train.data.sources.samples import BadSample, Dataset
+from ddp_train.distributed.process_group import Ranks, gather, on_one_rank_per_node, together
+
+_SHOWN = 3
 
 
 def resolve(options: DataOptions) -> tuple[str, str | None]:
@@ -58,42 +62,22 @@ def prepare(name: str, options: DataOptions, left_out: Iterable[BadSample] = ())
 
     left_out: samples that other nodes cannot use. The dataset leaves out those that this node cannot use as well.
     """
-    return _load(name, options, left_out, verify=True)
+    return load(name, options, left_out, verify=True)
 
 
 def load(
-    name: str, options: DataOptions, left_out: Iterable[BadSample] = (), listed: listing.Listed | None = None
+    name: str,
+    options: DataOptions,
+    left_out: Iterable[BadSample] = (),
+    listed: listing.Listed | None = None,
+    *,
+    verify: bool = False,
 ) -> Dataset:
     """The dataset that resolve() named. Errors: UserError for a missing folder, an image that cannot be read (it is
     named), classes that differ between train and test, and no images.
 
-    listed: what list_files() has found.
+    listed: what list_files() has found. verify: compare the checksum of the decoded copy.
     """
-    return _load(name, options, left_out, verify=False, listed=listed)
-
-
-def list_files(name: str, options: DataOptions) -> listing.Listed | None:
-    """The part of load() that need not wait for prepare(): the files of an image folder. Errors: UserError."""
-    data_dir = _data_dir(options)
-    if name == "folder" or (name == "cifar10" and not cifar10.use_torchvision_files(data_dir)):
-        return listing.scan(data_dir)
-    return None
-
-
-def _data_dir(options: DataOptions) -> Path:
-    """--data-dir, also where it points at torchvision's folder itself instead of the one around it."""
-    path = Path(options.data_dir)
-    return path.parent if path.name == cifar10.TORCHVISION_FOLDER else path
-
-
-def _load(
-    name: str,
-    options: DataOptions,
-    left_out: Iterable[BadSample],
-    *,
-    verify: bool,
-    listed: listing.Listed | None = None,
-) -> Dataset:
     data_dir = _data_dir(options)
     if name == "cifar10" and cifar10.use_torchvision_files(data_dir):
         return cifar10.load_torchvision(data_dir, image_size=options.image_size, verify=verify)
@@ -115,3 +99,55 @@ def _load(
     if name == "synthetic":
         return load_synthetic(options.synthetic_samples)
     raise UserError(f"--dataset {name}: unknown; known are cifar10, folder, digits and synthetic")
+
+
+def list_files(name: str, options: DataOptions) -> listing.Listed | None:
+    """The part of load() that need not wait for prepare(): the files of an image folder. Errors: UserError."""
+    data_dir = _data_dir(options)
+    if name == "folder" or (name == "cifar10" and not cifar10.use_torchvision_files(data_dir)):
+        return listing.scan(data_dir)
+    return None
+
+
+def _data_dir(options: DataOptions) -> Path:
+    """--data-dir, also where it points at torchvision's folder itself instead of the one around it."""
+    path = Path(options.data_dir)
+    return path.parent if path.name == cifar10.TORCHVISION_FOLDER else path
+
+
+def load_on_ranks(name: str, options: DataOptions, ranks: Ranks) -> Dataset:
+    """The dataset `name` on all ranks of a run: one rank per node makes it ready, all take the same samples in the same
+    order. A collective. What one node cannot use is left out on all.
+
+    Errors: UserError, on all ranks alike, also where the nodes hold different data.
+    """
+    left_out: tuple[BadSample, ...] = ()
+    listed: list[listing.Listed | None] = []
+    while True:
+        found: list[Dataset] = []
+        on_one_rank_per_node(
+            lambda: found.append(prepare(name, options, left_out)),  # noqa: B023 (runs at once)
+            ranks,
+            meanwhile=lambda: None if listed else listed.append(list_files(name, options)),
+        )
+        everywhere = [bad for one in gather([one.left_out for one in found], ranks) for bad in one]
+        union = tuple(sorted({sample for bad in everywhere for sample in bad}))
+        if all(bad == union for bad in everywhere):
+            break
+        left_out = union
+    dataset = together(lambda: found[0] if found else load(name, options, union, listed[0]), ranks)
+    contents = gather(dataset.content, ranks)
+    other = next((rank for rank, content in enumerate(contents) if content != contents[0]), None)
+    if other is not None:
+        refusal = f"--data-dir {options.data_dir}: rank {other} finds other images there than rank 0"
+        raise SharedError(refusal, speaks=ranks.is_first)
+    return dataset
+
+
+def describe_left_out(dataset: Dataset) -> tuple[str, ...]:
+    """A line for the user where samples were left out."""
+    if not dataset.left_out:
+        return ()
+    more = ", ..." if len(dataset.left_out) > _SHOWN else ""
+    named = "; ".join(str(sample) for sample in dataset.left_out[:_SHOWN])
+    return (f"{len(dataset.left_out)} bad images are left out: {named}{more}",)

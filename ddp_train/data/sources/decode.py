@@ -6,6 +6,7 @@ memory that they share with the caller, and end when it does.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import io
 import multiprocessing
@@ -22,12 +23,16 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ddp_core.errors import UserError
-from ddp_train.data.pipeline.worker import end_with_parent
 
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _BLOCK = 64  # files per unit of work
 _SMALL = 256  # fewer files are not worth starting processes
 _PROBES = 1024
 _HELD = (signal.SIGINT, signal.SIGTERM)
+
+
+class Unreadable(Exception):
+    """Why a file cannot be read as an image, or that it has changed, as text that follows its name."""
 
 
 def read_image(path: str | Path, size: tuple[int, int]) -> np.ndarray:
@@ -41,10 +46,6 @@ def read_image(path: str | Path, size: tuple[int, int]) -> np.ndarray:
 def read_unchanged(path: str | Path, size: tuple[int, int], stamp: np.ndarray | None = None) -> np.ndarray:
     """As read_image. stamp: int64 [3], size, mtime in ns and inode when the file was listed. Errors: Unreadable."""
     return _decoded(_content(path, stamp), size)
-
-
-class Unreadable(Exception):
-    """Why a file cannot be read as an image, or that it has changed, as text that follows its name."""
 
 
 def _content(path: str | Path, stamp: np.ndarray | None = None) -> bytes:
@@ -154,17 +155,14 @@ class _Work:
             refused = {}
             for index in range(first, last):
                 try:
-                    self._one(index)
+                    content = _content(self.paths[index])
+                    if self.digests is not None:
+                        self.digests[index] = np.frombuffer(hashlib.sha256(content).digest(), np.uint8)
+                    self.out[index] = _decoded(content, self.out.shape[1:3])
                 except Unreadable as error:
                     refused[index] = str(error)
             done += last - first
             yield _Progress(done, refused)
-
-    def _one(self, index: int) -> None:
-        content = _content(self.paths[index])
-        if self.digests is not None:
-            self.digests[index] = np.frombuffer(hashlib.sha256(content).digest(), np.uint8)
-        self.out[index] = _decoded(content, self.out.shape[1:3])
 
 
 def _decode_in_processes(work: _Work, count: int, tolerated: int, progress: Callable[[int], None]) -> dict[int, str]:
@@ -201,13 +199,26 @@ def _signals_held() -> Iterator[None]:
 
 def _process(work: _Work, blocks: range, writer: Connection, parent: int) -> None:
     """A decoding process: sends a report after each block, and None at its end."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends us
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD)
     end_with_parent(parent)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD)
     for report in work.blocks(blocks):
         writer.send(report)
     writer.send(None)
+
+
+def end_with_parent(parent: int) -> None:
+    """Have the kernel kill this forked process when its parent, of process id `parent`, ends: prctl(2).
+
+    Strictly, when the thread ends that forked it. The DataLoader's own watch compares parents every five seconds, and
+    misses a parent that had died before the worker first looked.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
+    # The parent's handlers came along. Ctrl-C and a job manager's warnings reach the whole group: the parent ends us.
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 def _follow(readers: Sequence[Connection], tolerated: int, progress: Callable[[int], None]) -> dict[int, str]:

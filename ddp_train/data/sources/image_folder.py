@@ -16,16 +16,17 @@ import numpy as np
 
 from ddp_core.host_memory import available_memory
 from ddp_train.data.sources import cache
-from ddp_train.data.sources.bad_samples import BadSample, Policy, largest_number, refuse
 from ddp_train.data.sources.decode import decode_files, probe_size
 from ddp_train.data.sources.listing import FolderSplit, Listed, scan
 from ddp_train.data.sources.manifest import Manifest, Seen
-from ddp_train.data.sources.samples import Dataset, Split, channel_statistics
+from ddp_train.data.sources.samples import BadSample, Dataset, Policy, Split, channel_statistics, largest_number, refuse
 
 MIXED_SIZE = 224  # pixels; what most image classifiers were made for
 _MEMORY_FRACTION = 0.5
 _SAMPLE = 4096  # images of which the statistics are taken where not all are decoded
 CHANGED_MEANWHILE = "has changed while it was read"
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]
+"""Mean and standard deviation per channel."""
 
 
 def load_image_folder(
@@ -44,11 +45,11 @@ def load_image_folder(
 
     image_size: side in pixels to scale and crop to (None: the images' own size where all are alike, else 224).
     verify: compare the cached copy's checksum. limit: bytes of decoded images above which they stay files
-    (None: half of the memory that is available). left_out: what other nodes found bad. listed: what listing.scan() has
-    found there, where that was asked before. Errors: UserError, see
-    listing.scan(), and for more bad files than `on_bad` tolerates, the first of which is named.
+    (None: half of the memory that is available). left_out: what other nodes found bad. listed: what listing.scan()
+    has found there already. Errors: UserError, see listing.scan(), and for more bad files than `on_bad` tolerates, the
+    first of which is named.
     """
-    checked = _Checked.of(data_dir, listed or scan(data_dir), on_bad, accept_changes, tuple(left_out))
+    checked = _Checked.of(data_dir, listed or scan(data_dir), on_bad, accept_changes, left_out)
     limit = limit if limit is not None else int(available_memory() * _MEMORY_FRACTION)
     key = checked.key(image_size)
     entry = cache.find(key, verify=verify)
@@ -58,15 +59,19 @@ def load_image_folder(
     if entry is None:
         entry = checked.build(image_size, limit)
         key = checked.key(image_size)
-    checked.remember()
-    facts, arrays = entry.facts, entry.arrays
+    if checked.is_new:
+        checked.manifest.write(checked.seen)
+    facts, splits = entry.facts, []
+    for part, kept in zip(("train", "test"), checked.kept(), strict=True):
+        decoded = entry.arrays.get(part)
+        files = (kept.files, kept.stamps) if decoded is None else (None, None)
+        splits.append(Split(kept.labels, decoded, *files))
     height, width = facts["size"]
-    train, test = checked.kept()
     return Dataset(
         name,
-        train.classes,
-        _split(train, arrays.get("train")),
-        _split(test, arrays.get("test")),
+        checked.splits[0].classes,
+        splits[0],
+        splits[1],
         tuple(facts["mean"]),
         tuple(facts["std"]),
         (3, int(height), int(width)),
@@ -77,19 +82,13 @@ def load_image_folder(
     )
 
 
-def _split(listed: FolderSplit, images: np.ndarray | None) -> Split:
-    if images is not None:
-        return Split(listed.labels, images)
-    return Split(listed.labels, None, listed.files, listed.stamps)
-
-
 @dataclass(eq=False)
 class _Checked:
     """The files of a data folder, what is known of their content, and which of them are bad."""
 
     manifest: Manifest
     policy: Policy
-    splits: tuple[FolderSplit, FolderSplit]
+    splits: Listed
     digests: dict[str, np.ndarray]
     """SHA-256 of the listed files by part, uint8 [N, 32]; zeros where it is not known."""
     bad: list[BadSample]
@@ -98,12 +97,10 @@ class _Checked:
     is_new: bool
 
     @classmethod
-    def of(
-        cls, data_dir: Path, splits: Listed, policy: Policy, accept: bool, left_out: tuple[BadSample, ...]
-    ) -> _Checked:
-        """Compare the files with the manifest. Errors: UserError."""
+    def of(cls, data_dir: Path, splits: Listed, policy: Policy, accept: bool, others: Iterable[BadSample]) -> _Checked:
+        """Compare the files with the manifest. others: what other nodes found bad. Errors: UserError."""
         manifest = Manifest.of(data_dir)
-        checked = cls(manifest, policy, splits, {}, list(left_out), {}, [], False)
+        checked = cls(manifest, policy, splits, {}, list(others), {}, [], False)
         for listed in splits:
             found = manifest.compare(listed, accept=accept)
             checked.digests[listed.part] = found.digests.copy()
@@ -111,9 +108,8 @@ class _Checked:
             checked.seen[listed.part] = found.seen or manifest.splits[listed.part]
             checked.is_new |= found.seen is not None
             if found.replaced:
-                checked.notes.append(
-                    f"{listed.root}: {found.replaced:,} files are gone or have changed since they were last read"
-                )
+                what = f"{found.replaced:,} files are gone or have changed since they were last read"
+                checked.notes.append(f"{listed.root}: {what}")
         checked.judge()
         return checked
 
@@ -121,7 +117,7 @@ class _Checked:
         """Errors: UserError where too many are bad."""
         refuse(self.bad, self.policy, {listed.part: len(listed.names) for listed in self.splits})
 
-    def kept(self) -> tuple[FolderSplit, FolderSplit]:
+    def kept(self) -> Listed:
         """The splits without what is bad."""
         train, test = (listed.without(self._bad_names(listed)) for listed in self.splits)
         return train, test
@@ -142,20 +138,13 @@ class _Checked:
             parts += [listed.part, listed.classes, names, digests.tobytes(), unread.tobytes()]
         return cache.key("image-folder", parts)
 
-    def remember(self) -> None:
-        """Write what is new into the manifest."""
-        if self.is_new:
-            self.manifest.write(self.seen)
-            self.is_new = False
-
     def build(self, image_size: int | None, limit: int) -> cache.Entry:
         """A new entry: the decoded images or, above `limit` bytes, only facts about them. Errors: UserError."""
         while True:
             train, test = self.kept()
-            if image_size is not None:
-                size = (image_size, image_size)
-            else:
-                size = probe_size((*train.files, *test.files)) or (MIXED_SIZE, MIXED_SIZE)
+            size = (image_size or MIXED_SIZE,) * 2
+            if image_size is None:
+                size = probe_size((*train.files, *test.files)) or size
             total = (len(train.names) + len(test.names)) * size[0] * size[1] * 3
             facts = {"size": size, "bytes": total}
             before = len(self.bad)
@@ -168,30 +157,35 @@ class _Checked:
                 if len(self.bad) == before:
                     return draft.commit({**facts, "mean": mean, "std": std}, self.key(image_size))
 
-    def _decoded(
-        self, draft: cache.Draft, splits: tuple[FolderSplit, FolderSplit], size: tuple[int, int], total: int
-    ) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    def _decoded(self, draft: cache.Draft, splits: Listed, size: tuple[int, int], total: int) -> Statistics:
         where = draft.folder.parent if draft.folder else "memory"
         _say(f"decoding {sum(len(s.names) for s in splits):,} images, this once, into {where} ({total / 1e6:.0f} MB)")
-        for part, listed in zip(("train", "test"), splits, strict=True):
-            out = draft.create(part, (len(listed.names), *size, 3), np.uint8)
-            self._read(listed, out, _Percent(f"{part}/", len(listed.names)))
-        return channel_statistics(draft.array("train"))
+        train, test = (
+            draft.create(part, (len(listed.names), *size, 3), np.uint8)
+            for part, listed in zip(("train", "test"), splits, strict=True)
+        )
+        for listed, out in zip(splits, (train, test), strict=True):
+            self._read(listed, out, f"{listed.part}/")
+        return channel_statistics(train)
 
-    def _sampled(
-        self, train: FolderSplit, size: tuple[int, int], total: int
-    ) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    def _sampled(self, train: FolderSplit, size: tuple[int, int], total: int) -> Statistics:
         """Mean and standard deviation per channel of some of the images, evenly spread."""
         _say(f"{train.root.parent}: {total / 1e9:.1f} GB when decoded, too large to keep; images are read from files")
         rows = range(0, len(train.names), -(-len(train.names) // _SAMPLE))
         sample = train.without(set(train.names) - {train.names[row] for row in rows})
         with cache.Draft("sample", None) as scratch:
             images = scratch.create("sample", (len(sample.names), *size, 3), np.uint8)
-            self._read(sample, images, _Percent("sample", len(sample.names)))
+            self._read(sample, images, "sample")
             return channel_statistics(images)
 
-    def _read(self, listed: FolderSplit, out: np.ndarray, progress: _Percent) -> None:
+    def _read(self, listed: FolderSplit, out: np.ndarray, name: str) -> None:
         """Decode files; what they hold and which are bad goes into this object. Errors: UserError."""
+
+        def progress(done: int) -> None:
+            if sys.stderr.isatty():
+                end = "\n" if done >= len(listed.names) else ""
+                print(f"\r  {name} {100 * done // len(listed.names)}%", end=end, file=sys.stderr, flush=True)
+
         digests = np.frombuffer(mmap.mmap(-1, 32 * len(listed.names)), np.uint8).reshape(-1, 32)
         tolerated = largest_number(self.policy, len(listed.names))
         refused = decode_files(listed.files, out, digests=digests, tolerated=tolerated, progress=progress)
@@ -211,18 +205,6 @@ class _Checked:
         undecodable = {listed.names[row]: why for row, why in refused.items()}
         self.seen[listed.part] = self.seen[listed.part].after_reading(found, undecodable)
         self.is_new = True
-
-
-class _Percent:
-    """Progress on a terminal; silent elsewhere."""
-
-    def __init__(self, name: str, total: int) -> None:
-        self.name, self.total = name, total
-
-    def __call__(self, done: int) -> None:
-        if sys.stderr.isatty():
-            end = "\n" if done >= self.total else ""
-            print(f"\r  {self.name} {100 * done // self.total}%", end=end, file=sys.stderr, flush=True)
 
 
 def _say(line: str) -> None:

@@ -98,14 +98,9 @@ def _scan_split(root: Path) -> FolderSplit:
         raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from error
     if not classes:
         raise UserError(f"{root}: no class folders with images in it")
-    return FolderSplit(
-        root,
-        classes,
-        np.asarray(labels, dtype=np.int64),
-        tuple(stamp[0] for stamp in stamps),
-        np.array([stamp[1:] for stamp in stamps], dtype=np.int64),
-        unreadable,
-    )
+    names = tuple(stamp[0] for stamp in stamps)
+    facts = np.array([stamp[1:] for stamp in stamps], dtype=np.int64)
+    return FolderSplit(root, classes, np.asarray(labels, dtype=np.int64), names, facts, unreadable)
 
 
 def _images(root: Path, relative: str, unreadable: dict[str, str]) -> Iterator[tuple[str, int, int, int]]:

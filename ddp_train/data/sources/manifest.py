@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 
 from ddp_train.data.sources import cache
-from ddp_train.data.sources.bad_samples import BadSample
 from ddp_train.data.sources.listing import FolderSplit
+from ddp_train.data.sources.samples import BadSample
 
 SCHEMA = "ddp-train-manifest/1"
 _UNKNOWN = bytes(32)
+_HINT = "(if that is meant: --changed-data accept)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,11 +33,6 @@ class Seen:
     stamps: np.ndarray
     digests: np.ndarray
     undecodable: Mapping[str, str] = field(default_factory=dict)
-
-    @classmethod
-    def nothing(cls) -> Seen:
-        """A split that was never read."""
-        return cls((), np.zeros((0, 3), np.int64), np.zeros((0, 32), np.uint8))
 
     def after_reading(self, digests: Mapping[str, bytes], undecodable: Mapping[str, str]) -> Seen:
         """With what reading the files of these names has shown."""
@@ -88,9 +84,8 @@ class Manifest:
         record = {"schema": SCHEMA, "folder": str(self.folder.resolve()), "when": time.time(), "parts": parts}  # noqa: TID251
         arrays: dict[str, Any] = {"record": np.frombuffer(json.dumps(record).encode(), np.uint8)}
         for part, seen in splits.items():
-            names = "\0".join(seen.names).encode(errors="surrogateescape")
-            arrays |= {f"{part}-names": np.frombuffer(names, np.uint8), f"{part}-stamps": seen.stamps}
-            arrays[f"{part}-digests"] = seen.digests
+            arrays[f"{part}-names"] = np.frombuffer("\0".join(seen.names).encode(errors="surrogateescape"), np.uint8)
+            arrays |= {f"{part}-stamps": seen.stamps, f"{part}-digests": seen.digests}
         cache.write(_file_name(self.folder), lambda file: np.savez(file, **arrays))
 
     def compare(self, listed: FolderSplit, *, accept: bool) -> Compared:
@@ -98,7 +93,8 @@ class Manifest:
 
         So they are where most of the files that were seen are gone or others: these are other data.
         """
-        seen = self.splits.get(listed.part, Seen.nothing())
+        nothing = Seen((), np.zeros((0, 3), np.int64), np.zeros((0, 32), np.uint8))
+        seen = self.splits.get(listed.part, nothing)
         if listed.names == seen.names and np.array_equal(listed.stamps, seen.stamps):
             return Compared(seen.digests, tuple(_unusable(listed, seen.undecodable)))
         rows = {name: row for row, name in enumerate(seen.names)}
@@ -116,19 +112,17 @@ class Manifest:
         vanished = [name for name in seen.names if name not in present]
         differing = len(changed) + len(vanished)
         if accept or 2 * differing > len(seen.names):
-            return Compared(
-                digests, tuple(_unusable(listed, {})), differing, Seen(listed.names, listed.stamps, digests)
-            )
+            now = Seen(listed.names, listed.stamps, digests)
+            return Compared(digests, tuple(_unusable(listed, {})), differing, now)
         same = {name: why for name, why in seen.undecodable.items() if name in present and name not in changed}
-        bad = (*_unusable(listed, same | changed), *self._vanished(listed, vanished))
+        bad = _unusable(listed, same | changed)
+        if vanished:
+            order = sorted({*listed.names, *vanished}, key=_order)
+            when = time.strftime("%Y-%m-%d %H:%M", time.localtime(self.when))
+            why = f"has vanished: it was there on {when} {_HINT}"
+            bad += [BadSample(listed.part, order.index(name), f"{listed.root}/{name}", why) for name in vanished]
         now = Seen(listed.names, listed.stamps, digests, same)
-        return Compared(digests, bad, 0, _merged(now, seen, {*changed, *vanished}) if differing else now)
-
-    def _vanished(self, listed: FolderSplit, names: list[str]) -> list[BadSample]:
-        order = sorted({*listed.names, *names}, key=_order) if names else []
-        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(self.when))
-        reason = f"has vanished: it was there on {when} (if that is meant: --changed-data accept)"
-        return [BadSample(listed.part, order.index(name), f"{listed.root}/{name}", reason) for name in names]
+        return Compared(digests, tuple(bad), 0, _merged(now, seen, {*changed, *vanished}) if differing else now)
 
 
 def _merged(now: Seen, before: Seen, kept: set[str]) -> Seen:
@@ -140,45 +134,34 @@ def _merged(now: Seen, before: Seen, kept: set[str]) -> Seen:
     return Seen(names, stamps, digests, now.undecodable)
 
 
-def digest_of(path: str) -> bytes:
-    """SHA-256 of a file's content. Errors: OSError."""
-    with open(path, "rb") as file:  # noqa: PTH123 (a Path for each of many files is slow)
-        return hashlib.file_digest(file, "sha256").digest()
-
-
 def _difference(stamp: np.ndarray, before: np.ndarray, digest: np.ndarray, path: str) -> str | None:
     """How a file differs from when it was last read, as text; None where its content is the same.
 
     Of files that were never read (those of the loader pipeline) the size alone is known.
     """
-    hint = "(if that is meant: --changed-data accept)"
     if np.array_equal(stamp, before):
         return None
     if stamp[0] != before[0]:
-        return f"has changed: {before[0]:,} bytes when it was last read, {stamp[0]:,} now {hint}"
+        return f"has changed: {before[0]:,} bytes when it was last read, {stamp[0]:,} now {_HINT}"
     expected = digest.tobytes()
     if expected == _UNKNOWN:
         return None
     try:
-        found = digest_of(path)
+        with open(path, "rb") as file:  # noqa: PTH123 (a Path for each of many files is slow)
+            found = hashlib.file_digest(file, "sha256").digest()
     except OSError as error:
         return f"cannot be read ({error.strerror})"
     if found == expected:
         return None
-    return f"has changed: SHA-256 {expected.hex()[:16]}... when it was last read, {found.hex()[:16]}... now {hint}"
+    return f"has changed: SHA-256 {expected.hex()[:16]}... when it was last read, {found.hex()[:16]}... now {_HINT}"
 
 
 def _unusable(listed: FolderSplit, reasons: Mapping[str, str]) -> list[BadSample]:
     """The listed files of which no image can come."""
     empty = {listed.names[index]: "is empty" for index in np.flatnonzero(listed.stamps[:, 0] == 0)}
     found = empty | dict(listed.unreadable) | dict(reasons)
-    if not found:
-        return []
-    return [
-        BadSample(listed.part, index, f"{listed.root}/{name}", found[name])
-        for index, name in enumerate(listed.names)
-        if name in found
-    ]
+    named = [(index, name) for index, name in enumerate(listed.names) if name in found] if found else []
+    return [BadSample(listed.part, index, f"{listed.root}/{name}", found[name]) for index, name in named]
 
 
 def _order(name: str) -> tuple[str, str]:

@@ -1,15 +1,55 @@
-"""What the trainer knows as a dataset: two splits and the facts about them."""
+"""What the trainer knows as a dataset: two splits, the facts about them, and the samples that cannot be used."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from ddp_train.data.sources.bad_samples import BadSample, Policy
+from ddp_core.errors import UserError
 
+SCHEMA = "ddp-train-dataset/1"
 Padding = Literal["zero", "reflect"]
+Policy = Literal["stop", "skip"]
+LARGEST_FRACTION = 0.001
+"""Of a split: with more, something is wrong that leaving images out does not fix."""
+
+
+@dataclass(frozen=True, order=True)
+class BadSample:
+    """A file of a split that is left out, or ends the run. index: in the split as it was listed."""
+
+    part: str
+    index: int
+    file: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.file} (image {self.index} of {self.part}) {self.reason}"
+
+
+def largest_number(policy: Policy, total: int) -> int:
+    """How many of a split's `total` samples may be left out."""
+    return int(total * LARGEST_FRACTION) if policy == "skip" else 0
+
+
+def refuse(bad: Sequence[BadSample], policy: Policy, totals: dict[str, int]) -> None:
+    """Errors: UserError, one line naming the first of them, where these are too many for a split. totals: by part."""
+    for part, total in totals.items():
+        here = sorted(sample for sample in bad if sample.part == part)
+        if len(here) <= largest_number(policy, total):
+            continue
+        others = f"; so are {len(here) - 1} more" if len(here) > 1 else ""
+        if policy == "skip":
+            share = f"{len(here):,} of the {total:,} images of {part} are bad, more than {LARGEST_FRACTION:.1%}"
+            raise UserError(f"--on-bad-sample skip: {share}; the first: {here[0]}")
+        remedy = f"--on-bad-sample skip leaves up to {LARGEST_FRACTION:.1%} of a split out"
+        raise UserError(f"{here[0]}{others}; {remedy}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,3 +120,62 @@ def dataset_in_memory(name: str, classes: tuple[str, ...], train: Split, test: S
     _, height, width, channels = train.images.shape
     mean, std = channel_statistics(train.images)
     return Dataset(name, classes, train, test, mean, std, (channels, height, width), **further)
+
+
+@dataclass(frozen=True)
+class DatasetFacts:
+    """As in `Dataset`: mean and std per channel of images scaled to [0, 1]; image_shape is channels, height, width."""
+
+    name: str
+    classes: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    flip_ok: bool
+    train_samples: int
+    test_samples: int
+    content: str | None = None
+    """Hash of the images, their order and their labels."""
+    left_out: tuple[str, ...] = ()
+    """Files that cannot be used, each with the reason."""
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> DatasetFacts:
+        """The facts of a loaded dataset."""
+        same = ("name", "classes", "image_shape", "mean", "std", "flip_ok", "content")
+        return cls(
+            **{name: getattr(dataset, name) for name in same},
+            train_samples=len(dataset.train),
+            test_samples=len(dataset.test),
+            left_out=tuple(str(sample) for sample in dataset.left_out),
+        )
+
+    def refuse_other_data(self, dataset: Dataset) -> None:
+        """Errors: UserError where `dataset` is not that of the run with these facts, which is to be continued."""
+        if None not in (self.content, dataset.content) and self.content != dataset.content:
+            raise UserError(
+                f"--resume: the images of {dataset.name} are not those that the run was trained on "
+                f"({self.train_samples:,} then, {len(dataset.train):,} now); if that is meant: --changed-data accept"
+            )
+
+    def dump(self) -> str:
+        """The text of the file."""
+        return json.dumps({"schema": SCHEMA, **asdict(self)}, indent=2) + "\n"
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> DatasetFacts:
+        """The facts in a file. Errors: UserError, one line naming it, when it is missing or not of this form."""
+        try:
+            document: dict[str, Any] = json.loads(Path(path).read_bytes())
+            if document.pop("schema") != SCHEMA:
+                raise ValueError(f"its schema is not {SCHEMA}")
+            document |= {name: tuple(document[name]) for name in ("classes", "image_shape", "mean", "std")}
+            document["left_out"] = tuple(document.get("left_out", ()))
+            facts = cls(**document)
+            if not (len(facts.image_shape) == 3 and len(facts.mean) == len(facts.std) == facts.image_shape[0]):
+                raise ValueError("image_shape, mean and std do not fit together")
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise UserError(f"{path} does not describe a dataset: {' '.join(str(error).split())}") from error
+        return facts

@@ -23,8 +23,8 @@ def global_batches(parts: list[GlobalBatchSampler], epoch: int, start: int = 0) 
     steps = zip(*(part.windows(start) for part in parts), strict=True)
     batches = []
     for windows in steps:
-        batches.append([i for window in windows for i in window.indices.tolist()])
-        assert {window.global_size for window in windows} == {len(batches[-1])}
+        batches.append([i for _, indices in windows for i in indices.tolist()])
+        assert {part.global_size for part, _ in windows} == {len(batches[-1])}
     return batches
 
 
@@ -52,12 +52,12 @@ def test_drop_last_leaves_out_the_partial_batch() -> None:
 
 
 def test_a_rank_may_get_no_sample_of_the_last_batch() -> None:
-    sizes = [[len(window.indices) for window in part.windows()] for part in samplers(17, 8, 3)]
+    sizes = [[len(indices) for _, indices in part.windows()] for part in samplers(17, 8, 3)]
     assert sizes == [[3, 3, 1], [3, 3, 0], [2, 2, 0]]
 
 
 def test_shares_decide_how_much_a_rank_gets() -> None:
-    sizes = [[len(window.indices) for window in part.windows()] for part in samplers(20, 8, 3, shares=(5, 1, 2))]
+    sizes = [[len(indices) for _, indices in part.windows()] for part in samplers(20, 8, 3, shares=(5, 1, 2))]
     assert sizes == [[5, 5, 3], [1, 1, 0], [2, 2, 1]]
 
 
@@ -80,7 +80,7 @@ def test_it_serves_a_dataloader_as_a_distributed_sampler() -> None:
     part = samplers(21, 6, 2)[1]
     assert isinstance(part, DistributedSampler)
     loaded = torch.cat(list(DataLoader(torch.arange(21), batch_size=3, sampler=part)))  # type: ignore[arg-type]
-    assert loaded.tolist() == list(part) == [i for window in part.windows() for i in window.indices.tolist()]
+    assert loaded.tolist() == list(part) == [i for _, indices in part.windows() for i in indices.tolist()]
     assert len(part) == len(loaded) == 10  # 3 + 3 + 3 + 1
 
 
