@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from ddp_train.data.augment import keyed_random
-from ddp_train.data.augment.operation import Operation
-from ddp_train.data.augment.operations import box_sizes
+from ddp_train.data.augment.operations import Operation, box_sizes
 from ddp_train.data.sources.samples import Padding
 
 Level = Literal["none", "minimal", "balanced", "heavy"]

@@ -1,46 +1,57 @@
-"""Augmentation operations with separate draws for each sample, and which of them a run uses.
+"""Augmentation operations with separate draws for each sample: their interface, and all but the policies.
 
-They come after crop and flip and before erasing, in the order: resized crop, rotation, policy, colour jitter, grey.
 Continuous magnitudes are drawn from tables of evenly spaced values, so that devices cannot round them differently.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from ddp_train.config.options import AugmentOptions
 from ddp_train.data.augment import colour, geometry, keyed_random
-from ddp_train.data.augment.operation import Operation, change_chosen
-from ddp_train.data.augment.policies import Policy, policy_table
 
 _STEPS = 1025  # odd: the middle one changes nothing
 _CROP_RATIO = (3 / 4, 4 / 3)
 _HUE_SHARE = 0.25
 
 
-def create_operations(
-    options: AugmentOptions, size: tuple[int, int], device: torch.device | str = "cpu"
-) -> tuple[Operation, ...]:
-    """The operations that the options ask for, beyond the levels', for images of (height, width)."""
-    device = torch.device(device)
-    found: list[Operation] = []
-    if options.random_resized_crop:
-        found.append(ResizedCrop(options.random_resized_crop, size, device))
-    if options.rotation:
-        found.append(Rotation(options.rotation, device))
-    if options.augment_policy:
-        operations = 2 if options.randaugment_ops is None else options.randaugment_ops
-        magnitude = 9 if options.randaugment_magnitude is None else options.randaugment_magnitude
-        table = policy_table(options.augment_policy, *size, operations=operations, magnitude=magnitude)
-        found.append(Policy(table, size, device))
-    if options.color_jitter:
-        found.append(ColourJitter(options.color_jitter, device))
-    if options.grayscale:
-        found.append(Grayscale(options.grayscale))
-    return tuple(found)
+class Operation(Protocol):
+    """One step between flip and erasing. A sample's draws are small integers, made from its keyed 64-bit words.
+
+    words: how many a sample's draw takes. draw: int64 [n, words] -> what happens to each sample, integers [n] or
+    [n, k]. apply: uint8 [n, H, W, C] -> the same, changed; the images may be overwritten.
+    """
+
+    words: int
+
+    def draw(self, words: Tensor) -> Tensor: ...
+
+    def apply(self, images: Tensor, drawn: Tensor) -> Tensor: ...
+
+
+def change_chosen(
+    images: Tensor, chosen: Tensor, change: Callable[[Tensor, Tensor], Tensor], parameters: Tensor
+) -> Tensor:
+    """`change(images, parameters)` for the chosen samples, the others as they are; `images` may be overwritten.
+
+    images: uint8 [n, H, W, C]; chosen: bool [n]; parameters: [n, ...]. On the CPU the chosen ones are gathered. On a
+    GPU, where counting them would mean waiting for the device, all are changed and the chosen ones kept.
+    """
+    if images.device.type != "cpu":
+        return masked(images, chosen, change, parameters)
+    rows = chosen.nonzero().squeeze(1)
+    if len(rows) == 0:
+        return images
+    return images.index_copy_(0, rows, change(images.index_select(0, rows), parameters.index_select(0, rows)))
+
+
+def masked(images: Tensor, chosen: Tensor, change: Callable[[Tensor, Tensor], Tensor], parameters: Tensor) -> Tensor:
+    """change_chosen without a host synchronisation."""
+    return torch.where(chosen.view(-1, 1, 1, 1), change(images, parameters), images)
 
 
 class ResizedCrop:
@@ -54,13 +65,11 @@ class ResizedCrop:
         self._sides = torch.tensor(size).to(device)
 
     def draw(self, words: Tensor) -> Tensor:
-        """int64 [n, 3] -> int16 [n, 4]."""
         size = self._boxes.index_select(0, keyed_random.integers(words[:, 0], len(self._boxes)))
         corner = keyed_random.integers(words[:, 1:], self._sides + 1 - size)
         return torch.cat([corner, size], 1).to(torch.int16)
 
     def apply(self, images: Tensor, drawn: Tensor) -> Tensor:
-        """uint8 [n, H, W, C] -> the same."""
         return geometry.resized_crop(images, drawn)
 
 
@@ -75,11 +84,9 @@ class Rotation:
         self._maps = torch.tensor([geometry.rotation(angle) for angle in self.angles]).to(device)
 
     def draw(self, words: Tensor) -> Tensor:
-        """int64 [n, 1] -> int16 [n]."""
         return keyed_random.integers(words[:, 0], _STEPS).to(torch.int16)
 
     def apply(self, images: Tensor, drawn: Tensor) -> Tensor:
-        """uint8 [n, H, W, C] -> the same."""
         return geometry.affine(images, self._maps[drawn.long()], "bilinear")
 
 
@@ -95,11 +102,9 @@ class ColourJitter:
         self.shifts = torch.linspace(-strength * _HUE_SHARE, strength * _HUE_SHARE, _STEPS).to(device)
 
     def draw(self, words: Tensor) -> Tensor:
-        """int64 [n, 4] -> int16 [n, 4]."""
         return keyed_random.integers(words, _STEPS).to(torch.int16)
 
     def apply(self, images: Tensor, drawn: Tensor) -> Tensor:
-        """uint8 [n, H, W, C] -> the same."""
         bright, contrast, colours, hue = drawn.long().unbind(1)
         images = colour.brightness(images, self.factors[bright])
         images = colour.contrast(images, self.factors[contrast])
@@ -116,11 +121,9 @@ class Grayscale:
         self._bound = int(probability * (1 << 20))
 
     def draw(self, words: Tensor) -> Tensor:
-        """int64 [n, 1] -> uint8 [n]."""
         return (keyed_random.integers(words[:, 0], 1 << 20) < self._bound).to(torch.uint8)
 
     def apply(self, images: Tensor, drawn: Tensor) -> Tensor:
-        """uint8 [n, H, W, C] -> the same."""
         return change_chosen(images, drawn.bool(), lambda chosen, _: colour.grayscale(chosen), drawn)
 
 

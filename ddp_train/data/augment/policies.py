@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ddp_train.data.augment import colour, geometry, keyed_random
-from ddp_train.data.augment.operation import change_chosen
+from ddp_train.data.augment.operations import change_chosen
 
 PolicyName = Literal["autoaugment", "randaugment", "trivialaugment"]
 
@@ -146,7 +146,7 @@ _CODES = {kind: code for code, kind in enumerate(("Identity", *_CHANGES))}
 
 
 class Policy:
-    """The operation of one table for images of (height, width) on a device. See operation.Operation.
+    """The operation of one table for images of (height, width) on a device. See operations.Operation.
 
     Draws are the numbers of the actions, int16 [n, slots].
     """
@@ -164,7 +164,6 @@ class Policy:
         self._kinds = [[kind for kind in _CHANGES if kind in kinds] for kinds in used]
 
     def draw(self, words: Tensor) -> Tensor:
-        """int64 [n, 1 + slots] -> int16 [n, slots]."""
         if not len(self._table):
             return torch.zeros((len(words), 0), dtype=torch.int16, device=words.device)
         row = keyed_random.integers(words[:, 0], self._table.shape[1])

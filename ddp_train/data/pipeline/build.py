@@ -13,7 +13,8 @@ from ddp_core.host_memory import available_memory
 from ddp_train.config.batch_split import ceil_div
 from ddp_train.config.options import AugmentOptions, DataOptions
 from ddp_train.data.augment.augmentation import Augmentation
-from ddp_train.data.augment.operations import create_operations
+from ddp_train.data.augment.operations import ColourJitter, Grayscale, Operation, ResizedCrop, Rotation
+from ddp_train.data.augment.policies import Policy, policy_table
 from ddp_train.data.pipeline.bad_sample_vote import Agreement
 from ddp_train.data.pipeline.loader import LoaderPipeline
 from ddp_train.data.pipeline.resident import ResidentPipeline
@@ -103,6 +104,28 @@ def create_augmentation(
         seed=seed,
         device=device,
     )
+
+
+def create_operations(
+    options: AugmentOptions, size: tuple[int, int], device: torch.device | str = "cpu"
+) -> tuple[Operation, ...]:
+    """The operations that the options ask for, beyond the levels', for images of (height, width), in their order."""
+    device = torch.device(device)
+    found: list[Operation] = []
+    if options.random_resized_crop:
+        found.append(ResizedCrop(options.random_resized_crop, size, device))
+    if options.rotation:
+        found.append(Rotation(options.rotation, device))
+    if options.augment_policy:
+        operations = 2 if options.randaugment_ops is None else options.randaugment_ops
+        magnitude = 9 if options.randaugment_magnitude is None else options.randaugment_magnitude
+        table = policy_table(options.augment_policy, *size, operations=operations, magnitude=magnitude)
+        found.append(Policy(table, size, device))
+    if options.color_jitter:
+        found.append(ColourJitter(options.color_jitter, device))
+    if options.grayscale:
+        found.append(Grayscale(options.grayscale))
+    return tuple(found)
 
 
 def _largest_shift(dataset: Dataset, options: AugmentOptions) -> int | None:

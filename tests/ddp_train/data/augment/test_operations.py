@@ -12,8 +12,7 @@ from ddp_train import data
 from ddp_train.config.options import AugmentOptions, DataOptions
 from ddp_train.data.augment import keyed_random
 from ddp_train.data.augment.augmentation import Augmentation
-from ddp_train.data.augment.operations import create_operations
-from ddp_train.data.pipeline.build import create_augmentation
+from ddp_train.data.pipeline.build import create_augmentation, create_operations
 from ddp_train.data.sources.samples import Dataset, Split
 from tests.ddp_train.data.augment.test_policies import images
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ddp_train.data.augment import keyed_random
-from ddp_train.data.augment.operation import masked
+from ddp_train.data.augment.operations import masked
 from ddp_train.data.augment.policies import Action, Policy, PolicyName, policy_table
 
 SIZES = [(32, 32), (20, 33), (224, 224)]
