@@ -40,40 +40,30 @@ def _run(words: list[str]) -> int:
         words.insert(0, "run")
     arguments = parser.parse_args(words)
     if arguments.command == "run":
-        return _measure(arguments.name, arguments.options)
+        if (entry := find(arguments.name)) is None:
+            known = ", ".join(found.name for found in CATALOGUE)
+            raise UserError(f"run {arguments.name}: no such measurement; known are {known}")
+        return int(importlib.import_module(entry.module).main(arguments.options))
     if arguments.command == "list":
         width = max(len(entry.name) for entry in CATALOGUE)
         for entry in CATALOGUE:
             print(f"{entry.name:{width}}  {entry.question}" + (f" (needs {entry.needs})" if entry.needs else ""))
         return 0
+    from benchmarks import pictures as drawing
+    from benchmarks import report as reporting
+
     try:
-        _show(arguments.command, arguments.out)
+        if arguments.command == "pictures":
+            arguments.out.mkdir(parents=True, exist_ok=True)
+            for path in drawing.draw(reporting.read_results(), arguments.out):
+                print(path)
+        elif arguments.out is None:
+            print(reporting.page(), end="")
+        else:
+            arguments.out.write_text(reporting.page())
     except OSError as error:
         raise UserError(f"-o {arguments.out}: {error.strerror or error}") from None
     return 0
-
-
-def _measure(name: str, options: list[str]) -> int:
-    if (entry := find(name)) is None:
-        known = ", ".join(found.name for found in CATALOGUE)
-        raise UserError(f"run {name}: no such measurement; known are {known}")
-    return int(importlib.import_module(entry.module).main(options))
-
-
-def _show(command: str, out: Path | None) -> None:
-    from benchmarks.report import page, read_results
-
-    if command == "pictures":
-        from benchmarks.pictures import draw
-
-        assert out is not None
-        out.mkdir(parents=True, exist_ok=True)
-        for path in draw(read_results(), out):
-            print(path)
-    elif out is None:
-        print(page(), end="")
-    else:
-        out.write_text(page())
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import tables
 from benchmarks.machine import ROOT
+from benchmarks.report import plain_text, table_of
 from ddp_core.errors import UserError
 
 HERE, THERE = "here", "there"
@@ -38,7 +38,7 @@ def compare(name: str, words: Sequence[str], folder: Path, turns: int) -> int:
         found.append({place: figures(result) for place, result in results.items()})
     rows = ratios(found)
     columns = ["figure", f"here ({turns} turns, median)", "there", "here / there (least to most)"]
-    print(tables.text({"columns": columns, "rows": rows}) if rows else "no figure was measured in both folders")
+    print(plain_text({"columns": columns, "rows": rows}) if rows else "no figure was measured in both folders")
     return 0 if rows else 1
 
 
@@ -46,20 +46,20 @@ def _measure(name: str, words: Sequence[str], folder: Path) -> dict[str, Any]:
     command = [sys.executable, "-m", f"benchmarks.{name}", *words]
     done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, text=True)
     try:
-        result: dict[str, Any] = json.loads(done.stdout)
+        return dict(json.loads(done.stdout))
     except ValueError:
         raise UserError(f"--against: {' '.join(command[1:])} printed no result in {folder}") from None
-    return result
 
 
 def figures(result: dict[str, Any]) -> Cells:
     """The figures of a result's table: the first number of each cell after the first column."""
-    table = (None if "not_measured" in result else tables.table_of(result)) or {"columns": [], "rows": []}
     cells: Cells = {}
-    for row in table["rows"]:
-        for column, cell in zip(table["columns"][1:], row[1:], strict=True):
-            if number := re.search(r"[+-]?\d[\d,]*\.?\d*", str(cell)):
-                cells[str(row[0]), column] = float(number[0].replace(",", ""))
+    if "not_measured" in result or (table := table_of(result)) is None:
+        return cells
+    for name, *others in table["rows"]:
+        for column, cell in zip(table["columns"][1:], others, strict=True):
+            if number := re.search(r"[+-]?\d[\d,]*\.?\d*", cell):
+                cells[name, column] = float(number[0].replace(",", ""))
     return cells
 
 
@@ -68,9 +68,8 @@ def ratios(turns: Sequence[dict[str, Cells]]) -> list[list[str]]:
     rows = []
     for key in dict.fromkeys(key for turn in turns for key in turn[HERE]):
         pairs = [(turn[HERE][key], turn[THERE][key]) for turn in turns if all(key in turn[p] for p in (HERE, THERE))]
-        if not pairs:
-            continue
-        found = sorted(here / there for here, there in pairs if there)
-        shown = f"{statistics.median(found):.3f} ({found[0]:.3f} to {found[-1]:.3f})" if found else "-"
-        rows.append([", ".join(key), *(f"{statistics.median(side):g}" for side in zip(*pairs, strict=True)), shown])
+        if pairs:
+            found = sorted(here / there for here, there in pairs if there)
+            shown = f"{statistics.median(found):.3f} ({found[0]:.3f} to {found[-1]:.3f})" if found else "-"
+            rows.append([", ".join(key), *(f"{statistics.median(side):g}" for side in zip(*pairs, strict=True)), shown])
     return rows

@@ -24,43 +24,25 @@ class Benchmark:
         return f"benchmarks.{self.name}"
 
     @cached_property
-    def _paragraphs(self) -> list[str]:
+    def paragraphs(self) -> list[str]:
+        """Those of the module's docstring, each as one line."""
         source = Path(__file__).with_name(f"{self.name}.py").read_text()
         return [" ".join(part.split()) for part in (ast.get_docstring(ast.parse(source)) or "").split("\n\n")]
 
     @property
     def question(self) -> str:
         """What is measured, as a sentence."""
-        return self._paragraphs[0]
-
-    @property
-    def table(self) -> str:
-        """How to read the table."""
-        return self._paragraphs[-1]
+        return self.paragraphs[0]
 
 
-CATALOGUE = (
-    Benchmark("input_pipeline"),
-    Benchmark("augmentation"),
-    Benchmark("cpu_speed"),
-    Benchmark("step_overhead"),
-    Benchmark("control_cost"),
-    Benchmark("ddp_scaling"),
-    Benchmark("mixed_ranks"),
-    Benchmark("reproducible_cost"),
-    Benchmark("collectives"),
-    Benchmark("checkpoint_cost"),
-    Benchmark("optimizers"),
-    Benchmark("launch_overhead"),
-    Benchmark("start_up"),
-    Benchmark("restart_recovery"),
-    Benchmark("training_run", needs="data"),
-    Benchmark("time_to_accuracy", needs="data"),
-    Benchmark("topology_report"),
-    Benchmark("topology_peers"),
-    Benchmark("monitor_overhead"),
-    Benchmark("subset_search"),
-)
+_NAMES = (
+    "input_pipeline", "augmentation", "cpu_speed", "step_overhead", "control_cost", "ddp_scaling", "mixed_ranks",
+    "reproducible_cost", "collectives", "checkpoint_cost", "optimizers", "launch_overhead", "start_up",
+    "restart_recovery", "training_run", "time_to_accuracy", "topology_report", "topology_peers", "monitor_overhead",
+    "subset_search",
+)  # fmt: skip
+_NEED_DATA = ("training_run", "time_to_accuracy")
+CATALOGUE = tuple(Benchmark(name, needs="data" if name in _NEED_DATA else "") for name in _NAMES)
 """In the order of the page."""
 
 

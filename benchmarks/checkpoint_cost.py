@@ -11,18 +11,17 @@ thread waits for; writing continues beside the training.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import itertools
-import sys
 import tempfile
 import time
 from functools import partial
 from pathlib import Path
 
-from benchmarks.harness import Figures, Measurement, Option, number, rounds
-from benchmarks.machine import synchronize
+import torch
+
+from benchmarks.harness import Arguments, Figures, measurement, number, rounds, text
 from benchmarks.turns import Turns, take_turns
 from ddp_train.assemble.build import build
 from ddp_train.config.parse import parse
@@ -47,7 +46,7 @@ def take(trainer: Trainer, count: int) -> Turns:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             trainer.train_epoch(next(epochs))
         trainer.progress.end_epoch()
-        synchronize(trainer.components.device)
+        torch.get_device_module(trainer.components.device).synchronize(trainer.components.device)
         if saved:
             saver.finish()
         return time.perf_counter() - started
@@ -61,21 +60,6 @@ def take(trainer: Trainer, count: int) -> Turns:
 
     without, saving = partial(stretch, saved=False), partial(stretch, saved=True)
     return take_turns({WITHOUT: without, AGAIN: without, WITH: saving, COPY: call}, count, unit="s")
-
-
-def measure(arguments: argparse.Namespace) -> Figures:
-    """Figures of one network in a run folder of its own."""
-    images = arguments.steps * arguments.batch_size
-    with tempfile.TemporaryDirectory(dir=Path.cwd(), prefix=".checkpoint-cost-") as folder:
-        words = (
-            f"--dataset synthetic --synthetic-samples {images} --batch-size {arguments.batch_size} --optimizer sgd "
-            f"--model {arguments.model} --epochs 100000 --out-dir {folder} --no-tensorboard"
-        )
-        run = build(parse(words.split()), Ranks(), choose_device("auto", Ranks()))
-        turns = take(run.trainer, arguments.rounds)
-        files = {path.name: path.stat().st_size for path in sorted(Path(folder).glob("*.pt*"))}
-    found: Figures = {"model": arguments.model, "bytes": files, **turns.account()}
-    return found | (_costs(turns, images, str(run.config.run.save_every)) if turns.enough else {})
 
 
 def _costs(turns: Turns, images: int, save_every: str) -> Figures:
@@ -101,13 +85,21 @@ def _costs(turns: Turns, images: int, save_every: str) -> Figures:
     }
 
 
-OPTIONS = (
+@measurement(
     rounds(9),
-    Option("--model", default="resnet18", help="network [resnet18]"),
+    text("--model", "resnet18", "network"),
     number("--steps", 12, "optimizer steps of a stretch"),
     number("--batch-size", 64, "global batch"),
 )
-main = Measurement("checkpoint_cost", measure, OPTIONS)
-
-if __name__ == "__main__":
-    sys.exit(main())
+def main(arguments: Arguments) -> Figures:
+    images = arguments.steps * arguments.batch_size
+    with tempfile.TemporaryDirectory(dir=Path.cwd(), prefix=".checkpoint-cost-") as folder:
+        words = (
+            f"--dataset synthetic --synthetic-samples {images} --batch-size {arguments.batch_size} --optimizer sgd "
+            f"--model {arguments.model} --epochs 100000 --out-dir {folder} --no-tensorboard"
+        )
+        run = build(parse(words.split()), Ranks(), choose_device("auto", Ranks()))
+        turns = take(run.trainer, arguments.rounds)
+        files = {path.name: path.stat().st_size for path in sorted(Path(folder).glob("*.pt*"))}
+    found: Figures = {"model": arguments.model, "bytes": files, **turns.account()}
+    return found | (_costs(turns, images, str(run.config.run.save_every)) if turns.enough else {})

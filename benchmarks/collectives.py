@@ -10,17 +10,15 @@ Time of one call, and bandwidth as nccl-tests defines it. The size is that of th
 
 from __future__ import annotations
 
-import argparse
 import os
-import sys
 import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.harness import Figures, Measurement, Option, number, rounds
+from benchmarks.harness import Arguments, Figures, Option, measurement, number, rounds
 from benchmarks.programs import LAUNCH, start_worker
-from benchmarks.turns import LIMIT, PATIENCE, Turns, machine_seconds
+from benchmarks.turns import LIMIT, PATIENCE, Spread, Turns, machine_seconds
 
 if TYPE_CHECKING:
     import torch
@@ -76,8 +74,6 @@ def _time(kind: str, size: int, ranks: int, device: torch.device) -> float:
     import torch
     import torch.distributed as dist
 
-    from benchmarks.machine import synchronize
-
     part = torch.zeros(size // 4 // ranks, device=device)
     whole = torch.zeros(len(part) * ranks, device=device)
     call = {
@@ -91,7 +87,7 @@ def _time(kind: str, size: int, ranks: int, device: torch.device) -> float:
         started = time.perf_counter()
         for _ in range(repeats):
             call()
-        synchronize(device)
+        torch.get_device_module(device).synchronize(device)
         slowest = torch.tensor([(time.perf_counter() - started) / repeats], device=device, dtype=torch.float64)
         dist.all_reduce(slowest, op=dist.ReduceOp.MAX)
         return float(slowest)
@@ -99,43 +95,33 @@ def _time(kind: str, size: int, ranks: int, device: torch.device) -> float:
     return seconds(max(2, min(200, int(AT_ONCE_S / max(seconds(2), 1e-6)))))
 
 
-def measure(arguments: argparse.Namespace) -> Figures:
-    """Start the ranks and summarise what they measured."""
+def _row(case: str, seconds: Spread, ranks: int) -> Figures:
+    kind, size = case.split()
+    algorithm, bus = bus_bandwidth(kind, int(size), seconds.median, ranks)
+    return {
+        "collective": kind,
+        "bytes": int(size),
+        "microseconds": round(1e6 * seconds.median, 1),
+        "quartiles_microseconds": [round(1e6 * seconds.low, 1), round(1e6 * seconds.high, 1)],
+        "algbw_gb_s": round(algorithm, 4),
+        "busbw_gb_s": round(bus, 4),
+    }
+
+
+@measurement(
+    Option("--backend", choices=["gloo", "nccl"], default="gloo"),
+    number("--ranks", None, "processes [2; with NCCL: one per GPU]"),
+    rounds(9),
+    worker=work,
+)
+def main(arguments: Arguments) -> Figures:
     where = ["--auto"] if arguments.backend == "nccl" else ["--cpu"]
     if count := arguments.ranks or (2 if arguments.backend == "gloo" else None):
         where += ["--nproc", str(count)]
     task = {"backend": arguments.backend, "rounds": arguments.rounds}
     found = start_worker("collectives", task, [*LAUNCH, *where])()
-    turns = Turns(found["rounds"], found["disturbed"])
-    figures = {"ranks": found["ranks"], **turns.account()}
-    return figures | ({"results": _rows(turns, found["ranks"])} if turns.enough else {})
-
-
-def _rows(turns: Turns, ranks: int) -> list[Figures]:
-    rows = []
-    for case in turns.cases:
-        kind, size = case.split()
-        seconds = turns.values(case)
-        algorithm, bus = bus_bandwidth(kind, int(size), seconds.median, ranks)
-        rows.append(
-            {
-                "collective": kind,
-                "bytes": int(size),
-                "microseconds": round(1e6 * seconds.median, 1),
-                "quartiles_microseconds": [round(1e6 * seconds.low, 1), round(1e6 * seconds.high, 1)],
-                "algbw_gb_s": round(algorithm, 4),
-                "busbw_gb_s": round(bus, 4),
-            }
-        )
-    return rows
-
-
-OPTIONS = (
-    Option("--backend", choices=["gloo", "nccl"], default="gloo"),
-    number("--ranks", None, "processes [2; with NCCL: one per GPU]"),
-    rounds(9),
-)
-main = Measurement("collectives", measure, OPTIONS, worker=work)
-
-if __name__ == "__main__":
-    sys.exit(main())
+    turns, ranks = Turns(found["rounds"], found["disturbed"]), found["ranks"]
+    figures: Figures = {"ranks": ranks, **turns.account()}
+    if turns.enough:
+        figures["results"] = [_row(case, turns.values(case), ranks) for case in turns.cases]
+    return figures

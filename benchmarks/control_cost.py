@@ -9,30 +9,17 @@ nan_guard.py over a network with 100 parameters of 4,096 numbers, on the CPU.
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
-import sys
 import time
 from collections.abc import Callable
 
-from benchmarks.harness import RANKS, Figures, Measurement, rounds
+from benchmarks.harness import RANKS, Arguments, Figures, measurement, rounds
 from benchmarks.programs import start_worker, torchrun
 from benchmarks.turns import take_figures
 
 CALLS = 2000
 PARAMETERS = 100
-
-
-def measure(arguments: argparse.Namespace) -> Figures:
-    """Medians over rounds, each with new ranks."""
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    launcher = torchrun(arguments.ranks)
-    turns = take_figures(lambda: start_worker("control_cost", {}, launcher, env)(), arguments.rounds, unit="us")
-    names = {"exchange": f"exchange over {arguments.ranks} gloo ranks", "watch": f"watch over {PARAMETERS} gradients"}
-    rows = [[names[case], f"{turns.values(case):.0f}"] for case in names if turns.enough]
-    table = {"columns": ["in each step", "µs, median (quartiles)"], "rows": rows}
-    return {**turns.account(), "rounds": turns.rounded(1), "table": table}
 
 
 def work() -> dict[str, float]:
@@ -63,7 +50,12 @@ def _median(call: Callable[[], object]) -> float:
     return statistics.median(taken)
 
 
-main = Measurement("control_cost", measure, (RANKS, rounds(5)), worker=work)
-
-if __name__ == "__main__":
-    sys.exit(main())
+@measurement(RANKS, rounds(5), worker=work)
+def main(arguments: Arguments) -> Figures:
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    launcher = torchrun(arguments.ranks)
+    turns = take_figures(lambda: start_worker("control_cost", {}, launcher, env)(), arguments.rounds, unit="us")
+    names = {"exchange": f"exchange over {arguments.ranks} gloo ranks", "watch": f"watch over {PARAMETERS} gradients"}
+    rows = [[names[case], f"{turns.values(case):.0f}"] for case in names if turns.enough]
+    table = {"columns": ["in each step", "µs, median (quartiles)"], "rows": rows}
+    return {**turns.account(), "rounds": turns.rounded(1), "table": table}

@@ -12,7 +12,6 @@ keeps a core busy meanwhile.
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
@@ -20,9 +19,9 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-from benchmarks.harness import Figures, Measurement, models, number, rounds
+from benchmarks.harness import Arguments, Figures, measurement, number, rounds, text
 from benchmarks.programs import start_worker
-from benchmarks.turns import Turns, take_turns
+from benchmarks.turns import take_turns
 
 BATCH, WARM_UP, STEPS = 256, 2, 6
 MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
@@ -73,13 +72,13 @@ def _rate(model: str, layout: str, variables: dict[str, str], beside: int) -> fl
             process.wait()
 
 
-def _summary(turns: Turns) -> Figures:
-    ratios = {case: turns.ratio(case, NAIVE).rounded(3) for case in turns.cases}
-    return {"over_naive": ratios, "short_spin_over_the_usual": turns.ratio(SHORT, BOTH).rounded(3)}
-
-
-def measure(arguments: argparse.Namespace) -> Figures:
-    """All networks. Errors: UserError."""
+@measurement(
+    text("--models", "speedrun,small", "networks, named as by --model of the trainer"),
+    rounds(5),
+    number("--beside", 0, "other busy processes", least=0),
+    worker=train,
+)
+def main(arguments: Arguments) -> Figures:
     from ddp_train.models import create_model
 
     names = arguments.models.split(",")
@@ -91,22 +90,13 @@ def measure(arguments: argparse.Namespace) -> Figures:
             case: partial(_rate, name, *settings, arguments.beside) for case, settings in CASES.items()
         }
         turns = take_turns(cases, arguments.rounds, unit=f"images/s, {name}")
-        found[name] = turns.account() | (_summary(turns) if turns.enough else {})
+        found[name] = turns.account()
         if turns.enough:
+            found[name]["over_naive"] = {case: turns.ratio(case, NAIVE).rounded(3) for case in turns.cases}
+            found[name]["short_spin_over_the_usual"] = turns.ratio(SHORT, BOTH).rounded(3)
             rows += [[name, *row] for row in turns.rows(NAIVE, ",.0f", turns.ratio, ".2f")]
     if not rows:
         reasons = "; ".join(f"{name}: {one['not_measured']}" for name, one in found.items())
         return {"models": found, "not_measured": reasons}
     columns = ["network", "loop", "images/s, median (quartiles)", "over the naive loop"]
     return {"models": found, "table": {"columns": columns, "rows": rows}}
-
-
-OPTIONS = (
-    models("speedrun,small", "networks, named as by --model of the trainer"),
-    rounds(5),
-    number("--beside", 0, "other busy processes", least=0),
-)
-main = Measurement("cpu_speed", measure, OPTIONS, worker=train)
-
-if __name__ == "__main__":
-    sys.exit(main())

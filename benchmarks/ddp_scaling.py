@@ -12,25 +12,20 @@ an upper bound.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from benchmarks.harness import DEVICE, Figures, Measurement, models, rounds
-from benchmarks.machine import describe_machine, synchronize
+from benchmarks.harness import DEVICE, Arguments, Figures, measurement, rounds, text
+from benchmarks.machine import describe_machine
 from benchmarks.programs import LAUNCH, start_worker
-from benchmarks.turns import Turns, take_turns
+from benchmarks.turns import take_turns
 from ddp_core.errors import UserError
-
-if TYPE_CHECKING:
-    import torch
 
 WARM_UP, STEPS = 12, 24
 RESERVE = 256 << 20
@@ -120,20 +115,14 @@ def work(model: str, options: str, batch: int, device: str) -> float:
         # In its first hundred steps a process asks for more pages now and then. A machine that must first find them, a
         # virtual one above all, is then late by tens of milliseconds.
         torch.zeros(RESERVE // 4)
-    _finish(where)
+    torch.get_device_module(where).synchronize(where)
+    process_group.wait_for_all()
     started = time.perf_counter()
     for window in windows:
         trainer.train_step(window)
-    _finish(where)
+    torch.get_device_module(where).synchronize(where)
+    process_group.wait_for_all()
     return STEPS * batch / (time.perf_counter() - started)
-
-
-def _finish(device: torch.device) -> None:
-    """Wait until the device has finished and every rank has come here."""
-    from ddp_train.distributed.process_group import wait_for_all
-
-    synchronize(device)
-    wait_for_all()
 
 
 def _cases(model: Model, device: str) -> dict[str, Callable[[], float]]:
@@ -148,31 +137,22 @@ def _cases(model: Model, device: str) -> dict[str, Callable[[], float]]:
     return {f"{n} GPUs": partial(together, n, replace(model, batch=n * model.batch), device) for n in counts}
 
 
-def _ratios(turns: Turns) -> Figures:
-    return {
-        "two_ranks_over_one_process": turns.ratio(TWO, ONE).rounded(3),
-        "two_ranks_over_two_apart": turns.ratio(TWO, APART).rounded(3),
-        "noise": turns.ratio(AGAIN, ONE).rounded(3),
-    }
-
-
-def measure(arguments: argparse.Namespace) -> Figures:
-    """All networks, on the CPU or on GPUs. Errors: UserError."""
-    found, rows = {}, []
+@measurement(text("--models", "small,power,resnet18", KNOWN), DEVICE, rounds(5), worker=work)
+def main(arguments: Arguments) -> Figures:
+    found: Figures = {}
+    rows = []
     for name, model in find_models(arguments.models).items():
         unit = f"images/s, {model.name} at {model.batch}"
         turns = take_turns(_cases(model, arguments.device), arguments.rounds, unit=unit)
-        ratios = _ratios(turns) if turns.enough and arguments.device == "cpu" else {}
-        found[name] = {"global_batch": model.batch, **turns.account(), **ratios, "rounds": turns.rounded()}
+        found[name] = {"global_batch": model.batch, **turns.account()}
+        if turns.enough and arguments.device == "cpu":
+            found[name]["two_ranks_over_one_process"] = turns.ratio(TWO, ONE).rounded(3)
+            found[name]["two_ranks_over_two_apart"] = turns.ratio(TWO, APART).rounded(3)
+            found[name]["noise"] = turns.ratio(AGAIN, ONE).rounded(3)
+        found[name]["rounds"] = turns.rounded()
         if turns.enough:
             rows += [[name, *row] for row in turns.rows(turns.cases[0], ",.0f", turns.ratio, ".2f")]
         else:
             rows += [[name, case, "not measured", ""] for case in turns.cases]
     columns = ["model", "case", "images/s, median (quartiles)", "ratio to the first"]
     return {"models": found, "table": {"columns": columns, "rows": rows}}
-
-
-main = Measurement("ddp_scaling", measure, (models("small,power,resnet18", KNOWN), DEVICE, rounds(5)), worker=work)
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -17,13 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import tables
 from benchmarks.catalogue import find
 from benchmarks.machine import RESULTS, describe_machine
 from benchmarks.programs import TASK
+from benchmarks.report import plain_text, table_of
 from ddp_core.cli import CommandLine, exit_status
 from ddp_core.errors import UserError
 
+Arguments = argparse.Namespace
 Figures = dict[str, Any]
 BUSY = 0.5
 """The machine is reported as busy from this load on: the load of one minute, as a share of the CPUs."""
@@ -36,7 +37,7 @@ class Option:
         self.names, self.settings = names, settings
 
 
-def number(name: str, default: float | None, text: str, metavar: str = "N", least: int = 1) -> Option:
+def number(name: str, default: float | None, about: str, metavar: str = "N", least: int = 1) -> Option:
     """An option with a number, which is a whole one unless its default is a float."""
     kind, words = (float, "number") if isinstance(default, float) else (int, "whole number")
 
@@ -49,18 +50,18 @@ def number(name: str, default: float | None, text: str, metavar: str = "N", leas
             raise argparse.ArgumentTypeError(f"{word!r} is not a {words} of at least {least}")
         return value
 
-    shown = text if default is None else f"{text} [{default:g}]"
+    shown = about if default is None else f"{about} [{default:g}]"
     return Option(name, type=read, default=default, metavar=metavar, help=shown)
+
+
+def text(name: str, default: str, about: str, metavar: str = "NAME") -> Option:
+    """An option with a text."""
+    return Option(name, default=default, metavar=metavar, help=f"{about} [{default}]")
 
 
 def rounds(count: int) -> Option:
     """How many undisturbed rounds are wanted."""
     return number("--rounds", count, "undisturbed rounds")
-
-
-def models(default: str, accepted: str) -> Option:
-    """A list of networks."""
-    return Option("--models", default=default, metavar="LIST", help=f"{accepted} [{default}]")
 
 
 RANKS = number("--ranks", 2, "processes per start")
@@ -75,17 +76,13 @@ AGAINST = (
 
 @dataclass(frozen=True)
 class Measurement:
-    """One measurement, callable as `main(argv)`.
-
-    measure: what makes the figures; one with the key `command` replaces the harness's own. worker: the function that
-    this program runs in the processes of `programs.start_worker`. failed: whether the exit status is 1.
-    """
+    """One measurement, callable as `main(argv)`."""
 
     name: str
-    measure: Callable[[argparse.Namespace], Figures]
-    options: tuple[Option, ...] = ()
-    worker: Callable[..., object] | None = None
-    failed: Callable[[Figures], bool] = lambda figures: "not_measured" in figures
+    measure: Callable[[Arguments], Figures]
+    options: tuple[Option, ...]
+    worker: Callable[..., object] | None
+    failed: Callable[[Figures], bool]
 
     def __call__(self, argv: Sequence[str] | None = None) -> int:
         """Measure, print and keep the result; the exit status."""
@@ -111,22 +108,51 @@ class Measurement:
         if (load := machine["load_average"]) > BUSY * machine["usable_cpus"]:
             state = f"the machine is busy (load {load} on {machine['usable_cpus']} CPUs)"
             print(f"note: {state}: rounds that other processes disturb did not count", file=sys.stderr)
-        command = " ".join(["python -m", f"benchmarks.{self.name}", *self._words(arguments, shown=True)])
-        publish({"schema": "ddp-benchmark/1", "command": command, "machine": machine, **figures}, arguments.out)
+        if getattr(arguments, "data_dir", None):
+            arguments.data_dir = "DIR"  # the folder's name is the user's own affair
+        command = " ".join([f"python -m benchmarks.{self.name}", *self._words(arguments)])
+        result = {"schema": "ddp-benchmark/1", "command": command, "machine": machine, **figures}
+        written = json.dumps(result, indent=2)
+        if arguments.out:
+            (RESULTS / f"{arguments.out}.json").write_text(written + "\n")
+        print(written, flush=True)
+        if reason := result.get("not_measured"):
+            print(f"not measured: {reason}", file=sys.stderr)
+        elif (table := table_of(result)) is not None:
+            print(plain_text(table), file=sys.stderr)
         return int(self.failed(figures))
 
-    def _words(self, arguments: argparse.Namespace, *, shown: bool = False) -> list[str]:
-        """The options that repeat this measurement. shown: as they are published, without the data's real folder."""
+    def _words(self, arguments: Arguments) -> list[str]:
+        """The options that repeat this measurement."""
         words: list[str] = []
         for name in (option.names[0] for option in self.options):
             value = getattr(arguments, name.strip("-").replace("-", "_"))
             if name in ("--out", "--against", "--turns") or not name.startswith("-") or not (value or value == []):
                 continue
-            if name == "--data-dir" and shown:
-                value = "DIR"
             words.append(name)
             words += [] if value is True else [str(one) for one in (value if isinstance(value, list) else [value])]
         return words
+
+
+def measurement(
+    *options: Option,
+    worker: Callable[..., object] | None = None,
+    failed: Callable[[Figures], bool] = lambda figures: "not_measured" in figures,
+) -> Callable[[Callable[[Arguments], Figures]], Measurement]:
+    """Makes a module's `main`, its last function, from what makes the figures; runs it where the module is the program.
+
+    Figures with the key `command` replace the harness's own. worker: the function that the module runs in the processes
+    of `programs.start_worker`. failed: whether the exit status is 1.
+    """
+
+    def declare(measure: Callable[[Arguments], Figures]) -> Measurement:
+        name = measure.__globals__["__spec__"].name.rpartition(".")[2]
+        main = Measurement(name, measure, options, worker, failed)
+        if measure.__module__ == "__main__":
+            sys.exit(main())
+        return main
+
+    return declare
 
 
 def _work(worker: Callable[..., object], task: dict[str, Any]) -> int:
@@ -140,15 +166,3 @@ def _work(worker: Callable[..., object], task: dict[str, Any]) -> int:
         if distributed.is_initialized():
             process_group.leave(0)
     return 0
-
-
-def publish(result: Figures, name: str | None) -> None:
-    """Print a result as JSON and its table, and keep it as benchmarks/results/NAME.json where it has a name."""
-    text = json.dumps(result, indent=2)
-    if name:
-        (RESULTS / f"{name}.json").write_text(text + "\n")
-    print(text, flush=True)
-    if reason := result.get("not_measured"):
-        print(f"not measured: {reason}", file=sys.stderr)
-    elif (table := tables.table_of(result)) is not None:
-        print(tables.text(table), file=sys.stderr)

@@ -12,8 +12,6 @@ erasing of half of the images.
 
 from __future__ import annotations
 
-import argparse
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -23,8 +21,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from benchmarks.harness import DATA_DIR, DEVICE, Figures, Measurement, rounds
-from benchmarks.machine import device_name, synchronize
+from benchmarks.harness import DATA_DIR, DEVICE, Arguments, Figures, measurement, rounds
+from benchmarks.machine import device_name
 from benchmarks.turns import Turns, take_turns
 from ddp_train import data
 from ddp_train.config.options import AugmentOptions, DataOptions
@@ -77,7 +75,7 @@ def _ours(dataset: Dataset, device: torch.device, *, erase: bool) -> Callable[[]
         for epoch in range(OURS_EPOCHS):
             for window in pipeline.train(epoch):
                 count += sum(len(batch.images) for batch in window.batches)
-        synchronize(device)
+        torch.get_device_module(device).synchronize(device)
         return count / (time.perf_counter() - started)
 
     return work
@@ -94,9 +92,9 @@ def _theirs(images: Images, device: torch.device, workers: int) -> float:
         if number >= WARM_UP:
             count += len(pixels)
         if number == WARM_UP - 1:
-            synchronize(device)
+            torch.get_device_module(device).synchronize(device)
             started = time.perf_counter()
-    synchronize(device)
+    torch.get_device_module(device).synchronize(device)
     return count / (time.perf_counter() - started)
 
 
@@ -111,8 +109,8 @@ def _summary(turns: Turns) -> Figures:
     return {**found, "table": {"columns": ["input", "images/s, median (quartiles)"], "rows": rows}}
 
 
-def measure(arguments: argparse.Namespace) -> Figures:
-    """Images per second by case, on the data set and device that were asked for."""
+@measurement(DATA_DIR, DEVICE, rounds(7))
+def main(arguments: Arguments) -> Figures:
     device = choose_device(arguments.device, Ranks())
     options = DataOptions(dataset="synthetic", synthetic_samples=20_000)
     if arguments.data_dir:
@@ -137,9 +135,3 @@ def measure(arguments: argparse.Namespace) -> Figures:
         **(_summary(turns) if turns.enough else {}),
         "rounds": turns.rounded(),
     }
-
-
-main = Measurement("input_pipeline", measure, (DATA_DIR, DEVICE, rounds(7)))
-
-if __name__ == "__main__":
-    sys.exit(main())

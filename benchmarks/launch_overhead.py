@@ -8,7 +8,6 @@ Seconds from the command to the first line of rank 0's program. `torchrun again`
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import sys
@@ -16,9 +15,9 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
-from benchmarks.harness import AGAINST, RANKS, Figures, Measurement, rounds
+from benchmarks.harness import AGAINST, RANKS, Arguments, Figures, measurement, rounds
 from benchmarks.programs import LAUNCH, seconds_to_mark, torchrun
-from benchmarks.turns import Turns, take_turns
+from benchmarks.turns import take_turns
 
 BASE, AGAIN, OURS = "torchrun", "torchrun again", "launch.py"
 
@@ -46,8 +45,8 @@ def commands(count: int, program: list[str]) -> dict[str, list[str]]:
     return found
 
 
-def measure(arguments: argparse.Namespace) -> Figures:
-    """Seconds to the worker's first line, by launcher."""
+@measurement(rounds(12), RANKS, *AGAINST)
+def main(arguments: Arguments) -> Figures:
     with tempfile.TemporaryDirectory() as folder:
         program, mark = Path(folder) / "worker.py", Path(folder) / "first-line"
         program.write_text(WORKER)
@@ -55,21 +54,9 @@ def measure(arguments: argparse.Namespace) -> Figures:
         env = {name: value for name, value in os.environ.items() if not name.startswith(("PET_", "SLURM_", "OMPI_"))}
         cases = {name: partial(seconds_to_mark, command, mark, env) for name, command in launchers.items()}
         turns = take_turns(cases, arguments.rounds, unit="s")
-    return {**turns.account(), "launchers": _summary(turns), "rounds": turns.rounded(3)}
-
-
-def _summary(turns: Turns) -> Figures:
-    """For each launcher: the median, and the median and quartiles of its difference to torchrun within a round (s)."""
     found = {}
     for name in turns.cases if turns.enough else ():
-        over = turns.difference(name, BASE).rounded(3)
+        over, median = turns.difference(name, BASE).rounded(3), round(turns.values(name).median, 3)
         quartiles = [over["low"], over["high"]]
-        median = round(turns.values(name).median, 3)
         found[name] = {"median_s": median, "over_torchrun_s": over["median"], "over_torchrun_quartiles_s": quartiles}
-    return found
-
-
-main = Measurement("launch_overhead", measure, (rounds(12), RANKS, *AGAINST))
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return {**turns.account(), "launchers": found, "rounds": turns.rounded(3)}

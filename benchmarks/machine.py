@@ -65,14 +65,6 @@ def _commit() -> str | None:
         return None
 
 
-def synchronize(device: torch.device) -> None:
-    """Wait until a GPU has finished its work."""
-    if device.type == "cuda":
-        import torch
-
-        torch.cuda.synchronize(device)
-
-
 def device_name(device: torch.device) -> str:
     """The name of a GPU, or `cpu`."""
     import torch

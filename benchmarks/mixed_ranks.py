@@ -10,16 +10,11 @@ One of two ranks is slowed. The bound is what arithmetic allows measured shares 
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import statistics
-import sys
-import tempfile
-from pathlib import Path
 
-from benchmarks.harness import Figures, Measurement, Option, number
-from benchmarks.programs import LAUNCH, run
+from benchmarks.harness import Arguments, Figures, measurement, number, text
+from benchmarks.programs import train
 from ddp_core.errors import UserError
 
 BATCH, STEPS = 64, 12
@@ -30,14 +25,13 @@ TRAINING = (
 )
 
 
-def compare(slower: int, delay_ms: float, epochs: int, folder: Path) -> Figures:
+def compare(slower: int, delay_ms: float, epochs: int) -> Figures:
     """Images per second with equal and with measured shares, where one of two ranks is `slower` times as slow."""
     env = os.environ | {"SLOWED": f"{delay_ms},{slower * delay_ms}", "OMP_NUM_THREADS": "1"}
     found: Figures = {"slower": slower, "bound": (slower + 1) / 2}
     for shares in ("equal", "measured"):
-        out = folder / f"{shares}-{slower}"
-        run([*LAUNCH, *TRAINING.split(), "--epochs", str(epochs), "--shares", shares, "--out-dir", str(out)], env)
-        history = json.loads((out / "training_history.json").read_text())["epochs"]
+        run, _ = train([*TRAINING.split(), "--epochs", str(epochs), "--shares", shares], env)
+        history = run["epochs"]
         found[shares] = round(statistics.median(epoch["images_per_second"] for epoch in history), 1)
         found["train_loss" if shares == "measured" else "train_loss_equal"] = history[-1]["train_loss"]
     found["shares"] = [history[-1]["extra"][f"share_{rank}"] for rank in range(2)]
@@ -45,22 +39,14 @@ def compare(slower: int, delay_ms: float, epochs: int, folder: Path) -> Figures:
     return found
 
 
-def measure(arguments: argparse.Namespace) -> Figures:
-    """All ratios of speed. Errors: UserError."""
-    words = arguments.slower.split(",")
-    if not all(word.isdecimal() and int(word) for word in words):
-        raise UserError(f"--slower {arguments.slower}: a list of whole numbers of at least 1 is accepted, as in 2,3,4")
-    with tempfile.TemporaryDirectory() as folder:
-        rows = [compare(int(word), arguments.delay_ms, arguments.epochs, Path(folder)) for word in words]
-    return {"delay_ms": arguments.delay_ms, "results": rows}
-
-
-OPTIONS = (
-    Option("--slower", default="2,3,4", metavar="LIST", help="how many times as slow [2,3,4]"),
+@measurement(
+    text("--slower", "2,3,4", "how many times as slow", "LIST"),
     number("--delay-ms", 12.0, "of the faster rank, per sample", "MS", least=0),
     number("--epochs", 2, f"of {STEPS} steps each"),
 )
-main = Measurement("mixed_ranks", measure, OPTIONS)
-
-if __name__ == "__main__":
-    sys.exit(main())
+def main(arguments: Arguments) -> Figures:
+    words = arguments.slower.split(",")
+    if not all(word.isdecimal() and int(word) for word in words):
+        raise UserError(f"--slower {arguments.slower}: a list of whole numbers of at least 1 is accepted, as in 2,3,4")
+    rows = [compare(int(word), arguments.delay_ms, arguments.epochs) for word in words]
+    return {"delay_ms": arguments.delay_ms, "results": rows}

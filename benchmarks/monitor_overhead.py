@@ -9,7 +9,6 @@ CPU time of each monitor, with one sample of eight GPUs a second; start-up is co
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import fcntl
 import os
@@ -21,10 +20,11 @@ import sys
 import tempfile
 import termios
 import time
-from pathlib import Path
+
+import psutil
 
 from benchmarks import fake_driver
-from benchmarks.harness import Figures, Measurement, Option, number
+from benchmarks.harness import Arguments, Figures, Option, measurement, number
 from benchmarks.machine import version
 
 WARM_UP_S = 4.0
@@ -43,7 +43,7 @@ MONITORS = {
 
 
 def take(command: list[str], environ: dict[str, str], seconds: float) -> Figures | None:
-    """CPU seconds of a command's process: of its first seconds, and of each second after.
+    """CPU seconds of a command's process and its ended children: of its first seconds, and of each second after.
 
     None when it ends early or does not show the GPUs: then there is nothing to compare.
     """
@@ -52,26 +52,22 @@ def take(command: list[str], environ: dict[str, str], seconds: float) -> Figures
         fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
         os.environ.update(environ)
         os.execvp(command[0], command)
+    process = psutil.Process(child)
     try:
         shown = _read(terminal, WARM_UP_S)
-        before, since = _cpu_seconds(child), time.monotonic()
+        before, since = sum(process.cpu_times()[:4]), time.monotonic()
         _read(terminal, seconds)
-        after, elapsed = _cpu_seconds(child), time.monotonic() - since
-    except OSError:  # the monitor is gone
+        after, elapsed = sum(process.cpu_times()[:4]), time.monotonic() - since
+    except (OSError, psutil.NoSuchProcess):
         return None
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.kill(child, signal.SIGKILL)
         os.close(terminal)
         os.waitpid(child, 0)
-    if b"H100" not in shown:
-        return None
     percent = round(100 * (after - before) / elapsed, 2)
-    return {
-        "start_cpu_seconds": round(before, 2),
-        "measured_seconds": round(elapsed, 1),
-        "percent_of_one_core": percent,
-    }
+    found = {"start_cpu_seconds": round(before, 2), "measured_seconds": round(elapsed, 1)}
+    return found | {"percent_of_one_core": percent} if b"H100" in shown else None
 
 
 def _read(terminal: int, seconds: float) -> bytes:
@@ -83,38 +79,24 @@ def _read(terminal: int, seconds: float) -> bytes:
     return drawn
 
 
-def _cpu_seconds(pid: int) -> float:
-    """User and system time of a process and of its children that have ended (proc(5))."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
-
-
-def measure(arguments: argparse.Namespace) -> Figures:
-    """Every monitor that is installed."""
+@measurement(
+    number("--seconds", 30.0, "how long each is measured", "S"),
+    Option("--out", "--name", default="monitor-overhead", metavar="NAME", help="the result's name"),
+)
+def main(arguments: Arguments) -> Figures:
     results: Figures = {}
-    with tempfile.TemporaryDirectory() as folder:
-        fake_driver.build(Path(folder))
-        busy = BUSY_GPU | {"processes": [{"pid": os.getpid(), "used_mib": 30_000}]}
-        environ = fake_driver.environment(Path(folder), gpu=busy) | {"TERM": "xterm-256color"}
+    gpu = BUSY_GPU | {"processes": [{"pid": os.getpid(), "used_mib": 30_000}]}
+    with fake_driver.environments(0, gpu=gpu) as environments, tempfile.TemporaryDirectory() as folder:
         for name, options in MONITORS.items():
             found = version(name)
             if name in ("gpustat", "nvitop") and found is None:
                 print(f"{name}: not installed, not measured", file=sys.stderr)
                 continue
             command = [sys.executable, *(option.format(folder=folder) for option in options)]
-            if (measured := take(command, environ, arguments.seconds)) is None:
+            measured = take(command, environments[0] | {"TERM": "xterm-256color"}, arguments.seconds)
+            if measured is None:
                 print(f"{name}: shows no GPU or ended early, not measured", file=sys.stderr)
                 continue
             results[name] = {"version": found, "command": ["python", *options], **measured}
     gpus = "8 x H100 of the simulated driver, which answers at once"
     return {"gpus": gpus, "interval_seconds": 1.0, "monitors": results}
-
-
-OPTIONS = (
-    number("--seconds", 30.0, "how long each is measured", "S"),
-    Option("--out", "--name", default="monitor-overhead", metavar="NAME", help="the result's name"),
-)
-main = Measurement("monitor_overhead", measure, OPTIONS)
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -8,15 +8,14 @@ Time of a whole training step, and how many times that of SGD it is.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import statistics
-import sys
 import tempfile
 import time
 
-from benchmarks.harness import DEVICE, Figures, Measurement, Option, number, rounds
-from benchmarks.machine import synchronize
+import torch
+
+from benchmarks.harness import DEVICE, Arguments, Figures, measurement, number, rounds, text
 from benchmarks.turns import take_figures
 from ddp_train.assemble.build import build
 from ddp_train.config.parse import parse
@@ -36,8 +35,13 @@ VARIANTS = {
 WARM_UP, STEPS = 2, 6
 
 
-def measure(arguments: argparse.Namespace) -> Figures:
-    """Milliseconds of a step of one network, by variant."""
+@measurement(
+    DEVICE,
+    text("--model", "small", "network"),
+    number("--batch-size", 128, "global batch"),
+    rounds(5),
+)
+def main(arguments: Arguments) -> Figures:
     device = choose_device(arguments.device, Ranks())
     common = f"--dataset synthetic --model {arguments.model} --batch-size {arguments.batch_size} --no-tensorboard"
     with tempfile.TemporaryDirectory() as folder:
@@ -55,7 +59,7 @@ def measure(arguments: argparse.Namespace) -> Figures:
                 for name, (trainer, windows) in runs.items():
                     window, started = next(windows), time.perf_counter()
                     trainer.train_step(window)
-                    synchronize(device)
+                    torch.get_device_module(device).synchronize(device)
                     taken[name].append(1000 * (time.perf_counter() - started))
             return {name: statistics.median(found) for name, found in taken.items()}
 
@@ -64,14 +68,3 @@ def measure(arguments: argparse.Namespace) -> Figures:
     rows = turns.rows("sgd", ".1f", turns.ratio, ".2f") if turns.enough else []
     columns = ["optimizer", "ms of a step, median (quartiles)", "times sgd"]
     return {**turns.account(), "rounds": turns.rounded(2), "table": {"columns": columns, "rows": rows}}
-
-
-OPTIONS = (
-    DEVICE,
-    Option("--model", default="small", help="network [small]"),
-    number("--batch-size", 128, "global batch"),
-)
-main = Measurement("optimizers", measure, (*OPTIONS, rounds(5)))
-
-if __name__ == "__main__":
-    sys.exit(main())

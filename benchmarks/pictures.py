@@ -88,15 +88,8 @@ def accuracy_figure(results: Results) -> Figure | None:
 
 def throughput_figure(results: Results) -> Figure | None:
     """Images per second on CPUs by network, ranks and threads; None without a result."""
-    models = {name: rates for name, (_, rates) in _scaling(results).items() if ":" not in name}
-    if not models:
-        return None
-    figure = new_figure(9, 0.9 + 1.3 * len(models), "Images per second of training by ranks and threads")
-    for axes, (name, rates) in zip(_columns(figure, len(models)), models.items(), strict=True):
-        _bars(axes, rates, ",.0f")
-        style(axes, f"--model {name}")
-        axes.grid(visible=False, axis="y")
-    return figure
+    models = {f"--model {name}": rates for name, (_, rates) in _scaling(results).items() if ":" not in name}
+    return _bars("Images per second of training by ranks and threads", 0.9 + 1.3 * len(models), models, ",.0f")
 
 
 def batch_figure(results: Results) -> Figure | None:
@@ -108,7 +101,7 @@ def batch_figure(results: Results) -> Figure | None:
     if not sizes:
         return None
     figure = new_figure(9, 0.9 + 3.4 * len(sizes), "Images per second of training by global batch")
-    for axes, (name, found) in zip(_columns(figure, len(sizes)), sizes.items(), strict=True):
+    for axes, (name, found) in zip(_rows(figure, len(sizes)), sizes.items(), strict=True):
         for case, colour in zip(next(iter(found.values())), itertools.cycle(PALETTE), strict=False):
             values = [rates[case] for rates in found.values()]
             axes.plot(list(found), values, color=colour, linewidth=1.4, marker="o", markersize=4, label=case)
@@ -131,27 +124,28 @@ def _scaling(results: Results) -> dict[str, tuple[int, dict[str, float]]]:
 def start_up_figure(results: Results) -> Figure | None:
     """Seconds to the first training step by way of starting; None without a result."""
     found = [one["rounds"] for one in results.values() if made_by(one) == "start_up" and one.get("rounds")]
-    if not found:
-        return None
-    figure = new_figure(9, 2.6, "From the command to the first training step")
-    axes = figure.subplots()
-    _bars(axes, _medians(found[-1]), ".1f")
-    style(axes, "", "", "seconds")
-    axes.grid(visible=False, axis="y")
-    return figure
+    panels = {"": _medians(found[-1])} if found else {}
+    return _bars("From the command to the first training step", 2.6, panels, ".1f", "seconds")
 
 
 def _medians(rounds: list[dict[str, float]]) -> dict[str, float]:
     return {case: statistics.median(one[case] for one in rounds) for case in rounds[0]}
 
 
-def _columns(figure: Figure, count: int) -> list[Axes]:
+def _bars(title: str, height: float, panels: dict[str, dict[str, float]], form: str, unit: str = "") -> Figure | None:
+    """A panel below the other with a bar for each value, the first on top; each shows its value at its end."""
+    if not panels:
+        return None
+    figure = new_figure(9, height, title)
+    for axes, (name, values) in zip(_rows(figure, len(panels)), panels.items(), strict=True):
+        cases = list(values)[::-1]
+        bars = axes.barh(cases, [values[case] for case in cases], color=PALETTE[0], height=0.62)
+        axes.bar_label(bars, labels=[format(values[case], form) for case in cases], padding=4, fontsize=9, color=INK)
+        axes.margins(x=0.12)
+        style(axes, name, "", unit)
+        axes.grid(visible=False, axis="y")
+    return figure
+
+
+def _rows(figure: Figure, count: int) -> list[Axes]:
     return list(figure.subplots(count, 1, squeeze=False)[:, 0])
-
-
-def _bars(axes: Axes, values: dict[str, float], form: str) -> None:
-    """A bar for each value, the first on top, with its value at its end."""
-    names = list(values)[::-1]
-    bars = axes.barh(names, [values[name] for name in names], color=PALETTE[0], height=0.62)
-    axes.bar_label(bars, labels=[format(values[name], form) for name in names], padding=4, fontsize=9, color=INK)
-    axes.margins(x=0.12)

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,22 @@ def torchrun(ranks: int) -> list[str]:
 def run(command: Sequence[str], env: Environment = None, limit_s: float = LIMIT_S) -> subprocess.CompletedProcess[str]:
     """Run a command to its end and return its output. Errors: SystemExit where it fails."""
     done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=limit_s)
-    _check(command, done.returncode, done.stderr)
+    if done.returncode != 0:
+        raise SystemExit(f"error: {shlex.join(command)} ended with status {done.returncode}: {done.stderr[-800:]}")
     return done
+
+
+def train(options: Sequence[str], env: Environment = None) -> tuple[dict[str, Any], float]:
+    """The history of a run of launch.py, and its seconds from the command to its end. Errors: SystemExit."""
+    command = [*LAUNCH, *options]
+    print(shlex.join(command), file=sys.stderr, flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.monotonic()
+        status = subprocess.run([*command, "--out-dir", folder], env=env, stdout=sys.stderr).returncode
+        wall = time.monotonic() - started
+        if status != 0:
+            raise SystemExit(f"error: the run ended with status {status}; nothing was written")
+        return json.loads(Path(folder, "training_history.json").read_text()), wall
 
 
 def seconds_to_mark(command: Sequence[str], mark: Path, env: Environment = None) -> float:
@@ -43,11 +58,6 @@ def seconds_to_mark(command: Sequence[str], mark: Path, env: Environment = None)
     if not mark.exists():
         raise SystemExit(f"error: {shlex.join(command)} did not write its mark: {done.stderr[-500:]}")
     return float(mark.read_text().split()[0]) - started
-
-
-def _check(command: Sequence[str], status: int, errors: str) -> None:
-    if status != 0:
-        raise SystemExit(f"error: {shlex.join(command)} ended with status {status}: {errors[-800:]}")
 
 
 def start_worker(
@@ -62,12 +72,11 @@ def start_worker(
     file = Path(folder.name, "answer.json")
     command = [*launcher, "-m", f"benchmarks.{measurement}"]
     env = {**(os.environ if env is None else env), TASK: json.dumps({"answer": str(file), **task})}
-    process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    ended = ThreadPoolExecutor(1).submit(run, command, env)
 
     def answer() -> Any:
         with folder:
-            _, errors = process.communicate(timeout=LIMIT_S)
-            _check(command, process.returncode, errors)
+            ended.result()
             return json.loads(file.read_text())
 
     return answer

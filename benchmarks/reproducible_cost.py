@@ -9,13 +9,11 @@ Images per second of training, and how many times as long a step takes with the 
 
 from __future__ import annotations
 
-import argparse
-import sys
 from dataclasses import replace
 from functools import partial
 
 from benchmarks.ddp_scaling import KNOWN, Model, find_models, together
-from benchmarks.harness import Figures, Measurement, models, rounds
+from benchmarks.harness import Arguments, Figures, measurement, rounds, text
 from benchmarks.turns import Turns, take_turns
 
 CASES = {1: ("1 rank, without", "1 rank, with"), 2: ("2 ranks, without", "2 ranks, with")}
@@ -31,8 +29,8 @@ def take(model: Model, count: int) -> Turns:
     return take_turns(cases, count, unit=f"images/s, {model.name}")
 
 
-def measure(arguments: argparse.Namespace) -> Figures:
-    """All networks. Errors: UserError."""
+@measurement(text("--models", "small,resnet18", KNOWN), rounds(5))
+def main(arguments: Arguments) -> Figures:
     found, rows = {}, []
     for name, model in find_models(arguments.models).items():
         turns = take(model, arguments.rounds)
@@ -48,9 +46,3 @@ def measure(arguments: argparse.Namespace) -> Figures:
             rows.append([name, str(ranks), *cells])
     columns = ["model", "ranks", "images/s without", "images/s with --reproducible", "times as long"]
     return {"models": found, "table": {"columns": columns, "rows": rows}}
-
-
-main = Measurement("reproducible_cost", measure, (models("small,resnet18", KNOWN), rounds(5)))
-
-if __name__ == "__main__":
-    sys.exit(main())

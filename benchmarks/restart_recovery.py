@@ -10,7 +10,6 @@ run.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import random
@@ -22,7 +21,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.harness import RANKS, Figures, Measurement, Option, number
+from benchmarks.harness import RANKS, Arguments, Figures, Option, measurement, number
 from benchmarks.programs import LAUNCH
 
 LIMIT_S = 120
@@ -60,8 +59,7 @@ def run(launcher: list[str], count: int, moment_s: float | None, rank: int) -> t
             if process.poll() is None:
                 process.kill()
                 for pid in folder.glob("pid-?-?"):  # torchrun's workers outlive it
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(int(pid.read_text()), signal.SIGKILL)
+                    _kill(pid)
             process.wait()
 
 
@@ -76,22 +74,30 @@ def _watch(
     begin, met = time.monotonic(), True
     if moment_s is not None:
         time.sleep(moment_s)
-        met = not (folder / f"total-{rank}").exists()
-        try:
-            os.kill(int(pid.read_text()), signal.SIGKILL)
-        except ProcessLookupError:
-            met = False
-    try:
-        status = process.wait(LIMIT_S)
-    except subprocess.TimeoutExpired:
-        status = None
+        met = not (folder / f"total-{rank}").exists() and _kill(pid)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(LIMIT_S)
     totals = [folder / f"total-{rank}" for rank in range(count)]
     right = all(total.exists() and total.read_text() == str(count * STEPS) for total in totals)
-    return met, status == 0 and right, time.monotonic() - begin
+    return met, process.returncode == 0 and right, time.monotonic() - begin
 
 
-def measure(arguments: argparse.Namespace) -> Figures:
-    """Run, kill, count."""
+def _kill(pid: Path) -> bool:
+    try:
+        os.kill(int(pid.read_text()), signal.SIGKILL)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@measurement(
+    number("--runs", 20, "runs that lose a rank"),
+    RANKS,
+    number("--seed", 0, "of the moments and ranks", least=0),
+    Option("--torchrun", action="store_true", help="torchrun --standalone instead of launch.py"),
+    failed=lambda found: not all(run["recovered"] for run in found["runs"]),
+)
+def main(arguments: Arguments) -> Figures:
     draw, count = random.Random(arguments.seed), arguments.ranks
     name, launcher = "launch.py", [*LAUNCH, "--cpu", "--nproc", str(count)]
     if arguments.torchrun:
@@ -111,19 +117,3 @@ def measure(arguments: argparse.Namespace) -> Figures:
     columns = ["launcher", "ranks killed", "runs that recovered", "s with the kill, median (longest)", "s without"]
     table = {"columns": columns, "rows": [[name, len(found), len(taken), times, f"{length_s:.1f}"]]}
     return {"undisturbed_s": round(length_s, 1), "runs": found, "table": table}
-
-
-def _failed(found: Figures) -> bool:
-    return not all(run["recovered"] for run in found["runs"])
-
-
-OPTIONS = (
-    number("--runs", 20, "runs that lose a rank"),
-    RANKS,
-    number("--seed", 0, "of the moments and ranks", least=0),
-    Option("--torchrun", action="store_true", help="torchrun --standalone instead of launch.py"),
-)
-main = Measurement("restart_recovery", measure, OPTIONS, failed=_failed)
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -9,7 +9,6 @@ Seconds from the command to the first batch of rank 0; for bare torchrun, to the
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import tempfile
@@ -18,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.harness import AGAINST, DATA_DIR, RANKS, Figures, Measurement, rounds
+from benchmarks.harness import AGAINST, DATA_DIR, RANKS, Arguments, Figures, measurement, rounds
 from benchmarks.machine import ROOT
 from benchmarks.programs import LAUNCH, import_times, seconds_to_mark, torchrun
 from benchmarks.turns import Turns, take_turns
@@ -96,8 +95,8 @@ def imports(data: list[str], folder: Path) -> Figures:
     }
 
 
-def measure(arguments: argparse.Namespace) -> Figures:
-    """Seconds to the first step, by way of starting, and what a rank imports."""
+@measurement(RANKS, rounds(7), DATA_DIR, *AGAINST)
+def main(arguments: Arguments) -> Figures:
     data = ["--data-dir", arguments.data_dir] if arguments.data_dir else ["--dataset", "synthetic"]
     with tempfile.TemporaryDirectory() as name:
         turns = _start(arguments.ranks, data, arguments.rounds, Path(name))
@@ -108,9 +107,3 @@ def measure(arguments: argparse.Namespace) -> Figures:
         columns = ["start", "s to the first step, median (quartiles)", "over bare torchrun"]
         found["table"] = {"columns": columns, "rows": turns.rows(BARE, ".2f", turns.difference, "+.2f")}
     return {**turns.account(), **found, "imports": imported, "rounds": turns.rounded(3)}
-
-
-main = Measurement("start_up", measure, (RANKS, rounds(7), DATA_DIR, *AGAINST))
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -9,15 +9,13 @@ Processor time of the search in 16 GPUs, for matrices that leave it no shortcut.
 
 from __future__ import annotations
 
-import argparse
 import random
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
 from itertools import combinations
 
-from benchmarks.harness import Figures, Measurement
+from benchmarks.harness import Arguments, Figures, measurement
 from gpu_topology.select.bandwidth import Fabric
 from gpu_topology.select.select import SelectionRequest, select
 from gpu_topology.topology import Gpu, Link, LinkLevel, Topology
@@ -64,8 +62,8 @@ def milliseconds(action: Callable[[], object]) -> float:
     return 1000 * min(tries)
 
 
-def measure(_: argparse.Namespace) -> Figures:
-    """A row for each kind of matrix."""
+@measurement()
+def main(_: Arguments) -> Figures:
     rows = []
     for name, pair in MATRICES.items():
         machines = [random_machine(seed, pair) for seed in range(SEEDS)]
@@ -75,9 +73,3 @@ def measure(_: argparse.Namespace) -> Figures:
         rows.append([name, *(f"{value:.1f}" for value in slowest)])
     columns = [f"ms, slowest of {SEEDS} seeds", *(f"{count} of {GPUS}" for count in COUNTS), "whole selection of 8"]
     return {"table": {"columns": columns, "rows": rows}}
-
-
-main = Measurement("subset_search", measure)
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -14,21 +14,17 @@ evaluation.
 
 from __future__ import annotations
 
-import argparse
-import itertools
 import json
 import shlex
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
-from benchmarks.harness import Figures, Measurement, Option, number
-from benchmarks.programs import LAUNCH, run
-from benchmarks.turns import watched
+from benchmarks.harness import Arguments, Figures, Option, measurement, number
+from benchmarks.programs import run, train
+from benchmarks.turns import LIMIT, watched
 from ddp_core.errors import UserError
 
 COLUMNS = ["run", "clean runs", "s in epochs", "wall s", "accuracy, last epoch", "with test-time augmentation"]
@@ -37,10 +33,9 @@ LIMIT_S = 4 * 3600
 
 def speedrun(target: float, data_dir: str, seed: int) -> Figures:
     """One run of the preset. Errors: SystemExit where it fails."""
-    with tempfile.TemporaryDirectory() as folder:
-        options = ["--preset", "speedrun", "--target", f"{target:g}", "--seed", str(seed), "--data-dir", data_dir]
-        figures, _ = _run([*LAUNCH, "--auto", *options, "--out-dir", folder])
-        history = json.loads((Path(folder) / "training_history.json").read_text())
+    options = ["--preset", "speedrun", "--target", f"{target:g}", "--seed", str(seed), "--data-dir", data_dir]
+    with watched() as window:
+        history, wall = train(["--auto", *options])
     epochs, environment = history["epochs"], history["environment"]
     more = {
         "test_accuracy_tta": history["examination"].get("top1_tta"),
@@ -48,36 +43,31 @@ def speedrun(target: float, data_dir: str, seed: int) -> Figures:
         "precision": environment["precision"],
         "images_per_second": round(statistics.fmean(epoch["images_per_second"] for epoch in epochs)),
     }
-    return {"seed": seed, **figures, **_epochs([(one["seconds"], one["test_accuracy"]) for one in epochs]), **more}
+    times = [(epoch["seconds"], epoch["test_accuracy"]) for epoch in epochs]
+    return {"seed": seed, **_figures(times, wall, window.others), **more}
 
 
 def lightning(model: str, epochs: int, until: float, data_dir: str, seed: int) -> Figures:
     """One run of the Lightning program. Errors: SystemExit where it fails."""
-    words = ["--model", model, "--epochs", str(epochs), "--target", str(until), "--seed", str(seed)]
-    figures, output = _run([sys.executable, "-m", "benchmarks.lightning_program", "--data-dir", data_dir, *words])
-    found = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
-    spent = [after - before for before, after in itertools.pairwise([0.0, *(line["seconds"] for line in found)])]
-    accuracies = [line["accuracy"] for line in found]
-    return {"seed": seed, **figures, "test_accuracy_tta": None, **_epochs(list(zip(spent, accuracies, strict=True)))}
-
-
-def _run(command: list[str]) -> tuple[Figures, str]:
-    """How long a command took and whether others disturbed it, and what it printed. Errors: SystemExit."""
+    command = [sys.executable, "-m", "benchmarks.lightning_program", "--data-dir", data_dir, "--model", model]
+    command += ["--epochs", str(epochs), "--target", str(until), "--seed", str(seed)]
     print(shlex.join(command), file=sys.stderr, flush=True)
     with watched() as window:
         started = time.monotonic()
         output = run(command, limit_s=LIMIT_S).stdout
-        wall = round(time.monotonic() - started, 1)
-    return {
-        "disturbed": not window.clean,
-        "others_share_of_cpus": round(window.others, 3),
-        "wall_seconds": wall,
-    }, output
+        wall = time.monotonic() - started
+    found = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+    ends = [0.0, *(line["seconds"] for line in found)]
+    times = [(line["seconds"] - before, line["accuracy"]) for line, before in zip(found, ends, strict=False)]
+    return {"seed": seed, **_figures(times, wall, window.others), "test_accuracy_tta": None}
 
 
-def _epochs(epochs: list[tuple[float, float]]) -> Figures:
-    """`epochs`: seconds and test accuracy of each."""
+def _figures(epochs: list[tuple[float, float]], wall: float, others: float) -> Figures:
+    """`epochs`: seconds and test accuracy of each. others: the share of the CPUs that other processes took."""
     return {
+        "disturbed": others > LIMIT,
+        "others_share_of_cpus": round(others, 3),
+        "wall_seconds": round(wall, 1),
         "epoch_seconds": round(sum(seconds for seconds, _ in epochs), 1),
         "test_accuracy": epochs[-1][1],
         "best_test_accuracy": max(accuracy for _, accuracy in epochs),
@@ -108,8 +98,14 @@ def _peer(text: str, data_dir: str) -> tuple[str, Callable[[int], Figures]]:
         raise UserError(f"--peer {text}: MODEL:EPOCHS:UNTIL is accepted, as in small:15:0.8") from None
 
 
-def measure(arguments: argparse.Namespace) -> Figures:
-    """Runs of all kinds, seed by seed. Errors: UserError."""
+@measurement(
+    Option("--data-dir", required=True, metavar="DIR", help="CIFAR-10: train/CLASS/* and test/CLASS/*"),
+    Option("--targets", type=float, nargs="*", default=[0.8], metavar="T", help="of --preset speedrun [0.8]"),
+    number("--seeds", 3, "runs of each kind"),
+    number("--first-seed", 1, "the others follow", least=0),
+    Option("--peer", action="append", default=[], metavar="MODEL:EPOCHS:UNTIL", help="a Lightning program"),
+)
+def main(arguments: Arguments) -> Figures:
     from ddp_train import data
     from ddp_train.config.options import DataOptions
 
@@ -126,16 +122,3 @@ def measure(arguments: argparse.Namespace) -> Figures:
             last = {key: value for key, value in runs[name][-1].items() if key != "epochs"}
             print(f"{name}: {json.dumps(last)}", file=sys.stderr, flush=True)
     return {"table": {"columns": COLUMNS, "rows": [_row(name, found) for name, found in runs.items()]}, "runs": runs}
-
-
-OPTIONS = (
-    Option("--data-dir", required=True, metavar="DIR", help="CIFAR-10: train/CLASS/* and test/CLASS/*"),
-    Option("--targets", type=float, nargs="*", default=[0.8], metavar="T", help="of --preset speedrun [0.8]"),
-    number("--seeds", 3, "runs of each kind"),
-    number("--first-seed", 1, "the others follow", least=0),
-    Option("--peer", action="append", default=[], metavar="MODEL:EPOCHS:UNTIL", help="a Lightning program"),
-)
-main = Measurement("time_to_accuracy", measure, OPTIONS)
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -9,15 +9,12 @@ Wall time of the whole command.
 
 from __future__ import annotations
 
-import argparse
 import sys
-import tempfile
 import time
 from functools import partial
-from pathlib import Path
 
 from benchmarks import fake_driver
-from benchmarks.harness import Figures, Measurement, rounds
+from benchmarks.harness import Arguments, Figures, measurement, rounds
 from benchmarks.machine import version
 from benchmarks.programs import run
 from benchmarks.turns import take_turns
@@ -25,7 +22,6 @@ from ddp_core.errors import UserError
 
 OURS, AGAIN = "gpu_topology report", "gpu_topology report, again"
 COMMANDS = [OURS, AGAIN, "gpu_topology report --json", "nvitop -1", "gpustat --json"]
-DELAYS_US = (0, 200)
 PEERS = ("nvitop", "gpustat")
 
 
@@ -38,16 +34,14 @@ def _seconds(command: str, env: dict[str, str]) -> float:
     return seconds
 
 
-def measure(arguments: argparse.Namespace) -> Figures:
-    """All commands with each delay of the driver. Errors: UserError."""
+@measurement(rounds(9))
+def main(arguments: Arguments) -> Figures:
     peers = {name: version(name) for name in PEERS}
     if missing := [name for name, found in peers.items() if found is None]:
         raise UserError(f"{' and '.join(missing)} not installed: pip install '.[bench]'")
     found = {}
-    with tempfile.TemporaryDirectory() as name:
-        fake_driver.build(Path(name))
-        for delay in DELAYS_US:
-            env = fake_driver.environment(Path(name), delay)
+    with fake_driver.environments(0, 200) as environments:
+        for delay, env in environments.items():
             cases = {command: partial(_seconds, command, env) for command in COMMANDS}
             found[delay] = take_turns(cases, arguments.rounds, unit=f"s, {delay} µs a call")
     account = next((turns.account() for turns in found.values() if not turns.enough), found[0].account())
@@ -59,9 +53,3 @@ def measure(arguments: argparse.Namespace) -> Figures:
         rows += [[f"{delay} µs a call", *row] for row in turns.rows(OURS, ".3f", turns.ratio, ".2f")]
     columns = ["driver", "command", "seconds, median (quartiles)", "times `gpu_topology report`"]
     return {**figures, "table": {"columns": columns, "rows": rows}}
-
-
-main = Measurement("topology_peers", measure, (rounds(9),))
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -9,24 +9,20 @@ Eight GPUs of the simulated driver, which takes a set time for each call. The bo
 
 from __future__ import annotations
 
-import argparse
 import resource
 import statistics
 import sys
-import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 from benchmarks import fake_driver
-from benchmarks.harness import Figures, Measurement, number
+from benchmarks.harness import Arguments, Figures, measurement, number
 from benchmarks.programs import import_times, run
-from benchmarks.turns import watched
+from benchmarks.turns import take_figures
 
-DELAYS_US = (0, 200, 1000)
 COMMANDS = ("report --json", "report", "select", "env")
 START_UP_S, FACTOR = 0.150, 1.5
-PATIENCE_S = 120
-"""How long a command is tried again while other processes disturb it."""
 MOST_IMPORTS = 12
 
 
@@ -45,52 +41,38 @@ def _children_cpu() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def take(command: str, env: dict[str, str], runs: int) -> Figures:
+def take(command: str, env: dict[str, str], wanted: int) -> Figures:
     """Medians over undisturbed runs, with the bound beside the time that it is for (seconds)."""
     once(command, env)
-    clean: list[dict[str, float]] = []
-    tries, deadline = 0, time.monotonic() + PATIENCE_S
-    while len(clean) < runs and time.monotonic() < deadline:
-        tries += 1
-        with watched() as window:
-            found = once(command, env)
-        if window.clean:
-            clean.append(found)
-        else:
-            time.sleep(0.5)
-    if len(clean) < runs:
-        return {"command": command, "not_measured": f"{len(clean)} undisturbed runs of {tries}, {runs} are needed"}
-    wall, cpu, driver = (statistics.median(one[key] for one in clean) for key in ("wall_s", "cpu_s", "driver_s"))
+    turns = take_figures(partial(once, command, env), wanted, unit=command)
+    if (clean := len(turns.rounds)) < wanted:
+        return {"command": command, "not_measured": f"{clean} undisturbed runs, {wanted} are needed"}
+    found = {key: [one[key] for one in turns.rounds] for key in turns.cases}
+    wall, cpu, driver = (statistics.median(found[key]) for key in ("wall_s", "cpu_s", "driver_s"))
     bound = FACTOR * driver + START_UP_S
     return {
         "command": command,
         "wall_s": round(wall, 4),
-        "slowest_s": round(max(one["wall_s"] for one in clean), 4),
+        "slowest_s": round(max(found["wall_s"]), 4),
         "cpu_s": round(cpu, 4),
         "driver_s": round(driver, 4),
-        "driver_calls": clean[0]["driver_calls"],
+        "driver_calls": found["driver_calls"][0],
         "bound_s": round(bound, 4),
         "within": wall <= bound,
-        "disturbed_runs": tries - len(clean),
+        "disturbed_runs": turns.disturbed,
     }
 
 
-def measure(arguments: argparse.Namespace) -> Figures:
-    """All commands with each delay of the driver, and what `report --json` imports, in ms."""
-    with tempfile.TemporaryDirectory() as name:
-        fake_driver.build(Path(name))
-        rows = []
-        for delay in DELAYS_US:
-            env = fake_driver.environment(Path(name), delay)
-            rows += [{"delay_us": delay, **take(command, env, arguments.runs)} for command in COMMANDS]
-        own = import_times(["-m", "gpu_topology", "report", "--json"], fake_driver.environment(Path(name)))
+@measurement(number("--runs", 9, "undisturbed runs of each command"))
+def main(arguments: Arguments) -> Figures:
+    with fake_driver.environments(0, 200, 1000) as environments:
+        rows = [
+            {"delay_us": delay, **take(command, env, arguments.runs)}
+            for delay, env in environments.items()
+            for command in COMMANDS
+        ]
+        own = import_times(["-m", "gpu_topology", "report", "--json"], environments[0])
     longest = dict(sorted(own.items(), key=lambda item: -item[1])[:MOST_IMPORTS])
     imports = {"modules": len(own), "total_ms": round(sum(own.values()), 1), "longest_ms": longest}
     gpus = f"{fake_driver.MACHINE}, the simulated driver of the tests"
     return {"gpus": gpus, "results": rows, "imports": imports}
-
-
-main = Measurement("topology_report", measure, (number("--runs", 9, "undisturbed runs of each command"),))
-
-if __name__ == "__main__":
-    sys.exit(main())

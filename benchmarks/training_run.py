@@ -10,27 +10,16 @@ The wall time runs from the command to its end; epochs include evaluation.
 
 from __future__ import annotations
 
-import argparse
-import json
-import subprocess
-import sys
-import tempfile
-import time
-from pathlib import Path
-
-from benchmarks.harness import Figures, Measurement, Option
-from benchmarks.programs import LAUNCH
+from benchmarks.harness import Arguments, Figures, Option, measurement
+from benchmarks.programs import train
 
 
-def measure(arguments: argparse.Namespace) -> Figures:
-    """Run the launcher; times are in seconds. Errors: SystemExit where the run fails."""
-    with tempfile.TemporaryDirectory() as folder:
-        started = time.monotonic()
-        done = subprocess.run([*LAUNCH, "--auto", *arguments.options, "--out-dir", folder], stdout=sys.stderr)
-        wall = time.monotonic() - started
-        if done.returncode != 0:
-            raise SystemExit(f"error: the run ended with status {done.returncode}; nothing was written")
-        history = json.loads((Path(folder) / "training_history.json").read_text())
+@measurement(
+    Option("out", metavar="name", help="the result is benchmarks/results/NAME.json"),
+    Option("options", nargs="*", help="options of launch.py, after --"),
+)
+def main(arguments: Arguments) -> Figures:
+    history, wall = train(["--auto", *arguments.options])
     epochs = history["epochs"]
     return {
         "command": " ".join(["python", "launch.py", "--auto", *arguments.options]),
@@ -43,13 +32,3 @@ def measure(arguments: argparse.Namespace) -> Figures:
         "best_epoch": history["best"]["epoch"],
         "epochs": epochs,
     }
-
-
-OPTIONS = (
-    Option("out", metavar="name", help="the result is benchmarks/results/NAME.json"),
-    Option("options", nargs="*", help="options of launch.py, after --"),
-)
-main = Measurement("training_run", measure, OPTIONS)
-
-if __name__ == "__main__":
-    sys.exit(main())
