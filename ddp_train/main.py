@@ -21,6 +21,7 @@ if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from ddp_core import missing_packages, rank_report
+from ddp_core.collector import collector_paused
 from ddp_core.errors import UserError
 from ddp_train.config.options import Config
 from ddp_train.config.parse import parse, with_values
@@ -71,7 +72,10 @@ def _end(message: str, *, status: int, speaks: bool, error: BaseException | None
 
 def _run(config: Config, stop: StopSignals) -> int:
     from ddp_core.errors import SharedError, Stopped, TrainingDiverged
-    from ddp_train.distributed import process_group
+
+    with collector_paused():
+        from ddp_train.assemble import build  # noqa: F401 (for torch and what else it imports)
+        from ddp_train.distributed import process_group
 
     try:
         with stop.raising():

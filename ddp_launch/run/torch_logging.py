@@ -8,16 +8,19 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from ddp_core.collector import collector_paused
+
 CPP_LEVEL = "TORCH_CPP_LOG_LEVEL"
 
 
 @contextmanager
 def importing_silently() -> Iterator[None]:
-    """Import torch inside: no warnings, and its C++ side, which reads its log level once, reports errors alone."""
+    """Import torch inside: no warnings, no garbage collection, and of its C++ side, which reads its log level once, only
+    errors."""
     earlier = os.environ.get(CPP_LEVEL)
     os.environ.setdefault(CPP_LEVEL, "ERROR")
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), collector_paused():
             warnings.simplefilter("ignore")
             yield
     finally:
