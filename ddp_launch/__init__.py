@@ -1,5 +1,22 @@
-"""Plans a distributed run for the machine it finds, shows the plan, and runs it with torch's elastic agent."""
+"""Plans a distributed run for the machine it finds, shows the plan, and runs it with torch's elastic agent.
 
-from ddp_launch.function import LaunchError, launch
+`launch` runs a function in place of a program; see ddp_launch/function.py.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ddp_launch.function import LaunchError, launch
 
 __all__ = ["LaunchError", "launch"]
+
+
+def __getattr__(name: str) -> Any:
+    # The program `python -m ddp_launch` comes by here before it handles signals: nothing is imported without need.
+    if name in __all__:
+        from ddp_launch import function
+
+        return getattr(function, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

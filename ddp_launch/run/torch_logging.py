@@ -15,7 +15,7 @@ CPP_LEVEL = "TORCH_CPP_LOG_LEVEL"
 
 @contextmanager
 def importing_silently() -> Iterator[None]:
-    """Import torch inside: no warnings, no garbage collection, and of its C++ side, which reads its log level once, only
+    """Import torch inside: no warnings, no garbage collection, and of its C++ side (it reads its log level once) only
     errors."""
     earlier = os.environ.get(CPP_LEVEL)
     os.environ.setdefault(CPP_LEVEL, "ERROR")
