@@ -17,6 +17,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib.util import find_spec
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -37,6 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
+        if (words := [*(sys.argv[1:] if argv is None else argv)])[:1] == ["stacks"] and not Path("stacks").is_file():
+            from ddp_launch.stall import command
+
+            return command.run(words[1:])
         options = parse(sys.argv[1:] if argv is None else argv, os.environ)
         if options.doctor:
             from ddp_launch.doctor import doctor

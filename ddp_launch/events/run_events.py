@@ -144,6 +144,9 @@ def _where(failure: Failure) -> dict[str, Value]:
         if hang is None
         else {"seconds": hang.seconds, "stopped": hang.verdict == "stopped", "stack": list(hang.stack)},
         "left_early": failure.left,
+        "at": failure.at or None,
+        "found": failure.found or None,
+        "held_up": failure.held_up,
     }
 
 

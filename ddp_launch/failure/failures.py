@@ -42,6 +42,9 @@ class Failure:
     on_screen  its output was on the screen as well
     left       it ended with exit code 0 while the others still needed it
     error_file where the rank or its watchdog has written a report
+    at         where it was as the first rank failed, one line; empty where nobody could look
+    found      what a look at all ranks told then, one line; empty where it told nothing
+    held_up    the others failed because they had waited for it until their time limit
     remote     the end of its logs and its report, sent by the launcher of another node, where `logs` are
     """
 
@@ -54,6 +57,9 @@ class Failure:
     on_screen: bool = False
     left: bool = False
     error_file: Path | None = None
+    at: str = ""
+    found: str = ""
+    held_up: bool = False
     remote: tuple[LogTail, RankReport | None] | None = None
 
     @cached_property
@@ -102,6 +108,8 @@ class Failure:
             return f"{in_words(self.code, meaning=False)}, after {self.hang.seconds:.1f} s without progress: {how}"
         if self.left:
             return f"{in_words(self.code)}: it left early, while the others were still at work"
+        if self.held_up:
+            return "the launcher, after the others had waited for it until their time limit"
         if self.aborted_late:
             return f"{in_words(self.code, meaning=False)}: aborted in native code after its error, while it was ending"
         return in_words(self.code, meaning=meaning)
@@ -139,7 +147,11 @@ class Attempt:
     def speaker(self) -> Failure | None:
         """The first failure; where it left no word, one that ended in the same way and did, as rank 0 for all."""
         first = self.first
-        if first is None or first.code < 0 or first.log_tail.lines:
+        if first is None or first.log_tail.lines:
+            return first
+        if first.held_up:
+            return next((other for other in self.failures if other.log_tail.timed_out), first)
+        if first.code < 0:
             return first
         same = (other for other in self.failures if other.code == first.code and not other.stopped)
         return next((other for other in same if other.log_tail.lines), first)
@@ -171,6 +183,8 @@ def first_failure(failures: Sequence[Failure]) -> Failure | None:
     The first one that is no victim. A rank in trouble may take longer to end than the ranks whose connections it lets
     go: where all of those are victims, it is the one that was stopped with an error of its own in its last words.
     """
+    if failures and failures[0].held_up:
+        return failures[0]
     alone = [failure for failure in failures if not failure.stopped]
     for failure in alone:
         if not failure.victim:

@@ -36,6 +36,11 @@ LEFT_EARLY = Remedy(
 )
 
 
+HELD_UP = Remedy(
+    "held-up",
+    "it did not come to the collective that the others were in, until their time limit ended them",
+    "look at the line above; where it only needs longer, a longer timeout in init_process_group",
+)
 LONGER = "if it only needs longer: --step-timeout SECONDS, 0 for no limit"
 
 
@@ -43,6 +48,8 @@ def find_remedy(failure: Failure, evidence: Evidence) -> Remedy | None:
     """The first remedy that fits, None where none is known."""
     if failure.left:
         return LEFT_EARLY
+    if failure.held_up:
+        return HELD_UP
     if failure.hang:
         return _hung(failure.hang)
     if by_signal := _killed(failure, evidence) or _full_shm(failure, evidence):

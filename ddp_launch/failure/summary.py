@@ -49,6 +49,7 @@ def _show_failure(console: Console, outcome: Outcome, failure: Failure, remedy: 
 
 def _title(outcome: Outcome, failure: Failure) -> str:
     how = "lost its connection" if _unexplained(outcome) else "failed first"
+    how = "held the others up" if failure.held_up else how
     how = "left early" if failure.left else "hung" if failure.hang else how
     return f"rank {failure.rank} {how}"
 
@@ -78,18 +79,26 @@ def _facts(outcome: Outcome, failure: Failure, remedy: Remedy | None, speaker: F
     yield "ended by", failure.ending(meaning=remedy is None)
     if failure.place:
         yield "was at", str(failure.place)
+    if failure.at:
+        yield "was", failure.at
+    if failure.found:
+        yield "seen", failure.found
     others = [other for other in last.failures if other is not failure]
     for name, words, ranks in (
         ("victims", "lost the connection to it", [f for f in others if f.victim]),
-        ("as well", "failed of themselves", [f for f in others if not f.victim and not f.stopped]),
+        (
+            *(("so failed", "waited for it in vain") if failure.held_up else ("as well", "failed of themselves")),
+            [f for f in others if not f.victim and not f.stopped],
+        ),
         ("stopped", "by the launcher", [f for f in others if not f.victim and f.stopped]),
     ):
         if ranks:
-            yield name, f"{names(f.rank for f in ranks)}: {words}{_later(failure, ranks)}"
+            later = "" if failure.held_up else _later(failure, ranks)
+            yield name, f"{names(f.rank for f in ranks)}: {words}{later}"
     if failure.left:
         for other in others[:SHOWN]:
-            if other.place:
-                yield "meanwhile", f"rank {other.rank} was at {other.place}"
+            if other.place or other.at:
+                yield "meanwhile", f"rank {other.rank}: {other.place or other.at}"
     if _unexplained(outcome):
         yield "look at", "the other nodes: one of them, or a rank there, was lost, and none has told why"
     if remedy is not None and remedy.name == TIMEOUT:
@@ -101,7 +110,8 @@ def _facts(outcome: Outcome, failure: Failure, remedy: Remedy | None, speaker: F
             words = first.log_tail.error or in_words(first.code, meaning=False)
             yield f"attempt {before.number + 1}", f"rank {first.rank}: {words}"
     if speaker is not failure:
-        yield "its words", f"none; those of rank {speaker.rank}, which ended in the same way:"
+        why = "waited for it" if failure.held_up else "ended in the same way"
+        yield "its words", f"none; those of rank {speaker.rank}, which {why}:"
     if outcome.refusal:
         yield "restart", f"none: {outcome.refusal}"
 

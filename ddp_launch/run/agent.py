@@ -38,6 +38,7 @@ from ddp_launch.run.process_tree import ProcessTree, with_pdeathsig
 from ddp_launch.run.rank_logs import SIGNALS_VARIABLE, RankLogs
 from ddp_launch.run.signals import Interrupts
 from ddp_launch.run.torch_logging import silence_engine
+from ddp_launch.stall.consequence import explain
 from ddp_launch.stall.report import Reporter
 from ddp_launch.stall.watch import StallWatch
 from ddp_launch.torch_internals import HookedAgent, agent_has_hooks
@@ -240,6 +241,7 @@ class _Agent(HookedAgent):
         self._report_ends()
         if not self._over and any(self._codes().values()):
             self._over = True
+            views = self._stall.look()
             alone = self._settled()
             self._report_ends()
             first = first_failure(self._failures(alone))
@@ -254,7 +256,7 @@ class _Agent(HookedAgent):
             self.stop_workers(signal.SIGTERM)
             self._report_ends(stopped=True)
             self._logs.finish()
-            self._take_down(self._failures(alone))
+            self._take_down(explain(self._failures(alone), views, self.workers[0].world_size))
         if not self._over and any(code != 0 for code in self._codes().values()):
             # Without torch's look at them: a rank may have failed since our own, and torch would end the others
             # before anybody knows which it was.

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
+from ddp_launch.failure.failures import in_words
 from ddp_launch.failure.summary import names
 from ddp_launch.stall.record import Collective, Record
 from ddp_launch.stall.stacks import Stacks, of_thread, place_of, spawned, waits_in
@@ -38,6 +39,7 @@ class RankView:
 
     rank: int
     state: Literal["running", "stopped", "ended"] = "running"
+    pid: int = 0
     code: int | None = None
     stacks: Stacks | None = None
     record: Record | None = None
@@ -71,23 +73,17 @@ class RankView:
     def doing(self) -> str:
         """What it does, in one line."""
         if self.state == "ended":
-            return (
-                "ended"
-                if self.code is None
-                else f"has ended with exit code {self.code}"
-                if self.code >= 0
-                else "killed"
-            )
+            return "ended" if self.code is None else "ended by " + in_words(self.code, meaning=False)
         where = place_of(self.frames)
         trainer = f" ({self.record.place})" if self.record and self.record.place else ""
         if self.state == "stopped":
-            return "is stopped (SIGSTOP); it cannot say where"
+            return "stopped (SIGSTOP), so that it cannot say where"
         if not where:
-            return "gives no Python stack: it is in the kernel, most often for a disk, or is no Python program"
+            return "no Python stack: in the kernel, most often for a disk, or no Python program"
         if self.blocked:
-            return f"waits in {self.blocked}{_shapes(self.waiting)}, at {where}{trainer}"
+            return f"waiting in {self.blocked}{_shapes(self.waiting)}, at {where}{trainer}"
         held = "" if self.answered else ", in native code that holds Python's lock"
-        return f"is at {where}{trainer}{held}"
+        return f"at {where}{trainer}{held}"
 
 
 @dataclass(frozen=True)
@@ -178,7 +174,8 @@ def _stopped(views: Sequence[RankView], blocked: Sequence[RankView]) -> Found | 
     if not stopped:
         return None
     title = f"{names(stopped)} {_is(stopped)} stopped (SIGSTOP), and {_wait_for(blocked, stopped)}"
-    return "stopped", stopped, title, f"kill -CONT PID lets {'it' if len(stopped) == 1 else 'them'} continue"
+    pids = " ".join(str(view.pid) for view in views if view.state == "stopped")
+    return "stopped", stopped, title, f"kill -CONT {pids} lets {'it' if len(stopped) == 1 else 'them'} continue"
 
 
 def _missing(views: Mapping[int, RankView], blocked: Sequence[RankView], world_size: int) -> Found | None:

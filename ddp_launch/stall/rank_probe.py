@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ddp_launch.stall.in_rank.sitecustomize import SIGNAL_BELOW_LAST, STACKS
-from ddp_launch.stall.in_rank.torch_internals import HEAD, MAIL, QUESTION
+from ddp_launch.stall.in_rank.torch_internals import BRIEF, FULL, HEAD, MAIL
 from ddp_launch.stall.record import Record, parse
 
 STACK_SIGNAL = signal.SIGRTMAX - SIGNAL_BELOW_LAST
@@ -30,7 +30,7 @@ class _Head(NamedTuple):
     thread: int
     pipe: int
     pipe_inode: int
-    number: int
+    answered: int
     full: bool
     last: bool
     lengths: tuple[int, ...]
@@ -56,7 +56,8 @@ class RankProbe:
 
     def __init__(self, rank: int, pid: int) -> None:
         self.rank, self.pid = rank, pid
-        self._asked = 0
+        self._asked: tuple[int, bool] | None = None
+        """How many questions had been answered when the last one of ours was put, and whether that was a full one."""
         self._target = 0
         self._stacks: int | None = None
         self._mail: int | None = None
@@ -120,15 +121,20 @@ class RankProbe:
     def pending(self) -> bool:
         """Whether a question has not been answered yet."""
         head = None if self._mail is None else _head(self._mail)
-        return head is not None and head.number != self._asked and not head.last
+        if head is None or self._asked is None or head.last:
+            return False
+        # Others may ask the rank as well (`stacks`), and have got a brief answer meanwhile.
+        count, full = self._asked
+        return head.answered == count or (full and not head.full)
 
     def ask(self, *, full: bool) -> bool:
         """Put a question to the thread, unless one is open; whether that could be done."""
         if not self.find() or self._pipe is None or self.pending:
             return False
         with suppress(OSError):
-            os.write(self._pipe, QUESTION.pack(self._asked + 1, full))
-            self._asked += 1
+            head = None if self._mail is None else _head(self._mail)
+            os.write(self._pipe, FULL if full else BRIEF)
+            self._asked = (head.answered if head else 0, full)
             return True
         return False
 
@@ -137,6 +143,8 @@ class RankProbe:
         if self._mail is None or (head := _head(self._mail)) is None:
             return None
         data = os.pread(self._mail, sum(head.lengths), HEAD.size)
+        if _head(self._mail) != head:  # another answer came between
+            return None
         first, second = head.lengths[0], head.lengths[0] + head.lengths[1]
         return Answer(data[:first], data[first:second], data[second:], full=head.full)
 
@@ -200,8 +208,8 @@ def _head(mail: int) -> _Head | None:
     data = os.pread(mail, HEAD.size, 0)
     if len(data) < HEAD.size:
         return None
-    process, thread, pipe, inode, number, full, last, *lengths = HEAD.unpack(data)
-    return _Head(process, thread, pipe, inode, number, bool(full), bool(last), tuple(lengths))
+    process, thread, pipe, inode, count, full, last, *lengths = HEAD.unpack(data)
+    return _Head(process, thread, pipe, inode, count, bool(full), bool(last), tuple(lengths))
 
 
 def _state(pid: int) -> str:

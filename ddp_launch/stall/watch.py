@@ -43,7 +43,7 @@ HOOK = str(Path(sitecustomize.__file__).parent)
 
 
 @dataclass
-class _Watched:
+class Watched:
     """A rank of the present attempt. `silent_s`: since its counts changed; `limit_s`: how long that may be."""
 
     probe: RankProbe
@@ -62,7 +62,7 @@ class StallWatch:
         self._kill_s, self._reporter = kill_s, reporter
         self._limit_s = min((limit for limit in (report_s, kill_s) if limit > 0), default=0.0)
         self._reported_s = 0.0
-        self._ranks: dict[int, _Watched] = {}
+        self._ranks: dict[int, Watched] = {}
         self._world_size = 0
         self._lock = threading.Lock()
         self._over = threading.Event()
@@ -94,7 +94,7 @@ class StallWatch:
         if not self.on:
             return
         self._ranks = {
-            rank: _Watched(RankProbe(rank, pid), self._limit_s, error_files.get(rank)) for rank, pid in pids.items()
+            rank: Watched(RankProbe(rank, pid), self._limit_s, error_files.get(rank)) for rank, pid in pids.items()
         }
         self._world_size = world_size
         self._arrivals = Arrivals()
@@ -155,13 +155,15 @@ class StallWatch:
         if not silent:
             return
         found = self._find(silent)
+        if self._over.is_set():
+            return
         if found is not None and silent < LOADING_S and any(is_loading(view.frames) for view in found[1]):
             for one in there:
                 one.limit_s = silent + 2 * POLL_S
             return
         for one in there:
             if one.silent_s >= silent / 2:  # of the same stall
-                one.limit_s = AGAIN * silent
+                one.limit_s = AGAIN * silent if found else silent + self._limit_s
                 if silent < self._kill_s:
                     one.limit_s = min(one.limit_s, self._kill_s)
         if found is not None:
@@ -201,7 +203,7 @@ class StallWatch:
             views = look(self._ranks)
             found = judge(views, self._world_size)
             idle = all(one.silent_s >= silent / 2 for one in self._ranks.values() if one.code is None)
-        if found is None and idle and all(grouped) and len(views) > 1:
+        if found is None and idle and all(grouped) and sum(view.state == "running" for view in views) > 1:
             title = "no rank has come to a collective, and none waits for another: all are busy with something else"
             found = Finding("busy", (), title, rows_of(views))
         return None if found is None else (found, views)
@@ -237,7 +239,7 @@ class StallWatch:
         self._arrivals.add({rank: one.record for rank, one in self._ranks.items() if one.record is not None})
 
 
-def look(ranks: Mapping[int, _Watched]) -> list[RankView]:
+def look(ranks: Mapping[int, Watched]) -> list[RankView]:
     """Ask ranks for stacks and collectives, and read what they say within about a second."""
     begun: dict[int, int | None] = {}
     switches = {rank: one.probe.switches for rank, one in ranks.items()}
@@ -260,6 +262,7 @@ def look(ranks: Mapping[int, _Watched]) -> list[RankView]:
         views.append(
             RankView(
                 rank=rank,
+                pid=one.probe.pid,
                 state="ended" if ended else "stopped" if state == STOPPED else "running",
                 code=one.code,
                 stacks=parse_stacks(text),
@@ -271,7 +274,7 @@ def look(ranks: Mapping[int, _Watched]) -> list[RankView]:
 
 
 def _without_those_that_move(
-    views: list[RankView], ranks: Mapping[int, _Watched], switches: Mapping[int, int], since: float
+    views: list[RankView], ranks: Mapping[int, Watched], switches: Mapping[int, int], since: float
 ) -> list[RankView]:
     """Messages from rank to rank are in no record: who seems to wait for one may be sending one after the other."""
     doubtful = [view for view in views if view.blocked and view.waiting is None and view.record is not None]

@@ -1,7 +1,7 @@
 """The thread of a rank that answers the launcher, and torch's private API that it reads: the flight recorder of gloo
 and NCCL, and the names of the process groups. Loaded by file (sitecustomize.py), in the Python of the rank.
 
-A question is a few bytes in a pipe, which the launcher opens below /proc/PID/fd. The answer is memory without a name
+A question is a byte in a pipe, which the launcher opens below /proc/PID/fd. The answer is memory without a name
 (memfd_create(2)): a head, then the recorder's own pickles for gloo and NCCL, then JSON. A brief answer takes 0.1 ms,
 one with the last 2,000 collectives about 10 ms, with Python's lock held. When the program ends by itself it leaves a
 last answer, which the launcher reads if it has that memory open by then.
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 MAIL = "ddp-launch-mail"
 """The memory of the answers, by the name that /proc/PID/fd shows."""
 HEAD = struct.Struct("=qqqqqqqqqq")
-"""Process, thread, the pipe's descriptor and inode, the number of the question that was answered, whether single
+"""Process, thread, the pipe's descriptor and inode, how many questions have been answered, whether single
 collectives are in the answer, whether it is the last word, and the lengths of the three parts."""
-QUESTION = struct.Struct("=qq")
-"""A number, and whether single collectives are wanted too."""
+BRIEF, FULL = b"b", b"f"
+"""The questions: what the process groups count, or single collectives too."""
 RECORDERS = ("_dump_fr_trace", "_dump_nccl_trace")
 TRAINER = "ddp_train.distributed.heartbeat"
 
@@ -57,7 +57,7 @@ class Answers:
     def __init__(self, c10d: ModuleType, memory: int, reading: int, writing: int) -> None:
         self._c10d, self._memory, self._reading, self._writing = c10d, memory, reading, writing
         self._files = [(file, os.fstat(file).st_ino) for file in (memory, reading)]
-        self._process, self._thread, self._number = os.getpid(), 0, 0
+        self._process, self._thread, self._count = os.getpid(), 0, 0
         self._lock = _thread.allocate_lock()
 
     def serve(self) -> None:
@@ -65,12 +65,12 @@ class Answers:
         self._thread = _thread.get_native_id()
         self._write(False, False, b"", b"", b"")
         # A program may close all descriptors that it does not know, and the numbers then have another meaning.
-        while self._intact() and len(question := os.read(self._reading, QUESTION.size)) == QUESTION.size:
+        while self._intact() and (question := os.read(self._reading, 1)):
             if not self._intact():
                 return
             with self._lock:
-                self._number, full = QUESTION.unpack(question)
-                self._answer(bool(full), False)
+                self._count += 1
+                self._answer(question == FULL, False)
 
     def last(self) -> None:
         """As the interpreter closes: what the launcher can no longer ask for. Not from a process that was forked."""
@@ -87,7 +87,7 @@ class Answers:
     def _write(self, full: bool, last: bool, *parts: bytes) -> None:
         pipe = self._files[1][1]
         lengths = [len(part) for part in parts]
-        head = HEAD.pack(self._process, self._thread, self._writing, pipe, self._number, full, last, *lengths)
+        head = HEAD.pack(self._process, self._thread, self._writing, pipe, self._count, full, last, *lengths)
         os.ftruncate(self._memory, HEAD.size + sum(lengths))
         os.pwrite(self._memory, b"".join(parts), HEAD.size)
         os.pwrite(self._memory, head, 0)

@@ -1,0 +1,95 @@
+"""`python -m ddp_launch stacks RUN`: where every rank of a running run is, now.
+
+RUN is the launcher's process id, that of one of its ranks, or a folder: of its logs, or a run folder of the trainer's.
+Without it, the run of this user that there is. Ranks are found by their environment; nothing is written anywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from ddp_core.errors import OptionError
+from ddp_core.rank_report import ERROR_FILE
+from ddp_launch.stall.finding import Finding, judge, rows_of
+from ddp_launch.stall.rank_probe import RankProbe
+from ddp_launch.stall.report import show
+from ddp_launch.stall.watch import Watched, look
+from ddp_train.watchdog.python_stacks import traceback_lines
+
+USAGE = "python -m ddp_launch stacks [RUN]   (RUN: process id of the launcher or of a rank, log or run folder)"
+MARK = "DDP_LAUNCH_RUN"
+
+Ranks = dict[int, RankProbe]
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Print the stacks of the ranks; the exit status. Errors: OptionError."""
+    if arguments[:1] in (["-h"], ["--help"]):
+        print(USAGE)
+        return 0
+    if len(arguments) > 1 or (arguments and arguments[0].startswith("-")):
+        raise OptionError(f"{' '.join(arguments)!r}: expected {USAGE}")
+    launcher, ranks = _choose(_runs(), arguments[0] if arguments else None)
+    views = look({rank: Watched(probe) for rank, probe in sorted(ranks.items())})
+    console = Console()
+    for view in views:
+        print(f"rank {view.rank} (process {view.pid})")
+        for line in traceback_lines([*view.frames]) if view.frames else ("it gives no Python stack",):
+            print(f"  {line}")
+        print()
+    title = "no rank waits for another"
+    show(console, f"ranks of launcher {launcher}", judge(views) or Finding("busy", (), title, rows_of(views)))
+    for probe in ranks.values():
+        probe.close()
+    return 0
+
+
+def _runs() -> dict[int, tuple[Ranks, Path | None]]:
+    """The runs of this user: the launcher's process id -> its ranks, and the folder of their logs."""
+    runs: dict[int, tuple[Ranks, Path | None]] = {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            words = (entry / "environ").read_bytes().split(b"\0")
+            parent = int((entry / "stat").read_bytes().rpartition(b")")[2].split()[1])
+            parents = (Path("/proc") / str(parent) / "environ").read_bytes().split(b"\0")
+        except (OSError, IndexError, ValueError):
+            continue
+        variables = _variables(words)
+        # Processes that a rank has started have its variables, too: its own parent has no rank.
+        if MARK in variables and "RANK" in variables and _variables(parents).get("RANK") != variables["RANK"]:
+            logs = Path(variables[ERROR_FILE]).parent if ERROR_FILE in variables else None
+            runs.setdefault(parent, ({}, logs))[0][int(variables["RANK"])] = RankProbe(
+                int(variables["RANK"]), int(entry.name)
+            )
+    return runs
+
+
+def _variables(words: Sequence[bytes]) -> Mapping[str, str]:
+    pairs = (word.decode(errors="replace").partition("=") for word in words)
+    return {name: value for name, _, value in pairs}
+
+
+def _choose(runs: Mapping[int, tuple[Ranks, Path | None]], name: str | None) -> tuple[int, Ranks]:
+    """The run that is meant. Errors: OptionError."""
+    known = "; ".join(f"launcher {pid}, logs in {logs}" for pid, (_, logs) in sorted(runs.items()))
+    if name is None:
+        fitting = list(runs)
+    elif name.isdigit():
+        fitting = [pid for pid, (ranks, _) in runs.items() if int(name) in (pid, *(one.pid for one in ranks.values()))]
+    else:
+        folder = Path(name).resolve()
+        fitting = [
+            pid for pid, (_, logs) in runs.items() if logs and folder in (logs.resolve(), *logs.resolve().parents)
+        ]
+    if len(fitting) == 1:
+        return fitting[0], runs[fitting[0]][0]
+    if not runs:
+        raise OptionError("no run of this user is running on this machine")
+    if not fitting:
+        raise OptionError(f"{name!r} is no run that is running here; there are: {known}")
+    raise OptionError(f"several runs are running here, name one ({USAGE}): {known}")
