@@ -1,36 +1,50 @@
 """A `Topology` as a JSON file and back, lossless: plan one machine on another, replay a bug report.
 
-A file from elsewhere needs only what nvidia-smi shows, in its own words: a GPU its index, a link its ends and "NV4" or
-"PHB" (snapshot.py).
-
-Other spellings of what a topology file says, as somebody writes them who copies from nvidia-smi and sysfs.
-
-`nvidia-smi topo -m` calls four NVLinks "NV4" and lists each pair twice, `topo -p2p` says "OK" or "CNS" for peer access,
-`-q` says "Enabled" for MIG mode, and sysfs calls an unknown NUMA node -1. What is none of these is left as it is, for
-the reader to accept or refuse.
+A file from elsewhere needs only what nvidia-smi and sysfs show, in their words: a GPU its index, a link its ends and
+"NV4" or "PHB", each pair once or twice, "CNS" for peer access, "Enabled" for MIG mode, -1 for an unknown NUMA node.
+What is neither ours nor theirs is refused in one line; the limits below keep every command on any file below 5 s.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from reprlib import Repr
 from types import NoneType, UnionType
-from typing import Any, NoReturn, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 from unicodedata import category
 
 from ddp_core.errors import TopologyError
 from ddp_core.files import write_whole
-from gpu_topology.topology import LinkLevel, Topology
+from gpu_topology.topology import MOST_GPUS, LinkLevel, Topology
+
+T = TypeVar("T")
 
 SCHEMA = "gpu-topology/1"
 
-# Numbers are counts, bytes and indices; NVML's own are of 64 bits at most.
-_LARGEST = 2**64 - 1
+MOST_BYTES, MOST_ITEMS, MOST_CHARACTERS = 8 * 2**20, 4096, 1000
+"""Of the file, of a list in it (GPUs: `MOST_GPUS`), and of a text."""
+
+# Numbers are counts, bytes and indices; NVML's own are of 64 bits at most. These are far beyond what any machine has.
+LARGEST = 2**64 - 1
+LARGEST_OF = {
+    "index": 4095,
+    "compute_capability": 99,
+    "numa_node": 65535,
+    "utilization": 100,
+    "cores": 10**7,
+    "clock_mhz": 10**6,
+    "pcie_generation": 15,
+    "pcie_generation_now": 15,
+    "pcie_width": 64,
+    "pcie_width_now": 64,
+    "nvlinks": 999,
+}
 
 _quote = Repr()
 _quote.maxstring = _quote.maxother = _quote.maxlong = 60
@@ -67,6 +81,8 @@ def from_dict(data: object) -> Topology:
         _check(topology)
     except (TypeError, ValueError) as error:
         raise TopologyError(f"not a valid {SCHEMA} topology: {error}") from None
+    except RecursionError:
+        raise TopologyError(f"not a valid {SCHEMA} topology: it is nested too deeply") from None
     return topology
 
 
@@ -76,11 +92,17 @@ def save(topology: Topology, path: Path | str) -> None:
 
 
 def load(path: Path | str) -> Topology:
-    """Read a snapshot; TopologyError naming the file when it is unreadable, not JSON, or of another schema."""
+    """Read a snapshot, in UTF-8 or in UTF-16 as PowerShell writes it; TopologyError naming the file when it is
+    unreadable, too large, not JSON, or of another schema."""
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_no_number)
+        with Path(path).open("rb") as file:
+            text = file.read(MOST_BYTES + 1)
     except OSError as error:
         raise TopologyError(f"cannot read {path}: {error.strerror or error}") from None
+    if len(text) > MOST_BYTES:
+        raise TopologyError(f"{path} is larger than {MOST_BYTES // 2**20} MiB: it is no topology file")
+    try:
+        data = json.loads(text, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
         raise TopologyError(f"{path} is not JSON: {error}") from None
     try:
@@ -95,11 +117,17 @@ def _no_number(name: str) -> NoReturn:
 
 def _check(topology: Topology) -> None:
     """What no single field shows; ValueError."""
-    indices = [gpu.index for gpu in topology.gpus]
-    repeated = next((index for index in indices if indices.count(index) > 1), None)
-    if repeated is not None:
-        raise ValueError(f"GPU {repeated} occurs twice")
-    seen = set()
+    indices = {gpu.index for gpu in topology.gpus}
+    if index := _repeated(gpu.index for gpu in topology.gpus):
+        raise ValueError(f"GPU {index[0]} occurs twice")
+    uuids = [gpu.uuid for gpu in topology.gpus if gpu.uuid]
+    uuids += [one.uuid for gpu in topology.gpus for one in gpu.mig_devices]
+    if odd := [uuid for uuid in uuids if not uuid or re.search(r"[\s,]", uuid)]:
+        raise ValueError(f"uuid is {_quote.repr(odd[0])}, not one word without a comma")
+    if uuid := _repeated(uuid.lower() for uuid in uuids):
+        raise ValueError(f"the UUID {_quote.repr(uuid[0])} occurs twice")
+    if pair := _repeated((link.a, link.b) for link in topology.links):
+        raise ValueError(f"the link {pair[0][0]}-{pair[0][1]} occurs twice")
     for link in topology.links:
         name = f"the link {link.a}-{link.b}"
         missing = next((end for end in (link.a, link.b) if end not in indices), None)
@@ -107,9 +135,17 @@ def _check(topology: Topology) -> None:
             raise ValueError(f"{name} names GPU {missing}, which is not there")
         if link.a == link.b:
             raise ValueError(f"{name} joins a GPU to itself")
-        if (link.a, link.b) in seen:
-            raise ValueError(f"{name} occurs twice")
-        seen.add((link.a, link.b))
+
+
+def _repeated(values: Iterable[T]) -> list[T]:
+    """Those that occur more than once."""
+    return [value for value, count in Counter(values).items() if count > 1]
+
+
+def _count(items: list[object], name: str) -> None:
+    most = MOST_GPUS if name == "gpus" else MOST_ITEMS
+    if len(items) > most:
+        raise ValueError(f"{name} has {len(items)} entries, of which {most} are read at most")
 
 
 _hints = cache(get_type_hints)
@@ -125,6 +161,7 @@ def _decode(kind: Any, value: object, name: str) -> Any:
         if not isinstance(items, list) or (kinds[-1] is not ... and len(items) != len(kinds)):
             length = "any length" if ... in kinds else len(kinds)
             raise ValueError(f"{name} is {_quote.repr(value)}, not a list of {length}")
+        _count(items, name)
         return tuple(_decode(kinds[0], item, name) for item in items)
     if isinstance(kind, type) and is_dataclass(kind):
         if not isinstance(value, dict):
@@ -148,9 +185,11 @@ def _level(value: object) -> LinkLevel:
 def _plain_value(kind: type, value: object, name: str) -> object:
     if type(value) is not kind:  # bool is an int to isinstance, and must not be one here
         raise ValueError(f"{name} is {_quote.repr(value)}, not {kind.__name__}")
-    if isinstance(value, int) and not 0 <= value <= _LARGEST:
-        raise ValueError(f"{name} is {_quote.repr(value)}, not a number of 0 to 2^64 - 1")
+    if isinstance(value, int) and not 0 <= value <= LARGEST_OF.get(name, LARGEST):
+        raise ValueError(f"{name} is {_quote.repr(value)}, not a number of 0 to {LARGEST_OF.get(name, '2^64 - 1')}")
     if isinstance(value, str):
+        if len(value) > MOST_CHARACTERS:
+            raise ValueError(f"{name} has {len(value)} characters, of which {MOST_CHARACTERS} are read at most")
         value.encode()  # half a surrogate pair could not be printed; its UnicodeEncodeError is a ValueError
         if any(category(character) == "Cc" for character in value):  # a file from elsewhere must not steer a terminal
             raise ValueError(f"{name} is {_quote.repr(value)}, with a control character in it")
@@ -179,6 +218,7 @@ def usual(data: Json) -> Json:
     if isinstance(gpus, list):
         data = {**data, "gpus": [_gpu(gpu) if isinstance(gpu, dict) else gpu for gpu in gpus]}
     if isinstance(links, list):
+        _count(links, "links")
         data = {**data, "links": list(_once(links))}
     return data
 
@@ -197,13 +237,16 @@ def _gpu(gpu: Json) -> Json:
 
 def _once(links: list[object]) -> Iterator[object]:
     """Each pair once where a matrix was written out, without its diagonal; a pair given in two ways stays as it is."""
-    seen: list[Json] = []
+    seen: dict[object, list[Json]] = {}
     for link in links:
         if not isinstance(link, dict):
             yield link
-        elif link.get("level") != "X" and (plain := _link(link)) not in seen:
-            seen.append(plain)
-            yield plain
+        elif link.get("level") != "X":
+            plain = _link(link)
+            before = seen.setdefault((str(plain.get("a")), str(plain.get("b"))), [])
+            if plain not in before:
+                before.append(plain)
+                yield plain
 
 
 def _link(link: Json) -> Json:

@@ -10,6 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
+# More than any machine has.
+MOST_GPUS = 64
+
 
 class LinkLevel(StrEnum):
     """The path between two GPUs, named as `nvidia-smi topo -m` names it; nearest first."""

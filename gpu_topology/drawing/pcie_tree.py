@@ -40,7 +40,8 @@ def node_of(topology: Topology, members: Sequence[int]) -> Branch:
 
 def pcie_path(link: Link) -> LinkLevel | None:
     """The PCIe path beneath a link, None where the driver does not tell."""
-    return link.pcie_level or (None if link.level is LinkLevel.NV else link.level)
+    path = link.pcie_level or link.level
+    return None if path is LinkLevel.NV else path
 
 
 def at_level(branch: Branch, level: LinkLevel) -> tuple[Branch, ...]:

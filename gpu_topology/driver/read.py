@@ -25,10 +25,7 @@ from gpu_topology.driver.library import (
     start_error,
 )
 from gpu_topology.driver.links import read_links
-from gpu_topology.topology import Gpu, Topology
-
-# More GPUs than any machine has: where to stop looking when the driver does not tell how many there are.
-_MOST_GPUS = 64
+from gpu_topology.topology import MOST_GPUS, Gpu, Topology
 
 
 def read_topology() -> Topology:
@@ -97,9 +94,9 @@ def open_handles(driver: Driver) -> list[tuple[Any, str | None]]:
 
 
 def _probe(driver: Driver) -> list[tuple[Any, str | None]]:
-    """The handles without knowing how many: up to the first index that is neither there nor lost."""
+    """The handles where the driver does not tell how many: up to the first index that is neither there nor lost."""
     found: list[tuple[Any, str | None]] = []
-    while len(found) < _MOST_GPUS:
+    while len(found) < MOST_GPUS:
         handle, problem = driver.try_ask("nvmlDeviceGetHandleByIndex", len(found), about=f"GPU {len(found)}")
         if problem is not None and problem not in LOST:
             break

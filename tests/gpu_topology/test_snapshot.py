@@ -50,23 +50,25 @@ def test_round_trip_is_lossless(topology, tmp_path):
     assert json.loads(path.read_text())["schema"] == "gpu-topology/1"
 
 
-def _anything(kind: Any, draw: random.Random) -> Any:
-    """A random value of the type that a field is annotated with."""
+def _anything(kind: Any, draw: random.Random, name: str = "") -> Any:
+    """A random value of the type that the field of this name is annotated with."""
     if get_origin(kind) is UnionType:
         kinds = get_args(kind)
-        return _anything(draw.choice(kinds), draw)
+        return _anything(draw.choice(kinds), draw, name)
     if get_origin(kind) is tuple:
         kinds = get_args(kind)
         count = draw.randrange(4) if ... in kinds else len(kinds)
-        return tuple(_anything(kinds[0], draw) for _ in range(count))
+        return tuple(_anything(kinds[0], draw, name) for _ in range(count))
     if is_dataclass(kind):
-        return kind(**{name: _anything(hint, draw) for name, hint in get_type_hints(kind).items()})
+        return kind(**{name: _anything(hint, draw, name) for name, hint in get_type_hints(kind).items()})
+    if name == "uuid" and kind is str:  # no two devices share one
+        return f"GPU-\u00e9\u4e2d\U0001f600{draw.random()}"
     if issubclass(kind, LinkLevel):
         return draw.choice(list(LinkLevel))
     choices = {
         NoneType: (None,),
         bool: (True, False),
-        int: (0, 1, draw.randrange(2**64)),
+        int: (0, 1, draw.randrange(1 + snapshot.LARGEST_OF.get(name, snapshot.LARGEST))),
         str: ("", "NV4", "GPU-\u00e9\u4e2d\U0001f600", '"\\', str(draw.random())),
     }
     return draw.choice(choices[kind])
