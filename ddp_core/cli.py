@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -12,6 +13,37 @@ from ddp_core import missing_packages
 from ddp_core.errors import OptionError, UserError, line_of
 
 INTERRUPTED = 130
+
+# Without a unit it is GB, in which memory is sold.
+_UNITS = {
+    "": 10**9,
+    "k": 10**3,
+    "m": 10**6,
+    "g": 10**9,
+    "t": 10**12,
+    "ki": 2**10,
+    "mi": 2**20,
+    "gi": 2**30,
+    "ti": 2**40,
+}
+_LARGEST_MEMORY = 10**15
+
+
+class MemorySize(int):
+    """Bytes, with the words that they were typed as: "80GB"."""
+
+    typed: str
+
+
+def memory_size(text: str) -> MemorySize | None:
+    """A size of memory: 80, 80G and 80GB are 80 * 10^9 bytes, 80GiB are 80 * 2^30. None for anything else."""
+    found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?) ?([kmgt]?i?)b?", text.strip(), re.IGNORECASE | re.ASCII)
+    unit = _UNITS.get(found[2].lower()) if found else None
+    if found is None or unit is None or float(found[1]) * unit > _LARGEST_MEMORY:
+        return None
+    size = MemorySize(round(float(found[1]) * unit))
+    size.typed = text.strip() if found[2] else f"{found[1]}GB"
+    return size
 
 
 class CommandLine(argparse.ArgumentParser):

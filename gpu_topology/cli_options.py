@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ddp_core.cli import memory_size
 from gpu_topology.select.from_environment import from_environment, read_inherited
 from gpu_topology.select.select import POLICIES, Selection, SelectionError, SelectionRequest, select
 from gpu_topology.topology import Topology
@@ -64,7 +66,7 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--exclude", type=names, default=(), metavar="LIST", help="never these: indices or UUIDs")
     parser.add_argument("--allow-busy", action="store_true", help="also GPUs that others use")
     parser.add_argument(
-        "--min-memory", type=memory, default=0, metavar="SIZE", help="each GPU has at least 24G, 800M ..."
+        "--min-memory", type=memory, default=0, metavar="SIZE", help="least memory of a GPU, as in 20GB or 20GiB"
     )
 
 
@@ -82,22 +84,17 @@ def some_names(text: str) -> tuple[str, ...]:
 
 def positive(text: str) -> int:
     """A whole number of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
+    if not re.fullmatch("0*[1-9][0-9]{0,8}", text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
     return int(text)
 
 
 def memory(text: str) -> int:
-    """Bytes from "24G", "800M", "24GiB"; a bare number is GiB, the usual unit of GPU memory."""
-    number = text.strip().upper().removesuffix("B").removesuffix("I")
-    unit = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}.get(number[-1:])
-    try:
-        size = float(number if unit is None else number[:-1]) * (unit or 2**30)
-    except ValueError:
-        size = -1.0
-    if not 0 <= size < float("inf"):
+    """Bytes from "24G", "800M", "24GiB", as `launch.py` reads them too."""
+    size = memory_size(text)
+    if size is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 24G or 800M")
-    return int(size)
+    return size
 
 
 def read_source(arguments: argparse.Namespace) -> Topology:

@@ -6,13 +6,12 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ddp_core.cli import memory_size
 from ddp_core.errors import OptionError
 
 LARGEST_NODES = 100_000
-LARGEST_MEMORY = 10**15
 BOTH = 3
 SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
-UNITS = {"": 10**9, "gb": 10**9, "g": 10**9, "gib": 2**30, "mb": 10**6, "m": 10**6, "mib": 2**20}
 
 
 def whole(option: str, least: int, largest: int) -> Callable[[str], int]:
@@ -115,10 +114,10 @@ def memory(option: str) -> Callable[[str], int]:
     """A parser of memory sizes to bytes: 20, 20GB, 20GiB or 20000MB."""
 
     def parse(text: str) -> int:
-        found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?) ?([a-zA-Z]{0,3})", text)
-        if found and (unit := UNITS.get(found[2].lower())) and float(found[1]) * unit <= LARGEST_MEMORY:
-            return round(float(found[1]) * unit)
-        raise OptionError(f"{option} {text!r}: expected a size from 0 to 1000000GB, as in 20GB, 20GiB or 20000MB")
+        size = memory_size(text)
+        if size is None:
+            raise OptionError(f"{option} {text!r}: expected a size from 0 to 1000000GB, as in 20GB, 20GiB or 20000MB")
+        return size
 
     return parse
 

@@ -283,10 +283,11 @@ def _small(device: Device, rules: Rules) -> str | None:
     if not rules.min_memory:
         return None
     total = device.memory_total
-    wanted = f"{rules.min_memory / GIB:.1f} GiB are asked for"
+    typed = getattr(rules.min_memory, "typed", f"{rules.min_memory / GIB:.1f} GiB")
     if total is None:
-        return f"its memory is unknown, {wanted}"
-    return f"has {total / GIB:.1f} GiB, {wanted}" if total < rules.min_memory else None
+        return f"its memory is unknown, {typed} are asked for"
+    has = f"{total / GIB:.1f} GiB" + ("" if "i" in typed else f" ({total / 10**9:.1f} GB)")
+    return f"has {has}, {typed} are asked for" if total < rules.min_memory else None
 
 
 def _busy(device: Device, rules: Rules) -> str | None:

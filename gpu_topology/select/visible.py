@@ -66,21 +66,32 @@ def parse_visible(value: str, gpus: Sequence[Gpu], cuda_order: Sequence[str] | N
     `cuda_order`: UUIDs or PCI bus ids in the order in which CUDA counts; None: indices are taken in PCI order.
     """
     order = None if cuda_order is None else [_find_any(name, gpus) for name in cuda_order]
-    entries = [entry.strip() for entry in value.split(",")]
+    entries = [entry.strip(" \t\n\v\f\r") for entry in value.split(",")]
     if not value.strip():
         return Visible((), problem="CUDA_VISIBLE_DEVICES is empty, which hides every GPU")
     by_index = not entries[0].upper().startswith(("GPU-", "MIG-"))
     found: list[Device] = []
+    problems: list[str] = []
     for entry in entries:
         named = _by_ordinal(entry, gpus, order) if by_index else find_uuid(entry, gpus)
         if named is None:
-            return Visible(tuple(found), by_index, _end_of_list(entry, entries))
+            problems += filter(None, [_end_of_list(entry, entries)])
+            break
         if named in found:
-            return Visible(
-                (), by_index, f"CUDA_VISIBLE_DEVICES names {entry} twice, for which CUDA shows no GPU at all"
-            )
+            found = []
+            problems.append(f"CUDA_VISIBLE_DEVICES names {entry} twice, for which CUDA shows no GPU at all")
+            break
         found.append(named)
-    return Visible(tuple(found), by_index)
+        if by_index and not re.fullmatch(r"\+?[0-9]+", entry):
+            number = _DIGITS.match(entry)
+            problems.append(
+                f"CUDA reads {entry!r} in CUDA_VISIBLE_DEVICES as {number and number[0]}: "
+                "name GPUs by index or UUID, with commas between them"
+            )
+    return Visible(tuple(found), by_index, "; ".join(problems) or None)
+
+
+_DIGITS = re.compile(r"\+?[0-9]{1,18}")
 
 
 def _end_of_list(entry: str, entries: list[str]) -> str | None:
@@ -93,7 +104,7 @@ def _end_of_list(entry: str, entries: list[str]) -> str | None:
 
 def _by_ordinal(entry: str, gpus: Sequence[Gpu], order: Sequence[Device | None] | None) -> Device | None:
     """CUDA reads the digits at the start, like strtoul: "1gpu" is 1."""
-    match = re.match(r"\+?\d+", entry)
+    match = _DIGITS.match(entry)
     if match is None:
         return None
     number = int(match[0])
@@ -122,6 +133,8 @@ def find_uuid(prefix: str, gpus: Sequence[Gpu]) -> Device | None:
     start = prefix.lower()
     if start in ("", "gpu-", "mig-"):
         return None
+    if older := re.fullmatch(r"mig-(gpu-[^/]+)/([0-9]{1,9})/([0-9]{1,9})", start):
+        return _find_slice(older[1], int(older[2]), int(older[3]), gpus)
     every = (*(Device(gpu) for gpu in gpus if gpu.uuid), *(Device(gpu, mig) for gpu in gpus for mig in gpu.mig_devices))
     found = [device for device in every if device.uuid.lower().startswith(start)]
     exact = [device for device in found if device.uuid.lower() == start]
@@ -130,9 +143,23 @@ def find_uuid(prefix: str, gpus: Sequence[Gpu]) -> Device | None:
     return found[0] if len(found) == 1 else None
 
 
+def _find_slice(uuid: str, gpu_instance: int, compute_instance: int, gpus: Sequence[Gpu]) -> Device | None:
+    """The slice of "MIG-<UUID of the GPU>/<GPU instance>/<compute instance>", as drivers before R470 name it."""
+    every = [Device(gpu, mig) for gpu in gpus for mig in gpu.mig_devices]
+    found = [device for device in every if device.uuid.lower() == f"mig-{uuid}/{gpu_instance}/{compute_instance}"] or [
+        device
+        for device in every
+        if (device.gpu.uuid or "").lower() == uuid
+        and device.mig is not None
+        and device.mig.gpu_instance == gpu_instance
+        and (device.mig.compute_instance or 0) == compute_instance
+    ]
+    return found[0] if len(found) == 1 else None
+
+
 def find_name(name: str, gpus: Sequence[Gpu]) -> Device | None:
     """What a user types: an NVML index, a UUID, or a unique prefix of one with or without "GPU-"."""
     text = name.strip()
-    if text.isdecimal():
+    if re.fullmatch("[0-9]{1,18}", text):
         return find_index(int(text), gpus)
     return find_uuid(text, gpus) or find_uuid(f"GPU-{text}", gpus)

@@ -131,7 +131,8 @@ SELECTIONS = {
     ("--exclude", "2", "--as", "index"): "0,4",
     ("--min-memory", "30G", "--as", "index"): "3",
     ("--min-memory", "24564MiB", "--as", "index"): "0,2,4",
-    ("--min-memory", "24", "--as", "index"): "3",
+    ("--min-memory", "24", "--as", "index"): "0,2,4",
+    ("--min-memory", "24GiB", "--as", "index"): "3",
 }
 
 
