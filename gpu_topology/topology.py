@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 
 # More than any machine has.
 MOST_GPUS = 64
@@ -168,7 +169,7 @@ class Link:
         return f"NV{self.nvlinks or '?'}" if self.level is LinkLevel.NV else self.level.value
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Topology:
     """Everything read from the driver at one moment. `links` holds each pair once."""
 
@@ -180,18 +181,20 @@ class Topology:
 
     def gpu(self, index: int) -> Gpu:
         """The GPU with this NVML index; KeyError when there is none."""
-        for gpu in self.gpus:
-            if gpu.index == index:
-                return gpu
-        raise KeyError(index)
+        return self._gpus[index]
 
     def link(self, a: int, b: int) -> Link:
         """The link between two GPUs in either order; a link of unknowns when it was never read."""
-        low, high = min(a, b), max(a, b)
-        for link in self.links:
-            if (link.a, link.b) == (low, high):
-                return link
-        return Link(low, high)
+        pair = min(a, b), max(a, b)
+        return self._links.get(pair) or Link(*pair)
+
+    @cached_property
+    def _gpus(self) -> dict[int, Gpu]:
+        return {gpu.index: gpu for gpu in self.gpus}
+
+    @cached_property
+    def _links(self) -> dict[tuple[int, int], Link]:
+        return {(link.a, link.b): link for link in self.links}
 
     def links_within(self, indices: tuple[int, ...]) -> Iterator[Link]:
         """The links with both ends in `indices`."""

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
+from itertools import accumulate, takewhile
 from typing import Literal, TypeAlias
 
 Anchor = Literal["start", "middle", "end"]
@@ -100,6 +102,7 @@ def text_width(text: str, size: float, bold: bool = False) -> float:
     return sum(map(_letter_width, text)) * size * (_BOLD if bold else 1.0)
 
 
+@cache
 def _letter_width(letter: str) -> float:
     for letters, width in _WIDTHS.items():
         if letter in letters:
@@ -111,9 +114,9 @@ def shorten(text: str, width: float, size: float, bold: bool = False) -> str:
     """The text, cut with "…" where it would be wider than `width`."""
     if text_width(text, size, bold) <= width:
         return text
-    while text and text_width(text + "…", size, bold) > width:
-        text = text[:-1]
-    return text.rstrip(" ,:;.-") + "…"
+    room = width - text_width("…", size, bold)
+    widths = accumulate(text_width(letter, size, bold) for letter in text)
+    return text[: sum(1 for _ in takewhile(lambda so_far: so_far <= room, widths))].rstrip(" ,:;.-") + "…"
 
 
 def wrap(text: str, width: float, size: float, most: int, bold: bool = False) -> tuple[str, ...]:
