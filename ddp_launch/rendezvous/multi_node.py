@@ -79,7 +79,9 @@ class _Patience(RendezvousTimeout):
 
     @property
     def last_call(self) -> timedelta:
-        return timedelta(seconds=LATER_CALL_S if self.has_begun else FIRST_CALL_S)
+        # Within the time limit for all to come: nodes that are still waiting for more at its end would give up.
+        first = min(FIRST_CALL_S, self.join.total_seconds() / 2)
+        return timedelta(seconds=LATER_CALL_S if self.has_begun else first)
 
 
 class SeveralNodes(HookedRendezvous):

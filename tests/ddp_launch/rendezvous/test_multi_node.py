@@ -157,6 +157,16 @@ def test_two_launchers_on_one_machine_without_ranks(launcher: Any) -> None:
     assert [out for out, _ in outputs] == ["total 1 of 2\n"] * 2
 
 
+def test_one_node_of_a_range_starts_within_a_short_time_limit(launcher: Any) -> None:
+    """torch alone waits 30 s for more nodes, and gives up when the time limit is shorter."""
+    launcher.script("print('ran')")
+    options = ("--nnodes", "1:2", "--rdzv-timeout", "6", "--rdzv-endpoint", f"127.0.0.1:{free_port('127.0.0.1')}")
+    begin = time.monotonic()
+    done = launcher.run("--cpu", "--nproc", "1", *options, "program.py")
+    assert (done.returncode, done.stdout) == (0, "ran\n"), done.stderr
+    assert time.monotonic() - begin < 30
+
+
 def test_ctrl_c_while_waiting(launcher: Any) -> None:
     port = free_port("127.0.0.1")
     args = ("--cpu", "--nnodes", "2", "--rdzv-endpoint", f"127.0.0.1:{port}", "--node-rank")
