@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import repeat
-from types import CodeType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import torch
@@ -30,28 +30,14 @@ def leave_compiler_out() -> None:
     marking = getattr(torch, "_disable_dynamo", None)
     if marking is None or COMPILER in sys.modules:
         return
-    code = marking(_nothing).__code__
-    for kind in (Optimizer, DistributedDataParallel):
-        for attribute in vars(kind).values():
-            for function in _layers(attribute):
-                if _code(function) is code:
-                    # Where torch keeps what the compiler has made of the function, instead of asking it again.
-                    function.__wrapped__.__dynamo_disable = function.__wrapped__
-
-
-def _layers(function: Any) -> Iterator[Any]:
-    """A function, and the functions that it was put around."""
-    while callable(function):
-        yield function
-        function = getattr(function, "__wrapped__", None)
-
-
-def _code(function: Any) -> CodeType | None:
-    return getattr(function, "__code__", None)
-
-
-def _nothing() -> None:
-    """To see what a mark looks like."""
+    mark = marking(lambda: None).__code__
+    for attribute in (*vars(Optimizer).values(), *vars(DistributedDataParallel).values()):
+        function: Any = attribute
+        while callable(function):  # a function, and those that it was put around
+            if getattr(function, "__code__", None) is mark:
+                # Where torch keeps what the compiler has made of the function, instead of asking it again.
+                function.__wrapped__.__dynamo_disable = function.__wrapped__
+            function = getattr(function, "__wrapped__", None)
 
 
 def without_compiler(make: Callable[[], T]) -> T:

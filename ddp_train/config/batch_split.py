@@ -25,9 +25,7 @@ def split(total: int, weights: Sequence[float]) -> list[int]:
     """
     whole = math.fsum(weights)
     if total < 0 or whole <= 0 or any(w < 0 or not math.isfinite(w) for w in weights):
-        raise ValueError(
-            f"cannot split {total} by {list(weights)}: both must be non-negative, and some weight positive"
-        )
+        raise ValueError(f"cannot split {total} by {list(weights)}: no number may be negative, nor all weights 0")
     exact = [total * w / whole for w in weights]
     parts = [math.floor(x) for x in exact]
     by_remainder = sorted(range(len(parts)), key=lambda i: (parts[i] - exact[i], i))

@@ -170,9 +170,8 @@ def _read_yaml(parser: Any, path: Path, what: str) -> dict[str, Any]:
 
 def _preset_file(name: str) -> Path:
     if name not in presets():
-        raise UserError(
-            f"--preset {name}: unknown{_suggestion(name, list(presets()))}; presets: {', '.join(presets())}"
-        )
+        close = _suggestion(name, presets())
+        raise UserError(f"--preset {name}: unknown{close}; presets: {', '.join(presets())}")
     return PRESETS / f"{name}.yaml"
 
 

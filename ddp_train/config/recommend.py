@@ -2,12 +2,6 @@
 
 Pure and torch-free: the launcher shows the same recommendations before the start that a worker would
 find. Each one names the fact that it follows from. Memory is in bytes; GB in the texts is 10^9 bytes.
-
-The preset `speedrun` by target: how wide the network, how long the run, how large the steps.
-
-Pure and torch-free. A run is sized by the accuracy that it is for and by the device. The sizes for a CPU up to 0.93
-were tried out with 45,000 of the training images for training and 5,000 for testing, never on the test set; the larger
-ones are wider and longer in proportion.
 """
 
 from __future__ import annotations
@@ -61,9 +55,7 @@ def recommend(hardware: Hardware, config: Config) -> tuple[Recommendation, ...]:
         memory = hardware.gpu_memory // hardware.world_size
         hardware = replace(hardware, world_size=1, gpu_memory=memory)
     if config.run.disable_auto:
-        found: Iterable[Recommendation] = (
-            Recommendation(k, v, "fixed default (--disable-auto)") for k, v in FIXED.items()
-        )
+        found = tuple(Recommendation(name, value, "fixed default (--disable-auto)") for name, value in FIXED.items())
     else:
         found = (*_model(hardware, config), *_sizes(hardware, config), _workers(hardware), _precision(hardware))
     return tuple(r for r in found if _open(config, r.name))
@@ -78,9 +70,11 @@ def recommend_for_data(
     peak = scale_learning_rate(config.optim.lr or base, global_batch, rule)
     epochs, why = _epochs(dataset, train_samples, global_batch)
     augment = {"synthetic": "none"}.get(dataset, "balanced")
+    schedulers = ((256, "warm_restarts"), (128, "cosine"), (0, "multistep"))
+    scheduler = next(name for least, name in schedulers if global_batch >= least)
     found: tuple[Recommendation, ...] = (
         Recommendation("epochs", epochs, why),
-        Recommendation("scheduler", *_scheduler(global_batch)),
+        Recommendation("scheduler", scheduler, f"global batch {global_batch}"),
         Recommendation("augment", augment, f"usual for {dataset}"),
         Recommendation("lr", config.optim.lr or base, f"{config.optim.optimizer} at global batch {REFERENCE_BATCH}"),
         Recommendation("lr_scaling", rule, f"peak learning rate {peak:.4g} at global batch {global_batch}"),
@@ -127,7 +121,17 @@ def _sizes(hardware: Hardware, config: Config) -> tuple[Recommendation, ...]:
     """The batch, and whatever else follows from the kind of run."""
     if config.run.target is not None:
         return _for_target(hardware, config.run.target)
-    return _transformer(hardware, config) if config.model.model == "vit" else (_batch(hardware, config),)
+    if config.model.model == "vit":
+        return _transformer(hardware, config)
+    if hardware.device == "cpu":
+        batch, why = 128, "on the CPU more updates learn sooner than larger batches"
+    else:
+        steps = ((60 * GB, 512), (40 * GB, 384), (20 * GB, 256), (0, 128))
+        batch, why = next(b for least, b in steps if hardware.gpu_memory >= least), _gb(hardware)
+    least = (config.shards or hardware.world_size) * (config.data.accumulate or 1)
+    if batch < least:
+        return (Recommendation("batch_size", least, f"at least one image per rank and micro-batch ({why})"),)
+    return (Recommendation("batch_size", batch, why),)
 
 
 def _for_target(hardware: Hardware, target: float | Literal["auto"]) -> tuple[Recommendation, ...]:
@@ -137,18 +141,6 @@ def _for_target(hardware: Hardware, target: float | Literal["auto"]) -> tuple[Re
     why = f"the size for {aim:.0%} on {'the CPU' if hardware.device == 'cpu' else 'a GPU'}"
     chosen = tuple(Recommendation(name, value, why) for name, value in size.settings().items())
     return (Recommendation("target", automatic, "no target was named"), *chosen)
-
-
-def _batch(hardware: Hardware, config: Config) -> Recommendation:
-    if hardware.device == "cpu":
-        batch, why = 128, "on the CPU more updates learn sooner than larger batches"
-    else:
-        steps = ((60 * GB, 512), (40 * GB, 384), (20 * GB, 256), (0, 128))
-        batch, why = next(b for least, b in steps if hardware.gpu_memory >= least), _gb(hardware)
-    least = (config.shards or hardware.world_size) * (config.data.accumulate or 1)
-    if batch < least:
-        return Recommendation("batch_size", least, f"at least one image per rank and micro-batch ({why})")
-    return Recommendation("batch_size", batch, why)
 
 
 def _transformer(hardware: Hardware, config: Config) -> tuple[Recommendation, ...]:
@@ -162,13 +154,12 @@ def _transformer(hardware: Hardware, config: Config) -> tuple[Recommendation, ..
     each = config.data.batch_size_per_rank
     given = each * hardware.world_size if each is not None else config.data.batch_size or batch
     accumulate = max(1, min(parts, given) // shards)
+    over = f"{shards} {'shards' if config.shards else 'rank(s)'}"
     return (
         Recommendation("hidden_dim", width, why),
         Recommendation("n_layers", layers, why),
         Recommendation("batch_size", batch, f"{why}: {parts} micro-batches of {images} images over all ranks"),
-        Recommendation(
-            "accumulate", accumulate, f"{parts} micro-batches over {shards} {'shards' if config.shards else 'rank(s)'}"
-        ),
+        Recommendation("accumulate", accumulate, f"{parts} micro-batches over {over}"),
     )
 
 
@@ -194,12 +185,6 @@ def _precision(hardware: Hardware) -> Recommendation:
     if (major, minor) >= (5, 3) and (major, minor) != (6, 1):
         return Recommendation("amp", "fp16", f"{shown} has fp16 but no native bf16; with loss scaling")
     return Recommendation("amp", "off", f"{shown} computes neither bf16 nor fp16 faster")
-
-
-def _scheduler(global_batch: int) -> tuple[str, str]:
-    """For `--scheduler auto`."""
-    steps = ((256, "warm_restarts"), (128, "cosine"), (0, "multistep"))
-    return next(name for least, name in steps if global_batch >= least), f"global batch {global_batch}"
 
 
 def _epochs(dataset: str, train_samples: int, global_batch: int) -> tuple[int, str]:
@@ -229,8 +214,10 @@ class Size:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
-# On GPUs: the settings of airbench (Jordan 2024, arXiv:2404.00498, and its later version with Muon) as far as they are
-# options here. On CPUs: tried out with two cores.
+# The preset `speedrun` by device and by the accuracy that a run is for. On GPUs: the settings of airbench (Jordan 2024,
+# arXiv:2404.00498, and its later version with Muon) as far as they are options here. On CPUs: up to 0.93 tried out with
+# two cores, with 45,000 of the training images for training and 5,000 for testing, never on the test set; the larger
+# ones are wider and longer in proportion.
 SIZES: dict[Literal["cpu", "cuda"], dict[float, Size]] = {
     "cpu": {
         0.80: Size(width_mult=0.25, epochs=2, batch_size=250, lr=0.1, muon_rest_lr=45.0),

@@ -172,38 +172,39 @@ def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
 @torch.no_grad()
 def take_first_ranks(model: nn.Module, ranks: Ranks) -> None:
     """Give all ranks rank 0's parameters and buffers."""
-    if ranks.world_size == 1:
-        return
-    by_type: dict[torch.dtype, list[torch.Tensor]] = {}
-    for tensor in (*model.parameters(), *model.buffers()):
-        by_type.setdefault(tensor.dtype, []).append(tensor)
-    for tensors in by_type.values():
-        flat = torch.cat([tensor.flatten() for tensor in tensors])
-        with heartbeat.during("communication"):
-            dist.broadcast(flat, src=0)
-        for tensor, values in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
-            tensor.copy_(values.view_as(tensor))
+    if ranks.world_size > 1:
+        _take_first([*model.parameters(), *model.buffers()])
 
 
+@torch.no_grad()
 def average_buffers(model: nn.Module, ranks: Ranks) -> None:
     """Give all ranks the same batch statistics: the mean of each floating-point buffer over the ranks.
 
     Each rank's batch norm sees its own share of every global batch; before evaluation and checkpoints
     the running estimates are joined. Whole-number buffers (num_batches_tracked) take rank 0's value.
     """
-    if ranks.world_size > 1:
-        with heartbeat.during("communication"):
-            _average([b for b in model.buffers() if b.numel()], ranks.world_size)
+    if ranks.world_size == 1:
+        return
 
-
-def _average(buffers: list[torch.Tensor], world_size: int) -> None:
-    floating = [b for b in buffers if b.is_floating_point()]
-    if floating:
-        flat = torch.cat([b.detach().flatten().double() for b in floating])
+    def mean(flat: torch.Tensor) -> None:
         dist.all_reduce(flat)
-        flat /= world_size
-        for buffer, mean in zip(floating, flat.split([b.numel() for b in floating]), strict=True):
-            buffer.copy_(mean.view_as(buffer))
-    for buffer in buffers:
-        if not buffer.is_floating_point():
-            dist.broadcast(buffer, src=0)
+        flat /= ranks.world_size
+
+    _as_one([b for b in model.buffers() if b.is_floating_point()], torch.float64, mean)
+    _take_first([b for b in model.buffers() if not b.is_floating_point()])
+
+
+def _take_first(tensors: list[torch.Tensor]) -> None:
+    for dtype in {tensor.dtype: None for tensor in tensors}:  # in order, alike on all ranks
+        _as_one([t for t in tensors if t.dtype == dtype], dtype, lambda flat: dist.broadcast(flat, src=0))
+
+
+def _as_one(tensors: list[torch.Tensor], dtype: torch.dtype, collective: Callable[[torch.Tensor], object]) -> None:
+    """Give the tensors what `collective` makes of all their values, as one tensor of `dtype`."""
+    if not tensors:
+        return
+    flat = torch.cat([tensor.flatten().to(dtype) for tensor in tensors])
+    with heartbeat.during("communication"):
+        collective(flat)
+    for tensor, values in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(values.view_as(tensor))

@@ -14,7 +14,7 @@ from __future__ import annotations
 import mmap
 import os
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 
 import torch
@@ -82,17 +82,13 @@ def share(network: nn.Module, ranks: Ranks, device: torch.device, wait: Callable
     one_host = ranks.local_world_size == ranks.world_size
     if device.type != "cpu" or not one_host or not 2 <= ranks.world_size <= MOST_RANKS:
         return None
-    size = _bytes(p for p in network.parameters() if p.requires_grad)
+    # Room however the gradients are divided into buckets.
+    size = sum(_aligned(p.nbytes) for p in network.parameters() if p.requires_grad)
     memory = _map_together(2 * ranks.world_size * size, ranks)
     if memory is None:
         return None
     parts = torch.frombuffer(memory, dtype=torch.uint8).view(2, ranks.world_size, size)
     return SharedGradients(parts, ranks.rank, wait)
-
-
-def _bytes(parameters: Iterable[Tensor]) -> int:
-    """Room for the gradients, however they are divided into buckets."""
-    return sum(_aligned(parameter.nbytes) for parameter in parameters)
 
 
 def _aligned(size: int) -> int:

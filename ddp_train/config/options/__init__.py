@@ -7,7 +7,7 @@ the data, and gives the reason. `config/parse.py` turns these classes into comma
 from __future__ import annotations
 
 import functools
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, get_type_hints
 
 from ddp_train.config.declaration import Option, option_of
@@ -35,18 +35,6 @@ __all__ = [
     "to_dict",
 ]
 
-SECTIONS = {
-    "run": RunOptions,
-    "data": DataOptions,
-    "augment": AugmentOptions,
-    "model": ModelOptions,
-    "optim": OptimOptions,
-    "schedule": ScheduleOptions,
-    "regularize": RegularizeOptions,
-    "diagnostics": DiagnosticsOptions,
-}
-
-
 DEFAULT_SHARDS = 8
 
 
@@ -68,6 +56,10 @@ class Config:
     def shards(self) -> int | None:
         """Logical shards of a global batch; None unless the run is to be the same on any number of ranks."""
         return (self.run.reproducible_shards or DEFAULT_SHARDS) if self.run.reproducible else None
+
+
+SECTIONS: dict[str, Any] = {f.name: f.default_factory for f in fields(Config) if f.default_factory is not MISSING}
+"""Name -> class."""
 
 
 def to_dict(config: Config) -> dict[str, Any]:
