@@ -6,7 +6,6 @@ given to `option`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field
 from typing import Any, Literal, get_args, get_origin
@@ -78,17 +77,13 @@ class Option:
 def option(
     default: Any,
     help: str,
+    range: Range | None = None,
     *,
-    at_least: float | None = None,
-    above: float | None = None,
-    at_most: float = math.inf,
     only_with: When | None = None,
     excludes: Mapping[When, str] | None = None,
 ) -> Any:
-    """A dataclass field that is an option. A number is bounded by `at_least` or `above`, and by `at_most`."""
-    least = above if above is not None else at_least
-    bounds = None if least is None else Range(least, at_most, exclusive=above is not None)
-    declared = {"help": help, "range": bounds, "only_with": only_with, "excludes": excludes or {}}
+    """A dataclass field that is an option; see Option."""
+    declared = {"help": help, "range": range, "only_with": only_with, "excludes": excludes or {}}
     return field(default=default, metadata=declared)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ddp_train.config.declaration import When, option
+from ddp_train.config.declaration import Range, When, option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,22 +22,17 @@ class DataOptions:
     batch_size: int | None = option(
         None,
         "GLOBAL batch: images per optimizer step over all ranks (default: by hardware).",
-        at_least=1,
-        at_most=10**7,
+        Range(1, 10**7),
         excludes={When("batch_size_per_rank"): "give one (--batch-size is the global batch)"},
     )
     batch_size_per_rank: int | None = option(
-        None,
-        "Images per step on each rank, for a global batch that grows with the number of ranks.",
-        at_least=1,
-        at_most=10**7,
+        None, "Images per step on each rank, for a global batch that grows with the number of ranks.", Range(1, 10**7)
     )
     accumulate: int | None = option(
         None,
         "Micro-batches per optimizer step; they divide the global batch, the result is the same (default: 1, more for "
         "vit).",
-        at_least=1,
-        at_most=10**5,
+        Range(1, 10**5),
     )
     shares: Literal["equal", "measured"] = option(
         "equal",
@@ -48,16 +43,13 @@ class DataOptions:
         "auto",
         "resident: decoded images stay in the device's memory; loader: worker processes; auto: resident if they fit.",
     )
-    num_workers: int | None = option(
-        None, "Loader worker processes per rank (default: by cores).", at_least=0, at_most=1024
-    )
-    prefetch_factor: int = option(4, "Batches that each loader worker prepares ahead.", at_least=1, at_most=1024)
+    num_workers: int | None = option(None, "Loader worker processes per rank (default: by cores).", Range(0, 1024))
+    prefetch_factor: int = option(4, "Batches that each loader worker prepares ahead.", Range(1, 1024))
     image_size: int | None = option(
         None,
         "Side in pixels to which folder images are scaled and cropped (default: their own where all are equal, else "
         "224).",
-        at_least=4,
-        at_most=4096,
+        Range(4, 4096),
         excludes={When("dataset", "digits", "synthetic"): "only folders of images are scaled; these have a fixed size"},
     )
     drop_last: bool = option(False, "Leave out the last, partial global batch of an epoch.")
@@ -70,5 +62,5 @@ class DataOptions:
         "once (accept).",
     )
     synthetic_samples: int = option(
-        2048, "Training images of --dataset synthetic (32 x 32, 10 classes).", at_least=1, at_most=10**7
+        2048, "Training images of --dataset synthetic (32 x 32, 10 classes).", Range(1, 10**7)
     )

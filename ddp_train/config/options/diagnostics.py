@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ddp_train.config.declaration import When, option
+from ddp_train.config.declaration import Range, When, option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +25,7 @@ class DiagnosticsOptions:
     overfit_one_batch: int | None = option(
         None,
         "Instead of training: up to this many steps on one batch, whose loss must fall to near zero (else status 1).",
-        at_least=1,
-        at_most=10**6,
+        Range(1, 10**6),
         excludes={When("tune"): "each replaces the training"},
     )
     initial_loss_check: bool = option(True, "Warn when the loss of the first step is far from ln(classes).")
@@ -43,8 +42,7 @@ class DiagnosticsOptions:
     tta_below: float | None = option(
         None,
         "Augment only test images whose highest probability is below this (default: all).",
-        above=0,
-        at_most=1,
+        Range(0, 1, exclusive=True),
         only_with=When("tta", "flip", "flip+shifts"),
     )
     wandb: bool = option(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ddp_train.config.declaration import When, option
+from ddp_train.config.declaration import Range, When, option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,24 +20,21 @@ class ModelOptions:
     width_mult: float | None = option(
         None,
         "Channel multiplier of power (default: by hardware), residual, resnet18, speedrun and wideresnet (default: 8).",
-        above=0,
-        at_most=64,
+        Range(0, 64, exclusive=True),
     )
     n_layers: int | None = option(
         None,
         "Layers of vit (default: by hardware), depth of wideresnet (default: 16).",
-        at_least=1,
-        at_most=1000,
+        Range(1, 1000),
         only_with=When("model", "vit", "wideresnet"),
     )
     hidden_dim: int | None = option(
-        None, "Width of a token (default: by hardware).", at_least=8, at_most=16384, only_with=When("model", "vit")
+        None, "Width of a token (default: by hardware).", Range(8, 16384), only_with=When("model", "vit")
     )
     n_heads: int | None = option(
         None,
         "Attention heads (default: one for each 64 of --hidden-dim).",
-        at_least=1,
-        at_most=512,
+        Range(1, 512),
         only_with=When("model", "vit"),
     )
     attention: Literal["sdpa", "chunked"] | None = option(
@@ -46,27 +43,23 @@ class ModelOptions:
         "(default: sdpa).",
         only_with=When("model", "vit"),
     )
-    dropout: float | None = option(None, "Dropout probability (default: that of the model).", at_least=0, at_most=0.99)
+    dropout: float | None = option(None, "Dropout probability (default: that of the model).", Range(0, 0.99))
     amp: Literal["auto", "bf16", "fp16", "off"] = option(
         "auto",
         "Automatic mixed precision; auto: bf16 where it is native, fp16 with loss scaling on older GPUs, else off.",
     )
-    init_scale: float = option(65536.0, "fp16: initial loss scale.", at_least=1, at_most=2**32)
+    init_scale: float = option(65536.0, "fp16: initial loss scale.", Range(1, 2**32))
     growth_factor: float = option(
         2.0,
         "fp16: the loss scale is multiplied by this after --growth-interval steps without overflow.",
-        above=1,
-        at_most=1000,
+        Range(1, 1000, exclusive=True),
     )
     backoff_factor: float = option(
         0.5,
         "fp16: the loss scale is multiplied by this after an overflow; that step is skipped.",
-        above=0,
-        at_most=0.99,
+        Range(0, 0.99, exclusive=True),
     )
-    growth_interval: int = option(
-        2000, "fp16: steps without overflow before the loss scale grows.", at_least=1, at_most=10**9
-    )
+    growth_interval: int = option(2000, "fp16: steps without overflow before the loss scale grows.", Range(1, 10**9))
     matmul_precision: Literal["highest", "high", "medium"] | None = option(
         None,
         "float32 on GPUs. highest: full float32; high and medium: tf32 (default: torch's, tf32 in convolutions only).",

@@ -5,29 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ddp_train.config.declaration import When, option
+from ddp_train.config.declaration import Range, When, option
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
     """Run"""
 
-    epochs: int | None = option(None, "Passes over the training set (default: by dataset).", at_least=1, at_most=10**6)
+    epochs: int | None = option(None, "Passes over the training set (default: by dataset).", Range(1, 10**6))
     target: float | Literal["auto"] | None = option(
         None,
         "Test accuracy (fraction of 1) that --preset speedrun sizes the run for; auto: by device.",
-        above=0,
-        at_most=0.96,
+        Range(0, 0.96, exclusive=True),
     )
     stop_after: int | None = option(
         None,
         "Stop after this many of the --epochs; a resumed run continues as if it had not been stopped.",
-        at_least=1,
-        at_most=10**6,
+        Range(1, 10**6),
     )
-    seed: int = option(
-        0, "Seed of the data order, augmentation, initial weights and dropout.", at_least=0, at_most=2**63 - 1
-    )
+    seed: int = option(0, "Seed of the data order, augmentation, initial weights and dropout.", Range(0, 2**63 - 1))
     device: Literal["auto", "cpu", "cuda"] = option("auto", "Where to train; auto: CUDA when a GPU is visible.")
     out_dir: str | None = option(
         None, "Run folder for config, history, curves, checkpoints and logs (default: runs/TIME-MODEL)."
@@ -53,26 +49,23 @@ class RunOptions:
     reproducible_shards: int | None = option(
         None,
         "Logical shards of a global batch, the same for the whole run (default: 8).",
-        at_least=1,
-        at_most=1024,
+        Range(1, 1024),
         only_with=When("reproducible"),
     )
     step_timeout: float | None = option(
         None,
         "Seconds without progress after which a rank counts as hung: its step and Python stack are printed, and the "
         "run ends (default: automatic, at least 300; 0: never).",
-        at_least=0,
-        at_most=10**7,
+        Range(0, 10**7),
     )
     reproducible_threads: int | None = option(
         None,
         "CPU threads of each rank, the same for the whole run (default: cores / shards).",
-        at_least=1,
-        at_most=4096,
+        Range(1, 4096),
         only_with=When("reproducible"),
     )
     log_every: int = option(
-        20, "Steps between progress reports; each report waits for the device once.", at_least=1, at_most=10**9
+        20, "Steps between progress reports; each report waits for the device once.", Range(1, 10**9)
     )
     tensorboard: bool = option(True, "Write TensorBoard event files into the run folder.")
     tune: Literal["lr", "batch", "loader", "estimate"] | None = option(
@@ -84,8 +77,7 @@ class RunOptions:
         None,
         "Recommend the smallest batch that keeps the GPU busy for this percentage of the time (default: by "
         "throughput).",
-        at_least=1,
-        at_most=100,
+        Range(1, 100),
         only_with=When("tune", "batch"),
     )
     disable_auto: bool = option(False, "Use fixed defaults instead of recommendations from the hardware.")
