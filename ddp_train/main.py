@@ -128,10 +128,8 @@ def _use(run: Run, config: Config, ranks: Ranks) -> int:
     from ddp_core.errors import Stopped, TrainingDiverged
     from ddp_train.evaluation.after_training import finish
 
-    if config.run.tune is not None:
-        return _tune(run)
-    if config.diagnostics.overfit_one_batch is not None:
-        return _overfit(run, config.diagnostics.overfit_one_batch)
+    if not _saves(config):
+        return _measure(run)
     skip_plots = False
     try:
         for observer in run.observers:
@@ -153,28 +151,23 @@ def _use(run: Run, config: Config, ranks: Ranks) -> int:
     return 0
 
 
-def _tune(run: Run) -> int:
-    """`--tune WHAT`: measure instead of training; the result goes to stdout and into the run folder."""
-    from ddp_train.distributed.process_group import on_first_rank
-    from ddp_train.tune.measurements import MEASUREMENTS
-
-    parts = run.trainer.components
-    text, write = MEASUREMENTS[run.config.run.tune or "lr"](run.trainer, run.config, run.dataset)
-    files = on_first_rank(lambda: write(run.folder.path), parts.ranks)
-    if parts.ranks.is_first:
-        print(text, *files, sep="\n")
-    return 0
-
-
-def _overfit(run: Run, steps: int) -> int:
+def _measure(run: Run) -> int:
+    """`--tune`, `--overfit-one-batch`: measure instead of training; the result goes to stdout and the run folder."""
     from ddp_train.distributed.process_group import on_first_rank
     from ddp_train.tune import overfit_one_batch
+    from ddp_train.tune.measurements import MEASUREMENTS
 
-    found = overfit_one_batch.overfit_one_batch(run.trainer, steps, len(run.dataset.classes))
-    path = on_first_rank(lambda: overfit_one_batch.write(found, run.folder.path), run.trainer.components.ranks)
-    if run.trainer.components.ranks.is_first:
-        print(f"{overfit_one_batch.judge(found)}; {path}")
-    return 0 if found.learned else 1
+    ranks, folder = run.trainer.components.ranks, run.folder.path
+    if (steps := run.config.diagnostics.overfit_one_batch) is not None:
+        found = overfit_one_batch.overfit_one_batch(run.trainer, steps, len(run.dataset.classes))
+        path = on_first_rank(lambda: overfit_one_batch.write(found, folder), ranks)
+        lines, status = [f"{overfit_one_batch.judge(found)}; {path}"], int(not found.learned)
+    else:
+        text, write = MEASUREMENTS[run.config.run.tune or "lr"](run.trainer, run.config, run.dataset)
+        lines, status = [text, *map(str, on_first_rank(lambda: write(folder), ranks))], 0
+    if ranks.is_first:
+        print(*lines, sep="\n")
+    return status
 
 
 def _saves(config: Config) -> bool:
@@ -191,7 +184,12 @@ def _exit_alone(error: BaseException, *, saves: bool) -> NoReturn:
         status = error.status
         heartbeat.withdraw()
         if os.environ.get("RANK", "0") == "0":
-            print(f"{error} {_where(saves)}", file=sys.stderr)
+            at = f"at step {heartbeat.step + 1} (epoch {heartbeat.epoch + 1}): what was saved before stands"
+            if not saves:
+                at = "before the measurement was done: there is nothing to save"
+            elif heartbeat.step < 0:
+                at = "before the first step: there is nothing to save"
+            print(f"{error} {at}", file=sys.stderr)
     elif isinstance(error, UserError):
         status = 2
         _report(error, status, f"error: {error}")
@@ -214,15 +212,6 @@ def _report(error: BaseException, status: int, message: str = "") -> None:
     rank = int(os.environ.get("RANK", "0"))
     found = rank_report.of_error(error, rank=rank, status=status, place=heartbeat.place, message=message)
     rank_report.write(found, os.environ.get(rank_report.ERROR_FILE))
-
-
-def _where(saves: bool) -> str:
-    """Where a signal stopped this rank, and what is saved."""
-    if not saves:
-        return "before the measurement was done: there is nothing to save"
-    if heartbeat.step < 0:
-        return "before the first step: there is nothing to save"
-    return f"at step {heartbeat.step + 1} (epoch {heartbeat.epoch + 1}): what was saved before stands"
 
 
 def program() -> NoReturn:

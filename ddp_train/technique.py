@@ -52,9 +52,7 @@ class Stateful(Protocol):
         """The state, for `load_state_dict` of a resumed run."""
         ...
 
-    def load_state_dict(self, state: dict[str, Any]) -> object:
-        """Restore a saved state."""
-        ...
+    def load_state_dict(self, state: dict[str, Any]) -> object: ...
 
 
 class Gradients(Protocol):

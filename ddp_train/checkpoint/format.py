@@ -73,21 +73,21 @@ def save(
     _write(path, {"schema": SCHEMA, "step": step, "state": content}, keep)
 
 
-def load(path: str | os.PathLike[str], map_location: str | torch.device = "cpu") -> dict[str, object]:
-    """The state that `save` was given, tensors on `map_location`.
+def load(path: str | os.PathLike[str]) -> dict[str, object]:
+    """The state that `save` was given, tensors in host memory.
 
     Raises UserError, one line naming the file, when it is missing, truncated, damaged, holds anything but
     tensors and plain values, or is not a checkpoint of this trainer; NotFinite for weights that are lost.
     """
     with _verified(path, sealed=True) as (file, facts):
         _checkpoint_step(path, facts)
-        state = _tensors(path, file, map_location)["state"]
+        state = _tensors(path, file)["state"]
     assert isinstance(state, dict)
     _require_finite(path, {name: state.get(name) for name in WEIGHTS}, "is refused")
     return state
 
 
-def newest(folder: str | os.PathLike[str], map_location: str | torch.device = "cpu") -> Newest:
+def newest(folder: str | os.PathLike[str]) -> Newest:
     """The good checkpoint of `folder` with the highest step.
 
     Raises UserError where there is none, naming what is wrong with each that is there.
@@ -103,7 +103,7 @@ def newest(folder: str | os.PathLike[str], map_location: str | torch.device = "c
     # The latest first of two with the same step.
     for step, path in sorted(found, key=lambda candidate: candidate[0], reverse=True):
         try:
-            state = load(path, map_location)
+            state = load(path)
         except UserError as error:
             refused.append(str(error))
         else:
@@ -113,7 +113,7 @@ def newest(folder: str | os.PathLike[str], map_location: str | torch.device = "c
 
 
 def step_of(path: str | os.PathLike[str]) -> int | None:
-    """The step of a whole checkpoint, without its tensors; None where it is missing or would be refused."""
+    """The step of a whole checkpoint; None where it is missing or would be refused."""
     try:
         return _step(path)
     except UserError:
@@ -127,13 +127,13 @@ def save_state_dict(path: str | os.PathLike[str], state_dict: Mapping[str, objec
     _write(path, content)
 
 
-def load_state_dict(path: str | os.PathLike[str], map_location: str | torch.device = "cpu") -> dict[str, object]:
+def load_state_dict(path: str | os.PathLike[str]) -> dict[str, object]:
     """A state_dict of `save_state_dict`, or of anybody's torch.save (which has no seal to verify).
 
     Raises UserError as `load` does.
     """
     with _verified(path, sealed=False) as (file, facts):
-        content = _tensors(path, file, map_location)
+        content = _tensors(path, file)
     if not (isinstance(facts, dict) and facts.get("schema") == SCHEMA):  # a whole checkpoint is for `load` to judge
         _require_finite(path, content, "is refused")
     return content
@@ -209,20 +209,22 @@ def _verified(path: str | os.PathLike[str], *, sealed: bool) -> Iterator[tuple[I
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
 
 
-def _tensors(path: str | os.PathLike[str], file: IO[bytes], map_location: str | torch.device) -> dict[str, object]:
+def _tensors(path: str | os.PathLike[str], file: IO[bytes]) -> dict[str, object]:
     file.seek(0)
     try:
-        content = torch.load(file, map_location=map_location, weights_only=True)  # noqa: TID251  # after inspect
+        content = torch.load(file, map_location="cpu", weights_only=True)  # noqa: TID251  # after inspect
     except pickle.UnpicklingError as error:
         raise UserError(f"{path} holds pickled Python objects, which can run code: refused") from error
     except (RuntimeError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} cannot be read: {_first_line(error)}") from error
+        line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{path} cannot be read: {line}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} is not a checkpoint: it holds a {type(content).__name__}")
     return content
 
 
 def _step(path: str | os.PathLike[str]) -> int:
+    """The step of a whole checkpoint, without its tensors. Raises UserError as `load` does."""
     with _verified(path, sealed=True) as (_, facts):
         return _checkpoint_step(path, facts)
 
@@ -236,7 +238,3 @@ def _checkpoint_step(path: str | os.PathLike[str], facts: object) -> int:
     earlier = progress.get("step") if isinstance(progress, dict) else 0
     step = facts.get("step", earlier)
     return step if isinstance(step, int) else 0
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -36,7 +36,6 @@ class Usage:
         self._memory = 0
 
     def after_step(self, moment: Moment) -> None:
-        """Read, when it is time."""
         if time.monotonic() - self._read_at < self._interval_s:
             return
         from gpu_topology.monitor import read_gpus

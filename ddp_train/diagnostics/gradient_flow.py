@@ -75,28 +75,23 @@ class _GradientFlow(Observer):
         return []
 
     def on_epoch(self, record: EpochRecord) -> None:
-        """Write the new points."""
-        self._write()
-
-    def leave(self) -> None:
-        """Write the new points."""
-        self._write()
+        self.leave()
 
     def close(self) -> None:
         """Draw what there is, above all for a run that failed."""
-        self._write()
+        self.leave()
         if self._points:
             from ddp_train.plots.gradient_flow import plot_flow
 
             plot_flow(read_flow(self._file), self._picture)
 
-    def _write(self) -> None:
+    def leave(self) -> None:
+        """Write the new points."""
         if self._points is None or not self._fresh:
             return
         for moment, numbers in self._fresh:
             mean, largest = ([v if math.isfinite(v) else None for v in column] for column in numbers.T.tolist())
-            point = FlowPoint(epoch=moment.epoch + 1, step=moment.step + 1, mean=mean, largest=largest)
-            self._points.append(point)
+            self._points.append(FlowPoint(epoch=moment.epoch + 1, step=moment.step + 1, mean=mean, largest=largest))
         self._fresh.clear()
         document = {"schema": SCHEMA, "layers": list(self._layers), "points": self._points}
         write_text(self._file, json.dumps(document, allow_nan=False) + "\n")

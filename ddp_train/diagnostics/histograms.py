@@ -75,7 +75,6 @@ class _Histograms(Observer):
             self._writer.add_histogram(tag, flat.cpu().numpy(), epoch)
 
     def close(self) -> None:
-        """Close the event file."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None

@@ -46,7 +46,6 @@ class _PeakMemory(Observer):
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Take the peak of what happens inside."""
         counting = name == "forward" and self._hooks
         known = reset_peak(self._device)
         with contextlib.ExitStack() as hooks:
@@ -66,7 +65,6 @@ class _PeakMemory(Observer):
         return False
 
     def on_end(self, best: Best) -> None:
-        """Print the table on stderr."""
         if self._all:
             print(table(self._all, _what(self._device)), file=sys.stderr, flush=True)
 

@@ -8,14 +8,14 @@ is one line on stderr and status 2.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import copy
 import json
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 if __name__ == "__main__":
     from ddp_core.missing_packages import leave_without
@@ -30,20 +30,14 @@ from ddp_core.errors import UserError
 from ddp_train import data, models
 from ddp_train.config.options import Config
 from ddp_train.config.parse import parse
-from ddp_train.data.sources.samples import Dataset
-from ddp_train.distributed.process_group import Ranks, choose_device
+from ddp_train.distributed.process_group import Ranks, choose_device, device_name, wait_for_device
 from ddp_train.optim.precision import Precision, set_matmul_precision
 from gpu_topology.host.host import read_host
 
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 BATCH = 128
-FORMATS = {
-    "fp32": ("off", "highest"),
-    "tf32": ("off", "high"),
-    "bf16": ("bf16", "highest"),
-    "fp16": ("fp16", "highest"),
-}
-"""Format -> its `--amp` and `--matmul-precision`."""
+AMP = {"fp32": "off", "tf32": "off", "bf16": "bf16", "fp16": "fp16"}
+"""Format -> its `--amp`."""
 
 
 @dataclass(frozen=True)
@@ -64,16 +58,19 @@ def compare(network: nn.Module, images: Tensor, labels: Tensor, repeats: int = 5
     images: float32 [n, C, H, W]; labels: int64 [n]. The network is left as it was.
     """
     device = images.device
-    double = copy.deepcopy(network).double()
-    reference = _Pass(double, images.double(), labels, Precision("off", device))
+    reference = _Pass(copy.deepcopy(network).double(), images.double(), labels, Precision("off", device))
     exact_loss, exact = reference()
     found = [Measured("fp64", exact_loss, 0.0, 0.0, reference.milliseconds(repeats), "the reference")]
+    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     for name, note in _available(device).items():
-        amp, products = FORMATS[name]
-        with _matmul_precision(products):
-            attempt = _Pass(copy.deepcopy(network), images, labels, Precision(amp, device))
+        set_matmul_precision("high" if name == "tf32" else "highest")
+        try:
+            attempt = _Pass(copy.deepcopy(network), images, labels, Precision(AMP[name], device))
             loss, gradient = attempt()
             took = attempt.milliseconds(repeats)
+        finally:
+            torch.set_float32_matmul_precision(products)
+            torch.backends.cudnn.allow_tf32 = convolutions
         error = float((gradient - exact).norm() / exact.norm())
         found.append(Measured(name, loss, abs(loss - exact_loss) / abs(exact_loss), error, took, note))
     return found
@@ -107,21 +104,9 @@ class _Pass:
         for _ in range(repeats):
             started = time.perf_counter()
             self()  # reading the loss waits for the forward pass alone
-            if self._images.is_cuda:
-                torch.cuda.synchronize(self._images.device)
+            wait_for_device(self._images.device)
             times.append(1000 * (time.perf_counter() - started))
         return statistics.median(times)
-
-
-@contextlib.contextmanager
-def _matmul_precision(name: str) -> Iterator[None]:
-    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    set_matmul_precision(name)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(products)
-        torch.backends.cudnn.allow_tf32 = convolutions
 
 
 def _available(device: torch.device) -> dict[str, str]:
@@ -131,23 +116,6 @@ def _available(device: torch.device) -> dict[str, str]:
         return {"fp32": "", "bf16": "" if native else "emulated: this CPU has no native bf16"}
     modern = torch.cuda.get_device_capability(device) >= (8, 0)
     return {"fp32": "", "tf32": "", "bf16": "", "fp16": "scaled"} if modern else {"fp32": "", "fp16": "scaled"}
-
-
-def _batch(dataset: Dataset, wanted: Config, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The first training batch, as a run would see it."""
-    pipeline = data.build_pipeline(
-        dataset,
-        wanted.data,
-        wanted.augment,
-        rank=0,
-        world_size=1,
-        device=device,
-        global_batch=min(wanted.data.batch_size or BATCH, len(dataset.train.labels)),
-        accumulate=1,
-        seed=wanted.run.seed,
-    )
-    batch = next(iter(next(iter(pipeline.train(0))).batches))
-    return batch.images, batch.labels
 
 
 def _table(found: Sequence[Measured]) -> str:
@@ -198,13 +166,16 @@ def _compare(own: argparse.Namespace, wanted: Config) -> None:
     dataset = data.load(name, wanted.data)
     torch.manual_seed(wanted.run.seed)
     network = models.create_from_options(wanted.model, len(dataset.classes), dataset.image_shape, device)
-    found = compare(network, *_batch(dataset, wanted, device), repeats=own.repeats)
-    device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    size = min(wanted.data.batch_size or BATCH, len(dataset.train.labels))
+    here: dict[str, Any] = {"rank": 0, "world_size": 1, "device": device, "seed": wanted.run.seed}
+    pipeline = data.build_pipeline(dataset, wanted.data, wanted.augment, global_batch=size, accumulate=1, **here)
+    batch = next(next(pipeline.train(0)).batches)  # the first training batch, as a run would see it
+    found = compare(network, batch.images, batch.labels, repeats=own.repeats)
     if own.json:
-        content = {"schema": "ddp-train-precision/1", "device": device_name, "formats": [asdict(m) for m in found]}
-        print(json.dumps(content, indent=2))
+        content = {"schema": "ddp-train-precision/1", "device": device_name(device)}
+        print(json.dumps(content | {"formats": [asdict(measured) for measured in found]}, indent=2))
     else:
-        print(f"{device_name}\n{_table(found)}")
+        print(f"{device_name(device)}\n{_table(found)}")
 
 
 if __name__ == "__main__":

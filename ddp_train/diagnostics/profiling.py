@@ -18,6 +18,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from ddp_core.files import write_text
+from ddp_train.distributed.process_group import wait_for_device
 from ddp_train.observers.records import Observer
 from ddp_train.technique import Context, Moment, Technique
 
@@ -97,19 +98,15 @@ class _Profiling(Observer):
         # Kineto prints lines of its own on stderr, an error among them where there is no GPU.
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")
         self._profiler = profile(activities=activities, acc_events=True)  # without it some versions warn
-        self._wait_for_device()
+        wait_for_device(self._device)
         self._profiler.start()
         self._started = time.monotonic()
-
-    def _wait_for_device(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
 
     def _finish(self, last: int, steps: int) -> None:
         """Write the files and print the short table; `last` step of the run, from 1."""
         profiler, self._profiler, self._done = self._profiler, None, True
         assert profiler is not None
-        self._wait_for_device()
+        wait_for_device(self._device)
         milliseconds = (time.monotonic() - self._started) / steps * 1000
         profiler.stop()
         profiler.export_chrome_trace(str(self._trace))

@@ -146,7 +146,6 @@ class _WatchNumbers:
         return images, targets
 
     def loss(self, inner: Loss) -> Loss:
-        """The same loss, added up."""
 
         def watched(logits: Tensor, targets: Tensor) -> Tensor:
             value = inner(logits, targets)
@@ -199,7 +198,6 @@ class _WatchNumbers:
         )
 
     def report(self) -> Mapping[str, float]:
-        """How many spikes there were."""
         return {"loss_spikes": float(self._spikes)}
 
     def state_dict(self) -> dict[str, Any]:
@@ -209,7 +207,6 @@ class _WatchNumbers:
         return {"running": moments, "usual": self._usual, "spikes": self._spikes}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore a saved state."""
         running = self._running
         running.mean, running.variance, running.steps = state["running"]
         self._spikes = state["spikes"]

@@ -69,6 +69,12 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
+def wait_for_device(device: torch.device) -> None:
+    """Return once a GPU has done what it was given: for measurements."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def gpu_uuids(ranks: Ranks, device: torch.device) -> tuple[str, ...]:
     """NVML's names of the GPUs of this node's ranks."""
     if device.type != "cuda":

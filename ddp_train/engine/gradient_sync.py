@@ -79,7 +79,6 @@ class Averaged:
                 compute(batch, moment, self._ranks.world_size / window.size)
 
     def unify(self, network: nn.Module) -> None:
-        """See GradientSync."""
         average_buffers(network, self._ranks)
 
     def again(self, network: nn.Module, windows: Iterable[Window]) -> Iterator[Batch]:

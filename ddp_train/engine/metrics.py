@@ -49,7 +49,6 @@ class Metrics:
         return self._losses[self._begun[0] :]
 
     def undo(self) -> None:
-        """As it was when the step began."""
         self._forget(*self._begun)
 
     def total(self) -> Tensor:

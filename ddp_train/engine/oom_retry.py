@@ -144,12 +144,10 @@ class _BufferBackup:
 
     @torch.no_grad()
     def take(self) -> None:
-        """Copy the buffers."""
         for tensors, copies in self._pairs:
             foreach("copy_", copies, tensors)
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Put the copies back."""
         for tensors, copies in self._pairs:
             foreach("copy_", tensors, copies)

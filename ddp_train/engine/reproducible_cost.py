@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from ddp_train.config.batch_split import shards_of_rank, split
 from ddp_train.data.pipeline.window import Batch, Window, micro_batches
-from ddp_train.distributed.process_group import wait_for_all
+from ddp_train.distributed.process_group import wait_for_all, wait_for_device
 from ddp_train.engine.reproducible import Sharded
 from ddp_train.optim.losses import cross_entropy_sum
 from ddp_train.technique import Context, Moment
@@ -110,6 +110,5 @@ class _Trial:
         wait_for_all()
         started = time.perf_counter()
         way()
-        if self._context.device.type == "cuda":
-            torch.cuda.synchronize(self._context.device)
+        wait_for_device(self._context.device)
         return time.perf_counter() - started

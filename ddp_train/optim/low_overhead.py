@@ -70,18 +70,12 @@ def _sgd(self: Optimizer) -> None:
 
 
 class SGD(torch.optim.SGD):
-    """torch.optim.SGD."""
-
     step = _without_shells(torch.optim.SGD, _sgd)
 
 
 class Adam(torch.optim.Adam):
-    """torch.optim.Adam."""
-
     step = _without_shells(torch.optim.Adam, inspect.unwrap(torch.optim.Adam.step))
 
 
 class AdamW(torch.optim.AdamW):
-    """torch.optim.AdamW."""
-
     step = _without_shells(torch.optim.AdamW, inspect.unwrap(torch.optim.AdamW.step))

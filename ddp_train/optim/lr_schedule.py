@@ -64,8 +64,8 @@ def cosine(epoch: float, span: Span) -> float:
 
 def warm_restarts(epoch: float, span: Span) -> float:
     """Half cosines, each `t_mult` times as long as the one before (the same paper, SGDR)."""
-    mult = span.options.t_mult
-    length = float(span.options.t_0) if span.options.t_0 is not None else _first_cycle(span.epochs, mult)
+    mult, first = span.options.t_mult, span.options.t_0
+    length = float(first) if first is not None else span.epochs / (1 + mult + mult**2)  # three cycles in a run
     while epoch >= length - 1e-9:
         epoch, length = epoch - length, length * mult
     return span.floor + (1 - span.floor) * _half_cosine(max(0.0, epoch) / length)
@@ -93,7 +93,6 @@ def triangular(epoch: float, span: Span) -> float:
 
 
 def constant(epoch: float, span: Span) -> float:
-    """Always 1."""
     return 1.0
 
 
@@ -148,8 +147,3 @@ def _gamma(span: Span) -> float:
 
 def _half_cosine(progress: float) -> float:
     return 0.5 * (1.0 + math.cos(math.pi * progress))
-
-
-def _first_cycle(epochs: float, mult: int) -> float:
-    """The length of the first of three cycles that together last the whole run."""
-    return epochs / (1 + mult + mult**2)

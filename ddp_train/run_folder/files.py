@@ -64,11 +64,9 @@ class HistoryObserver(Observer):
         self._curves = curves
 
     def on_epoch(self, record: EpochRecord) -> None:
-        """Append the epoch to the file."""
         self._history.append(record)
 
     def close(self) -> None:
-        """Draw the curves of what there is."""
         if self._history.epochs:
             from ddp_train.plots import plot_history
 

@@ -114,7 +114,6 @@ class Watch:
             self.leave()
 
     def leave(self) -> None:
-        """Remove the folder."""
         with suppress(OSError):
             for path in self._folder.iterdir():
                 path.unlink()
