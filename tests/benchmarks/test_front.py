@@ -19,6 +19,8 @@ from benchmarks.report import page, read_results
 from benchmarks.turns import FEWEST, Spread, Turns
 
 ROOT = Path(__file__).resolve().parents[2]
+NEEDED = {"time_to_accuracy": ("--data-dir=DIR",)}
+"""Options without which a measurement does not start."""
 
 
 @pytest.mark.parametrize("entry", CATALOGUE, ids=lambda entry: entry.name)
@@ -44,6 +46,28 @@ def test_an_unknown_name_is_one_line(capsys: pytest.CaptureFixture[str]) -> None
     told = capsys.readouterr().err
     assert told.startswith("error: run speed: no such measurement; known are input_pipeline, ")
     assert len(told.splitlines()) == 1
+
+
+@pytest.mark.parametrize("entry", CATALOGUE, ids=lambda entry: entry.name)
+def test_a_wrong_value_is_one_line(entry, capsys: pytest.CaptureFixture[str]) -> None:
+    """Before anything is started: a count of 0 that reaches torchrun ends in a traceback of its own."""
+    with pytest.raises(SystemExit):
+        main([entry.name, "--help"])
+    options = capsys.readouterr().out
+    wrong = [(name, value) for name in ("ranks", "rounds", "runs", "seeds", "steps", "turns") for value in ("0", "x")]
+    for name, value in [*wrong, ("delay-ms", "nan"), ("seconds", "0"), ("beside", "-1"), ("out", "a/b")]:
+        if f"  --{name} " in options:
+            assert main([entry.name, *NEEDED.get(entry.name, ()), f"--{name}={value}"]) == 2, name
+            told = capsys.readouterr().err
+            assert told.startswith("error: ") and f"--{name}" in told and value in told
+            assert len(told.splitlines()) == 1
+
+
+def test_a_measurement_is_a_program_of_its_own() -> None:
+    command = [sys.executable, "-m", "benchmarks.topology_report", "--runs", "0"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: argument --runs: '0' is not a whole number of at least 1")
 
 
 def test_every_kept_result_is_on_the_page() -> None:
