@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import ROOT
+from ddp_core.errors import UserError
 
 LIMIT_S = 900
 TASK = "DDP_BENCHMARK_TASK"
@@ -30,8 +31,10 @@ def torchrun(ranks: int) -> list[str]:
 
 
 def run(command: Sequence[str], env: Environment = None, limit_s: float = LIMIT_S) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end and return its output. Errors: SystemExit where it fails."""
+    """Run a command to its end and return its output. Errors: UserError after status 2, SystemExit after another."""
     done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=limit_s)
+    if done.returncode == 2:
+        raise UserError(done.stderr.rpartition("error: ")[2].strip() or shlex.join(command))
     if done.returncode != 0:
         raise SystemExit(f"error: {shlex.join(command)} ended with status {done.returncode}: {done.stderr[-800:]}")
     return done
@@ -46,7 +49,8 @@ def train(options: Sequence[str], env: Environment = None) -> tuple[dict[str, An
         status = subprocess.run([*command, "--out-dir", folder], env=env, stdout=sys.stderr).returncode
         wall = time.monotonic() - started
         if status != 0:
-            raise SystemExit(f"error: the run ended with status {status}; nothing was written")
+            print("nothing was written", file=sys.stderr)
+            sys.exit(status)
         return json.loads(Path(folder, "training_history.json").read_text()), wall
 
 
