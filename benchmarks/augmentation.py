@@ -1,4 +1,4 @@
-"""Each augmentation on whole batches, beside torchvision's transforms.
+"""Each augmentation on whole batches, compared with torchvision's transforms.
 
 Both turn the same decoded images of CIFAR-10's shape in memory into normalised float images, on one thread, as a rank
 on the CPU does. torchvision takes each image as a uint8 tensor through the same transforms (v2, composed as its

@@ -1,4 +1,4 @@
-"""What a checkpoint takes of the training at the default interval, and of an epoch.
+"""What a checkpoint takes of the training time at the default interval, and of an epoch.
 
 Compares a stretch of training steps with and without a checkpoint at its start, which is flushed to the disk at its
 end: the difference holds the cost of copying, hashing, writing and flushing. The checkpoint is whole, with the best

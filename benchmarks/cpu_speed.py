@@ -1,4 +1,4 @@
-"""Training on a CPU by memory layout, allocator and spinning, beside a naive loop.
+"""Training on a CPU by memory layout, allocator and spinning threads, compared with a naive loop.
 
 One process trains on random images with the same loop of torch in all cases: forward, loss, backward, SGD. The naive
 one has torch's defaults: contiguous tensors, glibc's malloc as it is, a thread for each core. The others add

@@ -1,4 +1,4 @@
-"""Two ranks against one process of two threads, and against two independent processes.
+"""Two ranks compared with one process of two threads, and with two independent processes.
 
 On the CPU: two ranks of one thread, one process of two threads, and two independent processes of one thread with half
 the batch each, whose images per second add up. On GPUs (--device cuda): weak scaling, the same batch per GPU on 1, 2, 4

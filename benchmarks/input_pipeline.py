@@ -1,4 +1,4 @@
-"""Training images per second that the input delivers, beside torchvision's DataLoader.
+"""Training images per second that the input delivers, compared with a DataLoader with torchvision's transforms.
 
 The work is the same for all: decoded images in memory, crop with a border of 4, flip, normalisation, and random erasing
 or not, in batches of 512. DataLoaders get each image as PIL image or uint8 tensor; their worker processes are started

@@ -1,4 +1,4 @@
-"""From the command to a worker's first line, beside torchrun, accelerate and fabric.
+"""From the command to a worker's first line, compared with torchrun, accelerate and fabric.
 
 Every round starts each launcher once on the same program, in a new random order; bare torchrun twice. What counts is
 the difference within a round. `accelerate launch` and `fabric run` take part where they are installed.

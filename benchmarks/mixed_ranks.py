@@ -1,4 +1,4 @@
-"""Two ranks of unequal speed: shares by measured speed against equal ones.
+"""Two ranks of unequal speed: shares by measured speed, compared with equal shares.
 
 Two ranks on the CPU train a tiny network; each waits --delay-ms for each of its samples before a forward pass, and the
 slowed one that many times as long. The computing itself comes on top of both, so that on a quiet machine the ratio

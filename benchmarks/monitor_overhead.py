@@ -1,4 +1,4 @@
-"""What watching GPUs costs the machine, beside nvitop.
+"""What watching GPUs costs the machine, compared with nvitop and gpustat.
 
 Each monitor runs over the simulated driver of the tests (needs a C compiler) on a pseudo-terminal of 120 x 40, where it
 draws its live display. The driver answers at once: this is the monitors' own cost, without a real driver's. nvitop and

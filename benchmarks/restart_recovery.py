@@ -1,4 +1,4 @@
-"""Kills of a rank that a run recovers from, and how soon.
+"""How many kills of a rank a run recovers from, and how soon.
 
 Every run sums over its ranks in gloo collectives for some seconds and loses one rank at a random moment between the
 start of its Python and its end. It has recovered when it ends with status 0 and the right sum within the limit.

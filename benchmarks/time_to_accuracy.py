@@ -1,4 +1,4 @@
-"""How soon an accuracy on CIFAR-10 is reached, beside a Lightning program.
+"""How soon an accuracy on CIFAR-10 is reached, compared with a Lightning program.
 
     python -m benchmarks.time_to_accuracy --data-dir DIR --targets 0.8 --seeds 3 --out NAME
     python -m benchmarks.time_to_accuracy --data-dir DIR --targets --seeds 3 --peer small:15:0.8 --out NAME

@@ -1,4 +1,4 @@
-"""`report` beside nvitop and gpustat, on the same simulated driver.
+"""`report` compared with nvitop and gpustat, on the same simulated driver.
 
 Each round starts `python -m gpu_topology report` (twice, which shows the noise), `nvitop -1` and `gpustat --json` once
 on a machine of 8 GPUs, with a driver that answers at once and with one that takes 200 microseconds for each call. Needs

@@ -1,4 +1,4 @@
-"""`report`, `select` and `env` over the simulated driver, beside its calls by themselves.
+"""`report`, `select` and `env` over the simulated driver, compared with the driver's calls alone.
 
 The driver is the simulated one of the tests, which counts its calls: no GPU is needed. Runs during which other
 processes took more than a tenth of the CPUs are left out.
