@@ -7,7 +7,7 @@ which is apart from "no" (`False`, `0`, an empty tuple).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property
 
@@ -168,6 +168,12 @@ class Link:
             return "?"
         return f"NV{self.nvlinks or '?'}" if self.level is LinkLevel.NV else self.level.value
 
+    @property
+    def path(self) -> LinkLevel | None:
+        """The PCIe path, beneath NVLink too; None where it is not known."""
+        path = self.pcie_level or self.level
+        return None if path is LinkLevel.NV else path
+
 
 @dataclass(frozen=True)
 class Topology:
@@ -187,6 +193,15 @@ class Topology:
         """The link between two GPUs in either order; a link of unknowns when it was never read."""
         pair = min(a, b), max(a, b)
         return self._links.get(pair) or Link(*pair)
+
+    def for_programs(self) -> Topology:
+        """The same with the links that programs have: none in MIG mode has NVLink or peer access (MIG user guide)."""
+        sliced = {gpu.index for gpu in self.gpus if gpu.mig_mode}
+        links = (
+            replace(link, level=link.path, nvlinks=0, p2p="not-supported") if sliced & {link.a, link.b} else link
+            for link in self.links
+        )
+        return replace(self, links=tuple(links)) if sliced else self
 
     @cached_property
     def _gpus(self) -> dict[int, Gpu]:

@@ -111,7 +111,8 @@ def _memory(gpu: Gpu) -> str:
 def _pcie(gpu: Gpu) -> str:
     if gpu.pcie_generation is None or gpu.pcie_width is None:
         return ""
-    return f"PCIe gen{gpu.pcie_generation} x{gpu.pcie_width}"
+    fewer = f"{gpu.pcie_width_now}/" if (gpu.pcie_width_now or gpu.pcie_width) < gpu.pcie_width else ""
+    return f"PCIe gen{gpu.pcie_generation} x{fewer}{gpu.pcie_width}"
 
 
 def _slices(gpu: Gpu) -> str:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from gpu_topology.drawing.numa_boxes import all_links, tag, without_peers
 from gpu_topology.drawing.nvlink_shapes import BROKEN, thickness
 from gpu_topology.drawing.nvlink_wires import has_peers, nvlinks, speed
-from gpu_topology.drawing.pcie_tree import pcie_path, pcie_tree
+from gpu_topology.drawing.pcie_tree import pcie_tree
 from gpu_topology.drawing.shapes import Box, Label, Shape, Wire, wrap
 from gpu_topology.select.select import Selection
 from gpu_topology.topology import Link, LinkLevel, Topology
 
 _TEXT, _LINE, _SAMPLE = 11.5, 19.0, 52.0
 _COLUMN = 430.0
+_PAIRS_NAMED = 6
 
 Entry = tuple[list[Shape], str]
 
@@ -73,22 +75,27 @@ def _nvlink_entries(topology: Topology, selection: Selection | None) -> list[Ent
 
 def _path_entries(topology: Topology) -> list[Entry]:
     links = list(all_links(pcie_tree(topology)))
-    seen = {pcie_path(link) for link in links}
+    seen = {link.path for link in links}
     entries: list[Entry] = [
         (tag([Link(0, 1, level)], 20, 0), f"GPUs that meet here: {level.meaning}")
         for level in LinkLevel
         if level in seen
     ]
-    refused = sorted({str(link.p2p) for link in links if without_peers(link)})
+    refused = [link for link in links if without_peers(link)]
     if refused:
-        entries.append(([Label(20, 5, "*", 15, "bad", "middle", bold=True)], _no_peers(refused)))
+        words = ", ".join(sorted({str(link.p2p) for link in refused}))
+        which = "" if len(refused) == len(links) else f", {_pairs(refused)}"
+        text = f"no peer access ({words}){which}: by way of host memory"
+        entries.append(([Label(20, 5, "*", 15, "bad", "middle", bold=True)], text))
     if None in seen and len(topology.gpus) > 1:
-        entries.append((tag([], 20, 0), "the driver does not tell the path"))
+        entries.append((tag([], 20, 0), "the driver does not report the path"))
     return entries
 
 
-def _no_peers(words: Sequence[str]) -> str:
-    return f"no peer access ({', '.join(words)}): by way of host memory"
+def _pairs(links: Sequence[Link]) -> str:
+    if len(links) > _PAIRS_NAMED:
+        return f"{len(links)} pairs of GPUs"
+    return "GPUs " + ", ".join(f"{a}-{b}" for a, b in sorted((link.a, link.b) for link in links))
 
 
 def _left_out(selection: Selection | None, x: float, y: float, width: float) -> list[Shape]:
@@ -106,8 +113,6 @@ def _left_out(selection: Selection | None, x: float, y: float, width: float) -> 
 
 
 def _moved(shape: Shape, x: float, y: float) -> Shape:
-    if isinstance(shape, Box):
-        return Box(shape.x + x, shape.y + y, shape.width, shape.height, shape.style, shape.name, shape.hint)
     if isinstance(shape, Wire):
-        return Wire(tuple((a + x, b + y) for a, b in shape.points), shape.style, shape.thickness)
-    return Label(shape.x + x, shape.y + y, shape.text, shape.size, shape.style, shape.anchor, shape.bold)
+        return replace(shape, points=tuple((a + x, b + y) for a, b in shape.points))
+    return replace(shape, x=shape.x + x, y=shape.y + y)

@@ -9,14 +9,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from gpu_topology.drawing.cards import WIDTH
-from gpu_topology.drawing.pcie_tree import Branch, at_level, pcie_path
+from gpu_topology.drawing.pcie_tree import Branch, at_level
 from gpu_topology.drawing.shapes import Box, Label, Shape, Wire, shorten, text_width
-from gpu_topology.topology import Gpu, Link, LinkLevel, Topology
+from gpu_topology.topology import Link, LinkLevel, Topology
 
 PADDING, GAP = 12.0, 14.0
 HEAD, BAR, STEP = 28.0, 24.0, 14.0
 BETWEEN, LINE = 62.0, 15.0
 _TITLE, _TEXT, _TAG = 12.5, 11.5, 10.0
+TAG_STEP = 18.0
 
 _NAMES = {LinkLevel.PHB: "host bridge", LinkLevel.PXB: "PCIe switches", LinkLevel.PIX: "PCIe switch"}
 
@@ -51,7 +52,7 @@ def bar_levels(root: Branch) -> tuple[LinkLevel, ...]:
 
     Every GPU is below a host bridge, which is drawn once the driver reports any path.
     """
-    paths = {pcie_path(link) for link in all_links(root)} - {None}
+    paths = {link.path for link in all_links(root)} - {None}
     below = [level for level in (LinkLevel.PXB, LinkLevel.PIX) if level in paths]
     return (LinkLevel.PHB, *below) if paths else ()
 
@@ -85,7 +86,7 @@ class Row:
         self.card_height = card_height
         self.height = 2 * PADDING + self.head + len(levels) * (STEP + BAR) + STEP + card_height
         self.upside_down = upside_down
-        placed = {index for link in topology.links if pcie_path(link) for index in (link.a, link.b)}
+        placed = {index for link in topology.links if link.path for index in (link.a, link.b)}
         self.placeless = {gpu.index for gpu in topology.gpus} - placed
 
     def draw(self, nodes: Sequence[Node], x: float, top: float) -> Drawn:
@@ -102,7 +103,8 @@ class Row:
         for one, other, left, right in zip(nodes, nodes[1:], drawn.heads, drawn.heads[1:], strict=False):
             y = left.y + self.head / 2
             drawn.wires.append(Wire(((left.right, y), (right.x, y)), "pcie", 2.5))
-            drawn.labels += tag(between(self.topology, one, other), (left.right + right.x) / 2, y)
+            down = -1 if self.upside_down else 1
+            drawn.labels += tags(between(self.topology, one, other), (left.right + right.x) / 2, y, down * TAG_STEP)
         return drawn
 
     def _place(self, x: float, width: float, top: float, offset: float, height: float) -> Box:
@@ -117,7 +119,7 @@ class Row:
         left, right = head.x + 10, head.right - 8 - _mark_width(node)
         if node.branch.meets:
             drawn.labels += tag(
-                node.branch.meets, head.right - 8 - _tag_width(node.branch.meets) / 2, head.y + self.head / 2
+                node.branch.meets, head.right - 8 - tag_width(node.branch.meets) / 2, head.y + self.head / 2
             )
         name = shorten(_node_name(self.topology, node), right - left, _TITLE, bold=True)
         title = Label(left, base, name, _TITLE, bold=True)
@@ -166,7 +168,7 @@ class Row:
         if not branch.meets:
             drawn.labels.append(Label(place.middle, base, name, _TEXT, "quiet", "middle"))
             return
-        room = width + 8 + _tag_width(branch.meets)
+        room = width + 8 + tag_width(branch.meets)
         left = place.middle - room / 2
         drawn.labels.append(Label(left, base, name, _TEXT, "quiet"))
         drawn.labels += tag(branch.meets, left + room - (room - width - 8) / 2, place.y + BAR / 2)
@@ -178,35 +180,43 @@ def between(topology: Topology, one: Node, other: Node) -> tuple[Link, ...]:
 
 
 def tag(links: Sequence[Link], x: float, y: float) -> list[Shape]:
-    """nvidia-smi's word for the paths that meet here, as a coloured tag around (x, y); a star: without peer access."""
-    levels, text, width = _levels(links), _tag_text(links), _tag_width(links)
-    style = f"tag {levels[-1].value}" if levels else "tag"
+    """nvidia-smi's words for the paths that meet here, as one coloured tag around (x, y); a star: no peer access."""
+    return _tag("/".join(tag_words(links)), x, y)
+
+
+def tags(links: Sequence[Link], x: float, y: float, step: float) -> list[Shape]:
+    """A tag for each word instead, from (x, y) on `step` pixels apart: where there is no room for a wide one."""
+    return [shape for at, word in enumerate(tag_words(links)) for shape in _tag(word, x, y + at * step)]
+
+
+def _tag(text: str, x: float, y: float) -> list[Shape]:
+    width = text_width(text, _TAG, bold=True) + 10
+    level = text.rpartition("/")[2].rstrip("*")
     return [
-        Box(x - width / 2, y - 8, width, 16, style),
+        Box(x - width / 2, y - 8, width, 16, "tag" if level == "?" else f"tag {level}"),
         Label(x, y + 3.6, text, _TAG, "badge text", "middle", bold=True),
     ]
 
 
-def _levels(links: Sequence[Link]) -> list[LinkLevel]:
-    return [level for level in LinkLevel if any(pcie_path(link) is level for link in links)]
+def tag_words(links: Sequence[Link]) -> list[str]:
+    """ "PXB", or "PXB*" without peer access, or both where only some of the pairs are without; the nearest first."""
+    found = {(link.path, without_peers(link)) for link in links}
+    words = [f"{level.value}{'*' * star}" for level in LinkLevel for star in (False, True) if (level, star) in found]
+    return words or ["?*" if (None, True) in found else "?"]
 
 
-def _tag_text(links: Sequence[Link]) -> str:
-    star = "*" if any(without_peers(link) for link in links) else ""
-    return ("/".join(level.value for level in _levels(links)) or "?") + star
-
-
-def _tag_width(links: Sequence[Link]) -> float:
-    return text_width(_tag_text(links), _TAG, bold=True) + 10
+def tag_width(links: Sequence[Link]) -> float:
+    """The width of `tag`."""
+    return text_width("/".join(tag_words(links)), _TAG, bold=True) + 10
 
 
 def _mark_width(node: Node) -> float:
     """What the tag in a node's strip takes, with the gap before it."""
-    return _tag_width(node.branch.meets) + 8 if node.branch.meets else 0.0
+    return tag_width(node.branch.meets) + 8 if node.branch.meets else 0.0
 
 
 def without_peers(link: Link) -> bool:
-    """Whether the driver says that peer access over this pair's PCIe path does not work."""
+    """Whether the driver reports that peer access over this pair's PCIe path does not work."""
     return link.level is not LinkLevel.NV and link.p2p not in (None, "ok")
 
 
@@ -221,9 +231,5 @@ def _node_name(topology: Topology, node: Node) -> str:
     known = sorted({gpu.numa_node for gpu in gpus if gpu.numa_node is not None})
     suffix = f" ({node.part})" if node.part else ""
     if not known:
-        return ("not reachable" if all(map(_failed, gpus)) else "CPU") + suffix
+        return ("not reachable" if all(gpu.error is not None for gpu in gpus) else "CPU") + suffix
     return f"NUMA node{'s' if len(known) > 1 else ''} {', '.join(map(str, known))}{suffix}"
-
-
-def _failed(gpu: Gpu) -> bool:
-    return gpu.error is not None

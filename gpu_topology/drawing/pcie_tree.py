@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from gpu_topology.topology import Gpu, Link, LinkLevel, Topology
+from gpu_topology.topology import Link, LinkLevel, Topology
 
 LEVELS = (LinkLevel.SYS, LinkLevel.NODE, LinkLevel.PHB, LinkLevel.PXB, LinkLevel.PIX)
 
@@ -36,12 +36,6 @@ def pcie_tree(topology: Topology) -> Branch:
 def node_of(topology: Topology, members: Sequence[int]) -> Branch:
     """Some of the GPUs of a NUMA node as a branch of level NODE."""
     return _branch(topology, members, LEVELS.index(LinkLevel.NODE))
-
-
-def pcie_path(link: Link) -> LinkLevel | None:
-    """The PCIe path beneath a link, None where the driver does not tell."""
-    path = link.pcie_level or link.level
-    return None if path is LinkLevel.NV else path
 
 
 def at_level(branch: Branch, level: LinkLevel) -> tuple[Branch, ...]:
@@ -72,12 +66,8 @@ def _joined(topology: Topology, members: Sequence[int], level: LinkLevel) -> lis
 
 
 def _within(topology: Topology, a: int, b: int, level: LinkLevel) -> bool:
-    path = pcie_path(topology.link(a, b))
+    path = topology.link(a, b).path
     if path is not None:
         return LEVELS.index(path) >= LEVELS.index(level)
-    return level is LinkLevel.NODE and _same_node(topology.gpu(a), topology.gpu(b))
-
-
-def _same_node(a: Gpu, b: Gpu) -> bool:
-    """Without a known path the NUMA node decides; where that is unknown too, the two are drawn side by side."""
-    return a.numa_node == b.numa_node
+    # Without a known path the NUMA node decides; where that is unknown too, the two are drawn side by side.
+    return level is LinkLevel.NODE and topology.gpu(a).numa_node == topology.gpu(b).numa_node

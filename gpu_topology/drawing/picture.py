@@ -13,19 +13,31 @@ import argparse
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 
 from ddp_core.files import write_whole
 from gpu_topology.cli_options import add_output, add_selection, add_source, answer
 from gpu_topology.drawing.cards import card_shapes, make_card
 from gpu_topology.drawing.legend import legend
-from gpu_topology.drawing.numa_boxes import BETWEEN, Drawn, Node, Row, bar_levels, between, head_height, tag
+from gpu_topology.drawing.numa_boxes import (
+    BETWEEN,
+    TAG_STEP,
+    Drawn,
+    Node,
+    Row,
+    bar_levels,
+    between,
+    head_height,
+    tag_words,
+    tags,
+)
 from gpu_topology.drawing.nvlink_shapes import nvlink_shapes
 from gpu_topology.drawing.nvlink_wires import route
 from gpu_topology.drawing.pcie_tree import Branch, node_of, pcie_tree
 from gpu_topology.drawing.shapes import Box, Label, Picture, Shape, Wire, wrap
 from gpu_topology.drawing.svg import to_svg
 from gpu_topology.select.select import Selection
-from gpu_topology.topology import Topology, short_name
+from gpu_topology.topology import Link, Topology, short_name
 
 MARGIN, LEAST_WIDTH, BRACKET = 26.0, 640.0, 34.0
 ONE_ROW, WIDEST_ROW = 4, 8
@@ -53,9 +65,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 def layout(topology: Topology, selection: Selection | None = None) -> Picture:
     """The machine as a picture; with a selection, the chosen GPUs stand out and the others say why not."""
+    topology = topology.for_programs()
     title = machine_title(topology)
     rows = node_rows(topology)
-    bracket = BRACKET if len(rows) > 1 else 0.0
+    # Several tags one below the other may reach beyond the channel between the rows, beside the boxes.
+    bracket = (len(rows) - 1) * BRACKET * min(2, len(tag_words(_between_rows(topology, rows))))
     machine = max((_row_width(row) for row in rows), default=0.0) + bracket
     width = max(machine, LEAST_WIDTH)
     header, y = _header(topology, selection, title, width)
@@ -68,9 +82,12 @@ def layout(topology: Topology, selection: Selection | None = None) -> Picture:
 
 
 def machine_title(topology: Topology) -> str:
-    """ "8 x V100-SXM2-32GB"; the models in the order of their numbers on a mixed machine."""
-    names = Counter(short_name(gpu.name) for gpu in topology.gpus)
-    return ", ".join(f"{count} x {name}" for name, count in names.most_common()) or "No NVIDIA GPU can be used here"
+    """ "8 x V100-SXM2-32GB"; the models in the order of their numbers on a mixed machine, those not known last."""
+    names = Counter(short_name(gpu.name) for gpu in topology.gpus if gpu.name)
+    parts = [f"{count} x {name}" for name, count in names.most_common()]
+    if unknown := len(topology.gpus) - names.total():
+        parts.append(f"{unknown} of unknown model")
+    return ", ".join(parts) or "No NVIDIA GPU can be used here"
 
 
 def node_rows(topology: Topology) -> tuple[tuple[Node, ...], ...]:
@@ -175,16 +192,23 @@ def _bracket(
     topology: Topology, rows: Sequence[Sequence[Node]], upper: Drawn, lower: Drawn, left: float
 ) -> tuple[list[Shape], list[Shape]]:
     """The path between the CPUs of the two rows, along the left side."""
-    x = left - BRACKET + 14
+    links = _between_rows(topology, rows)
+    more = len(tag_words(links)) - 1
+    x = left - (BRACKET if more else BRACKET - 14)
     ends = [(drawn.heads[0].x, drawn.heads[0].y + drawn.heads[0].height / 2) for drawn in (upper, lower)]
     points = (ends[0], (x, ends[0][1]), (x, ends[1][1]), ends[1])
-    links = [link for one in rows[0] for other in rows[1] for link in between(topology, one, other)]
-    return [Wire(points, "pcie", 2.5)], tag(links, x, (ends[0][1] + ends[1][1]) / 2)
+    middle = (ends[0][1] + ends[1][1]) / 2
+    return [Wire(points, "pcie", 2.5)], tags(links, x, middle - TAG_STEP * more / 2, TAG_STEP)
+
+
+def _between_rows(topology: Topology, rows: Sequence[Sequence[Node]]) -> list[Link]:
+    return [link for one, other in pairwise(rows) for a in one for b in other for link in between(topology, a, b)]
 
 
 def _description(topology: Topology, selection: Selection | None) -> str:
     """The picture in words."""
-    sentences = [f"{len(topology.gpus)} GPUs: {machine_title(topology)}."]
+    count = len(topology.gpus)
+    sentences = [f"{count} GPU{'s' * (count != 1)}: {machine_title(topology)}."]
     if selection is not None and selection.indices:
         sentences.append(f"Selected: GPU {_chosen(selection)}, {selection.reason}.")
     links = [f"GPU {link.a} and GPU {link.b}: {link.label}" for link in topology.links]

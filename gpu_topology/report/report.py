@@ -135,13 +135,14 @@ def render(
     _heading(screen, "GPUs", _versions(topology))
     tables.devices(screen, topology, selection)
     tables.nodes(screen, topology)
+    usable = topology.for_programs()
     if len(topology.gpus) > 1:
         _heading(screen, "Links")
-        links(screen, topology, selection)
-        legend(screen, topology)
+        links(screen, usable, selection)
+        legend(screen, usable)
     if groups:
         _heading(screen, "Groups of like GPUs", "best first")
-        tables.group_rows(screen, topology, groups)
+        tables.group_rows(screen, usable, groups)
     _heading(screen, "Selection")
     _selection_line(screen, selection)
     tables.exclusions(screen, topology, selection)

@@ -134,10 +134,11 @@ def exclusions(screen: Screen, topology: Topology, selection: Selection) -> None
     """The GPUs left out, with the reason; those of one model with the same reason share a line."""
     alike: dict[tuple[str, str], list[str]] = {}
     for excluded in selection.excluded:
-        name = short_name(topology.gpu(excluded.index).name)
+        known = topology.gpu(excluded.index).name
+        name = f" {short_name(known)}" if known else ""
         alike.setdefault((name, excluded.reason), []).append(str(excluded.index))
     rows: list[list[Content]] = [
-        [("not GPU", "dim"), [(f"{', '.join(dict.fromkeys(indices))} {name}: ", "dim"), (reason, "")]]
+        [("not GPU", "dim"), [(f"{', '.join(dict.fromkeys(indices))}{name}: ", "dim"), (reason, "")]]
         for (name, reason), indices in alike.items()
     ]
     screen.table([Column(), Column(wraps=True)], rows, left=2, gap=1)

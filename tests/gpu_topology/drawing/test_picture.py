@@ -45,6 +45,13 @@ def nested(a: int, b: int) -> str:
     return near[1] if near else "SYS"
 
 
+def anywhere(seed: int, words: tuple[str, ...]) -> Callable[[int, int], str]:
+    """A random level for each pair, which no tree of switches and bridges has."""
+    return lambda a, b: random.Random(f"{seed} {min(a, b)} {max(a, b)}").choice(words)
+
+
+PCIE = ("PIX", "PXB", "PHB", "NODE", "SYS")
+
 MIG = {
     "name": "NVIDIA A100-PCIE-40GB",
     "memory_mib": 40960,
@@ -76,6 +83,18 @@ MACHINES: dict[str, Any] = {
     ),
     "four nodes": machine(8, "A100", lambda a, b: "PXB" if a // 2 == b // 2 else "SYS", lambda i: i // 2),
     "three rows asked": machine(10, "A100", lambda a, b: "PHB" if a // 3 == b // 3 else "SYS", lambda i: i // 3),
+    "16 at random levels": machine(16, "A100", anywhere(1, ("NV1", "NV2", "NV4", *PCIE)), lambda i: i * 7 % 2),
+    "8 at random levels": machine(
+        8, "A100", anywhere(2, PCIE), lambda i: i // 2, p2p={"0-1": "ok", "default": "unknown"}
+    ),
+    "16 of four nodes at random": machine(16, "A100", anywhere(3, PCIE), lambda i: i // 4, p2p="not-supported"),
+    "some without peers": machine(
+        16,
+        "A100",
+        anywhere(4, PCIE),
+        lambda i: i // 8,
+        p2p={f"{i}-{i + 1}": "chipset-not-supported" for i in range(15)},
+    ),
     "slices": {"gpus": [MIG, {**MIG, "mig": MIG["mig"][:2]}]},
     "names": {
         "gpus": [
@@ -113,6 +132,7 @@ def test_each_gpu_and_each_nvlink_is_drawn_once(name):
         boxes = [shape for shape in picture.shapes if isinstance(shape, Box) and shape.name.startswith("GPU ")]
         assert sorted(box.name for box in boxes) == sorted(f"GPU {gpu.index}" for gpu in topology.gpus)
         wires = [shape.name for shape in picture.shapes if isinstance(shape, Wire) and shape.name]
+        topology = topology.for_programs()
         bars = switched(topology)
         hidden = {pair for bar in bars for pair in combinations(bar.gpus, 2)}
         wanted = [f"GPU {i} to NVSwitch" for bar in bars for i in bar.gpus]
@@ -237,6 +257,44 @@ def test_a_bad_nvlink_and_missing_peer_access_show():
     words = [shape.text for shape in layout(to_topology(plain)).shapes if isinstance(shape, Label)]
     assert "PHB*" in words
     assert any("no peer access (gpu-not-supported)" in word for word in words)
+
+
+def stars(topology: Topology) -> list[str]:
+    words = [shape.text for shape in layout(topology).shapes if isinstance(shape, Label)]
+    return [word for word in words if re.match(r"(PIX|PXB|PHB|NODE|SYS)\b", word) or "no peer access" in word]
+
+
+def test_a_star_marks_the_pairs_that_it_concerns():
+    """Four GPUs behind two switches: peer access works between 0 and 1, and not between 2 and 3."""
+    levels = machine(4, "L40S", lambda a, b: "PIX" if a // 2 == b // 2 else "PXB", lambda i: 0)
+    one = {**levels, "p2p": {"2-3": "chipset-not-supported", "default": "ok"}}
+    assert stars(to_topology(one)) == [
+        "PXB", "PIX", "PIX*", "PIX", "PXB", "no peer access (chipset-not-supported), GPUs 2-3: by way of host memory"
+    ]  # fmt: skip
+    mixed = {**levels, "p2p": {"0-2": "not-supported", "default": "ok"}}
+    assert "PXB/PXB*" in stars(to_topology(mixed))
+    assert "no peer access (not-supported), GPUs 0-2: by way of host memory" in stars(to_topology(mixed))
+    every = {**levels, "p2p": "not-supported"}
+    assert stars(to_topology(every))[-1] == "no peer access (not-supported): by way of host memory"
+
+
+def test_gpus_in_mig_mode_have_no_nvlinks():
+    machine = load_machine("rtx3090_2x_nvlink")
+    assert any(isinstance(shape, Wire) and shape.style == "nvlink" for shape in layout(to_topology(machine)).shapes)
+    machine["gpus"][1] |= {"mig_mode": True, "mig": MIG["mig"][:2]}
+    picture = layout(to_topology(machine))
+    assert not any(isinstance(shape, Wire) and "nvlink" in shape.style for shape in picture.shapes)
+    assert "NV" not in " ".join(shape.text for shape in picture.shapes if isinstance(shape, Label)).replace(
+        "NVIDIA", ""
+    )
+    assert "NV4" not in picture.description
+
+
+def test_lanes_that_are_not_in_use_and_unknown_models_show():
+    gpus = [{"name": "NVIDIA L40S", "pcie": [4, 16], "pcie_now": [4, 8]}, {"name": None}, {"name": None}]
+    picture = layout(to_topology({"gpus": gpus}))
+    assert picture.title == "1 x L40S, 2 of unknown model"
+    assert any(isinstance(shape, Label) and shape.text == "PCIe gen4 x8/16" for shape in picture.shapes)
 
 
 def test_a_fabric_that_failed_shows_on_its_switch():
