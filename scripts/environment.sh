@@ -7,7 +7,7 @@
 fail() { printf 'error: %s\n' "$*" >&2; exit 2; }
 
 prepare_environment() {
-    local extra="$1" python="${PYTHON:-python3}" venv=.venv list stamp
+    local extra="$1" python="${PYTHON:-python3}" venv=.venv list stamp index
     if [ ! -x "$venv/bin/python" ] || ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
         make_environment "$python" "$venv"
     fi
@@ -17,12 +17,27 @@ prepare_environment() {
     if [ "$(cat "$stamp" 2>/dev/null)" != "$list" ]; then
         printf 'Installing requirements.txt%s (the first time takes a few minutes)\n' "${extra:+ and the $extra extra}" >&2
         printf '%s\n' "$list" >"$stamp.wanted"
-        "$venv/bin/python" -m pip install --quiet --no-compile --disable-pip-version-check -r "$stamp.wanted" ||
+        index=$(torch_index "$venv/bin/python" "$list")
+        if [ -n "$index" ]; then
+            printf 'torch is taken from %s: it fits the driver and the GPUs of this machine\n' "$index" >&2
+            # shellcheck disable=SC2046  # two words
+            pip_install "$venv/bin/python" --index-url "$index" $(grep -E '^torch(vision)?\b' <<<"$list") ||
+                printf 'note: that failed; torch is taken from PyPI, and may not run with this driver\n' >&2
+        fi
+        pip_install "$venv/bin/python" -r "$stamp.wanted" ||
             fail "the installation failed (the lines above say why$(little_space "$venv")); run the same command again to retry"
         # pip compiles on one processor; some packages hold templates that are no Python, which pip passes over too.
         "$venv/bin/python" -m compileall -q -j 0 "$venv"/lib/python*/site-packages >/dev/null 2>&1 || true
         mv "$stamp.wanted" "$stamp"
     fi
+}
+
+pip_install() { local python="$1"; shift; "$python" -m pip install --quiet --no-compile --disable-pip-version-check "$@"; }
+
+# Where pip finds a torch that fits the driver; nothing where PyPI's does, and where the driver cannot be asked.
+torch_index() {
+    pip_install "$1" "$(grep '^nvidia-ml-py' <<<"$2")" >/dev/null 2>&1 || return 0
+    PYTHONPATH=. "$1" scripts/torch_index.py 2>/dev/null || true
 }
 
 # A few words where FOLDER's disk may be the reason: 6 GB are installed (torch for CUDA), 3 more pass through TMPDIR.

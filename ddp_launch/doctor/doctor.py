@@ -27,6 +27,8 @@ from ddp_train.config.parse import parse
 from gpu_topology.driver.library import DriverError
 from gpu_topology.driver.read import read_topology
 from gpu_topology.host.host import Host, read_host
+from gpu_topology.select.from_environment import read_inherited
+from gpu_topology.select.select import SelectionError, SelectionRequest, select
 from gpu_topology.topology import Topology
 
 SCHEMA = "ddp-launch-doctor/1"
@@ -100,13 +102,29 @@ def _checks(
     yield from machine.installation()
     yield from gpus.devices(topology, problem)
     probe = trials.probe_torch()
-    yield from gpus.torch_and_driver(probe, topology)
+    yield from gpus.torch_and_driver(probe, topology, _planned(options, topology))
     yield from gpus.links(topology, host)
     yield from machine.resources(host, config)
     yield machine.loopback()
     yield machine.host_name(host)
     yield trials.data(config)
     yield trials.training(options, torch_works=probe.error is None)
+
+
+def _planned(options: LaunchOptions, topology: Topology) -> tuple[int, ...]:
+    """The GPUs that a run with these options would use; () where none could be, or none is asked for."""
+    request = SelectionRequest(
+        count=options.nproc if topology.gpus else None,
+        policy=options.policy,
+        gpus=options.gpus,
+        exclude=options.exclude,
+        allow_busy=options.allow_busy,
+        min_memory=options.min_memory,
+    )
+    try:
+        return select(topology, read_inherited(topology, os.environ).completes(request)).indices
+    except SelectionError:
+        return ()
 
 
 def _worst(checks: Sequence[Check]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,8 @@ from ddp_launch.doctor.check import INSTALL, Check
 from gpu_topology.driver.library import DriverError, NoDevicesError, NoDriverError, StuckDriverError
 from gpu_topology.environment.notes import notes
 from gpu_topology.host.host import Host
+from gpu_topology.host.torch_build import driver_way_out, has_code, way_out
+from gpu_topology.select.eligibility import silent
 from gpu_topology.select.select import Selection
 from gpu_topology.topology import Gpu, LinkLevel, Topology
 
@@ -45,7 +47,8 @@ def devices(topology: Topology, problem: DriverError | None = None, root: Path =
         return
     version = topology.driver_version or "unknown"
     yield Check("driver", "ok", f"{version}, CUDA up to {topology.cuda_version or 'unknown'}")
-    yield from map(_device, topology.gpus)
+    unread = silent(topology)
+    yield from (_device(gpu, gpu.error or unread.get(gpu.index)) for gpu in topology.gpus)
     for warning in topology.warnings:
         if not any(gpu.error and gpu.error in warning for gpu in topology.gpus):
             yield Check("GPUs", "warning", warning)
@@ -63,61 +66,58 @@ def nvidia_cards(root: Path = Path("/")) -> int:
     return found
 
 
-def _device(gpu: Gpu) -> Check:
+def _device(gpu: Gpu, problem: str | None) -> Check:
     name = f"GPU {gpu.index}"
-    if gpu.error:
-        return Check(name, "failed", f"{gpu.label}: {gpu.error}", "see `dmesg | grep -i xid`; leave it out: --exclude")
-    used = (
-        ""
-        if gpu.memory_total is None
-        else f", {(gpu.memory_used or 0) / GIB:.1f} of {gpu.memory_total / GIB:.1f} GiB used"
-    )
-    return Check(name, "ok", f"{gpu.label}{used}")
+    if problem:
+        return Check(name, "failed", f"{gpu.label}: {problem}", "see `dmesg | grep -i xid`; leave it out: --exclude")
+    if gpu.memory_total is None:
+        return Check(name, "ok", f"{gpu.label}, of unknown memory")
+    used = "" if gpu.memory_used is None else f"{gpu.memory_used / GIB:.1f} of "
+    return Check(name, "ok", f"{gpu.label}, {used}{gpu.memory_total / GIB:.1f} GiB{' used' * bool(used)}")
 
 
-def torch_and_driver(probe: Probe, topology: Topology) -> Iterator[Check]:
-    """torch itself, and whether it can use the GPUs that the driver has."""
+def torch_and_driver(probe: Probe, topology: Topology, planned: Collection[int] = ()) -> Iterator[Check]:
+    """torch itself, and whether it can use the GPUs that the driver has. `planned`: those of a run, () for all."""
     if probe.error is not None:
         yield Check("torch", "failed", probe.error, INSTALL)
         return
     built = f"built for CUDA {probe.cuda}" if probe.cuda else "built for the CPU"
     nccl = f", NCCL {probe.nccl}" if probe.nccl else ""
     yield Check("torch", "ok", f"{probe.version}, {built}{nccl}")
-    if not any(gpu.error is None for gpu in topology.gpus):
+    used = [gpu for gpu in topology.gpus if gpu.error is None and (gpu.index in planned or not planned)]
+    if not used:
         return
+    capabilities = [gpu.compute_capability for gpu in used if gpu.compute_capability is not None]
     if probe.cuda is None:
         yield Check("torch and GPUs", "failed", "this torch is a CPU build: it uses no GPU", "install torch with CUDA")
     elif _major(topology.cuda_version) < _major(probe.cuda):
         words = (
             f"torch needs CUDA {probe.cuda}, the driver {topology.driver_version} goes up to {topology.cuda_version}"
         )
-        yield Check("torch and GPUs", "failed", words, "update the driver, or install a torch for an earlier CUDA")
+        remedy = driver_way_out(probe.cuda, capabilities, topology.cuda_version)
+        yield Check("torch and GPUs", "failed", words, remedy)
     elif probe.devices == 0:
         yield Check(
             "torch and GPUs", "failed", probe.cuda_error or "torch finds no GPU", "run `nvidia-smi`, then this again"
         )
     else:
-        yield _architectures(probe, topology)
+        yield _architectures(probe, used, topology.cuda_version)
 
 
-def _architectures(probe: Probe, topology: Topology) -> Check:
-    """A GPU runs code for its own major version up to its minor one, and PTX ("compute_90") for any earlier one."""
-    found = [re.fullmatch(r"(sm|compute)_(\d+)(\d)[a-z]?", word) for word in probe.architectures]
-    code = [(match[1], int(match[2]), int(match[3])) for match in found if match]
-    without = [
-        gpu.label
-        for gpu in topology.gpus
-        if gpu.compute_capability
-        and not any(_runs(kind, (major, minor), gpu.compute_capability) for kind, major, minor in code)
-    ]
-    if code and without:
-        words = f"this torch has no code for {', '.join(sorted(set(without)))}: it has {', '.join(probe.architectures)}"
-        return Check("torch and GPUs", "failed", words, "install a torch that was built for this GPU, or leave it out")
+def _architectures(probe: Probe, used: Sequence[Gpu], cuda: str | None) -> Check:
+    """Whether torch has code for the GPUs of a run."""
+    without = {
+        gpu.label: gpu.compute_capability
+        for gpu in used
+        if probe.architectures
+        and gpu.compute_capability is not None
+        and not has_code(probe.architectures, gpu.compute_capability)
+    }
+    if without:
+        words = f"this torch has no code for {', '.join(sorted(without))}: it has {', '.join(probe.architectures)}"
+        remedy = f"{way_out(set(without.values()), cuda)}; or leave it out: --exclude"
+        return Check("torch and GPUs", "failed", words, remedy)
     return Check("torch and GPUs", "ok", f"torch can use {probe.devices} GPU{'s' * (probe.devices != 1)}")
-
-
-def _runs(kind: str, built_for: tuple[int, int], gpu: tuple[int, int]) -> bool:
-    return built_for <= gpu if kind == "compute" else built_for[0] == gpu[0] and built_for[1] <= gpu[1]
 
 
 def _major(version: str | None) -> int:

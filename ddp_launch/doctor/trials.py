@@ -95,8 +95,11 @@ def training(options: LaunchOptions, *, torch_works: bool) -> Check:
         seconds = time.monotonic() - started
         if status == 0:
             history = json.loads((Path(folder) / "run" / "training_history.json").read_text(encoding="utf-8"))
-            ranks, best = history["environment"]["world_size"], history["best"]["test_accuracy"]
-            words = f"{EPOCHS} epochs on digits, {ranks} rank{'s' * (ranks != 1)}: {best:.1%} in {seconds:.0f} s"
+            about, best = history["environment"], history["best"]["test_accuracy"]
+            ranks = about["world_size"]
+            tried = f"{EPOCHS} epochs on digits, {ranks} rank{'s' * (ranks != 1)}"
+            where = "the CPU, no GPU was used" if about["device"] == "cpu" else about["device"]
+            words = f"{tried}: {best:.1%} in {seconds:.0f} s on {where}"
             return Check("training", "ok", words)
     if status is None:
         words = f"{EPOCHS} epochs on digits did not end within {TRAINING_S} s"
@@ -109,7 +112,8 @@ def _devices(options: LaunchOptions) -> list[str]:
     """The launcher's own words for the devices that the user named."""
     words = ["--cpu"] if options.cpu else ["--gpus", ",".join(options.gpus)] if options.gpus else ["--auto"]
     words += ["--nproc", str(options.nproc)] if options.nproc else []
-    return words + (["--allow-busy"] if options.allow_busy else [])
+    words += ["--exclude", ",".join(options.exclude)] if options.exclude else []
+    return [*words, "--policy", options.policy] + (["--allow-busy"] if options.allow_busy else [])
 
 
 def _run(command: Sequence[str], limit_s: float) -> tuple[int | None, str, str]:

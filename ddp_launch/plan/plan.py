@@ -24,6 +24,7 @@ from gpu_topology.environment.notes import needs_verify, notes
 from gpu_topology.environment.settings import Setting
 from gpu_topology.environment.settings import environment as environment_for
 from gpu_topology.host.host import Host
+from gpu_topology.select.eligibility import ALLOW_BUSY
 from gpu_topology.select.from_environment import Inherited, from_environment
 from gpu_topology.select.numa import Binding, choose_binding, obstacle
 from gpu_topology.select.select import Excluded, Selection, SelectionError, SelectionRequest, in_use, select
@@ -159,7 +160,9 @@ def _select(topology: Topology, options: LaunchOptions, inherited: Inherited) ->
     hidden = inherited.visible is not None and (inherited.visible.strip() or "-").startswith(NO_DEVICES)
     if topology.gpus and not selection.indices and not hidden:
         used = in_use(topology, request)
-        raise UserError(selection.reason, f"{USED_REMEDY}, {CPU_REMEDY}" if used else CPU_REMEDY)
+        # The remedy has that option already.
+        reason = selection.reason.removesuffix(ALLOW_BUSY)
+        raise UserError(reason, f"{USED_REMEDY}, {CPU_REMEDY}" if used else CPU_REMEDY)
     return selection
 
 

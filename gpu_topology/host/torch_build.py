@@ -48,17 +48,11 @@ class TorchBuild:
         sm = "sm_{}{}".format(*capability)
         return f"torch {self.version} has no code for {sm}, only for {', '.join(self.architectures)}"
 
-    def too_new_for(self, cuda: str | None, driver: str | None, capabilities: Collection[Capability]) -> str | None:
-        """What is wrong with a driver that goes up to an earlier CUDA, and what to do; None where it fits."""
+    def too_new_for(self, cuda: str | None, driver: str | None) -> str | None:
+        """What is wrong with a driver that goes up to an earlier CUDA; None where it fits, or is not known."""
         if cuda is None or major(cuda) >= major(self.cuda):
             return None
-        needed = f"update the driver to {LEAST_DRIVER.get(major(self.cuda), 'a newer one')} or newer"
-        advice = build_for(capabilities, cuda)
-        other = f", or install the build that fits this driver: {install(advice)}" if advice else ""
-        return (
-            f"torch {self.version} is built for CUDA {self.cuda}, the driver {driver or 'here'} goes up to {cuda}:"
-            f" it will find no GPU; {needed}{other}"
-        )
+        return f"torch {self.version} is built for CUDA {self.cuda}, the driver {driver or 'here'} goes up to {cuda}"
 
 
 def read_torch_build() -> TorchBuild | None:
@@ -130,6 +124,13 @@ def build_for(capabilities: Collection[Capability], cuda: str | None) -> str | N
         if has > most:
             best, most = build, has
     return best
+
+
+def driver_way_out(needed: str, capabilities: Collection[Capability], cuda: str | None) -> str:
+    """What to do about a driver that goes up to `cuda` where torch is built for a `needed` of later."""
+    update = f"update the driver to {LEAST_DRIVER.get(major(needed), 'a newer one')} or newer"
+    build = build_for(capabilities, cuda)
+    return f"{update}, or install the build that fits this one: {install(build)}" if build else update
 
 
 def way_out(capabilities: Collection[Capability], cuda: str | None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from gpu_topology.driver.gpu import MPS_SERVER
-from gpu_topology.host.torch_build import way_out
+from gpu_topology.host.torch_build import driver_way_out, way_out
 from gpu_topology.select.bandwidth import Fabric, lanes, slot_speed
 from gpu_topology.select.eligibility import BUSY_FLOOR_BYTES, busy, drawn, silent, size_words
 from gpu_topology.select.explain import Choice
@@ -85,12 +85,11 @@ def _torch(choice: Choice) -> Iterator[str]:
     torch, topology = choice.rules.torch, choice.topology
     if torch is None:
         return
-    capabilities = {gpu.compute_capability for gpu in _gpus(choice)} - {None}
-    too_new = torch.too_new_for(topology.cuda_version, topology.driver_version, [one for one in capabilities if one])
-    if too_new:
-        yield too_new
+    capabilities = {gpu.compute_capability for gpu in _gpus(choice) if gpu.compute_capability is not None}
+    if too_new := torch.too_new_for(topology.cuda_version, topology.driver_version):
+        yield f"{too_new}, so it finds no GPU: {driver_way_out(torch.cuda, capabilities, topology.cuda_version)}"
         return
-    for capability in sorted(one for one in capabilities if one and torch.runs_on(one) is False):
+    for capability in sorted(one for one in capabilities if torch.runs_on(one) is False):
         without = [gpu.index for gpu in _gpus(choice) if gpu.compute_capability == capability]
         yield f"{_named(without)}: {torch.no_code_for(capability)}; {way_out([capability], topology.cuda_version)}"
 

@@ -1,13 +1,16 @@
-"""scripts/run.sh and test.sh on a machine whose Python will not do."""
+"""scripts/run.sh and test.sh: a Python that will not do, an installation that fails, the torch that fits the driver."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import FakeDriver
 from tests.integration.conftest import ROOT
 
 
@@ -82,3 +85,52 @@ def test_an_installation_that_fails_says_so_and_whether_the_disk_is_small(
     assert last.startswith("error: the installation failed") and last.endswith("run the same command again to retry")
     assert said in last if said else "GB" not in last
     assert not (clone / ".venv/installed-dev.txt").exists()
+
+
+SPEAKING_PIP = """case "$*" in
+*torch_index.py*) echo https://example.org/cu126;;
+*pip\\ --version*) exit 0;;
+*install*) echo "$*" >>"$PIP_LOG";;
+*) printf 'torch>=2.11\\ntorchvision>=0.26\\nnvidia-ml-py>=12\\nrich>=13\\n';;
+esac"""
+
+
+def test_torch_comes_from_the_index_that_fits_the_driver_and_the_rest_from_pypi(clone: Path, tmp_path: Path) -> None:
+    (clone / ".venv/bin").mkdir(parents=True)
+    shutil.move(fake_python(clone, SPEAKING_PIP), clone / ".venv/bin/python")
+    done = subprocess.run(
+        ["bash", "-c", "source scripts/environment.sh; prepare_environment ''"],
+        cwd=clone,
+        env={"PATH": "/usr/bin:/bin", "PIP_LOG": str(tmp_path / "pip.log")},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    calls = (tmp_path / "pip.log").read_text().splitlines()
+    ml, torch, rest = (line.split("--disable-pip-version-check ")[1] for line in calls)
+    assert ml == "nvidia-ml-py>=12"
+    assert torch == "--index-url https://example.org/cu126 torch>=2.11 torchvision>=0.26"
+    assert rest.startswith("-r .venv/installed.txt")
+    assert "torch is taken from https://example.org/cu126" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("cuda", "capabilities", "build"),
+    [
+        (13000, [[9, 0]], None),
+        (13000, [[6, 1], [8, 6]], None),  # PyPI's torch has code for one of them
+        (13000, [[7, 0]], "cu126"),
+        (12040, [[8, 0]], "cu126"),
+        (12080, [[10, 0]], "cu128"),
+        (11020, [[8, 0]], None),  # no build for such a driver: the plan says what to do
+    ],
+)
+def test_the_build_of_torch_follows_the_driver_and_the_gpus(
+    fake_driver: FakeDriver, cuda: int, capabilities: list[list[int]], build: str | None
+) -> None:
+    gpus = [{"name": "NVIDIA X", "memory_mib": 16384, "cc": capability} for capability in capabilities]
+    env = {**os.environ, **fake_driver({"gpus": gpus, "cuda_version": cuda}), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(ROOT / "scripts/torch_index.py")]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == ("" if build is None else f"https://download.pytorch.org/whl/{build}")
