@@ -6,12 +6,14 @@ status for all pairs, or {"0-1": status}; a status is a word for reading and wri
 "atomics"}), `faults` ([{call, error, gpu, after}]: every call after the first `after` that match), `delay_us` (what
 each call takes), `driver_version`, `cuda_version` (13000 is 13.0).
 Keys of a GPU: those of `DEFAULTS` and `GPU_KEYS`; a key that is null or absent makes its call answer NOT_SUPPORTED.
-`utilization` may be a list: one reading after the other, the last one for ever.
+`utilization` may be a list: one reading after the other, the last one for ever. A process has a `pid`, `used_mib`, and
+maybe a MIG `instance` and a `name`; `mps_clients` are those that compute through an MPS server.
 """
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ DEFAULTS: dict[str, Any] = {
     "utilization": 0,
     "processes": [],
     "graphics": [],
+    "mps_clients": [],
     "throttle": [],
     "display": False,
     "compute_mode": 0,
@@ -145,6 +148,9 @@ def permuted(machine: dict[str, Any], order: tuple[int, ...]) -> dict[str, Any]:
         data["p2p"] = {
             f"{a}-{b}": p2p_status({**machine, "p2p": data["p2p"]}, order[a], order[b]) for a, b in _pairs(data)
         }
+    data["faults"] = [
+        fault | ({"gpu": order.index(fault["gpu"])} if "gpu" in fault else {}) for fault in data.get("faults", [])
+    ]
     return data
 
 
@@ -239,7 +245,7 @@ def _gpu(index: int, gpu: dict[str, Any]) -> Gpu:
         numa_node=gpu["numa"],
         mig_mode=gpu["mig_mode"],
         utilization=gpu["utilization"],
-        processes=_processes(gpu["processes"]),
+        processes=_compute_processes(gpu),
         mig_devices=tuple(
             MigDevice(one["uuid"], one["profile"], one["memory_mib"] * MIB, one["instance"], 0) for one in gpu["mig"]
         ),
@@ -264,10 +270,20 @@ def _gpu(index: int, gpu: dict[str, Any]) -> Gpu:
     )
 
 
-def _processes(processes: list[dict[str, int]] | None) -> tuple[GpuProcess, ...] | None:
+def _compute_processes(gpu: dict[str, Any]) -> tuple[GpuProcess, ...] | None:
+    found = _processes(gpu["processes"])
+    if not any(process.name == "nvidia-cuda-mps-server" for process in found or ()):
+        return found
+    return (*(found or ()), *(replace(one, mps_client=True) for one in _processes(gpu["mps_clients"]) or ()))
+
+
+def _processes(processes: list[dict[str, Any]] | None) -> tuple[GpuProcess, ...] | None:
     if processes is None:
         return None
-    return tuple(GpuProcess(p["pid"], p["used_mib"] * MIB, p.get("instance")) for p in processes)
+    return tuple(
+        GpuProcess(p["pid"], p["used_mib"] * MIB, p.get("instance"), Path(p["name"]).name if "name" in p else None)
+        for p in processes
+    )
 
 
 def _fabric_state(gpu: dict[str, Any]) -> str | None:
@@ -339,8 +355,11 @@ def _gpu_lines(gpu: dict[str, Any]) -> list[str]:
     }
     lines = [f"{key} {value}" for key, value in facts.items() if value is not None]
     lines += [f"then {step}" for step in steps]
-    for key, processes in (("process", gpu["processes"]), ("drawing", gpu["graphics"])):
-        lines += [f"{key} {p['pid']} {p['used_mib'] * MIB} {p.get('instance', 0xFFFFFFFF)}" for p in processes or []]
+    for key, processes in (("process", gpu["processes"]), ("drawing", gpu["graphics"]), ("client", gpu["mps_clients"])):
+        lines += [
+            f"{key} {p['pid']} {p['used_mib'] * MIB} {p.get('instance', 0xFFFFFFFF)} {p.get('name', '')}".rstrip()
+            for p in processes or []
+        ]
     return lines
 
 

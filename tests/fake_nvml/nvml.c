@@ -16,15 +16,16 @@
 #include <unistd.h>
 
 enum { SUCCESS = 0, UNINITIALIZED = 1, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6, INSUFFICIENT_SIZE = 7 };
-enum { MAX_GPUS = 16, MAX_LINKS = 18, MAX_PROCESSES = 8, MAX_SLICES = 8, MAX_FAULTS = 64, MAX_FUNCTIONS = 64 };
+enum { MAX_GPUS = 64, MAX_LINKS = 18, MAX_PROCESSES = 8, MAX_SLICES = 8, MAX_FAULTS = 64, MAX_FUNCTIONS = 64 };
 enum { CPU_WORDS = 16, KINDS = 4, MAX_STEPS = 32, UNKNOWN = -1, HANG = 10001, CRASH = 10002 };
 
 typedef unsigned long long u64;
 
 struct process { unsigned pid; u64 used; unsigned gpu_instance, compute_instance; };
+struct name { unsigned pid; char name[64]; };
 
 struct device {
-    int index, is_slice, slices, processes, graphics;
+    int index, is_slice, slices, processes, graphics, clients;
     char name[96], uuid[96], bus_id[32];
     long long total, used;
     int major, minor, numa, utilization, mig_mode, display, compute_mode, cores, clock, generation, width, generation_now,
@@ -35,7 +36,7 @@ struct device {
     long long pcie_rate[2], pcie_start, pcie_kb_s[2], nvlink_rate[2];
     int nvlink_each;
     u64 cpus[CPU_WORDS];
-    struct process process[MAX_PROCESSES], drawing[MAX_PROCESSES];
+    struct process process[MAX_PROCESSES], drawing[MAX_PROCESSES], client[MAX_PROCESSES];
     struct device *slice[MAX_SLICES], *parent;
     struct { int kind; char remote[32]; } link[MAX_LINKS]; /* kind: UNKNOWN no such link, -2 inactive, else nvml's type */
 };
@@ -43,6 +44,8 @@ struct device {
 static struct { char function[64]; int gpu, error, after, seen; } faults[MAX_FAULTS];
 static struct { const char *function; u64 calls, nanoseconds; } count[MAX_FUNCTIONS];
 static struct device gpus[MAX_GPUS];
+static struct name names[MAX_GPUS * MAX_PROCESSES];
+static int name_count;
 static int gpu_count, fault_count, open_count, delay_us, cuda = UNKNOWN;
 static u64 opened_at;
 static int pcie[MAX_GPUS][MAX_GPUS], p2p[MAX_GPUS][MAX_GPUS][KINDS];
@@ -72,7 +75,9 @@ static void read_cpus(u64 *words, const char *list)
 
 static void read_process(struct process *process, const char *value)
 {
-    sscanf(value, "%u %llu %u", &process->pid, &process->used, &process->gpu_instance);
+    struct name *name = &names[name_count];
+    if (sscanf(value, "%u %llu %u %63s", &process->pid, &process->used, &process->gpu_instance, name->name) == 4)
+        names[name_count++].pid = process->pid;
     process->compute_instance = process->gpu_instance;
 }
 
@@ -113,6 +118,7 @@ static void read_fact(struct device *device, const char *key, const char *value)
         for (int i = 0; i < 16; i++) sscanf(value + 2 * i, "%2hhx", &device->fabric_cluster[i]);
     if (!strcmp(key, "process")) read_process(&device->process[device->processes++], value);
     if (!strcmp(key, "drawing")) read_process(&device->drawing[device->graphics++], value);
+    if (!strcmp(key, "client")) read_process(&device->client[device->clients++], value);
     if (!strcmp(key, "link")) {
         int at = 0, kind = 0;
         char remote[32] = "";
@@ -150,7 +156,7 @@ static void read_machine(void)
     struct device *current = NULL;
     const char *path = getenv("FAKE_NVML_MACHINE");
     FILE *file = path ? fopen(path, "r") : NULL;
-    gpu_count = fault_count = delay_us = 0;
+    gpu_count = fault_count = delay_us = name_count = 0;
     memset(pcie, -1, sizeof pcie);
     memset(p2p, -1, sizeof p2p);
     while (file && fgets(line, sizeof line, file)) {
@@ -360,6 +366,16 @@ PROCESSES(nvmlDeviceGetComputeRunningProcesses_v2, processes, process)
 PROCESSES(nvmlDeviceGetComputeRunningProcesses_v3, processes, process)
 PROCESSES(nvmlDeviceGetGraphicsRunningProcesses_v2, graphics, drawing)
 PROCESSES(nvmlDeviceGetGraphicsRunningProcesses_v3, graphics, drawing)
+
+PROCESSES(nvmlDeviceGetMPSComputeRunningProcesses_v3, clients, client)
+
+int nvmlSystemGetProcessName(unsigned pid, char *out, unsigned size)
+{
+    CHECK(NULL);
+    for (int i = 0; i < name_count; i++)
+        if (names[i].pid == pid) { snprintf(out, size, "%s", names[i].name); return SUCCESS; }
+    return NOT_FOUND;
+}
 
 int nvmlDeviceGetMigMode(struct device *device, unsigned *current, unsigned *pending)
 {

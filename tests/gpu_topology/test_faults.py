@@ -20,7 +20,7 @@ import pytest
 
 from gpu_topology import snapshot
 from gpu_topology.cli import main
-from gpu_topology.topology import Gpu, Link, LinkLevel, Topology
+from gpu_topology.topology import Gpu, GpuProcess, Link, LinkLevel, Topology
 from tests.fake_nvml.machine import MIB, to_topology
 
 ROOT = Path(__file__).parents[2]
@@ -40,8 +40,8 @@ _CARD: dict[str, Any] = {
     "mig_mode": False,
     "fabric_state": 3,
     "fabric_cluster": ["9c6f5af353bf49b5a436b66766c413c3", 7],
-    "processes": [{"pid": 4321, "used_mib": 2048}],
-    "graphics": [{"pid": 1234, "used_mib": 12}],
+    "processes": [{"pid": 4321, "used_mib": 2048, "name": "/usr/bin/python3"}],
+    "graphics": [{"pid": 1234, "used_mib": 12, "name": "/usr/lib/xorg/Xorg"}],
 }
 _SLICES = [{"uuid": f"MIG-{n}000", "profile": "3g.20gb", "memory_mib": 20096, "instance": n} for n in (1, 2)]
 
@@ -143,8 +143,20 @@ def _no_peers(topology: Topology) -> Topology:
     return replace(topology, links=tuple(replace(link, p2p=None, peer=None) for link in topology.links))
 
 
+def _no_names(topology: Topology) -> Topology:
+    def nameless(processes: tuple[GpuProcess, ...] | None) -> tuple[GpuProcess, ...]:
+        return tuple(replace(process, name=None) for process in processes or ())
+
+    gpus = (
+        replace(gpu, processes=nameless(gpu.processes), graphics_processes=nameless(gpu.graphics_processes))
+        for gpu in topology.gpus
+    )
+    return replace(topology, gpus=tuple(gpus))
+
+
 # What an unanswered function does to the reading beyond the tables above.
 CHANGES: dict[str, Callable[[Topology], Topology]] = {
+    "nvmlSystemGetProcessName": _no_names,
     "nvmlDeviceGetMemoryInfo_v2": _memory_v1,
     "nvmlDeviceGetNvLinkRemotePciInfo_v2": _no_bridge,
     "nvmlDeviceGetNvLinkState": _no_nvlinks,
