@@ -164,6 +164,7 @@ def _mismatch(views: Mapping[int, RankView]) -> Found | None:
 
 
 SAME_ORDER = "every rank of a group must call the same collectives in the same order: look for a branch on the rank"
+LINKS = "python -m gpu_topology verify tests the GPUs and the links between them in a minute"
 SAME_SHAPE = (
     "every rank must bring the same shape: look for a last batch, or a list, whose length differs between ranks"
 )
@@ -184,6 +185,8 @@ def _missing(views: Mapping[int, RankView], blocked: Sequence[RankView], world_s
     culprits = {rank for absent in waits_for.values() for rank in absent if rank not in waits_for}
     here = sorted(rank for rank in culprits if rank in views)
     if not culprits:
+        if len({view.blocked for view in blocked}) == 1:
+            return "locked", waits_for, f"all ranks are in {blocked[0].blocked}, and it does not end", LINKS
         each = _each({view.rank: view.blocked for view in blocked})
         return "locked", waits_for, f"the ranks wait for one another: {each}", SAME_ORDER
     if not here:

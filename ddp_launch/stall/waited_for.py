@@ -85,15 +85,17 @@ def _count(group: _Group, entered: Mapping[int, Mapping[int, Collective]]) -> No
     numbers = [seq for seq in common if seq > group.seen]
     if len(numbers) < 2:
         return
-    lag_ns, late_rank = 0, -1
+    lag_ns, late_rank, came_ns = 0, -1, 0
     for seq in numbers:
         times = sorted((entries[seq].at_ns, rank) for rank, entries in entered.items())
         (before, _), (last, rank) = times[-2:]
         gap = last - before
-        late = max(0, gap - (lag_ns if rank == late_rank else 0))
+        # Started before the late one had come to the collective before: nobody has waited for it in between.
+        counted = lag_ns if rank == late_rank and before < came_ns else 0
+        late = max(0, gap - counted)
         group.late_ns[rank] += late
         group.longest_ns[rank] = max(group.longest_ns[rank], late)
-        lag_ns, late_rank = gap, rank
+        lag_ns, late_rank, came_ns = gap, rank, last
     first = next(iter(entered.values()))
     if numbers[0] != group.seen + 1 or not group.until_ns:
         group.until_ns = max(entries[numbers[0]].at_ns for entries in entered.values())
