@@ -111,7 +111,7 @@ def _run(plan: LaunchPlan, planner: Planner, options: LaunchOptions, events: Eve
         print(f"error: {error}", file=sys.stderr)
         return 1
     plan, folders = prepare(plan, options)
-    show_compact(console, plan, str(folders.logs))
+    show_compact(console, plan, folders.shown)
     evidence = EvidenceCollector(plan)
     run_events = RunEvents(events, evidence, console)
     run_events.plan(to_json(plan), folders.logs)
@@ -122,9 +122,7 @@ def _run(plan: LaunchPlan, planner: Planner, options: LaunchOptions, events: Eve
     outcome = agent.run(plan.job, folders.logs, run_events, NextAttempt(plan, planner, evidence))
     show(console, outcome, evidence.remedy(outcome.first))
     events.end(outcome.status, message=outcome.message)
-    if outcome.status == 0:
-        folders.tidy(outcome.seen)
-    folders.close()
+    folders.close(success=outcome.status == 0)
     return outcome.status
 
 

@@ -167,7 +167,13 @@ def _env(arguments: argparse.Namespace) -> None:
             print(f"warning: {warning}", file=sys.stderr)
     ranks = arguments.ranks or len(selection.indices) or 1
     settings = nccl.environment(
-        answers.topology, selection, read_host(), ranks=ranks, environ=answers.environ, verdict=answers.verdict
+        answers.topology,
+        selection,
+        read_host(),
+        ranks=ranks,
+        environ=answers.environ,
+        verdict=answers.verdict,
+        trainer=False,
     )
     print(shells.as_text(settings, arguments.shell))
 

@@ -165,6 +165,13 @@ def _run_options(parser: CommandLine) -> list[argparse.Action]:
             help="output of every rank, in files [RUN FOLDER/logs; for your own program a temporary folder]",
         ),
         add(
+            "--log-size",
+            metavar="SIZE",
+            type=memory("--log-size"),
+            help="of a longer output of a rank its log keeps the head and the tail, for each stream; 0 keeps all"
+            " [32MiB]",
+        ),
+        add(
             "--json-events",
             metavar="FILE",
             type=FileName("--json-events"),

@@ -16,7 +16,7 @@ from ddp_core.cli import CommandLine
 from ddp_core.errors import OptionError
 from ddp_launch.cli import torchrun_compat
 from ddp_launch.cli.arguments import make_parser
-from ddp_launch.cli.value_types import NO_TEE, Tee
+from ddp_launch.cli.value_types import LOG_BYTES, NO_TEE, Tee
 from gpu_topology.select.select import Policy
 
 NO_VARIABLES: Mapping[str, str] = MappingProxyType({})
@@ -35,8 +35,8 @@ class Program:
 class LaunchOptions:
     """The launcher's own options, checked; None: not given.
 
-    `min_memory` in bytes; `grace`, `rdzv_timeout`, `wait` and `stall_...` in seconds; `notes`: what the user should
-    know about them.
+    `min_memory` and `log_size` in bytes; `grace`, `rdzv_timeout`, `wait` and `stall_...` in seconds; `notes`: what the
+    user should know about them.
     """
 
     program: Program
@@ -66,6 +66,7 @@ class LaunchOptions:
     log_dir: str | None = None
     json_events: str | None = None
     tee: Tee = NO_TEE
+    log_size: int = LOG_BYTES
     numa_binding: str = "auto"
     stall_report: int = 120
     stall_kill: int = 0

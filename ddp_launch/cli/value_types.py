@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from string import Template
 
 from ddp_core.cli import memory_size
 from ddp_core.errors import OptionError
@@ -12,6 +13,8 @@ from ddp_core.errors import OptionError
 LARGEST_NODES = 100_000
 BOTH = 3
 SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+LOG_BYTES = 32 * 2**20
+"""Of each stream of a rank that its log keeps."""
 
 
 def whole(option: str, least: int, largest: int) -> Callable[[str], int]:
@@ -44,16 +47,28 @@ def ranks(option: str, largest: int) -> Callable[[str], int | None]:
 @dataclass(frozen=True)
 class Tee:
     """Which ranks are shown on the screen beside the first of the node, and which of their streams: 1 is standard
-    output, 2 standard error, 3 both, 0 none. `everyone`: of ranks that `ranks` does not name."""
+    output, 2 standard error, 3 both, 0 none. `everyone`: of ranks that `ranks` does not name; `only`: none but these
+    local ranks; `prefix`: of each line, also of the first rank's, with ${rank}, ${local_rank} and ${role_name}."""
 
     everyone: int = 0
     ranks: tuple[tuple[int, int], ...] = ()
+    only: frozenset[int] | None = None
+    prefix: str | None = None
 
     def streams(self, rank: int) -> int:
-        """What of this rank is shown."""
+        """What of this rank is shown where it is not the first of its node."""
         return dict(self.ranks).get(rank, self.everyone)
 
+    def shown(self, rank: int, local_rank: int) -> tuple[int, str]:
+        """The streams of this rank that are shown, and the beginning of their lines."""
+        named = local_rank == 0 if self.only is None else local_rank in self.only
+        streams = BOTH if named else self.streams(rank) if self.only is None else 0
+        template = DEFAULT_PREFIX if local_rank else ""
+        names = {"rank": str(rank), "local_rank": str(local_rank), "role_name": "rank"}
+        return streams, Template(template if self.prefix is None else self.prefix).safe_substitute(names)
 
+
+DEFAULT_PREFIX = "[rank ${rank}] "
 NO_TEE = Tee()
 
 

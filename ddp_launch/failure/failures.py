@@ -162,13 +162,12 @@ class Outcome:
     """How a run ended. `status` is for the shell.
 
     `attempts`: those that failed, oldest first; `message`: what the engine itself said, where no rank failed;
-    `seen`: logs whose content was on the screen as well; `refusal`: why no restart followed, where some were left.
+    `refusal`: why no restart followed, where some were left.
     """
 
     status: int
     attempts: tuple[Attempt, ...] = ()
     message: str | None = None
-    seen: tuple[Path, ...] = ()
     refusal: str | None = None
 
     @property

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ddp_launch.cli.options import Program
-from ddp_launch.cli.value_types import NO_TEE, Tee
+from ddp_launch.cli.value_types import LOG_BYTES, NO_TEE, Tee
 from ddp_launch.cluster.cluster import Cluster
 
 LOOPBACK = "127.0.0.1"
@@ -26,7 +26,8 @@ class Job:
     sees one device of CUDA_VISIBLE_DEVICES and has LOCAL_RANK=0, since CUDA shows a process one MIG slice at most;
     `unset`: variables that the ranks are not to inherit; `numa_binding`: torchrun's --numa-binding; `saves_together`:
     the ranks save all together or not at all, as the bundled trainer's: when one has failed the others need no time;
-    `stall_report`, `stall_kill`: seconds without progress until ranks are reported or ended, 0 is never.
+    `stall_report`, `stall_kill`: seconds without progress until ranks are reported or ended, 0 is never;
+    `log_size`: bytes of each stream of a rank that its log keeps, 0 is all.
     """
 
     worker: tuple[str, ...]
@@ -42,6 +43,7 @@ class Job:
     saves_together: bool = False
     stall_report: int = 0
     stall_kill: int = 0
+    log_size: int = LOG_BYTES
 
 
 @dataclass(frozen=True)

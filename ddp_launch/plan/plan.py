@@ -216,6 +216,7 @@ def _settings(
         nodes=cluster.nnodes[1],
         verdict=verdict,
         bound=options.numa_binding != "off",
+        trainer=options.program.kind == "trainer",
     )
 
 
@@ -266,6 +267,7 @@ def _job(
         tee=options.tee,
         stall_report=options.stall_report,
         stall_kill=options.stall_kill,
+        log_size=options.log_size,
         saves_together=program.kind == "trainer",
         virtual_local_rank=ranks > 1 and any(uuid.startswith("MIG-") for uuid in selection.uuids),
     )

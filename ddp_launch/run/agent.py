@@ -76,7 +76,7 @@ def run(
     # torch's own handlers would raise again on each further signal, and leave ranks behind.
     os.environ[SIGNALS_VARIABLE] = ""
     silence_engine()
-    logs = RankLogs(log_dir, tee=job.tee)
+    logs = RankLogs(log_dir, tee=job.tee, limit=job.log_size)
     interrupts = Interrupts(lambda number: SignalException(f"got {number.name}", number))
     with interrupts.installed():
         try:
@@ -192,7 +192,7 @@ class _Agent(HookedAgent):
     def outcome(self, result: RunResult) -> Outcome:
         """The end of the run in the launcher's terms."""
         if not result.is_failed():
-            return Outcome(status=0, attempts=tuple(self._attempts), seen=self._logs.seen)
+            return Outcome(status=0, attempts=tuple(self._attempts))
         attempts = tuple(self._attempts)
         if not attempts or (first := attempts[-1].first) is None:
             return Outcome(status=1, message="the ranks were ended by the elastic agent", attempts=attempts)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import fcntl
 import json
+import os
 import re
 import shutil
+import stat
 import sys
 import tempfile
-from collections.abc import Container
+from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
 from ddp_core.errors import OptionError
@@ -21,6 +26,8 @@ from ddp_train.run_folder.claim import claim, new_name
 from ddp_train.run_folder.lock import RunLock
 
 PREFIX = "ddp-launch-"
+KEPT_S = 7 * 24 * 3600
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Folders:
@@ -30,15 +37,60 @@ class Folders:
         self.logs = logs
         self.temporary = temporary
         self._lock = lock
+        self._in_use = _hold(logs) if temporary else None
 
-    def close(self) -> None:
-        """After the run: others may use its folder."""
+    @property
+    def shown(self) -> str:
+        """The folder of the logs, and how long it stays."""
+        return f"{self.logs}{' (removed after a success; --log-dir DIR keeps them)' if self.temporary else ''}"
+
+    def close(self, *, success: bool) -> None:
+        """After the run: others may use its folder. A temporary one is of no use after a success."""
         self._lock.release()
-
-    def tidy(self, seen: Container[Path]) -> None:
-        """After a success: a temporary folder is of no use when it holds nothing but what was `seen` on the screen."""
-        if self.temporary and not any(p.is_file() and p.stat().st_size and p not in seen for p in self.logs.rglob("*")):
+        if self._in_use is not None:
+            os.close(self._in_use)
+        if self.temporary and success:
             shutil.rmtree(self.logs, ignore_errors=True)
+
+
+def _hold(folder: Path) -> int | None:
+    """A descriptor with a lock on the folder, None where another process has it, or there is no such folder or lock."""
+    try:
+        file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(file)
+        return None
+    return file
+
+
+def _make(logs: Path) -> None:
+    """Make the folder, unless its disk is full: a run without logs is still a run, and what is lost is reported."""
+    try:
+        logs.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+
+
+def _temporary_folder() -> Path:
+    """A new folder for logs. Those that failed runs of this user have left more than a week ago are removed first."""
+    folder = Path(tempfile.gettempdir())
+    now = datetime.now(UTC).timestamp()
+    for old in folder.glob(f"{PREFIX}????????"):
+        with suppress(OSError):
+            facts = old.lstat()
+            ours = facts.st_uid == os.geteuid() and stat.S_ISDIR(facts.st_mode)
+            if not ours or now - max(file.lstat().st_mtime for file in (old, *old.rglob("*"))) < KEPT_S:
+                continue
+            # Whoever runs has a lock on its folder.
+            if (held := _hold(old)) is not None:
+                shutil.rmtree(old, ignore_errors=True)
+                os.close(held)
+    return Path(tempfile.mkdtemp(prefix=PREFIX, dir=folder))
 
 
 def _named_by_run(config: Config, cluster: Cluster) -> Config:
@@ -70,13 +122,16 @@ def prepare(plan: LaunchPlan, options: LaunchOptions) -> tuple[LaunchPlan, Folde
         if plan.training.config.run.out_dir is None:
             plan = with_arguments(plan, ("--out-dir", str(run_folder)))
     if options.log_dir is None and run_folder is None:
-        return plan, Folders(Path(tempfile.mkdtemp(prefix=PREFIX)), temporary=True, lock=lock)
+        try:
+            return plan, Folders(_temporary_folder(), temporary=True, lock=lock)
+        except OSError as error:
+            raise OptionError(f"no temporary folder for logs ({error.strerror or error}): --log-dir DIR") from None
     logs = Path(options.log_dir) if options.log_dir is not None else (run_folder or Path()) / "logs"
     if not plan.cluster.one_node:
         # On a shared disk, each node keeps its own.
         logs /= plan.host.hostname
     try:
-        logs.mkdir(parents=True, exist_ok=True)
+        _make(logs)
         if run_folder is not None and first_node:
             (run_folder / "plan.json").write_text(json.dumps(to_json(plan), indent=2) + "\n", encoding="utf-8")
     except OSError as error:

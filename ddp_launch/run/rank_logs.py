@@ -3,34 +3,39 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 from torch.distributed.elastic.multiprocessing import LogsDest, LogsSpecs, Std
 
 from ddp_core.rank_report import ERROR_FILE
-from ddp_launch.cli.value_types import BOTH, Tee
-from ddp_launch.run.rank0_tty import Screen
+from ddp_launch.cli.value_types import LOG_BYTES, Tee
+from ddp_launch.run.rank_output import RankOutput
 
 BITS = STDOUT, STDERR = (1, 2)
 SIGNALS_VARIABLE = "TORCHELASTIC_SIGNALS_TO_HANDLE"
 SIGNALS = os.environ.get(SIGNALS_VARIABLE, "SIGTERM,SIGINT,SIGHUP,SIGQUIT")
+MOST_WATCHED = 64
+"""A rank whose output passes through the launcher costs it some eight open files. Those beyond write by themselves."""
 
 
 class RankLogs(LogsSpecs):
     """Files `FOLDER/attempt-A/rank-R.stdout.log`, `...stderr.log` and `...error.json`; attempts of earlier runs stay.
 
-    `tee`: which other ranks are shown on the screen too, line by line, each line with its rank.
+    Where both streams of a rank go to one place on the screen, both are in the first file, to which the second is a
+    link. `tee`: which other ranks are shown on the screen too; `limit`: bytes of a stream that its file keeps.
     """
 
-    def __init__(self, folder: Path, *, tee: Tee) -> None:
+    def __init__(self, folder: Path, *, tee: Tee, limit: int = LOG_BYTES) -> None:
         super().__init__(str(folder), redirects=Std.ALL)
         self._folder = folder
         self._teed = tee
+        self._limit = limit
         self.attempt = folder
         """The folder of the latest attempt."""
         self.restarts: int | None = None
         """What the ranks get as TORCHELASTIC_RESTART_COUNT; None: the agent's own count."""
-        self._screen: Screen | None = None
+        self._output: RankOutput | None = None
         self.ranks: dict[int, tuple[Path, ...]] = {}
         """Local rank -> its log files in the latest attempt: standard output, standard error."""
         self.errors: dict[int, Path] = {}
@@ -43,12 +48,6 @@ class RankLogs(LogsSpecs):
         return frozenset(rank for rank, streams in self._streams.items() if streams & STDERR)
 
     @property
-    def seen(self) -> tuple[Path, ...]:
-        """The log files of the latest attempt whose content was on the screen as well."""
-        each = ((logs, self._streams[rank]) for rank, logs in self.ranks.items())
-        return tuple(log for logs, streams in each for bit, log in zip(BITS, logs, strict=True) if streams & bit)
-
-    @property
     def root_log_dir(self) -> str:
         return str(self._folder)
 
@@ -57,33 +56,37 @@ class RankLogs(LogsSpecs):
         self.finish()
         attempt = self.attempt = self._next_attempt()
         self.ranks, self._streams, self.errors = {}, {}, {}
+        self._output = RankOutput(self._limit)
+        paths: dict[int, tuple[str, str]] = {}
         for local_rank, env in envs.items():
             base = attempt / f"rank-{env['RANK']}"
             if self.restarts is not None:
                 env["TORCHELASTIC_RESTART_COUNT"] = str(self.restarts)
-            self._streams[local_rank] = self._teed.streams(int(env["RANK"])) if local_rank else BOTH
-            self.ranks[local_rank] = (Path(f"{base}.stdout.log"), Path(f"{base}.stderr.log"))
             # The launcher empties this variable for its own agent; a rank that starts one gets torch's default.
             env[SIGNALS_VARIABLE] = SIGNALS
             # Absolute: the watchdog and a program that changes its folder write there too.
             self.errors[local_rank] = Path(f"{base}.error.json").absolute()
             env[ERROR_FILE] = str(self.errors[local_rank])
-        stdouts, stderrs = ({rank: str(logs[stream]) for rank, logs in self.ranks.items()} for stream in (0, 1))
-        tee_out, tee_err = (
-            {rank: path for rank, path in to.items() if rank and self._streams[rank] & bit}
-            for bit, to in zip(BITS, (stdouts, stderrs), strict=True)
-        )
+            logs = self.ranks[local_rank] = (Path(f"{base}.stdout.log"), Path(f"{base}.stderr.log"))
+            streams, prefix = self._teed.shown(int(env["RANK"]), local_rank)
+            self._streams[local_rank] = streams
+            if streams or local_rank < MOST_WATCHED:
+                paths[local_rank] = self._output.add(*logs, shown=streams, prefix=prefix)
+            else:
+                paths[local_rank] = (str(logs[0]), str(logs[1]))
+        self._output.start()
+        stdouts, stderrs = ({rank: both[stream] for rank, both in paths.items()} for stream in (0, 1))
         errors = {rank: str(path) for rank, path in self.errors.items()}
-        if 0 in envs:
-            self._screen = Screen(*self.ranks[0])
-            stdouts[0], stderrs[0] = self._screen.stdout, self._screen.stderr
-        return LogsDest(stdouts, stderrs, tee_out, tee_err, errors, os.devnull, os.devnull)
+        return LogsDest(stdouts, stderrs, {}, {}, errors, os.devnull, os.devnull)
 
     def finish(self) -> None:
-        """Once the ranks have ended: what local rank 0 said last is on the screen and in its files."""
-        if self._screen is not None:
-            self._screen.finish()
-            self._screen = None
+        """Once the ranks have ended: what they said last is on the screen and in their files."""
+        if self._output is None:
+            return
+        self._output.finish()
+        for log, lost, why in self._output.lost:
+            print(f"note: {log}: {lost:,} bytes of the output are not in it ({why})", file=sys.stderr)
+        self._output = None
 
     def _next_attempt(self) -> Path:
         number = 0
@@ -93,5 +96,8 @@ class RankLogs(LogsSpecs):
                 attempt.mkdir(parents=True)
             except FileExistsError:
                 number += 1
+            except OSError:
+                # The disk is full: the ranks run without logs, and what is lost is reported in the end.
+                return attempt
             else:
                 return attempt

@@ -49,6 +49,7 @@ class Facts:
     nodes      how many machines take part
     verdict    what `verify` found on these GPUs
     bound      whether ranks are bound to NUMA nodes where that is possible
+    trainer    whether the bundled trainer runs: tuning that suits its loop is not for any other program
     """
 
     topology: Topology
@@ -60,6 +61,7 @@ class Facts:
     nodes: int = 1
     verdict: Verdict | None = None
     bound: bool = True
+    trainer: bool = True
 
     @property
     def on_gpu(self) -> bool:

@@ -81,7 +81,8 @@ def _threads_reason(facts: Facts) -> str:
 def _plain_malloc(facts: Facts) -> bool:
     """glibc's own allocator: another one preloaded reads none of its variables."""
     preloaded = facts.given["LD_PRELOAD"].value if "LD_PRELOAD" in facts.given else ""
-    return not facts.on_gpu and facts.host.glibc and not any(name in preloaded for name in ("jemalloc", "tcmalloc"))
+    other = any(name in preloaded for name in ("jemalloc", "tcmalloc"))
+    return facts.trainer and not facts.on_gpu and facts.host.glibc and not other
 
 
 def _merged(facts: Facts) -> Merged | None:
@@ -250,9 +251,10 @@ RULES: tuple[Rule, ...] = (
         reason=lambda facts: (
             "CPU training: large tensors reuse the heap instead of fresh pages from the kernel at each step"
         ),
-        when="the plan is for the CPU, the C library is glibc, and neither jemalloc nor tcmalloc is preloaded",
+        when="the bundled trainer runs on the CPU, the C library is glibc, no jemalloc or tcmalloc is preloaded",
         sets="`0`",
-        why="glibc serves large blocks by mmap, and the kernel must clear the pages at each step.",
+        why="glibc serves large blocks by mmap, and the kernel must clear the pages at each step. A program that frees "
+        "much and needs it elsewhere would stay at its peak: no other program gets this.",
         source="mallopt(3), M_MMAP_MAX",
     ),
     Rule(
@@ -267,10 +269,10 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         name="GOMP_SPINCOUNT",
-        needed=lambda facts: not facts.on_gpu and "OMP_WAIT_POLICY" not in facts.given,
+        needed=lambda facts: facts.trainer and not facts.on_gpu and "OMP_WAIT_POLICY" not in facts.given,
         value=lambda facts: "1000",
         reason=lambda facts: "CPU training: a thread that waits for others soon leaves its core to whoever can use it",
-        when="the plan is for the CPU, and you have not set `OMP_WAIT_POLICY`",
+        when="the bundled trainer runs on the CPU, and you have not set `OMP_WAIT_POLICY`",
         sets="`1000`",
         why="GNU's OpenMP, which torch's wheels bring, else spins 300,000 times before it sleeps: where another "
         "process wants the core, the thread that all wait for is the one that does not get it. `python -m "

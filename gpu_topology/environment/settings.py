@@ -46,15 +46,17 @@ def environment(
     nodes: int = 1,
     verdict: Verdict | None = None,
     bound: bool = True,
+    trainer: bool = True,
 ) -> tuple[Setting, ...]:
     """The variables for `ranks` processes on this node: those that are needed, then those that the user has set.
 
     `interface`: the network interface on which the ranks meet, where it was chosen ("lo" for a run on one node).
     `verdict`: what `verify` found; the settings that it found to help are applied.
     `bound`: whether ranks are bound to NUMA nodes where that is possible (see select/numa.py).
+    `trainer`: whether the bundled trainer runs; some tuning is for its loop alone.
     An empty selection is a plan for the CPU: nothing of NCCL, and CUDA only to hide GPUs that are there but not used.
     """
-    facts = Facts(topology, selection, host, max(1, ranks), environ, interface, nodes, verdict, bound)
+    facts = Facts(topology, selection, host, max(1, ranks), environ, interface, nodes, verdict, bound, trainer)
     settings = {setting.name: setting for setting in _verified(facts)}
     for rule in RULES:
         if rule.name not in settings and rule.needed(facts):

@@ -41,7 +41,9 @@ def run(arguments: argparse.Namespace) -> int:
     found = groups(topology, eligible(topology, request), request.policy)
     ranks = len(selection.indices) or 1
     verdict = answers.verdict
-    settings = nccl.environment(topology, selection, host, ranks=ranks, environ=answers.environ, verdict=verdict)
+    settings = nccl.environment(
+        topology, selection, host, ranks=ranks, environ=answers.environ, verdict=verdict, trainer=False
+    )
     if arguments.json:
         import json
 

@@ -168,7 +168,7 @@ class _Trial:
         )
         self._worker = worker
         self._time_limit_s = time_limit_s
-        settings = nccl.environment(topology, selection, host, ranks=self.ranks, environ=os.environ)
+        settings = nccl.environment(topology, selection, host, ranks=self.ranks, environ=os.environ, trainer=False)
         removed = {setting.name for setting in settings if setting.unset}
         planned = {setting.name: setting.value for setting in settings if not setting.unset}
         self.environment = {**{k: v for k, v in os.environ.items() if k not in removed}, **planned}

@@ -275,7 +275,7 @@ def test_a_line_break_in_a_users_value_is_never_run(workstation):
 def test_env_for_a_number_of_ranks_on_the_cpu(fake_driver):
     one, many = (succeed("env", "--ranks", ranks, env=fake_driver(NO_DRIVER)) for ranks in ("1", "1000"))
     assert "export OMP_NUM_THREADS=1  # " in many
-    assert "MALLOC_MMAP_MAX_=0" in one or "glibc" not in (os.confstr("CS_GNU_LIBC_VERSION") or "")
+    assert "MALLOC_" not in one, "it is for any program"
     assert "CUDA" not in one
     assert "NCCL" not in one
 

@@ -63,6 +63,10 @@ def test_a_cpu_plan_sets_threads_and_malloc_and_nothing_of_cuda(host):
     assert "32 usable CPUs / 2 ranks; torchrun would set 1" in found["OMP_NUM_THREADS"].reason
 
 
+def test_a_program_of_the_users_gets_no_tuning_of_the_trainers(host):
+    assert set(settings(NO_GPU, host, trainer=False)) == {"OMP_NUM_THREADS"}
+
+
 def test_malloc_is_left_alone_without_glibc_or_with_another_allocator(host):
     threads = {"OMP_NUM_THREADS", "GOMP_SPINCOUNT"}
     assert set(settings(NO_GPU, dataclasses.replace(host, glibc=False))) == threads

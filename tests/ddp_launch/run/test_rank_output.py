@@ -19,13 +19,15 @@ ROOT = Path(__file__).parents[3]
 HOST = """
 import subprocess, sys
 from pathlib import Path
-from ddp_launch.run.rank0_tty import Screen
-screen = Screen(Path("out.log"), Path("err.log"))
-with open(screen.stdout, "w") as out, open(screen.stderr, "w") as err:
+from ddp_launch.run.rank_output import RankOutput
+output = RankOutput()
+stdout, stderr = output.add(Path("out.log"), Path("err.log"))
+output.start()
+with open(stdout, "w") as out, open(stderr, "w") as err:
     argv = [sys.executable, "-u", "-c", sys.argv[1]]
     program = subprocess.Popen(argv, stdout=out, stderr=err, start_new_session=True)
     status = program.wait()
-    screen.finish()
+    output.finish()
 sys.exit(status)
 """
 

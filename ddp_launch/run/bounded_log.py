@@ -1,0 +1,75 @@
+"""A log file of bounded size that ends no program: it keeps its head and its tail, also on a disk that is full."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from ddp_launch.cli.value_types import LOG_BYTES
+
+LEAST_BYTES = 4096
+"""Below that there is no room for a head, a tail and the line between them."""
+
+
+class BoundedLog:
+    """A file of at most `limit` bytes (0: any number): a quarter of them for its head, the rest for its tail.
+
+    A disk that is full sets the limit anew. `lost`: bytes that are in no file for that reason; `why`: in words.
+    """
+
+    def __init__(self, path: Path, limit: int = LOG_BYTES) -> None:
+        self.path = path
+        self.lost, self.why = 0, ""
+        self._limit = limit and max(limit, LEAST_BYTES)
+        self._file: int | None = None
+        self._size, self._head, self._left_out = 0, 0, 0
+        self._mark = b""
+        self.write(b"")
+
+    def write(self, data: bytes) -> None:
+        """Add to the file. Never raises: what cannot be written is counted, and the next time is tried anew."""
+        try:
+            if self._file is None:
+                self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+            while data:
+                room = self._limit - self._size if self._limit else len(data)
+                try:
+                    written = os.pwrite(self._file, data[:room], self._size) if room > 0 else 0
+                except OSError as error:
+                    if self._size < LEAST_BYTES:
+                        raise
+                    self.why, self._limit, written = error.strerror or "", self._size, 0
+                self._size, data = self._size + written, data[written:]
+                if self._limit and self._size >= self._limit:
+                    self._shorten(self._file)
+        except OSError as error:
+            self.why = error.strerror or str(error)
+            self.lost += len(data)
+
+    def close(self) -> None:
+        """The end of the log."""
+        if self._file is not None:
+            with suppress(OSError):
+                os.close(self._file)
+            self._file = None
+
+    def _shorten(self, file: int) -> None:
+        """Leave out the middle, in the place of which a line says how much that is. Takes no more space on the disk.
+
+        Of lines whole ones stay, unless a single one is longer than what is kept.
+        """
+        if not self._head:
+            head = os.pread(file, self._limit // 4, 0)
+            self._head = head.rfind(b"\n") + 1 or len(head)
+        begin = max(self._head + len(self._mark), self._size - self._limit // 2)
+        tail = os.pread(file, self._size - begin, begin)
+        tail = tail[tail.find(b"\n") + 1 :]
+        left_out = self._size - self._head - len(self._mark) - len(tail)
+        self._left_out += left_out
+        if self.why:
+            self.lost += left_out
+        self._mark = b"[... %d bytes are left out here ...]\n" % self._left_out
+        os.pwrite(file, self._mark + tail, self._head)
+        self._size = self._head + len(self._mark) + len(tail)
+        os.ftruncate(file, self._size)

@@ -1,0 +1,208 @@
+"""The way of the ranks' output: passed on as it comes, into a log for each stream and, of some ranks, to the screen.
+
+A rank never writes into a file itself: a disk that is full would end it, and nothing would bound the file. Where the
+launcher's own standard output and error are the same terminal, pipe or file, a rank that is shown has one stream for
+both, for between two the order would be lost. Rank 0 has a terminal where the launcher has one: a pseudo-terminal that
+changes nothing of what passes. Otherwise the ranks are given pipes.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import selectors
+import termios
+import threading
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from select import select
+
+from ddp_launch.cli.value_types import BOTH, LOG_BYTES
+from ddp_launch.run.bounded_log import BoundedLog
+
+CHUNK_BYTES = 1 << 16
+STUCK_S = 5.0
+RESIZE_S = 0.5
+
+
+@dataclass(eq=False)
+class _Way:
+    """One stream: `entry` is the writing end, `read` the end that is read here, `to` the descriptor of the screen, None
+    for the log alone; `prefix`: of each line on the screen; `rest`: the beginning of a line that is not complete."""
+
+    entry: int
+    read: int
+    to: int | None
+    log: BoundedLog
+    terminal: bool
+    prefix: bytes = b""
+    rest: bytes = b""
+    given_up: bool = False
+
+
+class RankOutput:
+    """Takes the two streams of each rank of this node from `add` to `finish`. `limit`: bytes of a stream in its log."""
+
+    def __init__(self, limit: int = LOG_BYTES) -> None:
+        self._limit = limit
+        self._wake, self._waker = os.pipe()
+        self._ways: list[_Way] = []
+        self._passed = 0
+        self._thread = threading.Thread(target=self._run, name="rank-output", daemon=True)
+
+    def add(self, stdout_log: Path, stderr_log: Path, *, shown: int = BOTH, prefix: str = "") -> tuple[str, str]:
+        """Paths of a rank's standard output and error, for this process to open.
+
+        shown: the streams for the screen, by bits as in torchrun's --tee. prefix: of each line; without one the bytes
+        pass as they are, and the rank has a terminal where the screen is one. Errors: OSError (no descriptor left).
+        """
+        if shown == BOTH and _same_place():
+            with suppress(OSError):
+                stderr_log.symlink_to(stdout_log.name)
+            way = self._open(1, stdout_log, prefix)
+            return way, way
+        out, err = (to if shown & to else None for to in (1, 2))
+        return self._open(out, stdout_log, prefix), self._open(err, stderr_log, prefix)
+
+    def _open(self, to: int | None, log: Path, prefix: str) -> str:
+        terminal = to is not None and not prefix and os.isatty(to) and not _would_adopt_a_terminal()
+        read, entry = os.openpty() if terminal else os.pipe()
+        if to is not None and terminal:
+            _make_transparent(entry)
+            _copy_size(to, entry)
+        os.set_blocking(read, False)
+        self._ways.append(_Way(entry, read, to, BoundedLog(log, self._limit), terminal, prefix.encode()))
+        return f"/proc/self/fd/{entry}"
+
+    def start(self) -> None:
+        """Once all ranks are added."""
+        self._thread.start()
+
+    def finish(self) -> None:
+        """Pass on what is still under way, and close. A screen that takes nothing for some seconds is given up."""
+        os.close(self._waker)
+        before = -1
+        while self._thread.is_alive() and self._passed != before:
+            before = self._passed
+            self._thread.join(STUCK_S)
+
+    @property
+    def lost(self) -> tuple[tuple[Path, int, str], ...]:
+        """Logs from which bytes are missing, how many, and why."""
+        return tuple((way.log.path, way.log.lost, way.log.why) for way in self._ways if way.log.lost)
+
+    def _run(self) -> None:
+        with selectors.DefaultSelector() as selector:
+            for way in self._ways:
+                selector.register(way.read, selectors.EVENT_READ, way)
+            selector.register(self._wake, selectors.EVENT_READ, None)
+            pause = RESIZE_S if any(way.terminal for way in self._ways) else None
+            finishing = False
+            while not finishing:
+                ready = [key.data for key, _ in selector.select(pause)]
+                finishing = None in ready
+                for way in sorted(filter(None, ready), key=self._ways.index):
+                    self._pass_on(way)
+                    if way.given_up:
+                        selector.unregister(way.read)
+                for way in self._ways:
+                    if way.terminal and way.to is not None:
+                        _copy_size(way.to, way.entry)
+        while sum(map(self._pass_on, self._ways)):
+            pass
+        for way in self._ways:
+            _close(way)
+        os.close(self._wake)
+
+    def _pass_on(self, way: _Way) -> bool:
+        """One piece of what has come; whether there was any."""
+        chunk = b"" if way.given_up else _read(way.read)
+        if not chunk:
+            return False
+        self._passed += len(chunk)
+        way.log.write(chunk)
+        if way.to is not None and not _write(way.to, _prefixed(way, chunk) if way.prefix else chunk):
+            # Nobody reads any more (launch.py | head): the rank has to learn of it as if it wrote there itself, but
+            # not one that is only shown beside another.
+            way.to = None
+            if not way.prefix:
+                os.close(way.read)
+                way.given_up = True
+        return True
+
+
+def _same_place() -> bool:
+    """Whether the launcher's own standard output and error lead to one place, as on a terminal, or after 2>&1."""
+    out, err = os.fstat(1), os.fstat(2)
+    return (out.st_dev, out.st_ino, out.st_rdev) == (err.st_dev, err.st_ino, err.st_rdev)
+
+
+def _prefixed(way: _Way, chunk: bytes) -> bytes:
+    """The lines that are complete, each with its prefix; a progress bar's carriage return ends one, too."""
+    text = (way.rest + chunk).replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    whole, end, way.rest = text.rpartition(b"\n")
+    if len(way.rest) > CHUNK_BYTES:
+        whole, end, way.rest = text, b"\n", b""
+    return b"".join(b"%s%s\n" % (way.prefix, line) for line in whole.split(b"\n")) if end else b""
+
+
+def _would_adopt_a_terminal() -> bool:
+    """Whether opening a terminal by its path would make it this process's own, whose end is a SIGHUP."""
+    if os.getsid(0) != os.getpid():
+        return False
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return True
+    return False
+
+
+def _make_transparent(terminal: int) -> None:
+    """No translation: the screen's own terminal does that once."""
+    modes = termios.tcgetattr(terminal)
+    modes[1] &= ~termios.OPOST
+    modes[3] &= ~(termios.ECHO | termios.ICANON | termios.ISIG)
+    termios.tcsetattr(terminal, termios.TCSANOW, modes)
+
+
+def _copy_size(source: int, target: int) -> None:
+    with suppress(OSError):
+        size = fcntl.ioctl(source, termios.TIOCGWINSZ, bytes(8))
+        if size != fcntl.ioctl(target, termios.TIOCGWINSZ, bytes(8)):
+            fcntl.ioctl(target, termios.TIOCSWINSZ, size)
+
+
+def _read(descriptor: int) -> bytes:
+    """What is there; empty for nothing, and for the end."""
+    try:
+        return os.read(descriptor, CHUNK_BYTES)
+    except BlockingIOError:
+        return b""
+    except OSError as error:
+        if error.errno != errno.EIO:  # a pseudo-terminal whose other end is closed
+            raise
+        return b""
+
+
+def _write(descriptor: int, chunk: bytes) -> bool:
+    """False when nobody reads there any more."""
+    left = memoryview(chunk)
+    while left:
+        try:
+            left = left[os.write(descriptor, left) :]
+        except BlockingIOError:
+            select([], [descriptor], [])
+        except OSError:
+            return False
+    return True
+
+
+def _close(way: _Way) -> None:
+    if way.rest and way.to is not None:
+        _write(way.to, way.prefix + way.rest + b"\n")
+    if not way.given_up:
+        os.close(way.read)
+    os.close(way.entry)
+    way.log.close()
