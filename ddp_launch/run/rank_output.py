@@ -135,8 +135,8 @@ class RankOutput:
 
 def _same_place() -> bool:
     """Whether the launcher's own standard output and error lead to one place, as on a terminal, or after 2>&1."""
-    out, err = os.fstat(1), os.fstat(2)
-    return (out.st_dev, out.st_ino, out.st_rdev) == (err.st_dev, err.st_ino, err.st_rdev)
+    out, err, nowhere = os.fstat(1), os.fstat(2), Path(os.devnull).stat()
+    return os.path.samestat(out, err) and not os.path.samestat(out, nowhere)
 
 
 def _prefixed(way: _Way, chunk: bytes) -> bytes:
