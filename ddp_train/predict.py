@@ -62,16 +62,19 @@ def _predict(file: str, images: Sequence[str], top: int, wanted: str) -> list[tu
     from PIL import Image
 
     from ddp_train.data.sources.decode import read_image
+    from ddp_train.data.sources.pixels import Reading
     from ddp_train.distributed.process_group import Ranks, choose_device
     from ddp_train.evaluation.saved_model import open_saved_model
 
     saved = open_saved_model(file, choose_device(wanted, Ranks()))
     channels, height, width = saved.facts.image_shape
     normaliser, classes = saved.normaliser(), saved.facts.classes
+    options = saved.config.data
+    reading = Reading(options.background, options.max_pixels, saved.facts.levels)
     found = []
     for first in range(0, len(images), BATCH):
         part = images[first : first + BATCH]
-        arrays = [read_image(image, (height, width)) for image in part]
+        arrays = [read_image(image, (height, width), reading) for image in part]
         if channels == 1:
             arrays = [np.asarray(Image.fromarray(array).convert("L"))[..., None] for array in arrays]
         batch = torch.from_numpy(np.stack(arrays)).to(saved.device)

@@ -27,7 +27,7 @@ def load_split(saved: SavedModel, data_dir: str | None, ranks: Ranks) -> Dataset
     name = saved.facts.name
     options = saved.config.data if data_dir is None else replace(saved.config.data, data_dir=data_dir)
     together(lambda: _check_folder(name, options), ranks)
-    dataset = load_on_ranks(name, options, ranks)
+    dataset = load_on_ranks(name, options, ranks, saved.facts)
     return together(lambda: _as_trained(dataset, saved, options.data_dir), ranks)
 
 
@@ -39,7 +39,7 @@ def _check_folder(name: str, options: DataOptions) -> None:
     if not folder.is_dir():
         raise UserError(f"--data-dir {folder}: {'is not a folder' if folder.exists() else 'does not exist'}")
     around = folder.parent if folder.name == cifar10.TORCHVISION_FOLDER else folder
-    found = listing.has_image_folder(folder)
+    found = listing.find_splits(folder) or listing.class_folders(folder)
     if not (found or (name == "cifar10" and cifar10.has_torchvision_folder(around))):
         wanted = "cifar-10-batches-py, or train/CLASS/* and test/CLASS/* images"
         raise UserError(f"--data-dir {folder}: holds no data (expected there: {wanted})")

@@ -83,4 +83,4 @@ def _image(dataset: Dataset, index: int) -> np.ndarray:
     if dataset.test.images is not None:
         return np.asarray(dataset.test.images[index])
     assert dataset.test.files is not None
-    return read_image(dataset.test.files[index], (dataset.image_shape[1], dataset.image_shape[2]))
+    return read_image(dataset.test.files[index], dataset.image_shape[1:], dataset.test.reading)

@@ -52,6 +52,17 @@ class DataOptions:
         Range(4, 4096),
         excludes={When("dataset", "digits", "synthetic"): "only folders of images are scaled; these have a fixed size"},
     )
+    background: str = option(
+        "white",
+        "Colour behind transparent pixels of folder images: a name, or '#rrggbb'.",
+        only_with=When("dataset", "folder", "cifar10", None),
+    )
+    max_pixels: int = option(
+        200_000_000,
+        "Pixels above which an image file counts as unreadable: decoding it would fill the memory.",
+        Range(1, 10**11),
+        only_with=When("dataset", "folder", "cifar10", None),
+    )
     drop_last: bool = option(False, "Leave out the last, partial global batch of an epoch.")
     on_bad_sample: Literal["stop", "skip"] = option(
         "stop", "An unreadable image ends the run (stop), or is left out and counted, up to 0.1% of its split (skip)."

@@ -24,7 +24,8 @@ from ddp_train.data.augment.augmentation import Augmentation
 from ddp_train.data.pipeline.bad_sample_vote import Agreement
 from ddp_train.data.pipeline.sampler import GlobalBatchSampler, RankPart
 from ddp_train.data.pipeline.window import Batch, Cut, DatasetPipeline, Window, to_device
-from ddp_train.data.sources.decode import Unreadable, end_with_parent, read_unchanged
+from ddp_train.data.sources.decode import end_with_parent, read_unchanged
+from ddp_train.data.sources.pixels import Unreadable
 from ddp_train.data.sources.samples import BadSample, Dataset, Split
 
 _FULL = (
@@ -58,7 +59,7 @@ class ImageReader(TorchDataset[Any]):
         for index in indices:
             stamp = None if self.split.stamps is None else self.split.stamps[index]
             try:
-                images.append(read_unchanged(self.split.files[index], self.size, stamp))
+                images.append(read_unchanged(self.split.files[index], self.size, self.split.reading, stamp))
                 kept.append(index)
             except Unreadable as error:
                 bad.append(BadSample(self.part, index, self.split.files[index], str(error)))

@@ -18,7 +18,8 @@ import numpy as np
 from ddp_core.errors import UserError
 from ddp_train.data.sources import cache
 from ddp_train.data.sources.decode import fit
-from ddp_train.data.sources.listing import class_names, has_image_folder
+from ddp_train.data.sources.listing import class_names, find_splits, has_image_folder
+from ddp_train.data.sources.pixels import RULES
 from ddp_train.data.sources.samples import Dataset, Split, channel_statistics
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
@@ -51,7 +52,7 @@ def check_image_folder(data_dir: Path) -> None:
     """Errors: UserError where CIFAR-10 is not in data_dir as an image folder."""
     if not has_image_folder(data_dir):
         raise UserError(f"--dataset cifar10: not in {data_dir}; {how_to_get(data_dir)}")
-    if (found := len(class_names(data_dir / "train"))) != len(CLASSES):
+    if (found := len(class_names(find_splits(data_dir)["train"]))) != len(CLASSES):
         raise UserError(
             f"--dataset cifar10: the image folder {data_dir} has {found} classes, not 10; "
             "for any image folder: --dataset folder"
@@ -73,7 +74,7 @@ def load_torchvision(data_dir: Path, *, image_size: int | None = None, verify: b
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror})") from error
         stamps.append((name, facts.st_size, facts.st_mtime_ns, facts.st_ino))
-    key = cache.key("cifar-10-batches-py", (side, stamps))
+    key = cache.key("cifar-10-batches-py", (side, stamps, *((RULES,) if side != SIDE else ())))
     entry = cache.find(key, verify=verify)
     if entry is None:
         entry = _build(key, data_dir, side)

@@ -16,7 +16,8 @@ from ddp_core.errors import SharedError, UserError
 from ddp_train.config.options import DataOptions
 from ddp_train.data.sources import cifar10, image_folder, listing
 from ddp_train.data.sources.builtin import load_digits, load_synthetic
-from ddp_train.data.sources.samples import BadSample, Dataset
+from ddp_train.data.sources.pixels import Reading
+from ddp_train.data.sources.samples import BadSample, Dataset, DatasetFacts
 from ddp_train.distributed.process_group import Ranks, gather, on_one_rank_per_node, together
 
 _SHOWN = 3
@@ -51,18 +52,20 @@ def _name_folder(data_dir: Path, wanted: str | None) -> tuple[str, str | None]:
     """An image folder is taken for CIFAR-10 when it is asked for, or has CIFAR-10's classes."""
     if wanted == "cifar10":
         return "cifar10", None
-    classes = listing.class_names(data_dir / "train")
+    classes = listing.class_names(listing.find_splits(data_dir)["train"])
     if classes == cifar10.CLASSES:
         return "cifar10", None
     return "folder", f"{data_dir} holds an image folder of {len(classes)} classes, not CIFAR-10: training on that"
 
 
-def prepare(name: str, options: DataOptions, left_out: Iterable[BadSample] = ()) -> Dataset:
+def prepare(
+    name: str, options: DataOptions, left_out: Iterable[BadSample] = (), trained: DatasetFacts | None = None
+) -> Dataset:
     """Whatever is slow and needed once per node: decode into the cache, or verify the copy that is there.
 
     left_out: samples that other nodes cannot use. The dataset leaves out those that this node cannot use as well.
     """
-    return load(name, options, left_out, verify=True)
+    return load(name, options, left_out, trained=trained, verify=True)
 
 
 def load(
@@ -70,19 +73,21 @@ def load(
     options: DataOptions,
     left_out: Iterable[BadSample] = (),
     listed: listing.Listed | None = None,
+    trained: DatasetFacts | None = None,
     *,
     verify: bool = False,
 ) -> Dataset:
     """The dataset that resolve() named. Errors: UserError for a missing folder, an image that cannot be read (it is
     named), classes that differ between train and test, and no images.
 
-    listed: what list_files() has found. verify: compare the checksum of the decoded copy.
+    listed: what list_files() has found. trained: of a model that is to be evaluated: from a folder the test images
+    alone, at its size. verify: compare the checksum of the decoded copy.
     """
     data_dir = _data_dir(options)
     if name == "cifar10" and cifar10.use_torchvision_files(data_dir):
         return cifar10.load_torchvision(data_dir, image_size=options.image_size, verify=verify)
     if name in ("cifar10", "folder"):
-        if name == "cifar10":
+        if name == "cifar10" and trained is None:
             cifar10.check_image_folder(data_dir)
         return image_folder.load_image_folder(
             name,
@@ -93,6 +98,8 @@ def load(
             accept_changes=options.changed_data == "accept",
             left_out=left_out,
             listed=listed,
+            reading=Reading(options.background, options.max_pixels),
+            trained=trained,
         )
     if name == "digits":
         return load_digits()
@@ -101,11 +108,11 @@ def load(
     raise UserError(f"--dataset {name}: unknown; known are cifar10, folder, digits and synthetic")
 
 
-def list_files(name: str, options: DataOptions) -> listing.Listed | None:
+def list_files(name: str, options: DataOptions, trained: DatasetFacts | None = None) -> listing.Listed | None:
     """The part of load() that need not wait for prepare(): the files of an image folder. Errors: UserError."""
     data_dir = _data_dir(options)
     if name == "folder" or (name == "cifar10" and not cifar10.use_torchvision_files(data_dir)):
-        return listing.scan(data_dir)
+        return listing.scan(data_dir, to_evaluate=trained is not None)
     return None
 
 
@@ -115,9 +122,9 @@ def _data_dir(options: DataOptions) -> Path:
     return path.parent if path.name == cifar10.TORCHVISION_FOLDER else path
 
 
-def load_on_ranks(name: str, options: DataOptions, ranks: Ranks) -> Dataset:
+def load_on_ranks(name: str, options: DataOptions, ranks: Ranks, trained: DatasetFacts | None = None) -> Dataset:
     """The dataset `name` on all ranks of a run: one rank per node makes it ready, all take the same samples in the same
-    order. A collective. What one node cannot use is left out on all.
+    order. A collective. What one node cannot use is left out on all. trained: as in load().
 
     Errors: UserError, on all ranks alike, also where the nodes hold different data.
     """
@@ -126,16 +133,16 @@ def load_on_ranks(name: str, options: DataOptions, ranks: Ranks) -> Dataset:
     while True:
         found: list[Dataset] = []
         on_one_rank_per_node(
-            lambda: found.append(prepare(name, options, left_out)),  # noqa: B023 (runs at once)
+            lambda: found.append(prepare(name, options, left_out, trained)),  # noqa: B023 (runs at once)
             ranks,
-            meanwhile=lambda: None if listed else listed.append(list_files(name, options)),
+            meanwhile=lambda: None if listed else listed.append(list_files(name, options, trained)),
         )
         everywhere = [bad for one in gather([one.left_out for one in found], ranks) for bad in one]
         union = tuple(sorted({sample for bad in everywhere for sample in bad}))
         if all(bad == union for bad in everywhere):
             break
         left_out = union
-    dataset = together(lambda: found[0] if found else load(name, options, union, listed[0]), ranks)
+    dataset = together(lambda: found[0] if found else load(name, options, union, listed[0], trained), ranks)
     contents = gather(dataset.content, ranks)
     other = next((rank for rank, content in enumerate(contents) if content != contents[0]), None)
     if other is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import io
+import math
 import multiprocessing
 import os
 import signal
@@ -23,29 +24,30 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ddp_core.errors import UserError
+from ddp_train.data.sources.pixels import Extent, Reading, Unreadable, as_rgb, is_sideways, opened
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _BLOCK = 64  # files per unit of work
 _SMALL = 256  # fewer files are not worth starting processes
 _PROBES = 1024
 _HELD = (signal.SIGINT, signal.SIGTERM)
+_FINER = 2  # a JPEG is decoded at the smallest of its own scales that is so much finer than what is needed
+AS_STORED = Reading()
 
 
-class Unreadable(Exception):
-    """Why a file cannot be read as an image, or that it has changed, as text that follows its name."""
-
-
-def read_image(path: str | Path, size: tuple[int, int]) -> np.ndarray:
+def read_image(path: str | Path, size: tuple[int, int], reading: Reading = AS_STORED) -> np.ndarray:
     """uint8 [H, W, 3] of `size` (height, width). Errors: UserError naming a file that is no readable image."""
     try:
-        return read_unchanged(path, size)
+        return read_unchanged(path, size, reading)
     except Unreadable as error:
         raise UserError(f"{path}: {error}") from error
 
 
-def read_unchanged(path: str | Path, size: tuple[int, int], stamp: np.ndarray | None = None) -> np.ndarray:
+def read_unchanged(
+    path: str | Path, size: tuple[int, int], reading: Reading, stamp: np.ndarray | None = None
+) -> np.ndarray:
     """As read_image. stamp: int64 [3], size, mtime in ns and inode when the file was listed. Errors: Unreadable."""
-    return _decoded(_content(path, stamp), size)
+    return _decoded(_content(path, stamp), size, reading)[0]
 
 
 def _content(path: str | Path, stamp: np.ndarray | None = None) -> bytes:
@@ -61,14 +63,19 @@ def _content(path: str | Path, stamp: np.ndarray | None = None) -> bytes:
         raise Unreadable(f"cannot be read ({error.strerror or error})") from error
 
 
-def _decoded(content: bytes, size: tuple[int, int]) -> np.ndarray:
+def _decoded(content: bytes, size: tuple[int, int], reading: Reading) -> tuple[np.ndarray, Extent | None]:
     """Errors: Unreadable, whatever Pillow's decoders raise."""
     if not content:
         raise Unreadable("is empty")
     try:
-        with Image.open(io.BytesIO(content)) as image:
-            return fit(image, size)
-    except MemoryError:
+        with opened(io.BytesIO(content), reading) as image:
+            if image.format == "JPEG":
+                height, width = reversed(size) if is_sideways(image) else size
+                scale = _FINER * max(width / image.width, height / image.height)
+                image.draft(None, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
+            rgb, extent = as_rgb(image, reading)
+            return fit(rgb, size), extent
+    except (MemoryError, Unreadable):
         raise
     except Exception as error:  # each decoder has its own: OSError, ValueError, SyntaxError, struct.error, ...
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -78,27 +85,26 @@ def _decoded(content: bytes, size: tuple[int, int]) -> np.ndarray:
 
 
 def fit(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
-    """Scale an image until it covers `size` (height, width), and cut out the centre: uint8 [H, W, 3]."""
+    """Scale an RGB image until it covers `size` (height, width), and cut out the centre: uint8 [H, W, 3].
+
+    What is cut off is never scaled: a narrow image would become huge first.
+    """
     height, width = size
-    if image.mode.startswith("I;16"):  # Pillow would clip 16 bits to 8, not scale them
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    image = image.convert("RGB")
     if image.size != (width, height):
         scale = max(width / image.width, height / image.height)
-        covering = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
-        image = image.resize(covering, Image.Resampling.BILINEAR)
-        left, top = (covering[0] - width) // 2, (covering[1] - height) // 2
-        image = image.crop((left, top, left + width, top + height))
+        left, top = max(0, image.width - width / scale) / 2, max(0, image.height - height / scale) / 2
+        box = (left, top, image.width - left, image.height - top)
+        image = image.resize((width, height), Image.Resampling.BILINEAR, box=box)
     return np.asarray(image)
 
 
-def probe_size(paths: Sequence[str]) -> tuple[int, int] | None:
-    """(height, width) of the images, or None where sizes differ; read from the headers of up to 1024 of them,
-    evenly spread. Those that cannot be read are passed over."""
+def probe_size(paths: Sequence[str], reading: Reading = AS_STORED) -> tuple[int, int] | None:
+    """(height, width) of the images as they are when upright, or None where sizes differ; read from the headers of up
+    to 1024 of them, evenly spread. Those that cannot be read are passed over."""
     sizes: Counter[tuple[int, int]] = Counter()
     for path in paths[:: max(1, len(paths) // _PROBES)]:
-        with suppress(Exception), Image.open(path) as image:
-            sizes[(image.height, image.width)] += 1
+        with suppress(Exception), opened(path, reading) as image:
+            sizes[image.size if is_sideways(image) else (image.height, image.width)] += 1
     return next(iter(sizes)) if len(sizes) == 1 else None
 
 
@@ -106,25 +112,31 @@ def decode_files(
     paths: Sequence[str],
     out: np.ndarray,
     *,
+    reading: Reading = AS_STORED,
+    rows: Sequence[int] | None = None,
     digests: np.ndarray | None = None,
+    extents: dict[int, Extent] | None = None,
     tolerated: int = 0,
     processes: int | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> dict[int, str]:
     """Decode paths[i] into out[i]. out: uint8 [N, H, W, 3] in shared memory (a memory-mapped file, say).
 
-    digests: uint8 [N, 32] in shared memory, for the SHA-256 of each file's content. processes: None is one per core
-    that this process may use. progress gets how many are done. Returns why files cannot be read, by index; it stops at
-    more than `tolerated` of them. Errors: UserError when a process dies.
+    rows: the i (None: all). digests: uint8 [N, 32] in shared memory, for the SHA-256 of each file's content. extents
+    gets those of grey images of more than 8 bits, by index. processes: None is one per core that this process may use.
+    progress gets how many are done. Returns why files cannot be read, by index; it stops at more than `tolerated` of
+    them. Errors: UserError when a process dies.
     """
+    work = _Work(paths, out, reading, range(len(paths)) if rows is None else rows, digests)
     count = processes or len(os.sched_getaffinity(0))
-    count = 1 if len(paths) < _SMALL else min(count, -(-len(paths) // _BLOCK))
-    work = _Work(paths, out, digests)
+    count = 1 if len(work.rows) < _SMALL else min(count, -(-len(work.rows) // _BLOCK))
+    extents = {} if extents is None else extents
     if count > 1:
-        return _decode_in_processes(work, count, tolerated, progress)
+        return _decode_in_processes(work, count, tolerated, extents, progress)
     refused: dict[int, str] = {}
-    for report in work.blocks(range(0, len(paths), _BLOCK)):
+    for report in work.blocks(range(0, len(work.rows), _BLOCK)):
         refused |= report.refused
+        extents |= report.extents
         progress(report.done)
         if len(refused) > tolerated:
             break
@@ -133,10 +145,11 @@ def decode_files(
 
 @dataclass(frozen=True)
 class _Progress:
-    """How many files one process has done, and which of the last block cannot be read, by index."""
+    """How many files one process has done; of the last block, by index, which cannot be read, and extents."""
 
     done: int
     refused: dict[int, str]
+    extents: dict[int, Extent]
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,40 +158,49 @@ class _Work:
 
     paths: Sequence[str]
     out: np.ndarray
+    reading: Reading
+    rows: Sequence[int]
     digests: np.ndarray | None
 
     def blocks(self, blocks: range) -> Iterator[_Progress]:
         """Decode block after block."""
         done = 0
         for first in blocks:
-            last = min(first + _BLOCK, len(self.paths))
-            refused = {}
-            for index in range(first, last):
+            rows = self.rows[first : first + _BLOCK]
+            refused, extents = {}, {}
+            for index in rows:
                 try:
-                    content = _content(self.paths[index])
-                    if self.digests is not None:
-                        self.digests[index] = np.frombuffer(hashlib.sha256(content).digest(), np.uint8)
-                    self.out[index] = _decoded(content, self.out.shape[1:3])
+                    if extent := self._one(index):
+                        extents[index] = extent
                 except Unreadable as error:
                     refused[index] = str(error)
-            done += last - first
-            yield _Progress(done, refused)
+            done += len(rows)
+            yield _Progress(done, refused, extents)
+
+    def _one(self, index: int) -> Extent | None:
+        content = _content(self.paths[index])
+        if self.digests is not None:
+            self.digests[index] = np.frombuffer(hashlib.sha256(content).digest(), np.uint8)
+        self.out[index], extent = _decoded(content, self.out.shape[1:3], self.reading)
+        return extent
 
 
-def _decode_in_processes(work: _Work, count: int, tolerated: int, progress: Callable[[int], None]) -> dict[int, str]:
+def _decode_in_processes(
+    work: _Work, count: int, tolerated: int, extents: dict[int, Extent], progress: Callable[[int], None]
+) -> dict[int, str]:
     context = multiprocessing.get_context("fork")
     readers, workers = [], []
     try:
         with _signals_held():
             for number in range(count):
                 reader, writer = context.Pipe(duplex=False)
-                blocks = range(number * _BLOCK, len(work.paths), count * _BLOCK)
+                blocks = range(number * _BLOCK, len(work.rows), count * _BLOCK)
                 worker = context.Process(target=_process, args=(work, blocks, writer, os.getpid()), daemon=True)
                 worker.start()
                 writer.close()
                 readers.append(reader)
                 workers.append(worker)
-        return _follow(readers, tolerated, progress)
+        return _follow(readers, tolerated, extents, progress)
     finally:
         for worker in workers:
             worker.terminate()
@@ -221,7 +243,9 @@ def end_with_parent(parent: int) -> None:
         os._exit(1)
 
 
-def _follow(readers: Sequence[Connection], tolerated: int, progress: Callable[[int], None]) -> dict[int, str]:
+def _follow(
+    readers: Sequence[Connection], tolerated: int, extents: dict[int, Extent], progress: Callable[[int], None]
+) -> dict[int, str]:
     """Pass on the processes' reports until all are done or too much is refused. Errors: UserError when one dies."""
     done = dict.fromkeys(readers, 0)
     refused: dict[int, str] = {}
@@ -238,5 +262,6 @@ def _follow(readers: Sequence[Connection], tolerated: int, progress: Callable[[i
             else:
                 done[reader] = report.done
                 refused |= report.refused
+                extents |= report.extents
         progress(sum(done.values()))
     return refused

@@ -9,24 +9,34 @@ from __future__ import annotations
 import mmap
 import sys
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import PIL
 
 from ddp_core.host_memory import available_memory
 from ddp_train.data.sources import cache
-from ddp_train.data.sources.decode import decode_files, probe_size
+from ddp_train.data.sources.decode import AS_STORED, decode_files, probe_size
 from ddp_train.data.sources.listing import FolderSplit, Listed, scan
 from ddp_train.data.sources.manifest import Manifest, Seen
-from ddp_train.data.sources.samples import BadSample, Dataset, Policy, Split, channel_statistics, largest_number, refuse
+from ddp_train.data.sources.pixels import RULES, Extent, Levels, Reading, levels_of
+from ddp_train.data.sources.samples import (
+    BadSample,
+    Dataset,
+    DatasetFacts,
+    Policy,
+    Split,
+    channel_statistics,
+    largest_number,
+    refuse,
+)
 
 MIXED_SIZE = 224  # pixels; what most image classifiers were made for
 _MEMORY_FRACTION = 0.5
 _SAMPLE = 4096  # images of which the statistics are taken where not all are decoded
 CHANGED_MEANWHILE = "has changed while it was read"
-Statistics = tuple[tuple[float, ...], tuple[float, ...]]
-"""Mean and standard deviation per channel."""
 
 
 def load_image_folder(
@@ -40,38 +50,49 @@ def load_image_folder(
     accept_changes: bool = False,
     left_out: Iterable[BadSample] = (),
     listed: Listed | None = None,
+    reading: Reading = AS_STORED,
+    trained: DatasetFacts | None = None,
 ) -> Dataset:
     """The dataset in an image folder, from the cached copy where there is one.
 
     image_size: side in pixels to scale and crop to (None: the images' own size where all are alike, else 224).
     verify: compare the cached copy's checksum. limit: bytes of decoded images above which they stay files
-    (None: half of the memory that is available). left_out: what other nodes found bad. listed: what listing.scan()
-    has found there already. Errors: UserError, see listing.scan(), and for more bad files than `on_bad` tolerates, the
-    first of which is named.
+    (None: half of the memory that is available). left_out: what other nodes found bad. listed: what listing.scan() has
+    found there, where that was asked before. reading: how; its levels are found here. trained: of a model that is to be
+    evaluated, whose size, levels and labels are taken for the test images; there is no training image then.
+
+    Errors: UserError, see listing.scan(), and for more bad files than `on_bad` tolerates, the first of which is named.
     """
-    checked = _Checked.of(data_dir, listed or scan(data_dir), on_bad, accept_changes, left_out)
+    listed = listed or scan(data_dir, to_evaluate=trained is not None)
+    size = (image_size, image_size) if image_size is not None else None
+    if trained is not None:
+        size, reading = trained.image_shape[1:], replace(reading, levels=trained.levels)
+    checked = _Checked.of(data_dir, listed, on_bad, accept_changes, tuple(left_out), reading)
     limit = limit if limit is not None else int(available_memory() * _MEMORY_FRACTION)
-    key = checked.key(image_size)
+    key = checked.key(size)
     entry = cache.find(key, verify=verify)
     if entry is not None and verify and not entry.arrays and entry.facts["bytes"] <= limit:
         cache.discard(key)  # made when there was less memory
         entry = None
     if entry is None:
-        entry = checked.build(image_size, limit)
-        key = checked.key(image_size)
+        entry = checked.build(size, limit)
+        key = checked.key(size)
     if checked.is_new:
         checked.manifest.write(checked.seen)
-    facts, splits = entry.facts, []
-    for part, kept in zip(("train", "test"), checked.kept(), strict=True):
-        decoded = entry.arrays.get(part)
-        files = (kept.files, kept.stamps) if decoded is None else (None, None)
-        splits.append(Split(kept.labels, decoded, *files))
-    height, width = facts["size"]
+    facts, kept = entry.facts, checked.kept()
+    reading = replace(reading, levels={kind: (black, white) for kind, (black, white) in facts["levels"].items()})
+    splits = {name: _split(split, entry.arrays.get(name), reading) for name, split in kept.items()}
+    classes, (height, width) = kept["test"].classes, facts["size"]
+    if trained is not None and set(classes) <= set(trained.classes):
+        places = np.array([trained.classes.index(name) for name in classes])
+        splits["test"] = replace(splits["test"], labels=places[splits["test"].labels])
+        classes = trained.classes
+    nothing = Split(np.zeros(0, np.int64), np.zeros((0, height, width, 3), np.uint8))
     return Dataset(
         name,
-        checked.splits[0].classes,
-        splits[0],
-        splits[1],
+        classes,
+        splits.get("train", nothing),
+        splits["test"],
         tuple(facts["mean"]),
         tuple(facts["std"]),
         (3, int(height), int(width)),
@@ -79,7 +100,15 @@ def load_image_folder(
         left_out=tuple(sorted(checked.bad)),
         notes=tuple(checked.notes),
         on_bad_sample=on_bad,
+        val=splits.get("val"),
+        levels=reading.levels,
     )
+
+
+def _split(listed: FolderSplit, images: np.ndarray | None, reading: Reading) -> Split:
+    if images is not None:
+        return Split(listed.labels, images)
+    return Split(listed.labels, None, listed.files, listed.stamps, reading)
 
 
 @dataclass(eq=False)
@@ -88,7 +117,8 @@ class _Checked:
 
     manifest: Manifest
     policy: Policy
-    splits: Listed
+    reading: Reading
+    splits: dict[str, FolderSplit]
     digests: dict[str, np.ndarray]
     """SHA-256 of the listed files by part, uint8 [N, 32]; zeros where it is not known."""
     bad: list[BadSample]
@@ -97,114 +127,148 @@ class _Checked:
     is_new: bool
 
     @classmethod
-    def of(cls, data_dir: Path, splits: Listed, policy: Policy, accept: bool, others: Iterable[BadSample]) -> _Checked:
-        """Compare the files with the manifest. others: what other nodes found bad. Errors: UserError."""
-        manifest = Manifest.of(data_dir)
-        checked = cls(manifest, policy, splits, {}, list(others), {}, [], False)
-        for listed in splits:
-            found = manifest.compare(listed, accept=accept)
-            checked.digests[listed.part] = found.digests.copy()
-            checked.bad += [sample for sample in found.bad if sample not in checked.bad]
-            checked.seen[listed.part] = found.seen or manifest.splits[listed.part]
-            checked.is_new |= found.seen is not None
-            if found.replaced:
-                what = f"{found.replaced:,} files are gone or have changed since they were last read"
-                checked.notes.append(f"{listed.root}: {what}")
+    def of(
+        cls,
+        data_dir: Path,
+        found: Listed,
+        policy: Policy,
+        accept: bool,
+        left_out: tuple[BadSample, ...],
+        reading: Reading,
+    ) -> _Checked:
+        """Compare the files with the manifest. Errors: UserError."""
+        manifest = Manifest.of(data_dir, f"{RULES} {PIL.__version__} {reading.max_pixels}")
+        notes = list(found.notes)
+        checked = cls(manifest, policy, reading, found.splits, {}, list(left_out), dict(manifest.splits), notes, False)
+        for listed in found.splits.values():
+            compared = manifest.compare(listed, accept=accept)
+            checked.digests[listed.part] = compared.digests.copy()
+            checked.bad += [sample for sample in compared.bad if sample not in checked.bad]
+            checked.seen[listed.part] = compared.seen or manifest.splits[listed.part]
+            checked.is_new |= compared.seen is not None
+            if compared.replaced:
+                checked.notes.append(
+                    f"{listed.root}: {compared.replaced:,} files are gone or have changed since they were last read"
+                )
         checked.judge()
         return checked
 
     def judge(self) -> None:
         """Errors: UserError where too many are bad."""
-        refuse(self.bad, self.policy, {listed.part: len(listed.names) for listed in self.splits})
+        refuse(self.bad, self.policy, {listed.part: len(listed.names) for listed in self.splits.values()})
 
-    def kept(self) -> Listed:
+    def kept(self) -> dict[str, FolderSplit]:
         """The splits without what is bad."""
-        train, test = (listed.without(self._bad_names(listed)) for listed in self.splits)
-        return train, test
+        return {name: listed.without(self._bad_names(listed)) for name, listed in self.splits.items()}
 
     def _bad_names(self, listed: FolderSplit) -> Collection[str]:
         start = len(f"{listed.root}/")
         return {sample.file[start:] for sample in self.bad if sample.part == listed.part}
 
-    def key(self, image_size: int | None) -> str:
-        """The cache key: by the content of each file, or by its stamp where it was never read."""
-        parts: list[object] = [image_size]
-        for listed in self.splits:
+    def key(self, size: tuple[int, int] | None) -> str:
+        """The cache key: by the content of each file, or by its stamp where it was never read, and how it is read."""
+        levels = sorted(self.reading.levels.items())
+        parts: list[object] = [RULES, size, self.reading.background, self.reading.max_pixels, levels]
+        for name, listed in self.splits.items():
             left_out = self._bad_names(listed)
             kept = np.array([name not in left_out for name in listed.names], dtype=bool)
             digests, stamps = self.digests[listed.part][kept], listed.stamps[kept]
             names = "\0".join(name for name in listed.names if name not in left_out)
             unread = stamps[~digests.any(axis=1)]
-            parts += [listed.part, listed.classes, names, digests.tobytes(), unread.tobytes()]
+            parts += [name, listed.part, listed.classes, names, digests.tobytes(), unread.tobytes()]
         return cache.key("image-folder", parts)
 
-    def build(self, image_size: int | None, limit: int) -> cache.Entry:
+    def build(self, size: tuple[int, int] | None, limit: int) -> cache.Entry:
         """A new entry: the decoded images or, above `limit` bytes, only facts about them. Errors: UserError."""
         while True:
-            train, test = self.kept()
-            size = (image_size or MIXED_SIZE,) * 2
-            if image_size is None:
-                size = probe_size((*train.files, *test.files)) or size
-            total = (len(train.names) + len(test.names)) * size[0] * size[1] * 3
-            facts = {"size": size, "bytes": total}
+            kept = self.kept()
+            files = [file for split in kept.values() for file in split.files]
+            height, width = size or probe_size(files, self.reading) or (MIXED_SIZE, MIXED_SIZE)
+            total = len(files) * height * width * 3
+            facts = {"size": (height, width), "bytes": total}
             before = len(self.bad)
             with cache.begin("image-folder", total if total <= limit else 0) as draft:
                 # Without a cache each rank would keep a copy of its own.
                 if total > limit or (draft.folder is None and total > limit // 8):
-                    mean, std = self._sampled(train, size, total)
+                    facts |= self._sampled(next(iter(kept.values())), (height, width), total)
                 else:
-                    mean, std = self._decoded(draft, (train, test), size, total)
+                    facts |= self._decoded(draft, kept, (height, width), total)
                 if len(self.bad) == before:
-                    return draft.commit({**facts, "mean": mean, "std": std}, self.key(image_size))
+                    return draft.commit(facts, self.key(size))
 
-    def _decoded(self, draft: cache.Draft, splits: Listed, size: tuple[int, int], total: int) -> Statistics:
+    def _decoded(
+        self, draft: cache.Draft, splits: dict[str, FolderSplit], size: tuple[int, int], total: int
+    ) -> dict[str, Any]:
+        """All images, and the facts about them."""
         where = draft.folder.parent if draft.folder else "memory"
-        _say(f"decoding {sum(len(s.names) for s in splits):,} images, this once, into {where} ({total / 1e6:.0f} MB)")
-        train, test = (
-            draft.create(part, (len(listed.names), *size, 3), np.uint8)
-            for part, listed in zip(("train", "test"), splits, strict=True)
-        )
-        for listed, out in zip(splits, (train, test), strict=True):
-            self._read(listed, out, f"{listed.part}/")
-        return channel_statistics(train)
+        count = sum(len(split.names) for split in splits.values())
+        _say(f"decoding {count:,} images, this once, into {where} ({total / 1e6:.0f} MB)")
+        images = {name: draft.create(name, (len(split.names), *size, 3), np.uint8) for name, split in splits.items()}
+        levels = self._read([(split, images[name]) for name, split in splits.items()])
+        mean, std = channel_statistics(next(iter(images.values())))
+        return {"mean": mean, "std": std, "levels": levels}
 
-    def _sampled(self, train: FolderSplit, size: tuple[int, int], total: int) -> Statistics:
-        """Mean and standard deviation per channel of some of the images, evenly spread."""
+    def _sampled(self, train: FolderSplit, size: tuple[int, int], total: int) -> dict[str, Any]:
+        """The facts about some of the images, evenly spread."""
         _say(f"{train.root.parent}: {total / 1e9:.1f} GB when decoded, too large to keep; images are read from files")
         rows = range(0, len(train.names), -(-len(train.names) // _SAMPLE))
         sample = train.without(set(train.names) - {train.names[row] for row in rows})
         with cache.Draft("sample", None) as scratch:
             images = scratch.create("sample", (len(sample.names), *size, 3), np.uint8)
-            self._read(sample, images, "sample")
-            return channel_statistics(images)
+            levels = self._read([(sample, images)])
+            mean, std = channel_statistics(images)
+        return {"mean": mean, "std": std, "levels": levels}
 
-    def _read(self, listed: FolderSplit, out: np.ndarray, name: str) -> None:
-        """Decode files; what they hold and which are bad goes into this object. Errors: UserError."""
+    def _read(self, splits: list[tuple[FolderSplit, np.ndarray]]) -> dict[str, Levels]:
+        """Decode files, all of them by the same levels, which it returns; what they hold and which are bad goes into
+        this object. Errors: UserError."""
+        found = [self._read_split(listed, out) for listed, out in splits]
+        levels = levels_of(extent for extents in found for extent in extents.values()) | dict(self.reading.levels)
+        for (listed, out), extents in zip(splits, found, strict=True):
+            # Until now, each by its own where there are none for the dataset.
+            rows = [
+                row
+                for row, extent in extents.items()
+                if (self.reading.levels.get(extent.kind) or levels_of([extent])[extent.kind]) != levels[extent.kind]
+            ]
+            decode_files(listed.files, out, reading=replace(self.reading, levels=levels), rows=rows)
+        return levels
 
+    def _read_split(self, listed: FolderSplit, out: np.ndarray) -> dict[int, Extent]:
         def progress(done: int) -> None:
             if sys.stderr.isatty():
                 end = "\n" if done >= len(listed.names) else ""
-                print(f"\r  {name} {100 * done // len(listed.names)}%", end=end, file=sys.stderr, flush=True)
+                share = 100 * done // len(listed.names)
+                print(f"\r  {listed.part}/ {share}%", end=end, file=sys.stderr, flush=True)
 
         digests = np.frombuffer(mmap.mmap(-1, 32 * len(listed.names)), np.uint8).reshape(-1, 32)
-        tolerated = largest_number(self.policy, len(listed.names))
-        refused = decode_files(listed.files, out, digests=digests, tolerated=tolerated, progress=progress)
-        whole = next(split for split in self.splits if split.part == listed.part)
+        extents: dict[int, Extent] = {}
+        refused = decode_files(
+            listed.files,
+            out,
+            reading=self.reading,
+            digests=digests,
+            extents=extents,
+            tolerated=largest_number(self.policy, len(listed.names)),
+            progress=progress,
+        )
+        whole = next(split for split in self.splits.values() if split.part == listed.part)
         index = {name: row for row, name in enumerate(whole.names)}
         known = self.digests[listed.part]
         reasons = {listed.names[row]: why for row, why in refused.items()}
-        found: dict[str, bytes] = {}
+        read: dict[str, bytes] = {}
         for row in np.flatnonzero(digests.any(axis=1)):
             name, before = listed.names[row], known[index[listed.names[row]]]
             if before.any() and not np.array_equal(before, digests[row]):
                 reasons[name] = CHANGED_MEANWHILE
             before[:] = digests[row]
-            found[name] = digests[row].tobytes()
+            read[name] = digests[row].tobytes()
         self.bad += [BadSample(listed.part, index[name], f"{listed.root}/{name}", why) for name, why in reasons.items()]
         self.judge()
         undecodable = {listed.names[row]: why for row, why in refused.items()}
-        self.seen[listed.part] = self.seen[listed.part].after_reading(found, undecodable)
+        self.seen[listed.part] = self.seen[listed.part].after_reading(read, undecodable)
         self.is_new = True
+        return extents
 
 
 def _say(line: str) -> None:

@@ -1,10 +1,15 @@
-"""The files of an image folder, train/<class>/* and test/<class>/* (or val/): names, labels and stamps."""
+"""The files of an image folder: train/<class>/*, test/<class>/* and val/<class>/*, or <class>/* alone.
+
+Every file below is listed, or counted among those that are skipped: nothing is passed over in silence.
+"""
 
 from __future__ import annotations
 
 import os
+import stat
+from collections import Counter
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,29 +17,35 @@ import numpy as np
 from ddp_core.errors import UserError
 
 SUFFIXES = frozenset(
-    (".png", ".jpg", ".jpeg", ".jpe", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm", ".avif")
+    (
+        *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".j2k", ".gif", ".webp", ".avif", ".bmp", ".dib"),
+        *(".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".tga"),
+    )
 )
+SPLITS = {"train": ("train", "training"), "test": ("test", "testing"), "val": ("val", "valid", "validation")}
+"""The names of the folders of each split, in any letter case."""
+_NOT_CLASSES = frozenset(("@eadir", "__macosx", "lost+found", "$recycle.bin", "system volume information"))
+_SHOWN = 6
+
+Skipped = Counter[str]
+"""How many files and folders are passed over, by what they are."""
 
 
 @dataclass(frozen=True, eq=False)
 class FolderSplit:
-    """The images of train/ or test/, sorted by class and name.
+    """The images of a split, sorted by class and name.
 
-    names: relative to root. stamps: int64 [N, 3], of each file its size in bytes, mtime in ns and inode.
-    unreadable: why, by name, for names without a file (a link that leads nowhere).
+    part: train, test or val. names: relative to root. stamps: int64 [N, 3], of each file its size in bytes, mtime in
+    ns and inode. unreadable: why, by name, for names without a file (a link that leads nowhere).
     """
 
     root: Path
+    part: str
     classes: tuple[str, ...]
     labels: np.ndarray
     names: tuple[str, ...]
     stamps: np.ndarray
     unreadable: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def part(self) -> str:
-        """The name of its folder: train, test or val."""
-        return self.root.name
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -46,52 +57,160 @@ class FolderSplit:
             return self
         kept = np.array([name not in left_out for name in self.names], dtype=bool)
         names = tuple(name for name in self.names if name not in left_out)
-        return FolderSplit(self.root, self.classes, self.labels[kept], names, self.stamps[kept])
+        return replace(self, labels=self.labels[kept], names=names, stamps=self.stamps[kept], unreadable={})
 
 
-Listed = tuple[FolderSplit, FolderSplit]
-"""The training and the test images."""
+@dataclass(frozen=True, eq=False)
+class Listed:
+    """The splits of an image folder, and lines for the user. test is val/ where there is no test/; val is None then."""
+
+    train: FolderSplit | None
+    test: FolderSplit | None
+    val: FolderSplit | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def splits(self) -> dict[str, FolderSplit]:
+        """Those that are there, by what they are for."""
+        splits = {"train": self.train, "test": self.test, "val": self.val}
+        return {name: split for name, split in splits.items() if split is not None}
+
+
+def find_splits(data_dir: Path) -> dict[str, Path]:
+    """The folders of the splits that are there, by part. Errors: UserError where a part has several."""
+    try:
+        with os.scandir(data_dir) as entries:
+            folders = sorted(entry.name for entry in entries if _is_folder(entry))
+    except OSError:
+        return {}
+    found: dict[str, Path] = {}
+    for part, names in SPLITS.items():
+        of_part = [name for name in folders if name.lower() in names]
+        if len(of_part) > 1:
+            raise UserError(f"--data-dir {data_dir}: {of_part[0]}/ and {of_part[1]}/ are both {part} images; keep one")
+        if of_part:
+            found[part] = data_dir / of_part[0]
+    return found
 
 
 def has_image_folder(data_dir: Path) -> bool:
-    return (data_dir / "train").is_dir()
+    return "train" in find_splits(data_dir)
 
 
-def scan(data_dir: Path) -> Listed:
-    """List the training and the test images. Errors: UserError for a missing or empty folder or class, for
-    classes that differ between the two, and for folders that cannot be read."""
-    if not has_image_folder(data_dir):
-        raise UserError(f"--data-dir {data_dir}: no folder train/<class>/ with images in it")
-    held_out = next((data_dir / name for name in ("test", "val") if (data_dir / name).is_dir()), None)
+def class_folders(root: Path) -> tuple[str, ...]:
+    """The folders below one, where each has images directly in it: what a data folder without train/ may hold."""
+    if "train" in find_splits(root):
+        return ()
+    try:
+        names = class_names(root)
+        return names if all(any(_is_image(file.name) for file in (root / name).iterdir()) for name in names) else ()
+    except (OSError, UserError):
+        return ()
+
+
+def scan(data_dir: Path, *, to_evaluate: bool = False) -> Listed:
+    """List the images of all splits. Errors: UserError for a missing or empty folder or class, for classes that differ
+    between splits, and for folders that cannot be read.
+
+    to_evaluate: the test images alone, for which test/ is enough, or a folder of classes.
+    """
+    found = find_splits(data_dir)
+    held_out = found.get("test") or found.get("val")
+    skipped: Skipped = Counter()
+    if to_evaluate:
+        if held_out is None and "train" not in found and class_folders(data_dir):
+            held_out = data_dir
+        if held_out is None:
+            raise UserError(f"--data-dir {data_dir}: has neither test/ nor val/ to evaluate on")
+        part = "test" if held_out == data_dir else _part(found, held_out)
+        test = _scan_split(held_out, part, skipped)
+        return Listed(None, test, None, _notes(data_dir, test, skipped))
+    if "train" not in found:
+        raise UserError(f"--data-dir {data_dir}: no folder train/<class>/ with images in it{_instead(data_dir)}")
     if held_out is None:
         raise UserError(f"--data-dir {data_dir}: has train/, but neither test/ nor val/ to evaluate on")
-    train, test = _scan_split(data_dir / "train"), _scan_split(held_out)
-    if train.classes != test.classes:
-        odd = sorted(set(train.classes) ^ set(test.classes))
-        listed = ", ".join(odd[:5]) + (", ..." if len(odd) > 5 else "")
-        raise UserError(f"--data-dir {data_dir}: train/ and {held_out.name}/ differ in their classes ({listed})")
-    return train, test
+    train = _scan_split(found["train"], "train", skipped)
+    test = _scan_split(held_out, _part(found, held_out), skipped)
+    val = _scan_split(found["val"], "val", skipped) if "test" in found and "val" in found else None
+    for other in filter(None, (test, val)):
+        if train.classes != other.classes:
+            odd = sorted(set(train.classes) ^ set(other.classes))
+            listed = ", ".join(odd[:5]) + (", ..." if len(odd) > 5 else "")
+            names = f"{train.root.name}/ and {other.root.name}/"
+            raise UserError(f"--data-dir {data_dir}: {names} differ in their classes ({listed})")
+    listed_all = Listed(train, test, val)
+    return replace(listed_all, notes=_notes(data_dir, train, skipped))
 
 
-def class_names(root: Path) -> tuple[str, ...]:
-    """The class folders of a split, sorted. Errors: UserError where it cannot be read."""
+def _part(found: dict[str, Path], folder: Path) -> str:
+    return next(part for part, path in found.items() if path == folder)
+
+
+def _instead(data_dir: Path) -> str:
+    """What the folder holds in place of train/, for a message."""
+    if classes := class_folders(data_dir):
+        named = ", ".join(classes[:3]) + (", ..." if len(classes) > 3 else "")
+        return f", but the classes {named}: move them into train/, and some of their images into test/"
     try:
+        with os.scandir(data_dir) as entries:
+            below = sorted(entry.name for entry in entries if _is_folder(entry))
+    except OSError:
+        return ""
+    deeper = next((name for name in below if has_image_folder(data_dir / name)), None)
+    return f"; did you mean --data-dir {data_dir / deeper}?" if deeper else ""
+
+
+def _notes(data_dir: Path, first: FolderSplit, skipped: Skipped) -> tuple[str, ...]:
+    notes = []
+    if skipped:
+        kinds = skipped.most_common(_SHOWN)
+        named = ", ".join(f"{what} ({count:,})" for what, count in kinds) + (", ..." if len(skipped) > _SHOWN else "")
+        notes.append(f"{data_dir}: {skipped.total():,} files and folders are skipped: {named}")
+    if len(first.classes) == 1:
+        note = f"{first.root} has a single class, {first.classes[0]}: there is nothing to tell apart"
+        below = sorted({name.split("/")[1] for name in first.names if name.count("/") > 1})
+        if len(below) > 1:
+            note += f"; it holds folders ({', '.join(below[:3])}{', ...' if below[3:] else ''}): are the data one "
+            note += "folder too deep?"
+        notes.append(note)
+    return tuple(notes)
+
+
+def class_names(root: Path, skipped: Skipped | None = None) -> tuple[str, ...]:
+    """The class folders of a split, sorted; what else is there is counted. Errors: UserError where it is unreadable."""
+    skipped = Counter() if skipped is None else skipped
+    names = []
+    try:
+        above = _above(root)
         with os.scandir(root) as entries:
-            return tuple(sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")))
+            for entry in entries:
+                if not _is_folder(entry):
+                    skipped["images outside of a class folder" if _is_image(entry.name) else _kind(entry.name)] += 1
+                elif _is_other_folder(entry.name):
+                    skipped[f"{entry.name}/"] += 1
+                elif entry.is_symlink() and _identity(entry.stat()) in above:
+                    skipped["links to a folder above them"] += 1
+                else:
+                    names.append(entry.name)
     except OSError as error:
         raise UserError(f"{root}: cannot be read ({error.strerror})") from error
+    return tuple(sorted(names))
 
 
-def _scan_split(root: Path) -> FolderSplit:
+def _scan_split(root: Path, part: str, skipped: Skipped) -> FolderSplit:
     labels: list[int] = []
     stamps: list[tuple[str, int, int, int]] = []
     unreadable: dict[str, str] = {}
     try:
-        classes = class_names(root)
+        classes = class_names(root, skipped)
         for label, name in enumerate(classes):
-            found = sorted(_images(root, name, unreadable))
+            before = skipped.copy()
+            seen = {*_above(root), _identity((root / name).stat())}
+            found = sorted(_images(root, name, unreadable, skipped, seen))
             if not found:
-                raise UserError(f"{root / name}: no images in this class folder ({' '.join(sorted(SUFFIXES))})")
+                others = ", ".join(f"{what} ({count:,})" for what, count in (skipped - before).items())
+                accepted = f"{' '.join(sorted(SUFFIXES))}{f'; instead there are {others}' if others else ''}"
+                raise UserError(f"{root / name}: no images in this class folder ({accepted})")
             labels += [label] * len(found)
             stamps += found
     except OSError as error:
@@ -100,22 +219,69 @@ def _scan_split(root: Path) -> FolderSplit:
         raise UserError(f"{root}: no class folders with images in it")
     names = tuple(stamp[0] for stamp in stamps)
     facts = np.array([stamp[1:] for stamp in stamps], dtype=np.int64)
-    return FolderSplit(root, classes, np.asarray(labels, dtype=np.int64), names, facts, unreadable)
+    return FolderSplit(root, part, classes, np.asarray(labels, dtype=np.int64), names, facts, unreadable)
 
 
-def _images(root: Path, relative: str, unreadable: dict[str, str]) -> Iterator[tuple[str, int, int, int]]:
-    """(name relative to root, size, mtime in ns, inode) of the images below a folder."""
-    with os.scandir(root / relative) as entries:
-        for entry in entries:
-            name = f"{relative}/{entry.name}"
-            if entry.name.startswith("."):
-                continue
-            if os.path.splitext(entry.name)[1].lower() in SUFFIXES:  # noqa: PTH122 (a Path for each file is slow)
-                try:
-                    facts = entry.stat()
-                    yield name, facts.st_size, facts.st_mtime_ns, facts.st_ino
-                except OSError as error:
-                    unreadable[name] = f"cannot be read ({error.strerror})"
-                    yield name, 0, 0, 0
-            elif entry.is_dir(follow_symlinks=False):
-                yield from _images(root, name, unreadable)
+def _images(
+    root: Path, relative: str, unreadable: dict[str, str], skipped: Skipped, seen: set[tuple[int, int]]
+) -> Iterator[tuple[str, int, int, int]]:
+    """(name relative to root, size, mtime in ns, inode) of the images below a folder.
+
+    seen: folders that are read or being read, of which none is read again: links may lead in a circle.
+    """
+    with os.scandir(root / relative) as found:
+        entries = sorted(found, key=lambda entry: entry.name)
+    for entry in entries:
+        name = f"{relative}/{entry.name}"
+        if _is_folder(entry):
+            if _is_other_folder(entry.name):
+                skipped[f"{entry.name}/"] += 1
+            elif (identity := _identity(entry.stat())) in seen:
+                skipped["links to a folder that is read already"] += 1
+            else:
+                seen.add(identity)
+                yield from _images(root, name, unreadable, skipped, seen)
+        elif not _is_image(entry.name):
+            skipped[_kind(entry.name)] += 1
+        else:
+            try:
+                facts = entry.stat()
+                if not stat.S_ISREG(facts.st_mode):
+                    unreadable[name] = "is not a regular file"
+                yield name, facts.st_size, facts.st_mtime_ns, facts.st_ino
+            except OSError as error:
+                unreadable[name] = f"cannot be read ({error.strerror})"
+                yield name, 0, 0, 0
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Links are followed; one that leads nowhere, or to itself, is no folder."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
+def _is_other_folder(name: str) -> bool:
+    """Whether a folder is the system's or a program's own, not the user's images."""
+    return name.startswith(".") or name.lower() in _NOT_CLASSES
+
+
+def _is_image(name: str) -> bool:
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122 (slow)
+
+
+def _kind(name: str) -> str:
+    if name.startswith("."):
+        return "hidden files"
+    return os.path.splitext(name)[1].lower() or "files without suffix"  # noqa: PTH122 (slow)
+
+
+def _identity(facts: os.stat_result) -> tuple[int, int]:
+    return facts.st_dev, facts.st_ino
+
+
+def _above(root: Path) -> set[tuple[int, int]]:
+    """A folder and those that it is in."""
+    real = root.resolve()
+    return {_identity(folder.stat()) for folder in (real, *real.parents)}

@@ -60,12 +60,14 @@ class Manifest:
     """The manifest of one data folder."""
 
     folder: Path
+    rules: str
+    """Of decoding: which files cannot be decoded is forgotten where it was found by others."""
     splits: Mapping[str, Seen]
     when: float = 0.0
     """Seconds since 1970."""
 
     @classmethod
-    def of(cls, folder: Path) -> Manifest:
+    def of(cls, folder: Path, rules: str) -> Manifest:
         """The one that was written for a data folder; empty where there is none, or none that can be read."""
         for root in cache.trusted_roots():
             try:
@@ -73,15 +75,23 @@ class Manifest:
                     record = json.loads(bytes(stored["record"]))
                     if record["schema"] != SCHEMA or record["folder"] != str(folder.resolve()):
                         continue
-                    return cls(folder, {p: _read(stored, p, why) for p, why in record["parts"].items()}, record["when"])
+                    same = record.get("rules") == rules
+                    parts = {p: _read(stored, p, why if same else {}) for p, why in record["parts"].items()}
+                    return cls(folder, rules, parts, record["when"])
             except Exception:  # noqa: S112  # damaged in whatever way: the files are read again
                 continue
-        return cls(folder, {})
+        return cls(folder, rules, {})
 
     def write(self, splits: Mapping[str, Seen]) -> None:
         """Replace it atomically; nothing where no folder is writable."""
         parts = {part: dict(seen.undecodable) for part, seen in splits.items()}
-        record = {"schema": SCHEMA, "folder": str(self.folder.resolve()), "when": time.time(), "parts": parts}  # noqa: TID251
+        record = {
+            "schema": SCHEMA,
+            "folder": str(self.folder.resolve()),
+            "rules": self.rules,
+            "when": time.time(),  # noqa: TID251
+            "parts": parts,
+        }
         arrays: dict[str, Any] = {"record": np.frombuffer(json.dumps(record).encode(), np.uint8)}
         for part, seen in splits.items():
             arrays[f"{part}-names"] = np.frombuffer("\0".join(seen.names).encode(errors="surrogateescape"), np.uint8)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from ddp_core.errors import UserError
+from ddp_train.data.sources.pixels import Levels, Reading
 
 SCHEMA = "ddp-train-dataset/1"
 Padding = Literal["zero", "reflect"]
@@ -62,6 +64,8 @@ class Split:
     """Image files to be decoded when they are needed, where the decoded images are too large to keep."""
     stamps: np.ndarray | None = None
     """int64 [N, 3]: size, mtime in ns and inode of each of `files`, which must not change during a run."""
+    reading: Reading = field(default_factory=Reading)
+    """How `files` are read."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -69,7 +73,10 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A classification dataset. mean and std: per channel of the training images, scaled to [0, 1]."""
+    """A classification dataset. mean and std: per channel of the training images, scaled to [0, 1].
+
+    val: images of val/ where there is a test/ beside it.
+    """
 
     name: str
     classes: tuple[str, ...]
@@ -93,6 +100,9 @@ class Dataset:
     """Lines for the user."""
     on_bad_sample: Policy = "stop"
     """What becomes of images that turn out bad while they are read."""
+    val: Split | None = None
+    levels: Mapping[str, Levels] = field(default_factory=dict)
+    """Black and white of grey images of more than 8 bits, by kind of number (see pixels.py)."""
 
 
 def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -138,11 +148,13 @@ class DatasetFacts:
     """Hash of the images, their order and their labels."""
     left_out: tuple[str, ...] = ()
     """Files that cannot be used, each with the reason."""
+    levels: Mapping[str, Levels] = field(default_factory=dict)
+    """As in `Dataset`."""
 
     @classmethod
     def of(cls, dataset: Dataset) -> DatasetFacts:
         """The facts of a loaded dataset."""
-        same = ("name", "classes", "image_shape", "mean", "std", "flip_ok", "content")
+        same = ("name", "classes", "image_shape", "mean", "std", "flip_ok", "content", "levels")
         return cls(
             **{name: getattr(dataset, name) for name in same},
             train_samples=len(dataset.train),
@@ -171,9 +183,12 @@ class DatasetFacts:
                 raise ValueError(f"its schema is not {SCHEMA}")
             document |= {name: tuple(document[name]) for name in ("classes", "image_shape", "mean", "std")}
             document["left_out"] = tuple(document.get("left_out", ()))
+            document["levels"] = {kind: (float(a), float(b)) for kind, (a, b) in document.get("levels", {}).items()}
             facts = cls(**document)
             if not (len(facts.image_shape) == 3 and len(facts.mean) == len(facts.std) == facts.image_shape[0]):
                 raise ValueError("image_shape, mean and std do not fit together")
+            if not all(-math.inf < black < white < math.inf for black, white in facts.levels.values()):
+                raise ValueError("levels are not black and white")
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror or error}") from error
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -203,8 +203,10 @@ def test_data_that_do_not_fit_are_one_line(tmp_path: Path, capsys: Capture, monk
         (tmp_path / "missing", "does not exist"),
         (tmp_path, "holds no data (expected there: cifar-10-batches-py, or train/CLASS/*"),
         (other, "its classes are not those that the model was trained on ('fish' is not in its place)"),
-        (larger, "its images are (3, 24, 24)"),
     ):
         assert evaluate.main([*again, str(folder)]) == 2
         error = capsys.readouterr().err.splitlines()[-1]
         assert error.startswith(f"error: --data-dir {folder}: ") and message in error
+    shutil.rmtree(larger / "train")  # images of another size are scaled, and the test images alone are enough
+    assert evaluate.main([*again, str(larger), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["samples"] == 6

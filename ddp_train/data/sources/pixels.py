@@ -1,0 +1,186 @@
+"""What an image file shows, as RGB of 8 bits, whatever it is stored as.
+
+Grey images of more than 8 bits have no white of their own: 12-bit data are usually stored in 16 bits, and floats may
+end at 1 or anywhere. So black and white are one pair for a whole dataset, found from its least and greatest value (see
+`levels_of`), and images stay as bright beside each other as they are. Colour images of 16 bits lose their lower 8.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import cache
+from typing import IO, Any, Literal
+
+import numpy as np
+from PIL import Image, ImageColor
+
+from ddp_core.errors import UserError
+
+RULES = 2
+"""Of decoding: part of the cache's keys, to be raised when the same file gives other pixels."""
+MAX_PIXELS = 200_000_000
+
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000", "TGA")
+# By EXIF, the content of the tag and how to turn the image so that it is upright.
+_ORIENTATION, _PHOTOMETRIC, _SAMPLE_FORMAT = 274, 262, 339
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SIDEWAYS = (5, 6, 7, 8)
+_BITS = (8, 10, 12, 14, *range(16, 65))
+_SMALLEST_UNIT = 1 / 8
+
+Kind = Literal["integers", "floats"]
+Levels = tuple[float, float]
+"""The values that are black and white."""
+
+
+@dataclass(frozen=True)
+class Extent:
+    """The least and the greatest value of a grey image of more than 8 bits."""
+
+    kind: Kind
+    least: float
+    greatest: float
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How files are read, the same for all images of a dataset.
+
+    background: what transparent pixels are laid on. levels: by kind of grey image of more than 8 bits; a kind that is
+    not in it is scaled by the levels of each file.
+    """
+
+    background: str = "white"
+    max_pixels: int = MAX_PIXELS
+    levels: Mapping[str, Levels] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        try:
+            ImageColor.getrgb(self.background)
+        except ValueError:
+            raise UserError(f"--background takes a colour such as white or #ffffff, not {self.background}") from None
+
+
+class Unreadable(Exception):
+    """Why a file cannot be read as an image, or that it has changed, as text that follows its name."""
+
+
+def levels_of(extents: Iterable[Extent]) -> dict[str, Levels]:
+    """Black and white by kind.
+
+    White is the greatest number of 8, 10, 12, 14, 16 or further bits that is not below the greatest value; for floats
+    it is 1 where none is greater (in images that are darker than 1/8, the next power of two). Black is 0, or for
+    negative values minus the white of their sizes.
+    """
+    found: dict[str, Levels] = {}
+    by_kind: dict[Kind, list[Extent]] = {}
+    for extent in extents:
+        by_kind.setdefault(extent.kind, []).append(extent)
+    for kind, same in by_kind.items():
+        least, greatest = min(extent.least for extent in same), max(extent.greatest for extent in same)
+        found[kind] = (-_white(kind, -least) if least < 0 else 0.0, _white(kind, greatest))
+    return found
+
+
+def _white(kind: Kind, greatest: float) -> float:
+    if kind == "floats" and greatest <= 1:
+        return 2.0 ** math.ceil(math.log2(greatest)) if 0 < greatest <= _SMALLEST_UNIT else 1.0
+    return next((2.0**bits - 1 for bits in _BITS if greatest <= 2**bits - 1), greatest)
+
+
+@contextmanager
+def opened(file: str | IO[bytes], reading: Reading) -> Iterator[Image.Image]:
+    """The image in a file, not decoded yet; of an animation, the first one.
+
+    Errors: Unreadable for more than `max_pixels`, and what Pillow raises.
+    """
+    formats = _formats()
+    # Pillow's own limit is a warning, or an error that cannot name our option.
+    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on damaged metadata, thousands of times
+            with Image.open(file, "r", formats) as image:
+                if (count := image.width * image.height) > reading.max_pixels:
+                    raise Unreadable(f"has {count:,} pixels, more than --max-pixels {reading.max_pixels}")
+                yield image
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """Those that this Pillow knows. Without EPS, which Pillow gives to Ghostscript: a program in the file would run."""
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+def is_sideways(image: Image.Image) -> bool:
+    """Whether width and height of an image that is not decoded yet change places when it is turned upright."""
+    if image.format == "TIFF":  # Pillow has turned it already
+        return False
+    with suppress(Exception):  # damaged EXIF data
+        return Image.Image.getexif(image).get(_ORIENTATION) in _SIDEWAYS
+    return False
+
+
+def as_rgb(image: Image.Image, reading: Reading) -> tuple[Image.Image, Extent | None]:
+    """The image upright and in RGB, and the extent of a grey one of more than 8 bits. Errors: as opened()."""
+    image.load()
+    orientation = None
+    with suppress(Exception):  # damaged EXIF data
+        orientation = image.getexif().get(_ORIENTATION)
+    extent = None
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        rgb, extent = _from_deep(image, reading)
+    elif image.mode == "LAB":
+        rgb = _lab_to_rgb().apply(image)
+    elif image.has_transparency_data:
+        rgb = Image.new("RGBA", image.size, reading.background)
+        rgb.alpha_composite(image.convert("RGBA"))
+        rgb = rgb.convert("RGB")
+    else:
+        rgb = image.convert("RGB")
+    return (rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb), extent
+
+
+def _from_deep(image: Image.Image, reading: Reading) -> tuple[Image.Image, Extent]:
+    """Errors: Unreadable for values that are no numbers."""
+    values: np.ndarray = np.asarray(image)
+    tags = getattr(image, "tag_v2", {})
+    if image.mode == "I" and tags and tags.get(_SAMPLE_FORMAT, (1,))[0] == 1:
+        values = values.view(np.uint32)  # Pillow's own mode has a sign
+    least, greatest = float(values.min()), float(values.max())
+    if not (math.isfinite(least) and math.isfinite(greatest)):
+        raise Unreadable("has pixels that are infinite or not a number")
+    extent = Extent("floats" if image.mode == "F" else "integers", least, greatest)
+    black, white = reading.levels.get(extent.kind) or levels_of([extent])[extent.kind]
+    precision = np.float64 if values.itemsize > 2 else np.float32
+    scaled = np.subtract(values, black, dtype=precision) * precision(255 / (white - black))
+    grey = np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+    if tags.get(_PHOTOMETRIC) == 0:  # white is 0
+        grey = 255 - grey
+    rgb = Image.fromarray(grey).convert("RGB")
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        rgb.paste(reading.background, mask=Image.fromarray(values == transparent))
+    return rgb, extent
+
+
+@cache
+def _lab_to_rgb() -> Any:
+    from PIL import ImageCms
+
+    return ImageCms.buildTransform(ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), "LAB", "RGB")
