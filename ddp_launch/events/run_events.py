@@ -78,9 +78,13 @@ class RunEvents:
             stacks=stacks,
         )
 
-    def waited_for(self, rank: int, ms_a_step: float, share: float, steps: int) -> None:
-        """The others waited for a rank. `share`: of the time."""
-        self._events.write("waited-for", rank=rank, ms_a_step=round(ms_a_step, 3), share=round(share, 4), steps=steps)
+    def waited_for(
+        self, rank: int, ms_a_step: float, share: float, steps: int, shares: Mapping[int, Mapping[str, float]]
+    ) -> None:
+        """The others waited for a rank. `share`: of the time; `shares`: what ranks of the bundled trainer did."""
+        ranks = {str(one): {name: round(part, 4) for name, part in parts.items()} for one, parts in shares.items()}
+        facts = {"ms_a_step": round(ms_a_step, 3), "share": round(share, 4)}
+        self._events.write("waited-for", rank=rank, **facts, steps=steps, ranks=ranks or None)
 
     def failure(self, attempt: Attempt, *, restarts: int, following: RestartPlan | None = None) -> None:
         """An attempt has failed: its first failure, and what became of the others.

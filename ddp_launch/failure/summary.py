@@ -98,7 +98,7 @@ def _facts(outcome: Outcome, failure: Failure, remedy: Remedy | None, speaker: F
     if failure.left:
         for other in others[:SHOWN]:
             if other.place or other.at:
-                yield "meanwhile", f"rank {other.rank}: {other.place or other.at}"
+                yield "meanwhile", f"rank {other.rank} was {f'at {other.place}' if other.place else other.at}"
     if _unexplained(outcome):
         yield "look at", "the other nodes: one of them, or a rank there, was lost, and none has told why"
     if remedy is not None and remedy.name == TIMEOUT:

@@ -59,11 +59,12 @@ class Collective:
 @dataclass(frozen=True)
 class Record:
     """What a rank has told. `collectives`: in the order in which they were entered, by process group; `groups`: the
-    ranks of each process group by name; `place`: where the bundled trainer was."""
+    ranks of each process group by name; `place`, `spent_ns`: where the bundled trainer was, and its time by phase."""
 
     collectives: Mapping[tuple[str, str], tuple[Collective, ...]] = field(default_factory=dict)
     groups: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     place: str = ""
+    spent_ns: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def waiting(self) -> Collective | None:
@@ -100,6 +101,7 @@ def parse(dumps: Iterable[bytes], facts: bytes) -> Record:
         {group: tuple(sorted(entries, key=lambda one: one.at_ns)) for group, entries in collectives.items()},
         {name: tuple(ranks) for name, ranks in known.get("groups", {}).items()},
         known.get("place", ""),
+        known.get("spent_ns", {}),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -35,11 +35,14 @@ class Reporter:
         )
         self._console.print(Text(ending if killing else f"{ending}. Look again: {ask}", style="dim"), soft_wrap=True)
 
-    def waited_for(self, found: WaitedFor) -> None:
-        """The rank that the others waited for, in one line."""
-        self._events.waited_for(found.rank, found.ms, found.share, found.steps)
+    def waited_for(self, found: WaitedFor, shares: Mapping[int, Mapping[str, float]]) -> None:
+        """The rank that the others waited for, in one line; below it how ranks of the trainer spent their time."""
+        self._events.waited_for(found.rank, found.ms, found.share, found.steps, shares)
         text = f"{found.ms:.1f} ms a step, {found.share:.0%} of the time ({found.steps} steps seen)"
         self._console.print(Text(f"note: the others waited for rank {found.rank}: {text}"), soft_wrap=True)
+        for rank, parts in sorted(shares.items())[:ROWS]:
+            each = ", ".join(f"{name} {share:.0%}" for name, share in parts.items())
+            self._console.print(Text(f"      rank {rank}: {each}"), soft_wrap=True)
 
 
 def show(console: Console, head: str, found: Finding) -> None:

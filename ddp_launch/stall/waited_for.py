@@ -21,25 +21,29 @@ TIMES = 2.0
 WARM_UP = 8
 """The first collectives of a group: libraries are loaded, kernels chosen."""
 LONGEST_PERIOD = 600
-AGREEMENT = 0.9
+AGREEMENT, LEAST_AGREEMENT = 0.85, 0.5
 
 
 @dataclass(frozen=True)
 class WaitedFor:
-    """`rank` made the others wait `ms` a step, `share` of the time. steps: how many the times are from."""
+    """`rank` made the others wait `ms` a step, `share` of the time. steps: how many the times are from; waited: the
+    share of the time for which each rank waited."""
 
     rank: int
     ms: float
     share: float
     steps: int
+    waited: Mapping[int, float] = field(default_factory=dict)
 
 
 @dataclass
 class _Group:
     """What a process group has shown so far. late_ns, longest_ns: how much each rank was late, in all and at most;
-    seen, until_ns: the last number that was counted, and when the last rank came to it."""
+    waited_ns: how long it waited for others; seen, until_ns: the last number that was counted, and when the last rank
+    came to it."""
 
     late_ns: Counter[int] = field(default_factory=Counter)
+    waited_ns: Counter[int] = field(default_factory=Counter)
     longest_ns: Counter[int] = field(default_factory=Counter)
     time_ns: int = 0
     until_ns: int = 0
@@ -77,7 +81,26 @@ def _found(group: _Group) -> WaitedFor | None:
     if group.steps < LEAST_STEPS or group.time_ns < LEAST_NS or (others and late < TIMES * others[0][1]):
         return None
     share, ms = late / group.time_ns, late / group.steps / 1e6
-    return WaitedFor(rank, ms, share, round(group.steps)) if share > LEAST_SHARE else None
+    waited = {one: ns / group.time_ns for one, ns in group.waited_ns.items()}
+    return WaitedFor(rank, ms, share, round(group.steps), waited) if share > LEAST_SHARE else None
+
+
+PHASES = {"input": "data", "forward": "forward", "backward": "backward", "communication wait": "communication"}
+"""What the shares of a trainer's rank are called, and the phases of ddp_train/distributed/heartbeat.py."""
+
+
+def shares(record: Record, waited: float) -> dict[str, float]:
+    """What part of its time a rank of the bundled trainer spent on what; {} for another program. `waited`: its share of
+    waiting by the times of arrival. Without the launcher's knowledge a wait inside backward is backward."""
+    spent = {name: record.spent_ns.get(phase, 0) for name, phase in PHASES.items()}
+    whole = sum(record.spent_ns.get(phase, 0) for phase in (*PHASES.values(), "step"))
+    if not whole:
+        return {}
+    found = {name: ns / whole for name, ns in spent.items()}
+    hidden = min(max(0.0, waited - found["communication wait"]), found["backward"])
+    found["backward"] -= hidden
+    found["communication wait"] += hidden
+    return found
 
 
 def _count(group: _Group, entered: Mapping[int, Mapping[int, Collective]]) -> None:
@@ -94,6 +117,8 @@ def _count(group: _Group, entered: Mapping[int, Mapping[int, Collective]]) -> No
         counted = lag_ns if rank == late_rank and before < came_ns else 0
         late = max(0, gap - counted)
         group.late_ns[rank] += late
+        for at, other in times[:-1]:
+            group.waited_ns[other] += max(0, last - at - counted)
         group.longest_ns[rank] = max(group.longest_ns[rank], late)
         lag_ns, late_rank, came_ns = gap, rank, last
     first = next(iter(entered.values()))
@@ -106,11 +131,15 @@ def _count(group: _Group, entered: Mapping[int, Mapping[int, Collective]]) -> No
 
 
 def period(calls: Sequence[object]) -> int:
-    """How many collectives make a step: after how many the same ones come again; 1 where they do not repeat."""
+    """How many collectives make a step: after how many the same ones come again, at least ten times; 1 where they do
+    not. An evaluation now and then is passed over."""
     numbers = {call: number for number, call in enumerate(dict.fromkeys(calls))}
     codes = [numbers[call] for call in calls]
-    for length in range(1, min(len(codes) // 2, LONGEST_PERIOD) + 1):
-        same = sum(map(int.__eq__, codes, codes[length:]))
-        if same >= AGREEMENT * (len(codes) - length):
+    best, length_of_best = LEAST_AGREEMENT, 1
+    for length in range(1, min(len(codes) // LEAST_STEPS, LONGEST_PERIOD) + 1):
+        agreement = sum(map(int.__eq__, codes, codes[length:])) / (len(codes) - length)
+        if agreement >= AGREEMENT:
             return length
-    return 1
+        if agreement > best:
+            best, length_of_best = agreement, length
+    return length_of_best

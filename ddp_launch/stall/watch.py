@@ -25,7 +25,7 @@ from ddp_launch.stall.record import Record
 from ddp_launch.stall.report import Reporter
 from ddp_launch.stall.stacks import is_loading
 from ddp_launch.stall.stacks import parse as parse_stacks
-from ddp_launch.stall.waited_for import Arrivals
+from ddp_launch.stall.waited_for import Arrivals, shares
 from ddp_train.watchdog import python_stacks
 
 POLL_S = 0.5
@@ -61,7 +61,7 @@ class StallWatch:
     def __init__(self, report_s: float, kill_s: float, reporter: Reporter) -> None:
         self._kill_s, self._reporter = kill_s, reporter
         self._limit_s = min((limit for limit in (report_s, kill_s) if limit > 0), default=0.0)
-        self._reported_s = 0.0
+        self._reported_s, self._title = 0.0, ""
         self._ranks: dict[int, Watched] = {}
         self._world_size = 0
         self._lock = threading.Lock()
@@ -126,9 +126,11 @@ class StallWatch:
         with self._lock:
             self._read_last_words()
             found = self._arrivals.found()
+            records = {rank: one.record for rank, one in self._ranks.items() if one.record is not None}
         self.end()
         if found is not None:
-            self._reporter.waited_for(found)
+            each = {rank: shares(record, found.waited.get(rank, 0.0)) for rank, record in records.items()}
+            self._reporter.waited_for(found, {rank: parts for rank, parts in each.items() if parts})
 
     def look(self) -> list[RankView]:
         """All ranks as they are now, within a second. [] where nothing is watched."""
@@ -163,11 +165,12 @@ class StallWatch:
             return
         for one in there:
             if one.silent_s >= silent / 2:  # of the same stall
-                one.limit_s = AGAIN * silent if found else silent + self._limit_s
+                one.limit_s = max(one.limit_s, AGAIN * silent if found else silent + self._limit_s)
                 if silent < self._kill_s:
                     one.limit_s = min(one.limit_s, self._kill_s)
-        if found is not None:
-            killing = 0 < self._kill_s <= silent
+        killing = 0 < self._kill_s <= silent
+        if found is not None and (killing or found[0].title != self._title or silent >= AGAIN * self._reported_s):
+            self._title = found[0].title
             self._reporter.stall(*found, silent, killing=killing)
             self._reported_s = silent
             if killing:

@@ -51,6 +51,9 @@ class Heartbeat:
     def __init__(self) -> None:
         self.epoch = self.step = self.first_step = -1
         self.phase = "start"
+        self.spent_ns = dict.fromkeys(PHASES, 0)
+        """Time in each phase since the first step, by its name."""
+        self._shown, self._since_ns = self.phase, time.monotonic_ns()
         self._memory: mmap.mmap | None = None
         self._announced: Path | None = None
 
@@ -89,8 +92,12 @@ class Heartbeat:
         self._show("failed")
 
     def _show(self, phase: str) -> None:
+        now_ns = time.monotonic_ns()
+        if self.step >= 0:
+            self.spent_ns[self._shown] += now_ns - self._since_ns
+        self._shown, self._since_ns = phase, now_ns
         if self._memory is not None:
-            BEAT.pack_into(self._memory, 0, self.epoch, self.step, _CODES[phase], time.monotonic_ns(), self.first_step)
+            BEAT.pack_into(self._memory, 0, self.epoch, self.step, _CODES[phase], now_ns, self.first_step)
 
     def alive(self) -> None:
         """Note progress within the phase."""

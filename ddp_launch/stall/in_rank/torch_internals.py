@@ -109,6 +109,7 @@ class Answers:
         heart = getattr(sys.modules.get(TRAINER), "heartbeat", None)
         if heart is not None:
             facts["place"] = str(heart.place or "")
+            facts["spent_ns"] = dict(heart.spent_ns)
         return facts
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import random
 from dataclasses import replace
+from typing import Any
+
+import pytest
 
 from ddp_launch.stall.record import Collective, Record
-from ddp_launch.stall.waited_for import Arrivals, period
+from ddp_launch.stall.waited_for import Arrivals, period, shares
 
 MS = 1_000_000
 STEP_MS = 40
@@ -73,7 +77,65 @@ def test_once_is_no_habit() -> None:
 
 
 def test_the_length_of_a_step() -> None:
-    assert period("abcabcabc") == 3
-    assert period("aaaa") == 1
-    assert period("abacabacabac") == 4
+    assert period("abc" * 30) == 3
+    assert period("a" * 30) == 1
+    assert period("abac" * 30) == 4
     assert period("abcdefgh") == 1
+    assert period(("ab" * 20 + "xyz") * 12) == 2, "an evaluation after each 20 steps"
+    assert period(("a" * 20 + "bcdefghij") * 12) == 1
+
+
+def test_the_shares_of_a_rank_of_the_trainer() -> None:
+    record = Record(
+        spent_ns={"data": 10, "forward": 20, "backward": 50, "communication": 10, "step": 10, "evaluation": 99}
+    )
+    assert shares(record, 0.3) == pytest.approx(
+        {"input": 0.1, "forward": 0.2, "backward": 0.3, "communication wait": 0.3}
+    )
+    assert shares(record, 0.0)["communication wait"] == 0.1
+    assert shares(Record(), 0.3) == {}
+
+
+SLOW = """
+import sys, time, torch, torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+dist.init_process_group("gloo")
+rank = dist.get_rank()
+
+class Late(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        if rank == 1:
+            time.sleep(0.03)
+        return gradient
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = torch.nn.Linear(64, 64), torch.nn.Linear(64, 8)
+
+    def forward(self, x):
+        return self.last(Late.apply(self.first(x)))
+
+net = DistributedDataParallel(Net(), bucket_cap_mb=0.001)
+for _ in range(120):
+    net(torch.ones(4, 64)).sum().backward()
+dist.destroy_process_group()
+"""
+
+
+def test_a_delay_hidden_inside_backward_is_found(launcher: Any) -> None:
+    launcher.script(SLOW)
+    done = launcher.run("--cpu", "--json-events", "events.jsonl", "program.py")
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("note: the others waited for rank 1: ")]
+    assert len(lines) == 1, done.stderr
+    event = next(e for e in map(json.loads, (launcher.folder / "events.jsonl").open()) if e["event"] == "waited-for")
+    assert event["rank"] == 1
+    assert 25 < event["ms_a_step"] < 60  # a busy machine adds to it
+    assert event["share"] > 0.3
+    assert event["ranks"] is None
