@@ -29,8 +29,7 @@ from ddp_train.config.validation import check_paths
 from ddp_train.distributed.heartbeat import heartbeat
 from ddp_train.engine.stop_signals import StopSignals
 from ddp_train.process_setup import expand_segments, keep_heap, keep_private
-from ddp_train.run_folder.claim import is_restart
-from ddp_train.run_folder.done_marker import finished
+from ddp_train.run_folder.claim import finished, is_restart
 
 if TYPE_CHECKING:
     from ddp_train.assemble.build import Run

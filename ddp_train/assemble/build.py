@@ -63,8 +63,7 @@ from ddp_train.observers.console import create_progress
 from ddp_train.observers.records import Observer, RunFacts
 from ddp_train.observers.tensorboard import TensorBoardObserver
 from ddp_train.observers.wandb import WandbObserver
-from ddp_train.run_folder import done_marker
-from ddp_train.run_folder.claim import claim, is_restart
+from ddp_train.run_folder.claim import claim, is_restart, unmark_done
 from ddp_train.run_folder.files import HistoryObserver, RunFolder
 from ddp_train.run_folder.lock import RunLock
 from ddp_train.technique import Context, Technique
@@ -113,7 +112,7 @@ def build(config: Config, ranks: Ranks, device: torch.device, stop: StopSignals 
     notes = (*notes, *left_out, *without_effect(resolved, dataset, device), *cost, *resumed, *shared)
     facts = _facts(resolved, dataset, components, folder, notes)
     if ranks.is_first:
-        done_marker.unmark(folder.path)
+        unmark_done(folder.path)
         folder.write_config(resolved)
         folder.write_dataset(DatasetFacts.of(dataset))
         folder.write_plan(_environment(components, facts), reasons)

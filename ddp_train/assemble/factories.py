@@ -52,7 +52,7 @@ def create_pipeline(resolved: Config, dataset: Dataset, ranks: Ranks, device: to
         rank=ranks.rank,
         world_size=ranks.world_size,
         device=device,
-        global_batch=_known(resolved.data.batch_size),
+        global_batch=resolved.data.batch_size or 1,
         accumulate=resolved.data.accumulate or 1,
         seed=resolved.run.seed,
         shards=shards,
@@ -77,19 +77,21 @@ def context_of(
 ) -> Context:
     """What techniques may read and change."""
     rate, rule = resolved.optim.lr, resolved.optim.lr_scaling
-    assert rate is not None and rule is not None
+    epochs, batch = resolved.run.epochs, resolved.data.batch_size
+    # `resolve` has filled them in.
+    assert rate is not None and rule is not None and epochs is not None and batch is not None
     return Context(
         config=resolved,
         network=network,
         device=precision.device,
         precision=precision,
         ranks=ranks,
-        epochs=_known(resolved.run.epochs),
+        epochs=epochs,
         steps_per_epoch=pipeline.steps_per_epoch,
-        global_batch=_known(resolved.data.batch_size),
+        global_batch=batch,
         classes=len(dataset.classes),
         image_shape=dataset.image_shape,
-        peak_rate=scale_learning_rate(rate, _known(resolved.data.batch_size), rule),
+        peak_rate=scale_learning_rate(rate, batch, rule),
     )
 
 
@@ -137,7 +139,7 @@ def without_lone_sample(
 
     The options, and a line for the user where something is left out.
     """
-    samples, batch = len(dataset.train.labels), _known(resolved.data.batch_size)
+    samples, batch = len(dataset.train.labels), resolved.data.batch_size or 1
     shares = split(samples % batch, [1.0] * (resolved.shards or ranks.world_size))
     lone = any(1 in split(share, [1.0] * (resolved.data.accumulate or 1)) for share in shares)
     normalised = any(isinstance(m, BATCH_NORMS) for m in network.modules())
@@ -161,9 +163,3 @@ def without_effect(resolved: Config, dataset: Dataset, device: torch.device) -> 
         size = f"{dataset.name} gets a network and a run of that size"
         lines.append(f"--target {target:g}: an accuracy on CIFAR-10; {size}")
     return tuple(lines)
-
-
-def _known(value: int | None) -> int:
-    """An option that `resolve` has filled in."""
-    assert value is not None
-    return value

@@ -50,7 +50,10 @@ def parse(argv: Sequence[str], *, prog: str = "ddp_train/main.py") -> Config:
     typed = _read_words(argv)
     given: dict[str, Any] = {}
     if (preset := typed.pop("preset", None)) is not None:
-        given |= _read_yaml(parser, _preset_file(str(preset)), "preset")
+        if preset not in presets():
+            close = _suggestion(str(preset), presets())
+            raise UserError(f"--preset {preset}: unknown{close}; presets: {', '.join(presets())}")
+        given |= _read_yaml(parser, PRESETS / f"{preset}.yaml", "preset")
     if (file := typed.pop("config", None)) is not None:
         given |= _read_yaml(parser, Path(str(file)), "--config")
     given |= {name: _value(parser, name, value, flag(name)) for name, value in typed.items()}
@@ -166,13 +169,6 @@ def _read_yaml(parser: Any, path: Path, what: str) -> dict[str, Any]:
             raise UserError(f"{what} {path}: unknown key {key!r}{_suggestion(key, list(declared()))}")
         options[key] = _value(parser, key, value, f"{what} {path}: {key}")
     return options
-
-
-def _preset_file(name: str) -> Path:
-    if name not in presets():
-        close = _suggestion(name, presets())
-        raise UserError(f"--preset {name}: unknown{close}; presets: {', '.join(presets())}")
-    return PRESETS / f"{name}.yaml"
 
 
 def _suggestion(word: str, known: Sequence[str]) -> str:

@@ -49,6 +49,7 @@ class _Histograms(Observer):
         """Open the event file; a resumed run takes back the epochs that it trains again."""
         self._writer = open_writer(self._folder, facts.start_epoch)
 
+    @torch.no_grad()
     def on_epoch(self, record: EpochRecord) -> None:
         """Every weight, and every layer's output for the remembered images."""
         if self._writer is None:
@@ -56,16 +57,13 @@ class _Histograms(Observer):
         for name, parameter in self._network.named_parameters():
             self._add(f"weights/{name}", parameter, record.epoch)
         if self._images is not None:
-            self._add_activations(self._images, record.epoch)
+            was_training = self._network.training
+            self._network.eval()
+            epoch = record.epoch
+            with each_output(self._network, lambda name, output: self._add(f"activations/{name}", output, epoch)):
+                self._network(self._images)
+            self._network.train(was_training)
         self._writer.flush()
-
-    @torch.no_grad()
-    def _add_activations(self, images: Tensor, epoch: int) -> None:
-        was_training = self._network.training
-        self._network.eval()
-        with each_output(self._network, lambda name, output: self._add(f"activations/{name}", output, epoch)):
-            self._network(images)
-        self._network.train(was_training)
 
     def _add(self, tag: str, values: Tensor, epoch: int) -> None:
         flat = values.detach().float().flatten()

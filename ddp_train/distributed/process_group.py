@@ -102,7 +102,7 @@ def stop() -> None:
 
 def on_first_rank(action: Callable[[], T], ranks: Ranks) -> T:
     """Run `action` on rank 0 alone and return its (small) result on every rank. A UserError there is raised on all."""
-    results: list[T | None] = [together(action if ranks.is_first else _nothing, ranks)]
+    results: list[T | None] = [together(action if ranks.is_first else lambda: None, ranks)]
     if ranks.world_size > 1:
         with heartbeat.during("communication"):
             dist.broadcast_object_list(results, src=0)
@@ -115,7 +115,7 @@ def on_one_rank_per_node(action: Callable[[], None], ranks: Ranks, meanwhile: Ca
     The ranks of a node follow one another, so the number of them divides the rank of one. Local rank 0 would be every
     rank where each sees one device as its first (torchrun --virtual-local-rank).
     """
-    together(action if ranks.rank % ranks.local_world_size == 0 else meanwhile or _nothing, ranks)
+    together(action if ranks.rank % ranks.local_world_size == 0 else meanwhile or (lambda: None), ranks)
 
 
 def together(action: Callable[[], T], ranks: Ranks) -> T:
@@ -138,10 +138,6 @@ def gather(mine: T, ranks: Ranks) -> list[T]:
         with heartbeat.during("communication"):
             dist.all_gather_object(everyone, mine)
     return everyone
-
-
-def _nothing() -> None:
-    """What the other ranks do while one works."""
 
 
 def wait_for_all() -> None:

@@ -22,7 +22,7 @@ from ddp_train.evaluation.model_card import model_card
 from ddp_train.evaluation.tta import describe_tta, views
 from ddp_train.observers.epoch_table import percent
 from ddp_train.observers.records import add_examination, read_history
-from ddp_train.run_folder import done_marker
+from ddp_train.run_folder.claim import mark_done
 
 WORST = 24
 
@@ -42,7 +42,7 @@ def finish(run: Run) -> None:
     if run.folder.history.is_file():
         _write(run, found)
     best = {"epoch": progress.best_epoch or None, "test_accuracy": progress.best_accuracy}
-    done_marker.mark(
+    mark_done(
         run.folder.path, epochs=run.trainer.components.epochs, epoch=progress.epoch, step=progress.step, best=best
     )
 

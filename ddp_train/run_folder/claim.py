@@ -1,23 +1,32 @@
-"""The run folder before the run: its name, and what becomes of an earlier run that is already in it. Torch-free."""
+"""The run folder before the run: its name, what becomes of an earlier run that is already in it, and whether the run
+is finished. Torch-free, as it is read before torch is.
+
+done.json marks a finished run. It is the last file that a run writes, on the disk like all that it refers to before
+the ranks end.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from ddp_core.errors import UserError
+from ddp_core.files import write_text
 from ddp_train.config.options import Config
 from ddp_train.config.validation import LATEST, PREVIOUS, resume_file
 from ddp_train.run_folder.lock import RunLock
 
 RESULTS = ("training_history.json", "best_model.pth", LATEST, PREVIOUS)
 """What makes a folder that of an earlier run."""
+DONE = "done.json"
 BESIDE = (
     "config.yaml",
-    "done.json",
+    DONE,
     "plan.json",
     "dataset.json",
     "training_curves.png",
@@ -38,6 +47,7 @@ BESIDE = (
     "logs",
 )
 """What goes with them."""
+DONE_SCHEMA = "ddp-train-done/1"
 
 
 def claim(config: Config, lock: RunLock, *, restarted: bool = False) -> tuple[Path, str | None]:
@@ -95,3 +105,31 @@ def _set_aside(folder: Path) -> str | None:
         if (folder / name).exists():
             (folder / name).rename(place / name)
     return f"the run that was in {folder} is now in {place}; to continue a run, add --resume auto"
+
+
+def mark_done(folder: Path, *, epochs: int, epoch: int, step: int, best: dict[str, Any]) -> None:
+    """Write the marker: epochs wanted, epochs and steps done, the best epoch. Errors: UserError."""
+    document = {"schema": DONE_SCHEMA, "epochs": epochs, "epoch": epoch, "step": step, "best": best}
+    write_text(folder / DONE, json.dumps(document, indent=2) + "\n")
+
+
+def unmark_done(folder: Path) -> None:
+    """A run that continues is not finished."""
+    (folder / DONE).unlink(missing_ok=True)
+
+
+def finished(config: Config) -> str | None:
+    """A line where the run that `config` wants to resume has nothing left to do, None where it has."""
+    folder = Path(config.run.out_dir) if config.run.resume is not None and config.run.out_dir else None
+    if folder is None:
+        return None
+    document: Any = None
+    with suppress(OSError, ValueError):
+        document = json.loads((folder / DONE).read_bytes())
+    if not isinstance(document, dict) or document.get("schema") != DONE_SCHEMA:
+        return None
+    epochs, epoch = document.get("epochs"), document.get("epoch")
+    if not isinstance(epochs, int) or not isinstance(epoch, int) or (config.run.epochs or epochs) > epochs:
+        return None
+    early = "" if epoch >= epochs else f" of {epochs}, where it was stopped early"
+    return f"{folder} is finished: epoch {epoch}{early}; for more, add --epochs N"

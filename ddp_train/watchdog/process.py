@@ -20,7 +20,7 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from ddp_core.rank_report import RankReport
+from ddp_core import rank_report
 from ddp_train.distributed.heartbeat import place
 from ddp_train.watchdog import python_stacks
 from ddp_train.watchdog.rank_probe import Rank
@@ -64,7 +64,10 @@ class Watch:
             if verdict.kind != "locked" or self._nodes == 1:
                 self._end(verdict)
                 return
-            self._note(verdict)
+            if not self._noted:
+                self._noted = True
+                waited = f"every rank of this node has waited for others for {verdict.seconds:.0f} s"
+                self._tell(f"note: {waited}: look at the other nodes\n")
 
     @property
     def _interval(self) -> float:
@@ -119,12 +122,6 @@ class Watch:
                 path.unlink()
             self._folder.rmdir()
 
-    def _note(self, verdict: Verdict) -> None:
-        if not self._noted:
-            self._noted = True
-            waited = f"every rank of this node has waited for others for {verdict.seconds:.0f} s"
-            self._tell(f"note: {waited}: look at the other nodes\n")
-
     def _tell(self, text: str) -> None:
         """Print on the standard error of the first rank that is there."""
         next((rank for _, rank in sorted(self._ranks.items()) if rank.status is None and rank.write(text)), None)
@@ -140,7 +137,7 @@ class Watch:
         sights = [rank.sight for rank in self._ranks.values()]
         found = report_of(verdict, sights, frames)
         for rank in alive.values() if verdict.kind == "left" else (culprit,):
-            rank.write_report(found)
+            rank_report.write(found, rank.error_file)
         text = text_of(verdict, sights, frames)
         if not culprit.write(text):
             next((rank for rank in alive.values() if rank is not culprit and rank.write(text)), None)
@@ -154,12 +151,12 @@ class Watch:
             rank.tell(signal.SIGKILL)
 
 
-def report_of(verdict: Verdict, sights: list[Sight], frames: list[python_stacks.Frame]) -> RankReport:
+def report_of(verdict: Verdict, sights: list[Sight], frames: list[python_stacks.Frame]) -> rank_report.RankReport:
     """The verdict for the launcher."""
     sight = next(sight for sight in sights if sight.rank == verdict.rank)
     at = place(sight.epoch, sight.step, sight.phase)
     left = verdict.kind == "left"
-    return RankReport(
+    return rank_report.RankReport(
         kind="left" if left else "hang",
         rank=verdict.rank,
         messages=(left_line(sight) if left else _hung_line(verdict, sight),),

@@ -8,7 +8,7 @@ import signal
 from contextlib import suppress
 from pathlib import Path
 
-from ddp_core import rank_report
+from ddp_core.rank_report import ERROR_FILE
 from ddp_train.distributed.heartbeat import BEAT, DUMP_SIGNAL, PHASES
 from ddp_train.watchdog import python_stacks
 from ddp_train.watchdog.verdict import Sight
@@ -29,7 +29,7 @@ class Rank:
         self._memory = mmap.mmap(file, BEAT.size, prot=mmap.PROT_READ)
         os.close(file)
         self._stacks = os.open(f"/proc/{pid}/fd/{dumps}", os.O_RDONLY)
-        self._error_file = _error_file(pid)
+        self.error_file = _error_file(pid)
         self._beat = (-1, -1, 0, 0, -1)
         self._silent = self._stopped = self.gone_s = 0.0
         self._is_stopped = False
@@ -114,10 +114,6 @@ class Rank:
             return True
         return False
 
-    def write_report(self, report: rank_report.RankReport) -> None:
-        """Write to the error file that an agent has given it."""
-        rank_report.write(report, self._error_file)
-
     def write(self, text: str) -> bool:
         """Append to its standard error; whether that could be done."""
         with suppress(OSError):
@@ -142,7 +138,7 @@ def _state(pid: int) -> tuple[str, int]:
 
 def _error_file(pid: int) -> str | None:
     """The file that an agent has given the process for its error; None without an agent."""
-    head = f"{rank_report.ERROR_FILE}=".encode()
+    head = f"{ERROR_FILE}=".encode()
     words = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     name = next((os.fsdecode(word.removeprefix(head)) for word in words if word.startswith(head)), None)
     return str(Path(f"/proc/{pid}/cwd").readlink() / name) if name else None

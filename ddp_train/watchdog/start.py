@@ -30,7 +30,18 @@ def start(ranks: Ranks, timeout_s: float | None) -> str | None:
         folder = _folder(ranks, os.environ)
         heartbeat.heartbeat.announce(folder / f"rank-{ranks.rank}")
         if ranks.rank == _first(ranks):
-            _start_watchdog(folder, ranks, timeout_s)
+            limit = "auto" if timeout_s is None else str(timeout_s)
+            nodes = max(1, ranks.world_size // ranks.local_world_size)
+            of_rank = (str(folder), str(ranks.local_world_size), str(nodes), limit, str(os.getpid()))
+            subprocess.Popen(
+                (sys.executable, "-I", "-S", process.__file__, *of_rank),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                # At a terminal Ctrl-Z is to stop both; below an agent, what stops a rank's group must not stop its
+                # watchdog.
+                start_new_session=AGENT in os.environ,
+            )
             _remove_abandoned()
     except (OSError, AttributeError) as error:
         return f"ranks that hang are not noticed: {error}"
@@ -69,17 +80,3 @@ def _remove_abandoned() -> None:
 def _first(ranks: Ranks) -> int:
     """The first rank of this node; local ranks may all be 0 (torchrun --virtual-local-rank)."""
     return ranks.rank - ranks.rank % ranks.local_world_size
-
-
-def _start_watchdog(folder: Path, ranks: Ranks, timeout_s: float | None) -> None:
-    limit = "auto" if timeout_s is None else str(timeout_s)
-    nodes = max(1, ranks.world_size // ranks.local_world_size)
-    of_rank = (str(folder), str(ranks.local_world_size), str(nodes), limit, str(os.getpid()))
-    subprocess.Popen(
-        (sys.executable, "-I", "-S", process.__file__, *of_rank),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        # At a terminal Ctrl-Z is to stop both; below an agent, what stops a rank's group must not stop its watchdog.
-        start_new_session=AGENT in os.environ,
-    )

@@ -18,7 +18,7 @@ from ddp_train.checkpoint import format as checkpoint_format
 from ddp_train.data.pipeline.window import Batch, Window
 from ddp_train.data.sources import decode
 from ddp_train.engine.stop_signals import STATUS, StopSignals
-from ddp_train.run_folder import done_marker
+from ddp_train.run_folder import claim
 from tests.ddp_train.techniques import runs
 from tests.ddp_train.techniques.test_table import same
 
@@ -137,13 +137,12 @@ def test_a_second_signal_or_one_at_the_start_ends_the_process(prelude: str) -> N
 def test_a_finished_run_has_nothing_left_to_do(tmp_path: Path) -> None:
     config = runs.make("", tmp_path, runs.PLAIN).config
     config = replace(config, run=replace(config.run, resume="auto"))
-    assert done_marker.finished(config) is None
-    done_marker.mark(tmp_path, epochs=2, epoch=2, step=20, best={})
-    assert "is finished: epoch 2" in (done_marker.finished(config) or "")
+    assert claim.finished(config) is None
+    claim.mark_done(tmp_path, epochs=2, epoch=2, step=20, best={})
+    assert "is finished: epoch 2" in (claim.finished(config) or "")
     longer = replace(config, run=replace(config.run, epochs=3))
     assert (
-        done_marker.finished(longer) is None
-        and done_marker.finished(replace(config, run=replace(config.run, resume=None))) is None
+        claim.finished(longer) is None and claim.finished(replace(config, run=replace(config.run, resume=None))) is None
     )
-    (tmp_path / done_marker.FILE).write_text("{")
-    assert done_marker.finished(config) is None, "a damaged marker is none"
+    (tmp_path / claim.DONE).write_text("{")
+    assert claim.finished(config) is None, "a damaged marker is none"
