@@ -6,19 +6,11 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from typing import TypedDict
 
 from ddp_core.cli import CommandLine, exit_status
 from ddp_core.errors import UserError
 
 BATCH = 64
-
-
-class Guess(TypedDict):
-    """A class and its probability."""
-
-    probability: float
-    name: str
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,16 +22,16 @@ def _show(arguments: argparse.Namespace) -> None:
     found = _predict(arguments.file, arguments.images, arguments.top, arguments.device)
     if arguments.json:
         rows = [
-            {"image": image, "predictions": [{"class": g["name"], "probability": g["probability"]} for g in guesses]}
+            {"image": image, "predictions": [{"class": name, "probability": value} for name, value in guesses]}
             for image, guesses in found
         ]
         print(json.dumps({"schema": "ddp-train-prediction/1", "images": rows}))
         return
-    width = max(len(guess["name"]) for _, guesses in found for guess in guesses)
+    width = max(len(name) for _, guesses in found for name, _ in guesses)
     for image, guesses in found:
         print(image)
-        for guess in guesses:
-            print(f"  {guess['name']:<{width}}  {guess['probability']:>8.2%}")
+        for name, value in guesses:
+            print(f"  {name:<{width}}  {value:>8.2%}")
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -55,8 +47,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def _predict(file: str, images: Sequence[str], top: int, wanted: str) -> list[tuple[str, list[Guess]]]:
-    """(image, its likeliest classes) for every image, scaled until it covers the model's size, its centre cut out."""
+def _predict(file: str, images: Sequence[str], top: int, wanted: str) -> list[tuple[str, list[tuple[str, float]]]]:
+    """(image, its likeliest classes with their probabilities) for every image, scaled until it covers the model's size,
+    its centre cut out."""
     import numpy as np
     import torch
     from PIL import Image
@@ -82,8 +75,7 @@ def _predict(file: str, images: Sequence[str], top: int, wanted: str) -> list[tu
             probabilities = saved.network(normaliser.normalise(batch)).float().softmax(1)
         likeliest = probabilities.topk(min(top, len(classes)), dim=1)
         for image, values, indices in zip(part, likeliest.values.tolist(), likeliest.indices.tolist(), strict=True):
-            pairs = zip(values, indices, strict=True)
-            found.append((image, [Guess(name=classes[index], probability=value) for value, index in pairs]))
+            found.append((image, [(classes[index], value) for value, index in zip(values, indices, strict=True)]))
     return found
 
 

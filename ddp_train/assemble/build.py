@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ddp_core.files import write_text
 from ddp_core.redaction import redacted
 from ddp_train import data, models
 from ddp_train.assemble.factories import (
@@ -114,7 +115,7 @@ def build(config: Config, ranks: Ranks, device: torch.device, stop: StopSignals 
     if ranks.is_first:
         unmark_done(folder.path)
         folder.write_config(resolved)
-        folder.write_dataset(DatasetFacts.of(dataset))
+        write_text(folder.path / "dataset.json", DatasetFacts.of(dataset).dump())
         folder.write_plan(_environment(components, facts), reasons)
         components = replace(components, observers=_observers(resolved, folder, components, facts, source))
     return Run(Trainer(components), resolved, folder, facts, components.observers, dataset, lock)

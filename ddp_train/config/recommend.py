@@ -118,9 +118,13 @@ def _model(hardware: Hardware, config: Config) -> tuple[Recommendation, ...]:
 
 
 def _sizes(hardware: Hardware, config: Config) -> tuple[Recommendation, ...]:
-    """The batch, and whatever else follows from the kind of run."""
-    if config.run.target is not None:
-        return _for_target(hardware, config.run.target)
+    """The batch, and whatever else follows from the kind of run. Errors: UserError for a target that no size is for."""
+    if (target := config.run.target) is not None:
+        automatic = AUTOMATIC[hardware.device]
+        aim, size = size_for(automatic if target == "auto" else target, hardware.device)
+        why = f"the size for {aim:.0%} on {'the CPU' if hardware.device == 'cpu' else 'a GPU'}"
+        chosen = (Recommendation(name, value, why) for name, value in size.settings().items())
+        return (Recommendation("target", automatic, "no target was named"), *chosen)
     if config.model.model == "vit":
         return _transformer(hardware, config)
     if hardware.device == "cpu":
@@ -132,15 +136,6 @@ def _sizes(hardware: Hardware, config: Config) -> tuple[Recommendation, ...]:
     if batch < least:
         return (Recommendation("batch_size", least, f"at least one image per rank and micro-batch ({why})"),)
     return (Recommendation("batch_size", batch, why),)
-
-
-def _for_target(hardware: Hardware, target: float | Literal["auto"]) -> tuple[Recommendation, ...]:
-    """`--target`. Errors: UserError for one that no size is for."""
-    automatic = AUTOMATIC[hardware.device]
-    aim, size = size_for(automatic if target == "auto" else target, hardware.device)
-    why = f"the size for {aim:.0%} on {'the CPU' if hardware.device == 'cpu' else 'a GPU'}"
-    chosen = tuple(Recommendation(name, value, why) for name, value in size.settings().items())
-    return (Recommendation("target", automatic, "no target was named"), *chosen)
 
 
 def _transformer(hardware: Hardware, config: Config) -> tuple[Recommendation, ...]:

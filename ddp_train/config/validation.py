@@ -40,10 +40,6 @@ RULES: tuple[tuple[Callable[[Config], bool], str], ...] = (
         "--target sizes the runs of --preset speedrun alone",
     ),
     (
-        lambda c: c.run.target is not None and c.run.disable_auto,
-        "--target with --disable-auto: the size of the run follows from the target",
-    ),
-    (
         lambda c: (c.data.batch_size or math.inf) < (c.shards or 1) * (c.data.accumulate or 1),
         "--reproducible with a --batch-size below its logical shards (8, or --reproducible-shards) times --accumulate: "
         "each shard and micro-batch needs at least one image",

@@ -13,9 +13,9 @@ import os
 import signal
 import struct
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
 
 from ddp_core.rank_report import Place
 
@@ -109,31 +109,22 @@ class Heartbeat:
         if self.first_step < 0:
             self.first_step = step
 
-    def during(self, phase: str) -> _Phase:
+    @contextmanager
+    def during(self, phase: str) -> Iterator[None]:
         """A context for a phase. After it the previous phase continues, unless it raised: the rank may end there."""
-        return _Phase(self, phase)
+        before = self.phase
+        self.beat(phase)
+        try:
+            yield
+        except BaseException:
+            self.fail()
+            raise
+        self.beat(before)
 
     @property
     def place(self) -> Place | None:
         """Where this rank is; None before the first step."""
         return place(self.epoch, self.step, self.phase) if self.step >= 0 else None
-
-
-class _Phase:
-    __slots__ = ("_before", "_heart", "_name")
-
-    def __init__(self, heart: Heartbeat, name: str) -> None:
-        self._heart, self._name = heart, name
-
-    def __enter__(self) -> None:
-        self._before = self._heart.phase
-        self._heart.beat(self._name)
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if kind is None:
-            self._heart.beat(self._before)
-        else:
-            self._heart.fail()
 
 
 def place(epoch: int, step: int, phase: str) -> Place:

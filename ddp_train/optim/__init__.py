@@ -13,8 +13,6 @@ from ddp_train.config.options import OptimOptions
 from ddp_train.optim.low_overhead import SGD, Adam, AdamW
 from ddp_train.optim.muon import Muon, hidden_matrices
 
-__all__ = ["create_optimizer", "describe", "parameter_groups", "restore"]
-
 
 def parameter_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
     """Two groups: matrices and kernels decay; biases and normalisation parameters (one dimension or none) do not.

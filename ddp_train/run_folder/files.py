@@ -16,7 +16,6 @@ from ddp_train.config.options import Config
 from ddp_train.config.parse import dump, with_values
 from ddp_train.config.recommend import Recommendation
 from ddp_train.config.validation import LATEST
-from ddp_train.data.sources.samples import DatasetFacts
 from ddp_train.observers.records import EpochRecord, History, Observer
 
 
@@ -36,10 +35,6 @@ class RunFolder:
         once = {"resume": None, "stop_after": None, "changed_data": "stop"}
         shown = with_values(resolved, once)
         write_text(self.path / "config.yaml", dump(shown))
-
-    def write_dataset(self, facts: DatasetFacts) -> None:
-        """dataset.json: what using a saved model without its data needs."""
-        write_text(self.path / "dataset.json", facts.dump())
 
     def write_plan(self, facts: Mapping[str, object], recommendations: Iterable[Recommendation]) -> None:
         """plan.json for a run that no launcher planned; a launcher's own plan is left as it is."""

@@ -156,10 +156,14 @@ def report_of(verdict: Verdict, sights: list[Sight], frames: list[python_stacks.
     sight = next(sight for sight in sights if sight.rank == verdict.rank)
     at = place(sight.epoch, sight.step, sight.phase)
     left = verdict.kind == "left"
+    line = left_line(sight)
+    if not left:
+        line = f"HungRank: rank {verdict.rank} has made no progress for {verdict.seconds:.1f} s"
+        line += f" (--step-timeout, {verdict.limit_s:g} s): {at}{DETAIL[verdict.kind]}"
     return rank_report.RankReport(
         kind="left" if left else "hang",
         rank=verdict.rank,
-        messages=(left_line(sight) if left else _hung_line(verdict, sight),),
+        messages=(line,),
         stack=tuple(python_stacks.traceback_lines(frames)) if frames else (),
         step=at.step,
         epoch=at.epoch,
@@ -181,12 +185,6 @@ def text_of(verdict: Verdict, sights: list[Sight], frames: list[python_stacks.Fr
     if len(others) > OTHERS:
         lines.append(f"  and {len(others) - OTHERS} more")
     return "\n" + "\n".join(lines) + "\n"
-
-
-def _hung_line(verdict: Verdict, sight: Sight) -> str:
-    at = place(sight.epoch, sight.step, sight.phase)
-    head = f"HungRank: rank {verdict.rank} has made no progress for {verdict.seconds:.1f} s"
-    return f"{head} (--step-timeout, {verdict.limit_s:g} s): {at}{DETAIL[verdict.kind]}"
 
 
 def left_line(sight: Sight) -> str:

@@ -107,7 +107,8 @@ def judge(sights: Sequence[Sight], limits: Limits, first_step: int) -> Verdict |
         return Verdict("left", gone[0].rank, seconds, LEFT_S)
     if gone or not here:
         return None
-    behind = min([sight for sight in here if not sight.waiting] or here, key=_progress)
+    suspects = [sight for sight in here if not sight.waiting] or here
+    behind = min(suspects, key=lambda sight: (sight.step, -sight.silent_s))
     limit = limits.of(behind, first_step)
     if not behind.waiting:
         # It may have been slow before it was stopped: its silence is the longer one then.
@@ -116,7 +117,3 @@ def judge(sights: Sequence[Sight], limits: Limits, first_step: int) -> Verdict |
     silent = min(sight.silent_s for sight in here)
     # One that has come to its end waits for nobody that is still on the way.
     return Verdict("locked", behind.rank, silent, limit) if silent > limit + ROUND_S and here == [*sights] else None
-
-
-def _progress(sight: Sight) -> tuple[int, float]:
-    return sight.step, -sight.silent_s

@@ -1,4 +1,4 @@
-"""All options of a training run: one dataclass per subject, in a file of its own; each field declares one option.
+"""All options of a training run: one dataclass per subject; each field declares one option.
 
 A field whose default is None is left to the machine: `config/recommend.py` fills it in from the hardware and
 the data, and gives the reason. `config/parse.py` turns these classes into command line options and YAML keys.
@@ -11,29 +11,14 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, get_type_hints
 
 from ddp_train.config.declaration import Option, option_of
-from ddp_train.config.options.augment import AugmentOptions
-from ddp_train.config.options.data import DataOptions
-from ddp_train.config.options.diagnostics import DiagnosticsOptions
-from ddp_train.config.options.model import ModelOptions
-from ddp_train.config.options.optim import OptimOptions
-from ddp_train.config.options.regularize import RegularizeOptions
-from ddp_train.config.options.run import RunOptions
-from ddp_train.config.options.schedule import ScheduleOptions
-
-__all__ = [
-    "SECTIONS",
-    "AugmentOptions",
-    "Config",
-    "DataOptions",
-    "DiagnosticsOptions",
-    "ModelOptions",
-    "OptimOptions",
-    "RegularizeOptions",
-    "RunOptions",
-    "ScheduleOptions",
-    "declared",
-    "to_dict",
-]
+from ddp_train.config.options.augment import AugmentOptions as AugmentOptions
+from ddp_train.config.options.data import DataOptions as DataOptions
+from ddp_train.config.options.diagnostics import DiagnosticsOptions as DiagnosticsOptions
+from ddp_train.config.options.model import ModelOptions as ModelOptions
+from ddp_train.config.options.optim import OptimOptions as OptimOptions
+from ddp_train.config.options.optim import RegularizeOptions as RegularizeOptions
+from ddp_train.config.options.optim import ScheduleOptions as ScheduleOptions
+from ddp_train.config.options.run import RunOptions as RunOptions
 
 DEFAULT_SHARDS = 8
 

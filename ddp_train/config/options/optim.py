@@ -1,11 +1,11 @@
-"""Options of the optimizer and of the gradient that it gets."""
+"""Options of the optimizer and the gradient that it gets, of the learning rate over the run, and of regularisation."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-from ddp_train.config.declaration import Range, option
+from ddp_train.config.declaration import Range, When, option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,4 +61,86 @@ class OptimOptions:
     centralize_gradients: bool = option(False, "Subtract the mean from the gradient of each output of a weight.")
     clip_grad: float | None = option(
         None, "Largest norm of the gradient (default: no limit).", Range(0, 1e9, exclusive=True)
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleOptions:
+    """Learning-rate schedule"""
+
+    scheduler: Literal[
+        "step",
+        "multistep",
+        "exponential",
+        "cosine",
+        "warm_restarts",
+        "onecycle",
+        "plateau",
+        "linear",
+        "triangular",
+        "constant",
+        "auto",
+    ] = option(
+        "cosine",
+        "Learning rate over the run; auto: by global batch (from 256 warm_restarts, from 128 cosine, below multistep).",
+    )
+    warmup_epochs: float = option(
+        1.0,
+        "Epochs of linear warm-up from near zero; not for onecycle and triangular, which have a rise of their own.",
+        Range(0, 10**6),
+    )
+    eta_min: float = option(0.0, "Lowest learning rate of cosine, warm_restarts, linear and plateau.", Range(0, 1e4))
+    step_size: int = option(30, "step: epochs between two drops.", Range(1, 10**6))
+    gamma: float | None = option(
+        None,
+        "Factor of a drop (default: 0.1); exponential: factor of each epoch (default: ends at 1% of the peak).",
+        Range(0, 1, exclusive=True),
+    )
+    milestones: str = option("0.6,0.8", "multistep: where the drops are, as shares of the run (from 1 on: epochs).")
+    t_0: int | None = option(
+        None,
+        "warm_restarts: epochs of the first cycle (default: such that the last cycle ends with the run).",
+        Range(1, 10**6),
+    )
+    t_mult: int = option(2, "warm_restarts: each cycle is this many times as long as the one before.", Range(1, 100))
+    pct_start: float = option(
+        0.3, "onecycle, triangular: share of the run in which the rate rises.", Range(0, 0.99, exclusive=True)
+    )
+    patience: int = option(10, "plateau: epochs without a lower test loss before a drop.", Range(0, 10**6))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegularizeOptions:
+    """Regularisation"""
+
+    label_smoothing: float = option(0.0, "Share of the target that is spread over the other classes.", Range(0, 0.99))
+    stochastic_depth: float | None = option(
+        None,
+        "Probability that a sample skips the last residual branch; lower for earlier branches, in proportion to depth.",
+        Range(0, 0.99),
+    )
+    early_stopping: int | None = option(
+        None, "Stop after this many epochs without a better test accuracy.", Range(1, 10**6)
+    )
+    min_delta: float = option(
+        0.0, "Smallest increase of the accuracy (fraction of 1) that --early-stopping counts as better.", Range(0, 1)
+    )
+    ema: float | None = option(
+        None,
+        "Evaluate an exponential moving average of the weights with this decay (0.999 is usual).",
+        Range(0, 0.99999),
+        excludes={When("swa"): "each evaluates an average of its own"},
+    )
+    ema_warmup: bool = option(False, "ema: a shorter average in the first steps, (1 + step) / (10 + step).")
+    swa: float | None = option(
+        None,
+        "Stochastic weight averaging from this share of the run on (from 1 on: epoch); the mean is evaluated.",
+        Range(0, 10**6),
+    )
+    swa_lr: float | None = option(
+        None, "swa: learning rate while averaging (default: half of the peak).", Range(0, 1e4, exclusive=True)
+    )
+    swa_anneal: float = option(1.0, "swa: epochs over which the learning rate moves to --swa-lr.", Range(0, 10**6))
+    technique: str | None = option(
+        None, "A technique of your own: package.module:function; separate several by commas."
     )

@@ -17,6 +17,7 @@ class RunOptions:
         None,
         "Test accuracy (fraction of 1) that --preset speedrun sizes the run for; auto: by device.",
         Range(0, 0.96, exclusive=True),
+        excludes={When("disable_auto"): "the size of the run follows from the target"},
     )
     stop_after: int | None = option(
         None,
