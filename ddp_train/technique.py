@@ -50,7 +50,6 @@ class Stateful(Protocol):
 
     def state_dict(self) -> dict[str, Any]:
         """The state, for `load_state_dict` of a resumed run."""
-        ...
 
     def load_state_dict(self, state: dict[str, Any]) -> object: ...
 
@@ -61,7 +60,6 @@ class Gradients(Protocol):
     def __call__(self, *, communicate: bool = True, count: bool = True) -> None:
         """`communicate`: join the ranks' parts (all or none of the ranks); `count`: into the epoch's loss and
         accuracy, once a step."""
-        ...
 
 
 class Update(Protocol):
@@ -69,7 +67,6 @@ class Update(Protocol):
 
     def __call__(self, gradients: Gradients, apply: Callable[[], None], optimizer: torch.optim.Optimizer) -> None:
         """`apply` prepares the gradient (unscaling, clipping and the like), steps, and clears it."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)

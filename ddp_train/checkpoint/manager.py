@@ -18,10 +18,10 @@ from torch import nn
 
 from ddp_core.errors import TrainingDiverged, UserError
 from ddp_train import optim
-from ddp_train.checkpoint import compatibility, per_rank_state
 from ddp_train.checkpoint import format as checkpoint_format
+from ddp_train.checkpoint import per_rank_state
 from ddp_train.checkpoint.async_writer import CheckpointWriter
-from ddp_train.checkpoint.progress import Progress
+from ddp_train.checkpoint.progress import Progress, describe_run, machine_differences, why_not_resumed
 from ddp_train.config.validation import LATEST, read_interval
 from ddp_train.data.pipeline.window import Pipeline
 from ddp_train.distributed.flag_exchange import FlagExchange
@@ -51,7 +51,7 @@ class Saver:
         self._optimizer, self._flag_exchange, self._best = optimizer, flag_exchange, best
         self._states = {t.name: t.state for t in techniques if t.state is not None}
         self._looks = {t.name for t in techniques if t.looks}
-        self._identity = compatibility.describe(context, train_samples, pipeline.sampler.shares)
+        self._identity = describe_run(context, train_samples, pipeline.sampler.shares)
         self._interval = read_interval(str(context.config.run.save_every), "--save-every")
         self._writer = CheckpointWriter(latest)
         self._saved_at = time.monotonic()
@@ -72,7 +72,7 @@ class Saver:
         saved: Mapping[str, Any] = found
         try:
             progress = Progress(**saved["progress"])
-            if why := compatibility.why_not(saved.get("run", {}), self._identity, progress):
+            if why := why_not_resumed(saved.get("run", {}), self._identity, progress):
                 raise UserError(f"--resume {source}: {why}; continue it with the options of that run")
             if saved["optimizer_class"] != optim.describe(self._optimizer):
                 raise ValueError(f"it was trained with {saved['optimizer_class']}")
@@ -80,7 +80,7 @@ class Saver:
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"--resume {source}: does not fit this model and optimizer ({reason})") from None
-        changed = compatibility.differences(saved.get("run", {}), self._identity)
+        changed = machine_differences(saved.get("run", {}), self._identity)
         if self._identity["config"]["reproducible"] and changed:
             notes = (*notes, f"--reproducible: the bits may differ from those of before ({', '.join(changed)})")
         if progress.step_in_epoch == 0:
@@ -136,15 +136,12 @@ class Saver:
         never runs ahead. `periodic`: it may be left out while another one is being written.
         """
         with heartbeat.during("checkpoint"):
-            self._save(progress, best, periodic)
+            self._refuse_poison(progress)
+            state = self._collect(progress)
+            if state is not None:
+                first = {} if best is None else {self._best: best.state_dict()}
+                self._writer.save(state, step=progress.step, periodic=periodic, first=first)
         self._saved_at = time.monotonic()
-
-    def _save(self, progress: Progress, best: nn.Module | None, periodic: bool) -> None:
-        self._refuse_poison(progress)
-        state = self._collect(progress)
-        if state is not None:
-            first = {} if best is None else {self._best: best.state_dict()}
-            self._writer.save(state, step=progress.step, periodic=periodic, first=first)
 
     def _refuse_poison(self, progress: Progress) -> None:
         """Errors: TrainingDiverged where weights or buffers are not finite, on any rank; on all alike."""

@@ -1,8 +1,21 @@
-"""How far a run has come: the small, plain state that a checkpoint carries beside the tensors, and its bad ends."""
+"""How far a run has come, and what makes a checkpoint one of this run: the data, their order, and the machine.
+
+A checkpoint from within an epoch stands for a position in the global order of that epoch's samples. It is taken up only
+where that order and the cut into global batches are the same; one from the end of an epoch fits other ones too.
+"""
 
 from __future__ import annotations
 
+import platform
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ddp_train.config.options import to_dict
+from ddp_train.distributed.process_group import device_name
+from ddp_train.technique import Context
 
 
 @dataclass
@@ -42,3 +55,67 @@ class Progress:
         """The running epoch is finished."""
         self.epoch += 1
         self.step_in_epoch, self.samples, self.sums, self.seconds = 0, 0, (0.0, 0.0, 0.0), 0.0
+
+
+# What has to be the same within an epoch, and how a user calls it.
+FIXED = {
+    "seed": "--seed",
+    "global_batch": "a global batch (--batch-size)",
+    "train_samples": "training images",
+    "steps_per_epoch": "steps an epoch",
+}
+
+
+def describe_run(context: Context, train_samples: int, shares: Sequence[float]) -> dict[str, Any]:
+    """Plain values for a checkpoint. `shares`: weights of the ranks' parts of a global batch."""
+    return {
+        "seed": context.config.run.seed,
+        "global_batch": context.global_batch,
+        "train_samples": train_samples,
+        "steps_per_epoch": context.steps_per_epoch,
+        "world_size": context.ranks.world_size,
+        "shares": list(shares),
+        "config": to_dict(context.config),
+        "versions": {"python": platform.python_version(), "torch": str(torch.__version__), "cuda": torch.version.cuda},
+        "device": device_name(context.device),
+        "determinism": {
+            "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
+            "cudnn_deterministic": torch.backends.cudnn.deterministic,
+            "cudnn_benchmark": torch.backends.cudnn.benchmark,
+            "cudnn_tf32": torch.backends.cudnn.allow_tf32,
+            "matmul_precision": torch.get_float32_matmul_precision(),
+            "threads": torch.get_num_threads(),
+        },
+    }
+
+
+def why_not_resumed(saved: Mapping[str, Any], own: Mapping[str, Any], progress: Progress) -> str | None:
+    """Why a run described by `own` cannot resume at `progress` of the run described by `saved`; None: it can."""
+    if "config" in saved and (then := _shards(saved)) != (now := _shards(own)):
+        return f"its global batches were cut {then}, and those of this run are cut {now}: the bits would be others"
+    if progress.step_in_epoch == 0:
+        return None
+    for name, words in FIXED.items():
+        if saved.get(name) != own[name]:
+            return (
+                f"it stands at step {progress.step_in_epoch} of epoch {progress.epoch + 1} of a run with {words} "
+                f"{saved.get(name)}, and this one has {own[name]}"
+            )
+    return None
+
+
+def machine_differences(saved: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
+    """What may change the bits of a resumed run although its options are the same."""
+    facts = [
+        {**run.get("versions", {}), "device": run.get("device"), **run.get("determinism", {})} for run in (saved, own)
+    ]
+    then, now = facts
+    changed = [name for name in now if name != "python" and then.get(name) != now[name]]
+    return [f"{name} {then.get(name)} -> {now[name]}" for name in changed]
+
+
+def _shards(description: Mapping[str, Any]) -> str:
+    options = description["config"]
+    if not options.get("reproducible"):
+        return "by the number of ranks (no --reproducible)"
+    return f"into {options['reproducible_shards']} logical shards (--reproducible-shards)"

@@ -7,7 +7,7 @@ given to `option`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin
 
 
@@ -85,12 +85,6 @@ def option(
     """A dataclass field that is an option; see Option."""
     declared = {"help": help, "range": range, "only_with": only_with, "excludes": excludes or {}}
     return field(default=default, metadata=declared)
-
-
-def option_of(declared: Field[Any], kind: Any) -> Option:
-    """The option that a field declares; kind: its type, resolved."""
-    assert declared.default is not MISSING
-    return Option(name=declared.name, type=kind, default=declared.default, **declared.metadata)
 
 
 def flag(name: str) -> str:

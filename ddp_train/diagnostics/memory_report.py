@@ -40,6 +40,8 @@ class _PeakMemory(Observer):
     def __init__(self, context: Context) -> None:
         self._file = context.run_folder / "memory.json"
         self._device, self._ranks = context.device, context.ranks
+        on_gpu = context.device.type == "cuda"
+        self._what = "allocated by torch on the GPU" if on_gpu else "resident memory of the whole process"
         self._network, self._hooks = context.network, not context.config.model.compile
         self._peaks: dict[str, int] = {}
         self._all: list[dict[str, int | None]] = []
@@ -60,13 +62,13 @@ class _PeakMemory(Observer):
         """Join the ranks' peaks so far, and write them; never ends the run."""
         self._all = _gather(self._peaks, self._ranks, self._device)
         if self._ranks.is_first:
-            document = {"schema": SCHEMA, "unit": "bytes", "of": _what(self._device), "ranks": self._all}
+            document = {"schema": SCHEMA, "unit": "bytes", "of": self._what, "ranks": self._all}
             write_text(self._file, json.dumps(document, indent=2) + "\n")
         return False
 
     def on_end(self, best: Best) -> None:
         if self._all:
-            print(table(self._all, _what(self._device)), file=sys.stderr, flush=True)
+            print(table(self._all, self._what), file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
@@ -116,10 +118,6 @@ def table(ranks: list[dict[str, int | None]], what: str) -> str:
         cells = ("-" if (value := peaks[name]) is None else f"{value / _MIB:,.1f}" for name in COLUMNS)
         lines.append(f"{rank:>6}" + "".join(f"{cell:>12}" for cell in cells))
     return "\n".join(lines)
-
-
-def _what(device: torch.device) -> str:
-    return "allocated by torch on the GPU" if device.type == "cuda" else "resident memory of the whole process"
 
 
 def _gather(peaks: Mapping[str, int], ranks: Ranks, device: torch.device) -> list[dict[str, int | None]]:

@@ -25,7 +25,6 @@ class Compute(Protocol):
 
     def __call__(self, batch: Batch, moment: Moment, weight: float) -> None:
         """`weight`: what the sum of the micro-batch's losses is multiplied by, before the backward pass."""
-        ...
 
 
 class GradientSync(Protocol):
@@ -39,15 +38,12 @@ class GradientSync(Protocol):
         batches: those of `window`. moment: of this rank; each call of `compute` gets that of its shard. communicate:
         whether the ranks' parts need to be joined; without, a way may leave each rank its own.
         """
-        ...
 
     def unify(self, network: nn.Module) -> None:
         """The same buffers (batch statistics) on all ranks, before evaluation and checkpoints."""
-        ...
 
     def again(self, network: nn.Module, windows: Iterable[Window]) -> Iterator[Batch]:
         """This rank's training batches once more, for estimates that `network` collects in its buffers."""
-        ...
 
 
 class Averaged:

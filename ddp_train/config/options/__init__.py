@@ -10,14 +10,14 @@ import functools
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, get_type_hints
 
-from ddp_train.config.declaration import Option, option_of
+from ddp_train.config.declaration import Option
 from ddp_train.config.options.augment import AugmentOptions as AugmentOptions
 from ddp_train.config.options.data import DataOptions as DataOptions
-from ddp_train.config.options.diagnostics import DiagnosticsOptions as DiagnosticsOptions
 from ddp_train.config.options.model import ModelOptions as ModelOptions
 from ddp_train.config.options.optim import OptimOptions as OptimOptions
 from ddp_train.config.options.optim import RegularizeOptions as RegularizeOptions
 from ddp_train.config.options.optim import ScheduleOptions as ScheduleOptions
+from ddp_train.config.options.run import DiagnosticsOptions as DiagnosticsOptions
 from ddp_train.config.options.run import RunOptions as RunOptions
 
 DEFAULT_SHARDS = 8
@@ -56,4 +56,5 @@ def to_dict(config: Config) -> dict[str, Any]:
 def declared() -> dict[str, Option]:
     """Every option as it is declared, by name, in the order of the sections."""
     hints = {name: kind for section in SECTIONS.values() for name, kind in get_type_hints(section).items()}
-    return {f.name: option_of(f, hints[f.name]) for section in SECTIONS.values() for f in fields(section)}
+    options = (f for section in SECTIONS.values() for f in fields(section))
+    return {f.name: Option(name=f.name, type=hints[f.name], default=f.default, **f.metadata) for f in options}
