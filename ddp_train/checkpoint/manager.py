@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from ddp_core.errors import TrainingDiverged, UserError
@@ -26,6 +25,7 @@ from ddp_train.config.validation import LATEST, read_interval
 from ddp_train.data.pipeline.window import Pipeline
 from ddp_train.distributed.flag_exchange import FlagExchange
 from ddp_train.distributed.heartbeat import heartbeat
+from ddp_train.distributed.process_group import gather
 from ddp_train.technique import Context, Technique
 from ddp_train.torch_internals import foreach
 
@@ -164,10 +164,7 @@ class Saver:
         }
         different = per_rank_state.differences(state, ranks, group)
         mine = {"sums": list(progress.sums), "generators": per_rank_state.generators(self._precision.device)}
-        gathered: list[Any] = [mine]
-        if ranks.world_size > 1:
-            gathered = [None] * ranks.world_size
-            dist.gather_object(mine, gathered if ranks.is_first else None, dst=0, group=group)
+        gathered: list[Any] = gather(mine, ranks, group)
         if not ranks.is_first:
             return None
         sums = [sum(values) for values in zip(*(one["sums"] for one in gathered), strict=True)]

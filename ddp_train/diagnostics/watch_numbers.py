@@ -19,12 +19,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from ddp_core.errors import TrainingDiverged
 from ddp_train.diagnostics.hooks import layers
-from ddp_train.distributed.process_group import Ranks, sum_over_ranks
+from ddp_train.distributed.process_group import Ranks, gather, sum_over_ranks
 from ddp_train.optim.losses import Loss
 from ddp_train.optim.precision import Precision
 from ddp_train.technique import Context, Moment, Technique
@@ -186,11 +185,8 @@ class _WatchNumbers:
         """The line of the error: the first rank that found the cause in its own batch, and what it found."""
         each = (first_bad_layer(self._network, images, self._precision.autocast()) for images in step.images)
         found = next(filter(None, each), None)
-        findings: list[str | None] = [found]
-        if self._ranks.world_size > 1:
-            findings = [None] * self._ranks.world_size
-            dist.all_gather_object(findings, found)
-        where = next((f"rank {rank}: {text}" for rank, text in enumerate(findings) if text is not None), None)
+        findings = enumerate(gather(found, self._ranks))
+        where = next((f"rank {rank}: {text}" for rank, text in findings if text is not None), None)
         where = where or first_bad_gradient(self._network) or f"the loss is {loss}"
         return (
             f"step {moment.step + 1} (epoch {moment.epoch + 1}), {where}; "

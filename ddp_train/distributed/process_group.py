@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import NoReturn, TypeVar, cast
+from typing import Any, NoReturn, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -131,12 +131,12 @@ def together(action: Callable[[], T], ranks: Ranks) -> T:
     return result
 
 
-def gather(mine: T, ranks: Ranks) -> list[T]:
-    """What each rank has, by rank, on every rank. A collective."""
+def gather(mine: T, ranks: Ranks, group: Any = None) -> list[T]:
+    """What each rank has, by rank, on every rank. A collective, over `group` where one is given."""
     everyone = [mine] * ranks.world_size
     if ranks.world_size > 1:
         with heartbeat.during("communication"):
-            dist.all_gather_object(everyone, mine)
+            dist.all_gather_object(everyone, mine, group=group)
     return everyone
 
 

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from ddp_core.errors import TrainingDiverged
@@ -31,7 +30,7 @@ from ddp_train.config.validation import LATEST
 from ddp_train.data.pipeline.window import Pipeline
 from ddp_train.diagnostics.watch_numbers import first_bad_gradient, first_bad_layer
 from ddp_train.distributed.flag_exchange import FlagExchange
-from ddp_train.distributed.process_group import Ranks
+from ddp_train.distributed.process_group import Ranks, gather
 from ddp_train.engine.gradient_sync import seed_shard
 from ddp_train.optim.precision import Precision
 from ddp_train.technique import Moment
@@ -112,16 +111,12 @@ class NanGuard:
         moment = self._suspect
         assert moment is not None
         found, indices = self._pass_again(moment, moment.step % steps_per_epoch, changes)
-        mine = {"found": found, "indices": indices}
-        of_ranks: list[Any] = [mine]
-        if self._flag_exchange.group is not None:
-            of_ranks = [None] * self._ranks.world_size
-            dist.all_gather_object(of_ranks, mine, group=self._flag_exchange.group)
-        where = next((f"rank {r}: {one['found']}" for r, one in enumerate(of_ranks) if one["found"]), None)
+        of_ranks = gather((found, indices), self._ranks, self._flag_exchange.group)
+        where = next((f"rank {rank}: {text}" for rank, (text, _) in enumerate(of_ranks) if text), None)
         where = where or first_bad_gradient(self._network) or "the loss is not finite, all outputs of a second pass are"
         if self._ranks.is_first:
             document = {"schema": SCHEMA, "epoch": moment.epoch + 1, "step": moment.step + 1, "seed": moment.seed}
-            document |= {"found": where, "indices": [one["indices"] for one in of_ranks]}
+            document |= {"found": where, "indices": [part for _, part in of_ranks]}
             document |= {"replay": f"--resume {self._folder}"}
             write_text(self._folder / FILE, json.dumps(document, indent=2) + "\n")
         saved = (self._folder / LATEST).exists()
