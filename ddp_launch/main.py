@@ -16,6 +16,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             return doctor.run(options)
         with EventLog(options.json_events) as events, Claims(runtime_folder(os.environ)) as claims:
-            check_program(options.program)
+            options = replace(options, program=check_program(options.program))
             planner = Planner(options, claims)
             plan = planner.first()
             return _print(plan, options) if options.dry_run else _run(plan, planner, options, events)
@@ -98,7 +99,7 @@ def _run(plan: LaunchPlan, planner: Planner, options: LaunchOptions, events: Eve
     from ddp_launch.failure.evidence import EvidenceCollector
     from ddp_launch.failure.summary import show
     from ddp_launch.plan.plain import to_json
-    from ddp_launch.plan.show import show_compact
+    from ddp_launch.plan.show import in_one_line, show_compact
     from ddp_launch.run.folders import prepare
     from ddp_launch.run.preflight import preflight
     from ddp_launch.run.signals import deferred
@@ -111,7 +112,10 @@ def _run(plan: LaunchPlan, planner: Planner, options: LaunchOptions, events: Eve
         print(f"error: {error}", file=sys.stderr)
         return 1
     plan, folders = prepare(plan, options)
-    show_compact(console, plan, folders.shown)
+    if options.quiet:
+        console.print(in_one_line(plan), markup=False, highlight=False, soft_wrap=True)
+    else:
+        show_compact(console, plan, folders.shown)
     evidence = EvidenceCollector(plan)
     run_events = RunEvents(events, evidence, console)
     run_events.plan(to_json(plan), folders.logs)

@@ -16,11 +16,12 @@ from ddp_launch.cli.value_types import (
     Tee,
     device_list,
     duration,
-    endpoint,
     host_name,
+    local_ranks,
     memory,
     node_range,
     ranks,
+    settings,
     tee,
     whole,
 )
@@ -204,6 +205,24 @@ def _run_options(parser: CommandLine) -> list[argparse.Action]:
             type=tee,
             help="show the output of other ranks than the first, too: all, or as in 1,2 [none]",
         ),
+        add(
+            "--local-ranks-filter",
+            metavar="LIST",
+            type=local_ranks,
+            help="show these ranks of the node and no other on the screen, as in 0,1 [the first, and those of --tee]",
+        ),
+        add(
+            "--log-line-prefix-template",
+            metavar="TEXT",
+            help="begin each line of a rank on the screen so, as in '[${rank}] ' [the first rank's lines have nothing,"
+            " others [rank N]]",
+        ),
+        add(
+            "--virtual-local-rank",
+            action="store_true",
+            help="each rank sees its own GPU alone, and has LOCAL_RANK=0 [where the GPUs are MIG slices]",
+        ),
+        add("-q", "--quiet", action="store_true", help="one line about the run in place of the plan"),
     ]
 
 
@@ -238,13 +257,20 @@ def _node_options(parser: CommandLine) -> list[argparse.Action]:
             type=whole("--node-rank", 0, 99_999),
             help="0 on the node of the rendezvous endpoint [found out by its address]",
         ),
-        add("--rdzv-endpoint", metavar="HOST:PORT", type=endpoint, help="where the nodes meet: an address of node 0"),
+        add("--rdzv-endpoint", metavar="HOST:PORT", help="where the nodes meet: an address of node 0"),
         add("--rdzv-id", metavar="NAME", type=FileName("--rdzv-id"), help="name of the run, the same on each node"),
         add(
             "--rdzv-timeout",
             metavar="SECONDS",
             type=whole("--rdzv-timeout", 1, 604_800),
             help="how long to wait for the other nodes [600]",
+        ),
+        add(
+            "--rdzv-conf",
+            metavar="KEY=VALUE,...",
+            type=settings,
+            help="as torchrun's, on several nodes: join_timeout is --rdzv-timeout, last_call_timeout how long to wait"
+            " for more nodes than the least",
         ),
         add("--master-addr", metavar="HOST", type=host_name, help="the endpoint in another way, with --master-port"),
         add(

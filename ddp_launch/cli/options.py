@@ -7,7 +7,9 @@ neither script nor module, the words that the launcher does not know are options
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Literal, NoReturn
@@ -16,7 +18,7 @@ from ddp_core.cli import CommandLine
 from ddp_core.errors import OptionError
 from ddp_launch.cli import torchrun_compat
 from ddp_launch.cli.arguments import make_parser
-from ddp_launch.cli.value_types import LOG_BYTES, NO_TEE, Tee
+from ddp_launch.cli.value_types import AS_MANY_AS_CPUS, LOG_BYTES, NO_TEE, Tee
 from gpu_topology.select.select import Policy
 
 NO_VARIABLES: Mapping[str, str] = MappingProxyType({})
@@ -70,6 +72,9 @@ class LaunchOptions:
     numa_binding: str = "auto"
     stall_report: int = 120
     stall_kill: int = 0
+    virtual_local_rank: bool = False
+    quiet: bool = False
+    last_call: int | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -79,8 +84,7 @@ def parse(argv: Sequence[str], environ: Mapping[str, str] = NO_VARIABLES) -> Lau
     Errors: OptionError. --help, --version and --completion print and exit 0.
     """
     parser, actions = make_parser()
-    notes: list[str] = []
-    own, program = _split(argv, actions, notes)
+    own, program, notes = _split_as_torchrun(argv, actions)
     try:
         given = vars(parser.parse_args(own))
     except OptionError as error:
@@ -90,6 +94,11 @@ def parse(argv: Sequence[str], environ: Mapping[str, str] = NO_VARIABLES) -> Lau
     values.pop("auto")
     if values.pop("no_python"):
         program = _as_executable(program)
+    torchrun_compat.settle(values, notes)
+    only, prefix = values.pop("local_ranks_filter", None), values.pop("log_line_prefix_template", None)
+    values["tee"] = replace(values.get("tee", NO_TEE), only=only, prefix=prefix)
+    if values.get("nproc") == AS_MANY_AS_CPUS:
+        values |= {"nproc": len(os.sched_getaffinity(0)), "cpu": True}
     options = LaunchOptions(program=program, notes=tuple(notes), **values)
     _check(options)
     if options.estimate:
@@ -171,40 +180,63 @@ def _as_executable(program: Program) -> Program:
     return Program("executable", program.name, program.args)
 
 
-def _split(argv: Sequence[str], actions: Mapping[str, argparse.Action], notes: list[str]) -> tuple[list[str], Program]:
+def _split_as_torchrun(
+    argv: Sequence[str], actions: Mapping[str, argparse.Action]
+) -> tuple[list[str], Program, list[str]]:
+    """As `_split`, and the notes; before a program of the user's options may be abbreviated, as torchrun's may."""
+    notes: list[str] = []
+    try:
+        return *_split(argv, actions, notes), notes
+    except OptionError:
+        with suppress(OptionError):
+            own, program = _split(argv, actions, notes := [], abbreviated=True)
+            if program.kind != "trainer":
+                return own, program, notes
+        raise
+
+
+def _split(
+    argv: Sequence[str], actions: Mapping[str, argparse.Action], notes: list[str], *, abbreviated: bool = False
+) -> tuple[list[str], Program]:
     """The launcher's own words, each with its value as --name=value, and the program with the rest."""
     own: list[str] = []
     trainer: list[str] = []
     words = list(argv)
+    kind: Literal["script", "module"] = "script"
     while words:
         word = words.pop(0)
-        name, equals, value = word.partition("=")
-        name = "--" + name[2:].replace("_", "-") if name.startswith("--") else name
+        if torchrun_compat.is_command(word, words):
+            continue
+        name, equals, value = torchrun_compat.spelled(word, actions, abbreviated=abbreviated)
         if word == "--":
-            return own, _program("script", words, trainer, word)
+            return own, _program(kind, words, trainer, word)
         if name in ("-m", "--module"):
-            return own, _program("module", [value, *words] if equals else words, trainer, word)
-        if name in actions:
-            own.append(_with_value(name, word, words, actions))
-        elif note := torchrun_compat.no_effect(name):
-            notes.append(note)
+            if equals or not words or not words[0].startswith("-"):
+                return own, _program("module", [value, *words] if equals else words, trainer, word)
+            # As torchrun's, a word of its own before other options.
+            kind = "module"
+        elif name in actions:
+            own.append(_with_value(name, equals, value, words, actions))
+        elif name in torchrun_compat.NO_EFFECT:
             if not equals and name not in torchrun_compat.WITHOUT_VALUE:
-                del words[:1]
+                value = words.pop(0) if words else ""
+            notes.append(torchrun_compat.no_effect(name, value))
         elif word.startswith("-") and word != "-":
             torchrun_compat.refuse(name)
             trainer.append(word)
             if words and not equals and not words[0].startswith("-"):
                 trainer.append(words.pop(0))
         else:
-            return own, _program("script", [word, *words], trainer, word)
+            return own, _program(kind, [word, *words], trainer, word)
+    if kind == "module":
+        raise OptionError("'-m': expected the name of a module after it")
     if script := _script_among(trainer):
         _refuse_options_before(script, trainer)
     return own, Program("trainer", "", tuple(trainer))
 
 
-def _with_value(name: str, word: str, words: list[str], actions: Mapping[str, argparse.Action]) -> str:
+def _with_value(name: str, equals: str, value: str, words: list[str], actions: Mapping[str, argparse.Action]) -> str:
     """The option as one word; takes its value from `words` where it needs one and has none."""
-    _, equals, value = word.partition("=")
     if equals:
         return f"{name}={value}"
     if actions[name].nargs == 0:

@@ -1,14 +1,18 @@
-"""torchrun's command line here: its PET_ variables as defaults, and its options that have no counterpart.
+"""torchrun's command line here: its spellings, its PET_ variables as defaults, and what changes nothing.
 
-A pasted torchrun command runs where its options are ours or change nothing; what it asks for and would not get is an
-error with the reason.
+A pasted torchrun command runs. What has no effect here is a note; what asks for another engine is an error, and so are
+the spellings of accelerate and DeepSpeed, with ours in the answer.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Container, Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 from ddp_core.errors import OptionError
+from ddp_launch.cli.value_types import endpoint
 
 # Options that torchrun takes from PET_ variables, and that are the launcher's too. Those about nodes are read with what
 # job managers say: clusters/pet.py.
@@ -19,6 +23,9 @@ VARIABLES = {
     "PET_TEE": "--tee",
     "PET_SHUTDOWN_TIMEOUT": "--shutdown-timeout",
     "PET_NO_PYTHON": "--no-python",
+    "PET_LOCAL_RANKS_FILTER": "--local-ranks-filter",
+    "PET_LOG_LINE_PREFIX_TEMPLATE": "--log-line-prefix-template",
+    "PET_RDZV_CONF": "--rdzv-conf",
 }
 FLAGS = ("PET_NO_PYTHON",)
 
@@ -30,23 +37,47 @@ NO_EFFECT = {
     "--rdzv-backend": "the rendezvous is c10d",
     "--monitor-interval": "the end of a rank is noticed when it happens",
     "--start-method": "ranks are programs of their own",
-}
-WITHOUT_VALUE = ("--standalone",)
-
-REFUSED = {
-    "--rdzv-conf": "--rdzv-timeout is the setting that has a use",
     "--role": "all ranks have the same role",
     "--run-path": "each rank is a Python of its own",
-    "--event-log-handler": "--json-events FILE records what happens",
+    "--use-env": "LOCAL_RANK is in the environment",
     "--logs-specs": "--log-dir and --tee say where the output goes",
+    "--event-log-handler": "--json-events FILE records what happens",
     "--local-addr": "the address is the one on the way to --rdzv-endpoint",
-    "--log-line-prefix-template": "lines of --tee begin with [rank N]",
-    "--local-ranks-filter": "--tee takes the ranks to show, as in --tee 1,2",
     "--duplicate-stdout-filters": "the logs of all ranks are files to search in",
     "--duplicate-stderr-filters": "the logs of all ranks are files to search in",
     "--signals-to-handle": "SIGINT, SIGTERM, SIGHUP and SIGQUIT are handled",
-    "--virtual-local-rank": "it is set where the ranks are MIG slices",
 }
+WITHOUT_VALUE = ("--standalone", "--run-path", "--use-env")
+# Of options that change nothing: the values that can be had.
+HERE = {"--rdzv-backend": ("c10d", "static", ""), "--logs-specs": ("default", "")}
+# Long options of torchrun that the launcher has too; for abbreviations.
+SHARED = (
+    *("--nnodes", "--nproc-per-node", "--rdzv-endpoint", "--rdzv-id", "--rdzv-conf", "--max-restarts", "--module"),
+    *("--no-python", "--log-dir", "--tee", "--log-line-prefix-template", "--local-ranks-filter", "--node-rank"),
+    *("--master-addr", "--master-port", "--numa-binding", "--shutdown-timeout", "--virtual-local-rank"),
+)
+# accelerate launch and deepspeed, and how it is said here.
+OTHERS = {
+    "--num-processes": ("accelerate", "--nproc N"),
+    "--num-machines": ("accelerate", "--nnodes N"),
+    "--machine-rank": ("accelerate", "--node-rank R"),
+    "--main-process-ip": ("accelerate", "--master-addr HOST"),
+    "--main-process-port": ("accelerate", "--master-port PORT"),
+    "--gpu-ids": ("accelerate", "--gpus LIST"),
+    "--multi-gpu": ("accelerate", "--auto"),
+    "--config-file": ("accelerate", "options on the command line"),
+    "--mixed-precision": ("accelerate", "an option of your program, or torch.autocast in it"),
+    "--dynamo-backend": ("accelerate", "torch.compile in your program"),
+    "--num-gpus": ("DeepSpeed", "--nproc N"),
+    "--num-nodes": ("DeepSpeed", "--nnodes N"),
+    "--include": ("DeepSpeed", "--gpus LIST"),
+    "--hostfile": ("DeepSpeed", "the same command on each host, with --nnodes N --rdzv-endpoint HOST:PORT"),
+    "--enable-each-rank-log": ("DeepSpeed", "--log-dir DIR"),
+}
+LOOPBACK = re.compile(r"(localhost|127(\.\d+){3}|\[?::1\]?|0\.0\.0\.0|\[::\])(:0*)?")
+NO_PORT = re.compile(r"(\[[^\]]*\]|[^:\[\]/\s]+)(:0+)?")
+RENDEZVOUS_PORT = 29_400
+JOIN = ("join_timeout", "timeout")
 
 
 def defaults(environ: Mapping[str, str], given: Container[str]) -> Iterator[tuple[str, str, str]]:
@@ -63,12 +94,65 @@ def defaults(environ: Mapping[str, str], given: Container[str]) -> Iterator[tupl
             yield variable, value, option
 
 
-def no_effect(name: str) -> str | None:
-    """The words for an option of torchrun that changes nothing here; None for any other word."""
-    return f"{name} changes nothing: {NO_EFFECT[name]}" if name in NO_EFFECT else None
+def is_command(word: str, words: list[str]) -> bool:
+    """Whether the word begins a pasted command, as torchrun or -m torch.distributed.run, which is passed over."""
+    if word in ("-m", "--module") and words[:1] in (["torch.distributed.run"], ["torch.distributed.launch"]):
+        del words[:1]
+        return True
+    return Path(word).name == "torchrun" and not Path(word).is_file()
+
+
+def spelled(word: str, known: Container[str], *, abbreviated: bool) -> tuple[str, str, str]:
+    """Name, "=" and value of an option as it is known here: with dashes, and where they may be `abbreviated`, as
+    argparse lets torchrun's be, written out."""
+    if re.match(r"-[tr][^=]", word):
+        return word[:2], "=", word[2:]
+    name, equals, value = word.partition("=")
+    if not name.startswith("--") or name == "--":
+        return name, equals, value
+    name = "--" + name[2:].replace("_", "-")
+    if abbreviated and name not in known and name not in NO_EFFECT:
+        longer = [option for option in (*SHARED, *NO_EFFECT) if option.startswith(name)]
+        name = longer[0] if len(longer) == 1 else name
+    return name, equals, value
+
+
+def no_effect(name: str, value: str) -> str:
+    """The words for an option of torchrun that changes nothing here. Errors: OptionError for a value that would."""
+    if name in HERE and value not in HERE[name]:
+        raise OptionError(f"{name} {value!r} of torchrun has no counterpart here: {NO_EFFECT[name]}")
+    return f"{name} changes nothing: {NO_EFFECT[name]}"
 
 
 def refuse(name: str) -> None:
-    """Errors: OptionError for an option of torchrun that has no counterpart."""
-    if name in REFUSED:
-        raise OptionError(f"{name} of torchrun has no counterpart here: {REFUSED[name]}")
+    """Errors: OptionError for an option of accelerate or DeepSpeed, with what it is called here."""
+    if name in OTHERS:
+        tool, here = OTHERS[name]
+        raise OptionError(f"{name} is an option of {tool}; here it is {here}")
+
+
+def settle(values: dict[str, Any], notes: list[str]) -> None:
+    """What torchrun takes and has no effect on one node becomes a note; torchrun's words become values of ours.
+
+    Errors: OptionError.
+    """
+    several = values.get("nnodes", (1, 1))[1] > 1
+    where = values.get("rdzv_endpoint")
+    if where is not None:
+        if NO_PORT.fullmatch(where) and not several and ("nnodes" in values or LOOPBACK.fullmatch(where)):
+            del values["rdzv_endpoint"]
+            notes.append(f"--rdzv-endpoint {where} changes nothing: a run on one node finds its own port")
+        else:
+            bare = several and NO_PORT.fullmatch(where) and not where.endswith("0")
+            values["rdzv_endpoint"] = endpoint(f"{where}:{RENDEZVOUS_PORT}" if bare else where)
+    if "master_port" in values and "master_addr" not in values and not several:
+        del values["master_port"]
+        notes.append("--master-port changes nothing without --master-addr: a run on one node finds its own port")
+    config = values.pop("rdzv_conf", {})
+    for key, value in config.items():
+        if several and key in JOIN and value.isdecimal() and int(value[:9]) > 0:
+            values.setdefault("rdzv_timeout", int(value[:9]))
+        elif several and key == "last_call_timeout" and value.isdecimal():
+            values["last_call"] = int(value[:9])
+        else:
+            notes.append(f"{key} of --rdzv-conf changes nothing" + ("" if several else " on one node"))

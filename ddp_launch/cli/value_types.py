@@ -12,6 +12,7 @@ from ddp_core.errors import OptionError
 
 LARGEST_NODES = 100_000
 BOTH = 3
+AS_MANY_AS_CPUS = -1
 SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 LOG_BYTES = 32 * 2**20
 """Of each stream of a rank that its log keeps."""
@@ -30,12 +31,17 @@ def whole(option: str, least: int, largest: int) -> Callable[[str], int]:
 
 
 def ranks(option: str, largest: int) -> Callable[[str], int | None]:
-    """A parser of a number of ranks on a node; torchrun's words auto and gpu are None: as many as GPUs are selected."""
+    """A parser of a number of ranks on a node; torchrun's words auto and gpu are None: as many as GPUs are selected.
+
+    Its word cpu is AS_MANY_AS_CPUS.
+    """
     number = whole(option, 1, largest)
 
     def parse(text: str) -> int | None:
         if text in ("auto", "gpu"):
             return None
+        if text == "cpu":
+            return AS_MANY_AS_CPUS
         try:
             return number(text)
         except OptionError as error:
@@ -165,6 +171,22 @@ def endpoint(text: str) -> str:
     if found and 0 < int(found[2]) < 65536:
         return text
     raise OptionError(f"--rdzv-endpoint {text!r}: expected HOST:PORT with a port from 1 to 65535")
+
+
+def settings(text: str) -> dict[str, str]:
+    """The settings of `--rdzv-conf`, as torchrun takes them: KEY=VALUE,KEY=VALUE."""
+    pairs = [part.partition("=") for part in text.split(",")] if text.strip() else []
+    if all(key.strip() and value.strip() for key, _, value in pairs):
+        return {key.strip(): value.strip() for key, _, value in pairs}
+    raise OptionError(f"--rdzv-conf {text!r}: expected KEY=VALUE,KEY=VALUE")
+
+
+def local_ranks(text: str) -> frozenset[int]:
+    """The ranks of `--local-ranks-filter`."""
+    parts = [part.strip() for part in text.split(",")]
+    if all(re.fullmatch(r"[0-9]{1,6}", part) for part in parts):
+        return frozenset(map(int, parts))
+    raise OptionError(f"--local-ranks-filter {text!r}: expected numbers of ranks on this node, as in 0,1")
 
 
 def host_name(text: str) -> str:

@@ -30,7 +30,8 @@ class Cluster:
 
     `nnodes`: (least, most); `endpoint`: HOST:PORT of the rendezvous, None on one node; `source`: who said so, for the
     plan; `names`: the nodes by rank, empty where only their number is known; `first`: whether the endpoint is
-    this node's by its rank, None where the rank says nothing about the endpoint.
+    this node's by its rank, None where the rank says nothing about the endpoint; `last_call_s`: how long the least
+    number of nodes waits for more, None for the usual time.
 
     Of the network, filled in by `network.locate`: `interface` and `address` of this node on the way to the endpoint;
     `hosts_store`: whether the endpoint is this node, None while that is not known.
@@ -41,6 +42,7 @@ class Cluster:
     endpoint: str | None = None
     run_id: str = RUN_ID
     rdzv_timeout_s: int = RDZV_TIMEOUT_S
+    last_call_s: int | None = None
     source: str = "one node unless --nnodes says more"
     names: tuple[str, ...] = ()
     first: bool | None = None
@@ -83,6 +85,7 @@ def find_cluster(options: LaunchOptions, environ: Mapping[str, str]) -> Cluster:
         endpoint=endpoint,
         run_id=run_id or RUN_ID,
         rdzv_timeout_s=timeout_s,
+        last_call_s=options.last_call,
         source=_in_words((("nodes", nodes_by), ("node rank", rank_by), ("endpoint", endpoint_by))),
         names=manager.names if manager is not None and len(manager.names) == nnodes[1] else (),
         first=rank == 0 if rank is not None and rank_by == endpoint_by else None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -11,10 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ddp_launch.cli.options import Program
-from ddp_launch.cli.value_types import LOG_BYTES, NO_TEE, Tee
+from ddp_launch.cli.value_types import BOTH, LOG_BYTES, NO_TEE, Tee
 from ddp_launch.cluster.cluster import Cluster
 
 LOOPBACK = "127.0.0.1"
+TORCHRUNS_GRACE_S = 30
 TRAINER = Path(__file__).resolve().parents[2] / "ddp_train" / "main.py"
 
 
@@ -27,7 +29,8 @@ class Job:
     `unset`: variables that the ranks are not to inherit; `numa_binding`: torchrun's --numa-binding; `saves_together`:
     the ranks save all together or not at all, as the bundled trainer's: when one has failed the others need no time;
     `stall_report`, `stall_kill`: seconds without progress until ranks are reported or ended, 0 is never;
-    `log_size`: bytes of each stream of a rank that its log keeps, 0 is all.
+    `log_size`: bytes of each stream of a rank that its log keeps, 0 is all; `log_dir`: where the
+    user wants the logs.
     """
 
     worker: tuple[str, ...]
@@ -44,6 +47,7 @@ class Job:
     stall_report: int = 0
     stall_kill: int = 0
     log_size: int = LOG_BYTES
+    log_dir: str | None = None
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,18 @@ def worker_argv(program: Program) -> tuple[str, ...]:
             return (program.name, *program.args)
 
 
+def chooses_backend(program: Program) -> bool:
+    """Whether a user's program names a backend, or may: of what is not one Python file nothing is known."""
+    if program.kind == "trainer":
+        return False
+    if program.kind != "script" or not Path(program.name).is_file():
+        return True
+    try:
+        return re.search(r"backend|init_process_group\(\s*[^\s)]", Path(program.name).read_text("utf-8")) is not None
+    except (OSError, ValueError):
+        return True
+
+
 def torchrun(job: Job, program: Program) -> tuple[str, ...]:
     """The torchrun command that does what the launcher would do."""
     options = [f"--nproc-per-node={job.nproc_per_node}"]
@@ -83,6 +99,9 @@ def torchrun(job: Job, program: Program) -> tuple[str, ...]:
         options.append("--virtual-local-rank")
     if job.numa_binding:
         options.append(f"--numa-binding={job.numa_binding}")
+    options += _output(job)
+    if job.grace != TORCHRUNS_GRACE_S:
+        options.append(f"--shutdown-timeout={job.grace}")
     match program.kind:
         case "module":
             options.append("-m")
@@ -92,6 +111,19 @@ def torchrun(job: Job, program: Program) -> tuple[str, ...]:
     # torchrun's argparse swallows a `--` directly after the script, but not after another `--`.
     separator = ["--"] if args[:1] == ["--"] else []
     return (*_torchrun_executable(), *options, *separator, name, *escape_macros(args))
+
+
+def _output(job: Job) -> list[str]:
+    """Where the output goes, as far as the user has said: torchrun shows all ranks, and keeps nothing."""
+    tee = job.tee
+    shown = [f"{rank}:{streams}" for rank, streams in {0: BOTH, **dict(tee.ranks)}.items()]
+    words = str(tee.everyone) if tee.everyone and not tee.ranks else ",".join(shown)
+    options = [] if job.log_dir is None else [f"--log-dir={job.log_dir}", "--redirects=3"]
+    if job.log_dir is not None or tee.everyone or tee.ranks:
+        options.append(f"--tee={words}")
+    if tee.only is not None:
+        options.append(f"--local-ranks-filter={','.join(map(str, sorted(tee.only)))}")
+    return options if tee.prefix is None else [*options, f"--log-line-prefix-template={tee.prefix}"]
 
 
 def torchrun_environment(job: Job) -> tuple[tuple[str, str], ...]:
@@ -136,7 +168,13 @@ def short_path(path: Path) -> str:
 def _torchrun_executable() -> tuple[str, ...]:
     """`torchrun` where the shell finds the one of this Python, else this Python with torch's module."""
     beside = Path(sys.executable).parent / "torchrun"
+    if not os.access(beside, os.X_OK) or str(beside.parent) not in _first_lines(beside):
+        return (sys.executable, "-m", "torch.distributed.run")
     found = shutil.which("torchrun")
-    if found is not None and beside.exists() and beside.samefile(found):
-        return ("torchrun",)
-    return (str(beside),) if os.access(beside, os.X_OK) else (sys.executable, "-m", "torch.distributed.run")
+    return ("torchrun",) if found is not None and beside.samefile(found) else (str(beside),)
+
+
+def _first_lines(program: Path) -> str:
+    """Where a program says which Python it is of."""
+    with program.open("rb") as file:
+        return os.fsdecode(file.read(1024))

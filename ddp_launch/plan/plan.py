@@ -268,8 +268,10 @@ def _job(
         stall_report=options.stall_report,
         stall_kill=options.stall_kill,
         log_size=options.log_size,
+        log_dir=options.log_dir,
         saves_together=program.kind == "trainer",
-        virtual_local_rank=ranks > 1 and any(uuid.startswith("MIG-") for uuid in selection.uuids),
+        virtual_local_rank=options.virtual_local_rank
+        or (ranks > 1 and any(uuid.startswith("MIG-") for uuid in selection.uuids)),
     )
 
 

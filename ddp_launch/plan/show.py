@@ -12,6 +12,7 @@ from rich.text import Text
 
 from ddp_core.redaction import redacted
 from ddp_launch.cluster.cluster import Cluster
+from ddp_launch.plan.command import chooses_backend
 from ddp_launch.plan.plan import LaunchPlan
 from gpu_topology.environment.settings import Setting
 from gpu_topology.topology import Gpu
@@ -46,6 +47,12 @@ def show_compact(console: Console, plan: LaunchPlan, log_dir: str) -> None:
     console.print(facts)
     _show_warnings(console, plan)
     console.print(Text("Reasons: add --dry-run", style="dim"))
+
+
+def in_one_line(plan: LaunchPlan) -> str:
+    """The run, for --quiet."""
+    gpus = f"{plan.selection.group} (GPU {', '.join(map(str, plan.selection.indices))})"
+    return f"{gpus if plan.selection.indices else 'CPU'}, {_run(plan)}"
 
 
 def _facts(plan: LaunchPlan) -> Table:
@@ -97,7 +104,8 @@ def _run(plan: LaunchPlan) -> Text:
     nodes = "" if most == 1 else f" on each of {least if least == most else f'{least} to {most}'} nodes"
     most_restarts = plan.job.max_restarts
     restarts = f", up to {most_restarts} restart{'s' * (most_restarts != 1)}" if most_restarts else ""
-    return Text(f"{ranks}{nodes}, {plan.backend}{restarts}: {_program(plan)}")
+    backend = "" if chooses_backend(plan.program) else f", {plan.backend}"
+    return Text(f"{ranks}{nodes}{backend}{restarts}: {_program(plan)}")
 
 
 def _program(plan: LaunchPlan) -> str:

@@ -76,9 +76,12 @@ class _Patience(RendezvousTimeout):
     """torch's time limits; waiting for more nodes than the least is shorter once the run has begun."""
 
     has_begun = False
+    asked_s: int | None = None
 
     @property
     def last_call(self) -> timedelta:
+        if self.asked_s is not None:
+            return timedelta(seconds=self.asked_s)
         # Within the time limit for all to come: nodes that are still waiting for more at its end would give up.
         first = min(FIRST_CALL_S, self.join.total_seconds() / 2)
         return timedelta(seconds=LATER_CALL_S if self.has_begun else first)
@@ -93,6 +96,7 @@ class SeveralNodes(HookedRendezvous):
         self._meeting = meeting
         self._attendance = Attendance(store)
         self._patience = _Patience(join=timedelta(seconds=max(1.0, meeting.deadline - time.monotonic())))
+        self._patience.asked_s = cluster.last_call_s
         self._size = 0
         self.remote = RemoteFailures(store, 0, 1)
         """What failed on the other nodes of the latest attempt."""

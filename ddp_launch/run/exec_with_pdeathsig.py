@@ -6,6 +6,7 @@ Nothing but the standard library is imported, and as little of that as possible:
 """
 
 import ctypes
+import errno
 import os
 import signal
 import sys
@@ -29,6 +30,9 @@ def main() -> None:
     try:
         os.execvp(program[0], program)
     except OSError as error:
+        if error.errno == errno.ENOEXEC:
+            # A script without a first line that says what runs it: as execvp(3) of the C library does.
+            os.execv("/bin/sh", ["sh", *program])
         print(f"error: {program[0]}: {error.strerror}", file=sys.stderr, flush=True)
         os._exit(NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE)
 

@@ -3,27 +3,92 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
+from collections.abc import Sequence
 from importlib.machinery import PathFinder
 from pathlib import Path
 
 from ddp_core.errors import OptionError
 from ddp_launch.cli.options import Program
 
+PYTHON = re.compile(r"(python|pypy)[0-9.]*")
+SHELLS = {".sh": "sh", ".bash": "bash", ".zsh": "zsh", ".fish": "fish", ".pl": "perl"}
+"""What runs a file whose first line does not say so."""
 
-def check_program(program: Program) -> None:
-    """Refuse what no rank could start. Errors: OptionError, one line."""
+
+def check_program(program: Program) -> Program:
+    """The program as it is started: a file of another language is run by what its first line names.
+
+    Errors: OptionError, one line, for what no rank could start.
+    """
     match program.kind:
         case "script":
             _check_script(program.name)
+            return _in_its_language(program)
         case "module":
             _check_module(program.name)
         case "executable":
-            if shutil.which(program.name) is None:
-                raise OptionError(f"{program.name!r}: no such executable")
+            _check_executable(program.name)
         case "trainer":
             pass
+    return program
+
+
+def _in_its_language(program: Program) -> Program:
+    path = Path(program.name)
+    if not path.is_file():
+        return program  # a folder with __main__.py, or a pipe
+    with path.open("rb") as file:
+        head = file.read(512)
+    command: tuple[str, ...] = ()
+    if head.startswith(b"#!"):
+        # As the kernel reads it: the interpreter, and all that follows as one argument.
+        line = os.fsdecode(head[2:].partition(b"\n")[0]).split(None, 1)
+        command = tuple(word.strip() for word in line)
+        runs = _run_by(command)
+        if PYTHON.fullmatch(Path(runs).name):
+            return program
+        if shutil.which(runs) is None:
+            if path.suffix == ".py":
+                return program
+            raise OptionError(f"{program.name!r}: its first line asks for {runs}, which is not there")
+    elif not head.startswith(b"\x7fELF"):
+        if path.suffix not in SHELLS:
+            return program
+        command = (SHELLS[path.suffix],)
+    if os.access(path, os.X_OK) and head.startswith((b"#!", b"\x7fELF")):
+        return Program("executable", _with_folder(program.name), program.args)
+    if not command:
+        raise OptionError(f"{program.name!r}: permission denied, it is not executable: chmod +x {program.name}")
+    return Program("executable", command[0], (*command[1:], program.name, *program.args))
+
+
+def _run_by(command: Sequence[str]) -> str:
+    """The program that a first line names, behind env with its options and variables."""
+    words = " ".join(command).split()
+    if not words or Path(words[0]).name != "env":
+        return words[0] if words else ""
+    return next((word for word in words[1:] if not word.startswith("-") and "=" not in word), "env")
+
+
+def _with_folder(name: str) -> str:
+    return name if "/" in name else f"./{name}"
+
+
+def _check_executable(name: str) -> None:
+    if shutil.which(name) is not None:
+        return
+    path = Path(name)
+    if path.is_dir():
+        raise OptionError(f"{name!r} is a folder: expected an executable")
+    if not path.is_file():
+        raise OptionError(f"{name!r}: no such executable")
+    here = _with_folder(name)
+    if not os.access(path, os.X_OK):
+        raise OptionError(f"{name!r}: permission denied, it is not executable: chmod +x {name} (then {here})")
+    raise OptionError(f"{name!r}: no such executable where PATH looks; the file in this folder is {here}")
 
 
 def _check_script(name: str) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from ddp_launch.cli.options import option_names
+from ddp_launch.cli.torchrun_compat import NO_EFFECT
 from ddp_train.config.options import Config, to_dict
 from ddp_train.config.parse import ALIASES, presets
 from ddp_train.tune.space import read_space
@@ -119,7 +120,7 @@ FOREIGN = {"--whole", "--ipc=host", "--shm-size=8g", "--cap-add=SYS_NICE", "--re
 
 
 def test_every_option_that_a_text_names_exists() -> None:
-    known = known_options() | FOREIGN
+    known = known_options() | FOREIGN | set(NO_EFFECT)
     for page in pages():
         named = {span.split()[0].rstrip(":") for span in page.spans if span.startswith("--") and span != "--"}
         unknown = {name for name in named if name not in known and name.partition("=")[0] not in known}

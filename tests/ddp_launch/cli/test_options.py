@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
+import os
+
 import pytest
 
 from ddp_core.errors import OptionError
 from ddp_launch.cli.options import LaunchOptions, Program, parse
 from ddp_launch.cli.value_types import Tee
+from ddp_launch.cluster.cluster import find_cluster
 
 TRAINER = "trainer"
 
@@ -89,7 +93,13 @@ def test_memory(text: str, size: int) -> None:
         (["--rdzv-endpoint", "host"], "HOST:PORT"),
         (["--rdzv-endpoint", "host:0"], "HOST:PORT"),
         (["--rdzv-endpoint", "h:1", "--master-addr", "h"], "give one"),
-        (["--master-port", "1"], "--master-addr"),
+        (["--nnodes", "2", "--master-port", "1"], "--master-addr"),
+        (["--nnodes", "2", "--rdzv-endpoint", "localhost:0"], "HOST:PORT"),
+        (["--rdzv-backend", "etcd", "a.py"], "no counterpart here: the rendezvous is c10d"),
+        (["--rdzv-conf", "timeout", "a.py"], "KEY=VALUE"),
+        (["--local-ranks-filter", "a", "a.py"], "numbers of ranks"),
+        (["--num_processes", "2", "a.py"], "--num-processes is an option of accelerate; here it is --nproc N"),
+        (["--num_gpus=2", "a.py"], "DeepSpeed; here it is --nproc N"),
         (["--master-addr", "a b"], "--master-addr 'a b'"),
         (["--topology", "f"], "--dry-run"),
         (["--json"], "--dry-run"),
@@ -192,8 +202,92 @@ def test_a_pasted_torchrun_command() -> None:
     assert options.program == Program("script", "a.py", ("--standalone",))
     assert (options.nproc, options.max_restarts) == (None, 1)
     assert [note.split()[0] for note in options.notes] == ["--standalone", "--rdzv-backend", "-r", "--redirects"]
-    with pytest.raises(OptionError, match="--role of torchrun has no counterpart here: all ranks"):
-        parse(["--role", "trainer", "a.py"])
+
+
+LINES = """
+torchrun --standalone --nnodes=1 --nproc-per-node=2 train.py --epochs 5 | 2 train.py
+torchrun --nproc_per_node=2 train.py --dataset large.jsonl --distributed | 2 train.py
+torchrun --nproc_per_node=1 --master_port=2122 train.py --test_dataset x | 1 train.py
+torchrun --nproc_per_node=2 --master_addr=127.0.0.1 --master_port=29501 train.py | 2 train.py
+torchrun --nproc_per_node 2 --nnodes 1 --master_addr localhost --node_rank 0 --master_port 6000 train.py | 2 train.py
+torchrun --nnodes 1 --nproc_per_node 2 --rdzv_id 100 --rdzv_backend c10d --rdzv_endpoint localhost:29500 train.py | 2 train.py
+torchrun --nnodes=1 --nproc_per_node=2 --rdzv_id=1 --rdzv_backend=c10d --rdzv_endpoint=localhost train.py | 2 train.py
+torchrun --nnodes=1 --nproc_per_node=2 --rdzv_id=job --rdzv_backend=c10d --rdzv_endpoint=localhost:0 train.py | 2 train.py
+torchrun --nproc_per_node=2 --rdzv_backend c10d --rdzv_endpoint=localhost:0 --local-ranks-filter 0 --role rank --tee 3 -m package.train --job.config_file x.toml | 2 package.train
+torchrun --nproc-per-node=2 --rdzv-backend=static --rdzv-endpoint=127.0.0.1:29400 train.py | 2 train.py
+torchrun --nproc_per_node=2 --no_python ./train.py --lr 0.1 | 2 ./train.py
+torchrun --nproc_per_node=2 -m package.train run --model large | 2 package.train
+torchrun -m --nproc_per_node=2 package.train --fast | 2 package.train
+torchrun --module --nnodes=1 --nproc_per_node=2 package.train | 2 package.train
+torchrun --nnodes=1:1 --nproc_per_node=2 --max_restarts=3 --rdzv_id=7 --rdzv_backend=c10d --rdzv_endpoint=localhost:29400 train.py | 2 train.py
+torchrun --nproc_per_node=2 --max_restarts=0 --monitor_interval=5 train.py | 2 train.py
+torchrun --nproc_per_node=2 --log_dir=logs --redirects=3 --tee=0:3 train.py | 2 train.py
+torchrun --nproc_per_node=2 --log_dir logs -r 3 -t 0:1,1:2 train.py | 2 train.py
+torchrun --nproc_per_node=2 -r3 -t3 train.py | 2 train.py
+torchrun --nproc_per_node=2 --redirect=3 train.py | 2 train.py
+torchrun --stand --nproc_per=2 --max_restart 1 train.py -- --flag | 2 train.py
+torchrun --nproc_per_node=2 --start_method=fork --use_env train.py | 2 train.py
+torchrun --nproc_per_node=2 --rdzv_conf=timeout=900,read_timeout=60 train.py | 2 train.py
+torchrun --nproc_per_node=2 --log-line-prefix-template=[${rank}]: --tee 3 train.py | 2 train.py
+torchrun --nproc_per_node=2 --logs_specs default --event_log_handler null train.py | 2 train.py
+torchrun --nproc_per_node=2 --signals-to-handle SIGTERM,SIGUSR1 --shutdown-timeout 60 train.py | 2 train.py
+torchrun --nproc_per_node=2 --local_addr 127.0.0.1 --virtual-local-rank train.py | 2 train.py
+torchrun --nproc_per_node=cpu --run-path /tmp/train.py | cpu /tmp/train.py
+torchrun --nproc_per_node=2 --duplicate-stdout-filters loss --role=trainer train.py --nproc_per_node 9 | 2 train.py
+-m torch.distributed.launch --nproc_per_node=2 --master_port=12358 --use_env train.py --batch_size 2 | 2 train.py
+-m torch.distributed.launch --nnodes=1 --node_rank=0 --nproc_per_node=2 --master_addr=127.0.0.1 --master_port=29501 train.py --cfg a | 2 train.py
+-m torch.distributed.run --nproc_per_node=2 --nnodes=1 train.py | 2 train.py
+""".strip().splitlines()  # noqa: E501
+"""As in public READMEs, with the names of hosts and programs changed; behind the bar what torchrun gives."""
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_torchrun_lines_of_readmes(line: str) -> None:
+    """What torchrun's own parser makes of the line, but for what it takes for the command."""
+    pasted, _, expected = line.partition(" | ")
+    ranks, name = expected.split()
+    words = pasted.split()
+    options = parse(words)
+    nproc = len(os.sched_getaffinity(0)) if ranks == "cpu" else int(ranks)
+    assert (options.nproc, options.program.name) == (nproc, name)
+    theirs = argparse_of_torchrun(words[1:] if words[0] == "torchrun" else words[2:])
+    assert theirs.training_script == options.program.name
+    given = [word for word in theirs.training_script_args if word != "--"]
+    assert [word for word in options.program.args if word != "--"] == given
+    assert (options.program.kind == "module") == theirs.module
+    find_cluster(options, {})
+
+
+def argparse_of_torchrun(words: list[str]) -> argparse.Namespace:
+    from torch.distributed import run
+
+    found: argparse.Namespace = run.get_args_parser().parse_args([word for word in words if word != "--use_env"])
+    return found
+
+
+def test_what_changes_nothing_is_a_note() -> None:
+    line = "--rdzv_endpoint=localhost:0 --master_port=29504 --role rank --rdzv_conf=join_timeout=5 --use_env a.py"
+    options = parse(line.split())
+    assert (options.rdzv_endpoint, options.master_port, options.rdzv_timeout) == (None, None, None)
+    for option in ("--role", "--use-env", "--rdzv-endpoint", "--master-port", "join_timeout of --rdzv-conf"):
+        assert any(note.startswith(f"{option} ") for note in options.notes), options.notes
+
+
+def test_settings_of_the_rendezvous_on_several_nodes() -> None:
+    line = "--nnodes=2:3 --rdzv_endpoint=h --rdzv_conf=join_timeout=5,last_call_timeout=1,close_timeout=3 a.py"
+    options = parse(line.split())
+    assert (options.rdzv_endpoint, options.rdzv_timeout, options.last_call) == ("h:29400", 5, 1)
+    cluster = find_cluster(options, {})
+    assert (cluster.rdzv_timeout_s, cluster.last_call_s) == (5, 1)
+    assert options.notes == ("close_timeout of --rdzv-conf changes nothing",)
+
+
+def test_which_ranks_of_the_node_are_shown_and_how() -> None:
+    tee = parse(["--tee", "3", "--local-ranks-filter", "0,2", "a.py"]).tee
+    assert [tee.shown(rank, rank)[0] for rank in range(4)] == [3, 0, 3, 0]
+    assert parse(["a.py"]).tee.shown(0, 0) == (3, "") and parse(["a.py"]).tee.shown(1, 1) == (0, "[rank 1] ")
+    tee = parse(["--log-line-prefix-template", "<${role_name} ${rank}.${local_rank}> $x ", "a.py"]).tee
+    assert tee.shown(5, 0) == (3, "<rank 5.0> $x ")
 
 
 def test_a_module_behind_an_equals_sign() -> None:
