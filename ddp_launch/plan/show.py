@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterable
 
@@ -84,18 +85,19 @@ def _devices(plan: LaunchPlan) -> RenderableType:
         first = Text.assemble((selection.group, "bold green"), f" ({chosen}): {selection.reason}")
     else:
         first = Text.assemble(("CPU", "bold yellow"), f": {selection.reason}")
-    lines = [first]
+    alike: dict[tuple[str, str], list[str]] = {}
     for excluded in selection.excluded:
-        if excluded.reason == selection.reason:
-            continue
-        gpu = plan.topology.gpu(excluded.index)
-        lines.append(Text(f"not GPU {excluded.index} ({_short(gpu)}): {excluded.reason}", style="dim"))
-    return Group(*lines)
+        # What nobody can use is in the reason for the CPU already.
+        if excluded.reason != selection.reason:
+            about = _short(plan.topology.gpu(excluded.index))
+            alike.setdefault((about, excluded.reason), []).append(str(excluded.index))
+    left_out = (f"not GPU {', '.join(indices)} ({about}): {reason}" for (about, reason), indices in alike.items())
+    return Group(first, *(Text(line, style="dim") for line in left_out))
 
 
 def _short(gpu: Gpu) -> str:
     memory = f", {gpu.memory_total / GIB:.0f} GiB" if gpu.memory_total else ""
-    return gpu.label + memory
+    return (gpu.name or "of unknown name") + memory
 
 
 def _run(plan: LaunchPlan) -> Text:
@@ -148,7 +150,9 @@ def _section(console: Console, title: str, body: RenderableType) -> None:
 
 
 def _show_warnings(console: Console, plan: LaunchPlan) -> None:
-    """All but the reason for the CPU, which stands above already."""
+    """All but what stands above already: the reason for the CPU, and why GPUs are left out."""
+    above = {plan.selection.reason, *(excluded.reason for excluded in plan.selection.excluded)}
     for warning in plan.warnings:
-        if warning != plan.selection.reason:
+        # "GPU 3: the GPU is lost" of the reading, "not GPU 3 (...): the GPU is lost" of the choice.
+        if warning not in above and re.sub(r"^GPU [\d, ]+: ", "", warning) not in above:
             console.print(Text.assemble(("note: ", "yellow"), warning))

@@ -88,7 +88,8 @@ def _with_suggestion(message: str, program: Program) -> str:
 
 def _hardware(topology: Topology, selection: Selection, host: Host, ranks: int, nodes: int) -> recommend.Hardware:
     gpus = [topology.gpu(index) for index in selection.indices]
-    memory = sum(map(_memory, gpus, selection.uuids))
+    each = list(map(_memory, gpus, selection.uuids))
+    memory = sum(each) if all(each) else 0  # a sum without the unknown would size the run
     capabilities = [gpu.compute_capability for gpu in gpus if gpu.compute_capability is not None]
     return recommend.Hardware(
         device="cuda" if gpus else "cpu",

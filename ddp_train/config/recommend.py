@@ -25,7 +25,7 @@ VIT = {"cpu": (4, 8, 512, 6), "cuda": (16, 2, 256, 3)}
 
 @dataclass(frozen=True)
 class Hardware:
-    """What a run has: `gpu_memory` in bytes over all ranks, `cpus` that the ranks of this node share."""
+    """What a run has: `gpu_memory` in bytes over all ranks (0: unknown), `cpus` that the ranks of this node share."""
 
     device: Literal["cuda", "cpu"]
     world_size: int = 1
@@ -99,7 +99,11 @@ def _open(config: Config, name: str) -> bool:
 
 def _gb(hardware: Hardware) -> str:
     ranks = f"{hardware.world_size} GPU" + ("s" if hardware.world_size > 1 else "")
-    return f"{ranks} with {hardware.gpu_memory / GB:.0f} GB in all"
+    return (
+        f"{ranks} with {hardware.gpu_memory / GB:.0f} GB in all"
+        if hardware.gpu_memory
+        else f"{ranks} of unknown memory"
+    )
 
 
 def _model(hardware: Hardware, config: Config) -> tuple[Recommendation, ...]:

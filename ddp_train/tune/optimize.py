@@ -135,7 +135,7 @@ def read_machine() -> Machine:
         device="cuda" if gpus else "cpu",
         world_size=ranks,
         local_world_size=ranks,
-        gpu_memory=sum(gpu.memory_total or 0 for gpu in gpus),
+        gpu_memory=sum(each) if all(each := [gpu.memory_total or 0 for gpu in gpus]) else 0,
         compute_capability=min(capabilities) if capabilities else None,
         cpus=host.usable_cpus,
         cpu_flags=host.cpu_flags,

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
+from rich.console import Console
 
 from ddp_core.errors import TopologyError, UserError
 from ddp_launch.cli.options import parse
 from ddp_launch.plan.plan import LaunchPlan, MachineFacts, make_plan, with_arguments
+from ddp_launch.plan.show import show_full
 from gpu_topology.host.cpus import NumaNode
 from gpu_topology.host.host import Host
 from gpu_topology.topology import Gpu, MigDevice, Topology
@@ -179,6 +182,26 @@ def test_memory_over_all_nodes_sizes_the_batch() -> None:
     assert two.training is not None
     assert one.training.config.data.batch_size == 512
     assert two.training.config.data.batch_size == 384, "2 nodes with one A5000 each: more than 40 GB"
+
+
+def test_memory_that_is_not_known_sizes_nothing_and_is_no_zero() -> None:
+    topology = Topology(tuple(replace(one, memory_total=None) for one in WORKSTATION.gpus[1:3]))
+    made = plan("--auto", topology=topology)
+    assert made.training is not None
+    assert made.training.config.data.batch_size == 128, "the least"
+    why = {setting.name: setting.reason for setting in made.training.settings}["batch_size"]
+    assert why == "2 GPUs of unknown memory"
+    assert any("does not tell the memory" in warning for warning in made.warnings)
+
+
+def test_the_page_says_nothing_twice() -> None:
+    lost = tuple(replace(one, error="GPU is lost") for one in WORKSTATION.gpus[2:4])
+    topology = Topology((*WORKSTATION.gpus[:2], *lost), warnings=("GPU 2, 3: GPU is lost", "GPU 0: it is hot"))
+    console = Console(width=200, record=True, file=io.StringIO())
+    show_full(console, plan("--auto", topology=topology))
+    page = console.export_text()
+    assert page.count("GPU is lost") == 1 and "not GPU 2, 3 (NVIDIA RTX A5000, 24 GiB): GPU is lost" in page
+    assert "note: GPU 0: it is hot" in page
 
 
 def test_trainer_on_the_cpu_by_its_own_option() -> None:
