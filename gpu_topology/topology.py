@@ -86,6 +86,10 @@ class Gpu:
     memory_faults     "row-remap-failed", "row-remap-pending", "page-retirement-pending"; () when sound
     throttle          why clocks are held back now: "power-cap", "thermal", "hw-slowdown", "hw-thermal",
                       "hw-power-brake", "sync-boost"; () when they are not
+    recovery          what the driver wants done: "none", "reset", "bus-reset", "drain-and-reset", "drain-p2p",
+                      "reboot", "recover-imex-domain"
+    pcie_replays      transmissions over PCIe that had to be repeated, since the driver was loaded
+    nvlink_errors     the NVLinks that repeated or recovered transmissions since then
     """
 
     index: int
@@ -116,6 +120,9 @@ class Gpu:
     ecc_uncorrected: int | None = None
     memory_faults: tuple[str, ...] | None = None
     throttle: tuple[str, ...] | None = None
+    recovery: str | None = None
+    pcie_replays: int | None = None
+    nvlink_errors: tuple[int, ...] | None = None
     graphics_processes: tuple[GpuProcess, ...] | None = None
     error: str | None = None
 

@@ -49,6 +49,7 @@ def read_gpu(index: int, device: Device, known: dict[object, Any]) -> Gpu:
     mig = ask("nvmlDeviceGetMigMode")
     fabric_state, fabric_cluster = health.fabric(device)
     ecc, ecc_uncorrected = health.ecc(device)
+    recovery, pcie_replays, nvlink_errors = health.counters(device)
     name, node = ask("nvmlDeviceGetName"), _numa_node(device, bus_id)
     model = (name, total)
 
@@ -90,6 +91,9 @@ def read_gpu(index: int, device: Device, known: dict[object, Any]) -> Gpu:
         ecc_uncorrected=ecc_uncorrected,
         memory_faults=health.memory_faults(device),
         throttle=health.throttle(device),
+        recovery=recovery,
+        pcie_replays=pcie_replays,
+        nvlink_errors=nvlink_errors,
         graphics_processes=read_processes(device, "nvmlDeviceGetGraphicsRunningProcesses"),
     )
     error = describe(device.lost) if device.lost else None if gpu.mig_mode else _silence(gpu, memory_problem)

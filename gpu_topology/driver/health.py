@@ -1,8 +1,9 @@
-"""A GPU's state of health, from the driver: memory errors, clocks held back, and the NVSwitch fabric."""
+"""A GPU's state of health, from the driver: memory and link errors, clocks held back, and the NVSwitch fabric."""
 
 from __future__ import annotations
 
 import ctypes
+from typing import Any
 
 from gpu_topology.driver.library import Device
 
@@ -15,6 +16,26 @@ _THROTTLE = {
     0x40: "hw-thermal",
     0x80: "hw-power-brake",
 }
+
+# nvmlFieldValue ids (nvml.h), asked together: the recovery action (since driver 570), then errors since the driver was
+# loaded, of NVLink over all links.
+_RECOVERY, _PCIE_REPLAYS, _NVLINK_REPLAYS, _NVLINK_RECOVERIES = 230, 94, 52, 59
+
+# nvmlDeviceGpuRecoveryAction_t (nvml.h)
+_RECOVERIES = {
+    0: "none",
+    1: "reset",
+    2: "reboot",
+    3: "drain-p2p",
+    4: "drain-and-reset",
+    5: "recover-imex-domain",
+    6: "bus-reset",
+    7: "reboot",
+}
+
+# nvmlNvLinkErrorCounter_t (nvml.h): replayed and recovered transmissions. Bits that CRC corrected are no fault.
+_LINK_ERRORS = (0, 1)
+_MAX_LINKS = 36
 
 _FABRIC_STATES = {1: "not-started", 2: "in-progress", 3: "completed"}  # 0: no fabric to bring up
 _FABRIC_COMPLETED = 3
@@ -87,3 +108,27 @@ def throttle(device: Device) -> tuple[str, ...] | None:
     if bits is None:  # its name before driver 535
         bits = device.ask("nvmlDeviceGetCurrentClocksThrottleReasons")
     return None if bits is None else tuple(word for bit, word in _THROTTLE.items() if bits & bit)
+
+
+def counters(device: Device) -> tuple[str | None, int | None, tuple[int, ...] | None]:
+    """`Gpu.recovery`, `Gpu.pcie_replays` and `Gpu.nvlink_errors`, in one call where no NVLink has errors."""
+    ids = (_RECOVERY, _PCIE_REPLAYS, _NVLINK_REPLAYS, _NVLINK_RECOVERIES)
+    answers = device.ask("nvmlDeviceGetFieldValues", list(ids))
+    values = [None if answers is None else _field(answer) for answer in answers or ids]
+    recovery, replays, *links = values
+    if None in links:
+        erring = None
+    else:
+        erring = tuple(link for link in range(_MAX_LINKS) if any(links) and _link_has_errors(device, link))
+    return None if recovery is None else _RECOVERIES.get(recovery), replays, erring
+
+
+def _field(answer: Any) -> int | None:
+    """The value by its nvmlValueType_t: 1 is an unsigned int, the others are wide."""
+    if answer.nvmlReturn != 0:
+        return None
+    return int(answer.value.uiVal if answer.valueType == 1 else answer.value.ullVal)
+
+
+def _link_has_errors(device: Device, link: int) -> bool:
+    return any(device.ask("nvmlDeviceGetNvLinkErrorCounter", link, counter) for counter in _LINK_ERRORS)

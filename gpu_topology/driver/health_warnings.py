@@ -15,6 +15,18 @@ _THROTTLE = {
     "hw-power-brake": "the power supply makes it slow down (power brake): see to the power supply",
 }
 
+_RECOVERY = {
+    "reset": "the driver asks for a reset of it: `nvidia-smi --gpu-reset` when idle",
+    "bus-reset": "the driver asks for a reset of it: `nvidia-smi --gpu-reset` when idle",
+    "drain-and-reset": "the driver asks to end its work and reset it: `nvidia-smi --gpu-reset` when idle",
+    "drain-p2p": "the driver asks to end all peer access to it: see `nvidia-smi -q -d RECOVERY_ACTION`",
+    "reboot": "the driver asks for a reboot of this machine",
+    "recover-imex-domain": "the driver asks to recover its IMEX domain: see the fabric service of the rack",
+}
+
+# DCGM takes 8 replays a minute for a fault; the driver tells only their sum.
+_MANY_REPLAYS = 100
+
 # Said only when none of the above says it more exactly.
 _SLOWDOWN = "the hardware holds its clocks back (heat or power): see `nvidia-smi -q -d PERFORMANCE`"
 
@@ -31,7 +43,7 @@ def concerns(gpus: Sequence[Gpu]) -> tuple[str, ...]:
     A PCIe generation below the card's is no concern: links of idle GPUs drop to save power, and rise under load.
     """
     found: dict[str, list[int]] = {}
-    for check in (_errors, _memory_errors, _pcie, _slow_clocks):
+    for check in (_errors, _recovery, _memory_errors, _pcie, _nvlinks, _slow_clocks):
         for gpu in gpus:
             for message in check(gpu):
                 found.setdefault(message, []).append(gpu.index)
@@ -43,6 +55,11 @@ def _errors(gpu: Gpu) -> Iterator[str]:
         yield gpu.error
 
 
+def _recovery(gpu: Gpu) -> Iterator[str]:
+    if gpu.recovery in _RECOVERY:
+        yield _RECOVERY[gpu.recovery]
+
+
 def _memory_errors(gpu: Gpu) -> Iterator[str]:
     if gpu.ecc_uncorrected:
         count = f"{gpu.ecc_uncorrected} uncorrected memory error{'s' if gpu.ecc_uncorrected > 1 else ''}"
@@ -51,6 +68,8 @@ def _memory_errors(gpu: Gpu) -> Iterator[str]:
 
 
 def _pcie(gpu: Gpu) -> Iterator[str]:
+    if (gpu.pcie_replays or 0) >= _MANY_REPLAYS:
+        yield f"{gpu.pcie_replays} PCIe replays since the driver was loaded: check the riser and the slot"
     now, full, slot = gpu.pcie_width_now, gpu.pcie_width, gpu.pcie_slot_width
     if not (now and full and now < full):
         return
@@ -63,6 +82,12 @@ def _pcie(gpu: Gpu) -> Iterator[str]:
             else f"its slot has {min(slot, full)}: reseat the card, check the riser"
         )
     yield f"its PCIe link runs on {now} of {full} lanes: {why}"
+
+
+def _nvlinks(gpu: Gpu) -> Iterator[str]:
+    if gpu.nvlink_errors:
+        links = f"NVLink{'s' * (len(gpu.nvlink_errors) > 1)} {', '.join(map(str, gpu.nvlink_errors))}"
+        yield f"its {links} had to repeat or recover transmissions: see `nvidia-smi nvlink -e`"
 
 
 def _slow_clocks(gpu: Gpu) -> Iterator[str]:

@@ -24,6 +24,7 @@ _DESKTOP_BYTES = 2 * GIB
 _DRAWING_UTILIZATION = 60
 
 _FABRIC_UP = ("completed", "degraded")
+_NOT_BEFORE = ("reset", "bus-reset", "drain-and-reset", "reboot")
 _ALL_THE_SAME = "(name it with --gpus to use it all the same)"
 ALLOW_BUSY = " (--allow-busy uses it all the same)"
 
@@ -262,6 +263,8 @@ def _erring(device: Device, rules: Rules) -> str | None:
     if gpu.ecc_uncorrected:
         errors = f"{gpu.ecc_uncorrected} uncorrectable memory error{'s' * (gpu.ecc_uncorrected > 1)}"
         return f"{errors} since the driver was loaded: a reset is due {_ALL_THE_SAME}"
+    if gpu.recovery in _NOT_BEFORE:
+        return f"the driver asks for a {gpu.recovery.replace('-', ' ')} first {_ALL_THE_SAME}"
     if rules.fabric_up and gpu.fabric_state is not None and gpu.fabric_state not in _FABRIC_UP:
         return f"its NVSwitch fabric is {gpu.fabric_state}, that of other GPUs is up {_ALL_THE_SAME}"
     if gpu.index in rules.cut_off:

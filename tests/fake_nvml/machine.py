@@ -53,6 +53,9 @@ GPU_KEYS = (
     "ecc_uncorrected",
     "remapped",  # [pending, failed]
     "retired_pending",
+    "recovery",  # nvml's number of the action
+    "pcie_replays",
+    "bad_link",  # the NVLink that repeats transmissions
     "fabric_state",
     "fabric_cluster",  # [32 hexadecimal digits, clique]
     "power_watts",
@@ -115,6 +118,7 @@ THROTTLE = {
 NOT_THROTTLING = ("idle", "chosen-clocks", "display")
 SWITCH_BUS_ID = {"visible": "00000000:E{:X}:00.0", "hidden": "FFFFFFFF:FF:FF.0"}
 FABRIC_STATES = {1: "not-started", 2: "in-progress", 3: "completed"}
+RECOVERIES = {0: "none", 1: "reset", 2: "reboot", 3: "drain-p2p"}
 COMPUTE_MODES = {0: "default", 2: "prohibited", 3: "exclusive-process"}
 
 
@@ -220,7 +224,7 @@ def to_topology(machine: dict[str, Any] | str | Path) -> Topology:
         count, path, peer = nvlinks(data, a, b), LinkLevel(pcie_level(data, a, b)), peer_access(data, a, b)
         level = LinkLevel.NV if count else path
         links.append(Link(a, b, level, count, summary(peer), path, peer))
-    gpus = tuple(_gpu(index, gpu) for index, gpu in enumerate(data["gpus"]))
+    gpus = tuple(_gpu(data, index, gpu) for index, gpu in enumerate(data["gpus"]))
     return Topology(
         gpus=gpus,
         links=tuple(links),
@@ -230,7 +234,7 @@ def to_topology(machine: dict[str, Any] | str | Path) -> Topology:
     )
 
 
-def _gpu(index: int, gpu: dict[str, Any]) -> Gpu:
+def _gpu(data: dict[str, Any], index: int, gpu: dict[str, Any]) -> Gpu:
     total = gpu["memory_mib"]
     cluster = gpu["fabric_cluster"]
     throttle = gpu["throttle"]
@@ -266,8 +270,18 @@ def _gpu(index: int, gpu: dict[str, Any]) -> Gpu:
         throttle=None
         if throttle is None
         else tuple(word for word in THROTTLE if word in throttle and word not in NOT_THROTTLING),
+        recovery=gpu["recovery"] if gpu["recovery"] is None else RECOVERIES[gpu["recovery"]],
+        pcie_replays=gpu["pcie_replays"],
+        nvlink_errors=_nvlink_errors(data, index),
         graphics_processes=_processes(gpu["graphics"]),
     )
+
+
+def _nvlink_errors(data: dict[str, Any], index: int) -> tuple[int, ...] | None:
+    if not any(nvlinks(data, index, peer) for peer in range(len(data["gpus"])) if peer != index):
+        return None
+    bad = data["gpus"][index]["bad_link"]
+    return () if bad is None else (bad,)
 
 
 def _compute_processes(gpu: dict[str, Any]) -> tuple[GpuProcess, ...] | None:
@@ -324,7 +338,10 @@ def to_lines(machine: dict[str, Any] | str | Path) -> str:
 
 def _gpu_lines(gpu: dict[str, Any]) -> list[str]:
     mib, cluster = gpu["memory_mib"], gpu["fabric_cluster"]
-    same = ("name", "uuid", "bus_id", "numa", "compute_mode", "cores", "cpus", "ecc_uncorrected", "pcie_start")
+    same = (
+        *("name", "uuid", "bus_id", "numa", "compute_mode", "cores", "cpus", "ecc_uncorrected", "pcie_start"),
+        *("recovery", "pcie_replays", "bad_link"),
+    )
     flags = ("mig_mode", "display", "ecc", "retired_pending", "nvlink_each")
     steps = gpu["utilization"] if isinstance(gpu["utilization"], list) else []
     facts = {

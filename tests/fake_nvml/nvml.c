@@ -30,7 +30,7 @@ struct device {
     long long total, used;
     int major, minor, numa, utilization, mig_mode, display, compute_mode, cores, clock, generation, width, generation_now,
         width_now, ecc, ecc_uncorrected, row_pending, row_failed, retired_pending, throttle, milliwatts, temperature, instance,
-        compute_instance, fabric, fabric_status, fabric_clique, fabric_health;
+        compute_instance, recovery, pcie_replays, bad_link, fabric, fabric_status, fabric_clique, fabric_health;
     unsigned char fabric_cluster[16];
     int step, steps, utilizations[MAX_STEPS]; /* one after the other, the last one for ever */
     long long pcie_rate[2], pcie_start, pcie_kb_s[2], nvlink_rate[2];
@@ -102,7 +102,8 @@ static void read_fact(struct device *device, const char *key, const char *value)
         {"ecc_uncorrected", &device->ecc_uncorrected}, {"row_pending", &device->row_pending},
         {"row_failed", &device->row_failed}, {"retired_pending", &device->retired_pending}, {"throttle", &device->throttle},
         {"fabric", &device->fabric}, {"fabric_status", &device->fabric_status}, {"fabric_clique", &device->fabric_clique},
-        {"fabric_health", &device->fabric_health}, {"graphics", &device->graphics}, {"milliwatts", &device->milliwatts}, {"temperature", &device->temperature},
+        {"fabric_health", &device->fabric_health}, {"recovery", &device->recovery},
+        {"pcie_replays", &device->pcie_replays}, {"bad_link", &device->bad_link}, {"graphics", &device->graphics}, {"milliwatts", &device->milliwatts}, {"temperature", &device->temperature},
         {"instance", &device->instance}, {"compute_instance", &device->compute_instance}, {"processes", &device->processes}};
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
         if (!strcmp(key, numbers[i].key)) *numbers[i].place = atoi(value);
@@ -533,7 +534,8 @@ int nvmlDeviceGetNvLinkRemotePciInfo_v2(struct device *device, unsigned link, st
 /* Throughput. The counters grow with the time since nvmlInit, at the rates of the machine's description. */
 struct field { unsigned id, scope; long long timestamp, latency; int type, result; union { u64 wide; unsigned narrow; } value; };
 
-enum { NVLINK_TX = 138, NVLINK_RX = 139, NVLINK_STATE = 165, PCIE_TX = 197, PCIE_RX = 198, UNSIGNED_INT = 1, UNSIGNED_LONG_LONG = 3 };
+enum { NVLINK_TX = 138, NVLINK_RX = 139, NVLINK_STATE = 165, PCIE_TX = 197, PCIE_RX = 198,
+       RECOVERY = 230, PCIE_REPLAYS = 94, NVLINK_REPLAYS = 52, NVLINK_RECOVERIES = 59, UNSIGNED_INT = 1, UNSIGNED_LONG_LONG = 3 };
 
 static u64 grown(long long rate) { return (u64)((double)rate * (double)(now() - opened_at) / 1e9); }
 
@@ -546,6 +548,12 @@ static int read_field(struct device *device, struct field *field)
         if (!problem) field->type = UNSIGNED_INT, field->value.narrow = device->link[field->scope].kind >= 0;
         return problem;
     }
+    int told = field->id == RECOVERY ? device->recovery : field->id == PCIE_REPLAYS ? device->pcie_replays : UNKNOWN;
+    if (field->id == NVLINK_REPLAYS || field->id == NVLINK_RECOVERIES) {
+        for (int i = 0; i < MAX_LINKS; i++)
+            if (device->link[i].kind >= 0) told = (told < 0 ? 0 : told) + (field->id == NVLINK_REPLAYS && i == device->bad_link);
+    }
+    if (told >= 0) { field->type = UNSIGNED_INT, field->value.narrow = (unsigned)told; return SUCCESS; }
     if (field->id == NVLINK_TX || field->id == NVLINK_RX) {
         int all = field->scope == 0xFFFFFFFF, links = 0;
         for (int i = 0; i < MAX_LINKS; i++) links += device->link[i].kind >= 0;
@@ -559,6 +567,14 @@ static int read_field(struct device *device, struct field *field)
     if (device->pcie_start) field->type = UNSIGNED_LONG_LONG, field->value.wide = value;
     else field->type = UNSIGNED_INT, field->value.narrow = (unsigned)value;
     return SUCCESS;
+}
+
+int nvmlDeviceGetNvLinkErrorCounter(struct device *device, unsigned link, unsigned counter, u64 *out)
+{
+    CHECK(device);
+    int problem = link_problem(device, link);
+    if (!problem) *out = counter == 0 && (int)link == device->bad_link;
+    return problem;
 }
 
 int nvmlDeviceGetFieldValues(struct device *device, int fields, struct field *field)

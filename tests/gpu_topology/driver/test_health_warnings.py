@@ -15,7 +15,15 @@ ILL = {
     Gpu(0, memory_faults=("row-remap-failed",)): "could not be replaced",
     Gpu(0, memory_faults=("row-remap-pending",)): "replaced at the next reset",
     Gpu(0, memory_faults=("page-retirement-pending",)): "retired at the next reboot",
-    Gpu(0, pcie_width=16, pcie_width_now=8): "its PCIe link runs on 8 of 16 lanes",
+    Gpu(0, pcie_width=16, pcie_width_now=8): "its PCIe link runs on 8 of 16 lanes: the slot or riser may have no more",
+    Gpu(0, pcie_width=16, pcie_width_now=8, pcie_slot_width=8): "8 of 16 lanes: its slot has no more",
+    Gpu(0, pcie_width=16, pcie_width_now=4, pcie_slot_width=16): "4 of 16 lanes: its slot has 16: reseat the card",
+    Gpu(0, recovery="reset"): "the driver asks for a reset",
+    Gpu(0, recovery="reboot"): "the driver asks for a reboot",
+    Gpu(0, recovery="drain-p2p"): "the driver asks to end all peer access",
+    Gpu(0, pcie_replays=1250): "1250 PCIe replays",
+    Gpu(0, nvlink_errors=(3,)): "its NVLink 3 had to repeat",
+    Gpu(0, nvlink_errors=(3, 7)): "its NVLinks 3, 7 had to repeat",
     Gpu(0, throttle=("thermal",)): "held back by heat",
     Gpu(0, throttle=("hw-slowdown", "hw-thermal")): "because of heat",
     Gpu(0, throttle=("hw-slowdown", "hw-power-brake")): "power brake",
@@ -43,6 +51,9 @@ def test_a_well_gpu_and_an_unknown_one_get_none():
         memory_faults=(),
         throttle=("power-cap", "sync-boost"),  # under load, or by choice
         fabric_state="completed",
+        recovery="none",
+        pcie_replays=3,
+        nvlink_errors=(),
     )
     assert concerns([well, Gpu(1), Gpu(2, pcie_width=16, pcie_width_now=0)]) == ()
 

@@ -233,6 +233,15 @@ def test_a_gpu_without_permission_is_a_row_that_says_so(read_machines):
     assert topology.gpus[1].error is None
 
 
+def test_the_nvlinks_that_repeat_transmissions_are_named(read_machines):
+    machine = load_machine("h100_8x_nvswitch")
+    machine["gpus"][2] |= {"bad_link": 5, "pcie_replays": 1250, "recovery": 1}
+    (topology,) = read_machines([machine])
+    assert [gpu.nvlink_errors for gpu in topology.gpus] == [(), (), (5,), (), (), (), (), ()]
+    assert (topology.gpus[2].pcie_replays, topology.gpus[2].recovery) == (1250, "reset")
+    assert [warning.split(":")[0] for warning in topology.warnings] == ["GPU 2"] * 3
+
+
 @pytest.mark.parametrize("name", ["h100_8x_nvswitch", "dgx1v_8xv100", "l40s_8x"])
 def test_eight_gpus_take_at_most_350_calls(fake_driver, tmp_path, name):
     """Each fact once: NVLink states together, the far end of one link to a switch, peer access by kinds of pairs."""

@@ -75,6 +75,11 @@ CASES: dict[str, tuple[dict[str, Any], str | None]] = {
         {"memory_faults": ("row-remap-failed",)},
         "its memory is defective: a bad row could not be replaced (name it with --gpus to use it all the same)",
     ),
+    "a reset is due": (
+        {"recovery": "drain-and-reset"},
+        "the driver asks for a drain and reset first (name it with --gpus to use it all the same)",
+    ),
+    "peer access is to end": ({"recovery": "drain-p2p"}, None),
     "a row waits for its replacement": ({"memory_faults": ("row-remap-pending",)}, None),
 }
 
