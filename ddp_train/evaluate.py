@@ -101,7 +101,8 @@ def _run(arguments: argparse.Namespace, ranks: Ranks, device: torch.device) -> N
         print(json.dumps({"schema": document["schema"], **what} | document))
     else:
         tta = "" if arguments.tta == "none" else f", {describe_tta(arguments.tta, arguments.tta_below)}"
-        print(f"{what['model']} from {saved.file} on the test split of {dataset.name}: {found.samples:,} images{tta}")
+        where = f"the {dataset.final} split of {dataset.name}"
+        print(f"{what['model']} from {saved.file} on {where}: {found.samples:,} images{tta}")
         print("\n".join(as_text(found, dataset.classes)))
     if arguments.pictures:
         for path in draw(found, dataset, Path(arguments.pictures)):

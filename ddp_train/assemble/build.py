@@ -41,6 +41,7 @@ from ddp_train.config.validation import check, resume_file
 from ddp_train.data.pipeline.window import Pipeline
 from ddp_train.data.sources.dataset import describe_left_out, load_on_ranks
 from ddp_train.data.sources.samples import Dataset, DatasetFacts
+from ddp_train.data.sources.validation import split_off
 from ddp_train.distributed.allreduce_hook import AllreduceHook
 from ddp_train.distributed.flag_exchange import FlagExchange
 from ddp_train.distributed.heartbeat import heartbeat
@@ -194,6 +195,9 @@ def _load_data(config: Config, ranks: Ranks) -> tuple[Dataset, tuple[str, ...]]:
     with heartbeat.during("data preparation"):
         name, note = on_first_rank(lambda: data.resolve(config.data), ranks)
         dataset = load_on_ranks(name, config.data, ranks)
+    if config.data.val_split is not None:
+        share = config.data.val_split
+        dataset = together(lambda: split_off(dataset, share, config.run.seed), ranks)
     return dataset, (*((note,) if note else ()), *dataset.notes, *describe_left_out(dataset))
 
 
@@ -258,7 +262,8 @@ def _facts(
         notes=notes,
         start_epoch=components.progress.epoch + 1,
         start_step=components.progress.step_in_epoch,
-        best_accuracy=components.progress.best_accuracy,
+        split=components.pipeline.selection,
+        best=(components.progress.best_accuracy, -components.progress.best_loss),
     )
 
 

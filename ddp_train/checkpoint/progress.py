@@ -6,6 +6,7 @@ where that order and the cut into global batches are the same; one from the end 
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ class Progress:
 
     epoch           finished epochs
     step            optimizer steps of the run
-    best_epoch      the epoch (from 1) of the best test accuracy, `best_accuracy` (fraction of 1)
+    best_epoch      the best epoch (from 1), by `best_accuracy` (fraction of 1), of equal ones by `best_loss`
     stopped         whether the run was ended before its last epoch
     step_in_epoch   steps of the running epoch
     samples         of the running epoch: the first so many of its global order are consumed
@@ -37,6 +38,7 @@ class Progress:
     step: int = 0
     best_epoch: int = 0
     best_accuracy: float = -1.0
+    best_loss: float = math.inf
     stopped: bool = False
     step_in_epoch: int = 0
     samples: int = 0

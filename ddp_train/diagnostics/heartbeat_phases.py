@@ -27,7 +27,7 @@ class Watched:
 
     def __init__(self, pipeline: Pipeline, heart: Heartbeat = heartbeat) -> None:
         self._pipeline, self._heart = pipeline, heart
-        self.sampler = pipeline.sampler
+        self.sampler, self.selection = pipeline.sampler, pipeline.selection
 
     @property
     def accumulate(self) -> int:
@@ -62,8 +62,8 @@ class Watched:
                     return
             yield batch
 
-    def evaluate(self) -> Iterator[Batch]:
-        for batch in self._pipeline.evaluate():
+    def evaluate(self, split: str | None = None) -> Iterator[Batch]:
+        for batch in self._pipeline.evaluate(split):
             self._heart.alive()
             yield batch
 

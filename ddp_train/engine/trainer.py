@@ -59,9 +59,9 @@ class Trainer:
 
     @property
     def best(self) -> Best:
-        """The epoch with the highest test accuracy so far."""
-        progress = self.progress
-        return Best(epoch=progress.best_epoch or None, test_accuracy=progress.best_accuracy if progress.epoch else None)
+        """The best epoch so far."""
+        progress, split = self.progress, self.components.pipeline.selection
+        return Best(progress.best_epoch or None, progress.best_accuracy if progress.epoch else None, split)
 
     def fit(self) -> Progress:
         """Train to the last epoch. Errors: TrainingDiverged when an epoch's loss is not finite; Stopped by a signal."""
@@ -73,9 +73,10 @@ class Trainer:
             while progress.epoch < min(components.epochs, components.stop_after) and not progress.stopped:
                 record = self._run_epoch(progress.epoch)
                 progress.end_epoch()
-                improved = record.test_accuracy > progress.best_accuracy
+                improved = record.rank > (progress.best_accuracy, -progress.best_loss)
                 if improved:
-                    progress.best_epoch, progress.best_accuracy = progress.epoch, record.test_accuracy
+                    progress.best_epoch = progress.epoch
+                    progress.best_accuracy, progress.best_loss = record.accuracy, record.loss
                 for after_epoch in self._after_epoch:
                     progress.stopped |= after_epoch(record)
                 for observer in components.observers:
@@ -104,8 +105,9 @@ class Trainer:
             epoch=epoch + 1,
             train_loss=loss,
             train_accuracy=accuracy,
-            test_loss=scores.loss,
-            test_accuracy=scores.accuracy,
+            loss=scores.loss,
+            accuracy=scores.accuracy,
+            split=components.pipeline.selection,
             learning_rate=components.optimizer.param_groups[0]["lr"],
             seconds=self._step_boundary.epoch_seconds,
             images_per_second=samples / max(trained, 1e-9),

@@ -39,12 +39,13 @@ def finish(run: Run) -> None:
         tta = describe_tta(run.config.diagnostics.tta, run.config.diagnostics.tta_below)
         line = f"the best model: {percent(found.plain.top1)}, with test-time augmentation ({tta}) "
         print(line + percent(found.augmented.top1), file=sys.stderr, flush=True)
+    if found is not None and run.dataset.final != run.dataset.selection:
+        line = f"the best model on the {run.dataset.final} split: {percent(found.plain.top1)}"
+        print(line, file=sys.stderr, flush=True)
     if run.folder.history.is_file():
         _write(run, found)
-    best = {"epoch": progress.best_epoch or None, "test_accuracy": progress.best_accuracy}
-    mark_done(
-        run.folder.path, epochs=run.trainer.components.epochs, epoch=progress.epoch, step=progress.step, best=best
-    )
+    epochs, best = run.trainer.components.epochs, run.trainer.best.to_dict()
+    mark_done(run.folder.path, epochs=epochs, epoch=progress.epoch, step=progress.step, best=best)
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,8 @@ def _write(run: Run, found: _Found | None) -> None:
     diagnostics = run.config.diagnostics
     if found is not None:
         draw(found.plain, run.dataset, run.folder.path)
-        metrics: dict[str, object] = {"samples": found.plain.samples, "top1": found.plain.top1}
+        metrics: dict[str, object] = {"split": run.dataset.final, "samples": found.plain.samples}
+        metrics |= {"top1": found.plain.top1, "loss": found.plain.loss}
         if found.augmented is not None:
             metrics |= {"tta": diagnostics.tta, "tta_below": diagnostics.tta_below, "top1_tta": found.augmented.top1}
         add_examination(run.folder.history, metrics)
@@ -85,10 +87,11 @@ def _examine(run: Run) -> _Found | None:
         for tensor in network.state_dict().values():
             dist.broadcast(tensor, src=0)
     classes, diagnostics = len(run.dataset.classes), run.config.diagnostics
-    plain = examine(network, components.pipeline.evaluate(), components.precision, classes, worst=WORST)
+    pipeline, final = components.pipeline, run.dataset.final
+    plain = examine(network, pipeline.evaluate(final), components.precision, classes, worst=WORST)
     if diagnostics.tta == "none" or not run.dataset.flip_ok:  # a mirrored digit is not of its class
         return _Found(plain, None)
     below = math.inf if diagnostics.tta_below is None else diagnostics.tta_below
     seen = views(diagnostics.tta)
-    augmented = examine(network, components.pipeline.evaluate(), components.precision, classes, views=seen, below=below)
+    augmented = examine(network, pipeline.evaluate(final), components.precision, classes, views=seen, below=below)
     return _Found(plain, augmented)

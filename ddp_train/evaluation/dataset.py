@@ -75,4 +75,4 @@ def batches(dataset: Dataset, saved: SavedModel, ranks: Ranks, batch_size: int) 
         seed=0,
         local_world_size=ranks.local_world_size,
     )
-    return pipeline.evaluate()
+    return pipeline.evaluate(dataset.final)

@@ -79,8 +79,9 @@ def draw(found: Examination, dataset: Dataset, folder: Path) -> list[Path]:
 
 
 def _image(dataset: Dataset, index: int) -> np.ndarray:
-    """uint8 [H, W, C] of the test split."""
-    if dataset.test.images is not None:
-        return np.asarray(dataset.test.images[index])
-    assert dataset.test.files is not None
-    return read_image(dataset.test.files[index], dataset.image_shape[1:], dataset.test.reading)
+    """uint8 [H, W, C] of the split that was examined."""
+    split = dataset.held_out[dataset.final]
+    if split.images is not None:
+        return split.take(np.array([index]))[0]
+    assert split.files is not None
+    return read_image(split.files[split.row(index)], dataset.image_shape[1:], split.reading)

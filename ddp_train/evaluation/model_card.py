@@ -14,7 +14,7 @@ from ddp_train.data.sources.samples import DatasetFacts
 from ddp_train.engine.evaluate import Examination
 from ddp_train.evaluation.tta import describe_tta
 from ddp_train.observers.epoch_table import duration
-from ddp_train.observers.records import HistoryDocument, RunFacts
+from ddp_train.observers.records import Best, HistoryDocument, RunFacts
 
 NAMED_CLASSES = 30
 SETTINGS: tuple[str, ...] = ("epochs", "batch_size", "optimizer", "lr", "lr_scaling", "weight_decay", "scheduler")
@@ -33,7 +33,7 @@ def model_card(
     augmentation."""
     diagnostics = config.diagnostics
     tta = None if augmented is None else (describe_tta(diagnostics.tta, diagnostics.tta_below), augmented.top1)
-    parts = [_heading(run, data), _results(history, found, tta), _classes(data, found), _data(data)]
+    parts = [_heading(run, data), _results(data, history, found, tta), _classes(data, found), _data(data)]
     parts += [_training(config, run, history), _versions(history), _use(data)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -46,19 +46,27 @@ def _heading(run: RunFacts, data: DatasetFacts) -> str:
     )
 
 
-def _results(history: HistoryDocument, found: Examination | None, tta: tuple[str, float] | None) -> str:
+def _results(
+    data: DatasetFacts, history: HistoryDocument, found: Examination | None, tta: tuple[str, float] | None
+) -> str:
     """`tta`: the description of test-time augmentation, and the accuracy with them."""
-    best = history["best"]
-    rows = [("best epoch", f"{best['epoch']} of {history['epochs'][-1]['epoch']}")] if best["epoch"] else []
+    best, final = Best.of(history), "test" if data.test_samples else "validation"
+    rows = [("best epoch", f"{best.epoch} of {history['epochs'][-1]['epoch']}")] if best.epoch else []
+    if best.split == "val" and best.accuracy is not None:
+        rows += [("validation accuracy of the best epoch", f"{best.accuracy:.2%}")]
     if found is not None:
-        rows += [("test images", f"{found.samples:,}"), ("top-1 accuracy", f"{found.top1:.2%}")]
+        rows += [(f"{final} images", f"{found.samples:,}"), ("top-1 accuracy", f"{found.top1:.2%}")]
         rows += [("top-5 accuracy", f"{found.top5:.2%}")] if found.top5 is not None else []
         rows += [(f"top-1 with test-time augmentation ({tta[0]})", f"{tta[1]:.2%}")] if tta is not None else []
         rows += [("mean cross-entropy", f"{found.loss:.4f}")]
-    elif best["test_accuracy"] is not None:
-        rows += [("top-1 accuracy", f"{best['test_accuracy']:.2%}")]
-    note = "The best epoch was chosen by the accuracy on this same test split."
-    return "## Results on the test split\n\n" + _table(rows) + f"\n\n{note}"
+    elif best.split == "test" and best.accuracy is not None:
+        rows += [("top-1 accuracy", f"{best.accuracy:.2%}")]
+    chosen = "the validation split; the test split had no part in it"
+    if best.split == "test" or not data.test_samples:
+        chosen = f"this same {final} split"
+    return (
+        f"## Results on the {final} split\n\n{_table(rows)}\n\nThe best epoch was chosen by the accuracy on {chosen}."
+    )
 
 
 def _classes(data: DatasetFacts, found: Examination | None) -> str:
@@ -74,8 +82,10 @@ def _data(data: DatasetFacts) -> str:
     more = ", ..." if len(data.classes) > NAMED_CLASSES else ""
     channels, height, width = data.image_shape
     mean, std = (", ".join(f"{value:.4f}" for value in values) for values in (data.mean, data.std))
+    held_out = {"validation": data.val_samples, "testing": data.test_samples}
+    parts = {"training": data.train_samples} | {name: count for name, count in held_out.items() if count}
     rows = [
-        ("images", f"{data.train_samples:,} for training, {data.test_samples:,} for testing"),
+        ("images", ", ".join(f"{count:,} for {name}" for name, count in parts.items())),
         ("size", f"{channels} x {height} x {width} (channels, height, width)"),
         ("normalisation", f"scaled to [0, 1], mean {mean}, deviation {std}"),
         ("classes", shown + more),

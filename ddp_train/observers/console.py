@@ -50,7 +50,7 @@ class _Progress(Observer):
     def on_start(self, facts: RunFacts) -> None:
         """Start the clock and the table."""
         self._facts, self._started = facts, time.monotonic()
-        self._table = EpochTable(facts.epochs, facts.best_accuracy)
+        self._table = EpochTable(facts.epochs, facts.best, facts.split)
 
     def _summary(self, best: Best) -> str | None:
         if self._facts is None:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 
-from ddp_train.observers.records import Best, EpochRecord, RunFacts
+from ddp_train.observers.records import NO_RANK, Best, EpochRecord, Rank, RunFacts
 
-# Heading and width of each column; the mark of a best epoch is in the first place of the column after test accuracy.
+# Heading and width of each column; the mark of a best epoch is in the first place of the column after its accuracy.
 _COLUMNS = (
     ("epoch", 7),
     ("train loss", 12),
     ("train acc", 10),
-    ("test loss", 11),
-    ("test acc", 10),
+    ("loss", 11),
+    ("acc", 10),
     ("lr", 10),
     ("images/s", 11),
     ("time", 8),
@@ -22,26 +22,26 @@ _COLUMNS = (
 class EpochTable:
     """Formats the rows, and knows which epoch is the best so far."""
 
-    def __init__(self, epochs: int = 0, best_accuracy: float = -math.inf) -> None:
-        """`epochs` is shown beside each epoch's own number; `best_accuracy` is that of epochs before the first row."""
-        self._epochs = epochs
-        self._best = best_accuracy
+    def __init__(self, epochs: int = 0, best: Rank = NO_RANK, split: str = "test") -> None:
+        """`epochs` is shown beside each epoch's own number; `best` is that of epochs before the first row."""
+        self._epochs, self._best, self._split = epochs, best, split
 
     def heading(self) -> str:
         """The names of the columns."""
-        return "".join(name.rjust(width) for name, width in _COLUMNS)
+        names = ((f"{self._split} {name}" if name in ("loss", "acc") else name, width) for name, width in _COLUMNS)
+        return "".join(name.rjust(width) for name, width in names)
 
     def row(self, record: EpochRecord) -> tuple[str, bool]:
-        """The epoch's line, and whether its test accuracy is the best so far (it is then marked `*`)."""
-        is_best = record.test_accuracy > self._best
+        """The epoch's line, and whether it is the best so far (it is then marked `*`)."""
+        is_best = record.rank > self._best
         if is_best:
-            self._best = record.test_accuracy
+            self._best = record.rank
         values = (
             f"{record.epoch}/{self._epochs}" if self._epochs else str(record.epoch),
             loss(record.train_loss),
             percent(record.train_accuracy),
-            loss(record.test_loss),
-            percent(record.test_accuracy),
+            loss(record.loss),
+            percent(record.accuracy),
             number(record.learning_rate, ".3g"),
             number(record.images_per_second, ",.0f"),
             duration(record.seconds),
@@ -65,10 +65,10 @@ def describe(facts: RunFacts) -> list[str]:
 
 def summary(best: Best, seconds: float, out_dir: str) -> str:
     """The last line of a run."""
-    if best["test_accuracy"] is None:
+    if best.accuracy is None:
         return f"finished in {duration(seconds)}; files in {out_dir}"
-    accuracy = percent(best["test_accuracy"])
-    return f"best test accuracy {accuracy} in epoch {best['epoch']}; {duration(seconds)}; files in {out_dir}"
+    accuracy = percent(best.accuracy)
+    return f"best {best.split} accuracy {accuracy} in epoch {best.epoch}; {duration(seconds)}; files in {out_dir}"
 
 
 def number(value: float, form: str) -> str:

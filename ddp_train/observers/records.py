@@ -18,6 +18,9 @@ from ddp_core.errors import UserError
 from ddp_core.files import write_text
 
 SCHEMA = "ddp-train-history/1"
+Rank = tuple[float, float]
+"""Epochs are compared by it: the higher accuracy, of equal ones the lower loss (here negative)."""
+NO_RANK: Rank = (-math.inf, -math.inf)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +45,10 @@ class RunFacts:
     """The first epoch that this process trains: later than 1 after a resume."""
     start_step: int = 0
     """The steps of that epoch that were done before."""
-    best_accuracy: float = -math.inf
-    """The best test accuracy of the epochs before: a later epoch is a new best only above it."""
+    split: str = "test"
+    """What each epoch is evaluated on, and chosen by: "val" where there is such a split, else "test"."""
+    best: Rank = NO_RANK
+    """The rank of the best of the epochs before, see `EpochRecord.rank`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,8 +81,9 @@ class EpochRecord:
     """From 1."""
     train_loss: float
     train_accuracy: float
-    test_loss: float
-    test_accuracy: float
+    loss: float
+    """On the `split`, as `accuracy`."""
+    accuracy: float
     learning_rate: float
     """Of the epoch's last step."""
     seconds: float
@@ -85,18 +91,41 @@ class EpochRecord:
     images_per_second: float
     """Training images per second of training, over all ranks."""
     global_batch: int
+    split: str = "test"
+    """What the epoch was evaluated on: "val" where there is such a split, else "test"."""
     extra: Mapping[str, float] = field(default_factory=dict)
     """What techniques report, by name, as it was at the end of the epoch."""
 
+    @property
+    def rank(self) -> Rank:
+        """What the best epoch has the highest of."""
+        loss, accuracy = (-math.inf if math.isnan(value) else value for value in (-self.loss, self.accuracy))
+        return accuracy, loss
 
-_COLUMNS = tuple(column.name for column in fields(EpochRecord) if column.name != "extra")
+
+_EVALUATED = ("loss", "accuracy")
+"""In the file their names have the split in front: "test_loss"."""
+_COLUMNS = tuple(column.name for column in fields(EpochRecord) if column.name not in ("extra", "split"))
 
 
-class Best(TypedDict):
-    """The epoch of the highest test accuracy, the first of equals; None before there is one."""
+@dataclass(frozen=True)
+class Best:
+    """The best epoch so far, the first of equals, and its accuracy on the split; None before there is one."""
 
-    epoch: int | None
-    test_accuracy: float | None
+    epoch: int | None = None
+    accuracy: float | None = None
+    split: str = "test"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As files have it."""
+        return {"epoch": self.epoch, f"{self.split}_accuracy": self.accuracy}
+
+    @classmethod
+    def of(cls, document: HistoryDocument) -> Best:
+        """The best epoch of a history."""
+        found = document["best"]
+        split = "val" if "val_accuracy" in found else "test"
+        return cls(found["epoch"], found[f"{split}_accuracy"], split)
 
 
 class HistoryDocument(TypedDict):
@@ -106,7 +135,7 @@ class HistoryDocument(TypedDict):
     environment: dict[str, object]
     epochs: list[dict[str, Any]]
     """EpochRecord's fields, by name; `extra` only where there is something in it."""
-    best: Best
+    best: dict[str, Any]
     examination: NotRequired[dict[str, object]]
     """What the best model reached at the end of the run, with `top1_tta` where there was test-time augmentation."""
 
@@ -150,13 +179,13 @@ class History:
 
     @property
     def best(self) -> Best:
-        """The epoch with the highest test accuracy so far."""
-        best = Best(epoch=None, test_accuracy=None)
-        for record in self.epochs:
-            accuracy = record.test_accuracy
-            if math.isfinite(accuracy) and (best["test_accuracy"] is None or accuracy > best["test_accuracy"]):
-                best = Best(epoch=record.epoch, test_accuracy=accuracy)
-        return best
+        """The best epoch so far."""
+        split = self.epochs[-1].split if self.epochs else "test"
+        known = [record for record in self.epochs if math.isfinite(record.accuracy)]
+        if not known:
+            return Best(split=split)
+        best = max(known, key=lambda record: record.rank)
+        return Best(best.epoch, best.accuracy, split)
 
     def to_dict(self) -> HistoryDocument:
         """The document of the file: strict JSON values alone."""
@@ -164,7 +193,7 @@ class History:
             schema=SCHEMA,
             environment={name: _strict(value) for name, value in self.environment.items()},
             epochs=[_row(record) for record in self.epochs],
-            best=self.best,
+            best=self.best.to_dict(),
         )
 
     def _write(self) -> None:
@@ -197,15 +226,26 @@ def read_history(path: str | os.PathLike[str]) -> HistoryDocument:
 
 def _row(record: EpochRecord) -> dict[str, Any]:
     """A record in its JSON form."""
-    row = {name: _strict(getattr(record, name)) for name in _COLUMNS}
+    row = {_in_file(name, record.split): _strict(getattr(record, name)) for name in _COLUMNS}
     return row | ({"extra": _strict(record.extra)} if record.extra else {})
 
 
 def _record(epoch: Mapping[str, Any]) -> EpochRecord:
     """A record from its JSON form: null is NaN."""
-    values: dict[str, Any] = {name: math.nan if epoch[name] is None else epoch[name] for name in _COLUMNS}
+    split = split_of(epoch)
+    found = {name: epoch[_in_file(name, split)] for name in _COLUMNS}
+    values: dict[str, Any] = {name: math.nan if value is None else value for name, value in found.items()}
     extra = {name: math.nan if value is None else value for name, value in epoch.get("extra", {}).items()}
-    return EpochRecord(**values, extra=extra)
+    return EpochRecord(**values, split=split, extra=extra)
+
+
+def split_of(epoch: Mapping[str, Any]) -> str:
+    """What an epoch of a history was evaluated on."""
+    return "val" if "val_loss" in epoch else "test"
+
+
+def _in_file(name: str, split: str) -> str:
+    return f"{split}_{name}" if name in _EVALUATED else name
 
 
 def _refuse_constant(name: str) -> None:
@@ -223,7 +263,7 @@ def _fault(document: object) -> str | None:
     for index, epoch in enumerate(epochs):
         if not isinstance(epoch, dict):
             return f"epochs[{index}] is not an object"
-        for name in _COLUMNS:
+        for name in (_in_file(column, split_of(epoch)) for column in _COLUMNS):
             value = epoch.get(name, "missing")
             if isinstance(value, bool) or not isinstance(value, (int, float, type(None))):
                 return f"epochs[{index}].{name} is {value!r}, not a number or null"

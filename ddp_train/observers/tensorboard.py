@@ -18,9 +18,7 @@ if TYPE_CHECKING:
 
 _TAGS = {
     "loss/train": "train_loss",
-    "loss/test": "test_loss",
     "accuracy/train": "train_accuracy",
-    "accuracy/test": "test_accuracy",
     "learning_rate": "learning_rate",
     "images_per_second": "images_per_second",
 }
@@ -81,8 +79,8 @@ class TensorBoardObserver(Observer):
 
     def on_epoch(self, record: EpochRecord) -> None:
         """Every number of the record over the epoch; flushed, so that a killed run keeps its finished epochs."""
-        for tag, name in _TAGS.items():
-            value = getattr(record, name)
+        evaluated = {f"loss/{record.split}": record.loss, f"accuracy/{record.split}": record.accuracy}
+        for tag, value in ({tag: getattr(record, name) for tag, name in _TAGS.items()} | evaluated).items():
             if self._epochs is not None and math.isfinite(value):
                 self._epochs.add_scalar(tag, value, record.epoch)
         self.on_save()

@@ -16,7 +16,7 @@ from ddp_core.errors import UserError
 from ddp_core.files import write_text
 from ddp_train.observers.records import Best, EpochRecord, Observer, RunFacts, StepReport
 
-NAMES = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "learning_rate", "images_per_second", "seconds")
+NAMES = ("train_loss", "train_accuracy", "learning_rate", "images_per_second", "seconds")
 
 
 class WandbObserver(Observer):
@@ -61,7 +61,9 @@ class WandbObserver(Observer):
 
     def on_epoch(self, record: EpochRecord) -> None:
         """Every number of the record, over the epoch."""
-        self._log("epoch", record.epoch, {**{name: getattr(record, name) for name in NAMES}, **record.extra})
+        evaluated = {f"{record.split}_loss": record.loss, f"{record.split}_accuracy": record.accuracy}
+        numbers = {name: getattr(record, name) for name in NAMES}
+        self._log("epoch", record.epoch, {**numbers, **evaluated, **record.extra})
 
     def _log(self, part: str, at: int, numbers: Mapping[str, float]) -> None:
         if self._run is not None:
@@ -71,9 +73,9 @@ class WandbObserver(Observer):
     def on_end(self, best: Best) -> None:
         """The best epoch in the summary."""
         self._finished = True
-        if self._run is not None and best["epoch"] is not None:
-            self._run.summary["best_epoch"] = best["epoch"]
-            self._run.summary["best_test_accuracy"] = best["test_accuracy"]
+        if self._run is not None and best.epoch is not None:
+            self._run.summary["best_epoch"] = best.epoch
+            self._run.summary[f"best_{best.split}_accuracy"] = best.accuracy
 
     def close(self) -> None:
         """End the W&B run, as failed where the run was."""

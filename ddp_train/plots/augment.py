@@ -132,7 +132,7 @@ def _chosen(dataset: Dataset) -> Tensor:
     if dataset.train.images is None:
         raise UserError(f"{dataset.name}: the decoded images do not fit into this machine")
     _, first = np.unique(dataset.train.labels, return_index=True)
-    return torch.from_numpy(np.ascontiguousarray(dataset.train.images[first[:IMAGES]]))
+    return torch.from_numpy(np.ascontiguousarray(dataset.train.take(first[:IMAGES])))
 
 
 def _mixup(images: Tensor, draw: int, seed: int) -> Tensor:

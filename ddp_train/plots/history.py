@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ddp_core.errors import UserError
-from ddp_train.observers.records import HistoryDocument, read_history
+from ddp_train.observers.records import Best, HistoryDocument, read_history, split_of
 from ddp_train.plots.style import PALETTE, legend, new_figure, percent_axis, save, style
 
 if TYPE_CHECKING:
@@ -83,29 +83,35 @@ def history_figure(history: HistoryDocument) -> Figure:
 
 def _draw_loss(axes: Axes, epochs: Sequence[Mapping[str, Any]]) -> None:
     _style(axes, "Loss", "mean per image", epochs)
-    train, test = (_values(epochs, name) for name in ("train_loss", "test_loss"))
-    _draw_curve(axes, epochs, train, _TRAIN, "train")
-    _draw_curve(axes, epochs, test, _TEST, "test")
-    positive = [value for value in (*train, *test) if value > 0]
+    train, held_out = _draw_both(axes, epochs, "loss")
+    positive = [value for value in (*train, *held_out) if value > 0]
     if positive and max(positive) > 50 * min(positive):
         axes.set_yscale("log")  # otherwise the end of a long run would be a flat line
         axes.yaxis.set_major_formatter("{x:g}")
     else:
-        _start_at_zero(axes, [*train, *test])
+        _start_at_zero(axes, [*train, *held_out])
     legend(axes)
 
 
 def _draw_accuracy(axes: Axes, history: HistoryDocument) -> None:
-    epochs, best = history["epochs"], history["best"]
+    epochs, best = history["epochs"], Best.of(history)
     _style(axes, "Accuracy", "share of images", epochs)
-    _draw_curve(axes, epochs, _values(epochs, "train_accuracy"), _TRAIN, "train")
-    _draw_curve(axes, epochs, _values(epochs, "test_accuracy"), _TEST, "test")
+    _draw_both(axes, epochs, "accuracy")
     percent_axis(axes)
-    epoch, value = best["epoch"], best["test_accuracy"]
-    if epoch is not None and value is not None:
-        label = f"best test {value:.2%} in epoch {epoch}"
-        axes.plot([epoch], [value], "*", markersize=15, color=_TEST, markeredgecolor="white", label=label, zorder=5)
+    if best.epoch is not None and best.accuracy is not None:
+        label = f"best {best.split} {best.accuracy:.2%} in epoch {best.epoch}"
+        look: dict[str, Any] = {"markersize": 15, "color": _TEST, "markeredgecolor": "white", "zorder": 5}
+        axes.plot([best.epoch], [best.accuracy], "*", label=label, **look)
     legend(axes)
+
+
+def _draw_both(axes: Axes, epochs: Sequence[Mapping[str, Any]], name: str) -> tuple[list[float], list[float]]:
+    """The curves of training and of the split that each epoch was evaluated on; their values."""
+    split = split_of(epochs[-1])
+    train, held_out = _values(epochs, f"train_{name}"), _values(epochs, f"{split}_{name}")
+    _draw_curve(axes, epochs, train, _TRAIN, "train")
+    _draw_curve(axes, epochs, held_out, _TEST, split)
+    return train, held_out
 
 
 def _draw_panel(
@@ -136,8 +142,8 @@ def _extra_panels(epochs: Sequence[Mapping[str, Any]]) -> list[Panel]:
 def _draw_curve(
     axes: Axes, epochs: Sequence[Mapping[str, Any]], values: Sequence[float], color: str, label: str | None = None
 ) -> None:
-    """A missing value leaves a gap. The test curve has squares, for readers who see no colours."""
-    marker = ("s" if label == "test" else "o") if len(epochs) <= _MARKERS_UP_TO else None
+    """A missing value leaves a gap. The curve of the held-out split has squares, for readers who see no colours."""
+    marker = ("s" if label in ("test", "val") else "o") if len(epochs) <= _MARKERS_UP_TO else None
     width = 1.4 if label == "train" else 2.2
     look: dict[str, Any] = {"linewidth": width, "marker": marker, "markersize": 4.5, "zorder": 3, "clip_on": False}
     axes.plot(_values(epochs, "epoch"), values, color=color, label=label, **look)

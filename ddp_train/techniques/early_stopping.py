@@ -1,8 +1,8 @@
 """Early stopping (Prechelt 1998, "Early Stopping - But When?"): the run ends when it stops improving.
 
-Effect: no time is spent on epochs that do not raise the test accuracy. Cost: none. The test split then takes part in
-the choice of the model; use a separate validation split where that matters. It ends a run with warm restarts early only
-if `patience` is longer than a cycle.
+Effect: no time is spent on epochs that do not raise the validation accuracy. Cost: none. Without a validation split the
+test split takes part in the choice of the model: `--val-split` keeps it out. It ends a run with warm restarts early
+only if `patience` is longer than a cycle.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class _EarlyStopping:
 
     def after_epoch(self, record: EpochRecord) -> bool:
         """Whether `patience` epochs have passed without an accuracy that is higher by more than `min_delta`."""
-        if record.test_accuracy > self.best + self._min_delta:
-            self.best, self.waited = record.test_accuracy, 0
+        if record.accuracy > self.best + self._min_delta:
+            self.best, self.waited = record.accuracy, 0
         else:
             self.waited += 1
         return self.waited >= self._patience

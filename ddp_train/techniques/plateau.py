@@ -1,4 +1,5 @@
-"""Reduce the learning rate on a plateau: it falls whenever the test loss has not improved for some epochs.
+"""Reduce the learning rate on a plateau: it falls whenever the loss of the held-out split (validation, else test) has
+not improved for some epochs.
 
 Source: torch.optim.lr_scheduler.ReduceLROnPlateau (mode min, threshold 1e-4 relative), whose rule this is. Effect: the
 rate follows the run instead of a plan. Cost: none. It replaces the other schedulers; warm-up stays. Its state is in the
@@ -36,8 +37,8 @@ class _Plateau:
 
     def after_epoch(self, record: EpochRecord) -> bool:
         """Count the epochs without a lower loss; never ends the run."""
-        if record.test_loss < self.best * (1 - THRESHOLD):
-            self.best, self.waited = record.test_loss, 0
+        if record.loss < self.best * (1 - THRESHOLD):
+            self.best, self.waited = record.loss, 0
         else:
             self.waited += 1
         if self.waited > self._patience:

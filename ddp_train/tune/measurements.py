@@ -83,7 +83,7 @@ def _loader(trainer: Trainer, config: Config, dataset: Dataset) -> Answer:
 
 
 def _estimate(trainer: Trainer, config: Config, dataset: Dataset) -> Answer:
-    found = estimate.estimate(trainer, len(dataset.test.labels))
+    found = estimate.estimate(trainer, len(dataset.held_out[dataset.selection]))
     document = {"schema": "ddp-train-estimate/1", "epoch_seconds": found.epoch_seconds, **asdict(found)}
     return estimate.table(found), lambda folder: _write(folder, "estimate", document)
 

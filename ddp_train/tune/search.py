@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ddp_core.errors import UserError
 from ddp_core.files import write_text
-from ddp_train.observers.records import read_history
+from ddp_train.observers.records import read_history, split_of
 from ddp_train.tune.space import Space, Value, draw, option_words
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ class Search:
 
     def _score(self, trial: Trial, epochs: int) -> float | None:
         history = read_history(self.folder_of(trial) / "training_history.json")
-        reached = [epoch["test_accuracy"] for epoch in history["epochs"] if epoch["epoch"] <= epochs]
+        reached = [epoch[f"{split_of(epoch)}_accuracy"] for epoch in history["epochs"] if epoch["epoch"] <= epochs]
         return max((accuracy for accuracy in reached if accuracy is not None), default=None)
 
     def _save(self) -> None:

@@ -72,6 +72,12 @@ class DataOptions:
         "Files that vanished or changed since they were last read end the run (stop), or are used as they are, this "
         "once (accept).",
     )
+    val_split: float | None = option(
+        None,
+        "Share of the training images, the same of each class, kept for validation: it chooses the best epoch, and the "
+        "test split is evaluated once, at the end (default: the val/ folder, else the test split chooses).",
+        Range(0, 0.9, exclusive=True),
+    )
     synthetic_samples: int = option(
         2048, "Training images of --dataset synthetic (32 x 32, 10 classes).", Range(1, 10**7)
     )

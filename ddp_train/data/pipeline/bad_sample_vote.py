@@ -22,10 +22,10 @@ class Agreement:
     def __init__(self, dataset: Dataset, rank: int, world_size: int) -> None:
         self._policy = dataset.on_bad_sample
         # By file: why one cannot be read may differ from epoch to epoch.
-        self._found: dict[str, dict[str, BadSample]] = {"train": {}, "test": {}}
+        sizes = {"train": len(dataset.train)} | {name: len(split) for name, split in dataset.held_out.items()}
+        self._found: dict[str, dict[str, BadSample]] = {part: {} for part in sizes}
         for bad in dataset.left_out:
-            self._found["train" if bad.part == "train" else "test"][bad.file] = bad
-        sizes = {"train": len(dataset.train), "test": len(dataset.test)}
+            self._found[bad.part if bad.part in sizes else dataset.final][bad.file] = bad
         self._totals = {part: size + len(self._found[part]) for part, size in sizes.items()}
         self.count = 0
         self._rank = rank
@@ -33,7 +33,7 @@ class Agreement:
         self._group: Any = dist.new_group(backend="gloo") if several else None
 
     def settle(self, part: str, mine: list[BadSample]) -> int:
-        """How many images of this global batch, or of the test split, are bad over all ranks. A collective.
+        """How many images of this global batch, or of a held-out split, are bad over all ranks. A collective.
 
         Errors: SharedError, on all ranks, where the run is to stop.
         """

@@ -45,8 +45,8 @@ def build_pipeline(
 ) -> Pipeline:
     """The pipeline of one rank. The batches do not depend on which pipeline it is, bit for bit.
 
-    shares: weights of the ranks' parts of a global batch, and of the test split (None: equal). shards: logical shards
-    into which both are cut instead, before the ranks take theirs; micro-batches are then parts of a shard.
+    shares: weights of the ranks' parts of a global batch, and of the held-out splits (None: equal). shards: logical
+    shards into which both are cut instead, before the ranks take theirs; micro-batches are then parts of a shard.
     local_world_size: ranks that share this host's memory (None: all). equal_passes: every rank gets the same number of
     micro-batches, where need be empty ones (for layers in which the ranks meet in each forward pass); not with shards.
 
@@ -140,16 +140,16 @@ def _largest_shift(dataset: Dataset, options: AugmentOptions) -> int | None:
 
 def _is_resident(dataset: Dataset, options: DataOptions, augmentation: Augmentation, ranks_here: int) -> bool:
     """Whether the images go into the device's memory; `ranks_here` ranks do so in one host's."""
-    decoded = dataset.train.images is not None and dataset.test.images is not None
+    held_out = dataset.held_out.values()
+    decoded = dataset.train.images is not None and all(split.images is not None for split in held_out)
     if options.pipeline == "resident" and not decoded:
         raise UserError("--pipeline resident: the decoded images do not fit into this machine; take auto or loader")
     if options.pipeline in ("loader", "resident") or not decoded:
         return options.pipeline == "resident"
     channels, height, width = dataset.image_shape
     pad = 2 * augmentation.pad_pixels
-    needed = channels * (
-        len(dataset.train.labels) * (height + pad) * (width + pad) + len(dataset.test.labels) * height * width
-    )
+    padded, plain = (height + pad) * (width + pad), height * width
+    needed = channels * (len(dataset.train) * padded + sum(map(len, held_out)) * plain)
     if augmentation.device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(augmentation.device)
         return needed <= free * _RESIDENT_FRACTION

@@ -53,16 +53,16 @@ class ImageReader(TorchDataset[Any]):
     def __getitem__(self, indices: list[int]) -> Read:
         chosen = np.asarray(indices, dtype=np.int64)
         if self.split.files is None:
-            assert self.split.images is not None
-            return *_to_hand_over(self.split.images[chosen], chosen), []
+            return *_to_hand_over(self.split.take(chosen), chosen), []
         images, kept, bad = [], [], []
         for index in indices:
-            stamp = None if self.split.stamps is None else self.split.stamps[index]
+            row = self.split.row(index)
+            file, stamp = self.split.files[row], None if self.split.stamps is None else self.split.stamps[row]
             try:
-                images.append(read_unchanged(self.split.files[index], self.size, self.split.reading, stamp))
+                images.append(read_unchanged(file, self.size, self.split.reading, stamp))
                 kept.append(index)
             except Unreadable as error:
-                bad.append(BadSample(self.part, index, self.split.files[index], str(error)))
+                bad.append(BadSample(self.part, index, file, str(error)))
         stacked = np.stack(images) if images else np.zeros((0, *self.size, 3), np.uint8)
         return *_to_hand_over(stacked, np.array(kept, np.int64)), bad
 
@@ -118,15 +118,17 @@ class LoaderPipeline(DatasetPipeline):
         agreement: Agreement | None = None,
     ) -> None:
         super().__init__(dataset, augmentation, sampler, cut)
-        self._test_labels = to_device(dataset.test.labels, self.device)
         size = dataset.image_shape[1:]
         self._agreement = agreement
         self._train_reader = ImageReader(dataset.train, size, "train")
-        self._train_batches, self._test_batches = _Batches(), _Batches()
+        self._train_batches = _Batches()
         _check_sockets(num_workers)
         self._train_loader = self._loader(self._train_reader, self._train_batches, num_workers, prefetch_factor)
-        test_reader, test_workers = ImageReader(dataset.test, size, "test"), (num_workers + 1) // 2
-        self._test_loader = self._loader(test_reader, self._test_batches, test_workers, prefetch_factor)
+        self._evaluated: dict[str, tuple[Tensor, _Batches, DataLoader[Any]]] = {}
+        for name, split in dataset.held_out.items():  # their workers start with the first evaluation
+            batches = _Batches()
+            loader = self._loader(ImageReader(split, size, name), batches, (num_workers + 1) // 2, prefetch_factor)
+            self._evaluated[name] = to_device(split.labels, self.device), batches, loader
 
     def _loader(self, reader: ImageReader, batches: _Batches, workers: int, prefetch: int) -> DataLoader[Any]:
         parent = os.getpid()
@@ -190,19 +192,20 @@ class LoaderPipeline(DatasetPipeline):
             raise UserError(str(bad[0]))
         return images.to(self.device, non_blocking=True), indices.to(self.device, non_blocking=True)
 
-    def evaluate(self) -> Iterator[Batch]:
+    def evaluate(self, split: str | None = None) -> Iterator[Batch]:
         bad: list[BadSample] = []
-        bounds = self.sampler.in_order(len(self._test_labels), self._test_batch)
-        self._test_batches.lists = [list(range(*part)) for part in bounds]
-        loaded = _start(self._test_loader) if self._test_batches.lists else iter(())
-        for _ in self._test_batches.lists:
+        labels, batches, loader = self._evaluated[split or self.selection]
+        bounds = self.sampler.in_order(len(labels), self._test_batch)
+        batches.lists = [list(range(*part)) for part in bounds]
+        loaded = _start(loader) if batches.lists else iter(())
+        for _ in batches.lists:
             read = _next(loaded)
             bad += read[2]
             images, indices = self._on_device(read)
             if len(indices):
-                yield Batch(self.augmentation.normalise(images), self._test_labels.index_select(0, indices), indices)
+                yield Batch(self.augmentation.normalise(images), labels.index_select(0, indices), indices)
         if self._agreement is not None:
-            self._agreement.settle("test", bad)
+            self._agreement.settle(split or self.selection, bad)
 
     def dummy_batch(self) -> Batch:
         tries = (self._train_reader[[index]] for index in range(min(_TRIES, len(self._train_reader))))

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ddp_train.data.augment.augmentation import Augmentation, Draws
 from ddp_train.data.pipeline.sampler import GlobalBatchSampler, RankPart
 from ddp_train.data.pipeline.window import Batch, Cut, DatasetPipeline, Window, to_device
-from ddp_train.data.sources.samples import Dataset
+from ddp_train.data.sources.samples import Dataset, Split
 
 _CHUNK = 4096  # images padded at a time: bounds the memory beside the result
 
@@ -25,11 +24,9 @@ class ResidentPipeline(DatasetPipeline):
 
     def __init__(self, dataset: Dataset, augmentation: Augmentation, sampler: GlobalBatchSampler, cut: Cut) -> None:
         super().__init__(dataset, augmentation, sampler, cut)
-        assert dataset.train.images is not None and dataset.test.images is not None
-        self._padded = _pad_all(dataset.train.images, augmentation)
-        self._test = dataset.test
-        self._test_part: slice | None = None
-        self._place_test_part()
+        self._padded = _pad_all(dataset.train, augmentation)
+        self._placed: dict[str, tuple[slice, Tensor, Tensor]] = {}
+        self._place(self.selection)
 
     def train(self, epoch: int, start_step: int = 0) -> Iterator[Window]:
         self.sampler.set_epoch(epoch)
@@ -54,37 +51,36 @@ class ResidentPipeline(DatasetPipeline):
         images = self.augmentation.apply(self._padded, rows, draws)
         return Batch(images, self._train_labels.index_select(0, rows), rows)
 
-    def evaluate(self) -> Iterator[Batch]:
-        batches = self._place_test_part()
+    def evaluate(self, split: str | None = None) -> Iterator[Batch]:
+        batches, images, labels = self._place(split or self.selection)
         for start, stop in batches:
             part = slice(start - batches[0][0], stop - batches[0][0])
             indices = torch.arange(start, stop, device=self.device)
-            yield Batch(self.augmentation.normalise(self._test_images[part]), self._test_labels[part], indices)
+            yield Batch(self.augmentation.normalise(images[part]), labels[part], indices)
 
-    def _place_test_part(self) -> list[tuple[int, int]]:
-        """Bounds of this rank's batches of the test split; their images are on the device after this."""
-        batches = self.sampler.in_order(len(self._test), self._test_batch)
+    def _place(self, name: str) -> tuple[list[tuple[int, int]], Tensor, Tensor]:
+        """Bounds of this rank's batches of a held-out split; their images and labels, on the device."""
+        split = self._held_out[name]
+        batches = self.sampler.in_order(len(split), self._test_batch)
         part = slice(batches[0][0], batches[-1][1]) if batches else slice(0, 0)
-        if part != self._test_part:
-            assert self._test.images is not None
-            self._test_images = to_device(self._test.images[part], self.device)
-            self._test_labels = to_device(self._test.labels[part], self.device)
-            self._test_part = part
-        return batches
+        if name not in self._placed or self._placed[name][0] != part:
+            images, labels = to_device(split.take(part), self.device), to_device(split.labels[part], self.device)
+            self._placed[name] = part, images, labels
+        return batches, *self._placed[name][1:]
 
     def dummy_batch(self) -> Batch:
         rows = torch.zeros(1, dtype=torch.int64, device=self.device)
         return self._batch(rows, self.augmentation.draw(rows, 0))
 
 
-def _pad_all(images: np.ndarray, augmentation: Augmentation) -> Tensor:
+def _pad_all(split: Split, augmentation: Augmentation) -> Tensor:
     """uint8 [N, H, W, C] on the host -> [N, H + 2 pad, W + 2 pad, C] on the device."""
-    device, pad = augmentation.device, augmentation.pad_pixels
+    device, pad, count = augmentation.device, augmentation.pad_pixels, len(split)
     if pad == 0:
-        return to_device(images, device)
-    count, height, width, channels = images.shape
+        return to_device(split.take(slice(None)), device)
+    _, height, width, channels = split.take(slice(0, 1)).shape
     padded = torch.empty((count, height + 2 * pad, width + 2 * pad, channels), dtype=torch.uint8, device=device)
     for first in range(0, count, _CHUNK):
-        chunk = to_device(images[first : first + _CHUNK], device)
+        chunk = to_device(split.take(slice(first, first + _CHUNK)), device)
         padded[first : first + len(chunk)] = augmentation.pad(chunk)
     return padded

@@ -51,6 +51,8 @@ class Pipeline(Protocol):
     """Which samples make up each global batch, and which of them are this rank's."""
     accumulate: int
     """Micro-batches of a window; may be changed before a `train`."""
+    selection: str
+    """The split that each epoch is evaluated on, and chosen by: "val" where there is one, else "test"."""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -65,8 +67,9 @@ class Pipeline(Protocol):
     def train(self, epoch: int, start_step: int = 0) -> Iterator[Window]:
         """The windows of an epoch (counted from 0) from `start_step` on, where they are those of a whole epoch."""
 
-    def evaluate(self) -> Iterator[Batch]:
-        """This rank's share of the test split: each sample once over all ranks, none repeated; sizes may differ."""
+    def evaluate(self, split: str | None = None) -> Iterator[Batch]:
+        """This rank's share of a split, "test" or "val" (None: `selection`): each sample once over all ranks, none
+        repeated; sizes may differ."""
 
     def dummy_batch(self) -> Batch:
         """One training sample, for a rank that must take part in a step without a sample of its own."""
@@ -89,6 +92,8 @@ class DatasetPipeline(Pipeline):
         self.sampler, self.augmentation, self.device = sampler, augmentation, augmentation.device
         self.accumulate, self.equal_passes, self._test_batch = cut.accumulate, cut.equal_passes, cut.test_batch
         self._train_labels = to_device(dataset.train.labels, self.device)
+        self._held_out = dataset.held_out
+        self.selection = dataset.selection
 
     def _micro_batches(self, start: int, part: RankPart) -> tuple[list[tuple[int, int]], tuple[int, ...]]:
         least = min(part.most, self.accumulate) if self.equal_passes else 0

@@ -66,9 +66,20 @@ class Split:
     """int64 [N, 3]: size, mtime in ns and inode of each of `files`, which must not change during a run."""
     reading: Reading = field(default_factory=Reading)
     """How `files` are read."""
+    rows: np.ndarray | None = None
+    """int64 [N]: which of the images or files are the split's, where another split has the others; None: all."""
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def take(self, chosen: slice | np.ndarray) -> np.ndarray:
+        """Decoded images of the split, which has them: uint8 [n, H, W, C]."""
+        assert self.images is not None
+        return np.asarray(self.images[chosen if self.rows is None else self.rows[chosen]])
+
+    def row(self, index: int) -> int:
+        """Where `files` and `stamps` have a sample."""
+        return index if self.rows is None else int(self.rows[index])
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +92,8 @@ class Dataset:
     name: str
     classes: tuple[str, ...]
     train: Split
-    test: Split
+    test: Split | None
+    """None where a run has no test images, and its validation split has to do."""
     mean: tuple[float, ...]
     std: tuple[float, ...]
     image_shape: tuple[int, int, int]
@@ -101,8 +113,25 @@ class Dataset:
     on_bad_sample: Policy = "stop"
     """What becomes of images that turn out bad while they are read."""
     val: Split | None = None
+    """The validation split: where there is one, epochs are evaluated on it and the test split is kept for the end."""
     levels: Mapping[str, Levels] = field(default_factory=dict)
     """Black and white of grey images of more than 8 bits, by kind of number (see pixels.py)."""
+
+    @property
+    def held_out(self) -> dict[str, Split]:
+        """The splits that are not trained on, by name."""
+        both = {"val": self.val, "test": self.test}
+        return {name: split for name, split in both.items() if split is not None}
+
+    @property
+    def selection(self) -> str:
+        """The split that each epoch is evaluated on, and chosen by."""
+        return "test" if self.val is None else "val"
+
+    @property
+    def final(self) -> str:
+        """The split on which the best model is examined at the end."""
+        return "val" if self.test is None else "test"
 
 
 def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -144,6 +173,9 @@ class DatasetFacts:
     flip_ok: bool
     train_samples: int
     test_samples: int
+    """0 where the validation split had to do."""
+    val_samples: int = 0
+    """0 where there was no validation split."""
     content: str | None = None
     """Hash of the images, their order and their labels."""
     left_out: tuple[str, ...] = ()
@@ -158,7 +190,8 @@ class DatasetFacts:
         return cls(
             **{name: getattr(dataset, name) for name in same},
             train_samples=len(dataset.train),
-            test_samples=len(dataset.test),
+            test_samples=0 if dataset.test is None else len(dataset.test),
+            val_samples=0 if dataset.val is None else len(dataset.val),
             left_out=tuple(str(sample) for sample in dataset.left_out),
         )
 

@@ -30,7 +30,7 @@ FACTS = RunFacts(
     global_batch=1,
     out_dir="x",
 )
-NUMBERS = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "learning_rate", "seconds")
+NUMBERS = ("train_loss", "train_accuracy", "loss", "accuracy", "learning_rate", "seconds")
 
 
 def test_the_histograms_are_numpys(tmp_path: Path) -> None:

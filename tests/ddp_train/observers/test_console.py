@@ -54,12 +54,12 @@ def _facts(**changes: object) -> RunFacts:
     return RunFacts(**(values | changes))
 
 
-def _record(epoch: int, test_accuracy: float, **changes: float) -> EpochRecord:
+def _record(epoch: int, accuracy: float, **changes: float) -> EpochRecord:
     values = {
         "train_loss": 0.5,
         "train_accuracy": 0.8125,
-        "test_loss": 0.25,
-        "test_accuracy": test_accuracy,
+        "loss": 0.25,
+        "accuracy": accuracy,
         "learning_rate": 0.1,
         "seconds": 1.25,
         "images_per_second": 12345.6,
@@ -109,9 +109,9 @@ def test_off_a_terminal_each_epoch_is_one_aligned_line() -> None:
     progress.on_step(_report())
     progress.on_epoch(_record(1, 0.9))
     progress.on_epoch(_record(2, 0.85, learning_rate=1.234e-5, seconds=185.0))
-    progress.on_epoch(_record(3, math.nan, test_loss=math.nan))
+    progress.on_epoch(_record(3, math.nan, loss=math.nan))
     progress.on_epoch(_record(4, 1.0, images_per_second=1_234_567.8, seconds=7500.0))
-    progress.on_end(Best(epoch=4, test_accuracy=1.0))
+    progress.on_end(Best(epoch=4, accuracy=1.0))
     progress.close()
     lines = stream.getvalue().splitlines()
     assert lines[:-1] == [
@@ -140,7 +140,7 @@ def test_each_line_is_flushed_at_once(tmp_path: Path) -> None:
 def test_a_resumed_run_says_where_it_goes_on_and_what_is_to_be_beaten() -> None:
     stream = io.StringIO()
     progress = create_progress(stream)
-    progress.on_start(_facts(start_epoch=4, world_size=1, best_accuracy=0.9))
+    progress.on_start(_facts(start_epoch=4, world_size=1, best=(0.9, -0.25)))
     progress.on_epoch(_record(4, 0.9))
     assert "*" not in stream.getvalue()
     progress.on_epoch(_record(5, 0.91))
@@ -184,7 +184,7 @@ def _run_on_terminal(columns: int) -> str:
             progress.on_step(_report(epoch=1))
             time.sleep(0.7)  # the display's own thread redraws twice a second
             progress.on_epoch(_record(1, 0.9))
-            progress.on_end(Best(epoch=1, test_accuracy=0.9))
+            progress.on_end(Best(epoch=1, accuracy=0.9))
         finally:
             progress.close()
     return arrived.getvalue().decode()

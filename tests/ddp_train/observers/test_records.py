@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -18,12 +19,12 @@ from ddp_train.observers.tensorboard import TensorBoardObserver
 _ROOT = Path(__file__).parents[3]
 
 
-def _record(epoch: int, test_accuracy: float = 0.5, **values: float) -> EpochRecord:
+def _record(epoch: int, accuracy: float = 0.5, **values: Any) -> EpochRecord:
     numbers = {
         "train_loss": 1.0 / epoch,
         "train_accuracy": 0.75,
-        "test_loss": 2.0 / epoch,
-        "test_accuracy": test_accuracy,
+        "loss": 2.0 / epoch,
+        "accuracy": accuracy,
         "learning_rate": 0.1,
         "seconds": 1.5,
         "images_per_second": 1234.5,
@@ -77,17 +78,30 @@ def test_what_is_not_finite_is_null_in_the_file_and_nan_again_when_loaded(tmp_pa
     assert document["epochs"][0]["train_loss"] is None
     assert document["best"] == {"epoch": None, "test_accuracy": None}
     loaded = History.load(path)
-    assert math.isnan(loaded.epochs[0].test_accuracy)
+    assert math.isnan(loaded.epochs[0].accuracy)
     assert math.isnan(loaded.epochs[0].train_loss)
     assert loaded.epochs[0].train_accuracy == 0.75
 
 
-def test_the_best_epoch_is_the_first_of_equals_and_never_an_unknown_one(tmp_path: Path) -> None:
+def test_the_best_epoch_is_the_one_of_lower_loss_among_equals_and_never_an_unknown_one(tmp_path: Path) -> None:
     history = History(tmp_path / "history.json", {})
-    assert history.best == {"epoch": None, "test_accuracy": None}
+    assert history.best.to_dict() == {"epoch": None, "test_accuracy": None}
     for epoch, accuracy in enumerate((0.0, math.nan, 0.8, 0.9, 0.9, math.nan, 0.85), start=1):
-        history.append(_record(epoch, accuracy))
-    assert history.best == {"epoch": 4, "test_accuracy": 0.9}
+        history.append(_record(epoch, accuracy, loss=1.0))
+    assert history.best.to_dict() == {"epoch": 4, "test_accuracy": 0.9}, "the first of equals"
+    history.append(_record(8, 0.9, loss=0.5))
+    history.append(_record(9, 0.9, loss=math.nan))
+    assert history.best.to_dict() == {"epoch": 8, "test_accuracy": 0.9}
+
+
+def test_epochs_of_a_validation_split_have_its_columns(tmp_path: Path) -> None:
+    path = tmp_path / "history.json"
+    History(path, {}).append(_record(1, 0.75, split="val"))
+    document = _strict(path)
+    assert document["best"] == {"epoch": 1, "val_accuracy": 0.75}
+    assert (document["epochs"][0]["val_loss"], document["epochs"][0]["val_accuracy"]) == (2.0, 0.75)
+    assert not {"test_loss", "test_accuracy"} & document["epochs"][0].keys()
+    assert History.load(path).epochs == [_record(1, 0.75, split="val")]
 
 
 def test_a_resumed_history_has_no_gap_and_no_doubled_epoch(tmp_path: Path) -> None:
@@ -101,7 +115,7 @@ def test_a_resumed_history_has_no_gap_and_no_doubled_epoch(tmp_path: Path) -> No
     with pytest.raises(ValueError, match="epoch 2 is already recorded"):
         resumed.append(_record(2))
     for epoch in (3, 4, 5):
-        resumed.append(_record(epoch, 0.95))
+        resumed.append(_record(epoch, 0.95, loss=0.5))
     document = _strict(path)
     assert [epoch["epoch"] for epoch in document["epochs"]] == [1, 2, 3, 4, 5]
     assert document["environment"] == {"run": 2}

@@ -105,7 +105,7 @@ def test_plateau_is_torchs() -> None:
     assert ours.rate is not None and ours.after_epoch is not None and ours.state is not None
     for epoch, loss in enumerate(losses):
         oracle.step(loss)
-        assert not ours.after_epoch(record(epoch + 1, test_loss=loss))
+        assert not ours.after_epoch(record(epoch + 1, loss=loss))
         assert ours.rate(0) == pytest.approx(optimizer.param_groups[0]["lr"])
     assert ours.rate(0) == pytest.approx(0.2), "the floor was reached"
 
@@ -115,7 +115,7 @@ def test_early_stopping_counts_epochs_without_a_better_accuracy() -> None:
     stopping = early_stopping.create(context)
     assert stopping.after_epoch is not None
     accuracies = [0.5, 0.6, 0.605, 0.62, 0.61, 0.625, 0.7]
-    ends = [stopping.after_epoch(record(epoch + 1, test_accuracy=value)) for epoch, value in enumerate(accuracies)]
+    ends = [stopping.after_epoch(record(epoch + 1, accuracy=value)) for epoch, value in enumerate(accuracies)]
     # 0.605 and 0.625 are not better by more than 0.01; the second epoch in a row without one ends the run.
     assert ends == [False, False, False, False, False, True, False]
 
@@ -131,13 +131,13 @@ def test_a_floor_above_the_peak_is_refused() -> None:
         factors("cosine", peak=0.1, eta_min=0.5)
 
 
-def record(epoch: int, test_loss: float = 1.0, test_accuracy: float = 0.5) -> EpochRecord:
+def record(epoch: int, loss: float = 1.0, accuracy: float = 0.5) -> EpochRecord:
     return EpochRecord(
         epoch=epoch,
         train_loss=1.0,
         train_accuracy=0.5,
-        test_loss=test_loss,
-        test_accuracy=test_accuracy,
+        loss=loss,
+        accuracy=accuracy,
         learning_rate=0.1,
         seconds=1.0,
         images_per_second=1.0,

@@ -1,0 +1,138 @@
+"""The validation split: drawn by class and seed, kept apart from training and from the test split."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ddp_core.errors import UserError
+from ddp_train.config.options import AugmentOptions, DataOptions
+from ddp_train.data.pipeline.build import build_pipeline
+from ddp_train.data.sources.builtin import load_digits
+from ddp_train.data.sources.samples import Dataset
+from ddp_train.data.sources.validation import split_off
+from ddp_train.evaluation.saved_model import open_saved_model
+
+
+@pytest.mark.parametrize("share", [0.1, 0.25, 1 / 3])
+def test_each_class_gives_its_share(share: float) -> None:
+    whole = load_digits()
+    parted = split_off(whole, share, seed=3)
+    assert parted.val is not None and parted.train.rows is not None and parted.val.rows is not None
+    assert sorted([*parted.train.rows, *parted.val.rows]) == list(range(len(whole.train)))
+    assert len(parted.val) == round(len(whole.train) * share)
+    counts, taken = np.bincount(whole.train.labels), np.bincount(parted.val.labels)
+    assert (np.abs(taken - counts * share) < 1).all()
+    for part in (parted.train, parted.val):
+        assert (part.labels == whole.train.labels[part.rows]).all()
+    again, other = split_off(whole, share, seed=3), split_off(whole, share, seed=4)
+    assert again.val is not None and other.val is not None
+    assert (again.val.rows == parted.val.rows).all() and (other.val.rows != parted.val.rows).any()
+
+
+@pytest.mark.parametrize("kind", ["resident", "loader"])
+@pytest.mark.parametrize("augment", ["none", "balanced"])  # without and with a padded copy of the images
+def test_every_image_is_in_the_split_that_it_belongs_to(kind: Any, augment: Any) -> None:
+    parted = split_off(load_digits(), 0.2, seed=0)
+    options = DataOptions(dataset="digits", pipeline=kind, num_workers=0)
+    seen: dict[str, list[tuple[int, bytes]]] = {"train": [], "val": [], "test": []}
+    for rank in (0, 1):
+        pipeline = build_pipeline(
+            parted,
+            options,
+            AugmentOptions(augment=augment, flip="off"),
+            world_size=2,
+            rank=rank,
+            device=torch.device("cpu"),
+            global_batch=128,
+            accumulate=1,
+            seed=0,
+        )
+        assert pipeline.selection == "val"
+        batches = {"val": list(pipeline.evaluate()), "test": list(pipeline.evaluate("test"))}
+        batches["train"] = [batch for window in pipeline.train(0) for batch in window.batches]
+        for name, found in batches.items():
+            seen[name] += [
+                (int(label), image.numpy().tobytes())
+                for batch in found
+                for label, image in zip(batch.labels, batch.images, strict=True)
+            ]
+    assert [len(seen[name]) for name in seen] == [len(parted.train), len(parted.held_out["val"]), 359]
+    mean, std = parted.mean[0], parted.std[0]
+    for name in ("val", "test") if augment != "none" else seen:
+        split = parted.train if name == "train" else parted.held_out[name]
+        images = ((split.take(slice(None)).astype(np.float32) / 255 - mean) / std).transpose(0, 3, 1, 2)
+        labels = sorted(int(label) for label in split.labels)
+        assert sorted(label for label, _ in seen[name]) == labels
+        pixels = sorted(float(np.frombuffer(data, np.float32).sum()) for _, data in seen[name])
+        assert np.allclose(pixels, sorted(float(image.sum()) for image in images), atol=1e-2)
+
+
+def test_mistakes() -> None:
+    whole = load_digits()
+    with pytest.raises(UserError, match="has a validation split already"):
+        split_off(split_off(whole, 0.5, 0), 0.5, 0)
+    few = replace(whole, train=replace(whole.train, labels=whole.train.labels[:12], images=whole.train.images[:12]))
+    with pytest.raises(UserError, match=r"leaves no training image of class '|that is none"):
+        split_off(few, 0.9, 0)
+    with pytest.raises(UserError, match="of 12 training images that is none"):
+        split_off(few, 0.01, 0)
+
+
+def accuracy(network: torch.nn.Module, dataset: Dataset, name: str) -> float:
+    """In plain torch, one image at a time."""
+    split = dataset.train if name == "train" else dataset.held_out[name]
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (dataset.mean, dataset.std))
+    hits = 0
+    with torch.no_grad():
+        for image, label in zip(split.take(slice(None)), split.labels, strict=True):
+            pixels = (torch.from_numpy(image).permute(2, 0, 1) / 255 - mean) / std
+            hits += int(network(pixels[None]).argmax()) == label
+    return hits / len(split)
+
+
+def test_the_run_chooses_by_it_and_examines_the_test_split_once(
+    trainer: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The accuracies of the run are those of an evaluation in plain torch; the test images have no part in the run."""
+    options = "--device cpu --dataset digits --epochs 3 --val-split 0.2 --early-stopping 5 --seed 7 --no-tensorboard"
+
+    def run(name: str) -> tuple[dict[str, Any], Path]:
+        folder = tmp_path / name
+        done = trainer(*options.split(), "--out-dir", str(folder))
+        assert done.returncode == 0, done.stderr
+        assert "val loss" in done.stderr and "best val accuracy" in done.stderr
+        history: dict[str, Any] = json.loads((folder / "training_history.json").read_text())
+        return history, folder
+
+    history, folder = run("run")
+    best = history["best"]
+    assert best["val_accuracy"] == max(epoch["val_accuracy"] for epoch in history["epochs"])
+    saved = open_saved_model(str(folder), torch.device("cpu"))
+    parted = split_off(load_digits(), 0.2, seed=7)
+    assert accuracy(saved.network, parted, "val") == pytest.approx(best["val_accuracy"])
+    assert history["examination"]["split"] == "test"
+    assert accuracy(saved.network, parted, "test") == pytest.approx(history["examination"]["top1"])
+    card = (folder / "model_card.md").read_text()
+    assert "chosen by the accuracy on the validation split" in card and "## Results on the test split" in card
+    assert "1,150 for training, 288 for validation, 359 for testing" in card
+
+    from ddp_train.data.sources import dataset as sources
+
+    def other_test_images() -> Dataset:
+        digits = load_digits()
+        assert digits.test is not None
+        return replace(digits, test=replace(digits.test, labels=digits.test.labels[::-1].copy()))
+
+    monkeypatch.setattr(sources, "load_digits", other_test_images)
+    other, _ = run("other")
+    timeless = [{key: value for key, value in epoch.items() if "second" not in key} for epoch in history["epochs"]]
+    assert timeless == [{k: v for k, v in epoch.items() if "second" not in k} for epoch in other["epochs"]]
+    assert other["examination"]["top1"] < 0.5
