@@ -60,8 +60,8 @@ def _write(run: Run, found: _Found | None) -> None:
     diagnostics = run.config.diagnostics
     if found is not None:
         draw(found.plain, run.dataset, run.folder.path)
-        metrics: dict[str, object] = {"split": run.dataset.final, "samples": found.plain.samples}
-        metrics |= {"top1": found.plain.top1, "loss": found.plain.loss}
+        metrics: dict[str, object] = {"samples": found.plain.samples, "top1": found.plain.top1}
+        metrics |= {} if run.dataset.val is None else {"split": run.dataset.final}
         if found.augmented is not None:
             metrics |= {"tta": diagnostics.tta, "tta_below": diagnostics.tta_below, "top1_tta": found.augmented.top1}
         add_examination(run.folder.history, metrics)
