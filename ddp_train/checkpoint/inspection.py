@@ -204,14 +204,19 @@ def _content(program: bytes, storages: Mapping[str, int], most: int) -> object:
                 stack[-1].extend(items)
             case "SETITEM" | "SETITEMS":
                 items = since_mark() if opcode.name == "SETITEMS" else [stack.pop(-2), stack.pop()]
-                if strange := [key for key in items[::2] if not isinstance(key, (str, int, float, type(None)))]:
+                if strange := [key for key in items[::2] if not is_key(key)]:
                     raise Refused(f"its pickle has a {type(strange[0]).__name__} as the key of a dict")
                 stack[-1].update(zip(items[::2], items[1::2], strict=True))
             case _:
-                raise Refused(f"its pickle has the opcode {opcode.name} {argument}, which torch.save does not write")
+                raise Refused(f"its pickle has the opcode {opcode.name}, which torch.save does not write so")
     (content,) = stack
     _check_values(content, most)
     return content
+
+
+def is_key(value: object) -> bool:
+    """Whether it may be the key of a dict: hashed in one step, and numbers so small that no two have the same hash."""
+    return value is None or type(value) in (str, bool, float) or (type(value) is int and abs(value) < 2**61 - 1)
 
 
 def _storage(identity: object, storages: Mapping[str, int]) -> _Storage:

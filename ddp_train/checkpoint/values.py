@@ -8,10 +8,9 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from ddp_train.checkpoint.inspection import DTYPES
+from ddp_train.checkpoint.inspection import DTYPES, is_key
 
 _LEAVES = {type(None), bool, int, float, complex, str, bytes, torch.Size, torch.dtype, torch.device}
-_KEYS = {type(None), bool, int, float, str}
 
 
 def checked_copy(
@@ -23,8 +22,8 @@ def checked_copy(
     """
     copied: dict[str, object] = OrderedDict() if isinstance(value, OrderedDict) else {}
     for key, item in value.items():
-        if type(key) not in _KEYS:
-            raise TypeError(f"a key of {where} is a {_name(key)}: not a plain value")
+        if not is_key(key):
+            raise TypeError(f"a key of {where} is a {_name(key)}: not a plain value below 2 ** 61")
         copied[key] = _copy(item, f"{where}[{key!r}]", tensor)
     if isinstance(copied, OrderedDict) and hasattr(value, "_metadata"):  # the versions of a state_dict's modules
         copied._metadata = _copy(value._metadata, f"{where}._metadata", tensor)  # type: ignore[attr-defined]
@@ -36,7 +35,7 @@ def _copy(value: object, where: str, tensor: Callable[[torch.Tensor], torch.Tens
         if value.layout is not torch.strided or value.is_quantized or value.dtype not in DTYPES:
             raise TypeError(f"{where} is a tensor of {value.dtype} and {value.layout}: only dense ones can be kept")
         return tensor(value)
-    if type(value) in _LEAVES:
+    if type(value) in _LEAVES and value != b"":  # pickle writes empty bytes as a call that torch refuses
         return value
     if type(value) in (dict, OrderedDict):
         assert isinstance(value, dict)

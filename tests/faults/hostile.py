@@ -155,6 +155,12 @@ def _key_of_tuples() -> bytes:
     return b"}" + _shared_tuples() + b"Ns"
 
 
+def _keys_of_one_hash() -> bytes:
+    """Numbers that all have the hash of 0: each new key is compared with all before it."""
+    numbers = (i * (2**61 - 1) for i in range(70_000))
+    return b"}(" + b"".join(b"\x8a\x0a" + number.to_bytes(10, "little") + b"N" for number in numbers) + b"u"
+
+
 def _shared_versions() -> bytes:
     """Twenty thousand state_dicts, with the same hundred thousand versions of modules each."""
     versions = b"}q\x01(" + b"".join(b"J" + struct.pack("<I", i) + b"N" for i in range(100_000)) + b"u"
@@ -206,6 +212,7 @@ PAYLOADS: dict[str, Payload] = {
     "lists in lists in lists": _value(b"](" * 100_000 + b"e" * 100_000),
     "tuples that contain each other": _value(_shared_tuples()),
     "a key of tuples that contain each other": _value(_key_of_tuples()),
+    "keys of one hash": _value(_keys_of_one_hash()),
     "versions that many share": _value(_shared_versions()),
     "a list that contains itself many times": _value(b"]q\x01(" + b"h\x01" * 200_000 + b"e"),
     "an object's attributes": _value(_attributes()),

@@ -150,6 +150,8 @@ def test_the_file_has_the_permissions_that_umask_leaves(tmp_path: Path) -> None:
         (np.float64(0.5), "state['metrics'][1] is a numpy.float64"),
         (np.zeros(3), "state['metrics'][1] is a numpy.ndarray"),
         ({1, 2}, "state['metrics'][1] is a builtins.set"),
+        (b"", "state['metrics'][1] is a builtins.bytes"),
+        ({2**61: 1}, "a key of state['metrics'][1] is a builtins.int: not a plain value below 2 ** 61"),
         (Path("x"), "state['metrics'][1] is a pathlib"),
         (torch.Generator(), "state['metrics'][1] is a torch._C.Generator"),
     ],
