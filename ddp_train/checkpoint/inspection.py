@@ -205,10 +205,11 @@ def _content(program: bytes, storages: Mapping[str, int], most: int) -> object:
             case "SETITEM" | "SETITEMS":
                 items = since_mark() if opcode.name == "SETITEMS" else [stack.pop(-2), stack.pop()]
                 if strange := [key for key in items[::2] if not is_key(key)]:
-                    raise Refused(f"its pickle has a {type(strange[0]).__name__} as the key of a dict")
+                    kind = type(strange[0]).__name__
+                    raise Refused(f"its pickle has a key of a dict that is no plain value below 2 ** 61: {kind}")
                 stack[-1].update(zip(items[::2], items[1::2], strict=True))
             case _:
-                raise Refused(f"its pickle has the opcode {opcode.name}, which torch.save does not write so")
+                raise Refused(f"its pickle has the opcode {opcode.name}, which torch.save does not write like this")
     (content,) = stack
     _check_values(content, most)
     return content
