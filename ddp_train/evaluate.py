@@ -28,9 +28,8 @@ from ddp_train.assemble.resolve_options import set_threads
 from ddp_train.distributed import process_group
 from ddp_train.distributed.process_group import Ranks, together
 from ddp_train.engine.evaluate import examine
-from ddp_train.evaluation import dataset as evaluation_dataset
 from ddp_train.evaluation.metrics import as_json, as_text, draw
-from ddp_train.evaluation.saved_model import SavedModel, open_saved_model
+from ddp_train.evaluation.saved_model import SavedModel, load_split, open_saved_model, test_batches
 from ddp_train.evaluation.tta import Tta, describe_tta, views
 from ddp_train.optim.precision import Precision
 
@@ -81,11 +80,11 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _run(arguments: argparse.Namespace, ranks: Ranks, device: torch.device) -> None:
     saved = together(lambda: _open(arguments, device), ranks)
-    dataset = evaluation_dataset.load_split(saved, arguments.data_dir, ranks)
+    dataset = load_split(saved, arguments.data_dir, ranks)
     precision = Precision(arguments.amp, device)
     found = examine(
         saved.network,
-        evaluation_dataset.batches(dataset, saved, ranks, arguments.batch_size_per_rank),
+        test_batches(dataset, saved, ranks, arguments.batch_size_per_rank),
         precision,
         len(dataset.classes),
         views=views(arguments.tta),

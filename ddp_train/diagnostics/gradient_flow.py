@@ -21,7 +21,8 @@ from torch import nn
 from ddp_core.errors import UserError
 from ddp_core.files import write_text
 from ddp_train.observers.records import EpochRecord, Observer
-from ddp_train.plots.gradient_flow import SCHEMA, FlowPoint, read_flow
+from ddp_train.plots.gradient_flow import SCHEMA, FlowPoint, flow_figure, read_flow
+from ddp_train.plots.style import save
 from ddp_train.technique import Context, Moment, Technique
 
 
@@ -81,9 +82,7 @@ class _GradientFlow(Observer):
         """Draw what there is, above all for a run that failed."""
         self.leave()
         if self._points:
-            from ddp_train.plots.gradient_flow import plot_flow
-
-            plot_flow(read_flow(self._file), self._picture)
+            save(flow_figure(read_flow(self._file)), self._picture)
 
     def leave(self) -> None:
         """Write the new points."""

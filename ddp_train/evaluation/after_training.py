@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import dataclass
 
 import torch.distributed as dist
 
@@ -32,46 +31,37 @@ def finish(run: Run) -> None:
     progress = run.trainer.progress
     if progress.epoch < run.trainer.components.epochs and not progress.stopped:
         return
-    found = _examine(run) if run.config.diagnostics.examine else None
+    plain, augmented = _examine(run) if run.config.diagnostics.examine else (None, None)
     if not run.trainer.components.ranks.is_first:
         return
-    if found is not None and found.augmented is not None:
+    if plain is not None and augmented is not None:
         tta = describe_tta(run.config.diagnostics.tta, run.config.diagnostics.tta_below)
-        line = f"the best model: {percent(found.plain.top1)}, with test-time augmentation ({tta}) "
-        print(line + percent(found.augmented.top1), file=sys.stderr, flush=True)
-    if found is not None and run.dataset.final != run.dataset.selection:
-        line = f"the best model on the {run.dataset.final} split: {percent(found.plain.top1)}"
+        line = f"the best model: {percent(plain.top1)}, with test-time augmentation ({tta}) "
+        print(line + percent(augmented.top1), file=sys.stderr, flush=True)
+    if plain is not None and run.dataset.final != run.dataset.selection:
+        line = f"the best model on the {run.dataset.final} split: {percent(plain.top1)}"
         print(line, file=sys.stderr, flush=True)
     if run.folder.history.is_file():
-        _write(run, found)
+        _write(run, plain, augmented)
     epochs, best = run.trainer.components.epochs, run.trainer.best.to_dict()
     mark_done(run.folder.path, epochs=epochs, epoch=progress.epoch, step=progress.step, best=best)
 
 
-@dataclass(frozen=True)
-class _Found:
-    """The examination of the best model; `augmented`: the one with test-time augmentation, where it was asked for."""
-
-    plain: Examination
-    augmented: Examination | None
-
-
-def _write(run: Run, found: _Found | None) -> None:
+def _write(run: Run, plain: Examination | None, augmented: Examination | None) -> None:
     diagnostics = run.config.diagnostics
-    if found is not None:
-        draw(found.plain, run.dataset, run.folder.path)
-        metrics: dict[str, object] = {"samples": found.plain.samples, "top1": found.plain.top1}
+    if plain is not None:
+        draw(plain, run.dataset, run.folder.path)
+        metrics: dict[str, object] = {"samples": plain.samples, "top1": plain.top1}
         metrics |= {} if run.dataset.val is None else {"split": run.dataset.final}
-        if found.augmented is not None:
-            metrics |= {"tta": diagnostics.tta, "tta_below": diagnostics.tta_below, "top1_tta": found.augmented.top1}
+        if augmented is not None:
+            metrics |= {"tta": diagnostics.tta, "tta_below": diagnostics.tta_below, "top1_tta": augmented.top1}
         add_examination(run.folder.history, metrics)
     history, data = read_history(run.folder.history), DatasetFacts.of(run.dataset)
-    examined = (None, None) if found is None else (found.plain, found.augmented)
-    write_text(run.folder.path / "model_card.md", model_card(run.config, run.facts, data, history, *examined))
+    write_text(run.folder.path / "model_card.md", model_card(run.config, run.facts, data, history, plain, augmented))
 
 
-def _examine(run: Run) -> _Found | None:
-    """The examination of best_model.pth; None where there is none."""
+def _examine(run: Run) -> tuple[Examination | None, Examination | None]:
+    """The examination of best_model.pth, and the one with test-time augmentation; None: there is none."""
     components = run.trainer.components
     network = components.evaluated
 
@@ -82,7 +72,7 @@ def _examine(run: Run) -> _Found | None:
         return True
 
     if not on_first_rank(load, components.ranks):
-        return None
+        return None, None
     if components.ranks.world_size > 1:
         for tensor in network.state_dict().values():
             dist.broadcast(tensor, src=0)
@@ -90,8 +80,8 @@ def _examine(run: Run) -> _Found | None:
     pipeline, final = components.pipeline, run.dataset.final
     plain = examine(network, pipeline.evaluate(final), components.precision, classes, worst=WORST)
     if diagnostics.tta == "none" or not run.dataset.flip_ok:  # a mirrored digit is not of its class
-        return _Found(plain, None)
+        return plain, None
     below = math.inf if diagnostics.tta_below is None else diagnostics.tta_below
     seen = views(diagnostics.tta)
     augmented = examine(network, pipeline.evaluate(final), components.precision, classes, views=seen, below=below)
-    return _Found(plain, augmented)
+    return plain, augmented

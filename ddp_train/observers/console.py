@@ -103,7 +103,7 @@ class LiveProgress(_Progress):
 
         super().on_start(facts)
         for note in facts.notes:
-            self._console.print(Text(note, style="yellow"))
+            self._console.print(note, style="yellow", markup=False)
         text = Text("\n").join(Text(line) for line in describe(facts))
         width = min(_WIDTH, self._console.width)
         self._console.print(Panel(text, title=Text(facts.name), title_align="left", border_style="cyan", width=width))
@@ -131,21 +131,17 @@ class LiveProgress(_Progress):
 
     def on_end(self, best: Best) -> None:
         """Take the live area away and print the best epoch."""
-        from rich.text import Text
-
         self.close()
         if line := self._summary(best):
-            self._console.print(Text(line, style="bold green"))
-
-    def leave(self) -> None:
-        """As `close`."""
-        self.close()
+            self._console.print(line, style="bold green", markup=False)
 
     def close(self) -> None:
         """Take the live area away, after a failure too."""
         if self._live is not None:
             self._live.stop()
             self._live = None
+
+    leave = close
 
     def render(self) -> RenderableType:
         """The live area now: label, bar, count and numbers in four columns."""
@@ -191,9 +187,7 @@ class LiveProgress(_Progress):
         return self._gpus
 
     def _print_row(self, line: str, style: str) -> None:
-        from rich.text import Text
-
-        self._console.print(Text(line, style=style), no_wrap=True, crop=True, overflow="ellipsis")
+        self._console.print(line, style=style, markup=False, no_wrap=True, crop=True, overflow="ellipsis")
 
 
 def _bar(done: float, total: float) -> RenderableType:

@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict, cast
 
 from ddp_core.errors import UserError
 from ddp_core.files import write_text
@@ -202,8 +202,7 @@ class History:
 
 def add_examination(path: str | os.PathLike[str], figures: Mapping[str, object]) -> None:
     """Write the examination of the best model into a finished run's history. Errors: UserError."""
-    document = read_history(path)
-    document["examination"] = {name: _strict(value) for name, value in figures.items()}
+    document = read_history(path) | {"examination": _strict(figures)}
     write_text(path, json.dumps(document, indent=2, allow_nan=False) + "\n")
 
 
@@ -212,15 +211,22 @@ def read_history(path: str | os.PathLike[str]) -> HistoryDocument:
 
     Raises UserError, one line naming the file, when it is missing, not strict JSON, or not a history.
     """
+    document = read_document(path, SCHEMA, "training history")
+    if fault := _fault(document):
+        raise UserError(f"{path} is not a training history: {fault}")
+    return cast(HistoryDocument, document)
+
+
+def read_document(path: str | os.PathLike[str], schema: str, what: str) -> dict[str, Any]:
+    """The strict JSON object of this schema in a file. Errors: UserError, one line naming the file."""
     try:
-        document: HistoryDocument = json.loads(Path(path).read_bytes(), parse_constant=_refuse_constant)
+        document = json.loads(Path(path).read_bytes(), parse_constant=_refuse_constant)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not a training history: {error}") from error
-    fault = _fault(document)
-    if fault:
-        raise UserError(f"{path} is not a training history: {fault}")
+        raise UserError(f"{path} is not a {what}: {error}") from error
+    if not isinstance(document, dict) or document.get("schema") != schema:
+        raise UserError(f'{path} is not a {what}: it has no "schema": "{schema}"')
     return document
 
 
@@ -252,10 +258,8 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
-def _fault(document: object) -> str | None:
-    """What keeps a JSON value from being a history, or None."""
-    if not isinstance(document, dict) or document.get("schema") != SCHEMA:
-        return f'it has no "schema": "{SCHEMA}"'
+def _fault(document: dict[str, Any]) -> str | None:
+    """What keeps a document from being a history, or None."""
     epochs = document.get("epochs")
     if not isinstance(document.get("environment"), dict) or not isinstance(epochs, list):
         return "environment or epochs is missing"

@@ -91,13 +91,11 @@ class TensorBoardObserver(Observer):
             if writer is not None:
                 writer.flush()
 
-    def leave(self) -> None:
-        """As `close`."""
-        self.close()
-
     def close(self) -> None:
         """Flush and close the event files."""
         for writer in (self._epochs, self._steps):
             if writer is not None:
                 writer.close()
         self._epochs = self._steps = None
+
+    leave = close

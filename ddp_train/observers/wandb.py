@@ -39,15 +39,9 @@ class WandbObserver(Observer):
         name = kept.read_text(encoding="utf-8").strip() if resumed else secrets.token_hex(4)
         write_text(kept, name + "\n")
         about = {"parameters": facts.parameters, "device": facts.device, "world_size": facts.world_size}
+        where = {"project": self._project, "name": facts.name, "id": name, "dir": str(self._folder)}
         try:
-            self._run = wandb.init(
-                project=self._project,
-                name=facts.name,
-                id=name,
-                resume="allow",
-                dir=str(self._folder),
-                config={**self._config, **about},
-            )
+            self._run = wandb.init(**where, resume="allow", config={**self._config, **about})
         except Exception as error:  # wandb has its own kinds, which differ between its versions
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise UserError(f"--wandb: could not start ({reason}); WANDB_MODE=offline needs no account") from None

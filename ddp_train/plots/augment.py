@@ -53,8 +53,11 @@ SAMPLE_ROWS: tuple[tuple[str, AugmentOptions], ...] = (
 
 
 def augment_figure(dataset: Dataset, seed: int) -> Figure:
-    """The sheet for the first images of a dataset whose classes differ."""
-    chosen = _chosen(dataset)
+    """The sheet for the first training images of the first classes."""
+    if dataset.train.images is None:
+        raise UserError(f"{dataset.name}: the decoded images do not fit into this machine")
+    _, first = np.unique(dataset.train.labels, return_index=True)
+    chosen = torch.from_numpy(np.ascontiguousarray(dataset.train.take(first[:IMAGES])))
     plain = create_augmentation(dataset, AugmentOptions(augment="none"), seed, "cpu")
     images = plain(chosen, torch.arange(len(chosen)), 0)
     rows: list[tuple[str, list[Tensor]]] = [("the images", [images] * DRAWS)]
@@ -68,10 +71,8 @@ def augment_figure(dataset: Dataset, seed: int) -> Figure:
     figure, axes = _axes(sheet, images.shape[3], f"Augmentation  ·  {dataset.name}")
     height, width = sheet.shape[0] / len(rows), sheet.shape[1] / len(chosen)
     axes.set_yticks([height * (i + 0.5) for i in range(len(rows))], [label for label, _ in rows])
-    axes.set_xticks(
-        [width * (i + 0.5) for i in range(len(chosen))],
-        [f"image {i + 1} in {DRAWS} epochs" for i in range(len(chosen))],
-    )
+    names = [f"image {i + 1} in {DRAWS} epochs" for i in range(len(chosen))]
+    axes.set_xticks([width * (i + 0.5) for i in range(len(chosen))], names)
     axes.tick_params(length=0, labelsize=8, colors=INK)
     axes.tick_params(axis="x", labelcolor=SOFT)
     axes.spines[:].set_visible(False)
@@ -125,14 +126,6 @@ def _dataset(data_dir: str | None) -> Dataset:
         raise UserError(f"--data-dir {data_dir}: neither CIFAR-10 nor train/CLASS/* and test/CLASS/* images are there")
     data.prepare(name, options)
     return data.load(name, options)
-
-
-def _chosen(dataset: Dataset) -> Tensor:
-    """The first training images of the first classes: uint8 [n, H, W, C]."""
-    if dataset.train.images is None:
-        raise UserError(f"{dataset.name}: the decoded images do not fit into this machine")
-    _, first = np.unique(dataset.train.labels, return_index=True)
-    return torch.from_numpy(np.ascontiguousarray(dataset.train.take(first[:IMAGES])))
 
 
 def _mixup(images: Tensor, draw: int, seed: int) -> Tensor:

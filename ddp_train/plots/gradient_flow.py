@@ -7,14 +7,13 @@ the mean of every layer over the steps, as a map: darker towards the left is a g
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, TypedDict, cast
 
 from ddp_core.errors import UserError
+from ddp_train.observers.records import read_document
 from ddp_train.plots.style import PALETTE, SOFT, legend, name_ticks, new_figure, save, style
 
 if TYPE_CHECKING:
@@ -49,38 +48,25 @@ class FlowDocument(TypedDict):
 
 def read_flow(path: str | os.PathLike[str]) -> FlowDocument:
     """The document in `path`. Errors: UserError, one line naming the file, when it is missing or not of this form."""
-    try:
-        document: FlowDocument = json.loads(Path(path).read_bytes())
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not a gradient flow: {error}") from error
-    if not isinstance(document, dict) or document.get("schema") != SCHEMA:
-        raise UserError(f'{path} is not a gradient flow: it has no "schema": "{SCHEMA}"')
+    document = read_document(path, SCHEMA, "gradient flow")
     layers, points = document.get("layers"), document.get("points")
-    if not isinstance(layers, list) or not isinstance(points, list) or not all(map(str.__instancecheck__, layers)):
+    if not isinstance(layers, list) or not isinstance(points, list) or not all(isinstance(at, str) for at in layers):
         raise UserError(f"{path} is not a gradient flow: layers or points is missing")
     for number, point in enumerate(points):
         if not _is_point(point, len(layers)):
             raise UserError(f"{path} is not a gradient flow: points[{number}] needs a mean and a largest per layer")
-    return document
+    return cast(FlowDocument, document)
 
 
 def _is_point(point: object, layers: int) -> bool:
     if not isinstance(point, dict) or not all(isinstance(point.get(name), int) for name in ("epoch", "step")):
         return False
-    columns = [point.get(name) for name in ("mean", "largest")]
-    return all(
-        isinstance(column, list)
-        and len(column) == layers
-        and all(value is None or isinstance(value, (int, float)) for value in column)
-        for column in columns
-    )
-
-
-def plot_flow(document: FlowDocument, path: str | os.PathLike[str]) -> None:
-    """Draw the document as a PNG, replacing `path`. Errors: UserError."""
-    save(flow_figure(document), path)
+    for column in (point.get("mean"), point.get("largest")):
+        if not isinstance(column, list) or len(column) != layers:
+            return False
+        if not all(value is None or isinstance(value, (int, float)) for value in column):
+            return False
+    return True
 
 
 def flow_figure(document: FlowDocument) -> Figure:
@@ -122,9 +108,8 @@ def _draw_map(figure: Figure, axes: Axes, document: FlowDocument) -> None:
     known = _positive([value for row in rows for value in row])
     axes.set_facecolor("#BBBBBB")
     low, high = (min(known), max(known)) if known else (0.1, 1.0)
-    picture = axes.imshow(
-        rows, aspect="auto", cmap="viridis", norm=LogNorm(low, max(high, low * 1.01)), interpolation="nearest"
-    )
+    norm = LogNorm(low, max(high, low * 1.01))
+    picture = axes.imshow(rows, aspect="auto", cmap="viridis", norm=norm, interpolation="nearest")
     bar = figure.colorbar(picture, ax=axes, pad=0.01, fraction=0.03)
     bar.ax.tick_params(which="both", colors=SOFT, labelsize=9, length=0)
     bar.outline.set_visible(False)  # type: ignore[operator]
@@ -154,4 +139,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Draw `arguments.file` into `arguments.output`. Errors: UserError."""
-    plot_flow(read_flow(arguments.file), arguments.output)
+    save(flow_figure(read_flow(arguments.file)), arguments.output)

@@ -131,12 +131,13 @@ def _draw_panel(
 
 def _extra_panels(epochs: Sequence[Mapping[str, Any]]) -> list[Panel]:
     """What any epoch reported: the GPUs first, then by first appearance; only what was finite at least once."""
-    seen = dict.fromkeys(
-        name for epoch in epochs for name, value in epoch.get("extra", {}).items() if value is not None
-    )
-    names = [*(name for name in _KNOWN_EXTRA if name in seen), *(name for name in seen if name not in _KNOWN_EXTRA)]
-    other = {name: Panel(name, name.replace("_", " ").capitalize(), "at the end of the epoch") for name in names}
-    return [_KNOWN_EXTRA.get(name, other[name]) for name in names][:_MOST_EXTRA]
+    extras = [epoch.get("extra", {}) for epoch in epochs]
+    seen = dict.fromkeys(name for extra in extras for name, value in extra.items() if value is not None)
+    found = []
+    for name in [name for name in _KNOWN_EXTRA | seen if name in seen][:_MOST_EXTRA]:
+        other = Panel(name, name.replace("_", " ").capitalize(), "at the end of the epoch")
+        found.append(_KNOWN_EXTRA.get(name, other))
+    return found
 
 
 def _draw_curve(

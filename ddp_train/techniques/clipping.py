@@ -40,5 +40,4 @@ class _Clipping:
         return {"norm": self._norm}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore a saved norm."""
         self._norm = state["norm"]

@@ -35,9 +35,7 @@ class _EarlyStopping:
         return self.waited >= self._patience
 
     def state_dict(self) -> dict[str, Any]:
-        """Best accuracy and epochs waited."""
         return {"best": self.best, "waited": self.waited}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore a saved state."""
         self.best, self.waited = state["best"], state["waited"]

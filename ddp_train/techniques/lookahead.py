@@ -44,7 +44,6 @@ class _Lookahead:
         return {name: weight.detach() for name, weight in self.slow.named_parameters()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore saved slow weights."""
         self.slow.load_state_dict(state, strict=False)
         if missing := dict(self.slow.named_parameters()).keys() ^ state.keys():
             raise ValueError(f"its slow weights are of another model ({sorted(missing)[0]})")

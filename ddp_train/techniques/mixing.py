@@ -54,12 +54,8 @@ def rectangle(height: int, width: int, share: float, draw: random.Random) -> tup
     half = 0.5 * math.sqrt(1 - share)
     half_height, half_width = int(half * height), int(half * width)
     y, x = draw.randrange(height), draw.randrange(width)
-    return (
-        max(0, y - half_height),
-        min(height, y + half_height),
-        max(0, x - half_width),
-        min(width, x + half_width),
-    )
+    top, left = max(0, y - half_height), max(0, x - half_width)
+    return top, min(height, y + half_height), left, min(width, x + half_width)
 
 
 class _Mixing:
@@ -75,14 +71,11 @@ class _Mixing:
         cut = bool(self._cutmix) and (cut or not self._mixup)
         alpha = self._cutmix if cut else self._mixup
         share = draw.betavariate(alpha, alpha)
-        soft = self._soft(targets)
+        if targets.ndim == 1:
+            targets = torch.nn.functional.one_hot(targets, self._classes).float()
         if cut:
-            return paste(images, soft, rectangle(images.shape[2], images.shape[3], share, draw))
-        return blend(images, soft, share)
-
-    def _soft(self, targets: Tensor) -> Tensor:
-        """Targets as float [n, classes]."""
-        return targets if targets.ndim == 2 else torch.nn.functional.one_hot(targets, self._classes).float()
+            return paste(images, targets, rectangle(images.shape[2], images.shape[3], share, draw))
+        return blend(images, targets, share)
 
 
 def _paired(values: Tensor) -> Tensor:

@@ -23,17 +23,14 @@ def create(context: Context) -> Technique:
     options = context.config.schedule
     floor = options.eta_min / context.peak_rate
     plateau = _Plateau(options.patience, FALL if options.gamma is None else options.gamma, floor)
-    return Technique(name="plateau", rate=plateau.rate, after_epoch=plateau.after_epoch, state=plateau)
+    after_epoch = plateau.after_epoch
+    return Technique(name="plateau", rate=lambda step: plateau.factor, after_epoch=after_epoch, state=plateau)
 
 
 class _Plateau:
     def __init__(self, patience: int, factor: float, floor: float) -> None:
         self._patience, self._fall, self._floor = patience, factor, floor
         self.factor, self.best, self.waited = 1.0, math.inf, 0
-
-    def rate(self, step: int) -> float:
-        """The factor on the learning rate."""
-        return self.factor
 
     def after_epoch(self, record: EpochRecord) -> bool:
         """Count the epochs without a lower loss; never ends the run."""
@@ -50,6 +47,5 @@ class _Plateau:
         return {"factor": self.factor, "best": self.best if self.best < math.inf else None, "waited": self.waited}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore a saved state."""
         self.factor, self.waited = state["factor"], state["waited"]
         self.best = math.inf if state["best"] is None else state["best"]

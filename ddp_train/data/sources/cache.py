@@ -121,24 +121,20 @@ def begin(key: str, size: int) -> Draft:
     refusals = []
     for root in roots():
         try:
-            return Draft(key, _draft_folder(root, key, size))
+            root.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if not _is_ours(root):
+                raise PermissionError(0, "belongs to another user")
+            free = shutil.disk_usage(root).free
+            if free < size * 1.05:
+                raise OSError(0, f"{size / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free")
+            _sweep(root)
+            return Draft(key, Path(tempfile.mkdtemp(prefix=f".draft-{key}-", dir=root)))
         except OSError as error:
             refusals.append(f"{root} ({error.strerror or error})")
             if root != roots()[-1]:
                 _log.warning("cannot cache decoded images in %s; set DDP_TRAIN_CACHE to a writable folder", refusals[0])
     _log.warning("cannot cache decoded images in %s either; they are kept in memory for this run", refusals[-1])
     return Draft(key, None)
-
-
-def _draft_folder(root: Path, key: str, size: int) -> Path:
-    """A new, private folder for a draft. Errors: OSError where it cannot be made or the disk is too full."""
-    root.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if not _is_ours(root):
-        raise PermissionError(0, "belongs to another user")
-    if shutil.disk_usage(root).free < size * 1.05:
-        raise OSError(0, f"{size / 1e9:.1f} GB needed, {shutil.disk_usage(root).free / 1e9:.1f} GB free")
-    _sweep(root)
-    return Path(tempfile.mkdtemp(prefix=f".draft-{key}-", dir=root))
 
 
 def _is_ours(root: Path) -> bool:
