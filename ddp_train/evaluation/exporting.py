@@ -37,7 +37,10 @@ def export(saved: SavedModel, output: str) -> str:
     try:
         with _quiet():
             data, answer = write(saved, torch.randn((EXAMPLES, *shape), generator=generator))
-            difference = _difference(saved, answer, torch.randn((CHECKED, *shape), generator=generator))
+            images = torch.randn((CHECKED, *shape), generator=generator)
+            with torch.no_grad():
+                expected, found = saved.network(images), answer(images)
+            difference = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-6))
     except UserError:
         raise
     except Exception as error:  # the exporters raise many kinds, for what they cannot express
@@ -77,13 +80,6 @@ def _onnx(saved: SavedModel, example: Tensor) -> tuple[bytes, Answer]:
     data: bytes = model.SerializeToString()
     evaluator = ReferenceEvaluator(onnx.load_from_string(data))
     return data, lambda images: torch.from_numpy(evaluator.run(None, {"images": images.numpy()})[0])
-
-
-def _difference(saved: SavedModel, answer: Answer, images: Tensor) -> float:
-    """The largest difference of a logit, relative to the largest logit."""
-    with torch.no_grad():
-        expected, found = saved.network(images), answer(images)
-    return float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-6))
 
 
 @contextlib.contextmanager

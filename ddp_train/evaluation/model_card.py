@@ -33,17 +33,16 @@ def model_card(
     augmentation."""
     diagnostics = config.diagnostics
     tta = None if augmented is None else (describe_tta(diagnostics.tta, diagnostics.tta_below), augmented.top1)
-    parts = [_heading(run, data), _results(data, history, found, tta), _classes(data, found), _data(data)]
-    parts += [_training(config, run, history), _versions(history), _use(data)]
-    return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def _heading(run: RunFacts, data: DatasetFacts) -> str:
-    return (
+    heading = (
         f"# {run.name}\n\n`{run.model}`, {run.parameters:,} parameters: an image classifier "
         f"for the {len(data.classes)} classes of {data.name}. "
         "The weights are in `best_model.pth`, every setting in `config.yaml`."
     )
+    environment = history["environment"]
+    named = [(name, str(environment[name])) for name in ("python", "torch", "platform") if name in environment]
+    parts = [heading, _results(data, history, found, tta), _classes(data, found), _data(data)]
+    parts += [_training(config, run, history), "## Versions\n\n" + _table(named), _use(data)]
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _results(
@@ -102,23 +101,15 @@ def _training(config: Config, run: RunFacts, history: HistoryDocument) -> str:
     rows += [("machine", f"{ranks} on {run.device}")]
     rows += [("time", f"{duration(sum(seconds))} for {len(seconds)} epochs")] if seconds else []
     rows += [("throughput", f"{statistics.median(speeds):,.0f} images/s, the median epoch")] if speeds else []
-    rows += _gpus([epoch.get("extra", {}) for epoch in epochs])
+    busy, memory = (
+        [value for epoch in epochs if (value := epoch.get("extra", {}).get(name)) is not None]
+        for name in ("gpu_utilization", "gpu_memory")
+    )
+    rows += [("GPU utilisation", f"{statistics.fmean(busy):.0%}, the mean over the epochs")] if busy else []
+    rows += [("GPU memory", f"{max(memory) / 2**30:.1f} GiB in use at most")] if memory else []
     command = history["environment"].get("command")
     shown = f"\n\n```\n{shlex.join(map(str, command))}\n```" if isinstance(command, list) else ""
     return "## Training\n\n" + _table(rows) + shown
-
-
-def _gpus(extras: Sequence[dict[str, float | None]]) -> list[tuple[str, str]]:
-    busy = [value for extra in extras if (value := extra.get("gpu_utilization")) is not None]
-    memory = [value for extra in extras if (value := extra.get("gpu_memory")) is not None]
-    rows = [("GPU utilisation", f"{statistics.fmean(busy):.0%}, the mean over the epochs")] if busy else []
-    return rows + ([("GPU memory", f"{max(memory) / 2**30:.1f} GiB in use at most")] if memory else [])
-
-
-def _versions(history: HistoryDocument) -> str:
-    names = ("python", "torch", "platform")
-    rows = [(name, str(history["environment"][name])) for name in names if name in history["environment"]]
-    return "## Versions\n\n" + _table(rows)
 
 
 def _use(data: DatasetFacts) -> str:

@@ -21,16 +21,14 @@ CORNERS = ((0, 0), (-1, -1), (-1, 1), (1, -1), (1, 1))
 
 def views(tta: Tta) -> Views:
     """The views of images [n, C, H, W], the images themselves first."""
-    return {"none": _plain, "flip": _flipped, "flip+shifts": _shifted}[tta]
+    if tta == "none":
+        return lambda images: iter([images])
+    return _flipped if tta == "flip" else _shifted
 
 
 def describe_tta(tta: Tta, below: float | None) -> str:
     """The views, and which images are seen in them. below: as of `--tta-below`."""
     return tta if below is None else f"{tta} where the highest probability is below {below:g}"
-
-
-def _plain(images: Tensor) -> Iterator[Tensor]:
-    yield images
 
 
 def _flipped(images: Tensor) -> Iterator[Tensor]:

@@ -56,7 +56,8 @@ class SpeedrunNet(nn.Module):
             outside = int(full * width_mult)
             if outside < 1:
                 raise UserError(f"--width-mult {width_mult}: leaves a layer of speedrun without a channel")
-            layers += _group(inside, outside)
+            layers += [_convolution(inside, outside), nn.MaxPool2d(2), _norm(outside), nn.SiLU()]
+            layers += [_convolution(outside, outside), _norm(outside), nn.SiLU()]
             inside, side = outside, side // 2
         self.layers = nn.Sequential(*layers, nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Dropout(dropout))
         self.head = nn.Linear(inside, num_classes, bias=False)
@@ -91,12 +92,6 @@ def whitening_kernels(images: Tensor, patch: int) -> Tensor:
     largest = directions.gather(0, directions.abs().argmax(0, keepdim=True))
     directions = directions * largest.sign() / (variances + _LEAST_VARIANCE).sqrt()
     return directions.T.reshape(-1, channels, patch, patch).float()
-
-
-def _group(inside: int, outside: int) -> list[nn.Module]:
-    """Convolution, 2x2 pooling, norm, activation; convolution, norm, activation."""
-    first = [_convolution(inside, outside), nn.MaxPool2d(2), _norm(outside), nn.SiLU()]
-    return [*first, _convolution(outside, outside), _norm(outside), nn.SiLU()]
 
 
 def _convolution(inside: int, outside: int) -> nn.Conv2d:

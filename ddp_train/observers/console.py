@@ -40,21 +40,17 @@ def create_progress(stream: TextIO | None = None) -> Observer:
 
 
 class _Progress(Observer):
-    """What both displays know of the run."""
+    """What both displays know of the run, from its start on."""
 
-    def __init__(self) -> None:
-        self._facts: RunFacts | None = None
-        self._table = EpochTable()
-        self._started = time.monotonic()
+    _facts: RunFacts | None = None
 
     def on_start(self, facts: RunFacts) -> None:
         """Start the clock and the table."""
         self._facts, self._started = facts, time.monotonic()
         self._table = EpochTable(facts.epochs, facts.best, facts.split)
 
-    def _summary(self, best: Best) -> str | None:
-        if self._facts is None:
-            return None
+    def _summary(self, best: Best) -> str:
+        assert self._facts is not None
         return summary(best, time.monotonic() - self._started, self._facts.out_dir)
 
 
@@ -62,7 +58,6 @@ class PlainProgress(_Progress):
     """A heading, then one aligned line per epoch, each flushed at once: for log files and pipes."""
 
     def __init__(self, stream: TextIO) -> None:
-        super().__init__()
         self._stream = stream
 
     def on_start(self, facts: RunFacts) -> None:
@@ -77,8 +72,7 @@ class PlainProgress(_Progress):
 
     def on_end(self, best: Best) -> None:
         """Print the best epoch and the time that the run took."""
-        if line := self._summary(best):
-            self._print(line)
+        self._print(self._summary(best))
 
     def _print(self, line: str) -> None:
         print(line, file=self._stream, flush=True)
@@ -88,7 +82,6 @@ class LiveProgress(_Progress):
     """Finished epochs as a growing table above a live area, which a thread redraws twice a second."""
 
     def __init__(self, console: Console) -> None:
-        super().__init__()
         self._console = console
         self._report: StepReport | None = None
         self._live: Live | None = None
@@ -132,8 +125,7 @@ class LiveProgress(_Progress):
     def on_end(self, best: Best) -> None:
         """Take the live area away and print the best epoch."""
         self.close()
-        if line := self._summary(best):
-            self._console.print(line, style="bold green", markup=False)
+        self._console.print(self._summary(best), style="bold green", markup=False)
 
     def close(self) -> None:
         """Take the live area away, after a failure too."""
@@ -153,10 +145,16 @@ class LiveProgress(_Progress):
         grid.add_column(ratio=1)
         grid.add_column(no_wrap=True, justify="right", min_width=9)
         grid.add_column(no_wrap=True, min_width=29)
-        if self._facts is not None:
-            self._add_run(grid, self._facts)
-            for index, reading in enumerate(self._readings(self._facts)):
-                grid.add_row(*gpu_row(index, reading))
+        if self._facts is None:
+            return grid
+        self._add_run(grid, self._facts)
+        # The GPUs as they were at most a second ago; none on the CPU or without a driver.
+        if self._facts.gpu_uuids and time.monotonic() - self._gpus_read_at >= _GPU_INTERVAL_S:
+            from gpu_topology.monitor import read_gpus
+
+            self._gpus, self._gpus_read_at = read_gpus(self._facts.gpu_uuids), time.monotonic()
+        for index, reading in enumerate(self._gpus):
+            grid.add_row(*gpu_row(index, reading))
         return grid
 
     def _add_run(self, grid: Table, facts: RunFacts) -> None:
@@ -177,14 +175,6 @@ class LiveProgress(_Progress):
             f"loss {number(report.loss, '.4f')}  accuracy {percent(report.accuracy)}",
         )
         grid.add_row("run", _bar(steps_before, steps_total), f"{clock(left)} left", rate)
-
-    def _readings(self, facts: RunFacts) -> list[Reading]:
-        """The GPUs as they were at most a second ago; [] on the CPU or without a driver."""
-        if facts.gpu_uuids and time.monotonic() - self._gpus_read_at >= _GPU_INTERVAL_S:
-            from gpu_topology.monitor import read_gpus
-
-            self._gpus, self._gpus_read_at = read_gpus(facts.gpu_uuids), time.monotonic()
-        return self._gpus
 
     def _print_row(self, line: str, style: str) -> None:
         self._console.print(line, style=style, markup=False, no_wrap=True, crop=True, overflow="ellipsis")

@@ -167,14 +167,17 @@ class _Search:
         while True:
             if not self._try(size).fits:
                 if size == smallest:
-                    raise UserError(f"not even a batch of {smallest} per rank fits into memory{self._shown_limit()}")
+                    room = "" if self.limit is None else f" ({(1 - self.margin) * self.limit / 2**20:,.0f} MiB)"
+                    raise UserError(f"not even a batch of {smallest} per rank fits into memory{room}")
                 break
             if size == largest:
                 return "limit"
             following = min(2 * size, largest or 2 * size)
             if self._too_late(following):
                 return "time"
-            if not self._may_fit(following):
+            # On a host, running out of memory may end more than this process: the line has to allow it.
+            limit = self._predicted() if len(self.trials) >= 3 else None
+            if limit is not None and following > 1.05 * limit:
                 break
             size = following
         ended = self._close_in(largest)
@@ -258,20 +261,12 @@ class _Search:
             return None
         return ((1 - self.margin) * self.limit - self.line.intercept) / self.line.slope
 
-    def _may_fit(self, size: int) -> bool:
-        """Whether the line lets it be tried; on a host, running out of memory may end more than this process."""
-        predicted = self._predicted() if len(self.trials) >= 3 else None
-        return predicted is None or size <= 1.05 * predicted
-
     def _too_late(self, size: int) -> bool:
         elapsed = time.monotonic() - self.started
         timed = [(t.batch, t.seconds) for t in self.trials.values() if t.seconds is not None]
         line = fit(timed[-3:]) if len(timed) >= 2 else None
         coming = (1 + _LEAST_REPEATS) * max(0.0, line(size)) if line is not None else 0.0
         return largest_over_ranks(self.device, elapsed + coming)[0] > self.time_limit_s
-
-    def _shown_limit(self) -> str:
-        return "" if self.limit is None else f" ({(1 - self.margin) * self.limit / 2**20:,.0f} MiB)"
 
 
 def sizes_between(low: int, high: int) -> list[int]:

@@ -121,7 +121,10 @@ class Search:
                 self.trials[number] = Trial(number, values, {})
                 self._save()
             trial = self.trials[number]
-            command = self._command(trial, epochs)
+            words = [*settings.words, *option_words(trial.values), f"--epochs={settings.epochs}"]
+            words += [f"--stop-after={epochs}"] if epochs < settings.epochs else []
+            words += [f"--out-dir={self.folder_of(trial)}", "--resume=auto"]
+            command = [sys.executable, str(LAUNCHER), *words]
             shown = ", ".join(f"{name} {_text(value)}" for name, value in trial.values.items())
             report(f"trial {number + 1} of {settings.trials}, to epoch {epochs}: {shown}")
             log = self.folder_of(trial).with_suffix(".log")
@@ -136,12 +139,6 @@ class Search:
             self._save()
             if sampler is not None and epochs == settings.steps[-1]:
                 sampler.tell(number, score)
-
-    def _command(self, trial: Trial, epochs: int) -> list[str]:
-        words = [*self.settings.words, *option_words(trial.values), f"--epochs={self.settings.epochs}"]
-        if epochs < self.settings.epochs:
-            words.append(f"--stop-after={epochs}")
-        return [sys.executable, str(LAUNCHER), *words, f"--out-dir={self.folder_of(trial)}", "--resume=auto"]
 
     def _score(self, trial: Trial, epochs: int) -> float | None:
         history = read_history(self.folder_of(trial) / "training_history.json")

@@ -124,8 +124,12 @@ class Augmentation:
     def draw(self, samples: Tensor, epoch: int) -> Draws:
         """The draws of these samples in an epoch (counted from 0). samples: int64 [n] on the device."""
         starts = range(0, max(1, len(samples)), _CHUNK)
-        parts = [self._draw(samples[first : first + _CHUNK], epoch) for first in starts]
-        return _draws([_joined(fields) for fields in zip(*(part.fields for part in parts), strict=True)])
+        parts = [self._draw(samples[first : first + _CHUNK], epoch).fields for first in starts]
+        joined: list[Tensor | None] = []
+        for same in zip(*parts, strict=True):
+            tensors = [field for field in same if field is not None]
+            joined.append(torch.cat(tensors) if tensors else None)
+        return _draws(joined)
 
     def _draw(self, samples: Tensor, epoch: int) -> Draws:
         count = _WORDS + sum(operation.words for operation in self.further)
@@ -135,7 +139,11 @@ class Augmentation:
             offsets = keyed_random.integers(words[:, :2], 2 * self.pad_pixels + 1)
             shift = offsets[:, 0] * (self.width + 2 * self.pad_pixels) + offsets[:, 1]
         if self.flips:
-            flip = (self._mirrored(words, samples, epoch) * 255).to(torch.uint8)
+            mirrored = keyed_random.integers(words[:, 2], 2)
+            if self.alternates:  # as drawn in the first epoch, then every other one
+                first_epoch = keyed_random.key(self.seed, 0, keyed_random.AUGMENTATION)
+                mirrored = (keyed_random.integers(keyed_random.words(first_epoch, samples, 3)[:, 2], 2) + epoch) & 1
+            flip = (mirrored * 255).to(torch.uint8)
         if self.erases:
             size = self._boxes.index_select(0, keyed_random.integers(words[:, 4], len(self._boxes)))
             corner = keyed_random.integers(words[:, 5:7], self._sides + 1 - size)
@@ -146,13 +154,6 @@ class Augmentation:
             further.append(operation.draw(words[:, first : first + operation.words]))
             first += operation.words
         return Draws(shift, flip, box, tuple(further))
-
-    def _mirrored(self, words: Tensor, samples: Tensor, epoch: int) -> Tensor:
-        """1 where the image is mirrored, else 0: int64 [n]."""
-        if not self.alternates:
-            return keyed_random.integers(words[:, 2], 2)
-        first = keyed_random.words(keyed_random.key(self.seed, 0, keyed_random.AUGMENTATION), samples, 3)
-        return (keyed_random.integers(first[:, 2], 2) + epoch) & 1
 
     def apply(self, padded: Tensor, rows: Tensor, draws: Draws) -> Tensor:
         """Augmented and normalised images of some rows of a padded array.
@@ -167,7 +168,10 @@ class Augmentation:
             mirrored = images.view(-1, self.height, self.width, self.channels).flip(2).view_as(images)
             images ^= (images ^ mirrored) & draws.flip[:, None, None]
         if self.further:
-            images = self._change(images, draws.further)
+            images = images.view(-1, self.height, self.width, self.channels)
+            for operation, drawn in zip(self.further, draws.further, strict=True):
+                images = operation.apply(images, drawn)
+            images = images.contiguous().flatten(2)
         if draws.box is not None:
             images ^= (images ^ self._fill) & self._erase_mask(draws.box)
         return self.normalise(images)
@@ -177,13 +181,6 @@ class Augmentation:
         # Two separately rounded steps: a fused one could round differently at the end of a batch.
         values = images.flatten(1).float().sub_(self._mean).mul_(self._factor)
         return values.view(-1, self.height, self.width, self.channels).permute(0, 3, 1, 2)
-
-    def _change(self, images: Tensor, drawn: tuple[Tensor, ...]) -> Tensor:
-        """uint8 [n, H, W * C] through the further operations."""
-        images = images.view(-1, self.height, self.width, self.channels)
-        for operation, draws in zip(self.further, drawn, strict=True):
-            images = operation.apply(images, draws)
-        return images.contiguous().flatten(2)
 
     def _crop(self, padded: Tensor, rows: Tensor, shift: Tensor | None) -> Tensor:
         """uint8 [n, H, W * C]: every window of every image is a row of one overlapping view."""
@@ -208,12 +205,6 @@ def _draws(fields: Sequence[Tensor | None]) -> Draws:
     """The inverse of Draws.fields."""
     shift, flip, box, *further = fields
     return Draws(shift, flip, box, tuple(field for field in further if field is not None))
-
-
-def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
-    """The same field of several draws, one after the other."""
-    tensors = [part for part in parts if part is not None]
-    return torch.cat(tensors) if len(tensors) > 1 else next(iter(tensors), None)
 
 
 def _reflected(side: int, pad: int) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ddp_train.data.augment.augmentation import Augmentation, Draws
-from ddp_train.data.pipeline.sampler import GlobalBatchSampler, RankPart
+from ddp_train.data.pipeline.sampler import GlobalBatchSampler
 from ddp_train.data.pipeline.window import Batch, Cut, DatasetPipeline, Window, to_device
 from ddp_train.data.sources.samples import Dataset, Split
 
@@ -38,14 +38,11 @@ class ResidentPipeline(DatasetPipeline):
         draws = self.augmentation.draw(rows, epoch)
         first = 0
         for share in shares:
-            last = first + share.stop - share.start
-            yield self._window(rows, draws, first, last, share)
-            first = last
-
-    def _window(self, rows: Tensor, draws: Draws, first: int, last: int, share: RankPart) -> Window:
-        parts, shards = self._micro_batches(first, share)
-        batches = (self._batch(rows[start:stop], draws[start:stop]) for start, stop in parts)
-        return Window(batches, len(parts), last - first, share.global_size, shards)
+            parts, shards = self._micro_batches(first, share)
+            batches = (self._batch(rows[start:stop], draws[start:stop]) for start, stop in parts)
+            samples = share.stop - share.start
+            yield Window(batches, len(parts), samples, share.global_size, shards)
+            first += samples
 
     def _batch(self, rows: Tensor, draws: Draws) -> Batch:
         images = self.augmentation.apply(self._padded, rows, draws)
