@@ -38,19 +38,14 @@ class Scene:
     busy: dict[int, dict[str, Any]] = field(default_factory=dict)
 
 
-def saved(name: str) -> dict[str, Any]:
+def saved(name: str, folder: Path = MACHINES) -> dict[str, Any]:
     """A machine of the tests by name."""
-    machine: dict[str, Any] = json.loads((MACHINES / f"{name}.json").read_text(encoding="utf-8"))
+    machine: dict[str, Any] = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
     return machine
 
 
-def workstation() -> dict[str, Any]:
-    """An A100, three RTX A5000 and a T400 for the display."""
-    path = ROOT / "tests" / "fake_nvml" / "a100_a5000_t400.json"
-    machine: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return machine
-
-
+# An A100, three RTX A5000 and a T400 for the display.
+WORKSTATION = saved("a100_a5000_t400", ROOT / "tests" / "fake_nvml")
 ONE = {"gpus": [{"name": "NVIDIA GeForce RTX 4090", "memory_mib": 24564, "cc": [8, 9], "memory_used_mib": 640}]}
 
 SCENES = {
@@ -58,9 +53,7 @@ SCENES = {
     "two-bridges": Scene(saved("a30_4x_two_bridges"), ("0-23,48-71", "24-47,72-95"), options=("--count", "2")),
     "one-gpu": Scene(ONE, ("0-31",)),
     "hgx-h100": Scene(saved("h100_hgx_8x"), ("0-47,96-143", "48-95,144-191"), (5, 16)),
-    "workstation": Scene(
-        workstation(), ("0-15", "16-31"), busy={4: {"processes": [{"pid": 4312, "used_mib": 17_800}]}}
-    ),
+    "workstation": Scene(WORKSTATION, ("0-15", "16-31"), busy={4: {"processes": [{"pid": 4312, "used_mib": 17_800}]}}),
 }
 
 # name: (scene, columns)

@@ -8,6 +8,7 @@ Needs the `docs` extra (pyte, the terminal emulator that understands a live disp
 from __future__ import annotations
 
 import argparse
+import contextlib
 import fcntl
 import os
 import pty
@@ -35,16 +36,10 @@ def run_on_terminal(command: list[str], columns: int) -> tuple[pyte.Screen, int]
         fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", LINES, columns, 0, 0))
         os.environ["TERM"] = "xterm-256color"
         os.execvp(command[0], command)
-    while data := _read(terminal):
-        stream.feed(data)
+    with contextlib.suppress(OSError):  # Linux says so when the last process has closed its end
+        while data := os.read(terminal, 1 << 16):
+            stream.feed(data)
     return screen, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-def _read(terminal: int) -> bytes:
-    try:
-        return os.read(terminal, 1 << 16)
-    except OSError:  # Linux says so when the last process has closed its end
-        return b""
 
 
 def as_text(screen: pyte.Screen) -> Text:

@@ -27,21 +27,7 @@ from ddp_train.models.resnet import ResidualCifarNet, ResNet18, WideResNet
 from ddp_train.models.speedrun import SpeedrunNet
 from ddp_train.models.vit import VisionTransformer
 
-__all__ = [
-    "ImageShape",
-    "PowerCifarNet",
-    "Residual",
-    "ResidualCifarNet",
-    "SmallCifarNet",
-    "SpeedrunNet",
-    "VisionTransformer",
-    "WideResNet",
-    "create_from_options",
-    "create_model",
-    "init_from_data",
-    "names",
-    "parameter_count",
-]
+__all__ = ["Residual", "create_from_options", "create_model", "init_from_data", "names", "parameter_count"]
 
 TORCHVISION = "torchvision:"
 _SHOWN = 5000

@@ -30,10 +30,14 @@ def preserved(*parts: Part) -> Iterator[None]:
     Python's and NumPy's. The copies are kept in host memory, so that they take nothing from what is measured; memory
     that nothing refers to any more goes back to the GPU at the end.
     """
-    restores = [_generators(), *map(_keep, parts)]
+    on_gpus = torch.cuda.is_available() and torch.cuda.is_initialized()
+    python, numpys, restores = random.getstate(), np.random.get_state(), [_keep(part) for part in parts]
     try:
-        yield
+        with torch.random.fork_rng(range(torch.cuda.device_count()) if on_gpus else ()):
+            yield
     finally:
+        random.setstate(python)
+        np.random.set_state(numpys)
         for restore in restores:
             restore()
         release_memory()
@@ -78,21 +82,6 @@ def _optimizer(optimizer: torch.optim.Optimizer) -> Restore:
             optimizer.state[parameter] = {k: again() for k, again in values.items()}
         for group, options in zip(optimizer.param_groups, groups, strict=True):
             group.update(options)
-
-    return restore
-
-
-def _generators() -> Restore:
-    on_gpus = torch.cuda.is_available() and torch.cuda.is_initialized()
-    python, numpys, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    gpus = torch.cuda.get_rng_state_all() if on_gpus else []
-
-    def restore() -> None:
-        random.setstate(python)
-        np.random.set_state(numpys)
-        torch.set_rng_state(cpu)
-        if gpus:
-            torch.cuda.set_rng_state_all(gpus)
 
     return restore
 

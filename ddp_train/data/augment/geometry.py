@@ -15,8 +15,6 @@ from torch import Tensor
 Map = tuple[float, float, float, float, float, float]
 """a, b, c, d, e, f."""
 
-IDENTITY: Map = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
-
 
 def rotation(degrees: float) -> Map:
     """About the centre, counter-clockwise."""

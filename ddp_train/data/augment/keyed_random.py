@@ -15,16 +15,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-ORDER = 1
-"""Purpose: the order of the samples in an epoch."""
-AUGMENTATION = 2
-"""Purpose: crop, flip and erasing of a sample in an epoch."""
-SPLIT = 3
-"""Purpose: which samples of a dataset are held out."""
-MIXING = 4
-"""Purpose: mixup and CutMix of a step."""
-DROPOUT = 5
-"""Purpose: what layers draw in a step, by shard."""
+# Purposes: the order of the samples in an epoch; crop, flip and erasing of a sample in an epoch; which samples of a
+# dataset are held out; mixup and CutMix of a step; what layers draw in a step, by shard.
+ORDER, AUGMENTATION, SPLIT, MIXING, DROPOUT = 1, 2, 3, 4, 5
 
 _MASK = (1 << 64) - 1
 _GAMMA = 0x9E3779B97F4A7C15

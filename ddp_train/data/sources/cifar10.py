@@ -151,7 +151,12 @@ def download(data_dir: Path) -> str | None:
 
     Errors: UserError when the folder cannot be written.
     """
-    require_writable(data_dir)
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=data_dir):
+            pass
+    except OSError as error:
+        raise UserError(f"--data-dir {data_dir}: CIFAR-10 cannot be downloaded there ({error.strerror})") from error
     from torchvision.datasets import CIFAR10
 
     before = socket.getdefaulttimeout()
@@ -163,13 +168,3 @@ def download(data_dir: Path) -> str | None:
     finally:
         socket.setdefaulttimeout(before)
     return None
-
-
-def require_writable(data_dir: Path) -> None:
-    """Errors: UserError when data_dir cannot be made or written."""
-    try:
-        data_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=data_dir):
-            pass
-    except OSError as error:
-        raise UserError(f"--data-dir {data_dir}: CIFAR-10 cannot be downloaded there ({error.strerror})") from error

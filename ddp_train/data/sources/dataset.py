@@ -36,7 +36,12 @@ def resolve(options: DataOptions) -> tuple[str, str | None]:
     if cifar10.has_torchvision_folder(data_dir) and lacking is None:
         return "cifar10", None
     if listing.has_image_folder(data_dir):
-        return _name_folder(data_dir, options.dataset)
+        if options.dataset == "cifar10":
+            return "cifar10", None
+        classes = listing.class_names(listing.find_splits(data_dir)["train"])
+        if classes == cifar10.CLASSES:
+            return "cifar10", None
+        return "folder", f"{data_dir} holds an image folder of {len(classes)} classes, not CIFAR-10: training on that"
     reason = cifar10.unreachable() or cifar10.download(data_dir)
     if reason is None:
         return "cifar10", f"CIFAR-10 was downloaded into {data_dir}"
@@ -46,16 +51,6 @@ def resolve(options: DataOptions) -> tuple[str, str | None]:
         remedy = cifar10.how_to_get(data_dir)
         raise UserError(f"--dataset cifar10: not in {data_dir}, and it cannot be downloaded ({reason}); {remedy}")
     return "digits", f"CIFAR-10 is not in {data_dir} and cannot be downloaded ({reason}): training on digits instead"
-
-
-def _name_folder(data_dir: Path, wanted: str | None) -> tuple[str, str | None]:
-    """An image folder is taken for CIFAR-10 when it is asked for, or has CIFAR-10's classes."""
-    if wanted == "cifar10":
-        return "cifar10", None
-    classes = listing.class_names(listing.find_splits(data_dir)["train"])
-    if classes == cifar10.CLASSES:
-        return "cifar10", None
-    return "folder", f"{data_dir} holds an image folder of {len(classes)} classes, not CIFAR-10: training on that"
 
 
 def prepare(

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from ddp_train.data.augment import geometry
 
+IDENTITY: geometry.Map = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+
 
 def images(size: tuple[int, int]) -> Tensor:
     return torch.randint(0, 256, (6, *size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -88,4 +90,4 @@ def test_the_identity_changes_nothing() -> None:
     for size in ((32, 32), (20, 33)):
         batch = images(size)
         for mode in ("nearest", "bilinear"):
-            assert torch.equal(through([geometry.IDENTITY] * 6, batch, mode), batch)
+            assert torch.equal(through([IDENTITY] * 6, batch, mode), batch)
