@@ -60,16 +60,6 @@ SCENES = {
 REPORTS = {"report-80": ("workstation", 80), "report-160": ("dgx1v", 160)}
 
 
-def save_snapshot(scene: Scene, path: Path) -> None:
-    """The machine as a snapshot file."""
-    machine = dict(scene.machine)
-    machine["gpus"] = [
-        {"pcie": list(scene.pcie), **gpu, "cpus": scene.cpus[gpu.get("numa") or 0], **scene.busy.get(index, {})}
-        for index, gpu in enumerate(machine["gpus"])
-    ]
-    snapshot.save(to_topology(machine), path)
-
-
 def main() -> int:
     """Draw all; the exit status."""
     OUT.mkdir(exist_ok=True)
@@ -78,7 +68,11 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         for name, scene in SCENES.items():
             path = Path(folder) / f"{name}.json"
-            save_snapshot(scene, path)
+            gpus = [
+                {"pcie": list(scene.pcie), **gpu, "cpus": scene.cpus[gpu.get("numa") or 0], **scene.busy.get(index, {})}
+                for index, gpu in enumerate(scene.machine["gpus"])
+            ]
+            snapshot.save(to_topology({**scene.machine, "gpus": gpus}), path)
             command = [*tool, "draw", "--from", str(path), *scene.options, "-o", str(OUT / f"{name}.svg")]
             subprocess.run(command, cwd=ROOT, env=environ, check=True)
         for name, (scene_name, columns) in REPORTS.items():

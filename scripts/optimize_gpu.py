@@ -42,7 +42,13 @@ def __getattr__(name: str) -> object:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; the exit status."""
-    return exit_status(lambda: _run(_parser().parse_args(argv)))
+    parser = CommandLine(prog="scripts/optimize_gpu.py", description="A configuration made to fit this machine.")
+    add = parser.add_argument
+    add("--config", metavar="IN.yaml", type=Path, help="options of the trainer; IN_optimized.yaml is written beside it")
+    add("--output", metavar="FILE", type=Path, help="write there instead")
+    add("--benchmark", action="store_true", help="measure which per-rank batch fits and is fast (half a minute)")
+    add("--monitor", metavar="S", type=_seconds, help="watch the GPUs for so many seconds; 0: until Ctrl-C")
+    return exit_status(lambda: _run(parser.parse_args(argv)))
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -54,16 +60,6 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.config is not None:
         _optimize(arguments)
     return 0 if arguments.monitor is None else _monitor(arguments.monitor)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = CommandLine(prog="scripts/optimize_gpu.py", description="A configuration made to fit this machine.")
-    add = parser.add_argument
-    add("--config", metavar="IN.yaml", type=Path, help="options of the trainer; IN_optimized.yaml is written beside it")
-    add("--output", metavar="FILE", type=Path, help="write there instead")
-    add("--benchmark", action="store_true", help="measure which per-rank batch fits and is fast (half a minute)")
-    add("--monitor", metavar="S", type=_seconds, help="watch the GPUs for so many seconds; 0: until Ctrl-C")
-    return parser
 
 
 def _optimize(arguments: argparse.Namespace) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
@@ -34,8 +34,11 @@ def export(saved: SavedModel, output: str) -> str:
     write = _onnx if output.endswith(".onnx") else _program
     generator = torch.Generator().manual_seed(0)
     shape = saved.facts.image_shape
-    try:
-        with _quiet():
+    before = logging.root.manager.disable
+    try:  # without the exporters' own messages
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            logging.disable(logging.WARNING)
             data, answer = write(saved, torch.randn((EXAMPLES, *shape), generator=generator))
             images = torch.randn((CHECKED, *shape), generator=generator)
             with torch.no_grad():
@@ -46,6 +49,8 @@ def export(saved: SavedModel, output: str) -> str:
     except Exception as error:  # the exporters raise many kinds, for what they cannot express
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise UserError(f"--output {output}: this model cannot be exported ({reason})") from None
+    finally:
+        logging.disable(before)
     if not difference <= TOLERANCE:
         raise UserError(f"--output {output}: not written, the exported model answers otherwise ({difference:.1e})")
     with replacing(output, size=lambda: len(data)) as file:
@@ -80,16 +85,3 @@ def _onnx(saved: SavedModel, example: Tensor) -> tuple[bytes, Answer]:
     data: bytes = model.SerializeToString()
     evaluator = ReferenceEvaluator(onnx.load_from_string(data))
     return data, lambda images: torch.from_numpy(evaluator.run(None, {"images": images.numpy()})[0])
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the exporters' own messages."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

@@ -49,7 +49,11 @@ def open_saved_model(path: str, device: torch.device) -> SavedModel:
     """
     file = Path(path)
     file = file / "best_model.pth" if file.is_dir() else file
-    weights = _weights(file)
+    weights: Any = checkpoint_format.load_state_dict(file)
+    if weights.get("schema") == checkpoint_format.SCHEMA:
+        weights = checkpoint_format.load(file).get("model")
+    if not isinstance(weights, Mapping) or not weights:
+        raise UserError(f"{file}: there are no weights in it")
     for name in ("config.yaml", "dataset.json"):
         if not (file.parent / name).is_file():
             raise UserError(f"{file}: there is no {name} beside it; a run folder has one")
@@ -62,16 +66,6 @@ def open_saved_model(path: str, device: torch.device) -> SavedModel:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{file}: does not fit the model in config.yaml beside it ({reason})") from None
     return SavedModel(file, network.eval(), found, facts, device)
-
-
-def _weights(file: Path) -> Mapping[str, Any]:
-    """The state_dict of the network: the file's own, or that in a checkpoint."""
-    content: Any = checkpoint_format.load_state_dict(file)
-    if content.get("schema") == checkpoint_format.SCHEMA:
-        content = checkpoint_format.load(file).get("model")
-    if not isinstance(content, Mapping) or not content:
-        raise UserError(f"{file}: there are no weights in it")
-    return content
 
 
 def load_split(saved: SavedModel, data_dir: str | None, ranks: Ranks) -> Dataset:

@@ -6,17 +6,9 @@ import math
 
 from ddp_train.observers.records import NO_RANK, Best, EpochRecord, Rank, RunFacts
 
-# Heading and width of each column; the mark of a best epoch is in the first place of the column after its accuracy.
-_COLUMNS = (
-    ("epoch", 7),
-    ("train loss", 12),
-    ("train acc", 10),
-    ("loss", 11),
-    ("acc", 10),
-    ("lr", 10),
-    ("images/s", 11),
-    ("time", 8),
-)
+# Of each column; the mark of a best epoch is in the first place of the column after its accuracy.
+_HEADINGS = ("epoch", "train loss", "train acc", "loss", "acc", "lr", "images/s", "time")
+_WIDTHS = (7, 12, 10, 11, 10, 10, 11, 8)
 
 
 class EpochTable:
@@ -28,8 +20,8 @@ class EpochTable:
 
     def heading(self) -> str:
         """The names of the columns."""
-        names = ((f"{self._split} {name}" if name in ("loss", "acc") else name, width) for name, width in _COLUMNS)
-        return "".join(name.rjust(width) for name, width in names)
+        names = (f"{self._split} {name}" if name in ("loss", "acc") else name for name in _HEADINGS)
+        return "".join(map(str.rjust, names, _WIDTHS))
 
     def row(self, record: EpochRecord) -> tuple[str, bool]:
         """The epoch's line, and whether it is the best so far (it is then marked `*`)."""
@@ -46,7 +38,7 @@ class EpochTable:
             number(record.images_per_second, ",.0f"),
             duration(record.seconds),
         )
-        cells = [value.rjust(width) for value, (_, width) in zip(values, _COLUMNS, strict=True)]
+        cells = [*map(str.rjust, values, _WIDTHS)]
         if is_best:
             cells[5] = "*" + cells[5][1:]
         return "".join(cells), is_best

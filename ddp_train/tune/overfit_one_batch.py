@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -68,8 +67,7 @@ def judge(found: Found) -> str:
 def write(found: Found, folder: Path) -> Path:
     """overfit_one_batch.json in `folder`."""
     path = folder / "overfit_one_batch.json"
-    losses: Sequence[float | None] = [loss if math.isfinite(loss) else None for loss in found.losses]
-    write_text(
-        path, json.dumps({"schema": "ddp-train-one-batch/1", **asdict(found), "losses": losses}, indent=2) + "\n"
-    )
+    losses = [loss if math.isfinite(loss) else None for loss in found.losses]
+    document = {"schema": "ddp-train-one-batch/1", **asdict(found), "losses": losses}
+    write_text(path, json.dumps(document, indent=2) + "\n")
     return path

@@ -133,8 +133,7 @@ class Search:
                 raise UserError(f"the first trial was refused ({_last_line(log)}): {shlex.join(command)}")
             if status in (130, 143):
                 raise KeyboardInterrupt
-            trial.scores[epochs] = self._score(trial, epochs) if status == 0 else None
-            score = trial.scores[epochs]
+            score = trial.scores[epochs] = self._score(trial, epochs) if status == 0 else None
             report(f"  failed: {_last_line(log)} ({log})" if score is None else f"  {score:.2%}")
             self._save()
             if sampler is not None and epochs == settings.steps[-1]:

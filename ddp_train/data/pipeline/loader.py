@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from multiprocessing.util import get_temp_dir
 from pathlib import Path
 from typing import Any
@@ -47,9 +47,6 @@ class ImageReader(TorchDataset[Any]):
     def __init__(self, split: Split, size: tuple[int, int], part: str) -> None:
         self.split, self.size, self.part = split, size, part
 
-    def __len__(self) -> int:
-        return len(self.split)
-
     def __getitem__(self, indices: list[int]) -> Read:
         chosen = np.asarray(indices, dtype=np.int64)
         if self.split.files is None:
@@ -80,29 +77,6 @@ def _to_hand_over(images: np.ndarray, indices: np.ndarray) -> tuple[Tensor, Tens
     return tensors
 
 
-class _Batches:
-    """The lists of indices that the DataLoader asks for; set for each epoch."""
-
-    def __init__(self) -> None:
-        self.lists: Sequence[list[int]] = ()
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return iter(self.lists)
-
-    def __len__(self) -> int:
-        return len(self.lists)
-
-
-def _check_sockets(workers: int) -> None:
-    """Images come from the workers through sockets in the folder for temporary files: with a path that the kernel
-    refuses (unix(7): 108 bytes) torch would wait for the first batch without end. Errors: UserError."""
-    if workers and len(os.fsencode(folder := get_temp_dir())) + _SOCKET_NAME > _SOCKET_PATH:
-        raise UserError(
-            f"--num-workers {workers}: the folder for temporary files, {Path(folder).parent}, has too long a name"
-            " for the workers' sockets: TMPDIR=/tmp, or --num-workers 0"
-        )
-
-
 class LoaderPipeline(DatasetPipeline):
     """num_workers: processes that read training images, half as many again for testing; 0 reads in this process."""
 
@@ -121,16 +95,23 @@ class LoaderPipeline(DatasetPipeline):
         size = dataset.image_shape[1:]
         self._agreement = agreement
         self._train_reader = ImageReader(dataset.train, size, "train")
-        self._train_batches = _Batches()
-        _check_sockets(num_workers)
+        # The indices of each batch, which the DataLoader goes through; filled for each epoch.
+        self._train_batches: list[list[int]] = []
+        # Images come from the workers through sockets in the folder for temporary files: with a path that the kernel
+        # refuses (unix(7): 108 bytes) torch would wait for the first batch without end.
+        if num_workers and len(os.fsencode(folder := get_temp_dir())) + _SOCKET_NAME > _SOCKET_PATH:
+            raise UserError(
+                f"--num-workers {num_workers}: the folder for temporary files, {Path(folder).parent}, has too long a"
+                " name for the workers' sockets: TMPDIR=/tmp, or --num-workers 0"
+            )
         self._train_loader = self._loader(self._train_reader, self._train_batches, num_workers, prefetch_factor)
-        self._evaluated: dict[str, tuple[Tensor, _Batches, DataLoader[Any]]] = {}
+        self._evaluated: dict[str, tuple[Tensor, list[list[int]], DataLoader[Any]]] = {}
         for name, split in dataset.held_out.items():  # their workers start with the first evaluation
-            batches = _Batches()
+            batches: list[list[int]] = []
             loader = self._loader(ImageReader(split, size, name), batches, (num_workers + 1) // 2, prefetch_factor)
             self._evaluated[name] = to_device(split.labels, self.device), batches, loader
 
-    def _loader(self, reader: ImageReader, batches: _Batches, workers: int, prefetch: int) -> DataLoader[Any]:
+    def _loader(self, reader: ImageReader, batches: list[list[int]], workers: int, prefetch: int) -> DataLoader[Any]:
         parent = os.getpid()
         return DataLoader(
             reader,
@@ -152,10 +133,10 @@ class LoaderPipeline(DatasetPipeline):
     def train(self, epoch: int, start_step: int = 0) -> Iterator[Window]:
         self.sampler.set_epoch(epoch)
         windows = [(part, indices, *self._micro_batches(0, part)) for part, indices in self.sampler.windows(start_step)]
-        self._train_batches.lists = [
+        self._train_batches[:] = [
             indices[start:stop].tolist() for _, indices, bounds, _ in windows for start, stop in bounds if start < stop
         ]
-        loaded = _start(self._train_loader) if self._train_batches.lists else iter(())
+        loaded = _start(self._train_loader) if self._train_batches else iter(())
         for part, indices, bounds, shards in windows:
             reads = (_next(loaded) if start < stop else None for start, stop in bounds)
             if self._agreement is not None:
@@ -196,9 +177,9 @@ class LoaderPipeline(DatasetPipeline):
         bad: list[BadSample] = []
         labels, batches, loader = self._evaluated[split or self.selection]
         bounds = self.sampler.in_order(len(labels), self._test_batch)
-        batches.lists = [list(range(*part)) for part in bounds]
-        loaded = _start(loader) if batches.lists else iter(())
-        for _ in batches.lists:
+        batches[:] = [list(range(*part)) for part in bounds]
+        loaded = _start(loader) if bounds else iter(())
+        for _ in bounds:
             read = _next(loaded)
             bad += read[2]
             images, indices = self._on_device(read)
@@ -208,7 +189,7 @@ class LoaderPipeline(DatasetPipeline):
             self._agreement.settle(split or self.selection, bad)
 
     def dummy_batch(self) -> Batch:
-        tries = (self._train_reader[[index]] for index in range(min(_TRIES, len(self._train_reader))))
+        tries = (self._train_reader[[index]] for index in range(min(_TRIES, len(self._train_labels))))
         images, indices, _ = next((read for read in tries if len(read[1])), self._train_reader[[0]])
         return self._augmented((images, indices, []), 0)
 

@@ -217,7 +217,7 @@ class Draft:
             _sync(final.parent)
         try:
             return _open(final, self.key, verify=False)
-        except _TORN as error:  # and theirs is unusable, and theirs to delete; ours outlives its file's name
+        except _TORN as error:  # the other process's; our arrays outlive the names of their files
             _log.warning("%s is unusable (%s); delete it", final, error)
             return Entry({name: np.asarray(array) for name, array in self._arrays.items()}, facts)
 
