@@ -40,17 +40,21 @@ def create_progress(stream: TextIO | None = None) -> Observer:
 
 
 class _Progress(Observer):
-    """What both displays know of the run, from its start on."""
+    """What both displays know of the run."""
 
-    _facts: RunFacts | None = None
+    def __init__(self) -> None:
+        self._facts: RunFacts | None = None
+        self._table = EpochTable()
+        self._started = time.monotonic()
 
     def on_start(self, facts: RunFacts) -> None:
         """Start the clock and the table."""
         self._facts, self._started = facts, time.monotonic()
         self._table = EpochTable(facts.epochs, facts.best, facts.split)
 
-    def _summary(self, best: Best) -> str:
-        assert self._facts is not None
+    def _summary(self, best: Best) -> str | None:
+        if self._facts is None:
+            return None
         return summary(best, time.monotonic() - self._started, self._facts.out_dir)
 
 
@@ -58,6 +62,7 @@ class PlainProgress(_Progress):
     """A heading, then one aligned line per epoch, each flushed at once: for log files and pipes."""
 
     def __init__(self, stream: TextIO) -> None:
+        super().__init__()
         self._stream = stream
 
     def on_start(self, facts: RunFacts) -> None:
@@ -72,7 +77,8 @@ class PlainProgress(_Progress):
 
     def on_end(self, best: Best) -> None:
         """Print the best epoch and the time that the run took."""
-        self._print(self._summary(best))
+        if line := self._summary(best):
+            self._print(line)
 
     def _print(self, line: str) -> None:
         print(line, file=self._stream, flush=True)
@@ -82,6 +88,7 @@ class LiveProgress(_Progress):
     """Finished epochs as a growing table above a live area, which a thread redraws twice a second."""
 
     def __init__(self, console: Console) -> None:
+        super().__init__()
         self._console = console
         self._report: StepReport | None = None
         self._live: Live | None = None
@@ -96,7 +103,7 @@ class LiveProgress(_Progress):
 
         super().on_start(facts)
         for note in facts.notes:
-            self._console.print(note, style="yellow", markup=False)
+            self._console.print(note, style="yellow", markup=False, emoji=False)
         text = Text("\n").join(Text(line) for line in describe(facts))
         width = min(_WIDTH, self._console.width)
         self._console.print(Panel(text, title=Text(facts.name), title_align="left", border_style="cyan", width=width))
@@ -125,7 +132,8 @@ class LiveProgress(_Progress):
     def on_end(self, best: Best) -> None:
         """Take the live area away and print the best epoch."""
         self.close()
-        self._console.print(self._summary(best), style="bold green", markup=False)
+        if line := self._summary(best):
+            self._console.print(line, style="bold green", markup=False, emoji=False)
 
     def close(self) -> None:
         """Take the live area away, after a failure too."""
@@ -177,7 +185,7 @@ class LiveProgress(_Progress):
         grid.add_row("run", _bar(steps_before, steps_total), f"{clock(left)} left", rate)
 
     def _print_row(self, line: str, style: str) -> None:
-        self._console.print(line, style=style, markup=False, no_wrap=True, crop=True, overflow="ellipsis")
+        self._console.print(line, style=style, markup=False, emoji=False, no_wrap=True, crop=True, overflow="ellipsis")
 
 
 def _bar(done: float, total: float) -> RenderableType:
