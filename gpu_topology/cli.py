@@ -1,33 +1,22 @@
 """`python -m gpu_topology report | snapshot | select | env | draw | monitor | verify`.
 
-Data goes to stdout, messages to stderr. A user's mistake is one line beginning `error:` and exit status 2. A
-command with a module of its own is imported only when it is called: `select` and `env` are fast enough for a prompt.
+Data goes to stdout, messages to stderr. A user's mistake is one line beginning `error:` and exit status 2. The driver
+is asked first: it answers in a child process while the rest of the program is imported here (commands.py).
 """
 
 from __future__ import annotations
 
-import argparse
-import importlib
 import os
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
-from ddp_core import __version__
-from ddp_core.cli import CommandLine, discard_stdout, exit_status
-from gpu_topology.cli_options import (
-    Answers,
-    add_output,
-    add_selection,
-    add_source,
-    answer,
-    insist,
-    positive,
-    read_source,
-)
+from ddp_core.cli import discard_stdout, exit_status
+from gpu_topology.driver.read import begin
 
-PROGRAM = "python -m gpu_topology"
+READING = ("report", "snapshot", "select", "env", "draw", "verify")
+"""The commands that look at the machine once. `monitor` reads on and on, in the program itself."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,9 +33,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(given: list[str]) -> int:
-    arguments = _parser(given[0]).parse_args(given)
-    status: int = arguments.run(arguments)
-    return status
+    elsewhere = any(word.startswith("--from") or word in ("-h", "--help") for word in given)
+    with begin() if given[0] in READING and not elsewhere else nullcontext() as reading:
+        from gpu_topology.commands import parse
+
+        arguments = parse(given)
+        arguments.reading = reading
+        status: int = arguments.run(arguments)
+        return status
 
 
 def _with_command(argv: list[str]) -> list[str]:
@@ -54,136 +48,3 @@ def _with_command(argv: list[str]) -> list[str]:
     if not argv or (argv[0].startswith("-") and argv[0] not in ("-h", "--help", "--version")):
         return ["report", *argv]
     return argv
-
-
-def _parser(called: str) -> CommandLine:
-    """The parser. Where a known command is called, only its module is imported."""
-    parser = CommandLine(
-        prog=PROGRAM,
-        description="What is in this machine, which GPUs belong together, and how to set CUDA and NCCL.",
-    )
-    parser.add_argument("--version", action="version", version=f"gpu-topology {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name, command in _COMMANDS.items():
-        if called in _COMMANDS and name != called:
-            continue
-        options = commands.add_parser(name, help=command.about, description=command.about)
-        if name == called:
-            command.prepare(options)
-    return parser
-
-
-@dataclass(frozen=True, slots=True)
-class _Module:
-    """A command that is a module of its own, with `add_arguments(parser)` and `run(arguments) -> int`."""
-
-    name: str
-    about: str
-
-    def prepare(self, parser: argparse.ArgumentParser) -> None:
-        module = importlib.import_module(self.name)
-        module.add_arguments(parser)
-        parser.set_defaults(run=module.run)
-
-
-@dataclass(frozen=True, slots=True)
-class _Function:
-    """A command of a few lines, in this file."""
-
-    run: Callable[[argparse.Namespace], None]
-    about: str
-    options: tuple[Callable[[argparse.ArgumentParser], None], ...]
-
-    def prepare(self, parser: argparse.ArgumentParser) -> None:
-        add_source(parser)
-        for add in self.options:
-            add(parser)
-        parser.set_defaults(run=self._run)
-
-    def _run(self, arguments: argparse.Namespace) -> int:
-        self.run(arguments)
-        return 0
-
-
-def _add_format(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--as",
-        dest="form",
-        choices=("auto", "index", "uuid"),
-        default="auto",
-        help="auto: indices where CUDA counts as nvidia-smi does, UUIDs on a machine of different GPUs",
-    )
-
-
-def _add_shell(parser: argparse.ArgumentParser) -> None:
-    from gpu_topology.environment.shells import SHELLS
-
-    parser.add_argument("--shell", choices=SHELLS, default="sh", help='sh: eval "$(... env)" (default)')
-    parser.add_argument("--ranks", type=positive, metavar="N", help="processes on this machine (default: one per GPU)")
-
-
-def _snapshot(arguments: argparse.Namespace) -> None:
-    from gpu_topology import snapshot
-
-    topology = read_source(arguments)
-    if arguments.output is None:
-        import json
-
-        print(json.dumps(snapshot.to_dict(topology), indent=1))
-    else:
-        snapshot.save(topology, arguments.output)
-        count = len(topology.gpus)
-        print(f"wrote {arguments.output}: {count} GPU{'s' * (count != 1)}", file=sys.stderr)
-
-
-def _select(arguments: argparse.Namespace) -> None:
-    answers = answer(arguments)
-    insist(answers.selection)
-    print(_device_list(answers, arguments.form))
-
-
-def _device_list(answers: Answers, form: str) -> str:
-    """Indices only where CUDA is sure to count them as the driver does: identical GPUs, or
-    CUDA_DEVICE_ORDER=PCI_BUS_ID, and none that CUDA cannot open or has only slices of."""
-    selection, gpus = answers.selection, answers.topology.gpus
-    identical = len({gpu.name for gpu in gpus}) == 1
-    whole = not any(gpu.error is not None or gpu.mig_mode for gpu in gpus)
-    safe = identical or answers.environ.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID"
-    by_index = form == "index" or (form == "auto" and safe and whole)
-    return ",".join(map(str, selection.indices) if by_index else selection.uuids)
-
-
-def _env(arguments: argparse.Namespace) -> None:
-    from gpu_topology.environment import settings as nccl
-    from gpu_topology.environment import shells
-    from gpu_topology.host.host import read_host
-
-    answers = answer(arguments)
-    selection = answers.selection
-    if answers.topology.gpus:
-        insist(selection)
-    else:  # a machine for training on the CPU has an environment too
-        for warning in selection.warnings:
-            print(f"warning: {warning}", file=sys.stderr)
-    ranks = arguments.ranks or len(selection.indices) or 1
-    settings = nccl.environment(
-        answers.topology,
-        selection,
-        read_host(),
-        ranks=ranks,
-        environ=answers.environ,
-        verdict=answers.verdict,
-        trainer=False,
-    )
-    print(shells.as_text(settings, arguments.shell))
-
-
-_COMMANDS: dict[str, _Module | _Function] = {
-    "report": _Module("gpu_topology.report.report", "devices, links, groups, selection and environment, with reasons"),
-    "snapshot": _Function(_snapshot, "the topology as JSON, which every command takes back with --from", (add_output,)),
-    "select": _Function(_select, "the chosen GPUs as a CUDA_VISIBLE_DEVICES value", (add_selection, _add_format)),
-    "env": _Function(_env, "the environment for the chosen GPUs", (add_selection, _add_shell)),
-    "draw": _Module("gpu_topology.drawing.picture", "a picture of the machine as SVG"),
-    "monitor": _Module("gpu_topology.monitor.command", "live use of the GPUs, JSON Lines out, a summary at the end"),
-    "verify": _Module("gpu_topology.verify.check", "a real collective over the chosen GPUs, under a time limit"),
-}

@@ -98,14 +98,15 @@ def memory(text: str) -> int:
 
 
 def read_source(arguments: argparse.Namespace) -> Topology:
-    """The snapshot that --from names, else this machine. TopologyError when the file is not one."""
+    """The snapshot that --from names, else this machine (`arguments.reading`: one that has begun). TopologyError when
+    the file is not one."""
     if arguments.source is not None:
         from gpu_topology import snapshot
 
         return snapshot.load(arguments.source)
     from gpu_topology.driver.read import read_or_explain
 
-    return read_or_explain()
+    return read_or_explain(getattr(arguments, "reading", None))
 
 
 def answer(arguments: argparse.Namespace) -> Answers:

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar
 
 from gpu_topology.driver.library import LIBRARY, LOADER_REMEDY, DriverError, LibraryError, Note, StuckDriverError
 
@@ -34,32 +34,46 @@ _REAP_S = 1.0
 _PR_SET_PDEATHSIG = 1  # sys/prctl.h
 
 
-def in_child(read: Callable[[Note], Answer]) -> Answer:
-    """`read(note)` in a child process, which calls `note(name)` before each call of the driver.
+class InChild(Generic[Answer]):
+    """`read(note)` begins in a child process, which calls `note(name)` before each call of the driver; `result` waits.
 
     In a program with several threads (torch starts some) a fork is not safe: there a fresh interpreter does it, which
-    imports `read` by its name.
-    Errors: StuckDriverError, naming the call, for a driver that hangs or crashes; what `read` raises.
+    imports `read` by its name. Use it in a `with`, which ends a child whose result is not wanted.
     """
-    if len(list(Path("/proc/self/task").glob("*"))) > 1:
-        return _result(_in_interpreter(read), read)
-    noted = mmap.mmap(-1, _NOTE_BYTES)
-    receiving, sending = os.pipe()
-    child = os.fork()
-    if child == 0:
-        _answer(read, noted, sending)
-    os.close(sending)
-    try:
-        with os.fdopen(receiving, "rb") as pipe:
-            _wait(pipe.fileno(), noted)
+
+    def __init__(self, read: Callable[[Note], Answer]) -> None:
+        self._read = read
+        self._child: int | None = None
+        if len(list(Path("/proc/self/task").glob("*"))) > 1:
+            return
+        self._noted = mmap.mmap(-1, _NOTE_BYTES)
+        self._receiving, sending = os.pipe()
+        parent = os.getpid()
+        self._child = os.fork()
+        if self._child == 0:
+            _answer(read, self._noted, sending, parent)
+        os.close(sending)
+
+    def __enter__(self) -> InChild[Answer]:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._child is not None:
+            os.close(self._receiving)
+            _end(self._child)
+
+    def result(self) -> Answer:
+        """Once. Errors: StuckDriverError, naming the call, for a driver that hangs or crashes; what `read` raises."""
+        if self._child is None:
+            return _result(_in_interpreter(self._read), self._read)
+        _wait(self._receiving, self._noted)
+        with os.fdopen(self._receiving, "rb") as pipe:
+            child, self._child = self._child, None
             sent = pipe.read()
-    except BaseException:
-        _end(child)
-        raise
-    _, status = os.waitpid(child, 0)
-    if not sent:
-        raise _crash(status, _call(noted))
-    return _result(sent, read)
+        _, status = os.waitpid(child, 0)
+        if not sent:
+            raise _crash(status, _call(self._noted))
+        return _result(sent, self._read)
 
 
 def _result(sent: bytes, read: Callable[[Note], Answer]) -> Answer:
@@ -73,9 +87,9 @@ def _result(sent: bytes, read: Callable[[Note], Answer]) -> Answer:
 
 _PROGRAM = """
 import pickle, sys
-from gpu_topology.driver.child_process import attempt, in_child
-read = pickle.load(sys.stdin.buffer)
-sys.stdout.buffer.write(pickle.dumps(attempt(lambda: in_child(read))))
+from gpu_topology.driver.child_process import InChild, attempt
+with InChild(pickle.load(sys.stdin.buffer)) as child:
+    sys.stdout.buffer.write(pickle.dumps(attempt(child.result)))
 """
 
 
@@ -146,10 +160,11 @@ def _end(child: int) -> None:
         time.sleep(0.005)
 
 
-def _answer(read: Callable[[Note], Answer], noted: mmap.mmap, sending: int) -> NoReturn:
+def _answer(read: Callable[[Note], Answer], noted: mmap.mmap, sending: int, parent: int) -> NoReturn:
     """The child: read, send (answer, error), and leave without the parent's clean-up."""
     try:
         sending = _let_go(sending)
+        _end_with(parent)
         number = 0
 
         def note(call: str) -> None:
@@ -165,13 +180,19 @@ def _answer(read: Callable[[Note], Answer], noted: mmap.mmap, sending: int) -> N
 
 
 def _let_go(sending: int) -> int:
-    """Close all but `sending`: a child that hangs must keep no pipe or lock of the parent's. End with the parent."""
+    """Close all but `sending`: a child that hangs must keep no pipe or lock of the parent's. Its new number."""
     kept = fcntl.fcntl(sending, fcntl.F_DUPFD, 3)
     nowhere = os.open(os.devnull, os.O_RDWR)
     for number in range(3):
         os.dup2(nowhere, number)
     os.closerange(3, kept)
     os.closerange(kept + 1, os.sysconf("SC_OPEN_MAX"))
+    return kept
+
+
+def _end_with(parent: int) -> None:
+    """However the parent ends, also before this call."""
     with suppress(OSError, AttributeError):  # a C library without prctl
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    return kept
+    if os.getppid() != parent:
+        os._exit(0)

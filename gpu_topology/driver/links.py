@@ -13,7 +13,8 @@ from gpu_topology.topology import Gpu, Link, LinkLevel, PeerAccess
 # NVML_NVLINK_MAX_LINKS of nvidia-ml-py 13.615. Older cards answer INVALID_ARGUMENT past their last link.
 _MAX_LINKS = 36
 
-_STATE_FIELD = 165  # NVML_FI_DEV_NVLINK_GET_STATE (nvml.h); the scope is the link
+# NVML_FI_DEV_NVLINK_GET_STATE, with the link as its scope, and NVML_FI_DEV_NVSWITCH_CONNECTED_LINK_COUNT (nvml.h).
+_STATE_FIELD, _SWITCHED_FIELD = 165, 147
 
 # Up to so many GPUs every kind of peer access is asked of every pair, both ways.
 _ALL_ASKED = 4
@@ -112,37 +113,45 @@ def _peer_access(a: Device, b: Device, known: dict[object, PeerAccess] | None, a
 def _nvlinks_of(device: Device, buses: Collection[str | None]) -> _NvLinks:
     """`buses`: the GPUs' bus ids as `_key` writes them; None among them for a GPU whose bus id is unknown."""
     found = _NvLinks()
-    for link, active in _link_states(device):
+    switched, states = _link_states(device)
+    for link, active in states:
         if active is None:
             found.known = False
-        elif active and not found.to_switch:
-            _note_remote(device, link, buses, found)
-        elif active:  # no board has links to switches and to GPUs
+        elif active and (switched or found.to_switch):  # no board has links to switches and to GPUs
             found.to_switch += 1
+        elif active:
+            _note_remote(device, link, buses, found)
     return found
 
 
-def _link_states(device: Device) -> Iterator[tuple[int, bool | None]]:
-    """Each NVLink that there is, and whether it is up; None, as the last one, where the driver fails to tell.
+def _link_states(device: Device) -> tuple[bool, list[tuple[int, bool | None]]]:
+    """Whether the links lead to switches, as far as is known yet; and for each link that there is whether it is up,
+    None for the last one where the driver fails to tell.
 
-    Those after the first in one call, as NCCL asks new drivers (NVML_FI_DEV_NVLINK_GET_STATE); a driver that shows none
-    up in this way is asked link by link.
+    In one call, as NCCL asks new drivers; a driver that shows no link up in this way is asked link by link.
     """
-    for link in range(_MAX_LINKS):
+    first, problem = device.try_ask("nvmlDeviceGetNvLinkState", 0)
+    if problem == "NVML_ERROR_INVALID_ARGUMENT":
+        return False, []
+    if problem not in (None, "NVML_ERROR_NOT_SUPPORTED"):
+        return False, [(0, None)]
+    wanted = [*((_STATE_FIELD, link) for link in range(_MAX_LINKS)), _SWITCHED_FIELD]
+    *fields, switched = device.ask("nvmlDeviceGetFieldValues", wanted) or [None]
+    states = [(link, field.value.uiVal == 1) for link, field in enumerate(fields) if field.nvmlReturn == 0]
+    if any(active for _, active in states):
+        return switched.nvmlReturn == 0 and switched.value.uiVal > 0, [*states]
+    # A card without NVLink does not support the question for link 0; a board may leave out others.
+    return False, [(0, first == 1), *_one_by_one(device)] if problem is None else []
+
+
+def _one_by_one(device: Device) -> Iterator[tuple[int, bool | None]]:
+    for link in range(1, _MAX_LINKS):
         active, problem = device.try_ask("nvmlDeviceGetNvLinkState", link)
         if problem == "NVML_ERROR_INVALID_ARGUMENT":
             return  # past the last link
-        if problem not in (None, "NVML_ERROR_NOT_SUPPORTED"):  # a link that this board leaves out is not supported
+        if problem not in (None, "NVML_ERROR_NOT_SUPPORTED"):
             yield link, None
             return
-        if link == 0:
-            fields = device.ask("nvmlDeviceGetFieldValues", [(_STATE_FIELD, link) for link in range(_MAX_LINKS)]) or ()
-            states = {link: field.value.uiVal == 1 for link, field in enumerate(fields) if field.nvmlReturn == 0}
-            if any(states.values()):
-                yield from states.items()
-                return
-            if problem is not None:
-                return  # a card without NVLink
         yield link, active == 1
 
 

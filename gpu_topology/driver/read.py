@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from gpu_topology.driver.child_process import in_child
+from gpu_topology.driver.child_process import InChild
 from gpu_topology.driver.gpu import identified, read_gpu, settled
 from gpu_topology.driver.health_warnings import concerns
 from gpu_topology.driver.library import (
@@ -28,13 +28,21 @@ from gpu_topology.driver.links import read_links
 from gpu_topology.topology import MOST_GPUS, Gpu, Topology
 
 
-def read_topology() -> Topology:
+def begin() -> InChild[Topology]:
+    """A reading that goes on while the program does something else: for `read_topology` and `read_or_explain`."""
+    return InChild(read_here)
+
+
+def read_topology(begun: InChild[Topology] | None = None) -> Topology:
     """Ask the driver for everything. Raises a `DriverError` subclass with a remedy when there is nothing to read."""
-    return in_child(read_here)
+    if begun is not None:
+        return begun.result()
+    with begin() as reading:
+        return reading.result()
 
 
 def read_here(note: Note) -> Topology:
-    """The same in this process."""
+    """What `read_topology` does, in this process."""
     with session(note) as driver:
         handles = open_handles(driver)
         devices = [Device(driver, handle, f"GPU {index}") for index, (handle, _) in enumerate(handles)]
@@ -60,11 +68,11 @@ def read_here(note: Note) -> Topology:
         )
 
 
-def read_or_explain() -> Topology:
+def read_or_explain(begun: InChild[Topology] | None = None) -> Topology:
     """Like `read_topology`, but raises StuckDriverError alone: without a GPU, `warnings` holds the reason and then what
     to do."""
     try:
-        return read_topology()
+        return read_topology(begun)
     except StuckDriverError:
         raise
     except DriverError as error:

@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the report. Exit status 0, also without a GPU."""
-    answers, host = answer(arguments), read_host()
+    host, answers = read_host(), answer(arguments)  # the driver is read meanwhile
     topology, request, selection = answers.topology, answers.request, answers.selection
     found = groups(topology, eligible(topology, request), request.policy)
     ranks = len(selection.indices) or 1

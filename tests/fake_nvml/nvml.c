@@ -534,7 +534,7 @@ int nvmlDeviceGetNvLinkRemotePciInfo_v2(struct device *device, unsigned link, st
 /* Throughput. The counters grow with the time since nvmlInit, at the rates of the machine's description. */
 struct field { unsigned id, scope; long long timestamp, latency; int type, result; union { u64 wide; unsigned narrow; } value; };
 
-enum { NVLINK_TX = 138, NVLINK_RX = 139, NVLINK_STATE = 165, PCIE_TX = 197, PCIE_RX = 198,
+enum { NVLINK_TX = 138, NVLINK_RX = 139, NVLINK_STATE = 165, TO_SWITCHES = 147, PCIE_TX = 197, PCIE_RX = 198,
        RECOVERY = 230, PCIE_REPLAYS = 94, NVLINK_REPLAYS = 52, NVLINK_RECOVERIES = 59, UNSIGNED_INT = 1, UNSIGNED_LONG_LONG = 3 };
 
 static u64 grown(long long rate) { return (u64)((double)rate * (double)(now() - opened_at) / 1e9); }
@@ -542,6 +542,12 @@ static u64 grown(long long rate) { return (u64)((double)rate * (double)(now() - 
 static int read_field(struct device *device, struct field *field)
 {
     int direction = field->id == NVLINK_RX || field->id == PCIE_RX;
+    if (field->id == TO_SWITCHES) {
+        int problem = fault_of("nvmlDeviceGetNvLinkRemoteDeviceType", device, NULL);
+        if (!problem) problem = link_problem(device, 0);
+        for (int i = field->value.narrow = 0; i < MAX_LINKS; i++) field->value.narrow += device->link[i].kind == 2;
+        return problem;
+    }
     if (field->id == NVLINK_STATE) { /* the faults of the function that asks for one link */
         int problem = fault_of("nvmlDeviceGetNvLinkState", device, NULL);
         if (!problem) problem = link_problem(device, field->scope);

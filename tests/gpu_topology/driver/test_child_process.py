@@ -63,7 +63,8 @@ def test_a_crash_is_reported_by_the_name_of_the_call(fake_driver):
 
 
 def test_a_slow_driver_is_waited_for(fake_driver):
-    done = run(fake_driver({**TWO, "delay_us": 30_000}), "select")
+    program = COMMAND.replace("0.1, 0.5", "1.5, 2.0")  # for one call; all together take longer
+    done = run(fake_driver({**TWO, "delay_us": 30_000}), "select", program=program)
     assert (done.returncode, done.stdout, done.stderr) == (0, "0,1\n", "")
 
 
@@ -76,18 +77,21 @@ def test_the_caller_of_a_program_that_gave_up_does_not_wait_for_the_child(fake_d
     assert done.returncode == 1
     assert time.monotonic() - started < 30
     (child,) = map(int, done.stdout.split())
+    assert _ends(child), "with its parent"
+
+
+def _ends(pid: int) -> bool:
     deadline = time.monotonic() + 10
-    while _lives(child) and time.monotonic() < deadline:
+    while (lives := _lives(pid)) and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert not _lives(child), "it ends with its parent"
+    return not lives
 
 
 def _lives(pid: int) -> bool:
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
         return False
-    return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
 
 
 def test_ctrl_c_ends_the_child_too(fake_driver):
@@ -101,15 +105,29 @@ def test_ctrl_c_ends_the_child_too(fake_driver):
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=30)
     assert process.returncode == 130
-    assert not _lives(int(found[0]))
+    assert _ends(int(found[0]))
 
 
 def answer_of(script: str) -> str:
-    """What a program prints that asks `in_child` for something."""
-    program = f"from gpu_topology.driver.child_process import in_child\n{script}"
-    done = run({}, program=program)
+    """What a program prints that reads in a child."""
+    start = """
+from gpu_topology.driver.child_process import InChild
+def in_child(read):
+    with InChild(read) as child:
+        return child.result()
+"""
+    done = run({}, program=f"{start}{script}")
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def test_a_child_whose_result_is_not_wanted_is_ended(fake_driver):
+    """A mistake on the command line does not wait for a driver that hangs."""
+    env = fake_driver({**TWO, "faults": [{"call": "nvmlInitWithFlags", "error": "HANG"}]})
+    started = time.monotonic()
+    done = run(env, "report", "--no-such-option", program=COMMAND.replace("0.1, 0.5", "60, 60"))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert time.monotonic() - started < 30
 
 
 def test_answers_and_errors_come_back_as_they_are():
