@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ddp_core.errors import UserError
 from ddp_core.files import write_text
 from ddp_core.redaction import redacted
 from ddp_train import data, models
@@ -35,6 +36,7 @@ from ddp_train.assemble.factories import (
 from ddp_train.assemble.resolve_options import resolve
 from ddp_train.checkpoint.manager import Saver
 from ddp_train.checkpoint.progress import Progress
+from ddp_train.checkpoint.weights import holds_weights, load_weights
 from ddp_train.config.options import Config, to_dict
 from ddp_train.config.parse import with_values
 from ddp_train.config.validation import check, resume_file
@@ -61,6 +63,7 @@ from ddp_train.engine.reproducible_cost import measure
 from ddp_train.engine.stop_signals import StopSignals
 from ddp_train.engine.trainer import Trainer
 from ddp_train.models.sync_batch_norm import SynchronisedBatchNorm
+from ddp_train.models.trainable import freeze, zero_init_residual
 from ddp_train.observers.console import create_progress
 from ddp_train.observers.records import Observer, RunFacts
 from ddp_train.observers.tensorboard import TensorBoardObserver
@@ -95,7 +98,9 @@ def build(config: Config, ranks: Ranks, device: torch.device, stop: StopSignals 
     lock = RunLock()
     path, moved = on_first_rank(lambda: claim(resolved, lock, restarted=is_restart()), ranks)
     resolved, folder = with_values(resolved, {"out_dir": str(path)}), RunFolder(path)
-    network = _network(resolved, dataset, ranks, device)
+    source = on_first_rank(lambda: resume_file(resolved), ranks)
+    weights = resolved.model.weights if source is None else None
+    network, started = _network(resolved, dataset, ranks, device, weights=weights)
     resolved, left_out = without_lone_sample(resolved, network, dataset, ranks)
     pipeline = together(lambda: create_pipeline(resolved, dataset, ranks, device), ranks)
     precision = create_precision(resolved, device)
@@ -105,13 +110,12 @@ def build(config: Config, ranks: Ranks, device: torch.device, stop: StopSignals 
     techniques = (*techniques, *([balance.technique()] if balance is not None else []))
     components, saver, cost = _components(context, techniques, pipeline, folder, len(dataset.train.labels))
     # After the wrapping, which gives all ranks the buffers of rank 0.
-    source = on_first_rank(lambda: resume_file(resolved), ranks)
     progress, resumed = _resume(source, saver, dataset, resolved, ranks)
     components = replace(components, progress=progress, stop=stop or StopSignals())
     shared = () if balance is None else (together(lambda: balance.start(components), ranks),)
     if moved is not None:
         notes = (*notes, moved)
-    notes = (*notes, *left_out, *without_effect(resolved, dataset, device), *cost, *resumed, *shared)
+    notes = (*notes, *started, *left_out, *without_effect(resolved, dataset, device), *cost, *resumed, *shared)
     facts = _facts(resolved, dataset, components, folder, notes)
     if ranks.is_first:
         unmark_done(folder.path)
@@ -122,8 +126,13 @@ def build(config: Config, ranks: Ranks, device: torch.device, stop: StopSignals 
     return Run(Trainer(components), resolved, folder, facts, components.observers, dataset, lock)
 
 
-def _network(resolved: Config, dataset: Dataset, ranks: Ranks, device: torch.device) -> nn.Module:
-    """The network with its first weights, the same on all ranks."""
+def _network(
+    resolved: Config, dataset: Dataset, ranks: Ranks, device: torch.device, *, weights: str | None
+) -> tuple[nn.Module, tuple[str, ...]]:
+    """The network with its first weights, the same on all ranks, and lines for the user.
+
+    weights: where they are read from; None: random, or those of a checkpoint that is restored later.
+    """
     if not resolved.model.compile:
         leave_compiler_out()
     # A user's own model may draw its first weights from any of these generators.
@@ -133,8 +142,15 @@ def _network(resolved: Config, dataset: Dataset, ranks: Ranks, device: torch.dev
     sizes = len(dataset.classes), dataset.image_shape
     network = together(lambda: models.create_from_options(resolved.model, *sizes, device), ranks)
     together(lambda: models.init_from_data(network, dataset, device), ranks)
+    options, notes = resolved.model, tuple[str, ...]()
+    if options.zero_init_residual:
+        together(lambda: zero_init_residual(network), ranks)
+    if weights is not None:
+        notes = on_first_rank(lambda: load_weights(network, weights, options.model or "small"), ranks)
     take_first_ranks(network, ranks)  # before a technique makes copies of them
-    return network
+    if (patterns := options.freeze) is not None:
+        notes = (*notes, *together(lambda: freeze(network, patterns), ranks))
+    return network, notes
 
 
 def _components(
@@ -214,7 +230,13 @@ def _resume(
     def restore() -> tuple[Progress, tuple[str, ...]]:
         if resolved.data.changed_data == "stop" and (facts := source.parent / "dataset.json").is_file():
             DatasetFacts.read(facts).refuse_other_data(dataset)
-        return saver.restore(source)
+        try:
+            return saver.restore(source)
+        except UserError:
+            if holds_weights(source):
+                words = "holds weights, not the state of a run: to start from them"
+                raise UserError(f"--resume {source}: {words}, --weights {source}") from None
+            raise
 
     return together(restore, ranks)
 

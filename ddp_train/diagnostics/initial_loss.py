@@ -22,7 +22,8 @@ FACTOR = 2.0
 
 def create(context: Context) -> Technique:
     """`--initial-loss-check`, on unless it is switched off; the first rank looks at its share of the batch."""
-    if not context.ranks.is_first or context.classes < 2:
+    trained = context.config.model.weights is not None
+    if not context.ranks.is_first or context.classes < 2 or trained:
         return Technique(name="initial_loss_check")
     check = _Check(context.classes)
     return Technique(name="initial_loss_check", loss=check.loss, after_step=check.after_step, observer=check)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import difflib
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -12,6 +15,9 @@ from ddp_core.errors import UserError
 from ddp_train.config.options import OptimOptions
 from ddp_train.optim.low_overhead import SGD, Adam, AdamW
 from ddp_train.optim.muon import Muon, hidden_matrices
+
+_LARGEST_FACTOR = 1000
+_SHOWN = 3
 
 
 def parameter_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
@@ -44,7 +50,8 @@ def create_optimizer(
     if options.optimizer == "muon":
         optimizer = _muon(model, options, learning_rate, device, matrix_dtype)
     else:
-        optimizer = _plain(options.optimizer, model.parameters(), options, learning_rate, device)
+        factors = {} if options.lr_by_layer is None else _factors(model, options.lr_by_layer)
+        optimizer = _plain(options.optimizer, model.parameters(), options, learning_rate, device, factors)
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     return optimizer
@@ -73,11 +80,49 @@ def restore(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
                 state[name] = torch.empty_like(parameter).copy_(value)
 
 
+def matching(option: str, pattern: str, names: Iterable[str]) -> list[str]:
+    """The names that a pattern means: with wildcards, or of a layer and what is in it. Errors: UserError for none."""
+    names, pattern = list(names), pattern.strip()
+    found = [name for name in names if fnmatchcase(name, pattern) or name.startswith(f"{pattern}.")]
+    if found:
+        return found
+    layers = list(dict.fromkeys(name.rpartition(".")[0] for name in names))
+    close = difflib.get_close_matches(pattern, layers, n=_SHOWN, cutoff=0.3) or layers[:_SHOWN]
+    raise UserError(f"{option} {pattern!r}: no parameter has such a name; layers are {', '.join(close)}, ...")
+
+
+def _factors(model: nn.Module, text: str) -> dict[nn.Parameter, float]:
+    """`--lr-by-layer`: the factor of each parameter that is named. Errors: UserError."""
+    named = dict(model.named_parameters())
+    factors: dict[nn.Parameter, float] = {}
+    for part in text.split(","):
+        pattern, equals, factor = part.rpartition("=")
+        try:
+            value = float(factor)
+        except ValueError:
+            value = -1.0
+        if not (equals and 0 <= value <= _LARGEST_FACTOR):
+            raise UserError(f"--lr-by-layer {part!r}: expected NAME=FACTOR, with a factor from 0 to {_LARGEST_FACTOR}")
+        factors |= {named[name]: value for name in matching("--lr-by-layer", pattern, named)}
+    return factors
+
+
 def _plain(
-    name: str, parameters: Iterable[nn.Parameter], options: OptimOptions, learning_rate: float, device: torch.device
+    name: str,
+    parameters: Iterable[nn.Parameter],
+    options: OptimOptions,
+    learning_rate: float,
+    device: torch.device,
+    factors: Mapping[nn.Parameter, float] = MappingProxyType({}),
 ) -> torch.optim.Optimizer:
-    """SGD, Adam or AdamW."""
-    groups = parameter_groups(parameters, options.weight_decay)
+    """SGD, Adam or AdamW. factors: on the rate, of the parameters that have another than 1; those come last."""
+    parameters = list(parameters)
+    groups = [
+        {**group, "params": chosen, "lr": learning_rate * factor}
+        for factor in dict.fromkeys((1.0, *factors.values()))
+        for group in parameter_groups(parameters, options.weight_decay)
+        if (chosen := [p for p in group["params"] if factors.get(p, 1.0) == factor])
+    ]
     # On the CPU torch's fused step takes memory as it lies: a gradient of another layout than its weight is misread.
     speed: dict[str, Any] = {"fused": True} if device.type == "cuda" else {"foreach": True}
     if name == "sgd":

@@ -43,6 +43,17 @@ class ModelOptions:
         "(default: sdpa).",
         only_with=When("model", "vit"),
     )
+    weights: str | None = option(
+        None,
+        "Start from these weights: a state_dict, checkpoint, safetensors file or run folder, or imagenet for "
+        "torchvision's own (default: random). A last layer for other classes starts anew.",
+    )
+    freeze: str | None = option(
+        None, "Do not train the parameters with these names, as in 'stem,blocks.0' or '*.bias' (default: train all)."
+    )
+    zero_init_residual: bool = option(
+        False, "The last batch norm of each residual branch starts at 0, so that the block begins as the identity."
+    )
     dropout: float | None = option(None, "Dropout probability (default: that of the model).", Range(0, 0.99))
     amp: Literal["auto", "bf16", "fp16", "off"] = option(
         "auto",

@@ -45,6 +45,12 @@ class OptimOptions:
     weight_decay: float = option(
         5e-4, "Weight decay, for weights only: not for biases and normalisation parameters.", Range(0, 10)
     )
+    lr_by_layer: str | None = option(
+        None,
+        "Factors on the learning rate by parameter name, as in 'stem=0.1,blocks.0=0.3'; the last match counts "
+        "(default: 1 for all).",
+        excludes={When("optimizer", "muon"): "muon has rates of its own for matrices and the rest"},
+    )
     sam: float | None = option(
         None,
         "Sharpness-aware minimisation: distance of the ascent before the gradient is computed (0.05 is usual).",
