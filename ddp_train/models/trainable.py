@@ -9,6 +9,7 @@ from torch import nn
 
 from ddp_core.errors import UserError
 from ddp_train.models.blocks import Residual
+from ddp_train.models.sync_batch_norm import BATCH_NORMS
 from ddp_train.optim import matching
 
 
@@ -25,7 +26,7 @@ def freeze(network: nn.Module, patterns: str) -> tuple[str, ...]:
         raise UserError(f"--freeze {patterns}: leaves nothing to train")
     for module in network.modules():
         own = list(module.parameters(recurse=False))
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and own and not any(p.requires_grad for p in own):
+        if isinstance(module, BATCH_NORMS) and own and not any(p.requires_grad for p in own):
             module.eval()
             module.train = MethodType(lambda self, mode=True: self, module)  # type: ignore[method-assign, assignment]
     kept = sum(parameters[name].numel() for name in chosen)
