@@ -51,6 +51,9 @@ class Verdict:
     words       the last lines of the rank at fault, where nothing fixed it
     pairs       the result for each pair and direction
     busbw_gb_s  all-reduce bus bandwidth as nccl-tests defines it, 10^9 bytes per second
+    model_gb_s  what the slowest link of these GPUs can do, as its nominal rate
+    compute     (NVML index, or rank on the CPU; 10^12 operations per second of matrix products)
+    concerns    what is right but slower than it should be, one line each
     backend     "nccl" or "gloo"
     ranks       processes that took part
     seconds     duration of the whole check
@@ -65,6 +68,9 @@ class Verdict:
     words: tuple[str, ...] = ()
     pairs: tuple[PairResult, ...] = ()
     busbw_gb_s: float | None = None
+    model_gb_s: float | None = None
+    compute: tuple[tuple[int, float], ...] = ()
+    concerns: tuple[str, ...] = ()
     backend: str = "nccl"
     ranks: int = 0
     seconds: float = 0.0
@@ -153,8 +159,9 @@ def _verdict(kept: dict[str, object]) -> Verdict:
     if not all(len(row) == 3 and all(isinstance(word, str) for word in row) for row in settings):
         raise TypeError("settings")
     pairs = tuple(PairResult(**_checked(row, _PAIR)) for row in fields.pop("pairs"))
-    words = tuple(str(line) for line in fields.pop("words"))
-    return Verdict(**fields, settings=tuple(settings), words=words, pairs=pairs)
+    words, concerns = (tuple(str(line) for line in fields.pop(name)) for name in ("words", "concerns"))
+    compute = tuple((int(index), float(speed)) for index, speed in fields.pop("compute"))
+    return Verdict(**fields, settings=tuple(settings), words=words, pairs=pairs, concerns=concerns, compute=compute)
 
 
 _Shape = Mapping[str, type | tuple[type, ...]]
@@ -169,6 +176,9 @@ _VERDICT: _Shape = {
     "words": list,
     "pairs": list,
     "busbw_gb_s": (*_NUMBER, NoneType),
+    "model_gb_s": (*_NUMBER, NoneType),
+    "compute": list,
+    "concerns": list,
     "backend": str,
     "ranks": int,
     "seconds": _NUMBER,

@@ -137,6 +137,7 @@ def _about_peers(facts: Facts, *, peers_off: bool) -> Iterator[str]:
             yield f"verify failed on these GPUs on {when}: {verdict.problem or 'no reason was kept'}{remedy}"
         elif verdict.ok and facts.peers_over_pcie and _translation(facts.host):
             yield f"peer access over PCIe was verified on {when}, with this driver and NCCL: data arrived whole"
+        yield from (f"verify on {when}: {concern}" for concern in verdict.concerns)
         return
     doubt = None if peers_off else needs_verify(facts.topology, facts.selection, facts.host)
     if doubt:

@@ -249,6 +249,16 @@ class Fabric:
         }
 
 
+def ring_gb_s(topology: Topology, indices: Sequence[int]) -> float:
+    """The slowest link of the best ring in GB/s of this hardware: the model's PCIe figures are those of Gen3 x16."""
+    fabric = Fabric(topology, indices)
+    floor = fabric.bottleneck(indices)
+    slots = [speed for index in indices if (speed := slot_speed(topology.gpu(index))) is not None]
+    slowest = [link for pair, link in fabric.links.items() if fabric.speed[pair] == floor]
+    over_pcie = all(link.level is not LinkLevel.NV for link in slowest)
+    return floor * max(slots) / (16 * LANE_GB_S[3]) if over_pcie and slots else floor
+
+
 # Where the parts of a subset's value begin, in bits: loads, then PCIe distance, NUMA nodes, and the sum of speeds.
 _PATH, _NODES, _SPEED = 8, 24, 32
 

@@ -14,7 +14,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.util import find_spec
@@ -31,6 +31,7 @@ from gpu_topology.topology import Topology
 from gpu_topology.verify import show
 from gpu_topology.verify.findings import Findings, Naming, judge
 from gpu_topology.verify.job import run_job
+from gpu_topology.verify.performance import model_gb_s, slow_gpus, slow_links
 from gpu_topology.verify_cache import Verdict
 
 RANK = ("-m", "gpu_topology.verify.rank")
@@ -160,7 +161,7 @@ class _Trial:
         time_limit_s: float,
     ) -> None:
         devices = selection.indices
-        self.ranks = ranks
+        self.topology, self.ranks = topology, ranks
         self.naming = Naming("nccl" if devices else "gloo", devices)
         noun = "rank" if self.ranks == 1 else "ranks"
         self.what = (
@@ -173,18 +174,18 @@ class _Trial:
         planned = {setting.name: setting.value for setting in settings if not setting.unset}
         self.environment = {**{k: v for k, v in os.environ.items() if k not in removed}, **planned}
         self.is_plain = not any(setting.kept and setting.name.startswith(_TRANSPORT) for setting in settings)
-        self._slices = any(uuid.startswith("MIG-") for uuid in selection.uuids)
+        self.slices = any(uuid.startswith("MIG-") for uuid in selection.uuids)
 
     def run(self, extra: Mapping[str, str]) -> Findings:
         """One job. NCCL's variables do not touch CUDA's own copies: they are tried once."""
-        copies = self.naming.backend == "nccl" and not extra and not self._slices
+        copies = self.naming.backend == "nccl" and not extra and not self.slices
         try:
             result = run_job(
                 (*self._worker, f"--backend={self.naming.backend}", *(["--copies"] if copies else [])),
                 ranks=self.ranks,
                 environment={**self.environment, **extra},
                 time_limit_s=self._time_limit_s,
-                options=["--virtual-local-rank"] if self._slices and self.ranks > 1 else [],
+                options=["--virtual-local-rank"] if self.slices and self.ranks > 1 else [],
             )
         except OSError as error:
             raise TopologyError(f"verify cannot start its job: {error.strerror or error}") from None
@@ -212,11 +213,21 @@ def _verdict(first: Findings, last: Findings, tried: Mapping[str, str], trial: _
         words=() if fixed else first.words,
         pairs=(*copies, *(pair for pair in shown.pairs if pair.way != "copy")),
         busbw_gb_s=shown.busbw_gb_s,
+        model_gb_s=model_gb_s(trial.topology, trial.naming.devices),
+        compute=first.compute,
+        concerns=tuple(_concerns(first, shown, trial)),
         backend=trial.naming.backend,
         ranks=trial.ranks,
         seconds=round(seconds, 3),
         when=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+
+
+def _concerns(first: Findings, shown: Findings, trial: _Trial) -> Iterator[str]:
+    """What is slower than it should be; the CPU and MIG slices have no model."""
+    if trial.naming.devices and not trial.slices:
+        yield from slow_gpus(first.compute, trial.topology)
+        yield from slow_links(shown.busbw_gb_s, trial.topology, trial.naming.devices)
 
 
 def _remedy(first: Findings, mended_by: Sequence[str], trial: _Trial) -> str | None:

@@ -41,6 +41,7 @@ class Naming:
 _STEPS = {
     "start": "the start (import of torch)",
     "init": "the set-up of the process group",
+    "compute": "the matrix products",
     "sum": "the all-reduce",
     "done": "the end",
 }
@@ -50,6 +51,7 @@ _STEPS = {
 class Findings:
     """The outcome of one job.
 
+    compute     (number of the rank's device, 10^12 operations per second)
     problem     one line, None where everything was right in time
     stage       the kind of step of the problem: see verify_journal.KINDS
     stopped     whether the time limit ended the job
@@ -59,6 +61,7 @@ class Findings:
 
     pairs: tuple[PairResult, ...] = ()
     busbw_gb_s: float | None = None
+    compute: tuple[tuple[int, float], ...] = ()
     problem: str | None = None
     stage: str | None = None
     stopped: bool = False
@@ -84,6 +87,12 @@ def judge(result: JobResult, naming: Naming, time_limit_s: float) -> Findings:
         pairs=tuple(_pair(entry, naming) for entry in ended if entry.step.kind in ("copy", "send")),
         # The slowest rank's: an all-reduce is as fast as that.
         busbw_gb_s=min(speeds) if speeds else None,
+        compute=tuple(
+            (naming.number(rank), ended.tflop_s)
+            for rank, record in enumerate(result.records)
+            for ended in record.results
+            if ended.tflop_s is not None
+        ),
         problem=problem,
         stage=stage,
         stopped=result.status is None,

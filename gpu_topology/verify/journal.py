@@ -12,8 +12,8 @@ from pathlib import Path
 FOLDER_VARIABLE = "GPU_TOPOLOGY_VERIFY"
 """Names the job's folder to its processes, and marks them: the folder's name is used once."""
 
-KINDS = ("start", "init", "copy", "send", "sum", "done")
-"""In their order: import of torch, communicator, CUDA copies, sends and receives, all-reduce, the end."""
+KINDS = ("start", "init", "compute", "copy", "send", "sum", "done")
+"""In their order: import of torch, communicator, matrix products, CUDA copies, sends and receives, all-reduce, end."""
 
 
 class Refused(Exception):
@@ -31,11 +31,13 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A step that came to its end. `problem`: what was wrong with the data; `gb_s`: 10^9 bytes per second."""
+    """A step that came to its end. `problem`: what was wrong with the data; `gb_s`: 10^9 bytes per second; `tflop_s`:
+    10^12 operations per second."""
 
     step: Step
     problem: str | None = None
     gb_s: float | None = None
+    tflop_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +71,12 @@ class Journal:
         """Before a step."""
         self._write({"begin": step.kind, "a": step.a, "b": step.b})
 
-    def end(self, step: Step, problem: str | None = None, gb_s: float | None = None) -> None:
+    def end(
+        self, step: Step, problem: str | None = None, gb_s: float | None = None, tflop_s: float | None = None
+    ) -> None:
         """After a step."""
-        self._write({"end": step.kind, "a": step.a, "b": step.b, "problem": problem, "gb_s": gb_s})
+        speeds = {"gb_s": gb_s, "tflop_s": tflop_s}
+        self._write({"end": step.kind, "a": step.a, "b": step.b, "problem": problem, **speeds})
 
     def fail(self, message: str) -> None:
         """Before the rank leaves because of an exception."""
@@ -117,8 +122,9 @@ def _parse(line: str) -> Step | Result | str:
     step = Step(kind, a, b)
     if "begin" in entry:
         return step
-    problem, speed = entry["problem"], entry["gb_s"]
-    return Result(step, None if problem is None else str(problem), None if speed is None else float(speed))
+    problem = entry["problem"]
+    speeds = (None if speed is None else float(speed) for speed in (entry["gb_s"], entry.get("tflop_s")))
+    return Result(step, None if problem is None else str(problem), *speeds)
 
 
 def _path(folder: Path, rank: int) -> Path:

@@ -74,8 +74,15 @@ def _speed(gb_s: float) -> str:
 
 def _lines(verdict: Verdict) -> list[Text]:
     lines = []
+    if verdict.compute:
+        noun = "GPU" if verdict.backend == "nccl" else "rank"
+        each = ", ".join(f"{noun} {number} {speed:.3g}" for number, speed in verdict.compute)
+        lines.append(Text(f"matrix products, TFLOP/s: {each}"))
     if verdict.busbw_gb_s is not None:
-        lines.append(Text(f"all-reduce over {verdict.ranks} ranks: busbw {_speed(verdict.busbw_gb_s)} GB/s"))
+        model = verdict.model_gb_s
+        of_model = f", {verdict.busbw_gb_s / model:.0%} of the {_speed(model)} of its slowest link" if model else ""
+        lines.append(Text(f"all-reduce over {verdict.ranks} ranks: busbw {_speed(verdict.busbw_gb_s)} GB/s{of_model}"))
+    lines += [Text("slow", style="bold yellow").append(f": {line}", style="none") for line in verdict.concerns]
     if verdict.ok:
         alone = " (one rank: no pair to compare)" if verdict.ranks == 1 else ""
         what = f": every byte and every sum{alone}, in {verdict.seconds:.1f} s; nothing needs to be set"

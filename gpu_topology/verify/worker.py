@@ -25,6 +25,8 @@ SIZES = {"nccl": (1, 4099, 2**20 + 3, 2**26 + 5), "gloo": (1, 4099, 2**20 + 3, 2
 REPEATS = 4
 # Sums of remainders below this are exact in float32 in every order, for any number of ranks.
 MODULUS = 31
+# How long each rank computes: enough for the clocks of a hot GPU to fall.
+COMPUTE_S = 0.5
 # verify stops a job that hangs; torch's own limits must not come first.
 NEVER = timedelta(days=1)
 
@@ -50,6 +52,7 @@ def work(journal: Journal, start: Step, folder: Path, backend: str, *, copies: b
     dist.all_reduce(torch.zeros(1, device=device))
     _wait(device)
     journal.end(init)
+    _compute(journal, device)
     if copies and rank == 0 and torch.cuda.device_count() == world_size:
         for a, b in permutations(range(world_size), 2):
             _copy(journal, a, b, SIZES[backend])
@@ -60,6 +63,25 @@ def work(journal: Journal, start: Step, folder: Path, backend: str, *, copies: b
     _sum(journal, rank, world_size, device, SIZES[backend])
     _meet()
     journal.end(Step("done"))
+
+
+def _compute(journal: Journal, device: torch.device) -> None:
+    """Matrix products on all ranks at once, so that they share the power and the air that they share in a run."""
+    step = Step("compute")
+    journal.begin(step)
+    on_gpu = device.type == "cuda"
+    size, kind = (8192, torch.float16) if on_gpu else (512, torch.float32)
+    factor = torch.rand(size, size, device=device, dtype=kind)
+    factor @ factor
+    _wait(device)
+    _meet()
+    products, begin = 0, time.perf_counter()
+    while (seconds := time.perf_counter() - begin) < COMPUTE_S:
+        for _ in range(4):
+            factor @ factor
+        _wait(device)
+        products += 4
+    journal.end(step, tflop_s=products * 2 * size**3 / seconds / 1e12)
 
 
 def _device(backend: str) -> torch.device:

@@ -21,7 +21,7 @@ WRONG = "byte 7 is 0x00 and should be 0x1f, 1 of 4099 bytes are wrong"
 
 def whole(rank: int, ranks: int = 3, *, copies: bool = False) -> Record:
     """The record of a rank that did everything."""
-    results = [Result(Step("start")), Result(Step("init"))]
+    results = [Result(Step("start")), Result(Step("init")), Result(Step("compute"), tflop_s=300.0 - rank)]
     if copies and rank == 0:
         results += [Result(Step("copy", a, b), gb_s=20.0) for a, b in permutations(range(ranks), 2)]
     pairs = [pair for pair in permutations(range(ranks), 2) if rank in pair]
@@ -47,6 +47,7 @@ def test_all_right() -> None:
     found = find(job(*(whole(rank, copies=True) for rank in range(3))))
     assert (found.problem, found.stage, found.words, found.shm) == (None, None, (), False)
     assert found.busbw_gb_s == 5.0
+    assert found.compute == ((0, 300.0), (2, 299.0), (5, 298.0))
     pairs = [(0, 2), (0, 5), (2, 0), (2, 5), (5, 0), (5, 2)]
     assert found.pairs == tuple(
         PairResult(a, b, way, speed) for way, speed in (("copy", 20.0), ("nccl", 10.0)) for a, b in pairs

@@ -44,6 +44,16 @@ def test_a_right_machine() -> None:
     )
 
 
+def test_speeds_are_shown_beside_what_they_should_be() -> None:
+    verdict = replace(RIGHT, model_gb_s=450.0, compute=((0, 312.4), (3, 256.0)), concerns=("GPU 3 is 18% slower",))
+    assert page(verdict, (0, 3)).splitlines()[-4:] == [
+        "matrix products, TFLOP/s: GPU 0 312, GPU 3 256",
+        "all-reduce over 2 ranks: busbw 123 GB/s, 27% of the 450 of its slowest link",
+        "slow: GPU 3 is 18% slower",
+        "right: every byte and every sum, in 8.2 s; nothing needs to be set",
+    ]
+
+
 def test_a_mended_machine_says_what_to_set() -> None:
     text = page(MENDED, (0, 3))
     assert ["GPU0", "X", "wrong"] in [line.split() for line in text.splitlines()]
