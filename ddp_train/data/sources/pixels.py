@@ -37,8 +37,7 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _SIDEWAYS = (5, 6, 7, 8)
-_BITS = (8, 10, 12, 14, *range(16, 65))
-_SMALLEST_UNIT = 1 / 8
+_DARKEST, _SMALL_FLOATS = 1 / 8, 128
 
 Kind = Literal["integers", "floats"]
 Levels = tuple[float, float]
@@ -80,24 +79,26 @@ class Unreadable(Exception):
 def levels_of(extents: Iterable[Extent]) -> dict[str, Levels]:
     """Black and white by kind.
 
-    White is the greatest number of 8, 10, 12, 14, 16 or further bits that is not below the greatest value; for floats
-    it is 1 where none is greater (in images that are darker than 1/8, the next power of two). Black is 0, or for
-    negative values minus the white of their sizes.
+    Black is 0. White is the greatest number of 8, 10, 12, 14, 16 or more bits that is not below the greatest value. For
+    floats up to 128 it is the next power of two, or 1 where the greatest is between 1/8 and 1. With negative values the
+    two are those of a signed number, such as -32768 and 32767, and grey is 0.
     """
-    found: dict[str, Levels] = {}
-    by_kind: dict[Kind, list[Extent]] = {}
+    by_kind: dict[Kind, tuple[float, float]] = {}
     for extent in extents:
-        by_kind.setdefault(extent.kind, []).append(extent)
-    for kind, same in by_kind.items():
-        least, greatest = min(extent.least for extent in same), max(extent.greatest for extent in same)
-        found[kind] = (-_white(kind, -least) if least < 0 else 0.0, _white(kind, greatest))
-    return found
+        least, greatest = by_kind.get(extent.kind, (0.0, 0.0))
+        by_kind[extent.kind] = min(least, extent.least), max(greatest, extent.greatest)
+    return {kind: _levels(kind, *both) for kind, both in by_kind.items()}
 
 
-def _white(kind: Kind, greatest: float) -> float:
-    if kind == "floats" and greatest <= 1:
-        return 2.0 ** math.ceil(math.log2(greatest)) if 0 < greatest <= _SMALLEST_UNIT else 1.0
-    return next((2.0**bits - 1 for bits in _BITS if greatest <= 2**bits - 1), greatest)
+def _levels(kind: Kind, least: float, greatest: float) -> Levels:
+    size = max(-least, greatest)
+    if kind == "floats" and size <= _SMALL_FLOATS:
+        white = 1.0 if _DARKEST < size <= 1 or size == 0 else 2.0 ** math.ceil(math.log2(size))
+        return (-white if least < 0 else 0.0), white
+    if least < 0:
+        bits = next(bits for bits in range(7, 1025) if -least <= 2.0**bits and greatest <= 2.0**bits - 1)
+        return -(2.0**bits), 2.0**bits - 1
+    return 0.0, next(2.0**bits - 1 for bits in (8, 10, 12, 14, *range(16, 1025)) if greatest <= 2.0**bits - 1)
 
 
 @contextmanager

@@ -1,0 +1,372 @@
+"""Files of every stored form, made by Pillow or byte by byte, against RGB values that are worked out here."""
+
+from __future__ import annotations
+
+import io
+import resource
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageCms
+
+from ddp_core.errors import UserError
+from ddp_train.data.sources import image_folder
+from ddp_train.data.sources.decode import probe_size, read_image
+from ddp_train.data.sources.pixels import Extent, Reading, levels_of
+
+Save = Callable[..., None]
+SIDE = 8
+RED, GREEN = (255, 0, 0), (0, 128, 0)
+
+
+def one_colour(path: Path, reading: Reading = Reading()) -> tuple[int, ...]:  # noqa: B008 (frozen)
+    """The colour of a file that has one."""
+    pixels = read_image(path, (4, 4), reading)
+    assert pixels.dtype == np.uint8 and pixels.shape == (4, 4, 3)
+    assert (pixels == pixels[0, 0]).all()
+    return tuple(int(value) for value in pixels[0, 0])
+
+
+def deep(path: Path, value: float, dtype: str, **more: object) -> None:
+    """A grey image of one value, with a white corner that is outside of the middle quarter."""
+    Image.fromarray(np.full((SIDE, SIDE), value, dtype)).save(path, **more)
+
+
+def tiff_of_16_bits(path: Path, value: int, *, photometric: int = 1, bits: int = 16, order: str = "<") -> None:
+    """Written byte by byte: one strip of unsigned integers."""
+    if bits == 16:
+        strip = struct.pack(f"{order}H", value) * SIDE * SIDE
+    else:  # 12 bits, two values in three bytes
+        strip = bytes((value >> 4, (value & 15) << 4 | value >> 8, value & 255)) * (SIDE * SIDE // 2)
+    tags = ((256, SIDE), (257, SIDE), (258, bits), (259, 1), (262, photometric), (273, 8), (277, 1), (278, SIDE))
+    entries = [(tag, 3, 1, number) for tag, number in tags] + [(279, 4, 1, len(strip))]
+    fields = [
+        struct.pack(f"{order}HHI", *e[:3]) + struct.pack(f"{order}H2x" if e[1] == 3 else f"{order}I", e[3])
+        for e in entries
+    ]
+    head = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HI", 42, 8 + len(strip))
+    path.write_bytes(head + strip + struct.pack(f"{order}H", len(fields)) + b"".join(fields) + bytes(4))
+
+
+# Grey images of more than 8 bits: the level of a dataset
+
+
+@pytest.mark.parametrize(
+    ("suffix", "dtype", "values", "expected"),
+    [
+        ("png", "uint16", (0, 20000, 60000), (0, 78, 233)),
+        ("png", "uint16", (0, 1000, 4000), (0, 62, 249)),  # 12 bits in 16
+        ("png", "uint16", (0, 300, 1023), (0, 75, 255)),  # 10 bits
+        ("tif", "uint16", (0, 20000, 60000), (0, 78, 233)),
+        ("tif", ">u2", (0, 20000, 60000), (0, 78, 233)),
+        ("tif", "int32", (0, 1000, 4000), (0, 62, 249)),
+        ("tif", "int32", (-32768, 0, 32767), (0, 128, 255)),
+        ("tif", "int32", (0, 30000, 100000), (0, 58, 195)),  # 17 bits
+        ("tif", "float32", (0.0, 0.25, 1.0), (0, 64, 255)),
+        ("tif", "float32", (0.0, 100.0, 250.0), (0, 100, 250)),
+        ("tif", "float32", (-1.0, 0.0, 1.0), (0, 128, 255)),
+        ("tif", "float32", (0.0, 0.02, 0.03), (0, 163, 245)),  # 1/32 is white
+        ("tif", "float32", (0.0, 0.5, 1.05), (0, 64, 134)),  # 2 is white
+        ("pfm", "float32", (0.0, 0.25, 1.0), (0, 64, 255)),
+    ],
+)
+def test_deep_grey_images_of_a_folder_share_their_levels(
+    tmp_path: Path, suffix: str, dtype: str, values: tuple[float, ...], expected: tuple[int, ...]
+) -> None:
+    for part in ("train", "test"):
+        for number, value in enumerate(values):
+            (tmp_path / part / f"{number}").mkdir(parents=True)
+            deep(tmp_path / part / f"{number}" / f"a.{suffix}", value, dtype)
+    for limit in (None, 0):  # decoded once, and from files
+        dataset = image_folder.load_image_folder("folder", tmp_path, limit=limit)
+        (levels,) = dataset.levels.values()
+        if dataset.test.images is not None:
+            found = dataset.test.images[:, 0, 0, 0].tolist()
+        else:
+            files = dataset.test.files or ()
+            found = [int(read_image(file, (SIDE, SIDE), dataset.test.reading)[0, 0, 0]) for file in files]
+        assert found == pytest.approx(list(expected), abs=1)
+        assert (
+            levels
+            == levels_of([Extent("floats" if dtype == "float32" else "integers", min(values), max(values))]).popitem()[
+                1
+            ]
+        )
+
+
+def test_16_bit_files_of_other_programs(tmp_path: Path) -> None:
+    path, reading = tmp_path / "a.tif", Reading(levels={"integers": (0, 65535)})
+    for order in ("<", ">"):
+        tiff_of_16_bits(path, 0x4020, order=order)
+        assert one_colour(path, reading) == (64, 64, 64)
+    tiff_of_16_bits(path, 0x4040, photometric=0)
+    assert one_colour(path, reading) == (191, 191, 191)  # white is 0
+    tiff_of_16_bits(path, 1000, bits=12)
+    assert one_colour(path, Reading(levels={"integers": (0, 4095)})) == (62, 62, 62)
+    pgm = tmp_path / "a.pgm"
+    pgm.write_bytes(b"P5 4 4 65535\n" + struct.pack(">H", 0x8080) * 16)
+    assert one_colour(pgm, reading) == (128, 128, 128)
+    pgm.write_bytes(b"P5 4 4 4095\n" + struct.pack(">H", 1000) * 16)  # Pillow scales by the file's own maximum
+    assert one_colour(pgm, reading) == (62, 62, 62)
+
+
+def test_values_that_are_no_numbers_are_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "nan.tif"
+    for value in (np.nan, np.inf):
+        deep(path, value, "float32")
+        with pytest.raises(UserError, match=r"nan\.tif: has pixels that are infinite or not a number"):
+            read_image(path, (4, 4))
+
+
+@given(
+    kind=st.sampled_from(["integers", "floats"]),
+    values=st.lists(st.floats(-1e9, 1e9, width=32), min_size=1, max_size=4),
+)
+def test_levels_hold_every_value_and_lose_at_most_half_of_the_range(kind: str, values: list[float]) -> None:
+    extents = [Extent(kind, value, value) for value in values]  # type: ignore[arg-type]
+    black, white = levels_of(extents)[kind]
+    assert black <= min(0, *values) and white >= max(values) and black < white
+    largest = max(map(abs, values))
+    if largest >= 128 or (kind == "floats" and largest > 1):
+        assert max(white, -black) <= 4 * largest
+
+
+# Transparency
+
+
+def laid_on(colour: tuple[int, int, int], alpha: int, ground: tuple[int, int, int]) -> list[float]:
+    return [c * alpha / 255 + g * (1 - alpha / 255) for c, g in zip(colour, ground, strict=True)]
+
+
+def rgba(path: Path, alpha: int) -> None:
+    Image.new("RGBA", (SIDE, SIDE), (*RED, alpha)).save(path, lossless=True)
+
+
+def grey_alpha(path: Path, alpha: int) -> None:
+    Image.new("LA", (SIDE, SIDE), (0, alpha)).save(path)
+
+
+def palette_alpha(path: Path, alpha: int) -> None:
+    image = Image.new("P", (SIDE, SIDE), 1)
+    image.putpalette([0, 0, 0, *RED])
+    image.save(path, transparency=bytes((255, alpha)))
+
+
+def palette_key(path: Path, alpha: int) -> None:
+    image = Image.new("P", (SIDE, SIDE), 1)
+    image.putpalette([0, 0, 0, *RED])
+    image.save(path, **({} if alpha else {"transparency": 1}))
+
+
+def colour_key(path: Path, alpha: int) -> None:
+    Image.new("RGB", (SIDE, SIDE), RED).save(path, transparency=GREEN if alpha else RED)
+
+
+def deep_key(path: Path, alpha: int) -> None:
+    Image.fromarray(np.zeros((SIDE, SIDE), np.uint16)).save(path, transparency=1 if alpha else 0)
+
+
+@pytest.mark.parametrize(
+    ("save", "name", "colour", "alphas"),
+    [
+        (rgba, "a.png", RED, (0, 100, 255)),
+        (rgba, "a.webp", RED, (0, 100, 255)),
+        (rgba, "a.tif", RED, (0, 100, 255)),
+        (grey_alpha, "a.png", (0, 0, 0), (0, 100, 255)),
+        (grey_alpha, "a.tif", (0, 0, 0), (0, 100, 255)),
+        (palette_alpha, "a.png", RED, (0, 100, 255)),
+        (palette_key, "a.gif", RED, (0, 255)),
+        (colour_key, "a.png", RED, (0, 255)),
+        (deep_key, "a.png", (0, 0, 0), (0, 255)),
+    ],
+)
+def test_transparent_pixels_show_the_background(
+    tmp_path: Path, save: Save, name: str, colour: tuple[int, int, int], alphas: tuple[int, ...]
+) -> None:
+    for alpha in alphas:
+        save(tmp_path / name, alpha)
+        assert one_colour(tmp_path / name) == pytest.approx(laid_on(colour, alpha, (255, 255, 255)), abs=1)
+        green = Reading(background="#008000")
+        assert one_colour(tmp_path / name, green) == pytest.approx(laid_on(colour, alpha, GREEN), abs=1)
+
+
+def test_a_background_that_is_no_colour_is_refused() -> None:
+    with pytest.raises(UserError, match="--background takes a colour such as white or #ffffff, not whitish"):
+        Reading(background="whitish")
+
+
+# Colour spaces
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "tif"])
+def test_cmyk_and_lab_and_ycbcr(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    Image.new("CMYK", (SIDE, SIDE), (0, 255, 255, 0)).save(path)
+    assert one_colour(path) == pytest.approx(RED, abs=3)
+    Image.new("RGB", (SIDE, SIDE), RED).convert("YCbCr").save(path)
+    assert one_colour(path) == pytest.approx(RED, abs=3)
+    if suffix == "tif":
+        srgb, lab = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
+        image = ImageCms.profileToProfile(Image.new("RGB", (SIDE, SIDE), GREEN), srgb, lab, outputMode="LAB")
+        assert image is not None
+        image.save(path)
+        assert one_colour(path) == pytest.approx(GREEN, abs=8)
+
+
+def test_one_bit_and_palette_images(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    for mode in ("1", "L", "P"):
+        for value in (0, 255):
+            Image.new("RGB", (SIDE, SIDE), (value,) * 3).convert(mode).save(path)
+            assert one_colour(path) == (value,) * 3
+
+
+def test_16_bit_colour_keeps_its_upper_bits(tmp_path: Path) -> None:
+    row = b"\0" + struct.pack(">3H", 0x4080, 0x8080, 0xC080) * SIDE
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", SIDE, SIDE, 16, 2, 0, 0, 0)
+    path = tmp_path / "a.png"
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(row * SIDE)) + chunk(b"IEND", b"")
+    )
+    assert one_colour(path) == (0x40, 0x80, 0xC0)
+
+
+# Orientation
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(tmp_path: Path, suffix: str, orientation: int) -> None:
+    upright = np.zeros((24, 40, 3), np.uint8)
+    upright[:12, :20], upright[:12, 20:], upright[12:, :20] = RED, GREEN, (0, 0, 255)  # the fourth is black
+    stored = {  # by EXIF: where the first row and the first column of the stored image are in the upright one
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.transpose(1, 0, 2),
+        6: np.rot90(upright, 1),
+        7: upright[::-1, ::-1].transpose(1, 0, 2),
+        8: np.rot90(upright, -1),
+    }[orientation]
+    path = tmp_path / f"a.{suffix}"
+    exif = Image.Exif()
+    exif[274] = orientation
+    Image.fromarray(np.ascontiguousarray(stored)).save(path, exif=exif, quality=95)
+    assert probe_size([str(path)]) == (24, 40)
+    found = read_image(path, (24, 40)).astype(int)
+    assert np.abs(found - upright)[[3, 3, 20, 20], [3, 36, 3, 36]].max() < 60
+    for x, y, colour in ((5, 5, RED), (34, 5, GREEN), (5, 18, (0, 0, 255)), (34, 18, (0, 0, 0))):
+        assert found[y, x] == pytest.approx(colour, abs=40)
+
+
+def test_damaged_exif_data_do_not_refuse_an_image(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    for exif in (b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0nonsense", b"Exif\0\0"):
+        Image.new("RGB", (SIDE, SIDE), RED).save(path, exif=exif)
+        assert one_colour(path) == pytest.approx(RED, abs=3)
+
+
+# Sizes
+
+
+def test_a_narrow_image_is_cropped_before_it_is_scaled(tmp_path: Path) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB
+    for width, height in ((1, 60000), (60000, 1), (3, 20000)):
+        pixels = np.zeros((height, width, 3), np.uint8)
+        pixels[height // 2 - 1 : height // 2 + 1, max(0, width // 2 - 1) : width // 2 + 1] = RED
+        Image.fromarray(pixels).save(tmp_path / "a.png")
+        found = read_image(tmp_path / "a.png", (224, 224))
+        assert found.shape == (224, 224, 3) and found[112, 112] == pytest.approx(RED, abs=5)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000
+
+
+def test_a_large_jpeg_is_as_if_it_were_decoded_in_full(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    y, x = np.mgrid[:1500, :2000]
+    pixels = np.stack([x * 255 // 2000, y * 255 // 1500, (x // 100 + y // 100) % 2 * 255], axis=2).astype(np.uint8)
+    exif = Image.Exif()
+    exif[274] = 6  # sideways
+    Image.fromarray(pixels).save(path, quality=95, exif=exif)
+    found = read_image(path, (60, 40)).astype(int)
+    whole = Image.open(path).convert("RGB").transpose(Image.Transpose.ROTATE_270)
+    box = ((1500 - 2000 * 40 / 60) / 2, 0, 1500 - (1500 - 2000 * 40 / 60) / 2, 2000)
+    expected = np.asarray(whole.resize((40, 60), Image.Resampling.BILINEAR, box=box)).astype(int)
+    assert np.abs(found - expected).mean() < 2 and np.abs(found - expected).max() < 25
+
+
+def test_the_limit_of_pixels_is_an_option_that_the_refusal_names(tmp_path: Path) -> None:
+    path = tmp_path / "large.png"
+    Image.new("1", (14_000, 14_000)).save(path)  # above Pillow's own limits, and within ours
+    assert read_image(path, (4, 4)).max() == 0
+    with pytest.raises(UserError, match=r"large\.png: has 196,000,000 pixels, more than --max-pixels 1000"):
+        read_image(path, (4, 4), Reading(max_pixels=1000))
+    assert Image.MAX_IMAGE_PIXELS is not None, "a user's own use of Pillow keeps its limit"
+
+
+# Other files
+
+
+def test_animations_show_their_first_image(tmp_path: Path) -> None:
+    first, second = Image.new("RGB", (SIDE, SIDE), RED), Image.new("RGB", (SIDE, SIDE), (0, 0, 255))
+    for name in ("a.gif", "a.png", "a.webp", "a.tif", "a.avif"):
+        first.save(tmp_path / name, save_all=True, append_images=[second])
+        assert one_colour(tmp_path / name) == pytest.approx(RED, abs=12), name
+    first.save(tmp_path / "a.jpg", format="MPO", save_all=True, append_images=[second])
+    assert one_colour(tmp_path / "a.jpg") == pytest.approx(RED, abs=3)
+
+
+def test_a_program_in_an_image_does_not_run(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.new("RGB", (SIDE, SIDE)).save(path, format="EPS")
+    with pytest.raises(UserError, match="not an image that Pillow knows"):
+        read_image(path, (4, 4))
+
+
+MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV", "I", "F", "I;16", "I;16B", "PA", "RGBX")
+FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "TGA", "JPEG2000", "AVIF", "ICO", "PCX", "EPS")
+
+
+@settings(max_examples=120, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    mode=st.sampled_from(MODES),
+    form=st.sampled_from(FORMATS),
+    size=st.tuples(st.integers(1, 300), st.integers(1, 300)),
+    wanted=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    orientation=st.integers(0, 9),
+    cut=st.none() | st.floats(0, 1),
+)
+def test_any_image_is_read_or_refused_by_name(
+    tmp_path: Path,
+    mode: str,
+    form: str,
+    size: tuple[int, int],
+    wanted: tuple[int, int],
+    orientation: int,
+    cut: float | None,
+) -> None:
+    buffer, exif = io.BytesIO(), Image.Exif()
+    exif[274] = orientation
+    try:
+        Image.new(mode, size).save(buffer, form, exif=exif)
+    except (OSError, ValueError, KeyError):  # Pillow cannot write it
+        return
+    content = buffer.getvalue()
+    path = tmp_path / "some image"
+    path.write_bytes(content if cut is None else content[: int(cut * len(content))])
+    try:
+        assert read_image(path, wanted).shape == (*wanted, 3)
+        assert cut is not None or form not in ("EPS",)
+    except UserError as error:
+        assert str(error).startswith(f"{path}: ") and "\n" not in str(error)
+        assert cut is not None or form in ("ICO", "PCX", "EPS")
