@@ -149,7 +149,8 @@ def _value(parser: Any, name: str, raw: object, label: str) -> Any:
         value = parser.parse_object({name: raw}, defaults=False).as_dict()[name]
     except ArgumentError:
         given = repr(raw) if label.startswith("--") else shown(raw)
-        raise UserError(f"{label} takes {option.accepted}, not {given}") from None
+        other = "; for other data: --dataset folder, with images in train/<class>/ and test/<class>/ of --data-dir"
+        raise UserError(f"{label} takes {option.accepted}, not {given}{other * (name == 'dataset')}") from None
     number = isinstance(value, int | float) and option.range is not None
     if number and (not math.isfinite(value) or value not in option.range):  # type: ignore[operator]
         raise UserError(f"{label} takes a number {option.range}, not {raw}")

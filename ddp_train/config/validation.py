@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ddp_core.errors import UserError
+from ddp_train.config.data_formats import other_format
 from ddp_train.config.declaration import flag, is_set
 from ddp_train.config.options import Config, declared, to_dict
 
@@ -165,7 +166,10 @@ def check_paths(config: Config, *, create: bool = False) -> None:
     if (given or config.data.dataset == "folder") and not data_dir.is_dir():
         what = "is not a folder" if data_dir.exists() else "does not exist"
         expected = "cifar-10-batches-py, or train/CLASS/* and test/CLASS/* images"
-        raise UserError(f"--data-dir {data_dir}: {what} (expected there: {expected})")
+        other = other_format(data_dir)
+        raise UserError(
+            f"--data-dir {data_dir}: {what} (expected there: {expected}){f'; this is {other}' * bool(other)}"
+        )
     resume_file(config)
     out_dir = Path(config.run.out_dir or "runs")
     try:

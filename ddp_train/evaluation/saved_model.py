@@ -17,7 +17,7 @@ from ddp_train.config.options import AugmentOptions, Config, DataOptions
 from ddp_train.config.parse import parse
 from ddp_train.data.augment.augmentation import Augmentation
 from ddp_train.data.pipeline.window import Batch
-from ddp_train.data.sources import cifar10, listing
+from ddp_train.data.sources import cifar10, listing, torchvision_files
 from ddp_train.data.sources.dataset import load_on_ranks
 from ddp_train.data.sources.samples import Dataset, DatasetFacts
 from ddp_train.distributed.process_group import Ranks, together
@@ -87,6 +87,10 @@ def _check_folder(name: str, options: DataOptions) -> None:
         return
     if not folder.is_dir():
         raise UserError(f"--data-dir {folder}: {'is not a folder' if folder.exists() else 'does not exist'}")
+    if name in torchvision_files.SOURCES:
+        if (missing := torchvision_files.missing_file(name, folder)) is not None:
+            raise UserError(f"--data-dir {folder}: {missing} is missing")
+        return
     around = folder.parent if folder.name == cifar10.TORCHVISION_FOLDER else folder
     found = listing.find_splits(folder) or listing.class_folders(folder)
     if not (found or (name == "cifar10" and cifar10.has_torchvision_folder(around))):

@@ -12,7 +12,9 @@ from ddp_train.config.declaration import Range, When, option
 class DataOptions:
     """Data"""
 
-    dataset: Literal["cifar10", "folder", "digits", "synthetic"] | None = option(
+    dataset: (
+        Literal["cifar10", "cifar100", "mnist", "fashion_mnist", "svhn", "folder", "digits", "synthetic"] | None
+    ) = option(
         None,
         "Dataset (default: CIFAR-10 from --data-dir or by download; the bundled digits where neither is possible).",
     )

@@ -146,8 +146,8 @@ def unreachable(url: str = URL, seconds: float = _PROBE_SECONDS) -> str | None:
     return answers[0] if answers else f"no answer within {seconds:g} s"
 
 
-def download(data_dir: Path) -> str | None:
-    """Download CIFAR-10 into data_dir by torchvision, with its progress and checksum. Why it failed, or None.
+def download(data_dir: Path, kind: str = "CIFAR10") -> str | None:
+    """Download torchvision's dataset `kind` into data_dir, with its progress and checksum. Why it failed, or None.
 
     Errors: UserError when the folder cannot be written.
     """
@@ -156,13 +156,15 @@ def download(data_dir: Path) -> str | None:
         with tempfile.TemporaryFile(dir=data_dir):
             pass
     except OSError as error:
-        raise UserError(f"--data-dir {data_dir}: CIFAR-10 cannot be downloaded there ({error.strerror})") from error
-    from torchvision.datasets import CIFAR10
+        what = "CIFAR-10" if kind == "CIFAR10" else kind
+        raise UserError(f"--data-dir {data_dir}: {what} cannot be downloaded there ({error.strerror})") from error
+    from torchvision import datasets
 
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_STALL_SECONDS)  # torchvision waits for ever on a connection that went silent
     try:
-        CIFAR10(str(data_dir), download=True)
+        for split in ({"split": "train"}, {"split": "test"}) if kind == "SVHN" else ({},):
+            getattr(datasets, kind)(str(data_dir), download=True, **split)
     except (OSError, RuntimeError, EOFError) as error:
         return f"the download failed: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
     finally:

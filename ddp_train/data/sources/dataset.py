@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ddp_core.errors import SharedError, UserError
 from ddp_train.config.options import DataOptions
-from ddp_train.data.sources import cifar10, image_folder, listing
+from ddp_train.data.sources import cifar10, image_folder, listing, torchvision_files
 from ddp_train.data.sources.builtin import load_digits, load_synthetic
 from ddp_train.data.sources.pixels import Reading
 from ddp_train.data.sources.samples import BadSample, Dataset, DatasetFacts
@@ -27,9 +27,12 @@ def resolve(options: DataOptions) -> tuple[str, str | None]:
     """The dataset to use, and one line where it is not the one that the user might expect.
 
     Without --dataset: CIFAR-10 in --data-dir, else the image folder there, else CIFAR-10 by download, else digits.
-    Errors: UserError when --dataset cifar10 is neither there nor available, or the download cannot be written.
+    Errors: UserError when a dataset asked for by name is neither there nor available, when the download cannot be
+    written, and where --data-dir holds data in another form.
     """
     data_dir = _data_dir(options)
+    if options.dataset in torchvision_files.SOURCES:
+        return str(options.dataset), torchvision_files.ensure(str(options.dataset), data_dir)
     if options.dataset not in (None, "cifar10"):
         return str(options.dataset), None
     lacking = cifar10.missing_file(data_dir)
@@ -42,6 +45,8 @@ def resolve(options: DataOptions) -> tuple[str, str | None]:
         if classes == cifar10.CLASSES:
             return "cifar10", None
         return "folder", f"{data_dir} holds an image folder of {len(classes)} classes, not CIFAR-10: training on that"
+    if options.dataset is None and (other := listing.other_data(data_dir)):
+        raise UserError(f"--data-dir {data_dir}: no train/<class>/, but {other} (CIFAR-10 is: --dataset cifar10)")
     reason = cifar10.unreachable() or cifar10.download(data_dir)
     if reason is None:
         return "cifar10", f"CIFAR-10 was downloaded into {data_dir}"
@@ -96,11 +101,14 @@ def load(
             reading=Reading(options.background, options.max_pixels),
             trained=trained,
         )
+    if name in torchvision_files.SOURCES:
+        return torchvision_files.load(name, data_dir, image_size=options.image_size, verify=verify)
     if name == "digits":
         return load_digits()
     if name == "synthetic":
         return load_synthetic(options.synthetic_samples)
-    raise UserError(f"--dataset {name}: unknown; known are cifar10, folder, digits and synthetic")
+    known = ", ".join(("cifar10", *torchvision_files.SOURCES, "folder", "digits"))
+    raise UserError(f"--dataset {name}: unknown; known are {known} and synthetic")
 
 
 def list_files(name: str, options: DataOptions, trained: DatasetFacts | None = None) -> listing.Listed | None:

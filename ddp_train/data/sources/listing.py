@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ddp_core.errors import UserError
+from ddp_train.config.data_formats import other_format
 
 SUFFIXES = frozenset(
     (
@@ -126,7 +127,9 @@ def scan(data_dir: Path, *, to_evaluate: bool = False) -> Listed:
         test = _scan_split(held_out, part, skipped)
         return Listed(None, test, None, _notes(data_dir, test, skipped))
     if "train" not in found:
-        raise UserError(f"--data-dir {data_dir}: no folder train/<class>/ with images in it{_instead(data_dir)}")
+        found_instead = other_data(data_dir)
+        but = f", but {found_instead}" if found_instead else ""
+        raise UserError(f"--data-dir {data_dir}: no folder train/<class>/ with images in it{but}")
     if held_out is None:
         raise UserError(f"--data-dir {data_dir}: has train/, but neither test/ nor val/ to evaluate on")
     train = _scan_split(found["train"], "train", skipped)
@@ -146,18 +149,20 @@ def _part(found: dict[str, Path], folder: Path) -> str:
     return next(part for part, path in found.items() if path == folder)
 
 
-def _instead(data_dir: Path) -> str:
-    """What the folder holds in place of train/, for a message."""
+def other_data(data_dir: Path) -> str | None:
+    """What a folder holds in place of train/<class>/, and what to do, as text that follows its name."""
     if classes := class_folders(data_dir):
         named = ", ".join(classes[:3]) + (", ..." if len(classes) > 3 else "")
-        return f", but the classes {named}: move them into train/, and some of their images into test/"
+        return f"folders of images ({named}): move them into train/, and some of the images of each into test/"
     try:
         with os.scandir(data_dir) as entries:
             below = sorted(entry.name for entry in entries if _is_folder(entry))
+        if deeper := next((name for name in below if has_image_folder(data_dir / name)), None):
+            return f"one in {deeper}/: --data-dir {data_dir / deeper}"
+        files = sorted(file for name in ("", *below) for file in (data_dir / name).iterdir() if not file.is_dir())
     except OSError:
-        return ""
-    deeper = next((name for name in below if has_image_folder(data_dir / name)), None)
-    return f"; did you mean --data-dir {data_dir / deeper}?" if deeper else ""
+        return None
+    return next(filter(None, map(other_format, files)), None)
 
 
 def _notes(data_dir: Path, first: FolderSplit, skipped: Skipped) -> tuple[str, ...]:

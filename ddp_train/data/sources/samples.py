@@ -50,7 +50,12 @@ def refuse(bad: Sequence[BadSample], policy: Policy, totals: dict[str, int]) -> 
         if policy == "skip":
             share = f"{len(here):,} of the {total:,} images of {part} are bad, more than {LARGEST_FRACTION:.1%}"
             raise UserError(f"--on-bad-sample skip: {share}; the first: {here[0]}")
-        remedy = f"--on-bad-sample skip leaves up to {LARGEST_FRACTION:.1%} of a split out"
+        share = f"{LARGEST_FRACTION:.1%} of a split"
+        remedy = f"--on-bad-sample skip leaves up to {share} out"
+        if len(here) > (most := largest_number("skip", total)):
+            remedy = (
+                f"replace or remove {'them' if others else 'it'} (--on-bad-sample could leave out {share}: here {most})"
+            )
         raise UserError(f"{here[0]}{others}; {remedy}")
 
 

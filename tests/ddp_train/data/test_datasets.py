@@ -313,5 +313,5 @@ def test_an_image_folder_needs_neither_torchvision_nor_scikit_learn(make_folder:
 
 
 def test_an_unknown_name_is_refused() -> None:
-    with pytest.raises(UserError, match="mnist"):
-        data.load("mnist", DataOptions())
+    with pytest.raises(UserError, match="imagenet: unknown; known are cifar10, cifar100, mnist"):
+        data.load("imagenet", DataOptions())
