@@ -20,6 +20,7 @@ from ddp_train.data.pipeline.window import Batch
 from ddp_train.data.sources import cifar10, listing, torchvision_files
 from ddp_train.data.sources.dataset import load_on_ranks
 from ddp_train.data.sources.samples import Dataset, DatasetFacts
+from ddp_train.data.sources.validation import split_off
 from ddp_train.distributed.process_group import Ranks, together
 
 
@@ -74,9 +75,16 @@ def load_split(saved: SavedModel, data_dir: str | None, ranks: Ranks) -> Dataset
     A collective. Errors: UserError, on all ranks alike, for a folder that is not there or holds other classes.
     """
     name = saved.facts.name
-    options = saved.config.data if data_dir is None else replace(saved.config.data, data_dir=data_dir)
+    options, share = saved.config.data, saved.config.data.val_split
+    if data_dir is not None and Path(data_dir).resolve() != Path(options.data_dir).resolve():
+        options, share = replace(options, data_dir=data_dir, val_split=None), None
     together(lambda: _check_folder(name, options), ranks)
     dataset = load_on_ranks(name, options, ranks, saved.facts)
+    if share is not None and name == "folder" and listing.find_splits(Path(options.data_dir)).keys() <= {"train"}:
+        assert dataset.test is not None
+        whole = replace(dataset, train=dataset.test, test=None)
+        divided = together(lambda: split_off(whole, share, saved.config.run.seed), ranks)
+        dataset = replace(divided, test=divided.val, val=None)
     return together(lambda: _as_trained(dataset, saved, options.data_dir), ranks)
 
 

@@ -45,6 +45,8 @@ def resolve(options: DataOptions) -> tuple[str, str | None]:
         if classes == cifar10.CLASSES:
             return "cifar10", None
         return "folder", f"{data_dir} holds an image folder of {len(classes)} classes, not CIFAR-10: training on that"
+    if options.val_split is not None and listing.class_folders(data_dir):
+        return "folder", None
     if options.dataset is None and (other := listing.other_data(data_dir)):
         raise UserError(f"--data-dir {data_dir}: no train/<class>/, but {other} (CIFAR-10 is: --dataset cifar10)")
     reason = cifar10.unreachable() or cifar10.download(data_dir)
@@ -100,6 +102,7 @@ def load(
             listed=listed,
             reading=Reading(options.background, options.max_pixels),
             trained=trained,
+            divided=options.val_split is not None,
         )
     if name in torchvision_files.SOURCES:
         return torchvision_files.load(name, data_dir, image_size=options.image_size, verify=verify)
@@ -115,7 +118,7 @@ def list_files(name: str, options: DataOptions, trained: DatasetFacts | None = N
     """The part of load() that need not wait for prepare(): the files of an image folder. Errors: UserError."""
     data_dir = _data_dir(options)
     if name == "folder" or (name == "cifar10" and not cifar10.use_torchvision_files(data_dir)):
-        return listing.scan(data_dir, to_evaluate=trained is not None)
+        return listing.scan(data_dir, to_evaluate=trained is not None, divided=options.val_split is not None)
     return None
 
 

@@ -52,6 +52,7 @@ def load_image_folder(
     listed: Listed | None = None,
     reading: Reading = AS_STORED,
     trained: DatasetFacts | None = None,
+    divided: bool = False,
 ) -> Dataset:
     """The dataset in an image folder, from the cached copy where there is one.
 
@@ -59,11 +60,12 @@ def load_image_folder(
     verify: compare the cached copy's checksum. limit: bytes of decoded images above which they stay files
     (None: half of the memory that is available). left_out: what other nodes found bad. listed: what listing.scan() has
     found there, where that was asked before. reading: how; its levels are found here. trained: of a model that is to be
-    evaluated, whose size, levels and labels are taken for the test images; there is no training image then.
+    evaluated, whose size, levels and labels are taken for the test images; there is no training image then. divided:
+    see listing.scan().
 
     Errors: UserError, see listing.scan(), and for more bad files than `on_bad` tolerates, the first of which is named.
     """
-    listed = listed or scan(data_dir, to_evaluate=trained is not None)
+    listed = listed or scan(data_dir, to_evaluate=trained is not None, divided=divided)
     size = (image_size, image_size) if image_size is not None else None
     if trained is not None:
         size, reading = trained.image_shape[1:], replace(reading, levels=trained.levels)
@@ -82,7 +84,7 @@ def load_image_folder(
     facts, kept = entry.facts, checked.kept()
     reading = replace(reading, levels={kind: (black, white) for kind, (black, white) in facts["levels"].items()})
     splits = {name: _split(split, entry.arrays.get(name), reading) for name, split in kept.items()}
-    classes, (height, width) = kept["test"].classes, facts["size"]
+    classes, (height, width) = next(iter(kept.values())).classes, facts["size"]
     if trained is not None and set(classes) <= set(trained.classes):
         places = np.array([trained.classes.index(name) for name in classes])
         splits["test"] = replace(splits["test"], labels=places[splits["test"].labels])
@@ -92,7 +94,7 @@ def load_image_folder(
         name,
         classes,
         splits.get("train", nothing),
-        splits["test"],
+        splits.get("test"),
         tuple(facts["mean"]),
         tuple(facts["std"]),
         (3, int(height), int(width)),

@@ -100,7 +100,7 @@ def has_image_folder(data_dir: Path) -> bool:
 
 def class_folders(root: Path) -> tuple[str, ...]:
     """The folders below one, where each has images directly in it: what a data folder without train/ may hold."""
-    if "train" in find_splits(root):
+    if find_splits(root):
         return ()
     try:
         names = class_names(root)
@@ -109,51 +109,48 @@ def class_folders(root: Path) -> tuple[str, ...]:
         return ()
 
 
-def scan(data_dir: Path, *, to_evaluate: bool = False) -> Listed:
+def scan(data_dir: Path, *, to_evaluate: bool = False, divided: bool = False) -> Listed:
     """List the images of all splits. Errors: UserError for a missing or empty folder or class, for classes that differ
     between splits, and for folders that cannot be read.
 
-    to_evaluate: the test images alone, for which test/ is enough, or a folder of classes.
+    to_evaluate: the test images alone, for which test/ is enough, or a folder of classes. divided: the training images
+    will be divided by --val-split, for which train/ is enough, or a folder of classes.
     """
     found = find_splits(data_dir)
-    held_out = found.get("test") or found.get("val")
-    skipped: Skipped = Counter()
+    parts = {path: part for part, path in found.items()}
+    if not found and (to_evaluate or divided) and class_folders(data_dir):
+        found = {"train": data_dir}
+    if "test" not in found and "val" in found:
+        found["test"] = found.pop("val")
     if to_evaluate:
-        if held_out is None and "train" not in found and class_folders(data_dir):
-            held_out = data_dir
-        if held_out is None:
+        test = found.get("test") or (found.get("train") if divided or not parts else None)
+        if test is None:
             raise UserError(f"--data-dir {data_dir}: has neither test/ nor val/ to evaluate on")
-        part = "test" if held_out == data_dir else _part(found, held_out)
-        test = _scan_split(held_out, part, skipped)
-        return Listed(None, test, None, _notes(data_dir, test, skipped))
-    if "train" not in found:
-        found_instead = other_data(data_dir)
-        but = f", but {found_instead}" if found_instead else ""
+        found = {"test": test}
+    elif "train" not in found:
+        instead = other_data(data_dir)
+        but = f", but {instead}" if instead else ""
         raise UserError(f"--data-dir {data_dir}: no folder train/<class>/ with images in it{but}")
-    if held_out is None:
-        raise UserError(f"--data-dir {data_dir}: has train/, but neither test/ nor val/ to evaluate on")
-    train = _scan_split(found["train"], "train", skipped)
-    test = _scan_split(held_out, _part(found, held_out), skipped)
-    val = _scan_split(found["val"], "val", skipped) if "test" in found and "val" in found else None
-    for other in filter(None, (test, val)):
-        if train.classes != other.classes:
-            odd = sorted(set(train.classes) ^ set(other.classes))
+    elif "test" not in found and not divided:
+        hint = "(--val-split 0.1 keeps a part of train/ for that)"
+        raise UserError(f"--data-dir {data_dir}: has train/, but neither test/ nor val/ to evaluate on {hint}")
+    skipped: Skipped = Counter()
+    splits = {name: _scan_split(path, parts.get(path, name), skipped) for name, path in found.items()}
+    first, *others = (splits[name] for name in ("train", "test", "val") if name in splits)
+    for other in others:
+        if first.classes != other.classes:
+            odd = sorted(set(first.classes) ^ set(other.classes))
             listed = ", ".join(odd[:5]) + (", ..." if len(odd) > 5 else "")
-            names = f"{train.root.name}/ and {other.root.name}/"
+            names = f"{first.root.name}/ and {other.root.name}/"
             raise UserError(f"--data-dir {data_dir}: {names} differ in their classes ({listed})")
-    listed_all = Listed(train, test, val)
-    return replace(listed_all, notes=_notes(data_dir, train, skipped))
-
-
-def _part(found: dict[str, Path], folder: Path) -> str:
-    return next(part for part, path in found.items() if path == folder)
+    return Listed(splits.get("train"), splits.get("test"), splits.get("val"), _notes(data_dir, first, skipped))
 
 
 def other_data(data_dir: Path) -> str | None:
     """What a folder holds in place of train/<class>/, and what to do, as text that follows its name."""
     if classes := class_folders(data_dir):
         named = ", ".join(classes[:3]) + (", ..." if len(classes) > 3 else "")
-        return f"folders of images ({named}): move them into train/, and some of the images of each into test/"
+        return f"folders of images ({named}): --val-split 0.1 keeps a part of each for validation"
     try:
         with os.scandir(data_dir) as entries:
             below = sorted(entry.name for entry in entries if _is_folder(entry))

@@ -153,7 +153,7 @@ def test_bad_images_are_left_out_and_counted(make_folder: Make, limit: int | Non
     (folder / "train" / "dog" / "0999.png").write_bytes(b"not an image")
     bad = ["is empty", "cannot be read as an image (not an image that Pillow knows)"]
     shown = [str(folder / "train" / "cat" / "0003.png"), str(folder / "train" / "dog" / "0999.png")]
-    with pytest.raises(UserError, match=r"cat/0003.png \(image 3 of train\) is empty"):
+    with pytest.raises(UserError, match=r"cat/0003.png \(image 3 of train\) is empty; --on-bad-sample skip leaves up"):
         image_folder.load_image_folder("folder", folder, limit=limit)
     for verify in (True, False):
         dataset = image_folder.load_image_folder("folder", folder, verify=verify, on_bad="skip", limit=limit)
@@ -164,9 +164,13 @@ def test_bad_images_are_left_out_and_counted(make_folder: Make, limit: int | Non
             assert np.array_equal(dataset.train.images[3], pixels(folder, "train/cat/0004.png")[0])  # type: ignore[index]
         else:  # only a sample was read
             assert dataset.left_out[0].file == shown[0] and len(dataset.train) in (1998, 1999)
-    (folder / "train" / "cat" / "0004.png").write_bytes(b"")
+    for number in (4, 5):
+        (folder / "train" / "cat" / f"000{number}.png").write_bytes(b"")
     with pytest.raises(UserError, match=r"more than 0\.1%"):
         image_folder.load_image_folder("folder", folder, on_bad="skip", limit=limit)
+    with pytest.raises(UserError, match=r"; so are 3 more; replace or remove them") as caught:  # it could not help
+        image_folder.load_image_folder("folder", folder, limit=limit)
+    assert "--on-bad-sample skip" not in str(caught.value)
 
 
 def test_mixed_sizes_are_scaled_and_cut(make_folder: Make) -> None:

@@ -162,8 +162,12 @@ def test_data_in_another_form_are_named_with_the_way(tmp_path: Path, name: str, 
 def test_a_folder_of_classes_alone_says_where_to_put_them(make_folder: Make) -> None:
     folder = make_folder() / "train"
     for call in (lambda: load(folder), lambda: dataset.resolve(DataOptions(data_dir=str(folder)))):
-        with pytest.raises(UserError, match=r"folders of images \(cat, dog\): move them into train/"):
+        with pytest.raises(UserError, match=r"folders of images \(cat, dog\): --val-split"):
             call()
+    for path in (folder, folder.parent):  # with it, neither test/ nor train/ is needed
+        shutil.rmtree(folder.parent / "test", ignore_errors=True)
+        found = load(path, divided=True)
+        assert found.test is None and len(found.train) == 12 and found.classes == ("cat", "dog")
 
 
 # Trees of all kinds
