@@ -38,10 +38,16 @@ def model_card(
         f"for the {len(data.classes)} classes of {data.name}. "
         "The weights are in `best_model.pth`, every setting in `config.yaml`."
     )
+    use = (
+        "## Use\n\nFrom this folder:\n\n```\npython -m ddp_train.predict best_model.pth IMAGE...\n"
+        "python -m ddp_train.evaluate --checkpoint best_model.pth --data-dir DIR\n"
+        "python -m ddp_train.export best_model.pth -o model.pt2\n```\n\n"
+        f"It knows only the classes of {data.name}: any other image is assigned to one of them."
+    )
     environment = history["environment"]
     named = [(name, str(environment[name])) for name in ("python", "torch", "platform") if name in environment]
     parts = [heading, _results(data, history, found, tta), _classes(data, found), _data(data)]
-    parts += [_training(config, run, history), "## Versions\n\n" + _table(named), _use(data)]
+    parts += [_training(config, run, history), "## Versions\n\n" + _table(named), use]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -110,15 +116,6 @@ def _training(config: Config, run: RunFacts, history: HistoryDocument) -> str:
     command = history["environment"].get("command")
     shown = f"\n\n```\n{shlex.join(map(str, command))}\n```" if isinstance(command, list) else ""
     return "## Training\n\n" + _table(rows) + shown
-
-
-def _use(data: DatasetFacts) -> str:
-    return (
-        "## Use\n\nFrom this folder:\n\n```\npython -m ddp_train.predict best_model.pth IMAGE...\n"
-        "python -m ddp_train.evaluate --checkpoint best_model.pth --data-dir DIR\n"
-        "python -m ddp_train.export best_model.pth -o model.pt2\n```\n\n"
-        f"It knows only the classes of {data.name}: any other image is assigned to one of them."
-    )
 
 
 def _table(rows: Sequence[tuple[str, str]]) -> str:

@@ -22,8 +22,6 @@ _TAGS = {
     "learning_rate": "learning_rate",
     "images_per_second": "images_per_second",
 }
-
-
 _NAME = "events.out.tfevents."
 """How TensorBoard names a file of events; the second of its creation follows, then host, process and a counter."""
 

@@ -40,7 +40,6 @@ class _Lookahead:
                 fast.copy_(slow)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The slow weights by name."""
         return {name: weight.detach() for name, weight in self.slow.named_parameters()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 
 from ddp_core.errors import UserError
+from ddp_train.distributed.process_group import wait_for_device
 from ddp_train.engine.oom_retry import is_out_of_memory
 from ddp_train.tune.memory import Memory, memory_of
 from ddp_train.tune.preserve import Part, preserved, release_memory
@@ -230,8 +231,7 @@ class _Search:
         """Whether a step of this size could be run; what it left when it could not is given back."""
         try:
             step(size)
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
+            wait_for_device(self.device)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -247,8 +247,7 @@ class _Search:
         while len(taken) < _LEAST_REPEATS or (len(taken) < _REPEATS and sum(taken) < enough):
             begun = time.perf_counter()
             self.step(size)
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
+            wait_for_device(self.device)
             # The same number of steps on all ranks: each of them may wait for the others inside.
             taken += largest_over_ranks(self.device, time.perf_counter() - begun)
         percent = self.utilization() if self.utilization is not None else None

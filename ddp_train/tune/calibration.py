@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from ddp_train.distributed.load_balance import Speed
+from ddp_train.distributed.process_group import wait_for_device
 from ddp_train.engine.components import Components
 from ddp_train.tune.memory import memory_of
 from ddp_train.tune.preserve import preserved
@@ -61,10 +62,10 @@ def slowdown(components: Components, speed: Speed, samples: int, accumulate: int
 def _median_time(steps: Steps, components: Components, size: int) -> float:
     taken = []
     for _ in range(REPEATS):
-        steps.wait()
+        wait_for_device(components.device)
         begun = time.perf_counter()
         steps.gradients(size)
-        steps.wait()
+        wait_for_device(components.device)
         taken.append(time.perf_counter() - begun)
         components.network.zero_grad(set_to_none=True)
     return statistics.median(taken)
@@ -78,7 +79,6 @@ def measure_communication(components: Components) -> float:
         dist.barrier()
         begun = time.perf_counter()
         dist.all_reduce(gradient)
-        if components.device.type == "cuda":
-            torch.cuda.synchronize(components.device)
+        wait_for_device(components.device)
         taken.append(time.perf_counter() - begun)
     return largest_over_ranks(components.device, statistics.median(taken[1:]))[0]

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from ddp_train.data.pipeline.window import Pipeline
+from ddp_train.distributed.process_group import wait_for_device
 
 TOLERANCE = 0.05
 PREFETCH = (2, 4, 8)
@@ -87,8 +88,7 @@ def _measured(setting: Setting, pipeline: Pipeline | None, device: torch.device,
     epochs = (pipeline.train(epoch) for epoch in itertools.count())
     for index, window in enumerate(itertools.chain.from_iterable(epochs)):
         count = sum(len(batch.labels) for batch in window.batches)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        wait_for_device(device)
         now = time.perf_counter()
         if index == 0 or (begun == 0.0 and now - started < seconds / 4):
             continue  # workers start, and fill their queues

@@ -74,11 +74,6 @@ class Steps:
             ddp = self._components.ddp
             self._gradients(self._components.model if ddp is None else ddp.module, batch)
 
-    def wait(self) -> None:
-        """Return once the device has done what it was given."""
-        if self._components.device.type == "cuda":
-            torch.cuda.synchronize(self._components.device)
-
     def _gradients(self, model: nn.Module, batch: int) -> None:
         components = self._components
         shape = (batch, *self._example.images.shape[1:])

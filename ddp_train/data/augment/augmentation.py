@@ -80,9 +80,7 @@ class Augmentation:
         device: torch.device | str = "cpu",
     ) -> None:
         self.channels, self.height, self.width = image_shape
-        self.device = torch.device(device)
-        self.seed = seed
-        self.padding = padding
+        self.device, self.seed, self.padding = torch.device(device), seed, padding
         shift = max(1, min(self.height, self.width) // 8) if largest_shift is None else largest_shift
         self.pad_pixels = shift if level in ("balanced", "heavy") else 0
         self.flips = flip_ok and (level != "none" if flip is None else flip != "off")
