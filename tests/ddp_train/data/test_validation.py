@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from ddp_core.errors import UserError
 from ddp_train.config.options import AugmentOptions, DataOptions
@@ -136,3 +137,25 @@ def test_the_run_chooses_by_it_and_examines_the_test_split_once(
     timeless = [{key: value for key, value in epoch.items() if "second" not in key} for epoch in history["epochs"]]
     assert timeless == [{k: v for k, v in epoch.items() if "second" not in k} for epoch in other["epochs"]]
     assert other["examination"]["top1"] < 0.5
+
+
+@pytest.mark.parametrize("layout", ["train/", ""])
+def test_a_folder_without_test_images(
+    layout: str, trainer: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bright and dark images, in train/ alone or in folders of classes: the validation split has the last word."""
+    for name, level in (("dark", 40), ("light", 210)):
+        folder = tmp_path / "data" / layout / name
+        folder.mkdir(parents=True)
+        for number in range(12):
+            Image.new("RGB", (16, 16), (level + number,) * 3).save(folder / f"{number}.png")
+    options = ["--device", "cpu", "--data-dir", str(tmp_path / "data"), "--epochs", "2", "--no-tensorboard"]
+    refused = trainer(*options, "--out-dir", str(tmp_path / "none"))
+    assert refused.returncode == 2 and "--val-split 0.1 keeps a part of" in refused.stderr
+    done = trainer(*options, "--val-split", "0.25", "--batch-size", "6", "--out-dir", str(tmp_path / "run"))
+    assert done.returncode == 0, done.stderr
+    history = json.loads((tmp_path / "run" / "training_history.json").read_text())
+    assert history["best"]["val_accuracy"] == history["examination"]["top1"]
+    assert history["examination"]["split"] == "val" and history["examination"]["samples"] == 6
+    card = (tmp_path / "run" / "model_card.md").read_text()
+    assert "## Results on the validation split" in card and "18 for training, 6 for validation" in card
