@@ -124,7 +124,7 @@ def _run(plan: LaunchPlan, planner: Planner, options: LaunchOptions, events: Eve
         from ddp_launch.run import agent
 
     outcome = agent.run(plan.job, folders.logs, run_events, NextAttempt(plan, planner, evidence))
-    show(console, outcome, evidence.remedy(outcome.first))
+    show(console, outcome, evidence.remedy(outcome.speaker))
     events.end(outcome.status, message=outcome.message)
     folders.close(success=outcome.status == 0)
     return outcome.status

@@ -93,7 +93,8 @@ class RunEvents:
         """
         if (first := attempt.first) is None:
             return
-        remedy = self._evidence.remedy(first) if self._evidence else None
+        speaker = attempt.speaker or first
+        remedy = self._evidence.remedy(speaker) if self._evidence else None
         others = [other for other in attempt.failures if other is not first]
         self._events.write(
             "failure",
@@ -103,9 +104,9 @@ class RunEvents:
             host=first.host,
             **_end(first.code),
             words=first.ending(),
-            error=first.log_tail.error,
+            error=speaker.log_tail.error,
             **_where(first),
-            last_lines=list(first.log_tail.shown(LAST_LINES)),
+            last_lines=list(speaker.log_tail.shown(LAST_LINES)),
             logs=[str(log) for log in first.logs],
             victims=_ranks(other for other in others if other.victim),
             failed_as_well=_ranks(other for other in others if not other.victim and not other.stopped),

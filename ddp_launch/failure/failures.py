@@ -175,6 +175,11 @@ class Outcome:
         """The first failure of the last attempt; None after a success."""
         return self.attempts[-1].first if self.status and self.attempts else None
 
+    @property
+    def speaker(self) -> Failure | None:
+        """The failure whose words explain the last attempt; None after a success."""
+        return self.attempts[-1].speaker if self.status and self.attempts else None
+
 
 def first_failure(failures: Sequence[Failure]) -> Failure | None:
     """The failure that set off the others. `failures`: in the order in which the ranks ended.

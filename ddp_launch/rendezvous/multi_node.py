@@ -252,7 +252,8 @@ def _notice_silence(port: int) -> None:
             # Closing a second descriptor of a file would drop this process's locks on it: its claims, the run's lock.
             continue
         with suppress(OSError), socket.socket(fileno=os.dup(int(name))) as end:
-            if end.type == socket.SOCK_STREAM and port in (end.getsockname()[1], end.getpeername()[1]):
+            inet = end.family in (socket.AF_INET, socket.AF_INET6)
+            if inet and end.type == socket.SOCK_STREAM and port in (end.getsockname()[1], end.getpeername()[1]):
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
                 end.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEP_ALIVE_S)
                 end.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEP_ALIVE_S)

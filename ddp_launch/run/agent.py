@@ -348,6 +348,7 @@ class _Agent(HookedAgent):
 
     def _failures(self, alone: Container[int]) -> tuple[Failure, ...]:
         """The ranks that did not end well, in the order in which they ended. `alone`: those that nobody stopped."""
+        self._logs.drain()
         codes = {rank: code for rank, code in self._codes().items() if code is not None}
         ended = self._endings.ended_ms(codes)
         order = sorted(codes, key=ended.__getitem__)

@@ -31,6 +31,7 @@ class BoundedLog:
         """Add to the file. Never raises: what cannot be written is counted, and the next time is tried anew."""
         try:
             if self._file is None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
                 self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
             while data:
                 room = self._limit - self._size if self._limit else len(data)

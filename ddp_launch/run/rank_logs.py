@@ -79,6 +79,11 @@ class RankLogs(LogsSpecs):
         errors = {rank: str(path) for rank, path in self.errors.items()}
         return LogsDest(stdouts, stderrs, {}, {}, errors, os.devnull, os.devnull)
 
+    def drain(self) -> None:
+        """Before the logs of ranks that have ended are read."""
+        if self._output is not None:
+            self._output.drain()
+
     def finish(self) -> None:
         """Once the ranks have ended: what they said last is on the screen and in their files."""
         if self._output is None:

@@ -14,6 +14,7 @@ import os
 import selectors
 import termios
 import threading
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from ddp_launch.run.bounded_log import BoundedLog
 CHUNK_BYTES = 1 << 16
 STUCK_S = 5.0
 RESIZE_S = 0.5
+DRAIN_S = 1.0
 
 
 @dataclass(eq=False)
@@ -50,6 +52,7 @@ class RankOutput:
         self._wake, self._waker = os.pipe()
         self._ways: list[_Way] = []
         self._passed = 0
+        self._passing = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="rank-output", daemon=True)
 
     def add(self, stdout_log: Path, stderr_log: Path, *, shown: int = BOTH, prefix: str = "") -> tuple[str, str]:
@@ -88,6 +91,19 @@ class RankOutput:
             before = self._passed
             self._thread.join(STUCK_S)
 
+    def drain(self) -> None:
+        """Wait, not for long, until all that ranks which have ended wrote is in their logs."""
+        deadline = time.monotonic() + DRAIN_S
+        while self._thread.is_alive() and time.monotonic() < deadline:
+            if self._passing.acquire(timeout=DRAIN_S):
+                waiting = False
+                with suppress(OSError):  # closed meanwhile
+                    waiting = any(_waiting(way.read) for way in self._ways if not way.given_up)
+                self._passing.release()
+                if not waiting:
+                    return
+            time.sleep(DRAIN_S / 200)
+
     @property
     def lost(self) -> tuple[tuple[Path, int, str], ...]:
         """Logs from which bytes are missing, how many, and why."""
@@ -104,7 +120,8 @@ class RankOutput:
                 ready = [key.data for key, _ in selector.select(pause)]
                 finishing = None in ready
                 for way in sorted(filter(None, ready), key=self._ways.index):
-                    self._pass_on(way)
+                    with self._passing:
+                        self._pass_on(way)
                     if way.given_up:
                         selector.unregister(way.read)
                 for way in self._ways:
@@ -137,6 +154,11 @@ def _same_place() -> bool:
     """Whether the launcher's own standard output and error lead to one place, as on a terminal, or after 2>&1."""
     out, err, nowhere = os.fstat(1), os.fstat(2), Path(os.devnull).stat()
     return os.path.samestat(out, err) and not os.path.samestat(out, nowhere)
+
+
+def _waiting(descriptor: int) -> bool:
+    """Whether there is something to read. Errors: OSError."""
+    return fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4)) != bytes(4)
 
 
 def _prefixed(way: _Way, chunk: bytes) -> bytes:

@@ -56,9 +56,10 @@ def choose_device(wanted: str, ranks: Ranks) -> torch.device:
     if ranks.local_rank >= count:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         shown = f"CUDA_VISIBLE_DEVICES={visible}" if visible is not None else "CUDA_VISIBLE_DEVICES is not set"
+        option = "--nproc" if "DDP_LAUNCH" in os.environ else "--nproc_per_node"
         raise SharedError(
             f"--device {wanted}: {ranks.local_world_size} local ranks need as many GPUs, torch sees {count} ({shown}); "
-            "lower --nproc_per_node, or use --device cpu",
+            f"lower {option}, or use --device cpu",
             speaks=ranks.local_rank == count,
         )
     return torch.device("cuda", ranks.local_rank)
