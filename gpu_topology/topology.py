@@ -192,6 +192,12 @@ class Topology:
     cuda_version: str | None = None
     warnings: tuple[str, ...] = ()
 
+    @property
+    def versions(self) -> str:
+        """For a heading: "driver 580.95.05, CUDA up to 13.0"; what is not known is left out."""
+        known = (("driver", self.driver_version), ("CUDA up to", self.cuda_version))
+        return ", ".join(f"{name} {version}" for name, version in known if version)
+
     def gpu(self, index: int) -> Gpu:
         """The GPU with this NVML index; KeyError when there is none."""
         return self._gpus[index]

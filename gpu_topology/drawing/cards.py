@@ -43,13 +43,17 @@ def make_card(gpu: Gpu, selection: Selection | None) -> Card:
     style = "lost" if gpu.error else "chosen" if ranks else "left" if reason else "plain"
     name = short_name(gpu.name) if gpu.name else "name not known"
     lines = [(line, _TEXT, "text") for line in wrap(name, _INNER, _TEXT, 2)]
-    facts = [fact for fact in (_memory(gpu), _pcie(gpu)) if fact]
-    lines += [(shorten(fact, _INNER, _SMALL), _SMALL, "quiet") for fact in facts]
+    memory = "" if gpu.memory_total is None else f"{gpu.memory_total / 2**30:.1f} GiB"
+    lines += [(shorten(fact, _INNER, _SMALL), _SMALL, "quiet") for fact in (memory, _pcie(gpu)) if fact]
     if gpu.mig_mode:
-        lines += [(line, _SMALL, "quiet") for line in wrap(_slices(gpu), _INNER, _SMALL, 2)]
+        counts = Counter(one.profile or "slice" for one in gpu.mig_devices)
+        slices = ", ".join(f"{count} x {profile}" for profile, count in counts.items()) or "no slices"
+        lines += [(line, _SMALL, "quiet") for line in wrap(f"MIG: {slices}", _INNER, _SMALL, 2)]
     if reason:
-        lines += [(line, _SMALL, "bad" if gpu.error else "reason") for line in wrap(_gist(reason), _INNER, _SMALL, 3)]
-    return Card(gpu, ranks, style, tuple(lines), _hint(gpu, name, reason))
+        gist = reason.partition(" (")[0].partition(": ")[0]  # the legend has the whole
+        lines += [(line, _SMALL, "bad" if gpu.error else "reason") for line in wrap(gist, _INNER, _SMALL, 3)]
+    hints = (f"GPU {gpu.index}: {gpu.name or name}", gpu.uuid, gpu.pci_bus_id, memory, reason)
+    return Card(gpu, ranks, style, tuple(lines), "\n".join(hint for hint in hints if hint))
 
 
 def card_shapes(card: Card, place: Box, selection: Selection | None) -> list[Shape]:
@@ -99,27 +103,8 @@ def _slice_boxes(card: Card, left: float, top: float, chosen: Mapping[str, objec
     return shapes
 
 
-def _gist(reason: str) -> str:
-    """The reason without what the legend tells in full."""
-    return reason.partition(" (")[0].partition(": ")[0]
-
-
-def _memory(gpu: Gpu) -> str:
-    return "" if gpu.memory_total is None else f"{gpu.memory_total / 2**30:.1f} GiB"
-
-
 def _pcie(gpu: Gpu) -> str:
     if gpu.pcie_generation is None or gpu.pcie_width is None:
         return ""
     fewer = f"{gpu.pcie_width_now}/" if (gpu.pcie_width_now or gpu.pcie_width) < gpu.pcie_width else ""
     return f"PCIe gen{gpu.pcie_generation} x{fewer}{gpu.pcie_width}"
-
-
-def _slices(gpu: Gpu) -> str:
-    counts = Counter(one.profile or "slice" for one in gpu.mig_devices)
-    return "MIG: " + (", ".join(f"{count} x {profile}" for profile, count in counts.items()) or "no slices")
-
-
-def _hint(gpu: Gpu, name: str, reason: str | None) -> str:
-    facts = [f"GPU {gpu.index}: {gpu.name or name}", gpu.uuid, gpu.pci_bus_id, _memory(gpu), reason]
-    return "\n".join(fact for fact in facts if fact)

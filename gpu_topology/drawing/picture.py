@@ -140,9 +140,7 @@ def _header(topology: Topology, selection: Selection | None, title: str, width: 
     for line in wrap(title, width, 20, 2, bold=True):
         shapes.append(Label(MARGIN, y, line, 20, bold=True))
         y += 25
-    versions = [("driver", topology.driver_version), ("CUDA up to", topology.cuda_version)]
-    known = ", ".join(f"{name} {version}" for name, version in versions if version)
-    texts = [(known, "quiet")] if known else []
+    texts = [(topology.versions, "quiet")] if topology.versions else []
     if selection is not None:
         chosen = f"GPU {_chosen(selection)}: " if selection.indices else ""
         texts.append((f"{chosen}{selection.reason}", "good" if selection.indices else "bad"))

@@ -80,10 +80,10 @@ def legend(screen: Screen, topology: Topology) -> None:
     if over_nvlink:
         lines.append(f"*    NVLink without peer access ({over_nvlink})")
     if None in seen:
-        lines.append("?    the driver does not tell")
+        lines.append("?    not reported by the driver")
     kinds = peer_words(topology)
     if kinds:
-        lines.append(f"peer access, says the driver: {kinds}")
+        lines.append(f"peer access, as the driver reports it: {kinds}")
     screen.text(("\n".join(lines), "dim"), indent=2)
 
 
@@ -92,7 +92,7 @@ def _reasons(links: Iterable[Link]) -> str:
 
 
 def peer_words(topology: Topology) -> str:
-    """ "read, write ok; atomics ok for 0-1, 2-3, else not-supported"; "" where the driver tells nothing."""
+    """ "read, write ok; atomics ok for 0-1, 2-3, else not-supported"; "" where the driver reports nothing."""
     said: dict[str, list[str]] = {}
     for kind, statuses in _statuses(topology).items():
         if statuses:

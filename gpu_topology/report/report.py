@@ -134,7 +134,7 @@ def render(
     if not topology.gpus:
         _render_without_gpu(screen, topology, host, settings)
         return
-    _heading(screen, "GPUs", _versions(topology))
+    _heading(screen, "GPUs", topology.versions)
     tables.devices(screen, topology, selection)
     tables.nodes(screen, topology)
     usable = topology.for_programs()
@@ -146,7 +146,9 @@ def render(
         _heading(screen, "Groups of like GPUs", "best first")
         tables.group_rows(screen, usable, groups)
     _heading(screen, "Selection")
-    _selection_line(screen, selection)
+    chosen = f"GPU {', '.join(map(str, dict.fromkeys(selection.indices)))}" if selection.indices else "none"
+    style = "bold green" if selection.indices else "bold yellow"
+    screen.text((f"{chosen}: {selection.reason}", style), indent=2, margin=2)
     tables.exclusions(screen, topology, selection)
     _render_environment(screen, host, settings, left_unset(topology, selection, host, settings))
     warnings = all_warnings(topology, selection, host, settings, verdict)
@@ -179,19 +181,6 @@ def _render_environment(
     tables.host_facts(screen, host)
 
 
-def _selection_line(screen: Screen, selection: Selection) -> None:
-    if selection.indices:
-        chosen = ", ".join(map(str, dict.fromkeys(selection.indices)))
-        screen.text((f"GPU {chosen}: {selection.reason}", "bold green"), indent=2, margin=2)
-    else:
-        screen.text((f"none: {selection.reason}", "bold yellow"), indent=2, margin=2)
-
-
 def _heading(screen: Screen, title: str, aside: str = "") -> None:
     screen.text("")
     screen.text([(title, "bold"), (f"  {aside}" if aside else "", "dim")])
-
-
-def _versions(topology: Topology) -> str:
-    known = [("driver", topology.driver_version), ("CUDA up to", topology.cuda_version)]
-    return ", ".join(f"{name} {version}" for name, version in known if version)

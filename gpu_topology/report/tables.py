@@ -1,4 +1,4 @@
-"""The tables of the report, on a `typeset.Screen`."""
+"""The tables of the report, on a `Screen`."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def _name_cell(gpu: Gpu) -> Content:
 
 
 def _marks(gpu: Gpu) -> Iterator[tuple[str, bool]]:
-    """What is special about a GPU, in few words, and whether it is bad. The warnings tell the rest."""
+    """What is special about a GPU, in few words, and whether it is bad. The warnings say the rest."""
     if gpu.error:
         yield gpu.error.partition(":")[0], True
     if gpu.display_active:
@@ -103,7 +103,7 @@ def _marks(gpu: Gpu) -> Iterator[tuple[str, bool]]:
 
 
 def nodes(screen: Screen, topology: Topology) -> None:
-    """The CPUs beside the GPUs, a line for each NUMA node; nothing where the driver does not tell them."""
+    """The CPUs beside the GPUs, a line for each NUMA node; nothing where the driver does not report them."""
     found: dict[tuple[int | None, str], list[int]] = {}
     for gpu in topology.gpus:
         if gpu.cpu_affinity is not None:

@@ -61,6 +61,25 @@ def test_no_line_is_wider_than_the_terminal_and_nothing_is_cut(name, width, host
         assert all(len(rows[f"GPU{gpu.index}"]) == len(topology.gpus) for gpu in topology.gpus), rows
 
 
+def test_a_gpu_in_mig_mode_has_no_nvlinks(host):
+    machine = load_machine("rtx3090_2x_nvlink")
+    assert "NV4" in page(to_topology(machine), host, 80)
+    slices = [{"uuid": f"MIG-{n}", "profile": "1g.5gb", "memory_mib": 4864, "instance": n} for n in (1, 2)]
+    machine["gpus"][1] |= {"mig_mode": True, "mig": slices}
+    topology = to_topology(machine)
+    text = page(topology, host, 80)
+    assert "NV4" not in text
+    assert f"{topology.link(0, 1).path}*" in text
+    assert "no peer access (not-supported)" in text
+
+
+def test_a_gpu_of_unknown_name_is_left_out_by_its_number(host):
+    topology = to_topology("rtx3090_2x_nvlink")
+    lost = dataclasses.replace(topology.gpus[1], name=None, error="GPU is lost: it has fallen off the bus")
+    text = page(dataclasses.replace(topology, gpus=(topology.gpus[0], lost), links=()), host, 80)
+    assert "not GPU 1: GPU is lost" in text
+
+
 def test_everything_a_reader_looks_for_is_on_the_page(host):
     text = page(to_topology("a100_a5000_t400"), host, 160, {"NCCL_DEBUG": "INFO"})
     for part in (

@@ -27,7 +27,7 @@ def set_text(text, width, **more):
     return screen.lines
 
 
-@given(st.text(alphabet="ab 漢é\n", max_size=80), st.integers(2, 30))
+@given(st.text(alphabet="ab, 漢é\n", max_size=80), st.integers(2, 30))
 def test_wrapping_keeps_every_word_in_order_within_the_width(text, width):
     lines = set_text(text, width)
     assert all(display_width(line) <= width for line in lines)
@@ -45,6 +45,8 @@ def test_wrapping_keeps_every_word_in_order_within_the_width(text, width):
         ("a 0123456789", 6, ["a", "012345", "6789"]),
         ("0123456789 a", 6, ["012345", "6789 a"]),
         ("漢字漢字", 5, ["漢字", "漢字"]),
+        ("0,1,2,10,11,12", 8, ["0,1,2,", "10,11,12"]),
+        ("GPU-0a,GPU-012345678,1", 8, ["GPU-0a,", "GPU-0123", "45678,1"]),
         ("two\nlines", 80, ["two", "lines"]),
         ("", 80, [""]),
     ],
