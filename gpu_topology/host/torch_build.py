@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import mmap
+import os
 import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -15,8 +16,9 @@ from pathlib import Path
 Capability = tuple[int, int]
 
 # The published builds of torch 2.11 and later with their GPUs (pytorch, RELEASE.md, "PyTorch CUDA Support Matrix"), the
-# one to prefer first: cu132 begins with torch 2.12, cu126 ends with 2.14, cu128 with 2.11. sm_110 is in those for Arm.
-_TURING_ON = ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_110", "sm_120")
+# one to prefer first: cu132 begins with torch 2.12, cu126 ends with 2.14, cu128 with 2.11. Those for Arm have sm_110.
+_ARM = ("sm_110",) if os.uname().machine == "aarch64" else ()
+_TURING_ON = ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", *_ARM, "sm_120")
 BUILDS = {
     "13.0": _TURING_ON,
     "13.2": _TURING_ON,

@@ -169,10 +169,16 @@ def _memory_in_use(gpu: Gpu, rules: Rules) -> str | None:
         return None
     own = sum(process.used_memory or 0 for process in gpu.processes or () if process.pid in rules.own_pids)
     used = gpu.memory_used - own
-    desktop = max(drawn(gpu), _DESKTOP_BYTES if gpu.display_active or rules.hidden_desktop else 0)
+    desktop = max(drawn(gpu), _DESKTOP_BYTES if _desktop_may_hide(gpu, rules) else 0)
     if used - desktop <= max(BUSY_FRACTION * gpu.memory_total, BUSY_FLOOR_BYTES):
         return None
     return f"{used / gpu.memory_total:.0%} of its memory is in use"
+
+
+def _desktop_may_hide(gpu: Gpu, rules: Rules) -> bool:
+    """Whether memory may be a desktop's whose processes are not shown: those of WSL's Windows never are."""
+    unlisted = gpu.processes is None and gpu.graphics_processes is None
+    return bool(gpu.display_active) or rules.hidden_desktop or unlisted
 
 
 def _at_work(gpu: Gpu, rules: Rules) -> str | None:

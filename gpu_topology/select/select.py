@@ -167,9 +167,14 @@ def _rules(topology: Topology, request: SelectionRequest) -> Rules:
         own_pids=request.own_pids,
         claims=request.claims,
         owners=request.owners,
-        hidden_desktop=request.hidden_desktop,
+        hidden_desktop=request.hidden_desktop or _may_be_a_desktop(topology),
         torch=request.torch,
     )
+
+
+def _may_be_a_desktop(topology: Topology) -> bool:
+    """One GeForce card, as a desktop's or a laptop's: Windows around WSL shows no process, and no screen either."""
+    return len(topology.gpus) == 1 and "GeForce" in (topology.gpus[0].name or "")
 
 
 def _translation(visible: Visible | None, request: SelectionRequest) -> str:

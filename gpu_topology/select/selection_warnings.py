@@ -101,7 +101,8 @@ def _desktops(choice: Choice) -> Iterator[str]:
         drawing = gpu.graphics_processes or gpu.display_active or choice.rules.hidden_desktop
         if drawing and used > BUSY_FLOOR_BYTES:
             total = f" of {size_words(gpu.memory_total)}" if gpu.memory_total else ""
-            who = f"a desktop ({names})" if names else "a desktop"
+            shown = gpu.graphics_processes or gpu.display_active
+            who = f"a desktop ({names})" if names else "a desktop" if shown else "something, probably a desktop"
             yield f"{_named([gpu.index])} is also used by {who}: {size_words(used)}{total} are in use"
 
 

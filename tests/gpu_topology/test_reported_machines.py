@@ -21,7 +21,7 @@ from tests.fake_nvml.machine import load_machine, permuted
 from tests.gpu_topology.conftest import ReadMachines
 
 MACHINES = json.loads((Path(__file__).parent / "reported_machines.json").read_text())
-TORCH = TorchBuild("2.14.1+cu130", "13.0", tuple(word for word in BUILDS["13.0"] if word != "sm_110"))
+TORCH = TorchBuild("2.14.1+cu130", "13.0", BUILDS["13.0"])
 SHUFFLED = 1
 
 

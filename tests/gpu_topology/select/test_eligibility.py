@@ -43,6 +43,41 @@ CASES: dict[str, tuple[dict[str, Any], str | None]] = {
     "more than a tenth": ({"memory_used": int(2.6 * GIB)}, "busy: 11% of its memory is in use"),
     "half a GiB of a small card": ({"memory_total": 2 * GIB, "memory_used": GIB // 2}, None),
     "nothing of its use is told": ({"processes": None, "memory_used": None, "utilization": None}, None),
+    "a screen is attached": ({"memory_used": int(4.2 * GIB), "display_active": True}, None),
+    "more than a screen takes": (
+        {"memory_used": int(4.8 * GIB), "display_active": True},
+        "busy: 20% of its memory is in use",
+    ),
+    "the driver lists no processes": ({"memory_used": int(4.2 * GIB), "processes": None}, None),
+    "Windows around WSL": ({"memory_used": int(4.2 * GIB), "request": {"hidden_desktop": True}}, None),
+    "the memory of desktops is explained": (
+        {"memory_used": 10 * GIB, "graphics_processes": holds(OTHER, used=8 * GIB)},
+        None,
+    ),
+    "an MPS server without clients": (
+        {"processes": (GpuProcess(OTHER, 26 * 2**20, name="nvidia-cuda-mps-server"),)},
+        None,
+    ),
+    "a client of an MPS server": (
+        {
+            "processes": (
+                GpuProcess(OTHER, 26 * 2**20, name="nvidia-cuda-mps-server"),
+                GpuProcess(300, GIB, name="python", mps_client=True),
+            )
+        },
+        "busy: in use by MPS client process 300 (python) with 1.0 GiB",
+    ),
+    "its owner is known": (
+        {"processes": (GpuProcess(OTHER, 30 * 2**20, name="python"),), "request": {"owners": {OTHER: "alice"}}},
+        "busy: in use by process 200 (python, alice) with 30 MiB",
+    ),
+    "hidden processes work": ({"utilization": 78}, "busy: 78% utilization with the processes hidden"),
+    "hidden processes hold memory too": (
+        {"utilization": 99, "memory_used": 12 * GIB},
+        "busy: 50% of its memory is in use and 99% utilization with the processes hidden",
+    ),
+    "a desktop is drawn": ({"utilization": 40, "graphics_processes": holds(OTHER)}, None),
+    "a game is": ({"utilization": 95, "graphics_processes": holds(OTHER)}, "busy: 95% utilization"),
     "its memory is not told, that of others is": ({"memory_total": None}, "its memory cannot be read"),
     "its name and memory": ({"name": None, "memory_total": None}, "its name and memory cannot be read"),
     "our own process": ({"processes": holds(OWN, used=9 * GIB), "memory_used": 9 * GIB, "request": OURS}, None),
