@@ -48,6 +48,24 @@ def test_torch_against_the_driver(probe, topology, status, words):
     assert (last.remedy is None) == (status == "ok")
 
 
+def test_a_card_that_a_run_does_not_use_fails_nothing():
+    old = Gpu(1, uuid="GPU-1", name="Quadro K620", memory_total=2**31, memory_used=0, compute_capability=(5, 0))
+    both = replace(ONE, gpus=(H100, old))
+    *_, last = gpus.torch_and_driver(GOOD, both, planned=(0,))
+    assert last.status == "ok"
+    *_, last = gpus.torch_and_driver(GOOD, both)
+    assert last.status == "failed" and "no code for Quadro K620" in last.detail
+    assert "whl/cu126" in (last.remedy or "")
+
+
+def test_a_gpu_that_does_not_tell_its_memory_fails():
+    silent = replace(ONE, gpus=(H100, replace(H100, index=1, memory_total=None)))
+    assert statuses(gpus.devices(silent))[-1] == ("GPU 1", "failed")
+    alone = replace(ONE, gpus=(replace(H100, memory_total=None),))
+    *_, last = gpus.devices(alone)
+    assert (last.status, last.detail) == ("ok", "NVIDIA H100, of unknown memory")
+
+
 def test_torch_that_does_not_run_is_the_whole_answer():
     assert statuses(gpus.torch_and_driver(Probe(error="no module"), ONE)) == [("torch", "failed")]
 

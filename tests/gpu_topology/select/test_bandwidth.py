@@ -9,7 +9,7 @@ from itertools import combinations, permutations
 import pytest
 
 from gpu_topology.select.bandwidth import Fabric, link_speed
-from gpu_topology.topology import Gpu, Link, LinkLevel, Topology
+from gpu_topology.topology import Gpu, GpuProcess, Link, LinkLevel, Topology
 
 
 def machine(labels: list[list[str]], numa: list[int] | None = None, capability: tuple[int, int] = (8, 0)) -> Topology:
@@ -161,6 +161,38 @@ def test_pairs_that_were_never_read_are_the_slowest():
     assert Fabric(Topology(gpus, (known,)), range(4)).best(2) == (0, 1), "as slow as the slowest: the index decides"
     known = Link(2, 3, LinkLevel.NODE, 0, "chipset-not-supported", LinkLevel.NODE)
     assert Fabric(Topology(gpus, (known,)), range(4)).best(2) == (2, 3)
+
+
+def test_the_slowest_link_of_32_gpus_is_that_of_a_ring():
+    labels = [
+        ["PIX" if a // 4 == b // 4 else "NODE" if a // 16 == b // 16 else "SYS" for b in range(32)] for a in range(32)
+    ]
+    fabric = Fabric(machine(labels, [i // 16 for i in range(32)]), range(32))
+    assert fabric.bottleneck(range(32)) == 4.0, "both halves, which SYS alone joins"
+    assert fabric.bottleneck(range(16)) == 5.0
+    assert fabric.best(16) == tuple(range(16))
+
+
+def test_gpus_on_two_nodes_are_never_nearer_than_sys_where_the_nodes_agree_with_the_paths():
+    labels = [["PIX"] * 4 for _ in range(4)]
+    assert Fabric(machine(labels, [0, 0, 1, 1]), range(4)).bottleneck(range(4)) == 4.0
+    labels[0][3] = labels[3][0] = "SYS"
+    contradiction = Fabric(machine(labels, [0, 1, 1, 0]), range(4))
+    assert contradiction.bottleneck(range(4)) == 12.0, "SYS within one node: the nodes are not to be trusted"
+
+
+def test_one_gpu_has_the_fastest_slot_and_of_equals_the_idle_one_is_taken():
+    def best(count: int, *changes: dict[str, object]) -> tuple[int, ...]:
+        known = {"compute_capability": (8, 6), "pcie_generation": 4, "pcie_width": 16}
+        gpus = tuple(Gpu(i, **(known | change)) for i, change in enumerate(changes))  # type: ignore[arg-type]
+        links = tuple(Link(a, b, LinkLevel.PHB, 0, "ok", LinkLevel.PHB) for a, b in combinations(range(len(gpus)), 2))
+        return Fabric(Topology(gpus, links), range(len(gpus))).best(count)
+
+    assert best(1, {"pcie_width_now": 4}, {"pcie_width_now": 16}) == (1,)
+    assert best(1, {"display_active": True}, {}) == (1,)
+    assert best(1, {"processes": (GpuProcess(1),)}, {"graphics_processes": (GpuProcess(2),)}, {}) == (2,)
+    assert best(1, {"pcie_width_now": 1}, {"display_active": True}) == (1,), "the slot weighs more"
+    assert best(2, {"utilization": 12}, {}, {}) == (1, 2)
 
 
 def test_more_than_sixteen_gpus_are_searched_by_neighbourhoods():

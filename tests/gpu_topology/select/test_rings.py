@@ -7,6 +7,7 @@ from itertools import combinations, permutations
 
 import pytest
 
+from gpu_topology.select import rings
 from gpu_topology.select.rings import ring_subsets, subsets_in, sums_over_subsets
 
 
@@ -44,3 +45,19 @@ def test_subsets_come_out_as_they_went_in():
 def test_sums_are_those_of_pairs_and_members():
     sums = sums_over_subsets(lambda a, b: 10 * a + b, [1000, 2000, 3000])
     assert sums == [0, 1000, 2000, 3000 + 10, 3000, 4000 + 20, 5000 + 21, 6000 + 10 + 20 + 21]
+
+
+def test_a_ring_of_any_number_is_found_where_the_exact_search_finds_one():
+    for seed in range(400):
+        draw = random.Random(seed)
+        size = draw.randint(3, 10)
+        near = random_graph(seed, size, draw.random())
+        assert rings.has_ring(near) == bool(ring_subsets(near, size)), seed
+
+
+def test_things_in_two_parts_have_no_ring_and_a_ladder_of_40_has():
+    size = 40
+    two_parts = [sum(1 << b for b in range(size) if b != a and b // 20 == a // 20) for a in range(size)]
+    assert not rings.has_ring(two_parts), "each has two others beside it, which is not enough"
+    ladder = [sum(1 << b % size for b in (a + 39, a + 1, a + 20)) for a in range(size)]
+    assert rings.has_ring(ladder)

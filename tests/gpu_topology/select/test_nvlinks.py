@@ -1,0 +1,71 @@
+"""NVLinks that are down, and those that only seem to be."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpu_topology.select.nvlinks import all_inactive, some_down, without_any
+from gpu_topology.topology import Topology
+from tests.fake_nvml.machine import to_topology
+
+HERE = Path(__file__).parents[1] / "machines"
+SOUND = sorted(HERE.glob("*.json"))
+
+
+def board(name: str, links: list[int], capability: tuple[int, int] = (9, 0), **machine: Any) -> Topology:
+    """Cards behind NVSwitch, each with so many links up."""
+    size = range(len(links))
+    matrix = [["X" if a == b else cell(min(links[a], links[b])) for b in size] for a in size]
+    gpus = [{"name": name, "memory_mib": 80000, "cc": list(capability)} for _ in size]
+    return to_topology({"gpus": gpus, "matrix": matrix, "nvswitch": "hidden", **machine})
+
+
+def cell(links: int) -> str:
+    return f"NV{links}" if links else "PHB"
+
+
+def down(topology: Topology) -> list[tuple[int, int, int]]:
+    return [(missing.index, missing.down, missing.total) for missing in some_down(topology)]
+
+
+H100, B200, PCIE = "NVIDIA H100 80GB HBM3", "NVIDIA B200", "NVIDIA H100 PCIe"
+
+
+@pytest.mark.parametrize("path", SOUND, ids=lambda path: path.stem)
+def test_nothing_is_missing_on_real_machines(path: Path) -> None:
+    topology = to_topology(json.loads(path.read_text()))
+    assert (down(topology), without_any(topology), all_inactive(topology)) == ([], frozenset(), ())
+
+
+@pytest.mark.parametrize(
+    ("topology", "missing"),
+    [
+        (board(H100, [18, 18, 18, 17, 18, 18, 18, 18]), [(3, 1, 18)]),
+        (board(H100, [16] * 8), [(index, 2, 18) for index in range(8)]),  # by the card's own number
+        (board(H100, [18, 16, 16, 18]), [(1, 2, 18), (2, 2, 18)]),
+        (board("NVIDIA H800", [8] * 8), []),
+        (board("NVIDIA A100-SXM4-80GB", [12, 12, 11, 12], (8, 0)), [(2, 1, 12)]),
+        (board(H100, [6, 6]), []),  # a part of a board that has fewer links to each
+        (board("NVIDIA RTX A6000", [3, 3], (8, 6)), [(0, 1, 4), (1, 1, 4)]),
+        (board("Tesla V100-SXM2-16GB", [2, 2], (7, 0)), []),
+    ],
+)
+def test_links_that_are_down(topology: Topology, missing: list[tuple[int, int, int]]) -> None:
+    assert down(topology) == missing
+
+
+def test_a_card_without_any_link_on_a_board_of_linked_ones() -> None:
+    assert without_any(board(B200, [18, 18, 0, 18], (10, 0))) == {2}
+    assert without_any(board(PCIE, [12, 12, 0])) == frozenset(), "two with a bridge, one without"
+    assert without_any(board(PCIE, [12, 12, 12, 0])) == {3}, "three in a full mesh are no bridge"
+    assert without_any(board(B200, [0, 0, 0, 0], (10, 0))) == frozenset()
+
+
+def test_a_board_whose_links_are_all_inactive() -> None:
+    assert all_inactive(board(H100, [0, 0, 0, 0])) == (0, 1, 2, 3)
+    assert all_inactive(board(PCIE, [0, 0, 0, 0])) == ()
+    assert all_inactive(board(H100, [0])) == (), "one card has nothing to be linked to"
