@@ -104,6 +104,7 @@ def _checks(
     probe = trials.probe_torch()
     yield from gpus.torch_and_driver(probe, topology, _planned(options, topology))
     yield from gpus.links(topology, host)
+    yield from gpus.adapters(topology)
     yield from machine.resources(host, config)
     yield machine.loopback()
     yield machine.host_name(host)

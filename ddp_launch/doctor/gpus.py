@@ -11,6 +11,7 @@ from ddp_launch.doctor.check import INSTALL, Check
 from gpu_topology.driver.library import DriverError, NoDevicesError, NoDriverError, StuckDriverError
 from gpu_topology.environment.notes import notes
 from gpu_topology.host.host import Host
+from gpu_topology.host.nics import nic_distances
 from gpu_topology.host.torch_build import driver_way_out, has_code, way_out
 from gpu_topology.select.eligibility import silent
 from gpu_topology.select.select import Selection
@@ -124,6 +125,25 @@ def _major(version: str | None) -> int:
     """12 of "12.4". A version that nobody tells is new enough for any: what cannot be used shows in the trial."""
     match = re.match(r"\d+", version or "")
     return int(match[0]) if match else 10**6
+
+
+def adapters(topology: Topology, root: Path = Path("/")) -> Iterator[Check]:
+    """How far each InfiniBand or RoCE adapter is from each GPU; a GPU that reaches none but across sockets is slow."""
+    known = [gpu for gpu in topology.gpus if gpu.pci_bus_id is not None]
+    distances = nic_distances([gpu.pci_bus_id or "" for gpu in known], root)
+    if not known or not distances:
+        return
+    for name, levels in distances.items():
+        each = ", ".join(f"GPU {gpu.index} {level or '?'}" for gpu, level in zip(known, levels, strict=True))
+        yield Check("network adapter", "ok", f"{name}: {each}")
+    far = [
+        str(gpu.index)
+        for gpu, levels in zip(known, zip(*distances.values(), strict=True), strict=True)
+        if all(level == "SYS" for level in levels)
+    ]
+    if far and len(far) < len(known):
+        words = f"GPU {', '.join(far)} reaches every adapter across the interconnect between NUMA nodes only"
+        yield Check("network adapter", "warning", words, "for runs on several nodes an adapter on their node is faster")
 
 
 def links(topology: Topology, host: Host) -> Iterator[Check]:

@@ -111,6 +111,7 @@ def notes(
     return (
         *_about_peers(facts, peers_off="NCCL_P2P_DISABLE" in off),
         *_about_fabric(facts),
+        *_about_xids(facts),
         *_about_shm(facts),
     )
 
@@ -158,6 +159,17 @@ def _about_fabric(facts: Facts) -> Iterator[str]:
             yield (
                 f"the NVSwitch fabric of GPU {', '.join(wrong)} has {state}: `nvidia-smi -q` tells more under Fabric;"
                 " restart nvidia-fabricmanager (in an NVL72 rack, the fabric service of the switch trays)"
+            )
+
+
+def _about_xids(facts: Facts) -> Iterator[str]:
+    """Errors of the chosen GPUs in the kernel's log; the one that has fallen off the bus is not chosen."""
+    for index in dict.fromkeys(facts.selection.indices):
+        bus = (facts.topology.gpu(index).pci_bus_id or "").rpartition(".")[0]
+        if numbers := [str(number) for one, number in facts.host.xids if one == bus]:
+            yield (
+                f"GPU {index} has had Xid {', '.join(numbers)} since boot: `dmesg | grep -i xid` shows when, NVIDIA's"
+                " page on Xid errors what it means"
             )
 
 

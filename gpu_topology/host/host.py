@@ -12,6 +12,7 @@ from pathlib import Path
 
 from gpu_topology.host import sysfs, virtualization
 from gpu_topology.host.cpus import NumaNode, read_cpus
+from gpu_topology.host.kernel_log import read_xids
 from gpu_topology.host.nccl_conf import ConfiguredVariable, read_nccl_conf
 
 
@@ -27,6 +28,7 @@ class Host:
     virtual_machine  the hypervisor's name, None on bare metal
     container        the container's kind ("docker", "kubernetes", ...), None outside of one
     nccl_conf        what NCCL's configuration files set
+    xids             (PCI bus id without function, Xid): errors of GPUs in the kernel's log; () also where it is closed
     numactl          whether the program is on PATH; `numa_policy`: whether the kernel lets it work, None unknown
     """
 
@@ -53,6 +55,7 @@ class Host:
     cpu_vendor: str | None = None
     usable_cores: int | None = None
     usable_nodes: tuple[NumaNode, ...] = ()
+    xids: tuple[tuple[str, int], ...] = ()
 
     def threads(self, ranks: int) -> int:
         """Threads for each of `ranks` processes: its share of the physical cores, where they are known; at least 1."""
@@ -93,6 +96,7 @@ def read_host(root: Path = Path("/"), environ: Mapping[str, str] = os.environ) -
         cpu_vendor=cpu.get("vendor_id"),
         usable_cores=cpus.usable_cores,
         usable_nodes=cpus.usable_nodes,
+        xids=read_xids(root),
     )
 
 
