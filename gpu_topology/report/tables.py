@@ -19,6 +19,10 @@ _SLOW = ("thermal", "hw-slowdown", "hw-thermal", "hw-power-brake")
 """What holds clocks back although nothing is limited on purpose: a mark beside the name."""
 
 
+_VARIABLE = 41
+"""The most characters of a variable: a UUID and a comma. So many where there are UUIDs and room."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Column:
     """`least` is the width of the terminal, in characters, from which on the column is shown."""
@@ -153,7 +157,9 @@ def environment(screen: Screen, settings: Sequence[Setting]) -> None:
         ]
         for setting in settings
     ]
-    screen.table([Column("Variable", wraps=True, most=38), Column("Reason", wraps=True)], rows)
+    wide = any("GPU-" in (setting.value or "") for setting in settings) and screen.width >= 2 * _VARIABLE - 4
+    variable = Column("Variable", wraps=True, least=_VARIABLE if wide else 1, most=_VARIABLE)
+    screen.table([variable, Column("Reason", wraps=True)], rows)
 
 
 def host_facts(screen: Screen, host: Host) -> None:

@@ -153,8 +153,8 @@ def _wrapped(pieces: Sequence[Piece], width: int) -> Iterator[list[Piece]]:
 
 
 def _lines(line: str, width: int) -> Iterator[tuple[int, int]]:
-    """Where each line begins and ends: between words, and inside a word that is wider than a line, after a comma there
-    if it can be."""
+    """Where each line begins and ends: between words, and inside a word that is wider than a line, after a comma
+    there if it can be."""
     begin, room = 0, width
     for word in re.finditer(r"\S+\s*|\s+", line) if display_width(line) > width else ():
         at, end = word.start(), word.end()
@@ -166,7 +166,9 @@ def _lines(line: str, width: int) -> Iterator[tuple[int, int]]:
             many = 1
             while display_width(line[at : at + many + 1]) <= room:
                 many += 1
-            many = line.rfind(",", at, at + many) + 1 - at if "," in line[at : at + many] else many  # a list of names
+            # NAME=one,two: after the last comma that fits, else after the sign.
+            ends = [line.rfind(sign, at, at + many) + 1 - at for sign in ",="]
+            many = next((end for end in ends if end > 0), many)
             yield at, at + many
             at = begin = at + many
             room = width

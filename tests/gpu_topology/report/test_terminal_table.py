@@ -47,6 +47,7 @@ def test_wrapping_keeps_every_word_in_order_within_the_width(text, width):
         ("漢字漢字", 5, ["漢字", "漢字"]),
         ("0,1,2,10,11,12", 8, ["0,1,2,", "10,11,12"]),
         ("GPU-0a,GPU-012345678,1", 8, ["GPU-0a,", "GPU-0123", "45678,1"]),
+        ("GPUS=GPU-0a,GPU-1b", 8, ["GPUS=", "GPU-0a,", "GPU-1b"]),
         ("two\nlines", 80, ["two", "lines"]),
         ("", 80, [""]),
     ],
