@@ -59,12 +59,14 @@ class Collective:
 @dataclass(frozen=True)
 class Record:
     """What a rank has told. `collectives`: in the order in which they were entered, by process group; `groups`: the
-    ranks of each process group by name; `place`, `spent_ns`: where the bundled trainer was, and its time by phase."""
+    ranks of each process group by name; `place`, `spent_ns`, `steps`: where the bundled trainer was, its time by phase and
+    its steps."""
 
     collectives: Mapping[tuple[str, str], tuple[Collective, ...]] = field(default_factory=dict)
     groups: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     place: str = ""
     spent_ns: Mapping[str, int] = field(default_factory=dict)
+    steps: int = 0
 
     @property
     def waiting(self) -> Collective | None:
@@ -102,6 +104,7 @@ def parse(dumps: Iterable[bytes], facts: bytes) -> Record:
         {name: tuple(ranks) for name, ranks in known.get("groups", {}).items()},
         known.get("place", ""),
         known.get("spent_ns", {}),
+        known.get("steps", 0),
     )
 
 

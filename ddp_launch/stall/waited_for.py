@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ddp_launch.stall.record import Collective, Record
 
@@ -87,6 +87,14 @@ def _found(group: _Group) -> WaitedFor | None:
 
 PHASES = {"input": "data", "forward": "forward", "backward": "backward", "communication wait": "communication"}
 """What the shares of a trainer's rank are called, and the phases of ddp_train/distributed/heartbeat.py."""
+
+
+def by_its_own_steps(found: WaitedFor, record: Record) -> WaitedFor:
+    """The bundled trainer knows its steps: what repeats among its collectives may be an epoch."""
+    if record.steps < LEAST_STEPS:
+        return found
+    step_ms = sum(record.spent_ns.values()) / record.steps / 1e6
+    return replace(found, ms=found.share * step_ms, steps=record.steps)
 
 
 def shares(record: Record, waited: float) -> dict[str, float]:

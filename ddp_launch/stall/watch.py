@@ -25,7 +25,7 @@ from ddp_launch.stall.record import Record
 from ddp_launch.stall.report import Reporter
 from ddp_launch.stall.stacks import is_loading
 from ddp_launch.stall.stacks import parse as parse_stacks
-from ddp_launch.stall.waited_for import Arrivals, shares
+from ddp_launch.stall.waited_for import Arrivals, by_its_own_steps, shares
 from ddp_train.watchdog import python_stacks
 
 POLL_S = 0.5
@@ -130,6 +130,7 @@ class StallWatch:
         self.end()
         if found is not None:
             each = {rank: shares(record, found.waited.get(rank, 0.0)) for rank, record in records.items()}
+            found = by_its_own_steps(found, records.get(found.rank, Record()))
             self._reporter.waited_for(found, {rank: parts for rank, parts in each.items() if parts})
 
     def look(self) -> list[RankView]:

@@ -110,6 +110,7 @@ class Answers:
         if heart is not None:
             facts["place"] = str(heart.place or "")
             facts["spent_ns"] = dict(heart.spent_ns)
+            facts["steps"] = heart.step - heart.first_step
         return facts
 
 

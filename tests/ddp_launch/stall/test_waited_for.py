@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ddp_launch.stall.record import Collective, Record
-from ddp_launch.stall.waited_for import Arrivals, period, shares
+from ddp_launch.stall.waited_for import Arrivals, WaitedFor, by_its_own_steps, period, shares
 
 MS = 1_000_000
 STEP_MS = 40
@@ -82,7 +82,7 @@ def test_the_length_of_a_step() -> None:
     assert period("abac" * 30) == 4
     assert period("abcdefgh") == 1
     assert period(("ab" * 20 + "xyz") * 12) == 2, "an evaluation after each 20 steps"
-    assert period(("a" * 20 + "bcdefghij") * 12) == 1
+    assert period(("a" * 9 + "b") * 12) == 10, "equal layers"
 
 
 def test_the_shares_of_a_rank_of_the_trainer() -> None:
@@ -94,6 +94,10 @@ def test_the_shares_of_a_rank_of_the_trainer() -> None:
     )
     assert shares(record, 0.0)["communication wait"] == 0.1
     assert shares(Record(), 0.3) == {}
+    found = WaitedFor(1, 900.0, 0.5, 12)
+    steps = by_its_own_steps(found, replace(record, spent_ns={"forward": 40_000_000_000}, steps=1000))
+    assert (steps.ms, steps.steps) == (20.0, 1000)
+    assert by_its_own_steps(found, Record()) == found
 
 
 SLOW = """
