@@ -93,6 +93,8 @@ def _print(plan: LaunchPlan, options: LaunchOptions) -> int:
 
 def _run(plan: LaunchPlan, planner: Planner, options: LaunchOptions, events: EventLog) -> int:
     missing_packages.need("torch", "rich", "psutil")
+    if options.debug_rank is not None and find_spec("debugpy") is None:
+        raise UserError(f"--debug-rank needs debugpy: {sys.executable} -m pip install debugpy")
     from rich.console import Console
 
     from ddp_launch.events.run_events import RunEvents

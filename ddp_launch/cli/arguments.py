@@ -198,6 +198,12 @@ def _run_options(parser: CommandLine) -> list[argparse.Action]:
             help="end the run then; 0 is never [0]",
         ),
         add(
+            "--debug-rank",
+            metavar="RANK",
+            type=whole("--debug-rank", 0, 1_000_000),
+            help="this rank waits for a debugger before it starts, with debugpy at port 5678 of this machine [none]",
+        ),
+        add(
             *("-t", "--tee"),
             nargs="?",
             const=Tee(BOTH),

@@ -75,6 +75,7 @@ class LaunchOptions:
     virtual_local_rank: bool = False
     quiet: bool = False
     last_call: int | None = None
+    debug_rank: int | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -153,6 +154,10 @@ def _check(options: LaunchOptions) -> None:
         (
             options.estimate and options.program.kind != "trainer",
             "--estimate measures the bundled trainer: it takes no program",
+        ),
+        (
+            options.debug_rank is not None and options.program.kind == "executable",
+            "--debug-rank starts a rank under Python's debugger: it needs a Python program",
         ),
         (options.cpu and bool(options.gpus), "--cpu and --gpus exclude each other: give one"),
         (options.cpu and options.wait is not None, "--wait waits for GPUs, which --cpu does not use: give one"),

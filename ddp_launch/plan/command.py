@@ -17,6 +17,8 @@ from ddp_launch.cluster.cluster import Cluster
 
 LOOPBACK = "127.0.0.1"
 TORCHRUNS_GRACE_S = 30
+DEBUG_ADDRESS = f"{LOOPBACK}:5678"
+"""Where debugpy listens: its usual port."""
 TRAINER = Path(__file__).resolve().parents[2] / "ddp_train" / "main.py"
 
 
@@ -29,6 +31,7 @@ class Job:
     `unset`: variables that the ranks are not to inherit; `numa_binding`: torchrun's --numa-binding; `saves_together`:
     the ranks save all together or not at all, as the bundled trainer's: when one has failed the others need no time;
     `stall_report`, `stall_kill`: seconds without progress until ranks are reported or ended, 0 is never;
+    `debug_rank`: it starts under debugpy, when a debugger connects;
     `log_size`: bytes of each stream of a rank that its log keeps, 0 is all; `log_dir`: where the
     user wants the logs.
     """
@@ -46,6 +49,7 @@ class Job:
     saves_together: bool = False
     stall_report: int = 0
     stall_kill: int = 0
+    debug_rank: int | None = None
     log_size: int = LOG_BYTES
     log_dir: str | None = None
 

@@ -15,7 +15,7 @@ from ddp_core.errors import TopologyError, UserError
 from ddp_core.redaction import redacted
 from ddp_launch.cli.options import LaunchOptions, Program
 from ddp_launch.cluster.cluster import Cluster, find_cluster
-from ddp_launch.plan.command import Job, shell_line, torchrun, torchrun_environment, worker_argv
+from ddp_launch.plan.command import DEBUG_ADDRESS, Job, shell_line, torchrun, torchrun_environment, worker_argv
 from ddp_launch.plan.grace import default_grace, grace_warnings
 from ddp_launch.plan.predicted_speed import predict
 from ddp_launch.plan.trainer_options import Training, plan_training
@@ -265,6 +265,7 @@ def _job(
         max_restarts=_restarts(options, cluster),
         grace=default_grace(environ) if options.grace is None else options.grace,
         tee=options.tee,
+        debug_rank=options.debug_rank,
         stall_report=options.stall_report,
         stall_kill=options.stall_kill,
         log_size=options.log_size,
@@ -288,6 +289,8 @@ def _warnings(
         yield f"{plan.nproc_per_node} ranks share {host.usable_cpus} CPU cores: they will wait for one another"
     yield from grace_warnings(plan.job.grace, environ)
     yield from notes(topology, selection, host, settings=plan.environment, verdict=plan.verdict)
+    if options.debug_rank is not None:
+        yield f"rank {options.debug_rank} starts when a debugger connects to {DEBUG_ADDRESS} (docs/debugging.md)"
     if binding is not None:
         yield binding.reason
 

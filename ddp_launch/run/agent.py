@@ -30,9 +30,10 @@ from ddp_launch.events.jsonl import EventLog
 from ddp_launch.events.run_events import RunEvents
 from ddp_launch.failure.failures import Attempt, Failure, Outcome, blame, exit_status, first_failure, status_of
 from ddp_launch.failure.restart_policy import why_not
-from ddp_launch.plan.command import LOOPBACK, Job, RestartPlan, escape_macros
+from ddp_launch.plan.command import DEBUG_ADDRESS, LOOPBACK, Job, RestartPlan, escape_macros
 from ddp_launch.rendezvous import multi_node, single_node
 from ddp_launch.rendezvous.remote_failures import RemoteFailures
+from ddp_launch.run import exec_with_pdeathsig
 from ddp_launch.run.exit_order import Endings
 from ddp_launch.run.process_tree import ProcessTree, with_pdeathsig
 from ddp_launch.run.rank_logs import SIGNALS_VARIABLE, RankLogs
@@ -73,6 +74,8 @@ def run(
     users = dict(os.environ)
     _set_variables(job, users)
     os.environ[LAUNCHED] = "1"
+    if job.debug_rank is not None:
+        os.environ[exec_with_pdeathsig.DEBUG] = f"{job.debug_rank} {DEBUG_ADDRESS}"
     # torch's own handlers would raise again on each further signal, and leave ranks behind.
     os.environ[SIGNALS_VARIABLE] = ""
     silence_engine()

@@ -13,6 +13,7 @@ import sys
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 OOM_SCORE = 50  # proc_pid_oom_score_adj(5): in thousandths of the memory, here 5% of it
+DEBUG = "DDP_LAUNCH_DEBUG"
 NOT_FOUND, NOT_EXECUTABLE = 127, 126  # as a shell says it
 
 
@@ -26,7 +27,7 @@ def main() -> None:
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
     _offer_to_the_kernel()
-    program = sys.argv[2:]
+    program = _with_debugger(sys.argv[2:])
     try:
         os.execvp(program[0], program)
     except OSError as error:
@@ -35,6 +36,15 @@ def main() -> None:
             os.execv("/bin/sh", ["sh", *program])
         print(f"error: {program[0]}: {error.strerror}", file=sys.stderr, flush=True)
         os._exit(NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE)
+
+
+def _with_debugger(program: list[str]) -> list[str]:
+    """The program, under debugpy in the rank that the variable names: `RANK HOST:PORT`."""
+    rank, _, address = os.environ.pop(DEBUG, "").partition(" ")
+    if not rank or os.environ.get("RANK") != rank:
+        return program
+    # After the interpreter and its -u. debugpy runs a script or -m MODULE, with its arguments.
+    return [*program[:2], "-m", "debugpy", "--listen", address, "--wait-for-client", *program[2:]]
 
 
 def _offer_to_the_kernel() -> None:

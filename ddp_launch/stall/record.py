@@ -59,7 +59,7 @@ class Collective:
 @dataclass(frozen=True)
 class Record:
     """What a rank has told. `collectives`: in the order in which they were entered, by process group; `groups`: the
-    ranks of each process group by name; `place`, `spent_ns`, `steps`: where the bundled trainer was, its time by phase and
+    ranks of each process group by name; `place`, `spent_ns`, `steps`: where the bundled trainer was, its time by phase,
     its steps."""
 
     collectives: Mapping[tuple[str, str], tuple[Collective, ...]] = field(default_factory=dict)

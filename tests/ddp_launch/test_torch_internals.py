@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import inspect
+import pickle
 from datetime import timedelta
 
 import pytest
+from torch._C import _distributed_c10d
+from torch.distributed import distributed_c10d
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.rendezvous import dynamic_rendezvous
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRendezvousHandler, RendezvousTimeout
 
+from ddp_launch.stall.in_rank.sitecustomize import HOOK
+from ddp_launch.stall.in_rank.torch_internals import RECORDERS
 from ddp_launch.torch_internals import (
     AGENT_FIELDS,
     AGENT_HOOKS,
@@ -66,3 +71,11 @@ def test_the_join_timeout_changes() -> None:
     timeouts = RendezvousTimeout(join=timedelta(seconds=9))
     change_join_timeout(timeouts, timedelta(seconds=77))
     assert timeouts.join == timedelta(seconds=77)
+
+
+def test_what_the_stall_report_reads_of_torch() -> None:
+    """The hook, the recorders and the names of groups in the ranks (ddp_launch/stall/in_rank)."""
+    assert f"{HOOK}(default_pg)" in inspect.getsource(distributed_c10d.init_process_group)
+    assert all(callable(getattr(_distributed_c10d, name)) for name in RECORDERS[:1])
+    assert {"pg_names", "pg_group_ranks"} <= {name for name in dir(distributed_c10d._world) if name.startswith("pg_")}
+    assert pickle.loads(_distributed_c10d._dump_fr_trace(True, False, False))["version"]  # noqa: S301
