@@ -184,6 +184,7 @@ def _components(
         seed=options.run.seed,
         techniques=techniques,
         log_every=options.run.log_every,
+        cuda_graphs=options.model.compile_mode not in (None, "default"),
         gradient_sync=gradient_sync,
         saver=saver,
         nan_guard=NanGuard(network, optimizer, context.precision, pipeline, ranks, flag_exchange, folder.path),

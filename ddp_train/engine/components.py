@@ -46,6 +46,8 @@ class Components:
     seed: int = 0
     techniques: Sequence[Technique] = ()
     log_every: int = 20
+    cuda_graphs: bool = False
+    """Whether the compiled model records CUDA graphs: the gradients of one micro-batch are overwritten by the next."""
     observers: Sequence[Observer] = ()
     gradient_sync: GradientSync | None = None
     """How ranks and micro-batches are put together; None: as DistributedDataParallel does."""

@@ -32,13 +32,31 @@ _OUT_OF_MEMORY = (
     "cublas_status_alloc_failed",
     "cuda_error_out_of_memory",
 )
+# cuDNN and cuBLAS say these where they get no memory for their work space, and of other faults too.
+_PERHAPS_OUT_OF_MEMORY = (
+    "unable to find an engine to execute this computation",
+    "cublas_status_not_initialized",
+    "cudnn_status_not_initialized",
+    "cudnn_status_internal_error",
+)
+_NEARLY_FULL = 0.9
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether `error` means that memory ran out, on a GPU or on the host."""
+def is_out_of_memory(error: BaseException, device: torch.device | None = None) -> bool:
+    """Whether `error` means that memory ran out, on a GPU or on the host. device: whose memory may be nearly full."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in _OUT_OF_MEMORY)
+    words = str(error).lower() if isinstance(error, RuntimeError) else ""
+    if any(text in words for text in _OUT_OF_MEMORY):
+        return True
+    return any(text in words for text in _PERHAPS_OUT_OF_MEMORY) and _is_nearly_full(device)
+
+
+def _is_nearly_full(device: torch.device | None) -> bool:
+    if device is None or device.type != "cuda":
+        return False
+    free, total = torch.cuda.mem_get_info(device)
+    return free < (1 - _NEARLY_FULL) * total
 
 
 class OutOfMemoryOnSomeRank(Exception):
@@ -91,7 +109,11 @@ class OomRetry:
         except OutOfMemoryOnSomeRank as error:
             rank = error.rank
         except Exception as error:
-            if not is_out_of_memory(error) or self._committed or self._step_boundary.flags_exchanged:
+            if (
+                not is_out_of_memory(error, self._components.device)
+                or self._committed
+                or self._step_boundary.flags_exchanged
+            ):
                 raise
         # Only here, where the error no longer holds what the step has computed, is that memory free.
         self._backup.restore()
@@ -119,6 +141,9 @@ class OomRetry:
         components, pipeline = self._components, self._components.pipeline
         event = f"memory ran out on rank {rank} in step {components.progress.step + 1}"
         largest = max(split(components.global_batch, pipeline.sampler.shares))
+        if components.cuda_graphs:
+            advice = "CUDA graphs allow no micro-batches: a smaller --batch-size, or --compile-mode default"
+            raise SharedError(f"{event}; {advice}", speaks=components.ranks.is_first)
         if pipeline.accumulate >= largest:
             advice = "use a smaller model, --checkpoint-activations, or --amp"
             raise SharedError(f"{event}, with micro-batches of one image: {advice}", speaks=components.ranks.is_first)

@@ -39,6 +39,15 @@ def _without_shells(kind: type[Optimizer]) -> Step:
 class SGD(torch.optim.SGD):
     step = _without_shells(torch.optim.SGD)
 
+    def __init__(self, params: Any, **options: Any) -> None:
+        super().__init__(params, **options)
+        for group in self.param_groups:
+            if group["fused"] and group["momentum"]:
+                for parameter in group["params"]:
+                    # torch's fused step makes this in the first step, and leaves it unfilled where GradScaler skips
+                    # that step. From zeros the first momentum is the gradient too.
+                    self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
 
 class Adam(torch.optim.Adam):
     step = _without_shells(torch.optim.Adam)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,29 @@ def made(tmp_path: Path) -> Made:
 )
 def test_which_errors_mean_that_memory_ran_out(error: Exception, expected: bool) -> None:
     assert is_out_of_memory(error) is expected
+
+
+@pytest.mark.parametrize(
+    "words", ["GET was unable to find an engine to execute this computation", "CUBLAS_STATUS_NOT_INITIALIZED"]
+)
+def test_words_of_libraries_count_where_the_memory_is_nearly_full(words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    error, device = RuntimeError(words), torch.device("cuda", 0)
+    assert not is_out_of_memory(error) and not is_out_of_memory(error, runs.CPU)
+    for free, expected in ((40, False), (3, True)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 80))
+        assert is_out_of_memory(error, device) is expected
+
+
+def test_cuda_graphs_are_never_cut_into_micro_batches(made: Made) -> None:
+    graphs = replace(made.components, cuda_graphs=True)
+    retry = OomRetry(graphs, made.metrics, made.boundary, lambda: None)
+
+    def step() -> None:
+        raise NO_MEMORY
+
+    with pytest.raises(SharedError, match="CUDA graphs allow no micro-batches"):
+        retry.run(step)
+    assert made.components.pipeline.accumulate == 1
 
 
 def test_everything_is_as_before_but_for_the_micro_batches(made: Made, capsys: pytest.CaptureFixture[str]) -> None:

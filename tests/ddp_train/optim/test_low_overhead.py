@@ -73,3 +73,17 @@ def test_a_step_is_not_recorded_for_a_gradient() -> None:
     parameter, optimizer = made()
     optimizer.step()
     assert parameter.grad_fn is None and parameter.requires_grad
+
+
+def test_a_fused_first_step_that_is_skipped_leaves_no_unfilled_momentum() -> None:
+    """As under GradScaler after an overflow; torch's own would take whatever lay in memory for the momentum."""
+    junk = [torch.full((1000,), 7e3) for _ in range(20)]
+    del junk  # what the allocator hands out again
+    parameter = nn.Parameter(torch.zeros(1000))
+    optimizer: Any = low_overhead.SGD([parameter], lr=0.1, momentum=0.9, nesterov=True, fused=True)
+    optimizer.grad_scale = None
+    for overflow, gradient in ((1.0, float("inf")), (0.0, 1.0)):
+        parameter.grad, optimizer.found_inf = torch.full((1000,), gradient), torch.tensor(overflow)
+        optimizer.step()
+    assert torch.equal(optimizer.state[parameter]["momentum_buffer"], torch.ones(1000))
+    assert torch.allclose(parameter, torch.full((1000,), -0.19))  # Nesterov: the gradient and 0.9 of the momentum
