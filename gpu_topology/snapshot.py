@@ -43,6 +43,7 @@ LARGEST_OF = {
     "pcie_generation_now": 15,
     "pcie_width": 64,
     "pcie_width_now": 64,
+    "pcie_slot_width": 64,
     "nvlinks": 999,
 }
 

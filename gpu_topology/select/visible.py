@@ -83,9 +83,9 @@ def parse_visible(value: str, gpus: Sequence[Gpu], cuda_order: Sequence[str] | N
             break
         found.append(named)
         if by_index and not re.fullmatch(r"\+?[0-9]+", entry):
-            number = _DIGITS.match(entry)
+            digits = _DIGITS.match(entry)
             problems.append(
-                f"CUDA reads {entry!r} in CUDA_VISIBLE_DEVICES as {number and number[0]}: "
+                f"CUDA reads {entry!r} in CUDA_VISIBLE_DEVICES as {digits and int(digits[0])}: "
                 "name GPUs by index or UUID, with commas between them"
             )
     return Visible(tuple(found), by_index, "; ".join(problems) or None)

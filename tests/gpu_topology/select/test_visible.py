@@ -19,7 +19,7 @@ READ = {
     "1;2": ([1], "CUDA reads '1;2' in CUDA_VISIBLE_DEVICES as 1"),
     "0x1": ([0], "CUDA reads '0x1' in CUDA_VISIBLE_DEVICES as 0"),
     "1.5,0": ([1, 0], "as 1: name GPUs by index or UUID, with commas between them"),
-    "0000:21:00.0": ([0], "CUDA reads '0000:21:00.0' in CUDA_VISIBLE_DEVICES as 0000"),
+    "0000:21:00.0": ([0], "CUDA reads '0000:21:00.0' in CUDA_VISIBLE_DEVICES as 0: "),
     "2 1,0;1": ([2, 0], "as 2: name GPUs by index or UUID, with commas between them; CUDA reads '0;1'"),
     "0 1,7": ([0], "as 0: name GPUs by index or UUID, with commas between them; CUDA_VISIBLE_DEVICES names 7"),
     "\uff11": ([], "names \uff11, which is no GPU here"),  # a full-width digit
