@@ -25,6 +25,7 @@ import torch
 from ddp_core.cli import CommandLine
 from ddp_core.errors import SharedError, UserError
 from ddp_train.assemble.resolve_options import set_threads
+from ddp_train.data.sources.dataset import describe_left_out
 from ddp_train.distributed import process_group
 from ddp_train.distributed.process_group import Ranks, together
 from ddp_train.engine.evaluate import examine
@@ -93,6 +94,8 @@ def _run(arguments: argparse.Namespace, ranks: Ranks, device: torch.device) -> N
     )
     if not ranks.is_first:
         return
+    for note in (*dataset.notes, *describe_left_out(dataset)):
+        print(f"note: {note}", file=sys.stderr)
     what = {"checkpoint": str(saved.file), "model": saved.config.model.model, "dataset": dataset.name}
     what |= {"tta": arguments.tta, "tta_below": arguments.tta_below}
     if arguments.json:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 
@@ -37,7 +38,7 @@ def _show(arguments: argparse.Namespace) -> None:
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = CommandLine(prog="python -m ddp_train.predict", description="What a saved model takes images for.")
     parser.add_argument("file", metavar="FILE", help="best_model.pth, checkpoint-latest.pt, or a run folder")
-    parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files of any size that Pillow reads")
+    parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files of any size, or folders of them")
     parser.add_argument("--top", type=int, default=5, metavar="N", help="classes to name [5]")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute [auto]")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
@@ -55,6 +56,7 @@ def _predict(file: str, images: Sequence[str], top: int, wanted: str) -> list[tu
     from PIL import Image
 
     from ddp_train.data.sources.decode import read_image
+    from ddp_train.data.sources.listing import files_below
     from ddp_train.data.sources.pixels import Reading
     from ddp_train.distributed.process_group import Ranks, choose_device
     from ddp_train.evaluation.saved_model import open_saved_model
@@ -64,6 +66,9 @@ def _predict(file: str, images: Sequence[str], top: int, wanted: str) -> list[tu
     normaliser, classes = saved.normaliser(), saved.facts.classes
     options = saved.config.data
     reading = Reading(options.background, options.max_pixels, saved.facts.levels)
+    # os.path, since a name that is too long is no error there
+    named = [files_below(path) if os.path.isdir(path) else [path] for path in images]  # noqa: PTH112
+    images = [file for files in named for file in files]
     found = []
     for first in range(0, len(images), BATCH):
         part = images[first : first + BATCH]

@@ -33,6 +33,12 @@ _PROBES = 1024
 _HELD = (signal.SIGINT, signal.SIGTERM)
 _FINER = 2  # a JPEG is decoded at the smallest of its own scales that is so much finer than what is needed
 AS_STORED = Reading()
+_REFUSED = {  # by what is in the first 12 bytes
+    b"II*\0": "a TIFF of a form that Pillow does not read",
+    b"MM\0*": "a TIFF of a form that Pillow does not read",
+    b"ftyphei": "HEIC: convert it to JPEG",
+    b"ftypmif1": "HEIC: convert it to JPEG",
+}
 
 
 def read_image(path: str | Path, size: tuple[int, int], reading: Reading = AS_STORED) -> np.ndarray:
@@ -80,7 +86,9 @@ def _decoded(content: bytes, size: tuple[int, int], reading: Reading) -> tuple[n
     except Exception as error:  # each decoder has its own: OSError, ValueError, SyntaxError, struct.error, ...
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         if isinstance(error, UnidentifiedImageError):
-            reason = "not an image that Pillow knows"
+            reason = next(
+                (why for mark, why in _REFUSED.items() if mark in content[:12]), "not an image that Pillow knows"
+            )
         raise Unreadable(f"cannot be read as an image ({reason})") from error
 
 

@@ -146,6 +146,18 @@ def scan(data_dir: Path, *, to_evaluate: bool = False, divided: bool = False) ->
     return Listed(splits.get("train"), splits.get("test"), splits.get("val"), _notes(data_dir, first, skipped))
 
 
+def files_below(folder: str) -> list[str]:
+    """The images in a folder and those below it. Errors: UserError where there is none, or it cannot be read."""
+    root = Path(folder)
+    try:
+        names = [name for name, *_ in _images(root, ".", {}, Counter(), _above(root))]
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from error
+    if not names:
+        raise UserError(f"{folder}: no images in this folder ({' '.join(sorted(SUFFIXES))})")
+    return [os.path.normpath(f"{folder}/{name}") for name in names]
+
+
 def other_data(data_dir: Path) -> str | None:
     """What a folder holds in place of train/<class>/, and what to do, as text that follows its name."""
     if classes := class_folders(data_dir):
@@ -167,7 +179,8 @@ def _notes(data_dir: Path, first: FolderSplit, skipped: Skipped) -> tuple[str, .
     if skipped:
         kinds = skipped.most_common(_SHOWN)
         named = ", ".join(f"{what} ({count:,})" for what, count in kinds) + (", ..." if len(skipped) > _SHOWN else "")
-        notes.append(f"{data_dir}: {skipped.total():,} files and folders are skipped: {named}")
+        count = f"{skipped.total():,} files and folders are" if skipped.total() > 1 else "1 file or folder is"
+        notes.append(f"{data_dir}: {count} skipped: {named}")
     if len(first.classes) == 1:
         note = f"{first.root} has a single class, {first.classes[0]}: there is nothing to tell apart"
         below = sorted({name.split("/")[1] for name in first.names if name.count("/") > 1})

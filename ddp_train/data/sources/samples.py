@@ -53,9 +53,8 @@ def refuse(bad: Sequence[BadSample], policy: Policy, totals: dict[str, int]) -> 
         share = f"{LARGEST_FRACTION:.1%} of a split"
         remedy = f"--on-bad-sample skip leaves up to {share} out"
         if len(here) > (most := largest_number("skip", total)):
-            remedy = (
-                f"replace or remove {'them' if others else 'it'} (--on-bad-sample could leave out {share}: here {most})"
-            )
+            what = "" if "--changed-data" in here[0].reason else f"replace or remove {'them' if others else 'it'}: "
+            remedy = f"{what}more than --on-bad-sample may leave out ({share}, here {most})"
         raise UserError(f"{here[0]}{others}; {remedy}")
 
 

@@ -31,7 +31,7 @@ def load(folder: Path, **options: object) -> dataset.Dataset:
 
 def skipped(notes: tuple[str, ...]) -> str:
     """The one line about what is skipped."""
-    (line,) = (note for note in notes if "are skipped" in note)
+    (line,) = (note for note in notes if " skipped: " in note)
     return line
 
 

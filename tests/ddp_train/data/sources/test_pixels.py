@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
 from ddp_core.errors import UserError
+from ddp_train.data.pipeline.loader import ImageReader
 from ddp_train.data.sources import image_folder
 from ddp_train.data.sources.decode import probe_size, read_image
 from ddp_train.data.sources.pixels import Extent, Reading, levels_of
@@ -86,11 +87,10 @@ def test_deep_grey_images_of_a_folder_share_their_levels(
     for limit in (None, 0):  # decoded once, and from files
         dataset = image_folder.load_image_folder("folder", tmp_path, limit=limit)
         (levels,) = dataset.levels.values()
-        if dataset.test.images is not None:
-            found = dataset.test.images[:, 0, 0, 0].tolist()
-        else:
-            files = dataset.test.files or ()
-            found = [int(read_image(file, (SIDE, SIDE), dataset.test.reading)[0, 0, 0]) for file in files]
+        assert dataset.test is not None
+        images, _, bad = ImageReader(dataset.test, (SIDE, SIDE), "test")[list(range(len(values)))]
+        found = images[:, 0, 0, 0].tolist()
+        assert not bad
         assert found == pytest.approx(list(expected), abs=1)
         assert (
             levels
@@ -330,6 +330,48 @@ def test_a_program_in_an_image_does_not_run(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     Image.new("RGB", (SIDE, SIDE)).save(path, format="EPS")
     with pytest.raises(UserError, match="not an image that Pillow knows"):
+        read_image(path, (4, 4))
+
+
+# What is kept of earlier readings
+
+
+def test_a_decoded_copy_is_of_the_same_rules_or_is_not_used(
+    make_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_folder(train=2, test=1)
+    Image.new("RGBA", (16, 16), (*RED, 0)).save(folder / "train" / "cat" / "0000.png")
+
+    def first(**options: object) -> tuple[int, ...]:
+        found = image_folder.load_image_folder("folder", folder, reading=Reading(**options))  # type: ignore[arg-type]
+        assert found.train.images is not None
+        return tuple(int(value) for value in found.train.images[0, 0, 0])
+
+    assert first() == (255, 255, 255) and first(background="black") == (0, 0, 0) and first() == (255, 255, 255)
+    monkeypatch.setattr("ddp_train.data.sources.decode.as_rgb", lambda image, reading: (image.convert("RGB"), None))
+    assert first() == (255, 255, 255)  # as it was decoded
+    monkeypatch.setattr(image_folder, "RULES", image_folder.RULES + 1)
+    assert first() == RED
+
+
+def test_what_was_unreadable_by_other_rules_is_read_again(make_folder: Callable[..., Path]) -> None:
+    folder = make_folder(train=1001, test=1, size=(2, 2))
+    Image.new("RGB", (40, 40)).save(folder / "train" / "cat" / "0000.png")
+    for limit, left_out in ((1000, 1), (1000, 1), (2000, 0)):
+        for _ in range(2):
+            found = image_folder.load_image_folder(
+                "folder", folder, image_size=4, on_bad="skip", reading=Reading(max_pixels=limit)
+            )
+            assert len(found.left_out) == left_out and len(found.train) == 2002 - left_out
+
+
+def test_forms_that_are_not_read_are_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    tiff_of_16_bits(path, 7, photometric=9)
+    with pytest.raises(UserError, match=r"a\.tif: .*a TIFF of a form that Pillow does not read"):
+        read_image(path, (4, 4))
+    path.write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0")
+    with pytest.raises(UserError, match=r"a\.tif: .*HEIC: convert it to JPEG"):
         read_image(path, (4, 4))
 
 
