@@ -11,8 +11,9 @@ from ddp_core.errors import UserError
 from ddp_launch.cli.options import Program, option_names
 from ddp_train.config import recommend
 from ddp_train.config.options import Config
+from ddp_train.config.other_names import MEANT
 from ddp_train.config.parse import parse
-from ddp_train.config.validation import check_paths
+from ddp_train.config.validation import check, check_paths
 from gpu_topology.host.host import Host
 from gpu_topology.select.select import Selection
 from gpu_topology.topology import Gpu, Topology
@@ -47,7 +48,9 @@ class Training:
         )
         words = tuple(word for s in settings for word in ("--" + s.name.replace("_", "-"), str(s.value)))
         program = dataclasses.replace(self.program, args=(*self.program.args, *words))
-        return Training(self.given, program, recommend.apply(self.config, settings), settings)
+        config = recommend.apply(self.config, settings)
+        check(config)
+        return Training(self.given, program, config, settings)
 
     def _device(self, selection: Selection) -> tuple[recommend.Recommendation, ...]:
         if self.config.run.device != "auto":
@@ -77,8 +80,8 @@ def plan_training(program: Program) -> Training | None:
 
 def _with_suggestion(message: str, program: Program) -> str:
     """A word that neither the launcher nor the trainer knows may be a misspelt option of the launcher."""
-    if message.startswith("unknown option "):
-        word = message.split()[2].strip(",").partition("=")[0]
+    word = message.split()[2].strip(",:").partition("=")[0] if message.startswith("unknown option ") else ""
+    if word and word.removeprefix("--").replace("-", "_") not in MEANT:
         trainers = re.search(r"did you mean (--[\w-]+)", message)
         known = [*option_names(), *([trainers[1]] if trainers else [])]
         if (close := difflib.get_close_matches(word, known, n=1, cutoff=0.75)) and close[0] in option_names():

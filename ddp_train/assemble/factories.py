@@ -156,6 +156,7 @@ def without_effect(resolved: Config, dataset: Dataset, device: torch.device) -> 
     options = {
         "--expandable-segments": resolved.model.expandable_segments,
         f"--compile-mode {resolved.model.compile_mode}": resolved.model.compile_mode not in (None, "default"),
+        f"--matmul-precision {resolved.model.matmul_precision}": "matmul_precision" in resolved.wanted,
     }
     unused = [name for name, on in options.items() if on and device.type == "cpu"]
     lines = [f"{name}: no GPU is used, so it has no effect" for name in unused]

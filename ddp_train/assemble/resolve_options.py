@@ -7,7 +7,7 @@ import os
 import torch
 
 from ddp_train.config import recommend
-from ddp_train.config.options import Config
+from ddp_train.config.options import Config, declared, to_dict
 from ddp_train.config.parse import with_values
 from ddp_train.data.sources.samples import Dataset
 from ddp_train.distributed.process_group import Ranks, gather
@@ -34,7 +34,12 @@ def resolve(
         resolved = with_values(resolved, {"sync_batch_norm": True})
     samples = len(dataset.train.labels)
     by_data = recommend.recommend_for_data(dataset.name, samples, resolved.data.batch_size or 1, resolved)
-    return recommend.apply(resolved, by_data), (*by_hardware, *by_data)
+    resolved = recommend.apply(resolved, by_data)
+    values = to_dict(resolved)
+    # What a preset set for another model, optimizer or the like: the run's config.yaml is accepted as --config again.
+    idle = (o for o in declared().values() if o.only_with is not None and not o.only_with.holds(values))
+    resolved = with_values(resolved, {o.name: o.default for o in idle if o.name not in resolved.wanted})
+    return resolved, (*by_hardware, *by_data)
 
 
 def read_hardware(ranks: Ranks, device: torch.device) -> recommend.Hardware:

@@ -27,18 +27,28 @@ class Range:
 
 
 class When:
-    """Another option has one of `values`; without values: it is set. None among them: the machine decides later."""
+    """Another option has one of `values`; without values: it is set. None or "auto" among them: the machine decides
+    later. `also`: must hold beside it; `others`: one of them is enough as well."""
 
-    def __init__(self, name: str, *values: str | None) -> None:
-        self.name, self.values = name, values
+    def __init__(self, name: str, *values: str | None, also: When | None = None, others: tuple[When, ...] = ()) -> None:
+        self.name, self.values, self.also, self.others = name, values, also, others
 
     def holds(self, options: Mapping[str, object]) -> bool:
         """Whether it is so for these options (name -> value)."""
         value = options[self.name]
-        return value in self.values if self.values else is_set(value)
+        here = value in self.values if self.values else is_set(value)
+        return (here and (self.also is None or self.also.holds(options))) or any(w.holds(options) for w in self.others)
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The options that it depends on."""
+        parts = (*self.others, *([self.also] if self.also is not None else []))
+        return frozenset({self.name}).union(*(part.names for part in parts))
 
     def __str__(self) -> str:
-        return f"{flag(self.name)} {' or '.join(v for v in self.values if v is not None)}".rstrip()
+        text = f"{flag(self.name)} {' or '.join(v for v in self.values if v not in (None, 'auto'))}".rstrip()
+        text = text if self.also is None else f"{text} with {self.also}"
+        return (", or " if self.values else " or ").join([text, *map(str, self.others)])
 
 
 @dataclass(frozen=True)

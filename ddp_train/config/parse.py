@@ -13,7 +13,7 @@ import dataclasses
 import difflib
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from ddp_core import __version__, missing_packages
 from ddp_core.errors import UserError
 from ddp_train.config.declaration import flag
 from ddp_train.config.options import SECTIONS, Config, declared
+from ddp_train.config.other_names import MEANT
 from ddp_train.config.validation import check, resume_target
 from ddp_train.config.yaml_file import read_mapping, shown
 
@@ -34,8 +35,8 @@ ALIASES = {"--max-epochs": ("--epochs",), "--no-mixed-precision": ("--amp", "off
 DEPENDENT = {"batch_size_per_rank": "batch_size", "lr": "lr_scaling", "optimizer": "lr"}
 
 
-def parse(argv: Sequence[str], *, prog: str = "ddp_train/main.py") -> Config:
-    """The configuration for a command line.
+def parse(argv: Sequence[str], *, prog: str = "ddp_train/main.py", complete: bool = True) -> Config:
+    """The configuration for a command line. complete: without, what an option has no effect without may be given later.
 
     Prints the help or the version and raises SystemExit(0) on --help or --version. Errors: UserError, one line.
     """
@@ -49,18 +50,28 @@ def parse(argv: Sequence[str], *, prog: str = "ddp_train/main.py") -> Config:
         raise SystemExit(0)
     typed = _read_words(argv)
     given: dict[str, Any] = {}
+    filed: dict[str, Any] = {}
     if (preset := typed.pop("preset", None)) is not None:
         if preset not in presets():
             close = _suggestion(str(preset), presets())
             raise UserError(f"--preset {preset}: unknown{close}; presets: {', '.join(presets())}")
         given |= _read_yaml(parser, PRESETS / f"{preset}.yaml", "preset")
     if (file := typed.pop("config", None)) is not None:
-        given |= _read_yaml(parser, Path(str(file)), "--config")
-    given |= {name: _value(parser, name, value, flag(name)) for name, value in typed.items()}
+        filed = _read_yaml(parser, Path(str(file)), "--config")
+    given |= filed | {name: _value(parser, name, value, flag(name)) for name, value in typed.items()}
     values = _resumed(parser, given) | given
-    config = with_values(Config(given=frozenset(given)), values)
+    wanted = frozenset({*typed, *(name for name, value in filed.items() if _counts(name, value, typed))})
+    config = with_values(Config(given=frozenset(given), wanted=wanted if complete else frozenset()), values)
     check(config)
     return config
+
+
+def _counts(name: str, value: object, typed: Mapping[str, object]) -> bool:
+    """Whether an option of a file is refused where it has no effect. The file may be a run's config.yaml with every
+    option; what the command line replaces takes the options that belong to it along."""
+    option = declared()[name]
+    replaced = option.only_with is not None and not option.only_with.names.isdisjoint(typed)
+    return value != option.default and not replaced and name != "wandb_project"  # a name does nothing by itself
 
 
 def with_values(config: Config, values: Mapping[str, Any]) -> Config:
@@ -121,8 +132,7 @@ def _read_words(argv: Sequence[str]) -> dict[str, str | bool]:
         is_flag = name in options and options[name].type is bool
         known = spelled.startswith("--") and (name in options or name in FILES) and is_flag >= switched_off
         if not known:
-            flags = [flag(known) for known in (*options, *FILES)]
-            raise UserError(f"unknown option {word}{_suggestion(spelled, flags)} (see --help)")
+            raise UserError(f"unknown option {word}{_meant(name, flag)}")
         if is_flag or implied:
             if equals:
                 raise UserError(f"{spelled} takes no value, not {value!r}")
@@ -149,6 +159,8 @@ def _value(parser: Any, name: str, raw: object, label: str) -> Any:
         value = parser.parse_object({name: raw}, defaults=False).as_dict()[name]
     except ArgumentError:
         given = repr(raw) if label.startswith("--") else shown(raw)
+        if not isinstance(raw, str | list | dict | None) and ("one of" in option.accepted or "text" in option.accepted):
+            given += "; put it in quotes"
         other = "; for other data: --dataset folder, with images in train/<class>/ and test/<class>/ of --data-dir"
         raise UserError(f"{label} takes {option.accepted}, not {given}{other * (name == 'dataset')}") from None
     number = isinstance(value, int | float) and option.range is not None
@@ -160,16 +172,27 @@ def _value(parser: Any, name: str, raw: object, label: str) -> Any:
 def _read_yaml(parser: Any, path: Path, what: str) -> dict[str, Any]:
     """The options in a YAML file, checked. Errors: UserError naming the file and the key."""
     options: dict[str, Any] = {}
-    for spelled, value in read_mapping(path, f"{what} {path}", "option: value").items():
-        key = spelled.replace("-", "_")
+    content = read_mapping(path, f"{what} {path}", "option: value")
+    keys = [spelled.replace("-", "_") for spelled in content]
+    unknown = [key for key in keys if key not in declared() and key not in FILES]
+    if unknown:
+        lines = [f"{shown(key)}{_meant(key, lambda name: name.replace(' ', ': '))}" for key in unknown]
+        raise UserError(f"{what} {path}: unknown key{'s' * (len(unknown) > 1)} {'; '.join(lines)}")
+    for key, value in zip(keys, content.values(), strict=True):
         if key in options:
             raise UserError(f"{what} {path}: duplicate key {key}")
         if key in FILES:
             raise UserError(f"{what} {path}: {key} is not a key of a file: --{key} is given on the command line")
-        if key not in declared():
-            raise UserError(f"{what} {path}: unknown key {key!r}{_suggestion(key, list(declared()))}")
         options[key] = _value(parser, key, value, f"{what} {path}: {key}")
     return options
+
+
+def _meant(name: str, spell: Callable[[str], str]) -> str:
+    """What an unknown option is called here, by meaning or by spelling, as the end of a message. spell: writes ours."""
+    if (ours := MEANT.get(name, "")).startswith(":"):
+        return ours
+    close = f", did you mean {spell(ours)}?" if ours else _suggestion(spell(name), [*map(spell, (*declared(), *FILES))])
+    return close + " (see --help)" * (spell is flag)
 
 
 def _suggestion(word: str, known: Sequence[str]) -> str:

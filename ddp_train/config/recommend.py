@@ -12,7 +12,7 @@ from typing import Literal
 
 from ddp_core.errors import UserError
 from ddp_train.config.batch_split import REFERENCE_BATCH, ceil_div, scale_learning_rate
-from ddp_train.config.options import Config, to_dict
+from ddp_train.config.options import Config, declared, to_dict
 from ddp_train.config.parse import with_values
 
 GB = 10**9
@@ -94,7 +94,8 @@ def apply(config: Config, recommendations: Iterable[Recommendation]) -> Config:
 def _open(config: Config, name: str) -> bool:
     if name == "batch_size" and config.data.batch_size_per_rank is not None:
         return False
-    return to_dict(config)[name] in (None, "auto")
+    values, needs = to_dict(config), declared()[name].only_with
+    return values[name] in (None, "auto") and (needs is None or needs.holds(values))
 
 
 def _gb(hardware: Hardware) -> str:

@@ -47,9 +47,29 @@ RULES: tuple[tuple[Callable[[Config], bool], str], ...] = (
     ),
     (
         lambda c: (
-            c.optim.amsgrad and (c.optim.muon_rest if c.optim.optimizer == "muon" else c.optim.optimizer) == "sgd"
+            c.optim.amsgrad
+            and "amsgrad" in c.wanted
+            and (c.optim.muon_rest if c.optim.optimizer == "muon" else c.optim.optimizer) == "sgd"
         ),
         "--amsgrad is for adam and adamw (also as --muon-rest adamw): sgd keeps no squares of gradients",
+    ),
+    (
+        lambda c: (
+            c.schedule.scheduler in ("onecycle", "triangular")
+            and "warmup_epochs" in c.wanted
+            and c.schedule.warmup_epochs > 0
+        ),
+        "--warmup-epochs with --scheduler onecycle or triangular: they have a rise of their own, set by --pct-start",
+    ),
+    (
+        lambda c: {"prefetch_factor", "num_workers"} <= c.wanted and c.data.num_workers == 0,
+        "--prefetch-factor needs --num-workers above 0: batches are prepared ahead by loader workers",
+    ),
+    (
+        lambda c: (
+            "dropout" in c.wanted and ":" in (model := c.model.model or "") and not model.startswith("torchvision:")
+        ),
+        "--dropout sets the dropout of the models by name; a function of yours makes its own",
     ),
     (
         lambda c: bool(c.model.hidden_dim and c.model.n_heads and c.model.hidden_dim % c.model.n_heads),
@@ -105,8 +125,7 @@ def check(config: Config) -> None:
             raise UserError(f"{spelled} takes a number {option.range}, not {value}")
         if isinstance(value, str) and ("\0" in value or not value):
             raise UserError(f"{spelled} takes a non-empty text, not {value!r}")
-        typed = option.name in config.given and value != option.default
-        if typed and option.only_with is not None and not option.only_with.holds(values):
+        if option.name in config.wanted and option.only_with is not None and not option.only_with.holds(values):
             raise UserError(f"{spelled} needs {option.only_with}")
         for other, reason in option.excludes.items():
             if is_set(value) and other.holds(values):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import reprlib
 from collections.abc import Hashable
 from pathlib import Path
@@ -12,8 +13,15 @@ from ddp_core.errors import UserError
 LARGEST_BYTES = 1 << 20
 MOST_VALUES, MOST_LEVELS = 10_000, 20
 
+_ONE_POINT_ONE = re.compile(r"[-+]?(0[0-7_]+|[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?)")
+"""Octal 010 and sexagesimal 1:30: numbers that are others than they look like."""
+
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = _short.maxlong = 80
+
+
+class _Surprise(Exception):
+    """A value that YAML 1.1 reads as another than it looks like."""
 
 
 def shown(value: object) -> str:
@@ -41,6 +49,8 @@ def read_mapping(path: Path, what: str, expected: str) -> dict[str, Any]:
         fine = _size(content, 0) <= MOST_VALUES
     except RecursionError:
         fine = False
+    except _Surprise as error:
+        raise UserError(f"{what}: {error}") from None
     except (yaml.YAMLError, ValueError, TypeError, OverflowError, AttributeError, LookupError) as error:
         raise UserError(f"{what}: not YAML ({_location(error)})") from None
     if not fine:
@@ -72,6 +82,10 @@ def _parse(text: str) -> object:
             twice = next((key for key in keys if keys.count(key) > 1), None)
             if twice is not None:
                 raise ValueError(f"duplicate key {shown(twice)}")
+            for key, value in node.value:
+                if _ONE_POINT_ONE.fullmatch(str(value.value)) and value.tag.endswith((":int", ":float")):
+                    read = shown(self.construct_object(value))
+                    raise _Surprise(f"{key.value}: {value.value} is {read} in YAML 1.1: write what you mean")
             return super().construct_mapping(node, deep)
 
     return yaml.load(text, Loader)  # noqa: S506, TID251

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ddp_core.errors import UserError
-from ddp_train.config.options import Config, to_dict
+from ddp_train.config.options import Config, declared, to_dict
 from ddp_train.config.parse import parse
 from ddp_train.config.yaml_file import read_mapping, shown
 
@@ -74,9 +74,14 @@ def draw(space: Space, seed: int, trial: int) -> dict[str, Value]:
 
 
 def option_words(values: Mapping[str, Value]) -> list[str]:
-    """The values as a command line of the trainer."""
+    """The values as a command line of the trainer, without those that another one leaves without effect: a search may
+    have beta1 beside optimizer sgd and adamw."""
     words: list[str] = []
+    together = {**to_dict(Config()), **values}
     for name, value in values.items():
+        needs = declared()[name].only_with
+        if needs is not None and not needs.names.isdisjoint(values) and not needs.holds(together):
+            continue
         option = name.replace("_", "-")
         if isinstance(value, bool):
             words.append(f"--{option}" if value else f"--no-{option}")
@@ -100,7 +105,7 @@ def read_space(path: Path) -> Space:
         space[name] = _values(path, key, given)
     for corner in _corners(space):
         try:
-            parse(option_words(corner))
+            parse(option_words(corner), complete=False)
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
     return space

@@ -45,7 +45,7 @@ def test_a_long_word_is_no_trap() -> None:
 def test_no_secret_in_plan_events_config_or_history(tmp_path: Path) -> None:
     secrets = {name: f"s3cret-of-{name}" for name in ("WANDB_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "MY_VALUE")}
     run = ["--cpu", "--nproc", "1", "--dataset", "synthetic", "--synthetic-samples", "64", "--model", "small"]
-    run += ["--width-mult", "0.25", "--epochs", "1", "--batch-size", "32", "--out-dir", str(tmp_path / "run")]
+    run += ["--epochs", "1", "--batch-size", "32", "--out-dir", str(tmp_path / "run")]
     script = ["--cpu", "--dry-run", "--json", "train.py", "--api-key", "s3cret-of-the-script"]
     (tmp_path / "train.py").touch()
     said = ""

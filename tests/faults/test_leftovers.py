@@ -15,7 +15,7 @@ from tests.faults.test_files import _SEED
 
 _RUN = (
     *("--cpu", "--nproc", "2", "--dataset", "synthetic", "--synthetic-samples", "512", "--model", "small"),
-    *("--width-mult", "0.25", "--batch-size", "32", "--no-examine", "--out-dir", "run", "--resume", "auto"),
+    *("--batch-size", "32", "--no-examine", "--out-dir", "run", "--resume", "auto"),
 )
 
 

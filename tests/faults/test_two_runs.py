@@ -13,7 +13,7 @@ import pytest
 
 _ROOT = Path(__file__).parents[2]
 _RUN = (
-    *("--dataset", "synthetic", "--synthetic-samples", "64", "--model", "small", "--width-mult", "0.25"),
+    *("--dataset", "synthetic", "--synthetic-samples", "64", "--model", "small"),
     *("--epochs", "1", "--no-tensorboard", "--no-examine", "--device", "cpu", "--batch-size", "32"),
 )
 _FRONT = {

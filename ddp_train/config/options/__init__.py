@@ -25,7 +25,10 @@ DEFAULT_SHARDS = 8
 
 @dataclass(frozen=True)
 class Config:
-    """All options of a run by section; `given` names those that the user set, in a file or as an option."""
+    """All options of a run by section; `given` names those that the user set, in a file or as an option.
+
+    `wanted`: those among them that are refused where they have no effect, and not what a preset or a run filled in.
+    """
 
     run: RunOptions = field(default_factory=RunOptions)
     data: DataOptions = field(default_factory=DataOptions)
@@ -36,6 +39,7 @@ class Config:
     regularize: RegularizeOptions = field(default_factory=RegularizeOptions)
     diagnostics: DiagnosticsOptions = field(default_factory=DiagnosticsOptions)
     given: frozenset[str] = frozenset()
+    wanted: frozenset[str] = frozenset()
 
     @property
     def shards(self) -> int | None:

@@ -61,7 +61,12 @@ class AugmentOptions:
         "CutMix: paste a rectangle of another image, with an area from Beta(ALPHA, ALPHA); 1 is usual.",
         Range(0, 100),
     )
-    mixup_prob: float = option(1.0, "Probability that mixup or CutMix is applied in a step.", Range(0, 1))
+    mixup_prob: float = option(
+        1.0,
+        "Probability that mixup or CutMix is applied in a step.",
+        Range(0, 1),
+        only_with=When("mixup", others=(When("cutmix"),)),
+    )
     progressive_resize: int | None = option(
         None, "Train on images that grow from this shorter side in pixels; evaluation is at full size.", Range(4, 4096)
     )

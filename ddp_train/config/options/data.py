@@ -45,8 +45,18 @@ class DataOptions:
         "auto",
         "resident: decoded images stay in the device's memory; loader: worker processes; auto: resident if they fit.",
     )
-    num_workers: int | None = option(None, "Loader worker processes per rank (default: by cores).", Range(0, 1024))
-    prefetch_factor: int = option(4, "Batches that each loader worker prepares ahead.", Range(1, 1024))
+    num_workers: int | None = option(
+        None,
+        "Loader worker processes per rank (default: by cores).",
+        Range(0, 1024),
+        only_with=When("pipeline", "loader", "auto"),
+    )
+    prefetch_factor: int = option(
+        4,
+        "Batches that each loader worker prepares ahead.",
+        Range(1, 1024),
+        only_with=When("pipeline", "loader", "auto"),
+    )
     image_size: int | None = option(
         None,
         "Side in pixels to which folder images are scaled and cropped (default: their own where all are equal, else "
@@ -81,5 +91,8 @@ class DataOptions:
         Range(0, 0.9, exclusive=True),
     )
     synthetic_samples: int = option(
-        2048, "Training images of --dataset synthetic (32 x 32, 10 classes).", Range(1, 10**7)
+        2048,
+        "Training images of --dataset synthetic (32 x 32, 10 classes).",
+        Range(1, 10**7),
+        only_with=When("dataset", "synthetic"),
     )

@@ -21,6 +21,7 @@ class ModelOptions:
         None,
         "Channel multiplier of power (default: by hardware), residual, resnet18, speedrun and wideresnet (default: 8).",
         Range(0, 64, exclusive=True),
+        only_with=When("model", "power", "residual", "resnet18", "speedrun", "wideresnet", None),
     )
     n_layers: int | None = option(
         None,
@@ -59,18 +60,27 @@ class ModelOptions:
         "auto",
         "Automatic mixed precision; auto: bf16 where it is native, fp16 with loss scaling on older GPUs, else off.",
     )
-    init_scale: float = option(65536.0, "fp16: initial loss scale.", Range(1, 2**32))
+    init_scale: float = option(
+        65536.0, "fp16: initial loss scale.", Range(1, 2**32), only_with=When("amp", "fp16", "auto")
+    )
     growth_factor: float = option(
         2.0,
         "fp16: the loss scale is multiplied by this after --growth-interval steps without overflow.",
         Range(1, 1000, exclusive=True),
+        only_with=When("amp", "fp16", "auto"),
     )
     backoff_factor: float = option(
         0.5,
         "fp16: the loss scale is multiplied by this after an overflow; that step is skipped.",
         Range(0, 0.99, exclusive=True),
+        only_with=When("amp", "fp16", "auto"),
     )
-    growth_interval: int = option(2000, "fp16: steps without overflow before the loss scale grows.", Range(1, 10**9))
+    growth_interval: int = option(
+        2000,
+        "fp16: steps without overflow before the loss scale grows.",
+        Range(1, 10**9),
+        only_with=When("amp", "fp16", "auto"),
+    )
     matmul_precision: Literal["highest", "high", "medium"] | None = option(
         None,
         "float32 on GPUs. highest: full float32; high and medium: tf32 (default: torch's, tf32 in convolutions only).",

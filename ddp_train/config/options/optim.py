@@ -7,6 +7,11 @@ from typing import Literal
 
 from ddp_train.config.declaration import Range, When, option
 
+MUON = When("optimizer", "muon")
+ADAM = When("optimizer", "adam", "adamw", others=(When("optimizer", "muon", also=When("muon_rest", "adamw")),))
+SGD = When("optimizer", "sgd", others=(When("optimizer", "muon", also=When("muon_rest", "sgd")),))
+"""What the options of the optimizers need."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimOptions:
@@ -24,23 +29,30 @@ class OptimOptions:
     lr_scaling: Literal["sqrt", "linear", "none"] | None = option(
         None, "Scale the learning rate with global batch / 128 (default: sqrt; none when --lr is given)."
     )
-    momentum: float = option(0.9, "Momentum of sgd.", Range(0, 0.9999))
-    beta1: float = option(0.9, "adam, adamw: decay of the mean of the gradients.", Range(0, 0.99999))
-    beta2: float = option(0.999, "adam, adamw: decay of the mean of the squared gradients.", Range(0, 0.99999))
-    eps: float = option(1e-8, "adam, adamw: added to the denominator.", Range(0, 1))
-    amsgrad: bool = option(False, "adam, adamw: divide by the largest mean square so far.")
-    muon_momentum: float = option(0.95, "muon: momentum of the matrices.", Range(0, 0.9999))
-    muon_normalize: bool = option(
-        False, "muon: scale each matrix to a fixed norm before its step, so that --lr is a share of the weights."
+    momentum: float = option(0.9, "Momentum of sgd.", Range(0, 0.9999), only_with=SGD)
+    beta1: float = option(0.9, "adam, adamw: decay of the mean of the gradients.", Range(0, 0.99999), only_with=ADAM)
+    beta2: float = option(
+        0.999, "adam, adamw: decay of the mean of the squared gradients.", Range(0, 0.99999), only_with=ADAM
     )
-    muon_iterations: int = option(5, "muon: Newton-Schulz iterations (3 are faster and coarser).", Range(1, 20))
+    eps: float = option(1e-8, "adam, adamw: added to the denominator.", Range(0, 1), only_with=ADAM)
+    amsgrad: bool = option(False, "adam, adamw: divide by the largest mean square so far.")
+    muon_momentum: float = option(0.95, "muon: momentum of the matrices.", Range(0, 0.9999), only_with=MUON)
+    muon_normalize: bool = option(
+        False,
+        "muon: scale each matrix to a fixed norm before its step, so that --lr is a share of the weights.",
+        only_with=MUON,
+    )
+    muon_iterations: int = option(
+        5, "muon: Newton-Schulz iterations (3 are faster and coarser).", Range(1, 20), only_with=MUON
+    )
     muon_rest: Literal["sgd", "adamw"] = option(
-        "adamw", "muon: optimizer of biases, norms, embeddings, and the first and last layer."
+        "adamw", "muon: optimizer of biases, norms, embeddings, and the first and last layer.", only_with=MUON
     )
     muon_rest_lr: float | None = option(
         None,
         "muon: peak learning rate of the rest, scaled as --lr is (default: by --muon-rest).",
         Range(0, 1e4, exclusive=True),
+        only_with=MUON,
     )
     weight_decay: float = option(
         5e-4, "Weight decay, for weights only: not for biases and normalisation parameters.", Range(0, 10)
@@ -62,7 +74,10 @@ class OptimOptions:
         Range(1, 10**6),
     )
     lookahead_alpha: float = option(
-        0.5, "Lookahead: how far the slow weights move, as a fraction of the distance.", Range(0, 1, exclusive=True)
+        0.5,
+        "Lookahead: how far the slow weights move, as a fraction of the distance.",
+        Range(0, 1, exclusive=True),
+        only_with=When("lookahead"),
     )
     centralize_gradients: bool = option(False, "Subtract the mean from the gradient of each output of a weight.")
     clip_grad: float | None = option(
@@ -95,24 +110,48 @@ class ScheduleOptions:
         "Epochs of linear warm-up from near zero; not for onecycle and triangular, which have a rise of their own.",
         Range(0, 10**6),
     )
-    eta_min: float = option(0.0, "Lowest learning rate of cosine, warm_restarts, linear and plateau.", Range(0, 1e4))
-    step_size: int = option(30, "step: epochs between two drops.", Range(1, 10**6))
+    eta_min: float = option(
+        0.0,
+        "Lowest learning rate of cosine, warm_restarts, linear, triangular and plateau.",
+        Range(0, 1e4),
+        only_with=When("scheduler", "cosine", "warm_restarts", "linear", "triangular", "plateau", "auto"),
+    )
+    step_size: int = option(30, "step: epochs between two drops.", Range(1, 10**6), only_with=When("scheduler", "step"))
     gamma: float | None = option(
         None,
         "Factor of a drop (default: 0.1); exponential: factor of each epoch (default: ends at 1% of the peak).",
         Range(0, 1, exclusive=True),
+        only_with=When("scheduler", "step", "multistep", "exponential", "plateau", "auto"),
     )
-    milestones: str = option("0.6,0.8", "multistep: where the drops are, as shares of the run (from 1 on: epochs).")
+    milestones: str = option(
+        "0.6,0.8",
+        "multistep: where the drops are, as shares of the run (from 1 on: epochs).",
+        only_with=When("scheduler", "multistep", "auto"),
+    )
     t_0: int | None = option(
         None,
         "warm_restarts: epochs of the first cycle (default: such that the last cycle ends with the run).",
         Range(1, 10**6),
+        only_with=When("scheduler", "warm_restarts", "auto"),
     )
-    t_mult: int = option(2, "warm_restarts: each cycle is this many times as long as the one before.", Range(1, 100))
+    t_mult: int = option(
+        2,
+        "warm_restarts: each cycle is this many times as long as the one before.",
+        Range(1, 100),
+        only_with=When("scheduler", "warm_restarts", "auto"),
+    )
     pct_start: float = option(
-        0.3, "onecycle, triangular: share of the run in which the rate rises.", Range(0, 0.99, exclusive=True)
+        0.3,
+        "onecycle, triangular: share of the run in which the rate rises.",
+        Range(0, 0.99, exclusive=True),
+        only_with=When("scheduler", "onecycle", "triangular"),
     )
-    patience: int = option(10, "plateau: epochs without a lower test loss before a drop.", Range(0, 10**6))
+    patience: int = option(
+        10,
+        "plateau: epochs without a lower test loss before a drop.",
+        Range(0, 10**6),
+        only_with=When("scheduler", "plateau"),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +168,10 @@ class RegularizeOptions:
         None, "Stop after this many epochs without a better test accuracy.", Range(1, 10**6)
     )
     min_delta: float = option(
-        0.0, "Smallest increase of the accuracy (fraction of 1) that --early-stopping counts as better.", Range(0, 1)
+        0.0,
+        "Smallest increase of the accuracy (fraction of 1) that --early-stopping counts as better.",
+        Range(0, 1),
+        only_with=When("early_stopping"),
     )
     ema: float | None = option(
         None,
@@ -137,16 +179,23 @@ class RegularizeOptions:
         Range(0, 0.99999),
         excludes={When("swa"): "each evaluates an average of its own"},
     )
-    ema_warmup: bool = option(False, "ema: a shorter average in the first steps, (1 + step) / (10 + step).")
+    ema_warmup: bool = option(
+        False, "ema: a shorter average in the first steps, (1 + step) / (10 + step).", only_with=When("ema")
+    )
     swa: float | None = option(
         None,
         "Stochastic weight averaging from this share of the run on (from 1 on: epoch); the mean is evaluated.",
         Range(0, 10**6),
     )
     swa_lr: float | None = option(
-        None, "swa: learning rate while averaging (default: half of the peak).", Range(0, 1e4, exclusive=True)
+        None,
+        "swa: learning rate while averaging (default: half of the peak).",
+        Range(0, 1e4, exclusive=True),
+        only_with=When("swa"),
     )
-    swa_anneal: float = option(1.0, "swa: epochs over which the learning rate moves to --swa-lr.", Range(0, 10**6))
+    swa_anneal: float = option(
+        1.0, "swa: epochs over which the learning rate moves to --swa-lr.", Range(0, 10**6), only_with=When("swa")
+    )
     technique: str | None = option(
         None, "A technique of your own: package.module:function; separate several by commas."
     )

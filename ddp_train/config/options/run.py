@@ -124,4 +124,4 @@ class DiagnosticsOptions:
     wandb: bool = option(
         False, "Also log to Weights & Biases (needs the package wandb; WANDB_MODE=offline needs no account)."
     )
-    wandb_project: str = option("ddp-train", "wandb: the project.")
+    wandb_project: str = option("ddp-train", "wandb: the project.", only_with=When("wandb"))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from ddp_core.errors import UserError
-from ddp_train.config.options import Config, to_dict
+from ddp_train.config.options import Config, declared, to_dict
+from ddp_train.config.other_names import MEANT
 from ddp_train.config.parse import dump, parse, presets, with_values
 from ddp_train.config.validation import check, check_paths, resume_file
 
@@ -117,6 +119,11 @@ def test_a_mistake_is_one_line_that_names_it(argv: list[str], words: list[str]) 
         ("3: 4\n", ["expected lines"]),
         ("lr: -1\n", ["options.yaml: lr takes", "above 0", "-1"]),
         ("compile: perhaps\n", ["compile", "true or false"]),
+        ("one: 1\nbatchsize: 2\nlr: 1\nthree: 3\n", ["keys 'one'", "'batchsize', did you mean batch_size", "'three'"]),
+        ("seed: 010\n", ["seed: 010 is 8 in YAML 1.1"]),
+        ("epochs: 1:30\n", ["epochs: 1:30 is 90 in YAML 1.1"]),
+        ("lr: +01:30.5\n", ["lr: +01:30.5 is 90.5 in YAML 1.1"]),
+        ("amp: off\n", ["amp takes", "not False; put it in quotes"]),
     ],
 )
 def test_a_mistake_in_yaml_names_the_key(tmp_path: Path, content: str | bytes, words: list[str]) -> None:
@@ -192,6 +199,124 @@ def test_an_option_without_what_it_needs_is_refused_only_where_it_was_given(tmp_
     write(tmp_path, "model: vit\nhidden_dim: 64\n", "config.yaml")
     write(tmp_path, "", "checkpoint-latest.pt")
     assert parse(["--resume", str(tmp_path), "--model", "small"]).model.hidden_dim == 64
+
+
+# What is typed, and what each option has no effect without.
+IDLE = [
+    ("--patience 5", "--scheduler plateau"),
+    ("--patience 10", "--scheduler plateau"),  # its default, typed
+    ("--scheduler onecycle --eta-min 0.001", "--scheduler cosine or warm_restarts or linear"),
+    ("--scheduler linear --step-size 4", "--scheduler step"),
+    ("--gamma 0.5", "--scheduler step or multistep or exponential or plateau"),
+    ("--milestones 0.5", "--scheduler multistep"),
+    ("--t-0 4", "--scheduler warm_restarts"),
+    ("--t-mult 1", "--scheduler warm_restarts"),
+    ("--pct-start 0.2", "--scheduler onecycle or triangular"),
+    ("--model small --width-mult 2", "--model power or residual"),
+    ("--model resnet34 --width-mult 2", "--model power or residual"),
+    ("--model mine:make --width-mult 2", "--model power or residual"),
+    ("--optimizer adam --momentum 0.8", "--optimizer sgd, or --optimizer muon with --muon-rest sgd"),
+    ("--optimizer muon --momentum 0.8", "--optimizer sgd, or --optimizer muon with --muon-rest sgd"),
+    ("--beta1 0.8", "--optimizer adam or adamw"),
+    ("--optimizer muon --muon-rest sgd --beta2 0.9", "--optimizer adam or adamw"),
+    ("--eps 1e-6", "--optimizer adam or adamw"),
+    ("--muon-momentum 0.8", "--optimizer muon"),
+    ("--muon-normalize", "--optimizer muon"),
+    ("--muon-iterations 3", "--optimizer muon"),
+    ("--muon-rest sgd", "--optimizer muon"),
+    ("--muon-rest-lr 0.1", "--optimizer muon"),
+    ("--lookahead-alpha 0.8", "--lookahead"),
+    ("--mixup-prob 0.5", "--mixup or --cutmix"),
+    ("--min-delta 0.01", "--early-stopping"),
+    ("--ema-warmup", "--ema"),
+    ("--swa-lr 0.1", "--swa"),
+    ("--swa-anneal 2", "--swa"),
+    ("--amp bf16 --init-scale 1024", "--amp fp16"),
+    ("--amp off --growth-factor 3", "--amp fp16"),
+    ("--amp off --backoff-factor 0.3", "--amp fp16"),
+    ("--amp off --growth-interval 3", "--amp fp16"),
+    ("--pipeline resident --num-workers 2", "--pipeline loader"),
+    ("--pipeline resident --prefetch-factor 2", "--pipeline loader"),
+    ("--num-workers 0 --prefetch-factor 2", "--num-workers above 0"),
+    ("--dataset digits --synthetic-samples 64", "--dataset synthetic"),
+    ("--wandb-project mine", "--wandb"),
+]
+
+
+@pytest.mark.parametrize(("typed", "needed"), IDLE)
+def test_an_option_without_effect_is_refused(typed: str, needed: str, tmp_path: Path) -> None:
+    words = typed.split()
+    option = next(word for word in reversed(words) if word.startswith("--"))
+    with pytest.raises(UserError) as caught:
+        parse(words)
+    assert str(caught.value).startswith(f"{option} needs {needed}")
+    if option != "--wandb-project" and typed != "--patience 10":
+        pairs = zip(words, [*words[1:], "--end"], strict=True)
+        values = {w[2:]: "true" if value.startswith("--") else value for w, value in pairs if w.startswith("--")}
+        file = write(tmp_path, "".join(f"{name}: {json.dumps(value)}\n" for name, value in values.items()))
+        with pytest.raises(UserError, match=option):
+            parse(["--config", file])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--mixup 0.2 --mixup-prob 0.5",
+        "--cutmix 1 --mixup-prob 0.5",
+        "--optimizer muon --beta1 0.8",
+        "--optimizer muon --muon-rest sgd --momentum 0.8",
+        "--scheduler auto --t-0 4 --eta-min 0.001",
+        "--num-workers 2 --prefetch-factor 2",
+        "--width-mult 2",
+        "--scheduler onecycle --warmup-epochs 0",
+        "--preset high-accuracy --scheduler onecycle",
+        "--preset residual-93 --scheduler linear --optimizer sgd",
+        "--preset rtx4090 --model small --pipeline resident",
+    ],
+)
+def test_what_has_an_effect_or_comes_from_a_preset_is_accepted(words: str) -> None:
+    parse(words.split())
+
+
+def test_a_files_options_give_way_to_what_the_command_line_replaces(tmp_path: Path) -> None:
+    """The file may be the config.yaml of a run, with every option."""
+    first = "--scheduler step --step-size 4 --optimizer adamw --beta1 0.8 --model power --width-mult 2"
+    second = "--scheduler linear --optimizer sgd --model small"
+    file = write(tmp_path, dump(parse(first.split())))
+    assert parse(["--config", file]).schedule.step_size == 4
+    parse(["--config", file, *second.split()])
+    with pytest.raises(UserError, match="--beta1 needs"):
+        parse(["--config", file, *second.split(), "--beta1", "0.7"])
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("grad_clip", "clip_grad"),
+        ("gradient_clip_val", "clip_grad"),
+        ("use_mixed_precision", "amp"),
+        ("gradient_accumulation_steps", "accumulate"),
+        ("base_channels", "width_mult"),
+        ("pretrained", "weights imagenet"),
+        ("devices", "launch.py"),
+        ("monitor", "val_split"),
+    ],
+)
+def test_another_trainers_name_leads_to_ours(theirs: str, ours: str, tmp_path: Path) -> None:
+    word = "--" + theirs.replace("_", "-")
+    with pytest.raises(UserError) as caught:
+        parse([word, "1"])
+    words = str(caught.value).replace("--", "").replace("-", "_")
+    assert words.startswith(f"unknown option {theirs}") and ours in words
+    with pytest.raises(UserError) as caught:
+        parse(["--config", write(tmp_path, f"{theirs}: 1\n")])
+    words = str(caught.value).replace("-", "_")
+    assert f"unknown key '{theirs}'" in words and ours.replace("weights ", "weights: ") in words
+
+
+def test_every_name_of_another_trainer_leads_to_an_option() -> None:
+    for theirs, ours in MEANT.items():
+        assert theirs not in declared() and (ours.startswith(":") or ours.split()[0] in declared())
 
 
 def test_a_rule_holds_for_what_the_machine_filled_in() -> None:

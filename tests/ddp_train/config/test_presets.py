@@ -72,6 +72,18 @@ def test_two_steps(name: str, tmp_path: Path) -> None:
     after = [parameter.detach() for parameter in run.trainer.components.network.parameters()]
     assert all(bool(parameter.isfinite().all()) for parameter in after)
     assert any(not torch.equal(old, new) for old, new in zip(before, after, strict=True))
+    again = parse(["--config", str(run.folder.path / "config.yaml")])
+    assert to_dict(again) == to_dict(run.config) | {"stop_after": None}
+
+
+def test_what_a_preset_sets_in_vain_is_not_recorded(tmp_path: Path) -> None:
+    words = ["--preset", "rtx4090", *TWO_STEPS, *ON_A_CPU, "--model", "small", "--pipeline", "resident"]
+    words += ["--out-dir", str(tmp_path / "run")]
+    run = build(parse(words), Ranks(), torch.device("cpu"))
+    recorded = run.config
+    assert (recorded.model.width_mult, recorded.data.num_workers) == (None, None)
+    again = parse(["--config", str(run.folder.path / "config.yaml")])
+    assert to_dict(again) == to_dict(recorded) | {"stop_after": None}
 
 
 @pytest.mark.parametrize("name", RECIPES)
