@@ -6,7 +6,8 @@ part where they are installed.
 A cell: the rank that the launcher itself names (in brackets: a wrong one), how many lines stand after the cause (+0: it
 is the last line; "no cause": it is nowhere on the screen), whether it says what to do, the exit status, and the seconds
 from the command to its end. The cause is what a person has to read to understand the failure; of a rank that left early
-or sleeps, what it did.
+or sleeps, what it did. One run each: the seconds are a rough guide, and longer where the machine did other work (its
+load is in the file).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 from benchmarks.harness import Arguments, Figures, measurement, number
@@ -89,9 +91,9 @@ NAMED = {
     "launch.py": r"rank (\d+) (?:failed first|left early|hung|held the others up|lost its connection)",
     "torchrun": r"Root Cause[^$]*?rank +: (\d+)",
     "accelerate launch": r"Root Cause[^$]*?rank +: (\d+)",
-    "deepspeed": r"--local_rank=(\d+)'\] exits with return code",
 }
-"""How each launcher names the rank that failed."""
+"""How each launcher names the rank that failed. deepspeed names none: the command that it prints is that of the last
+rank that it started, whichever failed."""
 
 
 def launchers() -> dict[str, list[str]]:
@@ -130,7 +132,7 @@ def _fail(name: str, command: list[str], program: _Program, limit_s: float) -> F
             said = screen.read().decode(errors="replace")
     lines = said.rstrip().splitlines()
     after = next((at for at, line in enumerate(reversed(lines)) if re.search(program.cause, line)), None)
-    found = re.search(NAMED[name], said)
+    found = re.search(NAMED[name], said) if name in NAMED else None
     return {
         "launcher": name,
         "program": program.about,
@@ -153,6 +155,11 @@ def _cell(one: Figures, expected: int | None) -> str:
     return ", ".join([named, cause, *to_do, status, f"{one['seconds']:.1f} s"])
 
 
+def _title(name: str) -> str:
+    package = name.partition(" ")[0]
+    return f"{name} {metadata.version(package)}" if package in ("accelerate", "deepspeed") else name
+
+
 @measurement(number("--limit", 90.0, "seconds after which a run is killed", "SECONDS"))
 def main(arguments: Arguments) -> Figures:
     found: list[Figures] = []
@@ -165,4 +172,4 @@ def main(arguments: Arguments) -> Figures:
             row.append(_cell(one, program.rank))
             print(f"{program.about}: {name}: {row[-1]}", file=sys.stderr, flush=True)
         rows.append(row)
-    return {"runs": found, "table": {"columns": ["program", *commands], "rows": rows}}
+    return {"runs": found, "table": {"columns": ["program", *map(_title, commands)], "rows": rows}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import os
 import shlex
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from ddp_launch.cli.options import Program
+from ddp_launch.cli.value_types import Tee
 from ddp_launch.cluster.cluster import Cluster
 from ddp_launch.plan.command import Job, shell_line, torchrun, worker_argv
 
@@ -74,6 +76,38 @@ def test_torchruns_own_parser_knows_the_numa_modes(mode: str) -> None:
 
     assert parse_args(command(SCRIPT, numa_binding=mode)).numa_binding == mode
     assert parse_args(command(SCRIPT)).numa_binding is None
+
+
+def test_what_the_user_said_about_output_and_grace_time() -> None:
+    """In torchrun's spelling, as its own parser reads it."""
+    from torch.distributed.run import parse_args
+
+    def parsed(**changes: object) -> argparse.Namespace:
+        found: argparse.Namespace = parse_args(command(SCRIPT, **changes))
+        return found
+
+    assert parsed(grace=5).shutdown_timeout == 5
+    assert (parsed().shutdown_timeout, parsed().tee, parsed().log_dir) == (None, "0", None)
+    assert parsed(tee=Tee(3)).tee == "3"
+    assert parsed(tee=Tee(0, ((1, 3),))).tee == "0:3,1:3"
+    logs = parsed(log_dir="my logs", tee=Tee(0, ((0, 1),)))
+    assert (logs.log_dir, logs.redirects, logs.tee) == ("my logs", "3", "0:1")
+    shown = parsed(tee=Tee(3, only=frozenset({1, 0}), prefix="<${rank}>"))
+    assert (shown.local_ranks_filter, shown.log_line_prefix_template) == ("0,1", "<${rank}>")
+
+
+def test_torchrun_of_this_python(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Not one beside it that another Python's pip has made, as in an environment that was copied."""
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    words = torchrun(Job(worker=worker_argv(SCRIPT), nproc_per_node=1), SCRIPT)
+    assert words[:3] == (sys.executable, "-m", "torch.distributed.run")
+    beside = tmp_path / "torchrun"
+    for python, first in (("/other/bin/python", sys.executable), (sys.executable, str(beside))):
+        beside.write_text(f"#!{python}\nimport torch\n")
+        beside.chmod(0o755)
+        assert torchrun(Job(worker=worker_argv(SCRIPT), nproc_per_node=1), SCRIPT)[0] == first
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert torchrun(Job(worker=worker_argv(SCRIPT), nproc_per_node=1), SCRIPT)[0] == "torchrun"
 
 
 def test_a_shell_takes_variables_away() -> None:
