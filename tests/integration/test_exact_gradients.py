@@ -61,8 +61,11 @@ EXACT: dict[int, list[dict[str, Any]]] = {
         {"name": "batch norm, two samples for three ranks", "batch": 37, "steps": 5, "batch_norm": True},
     ],
 }
-BOUNDS = {(False, False): 2e-7, (False, True): 1e-15, (True, False): 1e-6, (True, True): 1e-14}
-"""Of any element of the gradient, by (batch norm, float64): the mathematics is exact, and what is left is rounding."""
+BOUNDS = {(False, False): 2e-7, (False, True): 1e-15, (True, False): 1e-6, (True, True): 1e-13}
+"""Of any element of the gradient, by (batch norm, float64): the mathematics is exact, and what is left is rounding.
+
+Batch norm over two samples divides by small deviations, and convolutions round by the processor's kernels: of the
+former bound, 1e-14, an EPYC without AMX needs two and a half times as much."""
 
 
 @pytest.fixture
