@@ -115,7 +115,8 @@ class Technique:
 class Context:
     """What a technique may look at when it is made. `network`: as the techniques before it have left it.
 
-    `classes`: how many the data has; `image_shape`: channels, height, width; `peak_rate`: the highest learning rate.
+    `classes`: how many the data has; `image_shape`: channels, height, width; `peak_rate`: the highest learning rate;
+    `class_weights`: weights of the classes in the loss, None: all alike.
     """
 
     config: Config
@@ -129,6 +130,7 @@ class Context:
     classes: int
     image_shape: tuple[int, int, int]
     peak_rate: float
+    class_weights: tuple[float, ...] | None = None
 
     @property
     def run_folder(self) -> Path:

@@ -41,6 +41,7 @@ from ddp_train.config.options import Config, to_dict
 from ddp_train.config.parse import with_values
 from ddp_train.config.validation import check, resume_file
 from ddp_train.data.pipeline.window import Pipeline
+from ddp_train.data.sources.class_weights import weigh_classes
 from ddp_train.data.sources.dataset import describe_left_out, load_on_ranks
 from ddp_train.data.sources.samples import Dataset, DatasetFacts
 from ddp_train.data.sources.validation import split_off
@@ -179,6 +180,7 @@ def _components(
         schedule=schedule,
         precision=context.precision,
         epochs=context.epochs,
+        classes=context.classes,
         global_batch=context.global_batch,
         stop_after=math.inf if options.run.stop_after is None else options.run.stop_after,
         seed=options.run.seed,
@@ -215,6 +217,8 @@ def _load_data(config: Config, ranks: Ranks) -> tuple[Dataset, tuple[str, ...]]:
     if config.data.val_split is not None:
         share = config.data.val_split
         dataset = together(lambda: split_off(dataset, share, config.run.seed), ranks)
+    if (wanted := config.regularize.class_weights) is not None:
+        dataset = together(lambda: weigh_classes(dataset, wanted), ranks)
     return dataset, (*((note,) if note else ()), *dataset.notes, *describe_left_out(dataset))
 
 

@@ -92,6 +92,7 @@ def context_of(
         classes=len(dataset.classes),
         image_shape=dataset.image_shape,
         peak_rate=scale_learning_rate(rate, batch, rule),
+        class_weights=dataset.class_weights,
     )
 
 
@@ -102,7 +103,8 @@ def optimization_of(context: Context, techniques: Sequence[Technique]) -> tuple[
     dtype = torch.bfloat16 if context.precision.mode == "bf16" else torch.float32
     optimizer = create_optimizer(context.network, options.optim, context.peak_rate, context.device, matrix_dtype=dtype)
     schedule = create_schedule(options.schedule, epochs=epochs, steps_per_epoch=steps, peak_rate=context.peak_rate)
-    loss = cross_entropy_sum(options.regularize.label_smoothing)
+    weights = None if context.class_weights is None else torch.tensor(context.class_weights, device=context.device)
+    loss = cross_entropy_sum(options.regularize.label_smoothing, weights)
     for technique in techniques:
         schedule = technique.schedule(schedule) if technique.schedule is not None else schedule
         loss = technique.loss(loss) if technique.loss is not None else loss

@@ -26,6 +26,7 @@ class Progress:
     epoch           finished epochs
     step            optimizer steps of the run
     best_epoch      the best epoch (from 1), by `best_accuracy` (fraction of 1), of equal ones by `best_loss`
+    best_balanced   its balanced accuracy; below 0: not known
     stopped         whether the run was ended before its last epoch
     step_in_epoch   steps of the running epoch
     samples         of the running epoch: the first so many of its global order are consumed
@@ -39,6 +40,7 @@ class Progress:
     best_epoch: int = 0
     best_accuracy: float = -1.0
     best_loss: float = math.inf
+    best_balanced: float = -1.0
     stopped: bool = False
     step_in_epoch: int = 0
     samples: int = 0
@@ -65,6 +67,7 @@ FIXED = {
     "global_batch": "a global batch (--batch-size)",
     "train_samples": "training images",
     "steps_per_epoch": "steps an epoch",
+    "balanced_sampling": "--balanced-sampling",
 }
 
 
@@ -75,6 +78,7 @@ def describe_run(context: Context, train_samples: int, shares: Sequence[float]) 
         "global_batch": context.global_batch,
         "train_samples": train_samples,
         "steps_per_epoch": context.steps_per_epoch,
+        "balanced_sampling": context.config.data.balanced_sampling,
         "world_size": context.ranks.world_size,
         "shares": list(shares),
         "config": to_dict(context.config),
@@ -98,7 +102,7 @@ def why_not_resumed(saved: Mapping[str, Any], own: Mapping[str, Any], progress: 
     if progress.step_in_epoch == 0:
         return None
     for name, words in FIXED.items():
-        if saved.get(name) != own[name]:
+        if saved.get(name, False) != own[name]:
             return (
                 f"it stands at step {progress.step_in_epoch} of epoch {progress.epoch + 1} of a run with {words} "
                 f"{saved.get(name)}, and this one has {own[name]}"

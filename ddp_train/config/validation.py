@@ -189,6 +189,9 @@ def check_paths(config: Config, *, create: bool = False) -> None:
         raise UserError(
             f"--data-dir {data_dir}: {what} (expected there: {expected}){f'; this is {other}' * bool(other)}"
         )
+    weights = config.regularize.class_weights
+    if weights not in (None, "balanced") and not Path(str(weights)).is_file():
+        raise UserError(f"--class-weights {weights}: there is no such file (or balanced)")
     resume_file(config)
     out_dir = Path(config.run.out_dir or "runs")
     try:

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from ddp_train.observers.records import Observer, RunFacts
@@ -25,7 +27,7 @@ def create(context: Context) -> Technique:
     trained = context.config.model.weights is not None
     if not context.ranks.is_first or context.classes < 2 or trained:
         return Technique(name="initial_loss_check")
-    check = _Check(context.classes)
+    check = _Check(context.classes, context.class_weights)
     return Technique(name="initial_loss_check", loss=check.loss, after_step=check.after_step, observer=check)
 
 
@@ -43,15 +45,15 @@ def judge(loss: float, classes: int) -> str | None:
 
 
 class _Check(Observer):
-    def __init__(self, classes: int) -> None:
-        self._classes = classes
+    def __init__(self, classes: int, weights: Sequence[float] | None) -> None:
+        self._classes, self._weights = classes, None if weights is None else torch.tensor(weights)
         self._loss: Tensor | float = 0.0
-        self._samples = 0
+        self._samples = 0.0
         self._done = False
 
     def on_start(self, facts: RunFacts) -> None:
         """Forget the steps on noise by which the ranks' speeds were measured."""
-        self._loss, self._samples = 0.0, 0
+        self._loss, self._samples = 0.0, 0.0
 
     def loss(self, inner: Loss) -> Loss:
         """The same loss; that of the first step is added up."""
@@ -60,16 +62,21 @@ class _Check(Observer):
             value = inner(logits, targets)
             if not self._done:
                 self._loss = self._loss + value.detach()
-                self._samples += len(logits)
+                self._samples += len(logits) if self._weights is None else self._weight(targets, self._weights)
             return value
 
         return watched
+
+    @staticmethod
+    def _weight(targets: Tensor, weights: Tensor) -> float:
+        """Of samples with such targets: labels, or a share of each class."""
+        return float((weights[targets.cpu()] if targets.ndim == 1 else targets.cpu() @ weights).sum())
 
     def after_step(self, moment: Moment) -> None:
         """Judge once, in the first step of a run that was not resumed."""
         if self._done:
             return
         self._done = True
-        line = judge(float(self._loss) / max(1, self._samples), self._classes) if moment.step == 0 else None
+        line = judge(float(self._loss) / (self._samples or 1.0), self._classes) if moment.step == 0 else None
         if line is not None:
             print(f"note: {line}", file=sys.stderr, flush=True)

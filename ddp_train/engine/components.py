@@ -42,6 +42,8 @@ class Components:
     precision: Precision
     epochs: int
     global_batch: int
+    classes: int = 0
+    """Of the data; 0: not known, and no balanced accuracy."""
     stop_after: float = math.inf
     seed: int = 0
     techniques: Sequence[Technique] = ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,33 +23,52 @@ CONFUSION_UP_TO = 1000
 
 @dataclass(frozen=True)
 class Scores:
-    """Mean cross-entropy (without label smoothing) and accuracy (fraction of 1) over `samples` images."""
+    """Mean cross-entropy (without label smoothing or class weights) and accuracy (fraction of 1) over `samples` images.
+
+    balanced_accuracy: see the function; NaN where the classes were not counted.
+    """
 
     loss: float
     accuracy: float
     samples: int
+    balanced_accuracy: float = math.nan
+
+
+def balanced_accuracy(hits: Sequence[float], counts: Sequence[float]) -> float:
+    """The mean over the classes of the share of their images that is right (the recall), a fraction of 1.
+
+    hits and counts: right and all images of each class; a class without images is left out. NaN for no images.
+    Source: Brodersen et al. 2010, "The balanced accuracy and its posterior distribution"; scikit-learn's.
+    """
+    recalls = [right / count for right, count in zip(hits, counts, strict=True) if count]
+    return math.fsum(recalls) / len(recalls) if recalls else math.nan
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, batches: Iterable[Batch], precision: Precision) -> Scores:
+def evaluate(model: nn.Module, batches: Iterable[Batch], precision: Precision, classes: int = 0) -> Scores:
     """Evaluate over the parts of all ranks; each rank passes its own share of the test set.
 
-    `batches`: images [n, C, H, W], labels int64 [n]. Sums are taken in float64 and divided once.
+    `batches`: images [n, C, H, W], labels int64 [n]. `classes`: for the balanced accuracy, 0: without it. Sums are
+    taken in float64 and divided once.
     """
     loss_sum = cross_entropy_sum()
     was_training = model.training
     model.eval()
-    totals = torch.zeros(3, dtype=torch.float64, device=precision.device)
+    totals = torch.zeros(3 + 2 * classes, dtype=torch.float64, device=precision.device)
+    by_class = totals[3:].view(2, classes)  # right and all images
     for batch in batches:
         with precision.autocast():
             logits = model(batch.images)
-        correct = (logits.argmax(1) == batch.labels).sum()
+        right = logits.argmax(1) == batch.labels
         totals[0] += summable(loss_sum(logits, batch.labels))
-        totals[1] += correct
+        totals[1] += right.sum()
         totals[2] += len(batch.labels)
+        if classes:
+            by_class.index_add_(1, batch.labels, torch.stack([right, torch.ones_like(right)]).double())
     model.train(was_training)
-    loss, correct_count, samples = sum_over_ranks(totals).tolist()
-    return Scores(loss / max(1.0, samples), correct_count / max(1.0, samples), int(samples))
+    loss, correct_count, samples, *found = sum_over_ranks(totals).tolist()
+    balanced = balanced_accuracy(found[:classes], found[classes:])
+    return Scores(loss / max(1.0, samples), correct_count / max(1.0, samples), int(samples), balanced)
 
 
 @dataclass(frozen=True)
@@ -80,6 +99,11 @@ class Examination:
     counts: tuple[int, ...]
     confusion: tuple[tuple[int, ...], ...] | None
     mistakes: tuple[Mistake, ...]
+
+    @property
+    def balanced_accuracy(self) -> float:
+        """See the function."""
+        return balanced_accuracy(self.hits, self.counts)
 
 
 def _as_they_are(images: Tensor) -> Iterable[Tensor]:

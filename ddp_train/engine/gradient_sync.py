@@ -48,7 +48,8 @@ class GradientSync(Protocol):
 
 class Averaged:
     """DistributedDataParallel takes the mean over the W ranks, so each backward starts from W / N times the SUM of the
-    local losses: the gradient is that of the mean over the N samples. Buffers are those of each rank's own part.
+    local losses: the gradient is that of the mean over the N samples. With class weights N is the sum of the samples'
+    weights, which the losses hold already. Buffers are those of each rank's own part.
 
     ddp: None at one rank; without_samples: takes part in the all-reduce with a gradient of zero.
     """
@@ -72,7 +73,7 @@ class Averaged:
         for index, batch in enumerate(batches, start=1):
             joins = communicate and index == window.count
             with contextlib.nullcontext() if joins or self._ddp is None else self._ddp.no_sync():
-                compute(batch, moment, self._ranks.world_size / window.size)
+                compute(batch, moment, self._ranks.world_size / window.weight)
 
     def unify(self, network: nn.Module) -> None:
         average_buffers(network, self._ranks)

@@ -80,7 +80,7 @@ class Sharded:
             samples = 0
             for batch in islice(rest, counts[shard]):
                 with _refusing_other_kernels():
-                    compute(batch, mine, 1 / window.size)
+                    compute(batch, mine, 1 / window.weight)
                 samples += len(batch.labels)
             return [*map(_gradient, parameters), *buffers.moved(start, shard, samples)]
 

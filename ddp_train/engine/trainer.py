@@ -61,7 +61,8 @@ class Trainer:
     def best(self) -> Best:
         """The best epoch so far."""
         progress, split = self.progress, self.components.pipeline.selection
-        return Best(progress.best_epoch or None, progress.best_accuracy if progress.epoch else None, split)
+        accuracy = progress.best_accuracy if progress.epoch else None
+        return Best(progress.best_epoch or None, accuracy, split, progress.best_balanced)
 
     def fit(self) -> Progress:
         """Train to the last epoch. Errors: TrainingDiverged when an epoch's loss is not finite; Stopped by a signal."""
@@ -77,6 +78,7 @@ class Trainer:
                 if improved:
                     progress.best_epoch = progress.epoch
                     progress.best_accuracy, progress.best_loss = record.accuracy, record.loss
+                    progress.best_balanced = record.balanced_accuracy
                 for after_epoch in self._after_epoch:
                     progress.stopped |= after_epoch(record)
                 for observer in components.observers:
@@ -100,13 +102,14 @@ class Trainer:
             self._gradient_sync.unify(components.evaluated)
         with self._phase("evaluation"):
             batches = self._step_boundary.until_stopped(components.pipeline.evaluate())
-            scores = evaluate(components.evaluated, batches, components.precision)
+            scores = evaluate(components.evaluated, batches, components.precision, components.classes)
         return EpochRecord(
             epoch=epoch + 1,
             train_loss=loss,
             train_accuracy=accuracy,
             loss=scores.loss,
             accuracy=scores.accuracy,
+            balanced_accuracy=scores.balanced_accuracy,
             split=components.pipeline.selection,
             learning_rate=components.optimizer.param_groups[0]["lr"],
             seconds=self._step_boundary.epoch_seconds,

@@ -19,7 +19,7 @@ from ddp_train.engine.evaluate import Examination, examine
 from ddp_train.evaluation.metrics import draw
 from ddp_train.evaluation.model_card import model_card
 from ddp_train.evaluation.tta import describe_tta, views
-from ddp_train.observers.epoch_table import percent
+from ddp_train.observers.epoch_table import balanced_note, percent
 from ddp_train.observers.records import add_examination, read_history
 from ddp_train.run_folder.claim import mark_done
 
@@ -40,7 +40,7 @@ def finish(run: Run) -> None:
         print(line + percent(augmented.top1), file=sys.stderr, flush=True)
     if plain is not None and run.dataset.final != run.dataset.selection:
         line = f"the best model on the {run.dataset.final} split: {percent(plain.top1)}"
-        print(line, file=sys.stderr, flush=True)
+        print(line + balanced_note(plain.top1, plain.balanced_accuracy), file=sys.stderr, flush=True)
     if run.folder.history.is_file():
         _write(run, plain, augmented)
     epochs, best = run.trainer.components.epochs, run.trainer.best.to_dict()
@@ -52,7 +52,8 @@ def _write(run: Run, plain: Examination | None, augmented: Examination | None) -
     if plain is not None:
         draw(plain, run.dataset, run.folder.path)
         metrics: dict[str, object] = {"samples": plain.samples, "top1": plain.top1}
-        metrics |= {} if run.dataset.val is None else {"split": run.dataset.final}
+        if run.dataset.val is not None:  # else the epochs have it, of the same split
+            metrics |= {"split": run.dataset.final, "balanced_accuracy": plain.balanced_accuracy}
         if augmented is not None:
             metrics |= {"tta": diagnostics.tta, "tta_below": diagnostics.tta_below, "top1_tta": augmented.top1}
         add_examination(run.folder.history, metrics)

@@ -27,6 +27,7 @@ def as_json(found: Examination, classes: Sequence[str]) -> dict[str, object]:
         "loss": found.loss,
         "top1": found.top1,
         "top5": found.top5,
+        "balanced_accuracy": found.balanced_accuracy,
         "per_class": [{"class": c, "samples": n, "accuracy": h / n if n else None} for c, h, n in rows],
         "confusion": found.confusion,
     }
@@ -36,7 +37,7 @@ def as_text(found: Examination, classes: Sequence[str]) -> list[str]:
     """Lines: the metrics over all images, then one line per class, with the class that it is most often taken for."""
     lines = [f"top-1   {found.top1:8.2%}"]
     lines += [f"top-5   {found.top5:8.2%}"] if found.top5 is not None else []
-    lines += [f"loss    {found.loss:8.4f}", ""]
+    lines += [f"balanced{found.balanced_accuracy:8.2%}", f"loss    {found.loss:8.4f}", ""]
     order = [at for at in range(len(classes)) if found.counts[at]]
     if len(order) > ROWS:
         order = sorted(order, key=lambda at: found.hits[at] / found.counts[at])[:ROWS]

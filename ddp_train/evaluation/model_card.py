@@ -9,6 +9,7 @@ import shlex
 import statistics
 from collections.abc import Sequence
 
+from ddp_train.config.declaration import is_set
 from ddp_train.config.options import Config, to_dict
 from ddp_train.data.sources.samples import DatasetFacts
 from ddp_train.engine.evaluate import Examination
@@ -18,7 +19,7 @@ from ddp_train.observers.records import Best, HistoryDocument, RunFacts
 
 NAMED_CLASSES = 30
 SETTINGS: tuple[str, ...] = ("epochs", "batch_size", "optimizer", "lr", "lr_scaling", "weight_decay", "scheduler")
-SETTINGS += ("warmup_epochs", "augment", "amp", "seed")
+SETTINGS += ("warmup_epochs", "augment", "class_weights", "balanced_sampling", "amp", "seed")
 
 
 def model_card(
@@ -58,20 +59,25 @@ def _results(
     best, final = Best.of(history), "test" if data.test_samples else "validation"
     rows = [("best epoch", f"{best.epoch} of {history['epochs'][-1]['epoch']}")] if best.epoch else []
     if best.split == "val" and best.accuracy is not None:
-        rows += [("validation accuracy of the best epoch", f"{best.accuracy:.2%}")]
+        rows += [("validation accuracy of the best epoch", f"{best.accuracy:.2%}"), *_balanced(best)]
     if found is not None:
         rows += [(f"{final} images", f"{found.samples:,}"), ("top-1 accuracy", f"{found.top1:.2%}")]
+        rows += [("balanced accuracy (mean over the classes)", f"{found.balanced_accuracy:.2%}")]
         rows += [("top-5 accuracy", f"{found.top5:.2%}")] if found.top5 is not None else []
         rows += [(f"top-1 with test-time augmentation ({tta[0]})", f"{tta[1]:.2%}")] if tta is not None else []
         rows += [("mean cross-entropy", f"{found.loss:.4f}")]
     elif best.split == "test" and best.accuracy is not None:
-        rows += [("top-1 accuracy", f"{best.accuracy:.2%}")]
+        rows += [("top-1 accuracy", f"{best.accuracy:.2%}"), *_balanced(best)]
     chosen = "the validation split; the test split had no part in it"
     if best.split == "test" or not data.test_samples:
         chosen = f"this same {final} split"
     return (
         f"## Results on the {final} split\n\n{_table(rows)}\n\nThe best epoch was chosen by the accuracy on {chosen}."
     )
+
+
+def _balanced(best: Best) -> list[tuple[str, str]]:
+    return [] if best.balanced is None else [("its balanced accuracy (mean over the classes)", f"{best.balanced:.2%}")]
 
 
 def _classes(data: DatasetFacts, found: Examination | None) -> str:
@@ -103,7 +109,7 @@ def _training(config: Config, run: RunFacts, history: HistoryDocument) -> str:
     ranks = "1 rank" if run.world_size == 1 else f"{run.world_size} ranks"
     seconds = [epoch["seconds"] for epoch in epochs if epoch["seconds"] is not None]
     speeds = [epoch["images_per_second"] for epoch in epochs if epoch["images_per_second"] is not None]
-    rows = [(name.replace("_", "-"), str(values[name])) for name in SETTINGS if values.get(name) is not None]
+    rows = [(name.replace("_", "-"), str(values[name])) for name in SETTINGS if is_set(values.get(name))]
     rows += [("machine", f"{ranks} on {run.device}")]
     rows += [("time", f"{duration(sum(seconds))} for {len(seconds)} epochs")] if seconds else []
     rows += [("throughput", f"{statistics.median(speeds):,.0f} images/s, the median epoch")] if speeds else []

@@ -59,8 +59,15 @@ def summary(best: Best, seconds: float, out_dir: str) -> str:
     """The last line of a run."""
     if best.accuracy is None:
         return f"finished in {duration(seconds)}; files in {out_dir}"
-    accuracy = percent(best.accuracy)
+    accuracy = percent(best.accuracy) + balanced_note(best.accuracy, best.balanced)
     return f"best {best.split} accuracy {accuracy} in epoch {best.epoch}; {duration(seconds)}; files in {out_dir}"
+
+
+def balanced_note(accuracy: float, balanced: float | None) -> str:
+    """The balanced accuracy in brackets, where it says more than the accuracy: with classes of different sizes."""
+    if balanced is None or not balanced >= 0 or percent(balanced) == percent(accuracy):
+        return ""
+    return f" (balanced {percent(balanced)})"
 
 
 def number(value: float, form: str) -> str:

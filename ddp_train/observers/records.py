@@ -93,6 +93,8 @@ class EpochRecord:
     global_batch: int
     split: str = "test"
     """What the epoch was evaluated on: "val" where there is such a split, else "test"."""
+    balanced_accuracy: float = math.nan
+    """On the `split`: the mean over the classes of the share of their images that is right."""
     extra: Mapping[str, float] = field(default_factory=dict)
     """What techniques report, by name, as it was at the end of the epoch."""
 
@@ -103,9 +105,11 @@ class EpochRecord:
         return accuracy, loss
 
 
-_EVALUATED = ("loss", "accuracy")
+_EVALUATED = ("loss", "accuracy", "balanced_accuracy")
 """In the file their names have the split in front: "test_loss"."""
-_COLUMNS = tuple(column.name for column in fields(EpochRecord) if column.name not in ("extra", "split"))
+_OPTIONAL = ("extra", "split", "balanced_accuracy")
+"""The last is only in the file where it is known: older versions did not count the classes."""
+_COLUMNS = tuple(column.name for column in fields(EpochRecord) if column.name not in _OPTIONAL)
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,8 @@ class Best:
     epoch: int | None = None
     accuracy: float | None = None
     split: str = "test"
+    balanced: float | None = None
+    """Its balanced accuracy; None, negative or NaN where it is not known."""
 
     def to_dict(self) -> dict[str, Any]:
         """As files have it."""
@@ -125,7 +131,8 @@ class Best:
         """The best epoch of a history."""
         found = document["best"]
         split = "val" if "val_accuracy" in found else "test"
-        return cls(found["epoch"], found[f"{split}_accuracy"], split)
+        row = next((row for row in document["epochs"] if row["epoch"] == found["epoch"]), {})
+        return cls(found["epoch"], found[f"{split}_accuracy"], split, row.get(f"{split}_balanced_accuracy"))
 
 
 class HistoryDocument(TypedDict):
@@ -232,14 +239,15 @@ def read_document(path: str | os.PathLike[str], schema: str, what: str) -> dict[
 
 def _row(record: EpochRecord) -> dict[str, Any]:
     """A record in its JSON form."""
-    row = {_in_file(name, record.split): _strict(getattr(record, name)) for name in _COLUMNS}
+    known = (*_COLUMNS, *(["balanced_accuracy"] if math.isfinite(record.balanced_accuracy) else []))
+    row = {_in_file(name, record.split): _strict(getattr(record, name)) for name in known}
     return row | ({"extra": _strict(record.extra)} if record.extra else {})
 
 
 def _record(epoch: Mapping[str, Any]) -> EpochRecord:
     """A record from its JSON form: null is NaN."""
     split = split_of(epoch)
-    found = {name: epoch[_in_file(name, split)] for name in _COLUMNS}
+    found = {name: epoch.get(_in_file(name, split)) for name in (*_COLUMNS, "balanced_accuracy")}
     values: dict[str, Any] = {name: math.nan if value is None else value for name, value in found.items()}
     extra = {name: math.nan if value is None else value for name, value in epoch.get("extra", {}).items()}
     return EpochRecord(**values, split=split, extra=extra)

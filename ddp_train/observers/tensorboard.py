@@ -78,6 +78,7 @@ class TensorBoardObserver(Observer):
     def on_epoch(self, record: EpochRecord) -> None:
         """Every number of the record over the epoch; flushed, so that a killed run keeps its finished epochs."""
         evaluated = {f"loss/{record.split}": record.loss, f"accuracy/{record.split}": record.accuracy}
+        evaluated |= {f"accuracy/{record.split}_balanced": record.balanced_accuracy}
         for tag, value in ({tag: getattr(record, name) for tag, name in _TAGS.items()} | evaluated).items():
             if self._epochs is not None and math.isfinite(value):
                 self._epochs.add_scalar(tag, value, record.epoch)

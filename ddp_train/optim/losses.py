@@ -12,15 +12,18 @@ Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 GRAINS = 2.0**24
 
 
-def cross_entropy_sum(label_smoothing: float = 0.0) -> Loss:
+def cross_entropy_sum(label_smoothing: float = 0.0, class_weights: torch.Tensor | None = None) -> Loss:
     """Cross-entropy in float32, summed over the samples.
 
     `label_smoothing` spreads that share of each target evenly over all classes (Szegedy et al. 2016,
-    arXiv:1512.00567).
+    arXiv:1512.00567). `class_weights`: float32 [classes]; the weighted mean is the sum divided by the sum of the
+    samples' weights, as torch's CrossEntropyLoss has it.
     """
 
     def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return nn.functional.cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=label_smoothing)
+        return nn.functional.cross_entropy(
+            logits.float(), labels, weight=class_weights, reduction="sum", label_smoothing=label_smoothing
+        )
 
     return loss
 

@@ -39,7 +39,7 @@ def overfit_one_batch(trainer: Trainer, steps: int, classes: int) -> Found:
     components = trainer.components
     techniques = [one for one in components.techniques if one.batch is None and one.loss is None]
     single = Trainer(replace(components, loss=cross_entropy_sum(), techniques=techniques, schedule=lambda step: 1.0))
-    first = next(iter(components.pipeline.train(0)))
+    first = replace(next(iter(components.pipeline.train(0))), class_weight=None)
     batches = list(first.batches)
     limit = NEAR_ZERO * math.log(max(2, classes))
     losses: list[float] = []

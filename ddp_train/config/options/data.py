@@ -75,6 +75,11 @@ class DataOptions:
         Range(1, 10**11),
         only_with=When("dataset", "folder", "cifar10", None),
     )
+    balanced_sampling: bool = option(
+        False,
+        "Train on each class equally often: in an epoch of the same length, images of rare classes come several times.",
+        excludes={When("class_weights"): "each makes up for unequal classes; together rare ones would count twice"},
+    )
     drop_last: bool = option(False, "Leave out the last, partial global batch of an epoch.")
     on_bad_sample: Literal["stop", "skip"] = option(
         "stop", "An unreadable image ends the run (stop), or is left out and counted, up to 0.1% of its split (skip)."

@@ -159,6 +159,11 @@ class RegularizeOptions:
     """Regularisation"""
 
     label_smoothing: float = option(0.0, "Share of the target that is spread over the other classes.", Range(0, 0.99))
+    class_weights: str | None = option(
+        None,
+        "Weights of the classes in the training loss. balanced: a class counts the less the more images it has; FILE: "
+        "YAML or JSON, a line 'CLASS: WEIGHT' for each class (default: all images count alike).",
+    )
     stochastic_depth: float | None = option(
         None,
         "Probability that a sample skips the last residual branch; lower for earlier branches, in proportion to depth.",

@@ -32,8 +32,8 @@ class Agreement:
         several = world_size > 1 and dist.is_initialized()
         self._group: Any = dist.new_group(backend="gloo") if several else None
 
-    def settle(self, part: str, mine: list[BadSample]) -> int:
-        """How many images of this global batch, or of a held-out split, are bad over all ranks. A collective.
+    def settle(self, part: str, mine: list[BadSample]) -> list[BadSample]:
+        """The images of this global batch, or of a held-out split, that are bad on any rank. A collective.
 
         Errors: SharedError, on all ranks, where the run is to stop.
         """
@@ -54,4 +54,4 @@ class Agreement:
             raise SharedError(str(error), speaks=self._rank == 0) from None
         for bad in new if self._rank == 0 else ():
             print(f"left out: {bad}", file=sys.stderr, flush=True)
-        return int(count.item())
+        return [bad for one in everyone for bad in one]

@@ -61,6 +61,7 @@ def build_pipeline(
         drop_last=options.drop_last,
         shares=shares,
         shards=shards,
+        balanced=dataset.train.labels if options.balanced_sampling else None,
     )
     augmentation = create_augmentation(dataset, augment, seed, device)
     micro_batch = ceil_div(ceil_div(global_batch, shards or world_size), accumulate)

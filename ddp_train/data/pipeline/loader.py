@@ -7,6 +7,7 @@ of epochs: the order comes from the sampler, and the draws are keyed, so workers
 from __future__ import annotations
 
 import errno
+import math
 import os
 from collections.abc import Iterator
 from multiprocessing.util import get_temp_dir
@@ -35,7 +36,7 @@ _FULL = (
 _TRIES = 64  # images that a rank without samples looks at for one that can be read
 _SOCKET_PATH, _SOCKET_NAME = 107, len("/listener-12345678")
 Read = tuple[Tensor, Tensor, list[BadSample]]
-"""uint8 images [n, H, W, C], their indices in the split, int64 [n], and what could not be read."""
+"""uint8 images [n, H, W, C], their visits (GlobalBatchSampler.order), int64 [n], and what could not be read."""
 
 
 class ImageReader(TorchDataset[Any]):
@@ -50,14 +51,15 @@ class ImageReader(TorchDataset[Any]):
     def __getitem__(self, indices: list[int]) -> Read:
         chosen = np.asarray(indices, dtype=np.int64)
         if self.split.files is None:
-            return *_to_hand_over(self.split.take(chosen), chosen), []
+            return *_to_hand_over(self.split.take(chosen % len(self.split)), chosen), []
         images, kept, bad = [], [], []
-        for index in indices:
+        for visit in indices:
+            index = visit % len(self.split)
             row = self.split.row(index)
             file, stamp = self.split.files[row], None if self.split.stamps is None else self.split.stamps[row]
             try:
                 images.append(read_unchanged(file, self.size, self.split.reading, stamp))
-                kept.append(index)
+                kept.append(visit)
             except Unreadable as error:
                 bad.append(BadSample(self.part, index, file, str(error)))
         stacked = np.stack(images) if images else np.zeros((0, *self.size, 3), np.uint8)
@@ -137,35 +139,42 @@ class LoaderPipeline(DatasetPipeline):
             indices[start:stop].tolist() for _, indices, bounds, _ in windows for start, stop in bounds if start < stop
         ]
         loaded = _start(self._train_loader) if self._train_batches else iter(())
-        for part, indices, bounds, shards in windows:
+        weights = self._global_weights(start_step)
+        for (part, indices, bounds, shards), weight in zip(windows, weights, strict=False):
             reads = (_next(loaded) if start < stop else None for start, stop in bounds)
             if self._agreement is not None:
-                yield self._checked(list(reads), shards, part, epoch)
+                yield self._checked(list(reads), shards, part, epoch, weight)
                 continue
             batches = (self._augmented(read, epoch) for read in reads)
-            yield Window(batches, len(bounds), len(indices), part.global_size, shards)
+            yield Window(batches, len(bounds), len(indices), part.global_size, shards, class_weight=weight)
             for _ in batches:  # what was not used must not turn up in the next window
                 pass
 
-    def _checked(self, reads: list[Read | None], shards: tuple[int, ...], part: RankPart, epoch: int) -> Window:
+    def _checked(
+        self, reads: list[Read | None], shards: tuple[int, ...], part: RankPart, epoch: int, weight: float | None
+    ) -> Window:
         """The window without the images that could not be read, on this rank and on others."""
         assert self._agreement is not None
-        skipped = self._agreement.settle("train", [bad for read in reads if read is not None for bad in read[2]])
+        bad = self._agreement.settle("train", [bad for read in reads if read is not None for bad in read[2]])
         kept = [n for n, read in enumerate(reads) if self.equal_passes or (read is not None and len(read[1]))]
         samples = sum(len(read[1]) for read in reads if read is not None)
         batches = (self._augmented(reads[n], epoch) for n in kept)
-        left = max(1, part.global_size - skipped)
+        left = max(1, part.global_size - len(bad))
         shards = tuple(shards[n] for n in kept) if shards else ()
-        return Window(batches, len(kept), samples, left, shards, part.global_size - left)
+        if bad and weight is not None and self._weights is not None:
+            lost = math.fsum(self._weights[[sample.index for sample in bad]].tolist())
+            weight = weight - lost if len(bad) < part.global_size else 1.0
+        return Window(batches, len(kept), samples, left, shards, part.global_size - left, weight)
 
     def _augmented(self, read: Read | None, epoch: int) -> Batch:
         if read is None:
             shape = (0, *self._train_reader.size, self.augmentation.channels)
             read = torch.empty(shape, dtype=torch.uint8), torch.empty(0, dtype=torch.int64), []
-        images, indices = self._on_device(read)
-        if not len(indices):
-            return Batch(self.augmentation.normalise(images), indices, indices)
-        return Batch(self.augmentation(images, indices, epoch), self._train_labels.index_select(0, indices), indices)
+        images, visits = self._on_device(read)
+        if not len(visits):
+            return Batch(self.augmentation.normalise(images), visits, visits)
+        indices = visits % len(self._train_labels)
+        return Batch(self.augmentation(images, visits, epoch), self._train_labels.index_select(0, indices), indices)
 
     def _on_device(self, read: Read) -> tuple[Tensor, Tensor]:
         images, indices, bad = read

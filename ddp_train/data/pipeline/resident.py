@@ -34,14 +34,14 @@ class ResidentPipeline(DatasetPipeline):
         if not shares:
             return
         order = self.sampler.order(self.device)
-        rows = torch.cat([order[share.start : share.stop] for share in shares])
-        draws = self.augmentation.draw(rows, epoch)
+        visits = torch.cat([order[share.start : share.stop] for share in shares])
+        draws, rows = self.augmentation.draw(visits, epoch), visits % len(order)
         first = 0
-        for share in shares:
+        for share, weight in zip(shares, self._global_weights(start_step), strict=False):
             parts, shards = self._micro_batches(first, share)
             batches = (self._batch(rows[start:stop], draws[start:stop]) for start, stop in parts)
             samples = share.stop - share.start
-            yield Window(batches, len(parts), samples, share.global_size, shards)
+            yield Window(batches, len(parts), samples, share.global_size, shards, class_weight=weight)
             first += samples
 
     def _batch(self, rows: Tensor, draws: Draws) -> Batch:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DistributedSampler
@@ -43,7 +44,8 @@ class GlobalBatchSampler(DistributedSampler[Any]):
     rank's samples are consecutive within each global batch, and the ranks' parts follow `shares`
     (weights, equal by default), so that a faster device can be given more. A last, partial global
     batch is cut by the same shares; a rank may get no sample of it. With `shards`, each global batch is
-    cut into so many equal shards, and each rank takes its consecutive ones.
+    cut into so many equal shards, and each rank takes its consecutive ones. With `balanced`, the class of each
+    sample (int64 [len(dataset)]), an epoch of the same length has as many samples of each class.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class GlobalBatchSampler(DistributedSampler[Any]):
         drop_last: bool = False,
         shares: Sequence[float] | None = None,
         shards: int | None = None,
+        balanced: np.ndarray | None = None,
     ) -> None:
         super().__init__(dataset, world_size, rank, shuffle=shuffle, seed=seed, drop_last=drop_last)  # type: ignore[arg-type]
         if global_batch < 1:
@@ -69,6 +72,7 @@ class GlobalBatchSampler(DistributedSampler[Any]):
         self.global_batch = global_batch
         self.shares = tuple(shares) if shares is not None else (1.0,) * world_size
         self.shards = shards
+        self.members = None if balanced is None else [np.flatnonzero(balanced == c) for c in np.unique(balanced)]
         length = len(dataset)
         self.steps_per_epoch = length // global_batch if drop_last else -(-length // global_batch)
         self.total_size = min(length, self.steps_per_epoch * global_batch)
@@ -115,22 +119,41 @@ class GlobalBatchSampler(DistributedSampler[Any]):
         self.num_samples = sum(share.stop - share.start for share in self.plan())
 
     def order(self, device: torch.device | str = "cpu") -> Tensor:
-        """All samples in this epoch's order, int64 [len(dataset)]: the same on every rank and device."""
+        """This epoch's order, int64 [len(dataset)], the same on every rank and device: each sample once or, balanced,
+        the k-th visit of sample s (k from 0) as s + k * len(dataset), so that each visit has draws of its own."""
         length = len(self.dataset)  # type: ignore[arg-type]
         if not self.shuffle:
             return torch.arange(length, dtype=torch.int64, device=device)
-        return keyed_random.permutation(length, keyed_random.key(self.seed, self.epoch, keyed_random.ORDER), device)
+        order = keyed_random.permutation(length, keyed_random.key(self.seed, self.epoch, keyed_random.ORDER), device)
+        return order if self.members is None else self._balanced_visits(length).to(device)[order]
+
+    def _balanced_visits(self, length: int) -> Tensor:
+        """Visits as `order` has them, `length` in all and for each class as many, or one more, by class.
+
+        A class's samples differ by one visit at most; each epoch draws anew which of them come once more.
+        """
+        assert self.members is not None
+        key = keyed_random.key(self.seed, self.epoch, keyed_random.BALANCE)
+        each, left = divmod(length, len(self.members))
+        favoured = set(keyed_random.permutation(len(self.members), key)[:left].tolist())
+        visits = []
+        for number, members in enumerate(self.members):
+            rounds, more = divmod(each + (number in favoured), len(members))
+            drawn = keyed_random.permutation(len(members), keyed_random.key(key, number, keyed_random.BALANCE)).numpy()
+            visits += [members + length * visit for visit in range(rounds)]
+            visits.append(members[drawn[:more]] + length * rounds)
+        return torch.from_numpy(np.concatenate(visits))
 
     def windows(self, start: int = 0) -> Iterator[tuple[RankPart, Tensor]]:
         """This epoch's steps from `start` on (a resumed run starts in the middle of an epoch): this rank's part of each
-        global batch, and its samples, int64 [n] on the CPU; n may be 0."""
+        global batch, and its visits (see `order`), int64 [n] on the CPU; n may be 0."""
         order = self.order()
         for part in self.plan(start):
             yield part, order[part.start : part.stop]
 
     def __iter__(self) -> Iterator[int]:
         for _, indices in self.windows():
-            yield from indices.tolist()
+            yield from (indices % len(self.dataset)).tolist()  # type: ignore[arg-type]
 
     def __len__(self) -> int:
         return self.num_samples

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -42,6 +44,13 @@ class Window:
     """The logical shard that each micro-batch belongs to."""
     skipped: int = 0
     """Samples of the global batch that could not be read: they are not in `size`."""
+    class_weight: float | None = None
+    """The weights of the global batch's samples by their classes, added up; None: every sample counts 1."""
+
+    @property
+    def weight(self) -> float:
+        """What the sum of the global batch's losses is divided by for their mean."""
+        return self.size if self.class_weight is None else self.class_weight
 
 
 class Pipeline(Protocol):
@@ -94,6 +103,22 @@ class DatasetPipeline(Pipeline):
         self._train_labels = to_device(dataset.train.labels, self.device)
         self._held_out = dataset.held_out
         self.selection = dataset.selection
+        weights = dataset.class_weights
+        self._weights = None if weights is None else np.array(weights)[dataset.train.labels]
+        """Of each training sample, by its class: float64 [N]."""
+
+    def _global_weights(self, start_step: int) -> Iterator[float | None]:
+        """The `class_weight` of the epoch's global batches from `start_step` on.
+
+        fsum rounds once, whatever the order: the same number on every rank.
+        """
+        if self._weights is None:
+            yield from itertools.repeat(None)
+            return
+        of_order = self._weights[(self.sampler.order() % len(self._weights)).numpy()]
+        size = self.sampler.global_batch
+        for first in range(start_step * size, self.sampler.total_size, size):
+            yield math.fsum(of_order[first : min(first + size, self.sampler.total_size)].tolist())
 
     def _micro_batches(self, start: int, part: RankPart) -> tuple[list[tuple[int, int]], tuple[int, ...]]:
         least = min(part.most, self.accumulate) if self.equal_passes else 0

@@ -120,6 +120,8 @@ class Dataset:
     """The validation split: where there is one, epochs are evaluated on it and the test split is kept for the end."""
     levels: Mapping[str, Levels] = field(default_factory=dict)
     """Black and white of grey images of more than 8 bits, by kind of number (see pixels.py)."""
+    class_weights: tuple[float, ...] | None = None
+    """Weights in the training loss, whose mean over the training images is 1; None: all images count alike."""
 
     @property
     def held_out(self) -> dict[str, Split]:

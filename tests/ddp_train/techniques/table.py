@@ -275,6 +275,26 @@ TABLE: tuple[Row, ...] = (
         oracle="tests.ddp_train.engine.test_step_parts:test_the_loss_is_a_sum_over_samples",
     ),
     Row(
+        name="class_weights",
+        options="--class-weights tests/ddp_train/techniques/class_weights.yaml",
+        neutral="--class-weights balanced",  # the synthetic classes are equally large
+        oracle="tests.ddp_train.data.test_imbalance:test_a_run_is_plain_torch_with_a_weighted_loss",
+    ),
+    Row(
+        name="class_weights, mixup and accumulate",
+        base="--accumulate 2",
+        options="--class-weights tests/ddp_train/techniques/class_weights.yaml --mixup 1",
+        no_neutral="its parts have theirs",
+        oracle="tests.ddp_train.techniques.test_mixing:test_class_weights_of_mixed_targets",
+    ),
+    Row(
+        name="balanced_sampling",
+        base="--augment balanced",
+        options="--balanced-sampling",
+        no_neutral="it takes the place of the plain order, also where the classes are equally large",
+        oracle="tests.ddp_train.data.test_imbalance:test_a_balanced_epoch_has_each_class_equally_often_and_its_images_in_turn",
+    ),
+    Row(
         name="accumulate",
         options="--accumulate 3",
         neutral="--accumulate 1",

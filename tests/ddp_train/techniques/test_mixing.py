@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ddp_train.optim.losses import cross_entropy_sum
 from ddp_train.technique import Moment
 from ddp_train.techniques import mixing
 from tests.ddp_train.contexts import make_context
@@ -119,3 +120,17 @@ def test_odd_batches_and_soft_targets(batch: tuple[Tensor, Tensor]) -> None:
     assert not torch.equal(mixed[0], images[0])
     assert torch.equal(mixed[2], images[2]) and torch.equal(targets[2], soft[2])  # without a partner
     assert technique(mixup=1.0)(images[:1], labels[:1], Moment(0, 0, 0, 0))[0].shape == (1, 3, 12, 16)
+
+
+def test_class_weights_of_mixed_targets(batch: tuple[Tensor, Tensor]) -> None:
+    """Each of a pair counts by its own class and share, and the weights of a batch add up to what they were."""
+    images, labels = batch
+    weights = torch.linspace(0.2, 3.0, 10)
+    logits = torch.randn(len(labels), 10, generator=torch.Generator().manual_seed(3))
+    one_hot = nn.functional.one_hot(labels, 10).float()
+    _, mixed = mixing.blend(images, one_hot, 0.3)
+    partners = [min(at ^ 1, len(labels) - 1) for at in range(len(labels))]
+    each = [nn.functional.cross_entropy(logits, of, reduction="none") for of in (labels, labels[partners])]
+    expected = (0.3 * weights[labels] * each[0] + 0.7 * weights[labels[partners]] * each[1]).sum()
+    assert torch.allclose(cross_entropy_sum(0.0, weights)(logits, mixed), expected)
+    assert torch.allclose((mixed @ weights).sum(), weights[labels].sum())
