@@ -84,7 +84,7 @@ def load_split(saved: SavedModel, data_dir: str | None, ranks: Ranks) -> Dataset
         assert dataset.test is not None
         whole = replace(dataset, train=dataset.test, test=None)
         divided = together(lambda: split_off(whole, share, saved.config.run.seed), ranks)
-        dataset = replace(divided, test=divided.val, val=None)
+        dataset = replace(divided, train=dataset.train)  # of which there is no image
     return together(lambda: _as_trained(dataset, saved, options.data_dir), ranks)
 
 
