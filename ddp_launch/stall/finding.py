@@ -56,8 +56,8 @@ class RankView:
     @property
     def waiting(self) -> Collective | None:
         """The collective that it has entered and not left."""
-        if self.record is None:
-            return None
+        if self.record is None or (self.state == "running" and not self.answered):
+            return None  # what it told earlier may be over
         return self.record.waiting or (self.record.latest if self.gave_up else None)
 
     @property

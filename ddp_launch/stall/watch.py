@@ -251,7 +251,7 @@ def look(ranks: Mapping[int, Watched]) -> list[RankView]:
         one.probe.ask(full=True)
         begun[rank] = one.probe.ask_for_stacks()
     since = time.monotonic()
-    while any(one.probe.pending for one in ranks.values()) and time.monotonic() < since + ANSWER_S:
+    while any(one.probe.pending for one in ranks.values()) and time.monotonic() < since + 2 * ANSWER_S:
         time.sleep(ANSWER_S / 60)
     views = []
     for rank, one in ranks.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -119,6 +120,15 @@ def test_a_rank_that_moves_does_not_wait() -> None:
     assert found is not None
     assert found.title == "rank 1 has not come to recv, in which rank 0 waits"
     assert judge([view(0, call(1), moving=True, **receiving), view(1, call(1))]) is None
+
+
+def test_what_a_rank_told_earlier_is_no_wait_of_now() -> None:
+    """It was in number 1 when it was asked last, and now holds Python's lock."""
+    views = [view(0, call(1), call(2, done=False)), view(1, call(1, done=False), answered=False)]
+    found = judge([views[0], replace(views[1], stacks=parse_stacks(ASLEEP))])
+    assert found is not None
+    assert (found.kind, found.ranks) == ("missing", (1,))
+    assert found.rows[1][1].endswith("in native code that holds Python's lock")
 
 
 def test_a_culprit_on_another_node() -> None:
