@@ -210,6 +210,12 @@ TABLE: tuple[Known, ...] = (
         LESS_MEMORY,
     ),
     Known(
+        "different-shapes",
+        r"op\.preamble\.length <= op\.nbytes\. (\d+) vs (\d+)",
+        "the ranks brought tensors of different sizes to a collective, {1} and {2} bytes, or were in different ones",
+        "every rank must call the same collectives with the same shapes: look for a short last batch",
+    ),
+    Known(
         TIMEOUT,
         r"collective operation timeout|Timed out waiting \d+ms for (recv|send)|Watchdog caught",
         _did_not_end,

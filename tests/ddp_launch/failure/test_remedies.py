@@ -36,6 +36,11 @@ MESSAGES = [
         " OpType=ALLREDUCE, Timeout(ms)=600000) ran for 600021 milliseconds before timing out.",
     ),
     ("collective-timeout", "RuntimeError: [unbound_buffer.cc:78] Timed out waiting 1800000ms for recv operation"),
+    (
+        "different-shapes",
+        "what():  [enforce fail at pair.cc:464] op.preamble.length <= op.nbytes. 4000 vs 3000. Received data size"
+        " doesn't match expected size. Is there a distributed collective mismatch in your code?",
+    ),
     ("duplicate-gpu", "ncclInvalidUsage: Duplicate GPU detected : rank 1 and rank 0 both on CUDA device 5000"),
     ("device-ordinal", "RuntimeError: CUDA error: invalid device ordinal"),
     ("no-kernel-image", "RuntimeError: CUDA error: no kernel image is available for execution on the device"),
