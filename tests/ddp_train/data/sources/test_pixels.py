@@ -39,10 +39,10 @@ def deep(path: Path, value: float, dtype: str, **more: object) -> None:
     Image.fromarray(np.full((SIDE, SIDE), value, dtype)).save(path, **more)
 
 
-def tiff_of_16_bits(path: Path, value: int, *, photometric: int = 1, bits: int = 16, order: str = "<") -> None:
+def tiff_of_integers(path: Path, value: int, *, photometric: int = 1, bits: int = 16, order: str = "<") -> None:
     """Written byte by byte: one strip of unsigned integers."""
-    if bits == 16:
-        strip = struct.pack(f"{order}H", value) * SIDE * SIDE
+    if bits in (16, 32):
+        strip = struct.pack(f"{order}{'H' if bits == 16 else 'I'}", value) * SIDE * SIDE
     else:  # 12 bits, two values in three bytes
         strip = bytes((value >> 4, (value & 15) << 4 | value >> 8, value & 255)) * (SIDE * SIDE // 2)
     tags = ((256, SIDE), (257, SIDE), (258, bits), (259, 1), (262, photometric), (273, 8), (277, 1), (278, SIDE))
@@ -113,15 +113,17 @@ def test_several_processes_find_the_same_levels(tmp_path: Path) -> None:
     assert out[rows, 0, 0, 0].tolist() == [4, 156] and out[6, 0, 0, 0] == 60  # by its own level, of 8 bits
 
 
-def test_16_bit_files_of_other_programs(tmp_path: Path) -> None:
+def test_deep_files_of_other_programs(tmp_path: Path) -> None:
     path, reading = tmp_path / "a.tif", Reading(levels={"integers": (0, 65535)})
     for order in ("<", ">"):
-        tiff_of_16_bits(path, 0x4020, order=order)
+        tiff_of_integers(path, 0x4020, order=order)
         assert one_colour(path, reading) == (64, 64, 64)
-    tiff_of_16_bits(path, 0x4040, photometric=0)
+    tiff_of_integers(path, 0x4040, photometric=0)
     assert one_colour(path, reading) == (191, 191, 191)  # white is 0
-    tiff_of_16_bits(path, 1000, bits=12)
+    tiff_of_integers(path, 1000, bits=12)
     assert one_colour(path, Reading(levels={"integers": (0, 4095)})) == (62, 62, 62)
+    tiff_of_integers(path, 3_000_000_000, bits=32)  # more than a signed number holds
+    assert one_colour(path, Reading(levels={"integers": (0, 2**32 - 1)})) == (178, 178, 178)
     pgm = tmp_path / "a.pgm"
     pgm.write_bytes(b"P5 4 4 65535\n" + struct.pack(">H", 0x8080) * 16)
     assert one_colour(pgm, reading) == (128, 128, 128)
@@ -304,17 +306,26 @@ def test_a_narrow_image_is_cropped_before_it_is_scaled(tmp_path: Path) -> None:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000
 
 
-def test_a_large_jpeg_is_as_if_it_were_decoded_in_full(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("stored", "size"), [((1500, 2000), (60, 40)), ((600, 800), (300, 200)), ((500, 4000), (50, 200))]
+)
+def test_a_large_jpeg_is_as_if_it_were_decoded_in_full(
+    tmp_path: Path, stored: tuple[int, int], size: tuple[int, int]
+) -> None:
     path = tmp_path / "a.jpg"
-    y, x = np.mgrid[:1500, :2000]
-    pixels = np.stack([x * 255 // 2000, y * 255 // 1500, (x // 100 + y // 100) % 2 * 255], axis=2).astype(np.uint8)
+    y, x = np.mgrid[: stored[0], : stored[1]]
+    fine = (y // 5 + x // 5) % 2 * 200  # what a decoding at too coarse a scale would blur
+    pixels = np.stack([x * 255 // stored[1], y * 255 // stored[0], fine], axis=2).astype(np.uint8)
     exif = Image.Exif()
     exif[274] = 6  # sideways
-    Image.fromarray(pixels).save(path, quality=95, exif=exif)
-    found = read_image(path, (60, 40)).astype(int)
-    whole = Image.open(path).convert("RGB").transpose(Image.Transpose.ROTATE_270)
-    box = ((1500 - 2000 * 40 / 60) / 2, 0, 1500 - (1500 - 2000 * 40 / 60) / 2, 2000)
-    expected = np.asarray(whole.resize((40, 60), Image.Resampling.BILINEAR, box=box)).astype(int)
+    Image.fromarray(pixels).save(path, quality=95, exif=exif, subsampling=0)
+    found = read_image(path, size).astype(int)
+    with Image.open(path) as image:
+        whole = image.convert("RGB").transpose(Image.Transpose.ROTATE_270)
+    scale = max(size[0] / whole.height, size[1] / whole.width)
+    across, down = (whole.width - size[1] / scale) / 2, (whole.height - size[0] / scale) / 2
+    box = (across, down, whole.width - across, whole.height - down)
+    expected = np.asarray(whole.resize(size[::-1], Image.Resampling.BILINEAR, box=box)).astype(int)
     assert np.abs(found - expected).mean() < 2 and np.abs(found - expected).max() < 25
 
 
@@ -382,7 +393,7 @@ def test_what_was_unreadable_by_other_rules_is_read_again(make_folder: Callable[
 
 def test_forms_that_are_not_read_are_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "a.tif"
-    tiff_of_16_bits(path, 7, photometric=9)
+    tiff_of_integers(path, 7, photometric=9)
     with pytest.raises(UserError, match=r"a\.tif: .*a TIFF of a form that Pillow does not read"):
         read_image(path, (4, 4))
     path.write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0")
