@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import re
 import sys
@@ -57,9 +58,16 @@ class CommandLine(argparse.ArgumentParser):
         raise OptionError(f"{message} (see {self.prog} --help)")
 
 
+def accept_any_text() -> None:
+    """Let stdout print names that are no text in its encoding as escapes, where it would raise an error."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
 def exit_status(body: Callable[[], int | None]) -> int:
     """Run `body` as a program; its exit status: 2 after a user's mistake, 130 after Ctrl-C, 0 where the reader of a
     pipe has seen enough (`... | head`)."""
+    accept_any_text()
     try:
         status = body() or 0
         if sys.stdout is not None:

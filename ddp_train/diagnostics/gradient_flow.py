@@ -22,7 +22,7 @@ from ddp_core.errors import UserError
 from ddp_core.files import write_text
 from ddp_train.observers.records import EpochRecord, Observer
 from ddp_train.plots.gradient_flow import SCHEMA, FlowPoint, flow_figure, read_flow
-from ddp_train.plots.style import save
+from ddp_train.plots.style import save_if_possible
 from ddp_train.technique import Context, Moment, Technique
 
 
@@ -82,7 +82,7 @@ class _GradientFlow(Observer):
         """Draw what there is, above all for a run that failed."""
         self.leave()
         if self._points:
-            save(flow_figure(read_flow(self._file)), self._picture)
+            save_if_possible(lambda: flow_figure(read_flow(self._file)), self._picture)
 
     def leave(self) -> None:
         """Write the new points."""

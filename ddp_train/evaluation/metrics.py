@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,7 +12,10 @@ from ddp_train.data.sources.decode import read_image
 from ddp_train.data.sources.samples import Dataset
 from ddp_train.engine.evaluate import Examination
 from ddp_train.plots.examination import CLASSES_UP_TO, Picture, confusion_figure, mistakes_figure
-from ddp_train.plots.style import save
+from ddp_train.plots.style import save_if_possible
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SCHEMA = "ddp-train-evaluation/1"
 ROWS = 40
@@ -62,20 +66,21 @@ def _rival(found: Examination, classes: Sequence[str], at: int) -> str:
 def draw(found: Examination, dataset: Dataset, folder: Path) -> list[Path]:
     """confusion_matrix.png (for a moderate number of classes) and worst_images.png (where there are mistakes).
 
-    The files that were written. Errors: UserError where they cannot be.
+    The files that were written; one that cannot be drawn is a note.
     """
-    written = []
-    if found.confusion is not None and 2 <= len(dataset.classes) <= CLASSES_UP_TO:
-        written.append(folder / "confusion_matrix.png")
-        save(confusion_figure(found.confusion, dataset.classes), written[-1])
-    if found.mistakes:
-        names = dataset.classes
+    names, confusion, written = dataset.classes, found.confusion, []
+    if confusion is not None and 2 <= len(names) <= CLASSES_UP_TO:
+        written += save_if_possible(lambda: confusion_figure(confusion, names), folder / "confusion_matrix.png")
+
+    def mistakes() -> Figure:
         pictures = [
             Picture(_image(dataset, one.index), names[one.label], names[one.predicted], one.probability)
             for one in found.mistakes
         ]
-        written.append(folder / "worst_images.png")
-        save(mistakes_figure(pictures, found.samples - sum(found.hits), found.samples), written[-1])
+        return mistakes_figure(pictures, found.samples - sum(found.hits), found.samples)
+
+    if found.mistakes:
+        written += save_if_possible(mistakes, folder / "worst_images.png")
     return written
 
 

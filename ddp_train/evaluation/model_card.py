@@ -49,7 +49,8 @@ def model_card(
     named = [(name, str(environment[name])) for name in ("python", "torch", "platform") if name in environment]
     parts = [heading, _results(data, history, found, tta), _classes(data, found), _data(data)]
     parts += [_training(config, run, history), "## Versions\n\n" + _table(named), use]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    text = "\n\n".join(part for part in parts if part) + "\n"
+    return text.encode(errors="replace").decode()  # a class may be a folder whose name is no text
 
 
 def _results(
@@ -125,4 +126,8 @@ def _training(config: Config, run: RunFacts, history: HistoryDocument) -> str:
 
 
 def _table(rows: Sequence[tuple[str, str]]) -> str:
-    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value.replace('|', '/')} |" for name, value in rows)])
+    return "\n".join(["| | |", "|---|---|", *(f"| {_cell(name)} | {_cell(value)} |" for name, value in rows)])
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("|", "/").splitlines())

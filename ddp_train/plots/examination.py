@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ddp_core.errors import UserError
-from ddp_train.plots.style import INK, PALETTE, SOFT, grid_of_panels, name_ticks, new_figure, style
+from ddp_train.plots.style import INK, PALETTE, SOFT, grid_of_panels, name_ticks, new_figure, short, style
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,7 +41,7 @@ def confusion_figure(confusion: Sequence[Sequence[int]], classes: Sequence[str])
     small = 10 if len(classes) <= NUMBERS_UP_TO else 7
     places = range(len(classes))
     name_ticks(axes, places, classes, size=small, turn=45 if max(map(len, classes)) > LEVEL_UP_TO else 0)
-    axes.set_yticks(places, classes, fontsize=small, color=INK)
+    axes.set_yticks(places, [short(name) for name in classes], fontsize=small, color=INK)
     axes.set_ylabel("true class", fontsize=10, color=SOFT)
     for row, column in np.argwhere(counts).tolist() if len(classes) <= NUMBERS_UP_TO else ():
         share = shares[row, column]
@@ -75,12 +75,8 @@ def mistakes_figure(pictures: Sequence[Picture], wrong: int, samples: int) -> Fi
         image = picture.image
         grey = image.shape[2] == 1
         panel.imshow(image[:, :, 0] if grey else image, cmap="gray" if grey else None, vmin=0, vmax=255)
-        panel.set_title(f"{_short(picture.label)}\n", fontsize=10, color=INK, pad=3)
-        taken = f"taken for {_short(picture.predicted)}, {picture.probability:.0%}"
+        panel.set_title(f"{short(picture.label, 18)}\n", fontsize=10, color=INK, pad=3)
+        taken = f"taken for {short(picture.predicted, 18)}, {picture.probability:.0%}"
         above: dict[str, Any] = {"transform": panel.transAxes, "ha": "center", "va": "bottom"}
         panel.text(0.5, 1.03, taken, fontsize=8.5, color=PALETTE[1], **above)
     return figure
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 18 else f"{name[:17]}…"

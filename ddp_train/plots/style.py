@@ -7,7 +7,11 @@ when something is drawn.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ddp_core.files import replacing
@@ -24,6 +28,16 @@ INK, SOFT, GRID = "#222222", "#6B6B6B", "#E3E3E3"
 DPI = 150
 
 
+def literal(name: str) -> str:
+    """A user's own text as matplotlib shows it unchanged: no mathematics between two `$`, no bytes that are no text."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in name).replace("$", r"\$")
+
+
+def short(name: str, most: int = 32) -> str:
+    """As `literal`, and a name of more than `most` letters without its middle: it would leave no room for the axes."""
+    return literal(name if len(name) <= most else f"{name[: most // 2]}…{name[1 - most // 2 :]}")
+
+
 def new_figure(width: float, height: float, title: str) -> Figure:
     """An empty figure of so many inches (150 pixels each) under a bold title."""
     from matplotlib.figure import Figure
@@ -31,7 +45,7 @@ def new_figure(width: float, height: float, title: str) -> Figure:
 
     layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12, wspace=0.03, hspace=0.03)
     figure = Figure(figsize=(width, height), dpi=DPI, layout=layout, facecolor="white")
-    figure.suptitle(title, x=0.012, ha="left", fontsize=14, fontweight="bold", color=INK)
+    figure.suptitle(literal(title), x=0.012, ha="left", fontsize=14, fontweight="bold", color=INK)
     return figure
 
 
@@ -65,7 +79,7 @@ def percent_axis(axes: Axes) -> None:
 def name_ticks(axes: Axes, positions: Sequence[int], names: Sequence[str], *, size: float, turn: float) -> None:
     """Names along the x axis, turned by `turn` degrees (0: level)."""
     turned: dict[str, Any] = {"rotation": turn, "ha": "right", "rotation_mode": "anchor"} if turn else {}
-    axes.set_xticks(positions, names, fontsize=size, color=INK, **turned)
+    axes.set_xticks(positions, [short(name) for name in names], fontsize=size, color=INK, **turned)
 
 
 def grid_of_panels(width: float, height: float, title: str, rows: int, columns: int, count: int) -> Panels:
@@ -78,6 +92,47 @@ def grid_of_panels(width: float, height: float, title: str, rows: int, columns: 
 
 
 def save(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """The figure as a PNG, replacing `path`. UserError when it cannot be written."""
-    with replacing(path) as file:
-        figure.savefig(file, format="png")
+    """The figure as a PNG, replacing `path`; warnings become one note. UserError when it cannot be written."""
+    missing = _find_fonts(figure)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        warnings.filterwarnings("ignore", "Glyph")  # `missing` has them all
+        with replacing(path) as file:
+            figure.savefig(file, format="png")
+    found = list(dict.fromkeys(" ".join(str(warning.message).split()) for warning in caught))
+    if missing:
+        found.insert(0, f"no installed font has {missing[:10]!r} (for Chinese, Japanese and Korean: fonts-noto-cjk)")
+    if found:
+        print(f"note: {Path(path).name}: {'; '.join(found)}", file=sys.stderr, flush=True)
+
+
+def save_if_possible(make: Callable[[], Figure], path: Path) -> list[Path]:
+    """As `save`, for a picture beside a result: what keeps it from being drawn is a note. The files written."""
+    try:
+        save(make(), path)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        print(f"note: {path.name} could not be drawn: {reason}", file=sys.stderr, flush=True)
+        return []
+    return [path]
+
+
+def _find_fonts(figure: Figure) -> str:
+    """Let each text have the installed fonts that hold what the usual one lacks; the characters that none has."""
+    from matplotlib import font_manager
+    from matplotlib.text import Text
+
+    texts = [text for text in figure.findobj(Text) if isinstance(text, Text)]
+    usual = font_manager.get_font(font_manager.findfont(font_manager.FontProperties())).get_charmap()
+    missing = {ord(c) for text in texts for c in text.get_text() if not c.isspace()} - usual.keys()
+    families = []
+    for entry in font_manager.fontManager.ttflist if missing else ():
+        with suppress(RuntimeError, OSError):  # a damaged file, or one that has gone
+            font = font_manager.get_font(entry.fname)
+            # Emoji of fixed size cannot be drawn, and a last resort draws boxes.
+            if font.scalable and "Last Resort" not in entry.name and (known := missing & font.get_charmap().keys()):
+                families.append(entry.name)
+                missing -= known
+    for text in texts if families else ():
+        text.set_fontfamily([*text.get_fontfamily(), *families])
+    return "".join(map(chr, sorted(missing)))

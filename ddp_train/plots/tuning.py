@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ddp_train.plots.style import INK, PALETTE, SOFT, grid_of_panels, legend, new_figure, percent_axis, style
+from ddp_train.plots.style import INK, PALETTE, SOFT, grid_of_panels, legend, new_figure, percent_axis, short, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -88,6 +88,6 @@ def _places(panel: Axes, values: Sequence[object]) -> list[float]:
             panel.set_xscale("log")
         return numbers
     names = sorted({str(value) for value in values})
-    panel.set_xticks(range(len(names)), names)
+    panel.set_xticks(range(len(names)), [short(name) for name in names])
     panel.set_xlim(-0.5, len(names) - 0.5)
     return [float(names.index(str(value))) for value in values]

@@ -63,6 +63,7 @@ class HistoryObserver(Observer):
 
     def close(self) -> None:
         if self._history.epochs:
-            from ddp_train.plots import plot_history
+            from ddp_train.plots.history import history_figure
+            from ddp_train.plots.style import save_if_possible
 
-            plot_history(self._history.to_dict(), self._curves)
+            save_if_possible(lambda: history_figure(self._history.to_dict()), self._curves)

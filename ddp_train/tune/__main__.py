@@ -75,7 +75,7 @@ def _search(arguments: argparse.Namespace, shared: tuple[str, ...]) -> int:
 def _end(search: Search) -> int:
     from rich.console import Console
 
-    from ddp_train.plots.style import save
+    from ddp_train.plots.style import save_if_possible
     from ddp_train.plots.tuning import search_figure
 
     if all(trial.best is None for trial in search.trials.values()):
@@ -83,9 +83,10 @@ def _end(search: Search) -> int:
         return 1
     Console(highlight=False).print(search_table(search.ranking))
     picture = search.folder / "search.png"
-    save(search_figure([(trial.values, trial.best, max(trial.scores)) for trial in search.ranking]), picture)
+    scores = [(trial.values, trial.best, max(trial.scores)) for trial in search.ranking]
+    drawn = save_if_possible(lambda: search_figure(scores), picture)
     best = search.ranking[0]
-    print(f"best: trial {best.number + 1}, in {search.folder_of(best)}; picture: {picture}")
+    print(f"best: trial {best.number + 1}, in {search.folder_of(best)}{f'; picture: {picture}' * bool(drawn)}")
     return 0
 
 

@@ -95,10 +95,9 @@ def _write(
     written = [folder / f"{name}.json"]
     write_text(written[0], json.dumps(document, indent=2) + "\n")
     if figure is not None:
-        from ddp_train.plots.style import save
+        from ddp_train.plots.style import save_if_possible
 
-        written.append(folder / f"{name}.png")
-        save(figure(), written[1])
+        written += save_if_possible(figure, folder / f"{name}.png")
     return written
 
 
