@@ -165,8 +165,10 @@ def _components(
         context, techniques, optimizer, flag_exchange, pipeline, train_samples, folder.latest, folder.best_model
     )
     gradient_sync = None if options.shards is None else Sharded(network, ranks, device, options.shards)
-    cost = _cost_of_bits(context)
-    model, ddp = wrap(network, options, ranks, device)
+    name, shape = options.model.model or "small", context.image_shape
+    untrained = on_first_rank(lambda: models.without_gradient(name, network, shape, device), ranks)
+    lines = (*_cost_of_bits(context), *([f"no gradient reaches {', '.join(untrained)}"] if untrained else []))
+    model, ddp = wrap(network, options, ranks, device, find_unused=bool(untrained))
     allreduce_hook = _allreduce_hook(ddp, network, ranks, device, flag_exchange)
     components = Components(
         ranks=ranks,
@@ -193,7 +195,7 @@ def _components(
         allreduce_hook=allreduce_hook,
         flag_exchange=flag_exchange,
     )
-    return components, saver, cost
+    return components, saver, lines
 
 
 def _allreduce_hook(
@@ -201,7 +203,7 @@ def _allreduce_hook(
 ) -> AllreduceHook | None:
     """None where DistributedDataParallel's own all-reduce is used; a failed step cannot be retried then."""
     synchronised = any(isinstance(module, SynchronisedBatchNorm) for module in network.modules())
-    if ddp is None or synchronised or not can_complete_allreduces(ddp):
+    if ddp is None or synchronised or ddp.find_unused_parameters or not can_complete_allreduces(ddp):
         return None
     return AllreduceHook(ddp, share(ddp.module, ranks, device, lambda: flags.exchange({})))
 

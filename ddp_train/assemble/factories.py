@@ -112,9 +112,11 @@ def optimization_of(context: Context, techniques: Sequence[Technique]) -> tuple[
 
 
 def wrap(
-    network: nn.Module, resolved: Config, ranks: Ranks, device: torch.device
+    network: nn.Module, resolved: Config, ranks: Ranks, device: torch.device, *, find_unused: bool
 ) -> tuple[nn.Module, DistributedDataParallel | None]:
     """The network as it is called: compiled, and wrapped where DistributedDataParallel joins the ranks; the wrapper.
+
+    find_unused: some parameters get no gradient, on any rank; they are left alone, as on a single rank.
 
     Buffers are not broadcast at every step: `average_buffers` joins them once an epoch.
     """
@@ -128,6 +130,7 @@ def wrap(
     # torch 2.15 renamed the option and warns about the old name.
     keep_buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
     options: dict[str, Any] = {keep_buffers: False, "gradient_as_bucket_view": True}
+    options["find_unused_parameters"] = find_unused
     if device.type == "cuda":
         options["device_ids"] = [device.index]
     ddp = without_compiler(lambda: DistributedDataParallel(network, **options))

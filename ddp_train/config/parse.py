@@ -13,7 +13,7 @@ import dataclasses
 import difflib
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ def parse(argv: Sequence[str], *, prog: str = "ddp_train/main.py", complete: boo
     if "--version" in argv:
         print(f"ddp-train {__version__} (Python {sys.version.split()[0]})")
         raise SystemExit(0)
-    typed = _read_words(argv)
+    typed, again = _read_words(argv)
     given: dict[str, Any] = {}
     filed: dict[str, Any] = {}
     if (preset := typed.pop("preset", None)) is not None:
@@ -60,18 +60,22 @@ def parse(argv: Sequence[str], *, prog: str = "ddp_train/main.py", complete: boo
         filed = _read_yaml(parser, Path(str(file)), "--config")
     given |= filed | {name: _value(parser, name, value, flag(name)) for name, value in typed.items()}
     values = _resumed(parser, given) | given
-    wanted = frozenset({*typed, *(name for name, value in filed.items() if _counts(name, value, typed))})
-    config = with_values(Config(given=frozenset(given), wanted=wanted if complete else frozenset()), values)
+    wanted = {name for name in typed if _stays(name, again)} | {
+        # The file may be a run's config.yaml with every option, and files of earlier releases name a wandb_project.
+        name
+        for name, value in filed.items()
+        if _stays(name, typed.keys()) and value != declared()[name].default and name != "wandb_project"
+    }
+    config = with_values(Config(given=frozenset(given), wanted=frozenset(wanted if complete else ())), values)
     check(config)
     return config
 
 
-def _counts(name: str, value: object, typed: Mapping[str, object]) -> bool:
-    """Whether an option of a file is refused where it has no effect. The file may be a run's config.yaml with every
-    option; what the command line replaces takes the options that belong to it along."""
-    option = declared()[name]
-    replaced = option.only_with is not None and not option.only_with.names.isdisjoint(typed)
-    return value != option.default and not replaced and name != "wandb_project"  # a name does nothing by itself
+def _stays(name: str, replaced: Set[str]) -> bool:
+    """Whether an option is refused where it has no effect: not if what it acts on has been replaced since, by a later
+    word or over a file, which takes it along."""
+    needs = declared()[name].only_with
+    return needs is None or needs.names.isdisjoint(replaced)
 
 
 def with_values(config: Config, values: Mapping[str, Any]) -> Config:
@@ -115,9 +119,10 @@ def _resumed(parser: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     return options | {"out_dir": str(target.parent)}
 
 
-def _read_words(argv: Sequence[str]) -> dict[str, str | bool]:
-    """Option name -> its value as it is typed, True or False for a flag; of duplicates the last counts."""
-    options, found = declared(), {}
+def _read_words(argv: Sequence[str]) -> tuple[dict[str, str | bool], set[str]]:
+    """Option name -> its value as it is typed, True or False for a flag; of duplicates, which are named, the last
+    counts."""
+    options, found, again = declared(), dict[str, str | bool](), set[str]()
     words = list(argv)
     while words:
         word = words.pop(0)
@@ -133,6 +138,7 @@ def _read_words(argv: Sequence[str]) -> dict[str, str | bool]:
         known = spelled.startswith("--") and (name in options or name in FILES) and is_flag >= switched_off
         if not known:
             raise UserError(f"unknown option {word}{_meant(name, flag)}")
+        again |= {name} & found.keys()
         if is_flag or implied:
             if equals:
                 raise UserError(f"{spelled} takes no value, not {value!r}")
@@ -142,7 +148,7 @@ def _read_words(argv: Sequence[str]) -> dict[str, str | bool]:
         else:
             accepted = options[name].accepted if name in options else "a text"
             raise UserError(f"{spelled} takes {accepted}: expected one argument")
-    return found
+    return found, again
 
 
 def _is_value(word: str) -> bool:

@@ -59,7 +59,7 @@ def open_saved_model(path: str, device: torch.device) -> SavedModel:
         if not (file.parent / name).is_file():
             raise UserError(f"{file}: there is no {name} beside it; a run folder has one")
     facts = DatasetFacts.read(file.parent / "dataset.json")
-    found = parse(["--config", str(file.parent / "config.yaml")])
+    found = parse(["--config", str(file.parent / "config.yaml")], complete=False)
     network = models.create_from_options(found.model, len(facts.classes), facts.image_shape, device)
     try:
         network.load_state_dict(weights)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -21,6 +22,7 @@ from ddp_train.config.options import ModelOptions
 from ddp_train.config.user_function import load_function
 from ddp_train.data.pipeline.loader import ImageReader
 from ddp_train.data.sources.samples import Dataset
+from ddp_train.models import trial
 from ddp_train.models.blocks import ImageShape, Residual
 from ddp_train.models.cnn import PowerCifarNet, SmallCifarNet
 from ddp_train.models.resnet import ResidualCifarNet, ResNet18, WideResNet
@@ -77,9 +79,10 @@ def create_model(
         options |= {"n_layers": n_layers, "n_heads": n_heads, "attention": attention}
         make, takes = _OWN[name]
         return make(num_classes, image_shape, **{key: options[key] for key in takes if options[key] is not None})
-    if ":" in name and not name.startswith(TORCHVISION):
+    if is_users(name):
         function = load_function("--model", name, num_classes=..., image_shape=...)
-        network = function(num_classes=num_classes, image_shape=image_shape)
+        with naming(name):
+            network = trial.reporting(lambda: function(num_classes=num_classes, image_shape=image_shape))
         if not isinstance(network, nn.Module):
             raise UserError(f"--model {name}: returned a {type(network).__name__}, not a torch.nn.Module")
         return network
@@ -99,7 +102,8 @@ def create_model(
 def create_from_options(
     options: ModelOptions, num_classes: int, image_shape: ImageShape, device: torch.device
 ) -> nn.Module:
-    """The model that `options` describe, on `device` in their memory layout. Errors: those of `create_model`."""
+    """The model that `options` describe, on `device` in their memory layout. Errors: those of `create_model`, and
+    what a user's network cannot do (see trial.py)."""
     network = create_model(
         options.model or "small",
         num_classes=num_classes,
@@ -112,7 +116,33 @@ def create_from_options(
         attention=options.attention,
     )
     layout = torch.channels_last if options.channels_last else torch.contiguous_format
-    return network.to(device, memory_format=layout)  # type: ignore[call-overload, no-any-return]
+    if not is_users(name := options.model or "small"):
+        return network.to(device, memory_format=layout)  # type: ignore[call-overload, no-any-return]
+    with naming(name):
+        trial.check_parameters(network)
+        network = network.to(device, memory_format=layout)  # type: ignore[call-overload]
+        trial.check_outputs(network, num_classes, image_shape, device)
+    return network
+
+
+def is_users(name: str) -> bool:
+    """Whether `--model name` is a function of the user's."""
+    return ":" in name and not name.startswith(TORCHVISION)
+
+
+def without_gradient(name: str, network: nn.Module, image_shape: ImageShape, device: torch.device) -> tuple[str, ...]:
+    """The trainable parameters of a user's network that get no gradient; none in models by name. Errors: UserError."""
+    with naming(name):
+        return trial.without_gradient(network, image_shape, device) if is_users(name) else ()
+
+
+@contextmanager
+def naming(name: str) -> Iterator[None]:
+    """Begin what is wrong with a network with the option that names it."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"--model {name}: {error}") from error.__cause__
 
 
 def parameter_count(model: nn.Module) -> int:

@@ -272,6 +272,7 @@ def test_an_option_without_effect_is_refused(typed: str, needed: str, tmp_path: 
         "--preset high-accuracy --scheduler onecycle",
         "--preset residual-93 --scheduler linear --optimizer sgd",
         "--preset rtx4090 --model small --pipeline resident",
+        "--scheduler step --step-size 4 --scheduler linear",  # as over the options of a script
     ],
 )
 def test_what_has_an_effect_or_comes_from_a_preset_is_accepted(words: str) -> None:

@@ -1,0 +1,125 @@
+"""A user's network is tried before the run: what it takes and returns, and which parameters get a gradient.
+
+A dummy batch of two images in training mode, one image in evaluation mode: the smallest that a run may have. It leaves
+no trace in weights, buffers or random state.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from ddp_core.errors import UserError
+from ddp_train.models.blocks import ImageShape
+
+
+def check_parameters(network: nn.Module) -> None:
+    """Refuse parameters that cannot be trained here. Errors: UserError."""
+    tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    for name, tensor in tensors.items():
+        if is_lazy(tensor):
+            raise UserError(f"{name} is lazy, without a shape: give its layer the sizes, or pass a batch through it")
+        if tensor.is_meta:
+            raise UserError(f"{name} is on the meta device, without values: make the network on the CPU")
+        if tensor.is_complex() and isinstance(tensor, nn.Parameter):
+            raise UserError(
+                f"{name} is complex, which the optimizers here do not train: hold it as two real parameters"
+            )
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise UserError("no parameter is to be trained (requires_grad): to keep some of them as they are use --freeze")
+
+
+def check_outputs(network: nn.Module, classes: int, image_shape: ImageShape, device: torch.device) -> None:
+    """Refuse a network that does not give logits [N, classes] for images [N, *image_shape]. Errors: UserError.
+
+    The field `logits` of a dictionary or of an object, such as Hugging Face's ModelOutput, is taken.
+    """
+    with _tried(network, device) as tried, torch.no_grad():
+        for images in (_images(count, image_shape, device) for count in (2, 1)):
+            output: object = _pass(tried.train(len(images) > 1), images)
+            if not isinstance(output, Tensor) and isinstance(_logits(output), Tensor):
+                for module in {network, tried}:
+                    module.register_forward_hook(lambda module, inputs, output: _logits(output))
+                output = _logits(output)
+            wanted = (
+                f"logits of shape [{len(images)}, {classes}] are needed: a number for each of the {classes} classes"
+            )
+            if not isinstance(output, Tensor):
+                keys = f" with {', '.join(map(str, output))}" if isinstance(output, Mapping) else ""
+                raise UserError(f"returns a {type(output).__name__}{keys}; {wanted}, or a field logits with them")
+            if output.shape != (len(images), classes):
+                raise UserError(f"returns shape {list(output.shape)} for {list(images.shape)}; {wanted}")
+            if not output.is_floating_point():
+                raise UserError(f"returns {str(output.dtype).removeprefix('torch.')}; logits are real numbers")
+
+
+def without_gradient(network: nn.Module, image_shape: ImageShape, device: torch.device) -> tuple[str, ...]:
+    """The trainable parameters that a backward pass does not reach. Errors: UserError where it reaches none."""
+    with _tried(network, device) as tried, torch.enable_grad():
+        output = _pass(tried.train(), _images(2, image_shape, device))
+        if not output.requires_grad:
+            raise UserError("its logits do not depend on a trainable parameter (detach, no_grad?)")
+        reporting(lambda: output.float().sum().backward())
+        return tuple(n for n, p in tried.named_parameters() if p.requires_grad and p.grad is None)
+
+
+def _logits(output: object) -> Any:
+    return output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
+
+
+def _images(count: int, image_shape: ImageShape, device: torch.device) -> Tensor:
+    """Images as a pipeline hands them over: float32, channels last."""
+    generator = torch.Generator().manual_seed(0)
+    channels, height, width = image_shape
+    return torch.rand((count, height, width, channels), generator=generator).to(device).permute(0, 3, 1, 2)
+
+
+def _pass(network: nn.Module, images: Tensor) -> Any:
+    shape = " x ".join(map(str, images.shape[1:]))
+    return reporting(lambda: network(images), f" for images of {shape} (image_shape; of a folder: --image-size)")
+
+
+def reporting(function: Any, what: str = "") -> Any:
+    """What `function` returns. An error of the user's code is one line with its place. Errors: UserError."""
+    try:
+        return function()
+    except UserError:
+        raise
+    except Exception as error:
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if "site-packages" not in f.filename]
+        place = f"{frames[-1].filename}:{frames[-1].lineno}: " if frames and frames[-1].filename != __file__ else ""
+        reason = (str(error).strip().splitlines() or [""])[0]
+        kind = type(error).__name__
+        raise UserError(f"fails{what}: {place}{kind}: {reason}") from error
+
+
+@contextmanager
+def _tried(network: nn.Module, device: torch.device) -> Iterator[nn.Module]:
+    """A copy to try, or the network itself where it cannot be copied, such as with torch's older weight_norm; buffers
+    and generators are afterwards as before."""
+    try:
+        tried = copy.deepcopy(network)
+    except Exception:
+        tried = network
+    buffers = [(m, n, b, b.clone()) for m in tried.modules() for n, b in m._buffers.items() if b is not None]
+    python, arrays = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        try:
+            yield tried
+        finally:
+            random.setstate(python)
+            np.random.set_state(arrays)
+            with torch.no_grad():
+                for module, name, buffer, value in buffers:
+                    module._buffers[name] = buffer.copy_(value)
+            tried.zero_grad(set_to_none=True)
+            tried.train()

@@ -1,0 +1,99 @@
+"""Networks as users write them, as functions for `--model`: two that train, and those that cannot."""
+
+from __future__ import annotations
+
+import random
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+Shape = tuple[int, int, int]
+
+
+class Small(nn.Module):
+    """Convolution, batch norm and dropout; `changed`: what becomes of the logits; a layer that nothing uses."""
+
+    def __init__(self, classes: int, shape: Shape, changed: Callable[[Tensor], Any] = lambda logits: logits) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(shape[0], 8, 3, stride=2), nn.ReLU(), nn.BatchNorm2d(8))
+        self.head = nn.Linear(8, classes)
+        self.unused = nn.Linear(8, 3)
+        self.changed = changed
+
+    def forward(self, images: Tensor) -> Any:
+        random.random()
+        np.random.rand()
+        return self.changed(self.head(nn.functional.dropout(self.features(images).mean((2, 3)), 0.1, self.training)))
+
+
+class Normless(Small):
+    """Without what a rank computes from its own samples alone, so that two ranks equal one."""
+
+    def __init__(self, classes: int, shape: Shape) -> None:
+        super().__init__(classes, shape)
+        self.features[2] = nn.Identity()
+
+    def forward(self, images: Tensor) -> Any:
+        return {"features": None, "logits": self.head(self.features(images).mean((2, 3)))}
+
+
+class ModelOutput(OrderedDict[str, Tensor]):
+    """As Hugging Face's."""
+
+    logits = property(lambda self: self["logits"])
+
+
+class Answer:
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = logits
+
+
+def _changed(change: Callable[[Tensor], Any]) -> Callable[..., nn.Module]:
+    return lambda num_classes, image_shape: Small(num_classes, image_shape, change)
+
+
+def _edited(edit: Callable[[nn.Module, int], nn.Module]) -> Callable[..., nn.Module]:
+    return lambda num_classes, image_shape: edit(Small(num_classes, image_shape), num_classes)
+
+
+def meta(num_classes: int, image_shape: Shape) -> nn.Module:
+    with torch.device("meta"):
+        return Small(num_classes, image_shape)
+
+
+def complex_weight(network: nn.Module, classes: int) -> nn.Module:
+    network.weight = nn.Parameter(torch.zeros(3, dtype=torch.complex64))
+    return network
+
+
+def raises(num_classes: int, image_shape: Shape) -> nn.Module:
+    raise ValueError("two\nlines")
+
+
+def normless(num_classes: int, image_shape: Shape) -> nn.Module:
+    return Normless(num_classes, image_shape)
+
+
+tensor = _changed(lambda logits: logits)
+dictionary = _changed(lambda logits: {"loss": None, "logits": logits})
+model_output = _changed(lambda logits: ModelOutput(logits=logits))
+answer = _changed(Answer)
+
+pair = _changed(lambda logits: (logits, logits))
+other_dictionary = _changed(lambda logits: {"out": logits})
+classes = _changed(lambda logits: logits[:, :3])
+maps = _changed(lambda logits: logits[:, :, None, None])
+squeezed = _changed(lambda logits: logits.squeeze())
+detached = _changed(lambda logits: logits.detach())
+integers = _changed(lambda logits: logits.long())
+imaginary = _changed(lambda logits: logits + 0j)
+lazy = _edited(lambda network, classes: nn.Sequential(network, nn.LazyLinear(classes)))
+frozen = _edited(lambda network, classes: network.requires_grad_(False))
+weightless = _edited(lambda network, classes: nn.Flatten())
+complex_weights = _edited(complex_weight)
+other_size = _edited(lambda network, classes: nn.Sequential(nn.Flatten(), nn.Linear(7, classes)))
+half = _edited(lambda network, classes: network.half())
