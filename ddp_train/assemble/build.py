@@ -165,10 +165,8 @@ def _components(
         context, techniques, optimizer, flag_exchange, pipeline, train_samples, folder.latest, folder.best_model
     )
     gradient_sync = None if options.shards is None else Sharded(network, ranks, device, options.shards)
-    name, shape = options.model.model or "small", context.image_shape
-    untrained = on_first_rank(lambda: models.without_gradient(name, network, shape, device), ranks)
-    lines = (*_cost_of_bits(context), *([f"no gradient reaches {', '.join(untrained)}"] if untrained else []))
-    model, ddp = wrap(network, options, ranks, device, find_unused=bool(untrained))
+    cost = _cost_of_bits(context)
+    model, ddp, untrained = wrap(context)
     allreduce_hook = _allreduce_hook(ddp, network, ranks, device, flag_exchange)
     components = Components(
         ranks=ranks,
@@ -195,7 +193,7 @@ def _components(
         allreduce_hook=allreduce_hook,
         flag_exchange=flag_exchange,
     )
-    return components, saver, lines
+    return components, saver, (*cost, *untrained)
 
 
 def _allreduce_hook(

@@ -11,14 +11,14 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ddp_core.errors import UserError
-from ddp_train import data
+from ddp_train import data, models
 from ddp_train.config.batch_split import scale_learning_rate, split
 from ddp_train.config.options import Config
 from ddp_train.config.parse import with_values
 from ddp_train.data.pipeline.window import Pipeline
 from ddp_train.data.sources.samples import Dataset
 from ddp_train.diagnostics.heartbeat_phases import Watched
-from ddp_train.distributed.process_group import Ranks
+from ddp_train.distributed.process_group import Ranks, on_first_rank
 from ddp_train.distributed.speed_cache import work_of
 from ddp_train.models.sync_batch_norm import BATCH_NORMS
 from ddp_train.optim import create_optimizer
@@ -111,30 +111,31 @@ def optimization_of(context: Context, techniques: Sequence[Technique]) -> tuple[
     return optimizer, schedule, loss
 
 
-def wrap(
-    network: nn.Module, resolved: Config, ranks: Ranks, device: torch.device, *, find_unused: bool
-) -> tuple[nn.Module, DistributedDataParallel | None]:
-    """The network as it is called: compiled, and wrapped where DistributedDataParallel joins the ranks; the wrapper.
+def wrap(context: Context) -> tuple[nn.Module, DistributedDataParallel | None, tuple[str, ...]]:
+    """The network as it is called: compiled, and wrapped where DistributedDataParallel joins the ranks; the wrapper;
+    a line where parameters get no gradient: they stay as they are, on several ranks as on one.
 
-    find_unused: some parameters get no gradient, on any rank; they are left alone, as on a single rank.
-
-    Buffers are not broadcast at every step: `average_buffers` joins them once an epoch.
+    Buffers are not broadcast at every step: `average_buffers` joins them once an epoch. Errors: UserError.
     """
+    network, resolved, ranks, device = context.network, context.config, context.ranks, context.device
+    name, shape = resolved.model.model or "small", context.image_shape
+    untrained = on_first_rank(lambda: models.without_gradient(name, context.network, shape, device), ranks)
+    lines = (f"no gradient reaches {', '.join(untrained)}",) if untrained else ()
     if resolved.model.compile:
         # Before it is wrapped: torch 2.15 compiles nothing of the wrapper. Within DistributedDataParallel's forward
         # pass the graph is cut at its buckets, so that they still overlap.
         network = torch.compile(network, mode=resolved.model.compile_mode)  # type: ignore[assignment]
     if ranks.world_size == 1 or resolved.shards is not None:
-        return network, None
+        return network, None, lines
     known = inspect.signature(DistributedDataParallel.__init__).parameters
     # torch 2.15 renamed the option and warns about the old name.
     keep_buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
     options: dict[str, Any] = {keep_buffers: False, "gradient_as_bucket_view": True}
-    options["find_unused_parameters"] = find_unused
+    options["find_unused_parameters"] = bool(untrained)
     if device.type == "cuda":
         options["device_ids"] = [device.index]
     ddp = without_compiler(lambda: DistributedDataParallel(network, **options))
-    return ddp, ddp
+    return ddp, ddp, lines
 
 
 def without_lone_sample(
