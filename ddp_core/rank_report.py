@@ -44,6 +44,8 @@ class RankReport:
     step, epoch, phase   where `rank` was: see Place
     verdict   of the watchdog: "hung", "stopped" (by SIGSTOP), "locked" (all ranks wait for one another), "left"
     seconds   without progress, for a hang
+    at, found, advice   of a hang that the launcher ended (--stall-kill), one line each: what the rank did, what held
+              the ranks up, what to do about it
     """
 
     kind: Literal["error", "hang", "left"]
@@ -56,6 +58,9 @@ class RankReport:
     phase: str = ""
     verdict: str = ""
     seconds: float | None = None
+    at: str = ""
+    found: str = ""
+    advice: str = ""
 
     @property
     def place(self) -> Place | None:

@@ -41,7 +41,6 @@ HELD_UP = Remedy(
     "it did not come to the collective that the others were in, until their time limit ended them",
     "look at the line above; where it only needs longer, a longer timeout in init_process_group",
 )
-LONGER = "if it only needs longer: --step-timeout SECONDS, 0 for no limit"
 
 
 def find_remedy(failure: Failure, evidence: Evidence) -> Remedy | None:
@@ -76,14 +75,19 @@ def _words(words: Words, found: re.Match[str], evidence: Evidence) -> str:
 
 
 def _hung(hang: RankReport) -> Remedy:
+    # The launcher ended it, which reports what it found; or the watchdog of the bundled trainer.
+    option = "--stall-kill" if hang.found else "--step-timeout"
+    longer = f"if it only needs longer: {option} SECONDS, 0 for no limit"
     if hang.verdict == "stopped":
         meaning = "its process was stopped, by SIGSTOP or a job manager that suspends"
-        return Remedy("hang", meaning, "find out what stopped it; with --step-timeout 0 a run may be suspended")
+        return Remedy("hang", meaning, f"find out what stopped it; with {option} 0 a run may be suspended")
+    if hang.found:
+        return Remedy("hang", hang.found, hang.advice or longer)
     if hang.verdict == "locked":
         return Remedy("hang", "the ranks waited for one another", HANG)
     if hang.phase == "data":
-        return Remedy("hang", "no batch came: the disk, or a loader worker, did not answer", LONGER)
-    return Remedy("hang", "it stopped at the line above, and the others waited for it", LONGER)
+        return Remedy("hang", "no batch came: the disk, or a loader worker, did not answer", longer)
+    return Remedy("hang", "it stopped at the line above, and the others waited for it", longer)
 
 
 def _killed(failure: Failure, evidence: Evidence) -> Remedy | None:

@@ -15,7 +15,9 @@ def explain(failures: Sequence[Failure], views: Sequence[RankView], world_size: 
     `views`: the ranks as the first one failed, before anybody was ended.
     """
     where = {view.rank: view.doing for view in views if view.state != "ended"}
-    failures = [replace(failure, at=where.get(failure.rank, "")) for failure in failures]
+    # Who was ended for a hang was gone before this look; its report has what the look before that found.
+    seen = {failure.rank: failure.hang.at for failure in failures if failure.hang}
+    failures = [replace(failure, at=seen.get(failure.rank) or where.get(failure.rank, "")) for failure in failures]
     alone = [failure for failure in failures if not failure.stopped]
     gave_up = {failure.rank for failure in alone if failure.log_tail.timed_out or failure.victim}
     if not any(failure.log_tail.timed_out for failure in alone) or any(f.rank not in gave_up for f in alone):

@@ -229,6 +229,9 @@ class StallWatch:
                 stack=tuple(python_stacks.traceback_lines([*frames])) if frames else (),
                 verdict={"stopped": "stopped", "missing": "hung", "left": "left"}.get(found.kind, "locked"),
                 seconds=round(silent, 1),
+                at=by_rank[rank].doing,
+                found=found.title,
+                advice=found.advice,
             )
             watched = self._ranks[rank]
             rank_report.write(report, str(watched.error_file) if watched.error_file else None)

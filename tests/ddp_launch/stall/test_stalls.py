@@ -154,7 +154,11 @@ def test_stall_kill_ends_the_run(launcher: Any) -> None:
     assert time.monotonic() - begun < TIMEOUT_S / 2
     assert "rank 1 hung" in done.stderr
     assert re.search(r"ended by +SIGKILL.*after \d\.\d s without progress: it hung", done.stderr)
-    assert "--stall-kill" in done.stderr
+    # The summary says what was found, and names the option that did it.
+    summary = " ".join(done.stderr.rpartition("rank 1 hung")[2].split())
+    assert re.search(r"was at \S*program.py:\d+ in stall: time.sleep\(600\)", summary)
+    assert re.search(r"because rank 1 has not come to all_reduce number \d+, in which rank 0 waits", summary)
+    assert "to do if it only needs longer: --stall-kill SECONDS, 0 for no limit" in summary
 
 
 def test_stacks_asks_a_running_run(launcher: Any) -> None:
