@@ -67,6 +67,8 @@ def launch(
     """
     from ddp_launch.run.pickling import dumps
 
+    if not callable(fn):
+        raise TypeError(f"{fn!r} is no function: give launch() the function itself and its arguments, as in launch(f, 1)")
     if "DDP_LAUNCH" in os.environ and "RANK" in os.environ:
         raise UserError("launch() was called inside a rank of another run: call it before the ranks start")
     with tempfile.TemporaryDirectory(prefix="ddp-launch-call-") as name:
@@ -77,7 +79,7 @@ def launch(
             raise TypeError(f"{_name(fn)} and its arguments cannot be sent to the ranks: {error}") from error
         with (folder / "call.pkl").open("wb") as file:
             pickle.dump((sys.path, call), file)
-        devices = ["--cpu"] if cpu else [] if gpus is None else ["--gpus", _device_list(gpus)]
+        devices = [*(["--cpu"] if cpu else []), *([] if gpus is None else ["--gpus", _device_list(gpus)])]
         number = [] if nproc is None else ["--nproc", str(nproc)]
         files = ["--json-events", str(folder / "events.jsonl"), "--log-dir", str(folder / "logs")]
         run = ["--quiet", "--nnodes", "1", *files]
@@ -85,7 +87,11 @@ def launch(
         status, last_line = _run(command, timeout_s)
         if status != 0:
             raise _error(folder, status, last_line)
-        results = sorted(folder.glob("result-*.pkl"))
+        results = [folder / f"result-{rank:06}.pkl" for rank in range(_world_size(folder))]
+        for rank, result in enumerate(results):
+            if not result.exists():
+                message = f"rank {rank} ended before {_name(fn)} returned, with exit code 0: its result is missing"
+                raise LaunchError(message, rank, status, _traceback(folder, rank))
         return [pickle.loads(result.read_bytes()) for result in results]  # noqa: S301 (our own ranks')
 
 
@@ -168,14 +174,26 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 def _error(folder: Path, status: int, last_line: str) -> Exception:
     """What went wrong, from the launcher's record of the run and the traceback that the rank left."""
     with suppress(OSError):
-        events = [json.loads(line) for line in (folder / "events.jsonl").read_text(encoding="utf-8").splitlines()]
-        failure = next((event for event in reversed(events) if event["event"] == "failure"), None)
+        failure = _last_event(folder, "failure")
         if failure is not None:
             rank, advice = failure["rank"], (failure["remedy"] or {}).get("advice")
-            left = folder / f"error-{rank}.txt"
-            traceback = left.read_text(encoding="utf-8") if left.exists() else ""
+            traceback = _traceback(folder, rank)
             message = f"rank {rank} failed: {failure['error'] or failure['words']}"
             message += (f" (to do: {advice})" if advice else "") + (f"\n\n{traceback}" if traceback else "")
             return LaunchError(message, rank, status, traceback)
     last_line = last_line.removeprefix("error: ")
     return UserError(last_line) if status == USER_ERROR_STATUS else LaunchError(last_line, None, status, "")
+
+
+def _last_event(folder: Path, name: str) -> dict[str, Any] | None:
+    events = [json.loads(line) for line in (folder / "events.jsonl").read_text(encoding="utf-8").splitlines()]
+    return next((event for event in reversed(events) if event["event"] == name), None)
+
+
+def _world_size(folder: Path) -> int:
+    return int((_last_event(folder, "attempt") or {})["world_size"])
+
+
+def _traceback(folder: Path, rank: int) -> str:
+    left = folder / f"error-{rank}.txt"
+    return left.read_text(encoding="utf-8") if left.exists() else ""

@@ -26,7 +26,7 @@ def main(folder: Path) -> None:
         try:
             data = dumps(result)
         except Exception as error:
-            raise TypeError(f"the result, {type(result).__name__}, cannot be pickled: {error}") from error
+            raise TypeError(f"the result, {type(result).__name__}, cannot be pickled: {error}") from None
         (folder / f"result-{rank:06}.pkl").write_bytes(data)
     except BaseException as error:
         error.__traceback__ = error.__traceback__ and error.__traceback__.tb_next

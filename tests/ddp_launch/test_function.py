@@ -102,6 +102,21 @@ def test_mistakes_and_results_that_cannot_travel() -> None:
         launch(lambda: generator, cpu=True)
     with pytest.raises(LaunchError, match="the result, generator, cannot be pickled"):
         launch(lambda: (number for number in range(3)), cpu=True, nproc=1)
+    with pytest.raises(UserError, match="--cpu and --gpus exclude each other"):
+        launch(os.getpid, cpu=True, gpus=[0])
+    with pytest.raises(TypeError, match="3 is no function"):
+        launch(3, cpu=True)  # type: ignore[arg-type]
+
+
+def test_a_rank_that_leaves_without_a_result_is_a_failure() -> None:
+    def leaves() -> int:
+        if os.environ["RANK"] == "1":
+            sys.exit(0)
+        return 7
+
+    with pytest.raises(LaunchError, match=r"rank 1 ended before .*leaves returned, with exit code 0") as failure:
+        launch(leaves, cpu=True, nproc=2)
+    assert failure.value.rank == 1 and failure.value.traceback.endswith("SystemExit: 0\n")
 
 
 generator = (number for number in range(3))
