@@ -68,7 +68,7 @@ def launch(
     from ddp_launch.run.pickling import dumps
 
     if not callable(fn):
-        raise TypeError(f"{fn!r} is no function: give launch() the function itself and its arguments, as in launch(f, 1)")
+        raise TypeError(f"{fn!r} is no function: expected one, then its arguments, as in launch(f, 1)")
     if "DDP_LAUNCH" in os.environ and "RANK" in os.environ:
         raise UserError("launch() was called inside a rank of another run: call it before the ranks start")
     with tempfile.TemporaryDirectory(prefix="ddp-launch-call-") as name:

@@ -16,8 +16,15 @@ TAIL_BYTES = 256 * 1024
 LINE_CHARS = 2000
 OUTPUT_LINES = 6
 COMPLAINTS = 100
+CHILD_LINES = 3
+"""As many lines after a child's traceback, its message among them, still are its last words."""
 
-TRACEBACK = re.compile(r"\s*(\| )?(Exception Group )?Traceback \(most recent call last\):")
+TRACEBACK = re.compile(r"\s*([|+] )?(Exception Group )?Traceback \(most recent call last\):")
+# How Python draws an exception group: a bar before each line, and a rule between the exceptions that it holds.
+GROUP_BAR, GROUP_RULE = re.compile(r"^\s+\| ?"), re.compile(r"^\s+\+[-+]{3,}")
+GROUP_TITLE = re.compile(r"\(\d+ sub-exceptions?\)$")
+# A program that starts another one and raises when that fails: what the other printed just before is the cause.
+CHILD = re.compile(r"^subprocess\.CalledProcessError: ")
 LINK = re.compile(r"(The above exception was the direct cause|During handling of the above exception)")
 CONTROL = re.compile(
     r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)|[@-Z\\-_])|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]"
@@ -90,15 +97,18 @@ class LogTail:
             return self.reported
         found: list[list[str]] = []
         inside = True
-        for line in (line for line in self.traceback[: self._abort_at] if not NOISE.match(line)):
-            if TRACEBACK.match(line) or LINK.match(line):
+        for drawn in (line for line in self.traceback[: self._abort_at] if not NOISE.match(line)):
+            line = GROUP_BAR.sub("", drawn)
+            if TRACEBACK.match(line) or LINK.match(line) or GROUP_RULE.match(drawn):
                 inside = True
             elif not inside:
                 found[-1].append(line)
             elif line and not line[0].isspace():
                 found.append([line])
                 inside = False
-        return tuple("\n".join(message).strip() for message in found)
+        # A group is the exceptions that it holds: its own title tells only how many there are.
+        single = [message for message in found if not GROUP_TITLE.search(message[0])]
+        return tuple("\n".join(message).strip() for message in single or found)
 
     @property
     def cause(self) -> str:
@@ -178,7 +188,16 @@ def _last_traceback(lines: Sequence[str]) -> int | None:
     starts = [index for index, line in enumerate(lines) if TRACEBACK.match(line)]
     if not starts:
         return None
-    start = starts.pop()
-    while starts and any(LINK.match(line) for line in lines[starts[-1] : start]):
-        start = starts.pop()
+    start, end = starts.pop(), len(lines)
+    while starts:
+        between = lines[starts[-1] + 1 : start]
+        linked = GROUP_BAR.match(lines[start]) or any(LINK.match(line) for line in between)
+        of_child = any(CHILD.match(line) for line in lines[start:end]) and sum(map(_is_flush, between)) <= CHILD_LINES
+        if not linked and not of_child:
+            break
+        start, end = starts.pop(), start
     return start
+
+
+def _is_flush(line: str) -> bool:
+    return bool(line) and not line[0].isspace()

@@ -127,6 +127,50 @@ def test_what_is_shown() -> None:
     assert words("a\nb\nc").shown(2) == ("b", "c")
 
 
+GROUP = """Traceback (most recent call last):
+  File "old.py", line 1, in <module>
+OSError: handled long ago
+  + Exception Group Traceback (most recent call last):
+  |   File "train.py", line 9, in <module>
+  | ExceptionGroup: unhandled errors in a TaskGroup (2 sub-exceptions)
+  +-+---------------- 1 ----------------
+    | Traceback (most recent call last):
+    |   File "train.py", line 2, in load
+    | ModuleNotFoundError: No module named 'email.nope'
+    +---------------- 2 ----------------
+    | ValueError: never raised, and
+    | of two lines
+    +------------------------------------"""
+
+
+def test_an_exception_group_is_the_exceptions_that_it_holds() -> None:
+    group = LogTail(tuple(GROUP.splitlines()))
+    assert group.traceback == tuple(GROUP.splitlines()[3:])
+    assert group.messages == (
+        "ModuleNotFoundError: No module named 'email.nope'",
+        "ValueError: never raised, and\nof two lines",
+    )
+    assert group.error == "ValueError: never raised, and"
+    led_to = "\n\nThe above exception was the direct cause of the following exception:\n\n"
+    chain = LogTail(tuple((GROUP + led_to + HEAD + FRAME + "RuntimeError: outer").splitlines()))
+    assert (chain.cause, chain.error) == (group.cause, "RuntimeError: outer")
+    assert chain.traceback == tuple(chain.lines[3:])
+
+
+def test_a_child_that_failed_is_the_cause_of_its_parents_error() -> None:
+    child = HEAD + FRAME + "ValueError: the child's"
+    parent = (
+        HEAD
+        + FRAME
+        + "subprocess.CalledProcessError: Command '['python', 'train.py']' returned non-zero exit status 1."
+    )
+    both = LogTail(tuple(f"{child}\n{parent}".splitlines()))
+    assert (both.cause, both.lines) == ("ValueError: the child's", both.traceback)
+    # What was handled long before is not.
+    epochs = "".join(f"epoch {number}\n" for number in range(5))
+    assert LogTail(tuple(f"{child}\n{epochs}{parent}".splitlines())).cause.startswith("subprocess.CalledProcessError")
+
+
 def test_the_error_in_one_line() -> None:
     chain = HEAD + FRAME + "KeyError: 'x'\n\nThe above exception was the direct cause of the following exception:\n\n"
     assert words(chain + HEAD + FRAME + "ConfigError: no key x\nsecond line").error == "ConfigError: no key x"
