@@ -59,7 +59,7 @@ def test_a_font_that_has_the_letters_is_found(tmp_path: Path, capsys: pytest.Cap
         figure = confusion_figure([[1, 0], [0, 1]], [name, "dog"])
         save(figure, tmp_path / "picture.png")
         fonts = figure.axes[0].get_yticklabels()[0].get_fontfamily()
-        has = [ord(name) in get_font(findfont(FontProperties(family=font))).get_charmap() for font in fonts]
+        has = [ord(name) in get_font(findfont(FontProperties(family=[font]))).get_charmap() for font in fonts]
         note = capsys.readouterr().err  # for the second: only a machine with Chinese fonts has it
         assert any(has) is (name not in note) and (any(has) or name == "\u732b")
 
