@@ -7,6 +7,7 @@ import io
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -58,8 +59,11 @@ class CommandLine(argparse.ArgumentParser):
         raise OptionError(f"{message} (see {self.prog} --help)")
 
 
-def accept_any_text() -> None:
-    """Let stdout print names that are no text in its encoding as escapes, where it would raise an error."""
+def prepare_output() -> None:
+    """Let stdout print names that are no text in its encoding as escapes, where it would raise an error; and show no
+    FutureWarning, which is for those who write a program, unless Python was told to (-W, PYTHONWARNINGS)."""
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore", FutureWarning)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 
@@ -67,7 +71,7 @@ def accept_any_text() -> None:
 def exit_status(body: Callable[[], int | None]) -> int:
     """Run `body` as a program; its exit status: 2 after a user's mistake, 130 after Ctrl-C, 0 where the reader of a
     pipe has seen enough (`... | head`)."""
-    accept_any_text()
+    prepare_output()
     try:
         status = body() or 0
         if sys.stdout is not None:

@@ -22,7 +22,7 @@ if __name__ == "__main__":
 
 import torch
 
-from ddp_core.cli import CommandLine, accept_any_text
+from ddp_core.cli import CommandLine, prepare_output
 from ddp_core.errors import SharedError, UserError
 from ddp_train.assemble.resolve_options import set_threads
 from ddp_train.data.sources.dataset import describe_left_out
@@ -40,7 +40,7 @@ LARGEST_BATCH = 1_000_000
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate as the command line says; the exit status."""
-    accept_any_text()
+    prepare_output()
     ranks = Ranks()
     try:
         ranks = Ranks.from_environment()

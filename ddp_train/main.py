@@ -21,6 +21,7 @@ if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from ddp_core import missing_packages, rank_report
+from ddp_core.cli import prepare_output
 from ddp_core.collector import collector_paused
 from ddp_core.errors import UserError
 from ddp_train.config.options import Config
@@ -40,6 +41,7 @@ OTHER_RANKS_WAIT_S = 0.3
 
 def main(argv: Sequence[str] | None = None, stop: StopSignals | None = None) -> int:
     """Train with the options of the command line; returns the exit status. `stop`: the signals that may end it."""
+    prepare_output()
     try:
         config = parse(sys.argv[1:] if argv is None else argv)
         if is_restart() and config.run.resume is None:

@@ -37,7 +37,7 @@ from ddp_train.assemble.resolve_options import resolve
 from ddp_train.checkpoint.manager import Saver
 from ddp_train.checkpoint.progress import Progress
 from ddp_train.checkpoint.weights import holds_weights, load_weights
-from ddp_train.config.options import Config, to_dict
+from ddp_train.config.options import DEFAULT_LOG_EVERY, Config, to_dict
 from ddp_train.config.parse import with_values
 from ddp_train.config.validation import check, resume_file
 from ddp_train.data.pipeline.window import Pipeline
@@ -185,7 +185,7 @@ def _components(
         stop_after=math.inf if options.run.stop_after is None else options.run.stop_after,
         seed=options.run.seed,
         techniques=techniques,
-        log_every=options.run.log_every,
+        log_every=options.run.log_every or DEFAULT_LOG_EVERY,
         cuda_graphs=options.model.compile_mode not in (None, "default"),
         gradient_sync=gradient_sync,
         saver=saver,
@@ -262,7 +262,8 @@ def _observers(
 ) -> tuple[Observer, ...]:
     """History first: what the others show must be on disk already."""
     history = folder.open_history(_environment(components, facts), components.progress.epoch, source)
-    observers: list[Observer] = [HistoryObserver(history, folder.curves), create_progress()]
+    screen = create_progress(each=resolved.run.log_every is not None)
+    observers: list[Observer] = [HistoryObserver(history, folder.curves), screen]
     if resolved.run.tensorboard:
         observers.append(TensorBoardObserver(folder.tensorboard))
     if resolved.diagnostics.wandb:
@@ -291,6 +292,7 @@ def _facts(
         start_step=components.progress.step_in_epoch,
         split=components.pipeline.selection,
         best=(components.progress.best_accuracy, -components.progress.best_loss),
+        seconds_before=components.progress.total_seconds + components.progress.seconds,
     )
 
 

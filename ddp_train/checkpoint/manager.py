@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from ddp_train.checkpoint import format as checkpoint_format
 from ddp_train.checkpoint import per_rank_state
 from ddp_train.checkpoint.async_writer import CheckpointWriter
 from ddp_train.checkpoint.progress import Progress, describe_run, machine_differences, why_not_resumed
-from ddp_train.config.validation import LATEST, read_interval
+from ddp_train.config.validation import LATEST, read_interval, resume_target
 from ddp_train.data.pipeline.window import Pipeline
 from ddp_train.distributed.flag_exchange import FlagExchange
 from ddp_train.distributed.heartbeat import heartbeat
@@ -53,7 +54,7 @@ class Saver:
         self._looks = {t.name for t in techniques if t.looks}
         self._identity = describe_run(context, train_samples, pipeline.sampler.shares)
         self._interval = read_interval(str(context.config.run.save_every), "--save-every")
-        self._writer = CheckpointWriter(latest)
+        self._writer, self._folder = CheckpointWriter(latest), latest.parent
         self._saved_at = time.monotonic()
         self._generators: dict[str, Any] | None = None
 
@@ -148,10 +149,18 @@ class Saver:
         values = [v for v in self._network.state_dict().values() if v.is_floating_point() and v.numel()]
         bad = not bool(torch.isfinite(torch.stack([n.double() for n in foreach("norm", values)])).all())
         if self._flag_exchange.exchange({"not_finite": bad})["not_finite"]:
+            epoch = progress.epoch + 1 if progress.step_in_epoch else progress.epoch  # finished: counted already
             raise TrainingDiverged(
-                f"the weights are not finite after step {progress.step} (epoch {progress.epoch + 1}): no checkpoint "
-                "is written of them, and the last one stands; try a lower --lr, more --warmup-epochs, or --clip-grad 1"
+                f"the weights are not finite after step {progress.step} (epoch {epoch}): no checkpoint is written of "
+                f"them, {self.way_back()}; try a lower --lr, more --warmup-epochs, or --clip-grad 1"
             )
+
+    def way_back(self) -> str:
+        """Where a run that has failed can be continued from, for a message. Waits for what is being written."""
+        with suppress(UserError):
+            self._writer.close()
+        there = resume_target("auto", str(self._folder)) is not None
+        return f"and --resume {self._folder} continues from the last one" if there else "and there is none yet"
 
     def _collect(self, progress: Progress) -> dict[str, Any] | None:
         """The state of all ranks on rank 0, elsewhere None. Called on all ranks, between two steps."""

@@ -32,6 +32,7 @@ class Progress:
     samples         of the running epoch: the first so many of its global order are consumed
     sums            of the running epoch: loss, correct answers and samples; of this rank's part, in a checkpoint of all
     seconds         that the running epoch has taken
+    total_seconds   that the finished epochs have taken
     accumulate      micro-batches of a step since memory ran out; 0: as the options say
     """
 
@@ -46,6 +47,7 @@ class Progress:
     samples: int = 0
     sums: tuple[float, float, float] = (0.0, 0.0, 0.0)
     seconds: float = 0.0
+    total_seconds: float = 0.0
     accumulate: int = 0
 
     @property

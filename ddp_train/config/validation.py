@@ -99,11 +99,12 @@ RULES: tuple[tuple[Callable[[Config], bool], str], ...] = (
     ),
     (
         lambda c: c.diagnostics.tta != "none" and not c.diagnostics.examine,
-        "--tta is part of the examination at the end: leave out --no-examine",
+        "--tta is part of the examination at the end: leave out --no-examine, or add --tta none (presets may set it)",
     ),
     (
         lambda c: c.diagnostics.tta != "none" and c.data.dataset == "digits",
-        "--tta with --dataset digits: a mirrored digit does not belong to its class; leave it out",
+        "--tta with --dataset digits: a mirrored digit does not belong to its class; leave it out, or add --tta none "
+        "(presets may set it)",
     ),
     (lambda c: c.diagnostics.wandb and not _installed("wandb"), "--wandb needs the package wandb: pip install wandb"),
     (

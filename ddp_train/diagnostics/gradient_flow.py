@@ -20,6 +20,7 @@ from torch import nn
 
 from ddp_core.errors import UserError
 from ddp_core.files import write_text
+from ddp_train.config.options import DEFAULT_LOG_EVERY
 from ddp_train.observers.records import EpochRecord, Observer
 from ddp_train.plots.gradient_flow import SCHEMA, FlowPoint, flow_figure, read_flow
 from ddp_train.plots.style import save_if_possible
@@ -30,7 +31,8 @@ def create(context: Context) -> Technique:
     """`--gradient-flow`. The ranks' gradients are the same, so the first rank alone looks."""
     if not context.ranks.is_first:
         return Technique(name="gradient_flow")
-    flow = _GradientFlow(context.network, context.run_folder, context.config.run.log_every, context.steps_per_epoch)
+    log_every = context.config.run.log_every or DEFAULT_LOG_EVERY
+    flow = _GradientFlow(context.network, context.run_folder, log_every, context.steps_per_epoch)
     return Technique(name="gradient_flow", gradient=flow.look, observer=flow, state=flow, looks=True)
 
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from ddp_core.errors import TrainingDiverged
 from ddp_core.files import write_text
-from ddp_train.config.validation import LATEST
+from ddp_train.config.validation import resume_target
 from ddp_train.data.pipeline.window import Pipeline
 from ddp_train.diagnostics.watch_numbers import first_bad_gradient, first_bad_layer
 from ddp_train.distributed.flag_exchange import FlagExchange
@@ -119,7 +119,7 @@ class NanGuard:
             document |= {"found": where, "indices": [part for _, part in of_ranks]}
             document |= {"replay": f"--resume {self._folder}"}
             write_text(self._folder / FILE, json.dumps(document, indent=2) + "\n")
-        saved = (self._folder / LATEST).exists()
+        saved = resume_target("auto", str(self._folder)) is not None
         again = f"--resume {self._folder}" if saved else "the same command"
         held = "no checkpoint has it" if saved else "there is no checkpoint yet"
         raise TrainingDiverged(

@@ -7,6 +7,7 @@ Techniques live in the parts that `assemble/build.py` puts together; the loop na
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -26,6 +27,9 @@ from ddp_train.engine.step_boundary import StepBoundary
 from ddp_train.observers.records import Best, EpochRecord, StepReport
 from ddp_train.optim.lr_schedule import set_learning_rate
 from ddp_train.technique import Gradients, Moment
+
+LONGEST_SILENCE_S = 30.0
+"""After which slow steps are reported although --log-every is not reached."""
 
 
 def _plain_update(gradients: Gradients, apply: Callable[[], None], optimizer: torch.optim.Optimizer) -> None:
@@ -55,6 +59,7 @@ class Trainer:
         )
         self._metrics = Metrics(components.device)
         self._step_boundary = StepBoundary(components, self._metrics)
+        self._reported_at = time.monotonic()
         self._oom_retry = OomRetry(components, self._metrics, self._step_boundary, self._settle_buckets)
 
     @property
@@ -74,6 +79,7 @@ class Trainer:
             while progress.epoch < min(components.epochs, components.stop_after) and not progress.stopped:
                 record = self._run_epoch(progress.epoch)
                 progress.end_epoch()
+                progress.total_seconds += record.seconds
                 improved = record.rank > (progress.best_accuracy, -progress.best_loss)
                 if improved:
                     progress.best_epoch = progress.epoch
@@ -125,10 +131,11 @@ class Trainer:
         images = components.pipeline.dummy_batch().images
         bad = first_bad_layer(components.network, images, components.precision.autocast())
         peak = components.optimizer.param_groups[0]["initial_lr"]
+        kept = "" if components.saver is None else f"no checkpoint has it, {components.saver.way_back()}; "
         return (
             f"the training loss of epoch {epoch + 1} is {loss}{f' ({bad})' if bad else ''}: "
-            f"try a lower --lr (the peak was {peak:.3g}), more --warmup-epochs, or --clip-grad 1; the last checkpoint "
-            "is from before that; with --watch-numbers the run ends where this begins: step, layer and rank"
+            f"try a lower --lr (the peak was {peak:.3g}), more --warmup-epochs, or --clip-grad 1; {kept}"
+            "with --watch-numbers the run ends where this begins: step, layer and rank"
         )
 
     def train_epoch(self, epoch: int) -> tuple[float, float, int]:
@@ -145,7 +152,8 @@ class Trainer:
                     break  # the same step again, in smaller micro-batches
                 progress.step_in_epoch += 1
                 progress.samples += window.size + window.skipped
-                if progress.step_in_epoch % components.log_every == 0 or progress.step_in_epoch == steps:
+                due = progress.step_in_epoch % components.log_every == 0 or progress.step_in_epoch == steps
+                if due or time.monotonic() - self._reported_at >= LONGEST_SILENCE_S:
                     self._report(epoch)
                 self._step_boundary.after_step()
         loss, correct, samples = sum_over_ranks(self._metrics.total()).tolist()
@@ -273,6 +281,7 @@ class Trainer:
         return {name: value for report in reports for name, value in report.items()}
 
     def _report(self, epoch: int) -> None:
+        self._reported_at = time.monotonic()
         if not self.components.observers:
             return
         seen, elapsed = self.progress.samples, self._step_boundary.epoch_seconds

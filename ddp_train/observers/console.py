@@ -12,7 +12,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, TextIO
 
-from ddp_train.observers.epoch_table import EpochTable, clock, describe, number, percent, summary
+from ddp_train.observers.epoch_table import EpochTable, clock, describe, number, percent, step_line, summary
 from ddp_train.observers.records import Best, EpochRecord, Observer, RunFacts, StepReport
 
 if TYPE_CHECKING:
@@ -24,19 +24,23 @@ if TYPE_CHECKING:
 
 _REFRESHES_PER_SECOND = 2  # rendering takes the interpreter lock from the training thread
 _GPU_INTERVAL_S = 1.0
+_SILENCE_S = 29.0  # a little less than the trainer's, whose reports come after it
 _WIDTH = 80
 _GIB = 2**30
 
 
-def create_progress(stream: TextIO | None = None) -> Observer:
-    """The live display when `stream` (stderr by default) is a terminal that can move its cursor, else plain lines."""
+def create_progress(stream: TextIO | None = None, *, each: bool = False) -> Observer:
+    """The live display when `stream` (stderr by default) is a terminal that can move its cursor, else plain lines.
+
+    `each`: a plain line for each report, not only after half a minute without a line.
+    """
     stream = sys.stderr if stream is None else stream
     if not stream.isatty():
-        return PlainProgress(stream)
+        return PlainProgress(stream, each=each)
     from rich.console import Console
 
     console = Console(file=stream, highlight=False)
-    return PlainProgress(stream) if console.is_dumb_terminal else LiveProgress(console)
+    return PlainProgress(stream, each=each) if console.is_dumb_terminal else LiveProgress(console)
 
 
 class _Progress(Observer):
@@ -55,21 +59,30 @@ class _Progress(Observer):
     def _summary(self, best: Best) -> str | None:
         if self._facts is None:
             return None
-        return summary(best, time.monotonic() - self._started, self._facts.out_dir)
+        return summary(best, self._facts.seconds_before + time.monotonic() - self._started, self._facts.out_dir)
 
 
 class PlainProgress(_Progress):
-    """A heading, then one aligned line per epoch, each flushed at once: for log files and pipes."""
+    """A heading, then one aligned line per epoch, each flushed at once: for log files and pipes.
 
-    def __init__(self, stream: TextIO) -> None:
+    Within an epoch there is a line for `each` report, or for one that comes half a minute after the last line.
+    """
+
+    def __init__(self, stream: TextIO, *, each: bool = False) -> None:
         super().__init__()
-        self._stream = stream
+        self._stream, self._interval = stream, 0.0 if each else _SILENCE_S
+        self._printed_at = time.monotonic()
 
     def on_start(self, facts: RunFacts) -> None:
         """Print what is trained on what, and the table's heading."""
         super().on_start(facts)
         for line in (*facts.notes, *describe(facts), self._table.heading()):
             self._print(line)
+
+    def on_step(self, report: StepReport) -> None:
+        """Print a line where one is due; the last step's is the epoch's own."""
+        if report.step < report.steps and time.monotonic() - self._printed_at >= self._interval:
+            self._print(step_line(report, self._facts.epochs if self._facts is not None else 0))
 
     def on_epoch(self, record: EpochRecord) -> None:
         """Print the epoch's line."""
@@ -82,6 +95,7 @@ class PlainProgress(_Progress):
 
     def _print(self, line: str) -> None:
         print(line, file=self._stream, flush=True)
+        self._printed_at = time.monotonic()
 
 
 class LiveProgress(_Progress):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from ddp_train.observers.records import NO_RANK, Best, EpochRecord, Rank, RunFacts
+from ddp_train.observers.records import NO_RANK, Best, EpochRecord, Rank, RunFacts, StepReport
 
 # Of each column; the mark of a best epoch is in the first place of the column after its accuracy.
 _HEADINGS = ("epoch", "train loss", "train acc", "loss", "acc", "lr", "images/s", "time")
@@ -53,6 +53,13 @@ def describe(facts: RunFacts) -> list[str]:
         f"{ranks} on {facts.device}, global batch {facts.global_batch:,}, "
         f"{facts.steps_per_epoch:,} steps per epoch, {first}",
     ]
+
+
+def step_line(report: StepReport, epochs: int) -> str:
+    """A line of an epoch that is under way, under the table's first column."""
+    at = f"{report.epoch}/{epochs}".rjust(_WIDTHS[0])
+    values = f"loss {loss(report.loss)}, accuracy {percent(report.accuracy)}, lr {number(report.learning_rate, '.3g')}"
+    return f"{at}  step {report.step:,}/{report.steps:,}: {values}, {number(report.images_per_second, ',.0f')} images/s"
 
 
 def summary(best: Best, seconds: float, out_dir: str) -> str:

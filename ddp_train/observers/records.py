@@ -49,6 +49,8 @@ class RunFacts:
     """What each epoch is evaluated on, and chosen by: "val" where there is such a split, else "test"."""
     best: Rank = NO_RANK
     """The rank of the best of the epochs before, see `EpochRecord.rank`."""
+    seconds_before: float = 0.0
+    """What the part of the run that is not trained again took: more than 0 after a resume."""
 
 
 @dataclass(frozen=True, kw_only=True)

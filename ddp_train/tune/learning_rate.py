@@ -24,13 +24,17 @@ LEAST_STEPS = 20
 
 @dataclass(frozen=True)
 class Found:
-    """What was measured: rates, the loss of each step, the same smoothed; `steepest` and `suggestion` are rates."""
+    """What was measured: rates, the loss of each step, the same smoothed; `steepest` and `suggestion` are rates.
+
+    ran_away: whether the loss did, at the highest rate.
+    """
 
     rates: tuple[float, ...]
     losses: tuple[float, ...]
     smoothed: tuple[float, ...]
     steepest: float
     suggestion: float
+    ran_away: bool
 
 
 def range_test(trainer: Trainer, steps: int = STEPS) -> Found:
@@ -68,9 +72,11 @@ def suggest(rates: Sequence[float], losses: Sequence[float]) -> Found:
     if finite < LEAST_STEPS:
         last = losses[finite] if finite < len(losses) else "lost"
         raise UserError(f"--tune lr: the loss was {last} after {finite} steps")
+    lost = finite < len(losses)
     rates, losses = rates[:finite], losses[:finite]
     smoothed = smooth(losses)
+    ran_away = lost or smoothed[-1] > RAN_AWAY * min(smoothed)
     lowest = min(range(len(smoothed)), key=smoothed.__getitem__)
     slopes = [after - before for before, after in itertools.pairwise(smoothed[: lowest + 1])]
     steepest = min(range(len(slopes)), key=slopes.__getitem__) if slopes else 0
-    return Found(tuple(rates), tuple(losses), tuple(smoothed), rates[steepest], rates[lowest] / 10)
+    return Found(tuple(rates), tuple(losses), tuple(smoothed), rates[steepest], rates[lowest] / 10, ran_away)

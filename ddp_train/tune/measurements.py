@@ -35,6 +35,11 @@ def _rate(trainer: Trainer, config: Config, dataset: Dataset) -> Answer:
         return range_test_figure(found.rates, found.losses, found.smoothed, found.steepest, found.suggestion)
 
     text = f"suggested peak learning rate {found.suggestion:.2g} (steepest fall at {found.steepest:.2g})"
+    if not found.ran_away:
+        text += (
+            f"\nwarning: the loss never ran away, up to a rate of {found.rates[-1]:.2g}: "
+            "the suggestion may be far off; compare short runs with a third of it and with three times of it (--lr)"
+        )
     document = {"schema": "ddp-train-lr-range/1", **asdict(found)}
     return text, lambda folder: _write(folder, "lr_range_test", document, figure)
 

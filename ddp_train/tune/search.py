@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ddp_core.errors import UserError
 from ddp_core.files import write_text
+from ddp_train.config.declaration import flag
 from ddp_train.observers.records import read_history, split_of
 from ddp_train.tune.space import Space, Value, draw, option_words
 
@@ -231,12 +232,10 @@ def search_table(ranking: Sequence[Trial]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, header_style="bold")
     for column in ("trial", "test accuracy", "epochs"):
         table.add_column(column, justify="right", no_wrap=True)
-    names = list(ranking[0].values)
-    for name in names:
-        table.add_column(name.replace("_", "-"), justify="right", overflow="fold")
+    table.add_column("options", overflow="fold")  # one column: those of a large space would not fit beside one another
     for place, trial in enumerate(ranking):
         score = "failed" if trial.best is None else f"{trial.best:.2%}"
-        cells = [str(trial.number + 1), score, str(max(trial.scores, default=0))]
-        cells += [_text(trial.values[name]) for name in names]
+        options = " ".join(f"{flag(name)} {_text(value)}" for name, value in trial.values.items())
+        cells = [str(trial.number + 1), score, str(max(trial.scores, default=0)), options]
         table.add_row(*map(Text, cells), style="bold green" if place == 0 else None)
     return table

@@ -241,3 +241,25 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_status_1(trainer: Trainer) 
     assert done.returncode == 1, done.stderr
     assert "error: step " in done.stderr and "bad_batch.json" in done.stderr and "--lr" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+NETWORK = """
+import warnings
+from torch import nn
+
+def make(num_classes, image_shape):
+    warnings.warn("torch.old is deprecated", FutureWarning)
+    return nn.Sequential(nn.Flatten(), nn.Linear(256, num_classes))
+"""
+
+
+def test_a_log_has_lines_within_an_epoch_and_no_warning_for_programmers(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "networks.py").write_text(NETWORK)
+    options = ["--dataset", "digits", "--model", "networks:make", "--epochs", "1", "--batch-size", "100"]
+    options += ["--log-every", "4", "--no-tensorboard", "--no-examine", "--device", "cpu"]
+    done = command(MAIN, *options, env={"PYTHONPATH": str(tmp_path)})
+    assert done.returncode == 0, done.stderr
+    assert [line.split(":")[0].strip() for line in done.stderr.splitlines() if "  step " in line] == [
+        f"1/1  step {step}/15" for step in (4, 8, 12)
+    ]
+    assert "Warning" not in done.stderr

@@ -21,6 +21,7 @@ from ddp_train.config.options.run import DiagnosticsOptions as DiagnosticsOption
 from ddp_train.config.options.run import RunOptions as RunOptions
 
 DEFAULT_SHARDS = 8
+DEFAULT_LOG_EVERY = 20
 
 
 @dataclass(frozen=True)

@@ -65,8 +65,11 @@ class RunOptions:
         Range(1, 4096),
         only_with=When("reproducible"),
     )
-    log_every: int = option(
-        20, "Steps between progress reports; each report waits for the device once.", Range(1, 10**9)
+    log_every: int | None = option(
+        None,
+        "Steps between progress reports, which wait for the device once, and between lines in a log or pipe (default: "
+        "20, and a line every 30 s).",
+        Range(1, 10**9),
     )
     tensorboard: bool = option(True, "Write TensorBoard event files into the run folder.")
     tune: Literal["lr", "batch", "loader", "estimate"] | None = option(

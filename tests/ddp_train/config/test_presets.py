@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from ddp_core.errors import UserError
 from ddp_train.assemble.build import build
 from ddp_train.config.options import to_dict
 from ddp_train.config.parse import PRESETS, parse, presets
@@ -107,3 +108,11 @@ def test_a_patience_outlasts_the_cycles_of_its_restarts() -> None:
             assert patience > (parsed.schedule.t_0 or 0)
         elif parsed.schedule.scheduler == "warm_restarts":
             assert patience == math.inf
+
+
+@pytest.mark.parametrize("words", [["--no-examine"], ["--dataset", "digits", "--flip", "off"]])
+def test_what_a_preset_has_set_is_refused_with_the_way_out_of_it(words: list[str]) -> None:
+    with pytest.raises(UserError, match="add --tta none") as error:
+        parse(["--preset", "speedrun", *words])
+    assert "\n" not in str(error.value)
+    assert parse(["--preset", "speedrun", *words, "--tta", "none"]).diagnostics.tta == "none"

@@ -7,6 +7,7 @@ import json
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -168,3 +169,32 @@ def test_the_running_loss_is_a_moving_mean() -> None:
     assert running.mean == pytest.approx(2.5) and math.sqrt(running.variance) == pytest.approx(math.sqrt(1.25))
     falling = RunningLoss()
     assert not any(falling.add(10 / (1 + step)) for step in range(200))
+
+
+@pytest.mark.parametrize(("epoch", "way"), [(1, "and there is none yet"), (2, "and --resume {} continues")])
+def test_weights_spoilt_at_the_end_of_an_epoch_name_that_epoch_and_a_checkpoint_that_exists(
+    tmp_path: Path, epoch: int, way: str
+) -> None:
+    run = runs.make("--epochs 3", tmp_path, "tests.ddp_train.techniques.tiny:plain")
+    step = run.trainer.train_step
+
+    def spoil(window: Window) -> None:
+        step(window)
+        if run.trainer.progress.step == 10 * epoch:
+            with torch.no_grad():
+                next(iter(run.trainer.components.network.parameters()))[0, 0, 0, 0] = torch.nan
+
+    run.trainer.train_step = spoil  # type: ignore[method-assign]
+    expected = f"not finite after step {10 * epoch} (epoch {epoch}): no checkpoint is written of them, "
+    with pytest.raises(TrainingDiverged, match=re.escape(expected + way.format(tmp_path))):
+        run.trainer.fit()
+    assert (tmp_path / "checkpoint-latest.pt").exists() is (epoch == 2)
+
+
+def test_a_lost_epoch_names_a_checkpoint_only_where_there_is_one(tmp_path: Path) -> None:
+    run = runs.make("--epochs 3", tmp_path, "tests.ddp_train.techniques.tiny:plain")
+    assert "no checkpoint has it, and there is none yet; " in run.trainer._explain(0, math.nan)
+    run.trainer.components = replace(run.trainer.components, epochs=1)
+    run.trainer.fit()
+    line = run.trainer._explain(1, math.nan)
+    assert line.startswith("the training loss of epoch 2 is nan") and f"--resume {tmp_path} continues" in line

@@ -315,3 +315,44 @@ def test_every_row_is_as_wide_as_the_heading() -> None:
     table = EpochTable(200)
     records = [_record(1, 0.1), _record(200, 1.0, train_loss=123.4567, learning_rate=1e-10, seconds=359_999.0)]
     assert {len(table.row(record)[0]) for record in records} == {len(table.heading())} == {79}
+
+
+# Within an epoch, off a terminal
+
+
+def test_a_log_has_a_line_for_each_report_where_asked_for_and_after_a_silence_elsewhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    streams = io.StringIO(), io.StringIO()
+    each, seldom = create_progress(streams[0], each=True), create_progress(streams[1])
+    expected = "   3/10  step 6/12: loss 0.4321, accuracy 87.50%, lr 0.08, 12,346 images/s\n"
+    for progress in (each, seldom):
+        progress.on_start(_facts())
+    before = [len(stream.getvalue()) for stream in streams]
+    for seconds in (1.0, 30.0, 1.0, 15.0, 15.0):
+        now += seconds
+        each.on_step(_report())
+        seldom.on_step(_report())
+    assert streams[0].getvalue()[before[0] :] == expected * 5
+    assert streams[1].getvalue()[before[1] :] == expected * 2
+    now += 100.0
+    each.on_step(_report(step=12))
+    assert streams[0].getvalue()[before[0] :] == expected * 5, "the epoch has a line of its own"
+
+
+def test_the_time_at_the_end_is_that_of_all_attempts() -> None:
+    stream = io.StringIO()
+    progress = PlainProgress(stream)
+    progress.on_start(_facts(start_epoch=4, seconds_before=3600.0))
+    progress.on_end(Best(epoch=4, accuracy=1.0))
+    assert "in epoch 4; 1h00m; files in" in stream.getvalue()
+
+
+def test_the_balanced_accuracy_is_shown_where_it_says_more() -> None:
+    from ddp_train.observers.epoch_table import summary
+
+    assert summary(Best(2, 0.9, "val", 0.75), 1.0, "r").startswith("best val accuracy 90.00% (balanced 75.00%) in")
+    for balanced in (None, -1.0, math.nan, 0.9):
+        assert summary(Best(2, 0.9, "val", balanced), 1.0, "r").startswith("best val accuracy 90.00% in epoch 2")

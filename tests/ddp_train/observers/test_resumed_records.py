@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from ddp_train.observers.records import read_history
 from ddp_train.observers.tensorboard import open_writer
 from tests.ddp_train.techniques import runs
 
@@ -39,3 +40,12 @@ def test_files_of_the_same_second_or_of_a_clock_that_was_set_back(ahead_s: int, 
     assert [(event.step, event.value) for event in events.Scalars("loss")] == [
         (step, pytest.approx(step / min(5, (step - 1) // 2 * 2 + 1))) for step in range(1, 9)
     ]
+
+
+def test_the_time_of_all_attempts_is_known(tmp_path: Path) -> None:
+    _, run = runs.train_with_a_kill("--epochs 3", tmp_path, runs.PLAIN, at=17, saved=3)
+    epochs = read_history(tmp_path / "training_history.json")["epochs"]
+    before = run.facts.seconds_before
+    # One whole epoch, and the second up to step 15; that epoch's own clock continued.
+    assert epochs[0]["seconds"] < before < epochs[0]["seconds"] + epochs[1]["seconds"]
+    assert run.trainer.progress.total_seconds == pytest.approx(sum(epoch["seconds"] for epoch in epochs))

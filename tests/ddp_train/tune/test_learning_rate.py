@@ -40,4 +40,19 @@ def test_a_range_test_writes_its_result(tmp_path, capsys):
     assert 1e-4 < found["suggestion"] < 2.0
     assert found["rates"][0] == pytest.approx(1e-6)
     assert (out / "lr_range_test.png").read_bytes().startswith(b"\x89PNG")
-    assert f"suggested peak learning rate {found['suggestion']:.2g}" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"suggested peak learning rate {found['suggestion']:.2g}" in printed
+    assert found["ran_away"] and "warning" not in printed
+
+
+def test_a_loss_that_never_ran_away_is_warned_of(tmp_path, capsys, monkeypatch):
+    falls = [2.0 - at / 100 for at in range(71)]
+    rates = [10 ** (-6 + at / 10) for at in range(71)]
+    assert not suggest(rates, falls).ran_away
+    assert suggest(rates, [*falls[:-2], math.inf, math.inf]).ran_away
+    assert suggest(rates, [*falls[:60], *[30.0] * 11]).ran_away
+    monkeypatch.setattr("ddp_train.tune.learning_rate.HIGHEST", 1e-4)
+    words = ["--dataset", "digits", "--device", "cpu", "--tune", "lr", "--out-dir", str(tmp_path), "--no-tensorboard"]
+    assert main([*words, "--model", "tests.ddp_train.techniques.tiny:pooled"]) == 0
+    assert "warning: the loss never ran away, up to a rate of 0.0001" in capsys.readouterr().out
+    assert json.loads((tmp_path / "lr_range_test.json").read_text())["ran_away"] is False

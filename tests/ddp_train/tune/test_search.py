@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import subprocess
@@ -10,9 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from ddp_core.errors import UserError
-from ddp_train.tune.search import Search, Settings, next_job, rungs
+from ddp_train.tune.search import Search, Settings, Trial, next_job, rungs, search_table
 from ddp_train.tune.space import Choice, Range, draw, option_words, read_space
 
 ROOT = Path(__file__).parents[3]
@@ -182,3 +184,19 @@ def test_a_mistake_is_one_line(tmp_path, words, message):
     (tmp_path / "space.yaml").write_text("lr: [0.1]\n")
     done = run(*words, cwd=tmp_path)
     assert done.returncode == 2 and done.stderr.startswith(message) and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_the_table_of_a_large_space_fits_80_columns() -> None:
+    names = ["lr", "batch_size", "augment", "weight_decay", "label_smoothing", "warmup_epochs"]
+    names += ["stochastic_depth", "randaugment_magnitude"]
+    values: dict[str, object] = dict.fromkeys(names, 0.0001234) | {"model": "package.module:a_function_of_a_long_name"}
+    ranking = [Trial(number, values, {9: 0.5}) for number in range(3)] + [Trial(3, values, {1: None})]  # type: ignore[arg-type]
+    stream = io.StringIO()
+    Console(file=stream, width=80).print(search_table(ranking))
+    text = stream.getvalue()
+    assert max(map(len, text.splitlines())) <= 80
+    shown = " ".join(text.split())
+    assert "test accuracy" in shown and "failed" in shown and "50.00%" in shown
+    for name in names:
+        assert shown.count(f"--{name.replace('_', '-')}") == 4, text
+    assert "0.0001234" in shown and "package.module:a_function_of_a_long_name" in shown
