@@ -106,9 +106,10 @@ class LogTail:
             elif line and not line[0].isspace():
                 found.append([line])
                 inside = False
-        # A group is the exceptions that it holds: its own title tells only how many there are.
-        single = [message for message in found if not GROUP_TITLE.search(message[0])]
-        return tuple("\n".join(message).strip() for message in single or found)
+        # A group is the exceptions that it holds: its own title tells only how many there are. So is a child's failure
+        # what the child said.
+        told = [m for at, m in enumerate(found) if not GROUP_TITLE.search(m[0]) and not (at and CHILD.match(m[0]))]
+        return tuple("\n".join(message).strip() for message in told or found)
 
     @property
     def cause(self) -> str:

@@ -165,7 +165,8 @@ def test_a_child_that_failed_is_the_cause_of_its_parents_error() -> None:
         + "subprocess.CalledProcessError: Command '['python', 'train.py']' returned non-zero exit status 1."
     )
     both = LogTail(tuple(f"{child}\n{parent}".splitlines()))
-    assert (both.cause, both.lines) == ("ValueError: the child's", both.traceback)
+    assert both.cause == both.error == "ValueError: the child's"
+    assert both.traceback == both.lines
     # What was handled long before is not.
     epochs = "".join(f"epoch {number}\n" for number in range(5))
     assert LogTail(tuple(f"{child}\n{epochs}{parent}".splitlines())).cause.startswith("subprocess.CalledProcessError")
