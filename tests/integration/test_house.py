@@ -16,6 +16,7 @@ MOST_MODULES, MOST_AT_TOP, MOST_LAYERS, MOST_LINES = 20, 12, 18, 40
 READING_ORDER = (
     "launch.py",
     "ddp_launch/main.py",
+    "ddp_launch/run/planner.py",
     "ddp_launch/plan/plan.py",
     "ddp_train/main.py",
     "ddp_train/assemble/build.py",
