@@ -11,16 +11,17 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
-from ddp_train.torch_internals import is_watched
+from ddp_train.torch_internals import foreach, is_watched
 
 Step = Callable[..., Any]
+SAME = ("lr", "momentum", "nesterov", "dampening", "maximize", "foreach")
 
 
-def _without_shells(kind: type[Optimizer]) -> Step:
-    """A step of `kind`: its arithmetic alone, or the whole one where somebody looks at it."""
-    arithmetic = inspect.unwrap(kind.step)
+def _without_shells(kind: type[Optimizer], arithmetic: Step) -> Step:
+    """A step of `kind`: `arithmetic`, or torch's own where somebody looks at it."""
     # The first optimizer of a class puts the profiler's shell around the step of all.
     marked = kind.step.__wrapped__ if getattr(kind.step, "hooked", False) else kind.step  # type: ignore[attr-defined]
     shelled: Step = Optimizer.profile_hook_step(marked)
@@ -36,8 +37,40 @@ def _without_shells(kind: type[Optimizer]) -> Step:
     return step
 
 
+_torchs_sgd: Step = inspect.unwrap(torch.optim.SGD.step)
+
+
+def _sgd(self: Optimizer) -> None:
+    """The groups in one pass where they differ in their decay alone, and are not at their first step."""
+    groups = self.param_groups
+    first = groups[0]
+    momentum, rate = first["momentum"], first["lr"]
+    if not (first["foreach"] and momentum) or first["dampening"] or first["maximize"]:
+        return _torchs_sgd(self)
+    parameters: list[Tensor] = []
+    gradients: list[Tensor] = []
+    for group in groups:
+        if group is not first and any(group[name] != first[name] for name in SAME):
+            return _torchs_sgd(self)
+        own = [p for p in group["params"] if p.grad is not None]
+        its: Any = [p.grad for p in own]
+        if own and group["weight_decay"] != 0:
+            its = foreach("add", its, own, alpha=group["weight_decay"])
+        parameters += own
+        gradients += its
+    buffers = [self.state[p].get("momentum_buffer") for p in parameters]
+    if not parameters or any(buffer is None for buffer in buffers):
+        return _torchs_sgd(self)
+    foreach("mul_", buffers, momentum)
+    foreach("add_", buffers, gradients)
+    if first["nesterov"]:
+        foreach("add_", gradients, buffers, alpha=momentum)
+    foreach("add_", parameters, gradients if first["nesterov"] else buffers, alpha=-rate)
+    return None
+
+
 class SGD(torch.optim.SGD):
-    step = _without_shells(torch.optim.SGD)
+    step = _without_shells(torch.optim.SGD, _sgd)
 
     def __init__(self, params: Any, **options: Any) -> None:
         super().__init__(params, **options)
@@ -50,8 +83,8 @@ class SGD(torch.optim.SGD):
 
 
 class Adam(torch.optim.Adam):
-    step = _without_shells(torch.optim.Adam)
+    step = _without_shells(torch.optim.Adam, inspect.unwrap(torch.optim.Adam.step))
 
 
 class AdamW(torch.optim.AdamW):
-    step = _without_shells(torch.optim.AdamW)
+    step = _without_shells(torch.optim.AdamW, inspect.unwrap(torch.optim.AdamW.step))
