@@ -16,15 +16,15 @@ TAIL_BYTES = 256 * 1024
 LINE_CHARS = 2000
 OUTPUT_LINES = 6
 COMPLAINTS = 100
-CHILD_LINES = 3
-"""As many lines after a child's traceback, its message among them, still are its last words."""
+CHILD_LINES = 4
+"""So few lines at the margin, head and message among them, has a child's traceback that its parent's follows."""
 
 TRACEBACK = re.compile(r"\s*([|+] )?(Exception Group )?Traceback \(most recent call last\):")
 # How Python draws an exception group: a bar before each line, and a rule between the exceptions that it holds.
 GROUP_BAR, GROUP_RULE = re.compile(r"^\s+\| ?"), re.compile(r"^\s+\+[-+]{3,}")
 GROUP_TITLE = re.compile(r"\(\d+ sub-exceptions?\)$")
-# A program that starts another one and raises when that fails: what the other printed just before is the cause.
-CHILD = re.compile(r"^subprocess\.CalledProcessError: ")
+# A program that starts another one and raises when that fails: what the other printed before is the cause.
+CHILD = re.compile(r"^(subprocess\.CalledProcessError|torch\.distributed\.elastic\.\S+\.ChildFailedError): ?")
 LINK = re.compile(r"(The above exception was the direct cause|During handling of the above exception)")
 CONTROL = re.compile(
     r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)|[@-Z\\-_])|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]"
@@ -32,7 +32,7 @@ CONTROL = re.compile(
 RANK_PREFIX = re.compile(r"^\[rank\d+\]: ?")
 # Lines that torch adds after a traceback: its log, and the C++ side of an exception.
 NOISE = re.compile(
-    r"^(\[rank\d+\]:)?\[[WEI]\d{3,} .*\]|^\s*frame #\d+: |^Exception raised from .*\(most recent call first\)"
+    r"^(\[rank\d+\]:)?\[?[WEI]\d{3,} .*\]|^\s*frame #\d+: |^Exception raised from .*\(most recent call first\)"
 )
 # Lines of logs below the level of an error: what they name did not end the program. NCCL's WARN is its error.
 HARMLESS = re.compile(
@@ -76,9 +76,19 @@ class LogTail:
 
     @cached_property
     def traceback(self) -> tuple[str, ...]:
-        """The last traceback with those that led to it, up to the end; empty where there is none."""
+        """The last traceback with those that led to it, up to the end; empty where there is none. Where a program
+        raised because another one failed that it had started, that one's."""
         start = _last_traceback(self.lines)
-        return () if start is None else self.lines[start:]
+        if start is None:
+            return ()
+        if any(map(CHILD.match, self.lines[start:])) and not any(map(LINK.match, self.lines[start:])):
+            child = _last_traceback(self.lines[:start])
+            at_margin = [
+                line for line in self.lines[child:start] if line.strip() == line != "" and not NOISE.match(line)
+            ]
+            if child is not None and len(at_margin) <= CHILD_LINES:
+                return self.lines[child:start]
+        return self.lines[start:]
 
     @cached_property
     def abort(self) -> str:
@@ -106,10 +116,9 @@ class LogTail:
             elif line and not line[0].isspace():
                 found.append([line])
                 inside = False
-        # A group is the exceptions that it holds: its own title tells only how many there are. So is a child's failure
-        # what the child said.
-        told = [m for at, m in enumerate(found) if not GROUP_TITLE.search(m[0]) and not (at and CHILD.match(m[0]))]
-        return tuple("\n".join(message).strip() for message in told or found)
+        # A group is the exceptions that it holds: its own title tells only how many there are.
+        single = [message for message in found if not GROUP_TITLE.search(message[0])]
+        return tuple("\n".join(message).strip() for message in single or found)
 
     @property
     def cause(self) -> str:
@@ -189,16 +198,7 @@ def _last_traceback(lines: Sequence[str]) -> int | None:
     starts = [index for index, line in enumerate(lines) if TRACEBACK.match(line)]
     if not starts:
         return None
-    start, end = starts.pop(), len(lines)
-    while starts:
-        between = lines[starts[-1] + 1 : start]
-        linked = GROUP_BAR.match(lines[start]) or any(LINK.match(line) for line in between)
-        of_child = any(CHILD.match(line) for line in lines[start:end]) and sum(map(_is_flush, between)) <= CHILD_LINES
-        if not linked and not of_child:
-            break
-        start, end = starts.pop(), start
+    start = starts.pop()
+    while starts and (GROUP_BAR.match(lines[start]) or any(LINK.match(line) for line in lines[starts[-1] : start])):
+        start = starts.pop()
     return start
-
-
-def _is_flush(line: str) -> bool:
-    return bool(line) and not line[0].isspace()

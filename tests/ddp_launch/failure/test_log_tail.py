@@ -157,19 +157,26 @@ def test_an_exception_group_is_the_exceptions_that_it_holds() -> None:
     assert chain.traceback == tuple(chain.lines[3:])
 
 
-def test_a_child_that_failed_is_the_cause_of_its_parents_error() -> None:
+LOG = "E1130 10:33:21.500000 7 torch/distributed/elastic/multiprocessing/api.py:984] failed (exitcode: 1)\n"
+
+
+@pytest.mark.parametrize(
+    "parent",
+    [
+        HEAD + FRAME + "subprocess.CalledProcessError: Command '['python', 'x.py']' returned non-zero exit status 1.",
+        LOG + HEAD + FRAME + "torch.distributed.elastic.multiprocessing.errors.ChildFailedError: \n=====\nx.py FAILED",
+    ],
+)
+def test_a_child_that_failed_is_the_cause_of_its_parents_error(parent: str) -> None:
     child = HEAD + FRAME + "ValueError: the child's"
-    parent = (
-        HEAD
-        + FRAME
-        + "subprocess.CalledProcessError: Command '['python', 'train.py']' returned non-zero exit status 1."
-    )
     both = LogTail(tuple(f"{child}\n{parent}".splitlines()))
     assert both.cause == both.error == "ValueError: the child's"
-    assert both.traceback == both.lines
+    assert both.traceback[: len(child.splitlines())] == tuple(child.splitlines())
+    assert both.shown(6)[-1] == "ValueError: the child's"
     # What was handled long before is not.
     epochs = "".join(f"epoch {number}\n" for number in range(5))
-    assert LogTail(tuple(f"{child}\n{epochs}{parent}".splitlines())).cause.startswith("subprocess.CalledProcessError")
+    alone = LogTail(tuple(f"{child}\n{epochs}{parent}".splitlines()))
+    assert alone.cause == LogTail(tuple(parent.splitlines())).cause
 
 
 def test_the_error_in_one_line() -> None:
