@@ -255,6 +255,9 @@ def _job(
     settings: Iterable[Setting],
     binding: Binding | None,
 ) -> Job:
+    world_size = ranks * cluster.nnodes[1]
+    if options.debug_rank is not None and options.debug_rank >= world_size:
+        raise UserError(f"--debug-rank {options.debug_rank}: expected a rank of this run, from 0 to {world_size - 1}")
     return Job(
         worker=worker_argv(program),
         nproc_per_node=ranks,
@@ -291,6 +294,9 @@ def _warnings(
     yield from notes(topology, selection, host, settings=plan.environment, verdict=plan.verdict)
     if options.debug_rank is not None:
         yield f"rank {options.debug_rank} starts when a debugger connects to {DEBUG_ADDRESS} (docs/debugging.md)"
+    shown = {*(options.tee.only or ()), *dict(options.tee.ranks)}
+    if missing := sorted(rank for rank in shown if rank >= plan.nproc_per_node):
+        yield f"nothing to show of local rank {', '.join(map(str, missing))}: there are 0 to {plan.nproc_per_node - 1}"
     if binding is not None:
         yield binding.reason
 

@@ -153,6 +153,17 @@ def test_restarts_keep_the_attempts_apart() -> None:
     assert name not in plan("a.py").shell
 
 
+def test_ranks_that_the_run_does_not_have() -> None:
+    with pytest.raises(UserError, match="--debug-rank 2: expected a rank of this run, from 0 to 1"):
+        plan("--cpu", "--nproc", "2", "--debug-rank", "2", "train.py")
+    assert plan("--cpu", "--nproc", "2", "--debug-rank", "1", "train.py").job.debug_rank == 1
+    words = "nothing to show of local rank {}: there are 0 to 1"
+    for option, ranks, missing in (("--tee", "1,9", "9"), ("--local-ranks-filter", "7,8", "7, 8")):
+        made = plan("--cpu", "--nproc", "2", option, ranks, "train.py")
+        assert words.format(missing) in made.warnings
+        assert not any("nothing to show" in line for line in plan("--cpu", option, "1", "train.py").warnings)
+
+
 def test_trainer_gets_what_the_machine_decides_as_options() -> None:
     made = plan("--auto", "--lr", "0.1", "--batch_size", "64")
     assert made.training is not None
