@@ -43,6 +43,10 @@ class LaunchError(RuntimeError):
         super().__init__(message)
         self.rank, self.status, self.traceback = rank, status, traceback
 
+    def __reduce__(self) -> tuple[type[LaunchError], tuple[str, int | None, int, str]]:
+        # A caller in a process of its own, as in a pool, sends it on: pickle knows of the message alone.
+        return LaunchError, (str(self), self.rank, self.status, self.traceback)
+
 
 def launch(
     fn: Callable[..., T],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import signal
 import subprocess
@@ -54,7 +55,7 @@ FAILURE = "0 1 True rank 0 failed: ValueError: boom on rank 0"
 @pytest.fixture
 def env(tmp_path: Path) -> dict[str, str]:
     # A short path: sockets have to fit into it.
-    return os.environ | {"PYTHONPATH": str(ROOT), "XDG_RUNTIME_DIR": str(tmp_path)}
+    return os.environ | {"PYTHONPATH": str(ROOT), "XDG_RUNTIME_DIR": str(tmp_path), "TMPDIR": str(tmp_path)}
 
 
 def test_from_a_script(tmp_path: Path, env: dict[str, str]) -> None:
@@ -116,6 +117,8 @@ def test_a_rank_that_leaves_without_a_result_is_a_failure() -> None:
 
     with pytest.raises(LaunchError, match=r"rank 1 ended before .*leaves returned, with exit code 0") as failure:
         launch(leaves, cpu=True, nproc=2)
+    sent = copy.copy(failure.value)  # as pickle does it
+    assert (str(sent), sent.rank, sent.status) == (str(failure.value), 1, 0)
     assert failure.value.rank == 1 and failure.value.traceback.endswith("SystemExit: 0\n")
 
 
