@@ -1,7 +1,8 @@
 """`python -m ddp_train.diagnostics.precision`: one batch in each number format of the device, compared with float64.
 
-For each format the relative error of the loss and of the gradient (all weights as one vector), and the time of a
-forward and backward pass. Dropout is off, batch statistics are those of training. The table goes to stdout; a mistake
+For each format its range, the share of the gradient's numbers below it (which are rounded to zero, or coarsely), the
+relative error of the loss and of the gradient (all weights as one vector), and the time of a forward and backward pass.
+Dropout is off, batch statistics are those of training. The table goes to stdout; a mistake
 is one line on stderr and status 2.
 """
 
@@ -36,19 +37,29 @@ from gpu_topology.host.host import read_host
 
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 BATCH = 128
+DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16}
+DTYPES |= {"fp16": torch.float16}
+"""Format -> the type that has its range."""
 AMP = {"fp32": "off", "tf32": "off", "bf16": "bf16", "fp16": "fp16"}
 """Format -> its `--amp`."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One format: errors are relative to float64; `milliseconds`: the median of a forward and backward pass."""
+    """One format: errors are relative to float64; `milliseconds`: the median of a forward and backward pass.
+
+    smallest, largest: its normal numbers; below: the share of the float64 gradient's numbers, zeros left out, that are
+    smaller, without loss scaling.
+    """
 
     format: str
     loss: float
     loss_error: float
     gradient_error: float
     milliseconds: float
+    smallest: float
+    largest: float
+    below: float
     note: str = ""
 
 
@@ -60,7 +71,14 @@ def compare(network: nn.Module, images: Tensor, labels: Tensor, repeats: int = 5
     device = images.device
     reference = _Pass(copy.deepcopy(network).double(), images.double(), labels, Precision("off", device))
     exact_loss, exact = reference()
-    found = [Measured("fp64", exact_loss, 0.0, 0.0, reference.milliseconds(repeats), "the reference")]
+    sizes = exact[exact != 0].abs()
+
+    def within(name: str) -> tuple[float, float, float]:
+        """Smallest and largest number of a format, and the share of the gradient below."""
+        limits = torch.finfo(DTYPES[name])
+        return limits.tiny, limits.max, float((sizes < limits.tiny).double().mean()) if len(sizes) else 0.0
+
+    found = [Measured("fp64", exact_loss, 0.0, 0.0, reference.milliseconds(repeats), *within("fp64"), "the reference")]
     products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     for name, note in _available(device).items():
         set_matmul_precision("high" if name == "tf32" else "highest")
@@ -72,7 +90,7 @@ def compare(network: nn.Module, images: Tensor, labels: Tensor, repeats: int = 5
             torch.set_float32_matmul_precision(products)
             torch.backends.cudnn.allow_tf32 = convolutions
         error = float((gradient - exact).norm() / exact.norm())
-        found.append(Measured(name, loss, abs(loss - exact_loss) / abs(exact_loss), error, took, note))
+        found.append(Measured(name, loss, abs(loss - exact_loss) / abs(exact_loss), error, took, *within(name), note))
     return found
 
 
@@ -119,11 +137,12 @@ def _available(device: torch.device) -> dict[str, str]:
 
 
 def _table(found: Sequence[Measured]) -> str:
-    rows = [("format", "loss", "loss error", "gradient error", "forward + backward", "")]
+    rows = [("format", "loss", "loss error", "gradient error", "forward + backward", "range", "gradient below", "")]
     for m in found:
         errors = (f"{m.loss_error:.1e}", f"{m.gradient_error:.1e}")
-        rows.append((m.format, f"{m.loss:.6f}", *errors, f"{m.milliseconds:.2f} ms", m.note))
-    name, *numbers = (max(map(len, column)) for column in list(zip(*rows, strict=True))[:5])
+        reach = f"{m.smallest:.0e} to {m.largest:.0e}"
+        rows.append((m.format, f"{m.loss:.6f}", *errors, f"{m.milliseconds:.2f} ms", reach, f"{m.below:.2%}", m.note))
+    name, *numbers = (max(map(len, column)) for column in list(zip(*rows, strict=True))[:7])
     lines = []
     for first, *cells, note in rows:
         right = (cell.rjust(width) for cell, width in zip(cells, numbers, strict=True))

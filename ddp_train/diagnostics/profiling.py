@@ -1,8 +1,9 @@
 """Where the time of a step goes: torch.profiler over a few steps after warm-up (`--profile`).
 
 Effect: `trace.json.gz` for chrome://tracing or ui.perfetto.dev, `profile.txt` with the operations that take most
-time, and the first of them on the screen; training is not touched. Cost: the profiled steps are slower; afterwards
-none. The first rank alone is profiled. It combines with everything. Source: the manual of torch.profiler.
+time, also by the shapes of their inputs and with the memory that they take, and the first of them on the screen;
+training is not touched. Cost: the profiled steps are slower; afterwards none. The first rank alone is profiled. It
+combines with everything. Source: the manual of torch.profiler.
 """
 
 from __future__ import annotations
@@ -35,6 +36,14 @@ class Operation(Protocol):
     count: int
     self_cpu_time_total: float
     self_device_time_total: float
+
+
+class ShapedOperation(Operation, Protocol):
+    """A row of the averages by the shapes of the inputs; memory in bytes, taken less freed, over all profiled steps."""
+
+    input_shapes: Sequence[object]
+    self_cpu_memory_usage: int
+    self_device_memory_usage: int
 
 
 def create(context: Context) -> Technique:
@@ -70,6 +79,18 @@ def table(operations: Sequence[Operation], steps: int, *, on_gpu: bool, limit: i
     return lines
 
 
+def shapes_table(operations: Sequence[ShapedOperation], steps: int, *, on_gpu: bool, limit: int) -> list[str]:
+    """As `table`, by the shapes of the inputs, with the MiB that an operation itself takes (freed: negative) a step."""
+    shaped = sorted(operations, key=lambda one: one.self_device_time_total if on_gpu else one.self_cpu_time_total)
+    lines = [f"{'ms/step':>10}{'MiB/step':>10}  operation and shapes of its inputs"]
+    for one in shaped[: -limit - 1 : -1]:
+        took = one.self_device_time_total if on_gpu else one.self_cpu_time_total
+        memory = one.self_device_memory_usage if on_gpu else one.self_cpu_memory_usage
+        shapes = " ".join("x".join(map(str, shape)) for shape in one.input_shapes if isinstance(shape, list) and shape)
+        lines.append(f"{took / steps / 1000:>10.2f}{memory / steps / 2**20:>10.2f}  {one.key[:60]}  {shapes}".rstrip())
+    return lines
+
+
 class _Profiling(Observer):
     def __init__(self, folder: Path, device: torch.device, steps_per_epoch: int, epochs: int) -> None:
         self._trace, self._text = folder / "trace.json.gz", folder / "profile.txt"
@@ -97,7 +118,9 @@ class _Profiling(Observer):
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
         # Kineto prints lines of its own on stderr, an error among them where there is no GPU.
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")
-        self._profiler = profile(activities=activities, acc_events=True)  # without it some versions warn
+        self._profiler = profile(
+            activities=activities, record_shapes=True, profile_memory=True, acc_events=True
+        )  # without it some versions warn
         wait_for_device(self._device)
         self._profiler.start()
         self._started = time.monotonic()
@@ -116,7 +139,10 @@ class _Profiling(Observer):
             f"steps {last - steps + 1} to {last} on {'the GPU' if on_gpu else 'the CPU'}, {milliseconds:.1f} ms a step "
             "under the profiler; time of each operation itself, without those that it calls"
         )
-        write_text(self._text, "\n".join([head, *table(operations, steps, on_gpu=on_gpu, limit=WRITTEN)]) + "\n")
+        by_shape: Sequence[ShapedOperation] = profiler.key_averages(group_by_input_shape=True)
+        written = [head, *table(operations, steps, on_gpu=on_gpu, limit=WRITTEN), ""]
+        written += shapes_table(by_shape, steps, on_gpu=on_gpu, limit=WRITTEN)
+        write_text(self._text, "\n".join(written) + "\n")
         short = table(operations, steps, on_gpu=on_gpu, limit=SHOWN)
         print("\n".join([head, *short, f"more in {self._text}; {self._trace} is for ui.perfetto.dev"]), file=sys.stderr)
 

@@ -112,7 +112,8 @@ RISES_ITSELF = ("onecycle", "triangular")
 
 
 def create_schedule(options: ScheduleOptions, *, epochs: int, steps_per_epoch: int, peak_rate: float = 1.0) -> Schedule:
-    """The schedule of a run: linear warm-up over `warmup_epochs`, then the named shape over the rest.
+    """The schedule of a run: linear warm-up over `warmup_epochs` (from `warmup_start` as torch's LinearLR, else without
+    a step at zero), then the named shape over the rest.
 
     Warm-up never takes more than half of the run. The shape's progress runs from 0 at the first step after
     warm-up to 1 just after the last step, so that the last step still learns. Errors: UserError for milestones that
@@ -129,7 +130,8 @@ def create_schedule(options: ScheduleOptions, *, epochs: int, steps_per_epoch: i
 
     def factor(step: int) -> float:
         if step < warmup:
-            return (step + 1) / (warmup + 1)
+            start = options.warmup_start
+            return (step + 1) / (warmup + 1) if start is None else start + (1 - start) * step / warmup
         return shape((step - warmup) / steps_per_epoch, span)
 
     return factor

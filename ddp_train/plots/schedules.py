@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, get_args, get_type_hints
 
 from ddp_core.errors import UserError
 from ddp_train.config.options import ScheduleOptions
-from ddp_train.optim.lr_schedule import create_schedule
+from ddp_train.optim.lr_schedule import FALL, create_schedule
 from ddp_train.plots.style import PALETTE, grid_of_panels, percent_axis, save, style
 
 if TYPE_CHECKING:
@@ -19,9 +19,12 @@ STEPS = 100
 
 
 def schedules_figure(epochs: int, warmup_epochs: float) -> Figure:
-    """Every scheduler with its defaults over `epochs`, as a share of the peak rate."""
-    # `auto` is one of the others; `plateau` follows the test loss of a run.
-    names = [name for name in get_args(get_type_hints(ScheduleOptions)["scheduler"]) if name not in ("auto", "plateau")]
+    """Every scheduler with its defaults over `epochs`, as a share of the peak rate.
+
+    `plateau` follows the loss of a run: it is drawn for one that falls over the first third and no further.
+    """
+    # `auto` is one of the others.
+    names = [name for name in get_args(get_type_hints(ScheduleOptions)["scheduler"]) if name != "auto"]
     rows = -(-len(names) // COLUMNS)
     title = f"Learning-rate schedules  ·  {epochs} epochs, {warmup_epochs:g} of warm-up"
     figure, panels = grid_of_panels(12, 2.6 * rows + 0.6, title, rows, COLUMNS, len(names))
@@ -29,8 +32,13 @@ def schedules_figure(epochs: int, warmup_epochs: float) -> Figure:
         options = ScheduleOptions(scheduler=name, warmup_epochs=warmup_epochs)
         factor = create_schedule(options, epochs=epochs, steps_per_epoch=STEPS, peak_rate=1.0)
         style(panel, name, "share of the peak", "epoch")
-        steps = range(epochs * STEPS)
-        panel.plot([step / STEPS for step in steps], [factor(step) for step in steps], color=color, linewidth=2.2)
+        steps, rates = range(epochs * STEPS), [factor(step) for step in range(epochs * STEPS)]
+        if name == "plateau":
+            flat = epochs // 3
+            style(panel, name, f"loss flat from epoch {flat}", "epoch")
+            falls = [max(0, step // STEPS - flat) // (options.patience + 1) for step in steps]
+            rates = [rate * FALL**fall for rate, fall in zip(rates, falls, strict=True)]
+        panel.plot([step / STEPS for step in steps], rates, color=color, linewidth=2.2)
         panel.set_ylim(0, 1.05)
         panel.set_xlim(0, epochs)
         percent_axis(panel)

@@ -110,6 +110,12 @@ class ScheduleOptions:
         "Epochs of linear warm-up from near zero; not for onecycle and triangular, which have a rise of their own.",
         Range(0, 10**6),
     )
+    warmup_start: float | None = option(
+        None,
+        "Share of the peak at the first step of warm-up (default: one even step above zero).",
+        Range(0, 1),
+        excludes={When("scheduler", "onecycle", "triangular"): "it has a rise of its own, without warm-up"},
+    )
     eta_min: float = option(
         0.0,
         "Lowest learning rate of cosine, warm_restarts, linear, triangular and plateau.",

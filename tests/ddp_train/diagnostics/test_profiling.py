@@ -61,6 +61,13 @@ def test_a_run_leaves_a_trace_and_a_table(tmp_path: Path, capsys: pytest.Capture
     assert names.count("Optimizer.step#SGD.step") == 5
     text = (tmp_path / "profile.txt").read_text()
     assert text.startswith("steps 4 to 8 on the CPU, ") and "conv" in text
+    # Kernels of 3 to 8 and 8 to 16 channels, with the images of a batch of 16; a gradient of the linear layer.
+    shaped = [line.split() for line in text[text.index("shapes of its inputs") :].splitlines()[1:]]
+    assert any(line[2].endswith("convolution") and line[3:5] == ["16x3x32x32", "8x3x3x3"] for line in shaped), text
+    assert any("256x10" in line or "10x256" in line for line in shaped)
+    assert any(float(line[1]) > 0 for line in shaped)
+    times = [float(line[0]) for line in shaped]
+    assert times == sorted(times, reverse=True)
     screen = capsys.readouterr().err
     assert "steps 4 to 8" in screen and "profile.txt" in screen and len(screen) < len(text)
 

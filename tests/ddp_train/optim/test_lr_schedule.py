@@ -12,6 +12,7 @@ from torch import nn
 
 from ddp_core.errors import UserError
 from ddp_train.config.options import ScheduleOptions
+from ddp_train.config.parse import parse
 from ddp_train.observers.records import EpochRecord
 from ddp_train.optim.lr_schedule import create_schedule, set_learning_rate
 from ddp_train.techniques import early_stopping, plateau
@@ -154,6 +155,17 @@ def test_warm_up_rises_evenly_to_the_peak_and_no_step_is_wasted(scheduler: str) 
     found = factors(scheduler, warmup=2.0)
     assert found[:20] == pytest.approx([(i + 1) / 21 for i in range(20)])
     assert found[20] == 1.0 and max(found) == 1.0 and min(found) > 0
+
+
+@pytest.mark.parametrize("start", [0.0, 0.1, 1.0])
+def test_warm_up_from_a_share_of_the_peak_is_torchs(start: float) -> None:
+    found = factors("constant", warmup=2.0, warmup_start=start)
+    if start:  # torch takes no zero
+        expected = torch_factors(lambda o: torch.optim.lr_scheduler.LinearLR(o, start, 1.0, total_iters=20), 100)
+        assert found == pytest.approx(expected)
+    assert found[0] == start and found[20] == 1.0
+    with pytest.raises(UserError, match="--warmup-start with --scheduler onecycle"):
+        parse(["--warmup-start", "0.1", "--scheduler", "onecycle"])
 
 
 def test_warm_up_takes_at_most_half_of_a_short_run() -> None:

@@ -125,6 +125,18 @@ def test_formats_are_compared_with_float64() -> None:
     assert network[2].weight.grad is None and network[2].weight.dtype == torch.float32
 
 
+def test_ranges_and_the_part_of_a_gradient_below_them() -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(12, 5, bias=False))
+    images, labels = torch.randn(8, 3, 2, 2), torch.arange(8) % 5
+    images[:, 0] *= 1e-41  # a third of the gradient; float32 reaches down to 1.2e-38
+    images[:, 1] *= 1e-30
+    found = {one.format: one for one in tool.compare(network, images, labels, repeats=1)}
+    assert found["fp32"].below == found["bf16"].below == pytest.approx(1 / 3)
+    assert found["fp64"].below == 0.0
+    assert found["bf16"].largest == pytest.approx(3.39e38, rel=1e-2) and found["fp64"].largest > 1e308
+    assert found["fp32"].smallest == pytest.approx(2.0**-126)
+
+
 def test_the_tool_prints_a_table_or_json(capsys: pytest.CaptureFixture[str]) -> None:
     words = "--dataset synthetic --synthetic-samples 32 --batch-size 8 --repeats 1 --device cpu"
     words += " --model tests.ddp_train.techniques.tiny:stateful"
@@ -135,6 +147,7 @@ def test_the_tool_prints_a_table_or_json(capsys: pytest.CaptureFixture[str]) -> 
     assert tool.main(words.split()) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["cpu", "format", "fp64", "fp32", "bf16"]
+    assert "1e-38 to 3e+38" in lines[3] and "%" in lines[3]
 
 
 @pytest.mark.parametrize(

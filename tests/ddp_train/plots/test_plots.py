@@ -196,3 +196,16 @@ def test_the_contact_sheet_needs_images(tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["augment", "-o", str(tmp_path / "sheet.png"), "--data-dir", str(tmp_path / "none")]) == 2
     message = capsys.readouterr().err
     assert message.startswith("error: --data-dir") and message.count("\n") == 1
+
+
+def test_the_picture_of_the_schedules_has_every_scheduler(tmp_path: Path) -> None:
+    from typing import get_args, get_type_hints
+
+    from ddp_train.config.options import ScheduleOptions
+    from ddp_train.plots.schedules import schedules_figure
+
+    panels = {axes.get_title("left"): axes for axes in schedules_figure(100, 5.0).axes}
+    assert panels.keys() - {""} == {*get_args(get_type_hints(ScheduleOptions)["scheduler"])} - {"auto"}
+    rates = panels["plateau"].get_lines()[0].get_ydata()
+    # The loss stops falling with epoch 33, and ten epochs of patience are over with the eleventh.
+    assert [float(rates[epoch * 100]) for epoch in (43, 44, 54, 55)] == pytest.approx([1, 0.1, 0.1, 0.01])

@@ -109,6 +109,13 @@ TABLE: tuple[Row, ...] = (
         oracle="tests.ddp_train.optim.test_lr_schedule:test_warm_up_rises_evenly_to_the_peak_and_no_step_is_wasted",
     ),
     Row(
+        name="warmup_start",
+        base="--warmup-epochs 1",
+        options="--warmup-start 0.5",
+        no_neutral="any start takes the place of the even steps",
+        oracle="tests.ddp_train.optim.test_lr_schedule:test_warm_up_from_a_share_of_the_peak_is_torchs",
+    ),
+    Row(
         name="early_stopping",
         base="--epochs 4",
         options="--early-stopping 1 --min-delta 1",
