@@ -20,8 +20,11 @@ FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 CHANGING = re.compile(r"0x[0-9a-fA-F]+|\d{4,}")
 
 
-def why_not(attempts: Sequence[Attempt]) -> str | None:
-    """Why the program should not be started again after these attempts, oldest first; None where it may help."""
+def why_not(attempts: Sequence[Attempt], *, on_other_devices: bool = False) -> str | None:
+    """Why the program should not be started again after these attempts, oldest first; None where it may help.
+
+    on_other_devices: it would run on others than the last attempt, where the same failure may not come again.
+    """
     last = attempts[-1]
     if (failure := last.first) is None:
         return None
@@ -31,6 +34,8 @@ def why_not(attempts: Sequence[Attempt]) -> str | None:
         return None
     if MISSING.search(failure.log_tail.error) or failure.code in CANNOT_START:
         return "what the program needs is not there, and would not be the next time"
+    if on_other_devices:
+        return None
     if len(attempts) > 1 and _early(attempts[-2]) and _same(failure, attempts[-2].first):
         return f"twice the same failure within {FIRST_STEP_S:.0f} seconds of the start: it would come again"
     return None

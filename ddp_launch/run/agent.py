@@ -276,9 +276,11 @@ class _Agent(HookedAgent):
         self._attempts.append(Attempt(len(self._attempts), failures, seconds, nodes))
         following = None
         if self.remaining_restarts > 0:
-            self._refusal = why_not(self._attempts)
+            self._refusal = why_not(self._attempts, on_other_devices=True)
             if self._refusal is None:
                 following = self._prepared(failures)
+            if self._refusal is None and not (following and following.change):
+                self._refusal = why_not(self._attempts)
             if self._refusal is not None:
                 self.remaining_restarts = 0
         self._events.failure(self._attempts[-1], restarts=self.remaining_restarts, following=following)

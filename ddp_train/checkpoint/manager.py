@@ -73,6 +73,7 @@ class Saver:
         saved: Mapping[str, Any] = found
         try:
             progress = Progress(**saved["progress"])
+            progress.total_seconds = float(saved.get("total_seconds", 0.0))
             if why := why_not_resumed(saved.get("run", {}), self._identity, progress):
                 raise UserError(f"--resume {source}: {why}; continue it with the options of that run")
             if saved["optimizer_class"] != optim.describe(self._optimizer):
@@ -179,7 +180,10 @@ class Saver:
         sums = [sum(values) for values in zip(*(one["sums"] for one in gathered), strict=True)]
         return state | {
             "optimizer_class": optim.describe(self._optimizer),
-            "progress": dataclasses.asdict(progress) | {"sums": sums},
+            # Two runs that are the same to the bit differ in their time alone: it is no part of how far they are.
+            "progress": {k: v for k, v in dataclasses.asdict(progress).items() if k != "total_seconds"}
+            | {"sums": sums},
+            "total_seconds": progress.total_seconds,
             "run": dict(self._identity),
             "ranks": [one | {"differences": leaves} for one, leaves in zip(gathered, different, strict=True)],
         }

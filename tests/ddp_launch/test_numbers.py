@@ -24,7 +24,16 @@ from ddp_train.config.options import SECTIONS
 
 ROOT = Path(__file__).parents[2]
 VALUES = ("-1", "1e308", "nan", "inf", "", str(2**63), "9" * 5000)
-ZERO_IS_LEGAL = {"--max-restarts", "--node-rank", "--grace", "--shutdown-timeout", "--min-memory"}
+ZERO_IS_LEGAL = {
+    "--max-restarts",
+    "--node-rank",
+    "--grace",
+    "--shutdown-timeout",
+    "--min-memory",
+    "--wait",
+    "--log-size",
+}
+ZERO_IS_LEGAL |= {"--debug-rank", "--local-ranks-filter", "--stall-report", "--stall-kill"}
 
 
 def accepts(kind: Callable[[str], object] | None, text: str) -> bool:
@@ -61,7 +70,7 @@ def test_the_numeric_options_are_found() -> None:
 @pytest.mark.parametrize("value", VALUES)
 def test_the_launchers_numbers(option: str, value: str) -> None:
     with pytest.raises(OptionError) as caught:
-        parse([option, value])
+        parse([f"{option}={value}"])
     message = str(caught.value)
     assert message.startswith(f"{option} {value!r}: expected"[:500]), "of a very long one the middle is left out"
     assert any(character.isdigit() for character in message.rpartition("expected")[2]), "the range"
