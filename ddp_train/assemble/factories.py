@@ -18,7 +18,7 @@ from ddp_train.config.parse import with_values
 from ddp_train.data.pipeline.window import Pipeline
 from ddp_train.data.sources.samples import Dataset
 from ddp_train.diagnostics.heartbeat_phases import Watched
-from ddp_train.distributed.process_group import Ranks, together
+from ddp_train.distributed.process_group import Ranks, gather, together
 from ddp_train.distributed.speed_cache import work_of
 from ddp_train.models.sync_batch_norm import BATCH_NORMS
 from ddp_train.optim import create_optimizer
@@ -119,8 +119,9 @@ def wrap(context: Context) -> tuple[nn.Module, DistributedDataParallel | None, t
     """
     network, resolved, ranks, device = context.network, context.config, context.ranks, context.device
     name, shape = resolved.model.model or "small", context.image_shape
-    # On all ranks: synchronised batch norm waits for the others in each pass.
-    untrained = together(lambda: models.without_gradient(name, context.network, shape, device), ranks)
+    # On all ranks: synchronised batch norm waits for the others, and DistributedDataParallel needs one answer.
+    mine = together(lambda: models.without_gradient(name, context.network, shape, device), ranks)
+    untrained = sorted({parameter for found in gather(mine, ranks) for parameter in found})
     lines = (f"no gradient reaches {', '.join(untrained)}",) if untrained else ()
     if resolved.model.compile:
         # Before it is wrapped: torch 2.15 compiles nothing of the wrapper. Within DistributedDataParallel's forward

@@ -33,6 +33,14 @@ def resolve(
         # Otherwise the statistics of a rank with few samples would count as much as those of one with many.
         resolved = with_values(resolved, {"sync_batch_norm": True})
     samples = len(dataset.train.labels)
+    least = (resolved.shards or ranks.world_size) * (resolved.data.accumulate or 1)
+    if not resolved.data.drop_last and (largest := max(samples, least)) < (resolved.data.batch_size or 1):
+        # A larger batch is never seen, but the rate and the records would follow it.
+        resolved = with_values(resolved, {"batch_size": largest})
+        by_hardware = (
+            *(reason for reason in by_hardware if reason.name != "batch_size"),
+            recommend.Recommendation("batch_size", largest, f"all {samples:,} training images"),
+        )
     by_data = recommend.recommend_for_data(dataset.name, samples, resolved.data.batch_size or 1, resolved)
     resolved = recommend.apply(resolved, by_data)
     values = to_dict(resolved)

@@ -20,6 +20,7 @@ from typing import Any
 from ddp_core import __version__, missing_packages
 from ddp_core.errors import UserError
 from ddp_train.config.declaration import flag
+from ddp_train.config.model_families import default_optimizer
 from ddp_train.config.options import SECTIONS, Config, declared
 from ddp_train.config.other_names import MEANT
 from ddp_train.config.validation import check, resume_target
@@ -60,6 +61,7 @@ def parse(argv: Sequence[str], *, prog: str = "ddp_train/main.py", complete: boo
         filed = _read_yaml(parser, Path(str(file)), "--config")
     given |= filed | {name: _value(parser, name, value, flag(name)) for name, value in typed.items()}
     values = _resumed(parser, given) | given
+    values.setdefault("optimizer", default_optimizer(values.get("model")))
     wanted = {name for name in typed if _stays(name, again)} | {
         # The file may be a run's config.yaml with every option, and files of earlier releases name a wandb_project.
         name

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from ddp_core.errors import UserError
 from ddp_train.config.batch_split import REFERENCE_BATCH, ceil_div, scale_learning_rate
+from ddp_train.config.model_families import BASE_LEARNING_RATE, default_rate
 from ddp_train.config.options import Config, declared, to_dict
-from ddp_train.config.parse import with_values
+from ddp_train.config.parse import PRESETS, with_values
+from ddp_train.config.yaml_file import read_mapping
 
 GB = 10**9
 FIXED: dict[str, str | int | float] = {"model": "small", "batch_size": 128, "num_workers": 0, "amp": "off"}
-BASE_LEARNING_RATE = {"sgd": 0.05, "adam": 0.001, "adamw": 0.001, "muon": 0.02}
 DIGITS_STEPS = 400
+ADA = ((20 * GB, "rtx4090"), (15 * GB, "rtx4080"), (10 * GB, "rtx4070"))
+"""The presets of a single GPU of compute capability 8.9, by memory."""
 VIT = {"cpu": (4, 8, 512, 6), "cuda": (16, 2, 256, 3)}
 """The small transformer by device: images of a micro-batch, micro-batches of a step, width, layers."""
 
@@ -65,7 +68,7 @@ def recommend_for_data(
     dataset: str, train_samples: int, global_batch: int, config: Config
 ) -> tuple[Recommendation, ...]:
     """Settings by data set and global batch, again only for options that were left open."""
-    base = BASE_LEARNING_RATE[config.optim.optimizer]
+    base = default_rate(config.model.model, config.optim.optimizer)
     rule = config.optim.lr_scaling or ("sqrt" if config.optim.lr is None else "none")
     peak = scale_learning_rate(config.optim.lr or base, global_batch, rule)
     epochs, why = _epochs(dataset, train_samples, global_batch)
@@ -98,6 +101,14 @@ def _open(config: Config, name: str) -> bool:
     return values[name] in (None, "auto") and (needs is None or needs.holds(values))
 
 
+def _preset(hardware: Hardware) -> dict[str, Any] | None:
+    """What the preset of this class of GPU says, and its name; None where there is none, or for several GPUs."""
+    if hardware.world_size > 1 or hardware.device == "cpu" or hardware.compute_capability != (8, 9):
+        return None
+    name = next((name for least, name in ADA if hardware.gpu_memory >= least), None)
+    return None if name is None else {**read_mapping(PRESETS / f"{name}.yaml", name, "option: value"), "name": name}
+
+
 def _gb(hardware: Hardware) -> str:
     ranks = f"{hardware.world_size} GPU" + ("s" if hardware.world_size > 1 else "")
     return (
@@ -109,7 +120,9 @@ def _gb(hardware: Hardware) -> str:
 
 def _model(hardware: Hardware, config: Config) -> tuple[Recommendation, ...]:
     gpus, memory = hardware.world_size, hardware.gpu_memory
-    if hardware.device == "cpu":
+    if (preset := _preset(hardware)) is not None:
+        name, width, why = str(preset["model"]), float(preset["width_mult"]), f"as --preset {preset['name']}"
+    elif hardware.device == "cpu":
         name, width, why = "small", 1.0, "on the CPU the small network trains in minutes"
     elif gpus >= 3 and memory >= 60 * GB:
         name, width, why = "power", 2.5, _gb(hardware)
@@ -134,6 +147,8 @@ def _sizes(hardware: Hardware, config: Config) -> tuple[Recommendation, ...]:
         return _transformer(hardware, config)
     if hardware.device == "cpu":
         batch, why = 128, "on the CPU more updates learn sooner than larger batches"
+    elif (preset := _preset(hardware)) is not None:
+        batch, why = int(preset["batch_size"]), f"as --preset {preset['name']}"
     else:
         steps = ((60 * GB, 512), (40 * GB, 384), (20 * GB, 256), (0, 128))
         batch, why = next(b for least, b in steps if hardware.gpu_memory >= least), _gb(hardware)

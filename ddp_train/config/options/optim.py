@@ -18,7 +18,9 @@ class OptimOptions:
     """Optimization"""
 
     optimizer: Literal["sgd", "adam", "adamw", "muon"] = option(
-        "sgd", "sgd: with Nesterov momentum; muon: for hidden matrices and kernels, --muon-rest for the rest."
+        "sgd",
+        "sgd: with Nesterov momentum; muon: for hidden matrices and kernels, --muon-rest for the rest. Where none is "
+        "given, transformers and convnext get adamw.",
     )
     lr: float | None = option(
         None,

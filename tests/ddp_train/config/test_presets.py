@@ -13,12 +13,15 @@ from ddp_core.errors import UserError
 from ddp_train.assemble.build import build
 from ddp_train.config.options import to_dict
 from ddp_train.config.parse import PRESETS, parse, presets
+from ddp_train.config.recommend import Hardware, apply, recommend
 from ddp_train.distributed.process_group import Ranks
+from ddp_train.optim.lr_schedule import create_schedule
+from ddp_train.tune.optimize import Machine, suggest
 
 TWO_STEPS = ["--dataset=synthetic", "--synthetic-samples=64", "--batch-size=32", "--stop-after=1", "--no-tensorboard"]
 # Any machine's CPU: bf16 may be emulated there, and a compiler be missing.
 ON_A_CPU = ["--device", "cpu", "--amp", "off", "--no-compile"]
-NARROW = {"high-accuracy": 0.5, "residual-93": 0.25, "rtx4090": 0.5, "rtx4070": 0.5, "speedrun": 0.25}
+NARROW = {"high-accuracy": 0.5, "residual-93": 0.25, "rtx4090": 0.5, "rtx4080": 0.5, "rtx4070": 0.5, "speedrun": 0.25}
 """Channel multipliers for presets whose own network would take longer than its two steps are worth."""
 
 RECIPES: dict[str, dict[str, Any]] = {
@@ -30,7 +33,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "optimizer": "adamw",
         "amsgrad": True,
         "scheduler": "warm_restarts",
-        "t_0": 40,
+        "t_0": 37,
         "mixup_prob": 0.5,
         "early_stopping": 50,
     },
@@ -55,6 +58,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "tta": "flip+shifts",
     },
     "rtx4090": {"amp": "bf16", "channels_last": True},
+    "rtx4080": {"model": "power", "amp": "bf16", "channels_last": True},
     "rtx4070": {"amp": "bf16", "channels_last": True},
     "gtx1080": {"amp": "off", "compile": False, "channels_last": False},
 }
@@ -97,6 +101,28 @@ def test_a_recipe_goes_over_the_preset_of_a_gpu() -> None:
     recipe = str(PRESETS / "high-accuracy.yaml")
     parsed = parse(["--preset", "rtx4090", "--config", recipe])
     assert (parsed.data.batch_size, parsed.run.epochs, parsed.model.compile) == (256, 200, True)
+
+
+@pytest.mark.parametrize(("name", "memory"), [("rtx4090", 24), ("rtx4080", 16), ("rtx4070", 12)])
+def test_the_machine_and_the_optimizer_script_choose_what_the_preset_of_the_gpu_says(name: str, memory: int) -> None:
+    gpu = Hardware("cuda", 1, 1, memory * 2**30, (8, 9), 16)
+    preset, found = to_dict(parse(["--preset", name])), {r.name: r.value for r in recommend(gpu, parse([]))}
+    named = {"model", "width_mult", "batch_size", "amp"}
+    assert {key: found[key] for key in named} == {key: preset[key] for key in named}
+    with_preset = apply(parse(["--preset", name]), recommend(gpu, parse(["--preset", name])))
+    assert with_preset.data.num_workers == found["num_workers"]
+    changes = {c.name: c.after for c in suggest(Machine(gpu, can_compile=True, note=None), parse(["--model", "power"]))}
+    assert {key: changes[key] for key in changes.keys() & preset.keys() - {"num_workers", "accumulate"}} == {
+        key: preset[key] for key in changes.keys() & preset.keys() - {"num_workers", "accumulate"}
+    }
+
+
+def test_restarts_end_with_the_run() -> None:
+    for name in presets():
+        schedule, epochs = parse(["--preset", name]).schedule, parse(["--preset", name]).run.epochs
+        if schedule.scheduler == "warm_restarts" and epochs is not None:
+            factor = create_schedule(schedule, epochs=epochs, steps_per_epoch=10)
+            assert factor(epochs * 10 - 1) < 1e-3, name
 
 
 def test_a_patience_outlasts_the_cycles_of_its_restarts() -> None:

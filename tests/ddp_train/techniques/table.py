@@ -146,7 +146,7 @@ TABLE: tuple[Row, ...] = (
     ),
     Row(
         name="chunked attention",
-        base="--hidden-dim 16 --n-layers 1 --n-heads 2",
+        base="--hidden-dim 16 --n-layers 1 --n-heads 2 --optimizer sgd",  # adam follows the rounding of gradients of 0
         options="--attention chunked",
         neutral="--attention sdpa",
         oracle="tests.ddp_train.models.test_model_families:test_chunked_attention_agrees_with_torchs_kernel",
