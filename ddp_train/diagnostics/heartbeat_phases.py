@@ -27,7 +27,11 @@ class Watched:
 
     def __init__(self, pipeline: Pipeline, heart: Heartbeat = heartbeat) -> None:
         self._pipeline, self._heart = pipeline, heart
-        self.sampler, self.selection = pipeline.sampler, pipeline.selection
+        self.sampler = pipeline.sampler
+
+    @property
+    def selection(self) -> str:
+        return self._pipeline.selection
 
     @property
     def accumulate(self) -> int:
@@ -63,7 +67,7 @@ class Watched:
             yield batch
 
     def evaluate(self, split: str | None = None) -> Iterator[Batch]:
-        for batch in self._pipeline.evaluate(split):
+        for batch in self._pipeline.evaluate() if split is None else self._pipeline.evaluate(split):
             self._heart.alive()
             yield batch
 

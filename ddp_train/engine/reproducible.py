@@ -34,6 +34,7 @@ from ddp_train.data.pipeline.window import Batch, Window
 from ddp_train.distributed.process_group import Ranks
 from ddp_train.engine.gradient_sync import Compute, seed_shard
 from ddp_train.engine.shard_reduce import Buffers, ShardTree, Sums
+from ddp_train.models.trial import refuse_order_of_chance
 from ddp_train.technique import Moment
 
 
@@ -117,11 +118,8 @@ def _refusing_other_kernels() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if "deterministic implementation" not in str(error):
-            raise
-        raise UserError(
-            f"--reproducible: {str(error).split(', but')[0]}; take another layer, or leave it out"
-        ) from None
+        refuse_order_of_chance(error)
+        raise
 
 
 def _strides(parameter: nn.Parameter) -> tuple[int, ...]:

@@ -88,6 +88,13 @@ def _pass(network: nn.Module, images: Tensor) -> Any:
     return reporting(lambda: network(images), f" for images of {shape} (image_shape; of a folder: --image-size)")
 
 
+def refuse_order_of_chance(error: Exception) -> None:
+    """Raise a UserError where `error` is about a layer that torch can only compute in an order of chance."""
+    if isinstance(error, RuntimeError) and "deterministic implementation" in str(error):
+        words = str(error).split(", but")[0]
+        raise UserError(f"--reproducible: {words}; take another layer, or leave it out") from None
+
+
 def reporting(function: Any, what: str = "") -> Any:
     """What `function` returns. An error of the user's code is one line with its place. Errors: UserError."""
     try:
@@ -95,6 +102,7 @@ def reporting(function: Any, what: str = "") -> Any:
     except UserError:
         raise
     except Exception as error:
+        refuse_order_of_chance(error)
         frames = [f for f in traceback.extract_tb(error.__traceback__) if "site-packages" not in f.filename]
         place = f"{frames[-1].filename}:{frames[-1].lineno}: " if frames and frames[-1].filename != __file__ else ""
         reason = (str(error).strip().splitlines() or [""])[0]

@@ -60,13 +60,16 @@ class Pipeline(Protocol):
     """Which samples make up each global batch, and which of them are this rank's."""
     accumulate: int
     """Micro-batches of a window; may be changed before a `train`."""
-    selection: str
-    """The split that each epoch is evaluated on, and chosen by: "val" where there is one, else "test"."""
 
     @property
     def steps_per_epoch(self) -> int:
         """Global batches in an epoch; the same on all ranks."""
         return self.sampler.steps_per_epoch
+
+    @property
+    def selection(self) -> str:
+        """The split that each epoch is evaluated on, and chosen by: "val" where there is one, else "test"."""
+        return "test"
 
     @property
     def left_out(self) -> int:
@@ -102,10 +105,14 @@ class DatasetPipeline(Pipeline):
         self.accumulate, self.equal_passes, self._test_batch = cut.accumulate, cut.equal_passes, cut.test_batch
         self._train_labels = to_device(dataset.train.labels, self.device)
         self._held_out = dataset.held_out
-        self.selection = dataset.selection
+        self._selection = dataset.selection
         weights = dataset.class_weights
         self._weights = None if weights is None else np.array(weights)[dataset.train.labels]
         """Of each training sample, by its class: float64 [N]."""
+
+    @property
+    def selection(self) -> str:
+        return self._selection
 
     def _global_weights(self, start_step: int) -> Iterator[float | None]:
         """The `class_weight` of the epoch's global batches from `start_step` on.

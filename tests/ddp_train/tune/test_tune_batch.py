@@ -45,7 +45,7 @@ def test_a_run_prints_the_table_and_leaves_its_files(
     assert (out / "batch_size.png").read_bytes().startswith(b"\x89PNG")
     said = capsys.readouterr().out
     assert f"recommended: --batch-size-per-rank {recommended} (the smallest " in said
-    assert "global batch of 128 over 1 rank(s) fits with --accumulate 2" in said
+    assert "global batch of 64 over 1 rank(s) fits as it is" in said, "no larger than the training set"
 
 
 def test_two_ranks_agree(command: Command, tmp_path: Path) -> None:
