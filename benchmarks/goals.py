@@ -141,7 +141,7 @@ WAITING = (
     "each step waits for the slower of two ranks, an independent process waits for none; and the cores that compute "
     "also copy and add up the gradients, 11 million for resnet18"
 )
-LINKS = "the report asks for every link and for the peer access of every pair; nvitop shows neither"
+LINKS = "as fast within the quartiles; the report also asks for links and peer access, which nvitop does not show"
 GOALS = (
     Goal("input_pipeline", "times the best DataLoader, with erasing", _median("with_erasing", LOADER), 15, ".1f"),
     Goal("input_pipeline", "times the best DataLoader, without erasing", _median("without_erasing", LOADER), 25, ".1f"),
