@@ -16,7 +16,7 @@ from ddp_launch.stall.stacks import parse as parse_stacks
 WORLD, PAIR = ("gloo", "0"), ("gloo", "1")
 LIBRARY = "/x/lib/python3.11/site-packages/torch"
 ASLEEP = f"""Thread 0x0000000000000007 (most recent call first):
-  File "/work/ddp_launch/stall/in_rank/torch_internals.py", line 68 in serve
+  File "/opt/tool/ddp_launch/stall/in_rank/torch_internals.py", line 68 in serve
 
 Thread 0x0000000000000009 (most recent call first):
   File "/home/me/load.py", line 3 in load
