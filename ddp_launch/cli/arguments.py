@@ -68,7 +68,15 @@ def make_parser() -> tuple[CommandLine, dict[str, argparse.Action]]:
         add_help=False,
         argument_default=argparse.SUPPRESS,
     )
-    groups = (_device_options, _program_options, _plan_options, _run_options, _node_options, _about_options)
+    groups = (
+        _device_options,
+        _program_options,
+        _plan_options,
+        _run_options,
+        _output_options,
+        _node_options,
+        _about_options,
+    )
     actions = [action for group in groups for action in group(parser)]
     return parser, {name: action for action in actions for name in action.option_strings}
 
@@ -160,25 +168,6 @@ def _run_options(parser: CommandLine) -> list[argparse.Action]:
             " [30; under Slurm and Kubernetes 25]",
         ),
         add(
-            "--log-dir",
-            metavar="DIR",
-            type=FileName("--log-dir"),
-            help="output of every rank, in files [RUN FOLDER/logs; for your own program a temporary folder]",
-        ),
-        add(
-            "--log-size",
-            metavar="SIZE",
-            type=memory("--log-size"),
-            help="of a longer output of a rank its log keeps the head and the tail, for each stream; 0 keeps all"
-            " [32MiB]",
-        ),
-        add(
-            "--json-events",
-            metavar="FILE",
-            type=FileName("--json-events"),
-            help="write what happens as JSON Lines, see docs/events.md; - is standard output",
-        ),
-        add(
             "--numa-binding",
             metavar="|".join(BINDINGS),
             type=OneOf("--numa-binding", BINDINGS),
@@ -195,13 +184,42 @@ def _run_options(parser: CommandLine) -> list[argparse.Action]:
             "--stall-kill",
             metavar="SECONDS",
             type=whole("--stall-kill", 0, 604_800),
-            help="end the run then; 0 is never [0]",
+            help="end the run when a rank makes no progress for so long; 0 is never [0]",
         ),
         add(
             "--debug-rank",
             metavar="RANK",
             type=whole("--debug-rank", 0, 1_000_000),
             help="this rank waits for a debugger before it starts, with debugpy at port 5678 of this machine [none]",
+        ),
+        add(
+            "--virtual-local-rank",
+            action="store_true",
+            help="each rank sees its own GPU alone, and has LOCAL_RANK=0 [where the GPUs are MIG slices]",
+        ),
+    ]
+
+
+def _output_options(parser: CommandLine) -> list[argparse.Action]:
+    add = parser.add_argument_group("Output and logs").add_argument
+    return [
+        add(
+            "--log-dir",
+            metavar="DIR",
+            type=FileName("--log-dir"),
+            help="output of every rank, in files [RUN FOLDER/logs; for your own program a temporary folder]",
+        ),
+        add(
+            "--log-size",
+            metavar="SIZE",
+            type=memory("--log-size"),
+            help="keep only the head and the tail of longer output, for each rank and stream; 0 keeps all [32MiB]",
+        ),
+        add(
+            "--json-events",
+            metavar="FILE",
+            type=FileName("--json-events"),
+            help="write what happens as JSON Lines, see docs/events.md; - is standard output",
         ),
         add(
             *("-t", "--tee"),
@@ -220,13 +238,8 @@ def _run_options(parser: CommandLine) -> list[argparse.Action]:
         add(
             "--log-line-prefix-template",
             metavar="TEXT",
-            help="begin each line of a rank on the screen so, as in '[${rank}] ' [the first rank's lines have nothing,"
+            help="prefix of a rank's lines on the screen, as in '[${rank}] ' [none for the first rank,"
             " others [rank N]]",
-        ),
-        add(
-            "--virtual-local-rank",
-            action="store_true",
-            help="each rank sees its own GPU alone, and has LOCAL_RANK=0 [where the GPUs are MIG slices]",
         ),
         add("-q", "--quiet", action="store_true", help="one line about the run in place of the plan"),
     ]

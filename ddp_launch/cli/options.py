@@ -19,7 +19,8 @@ from ddp_core.errors import OptionError
 from ddp_launch.cli import torchrun_compat
 from ddp_launch.cli.arguments import make_parser
 from ddp_launch.cli.value_types import AS_MANY_AS_CPUS, LOG_BYTES, NO_TEE, Tee
-from gpu_topology.select.select import Policy
+from gpu_topology.select.select import Policy, SelectionRequest
+from gpu_topology.topology import Topology
 
 NO_VARIABLES: Mapping[str, str] = MappingProxyType({})
 
@@ -77,6 +78,18 @@ class LaunchOptions:
     last_call: int | None = None
     debug_rank: int | None = None
     notes: tuple[str, ...] = ()
+
+    def request(self, topology: Topology) -> SelectionRequest:
+        """What they ask of the selection of GPUs."""
+        return SelectionRequest(
+            # Without a GPU the ranks run on the CPU, as many as are asked for.
+            count=self.nproc if topology.gpus else None,
+            policy=self.policy,
+            gpus=self.gpus,
+            exclude=self.exclude,
+            allow_busy=self.allow_busy,
+            min_memory=self.min_memory,
+        )
 
 
 def parse(argv: Sequence[str], environ: Mapping[str, str] = NO_VARIABLES) -> LaunchOptions:

@@ -28,7 +28,7 @@ from gpu_topology.driver.library import DriverError
 from gpu_topology.driver.read import read_topology
 from gpu_topology.host.host import Host, read_host
 from gpu_topology.select.from_environment import read_inherited
-from gpu_topology.select.select import SelectionError, SelectionRequest, select
+from gpu_topology.select.select import SelectionError, select
 from gpu_topology.topology import Topology
 
 SCHEMA = "ddp-launch-doctor/1"
@@ -114,16 +114,8 @@ def _checks(
 
 def _planned(options: LaunchOptions, topology: Topology) -> tuple[int, ...]:
     """The GPUs that a run with these options would use; () where none could be, or none is asked for."""
-    request = SelectionRequest(
-        count=options.nproc if topology.gpus else None,
-        policy=options.policy,
-        gpus=options.gpus,
-        exclude=options.exclude,
-        allow_busy=options.allow_busy,
-        min_memory=options.min_memory,
-    )
     try:
-        return select(topology, read_inherited(topology, os.environ).completes(request)).indices
+        return select(topology, read_inherited(topology, os.environ).completes(options.request(topology))).indices
     except SelectionError:
         return ()
 

@@ -33,7 +33,6 @@ class RunEvents:
         self._events = events
         self._evidence = evidence
         self._console = console
-        self._restarts = 0
         self._signalled = False
 
     def plan(self, plan: Mapping[str, Any], logs: Path) -> None:
@@ -130,13 +129,12 @@ class RunEvents:
         )
         if self._console is None:
             return
-        self._restarts += 1
         why = first.log_tail.error or first.ending(meaning=False)
         line = f"rank {first.rank} on {first.host} failed: {why}; attempt {attempt.number + 2} starts"
         if following is not None:
             ranks = f"{following.job.nproc_per_node} rank{'s' * (following.job.nproc_per_node != 1)}"
             line += f" with {ranks} on {following.devices}" + (f" ({following.change})" if following.change else "")
-        title = (f"restart {self._restarts} of {self._restarts + restarts - 1}: ", "yellow")
+        title = (f"restart {attempt.number + 1} of {attempt.number + restarts}: ", "yellow")
         self._console.print(Text.assemble(title, line), soft_wrap=True)
 
 

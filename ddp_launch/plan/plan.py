@@ -27,7 +27,7 @@ from gpu_topology.host.host import Host
 from gpu_topology.select.eligibility import ALLOW_BUSY
 from gpu_topology.select.from_environment import Inherited, from_environment
 from gpu_topology.select.numa import Binding, choose_binding, obstacle
-from gpu_topology.select.select import Excluded, Selection, SelectionError, SelectionRequest, in_use, select
+from gpu_topology.select.select import Excluded, Selection, SelectionError, in_use, select
 from gpu_topology.topology import Topology
 from gpu_topology.verify_cache import Verdict
 
@@ -134,7 +134,7 @@ def _predicted(
     """The speed of each policy on different GPUs, where it is known and the user did not name the GPUs."""
     if plan.training is None or plan.inherited is None or options.gpus or not plan.selection.indices:
         return
-    request = plan.inherited.completes(request_for(options, plan.topology))
+    request = plan.inherited.completes(options.request(plan.topology))
     line = predict(plan.topology, request, plan.training.config, known_speeds)
     if line is not None:
         yield line
@@ -150,7 +150,7 @@ def _select(topology: Topology, options: LaunchOptions, inherited: Inherited) ->
 
     Errors: UserError where there are GPUs of which none, or not enough, may be used: nobody asked for the CPU.
     """
-    request = inherited.completes(request_for(options, topology))
+    request = inherited.completes(options.request(topology))
     try:
         selection = select(topology, request)
     except SelectionError as error:
@@ -169,26 +169,13 @@ def _select(topology: Topology, options: LaunchOptions, inherited: Inherited) ->
 def occupied(options: LaunchOptions, facts: MachineFacts) -> Mapping[int, str]:
     """The GPUs that the run needs and others use: NVML index -> by whom; empty where it can start. Errors:
     SelectionError where it could not start with all of them free."""
-    request = (facts.inherited or Inherited()).completes(request_for(options, facts.topology))
+    request = (facts.inherited or Inherited()).completes(options.request(facts.topology))
     used = in_use(facts.topology, request)
     if used and not options.gpus:
         select(facts.topology, replace(request, allow_busy=True))
         with suppress(SelectionError):
             used = {} if select(facts.topology, request).indices else used
     return used
-
-
-def request_for(options: LaunchOptions, topology: Topology) -> SelectionRequest:
-    """What the options ask of the selection."""
-    return SelectionRequest(
-        # Without a GPU the ranks run on the CPU, as many as are asked for.
-        count=options.nproc if topology.gpus else None,
-        policy=options.policy,
-        gpus=options.gpus,
-        exclude=options.exclude,
-        allow_busy=options.allow_busy,
-        min_memory=options.min_memory,
-    )
 
 
 def _cpu_selection(topology: Topology, options: LaunchOptions, asked_by: str) -> Selection:

@@ -52,8 +52,10 @@ def show_compact(console: Console, plan: LaunchPlan, log_dir: str) -> None:
 
 def in_one_line(plan: LaunchPlan) -> str:
     """The run, for --quiet."""
-    gpus = f"{plan.selection.group} (GPU {', '.join(map(str, plan.selection.indices))})"
-    return f"{gpus if plan.selection.indices else 'CPU'}, {_run(plan)}"
+    chosen = plan.selection.indices
+    models = dict.fromkeys(plan.topology.gpu(index).label for index in chosen)
+    gpus = f"{' + '.join(models)} (GPU {', '.join(map(str, chosen))})"
+    return f"{gpus if chosen else 'CPU'}, {_run(plan)}"
 
 
 def _facts(plan: LaunchPlan) -> Table:

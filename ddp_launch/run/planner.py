@@ -19,7 +19,7 @@ from ddp_launch.failure.evidence import EvidenceCollector
 from ddp_launch.failure.failures import Failure
 from ddp_launch.failure.known_failures import GPU_FAULT
 from ddp_launch.plan.command import RestartPlan
-from ddp_launch.plan.plan import LaunchPlan, MachineFacts, make_plan, occupied, request_for
+from ddp_launch.plan.plan import LaunchPlan, MachineFacts, make_plan, occupied
 from ddp_launch.run.gpu_claims import Claims
 from ddp_train.distributed.speed_cache import recall as recall_speeds
 from gpu_topology import snapshot
@@ -90,7 +90,7 @@ class Planner:
         facts = self._facts(plan.cluster)
         inherited = facts.inherited or Inherited()
         # Indices that the user gave are those of the first look: a GPU that is gone may have moved them.
-        request = request_for(self._options, self._first)
+        request = self._options.request(self._first)
         request = replace(request, exclude=(*request.exclude, *self._left_out))
         while True:
             request = replace(inherited, claims=self._claims.others()).completes(request)

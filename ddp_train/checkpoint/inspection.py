@@ -17,7 +17,7 @@ import pickletools
 import re
 import struct
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -191,28 +191,32 @@ def _content(program: bytes, storages: Mapping[str, int], most: int) -> object:
                 arguments = stack.pop()
                 stack.append(_call(stack.pop(), arguments))
             case "BUILD":
-                attributes = stack.pop()
-                if (
-                    type(stack[-1]) is not _OrderedDict
-                    or type(attributes) is not dict
-                    or [*attributes] != ["_metadata"]
-                ):
-                    raise Refused("its pickle sets attributes of an object")
-                stack[-1].metadata = attributes["_metadata"]
+                _set_metadata(stack.pop(), stack)
             case "APPEND" | "APPENDS":
                 items = since_mark() if opcode.name == "APPENDS" else [stack.pop()]
                 stack[-1].extend(items)
             case "SETITEM" | "SETITEMS":
                 items = since_mark() if opcode.name == "SETITEMS" else [stack.pop(-2), stack.pop()]
-                if strange := [key for key in items[::2] if not is_key(key)]:
-                    kind = type(strange[0]).__name__
-                    raise Refused(f"its pickle has a key of a dict that is no plain value below 2 ** 61: {kind}")
-                stack[-1].update(zip(items[::2], items[1::2], strict=True))
+                _set_items(stack[-1], items[::2], items[1::2])
             case _:
                 raise Refused(f"its pickle has the opcode {opcode.name}, which torch.save does not write like this")
     (content,) = stack
     _check_values(content, most)
     return content
+
+
+def _set_metadata(attributes: object, stack: Sequence[Any]) -> None:
+    """An OrderedDict on the stack gets the versions of its modules, as torch.save writes them."""
+    if type(stack[-1]) is not _OrderedDict or type(attributes) is not dict or [*attributes] != ["_metadata"]:
+        raise Refused("its pickle sets attributes of an object")
+    stack[-1].metadata = attributes["_metadata"]
+
+
+def _set_items(target: Any, keys: Sequence[object], values: Sequence[object]) -> None:
+    if strange := [key for key in keys if not is_key(key)]:
+        kind = type(strange[0]).__name__
+        raise Refused(f"its pickle has a key of a dict that is no plain value below 2 ** 61: {kind}")
+    target.update(zip(keys, values, strict=True))
 
 
 def is_key(value: object) -> bool:

@@ -29,7 +29,7 @@ from gpu_topology.topology import MOST_GPUS, Gpu, Topology
 
 
 def begin() -> InChild[Topology]:
-    """A reading that goes on while the program does something else: for `read_topology` and `read_or_explain`."""
+    """A reading in the background, for `read_topology` and `read_or_explain` to collect."""
     return InChild(read_here)
 
 

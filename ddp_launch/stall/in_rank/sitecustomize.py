@@ -115,7 +115,7 @@ def _leave_no_trace() -> None:
 
 
 def _import_the_users_own() -> None:
-    """The module that this one stands in front of. Errors: as if this one were not there; Python handles them."""
+    """Import the user's own sitecustomize, which this one hides. Errors: its own; Python reports them as always."""
     del sys.modules["sitecustomize"]
     import sitecustomize  # type: ignore[import-not-found]  # noqa: F401
 

@@ -71,16 +71,7 @@ def load_image_folder(
         size, reading = trained.image_shape[1:], replace(reading, levels=trained.levels)
     checked = _Checked.of(data_dir, listed, on_bad, accept_changes, tuple(left_out), reading)
     limit = limit if limit is not None else int(available_memory() * _MEMORY_FRACTION)
-    key = checked.key(size)
-    entry = cache.find(key, verify=verify)
-    if entry is not None and verify and not entry.arrays and entry.facts["bytes"] <= limit:
-        cache.discard(key)  # made when there was less memory
-        entry = None
-    if entry is None:
-        entry = checked.build(size, limit)
-        key = checked.key(size)
-    if checked.is_new:
-        checked.manifest.write(checked.seen)
+    key, entry = _decoded(checked, size, limit, verify=verify)
     facts, kept = entry.facts, checked.kept()
     reading = replace(reading, levels={kind: (black, white) for kind, (black, white) in facts["levels"].items()})
     splits = {name: _split(split, entry.arrays.get(name), reading) for name, split in kept.items()}
@@ -105,6 +96,21 @@ def load_image_folder(
         val=splits.get("val"),
         levels=reading.levels,
     )
+
+
+def _decoded(checked: _Checked, size: tuple[int, int] | None, limit: int, *, verify: bool) -> tuple[str, cache.Entry]:
+    """The cached copy and its key; decoded now where there is none, or one of files that fit into the memory now."""
+    key = checked.key(size)
+    entry = cache.find(key, verify=verify)
+    if entry is not None and verify and not entry.arrays and entry.facts["bytes"] <= limit:
+        cache.discard(key)  # made when there was less memory
+        entry = None
+    if entry is None:
+        entry = checked.build(size, limit)
+        key = checked.key(size)
+    if checked.is_new:
+        checked.manifest.write(checked.seen)
+    return key, entry
 
 
 def _split(listed: FolderSplit, images: np.ndarray | None, reading: Reading) -> Split:

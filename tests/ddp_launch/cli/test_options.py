@@ -238,7 +238,7 @@ torchrun --nproc_per_node=2 --duplicate-stdout-filters loss --role=trainer train
 -m torch.distributed.launch --nnodes=1 --node_rank=0 --nproc_per_node=2 --master_addr=127.0.0.1 --master_port=29501 train.py --cfg a | 2 train.py
 -m torch.distributed.run --nproc_per_node=2 --nnodes=1 train.py | 2 train.py
 """.strip().splitlines()  # noqa: E501
-"""As in public READMEs, with the names of hosts and programs changed; behind the bar what torchrun gives."""
+"""As in public READMEs, with other names of hosts and programs; after the bar, what torchrun makes of it."""
 
 
 @pytest.mark.parametrize("line", LINES)

@@ -1,4 +1,4 @@
-"""`--debug-rank`: one rank starts under debugpy. A debugpy of the test's own stands in for the real one."""
+"""`--debug-rank`: one rank starts under debugpy. The test replaces debugpy with a module of its own."""
 
 from __future__ import annotations
 

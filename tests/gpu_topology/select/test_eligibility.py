@@ -42,7 +42,7 @@ CASES: dict[str, tuple[dict[str, Any], str | None]] = {
     "a tenth is a desktop's": ({"memory_used": int(2.4 * GIB)}, None),
     "more than a tenth": ({"memory_used": int(2.6 * GIB)}, "busy: 11% of its memory is in use"),
     "half a GiB of a small card": ({"memory_total": 2 * GIB, "memory_used": GIB // 2}, None),
-    "nothing of its use is told": ({"processes": None, "memory_used": None, "utilization": None}, None),
+    "its use is unknown": ({"processes": None, "memory_used": None, "utilization": None}, None),
     "a screen is attached": ({"memory_used": int(4.2 * GIB), "display_active": True}, None),
     "more than a screen takes": (
         {"memory_used": int(4.8 * GIB), "display_active": True},
