@@ -29,7 +29,6 @@ from torch.distributed.elastic.rendezvous.dynamic_rendezvous import (
 from torch.numa.binding import NumaOptions
 
 AGENT_HOOKS = ("_start_workers", "_monitor_workers", "_shutdown")
-AGENT_FIELDS = ("_worker_group", "_remaining_restarts", "_pcontext")
 
 
 def agent_has_hooks(agent: type = LocalElasticAgent) -> bool:

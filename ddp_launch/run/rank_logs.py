@@ -12,7 +12,7 @@ from ddp_core.rank_report import ERROR_FILE
 from ddp_launch.cli.value_types import LOG_BYTES, Tee
 from ddp_launch.run.rank_output import RankOutput
 
-BITS = STDOUT, STDERR = (1, 2)
+STDERR = 2
 SIGNALS_VARIABLE = "TORCHELASTIC_SIGNALS_TO_HANDLE"
 SIGNALS = os.environ.get(SIGNALS_VARIABLE, "SIGTERM,SIGINT,SIGHUP,SIGQUIT")
 MOST_WATCHED = 64
