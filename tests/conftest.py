@@ -76,19 +76,30 @@ def signal_handlers_restored() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-@pytest.fixture(scope="session")
-def fake_nvml_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder with the stand-in, built once per run by the system's C compiler."""
+def _built(source: Path, folder: Path, name: str) -> Path:
+    """The folder with a stand-in for a library of the driver, built by the system's C compiler."""
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         pytest.skip("no C compiler (cc, gcc, clang): the stand-in for the driver cannot be built")
-    folder = tmp_path_factory.mktemp("fake_nvml")
     # Through a hidden name, so that a run in parallel never loads half a library.
     built = folder / ".building.so"
-    command = [compiler, "-std=c11", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", "-o", str(built), str(SOURCE)]
+    command = [compiler, "-std=c11", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", "-o", str(built), str(source)]
     subprocess.run(command, check=True)
-    built.rename(folder / "libnvidia-ml.so.1")
+    built.rename(folder / name)
     return folder
+
+
+@pytest.fixture(scope="session")
+def fake_nvml_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with the stand-in for NVML, built once per run."""
+    return _built(SOURCE, tmp_path_factory.mktemp("fake_nvml"), "libnvidia-ml.so.1")
+
+
+@pytest.fixture(scope="session")
+def fake_cuda_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with the stand-in for libcuda, built once per run."""
+    source = Path(__file__).parent / "fake_cuda" / "cuda.c"
+    return _built(source, tmp_path_factory.mktemp("fake_cuda"), "libcuda.so.1")
 
 
 @pytest.fixture

@@ -1,7 +1,8 @@
 /* A stand-in for libcuda.so.1: the few functions that tell in which order CUDA counts GPUs.
  *
- * $FAKE_CUDA_GPUS lists GPUs in PCI order as "uuid,bus id,speed" with ';' between them. As the real one does, it counts
- * the fastest first unless CUDA_DEVICE_ORDER=PCI_BUS_ID, and shows only the indices in CUDA_VISIBLE_DEVICES.
+ * $FAKE_CUDA_GPUS lists GPUs in PCI order as "uuid,bus id,speed" with ';' between them, the slices of one in MIG mode in
+ * its place. As the real one does, it counts the fastest first unless CUDA_DEVICE_ORDER=PCI_BUS_ID, shows only what
+ * CUDA_VISIBLE_DEVICES has by index or UUID up to the first that is not there, and of MIG slices only one.
  * $FAKE_CUDA_FAULT: "init" (cuInit fails), "uuid" (no UUID is told), "hang".
  */
 #include <stdio.h>
@@ -22,14 +23,22 @@ static int is(const char *name, const char *value)
     return now && !strcmp(now, value);
 }
 
+static int find(const char *entry)
+{
+    if (*entry >= '0' && *entry <= '9') return atoi(entry);
+    for (int i = 0; i < count; i++)
+        if (!strncmp(gpus[i].uuid, entry, strlen(entry))) return i;
+    return count;
+}
+
 static void keep_visible(const char *mask)
 {
     struct gpu kept[MAX_GPUS];
     int left = 0;
     char text[256];
     snprintf(text, sizeof text, "%s", mask);
-    for (char *entry = strtok(text, ","); entry && atoi(entry) < count; entry = strtok(NULL, ","))
-        kept[left++] = gpus[atoi(entry)];
+    for (char *entry = strtok(text, ","); entry && find(entry) < count; entry = strtok(NULL, ","))
+        kept[left++] = gpus[find(entry)];
     memcpy(gpus, kept, sizeof kept);
     count = left;
 }
@@ -53,6 +62,11 @@ int cuInit(unsigned flags)
                 gpus[j] = slower;
             }
     if (getenv("CUDA_VISIBLE_DEVICES")) keep_visible(getenv("CUDA_VISIBLE_DEVICES"));
+    for (int i = 0; i < count; i++)
+        if (!strncmp(gpus[i].uuid, "MIG-", 4)) {
+            gpus[0] = gpus[i];
+            count = 1;
+        }
     return SUCCESS;
 }
 

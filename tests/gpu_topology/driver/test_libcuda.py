@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,20 +16,9 @@ from gpu_topology.select.select import SelectionRequest, select
 from tests.fake_nvml.machine import load_machine, to_topology
 
 ROOT = Path(__file__).parents[3]
-SOURCE = ROOT / "tests" / "fake_cuda" / "cuda.c"
 # Three A5000 (PCI 0, 2, 4), a T400 (1), an A100 (3); CUDA counts the A100 first and the T400 last.
 SPEEDS = (50, 1, 50, 90, 50)
 IN_CUDA_ORDER = (3, 0, 2, 4, 1)
-
-
-@pytest.fixture(scope="module")
-def fake_cuda_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if compiler is None:
-        pytest.skip("no C compiler (cc, gcc, clang): the stand-in for libcuda cannot be built")
-    library = tmp_path_factory.mktemp("fake_cuda") / "libcuda.so.1"
-    subprocess.run([compiler, "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", "-o", library, SOURCE], check=True)
-    return library.parent
 
 
 @pytest.fixture
