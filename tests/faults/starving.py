@@ -1,8 +1,6 @@
-"""Memory that runs out on one of two ranks; the worker that torchrun starts for test_memory.py.
+"""Memory that runs out on one of two ranks; the program of the ranks of test_memory.py.
 
-    python tests/faults/starving.py RESULT.pt
-
-trains each case in one process group, with the same network and data; rank 0 writes {case: {"gradients": [steps, n],
+`starving.py RESULT.pt` trains each case in one process group, with the same network and data; rank 0 writes {case: {"gradients": [steps, n],
 "history": ..., "said": ...}}.
 """
 

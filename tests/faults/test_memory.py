@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +9,7 @@ import pytest
 import torch
 
 from tests.faults import starving
-from tests.integration.conftest import ROOT, torchrun
+from tests.ranks import run_ranks
 
 Found = dict[str, dict[str, Any]]
 
@@ -20,13 +17,9 @@ Found = dict[str, dict[str, Any]]
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
     """Every case, trained by one start of two real ranks."""
-    result = tmp_path_factory.mktemp("memory") / "result.pt"
-    command = [sys.executable, *torchrun(2), str(Path(starving.__file__)), str(result)]
-    done = subprocess.run(
-        command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=180
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return torch.load(result, weights_only=True)
+    folder = tmp_path_factory.mktemp("memory")
+    run_ranks(2, Path(starving.__file__), str(folder / "result.pt"), folder=folder, timeout_s=180)
+    return torch.load(folder / "result.pt", weights_only=True)
 
 
 @pytest.mark.parametrize(

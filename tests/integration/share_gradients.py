@@ -1,4 +1,4 @@
-"""Started by torchrun: averages gradients through shared memory as each case says; rank 0 writes what was found.
+"""The program of the ranks of test_shared_gradients.py: averages gradients through shared memory as each case says.
 
 python tests/integration/share_gradients.py RESULT.json
 """

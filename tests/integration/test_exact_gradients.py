@@ -1,20 +1,24 @@
 """A global batch gives the same gradient however it is cut, and ranks follow the single process.
 
-Real ranks under torchrun, gloo; the reference is one process that sees the whole global batch at once.
+Real ranks with gloo; the reference is one process, this one, that sees the whole global batch at once.
 """
 
 from __future__ import annotations
 
+import functools
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tests.integration.conftest import Command, torchrun
+from ddp_train.distributed.process_group import Ranks
+from tests.integration import run_steps
+from tests.ranks import run_ranks
 
-WORKER = str(Path(__file__).with_name("run_steps.py"))
+Found = dict[str, torch.Tensor]
 
 ROWS = [[*range(16)], [*range(16, 32)], [*range(32, 48)]], [[*range(10)], [*range(10, 16)]]
 """Three micro-batches on the first rank and two on the second."""
@@ -61,6 +65,7 @@ EXACT: dict[int, list[dict[str, Any]]] = {
         {"name": "batch norm, two samples for three ranks", "batch": 37, "steps": 5, "batch_norm": True},
     ],
 }
+CURVE = {"name": "curve", "steps": 20, "batch": 64, "samples": 500, "lr": 0.1, "augment": "heavy"}
 BOUNDS = {(False, False): 2e-7, (False, True): 1e-15, (True, False): 1e-6, (True, True): 1e-13}
 """Of any element of the gradient, by (batch norm, float64): the mathematics is exact, and what is left is rounding.
 
@@ -68,32 +73,55 @@ Batch norm over two samples divides by small deviations, and convolutions round 
 former bound, 1e-14, an EPYC without AMX needs two and a half times as much."""
 
 
-@pytest.fixture
-def train(command: Command, tmp_path: Path) -> Any:
-    def run(ranks: int, cases: list[dict[str, Any]]) -> dict[str, dict[str, torch.Tensor]]:
-        file, result = tmp_path / f"cases-{ranks}.json", tmp_path / f"result-{ranks}.pt"
-        file.write_text(json.dumps(cases))
-        launch = torchrun(ranks) if ranks > 1 else []
-        done = command(*launch, WORKER, str(file), str(result))
-        assert done.returncode == 0, done.stderr
-        return torch.load(result, weights_only=True)
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def on_one(case: dict[str, Any]) -> Found:
+    return run_steps.run(case, Ranks())
+
+
+@pytest.fixture(scope="module")
+def train(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], dict[str, Found]]:
+    """Every case and the curve, by one start of so many ranks."""
+
+    @functools.cache
+    def run(ranks: int) -> dict[str, Found]:
+        cases = [*cases_of(ranks), CURVE]
+        if ranks == 1:
+            return {case["name"]: on_one(case) for case in cases}
+        folder = tmp_path_factory.mktemp("steps")
+        (folder / "cases.json").write_text(json.dumps(cases))
+        words = (str(folder / name) for name in ("cases.json", "result.pt"))
+        run_ranks(ranks, Path(run_steps.__file__), *words, folder=folder)
+        return torch.load(folder / "result.pt", weights_only=True)
 
     return run
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 3])
-def test_any_split_gives_the_gradient_of_the_global_batch(train: Any, ranks: int) -> None:
-    cases = [
+def cases_of(ranks: int) -> list[dict[str, Any]]:
+    """In float32 and float64."""
+    return [
         {"steps": 3, "samples": 150, "lr": 0.0, **case, "double": double, "name": f"{case['name']}, double {double}"}
         for case in EXACT[ranks]
         for double in (False, True)
     ]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_any_split_gives_the_gradient_of_the_global_batch(
+    train: Callable[[int], dict[str, Found]], ranks: int
+) -> None:
     # The reference: no shares, no accumulation, one process; clipping is part of the step and stays.
     cut = ("shares", "moved", "accumulate", "rows", "scale", "reference")
-    whole = [{k: v for k, v in case.items() if k not in cut} | case.get("reference", {}) for case in cases]
-    found, expected = train(ranks, cases), train(1, whole)
-    for case in cases:
-        ours, theirs = found[case["name"]], expected[case["name"]]
+    found = train(ranks)
+    for case in cases_of(ranks):
+        whole = {k: v for k, v in case.items() if k not in cut} | case.get("reference", {})
+        ours, theirs = found[case["name"]], on_one(whole)
         gradient, whole_gradient = (side["gradients"].double() for side in (ours, theirs))
         assert whole_gradient.abs().max() > 1e-3, "a gradient of nothing proves nothing"
         difference = (gradient - whole_gradient).abs().max().item()
@@ -107,11 +135,10 @@ def test_any_split_gives_the_gradient_of_the_global_batch(train: Any, ranks: int
         assert ours["scores"].allclose(theirs["scores"], rtol=1e-5), f"{case['name']}: {ours['scores'].tolist()}"
 
 
-def test_two_ranks_follow_the_single_process_for_20_steps(train: Any) -> None:
-    case = {"name": "curve", "steps": 20, "batch": 64, "samples": 500, "lr": 0.1, "augment": "heavy"}
-    one = train(1, [case])["curve"]
+def test_two_ranks_follow_the_single_process_for_20_steps(train: Callable[[int], dict[str, Found]]) -> None:
+    one = train(1)["curve"]
     for ranks in (2, 3):
-        several = train(ranks, [case])["curve"]
+        several = train(ranks)["curve"]
         relative = (several["losses"] - one["losses"]).abs() / one["losses"].abs()
         assert relative.max() < 1e-4, f"{ranks} ranks: {relative.tolist()}"
     assert one["losses"][-1] < 0.8 * one["losses"][0], "the run must learn for the comparison to mean something"

@@ -10,16 +10,13 @@ import torch
 
 from ddp_train.distributed import shm_allreduce
 from ddp_train.distributed.process_group import Ranks
-from tests.integration.conftest import Command, torchrun
-
-WORKER = str(Path(__file__).with_name("share_gradients.py"))
+from tests.ranks import run_ranks
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
-def test_the_ranks_average_through_shared_memory(command: Command, tmp_path: Path, ranks: int) -> None:
+def test_the_ranks_average_through_shared_memory(tmp_path: Path, ranks: int) -> None:
     result = tmp_path / "result.json"
-    done = command(*torchrun(ranks), WORKER, str(result))
-    assert done.returncode == 0, done.stderr
+    run_ranks(ranks, Path(__file__).with_name("share_gradients.py"), str(result), folder=tmp_path)
     everyone = json.loads(result.read_text())
     assert len(everyone) == ranks
     for found in everyone:

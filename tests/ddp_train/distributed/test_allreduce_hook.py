@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import json
-import time
+import os
+import sys
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ddp_train.distributed.allreduce_hook import AllreduceHook
+from tests.ranks import run_ranks
 
-LIMIT_S = 100.0
 
-
-def rank_main(rank: int, folder: str) -> None:
+def rank_main(folder: Path) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=2, store=dist.FileStore(f"{folder}/store", 2))
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(300, 300), nn.Linear(300, 300))
     ddp = DistributedDataParallel(model, bucket_cap_mb=0.25)
@@ -42,23 +42,18 @@ def rank_main(rank: int, folder: str) -> None:
     found["after"] = [step(leave=False), step(leave=False)][1]
     model(images).square().sum().backward()
     found["alone"] = [float(p.grad.double().sum()) for p in model.parameters() if p.grad is not None]
-    Path(folder, f"{rank}.json").write_text(json.dumps(found))
-    dist.destroy_process_group()
+    (folder / f"{rank}.json").write_text(json.dumps(found))
+    dist.barrier()
+    os._exit(0)
 
 
 def test_a_rank_that_leaves_a_step_completes_its_all_reduces(tmp_path: Path) -> None:
-    started = torch.multiprocessing.start_processes(
-        rank_main, (str(tmp_path),), nprocs=2, join=False, start_method="spawn"
-    )
-    try:
-        end = time.monotonic() + LIMIT_S
-        while not started.join(timeout=1.0):
-            assert time.monotonic() < end, "the ranks wait for one another"
-    finally:
-        for process in started.processes:
-            process.kill()
-            process.join()
+    run_ranks(2, __file__, str(tmp_path), folder=tmp_path, timeout_s=100)
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     assert first["whole"] == second["whole"] and first["whole"][0] > 1, "several buckets"
     torch.testing.assert_close(first["left"][1:], [value / 2 for value in first["alone"]])
     assert first["after"] == second["after"] == first["whole"]
+
+
+if __name__ == "__main__":
+    rank_main(Path(sys.argv[1]))

@@ -1,8 +1,6 @@
-"""Tiny runs of the real trainer; also the worker that torchrun starts for the runs on two ranks.
+"""Tiny runs of the real trainer; also the program of the runs on two ranks.
 
-    python tests/ddp_train/techniques/runs.py RESULT.pt
-
-trains every row of the table whose result must not depend on the ranks, and SAM; and under --reproducible all rows
+`runs.py RESULT.pt` trains every row of the table whose result must not depend on the ranks, and SAM; and under --reproducible all rows
 that do something. Rank 0 writes {name: [weights]}.
 """
 

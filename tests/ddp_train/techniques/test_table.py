@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import ast
-import os
 import random
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,7 +14,7 @@ from ddp_train.engine.reproducible_cost import Cost
 from ddp_train.techniques import registry
 from tests.ddp_train.techniques import runs
 from tests.ddp_train.techniques.table import ELSEWHERE, TABLE, Row
-from tests.integration.conftest import torchrun
+from tests.ranks import run_ranks
 
 ROOT = Path(__file__).resolve().parents[3]
 NAMES = [row.name for row in TABLE]
@@ -36,12 +33,9 @@ def one_thread():
 @pytest.fixture(scope="module")
 def on_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Weights]:
     """Every row that two ranks must agree on, trained by one start of two real ranks."""
-    result = tmp_path_factory.mktemp("ranks") / "result.pt"
-    command = [sys.executable, *torchrun(2), str(Path(runs.__file__)), str(result)]
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return torch.load(result, weights_only=True)
+    folder = tmp_path_factory.mktemp("ranks")
+    run_ranks(2, Path(runs.__file__), str(folder / "result.pt"), folder=folder, timeout_s=280)
+    return torch.load(folder / "result.pt", weights_only=True)
 
 
 def same(one: Weights, other: Weights) -> bool:
