@@ -14,6 +14,7 @@ import difflib
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence, Set
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -212,8 +213,9 @@ def _title(section: type) -> str:
     return (section.__doc__ or "").strip().splitlines()[0]
 
 
+@cache
 def _parser(prog: str) -> Any:
-    """jsonargparse's parser: the types of the options, and the help."""
+    """jsonargparse's parser: the types of the options, and the help. Built once, for it takes longer than parsing."""
     from jsonargparse import ActionYesNo, ArgumentParser
 
     parser = ArgumentParser(
