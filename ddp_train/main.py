@@ -2,7 +2,7 @@
 
 Options are checked before torch is imported, so that a mistake is reported at once. The order is that of the functions
 below: `main` reads the options, `_run` turns errors into an exit status, `_train` prepares the process and builds the
-run, `_use` trains. A rank that fails alone ends in `_exit_alone`, all ranks together in `_end`.
+run, `_use` trains. How a rank ends that fails is in process_end.py.
 Exit status: 0 success; 1 the run failed (diverged); 2 a user's mistake; 130 after Ctrl-C, 143 after SIGTERM.
 """
 
@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -20,7 +18,7 @@ if __package__ in (None, ""):
     # Run as a file: the packages are beside this folder, whatever the working directory.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from ddp_core import missing_packages, rank_report
+from ddp_core import missing_packages
 from ddp_core.cli import prepare_output
 from ddp_core.collector import collector_paused
 from ddp_core.errors import UserError
@@ -29,14 +27,13 @@ from ddp_train.config.parse import parse, with_values
 from ddp_train.config.validation import check_paths
 from ddp_train.distributed.heartbeat import heartbeat
 from ddp_train.engine.stop_signals import StopSignals
+from ddp_train.process_end import end_together, end_with
 from ddp_train.process_setup import expand_segments, keep_heap, keep_private
 from ddp_train.run_folder.claim import finished, is_restart
 
 if TYPE_CHECKING:
     from ddp_train.assemble.build import Run
     from ddp_train.distributed.process_group import Ranks
-
-OTHER_RANKS_WAIT_S = 0.3
 
 
 def main(argv: Sequence[str] | None = None, stop: StopSignals | None = None) -> int:
@@ -54,48 +51,22 @@ def main(argv: Sequence[str] | None = None, stop: StopSignals | None = None) -> 
         keep_private(os.environ)
     except UserError as error:
         # Every rank reads the same command line and finds the same mistake.
-        return _end(f"error: {error}", status=2, speaks=os.environ.get("RANK", "0") == "0", error=error)
+        return end_together(f"error: {error}", status=2, speaks=os.environ.get("RANK", "0") == "0", error=error)
     if (line := finished(config)) is not None:
-        return _end(line, status=0, speaks=os.environ.get("RANK", "0") == "0")
+        return end_together(line, status=0, speaks=os.environ.get("RANK", "0") == "0")
     return _run(config, stop or StopSignals())
 
 
-def _end(message: str, *, status: int, speaks: bool, error: BaseException | None = None) -> int:
-    """All ranks end with this status: one prints why and ends first, so that no other looks like the cause."""
-    if error is not None:
-        _report(error, status, message)
-    if speaks:
-        print(message, file=sys.stderr, flush=True)
-    else:
-        time.sleep(OTHER_RANKS_WAIT_S)
-    return status
-
-
 def _run(config: Config, stop: StopSignals) -> int:
-    from ddp_core.errors import SharedError, Stopped, TrainingDiverged
-
     with collector_paused():
         from ddp_train.assemble import build  # noqa: F401 (for torch and what else it imports)
         from ddp_train.distributed import process_group
 
     try:
         with stop.raising():
-            status = _train(config, ranks := process_group.Ranks.from_environment(), stop)
-    except SharedError as error:
-        heartbeat.withdraw()
-        return _end(f"error: {error}", status=2, speaks=error.speaks, error=error)
-    except TrainingDiverged as error:
-        process_group.wait_for_all()  # rank 0 draws curves
-        return _end(f"error: {error}", status=1, speaks=ranks.is_first, error=error)
-    except Stopped as error:
-        if error.together:
-            process_group.wait_for_all()  # rank 0 writes a checkpoint
-            return _end(str(error), status=error.status, speaks=ranks.is_first)
-        _exit_alone(error, saves=_saves(config))
+            status = _train(config, process_group.Ranks.from_environment(), stop)
     except BaseException as error:
-        # This rank alone failed. The others wait for it in a collective, and so would leaving the process group:
-        # report the error and exit at once.
-        _exit_alone(error, saves=_saves(config))
+        return end_with(error, saves=_saves(config))
     heartbeat.beat("done")
     process_group.wait_for_all()
     process_group.stop()
@@ -174,45 +145,6 @@ def _measure(run: Run) -> int:
 def _saves(config: Config) -> bool:
     """Whether it is a training run, which has checkpoints, and not a measurement."""
     return config.run.tune is None and config.diagnostics.overfit_one_batch is None
-
-
-def _exit_alone(error: BaseException, *, saves: bool) -> NoReturn:
-    """End this process at once: one line for a user's mistake and after a signal, else the traceback."""
-    from ddp_core.errors import Stopped
-
-    status = 1
-    if isinstance(error, Stopped):
-        status = error.status
-        heartbeat.withdraw()
-        if os.environ.get("RANK", "0") == "0":
-            at = f"at step {heartbeat.step + 1} (epoch {heartbeat.epoch + 1}): what was saved before stands"
-            if not saves:
-                at = "before the measurement was done: there is nothing to save"
-            elif heartbeat.step < 0:
-                at = "before the first step: there is nothing to save"
-            print(f"{error} {at}", file=sys.stderr)
-    elif isinstance(error, UserError):
-        status = 2
-        _report(error, status, f"error: {error}")
-        print(f"error: {error}", file=sys.stderr)
-    elif isinstance(error, KeyboardInterrupt):
-        status = 130  # the user knows why: no traceback
-    else:
-        if place := heartbeat.place:
-            error.add_note(f"rank {os.environ.get('RANK', '0')} was at {place}")
-        _report(error, status)
-        traceback.print_exception(error)
-    heartbeat.fail()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
-
-
-def _report(error: BaseException, status: int, message: str = "") -> None:
-    """Write the error for the launcher, or torchrun, into the error file of this rank."""
-    rank = int(os.environ.get("RANK", "0"))
-    found = rank_report.of_error(error, rank=rank, status=status, place=heartbeat.place, message=message)
-    rank_report.write(found, os.environ.get(rank_report.ERROR_FILE))
 
 
 def program() -> NoReturn:

@@ -10,9 +10,10 @@ import math
 import platform
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,11 +36,12 @@ from ddp_train.assemble.factories import (
 )
 from ddp_train.assemble.resolve_options import resolve
 from ddp_train.checkpoint.manager import Saver
-from ddp_train.checkpoint.progress import Progress
+from ddp_train.checkpoint.progress import Progress, describe_run
+from ddp_train.checkpoint.trained_state import TrainedState
 from ddp_train.checkpoint.weights import holds_weights, load_weights
 from ddp_train.config.options import DEFAULT_LOG_EVERY, Config, to_dict
 from ddp_train.config.parse import with_values
-from ddp_train.config.validation import check, resume_file
+from ddp_train.config.validation import check, read_interval, resume_file
 from ddp_train.data.pipeline.window import Pipeline
 from ddp_train.data.sources.class_weights import weigh_classes
 from ddp_train.data.sources.dataset import describe_left_out, load_on_ranks
@@ -58,7 +60,7 @@ from ddp_train.distributed.process_group import (
 )
 from ddp_train.distributed.shm_allreduce import share
 from ddp_train.engine.components import Components
-from ddp_train.engine.nan_guard import NanGuard
+from ddp_train.engine.nan_guard import NanGuard, Replay
 from ddp_train.engine.reproducible import Sharded
 from ddp_train.engine.reproducible_cost import measure
 from ddp_train.engine.stop_signals import StopSignals
@@ -161,10 +163,10 @@ def _components(
     options, network, ranks, device = context.config, context.network, context.ranks, context.device
     optimizer, schedule, loss = together(lambda: optimization_of(context, techniques), ranks)
     flag_exchange = FlagExchange(ranks)
-    saver = Saver(
-        context, techniques, optimizer, flag_exchange, pipeline, train_samples, folder.latest, folder.best_model
-    )
+    identity = describe_run(context, train_samples, pipeline.sampler.shares)
+    saver = _saver(TrainedState(context, techniques, optimizer, identity), identity, context, flag_exchange, folder)
     gradient_sync = None if options.shards is None else Sharded(network, ranks, device, options.shards)
+    replay = Replay(network, context.precision, pipeline, [t.batch for t in techniques if t.batch is not None])
     cost = _cost_of_bits(context)
     model, ddp, untrained = wrap(context)
     allreduce_hook = _allreduce_hook(ddp, network, ranks, device, flag_exchange)
@@ -189,11 +191,22 @@ def _components(
         cuda_graphs=options.model.compile_mode not in (None, "default"),
         gradient_sync=gradient_sync,
         saver=saver,
-        nan_guard=NanGuard(network, optimizer, context.precision, pipeline, ranks, flag_exchange, folder.path),
+        nan_guard=NanGuard(network, context.precision, ranks, flag_exchange, folder.path, replay),
         allreduce_hook=allreduce_hook,
         flag_exchange=flag_exchange,
     )
     return components, saver, (*cost, *untrained)
+
+
+def _saver(
+    contents: TrainedState,
+    identity: Mapping[str, Any],
+    context: Context,
+    flag_exchange: FlagExchange,
+    folder: RunFolder,
+) -> Saver:
+    interval, place = read_interval(str(context.config.run.save_every), "--save-every"), (context.ranks, context.device)
+    return Saver(contents, identity, interval, *place, flag_exchange, folder.latest, folder.best_model)
 
 
 def _allreduce_hook(

@@ -8,62 +8,79 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ddp_core.errors import TrainingDiverged, UserError
-from ddp_train import optim
 from ddp_train.checkpoint import format as checkpoint_format
 from ddp_train.checkpoint import per_rank_state
 from ddp_train.checkpoint.async_writer import CheckpointWriter
-from ddp_train.checkpoint.progress import Progress, describe_run, machine_differences, why_not_resumed
-from ddp_train.config.validation import LATEST, read_interval, resume_target
-from ddp_train.data.pipeline.window import Pipeline
+from ddp_train.checkpoint.progress import Progress
+from ddp_train.config.validation import LATEST, Interval, resume_target
 from ddp_train.distributed.flag_exchange import FlagExchange
 from ddp_train.distributed.heartbeat import heartbeat
-from ddp_train.distributed.process_group import gather
-from ddp_train.technique import Context, Technique
+from ddp_train.distributed.process_group import Ranks, gather
 from ddp_train.torch_internals import foreach
+
+
+class Contents(Protocol):
+    """What a run has that a checkpoint holds, beside its progress."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The parts of `state_dict`."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nested tensors and plain values, as they are between two steps."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take a saved state back. Errors: KeyError, TypeError, ValueError, RuntimeError where it does not fit."""
+
+    def weights(self) -> Iterable[Tensor]:
+        """What must be finite, or the run is lost."""
+
+    def why_not(self, saved: Mapping[str, Any], progress: Progress) -> str | None:
+        """Why this run cannot resume at `progress` of the run described by `saved`; None: it can."""
+
+    def resumed(self, saved: Mapping[str, Any], progress: Progress) -> tuple[str, ...]:
+        """Called after it has: corrects `progress` where this run counts in another way; lines for the user."""
 
 
 class Saver:
     """Writes the checkpoints of a run to `latest`, and the best model to `best`, beside the training.
 
-    `train_samples`: images in the training set.
+    identity: plain values that tell this run from others, for `Contents.why_not` of a later one. `interval`: how often.
+    advice: what to try, for the message of a run whose weights are lost.
     """
 
     def __init__(
         self,
-        context: Context,
-        techniques: Sequence[Technique],
-        optimizer: torch.optim.Optimizer,
+        contents: Contents,
+        identity: Mapping[str, Any],
+        interval: Interval,
+        ranks: Ranks,
+        device: torch.device,
         flag_exchange: FlagExchange,
-        pipeline: Pipeline,
-        train_samples: int,
         latest: Path,
         best: Path,
+        advice: str = "try a lower --lr, more --warmup-epochs, or --clip-grad 1",
     ) -> None:
-        self._network, self._precision, self._ranks = context.network, context.precision, context.ranks
-        self._optimizer, self._flag_exchange, self._best = optimizer, flag_exchange, best
-        self._states = {t.name: t.state for t in techniques if t.state is not None}
-        self._looks = {t.name for t in techniques if t.looks}
-        self._identity = describe_run(context, train_samples, pipeline.sampler.shares)
-        self._interval = read_interval(str(context.config.run.save_every), "--save-every")
-        self._writer, self._folder = CheckpointWriter(latest), latest.parent
+        self._contents, self._identity, self._interval = contents, identity, interval
+        self._ranks, self._device, self._flag_exchange = ranks, device, flag_exchange
+        self._writer, self._folder, self._best, self._advice = CheckpointWriter(latest), latest.parent, best, advice
         self._saved_at = time.monotonic()
         self._generators: dict[str, Any] | None = None
 
     def restore(self, source: Path) -> tuple[Progress, tuple[str, ...]]:
         """Take the state in `source` back; checkpoint-latest.pt stands for the newest good one of its folder.
 
-        Returns how far its run had come, and lines for the user. Rates, decay and the like stay those of the optimizer
-        in hand, which follow this run's options. Errors: UserError when the file is damaged, or of another model,
-        optimizer or run.
+        Returns how far its run had come, and lines for the user. Errors: UserError when the file is damaged, or of
+        another model, optimizer or run.
         """
         notes: tuple[str, ...] = ()
         if source.name == LATEST:
@@ -71,30 +88,24 @@ class Saver:
         else:
             found = checkpoint_format.load(source)
         saved: Mapping[str, Any] = found
+        identity: Mapping[str, Any] = saved.get("run", {})
         try:
             progress = Progress(**saved["progress"])
             progress.total_seconds = float(saved.get("total_seconds", 0.0))
-            if why := why_not_resumed(saved.get("run", {}), self._identity, progress):
+            if why := self._contents.why_not(identity, progress):
                 raise UserError(f"--resume {source}: {why}; continue it with the options of that run")
-            if saved["optimizer_class"] != optim.describe(self._optimizer):
-                raise ValueError(f"it was trained with {saved['optimizer_class']}")
-            self._take(self._of_this_rank(saved, progress))
+            self._contents.load_state_dict(self._of_this_rank(saved, progress))
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"--resume {source}: does not fit this model and optimizer ({reason})") from None
-        changed = machine_differences(saved.get("run", {}), self._identity)
-        if self._identity["config"]["reproducible"] and changed:
-            notes = (*notes, f"--reproducible: the bits may differ from those of before ({', '.join(changed)})")
-        if progress.step_in_epoch == 0:
-            progress.step = progress.epoch * self._identity["steps_per_epoch"]  # of another global batch, perhaps
+        notes = (*notes, *self._contents.resumed(identity, progress))
         return progress, (*notes, f"continues {source} {progress.place}")
 
     def _of_this_rank(self, saved: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
         """This rank's part of a saved state: its own where there are as many ranks as then, with its generators; else
         what all have in common."""
         of_ranks: Sequence[Mapping[str, Any]] = saved.get("ranks", [])
-        state = {name: saved[name] for name in ("model", "optimizer", "scaler")}
-        state["techniques"] = saved.get("techniques", {})
+        state = {name: saved.get(name, {}) for name in self._contents.names}
         found = [one["differences"] for one in of_ranks]
         rank = self._ranks.rank
         if len(of_ranks) != self._ranks.world_size:
@@ -106,21 +117,10 @@ class Saver:
         self._generators = of_ranks[rank]["generators"]
         return per_rank_state.own(state, found, rank)
 
-    def _take(self, state: Mapping[str, Any]) -> None:
-        """Errors: ValueError where a technique of this run was not in the saved one: its state would be made up."""
-        self._network.load_state_dict(state["model"])
-        optim.restore(self._optimizer, state["optimizer"])
-        self._precision.load_state_dict(state["scaler"])
-        for name, technique in self._states.items():
-            if name in state["techniques"]:
-                technique.load_state_dict(state["techniques"][name])
-            elif name not in self._looks:
-                raise ValueError(f"it was trained without {name}")
-
     def begin(self) -> None:
         """Right before the first step: the random generators as they were left, where this rank has been before."""
         if self._generators is not None:
-            per_rank_state.restore_generators(self._generators, self._precision.device)
+            per_rank_state.restore_generators(self._generators, self._device)
         self._saved_at = time.monotonic()
 
     def due(self, step: int) -> bool:
@@ -147,13 +147,15 @@ class Saver:
 
     def _refuse_poison(self, progress: Progress) -> None:
         """Errors: TrainingDiverged where weights or buffers are not finite, on any rank; on all alike."""
-        values = [v for v in self._network.state_dict().values() if v.is_floating_point() and v.numel()]
-        bad = not bool(torch.isfinite(torch.stack([n.double() for n in foreach("norm", values)])).all())
+        values = [v for v in self._contents.weights() if v.is_floating_point() and v.numel()]
+        bad = bool(values) and not bool(
+            torch.isfinite(torch.stack([n.double() for n in foreach("norm", values)])).all()
+        )
         if self._flag_exchange.exchange({"not_finite": bad})["not_finite"]:
             epoch = progress.epoch + 1 if progress.step_in_epoch else progress.epoch  # finished: counted already
             raise TrainingDiverged(
                 f"the weights are not finite after step {progress.step} (epoch {epoch}): no checkpoint is written of "
-                f"them, {self.way_back()}; try a lower --lr, more --warmup-epochs, or --clip-grad 1"
+                f"them, {self.way_back()}; {self._advice}"
             )
 
     def way_back(self) -> str:
@@ -166,20 +168,14 @@ class Saver:
     def _collect(self, progress: Progress) -> dict[str, Any] | None:
         """The state of all ranks on rank 0, elsewhere None. Called on all ranks, between two steps."""
         ranks, group = self._ranks, self._flag_exchange.group
-        state = {
-            "model": self._network.state_dict(),
-            "optimizer": self._optimizer.state_dict(),
-            "scaler": self._precision.state_dict(),
-            "techniques": {name: technique.state_dict() for name, technique in self._states.items()},
-        }
+        state = self._contents.state_dict()
         different = per_rank_state.differences(state, ranks, group)
-        mine = {"sums": list(progress.sums), "generators": per_rank_state.generators(self._precision.device)}
+        mine = {"sums": list(progress.sums), "generators": per_rank_state.generators(self._device)}
         gathered: list[Any] = gather(mine, ranks, group)
         if not ranks.is_first:
             return None
         sums = [sum(values) for values in zip(*(one["sums"] for one in gathered), strict=True)]
         return state | {
-            "optimizer_class": optim.describe(self._optimizer),
             # Two runs that are the same to the bit differ in their time alone: it is no part of how far they are.
             "progress": {k: v for k, v in dataclasses.asdict(progress).items() if k != "total_seconds"}
             | {"sums": sums},

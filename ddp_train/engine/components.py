@@ -26,33 +26,16 @@ from ddp_train.optim.precision import Precision
 from ddp_train.technique import Technique
 
 
-@dataclass(frozen=True)
-class Components:
-    """Everything that a run is made of. `network` is the bare model, `model` what is called (wrapped, compiled)."""
+@dataclass(frozen=True, kw_only=True)
+class LoopParts:
+    """What any training loop is made of (loop.py), that of the trainer and those of a user's own."""
 
     ranks: Ranks
     device: torch.device
-    network: nn.Module
-    model: nn.Module
-    ddp: DistributedDataParallel | None
-    pipeline: Pipeline
-    loss: Loss
-    optimizer: torch.optim.Optimizer
-    schedule: Schedule
     precision: Precision
-    epochs: int
-    global_batch: int
-    classes: int = 0
-    """Of the data; 0: not known, and no balanced accuracy."""
-    stop_after: float = math.inf
     seed: int = 0
-    techniques: Sequence[Technique] = ()
     log_every: int = 20
-    cuda_graphs: bool = False
-    """Whether the compiled model records CUDA graphs: the gradients of one micro-batch are overwritten by the next."""
     observers: Sequence[Observer] = ()
-    gradient_sync: GradientSync | None = None
-    """How ranks and micro-batches are put together; None: as DistributedDataParallel does."""
     saver: Saver | None = None
     nan_guard: NanGuard | None = None
     allreduce_hook: AllreduceHook | None = None
@@ -60,6 +43,29 @@ class Components:
     flag_exchange: FlagExchange = field(default_factory=FlagExchange)
     stop: StopSignals = field(default_factory=StopSignals)
     progress: Progress = field(default_factory=Progress)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Components(LoopParts):
+    """Everything that a run is made of. `network` is the bare model, `model` what is called (wrapped, compiled)."""
+
+    network: nn.Module
+    model: nn.Module
+    ddp: DistributedDataParallel | None
+    pipeline: Pipeline
+    loss: Loss
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    epochs: int
+    global_batch: int
+    classes: int = 0
+    """Of the data; 0: not known, and no balanced accuracy."""
+    stop_after: float = math.inf
+    techniques: Sequence[Technique] = ()
+    cuda_graphs: bool = False
+    """Whether the compiled model records CUDA graphs: the gradients of one micro-batch are overwritten by the next."""
+    gradient_sync: GradientSync | None = None
+    """How ranks and micro-batches are put together; None: as DistributedDataParallel does."""
 
     @property
     def evaluated(self) -> nn.Module:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ddp_train.data.augment import keyed_random
@@ -94,3 +94,19 @@ def seed_shard(device: torch.device, moment: Moment) -> None:
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.default_generators[device.index].manual_seed(seed)
+
+
+def settle_buckets(model: nn.Module, forward: Callable[[], Tensor]) -> None:
+    """Let DistributedDataParallel find its buckets before the first step of this process, not after it.
+
+    Over three ranks or more the order of a sum depends on them: else the first step after a resume would be rounded in
+    another way than it was without. And a rank that leaves a step needs to know them. forward: a forward pass of
+    `model`, in evaluation mode so that it leaves no trace in batch statistics.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    for _ in range(2):  # the second pass begins with the buckets that the first one has found
+        (forward().sum() * 0.0).backward()
+        model.zero_grad(set_to_none=True)
+    for module, training in modes:
+        module.training = training

@@ -18,8 +18,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -41,21 +42,38 @@ SCHEMA = "ddp-train-bad-batch/1"
 BatchChange = Callable[[Tensor, Tensor, Moment], tuple[Tensor, Tensor]]
 
 
+class SecondPass(Protocol):
+    """Looks again at a step that was not finite, on all ranks alike."""
+
+    def __call__(self, moment: Moment) -> tuple[str | None, list[int]]:
+        """What goes wrong first in this rank's part of the step, None where nothing does; its samples' indices."""
+
+
+@dataclass(frozen=True)
+class Advice:
+    """The caller's words for a user: how to come to the step again with a checkpoint and without, and what to try."""
+
+    resume: str
+    restart: str = "the same command"
+    remedy: str = "try a lower --lr, more --warmup-epochs, or --clip-grad 1"
+
+
 class NanGuard:
     """Watches the steps of a run whose folder is `folder`."""
 
     def __init__(
         self,
         network: nn.Module,
-        optimizer: torch.optim.Optimizer,
         precision: Precision,
-        pipeline: Pipeline,
         ranks: Ranks,
         flag_exchange: FlagExchange,
         folder: Path,
+        second_pass: SecondPass,
+        advice: Advice | None = None,
     ) -> None:
-        self._network, self._optimizer, self._precision = network, optimizer, precision
-        self._pipeline, self._ranks, self._flag_exchange, self._folder = pipeline, ranks, flag_exchange, folder
+        self._network, self._second_pass, self._folder = network, second_pass, folder
+        self._ranks, self._flag_exchange = ranks, flag_exchange
+        self._advice = advice or Advice(f"--resume {folder}")
         self._scaled = precision.mode == "fp16"
         self._late = precision.device.type == "cuda"
         self._pending: tuple[Moment, Tensor, Any] | None = None
@@ -63,8 +81,15 @@ class NanGuard:
         self._skipped: Tensor | int = 0
         self._suspect: Moment | None = None
 
-    def look(self, parameters: Sequence[nn.Parameter], losses: Sequence[Tensor], moment: Moment) -> int:
-        """A flag for the exchange: 0, or one that is larger for a lower rank. `losses`: this rank's, of the step."""
+    def look(
+        self,
+        parameters: Sequence[nn.Parameter],
+        losses: Sequence[Tensor],
+        moment: Moment,
+        optimizer: torch.optim.Optimizer,
+    ) -> int:
+        """A flag for the exchange: 0, or one that is larger for a lower rank. `losses`: this rank's, of the step;
+        `optimizer`: that which is about to step with the gradients of `parameters`."""
         gradients = [p.grad for p in parameters if p.grad is not None]
         if not self._late:
             self._suspect = moment
@@ -78,8 +103,8 @@ class NanGuard:
         if self._scaled:
             self._skipped = self._skipped + bad
             return 0
-        if all(group.get("fused") for group in self._optimizer.param_groups):
-            self._optimizer.found_inf = bad.float()  # type: ignore[attr-defined]  # what GradScaler sets as well
+        if all(group.get("fused") for group in optimizer.param_groups):
+            optimizer.found_inf = bad.float()  # type: ignore[attr-defined]  # what GradScaler sets as well
         host = torch.empty((), dtype=torch.bool, pin_memory=True)
         host.copy_(bad, non_blocking=True)
         ready = torch.cuda.Event()
@@ -103,42 +128,49 @@ class NanGuard:
         """Steps that were skipped under fp16, in this process."""
         return {"skipped_steps": float(self._skipped)} if self._scaled else {}
 
-    def refuse(self, steps_per_epoch: int, changes: Sequence[BatchChange]) -> None:
-        """End the run because of the step that was looked at last. Errors: TrainingDiverged, on all ranks alike.
-
-        changes: what techniques make of a batch.
-        """
+    def refuse(self) -> None:
+        """End the run because of the step that was looked at last. Errors: TrainingDiverged, on all ranks alike."""
         moment = self._suspect
         assert moment is not None
-        found, indices = self._pass_again(moment, moment.step % steps_per_epoch, changes)
+        found, indices = self._second_pass(moment)
         of_ranks = gather((found, indices), self._ranks, self._flag_exchange.group)
         where = next((f"rank {rank}: {text}" for rank, (text, _) in enumerate(of_ranks) if text), None)
         where = where or first_bad_gradient(self._network) or "the loss is not finite, all outputs of a second pass are"
         if self._ranks.is_first:
             document = {"schema": SCHEMA, "epoch": moment.epoch + 1, "step": moment.step + 1, "seed": moment.seed}
             document |= {"found": where, "indices": [part for _, part in of_ranks]}
-            document |= {"replay": f"--resume {self._folder}"}
+            document |= {"replay": self._advice.resume}
             write_text(self._folder / FILE, json.dumps(document, indent=2) + "\n")
         saved = resume_target("auto", str(self._folder)) is not None
-        again = f"--resume {self._folder}" if saved else "the same command"
+        again = self._advice.resume if saved else self._advice.restart
         held = "no checkpoint has it" if saved else "there is no checkpoint yet"
         raise TrainingDiverged(
             f"step {moment.step + 1} (epoch {moment.epoch + 1}), {where}; "
             f"its samples are in {self._folder / FILE}, and {again} comes to it again, bit for bit; "
-            f"{held}: try a lower --lr, more --warmup-epochs, or --clip-grad 1"
+            f"{held}: {self._advice.remedy}"
         )
 
-    def _pass_again(
-        self, moment: Moment, step_in_epoch: int, changes: Sequence[BatchChange]
-    ) -> tuple[str | None, list[int]]:
-        """What goes wrong first in this rank's part of the step, and the indices of its samples."""
-        window = next(self._pipeline.train(moment.epoch, step_in_epoch))
+
+class Replay:
+    """A second pass of the trainer's: the batches of the step once more, layer by layer.
+
+    changes: what techniques make of a batch.
+    """
+
+    def __init__(
+        self, network: nn.Module, precision: Precision, pipeline: Pipeline, changes: Sequence[BatchChange]
+    ) -> None:
+        self._network, self._precision, self._pipeline, self._changes = network, precision, pipeline, changes
+
+    def __call__(self, moment: Moment) -> tuple[str | None, list[int]]:
+        """See SecondPass."""
+        window = next(self._pipeline.train(moment.epoch, moment.step % self._pipeline.steps_per_epoch))
         found: str | None = None
         indices: list[int] = []
         seed_shard(self._precision.device, moment)
         for batch in window.batches:
             images, targets = batch.images, batch.labels
-            for change in changes if len(images) else ():
+            for change in self._changes if len(images) else ():
                 images, targets = change(images, targets, moment)
             indices += batch.indices.tolist()
             seen = first_bad_layer(self._network, images, self._precision.autocast())  # the ranks may do it together

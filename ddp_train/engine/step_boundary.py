@@ -14,7 +14,7 @@ from torch import nn
 
 from ddp_core.errors import Stopped
 from ddp_train.data.pipeline.window import Batch
-from ddp_train.engine.components import Components
+from ddp_train.engine.components import LoopParts
 from ddp_train.engine.metrics import Metrics
 from ddp_train.engine.stop_signals import STATUS
 
@@ -22,7 +22,7 @@ from ddp_train.engine.stop_signals import STATUS
 class StepBoundary:
     """`metrics`: of the running epoch and this rank."""
 
-    def __init__(self, components: Components, metrics: Metrics) -> None:
+    def __init__(self, components: LoopParts, metrics: Metrics) -> None:
         self._components, self._metrics = components, metrics
         self._exchanged: dict[str, int] | None = None
         self._agreed: Mapping[str, int] | None = None

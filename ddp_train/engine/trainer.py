@@ -7,11 +7,11 @@ Techniques live in the parts that `assemble/build.py` puts together; the loop na
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ddp_core.errors import TrainingDiverged
 from ddp_train.checkpoint.progress import Progress
@@ -20,16 +20,12 @@ from ddp_train.diagnostics.watch_numbers import first_bad_layer
 from ddp_train.distributed.process_group import sum_over_ranks
 from ddp_train.engine.components import Components
 from ddp_train.engine.evaluate import evaluate
-from ddp_train.engine.gradient_sync import Averaged
-from ddp_train.engine.metrics import Metrics
+from ddp_train.engine.gradient_sync import Averaged, settle_buckets
+from ddp_train.engine.loop import Loop
 from ddp_train.engine.oom_retry import OomRetry, OutOfMemoryOnSomeRank
-from ddp_train.engine.step_boundary import StepBoundary
 from ddp_train.observers.records import Best, EpochRecord, StepReport
 from ddp_train.optim.lr_schedule import set_learning_rate
 from ddp_train.technique import Gradients, Moment
-
-LONGEST_SILENCE_S = 30.0
-"""After which slow steps are reported although --log-every is not reached."""
 
 
 def _plain_update(gradients: Gradients, apply: Callable[[], None], optimizer: torch.optim.Optimizer) -> None:
@@ -57,9 +53,8 @@ class Trainer:
         self._gradient_sync = components.gradient_sync or Averaged(
             components.ranks, components.device, components.ddp, self._join_without_samples
         )
-        self._metrics = Metrics(components.device)
-        self._step_boundary = StepBoundary(components, self._metrics)
-        self._reported_at = time.monotonic()
+        self._loop = Loop(components, self._report)
+        self._metrics, self._step_boundary = self._loop.metrics, self._loop.boundary
         self._oom_retry = OomRetry(components, self._metrics, self._step_boundary, self._settle_buckets)
 
     @property
@@ -72,31 +67,19 @@ class Trainer:
     def fit(self) -> Progress:
         """Train to the last epoch. Errors: TrainingDiverged when an epoch's loss is not finite; Stopped by a signal."""
         components, progress = self.components, self.progress
-        with components.stop.deferred():
-            self._settle_buckets()
-            if components.saver is not None:
-                components.saver.begin()
-            while progress.epoch < min(components.epochs, components.stop_after) and not progress.stopped:
-                record = self._run_epoch(progress.epoch)
-                progress.end_epoch()
-                progress.total_seconds += record.seconds
-                improved = record.rank > (progress.best_accuracy, -progress.best_loss)
-                if improved:
-                    progress.best_epoch = progress.epoch
-                    progress.best_accuracy, progress.best_loss = record.accuracy, record.loss
-                    progress.best_balanced = record.balanced_accuracy
-                for after_epoch in self._after_epoch:
-                    progress.stopped |= after_epoch(record)
-                for observer in components.observers:
-                    observer.on_epoch(record)
-                self._step_boundary.after_epoch(components.evaluated if improved else None)
-            if components.saver is not None:
-                components.saver.finish()
+        for epoch in self._loop.epochs(min(components.epochs, components.stop_after), self._settle_buckets):
+            record = self._run_epoch(epoch)
+            improved = record.rank > (progress.best_accuracy, -progress.best_loss)
+            if improved:
+                progress.best_epoch, progress.best_balanced = record.epoch, record.balanced_accuracy
+                progress.best_accuracy, progress.best_loss = record.accuracy, record.loss
+            for after_epoch in self._after_epoch:
+                progress.stopped |= after_epoch(record)
+            self._loop.end_epoch(record, components.evaluated if improved else None)
         return progress
 
     def _run_epoch(self, epoch: int) -> EpochRecord:
         components = self.components
-        self._step_boundary.begin_epoch()
         loss, accuracy, samples = self.train_epoch(epoch)
         trained = self._step_boundary.epoch_seconds
         if components.precision.has_diverged(loss):
@@ -143,37 +126,27 @@ class Trainer:
         components, progress = self.components, self.progress
         steps, done = components.pipeline.steps_per_epoch, progress.step_in_epoch
         components.model.train()
-        self._metrics.start(*progress.sums)
         if done == steps:
             self._set_rate(progress.step - 1)  # as the last step left it, for the records
         while progress.step_in_epoch < steps:
             for window in components.pipeline.train(epoch, progress.step_in_epoch):
                 if not self._oom_retry.run(lambda window=window: self.train_step(window)):  # type: ignore[misc]
                     break  # the same step again, in smaller micro-batches
-                progress.step_in_epoch += 1
-                progress.samples += window.size + window.skipped
-                due = progress.step_in_epoch % components.log_every == 0 or progress.step_in_epoch == steps
-                if due or time.monotonic() - self._reported_at >= LONGEST_SILENCE_S:
-                    self._report(epoch)
-                self._step_boundary.after_step()
+                self._loop.end_step(window.size + window.skipped, steps)
         loss, correct, samples = sum_over_ranks(self._metrics.total()).tolist()
         return loss / max(1.0, samples), correct / max(1.0, samples), int(samples)
 
     def _settle_buckets(self) -> None:
-        """Let DistributedDataParallel find its buckets before the first step of this process, not after it.
+        components = self.components
+        if components.ddp is not None:
+            images = components.pipeline.dummy_batch().images
 
-        Over three ranks or more the order of a sum depends on them: else the first step after a resume would be
-        rounded in another way than it was without. And a rank that leaves a step needs to know them.
-        """
-        if self.components.ddp is not None:
-            images = self.components.pipeline.dummy_batch().images
-            self.components.model.eval()  # no trace in batch statistics
-            for _ in range(2):  # the second pass begins with the buckets that the first one has found
-                with self.components.precision.autocast():
-                    nothing = self.components.model(images).sum() * 0.0
-                nothing.backward()
-                self.components.optimizer.zero_grad(set_to_none=True)
-            self.components.model.train()
+            def forward() -> Tensor:
+                with components.precision.autocast():
+                    output: Tensor = components.model(images)
+                return output
+
+            settle_buckets(components.model, forward)
 
     def _set_rate(self, step: int) -> None:
         factor = self.components.schedule(step)
@@ -192,8 +165,7 @@ class Trainer:
         """One optimizer step on this rank's part of a global batch of `window.size` samples."""
         components, progress = self.components, self.progress
         self._set_rate(progress.step)
-        self._metrics.begin_step()
-        self._step_boundary.begin_step()
+        self._loop.begin_step()
         moment = Moment(progress.epoch, progress.step, components.seed, components.ranks.rank)
         # More than one gradient of a step needs its samples more than once.
         batches = window.batches if self._update is _plain_update else list(window.batches)
@@ -234,18 +206,12 @@ class Trainer:
             for change in self._gradient:
                 change(self._parameters, moment)
 
-        guard = components.nan_guard
-        bad = guard.look(self._parameters, self._metrics.of_step, moment) if guard is not None else 0
-        flags = self._step_boundary.exchange_flags(not_finite=bad)
+        flags = self._loop.exchange_flags(components.optimizer, self._parameters)
         if flags["out_of_memory"]:
             raise OutOfMemoryOnSomeRank(components.ranks.world_size - flags["out_of_memory"])
-        if flags["not_finite"] and guard is not None:
-            guard.refuse(components.pipeline.steps_per_epoch, self._batch)
         self._oom_retry.commit()
         with self._phase("step"):
-            components.precision.step(components.optimizer, prepare if self._gradient else None)
-        for parameter in self._parameters:
-            parameter.grad = None  # what zero_grad does, without its bookkeeping
+            self._loop.apply(components.optimizer, self._parameters, prepare if self._gradient else None)
 
     def _phase(self, name: str) -> contextlib.AbstractContextManager[Any]:
         """What the techniques put around a phase."""
@@ -280,22 +246,16 @@ class Trainer:
             reports.append({"bad_images": float(self.components.pipeline.left_out)})
         return {name: value for report in reports for name, value in report.items()}
 
-    def _report(self, epoch: int) -> None:
-        self._reported_at = time.monotonic()
-        if not self.components.observers:
-            return
-        seen, elapsed = self.progress.samples, self._step_boundary.epoch_seconds
-        loss, correct, samples = self._metrics.total().tolist()
-        report = StepReport(
-            epoch=epoch + 1,
+    def _report(self, *, loss: float, correct: float, samples: float, seconds: float) -> StepReport:
+        components, seen = self.components, self.progress.samples
+        return StepReport(
+            epoch=self.progress.epoch + 1,
             step=self.progress.step_in_epoch,
-            steps=self.components.pipeline.steps_per_epoch,
+            steps=components.pipeline.steps_per_epoch,
             images=seen,
             loss=loss / max(1.0, samples),
             accuracy=correct / max(1.0, samples),
-            learning_rate=self.components.optimizer.param_groups[0]["lr"],
-            images_per_second=seen / max(elapsed, 1e-9),
+            learning_rate=components.optimizer.param_groups[0]["lr"],
+            images_per_second=seen / max(seconds, 1e-9),
             extra=self._extra(),
         )
-        for observer in self.components.observers:
-            observer.on_step(report)

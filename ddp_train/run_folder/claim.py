@@ -18,7 +18,7 @@ from typing import Any
 from ddp_core.errors import UserError
 from ddp_core.files import write_text
 from ddp_train.config.options import Config
-from ddp_train.config.validation import LATEST, PREVIOUS, resume_file
+from ddp_train.config.validation import LATEST, PREVIOUS, resume_target
 from ddp_train.run_folder.lock import RunLock
 
 RESULTS = ("training_history.json", "best_model.pth", LATEST, PREVIOUS)
@@ -51,30 +51,38 @@ DONE_SCHEMA = "ddp-train-done/1"
 
 
 def claim(config: Config, lock: RunLock, *, restarted: bool = False) -> tuple[Path, str | None]:
-    """Make and lock the run folder of `config`; the folder, and a line where an earlier run had to make room.
+    """The run folder of `config`, see `claim_folder`."""
+    run, name = config.run, config.model.model
+    return claim_folder(run.out_dir, name, lock, resume=run.resume, restarted=restarted)
 
-    --out-dir, or a new runs/TIME-MODEL. An earlier run that is not resumed is moved into a folder of its own
-    inside, never overwritten; what a `restarted` run finds is its own. Errors: UserError when the folder cannot be
-    made or written, or another run is using it.
+
+def claim_folder(
+    out_dir: str | None, name: str | None, lock: RunLock, *, resume: str | None, restarted: bool = False
+) -> tuple[Path, str | None]:
+    """Make and lock a run folder; the folder, and a line where an earlier run had to make room.
+
+    `out_dir`, or a new runs/TIME-NAME. An earlier run that is not resumed (`resume`: as --resume) is moved into a
+    folder of its own inside, never overwritten; what a `restarted` run finds is its own. Errors: UserError when the
+    folder cannot be made or written, or another run is using it.
     """
-    path = Path(config.run.out_dir or "runs")
+    path = Path(out_dir or "runs")
     try:
-        path = _make(config)
+        path = _make(out_dir, name)
         lock.take(path, patient=restarted)
-        note = None if restarted or resume_file(config) is not None else _set_aside(path)
+        note = None if restarted or resume_target(resume, out_dir) is not None else _set_aside(path)
     except OSError as error:
         raise UserError(f"--out-dir {path}: cannot be written ({error.strerror or error})") from None
     return path, note
 
 
-def _make(config: Config) -> Path:
+def _make(out_dir: str | None, name: str | None) -> Path:
     """The folder, made; one without a name is nobody else's. Errors: OSError."""
-    if config.run.out_dir is not None:
-        path = Path(config.run.out_dir)
+    if out_dir is not None:
+        path = Path(out_dir)
         path.mkdir(parents=True, exist_ok=True)
         return path
     while True:
-        path = new_name(config.model.model)
+        path = new_name(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileExistsError):  # of a run that was started in the same second
             path.mkdir()

@@ -11,7 +11,7 @@ import torch
 from ddp_core.errors import TrainingDiverged
 from ddp_train.distributed.process_group import Ranks
 from ddp_train.engine.components import Components
-from ddp_train.engine.nan_guard import FILE, SCHEMA, NanGuard
+from ddp_train.engine.nan_guard import FILE, SCHEMA, NanGuard, Replay
 from ddp_train.technique import Moment
 from tests.ddp_train.techniques import runs
 
@@ -25,7 +25,8 @@ def components(tmp_path: Path) -> Components:
 
 def guard_of(components: Components, folder: Path, ranks: Ranks | None = None) -> NanGuard:
     c = components
-    return NanGuard(c.network, c.optimizer, c.precision, c.pipeline, ranks or c.ranks, c.flag_exchange, folder)
+    replay = Replay(c.network, c.precision, c.pipeline, ())
+    return NanGuard(c.network, c.precision, ranks or c.ranks, c.flag_exchange, folder, replay)
 
 
 def give_gradients(components: Components, value: float) -> list[torch.nn.Parameter]:
@@ -45,9 +46,11 @@ def test_a_number_that_is_not_finite_is_flagged(
     guard = guard_of(components, tmp_path)
     parameters = give_gradients(components, value if where == "gradient" else 1.0)
     losses = [torch.tensor(2.0), torch.tensor(value if where == "loss" else 1.0)]
-    assert guard.look(parameters, losses, STEP) == int(value != 1.0)
+    assert guard.look(parameters, losses, STEP, components.optimizer) == int(value != 1.0)
     assert guard.look_at_losses(losses) == int(value != 1.0 and where == "loss")
-    assert guard.look(give_gradients(components, 1.0), [torch.tensor(1.0)], STEP) == 0, "the next step"
+    assert guard.look(give_gradients(components, 1.0), [torch.tensor(1.0)], STEP, components.optimizer) == 0, (
+        "the next step"
+    )
 
 
 @pytest.mark.parametrize(("rank", "flag"), [(0, 3), (2, 1)])
@@ -60,9 +63,9 @@ def test_a_refused_step_names_its_layer_and_its_samples(components: Components, 
     with torch.no_grad():
         components.network[3].weight[0] = torch.nan
     guard = guard_of(components, tmp_path)
-    assert guard.look(give_gradients(components, torch.nan), [], STEP) == 1
+    assert guard.look(give_gradients(components, torch.nan), [], STEP, components.optimizer) == 1
     with pytest.raises(TrainingDiverged, match=r"step 14 \(epoch 2\), rank 0: .*'?3'?.*the same command comes to it"):
-        guard.refuse(components.pipeline.steps_per_epoch, ())
+        guard.refuse()
     found = json.loads((tmp_path / FILE).read_text())
     window = next(components.pipeline.train(1, 3))
     expected = [int(index) for batch in window.batches for index in batch.indices]
@@ -71,9 +74,9 @@ def test_a_refused_step_names_its_layer_and_its_samples(components: Components, 
 
 def test_a_gradient_is_named_where_all_outputs_are_finite(components: Components, tmp_path: Path) -> None:
     guard = guard_of(components, tmp_path)
-    guard.look(give_gradients(components, torch.nan), [], STEP)
+    guard.look(give_gradients(components, torch.nan), [], STEP, components.optimizer)
     with pytest.raises(TrainingDiverged, match=r"all outputs are finite, the gradient of 6\.bias is not"):
-        guard.refuse(components.pipeline.steps_per_epoch, ())
+        guard.refuse()
 
 
 def test_only_fp16_counts_skipped_steps(components: Components, tmp_path: Path) -> None:

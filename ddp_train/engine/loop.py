@@ -1,0 +1,118 @@
+"""What every training loop here is made of: epochs, the step that all ranks agree on, and what happens after it.
+
+The bundled trainer (trainer.py) and loops of a user's own (ddp_train/library) run on it: `epochs` is the frame,
+`begin_step`, `apply` and `end_step` are one optimizer step. Which gradient is computed, and how, is the caller's.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from ddp_train.engine.components import LoopParts
+from ddp_train.engine.metrics import Metrics
+from ddp_train.engine.step_boundary import StepBoundary
+from ddp_train.observers.records import EpochRecord, StepReport
+from ddp_train.technique import Moment
+
+LONGEST_SILENCE_S = 30.0
+"""After which slow steps are reported although --log-every is not reached."""
+
+
+class Report(Protocol):
+    """The caller's part of a progress report."""
+
+    def __call__(self, *, loss: float, correct: float, samples: float, seconds: float) -> StepReport:
+        """Sums over this rank's part of the epoch so far, and its seconds."""
+
+
+class Loop:
+    """The running training of one rank. `report`: what the observers get within an epoch."""
+
+    def __init__(self, parts: LoopParts, report: Report) -> None:
+        self._parts, self._report = parts, report
+        self.metrics = Metrics(parts.device)
+        self.boundary = StepBoundary(parts, self.metrics)
+        self._reported_at = time.monotonic()
+
+    def epochs(self, count: float, settle: Callable[[], None]) -> Iterator[int]:
+        """The epochs that are left of `count`, from 0; each is ended by `end_epoch`.
+
+        settle: lets DistributedDataParallel find its buckets (gradient_sync.settle_buckets). Errors: Stopped by a
+        signal, after a checkpoint.
+        """
+        parts, progress = self._parts, self._parts.progress
+        with parts.stop.deferred():
+            settle()
+            if parts.saver is not None:
+                parts.saver.begin()
+            while progress.epoch < count and not progress.stopped:
+                self.boundary.begin_epoch()
+                self.metrics.start(*progress.sums)
+                yield progress.epoch
+            if parts.saver is not None:
+                parts.saver.finish()
+
+    def end_epoch(self, record: EpochRecord, best: nn.Module | None) -> None:
+        """Record a finished epoch and write its checkpoint. best: the network to keep, where it is the best so far.
+
+        Errors: Stopped.
+        """
+        progress = self._parts.progress
+        progress.end_epoch()
+        progress.total_seconds += record.seconds
+        for observer in self._parts.observers:
+            observer.on_epoch(record)
+        self.boundary.after_epoch(best)
+
+    def begin_step(self) -> None:
+        """An optimizer step begins; its losses go into `metrics`."""
+        self.metrics.begin_step()
+        self.boundary.begin_step()
+
+    def exchange_flags(self, optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> Mapping[str, int]:
+        """The flags of all ranks in this step, whether the gradient is finite among them. On all ranks alike.
+
+        Errors: TrainingDiverged where a loss or gradient is not finite and memory has not run out.
+        """
+        guard, progress = self._parts.nan_guard, self._parts.progress
+        if guard is None:
+            return self.boundary.exchange_flags()
+        moment = Moment(progress.epoch, progress.step, self._parts.seed, self._parts.ranks.rank)
+        bad = guard.look(parameters, self.metrics.of_step, moment, optimizer)
+        flags = self.boundary.exchange_flags(not_finite=bad)
+        if flags["not_finite"] and not flags["out_of_memory"]:
+            guard.refuse()
+        return flags
+
+    def apply(
+        self,
+        optimizer: torch.optim.Optimizer,
+        parameters: Sequence[nn.Parameter],
+        prepare: Callable[[], None] | None = None,
+    ) -> None:
+        """Step with the gradient that is in `parameters`, after `prepare` has changed it; then clear it."""
+        self._parts.precision.step(optimizer, prepare)
+        for parameter in parameters:
+            parameter.grad = None  # what zero_grad does, without its bookkeeping
+
+    def end_step(self, samples: int, steps: int) -> None:
+        """The step is done: count it, report it, write a checkpoint if one is due, stop if any rank was asked to.
+
+        samples: of the global batch; steps: of the epoch, 0 where nobody knows. Errors: Stopped.
+        """
+        progress = self._parts.progress
+        progress.step_in_epoch += 1
+        progress.samples += samples
+        due = progress.step_in_epoch % self._parts.log_every == 0 or progress.step_in_epoch == steps
+        if self._parts.observers and (due or time.monotonic() - self._reported_at >= LONGEST_SILENCE_S):
+            self._reported_at = time.monotonic()
+            loss, correct, seen = self.metrics.total().tolist()
+            report = self._report(loss=loss, correct=correct, samples=seen, seconds=self.boundary.epoch_seconds)
+            for observer in self._parts.observers:
+                observer.on_step(report)
+        self.boundary.after_step()
