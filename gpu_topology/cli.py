@@ -1,7 +1,8 @@
 """`python -m gpu_topology report | snapshot | select | env | draw | monitor | verify`.
 
 Data goes to stdout, messages to stderr. A user's mistake is one line beginning `error:` and exit status 2. The driver
-is asked first: it answers in a child process while the rest of the program is imported here (commands.py).
+is asked first: it answers in a child process while the rest of the program is imported here (commands.py). So nothing
+is imported above that the child does not need.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
-from ddp_core.cli import discard_stdout, exit_status
-from gpu_topology.driver.read import begin
+from gpu_topology.driver.child_process import InChild, begin
+from gpu_topology.topology import Topology
 
 READING = ("report", "snapshot", "select", "env", "draw", "verify")
 """The commands that look at the machine once. `monitor` reads on and on, in the program itself."""
@@ -24,23 +25,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     if sys.stdout is None:  # closed by the caller (`>&-`): the exit status may be all that is wanted
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
     given = _with_command(sys.argv[1:] if argv is None else list(argv))
-    try:
-        return exit_status(lambda: _run(given))
-    except OSError as error:  # stdout is a file on a full disk
-        discard_stdout()
-        print(f"error: cannot write the output: {error.strerror or error}", file=sys.stderr)
-        return 2
-
-
-def _run(given: list[str]) -> int:
     elsewhere = any(word.startswith("--from") or word in ("-h", "--help") for word in given)
-    with begin() if given[0] in READING and not elsewhere else nullcontext() as reading:
+    try:
+        with begin() if given[0] in READING and not elsewhere else nullcontext() as reading:
+            return _status(given, reading)
+    except KeyboardInterrupt:  # so early that nobody else answers for it
+        return 130
+
+
+def _status(given: list[str], reading: InChild[Topology] | None) -> int:
+    from ddp_core.cli import discard_stdout, exit_status
+
+    def run() -> int:
         from gpu_topology.commands import parse
 
         arguments = parse(given)
         arguments.reading = reading
         status: int = arguments.run(arguments)
         return status
+
+    try:
+        return exit_status(run)
+    except OSError as error:  # stdout is a file on a full disk
+        discard_stdout()
+        print(f"error: cannot write the output: {error.strerror or error}", file=sys.stderr)
+        return 2
 
 
 def _with_command(argv: list[str]) -> list[str]:

@@ -6,7 +6,6 @@ that both share, and sends the answer through a pipe. Errors go the same way.
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import mmap
 import os
@@ -18,9 +17,10 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Generic, NoReturn, TypeVar
+from typing import IO, Any, Generic, NoReturn, TypeVar
 
 from gpu_topology.driver.library import LIBRARY, LOADER_REMEDY, DriverError, LibraryError, Note, StuckDriverError
+from gpu_topology.topology import Topology
 
 Answer = TypeVar("Answer")
 
@@ -38,7 +38,7 @@ class InChild(Generic[Answer]):
     """`read(note)` begins in a child process, which calls `note(name)` before each call of the driver; `result` waits.
 
     In a program with several threads (torch starts some) a fork is not safe: there a fresh interpreter does it, which
-    imports `read` by its name. Use it in a `with`, which ends a child whose result is not wanted.
+    imports `read` by its name. Use it in a `with`, which ends the child: at once where its result is not wanted.
     """
 
     def __init__(self, read: Callable[[Note], Answer]) -> None:
@@ -47,7 +47,8 @@ class InChild(Generic[Answer]):
         if len(list(Path("/proc/self/task").glob("*"))) > 1:
             return
         self._noted = mmap.mmap(-1, _NOTE_BYTES)
-        self._receiving, sending = os.pipe()
+        receiving, sending = os.pipe()
+        self._pipe = os.fdopen(receiving, "rb")
         parent = os.getpid()
         self._child = os.fork()
         if self._child == 0:
@@ -59,21 +60,31 @@ class InChild(Generic[Answer]):
 
     def __exit__(self, *error: object) -> None:
         if self._child is not None:
-            os.close(self._receiving)
+            self._pipe.close()
             _end(self._child)
 
     def result(self) -> Answer:
         """Once. Errors: StuckDriverError, naming the call, for a driver that hangs or crashes; what `read` raises."""
         if self._child is None:
             return _result(_in_interpreter(self._read), self._read)
-        _wait(self._receiving, self._noted)
-        with os.fdopen(self._receiving, "rb") as pipe:
-            child, self._child = self._child, None
-            sent = pipe.read()
-        _, status = os.waitpid(child, 0)
+        _wait(self._pipe, self._noted)
+        sent = self._pipe.read()
         if not sent:
+            child, self._child = self._child, None
+            _, status = os.waitpid(child, 0)
             raise _crash(status, _call(self._noted))
         return _result(sent, self._read)
+
+
+def begin() -> InChild[Topology]:
+    """A reading of the driver in the background, for `read_topology` and `read_or_explain` (read.py) to collect."""
+    return InChild(_read)
+
+
+def _read(note: Note) -> Topology:
+    from gpu_topology.driver.read import read_here  # in the child alone: its parent has other things to import
+
+    return read_here(note)
 
 
 def _result(sent: bytes, read: Callable[[Note], Answer]) -> Answer:
@@ -130,7 +141,7 @@ _STUCK = _REMEDY.format("reset the GPU or reboot")
 _BROKEN = _REMEDY.format("install the driver again, or another version of it")
 
 
-def _wait(pipe: int, noted: mmap.mmap) -> None:
+def _wait(pipe: IO[bytes], noted: mmap.mmap) -> None:
     """Until the child has written or ended: a line on stderr where a call is slow, StuckDriverError after the limit."""
     poll = select.poll()
     poll.register(pipe, select.POLLIN)
@@ -192,6 +203,8 @@ def _let_go(sending: int) -> int:
 
 def _end_with(parent: int) -> None:
     """However the parent ends, also before this call."""
+    import ctypes
+
     with suppress(OSError, AttributeError):  # a C library without prctl
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:

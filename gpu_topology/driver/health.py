@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-from typing import Any
 
+from gpu_topology.driver import library
 from gpu_topology.driver.library import Device
 
 # nvmlClocksEventReasons (nvml.h). Not here: idle (0x1), clocks that someone chose (0x2), the display's (0x100).
@@ -16,10 +16,6 @@ _THROTTLE = {
     0x40: "hw-thermal",
     0x80: "hw-power-brake",
 }
-
-# nvmlFieldValue ids (nvml.h), asked together: the recovery action (since driver 570), then errors since the driver was
-# loaded, of NVLink over all links.
-_RECOVERY, _PCIE_REPLAYS, _NVLINK_REPLAYS, _NVLINK_RECOVERIES = 230, 94, 52, 59
 
 # nvmlDeviceGpuRecoveryAction_t (nvml.h)
 _RECOVERIES = {
@@ -35,7 +31,6 @@ _RECOVERIES = {
 
 # nvmlNvLinkErrorCounter_t (nvml.h): replayed and recovered transmissions. Bits that CRC corrected are no fault.
 _LINK_ERRORS = (0, 1)
-_MAX_LINKS = 36
 
 _FABRIC_STATES = {1: "not-started", 2: "in-progress", 3: "completed"}  # 0: no fabric to bring up
 _FABRIC_COMPLETED = 3
@@ -82,24 +77,33 @@ def fabric(device: Device) -> tuple[str | None, str | None]:
 
 def ecc(device: Device) -> tuple[bool | None, int | None]:
     """Whether ECC is on, and the uncorrected errors since the driver was loaded."""
-    mode = device.ask("nvmlDeviceGetEccMode")
-    on = None if mode is None else mode[0] == 1
+    mode, problem = device.field(library.ECC_MODE), None
+    if mode is None:
+        modes, problem = device.try_ask("nvmlDeviceGetEccMode")
+        mode = modes and modes[0]
+    on = None if mode is None else mode == 1
     if on is False:
         return on, None
-    # NVML_MEMORY_ERROR_TYPE_UNCORRECTED, NVML_VOLATILE_ECC
-    return on, device.ask("nvmlDeviceGetTotalEccErrors", 1, 0)
+    errors = device.field(library.UNCORRECTED_ERRORS)
+    if errors is None and problem != "NVML_ERROR_NOT_SUPPORTED":
+        # NVML_MEMORY_ERROR_TYPE_UNCORRECTED, NVML_VOLATILE_ECC
+        errors = device.ask("nvmlDeviceGetTotalEccErrors", 1, 0)
+    return on, errors
 
 
 def memory_faults(device: Device) -> tuple[str, ...] | None:
     """`Gpu.memory_faults`: row remapping since Ampere, page retirement before."""
-    rows = device.ask("nvmlDeviceGetRemappedRows")
-    if rows is not None:
-        _, _, pending, failed = rows
-        return tuple(word for word, is_so in (("row-remap-failed", failed), ("row-remap-pending", pending)) if is_so)
-    pending = device.ask("nvmlDeviceGetRetiredPagesPendingStatus")
-    if pending is None:
+    pending, failed = device.field(library.REMAP_PENDING), device.field(library.REMAP_FAILED)
+    retiring = device.field(library.RETIREMENT_PENDING)
+    if None in (pending, failed) and retiring is None:
+        if (rows := device.ask("nvmlDeviceGetRemappedRows")) is not None:
+            _, _, pending, failed = rows
+        else:
+            retiring = device.ask("nvmlDeviceGetRetiredPagesPendingStatus")
+    if pending is failed is retiring is None:
         return None
-    return ("page-retirement-pending",) if pending else ()
+    words = ("row-remap-failed", failed), ("row-remap-pending", pending), ("page-retirement-pending", retiring)
+    return tuple(word for word, is_so in words if is_so)
 
 
 def throttle(device: Device) -> tuple[str, ...] | None:
@@ -111,23 +115,14 @@ def throttle(device: Device) -> tuple[str, ...] | None:
 
 
 def counters(device: Device) -> tuple[str | None, int | None, tuple[int, ...] | None]:
-    """`Gpu.recovery`, `Gpu.pcie_replays` and `Gpu.nvlink_errors`, in one call where no NVLink has errors."""
-    ids = (_RECOVERY, _PCIE_REPLAYS, _NVLINK_REPLAYS, _NVLINK_RECOVERIES)
-    answers = device.ask("nvmlDeviceGetFieldValues", list(ids))
-    values = [None if answers is None else _field(answer) for answer in answers or ids]
-    recovery, replays, *links = values
+    """`Gpu.recovery`, `Gpu.pcie_replays` and `Gpu.nvlink_errors`."""
+    recovery, replays = device.field(library.RECOVERY_ACTION), device.field(library.PCIE_REPLAYS)
+    links = device.field(library.NVLINK_REPLAYS), device.field(library.NVLINK_RECOVERIES)
     if None in links:
         erring = None
     else:
-        erring = tuple(link for link in range(_MAX_LINKS) if any(links) and _link_has_errors(device, link))
+        erring = tuple(link for link in range(library.MAX_LINKS) if any(links) and _link_has_errors(device, link))
     return None if recovery is None else _RECOVERIES.get(recovery), replays, erring
-
-
-def _field(answer: Any) -> int | None:
-    """The value by its nvmlValueType_t: 1 is an unsigned int, the others are wide."""
-    if answer.nvmlReturn != 0:
-        return None
-    return int(answer.value.uiVal if answer.valueType == 1 else answer.value.ullVal)
 
 
 def _link_has_errors(device: Device, link: int) -> bool:

@@ -7,6 +7,7 @@ about one GPU and remembers when it was lost.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -126,6 +127,22 @@ class Driver:
         return {code: name for name, code in vars(self.api).items() if name.startswith("NVML_ERROR_")}
 
 
+# Numbered fields (nvmlFieldValue_t of nvml.h), which one call gives together: with their scope, which is a link here.
+# Where a driver does not have one of them, the function of the same name has to be asked.
+ECC_MODE, UNCORRECTED_ERRORS, RETIREMENT_PENDING, REMAP_PENDING, REMAP_FAILED = 1, 4, 31, 144, 145
+RECOVERY_ACTION = 230  # since driver 570
+PCIE_REPLAYS, NVLINK_REPLAYS, NVLINK_RECOVERIES = 94, 52, 59  # since the driver was loaded; NVLink's over all links
+NVLINK_STATE, LINKS_TO_SWITCHES = 165, 147
+MAX_LINKS = 36  # NVML_NVLINK_MAX_LINKS of nvidia-ml-py 13.615
+_FIELDS = (
+    *((number, 0) for number in (ECC_MODE, UNCORRECTED_ERRORS, RETIREMENT_PENDING, REMAP_PENDING, REMAP_FAILED)),
+    *((number, 0) for number in (RECOVERY_ACTION, PCIE_REPLAYS, NVLINK_REPLAYS, NVLINK_RECOVERIES, LINKS_TO_SWITCHES)),
+    *((NVLINK_STATE, link) for link in range(MAX_LINKS)),
+)
+
+# nvmlValueType_t to the member of nvmlValue_t.
+_MEMBERS = ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal")
+
 # These mean that the card itself is gone, not that one reading is missing.
 LOST = ("NVML_ERROR_GPU_IS_LOST", "NVML_ERROR_RESET_REQUIRED")
 
@@ -153,18 +170,29 @@ class Device:
             self.lost = problem
         return answer, problem
 
+    def field(self, number: int, scope: int = 0) -> int | None:
+        """The value of a field of `_FIELDS`, None where the driver does not tell. The first question asks for all."""
+        return self._fields.get((number, scope))
+
+    @cached_property
+    def _fields(self) -> dict[tuple[int, int], int]:
+        answers = self.ask("nvmlDeviceGetFieldValues", _FIELDS) or ()
+        told = ((name, field_value(answer)) for name, answer in zip(_FIELDS, answers, strict=False))
+        return {name: value for name, value in told if value is not None}
+
+
+def field_value(answer: Any) -> int | None:
+    """The value of an nvmlFieldValue_t, None where the driver does not tell it."""
+    kind = answer.valueType
+    if answer.nvmlReturn != 0 or not 0 <= kind < len(_MEMBERS):
+        return None
+    return int(getattr(answer.value, _MEMBERS[kind]))
+
 
 @contextmanager
 def session(note: Note | None = None) -> Iterator[Driver]:
     """Open the driver for the length of a `with`; raises the `DriverError` that fits, with what to do about it."""
-    try:
-        import pynvml
-    except ImportError:
-        raise NoDriverError(
-            "the Python package nvidia-ml-py is not installed, so the driver cannot be asked",
-            "pip install nvidia-ml-py",
-        ) from None
-    driver = Driver(pynvml, note)
+    driver = Driver(_nvidia_ml_py(), note)
     _, problem = driver.try_ask("nvmlInit")
     if problem in ("NVML_ERROR_LIBRARY_NOT_FOUND", "NVML_ERROR_FUNCTION_NOT_FOUND") and (words := _refused()):
         raise LibraryError(f"the NVIDIA driver library does not load: {words}", LOADER_REMEDY)
@@ -174,6 +202,33 @@ def session(note: Note | None = None) -> Iterator[Driver]:
         yield driver
     finally:
         driver.ask("nvmlShutdown")
+
+
+def _nvidia_ml_py() -> ModuleType:
+    """The package nvidia-ml-py. Of ctypes.util, which takes as long to import as all of its own, it calls nothing."""
+    name = "ctypes.util"
+    light = ModuleType(name)
+    light.__dict__["find_library"] = _find_library
+    sys.modules.setdefault(name, light)
+    try:
+        import pynvml
+    except ImportError:
+        raise NoDriverError(
+            "the Python package nvidia-ml-py is not installed, so the driver cannot be asked",
+            "pip install nvidia-ml-py",
+        ) from None
+    finally:
+        if sys.modules[name] is light:
+            del sys.modules[name]
+    module: ModuleType = pynvml
+    return module
+
+
+def _find_library(name: str) -> str | None:
+    """What the function of ctypes.util finds."""
+    from ctypes.util import find_library
+
+    return find_library(name)
 
 
 LOADER_REMEDY = "install the driver again; see that LD_LIBRARY_PATH leads to no other copy of its library"

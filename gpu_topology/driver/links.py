@@ -7,14 +7,8 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 
-from gpu_topology.driver.library import LOST, Device
+from gpu_topology.driver.library import LINKS_TO_SWITCHES, LOST, MAX_LINKS, NVLINK_STATE, Device
 from gpu_topology.topology import Gpu, Link, LinkLevel, PeerAccess
-
-# NVML_NVLINK_MAX_LINKS of nvidia-ml-py 13.615. Older cards answer INVALID_ARGUMENT past their last link.
-_MAX_LINKS = 36
-
-# NVML_FI_DEV_NVLINK_GET_STATE, with the link as its scope, and NVML_FI_DEV_NVSWITCH_CONNECTED_LINK_COUNT (nvml.h).
-_STATE_FIELD, _SWITCHED_FIELD = 165, 147
 
 # Up to so many GPUs every kind of peer access is asked of every pair, both ways.
 _ALL_ASKED = 4
@@ -128,27 +122,26 @@ def _link_states(device: Device) -> tuple[bool, list[tuple[int, bool | None]]]:
     """Whether the links lead to switches, as far as is known yet; and for each link that there is whether it is up,
     None for the last one where the driver fails to tell.
 
-    In one call, as NCCL asks new drivers; a driver that shows no link up in this way is asked link by link.
+    By fields, as NCCL asks new drivers; a driver that shows no link up in this way is asked link by link.
     """
+    states = ((link, device.field(NVLINK_STATE, link)) for link in range(MAX_LINKS))
+    told: list[tuple[int, bool | None]] = [(link, state == 1) for link, state in states if state is not None]
+    if any(active for _, active in told):
+        return bool(device.field(LINKS_TO_SWITCHES)), told
     first, problem = device.try_ask("nvmlDeviceGetNvLinkState", 0)
     if problem == "NVML_ERROR_INVALID_ARGUMENT":
         return False, []
     if problem not in (None, "NVML_ERROR_NOT_SUPPORTED"):
         return False, [(0, None)]
-    wanted = [*((_STATE_FIELD, link) for link in range(_MAX_LINKS)), _SWITCHED_FIELD]
-    *fields, switched = device.ask("nvmlDeviceGetFieldValues", wanted) or [None]
-    states = [(link, field.value.uiVal == 1) for link, field in enumerate(fields) if field.nvmlReturn == 0]
-    if any(active for _, active in states):
-        return switched.nvmlReturn == 0 and switched.value.uiVal > 0, [*states]
     # A card without NVLink does not support the question for link 0; a board may leave out others.
     return False, [(0, first == 1), *_one_by_one(device)] if problem is None else []
 
 
 def _one_by_one(device: Device) -> Iterator[tuple[int, bool | None]]:
-    for link in range(1, _MAX_LINKS):
+    for link in range(1, MAX_LINKS):  # older cards answer INVALID_ARGUMENT past their last link
         active, problem = device.try_ask("nvmlDeviceGetNvLinkState", link)
         if problem == "NVML_ERROR_INVALID_ARGUMENT":
-            return  # past the last link
+            return
         if problem not in (None, "NVML_ERROR_NOT_SUPPORTED"):
             yield link, None
             return

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from gpu_topology.driver.child_process import InChild
+from gpu_topology.driver.child_process import InChild, begin
 from gpu_topology.driver.gpu import identified, read_gpu, settled
 from gpu_topology.driver.health_warnings import concerns
 from gpu_topology.driver.library import (
@@ -26,11 +26,6 @@ from gpu_topology.driver.library import (
 )
 from gpu_topology.driver.links import read_links
 from gpu_topology.topology import MOST_GPUS, Gpu, Topology
-
-
-def begin() -> InChild[Topology]:
-    """A reading in the background, for `read_topology` and `read_or_explain` to collect."""
-    return InChild(read_here)
 
 
 def read_topology(begun: InChild[Topology] | None = None) -> Topology:

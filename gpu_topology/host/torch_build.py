@@ -9,7 +9,8 @@ import importlib.util
 import mmap
 import os
 import re
-from collections.abc import Collection, Iterable
+import struct
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +30,8 @@ BUILDS = {
 # The driver that a major version of CUDA needs at least (CUDA Compatibility, "Minor Version Compatibility"). What is
 # compiled for one minor version runs on the drivers of all of them.
 LEAST_DRIVER = {11: "450", 12: "525", 13: "580"}
+
+_LOADED, _READ = 1, 4  # PT_LOAD, and PF_R without PF_W and PF_X (elf.h)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +94,25 @@ def _compiled_for(folder: Path) -> tuple[str, ...]:
             (folder / "lib" / "libtorch_python.so").open("rb") as file,
             mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
         ):
-            start = data.find(b"\0sm_") + 1
+            starts = (data.find(b"\0sm_", first, end) + 1 for first, end in _constants(data))
+            start = next(filter(None, starts), 0)
             words = data[start : data.find(b"\0", start)].decode("ascii", "replace") if start else ""
-    except (OSError, ValueError):
+    except (OSError, ValueError, struct.error):
         return ()
     known = tuple(words.split())
     return known if all(re.fullmatch(r"(sm|compute)_\d+[a-z]?", word) for word in known) else ()
+
+
+def _constants(library: mmap.mmap) -> Iterator[tuple[int, int]]:
+    """Where to look in a library, as (first, end): what is only read, by the program headers of elf(5), then all of it.
+    Most of a library is code, which takes ten times as long to search."""
+    if library[:6] == b"\x7fELF\2\1" and len(library) >= 64:  # 64 bits, least byte first
+        (first,), (size, count) = struct.unpack_from("<Q", library, 32), struct.unpack_from("<HH", library, 54)
+        for number in range(count):
+            kind, flags, start, _, _, length = struct.unpack_from("<IIQQQQ", library, first + size * number)
+            if (kind, flags) == (_LOADED, _READ):
+                yield start, start + length
+    yield 0, len(library)
 
 
 def has_code(architectures: Iterable[str], capability: Capability) -> bool:

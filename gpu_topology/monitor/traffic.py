@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gpu_topology.driver.library import Device
+from gpu_topology.driver.library import Device, field_value
 
 WINDOW_S = 0.02
 """A 32-bit byte counter that is read twice within this time is unambiguous up to 200 GB/s."""
@@ -24,9 +24,6 @@ _NVLINK = (138, 139)  # NVLINK_THROUGHPUT_DATA_TX, _RX
 _PCIE = (197, 198)  # PCIE_COUNT_TX_BYTES, _RX_BYTES
 _ALL_LINKS = 0xFFFFFFFF
 _MOST_LINKS = 18
-
-# nvmlValueType_t to the member of nvmlValue_t.
-_MEMBERS = ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal")
 
 Pair = tuple[float | None, float | None]
 _UNKNOWN: Pair = (None, None)
@@ -155,11 +152,4 @@ def _values(device: Device, fields: Sequence[Any]) -> list[int | None]:
     answers = device.ask("nvmlDeviceGetFieldValues", list(fields))
     if answers is None:
         return [None] * len(fields)
-    return [_value(answer) for answer in answers]
-
-
-def _value(answer: Any) -> int | None:
-    kind = answer.valueType
-    if answer.nvmlReturn != 0 or not 0 <= kind < len(_MEMBERS):
-        return None
-    return int(getattr(answer.value, _MEMBERS[kind]))
+    return [field_value(answer) for answer in answers]

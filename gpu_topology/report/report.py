@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING
 
 from gpu_topology import snapshot
 from gpu_topology.cli_options import add_json, add_selection, add_source, answer
@@ -22,9 +21,7 @@ from gpu_topology.select.grouping import Group
 from gpu_topology.select.numa import choose_binding
 from gpu_topology.select.select import Selection, eligible, groups
 from gpu_topology.topology import Topology
-
-if TYPE_CHECKING:
-    from gpu_topology.verify_cache import Verdict
+from gpu_topology.verify_cache import Verdict
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -535,16 +535,39 @@ int nvmlDeviceGetNvLinkRemotePciInfo_v2(struct device *device, unsigned link, st
 struct field { unsigned id, scope; long long timestamp, latency; int type, result; union { u64 wide; unsigned narrow; } value; };
 
 enum { NVLINK_TX = 138, NVLINK_RX = 139, NVLINK_STATE = 165, TO_SWITCHES = 147, PCIE_TX = 197, PCIE_RX = 198,
+       ECC_MODE = 1, UNCORRECTED = 4, RETIREMENT = 31, REMAP_PENDING = 144, REMAP_FAILED = 145,
        RECOVERY = 230, PCIE_REPLAYS = 94, NVLINK_REPLAYS = 52, NVLINK_RECOVERIES = 59, UNSIGNED_INT = 1, UNSIGNED_LONG_LONG = 3 };
 
 static u64 grown(long long rate) { return (u64)((double)rate * (double)(now() - opened_at) / 1e9); }
 
+/* Fields that tell what a function of their own tells: with the faults of that function. */
+static int read_known(struct device *device, struct field *field)
+{
+    struct { unsigned id; const char *function; int told; } known[] = {
+        {ECC_MODE, "nvmlDeviceGetEccMode", device->ecc}, {UNCORRECTED, "nvmlDeviceGetTotalEccErrors", device->ecc_uncorrected},
+        {RETIREMENT, "nvmlDeviceGetRetiredPagesPendingStatus", device->retired_pending},
+        {REMAP_PENDING, "nvmlDeviceGetRemappedRows", device->row_pending},
+        {REMAP_FAILED, "nvmlDeviceGetRemappedRows", device->row_failed}};
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
+        if (known[i].id != field->id) continue;
+        int problem = fault_of(known[i].function, device, NULL);
+        if (problem || known[i].told < 0) return problem ? problem : NOT_SUPPORTED;
+        field->type = field->id == UNCORRECTED ? UNSIGNED_LONG_LONG : UNSIGNED_INT;
+        field->value.wide = (u64)known[i].told;
+        return SUCCESS;
+    }
+    return UNKNOWN;
+}
+
 static int read_field(struct device *device, struct field *field)
 {
+    int known = read_known(device, field);
+    if (known != UNKNOWN) return known;
     int direction = field->id == NVLINK_RX || field->id == PCIE_RX;
     if (field->id == TO_SWITCHES) {
         int problem = fault_of("nvmlDeviceGetNvLinkRemoteDeviceType", device, NULL);
         if (!problem) problem = link_problem(device, 0);
+        field->type = UNSIGNED_INT;
         for (int i = field->value.narrow = 0; i < MAX_LINKS; i++) field->value.narrow += device->link[i].kind == 2;
         return problem;
     }

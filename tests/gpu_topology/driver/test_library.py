@@ -242,14 +242,14 @@ def test_the_nvlinks_that_repeat_transmissions_are_named(read_machines):
     assert [warning.split(":")[0] for warning in topology.warnings] == ["GPU 2"] * 3
 
 
-@pytest.mark.parametrize("name", ["h100_8x_nvswitch", "dgx1v_8xv100", "l40s_8x"])
-def test_eight_gpus_take_at_most_350_calls(fake_driver, tmp_path, name):
-    """Each fact once: NVLink states together, the far end of one link to a switch, peer access by kinds of pairs."""
+@pytest.mark.parametrize(("name", "most"), [("h100_8x_nvswitch", 240), ("dgx1v_8xv100", 325), ("l40s_8x", 280)])
+def test_eight_gpus_take_few_calls(fake_driver, tmp_path, name, most):
+    """Each fact once: fields together, the far end of one link to a switch, peer access by kinds of pairs."""
     machine = name if name == "h100_8x_nvswitch" else json.loads((MACHINES[0].parent / f"{name}.json").read_text())
     env = {**os.environ, **fake_driver(machine), "FAKE_NVML_CALLS": str(tmp_path / "calls")}
     subprocess.run([sys.executable, "-m", "gpu_topology", "report"], env=env, cwd=ROOT, check=True, capture_output=True)
     calls = {line.split()[0]: int(line.split()[1]) for line in (tmp_path / "calls").read_text().splitlines()}
-    assert 200 < sum(calls.values()) <= 350, calls
+    assert 200 < sum(calls.values()) <= most, calls
 
 
 def test_pairs_of_the_same_kind_that_answer_otherwise_are_asked_for_themselves(read_machines):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import sys
 from pathlib import Path
 
@@ -38,6 +39,25 @@ def test_version_cuda_and_architectures_are_read_without_an_import(installed: Pa
     (installed / "lib/libtorch_python.so").write_bytes(library.replace(b"\0sm_thing", b"\0no"))
     found = read_torch_build()
     assert found is not None and found.architectures == ("sm_80", "sm_86", "compute_90"), "the compiled list"
+
+
+@pytest.mark.parametrize("flags", [4, 5], ids=["constants of their own", "constants beside the code"])
+def test_the_architectures_are_found_in_a_library_of_the_linker(installed: Path, flags: int) -> None:
+    """Two segments: code, which holds no words of its own, and constants, which an older linker puts beside it."""
+    (installed / "version.py").write_text("__version__ = '2.14.1+cu126'\ncuda = '12.6'\n")
+    code, constants = b"\x90" * 100, b"\0sm_80 sm_90\0rest"
+    if flags == 4:
+        code = b"\0sm_code\0".ljust(100, b"\x90")
+    start = 64 + 2 * 56
+    header = b"\x7fELF\2\1".ljust(32, b"\0") + struct.pack("<QQIHHHHHH", 64, 0, 0, 64, 56, 2, 0, 0, 0)
+    parts = [(5, start, len(code)), (flags, start + len(code), len(constants))]
+    segments = b"".join(struct.pack("<IIQQQQQQ", 1, rights, at, at, at, n, n, 1) for rights, at, n in parts)
+    (installed / "lib/libtorch_python.so").write_bytes(header + segments + code + constants)
+    found = read_torch_build()
+    assert found is not None and found.architectures == ("sm_80", "sm_90")
+    (installed / "lib/libtorch_python.so").write_bytes((header + segments)[:100])
+    found = read_torch_build()
+    assert found is not None and found.architectures == BUILDS["12.6"], "a library that is cut short"
 
 
 def test_a_build_for_the_cpu_says_nothing_of_gpus(installed: Path) -> None:
