@@ -126,6 +126,14 @@ def _device_list(answers: Answers, form: str) -> str:
     whole = not any(gpu.error is not None or gpu.mig_mode for gpu in gpus)
     safe = identical or answers.environ.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID"
     by_index = form == "index" or (form == "auto" and safe and whole)
+    nameless = [uuid for uuid in selection.uuids if uuid.isdecimal()]
+    if nameless and not by_index:  # CUDA reads a list of indices or of UUIDs, none of both
+        by_index = True
+        print(
+            f"warning: GPU {', '.join(nameless)} has no UUID that could be read, so these are indices: set"
+            " CUDA_DEVICE_ORDER=PCI_BUS_ID too, with which CUDA counts as nvidia-smi does",
+            file=sys.stderr,
+        )
     return ",".join(map(str, selection.indices) if by_index else selection.uuids)
 
 

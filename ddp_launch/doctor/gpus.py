@@ -70,7 +70,8 @@ def nvidia_cards(root: Path = Path("/")) -> int:
 def _device(gpu: Gpu, problem: str | None) -> Check:
     name = f"GPU {gpu.index}"
     if problem:
-        return Check(name, "failed", f"{gpu.label}: {problem}", "see `dmesg | grep -i xid`; leave it out: --exclude")
+        words = problem if gpu.name is None else f"{gpu.name}: {problem}"
+        return Check(name, "failed", words, "see `dmesg | grep -i xid`; leave it out: --exclude")
     if gpu.memory_total is None:
         return Check(name, "ok", f"{gpu.label}, of unknown memory")
     used = "" if gpu.memory_used is None else f"{gpu.memory_used / GIB:.1f} of "

@@ -188,7 +188,13 @@ def _at_work(gpu: Gpu, rules: Rules) -> str | None:
     drawing = gpu.graphics_processes or gpu.display_active or rules.hidden_desktop
     if (gpu.utilization or 0) < (_DRAWING_UTILIZATION if drawing else DOUBTFUL_UTILIZATION):
         return None
-    return f"{gpu.utilization}% utilization{'' if drawing else ' with the processes hidden'}"
+    if not drawing:
+        return f"{gpu.utilization}% utilization with the processes hidden"
+    largest = max(gpu.graphics_processes or (), key=lambda process: process.used_memory or 0, default=None)
+    if largest is None:
+        return f"{gpu.utilization}% utilization"
+    size = f" with {size_words(largest.used_memory)}" if largest.used_memory else ""
+    return f"{gpu.utilization}% utilization while process {_who(largest, rules)} draws{size}"
 
 
 def _compute_processes(device: Device) -> list[GpuProcess]:

@@ -18,7 +18,8 @@ _BOARD_CARDS = (
     (r"P100\b.*SXM", 4),
 )
 
-# Before Ampere a board has cards with fewer links to their peers by design (DGX-1, AC922: some lead to the CPU).
+# Before Ampere a board without NVSwitch has cards with fewer links to their peers by design (DGX-1, AC922: some lead to
+# the CPU).
 _UNIFORM_SINCE = (8, 0)
 
 # A bridge between two cards of Ampere or later carries so many links.
@@ -44,11 +45,21 @@ def active(topology: Topology, gpu: Gpu) -> int | None:
 
     Through NVSwitch each link reaches every peer, so the most to one peer counts; without, their sum.
     """
-    found = [topology.link(gpu.index, other.index).nvlinks for other in _readable(topology) if other is not gpu]
-    if not found or any(count is None for count in found):
+    counts = _to_each(topology, gpu)
+    if not counts:
         return None
-    counts = [count or 0 for count in found]
-    return sum(counts) if sum(counts) <= (card_links(gpu) or _BRIDGE_LINKS * 3) else max(counts)
+    return max(counts) if _switched(gpu, counts) else sum(counts)
+
+
+def _to_each(topology: Topology, gpu: Gpu) -> list[int]:
+    """The NVLinks to each other GPU; none where the driver does not tell all of them."""
+    found = [topology.link(gpu.index, other.index).nvlinks for other in _readable(topology) if other is not gpu]
+    return [count for count in found if count is not None] if None not in found else []
+
+
+def _switched(gpu: Gpu, counts: list[int]) -> bool:
+    """Whether there are more links to the others together than a card has: each leads to all of them."""
+    return sum(counts) > (card_links(gpu) or _BRIDGE_LINKS * 3)
 
 
 def without_any(topology: Topology) -> frozenset[int]:
@@ -80,7 +91,8 @@ def some_down(topology: Topology) -> Iterator[Missing]:
     whole = len(_readable(topology)) == len(topology.gpus)
     for index, up in counts.items():
         gpu = topology.gpu(index)
-        if not up or (gpu.compute_capability or (0, 0)) < _UNIFORM_SINCE:
+        uniform = (gpu.compute_capability or (0, 0)) >= _UNIFORM_SINCE or _switched(gpu, _to_each(topology, gpu))
+        if not up or not uniform:
             continue
         of_card = card_links(gpu)
         if of_card is None:

@@ -37,6 +37,7 @@ def warnings(choice: Choice, count: int | None, in_pci_order: bool) -> Iterator[
     yield from _desktops(choice)
     yield from _mps_servers(choice)
     yield from _nvlinks(choice)
+    yield from _partitions(choice)
     yield from _narrow_slots(choice)
     yield from _shared_gpus(choice)
     if len(choice.used) > 1:
@@ -130,6 +131,20 @@ def _nvlinks(choice: Choice) -> Iterator[str]:
         yield (
             f"{_named(sorted(inactive))}: no NVLink is active, though these cards are made for a board with NVLink; on"
             " an NVSwitch board the fabric manager is not running (`systemctl start nvidia-fabricmanager`)"
+        )
+
+
+def _partitions(choice: Choice) -> Iterator[str]:
+    """Parts of the NVSwitch fabric that nothing but PCIe joins."""
+    parts: dict[str, list[int]] = {}
+    for gpu in _gpus(choice):
+        if gpu.fabric_cluster is not None:
+            parts.setdefault(gpu.fabric_cluster, []).append(gpu.index)
+    if len(parts) > 1:
+        largest = max(len(indices) for indices in parts.values())
+        yield (
+            f"{' and '.join(_named(indices) for indices in parts.values())} are in different NVLink partitions: between"
+            f" them all traffic takes PCIe; --count {largest} stays within one"
         )
 
 

@@ -166,6 +166,15 @@ def test_select_names_uuids_beside_a_gpu_that_cuda_may_not_count(tmp_path):
     assert printed(mig_mode=True) == "GPU-1,GPU-2"
 
 
+def test_select_never_mixes_uuids_and_indices(tmp_path):
+    gpus = [{"index": index, "name": "NVIDIA A30", "uuid": f"GPU-{index}"} for index in range(3)]
+    gpus[0]["error"], gpus[1]["uuid"] = "GPU is lost", None
+    (tmp_path / "machine.json").write_text(json.dumps({"schema": "gpu-topology/1", "gpus": gpus}))
+    done = run("select", "--from", str(tmp_path / "machine.json"))
+    assert (done.returncode, done.stdout) == (0, "1,2\n")
+    assert "warning: GPU 1 has no UUID that could be read, so these are indices: set CUDA_DEVICE_ORDER" in done.stderr
+
+
 def test_draw_writes_a_picture_to_a_file_or_to_stdout(workstation, tmp_path):
     drawn = succeed("draw", env=workstation)
     assert ElementTree.fromstring(drawn)[0].text == "3 x RTX A5000, 1 x T400 4GB, 1 x A100-PCIE-40GB"

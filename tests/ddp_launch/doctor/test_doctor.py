@@ -61,6 +61,8 @@ def test_a_card_that_a_run_does_not_use_fails_nothing():
 def test_a_gpu_that_does_not_tell_its_memory_fails():
     silent = replace(ONE, gpus=(H100, replace(H100, index=1, memory_total=None)))
     assert statuses(gpus.devices(silent))[-1] == ("GPU 1", "failed")
+    *_, last = gpus.devices(replace(ONE, gpus=(H100, replace(H100, index=1, name=None))))
+    assert (last.name, last.status, last.detail) == ("GPU 1", "failed", "its name cannot be read")
     alone = replace(ONE, gpus=(replace(H100, memory_total=None),))
     *_, last = gpus.devices(alone)
     assert (last.status, last.detail) == ("ok", "NVIDIA H100, of unknown memory")

@@ -77,7 +77,14 @@ CASES: dict[str, tuple[dict[str, Any], str | None]] = {
         "busy: 50% of its memory is in use and 99% utilization with the processes hidden",
     ),
     "a desktop is drawn": ({"utilization": 40, "graphics_processes": holds(OTHER)}, None),
-    "a game is": ({"utilization": 95, "graphics_processes": holds(OTHER)}, "busy: 95% utilization"),
+    "a game is": (
+        {"utilization": 95, "graphics_processes": holds(OTHER)},
+        "busy: 95% utilization while process 200 draws with 1.0 GiB",
+    ),
+    "a screen whose processes are not shown": (
+        {"utilization": 95, "display_active": True},
+        "busy: 95% utilization",
+    ),
     "its memory is not told, that of others is": ({"memory_total": None}, "its memory cannot be read"),
     "its name and memory": ({"name": None, "memory_total": None}, "its name and memory cannot be read"),
     "our own process": ({"processes": holds(OWN, used=9 * GIB), "memory_used": 9 * GIB, "request": OURS}, None),

@@ -52,6 +52,7 @@ def test_nothing_is_missing_on_real_machines(path: Path) -> None:
         (board(H100, [6, 6]), []),  # a part of a board that has fewer links to each
         (board("NVIDIA RTX A6000", [3, 3], (8, 6)), [(0, 1, 4), (1, 1, 4)]),
         (board("Tesla V100-SXM2-16GB", [2, 2], (7, 0)), []),
+        (board("Tesla V100-SXM3-32GB", [6, 6, 5, 6, 6, 6], (7, 0)), [(2, 1, 6)]),  # all alike behind NVSwitch
     ],
 )
 def test_links_that_are_down(topology: Topology, missing: list[tuple[int, int, int]]) -> None:
