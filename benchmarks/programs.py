@@ -74,8 +74,7 @@ def start_worker(
     """
     folder = tempfile.TemporaryDirectory()
     file = Path(folder.name, "answer.json")
-    command = [*launcher, "-m", f"benchmarks.{measurement}"]
-    env = {**(os.environ if env is None else env), TASK: json.dumps({"answer": str(file), **task})}
+    command, env = command_of(measurement, {"answer": str(file), **task}, launcher, env)
     ended = ThreadPoolExecutor(1).submit(run, command, env)
 
     def answer() -> Any:
@@ -84,6 +83,14 @@ def start_worker(
             return json.loads(file.read_text())
 
     return answer
+
+
+def command_of(
+    measurement: str, task: Mapping[str, Any], launcher: Sequence[str], env: Environment = None
+) -> tuple[list[str], dict[str, str]]:
+    """The command that runs the worker function of a measurement, and its environment. `task` has `answer`, a file."""
+    command = [*launcher, "-m", f"benchmarks.{measurement}"]
+    return command, {**(os.environ if env is None else env), TASK: json.dumps(dict(task))}
 
 
 def import_times(command: Sequence[str], env: Environment = None) -> dict[str, float]:

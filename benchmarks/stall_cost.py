@@ -1,28 +1,50 @@
 """What it costs a rank that the launcher can ask where it is (`--stall-report`).
 
-Medians of the CPU time of 100 answers of one rank with gloo whose flight recorder is full (2,000 collectives). An
-answer holds Python's lock. The launcher asks for the brief one twice a second, for the one with all
+An answer: medians of the CPU time of 100 answers of one rank with gloo whose flight recorder is full (2,000
+collectives). An answer holds Python's lock. The launcher asks for the brief one twice a second, for the one with all
 collectives every 15 seconds.
 
-Milliseconds an answer, and the share of a rank's time that all of them take together.
+A step: a DistributedDataParallel program of two ranks with gloo under `launch.py --stall-report 120` and under
+`--stall-report 0`, the second twice. All three run at once and take turns of 1,000 steps, in a new random order each
+round; who has no turn waits, and its launcher is stopped (SIGSTOP), so that it asks nothing. In its turn the first one
+is asked for everything at least once. What counts is the ratio of the mean step within a round.
+
+Milliseconds an answer, the share of a rank's time that all of them take together, and the time of a step.
 """
 
 from __future__ import annotations
 
 import os
+import random
+import signal
 import statistics
+import subprocess
+import tempfile
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
-from benchmarks.harness import Arguments, Figures, measurement, rounds
-from benchmarks.programs import start_worker, torchrun
+import psutil
+
+from benchmarks.harness import Arguments, Figures, measurement, number, rounds
+from benchmarks.programs import LAUNCH, command_of, start_worker, torchrun
 from benchmarks.turns import take_figures
 from ddp_launch.stall.watch import POLL_S, SAMPLE_S
 
 ANSWERS, RECORDED = 100, 2000
+WIDTH, LAYERS, BATCH, WARM_UP = 256, 4, 64, 100
+WITH, WITHOUT, AGAIN = "asked", "not asked", "not asked, again"
+SECONDS = {WITH: "120", WITHOUT: "0", AGAIN: "0"}
 
 
-def work() -> dict[str, float]:
-    """What the rank measures: milliseconds of a brief and a full answer, and both as a percentage of its time."""
+def work(folder: str = "") -> dict[str, float]:
+    """What the ranks measure: of answers without a `folder`, else of steps, turn by turn."""
+    return steps(Path(folder)) if folder else answers()
+
+
+def answers() -> dict[str, float]:
+    """Milliseconds of a brief and a full answer, and both as a percentage of a rank's time."""
     import torch
     import torch.distributed as dist
 
@@ -31,24 +53,115 @@ def work() -> dict[str, float]:
     dist.init_process_group("gloo")
     for _ in range(RECORDED):
         dist.all_reduce(torch.ones(8))
-    answers = Answers(dist.distributed_c10d, os.memfd_create("answers"), *os.pipe())
+    thread = Answers(dist.distributed_c10d, os.memfd_create("answers"), *os.pipe())
     times = {}
     for case, full in (("brief", False), ("full", True)):
         taken = []
         for _ in range(ANSWERS):
             started = time.thread_time()
-            answers.answer(full)
+            thread.answer(full)
             taken.append(1e3 * (time.thread_time() - started))
         times[case] = statistics.median(taken)
     dist.destroy_process_group()
     return {**times, "share": 0.1 * (times["brief"] / POLL_S + times["full"] / SAMPLE_S)}
 
 
-@measurement(rounds(5), worker=work)
+def steps(folder: Path) -> dict[str, float]:
+    """So many steps as `folder`/go says, until that is 0; milliseconds a step go to `folder`/done."""
+    import torch
+    import torch.distributed as dist
+    from torch import nn
+
+    dist.init_process_group("gloo")
+    layers = [layer for _ in range(LAYERS) for layer in (nn.Linear(WIDTH, WIDTH), nn.ReLU())]
+    network = nn.parallel.DistributedDataParallel(nn.Sequential(*layers))
+    optimizer = torch.optim.SGD(network.parameters(), lr=1e-3)
+    inputs, count = torch.randn(BATCH, WIDTH), torch.tensor(WARM_UP)
+    while count > 0:
+        started = time.perf_counter()
+        for _ in range(int(count)):
+            network(inputs).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        taken_ms = 1e3 * (time.perf_counter() - started) / int(count)
+        if dist.get_rank() == 0:
+            (folder / "done").write_text(str(taken_ms))
+            count.fill_(int((folder / "go").read_text()))
+        dist.broadcast(count, 0)
+    dist.destroy_process_group()
+    return {}
+
+
+class Program:
+    """The program with steps under the launcher, stopped but for its turns."""
+
+    def __init__(self, case: str, folder: Path) -> None:
+        self._folder = folder
+        for name in ("go", "done"):
+            os.mkfifo(folder / name)
+        launcher = [*LAUNCH, "--cpu", "--nproc", "2", "--quiet", "--stall-report", SECONDS[case]]
+        command, env = command_of("stall_cost", {"folder": str(folder), "answer": str(folder / "answer")}, launcher)
+        self._process = subprocess.Popen(command, env=env | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
+        self._read()
+
+    def turn(self, count: int) -> float:
+        """Milliseconds a step over so many steps."""
+        self._process.send_signal(signal.SIGCONT)
+        (self._folder / "go").write_text(str(count))
+        return self._read()
+
+    def _read(self) -> float:
+        taken_ms = float((self._folder / "done").read_text())
+        self._process.send_signal(signal.SIGSTOP)
+        return taken_ms
+
+    @property
+    def cpu_s(self) -> float:
+        """CPU seconds of the launcher and its ranks so far."""
+        those = [top := psutil.Process(self._process.pid), *top.children(recursive=True)]
+        return sum(sum(one.cpu_times()[:2]) for one in those)
+
+    def end(self) -> None:
+        """Its end, by itself."""
+        self._process.send_signal(signal.SIGCONT)
+        (self._folder / "go").write_text("0")
+        self._process.wait()
+
+
+@contextmanager
+def programs() -> Iterator[Mapping[str, Program]]:
+    """The three, started."""
+    with ExitStack() as stack:
+        found = {}
+        for case in SECONDS:
+            found[case] = Program(case, Path(stack.enter_context(tempfile.TemporaryDirectory())))
+            stack.callback(found[case].end)
+        yield found
+
+
+@measurement(
+    rounds(5),
+    number("--step-rounds", 30, "undisturbed rounds of steps"),
+    number("--steps", 1000, "of a turn"),
+    worker=work,
+)
 def main(arguments: Arguments) -> Figures:
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     turns = take_figures(lambda: start_worker("stall_cost", {}, torchrun(1), env)(), arguments.rounds, unit="ms")
+    draw = random.Random(0)
+    with programs() as started:
+
+        def measure() -> dict[str, float]:
+            found = {case: started[case].turn(arguments.steps) for case in draw.sample(sorted(started), len(started))}
+            return {case: found[case] for case in started}
+
+        cpu_s = lambda: sum(program.cpu_s for program in started.values())  # noqa: E731
+        of_steps = take_figures(measure, arguments.step_rounds, unit="ms a step", ours=cpu_s)
     names = {"brief": "brief answer, ms", "full": "answer with 2,000 collectives, ms", "share": "of a rank's time, %"}
     rows = [[names[case], f"{turns.values(case):.3f}"] for case in names if turns.enough]
+    if of_steps.enough:
+        rows += [[f"a step, {WITHOUT}, ms", f"{of_steps.values(WITHOUT):.2f}"]]
+        rows += [[f"a step, {case} / {WITHOUT}", f"{of_steps.ratio(case, WITHOUT):.4f}"] for case in (WITH, AGAIN)]
     table = {"columns": ["cost", "median (quartiles)"], "rows": rows}
-    return {**turns.account(), "rounds": turns.rounded(3), "table": table}
+    each = {"rounds": turns.rounded(3), "step_rounds": of_steps.rounded(4)}
+    return {**turns.account(), **of_steps.account(), **each, "table": table}

@@ -40,12 +40,13 @@ class Window:
 
 
 @contextmanager
-def watched() -> Iterator[Window]:
-    """Account for the time inside. Children must have ended, and been waited for, before the end of the block."""
+def watched(ours: Callable[[], float] = lambda: 0.0) -> Iterator[Window]:
+    """Account for the time inside. Children must have ended, and been waited for, before the end of the block; `ours`:
+    CPU seconds so far of those that have not."""
     window = Window()
-    busy, total, own = *machine_seconds(), sum(os.times()[:4])
+    busy, total, own = *machine_seconds(), sum(os.times()[:4]) + ours()
     yield window
-    busy_after, total_after, own_after = *machine_seconds(), sum(os.times()[:4])
+    busy_after, total_after, own_after = *machine_seconds(), sum(os.times()[:4]) + ours()
     elapsed = max(total_after - total, 1e-9)
     window.others = max(0.0, (busy_after - busy) - (own_after - own)) / elapsed
 
@@ -144,12 +145,15 @@ def take_turns(cases: Mapping[str, Callable[[], float]], rounds: int, *, unit: s
     return take_figures(measure, rounds, unit=unit)
 
 
-def take_figures(measure: Callable[[], dict[str, float]], rounds: int, *, unit: str) -> Turns:
-    """The same where one call of `measure` returns the figures of all cases. Every call counts, the first too."""
+def take_figures(
+    measure: Callable[[], dict[str, float]], rounds: int, *, unit: str, ours: Callable[[], float] = lambda: 0.0
+) -> Turns:
+    """The same where one call of `measure` returns the figures of all cases. Every call counts, the first too.
+    `ours`: CPU seconds so far of processes that take part and live on."""
     clean: list[dict[str, float]] = []
     disturbed = 0
     while len(clean) < rounds and len(clean) + disturbed < PATIENCE * rounds:
-        with watched() as window:
+        with watched(ours) as window:
             found = measure()
         figures = ", ".join(f"{name} {figure:,.4g}" for name, figure in found.items())
         print(f"{figures} {unit}" + ("" if window.clean else f" (disturbed: {window.others:.0%})"), file=sys.stderr)

@@ -7,12 +7,14 @@ Without it, the run of this user that there is. Ranks are found by their environ
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
 from ddp_core.errors import OptionError
 from ddp_core.rank_report import ERROR_FILE
+from ddp_launch.stall import native
 from ddp_launch.stall.finding import Finding, judge, rows_of
 from ddp_launch.stall.rank_probe import RankProbe
 from ddp_launch.stall.report import show
@@ -35,10 +37,15 @@ def run(arguments: Sequence[str]) -> int:
     launcher, ranks = _choose(_runs(), arguments[0] if arguments else None)
     views = look({rank: Watched(probe) for rank, probe in sorted(ranks.items())})
     console = Console()
+    found = native.dump({view.rank: (ranks[view.rank].target, view.thread) for view in views if view.frames})
+    views = [replace(view, native=found[view.rank].frames) if view.rank in found else view for view in views]
     for view in views:
         print(f"rank {view.rank} (process {view.pid})")
-        for line in traceback_lines([*view.frames]) if view.frames else ("it gives no Python stack",):
+        frames = [*view.frames, *view.native]
+        for line in traceback_lines(frames) if frames else ("it gives no Python stack",):
             print(f"  {line}")
+        if view.rank in found and (error := found[view.rank].error):
+            print(f"  native calls: py-spy says {error}")
         print()
     title = "no rank waits for another"
     show(console, f"ranks of launcher {launcher}", judge(views) or Finding("busy", (), title, rows_of(views)))

@@ -16,13 +16,17 @@ from typing import Literal
 from ddp_launch.failure.failures import in_words
 from ddp_launch.failure.summary import names
 from ddp_launch.stall.record import Collective, Record
-from ddp_launch.stall.stacks import Stacks, of_thread, place_of, spawned, waits_in
+from ddp_launch.stall.stacks import Stacks, place_of, spawned, thread_of, waits_in
 from ddp_train.watchdog.python_stacks import Frame
 
 Kind = Literal["missing", "stopped", "left", "failed", "collectives", "shapes", "locked", "elsewhere", "spawn", "busy"]
 
 UNEVEN = ("gather", "scatter", "all_to_all", "alltoall", "all_to_allv", "coalesced")
 """Collectives to which ranks may bring tensors of different shapes."""
+
+
+NATIVE_CALLS = 3
+STARVED = "and the machine is too busy for it to answer"
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,8 @@ class RankView:
     stacks    its Python stacks; {} where it gave none
     record    what it told last; None before its process group is there, or without torch's recorder
     answered  its thread answered just now: Python's lock is not held for long
+    starved   it would have answered, and did not get the CPU
+    native    the native calls that its innermost Python call led to, where py-spy is installed
     moving    its thread was seen to run: it does not wait, though its stack says so
     gave_up   it ended with an error because it had waited in vain
     """
@@ -44,14 +50,21 @@ class RankView:
     stacks: Stacks | None = None
     record: Record | None = None
     answered: bool = True
+    starved: bool = False
+    native: tuple[Frame, ...] = ()
     moving: bool = False
     gave_up: bool = False
 
     @cached_property
-    def frames(self) -> tuple[Frame, ...]:
-        """The stack that tells what it does."""
+    def thread(self) -> int:
+        """The thread whose stack tells what it does; 0 where that is not known."""
         known = self.record and (self.record.waiting or self.record.latest)
-        return of_thread(self.stacks or {}, known.thread if known else 0)
+        return thread_of(self.stacks or {}, known.thread if known else 0)
+
+    @property
+    def frames(self) -> tuple[Frame, ...]:
+        """The stack of that thread."""
+        return (self.stacks or {}).get(self.thread, ())
 
     @property
     def waiting(self) -> Collective | None:
@@ -78,12 +91,14 @@ class RankView:
         trainer = f" ({self.record.place})" if self.record and self.record.place else ""
         if self.state == "stopped":
             return "stopped (SIGSTOP), so that it cannot say where"
+        if not where and self.starved:
+            return "no Python stack: the machine is too busy for it to answer"
         if not where:
             return "no Python stack: in the kernel, most often for a disk, or no Python program"
         if self.blocked:
             return f"waiting in {self.blocked}{_shapes(self.waiting)}, at {where}{trainer}"
-        held = "" if self.answered else ", in native code that holds Python's lock"
-        return f"at {where}{trainer}{held}"
+        why = STARVED if self.starved else f"in native code that holds Python's lock{_calls(self.native)}"
+        return f"at {where}{trainer}" + ("" if self.answered else f", {why}")
 
 
 @dataclass(frozen=True)
@@ -242,6 +257,12 @@ def _wait_for(blocked: Sequence[RankView], culprits: Sequence[int]) -> str:
 
 def _is(ranks: Sequence[int]) -> str:
     return "is" if len(ranks) == 1 else "are"
+
+
+def _calls(native: Sequence[Frame]) -> str:
+    """`: sleep, clock_nanosleep (libc.so.6)`."""
+    shown = ", ".join(frame.function for frame in native[-NATIVE_CALLS:])
+    return f": {shown} ({native[-1].file.rpartition('/')[2]})" if native else ""
 
 
 def _shapes(one: Collective | None) -> str:

@@ -17,6 +17,8 @@ from typing import NamedTuple
 from ddp_launch.stall.in_rank.sitecustomize import SIGNAL_BELOW_LAST, STACKS
 from ddp_launch.stall.in_rank.torch_internals import BRIEF, FULL, HEAD, MAIL
 from ddp_launch.stall.record import Record, parse
+from ddp_launch.stall.scheduling import Scheduling
+from ddp_train.watchdog import python_stacks
 
 STACK_SIGNAL = signal.SIGRTMAX - SIGNAL_BELOW_LAST
 ENDED = ("Z", "X", "")
@@ -58,7 +60,7 @@ class RankProbe:
         self.rank, self.pid = rank, pid
         self._asked: tuple[int, bool] | None = None
         """How many questions had been answered when the last one of ours was put, and whether that was a full one."""
-        self._target = 0
+        self._target = self._writer = 0
         self._stacks: int | None = None
         self._mail: int | None = None
         self._pipe: int | None = None
@@ -89,6 +91,11 @@ class RankProbe:
         return True
 
     @property
+    def target(self) -> int:
+        """The process that is asked: the rank's, or one below it."""
+        return self._target or self.pid
+
+    @property
     def state(self) -> str:
         """What the rank's process does, as a letter: see proc_pid_stat(5); empty where it is gone."""
         state = _state(self.pid)
@@ -111,7 +118,7 @@ class RankProbe:
     @property
     def switches(self) -> int:
         """How often its main thread has begun to wait (voluntary context switches, proc_pid_status(5))."""
-        pid = self._target or self.pid
+        pid = self.target
         with suppress(OSError, StopIteration, ValueError):
             lines = Path(f"/proc/{pid}/task/{pid}/status").read_text().splitlines()
             return int(next(line for line in lines if line.startswith("voluntary_ctxt_switches")).split()[1])
@@ -156,12 +163,20 @@ class RankProbe:
         length = os.fstat(self._stacks).st_size
         head = None if self._mail is None else _head(self._mail)
         # To the thread of ours, where there is one: a signal would cut short what native code of the program waits for.
-        return length if _tell(self._target, head.thread if head else self._target) else None
+        self._writer = head.thread if head else self._target
+        return length if _tell(self._target, self._writer) else None
 
-    @property
-    def stacks(self) -> int | None:
-        """The descriptor of the memory with the stacks."""
-        return self._stacks
+    def writes_stacks(self) -> bool:
+        """Whether it has not come to the end of the stacks that it was asked for."""
+        return python_stacks.handles(self._target, self._writer, STACK_SIGNAL)
+
+    def stacks(self, already: int) -> str:
+        """What faulthandler has written behind the first `already` bytes so far."""
+        return "" if self._stacks is None else python_stacks.written(self._stacks, already, wait_s=0)
+
+    def scheduling(self) -> Scheduling:
+        """What its process is given of the CPU from now on."""
+        return Scheduling(self.target, self._writer)
 
     def close(self) -> None:
         """Let go of the rank."""

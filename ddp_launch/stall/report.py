@@ -26,7 +26,7 @@ class Reporter:
 
     def stall(self, found: Finding, views: Sequence[RankView], seconds: float, *, killing: bool) -> None:
         """No progress for so many seconds."""
-        stacks = {str(view.rank): traceback_lines([*view.frames]) for view in views if view.frames}
+        stacks = {str(view.rank): traceback_lines([*view.frames, *view.native]) for view in views if view.frames}
         self._events.stall(seconds, found.kind, found.ranks, found.title, found.collective, found.rows, stacks)
         show(self._console, f"no progress for {seconds:.0f} s", found)
         ask = f"python -m ddp_launch stacks {os.getpid()}"

@@ -44,14 +44,14 @@ def _ours(frames: Iterable[Frame]) -> bool:
     return any(frame.file.endswith(OURS) for frame in frames)
 
 
-def of_thread(stacks: Stacks, preferred: int) -> tuple[Frame, ...]:
-    """The stack that tells what a rank does: of the thread that calls its collectives, else of the main thread; where
-    that waits for backward functions that Python code runs in another thread, of that one."""
+def thread_of(stacks: Stacks, preferred: int) -> int:
+    """The thread that tells what a rank does: the one that calls its collectives, else the main thread; where that
+    waits for backward functions that Python code runs in another thread, that one. 0 without stacks."""
     if preferred in stacks:
-        return stacks[preferred]
-    main = next(reversed(stacks.values()), ())
-    if waits([*main]):
-        runs = (frames for frames in stacks.values() if any(frame.file.endswith(OWN_BACKWARD) for frame in frames))
+        return preferred
+    main = next(reversed(stacks), 0)
+    if waits([*stacks.get(main, ())]):
+        runs = (one for one, frames in stacks.items() if any(frame.file.endswith(OWN_BACKWARD) for frame in frames))
         return next(runs, main)
     return main
 

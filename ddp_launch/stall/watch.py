@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from signal import SIGKILL
 
 from ddp_core import rank_report
 from ddp_core.rank_report import RankReport
+from ddp_launch.stall import native
 from ddp_launch.stall.finding import Finding, RankView, judge, rows_of
 from ddp_launch.stall.in_rank import sitecustomize
 from ddp_launch.stall.rank_probe import ENDED, STOPPED, RankProbe
@@ -28,9 +29,12 @@ from ddp_launch.stall.stacks import parse as parse_stacks
 from ddp_launch.stall.waited_for import Arrivals, by_its_own_steps, shares
 from ddp_train.watchdog import python_stacks
 
-POLL_S = 0.5
+POLL_S, SOON_S = 0.5, 0.1
 ANSWER_S = 0.3
-STACKS_S = 0.5
+NATIVE_S = 1.0
+"""How long py-spy may take before the report is shown without it."""
+STARVED_S = 3.0
+"""How long ranks that do not get the CPU may take to answer."""
 FIRST_SAMPLE_S, SAMPLE_S = 2.0, 15.0
 """When the arrival times are read: soon after the start, then ever less often."""
 AGAIN = 4
@@ -141,7 +145,7 @@ class StallWatch:
     def _watch(self) -> None:
         sample_at = FIRST_SAMPLE_S
         begun = looked = time.monotonic()
-        while not self._over.wait(POLL_S):
+        while not self._over.wait(self._pause()):
             now = time.monotonic()
             # A launcher that was stopped itself knows nothing about the time between.
             awake, looked = min(now - looked, 2 * POLL_S), now
@@ -150,6 +154,11 @@ class StallWatch:
                 sample_at += min(sample_at, SAMPLE_S, max(self._limit_s / 2, POLL_S)) if full else 0.0
                 self._poll(awake, full=full)
             self._report()
+
+    def _pause(self) -> float:
+        """Seconds until the ranks are to be asked again: sooner where the limit of one is reached before that."""
+        left = (one.limit_s - one.silent_s for one in self._ranks.values() if one.code is None)
+        return max(SOON_S, min((POLL_S, *left)))
 
     def _report(self) -> None:
         """Show why ranks are silent that have been so for longer than their limit."""
@@ -181,7 +190,10 @@ class StallWatch:
         """Ask each rank what it counts, or (`full`) all it knows."""
         for one in self._ranks.values():
             if one.code is None:
+                alone = not one.probe.has_group
                 one.probe.ask(full=full)
+                if alone and one.probe.has_group:  # that is progress, also of one that will answer nothing
+                    one.silent_s = 0.0
         deadline = time.monotonic() + ANSWER_S
         while any(one.probe.pending for one in self._ranks.values()) and time.monotonic() < deadline:
             time.sleep(ANSWER_S / 60)
@@ -204,7 +216,7 @@ class StallWatch:
             grouped = [one.probe.has_group for one in self._ranks.values()]
             if not any(grouped) and not any(one.probe.has_torch for one in self._ranks.values()):
                 return None
-            views = look(self._ranks)
+            views = with_native_calls(look(self._ranks), {rank: one.probe.target for rank, one in self._ranks.items()})
             found = judge(views, self._world_size)
             idle = all(one.silent_s >= silent / 2 for one in self._ranks.values() if one.code is None)
         if found is None and idle and all(grouped) and sum(view.state == "running" for view in views) > 1:
@@ -247,37 +259,51 @@ class StallWatch:
 
 
 def look(ranks: Mapping[int, Watched]) -> list[RankView]:
-    """Ask ranks for stacks and collectives, and read what they say within about a second."""
+    """Ask ranks for stacks and collectives, and read what they say within about a second; within three where the
+    machine is too busy to let them answer."""
     begun: dict[int, int | None] = {}
     switches = {rank: one.probe.switches for rank, one in ranks.items()}
     for rank, one in ranks.items():
         one.probe.ask(full=True)
         begun[rank] = one.probe.ask_for_stacks()
     since = time.monotonic()
-    while any(one.probe.pending for one in ranks.values()) and time.monotonic() < since + 2 * ANSWER_S:
+    scheduling = {rank: one.probe.scheduling() for rank, one in ranks.items()}
+    starved: set[int] = set()
+    while waiting := [rank for rank, one in ranks.items() if one.probe.pending or one.probe.writes_stacks()]:
+        if (passed := time.monotonic() - since) > 2 * ANSWER_S:
+            starved = {rank for rank in waiting if scheduling[rank].starved()}
+            if not starved or passed > STARVED_S:
+                break
         time.sleep(ANSWER_S / 60)
-    views = []
-    for rank, one in ranks.items():
-        already, file, text = begun[rank], one.probe.stacks, ""
-        state = one.probe.state
-        if already is not None and file is not None and state != STOPPED:
-            text = python_stacks.written(file, already, STACKS_S)
-        answered = not one.probe.pending
-        if answered and (answer := one.probe.answer()) is not None:
-            one.record = answer.record or one.record
-        ended = one.code is not None or state in ENDED
-        views.append(
-            RankView(
-                rank=rank,
-                pid=one.probe.pid,
-                state="ended" if ended else "stopped" if state == STOPPED else "running",
-                code=one.code,
-                stacks=parse_stacks(text),
-                record=one.record,
-                answered=answered or not one.probe.has_group,
-            )
-        )
+    views = [_view(rank, one, begun[rank], starved=rank in starved) for rank, one in ranks.items()]
     return _without_those_that_move(views, ranks, switches, since)
+
+
+def _view(rank: int, one: Watched, already: int | None, *, starved: bool) -> RankView:
+    """What a rank has said. `already`: the length of its stacks before it was asked for them."""
+    state = one.probe.state
+    text = "" if already is None or state == STOPPED else one.probe.stacks(already)
+    answered = not one.probe.pending
+    if answered and (answer := one.probe.answer()) is not None:
+        one.record = answer.record or one.record
+    ended = one.code is not None or state in ENDED
+    return RankView(
+        rank=rank,
+        pid=one.probe.pid,
+        state="ended" if ended else "stopped" if state == STOPPED else "running",
+        code=one.code,
+        stacks=parse_stacks(text),
+        record=one.record,
+        answered=answered or not one.probe.has_group,
+        starved=starved,
+    )
+
+
+def with_native_calls(views: Sequence[RankView], pids: Mapping[int, int]) -> list[RankView]:
+    """The views with the native calls of ranks that hold Python's lock there. `pids`: the process of each rank."""
+    held = {v.rank: (pids[v.rank], v.thread) for v in views if v.frames and not (v.answered or v.starved)}
+    found = native.dump(held, NATIVE_S) if held else {}
+    return [replace(view, native=found[view.rank].frames) if view.rank in found else view for view in views]
 
 
 def _without_those_that_move(

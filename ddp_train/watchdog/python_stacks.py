@@ -10,8 +10,10 @@ import linecache
 import os
 import re
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 HEAD = re.compile(r"^(Current thread|Thread) 0x[0-9a-f]+.*:$")
 FRAME = re.compile(r'^  File "(.*)", line (\d+|\?\?\?) in (.*)$')
@@ -36,17 +38,33 @@ class Frame:
     function: str
 
 
-def written(file: int, already: int, wait_s: float) -> str:
-    """What faulthandler writes into `file` behind its first `already` bytes, once it has come to an end there."""
+def written(file: int, already: int, wait_s: float, writes: Callable[[], bool] | None = None) -> str:
+    """What faulthandler writes into `file` behind its first `already` bytes, within `wait_s` seconds. `writes`: whether
+    it is still at it (see `handles`); None: until no more comes for a moment."""
     deadline = time.monotonic() + wait_s
     size, since = already, time.monotonic()
     while (now := time.monotonic()) < deadline:
-        if (grown := os.fstat(file).st_size) != size:
+        if writes is not None:
+            if not writes():
+                break
+        elif (grown := os.fstat(file).st_size) != size:
             size, since = grown, now
         elif size > already and now - since > SETTLE_S:
             break
         time.sleep(PAUSE_S)
-    return os.pread(file, size - already, already).decode(errors="replace")
+    return os.pread(file, max(0, os.fstat(file).st_size - already), already).decode(errors="replace")
+
+
+def handles(pid: int, thread: int, number: int) -> bool:
+    """Whether a thread has a signal before it or is in its handler, which the kernel blocks that signal for.
+
+    A thread that has the signal blocked itself is taken for one in the handler. Never raises.
+    """
+    with suppress(OSError, ValueError, IndexError):
+        lines = Path(f"/proc/{pid}/task/{thread}/status").read_text(errors="replace").splitlines()
+        masks = (line.split()[1] for line in lines if line.startswith(("SigPnd:", "ShdPnd:", "SigBlk:")))
+        return any(int(mask, 16) >> (number - 1) & 1 for mask in masks)
+    return False
 
 
 def parse(text: str) -> list[Frame]:
@@ -81,7 +99,8 @@ def traceback_lines(frames: list[Frame]) -> list[str]:
     """The stack as Python shows that of an error."""
     lines = ["Traceback (most recent call last):"]
     for frame in frames:
-        lines.append(f'  File "{frame.file}", line {frame.line}, in {frame.function}')
+        line = f", line {frame.line}" if frame.line else ""
+        lines.append(f'  File "{frame.file}"{line}, in {frame.function}')
         with suppress(Exception):
             if source := linecache.getline(frame.file, frame.line).strip():
                 lines.append(f"    {source}")

@@ -97,7 +97,11 @@ class Rank:
             return []
         if self._is_stopped:
             self.tell(signal.SIGCONT)
-        return python_stacks.parse(python_stacks.written(self._stacks, already, STACK_S))
+        return python_stacks.parse(python_stacks.written(self._stacks, already, STACK_S, self._writes))
+
+    def _writes(self) -> bool:
+        """Whether it has not come to the end of its stacks. The kernel gives the signal to the main thread."""
+        return python_stacks.handles(self.pid, self.pid, DUMP_SIGNAL)
 
     @property
     def is_there(self) -> bool:

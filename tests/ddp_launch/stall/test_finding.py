@@ -10,8 +10,9 @@ import pytest
 
 from ddp_launch.stall.finding import RankView, judge
 from ddp_launch.stall.record import Collective, Record, parse
-from ddp_launch.stall.stacks import is_loading, of_thread, place_of, spawned, waits_in
+from ddp_launch.stall.stacks import is_loading, place_of, spawned, thread_of, waits_in
 from ddp_launch.stall.stacks import parse as parse_stacks
+from ddp_train.watchdog.python_stacks import Frame
 
 WORLD, PAIR = ("gloo", "0"), ("gloo", "1")
 LIBRARY = "/x/lib/python3.11/site-packages/torch"
@@ -129,6 +130,12 @@ def test_what_a_rank_told_earlier_is_no_wait_of_now() -> None:
     assert found is not None
     assert (found.kind, found.ranks) == ("missing", (1,))
     assert found.rows[1][1].endswith("in native code that holds Python's lock")
+    asleep = replace(views[1], stacks=parse_stacks(ASLEEP))
+    calls = tuple(Frame("/lib/libc.so.6", 0, name) for name in ("ffi_call", "sleep", "nanosleep", "clock_nanosleep"))
+    assert replace(asleep, native=calls).doing.endswith("lock: sleep, nanosleep, clock_nanosleep (libc.so.6)")
+    assert replace(asleep, starved=True).doing.endswith(
+        "train.py:30 in evaluate, and the machine is too busy for it to answer"
+    )
 
 
 def test_a_culprit_on_another_node() -> None:
@@ -137,19 +144,23 @@ def test_a_culprit_on_another_node() -> None:
     assert (found.kind, found.ranks) == ("elsewhere", ())
 
 
+def frames_of(text: str, thread: int = 0) -> tuple[Frame, ...]:
+    stacks = parse_stacks(text)
+    return stacks[thread_of(stacks, thread)]
+
+
 def test_the_stack_that_counts() -> None:
-    stacks = parse_stacks(ASLEEP)
-    assert list(stacks) == [9, 8]
-    assert place_of(of_thread(stacks, 0)) == "/home/me/train.py:30 in evaluate"
-    assert place_of(of_thread(stacks, 9)) == "/home/me/load.py:3 in load"
-    assert waits_in(of_thread(parse_stacks(RECEIVING), 0)) == "recv"
+    assert list(parse_stacks(ASLEEP)) == [9, 8]
+    assert place_of(frames_of(ASLEEP)) == "/home/me/train.py:30 in evaluate"
+    assert place_of(frames_of(ASLEEP, 9)) == "/home/me/load.py:3 in load"
+    assert waits_in(frames_of(RECEIVING)) == "recv"
     assert parse_stacks("") == {}
     loading = 'Current thread 0x1 (most recent call first):\n  File "<frozen importlib._bootstrap>", line 1 in _load\n'
-    assert is_loading(of_thread(parse_stacks(loading), 0))
+    assert is_loading(frames_of(loading))
     spawn = (
         f'Current thread 0x1 (most recent call first):\n  File "{LIBRARY}/multiprocessing/spawn.py", line 1 in join\n'
     )
-    assert spawned(of_thread(parse_stacks(spawn), 0)) == "torch.multiprocessing.spawn"
+    assert spawned(frames_of(spawn)) == "torch.multiprocessing.spawn"
 
 
 def test_a_dump_that_is_none_or_wants_to_run_something() -> None:

@@ -9,12 +9,16 @@ import json
 import re
 import signal
 import subprocess
+import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ddp_launch.stall import native
+from ddp_launch.stall.watch import PATIENCE
 from tests.ddp_launch.conftest import ROOT, TIMEOUT_S
 
 REPORT_S = 3
@@ -48,6 +52,17 @@ def stall():
         dist.recv(x, 0)  # receiving
     if mode == "subgroup":
         time.sleep(600)  # in the subgroup
+    if mode == "starved":
+        if os.fork() == 0:
+            os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
+            while os.getppid() != 1:
+                sum(range(1000))
+            os._exit(0)
+        for thread in map(int, os.listdir("/proc/self/task")):
+            os.sched_setaffinity(thread, [min(os.sched_getaffinity(0))])
+            os.sched_setscheduler(thread, os.SCHED_IDLE, os.sched_param(0))
+        while True:
+            sum(range(10))  # starved
 if rank == 1:
     open("stalled", "w").write(str(time.monotonic()))
     stall()
@@ -67,11 +82,12 @@ STALLS = {
     "shapes": ("shapes", [0, 1], r"all_reduce number 11 with different shapes: Float \[3\] on rank 0, Float \[4\] on"),
     "stopped": ("stopped", [1], r"rank 1 is stopped \(SIGSTOP\)"),
     "native code": ("missing", [1], r"# native, in native code that holds Python's lock"),
+    "starved": ("missing", [1], r"# starved(, and the machine is too busy for it to answer)?\""),
     "subgroup": ("missing", [1], r"has not come to barrier number 1 of group pair"),
     "late start": ("missing", [1], r"has not come to init_process_group"),
     "receiving": ("locked", [0, 1], r"all_reduce number 11 on rank 0, recv on rank 1"),
 }
-USUALLY = ("collectives", "shapes", "stopped", "native code")
+USUALLY = ("collectives", "shapes", "stopped", "native code", "starved")
 """Without --whole; the tests below have one that is asleep."""
 
 
@@ -80,13 +96,22 @@ def events_of(folder: Path, name: str) -> list[dict[str, Any]]:
     return [event for event in map(json.loads, lines) if event["event"] == name]
 
 
-def wait_for_report(folder: Path, process: subprocess.Popen[str]) -> dict[str, Any]:
+def wait_for_report(folder: Path, process: subprocess.Popen[str], since_s: float = 0.0) -> dict[str, Any]:
+    """The first report after that time of the monotonic clock: a start may take longer than the reports' time, too."""
     deadline = time.monotonic() + TIMEOUT_S
-    while not (found := events_of(folder, "stall")):
+    while True:
+        events = (event for event in events_of(folder, "stall") if event["monotonic_ms"] > since_s * 1000)
+        if (found := next(events, None)) is not None:
+            return found
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline, "no report"
         time.sleep(0.05)
-    return found[0]
+
+
+def waited_for_a_cpu(pids: Iterable[int]) -> float:
+    """Seconds for which threads of these processes would have run and had no CPU: what a busy machine costs."""
+    threads = (entry for pid in pids for entry in Path(f"/proc/{pid}/task").iterdir())
+    return sum(int((entry / "schedstat").read_text().split()[1]) for entry in threads) / 1e9
 
 
 def check(launcher: Any, mode: str) -> None:
@@ -96,14 +121,23 @@ def check(launcher: Any, mode: str) -> None:
     command = ("--cpu", "--grace", "1", "--stall-report", str(REPORT_S), "--json-events", "events.jsonl")
     process = launcher.start(*command, "program.py", mode, "600")
     try:
-        event = wait_for_report(launcher.folder, process)
+        began_s, pids, busy_s = 0.0, (), 0.0
+        if mode != "late start":
+            launcher.wait_for("stalled")
+            began_s = float((launcher.folder / "stalled").read_text() or time.monotonic())
+            pids = events_of(launcher.folder, "attempt")[0]["pids"].values()
+            busy_s = waited_for_a_cpu([process.pid, *pids])
+        event = wait_for_report(launcher.folder, process, began_s)
         text = json.dumps(event["doing"]) + event["words"]
         assert (event["kind"], event["ranks"]) == (kind, ranks), event
         assert re.search(words, text), text
         if mode != "late start":
-            stalled_ms = float((launcher.folder / "stalled").read_text()) * 1000
-            # Twice, for a machine that is busy with other tests.
-            assert event["monotonic_ms"] - stalled_ms < (REPORT_S + 2 * LATE_S) * 1000
+            took_s = event["monotonic_ms"] / 1000 - began_s
+            busy_s = waited_for_a_cpu([process.pid, *pids]) - busy_s
+            print(f"{mode}: {took_s - REPORT_S:.2f} s after the report time, {busy_s:.2f} s waited for a CPU")
+            # What the launcher takes for usual after a start that was too slow for the reports' time.
+            earlier = [one["seconds"] for one in events_of(launcher.folder, "stall") if one != event]
+            assert took_s < max([REPORT_S, *(PATIENCE * seconds for seconds in earlier)]) + LATE_S + busy_s
         assert not events_of(launcher.folder, "rank-end"), "nobody was to be ended"
         pids = events_of(launcher.folder, "attempt")[0]["pids"].values()
         assert all(Path(f"/proc/{pid}").exists() for pid in pids)
@@ -148,12 +182,10 @@ def test_a_stall_before_the_time_limit_of_the_collective(launcher: Any) -> None:
 
 def test_stall_kill_ends_the_run(launcher: Any) -> None:
     launcher.script(PROGRAM)
-    begun = time.monotonic()
     done = launcher.run("--cpu", "--stall-report", "1", "--stall-kill", "3", "program.py", "asleep", "600")
     assert done.returncode == 137
-    assert time.monotonic() - begun < TIMEOUT_S / 2
     assert "rank 1 hung" in done.stderr
-    assert re.search(r"ended by +SIGKILL.*after \d\.\d s without progress: it hung", done.stderr)
+    assert re.search(r"ended by +SIGKILL.*after \d+\.\d s without progress: it hung", done.stderr), done.stderr
     # The summary says what was found, and names the option that did it.
     summary = " ".join(done.stderr.rpartition("rank 1 hung")[2].split())
     assert re.search(r"was at \S*program.py:\d+ in stall: time.sleep\(600\)", summary)
@@ -168,16 +200,39 @@ def test_stacks_asks_a_running_run(launcher: Any) -> None:
     try:
         time.sleep(1)
         for run in (str(process.pid), "logs"):
-            command = ["python", "-m", "ddp_launch", "stacks", str(launcher.folder / run) if run == "logs" else run]
+            command = [
+                sys.executable,
+                "-m",
+                "ddp_launch",
+                "stacks",
+                str(launcher.folder / run) if run == "logs" else run,
+            ]
             done = subprocess.run(
                 command, cwd=ROOT, env=launcher.env, capture_output=True, text=True, timeout=TIMEOUT_S
             )
             assert done.returncode == 0, done.stderr
-            assert "rank 1 has not come to all_reduce number 11, in which rank 0 waits" in done.stdout
+            found = "rank 1 has not come to all_reduce number 11, in which rank 0 waits"
+            assert found in done.stdout, done.stdout
             assert re.search(r'File ".*program.py", line \d+, in stall\n +time.sleep\(600\)', done.stdout)
         done = subprocess.run([*command[:-1], "1"], cwd=ROOT, env=launcher.env, capture_output=True, text=True)
         assert done.returncode == 2
         assert done.stderr.startswith("error: '1' is no run that is running here; there are: ")
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=TIMEOUT_S)
+
+
+def test_native_calls_by_py_spy(launcher: Any) -> None:
+    if native.installed() is None:
+        pytest.skip("py-spy is not installed (the extra ddp-launch[stacks])")
+    launcher.script(PROGRAM)
+    process = launcher.start("--cpu", "--grace", "1", "program.py", "native code", "600")
+    launcher.wait_for("stalled")
+    try:
+        command = [sys.executable, "-m", "ddp_launch", "stacks", str(process.pid)]
+        done = subprocess.run(command, cwd=ROOT, env=launcher.env, capture_output=True, text=True, timeout=TIMEOUT_S)
+        assert re.search(r"sleep\(600\)  # native\n(.*\n)*.*libc\S+, in clock_nanosleep\n", done.stdout), done
+        assert re.search(r"lock: \w+, \w+, clock_nanosleep \(libc", " ".join(done.stdout.split())), done
     finally:
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=TIMEOUT_S)

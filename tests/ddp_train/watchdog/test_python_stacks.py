@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import faulthandler
+import os
+import signal
 import sys
 import tempfile
 import threading
 from pathlib import Path
 
-from ddp_train.watchdog.python_stacks import Frame, parse, traceback_lines, waits, written
+from ddp_train.watchdog.python_stacks import Frame, handles, parse, traceback_lines, waits, written
 
 BACKWARD = """\
 Thread 0x00007f1c2b7fe6c0 (most recent call first):
@@ -40,6 +42,36 @@ def test_a_real_dump() -> None:
     assert shown[0] == "Traceback (most recent call last):"
     assert shown[-1] == "    faulthandler.dump_traceback(file, all_threads=True)"
     assert "in wait" not in "\n".join(shown), "another thread's"
+
+
+def test_a_dump_that_takes_its_time() -> None:
+    """A busy machine may halt the writer between two lines: what counts is that its handler has ended."""
+    with tempfile.TemporaryFile() as file:
+        answers = [True] * 60 + [False]
+
+        def writes() -> bool:
+            if len(answers) in (55, 10):  # further apart than any pause that would count as the end
+                os.write(file.fileno(), b"a line\n")
+            return answers.pop(0)
+
+        assert written(file.fileno(), 0, wait_s=30, writes=writes) == "a line\na line\n"
+
+
+def test_a_thread_in_its_handler() -> None:
+    number, thread = signal.SIGUSR1, threading.get_native_id()
+    seen: list[bool] = []
+    earlier = signal.signal(number, lambda *_: None)
+    try:
+        assert not handles(os.getpid(), thread, number)
+        # As the kernel does for a handler in C.
+        signal.pthread_sigmask(signal.SIG_BLOCK, [number])
+        seen.append(handles(os.getpid(), thread, number))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [number])
+        assert seen == [True]
+        assert not handles(os.getpid(), thread, number)
+    finally:
+        signal.signal(number, earlier)
+    assert not handles(2**22 + 1, 1, number)
 
 
 def test_no_answer() -> None:
