@@ -17,20 +17,27 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from ddp_core import missing_packages
 from ddp_core.cli import discard_stdout
 from ddp_core.errors import PreflightError, UserError, line_of
 from ddp_launch.cli.options import LaunchOptions, parse
+from ddp_launch.cluster import over_ssh
 from ddp_launch.events.jsonl import EventLog
 from ddp_launch.plan.plan import LaunchPlan
 from ddp_launch.run.gpu_claims import Claims, runtime_folder
 from ddp_launch.run.planner import NextAttempt, Planner
 from ddp_launch.run.program_check import check_program
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ddp_launch.hosts.seat import Seat
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,11 +55,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             from ddp_launch.doctor import doctor
 
             return doctor.run(options)
-        with EventLog(options.json_events) as events, Claims(runtime_folder(os.environ)) as claims:
-            options = replace(options, program=check_program(options.program))
-            planner = Planner(options, claims)
-            plan = planner.first()
-            return _print(plan, options) if options.dry_run else _run(plan, planner, options, events)
+        if options.hosts:
+            from ddp_launch.hosts import launch
+
+            return launch.run(options)
+        return _launch(options, _seat())
     except UserError as error:
         print(line_of(error), file=sys.stderr)
         return error.status
@@ -67,6 +74,36 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of the plan has seen enough (launch.py --dry-run | head).
         discard_stdout()
         return 0
+
+
+def _seat() -> Seat | None:
+    """The place of this launcher in a run over ssh; None where it was started by hand, or by a cluster's manager."""
+    if over_ssh.VARIABLE not in os.environ:
+        return None
+    from ddp_launch.hosts.seat import Seat
+
+    return Seat.taken(os.environ)
+
+
+def _launch(options: LaunchOptions, seat: Seat | None) -> int:
+    """Plan and run on this machine; the exit status. Errors: UserError."""
+    options = options if seat is None else seat.adapted(options)
+    try:
+        with EventLog(options.json_events) as events, Claims(runtime_folder(os.environ)) as claims:
+            options = replace(options, program=check_program(options.program))
+            planner = Planner(options, claims)
+            os.environ.pop(over_ssh.VARIABLE, None)
+            plan = planner.first()
+            if seat is not None:
+                seat.meet(plan)
+            if options.dry_run:
+                return _print(plan, options) if seat is None else 0
+            return _run(plan, planner, options, events, seat)
+    except UserError as error:
+        if seat is None:
+            raise
+        seat.refused(line_of(error).removeprefix("error: "), error.status)
+        return error.status
 
 
 def _leave(number: int, frame: FrameType | None) -> NoReturn:
@@ -91,7 +128,7 @@ def _print(plan: LaunchPlan, options: LaunchOptions) -> int:
     return 0
 
 
-def _run(plan: LaunchPlan, planner: Planner, options: LaunchOptions, events: EventLog) -> int:
+def _run(plan: LaunchPlan, planner: Planner, options: LaunchOptions, events: EventLog, seat: Seat | None = None) -> int:
     missing_packages.need("torch", "rich", "psutil")
     if options.debug_rank is not None and find_spec("debugpy") is None:
         raise UserError(f"--debug-rank needs debugpy: {sys.executable} -m pip install debugpy")
@@ -101,7 +138,6 @@ def _run(plan: LaunchPlan, planner: Planner, options: LaunchOptions, events: Eve
     from ddp_launch.failure.evidence import EvidenceCollector
     from ddp_launch.failure.summary import show
     from ddp_launch.plan.plain import to_json
-    from ddp_launch.plan.show import in_one_line, show_compact
     from ddp_launch.run.folders import prepare
     from ddp_launch.run.preflight import preflight
     from ddp_launch.run.signals import deferred
@@ -111,25 +147,38 @@ def _run(plan: LaunchPlan, planner: Planner, options: LaunchOptions, events: Eve
     try:
         plan = preflight(plan, options, console)
     except PreflightError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if seat is None:
+            print(f"error: {error}", file=sys.stderr)
+        else:
+            seat.refused(str(error), 1)
         return 1
     plan, folders = prepare(plan, options)
-    if options.quiet:
-        console.print(in_one_line(plan), markup=False, highlight=False, soft_wrap=True)
-    else:
-        show_compact(console, plan, folders.shown)
+    _show(console, plan, folders.shown, options, seat)
     evidence = EvidenceCollector(plan)
-    run_events = RunEvents(events, evidence, console)
+    run_events = RunEvents(events, evidence, console if seat is None or seat.rank == 0 else None)
     run_events.plan(to_json(plan), folders.logs)
     # torch takes seconds to import: only now, with the plan on the screen.
     with deferred(), importing_silently():
         from ddp_launch.run import agent
 
     outcome = agent.run(plan.job, folders.logs, run_events, NextAttempt(plan, planner, evidence))
-    show(console, outcome, evidence.remedy(outcome.speaker))
+    end = partial(show, console) if seat is None else seat.ended
+    end(outcome, evidence.remedy(outcome.speaker))
     events.end(outcome.status, message=outcome.message)
     folders.close(success=outcome.status == 0)
     return outcome.status
+
+
+def _show(console: Console, plan: LaunchPlan, logs: str, options: LaunchOptions, seat: Seat | None) -> None:
+    """The plan before the ranks start; over ssh it is in the table of all hosts already."""
+    from ddp_launch.plan.show import in_one_line, show_compact
+
+    if seat is not None:
+        seat.logs(logs)
+    elif options.quiet:
+        console.print(in_one_line(plan), markup=False, highlight=False, soft_wrap=True)
+    else:
+        show_compact(console, plan, logs)
 
 
 def _open_standard_streams() -> None:

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from ddp_core import __version__
 from ddp_core.cli import CommandLine
+from ddp_launch.cli.host_list import exported, host_list, hostfile
 from ddp_launch.cli.value_types import (
     BOTH,
     FileName,
@@ -74,6 +75,7 @@ def make_parser() -> tuple[CommandLine, dict[str, argparse.Action]]:
         _plan_options,
         _run_options,
         _output_options,
+        _host_options,
         _node_options,
         _about_options,
     )
@@ -258,6 +260,38 @@ def _about_options(parser: CommandLine) -> list[argparse.Action]:
         ),
         add("--version", action="version", version=version, help="print the version"),
         add("-h", "--help", action="help", help="print this help"),
+    ]
+
+
+def _host_options(parser: CommandLine) -> list[argparse.Action]:
+    add = parser.add_argument_group("Several hosts over ssh (run one command on one of them)").add_argument
+    return [
+        add(
+            *("-H", "--hosts"),
+            metavar="LIST",
+            type=host_list,
+            help="start on these hosts, as in gpu01,gpu02 or gpu01:4,me@gpu02:4 with ranks; keys only, no passwords",
+        ),
+        add(
+            "--hostfile",
+            metavar="FILE",
+            type=hostfile,
+            help="the hosts in a file, a line each: HOST, or HOST slots=RANKS as DeepSpeed and Open MPI have it",
+        ),
+        add(
+            "--export",
+            action="append",
+            metavar="NAME,...",
+            type=exported,
+            help="variables that the ranks on all hosts get, with their values here, or NAME=VALUE; may be repeated"
+            " [none]",
+        ),
+        add(
+            "--sync",
+            metavar="DIR",
+            type=FileName("--sync"),
+            help="copy this folder to the same path on the other hosts first, with rsync [none: a shared disk]",
+        ),
     ]
 
 

@@ -10,7 +10,7 @@ import argparse
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Literal, NoReturn
 
@@ -18,10 +18,23 @@ from ddp_core.cli import CommandLine
 from ddp_core.errors import OptionError
 from ddp_launch.cli import torchrun_compat
 from ddp_launch.cli.arguments import make_parser
+from ddp_launch.cli.host_list import Host
 from ddp_launch.cli.value_types import AS_MANY_AS_CPUS, LOG_BYTES, NO_TEE, Tee
 from gpu_topology.select.select import Policy, SelectionRequest
 from gpu_topology.topology import Topology
 
+HOST_OPTIONS = (
+    "-H",
+    "--hosts",
+    "--hostfile",
+    "--export",
+    "--sync",
+    "--rdzv-endpoint",
+    "--rdzv-conf",
+    "--json",
+    "--dry-run",
+)
+"""Not for the launchers on the hosts."""
 NO_VARIABLES: Mapping[str, str] = MappingProxyType({})
 
 
@@ -39,7 +52,7 @@ class LaunchOptions:
     """The launcher's own options, checked; None: not given.
 
     `min_memory` and `log_size` in bytes; `grace`, `rdzv_timeout`, `wait` and `stall_...` in seconds; `notes`: what the
-    user should know about them.
+    user should know about them; `hosts`: of a run over ssh; `words`: the command line of the launcher on each of them.
     """
 
     program: Program
@@ -77,6 +90,10 @@ class LaunchOptions:
     quiet: bool = False
     last_call: int | None = None
     debug_rank: int | None = None
+    hosts: tuple[Host, ...] = ()
+    export: tuple[str, ...] = ()
+    sync: str | None = None
+    words: tuple[str, ...] = field(default=(), compare=False)
     notes: tuple[str, ...] = ()
 
     def request(self, topology: Topology) -> SelectionRequest:
@@ -108,16 +125,38 @@ def parse(argv: Sequence[str], environ: Mapping[str, str] = NO_VARIABLES) -> Lau
     values.pop("auto")
     if values.pop("no_python"):
         program = _as_executable(program)
+    _settle_hosts(values)
     torchrun_compat.settle(values, notes)
     only, prefix = values.pop("local_ranks_filter", None), values.pop("log_line_prefix_template", None)
     values["tee"] = replace(values.get("tee", NO_TEE), only=only, prefix=prefix)
     if values.get("nproc") == AS_MANY_AS_CPUS:
         values |= {"nproc": len(os.sched_getaffinity(0)), "cpu": True}
-    options = LaunchOptions(program=program, notes=tuple(notes), **values)
+    options = LaunchOptions(program=program, notes=tuple(notes), words=_words_of_a_host(own, program), **values)
     _check(options)
     if options.estimate:
         options = replace(options, program=replace(program, args=(*program.args, "--tune", "estimate")))
     return options
+
+
+def _settle_hosts(values: dict[str, Any]) -> None:
+    """Hosts from either option, and the parts of each --export in one list. Errors: OptionError."""
+    if (from_file := values.pop("hostfile", None)) is not None:
+        if "hosts" in values:
+            raise OptionError("--hosts and --hostfile exclude each other: give one")
+        values["hosts"] = from_file
+    values["export"] = tuple(part for parts in values.pop("export", ()) for part in parts)
+
+
+def _words_of_a_host(own: Sequence[str], program: Program) -> tuple[str, ...]:
+    """The command line without what is about the way to the hosts."""
+    kept = [word for word in own if word.partition("=")[0] not in HOST_OPTIONS]
+    match program.kind:
+        case "trainer":
+            return (*kept, *program.args)
+        case "module":
+            return (*kept, "-m", program.name, *program.args)
+        case _:
+            return (*kept, "--", program.name, *program.args)
 
 
 def option_names() -> tuple[str, ...]:
@@ -177,6 +216,19 @@ def _check(options: LaunchOptions) -> None:
         (
             options.wait is not None and options.allow_busy,
             "--wait waits for GPUs that are in use, --allow-busy takes them: give one",
+        ),
+        (
+            bool(options.hosts) and (options.doctor or options.topology is not None),
+            f"--hosts starts a run: {'--doctor' if options.doctor else '--topology'} looks at one machine",
+        ),
+        (
+            bool(options.hosts)
+            and any(one is not None for one in (options.nnodes, options.node_rank, options.master_addr)),
+            "--hosts says how many nodes there are and which is which: leave out --nnodes, --node-rank, --master-addr",
+        ),
+        (
+            not options.hosts and (options.sync is not None or bool(options.export)),
+            f"{'--export' if options.export else '--sync'} belongs to --hosts or --hostfile, which are not given",
         ),
         (
             options.rdzv_endpoint is not None and options.master_addr is not None,

@@ -71,7 +71,6 @@ OTHERS = {
     "--num-gpus": ("DeepSpeed", "--nproc N"),
     "--num-nodes": ("DeepSpeed", "--nnodes N"),
     "--include": ("DeepSpeed", "--gpus LIST"),
-    "--hostfile": ("DeepSpeed", "the same command on each host, with --nnodes N --rdzv-endpoint HOST:PORT"),
     "--enable-each-rank-log": ("DeepSpeed", "--log-dir DIR"),
 }
 LOOPBACK = re.compile(r"(localhost|127(\.\d+){3}|\[?::1\]?|0\.0\.0\.0|\[::\])(:0*)?")
@@ -136,7 +135,7 @@ def settle(values: dict[str, Any], notes: list[str]) -> None:
 
     Errors: OptionError.
     """
-    several = values.get("nnodes", (1, 1))[1] > 1
+    several = values.get("nnodes", (1, 1))[1] > 1 or len(values.get("hosts", ())) > 1
     where = values.get("rdzv_endpoint")
     if where is not None:
         if NO_PORT.fullmatch(where) and not several and ("nnodes" in values or LOOPBACK.fullmatch(where)):

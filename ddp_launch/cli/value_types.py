@@ -54,12 +54,14 @@ def ranks(option: str, largest: int) -> Callable[[str], int | None]:
 class Tee:
     """Which ranks are shown on the screen beside the first of the node, and which of their streams: 1 is standard
     output, 2 standard error, 3 both, 0 none. `everyone`: of ranks that `ranks` does not name; `only`: none but these
-    local ranks; `prefix`: of each line, also of the first rank's, with ${rank}, ${local_rank} and ${role_name}."""
+    local ranks; `prefix`: of each line, also of the first rank's, with ${rank}, ${local_rank} and ${role_name};
+    `first`: whether the first rank of the node is shown in any case, as it is on the first host of a run."""
 
     everyone: int = 0
     ranks: tuple[tuple[int, int], ...] = ()
     only: frozenset[int] | None = None
     prefix: str | None = None
+    first: bool = True
 
     def streams(self, rank: int) -> int:
         """What of this rank is shown where it is not the first of its node."""
@@ -67,9 +69,9 @@ class Tee:
 
     def shown(self, rank: int, local_rank: int) -> tuple[int, str]:
         """The streams of this rank that are shown, and the beginning of their lines."""
-        named = local_rank == 0 if self.only is None else local_rank in self.only
+        named = local_rank == 0 and self.first if self.only is None else local_rank in self.only
         streams = BOTH if named else self.streams(rank) if self.only is None else 0
-        template = DEFAULT_PREFIX if local_rank else ""
+        template = "" if local_rank == 0 and self.first else DEFAULT_PREFIX
         names = {"rank": str(rank), "local_rank": str(local_rank), "role_name": "rank"}
         return streams, Template(template if self.prefix is None else self.prefix).safe_substitute(names)
 

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from ddp_core.errors import OptionError
 from ddp_launch.cli.options import LaunchOptions
-from ddp_launch.cluster import kubernetes, mpi, pet, slurm
+from ddp_launch.cluster import kubernetes, mpi, over_ssh, pet, slurm
 from ddp_launch.cluster.detected import Detected
 
 T = TypeVar("T")
@@ -21,7 +21,7 @@ RUN_ID = "ddp-launch"
 """The name of a run that nobody names: every node must give the same; one endpoint serves one run at a time."""
 RDZV_TIMEOUT_S = 600
 COMMAND_LINE = "the command line"
-MANAGERS = (mpi.read, slurm.read, kubernetes.read)
+MANAGERS = (over_ssh.read, mpi.read, slurm.read, kubernetes.read)
 
 
 @dataclass(frozen=True, kw_only=True)

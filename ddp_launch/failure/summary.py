@@ -19,8 +19,11 @@ LABELS = 9
 SHOWN = 3
 
 
-def show(console: Console, outcome: Outcome, remedy: Remedy | None) -> None:
-    """Print the summary; nothing after a success, one line where the bundled trainer has explained a mistake."""
+def show(console: Console, outcome: Outcome, remedy: Remedy | None, host: str = "") -> None:
+    """Print the summary; nothing after a success, one line where the bundled trainer has explained a mistake.
+
+    host: where the logs are, for a reader elsewhere.
+    """
     if outcome.message is not None:
         console.print(Text.assemble(("error: ", "red"), outcome.message), soft_wrap=True)
     if (failure := outcome.first) is None:
@@ -30,10 +33,10 @@ def show(console: Console, outcome: Outcome, remedy: Remedy | None) -> None:
         if not any(other.on_screen and explained in other.log_tail.lines for other in failures):
             console.print(Text(explained), soft_wrap=True)
         return
-    _show_failure(console, outcome, failure, remedy)
+    _show_failure(console, outcome, failure, remedy, host)
 
 
-def _show_failure(console: Console, outcome: Outcome, failure: Failure, remedy: Remedy | None) -> None:
+def _show_failure(console: Console, outcome: Outcome, failure: Failure, remedy: Remedy | None, host: str) -> None:
     console.print()
     console.rule(f"[bold red]{_title(outcome, failure)}[/bold red]", align="left", style="red")
     speaker = outcome.attempts[-1].speaker or failure
@@ -44,7 +47,7 @@ def _show_failure(console: Console, outcome: Outcome, failure: Failure, remedy: 
         for line in words:
             console.print(Text.assemble((f"  {bar} ", "red"), line), soft_wrap=True)
         console.print()
-    console.print(_table(_advice(speaker, remedy)))
+    console.print(_table(_advice(speaker, remedy, host)))
 
 
 def _title(outcome: Outcome, failure: Failure) -> str:
@@ -125,13 +128,14 @@ def _later(first: Failure, others: Sequence[Failure]) -> str:
     return f", {after:.0f} ms later" if after >= 0 else f", and ended {-after:.0f} ms before it"
 
 
-def _advice(failure: Failure, remedy: Remedy | None) -> Iterator[tuple[str, str]]:
+def _advice(failure: Failure, remedy: Remedy | None, host: str) -> Iterator[tuple[str, str]]:
     if remedy is not None:
         yield "because", remedy.meaning
         yield "to do", remedy.advice
     if source := failure.log_tail.source:
         more = [log.name for log in failure.logs if log != source and has_content(log)]
-        where = "" if failure.remote is None else f"{failure.host}: "
+        there = host if failure.remote is None else failure.host
+        where = f"{there}: " if there else ""
         yield "log", f"{where}{source}" + "".join(f", {name}" for name in more)
     else:
         yield "log", "it left no word" + (f" in {failure.logs[0].parent}" if failure.logs else "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections import Counter
 from collections.abc import Iterable
 
 from rich.console import Console, Group, RenderableType
@@ -56,6 +57,23 @@ def in_one_line(plan: LaunchPlan) -> str:
     models = dict.fromkeys(plan.topology.gpu(index).label for index in chosen)
     gpus = f"{' + '.join(models)} (GPU {', '.join(map(str, chosen))})"
     return f"{gpus if chosen else 'CPU'}, {_run(plan)}"
+
+
+def in_parts(plan: LaunchPlan) -> dict[str, str | int | None]:
+    """What a table of several hosts shows of this one. `models`: what its ranks run on, to be compared."""
+    counts = Counter(plan.topology.gpu(index).label for index in plan.selection.indices)
+    models = " + ".join(f"{number} x {model}" for model, number in counts.items())
+    chosen = f"GPU {', '.join(map(str, plan.selection.indices))}" if models else f"CPU: {plan.selection.reason}"
+    return {
+        "machine": _machine(plan).plain.partition(", ")[2],
+        "devices": f"{models} ({chosen})" if models else chosen,
+        "models": models or "CPU",
+        "ranks": plan.nproc_per_node,
+        "network": plan.cluster.address and f"{plan.cluster.interface} {plan.cluster.address}",
+        "address": plan.cluster.address,
+        "run": _run(plan).plain,
+        "one_line": in_one_line(plan),
+    }
 
 
 def _facts(plan: LaunchPlan) -> Table:

@@ -1,0 +1,148 @@
+"""What is wrong with the hosts of a run, in words, from what each has said of itself. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+CLOCKS_S = 10.0
+"""torch takes a node for lost whose last sign of life is 15 s old by another's clock."""
+NOT_THERE = "nothing listens there any more"
+
+
+@dataclass(frozen=True)
+class HostFacts:
+    """What a host has said. `checked`: of itself, as keeper.py and facts.py have it; `ahead_s`: its clock before the
+    clock here; `word`: what it answers callers with."""
+
+    name: str
+    checked: Mapping[str, Any]
+    ahead_s: float
+    word: str = ""
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        return int(self.checked["port"])
+
+
+def problems(hosts: Sequence[HostFacts], project: str, packages: str, folder: str) -> Iterator[tuple[str, str]]:
+    """(host, what is wrong with it). project: version here; packages: where it is here; folder: of the run."""
+    first = hosts[0]
+    for host in hosts:
+        for words in (
+            *_of_folder(host, folder),
+            *_of_project(host, project, packages),
+            *_of_versions(host, first),
+            *_of_clock(host, first),
+        ):
+            yield host.name, words
+        if (why := host.checked.get("listener")) is not None:
+            yield host.name, f"no port can be listened at for the check of the routes ({why})"
+
+
+def _of_folder(host: HostFacts, folder: str) -> Iterator[str]:
+    if (why := host.checked["folder"]) is not None:
+        yield f"folder missing: {folder} ({why}); make it there, or copy it with --sync {folder}"
+
+
+def _of_project(host: HostFacts, project: str, packages: str) -> Iterator[str]:
+    there = host.checked["project"]
+    if there is None:
+        yield f"this project is neither in {packages} nor installed in the Python there"
+    elif there != project:
+        yield f"another version of this project: {there} there, {project} here"
+
+
+def _of_versions(host: HostFacts, first: HostFacts) -> Iterator[str]:
+    python, other = host.checked["python"], first.checked["python"]
+    if python[:2] != other[:2]:
+        yield f"another Python: {_dotted(python)} there, {_dotted(other)} on {first.name}"
+    torch, others = host.checked["torch"], first.checked["torch"]
+    if torch is None:
+        yield "no torch in the Python there"
+    elif others is not None and torch.partition("+")[0] != others.partition("+")[0]:
+        yield f"another torch: {torch} there, {others} on {first.name}"
+
+
+def _of_clock(host: HostFacts, first: HostFacts) -> Iterator[str]:
+    apart = host.ahead_s - first.ahead_s
+    if abs(apart) > CLOCKS_S:
+        way = "ahead of" if apart > 0 else "behind"
+        yield (
+            f"clocks apart: its clock is {abs(apart):.0f} s {way} that of {first.name}, and more than 15 s count as a"
+            " lost node: set both by NTP"
+        )
+
+
+def _dotted(version: Sequence[int]) -> str:
+    return ".".join(map(str, version))
+
+
+def candidates(host: HostFacts, others: Sequence[HostFacts], asked: str | None) -> list[str]:
+    """Addresses at which the others may reach a host, the best first. asked: by the user, for the first host."""
+    if asked is not None:
+        return [asked]
+    known = [one["address"] for one in host.checked["addresses"]]
+    # The machine that ssh was started on knows its own addresses only; the others have seen from which it came.
+    seen = [address for other in others for address in other.checked["caller"] if address in known]
+    return list(dict.fromkeys([*seen, *known]))
+
+
+def targets(hosts: Sequence[HostFacts], asked: str | None) -> list[dict[str, Any]]:
+    """Each host as the others are to call it. asked: the first host's address, where the user has named it."""
+    return [
+        {
+            "name": host.name,
+            "addresses": candidates(host, [other for other in hosts if other is not host], None if at else asked),
+            "port": host.port,
+            "word": host.word,
+        }
+        for at, host in enumerate(hosts)
+    ]
+
+
+def unreached(hosts: Sequence[HostFacts], reached: Sequence[Sequence[Mapping[str, Any]]]) -> Iterator[tuple[str, str]]:
+    """(host, what is wrong) where one does not reach another. reached: by host, what became of its calls."""
+    ports = {host.name: host.port for host in hosts}
+    for host, results in zip(hosts, reached, strict=True):
+        for result in results:
+            if not result["reached"]:
+                tried = "; ".join(f"{address}: {why}" for address, why in _worth_saying(result["why"]).items())
+                yield host.name, f"no route to {result['name']} at port {ports[result['name']]} ({tried})"
+
+
+def meeting_address(first: Mapping[str, Any], reached: Sequence[Sequence[Mapping[str, Any]]]) -> str | None:
+    """The best address of the first host (its entry of `targets`) that all others reach; None without any."""
+    calls = [set(one["reached"]) for results in reached for one in results if one["name"] == first["name"]]
+    return next((address for address in first["addresses"] if all(address in those for those in calls)), None)
+
+
+def _worth_saying(why: Mapping[str, str]) -> Mapping[str, str]:
+    """All but the loopback address, at which hosts reach nobody but themselves."""
+    others = {address: words for address, words in why.items() if not address.startswith("127.")}
+    return others or why
+
+
+def unlike(plans: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """A line where the hosts run on different devices; None where they are identical. plans: host -> its report."""
+    models: dict[str, list[str]] = {}
+    for name, plan in plans.items():
+        models.setdefault(plan["models"], []).append(name)
+    if len(models) == 1:
+        return None
+    return "different GPUs: " + "; ".join(f"{', '.join(names)}: {model}" for model, names in models.items())
+
+
+def mtu_mismatch(hosts: Sequence[HostFacts], addresses: Mapping[str, str]) -> str | None:
+    """A line where the interfaces of the run take packets of different sizes. addresses: host -> its own in the run."""
+    sizes = {}
+    for host in hosts:
+        for one in host.checked["addresses"]:
+            if one["address"] == addresses.get(host.name) and one["mtu"]:
+                sizes[host.name] = (one["interface"], one["mtu"])
+    if len({size for _, size in sizes.values()}) < 2:
+        return None
+    words = ", ".join(f"{interface} of {name} {size}" for name, (interface, size) in sizes.items())
+    return f"different MTU: {words}: large packets may be lost; set one size (ip link set dev NAME mtu N)"

@@ -1,0 +1,212 @@
+"""The connection with one host: ssh with a keeper at its other end, and in words why there is none.
+
+All that ssh has is the user's: configuration, keys, agent, ports, jump hosts. It asks nothing: a password prompt in the
+middle of other hosts' output would be answered by nobody. The machine itself needs no ssh.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import re
+import select
+import shlex
+import socket
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import suppress
+from importlib.resources import files
+
+from ddp_core.errors import one_line
+from ddp_launch.cli.host_list import Host
+from ddp_launch.hosts import facts
+from ddp_launch.hosts.channel import CHUNK_BYTES, Channel, Message
+from ddp_launch.run.process_tree import with_pdeathsig
+
+CONNECT_S = 8
+OPTIONS = (
+    "-T",
+    "-oBatchMode=yes",
+    f"-oConnectTimeout={CONNECT_S}",
+    "-oConnectionAttempts=1",
+    "-oServerAliveInterval=2",
+    "-oServerAliveCountMax=3",
+    # What a configuration may add for a person's own session.
+    "-oRemoteCommand=none",
+    "-oClearAllForwardings=yes",
+    "-oForwardX11=no",
+    "-oPermitLocalCommand=no",
+)
+SSH_FAILED = 255
+NOT_FOUND = (126, 127)
+SENT = ("channel", "facts", "reach", "keeper")
+READER = "import sys;sys.path[:]=[p for p in sys.path if p];i=sys.stdin.buffer;exec(i.read(int(i.readline())))"
+"""What Python is given as its program; a folder of the user's is not where it looks for modules."""
+LAST_LINES = 20
+LOOK_S = 0.05
+BANNER_BYTES = 1 << 16
+READY = b"ddp-launch-keeper-is-ready"
+
+_WORDS = (
+    (r"REMOTE HOST IDENTIFICATION HAS CHANGED", "its host key is another than the known one: ask whoever runs it"),
+    (r"Host key verification failed|No \S+ host key is known", "host key unknown: run `ssh {name}` once and accept it"),
+    (
+        r"Permission denied|Too many authentication failures",
+        "permission denied ({reason}): no key that it accepts; `ssh-copy-id {name}` puts yours there",
+    ),
+    (r"Could not resolve hostname", "no connection: the name does not resolve ({reason})"),
+    (r"Connection timed out|Operation timed out|timed out", "no connection: no answer within {limit} s"),
+    (r"Connection refused", "no connection: refused; is sshd running there, at this port?"),
+    (r"No route to host|Network is unreachable", "no connection: {reason}"),
+    (r"kex_exchange_identification|Connection (closed|reset) by", "no connection: the other end closed it ({reason})"),
+)
+
+
+def sources() -> bytes:
+    """The keeper as one program that needs no package: what READER reads."""
+    texts = {name: files("ddp_launch.hosts").joinpath(f"{name}.py").read_text(encoding="utf-8") for name in SENT}
+    program = f"""
+import sys, types
+for name in ("ddp_launch", "ddp_launch.hosts"):
+    sys.modules[name] = types.ModuleType(name)
+    sys.modules[name].__path__ = []
+for name, text in {texts!r}.items():
+    module = sys.modules["ddp_launch.hosts." + name] = types.ModuleType("ddp_launch.hosts." + name)
+    exec(compile(text, "ddp_launch/hosts/" + name + ".py", "exec"), module.__dict__)
+sys.stdout.write({READY.decode() + chr(10)!r})
+sys.stdout.flush()
+module.main()
+""".encode()
+    return b"%d\n%s" % (len(program), program)
+
+
+class Connection:
+    """The way to one host. `rank`: its place among the hosts of the run."""
+
+    def __init__(self, host: Host, rank: int, program: bytes) -> None:
+        """Start ssh; whether it gets through is seen later. Errors: OSError where there is no ssh."""
+        self.name, self.slots, self.rank = host.name, host.slots, rank
+        self.here = is_here(host.name)
+        python = (sys.executable, "-c", READER)
+        self.command = python if self.here else ("ssh", *OPTIONS, "--", host.name, f"exec {shlex.join(python)}")
+        self.heard = time.monotonic()
+        self.ready = False
+        self.code: int | None = None
+        """How its launcher ended, as Popen's returncode."""
+        self.lost: str | None = None
+        """Why the connection is of no use any more."""
+        self._words: deque[str] = deque(maxlen=LAST_LINES)
+        self._before = b""
+        # Of a session of its own: Ctrl-C is for the launcher alone, and no terminal is there to be asked at.
+        self._process = subprocess.Popen(
+            with_pdeathsig(self.command),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        assert self._process.stderr is not None
+        self.channel = Channel(self._process.stdout.fileno(), self._process.stdin.fileno())
+        self.errors = self._process.stderr.fileno()
+        os.set_blocking(self.errors, False)
+        self.channel.send_bytes(program)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the host takes part: its launcher has not ended, and is within reach."""
+        return self.code is None and self.lost is None
+
+    def receive(self) -> Iterator[tuple[Message, bytes]]:
+        """The messages that have come. What a login there prints before the first one is passed over."""
+        try:
+            for message, data in self.channel.receive() if self.ready else self._await_ready():
+                self.heard = time.monotonic()
+                yield message, data
+        except ValueError:
+            self.channel.closed = True
+
+    def _await_ready(self) -> Iterator[tuple[Message, bytes]]:
+        try:
+            chunk = os.read(self.channel.source, CHUNK_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            chunk = b""
+        self.channel.closed = not chunk
+        _, ready, rest = (self._before + chunk).partition(READY + b"\n")
+        self.ready = bool(ready)
+        if self.ready:
+            yield from self.channel.take(rest)
+        else:
+            self._before = (self._before + chunk)[-BANNER_BYTES:]
+
+    def read_errors(self) -> None:
+        """Take what ssh, or the keeper, complains about."""
+        with suppress(OSError):
+            text = os.read(self.errors, CHUNK_BYTES).decode(errors="replace")
+            self._words.extend(line.strip() for line in text.splitlines() if line.strip())
+
+    def why_closed(self) -> str:
+        """In words, once the channel has closed: why."""
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(1.0)
+        self.read_errors()
+        return in_words(self.name, self._process.returncode, list(self._words), ready=self.ready)
+
+    def hang_up(self) -> None:
+        """Tell the keeper that nobody is here any more: it ends what it still keeps."""
+        assert self._process.stdin is not None
+        with suppress(OSError):
+            self._process.stdin.close()
+
+    def close(self, timeout_s: float) -> None:
+        """Wait for the end of the connection, which comes when all has ended there, so long; then end it from here."""
+        deadline = time.monotonic() + timeout_s
+        while self._process.poll() is None and time.monotonic() < deadline:
+            # What still comes must not hold the other end up.
+            ready = select.select([self.channel.source], [], [], LOOK_S)[0]
+            with suppress(OSError):
+                if ready and not os.read(self.channel.source, CHUNK_BYTES):
+                    time.sleep(LOOK_S)
+        self._process.kill()
+        self._process.wait()
+
+
+def in_words(name: str, status: int | None, lines: list[str], *, ready: bool) -> str:
+    """Why there is no connection any more. `status`: of ssh; `lines`: what it wrote on standard error."""
+    text = "\n".join(lines)
+    last = one_line(lines[-1]) if lines else ""
+    if ready:
+        return "the connection was closed" + (f" (ssh: {last})" if last else "")
+    for pattern, words in _WORDS:
+        if found := re.search(rf"^.*({pattern}).*$", text, re.M):
+            reason = one_line(found[0]).rpartition(": ")[2].strip().rstrip(".")
+            return words.format(name=name, reason=reason, limit=CONNECT_S)
+    if status in NOT_FOUND:
+        return f"no Python there at {sys.executable}, which is this launcher's: make the same environment at that path"
+    if status == SSH_FAILED:
+        return f"no connection: {last or 'ssh gave no reason'}"
+    return f"the Python there, {sys.executable}, ended with status {status}" + (f": {last}" if last else "")
+
+
+def is_here(name: str) -> bool:
+    """Whether the name is that of this machine, and ssh's configuration sends it to no other user, port or machine."""
+    own = socket.gethostname()
+    same = name.lower() in ("localhost", own.lower()) or ("." not in name and name == own.partition(".")[0])
+    return (same or name in {one["address"] for one in facts.addresses()}) and _goes_nowhere_else(name)
+
+
+def _goes_nowhere_else(name: str) -> bool:
+    try:
+        done = subprocess.run(["ssh", "-G", "--", name], capture_output=True, text=True, timeout=CONNECT_S)
+    except (OSError, subprocess.TimeoutExpired):
+        return True
+    settings = dict(line.lower().split(" ", 1) for line in done.stdout.splitlines() if " " in line)
+    user = pwd.getpwuid(os.geteuid()).pw_name
+    expected = {"hostname": name, "port": "22", "user": user, "proxycommand": "none", "proxyjump": "none"}
+    return all(settings.get(key, value) == value.lower() for key, value in expected.items())

@@ -1,0 +1,171 @@
+"""A run over ssh from its start to its end: signals to all hosts, one cause, one exit status."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+
+from rich.console import Console
+from rich.text import Text
+
+from ddp_launch.failure.failures import exit_status, in_words
+from ddp_launch.hosts.channel import Message
+from ddp_launch.hosts.connection import Connection
+from ddp_launch.hosts.fleet import Fleet
+from ddp_launch.run.signals import AS, ENDING, REPEATED_S
+
+SETTLE_S = 6.0
+"""How long the other hosts may take to find out by themselves, and from one another, that a host has failed."""
+STOP_S = 8.0
+"""How long the hosts may take to end when a connection is lost: their keepers need less."""
+LOST_STATUS = 1
+
+
+class Ending:
+    """Watches a run whose hosts have all planned."""
+
+    def __init__(self, fleet: Fleet, console: Console) -> None:
+        self._fleet = fleet
+        self._console = console
+        self._signals: list[int] = []
+        self._first_signal: int | None = None
+        self._signal_at = 0.0
+        self._resized = False
+        self._failed_at: float | None = None
+        self._asked = False
+
+    def run_to_end(self) -> int:
+        """Let the hosts begin, and wait until all have ended; the exit status."""
+        fleet = self._fleet
+        fleet.on_message = self._hear
+        with self._handlers():
+            fleet.send_to_launchers("go")
+            while any(host.is_open for host in fleet.hosts):
+                fleet.pump()
+                self._pass_signals_on()
+                if any(host.lost is not None for host in fleet.hosts):
+                    return self._lost()
+                self._end_the_rest()
+            return self._status()
+
+    def _hear(self, host: Connection, message: Message) -> None:
+        if message["kind"] == "refused":
+            # It cannot go on, and has said why: the others wait for it in vain.
+            print(f"error: {host.name}: {message['line']}", file=sys.stderr, flush=True)
+            self._failed_at = time.monotonic() - SETTLE_S
+        elif message["kind"] == "end" and message["code"]:
+            self._failed_at = self._failed_at or time.monotonic()
+
+    def _end_the_rest(self) -> None:
+        """Some time after a host has failed: ask the others to end, which may not have noticed."""
+        if self._failed_at is not None and not self._asked and time.monotonic() - self._failed_at > SETTLE_S:
+            self._asked = True
+            self._fleet.send("signal", number=int(signal.SIGTERM))
+
+    @contextmanager
+    def _handlers(self) -> Iterator[None]:
+        """Signals are passed on to all hosts; afterwards they are ignored: the exit status is decided."""
+        for number in ENDING:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._note)
+        signal.signal(signal.SIGWINCH, self._note_size)
+        # A launcher that is stopped gives no sign of life, and the hosts would end the run.
+        signal.signal(signal.SIGTSTP, signal.SIG_IGN)
+        try:
+            yield
+        finally:
+            for number in ENDING:
+                signal.signal(number, signal.SIG_IGN)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._signals.append(number)
+
+    def _note_size(self, number: int, frame: FrameType | None) -> None:
+        self._resized = True
+
+    def _pass_signals_on(self) -> None:
+        while self._signals:
+            number, now = self._signals.pop(0), time.monotonic()
+            if number == self._first_signal and now - self._signal_at < REPEATED_S:
+                continue
+            self._signal_at = now
+            self._first_signal = self._first_signal or number
+            self._fleet.send("signal", number=number)
+        if self._resized:
+            self._resized = False
+            self._fleet.send("size", rows_columns=screen_size())
+
+    def _lost(self) -> int:
+        """A connection is gone: its host ends by itself what it runs, and so must the others."""
+        fleet = self._fleet
+        for host in fleet.hosts:
+            if host.lost is not None:
+                words = f"error: {host.name}: {host.lost}; all hosts end the run"
+                print(words, file=sys.stderr, flush=True)
+        fleet.send("stop")
+        deadline = time.monotonic() + STOP_S
+        while any(host.is_open for host in fleet.hosts) and time.monotonic() < deadline:
+            fleet.pump()
+        return LOST_STATUS if self._first_signal is None else 128 + self._signal
+
+    @property
+    def _signal(self) -> int:
+        assert self._first_signal is not None
+        number = signal.Signals(self._first_signal)
+        return int(AS.get(number, number))
+
+    def _status(self) -> int:
+        """The exit status of the run, with the summary of the host that knows the cause."""
+        fleet = self._fleet
+        outcomes = fleet.inbox.get("outcome", {})
+        if self._first_signal is not None:
+            return 128 + self._signal
+        refused = fleet.inbox.get("refused", {})
+        if refused:
+            return int(refused[min(refused)]["status"])
+        failed = [host for host in fleet.hosts if host.code]
+        if not failed:
+            return 0
+        cause = min(failed, key=lambda host: (_knows(outcomes.get(host.rank)), host.rank))
+        outcome = outcomes.get(cause.rank)
+        assert cause.code is not None
+        if outcome is None:
+            line = f"error: the launcher on {cause.name} ended by {in_words(cause.code)}"
+            self._console.print(Text(line), soft_wrap=True)
+            return exit_status(cause.code)
+        sys.stderr.write(outcome["text"])
+        sys.stderr.flush()
+        return int(outcome["status"])
+
+
+def _knows(outcome: Message | None) -> int:
+    """How much a host knows about the cause, 0 is most: its own rank failed; it was told; it has words."""
+    if outcome is None:
+        return 3  # its launcher was killed
+    if not outcome["failed"]:
+        return 4 if outcome["text"] == "" else 2
+    if outcome["victim"]:
+        return 5
+    return 0 if outcome["own"] else 1
+
+
+def streams() -> tuple[tuple[bool, bool], bool]:
+    """Whether standard output and error are terminals, and whether they lead to one place."""
+    out, err, nowhere = os.fstat(1), os.fstat(2), os.stat(os.devnull)  # noqa: PTH116
+    one_place = os.path.samestat(out, err) and not os.path.samestat(out, nowhere)
+    return (os.isatty(1), os.isatty(2)), one_place
+
+
+def screen_size() -> tuple[int, int]:
+    """Rows and columns of the terminal here."""
+    with suppress(OSError):
+        columns, rows = os.get_terminal_size(2 if os.isatty(2) else 1)
+        return rows, columns
+    columns, rows = shutil.get_terminal_size()
+    return rows, columns

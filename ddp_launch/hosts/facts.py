@@ -1,0 +1,102 @@
+"""What a host says of itself before a run: versions, folder, addresses. Sent to the host; standard library alone."""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.util
+import os
+import re
+import socket
+import struct
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+SIOCGIFADDR, SIOCGIFMTU = 0x8915, 0x8921  # linux/sockios.h
+GLOBAL_SCOPE = "00"
+LOOPBACK = "127.0.0.1"
+
+
+def versions(packages: str) -> dict[str, Any]:
+    """Versions of Python, torch and this project, null for what is not there, and how the launcher is started.
+
+    packages: the folder that holds this project's packages on the host where the run was started.
+    """
+    place = Path(packages)
+    if not (place / "ddp_launch" / "__main__.py").is_file():
+        # Not at the same place, but perhaps installed. (ddp_launch itself is hidden by what was sent.)
+        found = importlib.util.find_spec("ddp_core")
+        place = Path(found.origin).parents[1] if found is not None and found.origin else place
+    return {
+        "python": list(sys.version_info[:3]),
+        "torch": _version_of_torch(),
+        "project": _version_in(place / "ddp_core" / "__init__.py"),
+        "launcher": [str(place / "launch.py")] if (place / "launch.py").is_file() else ["-m", "ddp_launch"],
+    }
+
+
+def _version_of_torch() -> str | None:
+    found = importlib.util.find_spec("torch")
+    if found is None or not found.submodule_search_locations:
+        return None
+    return _version_in(Path(found.submodule_search_locations[0]) / "version.py") or "of unknown version"
+
+
+def _version_in(file: Path) -> str | None:
+    try:
+        match = re.search(r"^__version__\b[^=\n]*= *['\"]([^'\"]+)", file.read_text(encoding="utf-8"), re.M)
+    except (OSError, ValueError):
+        return None
+    return match[1] if match else None
+
+
+def enter(folder: str) -> str | None:
+    """Make it the current folder; why that cannot be, None where it can."""
+    try:
+        os.chdir(folder)
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
+
+
+def addresses() -> list[dict[str, Any]]:
+    """The addresses of this host, the one that ssh was called at first, loopback last.
+
+    Each with its interface, the largest packet in bytes (`mtu`) and the speed in Mbit/s; null for what is not known.
+    """
+    known = {address: name for name, address in _by_interface()}
+    called = os.environ.get("SSH_CONNECTION", "").split()
+    first = [called[2].partition("%")[0]] if len(called) == 4 else []
+    ordered = dict.fromkeys([*first, *known])
+    ordered.pop(LOOPBACK, None)
+    return [_described(address, known.get(address)) for address in (*ordered, LOOPBACK)]
+
+
+def _by_interface() -> list[tuple[str, str]]:
+    found = []
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        for _, name in socket.if_nameindex():
+            with suppress(OSError):
+                answer = fcntl.ioctl(any_socket, SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
+                found.append((name, socket.inet_ntoa(answer[20:24])))
+    with suppress(OSError):
+        for line in Path("/proc/net/if_inet6").read_text().splitlines():
+            digits, _, _, scope, _, name = line.split()
+            if scope == GLOBAL_SCOPE:
+                found.append((name, socket.inet_ntop(socket.AF_INET6, bytes.fromhex(digits))))
+    return found
+
+
+def _described(address: str, interface: str | None) -> dict[str, Any]:
+    about: dict[str, Any] = {"address": address, "interface": interface, "mtu": None, "speed": None}
+    for name in ("mtu", "speed"):
+        with suppress(OSError, ValueError):
+            value = int(Path(f"/sys/class/net/{interface}/{name}").read_text())
+            about[name] = value if value > 0 else None
+    if about["mtu"] is None and interface:
+        # sysfs is that of the network namespace in which it was mounted.
+        with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+            answer = fcntl.ioctl(any_socket, SIOCGIFMTU, struct.pack("256s", interface.encode()[:15]))
+            about["mtu"] = struct.unpack("i", answer[16:20])[0]
+    return about

@@ -1,0 +1,158 @@
+"""The connections with all hosts of a run: messages as they come, output to the screen, signs of life, losses."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from types import TracebackType
+from typing import Any
+
+from ddp_core.errors import UserError
+from ddp_launch.cli.host_list import Host
+from ddp_launch.hosts.channel import Message
+from ddp_launch.hosts.connection import Connection, sources
+from ddp_launch.hosts.keeper import BEAT_S, END_S, SILENCE_S
+
+WAIT_S = 0.2
+CLOSE_S = 2 * END_S + 1.0
+OWN_PAUSE_S = 1.0
+"""After so long a pause of its own, for a screen that took nothing, nobody's silence counts."""
+
+
+class Fleet:
+    """All hosts of a run, from the first connection to the last: leaving the block ends what still runs anywhere."""
+
+    def __init__(self, hosts: Sequence[Host]) -> None:
+        """Start all connections at once. Errors: UserError where there is no ssh."""
+        program = sources()
+        self.hosts: list[Connection] = []
+        self.inbox: dict[str, dict[int, Message]] = {}
+        """Kind of message -> place of the host -> the latest one."""
+        self.on_message: Callable[[Connection, Message], None] = lambda host, message: None
+        self._lines: dict[tuple[int, int], bytes] = {}
+        self._looked = time.monotonic()
+        self._closing = threading.Event()
+        self._beating = threading.Thread(target=self._beat, daemon=True)
+        try:
+            for rank, host in enumerate(hosts):
+                self.hosts.append(Connection(host, rank, program))
+        except OSError as error:
+            self._close()
+            raise UserError(f"--hosts: ssh cannot be started ({error.strerror or error})") from None
+        self._beating.start()
+
+    def __enter__(self) -> Fleet:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._close()
+
+    def send(self, kind: str, **facts: Any) -> None:
+        """A message to every host that still takes part."""
+        for host in self.hosts:
+            if host.is_open:
+                host.channel.send(kind, **facts)
+
+    def send_to_launchers(self, kind: str) -> None:
+        """A word to the launcher of every host that still takes part."""
+        for host in self.hosts:
+            if host.is_open:
+                host.channel.send("to-launcher", json.dumps({"kind": kind}).encode() + b"\n")
+
+    def gather(self, kind: str, timeout_s: float) -> list[Message]:
+        """Wait until every host that takes part has sent a message of this kind; what has come, by host.
+
+        A host that has sent nothing in time is lost.
+        """
+        deadline = time.monotonic() + timeout_s
+        came = self.inbox.setdefault(kind, {})
+        while any(host.is_open and host.rank not in came for host in self.hosts):
+            self.pump()
+            if time.monotonic() > deadline:
+                for host in self.hosts:
+                    if host.is_open and host.rank not in came:
+                        host.lost = f"no answer within {timeout_s:.0f} s"
+        return [came[host.rank] for host in self.hosts if host.rank in came]
+
+    def pump(self) -> None:
+        """Wait a moment for messages, and do what they ask for."""
+        live = [host for host in self.hosts if host.is_open and not host.channel.closed]
+        reading: dict[int, Callable[[], Any]] = {}
+        for host in live:
+            reading[host.channel.source] = partial(self._receive, host)
+            reading[host.errors] = host.read_errors
+        writing = {host.channel.sink: host.channel.flush for host in live if host.channel.waiting}
+        ready = select.select(list(reading), list(writing), [], WAIT_S)
+        for descriptor in ready[0]:
+            reading[descriptor]()
+        for descriptor in ready[1]:
+            writing[descriptor]()
+        self._notice_losses({host.rank for host in live if host.channel.source in ready[0]})
+
+    def _receive(self, host: Connection) -> None:
+        for message, data in host.receive():
+            match message["kind"]:
+                case "output":
+                    self._show(host, message["stream"], data)
+                case "end":
+                    host.code = message["code"]
+                    for stream in (1, 2):
+                        self._show(host, stream, b"", last=True)
+                case "beat":
+                    continue
+                case kind:
+                    self.inbox.setdefault(kind, {})[host.rank] = message
+            self.on_message(host, message)
+
+    def _notice_losses(self, heard: set[int]) -> None:
+        now = time.monotonic()
+        paused, self._looked = now - self._looked > OWN_PAUSE_S, now
+        for host in self.hosts:
+            if not host.is_open:
+                continue
+            if host.channel.closed:
+                host.lost = host.why_closed()
+            elif paused or host.rank in heard:
+                host.heard = max(host.heard, now if paused else 0.0)
+            elif host.ready and now - host.heard > SILENCE_S:
+                host.lost = f"the connection was lost: nothing heard for {SILENCE_S:.0f} s"
+
+    def _show(self, host: Connection, stream: int, data: bytes, *, last: bool = False) -> None:
+        """Output of the first host as it is, that of the others in whole lines that begin with the host's name."""
+        if host.rank > 0:
+            text = self._lines.get((host.rank, stream), b"") + data
+            whole, end, rest = text.rpartition(b"\n")
+            if last and rest:
+                whole, end, rest = text, b"\n", b""
+            self._lines[host.rank, stream] = rest
+            prefix = f"[{host.name}] ".encode()
+            data = b"".join(prefix + line + b"\n" for line in whole.split(b"\n")) if end else b""
+        with suppress(OSError):
+            target = sys.stdout.fileno() if stream == 1 else sys.stderr.fileno()
+            while data:
+                data = data[os.write(target, data) :]
+
+    def _beat(self) -> None:
+        """In a thread: a screen that takes nothing for a while must not look like a lost connection."""
+        while not self._closing.wait(BEAT_S):
+            for host in self.hosts:
+                if host.ready and not host.channel.waiting:
+                    host.channel.send("beat")
+
+    def _close(self) -> None:
+        """End all connections at once, and with them what still runs on the hosts."""
+        self._closing.set()
+        if self._beating.is_alive():
+            self._beating.join()
+        for host in self.hosts:
+            host.hang_up()
+        deadline = time.monotonic() + CLOSE_S
+        for host in self.hosts:
+            host.close(0.0 if host.lost is not None else max(0.0, deadline - time.monotonic()))

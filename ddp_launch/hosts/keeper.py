@@ -1,0 +1,269 @@
+"""The program on each host of a run over ssh: it starts the launcher there, passes on what it says, and ends it.
+
+It is sent through ssh, so that it needs nothing but Python there. It ends the launcher, and with it all ranks, when its
+standard input closes, when nothing has been heard from the other end for SILENCE_S, and when it is asked to. The kernel
+kills the launcher when the keeper is killed, and then the launcher's reaper ends the ranks.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import pty
+import select
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import termios
+import time
+from contextlib import suppress
+from datetime import datetime, timezone
+from fcntl import ioctl
+from typing import Any
+
+from ddp_launch.hosts import facts
+from ddp_launch.hosts.channel import CHUNK_BYTES, MOST_WAITING, Channel, Message
+from ddp_launch.hosts.reach import Call, Listener
+
+BEAT_S = 1.0
+SILENCE_S = 6.0
+"""Without a sign of life for so long the other end counts as lost."""
+END_S = 2.0
+"""How long a launcher may take to end its ranks once the other end is lost, before it is killed."""
+DRAIN_S = 1.0
+WAIT_S = 0.25
+PR_SET_PDEATHSIG = 1
+OUT, ERR = 1, 2
+
+
+class Keeper:
+    """One host's part of a run. `channel`: to the launcher that was started by hand."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._heard = self._beat = time.monotonic()
+        self._listener: Listener | None = None
+        self._calls: list[Call] = []
+        self._reports: Channel | None = None
+        self._launcher: subprocess.Popen[bytes] | None = None
+        self._outputs: dict[int, int] = {}
+        self._terminals: list[int] = []
+        self._over = False
+
+    def run(self) -> None:
+        """Until the run, or the connection, is over."""
+        self._channel.send("hello", python=list(sys.version_info[:3]), clock=_clock(), pid=os.getpid())
+        while not self._over and not self._channel.closed and time.monotonic() - self._heard < SILENCE_S:
+            self._wait_and_serve()
+            if self._launcher is not None and self._reports is not None and self._reports.closed:
+                self._report_end()
+        self.end()
+        deadline = time.monotonic() + DRAIN_S
+        while self._channel.waiting and not self._channel.closed and time.monotonic() < deadline:
+            select.select([], [self._channel.sink], [], WAIT_S)
+            self._channel.flush()
+
+    def end(self) -> None:
+        """End the launcher if it is still there; it ends its ranks."""
+        if self._launcher is None or self._launcher.poll() is not None:
+            return
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with suppress(OSError):
+                self._launcher.send_signal(number)
+            with suppress(subprocess.TimeoutExpired):
+                self._launcher.wait(END_S)
+                return
+
+    def _wait_and_serve(self) -> None:
+        channel, listener = self._channel, self._listener
+        read: dict[Any, Any] = {channel.source: self._receive}
+        write: dict[Any, Any] = {channel.sink: channel.flush} if channel.waiting else {}
+        if channel.waiting < MOST_WAITING:
+            # A screen that takes nothing holds the ranks up, as it does without ssh.
+            read |= {output: lambda output=output: self._pass_on(output) for output in self._outputs}
+        if self._reports is not None and not self._reports.closed:
+            read[self._reports.source] = self._relay
+        if listener is not None:
+            read |= {one: lambda one=one: listener.serve(one) for one in listener.sockets}
+        for call in self._calls:
+            for end, event in call.waits_for:
+                (read if event == select.POLLIN else write)[end] = lambda call=call, end=end: call.go_on(end)
+        ready = select.select(list(read), list(write), [], WAIT_S / 10 if self._calls else WAIT_S)
+        for one in ready[0]:
+            read[one]()
+        for one in ready[1]:
+            write[one]()
+        # Each of them is asked: asking ends calls that have waited long enough.
+        finished = [call.finished() for call in self._calls]
+        if self._calls and all(finished):
+            channel.send("reached", results=[call.result() for call in self._calls])
+            self._calls = []
+        if time.monotonic() - self._beat >= BEAT_S:
+            self._beat = time.monotonic()
+            # What still waits to be sent is a sign of life as well.
+            if not channel.waiting:
+                channel.send("beat")
+
+    def _receive(self) -> None:
+        for message, data in self._channel.receive():
+            self._heard = time.monotonic()
+            getattr(self, "_on_" + message["kind"].replace("-", "_"))(message, data)
+
+    def _on_beat(self, message: Message, data: bytes) -> None:
+        pass
+
+    def _on_check(self, message: Message, data: bytes) -> None:
+        """Answer with what there is on this host; `folder` to be made where it is to be filled."""
+        if message["make"]:
+            with suppress(OSError):
+                os.makedirs(message["make"], exist_ok=True)  # noqa: PTH103
+        found = {**facts.versions(message["packages"]), "folder": facts.enter(message["folder"])}
+        try:
+            self._listener = Listener(message["word"], message["port"])
+        except OSError as error:
+            found["listener"] = error.strerror or str(error)
+        port = self._listener.port if self._listener is not None else None
+        seen = os.environ.get("SSH_CONNECTION", "").split()[:1]
+        self._channel.send("checked", **found, port=port, addresses=facts.addresses(), caller=seen)
+
+    def _on_folder(self, message: Message, data: bytes) -> None:
+        self._channel.send("entered", why=facts.enter(message["folder"]))
+
+    def _on_reach(self, message: Message, data: bytes) -> None:
+        self._calls = [Call(target) for target in message["targets"]]
+        if not self._calls:
+            self._channel.send("reached", results=[])
+
+    def _on_start(self, message: Message, data: bytes) -> None:
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+        ours, its = socket.socketpair()
+        os.set_inheritable(its.fileno(), True)
+        environment = {**os.environ, **message["environment"]}
+        environment[message["variable"]] = message["seat"].replace("FD", str(its.fileno()), 1)
+        out, err = self._streams(message)
+        kernel, parent = ctypes.CDLL(None), os.getpid()
+
+        def tie() -> None:
+            # A group of its own, for signals; no session: as its leader it would take a rank's terminal for its own.
+            os.setpgid(0, 0)
+            kernel.prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
+            if os.getppid() != parent:
+                os._exit(1)
+
+        self._launcher = subprocess.Popen(
+            [sys.executable, *message["argv"]],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
+            pass_fds=[its.fileno()],
+            preexec_fn=tie,  # this process has one thread
+        )
+        for descriptor in {out, err}:
+            os.close(descriptor)
+        its.close()
+        both = ours.detach()
+        self._reports = Channel(both, both)
+
+    def _on_to_launcher(self, message: Message, data: bytes) -> None:
+        if self._reports is not None:
+            self._reports.send_bytes(data)
+
+    def _on_signal(self, message: Message, data: bytes) -> None:
+        if self._launcher is not None:
+            with suppress(OSError):
+                self._launcher.send_signal(message["number"])
+
+    def _on_size(self, message: Message, data: bytes) -> None:
+        for terminal in self._terminals:
+            with suppress(OSError):
+                ioctl(terminal, termios.TIOCSWINSZ, struct.pack("4H", *message["rows_columns"], 0, 0))
+
+    def _on_stop(self, message: Message, data: bytes) -> None:
+        self.end()
+        if self._launcher is None:
+            self._over = True
+
+    def _streams(self, message: Message) -> tuple[int, int]:
+        """Descriptors for the launcher's output and error: terminals where the other end's are."""
+        ends: list[int] = []
+        for stream, terminal in ((OUT, message["terminals"][0]), (ERR, message["terminals"][1])):
+            if stream == ERR and message["one_place"]:
+                ends.append(ends[0])
+                continue
+            read, write = pty.openpty() if terminal else os.pipe()
+            if terminal:
+                _make_transparent(write)
+                self._terminals.append(read)
+            os.set_blocking(read, False)
+            self._outputs[read] = stream
+            ends.append(write)
+        self._on_size(message, b"")
+        return ends[0], ends[1]
+
+    def _pass_on(self, output: int) -> bool:
+        """One piece of the launcher's output; whether there was any."""
+        try:
+            chunk = os.read(output, CHUNK_BYTES)
+        except BlockingIOError:
+            return False
+        except OSError:
+            chunk = b""  # a terminal that nobody holds any more
+        if chunk:
+            self._channel.send("output", chunk, stream=self._outputs[output])
+        else:
+            del self._outputs[output]
+        return bool(chunk)
+
+    def _relay(self) -> None:
+        """What the launcher reports, for the other end."""
+        assert self._reports is not None
+        for message, _ in self._reports.receive():
+            kind = message.pop("kind")
+            self._channel.send(kind, **message)
+
+    def _report_end(self) -> None:
+        """The launcher has closed its end, which it does by ending."""
+        assert self._launcher is not None
+        with suppress(subprocess.TimeoutExpired):
+            code = self._launcher.wait(WAIT_S)
+            deadline = time.monotonic() + DRAIN_S
+            while self._outputs and time.monotonic() < deadline:
+                passed = [self._pass_on(output) for output in [*self._outputs]]
+                if not any(passed):
+                    time.sleep(WAIT_S / 10)
+            self._channel.send("end", code=code)
+            self._over = True
+
+
+def _clock() -> float:
+    """Seconds of the wall clock."""
+    return datetime.now(timezone.utc).timestamp()  # noqa: UP017 (for a Python that is to be refused in words)
+
+
+def _make_transparent(terminal: int) -> None:
+    """No translation: the terminal at the other end does that once."""
+    modes = termios.tcgetattr(terminal)
+    modes[1] &= ~termios.OPOST
+    modes[3] &= ~(termios.ECHO | termios.ICANON | termios.ISIG)
+    termios.tcsetattr(terminal, termios.TCSANOW, modes)
+
+
+def main() -> None:
+    """Keep the run of this host, over what are standard input and output now; later they lead nowhere."""
+    for number in (signal.SIGHUP, signal.SIGINT):
+        # Not ignored: the launcher would inherit that.
+        signal.signal(number, lambda number, frame: None)
+    source, sink, nowhere = os.dup(0), os.dup(1), os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1):
+        os.dup2(nowhere, stream)
+    keeper = Keeper(Channel(source, sink))
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        keeper.run()
+    finally:
+        keeper.end()

@@ -1,0 +1,103 @@
+"""A launcher's side of a run over ssh: what it was given, its plan for the one table, and how its part ended.
+
+The keeper that started it holds the other end of a socket; messages are those of channel.py.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import socket
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+from rich.console import Console
+
+from ddp_core import missing_packages
+from ddp_core.errors import UserError
+from ddp_launch.cli.options import LaunchOptions
+from ddp_launch.cluster.over_ssh import VARIABLE
+from ddp_launch.failure.failures import Outcome
+from ddp_launch.failure.remedies import Remedy
+from ddp_launch.failure.summary import show
+from ddp_launch.plan.plain import to_json
+from ddp_launch.plan.plan import LaunchPlan
+from ddp_launch.plan.show import in_parts
+
+GRACE_S = 8
+"""So that nothing runs anywhere 10 s after a Ctrl-C. A longer --grace is the user's own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seat:
+    """`rank`: of this host; `slots`: ranks that a hostfile gives it; `width`, `colour`: of the screen where the run was
+    started; `way`: to the keeper."""
+
+    name: str
+    rank: int
+    slots: int | None
+    width: int
+    colour: bool
+    dry_run: bool
+    way: socket.socket
+
+    @staticmethod
+    def taken(environ: Mapping[str, str]) -> Seat | None:
+        """The place of this launcher; None where it was started by hand."""
+        if VARIABLE not in environ:
+            return None
+        given = json.loads(environ[VARIABLE])
+        # The ranks must not hold it open: its end is that of this process.
+        os.set_inheritable(int(given["fd"]), False)
+        way = socket.socket(fileno=int(given["fd"]))
+        way.setblocking(True)
+        facts = {name: given[name] for name in ("rank", "slots", "width", "colour", "dry_run")}
+        return Seat(name=given["names"][given["rank"]], way=way, **facts)
+
+    def adapted(self, options: LaunchOptions) -> LaunchOptions:
+        """The options of this host: one host shows its first rank, and records events."""
+        first = self.rank == 0
+        return replace(
+            options,
+            nproc=options.nproc or self.slots,
+            tee=replace(options.tee, first=first),
+            dry_run=self.dry_run,
+            json_events=options.json_events if first else None,
+            grace=GRACE_S if options.grace is None else options.grace,
+        )
+
+    def meet(self, plan: LaunchPlan) -> None:
+        """Report the plan, and wait until those of all hosts are shown. Errors: UserError (a package is missing)."""
+        if not self.dry_run:
+            missing_packages.need("torch", "psutil")
+        self._send("plan", plan=to_json(plan), **in_parts(plan))
+        if not self.dry_run:
+            with self.way.makefile("rb") as answers:
+                if not answers.readline():
+                    raise UserError("the run was given up before it began")
+
+    def logs(self, folder: str) -> None:
+        """Report where the logs of this host's ranks are."""
+        self._send("logs", folder=folder)
+
+    def refused(self, line: str, status: int) -> None:
+        """Report that this host cannot take part, or go on. `line`: without its "error: "."""
+        self._send("refused", line=line, status=status)
+
+    def ended(self, outcome: Outcome, remedy: Remedy | None) -> None:
+        """Report how this host's part ended, with the summary as it would be on the screen."""
+        text = io.StringIO()
+        show(Console(file=text, width=self.width, force_terminal=self.colour), outcome, remedy, host=self.name)
+        first = outcome.first
+        facts: dict[str, Any] = {"failed": first is not None}
+        if first is not None:
+            facts |= {"victim": first.victim, "own": first.remote is None}
+        self._send("outcome", status=outcome.status, text=text.getvalue(), **facts)
+
+    def _send(self, kind: str, **facts: object) -> None:
+        # Without the keeper this process is about to be killed.
+        with suppress(OSError):
+            self.way.sendall(json.dumps({"kind": kind, **facts}).encode() + b"\n")

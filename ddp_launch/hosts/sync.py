@@ -1,0 +1,69 @@
+"""The program's folder on hosts that share no disk: copied with rsync over the same ssh, to the same path."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from shutil import which
+
+from ddp_core.errors import UserError, one_line
+from ddp_launch.hosts.connection import OPTIONS, Connection
+from ddp_launch.run.process_tree import with_pdeathsig
+
+LEFT_OUT = ("/.git", "/.venv", "/runs", "__pycache__")
+"""What belongs to this machine alone, or is made by each host: an environment has its own path and devices."""
+
+
+def folder(name: str) -> str:
+    """The folder of --sync, absolute. Errors: UserError."""
+    path = Path(name).expanduser().absolute()
+    if not path.is_dir():
+        raise UserError(f"--sync {name!r}: no such folder")
+    if which("rsync") is None:
+        raise UserError("--sync needs rsync, which is not installed here: apt-get install rsync")
+    return str(path)
+
+
+def copy(path: str, hosts: Iterable[Connection]) -> list[tuple[str, str]]:
+    """Copy what has changed to all hosts at once; (host, why not) where it failed. Nothing is deleted there."""
+    others = [host for host in hosts if not host.here]
+    processes = [(host, _start(path, host.name)) for host in others]
+    with ThreadPoolExecutor(max(1, len(processes))) as pool:
+        done = pool.map(lambda pair: (pair[0].name, _problem(pair[1])), processes)
+        return [(name, f"--sync {path}: {why}") for name, why in done if why is not None]
+
+
+def _start(path: str, name: str) -> subprocess.Popen[str]:
+    user, at, address = name.rpartition("@")
+    target = f"{user}{at}[{address}]" if ":" in address else name
+    excludes = [f"--exclude={one}" for one in LEFT_OUT]
+    # Started by the main thread, with whose end the kernel ends it. -s: no shell there reads the path.
+    words: Sequence[str] = [
+        "rsync",
+        "-as",
+        *excludes,
+        "-e",
+        shlex.join(["ssh", *OPTIONS]),
+        f"{path}/",
+        f"{target}:{path}/",
+    ]
+    return subprocess.Popen(
+        with_pdeathsig(words),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def _problem(process: subprocess.Popen[str]) -> str | None:
+    _, errors = process.communicate()
+    lines = [line for line in errors.splitlines() if line.strip()]
+    if process.returncode == 0:
+        return None
+    missing = next((line for line in lines if "command not found" in line or "No such file" in line), None)
+    return one_line(missing or (lines[0] if lines else f"rsync ended with status {process.returncode}"))

@@ -1,0 +1,80 @@
+"""The plans of all hosts in one table, before the ranks start."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+Plan = Mapping[str, Any]
+"""What a launcher reports of its host: `plan.show.in_parts`, and `plan` as --dry-run --json has it."""
+
+
+def show(console: Console, plans: Mapping[str, Plan], notes: Iterable[str], exported: Sequence[str]) -> None:
+    """The hosts, what runs, what is set, what the user should know. plans: host -> its report, in order of ranks."""
+    first = next(iter(plans.values()))
+    console.print(_hosts(plans))
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column(style="bold", no_wrap=True)
+    facts.add_column(overflow="fold")
+    facts.add_row("run", Text(first["run"]))
+    if (endpoint := first["plan"]["rdzv_endpoint"]) is not None:
+        facts.add_row("nodes", Text(f"meeting at {endpoint}, held by {next(iter(plans))}"))
+    for name, words in _settings(plans):
+        facts.add_row(name, Text(words))
+    if exported:
+        facts.add_row("export", Text(" ".join(exported)))
+    console.print(facts)
+    for note in _notes(plans, notes):
+        console.print(Text.assemble(("note: ", "yellow"), note), soft_wrap=True)
+
+
+def _hosts(plans: Mapping[str, Plan]) -> Table:
+    table = Table.grid(padding=(0, 2))
+    for _ in range(4):
+        table.add_column(overflow="fold")
+    table.add_column(no_wrap=True)
+    table.add_row(*(Text(title, style="bold") for title in ("host", "machine", "devices", "ranks", "network")))
+    begin = 0
+    for name, plan in plans.items():
+        end = begin + plan["ranks"] - 1
+        numbers = f"{begin}" if begin == end else f"{begin} to {end}"
+        row = (name, plan["machine"], plan["devices"], numbers, plan["network"] or "")
+        table.add_row(*map(Text, row))
+        begin = end + 1
+    return table
+
+
+def _settings(plans: Mapping[str, Plan]) -> Iterable[tuple[str, str]]:
+    """What is set: once where it is the same on all hosts."""
+    values: dict[str, list[str]] = {}
+    for name, plan in plans.items():
+        shown = [f"{one['name']}={_value(one)}" for one in plan["plan"]["environment"]]
+        values.setdefault(" ".join(shown), []).append(name)
+    for words, names in values.items():
+        yield "set", words if len(values) == 1 else f"{', '.join(names)}: {words}"
+    training = next(iter(plans.values()))["plan"]["training"]
+    if training is not None and (settings := {k: v for k, v in training.items() if k != "reasons"}):
+        yield "settings", " ".join(f"--{name.replace('_', '-')} {value}" for name, value in settings.items())
+
+
+def _value(setting: Mapping[str, Any]) -> str:
+    if setting["unset"]:
+        return "(removed)"
+    return (setting["value"] or "''") + (" (kept)" if setting["kept"] else "")
+
+
+def _notes(plans: Mapping[str, Plan], notes: Iterable[str]) -> Iterable[str]:
+    """Those of the run, then those of the plans: with the hosts where not all have one."""
+    yield from notes
+    by_note: dict[str, list[str]] = {}
+    for name, plan in plans.items():
+        reason = plan["plan"]["selection"]["reason"]
+        for warning in plan["plan"]["warnings"]:
+            if warning != reason:
+                by_note.setdefault(warning, []).append(name)
+    for warning, names in by_note.items():
+        yield warning if len(names) == len(plans) else f"{', '.join(names)}: {warning}"

@@ -1,0 +1,203 @@
+"""Whole runs over ssh: two nodes with an sshd each, and every way in which one of them, or the way to it, can end."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.ddp_launch.hosts.ssh_pair import Pair, ssh_pair, why_not
+from tests.ddp_launch.two_nodes import Node
+
+BOTH = ("--hosts", "node-a,node-b", "--cpu", "--nproc", "1")
+PROGRAM = """
+import os, sys, time
+rank, mode = int(os.environ["RANK"]), sys.argv[1]
+if mode == "add":
+    import torch, torch.distributed as dist
+    dist.init_process_group("gloo")
+    total = torch.tensor(rank + 1)
+    dist.all_reduce(total)
+    print("total", int(total), "on", os.uname().nodename, "with", os.environ.get("TEST_TOKEN"), flush=True)
+    assert "DDP_LAUNCH_HOST" not in os.environ
+    dist.destroy_process_group()
+elif mode == "fail":
+    import torch, torch.distributed as dist
+    dist.init_process_group("gloo")
+    if rank == 1:
+        raise KeyError("the cause")
+    dist.all_reduce(torch.ones(1))
+elif mode == "wait":
+    print("waiting", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    reason = why_not()
+    if reason is not None:
+        pytest.skip(reason)
+    with ssh_pair(tmp_path_factory.mktemp("pair")) as made:
+        made.script(PROGRAM)
+        yield made
+
+
+def waiting(pair: Pair) -> subprocess.Popen[str]:
+    """A run of which both ranks are there."""
+    process = pair.start(*BOTH, "program.py", "wait")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "waiting\n", process.stderr.read() if process.stderr else ""
+    deadline = time.monotonic() + 30
+    while len(ranks := [line for line in pair.running("program.py wait") if "-u program.py" in line]) < 2:
+        assert time.monotonic() < deadline, ranks
+        time.sleep(0.1)
+    return process
+
+
+def rule(node: Node, change: str) -> None:
+    """Add or delete (-A, -D) a rule of a node's firewall."""
+    node.run(f"iptables -w {change}")
+
+
+def test_users_program_on_both_hosts_from_one_command(pair: Pair) -> None:
+    done = pair.run(*BOTH, "--tee", "all", "--export", "TEST_TOKEN", "program.py", "add", TEST_TOKEN="tok-5316")
+    assert done.returncode == 0, done.stderr
+    # The first rank of the first host as ever, the others with host and rank.
+    assert sorted(done.stdout.splitlines()) == [
+        "[node-b] [rank 1] total 3 on node-b with tok-5316",
+        "total 3 on node-a with tok-5316",
+    ]
+    assert "tok-5316" not in done.stderr
+    rows = {words[0]: words for line in done.stderr.splitlines() if (words := line.split())}
+    assert "10.77.0.1" in rows["node-a"]
+    assert "10.77.0.2" in rows["node-b"]
+    assert rows["export"] == ["export", "TEST_TOKEN"]
+
+
+def test_bundled_trainer_on_both_hosts_from_a_hostfile(pair: Pair) -> None:
+    # The first is the machine itself, to which no ssh is needed.
+    (pair.folder / "hosts.txt").write_text("# two boxes\nlocalhost slots=1\nnode-b slots=1 max_slots=4\n")
+    training = ("--dataset", "digits", "--epochs", "1", "--batch-size", "512", "--out-dir", "trained")
+    done = pair.run("--hostfile", "hosts.txt", "--cpu", *training)
+    assert done.returncode == 0, done.stderr
+    assert (pair.folder / "trained" / "done.json").exists()
+    assert "1 rank on each of 2 nodes" in done.stderr
+    assert "each host reads the images" in done.stderr
+
+
+def test_rank_of_the_second_host_is_the_cause(pair: Pair) -> None:
+    done = pair.run(*BOTH, "program.py", "fail")
+    assert done.returncode == 1
+    assert done.stderr.count("failed first") == 1
+    assert "1 on node-b" in done.stderr
+    assert "KeyError: 'the cause'" in done.stderr
+    assert "node-b: " in done.stderr.partition("log ")[2]
+    assert pair.gone_within("program.py fail", 5) == []
+
+
+def test_firewall_cuts_the_connection(pair: Pair) -> None:
+    process = waiting(pair)
+    rule(pair.b, "-A INPUT -s 10.77.0.1 -j DROP")
+    rule(pair.b, "-A OUTPUT -d 10.77.0.1 -j DROP")
+    begin = time.monotonic()
+    try:
+        assert pair.gone_within("program.py wait", 15) == []
+        _, err = process.communicate(timeout=15)
+    finally:
+        rule(pair.b, "-F")
+    assert time.monotonic() - begin < 15
+    assert process.returncode == 1
+    assert "error: node-b: the connection was lost" in err
+    assert pair.running("launch.py") == []
+
+
+@pytest.mark.parametrize("killed", ["launcher", "sshd", "keeper"])
+def test_killed_parts_leave_nothing(pair: Pair, killed: str) -> None:
+    process = waiting(pair)
+    begin = time.monotonic()
+    match killed:
+        case "launcher":
+            pair.a.run("pkill -KILL -f '[l]aunch.py --hosts'")
+        case "sshd":
+            # That of the session; the one that listens serves the next test.
+            pair.b.run("pkill -KILL -f '[s]shd: .*@notty'")
+        case "keeper":
+            pair.b.run("pkill -KILL -f '[i]mport sys;sys.path'")
+    assert pair.gone_within("program.py wait", 10) == []
+    _, err = process.communicate(timeout=10)
+    assert time.monotonic() - begin < 10
+    assert pair.running("launch.py") == []
+    assert process.returncode == (-signal.SIGKILL if killed == "launcher" else 1)
+    if killed != "launcher":
+        assert "error: node-b: the connection was" in err
+
+
+def test_interrupt_ends_both_hosts(pair: Pair) -> None:
+    process = waiting(pair)
+    pair.a.run("pkill -INT -f '[l]aunch.py --hosts'")
+    assert pair.gone_within("program.py wait", 10) == []
+    _, err = process.communicate(timeout=10)
+    assert process.returncode == 130
+    assert "ddp_launch" not in err
+
+
+def test_hosts_that_cannot_be_reached_are_named_in_words(pair: Pair) -> None:
+    rule(pair.b, "-A INPUT -p tcp --dport 2223 -j DROP")
+    names = "node-a,node-b,node-silent,node-closed,node-stranger,node-denied,nowhere.invalid"
+    begin = time.monotonic()
+    done = pair.run("--hosts", names, "--cpu", "program.py", "wait")
+    seconds = time.monotonic() - begin
+    rule(pair.b, "-F")
+    assert done.returncode == 2
+    lines = dict(line.removeprefix("error: ").split(": ", 1) for line in done.stderr.splitlines())
+    assert sorted(lines) == ["node-closed", "node-denied", "node-silent", "node-stranger", "nowhere.invalid"]
+    assert "no answer within" in lines["node-silent"]
+    assert "refused" in lines["node-closed"]
+    assert "host key unknown" in lines["node-stranger"]
+    assert "permission denied" in lines["node-denied"]
+    assert "does not resolve" in lines["nowhere.invalid"]
+    # 10 s for the silent one, and the start of this program.
+    assert seconds < 14
+
+
+def test_route_between_hosts_is_tried_before_anything_starts(pair: Pair) -> None:
+    rule(pair.a, "-A INPUT -s 10.77.0.2 -p tcp --dport 20000:29999 -j DROP")
+    try:
+        done = pair.run(*BOTH, "program.py", "wait")
+    finally:
+        rule(pair.a, "-F")
+    assert done.returncode == 2
+    assert "error: node-b: no route to node-a at port 2" in done.stderr
+    assert "10.77.0.1: no answer: a firewall" in done.stderr
+    assert "node-a: no route" not in done.stderr
+
+
+def test_mistakes_on_the_hosts_are_one_line(pair: Pair) -> None:
+    done = pair.run(*BOTH, "nothere.py")
+    assert (done.returncode, done.stderr) == (2, "error: node-a, node-b: 'nothere.py': no such script\n")
+    # Only the first host has this folder.
+    (pair.folder / "elsewhere").mkdir()
+    pair.a.run("mount -t tmpfs none elsewhere; mkdir elsewhere/mine")
+    only_a = Node("node-a", pair.a.address, pair.a.pid, pair.folder / "elsewhere" / "mine")
+    process = pair.start(*BOTH, "program.py", on=only_a)
+    _, err = process.communicate(timeout=30)
+    folder: Path = pair.folder / "elsewhere" / "mine"
+    words = f"folder missing: {folder} (No such file or directory); make it there, or copy it with --sync {folder}"
+    assert (process.returncode, err) == (2, f"error: node-b: {words}\n")
+
+
+def test_sync_copies_the_folder(pair: Pair) -> None:
+    (pair.folder / "own").mkdir()
+    pair.a.run("mount -t tmpfs none own; mkdir own/.git; touch own/.git/config; cp program.py own/prog.py")
+    only_a = Node("node-a", pair.a.address, pair.a.pid, pair.folder / "own")
+    process = pair.start(*BOTH, "--sync", ".", "--dry-run", "prog.py", "add", on=only_a)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 0, err
+    assert (pair.folder / "own" / "prog.py").exists()
+    assert not (pair.folder / "own" / ".git").exists()
+    assert "node-b" in out
