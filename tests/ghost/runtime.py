@@ -43,6 +43,19 @@ def patch(ghost: Ghost) -> None:
         replace(torch, name, as_cpu(getattr(torch, name)))
 
 
+    profiler = torch.autograd.profiler.profile
+    replace(profiler, "__init__", without_cupti(profiler.__init__))
+
+
+def without_cupti(init: Any) -> Any:
+    """The profiler sees what the host does; the driver's own tracing is not there."""
+
+    def __init__(profiler: Any, *args: Any, **options: Any) -> None:
+        init(profiler, *args, **{**options, "use_device": None})
+
+    return __init__
+
+
 def as_cpu(ask: Any) -> Any:
     def asked(*args: Any) -> Any:
         return ask(*("cpu" if value == "cuda" else value for value in args))

@@ -47,6 +47,7 @@ def patch(ghost: Ghost) -> None:
     replace(Tensor, "__deepcopy__", methods.deepcopy(Tensor.__deepcopy__))
     replace(torch.UntypedStorage, "device", property(storage_device(torch.UntypedStorage.device)))
     replace(torch.UntypedStorage, "is_cuda", property(lambda storage: storage.device.type == "cuda"))
+    replace(torch.UntypedStorage, "clone", lambda storage: torch.UntypedStorage(storage.nbytes()).copy_(storage))
     for owner in (torch.nn.functional, torch._C._nn):
         replace(owner, "one_hot", ghost.quietly(owner.one_hot))  # looks for the largest class on the CPU alone
     grouped = group_by_device(torch._C._group_tensors_by_device_and_dtype)
