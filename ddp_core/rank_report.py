@@ -42,7 +42,8 @@ class RankReport:
     stack     its Python stack, as the lines of a traceback
     status    its exit status, for an error
     step, epoch, phase   where `rank` was: see Place
-    verdict   of the watchdog: "hung", "stopped" (by SIGSTOP), "locked" (all ranks wait for one another), "left"
+    verdict   of the watchdog: "hung", "stopped" (by SIGSTOP), "locked" (all ranks wait for one another), "left",
+              "device" (a GPU does not answer)
     seconds   without progress, for a hang
     at, found, advice   of a hang that the launcher ended (--stall-kill), one line each: what the rank did, what held
               the ranks up, what to do about it

@@ -133,6 +133,19 @@ def can_complete_allreduces(ddp: DistributedDataParallel) -> bool:
     return all(hasattr(ddp.reducer, name) for name in names)
 
 
+def collectives_issued(group: Any) -> int | None:
+    """How many collectives this rank has given to a process group so far. Public way: none; None."""
+    try:
+        return int(group._get_sequence_number_for_group())
+    except (AttributeError, RuntimeError):
+        return None
+
+
+def bucket_count(ddp: DistributedDataParallel) -> int:
+    """How many all-reduces the wrapper needs for a gradient; where `can_complete_allreduces`."""
+    return len(ddp.reducer._get_zeros_like_grad_buckets())
+
+
 def complete_allreduces(ddp: DistributedDataParallel, issued: int) -> None:
     """Take part with zeros in the all-reduces of a backward pass, after the first `issued` of them.
 

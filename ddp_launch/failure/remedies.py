@@ -85,6 +85,11 @@ def _hung(hang: RankReport) -> Remedy:
         return Remedy("hang", hang.found, hang.advice or longer)
     if hang.verdict == "locked":
         return Remedy("hang", "the ranks waited for one another", HANG)
+    if hang.verdict == "device":
+        meaning = "the ranks waited for their GPUs, of which one, or a link between them, did not answer"
+        return Remedy(
+            "hang", meaning, f"`dmesg | grep Xid` and `python -m gpu_topology report` show a bad GPU; {longer}"
+        )
     if hang.phase == "data":
         return Remedy("hang", "no batch came: the disk, or a loader worker, did not answer", longer)
     return Remedy("hang", "it stopped at the line above, and the others waited for it", longer)

@@ -216,7 +216,8 @@ def _allreduce_hook(
     synchronised = any(isinstance(module, SynchronisedBatchNorm) for module in network.modules())
     if ddp is None or synchronised or ddp.find_unused_parameters or not can_complete_allreduces(ddp):
         return None
-    return AllreduceHook(ddp, share(ddp.module, ranks, device, lambda: flags.exchange({})))
+    shared = share(ddp.module, ranks, device, lambda: flags.exchange({}))
+    return AllreduceHook(ddp, shared, by_group=device.type == "cuda")
 
 
 def _load_data(config: Config, ranks: Ranks) -> tuple[Dataset, tuple[str, ...]]:

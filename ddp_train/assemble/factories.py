@@ -58,6 +58,7 @@ def create_pipeline(resolved: Config, dataset: Dataset, ranks: Ranks, device: to
         shards=shards,
         local_world_size=ranks.local_world_size,
         equal_passes=resolved.model.sync_batch_norm,
+        channels_last=resolved.model.channels_last,
     )
     if pipeline.steps_per_epoch == 0:
         images, batch = len(dataset.train.labels), resolved.data.batch_size

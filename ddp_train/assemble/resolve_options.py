@@ -74,6 +74,10 @@ def set_arithmetic(config: Config, ranks: Ranks, device: torch.device) -> None:
     """Threads and choice of kernels of this process, before anything is computed. Errors: see `pin`."""
     if config.shards is None:
         set_threads(ranks, device)
+        # cuDNN tries its algorithms once for each shape: worth it where a few shapes come again and again. Which one
+        # is fastest may differ from run to run, and with it the last bits.
+        few_shapes = config.run.tune is None and not config.augment.progressive_resize
+        torch.backends.cudnn.benchmark = device.type == "cuda" and few_shapes
     else:
         # By default as many threads as one rank per shard would have: independent of the number of ranks.
         pin(config.run.reproducible_threads or read_host().threads(config.shards), device)

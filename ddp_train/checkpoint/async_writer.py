@@ -16,6 +16,7 @@ from ddp_core.errors import UserError
 from ddp_train.checkpoint import format as checkpoint_format
 from ddp_train.checkpoint.values import checked_copy, dense
 from ddp_train.config.validation import PREVIOUS
+from ddp_train.distributed.heartbeat import heartbeat
 
 GIVE_UP_AFTER = 3
 """Failed writes in a row. Fewer, and a disk that is full for a minute would end a run of days."""
@@ -137,5 +138,6 @@ def copy_to_host(
 
     copied = checked_copy(state, where, copy)
     for device in devices:
-        torch.cuda.current_stream(device).synchronize()
+        with heartbeat.during("device"):
+            torch.cuda.current_stream(device).synchronize()
     return copied

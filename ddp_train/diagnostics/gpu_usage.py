@@ -19,8 +19,8 @@ INTERVAL_S = 1.0
 
 def create(context: Context) -> Technique:
     """On whenever a run has GPUs."""
-    uuids = gpu_uuids(context.ranks, context.device) if context.ranks.is_first else ()
-    if not uuids:
+    uuids = gpu_uuids(context.ranks, context.device)
+    if not (uuids and context.ranks.is_first):
         return Technique(name="gpu_usage")
     usage = Usage(uuids)
     return Technique(name="gpu_usage", after_step=usage.after_step, after_epoch=usage.after_epoch, report=usage.report)

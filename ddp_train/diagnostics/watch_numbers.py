@@ -5,7 +5,7 @@ join their findings in every step. The step's batch is then run again with hooks
 forward order, is the first whose output is not finite, on which rank. A loss far above its running mean is only
 reported, with the step and the parameter whose gradient rose most.
 
-Cost: two waits for the device in every step, and one small all-reduce. Under fp16 an infinite gradient is handled by
+Cost: one wait for the device in every step, and one small all-reduce. Under fp16 an infinite gradient is handled by
 the scaler and is no error; a loss that is not finite is one. It combines with everything.
 """
 
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ddp_core.errors import TrainingDiverged
 from ddp_train.diagnostics.hooks import layers
-from ddp_train.distributed.process_group import Ranks, gather, sum_over_ranks
+from ddp_train.distributed.process_group import Ranks, gather, sum_over_ranks, to_host
 from ddp_train.optim.losses import Loss
 from ddp_train.optim.precision import Precision
 from ddp_train.technique import Context, Moment, Technique
@@ -159,13 +159,14 @@ class _WatchNumbers:
         step, self._step = self._step, _Step([])
         gradients = {n: p.grad for n, p in self._network.named_parameters() if p.requires_grad and p.grad is not None}
         norms = torch.stack(foreach("norm", list(gradients.values()))).float()
-        loss = float(step.loss)
-        scaled = self._precision.mode == "fp16"
-        bad = not math.isfinite(loss) or (not scaled and not bool(torch.isfinite(norms).all()))
-        totals = torch.tensor([loss, step.samples, bad], dtype=torch.float64, device=self._precision.device)
-        total, samples, bad_ranks = sum_over_ranks(totals).tolist()
+        # All on the device, so that it is waited for once.
+        spoilt = ~torch.isfinite(norms).all()
+        loss = norms.new_zeros((), dtype=torch.float64) + step.loss
+        bad = ~torch.isfinite(loss) | (spoilt & (self._precision.mode != "fp16"))
+        here = torch.stack([loss, torch.full_like(loss, step.samples), bad.double(), spoilt.double()])
+        total, samples, bad_ranks, spoilt_ranks = to_host(sum_over_ranks(here))
         if bad_ranks:
-            raise TrainingDiverged(self._explain(step, loss, moment))
+            raise TrainingDiverged(self._explain(step, float(loss), moment))
         deviations = self._running.add(total / max(1.0, samples))
         if deviations is not None:
             self._spikes += 1
@@ -178,7 +179,7 @@ class _WatchNumbers:
                     file=sys.stderr,
                     flush=True,
                 )
-        elif bool(torch.isfinite(norms).all()):
+        elif not spoilt_ranks:
             self._usual = norms if self._usual is None else KEEP * self._usual + (1 - KEEP) * norms
 
     def _explain(self, step: _Step, loss: float, moment: Moment) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ddp_train.distributed.shm_allreduce import SharedGradients
-from ddp_train.torch_internals import complete_allreduces, reset_reducer
+from ddp_train.torch_internals import bucket_count, collectives_issued, complete_allreduces, reset_reducer
 
 
 class AllreduceHook:
@@ -21,16 +21,30 @@ class AllreduceHook:
     They go through `shared` memory if it is given, else over the process group. Over two ranks the gradients are those
     of DistributedDataParallel alone, bit for bit; three or more numbers it divides and adds up in another way. At most
     one for each wrapper; keep it as long as the wrapper is used.
+
+    by_group: leave the all-reduces to the wrapper, in C++ and without Python's lock, and count them by the process
+    group's own sequence number; for NCCL. `verify` falls back to the other way where that is not what it seems.
     """
 
-    def __init__(self, ddp: DistributedDataParallel, shared: SharedGradients | None = None) -> None:
+    def __init__(
+        self, ddp: DistributedDataParallel, shared: SharedGradients | None = None, *, by_group: bool = False
+    ) -> None:
         self._ddp = ddp
         self.shared = shared
-        self.issued = 0
-        """All-reduces of the running step so far."""
+        self._issued = 0
+        self._by_group = by_group and shared is None and collectives_issued(ddp.process_group) is not None
+        if not self._by_group:
+            self._register()
+
+    def _register(self) -> None:
         # Without annotations: torch accepts only its own classes there, not their names. Weak: through its hook the
         # wrapper would otherwise keep itself alive, and with it the shared memory.
-        ddp.register_comm_hook(weakref.proxy(self), lambda state, bucket: state._reduce(bucket))
+        self._ddp.register_comm_hook(weakref.proxy(self), lambda state, bucket: state._reduce(bucket))
+
+    @property
+    def issued(self) -> int:
+        """All-reduces of the running step so far."""
+        return (collectives_issued(self._ddp.process_group) or 0) - self._issued if self._by_group else self._issued
 
     def wait_with(self, wait: Callable[[], object]) -> None:
         """Where gradients go through shared memory, let the ranks wait for one another by calling `wait`."""
@@ -39,7 +53,17 @@ class AllreduceHook:
 
     def begin_step(self) -> None:
         """A step begins: nothing has been issued."""
-        self.issued = 0
+        self._issued = (collectives_issued(self._ddp.process_group) or 0) if self._by_group else 0
+
+    def verify(self, one_pass: Callable[[], None]) -> None:
+        """Have a forward and backward pass counted, once the wrapper has found its buckets. On all ranks alike."""
+        if not self._by_group:
+            return
+        self.begin_step()
+        one_pass()
+        if self.issued != bucket_count(self._ddp):
+            self._by_group = False
+            self._register()
 
     def complete_step(self) -> None:
         """Take part with zeros in the all-reduces that other ranks still wait for in this step; then call `reset`."""
@@ -51,7 +75,7 @@ class AllreduceHook:
 
     def _reduce(self, bucket: Any) -> torch.futures.Future[Tensor]:
         """The mean over the ranks."""
-        self.issued += 1
+        self._issued += 1
         if self.shared is not None:
             return self.shared.average(bucket.buffer(), last=bucket.is_last())
         gradients = bucket.buffer().div_(self._ddp.process_group.size())

@@ -28,6 +28,7 @@ PHASES = (
     "forward",
     "backward",
     "communication",
+    "device",
     "step",
     "training",
     "evaluation",
@@ -36,7 +37,8 @@ PHASES = (
     "failed",
     "done",
 )
-"""In the order of a run. "training" lies between the others, "failed" after an error, "done" at the end of a run."""
+"""In the order of a run. "device": the host waits for its GPU, and with it for all that the GPU waits for, such as the
+other ranks under NCCL. "training" lies between the others, "failed" after an error, "done" at the end of a run."""
 BEAT = struct.Struct("=qqqqq")
 """Epoch and step (from 0, -1 before the first), index of the phase, nanoseconds of the monotonic clock, and the step
 that was this process's first (-1 before it): a watchdog that is late would take another one for it."""

@@ -73,15 +73,23 @@ def device_name(device: torch.device) -> str:
 def wait_for_device(device: torch.device) -> None:
     """Return once a GPU has done what it was given: for measurements."""
     if device.type == "cuda":
-        torch.cuda.synchronize(device)
+        with heartbeat.during("device"):
+            torch.cuda.synchronize(device)
+
+
+def gpu_uuid(device: torch.device) -> str:
+    """NVML's name of a GPU, or of a MIG slice."""
+    kind = "MIG" if os.environ.get("CUDA_VISIBLE_DEVICES", "").startswith("MIG-") else "GPU"
+    return f"{kind}-{torch.cuda.get_device_properties(device).uuid}"
 
 
 def gpu_uuids(ranks: Ranks, device: torch.device) -> tuple[str, ...]:
-    """NVML's names of the GPUs of this node's ranks."""
+    """NVML's names of the GPUs of this node's ranks. A collective on GPUs: with torchrun's --virtual-local-rank no
+    rank sees another's."""
     if device.type != "cuda":
         return ()
-    visible = range(min(ranks.local_world_size, torch.cuda.device_count()))
-    return tuple(f"GPU-{torch.cuda.get_device_properties(i).uuid}" for i in visible)
+    first = ranks.rank - ranks.rank % ranks.local_world_size
+    return tuple(gather(gpu_uuid(device), ranks)[first : first + ranks.local_world_size])
 
 
 def start(ranks: Ranks, device: torch.device, timeout_s: float = 1800.0) -> None:
@@ -170,6 +178,14 @@ def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
         with heartbeat.during("communication"):
             dist.all_reduce(values)
     return values
+
+
+def to_host(values: torch.Tensor) -> list[float]:
+    """The numbers of a tensor [n]. On a GPU they are waited for, and a rank that hangs is waited for here too."""
+    if values.device.type != "cuda":
+        return values.tolist()
+    with heartbeat.during("device"):
+        return values.tolist()
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ddp_train.data.pipeline.window import Batch
-from ddp_train.distributed.process_group import sum_over_ranks
+from ddp_train.distributed.process_group import sum_over_ranks, to_host
 from ddp_train.optim.losses import cross_entropy_sum, summable
 from ddp_train.optim.precision import Precision
 
@@ -66,7 +66,7 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], precision: Precision, c
         if classes:
             by_class.index_add_(1, batch.labels, torch.stack([right, torch.ones_like(right)]).double())
     model.train(was_training)
-    loss, correct_count, samples, *found = sum_over_ranks(totals).tolist()
+    loss, correct_count, samples, *found = to_host(sum_over_ranks(totals))
     balanced = balanced_accuracy(found[:classes], found[classes:])
     return Scores(loss / max(1.0, samples), correct_count / max(1.0, samples), int(samples), balanced)
 
@@ -150,11 +150,11 @@ def examine(
     model.train(was_training)
     for tensor in (sums, hits, counts, confusion):
         sum_over_ranks(tensor)
-    samples = int(counts.sum())
-    loss, top1, top5 = (sums / max(1, samples)).tolist()
+    samples, *of_sums = to_host(torch.cat([counts.sum().view(1), sums]))
+    loss, top1, top5 = (value / max(1.0, samples) for value in of_sums)
     rows = confusion.view(matrix, matrix).tolist() if matrix == classes else None
     return Examination(
-        samples=samples,
+        samples=int(samples),
         loss=loss,
         top1=top1,
         top5=top5 if classes > 5 else None,

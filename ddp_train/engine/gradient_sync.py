@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ddp_train.data.augment import keyed_random
 from ddp_train.data.pipeline.window import Batch, Window
+from ddp_train.distributed.allreduce_hook import AllreduceHook
 from ddp_train.distributed.process_group import Ranks, average_buffers
 from ddp_train.technique import Moment
 
@@ -96,17 +97,23 @@ def seed_shard(device: torch.device, moment: Moment) -> None:
         torch.cuda.default_generators[device.index].manual_seed(seed)
 
 
-def settle_buckets(model: nn.Module, forward: Callable[[], Tensor]) -> None:
+def settle_buckets(model: nn.Module, forward: Callable[[], Tensor], hook: AllreduceHook | None = None) -> None:
     """Let DistributedDataParallel find its buckets before the first step of this process, not after it.
 
     Over three ranks or more the order of a sum depends on them: else the first step after a resume would be rounded in
     another way than it was without. And a rank that leaves a step needs to know them. forward: a forward pass of
-    `model`, in evaluation mode so that it leaves no trace in batch statistics.
+    `model`, in evaluation mode so that it leaves no trace in batch statistics. hook: of the wrapper.
     """
+
+    def one_pass() -> None:
+        (forward().sum() * 0.0).backward()
+        model.zero_grad(set_to_none=True)
+
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     for _ in range(2):  # the second pass begins with the buckets that the first one has found
-        (forward().sum() * 0.0).backward()
-        model.zero_grad(set_to_none=True)
+        one_pass()
+    if hook is not None:
+        hook.verify(one_pass)
     for module, training in modes:
         module.training = training

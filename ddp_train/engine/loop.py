@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
+from ddp_train.distributed.process_group import to_host
 from ddp_train.engine.components import LoopParts
 from ddp_train.engine.metrics import Metrics
 from ddp_train.engine.step_boundary import StepBoundary
@@ -111,7 +112,7 @@ class Loop:
         due = progress.step_in_epoch % self._parts.log_every == 0 or progress.step_in_epoch == steps
         if self._parts.observers and (due or time.monotonic() - self._reported_at >= LONGEST_SILENCE_S):
             self._reported_at = time.monotonic()
-            loss, correct, seen = self.metrics.total().tolist()
+            loss, correct, seen = to_host(self.metrics.total())
             report = self._report(loss=loss, correct=correct, samples=seen, seconds=self.boundary.epoch_seconds)
             for observer in self._parts.observers:
                 observer.on_step(report)

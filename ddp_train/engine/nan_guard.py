@@ -31,6 +31,7 @@ from ddp_train.config.validation import resume_target
 from ddp_train.data.pipeline.window import Pipeline
 from ddp_train.diagnostics.watch_numbers import first_bad_gradient, first_bad_layer
 from ddp_train.distributed.flag_exchange import FlagExchange
+from ddp_train.distributed.heartbeat import heartbeat
 from ddp_train.distributed.process_group import Ranks, gather
 from ddp_train.engine.gradient_sync import seed_shard
 from ddp_train.optim.precision import Precision
@@ -103,7 +104,7 @@ class NanGuard:
         if self._scaled:
             self._skipped = self._skipped + bad
             return 0
-        if all(group.get("fused") for group in optimizer.param_groups):
+        if getattr(optimizer, "_step_supports_amp_scaling", False):
             optimizer.found_inf = bad.float()  # type: ignore[attr-defined]  # what GradScaler sets as well
         host = torch.empty((), dtype=torch.bool, pin_memory=True)
         host.copy_(bad, non_blocking=True)
@@ -113,7 +114,8 @@ class NanGuard:
         if before is None:
             return 0
         self._suspect, host, ready = before
-        ready.synchronize()
+        with heartbeat.during("device"):
+            ready.synchronize()
         return self._flag(bool(host))
 
     def look_at_losses(self, losses: Sequence[Tensor]) -> int:

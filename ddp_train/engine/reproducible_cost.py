@@ -68,7 +68,8 @@ class _Trial:
         mine = [(shard, parts[shard]) for shard in shards_of_rank(shards, ranks.rank, ranks.world_size)]
         whole = [(ranks.rank, split(size, [1.0] * ranks.world_size)[ranks.rank])]
         images = torch.randn((max(whole[0][1], sum(n for _, n in mine)), *context.image_shape), device=context.device)
-        self._images = images.contiguous(memory_format=torch.channels_last)
+        order = torch.channels_last if context.config.model.channels_last else torch.contiguous_format
+        self._images = images.contiguous(memory_format=order)
         pieces = [1.0] * (context.config.data.accumulate or 1)
         self._ours, self._plain = micro_batches(0, mine, pieces), micro_batches(0, whole, pieces)
 

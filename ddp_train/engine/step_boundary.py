@@ -14,6 +14,7 @@ from torch import nn
 
 from ddp_core.errors import Stopped
 from ddp_train.data.pipeline.window import Batch
+from ddp_train.distributed.process_group import to_host
 from ddp_train.engine.components import LoopParts
 from ddp_train.engine.metrics import Metrics
 from ddp_train.engine.stop_signals import STATUS
@@ -112,7 +113,7 @@ class StepBoundary:
     def _save(self, *, periodic: bool) -> None:
         """Write a checkpoint from within an epoch."""
         progress = self._components.progress
-        loss, correct, samples = self._metrics.total().tolist()
+        loss, correct, samples = to_host(self._metrics.total())
         progress.sums, progress.seconds = (loss, correct, samples), self.epoch_seconds
         for observer in self._components.observers:
             observer.on_save()

@@ -17,7 +17,7 @@ from ddp_core.errors import TrainingDiverged
 from ddp_train.checkpoint.progress import Progress
 from ddp_train.data.pipeline.window import Batch, Window
 from ddp_train.diagnostics.watch_numbers import first_bad_layer
-from ddp_train.distributed.process_group import sum_over_ranks
+from ddp_train.distributed.process_group import sum_over_ranks, to_host
 from ddp_train.engine.components import Components
 from ddp_train.engine.evaluate import evaluate
 from ddp_train.engine.gradient_sync import Averaged, settle_buckets
@@ -133,7 +133,7 @@ class Trainer:
                 if not self._oom_retry.run(lambda window=window: self.train_step(window)):  # type: ignore[misc]
                     break  # the same step again, in smaller micro-batches
                 self._loop.end_step(window.size + window.skipped, steps)
-        loss, correct, samples = sum_over_ranks(self._metrics.total()).tolist()
+        loss, correct, samples = to_host(sum_over_ranks(self._metrics.total()))
         return loss / max(1.0, samples), correct / max(1.0, samples), int(samples)
 
     def _settle_buckets(self) -> None:
@@ -146,7 +146,7 @@ class Trainer:
                     output: Tensor = components.model(images)
                 return output
 
-            settle_buckets(components.model, forward)
+            settle_buckets(components.model, forward, components.allreduce_hook)
 
     def _set_rate(self, step: int) -> None:
         factor = self.components.schedule(step)
@@ -158,7 +158,7 @@ class Trainer:
         """One optimizer step, and the mean loss of its global batch: for measurements, as it waits for the device."""
         self._metrics.start()
         self.train_step(window)
-        loss, _, samples = sum_over_ranks(self._metrics.total()).tolist()
+        loss, _, samples = to_host(sum_over_ranks(self._metrics.total()))
         return float(loss / max(1.0, samples))
 
     def train_step(self, window: Window) -> None:

@@ -135,5 +135,6 @@ def test_batches(dataset: Dataset, saved: SavedModel, ranks: Ranks, batch_size: 
         accumulate=1,
         seed=0,
         local_world_size=ranks.local_world_size,
+        channels_last=saved.config.model.channels_last,
     )
     return pipeline.evaluate(dataset.final)

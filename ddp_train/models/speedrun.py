@@ -14,6 +14,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ddp_core.errors import UserError
 from ddp_train.models.blocks import ImageShape, require_size
@@ -59,7 +60,7 @@ class SpeedrunNet(nn.Module):
             layers += [_convolution(inside, outside), nn.MaxPool2d(2), _norm(outside), nn.SiLU()]
             layers += [_convolution(outside, outside), _norm(outside), nn.SiLU()]
             inside, side = outside, side // 2
-        self.layers = nn.Sequential(*layers, nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Dropout(dropout))
+        self.layers = nn.Sequential(*layers, GlobalMaxPool(), nn.Flatten(), nn.Dropout(dropout))
         self.head = nn.Linear(inside, num_classes, bias=False)
         nn.init.normal_(self.head.weight, std=_HEAD_DEVIATION)
         self.scale = 1 / (_HEAD_DEVIATION * inside * _SLOPE)
@@ -76,6 +77,18 @@ class SpeedrunNet(nn.Module):
     @torch.no_grad()
     def _set_kernels(self, kernels: Tensor) -> None:
         self.whiten.weight.copy_(_SLOPE * torch.cat([kernels, -kernels]))
+
+
+class GlobalMaxPool(nn.Module):
+    """The largest value of each channel: [n, C, H, W] -> [n, C, 1, 1].
+
+    The values and the gradient of torch's AdaptiveMaxPool2d(1), whose backward pass on a GPU adds up in an order of
+    chance and is refused under --reproducible.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: float [n, C, H, W]."""
+        return functional.max_pool2d(x, x.shape[-2:])
 
 
 @torch.no_grad()

@@ -38,6 +38,9 @@ class Muon(torch.optim.Optimizer):
     decoupled (w shrinks by lr * weight_decay); the step is lr * sqrt(max(1, rows / columns)) long in each direction.
     normalize: each matrix is first scaled to the Frobenius norm sqrt(rows), as airbench does (Jordan 2024), so that lr
     is a share of the weights; for layers whose scale batch norm takes out. iterations: of Newton and Schulz.
+
+    As torch's fused optimizers, and where `rest` is one, it takes `grad_scale` and `found_inf` from GradScaler: the
+    host need not wait to know whether a step is to be left out.
     """
 
     def __init__(
@@ -57,6 +60,8 @@ class Muon(torch.optim.Optimizer):
         self._normalize, self._iterations, self._dtype = normalize, iterations, dtype
         if rest is not None:
             self.param_groups += rest.param_groups
+            self.state.update(rest.state)  # what a fused step needs before its first
+        self._step_supports_amp_scaling = rest is None or bool(getattr(rest, "_step_supports_amp_scaling", False))
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -65,21 +70,37 @@ class Muon(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        scale: Tensor | None = getattr(self, "grad_scale", None)
+        left_out: Tensor | None = getattr(self, "found_inf", None)
         group = self.param_groups[0]
         for parameter in group["params"]:
             if parameter.grad is not None:
-                self._step(parameter, parameter.grad, group)
+                gradient = parameter.grad if scale is None else parameter.grad / scale
+                self._step_or_not(parameter, gradient, group, left_out)
         if self.rest is not None:
             # After a load these are new objects.
             self.rest.param_groups, self.rest.state = self.param_groups[1:], self.state
+            self.rest.grad_scale, self.rest.found_inf = scale, left_out  # type: ignore[attr-defined]
             self.rest.step()
         return loss
 
-    def _step(self, parameter: nn.Parameter, gradient: Tensor, group: dict[str, Any]) -> None:
+    def _step_or_not(
+        self, parameter: nn.Parameter, gradient: Tensor, group: dict[str, Any], left_out: Tensor | None
+    ) -> None:
+        """left_out: a scalar on the device, not 0 where the gradient has overflowed; None: it has not."""
         state = self.state[parameter]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(gradient)
-        momentum: Tensor = state["momentum_buffer"]
+        if left_out is None:
+            self._step(parameter, gradient, group)
+            return
+        before = [(value, value.clone()) for value in (parameter, state["momentum_buffer"])]
+        self._step(parameter, gradient, group)
+        for value, earlier in before:
+            value.copy_(torch.where(left_out.bool(), earlier, value))
+
+    def _step(self, parameter: nn.Parameter, gradient: Tensor, group: dict[str, Any]) -> None:
+        momentum: Tensor = self.state[parameter]["momentum_buffer"]
         momentum.lerp_(gradient, 1 - group["momentum"])
         update = gradient.lerp(momentum, group["momentum"]).flatten(1)  # Nesterov
         rows, columns = update.shape

@@ -6,19 +6,20 @@ in a run bearable. Cost: one copy of the network and one pass over the weights a
 the average is over about 1 / (1 - DECAY) steps; `--ema-warmup` shortens that at the start. Not to be combined with SWA,
 which evaluates an average of its own.
 
-torch.optim.swa_utils does the averaging. It would average counts (num_batches_tracked) as well; here they are those
-of training.
+The average is torch.optim.swa_utils.AveragedModel's; its own update would wait for the GPU in each step, for a counter
+that is on the host, and average counts (num_batches_tracked) as well: here they are those of training.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from ddp_train.technique import Context, Moment, Technique
+from ddp_train.torch_internals import foreach
 
 
 def create(context: Context) -> Technique:
@@ -31,21 +32,28 @@ def create(context: Context) -> Technique:
 
 class _Ema:
     def __init__(self, network: nn.Module, decay: float, warmup: bool) -> None:
-        self._network, self._most, self._warmup = network, decay, warmup
-        self._decay = decay
-        self.averaged = AveragedModel(network, multi_avg_fn=self._average, use_buffers=True)
-        pairs = zip(self.averaged.module.buffers(), network.buffers(), strict=True)
-        self._counts = [(mine, its) for mine, its in pairs if not mine.is_floating_point()]
+        self._most, self._warmup = decay, warmup
+        self.averaged = AveragedModel(network)
+        self._values: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
+        """The averages and what they follow, by type."""
+        self._counts: list[tuple[Tensor, Tensor]] = []
+        averages = chain(self.averaged.module.parameters(), self.averaged.module.buffers())
+        for average, value in zip(averages, chain(network.parameters(), network.buffers()), strict=True):
+            if average.is_floating_point():
+                of_type = self._values.setdefault(average.dtype, ([], []))
+                of_type[0].append(average)
+                of_type[1].append(value)
+            else:
+                self._counts.append((average, value))
 
+    @torch.no_grad()
     def after_step(self, moment: Moment) -> None:
         """Take the new weights in."""
         # That of TensorFlow's ExponentialMovingAverage: the first averages are short.
-        self._decay = min(self._most, (1 + moment.step) / (10 + moment.step)) if self._warmup else self._most
-        self.averaged.update_parameters(self._network)
+        decay = min(self._most, (1 + moment.step) / (10 + moment.step)) if self._warmup else self._most
+        first = not self.averaged.n_averaged  # on the host
+        for averages, values in self._values.values():
+            foreach("copy_", averages, values) if first else foreach("lerp_", averages, values, 1 - decay)
         for mine, its in self._counts:
             mine.copy_(its)
-
-    @torch.no_grad()
-    def _average(self, averages: Sequence[Tensor], values: Sequence[Tensor], taken: Tensor | int) -> None:
-        if averages[0].is_floating_point():
-            get_ema_multi_avg_fn(self._decay)(averages, values, taken)
+        self.averaged.n_averaged += 1

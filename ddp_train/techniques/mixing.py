@@ -82,6 +82,6 @@ def _paired(values: Tensor) -> Tensor:
     """Each sample's partner, its neighbour: 1, 0, 3, 2, ...; the last of an odd number is its own."""
     count = len(values)
     partners = (torch.arange(count, device=values.device) ^ 1).clamp_(max=count - 1)
-    if values.ndim == 2:
+    if values.ndim == 2 or values.is_contiguous():
         return values.index_select(0, partners)
     return values.permute(0, 2, 3, 1).index_select(0, partners).permute(0, 3, 1, 2)  # stays channels-last

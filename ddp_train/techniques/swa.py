@@ -96,9 +96,10 @@ def estimate_statistics(network: nn.Module, batches: Iterable[Batch], precision:
     network.eval()
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None
         norm.train()
-    for batch in batches:
+    for number, batch in enumerate(batches, start=1):
+        for norm in norms:
+            norm.momentum = 1 / number  # as torch has it for None, but from a count that a GPU would have to be asked
         with precision.autocast():
             network(batch.images)
     for norm, momentum in zip(norms, momenta, strict=True):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from ddp_train.config.batch_split import ceil_div
-from ddp_train.distributed.process_group import Ranks, gpu_uuids
+from ddp_train.distributed.process_group import gpu_uuid
 from ddp_train.engine.trainer import Trainer
 from ddp_train.tune.batch_size import Found, find_batch_size
 from ddp_train.tune.memory import memory_of
@@ -35,18 +35,18 @@ def find_for(trainer: Trainer, samples: int, target: float | None = None) -> Fou
         time_limit_s=TIME_LIMIT_S,
         memory=memory_of(components.device, components.ranks.local_world_size),
         device=components.device,
-        utilization=utilization_of(components.ranks, components.device),
+        utilization=utilization_of(components.device),
         keep=[components.network, components.optimizer, components.precision.scaler],
     )
 
 
-def utilization_of(ranks: Ranks, device: torch.device) -> Callable[[], float | None] | None:
+def utilization_of(device: torch.device) -> Callable[[], float | None] | None:
     """Reads the utilisation of this rank's GPU in percent, as the driver tells it; None without a GPU."""
     if device.type != "cuda":
         return None
     from gpu_topology.monitor import read_gpus
 
-    uuid = gpu_uuids(ranks, device)[device.index or 0]
+    uuid = gpu_uuid(device)
 
     def read() -> float | None:
         readings = read_gpus([uuid])

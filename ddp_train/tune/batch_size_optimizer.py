@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from ddp_core.errors import UserError
-from ddp_train.distributed.process_group import Ranks
 from ddp_train.tune.batch_report import utilization_of
 from ddp_train.tune.batch_size import MARGIN, Found, find_batch_size
 
@@ -73,7 +72,7 @@ class BatchSizeOptimizer:
             margin=self._margin,
             time_limit_s=self._time_limit_s,
             device=self.device,
-            utilization=utilization_of(Ranks.from_environment(), self.device),
+            utilization=utilization_of(self.device),
             keep=[part for part in (self.model, self._optimizer) if part is not None],
         )
         return self.found.recommended

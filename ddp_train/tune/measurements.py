@@ -79,6 +79,7 @@ def _loader(trainer: Trainer, config: Config, dataset: Dataset) -> Answer:
             accumulate=config.data.accumulate or 1,
             seed=config.run.seed,
             local_world_size=ranks.local_world_size,
+            channels_last=config.model.channels_last,
         )
         return None if setting.workers is None and not isinstance(pipeline, ResidentPipeline) else pipeline
 

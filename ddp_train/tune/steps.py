@@ -77,7 +77,9 @@ class Steps:
     def _gradients(self, model: nn.Module, batch: int) -> None:
         components = self._components
         shape = (batch, *self._example.images.shape[1:])
-        images = torch.randn(shape, device=components.device).contiguous(memory_format=torch.channels_last)
+        images = torch.randn(shape, device=components.device)
+        if not self._example.images.is_contiguous():
+            images = images.contiguous(memory_format=torch.channels_last)
         targets = self._example.labels.expand(batch).clone()
         for change in self._changes:
             images, targets = change(images, targets, self._moment)

@@ -35,7 +35,8 @@ OTHERS = 7
 DETAIL = {
     "hung": "",
     "stopped": "; its process was stopped (SIGSTOP)",
-    "locked": "; all ranks wait for one another: in different collectives, or for a device that does not answer",
+    "locked": "; all ranks wait for one another, in different collectives",
+    "device": "; every rank waits: a GPU, or a link between GPUs, does not answer",
 }
 IGNORED = (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -61,7 +62,7 @@ class Watch:
             self._ready.poll(1000 * self._interval)
             if (verdict := self._look()) is None:
                 continue
-            if verdict.kind != "locked" or self._nodes == 1:
+            if verdict.kind not in ("locked", "device") or self._nodes == 1:
                 self._end(verdict)
                 return
             if not self._noted:
@@ -159,6 +160,8 @@ def report_of(verdict: Verdict, sights: list[Sight], frames: list[python_stacks.
     line = left_line(sight)
     if not left:
         line = f"HungRank: rank {verdict.rank} has made no progress for {verdict.seconds:.1f} s"
+        if verdict.kind == "device":
+            line = f"HungDevice: {of_gpus(sights)} answered for {verdict.seconds:.1f} s"
         line += f" (--step-timeout, {verdict.limit_s:g} s): {at}{DETAIL[verdict.kind]}"
     return rank_report.RankReport(
         kind="left" if left else "hang",
@@ -171,6 +174,14 @@ def report_of(verdict: Verdict, sights: list[Sight], frames: list[python_stacks.
         verdict=verdict.kind,
         seconds=round(verdict.seconds, 1),
     )
+
+
+def of_gpus(sights: list[Sight]) -> str:
+    """Whose GPUs are waited for, up to the verb."""
+    ranks = sorted(sight.rank for sight in sights if sight.phase == "device")
+    if len(ranks) == 1:
+        return f"the GPU of rank {ranks[0]} has not"
+    return f"the GPUs of ranks {', '.join(map(str, ranks[:OTHERS]))}{', ...' * (len(ranks) > OTHERS)} have not"
 
 
 def text_of(verdict: Verdict, sights: list[Sight], frames: list[python_stacks.Frame]) -> str:

@@ -1,7 +1,8 @@
 """Which rank hangs: a pure function from what is seen of the ranks of a node to a verdict.
 
-When one rank hangs, all others soon wait for it in a collective, and are silent as well. The culprit is the one that
-is stopped, or has left, or waits for nobody; of several the one that is furthest behind.
+When one rank hangs, all others soon wait for it in a collective, or for their GPU, which does, and are silent as well.
+The culprit is the one that is stopped, or has left, or waits for nobody; of several the one that is furthest behind.
+Where all wait and some for their GPU, none of them is to blame: a GPU or a link between them does not answer.
 """
 
 from __future__ import annotations
@@ -55,8 +56,8 @@ class Sight:
 
     @property
     def waiting(self) -> bool:
-        """Whether it waits for another rank."""
-        return self.waits or self.phase == "communication"
+        """Whether it waits for another rank, or for a GPU that may do so."""
+        return self.waits or self.phase in ("communication", "device")
 
 
 @dataclass(frozen=True)
@@ -81,10 +82,10 @@ class Limits:
 
 @dataclass(frozen=True)
 class Verdict:
-    """`rank` is why the run does not continue. kind: it is stopped; it hangs; it has left; or all wait for one
-    another."""
+    """`rank` is why the run does not continue. kind: it is stopped; it hangs; it has left; all wait for one another; or
+    all wait and a GPU does not answer, that of `rank` or another."""
 
-    kind: Literal["stopped", "hung", "left", "locked"]
+    kind: Literal["stopped", "hung", "left", "locked", "device"]
     rank: int
     seconds: float
     limit_s: float
@@ -93,7 +94,7 @@ class Verdict:
 def judge(sights: Sequence[Sight], limits: Limits, first_step: int) -> Verdict | None:
     """The rank of this node that holds the run up; None while there is none, or it is on another node.
 
-    `sights`: of all ranks of the node. "locked" may also mean that the culprit is elsewhere.
+    `sights`: of all ranks of the node. "locked" and "device" may also mean that the culprit is elsewhere.
     """
     if not sights:
         return None
@@ -116,4 +117,7 @@ def judge(sights: Sequence[Sight], limits: Limits, first_step: int) -> Verdict |
         return Verdict(kind, behind.rank, behind.silent_s, limit) if behind.silent_s > limit else None
     silent = min(sight.silent_s for sight in here)
     # One that has come to its end waits for nobody that is still on the way.
-    return Verdict("locked", behind.rank, silent, limit) if silent > limit + ROUND_S and here == [*sights] else None
+    if silent <= limit + ROUND_S or here != [*sights]:
+        return None
+    for_gpus = [sight.rank for sight in here if sight.phase == "device"]
+    return Verdict("device", for_gpus[0], silent, limit) if for_gpus else Verdict("locked", behind.rank, silent, limit)

@@ -42,7 +42,6 @@ def patch(ghost: Ghost) -> None:
     for name in ("is_autocast_enabled", "get_autocast_dtype", "set_autocast_dtype", "set_autocast_enabled"):
         replace(torch, name, as_cpu(getattr(torch, name)))
 
-
     profiler = torch.autograd.profiler.profile
     replace(profiler, "__init__", without_cupti(profiler.__init__))
 

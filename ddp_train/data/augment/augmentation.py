@@ -60,7 +60,8 @@ class Augmentation:
     their shorter side, which is 4 for CIFAR-10; 0: no crop). flip: off, random, or alternating (Keller Jordan 2024,
     arXiv:2404.00498): drawn in the first epoch, then every other one, so that two epochs show both sides (None: random
     where the level has it). erasing: its probability (None: by level). further: operations between flip and erasing.
-    image_shape: (channels, height, width). mean, std: per channel, of images scaled to [0, 1].
+    image_shape: (channels, height, width). mean, std: per channel, of images scaled to [0, 1]. channels_last: the
+    memory order of what comes out.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class Augmentation:
         flip: Flip | None = None,
         erasing: float | None = None,
         further: Sequence[Operation] = (),
+        channels_last: bool = True,
         seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -90,18 +92,30 @@ class Augmentation:
         self.further = tuple(further)
         self._erased = int(probability * (1 << 20))
         pixels = self.height * self.width
-        self._mean = (torch.tensor(mean, dtype=torch.float64) * 255).float().repeat(pixels).to(self.device)
-        self._factor = (1 / (torch.tensor(std, dtype=torch.float64) * 255)).float().repeat(pixels).to(self.device)
+        self.channels_last = channels_last
+        self._mean = self._of_pixels(torch.tensor(mean, dtype=torch.float64) * 255, pixels)
+        self._factor = self._of_pixels(1 / (torch.tensor(std, dtype=torch.float64) * 255), pixels)
         self._fill = (torch.tensor(mean) * 255).round().to(torch.uint8).repeat(self.width).to(self.device)
         self._sides = torch.tensor([self.height, self.width]).to(self.device)
         self._boxes = box_sizes(self.height, self.width, _ERASE_AREA, _ERASE_RATIO).to(self.device)
         self._rows = torch.arange(self.height, dtype=torch.int16, device=self.device)
+        self._padded = None
+        if self.pad_pixels and padding != "zero":
+            rows, columns = _reflected(self.height, shift), _reflected(self.width, shift)
+            self._padded = (rows[:, None] * self.width + columns).flatten().to(self.device)
+        """Of each pixel of a padded image that which it is a copy of, counted row by row."""
         self._columns = torch.arange(self.width, dtype=torch.int16).repeat_interleave(self.channels).to(self.device)
+
+    def _of_pixels(self, of_channels: Tensor, pixels: int) -> Tensor:
+        """The number of each value of an image, in its memory order, float32 [C * H * W]. of_channels: [C]."""
+        values = of_channels.float()
+        values = values.repeat(pixels) if self.channels_last else values.repeat_interleave(pixels)
+        return values.to(self.device)
 
     def __call__(self, images: Tensor, samples: Tensor, epoch: int) -> Tensor:
         """images: uint8 [n, H, W, C]; samples: their indices in the training set, int64 [n]; both on the device.
 
-        Returns float32 [n, C, H, W] in channels-last memory format.
+        Returns float32 [n, C, H, W], as `normalise` does.
         """
         rows = torch.arange(len(images), dtype=torch.int64, device=self.device)
         return self.apply(self.pad(images), rows, self.draw(samples, epoch))
@@ -111,13 +125,11 @@ class Augmentation:
         pad = self.pad_pixels
         if pad == 0:
             return images
-        if self.padding == "zero":
+        if self._padded is None:
             return torch.nn.functional.pad(images, (0, 0, pad, pad, pad, pad))
         # One gather over the positions of whole pixels: rows and columns in turn take several times as long.
-        rows, columns = _reflected(self.height, pad), _reflected(self.width, pad)
-        positions = (rows[:, None] * self.width + columns).flatten().to(images.device)
-        shape = (len(images), len(rows), len(columns), self.channels)
-        return images.flatten(1, 2).index_select(1, positions).view(shape)
+        shape = (len(images), self.height + 2 * pad, self.width + 2 * pad, self.channels)
+        return images.flatten(1, 2).index_select(1, self._padded).view(shape)
 
     def draw(self, samples: Tensor, epoch: int) -> Draws:
         """The draws of these samples in an epoch (counted from 0). samples: int64 [n] on the device."""
@@ -157,7 +169,7 @@ class Augmentation:
         """Augmented and normalised images of some rows of a padded array.
 
         padded: uint8 [m, H + 2 pad, W + 2 pad, C], contiguous; rows: int64 [n], which of them; draws: of n samples.
-        Returns float32 [n, C, H, W] in channels-last memory format.
+        Returns float32 [n, C, H, W], as `normalise` does.
         """
         if len(rows) == 0:
             return self.normalise(padded.new_empty((0, self.height, self.width, self.channels)))
@@ -175,9 +187,14 @@ class Augmentation:
         return self.normalise(images)
 
     def normalise(self, images: Tensor) -> Tensor:
-        """uint8 [n, H, W, C], or with dimensions joined -> float32 [n, C, H, W], channels last."""
+        """uint8 [n, H, W, C], or with dimensions joined -> float32 [n, C, H, W], in the memory order asked for."""
+        if not self.channels_last:  # by the pass that makes floats of them
+            images = images.view(-1, self.height, self.width, self.channels).permute(0, 3, 1, 2)
+            images = images.to(torch.float32, memory_format=torch.contiguous_format)
         # Two separately rounded steps: a fused one could round differently at the end of a batch.
         values = images.flatten(1).float().sub_(self._mean).mul_(self._factor)
+        if not self.channels_last:
+            return values.view(-1, self.channels, self.height, self.width)
         return values.view(-1, self.height, self.width, self.channels).permute(0, 3, 1, 2)
 
     def _crop(self, padded: Tensor, rows: Tensor, shift: Tensor | None) -> Tensor:

@@ -42,6 +42,7 @@ def build_pipeline(
     shards: int | None = None,
     local_world_size: int | None = None,
     equal_passes: bool = False,
+    channels_last: bool = True,
 ) -> Pipeline:
     """The pipeline of one rank. The batches do not depend on which pipeline it is, bit for bit.
 
@@ -49,6 +50,7 @@ def build_pipeline(
     shards into which both are cut instead, before the ranks take theirs; micro-batches are then parts of a shard.
     local_world_size: ranks that share this host's memory (None: all). equal_passes: every rank gets the same number of
     micro-batches, where need be empty ones (for layers in which the ranks meet in each forward pass); not with shards.
+    channels_last: the memory order of the images.
 
     Errors: UserError for --pipeline resident where the images cannot be kept in memory.
     """
@@ -63,7 +65,7 @@ def build_pipeline(
         shards=shards,
         balanced=dataset.train.labels if options.balanced_sampling else None,
     )
-    augmentation = create_augmentation(dataset, augment, seed, device)
+    augmentation = create_augmentation(dataset, augment, seed, device, channels_last=channels_last)
     micro_batch = ceil_div(ceil_div(global_batch, shards or world_size), accumulate)
     # No gradients are kept in evaluation, so twice the training's micro-batch fits.
     test_batch, ranks_here = max(32, 2 * micro_batch), local_world_size or world_size
@@ -88,7 +90,7 @@ def build_pipeline(
 
 
 def create_augmentation(
-    dataset: Dataset, options: AugmentOptions, seed: int, device: torch.device | str
+    dataset: Dataset, options: AugmentOptions, seed: int, device: torch.device | str, *, channels_last: bool = True
 ) -> Augmentation:
     """The augmentation of a dataset that the options ask for. A random resized crop takes the place of the level's."""
     return Augmentation(
@@ -102,6 +104,7 @@ def create_augmentation(
         flip=options.flip,
         erasing=options.erasing,
         further=create_operations(options, dataset.image_shape[1:], device),
+        channels_last=channels_last,
         seed=seed,
         device=device,
     )

@@ -20,8 +20,8 @@ from ddp_train.data.sources.samples import Dataset
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """images: float32 [n, C, H, W], channels last, normalised; labels and indices (in the split): int64 [n].
-    All on the device."""
+    """images: float32 [n, C, H, W], normalised, channels last unless --no-channels-last; labels and indices (in the
+    split): int64 [n]. All on the device."""
 
     images: Tensor
     labels: Tensor
