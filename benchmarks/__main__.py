@@ -26,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(words: list[str]) -> int:
+    """Parse the words and run the command that they name."""
     parser = CommandLine(prog="python -m benchmarks", description="Measurements, one command each.")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="what can be measured")

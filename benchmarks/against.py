@@ -43,6 +43,7 @@ def compare(name: str, words: Sequence[str], folder: Path, turns: int) -> int:
 
 
 def _measure(name: str, words: Sequence[str], folder: Path) -> dict[str, Any]:
+    """The result of the measurement in a folder. Errors: UserError where it prints none."""
     command = [sys.executable, "-m", f"benchmarks.{name}", *words]
     done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, text=True)
     try:

@@ -73,6 +73,7 @@ def _ours(images: Tensor, options: AugmentOptions) -> Callable[[], int]:
 
 
 def _theirs(images: Tensor, transform: nn.Module) -> Callable[[], int]:
+    """The same images one by one through torchvision's transforms, stacked to a batch."""
     samples = images[:THEIRS_IMAGES].permute(0, 3, 1, 2).contiguous().unbind(0)
 
     def work() -> int:
@@ -87,6 +88,7 @@ def _theirs(images: Tensor, transform: nn.Module) -> Callable[[], int]:
     text("--out", "augmentation-1-core", "keep the result as benchmarks/results/NAME.json"),
 )
 def main(arguments: Arguments) -> Figures:
+    """Images per second of each augmentation, here and in torchvision."""
     from torchvision.transforms import v2
 
     torch.set_num_threads(1)

@@ -63,6 +63,7 @@ def take(trainer: Trainer, count: int) -> Turns:
 
 
 def _costs(turns: Turns, images: int, save_every: str) -> Figures:
+    """The figures of the turns, and their table. save_every: the default interval."""
     cost, stretch, copy = turns.difference(WITH, WITHOUT), turns.values(WITHOUT), turns.values(COPY)
     interval = read_interval(save_every, "--save-every").seconds
     epoch = stretch.median * CIFAR10_TRAIN / images
@@ -92,6 +93,7 @@ def _costs(turns: Turns, images: int, save_every: str) -> Figures:
     number("--batch-size", 64, "global batch"),
 )
 def main(arguments: Arguments) -> Figures:
+    """Train stretches of a network on synthetic images with and without a checkpoint."""
     images = arguments.steps * arguments.batch_size
     with tempfile.TemporaryDirectory(dir=Path.cwd(), prefix=".checkpoint-cost-") as folder:
         words = (

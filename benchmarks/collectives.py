@@ -96,6 +96,7 @@ def _time(kind: str, size: int, ranks: int, device: torch.device) -> float:
 
 
 def _row(case: str, seconds: Spread, ranks: int) -> Figures:
+    """The figures of one collective at one size; case: its name and its bytes."""
     kind, size = case.split()
     algorithm, bus = bus_bandwidth(kind, int(size), seconds.median, ranks)
     return {
@@ -115,6 +116,7 @@ def _row(case: str, seconds: Spread, ranks: int) -> Figures:
     worker=work,
 )
 def main(arguments: Arguments) -> Figures:
+    """Start the ranks and measure every collective at every size."""
     where = ["--auto"] if arguments.backend == "nccl" else ["--cpu"]
     if count := arguments.ranks or (2 if arguments.backend == "gloo" else None):
         where += ["--nproc", str(count)]

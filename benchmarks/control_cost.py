@@ -42,6 +42,7 @@ def work() -> dict[str, float]:
 
 
 def _median(call: Callable[[], object]) -> float:
+    """The median of many calls, in microseconds."""
     taken = []
     for _ in range(CALLS):
         started = time.perf_counter()
@@ -52,6 +53,7 @@ def _median(call: Callable[[], object]) -> float:
 
 @measurement(RANKS, rounds(5), worker=work)
 def main(arguments: Arguments) -> Figures:
+    """Start the ranks and measure both."""
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     launcher = torchrun(arguments.ranks)
     turns = take_figures(lambda: start_worker("control_cost", {}, launcher, env)(), arguments.rounds, unit="us")

@@ -79,6 +79,7 @@ def _rate(model: str, layout: str, variables: dict[str, str], beside: int) -> fl
     worker=train,
 )
 def main(arguments: Arguments) -> Figures:
+    """Every network with every setting, in turns."""
     from ddp_train.models import create_model
 
     names = arguments.models.split(",")

@@ -82,6 +82,7 @@ def _apart(count: int, model: Model) -> float:
 
 
 def _start(ranks: int, model: Model, device: str, threads: int | None = None) -> Callable[[], Any]:
+    """Start a run of the trainer's own steps; a function that waits for its images per second."""
     where = ["--cpu"] if device == "cpu" else ["--auto"]
     env = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     env |= {"OMP_NUM_THREADS": str(threads)} if threads else {}
@@ -126,6 +127,7 @@ def work(model: str, options: str, batch: int, device: str) -> float:
 
 
 def _cases(model: Model, device: str) -> dict[str, Callable[[], float]]:
+    """The ways of using the devices, by name."""
     if device == "cpu":
         one = partial(together, 1, model)
         apart = partial(_apart, 2, replace(model, batch=model.batch // 2))
@@ -139,6 +141,7 @@ def _cases(model: Model, device: str) -> dict[str, Callable[[], float]]:
 
 @measurement(text("--models", "small,power,resnet18", KNOWN), DEVICE, rounds(5), worker=work)
 def main(arguments: Arguments) -> Figures:
+    """Every network in every case, in turns."""
     found: Figures = {}
     rows = []
     for name, model in find_models(arguments.models).items():

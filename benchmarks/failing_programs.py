@@ -108,6 +108,7 @@ def launchers() -> dict[str, list[str]]:
 
 
 def _fail(name: str, command: list[str], program: _Program, limit_s: float) -> Figures:
+    """Run a program under a launcher to its end, or for `limit_s`; what it said of the failure."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "train.py").write_text(program.text)
         env = os.environ | {"DS_ACCELERATOR": "cpu", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
@@ -146,6 +147,7 @@ def _fail(name: str, command: list[str], program: _Program, limit_s: float) -> F
 
 
 def _cell(one: Figures, expected: int | None) -> str:
+    """What a launcher said, as a cell of the table. expected: the rank that failed."""
     rank = one["rank"]
     named = "no rank" if rank is None else f"rank {rank}" if expected in (None, rank) else f"(rank {rank})"
     after = one["lines_after_the_cause"]
@@ -156,12 +158,14 @@ def _cell(one: Figures, expected: int | None) -> str:
 
 
 def _title(name: str) -> str:
+    """A launcher with its version, where it is not torch's or ours."""
     package = name.partition(" ")[0]
     return f"{name} {metadata.version(package)}" if package in ("accelerate", "deepspeed") else name
 
 
 @measurement(number("--limit", 90.0, "seconds after which a run is killed", "SECONDS"))
 def main(arguments: Arguments) -> Figures:
+    """Every program under every launcher that is installed."""
     found: list[Figures] = []
     rows = []
     commands = launchers()

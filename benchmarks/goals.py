@@ -70,6 +70,7 @@ def _median(*path: str, beside: bool = False) -> Read:
 
 
 def _slower(times: int) -> Read:
+    """The ratio of mixed_ranks where one rank is so many times slower."""
     return lambda result: next(float(row["ratio"]) for row in result["results"] if row["slower"] == times)
 
 
@@ -123,10 +124,12 @@ def _over_report(case: str, delay_us: int) -> Read:
 
 
 def _epochs_to(accuracy: float, text: str, at_most: float) -> Goal:
+    """A goal for the seconds of epochs that an accuracy takes."""
     return Goal("time_to_accuracy", text, _seconds_to(accuracy), form=".0f", at_most=at_most, lowest=True)
 
 
 def _scaling(model: str, text: str, over_one: float, over_apart: float = 0.93, why: str = "") -> tuple[Goal, Goal]:
+    """The two goals of a network: over one process of two threads, and over two independent processes."""
     one, apart = (_median("models", model, f"two_ranks_over_{what}") for what in ("one_process", "two_apart"))
     return (
         Goal("ddp_scaling", f"two ranks over one process of two threads, {text}", one, over_one, ".3f", why=why),

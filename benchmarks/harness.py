@@ -91,6 +91,7 @@ class Measurement:
         return exit_status(lambda: self._run(argv))
 
     def _run(self, argv: Sequence[str] | None) -> int:
+        """Parse the options, measure, print the result and keep it with --out."""
         entry = find(self.name)
         parser = CommandLine(prog=f"python -m benchmarks.{self.name}", description=entry.question if entry else None)
         own_out = any("out" in name for option in self.options for name in option.names)
@@ -156,6 +157,7 @@ def measurement(
 
 
 def _work(worker: Callable[..., object], task: dict[str, Any]) -> int:
+    """Run the task of a worker process, and write the answer of rank 0 for the measurement."""
     answer = Path(task.pop("answer"))
     found = worker(**task)
     if os.environ.get("RANK", "0") == "0":

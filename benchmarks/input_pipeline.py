@@ -64,6 +64,7 @@ class Images(TorchDataset[tuple[Tensor, int]]):
 
 
 def _ours(dataset: Dataset, device: torch.device, *, erase: bool) -> Callable[[], float]:
+    """Images per second of the resident pipeline."""
     options = DataOptions(pipeline="resident", drop_last=True)
     augment = AugmentOptions(augment="balanced", erasing=0.5 if erase else 0.0)
     pipeline = build_pipeline(
@@ -111,6 +112,7 @@ def _summary(turns: Turns) -> Figures:
 
 @measurement(DATA_DIR, DEVICE, rounds(7))
 def main(arguments: Arguments) -> Figures:
+    """Our pipeline and DataLoaders over the same images, in turns."""
     device = choose_device(arguments.device, Ranks())
     options = DataOptions(dataset="synthetic", synthetic_samples=20_000)
     if arguments.data_dir:

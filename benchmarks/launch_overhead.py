@@ -47,6 +47,7 @@ def commands(count: int, program: list[str]) -> dict[str, list[str]]:
 
 @measurement(rounds(12), RANKS, *AGAINST)
 def main(arguments: Arguments) -> Figures:
+    """Start the program under each launcher, in turns."""
     with tempfile.TemporaryDirectory() as folder:
         program, mark = Path(folder) / "worker.py", Path(folder) / "first-line"
         program.write_text(WORKER)

@@ -62,6 +62,7 @@ class Program(lightning.LightningModule):
 
 
 def main() -> None:
+    """Train with one cycle of the learning rate, until the target is reached."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.lightning_program")
     parser.add_argument("--data-dir", required=True)
     parser.add_argument("--model", default="small")

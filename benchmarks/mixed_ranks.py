@@ -45,6 +45,7 @@ def compare(slower: int, delay_ms: float, epochs: int) -> Figures:
     number("--epochs", 2, f"of {STEPS} steps each"),
 )
 def main(arguments: Arguments) -> Figures:
+    """Equal and measured shares for each ratio of speeds."""
     words = arguments.slower.split(",")
     if not all(word.isdecimal() and int(word) for word in words):
         raise UserError(f"--slower {arguments.slower}: a list of whole numbers of at least 1 is accepted, as in 2,3,4")

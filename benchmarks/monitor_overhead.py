@@ -84,6 +84,7 @@ def _read(terminal: int, seconds: float) -> bytes:
     Option("--out", "--name", default="monitor-overhead", metavar="NAME", help="the result's name"),
 )
 def main(arguments: Arguments) -> Figures:
+    """Run each monitor that is installed on a terminal of its own."""
     results: Figures = {}
     gpu = BUSY_GPU | {"processes": [{"pid": os.getpid(), "used_mib": 30_000}]}
     with fake_driver.environments(0, gpu=gpu) as environments, tempfile.TemporaryDirectory() as folder:

@@ -42,6 +42,7 @@ WARM_UP, STEPS = 2, 6
     rounds(5),
 )
 def main(arguments: Arguments) -> Figures:
+    """Steps of a network with each optimizer and weight technique, in turns."""
     device = choose_device(arguments.device, Ranks())
     common = f"--dataset synthetic --model {arguments.model} --batch-size {arguments.batch_size} --no-tensorboard"
     with tempfile.TemporaryDirectory() as folder:

@@ -57,6 +57,7 @@ def curves(results: Results) -> dict[str, list[Curve]]:
 
 
 def _curve(epochs: list[dict[str, Any]]) -> Curve:
+    """A run's test accuracy over the seconds of its epochs."""
     ends = itertools.accumulate(epoch["seconds"] for epoch in epochs)
     return list(zip(ends, (epoch["test_accuracy"] for epoch in epochs), strict=True))
 
@@ -129,6 +130,7 @@ def start_up_figure(results: Results) -> Figure | None:
 
 
 def _medians(rounds: list[dict[str, float]]) -> dict[str, float]:
+    """The median of each case over the rounds."""
     return {case: statistics.median(one[case] for one in rounds) for case in rounds[0]}
 
 
@@ -148,4 +150,5 @@ def _bars(title: str, height: float, panels: dict[str, dict[str, float]], form: 
 
 
 def _rows(figure: Figure, count: int) -> list[Axes]:
+    """The axes of so many panels, one below the other."""
     return list(figure.subplots(count, 1, squeeze=False)[:, 0])

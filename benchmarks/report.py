@@ -33,6 +33,7 @@ PICTURES = {
 
 
 def _size(row: Row) -> str:
+    """The bytes of a row in the largest unit that gives a whole number."""
     count, units = int(row["bytes"]), ["B", "KiB", "MiB", "GiB"]
     while count % 1024 == 0 and len(units) > 1:
         count, units = count // 1024, units[1:]
@@ -40,6 +41,7 @@ def _size(row: Row) -> str:
 
 
 def _over_torchrun(row: Row) -> str:
+    """The seconds over torchrun with their quartiles."""
     low, high = row["over_torchrun_quartiles_s"]
     return f"{row['over_torchrun_s']:+.2f} ({low:+.2f} to {high:+.2f})"
 
@@ -107,6 +109,7 @@ def table_of(result: Row) -> Table | None:
 
 
 def _cell(row: Row, key: str, form: Form) -> str:
+    """A figure as a cell, or a mark where it is absent."""
     if (value := row.get(key)) is None:
         return ABSENT
     return form(row) if callable(form) else format(value, form)
@@ -149,6 +152,7 @@ def page(results: dict[str, dict[str, Any]] | None = None) -> str:
 
 
 def _section(name: str, result: dict[str, Any]) -> list[str]:
+    """The lines of one result: its command, machine and table."""
     machine = result["machine"]
     gpus = ", ".join(machine["gpus"]) or "no GPU"
     versions = ", ".join(f"{package} {version}" for package, version in machine["versions"].items() if version)

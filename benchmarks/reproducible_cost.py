@@ -31,6 +31,7 @@ def take(model: Model, count: int) -> Turns:
 
 @measurement(text("--models", "small,resnet18", KNOWN), rounds(5))
 def main(arguments: Arguments) -> Figures:
+    """Steps with and without --reproducible, in turns."""
     found, rows = {}, []
     for name, model in find_models(arguments.models).items():
         turns = take(model, arguments.rounds)

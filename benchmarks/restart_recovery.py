@@ -66,6 +66,7 @@ def run(launcher: list[str], count: int, moment_s: float | None, rank: int) -> t
 def _watch(
     process: subprocess.Popen[bytes], folder: Path, count: int, moment_s: float | None, rank: int
 ) -> tuple[bool, bool, float]:
+    """Kill the rank at its moment, if any, and wait for the end of the run; as `run` returns it."""
     pid = folder / f"pid-0-{rank}"
     while not pid.exists():
         if process.poll() is not None:
@@ -83,6 +84,7 @@ def _watch(
 
 
 def _kill(pid: Path) -> bool:
+    """Kill the process of a file; whether it was still there."""
     try:
         os.kill(int(pid.read_text()), signal.SIGKILL)
     except ProcessLookupError:
@@ -98,6 +100,7 @@ def _kill(pid: Path) -> bool:
     failed=lambda found: not all(run["recovered"] for run in found["runs"]),
 )
 def main(arguments: Arguments) -> Figures:
+    """Kill a random rank of each run at a random moment."""
     draw, count = random.Random(arguments.seed), arguments.ranks
     name, launcher = "launch.py", [*LAUNCH, "--cpu", "--nproc", str(count)]
     if arguments.torchrun:

@@ -146,6 +146,7 @@ def programs() -> Iterator[Mapping[str, Program]]:
     worker=work,
 )
 def main(arguments: Arguments) -> Figures:
+    """Start the rank and measure its answers."""
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     turns = take_figures(lambda: start_worker("stall_cost", {}, torchrun(1), env)(), arguments.rounds, unit="ms")
     draw = random.Random(0)

@@ -97,6 +97,7 @@ def imports(data: list[str], folder: Path) -> Figures:
 
 @measurement(RANKS, rounds(7), DATA_DIR, *AGAINST)
 def main(arguments: Arguments) -> Figures:
+    """Every way of starting, in turns, and what a rank imports."""
     data = ["--data-dir", arguments.data_dir] if arguments.data_dir else ["--dataset", "synthetic"]
     with tempfile.TemporaryDirectory() as name:
         turns = _start(arguments.ranks, data, arguments.rounds, Path(name))

@@ -58,10 +58,12 @@ def _timed(work: Callable[[], object], device: torch.device) -> float:
 
 
 def _sgd(network: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of every loop but ours, which builds the same."""
     return torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, nesterov=True)
 
 
 def _loop(batches: Batches, device: torch.device, *, accelerated: bool = False) -> Callable[[], float]:
+    """The bare loop over the batches, or accelerate's form of it."""
     network = NullNetwork().to(device)
     optimizer, backward = _sgd(network), Tensor.backward
     if accelerated:
@@ -120,6 +122,7 @@ class _Loader:
 
 
 def _lightning(batches: Batches, device: torch.device) -> Callable[[], float]:
+    """Lightning's trainer over the same batches."""
     import lightning  # type: ignore[import-not-found]
 
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -156,6 +159,7 @@ def _lightning(batches: Batches, device: torch.device) -> Callable[[], float]:
 
 @measurement(DEVICE, rounds(9), *AGAINST)
 def main(arguments: Arguments) -> Figures:
+    """Every loop, in turns."""
     device = choose_device(arguments.device, Ranks())
     torch.set_num_threads(1)
     draw = partial(torch.randint, CLASSES, (BATCH,), device=device)

@@ -49,6 +49,7 @@ def random_machine(seed: int, pair: Pair) -> Topology:
 
 
 def _search(machine: Topology, count: int) -> tuple[int, ...]:
+    """The best-connected GPUs, so many of them."""
     return Fabric(machine, range(GPUS)).best(count)
 
 
@@ -64,6 +65,7 @@ def milliseconds(action: Callable[[], object]) -> float:
 
 @measurement()
 def main(_: Arguments) -> Figures:
+    """The slowest search for each size of subset and each kind of matrix."""
     rows = []
     for name, pair in MATRICES.items():
         machines = [random_machine(seed, pair) for seed in range(SEEDS)]

@@ -76,6 +76,7 @@ def _figures(epochs: list[tuple[float, float]], wall: float, others: float) -> F
 
 
 def _row(name: str, runs: list[Figures]) -> list[str]:
+    """Means and standard deviations of a kind of run over its clean seeds."""
     clean = [run for run in runs if not run["disturbed"]]
     if len(clean) < len(runs) or len(runs) < 2:
         name += " (not a measurement: " + (f"{len(runs) - len(clean)} disturbed)" if len(runs) > 1 else "one run)")
@@ -106,6 +107,7 @@ def _peer(text: str, data_dir: str) -> tuple[str, Callable[[int], Figures]]:
     Option("--peer", action="append", default=[], metavar="MODEL:EPOCHS:UNTIL", help="a Lightning program"),
 )
 def main(arguments: Arguments) -> Figures:
+    """Every kind of run with every seed."""
     from ddp_train import data
     from ddp_train.config.options import DataOptions
 

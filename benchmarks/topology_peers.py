@@ -26,6 +26,7 @@ PEERS = ("nvitop", "gpustat")
 
 
 def _seconds(command: str, env: dict[str, str]) -> float:
+    """Wall time of a command. Errors: SystemExit where it does not show the GPUs."""
     started = time.perf_counter()
     done = run([sys.executable, "-m", *command.removesuffix(", again").split()], env)
     seconds = time.perf_counter() - started
@@ -36,6 +37,7 @@ def _seconds(command: str, env: dict[str, str]) -> float:
 
 @measurement(rounds(9))
 def main(arguments: Arguments) -> Figures:
+    """Every command with a fast and a slow driver, in turns."""
     peers = {name: version(name) for name in PEERS}
     if missing := [name for name, found in peers.items() if found is None]:
         raise UserError(f"{' and '.join(missing)} not installed: pip install '.[bench]'")

@@ -37,6 +37,7 @@ def once(command: str, env: dict[str, str]) -> dict[str, float]:
 
 
 def _children_cpu() -> float:
+    """CPU seconds of the child processes that have ended."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 
@@ -65,6 +66,7 @@ def take(command: str, env: dict[str, str], wanted: int) -> Figures:
 
 @measurement(number("--runs", 9, "undisturbed runs of each command"))
 def main(arguments: Arguments) -> Figures:
+    """Every command at each delay of the driver, and what `report` imports."""
     with fake_driver.environments(0, 200, 1000) as environments:
         rows = [
             {"delay_us": delay, **take(command, env, arguments.runs)}

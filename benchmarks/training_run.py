@@ -19,6 +19,7 @@ from benchmarks.programs import train
     Option("options", nargs="*", help="options of launch.py, after --"),
 )
 def main(arguments: Arguments) -> Figures:
+    """Run launch.py with the given options and keep its history."""
     history, wall = train(["--auto", *arguments.options])
     epochs = history["epochs"]
     return {

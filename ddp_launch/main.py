@@ -112,6 +112,7 @@ def _leave(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _print(plan: LaunchPlan, options: LaunchOptions) -> int:
+    """Print the plan as JSON, as a table, or as text where rich is missing; status 0."""
     from ddp_launch.plan.plain import as_text, to_json
 
     if options.json:
@@ -129,6 +130,7 @@ def _print(plan: LaunchPlan, options: LaunchOptions) -> int:
 
 
 def _run(plan: LaunchPlan, planner: Planner, options: LaunchOptions, events: EventLog, seat: Seat | None = None) -> int:
+    """Check the devices, run the ranks and show how it ended; the exit status."""
     missing_packages.need("torch", "rich", "psutil")
     if options.debug_rank is not None and find_spec("debugpy") is None:
         raise UserError(f"--debug-rank needs debugpy: {sys.executable} -m pip install debugpy")

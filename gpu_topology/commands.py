@@ -99,6 +99,7 @@ def _add_shell(parser: argparse.ArgumentParser) -> None:
 
 
 def _snapshot(arguments: argparse.Namespace) -> None:
+    """`snapshot`: the topology as JSON, to a file or to stdout."""
     from gpu_topology import snapshot
 
     topology = read_source(arguments)
@@ -113,6 +114,7 @@ def _snapshot(arguments: argparse.Namespace) -> None:
 
 
 def _select(arguments: argparse.Namespace) -> None:
+    """`select`: the selection as a CUDA_VISIBLE_DEVICES value."""
     answers = answer(arguments)
     insist(answers.selection)
     print(_device_list(answers, arguments.form))
@@ -138,6 +140,7 @@ def _device_list(answers: Answers, form: str) -> str:
 
 
 def _env(arguments: argparse.Namespace) -> None:
+    """`env`: the variables of the selection, for a shell, Docker or as JSON."""
     from gpu_topology.environment import settings as nccl
     from gpu_topology.environment import shells
     from gpu_topology.host.host import read_host

@@ -84,6 +84,7 @@ def make_parser() -> tuple[CommandLine, dict[str, argparse.Action]]:
 
 
 def _device_options(parser: CommandLine) -> list[argparse.Action]:
+    """The options of this part of the help, added to the parser."""
     add = parser.add_argument_group("Where to run").add_argument
     return [
         add("--auto", action="store_true", default=False, help="the best set of GPUs, else the CPU [the default]"),
@@ -116,6 +117,7 @@ def _device_options(parser: CommandLine) -> list[argparse.Action]:
 
 
 def _program_options(parser: CommandLine) -> list[argparse.Action]:
+    """The options of this part of the help, added to the parser."""
     group = parser.add_argument_group("What to run")
     # Only for the help: a module is recognised while the words are split.
     group.add_argument("-m", "--module", metavar="MODULE", help="run a module, as python -m does")
@@ -127,6 +129,7 @@ def _program_options(parser: CommandLine) -> list[argparse.Action]:
 
 
 def _plan_options(parser: CommandLine) -> list[argparse.Action]:
+    """The options of this part of the help, added to the parser."""
     add = parser.add_argument_group("Plan and checks").add_argument
     return [
         add("--dry-run", action="store_true", help="show the plan and a command to paste; start nothing"),
@@ -154,6 +157,7 @@ def _plan_options(parser: CommandLine) -> list[argparse.Action]:
 
 
 def _run_options(parser: CommandLine) -> list[argparse.Action]:
+    """The options of this part of the help, added to the parser."""
     add = parser.add_argument_group("The run").add_argument
     return [
         add(
@@ -203,6 +207,7 @@ def _run_options(parser: CommandLine) -> list[argparse.Action]:
 
 
 def _output_options(parser: CommandLine) -> list[argparse.Action]:
+    """The options of this part of the help, added to the parser."""
     add = parser.add_argument_group("Output and logs").add_argument
     return [
         add(
@@ -248,6 +253,7 @@ def _output_options(parser: CommandLine) -> list[argparse.Action]:
 
 
 def _about_options(parser: CommandLine) -> list[argparse.Action]:
+    """The options of this part of the help, added to the parser."""
     add = parser.add_argument_group("About").add_argument
     version = f"launch.py {__version__} (Python {sys.version.split()[0]})"
     return [
@@ -296,6 +302,7 @@ def _host_options(parser: CommandLine) -> list[argparse.Action]:
 
 
 def _node_options(parser: CommandLine) -> list[argparse.Action]:
+    """The options of this part of the help, added to the parser."""
     add = parser.add_argument_group("Several nodes (run the same command on each)").add_argument
     return [
         add(

@@ -56,6 +56,7 @@ def _words(options: Sequence[_Option], *, valued: bool = False) -> list[str]:
 
 
 def _bash(options: Sequence[_Option]) -> str:
+    """The script for bash."""
     choices = "\n".join(
         f"        {'|'.join(option.names)}) _ddp_launch_words {' '.join(option.choices)}; return ;;"
         for option in options
@@ -99,6 +100,7 @@ PLAIN = str.maketrans("[]:", "();", "'")
 
 
 def _zsh(options: Sequence[_Option]) -> str:
+    """The script for zsh."""
     lines = []
     for option in options:
         others = f"({' '.join(option.names)})" if len(option.names) > 1 else ""
@@ -128,6 +130,7 @@ def _zsh_value(option: _Option) -> str:
 
 
 def _fish(options: Sequence[_Option]) -> str:
+    """The script for fish."""
     lines = []
     for option in options:
         names = [f"-l {name[2:]}" if name.startswith("--") else f"-s {name[1:]}" for name in option.names]

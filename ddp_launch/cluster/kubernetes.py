@@ -36,6 +36,7 @@ def _is_pytorch_job(environ: Mapping[str, str]) -> bool:
 
 
 def _pytorch_job(environ: Mapping[str, str]) -> Detected | None:
+    """The nodes of a PyTorchJob, from the variables of its pods; None where they are not complete."""
     pods, rank = number(environ, "WORLD_SIZE", least=1), number(environ, "RANK")
     if pods is None or rank is None or rank >= pods:
         return None

@@ -99,6 +99,7 @@ def _read() -> tuple[Topology, DriverError | None]:
 def _checks(
     options: LaunchOptions, config: Config, topology: Topology, problem: DriverError | None, host: Host
 ) -> Iterator[Check]:
+    """Every check, one after the other, the quick ones first."""
     yield from machine.installation()
     yield from gpus.devices(topology, problem)
     probe = trials.probe_torch()

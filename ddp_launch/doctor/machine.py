@@ -80,6 +80,7 @@ def resources(host: Host, config: Config) -> Iterator[Check]:
 
 
 def _limits(host: Host) -> Check:
+    """Whether the limits of ulimit suffice for a training."""
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     processes, _ = resource.getrlimit(resource.RLIMIT_NPROC)
     locked, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
@@ -97,6 +98,7 @@ def _limits(host: Host) -> Check:
 
 
 def _disk(folder: Path) -> Check:
+    """Whether run folders can be written, and how much space there is."""
     existing = next((path for path in (folder, *folder.absolute().parents) if path.exists()), Path("/"))
     if not os.access(existing, os.W_OK | os.X_OK):
         return Check("disk", "failed", f"no permission to write into {existing}", "name another folder: --out-dir")

@@ -74,6 +74,7 @@ class EventLog:
 
 
 def _open(path: str) -> int:
+    """The descriptor to write to; `-` is standard output. Errors: OptionError."""
     if path == STANDARD_OUTPUT:
         # What the program prints goes to standard error: the record stays pure.
         file = os.dup(1)

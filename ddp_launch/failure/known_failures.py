@@ -90,6 +90,7 @@ def shm_state(evidence: Evidence) -> str:
 
 
 def _smaller_batch(found: re.Match[str], evidence: Evidence) -> str:
+    """What to do where memory ran out: options with a smaller batch, as far as the run's is known."""
     batch = evidence.batch
     if batch is None:
         advice = "halve the batch of each rank, and accumulate gradients over two of them for the same global batch"

@@ -75,6 +75,7 @@ def _words(words: Words, found: re.Match[str], evidence: Evidence) -> str:
 
 
 def _hung(hang: RankReport) -> Remedy:
+    """What a rank that hung was waiting for, and what to do."""
     # The launcher ended it, which reports what it found; or the watchdog of the bundled trainer.
     option = "--stall-kill" if hang.found else "--step-timeout"
     longer = f"if it only needs longer: {option} SECONDS, 0 for no limit"
@@ -96,6 +97,7 @@ def _hung(hang: RankReport) -> Remedy:
 
 
 def _killed(failure: Failure, evidence: Evidence) -> Remedy | None:
+    """Where a rank was killed: whether the kernel did it for memory, and what to do; None where that is unknown."""
     if failure.code != -signal.SIGKILL or failure.stopped:
         return None
     if evidence.memory_kills:

@@ -193,6 +193,7 @@ def _settings(
     ranks: int,
     verdict: Verdict | None,
 ) -> tuple[Setting, ...]:
+    """The environment of the ranks, with reasons."""
     return environment_for(
         topology,
         selection,
@@ -242,6 +243,7 @@ def _job(
     settings: Iterable[Setting],
     binding: Binding | None,
 ) -> Job:
+    """What the engine runs: the command of a rank, how many, and where they meet. Errors: UserError."""
     world_size = ranks * cluster.nnodes[1]
     if options.debug_rank is not None and options.debug_rank >= world_size:
         raise UserError(f"--debug-rank {options.debug_rank}: expected a rank of this run, from 0 to {world_size - 1}")
@@ -269,6 +271,7 @@ def _job(
 def _warnings(
     plan: LaunchPlan, options: LaunchOptions, environ: Mapping[str, str], binding: Binding | None
 ) -> Iterable[str]:
+    """What the user should know about this plan."""
     topology, selection, host = plan.topology, plan.selection, plan.host
     yield from selection.warnings
     yield from plan.cluster.warnings

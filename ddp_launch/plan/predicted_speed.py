@@ -29,6 +29,7 @@ def predict(
 def _policy(
     topology: Topology, request: SelectionRequest, policy: Policy, config: Config, known: KnownSpeeds
 ) -> str | None:
+    """The predicted speed of what a policy selects; None where it selects nothing."""
     try:
         selection = select(topology, replace(request, policy=policy))
     except SelectionError:

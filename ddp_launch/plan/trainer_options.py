@@ -90,6 +90,7 @@ def _with_suggestion(message: str, program: Program) -> str:
 
 
 def _hardware(topology: Topology, selection: Selection, host: Host, ranks: int, nodes: int) -> recommend.Hardware:
+    """What the trainer's recommendations depend on: devices, ranks, memory (bytes) and CPUs."""
     gpus = [topology.gpu(index) for index in selection.indices]
     each = list(map(_memory, gpus, selection.uuids))
     memory = sum(each) if all(each) else 0  # a sum without the unknown would size the run

@@ -124,6 +124,7 @@ def _set_variables(job: Job, users: Mapping[str, str], earlier: Job | None = Non
 
 
 def _spec(job: Job) -> WorkerSpec:
+    """The job as torch's agent takes it."""
     entrypoint, *args = with_pdeathsig(job.worker)
     parameters = _rendezvous(job)
     return WorkerSpec(
@@ -148,6 +149,7 @@ def _numa_options(job: Job) -> NumaOptions | None:
 
 
 def _rendezvous(job: Job) -> RendezvousParameters:
+    """Where the ranks meet, as torch's agent takes it."""
     single_node.register()
     multi_node.register()
     cluster = job.cluster

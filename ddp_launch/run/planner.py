@@ -109,6 +109,7 @@ class Planner:
         return replace(made, program=plan.program, job=job), out + (f"; {spares} instead" if spares else "")
 
     def _facts(self, cluster: Cluster) -> MachineFacts:
+        """Read the devices and the host anew. Errors: StuckDriverError where GPUs are needed."""
         try:
             topology = read_or_explain()
         except StuckDriverError as error:

@@ -37,6 +37,7 @@ def check_program(program: Program) -> Program:
 
 
 def _in_its_language(program: Program) -> Program:
+    """The program with the interpreter of its first line, where that is no Python."""
     path = Path(program.name)
     if not path.is_file():
         return program  # a folder with __main__.py, or a pipe
@@ -78,6 +79,7 @@ def _with_folder(name: str) -> str:
 
 
 def _check_executable(name: str) -> None:
+    """Whether the program can be run. Errors: OptionError."""
     if shutil.which(name) is not None:
         return
     path = Path(name)
@@ -92,6 +94,7 @@ def _check_executable(name: str) -> None:
 
 
 def _check_script(name: str) -> None:
+    """Whether the script is there and can be read. Errors: OptionError."""
     path = Path(name)
     try:
         # A folder or zip file with __main__.py is a program for Python too.

@@ -94,6 +94,7 @@ class RankLogs(LogsSpecs):
         self._output = None
 
     def _next_attempt(self) -> Path:
+        """Make the folder of the next attempt's logs."""
         number = 0
         while True:
             attempt = self._folder / f"attempt-{number}"

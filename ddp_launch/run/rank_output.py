@@ -110,6 +110,7 @@ class RankOutput:
         return tuple((way.log.path, way.log.lost, way.log.why) for way in self._ways if way.log.lost)
 
     def _run(self) -> None:
+        """Copy what the ranks print until all of them have closed their streams (a thread's work)."""
         with selectors.DefaultSelector() as selector:
             for way in self._ways:
                 selector.register(way.read, selectors.EVENT_READ, way)

@@ -112,6 +112,7 @@ def shares(record: Record, waited: float) -> dict[str, float]:
 
 
 def _count(group: _Group, entered: Mapping[int, Mapping[int, Collective]]) -> None:
+    """Add the collectives that all ranks of the group entered since the last look: who came last, and how late."""
     common = sorted(set.intersection(*(set(entries) for entries in entered.values())))
     numbers = [seq for seq in common if seq > group.seen]
     if len(numbers) < 2:

@@ -41,6 +41,7 @@ def legend(topology: Topology, selection: Selection | None, x: float, top: float
 
 
 def _card_entries(topology: Topology, selection: Selection | None) -> list[Entry]:
+    """What the colours of the cards mean, as far as they are used."""
     swatch: dict[str, list[Shape]] = {
         style: [Box(6, -7, 28, 14, f"card {style}")] for style in ("chosen", "left", "lost")
     }
@@ -55,6 +56,7 @@ def _card_entries(topology: Topology, selection: Selection | None) -> list[Entry
 
 
 def _nvlink_entries(topology: Topology, selection: Selection | None) -> list[Entry]:
+    """A sample of each kind of NVLink connection, the fastest first."""
     kinds: dict[tuple[str, float], Link] = {}
     for link in nvlinks(topology):
         if has_peers(link):
@@ -74,6 +76,7 @@ def _nvlink_entries(topology: Topology, selection: Selection | None) -> list[Ent
 
 
 def _path_entries(topology: Topology) -> list[Entry]:
+    """A sample of each PCIe path, and of one without peer access."""
     links = list(all_links(pcie_tree(topology)))
     seen = {link.path for link in links}
     entries: list[Entry] = [
@@ -93,6 +96,7 @@ def _path_entries(topology: Topology) -> list[Entry]:
 
 
 def _pairs(links: Sequence[Link]) -> str:
+    """The pairs of GPUs by index, or only their number where they are many."""
     if len(links) > _PAIRS_NAMED:
         return f"{len(links)} pairs of GPUs"
     return "GPUs " + ", ".join(f"{a}-{b}" for a, b in sorted((link.a, link.b) for link in links))
@@ -113,6 +117,7 @@ def _left_out(selection: Selection | None, x: float, y: float, width: float) -> 
 
 
 def _moved(shape: Shape, x: float, y: float) -> Shape:
+    """The shapes, moved."""
     if isinstance(shape, Wire):
         return replace(shape, points=tuple((a + x, b + y) for a, b in shape.points))
     return replace(shape, x=shape.x + x, y=shape.y + y)

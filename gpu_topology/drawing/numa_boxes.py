@@ -113,6 +113,7 @@ class Row:
         return Box(x, y, width, height, "")
 
     def _head(self, drawn: Drawn, node: Node, head: Box) -> None:
+        """Draw the title of a NUMA node: its name, what meets there, and its marks."""
         drawn.heads.append(head)
         drawn.boxes.append(Box(head.x, head.y, head.width, head.height, "node head"))
         base = head.y + HEAD / 2 + 4.5
@@ -161,6 +162,7 @@ class Row:
         drawn.wires.append(Wire(((child.middle, ends[0]), (child.middle, ends[1])), "pcie", 1.8))
 
     def _bar(self, drawn: Drawn, branch: Branch, place: Box) -> None:
+        """Draw a bridge or switch, with the path that GPUs below it take."""
         style = "bridge" if branch.level is LinkLevel.PHB else "switch"
         drawn.boxes.append(Box(place.x, place.y, place.width, place.height, style, _NAMES[branch.level]))
         name, base = _NAMES[branch.level], place.y + BAR / 2 + 4
@@ -190,6 +192,7 @@ def tags(links: Sequence[Link], x: float, y: float, step: float) -> list[Shape]:
 
 
 def _tag(text: str, x: float, y: float) -> list[Shape]:
+    """A path on a pill, its middle at (x, y)."""
     width = text_width(text, _TAG, bold=True) + 10
     level = text.rpartition("/")[2].rstrip("*")
     return [
@@ -227,6 +230,7 @@ def cpu_text(topology: Topology, gpus: Sequence[int]) -> str:
 
 
 def _node_name(topology: Topology, node: Node) -> str:
+    """The title of a node: its number, or what is known in place of it."""
     gpus = [topology.gpu(index) for index in node.branch.gpus]
     known = sorted({gpu.numa_node for gpu in gpus if gpu.numa_node is not None})
     suffix = f" ({node.part})" if node.part else ""

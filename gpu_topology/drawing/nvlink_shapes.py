@@ -50,6 +50,7 @@ def nvlink_shapes(
 def _drops(
     topology: Topology, switch: Switched, y: float, places: Places, upper: Places, chosen: set[int]
 ) -> list[tuple[bool, list[Shape]]]:
+    """The wires between a switch and its GPUs, each with whether the GPU is selected."""
     width = thickness(speed(topology, switch.link))
     drops: list[tuple[bool, list[Shape]]] = []
     for index in switch.gpus:
@@ -62,6 +63,7 @@ def _drops(
 
 
 def _bar(topology: Topology, switch: Switched, y: float, places: Places, lively: bool) -> list[Shape]:
+    """The bar of a switch, with its speed."""
     cards = [places[index] for index in switch.gpus]
     left, right = min(card.x for card in cards), max(card.right for card in cards)
     rate = f"{speed(topology, switch.link):g} GB/s each way" if switch.works else f"no peer access ({switch.link.p2p})"

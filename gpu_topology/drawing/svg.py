@@ -73,6 +73,7 @@ def to_svg(picture: Picture) -> str:
 
 
 def _draw(shape: Box | Wire | Label) -> Iterator[str]:
+    """The SVG elements of a shape."""
     if isinstance(shape, Box):
         fill, stroke, thickness, radius = _BOXES[shape.style]
         edge = "" if stroke == "none" else f' stroke="{stroke}" stroke-width="{_number(thickness)}"'

@@ -254,6 +254,7 @@ def cpu_list(bits: int) -> str | None:
 
 
 def _mig_devices(device: Device) -> tuple[MigDevice, ...]:
+    """The MIG slices of a GPU that have a UUID."""
     found: list[MigDevice] = []
     for position in range(device.ask("nvmlDeviceGetMaxMigDeviceCount") or 0):
         handle = device.ask("nvmlDeviceGetMigDeviceHandleByIndex", position)

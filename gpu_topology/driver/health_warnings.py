@@ -68,6 +68,7 @@ def _memory_errors(gpu: Gpu) -> Iterator[str]:
 
 
 def _pcie(gpu: Gpu) -> Iterator[str]:
+    """Many replays, or fewer lanes than card and slot have."""
     if (gpu.pcie_replays or 0) >= _MANY_REPLAYS:
         yield f"{gpu.pcie_replays} PCIe replays since the driver was loaded: check the riser and the slot"
     now, full, slot = gpu.pcie_width_now, gpu.pcie_width, gpu.pcie_slot_width

@@ -76,6 +76,7 @@ def read_links(gpus: Sequence[Gpu], devices: Sequence[Device]) -> tuple[Link, ..
 def _read_link(
     a: tuple[Gpu, Device], b: tuple[Gpu, Device], nvlinks: dict[int, _NvLinks], known: dict[object, PeerAccess] | None
 ) -> Link:
+    """The connection of two GPUs: NVLinks, PCIe path and peer access."""
     (gpu_a, device_a), (gpu_b, device_b) = a, b
     count = _count_between(gpu_a, gpu_b, nvlinks)
     ancestor = _ask_pair("nvmlDeviceGetTopologyCommonAncestor", device_a, device_b)
@@ -149,6 +150,7 @@ def _one_by_one(device: Device) -> Iterator[tuple[int, bool | None]]:
 
 
 def _note_remote(device: Device, link: int, buses: Collection[str | None], found: _NvLinks) -> None:
+    """Note which GPU or switch is at the other end of one NVLink."""
     pci = device.ask("nvmlDeviceGetNvLinkRemotePciInfo", link)
     bus_id = None if pci is None else _key(pci.busId)
     if bus_id is not None and bus_id in buses:

@@ -117,6 +117,7 @@ def notes(
 
 
 def _about_peers(facts: Facts, *, peers_off: bool) -> Iterator[str]:
+    """Pairs without peer access, and what follows for NCCL."""
     if facts.refused_over_pcie:
         unset = "is" if peers_off else "would be"
         yield (
@@ -146,6 +147,7 @@ def _about_peers(facts: Facts, *, peers_off: bool) -> Iterator[str]:
 
 
 def _about_fabric(facts: Facts) -> Iterator[str]:
+    """An NVSwitch fabric that is not up."""
     chosen = [gpu for gpu in facts.topology.gpus if gpu.index in facts.selection.indices]
     stopped = [str(gpu.index) for gpu in chosen if gpu.fabric_state in _FABRIC_STOPPED]
     if stopped:

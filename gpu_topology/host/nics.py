@@ -36,6 +36,7 @@ def _place(device: Path) -> _Place | None:
 
 
 def _level(one: _Place | None, other: _Place | None) -> str | None:
+    """How near two PCI devices are, as nvidia-smi names it; None where a place is unknown."""
     if one is None or other is None:
         return None
     (bridge, chain, node), (other_bridge, other_chain, other_node) = one, other

@@ -31,6 +31,7 @@ def verdict(usage: Usage) -> tuple[str, ...]:
 
 
 def _chief(known: Sequence[GpuUsage], working: Sequence[GpuUsage], seconds: float) -> str:
+    """Whether the GPUs were kept busy, as a sentence."""
     if not known:
         return "the driver reports no utilisation of these GPUs, so whether they waited is unknown"
     if not working:

@@ -36,6 +36,7 @@ class _Column:
 
 
 def _columns(sample: Sample, width: int) -> list[_Column]:
+    """The columns that are reported and fit into the width."""
     columns = [
         _Column("util", 5, lambda gpu: _known(gpu.utilization, "{}%")),
         _Column("", 10, lambda gpu: _bar(gpu.utilization).ljust(10), wide=True),

@@ -58,6 +58,7 @@ def _handle(uuid: str) -> Any:
 
 
 def _read(driver: Driver, uuid: str) -> Reading | None:
+    """What the driver says of one GPU; None where it has no such."""
     handle = _handle(uuid)
     if handle is None:
         return None

@@ -123,6 +123,7 @@ class Sampler:
         self._slow_due = time.monotonic() + spent / SHARE_OF_A_CORE
 
     def _read(self, position: int) -> GpuSample:
+        """One sample of the GPU at a position; with an error where it is lost."""
         gpu, device = self._gpus[position]
         utilization = device.ask("nvmlDeviceGetUtilizationRates")
         total, used = read_memory(device)

@@ -104,6 +104,8 @@ _MEASURED = (
 
 
 class _Running:
+    """The sums of one GPU's samples so far."""
+
     def __init__(self, gpu: GpuSample) -> None:
         self._gpu = gpu
         self._values = {name: _Mean() for name in _MEASURED}

@@ -51,6 +51,7 @@ def devices(screen: Screen, topology: Topology, selection: Selection | None = No
 
 
 def _device_columns() -> tuple[_Column, ...]:
+    """The columns of the device table; `least`: the width of the screen from which a column is shown."""
     return (
         _Column("GPU", lambda gpu: str(gpu.index), right=True),
         _Column("Name", _name_cell),

@@ -72,6 +72,7 @@ class Screen:
             self._row(columns, row, widths, left, gap)
 
     def _widths(self, columns: Sequence[Column], rows: Sequence[Sequence[list[Piece]]], between: int) -> list[int]:
+        """The width of each column: columns that wrap shrink until the table fits."""
         widths = []
         for at, column in enumerate(columns):
             found = max([display_width(column.title), column.least, *(_widest(row[at]) for row in rows)])

@@ -267,6 +267,7 @@ def _no_slices(device: Device, rules: Rules) -> str | None:
 
 
 def _erring(device: Device, rules: Rules) -> str | None:
+    """Why a GPU with errors is left out; None where it has none or was asked for by name."""
     gpu = device.gpu
     if _among(device, rules.asked):
         return None

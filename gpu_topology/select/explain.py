@@ -95,6 +95,7 @@ _TIE_BREAKS: tuple[tuple[str, Callable[[Group], object]], ...] = (
 
 
 def _slowest_link(choice: Choice) -> str:
+    """The slowest link of the chosen GPUs' best ring, in brackets."""
     indices = choice.indices
     if len(indices) < 2:
         return ""

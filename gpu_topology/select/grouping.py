@@ -140,6 +140,7 @@ def _same_memory(less: int | None, more: int | None) -> bool:
 
 
 def _group(topology: Topology, alike: Sequence[Device]) -> Group:
+    """A group of identical devices, with its memory (bytes, of the smallest) and speeds."""
     devices = tuple(sorted(one_each(alike), key=lambda device: device.index))
     first = devices[0]
     indices = tuple(device.index for device in devices)

@@ -151,6 +151,7 @@ def named_by(topology: Topology, request: SelectionRequest) -> tuple[tuple[Devic
 
 
 def _rules(topology: Topology, request: SelectionRequest) -> Rules:
+    """What decides which devices may be used. Errors: SelectionError."""
     asked = _resolve(request.gpus, topology)
     for position, device in enumerate(asked):
         if any(device.is_part_of(other) or other.is_part_of(device) for other in asked[:position]):

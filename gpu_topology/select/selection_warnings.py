@@ -114,6 +114,7 @@ def _mps_servers(choice: Choice) -> Iterator[str]:
 
 
 def _nvlinks(choice: Choice) -> Iterator[str]:
+    """NVLinks that are down or inactive."""
     topology = choice.topology
     down: dict[tuple[int, int], list[int]] = {}
     for missing in some_down(topology):

@@ -200,6 +200,7 @@ class _Trial:
 
 
 def _verdict(first: Findings, last: Findings, tried: Mapping[str, str], trial: _Trial, seconds: float) -> Verdict:
+    """What the first and the last job found, as one verdict."""
     fixed = first.problem is not None and last.problem is None
     shown = last if fixed else first
     copies = tuple(pair for pair in first.pairs if pair.way == "copy")

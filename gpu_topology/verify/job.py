@@ -93,6 +93,7 @@ def _command(folder: Path, ranks: int, options: Sequence[str], worker: Sequence[
 
 
 def _environment(given: Mapping[str, str], folder: Path) -> dict[str, str]:
+    """The variables of the job: one machine, over loopback unless the user's say otherwise."""
     kept = {name: value for name, value in given.items() if not name.startswith(("PET_", "TORCHELASTIC_"))}
     # One machine: bootstrap over loopback is there and stays inside. NCCL's warnings say what its errors do not.
     defaults = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo", "NCCL_DEBUG": "WARN"}

@@ -112,6 +112,7 @@ def read_record(folder: Path, rank: int) -> Record:
 
 
 def _parse(line: str) -> Step | Result | str:
+    """The step, result or failure of a line. Errors: ValueError, KeyError."""
     entry = json.loads(line)
     if "failed" in entry:
         return str(entry["failed"])

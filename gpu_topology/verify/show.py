@@ -73,6 +73,7 @@ def _speed(gb_s: float) -> str:
 
 
 def _lines(verdict: Verdict) -> list[Text]:
+    """The verdict as lines for a terminal."""
     lines = []
     if verdict.compute:
         noun = "GPU" if verdict.backend == "nccl" else "rank"

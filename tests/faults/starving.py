@@ -1,7 +1,7 @@
 """Memory that runs out on one of two ranks; the program of the ranks of test_memory.py.
 
-`starving.py RESULT.pt` trains each case in one process group, with the same network and data; rank 0 writes {case: {"gradients": [steps, n],
-"history": ..., "said": ...}}.
+`starving.py RESULT.pt` trains each case in one process group, with the same network and data; rank 0 writes
+{case: {"gradients": [steps, n], "history": ..., "said": ...}}.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""The program of the ranks of test_exact_gradients.py: trains as each case of a JSON file says, and keeps losses, gradients and weights.
+"""The program of the ranks of test_exact_gradients.py: trains as each case of a JSON file says.
+
+It keeps losses, gradients and weights.
 
     python tests/integration/run_steps.py CASES.json RESULT.pt
 

@@ -113,9 +113,7 @@ def cases_of(ranks: int) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
-def test_any_split_gives_the_gradient_of_the_global_batch(
-    train: Callable[[int], dict[str, Found]], ranks: int
-) -> None:
+def test_any_split_gives_the_gradient_of_the_global_batch(train: Callable[[int], dict[str, Found]], ranks: int) -> None:
     # The reference: no shares, no accumulation, one process; clipping is part of the step and stays.
     cut = ("shares", "moved", "accumulate", "rows", "scale", "reference")
     found = train(ranks)

@@ -64,6 +64,7 @@ class _WhenTorchIsThere:
 
 
 def _wait_for_process_group(c10d: ModuleType) -> None:
+    """Begin to answer once the program makes its process group."""
     # torch reads it when it records first; os.environ does not show it.
     if not any(name in os.environ for name in RECORDER_SIZES):
         os.putenv(RECORDER_SIZES[0], RECORDED)
