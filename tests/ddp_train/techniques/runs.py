@@ -1,7 +1,7 @@
 """Tiny runs of the real trainer; also the program of the runs on two ranks.
 
-`runs.py RESULT.pt` trains every row of the table whose result must not depend on the ranks, and SAM; and under --reproducible
-all rows that do something. Rank 0 writes {name: [weights]}.
+`runs.py RESULT.pt` trains every row of the table whose result must not depend on the ranks, and SAM; and
+under --reproducible all rows that do something. Rank 0 writes {name: [weights]}.
 """
 
 from __future__ import annotations
