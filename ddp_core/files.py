@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from ddp_core.errors import TopologyError, UserError
+from ddp_core.errors import UserError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # What link(2) answers where the file system, or a policy on it, has no hard links, or the file too many.
@@ -59,11 +59,25 @@ def replacing(
         raise UserError(_explanation(target, error, size)) from error
 
 
-def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write `text` as UTF-8 in the place of `path`; raises UserError as `replacing` does."""
-    data = text.encode()
-    with replacing(path, size=lambda: len(data)) as file:
-        file.write(data)
+def write_text(path: str | os.PathLike[str], text: str, error: type[UserError] = UserError) -> None:
+    """Write `text` as UTF-8 in the place of `path`, whole or not at all. Errors: `error`, one line naming the file.
+
+    What is no regular file (/dev/stdout, a pipe) is written to as it is; a symbolic link stays, and so does the mode.
+    """
+    try:
+        target = Path(path).resolve()
+        if target.exists() and not target.is_file():
+            target.write_text(text, encoding="utf-8")
+            return
+        data = text.encode()
+        with replacing(target, size=lambda: len(data)) as file:
+            file.write(data)
+            if target.exists():
+                os.fchmod(file.fileno(), target.stat().st_mode & 0o777)
+    except (OSError, RuntimeError, ValueError) as problem:  # a loop of links; a null character
+        raise error(f"cannot write {path}: {getattr(problem, 'strerror', None) or problem}") from None
+    except UserError as problem:
+        raise error(str(problem)) from None
 
 
 def _keep(target: Path, kept: Path) -> None:
@@ -120,24 +134,3 @@ def _explanation(target: Path, error: OSError, size: Callable[[], int] | None) -
     limit = "" if error.errno == errno.ENOSPC else f" ({error.strerror})"
     kept = "; the previous file is intact" if target.exists() else ""
     return f"cannot write {target}: the disk is full{limit}: {free}{kept}"
-
-
-def write_whole(path: Path | str, text: str) -> None:
-    """Write a file that the user asked for, whole or not at all. Errors: TopologyError naming the file.
-
-    What is no regular file (/dev/stdout, a pipe) is written to as it is; a symbolic link stays, and so does the mode.
-    """
-    try:
-        target = Path(path).resolve()
-        if target.exists() and not target.is_file():
-            target.write_text(text, encoding="utf-8")
-            return
-        data = text.encode()
-        with replacing(target, size=lambda: len(data)) as file:
-            file.write(data)
-            if target.exists():
-                os.fchmod(file.fileno(), target.stat().st_mode & 0o777)
-    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: a loop of links; ValueError: a null character
-        raise TopologyError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from None
-    except UserError as error:
-        raise TopologyError(str(error)) from None

@@ -20,7 +20,7 @@ from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 from unicodedata import category
 
 from ddp_core.errors import TopologyError
-from ddp_core.files import write_whole
+from ddp_core.files import write_text
 from gpu_topology.topology import MOST_GPUS, LinkLevel, Topology
 
 T = TypeVar("T")
@@ -89,7 +89,7 @@ def from_dict(data: object) -> Topology:
 
 def save(topology: Topology, path: Path | str) -> None:
     """Write the snapshot, whole or not at all; TopologyError naming the file when it cannot be written."""
-    write_whole(path, json.dumps(to_dict(topology), indent=1) + "\n")
+    write_text(path, json.dumps(to_dict(topology), indent=1) + "\n", TopologyError)
 
 
 def load(path: Path | str) -> Topology:

@@ -15,7 +15,8 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 
-from ddp_core.files import write_whole
+from ddp_core.errors import TopologyError
+from ddp_core.files import write_text
 from gpu_topology.cli_options import add_output, add_selection, add_source, answer
 from gpu_topology.drawing.cards import card_shapes, make_card
 from gpu_topology.drawing.legend import legend
@@ -57,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.output is None:
         print(text, end="")
         return 0
-    write_whole(arguments.output, text)
+    write_text(arguments.output, text, TopologyError)
     count = len(answers.topology.gpus)
     print(f"wrote {arguments.output}: {count} GPU{'s' * (count != 1)}", file=sys.stderr)
     return 0

@@ -15,7 +15,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import pytest
 
 from ddp_core.errors import TopologyError
-from ddp_core.files import write_whole
+from ddp_core.files import write_text
 from gpu_topology import snapshot
 from gpu_topology.topology import Gpu, GpuProcess, Link, LinkLevel, MigDevice, PeerAccess, Topology
 from tests.fake_nvml.machine import to_topology
@@ -183,7 +183,7 @@ def test_an_earlier_file_survives_an_error_and_nothing_is_left_behind(tmp_path):
     path = tmp_path / "machine.json"
     path.write_text("precious")
     with pytest.raises(TopologyError, match="cannot write"):
-        write_whole(path, "half a pair: \ud800")
+        write_text(path, "half a pair: \ud800", TopologyError)
     assert path.read_text() == "precious"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -193,11 +193,11 @@ def test_what_is_written_to_keeps_its_kind(tmp_path):
     target.write_text("old")
     target.chmod(0o640)
     link.symlink_to(target)
-    write_whole(link, "new")
+    write_text(link, "new")
     assert (link.is_symlink(), target.read_text(), target.stat().st_mode & 0o777) == (True, "new", 0o640)
     os.mkfifo(pipe)
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
-    write_whole(pipe, "through")
+    write_text(pipe, "through")
     assert os.read(reader, 99) == b"through"
     os.close(reader)
     assert pipe.is_fifo()
