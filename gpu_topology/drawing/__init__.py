@@ -1,1 +1,1 @@
-"""The picture of a machine, from a topology to SVG; picture.py says how the parts fit, ../draw.py is the command."""
+"""The picture of a machine, from a topology to SVG; picture.py is the command and shows how the parts fit together."""

@@ -1,4 +1,4 @@
-"""Where the NVLinks of a picture run: which GPUs hang on a switch, and a lane of its own for each direct link.
+"""Where the NVLinks of a picture run: which GPUs are attached to a switch, and a lane of its own for each direct link.
 
 Links run in the channel between two rows of GPU cards (or below a single row): down from one card, along a lane, and up
 or down to the other. No two lanes touch, and no two verticals share an x.
@@ -72,7 +72,7 @@ def nvlinks(topology: Topology) -> tuple[Link, ...]:
 
 
 def has_peers(link: Link) -> bool:
-    """Whether peer access works as far as the driver tells."""
+    """Whether peer access works, as far as the driver reports it."""
     return link.p2p in (None, "ok")
 
 

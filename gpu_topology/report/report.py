@@ -108,7 +108,7 @@ def all_warnings(
     settings: Sequence[Setting] = (),
     verdict: Verdict | None = None,
 ) -> tuple[str, ...]:
-    """Everything that the user should know: of the reading, of the choice, and of what is deliberately not set."""
+    """All warnings and notes: on the reading, on the selection, and on variables that are deliberately not set."""
     binding = choose_binding(topology, selection, host)
     return (
         *topology.warnings,
@@ -127,7 +127,7 @@ def render(
     settings: Sequence[Setting],
     verdict: Verdict | None = None,
 ) -> None:
-    """Set the whole report; a machine without a GPU gets its own page."""
+    """Lay out the whole report; a machine without a GPU gets its own page."""
     if not topology.gpus:
         _render_without_gpu(screen, topology, host, settings)
         return

@@ -1,6 +1,6 @@
 """Wrapped text and tables for a terminal, in the few styles of the report.
 
-Not rich, which draws the live screens: to import it takes longer than everything else that the report does.
+Not rich, which draws the live screens: importing it takes longer than the whole report.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """`python -m gpu_topology verify`: a short real job over the chosen GPUs, under a time limit, and what to set.
 
 Every pair's copies and sends are compared bit for bit, an all-reduce with its exact sum. Where that goes wrong, the job
-runs again with the variable that takes the suspected path away; one that fixes it is what to set. Data flows
-verify_worker (in each rank) -> verify_journal -> verify_job -> verify_findings -> Verdict.
+runs again with the variable that avoids the suspected path; if that fixes it, this is what to set. Data flow: worker.py
+(in each rank) -> journal.py -> job.py -> findings.py -> Verdict.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ TIME_LIMIT_S = 60
 CPU_RANKS = 2
 LARGEST_RANKS = 64
 LONGEST_S = 3600
-# Under these of the user's own a result says nothing about the machine without them.
+# Where the user has set one of these, a result does not hold for the machine without it.
 _TRANSPORT = ("NCCL_P2P_", "NCCL_SHM_", "NCCL_CUMEM_", "NCCL_NVLS_", "NCCL_ALGO", "NCCL_PROTO", "NCCL_TOPO_")
 
 
@@ -144,7 +144,7 @@ def check(
 
 
 def usual_limit_s(ranks: int) -> int:
-    """Enough for 16 GPUs by way of a slow host, where each of 240 pairs moves more than half a gigabyte."""
+    """Enough for 16 GPUs that communicate through a slow host: each of 240 pairs moves more than half a gigabyte."""
     return max(TIME_LIMIT_S, ranks * (ranks - 1) // 2)
 
 
@@ -192,7 +192,7 @@ class _Trial:
         return judge(result, self.naming, self._time_limit_s)
 
     def suspect(self, findings: Findings, tried: Mapping[str, str]) -> str | None:
-        """The variable that takes away what is likely broken; None where there is nothing left to try."""
+        """The variable that avoids the path that is likely broken; None where there is nothing left to try."""
         if self.naming.backend != "nccl" or self.ranks < 2 or findings.stage == "start":
             return None
         names = ("NCCL_SHM_DISABLE", "NCCL_P2P_DISABLE") if findings.shm else ("NCCL_P2P_DISABLE",)

@@ -16,7 +16,7 @@ _SHM_WORDS = re.compile(r"/dev/shm|shared memory segment|posix_fallocate")
 
 @dataclass(frozen=True, slots=True)
 class Naming:
-    """How ranks are called: `devices` are their NVML indices, empty on the CPU; `backend` is "nccl" or "gloo"."""
+    """How ranks are named: `devices` are their NVML indices, empty on the CPU; `backend` is "nccl" or "gloo"."""
 
     backend: str
     devices: tuple[int, ...] = ()
@@ -53,7 +53,7 @@ class Findings:
 
     compute     (number of the rank's device, 10^12 operations per second)
     problem     one line, None where everything was right in time
-    stage       the kind of step of the problem: see verify_journal.KINDS
+    stage       the kind of step of the problem: see journal.KINDS
     stopped     whether the time limit ended the job
     shm         whether what was said points to /dev/shm
     words       the last lines of the rank at fault, or of torchrun where it is none
@@ -70,7 +70,7 @@ class Findings:
 
 
 def judge(result: JobResult, naming: Naming, time_limit_s: float) -> Findings:
-    """Read the records of a job. Data that were wrong count before the end that the job came to."""
+    """Read the records of a job. Wrong data count before the way in which the job ended."""
     results = [_spoken(entry) for entry in enumerate(result.records)]
     ended = sorted((entry for record in results for entry in record), key=lambda entry: _place(entry.step))
     wrong = [entry for entry in ended if entry.problem is not None]
@@ -103,7 +103,7 @@ def judge(result: JobResult, naming: Naming, time_limit_s: float) -> Findings:
 
 
 def _spoken(entry: tuple[int, Record]) -> list[Result]:
-    """The results that a rank speaks for: of a send, the receiver's."""
+    """The results that a rank reports: a send is reported by its receiver."""
     rank, record = entry
     return [result for result in record.results if result.step.kind != "send" or result.step.b == rank]
 
@@ -116,7 +116,7 @@ def _pair(result: Result, naming: Naming) -> PairResult:
 
 
 def _ending(result: JobResult, naming: Naming, time_limit_s: float) -> tuple[str | None, str | None, tuple[str, ...]]:
-    """(problem, stage, words) of how the job ended: (None, None, ()) where every rank came to its end."""
+    """(problem, stage, words) of how the job ended: (None, None, ()) where every rank finished."""
     for rank, record in enumerate(result.records):
         if record.unreadable is not None:
             problem = f"{naming.rank(rank)} wrote what is no result: {record.unreadable!r}"
@@ -140,9 +140,9 @@ def _complete(rank: int, record: Record, ranks: int) -> bool:
 
 
 def _stopped(result: JobResult, naming: Naming, time_limit_s: float) -> tuple[str, str, tuple[str, ...]]:
-    """The time limit came. The earliest open step is the one that hangs: later ones wait for nothing else."""
+    """The time limit was reached. The earliest step that has not ended hangs; later ones wait for it."""
     limit = f"after {time_limit_s:g} s"
-    # A rank without a word has not come as far as the import.
+    # A rank that wrote nothing has not reached the import.
     places = [record.open if record.results else record.open or Step("start") for record in result.records]
     working = [place for place in places if place is not None]
     if not working:

@@ -22,7 +22,7 @@ from gpu_topology.verify.journal import FOLDER_VARIABLE, Record, read_record
 
 PACKAGES = Path(__file__).resolve().parents[2]
 PR_SET_PDEATHSIG = 1
-# A process in a driver call ends when the call does; longer than this nobody waits.
+# A process inside a driver call ends when the call does; this is the longest wait for one.
 END_S = 5.0
 LAST_LINES = 12
 
@@ -37,7 +37,7 @@ class JobResult:
     codes     rank -> how it ended, as subprocess has it (-n: signal n); ranks that torchrun found failed
     words     rank -> the last lines of its stderr, with NCCL's warnings
     talk      the last lines of torchrun itself
-    left      processes that do not even end by SIGKILL: they hang in the driver
+    left      processes that survive even SIGKILL: they hang in the driver
     """
 
     status: int | None
@@ -138,7 +138,7 @@ def _run(command: list[str], environment: dict[str, str], time_limit_s: float) -
 
 
 def _dies_with(parent: int) -> Callable[[], None]:
-    """For the new process: the kernel kills it with this one, SIGKILL of which leaves no time for anything else."""
+    """Runs in the new process: the kernel kills it when this one dies, also by SIGKILL."""
     prctl = ctypes.CDLL(None).prctl
 
     def prepare() -> None:
@@ -186,7 +186,7 @@ def _codes(talk: Sequence[str]) -> dict[int, int]:
 
 
 def _words(folder: Path, rank: int) -> tuple[str, ...]:
-    """NCCL writes its warnings to stdout, everybody else complains on stderr."""
+    """NCCL writes its warnings to stdout, everything else goes to stderr."""
     logs = f"logs/*/attempt_0/{rank}"
     warnings = [line for path in folder.glob(f"{logs}/stdout.log") for line in _lines(path) if "NCCL WARN" in line]
     said = [line for path in folder.glob(f"{logs}/stderr.log") for line in _lines(path)]

@@ -1,4 +1,4 @@
-"""What each rank of verify's job writes down before and after every step, so that a job that hangs has said where.
+"""What each rank of verify's job writes down before and after every step, so that a job that hangs shows where.
 
 One file of JSON lines per rank, in a folder that FOLDER_VARIABLE names. The ranks write, verify reads afterwards.
 """
@@ -17,7 +17,7 @@ KINDS = ("start", "init", "compute", "copy", "send", "sum", "done")
 
 
 class Refused(Exception):
-    """What the rank's torch cannot do at all: the message says it, without a traceback."""
+    """What the rank's torch cannot do at all: a message without a traceback."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Record:
     results     the steps that ended
     open        the step it was in when it wrote last, None between steps
     failed      the exception that ended the rank
-    unreadable  the first line that is none of a journal's
+    unreadable  the first line that is not a journal's
     """
 
     results: tuple[Result, ...] = ()
@@ -57,12 +57,12 @@ class Record:
 
     @property
     def done(self) -> bool:
-        """Whether the rank got to its end."""
+        """Whether the rank finished."""
         return any(result.step.kind == "done" for result in self.results)
 
 
 class Journal:
-    """The file of one rank. Every line is in the kernel's hands before the step continues: the rank may die in it."""
+    """The file of one rank. Every line is written out before the step continues, since the rank may die in it."""
 
     def __init__(self, folder: Path, rank: int) -> None:
         self._file = _path(folder, rank).open("w", buffering=1, encoding="utf-8")

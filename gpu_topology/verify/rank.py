@@ -44,7 +44,7 @@ def main() -> int:
 
 
 def _die_with_parent(folder: str) -> None:
-    """The kernel kills this process with its parent, torchrun. One that is an orphan already leaves by itself."""
+    """The kernel kills this process with its parent, torchrun. A process that is already an orphan ends itself."""
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     mark = f"{FOLDER_VARIABLE}={folder}".encode()
     try:
@@ -59,5 +59,5 @@ if __name__ == "__main__":
     status = main()
     sys.stdout.flush()
     sys.stderr.flush()
-    # All is written down. The tear-down of CUDA and NCCL is not what is asked here, and may crash or hang.
+    # Everything is recorded. The tear-down of CUDA and NCCL is not tested here, and may crash or hang.
     os._exit(status)

@@ -96,12 +96,12 @@ def _device(backend: str) -> torch.device:
 
 
 def _meet() -> None:
-    """All ranks are here."""
+    """Wait for all ranks."""
     dist.all_reduce(torch.zeros(1))
 
 
 def _wait(device: torch.device) -> None:
-    """All that was given to a GPU is done."""
+    """Wait until the device has done all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
