@@ -33,7 +33,7 @@ from gpu_topology.topology import Topology
 
 SCHEMA = "ddp-launch-doctor/1"
 STYLES = {"ok": "green", "warning": "yellow", "failed": "bold red"}
-# Words of the environment that say nothing of what is wrong, and may say who the user is, stay out of the report.
+# Variables that say nothing about a problem, but may say who the user is, stay out of the report.
 REPORTED = ("NCCL_", "CUDA_", "TORCH_", "GLOO_", "OMP_", "PYTORCH_", "SLURM_JOB_NUM_NODES", "SLURM_NNODES", "PET_")
 
 
@@ -59,7 +59,7 @@ def run(options: LaunchOptions) -> int:
 
 
 def exit_status(checks: Sequence[Check]) -> int:
-    """1 where a check failed, else 0: a warning keeps nobody from training."""
+    """1 where a check failed, else 0: a warning does not prevent training."""
     return int(_worst(checks) == "failed")
 
 

@@ -123,7 +123,7 @@ def _architectures(probe: Probe, used: Sequence[Gpu], cuda: str | None) -> Check
 
 
 def _major(version: str | None) -> int:
-    """12 of "12.4". A version that nobody tells is new enough for any: what cannot be used shows in the trial."""
+    """12 of "12.4". An unknown version counts as new enough: what cannot be used shows in the trial."""
     match = re.match(r"\d+", version or "")
     return int(match[0]) if match else 10**6
 

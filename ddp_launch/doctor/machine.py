@@ -130,7 +130,7 @@ def host_name(host: Host) -> Check:
         except OSError as error:
             found.append(f"does not resolve ({error.strerror or error})")
 
-    # A name server that is silent would hold the report up for as long as it likes.
+    # A silent name server would delay the report without limit.
     thread = threading.Thread(target=resolve, daemon=True)
     thread.start()
     thread.join(RESOLVE_S)

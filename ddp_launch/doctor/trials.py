@@ -134,7 +134,7 @@ def _run(command: Sequence[str], limit_s: float) -> tuple[int | None, str, str]:
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """SIGTERM, which the launcher hands on to its ranks; then SIGKILL to what is left of the group."""
+    """SIGTERM, which the launcher passes on to its ranks; then SIGKILL to what is left of the group."""
     for number, wait_s in ((signal.SIGTERM, 10), (signal.SIGKILL, 10)):
         os.killpg(process.pid, number)
         try:

@@ -78,7 +78,7 @@ def worker_argv(program: Program) -> tuple[str, ...]:
 
 
 def chooses_backend(program: Program) -> bool:
-    """Whether a user's program names a backend, or may: of what is not one Python file nothing is known."""
+    """Whether a user's program names a backend, or may: only a single Python file is looked into."""
     if program.kind == "trainer":
         return False
     if program.kind != "script" or not Path(program.name).is_file():

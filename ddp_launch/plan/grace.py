@@ -1,7 +1,7 @@
 """How long ranks may take to end, within what the cluster manager leaves to the launcher itself.
 
 Slurm (slurm.conf, KillWait) and Kubernetes (terminationGracePeriodSeconds) end a job with SIGTERM and, unless they are
-configured otherwise, 30 seconds later with SIGKILL to all of it. What they are configured to, they do not tell a job.
+configured otherwise, 30 seconds later with SIGKILL to all of it. They do not tell a job how they are configured.
 """
 
 from __future__ import annotations

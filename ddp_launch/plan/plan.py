@@ -122,7 +122,7 @@ def make_plan(options: LaunchOptions, facts: MachineFacts) -> LaunchPlan:
         doubt=needs_verify(topology, selection, host) if verdict is None and not _peers_off(settings) else None,
         inherited=inherited,
     )
-    # Why there is no GPU concerns nobody who asked for the CPU.
+    # Why there is no GPU does not matter where the user asked for the CPU.
     reasons = () if wants_cpu else topology.warnings
     noted = (*reasons, *_warnings(plan, options, environ, binding), *_predicted(plan, options, facts.known_speeds))
     return replace(plan, warnings=noted)

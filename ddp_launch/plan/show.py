@@ -168,7 +168,7 @@ def _section(console: Console, title: str, body: RenderableType) -> None:
 
 
 def _show_warnings(console: Console, plan: LaunchPlan) -> None:
-    """All but what stands above already: the reason for the CPU, and why GPUs are left out."""
+    """Everything that is not shown above already: the reason for the CPU, and why GPUs are left out."""
     above = {plan.selection.reason, *(excluded.reason for excluded in plan.selection.excluded)}
     for warning in plan.warnings:
         # "GPU 3: the GPU is lost" of the reading, "not GPU 3 (...): the GPU is lost" of the choice.

@@ -23,7 +23,7 @@ from gpu_topology.topology import Gpu, Topology
 class Training:
     """A run of the bundled trainer.
 
-    `given`: the user's options; `settings`: what the machine decides, for options that the user left open;
+    `given`: the user's options; `settings`: what the machine decides, for options that the user did not set;
     `program`: the trainer with both; `config`: the same, checked.
     """
 
@@ -107,6 +107,6 @@ def _hardware(topology: Topology, selection: Selection, host: Host, ranks: int, 
 
 
 def _memory(gpu: Gpu, uuid: str) -> int:
-    """Bytes of the GPU, or of the MIG slice with this UUID; 0 where the driver does not tell."""
+    """Bytes of the GPU, or of the MIG slice with this UUID; 0 where the driver does not report it."""
     parts = {part.uuid: part.memory_total for part in gpu.mig_devices}
     return parts.get(uuid, gpu.memory_total) or 0

@@ -1,4 +1,4 @@
-"""Who has come to a rendezvous, noted in its store, and in words: who has not. Imports no torch."""
+"""Which nodes have come to a rendezvous, noted in its store; and a line on those that have not. Imports no torch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Store(Protocol):
 
 @dataclass(frozen=True)
 class Node:
-    """A node that came. `key`: tells its launcher from every other; `rank`: None where nobody gave it one."""
+    """A node that came. `key`: tells its launcher from every other; `rank`: None where it was given none."""
 
     key: str
     host: str
@@ -48,11 +48,11 @@ class Attendance:
         return [Node(**json.loads(self._store.get(key))) for key in keys if self._store.check([key])]
 
     def end(self, words: str) -> None:
-        """Leave word why the run ends, for the nodes that find it closed."""
+        """Note why the run ends, for the nodes that find it closed."""
         self._store.set(END, words)
 
     def ended(self) -> str | None:
-        """Why another node has ended the run; None where none has said so."""
+        """Why another node has ended the run; None where none has."""
         return self._store.get(END).decode() if self._store.check([END]) else None
 
 
@@ -80,7 +80,7 @@ def who_is_missing(
 
 
 def _is_gone(node: Node, here: Sequence[Node]) -> bool:
-    """Whether a node that came is lost, and has not come back by another launcher."""
+    """Whether a node that came is lost, and has not come back with another launcher."""
     return not any((node.rank, node.host) == (other.rank, other.host) for other in here)
 
 

@@ -1,4 +1,4 @@
-"""The rendezvous of several nodes: torch's dynamic one, on one address of each node, with words for what goes wrong.
+"""The rendezvous of several nodes: torch's dynamic one, on one address of each node, with messages for what goes wrong.
 
 The node that owns the endpoint holds the store in which the launchers find one another. In each round the ranks get a
 new store from the first node, so that nothing of an earlier attempt is left in it. Ranks are counted in the order of
@@ -39,7 +39,7 @@ from ddp_launch.torch_internals import HookedRendezvous, change_join_timeout
 
 SEVERAL_NODES = "ddp-launch-several-nodes"
 LAST_PLACE = 1_000_000
-"""Behind every node that has a rank."""
+"""Sorts after every node that has a rank."""
 READ_TIMEOUT_S = 60
 CONNECT_TIMEOUT_S = 1.0
 RETRY_INTERVAL_S = 0.2
@@ -48,7 +48,7 @@ KEEP_ALIVE_S, KEEP_ALIVE_ATTEMPTS = 5, 3
 SILENCE_S = KEEP_ALIVE_S * (KEEP_ALIVE_ATTEMPTS + 1)
 FIRST_CALL_S, LATER_CALL_S = 30, 5
 """With a range of nodes: how long the least number of them waits for more. A later round begins when every node of the
-earlier one has left it or is lost, so that nobody is far."""
+earlier one has left it or is lost, so that all arrive soon."""
 FAREWELL_S = 2.0
 """How long the store outlives a meeting that failed, for the others to read why."""
 
@@ -139,7 +139,8 @@ class SeveralNodes(HookedRendezvous):
         return closed
 
     def num_nodes_waiting(self) -> int:
-        """See the base class; also 1 when a node was lost and the run may start again: ranks may wait for it for ages.
+        """See the base class; also 1 when a node was lost and the run may start again: ranks may wait for it for a long
+        time.
 
         Errors: MeetingFailed.
         """
@@ -154,7 +155,7 @@ class SeveralNodes(HookedRendezvous):
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """What torch raises, in words for the user."""
+        """What torch raises, as an error for the user."""
         try:
             try:
                 yield
@@ -222,7 +223,7 @@ def _meet(cluster: Cluster, may_restart: bool) -> _Meeting:
 
 
 def _await_listener(cluster: Cluster, host: str, port: int, deadline: float) -> str:
-    """The address of the endpoint, once somebody listens there. The store's own waiting would let no signal through."""
+    """The address of the endpoint, once somebody listens there. Waiting inside the store would block signals."""
     while True:
         why = ""
         try:
@@ -243,9 +244,9 @@ def _await_listener(cluster: Cluster, host: str, port: int, deadline: float) -> 
 
 
 def _notice_silence(port: int) -> None:
-    """Let connections of this process with the store break when the other end says nothing for SILENCE_S.
+    """Make connections of this process to the store break when the other end is silent for SILENCE_S.
 
-    The store waits in native code, where no signal is heard: by the kernel's own limits for a quarter of an hour.
+    The store waits in native code, where no signal is handled: by the kernel's own limits for a quarter of an hour.
     """
     for name in os.listdir("/proc/self/fd"):  # noqa: PTH208
         if not _is_socket(int(name)):

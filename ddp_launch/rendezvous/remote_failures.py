@@ -1,6 +1,6 @@
-"""What failed on the other nodes of a run, told through the store that the launchers share. Imports no torch.
+"""What failed on the other nodes of a run, exchanged through the store that the launchers share. Imports no torch.
 
-A rank that loses its connection to another node knows only that its peer is gone. The launcher over there knows why.
+A rank that loses its connection to another node knows only that its peer is gone. The launcher of that node knows why.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from ddp_launch.failure.log_tail import LogTail
 from ddp_launch.rendezvous.attendance import Store
 
 WAIT_S = 2.0
-"""How long a node whose ranks are all victims waits for another's word, and the store for the nodes that read it."""
+"""How long a node whose ranks are all victims waits for another's report, and the store for the nodes that read it."""
 LOOK_S = 0.05
 LINES = 40
 
 
 class RemoteFailures:
-    """The word that the nodes of one attempt give one another. The store may be gone at any time: nothing raises.
+    """The reports that the nodes of one attempt exchange. The store may be gone at any time: nothing raises.
 
     `attempt`: its number, the same on each node; `nodes`: how many take part.
     """
@@ -35,15 +35,14 @@ class RemoteFailures:
         self.nodes = nodes
 
     def tell(self, first: Failure | None) -> None:
-        """Say what failed first on this node, unless it is a victim. What a node has told first stands."""
+        """Report what failed first on this node, unless it is a victim. The first report of a node stays."""
         if self.nodes > 1 and first is not None and not first.victim:
             with suppress(RuntimeError):
                 self._store.compare_set(self._word, "", _encode(first))
 
     def compare(self, first: Failure | None) -> Failure | None:
-        """Once the ranks of this node are gone: what another node has told, where those of this one are victims.
-
-        It is waited for a moment; None where none says a word, and where the failure here speaks for itself.
+        """Once the ranks of this node are gone: what another node has reported, where those of this one are victims.
+        Waits a moment for it; None where no node reports anything, and where the failure here is the cause.
         """
         self.tell(first)
         cause = None

@@ -33,7 +33,7 @@ def register() -> None:
 def listen(address: str, port: int = 0) -> TCPStore:
     """A store that listens on `address` (numeric) alone; port 0: any free one.
 
-    Errors: OSError (port in use, or no way to the own address).
+    Errors: OSError (port in use, or no route to the address itself).
     """
     with socket.socket(_family(address)) as server:
         server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -57,7 +57,7 @@ def _family(address: str) -> socket.AddressFamily:
 
 
 class OneNode(RendezvousHandler):
-    """This node alone: nobody to wait for, and for each attempt a store of its own on a loopback address."""
+    """This node alone: no other node to wait for, and a new store on a loopback address for each attempt."""
 
     def __init__(self, address: str, run_id: str) -> None:
         self._address = address

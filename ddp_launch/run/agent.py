@@ -1,8 +1,8 @@
 """Runs a job with torch's own elastic agent, in this process. Importing this module imports torch.
 
 torch starts, watches and restarts the ranks. Added here: the order in which ranks ended, to tell the first failure
-from its victims; a grace time that holds after a failure too (torch always waits 30 s); signals that
-cannot break off the stopping; no warnings of the engine on the user's screen.
+from its victims; a grace time that holds after a failure too (torch always waits 30 s); signals that cannot interrupt
+the stopping; no warnings of the engine on the user's screen.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ LEFT_BEHIND_S = 2
 SETTLE_S = 0.5
 """After the first failure: how long the other ranks may take to end by themselves."""
 VICTIMS_S = 3.0
-"""In place of that where only victims have failed: who broke the connections is still on the way to its end."""
+"""Used instead where only victims have failed: the rank that broke the connections has not ended yet."""
 HUNG_S = 0.25
-"""In place of them, and of the grace time, where a rank hung."""
+"""Used instead of both, and of the grace time, where a rank hung."""
 LOST_S = 2
-"""In place of the grace time, where a rank failed without which the others cannot save."""
+"""Used instead of the grace time where the others cannot save without the rank that failed."""
 LAUNCHED = "DDP_LAUNCH"
-"""Tells a program that its environment was planned: that OMP_NUM_THREADS, say, is no filler of torchrun's."""
+"""Tells a program that its environment was planned: OMP_NUM_THREADS, for example, is not torchrun's default."""
 
 
 def run(
@@ -65,7 +65,7 @@ def run(
     events: RunEvents | None = None,
     next_attempt: Callable[[Mapping[int, Failure]], RestartPlan] | None = None,
 ) -> Outcome:
-    """Run the job to its end and tell how it ended, with each step recorded in `events`. Main thread only.
+    """Run the job to its end and return how it ended, with each step recorded in `events`. Main thread only.
 
     next_attempt: called before a restart with the failures by local rank, for what it is to run on; None: the same
     again. Never raises for what a rank does.
@@ -240,7 +240,7 @@ class _Agent(HookedAgent):
 
     def monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         """Note the first failure, and end the other ranks, before torch does."""
-        # Wherever a signal came, nothing of torch's may have swallowed what it raised.
+        # torch may have swallowed the exception that a signal raised.
         self._interrupts.check()
         self._process_tree.reap()
         self._report_ends()
@@ -251,7 +251,7 @@ class _Agent(HookedAgent):
             self._report_ends()
             first = first_failure(self._failures(alone))
             if first is not None and first.hang:
-                # The others wait for it in a collective, and could save nothing together.
+                # The others wait for it in a collective, and could not save together.
                 self._patience = min(self._grace, HUNG_S)
             elif self._job.saves_together:
                 self._patience = min(self._grace, LOST_S)
@@ -342,7 +342,7 @@ class _Agent(HookedAgent):
     def _settled(self) -> set[int]:
         """The local ranks that have ended by themselves, a moment after the first failure.
 
-        A rank that meets the broken connection has time to say so, and is known as a victim by what it says.
+        A rank that meets the broken connection has time to say so, and its message shows that it is a victim.
         """
         ended = {rank for rank, code in self._codes().items() if code is not None}
         failures = self._failures(ended)
@@ -361,7 +361,7 @@ class _Agent(HookedAgent):
         order = sorted(codes, key=ended.__getitem__)
         failed = [self._failure(rank, codes[rank], ended[rank], rank not in alone) for rank in order if codes[rank]]
         begin = next((index for index, rank in enumerate(order) if codes[rank]), 0)
-        # Python takes its time to end: who broke the connections may be gone a moment later than who met them broken.
+        # Python takes a while to end: the rank that broke the connections may end later than those that noticed it.
         early = [rank for at, rank in enumerate(order) if codes[rank] == 0 and (at < begin or rank in alone)]
         return blame(failed, [self._failure(rank, 0, ended[rank], False) for rank in early])
 

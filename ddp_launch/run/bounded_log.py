@@ -1,4 +1,4 @@
-"""A log file of bounded size that ends no program: it keeps its head and its tail, also on a disk that is full."""
+"""A log file of bounded size that never ends a program: it keeps its head and its tail, also on a full disk."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LEAST_BYTES = 4096
 class BoundedLog:
     """A file of at most `limit` bytes (0: any number): a quarter of them for its head, the rest for its tail.
 
-    A disk that is full sets the limit anew. `lost`: bytes that are in no file for that reason; `why`: in words.
+    A full disk lowers the limit. `lost`: bytes that are in no file for that reason; `why`: in words.
     """
 
     def __init__(self, path: Path, limit: int = LOG_BYTES) -> None:
@@ -28,7 +28,7 @@ class BoundedLog:
         self.write(b"")
 
     def write(self, data: bytes) -> None:
-        """Add to the file. Never raises: what cannot be written is counted, and the next time is tried anew."""
+        """Add to the file. Never raises: what cannot be written is counted, and the next call tries again."""
         try:
             if self._file is None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,9 +56,9 @@ class BoundedLog:
             self._file = None
 
     def _shorten(self, file: int) -> None:
-        """Leave out the middle, in the place of which a line says how much that is. Takes no more space on the disk.
+        """Replace the middle by a line that says how much is missing. Takes no more space on the disk.
 
-        Of lines whole ones stay, unless a single one is longer than what is kept.
+        Whole lines stay, unless a single one is longer than what is kept.
         """
         if not self._head:
             head = os.pread(file, self._limit // 4, 0)

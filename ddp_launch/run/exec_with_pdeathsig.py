@@ -32,7 +32,7 @@ def main() -> None:
         os.execvp(program[0], program)
     except OSError as error:
         if error.errno == errno.ENOEXEC:
-            # A script without a first line that says what runs it: as execvp(3) of the C library does.
+            # A script without a first line that names its interpreter: as execvp(3) of the C library does.
             os.execv("/bin/sh", ["sh", *program])
         print(f"error: {program[0]}: {error.strerror}", file=sys.stderr, flush=True)
         os._exit(NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE)
@@ -48,7 +48,7 @@ def _with_debugger(program: list[str]) -> list[str]:
 
 
 def _offer_to_the_kernel() -> None:
-    """Where memory runs out a rank is to be killed rather than the launcher, which is there to tell of it."""
+    """Where memory runs out, a rank should be killed rather than the launcher, which has to report it."""
     try:
         with open("/proc/self/oom_score_adj", "r+") as file:  # noqa: PTH123 (pathlib takes milliseconds to import)
             score = int(file.read())

@@ -1,4 +1,4 @@
-"""When the ranks ended, in the order in which they did: polling would not tell a failure from what it set off.
+"""When the ranks ended, in the order in which they did: polling could not tell a failure from its consequences.
 
 A process descriptor (pidfd_open(2)) becomes readable when its process ends, and epoll(7) hands out what became ready
 first, first: the order is the kernel's, however late a busy machine lets this process look.

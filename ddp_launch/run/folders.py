@@ -45,7 +45,7 @@ class Folders:
         return f"{self.logs}{' (removed after a success; --log-dir DIR keeps them)' if self.temporary else ''}"
 
     def close(self, *, success: bool) -> None:
-        """After the run: others may use its folder. A temporary one is of no use after a success."""
+        """After the run: release its folder; a temporary one is removed after a success."""
         self._lock.release()
         if self._in_use is not None:
             os.close(self._in_use)
@@ -77,7 +77,7 @@ def _make(logs: Path) -> None:
 
 
 def _temporary_folder() -> Path:
-    """A new folder for logs. Those that failed runs of this user have left more than a week ago are removed first."""
+    """A new folder for logs. Folders that this user's failed runs left more than a week ago are removed first."""
     folder = Path(tempfile.gettempdir())
     now = datetime.now(UTC).timestamp()
     for old in folder.glob(f"{PREFIX}????????"):
@@ -86,7 +86,7 @@ def _temporary_folder() -> Path:
             ours = facts.st_uid == os.geteuid() and stat.S_ISDIR(facts.st_mode)
             if not ours or now - max(file.lstat().st_mtime for file in (old, *old.rglob("*"))) < KEPT_S:
                 continue
-            # Whoever runs has a lock on its folder.
+            # A launcher that runs holds a lock on its folder.
             if (held := _hold(old)) is not None:
                 shutil.rmtree(old, ignore_errors=True)
                 os.close(held)

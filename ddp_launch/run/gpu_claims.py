@@ -1,4 +1,4 @@
-"""Claims on GPUs: between the plan and its processes on the GPUs no driver could tell two launchers of each other.
+"""Claims on GPUs: between the plan and its first process on a GPU, the driver shows no launcher to another.
 
 A claim is a lock of the kernel on a file named after the UUID, in a folder of the user's own; it goes with the process
 that holds it, however that ends. The files stay and mean nothing without their locks. Other users see claims through
@@ -44,7 +44,7 @@ class Claims:
         self.release()
 
     def others(self) -> dict[str, str]:
-        """UUID -> the words for who claims it, of the GPUs that other launchers claim."""
+        """UUID -> who claims it, for the GPUs that other launchers claim."""
         found = other_users_claims()
         if not self._safe():
             return found
@@ -56,9 +56,9 @@ class Claims:
         return found
 
     def take(self, uuids: Iterable[str], *, shared: bool = False) -> Mapping[str, str]:
-        """Claim these GPUs, all or none. What is lost to others, as `others` tells it: empty after a success.
+        """Claim these GPUs, all or none. Returns what others hold, as `others` does: empty after a success.
 
-        `shared`: claim what can be had, since the user wants these GPUs whoever else has them.
+        `shared`: claim what is free, since the user wants these GPUs even if others use them.
         """
         if not self._safe():
             return {}
@@ -88,7 +88,7 @@ class Claims:
             made = plan(others)
             if self.take(uuids(made), shared=shared).keys() <= others.keys():
                 return made
-            # Lost between the look and the claim. Each launcher of several pauses for another time.
+            # Lost between the look and the claim. Several launchers pause for different times.
             time.sleep(random.uniform(0.01, 0.1))
 
     def release(self) -> None:

@@ -1,4 +1,4 @@
-"""Claims of other users' launchers, whose folders are closed to us: told and seen through abstract sockets.
+"""Claims of other users' launchers, whose folders we cannot read: announced and seen through abstract sockets.
 
 An abstract Unix socket (unix(7)) has a name and no file, belongs to one network namespace, is listed for everybody in
 /proc/net/unix, and goes with its process; the kernel vouches for who listens on it (SO_PEERCRED).
@@ -40,13 +40,13 @@ class Announcements:
                 made.listen(8)
 
     def withdraw(self) -> None:
-        """Take all of them back."""
+        """Withdraw all of them."""
         while self._sockets:
             self._sockets.pop().close()
 
 
 def other_users_claims() -> dict[str, str]:
-    """UUID -> the words for who claims it, of the claims of other users."""
+    """UUID -> who claims it, for the claims of other users."""
     try:
         listed = SOCKETS.read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -59,14 +59,14 @@ def other_users_claims() -> dict[str, str]:
 
 
 def _listener(uid: int, name: str) -> int | None:
-    """The process that listens there, None where it is not of the user whose number the name bears."""
+    """The process that listens there, None where it is not of the user whose id is in the name."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
         asking.setblocking(False)
         try:
             asking.connect("\0" + NAME.format(uid=uid, uuid=name))
             told = asking.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize(CREDENTIALS))
         except BlockingIOError:
-            return 0  # its queue is full of others who asked
+            return 0  # its queue is full of other launchers' requests
         except OSError:
             return None
     pid, owner, _ = struct.unpack(CREDENTIALS, told)

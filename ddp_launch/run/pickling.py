@@ -17,7 +17,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     def reducer_override(self, obj: Any) -> Any:
         torch = sys.modules.get("torch")
         if torch is not None and isinstance(obj, torch.Tensor) and obj.device.type != "cpu":
-            # The other side may have no GPU, or others.
+            # The other side may have no GPU, or different ones.
             return obj.detach().cpu().__reduce_ex__(pickle.DEFAULT_PROTOCOL)
         if isinstance(obj, CodeType):
             # cloudpickle drops the name of the file, which a traceback should show.

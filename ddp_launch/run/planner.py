@@ -53,7 +53,7 @@ class Planner:
         self._environ = dict(os.environ)
         self._first = Topology()
         self._left_out: dict[str, str] = {}
-        # GPUs that the user names, or takes busy, are taken whoever else has them: the plan warns.
+        # GPUs that the user names, or takes busy, are taken even if others use them: the plan warns.
         self._shared = options.allow_busy or (bool(options.gpus) and options.wait is None)
 
     def first(self) -> LaunchPlan:
@@ -84,8 +84,8 @@ class Planner:
     def again(self, plan: LaunchPlan, suspects: Mapping[str, str]) -> tuple[LaunchPlan, str]:
         """The plan of another attempt of `plan`, and in words which GPUs it leaves out and adds.
 
-        suspects: UUID -> why a rank holds that its GPU has failed. The program and its arguments stay: what they say
-        of the whole run, such as the global batch, holds on fewer ranks too. Errors: UserError where no GPU is left.
+        suspects: UUID -> why a rank says that its GPU has failed. The program and its arguments stay: what they say
+        about the whole run, such as the global batch, holds on fewer ranks too. Errors: UserError where no GPU is left.
         """
         facts = self._facts(plan.cluster)
         inherited = facts.inherited or Inherited()
@@ -127,7 +127,7 @@ class Planner:
         )
 
     def _claimed(self, facts: MachineFacts) -> LaunchPlan:
-        """A plan beside the claims of others, its GPUs claimed."""
+        """A plan that respects the claims of others, its GPUs claimed."""
         inherited = facts.inherited or Inherited()
 
         def plan_beside(others: Mapping[str, str]) -> LaunchPlan:

@@ -1,4 +1,4 @@
-"""The check before a run: a short real job on the very GPUs of the plan, where the driver's word is in doubt.
+"""The check before a run: a short real job on the GPUs of the plan, where what the driver reports is in doubt.
 
 A hang or wrong data that a variable fixes becomes a variable of the plan; one that nothing fixes ends the launch before
 it can hang or train on wrong gradients. The job is `gpu_topology verify`'s; this module imports no torch.
@@ -21,7 +21,7 @@ OWN_ACCORD = "--no-preflight starts the run without this check"
 
 
 def is_due(plan: LaunchPlan, options: LaunchOptions) -> bool:
-    """Whether to check: as the user says, else where several GPUs are in doubt that were never checked."""
+    """Whether to check: as the user says; by default where several GPUs are in doubt and were never checked."""
     if options.preflight is not None:
         return options.preflight
     return plan.nproc_per_node > 1 and plan.doubt is not None
@@ -72,7 +72,7 @@ def _unmended(plan: LaunchPlan, options: LaunchOptions, console: Console, verdic
     for line in verdict.words:
         console.print(Text(f"  │ {line}"), soft_wrap=True)
     if verdict.stage == "start" and not options.preflight:
-        # Nothing was learnt about the GPUs, and nobody had asked.
+        # Nothing was learnt about the GPUs, and the user did not ask for the check.
         _say(console, f"{verdict.problem}; the run continues unchecked")
         return plan
     remedy = f"; {verdict.remedy}" if verdict.remedy else ""

@@ -37,7 +37,7 @@ def with_pdeathsig(worker: Iterable[str]) -> tuple[str, ...]:
 class ProcessTree:
     """The processes below this one, but for the reaper, which is started here. Sets the mark in `os.environ`.
 
-    Children that this process has already (`tensorboard & exec python launch.py`) are none of the run's.
+    Children that this process has already (`tensorboard & exec python launch.py`) are not part of the run.
     """
 
     def __init__(self) -> None:
@@ -80,12 +80,12 @@ class ProcessTree:
     def end(self, deadline: float, told: Iterable[int] = ()) -> None:
         """SIGTERM to all; SIGKILL to those that are left at `deadline` (monotonic), until there are none.
 
-        `told`: process groups that have got their SIGTERM already; a second one would break off what they save.
+        `told`: process groups that have got their SIGTERM already; a second one would interrupt what they save.
         """
         groups = set(told)
         reaper.kill({pid for pid in self.left() if _group(pid) not in groups}, signal.SIGTERM)
         deadline = max(deadline, time.monotonic())
-        # Not seen once may be moved meanwhile: a process whose parent ended between the looks at the two.
+        # A process may be missed once: where its parent ended between the looks at the two.
         unseen = 0
         while unseen < UNSEEN_TWICE and (now := time.monotonic()) < deadline + LAST_WAIT_S:
             left = self.left()
@@ -97,7 +97,7 @@ class ProcessTree:
         self.reap()
 
     def reap(self) -> None:
-        """Take leave of adopted processes that have ended. The ranks are waited for by torch's agent."""
+        """Wait for adopted processes that have ended. The ranks are waited for by torch's agent."""
         others = {*self._ranks, self._reaper.pid}
         with suppress(ChildProcessError):
             while True:

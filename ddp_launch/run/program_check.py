@@ -67,7 +67,7 @@ def _in_its_language(program: Program) -> Program:
 
 
 def _run_by(command: Sequence[str]) -> str:
-    """The program that a first line names, behind env with its options and variables."""
+    """The program that a first line names, after env with its options and variables."""
     words = " ".join(command).split()
     if not words or Path(words[0]).name != "env":
         return words[0] if words else ""

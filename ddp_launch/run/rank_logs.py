@@ -16,7 +16,8 @@ STDERR = 2
 SIGNALS_VARIABLE = "TORCHELASTIC_SIGNALS_TO_HANDLE"
 SIGNALS = os.environ.get(SIGNALS_VARIABLE, "SIGTERM,SIGINT,SIGHUP,SIGQUIT")
 MOST_WATCHED = 64
-"""A rank whose output passes through the launcher costs it some eight open files. Those beyond write by themselves."""
+"""A rank whose output passes through the launcher costs it some eight open files. Ranks beyond this number write their
+files themselves."""
 
 
 class RankLogs(LogsSpecs):
@@ -85,7 +86,7 @@ class RankLogs(LogsSpecs):
             self._output.drain()
 
     def finish(self) -> None:
-        """Once the ranks have ended: what they said last is on the screen and in their files."""
+        """Once the ranks have ended: their last output is on the screen and in their files."""
         if self._output is None:
             return
         self._output.finish()

@@ -1,6 +1,6 @@
-"""The way of the ranks' output: passed on as it comes, into a log for each stream and, of some ranks, to the screen.
+"""The ranks' output: passed on as it comes, into a log for each stream and, of some ranks, to the screen.
 
-A rank never writes into a file itself: a disk that is full would end it, and nothing would bound the file. Where the
+A rank never writes into a file itself: a full disk would end it, and nothing would limit the file's size. Where the
 launcher's own standard output and error are the same terminal, pipe or file, a rank that is shown has one stream for
 both, for between two the order would be lost. Rank 0 has a terminal where the launcher has one: a pseudo-terminal that
 changes nothing of what passes. Otherwise the ranks are given pipes.
@@ -84,7 +84,7 @@ class RankOutput:
         self._thread.start()
 
     def finish(self) -> None:
-        """Pass on what is still under way, and close. A screen that takes nothing for some seconds is given up."""
+        """Pass on what has not been read yet, and close. A screen that takes nothing for some seconds is given up."""
         os.close(self._waker)
         before = -1
         while self._thread.is_alive() and self._passed != before:
@@ -92,7 +92,7 @@ class RankOutput:
             self._thread.join(STUCK_S)
 
     def drain(self) -> None:
-        """Wait, not for long, until all that ranks which have ended wrote is in their logs."""
+        """Wait a moment, until everything that ended ranks wrote is in their logs."""
         deadline = time.monotonic() + DRAIN_S
         while self._thread.is_alive() and time.monotonic() < deadline:
             if self._passing.acquire(timeout=DRAIN_S):
@@ -106,7 +106,7 @@ class RankOutput:
 
     @property
     def lost(self) -> tuple[tuple[Path, int, str], ...]:
-        """Logs from which bytes are missing, how many, and why."""
+        """The logs that miss bytes: how many, and why."""
         return tuple((way.log.path, way.log.lost, way.log.why) for way in self._ways if way.log.lost)
 
     def _run(self) -> None:
@@ -142,7 +142,7 @@ class RankOutput:
         self._passed += len(chunk)
         way.log.write(chunk)
         if way.to is not None and not _write(way.to, _prefixed(way, chunk) if way.prefix else chunk):
-            # Nobody reads any more (launch.py | head): the rank has to learn of it as if it wrote there itself, but
+            # Nobody reads any more (launch.py | head): the rank has to notice as if it wrote there itself, but
             # not one that is only shown beside another.
             way.to = None
             if not way.prefix:
@@ -183,7 +183,7 @@ def _would_adopt_a_terminal() -> bool:
 
 
 def _make_transparent(terminal: int) -> None:
-    """No translation: the screen's own terminal does that once."""
+    """No translation of line ends: the screen's own terminal does that."""
     modes = termios.tcgetattr(terminal)
     modes[1] &= ~termios.OPOST
     modes[3] &= ~(termios.ECHO | termios.ICANON | termios.ISIG)
@@ -210,7 +210,7 @@ def _read(descriptor: int) -> bytes:
 
 
 def _write(descriptor: int, chunk: bytes) -> bool:
-    """False when nobody reads there any more."""
+    """False when the reader is gone."""
     left = memoryview(chunk)
     while left:
         try:

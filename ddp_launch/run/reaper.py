@@ -75,7 +75,7 @@ def members(processes: dict[int, Process], run: bytes, ranks: dict[int, Process 
 
 
 def _is_same(pid: int, processes: dict[int, Process], ranks: dict[int, Process | None]) -> bool:
-    """Whether nobody else has the process id of this rank: that of one that has ended is given to others in time."""
+    """Whether the process id still is this rank's: the id of an ended process is reused in time."""
     now, rank = processes.get(pid), ranks[pid]
     return now is None or (rank is not None and now.start == rank.start)
 
@@ -90,7 +90,7 @@ def below(processes: dict[int, Process], roots: set[int]) -> set[int]:
 
 
 def everyone() -> dict[int, Process]:
-    """All processes, by process id. What happens meanwhile may be missed: look again."""
+    """All processes, by process id. Changes during the reading may be missed: read again."""
     seen = (look(int(name)) for name in os.listdir("/proc") if name.isdigit())  # noqa: PTH208
     return {process.pid: process for process in seen if process is not None}
 

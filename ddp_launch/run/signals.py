@@ -14,14 +14,13 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.S
 AS = {signal.SIGUSR1: signal.SIGTERM}
 """What a signal stands for: Slurm's warning ahead of a time limit (--signal=USR1) is like the SIGTERM that follows."""
 REPEATED_S = 0.05
-"""A signal that comes again sooner is the same one: timeout(1) sends it to the process and to its group."""
+"""A repeated signal within this time is the same one: timeout(1) sends it to the process and to its group."""
 
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """Put signals off while native modules are being imported, where what a handler raises gets lost or aborts.
-
-    Behind it the first one ends the process by SystemExit, 128 + n; a second one inside ends it at once.
+    """Put signals off while native modules are being imported, where what a handler raises is lost or aborts.
+    Afterwards the first one ends the process by SystemExit, 128 + n; a second one inside ends it at once.
     """
     received: list[int] = []
 
@@ -58,7 +57,7 @@ class Interrupts:
         self.received: signal.Signals | None = None
         """The first signal that came."""
         self.ending = False
-        """Set while the ranks are being stopped: no signal raises then, which would break off the stopping."""
+        """Set while the ranks are being stopped: no signal raises then, which would interrupt the stopping."""
 
     def install(self) -> None:
         """Take over the signals. A signal that the caller ignores (nohup) stays ignored."""
@@ -68,7 +67,7 @@ class Interrupts:
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Handle signals inside; behind it they are ignored: the exit status is decided, the process about to end."""
+        """Handle signals inside; afterwards they are ignored: the exit status is decided, the process about to end."""
         self.install()
         try:
             yield
@@ -78,7 +77,7 @@ class Interrupts:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Put the first signal off until the end: half-started ranks would be known to nobody."""
+        """Put the first signal off until the end: half-started ranks would be unknown."""
         self.check()
         self._held = True
         try:
@@ -88,7 +87,7 @@ class Interrupts:
         self.check()
 
     def check(self) -> None:
-        """Raise for a signal that has come and ended nothing yet."""
+        """Raise for a signal that has arrived and was not acted on yet."""
         if self.received is not None:
             self._raise()
 

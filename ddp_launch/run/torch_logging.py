@@ -1,4 +1,4 @@
-"""Keeps torch's own talk off the launcher's screen, and off its screen alone: the ranks say what they like."""
+"""Keeps torch's own log off the launcher's screen; the ranks' output is untouched."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def importing_silently() -> Iterator[None]:
 
 
 def silence_engine() -> None:
-    """No log of the elastic engine, but for those who ask for it by torch's own variable LOGLEVEL."""
+    """No log of the elastic engine, unless torch's own variable LOGLEVEL asks for it."""
     if "LOGLEVEL" not in os.environ:
         log = logging.getLogger("torch.distributed.elastic")
         log.addHandler(logging.NullHandler())
