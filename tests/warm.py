@@ -1,8 +1,8 @@
 """Starts Python programs that import torch without waiting for the import: forked from a server that has done it.
 
-`WarmPopen([sys.executable, PROGRAM, ...])` is subprocess.Popen, and the program is a process of its own as ever: a
-child of this one, with its own session, environment, folder and streams. Two things differ: /proc shows the
-environment and the command line of the server, and the dynamic linker has read its variables (LD_...) in the server already.
+`WarmPopen([sys.executable, PROGRAM, ...])`, or with `-m MODULE`, is subprocess.Popen, and the program is a process of
+its own as ever: a child of this one, with its own session, environment, folder and streams. Two things differ: /proc
+shows the environment and the command line of the server, and the dynamic linker read its variables (LD_...) there.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import inspect
 import io
 import json
 import os
+import runpy
 import socket
 import subprocess
 import sys
@@ -105,8 +106,8 @@ def serve(requests: socket.socket) -> dict[str, Any]:
             return json.loads(message)
 
 
-def become(words: list[str], cwd: str, env: dict[str, str]) -> types.CodeType:
-    """Make this process what `python WORDS` would be in the folder with the environment; the program's code."""
+def become(words: list[str], cwd: str, env: dict[str, str]) -> None:
+    """Make this process what `python WORDS` would be in the folder with the environment."""
     os.chdir(cwd)
     os.environ.clear()
     os.environ |= env
@@ -116,12 +117,15 @@ def become(words: list[str], cwd: str, env: dict[str, str]) -> types.CodeType:
         stream = io.TextIOWrapper(raw, encoding="utf-8", errors=errors, line_buffering=number == 2)
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
-    program = Path(words[0])
-    sys.argv, sys.orig_argv, sys.path[0] = words, [sys.executable, *words], str(program.parent)
-    main = types.ModuleType("__main__")
-    main.__file__ = str(program)
-    sys.modules["__main__"] = main
-    return compile(program.read_bytes(), str(program), "exec")
+    sys.orig_argv = [sys.executable, *words]
+    if words[0] == "-m":
+        sys.argv, sys.path[0] = words[1:], cwd
+        runpy._run_module_as_main(words[1])  # type: ignore[attr-defined]
+        return
+    sys.argv, sys.path[0] = words, str(Path(words[0]).parent)
+    main = sys.modules["__main__"] = types.ModuleType("__main__")
+    main.__file__ = words[0]
+    exec(compile(Path(words[0]).read_bytes(), words[0], "exec"), vars(main))  # noqa: S102
 
 
 if __name__ == "__main__":
@@ -129,5 +133,4 @@ if __name__ == "__main__":
         wanted = serve(socket.socket(fileno=int(sys.argv[1])))
     except KeyboardInterrupt:  # at the terminal, for the tests
         os._exit(130)
-    code = become(**wanted)
-    exec(code, vars(sys.modules["__main__"]))  # noqa: S102
+    become(**wanted)

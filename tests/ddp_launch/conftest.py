@@ -14,8 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.warm import WarmPopen
+
 ROOT = Path(__file__).parents[2]
 MARK = "LAUNCHER_TEST_MARK"
+AT_START = ("LD_", "LC_", "LANG", "PYTHONUTF8", "PYTHONIO")
 TIMEOUT_S = 60
 
 
@@ -32,6 +35,7 @@ class Launcher:
         self._temporary = tempfile.TemporaryDirectory(prefix="t-")
         self.env["TMPDIR"] = self.env["XDG_RUNTIME_DIR"] = self._temporary.name
         (folder / "tmp").symlink_to(self._temporary.name)
+        self._started: list[subprocess.Popen[str]] = []
 
     def script(self, text: str, name: str = "program.py") -> Path:
         """A user's program in the folder."""
@@ -42,16 +46,22 @@ class Launcher:
 
     def start(self, *args: str, cwd: Path | None = None, **env: str) -> subprocess.Popen[str]:
         """Start the launcher, in the folder or in `cwd`; the test waits for it."""
-        return subprocess.Popen(
+        env = self.env | env
+        # Some variables count when a process starts, and so have to be those of the server of `tests.warm`.
+        same = all(env.get(name) == os.environ.get(name) for name in {*env, *os.environ} if name.startswith(AT_START))
+        warm = same and env.get("PYTHONPATH", str(ROOT)) == str(ROOT)
+        process = (WarmPopen if warm else subprocess.Popen)(
             [sys.executable, str(ROOT / "launch.py"), *args],
             cwd=cwd or self.folder,
-            env=self.env | env,
+            env=env,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
         )
+        self._started.append(process)
+        return process
 
     def run(self, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
         """Run the launcher to its end."""
@@ -68,14 +78,14 @@ class Launcher:
 
     def alive(self) -> list[int]:
         """Process ids of what the test started and still lives."""
-        found = []
+        found = [process.pid for process in self._started if process.poll() is None]
         for entry in Path("/proc").iterdir():
             try:
                 if entry.name.isdecimal() and self.mark.encode() in (entry / "environ").read_bytes():
                     found.append(int(entry.name))
             except OSError:
                 continue
-        return [pid for pid in found if pid != os.getpid()]
+        return sorted({*found} - {os.getpid()})
 
 
 @pytest.fixture

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.warm import WarmPopen
+
+TORCHRUN = ("-m", "torch.distributed.run")
 ROOT = Path(__file__).resolve().parents[2]
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -31,9 +34,15 @@ def command(tmp_path: Path) -> Command:
             "COLUMNS": "100",
             **(env or {}),
         }
-        return subprocess.run(
-            [sys.executable, *arguments], cwd=cwd, env=surroundings, capture_output=True, text=True, timeout=timeout_s
-        )
+        # torch's own launcher is not what is tested: it need not import torch each time.
+        start = WarmPopen if arguments[:2] == TORCHRUN else subprocess.Popen
+        streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        process = start([sys.executable, *arguments], cwd=cwd, env=surroundings, text=True, **streams)
+        try:
+            out, err = process.communicate(timeout=timeout_s)
+        finally:
+            process.kill()
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     return run
 
@@ -41,4 +50,4 @@ def command(tmp_path: Path) -> Command:
 def torchrun(ranks: int, *arguments: str) -> list[str]:
     """The words after `python` that start `arguments` on `ranks` ranks of this machine, on any free port."""
     rendezvous = ["--nnodes=1", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1"]
-    return ["-m", "torch.distributed.run", *rendezvous, f"--nproc-per-node={ranks}", *arguments]
+    return [*TORCHRUN, *rendezvous, f"--nproc-per-node={ranks}", *arguments]
