@@ -298,6 +298,11 @@ def _host_options(parser: CommandLine) -> list[argparse.Action]:
             type=FileName("--sync"),
             help="copy this folder to the same path on the other hosts first, with rsync [none: a shared disk]",
         ),
+        add(
+            "--check-hosts",
+            action="store_true",
+            help="check the hosts and measure the network between them, no more; --preflight does it before a run",
+        ),
     ]
 
 

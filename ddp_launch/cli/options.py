@@ -24,15 +24,8 @@ from gpu_topology.select.select import Policy, SelectionRequest
 from gpu_topology.topology import Topology
 
 HOST_OPTIONS = (
-    "-H",
-    "--hosts",
-    "--hostfile",
-    "--export",
-    "--sync",
-    "--rdzv-endpoint",
-    "--rdzv-conf",
-    "--json",
-    "--dry-run",
+    *("-H", "--hosts", "--hostfile", "--export", "--sync", "--check-hosts", "--rdzv-endpoint", "--rdzv-conf"),
+    *("--json", "--dry-run", "--estimate"),
 )
 """Not for the launchers on the hosts."""
 NO_VARIABLES: Mapping[str, str] = MappingProxyType({})
@@ -52,7 +45,7 @@ class LaunchOptions:
     """The launcher's own options, checked; None: not given.
 
     `min_memory` and `log_size` in bytes; `grace`, `rdzv_timeout`, `wait` and `stall_...` in seconds; `notes`: what the
-    user should know about them; `hosts`: of a run over ssh; `words`: the command line of the launcher on each of them.
+    user should know about them; `hosts`: of a run over ssh; `words`: the options of the launcher on each of them.
     """
 
     program: Program
@@ -93,6 +86,7 @@ class LaunchOptions:
     hosts: tuple[Host, ...] = ()
     export: tuple[str, ...] = ()
     sync: str | None = None
+    check_hosts: bool = False
     words: tuple[str, ...] = field(default=(), compare=False)
     notes: tuple[str, ...] = ()
 
@@ -131,7 +125,7 @@ def parse(argv: Sequence[str], environ: Mapping[str, str] = NO_VARIABLES) -> Lau
     values["tee"] = replace(values.get("tee", NO_TEE), only=only, prefix=prefix)
     if values.get("nproc") == AS_MANY_AS_CPUS:
         values |= {"nproc": len(os.sched_getaffinity(0)), "cpu": True}
-    options = LaunchOptions(program=program, notes=tuple(notes), words=_words_of_a_host(own, program), **values)
+    options = LaunchOptions(program=program, notes=tuple(notes), words=_words_of_a_host(own), **values)
     _check(options)
     if options.estimate:
         options = replace(options, program=replace(program, args=(*program.args, "--tune", "estimate")))
@@ -147,16 +141,20 @@ def _settle_hosts(values: dict[str, Any]) -> None:
     values["export"] = tuple(part for parts in values.pop("export", ()) for part in parts)
 
 
-def _words_of_a_host(own: Sequence[str], program: Program) -> tuple[str, ...]:
-    """The command line without what is about the way to the hosts."""
-    kept = [word for word in own if word.partition("=")[0] not in HOST_OPTIONS]
+def _words_of_a_host(own: Sequence[str]) -> tuple[str, ...]:
+    """The launcher's options without what is about the way to the hosts."""
+    return tuple(word for word in own if word.partition("=")[0] not in HOST_OPTIONS)
+
+
+def words_of(program: Program) -> tuple[str, ...]:
+    """The program as it stands on a command line, after the launcher's options."""
     match program.kind:
         case "trainer":
-            return (*kept, *program.args)
+            return program.args
         case "module":
-            return (*kept, "-m", program.name, *program.args)
+            return ("-m", program.name, *program.args)
         case _:
-            return (*kept, "--", program.name, *program.args)
+            return ("--", program.name, *program.args)
 
 
 def option_names() -> tuple[str, ...]:
@@ -195,7 +193,7 @@ def _check(options: LaunchOptions) -> None:
     conflicts = (
         (options.topology is not None and not options.dry_run, "--topology plans for another machine: add --dry-run"),
         (
-            options.json and not options.dry_run and not options.doctor,
+            options.json and not options.dry_run and not options.doctor and not options.check_hosts,
             "--json prints a plan as JSON: add --dry-run (or --doctor)",
         ),
         (
@@ -227,8 +225,8 @@ def _check(options: LaunchOptions) -> None:
             "--hosts says how many nodes there are and which is which: leave out --nnodes, --node-rank, --master-addr",
         ),
         (
-            not options.hosts and (options.sync is not None or bool(options.export)),
-            f"{'--export' if options.export else '--sync'} belongs to --hosts or --hostfile, which are not given",
+            not options.hosts and (options.sync is not None or bool(options.export) or options.check_hosts),
+            f"{_first_given(options)} belongs to --hosts or --hostfile, which are not given",
         ),
         (
             options.rdzv_endpoint is not None and options.master_addr is not None,
@@ -242,6 +240,11 @@ def _check(options: LaunchOptions) -> None:
     for wrong, message in conflicts:
         if wrong:
             raise OptionError(message)
+
+
+def _first_given(options: LaunchOptions) -> str:
+    """The option that needs hosts, where there are none."""
+    return "--export" if options.export else "--check-hosts" if options.check_hosts else "--sync"
 
 
 def _as_executable(program: Program) -> Program:

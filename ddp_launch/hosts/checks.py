@@ -21,11 +21,6 @@ class HostFacts:
     ahead_s: float
     word: str = ""
 
-    @property
-    def port(self) -> int:
-        """Where it listens."""
-        return int(self.checked["port"])
-
 
 def problems(hosts: Sequence[HostFacts], project: str, packages: str, folder: str) -> Iterator[tuple[str, str]]:
     """(host, what is wrong with it). project: version here; packages: where it is here; folder: of the run."""
@@ -91,31 +86,31 @@ def candidates(host: HostFacts, others: Sequence[HostFacts], asked: str | None) 
 
 
 def targets(hosts: Sequence[HostFacts], asked: str | None) -> list[dict[str, Any]]:
-    """Each host as the others are to call it. asked: the first host's address, where the user has named it."""
-    return [
-        {
-            "name": host.name,
-            "addresses": candidates(host, [other for other in hosts if other is not host], None if at else asked),
-            "port": host.port,
-            "word": host.word,
-        }
-        for at, host in enumerate(hosts)
-    ]
+    """Each host as the others are to call it: first the first one at the port of the rendezvous, then each at a port
+    such as its ranks will have. asked: the first host's address, where the user has named it."""
+    found = []
+    for at, host in enumerate(hosts):
+        others = [other for other in hosts if other is not host]
+        one = {"name": host.name, "addresses": candidates(host, others, None if at else asked), "word": host.word}
+        found += [
+            {**one, "port": host.checked[port]} for port in (("port", "free_port") if at == 0 else ("free_port",))
+        ]
+    return found
 
 
 def unreached(hosts: Sequence[HostFacts], reached: Sequence[Sequence[Mapping[str, Any]]]) -> Iterator[tuple[str, str]]:
     """(host, what is wrong) where one does not reach another. reached: by host, what became of its calls."""
-    ports = {host.name: host.port for host in hosts}
     for host, results in zip(hosts, reached, strict=True):
         for result in results:
             if not result["reached"]:
                 tried = "; ".join(f"{address}: {why}" for address, why in _worth_saying(result["why"]).items())
-                yield host.name, f"no route to {result['name']} at port {ports[result['name']]} ({tried})"
+                yield host.name, f"no route to {result['name']} at port {result['port']} ({tried})"
 
 
 def meeting_address(first: Mapping[str, Any], reached: Sequence[Sequence[Mapping[str, Any]]]) -> str | None:
     """The best address of the first host (its entry of `targets`) that all others reach; None without any."""
-    calls = [set(one["reached"]) for results in reached for one in results if one["name"] == first["name"]]
+    place = (first["name"], first["port"])
+    calls = [set(one["reached"]) for results in reached for one in results if (one["name"], one["port"]) == place]
     return next((address for address in first["addresses"] if all(address in those for those in calls)), None)
 
 
@@ -144,5 +139,10 @@ def mtu_mismatch(hosts: Sequence[HostFacts], addresses: Mapping[str, str]) -> st
                 sizes[host.name] = (one["interface"], one["mtu"])
     if len({size for _, size in sizes.values()}) < 2:
         return None
+    return different_mtu(sizes)
+
+
+def different_mtu(sizes: Mapping[str, tuple[str | None, int | None]]) -> str:
+    """The line for interfaces that take packets of different sizes. sizes: host -> interface, bytes."""
     words = ", ".join(f"{interface} of {name} {size}" for name, (interface, size) in sizes.items())
     return f"different MTU: {words}: large packets may be lost; set one size (ip link set dev NAME mtu N)"

@@ -30,9 +30,11 @@ LOST_STATUS = 1
 class Ending:
     """Watches a run whose hosts have all planned."""
 
-    def __init__(self, fleet: Fleet, console: Console) -> None:
+    def __init__(self, fleet: Fleet, console: Console, *, silent: bool = False) -> None:
+        """silent: the summary of a failure is not shown."""
         self._fleet = fleet
         self._console = console
+        self._silent = silent
         self._signals: list[int] = []
         self._first_signal: int | None = None
         self._signal_at = 0.0
@@ -139,8 +141,9 @@ class Ending:
             line = f"error: the launcher on {cause.name} ended by {in_words(cause.code)}"
             self._console.print(Text(line), soft_wrap=True)
             return exit_status(cause.code)
-        sys.stderr.write(outcome["text"])
-        sys.stderr.flush()
+        if not self._silent:
+            sys.stderr.write(outcome["text"])
+            sys.stderr.flush()
         return int(outcome["status"])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import fcntl
 import importlib.util
 import os
@@ -13,7 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-SIOCGIFADDR, SIOCGIFMTU = 0x8915, 0x8921  # linux/sockios.h
+SIOCGIFADDR, SIOCGIFMTU, SIOCETHTOOL = 0x8915, 0x8921, 0x8946  # linux/sockios.h
+ETHTOOL_GSET, GSET_SIZE = 0x1, 44  # linux/ethtool.h
 GLOBAL_SCOPE = "00"
 LOOPBACK = "127.0.0.1"
 
@@ -96,7 +98,20 @@ def _described(address: str, interface: str | None) -> dict[str, Any]:
             about[name] = value if value > 0 else None
     if about["mtu"] is None and interface:
         # sysfs is that of the network namespace in which it was mounted.
-        with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
-            answer = fcntl.ioctl(any_socket, SIOCGIFMTU, struct.pack("256s", interface.encode()[:15]))
-            about["mtu"] = struct.unpack("i", answer[16:20])[0]
+        about["mtu"], about["speed"] = _asked(interface.encode()[:15])
     return about
+
+
+def _asked(interface: bytes) -> tuple[int | None, int | None]:
+    """Largest packet and speed in Mbit/s as the kernel's interface for ethtool(8) says them."""
+    mtu = speed = None
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        with suppress(OSError):
+            mtu = struct.unpack_from("i", fcntl.ioctl(any_socket, SIOCGIFMTU, struct.pack("256s", interface)), 16)[0]
+        with suppress(OSError):
+            command = array.array("B", struct.pack("I", ETHTOOL_GSET) + bytes(GSET_SIZE - 4))
+            fcntl.ioctl(any_socket, SIOCETHTOOL, struct.pack("16sP16x", interface, command.buffer_info()[0]))
+            (low,), (high,) = struct.unpack_from("H", command, 12), struct.unpack_from("H", command, 28)
+            speed = low + (high << 16)
+    # All ones: unknown.
+    return mtu, speed if speed and speed < 0xFFFFFFFF and speed != 0xFFFF else None

@@ -36,6 +36,8 @@ class Fleet:
         self.inbox: dict[str, dict[int, Message]] = {}
         """Kind of message -> place of the host -> the latest one."""
         self.on_message: Callable[[Connection, Message], None] = lambda host, message: None
+        self.capture: bytearray | None = None
+        """Takes the standard output of all hosts in place of the screen, which then shows no other output either."""
         self._lines: dict[tuple[int, int], bytes] = {}
         self._looked = time.monotonic()
         self._closing = threading.Event()
@@ -126,6 +128,9 @@ class Fleet:
 
     def _show(self, host: Connection, stream: int, data: bytes, *, last: bool = False) -> None:
         """Output of the first host as it is, that of the others in whole lines that begin with the host's name."""
+        if self.capture is not None:
+            self.capture += data if stream == 1 else b""
+            return
         if host.rank > 0:
             text = self._lines.get((host.rank, stream), b"") + data
             whole, end, rest = text.rpartition(b"\n")

@@ -21,6 +21,7 @@ import time
 from contextlib import suppress
 from datetime import datetime, timezone
 from fcntl import ioctl
+from functools import partial
 from typing import Any
 
 from ddp_launch.hosts import facts
@@ -44,7 +45,7 @@ class Keeper:
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
         self._heard = self._beat = time.monotonic()
-        self._listener: Listener | None = None
+        self._listeners: list[Listener] = []
         self._calls: list[Call] = []
         self._reports: Channel | None = None
         self._launcher: subprocess.Popen[bytes] | None = None
@@ -77,7 +78,7 @@ class Keeper:
                 return
 
     def _wait_and_serve(self) -> None:
-        channel, listener = self._channel, self._listener
+        channel = self._channel
         read: dict[Any, Any] = {channel.source: self._receive}
         write: dict[Any, Any] = {channel.sink: channel.flush} if channel.waiting else {}
         if channel.waiting < MOST_WAITING:
@@ -85,8 +86,8 @@ class Keeper:
             read |= {output: lambda output=output: self._pass_on(output) for output in self._outputs}
         if self._reports is not None and not self._reports.closed:
             read[self._reports.source] = self._relay
-        if listener is not None:
-            read |= {one: lambda one=one: listener.serve(one) for one in listener.sockets}
+        for listener in self._listeners:
+            read |= {one: partial(listener.serve, one) for one in listener.sockets}
         for call in self._calls:
             for end, event in call.waits_for:
                 (read if event == select.POLLIN else write)[end] = lambda call=call, end=end: call.go_on(end)
@@ -121,12 +122,17 @@ class Keeper:
                 os.makedirs(message["make"], exist_ok=True)  # noqa: PTH103
         found = {**facts.versions(message["packages"]), "folder": facts.enter(message["folder"])}
         try:
-            self._listener = Listener(message["word"], message["port"])
+            # The rendezvous is at a port that is chosen, the ranks connect at such as the system gives.
+            found["free_port"] = self._listen(message["word"], 0)
+            found["port"] = self._listen(message["word"], message["port"]) if message["meeting"] else None
         except OSError as error:
             found["listener"] = error.strerror or str(error)
-        port = self._listener.port if self._listener is not None else None
         seen = os.environ.get("SSH_CONNECTION", "").split()[:1]
-        self._channel.send("checked", **found, port=port, addresses=facts.addresses(), caller=seen)
+        self._channel.send("checked", **found, addresses=facts.addresses(), caller=seen)
+
+    def _listen(self, word: str, port: int | None) -> int:
+        self._listeners.append(made := Listener(word, port))
+        return made.port
 
     def _on_folder(self, message: Message, data: bytes) -> None:
         self._channel.send("entered", why=facts.enter(message["folder"]))
@@ -137,9 +143,8 @@ class Keeper:
             self._channel.send("reached", results=[])
 
     def _on_start(self, message: Message, data: bytes) -> None:
-        if self._listener is not None:
-            self._listener.close()
-            self._listener = None
+        while self._listeners:
+            self._listeners.pop().close()
         ours, its = socket.socketpair()
         os.set_inheritable(its.fileno(), True)
         environment = {**os.environ, **message["environment"]}

@@ -1,241 +1,46 @@
-"""One run on several hosts, from the launcher that was started by hand: check all, show one plan, run, end everything.
-
-Each step asks all hosts at once. A host takes part by its keeper (keeper.py), which ssh has started. Its launcher,
-which the keeper starts, plans for that host (seat.py) and then does what it does on any node of a cluster.
-"""
+"""One run on several hosts, from the launcher that was started by hand: check all, show one plan, run, end all."""
 
 from __future__ import annotations
 
 import json
 import os
-import secrets
-import sys
-import time
-from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
 
 from rich.console import Console
 
-from ddp_core import __version__
-from ddp_core.errors import OptionError
 from ddp_launch.cli.options import LaunchOptions
-from ddp_launch.cli.value_types import endpoint as checked_endpoint
-from ddp_launch.cluster.network import resolve, split_endpoint
-from ddp_launch.cluster.over_ssh import VARIABLE
-from ddp_launch.cluster.pet import join
-from ddp_launch.hosts import checks, sync, table
-from ddp_launch.hosts.checks import HostFacts
-from ddp_launch.hosts.ending import Ending, screen_size, streams
+from ddp_launch.hosts import between, sync, table
+from ddp_launch.hosts.bring_up import Ready, bring_up, exported
+from ddp_launch.hosts.ending import Ending
 from ddp_launch.hosts.fleet import Fleet
-
-ANSWER_S = 10.0
-"""For the first sign of a host."""
-WORK_S = 30.0
-"""For what a host, which is there, has to look up: its folder may be on a disk that has to be mounted."""
-PLAN_S = 120.0
-"""For a launcher's plan: the driver of a GPU that has been asleep takes its time."""
-PACKAGES = Path(__file__).resolve().parents[2]
-REFUSED = 2
-OF_THE_SCREEN = ("TERM", "COLORTERM", "NO_COLOR", "FORCE_COLOR", "COLUMNS")
-ALIKE = ("NCCL_", "GLOO_", "TORCH_", "OMP_", "MKL_", "PYTORCH_")
-"""Variables that ranks of one run should have in common."""
 
 
 def run(options: LaunchOptions) -> int:
     """The run on `options.hosts`; its exit status. Errors: UserError."""
-    exported = _exported(options.export, os.environ)
+    variables = exported(options.export, os.environ)
     copied = None if options.sync is None else sync.folder(options.sync)
     console = Console(stderr=True)
+    if options.check_hosts:
+        return between.run(options, variables, console)
+    due = options.preflight and not options.dry_run and len(options.hosts) > 1
+    if due and (status := between.run(replace(options, json=False), variables, console, preflight=True)):
+        return status
     with Fleet(options.hosts) as fleet:
-        refused = _Refusals(fleet)
-        facts = _facts(fleet, options, copied, refused)
-        if refused.any():
-            return REFUSED
-        place = _meeting_place(fleet, options, facts, refused)
-        if refused.any():
-            return REFUSED
-        _start(fleet, options, place, exported, console)
-        plans = _plans(fleet, options, refused)
-        if refused.any():
-            return refused.status
-        notes = [*options.notes, *_notes(options, exported, facts, plans)]
-        if options.dry_run and options.json:
-            hosts = [{"host": name, **plan["plan"]} for name, plan in plans.items()]
-            print(json.dumps({**hosts[0], "hosts": hosts}, indent=2, ensure_ascii=False))
-        elif options.quiet:
-            for name, plan in plans.items():
-                console.print(f"{name}: {plan['one_line']}", markup=False, highlight=False, soft_wrap=True)
-        else:
-            table.show(Console() if options.dry_run else console, plans, notes, [*exported])
+        ready = bring_up(fleet, options, variables, copied, console)
+        if isinstance(ready, int):
+            return ready
+        _show(ready, options, [*variables], console)
         return 0 if options.dry_run else Ending(fleet, console).run_to_end()
 
 
-class _Refusals:
-    """Hosts that cannot take part: one line each, as it becomes known. `status`: of the run then."""
-
-    def __init__(self, fleet: Fleet) -> None:
-        self._fleet = fleet
-        self._said: dict[str, str] = {}
-        self.status = REFUSED
-
-    def say(self, name: str, words: str) -> None:
-        """A host cannot take part."""
-        self._said.setdefault(name, words)
-        print(f"error: {name}: {words}", file=sys.stderr, flush=True)
-
-    def any(self) -> bool:
-        """Whether the run cannot start; hosts that were lost meanwhile are named."""
-        for host in self._fleet.hosts:
-            if host.lost is not None and host.name not in self._said:
-                self.say(host.name, host.lost)
-        return bool(self._said)
-
-
-def _exported(asked: Iterable[str], environ: Mapping[str, str]) -> dict[str, str]:
-    """The variables that travel, with their values. Errors: OptionError."""
-    found = {}
-    for word in asked:
-        name, equals, value = word.partition("=")
-        if not equals and name not in environ:
-            raise OptionError(f"--export {name}: not set here; give its value as in --export {name}=VALUE")
-        found[name] = value if equals else environ[name]
-    return found
-
-
-def _facts(fleet: Fleet, options: LaunchOptions, copied: str | None, refused: _Refusals) -> list[HostFacts]:
-    """What the hosts say of themselves; what is wrong with them is reported."""
-    folder, port = str(Path.cwd()), None
-    if options.rdzv_endpoint is not None:
-        _, port = split_endpoint(checked_endpoint(options.rdzv_endpoint))
-    ahead: dict[int, float] = {}
-    words = [secrets.token_hex(16) for _ in fleet.hosts]
-
-    def answer(host: Any, message: Mapping[str, Any]) -> None:
-        if message["kind"] == "hello":
-            ahead[host.rank] = message["clock"] - datetime.now(UTC).timestamp()
-            host.channel.send(
-                "check",
-                packages=str(PACKAGES),
-                folder=folder,
-                make=copied,
-                word=words[host.rank],
-                port=port if host.rank == 0 else None,
-            )
-
-    fleet.on_message = answer
-    fleet.gather("hello", ANSWER_S)
-    checked = fleet.gather("checked", WORK_S)
-    if any(host.lost is not None for host in fleet.hosts):
-        return []
-    if copied is not None:
-        for name, why in sync.copy(copied, fleet.hosts):
-            refused.say(name, why)
-        fleet.send("folder", folder=folder)
-        for message, entered in zip(checked, fleet.gather("entered", WORK_S), strict=False):
-            message["folder"] = entered["why"]
-    hosts = [HostFacts(host.name, checked[host.rank], ahead[host.rank], words[host.rank]) for host in fleet.hosts]
-    for name, why in checks.problems(hosts, __version__, str(PACKAGES), folder):
-        refused.say(name, why)
-    return hosts
-
-
-def _meeting_place(fleet: Fleet, options: LaunchOptions, facts: Sequence[HostFacts], refused: _Refusals) -> str | None:
-    """HOST:PORT of the rendezvous, which every host reaches; None for a single host."""
-    if len(facts) == 1:
-        return None
-    asked = None
-    if options.rdzv_endpoint is not None:
-        asked = resolve(*split_endpoint(options.rdzv_endpoint), 0)[0]
-    targets = checks.targets(facts, asked)
-    for host in fleet.hosts:
-        host.channel.send("reach", targets=[one for at, one in enumerate(targets) if at != host.rank])
-    reached = [message["results"] for message in fleet.gather("reached", WORK_S)]
-    if any(not host.is_open for host in fleet.hosts):
-        return None
-    for name, why in checks.unreached(facts, reached):
-        refused.say(name, why)
-    address = checks.meeting_address(targets[0], reached)
-    if address is None:
-        if not refused.any():
-            refused.say(facts[0].name, "the others reach it at different addresses: --rdzv-endpoint ADDRESS:PORT")
-        return None
-    return join(address, facts[0].port)
-
-
-def _start(
-    fleet: Fleet, options: LaunchOptions, place: str | None, exported: Mapping[str, str], console: Console
-) -> None:
-    """Start the launcher of each host; it plans, and waits."""
-    seat = {
-        "fd": "FD",  # filled in by the keeper
-        "names": [host.name for host in fleet.hosts],
-        "endpoint": place,
-        "run_id": time.strftime("%Y%m%d-%H%M%S"),
-        "width": console.width,
-        "colour": console.is_terminal and not console.no_color,
-        "dry_run": options.dry_run,
-    }
-    screen = {name: os.environ[name] for name in OF_THE_SCREEN if name in os.environ}
-    timeout = [] if options.rdzv_timeout is None else [f"--rdzv-timeout={options.rdzv_timeout}"]
-    terminals, one_place = streams()
-    for host in fleet.hosts:
-        first = host.rank == 0
-        host.channel.send(
-            "start",
-            argv=[*fleet.inbox["checked"][host.rank]["launcher"], *timeout, *options.words],
-            environment={**screen, **exported},
-            variable=VARIABLE,
-            seat=json.dumps({**seat, "rank": host.rank, "slots": host.slots}),
-            terminals=terminals if first else (False, False),
-            one_place=first and one_place,
-            rows_columns=screen_size(),
-        )
-
-
-def _plans(fleet: Fleet, options: LaunchOptions, refused: _Refusals) -> dict[str, table.Plan]:
-    """Each host's plan, by its name; what hinders a host is reported."""
-    limit_s = PLAN_S if options.wait is None else options.wait + PLAN_S
-    fleet.on_message = lambda host, message: None
-    plans = fleet.gather("plan", limit_s)
-    said: dict[tuple[str, int], list[str]] = {}
-    for host in fleet.hosts:
-        if (message := fleet.inbox.get("refused", {}).get(host.rank)) is not None:
-            said.setdefault((message["line"], message["status"]), []).append(host.name)
-        elif host.code is not None and host.rank not in fleet.inbox["plan"]:
-            line = f"its launcher ended before it had a plan, with status {host.code}"
-            said.setdefault((line, REFUSED), []).append(host.name)
-    for (line, status), names in said.items():
-        refused.say(", ".join(names), line)
-        refused.status = status
-    if refused.any():
-        return {}
-    found: dict[str, table.Plan] = {host.name: plan for host, plan in zip(fleet.hosts, plans, strict=True)}
-    backends = {plan["plan"]["backend"]: name for name, plan in found.items()}
-    if len(backends) > 1:
-        refused.say(
-            backends["gloo"], f"it would run on the CPU, and {backends['nccl']} on GPUs: --cpu runs all on the CPU"
-        )
-    return found
-
-
-def _notes(
-    options: LaunchOptions, exported: Iterable[str], facts: Sequence[HostFacts], plans: Mapping[str, table.Plan]
-) -> Iterable[str]:
-    """What the user should know of the hosts together."""
-    if (line := checks.unlike(plans)) is not None:
-        yield line
-    if (line := checks.mtu_mismatch(facts, {name: plan["address"] for name, plan in plans.items()})) is not None:
-        yield line
-    if len({one.checked["torch"] for one in facts}) > 1:
-        builds = ", ".join(f"{one.checked['torch']} on {one.name}" for one in facts)
-        yield f"different builds of torch: {builds}"
-    elsewhere = sorted(name for name in os.environ if name.startswith(ALIKE) and name not in exported)
-    if elsewhere and len(facts) > 1:
-        yield f"set here and not on the other hosts: {', '.join(elsewhere)} (--export {','.join(elsewhere)})"
-    if options.program.kind == "trainer" and len(facts) > 1:
-        yield (
-            "each host reads the images at --data-dir itself, from its own disk or a shared one, and they must be the"
-            " same; what is downloaded each host downloads for itself"
-        )
+def _show(ready: Ready, options: LaunchOptions, exports: list[str], console: Console) -> None:
+    if options.dry_run and options.json:
+        hosts = [{"host": name, **plan["plan"]} for name, plan in ready.plans.items()]
+        print(json.dumps({**hosts[0], "hosts": hosts}, indent=2, ensure_ascii=False))
+    elif options.quiet:
+        for name, plan in ready.plans.items():
+            console.print(f"{name}: {plan['one_line']}", markup=False, highlight=False, soft_wrap=True)
+    else:
+        table.show(Console() if options.dry_run else console, ready.plans, ready.notes, exports)
+        if options.dry_run:
+            table.show_commands(Console(), ready.plans)

@@ -26,7 +26,10 @@ BACKLOG = 64
 
 
 class Listener:
-    """A port of this host for the time of the check. `word`: what callers are answered with, at most 64 bytes."""
+    """A port of this host for the time of the check: None is one of PORTS, 0 one that the system gives.
+
+    `word`: what callers are answered with, at most 64 bytes.
+    """
 
     def __init__(self, word: str, port: int | None = None) -> None:
         """Errors: OSError where no port, or not this one, can be had."""
@@ -100,6 +103,7 @@ class Call:
 
     def __init__(self, target: dict[str, Any]) -> None:
         self.name: str = target["name"]
+        self._port: int = target["port"]
         self._addresses: list[str] = target["addresses"]
         self._word: bytes = target["word"].encode()
         self._begin = time.monotonic()
@@ -115,7 +119,7 @@ class Call:
                 self._open[end] = _Try(address, self._word)
                 with suppress(BlockingIOError):
                     try:
-                        end.connect((address, target["port"]))
+                        end.connect((address, self._port))
                     except OSError as error:
                         if not isinstance(error, BlockingIOError):
                             self._close(end, error.strerror or str(error))
@@ -150,9 +154,9 @@ class Call:
         return True
 
     def result(self) -> dict[str, Any]:
-        """{"name", "reached": addresses in the order of preference, "why": address -> what went wrong}."""
+        """{"name", "port", "reached": addresses in the order of preference, "why": address -> what went wrong}."""
         reached = [address for address in self._addresses if address in self.reached]
-        return {"name": self.name, "reached": reached, "why": self.why}
+        return {"name": self.name, "port": self._port, "reached": reached, "why": self.why}
 
     def _close(self, end: socket.socket, why: str | None) -> None:
         one = self._open.pop(end)

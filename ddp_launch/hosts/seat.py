@@ -26,9 +26,12 @@ from ddp_launch.failure.summary import show
 from ddp_launch.plan.plain import to_json
 from ddp_launch.plan.plan import LaunchPlan
 from ddp_launch.plan.show import in_parts
+from gpu_topology.host.nics import nic_distances
 
 GRACE_S = 8
 """So that nothing runs anywhere 10 s after a Ctrl-C. A longer --grace is the user's own."""
+LEVELS = ("PIX", "PXB", "PHB", "NODE", "SYS")
+"""From near to far, as `nvidia-smi topo -m` names them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +76,7 @@ class Seat:
         """Report the plan, and wait until those of all hosts are shown. Errors: UserError (a package is missing)."""
         if not self.dry_run:
             missing_packages.need("torch", "psutil")
-        self._send("plan", plan=to_json(plan), **in_parts(plan))
+        self._send("plan", plan=to_json(plan), adapters=_adapters(plan), **in_parts(plan))
         if not self.dry_run:
             with self.way.makefile("rb") as answers:
                 if not answers.readline():
@@ -101,3 +104,18 @@ class Seat:
         # Without the keeper this process is about to be killed.
         with suppress(OSError):
             self.way.sendall(json.dumps({"kind": kind, **facts}).encode() + b"\n")
+
+
+def _adapters(plan: LaunchPlan) -> list[str]:
+    """The InfiniBand or RoCE adapter that is nearest to each chosen GPU, where there are any: "GPU 0: mlx5_0 (PIX)"."""
+    chosen = {index: plan.topology.gpu(index).pci_bus_id for index in plan.selection.indices}
+    # The driver's domain has eight digits, the kernel's four.
+    places = {index: bus_id.lower()[-12:] for index, bus_id in chosen.items() if bus_id is not None}
+    distances = nic_distances([*places.values()])
+    lines = []
+    for at, index in enumerate(places):
+        near = [(LEVELS.index(level), name) for name, levels in distances.items() if (level := levels[at]) is not None]
+        if near:
+            steps, adapter = min(near)
+            lines.append(f"GPU {index}: {adapter} ({LEVELS[steps]})")
+    return lines

@@ -32,6 +32,14 @@ def show(console: Console, plans: Mapping[str, Plan], notes: Iterable[str], expo
         console.print(Text.assemble(("note: ", "yellow"), note), soft_wrap=True)
 
 
+def show_commands(console: Console, plans: Mapping[str, Plan]) -> None:
+    """What does the same without the launcher, for each host."""
+    console.print(Text("\nTo run this without the launcher, paste", style="bold"))
+    for name, plan in plans.items():
+        # No wrapping: what is copied must be what the shell is to get.
+        console.print(Text(f"on {name}: ", style="bold").append(plan["plan"]["shell"], style="none"), soft_wrap=True)
+
+
 def _hosts(plans: Mapping[str, Plan]) -> Table:
     table = Table.grid(padding=(0, 2))
     for _ in range(4):

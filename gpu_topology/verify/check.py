@@ -30,7 +30,7 @@ from gpu_topology.select.select import Selection, SelectionError
 from gpu_topology.topology import Topology
 from gpu_topology.verify import show
 from gpu_topology.verify.findings import Findings, Naming, judge
-from gpu_topology.verify.job import run_job
+from gpu_topology.verify.job import PACKAGES, run_job
 from gpu_topology.verify.performance import model_gb_s, slow_gpus, slow_links
 from gpu_topology.verify_cache import Verdict
 
@@ -57,6 +57,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"when a job counts as hanging, 1 to {LONGEST_S} (default: {TIME_LIMIT_S}, more above 11 ranks)",
     )
     parser.add_argument("--no-cache", action="store_true", help="do not keep the result for the launcher")
+    parser.add_argument(
+        "--hosts", metavar="LIST", help="the network between these hosts instead, over ssh as launch.py --hosts"
+    )
     parser.set_defaults(source=None)
 
 
@@ -64,6 +67,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Check and print; exit status 0 where all was right in time, 1 where not. Raises TopologyError."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _leave)
+    if arguments.hosts is not None:
+        _verify_between(arguments)
     answers = answer(arguments)
     selection = _on_cpu(answers.selection) if arguments.cpu else answers.selection
     if not selection.indices and not arguments.cpu and answers.topology.gpus:
@@ -86,6 +91,25 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         print(show.page(verdict, selection.indices), end="")
     return 0 if verdict.ok else 1
+
+
+def _verify_between(arguments: argparse.Namespace) -> NoReturn:
+    """Become the launcher, which knows the way to other hosts. Errors: TopologyError."""
+    if find_spec("ddp_launch") is None:
+        raise TopologyError("verify --hosts needs the launcher, ddp_launch, which is not installed here")
+    if arguments.time_limit is not None or arguments.count is not None:
+        raise TopologyError(
+            "verify --hosts runs one rank on each host, with limits of its own: no --nproc, --time-limit"
+        )
+    words = ["--hosts", arguments.hosts, "--check-hosts", "--policy", arguments.policy]
+    words += [f"--{name.replace('_', '-')}" for name in ("cpu", "json", "allow_busy") if getattr(arguments, name)]
+    words += [f"--{name}={','.join(value)}" for name in ("gpus", "exclude") if (value := getattr(arguments, name))]
+    if arguments.min_memory:
+        words.append(f"--min-memory={getattr(arguments.min_memory, 'typed', arguments.min_memory)}")
+    packages = [str(PACKAGES), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(packages)}
+    sys.stdout.flush()
+    os.execve(sys.executable, [sys.executable, "-m", "ddp_launch", *words], environment)
 
 
 def _leave(number: int, frame: FrameType | None) -> NoReturn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import selectors
 import socket
 import time
@@ -11,9 +12,10 @@ import pytest
 
 from ddp_core.errors import OptionError
 from ddp_launch.cli.host_list import Host, exported, host_list, hostfile
-from ddp_launch.cli.options import parse
+from ddp_launch.cli.options import parse, words_of
 from ddp_launch.cli.value_types import Tee
 from ddp_launch.hosts import checks
+from ddp_launch.hosts.between import Interface, judge
 from ddp_launch.hosts.checks import HostFacts
 from ddp_launch.hosts.connection import in_words
 from ddp_launch.hosts.ending import _knows
@@ -27,6 +29,7 @@ def host(name: str, ahead_s: float = 0.0, **facts: Any) -> HostFacts:
         "torch": "2.9.0+cu130",
         "project": "1.0",
         "port": 20_001,
+        "free_port": 40_001,
         "caller": [],
         "addresses": [{"address": f"10.0.0.{len(name)}", "interface": "eth0", "mtu": 1500, "speed": 1000}],
     }
@@ -77,19 +80,21 @@ def test_meeting_address_is_one_that_all_reach() -> None:
     addresses = [{"address": one, "interface": "e", "mtu": 1500, "speed": None} for one in ("172.17.0.1", "10.0.0.1")]
     # The second host was called from 10.0.0.1, which the first one has.
     hosts = [host("a", addresses=addresses), host("bb", caller=["10.0.0.1"]), host("ccc", caller=["1.2.3.4"])]
-    first = checks.targets(hosts, None)[0]
+    first, *others = checks.targets(hosts, None)
+    assert [(one["name"], one["port"]) for one in others] == [("a", 40_001), ("bb", 40_001), ("ccc", 40_001)]
     assert first == {"name": "a", "addresses": ["10.0.0.1", "172.17.0.1"], "port": 20_001, "word": "word of a"}
     assert checks.targets(hosts, "10.9.9.9")[0]["addresses"] == ["10.9.9.9"]
 
     def called(name: str, *reached: str, **why: str) -> dict[str, Any]:
-        return {"name": name, "reached": list(reached), "why": why}
+        port = 20_001 if name == "a" else 40_001
+        return {"name": name, "port": port, "reached": list(reached), "why": why}
 
     fine = [called("bb", "x"), called("ccc", "x")]
     both = [fine, [called("a", "10.0.0.1", "172.17.0.1"), called("ccc", "x")], [called("a", "172.17.0.1")]]
     assert checks.meeting_address(first, both) == "172.17.0.1"
     apart = [fine, [called("a", "10.0.0.1")], [called("a", "172.17.0.1"), called("bb", loop="no answer")]]
     assert checks.meeting_address(first, apart) is None
-    assert list(checks.unreached(hosts, apart)) == [("ccc", "no route to bb at port 20001 (loop: no answer)")]
+    assert list(checks.unreached(hosts, apart)) == [("ccc", "no route to bb at port 40001 (loop: no answer)")]
 
 
 def test_unlike_hosts_are_named() -> None:
@@ -188,13 +193,37 @@ def test_mistakes_are_one_line(argv: list[str], words: str) -> None:
 def test_words_of_a_host_are_the_users_without_the_way_there() -> None:
     way = ["--hosts", "a,b", "--export", "X=1,Y", "--sync", ".", "--dry-run"]
     options = parse([*way, "--cpu", "--nproc=2", "-m", "pkg.train", "--lr", "1", "--", "--hosts", "z"])
-    assert options.words == ("--cpu", "--nproc=2", "-m", "pkg.train", "--lr", "1", "--", "--hosts", "z")
+    assert options.words == ("--cpu", "--nproc=2")
+    assert words_of(options.program) == ("-m", "pkg.train", "--lr", "1", "--", "--hosts", "z")
     assert options.export == ("X=1,Y",)
     assert exported("X, Y") == ("X", "Y")
-    assert parse(["--hosts", "a,b", "--epochs", "2"]).words == ("--epochs", "2")
-    assert parse(["--hosts=a,b", "--tee", "all", "--", "t.py", "x"]).words == ("--tee=all", "--", "t.py", "x")
+    assert words_of(parse(["--hosts", "a,b", "--epochs", "2"]).program) == ("--epochs", "2")
+    assert words_of(parse(["--hosts=a,b", "--tee", "all", "--", "t.py", "x"]).program) == ("--", "t.py", "x")
 
 
 def test_other_hosts_show_what_is_teed_alone() -> None:
     assert Tee(first=False).shown(4, 0)[0] == 0
     assert Tee(3, first=False).shown(4, 0) == (3, "[rank 4] ")
+
+
+def test_verdict_on_the_network() -> None:
+    def interfaces(*speeds: int | None) -> dict[str, Interface]:
+        return {f"h{at}": Interface("eth0", f"10.0.0.{at}", speed, 1500) for at, speed in enumerate(speeds)}
+
+    # Of 3 ranks each byte crosses a link 4/3 times: 30 MB in 0.4 s are 0.8 Gbit/s.
+    line = json.dumps({"kind": "ddp-launch-link", "backend": "gloo", "ranks": 3, "bytes": 30_000_000, "seconds": 0.4})
+    verdict = judge(b"a banner\n" + line.encode(), interfaces(1000, 1000, 1000), 0)
+    assert (verdict.problem, verdict.concerns) == (None, ())
+    assert verdict.gbit_s == pytest.approx(0.8)
+    assert verdict.share == pytest.approx(0.8)
+    slow = judge(line.encode(), interfaces(10_000, 1000, 2000), 0)
+    assert slow.share == pytest.approx(0.8)
+    assert "different speed" in slow.concerns[0]
+    assert judge(line.encode(), interfaces(10_000, 10_000), 0).concerns[0].startswith("slow: 8% of")
+    assert judge(line.encode(), interfaces(1000, None), 0).share is None
+    failed = json.dumps({"kind": "ddp-launch-link", "backend": None, "problem": "timed out", "rank": 1})
+    verdict = judge(failed.encode(), interfaces(1000, 1000), 1)
+    assert verdict.problem is not None
+    assert "the ranks do not come together: timed out" in verdict.problem
+    assert "firewall" in verdict.problem
+    assert judge(b"", interfaces(1000, 1000), 137).problem is not None

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.ddp_launch.hosts.ssh_pair import Pair, ssh_pair, why_not
+from tests.ddp_launch.hosts.ssh_pair import ROOT, Pair, ssh_pair, why_not
 from tests.ddp_launch.two_nodes import Node
 
 BOTH = ("--hosts", "node-a,node-b", "--cpu", "--nproc", "1")
@@ -175,6 +178,31 @@ def test_route_between_hosts_is_tried_before_anything_starts(pair: Pair) -> None
     assert "error: node-b: no route to node-a at port 2" in done.stderr
     assert "10.77.0.1: no answer: a firewall" in done.stderr
     assert "node-a: no route" not in done.stderr
+
+
+def test_network_between_hosts_is_measured(pair: Pair) -> None:
+    pair.b.run("ip link set wire-b mtu 1400")
+    # What the ranks choose themselves.
+    rule(pair.a, "-A INPUT -s 10.77.0.2 -p tcp --dport 30000:65535 --syn -j DROP")
+    done = pair.run("--hosts", "node-a,node-b", "--cpu", "--check-hosts")
+    rule(pair.a, "-F")
+    assert done.returncode == 2
+    assert re.search(
+        r"error: node-b: no route to node-a at port [3-6]\d{4} .*10.77.0.1: no answer: a firewall", done.stderr
+    )
+    there = [sys.executable, "-m", "gpu_topology", "verify", "--hosts", "node-a,node-b", "--cpu", "--json"]
+    path = f"PATH={pair.bin}:/usr/sbin:/usr/bin:/sbin:/bin"
+    words = pair.a.command("env", path, f"PYTHONPATH={ROOT}", *there)
+    verdict = json.loads(subprocess.run(words, capture_output=True, timeout=60, check=True).stdout)
+    pair.b.run("ip link set wire-b mtu 1500")
+    assert verdict["ok"]
+    assert [(one["host"], one["interface"], one["mtu"]) for one in verdict["hosts"]] == [
+        ("node-a", "wire-a", 1500),
+        ("node-b", "wire-b", 1400),
+    ]
+    # A veth pair says that it does 10 Gbit/s.
+    assert verdict["share"] == pytest.approx(verdict["gbit_s"] / 10)
+    assert any("different MTU: wire-a of node-a 1500, wire-b of node-b 1400" in line for line in verdict["concerns"])
 
 
 def test_mistakes_on_the_hosts_are_one_line(pair: Pair) -> None:

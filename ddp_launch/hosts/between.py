@@ -1,0 +1,197 @@
+"""The network between hosts, measured before a run: a timed all-reduce against the speed of the interfaces.
+
+The job is a run like any other, of link.py with one rank on each host; it is judged by what the hosts have said of
+their interfaces.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from ddp_core.errors import OptionError
+from ddp_launch.cli.options import LaunchOptions, Program
+from ddp_launch.hosts import checks, link
+from ddp_launch.hosts.bring_up import Ready, bring_up
+from ddp_launch.hosts.ending import Ending
+from ddp_launch.hosts.fleet import Fleet
+
+SLOW = 0.5
+"""Of the interface's speed: gloo and NCCL over sockets reach 70% or more of what they have."""
+KEPT = ("--auto", "--gpus", "--devices", "--cpu", "--policy", "--exclude", "--allow-busy", "--wait", "--min-memory")
+"""What of the command line says on which devices, and how the hosts meet."""
+GBIT = 1e9
+
+
+@dataclass(frozen=True)
+class Interface:
+    """What a host's ranks talk over. `speed` in Mbit/s, `mtu` in bytes, None where they are not known; `adapters`: for
+    each chosen GPU the nearest InfiniBand or RoCE adapter and how far it is, as in "GPU 0: mlx5_0 (PIX)"."""
+
+    name: str | None
+    address: str
+    speed: int | None
+    mtu: int | None
+    adapters: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was measured. `gbit_s`: what an all-reduce moves through each interface, in each direction; `share`: of the
+    slowest interface's speed, None where that is not known."""
+
+    problem: str | None
+    gbit_s: float | None
+    share: float | None
+    concerns: tuple[str, ...]
+    backend: str | None
+
+
+def run(options: LaunchOptions, exported: Mapping[str, str], console: Console, *, preflight: bool = False) -> int:
+    """Measure and print; the exit status: 1 where the hosts cannot work together. Errors: UserError.
+
+    preflight: before a run, on standard error.
+    """
+    if len(options.hosts) < 2:
+        raise OptionError("--check-hosts measures between hosts: give two or more")
+    words = tuple(word for word in options.words if word.partition("=")[0] in KEPT)
+    program = Program("script", str(Path(link.__file__)), ("--cpu",) if options.cpu else ())
+    job = replace(
+        options, program=program, words=(*words, "--nproc=1", "--stall-report=0"), dry_run=False, preflight=None
+    )
+    with Fleet(options.hosts) as fleet:
+        fleet.capture = bytearray()
+        ready = bring_up(fleet, job, exported, None, console)
+        if isinstance(ready, int):
+            return ready
+        status = Ending(fleet, Console(stderr=True, quiet=True), silent=True).run_to_end()
+        verdict = judge(bytes(fleet.capture), _interfaces(ready), status)
+    if status > 128 and verdict.gbit_s is None:
+        return status
+    interfaces = _interfaces(ready)
+    if options.json:
+        print(json.dumps(_as_json(verdict, interfaces), indent=1))
+    else:
+        _show(console if preflight else Console(), verdict, interfaces, ready)
+    return int(verdict.problem is not None)
+
+
+def judge(output: bytes, interfaces: Mapping[str, Interface], status: int) -> Verdict:
+    """The verdict on what the ranks of the job have printed. status: of the job."""
+    said = list(_facts(output))
+    measured = next((facts for facts in said if "seconds" in facts), None)
+    problem = next((facts["problem"] for facts in said if "problem" in facts), None)
+    if measured is None and problem is None:
+        problem = f"the job ended with status {status} and measured nothing"
+    if measured is None:
+        low, high = _free_ports()
+        problem = (
+            f"the ranks do not come together: {problem}; they connect at ports that the system chooses, here {low} to"
+            f" {high}: a firewall between the hosts must let them through"
+        )
+        return Verdict(problem, None, None, tuple(_concerns(None, interfaces)), None)
+    # nccl-tests, doc/PERFORMANCE.md: so many times each byte crosses the slowest link of n ranks.
+    moved = measured["bytes"] * 2 * (measured["ranks"] - 1) / measured["ranks"]
+    gbit_s = moved * 8 / measured["seconds"] / GBIT
+    speeds = [one.speed for one in interfaces.values() if one.speed is not None]
+    share = gbit_s * 1000 / min(speeds) if speeds and len(speeds) == len(interfaces) else None
+    if measured["backend"] == "nccl" and any(one.adapters for one in interfaces.values()):
+        # NCCL takes these, and not the interface.
+        share = None
+    return Verdict(problem, gbit_s, share, tuple(_concerns(share, interfaces)), measured["backend"])
+
+
+def _facts(output: bytes) -> Iterator[dict[str, Any]]:
+    for line in output.decode(errors="replace").splitlines():
+        try:
+            facts = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(facts, dict) and facts.get("kind") == link.KIND:
+            yield facts
+
+
+def _concerns(share: float | None, interfaces: Mapping[str, Interface]) -> Iterator[str]:
+    if share is not None and share < SLOW:
+        yield (
+            f"slow: {share:.0%} of the speed of the interface: other traffic, CPUs that are busy (gloo), a switch or"
+            " cable that runs at less, or the wrong interface (--rdzv-endpoint ADDRESS:PORT chooses the network)"
+        )
+    speeds = {one.speed for one in interfaces.values() if one.speed is not None}
+    if len(speeds) > 1:
+        yield "interfaces of different speed: " + ", ".join(_described(name, one) for name, one in interfaces.items())
+    if len({one.mtu for one in interfaces.values() if one.mtu is not None}) > 1:
+        yield checks.different_mtu({name: (one.name, one.mtu) for name, one in interfaces.items()})
+
+
+def _interfaces(ready: Ready) -> dict[str, Interface]:
+    found = {}
+    for host in ready.facts:
+        address = ready.plans[host.name]["address"]
+        known: Mapping[str, Any] = next((one for one in host.checked["addresses"] if one["address"] == address), {})
+        adapters = tuple(ready.plans[host.name]["adapters"])
+        found[host.name] = Interface(known.get("interface"), address, known.get("speed"), known.get("mtu"), adapters)
+    return found
+
+
+def _described(name: str, one: Interface) -> str:
+    speed = "speed unknown" if one.speed is None else f"{one.speed / 1000:g} Gbit/s"
+    return f"{name} {one.name} ({one.address}, {speed}, MTU {one.mtu or 'unknown'})"
+
+
+def _free_ports() -> tuple[int, int]:
+    """The ports that the system gives to those who ask for any, ip(7)."""
+    try:
+        low, high = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
+    except OSError:
+        return 32_768, 60_999
+    return int(low), int(high)
+
+
+def _show(console: Console, verdict: Verdict, interfaces: Mapping[str, Interface], ready: Ready) -> None:
+    lines: list[Text | str] = [_described(name, one) for name, one in interfaces.items()]
+    lines += [f"{name} {adapter}" for name, one in interfaces.items() for adapter in one.adapters]
+    if verdict.gbit_s is not None:
+        share = "" if verdict.share is None else f", {verdict.share:.0%} of the slowest interface's speed"
+        lines.append(
+            f"all-reduce between {len(interfaces)} hosts with {verdict.backend}: {verdict.gbit_s:.3g} Gbit/s{share}"
+        )
+    lines += [Text.assemble(("note: ", "yellow"), line) for line in verdict.concerns]
+    if verdict.problem is not None:
+        lines.append(Text.assemble(("error: ", "red"), verdict.problem))
+    else:
+        lines.append("every sum right")
+    for line in lines:
+        console.print(
+            Text("hosts: ", style="bold").append_text(Text("") + line if isinstance(line, str) else line),
+            soft_wrap=True,
+        )
+
+
+def _as_json(verdict: Verdict, interfaces: Mapping[str, Interface]) -> dict[str, Any]:
+    hosts = [
+        {
+            "host": name,
+            "interface": one.name,
+            "address": one.address,
+            "speed_mbit_s": one.speed,
+            "mtu": one.mtu,
+            "adapters": list(one.adapters),
+        }
+        for name, one in interfaces.items()
+    ]
+    return {
+        "ok": verdict.problem is None,
+        "problem": verdict.problem,
+        "gbit_s": verdict.gbit_s,
+        "share": verdict.share,
+        "backend": verdict.backend,
+        "concerns": list(verdict.concerns),
+        "hosts": hosts,
+    }
