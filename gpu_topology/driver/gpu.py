@@ -50,7 +50,7 @@ def read_gpu(index: int, device: Device, known: dict[object, Any]) -> Gpu:
     fabric_state, fabric_cluster = health.fabric(device)
     ecc, ecc_uncorrected = health.ecc(device)
     recovery, pcie_replays, nvlink_errors = health.counters(device)
-    name, node = ask("nvmlDeviceGetName"), _numa_node(device, bus_id)
+    name, node = _printable(ask("nvmlDeviceGetName")), _numa_node(device, bus_id)
     model = (name, total)
 
     def once(kind: object, function: str, *args: object) -> Any:
@@ -176,9 +176,13 @@ def identified(gpus: Sequence[Gpu], devices: Sequence[Device]) -> tuple[Gpu, ...
 
 
 def _program(command: str | None) -> str | None:
-    """ "/opt/google/chrome/chrome --type=gpu-process" -> "chrome"; without what would steer a terminal."""
-    words = "".join(letter for letter in command or "" if letter.isprintable())
-    return PurePosixPath(words.partition(" -")[0].strip()).name or None
+    """ "/opt/google/chrome/chrome --type=gpu-process" -> "chrome"."""
+    return PurePosixPath((_printable(command) or "").partition(" -")[0].strip()).name or None
+
+
+def _printable(text: str | None) -> str | None:
+    """Without what would steer a terminal."""
+    return text and "".join(letter for letter in text if letter.isprintable())
 
 
 def settled(gpus: Sequence[Gpu], devices: Sequence[Device]) -> tuple[Gpu, ...]:

@@ -145,10 +145,25 @@ def build_for(capabilities: Collection[Capability], cuda: str | None) -> str | N
 
 
 def driver_way_out(needed: str, capabilities: Collection[Capability], cuda: str | None) -> str:
-    """What to do about a driver that goes up to `cuda` where torch is built for a `needed` of later."""
-    update = f"update the driver to {LEAST_DRIVER.get(major(needed), 'a newer one')} or newer"
-    build = build_for(capabilities, cuda)
-    return f"{update}, or install the build that fits this one: {install(build)}" if build else update
+    """What to do about a driver that goes up to `cuda` where torch is built for a `needed` of later: what fits the GPUs
+    too, which a newer build may have no code for."""
+    build, any_build = build_for(capabilities, cuda), build_for(capabilities, None)
+    if not capabilities or any(has_code(BUILDS.get(needed, ("compute_10",)), one) for one in capabilities):
+        return (
+            f"{_update(needed)}, or install the build that fits this one: {install(build)}"
+            if build
+            else _update(needed)
+        )
+    if build:
+        return f"install the build that fits this driver and these GPUs: {install(build)}"
+    if any_build:
+        return f"{_update(any_build)} and install the build that has code for these GPUs: {install(any_build)}"
+    sms = ", ".join("sm_{}{}".format(*one) for one in sorted(capabilities))
+    return f"torch 2.11 and later have no code for these GPUs ({sms})"
+
+
+def _update(build: str) -> str:
+    return f"update the driver to {LEAST_DRIVER.get(major(build), 'a newer one')} or newer"
 
 
 def way_out(capabilities: Collection[Capability], cuda: str | None) -> str:
