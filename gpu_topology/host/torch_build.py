@@ -149,11 +149,7 @@ def driver_way_out(needed: str, capabilities: Collection[Capability], cuda: str 
     too, which a newer build may have no code for."""
     build, any_build = build_for(capabilities, cuda), build_for(capabilities, None)
     if not capabilities or any(has_code(BUILDS.get(needed, ("compute_10",)), one) for one in capabilities):
-        return (
-            f"{_update(needed)}, or install the build that fits this one: {install(build)}"
-            if build
-            else _update(needed)
-        )
+        return _update(needed) + (f", or install the build that fits this one: {install(build)}" if build else "")
     if build:
         return f"install the build that fits this driver and these GPUs: {install(build)}"
     if any_build:
@@ -163,7 +159,9 @@ def driver_way_out(needed: str, capabilities: Collection[Capability], cuda: str 
 
 
 def _update(build: str) -> str:
-    return f"update the driver to {LEAST_DRIVER.get(major(build), 'a newer one')} or newer"
+    """What to do about a driver that is too old for a CUDA build."""
+    least = LEAST_DRIVER.get(major(build))
+    return f"update the driver to {least} or newer" if least else "update the driver"
 
 
 def way_out(capabilities: Collection[Capability], cuda: str | None) -> str:
