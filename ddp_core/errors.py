@@ -19,6 +19,10 @@ LONGEST, HEAD, TAIL = 900, 600, 250
 """Characters of a message: a longer one keeps its head and its tail."""
 
 
+_JOINERS = "\u200c\u200d"
+"""Parts of words in some scripts, and of some emoji."""
+
+
 class UserError(Exception):
     """One line that names the option or file, its value and what is accepted. `remedy`: what to do, where known."""
 
@@ -81,5 +85,9 @@ def one_line(text: str) -> str:
     left out."""
     if len(text) > LONGEST:
         text = f"{text[:HEAD]} [...] {text[-TAIL:]}"
-    text = " ".join(part.strip() for part in text.splitlines())
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    return printable(" ".join(part.strip() for part in text.splitlines()))
+
+
+def printable(text: str) -> str:
+    """`text`, such as the name of a file, with line breaks and other characters that are not printed as escapes."""
+    return "".join(c if c.isprintable() or c in _JOINERS else c.encode("unicode_escape").decode("ascii") for c in text)

@@ -23,7 +23,7 @@ if __name__ == "__main__":
 import torch
 
 from ddp_core.cli import CommandLine, prepare_output
-from ddp_core.errors import SharedError, UserError
+from ddp_core.errors import SharedError, UserError, one_line
 from ddp_train.assemble.resolve_options import set_threads
 from ddp_train.data.sources.dataset import describe_left_out
 from ddp_train.distributed import process_group
@@ -96,7 +96,7 @@ def _run(arguments: argparse.Namespace, ranks: Ranks, device: torch.device) -> N
     if not ranks.is_first:
         return
     for note in (*dataset.notes, *describe_left_out(dataset)):
-        print(f"note: {note}", file=sys.stderr)
+        print(f"note: {one_line(note)}", file=sys.stderr)
     what = {"checkpoint": str(saved.file), "model": saved.config.model.model, "dataset": dataset.name}
     what |= {"tta": arguments.tta, "tta_below": arguments.tta_below}
     if arguments.json:

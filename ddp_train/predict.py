@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from ddp_core.cli import CommandLine, exit_status
-from ddp_core.errors import UserError
+from ddp_core.errors import UserError, printable
 
 BATCH = 64
 
@@ -28,11 +28,11 @@ def _show(arguments: argparse.Namespace) -> None:
         ]
         print(json.dumps({"schema": "ddp-train-prediction/1", "images": rows}))
         return
-    width = max(len(name) for _, guesses in found for name, _ in guesses)
+    width = max(len(printable(name)) for _, guesses in found for name, _ in guesses)
     for image, guesses in found:
-        print(image)
+        print(printable(image))
         for name, value in guesses:
-            print(f"  {name:<{width}}  {value:>8.2%}")
+            print(f"  {printable(name):<{width}}  {value:>8.2%}")
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

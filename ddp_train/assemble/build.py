@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ddp_core.errors import UserError
+from ddp_core.errors import UserError, one_line
 from ddp_core.files import write_text
 from ddp_core.redaction import redacted
 from ddp_train import data, models
@@ -118,7 +118,8 @@ def build(config: Config, ranks: Ranks, device: torch.device, stop: StopSignals 
     shared = () if balance is None else (together(lambda: balance.start(components), ranks),)
     if moved is not None:
         notes = (*notes, moved)
-    notes = (*notes, *started, *left_out, *without_effect(resolved, dataset, device), *cost, *resumed, *shared)
+    idle = without_effect(resolved, dataset, pipeline, device)
+    notes = (*notes, *started, *left_out, *idle, *cost, *resumed, *shared)
     facts = _facts(resolved, dataset, components, folder, notes)
     if ranks.is_first:
         unmark_done(folder.path)
@@ -301,7 +302,7 @@ def _facts(
         global_batch=components.global_batch,
         out_dir=str(folder.path),
         gpu_uuids=gpu_uuids(components.ranks, components.device),
-        notes=notes,
+        notes=tuple(map(one_line, notes)),
         start_epoch=components.progress.epoch + 1,
         start_step=components.progress.step_in_epoch,
         split=components.pipeline.selection,

@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ddp_core.errors import UserError
 from ddp_train import data, models
 from ddp_train.config.batch_split import scale_learning_rate, split
+from ddp_train.config.declaration import flag
 from ddp_train.config.options import Config
 from ddp_train.config.parse import with_values
 from ddp_train.data.pipeline.window import Pipeline
@@ -160,8 +161,8 @@ def without_lone_sample(
     return with_values(resolved, {"drop_last": True}), (note,)
 
 
-def without_effect(resolved: Config, dataset: Dataset, device: torch.device) -> tuple[str, ...]:
-    """A line for each option that has no effect without a GPU, or means little for this dataset."""
+def without_effect(resolved: Config, dataset: Dataset, pipeline: Pipeline, device: torch.device) -> tuple[str, ...]:
+    """A line for each option that has no effect without a GPU or a loader, or means little for this dataset."""
     options = {
         "--expandable-segments": resolved.model.expandable_segments,
         f"--compile-mode {resolved.model.compile_mode}": resolved.model.compile_mode not in (None, "default"),
@@ -169,6 +170,10 @@ def without_effect(resolved: Config, dataset: Dataset, device: torch.device) -> 
     }
     unused = [name for name, on in options.items() if on and device.type == "cpu"]
     lines = [f"{name}: no GPU is used, so it has no effect" for name in unused]
+    if pipeline.resident:
+        of_loader = {"num_workers": resolved.data.num_workers, "prefetch_factor": resolved.data.prefetch_factor}
+        why = "the images are all in memory, where no worker is needed (--pipeline loader)"
+        lines += [f"{flag(name)} {n}: {why}" for name, n in of_loader.items() if n and name in resolved.wanted]
     if (target := resolved.run.target) is not None and dataset.name != "cifar10":
         size = f"{dataset.name} gets a network and a run of that size"
         lines.append(f"--target {target:g}: an accuracy on CIFAR-10; {size}")

@@ -46,6 +46,10 @@ class Watched:
         return self._pipeline.steps_per_epoch
 
     @property
+    def resident(self) -> bool:
+        return self._pipeline.resident
+
+    @property
     def left_out(self) -> int:
         return self._pipeline.left_out
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ddp_core.errors import printable
 from ddp_train.data.sources.decode import read_image
 from ddp_train.data.sources.samples import Dataset
 from ddp_train.engine.evaluate import Examination
@@ -39,6 +40,7 @@ def as_json(found: Examination, classes: Sequence[str]) -> dict[str, object]:
 
 def as_text(found: Examination, classes: Sequence[str]) -> list[str]:
     """Lines: the metrics over all images, then one line per class, with the class that it is most often taken for."""
+    classes = [printable(name) for name in classes]
     lines = [f"top-1   {found.top1:8.2%}"]
     lines += [f"top-5   {found.top5:8.2%}"] if found.top5 is not None else []
     lines += [f"balanced{found.balanced_accuracy:8.2%}", f"loss    {found.loss:8.4f}", ""]

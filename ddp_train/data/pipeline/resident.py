@@ -28,6 +28,10 @@ class ResidentPipeline(DatasetPipeline):
         self._placed: dict[str, tuple[slice, Tensor, Tensor]] = {}
         self._place(self.selection)
 
+    @property
+    def resident(self) -> bool:
+        return True
+
     def train(self, epoch: int, start_step: int = 0) -> Iterator[Window]:
         self.sampler.set_epoch(epoch)
         shares = list(self.sampler.plan(start_step))

@@ -72,6 +72,11 @@ class Pipeline(Protocol):
         return "test"
 
     @property
+    def resident(self) -> bool:
+        """Whether every image is on the device, so that no process reads any."""
+        return False
+
+    @property
     def left_out(self) -> int:
         """Images that turned out bad while they were read, so far; the same on all ranks."""
         return 0

@@ -19,7 +19,7 @@ import PIL
 from ddp_core.host_memory import available_memory
 from ddp_train.data.sources import cache
 from ddp_train.data.sources.decode import AS_STORED, decode_files, probe_size
-from ddp_train.data.sources.listing import FolderSplit, Listed, scan
+from ddp_train.data.sources.listing import FolderSplit, Listed, lacks, scan
 from ddp_train.data.sources.manifest import Manifest, Seen
 from ddp_train.data.sources.pixels import RULES, Extent, Levels, Reading, levels_of
 from ddp_train.data.sources.samples import (
@@ -79,6 +79,8 @@ def load_image_folder(
     if trained is not None and set(classes) <= set(trained.classes):
         places = np.array([trained.classes.index(name) for name in classes])
         splits["test"] = replace(splits["test"], labels=places[splits["test"].labels])
+        if lacking := [name for name in trained.classes if name not in classes]:
+            checked.notes.append(lacks(kept["test"].root, lacking))
         classes = trained.classes
     nothing = Split(np.zeros(0, np.int64), np.zeros((0, height, width, 3), np.uint8))
     return Dataset(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import stat
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -110,8 +110,8 @@ def class_folders(root: Path) -> tuple[str, ...]:
 
 
 def scan(data_dir: Path, *, to_evaluate: bool = False, divided: bool = False) -> Listed:
-    """List the images of all splits. Errors: UserError for a missing or empty folder or class, for classes that differ
-    between splits, and for folders that cannot be read.
+    """List the images of all splits. Errors: UserError for a missing or empty folder, for a class without images or one
+    that train/ has not, and for folders that cannot be read.
 
     to_evaluate: the test images alone, for which test/ is enough, or a folder of classes. divided: the training images
     will be divided by --val-split, for which train/ is enough, or a folder of classes.
@@ -135,15 +135,14 @@ def scan(data_dir: Path, *, to_evaluate: bool = False, divided: bool = False) ->
         hint = "(--val-split 0.1 keeps a part of train/ for that)"
         raise UserError(f"--data-dir {data_dir}: has train/, but neither test/ nor val/ to evaluate on {hint}")
     skipped: Skipped = Counter()
-    splits = {name: _scan_split(path, parts.get(path, name), skipped) for name, path in found.items()}
-    first, *others = (splits[name] for name in ("train", "test", "val") if name in splits)
-    for other in others:
-        if first.classes != other.classes:
-            odd = sorted(set(first.classes) ^ set(other.classes))
-            listed = ", ".join(odd[:5]) + (", ..." if len(odd) > 5 else "")
-            names = f"{first.root.name}/ and {other.root.name}/"
-            raise UserError(f"--data-dir {data_dir}: {names} differ in their classes ({listed})")
-    return Listed(splits.get("train"), splits.get("test"), splits.get("val"), _notes(data_dir, first, skipped))
+    splits: dict[str, FolderSplit] = {}
+    notes: list[str] = []
+    for name in (name for name in ("train", "test", "val") if name in found):
+        trained = splits["train"].classes if "train" in splits else None
+        splits[name] = _scan_split(found[name], parts.get(found[name], name), skipped, trained, notes)
+    first = next(iter(splits.values()))
+    notes = [*_notes(data_dir, first, skipped), *notes]
+    return Listed(splits.get("train"), splits.get("test"), splits.get("val"), tuple(notes))
 
 
 def files_below(folder: str) -> list[str]:
@@ -174,7 +173,7 @@ def other_data(data_dir: Path) -> str | None:
     return next(filter(None, map(other_format, files)), None)
 
 
-def _notes(data_dir: Path, first: FolderSplit, skipped: Skipped) -> tuple[str, ...]:
+def _notes(data_dir: Path, first: FolderSplit, skipped: Skipped) -> list[str]:
     notes = []
     if skipped:
         kinds = skipped.most_common(_SHOWN)
@@ -188,7 +187,7 @@ def _notes(data_dir: Path, first: FolderSplit, skipped: Skipped) -> tuple[str, .
             note += f"; it holds folders ({', '.join(below[:3])}{', ...' if below[3:] else ''}): are the data one "
             note += "folder too deep?"
         notes.append(note)
-    return tuple(notes)
+    return notes
 
 
 def class_names(root: Path, skipped: Skipped | None = None) -> tuple[str, ...]:
@@ -212,26 +211,39 @@ def class_names(root: Path, skipped: Skipped | None = None) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-def _scan_split(root: Path, part: str, skipped: Skipped) -> FolderSplit:
+def _scan_split(
+    root: Path, part: str, skipped: Skipped, trained: tuple[str, ...] | None, notes: list[str]
+) -> FolderSplit:
+    """trained: the classes of train/, for a split beside it, which may lack some: a note."""
     labels: list[int] = []
     stamps: list[tuple[str, int, int, int]] = []
     unreadable: dict[str, str] = {}
+    empty: list[str] = []
     try:
-        classes = class_names(root, skipped)
-        for label, name in enumerate(classes):
+        here = class_names(root, skipped)
+        classes = trained or here
+        if foreign := [name for name in here if name not in classes]:
+            odd = ", ".join(sorted(set(classes) ^ set(here))[:_SHOWN])
+            differ = f"train/ and {root.name}/ differ in their classes ({odd})"
+            raise UserError(f"--data-dir {root.parent}: {differ}: train/ has no images of {_some(foreign)}")
+        for name in here:
             before = skipped.copy()
             seen = {*_above(root), _identity((root / name).stat())}
             found = sorted(_images(root, name, unreadable, skipped, seen))
-            if not found:
+            if not found and trained is not None:
+                empty.append(name)
+            elif not found:
                 others = ", ".join(f"{what} ({count:,})" for what, count in (skipped - before).items())
                 accepted = f"{' '.join(sorted(SUFFIXES))}{f'; instead there are {others}' if others else ''}"
                 raise UserError(f"{root / name}: no images in this class folder ({accepted})")
-            labels += [label] * len(found)
+            labels += [classes.index(name)] * len(found)
             stamps += found
     except OSError as error:
         raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from error
-    if not classes:
+    if not stamps:
         raise UserError(f"{root}: no class folders with images in it")
+    if lacking := [name for name in classes if name not in here or name in empty]:
+        notes.append(lacks(root, lacking))
     names = tuple(stamp[0] for stamp in stamps)
     facts = np.array([stamp[1:] for stamp in stamps], dtype=np.int64)
     return FolderSplit(root, part, classes, np.asarray(labels, dtype=np.int64), names, facts, unreadable)
@@ -267,6 +279,16 @@ def _images(
             except OSError as error:
                 unreadable[name] = f"cannot be read ({error.strerror})"
                 yield name, 0, 0, 0
+
+
+def lacks(root: Path, classes: Sequence[str]) -> str:
+    """A line for the user on classes of which a held-out split has no image."""
+    return f"{root} has no images of {_some(classes)}: its accuracy is that of the other classes"
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"{'class' if len(names) == 1 else 'the classes'} {', '.join(names[:_SHOWN])}{more}"
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

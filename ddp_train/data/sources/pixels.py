@@ -1,13 +1,15 @@
 """What an image file shows, as RGB of 8 bits, whatever it is stored as.
 
-Grey images of more than 8 bits have no white of their own: 12-bit data are usually stored in 16 bits, and floats may
-end at 1 or anywhere. So black and white are one pair for a whole dataset, found from its least and greatest value (see
-`levels_of`), and images stay as bright beside each other as they are. Colour images of 16 bits lose their lower 8.
+Images of more than 8 bits have no white of their own: 12-bit data are usually stored in 16 bits, and floats may end at
+1 or anywhere. So black and white are one pair for a whole dataset, found from its least and greatest value (see
+`levels_of`), and images stay as bright beside each other as they are.
 """
 
 from __future__ import annotations
 
+import io
 import math
+import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -16,17 +18,17 @@ from functools import cache
 from typing import IO, Any, Literal
 
 import numpy as np
-from PIL import Image, ImageColor
+from PIL import Image, ImageColor, ImageFile
 
 from ddp_core.errors import UserError
 
-RULES = 2
+RULES = 3
 """Of decoding: part of the cache's keys, to be raised when the same file gives other pixels."""
 MAX_PIXELS = 200_000_000
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000", "TGA")
 # By EXIF, the content of the tag and how to turn the image so that it is upright.
-_ORIENTATION, _PHOTOMETRIC, _SAMPLE_FORMAT = 274, 262, 339
+_ORIENTATION, _PHOTOMETRIC, _SAMPLE_FORMAT, _BITS, _PLANES = 274, 262, 339, 258, 284
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -46,7 +48,7 @@ Levels = tuple[float, float]
 
 @dataclass(frozen=True)
 class Extent:
-    """The least and the greatest value of a grey image of more than 8 bits."""
+    """The least and the greatest value of an image of more than 8 bits."""
 
     kind: Kind
     least: float
@@ -57,8 +59,8 @@ class Extent:
 class Reading:
     """How files are read, the same for all images of a dataset.
 
-    background: what transparent pixels are laid on. levels: by kind of grey image of more than 8 bits; a kind that is
-    not in it is scaled by the levels of each file.
+    background: what transparent pixels are laid on. levels: by kind of image of more than 8 bits; a kind that is not in
+    it is scaled by the levels of each file.
     """
 
     background: str = "white"
@@ -138,26 +140,33 @@ def is_sideways(image: Image.Image) -> bool:
 
 
 def as_rgb(image: Image.Image, reading: Reading) -> tuple[Image.Image, Extent | None]:
-    """The image upright and in RGB, and the extent of a grey one of more than 8 bits. Errors: as opened()."""
+    """The image upright and in RGB, and the extent of one of more than 8 bits. Errors: as opened()."""
+    samples = _samples_of_16_bits(image)
     image.load()
     orientation = None
     with suppress(Exception):  # damaged EXIF data
         orientation = image.getexif().get(_ORIENTATION)
     extent = None
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        rgb, extent = _from_deep(image, reading)
+    if samples is not None:
+        rgb, extent = _from_deep_colour(samples, image, reading)
+    elif image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        rgb, extent = _from_deep_grey(image, reading)
     elif image.mode == "LAB":
         rgb = _lab_to_rgb().apply(image)
     elif image.has_transparency_data:
-        rgb = Image.new("RGBA", image.size, reading.background)
-        rgb.alpha_composite(image.convert("RGBA"))
-        rgb = rgb.convert("RGB")
+        rgb = _laid_on(reading.background, image.convert("RGBA"))
     else:
         rgb = image.convert("RGB")
     return (rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb), extent
 
 
-def _from_deep(image: Image.Image, reading: Reading) -> tuple[Image.Image, Extent]:
+def _laid_on(background: str, image: Image.Image) -> Image.Image:
+    ground = Image.new("RGBA", image.size, background)
+    ground.alpha_composite(image)
+    return ground.convert("RGB")
+
+
+def _from_deep_grey(image: Image.Image, reading: Reading) -> tuple[Image.Image, Extent]:
     """Errors: Unreadable for values that are no numbers."""
     values: np.ndarray = np.asarray(image)
     tags = getattr(image, "tag_v2", {})
@@ -167,10 +176,7 @@ def _from_deep(image: Image.Image, reading: Reading) -> tuple[Image.Image, Exten
     if not (math.isfinite(least) and math.isfinite(greatest)):
         raise Unreadable("has pixels that are infinite or not a number")
     extent = Extent("floats" if image.mode == "F" else "integers", least, greatest)
-    black, white = reading.levels.get(extent.kind) or levels_of([extent])[extent.kind]
-    precision = np.float64 if values.itemsize > 2 else np.float32
-    scaled = np.subtract(values, black, dtype=precision) * precision(255 / (white - black))
-    grey = np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+    grey = _scaled(values, extent, reading)
     if tags.get(_PHOTOMETRIC) == 0:  # white is 0
         grey = 255 - grey
     rgb = Image.fromarray(grey).convert("RGB")
@@ -178,6 +184,73 @@ def _from_deep(image: Image.Image, reading: Reading) -> tuple[Image.Image, Exten
     if isinstance(transparent, int):
         rgb.paste(reading.background, mask=Image.fromarray(values == transparent))
     return rgb, extent
+
+
+def _scaled(values: np.ndarray, extent: Extent, reading: Reading) -> np.ndarray:
+    """Values as uint8, by the levels of the dataset or, where those are not known, of the file."""
+    black, white = reading.levels.get(extent.kind) or levels_of([extent])[extent.kind]
+    if values.dtype == np.uint16:  # of all images these are the largest: by a table
+        table = np.arange(2**16, dtype=np.float64)
+        return np.clip(np.rint((table - black) * (255 / (white - black))), 0, 255).astype(np.uint8)[values]
+    precision = np.float64 if values.itemsize > 2 else np.float32
+    scaled = np.subtract(values, black, dtype=precision) * precision(255 / (white - black))
+    return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+
+
+def _from_deep_colour(samples: np.ndarray, image: Image.Image, reading: Reading) -> tuple[Image.Image, Extent]:
+    """samples: see _samples_of_16_bits(). Transparency has all of its 16 bits in every file."""
+    colours = samples[..., :3]
+    extent = Extent("integers", float(colours.min()), float(colours.max()))
+    rgb = Image.fromarray(_scaled(colours, extent, reading))
+    transparent = image.info.get("transparency")
+    if samples.shape[2] == 4:
+        alpha = samples[..., 3] >> 8
+    elif isinstance(transparent, tuple):
+        alpha = np.where((colours == transparent).all(axis=2), 0, 255)
+    else:
+        return rgb, extent
+    rgb.putalpha(Image.fromarray(alpha.astype(np.uint8)))
+    return _laid_on(reading.background, rgb), extent
+
+
+def _samples_of_16_bits(image: Image.Image) -> np.ndarray | None:
+    """uint16 [H, W, 3], or 4 with transparency, of a colour image that is not decoded yet; None for one of 8 bits.
+
+    Pillow keeps the upper byte of each sample, and the lower one where the file is read in the other byte order. The
+    two of grey with transparency are read as four samples of 8 bits. Errors: Unreadable for a form that it misreads.
+    """
+    tags = getattr(image, "tag_v2", {})
+    if tags.get(_PLANES) == 2 and len(bits := tags.get(_BITS, ())) > 1 and max(bits) > 8:
+        raise Unreadable("has its colours in separate planes of 16 bits, which Pillow misreads: interleave them")
+    arguments = image.tile[0][3] if isinstance(image, ImageFile.ImageFile) and image.tile else ""
+    name, found, order = (arguments if isinstance(arguments, str) else str((arguments or ("",))[0])).partition(";16")
+    if not found or name not in ("RGB", "RGBX", "RGBA", "RGBa", "LA") or image.mode not in ("RGB", "RGBA"):
+        return None
+    if name == "LA":
+        parts = _read_as(image, "RGBA").astype(np.uint16)
+        grey, alpha = parts[..., 0] << 8 | parts[..., 1], parts[..., 2] << 8 | parts[..., 3]
+        return np.stack([grey, grey, grey, alpha], axis=2)
+    form = "RGBA" if name == "RGBa" else name
+    own = ("L" if sys.byteorder == "little" else "B") if order == "N" else order
+    upper, lower = (_read_as(image, f"{form};16{each}") for each in (own, "B" if own == "L" else "L"))
+    samples: np.ndarray = upper.astype(np.uint16) << 8 | lower
+    if name == "RGBa":  # multiplied by the transparency
+        alpha = samples[..., 3:].astype(np.float64)
+        samples[..., :3] = np.minimum(np.rint(samples[..., :3] * (65535 / np.maximum(alpha, 1))), 65535)
+    return samples
+
+
+def _read_as(image: Image.Image, form: str) -> np.ndarray:
+    """The samples of the file of an image, read once more as another form of the same length."""
+    assert isinstance(image, ImageFile.ImageFile) and isinstance(image.fp, io.BytesIO)
+    with Image.open(io.BytesIO(image.fp.getvalue()), "r", _formats()) as again:
+        assert isinstance(again, ImageFile.ImageFile)
+        tiles: list[Any] = []
+        for tile in again.tile:
+            arguments = form if isinstance(tile[3], str) else (form, *(tile[3] or ())[1:])
+            tiles.append(getattr(type(tile), "_make", tuple)((*tile[:3], arguments)))
+        again.tile = tiles
+        return np.asarray(again)
 
 
 @cache

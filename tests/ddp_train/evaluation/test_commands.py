@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -184,6 +186,30 @@ def folder_of_images(folder: Path, classes: tuple[str, ...], size: int = 16) -> 
                 pixels = np.full((size, size, 3), 60 * number + at, dtype=np.uint8)
                 Image.fromarray(pixels).save(folder / split / name / f"{at}.png")
     return folder
+
+
+def test_a_class_of_any_name_and_one_without_test_images(
+    trainer: Callable[..., Any], tmp_path: Path, capfd: Capture
+) -> None:
+    data, run = folder_of_images(tmp_path / "data", ("a\nb", "c\td", "e\x1b[31m")), tmp_path / "run"
+    shutil.rmtree(data / "test" / "c\td")
+    options = ["--data-dir", str(data), "--epochs", "1", "--batch-size", "6", "--device", "cpu", "--no-tensorboard"]
+    done = trainer(*options, "--num-workers", "2", "--out-dir", str(run))
+    assert done.returncode == 0, done.stderr
+    for note in (f"{data}/test has no images of class c\\td: its", "--num-workers 2: the images are all in memory"):
+        assert note in done.stderr
+    assert evaluate.main(["--checkpoint", str(run), "--device", "cpu"]) == 0
+    text = capfd.readouterr()
+    assert "test has no images of class c\\td" in text.err
+    rows = text.out.partition("class ")[2].splitlines()[1:]
+    assert [row.split()[:2] for row in rows] == [["a\\nb", "3"], ["e\\x1b[31m", "3"]]
+    image = next((data / "test" / "a\nb").iterdir())
+    assert predict.main([str(run), str(image), "--device", "cpu"]) == 0
+    shown = capfd.readouterr().out.splitlines()
+    assert shown[0] == str(image).replace("\n", "\\n") and len(shown) == 4
+    assert {row.split()[0] for row in shown[1:]} == {"a\\nb", "c\\td", "e\\x1b[31m"}
+    kept = trainer(*options, "--num-workers", "2", "--pipeline", "loader", "--out-dir", str(run))
+    assert kept.returncode == 0 and "--num-workers 2:" not in kept.stderr
 
 
 def test_data_that_do_not_fit_are_one_line(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:

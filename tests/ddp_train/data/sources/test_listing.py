@@ -109,6 +109,29 @@ def test_a_class_without_images_says_what_it_has(make_folder: Make) -> None:
         load(folder)
 
 
+def test_a_split_may_lack_classes_but_have_none_of_its_own(make_folder: Make) -> None:
+    folder = make_folder(classes=("ant", "bee", "cat", "dog"))
+    shutil.rmtree(folder / "test" / "ant")
+    shutil.copytree(folder / "test", folder / "val")
+    for image in (folder / "val" / "dog").iterdir():  # an empty folder is as none
+        image.unlink()
+    for limit in (None, 0):
+        found = load(folder, limit=limit)
+        assert found.classes == ("ant", "bee", "cat", "dog") and found.test is not None and found.val is not None
+        assert np.unique(found.test.labels).tolist() == [1, 2, 3] and np.unique(found.val.labels).tolist() == [1, 2]
+        assert f"{folder}/test has no images of class ant: its accuracy is that of the other classes" in found.notes
+        assert any("val has no images of the classes ant, dog" in note for note in found.notes)
+    shutil.move(folder / "train" / "bee", folder / "bee")
+    with pytest.raises(
+        UserError,
+        match=r"train/ and test/ differ in their classes \(ant, bee\): train/ has no images of class bee",
+    ):
+        load(folder)
+    (folder / "train" / "bee").mkdir()
+    with pytest.raises(UserError, match="train/bee: no images in this class folder"):
+        load(folder)
+
+
 def test_special_files_end_nothing(make_folder: Make) -> None:
     folder = make_folder()
     os.mkfifo(folder / "train" / "cat" / "pipe.png")

@@ -242,18 +242,104 @@ def test_one_bit_and_palette_images(tmp_path: Path) -> None:
             assert one_colour(path) == (value,) * 3
 
 
-def test_16_bit_colour_keeps_its_upper_bits(tmp_path: Path) -> None:
-    row = b"\0" + struct.pack(">3H", 0x4080, 0x8080, 0xC080) * SIDE
+# Colour of 16 bits
+
+
+def png_of_16_bits(samples: np.ndarray) -> bytes:
+    """Written byte by byte: grey and alpha, RGB or RGBA by the number of samples, uint16 [H, W, 2 to 4]."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
-    header = struct.pack(">IIBBBBB", SIDE, SIDE, 16, 2, 0, 0, 0)
-    path = tmp_path / "a.png"
-    path.write_bytes(
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(row * SIDE)) + chunk(b"IEND", b"")
-    )
-    assert one_colour(path) == (0x40, 0x80, 0xC0)
+    height, width, channels = samples.shape
+    header = struct.pack(">IIBBBBB", width, height, 16, {2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in samples)
+    parts = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + parts
+
+
+def tiff_of_16_bits(
+    samples: np.ndarray, *, order: str = "<", planes: bool = False, extra: int | None = None, deflate: bool = False
+) -> bytes:
+    """Written byte by byte, in one strip, or in one for each plane. samples: uint16 [H, W, C]; extra: kind of alpha."""
+    height, width, channels = samples.shape
+    parts = [samples[..., at] for at in range(channels)] if planes else [samples]
+    strips = [np.ascontiguousarray(part).astype(f"{order}u2").tobytes() for part in parts]
+    strips = [zlib.compress(strip) for strip in strips] if deflate else strips
+    body = b"".join(strips)
+    starts = [8 + sum(map(len, strips[:at])) for at in range(len(strips))]
+    tags = [(256, [width]), (257, [height]), (258, [16] * channels), (259, [8 if deflate else 1]), (262, [2])]
+    tags += [(273, starts), (277, [channels]), (278, [height]), (279, [*map(len, strips)]), (284, [1 + planes])]
+    tags += [(338, [extra])] if extra is not None else []
+    fields = b""
+    for tag, values in tags:
+        packed = struct.pack(f"{order}{len(values)}I", *values)
+        if len(packed) > 4:
+            packed, body = struct.pack(f"{order}I", 8 + len(body)), body + packed
+        fields += struct.pack(f"{order}HHI", tag, 4, len(values)) + packed
+    head = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HI", 42, 8 + len(body))
+    return head + body + struct.pack(f"{order}H", len(tags)) + fields + bytes(4)
+
+
+FORMS_OF_16_BITS: dict[str, Callable[[np.ndarray], bytes]] = {
+    "png": png_of_16_bits,
+    "little.tif": tiff_of_16_bits,
+    "big.tif": lambda samples: tiff_of_16_bits(samples, order=">"),
+    "deflated.tif": lambda samples: tiff_of_16_bits(samples, order=">", deflate=True),
+}
+
+
+@pytest.mark.parametrize("form", FORMS_OF_16_BITS)
+@pytest.mark.parametrize("bits", [10, 12, 16])
+def test_colour_of_16_bits_is_by_the_levels_of_the_dataset(tmp_path: Path, form: str, bits: int) -> None:
+    """12 bits in 16 are as bright as 16; the upper bytes alone would be nearly black."""
+    white = 2**bits - 1
+    samples = np.random.default_rng(bits).integers(0, white + 1, (SIDE, SIDE, 3)).astype(np.uint16)
+    for part in ("train", "test"):
+        for name, image in (("bright", samples), ("dark", samples // 4)):
+            (tmp_path / part / name).mkdir(parents=True)
+            (tmp_path / part / name / f"a.{form}").write_bytes(FORMS_OF_16_BITS[form](image))
+    for limit in (None, 0):
+        dataset = image_folder.load_image_folder("folder", tmp_path, limit=limit)
+        assert dataset.levels == {"integers": (0, white)} and dataset.test is not None
+        images, _, bad = ImageReader(dataset.test, (SIDE, SIDE), "test")[[0, 1]]
+        assert not bad
+        for image, stored in zip(images.numpy(), (samples, samples // 4), strict=True):
+            np.testing.assert_array_equal(image, np.rint(stored * (255 / white)).astype(np.uint8))
+
+
+def test_colour_of_16_bits_with_transparency(tmp_path: Path) -> None:
+    colour, alpha, path = np.array([0x0400, 0x0800, 0x0C00]), 0x8000, tmp_path / "a.png"
+    seen = pytest.approx([c * 255 / 4095 / 2 + 255 / 2 for c in colour], abs=1.5)
+    grey = pytest.approx([0x0800 * 255 / 4095 / 2 + 255 / 2] * 3, abs=1.5)
+    reading = Reading(levels={"integers": (0, 4095)})
+
+    def of(*samples: int) -> np.ndarray:
+        return np.full((SIDE, SIDE, len(samples)), samples, np.uint16)
+
+    for content, expected in (
+        (png_of_16_bits(of(*colour, alpha)), seen),
+        (png_of_16_bits(of(0x0800, alpha)), grey),
+        (tiff_of_16_bits(of(*colour, alpha), extra=2, deflate=True), seen),
+        (tiff_of_16_bits(of(*colour // 2, alpha), extra=1), seen),  # multiplied by it
+    ):
+        path.write_bytes(content)
+        assert one_colour(path, reading) == expected
+    path.write_bytes(tiff_of_16_bits(of(*colour, alpha), extra=0))  # of no meaning
+    assert one_colour(path, reading) == pytest.approx([c * 255 / 4095 for c in colour], abs=1)
+    key = struct.pack(">3H", *colour)  # the colour that is transparent
+    content = png_of_16_bits(of(*colour))
+    chunk = b"tRNS" + key
+    path.write_bytes(content[:33] + struct.pack(">I", 6) + chunk + struct.pack(">I", zlib.crc32(chunk)) + content[33:])
+    assert one_colour(path, Reading(background="#008000", levels=reading.levels)) == GREEN
+
+
+@pytest.mark.parametrize("deflate", [False, True])
+def test_planes_of_16_bits_are_refused_by_name(tmp_path: Path, deflate: bool) -> None:
+    path = tmp_path / "a.tif"
+    path.write_bytes(tiff_of_16_bits(np.zeros((4, 4, 3), np.uint16), planes=True, deflate=deflate))
+    with pytest.raises(UserError, match=r"a\.tif: has its colours in separate planes of 16 bits"):
+        read_image(path, (4, 4))
 
 
 # Orientation
