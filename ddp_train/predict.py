@@ -65,7 +65,7 @@ def _predict(file: str, images: Sequence[str], top: int, wanted: str) -> list[tu
     channels, height, width = saved.facts.image_shape
     normaliser, classes = saved.normaliser(), saved.facts.classes
     options = saved.config.data
-    reading = Reading(options.background, options.max_pixels, saved.facts.levels)
+    reading = Reading(options.background, options.max_pixels, saved.facts.levels, saved.facts.resize)
     # os.path, since a name that is too long is no error there
     named = [files_below(path) if os.path.isdir(path) else [path] for path in images]  # noqa: PTH112
     images = [file for files in named for file in files]

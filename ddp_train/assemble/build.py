@@ -98,6 +98,7 @@ def build(config: Config, ranks: Ranks, device: torch.device, stop: StopSignals 
     dataset, notes = _load_data(config, ranks)
     resolved, reasons = resolve(config, dataset, ranks, device)
     together(lambda: check(resolved), ranks)
+    dataset = together(lambda: data.normalised(dataset, resolved.data.normalize), ranks)
     lock = RunLock()
     path, moved = on_first_rank(lambda: claim(resolved, lock, restarted=is_restart()), ranks)
     resolved, folder = with_values(resolved, {"out_dir": str(path)}), RunFolder(path)

@@ -80,6 +80,7 @@ def recommend_for_data(
         Recommendation("scheduler", scheduler, f"global batch {global_batch}"),
         Recommendation("augment", augment, f"usual for {dataset}"),
         Recommendation("lr", config.optim.lr or base, f"{config.optim.optimizer} at global batch {REFERENCE_BATCH}"),
+        Recommendation("normalize", *_normalisation(config)),
         Recommendation("lr_scaling", rule, f"peak learning rate {peak:.4g} at global batch {global_batch}"),
     )
     if config.optim.optimizer == "muon":
@@ -87,6 +88,12 @@ def recommend_for_data(
         why = f"{rest} beside muon at global batch {REFERENCE_BATCH}"
         found = (*found, Recommendation("muon_rest_lr", BASE_LEARNING_RATE[rest], why))
     return tuple(r for r in found if _open(config, r.name))
+
+
+def _normalisation(config: Config) -> tuple[str, str]:
+    if config.model.weights == "imagenet":
+        return "imagenet", "as the weights were trained"
+    return "data", "the training images' own mean and deviation"
 
 
 def apply(config: Config, recommendations: Iterable[Recommendation]) -> Config:

@@ -37,6 +37,10 @@ RULES: tuple[tuple[Callable[[Config], bool], str], ...] = (
         "--accumulate is larger than --batch-size: a micro-batch needs at least one image",
     ),
     (
+        lambda c: (c.data.resize or math.inf) < (c.data.image_size or 0),
+        "--resize is smaller than --image-size: the crop would be larger than the image",
+    ),
+    (
         lambda c: c.run.target is not None and c.model.model != "speedrun",
         "--target sizes the runs of --preset speedrun alone",
     ),

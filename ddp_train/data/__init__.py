@@ -6,7 +6,18 @@ which rank; `resident` or `loader`: the batches) to `augment` (whole batches, wi
 
 from ddp_train.data.pipeline.build import build_pipeline
 from ddp_train.data.pipeline.window import Batch, Pipeline, Window
-from ddp_train.data.sources.dataset import load, prepare, resolve
+from ddp_train.data.sources.dataset import load, normalised, prepare, resolve
 from ddp_train.data.sources.samples import Dataset, Split
 
-__all__ = ["Batch", "Dataset", "Pipeline", "Split", "Window", "build_pipeline", "load", "prepare", "resolve"]
+__all__ = [
+    "Batch",
+    "Dataset",
+    "Pipeline",
+    "Split",
+    "Window",
+    "build_pipeline",
+    "load",
+    "normalised",
+    "prepare",
+    "resolve",
+]

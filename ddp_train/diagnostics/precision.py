@@ -182,7 +182,7 @@ def _compare(own: argparse.Namespace, wanted: Config) -> None:
     if note:
         print(note, file=sys.stderr)
     data.prepare(name, wanted.data)
-    dataset = data.load(name, wanted.data)
+    dataset = data.normalised(data.load(name, wanted.data), wanted.data.normalize)
     torch.manual_seed(wanted.run.seed)
     network = models.create_from_options(wanted.model, len(dataset.classes), dataset.image_shape, device)
     size = min(wanted.data.batch_size or BATCH, len(dataset.train.labels))

@@ -96,9 +96,10 @@ def _data(data: DatasetFacts) -> str:
     mean, std = (", ".join(f"{value:.4f}" for value in values) for values in (data.mean, data.std))
     held_out = {"validation": data.val_samples, "testing": data.test_samples}
     parts = {"training": data.train_samples} | {name: count for name, count in held_out.items() if count}
+    scaled = "" if data.resize is None else f", the centre of images whose shorter side is scaled to {data.resize}"
     rows = [
         ("images", ", ".join(f"{count:,} for {name}" for name, count in parts.items())),
-        ("size", f"{channels} x {height} x {width} (channels, height, width)"),
+        ("size", f"{channels} x {height} x {width} (channels, height, width){scaled}"),
         ("normalisation", f"scaled to [0, 1], mean {mean}, deviation {std}"),
         ("classes", shown + more),
     ]

@@ -7,6 +7,7 @@ that trains.
 from __future__ import annotations
 
 import argparse
+import functools
 import random
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -139,10 +140,10 @@ def _cutmix(images: Tensor, draw: int, seed: int) -> Tensor:
     return mixing.paste(images, torch.zeros(len(images), 1), box)[0]
 
 
-def _resized(images: Tensor, draw: int, seed: int) -> Tensor:
+def _resized(images: Tensor, draw: int, seed: int, stages: int | None = None) -> Tensor:
     """Growing from half the side, shown at full size."""
     own = min(images.shape[2:])
-    side = side_in_epoch(draw, own // 2, own, DRAWS - 1)
+    side = side_in_epoch(draw, own // 2, own, DRAWS - 1 if stages is None else DRAWS // 2, stages)
     size = [round(edge * side / own) for edge in images.shape[2:]]
     small = torch.nn.functional.interpolate(images, size=size, mode="bilinear", antialias=True)
     return torch.nn.functional.interpolate(small, size=images.shape[2:], mode="nearest-exact")
@@ -152,6 +153,7 @@ BATCH_ROWS: tuple[tuple[str, Callable[[Tensor, int, int], Tensor]], ...] = (
     ("--mixup 1", _mixup),
     ("--cutmix 1", _cutmix),
     ("--progressive-resize {half}", _resized),
+    ("--progressive-resize-stages 2", functools.partial(_resized, stages=2)),
 )
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ddp_core.errors import UserError
+from ddp_train.config.options import AugmentOptions
 from ddp_train.technique import Context, Moment, Technique
 
 GROWING_FRACTION = 0.8
@@ -21,7 +22,7 @@ STEP = 4
 
 
 def create(context: Context) -> Technique:
-    """`--progressive-resize START`, `--progressive-resize-end`, `--progressive-resize-epochs`.
+    """`--progressive-resize START`, `--progressive-resize-end`, `--progressive-resize-epochs`, `...-stages`.
 
     Errors: UserError for sizes that the images do not have, and for a model that takes images of one size only.
     """
@@ -33,28 +34,39 @@ def create(context: Context) -> Technique:
         raise UserError(f"--progressive-resize-end {end}: the images have {own} pixels at their shorter side")
     if start > end:
         raise UserError(f"--progressive-resize {start}: above the size at the end, {end} pixels")
-    growing = options.progressive_resize_epochs or max(1, round(GROWING_FRACTION * context.epochs))
-    resizing = _Resizing(start, end, own, growing)
+    resizing = _Resizing(start, end, own, growing_epochs(options, context.epochs), options.progressive_resize_stages)
     for side in sorted({start, end} - {own}):
         _try(context, resizing.shape(context.image_shape[1:], side))
     return Technique(name="progressive_resize", batch=resizing)
 
 
-def side_in_epoch(epoch: int, start: int, end: int, growing: int) -> int:
+def growing_epochs(options: AugmentOptions, epochs: int) -> int:
+    """The epochs of a run of `epochs` in which images grow."""
+    if options.progressive_resize is None:
+        return 0
+    return options.progressive_resize_epochs or max(1, round(GROWING_FRACTION * epochs))
+
+
+def side_in_epoch(epoch: int, start: int, end: int, growing: int, stages: int | None = None) -> int:
     """The shorter side in an epoch (from 0): `start` in the first, `end` from epoch `growing` on, between them a
-    straight line in steps of 4 pixels."""
+    straight line in steps of 4 pixels.
+
+    stages: so many sizes, all but the last of them for an equal part of the `growing` epochs.
+    """
     if epoch >= growing:
         return end
     grown = (end - start) * epoch / growing
+    if stages is not None:
+        grown = (end - start) * (epoch * (stages - 1) // growing) / (stages - 1)
     return min(end, start + STEP * int(grown / STEP + 0.5))
 
 
 class _Resizing:
-    def __init__(self, start: int, end: int, own: int, growing: int) -> None:
-        self._start, self._end, self._own, self._growing = start, end, own, growing
+    def __init__(self, start: int, end: int, own: int, growing: int, stages: int | None = None) -> None:
+        self._start, self._end, self._own, self._growing, self._stages = start, end, own, growing, stages
 
     def __call__(self, images: Tensor, targets: Tensor, moment: Moment) -> tuple[Tensor, Tensor]:
-        side = side_in_epoch(moment.epoch, self._start, self._end, self._growing)
+        side = side_in_epoch(moment.epoch, self._start, self._end, self._growing, self._stages)
         if side == self._own:
             return images, targets
         size = self.shape((images.shape[2], images.shape[3]), side)

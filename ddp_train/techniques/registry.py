@@ -45,6 +45,7 @@ TABLE: tuple[Entry, ...] = (
     Entry("heartbeat", lambda c: c.run.step_timeout != 0, "diagnostics.heartbeat_phases"),
     Entry("initial_loss_check", lambda c: c.diagnostics.initial_loss_check, "diagnostics.initial_loss"),
     Entry("gpu_usage", lambda c: c.run.device != "cpu", "diagnostics.gpu_usage"),
+    Entry("memory_growth_check", lambda c: c.diagnostics.memory_growth_check, "diagnostics.memory_growth"),
     Entry("memory_report", lambda c: c.diagnostics.memory_report, "diagnostics.memory_report"),
     Entry("profile", lambda c: c.diagnostics.profile, "diagnostics.profiling"),
 )

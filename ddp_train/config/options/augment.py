@@ -82,3 +82,9 @@ class AugmentOptions:
         Range(1, 10**6),
         only_with=When("progressive_resize"),
     )
+    progressive_resize_stages: int | None = option(
+        None,
+        "Sizes from the first to the last, each for as many epochs (default: as many as there are steps of 4 pixels).",
+        Range(2, 1000),
+        only_with=When("progressive_resize"),
+    )

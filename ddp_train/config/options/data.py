@@ -64,6 +64,18 @@ class DataOptions:
         Range(4, 4096),
         excludes={When("dataset", "digits", "synthetic"): "only folders of images are scaled; these have a fixed size"},
     )
+    resize: int | None = option(
+        None,
+        "Scale the shorter side of images to this many pixels and cut out the centre of --image-size: --resize 256 "
+        "--image-size 224 is what torchvision's models are evaluated with (default: scaled to --image-size itself).",
+        Range(4, 8192),
+        only_with=When("image_size"),
+    )
+    normalize: Literal["data", "imagenet"] | None = option(
+        None,
+        "Mean and deviation by which images are normalised. data: those of the training images; imagenet: ImageNet's "
+        "(default: imagenet with --weights imagenet, else data).",
+    )
     background: str = option(
         "white",
         "Colour behind transparent pixels of folder images: a name, or '#rrggbb'.",

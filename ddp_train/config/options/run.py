@@ -108,6 +108,9 @@ class DiagnosticsOptions:
         excludes={When("tune"): "each replaces the training"},
     )
     initial_loss_check: bool = option(True, "Warn when the loss of the first step is far from ln(classes).")
+    memory_growth_check: bool = option(
+        True, "Warn when the memory of a process grows evenly from epoch to epoch: which, and by how much."
+    )
     memory_report: bool = option(
         False,
         "Peak memory of forward pass, backward pass, optimizer step and evaluation, as a table at the end and as JSON.",

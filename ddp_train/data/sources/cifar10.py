@@ -12,6 +12,7 @@ import threading
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -64,9 +65,11 @@ def how_to_get(data_dir: Path) -> str:
     return f"unpack {URL} into {data_dir}, or point --data-dir at a folder with {layouts}"
 
 
-def load_torchvision(data_dir: Path, *, image_size: int | None = None, verify: bool = False) -> Dataset:
+def load_torchvision(
+    data_dir: Path, *, image_size: int | None = None, resize: int | None = None, verify: bool = False
+) -> Dataset:
     """CIFAR-10 from cifar-10-batches-py in data_dir. Errors: UserError naming a missing or damaged file."""
-    side, stamps = image_size or SIDE, []
+    side, stamps = image_size or SIDE, list[object]()
     for name in _FILES:
         path = data_dir / TORCHVISION_FOLDER / name
         try:
@@ -74,18 +77,20 @@ def load_torchvision(data_dir: Path, *, image_size: int | None = None, verify: b
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror})") from error
         stamps.append((name, facts.st_size, facts.st_mtime_ns, facts.st_ino))
-    key = cache.key("cifar-10-batches-py", (side, stamps, *((RULES,) if side != SIDE else ())))
+    scaled = side != SIDE or resize is not None
+    key = cache.key("cifar-10-batches-py", (side, stamps, *((RULES, resize) if scaled else ())))
     entry = cache.find(key, verify=verify)
     if entry is None:
-        entry = _build(key, data_dir, side)
+        entry = _build(key, data_dir, side, resize)
     arrays, about = entry.arrays, entry.facts
     train = Split(arrays["train_labels"], arrays["train"])
     test = Split(arrays["test_labels"], arrays["test"])
     classes, mean, std = (tuple(about[name]) for name in ("classes", "mean", "std"))
-    return Dataset("cifar10", classes, train, test, mean, std, (3, side, side), content=about["content"])
+    more: dict[str, Any] = {"content": about["content"], "resize": resize}
+    return Dataset("cifar10", classes, train, test, mean, std, (3, side, side), **more)
 
 
-def _build(key: str, data_dir: Path, side: int) -> cache.Entry:
+def _build(key: str, data_dir: Path, side: int, resize: int | None) -> cache.Entry:
     """Copy torchvision's pickles, after their checksums, into an entry."""
     from PIL import Image
     from torchvision.datasets import CIFAR10
@@ -96,14 +101,19 @@ def _build(key: str, data_dir: Path, side: int) -> cache.Entry:
         for part, data in parts.items():
             draft.put(f"{part}_labels", np.asarray(data.targets, dtype=np.int64))
             out = draft.create(part, (len(data.data), side, side, 3), np.uint8)
-            if side == SIDE:
+            if side == SIDE and resize is None:
                 out[...] = data.data
             else:
-                out[...] = np.stack([fit(Image.fromarray(image), (side, side)) for image in data.data])
+                out[...] = np.stack([fit(Image.fromarray(image), (side, side), resize) for image in data.data])
             if part == "train":
                 mean, std = channel_statistics(out)
         # The checksums are those of the original: there is one such content.
-        facts = {"classes": list(parts["train"].classes), "mean": mean, "std": std, "content": f"cifar-10 {side}"}
+        facts = {
+            "classes": list(parts["train"].classes),
+            "mean": mean,
+            "std": std,
+            "content": f"cifar-10 {side}{f' of {resize}' if resize else ''}",
+        }
         return draft.commit(facts)
 
 

@@ -10,6 +10,7 @@ dataset = load(name, options)    # the other processes, after it: memory-mapped
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from ddp_core.errors import SharedError, UserError
@@ -21,6 +22,8 @@ from ddp_train.data.sources.samples import BadSample, Dataset, DatasetFacts
 from ddp_train.distributed.process_group import Ranks, gather, on_one_rank_per_node, together
 
 _SHOWN = 3
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of RGB in [0, 1]: what torchvision's weights were trained with."""
 
 
 def resolve(options: DataOptions) -> tuple[str, str | None]:
@@ -87,7 +90,7 @@ def load(
     """
     data_dir = _data_dir(options)
     if name == "cifar10" and cifar10.use_torchvision_files(data_dir):
-        return cifar10.load_torchvision(data_dir, image_size=options.image_size, verify=verify)
+        return cifar10.load_torchvision(data_dir, image_size=options.image_size, resize=options.resize, verify=verify)
     if name in ("cifar10", "folder"):
         if name == "cifar10" and trained is None:
             cifar10.check_image_folder(data_dir)
@@ -100,18 +103,27 @@ def load(
             accept_changes=options.changed_data == "accept",
             left_out=left_out,
             listed=listed,
-            reading=Reading(options.background, options.max_pixels),
+            reading=Reading(options.background, options.max_pixels, resize=options.resize),
             trained=trained,
             divided=options.val_split is not None,
         )
     if name in torchvision_files.SOURCES:
-        return torchvision_files.load(name, data_dir, image_size=options.image_size, verify=verify)
+        return torchvision_files.load(name, data_dir, options.image_size, options.resize, verify=verify)
     if name == "digits":
         return load_digits()
     if name == "synthetic":
         return load_synthetic(options.synthetic_samples)
     known = ", ".join(("cifar10", *torchvision_files.SOURCES, "folder", "digits"))
     raise UserError(f"--dataset {name}: unknown; known are {known} and synthetic")
+
+
+def normalised(dataset: Dataset, by: str | None) -> Dataset:
+    """The dataset with the mean and deviation of `--normalize by`. Errors: UserError for images that are not RGB."""
+    if by != "imagenet":
+        return dataset
+    if (channels := dataset.image_shape[0]) != len(IMAGENET_MEAN):
+        raise UserError(f"--normalize imagenet: is for RGB; the images of {dataset.name} have {channels} channel")
+    return replace(dataset, mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
 
 def list_files(name: str, options: DataOptions, trained: DatasetFacts | None = None) -> listing.Listed | None:

@@ -75,12 +75,12 @@ def _decoded(content: bytes, size: tuple[int, int], reading: Reading) -> tuple[n
         raise Unreadable("is empty")
     try:
         with opened(io.BytesIO(content), reading) as image:
-            if image.format == "JPEG":
+            if image.format == "JPEG" and reading.resize is None:  # torchvision's values come from all of the pixels
                 height, width = reversed(size) if is_sideways(image) else size
                 scale = _FINER * max(width / image.width, height / image.height)
                 image.draft(None, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
             rgb, extent = as_rgb(image, reading)
-            return fit(rgb, size), extent
+            return fit(rgb, size, reading.resize), extent
     except (MemoryError, Unreadable):
         raise
     except Exception as error:  # each decoder has its own: OSError, ValueError, SyntaxError, struct.error, ...
@@ -92,18 +92,28 @@ def _decoded(content: bytes, size: tuple[int, int], reading: Reading) -> tuple[n
         raise Unreadable(f"cannot be read as an image ({reason})") from error
 
 
-def fit(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
+def fit(image: Image.Image, size: tuple[int, int], resize: int | None = None) -> np.ndarray:
     """Scale an RGB image until it covers `size` (height, width), and cut out the centre: uint8 [H, W, 3].
 
+    resize: scale its shorter side to so many pixels instead, as torchvision's Resize(resize) and CenterCrop(size) do.
     What is cut off is never scaled: a narrow image would become huge first.
     """
-    height, width = size
-    if image.size != (width, height):
-        scale = max(width / image.width, height / image.height)
-        left, top = max(0, image.width - width / scale) / 2, max(0, image.height - height / scale) / 2
-        box = (left, top, image.width - left, image.height - top)
-        image = image.resize((width, height), Image.Resampling.BILINEAR, box=box)
-    return np.asarray(image)
+    wanted = size[::-1]
+    if resize is None and image.size == wanted:
+        return np.asarray(image)
+    starts, ends = [], []
+    scale = max(kept / side for kept, side in zip(wanted, image.size, strict=True))
+    for side, kept in zip(image.size, wanted, strict=True):
+        if resize is None:
+            start = max(0, side - kept / scale) / 2
+            end = side - start
+        else:  # torchvision has whole pixels: of the longer side, and of the corner
+            scaled = int(resize * side / min(image.size))
+            corner = round((scaled - kept) / 2)
+            start, end = corner * side / scaled, (corner + kept) * side / scaled
+        starts.append(start)
+        ends.append(end)
+    return np.asarray(image.resize(wanted, Image.Resampling.BILINEAR, box=(starts[0], starts[1], ends[0], ends[1])))
 
 
 def probe_size(paths: Sequence[str], reading: Reading = AS_STORED) -> tuple[int, int] | None:

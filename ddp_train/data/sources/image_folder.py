@@ -68,7 +68,8 @@ def load_image_folder(
     listed = listed or scan(data_dir, to_evaluate=trained is not None, divided=divided)
     size = (image_size, image_size) if image_size is not None else None
     if trained is not None:
-        size, reading = trained.image_shape[1:], replace(reading, levels=trained.levels)
+        size = trained.image_shape[1:]
+        reading = replace(reading, levels=trained.levels, resize=trained.resize)
     checked = _Checked.of(data_dir, listed, on_bad, accept_changes, tuple(left_out), reading)
     limit = limit if limit is not None else int(available_memory() * _MEMORY_FRACTION)
     key, entry = _decoded(checked, size, limit, verify=verify)
@@ -97,6 +98,7 @@ def load_image_folder(
         on_bad_sample=on_bad,
         val=splits.get("val"),
         levels=reading.levels,
+        resize=reading.resize,
     )
 
 
@@ -178,7 +180,8 @@ class _Checked:
     def key(self, size: tuple[int, int] | None) -> str:
         """The cache key: by the content of each file, or by its stamp where it was never read, and how it is read."""
         levels = sorted(self.reading.levels.items())
-        parts: list[object] = [RULES, size, self.reading.background, self.reading.max_pixels, levels]
+        how = self.reading
+        parts: list[object] = [RULES, size, how.background, how.max_pixels, levels, how.resize]
         for name, listed in self.splits.items():
             left_out = self._bad_names(listed)
             kept = np.array([name not in left_out for name in listed.names], dtype=bool)

@@ -59,6 +59,7 @@ class Extent:
 class Reading:
     """How files are read, the same for all images of a dataset.
 
+    resize: pixels to which the shorter side is scaled before the centre is cut out (None: as few as that needs).
     background: what transparent pixels are laid on. levels: by kind of image of more than 8 bits; a kind that is not in
     it is scaled by the levels of each file.
     """
@@ -66,6 +67,7 @@ class Reading:
     background: str = "white"
     max_pixels: int = MAX_PIXELS
     levels: Mapping[str, Levels] = field(default_factory=dict)
+    resize: int | None = None
 
     def __post_init__(self) -> None:
         try:

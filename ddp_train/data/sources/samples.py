@@ -119,7 +119,9 @@ class Dataset:
     val: Split | None = None
     """The validation split: where there is one, epochs are evaluated on it and the test split is kept for the end."""
     levels: Mapping[str, Levels] = field(default_factory=dict)
-    """Black and white of grey images of more than 8 bits, by kind of number (see pixels.py)."""
+    """Black and white of images of more than 8 bits, by kind of number (see pixels.py)."""
+    resize: int | None = None
+    """Pixels of the shorter side to which images are scaled before the centre is cut out (see decode.fit)."""
     class_weights: tuple[float, ...] | None = None
     """Weights in the training loss, whose mean over the training images is 1; None: all images count alike."""
 
@@ -188,11 +190,13 @@ class DatasetFacts:
     """Files that cannot be used, each with the reason."""
     levels: Mapping[str, Levels] = field(default_factory=dict)
     """As in `Dataset`."""
+    resize: int | None = None
+    """As in `Dataset`."""
 
     @classmethod
     def of(cls, dataset: Dataset) -> DatasetFacts:
         """The facts of a loaded dataset."""
-        same = ("name", "classes", "image_shape", "mean", "std", "flip_ok", "content", "levels")
+        same = ("name", "classes", "image_shape", "mean", "std", "flip_ok", "content", "levels", "resize")
         return cls(
             **{name: getattr(dataset, name) for name in same},
             train_samples=len(dataset.train),
@@ -226,6 +230,8 @@ class DatasetFacts:
             facts = cls(**document)
             if not (len(facts.image_shape) == 3 and len(facts.mean) == len(facts.std) == facts.image_shape[0]):
                 raise ValueError("image_shape, mean and std do not fit together")
+            if not (facts.resize is None or (type(facts.resize) is int and facts.resize >= max(facts.image_shape[1:]))):
+                raise ValueError("resize is not a side that is larger than the images")
             if not all(-math.inf < black < white < math.inf for black, white in facts.levels.values()):
                 raise ValueError("levels are not black and white")
         except OSError as error:

@@ -93,24 +93,27 @@ def ensure(name: str, data_dir: Path) -> str | None:
     return f"{name} is now in {data_dir / source.folder}"
 
 
-def load(name: str, data_dir: Path, *, image_size: int | None = None, verify: bool = False) -> Dataset:
+def load(
+    name: str, data_dir: Path, image_size: int | None = None, resize: int | None = None, *, verify: bool = False
+) -> Dataset:
     """A dataset of SOURCES, at its own size or scaled. Errors: UserError naming a missing file or damaged ones."""
     source = SOURCES[name]
     if (missing := missing_file(name, data_dir)) is not None:
         raise UserError(f"--dataset {name}: {missing} is missing")
     stamps = [(f.st_size, f.st_mtime_ns) for f in ((data_dir / source.folder / file).stat() for file in source.files)]
-    key = cache.key(name, (image_size, RULES, str(data_dir.resolve()), stamps))
+    key = cache.key(name, (image_size, resize, RULES, str(data_dir.resolve()), stamps))
     entry = cache.find(key, verify=verify)
     if entry is None:
-        entry = _build(key, name, data_dir, image_size)
+        entry = _build(key, name, data_dir, image_size, resize)
     arrays, facts = entry.arrays, entry.facts
     classes, mean, std, shape = (tuple(facts[what]) for what in ("classes", "mean", "std", "shape"))
     train, test = (Split(arrays[f"{part}_labels"], arrays[part]) for part in ("train", "test"))
     about: dict[str, Any] = {"content": facts["content"], "flip_ok": source.flip_ok, "padding": source.padding}
+    about["resize"] = resize
     return Dataset(name, classes, train, test, mean, std, (shape[0], shape[1], shape[2]), **about)
 
 
-def _build(key: str, name: str, data_dir: Path, image_size: int | None) -> cache.Entry:
+def _build(key: str, name: str, data_dir: Path, image_size: int | None, resize: int | None) -> cache.Entry:
     """Copy torchvision's files into an entry."""
     parts = {part: _read(name, data_dir, train=part == "train") for part in ("train", "test")}
     classes = parts["train"][2]
@@ -119,7 +122,7 @@ def _build(key: str, name: str, data_dir: Path, image_size: int | None) -> cache
     with cache.begin(key, size if image_size is None else 0) as draft:
         for part, (images, labels, _) in parts.items():
             if image_size is not None:
-                images = _scaled(images, image_size)
+                images = _scaled(images, image_size, resize)
             draft.put(f"{part}_labels", labels)
             draft.put(part, images)
             content.update(np.ascontiguousarray(images).data)
@@ -154,9 +157,9 @@ def _read(name: str, data_dir: Path, *, train: bool) -> tuple[np.ndarray, np.nda
     return images, labels.astype(np.int64), classes
 
 
-def _scaled(images: np.ndarray, side: int) -> np.ndarray:
+def _scaled(images: np.ndarray, side: int, resize: int | None) -> np.ndarray:
     from PIL import Image
 
     grey = images.shape[3] == 1
-    scaled = np.stack([fit(Image.fromarray(one[..., 0] if grey else one), (side, side)) for one in images])
+    scaled = np.stack([fit(Image.fromarray(one[..., 0] if grey else one), (side, side), resize) for one in images])
     return scaled[..., None] if grey else scaled

@@ -193,6 +193,12 @@ TABLE: tuple[Row, ...] = (
         base="--no-initial-loss-check",
     ),
     silent(
+        "memory_growth_check",
+        "--memory-growth-check",
+        "tests.ddp_train.diagnostics.test_memory_growth:test_even_growth_is_found",
+        base="--no-memory-growth-check",
+    ),
+    silent(
         "gpu_usage",
         "--device auto",
         "tests.ddp_train.diagnostics.test_gpu_usage:test_the_figures_are_the_drivers",

@@ -46,6 +46,15 @@ def test_sizes_grow_in_steps_of_four_to_the_images_own() -> None:
     assert {side % 4 for side in every} == {0}
 
 
+def test_a_number_of_stages_gives_so_many_sizes_for_equal_parts() -> None:
+    stages: dict[str, Any] = {"progressive_resize": 16, "progressive_resize_epochs": 4}
+    assert sides(**stages, progressive_resize_stages=2) == [16, 16, 16, 16, 32]
+    assert sides(**stages, progressive_resize_stages=3) == [16, 16, 24, 24, 32]
+    assert sides(**stages, progressive_resize_stages=5) == [16, 20, 24, 28, 32]
+    every = [progressive_resize.side_in_epoch(epoch, 128, 224, 90, 4) for epoch in range(100)]
+    assert [(side, every.count(side)) for side in sorted(set(every))] == [(128, 30), (160, 30), (192, 30), (224, 10)]
+
+
 def test_the_shorter_side_counts() -> None:
     resizing = progressive_resize._Resizing(16, 32, 32, 4)
     images = torch.zeros(2, 3, 32, 48)
