@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from rich.console import Console
 
 from ddp_core.errors import UserError
@@ -145,7 +146,12 @@ def run(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_trials_are_real_runs(tmp_path):
-    (tmp_path / "space.yaml").write_text("lr: [0.05, 0.01]\nsynthetic_samples: 64\n")
+    """The input size is tuned: trials of two sizes, drawn with seed 0."""
+    (tmp_path / "space.yaml").write_text("lr: [0.05, 0.01]\nimage_size: [12, 20]\n")
+    for number in range(64):
+        file = tmp_path / "data" / ("train" if number % 4 else "test") / str(number // 4 % 2) / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (24, 24), (number * 3,) * 3).save(file)
     words = [
         "search",
         "space.yaml",
@@ -160,11 +166,16 @@ def test_trials_are_real_runs(tmp_path):
         "--eta",
         "2",
     ]
-    done = run(*words, "--", "--cpu", "--nproc", "1", "--dataset", "synthetic", "--batch-size", "32", cwd=tmp_path)
+    common = "--cpu --nproc 1 --data-dir data --batch-size 32 --model resnet18 --width-mult 0.0625"
+    done = run(*words, "--", *common.split(), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "best: trial" in done.stdout and "test accuracy" in done.stdout
     assert (tmp_path / "found/search.png").read_bytes().startswith(b"\x89PNG")
     trials = json.loads((tmp_path / "found/search.json").read_text())["trials"]
+    for trial in trials:
+        facts = json.loads((tmp_path / f"found/trial-{trial['number']:03d}/dataset.json").read_text())
+        assert facts["image_shape"] == [3, trial["values"]["image_size"], trial["values"]["image_size"]]
+    assert {trial["values"]["image_size"] for trial in trials} == {12, 20}
     longest = max(trials, key=lambda trial: len(trial["scores"]))
     assert set(longest["scores"]) == {"1", "2"}
     history = json.loads((tmp_path / f"found/trial-{longest['number']:03d}/training_history.json").read_text())
