@@ -208,8 +208,6 @@ def test_a_class_of_any_name_and_one_without_test_images(
     shown = capfd.readouterr().out.splitlines()
     assert shown[0] == str(image).replace("\n", "\\n") and len(shown) == 4
     assert {row.split()[0] for row in shown[1:]} == {"a\\nb", "c\\td", "e\\x1b[31m"}
-    kept = trainer(*options, "--num-workers", "2", "--pipeline", "loader", "--out-dir", str(run))
-    assert kept.returncode == 0 and "--num-workers 2:" not in kept.stderr
 
 
 def test_data_that_do_not_fit_are_one_line(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
