@@ -24,13 +24,17 @@ _JOINERS = "\u200c\u200d"
 
 
 class UserError(Exception):
-    """One line that names the option or file, its value and what is accepted. `remedy`: what to do, where known."""
+    """One line that names the option or file, its value and what is accepted.
+
+    `remedy`: what to do, where known; `speaks`: whether this process prints it, where several make the same mistake.
+    """
 
     status = 2
 
-    def __init__(self, message: str = "", remedy: str | None = None) -> None:
+    def __init__(self, message: str = "", remedy: str | None = None, *, speaks: bool = True) -> None:
         super().__init__(message)
         self.remedy = remedy
+        self.speaks = speaks
 
     def __str__(self) -> str:
         return one_line(super().__str__())
@@ -44,8 +48,7 @@ class SharedError(UserError):
     """The same UserError on several ranks, of which one `speaks`."""
 
     def __init__(self, message: str, *, speaks: bool) -> None:
-        super().__init__(message)
-        self.speaks = speaks
+        super().__init__(message, speaks=speaks)
 
 
 class TopologyError(UserError):

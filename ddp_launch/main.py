@@ -61,7 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return launch.run(options)
         return _launch(options, _seat())
     except UserError as error:
-        print(line_of(error), file=sys.stderr)
+        if error.speaks:
+            print(line_of(error), file=sys.stderr)
         return error.status
     except ModuleNotFoundError as error:
         if (mistake := missing_packages.explained(error)) is None:

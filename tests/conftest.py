@@ -36,8 +36,16 @@ def pytest_configure(config: pytest.Config) -> None:
             signal.signal(number, usual)
 
 
-SLOW = ("ddp_train/techniques", "faults", "integration", "ddp_launch", "gpu_topology/verify", "ddp_train/tune")
-"""Folders of tests that start processes or train much, the one with the longest file first."""
+SLOW = (
+    "integration/cluster",
+    "ddp_train/techniques",
+    "faults",
+    "integration",
+    "ddp_launch",
+    "gpu_topology/verify",
+    "ddp_train/tune",
+)
+"""Folders of tests that start processes or train much: one that mostly waits, then the one with the longest file."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

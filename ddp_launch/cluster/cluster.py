@@ -69,7 +69,7 @@ def find_cluster(options: LaunchOptions, environ: Mapping[str, str]) -> Cluster:
     nnodes, nodes_by = _first(said, lambda found: found.nnodes)
     if manager is not None and manager.crowded and (nnodes != (1, 1) or nodes_by == manager.source):
         # With --nnodes 1 each of them is a run of its own.
-        raise OptionError(manager.crowded)
+        raise OptionError(manager.crowded, speaks=manager.first_task)
     timeout_s = options.rdzv_timeout or RDZV_TIMEOUT_S
     if nnodes is None or nnodes == (1, 1):
         warnings = tuple(_not_used(options, environ, said))

@@ -14,7 +14,8 @@ class Detected:
 
     `source`: for the plan, as in "Slurm job 7, step 0"; `nnodes`: (least, most); `endpoint`: HOST:PORT; `names`: the
     nodes in the order of their ranks; `crowded`: that several launchers were started on a node, `alone`: that there
-    is no launcher on some nodes, each with the line to use instead.
+    is no launcher on some nodes, each with the line to use instead; `first_task`: whether this is the first process of
+    all that were started, which says so.
     """
 
     source: str
@@ -24,6 +25,7 @@ class Detected:
     run_id: str | None = None
     names: tuple[str, ...] = ()
     crowded: str | None = None
+    first_task: bool = True
     alone: str | None = None
 
 

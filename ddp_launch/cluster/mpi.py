@@ -52,6 +52,7 @@ def read(environ: Mapping[str, str]) -> Detected | None:
             node_rank=own if here == 1 else None,
             endpoint=_endpoint(environ),
             crowded=crowded,
+            first_task=not own,
         )
     return None
 

@@ -40,6 +40,7 @@ def read(environ: Mapping[str, str]) -> Detected | None:
         run_id=f"slurm-{job}-{step or 0}-{restart}",
         names=names,
         crowded=_crowded(environ, step, nodes),
+        first_task=not number(environ, "SLURM_PROCID"),
         alone=_alone(environ, step, nodes),
     )
 

@@ -7,6 +7,7 @@ ends the process at once.
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import time
@@ -16,7 +17,7 @@ from types import FrameType
 
 from ddp_core.errors import Stopped
 
-STATUS = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGHUP: 129, signal.SIGUSR1: 143}
+STATUS: dict[int, int] = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGHUP: 129, signal.SIGUSR1: 143}
 """The exit status after each; a warning of the scheduler's is like the SIGTERM that would follow."""
 REPEATED_S = 0.05
 """A signal that comes again sooner is the same one: timeout(1) sends it to the process and to its group."""
@@ -31,6 +32,8 @@ class StopSignals:
         self._at = 0.0
         self._deferred = False
         self._raises = False
+        # Slurm signals every process of a step, and the launcher passes on what it gets: on a busy node much later.
+        self._repeated_s = math.inf if "SLURM_JOB_ID" in os.environ else REPEATED_S
 
     def install(self) -> None:
         """Take the signals over, in the main thread. One that is ignored (nohup) stays so."""
@@ -66,7 +69,7 @@ class StopSignals:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
-        if self.received == number and now - self._at < REPEATED_S:
+        if self.received and STATUS[self.received] == STATUS[number] and now - self._at < self._repeated_s:
             return
         second, self.received, self._at = bool(self.received), self.received or number, self._at or now
         if second or not (self._deferred or self._raises):

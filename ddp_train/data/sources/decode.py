@@ -13,6 +13,7 @@ import math
 import multiprocessing
 import os
 import signal
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -240,7 +241,7 @@ def _signals_held() -> Iterator[None]:
 def _process(work: _Work, blocks: range, writer: Connection, parent: int) -> None:
     """A decoding process: sends a report after each block, and None at its end."""
     end_with_parent(parent)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     for report in work.blocks(blocks):
         writer.send(report)
     writer.send(None)
@@ -253,12 +254,20 @@ def end_with_parent(parent: int) -> None:
     misses a parent that had died before the worker first looked.
     """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
-    # The parent's handlers came along. Ctrl-C and a job manager's warnings reach the whole group: the parent ends us.
+    # The parent's handlers came along. Signals that end a run reach its whole group, and the parent, which needs this
+    # process until it has saved, ends it: of SIGTERM, with which it does so, only the parent's counts.
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_at_sigterm_of, args=(parent,), daemon=True).start()
     if os.getppid() != parent:
         os._exit(1)
+
+
+def _end_at_sigterm_of(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
 
 
 def _follow(

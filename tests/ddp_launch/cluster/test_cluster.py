@@ -124,6 +124,19 @@ def test_slurm_with_several_launchers_on_a_node(tasks: dict[str, str]) -> None:
     assert found("--nnodes", "1", **STEP | tasks).one_node, "four runs of their own, on request"
 
 
+def test_one_of_several_launchers_says_so() -> None:
+    tasks = STEP | {"SLURM_STEP_TASKS_PER_NODE": "4(x2)"}
+    for environ, speaks in (
+        (tasks | {"SLURM_PROCID": "0"}, True),
+        (tasks | {"SLURM_PROCID": "5"}, False),
+        (OPEN_MPI | {"OMPI_COMM_WORLD_LOCAL_SIZE": "3"}, False),
+        (OPEN_MPI | {"OMPI_COMM_WORLD_LOCAL_SIZE": "3", "OMPI_COMM_WORLD_RANK": "0"}, True),
+    ):
+        with pytest.raises(OptionError) as caught:
+            found("--rdzv-endpoint", "h:1", **environ)
+        assert caught.value.speaks == speaks
+
+
 def test_slurm_without_srun() -> None:
     """A batch script, and the shell of salloc, are one process whatever the job is."""
     for step in ({}, {"SLURM_STEP_ID": str(0xFFFFFFFB)}, {"SLURM_STEP_ID": str(0xFFFFFFFA)}):

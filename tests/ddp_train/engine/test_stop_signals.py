@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -117,6 +118,16 @@ def test_a_signal_that_came_too_late_to_stop_a_step_ends_the_run_behind_it() -> 
     with installed() as stop, pytest.raises(Stopped), stop.deferred():
         tell(signal.SIGUSR1)
         tell(signal.SIGUSR1)  # the same one again: timeout(1) and job managers do that
+        assert stop.received == signal.SIGUSR1
+
+
+def test_under_slurm_a_signal_that_comes_again_is_the_launchers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slurm signals every process of a step, and the launcher passes on what it gets, SIGUSR1 as SIGTERM."""
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    with installed(StopSignals()) as stop, pytest.raises(Stopped), stop.deferred():
+        tell(signal.SIGUSR1)
+        time.sleep(0.1)
+        tell(signal.SIGTERM)
         assert stop.received == signal.SIGUSR1
 
 

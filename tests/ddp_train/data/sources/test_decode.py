@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,7 @@ import pytest
 from PIL import Image
 
 from ddp_core.errors import UserError
-from ddp_train.data.sources.decode import decode_files, fit, probe_size, read_image
+from ddp_train.data.sources.decode import decode_files, end_with_parent, fit, probe_size, read_image
 
 ROOT = Path(__file__).parents[4]
 Check = Callable[[list[psutil.Process], float], None]
@@ -173,3 +175,25 @@ def test_decoding_processes_end_with_their_parent(tmp_path: Path, assert_they_en
     assert_they_end(workers, 20)
     _, errors = parent.communicate()
     assert errors.count("Traceback") <= 1  # the parent's own KeyboardInterrupt
+
+
+def _echo(pipe: Connection, parent: int) -> None:
+    end_with_parent(parent)
+    while True:
+        pipe.send(pipe.recv())
+
+
+def test_only_the_parents_sigterm_ends_a_worker() -> None:
+    """A launcher and Slurm signal every process of a rank, and the rank needs its workers until it has saved."""
+    context = multiprocessing.get_context("fork")
+    here, there = context.Pipe()
+    worker = context.Process(target=_echo, args=(there, os.getpid()), daemon=True)
+    worker.start()
+    for word in ("ready", "alive"):
+        here.send(word)
+        assert here.poll(20)
+        assert here.recv() == word
+        subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)
+    worker.terminate()
+    worker.join(20)
+    assert worker.exitcode == 0
