@@ -31,8 +31,8 @@ from ddp_launch.hosts.checks import HostFacts
 from ddp_launch.hosts.ending import screen_size, streams
 from ddp_launch.hosts.fleet import Fleet
 
-ANSWER_S = 10.0
-"""For the first sign of a host."""
+ANSWER_S = 9.0
+"""For the first sign of a host, which is named within 10 s where none comes."""
 WORK_S = 30.0
 """For what a host, which is there, has to look up: its folder may be on a disk that has to be mounted."""
 PLAN_S = 120.0
@@ -115,7 +115,10 @@ def _facts(fleet: Fleet, options: LaunchOptions, copied: str | None, refused: _R
     words = [secrets.token_hex(16) for _ in fleet.hosts]
 
     def answer(host: Any, message: Mapping[str, Any]) -> None:
-        if message["kind"] == "hello":
+        if message["kind"] == "hello" and message["python"][:2] != list(sys.version_info[:2]):
+            there, here = (".".join(map(str, version)) for version in (message["python"], sys.version_info[:3]))
+            host.lost = f"another Python: {there} there, {here} here"
+        elif message["kind"] == "hello":
             ahead[host.rank] = message["clock"] - datetime.now(UTC).timestamp()
             host.channel.send(
                 "check",

@@ -48,6 +48,7 @@ READER = "import sys;sys.path[:]=[p for p in sys.path if p];i=sys.stdin.buffer;e
 LAST_LINES = 20
 LOOK_S = 0.05
 BANNER_BYTES = 1 << 16
+LEAST_PYTHON = (3, 11)
 READY = b"ddp-launch-keeper-is-ready"
 
 _WORDS = (
@@ -69,15 +70,18 @@ def sources() -> bytes:
     """The keeper as one program that needs no package: what READER reads."""
     texts = {name: files("ddp_launch.hosts").joinpath(f"{name}.py").read_text(encoding="utf-8") for name in SENT}
     program = f"""
-import sys, types
+import json, sys, types
+print({READY.decode()!r}, flush=True)
+if sys.version_info < {LEAST_PYTHON}:
+    # What follows is of newer Pythons.
+    print(json.dumps(dict(kind="hello", python=sys.version_info[:3])), flush=True)
+    sys.exit()
 for name in ("ddp_launch", "ddp_launch.hosts"):
     sys.modules[name] = types.ModuleType(name)
     sys.modules[name].__path__ = []
 for name, text in {texts!r}.items():
     module = sys.modules["ddp_launch.hosts." + name] = types.ModuleType("ddp_launch.hosts." + name)
     exec(compile(text, "ddp_launch/hosts/" + name + ".py", "exec"), module.__dict__)
-sys.stdout.write({READY.decode() + chr(10)!r})
-sys.stdout.flush()
 module.main()
 """.encode()
     return b"%d\n%s" % (len(program), program)

@@ -61,6 +61,9 @@ class Ending:
             # It cannot go on, and has said why: the others wait for it in vain.
             print(f"error: {host.name}: {message['line']}", file=sys.stderr, flush=True)
             self._failed_at = time.monotonic() - SETTLE_S
+        elif message["kind"] == "end" and message["code"] < 0:
+            # It was killed, and nobody there can tell the others.
+            self._fleet.send("stop")
         elif message["kind"] == "end" and message["code"]:
             self._failed_at = self._failed_at or time.monotonic()
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import os
 import select
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import partial
 from types import TracebackType
 from typing import Any
@@ -139,10 +137,13 @@ class Fleet:
             self._lines[host.rank, stream] = rest
             prefix = f"[{host.name}] ".encode()
             data = b"".join(prefix + line + b"\n" for line in whole.split(b"\n")) if end else b""
-        with suppress(OSError):
-            target = sys.stdout.fileno() if stream == 1 else sys.stderr.fileno()
+        try:
             while data:
-                data = data[os.write(target, data) :]
+                data = data[os.write(stream, data) :]
+        except OSError:
+            # Nobody reads any more (launch.py | head): the rank has to learn of it as if it wrote there itself.
+            if host.rank == 0:
+                host.channel.send("close", stream=stream)
 
     def _beat(self) -> None:
         """In a thread: a screen that takes nothing for a while must not look like a lost connection."""

@@ -188,6 +188,13 @@ class Keeper:
             with suppress(OSError):
                 ioctl(terminal, termios.TIOCSWINSZ, struct.pack("4H", *message["rows_columns"], 0, 0))
 
+    def _on_close(self, message: Message, data: bytes) -> None:
+        """Nobody takes this stream of the launcher any more."""
+        for output, stream in [*self._outputs.items()]:
+            if stream == message["stream"]:
+                del self._outputs[output]
+                os.close(output)
+
     def _on_stop(self, message: Message, data: bytes) -> None:
         self.end()
         if self._launcher is None:

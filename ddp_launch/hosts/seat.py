@@ -28,7 +28,7 @@ from ddp_launch.plan.plan import LaunchPlan
 from ddp_launch.plan.show import in_parts
 from gpu_topology.host.nics import nic_distances
 
-GRACE_S = 8
+GRACE_S = 7
 """So that nothing runs anywhere 10 s after a Ctrl-C. A longer --grace is the user's own."""
 LEVELS = ("PIX", "PXB", "PHB", "NODE", "SYS")
 """From near to far, as `nvidia-smi topo -m` names them."""

@@ -119,13 +119,15 @@ def test_firewall_cuts_the_connection(pair: Pair) -> None:
     assert pair.running("launch.py") == []
 
 
-@pytest.mark.parametrize("killed", ["launcher", "sshd", "keeper"])
+@pytest.mark.parametrize("killed", ["launcher", "launcher there", "sshd", "keeper"])
 def test_killed_parts_leave_nothing(pair: Pair, killed: str) -> None:
     process = waiting(pair)
     begin = time.monotonic()
     match killed:
         case "launcher":
             pair.a.run("pkill -KILL -f '[l]aunch.py --hosts'")
+        case "launcher there":
+            pair.b.run("pkill -KILL -f '[l]aunch.py --cpu'")
         case "sshd":
             # That of the session; the one that listens serves the next test.
             pair.b.run("pkill -KILL -f '[s]shd: .*@notty'")
@@ -135,8 +137,10 @@ def test_killed_parts_leave_nothing(pair: Pair, killed: str) -> None:
     _, err = process.communicate(timeout=10)
     assert time.monotonic() - begin < 10
     assert pair.running("launch.py") == []
-    assert process.returncode == (-signal.SIGKILL if killed == "launcher" else 1)
-    if killed != "launcher":
+    assert process.returncode == {"launcher": -signal.SIGKILL, "launcher there": 128 + signal.SIGKILL}.get(killed, 1)
+    if killed == "launcher there":
+        assert "error: the launcher on node-b ended by SIGKILL" in err
+    elif killed != "launcher":
         assert "error: node-b: the connection was" in err
 
 
