@@ -151,6 +151,8 @@ GOALS = (
     Goal("step_overhead", "CPU µs of a step above a bare loop", _median("over_bare_us", "trainer"), None, ".0f", 50),
     Goal("start_up", "seconds to the first step above bare torchrun with a process group",
          _median("over_torchrun_s", "launch.py"), None, ".1f", 1.5),
+    Goal("hosts_start", "seconds to the first line of two hosts over ssh above the same by hand",
+         _median("over_by_hand_s", "--hosts"), None, ".1f", 1.0),
     Goal("cpu_speed", "times the naive loop on a CPU, speedrun at full width", _median(*SPEEDRUN, *BEST), 1.2),
     Goal("cpu_speed", "times the naive loop on a CPU, small", _median(*SMALL, *BEST), 1.4),
     Goal("cpu_speed", "a short spin of OpenMP's threads over the usual one, small, quiet machine",
