@@ -85,8 +85,8 @@ def launch(
             pickle.dump((sys.path, call), file)
         devices = [*(["--cpu"] if cpu else []), *([] if gpus is None else ["--gpus", _device_list(gpus)])]
         number = [] if nproc is None else ["--nproc", str(nproc)]
-        files = ["--json-events", str(folder / "events.jsonl"), "--log-dir", str(folder / "logs")]
-        run = ["--quiet", "--nnodes", "1", *files]
+        # The launcher keeps the logs of a run that failed: the summary names them.
+        run = ["--quiet", "--nnodes", "1", "--json-events", str(folder / "events.jsonl")]
         command = [sys.executable, "-m", "ddp_launch", *devices, *number, *run, str(RANK_PROGRAM), name]
         status, last_line = _run(command, timeout_s)
         if status != 0:

@@ -11,6 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NoReturn
 
@@ -19,7 +20,7 @@ from ddp_core.errors import OptionError
 from ddp_launch.cli import torchrun_compat
 from ddp_launch.cli.arguments import make_parser
 from ddp_launch.cli.host_list import Host
-from ddp_launch.cli.value_types import AS_MANY_AS_CPUS, LOG_BYTES, NO_TEE, Tee
+from ddp_launch.cli.value_types import AS_MANY_AS_CPUS, AS_MANY_AS_GPUS, LOG_BYTES, NO_TEE, Tee
 from gpu_topology.select.select import Policy, SelectionRequest
 from gpu_topology.topology import Topology
 
@@ -44,14 +45,16 @@ class Program:
 class LaunchOptions:
     """The launcher's own options, checked; None: not given.
 
-    `min_memory` and `log_size` in bytes; `grace`, `rdzv_timeout`, `wait` and `stall_...` in seconds; `notes`: what the
-    user should know about them; `hosts`: of a run over ssh; `words`: the options of the launcher on each of them.
+    `needs_gpu`: as many ranks as GPUs, in torchrun's word `gpu`; `min_memory` and `log_size` in bytes; `grace`,
+    `rdzv_timeout`, `wait` and `stall_...` in seconds; `notes`: what the user should know about them; `hosts`: of a run
+    over ssh; `words`: the options of the launcher on each of them.
     """
 
     program: Program
     cpu: bool = False
     gpus: tuple[str, ...] = ()
     nproc: int | None = None
+    needs_gpu: bool = False
     policy: Policy = "largest"
     exclude: tuple[str, ...] = ()
     allow_busy: bool = False
@@ -125,6 +128,8 @@ def parse(argv: Sequence[str], environ: Mapping[str, str] = NO_VARIABLES) -> Lau
     values["tee"] = replace(values.get("tee", NO_TEE), only=only, prefix=prefix)
     if values.get("nproc") == AS_MANY_AS_CPUS:
         values |= {"nproc": len(os.sched_getaffinity(0)), "cpu": True}
+    elif values.get("nproc") == AS_MANY_AS_GPUS:
+        values |= {"nproc": None, "needs_gpu": not values.get("cpu", False)}
     options = LaunchOptions(program=program, notes=tuple(notes), words=_words_of_a_host(own), **values)
     _check(options)
     if options.estimate:
@@ -315,7 +320,8 @@ def _with_value(name: str, equals: str, value: str, words: list[str], actions: M
     if actions[name].nargs == 0:
         return name
     if actions[name].nargs == "?":
-        return f"{name}={words.pop(0)}" if words and _fits(actions[name], words[0]) else name
+        meant = words and (_fits(actions[name], words[0]) or _is_a_bad_number(words[0]))
+        return f"{name}={words.pop(0)}" if meant else name
     if not words or words[0].split("=")[0] in actions:
         raise OptionError(f"{name} needs a value (see --help)")
     return f"{name}={words.pop(0)}"
@@ -327,6 +333,11 @@ def _fits(action: argparse.Action, word: str) -> bool:
         return callable(action.type) and action.type(word) is not None
     except OptionError:
         return False
+
+
+def _is_a_bad_number(word: str) -> bool:
+    """Whether a word begins like a number and is no file: not a script, but a value that is out of range."""
+    return word[:1].isdigit() and not Path(word).exists()
 
 
 def _program(kind: Literal["script", "module"], words: Sequence[str], trainer: Sequence[str], word: str) -> Program:

@@ -12,7 +12,8 @@ from ddp_core.errors import OptionError
 
 LARGEST_NODES = 100_000
 BOTH = 3
-AS_MANY_AS_CPUS = -1
+AS_MANY_AS_CPUS, AS_MANY_AS_GPUS = -1, -2
+WORDS = {"auto": None, "cpu": AS_MANY_AS_CPUS, "gpu": AS_MANY_AS_GPUS}
 SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 LOG_BYTES = 32 * 2**20
 """Of each stream of a rank that its log keeps."""
@@ -31,17 +32,13 @@ def whole(option: str, least: int, largest: int) -> Callable[[str], int]:
 
 
 def ranks(option: str, largest: int) -> Callable[[str], int | None]:
-    """A parser of a number of ranks on a node; torchrun's words auto and gpu are None: as many as GPUs are selected.
-
-    Its word cpu is AS_MANY_AS_CPUS.
-    """
+    """A parser of a number of ranks on a node. Of torchrun's words auto is None, as many as GPUs are selected;
+    cpu is AS_MANY_AS_CPUS, gpu AS_MANY_AS_GPUS."""
     number = whole(option, 1, largest)
 
     def parse(text: str) -> int | None:
-        if text in ("auto", "gpu"):
-            return None
-        if text == "cpu":
-            return AS_MANY_AS_CPUS
+        if text in WORDS:
+            return WORDS[text]
         try:
             return number(text)
         except OptionError as error:

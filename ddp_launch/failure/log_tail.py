@@ -11,8 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import BinaryIO
 
 TAIL_BYTES = 256 * 1024
+LONGEST_LINE = 256 * 2**20
 LINE_CHARS = 2000
 OUTPUT_LINES = 6
 COMPLAINTS = 100
@@ -179,13 +181,31 @@ def tail(path: Path) -> list[str]:
     """The last lines of a log, without blank ones at its end; [] where there is none. Never raises."""
     try:
         with path.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
-            text = file.read().decode("utf-8", errors="replace")
+            text = _end(file).decode("utf-8", errors="replace")
     except OSError:
         return []
     # Without a terminal's control sequences, and without what was overwritten from the beginning of a line.
     lines = (CONTROL.sub("", line).rpartition("\r")[2] for line in text.replace("\r\n", "\n").rstrip().split("\n"))
     return [_shortened(RANK_PREFIX.sub("", line)) for line in lines] if text.strip() else []
+
+
+def _end(file: BinaryIO) -> bytes:
+    """The last bytes of a log. Where they begin inside a line of megabytes, which may be an error's message, also its
+    beginning and what was before it."""
+    begin = max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES)
+    at, earlier = begin, b""
+    while at > max(0, begin - LONGEST_LINE) and b"\n" not in earlier:
+        at = max(0, at - TAIL_BYTES)
+        file.seek(at)
+        earlier = file.read(min(TAIL_BYTES, begin - at))
+    file.seek(begin)
+    # Of the line only as much as is shown of one: the end of it follows.
+    start = at + earlier.rfind(b"\n") + 1
+    if begin - start <= LINE_CHARS:
+        return file.read()
+    last = file.read()
+    file.seek(max(0, start - TAIL_BYTES))
+    return file.read(min(start, TAIL_BYTES) + LINE_CHARS) + last
 
 
 def _shortened(line: str) -> str:

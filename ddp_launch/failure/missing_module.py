@@ -11,6 +11,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 
 from ddp_launch.failure.distributions import ELSEWHERE, distribution
+from ddp_launch.failure.shadowing import shown
 
 LEVELS_BELOW, LEVELS_ABOVE = 4, 3
 MOST_FOLDERS, MOST_SECONDS = 2000, 1.0
@@ -51,7 +52,7 @@ def explain_file(module: str, script: Path | None) -> tuple[str, str]:
     meaning = f"{top} is one file, not a folder of modules: it has no {module}"
     if file is None:
         return meaning, "a misspelled name, or another module of that name is meant"
-    return meaning, f"{_shown(file)} hides what is meant: give it another name"
+    return meaning, f"{shown(file)} hides what is meant: give it another name"
 
 
 def _own_file(module: str, script: Path | None) -> tuple[str, str] | None:
@@ -65,11 +66,11 @@ def _own_file(module: str, script: Path | None) -> tuple[str, str] | None:
             if not found.is_dir() or (distribution(top) is not None and not _holds_sources(found)):
                 continue
             if folder == looked and script is not None:
-                return f"{_shown(found)} is there, and has no {'.'.join(rest) or 'module'}", "a misspelled name?"
+                return f"{shown(found)} is there, and has no {'.'.join(rest) or 'module'}", "a misspelled name?"
         if folder == Path.cwd():
             advice = f"{top} is in this folder, the script in another: PYTHONPATH=. python launch.py ..."
         else:
-            advice = f"{top} is in {_shown(folder)}: PYTHONPATH={_shown(folder)} python launch.py ..."
+            advice = f"{top} is in {shown(folder)}: PYTHONPATH={shown(folder)} python launch.py ..."
         return f"{top} is a file of yours in a folder where Python does not look", advice
     return None
 
@@ -102,10 +103,3 @@ def _version(top: str) -> str:
     """A package with its version, where the installation tells."""
     name = next(iter(metadata.packages_distributions().get(top, [])), None)
     return top if name is None else f"{name} {metadata.version(name)}"
-
-
-def _shown(path: Path) -> str:
-    try:
-        return str(path.relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)

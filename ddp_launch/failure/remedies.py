@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import signal
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ from ddp_core.rank_report import RankReport
 from ddp_launch.failure.failures import Failure
 from ddp_launch.failure.known_failures import HANG, LESS_MEMORY, MIB, TABLE, Evidence, Words, more_shm, shm_state
 from ddp_launch.failure.log_tail import LogTail
+from ddp_launch.failure.shadowing import hidden_module
 
 BLOCK = 4096
 
@@ -53,6 +55,12 @@ def find_remedy(failure: Failure, evidence: Evidence) -> Remedy | None:
         return _hung(failure.hang)
     if by_signal := _killed(failure, evidence) or _full_shm(failure, evidence):
         return by_signal
+    if (hides := hidden_module(failure.log_tail.cause, failure.log_tail.traceback, evidence.script)) is not None:
+        file, module = hides
+        whose, advice = "the installed package", f"rename {file}, if that is meant"
+        if module in sys.stdlib_module_names:
+            whose, advice = "Python's own module", f"rename {file}"
+        return Remedy("hidden-module", f"{file} has the name of {whose} {module}, and hides it", advice)
     for text in _texts(failure.log_tail):
         for known in TABLE:
             if found := re.search(known.pattern, text, re.IGNORECASE | re.MULTILINE):

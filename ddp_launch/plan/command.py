@@ -144,6 +144,7 @@ def _several_nodes(cluster: Cluster) -> list[str]:
         options.append(f"--node-rank={cluster.node_rank}")
     hosts = cluster.first if cluster.hosts_store is None else cluster.hosts_store
     config = f"join_timeout={cluster.rdzv_timeout_s}" + ("" if hosts is None else f",is_host={int(hosts)}")
+    config += "" if cluster.last_call_s is None else f",last_call_timeout={cluster.last_call_s}"
     options += ["--rdzv-backend=c10d", f"--rdzv-endpoint={cluster.endpoint}", f"--rdzv-id={cluster.run_id}"]
     options.append(f"--rdzv-conf={config}")
     return options if cluster.address is None else [*options, f"--local-addr={cluster.address}"]

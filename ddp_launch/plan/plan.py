@@ -163,6 +163,8 @@ def _select(topology: Topology, options: LaunchOptions, inherited: Inherited) ->
         # The remedy has that option already.
         reason = selection.reason.removesuffix(ALLOW_BUSY)
         raise UserError(reason, f"{USED_REMEDY}, {CPU_REMEDY}" if used else CPU_REMEDY)
+    if options.needs_gpu and not selection.indices:
+        raise UserError("--nproc-per-node gpu: this machine has no GPU that may be used", CPU_REMEDY)
     return selection
 
 

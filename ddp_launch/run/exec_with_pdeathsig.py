@@ -44,7 +44,9 @@ def _with_debugger(program: list[str]) -> list[str]:
     if not rank or os.environ.get("RANK") != rank:
         return program
     # After the interpreter and its -u. debugpy runs a script or -m MODULE, with its arguments.
-    return [*program[:2], "-m", "debugpy", "--listen", address, "--wait-for-client", *program[2:]]
+    # It finds no breakpoints in modules that Python has frozen.
+    options = ["-Xfrozen_modules=off", *program[1:2], "-m", "debugpy"]
+    return [*program[:1], *options, "--listen", address, "--wait-for-client", *program[2:]]
 
 
 def _offer_to_the_kernel() -> None:

@@ -40,6 +40,7 @@ class RankView:
     starved   it would have answered, and did not get the CPU
     native    the native calls that its innermost Python call led to, where py-spy is installed
     moving    its thread was seen to run: it does not wait, though its stack says so
+    leaving   its program has come to its end, and Python is closing
     gave_up   it ended with an error because it had waited in vain
     """
 
@@ -53,6 +54,7 @@ class RankView:
     starved: bool = False
     native: tuple[Frame, ...] = ()
     moving: bool = False
+    leaving: bool = False
     gave_up: bool = False
 
     @cached_property
@@ -91,6 +93,8 @@ class RankView:
         trainer = f" ({self.record.place})" if self.record and self.record.place else ""
         if self.state == "stopped":
             return "stopped (SIGSTOP), so that it cannot say where"
+        if not where and self.leaving:
+            return "its program has come to its end, and Python is closing"
         if not where and self.starved:
             return "no Python stack: the machine is too busy for it to answer"
         if not where:

@@ -107,6 +107,12 @@ class RankProbe:
         return self._mail is not None
 
     @property
+    def is_leaving(self) -> bool:
+        """Whether its program has come to its end, and Python is closing: it has given its last answer."""
+        head = None if self._mail is None else _head(self._mail)
+        return head is not None and head.last
+
+    @property
     def has_torch(self) -> bool:
         """Whether its process has loaded torch: without that it waits for nobody in torch.distributed."""
         for pid in _family(self.pid):

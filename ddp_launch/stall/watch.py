@@ -43,18 +43,22 @@ PATIENCE = 1.5
 """One that ended by itself is usual for this program: the next one is reported after so many times as long."""
 LOADING_S = 60.0
 """Ranks that import modules are expected to come: for so long nothing is reported."""
+BUSY = "no rank has come to a collective, and none waits for another: all are busy with something else"
+LEAVING = "all ranks have come to the end of their program, and do not end"
 HOOK = str(Path(sitecustomize.__file__).parent)
 
 
 @dataclass
 class Watched:
-    """A rank of the present attempt. `silent_s`: since its counts changed; `limit_s`: how long that may be."""
+    """A rank of the present attempt. `silent_s`: since its counts changed; `limit_s`: how long that may be.
+    `stage`: whether it has a process group, and whether it has come to its end."""
 
     probe: RankProbe
     limit_s: float = 0.0
     error_file: Path | None = None
     code: int | None = None
     counts: tuple[bytes, bytes] = (b"", b"")
+    stage: tuple[bool, bool] = (False, False)
     silent_s: float = 0.0
     record: Record | None = None
 
@@ -190,10 +194,9 @@ class StallWatch:
         """Ask each rank what it counts, or (`full`) all it knows."""
         for one in self._ranks.values():
             if one.code is None:
-                alone = not one.probe.has_group
                 one.probe.ask(full=full)
-                if alone and one.probe.has_group:  # that is progress, also of one that will answer nothing
-                    one.silent_s = 0.0
+                if (stage := (one.probe.has_group, one.probe.is_leaving)) != one.stage:
+                    one.stage, one.silent_s = stage, 0.0  # that is progress, also of one that will answer nothing
         deadline = time.monotonic() + ANSWER_S
         while any(one.probe.pending for one in self._ranks.values()) and time.monotonic() < deadline:
             time.sleep(ANSWER_S / 60)
@@ -220,7 +223,7 @@ class StallWatch:
             found = judge(views, self._world_size)
             idle = all(one.silent_s >= silent / 2 for one in self._ranks.values() if one.code is None)
         if found is None and idle and all(grouped) and sum(view.state == "running" for view in views) > 1:
-            title = "no rank has come to a collective, and none waits for another: all are busy with something else"
+            title = BUSY if not all(view.leaving for view in views if view.state == "running") else LEAVING
             found = Finding("busy", (), title, rows_of(views))
         return None if found is None else (found, views)
 
@@ -296,6 +299,7 @@ def _view(rank: int, one: Watched, already: int | None, *, starved: bool) -> Ran
         record=one.record,
         answered=answered or not one.probe.has_group,
         starved=starved,
+        leaving=one.probe.is_leaving,
     )
 
 

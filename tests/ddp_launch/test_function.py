@@ -65,6 +65,9 @@ def test_from_a_script(tmp_path: Path, env: dict[str, str]) -> None:
     done = subprocess.run([sys.executable, str(script)], env=env, capture_output=True, text=True, timeout=120)
     assert done.stdout.splitlines() == ["rank 0", EXPECTED, FAILURE, "once"], done.stderr
     assert f'File "{script}", line 19, in fails' in done.stderr, "the traceback on the screen names the file"
+    (log,) = tmp_path.glob("ddp-launch-????????/attempt-0/rank-0.stderr.log")
+    assert "boom on rank 0" in log.read_text(), "what the summary names is still there"
+    assert str(log) in "".join(line.partition(" ")[2].strip() for line in done.stderr.splitlines()[-4:])
 
 
 def test_from_a_repl(env: dict[str, str]) -> None:

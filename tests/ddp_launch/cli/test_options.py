@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 
 import pytest
 
@@ -280,6 +281,16 @@ def test_settings_of_the_rendezvous_on_several_nodes() -> None:
     cluster = find_cluster(options, {})
     assert (cluster.rdzv_timeout_s, cluster.last_call_s) == (5, 1)
     assert options.notes == ("close_timeout of --rdzv-conf changes nothing",)
+
+
+def test_a_number_that_is_out_of_range_is_no_script() -> None:
+    for words, expected in (
+        (["--wait", "99999999999d", "a.py"], "--wait '99999999999d': expected a time"),
+        (["--tee", "1:9", "a.py"], "--tee '1:9': expected all"),
+    ):
+        with pytest.raises(OptionError, match=re.escape(expected)):
+            parse(words)
+    assert parse(["--wait", "train.py"]).program.name == "train.py"
 
 
 def test_which_ranks_of_the_node_are_shown_and_how() -> None:

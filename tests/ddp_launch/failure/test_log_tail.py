@@ -48,6 +48,18 @@ def test_a_line_of_data_is_cut(tmp_path: Path) -> None:
     assert len(cut) < 3000
 
 
+@pytest.mark.parametrize("after", ["", "\n[rank0]: noise\n"])
+def test_an_error_with_a_message_of_megabytes(tmp_path: Path, after: str) -> None:
+    log = tmp_path / "log"
+    log.write_text("earlier\n" + HEAD + FRAME + "ValueError: begin" + "x" * 5_000_000 + "end" + after)
+    found = read((log,))
+    assert found.messages[0].startswith("ValueError: begin")
+    assert found.messages[0].splitlines()[0].endswith("end")
+    assert (found.shown(20)[0] + "\n", len(found.error) < 3000) == (HEAD, True)
+    log.write_text("x" * 5_000_000)
+    assert len(tail(log)) == 1
+
+
 def test_error_output_before_output_but_a_traceback_before_both(tmp_path: Path) -> None:
     out, err = tmp_path / "out", tmp_path / "err"
     out.write_text("step 1\n")

@@ -217,6 +217,30 @@ def test_a_module_of_the_users_is_looked_for(remedy, tmp_path: Path, monkeypatch
     assert "project/tools/random.py hides what is meant" in hidden
 
 
+def test_a_file_that_hides_a_module(remedy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.chdir(tmp_path)
+    for name in ("queue.py", "rich.py", "mine.py", "train.py", "statistics.py"):
+        (tmp_path / name).write_text("")
+    evidence = Evidence(script=tmp_path / "train.py")
+
+    def found(text: str) -> tuple[str, str]:
+        known = remedy(HEAD + text, evidence=evidence)
+        return ("", "") if known is None else (known.meaning, known.advice)
+
+    hides = "queue.py has the name of Python's own module queue, and hides it", "rename queue.py"
+    assert found("ImportError: cannot import name 'Queue' from 'queue' (/x/queue.py)") == hides
+    assert found("AttributeError: partially initialized module 'queue' has no attribute 'Queue'") == hides
+    package = "AttributeError: module 'rich.console' has no attribute 'Console'"
+    assert found(package)[1] == "rename rich.py, if that is meant"
+    assert "hides" not in found("AttributeError: module 'mine' has no attribute 'x'")[0]
+    # A file that fails by itself: only where a library imports it.
+    library, own = '  File "/x/lib/site-packages/y.py", line 1, in <module>\n', f'  File "{tmp_path}/statistics.py"'
+    script = f'  File "{tmp_path}/train.py", line 1, in <module>\n'
+    failed = f"{own}, line 1, in <module>\nKeyError: 'x'"
+    assert found(script + library + failed)[1] == "rename statistics.py"
+    assert found(script + failed)[0] == ""
+
+
 def test_names_that_a_module_does_not_have(remedy) -> None:  # type: ignore[no-untyped-def]
     head = HEAD + "ImportError: cannot import name 'x' from "
     assert "do not go together" in remedy(head + "'torch.nn' (/usr/lib/site-packages/torch/nn/__init__.py)").meaning

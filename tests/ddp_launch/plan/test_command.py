@@ -40,6 +40,8 @@ def test_several_nodes() -> None:
     other = Cluster(nnodes=(1, 4), endpoint="h:1", hosts_store=False, address="10.0.0.2")
     assert {"--nnodes=1:4", "--local-addr=10.0.0.2"} < set(command(SCRIPT, cluster=other))
     assert "--rdzv-conf=join_timeout=600,is_host=0" in command(SCRIPT, cluster=other)
+    waits = dataclasses.replace(two, last_call_s=1)
+    assert "--rdzv-conf=join_timeout=60,is_host=1,last_call_timeout=1" in command(SCRIPT, cluster=waits)
     unknown = Cluster(nnodes=(2, 2), endpoint="h:1")
     assert "--rdzv-conf=join_timeout=600" in command(SCRIPT, cluster=unknown)
 

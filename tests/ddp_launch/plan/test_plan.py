@@ -111,6 +111,14 @@ def test_gpus_that_cannot_be_had(argv: tuple[str, ...]) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_as_many_ranks_as_gpus_where_there_are_none() -> None:
+    assert plan("--nproc-per-node", "gpu", "a.py").nproc_per_node == 3
+    with pytest.raises(UserError, match="--nproc-per-node gpu: this machine has no GPU"):
+        plan("--nproc-per-node", "gpu", "a.py", topology=LAPTOP)
+    assert plan("--nproc-per-node", "gpu", "--cpu", "a.py", topology=LAPTOP).backend == "gloo"
+    assert plan("--nproc-per-node", "auto", "a.py", topology=LAPTOP).backend == "gloo"
+
+
 def test_visible_devices_are_respected() -> None:
     made = plan("a.py", environ={"CUDA_VISIBLE_DEVICES": "0,1,2", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"})
     assert made.selection.indices == (1, 2)

@@ -112,7 +112,7 @@ def test_without_pythonpath_there_is_none_afterwards(launcher: Any) -> None:
     assert found[0]["spawned"][2] is None
 
 
-def test_pdb_on_rank_0_and_signals_of_a_program(launcher: Any) -> None:
+def test_signals_and_descriptors_of_a_program(launcher: Any) -> None:
     """A program that handles every signal it can, masks them, and closes descriptors that it does not know."""
     text = """
 import faulthandler, os, signal, sys, time

@@ -1,0 +1,59 @@
+"""A file of the user's that has the name of a module and hides it: queue.py, random.py, types.py beside the script.
+
+Python looks beside the script first, so that `import random` of any library finds the user's file.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import sysconfig
+from importlib.machinery import PathFinder
+from itertools import pairwise
+from pathlib import Path
+
+STANDARD = Path(sysconfig.get_paths()["stdlib"])
+# What Python says of a module that is not the one that was meant. Each has the module's name.
+SAID = re.compile(
+    r"module '([\w.]+)' has no attribute"
+    r"|cannot import name '[\w.]+' from (?:partially initialized module )?'([\w.]+)'"
+)
+DRAWN = re.compile(r'^\s*(?:[|+] )?File "(.+)", line \d+, in <module>$')
+
+
+def hidden_module(message: str, lines: tuple[str, ...], script: Path | None) -> tuple[str, str] | None:
+    """The user's file, as it can be shown, and the module that it hides; None where that is not the case.
+
+    message: of the error; lines: the end of the rank's log; script: the program's file, None for a module.
+    """
+    folder = Path.cwd() if script is None else script.parent
+    names = [name.partition(".")[0] for found in SAID.finditer(message) for name in found.groups() if name]
+    # The file may fail by itself, when a library imports it: then it is in the traceback below that library.
+    drawn = [Path(found[1]) for line in lines if (found := DRAWN.match(line))]
+    names += [path.stem for by, path in pairwise(drawn) if path.parent == folder and _of_a_library(by)]
+    for name in names:
+        for file in (folder / f"{name}.py", folder / name / "__init__.py"):
+            if file != script and file.is_file() and _elsewhere(name, folder):
+                return shown(file), name
+    return None
+
+
+def _of_a_library(path: Path) -> bool:
+    return {"site-packages", "dist-packages"} & {*path.parts} != set() or STANDARD in path.parents
+
+
+def _elsewhere(name: str, folder: Path) -> bool:
+    """Whether Python, or a package that is installed, has a module of that name."""
+    if name in sys.stdlib_module_names:
+        return True
+    # The first entry is the launcher's own folder, which the program does not have.
+    path = [entry for entry in sys.path[1:] if entry and Path(entry).resolve() != folder]
+    return PathFinder.find_spec(name, path) is not None
+
+
+def shown(path: Path) -> str:
+    """A path as a person would type it here."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
