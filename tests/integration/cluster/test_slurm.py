@@ -96,29 +96,34 @@ def test_a_step_smaller_than_its_heterogeneous_job(cluster: SlurmCluster, warned
 
 
 def test_an_array_and_scancel(cluster: SlurmCluster, warned: str) -> None:
-    """Two jobs on the same nodes at once. Their ranks can save, nothing is left, and nothing is queued again."""
+    """Two jobs on the same nodes at once. Their ranks can save, nothing is left, and nothing is queued again.
+
+    Before it, one of them has the time limit's warning: Slurm has given it the number that means the whole array, too.
+    """
     array = saving_job(cluster, "array", "--array=1-2")
     cluster.until(lambda: files(cluster, "array-ready-*") == 4, array)
-    jobs = cluster.ask("squeue", "--noheader", "--array", f"--jobs={array}", "--format=%A").split()
-    ports = [re.findall(r"meeting at node-a:(\d+)", cluster.output(job)) for job in jobs]
+    rows = cluster.ask("squeue", "--noheader", "--array", f"--jobs={array}", "--format=%A %i").splitlines()
+    names = dict(row.split() for row in rows)
+    ports = [re.findall(r"meeting at node-a:(\d+)", cluster.output(job)) for job in names]
     assert len(ports) == len({port for found in ports for port in found}) == 2
+    cluster.ask("scancel", "--batch", "--signal=USR1", names[array])
+    cluster.until(lambda: cluster.facts(names[array])["Restarts"] == "1", array)
+    assert files(cluster, "array-saved-*") == files(cluster, f"array-saved-{array}-*") == 2
+    (other,) = set(names) - {array}
+    assert cluster.facts(names[other])["JobState"] == "RUNNING"
     cluster.ask("scancel", array)
     cluster.until(lambda: not any("saves.py array" in line for line in cluster.processes()), array)
     assert files(cluster, "array-saved-*") == 4
-    for job in jobs:
-        cluster.wait(job, "CANCELLED")
-        assert cluster.facts(job)["Restarts"] == "0"
+    cluster.wait(names[other], "CANCELLED")
+    assert cluster.facts(names[other])["Restarts"] == "0"
 
 
 def test_jobs_of_an_array_have_run_folders_of_their_own(cluster: SlurmCluster) -> None:
     """Where the script names them: `echo` takes Python's place."""
     array = cluster.submit("--array=1-2", "--cpus-per-task=1", "--nodes=1", "--export=ALL,PYTHON=echo")
-    cluster.until(lambda: cluster.facts(array)["JobState"] == "COMPLETED", array)
     jobs = (array, str(int(array) + 1))
-    named = {
-        match for job in jobs for match in re.findall(r"--out-dir (\S+) --resume auto", cluster.wait(job, "COMPLETED"))
-    }
-    assert named == {f"runs/slurm-{job}" for job in jobs}
+    for job in jobs:
+        cluster.until(lambda job=job: f"--out-dir runs/slurm-{job} --resume auto" in cluster.output(job), array)
 
 
 def test_preempted_jobs_resume(cluster: SlurmCluster, warned: str) -> None:
