@@ -18,9 +18,11 @@ STEPS = 8
 COMMON = f"--dataset synthetic --synthetic-samples {8 * STEPS} --batch-size 8 --epochs 1 --amp off --lr 0.01"
 
 
-def make(options: str, out_dir: Path, network: str = STATEFUL) -> Run:
+def make(
+    options: str, out_dir: Path, network: str = STATEFUL, ranks: Ranks | None = None, device: torch.device = GPU
+) -> Run:
     """A run of STEPS steps, ready to go."""
     words = f"{COMMON} --no-tensorboard --log-every 1000 --model {network} {options}"
     config = parse([*shlex.split(words), "--out-dir", str(out_dir)])
-    set_arithmetic(config, Ranks(), GPU)
-    return build(config, Ranks(), GPU)
+    set_arithmetic(config, ranks or Ranks(), device)
+    return build(config, ranks or Ranks(), device)
