@@ -79,6 +79,11 @@ class Operations(TorchDispatchMode):
         super().__init__()
         self._ghost = ghost
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled here; the mark for that would import the compiler, and take longer than most of it."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = func.overloadpacket.__name__

@@ -25,4 +25,5 @@ def make(
     words = f"{COMMON} --no-tensorboard --log-every 1000 --model {network} {options}"
     config = parse([*shlex.split(words), "--out-dir", str(out_dir)])
     set_arithmetic(config, ranks or Ranks(), device)
+    torch.set_num_threads(1)  # such small models gain nothing from more, and other tests run beside
     return build(config, ranks or Ranks(), device)
