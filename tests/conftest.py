@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -74,6 +75,24 @@ def a_rank_in_trouble_does_not_end_the_tests() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread_of_torch() -> Iterator[None]:
+    """A trainer inside a test would take all cores, and the threads of two workers wait for one another.
+
+    The same bits as those of the processes that tests start with OMP_NUM_THREADS=1.
+    """
+    if "torch" not in sys.modules:
+        yield
+        return
+    import torch
+
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("ddp_train.assemble.resolve_options", "ddp_train.evaluate"):
+            patch.setattr(f"{module}.set_threads", lambda ranks, device: None)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def signal_handlers_restored() -> Iterator[None]:
     """A program's `main` that runs inside a test may leave its own behind."""
@@ -129,11 +148,9 @@ def fake_driver(fake_nvml_library: Path, tmp_path: Path) -> FakeDriver:
 
 
 @pytest.fixture
-def trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Trainer]:
+def trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Trainer:
     """`trainer(*options, cwd=...)`: the trainer on one rank in this process, which has torch already; in an empty
     folder unless `cwd` says otherwise; both streams as text."""
-    import torch
-
     from ddp_train.main import main
 
     def run(*options: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -152,7 +169,4 @@ def trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     # As tests/integration starts it in processes of its own, so that the results are the same bits.
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield run
-    torch.set_num_threads(threads)
+    return run

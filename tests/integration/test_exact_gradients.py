@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -71,14 +71,6 @@ BOUNDS = {(False, False): 2e-7, (False, True): 1e-15, (True, False): 1e-6, (True
 
 Batch norm over two samples divides by small deviations, and convolutions round by the processor's kernels: of the
 former bound, 1e-14, an EPYC without AMX needs two and a half times as much."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def on_one(case: dict[str, Any]) -> Found:

@@ -19,16 +19,7 @@ from ddp_train.distributed.process_group import Ranks
 from ddp_train.engine.shard_reduce import Buffers, ShardTree, add_up, cover
 from tests.ddp_train.techniques import runs
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 SHORT = "--synthetic-samples 40 --epochs 1 --reproducible"
-
-
-@pytest.fixture(scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def values(shards: int) -> list[Tensor]:

@@ -5,16 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 
 from ddp_train.main import main
 
 
 @pytest.fixture(scope="session")
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    before = torch.get_num_threads()
     folder = tmp_path_factory.mktemp("evaluation") / "run"
     words = ["--dataset", "digits", "--device", "cpu", "--epochs", "2", "--batch-size", "64", "--amp", "off"]
     assert main([*words, "--no-tensorboard", "--lr", "0.02", "--augment", "none", "--out-dir", str(folder)]) == 0
-    torch.set_num_threads(before)
     return folder

@@ -22,14 +22,6 @@ NAMES = [row.name for row in TABLE]
 Weights = dict[str, torch.Tensor]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def on_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Weights]:
     """Every row that two ranks must agree on, trained by one start of two real ranks."""
