@@ -73,11 +73,7 @@ def run(
     events = events or RunEvents(EventLog(None))
     users = dict(os.environ)
     _set_variables(job, users)
-    os.environ[LAUNCHED] = "1"
-    if job.debug_rank is not None:
-        os.environ[exec_with_pdeathsig.DEBUG] = f"{job.debug_rank} {DEBUG_ADDRESS}"
-    # torch's own handlers would raise again on each further signal, and leave ranks behind.
-    os.environ[SIGNALS_VARIABLE] = ""
+    _set_own_variables(job)
     silence_engine()
     logs = RankLogs(log_dir, tee=job.tee, limit=job.log_size)
     interrupts = Interrupts(lambda number: SignalException(f"got {number.name}", number))
@@ -121,6 +117,15 @@ def _set_variables(job: Job, users: Mapping[str, str], earlier: Job | None = Non
     for name in job.unset:
         os.environ.pop(name, None)
     os.environ.update(job.environment)
+
+
+def _set_own_variables(job: Job) -> None:
+    """Variables by which the launcher speaks to the ranks and to torch's agent."""
+    os.environ[LAUNCHED] = "1"
+    if job.debug_rank is not None:
+        os.environ[exec_with_pdeathsig.DEBUG] = f"{job.debug_rank} {DEBUG_ADDRESS}"
+    # torch's own handlers would raise again on each further signal, and leave ranks behind.
+    os.environ[SIGNALS_VARIABLE] = ""
 
 
 def _spec(job: Job) -> WorkerSpec:

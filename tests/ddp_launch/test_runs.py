@@ -244,7 +244,9 @@ def test_signal_before_the_ranks_are_there(launcher: Any) -> None:
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signal_while_the_launcher_itself_is_imported(launcher: Any, number: signal.Signals, status: int) -> None:
     """A module that waits stands in front of the first that the launcher imports."""
-    launcher.script("import pathlib, time\npathlib.Path('importing').touch()\ntime.sleep(30)\n", "json.py")
+    # Many short waits: a signal just before a long one would be handled only after it.
+    text = "import pathlib, time\npathlib.Path('importing').touch()\nfor _ in range(300):\n    time.sleep(0.1)\n"
+    launcher.script(text, "json.py")
     # Beside launch.py itself PYTHONPATH comes second, and before the standard library.
     process = launcher.start("--version", PYTHONPATH=str(launcher.folder))
     launcher.wait_for("importing")

@@ -18,6 +18,7 @@ READING_ORDER = (
     "ddp_launch/main.py",
     "ddp_launch/run/planner.py",
     "ddp_launch/plan/plan.py",
+    "ddp_launch/run/agent.py",
     "ddp_train/main.py",
     "ddp_train/assemble/build.py",
     "ddp_train/engine/trainer.py",
