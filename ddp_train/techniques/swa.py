@@ -66,6 +66,7 @@ class _Swa:
     def __init__(self, context: Context, start: int) -> None:
         self._network, self._precision = context.network, context.precision
         self._start, self._per_epoch = start, context.steps_per_epoch
+        self._by_counts = context.config.run.reproducible
         self.averaged = AveragedModel(context.network)
 
     def after_step(self, moment: Moment) -> None:
@@ -79,14 +80,18 @@ class _Swa:
         if self.averaged.n_averaged == 0:
             self.averaged.module.load_state_dict(self._network.state_dict())
         else:
-            estimate_statistics(self.averaged.module, batches, self._precision)
+            estimate_statistics(self.averaged.module, batches, self._precision, by_counts=self._by_counts)
 
 
 @torch.no_grad()
-def estimate_statistics(network: nn.Module, batches: Iterable[Batch], precision: Precision) -> None:
+def estimate_statistics(
+    network: nn.Module, batches: Iterable[Batch], precision: Precision, *, by_counts: bool = False
+) -> None:
     """Estimate batch norm's running statistics again: the plain mean over `batches`, unread without batch norm.
 
     All other layers are in evaluation mode, so that dropout neither disturbs the estimate nor draws a number.
+    by_counts: num_batches_tracked weights each batch (which waits for a GPU), since under --reproducible `batches` sets
+    the buffers back between logical shards.
     """
     norms = [module for module in network.modules() if isinstance(module, BATCH_NORMS) and module.track_running_stats]
     if not norms:
@@ -99,7 +104,7 @@ def estimate_statistics(network: nn.Module, batches: Iterable[Batch], precision:
         norm.train()
     for number, batch in enumerate(batches, start=1):
         for norm in norms:
-            norm.momentum = 1 / number  # as torch has it for None, but from a count that a GPU would have to be asked
+            norm.momentum = None if by_counts else 1 / number
         with precision.autocast():
             network(batch.images)
     for norm, momentum in zip(norms, momenta, strict=True):
