@@ -158,7 +158,7 @@ def _run(plan: LaunchPlan, planner: Planner, options: LaunchOptions, events: Eve
     plan, folders = prepare(plan, options)
     _show(console, plan, folders.shown, options, seat)
     evidence = EvidenceCollector(plan)
-    run_events = RunEvents(events, evidence, console if seat is None or seat.rank == 0 else None)
+    run_events = RunEvents(events, evidence, console)
     run_events.plan(to_json(plan), folders.logs)
     # torch takes seconds to import: only now, with the plan on the screen.
     with deferred(), importing_silently():

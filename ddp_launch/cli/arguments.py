@@ -171,7 +171,7 @@ def _run_options(parser: CommandLine) -> list[argparse.Action]:
             metavar="SECONDS",
             type=whole("--grace", 0, 86400),
             help="time that ranks have to end after a failure or signal before they are killed"
-            " [30; under Slurm and Kubernetes 25]",
+            " [30; under Slurm and Kubernetes 25; with --hosts 7]",
         ),
         add(
             "--numa-binding",

@@ -21,6 +21,7 @@ from ddp_launch.hosts import checks, link
 from ddp_launch.hosts.bring_up import Ready, bring_up
 from ddp_launch.hosts.ending import Ending
 from ddp_launch.hosts.fleet import Fleet
+from ddp_launch.hosts.seat import grace
 
 SLOW = 0.5
 """Of the interface's speed: gloo and NCCL over sockets reach 70% or more of what they have."""
@@ -70,7 +71,7 @@ def run(options: LaunchOptions, exported: Mapping[str, str], console: Console, *
         ready = bring_up(fleet, job, exported, None, console)
         if isinstance(ready, int):
             return ready
-        status = Ending(fleet, Console(stderr=True, quiet=True), silent=True).run_to_end()
+        status = Ending(fleet, Console(stderr=True, quiet=True), grace(job), silent=True).run_to_end()
         verdict = judge(bytes(fleet.capture), _interfaces(ready), status)
     if status > 128 and verdict.gbit_s is None:
         return status

@@ -18,10 +18,13 @@ from ddp_launch.failure.failures import exit_status, in_words
 from ddp_launch.hosts.channel import Message
 from ddp_launch.hosts.connection import Connection
 from ddp_launch.hosts.fleet import Fleet
+from ddp_launch.hosts.keeper import END_S
 from ddp_launch.run.signals import AS, ENDING, REPEATED_S
 
 SETTLE_S = 6.0
 """How long the other hosts may take to find out by themselves, and from one another, that a host has failed."""
+BEYOND_GRACE_S = 1.5
+"""How long a launcher may take, beyond the grace time of its ranks, to end after a signal."""
 STOP_S = 8.0
 """How long the hosts may take to end when a connection is lost: their keepers need less."""
 LOST_STATUS = 1
@@ -30,10 +33,11 @@ LOST_STATUS = 1
 class Ending:
     """Watches a run whose hosts have all planned."""
 
-    def __init__(self, fleet: Fleet, console: Console, *, silent: bool = False) -> None:
-        """silent: the summary of a failure is not shown."""
+    def __init__(self, fleet: Fleet, console: Console, grace_s: int, *, silent: bool = False) -> None:
+        """grace_s: what the launchers give their ranks to end. silent: a check before the run, without a summary."""
         self._fleet = fleet
         self._console = console
+        self._grace_s = grace_s
         self._silent = silent
         self._signals: list[int] = []
         self._first_signal: int | None = None
@@ -41,6 +45,7 @@ class Ending:
         self._resized = False
         self._failed_at: float | None = None
         self._asked = False
+        self._kill_at: float | None = None
 
     def run_to_end(self) -> int:
         """Let the hosts begin, and wait until all have ended; the exit status."""
@@ -61,32 +66,42 @@ class Ending:
             # It cannot go on, and has said why: the others wait for it in vain.
             print(f"error: {host.name}: {message['line']}", file=sys.stderr, flush=True)
             self._failed_at = time.monotonic() - SETTLE_S
-        elif message["kind"] == "end" and message["code"] < 0:
+        elif message["kind"] == "end" and message["code"] < 0 and not self._asked:
             # It was killed, and nobody there can tell the others.
-            self._fleet.send("stop")
+            self._asked = True
+            self._fleet.send("stop", patience_s=END_S)
         elif message["kind"] == "end" and message["code"]:
             self._failed_at = self._failed_at or time.monotonic()
 
     def _end_the_rest(self) -> None:
-        """Some time after a host has failed: ask the others to end, which may not have noticed."""
-        if self._failed_at is not None and not self._asked and time.monotonic() - self._failed_at > SETTLE_S:
+        """Some time after a host has failed: ask the others to end, which may not have noticed.
+
+        A launcher whose ranks have ended well waits for those of the other hosts in native code, where it hears no
+        signal: it is killed when its time is over.
+        """
+        now = time.monotonic()
+        if self._failed_at is not None and not self._asked and now - self._failed_at > SETTLE_S:
             self._asked = True
             self._fleet.send("signal", number=int(signal.SIGTERM))
+            self._kill_at = now + self._grace_s + BEYOND_GRACE_S
+        if self._kill_at is not None and now > self._kill_at:
+            self._kill_at = None
+            self._fleet.send("stop", patience_s=0.0)
 
     @contextmanager
     def _handlers(self) -> Iterator[None]:
         """Signals are passed on to all hosts; afterwards they are ignored: the exit status is decided."""
-        for number in ENDING:
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                signal.signal(number, self._note)
-        signal.signal(signal.SIGWINCH, self._note_size)
+        heard = [number for number in ENDING if signal.getsignal(number) is not signal.SIG_IGN]
+        earlier = {number: signal.signal(number, self._note) for number in heard}
+        earlier[signal.SIGWINCH] = signal.signal(signal.SIGWINCH, self._note_size)
         # A launcher that is stopped gives no sign of life, and the hosts would end the run.
-        signal.signal(signal.SIGTSTP, signal.SIG_IGN)
+        earlier[signal.SIGTSTP] = signal.signal(signal.SIGTSTP, signal.SIG_IGN)
         try:
             yield
         finally:
-            for number in ENDING:
-                signal.signal(number, signal.SIG_IGN)
+            for number, handler in earlier.items():
+                # After a check comes the run.
+                signal.signal(number, handler if self._silent else signal.SIG_IGN)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._signals.append(number)
@@ -100,7 +115,9 @@ class Ending:
             if number == self._first_signal and now - self._signal_at < REPEATED_S:
                 continue
             self._signal_at = now
-            self._first_signal = self._first_signal or number
+            if self._first_signal is None:
+                self._first_signal = number
+                self._kill_at = now + self._grace_s + BEYOND_GRACE_S
             self._fleet.send("signal", number=number)
         if self._resized:
             self._resized = False
@@ -113,7 +130,7 @@ class Ending:
             if host.lost is not None:
                 words = f"error: {host.name}: {host.lost}; all hosts end the run"
                 print(words, file=sys.stderr, flush=True)
-        fleet.send("stop")
+        fleet.send("stop", patience_s=END_S)
         deadline = time.monotonic() + STOP_S
         while any(host.is_open for host in fleet.hosts) and time.monotonic() < deadline:
             fleet.pump()

@@ -66,15 +66,15 @@ class Keeper:
             select.select([], [self._channel.sink], [], WAIT_S)
             self._channel.flush()
 
-    def end(self) -> None:
-        """End the launcher if it is still there; it ends its ranks."""
+    def end(self, patience_s: float = END_S) -> None:
+        """End the launcher if it is still there; it ends its ranks, or its reaper does."""
         if self._launcher is None or self._launcher.poll() is not None:
             return
-        for number in (signal.SIGTERM, signal.SIGKILL):
+        for number, wait_s in ((signal.SIGTERM, patience_s), (signal.SIGKILL, END_S)):
             with suppress(OSError):
                 self._launcher.send_signal(number)
             with suppress(subprocess.TimeoutExpired):
-                self._launcher.wait(END_S)
+                self._launcher.wait(wait_s)
                 return
 
     def _wait_and_serve(self) -> None:
@@ -196,7 +196,7 @@ class Keeper:
                 os.close(output)
 
     def _on_stop(self, message: Message, data: bytes) -> None:
-        self.end()
+        self.end(message["patience_s"])
         if self._launcher is None:
             self._over = True
 

@@ -13,6 +13,7 @@ from ddp_launch.hosts import between, sync, table
 from ddp_launch.hosts.bring_up import Ready, bring_up, exported
 from ddp_launch.hosts.ending import Ending
 from ddp_launch.hosts.fleet import Fleet
+from ddp_launch.hosts.seat import grace
 
 
 def run(options: LaunchOptions) -> int:
@@ -30,7 +31,7 @@ def run(options: LaunchOptions) -> int:
         if isinstance(ready, int):
             return ready
         _show(ready, options, [*variables], console)
-        return 0 if options.dry_run else Ending(fleet, console).run_to_end()
+        return 0 if options.dry_run else Ending(fleet, console, grace(options)).run_to_end()
 
 
 def _show(ready: Ready, options: LaunchOptions, exports: list[str], console: Console) -> None:

@@ -34,6 +34,11 @@ LEVELS = ("PIX", "PXB", "PHB", "NODE", "SYS")
 """From near to far, as `nvidia-smi topo -m` names them."""
 
 
+def grace(options: LaunchOptions) -> int:
+    """Seconds that ranks have to end after a signal or a failure."""
+    return GRACE_S if options.grace is None else options.grace
+
+
 @dataclass(frozen=True, kw_only=True)
 class Seat:
     """`rank`: of this host; `slots`: ranks that a hostfile gives it; `width`, `colour`: of the screen where the run was
@@ -69,7 +74,7 @@ class Seat:
             tee=replace(options.tee, first=first),
             dry_run=self.dry_run,
             json_events=options.json_events if first else None,
-            grace=GRACE_S if options.grace is None else options.grace,
+            grace=grace(options),
         )
 
     def meet(self, plan: LaunchPlan) -> None:
