@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import subprocess
@@ -59,9 +60,10 @@ Host *
 
 def why_not() -> str | None:
     """Why there can be no such pair here; None where there can."""
-    for program in ("ssh", "ssh-keygen"):
-        if shutil.which(program) is None:
-            return f"the program {program} is not installed (Debian: openssh-client)"
+    packages = {"ssh": "openssh-client", "rsync": "rsync", "iptables": "iptables", "pkill": "procps"}
+    for program, package in packages.items():
+        if shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin") is None:
+            return f"the program {program} is not installed (Debian: {package})"
     if not Path(SSHD).exists():
         return "sshd is not installed (Debian: openssh-server)"
     return two_nodes.why_not()
