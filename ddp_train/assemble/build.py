@@ -36,7 +36,7 @@ from ddp_train.assemble.factories import (
 )
 from ddp_train.assemble.resolve_options import resolve
 from ddp_train.checkpoint.manager import Saver
-from ddp_train.checkpoint.progress import Progress, describe_run
+from ddp_train.checkpoint.progress import Advice, Progress, describe_run
 from ddp_train.checkpoint.trained_state import TrainedState
 from ddp_train.checkpoint.weights import holds_weights, load_weights
 from ddp_train.config.options import DEFAULT_LOG_EVERY, Config, to_dict
@@ -166,7 +166,8 @@ def _components(
     optimizer, schedule, loss = together(lambda: optimization_of(context, techniques), ranks)
     flag_exchange = FlagExchange(ranks)
     identity = describe_run(context, train_samples, pipeline.sampler.shares)
-    saver = _saver(TrainedState(context, techniques, optimizer, identity), identity, context, flag_exchange, folder)
+    contents, advice = TrainedState(context, techniques, optimizer, identity), Advice(f"--resume {folder.path}")
+    saver = _saver(contents, identity, context, flag_exchange, folder, advice)
     gradient_sync = None if options.shards is None else Sharded(network, ranks, device, options.shards)
     replay = Replay(network, context.precision, pipeline, [t.batch for t in techniques if t.batch is not None])
     cost = _cost_of_bits(context)
@@ -193,9 +194,10 @@ def _components(
         cuda_graphs=options.model.compile_mode not in (None, "default"),
         gradient_sync=gradient_sync,
         saver=saver,
-        nan_guard=NanGuard(network, context.precision, ranks, flag_exchange, folder.path, replay),
+        nan_guard=NanGuard(network, context.precision, ranks, flag_exchange, folder.path, replay, advice),
         allreduce_hook=allreduce_hook,
         flag_exchange=flag_exchange,
+        advice=advice,
     )
     return components, saver, (*cost, *untrained)
 
@@ -206,9 +208,10 @@ def _saver(
     context: Context,
     flag_exchange: FlagExchange,
     folder: RunFolder,
+    advice: Advice,
 ) -> Saver:
     interval, place = read_interval(str(context.config.run.save_every), "--save-every"), (context.ranks, context.device)
-    return Saver(contents, identity, interval, *place, flag_exchange, folder.latest, folder.best_model)
+    return Saver(contents, identity, interval, *place, flag_exchange, folder.latest, folder.best_model, advice)
 
 
 def _allreduce_hook(

@@ -20,7 +20,7 @@ from ddp_core.errors import TrainingDiverged, UserError
 from ddp_train.checkpoint import format as checkpoint_format
 from ddp_train.checkpoint import per_rank_state
 from ddp_train.checkpoint.async_writer import CheckpointWriter
-from ddp_train.checkpoint.progress import Progress
+from ddp_train.checkpoint.progress import Advice, Progress
 from ddp_train.config.validation import LATEST, Interval, resume_target
 from ddp_train.distributed.flag_exchange import FlagExchange
 from ddp_train.distributed.heartbeat import heartbeat
@@ -55,7 +55,6 @@ class Saver:
     """Writes the checkpoints of a run to `latest`, and the best model to `best`, beside the training.
 
     identity: plain values that tell this run from others, for `Contents.why_not` of a later one. `interval`: how often.
-    advice: what to try, for the message of a run whose weights are lost.
     """
 
     def __init__(
@@ -68,7 +67,7 @@ class Saver:
         flag_exchange: FlagExchange,
         latest: Path,
         best: Path,
-        advice: str = "try a lower --lr, more --warmup-epochs, or --clip-grad 1",
+        advice: Advice,
     ) -> None:
         self._contents, self._identity, self._interval = contents, identity, interval
         self._ranks, self._device, self._flag_exchange = ranks, device, flag_exchange
@@ -83,6 +82,7 @@ class Saver:
         another model, optimizer or run.
         """
         notes: tuple[str, ...] = ()
+        option = self._advice.option
         if source.name == LATEST:
             source, found, notes = checkpoint_format.newest(source.parent)
         else:
@@ -93,11 +93,11 @@ class Saver:
             progress = Progress(**saved["progress"])
             progress.total_seconds = float(saved.get("total_seconds", 0.0))
             if why := self._contents.why_not(identity, progress):
-                raise UserError(f"--resume {source}: {why}; continue it with the options of that run")
+                raise UserError(f"{option} {source}: {why}; continue it with the options of that run")
             self._contents.load_state_dict(self._of_this_rank(saved, progress))
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
-            raise UserError(f"--resume {source}: does not fit this model and optimizer ({reason})") from None
+            raise UserError(f"{option} {source}: does not fit this model and optimizer ({reason})") from None
         notes = (*notes, *self._contents.resumed(identity, progress))
         return progress, (*notes, f"continues {source} {progress.place}")
 
@@ -155,7 +155,7 @@ class Saver:
             epoch = progress.epoch + 1 if progress.step_in_epoch else progress.epoch  # finished: counted already
             raise TrainingDiverged(
                 f"the weights are not finite after step {progress.step} (epoch {epoch}): no checkpoint is written of "
-                f"them, {self.way_back()}; {self._advice}"
+                f"them, {self.way_back()}; {self._advice.remedy}"
             )
 
     def way_back(self) -> str:
@@ -163,7 +163,7 @@ class Saver:
         with suppress(UserError):
             self._writer.close()
         there = resume_target("auto", str(self._folder)) is not None
-        return f"and --resume {self._folder} continues from the last one" if there else "and there is none yet"
+        return f"and {self._advice.resume} continues from the last one" if there else "and there is none yet"
 
     def _collect(self, progress: Progress) -> dict[str, Any] | None:
         """The state of all ranks on rank 0, elsewhere None. Called on all ranks, between two steps."""

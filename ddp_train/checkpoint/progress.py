@@ -63,6 +63,23 @@ class Progress:
         self.step_in_epoch, self.samples, self.sums, self.seconds = 0, 0, (0.0, 0.0, 0.0), 0.0
 
 
+@dataclass(frozen=True)
+class Advice:
+    """Words for a user: those of the trainer's options, or of a loop of the user's own.
+
+    resume, restart   how to come to a step again, with a checkpoint and without
+    remedy            what to try when a run has lost its numbers
+    saved             how a run that was stopped and saved continues
+    option            what names the checkpoint to continue from
+    """
+
+    resume: str
+    restart: str = "the same command"
+    remedy: str = "try a lower --lr, more --warmup-epochs, or --clip-grad 1"
+    saved: str = "--resume continues from there"
+    option: str = "--resume"
+
+
 # What has to be the same within an epoch, and how a user calls it.
 FIXED = {
     "seed": "--seed",

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ddp_train.checkpoint.manager import Saver
-from ddp_train.checkpoint.progress import Progress
+from ddp_train.checkpoint.progress import Advice, Progress
 from ddp_train.data.pipeline.window import Pipeline
 from ddp_train.distributed.allreduce_hook import AllreduceHook
 from ddp_train.distributed.flag_exchange import FlagExchange
@@ -43,6 +43,7 @@ class LoopParts:
     flag_exchange: FlagExchange = field(default_factory=FlagExchange)
     stop: StopSignals = field(default_factory=StopSignals)
     progress: Progress = field(default_factory=Progress)
+    advice: Advice = field(default_factory=lambda: Advice("--resume"))
 
 
 @dataclass(frozen=True, kw_only=True)

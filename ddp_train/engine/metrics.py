@@ -43,6 +43,11 @@ class Metrics:
         self._correct.append(logits.detach().argmax(1) == (targets if targets.ndim == 1 else targets.argmax(1)))
         self._samples += targets.shape[0]
 
+    def add_loss(self, loss: Tensor, samples: int) -> None:
+        """A micro-batch of which only the sum of its losses is known. samples: 0 for a further loss of the same."""
+        self._losses.append(loss)
+        self._samples += samples
+
     @property
     def of_step(self) -> Sequence[Tensor]:
         """The losses of the running step so far, one scalar for each micro-batch."""
@@ -58,7 +63,8 @@ class Metrics:
 
     def _add_up(self) -> None:
         if self._losses:
-            loss, correct = summable(torch.stack(self._losses)).sum(), torch.cat(self._correct).sum()
+            loss = summable(torch.stack(self._losses)).sum()
+            correct = torch.cat(self._correct).sum() if self._correct else torch.zeros_like(loss)
             self._kept.add_(torch.stack([loss, correct.double(), loss.new_full((), self._samples)]))
         self._forget(0, 0)
 

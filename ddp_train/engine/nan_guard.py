@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,6 +26,7 @@ from torch import Tensor, nn
 
 from ddp_core.errors import TrainingDiverged
 from ddp_core.files import write_text
+from ddp_train.checkpoint.progress import Advice
 from ddp_train.config.validation import resume_target
 from ddp_train.data.pipeline.window import Pipeline
 from ddp_train.diagnostics.watch_numbers import first_bad_gradient, first_bad_layer
@@ -50,15 +50,6 @@ class SecondPass(Protocol):
         """What goes wrong first in this rank's part of the step, None where nothing does; its samples' indices."""
 
 
-@dataclass(frozen=True)
-class Advice:
-    """The caller's words for a user: how to come to the step again with a checkpoint and without, and what to try."""
-
-    resume: str
-    restart: str = "the same command"
-    remedy: str = "try a lower --lr, more --warmup-epochs, or --clip-grad 1"
-
-
 class NanGuard:
     """Watches the steps of a run whose folder is `folder`."""
 
@@ -70,11 +61,10 @@ class NanGuard:
         flag_exchange: FlagExchange,
         folder: Path,
         second_pass: SecondPass,
-        advice: Advice | None = None,
+        advice: Advice,
     ) -> None:
         self._network, self._second_pass, self._folder = network, second_pass, folder
-        self._ranks, self._flag_exchange = ranks, flag_exchange
-        self._advice = advice or Advice(f"--resume {folder}")
+        self._ranks, self._flag_exchange, self._advice = ranks, flag_exchange, advice
         self._scaled = precision.mode == "fp16"
         self._late = precision.device.type == "cuda"
         self._pending: tuple[Moment, Tensor, Any] | None = None

@@ -131,8 +131,9 @@ class StepBoundary:
             self._components.saver.finish()
         number = signal.Signals(flags["stop"])
         within = f"in epoch {progress.epoch + 1}" if progress.step_in_epoch else f"after epoch {progress.epoch}"
+        kept = "nothing is kept" if self._components.saver is None else f"saved: {self._components.advice.saved}"
         raise Stopped(
             STATUS[number],
-            f"stopped by {number.name} after step {progress.step}, {within}; saved: --resume continues from there",
+            f"stopped by {number.name} after step {progress.step}, {within}; {kept}",
             together=True,
         )

@@ -12,7 +12,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, TextIO
 
-from ddp_train.observers.epoch_table import EpochTable, clock, describe, number, percent, step_line, summary
+from ddp_train.observers.epoch_table import EpochTable, OwnTable, clock, describe, number, percent, step_line, summary
 from ddp_train.observers.records import Best, EpochRecord, Observer, RunFacts, StepReport
 
 if TYPE_CHECKING:
@@ -54,7 +54,8 @@ class _Progress(Observer):
     def on_start(self, facts: RunFacts) -> None:
         """Start the clock and the table."""
         self._facts, self._started = facts, time.monotonic()
-        self._table = EpochTable(facts.epochs, facts.best, facts.split)
+        own = facts.own_columns
+        self._table = OwnTable(facts.epochs) if own else EpochTable(facts.epochs, facts.best, facts.split)
 
     def _summary(self, best: Best) -> str | None:
         if self._facts is None:
@@ -77,7 +78,8 @@ class PlainProgress(_Progress):
         """Print what is trained on what, and the table's heading."""
         super().on_start(facts)
         for line in (*facts.notes, *describe(facts), self._table.heading()):
-            self._print(line)
+            if line:
+                self._print(line)
 
     def on_step(self, report: StepReport) -> None:
         """Print a line where one is due; the last step's is the epoch's own."""
@@ -121,7 +123,8 @@ class LiveProgress(_Progress):
         text = Text("\n").join(Text(line) for line in describe(facts))
         width = min(_WIDTH, self._console.width)
         self._console.print(Panel(text, title=Text(facts.name), title_align="left", border_style="cyan", width=width))
-        self._print_row(self._table.heading(), "bold")
+        if heading := self._table.heading():
+            self._print_row(heading, "bold")
         self._live = Live(
             console=self._console,
             get_renderable=self.render,

@@ -44,21 +44,51 @@ class EpochTable:
         return "".join(cells), is_best
 
 
+class OwnTable(EpochTable):
+    """The rows of a loop of the user's own: the columns are those that it logs."""
+
+    def __init__(self, epochs: int) -> None:
+        super().__init__(epochs)
+        self._names: tuple[str, ...] | None = None
+
+    def heading(self) -> str:
+        """Nothing yet: the columns are known with the first row, which has the heading above it."""
+        return ""
+
+    def row(self, record: EpochRecord) -> tuple[str, bool]:
+        """The epoch's line, with the heading above it where the columns have changed."""
+        values = {
+            "epoch": f"{record.epoch}/{self._epochs}",
+            "train loss": loss(record.train_loss),
+            **{name: number(value, ".4g") for name, value in record.columns.items()},
+            "lr": number(record.learning_rate, ".3g"),
+            "samples/s": number(record.images_per_second, ",.0f"),
+            "time": duration(record.seconds),
+        }
+        widths = [max(7, len(name), len(value)) + 2 for name, value in values.items()]
+        line = "".join(map(str.rjust, values.values(), widths))
+        if tuple(values) != self._names:
+            line = "".join(map(str.rjust, values, widths)) + "\n" + line
+            self._names = tuple(values)
+        return line, False
+
+
 def describe(facts: RunFacts) -> list[str]:
     """Two lines: the model and its data; the ranks, the global batch and the length of the run."""
     ranks = "1 rank" if facts.world_size == 1 else f"{facts.world_size} ranks"
     first = f"epochs {facts.start_epoch} to {facts.epochs}" if facts.start_epoch > 1 else f"{facts.epochs} epochs"
+    steps = f"{facts.steps_per_epoch:,} steps per epoch, " if facts.steps_per_epoch else ""
     return [
         f"{facts.model}, {facts.parameters:,} parameters, on {facts.dataset}",
-        f"{ranks} on {facts.device}, global batch {facts.global_batch:,}, "
-        f"{facts.steps_per_epoch:,} steps per epoch, {first}",
+        f"{ranks} on {facts.device}, global batch {facts.global_batch:,}, {steps}{first}",
     ]
 
 
 def step_line(report: StepReport, epochs: int) -> str:
     """A line of an epoch that is under way, under the table's first column."""
     at = f"{report.epoch}/{epochs}".rjust(_WIDTHS[0])
-    values = f"loss {loss(report.loss)}, accuracy {percent(report.accuracy)}, lr {number(report.learning_rate, '.3g')}"
+    accuracy = "" if math.isnan(report.accuracy) else f"accuracy {percent(report.accuracy)}, "
+    values = f"loss {loss(report.loss)}, {accuracy}lr {number(report.learning_rate, '.3g')}"
     return f"{at}  step {report.step:,}/{report.steps:,}: {values}, {number(report.images_per_second, ',.0f')} images/s"
 
 

@@ -49,6 +49,8 @@ class RunFacts:
     """What each epoch is evaluated on, and chosen by: "val" where there is such a split, else "test"."""
     best: Rank = NO_RANK
     """The rank of the best of the epochs before, see `EpochRecord.rank`."""
+    own_columns: bool = False
+    """Whether it is a loop of the user's own, whose epochs have the columns that it logs."""
     seconds_before: float = 0.0
     """What the part of the run that is not trained again took: more than 0 after a resume."""
 
@@ -99,6 +101,8 @@ class EpochRecord:
     """On the `split`: the mean over the classes of the share of their images that is right."""
     extra: Mapping[str, float] = field(default_factory=dict)
     """What techniques report, by name, as it was at the end of the epoch."""
+    columns: Mapping[str, float] = field(default_factory=dict)
+    """What a loop of the user's own has logged, by name; in the file beside the others."""
 
     @property
     def rank(self) -> Rank:
@@ -109,9 +113,14 @@ class EpochRecord:
 
 _EVALUATED = ("loss", "accuracy", "balanced_accuracy")
 """In the file their names have the split in front: "test_loss"."""
-_OPTIONAL = ("extra", "split", "balanced_accuracy")
+_OPTIONAL = ("extra", "columns", "split", "balanced_accuracy")
 """The last is only in the file where it is known: older versions did not count the classes."""
 _COLUMNS = tuple(column.name for column in fields(EpochRecord) if column.name not in _OPTIONAL)
+OWN_COLUMNS_TAKEN = frozenset(
+    {"epoch", "train_loss", "learning_rate", "seconds", "images_per_second", "global_batch", "extra"}
+)
+"""Names that a user's column cannot have: the record's own."""
+_KNOWN = {*_COLUMNS, *_OPTIONAL, *(f"{split}_{name}" for split in ("test", "val") for name in _EVALUATED)}
 
 
 @dataclass(frozen=True)
@@ -243,7 +252,7 @@ def _row(record: EpochRecord) -> dict[str, Any]:
     """A record in its JSON form."""
     known = (*_COLUMNS, *(["balanced_accuracy"] if math.isfinite(record.balanced_accuracy) else []))
     row = {_in_file(name, record.split): _strict(getattr(record, name)) for name in known}
-    return row | ({"extra": _strict(record.extra)} if record.extra else {})
+    return row | _strict(record.columns) | ({"extra": _strict(record.extra)} if record.extra else {})
 
 
 def _record(epoch: Mapping[str, Any]) -> EpochRecord:
@@ -252,7 +261,12 @@ def _record(epoch: Mapping[str, Any]) -> EpochRecord:
     found = {name: epoch.get(_in_file(name, split)) for name in (*_COLUMNS, "balanced_accuracy")}
     values: dict[str, Any] = {name: math.nan if value is None else value for name, value in found.items()}
     extra = {name: math.nan if value is None else value for name, value in epoch.get("extra", {}).items()}
-    return EpochRecord(**values, split=split, extra=extra)
+    columns = {name: math.nan if value is None else value for name, value in epoch.items() if _is_own(name, value)}
+    return EpochRecord(**values, split=split, extra=extra, columns=columns)
+
+
+def _is_own(name: str, value: object) -> bool:
+    return name not in _KNOWN and isinstance(value, int | float | None)
 
 
 def split_of(epoch: Mapping[str, Any]) -> str:

@@ -79,7 +79,8 @@ class TensorBoardObserver(Observer):
         """Every number of the record over the epoch; flushed, so that a killed run keeps its finished epochs."""
         evaluated = {f"loss/{record.split}": record.loss, f"accuracy/{record.split}": record.accuracy}
         evaluated |= {f"accuracy/{record.split}_balanced": record.balanced_accuracy}
-        for tag, value in ({tag: getattr(record, name) for tag, name in _TAGS.items()} | evaluated).items():
+        known = {tag: getattr(record, name) for tag, name in _TAGS.items()}
+        for tag, value in (known | evaluated | dict(record.columns)).items():
             if self._epochs is not None and math.isfinite(value):
                 self._epochs.add_scalar(tag, value, record.epoch)
         self.on_save()

@@ -57,7 +57,7 @@ class WandbObserver(Observer):
         """Every number of the record, over the epoch."""
         evaluated = {f"{record.split}_loss": record.loss, f"{record.split}_accuracy": record.accuracy}
         numbers = {name: getattr(record, name) for name in NAMES}
-        self._log("epoch", record.epoch, {**numbers, **evaluated, **record.extra})
+        self._log("epoch", record.epoch, {**numbers, **evaluated, **record.columns, **record.extra})
 
     def _log(self, part: str, at: int, numbers: Mapping[str, float]) -> None:
         if self._run is not None:

@@ -62,14 +62,17 @@ class Precision:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, self.dtype)
 
-    def backward(self, loss: torch.Tensor, weight: float = 1.0) -> None:
-        """The gradient of `weight` times the loss, scaled under fp16.
+    def backward(self, loss: torch.Tensor, weight: float = 1.0, *, retain_graph: bool = False) -> None:
+        """The gradient of `weight` times the loss, scaled under fp16. retain_graph: for another pass through it.
 
         The weight is what the pass begins with: the same bits as multiplying the loss, for two operations fewer.
         """
         if self._seed is None or self._seed[0] != (weight, loss.dtype):
             self._seed = (weight, loss.dtype), loss.new_full((), weight)
-        torch_internals.backward(self.scaler.scale(loss), self._seed[1])
+        if retain_graph:
+            self.scaler.scale(loss).backward(self._seed[1], retain_graph=True)
+        else:
+            torch_internals.backward(self.scaler.scale(loss), self._seed[1])
 
     def step(self, optimizer: torch.optim.Optimizer, prepare: Callable[[], None] | None = None) -> None:
         """Let `prepare` change the true (unscaled) gradients, then update.

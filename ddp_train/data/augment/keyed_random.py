@@ -17,8 +17,8 @@ from torch import Tensor
 
 # Purposes: the order of the samples in an epoch; crop, flip and erasing of a sample in an epoch; which samples of a
 # dataset are held out; mixup and CutMix of a step; what layers draw in a step, by shard; the images of a class that
-# come once more in an epoch, and the classes that do.
-ORDER, AUGMENTATION, SPLIT, MIXING, DROPOUT, BALANCE = 1, 2, 3, 4, 5, 6
+# come once more in an epoch, and the classes that do; what a dataset of the user's draws while it reads a sample.
+ORDER, AUGMENTATION, SPLIT, MIXING, DROPOUT, BALANCE, READING = 1, 2, 3, 4, 5, 6, 7
 
 _MASK = (1 << 64) - 1
 _GAMMA = 0x9E3779B97F4A7C15

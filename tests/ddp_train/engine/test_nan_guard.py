@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from ddp_core.errors import TrainingDiverged
+from ddp_train.checkpoint.progress import Advice
 from ddp_train.distributed.process_group import Ranks
 from ddp_train.engine.components import Components
 from ddp_train.engine.nan_guard import FILE, SCHEMA, NanGuard, Replay
@@ -26,7 +27,9 @@ def components(tmp_path: Path) -> Components:
 def guard_of(components: Components, folder: Path, ranks: Ranks | None = None) -> NanGuard:
     c = components
     replay = Replay(c.network, c.precision, c.pipeline, ())
-    return NanGuard(c.network, c.precision, ranks or c.ranks, c.flag_exchange, folder, replay)
+    return NanGuard(
+        c.network, c.precision, ranks or c.ranks, c.flag_exchange, folder, replay, Advice(f"--resume {folder}")
+    )
 
 
 def give_gradients(components: Components, value: float) -> list[torch.nn.Parameter]:

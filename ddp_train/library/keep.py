@@ -1,0 +1,162 @@
+"""`run.keep(...)`: what a checkpoint of a user's own loop holds, beside the run's progress and the loaders' places."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ddp_core.errors import UserError
+from ddp_train.checkpoint.progress import Progress
+from ddp_train.checkpoint.values import checked_copy
+from ddp_train.library.model import unwrapped
+
+PLAIN = (type(None), bool, int, float, complex, str, list, tuple, dict)
+_ACCEPTED = "anything with state_dict and load_state_dict, a tensor, a torch.Generator, numbers, texts, lists and dicts"
+
+
+class Kept:
+    """The kept plain values, as attributes: `kept.best = 0.9` is what the next checkpoint holds. The objects too."""
+
+    def __init__(self) -> None:
+        self.__dict__["_objects"] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.__dict__["_objects"][name]
+        except KeyError:
+            raise AttributeError(f"run.keep() was given no {name}") from None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        objects = self.__dict__["_objects"]
+        if name not in objects or not isinstance(objects[name], PLAIN):
+            what = "is kept as an object" if name in objects else "was not given to run.keep()"
+            raise UserError(f"kept.{name} = ...: {name} {what}: only plain values that were kept can be set")
+        if not isinstance(value, PLAIN):
+            raise UserError(
+                f"kept.{name} = ...: a {_kind(value)} is no plain value; .item() makes a number of a tensor"
+            )
+        objects[name] = value
+
+
+class KeptState:
+    """See checkpoint.manager.Contents. `places`: the state of whatever else the run itself has to find again."""
+
+    names: tuple[str, ...] = ("model", "optimizer", "kept", "places")
+
+    def __init__(self, seed: int, places: Callable[[], dict[str, Any]]) -> None:
+        self._seed, self._places = seed, places
+        self.kept = Kept()
+        self._objects: dict[str, Any] = self.kept.__dict__["_objects"]
+        self.saved: dict[str, Any] | None = None
+        """What a resumed run has read: parts are taken out when `add` and the loaders ask for them."""
+
+    def add(self, things: Mapping[str, Any]) -> None:
+        """Keep these; what the checkpoint has of them is restored. Errors: UserError that names the argument."""
+        for name, thing in things.items():
+            if isinstance(thing, nn.Module):
+                thing = unwrapped(thing)
+            if name in self._objects:
+                raise UserError(f"run.keep({name}=...): {name} is kept already")
+            try:
+                checked_copy({name: _state_of(thing)}, "run.keep", lambda tensor: tensor)
+            except _CannotBeKept:
+                raise UserError(f"run.keep({name}=...): a {_kind(thing)} cannot be kept: {_ACCEPTED} can") from None
+            except TypeError as error:
+                raise UserError(f"run.keep({name}=...): {error}; {_ACCEPTED} can be kept") from None
+            self._objects[name] = thing
+            if self.saved is not None:
+                self._objects[name] = self._restored(name, thing)
+
+    def _restored(self, name: str, thing: Any) -> Any:
+        assert self.saved is not None
+        part = self.saved[_part_of(thing)]
+        if name not in part:
+            there = ", ".join(sorted(key for one in self.names[:3] for key in self.saved[one]))
+            raise UserError(
+                f"run.keep({name}=...): the checkpoint that the run resumes from has no such {name}, but {there}; "
+                "another out_dir, or Run(resume=None), starts afresh"
+            )
+        try:
+            return _load(thing, part.pop(name))
+        except (KeyError, IndexError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(
+                f"run.keep({name}=...): what the checkpoint has does not fit this {_kind(thing)} ({reason}); "
+                "another out_dir, or Run(resume=None), starts afresh"
+            ) from None
+
+    def left_over(self) -> list[str]:
+        """What the checkpoint has and nobody has asked for."""
+        return [] if self.saved is None else sorted(name for part in self.names[:3] for name in self.saved[part])
+
+    def state_dict(self) -> dict[str, Any]:
+        """See Contents."""
+        state: dict[str, Any] = {part: {} for part in self.names}
+        for name, thing in self._objects.items():
+            state[_part_of(thing)][name] = _state_of(thing)
+        return state | {"places": self._places()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See Contents: kept until it is asked for."""
+        self.saved = state
+
+    def weights(self) -> Iterable[Tensor]:
+        """See Contents."""
+        networks = [thing for thing in self._objects.values() if isinstance(thing, nn.Module)]
+        return [tensor for network in networks for tensor in network.state_dict().values()]
+
+    def why_not(self, saved: Mapping[str, Any], progress: Progress) -> str | None:
+        """See Contents."""
+        if "library" not in saved:
+            return "it is not of a loop with ddp_train.Run"
+        if progress.step_in_epoch and saved["seed"] != self._seed:
+            return f"it stands within an epoch of a run with seed {saved['seed']}, and this one has {self._seed}"
+        return None
+
+    def resumed(self, saved: Mapping[str, Any], progress: Progress) -> tuple[str, ...]:
+        """See Contents."""
+        return ()
+
+
+class _CannotBeKept(Exception):
+    pass
+
+
+def _kind(thing: object) -> str:
+    return f"{type(thing).__module__}.{type(thing).__qualname__}".removeprefix("builtins.")
+
+
+def _part_of(thing: Any) -> str:
+    if isinstance(thing, nn.Module):
+        return "model"
+    return "optimizer" if isinstance(thing, torch.optim.Optimizer) else "kept"
+
+
+def _state_of(thing: Any) -> Any:
+    if isinstance(thing, torch.Generator):
+        return thing.get_state()
+    if isinstance(thing, (Tensor, *PLAIN)):
+        return thing
+    if hasattr(thing, "state_dict") and hasattr(thing, "load_state_dict"):
+        state = thing.state_dict()
+        return dict(state) if isinstance(state, dict) and not isinstance(thing, nn.Module) else state
+    raise _CannotBeKept
+
+
+def _load(thing: Any, state: Any) -> Any:
+    """Put `state` into the object; what is kept of it from now on: the object, or for a plain value the saved one."""
+    if isinstance(thing, torch.Generator):
+        thing.set_state(state)
+    elif isinstance(thing, Tensor):
+        with torch.no_grad():
+            if thing.shape != state.shape:
+                raise ValueError(f"a tensor of shape {list(state.shape)} into one of {list(thing.shape)}")
+            thing.copy_(state)
+    elif isinstance(thing, PLAIN):
+        return state
+    else:
+        thing.load_state_dict(state)
+    return thing

@@ -1,0 +1,155 @@
+"""`run.model(...)`: a network on this rank's device, joined with those of the other ranks.
+
+On several ranks it is DistributedDataParallel with three differences: it has the attributes and the state_dict of the
+network itself, buffers are averaged once an epoch instead of broadcast in each step, and an empty batch passes: the
+network sees a made-up sample, in evaluation mode, and the caller gets outputs of length 0, so that this rank takes part
+in the step with a gradient of zero.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ddp_core.errors import UserError
+from ddp_train.distributed.allreduce_hook import AllreduceHook
+from ddp_train.distributed.process_group import Ranks
+from ddp_train.distributed.shm_allreduce import share
+from ddp_train.library.reading import CannotBeEmpty, emptied
+from ddp_train.torch_internals import can_complete_allreduces
+
+_UNUSED = "find_unused_parameters"
+
+
+class Joined(DistributedDataParallel):
+    """`network` on several ranks. `samples`: of this rank in the batch that it has in hand."""
+
+    def __init__(self, network: nn.Module, samples: Callable[[], int], **options: Any) -> None:
+        super().__init__(network, **options)
+        self._samples = samples
+
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        """The network's forward pass; gradients of its parameters are averaged over the ranks."""
+        if self._samples() == 0:
+            return self._without_samples(inputs, named)
+        try:
+            return super().forward(*inputs, **named)
+        except RuntimeError as error:
+            if _UNUSED in str(error):
+                raise UserError(
+                    "a parameter got no gradient in the step before, and the other ranks wait for it: "
+                    f"run.model(net, {_UNUSED}=True) allows that, at the cost of a look at the graph in each step"
+                ) from error
+            raise
+
+    def _without_samples(self, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        modes = [(module, module.training) for module in self.module.modules()]
+        self.module.eval()
+        try:
+            one, is_empty = _made_up(inputs, 1), not _same(inputs, named)
+            output = super().forward(*one, **_made_up(named, 1))
+            if not is_empty:
+                return output
+            with torch.no_grad():
+                two = self.module(*_made_up(inputs, 2), **_made_up(named, 2))
+            try:
+                return emptied(output, two)
+            except CannotBeEmpty:
+                return output  # a loss, or an object that holds one: it counts with weight 0
+        finally:
+            for module, training in modes:
+                module.training = training
+
+    def state_dict(self, *args: Any, **options: Any) -> Any:
+        """The network's: the same names on any number of ranks."""
+        return self.module.state_dict(*args, **options)
+
+    def load_state_dict(self, *args: Any, **options: Any) -> Any:
+        """Into the network."""
+        return self.module.load_state_dict(*args, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("module"), name)
+
+
+def _made_up(value: Any, samples: int) -> Any:
+    """`value` with tensors of zeros, of so many samples, in the place of empty ones."""
+    if isinstance(value, Tensor) and not value.numel():
+        return value.new_zeros([size or samples for size in value.shape])
+    if isinstance(value, dict):
+        return {name: _made_up(item, samples) for name, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_made_up(item, samples) for item in value)
+    return value
+
+
+def _same(*values: Any) -> bool:
+    """Whether nothing in them is empty."""
+    return all(
+        _same(*value.values())
+        if isinstance(value, dict)
+        else _same(*value)
+        if type(value) in (list, tuple)
+        else not (isinstance(value, Tensor) and not value.numel())
+        for value in values
+    )
+
+
+def join(
+    network: nn.Module, ranks: Ranks, device: torch.device, samples: Callable[[], int], options: dict[str, Any]
+) -> Joined:
+    """`network` for several ranks; all take rank 0's weights. `options`: of DistributedDataParallel."""
+    known = inspect.signature(DistributedDataParallel.__init__).parameters
+    if unknown := options.keys() - known.keys():
+        raise UserError(f"run.model(): DistributedDataParallel has no option {', '.join(sorted(unknown))}")
+    # torch 2.15 renamed the option and warns about the old name.
+    keep_buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    chosen: dict[str, Any] = {keep_buffers: False, "gradient_as_bucket_view": True}
+    if device.type == "cuda":
+        chosen["device_ids"] = [device.index]
+    return Joined(network, samples, **chosen | options)
+
+
+def hook(joined: Joined, ranks: Ranks, device: torch.device, wait: Callable[[], object]) -> AllreduceHook | None:
+    """Averages the gradients through shared memory where the ranks have it; None: as DistributedDataParallel does."""
+    if joined.find_unused_parameters or joined.static_graph or not can_complete_allreduces(joined):
+        return None
+    memory = share(joined.module, ranks, device, wait)
+    return AllreduceHook(joined, memory)
+
+
+def unwrapped(network: nn.Module) -> nn.Module:
+    """The network itself, without what joins the ranks and what compiles it."""
+    if isinstance(network, DistributedDataParallel):
+        network = network.module
+    return getattr(network, "_orig_mod", network)
+
+
+def settle_forward(joined: Joined) -> Callable[[], Tensor]:
+    """A pass through the wrapper that reaches every parameter, whatever the network computes (see settle_buckets)."""
+    parameters = [parameter for parameter in joined.module.parameters() if parameter.requires_grad]
+
+    def total(*_: object) -> Tensor:
+        return torch.stack([parameter.sum().double() for parameter in parameters]).sum()
+
+    def forward() -> Tensor:
+        attributes = vars(joined.module)
+        own = attributes.get("forward")
+        attributes["forward"] = total  # found before that of its class, when the wrapper calls the network
+        try:
+            found: Tensor = DistributedDataParallel.forward(joined)
+            return found
+        finally:
+            del attributes["forward"]
+            if own is not None:
+                attributes["forward"] = own
+
+    return forward

@@ -1,0 +1,151 @@
+"""Reads and collates this rank's part of a global batch, in the training process or in a loader's worker.
+
+What a dataset draws while it reads a sample (torch, NumPy, random) is keyed by (seed, epoch, sample): the same on any
+number of ranks and workers, and after a resume. Most datasets draw nothing, so a part is first read with the generators
+as they are. Only where one of them has moved is it read again, each sample with seeds of its own, and so are all parts
+after it.
+
+A rank without samples of a global batch gets an empty batch: tensors of length 0 where the others have their samples.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import random
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, TensorDataset, default_collate, get_worker_info
+
+from ddp_train.data.augment import keyed_random
+
+Collate = Callable[[list[Any]], Any]
+Request = tuple[int, list[int]]
+"""Epoch, and the indices of the samples."""
+_MT_WORDS = 624  # numpy/random/src/mt19937: uint32 key[624], then the int position
+
+
+class CannotBeEmpty(Exception):
+    """A value that is neither of tensors nor of plain values: nobody knows what it looks like without samples."""
+
+
+class BatchReader(Dataset[Any]):
+    """`dataset[(epoch, indices)]` is the collated batch, and whether it stands for an empty one but holds a sample.
+
+    `dataset`: map-style; `collate`: a list of samples to a batch.
+    """
+
+    def __init__(self, dataset: Any, collate: Collate | None, seed: int) -> None:
+        self._dataset, self._collate, self._seed = dataset, collate or default_collate, seed
+        # A gather, without a Python call for each sample: the same values as reading and stacking them.
+        self._tensors = dataset.tensors if type(dataset) is TensorDataset and collate is None else None
+        self._draws = False
+        self._known: Any = None
+
+    def __getitem__(self, request: Request) -> tuple[Any, bool]:
+        epoch, indices = request
+        if self._tensors is not None:
+            rows = torch.as_tensor(indices, dtype=torch.int64)
+            return [tensor[rows] for tensor in self._tensors], False
+        if not indices:
+            return self._empty(epoch)
+        samples = self._read(epoch, indices)
+        self._known = samples[-1]
+        return self._collate(samples), False
+
+    def _empty(self, epoch: int) -> tuple[Any, bool]:
+        if self._known is None:
+            self._known = self._read(epoch, [0])[0]
+        return empty_batch(self._collate, self._known)
+
+    def _read(self, epoch: int, indices: Sequence[int]) -> list[Any]:
+        if not self._draws:
+            before = _Generators()
+            samples = self._samples(indices)
+            if not before.moved():
+                return samples
+            before.restore()
+            self._draws = True
+        before = _Generators()
+        key = keyed_random.key(self._seed, epoch, keyed_random.READING)
+        samples = []
+        for index in indices:
+            _seed_all(keyed_random.key(key, index, keyed_random.READING))
+            samples += self._samples([index])
+        if get_worker_info() is None:
+            before.restore()  # in the training process they are the user's
+        return samples
+
+    def _samples(self, indices: Sequence[int]) -> list[Any]:
+        if getattr(self._dataset, "__getitems__", None):
+            return list(self._dataset.__getitems__(list(indices)))
+        return [self._dataset[index] for index in indices]
+
+
+def empty_batch(collate: Collate, sample: Any) -> tuple[Any, bool]:
+    """The batch of no samples, and False; that of `sample`, and True, where nobody knows what the first looks like."""
+    one, two = collate([sample]), collate([sample] * 2)
+    try:
+        return emptied(one, two), False
+    except CannotBeEmpty:
+        return one, True
+
+
+def emptied(one: Any, two: Any) -> Any:
+    """The batch of no samples, from those of one sample and of the same sample twice. Errors: CannotBeEmpty.
+
+    Where the two differ in length is where the samples are counted; what is the same in both does not depend on them.
+    """
+    if isinstance(one, Tensor | np.ndarray) and type(one) is type(two):
+        if one.ndim != two.ndim:
+            raise CannotBeEmpty
+        return one[tuple(slice(0, 0 if a != b else None) for a, b in zip(one.shape, two.shape, strict=True))]
+    if isinstance(one, Mapping):
+        return {name: emptied(value, two[name]) for name, value in one.items()}
+    if isinstance(one, tuple) and hasattr(one, "_fields"):
+        return type(one)(*map(emptied, one, two))
+    if type(one) in (list, tuple):
+        return type(one)(map(emptied, one, two) if len(one) == len(two) else ())
+    if one is None or (isinstance(one, str | bytes | bool) and one == two):
+        return one
+    if isinstance(one, int | float) and isinstance(two, int | float):
+        return 2 * one - two  # a count goes down to 0, what is the same stays
+    raise CannotBeEmpty
+
+
+class _Generators:
+    """The states of torch's, NumPy's and Python's generators on the host, as they are now."""
+
+    def __init__(self) -> None:
+        self._torch, self._python, self._numpy = torch.get_rng_state(), random.getstate(), _numpy_mark()
+        self._numpy_state = np.random.get_state(legacy=False)
+
+    def moved(self) -> bool:
+        """Whether anything has been drawn since."""
+        if _numpy_mark() != self._numpy or random.getstate() != self._python:
+            return True
+        return not torch.equal(torch.get_rng_state(), self._torch)
+
+    def restore(self) -> None:
+        """Put them back."""
+        torch.set_rng_state(self._torch)
+        random.setstate(self._python)
+        np.random.set_state(self._numpy_state)
+
+
+def _numpy_mark() -> object:
+    """Changes with every draw from NumPy's generator; its whole state takes ten times as long to copy."""
+    generator = np.random.mtrand.get_bit_generator()
+    if not isinstance(generator, np.random.MT19937):
+        return repr(generator.state)
+    words = (ctypes.c_uint32 * (_MT_WORDS + 1)).from_address(generator.ctypes.state_address)
+    return words[0], words[_MT_WORDS]
+
+
+def _seed_all(key: int) -> None:
+    torch.default_generator.manual_seed(key % 2**63)
+    random.seed(key)
+    np.random.seed(key % 2**32)

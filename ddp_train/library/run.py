@@ -1,0 +1,493 @@
+"""`Run`: the promises of the bundled trainer for a training loop of one's own. docs/library.md is the guide.
+
+    with Run(out_dir="runs/mine", seed=0) as run:
+        net = run.model(Net())
+        optimizer = torch.optim.AdamW(net.parameters())
+        loader = run.loader(dataset, batch_size=256)
+        run.keep(net=net, optimizer=optimizer)
+        for epoch in run.epochs(10):
+            for images, labels in loader:
+                run.backward(F.cross_entropy(net(images), labels, reduction="sum"))
+                run.step(optimizer)
+
+The work is done by the trainer's own parts: engine/loop.py (epochs, steps, flags), checkpoint/manager.py, observers/.
+Here they are put together for what the user hands over: setup.py prepares the process, steps.py has the loop's body.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import IterableDataset, default_collate
+
+from ddp_core.errors import UserError
+from ddp_train.checkpoint import format as checkpoint_format
+from ddp_train.checkpoint.manager import Saver
+from ddp_train.checkpoint.progress import Advice, Progress
+from ddp_train.config.validation import read_interval
+from ddp_train.data.pipeline.sampler import GlobalBatchSampler
+from ddp_train.distributed.heartbeat import heartbeat
+from ddp_train.distributed.process_group import average_buffers, sum_over_ranks, take_first_ranks, together
+from ddp_train.engine.components import LoopParts
+from ddp_train.engine.gradient_sync import settle_buckets
+from ddp_train.engine.loop import Loop
+from ddp_train.engine.nan_guard import NanGuard
+from ddp_train.library import numbers, records
+from ddp_train.library.keep import Kept, KeptState
+from ddp_train.library.loader import Loader, MapLoader, Order, OrderedSampler, StreamLoader
+from ddp_train.library.model import Joined, hook, join, settle_forward, unwrapped
+from ddp_train.library.reading import BatchReader, Collate
+from ddp_train.library.setup import Process
+from ddp_train.library.steps import Steps
+from ddp_train.observers.records import Best, StepReport
+from ddp_train.optim.precision import Precision
+from ddp_train.run_folder.claim import mark_done, unmark_done
+from ddp_train.run_folder.files import RunFolder
+
+T = TypeVar("T")
+_REMEDY = "try a lower learning rate, or run.use(clip_grad=1.0)"
+
+
+class Run:
+    """One run of a user's own loop, on this rank; a context manager, entered on all ranks alike.
+
+    out_dir       the run's folder; None: a new one under runs/
+    seed          of the first weights, the order of the samples and every keyed draw
+    resume        "auto": an unfinished run in the folder is continued; None: it is moved aside; else a checkpoint
+    device        "auto", "cpu" or "cuda"
+    save_every    a checkpoint every so many steps (500) or so much time ("90s", "5m"), and after each epoch
+    log_every     steps between two progress reports
+    step_timeout  seconds without progress after which a rank counts as hung; None: automatic, 0: never
+    tensorboard   write TensorBoard event files into the folder
+    wandb         the project in Weights & Biases; None: not used
+
+    Under torchrun it reads torchrun's variables; alone it is one rank. Errors in the `with` block end the process as
+    the trainer ends: a user's mistake with one line and status 2, a signal with a checkpoint and status 143.
+    """
+
+    def __init__(
+        self,
+        out_dir: str | Path | None = None,
+        *,
+        seed: int = 0,
+        resume: str | Path | None = "auto",
+        device: str = "auto",
+        save_every: int | str = "5m",
+        log_every: int = 20,
+        step_timeout: float | None = None,
+        tensorboard: bool = False,
+        wandb: str | None = None,
+    ) -> None:
+        self._process = Process(out_dir, resume, device, step_timeout)
+        self.seed, self._save_every, self._log_every = seed, save_every, log_every
+        self._tensorboard, self._wandb = tensorboard, wandb
+        self._networks: list[nn.Module] = []
+        self._joined: list[Joined] = []
+        self._loaders: list[Loader] = []
+        self._columns: dict[str, float] = {}
+        self._best: nn.Module | None = None
+        self._steps: Steps | None = None
+        self._loop: Loop | None = None
+        self._parts: LoopParts | None = None
+        self._epochs = 0
+        self._kept_something = self._complete = False
+
+    # The block.
+
+    def __enter__(self) -> Run:
+        with self._process.failing():
+            self._start()
+        return self
+
+    def _start(self) -> None:
+        process = self._process
+        interval = read_interval(str(self._save_every), "Run(save_every=...):")
+        process.start(self.seed)
+        self.ranks, self.device, self.folder = process.ranks, process.device, process.folder
+        files = RunFolder(self.folder)
+        self._precision = Precision("off", self.device)
+        self._contents = KeptState(self.seed, self._places)
+        self.progress = Progress()
+        self._advice = Advice(
+            "the same command", remedy=_REMEDY, saved="the same command continues from there", option="resume"
+        )
+        identity = {"library": 1, "seed": self.seed, "world_size": self.ranks.world_size}
+        flags = process.flag_exchange
+        self._saver = Saver(
+            self._contents,
+            identity,
+            interval,
+            self.ranks,
+            self.device,
+            flags,
+            files.latest,
+            files.best_model,
+            self._advice,
+        )
+        self._notes: tuple[str, ...] = process.notes
+        self._source = process.source
+        if self._source is not None:
+            source = self._source
+            self.progress, notes = together(lambda: self._saver.restore(source), self.ranks)
+            self._notes = (*self._notes, *notes)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            with self._process.failing():
+                self._end_well()
+        self._process.close(error)
+
+    def _end_well(self) -> None:
+        parts = self._parts
+        if parts is not None and self._steps is not None:
+            if not self._complete:  # the user has left the loop: the run is over, and is not continued
+                self.progress.stopped = True
+                if self._kept_something:
+                    self._saver.save(self.progress)
+            if self._kept_something:
+                self._saver.finish()
+            heartbeat.beat("closing")
+            for observer in parts.observers:
+                observer.on_end(Best())
+        if parts is not None and self.ranks.is_first:
+            epoch, best = self.progress.best_epoch or None, self.progress.best_accuracy
+            mark_done(
+                self.folder,
+                epochs=self._epochs,
+                epoch=self.progress.epoch,
+                step=self.progress.step,
+                best={"epoch": epoch, "metric": best if epoch else None},
+            )
+
+    # What the loop is made of.
+
+    @property
+    def rank(self) -> int:
+        """This process's number among the run's."""
+        return self.ranks.rank
+
+    @property
+    def world_size(self) -> int:
+        """How many processes the run has."""
+        return self.ranks.world_size
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is rank 0, which writes files and talks to the user."""
+        return self.ranks.is_first
+
+    @property
+    def step_number(self) -> int:
+        """Optimizer steps of the run so far."""
+        return self.progress.step
+
+    @property
+    def samples(self) -> int:
+        """This rank's own samples in the batch in hand; 0 where it only takes part."""
+        part = None if self._steps is None else self._steps.part
+        return 1 if part is None else part.samples
+
+    def model(self, network: nn.Module, **options: Any) -> Any:
+        """`network` on this rank's device, with rank 0's weights, and on several ranks joined with the others'.
+
+        options: of DistributedDataParallel, such as find_unused_parameters=True where not every parameter gets a
+        gradient in each step. Errors: UserError.
+        """
+        self._before_epochs("run.model()")
+        if not isinstance(network, nn.Module):
+            raise UserError(f"run.model() takes a torch.nn.Module, not a {type(network).__name__}")
+        network.to(self.device)
+        take_first_ranks(network, self.ranks)
+        self._networks.append(unwrapped(network))
+        if self.world_size == 1 or not any(p.requires_grad for p in network.parameters()):
+            return network
+        joined = join(network, self.ranks, self.device, lambda: self.samples, options)
+        self._joined.append(joined)
+        return joined
+
+    def loader(
+        self,
+        dataset: Any,
+        batch_size: int,
+        *,
+        shuffle: bool = True,
+        drop_last: bool = False,
+        sampler: Order | None = None,
+        collate_fn: Collate | None = None,
+        accumulate: int = 1,
+        num_workers: int = 0,
+        **options: Any,
+    ) -> Loader:
+        """This rank's part of each GLOBAL batch of `batch_size` samples; the same batches on any number of ranks.
+
+        dataset     map-style (`len` and `[]`), or iterable with state_dict and load_state_dict
+        sampler     a function of the epoch (from 0) that returns the indices of its samples, in place of a shuffle
+        accumulate  micro-batches of a step: the loop's body runs for each, and the optimizer steps in the last
+        options     of torch.utils.data.DataLoader for num_workers above 0: pin_memory, prefetch_factor ...
+
+        A rank without samples of a batch gets an empty one (see Run.samples). Errors: UserError.
+        """
+        self._before_epochs("run.loader()")
+        name = f"run.loader({type(dataset).__name__}, ...)"
+        for option, value in {"batch_size": batch_size, "accumulate": accumulate}.items():
+            if not isinstance(value, int) or value < 1:
+                raise UserError(f"run.loader({option}={value!r}): it takes a whole number above 0")
+        if accumulate > batch_size:
+            raise UserError(f"run.loader(accumulate={accumulate}) is larger than batch_size={batch_size}")
+        turns = _Turns(self)
+        if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__"):
+            self._refuse_stream(dataset, num_workers, sampler)
+            stream = StreamLoader(
+                turns, dataset, collate_fn or default_collate, batch_size, accumulate, name, drop_last
+            )
+            stream.rank, stream.world_size = self.rank, self.world_size
+            return self._added(stream)
+        shape: dict[str, Any] = {"global_batch": batch_size, "world_size": self.world_size, "rank": self.rank}
+        shape |= {"seed": self.seed, "shuffle": shuffle, "drop_last": drop_last}
+        if not len(dataset):
+            raise UserError(f"{name}: the dataset is empty")
+        chosen = OrderedSampler(dataset, sampler, **shape) if sampler else GlobalBatchSampler(dataset, **shape)
+        if not chosen.steps_per_epoch:
+            raise UserError(f"{name}: drop_last leaves no step of {len(dataset)} samples, global batch {batch_size}")
+        reader = BatchReader(dataset, collate_fn, self.seed)
+        return self._added(MapLoader(turns, chosen, reader, accumulate, name, num_workers, options))
+
+    def _refuse_stream(self, dataset: Any, num_workers: int, sampler: Order | None) -> None:
+        kind = type(dataset).__name__
+        if not (hasattr(dataset, "state_dict") and hasattr(dataset, "load_state_dict")):
+            raise UserError(
+                f"run.loader({kind}): an iterable dataset without state_dict and load_state_dict: a resumed run could "
+                "not find its place in it; give it both (torchdata's protocol), or len and []"
+            )
+        if num_workers or sampler is not None:
+            raise UserError(
+                f"run.loader({kind}): a stream is read in its own order by the rank: no num_workers or sampler"
+            )
+
+    def _added(self, loader: Loader) -> Loader:
+        loader.begin_epoch(self.progress.epoch)
+        if self._contents.saved is not None and self.progress.step_in_epoch:
+            places = self._contents.saved["places"]["loaders"]
+            if len(self._loaders) < len(places):
+                together(lambda: loader.load_state_dict(places[len(self._loaders)]), self.ranks)
+        self._loaders.append(loader)
+        return loader
+
+    def _places(self) -> dict[str, Any]:
+        return {"loaders": [loader.state_dict() for loader in self._loaders]}
+
+    def keep(self, **things: Any) -> Kept:
+        """What a checkpoint holds: whatever has state_dict and load_state_dict, tensors, generators, plain values.
+
+        A resumed run finds all of it as it was; plain values are attributes of what is returned. Errors: UserError
+        that names what cannot be kept, or does not fit.
+        """
+        self._before_epochs("run.keep()")
+        together(lambda: self._contents.add(things), self.ranks)
+        self._kept_something = True
+        return self._contents.kept
+
+    # The loop.
+
+    def epochs(self, count: int) -> Iterator[int]:
+        """The epochs that are left of `count`, from 0. After each: the record, and a checkpoint. Errors: Stopped."""
+        if self._loop is not None:
+            raise UserError("run.epochs() is called once in a run")
+        self._epochs = count
+        if self._kept_something and (left := self._contents.left_over()):
+            raise UserError(
+                f"the checkpoint in {self.folder} holds {', '.join(left)}, which run.keep() was not given: it would be "
+                "lost; keep it, or start afresh in another out_dir or with Run(resume=None)"
+            )
+        if self.progress.epoch >= count or self.progress.stopped:
+            self._complete = True
+            self._say(
+                f"{self.folder} is finished: epoch {self.progress.epoch}; for more, run.epochs() with a larger number"
+            )
+            return
+        loop = self._begin(count)
+        for epoch in loop.epochs(count, self._settle):
+            for loader in self._loaders:
+                if loader.epoch != epoch or loader.taken:
+                    loader.begin_epoch(epoch)
+            heartbeat.at(epoch, self.progress.step)
+            heartbeat.beat("training")
+            yield epoch
+            self._end_epoch(epoch, loop)
+        self._complete = True
+
+    def _begin(self, count: int) -> Loop:
+        process = self._process
+        hooks = []
+        network = nn.ModuleList(self._networks)
+        second_pass = numbers.SecondPass(self)
+        guard = NanGuard(
+            network, self._precision, self.ranks, process.flag_exchange, self.folder, second_pass, self._advice
+        )
+        if self.is_first:
+            unmark_done(self.folder)
+        facts = records.facts(self, count, self._notes)
+        observers = records.observers(self, facts, self._source, tensorboard=self._tensorboard, wandb=self._wandb)
+        parts = self._parts = LoopParts(
+            ranks=self.ranks,
+            device=self.device,
+            precision=self._precision,
+            seed=self.seed,
+            log_every=self._log_every,
+            observers=observers,
+            saver=self._saver if self._kept_something else None,
+            nan_guard=guard,
+            flag_exchange=process.flag_exchange,
+            stop=process.stop,
+            progress=self.progress,
+            advice=self._advice,
+        )
+        process.observers = observers
+        loop = self._loop = Loop(parts, self._report)
+        for joined in self._joined:
+            made = hook(joined, self.ranks, self.device, lambda: process.flag_exchange.exchange({}))
+            if made is not None:
+                made.wait_with(loop.boundary.exchange_flags_in_backward)
+                hooks.append(made)
+        self._hooks = hooks
+        self._steps = Steps(parts, loop, self._networks, self._joined, ())
+        for observer in observers:
+            observer.on_start(facts)
+        return loop
+
+    def _settle(self) -> None:
+        for joined in self._joined:
+            settle_buckets(joined, settle_forward(joined))
+
+    def _end_epoch(self, epoch: int, loop: Loop) -> None:
+        assert self._steps is not None
+        self._steps.end_step()
+        for network in self._networks:
+            average_buffers(network, self.ranks)
+        loss, _, samples = sum_over_ranks(loop.metrics.total()).tolist()
+        record = records.epoch_record(
+            epoch=epoch + 1,
+            loss=loss / samples if samples else math.nan,
+            samples=samples,
+            seconds=loop.boundary.epoch_seconds,
+            optimizer=self._steps.optimizer,
+            global_batch=self._loaders[0].batch_size if self._loaders else 0,
+            columns=self._columns,
+        )
+        self._columns = {}
+        best, self._best = self._best, None
+        if best is not None and not self._kept_something and self.is_first:
+            checkpoint_format.save_state_dict(RunFolder(self.folder).best_model, best.state_dict())
+        loop.end_epoch(record, best)
+
+    def _report(self, *, loss: float, correct: float, samples: float, seconds: float) -> StepReport:
+        steps = max((loader.steps_per_epoch for loader in self._loaders if loader.trained), default=0)
+        return StepReport(
+            epoch=self.progress.epoch + 1,
+            step=self.progress.step_in_epoch,
+            steps=steps,
+            images=self.progress.samples,
+            loss=loss / max(1.0, samples),
+            accuracy=math.nan,
+            learning_rate=records.rate(self._steps.optimizer if self._steps else None),
+            images_per_second=self.progress.samples / max(seconds, 1e-9),
+            extra=dict(self._columns),
+        )
+
+    def backward(self, loss: Tensor, *, mean: bool = False, retain_graph: bool = False) -> None:
+        """The gradient of the global batch's mean loss, added to `.grad`, whatever the split over ranks.
+
+        loss: one number, the SUM of the losses of this rank's part of the batch, or with `mean` their mean. May be
+        called for several losses of a batch. Errors: UserError.
+        """
+        self._running("run.backward()").backward(loss, mean=mean, retain_graph=retain_graph)
+
+    def step(self, optimizer: torch.optim.Optimizer) -> bool:
+        """The optimizer's step, if all ranks' losses and gradients are finite; its gradients are cleared.
+
+        False in a micro-batch that is not the step's last, in which nothing happens: `if run.step(optimizer):
+        schedule.step()`. May be called for several optimizers. Errors: UserError; TrainingDiverged on all ranks.
+        """
+        return self._running("run.step()").step(optimizer)
+
+    def _running(self, what: str) -> Steps:
+        if self._steps is None:
+            raise UserError(f"{what} belongs into a loop over run.epochs(...)")
+        return self._steps
+
+    def _before_epochs(self, what: str) -> None:
+        if not self._process.started:
+            raise UserError(f"{what} outside the block: with Run(...) as run: ...")
+        if self._loop is not None:
+            raise UserError(f"{what} comes before run.epochs(...)")
+
+    # Numbers.
+
+    def sum(self, value: Any) -> Any:
+        """The sum over all ranks, added up in rank order: a number for a number, a tensor for a tensor."""
+        return numbers.total(value, self._process)
+
+    def mean(self, total: Any, count: Any = None) -> float:
+        """The sum of all ranks' totals over that of their counts; without counts, the mean of all ranks' elements."""
+        return numbers.mean(total, count, self._process)
+
+    def gather(self, value: Any) -> Any:
+        """What each rank has, in rank order: tensors joined along their first dimension; else a list by rank."""
+        return numbers.gathered(value, self._process)
+
+    def log(self, **columns: Any) -> None:
+        """Numbers for the epoch's record: history, console, TensorBoard, Weights & Biases. Rank 0's count."""
+        for name, value in columns.items():
+            self._columns[name] = records.number(name, value)
+
+    def best(self, metric: Any, network: nn.Module, *, lowest: bool = False) -> bool:
+        """Whether `metric` is the best of the run so far: then best_model.pth will have these weights.
+
+        metric: the same on all ranks, as run.mean gives it; the highest counts, or the `lowest`.
+        """
+        value = -float(metric) if lowest else float(metric)
+        progress = self.progress
+        if math.isnan(value) or (progress.best_epoch and value <= progress.best_accuracy):
+            return False
+        progress.best_accuracy, progress.best_epoch = value, progress.epoch + 1
+        self._best = unwrapped(network)
+        return True
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The region in which forward passes run in the precision of run.use(amp=...)."""
+        return self._precision.autocast() if self._precision else nullcontext()
+
+    def print(self, *words: object) -> None:
+        """`print` on rank 0 alone."""
+        if self.is_first:
+            print(*words, flush=True)
+
+    def _say(self, line: str) -> None:
+        if self.is_first:
+            import sys
+
+            print(line, file=sys.stderr, flush=True)
+
+
+class _Turns:
+    """The loaders' way to the steps, which exist from run.epochs() on; before and after, nobody takes turns."""
+
+    def __init__(self, run: Run) -> None:
+        self._run, self.device = run, run.device
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        steps = self._run._steps
+        return getattr(steps, name) if steps is not None else _nothing
+
+
+def _nothing(*_: object) -> None:
+    pass

@@ -1,0 +1,172 @@
+"""The steps of a user's own loop: whose turn it is, the gradient of a batch, and the optimizer's step.
+
+A step of the run is one pass through the loop's body, however many losses and optimizers are in it. Its end is where
+the loader is asked for the next batch: there the run's state is whole, so that a checkpoint is written there, and there
+the run stops. With accumulation a step is as many passes as there are micro-batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ddp_core.errors import UserError
+from ddp_train.distributed.heartbeat import heartbeat
+from ddp_train.distributed.process_group import average_buffers
+from ddp_train.engine.components import LoopParts
+from ddp_train.engine.gradient_sync import seed_shard
+from ddp_train.engine.loop import Loop
+from ddp_train.library.loader import Loader, Part
+from ddp_train.technique import Moment, Technique
+
+
+class Steps:
+    """Of one run. `networks`: the bare ones; `joined`: those that are joined over the ranks; see loader.Turns."""
+
+    def __init__(
+        self,
+        parts: LoopParts,
+        loop: Loop,
+        networks: Sequence[nn.Module],
+        joined: Sequence[DistributedDataParallel],
+        techniques: Sequence[Technique],
+    ) -> None:
+        self._parts, self._loop, self._networks, self._joined = parts, loop, networks, joined
+        self._parameters = [parameter for network in networks for parameter in network.parameters()]
+        self._known = {id(parameter) for parameter in self._parameters}
+        self._of: dict[int, list[nn.Parameter]] = {}
+        self._gradient = [t.gradient for t in techniques if t.gradient is not None]
+        self._after_step = [t.after_step for t in techniques if t.after_step is not None]
+        self.device = parts.device
+        self.part: Part | None = None
+        self.optimizer: torch.optim.Optimizer | None = None
+        """That of the latest step."""
+        self._owner: Loader | None = None
+        self._active: dict[Loader, Part | None] = {}
+        self._stepped = self._counted = False
+        self._size = 0
+        self._unjoined = ExitStack()
+
+    # Between the batches: see loader.Turns.
+
+    def finish(self, loader: Loader) -> None:
+        """End the step of the batch before, unless it belongs to another loader whose loop is still running."""
+        if self._owner in (None, loader) or self._owner not in self._active:
+            self.end_step()
+            self._owner = loader
+
+    def begin(self, loader: Loader, part: Part) -> None:
+        """A batch is handed over."""
+        self.part = self._active[loader] = part
+        if self._owner is not loader:
+            return
+        self._counted = False
+        self._unjoined.close()
+        if not part.last:
+            self._unjoined = ExitStack()
+            for model in self._joined:
+                self._unjoined.enter_context(model.no_sync())
+        if part.first:
+            progress, ranks = self._parts.progress, self._parts.ranks
+            heartbeat.at(progress.epoch, progress.step)
+            seed_shard(self.device, Moment(progress.epoch, progress.step, self._parts.seed, ranks.rank))
+            self._loop.begin_step()
+
+    def end(self, loader: Loader) -> None:
+        """The loader's last batch is done: batch statistics become the same on all ranks."""
+        if loader.trained:
+            for network in self._networks:
+                average_buffers(network, self._parts.ranks)
+
+    def leave(self, loader: Loader) -> None:
+        """Its loop is left: the batch of the loop around it, if there is one, is in hand again."""
+        self._active.pop(loader, None)
+        self.part = next(reversed(self._active.values()), None)
+
+    def end_step(self) -> None:
+        """Count the step that is open, and do what is due after it. Errors: Stopped."""
+        self._unjoined.close()
+        owner, self._owner = self._owner, None
+        if not self._stepped or owner is None:
+            return
+        self._stepped = False
+        for parameter in self._parameters:  # what a loss left in networks that it was not for, as with a GAN's
+            parameter.grad = None
+        progress = self._parts.progress
+        for after_step in self._after_step:
+            after_step(Moment(progress.epoch, progress.step, self._parts.seed, self._parts.ranks.rank))
+        progress.step += 1
+        self._loop.end_step(self._size, owner.steps_per_epoch)
+
+    # In the loop's body.
+
+    def backward(self, loss: Tensor, *, mean: bool, retain_graph: bool = False) -> None:
+        """See Run.backward."""
+        part = self.part
+        if part is None:
+            raise UserError(
+                "run.backward() outside a loop over a run.loader(...): there is no batch that it belongs to"
+            )
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            shape = list(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+            raise UserError(f"run.backward() takes one number, the sum over this rank's part of the batch, not {shape}")
+        if loss.ndim:
+            loss = loss.reshape(())
+        weight = self._parts.ranks.world_size / part.size
+        if part.samples:
+            value = loss.detach() * part.samples if mean else loss.detach()
+            self._loop.metrics.add_loss(value, 0 if self._counted else part.samples)
+            weight = weight * part.samples if mean else weight
+        else:
+            weight = 0.0
+        self._counted = True
+        heartbeat.beat("backward")
+        self._parts.precision.backward(loss, weight, retain_graph=retain_graph)
+        heartbeat.beat("forward")
+
+    def step(self, optimizer: torch.optim.Optimizer) -> bool:
+        """See Run.step."""
+        part, owner = self.part, self._owner
+        if part is None or owner is None:
+            raise UserError("run.step() outside a loop over a run.loader(...)")
+        if not part.last:
+            return False
+        parameters = self._parameters_of(optimizer)
+        for loader in self._active:
+            loader.trained = True
+        of_owner = self._active.get(owner)
+        self._size = part.size if of_owner is None else of_owner.size
+        heartbeat.beat("step")
+        self._loop.exchange_flags(optimizer, parameters)
+        self._loop.apply(optimizer, parameters, self._prepare(parameters))
+        self._loop.begin_step()
+        self._stepped, self.optimizer = True, optimizer
+        heartbeat.beat("forward")
+        return True
+
+    def _prepare(self, parameters: Sequence[nn.Parameter]) -> Callable[[], None] | None:
+        if not self._gradient:
+            return None
+        progress = self._parts.progress
+        moment = Moment(progress.epoch, progress.step, self._parts.seed, self._parts.ranks.rank)
+
+        def prepare() -> None:
+            for change in self._gradient:
+                change(parameters, moment)
+
+        return prepare
+
+    def _parameters_of(self, optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+        known = self._of.get(id(optimizer))
+        if known is None or len(known) != sum(len(group["params"]) for group in optimizer.param_groups):
+            known = self._of[id(optimizer)] = [p for group in optimizer.param_groups for p in group["params"]]
+            if strangers := sum(id(parameter) not in self._known for parameter in known):
+                raise UserError(
+                    f"run.step(): {strangers} of the optimizer's {len(known)} parameters belong to no network of "
+                    "run.model(...): the ranks would train them apart"
+                )
+        return known

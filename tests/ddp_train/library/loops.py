@@ -1,0 +1,194 @@
+"""Loops of a user's own, for tests: `loops.py CASES.json RESULT.pt` runs each case on the ranks of the environment.
+
+A case: {"name", "loop", "out_dir"} and what the loop takes. "die": the step in which this process kills itself.
+Rank 0 writes {name: what the loop returns}.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import sys
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import Dataset, IterableDataset, TensorDataset
+
+from ddp_train import Run
+from ddp_train.distributed import process_group
+
+SAMPLES, FEATURES, CLASSES = 53, 6, 3
+OPTIONS = ("accumulate", "num_workers", "drop_last", "multiprocessing_context")
+
+
+def tensors() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(11)
+    return torch.randn(SAMPLES, FEATURES, generator=generator), torch.randint(
+        0, CLASSES, (SAMPLES,), generator=generator
+    )
+
+
+class Listed(Dataset[Any]):
+    """Samples as a dict, with noise from all three generators, as augmentation has it."""
+
+    def __init__(self, noise: bool) -> None:
+        self.inputs, self.labels = tensors()
+        self.noise, self.read = noise, list[int]()
+
+    def __len__(self) -> int:
+        return SAMPLES
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        self.read.append(index)
+        inputs = self.inputs[index]
+        if self.noise:
+            inputs = inputs + torch.randn(FEATURES) + random.random() + float(np.random.rand())
+        return {"inputs": inputs, "label": int(self.labels[index]), "index": index, "name": f"sample {index}"}
+
+
+class Stream(IterableDataset[Any]):
+    """The same samples in their order, as a stream that knows its place."""
+
+    def __init__(self) -> None:
+        self.inputs, self.labels = tensors()
+        self.at = 0
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        while self.at < SAMPLES:
+            self.at += 1
+            yield {"inputs": self.inputs[self.at - 1], "label": int(self.labels[self.at - 1]), "index": self.at - 1}
+        self.at = 0
+
+    def state_dict(self) -> dict[str, int]:
+        return {"at": self.at}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.at = state["at"]
+
+
+class Net(nn.Module):
+    """Reshapes by -1, which a batch without samples does not allow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(FEATURES, 8), nn.Linear(8, CLASSES)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.second(torch.tanh(self.first(inputs.view(inputs.shape[0], -1))))
+
+
+def weights(*networks: nn.Module) -> Tensor:
+    return torch.cat([p.detach().flatten().double() for network in networks for p in network.parameters()])
+
+
+def die_at(run: Run, case: dict[str, Any]) -> None:
+    if run.step_number + 1 == case.get("die"):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def plain(case: dict[str, Any]) -> dict[str, Any]:
+    """Classification: every kind of loader, of loss, and what is kept."""
+    with Run(case["out_dir"], seed=5, save_every=case.get("save_every", "5m")) as run:
+        net = run.model(Net())
+        optimizer = torch.optim.AdamW(net.parameters(), lr=0.05)
+        schedule = torch.optim.lr_scheduler.StepLR(optimizer, 3, 0.7)
+        data = {"listed": Listed(False), "noise": Listed(True), "stream": Stream()}[case.get("data", "listed")]
+        options = {
+            name: case[name]
+            for name in ("accumulate", "num_workers", "drop_last", "multiprocessing_context")
+            if name in case
+        }
+        loader = run.loader(data, batch_size=case.get("batch", 9), **options)
+        kept = run.keep(net=net, optimizer=optimizer, schedule=schedule, seen=[], marks=torch.zeros(2))
+        for epoch in run.epochs(case.get("epochs", 4)):
+            for batch in loader:
+                die_at(run, case)
+                loss = F.cross_entropy(net(batch["inputs"]), batch["label"], reduction=case.get("loss", "sum"))
+                run.backward(loss, mean=case.get("loss") == "mean")
+                if run.step(optimizer):
+                    schedule.step()
+                kept.marks[0] += 1
+                kept.seen = [*kept.seen, epoch]
+            run.log(epoch_length=len(kept.seen))
+            reads = run.gather(data.read) if isinstance(data, Listed) else []
+        return {"weights": weights(net), "seen": kept.seen, "marks": kept.marks, "reads": sorted(chain(*reads))}
+
+
+def gan(case: dict[str, Any]) -> dict[str, Any]:
+    """Two networks, two optimizers, three losses a step; the noise is drawn with the sample."""
+    with Run(case["out_dir"], seed=7, save_every=case.get("save_every", "5m")) as run:
+        maker, judge = run.model(nn.Linear(FEATURES, FEATURES)), run.model(nn.Linear(FEATURES, 1))
+        of_maker, of_judge = torch.optim.SGD(maker.parameters(), 0.1), torch.optim.Adam(judge.parameters(), 0.01)
+        loader = run.loader(Pairs(), batch_size=case.get("batch", 9))
+        run.keep(maker=maker, judge=judge, of_maker=of_maker, of_judge=of_judge)
+        for _ in run.epochs(case.get("epochs", 4)):
+            for real, noise in loader:
+                die_at(run, case)
+                fake = maker(noise)
+                run.backward(F.softplus(-judge(real)).sum())
+                run.backward(F.softplus(judge(fake.detach())).sum())
+                run.step(of_judge)
+                run.backward(F.softplus(-judge(fake)).sum())
+                run.step(of_maker)
+        return {"weights": weights(maker, judge)}
+
+
+class Pairs(Dataset[Any]):
+    """A sample and noise of its own, from torch's generator."""
+
+    def __init__(self) -> None:
+        self.inputs, _ = tensors()
+
+    def __len__(self) -> int:
+        return SAMPLES
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.inputs[index], torch.randn(FEATURES)
+
+
+def table(case: dict[str, Any]) -> dict[str, Any]:
+    """A TensorDataset, and a layer that the rank with an empty batch has to leave alone: batch norm."""
+    with Run(case["out_dir"], seed=1) as run:
+        net = run.model(nn.Sequential(nn.Unflatten(1, (2, 3)), nn.BatchNorm1d(2), nn.Flatten(), nn.Linear(6, CLASSES)))
+        optimizer = torch.optim.SGD(net.parameters(), 0.1)
+        loader = run.loader(TensorDataset(*tensors()), batch_size=17)
+        empties = 0
+        for _ in run.epochs(2):
+            hits = count = 0
+            for inputs, labels in loader:
+                output = net(inputs)
+                empties += run.samples == 0
+                run.backward(F.cross_entropy(output, labels, reduction="sum"))
+                run.step(optimizer)
+                hits, count = hits + int((output.argmax(1) == labels).sum()), count + len(labels)
+            run.log(accuracy=run.mean(hits, count), samples=run.sum(count))
+            run.best(run.mean(hits, count), net)
+        buffers = run.gather(torch.cat([b.flatten().double() for b in net.buffers()])[None])
+        return {"buffers": buffers, "empties": run.sum(empties)}
+
+
+LOOPS = {"plain": plain, "gan": gan, "table": table}
+
+
+def main(cases: str, result: str) -> None:
+    torch.set_num_threads(1)
+    multiprocessing.current_process()._config["daemon"] = False  # the tests' ranks are; they may have no workers then
+    ranks = process_group.Ranks.from_environment()
+    process_group.start(ranks, torch.device("cpu"), timeout_s=120)  # a group of the user's own, which a Run takes
+    found = {case["name"]: LOOPS[case["loop"]](case) for case in json.loads(Path(cases).read_text())}
+    if ranks.is_first:
+        torch.save(found, result)
+    process_group.leave(0)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2])
