@@ -10,10 +10,9 @@ import math
 import platform
 import random
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -164,12 +163,10 @@ def _components(
     """The components of a new run, the saver among them, and lines for the user."""
     options, network, ranks, device = context.config, context.network, context.ranks, context.device
     optimizer, schedule, loss = together(lambda: optimization_of(context, techniques), ranks)
-    flag_exchange = FlagExchange(ranks)
+    flag_exchange, advice = FlagExchange(ranks), Advice(f"--resume {folder.path}")
     identity = describe_run(context, train_samples, pipeline.sampler.shares)
-    contents, advice = TrainedState(context, techniques, optimizer, identity), Advice(f"--resume {folder.path}")
-    saver = _saver(contents, identity, context, flag_exchange, folder, advice)
+    saver = _saver(TrainedState(context, techniques, optimizer, identity), context, flag_exchange, folder, advice)
     gradient_sync = None if options.shards is None else Sharded(network, ranks, device, options.shards)
-    replay = Replay(network, context.precision, pipeline, [t.batch for t in techniques if t.batch is not None])
     cost = _cost_of_bits(context)
     model, ddp, untrained = wrap(context)
     allreduce_hook = _allreduce_hook(ddp, network, ranks, device, flag_exchange)
@@ -194,7 +191,7 @@ def _components(
         cuda_graphs=options.model.compile_mode not in (None, "default"),
         gradient_sync=gradient_sync,
         saver=saver,
-        nan_guard=NanGuard(network, context.precision, ranks, flag_exchange, folder.path, replay, advice),
+        nan_guard=_nan_guard(context, techniques, pipeline, flag_exchange, folder.path, advice),
         allreduce_hook=allreduce_hook,
         flag_exchange=flag_exchange,
         advice=advice,
@@ -203,15 +200,24 @@ def _components(
 
 
 def _saver(
-    contents: TrainedState,
-    identity: Mapping[str, Any],
-    context: Context,
-    flag_exchange: FlagExchange,
-    folder: RunFolder,
-    advice: Advice,
+    contents: TrainedState, context: Context, flag_exchange: FlagExchange, folder: RunFolder, advice: Advice
 ) -> Saver:
     interval, place = read_interval(str(context.config.run.save_every), "--save-every"), (context.ranks, context.device)
-    return Saver(contents, identity, interval, *place, flag_exchange, folder.latest, folder.best_model, advice)
+    files = folder.latest, folder.best_model
+    return Saver(contents, contents.identity, interval, *place, flag_exchange, *files, advice)
+
+
+def _nan_guard(
+    context: Context,
+    techniques: Sequence[Technique],
+    pipeline: Pipeline,
+    flag_exchange: FlagExchange,
+    folder: Path,
+    advice: Advice,
+) -> NanGuard:
+    changes = [technique.batch for technique in techniques if technique.batch is not None]
+    replay = Replay(context.network, context.precision, pipeline, changes)
+    return NanGuard(context.network, context.precision, context.ranks, flag_exchange, folder, replay, advice)
 
 
 def _allreduce_hook(

@@ -28,7 +28,7 @@ class TrainedState:
         self._network, self._precision, self._optimizer = context.network, context.precision, optimizer
         self._states = {t.name: t.state for t in techniques if t.state is not None}
         self._looks = {t.name for t in techniques if t.looks}
-        self._identity = identity
+        self.identity = identity
 
     def state_dict(self) -> dict[str, Any]:
         """See Contents."""
@@ -62,13 +62,13 @@ class TrainedState:
 
     def why_not(self, saved: Mapping[str, Any], progress: Progress) -> str | None:
         """See Contents."""
-        return why_not_resumed(saved, self._identity, progress)
+        return why_not_resumed(saved, self.identity, progress)
 
     def resumed(self, saved: Mapping[str, Any], progress: Progress) -> tuple[str, ...]:
         """See Contents. A line where --reproducible cannot promise the bits."""
         if progress.step_in_epoch == 0:
-            progress.step = progress.epoch * self._identity["steps_per_epoch"]  # of another global batch, perhaps
-        changed = machine_differences(saved, self._identity)
-        if not (self._identity["config"]["reproducible"] and changed):
+            progress.step = progress.epoch * self.identity["steps_per_epoch"]  # of another global batch, perhaps
+        changed = machine_differences(saved, self.identity)
+        if not (self.identity["config"]["reproducible"] and changed):
             return ()
         return (f"--reproducible: the bits may differ from those of before ({', '.join(changed)})",)

@@ -102,7 +102,7 @@ class EpochRecord:
     extra: Mapping[str, float] = field(default_factory=dict)
     """What techniques report, by name, as it was at the end of the epoch."""
     columns: Mapping[str, float] = field(default_factory=dict)
-    """What a loop of the user's own has logged, by name; in the file beside the others."""
+    """What a loop of the user's own has logged, by name; in the file beside the others, their names as "columns"."""
 
     @property
     def rank(self) -> Rank:
@@ -117,10 +117,9 @@ _OPTIONAL = ("extra", "columns", "split", "balanced_accuracy")
 """The last is only in the file where it is known: older versions did not count the classes."""
 _COLUMNS = tuple(column.name for column in fields(EpochRecord) if column.name not in _OPTIONAL)
 OWN_COLUMNS_TAKEN = frozenset(
-    {"epoch", "train_loss", "learning_rate", "seconds", "images_per_second", "global_batch", "extra"}
+    {"epoch", "train_loss", "learning_rate", "seconds", "images_per_second", "global_batch", "extra", "columns"}
 )
 """Names that a user's column cannot have: the record's own."""
-_KNOWN = {*_COLUMNS, *_OPTIONAL, *(f"{split}_{name}" for split in ("test", "val") for name in _EVALUATED)}
 
 
 @dataclass(frozen=True)
@@ -252,7 +251,9 @@ def _row(record: EpochRecord) -> dict[str, Any]:
     """A record in its JSON form."""
     known = (*_COLUMNS, *(["balanced_accuracy"] if math.isfinite(record.balanced_accuracy) else []))
     row = {_in_file(name, record.split): _strict(getattr(record, name)) for name in known}
-    return row | _strict(record.columns) | ({"extra": _strict(record.extra)} if record.extra else {})
+    if record.columns:
+        row |= {"columns": list(record.columns)} | _strict(record.columns)
+    return row | ({"extra": _strict(record.extra)} if record.extra else {})
 
 
 def _record(epoch: Mapping[str, Any]) -> EpochRecord:
@@ -261,12 +262,9 @@ def _record(epoch: Mapping[str, Any]) -> EpochRecord:
     found = {name: epoch.get(_in_file(name, split)) for name in (*_COLUMNS, "balanced_accuracy")}
     values: dict[str, Any] = {name: math.nan if value is None else value for name, value in found.items()}
     extra = {name: math.nan if value is None else value for name, value in epoch.get("extra", {}).items()}
-    columns = {name: math.nan if value is None else value for name, value in epoch.items() if _is_own(name, value)}
+    own = {name: epoch.get(name) for name in epoch.get("columns", ())}
+    columns = {name: math.nan if value is None else value for name, value in own.items()}
     return EpochRecord(**values, split=split, extra=extra, columns=columns)
-
-
-def _is_own(name: str, value: object) -> bool:
-    return name not in _KNOWN and isinstance(value, int | float | None)
 
 
 def split_of(epoch: Mapping[str, Any]) -> str:

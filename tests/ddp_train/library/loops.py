@@ -12,6 +12,7 @@ import os
 import random
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -176,7 +177,29 @@ def table(case: dict[str, Any]) -> dict[str, Any]:
         return {"buffers": buffers, "empties": run.sum(empties)}
 
 
-LOOPS = {"plain": plain, "gan": gan, "table": table}
+def ends(case: dict[str, Any]) -> dict[str, Any]:
+    """On one rank something happens in the fourth step."""
+    with Run(case["out_dir"], seed=1, step_timeout=case.get("step_timeout")) as run:
+        net = run.model(nn.Linear(FEATURES, CLASSES))
+        optimizer = torch.optim.SGD(net.parameters(), 0.1)
+        loader = run.loader(TensorDataset(*tensors()), batch_size=8)
+        run.keep(net=net, optimizer=optimizer)
+        for _ in run.epochs(3):
+            for inputs, labels in loader:
+                happens = case.get("happens") if run.step_number == 3 and run.rank == case["rank"] else None
+                if happens == "signal":
+                    os.kill(os.getpid(), signal.SIGTERM)
+                if happens == "hang":
+                    time.sleep(600)
+                if happens == "error":
+                    raise ValueError("of the user's own")
+                loss = F.cross_entropy(net(inputs), labels, reduction="sum")
+                run.backward(loss * float("nan") if happens == "nan" else loss)
+                run.step(optimizer)
+        return {"weights": weights(net)}
+
+
+LOOPS = {"plain": plain, "gan": gan, "table": table, "ends": ends}
 
 
 def main(cases: str, result: str) -> None:
@@ -184,7 +207,11 @@ def main(cases: str, result: str) -> None:
     multiprocessing.current_process()._config["daemon"] = False  # the tests' ranks are; they may have no workers then
     ranks = process_group.Ranks.from_environment()
     process_group.start(ranks, torch.device("cpu"), timeout_s=120)  # a group of the user's own, which a Run takes
-    found = {case["name"]: LOOPS[case["loop"]](case) for case in json.loads(Path(cases).read_text())}
+    try:
+        found = {case["name"]: LOOPS[case["loop"]](case) for case in json.loads(Path(cases).read_text())}
+    except SystemExit as error:
+        print(f"status {error.code}", flush=True)
+        raise
     if ranks.is_first:
         torch.save(found, result)
     process_group.leave(0)
