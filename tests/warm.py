@@ -35,7 +35,7 @@ IMPORTS = (
     "rich.table",
     "yaml",
 )
-"""What the launcher imports of others."""
+"""What the launcher imports of others; torch itself is all that most programs need."""
 LARGEST_REQUEST = 1 << 17
 SUBREAPER = 36
 """PR_SET_CHILD_SUBREAPER of prctl(2)."""
@@ -71,7 +71,7 @@ def prctl(option: int, value: int) -> None:
 def _server() -> socket.socket:
     """The way to this process's server, which ends with it."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
     with theirs:
         subprocess.Popen([sys.executable, __file__, str(theirs.fileno())], env=env, pass_fds=[theirs.fileno()], cwd="/")
     return ours
@@ -118,6 +118,7 @@ def become(words: list[str], cwd: str, env: dict[str, str]) -> None:
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
     sys.orig_argv = [sys.executable, *words]
+    sys.path[1:1] = filter(None, env.get("PYTHONPATH", "").split(os.pathsep))
     if words[0] == "-m":
         sys.argv, sys.path[0] = words[1:], cwd
         runpy._run_module_as_main(words[1])  # type: ignore[attr-defined]
