@@ -104,7 +104,7 @@ class Failure:
     def ending(self, *, meaning: bool = True) -> str:
         """How it ended, for a person; `meaning`: with what its signal means in general."""
         if self.hang:
-            how = "it was stopped" if self.hang.verdict == "stopped" else "it hung"
+            how = {"stopped": "it was stopped", "device": "all ranks waited"}.get(self.hang.verdict, "it hung")
             return f"{in_words(self.code, meaning=False)}, after {self.hang.seconds:.1f} s without progress: {how}"
         if self.left:
             return f"{in_words(self.code)}: it left early, while the others were still at work"

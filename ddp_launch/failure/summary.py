@@ -51,6 +51,8 @@ def _show_failure(console: Console, outcome: Outcome, failure: Failure, remedy: 
 
 
 def _title(outcome: Outcome, failure: Failure) -> str:
+    if failure.hang and failure.hang.verdict == "device":
+        return "a GPU did not answer"
     how = "lost its connection" if _unexplained(outcome) else "failed first"
     how = "held the others up" if failure.held_up else how
     how = "left early" if failure.left else "hung" if failure.hang else how

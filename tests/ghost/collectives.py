@@ -10,6 +10,7 @@ from torch.distributed import distributed_c10d as c10d
 
 from .memory import HOST, allocation_of
 from .operations import tensors_in
+from .waits import step
 
 if TYPE_CHECKING:
     from .install import Ghost
@@ -24,8 +25,8 @@ class Collectives:
         """Their names."""
         self.issued = 0
         """Collectives that this process has given to NCCL."""
-        self.stuck_after: int | None = None
-        """After so many the GPU does not answer any more."""
+        self.stuck_from: int | None = None
+        """From this step of the run on, counted from 0, the GPU does not answer any more once NCCL was called."""
 
     def patch(self) -> None:
         replace = self._ghost.patches.replace
@@ -74,7 +75,7 @@ class Collectives:
             if any(m is HOST for m in marks):
                 raise RuntimeError(f"No backend type associated with device type cpu ({name})")
             self.issued += 1
-            if self.stuck_after is not None and self.issued > self.stuck_after:
+            if self.stuck_from is not None and step() >= self.stuck_from:
                 self._ghost.waits.stuck = True
         elif nccl:
             self._ghost.wait("barrier", self._ghost.here)

@@ -1,7 +1,7 @@
 """Ghost GPUs in processes that a test starts, and in all that these start: see site/sitecustomize.py.
 
 Environment variables of such a process: GHOST_MACHINE (machines.py); GHOST_REPORT, a folder for one JSON file a process
-with its waits; GHOST_STUCK_AFTER, collectives after which its GPU does not answer; GHOST_MEMORY, bytes that torch may
+with its waits; GHOST_STUCK_FROM, the step from which on its GPU does not answer; GHOST_MEMORY, bytes that torch may
 have of each GPU.
 """
 
@@ -28,8 +28,8 @@ def begin() -> None:
     if memory := os.environ.get("GHOST_MEMORY"):
         for gpu in gpus:
             gpu.fraction = int(memory) / gpu.total
-    if after := os.environ.get("GHOST_STUCK_AFTER"):
-        ghost.collectives.stuck_after = int(after)
+    if step := os.environ.get("GHOST_STUCK_FROM"):
+        ghost.collectives.stuck_from = int(step)
     if folder := os.environ.get("GHOST_REPORT"):
         _report_at_the_end(ghost, Path(folder), os.getpid())
 

@@ -10,13 +10,19 @@ from typing import Any
 
 import pytest
 
+from tests.fake_nvml.machine import load_machine
 from tests.ghost import cuda
 from tests.ghost.conftest import ROOT, GhostMachine
+from tests.ghost.machines import rows
 from tests.ghost.process import reports
 from tests.ghost.runs import STEPS, make
 from tests.ranks import run_ranks
 
-TRAIN = "--dataset synthetic --synthetic-samples 64 --batch-size 16 --epochs 1 --model small --no-tensorboard"
+STEP_PHASES = ("data", "forward", "backward", "step", "training", "device")
+TRAIN = (
+    "--dataset synthetic --synthetic-samples 80 --batch-size 8 --epochs 1 --no-tensorboard "
+    "--model tests.ddp_train.techniques.tiny:normed"
+)
 
 
 def run(env: dict[str, str], folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -39,6 +45,7 @@ def test_ranks_are_on_their_gpus_with_nccl(two: list[dict[str, Any]]) -> None:
     assert all("No backend type associated with device type cpu" in rank["cpu tensor"] for rank in two)
     expected = [f"GPU-00000000-0000-0000-0000-00000000000{number}" for number in range(2)]
     assert [rank["uuids"] for rank in two] == [expected, expected]
+    assert [rank["uuids, each sees one"] for rank in two] == [expected, expected]
 
 
 def test_no_step_of_several_ranks_waits(two: list[dict[str, Any]]) -> None:
@@ -71,14 +78,58 @@ def test_memory_that_runs_out_on_one_rank_costs_one_attempt(two: list[dict[str, 
         assert seen["weights"] == pytest.approx(rank["default"]["weights"], rel=1e-4)
 
 
-def test_two_ranks_of_nccl(ghost_machine: GhostMachine, tmp_path: Path) -> None:
-    env = ghost_machine("rtx3090_2x_nvlink")
-    launch = [str(ROOT / "launch.py"), "--auto", "--gpus", "0,1", *TRAIN.split(), "--out-dir", "run"]
-    done = run(env, tmp_path, *launch)
+def uuids(machine: dict[str, Any] | str) -> list[str]:
+    return [row["uuid"] for row in rows(load_machine(machine))]
+
+
+def test_two_ranks_under_a_mask_in_cudas_own_order(ghost_machine: GhostMachine, tmp_path: Path) -> None:
+    """From the plan to done.json. CUDA counts the A100 (PCI 3) first and the T400 (PCI 1) last: "2,1"
+    is PCI 2 and 0."""
+    machine = load_machine("a100_a5000_t400")
+    for gpu, speed in zip(machine["gpus"], (50, 1, 50, 90, 50), strict=True):
+        gpu["cores"] = speed
+    env = ghost_machine(machine, CUDA_VISIBLE_DEVICES="2,1")
+    done = run(env, tmp_path, str(ROOT / "launch.py"), "--auto", *TRAIN.split(), "--out-dir", "run")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "done.json").is_file()
-    environment = json.loads((tmp_path / "run" / "training_history.json").read_text())["environment"]
-    assert environment["all_reduce"] == "nccl"
+    history = json.loads((tmp_path / "run" / "training_history.json").read_text())
+    facts = history["environment"]
+    assert (facts["all_reduce"], facts["world_size"], facts["device"]) == ("nccl", 2, "NVIDIA RTX A5000")
     ranks = reports(tmp_path / "ghost")
+    assert {ranks[rank]["gpus"][int(rank)]["uuid"] for rank in "01"} == {uuids(machine)[at] for at in (0, 2)}
     assert [ranks[rank]["current"] for rank in "01"] == [0, 1]
     assert ranks["0"]["collectives"] == ranks["1"]["collectives"] > 4
+    for rank in "01":
+        often = [wait for *wait, count in ranks[rank]["waits"] if wait[2] in STEP_PHASES and count >= 9]
+        assert often == []
+
+
+def test_four_ranks_on_mig_slices(ghost_machine: GhostMachine, tmp_path: Path) -> None:
+    """Each rank sees one slice alone, as its first device; the run knows all four."""
+    slices = [
+        {"uuid": f"MIG-{n:08x}-aaaa-bbbb-cccc-{n:012x}", "profile": "3g.40gb", "memory_mib": 40000, "instance": 1}
+        for n in range(4)
+    ]
+    gpu = {"name": "NVIDIA H100 80GB HBM3", "memory_mib": 81559, "cc": [9, 0], "mig_mode": True}
+    machine = {"gpus": [{**gpu, "mig": [one]} for one in slices]}
+    env = ghost_machine(machine)
+    done = run(env, tmp_path, str(ROOT / "launch.py"), "--auto", *TRAIN.split(), "--out-dir", "run")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "done.json").is_file()
+    ranks = reports(tmp_path / "ghost")
+    seen = [[one["uuid"] for one in ranks[rank]["gpus"]] for rank in "0123"]
+    assert seen == [[one["uuid"]] for one in slices]
+    assert json.loads((tmp_path / "run" / "training_history.json").read_text())["environment"]["world_size"] == 4
+
+
+def test_a_gpu_that_does_not_answer_is_no_ranks_fault(ghost_machine: GhostMachine, tmp_path: Path) -> None:
+    """Kind: a wait without a phase. All ranks wait for their GPUs, and none is behind."""
+    env = ghost_machine("rtx3090_2x_nvlink", GHOST_STUCK_FROM="4")
+    words = ["--auto", "--gpus", "0,1", *TRAIN.split(), "--epochs", "2", "--step-timeout", "6", "--out-dir", "run"]
+    done = run(env, tmp_path, str(ROOT / "launch.py"), *words)
+    said = " ".join(done.stderr.split())
+    assert done.returncode == 137, said
+    assert "HungDevice: the GPUs of ranks 0, 1 have not answered for" in said
+    assert "the ranks waited for their GPUs, of which one, or a link between them, did not answer" in said
+    assert "dmesg | grep Xid" in said
+    assert "a GPU did not answer ──" in said and " hung" not in said

@@ -11,6 +11,7 @@ import gc
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,8 @@ def main(folder: Path) -> None:
     run("batch norm", "--sync-batch-norm", "normed")
     run("out of memory", "", room=found["default"]["taken"] - 1 if ranks.rank == 1 else None)
     found["uuids"] = gpu_uuids(ranks, device)
+    ghost.gpus[:], ghost.current = [gpus[ranks.rank]], 0  # as under torchrun's --virtual-local-rank
+    found["uuids, each sees one"] = gpu_uuids(replace(ranks, local_rank=0), torch.device("cuda", 0))
     (folder / f"{ranks.rank}.json").write_text(json.dumps(found))
     process_group.leave(0)
 

@@ -72,3 +72,9 @@ def place() -> str:
 def phase() -> str:
     heart = sys.modules.get("ddp_train.distributed.heartbeat")
     return heart.heartbeat.phase if heart is not None else ""
+
+
+def step() -> int:
+    """Of the run, from 0; -1 before the first."""
+    heart = sys.modules.get("ddp_train.distributed.heartbeat")
+    return heart.heartbeat.step if heart is not None else -1
