@@ -22,6 +22,8 @@ from ddp_launch.cluster.cluster import Cluster
 LOOKUP_S = 5.0
 """How long to wait for the resolver where nothing hangs on the answer."""
 RETRY_S = 1.0
+TRUST = "without password or encryption: that network must be trusted"
+"""The end of a warning that each node has of its own interface."""
 ANYWHERE = ("192.0.2.1", "2001:db8::1")
 """Addresses for documentation (RFC 5737, RFC 3849), held by nobody: the way to them is the default route."""
 INDIRECT_DRIVERS = frozenset({"bridge", "dummy", "tun", "wireguard"})
@@ -204,10 +206,7 @@ def _trust(address: str, interface: str | None) -> Iterable[str]:
     if _is_loopback(address):
         yield "the endpoint is a loopback address: only launchers on this machine can join"
     else:
-        yield (
-            f"the nodes meet and the ranks talk on {interface} ({address}) without password or encryption:"
-            " that network must be trusted"
-        )
+        yield f"the nodes meet and the ranks talk on {interface} ({address}) {TRUST}"
 
 
 def _is_loopback(address: str) -> bool:

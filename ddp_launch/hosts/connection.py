@@ -46,7 +46,7 @@ SENT = ("channel", "facts", "reach", "keeper")
 READER = "import sys;sys.path[:]=[p for p in sys.path if p];i=sys.stdin.buffer;exec(i.read(int(i.readline())))"
 """What Python is given as its program; a folder of the user's is not where it looks for modules."""
 LAST_LINES = 20
-LOOK_S = 0.05
+LOOK_S, TERMINATE_S = 0.05, 0.5
 BANNER_BYTES = 1 << 16
 LEAST_PYTHON = (3, 11)
 READY = b"ddp-launch-keeper-is-ready"
@@ -177,6 +177,10 @@ class Connection:
             with suppress(OSError):
                 if ready and not os.read(self.channel.source, CHUNK_BYTES):
                     time.sleep(LOOK_S)
+        # ssh ends its ProxyCommand when it is asked to end.
+        self._process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(TERMINATE_S)
         self._process.kill()
         self._process.wait()
 

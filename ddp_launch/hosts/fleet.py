@@ -9,16 +9,19 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from shutil import which
 from types import TracebackType
 from typing import Any
 
 from ddp_core.errors import UserError
 from ddp_launch.cli.host_list import Host
 from ddp_launch.hosts.channel import Message
-from ddp_launch.hosts.connection import Connection, sources
+from ddp_launch.hosts.connection import Connection, is_here, sources
 from ddp_launch.hosts.keeper import BEAT_S, END_S, SILENCE_S
 
 WAIT_S = 0.2
+REFUSED_S = 2.0
+"""How long the other hosts may take to say what hinders them, too."""
 CLOSE_S = 2 * END_S + 1.0
 OWN_PAUSE_S = 1.0
 """After so long a pause of its own, for a screen that took nothing, nobody's silence counts."""
@@ -30,6 +33,8 @@ class Fleet:
     def __init__(self, hosts: Sequence[Host]) -> None:
         """Start all connections at once. Errors: UserError where there is no ssh."""
         program = sources()
+        if which("ssh") is None and not all(is_here(host.name) for host in hosts):
+            raise UserError("--hosts needs ssh, which is not installed here", "apt-get install openssh-client")
         self.hosts: list[Connection] = []
         self.inbox: dict[str, dict[int, Message]] = {}
         """Kind of message -> place of the host -> the latest one."""
@@ -69,13 +74,19 @@ class Fleet:
     def gather(self, kind: str, timeout_s: float) -> list[Message]:
         """Wait until every host that takes part has sent a message of this kind; what has come, by host.
 
-        A host that has sent nothing in time is lost.
+        A host that has sent nothing in time is lost. Where one refuses to take part, the others are not waited for.
         """
         deadline = time.monotonic() + timeout_s
+        give_up: float | None = None
         came = self.inbox.setdefault(kind, {})
         while any(host.is_open and host.rank not in came for host in self.hosts):
             self.pump()
-            if time.monotonic() > deadline:
+            now = time.monotonic()
+            if give_up is None and self.inbox.get("refused"):
+                give_up = now + REFUSED_S
+            if give_up is not None and now > give_up:
+                break
+            if now > deadline:
                 for host in self.hosts:
                     if host.is_open and host.rank not in came:
                         host.lost = f"no answer within {timeout_s:.0f} s"
@@ -161,4 +172,4 @@ class Fleet:
             host.hang_up()
         deadline = time.monotonic() + CLOSE_S
         for host in self.hosts:
-            host.close(0.0 if host.lost is not None else max(0.0, deadline - time.monotonic()))
+            host.close(max(0.0, deadline - time.monotonic()) if host.lost is None and host.ready else 0.0)

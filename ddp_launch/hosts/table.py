@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ddp_launch.cluster.network import TRUST
+
 Plan = Mapping[str, Any]
 """What a launcher reports of its host: `plan.show.in_parts`, and `plan` as --dry-run --json has it."""
 
@@ -82,7 +84,10 @@ def _notes(plans: Mapping[str, Plan], notes: Iterable[str]) -> Iterable[str]:
     for name, plan in plans.items():
         reason = plan["plan"]["selection"]["reason"]
         for warning in plan["plan"]["warnings"]:
-            if warning != reason:
+            if warning.endswith(TRUST):
+                # Each has that of its own interface, which is in the table.
+                by_note.setdefault(f"the hosts meet and the ranks talk {TRUST}", []).append(name)
+            elif warning != reason:
                 by_note.setdefault(warning, []).append(name)
     for warning, names in by_note.items():
         yield warning if len(names) == len(plans) else f"{', '.join(names)}: {warning}"
