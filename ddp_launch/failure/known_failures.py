@@ -186,8 +186,8 @@ BLOCKING = "again with CUDA_LAUNCH_BLOCKING=1, where the traceback names the lin
 TABLE: tuple[Known, ...] = (
     Known(
         "host-memory",
-        r"DataLoader worker \(pid[^)]*\) is killed by signal: Killed",
-        "a loader worker was killed: most often by the kernel, for want of memory",
+        r"DataLoader worker \(pid[^)]*\) is killed by signal: Killed|in the process pool was terminated abruptly",
+        "a worker process was killed: most often by the kernel, for want of memory",
         LESS_MEMORY,
     ),
     Known(

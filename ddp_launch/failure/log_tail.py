@@ -57,7 +57,11 @@ NOT_LOST = re.compile(
     r"|address already in use|no space left|shared memory",
     re.IGNORECASE,
 )
-COLLECTIVE = re.compile(r"gloo|nccl|c10d|torch/distributed|DistNetworkError|DistStoreError", re.IGNORECASE)
+COLLECTIVE = re.compile(
+    r"gloo|nccl|c10d|torch/distributed|DistNetworkError|DistStoreError|\[\w+\.cc:\d+\]", re.IGNORECASE
+)
+# A line of a log to which the traceback below it belongs: logging's `exception`.
+LOGGED = re.compile(r"\b(ERROR|CRITICAL|FATAL)\b")
 TIMED_OUT = re.compile(r"collective operation timeout|timed out waiting", re.IGNORECASE)
 UNWOUND = re.compile(r"KeyboardInterrupt|SystemExit|SIGTERM|SignalException")
 
@@ -159,9 +163,20 @@ class LogTail:
         """Whether this rank waited for a collective until its time limit."""
         return bool(TIMED_OUT.search("\n".join(self.lines)))
 
+    @property
+    def _with_what_led_to_it(self) -> tuple[str, ...]:
+        """The last traceback behind the line of the log that it belongs to, or behind what a program printed that it
+        names as the cause; empty where there is neither."""
+        if not (found := self.traceback) or self.lines[-len(found) :] != found:
+            return ()
+        before = self.lines[: -len(found)]
+        if any(map(CHILD.match, found)):
+            return (*before[-CHILD_LINES:], *found)
+        return (*before[-1:], *found) if any(map(LOGGED.search, before[-1:])) else ()
+
     def shown(self, count: int) -> tuple[str, ...]:
         """At most `count` lines for a person: the traceback if there is one, without torch's noise after it."""
-        kept = [line for line in self.traceback or self.lines if not NOISE.match(line)]
+        kept = [line for line in self._with_what_led_to_it or self.traceback or self.lines if not NOISE.match(line)]
         while kept and not kept[-1].strip():
             kept.pop()
         output = self.output[-min(OUTPUT_LINES, count // 2) :] if count > 1 else ()

@@ -90,7 +90,10 @@ def _facts(outcome: Outcome, failure: Failure, remedy: Remedy | None, speaker: F
         yield "seen", failure.found
     others = [other for other in last.failures if other is not failure]
     for name, words, ranks in (
-        ("victims", "lost the connection to it", [f for f in others if f.victim]),
+        (
+            *(("as well", "lost a connection, too") if failure.victim else ("victims", "lost the connection to it")),
+            [f for f in others if f.victim],
+        ),
         (
             *(("so failed", "waited for it in vain") if failure.held_up else ("as well", "failed of themselves")),
             [f for f in others if not f.victim and not f.stopped],

@@ -16,7 +16,7 @@ from typing import Literal
 from ddp_launch.failure.failures import in_words
 from ddp_launch.failure.summary import names
 from ddp_launch.stall.record import Collective, Record
-from ddp_launch.stall.stacks import Stacks, place_of, spawned, thread_of, waits_in
+from ddp_launch.stall.stacks import Stacks, kept_by, place_of, spawned, thread_of, waits_in
 from ddp_train.watchdog.python_stacks import Frame
 
 Kind = Literal["missing", "stopped", "left", "failed", "collectives", "shapes", "locked", "elsewhere", "spawn", "busy"]
@@ -93,6 +93,9 @@ class RankView:
         trainer = f" ({self.record.place})" if self.record and self.record.place else ""
         if self.state == "stopped":
             return "stopped (SIGSTOP), so that it cannot say where"
+        if self.stacks and (thread := kept_by(self.stacks)) is not None:
+            of = f" of its own: {thread}" if thread else " of its own"
+            return f"its program has come to its end, and waits for a thread{of}"
         if not where and self.leaving:
             return "its program has come to its end, and Python is closing"
         if not where and self.starved:

@@ -79,6 +79,17 @@ def place_of(frames: Sequence[Frame]) -> str:
     return f"{where}: {source}" if source else where
 
 
+def kept_by(stacks: Stacks) -> str | None:
+    """The place of the thread for which the main thread waits at the end of its program, empty where that is not known;
+    None where it is not there."""
+    main = next(reversed(stacks), 0)
+    frames = stacks.get(main, ())
+    if not frames or frames[0].function != "_shutdown" or not frames[0].file.endswith("/threading.py"):
+        return None
+    places = (place_of(frames) for number, frames in stacks.items() if number != main)
+    return next(filter(None, places), "")
+
+
 def is_loading(frames: Sequence[Frame]) -> bool:
     """Whether it is importing a module."""
     return any(frame.file.startswith(IMPORTING) for frame in frames)

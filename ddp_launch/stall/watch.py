@@ -31,7 +31,7 @@ from ddp_train.watchdog import python_stacks
 
 POLL_S, SOON_S = 0.5, 0.1
 ANSWER_S = 0.3
-NATIVE_S = 1.0
+NATIVE_S = 0.8
 """How long py-spy may take before the report is shown without it."""
 STARVED_S = 3.0
 """How long ranks that do not get the CPU may take to answer."""
@@ -265,15 +265,18 @@ def look(ranks: Mapping[int, Watched]) -> list[RankView]:
     """Ask ranks for stacks and collectives, and read what they say within about a second; within three where the
     machine is too busy to let them answer."""
     begun: dict[int, int | None] = {}
+    asked: dict[int, bool] = {}
     switches = {rank: one.probe.switches for rank, one in ranks.items()}
     for rank, one in ranks.items():
-        one.probe.ask(full=True)
+        asked[rank] = one.probe.ask(full=True)
         begun[rank] = one.probe.ask_for_stacks()
     since = time.monotonic()
+    # Who has owed an answer since the last question need not be waited for as long as who is asked now.
+    late = {rank for rank, one in ranks.items() if one.probe.pending and not asked[rank]}
     scheduling = {rank: one.probe.scheduling() for rank, one in ranks.items()}
     starved: set[int] = set()
     while waiting := [rank for rank, one in ranks.items() if one.probe.pending or one.probe.writes_stacks()]:
-        if (passed := time.monotonic() - since) > 2 * ANSWER_S:
+        if (passed := time.monotonic() - since) > (ANSWER_S if late.issuperset(waiting) else 2 * ANSWER_S):
             starved = {rank for rank in waiting if scheduling[rank].starved()}
             if not starved or passed > STARVED_S:
                 break
@@ -317,5 +320,6 @@ def _without_those_that_move(
     doubtful = [view for view in views if view.blocked and view.waiting is None and view.record is not None]
     if doubtful:
         time.sleep(max(0.0, since + ANSWER_S - time.monotonic()))
-    moving = {view.rank for view in doubtful if ranks[view.rank].probe.switches != switches[view.rank]}
+    # Once may be chance: memory that was fetched from the disk, say.
+    moving = {view.rank for view in doubtful if ranks[view.rank].probe.switches > switches[view.rank] + 1}
     return [replace(view, moving=view.rank in moving) for view in views]

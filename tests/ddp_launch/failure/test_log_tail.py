@@ -60,6 +60,15 @@ def test_an_error_with_a_message_of_megabytes(tmp_path: Path, after: str) -> Non
     assert len(tail(log)) == 1
 
 
+def test_a_traceback_in_a_log_has_its_line() -> None:
+    failed = ["12:00 ERROR division failed, giving up", *(HEAD + FRAME + "ZeroDivisionError: x").splitlines()]
+    assert words("\n".join(["step 1", *failed])).shown(20) == tuple(failed)
+    assert words("\n".join(["step 1", *failed[1:]])).shown(20) == tuple(failed[1:])
+    assert words("\n".join(failed)).messages == ("ZeroDivisionError: x",)
+    child = ["the child says no", *(HEAD + FRAME + "subprocess.CalledProcessError: Command 'x'").splitlines()]
+    assert words("\n".join(child)).shown(20) == tuple(child)
+
+
 def test_error_output_before_output_but_a_traceback_before_both(tmp_path: Path) -> None:
     out, err = tmp_path / "out", tmp_path / "err"
     out.write_text("step 1\n")

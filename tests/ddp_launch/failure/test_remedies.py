@@ -20,6 +20,7 @@ OOM = (
 )
 MESSAGES = [
     ("host-memory", "RuntimeError: DataLoader worker (pid 4242) is killed by signal: Killed. "),
+    ("host-memory", "BrokenProcessPool: A process in the process pool was terminated abruptly while the future"),
     (
         "shared-memory",
         "RuntimeError: DataLoader worker (pid 91) is killed by signal: Bus error. It is possible that dataloader's"

@@ -163,6 +163,17 @@ def test_the_stack_that_counts() -> None:
     assert spawned(frames_of(spawn)) == "torch.multiprocessing.spawn"
 
 
+def test_a_program_that_has_come_to_its_end() -> None:
+    shutdown = """Current thread 0x0000000000000008 (most recent call first):
+  File "/x/lib/python3.11/threading.py", line 1583 in _shutdown
+"""
+    loader = ASLEEP.partition("Current thread")[0] + shutdown
+    waits = "its program has come to its end, and waits for a thread of its own"
+    assert view(0, stacks=parse_stacks(loader)).doing == f"{waits}: /home/me/load.py:3 in load"
+    assert view(0, stacks=parse_stacks(shutdown)).doing == waits
+    assert view(0, leaving=True).doing == "its program has come to its end, and Python is closing"
+
+
 def test_a_dump_that_is_none_or_wants_to_run_something() -> None:
     class Runs:
         def __reduce__(self) -> tuple[object, ...]:

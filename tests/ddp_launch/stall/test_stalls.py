@@ -129,7 +129,7 @@ def check(launcher: Any, mode: str) -> None:
             busy_s = waited_for_a_cpu([process.pid, *pids])
         event = wait_for_report(launcher.folder, process, began_s)
         text = json.dumps(event["doing"]) + event["words"]
-        assert (event["kind"], event["ranks"]) == (kind, ranks), event
+        assert (event["kind"], event["ranks"]) == (kind, ranks), json.dumps(event)
         assert re.search(words, text), text
         if mode != "late start":
             took_s = event["monotonic_ms"] / 1000 - began_s
