@@ -54,7 +54,7 @@ class HookedAgent(LocalElasticAgent):
         super()._shutdown(death_sig)
 
     def state_of_running_workers(self, worker_group: WorkerGroup) -> RunResult:
-        """What `monitor_workers` says of ranks that are running, without torch's own look at them."""
+        """What `monitor_workers` says of ranks that are running, without asking torch about them."""
         timeout = getattr(self, "_uninterruptible_state_timeout", 0.0)  # since torch 2.15
         stuck = self._check_uninterruptible_state_timeout(worker_group, timeout) if timeout > 0 else None
         return stuck or RunResult(state=WorkerState.HEALTHY)
@@ -105,7 +105,7 @@ class HookedAgent(LocalElasticAgent):
         self.stop_workers(death_sig)
 
     def _construct_event(self, state: str, source: EventSource, *facts: Any, **more: Any) -> Event:
-        # Nobody reads these events, and torch's own look up the name of this machine for each of them.
+        # These events are not read, and torch's own look up the name of this machine for each of them.
         return Event(f"torchelastic.worker.status.{state}", source)
 
 

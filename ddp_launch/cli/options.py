@@ -118,7 +118,7 @@ def parse(argv: Sequence[str], environ: Mapping[str, str] = NO_VARIABLES) -> Lau
     except OptionError as error:
         raise OptionError(_as_typed(str(error), own, actions)) from None
     values = given | _from_environment(parser, own, actions, environ)
-    # --auto is what happens anyway; it is there to be written.
+    # --auto is the default; it exists so that it can be written.
     values.pop("auto")
     if values.pop("no_python"):
         program = _as_executable(program)
@@ -147,7 +147,7 @@ def _settle_hosts(values: dict[str, Any]) -> None:
 
 
 def _words_of_a_host(own: Sequence[str]) -> tuple[str, ...]:
-    """The launcher's options without what is about the way to the hosts."""
+    """The launcher's options without those about reaching the hosts."""
     return tuple(word for word in own if word.partition("=")[0] not in HOST_OPTIONS)
 
 
@@ -168,7 +168,7 @@ def option_names() -> tuple[str, ...]:
 
 
 def _as_typed(message: str, own: Sequence[str], actions: Mapping[str, argparse.Action]) -> str:
-    """The message with the option as the user has spelled it, who may have taken another of its names."""
+    """The message with the option as the user spelled it, since an option has several names."""
     named, _, rest = message.partition(" ")
     for typed in (word.partition("=")[0] for word in own):
         if named in actions and named in actions[typed].option_strings:

@@ -56,7 +56,7 @@ SHARED = (
     *("--no-python", "--log-dir", "--tee", "--log-line-prefix-template", "--local-ranks-filter", "--node-rank"),
     *("--master-addr", "--master-port", "--numa-binding", "--shutdown-timeout", "--virtual-local-rank"),
 )
-# accelerate launch and deepspeed, and how it is said here.
+# Options of accelerate launch and deepspeed, and ours in their place.
 OTHERS = {
     "--num-processes": ("accelerate", "--nproc N"),
     "--num-machines": ("accelerate", "--nnodes N"),
@@ -94,7 +94,7 @@ def defaults(environ: Mapping[str, str], given: Container[str]) -> Iterator[tupl
 
 
 def is_command(word: str, words: list[str]) -> bool:
-    """Whether the word begins a pasted command, as torchrun or -m torch.distributed.run, which is passed over."""
+    """Whether the word begins a pasted command, as torchrun or -m torch.distributed.run, which is skipped."""
     if word in ("-m", "--module") and words[:1] in (["torch.distributed.run"], ["torch.distributed.launch"]):
         del words[:1]
         return True

@@ -23,7 +23,7 @@ def whole(option: str, least: int, largest: int) -> Callable[[str], int]:
     """A parser of whole numbers from `least` to `largest`."""
 
     def parse(text: str) -> int:
-        # At most 18 digits: int() of a text of thousands of digits is refused by Python with its own riddle.
+        # At most 18 digits: int() refuses a text of thousands of digits with a message that does not help.
         if re.fullmatch(r"\+?[0-9]{1,18}", text) and least <= int(text) <= largest:
             return int(text)
         raise OptionError(f"{option} {text!r}: expected a whole number from {least} to {largest}")

@@ -1,1 +1,1 @@
-"""What cluster managers tell a process by its environment: one module each, every one of them pure."""
+"""What cluster managers tell a process through its environment: one pure module each."""

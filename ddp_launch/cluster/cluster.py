@@ -18,7 +18,7 @@ from ddp_launch.cluster.detected import Detected
 T = TypeVar("T")
 
 RUN_ID = "ddp-launch"
-"""The name of a run that nobody names: every node must give the same; one endpoint serves one run at a time."""
+"""The name of a run that was given none: it must be the same on every node; one endpoint serves one run at a time."""
 RDZV_TIMEOUT_S = 600
 COMMAND_LINE = "the command line"
 MANAGERS = (over_ssh.read, mpi.read, slurm.read, kubernetes.read)
@@ -53,7 +53,7 @@ class Cluster:
 
     @property
     def one_node(self) -> bool:
-        """Whether nothing but this machine takes part."""
+        """Whether this machine alone takes part."""
         return self.nnodes[1] == 1
 
     def name(self, rank: int) -> str:
@@ -105,12 +105,12 @@ def _given(options: LaunchOptions) -> Detected | None:
 
 
 def _first(said: Iterable[Detected], fact: Callable[[Detected], T | None]) -> tuple[T | None, str | None]:
-    """A fact and who says it."""
+    """A fact and its source."""
     return next(((value, found.source) for found in said if (value := fact(found)) is not None), (None, None))
 
 
 def _in_words(facts: Iterable[tuple[str, str | None]]) -> str:
-    """Who said what: only the name where one said all."""
+    """The sources of the facts: a single name where one gave all of them."""
     by: dict[str, list[str]] = {}
     for fact, source in facts:
         if source is not None:
@@ -121,7 +121,7 @@ def _in_words(facts: Iterable[tuple[str, str | None]]) -> str:
 
 
 def _without_launchers(manager: Detected | None, options: LaunchOptions, endpoint_by: str | None) -> list[str]:
-    """Nodes without a launcher: an error, in a plan a warning; whoever names the endpoint knows better."""
+    """Nodes without a launcher: an error, in a plan a warning; allowed where the user names the endpoint."""
     if manager is None or manager.alone is None or endpoint_by != manager.source:
         return []
     if options.dry_run:

@@ -53,7 +53,7 @@ def _pytorch_job(environ: Mapping[str, str]) -> Detected | None:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether this is an address, or the name, by which every machine means itself."""
+    """Whether this is a loopback address, or the name for it."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -20,12 +20,12 @@ from ddp_core.errors import OptionError
 from ddp_launch.cluster.cluster import Cluster
 
 LOOKUP_S = 5.0
-"""How long to wait for the resolver where nothing hangs on the answer."""
+"""How long to wait for the resolver where nothing depends on the answer."""
 RETRY_S = 1.0
 TRUST = "without password or encryption: that network must be trusted"
 """The end of a warning that each node has of its own interface."""
 ANYWHERE = ("192.0.2.1", "2001:db8::1")
-"""Addresses for documentation (RFC 5737, RFC 3849), held by nobody: the way to them is the default route."""
+"""Addresses for documentation (RFC 5737, RFC 3849), used by no host: the route to them is the default route."""
 INDIRECT_DRIVERS = frozenset({"bridge", "dummy", "tun", "wireguard"})
 """Interfaces of this machine's own containers, virtual machines and tunnels, not of its network."""
 SIOCETHTOOL, ETHTOOL_GDRVINFO, DRVINFO_SIZE = 0x8946, 0x3, 196
@@ -71,7 +71,7 @@ def split_endpoint(endpoint: str) -> tuple[str, int]:
 def resolve(host: str, port: int, timeout_s: float) -> tuple[str, ...]:
     """The addresses of a host, IPv4 first. Tries again until `timeout_s` is over, once at least. Errors: NetworkError.
 
-    The resolver runs in a thread: it may take minutes, in which no signal would be heard.
+    The resolver runs in a thread: it may take minutes, in which no signal would be handled.
     """
     deadline = time.monotonic() + timeout_s
     said = False
@@ -117,7 +117,7 @@ def _own_end(
     if all(map(_is_loopback, found)):
         if _names_loopback(host):
             return found[0], ()
-        # Debian maps a machine's own name to 127.0.1.1, where nobody else reaches it.
+        # Debian maps a machine's own name to 127.0.1.1, where no other machine reaches it.
         address = _address_for_others(cluster, host, own)
         return address, (f"{host} is {found[0]} on this machine: listening on {address} ({own[address]}) instead",)
     return _towards(host, found), ()
@@ -184,7 +184,7 @@ def _running() -> frozenset[str]:
 
 
 def _driver(interface: str) -> str | None:
-    """The kernel driver of an interface, as `ethtool -i` shows it; None where it does not tell."""
+    """The kernel driver of an interface, as `ethtool -i` shows it; None where it is not reported."""
     answer = array.array("B", struct.pack("I", ETHTOOL_GDRVINFO) + bytes(DRVINFO_SIZE - 4))
     request = struct.pack("16sP16x", interface.encode()[:15], answer.buffer_info()[0])
     try:
@@ -218,7 +218,7 @@ def _is_link_local(address: str) -> bool:
 
 
 def _names_loopback(host: str) -> bool:
-    """Whether somebody wrote the loopback address on purpose."""
+    """Whether the loopback address was given on purpose."""
     try:
         return _is_loopback(host)
     except ValueError:

@@ -1,6 +1,6 @@
 """Slurm's variables: those of the step (what srun started) before those of the job (what sbatch was given).
 
-`scontrol` is not asked: containers often lack it, and the variables hold all that it would tell.
+`scontrol` is not asked: containers often lack it, and the variables hold the same facts.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def _port(job: str, step: str | None) -> int:
 
 
 def _tasks(environ: Mapping[str, str], nodes: int) -> tuple[int, ...]:
-    """Tasks of this step on each node; a single number where Slurm tells no more than that."""
+    """Tasks of this step on each node; a single number where Slurm gives no more than that."""
     if text := environ.get("SLURM_STEP_TASKS_PER_NODE"):
         return expand_counts(text, "SLURM_STEP_TASKS_PER_NODE")
     if total := number(environ, "SLURM_STEP_NUM_TASKS", least=1):

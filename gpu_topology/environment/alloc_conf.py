@@ -31,7 +31,7 @@ def merge(general: str, cuda: str) -> Merged | None:
 
 
 def _parse(text: str) -> dict[str, str] | None:
-    """key:value pairs between commas; a value in brackets may hold commas and colons. White space is nothing."""
+    """key:value pairs between commas; a value in brackets may hold commas and colons. White space is ignored."""
     pairs: dict[str, str] = {}
     for item in _split("".join(text.split())):
         key, colon, value = item.partition(":")

@@ -75,7 +75,8 @@ class Facts:
 
     @property
     def given(self) -> dict[str, Given]:
-        """The user's variables by name; NCCL's files count where the environment is silent, as for NCCL itself."""
+        """The user's variables by name; NCCL's files count where the environment does not set them, as for NCCL
+        itself."""
         files = {variable.name: Given(variable.value, variable.file) for variable in self.host.nccl_conf}
         return {**files, **{name: Given(value) for name, value in (self.environ or {}).items()}}
 

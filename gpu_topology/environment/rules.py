@@ -48,7 +48,7 @@ class Remark:
 
 @dataclass(frozen=True, slots=True)
 class NeverSet:
-    """Variables that circulate as cures and are left alone."""
+    """Variables that are often recommended as fixes, and are not set here."""
 
     name: str
     why: str
@@ -109,7 +109,7 @@ def _merged_reason(facts: Facts) -> str:
 
 
 def _pairs(links: tuple[Link, ...]) -> str:
-    """The first few, and what the driver says of all: "0-1, 0-2, 0-3, ... (not-supported)"."""
+    """The first few, and what the driver says about all of them: "0-1, 0-2, 0-3, ... (not-supported)"."""
     first = ", ".join(f"{link.a}-{link.b}" for link in links[:3])
     return f"{first}{', ...' if len(links) > 3 else ''} ({', '.join(sorted({str(link.p2p) for link in links}))})"
 

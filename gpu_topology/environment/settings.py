@@ -102,7 +102,7 @@ def _kept_or(setting: Setting, facts: Facts) -> Setting:
 
 
 def _is_shown(name: str, facts: Facts) -> bool:
-    """Whether a variable of the user's that no rule sets belongs on the page."""
+    """Whether to show a variable that the user has set and no rule sets."""
     if name.startswith(("NCCL_", "CUDA_", "TORCH_NCCL_")):
         return facts.on_gpu and name != "CUDA_HOME"
     return name in ("GLOO_SOCKET_IFNAME", "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
