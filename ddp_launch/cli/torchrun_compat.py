@@ -15,7 +15,7 @@ from ddp_core.errors import OptionError
 from ddp_launch.cli.value_types import endpoint
 
 # Options that torchrun takes from PET_ variables, and that are the launcher's too. Those about nodes are read with what
-# job managers say: clusters/pet.py.
+# job managers say: cluster/pet.py.
 VARIABLES = {
     "PET_NPROC_PER_NODE": "--nproc-per-node",
     "PET_MAX_RESTARTS": "--max-restarts",
