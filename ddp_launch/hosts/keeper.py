@@ -33,6 +33,7 @@ SILENCE_S = 6.0
 """Without a sign of life for so long the other end counts as lost."""
 END_S = 2.0
 """How long a launcher may take to end its ranks once the other end is lost, before it is killed."""
+OWN_PAUSE_S = 2.0
 DRAIN_S = 1.0
 WAIT_S = 0.25
 PR_SET_PDEATHSIG = 1
@@ -56,8 +57,13 @@ class Keeper:
     def run(self) -> None:
         """Until the run, or the connection, is over."""
         self._channel.send("hello", python=list(sys.version_info[:3]), clock=_clock(), pid=os.getpid())
-        while not self._over and not self._channel.closed and time.monotonic() - self._heard < SILENCE_S:
+        looked = time.monotonic()
+        while not self._over and not self._channel.closed and looked - self._heard < SILENCE_S:
             self._wait_and_serve()
+            before, looked = looked, time.monotonic()
+            if looked - before > OWN_PAUSE_S:
+                # This process itself got no time: what was sent meanwhile is read first.
+                self._heard = looked
             if self._launcher is not None and self._reports is not None and self._reports.closed:
                 self._report_end()
         self.end()
