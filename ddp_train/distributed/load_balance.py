@@ -71,10 +71,12 @@ def divide(total: int, speeds: Sequence[Speed], communication: float = 0.0, *, j
     if best is None:
         most = sum(speed.most or 0 for speed in speeds)
         raise ValueError(f"{total} samples do not fit: the ranks have room for {most} together")
+    fastest = best.seconds  # else many ranks, each of which matters little, would be left out one after the other
     for rank in sorted(ranks, key=lambda rank: -speeds[rank].each):
         without = of([other for other in ranks if other != rank]) if len(ranks) > 1 else None
-        if without is not None and without.seconds < (1 + GAIN) * best.seconds:
+        if without is not None and without.seconds < (1 + GAIN) * fastest:
             best, ranks = without, [other for other in ranks if other != rank]
+            fastest = min(fastest, best.seconds)
     return best
 
 

@@ -1,0 +1,108 @@
+"""Memory of a ghost GPU: what runs out is recovered from in anybody's words, and the batch finder finds the limit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from ddp_core.errors import SharedError
+from ddp_train.data.pipeline.window import Window
+from ddp_train.tune.batch_size import find_batch_size
+from ddp_train.tune.memory import GpuMemory
+from tests.ddp_train.techniques.runs import PLAIN
+from tests.ghost import Ghost, Gpu, cuda
+from tests.ghost.runs import GPU, STEPS, make
+
+MIB = 2**20
+WORDS: dict[str, Callable[[str], Exception | None]] = {
+    "torch": lambda operation: None,
+    "cuDNN": lambda operation: (
+        RuntimeError("GET was unable to find an engine to execute this computation")
+        if operation.startswith("convolution")
+        else None
+    ),
+    "cuBLAS": lambda operation: (
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+        if "mm" in operation
+        else None
+    ),
+}
+
+
+def train_with_room(ghost: Ghost, folder: Path, room: int | None, options: str = "") -> tuple[list[float], int, int]:
+    """Sums of the weights, micro-batches of a step at the end, and bytes that steps took; room: that they may take."""
+    run = make(options, folder, PLAIN)
+    step, before, taken = run.trainer.train_step, ghost.gpu.allocated, [0]
+
+    def limited(window: Window) -> None:
+        gpu = ghost.gpu
+        gpu.used_by_others = 0 if room is None else gpu.total - before - room
+        torch.cuda.reset_peak_memory_stats()
+        try:
+            step(window)
+        finally:
+            gpu.used_by_others = 0
+            taken.append(gpu.peak - before)
+
+    run.trainer.train_step = limited  # type: ignore[method-assign]
+    run.trainer.fit()
+    assert run.trainer.progress.step == STEPS
+    weights = [float(p.detach().double().sum()) for p in run.trainer.components.network.parameters()]
+    return weights, run.trainer.components.pipeline.accumulate, max(taken)
+
+
+@pytest.mark.parametrize("whose", WORDS)
+def test_a_step_without_memory_is_retried(whose: str, ghost: Ghost, tmp_path: Path) -> None:
+    ghost.gpu.words.append(WORDS[whose])
+    weights, accumulate, taken = train_with_room(ghost, tmp_path / "plain", None)
+    assert accumulate == 1
+    again, accumulate, less = train_with_room(ghost, tmp_path / "little", taken - 512)
+    assert accumulate >= 2 and less < taken
+    assert again == pytest.approx(weights, rel=1e-4)
+
+
+def test_one_image_that_does_not_fit_ends_the_run_in_one_line(ghost: Ghost, tmp_path: Path) -> None:
+    with pytest.raises(SharedError, match="micro-batches of one image"):
+        train_with_room(ghost, tmp_path / "run", 2048)
+
+
+def test_words_of_a_library_are_no_memory_while_there_is_room(ghost: Ghost) -> None:
+    """Kind: an error taken for another by its words alone."""
+    from ddp_train.engine.oom_retry import is_out_of_memory
+
+    error = RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`")
+    assert not is_out_of_memory(error, GPU)
+    ghost.gpu.used_by_others = int(0.95 * ghost.gpu.total)
+    assert is_out_of_memory(error, GPU)
+
+
+def test_the_batch_finder_agrees_with_an_exhaustive_search() -> None:
+    torch.set_num_threads(1)
+    with cuda(Gpu(total=6 * MIB)):
+        network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1)).to(GPU)
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
+
+        def step(batch: int) -> None:
+            network(torch.ones(batch, 3, 8, 8, device=GPU)).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+        found = find_batch_size(step, device=GPU, keep=[network, optimizer])
+        memory = GpuMemory(GPU)
+
+        def fits(batch: int) -> bool:
+            memory.reset()
+            try:
+                step(batch)
+            except torch.OutOfMemoryError:
+                return False
+            return memory.peak() <= 0.9 * found.limit
+
+        largest = max(
+            size for size in range(found.largest // 2, 2 * found.largest, max(1, found.largest // 12)) if fits(size)
+        )
+    assert abs(found.largest - largest) <= largest / 8
