@@ -39,8 +39,7 @@ def _show(ready: Ready, options: LaunchOptions, exports: list[str], console: Con
         hosts = [{"host": name, **plan["plan"]} for name, plan in ready.plans.items()]
         print(json.dumps({**hosts[0], "hosts": hosts}, indent=2, ensure_ascii=False))
     elif options.quiet:
-        for name, plan in ready.plans.items():
-            console.print(f"{name}: {plan['one_line']}", markup=False, highlight=False, soft_wrap=True)
+        console.print(table.in_one_line(ready.plans), markup=False, highlight=False, soft_wrap=True)
     else:
         table.show(Console() if options.dry_run else console, ready.plans, ready.notes, exports)
         if options.dry_run:

@@ -22,7 +22,7 @@ def show(console: Console, plans: Mapping[str, Plan], notes: Iterable[str], expo
     facts = Table.grid(padding=(0, 2))
     facts.add_column(style="bold", no_wrap=True)
     facts.add_column(overflow="fold")
-    facts.add_row("run", Text(first["run"]))
+    facts.add_row("run", Text(_run(plans)))
     if (endpoint := first["plan"]["rdzv_endpoint"]) is not None:
         facts.add_row("nodes", Text(f"meeting at {endpoint}, held by {next(iter(plans))}"))
     for name, words in _settings(plans):
@@ -32,6 +32,18 @@ def show(console: Console, plans: Mapping[str, Plan], notes: Iterable[str], expo
     console.print(facts)
     for note in _notes(plans, notes):
         console.print(Text.assemble(("note: ", "yellow"), note), soft_wrap=True)
+
+
+def in_one_line(plans: Mapping[str, Plan]) -> str:
+    """The run, for --quiet."""
+    devices = "; ".join(f"{name}: {plan['devices']}" for name, plan in plans.items())
+    return f"{devices}; {_run(plans)}"
+
+
+def _run(plans: Mapping[str, Plan]) -> str:
+    ranks = sum(plan["ranks"] for plan in plans.values())
+    hosts = f"{len(plans)} host{'s' * (len(plans) != 1)}"
+    return f"{ranks} rank{'s' * (ranks != 1)} on {hosts}{next(iter(plans.values()))['program']}"
 
 
 def show_commands(console: Console, plans: Mapping[str, Plan]) -> None:

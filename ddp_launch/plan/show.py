@@ -71,8 +71,7 @@ def in_parts(plan: LaunchPlan) -> dict[str, str | int | None]:
         "ranks": plan.nproc_per_node,
         "network": plan.cluster.address and f"{plan.cluster.interface} {plan.cluster.address}",
         "address": plan.cluster.address,
-        "run": _run(plan).plain,
-        "one_line": in_one_line(plan),
+        "program": _what_runs(plan),
     }
 
 
@@ -122,10 +121,15 @@ def _run(plan: LaunchPlan) -> Text:
     ranks = f"{plan.nproc_per_node} rank{'s' * (plan.nproc_per_node != 1)}"
     least, most = plan.cluster.nnodes
     nodes = "" if most == 1 else f" on each of {least if least == most else f'{least} to {most}'} nodes"
+    return Text(f"{ranks}{nodes}{_what_runs(plan)}")
+
+
+def _what_runs(plan: LaunchPlan) -> str:
+    """Backend, restarts and program, to be put after the number of ranks."""
     most_restarts = plan.job.max_restarts
     restarts = f", up to {most_restarts} restart{'s' * (most_restarts != 1)}" if most_restarts else ""
     backend = "" if chooses_backend(plan.program) else f", {plan.backend}"
-    return Text(f"{ranks}{nodes}{backend}{restarts}: {_program(plan)}")
+    return f"{backend}{restarts}: {_program(plan)}"
 
 
 def _program(plan: LaunchPlan) -> str:

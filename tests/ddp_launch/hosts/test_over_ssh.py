@@ -15,6 +15,7 @@ import pytest
 
 from tests.ddp_launch.hosts.ssh_pair import ROOT, Pair, ssh_pair, why_not
 from tests.ddp_launch.two_nodes import Node
+from tests.fake_nvml.machine import load_machine, to_lines
 
 BOTH = ("--hosts", "node-a,node-b", "--cpu", "--nproc", "1")
 PROGRAM = """
@@ -89,7 +90,7 @@ def test_bundled_trainer_on_both_hosts_from_a_hostfile(pair: Pair) -> None:
     done = pair.run("--hostfile", "hosts.txt", "--cpu", *training)
     assert done.returncode == 0, done.stderr
     assert (pair.folder / "trained" / "done.json").exists()
-    assert "1 rank on each of 2 nodes" in done.stderr
+    assert "2 ranks on 2 hosts" in done.stderr
     assert "each host reads the images" in done.stderr
 
 
@@ -221,6 +222,24 @@ def test_mistakes_on_the_hosts_are_one_line(pair: Pair) -> None:
     folder: Path = pair.folder / "elsewhere" / "mine"
     words = f"folder missing: {folder} (No such file or directory); make it there, or copy it with --sync {folder}"
     assert (process.returncode, err) == (2, f"error: node-b: {words}\n")
+
+
+def test_different_gpus_are_named_in_the_plan(pair: Pair, fake_nvml_library: Path) -> None:
+    for name in ("rtx3090_2x_nvlink", "a100_a5000_t400"):
+        (pair.folder / f"{name}.txt").write_text(to_lines(load_machine(name)))
+    pair.b.run("mount --bind a100_a5000_t400.txt rtx3090_2x_nvlink.txt")
+    machine = str(pair.folder / "rtx3090_2x_nvlink.txt")
+    variables = {"LD_LIBRARY_PATH": str(fake_nvml_library), "FAKE_NVML_MACHINE": machine}
+    done = pair.run("--hosts", "node-a,node-b", "--export", ",".join(variables), "--dry-run", "program.py", **variables)
+    pair.b.run("umount rtx3090_2x_nvlink.txt")
+    assert done.returncode == 0, done.stderr
+    assert "note: different GPUs: node-a: 2 x NVIDIA GeForce RTX 3090; node-b: 3 x NVIDIA RTX A5000\n" in done.stdout
+    rows = {line.split()[0]: line for line in done.stdout.splitlines() if line}
+    assert "  2 x NVIDIA GeForce RTX 3090 (GPU 0, 1)  0 to 1  wire-a 10.77.0.1" in rows["node-a"]
+    # The ranks of the first host come first.
+    assert "  3 x NVIDIA RTX A5000 (GPU 0, 2, 4)      2 to 4  wire-b 10.77.0.2" in rows["node-b"]
+    assert "5 ranks on 2 hosts: program.py" in rows["run"]
+    assert done.stdout.count("torchrun") == 2
 
 
 def test_sync_copies_the_folder(pair: Pair) -> None:
