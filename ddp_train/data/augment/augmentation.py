@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ddp_train.data.augment import keyed_random
+from ddp_train.data.augment.crop import CROPS
 from ddp_train.data.augment.operations import Operation, box_sizes
 from ddp_train.data.sources.samples import Padding
 
@@ -93,6 +94,7 @@ class Augmentation:
         self._erased = int(probability * (1 << 20))
         pixels = self.height * self.width
         self.channels_last = channels_last
+        self._crop = CROPS["windows"]
         self._mean = self._of_pixels(torch.tensor(mean, dtype=torch.float64) * 255, pixels)
         self._factor = self._of_pixels(1 / (torch.tensor(std, dtype=torch.float64) * 255), pixels)
         self._fill = (torch.tensor(mean) * 255).round().to(torch.uint8).repeat(self.width).to(self.device)
@@ -173,7 +175,7 @@ class Augmentation:
         """
         if len(rows) == 0:
             return self.normalise(padded.new_empty((0, self.height, self.width, self.channels)))
-        images = self._crop(padded, rows, draws.shift)
+        images = self._crop(padded, rows, draws.shift, self.height, self.width)
         if draws.flip is not None:
             mirrored = images.view(-1, self.height, self.width, self.channels).flip(2).view_as(images)
             images ^= (images ^ mirrored) & draws.flip[:, None, None]
@@ -196,17 +198,6 @@ class Augmentation:
         if not self.channels_last:
             return values.view(-1, self.channels, self.height, self.width)
         return values.view(-1, self.height, self.width, self.channels).permute(0, 3, 1, 2)
-
-    def _crop(self, padded: Tensor, rows: Tensor, shift: Tensor | None) -> Tensor:
-        """uint8 [n, H, W * C]: every window of every image is a row of one overlapping view."""
-        height, width = padded.shape[1:3]
-        starts = rows * (height * width)
-        if shift is not None:
-            starts = starts + shift
-        windows = padded.numel() // self.channels - (self.height - 1) * width - self.width + 1
-        size, stride = self.width * self.channels, width * self.channels
-        view = padded.as_strided((windows, self.height, size), (self.channels, stride, 1))
-        return view.index_select(0, starts)
 
     def _erase_mask(self, box: Tensor) -> Tensor:
         """uint8 [n, H, W * C]: 255 inside the rectangle."""

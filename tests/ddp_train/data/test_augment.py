@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ddp_train.data.augment.augmentation import Augmentation, Draws
+from ddp_train.data.augment.crop import CROPS
 from ddp_train.data.sources.samples import Padding
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.3)
@@ -150,3 +151,16 @@ def test_large_epochs_are_drawn_in_chunks_without_a_seam(monkeypatch: pytest.Mon
 
 def test_an_empty_batch_is_fine() -> None:
     assert make("heavy")(images(0), torch.arange(0), 0).shape == (0, 3, 16, 24)
+
+
+@pytest.mark.parametrize("shifted", [True, False])
+def test_every_way_to_crop_gives_the_same_windows(shifted: bool) -> None:
+    padded = torch.randint(256, (7, 12, 14, 3), dtype=torch.uint8)
+    rows = torch.tensor([3, 0, 6, 6])
+    down, right = torch.tensor([0, 4, 2, 4]), torch.tensor([4, 0, 3, 4])
+    shift = down * 14 + right if shifted else None
+    found = {name: crop(padded, rows, shift, 8, 10) for name, crop in CROPS.items()}
+    for number, (row, y, x) in enumerate(zip(rows, down, right, strict=True)):
+        y, x = (y, x) if shifted else (0, 0)
+        window = padded[row, y : y + 8, x : x + 10].flatten(1)
+        assert all(torch.equal(images[number], window) for images in found.values())
