@@ -7,7 +7,8 @@ collectives every 15 seconds.
 A step: a DistributedDataParallel program of two ranks with gloo under `launch.py --stall-report 120` and under
 `--stall-report 0`, the second twice. All three run at once and take turns of 1,000 steps, in a new random order each
 round; who has no turn waits, and its launcher is stopped (SIGSTOP), so that it asks nothing. In its turn the first one
-is asked for everything at least once. What counts is the ratio of the mean step within a round.
+is asked for everything at least once. What counts is the ratio of the mean step within a round, by the clock and in CPU
+time of rank 0.
 
 Milliseconds an answer, the share of a rank's time that all of them take together, and the time of a step.
 """
@@ -24,6 +25,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 import psutil
 
@@ -35,12 +37,15 @@ from ddp_launch.stall.watch import POLL_S, SAMPLE_S
 ANSWERS, RECORDED = 100, 2000
 WIDTH, LAYERS, BATCH, WARM_UP = 256, 4, 64, 100
 WITH, WITHOUT, AGAIN = "asked", "not asked", "not asked, again"
+CPU = ", CPU time"
 SECONDS = {WITH: "120", WITHOUT: "0", AGAIN: "0"}
 
 
 def work(folder: str = "") -> dict[str, float]:
     """What the ranks measure: of answers without a `folder`, else of steps, turn by turn."""
-    return steps(Path(folder)) if folder else answers()
+    if folder:
+        steps(Path(folder))
+    return answers()
 
 
 def answers() -> dict[str, float]:
@@ -66,8 +71,9 @@ def answers() -> dict[str, float]:
     return {**times, "share": 0.1 * (times["brief"] / POLL_S + times["full"] / SAMPLE_S)}
 
 
-def steps(folder: Path) -> dict[str, float]:
-    """So many steps as `folder`/go says, until that is 0; milliseconds a step go to `folder`/done."""
+def steps(folder: Path) -> NoReturn:
+    """So many steps as `folder`/go says, again and again; to `folder`/done go milliseconds a step, by the clock and of
+    the CPU."""
     import torch
     import torch.distributed as dist
     from torch import nn
@@ -77,19 +83,17 @@ def steps(folder: Path) -> dict[str, float]:
     network = nn.parallel.DistributedDataParallel(nn.Sequential(*layers))
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-3)
     inputs, count = torch.randn(BATCH, WIDTH), torch.tensor(WARM_UP)
-    while count > 0:
-        started = time.perf_counter()
+    while True:
+        started, began = time.perf_counter(), time.process_time()
         for _ in range(int(count)):
             network(inputs).square().mean().backward()
             optimizer.step()
             optimizer.zero_grad()
-        taken_ms = 1e3 * (time.perf_counter() - started) / int(count)
+        taken = time.perf_counter() - started, time.process_time() - began
         if dist.get_rank() == 0:
-            (folder / "done").write_text(str(taken_ms))
+            (folder / "done").write_text(" ".join(str(1e3 * seconds / int(count)) for seconds in taken))
             count.fill_(int((folder / "go").read_text()))
         dist.broadcast(count, 0)
-    dist.destroy_process_group()
-    return {}
 
 
 class Program:
@@ -104,14 +108,14 @@ class Program:
         self._process = subprocess.Popen(command, env=env | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
         self._read()
 
-    def turn(self, count: int) -> float:
-        """Milliseconds a step over so many steps."""
+    def turn(self, count: int) -> list[float]:
+        """Milliseconds a step over so many steps, by the clock and of rank 0's CPU time."""
         self._process.send_signal(signal.SIGCONT)
         (self._folder / "go").write_text(str(count))
         return self._read()
 
-    def _read(self) -> float:
-        taken_ms = float((self._folder / "done").read_text())
+    def _read(self) -> list[float]:
+        taken_ms = [float(word) for word in (self._folder / "done").read_text().split()]
         self._process.send_signal(signal.SIGSTOP)
         return taken_ms
 
@@ -122,9 +126,9 @@ class Program:
         return sum(sum(one.cpu_times()[:2]) for one in those)
 
     def end(self) -> None:
-        """Its end, by itself."""
+        """Its end, whatever it waits for."""
         self._process.send_signal(signal.SIGCONT)
-        (self._folder / "go").write_text("0")
+        self._process.terminate()
         self._process.wait()
 
 
@@ -154,7 +158,8 @@ def main(arguments: Arguments) -> Figures:
 
         def measure() -> dict[str, float]:
             found = {case: started[case].turn(arguments.steps) for case in draw.sample(sorted(started), len(started))}
-            return {case: found[case] for case in started}
+            clock = {case: found[case][0] for case in started}
+            return clock | {f"{case}{CPU}": found[case][1] for case in started}
 
         cpu_s = lambda: sum(program.cpu_s for program in started.values())  # noqa: E731
         of_steps = take_figures(measure, arguments.step_rounds, unit="ms a step", ours=cpu_s)
@@ -162,7 +167,9 @@ def main(arguments: Arguments) -> Figures:
     rows = [[names[case], f"{turns.values(case):.3f}"] for case in names if turns.enough]
     if of_steps.enough:
         rows += [[f"a step, {WITHOUT}, ms", f"{of_steps.values(WITHOUT):.2f}"]]
-        rows += [[f"a step, {case} / {WITHOUT}", f"{of_steps.ratio(case, WITHOUT):.4f}"] for case in (WITH, AGAIN)]
+        for kind in ("", CPU):
+            ratios = {case: of_steps.ratio(case + kind, WITHOUT + kind) for case in (WITH, AGAIN)}
+            rows += [[f"a step, {case} / {WITHOUT}{kind}", f"{ratio:.4f}"] for case, ratio in ratios.items()]
     table = {"columns": ["cost", "median (quartiles)"], "rows": rows}
     each = {"rounds": turns.rounded(3), "step_rounds": of_steps.rounded(4)}
     return {**turns.account(), **of_steps.account(), **each, "table": table}

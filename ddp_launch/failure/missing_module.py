@@ -22,6 +22,12 @@ def explain(module: str, script: Path | None, *, own_python: bool) -> tuple[str,
     """(what it means, what to do). `script`: the program's file, None for a module or where it is not known;
     `own_python`: whether the program ran in the launcher's Python."""
     top, _, rest = module.partition(".")
+    if module.endswith(".__main__"):
+        package = module.removesuffix(".__main__")
+        return (
+            f"{package} is a package without a __main__.py: -m cannot run it",
+            f"-m {package}.MODULE names a file in it",
+        )
     if (own := _own_file(module, script)) is not None:
         return own
     # The first entry is the launcher's own folder, which the program does not have.

@@ -189,6 +189,10 @@ def test_packages_that_pip_knows(remedy, module: str, name: str) -> None:  # typ
             "trainer_parts was not found in this Python, and no file of that name in this folder; is it",
         ),
         ("'apex'", "PyPI's apex is another program"),
+        (
+            "torch.nn.__main__; 'torch.nn' is a package and cannot be directly executed",
+            "-m torch.nn.MODULE names a file",
+        ),
         ("'PIL.nothing'", "is installed, and has no PIL.nothing"),
         ("'torch._six'", "is installed, and has no torch._six"),
         ("'_sqlite3'", "Python was built without it"),

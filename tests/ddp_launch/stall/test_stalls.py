@@ -87,6 +87,7 @@ STALLS = {
     "late start": ("missing", [1], r"has not come to init_process_group"),
     "receiving": ("locked", [0, 1], r"all_reduce number 11 on rank 0, recv on rank 1"),
 }
+STARTS = re.compile("init_process_group|new_group")
 USUALLY = ("collectives", "shapes", "stopped", "native code", "starved")
 """Without --whole; the tests below have one that is asleep."""
 
@@ -97,11 +98,13 @@ def events_of(folder: Path, name: str) -> list[dict[str, Any]]:
 
 
 def wait_for_report(folder: Path, process: subprocess.Popen[str], since_s: float = 0.0) -> dict[str, Any]:
-    """The first report after that time of the monotonic clock: a start may take longer than the reports' time, too."""
+    """The first report after that time of the monotonic clock, without those about the start, which may take longer
+    than the reports' time, too, and may have been looked at before."""
     deadline = time.monotonic() + TIMEOUT_S
     while True:
         events = (event for event in events_of(folder, "stall") if event["monotonic_ms"] > since_s * 1000)
-        if (found := next(events, None)) is not None:
+        of_now = (event for event in events if since_s == 0 or not STARTS.search(event["words"]))
+        if (found := next(of_now, None)) is not None:
             return found
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline, "no report"
