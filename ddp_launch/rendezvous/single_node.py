@@ -109,9 +109,6 @@ def _reach(address: str, port: int) -> None:
 
 
 def _one_node(parameters: RendezvousParameters) -> RendezvousHandler:
-    return OneNode(_address(parameters), parameters.run_id)
-
-
-def _address(parameters: RendezvousParameters) -> str:
+    """The handler for torch's registry."""
     assert parameters.local_addr is not None
-    return parameters.local_addr
+    return OneNode(parameters.local_addr, parameters.run_id)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import gc
 import math
+from functools import partial
 
 from ddp_core.errors import TopologyError
 
@@ -21,7 +22,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seconds", type=_seconds, default=0.0, metavar="S", help="how long; 0: until Ctrl-C (default)"
     )
     parser.add_argument(
-        "--interval", type=_interval, default=1.0, metavar="S", help="seconds from sample to sample (default: 1)"
+        "--interval",
+        type=partial(_seconds, zero=False),
+        default=1.0,
+        metavar="S",
+        help="seconds from sample to sample (default: 1)",
     )
     parser.add_argument(
         "--gpus", "--devices", type=some_names, default=(), metavar="LIST", help="only these: 0,2 or UUIDs"
@@ -64,20 +69,13 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _seconds(text: str) -> float:
-    return _number(text, least=0.0, strictly=False)
-
-
-def _interval(text: str) -> float:
-    return _number(text, least=0.0, strictly=True)
-
-
-def _number(text: str, least: float, strictly: bool) -> float:
+def _seconds(text: str, *, zero: bool = True) -> float:
+    """A number of seconds; zero: whether 0 is one. Errors: ArgumentTypeError."""
     try:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not (math.isfinite(value) and (value > least if strictly else value >= least)):
-        wanted = "above" if strictly else "of at least"
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds {wanted} {least:g}")
+    if not (math.isfinite(value) and (value >= 0 if zero else value > 0)):
+        wanted = "of at least" if zero else "above"
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds {wanted} 0")
     return value

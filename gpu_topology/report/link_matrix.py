@@ -25,7 +25,7 @@ def links(screen: Screen, topology: Topology, selection: Selection | None = None
     """
     gpus = topology.gpus
     row_head = len(f"GPU{gpus[-1].index}")
-    cell = max((len(_words(link)) for link in topology.links), default=1)
+    cell = max((len(link.label) + _refused(link) for link in topology.links), default=1)
     wide, slim = max(cell, row_head) + 2, max(cell, len(str(gpus[-1].index))) + 1
     if row_head + 1 + len(gpus) * wide > screen.width and row_head + 1 + len(gpus) * slim <= screen.width:
         _block(screen, topology, selection, gpus, close=True)
@@ -54,11 +54,8 @@ def _block(
     screen.table([Column(), *columns], rows, left=0 if close else 1, gap=1 if close else 2)
 
 
-def _words(link: Link) -> str:
-    return link.label + ("*" if _refused(link) else "")
-
-
 def _refused(link: Link) -> bool:
+    """Whether the driver reports that peer access does not work."""
     return link.p2p not in (None, "ok")
 
 
