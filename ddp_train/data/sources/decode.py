@@ -225,7 +225,7 @@ def _decode_in_processes(
         return _follow(readers, tolerated, extents, progress)
     finally:
         for worker in workers:
-            worker.terminate()
+            worker.kill()  # a SIGTERM that comes beside one from elsewhere would be lost
         for worker in workers:
             worker.join()
 
