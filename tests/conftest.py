@@ -103,7 +103,7 @@ def signal_handlers_restored() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _built(source: Path, folder: Path, name: str) -> Path:
+def built(source: Path, folder: Path, name: str) -> Path:
     """The folder with a stand-in for a library of the driver, built by the system's C compiler."""
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
@@ -119,14 +119,14 @@ def _built(source: Path, folder: Path, name: str) -> Path:
 @pytest.fixture(scope="session")
 def fake_nvml_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with the stand-in for NVML, built once per run."""
-    return _built(SOURCE, tmp_path_factory.mktemp("fake_nvml"), "libnvidia-ml.so.1")
+    return built(SOURCE, tmp_path_factory.mktemp("fake_nvml"), "libnvidia-ml.so.1")
 
 
 @pytest.fixture(scope="session")
 def fake_cuda_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with the stand-in for libcuda, built once per run."""
     source = Path(__file__).parent / "fake_cuda" / "cuda.c"
-    return _built(source, tmp_path_factory.mktemp("fake_cuda"), "libcuda.so.1")
+    return built(source, tmp_path_factory.mktemp("fake_cuda"), "libcuda.so.1")
 
 
 @pytest.fixture

@@ -11,8 +11,7 @@ BASE_LEARNING_RATE = {"sgd": 0.05, "adam": 0.001, "adamw": 0.001, "muon": 0.02}
 _FAMILIES: tuple[tuple[tuple[str, ...], str, float], ...] = (
     (("vit_", "swin_", "maxvit_", "convnext_"), "adamw", 0.0005),
     (("vit",), "adamw", 0.001),
-    (("squeezenet",), "adamw", 0.001),
-    (("alexnet", "vgg"), "sgd", 0.007),
+    (("alexnet", "vgg", "squeezenet"), "sgd", 0.007),
 )
 
 

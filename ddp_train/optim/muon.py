@@ -14,11 +14,13 @@ torch.optim.Muon takes matrices alone, so this step is written out here; it is w
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from ddp_train.torch_internals import foreach
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the quintic a x + b x^3 + c x^5, chosen by the authors for a steep rise at 0; singular values end near 1."""
@@ -72,11 +74,7 @@ class Muon(torch.optim.Optimizer):
                 loss = closure()
         scale: Tensor | None = getattr(self, "grad_scale", None)
         left_out: Tensor | None = getattr(self, "found_inf", None)
-        group = self.param_groups[0]
-        for parameter in group["params"]:
-            if parameter.grad is not None:
-                gradient = parameter.grad if scale is None else parameter.grad / scale
-                self._step_or_not(parameter, gradient, group, left_out)
+        self._step_matrices(self.param_groups[0], scale, left_out)
         if self.rest is not None:
             # After a load these are new objects.
             self.rest.param_groups, self.rest.state = self.param_groups[1:], self.state
@@ -84,32 +82,46 @@ class Muon(torch.optim.Optimizer):
             self.rest.step()
         return loss
 
-    def _step_or_not(
-        self, parameter: nn.Parameter, gradient: Tensor, group: dict[str, Any], left_out: Tensor | None
-    ) -> None:
+    def _step_matrices(self, group: dict[str, Any], scale: Tensor | None, left_out: Tensor | None) -> None:
         """left_out: a scalar on the device, not 0 where the gradient has overflowed; None: it has not."""
-        state = self.state[parameter]
-        if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(gradient)
-        if left_out is None:
-            self._step(parameter, gradient, group)
+        matrices: list[Tensor] = [p for p in group["params"] if p.grad is not None]
+        if not matrices:
             return
-        before = [(value, value.clone()) for value in (parameter, state["momentum_buffer"])]
-        self._step(parameter, gradient, group)
+        found: list[Any] = [matrix.grad for matrix in matrices]
+        gradients: list[Tensor] = found if scale is None else [gradient / scale for gradient in found]
+        for matrix, gradient in zip(matrices, gradients, strict=True):
+            if "momentum_buffer" not in self.state[matrix]:
+                self.state[matrix]["momentum_buffer"] = torch.zeros_like(gradient)
+        momenta: list[Tensor] = [self.state[matrix]["momentum_buffer"] for matrix in matrices]
+        if left_out is None:
+            self._step(matrices, gradients, momenta, group)
+            return
+        before = [(value, value.clone()) for value in (*matrices, *momenta)]
+        self._step(matrices, gradients, momenta, group)
         for value, earlier in before:
             value.copy_(torch.where(left_out.bool(), earlier, value))
 
-    def _step(self, parameter: nn.Parameter, gradient: Tensor, group: dict[str, Any]) -> None:
-        momentum: Tensor = self.state[parameter]["momentum_buffer"]
-        momentum.lerp_(gradient, 1 - group["momentum"])
-        update = gradient.lerp(momentum, group["momentum"]).flatten(1)  # Nesterov
-        rows, columns = update.shape
-        length = group["lr"] * math.sqrt(max(1.0, rows / columns))
-        update = orthogonalized(update, self._dtype, self._iterations).to(parameter.dtype).view(parameter.shape)
+    def _step(
+        self, matrices: list[Tensor], gradients: list[Tensor], momenta: list[Tensor], group: dict[str, Any]
+    ) -> None:
+        """Few operations, each on all matrices: a small network's step is otherwise as long as its launches take."""
+        foreach("lerp_", momenta, gradients, 1 - group["momentum"])
+        updates = foreach("lerp", gradients, momenta, group["momentum"])  # Nesterov
+        updates = orthogonalized_together(updates, self._dtype, self._iterations)
         if self._normalize:
-            parameter.mul_(math.sqrt(rows) / parameter.norm().clamp(min=LEAST_NORM))
-        parameter.mul_(1 - group["lr"] * group["weight_decay"])
-        parameter.add_(update, alpha=-length)
+            scales = foreach("norm", matrices)
+            foreach("clamp_min_", scales, LEAST_NORM)
+            foreach("reciprocal_", scales)
+            lengths: list[Any] = [math.sqrt(len(matrix)) for matrix in matrices]
+            foreach("mul_", scales, lengths)
+            foreach("mul_", matrices, scales)
+        foreach("mul_", matrices, 1.0 - group["lr"] * group["weight_decay"])
+        by_length: dict[float, list[int]] = {}
+        for index, matrix in enumerate(matrices):
+            by_length.setdefault(math.sqrt(max(1.0, len(matrix) ** 2 / matrix.numel())), []).append(index)
+        for length, chosen in by_length.items():
+            both = [matrices[index] for index in chosen], [updates[index] for index in chosen]
+            foreach("add_", *both, alpha=-length * group["lr"])
 
 
 def orthogonalized(matrix: Tensor, dtype: torch.dtype = torch.float32, iterations: int = ITERATIONS) -> Tensor:
@@ -118,15 +130,49 @@ def orthogonalized(matrix: Tensor, dtype: torch.dtype = torch.float32, iteration
     matrix: [rows, columns]; the result has `dtype`, in which it is computed. Fewer iterations leave more of the small
     singular values small.
     """
+    return orthogonalized_together([matrix], dtype, iterations)[0]
+
+
+def orthogonalized_together(
+    matrices: Sequence[Tensor], dtype: torch.dtype = torch.float32, iterations: int = ITERATIONS
+) -> list[Tensor]:
+    """`orthogonalized` of each; those of one shape in one batch. Each: [rows, ...], seen as [rows, columns]."""
+    by_shape: dict[tuple[int, int], list[int]] = {}
+    for index, matrix in enumerate(matrices):
+        by_shape.setdefault((len(matrix), matrix.numel() // len(matrix)), []).append(index)
+    batches = {
+        shape: torch.empty(len(held), *shape, dtype=dtype, device=matrices[0].device)
+        for shape, held in by_shape.items()
+    }
+    places: list[Tensor] = [*matrices]
+    for shape, held in by_shape.items():
+        for place, index in zip(batches[shape].unbind(), held, strict=True):
+            places[index] = place.view(matrices[index].shape)
+    foreach("copy_", places, matrices)
+    norms = foreach("norm", places)
+    foreach("clamp_min_", norms, LEAST_NORM)
+    foreach("div_", places, norms)  # singular values of at most 1
+    for (rows, columns), batch in batches.items():
+        found = _newton_schulz(batch.mT if rows > columns else batch, iterations)
+        found = found.mT if rows > columns else found
+        for one, index in zip(found.unbind(), by_shape[rows, columns], strict=True):
+            places[index] = one.reshape(matrices[index].shape)
+    return places
+
+
+def _newton_schulz(batch: Tensor, iterations: int) -> Tensor:
+    """[n, rows, columns], rows <= columns, singular values of at most 1."""
     a, b, c = COEFFICIENTS
-    tall = matrix.size(0) > matrix.size(1)
-    x = matrix.to(dtype, copy=True)
-    x = x.T if tall else x
-    x.div_(x.norm().clamp(min=LEAST_NORM))  # singular values of at most 1
+    if len(batch) == 1:
+        x = batch[0]
+        for _ in range(iterations):
+            gram = x @ x.T
+            x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        return x.unsqueeze(0)
     for _ in range(iterations):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.T if tall else x
+        gram = batch @ batch.mT
+        batch = torch.baddbmm(batch, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), batch, beta=a)
+    return batch
 
 
 def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:

@@ -22,13 +22,13 @@ Restore = Callable[[], object]
 
 
 @contextlib.contextmanager
-def preserved(*parts: Part) -> Iterator[None]:
+def preserved(*parts: Part, release: bool = True) -> Iterator[None]:
     """Inside, the parts may be trained; afterwards they are what they were, and so are the random generators.
 
     Of a module: parameters, buffers, gradients and the mode of each of its modules; of an optimizer: its state and the
     options of its groups; of anything else what `state_dict` gives. Generators: torch's on the CPU and on each GPU,
-    Python's and NumPy's. The copies are kept in host memory, so that they take nothing from what is measured; memory
-    that nothing refers to any more goes back to the GPU at the end.
+    Python's and NumPy's. The copies are kept in host memory, so that they take nothing from what is measured. release:
+    memory that nothing refers to any more goes back to the GPU at the end.
     """
     on_gpus = torch.cuda.is_available() and torch.cuda.is_initialized()
     python, numpys, restores = random.getstate(), np.random.get_state(), [_keep(part) for part in parts]
@@ -40,7 +40,8 @@ def preserved(*parts: Part) -> Iterator[None]:
         np.random.set_state(numpys)
         for restore in restores:
             restore()
-        release_memory()
+        if release:
+            release_memory()
 
 
 def _keep(part: Part) -> Restore:

@@ -115,8 +115,9 @@ def test_commands_are_found_in_pipes_substitutions_and_after_variables() -> None
     assert sorted(words[1] for words in found) == ["five.py", "four.py", "one.py", "six.py", "three.py", "two.py"]
 
 
-# Options of other programs that the pages name by themselves.
+# Options of other programs, and of a script, that the pages name by themselves.
 FOREIGN = {"--whole", "--ipc=host", "--shm-size=8g", "--cap-add=SYS_NICE", "--requeue"}
+FOREIGN |= {"--rehearse", "--only", "--budget", "--data"}  # scripts/gpu_session.sh
 
 
 def test_every_option_that_a_text_names_exists() -> None:

@@ -41,20 +41,26 @@ def ghost_machine(fake_driver: FakeDriver, fake_cuda_library: Path, tmp_path: Pa
     def environment(machine: dict[str, Any] | str, **variables: str) -> dict[str, str]:
         facts, reports = load_machine(machine), tmp_path / "ghost"
         reports.mkdir(exist_ok=True)
-        description = tmp_path / "ghost-machine.json"
-        description.write_text(json.dumps(facts))
         drivers = fake_driver(facts)
         drivers["LD_LIBRARY_PATH"] = f"{fake_cuda_library}:{drivers['LD_LIBRARY_PATH']}"
-        return {
-            **{k: v for k, v in os.environ.items() if not k.startswith("CUDA_")},
-            **drivers,
-            "FAKE_CUDA_GPUS": for_libcuda(facts),
-            MACHINE: str(description),
-            "GHOST_REPORT": str(reports),
-            "PYTHONPATH": f"{SITE}:{os.environ.get('PYTHONPATH', '')}".rstrip(":"),
-            "OMP_NUM_THREADS": "1",
-            "XDG_CACHE_HOME": str(tmp_path / "cache"),
-            **variables,
-        }
+        found = environment_on(facts, drivers, tmp_path)
+        return {**found, "GHOST_REPORT": str(reports), "XDG_CACHE_HOME": str(tmp_path / "cache"), **variables}
 
     return environment
+
+
+def environment_on(facts: dict[str, Any], drivers: dict[str, str], folder: Path) -> dict[str, str]:
+    """The environment of a process that finds the ghost GPUs of a machine.
+
+    drivers: LD_LIBRARY_PATH with the stand-ins for both libraries, and FAKE_NVML_MACHINE. folder: for a description.
+    """
+    description = folder / "ghost-machine.json"
+    description.write_text(json.dumps(facts))
+    return {
+        **{k: v for k, v in os.environ.items() if not k.startswith("CUDA_")},
+        **drivers,
+        "FAKE_CUDA_GPUS": for_libcuda(facts),
+        MACHINE: str(description),
+        "PYTHONPATH": f"{SITE}:{os.environ.get('PYTHONPATH', '')}".rstrip(":"),
+        "OMP_NUM_THREADS": "1",
+    }

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 
 from ddp_train.assemble.build import build
 from ddp_train.config.parse import parse
 from ddp_train.config.recommend import recommend_for_data
-from ddp_train.data.sources.builtin import load_digits
 from ddp_train.distributed.process_group import Ranks
 from ddp_train.models import names
 
@@ -28,55 +25,12 @@ SMALL = {
 }
 
 
-# Of torchvision: the smallest of each family, the side of the images that it takes, epochs, and what it must reach.
-# With --whole; the first one always.
-FAMILIES = {
-    "shufflenet_v2_x0_5": (16, 6, 0.6),
-}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tests beside one another share the cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("name", names())
 def test_it_learns_the_digits(name: str, tmp_path: Path) -> None:
     options, epochs = SMALL[name]
     words = f"--model {name} {options} --epochs {epochs} --dataset digits --device cpu --amp off --no-tensorboard"
     run = build(parse([*words.split(), "--out-dir", str(tmp_path / "run")]), Ranks(), torch.device("cpu"))
     assert run.trainer.fit().best_accuracy > 0.6  # by chance 0.1
-
-
-@pytest.fixture(scope="module")
-def digits_in_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The digits as an image folder, which is scaled to what a model takes."""
-    folder, digits = tmp_path_factory.mktemp("digits"), load_digits()
-    assert digits.test is not None
-    for part, split in (("train", digits.train), ("test", digits.test)):
-        for number, (image, label) in enumerate(zip(split.take(slice(None)), split.labels, strict=True)):
-            file = folder / part / str(label) / f"{number}.png"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image[..., 0]).save(file)
-    return folder
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_a_family_of_torchvisions_learns_the_digits(
-    name: str, tmp_path: Path, digits_in_files: Path, pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if name != next(iter(FAMILIES)) and not pytestconfig.getoption("--whole"):
-        pytest.skip("only with --whole: minutes")
-    monkeypatch.setenv("DDP_TRAIN_CACHE", str(tmp_path / "cache"))
-    side, epochs, least = FAMILIES[name]
-    words = f"--model {name} --epochs {epochs} --dataset folder --data-dir {digits_in_files} --image-size {side}"
-    words += f" --augment none --device cpu --amp off --no-tensorboard --out-dir {tmp_path / 'run'}"
-    run = build(parse(words.split()), Ranks(), torch.device("cpu"))
-    assert run.trainer.fit().best_accuracy > least  # by chance 0.1
 
 
 @pytest.mark.parametrize(
