@@ -24,7 +24,7 @@ class NumaNode:
 
 @dataclass(frozen=True, slots=True)
 class Cpus:
-    """`usable`: logical CPUs; `usable_cores`: physical ones, None where the kernel does not tell them apart.
+    """`usable`: logical CPUs; `usable_cores`: physical ones, None where the kernel does not distinguish them.
 
     `physical_cores` and `nodes` are those of the machine, `usable_nodes` those with a CPU of ours.
     """

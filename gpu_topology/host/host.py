@@ -20,7 +20,7 @@ from gpu_topology.host.nccl_conf import ConfiguredVariable, read_nccl_conf
 class Host:
     """Memory in bytes. `usable_cpus` counts logical CPUs within affinity and cgroup quota; at least 1.
 
-    usable_cores     the same in physical cores, None where the kernel does not tell hyperthreads apart
+    usable_cores     the same in physical cores, None where the kernel does not distinguish hyperthreads
     usable_nodes     the NUMA nodes with a CPU that this process may use
     cpu_vendor       "GenuineIntel", "AuthenticAMD"; None where the CPU has no such word (Arm)
     iommu            names in /sys/class/iommu; empty when the kernel uses none, or shows none

@@ -1,7 +1,7 @@
 """`python -m gpu_topology monitor`: how the GPUs are used, live.
 
 sampler.py (the driver) -> loop.py (the loop) -> sample_file.py (JSON Lines), live.py (the screen),
-usage.py and verdict.py (the summary)
+usage.py and assessment.py (the summary)
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from gpu_topology.driver.library import Driver, DriverError, session
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """One GPU at one moment: percent, bytes, watts, degrees Celsius. None where the driver does not tell."""
+    """One GPU at one moment: percent, bytes, watts, degrees Celsius. None where the driver does not report it."""
 
     uuid: str
     utilization: int | None = None

@@ -37,7 +37,7 @@ class ProcessSample:
 
 @dataclass(frozen=True, slots=True)
 class GpuSample:
-    """One GPU at one moment: percent, bytes, watts, degrees Celsius, bytes per second. None: the driver did not tell.
+    """One GPU at one moment: percent, bytes, watts, degrees Celsius, bytes per second. None: not reported.
 
     error  set when the GPU is lost; everything else is then None
     """

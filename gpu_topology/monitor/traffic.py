@@ -31,7 +31,7 @@ _UNKNOWN: Pair = (None, None)
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """Bytes per second as (sent by the GPU, received by it); None where the driver does not tell."""
+    """Bytes per second as (sent by the GPU, received by it); None where the driver does not report it."""
 
     pcie: Pair = _UNKNOWN
     nvlink: Pair = _UNKNOWN

@@ -1,4 +1,4 @@
-"""Samples to a summary: how busy and how full each GPU was. Pure; what it says about the run is in verdict.py."""
+"""Samples to a summary: how busy and how full each GPU was. Pure; what it says about the run is in assessment.py."""
 
 from __future__ import annotations
 
