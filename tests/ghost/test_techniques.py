@@ -32,7 +32,7 @@ def test_a_technique_on_a_gpu(row: Row, tmp_path: Path) -> None:
             run = make(row.on, tmp_path / "gpu", network)
             ghost.waits.forget()
             run.trainer.fit()
-            places = ghost.waits.places(at_least=run.trainer.progress.step // 2)
+            places = ghost.waits.places(at_least=run.trainer.progress.step - 1)
             weights = {name: value.cpu() for name, value in runs.weights(run).items()}
     finally:
         torch.set_num_threads(threads)
