@@ -186,6 +186,9 @@ class LogTail:
 def read(logs: Sequence[Path], reported: tuple[str, ...] = ()) -> LogTail:
     """The end of a rank's logs, which are standard output and standard error. Never raises."""
     found = [(log, lines) for log in reversed(logs) if (lines := tail(log))]
+    if len(found) > 1 and found[0][1] == found[1][1]:
+        # Both streams of the rank go to one place, in their order, and each log has it all.
+        del found[1:]
     with_traceback = next(((log, lines) for log, lines in found if _last_traceback(lines) is not None), None)
     log, lines = with_traceback or next(iter(found), (None, []))
     output = [line for _, more in found[1:] for line in more[-OUTPUT_LINES:]] if with_traceback is None else []

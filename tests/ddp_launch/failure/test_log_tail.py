@@ -78,6 +78,9 @@ def test_error_output_before_output_but_a_traceback_before_both(tmp_path: Path) 
     assert read((out, err)).source == err
     out.write_text(HEAD + FRAME + "ValueError: x\n")
     assert read((out, err)).source == out
+    for log in (out, err):
+        log.write_text("in both\n")
+    assert read((out, err)).shown(20) == ("in both",)
     assert read(()) == LogTail()
 
 
