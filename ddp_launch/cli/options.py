@@ -220,19 +220,7 @@ def _check(options: LaunchOptions) -> None:
             options.wait is not None and options.allow_busy,
             "--wait waits for GPUs that are in use, --allow-busy takes them: give one",
         ),
-        (
-            bool(options.hosts) and (options.doctor or options.topology is not None),
-            f"--hosts starts a run: {'--doctor' if options.doctor else '--topology'} looks at one machine",
-        ),
-        (
-            bool(options.hosts)
-            and any(one is not None for one in (options.nnodes, options.node_rank, options.master_addr)),
-            "--hosts says how many nodes there are and which is which: leave out --nnodes, --node-rank, --master-addr",
-        ),
-        (
-            not options.hosts and (options.sync is not None or bool(options.export) or options.check_hosts),
-            f"{_first_given(options)} belongs to --hosts or --hostfile, which are not given",
-        ),
+        *_conflicts_of_hosts(options),
         (
             options.rdzv_endpoint is not None and options.master_addr is not None,
             "--rdzv-endpoint and --master-addr name the same thing: give one",
@@ -247,9 +235,24 @@ def _check(options: LaunchOptions) -> None:
             raise OptionError(message)
 
 
-def _first_given(options: LaunchOptions) -> str:
-    """The option that needs hosts, where there are none."""
-    return "--export" if options.export else "--check-hosts" if options.check_hosts else "--sync"
+def _conflicts_of_hosts(options: LaunchOptions) -> tuple[tuple[bool, str], ...]:
+    """What --hosts excludes, and what needs it."""
+    needs = "--export" if options.export else "--check-hosts" if options.check_hosts else "--sync"
+    return (
+        (
+            bool(options.hosts) and (options.doctor or options.topology is not None),
+            f"--hosts starts a run: {'--doctor' if options.doctor else '--topology'} looks at one machine",
+        ),
+        (
+            bool(options.hosts)
+            and any(one is not None for one in (options.nnodes, options.node_rank, options.master_addr)),
+            "--hosts says how many nodes there are and which is which: leave out --nnodes, --node-rank, --master-addr",
+        ),
+        (
+            not options.hosts and (options.sync is not None or bool(options.export) or options.check_hosts),
+            f"{needs} belongs to --hosts or --hostfile, which are not given",
+        ),
+    )
 
 
 def _as_executable(program: Program) -> Program:

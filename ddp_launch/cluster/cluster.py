@@ -65,7 +65,9 @@ def find_cluster(options: LaunchOptions, environ: Mapping[str, str]) -> Cluster:
     """The nodes of this run. Errors: OptionError where they cannot meet, or were started in a way that cannot work."""
     _refuse_inside_torchrun(environ)
     manager = next((found for read in MANAGERS if (found := read(environ)) is not None), None)
-    said = [found for found in (_given(options), pet.read(environ), manager) if found is not None]
+    # The launcher that started this one over ssh knows best.
+    sources = (over_ssh.read(environ), _given(options), pet.read(environ), manager)
+    said = [found for found in sources if found is not None]
     nnodes, nodes_by = _first(said, lambda found: found.nnodes)
     if manager is not None and manager.crowded and (nnodes != (1, 1) or nodes_by == manager.source):
         # With --nnodes 1 each of them is a run of its own.

@@ -115,6 +115,7 @@ def _facts(fleet: Fleet, options: LaunchOptions, copied: str | None, refused: _R
     words = [secrets.token_hex(16) for _ in fleet.hosts]
 
     def answer(host: Any, message: Mapping[str, Any]) -> None:
+        """Ask a host that has come."""
         if message["kind"] == "hello" and message["python"][:2] != list(sys.version_info[:2]):
             there, here = (".".join(map(str, version)) for version in (message["python"], sys.version_info[:3]))
             host.lost = f"another Python: {there} there, {here} here"
@@ -141,7 +142,7 @@ def _facts(fleet: Fleet, options: LaunchOptions, copied: str | None, refused: _R
         fleet.send("folder", folder=folder)
         for message, entered in zip(checked, fleet.gather("entered", WORK_S), strict=False):
             message["folder"] = entered["why"]
-    hosts = [HostFacts(host.name, checked[host.rank], ahead[host.rank], words[host.rank]) for host in fleet.hosts]
+    hosts = [HostFacts(one.name, checked[one.rank], ahead[one.rank], words[one.rank]) for one in fleet.hosts]
     for name, why in checks.problems(hosts, __version__, str(PACKAGES), folder):
         refused.say(name, why)
     return hosts
@@ -178,7 +179,7 @@ def _start(
         "fd": "FD",  # filled in by the keeper
         "names": [host.name for host in fleet.hosts],
         "endpoint": place,
-        "run_id": time.strftime("%Y%m%d-%H%M%S"),
+        "run_id": options.rdzv_id or time.strftime("%Y%m%d-%H%M%S"),
         "width": console.width,
         "colour": console.is_terminal and not console.no_color,
         "dry_run": options.dry_run,

@@ -8,7 +8,6 @@ from typing import Any
 
 CLOCKS_S = 10.0
 """torch takes a node for lost whose last sign of life is 15 s old by another's clock."""
-NOT_THERE = "nothing listens there any more"
 
 
 @dataclass(frozen=True)

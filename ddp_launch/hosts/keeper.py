@@ -159,6 +159,7 @@ class Keeper:
         kernel, parent = ctypes.CDLL(None), os.getpid()
 
         def tie() -> None:
+            """In the new process: the kernel ends it with the keeper."""
             # A group of its own, for signals; no session: as its leader it would take a rank's terminal for its own.
             os.setpgid(0, 0)
             kernel.prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
