@@ -229,7 +229,9 @@ def test_different_gpus_are_named_in_the_plan(pair: Pair, fake_nvml_library: Pat
         (pair.folder / f"{name}.txt").write_text(to_lines(load_machine(name)))
     pair.b.run("mount --bind a100_a5000_t400.txt rtx3090_2x_nvlink.txt")
     machine = str(pair.folder / "rtx3090_2x_nvlink.txt")
-    variables = {"LD_LIBRARY_PATH": str(fake_nvml_library), "FAKE_NVML_MACHINE": machine}
+    # Claims of other tests on these GPUs are in the usual folder.
+    claims = str(pair.folder / "tmp")
+    variables = {"LD_LIBRARY_PATH": str(fake_nvml_library), "FAKE_NVML_MACHINE": machine, "XDG_RUNTIME_DIR": claims}
     done = pair.run("--hosts", "node-a,node-b", "--export", ",".join(variables), "--dry-run", "program.py", **variables)
     pair.b.run("umount rtx3090_2x_nvlink.txt")
     assert done.returncode == 0, done.stderr
