@@ -17,7 +17,18 @@ from ddp_train.checkpoint import format as checkpoint_format
 from ddp_train.models import TORCHVISION, names
 
 IMAGENET = "imagenet"
-_NESTED = ("state_dict", "model_state_dict", "model", "module", "net", "network", "weights", "ema", "state")
+_NESTED = (
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "module",
+    "net",
+    "network",
+    "weights",
+    "ema",
+    "state",
+    "state_dict_ema",
+)
 """Where checkpoints of other programs keep the state_dict."""
 _SHOWN = 3
 

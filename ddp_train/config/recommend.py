@@ -20,6 +20,7 @@ from ddp_train.config.yaml_file import read_mapping
 GB = 10**9
 FIXED: dict[str, str | int | float] = {"model": "small", "batch_size": 128, "num_workers": 0, "amp": "off"}
 DIGITS_STEPS = 400
+GREY = ("digits", "mnist", "fashion_mnist")
 ADA = ((20 * GB, "rtx4090"), (15 * GB, "rtx4080"), (10 * GB, "rtx4070"))
 """The presets of a single GPU of compute capability 8.9, by memory."""
 VIT = {"cpu": (4, 8, 512, 6), "cuda": (16, 2, 256, 3)}
@@ -80,7 +81,7 @@ def recommend_for_data(
         Recommendation("scheduler", scheduler, f"global batch {global_batch}"),
         Recommendation("augment", augment, f"usual for {dataset}"),
         Recommendation("lr", config.optim.lr or base, f"{config.optim.optimizer} at global batch {REFERENCE_BATCH}"),
-        Recommendation("normalize", *_normalisation(config)),
+        Recommendation("normalize", *_normalisation(dataset, config)),
         Recommendation("lr_scaling", rule, f"peak learning rate {peak:.4g} at global batch {global_batch}"),
     )
     if config.optim.optimizer == "muon":
@@ -90,8 +91,8 @@ def recommend_for_data(
     return tuple(r for r in found if _open(config, r.name))
 
 
-def _normalisation(config: Config) -> tuple[str, str]:
-    if config.model.weights == "imagenet":
+def _normalisation(dataset: str, config: Config) -> tuple[str, str]:
+    if config.model.weights == "imagenet" and dataset not in GREY:
         return "imagenet", "as the weights were trained"
     return "data", "the training images' own mean and deviation"
 

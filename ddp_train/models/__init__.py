@@ -91,7 +91,7 @@ def create_model(
 
     if (theirs := name.removeprefix(TORCHVISION)) in torchvision_models.names():
         return torchvision_models.create(theirs, num_classes, image_shape, dropout)
-    close = difflib.get_close_matches(name.lower(), [*_OWN, *torchvision_models.names()], n=3)
+    close = difflib.get_close_matches(name.lower(), sorted({*_OWN, *torchvision_models.names()}), n=3)
     hint = f"did you mean {' or '.join(close)}? " if close else ""
     raise UserError(
         f"--model {name} is not known: {hint}Accepted are {', '.join(_OWN)}, torchvision's classification models by "

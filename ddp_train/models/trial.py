@@ -69,7 +69,12 @@ def without_gradient(network: nn.Module, image_shape: ImageShape, device: torch.
         if not output.requires_grad:
             raise UserError("its logits do not depend on a trainable parameter (detach, no_grad?)")
         reporting(lambda: output.float().sum().backward())
-        return tuple(n for n, p in tried.named_parameters() if p.requires_grad and p.grad is None)
+        sparse = (n for n, p in tried.named_parameters() if p.grad is not None and p.grad.layout != torch.strided)
+        if (name := next(sparse, None)) is not None:
+            raise UserError(f"{name} gets a sparse gradient, which the optimizers here do not take: sparse=False")
+        # A forward that was put onto the network, as `network.forward = function`, computes with what it was made of.
+        both = zip(network.named_parameters(), tried.parameters(), strict=True)
+        return tuple(n for (n, p), q in both if p.requires_grad and p.grad is None and q.grad is None)
 
 
 def _logits(output: object) -> Any:
@@ -101,8 +106,9 @@ def reporting(function: Any, what: str = "") -> Any:
         return function()
     except UserError:
         raise
-    except Exception as error:
-        refuse_order_of_chance(error)
+    except (Exception, SystemExit) as error:
+        if isinstance(error, Exception):
+            refuse_order_of_chance(error)
         frames = [f for f in traceback.extract_tb(error.__traceback__) if "site-packages" not in f.filename]
         place = f"{frames[-1].filename}:{frames[-1].lineno}: " if frames and frames[-1].filename != __file__ else ""
         reason = (str(error).strip().splitlines() or [""])[0]
@@ -118,7 +124,8 @@ def _tried(network: nn.Module, device: torch.device) -> Iterator[nn.Module]:
         tried = copy.deepcopy(network)
     except Exception:
         tried = network
-    buffers = [(m, n, b, b.clone()) for m in tried.modules() for n, b in m._buffers.items() if b is not None]
+    modules = {module for one in (network, tried) for module in one.modules()}
+    buffers = [(m, n, b, b.clone()) for m in modules for n, b in m._buffers.items() if b is not None]
     python, arrays = random.getstate(), np.random.get_state()
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         try:
@@ -129,5 +136,6 @@ def _tried(network: nn.Module, device: torch.device) -> Iterator[nn.Module]:
             with torch.no_grad():
                 for module, name, buffer, value in buffers:
                     module._buffers[name] = buffer.copy_(value)
-            tried.zero_grad(set_to_none=True)
-            tried.train()
+            for one in (network, tried):
+                one.zero_grad(set_to_none=True)
+                one.train()

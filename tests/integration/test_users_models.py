@@ -32,6 +32,8 @@ REFUSED = {
     "other_size": "fails for images of 3 x 9 x 8",
     "half": "fails for images of 3 x 9 x 8",
     "raises": "ValueError: two",
+    "exits": "SystemExit: 3",
+    "sparse": "1.table.weight gets a sparse gradient",
     "detached": "its logits do not depend on a trainable parameter",
 }
 
@@ -49,7 +51,7 @@ def test_a_network_that_cannot_be_trained_is_refused_in_one_line(name: str) -> N
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["tensor", "dictionary", "model_output", "answer"])
+@pytest.mark.parametrize("name", ["tensor", "dictionary", "model_output", "answer", "patched"])
 def test_logits_are_found_and_the_trial_leaves_no_trace(name: str) -> None:
     torch.manual_seed(3)
     fresh = create_model(named(name), num_classes=4, image_shape=SHAPE)

@@ -30,6 +30,17 @@ class Small(nn.Module):
         return self.changed(self.head(nn.functional.dropout(self.features(images).mean((2, 3)), 0.1, self.training)))
 
 
+class Lookup(nn.Module):
+    """Adds an entry of a table whose gradient is sparse."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.table = nn.Embedding(3, classes, sparse=True)
+
+    def forward(self, logits: Tensor) -> Tensor:
+        return logits + self.table(torch.zeros(len(logits), dtype=torch.int64))
+
+
 class Normless(Small):
     """Without what a rank computes from its own samples alone, so that two ranks equal one."""
 
@@ -74,6 +85,18 @@ def raises(num_classes: int, image_shape: Shape) -> nn.Module:
     raise ValueError("two\nlines")
 
 
+def exits(num_classes: int, image_shape: Shape) -> nn.Module:
+    raise SystemExit(3)
+
+
+def patched(num_classes: int, image_shape: Shape) -> nn.Module:
+    """Its forward belongs to the network that it was put onto: a copy computes with the weights of that one."""
+    network = Small(num_classes, image_shape)
+    plain = network.forward
+    network.forward = lambda images: 2 * plain(images)  # type: ignore[method-assign]
+    return network
+
+
 def normless(num_classes: int, image_shape: Shape) -> nn.Module:
     return Normless(num_classes, image_shape)
 
@@ -96,4 +119,5 @@ frozen = _edited(lambda network, classes: network.requires_grad_(False))
 weightless = _edited(lambda network, classes: nn.Flatten())
 complex_weights = _edited(complex_weight)
 other_size = _edited(lambda network, classes: nn.Sequential(nn.Flatten(), nn.Linear(7, classes)))
+sparse = _edited(lambda network, classes: nn.Sequential(network, Lookup(classes)))
 half = _edited(lambda network, classes: network.half())

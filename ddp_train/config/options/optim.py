@@ -20,7 +20,7 @@ class OptimOptions:
     optimizer: Literal["sgd", "adam", "adamw", "muon"] = option(
         "sgd",
         "sgd: with Nesterov momentum; muon: for hidden matrices and kernels, --muon-rest for the rest. Where none is "
-        "given, transformers and convnext get adamw.",
+        "given, transformers, convnext, alexnet and squeezenet get adamw.",
     )
     lr: float | None = option(
         None,

@@ -39,6 +39,9 @@ _REFUSED = {  # by what is in the first 12 bytes
     b"MM\0*": "a TIFF of a form that Pillow does not read",
     b"ftyphei": "HEIC: convert it to JPEG",
     b"ftypmif1": "HEIC: convert it to JPEG",
+    b"version http": "a pointer of Git LFS, not the image: git lfs pull",
+    b"<!DOCTYPE": "a web page",
+    b"<html": "a web page",
 }
 
 

@@ -159,7 +159,9 @@ def files_below(folder: str) -> list[str]:
 
 def other_data(data_dir: Path) -> str | None:
     """What a folder holds in place of train/<class>/, and what to do, as text that follows its name."""
-    if classes := class_folders(data_dir):
+    classes = class_folders(data_dir)
+    in_table = len(classes) == 1 and any(map(other_format, data_dir.iterdir()))  # images/ beside a table of labels
+    if classes and not in_table:
         named = ", ".join(classes[:3]) + (", ..." if len(classes) > 3 else "")
         return f"folders of images ({named}): --val-split 0.1 keeps a part of each for validation"
     try:

@@ -22,7 +22,7 @@ from PIL import Image, ImageColor, ImageFile
 
 from ddp_core.errors import UserError
 
-RULES = 3
+RULES = 4
 """Of decoding: part of the cache's keys, to be raised when the same file gives other pixels."""
 MAX_PIXELS = 200_000_000
 
@@ -39,6 +39,8 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _SIDEWAYS = (5, 6, 7, 8)
+_LEVEL_OF_BITS = {"L;2": 85, "L;4": 17}
+"""By form of grey, what the least step is of 255."""
 _DARKEST, _SMALL_FLOATS = 1 / 8, 128
 
 Kind = Literal["integers", "floats"]
@@ -143,8 +145,11 @@ def is_sideways(image: Image.Image) -> bool:
 
 def as_rgb(image: Image.Image, reading: Reading) -> tuple[Image.Image, Extent | None]:
     """The image upright and in RGB, and the extent of one of more than 8 bits. Errors: as opened()."""
-    samples = _samples_of_16_bits(image)
+    form = _form(image)
+    samples = _samples_of_16_bits(image, form)
     image.load()
+    if form in _LEVEL_OF_BITS and isinstance(key := image.info.get("transparency"), int):
+        image.info["transparency"] = key * _LEVEL_OF_BITS[form]  # Pillow compares it with what it has scaled
     orientation = None
     with suppress(Exception):  # damaged EXIF data
         orientation = image.getexif().get(_ORIENTATION)
@@ -215,7 +220,13 @@ def _from_deep_colour(samples: np.ndarray, image: Image.Image, reading: Reading)
     return _laid_on(reading.background, rgb), extent
 
 
-def _samples_of_16_bits(image: Image.Image) -> np.ndarray | None:
+def _form(image: Image.Image) -> str:
+    """How the samples of an image that is not decoded yet are stored, in Pillow's words: "RGB;16B"."""
+    arguments = image.tile[0][3] if isinstance(image, ImageFile.ImageFile) and image.tile else ""
+    return arguments if isinstance(arguments, str) else str((arguments or ("",))[0])
+
+
+def _samples_of_16_bits(image: Image.Image, form: str) -> np.ndarray | None:
     """uint16 [H, W, 3], or 4 with transparency, of a colour image that is not decoded yet; None for one of 8 bits.
 
     Pillow keeps the upper byte of each sample, and the lower one where the file is read in the other byte order. The
@@ -224,17 +235,16 @@ def _samples_of_16_bits(image: Image.Image) -> np.ndarray | None:
     tags = getattr(image, "tag_v2", {})
     if tags.get(_PLANES) == 2 and len(bits := tags.get(_BITS, ())) > 1 and max(bits) > 8:
         raise Unreadable("has its colours in separate planes of 16 bits, which Pillow misreads: interleave them")
-    arguments = image.tile[0][3] if isinstance(image, ImageFile.ImageFile) and image.tile else ""
-    name, found, order = (arguments if isinstance(arguments, str) else str((arguments or ("",))[0])).partition(";16")
+    name, found, order = form.partition(";16")
     if not found or name not in ("RGB", "RGBX", "RGBA", "RGBa", "LA") or image.mode not in ("RGB", "RGBA"):
         return None
     if name == "LA":
         parts = _read_as(image, "RGBA").astype(np.uint16)
         grey, alpha = parts[..., 0] << 8 | parts[..., 1], parts[..., 2] << 8 | parts[..., 3]
         return np.stack([grey, grey, grey, alpha], axis=2)
-    form = "RGBA" if name == "RGBa" else name
+    all_of_it = "RGBA" if name == "RGBa" else name
     own = ("L" if sys.byteorder == "little" else "B") if order == "N" else order
-    upper, lower = (_read_as(image, f"{form};16{each}") for each in (own, "B" if own == "L" else "L"))
+    upper, lower = (_read_as(image, f"{all_of_it};16{each}") for each in (own, "B" if own == "L" else "L"))
     samples: np.ndarray = upper.astype(np.uint16) << 8 | lower
     if name == "RGBa":  # multiplied by the transparency
         alpha = samples[..., 3:].astype(np.float64)

@@ -163,6 +163,13 @@ def test_own_models_import_no_torchvision() -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("name", ["mnasnet0_5", "mobilenet_v3_small", "torchvision:resnet18"])
+def test_batch_norm_settles_within_a_short_run(name: str) -> None:
+    """torchvision's own momentum may be for runs of a million steps."""
+    network = create_model(name, num_classes=10, image_shape=(3, 32, 32))
+    assert {module.momentum for module in network.modules() if isinstance(module, nn.BatchNorm2d)} == {0.1}
+
+
 def test_a_model_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_models.py").write_text(
         "from torch import nn\n"

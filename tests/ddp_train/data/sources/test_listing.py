@@ -182,6 +182,13 @@ def test_data_in_another_form_are_named_with_the_way(tmp_path: Path, name: str, 
         dataset.resolve(DataOptions(data_dir=str(tmp_path)))
 
 
+def test_a_table_beside_one_folder_of_images_is_what_is_named(tmp_path: Path) -> None:
+    save(tmp_path / "images" / "a.png")
+    (tmp_path / "labels.csv").write_text("a.png,cat\n")
+    with pytest.raises(UserError, match=r"but labels\.csv, a table: move each image that it lists"):
+        load(tmp_path)
+
+
 def test_a_folder_of_classes_alone_says_where_to_put_them(make_folder: Make) -> None:
     folder = make_folder() / "train"
     for call in (lambda: load(folder), lambda: dataset.resolve(DataOptions(data_dir=str(folder)))):

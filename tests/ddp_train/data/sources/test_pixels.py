@@ -334,6 +334,18 @@ def test_colour_of_16_bits_with_transparency(tmp_path: Path) -> None:
     assert one_colour(path, Reading(background="#008000", levels=reading.levels)) == GREEN
 
 
+@pytest.mark.parametrize(("bits", "row", "level"), [(1, b"\xff", 1), (2, b"\x55", 1), (4, b"\x55" * 2, 5)])
+def test_the_transparent_grey_of_a_png_of_few_bits(tmp_path: Path, bits: int, row: bytes, level: int) -> None:
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    for key, seen in ((level, GREEN), (0, (level * 255 // (2**bits - 1),) * 3)):
+        parts = chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 4, bits, 0, 0, 0, 0)) + chunk(b"tRNS", struct.pack(">H", key))
+        parts += chunk(b"IDAT", zlib.compress((b"\0" + row) * 4)) + chunk(b"IEND", b"")
+        (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + parts)
+        assert one_colour(tmp_path / "a.png", Reading(background="#008000")) == seen
+
+
 @pytest.mark.parametrize("deflate", [False, True])
 def test_planes_of_16_bits_are_refused_by_name(tmp_path: Path, deflate: bool) -> None:
     path = tmp_path / "a.tif"
@@ -484,6 +496,9 @@ def test_forms_that_are_not_read_are_refused_by_name(tmp_path: Path) -> None:
         read_image(path, (4, 4))
     path.write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0")
     with pytest.raises(UserError, match=r"a\.tif: .*HEIC: convert it to JPEG"):
+        read_image(path, (4, 4))
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(UserError, match=r"a\.tif: .*a pointer of Git LFS, not the image: git lfs pull"):
         read_image(path, (4, 4))
 
 
