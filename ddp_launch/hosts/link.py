@@ -11,9 +11,10 @@ import sys
 import time
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-# Beside this file are modules whose names others have too.
-sys.path[0] = str(Path(__file__).resolve().parents[2])
+if TYPE_CHECKING:
+    import torch
 
 KIND = "ddp-launch-link"
 MODULUS = 31
@@ -36,6 +37,11 @@ def main(*, cpu: bool) -> None:
     os._exit(int("problem" in facts))
 
 
+def _numbers(places: torch.Tensor, rank: int) -> torch.Tensor:
+    """Whole numbers as float32, others on each rank."""
+    return ((places * 7 + rank * 13) % MODULUS).float()
+
+
 def _measure(*, cpu: bool) -> dict[str, object]:
     import torch
     import torch.distributed as dist
@@ -47,13 +53,14 @@ def _measure(*, cpu: bool) -> dict[str, object]:
     rank, world_size = dist.get_rank(), dist.get_world_size()
     wrong, size, seconds = False, SMALL, 0.0
     while True:
-        places = torch.arange(size // 4, device=device)
+        places = torch.arange(size // 4, dtype=torch.int32, device=device)
+        mine = _numbers(places, rank)
+        expected = torch.zeros_like(mine)
+        for other in range(world_size):
+            expected += _numbers(places, other)
         taken = []
         for _ in range(1 + TURNS):
-            values = ((places * 7 + rank * 13) % MODULUS).float()
-            expected = torch.zeros_like(values)
-            for other in range(world_size):
-                expected += ((places * 7 + other * 13) % MODULUS).float()
+            values = mine.clone()
             # All begin together, and the first of a size sets up what the others use.
             dist.barrier()
             begin = time.perf_counter()
@@ -73,4 +80,6 @@ def _measure(*, cpu: bool) -> dict[str, object]:
 
 
 if __name__ == "__main__":
+    # Beside this file are modules whose names others have too.
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
     main(cpu="--cpu" in sys.argv)
