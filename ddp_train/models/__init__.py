@@ -42,7 +42,7 @@ _OWN: dict[str, tuple[Callable[..., nn.Module], tuple[str, ...]]] = {
     "residual": (ResidualCifarNet, ("width_mult", "dropout")),
     "wideresnet": (WideResNet, ("width_mult", "n_layers", "dropout")),
     "resnet18": (ResNet18, ("width_mult", "dropout")),
-    "speedrun": (SpeedrunNet, ("width_mult", "dropout")),
+    "speedrun": (SpeedrunNet, ("width_mult", "n_layers", "dropout")),
     "vit": (VisionTransformer, ("hidden_dim", "n_layers", "n_heads", "dropout", "attention")),
 }
 

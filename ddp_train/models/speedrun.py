@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ddp_core.errors import UserError
-from ddp_train.models.blocks import ImageShape, require_size
+from ddp_train.models.blocks import ImageShape, Residual, require_size
 
-_CHANNELS = (64, 256, 256)
+_CHANNELS = {2: (64, 256, 256), 3: (64, 192, 256)}
+"""Of the groups, by how many convolutions each has."""
 _PATCH = 2
-_LEAST_SIDE = 2 ** len(_CHANNELS) + 1  # the first layer takes one pixel, each group halves
+_LEAST_SIDE = 2 ** len(_CHANNELS[2]) + 1  # the first layer takes one pixel, each group halves
 _LEAST_VARIANCE = 5e-4
 """Added to the variances of the patches, which are of images with variance 1: faint directions stay faint."""
 _STATISTICS_MOMENTUM = 0.4
@@ -35,14 +36,23 @@ _SLOPE = 1.702
 class SpeedrunNet(nn.Module):
     """Groups of 64, 256 and 256 channels times `width_mult`; about 1.97 million trained parameters at 1.
 
-    Until `init_from_data` has been called the first layer is a random rotation of the patches. Raises UserError for
-    images under 9x9.
+    n_layers: convolutions of a group. With 3, as in airbench's network for 96%, the groups have 64, 192 and 256
+    channels, and the last two of each are a residual branch. Until `init_from_data` has been called the first layer is
+    a random rotation of the patches. Raises UserError for images under 9x9.
     """
 
     def __init__(
-        self, num_classes: int, image_shape: ImageShape = (3, 32, 32), *, width_mult: float = 1.0, dropout: float = 0.0
+        self,
+        num_classes: int,
+        image_shape: ImageShape = (3, 32, 32),
+        *,
+        width_mult: float = 1.0,
+        n_layers: int = 2,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        if n_layers not in _CHANNELS:
+            raise UserError(f"--n-layers {n_layers}: a group of speedrun has 2 or 3 convolutions")
         require_size("speedrun", image_shape, _LEAST_SIDE)
         channels, height, width = image_shape
         directions = channels * _PATCH**2
@@ -53,12 +63,16 @@ class SpeedrunNet(nn.Module):
         nn.init.zeros_(self.whiten.bias)  # type: ignore[arg-type]
         layers: list[nn.Module] = [nn.SiLU()]
         inside, side = 2 * directions, min(height, width) - 1
-        for full in _CHANNELS:
+        for full in _CHANNELS[n_layers]:
             outside = int(full * width_mult)
             if outside < 1:
                 raise UserError(f"--width-mult {width_mult}: leaves a layer of speedrun without a channel")
             layers += [_convolution(inside, outside), nn.MaxPool2d(2), _norm(outside), nn.SiLU()]
-            layers += [_convolution(outside, outside), _norm(outside), nn.SiLU()]
+            branch = [_convolution(outside, outside), _norm(outside)]
+            if n_layers == 3:
+                branch += [nn.SiLU(), _convolution(outside, outside), _norm(outside)]
+                branch = [Residual(nn.Sequential(*branch))]
+            layers += [*branch, nn.SiLU()]
             inside, side = outside, side // 2
         self.layers = nn.Sequential(*layers, GlobalMaxPool(), nn.Flatten(), nn.Dropout(dropout))
         self.head = nn.Linear(inside, num_classes, bias=False)

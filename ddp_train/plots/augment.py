@@ -45,6 +45,7 @@ SAMPLE_ROWS: tuple[tuple[str, AugmentOptions], ...] = (
     ("--random-resized-crop 0.25", AugmentOptions(augment="none", random_resized_crop=0.25)),
     ("--rotation 20", AugmentOptions(augment="none", rotation=20)),
     ("--erasing 0.5", AugmentOptions(augment="none", erasing=0.5)),
+    ("--cutout 12", AugmentOptions(augment="none", cutout=12)),
     ("--color-jitter 0.4", AugmentOptions(augment="none", color_jitter=0.4)),
     ("--grayscale 0.5", AugmentOptions(augment="none", grayscale=0.5)),
     ("--augment-policy autoaugment", AugmentOptions(augment="none", augment_policy="autoaugment")),

@@ -25,9 +25,10 @@ class ModelOptions:
     )
     n_layers: int | None = option(
         None,
-        "Layers of vit (default: by hardware), depth of wideresnet (default: 16).",
+        "Layers of vit (default: by hardware), depth of wideresnet (default: 16), convolutions of a group of speedrun "
+        "(2 or 3; default: 2).",
         Range(1, 1000),
-        only_with=When("model", "vit", "wideresnet"),
+        only_with=When("model", "speedrun", "vit", "wideresnet"),
     )
     hidden_dim: int | None = option(
         None, "Width of a token (default: by hardware).", Range(8, 16384), only_with=When("model", "vit")

@@ -60,7 +60,8 @@ class Augmentation:
     flip where flip_ok is False. largest_shift: pixels by which images are padded for the crop (None: an eighth of
     their shorter side, which is 4 for CIFAR-10; 0: no crop). flip: off, random, or alternating (Keller Jordan 2024,
     arXiv:2404.00498): drawn in the first epoch, then every other one, so that two epochs show both sides (None: random
-    where the level has it). erasing: its probability (None: by level). further: operations between flip and erasing.
+    where the level has it). erasing: its probability (None: by level). cutout: side of a square that takes the place
+    of the rectangles, in every image (0: none). further: operations between flip and erasing.
     image_shape: (channels, height, width). mean, std: per channel, of images scaled to [0, 1]. channels_last: the
     memory order of what comes out.
     """
@@ -77,6 +78,7 @@ class Augmentation:
         largest_shift: int | None = None,
         flip: Flip | None = None,
         erasing: float | None = None,
+        cutout: int = 0,
         further: Sequence[Operation] = (),
         channels_last: bool = True,
         seed: int = 0,
@@ -89,6 +91,7 @@ class Augmentation:
         self.flips = flip_ok and (level != "none" if flip is None else flip != "off")
         self.alternates = flip == "alternating"
         probability = (_ERASE_PROBABILITY if level == "heavy" else 0.0) if erasing is None else erasing
+        probability = 1.0 if cutout else probability
         self.erases = probability > 0
         self.further = tuple(further)
         self._erased = int(probability * (1 << 20))
@@ -99,7 +102,8 @@ class Augmentation:
         self._factor = self._of_pixels(1 / (torch.tensor(std, dtype=torch.float64) * 255), pixels)
         self._fill = (torch.tensor(mean) * 255).round().to(torch.uint8).repeat(self.width).to(self.device)
         self._sides = torch.tensor([self.height, self.width]).to(self.device)
-        self._boxes = box_sizes(self.height, self.width, _ERASE_AREA, _ERASE_RATIO).to(self.device)
+        boxes = box_sizes(self.height, self.width, _ERASE_AREA, _ERASE_RATIO)
+        self._boxes = (torch.tensor([[cutout, cutout]]) if cutout else boxes).to(self.device)
         self._rows = torch.arange(self.height, dtype=torch.int16, device=self.device)
         self._padded = None
         if self.pad_pixels and padding != "zero":

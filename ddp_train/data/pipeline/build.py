@@ -103,6 +103,7 @@ def create_augmentation(
         largest_shift=_largest_shift(dataset, options),
         flip=options.flip,
         erasing=options.erasing,
+        cutout=_cutout(dataset, options),
         further=create_operations(options, dataset.image_shape[1:], device),
         channels_last=channels_last,
         seed=seed,
@@ -140,6 +141,14 @@ def _largest_shift(dataset: Dataset, options: AugmentOptions) -> int | None:
     if (options.crop_padding or 0) >= shorter:
         raise UserError(f"--crop-padding {options.crop_padding}: the images of {dataset.name} have {shorter} pixels")
     return options.crop_padding or dataset.largest_shift
+
+
+def _cutout(dataset: Dataset, options: AugmentOptions) -> int:
+    """Side of the square that is erased; 0: none. Errors: UserError where the image is smaller."""
+    side, shorter = options.cutout or 0, min(dataset.image_shape[1:])
+    if side > shorter:
+        raise UserError(f"--cutout {side}: the images of {dataset.name} have {shorter} pixels")
+    return side
 
 
 def _is_resident(dataset: Dataset, options: DataOptions, augmentation: Augmentation, ranks_here: int) -> bool:

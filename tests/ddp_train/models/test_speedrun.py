@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 from torch import nn
 
+from ddp_core.errors import UserError
 from ddp_train.assemble.build import build
 from ddp_train.config.parse import parse
 from ddp_train.distributed.process_group import Ranks
@@ -20,6 +22,25 @@ def test_its_sizes() -> None:
     groups = 9 * (24 * 64 + 64 * 64 + 64 * 256 + 256 * 256 + 256 * 256 + 256 * 256)
     biases = 24 + 2 * (64 + 256 + 256)
     assert parameter_count(create_model("speedrun", num_classes=10)) == groups + biases + 256 * 10 == 1_971_352
+
+
+def test_three_convolutions_a_group_end_in_a_residual_branch() -> None:
+    model = create_model("speedrun", num_classes=10, width_mult=2.0, n_layers=3).eval()
+    kernels = [tuple(p.shape) for name, p in model.named_parameters() if p.ndim == 4 and "whiten" not in name]
+    pairs = [(24, 128), (128, 128), (128, 128), (128, 384), (384, 384), (384, 384), (384, 512), (512, 512), (512, 512)]
+    assert kernels == [(after, before, 3, 3) for before, after in pairs]
+    images, act = torch.randn(2, 3, 32, 32), nn.functional.silu
+    assert isinstance(model, SpeedrunNet)
+    x = act(model.whiten(images))
+    convolutions = [module for module in model.layers.modules() if isinstance(module, nn.Conv2d)]
+    norms = [module for module in model.layers.modules() if isinstance(module, nn.BatchNorm2d)]
+    for group in range(3):
+        a, b, c = range(3 * group, 3 * group + 3)
+        x = act(norms[a](nn.functional.max_pool2d(convolutions[a](x), 2)))
+        x = act(x + norms[c](convolutions[c](act(norms[b](convolutions[b](x))))))
+    torch.testing.assert_close(model(images), model.head(x.amax((2, 3))) * model.scale)
+    with pytest.raises(UserError, match="--n-layers 4: a group of speedrun has 2 or 3 convolutions"):
+        create_model("speedrun", num_classes=10, n_layers=4)
 
 
 def test_whitened_patches_are_uncorrelated_and_of_variance_1() -> None:

@@ -352,6 +352,7 @@ TABLE: tuple[Row, ...] = (
     augmentation("grayscale", "--grayscale 0.5", "test_grayscale_has_its_probability", neutral="--grayscale 0"),
     # With seed 0 one activation lies on ReLU's kink, and the last bit of a sum decides.
     augmentation("erasing", "--erasing 0.5", "test_erasing_at_any_level", base="--seed 1", neutral="--erasing 0"),
+    augmentation("cutout", "--cutout 12", "test_cutout_is_a_square_inside_every_image", neutral="--cutout 0"),
     policy("autoaugment"),
     policy("randaugment", neutral="--augment-policy randaugment --randaugment-ops 0"),
     policy("trivialaugment"),

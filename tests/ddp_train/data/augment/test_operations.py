@@ -168,6 +168,15 @@ def test_erasing_at_any_level() -> None:
     assert box is not None and abs(float((box.sum(1) > 0).float().mean()) - 0.2) < 0.03
 
 
+def test_cutout_is_a_square_inside_every_image() -> None:
+    found = augmentation(augment="none", cutout=5)
+    white = torch.full((5000, 32, 32, 3), 255, dtype=torch.uint8)
+    erased = found(white, torch.arange(5000), 0)[:, 0] != found.normalise(white)[:, 0]
+    assert torch.equal(erased.sum((1, 2)), torch.full((5000,), 25))
+    assert set(erased.any(2).sum(1).tolist()) == set(erased.any(1).sum(1).tolist()) == {5}
+    assert erased.any(0).all(), "every place is reached"
+
+
 def test_a_sample_does_not_depend_on_its_batch_with_everything_on() -> None:
     augment, batch, samples = augmentation(**EVERYTHING), images(60), torch.randperm(1000)[:60]
     whole = augment(batch, samples, 2)
