@@ -2,9 +2,9 @@
 
 CPU time over 400 steps on one thread, with SGD and momentum. The bare loop has the batches in a list, clears the
 gradient, runs forward, loss and backward, and steps. Ours is the trainer as it is built by default, with accuracy and
-loss counted, the records and the progress report on, over the same batches in memory; once with the input pipeline left
-out, as in the others, and once whole. accelerate and Lightning take part where they are installed, Lightning with its
-progress bar and logger off.
+loss counted, the records and the progress report on, over the same batches in memory; once with the input pipeline
+left out, as in the others, and once whole; and the bare loop written with ddp_train.Run, which loads its data too.
+accelerate and Lightning take part where they are installed, Lightning with its progress bar and logger off.
 
 CPU time of a step of a network that computes almost nothing: what remains is the cost of the loop.
 """
@@ -24,10 +24,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
 from benchmarks.harness import AGAINST, DEVICE, Arguments, Figures, measurement, rounds
 from benchmarks.machine import device_name, version
 from benchmarks.turns import take_turns
+from ddp_train import Run
 from ddp_train.assemble.build import build
 from ddp_train.config.parse import parse
 from ddp_train.data.pipeline.window import Batch, Window
@@ -108,6 +110,29 @@ def _trainer(device: torch.device, folder: Path, batches: Batches | None = None)
     return partial(_timed, work, device)
 
 
+def _library(device: torch.device, folder: Path) -> Callable[[], float]:
+    """The bare loop written with ddp_train.Run, with the data it loads; what happens after an epoch does not count."""
+    run = Run(folder, device=device.type, save_every="epoch").__enter__()
+    network = run.model(NullNetwork())
+    optimizer, samples = _sgd(network), STEPS * BATCH
+    data = TensorDataset(torch.randn(samples, 3, 32, 32), torch.randint(CLASSES, (samples,)))
+    loader = run.loader(data, BATCH)
+    run.keep(network=network, optimizer=optimizer)
+    epochs = run.epochs(100_000)
+
+    def work() -> None:
+        for images, labels in loader:
+            run.backward(nn.functional.cross_entropy(network(images), labels, reduction="sum"))
+            run.step(optimizer)
+
+    def once() -> float:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            next(epochs)
+            return _timed(work, device)
+
+    return once
+
+
 class _Loader:
     """A list of batches that Lightning does not take for a list of loaders."""
 
@@ -170,6 +195,7 @@ def main(arguments: Arguments) -> Figures:
             "bare loop again": _loop(batches, device),
             "trainer": _trainer(device, Path(folder, "steps"), batches),
             "trainer with its input pipeline": _trainer(device, Path(folder, "whole")),
+            "ddp_train.Run with its loader": _library(device, Path(folder, "library")),
         }
         if version("accelerate"):
             cases["accelerate"] = _loop(batches, device, accelerated=True)

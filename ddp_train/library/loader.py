@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from ddp_core.errors import UserError
 from ddp_train.config.batch_split import split
@@ -25,6 +25,7 @@ from ddp_train.data.pipeline.sampler import GlobalBatchSampler, RankPart
 from ddp_train.data.pipeline.window import micro_batches
 from ddp_train.data.sources.decode import end_with_parent
 from ddp_train.distributed.heartbeat import heartbeat
+from ddp_train.distributed.process_group import Ranks
 from ddp_train.library.reading import BatchReader, Collate, Request, empty_batch
 
 Order = Callable[[int], Any]
@@ -258,13 +259,21 @@ class StreamLoader(Loader):
     """
 
     def __init__(
-        self, turns: Turns, dataset: Any, collate: Collate, batch_size: int, accumulate: int, name: str, drop_last: bool
+        self,
+        turns: Turns,
+        dataset: Any,
+        collate: Collate,
+        batch_size: int,
+        accumulate: int,
+        name: str,
+        ordering: Ordering,
+        ranks: Ranks,
     ) -> None:
         super().__init__(turns, batch_size, accumulate, name)
-        self.dataset, self._collate, self._drop_last = dataset, collate, drop_last
+        self.dataset, self._collate, self._drop_last = dataset, collate, ordering.drop_last
         self._state: Any = None
         self._known: Any = None
-        self.rank, self.world_size = 0, 1
+        self._ranks = ranks
 
     def begin_epoch(self, epoch: int) -> None:
         super().begin_epoch(epoch)
@@ -290,9 +299,9 @@ class StreamLoader(Loader):
             yield self._window(samples)
 
     def _window(self, samples: list[Any]) -> Iterator[tuple[Part, Any]]:
-        parts = split(len(samples), [1.0] * self.world_size)
-        first = sum(parts[: self.rank])
-        shards = ((0, parts[self.rank]),)
+        parts = split(len(samples), [1.0] * self._ranks.world_size)
+        first = sum(parts[: self._ranks.rank])
+        shards = ((0, parts[self._ranks.rank]),)
         bounds, _ = micro_batches(first, shards, [1.0] * self.accumulate, min(max(parts), self.accumulate))
         for number, (low, high) in enumerate(bounds):
             mine, borrowed = samples[low:high], False
@@ -302,6 +311,72 @@ class StreamLoader(Loader):
                 batch, borrowed = empty_batch(self._collate, samples[0])
             last = number == len(bounds) - 1
             yield Part(len(mine), len(samples), last, number == 0, (), borrowed), batch
+
+
+@dataclass(frozen=True)
+class Ordering:
+    """Which samples come when. order_of: the user's own order by epoch, in place of a shuffled one."""
+
+    seed: int
+    shuffle: bool
+    drop_last: bool
+    order_of: Order | None
+
+
+def create(
+    turns: Turns,
+    dataset: Any,
+    batch_size: int,
+    ordering: Ordering,
+    ranks: Ranks,
+    collate: Collate | None,
+    accumulate: int,
+    num_workers: int,
+    options: Mapping[str, Any],
+) -> Loader:
+    """The loader of a dataset of either kind. Errors: UserError, see Run.loader."""
+    name = f"run.loader({type(dataset).__name__}, ...)"
+    for option, value in {"batch_size": batch_size, "accumulate": accumulate}.items():
+        if not isinstance(value, int) or value < 1:
+            raise UserError(f"run.loader({option}={value!r}): it takes a whole number above 0")
+    if accumulate > batch_size:
+        raise UserError(f"run.loader(accumulate={accumulate}) is larger than batch_size={batch_size}")
+    if isinstance(dataset, IterableDataset) or not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
+        return _stream(turns, dataset, batch_size, ordering, ranks, collate, accumulate, num_workers)
+    shape: dict[str, Any] = {"global_batch": batch_size, "world_size": ranks.world_size, "rank": ranks.rank}
+    shape |= {"seed": ordering.seed, "shuffle": ordering.shuffle, "drop_last": ordering.drop_last}
+    if not len(dataset):
+        raise UserError(f"{name}: the dataset is empty")
+    own = ordering.order_of
+    sampler = GlobalBatchSampler(dataset, **shape) if own is None else OrderedSampler(dataset, own, **shape)
+    if not sampler.steps_per_epoch:
+        raise UserError(f"{name}: drop_last leaves no step of {len(dataset)} samples, global batch {batch_size}")
+    reader = BatchReader(dataset, collate, ordering.seed)
+    return MapLoader(turns, sampler, reader, accumulate, name, num_workers, options)
+
+
+def _stream(
+    turns: Turns,
+    dataset: Any,
+    batch_size: int,
+    ordering: Ordering,
+    ranks: Ranks,
+    collate: Collate | None,
+    accumulate: int,
+    num_workers: int,
+) -> StreamLoader:
+    kind = type(dataset).__name__
+    if not hasattr(dataset, "__iter__"):
+        raise UserError(f"run.loader({kind}): no dataset: it has neither len and [], nor can it be iterated over")
+    if not (hasattr(dataset, "state_dict") and hasattr(dataset, "load_state_dict")):
+        raise UserError(
+            f"run.loader({kind}): an iterable dataset without state_dict and load_state_dict: a resumed run could not "
+            "find its place in it; give it both (torchdata's protocol), or len and []"
+        )
+    if num_workers or ordering.order_of is not None:
+        raise UserError(f"run.loader({kind}): the rank reads a stream in its order: no num_workers, no sampler")
+    name = f"run.loader({kind}, ...)"
+    return StreamLoader(turns, dataset, collate or default_collate, batch_size, accumulate, name, ordering, ranks)
 
 
 def to_device(batch: Any, device: torch.device) -> Any:

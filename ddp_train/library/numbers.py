@@ -69,8 +69,9 @@ class SecondPass:
 
     def __call__(self, moment: Moment) -> tuple[str | None, list[int]]:
         """The loop's body is the user's: it is not run again, its losses are looked at."""
-        steps, loop = self._run._steps, self._run._loop
-        assert steps is not None and loop is not None
-        losses = [loss for loss in loop.metrics.of_step if not math.isfinite(loss)]
-        indices = [] if steps.part is None else list(steps.part.indices)
+        training = self._run._training
+        assert training is not None
+        losses = [loss for loss in training.loop.metrics.of_step if not math.isfinite(loss)]
+        part = training.steps.part
+        indices = [] if part is None else list(part.indices)
         return (f"the loss is {float(losses[0])}" if losses else None), indices

@@ -53,6 +53,7 @@ def epoch_record(
     optimizer: torch.optim.Optimizer | None,
     global_batch: int,
     columns: Mapping[str, float],
+    extra: Mapping[str, float],
 ) -> EpochRecord:
     """A finished epoch: what the run knows of it, and the user's columns."""
     return EpochRecord(
@@ -66,6 +67,7 @@ def epoch_record(
         images_per_second=samples / max(seconds, 1e-9),
         global_batch=global_batch,
         columns=dict(columns),
+        extra=dict(extra),
     )
 
 

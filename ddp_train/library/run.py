@@ -17,41 +17,38 @@ Here they are put together for what the user hands over: setup.py prepares the p
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import IterableDataset, default_collate
 
 from ddp_core.errors import UserError
-from ddp_train.checkpoint import format as checkpoint_format
 from ddp_train.checkpoint.manager import Saver
 from ddp_train.checkpoint.progress import Advice, Progress
 from ddp_train.config.validation import read_interval
-from ddp_train.data.pipeline.sampler import GlobalBatchSampler
 from ddp_train.distributed.heartbeat import heartbeat
-from ddp_train.distributed.process_group import average_buffers, sum_over_ranks, take_first_ranks, together
-from ddp_train.engine.components import LoopParts
-from ddp_train.engine.gradient_sync import settle_buckets
-from ddp_train.engine.loop import Loop
-from ddp_train.engine.nan_guard import NanGuard
+from ddp_train.distributed.process_group import (
+    on_first_rank,
+    take_first_ranks,
+    together,
+)
+from ddp_train.engine.oom_retry import is_out_of_memory
 from ddp_train.library import numbers, records
 from ddp_train.library.keep import Kept, KeptState
-from ddp_train.library.loader import Loader, MapLoader, Order, OrderedSampler, StreamLoader
-from ddp_train.library.model import Joined, hook, join, settle_forward, unwrapped
-from ddp_train.library.reading import BatchReader, Collate
+from ddp_train.library.loader import Loader, Order, Ordering, create
+from ddp_train.library.model import Joined, join, unwrapped
+from ddp_train.library.reading import Collate
 from ddp_train.library.setup import Process
 from ddp_train.library.steps import Steps
-from ddp_train.observers.records import Best, StepReport
-from ddp_train.optim.precision import Precision
-from ddp_train.run_folder.claim import mark_done, unmark_done
+from ddp_train.library.training import Training, halve_micro_batches, read_halved
+from ddp_train.library.use import Used
 from ddp_train.run_folder.files import RunFolder
 
-T = TypeVar("T")
 _REMEDY = "try a lower learning rate, or run.use(clip_grad=1.0)"
 
 
@@ -93,10 +90,7 @@ class Run:
         self._loaders: list[Loader] = []
         self._columns: dict[str, float] = {}
         self._best: nn.Module | None = None
-        self._steps: Steps | None = None
-        self._loop: Loop | None = None
-        self._parts: LoopParts | None = None
-        self._epochs = 0
+        self._training: Training | None = None
         self._kept_something = self._complete = False
 
     # The block.
@@ -112,7 +106,7 @@ class Run:
         process.start(self.seed)
         self.ranks, self.device, self.folder = process.ranks, process.device, process.folder
         files = RunFolder(self.folder)
-        self._precision = Precision("off", self.device)
+        self._used = Used(self.device)
         self._contents = KeptState(self.seed, self._places)
         self.progress = Progress()
         self._advice = Advice(
@@ -133,40 +127,26 @@ class Run:
         )
         self._notes: tuple[str, ...] = process.notes
         self._source = process.source
+        self._halved: list[int] = on_first_rank(lambda: read_halved(self.folder), self.ranks)
+        if self._halved:
+            self._notes = (*self._notes, f"memory ran out before: accumulate={max(self._halved)}")
         if self._source is not None:
             source = self._source
             self.progress, notes = together(lambda: self._saver.restore(source), self.ranks)
             self._notes = (*self._notes, *notes)
+            assert self._contents.saved is not None
+            self._used.saved = self._contents.saved["places"].get("used")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is None:
-            with self._process.failing():
-                self._end_well()
+            if self._training is not None:
+                with self._process.failing():
+                    self._training.finish(complete=self._complete)
+        elif self._training is not None and isinstance(error, Exception) and is_out_of_memory(error, self.device):
+            halve_micro_batches(self, error)
         self._process.close(error)
-
-    def _end_well(self) -> None:
-        parts = self._parts
-        if parts is not None and self._steps is not None:
-            if not self._complete:  # the user has left the loop: the run is over, and is not continued
-                self.progress.stopped = True
-                if self._kept_something:
-                    self._saver.save(self.progress)
-            if self._kept_something:
-                self._saver.finish()
-            heartbeat.beat("closing")
-            for observer in parts.observers:
-                observer.on_end(Best())
-        if parts is not None and self.ranks.is_first:
-            epoch, best = self.progress.best_epoch or None, self.progress.best_accuracy
-            mark_done(
-                self.folder,
-                epochs=self._epochs,
-                epoch=self.progress.epoch,
-                step=self.progress.step,
-                best={"epoch": epoch, "metric": best if epoch else None},
-            )
 
     # What the loop is made of.
 
@@ -193,7 +173,7 @@ class Run:
     @property
     def samples(self) -> int:
         """This rank's own samples in the batch in hand; 0 where it only takes part."""
-        part = None if self._steps is None else self._steps.part
+        part = None if self._training is None else self._training.steps.part
         return 1 if part is None else part.samples
 
     def model(self, network: nn.Module, **options: Any) -> Any:
@@ -208,6 +188,8 @@ class Run:
         network.to(self.device)
         take_first_ranks(network, self.ranks)
         self._networks.append(unwrapped(network))
+        together(lambda: self._used.average(unwrapped(network)), self.ranks)
+        network = self._used.changed(network)
         if self.world_size == 1 or not any(p.requires_grad for p in network.parameters()):
             return network
         joined = join(network, self.ranks, self.device, lambda: self.samples, options)
@@ -237,41 +219,11 @@ class Run:
         A rank without samples of a batch gets an empty one (see Run.samples). Errors: UserError.
         """
         self._before_epochs("run.loader()")
-        name = f"run.loader({type(dataset).__name__}, ...)"
-        for option, value in {"batch_size": batch_size, "accumulate": accumulate}.items():
-            if not isinstance(value, int) or value < 1:
-                raise UserError(f"run.loader({option}={value!r}): it takes a whole number above 0")
-        if accumulate > batch_size:
-            raise UserError(f"run.loader(accumulate={accumulate}) is larger than batch_size={batch_size}")
-        turns = _Turns(self)
-        if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__"):
-            self._refuse_stream(dataset, num_workers, sampler)
-            stream = StreamLoader(
-                turns, dataset, collate_fn or default_collate, batch_size, accumulate, name, drop_last
-            )
-            stream.rank, stream.world_size = self.rank, self.world_size
-            return self._added(stream)
-        shape: dict[str, Any] = {"global_batch": batch_size, "world_size": self.world_size, "rank": self.rank}
-        shape |= {"seed": self.seed, "shuffle": shuffle, "drop_last": drop_last}
-        if not len(dataset):
-            raise UserError(f"{name}: the dataset is empty")
-        chosen = OrderedSampler(dataset, sampler, **shape) if sampler else GlobalBatchSampler(dataset, **shape)
-        if not chosen.steps_per_epoch:
-            raise UserError(f"{name}: drop_last leaves no step of {len(dataset)} samples, global batch {batch_size}")
-        reader = BatchReader(dataset, collate_fn, self.seed)
-        return self._added(MapLoader(turns, chosen, reader, accumulate, name, num_workers, options))
-
-    def _refuse_stream(self, dataset: Any, num_workers: int, sampler: Order | None) -> None:
-        kind = type(dataset).__name__
-        if not (hasattr(dataset, "state_dict") and hasattr(dataset, "load_state_dict")):
-            raise UserError(
-                f"run.loader({kind}): an iterable dataset without state_dict and load_state_dict: a resumed run could "
-                "not find its place in it; give it both (torchdata's protocol), or len and []"
-            )
-        if num_workers or sampler is not None:
-            raise UserError(
-                f"run.loader({kind}): a stream is read in its own order by the rank: no num_workers or sampler"
-            )
+        halved = self._halved[len(self._loaders) :]
+        accumulate = max(accumulate, halved[0]) if halved and isinstance(accumulate, int) else accumulate
+        place, order = _Turns(self), Ordering(self.seed, shuffle, drop_last, sampler)
+        loader = create(place, dataset, batch_size, order, self.ranks, collate_fn, accumulate, num_workers, options)
+        return self._added(loader)
 
     def _added(self, loader: Loader) -> Loader:
         loader.begin_epoch(self.progress.epoch)
@@ -283,7 +235,30 @@ class Run:
         return loader
 
     def _places(self) -> dict[str, Any]:
-        return {"loaders": [loader.state_dict() for loader in self._loaders]}
+        return {"loaders": [loader.state_dict() for loader in self._loaders], "used": self._used.state_dict()}
+
+    def use(self, **options: Any) -> None:
+        """Techniques of the trainer's, for this loop; before run.model().
+
+        clip_grad  the largest norm of an optimizer's gradient
+        ema        the decay of an average of the weights, see `averaged`
+        sam        the radius of sharpness-aware minimisation: run.step(optimizer, closure)
+        amp        "bf16" or "fp16" (with a loss scale) inside run.autocast()
+        compile    let torch.compile have the networks
+
+        Errors: UserError that names what is not there.
+        """
+        self._before_epochs("run.use()")
+        if self._networks and set(options) - {"clip_grad", "amp"}:
+            raise UserError("run.use() comes before run.model(): it changes what run.model() makes")
+        together(lambda: self._used.add(options), self.ranks)
+
+    def averaged(self, network: nn.Module) -> nn.Module:
+        """The average of the network's weights, of run.use(ema=...): to evaluate, and for run.best()."""
+        found = self._used.averages.get(id(unwrapped(network)))
+        if found is None:
+            raise UserError("run.averaged(): this network has no average: run.use(ema=0.999) before run.model()")
+        return found
 
     def keep(self, **things: Any) -> Kept:
         """What a checkpoint holds: whatever has state_dict and load_state_dict, tensors, generators, plain values.
@@ -300,9 +275,8 @@ class Run:
 
     def epochs(self, count: int) -> Iterator[int]:
         """The epochs that are left of `count`, from 0. After each: the record, and a checkpoint. Errors: Stopped."""
-        if self._loop is not None:
+        if self._training is not None:
             raise UserError("run.epochs() is called once in a run")
-        self._epochs = count
         if self._kept_something and (left := self._contents.left_over()):
             raise UserError(
                 f"the checkpoint in {self.folder} holds {', '.join(left)}, which run.keep() was not given: it would be "
@@ -310,98 +284,21 @@ class Run:
             )
         if self.progress.epoch >= count or self.progress.stopped:
             self._complete = True
-            self._say(
-                f"{self.folder} is finished: epoch {self.progress.epoch}; for more, run.epochs() with a larger number"
-            )
+            more = "for more, run.epochs() with more"
+            if self.progress.stopped:
+                more = "the loop was left there; Run(resume=None) starts afresh"
+            self._say(f"{self.folder} is finished: epoch {self.progress.epoch}; {more}")
             return
-        loop = self._begin(count)
-        for epoch in loop.epochs(count, self._settle):
+        training = self._training = Training(self, count)
+        for epoch in training.loop.epochs(count, training.settle):
             for loader in self._loaders:
                 if loader.epoch != epoch or loader.taken:
                     loader.begin_epoch(epoch)
             heartbeat.at(epoch, self.progress.step)
             heartbeat.beat("training")
             yield epoch
-            self._end_epoch(epoch, loop)
+            training.end_epoch(epoch)
         self._complete = True
-
-    def _begin(self, count: int) -> Loop:
-        process = self._process
-        hooks = []
-        network = nn.ModuleList(self._networks)
-        second_pass = numbers.SecondPass(self)
-        guard = NanGuard(
-            network, self._precision, self.ranks, process.flag_exchange, self.folder, second_pass, self._advice
-        )
-        if self.is_first:
-            unmark_done(self.folder)
-        facts = records.facts(self, count, self._notes)
-        observers = records.observers(self, facts, self._source, tensorboard=self._tensorboard, wandb=self._wandb)
-        parts = self._parts = LoopParts(
-            ranks=self.ranks,
-            device=self.device,
-            precision=self._precision,
-            seed=self.seed,
-            log_every=self._log_every,
-            observers=observers,
-            saver=self._saver if self._kept_something else None,
-            nan_guard=guard,
-            flag_exchange=process.flag_exchange,
-            stop=process.stop,
-            progress=self.progress,
-            advice=self._advice,
-        )
-        process.observers = observers
-        loop = self._loop = Loop(parts, self._report)
-        for joined in self._joined:
-            made = hook(joined, self.ranks, self.device, lambda: process.flag_exchange.exchange({}))
-            if made is not None:
-                made.wait_with(loop.boundary.exchange_flags_in_backward)
-                hooks.append(made)
-        self._hooks = hooks
-        self._steps = Steps(parts, loop, self._networks, self._joined, ())
-        for observer in observers:
-            observer.on_start(facts)
-        return loop
-
-    def _settle(self) -> None:
-        for joined in self._joined:
-            settle_buckets(joined, settle_forward(joined))
-
-    def _end_epoch(self, epoch: int, loop: Loop) -> None:
-        assert self._steps is not None
-        self._steps.end_step()
-        for network in self._networks:
-            average_buffers(network, self.ranks)
-        loss, _, samples = sum_over_ranks(loop.metrics.total()).tolist()
-        record = records.epoch_record(
-            epoch=epoch + 1,
-            loss=loss / samples if samples else math.nan,
-            samples=samples,
-            seconds=loop.boundary.epoch_seconds,
-            optimizer=self._steps.optimizer,
-            global_batch=self._loaders[0].batch_size if self._loaders else 0,
-            columns=self._columns,
-        )
-        self._columns = {}
-        best, self._best = self._best, None
-        if best is not None and not self._kept_something and self.is_first:
-            checkpoint_format.save_state_dict(RunFolder(self.folder).best_model, best.state_dict())
-        loop.end_epoch(record, best)
-
-    def _report(self, *, loss: float, correct: float, samples: float, seconds: float) -> StepReport:
-        steps = max((loader.steps_per_epoch for loader in self._loaders if loader.trained), default=0)
-        return StepReport(
-            epoch=self.progress.epoch + 1,
-            step=self.progress.step_in_epoch,
-            steps=steps,
-            images=self.progress.samples,
-            loss=loss / max(1.0, samples),
-            accuracy=math.nan,
-            learning_rate=records.rate(self._steps.optimizer if self._steps else None),
-            images_per_second=self.progress.samples / max(seconds, 1e-9),
-            extra=dict(self._columns),
-        )
 
     def backward(self, loss: Tensor, *, mean: bool = False, retain_graph: bool = False) -> None:
         """The gradient of the global batch's mean loss, added to `.grad`, whatever the split over ranks.
@@ -411,23 +308,24 @@ class Run:
         """
         self._running("run.backward()").backward(loss, mean=mean, retain_graph=retain_graph)
 
-    def step(self, optimizer: torch.optim.Optimizer) -> bool:
+    def step(self, optimizer: torch.optim.Optimizer, closure: Callable[[], object] | None = None) -> bool:
         """The optimizer's step, if all ranks' losses and gradients are finite; its gradients are cleared.
 
         False in a micro-batch that is not the step's last, in which nothing happens: `if run.step(optimizer):
-        schedule.step()`. May be called for several optimizers. Errors: UserError; TrainingDiverged on all ranks.
+        schedule.step()`. May be called for several optimizers. closure: computes the losses and calls run.backward(),
+        as often as the step needs the gradient (run.use(sam=...)). Errors: UserError; TrainingDiverged on all ranks.
         """
-        return self._running("run.step()").step(optimizer)
+        return self._running("run.step()").step(optimizer, closure)
 
     def _running(self, what: str) -> Steps:
-        if self._steps is None:
+        if self._training is None:
             raise UserError(f"{what} belongs into a loop over run.epochs(...)")
-        return self._steps
+        return self._training.steps
 
     def _before_epochs(self, what: str) -> None:
         if not self._process.started:
             raise UserError(f"{what} outside the block: with Run(...) as run: ...")
-        if self._loop is not None:
+        if self._training is not None:
             raise UserError(f"{what} comes before run.epochs(...)")
 
     # Numbers.
@@ -464,7 +362,7 @@ class Run:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The region in which forward passes run in the precision of run.use(amp=...)."""
-        return self._precision.autocast() if self._precision else nullcontext()
+        return self._used.precision.autocast()
 
     def print(self, *words: object) -> None:
         """`print` on rank 0 alone."""
@@ -473,8 +371,6 @@ class Run:
 
     def _say(self, line: str) -> None:
         if self.is_first:
-            import sys
-
             print(line, file=sys.stderr, flush=True)
 
 
@@ -485,8 +381,8 @@ class _Turns:
         self._run, self.device = run, run.device
 
     def __getattr__(self, name: str) -> Callable[..., None]:
-        steps = self._run._steps
-        return getattr(steps, name) if steps is not None else _nothing
+        training = self._run._training
+        return getattr(training.steps, name) if training is not None else _nothing
 
 
 def _nothing(*_: object) -> None:

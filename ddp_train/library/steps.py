@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +42,9 @@ class Steps:
         self._of: dict[int, list[nn.Parameter]] = {}
         self._gradient = [t.gradient for t in techniques if t.gradient is not None]
         self._after_step = [t.after_step for t in techniques if t.after_step is not None]
+        self._report = [t.report for t in techniques if t.report is not None]
+        self._update = next((t.update for t in techniques if t.update is not None), None)
+        self._counts = True
         self.device = parts.device
         self.part: Part | None = None
         self.optimizer: torch.optim.Optimizer | None = None
@@ -117,7 +121,9 @@ class Steps:
         if loss.ndim:
             loss = loss.reshape(())
         weight = self._parts.ranks.world_size / part.size
-        if part.samples:
+        if part.samples and not self._counts:
+            weight = weight * part.samples if mean else weight
+        elif part.samples:
             value = loss.detach() * part.samples if mean else loss.detach()
             self._loop.metrics.add_loss(value, 0 if self._counted else part.samples)
             weight = weight * part.samples if mean else weight
@@ -128,12 +134,20 @@ class Steps:
         self._parts.precision.backward(loss, weight, retain_graph=retain_graph)
         heartbeat.beat("forward")
 
-    def step(self, optimizer: torch.optim.Optimizer) -> bool:
+    def extra(self) -> dict[str, float]:
+        """What the techniques report now."""
+        return {name: value for report in self._report for name, value in report().items()}
+
+    def step(self, optimizer: torch.optim.Optimizer, closure: Callable[[], object] | None = None) -> bool:
         """See Run.step."""
         part, owner = self.part, self._owner
         if part is None or owner is None:
             raise UserError("run.step() outside a loop over a run.loader(...)")
+        if self._update is not None and (closure is None or not (part.first and part.last)):
+            raise UserError("run.use(sam=...): run.step(optimizer, closure), and no accumulate: it takes two gradients")
         if not part.last:
+            if closure is not None:
+                closure()
             return False
         parameters = self._parameters_of(optimizer)
         for loader in self._active:
@@ -141,12 +155,32 @@ class Steps:
         of_owner = self._active.get(owner)
         self._size = part.size if of_owner is None else of_owner.size
         heartbeat.beat("step")
-        self._loop.exchange_flags(optimizer, parameters)
-        self._loop.apply(optimizer, parameters, self._prepare(parameters))
+
+        def apply() -> None:
+            self._loop.exchange_flags(optimizer, parameters)
+            self._loop.apply(optimizer, parameters, self._prepare(parameters))
+
+        if self._update is not None and closure is not None:
+            self._update(partial(self._gradients, closure), apply, optimizer)
+        else:
+            if closure is not None:
+                closure()
+            apply()
         self._loop.begin_step()
         self._stepped, self.optimizer = True, optimizer
         heartbeat.beat("forward")
         return True
+
+    def _gradients(self, closure: Callable[[], object], *, communicate: bool = True, count: bool = True) -> None:
+        """See technique.Gradients: the same draws in each pass."""
+        progress, ranks = self._parts.progress, self._parts.ranks
+        seed_shard(self.device, Moment(progress.epoch, progress.step, self._parts.seed, ranks.rank))
+        self._counts = count
+        with ExitStack() as apart:
+            for model in () if communicate else self._joined:
+                apart.enter_context(model.no_sync())
+            closure()
+        self._counts = True
 
     def _prepare(self, parameters: Sequence[nn.Parameter]) -> Callable[[], None] | None:
         if not self._gradient:

@@ -24,9 +24,12 @@ from ddp_train.run_folder.lock import RunLock
 RESULTS = ("training_history.json", "best_model.pth", LATEST, PREVIOUS)
 """What makes a folder that of an earlier run."""
 DONE = "done.json"
+MICRO_BATCHES = "micro_batches.json"
+"""How a loop of a user's own cuts its global batches since memory ran out."""
 BESIDE = (
     "config.yaml",
     DONE,
+    MICRO_BATCHES,
     "plan.json",
     "dataset.json",
     "training_curves.png",

@@ -19,6 +19,11 @@ def create(context: Context) -> Technique:
     """`--clip-grad NORM`."""
     limit = context.config.optim.clip_grad
     assert limit is not None
+    return clip(limit)
+
+
+def clip(limit: float) -> Technique:
+    """Clipping at this norm."""
     clipping = _Clipping(limit)
     return Technique(name="clip_grad", gradient=clipping, report=clipping.report, state=clipping, looks=True)
 

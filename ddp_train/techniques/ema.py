@@ -26,7 +26,12 @@ def create(context: Context) -> Technique:
     """`--ema DECAY`, `--ema-warmup`."""
     options = context.config.regularize
     assert options.ema is not None
-    ema = _Ema(context.network, options.ema, options.ema_warmup)
+    return average(context.network, options.ema, warmup=options.ema_warmup)
+
+
+def average(network: nn.Module, decay: float, *, warmup: bool = False) -> Technique:
+    """An average of the weights of `network`, with this decay."""
+    ema = _Ema(network, decay, warmup)
     return Technique(name="ema", after_step=ema.after_step, evaluated=ema.averaged.module, state=ema.averaged)
 
 

@@ -31,7 +31,12 @@ def create(context: Context) -> Technique:
     """`--sam RHO`."""
     rho = context.config.optim.sam
     assert rho is not None
-    return Technique(name="sam", update=_Sam(context.network, rho))
+    return uphill(context.network, rho)
+
+
+def uphill(network: nn.Module, rho: float) -> Technique:
+    """SAM for the parameters of `network`, with this radius."""
+    return Technique(name="sam", update=_Sam(network, rho))
 
 
 class _Sam:

@@ -191,6 +191,8 @@ def ends(case: dict[str, Any]) -> dict[str, Any]:
                     os.kill(os.getpid(), signal.SIGTERM)
                 if happens == "hang":
                     time.sleep(600)
+                if happens == "memory" and run.samples > 2:
+                    raise MemoryError
                 if happens == "error":
                     raise ValueError("of the user's own")
                 loss = F.cross_entropy(net(inputs), labels, reduction="sum")
@@ -199,7 +201,33 @@ def ends(case: dict[str, Any]) -> dict[str, Any]:
         return {"weights": weights(net)}
 
 
-LOOPS = {"plain": plain, "gan": gan, "table": table, "ends": ends}
+def used(case: dict[str, Any]) -> dict[str, Any]:
+    """What run.use() gives, one after another in a case of its own."""
+    with Run(case["out_dir"], seed=3, save_every=1) as run:
+        run.use(**case["use"])
+        net = run.model(Net())
+        optimizer = torch.optim.SGD(net.parameters(), 0.5, momentum=0.9)
+        loader = run.loader(TensorDataset(*tensors()), batch_size=9)
+        run.keep(net=net, optimizer=optimizer)
+        for _ in run.epochs(2):
+            for inputs, labels in loader:
+                die_at(run, case)
+
+                def loss(inputs: Tensor = inputs, labels: Tensor = labels) -> None:
+                    with run.autocast():
+                        scores = net(inputs)
+                    run.backward(F.cross_entropy(scores.float(), labels, reduction="sum"))
+
+                if "sam" in case["use"]:
+                    run.step(optimizer, loss)
+                else:
+                    loss()
+                    run.step(optimizer)
+        averaged = run.averaged(net) if "ema" in case["use"] else net
+        return {"weights": weights(net), "averaged": weights(averaged)}
+
+
+LOOPS = {"used": used, "plain": plain, "gan": gan, "table": table, "ends": ends}
 
 
 def main(cases: str, result: str) -> None:

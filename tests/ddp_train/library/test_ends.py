@@ -48,3 +48,11 @@ def test_a_rank_that_hangs_is_named(tmp_path: Path) -> None:
 def test_an_error_on_one_rank_ends_it_with_its_traceback_and_its_place(tmp_path: Path) -> None:
     printed = output_of(tmp_path, "error", rank=1)
     assert "ValueError: of the user's own" in printed and "rank 1 was at step 4 (epoch 1), forward" in printed
+
+
+def test_memory_that_runs_out_halves_the_micro_batches_of_the_next_start(tmp_path: Path) -> None:
+    printed = output_of(tmp_path, "memory", rank=0)
+    assert "started again, the run continues with accumulate=2" in printed
+    found = train(tmp_path, 2, [{**CASE, "happens": "memory", "rank": 0}])["run"]["weights"]
+    whole = train(tmp_path / "whole", 2, [{**CASE, "rank": 0}])["run"]["weights"]
+    assert torch.allclose(found, whole, atol=1e-6, rtol=0)

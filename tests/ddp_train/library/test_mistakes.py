@@ -1,0 +1,132 @@
+"""A user's mistake in a loop of their own: one line that names what is wrong and where, and status 2."""
+
+from __future__ import annotations
+
+import itertools
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import IterableDataset, TensorDataset
+
+from ddp_train import Run
+from ddp_train.library.reading import CannotBeEmpty, emptied
+
+
+class Endless(IterableDataset[int]):
+    """Nobody can find a place in it again."""
+
+    def __iter__(self) -> Iterator[int]:
+        return itertools.count()
+
+
+class Stateless:
+    """Neither state_dict nor load_state_dict."""
+
+
+def data(samples: int = 10) -> TensorDataset:
+    return TensorDataset(torch.randn(samples, 3), torch.randn(samples))
+
+
+def step_outside(run: Run) -> None:
+    run.step(torch.optim.SGD(nn.Linear(1, 1).parameters(), 0.1))
+
+
+def stranger(run: Run) -> None:
+    net = run.model(nn.Linear(3, 1))
+    loader = run.loader(data(), 5)
+    for _ in run.epochs(1):
+        for inputs, _ in loader:
+            run.backward(net(inputs).sum())
+            run.step(torch.optim.SGD(nn.Linear(1, 1).parameters(), 0.1))
+
+
+def not_one_number(run: Run) -> None:
+    net = run.model(nn.Linear(3, 1))
+    loader = run.loader(data(), 5)
+    for _ in run.epochs(1):
+        for inputs, _ in loader:
+            run.backward(net(inputs))
+
+
+MISTAKES: dict[str, tuple[Callable[[Run], Any], str]] = {
+    "an object without state": (lambda run: run.keep(thing=Stateless()), "run.keep(thing=...): a "),
+    "a list of networks": (
+        lambda run: run.keep(nets=[nn.Linear(1, 1)]),
+        "run.keep(nets=...): run.keep['nets'][0] is a ",
+    ),
+    "a stream without a place": (lambda run: run.loader(Endless(), 4), "without state_dict and load_state_dict"),
+    "no dataset": (lambda run: run.loader(5, 4), "run.loader(int): no dataset"),
+    "an empty dataset": (lambda run: run.loader([], 4), "the dataset is empty"),
+    "a batch of none": (lambda run: run.loader(data(), 0), "run.loader(batch_size=0)"),
+    "more micro-batches than samples": (lambda run: run.loader(data(), 2, accumulate=3), "accumulate=3) is larger"),
+    "nothing but a partial batch": (lambda run: run.loader(data(3), 4, drop_last=True), "drop_last leaves no step"),
+    "an order of other samples": (lambda run: run.loader(data(), 4, sampler=lambda epoch: [0, 99]), "from 0 to 9"),
+    "a technique that is not there": (lambda run: run.use(clip_gard=1.0), "did you mean clip_grad?"),
+    "a decay above 1": (lambda run: run.use(ema=2), "run.use(ema=2): it takes a decay between 0 and 1"),
+    "a text as a number": (lambda run: run.log(accuracy="high"), "run.log(accuracy=...)"),
+    "a column of the record's own": (lambda run: run.log(seconds=1), "run.log(seconds=...)"),
+    "no network": (lambda run: run.model(3), "run.model() takes a torch.nn.Module"),
+    "a step outside the loop": (step_outside, "run.step() belongs into a loop"),
+    "an optimizer of another network": (stranger, "belong to no network of run.model(...)"),
+    "a loss for each sample": (not_one_number, "one number, the sum over this rank's part of the batch, not [5, 1]"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_line_with_its_place(
+    mistake: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    make, words = MISTAKES[mistake]
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended, Run(tmp_path / "run", device="cpu") as run:
+        make(run)
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert ended.value.code == 2 and line.startswith("error: ") and words in line and "test_mistakes.py:" in line
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_second_run_in_the_folder_is_refused_and_a_finished_one_is_not_trained_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def train(epochs: int, **options: Any) -> int:
+        steps = 0
+        with Run(tmp_path, device="cpu", **options) as run:
+            net = run.model(nn.Linear(3, 1))
+            optimizer = torch.optim.SGD(net.parameters(), 0.1)
+            loader = run.loader(data(), 5)
+            kept = run.keep(net=net, optimizer=optimizer, best=0.5)
+            for _ in run.epochs(epochs):
+                for inputs, _ in loader:
+                    run.backward(net(inputs).sum())
+                    steps += run.step(optimizer)
+                kept.best += 1.0
+            run.log(best=kept.best)
+        return steps
+
+    assert train(2) == 4 and train(2) == 0
+    assert "is finished: epoch 2; for more" in capsys.readouterr().err
+    assert train(3) == 2, "more epochs continue it"
+    assert train(1, resume=None) == 2 and (tmp_path / "earlier-1" / "done.json").is_file()
+
+
+def test_the_batch_of_no_samples_has_the_form_of_the_others() -> None:
+    one = {"x": torch.ones(1, 4), "n": 1, "names": ["a"], "pair": (np.ones((3, 1)), True), "constant": torch.ones(2)}
+    two = {
+        "x": torch.ones(2, 4),
+        "n": 2,
+        "names": ["a", "a"],
+        "pair": (np.ones((3, 2)), True),
+        "constant": one["constant"],
+    }
+    found = emptied(one, two)
+    assert found["x"].shape == (0, 4) and found["n"] == 0 and found["names"] == []
+    assert found["pair"][0].shape == (3, 0) and found["constant"].shape == (2,)
+    with pytest.raises(CannotBeEmpty):
+        emptied(Stateless(), Stateless())
