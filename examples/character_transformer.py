@@ -45,7 +45,7 @@ class Writer(nn.Module):
 
 with Run(options.out_dir, seed=0) as run:
     net = run.model(Writer())
-    optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
     loader = run.loader(pieces, batch_size=32)
     run.keep(net=net, optimizer=optimizer)
     for _ in run.epochs(options.epochs):

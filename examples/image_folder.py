@@ -43,7 +43,7 @@ with tempfile.TemporaryDirectory() as drawn, Run(options.out_dir, seed=0) as run
     images = datasets.ImageFolder(folder, v2.Compose(steps))  # the crop of an image is the same on any number of ranks
     net: nn.Module = models.VisionTransformer(32, 8, 2, 2, 32, 64, num_classes=len(images.classes))
     net = run.model(net)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.02, momentum=0.9)
     loader = run.loader(images, batch_size=30, num_workers=options.workers)
     run.keep(net=net, optimizer=optimizer)
     for _ in run.epochs(options.epochs):

@@ -25,4 +25,4 @@ def weights(folder: Path, example: Path, ranks: int) -> torch.Tensor:
 def test_an_example_trains_the_same_on_one_rank_and_on_two(example: Path, tmp_path: Path) -> None:
     assert len(example.read_text().splitlines()) <= 60
     alone, both = (weights(tmp_path, example, ranks) for ranks in (1, 2))
-    assert torch.allclose(alone, both, atol=1e-6, rtol=0)
+    assert float((alone - both).abs().max()) < 1e-6
