@@ -31,7 +31,7 @@ from ddp_train.watchdog import python_stacks
 
 POLL_S, SOON_S = 0.5, 0.1
 ANSWER_S = 0.3
-NATIVE_S = 0.8
+NATIVE_S = 0.5
 """How long py-spy may take before the report is shown without it."""
 STARVED_S = 3.0
 """How long ranks that do not get the CPU may take to answer."""
@@ -192,13 +192,16 @@ class StallWatch:
 
     def _poll(self, awake: float, *, full: bool) -> None:
         """Ask each rank what it counts, or (`full`) all it knows."""
+        asked: list[RankProbe] = []
         for one in self._ranks.values():
             if one.code is None:
-                one.probe.ask(full=full)
+                if one.probe.ask(full=full):
+                    asked.append(one.probe)
                 if (stage := (one.probe.has_group, one.probe.is_leaving)) != one.stage:
                     one.stage, one.silent_s = stage, 0.0  # that is progress, also of one that will answer nothing
         deadline = time.monotonic() + ANSWER_S
-        while any(one.probe.pending for one in self._ranks.values()) and time.monotonic() < deadline:
+        # Who owes an answer since an earlier question is not waited for.
+        while any(probe.pending for probe in asked) and time.monotonic() < deadline:
             time.sleep(ANSWER_S / 60)
         records = {}
         for rank, one in self._ranks.items():
