@@ -36,6 +36,7 @@ def patch(ghost: Ghost) -> None:
     replace(torch.accelerator, "current_device_index", lambda: ghost.current)
     replace(torch.accelerator, "current_stream", lambda device=None: stream())
     replace(torch.accelerator, "synchronize", there.synchronize)
+    replace(torch.accelerator, "set_device_index", there.set_device)  # the loader's thread that pins
     autocast = autocast_of(torch.amp.autocast_mode.autocast)
     for owner in (torch, torch.amp, torch.amp.autocast_mode):
         replace(owner, "autocast", autocast)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.fake_nvml.machine import load_machine
 from tests.ghost import cuda
@@ -95,6 +96,11 @@ def test_two_ranks_under_a_mask_in_cudas_own_order(ghost_machine: GhostMachine, 
     history = json.loads((tmp_path / "run" / "training_history.json").read_text())
     facts = history["environment"]
     assert (facts["all_reduce"], facts["world_size"], facts["device"]) == ("nccl", 2, "NVIDIA RTX A5000")
+    weights = torch.load(tmp_path / "run" / "best_model.pth", weights_only=True)
+    assert {str(value.device) for value in weights.values()} == {"cpu"}, "it loads on a machine without a GPU"
+    watched = run(env, ROOT, "-m", "gpu_topology", "monitor", "--gpus", "0,2", "--seconds", "0.2", "--json")
+    assert watched.returncode == 0, watched.stderr
+    assert [gpu["uuid"] for gpu in json.loads(watched.stdout)["gpus"]] == [uuids(machine)[at] for at in (0, 2)]
     ranks = reports(tmp_path / "ghost")
     assert {ranks[rank]["gpus"][int(rank)]["uuid"] for rank in "01"} == {uuids(machine)[at] for at in (0, 2)}
     assert [ranks[rank]["current"] for rank in "01"] == [0, 1]

@@ -21,6 +21,7 @@ NOWHERE = {
     "SWA": "--swa 0",
     "muon": "--optimizer muon --muon-normalize --clip-grad 1 --centralize-gradients",
     "loader": "--pipeline loader --num-workers 0 --augment heavy --accumulate 2",
+    "loader with workers": "--pipeline loader --num-workers 2 --mixup 0.5",
     "augmentation": "--augment heavy --random-resized-crop 0.3 --rotation 15 --augment-policy randaugment",
     "class weights": "--class-weights tests/ddp_train/techniques/class_weights.yaml --label-smoothing 0.1",
     "reproducible": "--reproducible --reproducible-shards 2",
