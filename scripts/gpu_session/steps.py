@@ -11,7 +11,7 @@ from runner import Step
 
 HERE = Path(__file__).parent
 TINY = "--dataset synthetic --synthetic-samples 128 --batch-size 32"
-GPU_STEPS = frozenset({"gpu-tests", "host-waits", "batch-finder", "out-of-memory"})
+GPU_STEPS = frozenset({"monitor", "gpu-tests", "host-waits", "batch-finder", "out-of-memory"})
 """Steps that mean nothing without a GPU or a ghost of one."""
 
 
@@ -127,21 +127,25 @@ def _memory(settings: Settings) -> list[Step]:
 
 def _overheads(settings: Settings) -> list[Step]:
     """What the trainer adds to a step, its input, a checkpoint; and a profile."""
-    benchmark = ("-m", "benchmarks")
-    rounds = ("--rounds", 1 if settings.rehearse else 5)
-    device = ("--device", settings.device)
-    checkpoint = ("--model", "small", "--steps", 2, "--batch-size", 16) if settings.rehearse else ("--batch-size", 512)
-    words = f"--model small --epochs 1 {TINY}" if settings.rehearse else "--model resnet18 --epochs 2 --amp bf16"
-    data = () if settings.rehearse else ("--data-dir", _data_of(settings))
+    rehearse, device = settings.rehearse, ("--device", settings.device)
+    data = () if rehearse else ("--data-dir", _data_of(settings))
+    words = f"--model small --epochs 1 {TINY}" if rehearse else "--model resnet18 --epochs 2 --amp bf16"
     profile = ("--profile", *words.split(), *data, *device, "--no-tensorboard", "--out-dir", settings.out / "profile")
-    input_words = () if settings.rehearse else ("--data-dir", _data_of(settings))
-    steps = [
+    checkpoint = ("--model", "small", "--steps", 2, "--batch-size", 16) if rehearse else ("--batch-size", 512)
+
+    def benchmark(name: str, *options: object) -> Step:
+        start = (HERE / "rehearsed_benchmark.py",) if rehearse else ("-m", "benchmarks")
+        rounds = ("--rounds", 1 if rehearse else 5)
+        return Step(name.replace("_", "-"), python(*start, name, *rounds, *options), 60, json=True)
+
+    # A ghost has none of the thread in which torch's DataLoader pins memory.
+    where = ("--device", "cpu") if rehearse else device
+    return [
         Step("profile", python("ddp_train/main.py", *profile), 60),
-        Step("checkpoint-cost", python(*benchmark, "checkpoint_cost", *rounds, *checkpoint), 60, json=True),
-        Step("step-overhead", python(*benchmark, "step_overhead", *device, *rounds), 60, json=True),
-        Step("input-pipeline", python(*benchmark, "input_pipeline", *device, *rounds, *input_words), 60, json=True),
+        benchmark("checkpoint_cost", *checkpoint),
+        benchmark("step_overhead", *device),
+        benchmark("input_pipeline", *where, *data),
     ]
-    return steps if not settings.rehearse else steps[:1]
 
 
 PARTS: Mapping[int, Callable[..., list[Step]]] = {1: checks, 2: measurements}
