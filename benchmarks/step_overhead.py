@@ -113,6 +113,7 @@ def _trainer(device: torch.device, folder: Path, batches: Batches | None = None)
 def _library(device: torch.device, folder: Path) -> Callable[[], float]:
     """The bare loop written with ddp_train.Run, with the data it loads; what happens after an epoch does not count."""
     run = Run(folder, device=device.type, save_every="epoch").__enter__()
+    torch.set_num_threads(1)  # which it has set by the machine
     network = run.model(NullNetwork())
     optimizer, samples = _sgd(network), STEPS * BATCH
     data = TensorDataset(torch.randn(samples, 3, 32, 32), torch.randint(CLASSES, (samples,)))
