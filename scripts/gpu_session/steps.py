@@ -136,7 +136,7 @@ def _overheads(settings: Settings) -> list[Step]:
     def benchmark(name: str, *options: object) -> Step:
         start = (HERE / "rehearsed_benchmark.py",) if rehearse else ("-m", "benchmarks")
         rounds = ("--rounds", 1 if rehearse else 5)
-        return Step(name.replace("_", "-"), python(*start, name, *rounds, *options), 60, json=True)
+        return Step(name.replace("_", "-"), python(*start, name, *rounds, *options), 120, json=True)
 
     # A ghost has none of the thread in which torch's DataLoader pins memory.
     where = ("--device", "cpu") if rehearse else device
