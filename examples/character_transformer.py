@@ -33,7 +33,8 @@ class Writer(nn.Module):
     def __init__(self, width: int = 48) -> None:
         super().__init__()
         self.letter, self.place = nn.Embedding(len(letters), width), nn.Embedding(LENGTH, width)
-        layer = nn.TransformerEncoderLayer(width, 4, 2 * width, dropout=0.0, batch_first=True, norm_first=True)
+        kind = {"dropout": 0.0, "activation": "gelu", "batch_first": True, "norm_first": True}
+        layer = nn.TransformerEncoderLayer(width, 4, 2 * width, **kind)
         self.layers = nn.TransformerEncoder(layer, 2, nn.LayerNorm(width), enable_nested_tensor=False)
         self.scores = nn.Linear(width, len(letters))
 

@@ -272,7 +272,8 @@ class StreamLoader(Loader):
         super().__init__(turns, batch_size, accumulate, name)
         self.dataset, self._collate, self._drop_last = dataset, collate, ordering.drop_last
         self._state: Any = None
-        self._known: Any = None
+        self._ended = False
+        """The stream is read to its end. Many a stream has begun anew by then, so its own state would not say so."""
         self._ranks = ranks
 
     def begin_epoch(self, epoch: int) -> None:
@@ -282,19 +283,23 @@ class StreamLoader(Loader):
 
     def state_dict(self) -> dict[str, Any]:
         within = self.trained and self.taken
-        return super().state_dict() | {"stream": self.dataset.state_dict() if within else None}
+        place = {"stream": self.dataset.state_dict() if within else None, "ended": bool(within and self._ended)}
+        return super().state_dict() | place
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
-        self._state = state["stream"]
+        self._state, self._ended = state["stream"], state["ended"]
 
     def _windows(self, start: int) -> Iterator[Iterator[tuple[Part, Any]]]:
         if start and self._state is not None:
             self.dataset.load_state_dict(self._state)
-        self._state = None
+        ended, self._state, self._ended = bool(start and self._ended), None, False
+        if ended:
+            return
         stream = iter(self.dataset)
         while samples := list(itertools.islice(stream, self.batch_size)):
-            if len(samples) < self.batch_size and self._drop_last:
+            self._ended = len(samples) < self.batch_size
+            if self._ended and self._drop_last:
                 return
             yield self._window(samples)
 

@@ -127,7 +127,7 @@ class Process:
         if isinstance(error, UserError):
             error = _placed(error)
         known = isinstance(error, UserError | TrainingDiverged | Stopped)
-        if hasattr(sys, "ps1") or "ipykernel" in sys.modules:
+        if _interactive():
             return
         if known and alone:
             self._end_alone(error)
@@ -154,6 +154,12 @@ class Process:
         print(words if isinstance(error, Stopped) else f"error: {words}", file=sys.stderr, flush=True)
         self._leave()
         raise SystemExit(status) from None
+
+
+def _interactive() -> bool:
+    """Whether this is a session that outlives an error: Python's own prompt, IPython or a notebook."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", None)
+    return hasattr(sys, "ps1") or (shell is not None and shell() is not None)
 
 
 def _exit_at_once() -> None:

@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from ddp_train.distributed.process_group import Ranks
+from ddp_train.library.loader import Ordering, create
+from tests.ddp_train.library.loops import Stream
 from tests.ranks import run_ranks
 
 PROGRAM = Path(__file__).parent / "loops.py"
@@ -102,6 +105,34 @@ def test_a_killed_loop_continues_with_the_same_bits(
     assert torch.equal(found["weights"], alone[case["name"]]["weights"])
     if case["loop"] == "plain":
         assert found["seen"] == alone[case["name"]]["seen"] and found["marks"].tolist() == [24.0, 0.0]
+
+
+class NoTurns:
+    """Nobody is asked between the batches."""
+
+    device = torch.device("cpu")
+
+    def nothing(self, *_: object) -> None:
+        return None
+
+    finish = begin = end = leave = nothing
+
+
+def test_a_stream_that_begins_anew_at_its_end_is_not_read_twice() -> None:
+    def stream() -> Any:
+        loader = create(NoTurns(), Stream(), 9, Ordering(0, True, False, None), Ranks(), None, 1, 0, {})
+        loader.trained = True
+        return loader
+
+    first = stream()
+    batches = iter(first)
+    counts = [len(next(batches)["label"]) for _ in range(6)]
+    assert counts == [9, 9, 9, 9, 9, 8] and first.dataset.at == 0, "its own place is that of the beginning"
+    resumed = stream()
+    resumed.load_state_dict(first.state_dict())
+    assert len(list(resumed)) == 0
+    resumed.begin_epoch(1)
+    assert sum(len(batch["label"]) for batch in resumed) == 53
 
 
 def test_a_loop_continues_on_another_number_of_ranks(alone: dict[str, dict[str, Any]], tmp_path: Path) -> None:
