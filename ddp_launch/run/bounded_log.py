@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -10,6 +11,7 @@ from ddp_launch.cli.value_types import LOG_BYTES
 
 LEAST_BYTES = 4096
 """Below that there is no room for a head, a tail and the line between them."""
+_KEEP_SIZE = 1  # linux/falloc.h: FALLOC_FL_KEEP_SIZE
 
 
 class BoundedLog:
@@ -33,6 +35,7 @@ class BoundedLog:
             if self._file is None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+                _reserve(self._file)
             while data:
                 room = self._limit - self._size if self._limit else len(data)
                 try:
@@ -74,3 +77,14 @@ class BoundedLog:
         os.pwrite(file, self._mark + tail, self._head)
         self._size = self._head + len(self._mark) + len(tail)
         os.ftruncate(file, self._size)
+
+
+def _reserve(file: int) -> None:
+    """Take LEAST_BYTES of the disk for an empty file: an error's last words have room when other logs have filled it.
+
+    Does nothing where the file system cannot.
+    """
+    with suppress(OSError, AttributeError):
+        fallocate = ctypes.CDLL(None).fallocate
+        fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long)
+        fallocate(file, _KEEP_SIZE, 0, LEAST_BYTES)

@@ -71,3 +71,27 @@ def test_a_tiny_disk_keeps_head_and_tail(tmp_path: Path) -> None:
     lost, ends = done.stdout.splitlines()
     assert lost.endswith("No space left on device") and int(lost.split()[0]) > 100_000
     assert ends == "line 0 line 19999"
+
+
+LAST = """
+import sys
+from contextlib import suppress
+from pathlib import Path
+from ddp_launch.run.bounded_log import BoundedLog
+
+folder = Path(sys.argv[1])
+quiet = BoundedLog(folder / "quiet.log")
+with suppress(OSError), open(folder / "others", "wb", buffering=0) as others:
+    while True:
+        others.write(bytes(4096))
+quiet.write(b"the cause\\n")
+print(quiet.lost, (folder / "quiet.log").read_text(), end="")
+"""
+
+
+def test_the_last_words_have_room_on_a_disk_that_others_have_filled(tmp_path: Path) -> None:
+    command = [*small_disk(tmp_path, "64k"), sys.executable, "-c", LAST, str(tmp_path)]
+    done = subprocess.run(
+        command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout == "0 the cause\n"
