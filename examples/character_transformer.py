@@ -1,6 +1,6 @@
 """A transformer that writes one character after another, trained on the beginning of a book.
 
-torchrun --nproc-per-node 2 examples/character_transformer.py --epochs 10
+PYTHONPATH=. torchrun --nproc-per-node 2 examples/character_transformer.py --epochs 10
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A torchvision model on a folder of images, one folder a class: `--data FOLDER`, or digits that are drawn first.
 
-torchrun --nproc-per-node 2 examples/image_folder.py --data photos/train
+PYTHONPATH=. torchrun --nproc-per-node 2 examples/image_folder.py --data photos/train
 """
 
 from __future__ import annotations

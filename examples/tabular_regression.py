@@ -1,8 +1,8 @@
 """Regression on a table: scikit-learn's diabetes data (442 patients, 10 numbers each).
 
-python examples/tabular_regression.py                                        # one process
-torchrun --nproc-per-node 2 examples/tabular_regression.py                   # the same weights, on two
-python launch.py --auto examples/tabular_regression.py -- --epochs 40        # on the best GPUs
+PYTHONPATH=. python examples/tabular_regression.py                              # one process
+PYTHONPATH=. torchrun --nproc-per-node 2 examples/tabular_regression.py          # the same weights, on two
+PYTHONPATH=. python launch.py --auto examples/tabular_regression.py --epochs 40  # on the best GPUs
 """
 
 from __future__ import annotations
