@@ -395,7 +395,6 @@ TABLE: tuple[Known, ...] = (
         "torch's own gloo threads aborted the program while Python was ending, for its process group was still open, or"
         " a DistributedDataParallel model held it: a race in torch that bare torchrun meets, too",
         "torch.distributed.destroy_process_group() before leaving, in a finally clause: the exit status is then the"
-        " program's own; with a DistributedDataParallel model, os._exit(0) at the very end of a success, too, with all"
-        " on disk and the streams flushed",
+        " program's own; with a DistributedDataParallel model also flush the streams and call os._exit(0) at the end",
     ),
 )

@@ -165,8 +165,8 @@ class LogTail:
 
     @property
     def _with_what_led_to_it(self) -> tuple[str, ...]:
-        """The last traceback behind the line of the log that it belongs to, or behind what a program printed that it
-        names as the cause; empty where there is neither."""
+        """The last traceback, after the log line that it belongs to or after the output of the program that it names
+        as the cause; empty if there is no such line."""
         if not (found := self.traceback) or self.lines[-len(found) :] != found:
             return ()
         before = self.lines[: -len(found)]

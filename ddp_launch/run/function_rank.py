@@ -5,11 +5,14 @@ The result goes to FOLDER/result-RANK.pkl; of an exception the traceback goes to
 
 from __future__ import annotations
 
+import atexit
 import os
 import pickle
 import sys
+import threading
 import traceback
 from pathlib import Path
+from typing import NoReturn
 
 
 def main(folder: Path) -> None:
@@ -34,8 +37,21 @@ def main(folder: Path) -> None:
         raise
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
-        # Left open, it may abort the process while that ends.
+        # Left open, it may abort the process while that ends. A DistributedDataParallel model that is still referenced
+        # holds the group in spite of this: so the process ends as multiprocessing's do, without Python's tear-down.
         distributed.destroy_process_group()
+        _leave()
+
+
+def _leave() -> NoReturn:
+    """End with status 0: other threads are waited for and exit handlers run as ever, objects are not destroyed."""
+    for thread in threading.enumerate():
+        if thread is not threading.main_thread() and not thread.daemon:
+            thread.join()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":

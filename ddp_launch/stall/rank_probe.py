@@ -177,7 +177,7 @@ class RankProbe:
         return python_stacks.handles(self._target, self._writer, STACK_SIGNAL)
 
     def stacks(self, already: int) -> str:
-        """What faulthandler has written behind the first `already` bytes so far."""
+        """What faulthandler has written so far, without the first `already` bytes."""
         return "" if self._stacks is None else python_stacks.written(self._stacks, already, wait_s=0)
 
     def scheduling(self) -> Scheduling:

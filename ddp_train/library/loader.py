@@ -141,8 +141,8 @@ class Loader:
         for name, then in state["facts"].items() if self._resume_at else ():
             if self.facts[name] != then:
                 raise UserError(
-                    f"the checkpoint stands in the middle of an epoch of a loader with {name} {then}, and {self.name} "
-                    f"has {self.facts[name]}: continue it with the same, or start afresh with Run(resume=None)"
+                    f"the checkpoint was written within an epoch of a loader with {name} {then}, but {self.name} has "
+                    f"{self.facts[name]}: resume with the same value, or start a new run with Run(resume=None)"
                 )
 
     def _start(self) -> int:
@@ -347,7 +347,8 @@ def create(
     if accumulate > batch_size:
         raise UserError(f"run.loader(accumulate={accumulate}) is larger than batch_size={batch_size}")
     if isinstance(dataset, IterableDataset) or not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
-        return _stream(turns, dataset, batch_size, ordering, ranks, collate, accumulate, num_workers)
+        _refuse_stream(dataset, ordering, num_workers)
+        return StreamLoader(turns, dataset, collate or default_collate, batch_size, accumulate, name, ordering, ranks)
     shape: dict[str, Any] = {"global_batch": batch_size, "world_size": ranks.world_size, "rank": ranks.rank}
     shape |= {"seed": ordering.seed, "shuffle": ordering.shuffle, "drop_last": ordering.drop_last}
     if not len(dataset):
@@ -360,16 +361,8 @@ def create(
     return MapLoader(turns, sampler, reader, accumulate, name, num_workers, options)
 
 
-def _stream(
-    turns: Turns,
-    dataset: Any,
-    batch_size: int,
-    ordering: Ordering,
-    ranks: Ranks,
-    collate: Collate | None,
-    accumulate: int,
-    num_workers: int,
-) -> StreamLoader:
+def _refuse_stream(dataset: Any, ordering: Ordering, num_workers: int) -> None:
+    """Errors: UserError where a dataset that is no map cannot be read as a stream, or not resumed."""
     kind = type(dataset).__name__
     if not hasattr(dataset, "__iter__"):
         raise UserError(f"run.loader({kind}): no dataset: it has neither len and [], nor can it be iterated over")
@@ -380,8 +373,6 @@ def _stream(
         )
     if num_workers or ordering.order_of is not None:
         raise UserError(f"run.loader({kind}): the rank reads a stream in its order: no num_workers, no sampler")
-    name = f"run.loader({kind}, ...)"
-    return StreamLoader(turns, dataset, collate or default_collate, batch_size, accumulate, name, ordering, ranks)
 
 
 def to_device(batch: Any, device: torch.device) -> Any:

@@ -97,7 +97,7 @@ def facts(run: Run, epochs: int, notes: tuple[str, ...]) -> RunFacts:
 def observers(
     run: Run, about: RunFacts, source: Path | None, *, tensorboard: bool, wandb: str | None
 ) -> tuple[Observer, ...]:
-    """Who is told, on rank 0: the history first, since what the others show must be on the disk already."""
+    """The observers of rank 0, the history first: what the others show must already be on the disk."""
     if not run.is_first:
         return ()
     folder = RunFolder(run.folder)

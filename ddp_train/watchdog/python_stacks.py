@@ -39,7 +39,7 @@ class Frame:
 
 
 def written(file: int, already: int, wait_s: float, writes: Callable[[], bool] | None = None) -> str:
-    """What faulthandler writes into `file` behind its first `already` bytes, within `wait_s` seconds. `writes`: whether
+    """What faulthandler writes into `file` after its first `already` bytes, within `wait_s` seconds. `writes`: whether
     it is still at it (see `handles`); None: until no more comes for a moment."""
     deadline = time.monotonic() + wait_s
     size, since = already, time.monotonic()

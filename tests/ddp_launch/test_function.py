@@ -21,7 +21,7 @@ from ddp_launch import LaunchError, launch
 ROOT = Path(__file__).parents[2]
 
 FUNCTIONS = """
-import os
+import atexit, os, threading, time
 from ddp_launch import LaunchError, launch
 
 class Box:
@@ -34,7 +34,11 @@ def total(base, *, scale):
     dist.init_process_group("gloo")
     sums = torch.tensor([base + dist.get_rank()])
     dist.all_reduce(sums)
-    print("rank", os.environ["RANK"], flush=True)
+    print("rank", os.environ["RANK"])
+    mark = os.path.join(os.environ["TMPDIR"], os.environ["RANK"])
+    threading.Thread(target=lambda: (time.sleep(0.3), open(mark + "-thread", "w"))).start()
+    atexit.register(lambda: os.replace(mark + "-thread", mark + "-left"))
+    globals()["kept"] = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(1, 1))  # which holds the group
     return Box(sums * scale), dist.get_backend()
 
 def fails():
@@ -64,7 +68,8 @@ def test_from_a_script(tmp_path: Path, env: dict[str, str]) -> None:
     script.write_text(FUNCTIONS + CALLS + "print('once')\n")
     done = subprocess.run([sys.executable, str(script)], env=env, capture_output=True, text=True, timeout=120)
     assert done.stdout.splitlines() == ["rank 0", EXPECTED, FAILURE, "once"], done.stderr
-    assert f'File "{script}", line 19, in fails' in done.stderr, "the traceback on the screen names the file"
+    assert all((tmp_path / f"{rank}-left").exists() for rank in (0, 1)), "threads end, then exit handlers run"
+    assert f'File "{script}", line 23, in fails' in done.stderr, "the traceback on the screen names the file"
     (log,) = tmp_path.glob("ddp-launch-????????/attempt-0/rank-0.stderr.log")
     assert "boom on rank 0" in log.read_text(), "what the summary names is still there"
     assert str(log) in "".join(line.partition(" ")[2].strip() for line in done.stderr.splitlines()[-4:])

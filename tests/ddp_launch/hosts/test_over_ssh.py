@@ -210,6 +210,15 @@ def test_network_between_hosts_is_measured(pair: Pair) -> None:
     assert any("different MTU: wire-a of node-a 1500, wire-b of node-b 1400" in line for line in verdict["concerns"])
 
 
+def test_preflight_measures_the_network_and_the_run_follows(pair: Pair) -> None:
+    done = pair.run(*BOTH, "--preflight", "program.py", "add")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "total 3 on node-a with None\n"
+    measured = re.search(r"all-reduce between 2 hosts with gloo: [\d.]+ Gbit/s", done.stderr)
+    assert measured is not None and done.stderr.index("run    2 ranks on 2 hosts") > measured.start()
+    assert done.stderr.count("preflight: every byte and every sum right") == 2, "each host checks its own devices"
+
+
 def test_mistakes_on_the_hosts_are_one_line(pair: Pair) -> None:
     done = pair.run(*BOTH, "nothere.py")
     assert (done.returncode, done.stderr) == (2, "error: node-a, node-b: 'nothere.py': no such script\n")

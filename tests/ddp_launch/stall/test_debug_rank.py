@@ -133,7 +133,7 @@ def test_a_debugger_attaches_to_rank_1(launcher: Any) -> None:
 
 
 class Adapter:
-    """The other side of a Debug Adapter Protocol connection: JSON behind a header with its length."""
+    """The other side of a Debug Adapter Protocol connection: JSON after a header with its length."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._stream, self._number = connection.makefile("rwb"), 0
