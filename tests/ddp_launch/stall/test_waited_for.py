@@ -101,7 +101,7 @@ def test_the_shares_of_a_rank_of_the_trainer() -> None:
 
 
 SLOW = """
-import os, time, torch, torch.distributed as dist
+import atexit, os, time, torch, torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 dist.init_process_group("gloo")
 rank = dist.get_rank()
@@ -129,7 +129,9 @@ net = DistributedDataParallel(Net(), bucket_cap_mb=0.001)
 for _ in range(120):
     net(torch.ones(4, 64)).sum().backward()
 dist.destroy_process_group()
-# DDP still holds the group: a thread of gloo's that frees what is Python's would abort the end of Python.
+# DDP still holds the group: a thread of gloo's that frees what is Python's would abort the end of Python. The exit
+# handlers leave the last collectives for the launcher.
+atexit._run_exitfuncs()
 os._exit(0)
 """
 
