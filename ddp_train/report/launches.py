@@ -1,0 +1,250 @@
+"""What the launcher recorded in a run folder: its plan, and the events of each of its starts (docs/events.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from ddp_train.report.json_value import Value
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A variable or an option that was decided, and the fact that it follows from. how: "", "kept" or "removed"."""
+
+    name: str
+    value: str
+    reason: str
+    how: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What plan.json says. devices: why these; excluded: (NVML index, reason) of the GPUs left out.
+
+    indices, uuids, group, policy: the selection, as gpu_topology has it. settings: of the bundled trainer.
+    """
+
+    devices: str = ""
+    indices: tuple[int, ...] = ()
+    uuids: tuple[str, ...] = ()
+    group: str = ""
+    policy: str = ""
+    excluded: tuple[tuple[int, str], ...] = ()
+    environment: tuple[Setting, ...] = ()
+    settings: tuple[Setting, ...] = ()
+    ranks_per_node: int | None = None
+    nodes: str = ""
+    backend: str = ""
+    shell: str = ""
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The failure of an attempt. rank, host: which failed first; words: how it ended; error: its last line.
+
+    others: what became of the other ranks, as (words, ranks). meaning, advice: of a known remedy, "" without one.
+    """
+
+    attempt: int | None
+    rank: int | None
+    host: str
+    words: str
+    error: str
+    place: str
+    found: str
+    hang_s: float | None
+    stack: tuple[str, ...]
+    last_lines: tuple[str, ...]
+    others: tuple[tuple[str, tuple[int, ...]], ...]
+    meaning: str
+    advice: str
+    time: str
+
+
+@dataclass(frozen=True)
+class Restart:
+    """Another attempt after a failure. attempt: its number, from 0; devices: in words; change: of the GPUs."""
+
+    attempt: int | None
+    ranks: int | None
+    devices: str
+    change: str
+    time: str
+
+
+@dataclass(frozen=True)
+class Stall:
+    """Ranks made no progress for `seconds`. doing: (ranks, what they did)."""
+
+    seconds: float | None
+    words: str
+    collective: str
+    doing: tuple[tuple[tuple[int, ...], str], ...]
+    time: str
+
+
+@dataclass(frozen=True)
+class WaitedFor:
+    """The others waited for `rank`. share: of the time, from 0 to 1; shares: rank -> phase -> share of its time."""
+
+    rank: int | None
+    ms_a_step: float | None
+    share: float | None
+    steps: int | None
+    shares: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class GpuEnergy:
+    """What a GPU took from the launcher's start to its end, by its own counter."""
+
+    index: int | None
+    uuid: str
+    joules: float
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One start of the launcher. time: ISO 8601, UTC; command: as it was typed; status: None where there is no end.
+
+    energy: of this node's GPUs; () where a card has no counter. signal: that asked the launcher to end.
+    """
+
+    time: str
+    host: str
+    command: tuple[str, ...]
+    version: str
+    plan: Plan
+    world_size: int | None
+    attempts: int
+    failures: tuple[Failure, ...]
+    restarts: tuple[Restart, ...]
+    stalls: tuple[Stall, ...]
+    waited_for: WaitedFor | None
+    energy: tuple[GpuEnergy, ...]
+    signal: str
+    status: int | None
+    seconds: float | None
+    message: str
+
+
+def plan_of(value: Value) -> Plan:
+    """A plan as the launcher writes it (`--dry-run --json`), or a trainer that nobody launched."""
+    selection, training = value["selection"], value["training"]
+    decided = [
+        Setting(name, item.text, training["reasons"][name].text) for name, item in training.items() if name != "reasons"
+    ]
+    recommended = [_setting(item) for item in value["recommendations"]]
+    excluded = ((item["index"].whole, item["reason"].text) for item in selection["excluded"])
+    return Plan(
+        devices=selection["reason"].text,
+        indices=selection["indices"].wholes,
+        uuids=selection["uuids"].texts,
+        group=selection["group"].text,
+        policy=selection["policy"].text,
+        excluded=tuple((index, reason) for index, reason in excluded if index is not None),
+        environment=tuple(_setting(item) for item in value["environment"]),
+        settings=tuple(decided or recommended),
+        ranks_per_node=value["nproc_per_node"].whole,
+        nodes=value["nnodes"].text,
+        backend=value["backend"].text,
+        shell=value["shell"].text,
+        warnings=value["warnings"].texts,
+    )
+
+
+def _setting(item: Value) -> Setting:
+    how = "removed" if item["unset"].raw is True else "kept" if item["kept"].raw is True else ""
+    return Setting(item["name"].text, item["value"].text, item["reason"].text, how)
+
+
+def launches_of(events: Iterable[Value]) -> tuple[Launch, ...]:
+    """The starts of the launcher, each of which begins with the event `plan`."""
+    parts: list[list[Value]] = []
+    for event in events:
+        if event["event"].raw == "plan" or not parts:
+            parts.append([])
+        parts[-1].append(event)
+    return tuple(map(_launch, parts))
+
+
+def _launch(events: list[Value]) -> Launch:
+    def of(name: str) -> list[Value]:
+        return [event for event in events if event["event"].raw == name]
+
+    def last(name: str) -> Value:
+        return (of(name) or [Value()])[-1]
+
+    first, end, waited = (of("plan") or [Value()])[0], last("end"), last("waited-for")
+    return Launch(
+        time=events[0]["time"].text,
+        host=first["host"].text,
+        command=first["argv"].texts,
+        version=first["version"].text,
+        plan=plan_of(first["plan"]),
+        world_size=last("attempt")["world_size"].whole,
+        attempts=len(of("attempt")),
+        failures=tuple(map(_failure, of("failure"))),
+        restarts=tuple(map(_restart, of("restart"))),
+        stalls=tuple(map(_stall, of("stall"))),
+        waited_for=_waited_for(waited) if waited else None,
+        energy=_energy(last("energy")),
+        signal=last("signal")["signal"].text,
+        status=end["status"].whole,
+        seconds=end["seconds"].number,
+        message=end["message"].text,
+    )
+
+
+def _failure(event: Value) -> Failure:
+    place, hang, remedy = event["place"], event["hang"], event["remedy"]
+    step, epoch, phase = place["step"].whole, place["epoch"].whole, place["phase"].text
+    where = phase if step is None else f"step {step} (epoch {epoch}), {phase}"
+    kinds = {"victims": "lost the connection to it", "failed_as_well": "failed as well", "stopped": "were stopped"}
+    return Failure(
+        attempt=event["attempt"].whole,
+        rank=event["rank"].whole,
+        host=event["host"].text,
+        words=event["words"].text,
+        error=event["error"].text,
+        place=where or event["at"].text,
+        found=event["found"].text,
+        hang_s=hang["seconds"].number,
+        stack=hang["stack"].texts,
+        last_lines=event["last_lines"].texts,
+        others=tuple((words, event[kind].wholes) for kind, words in kinds.items() if event[kind].wholes),
+        meaning=remedy["meaning"].text,
+        advice=remedy["advice"].text,
+        time=event["time"].text,
+    )
+
+
+def _restart(event: Value) -> Restart:
+    numbers = event["attempt"].whole, event["ranks"].whole
+    return Restart(*numbers, event["devices"].text, event["change"].text, event["time"].text)
+
+
+def _stall(event: Value) -> Stall:
+    doing = tuple((item["ranks"].wholes, item["doing"].text) for item in event["doing"])
+    return Stall(event["seconds"].number, event["words"].text, event["collective"].text, doing, time=event["time"].text)
+
+
+def _waited_for(event: Value) -> WaitedFor:
+    numbers = event["rank"].whole, event["ms_a_step"].number, event["share"].number, event["steps"].whole
+    return WaitedFor(*numbers, by_rank(event["ranks"]))
+
+
+def by_rank(value: Value) -> dict[int, dict[str, float]]:
+    """rank -> name -> number, of an object of objects."""
+    found = {}
+    for rank, parts in value.items():
+        if rank.isascii() and rank.isdecimal():
+            found[int(rank)] = {name: part.number for name, part in parts.items() if part.number is not None}
+    return found
+
+
+def _energy(event: Value) -> tuple[GpuEnergy, ...]:
+    rows = [(item["index"].whole, item["uuid"].text, item["joules"].number) for item in event["gpus"]]
+    return tuple(GpuEnergy(index, uuid, joules) for index, uuid, joules in rows if joules is not None)
