@@ -16,7 +16,7 @@ LINK = re.compile(r"(?P<picture>!?)\[(?P<text>[^\]]*)\]\((?![a-z]+:|#)(?P<place>
 def index_page(readme: str, source: str | None) -> str:
     """`readme` with its relative links and pictures below `source`, the address of the repository.
 
-    source None: the text of a link alone; a line with nothing but a picture, or a link to the other language, is left out.
+    source None: of a link the text alone; a line that is nothing but one link or picture is left out.
     """
 
     def there(link: re.Match[str]) -> str:
