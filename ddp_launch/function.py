@@ -44,6 +44,7 @@ class LaunchError(RuntimeError):
         self.rank, self.status, self.traceback = rank, status, traceback
 
     def __reduce__(self) -> tuple[type[LaunchError], tuple[str, int | None, int, str]]:
+        """For pickle, which by itself would keep the message alone."""
         # A caller in a process of its own, as in a pool, sends it on: pickle knows of the message alone.
         return LaunchError, (str(self), self.rank, self.status, self.traceback)
 
@@ -100,10 +101,12 @@ def launch(
 
 
 def _name(fn: Callable[..., Any]) -> str:
+    """The function's qualified name."""
     return getattr(fn, "__qualname__", None) or repr(fn)
 
 
 def _device_list(gpus: str | int | Iterable[int | str]) -> str:
+    """`gpus` as the value of --gpus."""
     return str(gpus) if isinstance(gpus, str | int) else ",".join(map(str, gpus))
 
 
@@ -190,14 +193,17 @@ def _error(folder: Path, status: int, last_line: str) -> Exception:
 
 
 def _last_event(folder: Path, name: str) -> dict[str, Any] | None:
+    """The last event of this name in the run's record; None without one."""
     events = [json.loads(line) for line in (folder / "events.jsonl").read_text(encoding="utf-8").splitlines()]
     return next((event for event in reversed(events) if event["event"] == name), None)
 
 
 def _world_size(folder: Path) -> int:
+    """The number of ranks of the last attempt."""
     return int((_last_event(folder, "attempt") or {})["world_size"])
 
 
 def _traceback(folder: Path, rank: int) -> str:
+    """The traceback that a rank left; empty without one."""
     left = folder / f"error-{rank}.txt"
     return left.read_text(encoding="utf-8") if left.exists() else ""

@@ -1,7 +1,7 @@
 """All of torch's private API that the launcher uses, under public names: hooks of the elastic agent and the dynamic
 rendezvous. torch has no public way to see single ranks start and end, or to order nodes by their rank.
 
-`agent_has_hooks` tells whether this torch still calls the agent's hooks; where it does not, run/agent.py uses torch's
+`agent_has_hooks` checks whether this torch still has the agent's hooks; where it does not, run/agent.py uses torch's
 agent as it is. tests/ddp_launch/test_torch_internals.py fails when a torch moves one of these names.
 """
 
@@ -45,7 +45,7 @@ class HookedAgent(LocalElasticAgent):
         return pids
 
     def monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
-        """How the ranks are now. Called again and again; a result that has failed makes torch end or restart them."""
+        """The state of the ranks; torch calls it repeatedly. A failed result makes torch end or restart them."""
         result: RunResult = super()._monitor_workers(worker_group)
         return result
 
@@ -54,13 +54,13 @@ class HookedAgent(LocalElasticAgent):
         super()._shutdown(death_sig)
 
     def state_of_running_workers(self, worker_group: WorkerGroup) -> RunResult:
-        """What `monitor_workers` says of ranks that are running, without asking torch about them."""
+        """The result of `monitor_workers` for running ranks, without asking torch about them."""
         timeout = getattr(self, "_uninterruptible_state_timeout", 0.0)  # since torch 2.15
         stuck = self._check_uninterruptible_state_timeout(worker_group, timeout) if timeout > 0 else None
         return stuck or RunResult(state=WorkerState.HEALTHY)
 
     def close_processes(self, death_sig: signal.Signals, timeout_s: float) -> None:
-        """Send the signal to the ranks, and SIGKILL after `timeout_s`; nothing before the first start."""
+        """Send the signal to the ranks, and SIGKILL after `timeout_s`. Does nothing before the first start."""
         if self._pcontext is not None:
             # Any number works, despite the annotation.
             self._pcontext.close(death_sig, cast(int, timeout_s))
@@ -76,7 +76,7 @@ class HookedAgent(LocalElasticAgent):
         return self._worker_group.workers
 
     def resize(self, local_world_size: int, numa_options: NumaOptions | None) -> None:
-        """Another number of ranks on this node, and their binding, from the next start on."""
+        """Change the number of ranks on this node, and their binding, from the next start on."""
         self._worker_group.spec.local_world_size = local_world_size
         self._worker_group.spec.numa_options = numa_options
 
@@ -95,16 +95,20 @@ class HookedAgent(LocalElasticAgent):
         self._remaining_restarts = number
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
+        """torch's hook; calls `start_workers`."""
         return self.start_workers(worker_group)
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
+        """torch's hook; calls `monitor_workers`."""
         return self.monitor_workers(worker_group)
 
     def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM, timeout: int = 30) -> None:
-        # `timeout` is torch's own idea: where a failure is found it is 30 s whatever was asked for.
+        """torch's hook; calls `stop_workers`."""
+        # `timeout` is ignored: after a failure torch passes 30 s whatever was asked for.
         self.stop_workers(death_sig)
 
     def _construct_event(self, state: str, source: EventSource, *facts: Any, **more: Any) -> Event:
+        """An empty event for torch's log."""
         # These events are not read, and torch's own look up the name of this machine for each of them.
         return Event(f"torchelastic.worker.status.{state}", source)
 
@@ -127,7 +131,7 @@ class HookedRendezvous(DynamicRendezvousHandler):
 
     @property
     def this_node(self) -> Any:
-        """As `make_node` made it."""
+        """This node, as `make_node` made it."""
         return self._this_node
 
     @property
@@ -137,7 +141,7 @@ class HookedRendezvous(DynamicRendezvousHandler):
 
     @property
     def round(self) -> int:
-        """How often the nodes have met before: the same number on each."""
+        """How many rounds there have been before: the same number on each node."""
         return int(self._state_holder.state.round)
 
     def forget_store(self) -> None:
@@ -153,13 +157,15 @@ class HookedRendezvous(DynamicRendezvousHandler):
         return cast(TCPStore, super()._create_tcp_store_server(address, port))
 
     def _get_world(self) -> tuple[int, int]:
+        """This node's place among the nodes, and their number."""
         nodes = sorted(self.participants, key=lambda node: (node.local_id, node.addr, node.pid))
         return nodes.index(self._this_node), len(nodes)
 
     def _create_tcp_store_server(self, master_addr: str, master_port: int) -> TCPStore:
+        """torch's hook; calls `listen`."""
         return self.listen(master_addr, master_port)
 
 
 def change_join_timeout(timeouts: RendezvousTimeout, join: timedelta) -> None:
-    """Another time limit for nodes to join, from the next round on."""
+    """Change the time limit for nodes to join, from the next round on."""
     timeouts._set_timeouts(join=join)

@@ -53,6 +53,7 @@ class _PrintCompletion(argparse.Action):
     """Prints the script for a shell and ends the program."""
 
     def __call__(self, parser: Any, namespace: object, values: Any, option_string: str | None = None) -> NoReturn:
+        """Print the script for the shell, and end with status 0."""
         from ddp_launch.cli.completion import script
 
         print(script(values, make_parser()[1].values()), end="")
@@ -270,6 +271,7 @@ def _about_options(parser: CommandLine) -> list[argparse.Action]:
 
 
 def _host_options(parser: CommandLine) -> list[argparse.Action]:
+    """Add the options for several hosts over ssh."""
     add = parser.add_argument_group("Several hosts over ssh (run one command on one of them)").add_argument
     return [
         add(

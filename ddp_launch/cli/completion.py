@@ -34,6 +34,7 @@ def script(shell: str, actions: Iterable[argparse.Action]) -> str:
 
 
 def _launcher(action: argparse.Action) -> _Option:
+    """An option of the launcher's parser, as the scripts need it."""
     kind = action.type
     return _Option(
         names=tuple(action.option_strings),
@@ -52,6 +53,7 @@ def _trainer() -> list[_Option]:
 
 
 def _words(options: Sequence[_Option], *, valued: bool = False) -> list[str]:
+    """All names of the options; with `valued` only of those that take a value."""
     return [name for option in options for name in option.names if option.takes or not valued]
 
 
@@ -123,6 +125,7 @@ compdef _ddp_launch {" ".join(COMMANDS)}
 
 
 def _zsh_value(option: _Option) -> str:
+    """How zsh completes the value of an option."""
     if not option.takes:
         return ""
     values = f"({' '.join(option.choices)})" if option.choices else "_files" if option.file else " "

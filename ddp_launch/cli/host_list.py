@@ -47,10 +47,11 @@ def hostfile(path: str) -> tuple[Host, ...]:
 
 
 def _distinct(hosts: Iterable[Host], where: str) -> tuple[Host, ...]:
+    """The hosts. Errors: OptionError for one that is named twice."""
     found: dict[str, Host] = {}
     for host in hosts:
         if host.name in found:
-            raise OptionError(f"{where}: {host.name} is there twice; one launcher starts all ranks of a host")
+            raise OptionError(f"{where}: duplicate host {host.name}; one launcher starts all ranks of a host")
         found[host.name] = host
     return tuple(found.values())
 

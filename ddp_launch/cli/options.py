@@ -256,6 +256,7 @@ def _conflicts_of_hosts(options: LaunchOptions) -> tuple[tuple[bool, str], ...]:
 
 
 def _as_executable(program: Program) -> Program:
+    """The program of --no-python. Errors: OptionError for a module or the bundled trainer."""
     if program.kind != "script":
         raise OptionError("--no-python needs an executable: launch.py --no-python PROGRAM arguments")
     return Program("executable", program.name, program.args)
@@ -344,6 +345,7 @@ def _is_a_bad_number(word: str) -> bool:
 
 
 def _program(kind: Literal["script", "module"], words: Sequence[str], trainer: Sequence[str], word: str) -> Program:
+    """A script or module with its arguments. Errors: OptionError."""
     if not words or not words[0]:
         raise OptionError(f"{word!r}: expected the name of a {kind} after it" if not words else f"'': not a {kind}")
     if trainer:
@@ -357,4 +359,5 @@ def _script_among(trainer: Sequence[str]) -> str | None:
 
 
 def _refuse_options_before(program: str, trainer: Sequence[str]) -> NoReturn:
+    """Errors: OptionError for an unknown option in front of the user's program."""
     raise OptionError(f"{trainer[0]} is not an option of the launcher; options of {program} stand after {program}")

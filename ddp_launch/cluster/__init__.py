@@ -1,1 +1,1 @@
-"""What cluster managers tell a process through its environment: one pure module each."""
+"""What cluster managers put into a process's environment: one pure module for each."""

@@ -1,7 +1,7 @@
 """The nodes of a run: how many, which one this is, where they meet; from the options, else from the environment.
 
-Each of these facts is taken from the first that has it: the command line, torchrun's PET_ variables, the cluster
-manager (mpirun, Slurm, Kubernetes). Pure: what has to be asked of the network is in network.py.
+Each fact comes from the first source that has it: the command line, torchrun's PET_ variables, the cluster manager
+(mpirun, Slurm, Kubernetes). Pure: network.py asks the network.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ddp_launch.cluster.detected import Detected
 T = TypeVar("T")
 
 RUN_ID = "ddp-launch"
-"""The name of a run that was given none: it must be the same on every node; one endpoint serves one run at a time."""
+"""The default name of a run, the same on every node; an endpoint serves one run at a time."""
 RDZV_TIMEOUT_S = 600
 COMMAND_LINE = "the command line"
 MANAGERS = (over_ssh.read, mpi.read, slurm.read, kubernetes.read)
@@ -28,13 +28,13 @@ MANAGERS = (over_ssh.read, mpi.read, slurm.read, kubernetes.read)
 class Cluster:
     """The nodes of a run.
 
-    `nnodes`: (least, most); `endpoint`: HOST:PORT of the rendezvous, None on one node; `source`: who said so, for the
-    plan; `names`: the nodes by rank, empty where only their number is known; `first`: whether the endpoint is
-    this node's by its rank, None where the rank says nothing about the endpoint; `last_call_s`: how long the least
-    number of nodes waits for more, None for the usual time.
+    `nnodes`: (least, most); `endpoint`: HOST:PORT of the rendezvous, None on one node; `source`: where this comes
+    from, for the plan; `names`: the nodes by rank, empty where only their number is known; `first`: whether this node's
+    rank makes it the owner of the endpoint, None where the rank does not decide that; `last_call_s`: how long the
+    least number of nodes waits for more, None for the default.
 
-    Of the network, filled in by `network.locate`: `interface` and `address` of this node on the way to the endpoint;
-    `hosts_store`: whether the endpoint is this node, None while that is not known.
+    Filled in by `network.locate`: `interface` and `address`, which this node uses to reach the endpoint;
+    `hosts_store`: whether the endpoint is this node, None while that is unknown.
     """
 
     nnodes: tuple[int, int] = (1, 1)
@@ -62,7 +62,7 @@ class Cluster:
 
 
 def find_cluster(options: LaunchOptions, environ: Mapping[str, str]) -> Cluster:
-    """The nodes of this run. Errors: OptionError where they cannot meet, or were started in a way that cannot work."""
+    """The nodes of this run. Errors: OptionError where they cannot meet, or were started the wrong way."""
     _refuse_inside_torchrun(environ)
     manager = next((found for read in MANAGERS if (found := read(environ)) is not None), None)
     # The launcher that started this one over ssh knows best.
@@ -70,7 +70,7 @@ def find_cluster(options: LaunchOptions, environ: Mapping[str, str]) -> Cluster:
     said = [found for found in sources if found is not None]
     nnodes, nodes_by = _first(said, lambda found: found.nnodes)
     if manager is not None and manager.crowded and (nnodes != (1, 1) or nodes_by == manager.source):
-        # With --nnodes 1 each of them is a run of its own.
+        # With --nnodes 1 each launcher is a run of its own.
         raise OptionError(manager.crowded, speaks=manager.first_task)
     timeout_s = options.rdzv_timeout or RDZV_TIMEOUT_S
     if nnodes is None or nnodes == (1, 1):
@@ -96,6 +96,7 @@ def find_cluster(options: LaunchOptions, environ: Mapping[str, str]) -> Cluster:
 
 
 def _given(options: LaunchOptions) -> Detected | None:
+    """What the command line says about the nodes; None where it says nothing."""
     endpoint = options.rdzv_endpoint
     if endpoint is None and options.master_addr is not None:
         endpoint = pet.join(options.master_addr, options.master_port or pet.MASTER_PORT)
@@ -112,7 +113,7 @@ def _first(said: Iterable[Detected], fact: Callable[[Detected], T | None]) -> tu
 
 
 def _in_words(facts: Iterable[tuple[str, str | None]]) -> str:
-    """The sources of the facts: a single name where one gave all of them."""
+    """The sources of the facts; only its name where one source gave all of them."""
     by: dict[str, list[str]] = {}
     for fact, source in facts:
         if source is not None:
@@ -123,7 +124,7 @@ def _in_words(facts: Iterable[tuple[str, str | None]]) -> str:
 
 
 def _without_launchers(manager: Detected | None, options: LaunchOptions, endpoint_by: str | None) -> list[str]:
-    """Nodes without a launcher: an error, in a plan a warning; allowed where the user names the endpoint."""
+    """Nodes without a launcher: an error, or a warning with --dry-run; allowed where the user gives the endpoint."""
     if manager is None or manager.alone is None or endpoint_by != manager.source:
         return []
     if options.dry_run:
@@ -134,14 +135,16 @@ def _without_launchers(manager: Detected | None, options: LaunchOptions, endpoin
 def _check(
     nnodes: tuple[int, int], nodes_by: str | None, rank: int | None, rank_by: str | None, endpoint: str | None
 ) -> None:
+    """Refuse nodes without an endpoint, and a node rank that is too large. Errors: OptionError."""
     if endpoint is None:
-        where = "" if nodes_by == COMMAND_LINE else f" ({nodes_by} does not tell where they meet)"
+        where = "" if nodes_by == COMMAND_LINE else f" ({nodes_by} does not give it)"
         raise OptionError(f"{nnodes[1]} nodes need --rdzv-endpoint HOST:PORT, an address of the first node{where}")
     if rank is not None and rank >= nnodes[1]:
         raise OptionError(f"--node-rank must be below --nnodes: {rank} of {nnodes[1]} (from {rank_by})")
 
 
 def _refuse_inside_torchrun(environ: Mapping[str, str]) -> None:
+    """Errors: OptionError where torchrun started this launcher as one of several ranks."""
     ranks = environ.get("LOCAL_WORLD_SIZE", "")
     if "TORCHELASTIC_RUN_ID" in environ and ranks.isdecimal() and int(ranks[:9]) > 1:
         raise OptionError(
@@ -151,8 +154,8 @@ def _refuse_inside_torchrun(environ: Mapping[str, str]) -> None:
 
 
 def _not_used(options: LaunchOptions, environ: Mapping[str, str], said: Iterable[Detected]) -> Iterable[str]:
-    """What is said about the way to other nodes where there is one node."""
+    """Notes on settings for several nodes that have no effect on one."""
     if options.rdzv_endpoint is not None or options.master_addr is not None:
-        yield "one node, so the rendezvous endpoint is not used: the ranks meet on 127.0.0.1 (--nnodes says more nodes)"
+        yield "one node, so the rendezvous endpoint is not used: the ranks meet on 127.0.0.1 (--nnodes N: more nodes)"
     if (names := kubernetes.of_a_rank(environ)) and not any(found.nnodes for found in said):
-        yield f"{', '.join(names)} in the environment: not read, they belong to a rank of some other run"
+        yield f"{', '.join(names)} in the environment: ignored, they belong to a rank of some other run"

@@ -1,4 +1,4 @@
-"""What one cluster manager's variables say about the nodes of a run, in the words that all of them share."""
+"""What one cluster manager's variables say about the nodes of a run, in one form for all managers."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from ddp_core.errors import OptionError
 
 @dataclass(frozen=True, kw_only=True)
 class Detected:
-    """What an environment says; None, or empty, where it is silent.
+    """What an environment says; None or empty where it says nothing.
 
-    `source`: for the plan, as in "Slurm job 7, step 0"; `nnodes`: (least, most); `endpoint`: HOST:PORT; `names`: the
-    nodes in the order of their ranks; `crowded`: that several launchers were started on a node, `alone`: that there
-    is no launcher on some nodes, each with the line to use instead; `first_task`: whether this is the first process of
-    all that were started, which says so.
+    `source`: for the plan, such as "Slurm job 7, step 0"; `nnodes`: (least, most); `endpoint`: HOST:PORT; `names`: the
+    nodes in the order of their ranks; `crowded`: the error for several launchers on a node, `alone`: the error for
+    nodes without a launcher, each with the command to use instead; `first_task`: whether this is the first of the
+    started processes, which prints the error.
     """
 
     source: str
@@ -30,7 +30,7 @@ class Detected:
 
 
 def number(environ: Mapping[str, str], *names: str, least: int = 0) -> int | None:
-    """The first of these variables that is set and not empty. Errors: OptionError for one that is no whole number."""
+    """The value of the first of these variables that is set. Errors: OptionError where it is no whole number."""
     for name in names:
         text = environ.get(name, "").strip()
         if not text:

@@ -1,6 +1,6 @@
 """Open MPI's mpirun and Hydra (MPICH, Intel MPI): number and rank of the launchers, one on each node.
 
-Their variables do not say where rank 0 is: the endpoint has to be given, or MASTER_ADDR passed on (mpirun -x).
+Their variables do not say where rank 0 is: give the endpoint, or pass MASTER_ADDR on (mpirun -x).
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ KINDS = (
 
 
 def read(environ: Mapping[str, str]) -> Detected | None:
-    """What mpirun or mpiexec says; None where neither started this process. Errors: OptionError."""
+    """The nodes by mpirun or mpiexec; None where neither started this process. Errors: OptionError."""
     for who, size, rank, local, line in KINDS:
         total = number(environ, *size, least=1)
-        # srun speaks PMI too, and then Slurm's own variables tell more.
+        # srun uses PMI too, and Slurm's own variables say more.
         if total is None or (who == "PMI" and "SLURM_JOB_ID" in environ and "MPI_LOCALNRANKS" not in environ):
             continue
         own = number(environ, *rank)
@@ -58,7 +58,7 @@ def read(environ: Mapping[str, str]) -> Detected | None:
 
 
 def _endpoint(environ: Mapping[str, str]) -> str | None:
-    """Where MASTER_ADDR, as scripts for torch.distributed pass it on, says that the first node is."""
+    """The endpoint by MASTER_ADDR, which scripts for torch.distributed pass on; None without it."""
     host = environ.get("MASTER_ADDR")
     if not host or is_loopback(host):
         return None

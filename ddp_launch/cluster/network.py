@@ -1,5 +1,5 @@
-"""How this node reaches the endpoint of a rendezvous: its own address on the way, the interface that holds it, and
-whether the endpoint is this node itself. Asks the resolver, the routing table and the interfaces; sends nothing.
+"""How this node reaches the endpoint of a rendezvous: its own address and interface for that, and whether the endpoint
+is this node. Asks the resolver, the routing table and the interfaces; sends nothing itself.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from ddp_core.errors import OptionError
 from ddp_launch.cluster.cluster import Cluster
 
 LOOKUP_S = 5.0
-"""How long to wait for the resolver where nothing depends on the answer."""
+"""How long to wait for the resolver where the answer is not essential."""
 RETRY_S = 1.0
 TRUST = "without password or encryption: that network must be trusted"
-"""The end of a warning that each node has of its own interface."""
+"""The end of a warning that each node has about its own interface."""
 ANYWHERE = ("192.0.2.1", "2001:db8::1")
-"""Addresses for documentation (RFC 5737, RFC 3849), used by no host: the route to them is the default route."""
+"""Addresses for documentation (RFC 5737, RFC 3849) that no host uses: the route to them is the default route."""
 INDIRECT_DRIVERS = frozenset({"bridge", "dummy", "tun", "wireguard"})
-"""Interfaces of this machine's own containers, virtual machines and tunnels, not of its network."""
+"""Drivers of interfaces for containers, virtual machines and tunnels of this machine."""
 SIOCETHTOOL, ETHTOOL_GDRVINFO, DRVINFO_SIZE = 0x8946, 0x3, 196
 
 
 class NetworkError(OptionError):
-    """An endpoint that this node cannot reach, with what to do, in one line."""
+    """An endpoint that this node cannot reach: one line, with the fix."""
 
 
 def locate(cluster: Cluster, *, wait: bool) -> Cluster:
     """The cluster with `interface`, `address` and `hosts_store` of this node.
 
-    `wait`: a name that does not resolve yet gets the time that the other nodes have for coming (a pod's name appears
-    after the pod); otherwise what could not be found out becomes a warning. Errors: NetworkError, with `wait`.
+    `wait`: wait for a name that does not resolve yet as long as for the other nodes (a pod's name appears after the
+    pod). Without it an unknown address becomes a warning. Errors: NetworkError, with `wait`.
     """
     if cluster.endpoint is None:
         return cluster
@@ -69,9 +69,9 @@ def split_endpoint(endpoint: str) -> tuple[str, int]:
 
 
 def resolve(host: str, port: int, timeout_s: float) -> tuple[str, ...]:
-    """The addresses of a host, IPv4 first. Tries again until `timeout_s` is over, once at least. Errors: NetworkError.
+    """The addresses of a host, IPv4 first. Tries at least once, and until `timeout_s` is over. Errors: NetworkError.
 
-    The resolver runs in a thread: it may take minutes, in which no signal would be handled.
+    The resolver runs in a thread: it may take minutes, during which no signal would be handled.
     """
     deadline = time.monotonic() + timeout_s
     said = False
@@ -88,10 +88,11 @@ def resolve(host: str, port: int, timeout_s: float) -> tuple[str, ...]:
 
 
 def _look_up(host: str, port: int, timeout_s: float) -> tuple[str, ...] | str:
-    """Addresses, or why there are none."""
+    """The addresses, or the reason why there are none."""
     answers: queue.SimpleQueue[tuple[str, ...] | str] = queue.SimpleQueue()
 
     def ask() -> None:
+        """A thread's work: ask the resolver."""
         try:
             rows = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError) as error:
@@ -124,8 +125,8 @@ def _own_end(
 
 
 def _address_for_others(cluster: Cluster, host: str, own: Mapping[str, str]) -> str:
-    """The address under which other nodes know this one: on the way to them, else by the default route, else the only
-    one that there is. Errors: NetworkError."""
+    """The address at which other nodes reach this one: by the route to them, else by the default route, else the only
+    address there is. Errors: NetworkError."""
     others = (name for name in cluster.names if name != host)
     addresses = (answer for name in others if isinstance(answer := _look_up(name, 0, LOOKUP_S), tuple))
     for there in (*(one for answer in addresses for one in answer), *ANYWHERE):
@@ -145,7 +146,8 @@ def _address_for_others(cluster: Cluster, host: str, own: Mapping[str, str]) -> 
 
 
 def _towards(host: str, found: Iterable[str]) -> str:
-    """The address from which packets to the first of these that can be reached would be sent."""
+    """This machine's source address for packets to the first of these addresses that has a route. Errors:
+    NetworkError."""
     for there in found:
         if (here := _source(there)) is not None:
             return here
@@ -153,7 +155,7 @@ def _towards(host: str, found: Iterable[str]) -> str:
 
 
 def _source(there: str) -> str | None:
-    """The sender's address of packets to `there`; None without a route. Connecting a UDP socket sends nothing."""
+    """The source address of packets to `there`; None without a route. Connecting a UDP socket sends nothing."""
     family = socket.AF_INET6 if ":" in there else socket.AF_INET
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
@@ -164,7 +166,7 @@ def _source(there: str) -> str | None:
 
 
 def _own_addresses() -> dict[str, str]:
-    """Address -> interface."""
+    """Address -> interface, for this machine."""
     import psutil
 
     families = (socket.AF_INET, socket.AF_INET6)
@@ -196,13 +198,15 @@ def _driver(interface: str) -> str | None:
 
 
 def _mismatch(cluster: Cluster, address: str, owned: bool) -> Iterable[str]:
+    """Warnings where the node rank and the owner of the endpoint contradict each other."""
     if cluster.first is False and owned and not _is_loopback(address):
         yield f"this is node rank {cluster.node_rank}, but the endpoint is an address of this node: node 0 must own it"
     if cluster.first and not owned:
-        yield f"the endpoint is no address of this node: it listens on {address}, and must be reached by the endpoint"
+        yield f"the endpoint is no address of this node: it listens on {address}, where the endpoint must lead"
 
 
 def _trust(address: str, interface: str | None) -> Iterable[str]:
+    """The warning about the network between the nodes, or that only this machine can join."""
     if _is_loopback(address):
         yield "the endpoint is a loopback address: only launchers on this machine can join"
     else:
@@ -210,10 +214,12 @@ def _trust(address: str, interface: str | None) -> Iterable[str]:
 
 
 def _is_loopback(address: str) -> bool:
+    """Whether a numeric address is a loopback address; an IPv6 zone is ignored."""
     return ipaddress.ip_address(address.partition("%")[0]).is_loopback
 
 
 def _is_link_local(address: str) -> bool:
+    """Whether a numeric address is valid on its own network only."""
     return ipaddress.ip_address(address).is_link_local
 
 

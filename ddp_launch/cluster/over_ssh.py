@@ -1,4 +1,4 @@
-"""The place of this launcher in a run over ssh: what the launcher that was started by hand has given it."""
+"""This launcher's place in a run over ssh, as the launcher that was started by hand assigned it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from ddp_launch.cluster.detected import Detected
 
 VARIABLE = "DDP_LAUNCH_HOST"
-"""A JSON object: see ddp_launch/hosts/seat.py. The ranks do not get it."""
+"""A JSON object; see ddp_launch/hosts/seat.py. The ranks do not get it."""
 
 
 def read(environ: Mapping[str, str]) -> Detected | None:

@@ -1,4 +1,4 @@
-"""torchrun's own variables, PET_ and the name of an option: what Kubeflow and many job scripts set."""
+"""torchrun's own variables, PET_ plus the name of an option: Kubeflow and many job scripts set them."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from ddp_launch.cluster.detected import Detected, number
 T = TypeVar("T")
 
 RENDEZVOUS_PORT = 29_400
-"""torch's port of a c10d rendezvous whose endpoint names none."""
+"""torch's port for a c10d rendezvous without one."""
 MASTER_PORT = 29_500
 """torch's default of --master-port."""
 
 
 def read(environ: Mapping[str, str]) -> Detected | None:
-    """What PET_ variables say about the nodes; None where there are none. Errors: OptionError."""
+    """The nodes by the PET_ variables; None where there are none. Errors: OptionError."""
     nodes = _checked(environ, "PET_NNODES", node_range)
     rank = number(environ, "PET_NODE_RANK")
     where = _checked(environ, "PET_RDZV_ENDPOINT", _endpoint)
@@ -36,11 +36,12 @@ def join(host: str, port: int) -> str:
 
 
 def _endpoint(text: str) -> str:
-    """torch takes an endpoint without a port, too."""
+    """The endpoint, checked; torch accepts one without a port too. Errors: OptionError."""
     return endpoint(text if ":" in text.rpartition("]")[2] else f"{text}:{RENDEZVOUS_PORT}")
 
 
 def _checked(environ: Mapping[str, str], name: str, parse: Callable[[str], T]) -> T | None:
+    """A variable parsed by `parse`; None where it is not set. Errors: OptionError, with the variable's name."""
     text = environ.get(name, "").strip()
     try:
         return parse(text) if text else None

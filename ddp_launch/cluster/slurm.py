@@ -12,16 +12,16 @@ from ddp_launch.cluster.detected import Detected, number
 from ddp_launch.cluster.slurm_hostlist import expand, expand_counts
 
 FIRST_PORT, PORTS = 20_000, 10_000
-"""Below the ports that Linux gives to outgoing connections (32768 and up)."""
+"""Below the ports that Linux assigns to outgoing connections (32768 and up)."""
 FIRST_SPECIAL_STEP = 0xFFFF_FFF0
-"""Slurm numbers batch scripts, interactive shells and the like from above: slurm/slurm.h, SLURM_BATCH_SCRIPT."""
+"""Batch scripts, interactive shells and the like have the highest step numbers: slurm/slurm.h, SLURM_BATCH_SCRIPT."""
 STEP_ONLY = ("SLURM_STEP_NODELIST", "SLURM_STEP_NUM_NODES", "SLURM_STEP_NUM_TASKS", "SLURM_STEP_TASKS_PER_NODE")
 NODE_LISTS = ("SLURM_JOB_NODELIST", "SLURM_NODELIST")
 NODE_COUNTS = ("SLURM_JOB_NUM_NODES", "SLURM_NNODES")
 
 
 def read(environ: Mapping[str, str]) -> Detected | None:
-    """The nodes that Slurm gave; None outside of Slurm. Errors: OptionError for a variable that cannot be read."""
+    """The nodes that Slurm assigned; None outside Slurm. Errors: OptionError for a malformed variable."""
     job = _job(environ)
     if not job:
         return None
@@ -46,6 +46,7 @@ def read(environ: Mapping[str, str]) -> Detected | None:
 
 
 def _job(environ: Mapping[str, str]) -> str | None:
+    """Slurm's job id; None outside of Slurm."""
     return environ.get("SLURM_JOB_ID") or environ.get("SLURM_JOBID")
 
 
@@ -60,6 +61,7 @@ def _step(environ: Mapping[str, str]) -> str | None:
 
 
 def _node_rank(environ: Mapping[str, str], names: tuple[str, ...]) -> int | None:
+    """This node's place in the list of nodes, else the number that Slurm gave it."""
     name = environ.get("SLURMD_NODENAME")
     if name in names:
         return names.index(name)
@@ -67,13 +69,13 @@ def _node_rank(environ: Mapping[str, str], names: tuple[str, ...]) -> int | None
 
 
 def _port(job: str, step: str | None) -> int:
-    """The same on every node, and another one for the next job: two jobs may share a node."""
+    """A port that is the same on every node, and different for the next job: two jobs may share a node."""
     digits = int(re.sub("[^0-9]", "", job)[-9:] or 0) + 101 * int(re.sub("[^0-9]", "", step or "")[-9:] or 0)
     return FIRST_PORT + digits % PORTS
 
 
 def _tasks(environ: Mapping[str, str], nodes: int) -> tuple[int, ...]:
-    """Tasks of this step on each node; a single number where Slurm gives no more than that."""
+    """Tasks of this step on each node; a single number where Slurm gives only that."""
     if text := environ.get("SLURM_STEP_TASKS_PER_NODE"):
         return expand_counts(text, "SLURM_STEP_TASKS_PER_NODE")
     if total := number(environ, "SLURM_STEP_NUM_TASKS", least=1):
@@ -87,7 +89,8 @@ def _tasks(environ: Mapping[str, str], nodes: int) -> tuple[int, ...]:
 
 
 def _crowded(environ: Mapping[str, str], step: str | None, nodes: int) -> str | None:
-    """That srun started several launchers on a node, with the line for one. A batch script is one process anyway."""
+    """The error for several launchers on a node, with the command for one; None without it. A batch script is one
+    process."""
     if step is None:
         return None
     most = max(*_tasks(environ, nodes), 1 + (number(environ, "SLURM_LOCALID") or 0))
@@ -100,7 +103,7 @@ def _crowded(environ: Mapping[str, str], step: str | None, nodes: int) -> str | 
 
 
 def _alone(environ: Mapping[str, str], step: str | None, nodes: int) -> str | None:
-    """That there are nodes without a launcher, with the line that starts one on each."""
+    """The error for nodes without a launcher, with the command that starts one on each; None without it."""
     started = 1 if step is None else number(environ, "SLURM_STEP_NUM_TASKS", least=1) or nodes
     if started >= nodes:
         return None
@@ -109,7 +112,7 @@ def _alone(environ: Mapping[str, str], step: str | None, nodes: int) -> str | No
 
 
 def _line(environ: Mapping[str, str], nodes: int, tasks: int) -> str:
-    """The srun command for one launcher on each node, which gets the cores and GPUs of `tasks` tasks."""
+    """The srun command that starts one launcher on each node, with the cores and GPUs of `tasks` tasks."""
     words = ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1"]
     if cpus := number(environ, "SLURM_CPUS_PER_TASK", least=1):
         words.append(f"--cpus-per-task={cpus * tasks}")

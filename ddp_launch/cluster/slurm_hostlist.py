@@ -1,4 +1,4 @@
-"""Slurm's short form of node lists, `rack1-[001-010,012],gpu5`, to names: what `scontrol show hostnames` prints."""
+"""Expands Slurm's node lists, `rack1-[001-010,012],gpu5`, to names, as `scontrol show hostnames` does."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PIECE = re.compile(r"\[([^\[\]]*)\]|([^\[\]]+)")
 
 
 def expand(text: str, variable: str) -> tuple[str, ...]:
-    """The names in a node list, in its order. `variable`: where the list comes from. Errors: OptionError.
+    """The names in a node list, in order. `variable`: the variable with the list, for messages. Errors: OptionError.
 
     Several brackets in one name give every combination, the last one running fastest; `[08-11]` keeps its zeros.
     """
@@ -37,7 +37,7 @@ def expand_counts(text: str, variable: str) -> tuple[int, ...]:
 
 
 def _words(text: str) -> Iterator[str]:
-    """The parts between commas that stand outside of brackets."""
+    """The parts between commas outside brackets."""
     word, depth = "", 0
     for letter in text.strip():
         depth += (letter == "[") - (letter == "]")
@@ -50,7 +50,7 @@ def _words(text: str) -> Iterator[str]:
 
 
 def _names(word: str) -> list[str]:
-    """The names that one word stands for; none where it cannot be read."""
+    """The names in one part of a list; none where it is malformed."""
     if "".join(match[0] for match in PIECE.finditer(word)) != word or re.search(r"\s", word):
         return []
     names = [""] if word else []
@@ -63,7 +63,7 @@ def _names(word: str) -> list[str]:
 
 
 def _ranges(text: str) -> list[str]:
-    """`01-03,7` as 01 02 03 7; nothing where it cannot be read."""
+    """`01-03,7` as 01 02 03 7; nothing where it is malformed."""
     pieces: list[str] = []
     for part in text.split(","):
         found = re.fullmatch(r"([0-9]{1,18})(?:-([0-9]{1,18}))?", part)

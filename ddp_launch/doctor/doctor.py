@@ -90,6 +90,7 @@ def bug_report(topology: Topology, host: Host, checks: Sequence[Check], environ:
 
 
 def _read() -> tuple[Topology, DriverError | None]:
+    """The topology, and the error where the driver cannot be read."""
     try:
         return read_topology(), None
     except DriverError as error:
@@ -122,10 +123,12 @@ def _planned(options: LaunchOptions, topology: Topology) -> tuple[int, ...]:
 
 
 def _worst(checks: Sequence[Check]) -> str:
+    """The worst status among the checks."""
     return max((check.status for check in checks), key=list(STYLES).index, default="ok")
 
 
 def _versions() -> Iterator[tuple[str, str]]:
+    """(name, version) of each requirement, "missing" where it is not installed."""
     for name in machine.requirements():
         try:
             yield name, importlib.metadata.version(name)
@@ -134,6 +137,7 @@ def _versions() -> Iterator[tuple[str, str]]:
 
 
 def _show(console: Console, check: Check) -> None:
+    """Print one check in its three columns."""
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True, width=7)
     table.add_column(no_wrap=True, width=18, style="bold")
@@ -146,6 +150,7 @@ def _show(console: Console, check: Check) -> None:
 
 
 def _show_end(console: Console, checks: Sequence[Check], report: str) -> None:
+    """Print the counts, then the text for a bug report."""
     counts = {status: sum(check.status == status for check in checks) for status in STYLES}
     said = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
     console.print(Text(f"\n{said}", style=STYLES[_worst(checks)]))

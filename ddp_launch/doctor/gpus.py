@@ -68,6 +68,7 @@ def nvidia_cards(root: Path = Path("/")) -> int:
 
 
 def _device(gpu: Gpu, problem: str | None) -> Check:
+    """The check of one GPU; `problem`: why it cannot be used."""
     name = f"GPU {gpu.index}"
     if problem:
         words = problem if gpu.name is None else f"{gpu.name}: {problem}"

@@ -61,6 +61,7 @@ def installation() -> Iterator[Check]:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
+    """`2.14.1+cu130` as (2, 14, 1)."""
     return tuple(int(part) for part in re.findall(r"\d+", version.partition("+")[0])[:3])
 
 
@@ -125,6 +126,7 @@ def host_name(host: Host) -> Check:
     found: list[str] = []
 
     def resolve() -> None:
+        """A thread's work: look the host name up."""
         try:
             found.append(str(socket.getaddrinfo(host.hostname, None)[0][4][0]))
         except OSError as error:
@@ -142,4 +144,5 @@ def host_name(host: Host) -> Check:
 
 
 def _size(size: int) -> str:
+    """Bytes for a person."""
     return f"{size / GIB:.1f} GiB" if size >= GIB else f"{size / MIB:.0f} MiB"

@@ -145,6 +145,7 @@ def _end(process: subprocess.Popen[str]) -> None:
 
 
 def _last_line(text: str) -> str:
+    """The last line of an error, else the last line, without "error: "."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("error:")]
     return (errors or lines or ["it said nothing"])[-1].removeprefix("error: ")

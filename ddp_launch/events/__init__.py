@@ -1,1 +1,1 @@
-"""`--json-events`: what happens in a run, one JSON object a line."""
+"""`--json-events`: what happens in a run, one JSON object per line."""

@@ -1,4 +1,4 @@
-"""What happens in a run, for machines: JSON Lines, one object for each event, written at once.
+"""What happens in a run, for programs: JSON Lines, one object for each event, written immediately.
 
 docs/events.md lists the events and their keys.
 """
@@ -26,7 +26,7 @@ Value = str | int | float | bool | None | Mapping[str, "Value"] | Sequence["Valu
 
 
 class EventLog:
-    """Writes events, from any thread. A file that can no longer be written to ends the record, not the run."""
+    """Writes events, from any thread. A write error ends the record, not the run."""
 
     def __init__(self, path: str | None) -> None:
         """`path`: the file, "-" for standard output, None for no record. Errors: OptionError."""
@@ -47,7 +47,7 @@ class EventLog:
             self._close()
 
     def write(self, event: str, at_ms: float | None = None, /, **facts: Value) -> None:
-        """Add an event. `at_ms`: when it happened, milliseconds of the monotonic clock; None is now."""
+        """Write an event. `at_ms`: when it happened, in milliseconds of the monotonic clock; None is now."""
         now_ms = time.monotonic() * 1000
         at_ms = now_ms if at_ms is None else at_ms
         when = datetime.now(UTC) - timedelta(milliseconds=now_ms - at_ms)
@@ -64,10 +64,11 @@ class EventLog:
                 self._close()
 
     def end(self, status: int, **facts: Value) -> None:
-        """The launcher ends with this status: the last event."""
+        """Write the last event: the launcher ends with this status."""
         self.write("end", status=status, seconds=round(time.monotonic() - self._begin, 3), **facts)
 
     def _close(self) -> None:
+        """Close the file, if it is still open. Lock held."""
         if self._file is not None:
             os.close(self._file)
             self._file = None
@@ -76,12 +77,12 @@ class EventLog:
 def _open(path: str) -> int:
     """The descriptor to write to; `-` is standard output. Errors: OptionError."""
     if path == STANDARD_OUTPUT:
-        # What the program prints goes to standard error: the record stays pure.
+        # The program's own output goes to standard error, so that the record stays pure.
         file = os.dup(1)
         os.dup2(2, 1)
         return file
     try:
-        # Without a reader a named pipe would keep the launcher waiting.
+        # O_NONBLOCK: opening a named pipe without a reader would block the launcher.
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     except OSError as error:
         fifo = _is_fifo(path)
@@ -91,6 +92,7 @@ def _open(path: str) -> int:
 
 
 def _is_fifo(path: str) -> bool:
+    """Whether the path is a named pipe."""
     try:
         return stat.S_ISFIFO(Path(path).stat().st_mode)
     except OSError:

@@ -1,4 +1,4 @@
-"""The events of a run, as the launcher records them; docs/events.md says what their keys mean."""
+"""The events of a run, as the launcher records them; docs/events.md explains their keys."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LAST_LINES = 40
 class RunEvents:
     """Records the events of a run, and shows its restarts on the `console`.
 
-    evidence: knows remedies for failures; None is for runs that nobody records.
+    evidence: finds remedies for failures; None for a run that is not recorded.
     """
 
     def __init__(
@@ -36,20 +36,20 @@ class RunEvents:
         self._signalled = False
 
     def plan(self, plan: Mapping[str, Any], logs: Path) -> None:
-        """A run is about to start. `plan`: as --dry-run --json prints it."""
+        """Record that a run is about to start. `plan`: as --dry-run --json prints it."""
         self._events.write("plan", schema=SCHEMA, host=socket.gethostname(), pid=os.getpid(), plan=plan, logs=str(logs))
 
     def attempt(self, number: int, ranks: Mapping[int, int], world_size: int, logs: Path) -> None:
-        """The ranks of an attempt have started. `ranks`: rank -> process id, of this node."""
+        """Record that the ranks of an attempt have started. `ranks`: rank -> process id, of this node."""
         pids = {str(rank): pid for rank, pid in ranks.items()}
         self._events.write("attempt", attempt=number, world_size=world_size, pids=pids, logs=str(logs))
 
     def rank_end(self, attempt: int, rank: int, code: int, ended_ms: float, *, stopped: bool) -> None:
-        """A rank has ended, well or not. `code` is Popen's returncode."""
+        """Record the end of a rank, well or not. `code`: Popen's returncode."""
         self._events.write("rank-end", ended_ms, attempt=attempt, rank=rank, stopped=stopped, **_end(code))
 
     def signal(self, number: signal.Signals) -> None:
-        """The launcher itself was asked to end. Recorded once."""
+        """Record, once, that the launcher was asked to end."""
         if not self._signalled:
             self._signalled = True
             self._events.write("signal", signal=number.name)
@@ -64,7 +64,7 @@ class RunEvents:
         rows: Iterable[tuple[Sequence[int], str]],
         stacks: Mapping[str, Sequence[str]],
     ) -> None:
-        """Ranks have made no progress: see ddp_launch/stall/finding.py. `stacks`: rank -> lines of a traceback."""
+        """Record a stall; see ddp_launch/stall/finding.py. `stacks`: rank -> lines of a traceback."""
         doing: list[Value] = [{"ranks": list(those), "doing": what} for those, what in rows]
         self._events.write(
             "stall",
@@ -80,15 +80,16 @@ class RunEvents:
     def waited_for(
         self, rank: int, ms_a_step: float, share: float, steps: int, shares: Mapping[int, Mapping[str, float]]
     ) -> None:
-        """The others waited for a rank. `share`: of the time; `shares`: what ranks of the bundled trainer did."""
+        """Record the rank that the others waited for. `share`: of the time; `shares`: how the trainer's ranks spent
+        it."""
         ranks = {str(one): {name: round(part, 4) for name, part in parts.items()} for one, parts in shares.items()}
         facts = {"ms_a_step": round(ms_a_step, 3), "share": round(share, 4)}
         self._events.write("waited-for", rank=rank, **facts, steps=steps, ranks=ranks or None)
 
     def failure(self, attempt: Attempt, *, restarts: int, following: RestartPlan | None = None) -> None:
-        """An attempt has failed: its first failure, and what became of the others.
+        """Record a failed attempt: its first failure, and how the other ranks ended.
 
-        restarts: how many are left. following: what the next attempt runs on, where that is known.
+        restarts: how many are left. following: the next attempt's devices, where they are known.
         """
         if (first := attempt.first) is None:
             return
@@ -118,7 +119,7 @@ class RunEvents:
             self._restart(attempt, first, restarts, following)
 
     def _restart(self, attempt: Attempt, first: Failure, restarts: int, following: RestartPlan | None) -> None:
-        """Another attempt follows: which, after what, and on what."""
+        """Record and show the next attempt: its number, the reason, its devices."""
         self._events.write(
             "restart",
             attempt=attempt.number + 1,
@@ -139,7 +140,7 @@ class RunEvents:
 
 
 def _where(failure: Failure) -> dict[str, Value]:
-    """Where the rank was, and how it hung; null for what is not known."""
+    """Where the rank was, and how it hung; null for what is unknown."""
     place, hang = failure.place, failure.hang
     return {
         "place": None if place is None else {"step": place.step, "epoch": place.epoch, "phase": place.phase},
@@ -154,7 +155,7 @@ def _where(failure: Failure) -> dict[str, Value]:
 
 
 def _end(code: int) -> dict[str, Value]:
-    """A returncode as its parts: of `exit_code` and `signal` one is null; `status` is the shell's."""
+    """The parts of a returncode: `exit_code` or `signal` is null; `status` is the shell's."""
     return {
         "status": exit_status(code),
         "exit_code": code if code >= 0 else None,
@@ -163,4 +164,5 @@ def _end(code: int) -> dict[str, Value]:
 
 
 def _ranks(failures: Iterable[Failure]) -> list[int]:
+    """The ranks of these failures, in order."""
     return sorted(failure.rank for failure in failures)

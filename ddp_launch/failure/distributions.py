@@ -1,6 +1,6 @@
 """Which distribution on PyPI holds a package: import name -> name for pip, for packages that training programs import.
 
-A name that is not here is not guessed: what PyPI has under it may be somebody else's program.
+A name that is not listed is not guessed: PyPI may have another program of that name.
 """
 
 from __future__ import annotations
@@ -87,11 +87,11 @@ ELSEWHERE = {
     "_sqlite3": "Python was built without it: install sqlite3's development files, then build Python again",
     "tkinter": "the system's package for it (Debian and Ubuntu: python3-tk); on a server MPLBACKEND=Agg needs none",
 }
-"""What pip cannot get by the name, and where it is."""
+"""Packages that pip cannot install by that name, and where to get them."""
 
 
 def distribution(module: str) -> str | None:
-    """The words for pip that install the package of a module; None where none is known."""
+    """What to give `pip install` for a module; None where that is not known."""
     parts = module.split(".")
     names = (".".join(parts[:end]) for end in range(len(parts), 0, -1))
     return next((DISTRIBUTIONS[name] for name in names if name in DISTRIBUTIONS), None)

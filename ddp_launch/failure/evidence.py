@@ -1,6 +1,6 @@
-"""What the machine can tell about a failure: looked at before the ranks start, and again when one has failed.
+"""What the machine knows about a failure: read before the ranks start, and again when one has failed.
 
-How many processes the kernel has killed for want of memory, so far: read before and after a run.
+The main fact is how many processes the kernel has killed because memory ran out.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ddp_launch.plan.plan import LaunchPlan
 
 
 class EvidenceCollector:
-    """Made before the ranks start; what has changed since is evidence."""
+    """Made before the ranks start: what has changed since is evidence."""
 
     def __init__(self, plan: LaunchPlan) -> None:
         self._known = Evidence(
@@ -31,11 +31,11 @@ class EvidenceCollector:
         self._kills = read_kills()
 
     def remedy(self, failure: Failure | None) -> Remedy | None:
-        """What is known about a failure. Never raises."""
+        """The remedy for a failure, None where none is known. Never raises."""
         return None if failure is None else find_remedy(failure, self._evidence(failure))
 
     def _evidence(self, failure: Failure) -> Evidence:
-        """The evidence as of now: of this machine, so that it says nothing about a failure on another."""
+        """The evidence now. It is of this machine, so a failure on another machine gets none."""
         if failure.remote is not None:
             return self._known
         kills = read_kills()
@@ -51,13 +51,13 @@ class EvidenceCollector:
 
 
 def _script(program: Program) -> Path | None:
-    """The user's Python file, also where another program starts it."""
+    """The user's Python file, also one that another program starts; None for a module."""
     words = {"script": (program.name,), "executable": (program.name, *program.args)}.get(program.kind, ())
     return next((Path(word).resolve() for word in words if program.kind == "script" or word.endswith(".py")), None)
 
 
 def _space(path: str | Path) -> tuple[int | None, int | None]:
-    """Bytes free and in all on the file system of a path; None where it is not there."""
+    """(bytes free, bytes in all) on the file system of a path; None where the path does not exist."""
     try:
         found = os.statvfs(path)
     except OSError:
@@ -66,6 +66,7 @@ def _space(path: str | Path) -> tuple[int | None, int | None]:
 
 
 def _batch(plan: LaunchPlan) -> Batch | None:
+    """The bundled trainer's batch; None for a user's program, or where the batch is not known yet."""
     if plan.training is None:
         return None
     data, ranks = plan.training.config.data, plan.nproc_per_node * plan.cluster.nnodes[0]
@@ -76,18 +77,18 @@ def _batch(plan: LaunchPlan) -> Batch | None:
 
 @dataclass(frozen=True)
 class Kills:
-    """`count` processes since the cgroup was made or the machine started; `where` says whose they were."""
+    """Processes killed since the cgroup was made or the machine started. `where`: as "of this job's cgroup"."""
 
     count: int
     where: str
 
     def since(self, earlier: Kills | None) -> int | None:
-        """How many more than `earlier`; None where the two do not compare."""
+        """How many more than `earlier`; None where the two are of different places."""
         return self.count - earlier.count if earlier is not None and earlier.where == self.where else None
 
 
 def read_kills(root: Path = Path("/")) -> Kills | None:
-    """The kernel's counts for this process's cgroup (version 2, else 1), else for the machine. None: it does not tell.
+    """The kernel's count for this process's cgroup (version 2, else 1), else for the machine; None without a count.
 
     Sources: the kernel's cgroup-v2 manual (memory.events, oom_kill), cgroup-v1 memory manual (memory.oom_control),
     /proc/vmstat. `root` is where /proc and /sys are.
@@ -110,11 +111,13 @@ def read_kills(root: Path = Path("/")) -> Kills | None:
 
 
 def _count(file: Path) -> int | None:
+    """The number in a line `oom_kill N` of a file; None without one."""
     found = re.search(r"^oom_kill (\d+)$", _text(file), re.MULTILINE)
     return int(found[1]) if found else None
 
 
 def _text(file: Path) -> str:
+    """A file's text; empty where it cannot be read."""
     try:
         return file.read_text(encoding="utf-8", errors="replace")
     except OSError:

@@ -1,6 +1,6 @@
 """How a run ended: each rank that failed, attempt by attempt, and which of them failed first.
 
-`run/agent.py` fills in the facts, `log_tail.py` reads what the ranks left, `summary.py` shows it. No torch here.
+`run/agent.py` fills in the facts, `log_tail.py` reads the ranks' logs, `summary.py` shows the result. No torch here.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ USER_ERROR_STATUS = 2
 
 @dataclass(frozen=True)
 class Failure:
-    """A rank that did not end well.
+    """A rank that failed.
 
     code       Popen's returncode: -n for signal n
     logs       its standard output and standard error, as far as they are in files
-    ended_ms   when it ended, milliseconds of the monotonic clock; None where nobody saw it
-    stopped    it ended after the launcher had asked it to, because of another rank
-    on_screen  its output was on the screen as well
+    logs       the files of its standard output and standard error
+    stopped    the launcher ended it because of another rank
+    on_screen  its output was shown on the screen too
     left       it ended with exit code 0 while the others still needed it
-    error_file where the rank or its watchdog has written a report
-    at         where it was as the first rank failed, one line; empty where nobody could look
-    found      what a look at all ranks told then, one line; empty where it told nothing
-    held_up    the others failed because they had waited for it until their time limit
-    remote     the end of its logs and its report, sent by the launcher of another node, where `logs` are
+    error_file the report that the rank or its watchdog wrote
+    at         where it was when the first rank failed, one line; empty where that is unknown
+    found      what the stacks of all ranks showed then, one line; empty where they showed nothing
+    held_up    the others failed because they waited for it until their time limit
+    remote     the end of its logs and its report, from the launcher of the node that has the `logs`
     """
 
     rank: int
@@ -71,38 +71,38 @@ class Failure:
 
     @cached_property
     def report(self) -> RankReport | None:
-        """What the rank, or its watchdog, reported; None for a program that reports nothing."""
+        """The report of the rank or its watchdog; None for a program that reports nothing."""
         return rank_report.read(self.error_file) if self.remote is None else self.remote[1]
 
     @property
     def hang(self) -> RankReport | None:
-        """How it hung, where the watchdog ended it for that."""
+        """The report where the watchdog ended it for a hang, else None."""
         return self.report if self.report is not None and self.report.kind == "hang" else None
 
     @property
     def explained(self) -> str | None:
-        """The line in which the bundled trainer has explained a user's mistake; None for all else."""
+        """The line in which the bundled trainer explains a user's mistake; None for any other failure."""
         report = self.report
         mistake = report is not None and report.kind == "error" and report.status == self.code == USER_ERROR_STATUS
         return report.messages[-1] if report is not None and mistake and not report.stack else None
 
     @property
     def place(self) -> Place | None:
-        """Where it was; None where that is not known."""
+        """Step and phase where it was; None where that is not known."""
         return self.report.place if self.report is not None and self.report.kind != "left" else None
 
     @property
     def crashed(self) -> bool:
-        """Whether a signal ended it that no lost connection sends."""
+        """Whether a signal ended it, other than those that a lost connection leads to."""
         return self.code < 0 and -self.code not in (signal.SIGABRT, signal.SIGTERM, signal.SIGPIPE)
 
     @property
     def aborted_late(self) -> bool:
-        """Whether it printed its error before native code aborted: most often while the interpreter closed."""
+        """Whether native code aborted after the error was printed, most often while the interpreter closed."""
         return self.code == -signal.SIGABRT and bool(self.log_tail.abort)
 
     def ending(self, *, meaning: bool = True) -> str:
-        """How it ended, for a person; `meaning`: with what its signal means in general."""
+        """How it ended, for a person. `meaning`: add what its signal means in general."""
         if self.hang:
             how = {"stopped": "it was stopped", "device": "all ranks waited"}.get(self.hang.verdict, "it hung")
             return f"{in_words(self.code, meaning=False)}, after {self.hang.seconds:.1f} s without progress: {how}"
@@ -116,7 +116,7 @@ class Failure:
 
     @property
     def victim(self) -> bool:
-        """Whether it failed because of another rank: it lost the connection, or was ended because that one left."""
+        """Whether it failed because of another rank: it lost the connection, or was ended because that rank left."""
         return (not self.crashed and self.log_tail.lost_connection) or self.was_left
 
     @property
@@ -127,10 +127,10 @@ class Failure:
 
 @dataclass(frozen=True)
 class Attempt:
-    """The ranks of one attempt that did not end well, in the order in which they ended.
+    """The ranks of one attempt that failed, in the order in which they ended.
 
     `number` counts from 0; `seconds`: from the start of the ranks to the end of the first one that failed; `nodes`: how
-    many took part. A failure on another node stands here, in front, where it explains those of this one.
+    many took part. A failure on another node comes first where it explains those of this node.
     """
 
     number: int
@@ -140,12 +140,12 @@ class Attempt:
 
     @property
     def first(self) -> Failure | None:
-        """The failure that set off the others."""
+        """The failure that caused the others."""
         return first_failure(self.failures)
 
     @property
     def speaker(self) -> Failure | None:
-        """The first failure; where it left no word, one that ended in the same way and did, as rank 0 for all."""
+        """The failure whose output explains the attempt: the first one, or a similar one that printed something."""
         first = self.first
         if first is None or first.log_tail.lines:
             return first
@@ -159,10 +159,10 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended. `status` is for the shell.
+    """How a run ended. `status`: for the shell.
 
-    `attempts`: those that failed, oldest first; `message`: what the engine itself said, where no rank failed;
-    `refusal`: why no restart followed, where some were left.
+    `attempts`: those that failed, oldest first; `message`: the engine's own error where no rank failed;
+    `refusal`: why no restart followed although some were left.
     """
 
     status: int
@@ -177,15 +177,15 @@ class Outcome:
 
     @property
     def speaker(self) -> Failure | None:
-        """The failure whose words explain the last attempt; None after a success."""
+        """The failure whose output explains the last attempt; None after a success."""
         return self.attempts[-1].speaker if self.status and self.attempts else None
 
 
 def first_failure(failures: Sequence[Failure]) -> Failure | None:
-    """The failure that set off the others. `failures`: in the order in which the ranks ended.
+    """The failure that caused the others. `failures`: in the order in which the ranks ended.
 
-    The first one that is no victim. A rank in trouble may take longer to end than the ranks whose connections it lets
-    go: where all of those are victims, it is the one that was stopped with an error of its own in its last words.
+    It is the first that is no victim. A failing rank may take longer to end than the ranks that lose their connection
+    to it: where all those are victims, it is the one that was stopped and has an error of its own in its log.
     """
     if failures and failures[0].held_up:
         return failures[0]
@@ -203,8 +203,8 @@ def blame(failures: Sequence[Failure], early: Sequence[Failure]) -> tuple[Failur
     """The failures with what explains them. `early`: ranks that ended with exit code 0 before any other failed, or by
     themselves at about that time, in the order in which they ended.
 
-    A rank that leaves early breaks the collectives of the others: it comes first where these are all that failed.
-    Ranks that were killed after one that hung were killed because of it.
+    A rank that leaves early breaks the collectives of the others: it comes first where nothing else failed.
+    Ranks that were killed after a rank hung count as stopped.
     """
     first = first_failure(failures)
     if first is None:
@@ -222,7 +222,7 @@ def exit_status(code: int) -> int:
 
 
 def status_of(failure: Failure) -> int:
-    """The shell's status for a failure: that of the rank, or 1 for one that the launcher cut short in its error."""
+    """The shell's status for a failure: the rank's own, or 1 where the launcher ended the rank during its error."""
     if failure.left:
         return 1
     return 1 if failure.stopped and failure.code < 0 else exit_status(failure.code)

@@ -1,6 +1,6 @@
-"""A table of what a rank says when it fails, what that means, and what to do.
+"""A table of error messages, what they mean, and how to fix them.
 
-The first row counts whose pattern is in the rank's words (see remedies.py).
+The first row whose pattern matches applies (see remedies.py).
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ GPU_FAULT = "gpu-fault"
 
 @dataclass(frozen=True)
 class Batch:
-    """The batch of a run of the bundled trainer: images per optimizer step over all `ranks`, in `accumulate` parts.
+    """The bundled trainer's batch: images per optimizer step over all `ranks`, in `accumulate` micro-batches.
 
-    `by_rank`: given as --batch-size-per-rank.
+    `by_rank`: it was given as --batch-size-per-rank.
     """
 
     size: int
@@ -33,7 +33,7 @@ class Batch:
 
     @property
     def at_once(self) -> int:
-        """Images that a rank works on at a time."""
+        """Images in a rank's micro-batch."""
         return max(1, self.size // (self.ranks * self.accumulate))
 
     def halved(self, times: int) -> str:
@@ -46,7 +46,7 @@ class Batch:
 class Evidence:
     """What else is known about a failed run.
 
-    memory_kills  how many processes the kernel killed for memory during the run; None where it does not tell
+    memory_kills  how many processes the kernel killed for memory during the run; None where that is unknown
     kills_where   whose processes those were: "of this job's cgroup", "on this machine"
     shm_free      bytes free in /dev/shm after the failure; `shm_total` bytes it has; None where there is none
     batch         of the bundled trainer; None for a user's program
@@ -83,14 +83,14 @@ class Known:
 
 
 def shm_state(evidence: Evidence) -> str:
-    """What is known of /dev/shm, in words."""
+    """The free and total size of /dev/shm, in words."""
     if evidence.shm_free is None or evidence.shm_total is None:
         return f"{SHM} is too small for what the loader workers or NCCL share there"
     return f"{SHM} is full or too small: {evidence.shm_free // MIB} of {evidence.shm_total // MIB} MiB are free now"
 
 
 def _smaller_batch(found: re.Match[str], evidence: Evidence) -> str:
-    """What to do where memory ran out: options with a smaller batch, as far as the run's is known."""
+    """Advice for GPU memory that ran out: options with a smaller batch, where the run's batch is known."""
     batch = evidence.batch
     if batch is None:
         advice = "halve the batch of each rank, and accumulate gradients over two of them for the same global batch"
@@ -107,6 +107,7 @@ def _smaller_batch(found: re.Match[str], evidence: Evidence) -> str:
 
 
 def _not_a_package(found: re.Match[str], evidence: Evidence) -> tuple[str, str]:
+    """Meaning and advice for `No module named X`, and for `'X' is not a package`."""
     module = found[1].strip(".")
     if found[2] is not None:
         return explain_file(module, evidence.script)
@@ -114,12 +115,14 @@ def _not_a_package(found: re.Match[str], evidence: Evidence) -> tuple[str, str]:
 
 
 def _port(found: re.Match[str], evidence: Evidence) -> str:
+    """Advice for a port that is in use."""
     number = re.search(r"port:? ?(\d{2,5})|:(\d{2,5})\b", found.string)
-    who = f"ss -ltnp 'sport = :{number[1] or number[2]}' tells who has it; " if number else ""
+    who = f"ss -ltnp 'sport = :{number[1] or number[2]}' shows which process has it; " if number else ""
     return f"{who}set no port in the program: the launcher gives each run its own MASTER_PORT"
 
 
 def _file(found: re.Match[str], evidence: Evidence) -> str:
+    """Advice for a file that does not exist."""
     path = Path(found[1])
     if not path.is_absolute():
         return f"the program runs in {Path.cwd()}: a relative path starts there"
@@ -128,7 +131,7 @@ def _file(found: re.Match[str], evidence: Evidence) -> str:
 
 
 def more_shm(evidence: Evidence) -> str:
-    """How to get more shared memory, or to need less."""
+    """Advice for more shared memory, or a smaller need of it."""
     option = "--num-workers 0" if evidence.trainer else "num_workers=0"
     return (
         "docker run --ipc=host or --shm-size=8g; in Kubernetes an emptyDir with medium Memory at /dev/shm; or no loader"
@@ -137,16 +140,19 @@ def more_shm(evidence: Evidence) -> str:
 
 
 def _disk(found: re.Match[str], evidence: Evidence) -> str:
+    """Advice for a full disk."""
     where = "--out-dir or TMPDIR" if evidence.trainer else "the program's own folder for its files, or TMPDIR,"
     return f"df -h . and df -i . show what is left; {where} on another disk"
 
 
 def _did_not_end(found: re.Match[str], evidence: Evidence) -> str:
+    """Meaning of a collective that timed out."""
     why = ", or the GPUs do not reach each other" if evidence.on_gpu else ""
-    return f"a collective did not end: another rank did not come to it{why}"
+    return f"a collective did not end: another rank did not enter it{why}"
 
 
 def _who_did_not_come(found: re.Match[str], evidence: Evidence) -> str:
+    """Advice for a collective that timed out."""
     skips = "look for a rank that skips a collective, or does more work than the others"
     if not evidence.on_gpu:
         return skips
@@ -154,11 +160,11 @@ def _who_did_not_come(found: re.Match[str], evidence: Evidence) -> str:
 
 
 def _import_of_name(found: re.Match[str], evidence: Evidence) -> tuple[str, str]:
-    """`cannot import name X from Y (FILE)`: versions that do not go together, or a file of the user's without it."""
+    """Meaning and advice for `cannot import name X from Y (FILE)`: incompatible versions, or a file without it."""
     name, module, file = found[1], found[2], found[3] or ""
     if module is None or re.search(r"(site|dist)-packages", file):
         return (
-            "two packages are of versions that do not go together",
+            "two packages have incompatible versions",
             "python launch.py --doctor lists the versions; torch and torchvision are released in pairs",
         )
     if re.search(r"/lib\d*/python3", file):
@@ -168,6 +174,7 @@ def _import_of_name(found: re.Match[str], evidence: Evidence) -> tuple[str, str]
 
 
 def _device_ids(found: re.Match[str], evidence: Evidence) -> str:
+    """Advice for a model on the CPU in DistributedDataParallel with device_ids."""
     if evidence.on_gpu:
         return "model.to(device) before DistributedDataParallel"
     return "DistributedDataParallel(model) without device_ids and output_device: on the CPU there is none to name"
@@ -232,7 +239,7 @@ TABLE: tuple[Known, ...] = (
         "device-ordinal",
         r"invalid device ordinal",
         "the program asks for a GPU that this rank does not see",
-        "count from 0 by LOCAL_RANK: RANK and the numbers of nvidia-smi are others",
+        "use LOCAL_RANK, which counts from 0; RANK and the numbers of nvidia-smi differ from it",
     ),
     Known(
         "no-kernel-image",
@@ -251,7 +258,7 @@ TABLE: tuple[Known, ...] = (
         r"uncorrectable ECC|fallen off the bus|GPU is lost|hardware stack error"
         r"|CUDA error: (unspecified launch failure|unknown error)",
         "the GPU itself failed",
-        "dmesg | grep -i xid tells what the driver saw; --exclude this GPU until it is reset or replaced",
+        "dmesg | grep -i xid shows what the driver reported; --exclude this GPU until it is reset or replaced",
     ),
     Known(
         "device-assert",
@@ -265,7 +272,7 @@ TABLE: tuple[Known, ...] = (
         r"not compiled with CUDA enabled|Found no NVIDIA driver|No CUDA GPUs are available"
         r"|ProcessGroupNCCL is only supported with GPUs|doesn't have NCCL",
         "the program wants a GPU and its rank has none",
-        "where there is none, gloo and torch.device('cpu'); python launch.py --doctor tells why there is none",
+        "without a GPU use gloo and torch.device('cpu'); python launch.py --doctor shows why there is none",
     ),
     Known(
         "forked-cuda",
@@ -276,7 +283,7 @@ TABLE: tuple[Known, ...] = (
     Known(
         "unused-parameters",
         r"Expected to have finished reduction in the prior iteration",
-        "some parameters had no part in the loss, and DDP waits for their gradients",
+        "some parameters did not contribute to the loss, and DDP waits for their gradients",
         "DistributedDataParallel(..., find_unused_parameters=True), or use every output of forward in the loss;"
         " TORCH_DISTRIBUTED_DEBUG=DETAIL names the parameters",
     ),
@@ -302,7 +309,7 @@ TABLE: tuple[Known, ...] = (
         "local-rank-argument",
         r"(unrecognized arguments|arguments are required):.*--local[-_]rank",
         "the program takes its local rank from an argument that no launcher passes any more",
-        'int(os.environ["LOCAL_RANK"]), also as the default of the argument, where it is to stay',
+        'int(os.environ["LOCAL_RANK"]), also as the default of the argument if you keep it',
     ),
     Known(
         "port-in-use",
@@ -319,8 +326,8 @@ TABLE: tuple[Known, ...] = (
     Known(
         "socket-interface",
         r"no socket interface found|ncclSystemError|unhandled system error",
-        "NCCL found no way through the network or the system",
-        "NCCL_SOCKET_IFNAME=INTERFACE (ip -br address lists them); NCCL_DEBUG=INFO tells what it tried",
+        "NCCL found no usable network interface, or the system refused a call",
+        "NCCL_SOCKET_IFNAME=INTERFACE (ip -br address lists them); NCCL_DEBUG=INFO shows what it tried",
     ),
     Known(
         "missing-module",
@@ -331,7 +338,7 @@ TABLE: tuple[Known, ...] = (
     Known(
         "relative-import",
         r"attempted relative import with no known parent package|attempted relative import beyond top-level package",
-        "the file is part of a package, and was started as a program of its own",
+        "the file is part of a package, but was started as a program of its own",
         "start it as a module, from the folder above the package: python launch.py ... -m PACKAGE.MODULE",
     ),
     Known(
@@ -343,8 +350,8 @@ TABLE: tuple[Known, ...] = (
     Known(
         "missing-library",
         r"(lib[\w+.-]+\.so[\w.]*): cannot open shared object file",
-        "the library {1} is not on this system, or not where it is looked for",
-        "the system's package that holds it, or its folder in LD_LIBRARY_PATH",
+        "the library {1} is not on this system, or not in a folder that is searched",
+        "install the system package that has it, or add its folder to LD_LIBRARY_PATH",
     ),
     Known(
         "version-mismatch",
@@ -356,7 +363,7 @@ TABLE: tuple[Known, ...] = (
         "syntax-error",
         r"^(Syntax|Indentation|Tab)Error: (.*)",
         "Python cannot read the program",
-        "fix the line above; no restart can help",
+        "fix the line above; a restart cannot help",
     ),
     Known(
         "open-files",
@@ -373,10 +380,10 @@ TABLE: tuple[Known, ...] = (
     Known(
         "permission",
         r"Permission denied(?:: '([^']+)')?",
-        "this user may not do that",
+        "this user lacks the permission",
         "ls -ld on the path and on its folder; in a container the user's number counts, not the name",
     ),
-    Known("missing-file", r"No such file or directory: '([^']+)'", "{1} is not there", _file),
+    Known("missing-file", r"No such file or directory: '([^']+)'", "{1} does not exist", _file),
     Known(
         "wrong-checkpoint",
         r"Error\(s\) in loading state_dict",
@@ -392,8 +399,8 @@ TABLE: tuple[Known, ...] = (
     Known(
         "abort-in-leaving",
         r"^terminate called without an active exception",
-        "torch's own gloo threads aborted the program while Python was ending, for its process group was still open, or"
-        " a DistributedDataParallel model held it: a race in torch that bare torchrun meets, too",
+        "torch's own gloo threads aborted the program while Python was ending: its process group was still open, or"
+        " a DistributedDataParallel model held it. This is a race in torch, which bare torchrun has too",
         "torch.distributed.destroy_process_group() before leaving, in a finally clause: the exit status is then the"
         " program's own; with a DistributedDataParallel model also flush the streams and call os._exit(0) at the end",
     ),

@@ -19,7 +19,7 @@ LINE_CHARS = 2000
 OUTPUT_LINES = 6
 COMPLAINTS = 100
 CHILD_LINES = 4
-"""So few lines at the margin, head and message among them, has a child's traceback that its parent's follows."""
+"""At most so many unindented lines, head and message included, has a child's traceback before its parent's."""
 
 TRACEBACK = re.compile(r"\s*([|+] )?(Exception Group )?Traceback \(most recent call last\):")
 # How Python draws an exception group: a bar before each line, and a rule between the exceptions that it holds.
@@ -36,12 +36,12 @@ RANK_PREFIX = re.compile(r"^\[rank\d+\]: ?")
 NOISE = re.compile(
     r"^(\[rank\d+\]:)?\[?[WEI]\d{3,} .*\]|^\s*frame #\d+: |^Exception raised from .*\(most recent call first\)"
 )
-# Lines of logs below the level of an error: what they name did not end the program. NCCL's WARN is its error.
+# Log lines below the level of an error did not end the program. NCCL's WARN is an error.
 HARMLESS = re.compile(
     r"^(\[rank\d+\]:)?\[[WI]\d{3,} |(?<!NCCL )\b(DEBUG|INFO|WARN|WARNING)\b|^\W*(debug|info|note|warn|warning)\b"
     r"|Warning: "
 )
-# What native code prints when it aborts. After a traceback it means that the interpreter was closing already.
+# What native code prints when it aborts. After a traceback: the interpreter was already closing.
 NATIVE_ABORT = re.compile(r"^(terminate called |libc\+\+abi: terminating|Fatal Python error: Aborted)")
 # How gloo, NCCL, torch's store, Python and the kernel report a peer that is gone.
 LOST = re.compile(
@@ -51,7 +51,7 @@ LOST = re.compile(
     r"|remote process exited|ncclremoteerror|communicator was aborted",
     re.IGNORECASE,
 )
-# Distributed errors whose cause is in the rank that reports them, or in no single rank.
+# Distributed errors caused by the rank that reports them, or by no single rank.
 NOT_LOST = re.compile(
     r"unhandled cuda error|out of memory|invalid usage|duplicate gpu|collective operation timeout|timed out waiting"
     r"|address already in use|no space left|shared memory",
@@ -68,11 +68,11 @@ UNWOUND = re.compile(r"KeyboardInterrupt|SystemExit|SIGTERM|SignalException")
 
 @dataclass(frozen=True)
 class LogTail:
-    """The end of a rank's error output, or of its output where that is empty.
+    """The end of a rank's standard error, or of its standard output where that is empty.
 
-    `lines`: without blank ones at the end, without torch's prefix; `source`: the file that they are from;
-    `reported`: the messages of the rank's own report; `output`: the end of its standard output, where `lines` are of
-    the error output and hold no traceback: programs write their faults to either.
+    `lines`: without blank ones at the end, without torch's prefix; `source`: their file; `reported`: the messages of
+    the rank's own report; `output`: the end of its standard output, where `lines` are standard error without a
+    traceback: programs write errors to either.
     """
 
     lines: tuple[str, ...] = ()
@@ -83,7 +83,7 @@ class LogTail:
     @cached_property
     def traceback(self) -> tuple[str, ...]:
         """The last traceback with those that led to it, up to the end; empty where there is none. Where a program
-        raised because another one failed that it had started, that one's."""
+        raised because one that it had started failed: the traceback of the latter."""
         start = _last_traceback(self.lines)
         if start is None:
             return ()
@@ -104,11 +104,12 @@ class LogTail:
 
     @cached_property
     def _abort_at(self) -> int | None:
+        """The index in `traceback` of the line that native code printed as it aborted."""
         return next((at for at, line in enumerate(self.traceback) if NATIVE_ABORT.match(line)), None)
 
     @cached_property
     def messages(self) -> tuple[str, ...]:
-        """The messages of the last traceback's errors, in the order in which they were raised."""
+        """The messages of the errors in the last traceback, in the order in which they were raised."""
         if self.reported:
             return self.reported
         found: list[list[str]] = []
@@ -122,24 +123,24 @@ class LogTail:
             elif line and not line[0].isspace():
                 found.append([line])
                 inside = False
-        # A group is the exceptions that it holds: its own title tells only how many there are.
+        # An exception group counts as the exceptions in it: its own title only gives their number.
         single = [message for message in found if not GROUP_TITLE.search(message[0])]
         return tuple("\n".join(message).strip() for message in single or found)
 
     @property
     def cause(self) -> str:
-        """The message of the error that began the last traceback; the last lines where there is no traceback."""
+        """The first message of the last traceback; the last lines where there is no traceback."""
         return self.messages[0] if self.messages else "\n".join(self.complaints[-10:])
 
     @property
     def complaints(self) -> tuple[str, ...]:
-        """Its last lines without those of logs below the level of an error."""
+        """Its last lines, without log lines below the level of an error."""
         lines = (*self.output, *self.lines)
         return tuple(line for line in lines[-COMPLAINTS:] if not HARMLESS.search(line))
 
     @property
     def error(self) -> str:
-        """One line that says what went wrong; empty where the rank printed nothing."""
+        """What went wrong, in one line; empty where the rank printed nothing."""
         lines = self.messages[-1].splitlines() if self.messages else self.shown(1)
         return lines[0] if lines else ""
 
@@ -150,17 +151,17 @@ class LogTail:
 
     @property
     def collective(self) -> bool:
-        """Whether the error came from torch's communication: a lost connection may also be one to a server."""
+        """Whether the error came from torch's communication; a lost connection may also be one to some server."""
         return bool(COLLECTIVE.search("\n".join(self.traceback or self.lines)))
 
     @property
     def own_error(self) -> bool:
-        """Whether there is an error that neither a lost connection nor a signal explains."""
+        """Whether there is an error that is neither a lost connection nor a signal."""
         return bool(self.traceback) and not self.lost_connection and not UNWOUND.search(self.cause)
 
     @property
     def timed_out(self) -> bool:
-        """Whether this rank waited for a collective until its time limit."""
+        """Whether this rank waited in a collective until its time limit."""
         return bool(TIMED_OUT.search("\n".join(self.lines)))
 
     @property
@@ -187,7 +188,7 @@ def read(logs: Sequence[Path], reported: tuple[str, ...] = ()) -> LogTail:
     """The end of a rank's logs, which are standard output and standard error. Never raises."""
     found = [(log, lines) for log in reversed(logs) if (lines := tail(log))]
     if len(found) > 1 and found[0][1] == found[1][1]:
-        # Both streams of the rank go to one place, in their order, and each log has it all.
+        # Both streams of the rank go to one place, in order, and each log has everything.
         del found[1:]
     with_traceback = next(((log, lines) for log, lines in found if _last_traceback(lines) is not None), None)
     log, lines = with_traceback or next(iter(found), (None, []))
@@ -202,14 +203,14 @@ def tail(path: Path) -> list[str]:
             text = _end(file).decode("utf-8", errors="replace")
     except OSError:
         return []
-    # Without a terminal's control sequences, and without what was overwritten from the beginning of a line.
+    # Without control sequences of a terminal, and without text that a carriage return overwrote.
     lines = (CONTROL.sub("", line).rpartition("\r")[2] for line in text.replace("\r\n", "\n").rstrip().split("\n"))
     return [_shortened(RANK_PREFIX.sub("", line)) for line in lines] if text.strip() else []
 
 
 def _end(file: BinaryIO) -> bytes:
-    """The last bytes of a log. Where they begin inside a line of megabytes, which may be an error's message, also its
-    beginning and what was before it."""
+    """The last bytes of a log. Where they begin inside a line of megabytes, perhaps an error's message, also the line's
+    beginning and the text before it."""
     begin = max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES)
     at, earlier = begin, b""
     while at > max(0, begin - LONGEST_LINE) and b"\n" not in earlier:
@@ -217,7 +218,7 @@ def _end(file: BinaryIO) -> bytes:
         file.seek(at)
         earlier = file.read(min(TAIL_BYTES, begin - at))
     file.seek(begin)
-    # Of the line only as much as is shown of one: the end of it follows.
+    # Of that line only as much as is shown: its end follows.
     start = at + earlier.rfind(b"\n") + 1
     if begin - start <= LINE_CHARS:
         return file.read()
@@ -227,12 +228,12 @@ def _end(file: BinaryIO) -> bytes:
 
 
 def _shortened(line: str) -> str:
-    """A line of thousands of characters is data: only its two ends are kept."""
+    """A line of thousands of characters is data: keep only its two ends."""
     return line if len(line) <= LINE_CHARS else f"{line[: LINE_CHARS // 2]} ... {line[-LINE_CHARS // 2 :]}"
 
 
 def _last_traceback(lines: Sequence[str]) -> int | None:
-    """Where the last traceback begins, with those that it names as its cause."""
+    """The index at which the last traceback begins, including those that it names as its cause; None without one."""
     starts = [index for index, line in enumerate(lines) if TRACEBACK.match(line)]
     if not starts:
         return None

@@ -1,4 +1,4 @@
-"""`No module named X`: is X a file of the user's, a part of an installed package, or a package that pip can get?"""
+"""`No module named X`: is X the user's own file, part of an installed package, or a package that pip can install?"""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NOT_SOURCES = {"site-packages", "node_modules", "__pycache__", "venv", "wandb", 
 
 
 def explain(module: str, script: Path | None, *, own_python: bool) -> tuple[str, str]:
-    """(what it means, what to do). `script`: the program's file, None for a module or where it is not known;
+    """(meaning, advice). `script`: the program's file, None for a module or where it is not known;
     `own_python`: whether the program ran in the launcher's Python."""
     top, _, rest = module.partition(".")
     if module.endswith(".__main__"):
@@ -30,7 +30,7 @@ def explain(module: str, script: Path | None, *, own_python: bool) -> tuple[str,
         )
     if (own := _own_file(module, script)) is not None:
         return own
-    # The first entry is the launcher's own folder, which the program does not have.
+    # The first entry is the launcher's own folder, which the program does not search.
     spec = PathFinder.find_spec(top, sys.path[1:])
     # Several distributions share a folder without a file of its own, such as google.
     shared = spec is not None and spec.origin is None and distribution(module) not in (None, distribution(top))
@@ -44,31 +44,31 @@ def explain(module: str, script: Path | None, *, own_python: bool) -> tuple[str,
     if top in ELSEWHERE:
         return f"{top} is not installed in this Python", ELSEWHERE[top]
     if top.lstrip("_") in sys.stdlib_module_names or top in sys.stdlib_module_names:
-        return f"{top} belongs to Python itself, and this Python is without it", "a complete build of Python"
+        return f"{top} belongs to Python itself, but this Python lacks it", "use a complete build of Python"
     where = "in this folder" if script is None else "beside or below the script"
     advice = "is it a file of yours? PYTHONPATH=FOLDER python launch.py ... names its folder; else see what the program"
     return f"{top} was not found in this Python, and no file of that name {where}", f"{advice} says it needs"
 
 
 def explain_file(module: str, script: Path | None) -> tuple[str, str]:
-    """As `explain`, where the module that was to have a part is a single file."""
+    """As `explain`, for a module that should be a package and is a single file."""
     top = module.partition(".")[0]
     folder = Path.cwd() if script is None else script.parent
     file = next((path for path in (folder / f"{top}.py", Path(f"{top}.py")) if path.is_file()), None)
     meaning = f"{top} is one file, not a folder of modules: it has no {module}"
     if file is None:
-        return meaning, "a misspelled name, or another module of that name is meant"
-    return meaning, f"{shown(file)} hides what is meant: give it another name"
+        return meaning, "a misspelled name, or you meant another module of that name"
+    return meaning, f"{shown(file)} hides the module that you meant: rename it"
 
 
 def _own_file(module: str, script: Path | None) -> tuple[str, str] | None:
-    """Where the module is among the user's own files."""
+    """(meaning, advice) where the module is among the user's own files, else None."""
     top, *rest = module.split(".")
     looked = Path.cwd() if script is None else script.parent
     for folder in _folders(script):
         whole, found = folder.joinpath(top, *rest), folder / top
         if not (whole.with_name(f"{whole.name}.py").is_file() or _holds_sources(whole)):
-            # A folder of data may have the name of a package.
+            # A data folder may have the name of a package.
             if not found.is_dir() or (distribution(top) is not None and not _holds_sources(found)):
                 continue
             if folder == looked and script is not None:
@@ -82,11 +82,12 @@ def _own_file(module: str, script: Path | None) -> tuple[str, str] | None:
 
 
 def _holds_sources(folder: Path) -> bool:
+    """Whether the path is a folder with Python files."""
     return folder.is_dir() and any(folder.glob("*.py"))
 
 
 def _folders(script: Path | None) -> Iterator[Path]:
-    """Where the user's own modules may be: here, beside, above and below the script. Each once, at most so many."""
+    """Folders that may hold the user's own modules: here, beside, above and below the script; MOST_FOLDERS at most."""
     here = Path.cwd()
     beside = here if script is None else script.parent
     yield beside
@@ -106,6 +107,6 @@ def _folders(script: Path | None) -> Iterator[Path]:
 
 
 def _version(top: str) -> str:
-    """A package with its version, where the installation tells."""
+    """A package's name with its version, where that is known."""
     name = next(iter(metadata.packages_distributions().get(top, [])), None)
     return top if name is None else f"{name} {metadata.version(name)}"

@@ -1,8 +1,8 @@
-"""What a failure means, and what to do.
+"""What a failure means, and how to fix it.
 
-`find_remedy` takes the first row of the table (known_failures.py) whose pattern is in the message of the error that
-began the rank's traceback, or in those that it led to; in its last lines where there is no traceback. What no rank can
-say, that the kernel killed it for want of memory, is among the evidence.
+`find_remedy` takes the first row of the table (known_failures.py) whose pattern matches the first message of the rank's
+traceback, then the messages that followed it, or the last lines where there is no traceback. That the kernel killed a
+rank because memory ran out is in no log: it comes from the evidence.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ BLOCK = 4096
 
 @dataclass(frozen=True)
 class Remedy:
-    """What a failure means and what to do, each in a sentence without a full stop. `name`: one word for machines."""
+    """What a failure means and how to fix it, each a sentence without a full stop. `name`: one word for programs."""
 
     name: str
     meaning: str
@@ -40,8 +40,8 @@ LEFT_EARLY = Remedy(
 
 HELD_UP = Remedy(
     "held-up",
-    "it did not come to the collective that the others were in, until their time limit ended them",
-    "look at the line above; where it only needs longer, a longer timeout in init_process_group",
+    "it did not enter the collective that the others were in, until their time limit ended them",
+    "look at the line above; if it only needs longer, use a longer timeout in init_process_group",
 )
 
 
@@ -69,7 +69,7 @@ def find_remedy(failure: Failure, evidence: Evidence) -> Remedy | None:
 
 
 def _texts(tail: LogTail) -> Iterator[str]:
-    """Where to look: in an error's own words, the first one's before those it led to; else in the last lines."""
+    """The texts to match, in order: the first error's message, all messages, an abort; else the last lines."""
     if tail.messages:
         yield from (tail.cause, "\n".join(tail.messages), tail.abort)
     else:
@@ -77,19 +77,20 @@ def _texts(tail: LogTail) -> Iterator[str]:
 
 
 def _words(words: Words, found: re.Match[str], evidence: Evidence) -> str:
+    """A text of the table with the groups of the match filled in."""
     if callable(words):
         return words(found, evidence)
     return re.sub(r"\{(\d)\}", lambda place: found[int(place[1])] or "", words)
 
 
 def _hung(hang: RankReport) -> Remedy:
-    """What a rank that hung was waiting for, and what to do."""
-    # The launcher ended it, which reports what it found; or the watchdog of the bundled trainer.
+    """What a rank that hung was waiting for, and how to fix it."""
+    # Ended by the launcher, which reports what it found, or by the bundled trainer's watchdog.
     option = "--stall-kill" if hang.found else "--step-timeout"
     longer = f"if it only needs longer: {option} SECONDS, 0 for no limit"
     if hang.verdict == "stopped":
         meaning = "its process was stopped, by SIGSTOP or a job manager that suspends"
-        return Remedy("hang", meaning, f"find out what stopped it; with {option} 0 a run may be suspended")
+        return Remedy("hang", meaning, f"find out what stopped it; to suspend a run, use {option} 0")
     if hang.found:
         return Remedy("hang", hang.found, hang.advice or longer)
     if hang.verdict == "locked":
@@ -105,19 +106,22 @@ def _hung(hang: RankReport) -> Remedy:
 
 
 def _killed(failure: Failure, evidence: Evidence) -> Remedy | None:
-    """Where a rank was killed: whether the kernel did it for memory, and what to do; None where that is unknown."""
+    """For SIGKILL: whether the kernel killed it for memory; None for another failure, or where that is unknown."""
     if failure.code != -signal.SIGKILL or failure.stopped:
         return None
     if evidence.memory_kills:
         many = f"{evidence.memory_kills} process{'es' if evidence.memory_kills > 1 else ''}"
         return Remedy("host-memory", f"the kernel killed {many} {evidence.kills_where} for want of memory", LESS_MEMORY)
     if evidence.memory_kills == 0:
-        meaning = f"not by the kernel for memory: it killed nothing {evidence.kills_where} meanwhile"
-        return Remedy("killed", meaning, "ask the job manager (sacct, kubectl describe pod) and who else works here")
+        meaning = f"not killed by the kernel for memory: it killed no process {evidence.kills_where} meanwhile"
+        return Remedy(
+            "killed", meaning, "ask the job manager (sacct, kubectl describe pod) and other users of this machine"
+        )
     return None
 
 
 def _full_shm(failure: Failure, evidence: Evidence) -> Remedy | None:
+    """SIGBUS while /dev/shm is nearly full; None otherwise."""
     if failure.code != -signal.SIGBUS or evidence.shm_free is None or evidence.shm_total is None:
         return None
     if evidence.shm_free > max(evidence.shm_total // 20, 16 * MIB):
@@ -126,9 +130,9 @@ def _full_shm(failure: Failure, evidence: Evidence) -> Remedy | None:
 
 
 def _full_logs(failure: Failure, evidence: Evidence) -> Remedy | None:
-    """A rank that cannot write cannot say so either: its log ends in the middle."""
+    """A full disk with the logs: the rank could not write its error. None where there is space."""
     if evidence.logs_free is None or evidence.logs_free >= BLOCK or failure.code < 0:
         return None
-    meaning = "the disk with the ranks' logs is full: what this rank said last may be lost"
+    meaning = "the disk with the ranks' logs is full: this rank's last output may be lost"
     options = "--out-dir DIR" if evidence.trainer else "--log-dir DIR, or TMPDIR"
-    return Remedy("disk-full", meaning, f"space there, or {options} on another disk")
+    return Remedy("disk-full", meaning, f"free space there, or use {options} on another disk")

@@ -1,6 +1,6 @@
-"""A file of the user's that has the name of a module and hides it: queue.py, random.py, types.py beside the script.
+"""A user's file with the name of a module, which it hides: queue.py, random.py, types.py beside the script.
 
-Python looks beside the script first, so that `import random` of any library finds the user's file.
+Python searches the script's folder first, so `import random` in any library finds the user's file.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 
 STANDARD = Path(sysconfig.get_paths()["stdlib"])
-# What Python says of a module that is not the one that was meant. Each has the module's name.
+# Python's messages about a module that is not the intended one. Each has the module's name.
 SAID = re.compile(
     r"module '([\w.]+)' has no attribute"
     r"|cannot import name '[\w.]+' from (?:partially initialized module )?'([\w.]+)'"
@@ -22,13 +22,13 @@ DRAWN = re.compile(r'^\s*(?:[|+] )?File "(.+)", line \d+, in <module>$')
 
 
 def hidden_module(message: str, lines: tuple[str, ...], script: Path | None) -> tuple[str, str] | None:
-    """The user's file, as it can be shown, and the module that it hides; None where that is not the case.
+    """(the user's file, as a person would type it; the module that it hides), or None.
 
-    message: of the error; lines: the end of the rank's log; script: the program's file, None for a module.
+    message: the error's; lines: the end of the rank's log; script: the program's file, None for a module.
     """
     folder = Path.cwd() if script is None else script.parent
     names = [name.partition(".")[0] for found in SAID.finditer(message) for name in found.groups() if name]
-    # The file may fail by itself, when a library imports it: then it is in the traceback below that library.
+    # The file may itself fail when a library imports it: then it follows that library in the traceback.
     drawn = [Path(found[1]) for line in lines if (found := DRAWN.match(line))]
     names += [path.stem for by, path in pairwise(drawn) if path.parent == folder and _of_a_library(by)]
     for name in names:
@@ -39,11 +39,12 @@ def hidden_module(message: str, lines: tuple[str, ...], script: Path | None) -> 
 
 
 def _of_a_library(path: Path) -> bool:
+    """Whether the file belongs to an installed package or to Python's standard library."""
     return {"site-packages", "dist-packages"} & {*path.parts} != set() or STANDARD in path.parents
 
 
 def _elsewhere(name: str, folder: Path) -> bool:
-    """Whether Python, or a package that is installed, has a module of that name."""
+    """Whether Python or an installed package has a module of that name."""
     if name in sys.stdlib_module_names:
         return True
     # The first entry is the launcher's own folder, which the program does not have.

@@ -1,4 +1,4 @@
-"""A failed run in one screen: which rank, how it ended, its last words, what to do, where the logs are."""
+"""A failed run on one screen: which rank, how it ended, its last lines, how to fix it, where the logs are."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SHOWN = 3
 def show(console: Console, outcome: Outcome, remedy: Remedy | None, host: str = "") -> None:
     """Print the summary; nothing after a success, one line where the bundled trainer has explained a mistake.
 
-    host: where the logs are, for a reader elsewhere.
+    host: the machine that has the logs, for a reader on another one.
     """
     if outcome.message is not None:
         console.print(Text.assemble(("error: ", "red"), outcome.message), soft_wrap=True)
@@ -37,6 +37,7 @@ def show(console: Console, outcome: Outcome, remedy: Remedy | None, host: str = 
 
 
 def _show_failure(console: Console, outcome: Outcome, failure: Failure, remedy: Remedy | None, host: str) -> None:
+    """Print the title, the facts, the rank's last lines, and the advice."""
     console.print()
     console.rule(f"[bold red]{_title(outcome, failure)}[/bold red]", align="left", style="red")
     speaker = outcome.attempts[-1].speaker or failure
@@ -51,6 +52,7 @@ def _show_failure(console: Console, outcome: Outcome, failure: Failure, remedy: 
 
 
 def _title(outcome: Outcome, failure: Failure) -> str:
+    """Who failed, and how: "rank 3 failed first"."""
     if failure.hang and failure.hang.verdict == "device":
         return "a GPU did not answer"
     how = "lost its connection" if _unexplained(outcome) else "failed first"
@@ -60,12 +62,13 @@ def _title(outcome: Outcome, failure: Failure) -> str:
 
 
 def _unexplained(outcome: Outcome) -> bool:
-    """Whether the cause is on another node, which has not told it."""
+    """Whether the cause is on another node, which has not reported it."""
     attempt = outcome.attempts[-1]
     return attempt.nodes > 1 and attempt.first is not None and attempt.first.victim
 
 
 def _table(rows: Iterable[tuple[str, str]]) -> Table:
+    """Rows of a bold name and a text."""
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True, min_width=LABELS)
     table.add_column(overflow="fold")
@@ -80,7 +83,7 @@ def _facts(outcome: Outcome, failure: Failure, remedy: Remedy | None, speaker: F
     attempt = f", attempt {last.number + 1} of {last.number + 1}" if earlier else ""
     after = "" if last.seconds is None else f", {last.seconds:.1f} s after the start"
     yield "rank", f"{failure.rank} on {failure.host}{attempt}{after}"
-    # What is known of this very failure says more than what its signal means in general.
+    # A remedy says more than the general meaning of a signal.
     yield "ended by", failure.ending(meaning=remedy is None)
     if failure.place:
         yield "was at", str(failure.place)
@@ -108,7 +111,7 @@ def _facts(outcome: Outcome, failure: Failure, remedy: Remedy | None, speaker: F
             if other.place or other.at:
                 yield "meanwhile", f"rank {other.rank} was {f'at {other.place}' if other.place else other.at}"
     if _unexplained(outcome):
-        yield "look at", "the other nodes: one of them, or a rank there, was lost, and none has told why"
+        yield "look at", "the other nodes: one of them, or a rank there, was lost, and none has reported why"
     if remedy is not None and remedy.name == TIMEOUT:
         silent = [other.rank for other in others if other.stopped and not other.log_tail.timed_out]
         if silent:
@@ -125,7 +128,7 @@ def _facts(outcome: Outcome, failure: Failure, remedy: Remedy | None, speaker: F
 
 
 def _later(first: Failure, others: Sequence[Failure]) -> str:
-    """How long after the first failure the first of the others came, where that tells something."""
+    """How long after the first failure the first of the others came; empty where that is unknown."""
     times = [other.ended_ms for other in others if other.ended_ms is not None and not other.stopped]
     if first.ended_ms is None or not times:
         return ""
@@ -134,6 +137,7 @@ def _later(first: Failure, others: Sequence[Failure]) -> str:
 
 
 def _advice(failure: Failure, remedy: Remedy | None, host: str) -> Iterator[tuple[str, str]]:
+    """What it means, what to do, where the log is."""
     if remedy is not None:
         yield "because", remedy.meaning
         yield "to do", remedy.advice
@@ -143,7 +147,7 @@ def _advice(failure: Failure, remedy: Remedy | None, host: str) -> Iterator[tupl
         where = f"{there}: " if there else ""
         yield "log", f"{where}{source}" + "".join(f", {name}" for name in more)
     else:
-        yield "log", "it left no word" + (f" in {failure.logs[0].parent}" if failure.logs else "")
+        yield "log", "it printed nothing" + (f" in {failure.logs[0].parent}" if failure.logs else "")
 
 
 def names(ranks: Iterable[int]) -> str:
@@ -160,7 +164,7 @@ def names(ranks: Iterable[int]) -> str:
 
 
 def has_content(log: Path) -> bool:
-    """Whether a rank wrote something there."""
+    """Whether the log exists and is not empty."""
     try:
         return log.stat().st_size > 0
     except OSError:

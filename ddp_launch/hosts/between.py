@@ -1,6 +1,6 @@
 """The network between hosts, measured before a run: a timed all-reduce against the speed of the interfaces.
 
-The job is a run like any other, of link.py with one rank on each host; it is judged by what the hosts have said of
+The job is an ordinary run of link.py with one rank on each host. Its speed is compared with what the hosts report about
 their interfaces.
 """
 
@@ -24,16 +24,16 @@ from ddp_launch.hosts.fleet import Fleet
 from ddp_launch.hosts.seat import grace
 
 SLOW = 0.5
-"""Of the interface's speed: gloo and NCCL over sockets reach 70% or more of what they have."""
+"""A share of the interface's speed. gloo and NCCL over sockets reach 70% or more."""
 KEPT = ("--auto", "--gpus", "--devices", "--cpu", "--policy", "--exclude", "--allow-busy", "--wait", "--min-memory")
-"""What of the command line says on which devices, and how the hosts meet."""
+"""Options of the command line that the check uses too: they choose the devices."""
 GBIT = 1e9
 
 
 @dataclass(frozen=True)
 class Interface:
-    """What a host's ranks talk over. `speed` in Mbit/s, `mtu` in bytes, None where they are not known; `adapters`: for
-    each chosen GPU the nearest InfiniBand or RoCE adapter and how far it is, as in "GPU 0: mlx5_0 (PIX)"."""
+    """The interface that a host's ranks use. `speed` in Mbit/s, `mtu` in bytes, None where they are not known;
+    `adapters`: the nearest InfiniBand or RoCE adapter of each chosen GPU and its distance: "GPU 0: mlx5_0 (PIX)"."""
 
     name: str | None
     address: str
@@ -55,9 +55,9 @@ class Verdict:
 
 
 def run(options: LaunchOptions, exported: Mapping[str, str], console: Console, *, preflight: bool = False) -> int:
-    """Measure and print; the exit status: 1 where the hosts cannot work together. Errors: UserError.
+    """Measure and print. Returns the exit status, 1 where the hosts cannot work together. Errors: UserError.
 
-    preflight: before a run, on standard error.
+    preflight: this is the check before a run, and prints to standard error.
     """
     if len(options.hosts) < 2:
         raise OptionError("--check-hosts measures between hosts: give two or more")
@@ -84,7 +84,7 @@ def run(options: LaunchOptions, exported: Mapping[str, str], console: Console, *
 
 
 def judge(output: bytes, interfaces: Mapping[str, Interface], status: int) -> Verdict:
-    """The verdict on what the ranks of the job have printed. status: of the job."""
+    """The verdict on what the job's ranks printed. status: the job's exit status."""
     said = list(_facts(output))
     measured = next((facts for facts in said if "seconds" in facts), None)
     problem = next((facts["problem"] for facts in said if "problem" in facts), None)
@@ -93,7 +93,7 @@ def judge(output: bytes, interfaces: Mapping[str, Interface], status: int) -> Ve
     if measured is None:
         low, high = _free_ports()
         problem = (
-            f"the ranks do not come together: {problem}; they connect at ports that the system chooses, here {low} to"
+            f"the ranks cannot connect: {problem}; they use ports that the system chooses, here {low} to"
             f" {high}: a firewall between the hosts must let them through"
         )
         return Verdict(problem, None, None, tuple(_concerns(None, interfaces)), None)
@@ -109,6 +109,7 @@ def judge(output: bytes, interfaces: Mapping[str, Interface], status: int) -> Ve
 
 
 def _facts(output: bytes) -> Iterator[dict[str, Any]]:
+    """The JSON objects of link.py among the lines that the job printed."""
     for line in output.decode(errors="replace").splitlines():
         try:
             facts = json.loads(line)
@@ -119,6 +120,7 @@ def _facts(output: bytes) -> Iterator[dict[str, Any]]:
 
 
 def _concerns(share: float | None, interfaces: Mapping[str, Interface]) -> Iterator[str]:
+    """Notes on a slow network, and on interfaces that differ in speed or MTU."""
     if share is not None and share < SLOW:
         yield (
             f"slow: {share:.0%} of the speed of the interface: other traffic, CPUs that are busy (gloo), a switch or"
@@ -132,6 +134,7 @@ def _concerns(share: float | None, interfaces: Mapping[str, Interface]) -> Itera
 
 
 def _interfaces(ready: Ready) -> dict[str, Interface]:
+    """Host -> the interface that its ranks use, as far as the host described it."""
     found = {}
     for host in ready.facts:
         address = ready.plans[host.name]["address"]
@@ -142,12 +145,13 @@ def _interfaces(ready: Ready) -> dict[str, Interface]:
 
 
 def _described(name: str, one: Interface) -> str:
+    """One line on a host's interface: name, address, speed, MTU."""
     speed = "speed unknown" if one.speed is None else f"{one.speed / 1000:g} Gbit/s"
     return f"{name} {one.name} ({one.address}, {speed}, MTU {one.mtu or 'unknown'})"
 
 
 def _free_ports() -> tuple[int, int]:
-    """The ports that the system gives to those who ask for any, ip(7)."""
+    """The range from which the system assigns free ports, ip(7)."""
     try:
         low, high = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
     except OSError:
@@ -156,6 +160,7 @@ def _free_ports() -> tuple[int, int]:
 
 
 def _show(console: Console, verdict: Verdict, interfaces: Mapping[str, Interface], ready: Ready) -> None:
+    """Print the interfaces, the measured speed, and what is wrong."""
     lines: list[Text | str] = [_described(name, one) for name, one in interfaces.items()]
     lines += [f"{name} {adapter}" for name, one in interfaces.items() for adapter in one.adapters]
     if verdict.gbit_s is not None:
@@ -167,7 +172,7 @@ def _show(console: Console, verdict: Verdict, interfaces: Mapping[str, Interface
     if verdict.problem is not None:
         lines.append(Text.assemble(("error: ", "red"), verdict.problem))
     else:
-        lines.append("every sum right")
+        lines.append("all sums are correct")
     for line in lines:
         console.print(
             Text("hosts: ", style="bold").append_text(Text("") + line if isinstance(line, str) else line),
@@ -176,6 +181,7 @@ def _show(console: Console, verdict: Verdict, interfaces: Mapping[str, Interface
 
 
 def _as_json(verdict: Verdict, interfaces: Mapping[str, Interface]) -> dict[str, Any]:
+    """The object that `--check-hosts --json` prints."""
     hosts = [
         {
             "host": name,

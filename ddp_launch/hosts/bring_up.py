@@ -1,7 +1,7 @@
-"""The hosts of a run from the first connection to their plans: all are asked at once, and what hinders one is named.
+"""The hosts of a run, from the first connection to their plans: all are asked at once, and each problem names its host.
 
-A host takes part by its keeper (keeper.py), which ssh has started. Its launcher, which the keeper starts, plans for
-that host (seat.py), and waits.
+ssh starts a keeper (keeper.py) on each host. The keeper starts a launcher, which plans for that host (seat.py) and then
+waits.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from ddp_launch.hosts.ending import screen_size, streams
 from ddp_launch.hosts.fleet import Fleet
 
 ANSWER_S = 9.0
-"""For the first sign of a host, which is named within 10 s where none comes."""
+"""Time for a host's first message: a silent host is named within 10 s."""
 WORK_S = 30.0
-"""For what a host, which is there, has to look up: its folder may be on a disk that has to be mounted."""
+"""Time for a host's answers: its folder may be on a disk that has to be mounted first."""
 PLAN_S = 120.0
-"""For a launcher's plan: the driver of a GPU that has been asleep takes its time."""
+"""Time for a launcher's plan: the driver of a sleeping GPU answers slowly."""
 PACKAGES = Path(__file__).resolve().parents[2]
 REFUSED = 2
 OF_THE_SCREEN = ("TERM", "COLORTERM", "NO_COLOR", "FORCE_COLOR", "COLUMNS")
@@ -46,7 +46,7 @@ ALIKE = ("NCCL_", "GLOO_", "TORCH_", "OMP_", "MKL_", "PYTORCH_")
 
 @dataclass(frozen=True)
 class Ready:
-    """Hosts that wait for the word to begin. `plans`: by host, in the order of the ranks; `notes`: on all together."""
+    """Hosts that are ready to start. `plans`: by host, in the order of the ranks; `notes`: on the hosts together."""
 
     facts: Sequence[HostFacts]
     plans: Mapping[str, table.Plan]
@@ -56,7 +56,7 @@ class Ready:
 def bring_up(
     fleet: Fleet, options: LaunchOptions, exported: Mapping[str, str], copied: str | None, console: Console
 ) -> Ready | int:
-    """All hosts with their plans; the exit status where one cannot take part, which has been reported.
+    """All hosts with their plans. Where one cannot take part, that is reported, and the exit status returned.
 
     exported: variables of the ranks. copied: the folder that is copied to the hosts first.
     """
@@ -75,7 +75,7 @@ def bring_up(
 
 
 def exported(asked: Iterable[str], environ: Mapping[str, str]) -> dict[str, str]:
-    """The variables that travel, with their values. Errors: OptionError."""
+    """The variables that are sent to the hosts, with their values. Errors: OptionError."""
     found = {}
     for word in asked:
         name, equals, value = word.partition("=")
@@ -86,7 +86,7 @@ def exported(asked: Iterable[str], environ: Mapping[str, str]) -> dict[str, str]
 
 
 class _Refusals:
-    """Hosts that cannot take part: one line each, as it becomes known. `status`: of the run then."""
+    """Hosts that cannot take part, each reported in one line at once. `status`: the run's exit status then."""
 
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
@@ -94,7 +94,7 @@ class _Refusals:
         self.status = REFUSED
 
     def say(self, name: str, words: str) -> None:
-        """A host cannot take part."""
+        """Report that a host cannot take part."""
         self._said.setdefault(name, words)
         print(f"error: {name}: {words}", file=sys.stderr, flush=True)
 
@@ -107,7 +107,7 @@ class _Refusals:
 
 
 def _facts(fleet: Fleet, options: LaunchOptions, copied: str | None, refused: _Refusals) -> list[HostFacts]:
-    """What the hosts say of themselves; what is wrong with them is reported."""
+    """What the hosts report about themselves; problems are printed."""
     folder, port = str(Path.cwd()), None
     if options.rdzv_endpoint is not None:
         _, port = split_endpoint(checked_endpoint(options.rdzv_endpoint))
@@ -115,7 +115,7 @@ def _facts(fleet: Fleet, options: LaunchOptions, copied: str | None, refused: _R
     words = [secrets.token_hex(16) for _ in fleet.hosts]
 
     def answer(host: Any, message: Mapping[str, Any]) -> None:
-        """Ask a host that has come."""
+        """Check the Python of a new host, then ask for its facts."""
         if message["kind"] == "hello" and message["python"][:2] != list(sys.version_info[:2]):
             there, here = (".".join(map(str, version)) for version in (message["python"], sys.version_info[:3]))
             host.lost = f"another Python: {there} there, {here} here"
@@ -149,7 +149,7 @@ def _facts(fleet: Fleet, options: LaunchOptions, copied: str | None, refused: _R
 
 
 def _meeting_place(fleet: Fleet, options: LaunchOptions, facts: Sequence[HostFacts], refused: _Refusals) -> str | None:
-    """HOST:PORT of the rendezvous, which every host reaches; None for a single host."""
+    """HOST:PORT of a rendezvous that every host can reach; None for a single host."""
     if len(facts) == 1:
         return None
     asked = None
@@ -202,7 +202,7 @@ def _start(
 
 
 def _plans(fleet: Fleet, options: LaunchOptions, refused: _Refusals) -> dict[str, table.Plan]:
-    """Each host's plan, by its name; what hinders a host is reported."""
+    """Host name -> its plan; problems are printed."""
     limit_s = PLAN_S if options.wait is None else options.wait + PLAN_S
     fleet.on_message = lambda host, message: None
     plans = fleet.gather("plan", limit_s)
@@ -244,5 +244,5 @@ def _notes(
     if options.program.kind == "trainer" and len(facts) > 1:
         yield (
             "each host reads the images at --data-dir itself, from its own disk or a shared one, and they must be the"
-            " same; what is downloaded each host downloads for itself"
+            " same on all hosts; each host downloads what it lacks"
         )

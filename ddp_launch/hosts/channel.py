@@ -1,6 +1,6 @@
-"""Messages between the two ends of a connection: JSON objects, one on a line, each with the bytes that it announces.
+"""Messages between the two ends of a connection: JSON objects, one per line, each followed by the bytes it announces.
 
-Both ends use it: here the launcher that was started by hand, on each host the keeper, to which this module is sent.
+Both ends use this module: the launcher that was started by hand, and the keeper on each host, to which it is sent.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from typing import Any
 Message = dict[str, Any]
 CHUNK_BYTES = 1 << 16
 MOST_WAITING = 1 << 20
-"""Bytes that may wait to be sent before a sender should pause."""
+"""A sender should pause while more bytes than this are waiting to be sent."""
 
 
 class Channel:
-    """Sends and receives without ever blocking. `source`, `sink`: descriptors, which stay the caller's."""
+    """Sends and receives without blocking. `source`, `sink`: descriptors; the caller closes them."""
 
     def __init__(self, source: int, sink: int) -> None:
         self.source, self.sink = source, sink
         self.closed = False
-        """Whether the other end has closed, or is gone."""
+        """Whether the other end has closed or is gone."""
         self._sending = threading.Lock()
         self._waiting = bytearray()
         self._received = bytearray()
@@ -47,7 +47,7 @@ class Channel:
         self.flush()
 
     def flush(self) -> None:
-        """Hand over what waits, as far as it is taken now."""
+        """Write as many of the waiting bytes as the other end accepts now."""
         with self._sending:
             try:
                 while self._waiting:
@@ -59,9 +59,9 @@ class Channel:
                 self._waiting.clear()
 
     def receive(self) -> Iterator[tuple[Message, bytes]]:
-        """The messages that have come, with their bytes. Errors: ValueError for what is no message."""
+        """The messages that have arrived, with their bytes. Errors: ValueError for malformed input."""
         try:
-            # One piece: the caller looks at other channels in between.
+            # One piece only: the caller serves other channels in between.
             chunk = os.read(self.source, CHUNK_BYTES)
         except BlockingIOError:
             return
@@ -71,7 +71,7 @@ class Channel:
         yield from self.take(chunk)
 
     def take(self, chunk: bytes) -> Iterator[tuple[Message, bytes]]:
-        """The messages that are complete with these bytes. Errors: ValueError for what is no message."""
+        """The messages that these bytes complete. Errors: ValueError for malformed input."""
         self._received += chunk
         while (end := self._received.find(b"\n")) >= 0:
             message = json.loads(self._received[:end])

@@ -1,4 +1,4 @@
-"""What is wrong with the hosts of a run, in words, from what each has said of itself. Pure."""
+"""What is wrong with the hosts of a run, in words, from what each reports about itself. Pure."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 CLOCKS_S = 10.0
-"""torch takes a node for lost whose last sign of life is 15 s old by another's clock."""
+"""torch counts a node as lost when its last heartbeat is 15 s old by another node's clock."""
 
 
 @dataclass(frozen=True)
 class HostFacts:
-    """What a host has said. `checked`: of itself, as keeper.py and facts.py have it; `ahead_s`: its clock before the
-    clock here; `word`: what it answers callers with."""
+    """What a host reports. `checked`: the answer of keeper.py and facts.py; `ahead_s`: its clock minus this machine's;
+    `word`: what it answers callers with."""
 
     name: str
     checked: Mapping[str, Any]
@@ -22,7 +22,7 @@ class HostFacts:
 
 
 def problems(hosts: Sequence[HostFacts], project: str, packages: str, folder: str) -> Iterator[tuple[str, str]]:
-    """(host, what is wrong with it). project: version here; packages: where it is here; folder: of the run."""
+    """(host, what is wrong). project: this project's version here; packages: its folder here; folder: the run's."""
     first = hosts[0]
     for host in hosts:
         for words in (
@@ -33,15 +33,17 @@ def problems(hosts: Sequence[HostFacts], project: str, packages: str, folder: st
         ):
             yield host.name, words
         if (why := host.checked.get("listener")) is not None:
-            yield host.name, f"no port can be listened at for the check of the routes ({why})"
+            yield host.name, f"no port can be opened for the check of the routes ({why})"
 
 
 def _of_folder(host: HostFacts, folder: str) -> Iterator[str]:
+    """The line for a folder of the run that does not exist on the host."""
     if (why := host.checked["folder"]) is not None:
         yield f"folder missing: {folder} ({why}); make it there, or copy it with --sync {folder}"
 
 
 def _of_project(host: HostFacts, project: str, packages: str) -> Iterator[str]:
+    """The line for a project that is missing on the host, or has another version."""
     there = host.checked["project"]
     if there is None:
         yield f"this project is neither in {packages} nor installed in the Python there"
@@ -50,6 +52,7 @@ def _of_project(host: HostFacts, project: str, packages: str) -> Iterator[str]:
 
 
 def _of_versions(host: HostFacts, first: HostFacts) -> Iterator[str]:
+    """The lines for a Python or torch that differs from the first host's."""
     python, other = host.checked["python"], first.checked["python"]
     if python[:2] != other[:2]:
         yield f"another Python: {_dotted(python)} there, {_dotted(other)} on {first.name}"
@@ -61,32 +64,34 @@ def _of_versions(host: HostFacts, first: HostFacts) -> Iterator[str]:
 
 
 def _of_clock(host: HostFacts, first: HostFacts) -> Iterator[str]:
+    """The line for a clock that is too far from the first host's."""
     apart = host.ahead_s - first.ahead_s
     if abs(apart) > CLOCKS_S:
         way = "ahead of" if apart > 0 else "behind"
         yield (
-            f"clocks apart: its clock is {abs(apart):.0f} s {way} that of {first.name}, and more than 15 s count as a"
-            " lost node: set both by NTP"
+            f"clocks apart: its clock is {abs(apart):.0f} s {way} that of {first.name}, and more than 15 s counts as a"
+            " lost node: synchronize both with NTP"
         )
 
 
 def _dotted(version: Sequence[int]) -> str:
+    """`[3, 12, 1]` as "3.12.1"."""
     return ".".join(map(str, version))
 
 
 def candidates(host: HostFacts, others: Sequence[HostFacts], asked: str | None) -> list[str]:
-    """Addresses at which the others may reach a host, the best first. asked: by the user, for the first host."""
+    """Addresses at which the others may reach a host, the best first. asked: the user's choice for the first host."""
     if asked is not None:
         return [asked]
     known = [one["address"] for one in host.checked["addresses"]]
-    # The machine that ssh was started on knows its own addresses only; the others have seen from which it came.
+    # The machine that ssh was started on knows only its own addresses; the others saw which one the call came from.
     seen = [address for other in others for address in other.checked["caller"] if address in known]
     return list(dict.fromkeys([*seen, *known]))
 
 
 def targets(hosts: Sequence[HostFacts], asked: str | None) -> list[dict[str, Any]]:
-    """Each host as the others are to call it: first the first one at the port of the rendezvous, then each at a port
-    such as its ranks will have. asked: the first host's address, where the user has named it."""
+    """How the others should call each host: the first host at the rendezvous port, then every host at a port like those
+    of its ranks. asked: the first host's address, where the user named it."""
     found = []
     for at, host in enumerate(hosts):
         others = [other for other in hosts if other is not host]
@@ -98,7 +103,7 @@ def targets(hosts: Sequence[HostFacts], asked: str | None) -> list[dict[str, Any
 
 
 def unreached(hosts: Sequence[HostFacts], reached: Sequence[Sequence[Mapping[str, Any]]]) -> Iterator[tuple[str, str]]:
-    """(host, what is wrong) where one does not reach another. reached: by host, what became of its calls."""
+    """(host, what is wrong) where one host does not reach another. reached: by host, the results of its calls."""
     for host, results in zip(hosts, reached, strict=True):
         for result in results:
             if not result["reached"]:
@@ -107,20 +112,20 @@ def unreached(hosts: Sequence[HostFacts], reached: Sequence[Sequence[Mapping[str
 
 
 def meeting_address(first: Mapping[str, Any], reached: Sequence[Sequence[Mapping[str, Any]]]) -> str | None:
-    """The best address of the first host (its entry of `targets`) that all others reach; None without any."""
+    """The best address of the first host (its entry in `targets`) that all others reach; None if there is none."""
     place = (first["name"], first["port"])
     calls = [set(one["reached"]) for results in reached for one in results if (one["name"], one["port"]) == place]
     return next((address for address in first["addresses"] if all(address in those for those in calls)), None)
 
 
 def _worth_saying(why: Mapping[str, str]) -> Mapping[str, str]:
-    """All but the loopback address, at which hosts reach nobody but themselves."""
+    """The reasons without the loopback addresses', at which a host reaches only itself."""
     others = {address: words for address, words in why.items() if not address.startswith("127.")}
     return others or why
 
 
 def unlike(plans: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """A line where the hosts run on different devices; None where they are identical. plans: host -> its report."""
+    """A line on hosts with different devices; None where they are identical. plans: host -> its report."""
     models: dict[str, list[str]] = {}
     for name, plan in plans.items():
         models.setdefault(plan["models"], []).append(name)
@@ -130,7 +135,7 @@ def unlike(plans: Mapping[str, Mapping[str, Any]]) -> str | None:
 
 
 def mtu_mismatch(hosts: Sequence[HostFacts], addresses: Mapping[str, str]) -> str | None:
-    """A line where the interfaces of the run take packets of different sizes. addresses: host -> its own in the run."""
+    """A line on interfaces of the run with different MTUs; None where they agree. addresses: host -> its address."""
     sizes = {}
     for host in hosts:
         for one in host.checked["addresses"]:
@@ -142,6 +147,6 @@ def mtu_mismatch(hosts: Sequence[HostFacts], addresses: Mapping[str, str]) -> st
 
 
 def different_mtu(sizes: Mapping[str, tuple[str | None, int | None]]) -> str:
-    """The line for interfaces that take packets of different sizes. sizes: host -> interface, bytes."""
+    """The line on interfaces with different MTUs. sizes: host -> (interface, bytes)."""
     words = ", ".join(f"{interface} of {name} {size}" for name, (interface, size) in sizes.items())
     return f"different MTU: {words}: large packets may be lost; set one size (ip link set dev NAME mtu N)"

@@ -1,7 +1,7 @@
-"""The connection with one host: ssh with a keeper at its other end, and in words why there is none.
+"""The connection with one host: ssh with a keeper at the other end, and the reason in words where there is none.
 
-All that ssh has is the user's: configuration, keys, agent, ports, jump hosts. It asks nothing: a password prompt in the
-middle of other hosts' output would be answered by nobody. The machine itself needs no ssh.
+ssh uses the user's own configuration, keys, agent, ports and jump hosts. It asks for no password: nobody would see the
+prompt among the output of other hosts. This machine itself is reached without ssh.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ SSH_FAILED = 255
 NOT_FOUND = (126, 127)
 SENT = ("channel", "facts", "reach", "keeper")
 READER = "import sys;sys.path[:]=[p for p in sys.path if p];i=sys.stdin.buffer;exec(i.read(int(i.readline())))"
-"""What Python is given as its program; a folder of the user's is not where it looks for modules."""
+"""The program for the Python over there, which finds no modules in the user's current folder."""
 LAST_LINES = 20
 LOOK_S, TERMINATE_S = 0.05, 0.5
 BANNER_BYTES = 1 << 16
@@ -52,7 +52,7 @@ LEAST_PYTHON = (3, 11)
 READY = b"ddp-launch-keeper-is-ready"
 
 _WORDS = (
-    (r"REMOTE HOST IDENTIFICATION HAS CHANGED", "its host key is another than the known one: ask whoever runs it"),
+    (r"REMOTE HOST IDENTIFICATION HAS CHANGED", "its host key differs from the known one: ask its administrator"),
     (r"Host key verification failed|No \S+ host key is known", "host key unknown: run `ssh {name}` once and accept it"),
     (
         r"Permission denied|Too many authentication failures",
@@ -73,7 +73,7 @@ def sources() -> bytes:
 import json, sys, types
 print({READY.decode()!r}, flush=True)
 if sys.version_info < {LEAST_PYTHON}:
-    # What follows is of newer Pythons.
+    # The rest needs a newer Python.
     print(json.dumps(dict(kind="hello", python=sys.version_info[:3])), flush=True)
     sys.exit()
 for name in ("ddp_launch", "ddp_launch.hosts"):
@@ -88,10 +88,10 @@ module.main()
 
 
 class Connection:
-    """The way to one host. `rank`: its place among the hosts of the run."""
+    """The connection to one host. `rank`: its place among the hosts of the run."""
 
     def __init__(self, host: Host, rank: int, program: bytes) -> None:
-        """Start ssh; whether it gets through is seen later. Errors: OSError where there is no ssh."""
+        """Start ssh; whether it gets through shows later. Errors: OSError where there is no ssh."""
         self.name, self.slots, self.rank = host.name, host.slots, rank
         self.here = is_here(host.name)
         python = (sys.executable, "-c", READER)
@@ -99,12 +99,12 @@ class Connection:
         self.heard = time.monotonic()
         self.ready = False
         self.code: int | None = None
-        """How its launcher ended, as Popen's returncode."""
+        """How its launcher ended: Popen's returncode."""
         self.lost: str | None = None
-        """Why the connection is of no use any more."""
+        """Why the connection is lost; None while it works."""
         self._words: deque[str] = deque(maxlen=LAST_LINES)
         self._before = b""
-        # Of a session of its own: Ctrl-C is for the launcher alone, and no terminal is there to be asked at.
+        # A session of its own: Ctrl-C reaches the launcher alone, and ssh has no terminal to ask at.
         self._process = subprocess.Popen(
             with_pdeathsig(self.command),
             stdin=subprocess.PIPE,
@@ -122,11 +122,11 @@ class Connection:
 
     @property
     def is_open(self) -> bool:
-        """Whether the host takes part: its launcher has not ended, and is within reach."""
+        """Whether the host still takes part: its launcher has not ended, and can be reached."""
         return self.code is None and self.lost is None
 
     def receive(self) -> Iterator[tuple[Message, bytes]]:
-        """The messages that have come. What a login there prints before the first one is passed over."""
+        """The messages that have arrived. What a login shell prints before the first one is skipped."""
         try:
             for message, data in self.channel.receive() if self.ready else self._await_ready():
                 self.heard = time.monotonic()
@@ -135,6 +135,7 @@ class Connection:
             self.channel.closed = True
 
     def _await_ready(self) -> Iterator[tuple[Message, bytes]]:
+        """Messages after the keeper's first line; skips what the login shell prints before it."""
         try:
             chunk = os.read(self.channel.source, CHUNK_BYTES)
         except BlockingIOError:
@@ -150,34 +151,34 @@ class Connection:
             self._before = (self._before + chunk)[-BANNER_BYTES:]
 
     def read_errors(self) -> None:
-        """Take what ssh, or the keeper, complains about."""
+        """Collect the error output of ssh and the keeper."""
         with suppress(OSError):
             text = os.read(self.errors, CHUNK_BYTES).decode(errors="replace")
             self._words.extend(line.strip() for line in text.splitlines() if line.strip())
 
     def why_closed(self) -> str:
-        """In words, once the channel has closed: why."""
+        """Why the channel has closed, in words."""
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(1.0)
         self.read_errors()
         return in_words(self.name, self._process.returncode, list(self._words), ready=self.ready)
 
     def hang_up(self) -> None:
-        """Tell the keeper that nobody is here any more: it ends what it still keeps."""
+        """Close the keeper's input: it then ends what it still runs."""
         assert self._process.stdin is not None
         with suppress(OSError):
             self._process.stdin.close()
 
     def close(self, timeout_s: float) -> None:
-        """Wait for the end of the connection, which comes when all has ended there, so long; then end it from here."""
+        """Wait for the other end to close, which it does when everything there has ended; then end ssh from here."""
         deadline = time.monotonic() + timeout_s
         while self._process.poll() is None and time.monotonic() < deadline:
-            # What still comes must not hold the other end up.
+            # Read on, so that the other end is not blocked by its output.
             ready = select.select([self.channel.source], [], [], LOOK_S)[0]
             with suppress(OSError):
                 if ready and not os.read(self.channel.source, CHUNK_BYTES):
                     time.sleep(LOOK_S)
-        # ssh ends its ProxyCommand when it is asked to end.
+        # SIGTERM first: ssh then ends its ProxyCommand.
         self._process.terminate()
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(TERMINATE_S)
@@ -186,7 +187,7 @@ class Connection:
 
 
 def in_words(name: str, status: int | None, lines: list[str], *, ready: bool) -> str:
-    """Why there is no connection any more. `status`: of ssh; `lines`: what it wrote on standard error."""
+    """Why there is no connection. `status`: ssh's exit status; `lines`: its standard error."""
     text = "\n".join(lines)
     last = one_line(lines[-1]) if lines else ""
     if ready:
@@ -203,13 +204,14 @@ def in_words(name: str, status: int | None, lines: list[str], *, ready: bool) ->
 
 
 def is_here(name: str) -> bool:
-    """Whether the name is that of this machine, and ssh's configuration sends it to no other user, port or machine."""
+    """Whether the name is this machine's, and ssh's configuration leads to no other user, port or machine."""
     own = socket.gethostname()
     same = name.lower() in ("localhost", own.lower()) or ("." not in name and name == own.partition(".")[0])
     return (same or name in {one["address"] for one in facts.addresses()}) and _goes_nowhere_else(name)
 
 
 def _goes_nowhere_else(name: str) -> bool:
+    """Whether `ssh -G` resolves the name to itself: same user, port 22, no proxy. True without ssh."""
     try:
         done = subprocess.run(["ssh", "-G", "--", name], capture_output=True, text=True, timeout=CONNECT_S)
     except (OSError, subprocess.TimeoutExpired):

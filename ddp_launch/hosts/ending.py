@@ -22,19 +22,19 @@ from ddp_launch.hosts.keeper import END_S
 from ddp_launch.run.signals import AS, ENDING, REPEATED_S
 
 SETTLE_S = 6.0
-"""How long the other hosts may take to find out by themselves, and from one another, that a host has failed."""
+"""How long the other hosts may take to notice by themselves that a host has failed."""
 BEYOND_GRACE_S = 1.5
-"""How long a launcher may take, beyond the grace time of its ranks, to end after a signal."""
+"""How much longer than the ranks' grace time a launcher may take to end after a signal."""
 STOP_S = 8.0
-"""How long the hosts may take to end when a connection is lost: their keepers need less."""
+"""How long the hosts may take to end when a connection is lost; their keepers need less."""
 LOST_STATUS = 1
 
 
 class Ending:
-    """Watches a run whose hosts have all planned."""
+    """Watches a run from the moment all hosts have a plan."""
 
     def __init__(self, fleet: Fleet, console: Console, grace_s: int, *, silent: bool = False) -> None:
-        """grace_s: what the launchers give their ranks to end. silent: a check before the run, without a summary."""
+        """grace_s: the ranks' time to end. silent: this is a check before the run, without a summary."""
         self._fleet = fleet
         self._console = console
         self._grace_s = grace_s
@@ -48,7 +48,7 @@ class Ending:
         self._kill_at: float | None = None
 
     def run_to_end(self) -> int:
-        """Let the hosts begin, and wait until all have ended; the exit status."""
+        """Start all hosts and wait until they have ended; the exit status."""
         fleet = self._fleet
         fleet.on_message = self._hear
         with self._handlers():
@@ -62,22 +62,23 @@ class Ending:
             return self._status()
 
     def _hear(self, host: Connection, message: Message) -> None:
+        """Note a host that failed: the other hosts are ended after a moment, or at once where it was killed."""
         if message["kind"] == "refused":
-            # It cannot go on, and has said why: the others wait for it in vain.
+            # It cannot continue, and has reported why: the others wait for it in vain.
             print(f"error: {host.name}: {message['line']}", file=sys.stderr, flush=True)
             self._failed_at = time.monotonic() - SETTLE_S
         elif message["kind"] == "end" and message["code"] < 0 and not self._asked:
-            # It was killed, and nobody there can tell the others.
+            # It was killed, and nothing there can inform the others.
             self._asked = True
             self._fleet.send("stop", patience_s=END_S)
         elif message["kind"] == "end" and message["code"]:
             self._failed_at = self._failed_at or time.monotonic()
 
     def _end_the_rest(self) -> None:
-        """Some time after a host has failed: ask the others to end, which may not have noticed.
+        """Some time after a host has failed, end the others, which may not have noticed.
 
-        A launcher whose ranks have ended well waits for those of the other hosts in native code, where it hears no
-        signal: it is killed when its time is over.
+        A launcher whose ranks have ended well waits for the other hosts' ranks in native code, where it handles no
+        signal: it is killed when its grace time is over.
         """
         now = time.monotonic()
         if self._failed_at is not None and not self._asked and now - self._failed_at > SETTLE_S:
@@ -90,26 +91,29 @@ class Ending:
 
     @contextmanager
     def _handlers(self) -> Iterator[None]:
-        """Signals are passed on to all hosts; afterwards they are ignored: the exit status is decided."""
+        """Pass signals on to all hosts. Afterwards they are ignored, because the exit status is decided."""
         heard = [number for number in ENDING if signal.getsignal(number) is not signal.SIG_IGN]
         earlier = {number: signal.signal(number, self._note) for number in heard}
         earlier[signal.SIGWINCH] = signal.signal(signal.SIGWINCH, self._note_size)
-        # A launcher that is stopped gives no sign of life, and the hosts would end the run.
+        # A launcher stopped by Ctrl-Z sends no heartbeat, and the hosts would end the run.
         earlier[signal.SIGTSTP] = signal.signal(signal.SIGTSTP, signal.SIG_IGN)
         try:
             yield
         finally:
             for number, handler in earlier.items():
-                # After a check comes the run.
+                # The run follows a check: it needs its handlers back.
                 signal.signal(number, handler if self._silent else signal.SIG_IGN)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        """Signal handler: remember the signal for `_pass_signals_on`."""
         self._signals.append(number)
 
     def _note_size(self, number: int, frame: FrameType | None) -> None:
+        """Handler of SIGWINCH: the terminal has another size."""
         self._resized = True
 
     def _pass_signals_on(self) -> None:
+        """Send the signals and terminal sizes that arrived to all hosts; a quick repeat is dropped."""
         while self._signals:
             number, now = self._signals.pop(0), time.monotonic()
             if number == self._first_signal and now - self._signal_at < REPEATED_S:
@@ -124,7 +128,7 @@ class Ending:
             self._fleet.send("size", rows_columns=screen_size())
 
     def _lost(self) -> int:
-        """A connection is gone: its host ends by itself what it runs, and so must the others."""
+        """A connection is lost. Its host ends by itself; end the others too. Returns the exit status."""
         fleet = self._fleet
         for host in fleet.hosts:
             if host.lost is not None:
@@ -138,12 +142,13 @@ class Ending:
 
     @property
     def _signal(self) -> int:
+        """The number of the first signal, with SIGUSR1 counted as SIGTERM."""
         assert self._first_signal is not None
         number = signal.Signals(self._first_signal)
         return int(AS.get(number, number))
 
     def _status(self) -> int:
-        """The exit status of the run, with the summary of the host that knows the cause."""
+        """The exit status of the run; prints the summary of the host that knows the cause."""
         fleet = self._fleet
         outcomes = fleet.inbox.get("outcome", {})
         if self._first_signal is not None:
@@ -168,7 +173,7 @@ class Ending:
 
 
 def _knows(outcome: Message | None) -> int:
-    """How much a host knows about the cause, 0 is most: its own rank failed; it was told; it has words."""
+    """How much a host knows about the cause, 0 is most: its own rank failed; another host told it; it has a message."""
     if outcome is None:
         return 3  # its launcher was killed
     if not outcome["failed"]:
@@ -179,7 +184,7 @@ def _knows(outcome: Message | None) -> int:
 
 
 def streams() -> tuple[tuple[bool, bool], bool]:
-    """Whether standard output and error are terminals, and whether they lead to one place."""
+    """Whether standard output and standard error are terminals, and whether both go to the same place."""
     out, err, nowhere = os.fstat(1), os.fstat(2), os.stat(os.devnull)  # noqa: PTH116
     one_place = os.path.samestat(out, err) and not os.path.samestat(out, nowhere)
     return (os.isatty(1), os.isatty(2)), one_place

@@ -1,4 +1,4 @@
-"""What a host says of itself before a run: versions, folder, addresses. Sent to the host; standard library alone."""
+"""What a host reports before a run: versions, folder, addresses. Sent to the host: standard library only."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ LOOPBACK = "127.0.0.1"
 
 
 def versions(packages: str) -> dict[str, Any]:
-    """Versions of Python, torch and this project, null for what is not there, and how the launcher is started.
+    """Versions of Python, torch and this project, null for what is missing, and the words that start the launcher.
 
-    packages: the folder that holds this project's packages on the host where the run was started.
+    packages: the folder of this project's packages on the machine where the run was started.
     """
     place = Path(packages)
     if not (place / "ddp_launch" / "__main__.py").is_file():
-        # Not at the same place, but perhaps installed. (ddp_launch itself is hidden by what was sent.)
+        # Not in the same folder, but perhaps installed. (The modules that were sent hide ddp_launch itself.)
         found = importlib.util.find_spec("ddp_core")
         place = Path(found.origin).parents[1] if found is not None and found.origin else place
     return {
@@ -39,6 +39,7 @@ def versions(packages: str) -> dict[str, Any]:
 
 
 def _version_of_torch() -> str | None:
+    """torch's version without importing it; None where torch is not installed."""
     found = importlib.util.find_spec("torch")
     if found is None or not found.submodule_search_locations:
         return None
@@ -46,6 +47,7 @@ def _version_of_torch() -> str | None:
 
 
 def _version_in(file: Path) -> str | None:
+    """`__version__` as a Python file assigns it; None where it does not."""
     try:
         match = re.search(r"^__version__\b[^=\n]*= *['\"]([^'\"]+)", file.read_text(encoding="utf-8"), re.M)
     except (OSError, ValueError):
@@ -54,7 +56,7 @@ def _version_in(file: Path) -> str | None:
 
 
 def enter(folder: str) -> str | None:
-    """Make it the current folder; why that cannot be, None where it can."""
+    """Change to the folder. Returns why that failed, None after a success."""
     try:
         os.chdir(folder)
     except OSError as error:
@@ -63,9 +65,9 @@ def enter(folder: str) -> str | None:
 
 
 def addresses() -> list[dict[str, Any]]:
-    """The addresses of this host, the one that ssh was called at first, loopback last.
+    """The addresses of this host: the one that ssh connected to first, loopback last.
 
-    Each with its interface, the largest packet in bytes (`mtu`) and the speed in Mbit/s; null for what is not known.
+    Each has its interface, the largest packet in bytes (`mtu`) and the speed in Mbit/s; null for what is unknown.
     """
     known = {address: name for name, address in _by_interface()}
     called = os.environ.get("SSH_CONNECTION", "").split()
@@ -76,6 +78,7 @@ def addresses() -> list[dict[str, Any]]:
 
 
 def _by_interface() -> list[tuple[str, str]]:
+    """(interface, address) for every IPv4 address and every global IPv6 address."""
     found = []
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         for _, name in socket.if_nameindex():
@@ -91,19 +94,20 @@ def _by_interface() -> list[tuple[str, str]]:
 
 
 def _described(address: str, interface: str | None) -> dict[str, Any]:
+    """An address with its interface's MTU and speed, null for what is unknown."""
     about: dict[str, Any] = {"address": address, "interface": interface, "mtu": None, "speed": None}
     for name in ("mtu", "speed"):
         with suppress(OSError, ValueError):
             value = int(Path(f"/sys/class/net/{interface}/{name}").read_text())
             about[name] = value if value > 0 else None
     if about["mtu"] is None and interface:
-        # sysfs is that of the network namespace in which it was mounted.
+        # sysfs shows the network namespace in which it was mounted, perhaps another one.
         about["mtu"], about["speed"] = _asked(interface.encode()[:15])
     return about
 
 
 def _asked(interface: bytes) -> tuple[int | None, int | None]:
-    """Largest packet and speed in Mbit/s as the kernel's interface for ethtool(8) says them."""
+    """Largest packet in bytes and speed in Mbit/s, from the kernel's interface for ethtool(8)."""
     mtu = speed = None
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         with suppress(OSError):

@@ -1,4 +1,4 @@
-"""The connections with all hosts of a run: messages as they come, output to the screen, signs of life, losses."""
+"""The connections with all hosts of a run: messages, output to the screen, heartbeats, lost hosts."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from ddp_launch.hosts.keeper import BEAT_S, END_S, SILENCE_S
 
 WAIT_S = 0.2
 REFUSED_S = 2.0
-"""How long the other hosts may take to say what hinders them, too."""
+"""How long the other hosts may take to report their own problems too."""
 CLOSE_S = 2 * END_S + 1.0
 OWN_PAUSE_S = 1.0
-"""After so long a pause of its own, for a screen that took nothing, nobody's silence counts."""
+"""If this process itself pauses longer than this, say for a blocked screen, no host's silence counts."""
 
 
 class Fleet:
-    """All hosts of a run, from the first connection to the last: leaving the block ends what still runs anywhere."""
+    """All hosts of a run. Leaving the `with` block ends what still runs on any of them."""
 
     def __init__(self, hosts: Sequence[Host]) -> None:
         """Start all connections at once. Errors: UserError where there is no ssh."""
@@ -37,10 +37,10 @@ class Fleet:
             raise UserError("--hosts needs ssh, which is not installed here", "apt-get install openssh-client")
         self.hosts: list[Connection] = []
         self.inbox: dict[str, dict[int, Message]] = {}
-        """Kind of message -> place of the host -> the latest one."""
+        """Kind of message -> rank of the host -> the latest message."""
         self.on_message: Callable[[Connection, Message], None] = lambda host, message: None
         self.capture: bytearray | None = None
-        """Takes the standard output of all hosts in place of the screen, which then shows no other output either."""
+        """Receives the standard output of all hosts instead of the screen, which then shows no output at all."""
         self._lines: dict[tuple[int, int], bytes] = {}
         self._looked = time.monotonic()
         self._closing = threading.Event()
@@ -60,21 +60,21 @@ class Fleet:
         self._close()
 
     def send(self, kind: str, **facts: Any) -> None:
-        """A message to every host that still takes part."""
+        """Send a message to every host that still takes part."""
         for host in self.hosts:
             if host.is_open:
                 host.channel.send(kind, **facts)
 
     def send_to_launchers(self, kind: str) -> None:
-        """A word to the launcher of every host that still takes part."""
+        """Send a message to the launcher of every host that still takes part."""
         for host in self.hosts:
             if host.is_open:
                 host.channel.send("to-launcher", json.dumps({"kind": kind}).encode() + b"\n")
 
     def gather(self, kind: str, timeout_s: float) -> list[Message]:
-        """Wait until every host that takes part has sent a message of this kind; what has come, by host.
+        """Wait until every host that takes part has sent a message of this kind; the messages, by host.
 
-        A host that has sent nothing in time is lost. Where one refuses to take part, the others are not waited for.
+        A host that is silent for `timeout_s` is lost. After a refusal the other hosts get REFUSED_S more.
         """
         deadline = time.monotonic() + timeout_s
         give_up: float | None = None
@@ -93,7 +93,7 @@ class Fleet:
         return [came[host.rank] for host in self.hosts if host.rank in came]
 
     def pump(self) -> None:
-        """Wait a moment for messages, and do what they ask for."""
+        """Wait a moment for messages and act on them."""
         live = [host for host in self.hosts if host.is_open and not host.channel.closed]
         reading: dict[int, Callable[[], Any]] = {}
         for host in live:
@@ -108,6 +108,7 @@ class Fleet:
         self._notice_losses({host.rank for host in live if host.channel.source in ready[0]})
 
     def _receive(self, host: Connection) -> None:
+        """Act on the messages of one host: output to the screen, its end, the rest into the inbox."""
         for message, data in host.receive():
             match message["kind"]:
                 case "output":
@@ -123,6 +124,7 @@ class Fleet:
             self.on_message(host, message)
 
     def _notice_losses(self, heard: set[int]) -> None:
+        """Mark hosts as lost whose connection closed, or that were silent for SILENCE_S."""
         now = time.monotonic()
         paused, self._looked = now - self._looked > OWN_PAUSE_S, now
         for host in self.hosts:
@@ -136,7 +138,7 @@ class Fleet:
                 host.lost = f"the connection was lost: nothing heard for {SILENCE_S:.0f} s"
 
     def _show(self, host: Connection, stream: int, data: bytes, *, last: bool = False) -> None:
-        """Output of the first host as it is, that of the others in whole lines that begin with the host's name."""
+        """Show the first host's output as it is, that of the others in whole lines after the host's name."""
         if self.capture is not None:
             self.capture += data if stream == 1 else b""
             return
@@ -152,19 +154,19 @@ class Fleet:
             while data:
                 data = data[os.write(stream, data) :]
         except OSError:
-            # Nobody reads any more (launch.py | head): the rank has to learn of it as if it wrote there itself.
+            # The reader is gone (launch.py | head): the rank has to notice, as if it wrote there itself.
             if host.rank == 0:
                 host.channel.send("close", stream=stream)
 
     def _beat(self) -> None:
-        """In a thread: a screen that takes nothing for a while must not look like a lost connection."""
+        """A thread's work: send heartbeats, also while a blocked screen holds the main thread up."""
         while not self._closing.wait(BEAT_S):
             for host in self.hosts:
                 if host.ready and not host.channel.waiting:
                     host.channel.send("beat")
 
     def _close(self) -> None:
-        """End all connections at once, and with them what still runs on the hosts."""
+        """End all connections at once, and what still runs on the hosts."""
         self._closing.set()
         if self._beating.is_alive():
             self._beating.join()

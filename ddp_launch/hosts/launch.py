@@ -1,4 +1,4 @@
-"""One run on several hosts, from the launcher that was started by hand: check all, show one plan, run, end all."""
+"""One run on several hosts, as the launcher that was started by hand sees it: check, show one plan, run, end."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ def run(options: LaunchOptions) -> int:
 
 
 def _show(ready: Ready, options: LaunchOptions, exports: list[str], console: Console) -> None:
+    """Show the plan of all hosts as JSON, in one line, or as a table."""
     if options.dry_run and options.json:
         hosts = [{"host": name, **plan["plan"]} for name, plan in ready.plans.items()]
         print(json.dumps({**hosts[0], "hosts": hosts}, indent=2, ensure_ascii=False))

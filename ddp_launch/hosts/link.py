@@ -1,4 +1,4 @@
-"""The program of the ranks that measures the network between hosts: one rank on each, an all-reduce with exact sums.
+"""The ranks' program that measures the network between hosts: one rank on each, an all-reduce with exact sums.
 
 Rank 0 prints one JSON object: seconds of an all-reduce and its bytes, or what went wrong. It is started by its file.
 """
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 KIND = "ddp-launch-link"
 MODULUS = 31
-"""Sums of whole numbers below this are exact in float32."""
+"""Values are whole numbers below this, so that sums are exact in float32."""
 SMALL, LARGE = 1 << 20, 1 << 26
 ENOUGH_S, TURNS = 0.3, 4
 JOIN_S = 20
 
 
 def main(*, cpu: bool) -> None:
-    """Join, add up, time it. `cpu`: gloo, whatever GPUs there are."""
+    """Measure, and print the result or the problem. `cpu`: use gloo even where there are GPUs."""
     facts: dict[str, object] = {"kind": KIND, "backend": None}
     try:
         facts |= _measure(cpu=cpu)
@@ -33,16 +33,17 @@ def main(*, cpu: bool) -> None:
         facts["problem"] = " ".join(str(error).split())[:500]
     if os.environ["RANK"] == "0" or "problem" in facts:
         print(json.dumps({**facts, "rank": int(os.environ["RANK"])}), flush=True)
-    # NCCL and gloo may hang in leaving what never came together.
+    # NCCL and gloo may hang while they leave a group that was never complete.
     os._exit(int("problem" in facts))
 
 
 def _numbers(places: torch.Tensor, rank: int) -> torch.Tensor:
-    """Whole numbers as float32, others on each rank."""
+    """Whole numbers as float32, different on each rank."""
     return ((places * 7 + rank * 13) % MODULUS).float()
 
 
 def _measure(*, cpu: bool) -> dict[str, object]:
+    """Join the process group and time all-reduces of growing size; what rank 0 prints."""
     import torch
     import torch.distributed as dist
 
@@ -61,7 +62,7 @@ def _measure(*, cpu: bool) -> dict[str, object]:
         taken = []
         for _ in range(1 + TURNS):
             values = mine.clone()
-            # All begin together, and the first of a size sets up what the others use.
+            # All ranks begin together; the first turn of a size is a warm-up.
             dist.barrier()
             begin = time.perf_counter()
             dist.all_reduce(values)
@@ -80,6 +81,6 @@ def _measure(*, cpu: bool) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    # Beside this file are modules whose names others have too.
+    # The folder of this file has modules whose names are those of others.
     sys.path[0] = str(Path(__file__).resolve().parents[2])
     main(cpu="--cpu" in sys.argv)

@@ -1,8 +1,8 @@
 """Whether the hosts of a run reach one another: each listens at a port, each calls all others. Sent to the hosts.
 
-The ranks of a run connect in both directions, at ports of their own: a firewall that lets ssh through may stop them.
-A host is known by a word that it answers with, since two hosts may have one address (a container's bridge). The caller
-sends it more than fits in one packet, so that a route on which large packets are lost is seen as well.
+Ranks connect in both directions, at ports of their own: a firewall that lets ssh through may block them. A host is
+recognized by a word that it answers with, since two hosts may share an address (a container's bridge). The caller then
+sends more than fits in one packet, so that a route that loses large packets is noticed too.
 """
 
 from __future__ import annotations
@@ -16,30 +16,30 @@ from contextlib import suppress
 from typing import Any
 
 PORTS = range(20_000, 30_000)
-"""Below those that the kernel gives to connections that go out."""
+"""Below the ports that the kernel gives to outgoing connections."""
 TRIES = 50
 LIMIT_S = 3.0
 PATIENCE_S = 0.2
-"""How long better addresses of a host are waited for when one has answered."""
+"""How long to wait for a host's better addresses once one has answered."""
 PAYLOAD_BYTES = 1 << 16
 BACKLOG = 64
 
 
 class Listener:
-    """A port of this host for the time of the check: None is one of PORTS, 0 one that the system gives.
+    """A port of this host during the check: None for one of PORTS, 0 for one that the system chooses.
 
-    `word`: what callers are answered with, at most 64 bytes.
+    `word`: the answer to callers, at most 64 bytes.
     """
 
     def __init__(self, word: str, port: int | None = None) -> None:
-        """Errors: OSError where no port, or not this one, can be had."""
+        """Errors: OSError where no port can be opened, or not this one."""
         self._word = word.encode()
         self._callers: dict[socket.socket, int] = {}
         self.socket = _listen(port)
         self.port: int = self.socket.getsockname()[1]
 
     def serve(self, ready: socket.socket) -> socket.socket | None:
-        """Do what `ready`, the socket of this listener or a caller, is ready for; a new caller where one came."""
+        """Serve `ready`: the listening socket, or a caller's. Returns the socket of a new caller."""
         if ready is self.socket:
             with suppress(OSError):
                 caller, _ = self.socket.accept()
@@ -62,7 +62,7 @@ class Listener:
 
     @property
     def sockets(self) -> tuple[socket.socket, ...]:
-        """What to wait for."""
+        """The sockets to wait for."""
         return (self.socket, *self._callers)
 
     def forget(self, caller: socket.socket) -> None:
@@ -71,13 +71,14 @@ class Listener:
         caller.close()
 
     def close(self) -> None:
-        """Give the port back."""
+        """Close the port and all callers."""
         for caller in [*self._callers]:
             self.forget(caller)
         self.socket.close()
 
 
 def _listen(port: int | None) -> socket.socket:
+    """A non-blocking server socket on `port`, or on a random one of PORTS. Errors: OSError."""
     for _ in range(TRIES):
         number = random.choice(PORTS) if port is None else port
         # One socket for both families, where there are both.
@@ -92,7 +93,7 @@ def _listen(port: int | None) -> socket.socket:
             continue
         made.setblocking(False)
         return made
-    raise OSError("no port between 20000 and 29999 can be had")
+    raise OSError("no port between 20000 and 29999 is free")
 
 
 class Call:
@@ -126,11 +127,11 @@ class Call:
 
     @property
     def waits_for(self) -> tuple[tuple[socket.socket, int], ...]:
-        """Sockets, and for which event each."""
+        """The sockets to wait for, each with its event."""
         return tuple((end, one.event) for end, one in self._open.items())
 
     def go_on(self, end: socket.socket) -> None:
-        """A socket is ready."""
+        """Continue with a socket that is ready."""
         one = self._open[end]
         try:
             if not one.advance(end):
@@ -143,7 +144,7 @@ class Call:
         self._close(end, None)
 
     def finished(self) -> bool:
-        """Whether all is known that is worth waiting for."""
+        """Whether nothing more is worth waiting for; closes what is left then."""
         now = time.monotonic()
         patient = self._first_answer is None or now - self._first_answer < PATIENCE_S
         best = next(iter(self._addresses), None) in self.reached
@@ -159,6 +160,7 @@ class Call:
         return {"name": self.name, "port": self._port, "reached": reached, "why": self.why}
 
     def _close(self, end: socket.socket, why: str | None) -> None:
+        """Close one attempt; `why`: the reason for a failure."""
         one = self._open.pop(end)
         end.close()
         if why is not None:
@@ -177,13 +179,13 @@ class _Try:
 
     @property
     def silence(self) -> str:
-        """What it means that nothing more came."""
+        """What it means when nothing more arrives."""
         if self._left is not None:
             return "small packets arrive and large ones do not: the MTU of one side or of a switch is too small"
         return "no answer: a firewall, or a route that leads nowhere"
 
     def advance(self, end: socket.socket) -> bool:
-        """One step; whether the host was reached. Errors: OSError, also where somebody else answers."""
+        """One step; whether the host was reached. Errors: OSError, also where something else answers."""
         if self.event == selectors.EVENT_WRITE and self._left is None:
             if error := end.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
                 raise OSError(error, os.strerror(error))

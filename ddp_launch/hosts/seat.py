@@ -1,6 +1,6 @@
-"""A launcher's side of a run over ssh: what it was given, its plan for the one table, and how its part ended.
+"""A launcher's side of a run over ssh: what it was given, its plan for the common table, and how its part ended.
 
-The keeper that started it holds the other end of a socket; messages are those of channel.py.
+The keeper that started it holds the other end of a socket; the messages are those of channel.py.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from ddp_launch.plan.show import in_parts
 from gpu_topology.host.nics import nic_distances
 
 GRACE_S = 7
-"""So that nothing runs anywhere 10 s after a Ctrl-C. A longer --grace is the user's own."""
+"""Short enough that nothing runs anywhere 10 s after a Ctrl-C. A longer --grace is the user's choice."""
 LEVELS = ("PIX", "PXB", "PHB", "NODE", "SYS")
 """From near to far, as `nvidia-smi topo -m` names them."""
 
 
 def grace(options: LaunchOptions) -> int:
-    """Seconds that ranks have to end after a signal or a failure."""
+    """Seconds for the ranks to end after a signal or a failure."""
     return GRACE_S if options.grace is None else options.grace
 
 
 @dataclass(frozen=True, kw_only=True)
 class Seat:
-    """`rank`: of this host; `slots`: ranks that a hostfile gives it; `width`, `colour`: of the screen where the run was
-    started; `way`: to the keeper."""
+    """This launcher's place in the run. `rank`: of this host; `slots`: its ranks by the hostfile; `width`, `colour`: of
+    the screen where the run was started; `way`: the socket to the keeper."""
 
     name: str
     rank: int
@@ -54,11 +54,11 @@ class Seat:
 
     @staticmethod
     def taken(environ: Mapping[str, str]) -> Seat | None:
-        """The place of this launcher; None where it was started by hand."""
+        """The seat that the environment describes; None for a launcher that was started by hand."""
         if VARIABLE not in environ:
             return None
         given = json.loads(environ[VARIABLE])
-        # The ranks must not hold it open: its end is that of this process.
+        # The ranks must not inherit it: it has to close when this process ends.
         os.set_inheritable(int(given["fd"]), False)
         way = socket.socket(fileno=int(given["fd"]))
         way.setblocking(True)
@@ -66,7 +66,7 @@ class Seat:
         return Seat(name=given["names"][given["rank"]], way=way, **facts)
 
     def adapted(self, options: LaunchOptions) -> LaunchOptions:
-        """The options of this host: one host shows its first rank, and records events."""
+        """The options for this host: only the first host shows a rank and records events."""
         first = self.rank == 0
         return replace(
             options,
@@ -78,7 +78,7 @@ class Seat:
         )
 
     def meet(self, plan: LaunchPlan) -> None:
-        """Report the plan, and wait until those of all hosts are shown. Errors: UserError (a package is missing)."""
+        """Report the plan and wait for the start. Errors: UserError (a package is missing, or the run was given up)."""
         if not self.dry_run:
             missing_packages.need("torch", "psutil")
         self._send("plan", plan=to_json(plan), adapters=_adapters(plan), **in_parts(plan))
@@ -92,11 +92,11 @@ class Seat:
         self._send("logs", folder=folder)
 
     def refused(self, line: str, status: int) -> None:
-        """Report that this host cannot take part, or go on. `line`: without its "error: "."""
+        """Report that this host cannot take part, or cannot continue. `line`: without "error: "."""
         self._send("refused", line=line, status=status)
 
     def ended(self, outcome: Outcome, remedy: Remedy | None) -> None:
-        """Report how this host's part ended, with the summary as it would be on the screen."""
+        """Report how this host's part ended, with the summary as the screen would show it."""
         text = io.StringIO()
         show(Console(file=text, width=self.width, force_terminal=self.colour), outcome, remedy, host=self.name)
         first = outcome.first
@@ -106,13 +106,14 @@ class Seat:
         self._send("outcome", status=outcome.status, text=text.getvalue(), **facts)
 
     def _send(self, kind: str, **facts: object) -> None:
-        # Without the keeper this process is about to be killed.
+        """Send a message to the keeper."""
+        # An error means that the keeper is gone, and this process about to be killed.
         with suppress(OSError):
             self.way.sendall(json.dumps({"kind": kind, **facts}).encode() + b"\n")
 
 
 def _adapters(plan: LaunchPlan) -> list[str]:
-    """The InfiniBand or RoCE adapter that is nearest to each chosen GPU, where there are any: "GPU 0: mlx5_0 (PIX)"."""
+    """The nearest InfiniBand or RoCE adapter of each chosen GPU, where there is one: "GPU 0: mlx5_0 (PIX)"."""
     chosen = {index: plan.topology.gpu(index).pci_bus_id for index in plan.selection.indices}
     # The driver's domain has eight digits, the kernel's four.
     places = {index: bus_id.lower()[-12:] for index, bus_id in chosen.items() if bus_id is not None}

@@ -1,4 +1,4 @@
-"""The program's folder on hosts that share no disk: copied with rsync over the same ssh, to the same path."""
+"""Copies the program's folder to hosts that share no disk: with rsync over ssh, to the same path."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ddp_launch.hosts.connection import OPTIONS, Connection
 from ddp_launch.run.process_tree import with_pdeathsig
 
 LEFT_OUT = ("/.git", "/.venv", "/runs", "__pycache__")
-"""What belongs to this machine alone, or is made by each host: an environment has its own path and devices."""
+"""Not copied: what belongs to this machine, or what each host makes itself."""
 
 
 def folder(name: str) -> str:
@@ -28,7 +28,7 @@ def folder(name: str) -> str:
 
 
 def copy(path: str, hosts: Iterable[Connection]) -> list[tuple[str, str]]:
-    """Copy what has changed to all hosts at once; (host, why not) where it failed. Nothing is deleted there."""
+    """Copy what has changed to all hosts at once. Returns (host, reason) for each failure. Nothing is deleted there."""
     others = [host for host in hosts if not host.here]
     processes = [(host, _start(path, host.name)) for host in others]
     with ThreadPoolExecutor(max(1, len(processes))) as pool:
@@ -37,10 +37,11 @@ def copy(path: str, hosts: Iterable[Connection]) -> list[tuple[str, str]]:
 
 
 def _start(path: str, name: str) -> subprocess.Popen[str]:
+    """Start rsync to one host."""
     user, at, address = name.rpartition("@")
     target = f"{user}{at}[{address}]" if ":" in address else name
     excludes = [f"--exclude={one}" for one in LEFT_OUT]
-    # Started by the main thread, with whose end the kernel ends it. -s: no shell there reads the path.
+    # Started by the main thread: the kernel ends it with that thread. -s: no shell there interprets the path.
     words: Sequence[str] = [
         "rsync",
         "-as",
@@ -61,6 +62,7 @@ def _start(path: str, name: str) -> subprocess.Popen[str]:
 
 
 def _problem(process: subprocess.Popen[str]) -> str | None:
+    """Wait for rsync; the reason for its failure in one line, None after a success."""
     _, errors = process.communicate()
     lines = [line for line in errors.splitlines() if line.strip()]
     if process.returncode == 0:

@@ -12,11 +12,11 @@ from rich.text import Text
 from ddp_launch.cluster.network import TRUST
 
 Plan = Mapping[str, Any]
-"""What a launcher reports of its host: `plan.show.in_parts`, and `plan` as --dry-run --json has it."""
+"""A launcher's report on its host: `plan.show.in_parts`, and `plan` as --dry-run --json prints it."""
 
 
 def show(console: Console, plans: Mapping[str, Plan], notes: Iterable[str], exported: Sequence[str]) -> None:
-    """The hosts, what runs, what is set, what the user should know. plans: host -> its report, in order of ranks."""
+    """Print hosts, program, settings and notes. plans: host -> its report, in the order of ranks."""
     first = next(iter(plans.values()))
     console.print(_hosts(plans))
     facts = Table.grid(padding=(0, 2))
@@ -41,20 +41,22 @@ def in_one_line(plans: Mapping[str, Plan]) -> str:
 
 
 def _run(plans: Mapping[str, Plan]) -> str:
+    """`4 ranks on 2 hosts` and the program."""
     ranks = sum(plan["ranks"] for plan in plans.values())
     hosts = f"{len(plans)} host{'s' * (len(plans) != 1)}"
     return f"{ranks} rank{'s' * (ranks != 1)} on {hosts}{next(iter(plans.values()))['program']}"
 
 
 def show_commands(console: Console, plans: Mapping[str, Plan]) -> None:
-    """What does the same without the launcher, for each host."""
+    """Print the command that does the same without the launcher, for each host."""
     console.print(Text("\nTo run this without the launcher, paste", style="bold"))
     for name, plan in plans.items():
-        # No wrapping: what is copied must be what the shell is to get.
+        # No wrapping: the line is meant to be copied.
         console.print(Text(f"on {name}: ", style="bold").append(plan["plan"]["shell"], style="none"), soft_wrap=True)
 
 
 def _hosts(plans: Mapping[str, Plan]) -> Table:
+    """The table of hosts: machine, devices, ranks, network."""
     table = Table.grid(padding=(0, 2))
     for _ in range(4):
         table.add_column(overflow="fold")
@@ -71,7 +73,7 @@ def _hosts(plans: Mapping[str, Plan]) -> Table:
 
 
 def _settings(plans: Mapping[str, Plan]) -> Iterable[tuple[str, str]]:
-    """What is set: once where it is the same on all hosts."""
+    """The settings, once where all hosts have the same."""
     values: dict[str, list[str]] = {}
     for name, plan in plans.items():
         shown = [f"{one['name']}={_value(one)}" for one in plan["plan"]["environment"]]
@@ -84,20 +86,21 @@ def _settings(plans: Mapping[str, Plan]) -> Iterable[tuple[str, str]]:
 
 
 def _value(setting: Mapping[str, Any]) -> str:
+    """A variable's value as the table shows it."""
     if setting["unset"]:
         return "(removed)"
     return (setting["value"] or "''") + (" (kept)" if setting["kept"] else "")
 
 
 def _notes(plans: Mapping[str, Plan], notes: Iterable[str]) -> Iterable[str]:
-    """Those of the run, then those of the plans: with the hosts where not all have one."""
+    """Notes on the run, then those of the plans, with host names where not all hosts have them."""
     yield from notes
     by_note: dict[str, list[str]] = {}
     for name, plan in plans.items():
         reason = plan["plan"]["selection"]["reason"]
         for warning in plan["plan"]["warnings"]:
             if warning.endswith(TRUST):
-                # Each has that of its own interface, which is in the table.
+                # Each host has this warning about its own interface, which the table shows.
                 by_note.setdefault(f"the hosts meet and the ranks talk {TRUST}", []).append(name)
             elif warning != reason:
                 by_note.setdefault(warning, []).append(name)

@@ -138,6 +138,7 @@ def torchrun_environment(job: Job) -> tuple[tuple[str, str], ...]:
 
 
 def _several_nodes(cluster: Cluster) -> list[str]:
+    """torchrun's options for a run on several nodes."""
     least, most = cluster.nnodes
     options = [f"--nnodes={least}" if least == most else f"--nnodes={least}:{most}"]
     if cluster.node_rank is not None:

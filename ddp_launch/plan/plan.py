@@ -181,6 +181,7 @@ def occupied(options: LaunchOptions, facts: MachineFacts) -> Mapping[int, str]:
 
 
 def _cpu_selection(topology: Topology, options: LaunchOptions, asked_by: str) -> Selection:
+    """An empty selection, for a run on the CPU."""
     excluded = tuple(Excluded(gpu.index, f"{asked_by} was given") for gpu in topology.gpus)
     return Selection((), (), "", options.policy, excluded, f"{asked_by} was given")
 
@@ -211,6 +212,7 @@ def _settings(
 
 
 def _ranks(selection: Selection, options: LaunchOptions, host: Host) -> int:
+    """Ranks on this node: one for each GPU; on the CPU --nproc or CPU_RANKS."""
     if selection.indices:
         return len(selection.indices)
     return options.nproc or min(CPU_RANKS, host.usable_cpus)
@@ -228,6 +230,7 @@ def _binding(options: LaunchOptions, topology: Topology, selection: Selection, h
 
 
 def _restarts(options: LaunchOptions, cluster: Cluster) -> int:
+    """--max-restarts, or its default."""
     if options.max_restarts is not None:
         return options.max_restarts
     least, most = cluster.nnodes

@@ -45,6 +45,7 @@ def _policy(
 
 
 def _mixed(selection: Selection, speeds: list[Speed], total: int, communication: float) -> str:
+    """The predicted speed of different GPUs with shares of the batch that fit each."""
     division = divide(total, speeds, communication)
     idle = [str(selection.indices[rank]) for rank in division.idle]
     without = f", without GPU {', '.join(idle)}, which would not make it 5% faster" if idle else ""

@@ -76,6 +76,7 @@ def in_parts(plan: LaunchPlan) -> dict[str, str | int | None]:
 
 
 def _facts(plan: LaunchPlan) -> Table:
+    """The table of machine, devices, nodes and program."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
@@ -88,6 +89,7 @@ def _facts(plan: LaunchPlan) -> Table:
 
 
 def _machine(plan: LaunchPlan) -> Text:
+    """Host name, cores, memory, number of GPUs, driver."""
     host, gpus = plan.host, plan.topology.gpus
     cores = f"{host.usable_cpus} CPU core{'s' * (host.usable_cpus != 1)}"
     parts = [host.hostname, cores, f"{host.memory_total / GIB:.0f} GiB"]
@@ -98,6 +100,7 @@ def _machine(plan: LaunchPlan) -> Text:
 
 
 def _devices(plan: LaunchPlan) -> RenderableType:
+    """The selection, then each GPU that is left out with its reason."""
     selection = plan.selection
     if selection.indices:
         chosen = "GPU " + ", ".join(map(str, selection.indices))
@@ -113,11 +116,13 @@ def _devices(plan: LaunchPlan) -> RenderableType:
 
 
 def _short(gpu: Gpu) -> str:
+    """A GPU's model and memory."""
     memory = f", {gpu.memory_total / GIB:.0f} GiB" if gpu.memory_total else ""
     return (gpu.name or "of unknown name") + memory
 
 
 def _run(plan: LaunchPlan) -> Text:
+    """Number of ranks, backend and program."""
     ranks = f"{plan.nproc_per_node} rank{'s' * (plan.nproc_per_node != 1)}"
     least, most = plan.cluster.nnodes
     nodes = "" if most == 1 else f" on each of {least if least == most else f'{least} to {most}'} nodes"
@@ -143,6 +148,7 @@ def _program(plan: LaunchPlan) -> str:
 
 
 def _nodes(cluster: Cluster) -> Text:
+    """Where the nodes meet, and what says so."""
     this = "" if cluster.node_rank is None else f"this is {cluster.name(cluster.node_rank)}; "
     here = "" if cluster.address is None else f" from {cluster.address} ({cluster.interface})"
     holds = ", held by this node" if cluster.hosts_store else ""
@@ -151,12 +157,14 @@ def _nodes(cluster: Cluster) -> Text:
 
 
 def _value(setting: Setting) -> str:
+    """A variable's value as the plan shows it."""
     if setting.unset:
         return "(removed)"
     return (setting.value or "''") + (" (kept)" if setting.kept else "")
 
 
 def _settings(rows: Iterable[tuple[str, str, str]]) -> Table:
+    """A table of name, value and reason."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="cyan", no_wrap=True)
     table.add_column(overflow="fold")
@@ -167,6 +175,7 @@ def _settings(rows: Iterable[tuple[str, str, str]]) -> Table:
 
 
 def _section(console: Console, title: str, body: RenderableType) -> None:
+    """Print a title with an indented body."""
     console.print(Text(f"\n{title}", style="bold"))
     console.print(Padding(body, (0, 0, 0, 2)))
 

@@ -53,6 +53,7 @@ class Training:
         return Training(self.given, program, config, settings)
 
     def _device(self, selection: Selection) -> tuple[recommend.Recommendation, ...]:
+        """The recommendation for `--device auto`."""
         if self.config.run.device != "auto":
             return ()
         if selection.indices:

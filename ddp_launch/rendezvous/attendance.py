@@ -1,4 +1,4 @@
-"""Which nodes have come to a rendezvous, noted in its store; and a line on those that have not. Imports no torch."""
+"""Which nodes have come to a rendezvous, noted in its store; and a line on those that are missing. Imports no torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ COUNT, ENTRY, END = "roll-call/count", "roll-call/node-", "roll-call/end"
 
 
 class Store(Protocol):
-    """What is used of torch's store."""
+    """The methods of torch's store that are used here."""
 
     def add(self, key: str, amount: int, /) -> int: ...
     def set(self, key: str, value: str, /) -> None: ...
@@ -24,7 +24,7 @@ class Store(Protocol):
 
 @dataclass(frozen=True)
 class Node:
-    """A node that came. `key`: tells its launcher from every other; `rank`: None where it was given none."""
+    """A node that came. `key`: unique to its launcher; `rank`: None where it was given none."""
 
     key: str
     host: str
@@ -43,12 +43,12 @@ class Attendance:
         self._store.set(f"{ENTRY}{place}", json.dumps(asdict(node)))
 
     def came(self) -> list[Node]:
-        """All that ever came, in their order."""
+        """All nodes that ever came, in order."""
         keys = [f"{ENTRY}{place}" for place in range(1, 1 + self._store.add(COUNT, 0))]
         return [Node(**json.loads(self._store.get(key))) for key in keys if self._store.check([key])]
 
     def end(self, words: str) -> None:
-        """Note why the run ends, for the nodes that find it closed."""
+        """Note why the run ends, for nodes that find the rendezvous closed."""
         self._store.set(END, words)
 
     def ended(self) -> str | None:
@@ -59,16 +59,16 @@ class Attendance:
 def who_is_missing(
     nnodes: tuple[int, int], names: Sequence[str], came: Sequence[Node], present: Collection[str], timeout_s: int
 ) -> str:
-    """One line on the nodes that are not there.
+    """One line on the missing nodes.
 
-    `nnodes`: (least, most); `names` by rank, or empty; `present`: keys of the nodes that are there.
+    `nnodes`: (least, most); `names`: by rank, or empty; `present`: keys of the nodes that are there now.
     """
     least, most = nnodes
     here = [node for node in came if node.key in present]
     gone = [node for node in came if node.key not in present and _is_gone(node, here)]
     ranks = {node.rank for node in here}
     unnumbered = [f"{node.host}{LOST}" for node in gone if node.rank is None]
-    # Lost nodes without a rank may be all that is missing: their ranks would name them twice.
+    # Lost nodes without a rank may be the missing ones: naming ranks too would count them twice.
     countable = None not in ranks and len(unnumbered) < least - len(here)
     words = [_in_words(rank, names, gone) for rank in range(most) if rank not in ranks] if countable else []
     words += unnumbered
@@ -80,11 +80,12 @@ def who_is_missing(
 
 
 def _is_gone(node: Node, here: Sequence[Node]) -> bool:
-    """Whether a node that came is lost, and has not come back with another launcher."""
+    """Whether a node that came is lost and has not returned with another launcher."""
     return not any((node.rank, node.host) == (other.rank, other.host) for other in here)
 
 
 def _in_words(rank: int, names: Sequence[str], gone: Sequence[Node]) -> str:
+    """A missing node by its rank, with its name where that is known, and whether it had come."""
     lost = next((node.host for node in gone if node.rank == rank), None)
     name = names[rank] if rank < len(names) else lost
     return f"node rank {rank}" + (f" ({name})" if name else "") + (LOST if lost else "")

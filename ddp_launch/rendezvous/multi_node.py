@@ -1,8 +1,8 @@
-"""The rendezvous of several nodes: torch's dynamic one, on one address of each node, with messages for what goes wrong.
+"""The rendezvous of several nodes: torch's dynamic one, on one address of each node, with clear error messages.
 
-The node that owns the endpoint holds the store in which the launchers find one another. In each round the ranks get a
-new store from the first node, so that nothing of an earlier attempt is left in it. Ranks are counted in the order of
-the nodes' own ranks; torch alone would sort the nodes by address.
+The node that owns the endpoint holds the store in which the launchers find each other. In each round the ranks get a
+new store from the first node, so that no key of an earlier attempt is left in it. Ranks follow the order of the nodes'
+own ranks; torch alone would sort the nodes by address.
 """
 
 from __future__ import annotations
@@ -44,25 +44,25 @@ READ_TIMEOUT_S = 60
 CONNECT_TIMEOUT_S = 1.0
 RETRY_INTERVAL_S = 0.2
 KEEP_ALIVE_S, KEEP_ALIVE_ATTEMPTS = 5, 3
-"""A node that has not been heard of for 15 s is lost: torch's own values. Clocks must agree to within that."""
+"""A node that is silent for 15 s is lost: torch's own values. Clocks must agree to within that."""
 SILENCE_S = KEEP_ALIVE_S * (KEEP_ALIVE_ATTEMPTS + 1)
 FIRST_CALL_S, LATER_CALL_S = 30, 5
 """With a range of nodes: how long the least number of them waits for more. A later round begins when every node of the
-earlier one has left it or is lost, so that all arrive soon."""
+earlier one has left it or is lost, so all arrive soon."""
 FAREWELL_S = 2.0
-"""How long the store outlives a meeting that failed, for the others to read why."""
+"""How long the store outlives a failed meeting, so that the others can read why."""
 
 
 class MeetingFailed(Exception):
-    """The nodes did not come together, or lost one another: one line for the user."""
+    """The nodes did not meet, or lost each other: one line for the user."""
 
 
 @dataclass(frozen=True)
 class _Meeting:
-    """What one node knows about the meeting.
+    """One node's view of the meeting.
 
-    `holds_store`: whether the endpoint is this node's; `may_restart`: whether the run continues when a node is lost;
-    `deadline`: for all to come, by the monotonic clock.
+    `holds_store`: whether this node owns the endpoint; `may_restart`: whether the run continues when a node is lost;
+    `deadline`: when all must have come, by the monotonic clock.
     """
 
     cluster: Cluster
@@ -73,22 +73,23 @@ class _Meeting:
 
 
 class _Patience(RendezvousTimeout):
-    """torch's time limits; waiting for more nodes than the least is shorter once the run has begun."""
+    """torch's time limits, with a shorter wait for further nodes once the run has begun."""
 
     has_begun = False
     asked_s: int | None = None
 
     @property
     def last_call(self) -> timedelta:
+        """How long the least number of nodes waits for more."""
         if self.asked_s is not None:
             return timedelta(seconds=self.asked_s)
-        # Within the time limit for all to come: nodes that are still waiting for more at its end would give up.
+        # At most half the join limit: nodes that still wait for more at its end would give up.
         first = min(FIRST_CALL_S, self.join.total_seconds() / 2)
         return timedelta(seconds=LATER_CALL_S if self.has_begun else first)
 
 
 class SeveralNodes(HookedRendezvous):
-    """torch's dynamic rendezvous among launchers like this one."""
+    """torch's dynamic rendezvous between launchers like this one."""
 
     def __init__(self, meeting: _Meeting, run_id: str) -> None:
         cluster, store = meeting.cluster, meeting.store
@@ -99,7 +100,7 @@ class SeveralNodes(HookedRendezvous):
         self._patience.asked_s = cluster.last_call_s
         self._size = 0
         self.remote = RemoteFailures(store, 0, 1)
-        """What failed on the other nodes of the latest attempt."""
+        """The failures on the other nodes in the latest attempt."""
         rank = 0 if cluster.node_rank is None and meeting.holds_store else cluster.node_rank
         node = self.make_node(cluster.address, LAST_PLACE if rank is None else rank)
         backend = C10dRendezvousBackend(store, run_id)
@@ -117,7 +118,8 @@ class SeveralNodes(HookedRendezvous):
 
     @property
     def use_agent_store(self) -> bool:
-        # A rank that made the store for the others itself would listen on every interface.
+        """True: the ranks use the store that the launcher made."""
+        # A store made by a rank would listen on every interface.
         return True
 
     def next_rendezvous(self) -> RendezvousInfo:
@@ -132,15 +134,14 @@ class SeveralNodes(HookedRendezvous):
         return info
 
     def shutdown(self) -> bool:
-        """See the base class; with this process goes the store, in which others may still read what failed here."""
+        """See the base class. Waits a moment first: the store ends with this process, and others may still read it."""
         closed: bool = super().shutdown()
         if self._meeting.holds_store:
             self.remote.see_off()
         return closed
 
     def num_nodes_waiting(self) -> int:
-        """See the base class; also 1 when a node was lost and the run may start again: ranks may wait for it for a long
-        time.
+        """See the base class; also 1 when a node was lost and the run may restart, since ranks may wait long for it.
 
         Errors: MeetingFailed.
         """
@@ -150,12 +151,12 @@ class SeveralNodes(HookedRendezvous):
         return max(waiting, int(lost and self._meeting.may_restart))
 
     def listen(self, address: str, port: int) -> TCPStore:
-        """See the base class: on one address, not on every interface."""
+        """See the base class; listens on one address only."""
         return listen(address, port)
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """What torch raises, as an error for the user."""
+        """Turn torch's exceptions into MeetingFailed."""
         try:
             try:
                 yield
@@ -164,11 +165,11 @@ class SeveralNodes(HookedRendezvous):
             except RendezvousClosedError:
                 raise MeetingFailed(self._attendance.ended() or "another node has ended the run") from None
         except (RendezvousConnectionError, RuntimeError):
-            # What the store itself raises is a RuntimeError.
+            # The store itself raises RuntimeError.
             raise MeetingFailed(_store_lost(self._meeting.cluster)) from None
 
     def _give_up(self) -> str:
-        """Which nodes are missing; the other nodes get the same line."""
+        """The line on missing nodes; it is left for the other nodes too."""
         cluster = self._meeting.cluster
         others = [node for node in self.participants if node != self.this_node]
         present = {repr(node) for node in (self.this_node, *others)}
@@ -182,26 +183,26 @@ class SeveralNodes(HookedRendezvous):
 
 
 def register() -> None:
-    """Make the handler known to torch by its name."""
+    """Register the handler with torch under its name."""
     rendezvous_handler_registry.register(SEVERAL_NODES, _make)
 
 
 def parameters(cluster: Cluster, *, may_restart: bool) -> RendezvousParameters:
-    """The cluster for torch's registry of rendezvous handlers."""
+    """The cluster as parameters for torch's registry of rendezvous handlers."""
     made = RendezvousParameters(SEVERAL_NODES, cluster.endpoint or "", cluster.run_id, *cluster.nnodes, cluster.address)
     made.config |= {"cluster": cluster, "may_restart": may_restart}
     return made
 
 
 def _make(given: RendezvousParameters) -> RendezvousHandler:
-    """Errors: MeetingFailed."""
+    """The handler for torch's registry. Errors: MeetingFailed."""
     cluster: Cluster = given.config["cluster"]
     made: RendezvousHandler = SeveralNodes(_meet(cluster, given.config["may_restart"]), given.run_id)
     return made
 
 
 def _meet(cluster: Cluster, may_restart: bool) -> _Meeting:
-    """Hold the store, or reach the node that holds it."""
+    """Open the store, or connect to the node that holds it. Errors: MeetingFailed."""
     assert cluster.endpoint is not None
     assert cluster.address is not None
     deadline = time.monotonic() + cluster.rdzv_timeout_s
@@ -210,7 +211,7 @@ def _meet(cluster: Cluster, may_restart: bool) -> _Meeting:
         try:
             return _Meeting(cluster, listen(cluster.address, port), True, may_restart, deadline)
         except OSError as error:
-            # By address alone every launcher of this machine takes itself for the first.
+            # Judged by address, every launcher of this machine is the first.
             if error.errno != errno.EADDRINUSE or cluster.first:
                 why = "the port is in use" if error.errno == errno.EADDRINUSE else error.strerror or error
                 raise MeetingFailed(f"cannot listen at {cluster.address}, port {port}: {why}; choose another") from None
@@ -223,7 +224,7 @@ def _meet(cluster: Cluster, may_restart: bool) -> _Meeting:
 
 
 def _await_listener(cluster: Cluster, host: str, port: int, deadline: float) -> str:
-    """The address of the endpoint, once somebody listens there. Waiting inside the store would block signals."""
+    """The address of the endpoint, once a store listens there. Waiting inside the store would block signals."""
     while True:
         why = ""
         try:
@@ -244,13 +245,13 @@ def _await_listener(cluster: Cluster, host: str, port: int, deadline: float) -> 
 
 
 def _notice_silence(port: int) -> None:
-    """Make connections of this process to the store break when the other end is silent for SILENCE_S.
+    """Make this process's connections to the store break when the other end is silent for SILENCE_S.
 
-    The store waits in native code, where no signal is handled: by the kernel's own limits for a quarter of an hour.
+    The store waits in native code, where no signal is handled; by the kernel's limits it would wait 15 minutes.
     """
     for name in os.listdir("/proc/self/fd"):  # noqa: PTH208
         if not _is_socket(int(name)):
-            # Closing a second descriptor of a file would drop this process's locks on it: its claims, the run's lock.
+            # Never a file: closing a copy of its descriptor drops this process's locks on it (claims, the run's lock).
             continue
         with suppress(OSError), socket.socket(fileno=os.dup(int(name))) as end:
             inet = end.family in (socket.AF_INET, socket.AF_INET6)
@@ -263,6 +264,7 @@ def _notice_silence(port: int) -> None:
 
 
 def _is_socket(descriptor: int) -> bool:
+    """Whether the descriptor of this process is a socket."""
     try:
         return stat.S_ISSOCK(os.fstat(descriptor).st_mode)
     except OSError:  # the descriptor of the listing itself
@@ -270,7 +272,8 @@ def _is_socket(descriptor: int) -> bool:
 
 
 def _store_lost(cluster: Cluster) -> str:
+    """The line for a rendezvous whose store no longer answers."""
     return (
         f"the rendezvous at {cluster.endpoint} is gone: the launcher of the first node has ended or was lost, and the"
-        " other nodes cannot go on without it; its own output says more"
+        " other nodes cannot continue without it; see its own output"
     )

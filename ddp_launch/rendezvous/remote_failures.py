@@ -1,6 +1,6 @@
-"""What failed on the other nodes of a run, exchanged through the store that the launchers share. Imports no torch.
+"""Failures on the other nodes of a run, exchanged through the launchers' common store. Imports no torch.
 
-A rank that loses its connection to another node knows only that its peer is gone. The launcher of that node knows why.
+A rank that loses its connection to another node knows only that its peer is gone; that node's launcher knows why.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from ddp_launch.failure.log_tail import LogTail
 from ddp_launch.rendezvous.attendance import Store
 
 WAIT_S = 2.0
-"""How long a node whose ranks are all victims waits for another's report, and the store for the nodes that read it."""
+"""How long a node with only victims waits for another node's report, and the store's node for those that read it."""
 LOOK_S = 0.05
 LINES = 40
 
 
 class RemoteFailures:
-    """The reports that the nodes of one attempt exchange. The store may be gone at any time: nothing raises.
+    """The reports that the nodes of one attempt exchange. Nothing raises, although the store may be gone at any time.
 
     `attempt`: its number, the same on each node; `nodes`: how many take part.
     """
@@ -35,7 +35,7 @@ class RemoteFailures:
         self.nodes = nodes
 
     def tell(self, first: Failure | None) -> None:
-        """Report what failed first on this node, unless it is a victim. The first report of a node stays."""
+        """Report the first failure of this node, unless it is a victim. The first report of all nodes is kept."""
         if self.nodes > 1 and first is not None and not first.victim:
             with suppress(RuntimeError):
                 self._store.compare_set(self._word, "", _encode(first))
@@ -54,12 +54,13 @@ class RemoteFailures:
         return cause
 
     def see_off(self) -> None:
-        """After a failure, on the node that holds the store: wait a moment for the others to have compared, too."""
+        """On the node with the store, after a failure: wait a moment until the others have compared too."""
         with suppress(RuntimeError):
             if self._compared:
                 self._within(lambda: self._store.add(self._left, 0) >= self.nodes)
 
     def _within(self, condition: Callable[[], bool]) -> bool:
+        """Poll the condition for at most WAIT_S; whether it became true."""
         deadline = time.monotonic() + WAIT_S
         while self.nodes > 1 and time.monotonic() < deadline:
             if condition():
@@ -69,6 +70,7 @@ class RemoteFailures:
 
 
 def _encode(failure: Failure) -> str:
+    """A failure as JSON, with the end of its log."""
     facts = {
         "rank": failure.rank,
         "host": failure.host,
@@ -83,6 +85,7 @@ def _encode(failure: Failure) -> str:
 
 
 def _decode(data: bytes) -> Failure:
+    """A failure from `_encode`; `remote` holds the log's end and the report."""
     facts = json.loads(data)
     report = rank_report.from_json(facts["report"]) if facts["report"] else None
     source = Path(facts["source"]) if facts["source"] else None

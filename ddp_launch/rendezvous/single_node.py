@@ -1,7 +1,7 @@
-"""Where the ranks of one node meet: a rendezvous whose stores listen on one address and serve one attempt.
+"""The rendezvous of a single node: each store listens on one address and serves one attempt.
 
-torch's own handlers listen on every interface of the machine, without authentication, name this machine by a look-up
-of its host name, and keep one store over all attempts, in which the keys of failed ranks confuse the next ones.
+torch's own handlers listen on every interface without authentication, look up this machine's host name, and keep one
+store over all attempts, in which the keys of failed ranks confuse the next ones.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ REACH_TIMEOUT_S = 5.0
 
 
 def register() -> None:
-    """Make the handler known to torch by its name."""
+    """Register the handler with torch under its name."""
     rendezvous_handler_registry.register(ONE_NODE, _one_node)
 
 
@@ -41,7 +41,7 @@ def listen(address: str, port: int = 0) -> TCPStore:
         server.listen(BACKLOG)
         port = server.getsockname()[1]
         _reach(address, port)
-        # The store closes the socket in the end.
+        # The store closes the socket.
         return TCPStore(
             address,
             port,
@@ -53,6 +53,7 @@ def listen(address: str, port: int = 0) -> TCPStore:
 
 
 def _family(address: str) -> socket.AddressFamily:
+    """The socket family of a numeric address."""
     return socket.AF_INET6 if ":" in address else socket.AF_INET
 
 
@@ -66,37 +67,46 @@ class OneNode(RendezvousHandler):
         self._closed = False
 
     def get_backend(self) -> str:
+        """See the base class."""
         return ONE_NODE
 
     @property
     def use_agent_store(self) -> bool:
-        # A rank that made the store for the others itself would listen on every interface.
+        """True: the ranks use the store that the launcher made."""
+        # A store made by a rank would listen on every interface.
         return True
 
     def next_rendezvous(self) -> RendezvousInfo:
+        """A new store for this attempt, with this node as the only member."""
         self._store = listen(self._address)
         where = RendezvousStoreInfo(self._address, self._store.port)
         return RendezvousInfo(PrefixStore(AGENTS_PREFIX, self._store), 0, 1, where)
 
     def is_closed(self) -> bool:
+        """See the base class."""
         return self._closed
 
     def set_closed(self) -> None:
+        """See the base class."""
         self._closed = True
 
     def num_nodes_waiting(self) -> int:
+        """Always 0."""
         return 0
 
     def get_run_id(self) -> str:
+        """See the base class."""
         return self._run_id
 
     def shutdown(self) -> bool:
+        """Mark it as closed; always True."""
         self._closed = True
         return True
 
 
 def _reach(address: str, port: int) -> None:
-    """Errors: ConnectionError at once, where the store, which is its own first client, would try for a minute."""
+    """Check that the address answers: the store, its own first client, would try for a minute. Errors:
+    ConnectionError."""
     try:
         with socket.socket(_family(address)) as probe:
             probe.settimeout(REACH_TIMEOUT_S)

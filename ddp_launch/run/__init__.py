@@ -1,1 +1,1 @@
-"""A planned run: the ranks started, watched and ended."""
+"""A planned run: starts, watches and ends the ranks."""

@@ -1,8 +1,8 @@
 """Runs a job with torch's own elastic agent, in this process. Importing this module imports torch.
 
-torch starts, watches and restarts the ranks. Added here: the order in which ranks ended, to tell the first failure
-from its victims; a grace time that holds after a failure too (torch always waits 30 s); signals that cannot interrupt
-the stopping; no warnings of the engine on the user's screen.
+torch starts, watches and restarts the ranks. Added here: the order in which ranks ended, to tell the first failure from
+its victims; a grace time after failures too (torch always waits 30 s); signals that cannot interrupt the stopping; no
+warnings of the engine on the user's screen.
 """
 
 from __future__ import annotations
@@ -46,17 +46,17 @@ from ddp_launch.torch_internals import HookedAgent, agent_has_hooks
 
 MONITOR_INTERVAL_S = 0.05
 LEFT_BEHIND_S = 2
-"""How long processes that a successful program left behind may take to end."""
+"""How long the processes that a successful program left behind may take to end."""
 SETTLE_S = 0.5
 """After the first failure: how long the other ranks may take to end by themselves."""
 VICTIMS_S = 3.0
-"""Used instead where only victims have failed: the rank that broke the connections has not ended yet."""
+"""Replaces SETTLE_S where only victims have failed: the rank that broke the connections has not ended yet."""
 HUNG_S = 0.25
-"""Used instead of both, and of the grace time, where a rank hung."""
+"""Replaces both of these and the grace time where a rank hung."""
 LOST_S = 2
-"""Used instead of the grace time where the others cannot save without the rank that failed."""
+"""Replaces the grace time where the others cannot save without the failed rank."""
 LAUNCHED = "DDP_LAUNCH"
-"""Tells a program that its environment was planned: OMP_NUM_THREADS, for example, is not torchrun's default."""
+"""Shows a program that its environment was planned: OMP_NUM_THREADS, for example, is not torchrun's default."""
 
 
 def run(
@@ -65,10 +65,10 @@ def run(
     events: RunEvents | None = None,
     next_attempt: Callable[[Mapping[int, Failure]], RestartPlan] | None = None,
 ) -> Outcome:
-    """Run the job to its end and return how it ended, with each step recorded in `events`. Main thread only.
+    """Run the job to its end and return how it ended; `events` records each step. Main thread only.
 
-    next_attempt: called before a restart with the failures by local rank, for what it is to run on; None: the same
-    again. Never raises for what a rank does.
+    next_attempt: called before a restart with the failures by local rank; returns the job and devices of the next
+    attempt. None: run the same job again. Never raises for what a rank does.
     """
     events = events or RunEvents(EventLog(None))
     users = dict(os.environ)
@@ -100,7 +100,7 @@ def run(
 
 
 def _outcome_of_torch(result: RunResult) -> Outcome:
-    """What torch's own agent knows: the exit statuses, but not which rank failed first."""
+    """The outcome by torch's own agent, which knows the exit statuses, but not which rank failed first."""
     if not result.is_failed():
         return Outcome(status=0)
     rank, failure = min(result.failures.items())
@@ -108,8 +108,8 @@ def _outcome_of_torch(result: RunResult) -> Outcome:
 
 
 def _set_variables(job: Job, users: Mapping[str, str], earlier: Job | None = None) -> None:
-    """The job's variables in this process's environment, where the ranks find them. `earlier`: the job whose variables
-    are no longer wanted; those take the values that the user gave them."""
+    """Put the job's variables into this process's environment, from which the ranks inherit them. `earlier`: the job
+    whose variables are reset to the user's values first."""
     for name in [] if earlier is None else [*dict(earlier.environment), *earlier.unset]:
         os.environ.pop(name, None)
         if name in users:
@@ -120,7 +120,7 @@ def _set_variables(job: Job, users: Mapping[str, str], earlier: Job | None = Non
 
 
 def _set_own_variables(job: Job) -> None:
-    """Variables by which the launcher speaks to the ranks and to torch's agent."""
+    """Set the variables that the launcher itself uses for the ranks and torch's agent."""
     os.environ[LAUNCHED] = "1"
     if job.debug_rank is not None:
         os.environ[exec_with_pdeathsig.DEBUG] = f"{job.debug_rank} {DEBUG_ADDRESS}"
@@ -129,7 +129,7 @@ def _set_own_variables(job: Job) -> None:
 
 
 def _spec(job: Job) -> WorkerSpec:
-    """The job as torch's agent takes it."""
+    """The job as torch's agent expects it."""
     entrypoint, *args = with_pdeathsig(job.worker)
     parameters = _rendezvous(job)
     return WorkerSpec(
@@ -147,26 +147,26 @@ def _spec(job: Job) -> WorkerSpec:
 
 
 def _numa_options(job: Job) -> NumaOptions | None:
-    """A run is worth more than its binding: where that fails after all, torch logs why and starts the rank unbound."""
+    """torch's NUMA options; None without a binding. Where binding fails, torch logs why and starts the rank unbound."""
     if job.numa_binding is None:
         return None
     return NumaOptions(AffinityMode(job.numa_binding), should_fall_back_if_binding_fails=True)
 
 
 def _rendezvous(job: Job) -> RendezvousParameters:
-    """Where the ranks meet, as torch's agent takes it."""
+    """The rendezvous as torch's agent expects it."""
     single_node.register()
     multi_node.register()
     cluster = job.cluster
     if cluster.one_node:
-        # Each run has its own name, so that what two runs make in shared folders or memory stays apart.
+        # A unique name, so that two runs do not collide in shared folders or memory.
         return RendezvousParameters(single_node.ONE_NODE, LOOPBACK, uuid.uuid4().hex, 1, 1, LOOPBACK)
     least, most = cluster.nnodes
     return multi_node.parameters(cluster, may_restart=least < most or job.max_restarts > 0)
 
 
 class _Agent(HookedAgent):
-    """torch's agent, which remembers the order in which the ranks ended."""
+    """torch's agent, with the order in which the ranks ended."""
 
     def __init__(
         self,
@@ -196,11 +196,11 @@ class _Agent(HookedAgent):
     def before_restart(
         self, next_attempt: Callable[[Mapping[int, Failure]], RestartPlan] | None, users: Mapping[str, str]
     ) -> None:
-        """What to call before each restart, see `run`. `users`: the environment before that of the job."""
+        """Set what to call before each restart, see `run`. `users`: the environment without the job's variables."""
         self._next_attempt, self._users = next_attempt, users
 
     def outcome(self, result: RunResult) -> Outcome:
-        """The end of the run in the launcher's terms."""
+        """How the run ended, in the launcher's terms."""
         if not result.is_failed():
             return Outcome(status=0, attempts=tuple(self._attempts))
         attempts = tuple(self._attempts)
@@ -209,6 +209,7 @@ class _Agent(HookedAgent):
         return Outcome(status=status_of(first), attempts=attempts, refusal=self._refusal)
 
     def run(self, role: str = "default") -> RunResult:
+        """See the base class; closes the rendezvous and the logs whatever happens."""
         try:
             result: RunResult = super().run(role)
             return result
@@ -218,15 +219,16 @@ class _Agent(HookedAgent):
             self._stall.finish()
 
     def _close_rendezvous(self) -> None:
+        """Leave the rendezvous, unless a signal ended this launcher."""
         # After a signal the other nodes may continue without this one: the rendezvous stays open for them.
         if self._interrupts.received is None:
             with suppress(Exception):
                 self.rendezvous.shutdown()
 
     def start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
-        """Start the ranks, take note of them, and report the attempt."""
+        """Start the ranks, register them for watching, and record the attempt."""
         self._interrupts.ending = False
-        # Nodes that join late, or lose one another, count restarts differently; rounds of the rendezvous are common.
+        # Nodes that join late, or lose each other, count restarts differently; rounds are the same on all nodes.
         self._logs.restarts = getattr(self.rendezvous, "round", None)
         with self._interrupts.held(), self._stall.offered():
             pids = super().start_workers(worker_group)
@@ -244,7 +246,7 @@ class _Agent(HookedAgent):
         return pids
 
     def monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
-        """Note the first failure, and end the other ranks, before torch does."""
+        """At the first failure, note it and end the other ranks before torch does."""
         # torch may have swallowed the exception that a signal raised.
         self._interrupts.check()
         self._process_tree.reap()
@@ -256,25 +258,25 @@ class _Agent(HookedAgent):
             self._report_ends()
             first = first_failure(self._failures(alone))
             if first is not None and first.hang:
-                # The others wait for it in a collective, and could not save together.
+                # The others wait for it in a collective, and cannot save together.
                 self._patience = min(self._grace, HUNG_S)
             elif self._job.saves_together:
                 self._patience = min(self._grace, LOST_S)
             if (remote := self._remote_failures) is not None and None in self._codes().values():
-                # The others may take their grace time to end: the other nodes get the cause before that.
+                # The ranks here may use their grace time: the other nodes get the cause before that.
                 remote.tell(first)
             self.stop_workers(signal.SIGTERM)
             self._report_ends(stopped=True)
             self._logs.finish()
             self._take_down(explain(self._failures(alone), views, self.workers[0].world_size))
         if not self._over and any(code != 0 for code in self._codes().values()):
-            # Without torch's look at them: a rank may have failed since our own, and torch would end the others
-            # before anybody knows which it was.
+            # torch must not look now: a rank may have failed since we looked, and torch would end the others
+            # before we know which rank it was.
             return self.state_of_running_workers(worker_group)
         return super().monitor_workers(worker_group)
 
     def _take_down(self, failures: tuple[Failure, ...]) -> None:
-        """Note a failed attempt, and whether another one may follow."""
+        """Record a failed attempt, and decide whether another one follows."""
         seconds = (min(failure.ended_ms or 0.0 for failure in failures) - self._begin_ms) / 1000
         nodes = 1
         if (remote := self._remote_failures) is not None:
@@ -293,7 +295,7 @@ class _Agent(HookedAgent):
         self._events.failure(self._attempts[-1], restarts=self.remaining_restarts, following=following)
 
     def _prepared(self, failures: Iterable[Failure]) -> RestartPlan | None:
-        """The next attempt on the devices as they are now, or the reason why there can be none in `_refusal`."""
+        """The next attempt, on the devices as they are now; None with the reason in `_refusal` where there is none."""
         if self._next_attempt is None:
             return None
         local = {worker.global_rank: local_rank for local_rank, worker in enumerate(self.workers)}
@@ -309,7 +311,7 @@ class _Agent(HookedAgent):
         return following
 
     def _report_ends(self, *, stopped: bool = False) -> None:
-        """RunEvents the ranks that have ended since the last time. `stopped`: the launcher has asked them to."""
+        """Record the ranks that have ended since the last call. `stopped`: the launcher ended them."""
         new = {rank: code for rank, code in self._codes().items() if code is not None and rank not in self._reported}
         if not new:
             return
@@ -321,7 +323,7 @@ class _Agent(HookedAgent):
             self._events.rank_end(len(self._attempts), rank, new[local_rank], ended[local_rank], stopped=stopped)
 
     def stop_workers(self, death_sig: signal.Signals) -> None:
-        """End the ranks and what they started, within the grace time. torch then has nothing left to wait for."""
+        """End the ranks and all their processes within the grace time, so that torch has nothing left to wait for."""
         self._interrupts.ending = True
         self._stall.rest()
         if self._interrupts.received is not None:
@@ -338,16 +340,17 @@ class _Agent(HookedAgent):
 
     @property
     def _remote_failures(self) -> RemoteFailures | None:
-        """What failed on other nodes; None where there is none."""
+        """The exchange with other nodes; None on a single node."""
         return getattr(self.rendezvous, "remote", None)
 
     def _codes(self) -> dict[int, int | None]:
+        """Local rank -> its returncode, None while it runs."""
         return {rank: handler.proc.poll() for rank, handler in self.handlers.items()}
 
     def _settled(self) -> set[int]:
-        """The local ranks that have ended by themselves, a moment after the first failure.
+        """Wait a moment after the first failure; the local ranks that have ended by themselves.
 
-        A rank that meets the broken connection has time to say so, and its message shows that it is a victim.
+        A rank that finds its connection broken has time to print that, which shows that it is a victim.
         """
         ended = {rank for rank, code in self._codes().items() if code is not None}
         failures = self._failures(ended)
@@ -359,18 +362,19 @@ class _Agent(HookedAgent):
         return {rank for rank, code in codes.items() if code is not None}
 
     def _failures(self, alone: Container[int]) -> tuple[Failure, ...]:
-        """The ranks that did not end well, in the order in which they ended. `alone`: those that nobody stopped."""
+        """The failed ranks, in the order in which they ended. `alone`: the ranks that ended by themselves."""
         self._logs.drain()
         codes = {rank: code for rank, code in self._codes().items() if code is not None}
         ended = self._endings.ended_ms(codes)
         order = sorted(codes, key=ended.__getitem__)
         failed = [self._failure(rank, codes[rank], ended[rank], rank not in alone) for rank in order if codes[rank]]
         begin = next((index for index, rank in enumerate(order) if codes[rank]), 0)
-        # Python takes a while to end: the rank that broke the connections may end later than those that noticed it.
+        # Python takes a while to exit: the rank that broke the connections may end after those that noticed it.
         early = [rank for at, rank in enumerate(order) if codes[rank] == 0 and (at < begin or rank in alone)]
         return blame(failed, [self._failure(rank, 0, ended[rank], False) for rank in early])
 
     def _failure(self, local_rank: int, code: int, ended_ms: float, stopped: bool) -> Failure:
+        """The facts of one rank's failure."""
         rank = self.workers[local_rank].global_rank
         logs, shown = self._logs.ranks.get(local_rank, ()), local_rank in self._logs.shown
         errors = self._logs.errors.get(local_rank)

@@ -1,4 +1,4 @@
-"""A log file of bounded size that never ends a program: it keeps its head and its tail, also on a full disk."""
+"""A log file of bounded size, which keeps its head and its tail; a full disk does not end the program that writes."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pathlib import Path
 from ddp_launch.cli.value_types import LOG_BYTES
 
 LEAST_BYTES = 4096
-"""Below that there is no room for a head, a tail and the line between them."""
+"""The least room for a head, a tail and the line between them."""
 _KEEP_SIZE = 1  # linux/falloc.h: FALLOC_FL_KEEP_SIZE
 
 
 class BoundedLog:
-    """A file of at most `limit` bytes (0: any number): a quarter of them for its head, the rest for its tail.
+    """A file of at most `limit` bytes (0: no limit), a quarter of them for its head, the rest for its tail.
 
-    A full disk lowers the limit. `lost`: bytes that are in no file for that reason; `why`: in words.
+    A full disk lowers the limit. `lost`: bytes that could not be written; `why`: the reason in words.
     """
 
     def __init__(self, path: Path, limit: int = LOG_BYTES) -> None:
@@ -30,7 +30,7 @@ class BoundedLog:
         self.write(b"")
 
     def write(self, data: bytes) -> None:
-        """Add to the file. Never raises: what cannot be written is counted, and the next call tries again."""
+        """Append to the file. Never raises: bytes that cannot be written are counted as lost."""
         try:
             if self._file is None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,16 +52,16 @@ class BoundedLog:
             self.lost += len(data)
 
     def close(self) -> None:
-        """The end of the log."""
+        """Close the file."""
         if self._file is not None:
             with suppress(OSError):
                 os.close(self._file)
             self._file = None
 
     def _shorten(self, file: int) -> None:
-        """Replace the middle by a line that says how much is missing. Takes no more space on the disk.
+        """Replace the middle by a line with the number of missing bytes. Needs no more space on the disk.
 
-        Whole lines stay, unless a single one is longer than what is kept.
+        Whole lines are kept, unless a single line is longer than the space for it.
         """
         if not self._head:
             head = os.pread(file, self._limit // 4, 0)
@@ -80,9 +80,10 @@ class BoundedLog:
 
 
 def _reserve(file: int) -> None:
-    """Take LEAST_BYTES of the disk for an empty file: an error's last words have room when other logs have filled it.
+    """Reserve LEAST_BYTES of the disk for an empty file, so that an error fits even when other logs have filled the
+    disk.
 
-    Does nothing where the file system cannot.
+    Does nothing where the file system does not support it.
     """
     with suppress(OSError, AttributeError):
         fallocate = ctypes.CDLL(None).fallocate

@@ -1,8 +1,7 @@
-"""Becomes a program that ends with the launcher: `python -I -S exec_with_pdeathsig.py LAUNCHER_PID PROGRAM
-ARGUMENT...`.
+"""Runs a program that ends with the launcher: `python -I -S exec_with_pdeathsig.py LAUNCHER_PID PROGRAM ARGUMENT...`.
 
-The kernel remembers across exec that it is to kill this process when the thread that started it ends (prctl(2)).
-Nothing but the standard library is imported, and as little of that as possible: every rank starts through here.
+The kernel kills this process when the thread that started it ends (prctl(2)), also after exec. Only the standard
+library is imported, and as little of it as possible: every rank starts through this file.
 """
 
 import ctypes
@@ -18,12 +17,12 @@ NOT_FOUND, NOT_EXECUTABLE = 127, 126  # as a shell says it
 
 
 def main() -> None:
-    """Tie this process to its launcher, then be the program."""
+    """Tie this process to its launcher, then exec the program."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
     if os.getppid() != int(sys.argv[1]):
-        # The launcher had ended before the kernel was asked.
+        # The launcher ended before the call above.
         os._exit(1)
-    # Ignored by Python, and handed on to the program if they stayed so.
+    # Python ignores these, and the program would inherit that.
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
     _offer_to_the_kernel()
@@ -32,7 +31,7 @@ def main() -> None:
         os.execvp(program[0], program)
     except OSError as error:
         if error.errno == errno.ENOEXEC:
-            # A script without a first line that names its interpreter: as execvp(3) of the C library does.
+            # A script without an interpreter line: do what the C library's execvp(3) does.
             os.execv("/bin/sh", ["sh", *program])
         print(f"error: {program[0]}: {error.strerror}", file=sys.stderr, flush=True)
         os._exit(NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE)
@@ -44,13 +43,13 @@ def _with_debugger(program: list[str]) -> list[str]:
     if not rank or os.environ.get("RANK") != rank:
         return program
     # After the interpreter and its -u. debugpy runs a script or -m MODULE, with its arguments.
-    # It finds no breakpoints in modules that Python has frozen.
+    # Breakpoints do not work in frozen modules.
     options = ["-Xfrozen_modules=off", *program[1:2], "-m", "debugpy"]
     return [*program[:1], *options, "--listen", address, "--wait-for-client", *program[2:]]
 
 
 def _offer_to_the_kernel() -> None:
-    """Where memory runs out, a rank should be killed rather than the launcher, which has to report it."""
+    """Raise the OOM score: when memory runs out, the kernel should kill a rank, not the launcher, which reports it."""
     try:
         with open("/proc/self/oom_score_adj", "r+") as file:  # noqa: PTH123 (pathlib takes milliseconds to import)
             score = int(file.read())

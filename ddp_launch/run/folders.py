@@ -1,4 +1,4 @@
-"""Where a run leaves its files: the trainer's run folder, and the folder of the ranks' logs."""
+"""The folders of a run: the trainer's run folder, and that of the ranks' logs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Folders:
-    """The folders of one run. `logs`: output of the ranks; `temporary`: made for this run alone."""
+    """The folders of one run. `logs`: the ranks' output; `temporary`: made for this run alone."""
 
     def __init__(self, logs: Path, *, temporary: bool, lock: RunLock) -> None:
         self.logs = logs
@@ -41,11 +41,11 @@ class Folders:
 
     @property
     def shown(self) -> str:
-        """The folder of the logs, and how long it stays."""
+        """The folder of the logs, and whether it will be removed."""
         return f"{self.logs}{' (removed after a success; --log-dir DIR keeps them)' if self.temporary else ''}"
 
     def close(self, *, success: bool) -> None:
-        """After the run: release its folder; a temporary one is removed after a success."""
+        """After the run: release its folder, and remove a temporary one after a success."""
         self._lock.release()
         if self._in_use is not None:
             os.close(self._in_use)
@@ -54,7 +54,7 @@ class Folders:
 
 
 def _hold(folder: Path) -> int | None:
-    """A descriptor with a lock on the folder, None where another process has it, or there is no such folder or lock."""
+    """A descriptor that holds a lock on the folder; None where another process has it, or locking fails."""
     try:
         file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
@@ -68,7 +68,7 @@ def _hold(folder: Path) -> int | None:
 
 
 def _make(logs: Path) -> None:
-    """Make the folder, unless its disk is full: a run without logs is still a run, and what is lost is reported."""
+    """Make the folder. A full disk is no error: the run continues without logs, and lost output is reported."""
     try:
         logs.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -77,7 +77,7 @@ def _make(logs: Path) -> None:
 
 
 def _temporary_folder() -> Path:
-    """A new folder for logs. Folders that this user's failed runs left more than a week ago are removed first."""
+    """Make a new folder for logs; first remove those that this user's failed runs left more than a week ago."""
     folder = Path(tempfile.gettempdir())
     now = datetime.now(UTC).timestamp()
     for old in folder.glob(f"{PREFIX}????????"):
@@ -86,7 +86,7 @@ def _temporary_folder() -> Path:
             ours = facts.st_uid == os.geteuid() and stat.S_ISDIR(facts.st_mode)
             if not ours or now - max(file.lstat().st_mtime for file in (old, *old.rglob("*"))) < KEPT_S:
                 continue
-            # A launcher that runs holds a lock on its folder.
+            # A running launcher holds a lock on its folder.
             if (held := _hold(old)) is not None:
                 shutil.rmtree(old, ignore_errors=True)
                 os.close(held)
@@ -94,7 +94,8 @@ def _temporary_folder() -> Path:
 
 
 def _named_by_run(config: Config, cluster: Cluster) -> Config:
-    """The nodes of a run agree on its folder by the run's name; clocks differ. A name that nobody gave is no name."""
+    """Name the run folder after the run, so that all nodes agree on it (their clocks differ); not for the default
+    name."""
     if config.run.out_dir is not None or cluster.one_node or cluster.run_id == RUN_ID:
         return config
     folder = Path("runs") / re.sub(r"[^A-Za-z0-9.]+", "-", f"{cluster.run_id}-{config.model.model or 'model'}")
@@ -102,7 +103,7 @@ def _named_by_run(config: Config, cluster: Cluster) -> Config:
 
 
 def prepare(plan: LaunchPlan, options: LaunchOptions) -> tuple[LaunchPlan, Folders]:
-    """Make the folders; the plan with the run folder named, so that ranks and launcher agree on it.
+    """Make the folders. Returns the plan with the name of the run folder, so that ranks and launcher agree on it.
 
     Errors: OptionError or UserError where a folder cannot be made, or another run is using it.
     """
@@ -128,7 +129,7 @@ def prepare(plan: LaunchPlan, options: LaunchOptions) -> tuple[LaunchPlan, Folde
             raise OptionError(f"no temporary folder for logs ({error.strerror or error}): --log-dir DIR") from None
     logs = Path(options.log_dir) if options.log_dir is not None else (run_folder or Path()) / "logs"
     if not plan.cluster.one_node:
-        # On a shared disk, each node keeps its own.
+        # On a shared disk each node has its own.
         logs /= plan.host.hostname
     try:
         _make(logs)

@@ -1,6 +1,6 @@
 """A rank of `ddp_launch.launch`: `python function_rank.py FOLDER` calls the function in FOLDER/call.pkl.
 
-The result goes to FOLDER/result-RANK.pkl; of an exception the traceback goes to FOLDER/error-RANK.txt.
+The result goes to FOLDER/result-RANK.pkl, the traceback of an exception to FOLDER/error-RANK.txt.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import NoReturn
 
 
 def main(folder: Path) -> None:
-    """Call the function, and keep what it returns."""
+    """Call the function and write its result to the folder."""
     with (folder / "call.pkl").open("rb") as file:
-        # The function's modules are found as the caller found them.
+        # The caller's search path, so that the function's modules are found.
         sys.path[:], call = pickle.load(file)  # noqa: S301 (the caller's own)
     from ddp_launch.run.pickling import dumps
 
@@ -37,14 +37,14 @@ def main(folder: Path) -> None:
         raise
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
-        # Left open, it may abort the process while that ends. A DistributedDataParallel model that is still referenced
-        # holds the group in spite of this: so the process ends as multiprocessing's do, without Python's tear-down.
+        # An open group may abort the process at exit. A DistributedDataParallel model that is still referenced holds
+        # the group in spite of this, so the process leaves without Python's tear-down, as multiprocessing's do.
         distributed.destroy_process_group()
         _leave()
 
 
 def _leave() -> NoReturn:
-    """End with status 0: other threads are waited for and exit handlers run as ever, objects are not destroyed."""
+    """End with status 0: wait for threads and run exit handlers as usual, but destroy no objects."""
     for thread in threading.enumerate():
         if thread is not threading.main_thread() and not thread.daemon:
             thread.join()

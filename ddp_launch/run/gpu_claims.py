@@ -1,8 +1,7 @@
-"""Claims on GPUs: between the plan and its first process on a GPU, the driver shows no launcher to another.
+"""Claims on GPUs: until a rank uses its GPU, the driver does not show other launchers that the GPU is taken.
 
-A claim is a lock of the kernel on a file named after the UUID, in a folder of the user's own; it goes with the process
-that holds it, however that ends. The files stay and mean nothing without their locks. Other users see claims through
-other_users_claims.py.
+A claim is a kernel lock on a file named after the GPU's UUID, in a folder of the user's own. It ends with the process
+that holds it. The files stay, and mean nothing without a lock. Other users see claims through other_users_claims.py.
 """
 
 from __future__ import annotations
@@ -28,14 +27,14 @@ SUFFIX = ".claim"
 
 
 class Claims:
-    """The claims of this process, and a look at those of others. Never raises: a run is worth more than its claim."""
+    """The claims of this process and of others. Never raises: a run matters more than its claim."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._held: dict[str, int] = {}
         self._announcements = Announcements()
         self.problem: str | None = None
-        """Why no claims can be made or seen here, one line; None where they can."""
+        """Why claims cannot be made or seen here, one line; None where they can."""
 
     def __enter__(self) -> Claims:
         return self
@@ -44,26 +43,26 @@ class Claims:
         self.release()
 
     def others(self) -> dict[str, str]:
-        """UUID -> who claims it, for the GPUs that other launchers claim."""
+        """UUID -> who claims it, for GPUs that other launchers claim."""
         found = other_users_claims()
         if not self._safe():
             return found
         for path in sorted(self._folder.glob("*" + SUFFIX)):
             uuid = unquote(path.name.removesuffix(SUFFIX))
-            # Closing a second descriptor of a file would give up this process's lock on it.
+            # Closing a second descriptor of a file would drop this process's lock on it.
             if uuid not in self._held and (who := self._owner(path)) is not None:
                 found[uuid] = who
         return found
 
     def take(self, uuids: Iterable[str], *, shared: bool = False) -> Mapping[str, str]:
-        """Claim these GPUs, all or none. Returns what others hold, as `others` does: empty after a success.
+        """Claim these GPUs, all or none. Returns those that others hold, as `others` does: empty after a success.
 
-        `shared`: claim what is free, since the user wants these GPUs even if others use them.
+        `shared`: claim only those that are free, since the user wants these GPUs even if others use them.
         """
         if not self._safe():
             return {}
         lost = {}
-        # In one order, up to the first that is lost: of two launchers that want the same GPUs one gets them all.
+        # In a fixed order, up to the first that is taken: of two launchers for the same GPUs one gets all.
         for uuid in sorted(set(uuids) - self._held.keys()):
             if (who := self._lock(uuid)) is not None:
                 lost[uuid] = who
@@ -72,23 +71,23 @@ class Claims:
                     break
         if not lost:
             self._announcements.make(self._held)
-            # Each announces first and looks then: of two users' launchers the later one sees the earlier.
+            # Announce first, then look: of two users' launchers the later one sees the earlier.
             lost = {} if shared else {uuid: who for uuid, who in other_users_claims().items() if uuid in self._held}
             if lost:
                 self.release()
         return lost
 
     def settle(self, plan: Callable[[Mapping[str, str]], T], uuids: Callable[[T], Sequence[str]], *, shared: bool) -> T:
-        """The plan whose GPUs this process has claimed. `plan`: makes one beside the claims of others.
+        """Plan and claim until both fit; the plan whose GPUs this process has claimed.
 
-        Raises what `plan` raises. `shared`: as for `take`.
+        plan: makes a plan, given the claims of others; what it raises is passed on. shared: as for `take`.
         """
         while True:
             others = self.others()
             made = plan(others)
             if self.take(uuids(made), shared=shared).keys() <= others.keys():
                 return made
-            # Lost between the look and the claim. Several launchers pause for different times.
+            # Another launcher was faster. A random pause, so that two launchers do not collide again.
             time.sleep(random.uniform(0.01, 0.1))
 
     def release(self) -> None:
@@ -98,7 +97,7 @@ class Claims:
             os.close(self._held.popitem()[1])
 
     def _safe(self) -> bool:
-        """Whether the folder is this user's and no other user may write to it; made where it is not there."""
+        """Whether the folder belongs to this user and no other user may write to it; it is made if missing."""
         try:
             with suppress(FileExistsError):
                 self._folder.mkdir(mode=0o700)
@@ -112,10 +111,11 @@ class Claims:
         return True
 
     def _path(self, uuid: str) -> Path:
+        """The claim file of a GPU."""
         return self._folder / (quote(uuid, safe="") + SUFFIX)
 
     def _lock(self, uuid: str) -> str | None:
-        """None for a success, else who holds it."""
+        """Lock one GPU's file: None after a success, else who holds it."""
         path = self._path(uuid)
         try:
             file = open_lock_file(path)
@@ -133,6 +133,7 @@ class Claims:
         return who
 
     def _owner(self, path: Path) -> str | None:
+        """Who holds the claim file, in words; None where nobody does."""
         try:
             file = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError:
@@ -145,9 +146,9 @@ class Claims:
 
 
 def runtime_folder(environ: Mapping[str, str]) -> Path:
-    """Where this user's claims are: below $XDG_RUNTIME_DIR or what that would be, where there is one, else in /tmp.
+    """The folder of this user's claims: in $XDG_RUNTIME_DIR or /run/user/UID where there is one, else in /tmp.
 
-    Not below $TMPDIR: job managers give each job its own.
+    Not in $TMPDIR: job managers give each job its own.
     """
     for name in (environ.get("XDG_RUNTIME_DIR"), f"/run/user/{os.getuid()}"):
         if name and (folder := Path(name)).is_absolute() and folder.is_dir() and os.access(folder, os.W_OK):
@@ -156,4 +157,5 @@ def runtime_folder(environ: Mapping[str, str]) -> Path:
 
 
 def _words(pid: int | None) -> str:
+    """`claimed by launcher pid N`."""
     return f"claimed by launcher pid {pid}" if pid else "claimed by another launcher"

@@ -1,7 +1,7 @@
-"""Claims of other users' launchers, whose folders we cannot read: announced and seen through abstract sockets.
+"""Claims of other users' launchers, whose folders we cannot read: announced through abstract sockets.
 
-An abstract Unix socket (unix(7)) has a name and no file, belongs to one network namespace, is listed for everybody in
-/proc/net/unix, and goes with its process; the kernel vouches for who listens on it (SO_PEERCRED).
+An abstract Unix socket (unix(7)) has a name but no file, belongs to one network namespace, is listed for all users in
+/proc/net/unix, and ends with its process; the kernel tells who listens on it (SO_PEERCRED).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CREDENTIALS = "iII"
 
 
 class Announcements:
-    """Tells other users which GPUs this process has claimed. Never raises: their driver shows them soon enough."""
+    """Announces this process's claims to other users. Never raises: the driver shows the use of a GPU soon enough."""
 
     def __init__(self) -> None:
         self._sockets: list[socket.socket] = []
@@ -32,7 +32,7 @@ class Announcements:
     def make(self, uuids: Iterable[str]) -> None:
         """Announce claims on these GPUs."""
         for uuid in uuids:
-            # In use: another launcher of this user, which shares the GPU, says the same.
+            # An error means that the name is in use: another launcher of this user shares the GPU.
             with suppress(OSError):
                 made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
                 self._sockets.append(made)
@@ -40,7 +40,7 @@ class Announcements:
                 made.listen(8)
 
     def withdraw(self) -> None:
-        """Withdraw all of them."""
+        """Withdraw all announcements."""
         while self._sockets:
             self._sockets.pop().close()
 
@@ -59,7 +59,7 @@ def other_users_claims() -> dict[str, str]:
 
 
 def _listener(uid: int, name: str) -> int | None:
-    """The process that listens there, None where it is not of the user whose id is in the name."""
+    """The process that listens there; None where it does not belong to the user in the name."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
         asking.setblocking(False)
         try:
@@ -74,6 +74,7 @@ def _listener(uid: int, name: str) -> int | None:
 
 
 def _user(uid: int) -> str:
+    """A user's name, or the number where there is no name."""
     try:
         return f"user {pwd.getpwuid(uid).pw_name}"
     except KeyError:

@@ -1,5 +1,5 @@
-"""Functions, arguments and results between the caller of `ddp_launch.launch` and its ranks: cloudpickle, so that what
-was defined in a script or a notebook's cell travels by value."""
+"""Functions, arguments and results between the caller of `ddp_launch.launch` and its ranks: cloudpickle sends
+what was defined in a script or a notebook's cell by value."""
 
 from __future__ import annotations
 
@@ -15,18 +15,20 @@ import cloudpickle
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     def reducer_override(self, obj: Any) -> Any:
+        """Tensors travel by way of the CPU; code objects keep their file name."""
         torch = sys.modules.get("torch")
         if torch is not None and isinstance(obj, torch.Tensor) and obj.device.type != "cpu":
-            # The other side may have no GPU, or different ones.
+            # The receiver may have no GPU, or different ones.
             return obj.detach().cpu().__reduce_ex__(pickle.DEFAULT_PROTOCOL)
         if isinstance(obj, CodeType):
-            # cloudpickle drops the name of the file, which a traceback should show.
+            # cloudpickle drops the file name, which a traceback should show.
             build, parts, *_ = self.dispatch_table[CodeType](obj)
             return _code, (build, parts, obj.co_filename)
         return super().reducer_override(obj)
 
 
 def _code(build: Callable[..., CodeType], parts: tuple[Any, ...], filename: str) -> CodeType:
+    """Rebuild a code object with its file name."""
     return build(*parts).replace(co_filename=filename)
 
 

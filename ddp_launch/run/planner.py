@@ -1,6 +1,6 @@
-"""Plans for this machine as it is now, with a claim on the GPUs: before a run, and again before each restart.
+"""Plans for this machine as it is now and claims the GPUs: before a run, and again before each restart.
 
-With --wait it plans again until the GPUs asked for are free.
+With --wait it repeats this until the requested GPUs are free.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ POLL_S = 2.0
 
 
 class _OccupiedError(Exception):
-    """The run has to wait for GPUs. `used`: NVML index -> by whom each is used."""
+    """The run has to wait for GPUs. `used`: NVML index -> who uses it."""
 
     def __init__(self, used: Mapping[int, str]) -> None:
         super().__init__("; ".join(f"GPU {index} {why}" for index, why in used.items()))
@@ -44,16 +44,16 @@ class _OccupiedError(Exception):
 
 
 class Planner:
-    """Plans for `options`, and holds claims on the GPUs of the latest plan, but for a --dry-run."""
+    """Plans for `options`; claims the GPUs of the latest plan, except with --dry-run."""
 
     def __init__(self, options: LaunchOptions, claims: Claims) -> None:
         self._options = options
         self._claims = claims
-        # The launcher puts the variables of a plan into its own environment: later plans start from the user's.
+        # A copy: the launcher changes its own environment by a plan, and later plans start from the user's.
         self._environ = dict(os.environ)
         self._first = Topology()
         self._left_out: dict[str, str] = {}
-        # GPUs that the user names, or takes busy, are taken even if others use them: the plan warns.
+        # GPUs that the user names, or accepts busy, are used even if others use them: the plan warns.
         self._shared = options.allow_busy or (bool(options.gpus) and options.wait is None)
 
     def first(self) -> LaunchPlan:
@@ -75,27 +75,27 @@ class Planner:
                 left = begin + (options.wait or 0.0) - time.monotonic()
                 if left <= 0:
                     raise UserError(f"--wait: after {time.monotonic() - begin:.0f} s still in use: {error}") from None
-                # How much memory is in use changes all the time: only another set of GPUs is worth a line.
+                # Memory use changes all the time: only a different set of GPUs is worth a line.
                 if error.used.keys() != said.keys():
                     print(f"waiting: {error}", file=sys.stderr, flush=True)
                 said = error.used
                 time.sleep(min(POLL_S, left))
 
     def again(self, plan: LaunchPlan, suspects: Mapping[str, str]) -> tuple[LaunchPlan, str]:
-        """The plan of another attempt of `plan`, and in words which GPUs it leaves out and adds.
+        """The plan of another attempt of `plan`, and in words which GPUs it drops and adds.
 
-        suspects: UUID -> why a rank says that its GPU has failed. The program and its arguments stay: what they say
-        about the whole run, such as the global batch, holds on fewer ranks too. Errors: UserError where no GPU is left.
+        suspects: UUID -> a rank's error about its GPU. The program and its arguments stay the same: those for the whole
+        run, such as the global batch, are right for fewer ranks too. Errors: UserError where no GPU is left.
         """
         facts = self._facts(plan.cluster)
         inherited = facts.inherited or Inherited()
-        # Indices that the user gave are those of the first look: a GPU that is gone may have moved them.
+        # The user's indices refer to the first reading: a lost GPU shifts the later ones.
         request = self._options.request(self._first)
         request = replace(request, exclude=(*request.exclude, *self._left_out))
         while True:
             request = replace(inherited, claims=self._claims.others()).completes(request)
             found = replace_lost(self._first, facts.topology, plan.selection, request, suspects)
-            # Lost between the look and the claim: another spare is looked for.
+            # Repeated where another launcher took the spare meanwhile.
             if not self._claims.take(found.uuids, shared=True).keys() & set(found.spares):
                 break
         self._left_out |= found.left_out
@@ -109,7 +109,7 @@ class Planner:
         return replace(made, program=plan.program, job=job), out + (f"; {spares} instead" if spares else "")
 
     def _facts(self, cluster: Cluster) -> MachineFacts:
-        """Read the devices and the host anew. Errors: StuckDriverError where GPUs are needed."""
+        """Read the devices and the host again. Errors: StuckDriverError where GPUs are needed."""
         try:
             topology = read_or_explain()
         except StuckDriverError as error:
@@ -127,10 +127,11 @@ class Planner:
         )
 
     def _claimed(self, facts: MachineFacts) -> LaunchPlan:
-        """A plan that respects the claims of others, its GPUs claimed."""
+        """A plan that respects the claims of others, with its own GPUs claimed."""
         inherited = facts.inherited or Inherited()
 
         def plan_beside(others: Mapping[str, str]) -> LaunchPlan:
+            """The plan next to the claims of others. Errors: _OccupiedError with --wait."""
             beside = replace(facts, inherited=replace(inherited, claims=others))
             if self._options.wait is not None and (used := occupied(self._options, beside)):
                 raise _OccupiedError(used)
@@ -147,7 +148,7 @@ class Planner:
 
 
 class NextAttempt:
-    """Decides each attempt after the first, from the devices as they are then and what the ranks said of theirs."""
+    """Decides each attempt after the first, by the devices at that time and the ranks' errors about theirs."""
 
     def __init__(self, plan: LaunchPlan, planner: Planner, evidence: EvidenceCollector) -> None:
         self._plan = plan

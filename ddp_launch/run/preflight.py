@@ -1,7 +1,7 @@
-"""The check before a run: a short real job on the GPUs of the plan, where what the driver reports is in doubt.
+"""The check before a run: a short real job on the plan's GPUs, where the driver's report is doubtful.
 
-A hang or wrong data that a variable fixes becomes a variable of the plan; one that nothing fixes ends the launch before
-it can hang or train on wrong gradients. The job is `gpu_topology verify`'s; this module imports no torch.
+If a variable fixes a hang or wrong data, the plan gets the variable; otherwise the launch ends before it can hang or
+train on wrong gradients. The job is that of `gpu_topology verify`; this module imports no torch.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ OWN_ACCORD = "--no-preflight starts the run without this check"
 
 
 def is_due(plan: LaunchPlan, options: LaunchOptions) -> bool:
-    """Whether to check: as the user says; by default where several GPUs are in doubt and were never checked."""
+    """Whether to check: the user's choice; by default where several GPUs are doubtful and were never checked."""
     if options.preflight is not None:
         return options.preflight
     return plan.nproc_per_node > 1 and plan.doubt is not None
 
 
 def preflight(plan: LaunchPlan, options: LaunchOptions, console: Console, worker: Sequence[str] = ()) -> LaunchPlan:
-    """The plan with what the check found, which takes some seconds; the same plan where none is due.
+    """Check for some seconds; the plan with the result, or the same plan where no check is due.
 
     Only this node's GPUs are checked. `worker`: another program for the check's ranks. Errors: PreflightError;
-    TopologyError where the check itself cannot be started.
+    TopologyError where the check cannot be started.
     """
     if not is_due(plan, options):
         if plan.verdict is not None and plan.verdict.settings:
             _say(console, f"checked on {plan.verdict.when[:10]}: {_mended(plan.verdict)}")
         return plan
-    # Not above: the launches that check nothing need not wait for it.
+    # Imported here, since most launches check nothing.
     from gpu_topology.verify.check import RANK, check
 
     if plan.doubt is not None:
@@ -69,10 +69,11 @@ def preflight(plan: LaunchPlan, options: LaunchOptions, console: Console, worker
 
 
 def _unmended(plan: LaunchPlan, options: LaunchOptions, console: Console, verdict: Verdict) -> LaunchPlan:
+    """A failed check without a fix: the plan where the check could not start. Errors: PreflightError."""
     for line in verdict.words:
         console.print(Text(f"  │ {line}"), soft_wrap=True)
     if verdict.stage == "start" and not options.preflight:
-        # Nothing was learnt about the GPUs, and the user did not ask for the check.
+        # This says nothing about the GPUs, and the user did not ask for the check.
         _say(console, f"{verdict.problem}; the run continues unchecked")
         return plan
     remedy = f"; {verdict.remedy}" if verdict.remedy else ""
@@ -80,9 +81,11 @@ def _unmended(plan: LaunchPlan, options: LaunchOptions, console: Console, verdic
 
 
 def _mended(verdict: Verdict) -> str:
+    """The line for a problem that variables fix."""
     names = " ".join(f"{name}={value}" for name, value, _ in verdict.settings)
-    return f"{verdict.problem}; the run continues with {names}, with which the same job was right"
+    return f"{verdict.problem}; the run continues with {names}: the same job passed with that"
 
 
 def _say(console: Console, line: str) -> None:
+    """One line on the console, after "preflight: "."""
     console.print(Text("preflight: ", style="bold") + Text(line, style="none"), soft_wrap=True, highlight=False)

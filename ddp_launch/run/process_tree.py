@@ -1,9 +1,8 @@
-"""All that a run has started, directly or not: found, asked to end, and ended, however the launcher ends.
+"""Finds and ends all processes of a run, also indirect ones, however the launcher ends.
 
-The launcher adopts what its descendants leave behind (prctl(2), PR_SET_CHILD_SUBREAPER), so that all of them stay in
-the tree of processes below it, those that made a session of their own or were made to outlive their parents too.
-The ranks are tied to it by the kernel (exec_with_pdeathsig.py). Where it is killed itself, a reaper ends the rest
-(reaper.py).
+The launcher adopts orphans among its descendants (prctl(2), PR_SET_CHILD_SUBREAPER), so all of them stay in the process
+tree below it, even those with a session of their own or made to outlive their parents. The kernel ends the ranks with
+the launcher (exec_with_pdeathsig.py). If the launcher is killed, a reaper ends the rest (reaper.py).
 """
 
 from __future__ import annotations
@@ -26,18 +25,18 @@ PAUSE_S = 0.05
 UNSEEN_TWICE = 2
 DISMISS_S = 2.0
 LAST_WAIT_S = 3.0
-"""How long the kernel may take over a SIGKILL: a process that waits for a device or a network disk can be stuck."""
+"""How long the kernel may take for a SIGKILL: a process that waits for a device or a network disk can be stuck."""
 
 
 def with_pdeathsig(worker: Iterable[str]) -> tuple[str, ...]:
-    """The command of a rank, as one that the kernel ends with this process. To be started from the main thread."""
+    """The command of a rank, wrapped so that the kernel ends it with this process. Start it from the main thread."""
     return (*SCRIPT, str(exec_with_pdeathsig.__file__), str(os.getpid()), *worker)
 
 
 class ProcessTree:
-    """The processes below this one, but for the reaper, which is started here. Sets the mark in `os.environ`.
+    """The processes below this one, except the reaper, which is started here. Sets the mark in `os.environ`.
 
-    Children that this process has already (`tensorboard & exec python launch.py`) are not part of the run.
+    Children that this process already has (`tensorboard & exec python launch.py`) are not part of the run.
     """
 
     def __init__(self) -> None:
@@ -60,12 +59,12 @@ class ProcessTree:
         os.environ[reaper.MARK] = f"{outer}:{run}" if outer else run
 
     def watch(self, ranks: Iterable[int]) -> None:
-        """Take note of ranks by their process ids, and tell the reaper."""
+        """Register ranks by their process ids, also with the reaper."""
         self._ranks = set(ranks)
         self._tell(b"".join(b"%d\n" % pid for pid in self._ranks))
 
     def left(self) -> set[int]:
-        """Process ids of those that have not ended."""
+        """The ids of processes that have not ended."""
         processes = reaper.everyone()
         for stranger in self._strangers:
             if (now := processes.get(stranger.pid)) is not None and now.start == stranger.start:
@@ -74,18 +73,18 @@ class ProcessTree:
         return {pid for pid in tree if not processes[pid].ended}
 
     def kill(self) -> None:
-        """SIGKILL to all that there are now. Never raises."""
+        """Send SIGKILL to all present processes. Never raises."""
         reaper.kill(self.left())
 
     def end(self, deadline: float, told: Iterable[int] = ()) -> None:
-        """SIGTERM to all; SIGKILL to those that are left at `deadline` (monotonic), until there are none.
+        """Send SIGTERM to all, and SIGKILL to those left at `deadline` (monotonic), until none is left.
 
-        `told`: process groups that have got their SIGTERM already; a second one would interrupt what they save.
+        `told`: process groups that already got SIGTERM; a second one would interrupt their saving.
         """
         groups = set(told)
         reaper.kill({pid for pid in self.left() if _group(pid) not in groups}, signal.SIGTERM)
         deadline = max(deadline, time.monotonic())
-        # A process may be missed once: where its parent ended between the looks at the two.
+        # One reading may miss a process whose parent ended meanwhile.
         unseen = 0
         while unseen < UNSEEN_TWICE and (now := time.monotonic()) < deadline + LAST_WAIT_S:
             left = self.left()
@@ -97,7 +96,7 @@ class ProcessTree:
         self.reap()
 
     def reap(self) -> None:
-        """Wait for adopted processes that have ended. The ranks are waited for by torch's agent."""
+        """Reap adopted processes that have ended. torch's agent waits for the ranks."""
         others = {*self._ranks, self._reaper.pid}
         with suppress(ChildProcessError):
             while True:
@@ -118,12 +117,14 @@ class ProcessTree:
             self._reaper.wait(DISMISS_S)
 
     def _tell(self, text: bytes) -> None:
+        """Write to the reaper's pipe."""
         # Without a reaper the ranks are still tied to the launcher.
         with suppress(OSError):
             os.write(self._pipe, text)
 
 
 def _group(pid: int) -> int | None:
+    """The process group of a process; None where it is gone."""
     try:
         return os.getpgid(pid)
     except ProcessLookupError:

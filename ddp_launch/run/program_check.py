@@ -1,4 +1,4 @@
-"""The program that a user names, checked before anything starts."""
+"""Checks the user's program before anything starts."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from ddp_launch.cli.options import Program
 
 PYTHON = re.compile(r"(python|pypy)[0-9.]*")
 SHELLS = {".sh": "sh", ".bash": "bash", ".zsh": "zsh", ".fish": "fish", ".pl": "perl"}
-"""What runs a file whose first line does not say so."""
+"""Interpreters for files without an interpreter line."""
 
 
 def check_program(program: Program) -> Program:
-    """The program as it is started: a file of another language is run by what its first line names.
+    """The program as it will be started: a file in another language is run by the interpreter in its first line.
 
-    Errors: OptionError, one line, for what no rank could start.
+    Errors: OptionError, one line, for a program that no rank could start.
     """
     match program.kind:
         case "script":
@@ -37,7 +37,7 @@ def check_program(program: Program) -> Program:
 
 
 def _in_its_language(program: Program) -> Program:
-    """The program with the interpreter of its first line, where that is no Python."""
+    """The program with the interpreter of its first line, unless that is Python."""
     path = Path(program.name)
     if not path.is_file():
         return program  # a folder with __main__.py, or a pipe
@@ -45,7 +45,7 @@ def _in_its_language(program: Program) -> Program:
         head = file.read(512)
     command: tuple[str, ...] = ()
     if head.startswith(b"#!"):
-        # As the kernel reads it: the interpreter, and all that follows as one argument.
+        # As the kernel reads it: the interpreter, and the rest of the line as one argument.
         line = os.fsdecode(head[2:].partition(b"\n")[0]).split(None, 1)
         command = tuple(word.strip() for word in line)
         runs = _run_by(command)
@@ -54,7 +54,7 @@ def _in_its_language(program: Program) -> Program:
         if shutil.which(runs) is None:
             if path.suffix == ".py":
                 return program
-            raise OptionError(f"{program.name!r}: its first line asks for {runs}, which is not there")
+            raise OptionError(f"{program.name!r}: its first line asks for {runs}, which does not exist")
     elif not head.startswith(b"\x7fELF"):
         if path.suffix not in SHELLS:
             return program
@@ -67,7 +67,7 @@ def _in_its_language(program: Program) -> Program:
 
 
 def _run_by(command: Sequence[str]) -> str:
-    """The program that a first line names, after env with its options and variables."""
+    """The program in an interpreter line; with env, the word after its options and variables."""
     words = " ".join(command).split()
     if not words or Path(words[0]).name != "env":
         return words[0] if words else ""
@@ -75,11 +75,12 @@ def _run_by(command: Sequence[str]) -> str:
 
 
 def _with_folder(name: str) -> str:
+    """`./NAME` for a file of the current folder."""
     return name if "/" in name else f"./{name}"
 
 
 def _check_executable(name: str) -> None:
-    """Whether the program can be run. Errors: OptionError."""
+    """Check that the program can be executed. Errors: OptionError."""
     if shutil.which(name) is not None:
         return
     path = Path(name)
@@ -90,14 +91,14 @@ def _check_executable(name: str) -> None:
     here = _with_folder(name)
     if not os.access(path, os.X_OK):
         raise OptionError(f"{name!r}: permission denied, it is not executable: chmod +x {name} (then {here})")
-    raise OptionError(f"{name!r}: no such executable where PATH looks; the file in this folder is {here}")
+    raise OptionError(f"{name!r}: no such executable on PATH; the file in this folder is {here}")
 
 
 def _check_script(name: str) -> None:
-    """Whether the script is there and can be read. Errors: OptionError."""
+    """Check that the script exists and can be read. Errors: OptionError."""
     path = Path(name)
     try:
-        # A folder or zip file with __main__.py is a program for Python too.
+        # Python also runs a folder or zip file with __main__.py.
         if path.is_dir() and not (path / "__main__.py").is_file():
             raise OptionError(f"{name!r} is a folder: expected a Python script")
         exists = path.exists()
@@ -106,13 +107,13 @@ def _check_script(name: str) -> None:
     if not exists:
         raise OptionError(f"{name!r}: no such script")
     if not os.access(path, os.R_OK):
-        raise OptionError(f"{name!r}: this script may not be read by you")
+        raise OptionError(f"{name!r}: you have no permission to read this script")
 
 
 def _check_module(name: str) -> None:
-    """The top-level package must be there; what is inside is not imported here."""
+    """Check that the top-level package exists, without importing it. Errors: OptionError."""
     top = name.partition(".")[0]
-    # python -m looks in the current folder first, and not beside launch.py.
+    # python -m searches the current folder first, and not that of launch.py.
     folders = [str(Path.cwd()), *sys.path[1:]]
     if top not in sys.builtin_module_names and PathFinder.find_spec(top, folders) is None:
         raise OptionError(f"-m {name!r}: no module named {top!r} here or in this Python")

@@ -1,4 +1,4 @@
-"""Where the output of each rank goes: into files, one folder per attempt; that of local rank 0 to the screen too."""
+"""Where each rank's output goes: into files, one folder per attempt; local rank 0's to the screen too."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ STDERR = 2
 SIGNALS_VARIABLE = "TORCHELASTIC_SIGNALS_TO_HANDLE"
 SIGNALS = os.environ.get(SIGNALS_VARIABLE, "SIGTERM,SIGINT,SIGHUP,SIGQUIT")
 MOST_WATCHED = 64
-"""A rank whose output passes through the launcher costs it some eight open files. Ranks beyond this number write their
+"""The launcher needs about eight open files for a rank whose output it copies. Ranks beyond this number write their
 files themselves."""
 
 
 class RankLogs(LogsSpecs):
-    """Files `FOLDER/attempt-A/rank-R.stdout.log`, `...stderr.log` and `...error.json`; attempts of earlier runs stay.
+    """Files `FOLDER/attempt-A/rank-R.stdout.log`, `...stderr.log` and `...error.json`; attempts of earlier runs are
+    kept.
 
-    Where both streams of a rank go to one place on the screen, both are in the first file, to which the second is a
-    link. `tee`: which other ranks are shown on the screen too; `limit`: bytes of a stream that its file keeps.
+    Where both streams of a rank go to the same screen, both are in the first file, and the second is a link to it.
+    `tee`: which ranks are shown on the screen too; `limit`: bytes of a stream that its file keeps.
     """
 
     def __init__(self, folder: Path, *, tee: Tee, limit: int = LOG_BYTES) -> None:
@@ -35,7 +36,7 @@ class RankLogs(LogsSpecs):
         self.attempt = folder
         """The folder of the latest attempt."""
         self.restarts: int | None = None
-        """What the ranks get as TORCHELASTIC_RESTART_COUNT; None: the agent's own count."""
+        """The ranks' TORCHELASTIC_RESTART_COUNT; None: the agent's own count."""
         self._output: RankOutput | None = None
         self.ranks: dict[int, tuple[Path, ...]] = {}
         """Local rank -> its log files in the latest attempt: standard output, standard error."""
@@ -45,11 +46,12 @@ class RankLogs(LogsSpecs):
 
     @property
     def shown(self) -> frozenset[int]:
-        """The local ranks whose error output is on the screen."""
+        """The local ranks whose standard error is on the screen."""
         return frozenset(rank for rank, streams in self._streams.items() if streams & STDERR)
 
     @property
     def root_log_dir(self) -> str:
+        """See the base class."""
         return str(self._folder)
 
     def reify(self, envs: dict[int, dict[str, str]]) -> LogsDest:
@@ -65,7 +67,7 @@ class RankLogs(LogsSpecs):
                 env["TORCHELASTIC_RESTART_COUNT"] = str(self.restarts)
             # The launcher empties this variable for its own agent; a rank that starts one gets torch's default.
             env[SIGNALS_VARIABLE] = SIGNALS
-            # Absolute: the watchdog and a program that changes its folder write there too.
+            # Absolute, for the watchdog and for programs that change their folder.
             self.errors[local_rank] = Path(f"{base}.error.json").absolute()
             env[ERROR_FILE] = str(self.errors[local_rank])
             logs = self.ranks[local_rank] = (Path(f"{base}.stdout.log"), Path(f"{base}.stderr.log"))
@@ -81,12 +83,12 @@ class RankLogs(LogsSpecs):
         return LogsDest(stdouts, stderrs, {}, {}, errors, os.devnull, os.devnull)
 
     def drain(self) -> None:
-        """Before the logs of ranks that have ended are read."""
+        """Write all output of ended ranks to their logs, which are about to be read."""
         if self._output is not None:
             self._output.drain()
 
     def finish(self) -> None:
-        """Once the ranks have ended: their last output is on the screen and in their files."""
+        """After the ranks have ended: write their last output to the screen and the files."""
         if self._output is None:
             return
         self._output.finish()
@@ -104,7 +106,7 @@ class RankLogs(LogsSpecs):
             except FileExistsError:
                 number += 1
             except OSError:
-                # The disk is full: the ranks run without logs, and what is lost is reported in the end.
+                # The disk is full: the ranks run without logs, and the loss is reported at the end.
                 return attempt
             else:
                 return attempt

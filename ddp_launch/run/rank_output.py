@@ -1,9 +1,9 @@
-"""The ranks' output: passed on as it comes, into a log for each stream and, of some ranks, to the screen.
+"""Copies the ranks' output as it comes, to a log for each stream and, for some ranks, to the screen.
 
-A rank never writes into a file itself: a full disk would end it, and nothing would limit the file's size. Where the
-launcher's own standard output and error are the same terminal, pipe or file, a rank that is shown has one stream for
-both, for between two the order would be lost. Rank 0 has a terminal where the launcher has one: a pseudo-terminal that
-changes nothing of what passes. Otherwise the ranks are given pipes.
+A rank never writes to a file itself: a full disk would end it, and nothing would limit the file's size. Where the
+launcher's standard output and standard error are the same terminal, pipe or file, a shown rank has one stream for both,
+since two streams would lose the order. Rank 0 gets a pseudo-terminal, which changes nothing, where the launcher has a
+terminal. All other ranks get pipes.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ DRAIN_S = 1.0
 
 @dataclass(eq=False)
 class _Way:
-    """One stream: `entry` is the writing end, `read` the end that is read here, `to` the descriptor of the screen, None
-    for the log alone; `prefix`: of each line on the screen; `rest`: the beginning of a line that is not complete."""
+    """One stream. `entry`: the end that the rank writes; `read`: the end that is read here; `to`: the screen's
+    descriptor, None for the log alone; `prefix`: of each line on the screen; `rest`: the start of an incomplete
+    line."""
 
     entry: int
     read: int
@@ -45,7 +46,8 @@ class _Way:
 
 
 class RankOutput:
-    """Takes the two streams of each rank of this node from `add` to `finish`. `limit`: bytes of a stream in its log."""
+    """Copies both streams of each rank of this node, from `start` to `finish`. `limit`: bytes of a stream in its
+    log."""
 
     def __init__(self, limit: int = LOG_BYTES) -> None:
         self._limit = limit
@@ -56,10 +58,11 @@ class RankOutput:
         self._thread = threading.Thread(target=self._run, name="rank-output", daemon=True)
 
     def add(self, stdout_log: Path, stderr_log: Path, *, shown: int = BOTH, prefix: str = "") -> tuple[str, str]:
-        """Paths of a rank's standard output and error, for this process to open.
+        """Add a rank; the paths of its standard output and standard error, for this process to open.
 
-        shown: the streams for the screen, by bits as in torchrun's --tee. prefix: of each line; without one the bytes
-        pass as they are, and the rank has a terminal where the screen is one. Errors: OSError (no descriptor left).
+        shown: the streams for the screen, as bits like torchrun's --tee. prefix: of each line; without a prefix the
+        bytes are copied as they are, and the rank gets a terminal where the screen is one. Errors: OSError (no
+        descriptor left).
         """
         if shown == BOTH and _same_place():
             with suppress(OSError):
@@ -70,6 +73,7 @@ class RankOutput:
         return self._open(out, stdout_log, prefix), self._open(err, stderr_log, prefix)
 
     def _open(self, to: int | None, log: Path, prefix: str) -> str:
+        """Open one stream; the path at which the rank writes to it."""
         terminal = to is not None and not prefix and os.isatty(to) and not _would_adopt_a_terminal()
         read, entry = os.openpty() if terminal else os.pipe()
         if to is not None and terminal:
@@ -80,11 +84,11 @@ class RankOutput:
         return f"/proc/self/fd/{entry}"
 
     def start(self) -> None:
-        """Once all ranks are added."""
+        """Start copying, once all ranks are added."""
         self._thread.start()
 
     def finish(self) -> None:
-        """Pass on what has not been read yet, and close. A screen that takes nothing for some seconds is given up."""
+        """Copy the rest and close. A screen that accepts nothing for some seconds is given up."""
         os.close(self._waker)
         before = -1
         while self._thread.is_alive() and self._passed != before:
@@ -92,7 +96,7 @@ class RankOutput:
             self._thread.join(STUCK_S)
 
     def drain(self) -> None:
-        """Wait a moment, until everything that ended ranks wrote is in their logs."""
+        """Wait up to DRAIN_S until all output of ended ranks is in their logs."""
         deadline = time.monotonic() + DRAIN_S
         while self._thread.is_alive() and time.monotonic() < deadline:
             if self._passing.acquire(timeout=DRAIN_S):
@@ -106,11 +110,11 @@ class RankOutput:
 
     @property
     def lost(self) -> tuple[tuple[Path, int, str], ...]:
-        """The logs that miss bytes: how many, and why."""
+        """(log, number of missing bytes, reason) for each incomplete log."""
         return tuple((way.log.path, way.log.lost, way.log.why) for way in self._ways if way.log.lost)
 
     def _run(self) -> None:
-        """Copy what the ranks print until all of them have closed their streams (a thread's work)."""
+        """A thread's work: copy the ranks' output until `finish`."""
         with selectors.DefaultSelector() as selector:
             for way in self._ways:
                 selector.register(way.read, selectors.EVENT_READ, way)
@@ -135,15 +139,15 @@ class RankOutput:
         os.close(self._wake)
 
     def _pass_on(self, way: _Way) -> bool:
-        """One piece of what has come; whether there was any."""
+        """Copy one piece; whether there was any."""
         chunk = b"" if way.given_up else _read(way.read)
         if not chunk:
             return False
         self._passed += len(chunk)
         way.log.write(chunk)
         if way.to is not None and not _write(way.to, _prefixed(way, chunk) if way.prefix else chunk):
-            # Nobody reads any more (launch.py | head): the rank has to notice as if it wrote there itself, but
-            # not one that is only shown beside another.
+            # The reader is gone (launch.py | head): the rank has to notice, as if it wrote there itself. Not a rank
+            # that is only shown beside another.
             way.to = None
             if not way.prefix:
                 os.close(way.read)
@@ -152,7 +156,8 @@ class RankOutput:
 
 
 def _same_place() -> bool:
-    """Whether the launcher's own standard output and error lead to one place, as on a terminal, or after 2>&1."""
+    """Whether the launcher's standard output and standard error go to the same place, as on a terminal or after
+    2>&1."""
     out, err, nowhere = os.fstat(1), os.fstat(2), Path(os.devnull).stat()
     return os.path.samestat(out, err) and not os.path.samestat(out, nowhere)
 
@@ -163,7 +168,7 @@ def _waiting(descriptor: int) -> bool:
 
 
 def _prefixed(way: _Way, chunk: bytes) -> bytes:
-    """The lines that are complete, each with its prefix; a progress bar's carriage return ends one, too."""
+    """The complete lines, each with the prefix; a progress bar's carriage return ends a line too."""
     text = (way.rest + chunk).replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     whole, end, way.rest = text.rpartition(b"\n")
     if len(way.rest) > CHUNK_BYTES:
@@ -172,7 +177,7 @@ def _prefixed(way: _Way, chunk: bytes) -> bytes:
 
 
 def _would_adopt_a_terminal() -> bool:
-    """Whether opening a terminal by its path would make it this process's own, whose end is a SIGHUP."""
+    """Whether opening a terminal would make it this process's controlling terminal, whose end sends SIGHUP."""
     if os.getsid(0) != os.getpid():
         return False
     try:
@@ -191,6 +196,7 @@ def _make_transparent(terminal: int) -> None:
 
 
 def _copy_size(source: int, target: int) -> None:
+    """Give a terminal the size of another."""
     with suppress(OSError):
         size = fcntl.ioctl(source, termios.TIOCGWINSZ, bytes(8))
         if size != fcntl.ioctl(target, termios.TIOCGWINSZ, bytes(8)):
@@ -198,7 +204,7 @@ def _copy_size(source: int, target: int) -> None:
 
 
 def _read(descriptor: int) -> bytes:
-    """What is there; empty for nothing, and for the end."""
+    """What can be read now; empty if there is nothing, and at the end."""
     try:
         return os.read(descriptor, CHUNK_BYTES)
     except BlockingIOError:
@@ -210,7 +216,7 @@ def _read(descriptor: int) -> bytes:
 
 
 def _write(descriptor: int, chunk: bytes) -> bool:
-    """False when the reader is gone."""
+    """Write everything, waiting as needed; False when the reader is gone."""
     left = memoryview(chunk)
     while left:
         try:
@@ -223,6 +229,7 @@ def _write(descriptor: int, chunk: bytes) -> bool:
 
 
 def _close(way: _Way) -> None:
+    """Write the last incomplete line, then close both ends and the log."""
     if way.rest and way.to is not None:
         _write(way.to, way.prefix + way.rest + b"\n")
     if not way.given_up:

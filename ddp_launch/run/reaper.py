@@ -1,10 +1,9 @@
 """A small process that outlives the launcher by a moment and ends what it leaves: `python -I -S reaper.py RUN`.
 
-Its standard input is a pipe whose only write end the launcher holds. Once the launcher is gone, for whatever reason,
-the pipe ends, and every process of the run is killed: those that carry the mark of the run in their environment, those
-in the session of a rank, and all below them. The ranks themselves are killed by the kernel (see
-exec_with_pdeathsig.py); this is for what they have started. Nothing but the standard library is imported, and as
-little of that as possible.
+The launcher holds the only write end of the reaper's standard input. When the launcher is gone, for whatever reason,
+the pipe closes, and every process of the run is killed: those with the run's mark in their environment, those in the
+session of a rank, and their descendants. The kernel kills the ranks themselves (exec_with_pdeathsig.py); the reaper is
+for what they have started. Only the standard library is imported, and as little of it as possible.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import sys
 import time
 
 MARK = "DDP_LAUNCH_RUN"
-"""The environment variable that marks the processes of a run. A run inside of another adds its own: `outer:inner`."""
+"""The environment variable that marks the processes of a run. A run inside another adds its mark: `outer:inner`."""
 ALL_IS_WELL = b"q"
 LIMIT_S = 5.0
 PAUSE_S = 0.02
@@ -23,17 +22,17 @@ QUIET_ROUNDS = 3
 
 
 class Process:
-    """What /proc tells of a process. Errors: OSError when there is none."""
+    """A process by /proc. Errors: OSError where there is none."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
-        # The second field, the name, is in brackets and may hold anything.
+        # The second field, the name, is in brackets and may contain anything.
         fields = _read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
         self.ended = fields[0] in (b"Z", b"X")
         self.parent, self.session, self.start = int(fields[1]), int(fields[3]), int(fields[19])
 
     def carries(self, mark: bytes) -> bool:
-        """Whether its environment holds the mark; False where it may not be read."""
+        """Whether its environment has the mark; False where that may not be read."""
         try:
             return mark in _read(f"/proc/{self.pid}/environ")
         except OSError:
@@ -57,7 +56,7 @@ def main(run: str) -> None:
 
 
 def end_all(run: str, ranks: dict[int, Process | None]) -> None:
-    """SIGKILL to every process of the run, until none has been found for a few rounds."""
+    """Send SIGKILL to every process of the run, until a few rounds in a row find none."""
     deadline, quiet = time.monotonic() + LIMIT_S, 0
     while quiet < QUIET_ROUNDS and time.monotonic() < deadline:
         quiet = 0 if kill(members(everyone(), run.encode(), ranks)) else quiet + 1
@@ -65,7 +64,7 @@ def end_all(run: str, ranks: dict[int, Process | None]) -> None:
 
 
 def members(processes: dict[int, Process], run: bytes, ranks: dict[int, Process | None]) -> set[int]:
-    """The process ids that belong to the run, by mark or session, and all below them."""
+    """The ids of the run's processes, by mark or session, and of their descendants."""
     found = set()
     for process in processes.values():
         if process.carries(run) or (process.session in ranks and _is_same(process.session, processes, ranks)):
@@ -75,13 +74,13 @@ def members(processes: dict[int, Process], run: bytes, ranks: dict[int, Process 
 
 
 def _is_same(pid: int, processes: dict[int, Process], ranks: dict[int, Process | None]) -> bool:
-    """Whether the process id still is this rank's: the id of an ended process is reused in time."""
+    """Whether the process id still belongs to this rank: ids of ended processes are reused."""
     now, rank = processes.get(pid), ranks[pid]
     return now is None or (rank is not None and now.start == rank.start)
 
 
 def below(processes: dict[int, Process], roots: set[int]) -> set[int]:
-    """The roots and all that descend from them, those that have ended among them."""
+    """The roots and all their descendants, ended ones included."""
     found, size = set(roots), -1
     while size < len(found):
         size = len(found)
@@ -90,13 +89,13 @@ def below(processes: dict[int, Process], roots: set[int]) -> set[int]:
 
 
 def everyone() -> dict[int, Process]:
-    """All processes, by process id. Changes during the reading may be missed: read again."""
+    """All processes, by process id. A single reading may miss changes."""
     seen = (look(int(name)) for name in os.listdir("/proc") if name.isdigit())  # noqa: PTH208
     return {process.pid: process for process in seen if process is not None}
 
 
 def look(pid: int) -> Process | None:
-    """The process of this id, None where there is none."""
+    """The process with this id; None where there is none."""
     try:
         return Process(pid)
     except (OSError, IndexError):
@@ -104,7 +103,7 @@ def look(pid: int) -> Process | None:
 
 
 def kill(pids: set[int], number: int = signal.SIGKILL) -> bool:
-    """Send the signal; whether any process took it."""
+    """Send the signal; whether it reached any process."""
     taken = False
     for pid in pids:
         try:
@@ -116,6 +115,7 @@ def kill(pids: set[int], number: int = signal.SIGKILL) -> bool:
 
 
 def _read(path: str) -> bytes:
+    """A file's bytes."""
     with open(path, "rb") as file:  # noqa: PTH123 (pathlib would double the time to start)
         return file.read()
 

@@ -1,4 +1,4 @@
-"""Signals to the launcher: the first one ends the run in good order, the second one at once."""
+"""Signals to the launcher: the first ends the run in good order, the second at once."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from types import FrameType
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
 AS = {signal.SIGUSR1: signal.SIGTERM}
-"""What a signal stands for: Slurm's warning ahead of a time limit (--signal=USR1) is like the SIGTERM that follows."""
+"""Signals that count as others: Slurm's warning before a time limit (--signal=USR1) is like the SIGTERM after it."""
 REPEATED_S = 0.05
-"""A repeated signal within this time is the same one: timeout(1) sends it to the process and to its group."""
+"""A repetition within this time is the same signal: timeout(1) sends it to the process and to its group."""
 
 
 @contextmanager
@@ -25,6 +25,7 @@ def deferred() -> Iterator[None]:
     received: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
+        """Signal handler: remember the first signal, leave at the second."""
         if received:
             os._exit(128 + received[0])
         received.append(AS.get(signal.Signals(number), number))
@@ -53,21 +54,21 @@ class Interrupts:
         self._held = False
         self._at = 0.0
         self.kill: Callable[[], None] = lambda: None
-        """Ends all ranks at once; called by signals that come while the ranks are already ending. It must not raise."""
+        """Ends all ranks at once; called for signals that arrive while the ranks are already ending. Must not raise."""
         self.received: signal.Signals | None = None
-        """The first signal that came."""
+        """The first signal that arrived."""
         self.ending = False
-        """Set while the ranks are being stopped: no signal raises then, which would interrupt the stopping."""
+        """Set while the ranks are being stopped: a signal then raises nothing, which would interrupt the stopping."""
 
     def install(self) -> None:
-        """Take over the signals. A signal that the caller ignores (nohup) stays ignored."""
+        """Install the handlers. A signal that the caller ignores (nohup) stays ignored."""
         for number in ENDING:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._handle)
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Handle signals inside; afterwards they are ignored: the exit status is decided, the process about to end."""
+        """Handle signals inside the block. Afterwards they are ignored, because the process is about to end."""
         self.install()
         try:
             yield
@@ -77,7 +78,7 @@ class Interrupts:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Put the first signal off until the end: half-started ranks would be unknown."""
+        """Defer the first signal to the end of the block: half-started ranks could not be ended."""
         self.check()
         self._held = True
         try:
@@ -87,11 +88,12 @@ class Interrupts:
         self.check()
 
     def check(self) -> None:
-        """Raise for a signal that has arrived and was not acted on yet."""
+        """Raise for a signal that has arrived and not yet raised."""
         if self.received is not None:
             self._raise()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        """Signal handler: raise for the first signal, kill all ranks at the second."""
         now, number = time.monotonic(), AS.get(signal.Signals(number), number)
         if self.received == number and now - self._at < REPEATED_S:
             return
@@ -103,6 +105,7 @@ class Interrupts:
             self._raise()
 
     def _raise(self) -> None:
+        """Raise the exception for the signal that arrived."""
         assert self.received is not None
         self.ending = True
         raise self._failure(self.received)

@@ -1,4 +1,4 @@
-"""Keeps torch's own log off the launcher's screen; the ranks' output is untouched."""
+"""Keeps torch's log off the launcher's screen; the ranks' output is untouched."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ CPP_LEVEL = "TORCH_CPP_LOG_LEVEL"
 
 @contextmanager
 def importing_silently() -> Iterator[None]:
-    """Import torch inside: no warnings, no garbage collection, and of its C++ side (it reads its log level once) only
-    errors."""
+    """A block for importing torch: no warnings, no garbage collection, and only errors from torch's C++ log, whose
+    level is read once."""
     earlier = os.environ.get(CPP_LEVEL)
     os.environ.setdefault(CPP_LEVEL, "ERROR")
     try:
@@ -29,7 +29,7 @@ def importing_silently() -> Iterator[None]:
 
 
 def silence_engine() -> None:
-    """No log of the elastic engine, unless torch's own variable LOGLEVEL asks for it."""
+    """Turn the elastic engine's log off, unless torch's own variable LOGLEVEL is set."""
     if "LOGLEVEL" not in os.environ:
         log = logging.getLogger("torch.distributed.elastic")
         log.addHandler(logging.NullHandler())

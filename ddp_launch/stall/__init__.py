@@ -1,1 +1,1 @@
-"""Where every rank of a run is, asked from outside: stalls of any program, and ranks that the others wait for."""
+"""Where every rank of a run is, seen from outside: stalls of any program, and ranks that the others wait for."""

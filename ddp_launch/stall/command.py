@@ -1,7 +1,7 @@
-"""`python -m ddp_launch stacks RUN`: where every rank of a running run is, now.
+"""`python -m ddp_launch stacks RUN`: where every rank of a run is now.
 
-RUN is the launcher's process id, that of one of its ranks, or a folder: of its logs, or a run folder of the trainer's.
-Without it, the run of this user that there is. Ranks are found by their environment; nothing is written anywhere.
+RUN is the process id of the launcher or of a rank, or a folder: the run's logs, or the trainer's run folder. Without
+RUN it is this user's only run. Ranks are found by their environment; nothing is written to disk.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def run(arguments: Sequence[str]) -> int:
     for view in views:
         print(f"rank {view.rank} (process {view.pid})")
         frames = [*view.frames, *view.native]
-        for line in traceback_lines(frames) if frames else ("it gives no Python stack",):
+        for line in traceback_lines(frames) if frames else ("no Python stack",):
             print(f"  {line}")
         if view.rank in found and (error := found[view.rank].error):
             print(f"  native calls: py-spy says {error}")
@@ -55,7 +55,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _runs() -> dict[int, tuple[Ranks, Path | None]]:
-    """The runs of this user: the launcher's process id -> its ranks, and the folder of their logs."""
+    """The runs of this user: the launcher's process id -> (its ranks, the folder of their logs)."""
     runs: dict[int, tuple[Ranks, Path | None]] = {}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
@@ -67,7 +67,7 @@ def _runs() -> dict[int, tuple[Ranks, Path | None]]:
         except (OSError, IndexError, ValueError):
             continue
         variables = _variables(words)
-        # Processes that a rank has started have its variables, too: its own parent has no rank.
+        # Processes that a rank has started have its variables too. The rank itself is the one whose parent has no RANK.
         if MARK in variables and "RANK" in variables and _variables(parents).get("RANK") != variables["RANK"]:
             logs = Path(variables[ERROR_FILE]).parent if ERROR_FILE in variables else None
             runs.setdefault(parent, ({}, logs))[0][int(variables["RANK"])] = RankProbe(
@@ -77,12 +77,13 @@ def _runs() -> dict[int, tuple[Ranks, Path | None]]:
 
 
 def _variables(words: Sequence[bytes]) -> Mapping[str, str]:
+    """The contents of /proc/PID/environ as a dictionary."""
     pairs = (word.decode(errors="replace").partition("=") for word in words)
     return {name: value for name, _, value in pairs}
 
 
 def _choose(runs: Mapping[int, tuple[Ranks, Path | None]], name: str | None) -> tuple[int, Ranks]:
-    """The run that is meant. Errors: OptionError."""
+    """The run of that name. Errors: OptionError."""
     known = "; ".join(f"launcher {pid}, logs in {logs}" for pid, (_, logs) in sorted(runs.items()))
     if name is None:
         fitting = list(runs)

@@ -1,4 +1,4 @@
-"""What a look at the ranks says about a failure: a rank that raised because it had waited in vain is no cause."""
+"""What the ranks' stacks say about a failure: a rank that raised because it waited in vain is not the cause."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from ddp_launch.stall.finding import RankView, judge
 
 
 def explain(failures: Sequence[Failure], views: Sequence[RankView], world_size: int) -> tuple[Failure, ...]:
-    """The failures with where their ranks were, and in front the rank that the others had waited for.
+    """The failures with the place of each rank; first the rank that the others waited for.
 
-    `views`: the ranks as the first one failed, before anybody was ended.
+    `views`: the ranks when the first one failed, before any other was ended.
     """
     where = {view.rank: view.doing for view in views if view.state != "ended"}
-    # Who was ended for a hang was gone before this look; its report has what the look before that found.
+    # A rank that was ended for a hang was gone by then; its report has what was seen before.
     seen = {failure.rank: failure.hang.at for failure in failures if failure.hang}
     failures = [replace(failure, at=seen.get(failure.rank) or where.get(failure.rank, "")) for failure in failures]
     alone = [failure for failure in failures if not failure.stopped]

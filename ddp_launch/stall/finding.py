@@ -1,4 +1,4 @@
-"""Which rank holds the others up: a pure function from what is seen of the ranks of this machine to a finding.
+"""Which rank holds the others up: a pure function from the views of this machine's ranks to a finding.
 
 A rank that waits in a collective waits for those members of its process group that have not entered it. A rank that is
 waited for and waits for nobody is the culprit; where each waits for another, they are in collectives of different
@@ -31,17 +31,17 @@ STARVED = "and the machine is too busy for it to answer"
 
 @dataclass(frozen=True)
 class RankView:
-    """What is seen of a rank.
+    """What the launcher sees of a rank.
 
     state     "running", "stopped" (by SIGSTOP) or "ended", with the returncode `code` where that is known
     stacks    its Python stacks; {} where it gave none
-    record    what it told last; None before its process group is there, or without torch's recorder
-    answered  its thread answered just now: Python's lock is not held for long
-    starved   it would have answered, and did not get the CPU
-    native    the native calls that its innermost Python call led to, where py-spy is installed
-    moving    its thread was seen to run: it does not wait, though its stack says so
-    leaving   its program has come to its end, and Python is closing
-    gave_up   it ended with an error because it had waited in vain
+    record    its last answer; None before it has a process group, or without torch's recorder
+    answered  its thread has just answered, so Python's lock is not held for long
+    starved   it did not answer because it got no CPU time
+    native    the native calls below its innermost Python call, where py-spy is installed
+    moving    its thread was seen running: it does not wait, although its stack looks so
+    leaving   its program has ended, and Python is closing
+    gave_up   it ended with an error because it waited in vain
     """
 
     rank: int
@@ -59,7 +59,7 @@ class RankView:
 
     @cached_property
     def thread(self) -> int:
-        """The thread whose stack tells what it does; 0 where that is not known."""
+        """The thread whose stack shows what the rank does; 0 where that is not known."""
         known = self.record and (self.record.waiting or self.record.latest)
         return thread_of(self.stacks or {}, known.thread if known else 0)
 
@@ -70,14 +70,14 @@ class RankView:
 
     @property
     def waiting(self) -> Collective | None:
-        """The collective that it has entered and not left."""
+        """The collective that it has entered and not left; None without one."""
         if self.record is None or (self.state == "running" and not self.answered):
-            return None  # what it told earlier may be over
+            return None  # the collective of its earlier answer may be over
         return self.record.waiting or (self.record.latest if self.gave_up else None)
 
     @property
     def blocked(self) -> str:
-        """In which call it waits for other ranks; empty where it does not."""
+        """The call in which it waits for other ranks; empty where it does not wait."""
         if self.gave_up:
             return str(self.waiting or "a collective")
         if self.state != "running" or self.moving:
@@ -86,7 +86,7 @@ class RankView:
 
     @property
     def doing(self) -> str:
-        """What it does, in one line."""
+        """What it is doing, in one line."""
         if self.state == "ended":
             return "ended" if self.code is None else "ended by " + in_words(self.code, meaning=False)
         where = place_of(self.frames)
@@ -110,8 +110,8 @@ class RankView:
 
 @dataclass(frozen=True)
 class Finding:
-    """What holds the ranks up. `ranks`: the culprits; `title`: one line; `rows`: what each rank does, ranks in common
-    together; `advice`: what to do, where that is known; `collective`: the one that is waited in."""
+    """What holds the ranks up. `ranks`: the culprits; `title`: one line; `rows`: (ranks, what they are doing);
+    `advice`: how to fix it, where that is known; `collective`: the one in which the others wait."""
 
     kind: Kind
     ranks: tuple[int, ...]
@@ -139,7 +139,7 @@ Found = tuple[Kind, Iterable[int], str, str]
 
 
 def rows_of(views: Sequence[RankView]) -> tuple[tuple[tuple[int, ...], str], ...]:
-    """What each rank does; ranks that do the same are one row."""
+    """What each rank is doing; ranks that do the same share a row."""
     rows: dict[str, list[int]] = {}
     for view in views:
         rows.setdefault(view.doing, []).append(view.rank)
@@ -147,22 +147,22 @@ def rows_of(views: Sequence[RankView]) -> tuple[tuple[tuple[int, ...], str], ...
 
 
 def _spawned(views: Sequence[RankView]) -> Found | None:
-    """Ranks that only wait for processes of their own, before any process group."""
+    """Ranks without a process group that wait for processes of their own; None without one."""
     by = {view.rank: how for view in views if view.record is None and (how := spawned(view.frames))}
     if not by:
         return None
     how = next(iter(by.values()))
     title = f"{names(by)} {'waits' if len(by) == 1 else 'wait'} for processes started with {how}"
     advice = (
-        "the launcher starts one process per rank already, so each of them started a whole group of its own and the"
-        " groups get in one another's way: call the function itself, with RANK, LOCAL_RANK and WORLD_SIZE from the"
+        "the launcher already starts one process per rank, so each of them started a whole group of its own, and the"
+        " groups collide: call the function itself, with RANK, LOCAL_RANK and WORLD_SIZE from the"
         " environment; or run the script with plain python"
     )
     return "spawn", by, title, advice
 
 
 def _mismatch(views: Mapping[int, RankView]) -> Found | None:
-    """The first number under which the ranks of a group called different things, while one of them waits in it."""
+    """The first number under which the ranks of a group called different collectives, while one of them waits in it."""
     records = {rank: view.record for rank, view in views.items() if view.record}
     for group in sorted({group for record in records.values() for group in record.collectives}):
         if not any(one and one.group == group for one in (record.waiting for record in records.values())):
@@ -193,6 +193,7 @@ SAME_SHAPE = (
 
 
 def _stopped(views: Sequence[RankView], blocked: Sequence[RankView]) -> Found | None:
+    """The ranks that SIGSTOP has stopped while others wait; None without one."""
     stopped = [view.rank for view in views if view.state == "stopped"]
     if not stopped:
         return None
@@ -202,7 +203,7 @@ def _stopped(views: Sequence[RankView], blocked: Sequence[RankView]) -> Found | 
 
 
 def _missing(views: Mapping[int, RankView], blocked: Sequence[RankView], world_size: int) -> Found | None:
-    """The ranks that are waited for and wait for nobody themselves."""
+    """The ranks that others wait for and that do not wait themselves."""
     waits_for = {view.rank: _absent(view, views, world_size) for view in blocked}
     culprits = {rank for absent in waits_for.values() for rank in absent if rank not in waits_for}
     here = sorted(rank for rank in culprits if rank in views)
@@ -226,20 +227,20 @@ def _missing(views: Mapping[int, RankView], blocked: Sequence[RankView], world_s
 
 
 def _absent(view: RankView, views: Mapping[int, RankView], world_size: int) -> set[int]:
-    """The ranks for which a rank waits."""
+    """The ranks that this rank waits for."""
     one = view.waiting
     if one is None or view.record is None:
-        # By its stack alone: a message, a store, or the beginning. All that do not wait may be who it waits for.
+        # Known by its stack alone: a message, a store, or the start. It may wait for any rank that does not wait.
         return {rank for rank, other in views.items() if rank != view.rank and not other.blocked}
     members = view.record.groups.get(one.group[1], tuple(range(world_size)))
     come = {rank for rank in members if (o := views.get(rank)) and o.record and o.record.entered(one.group) >= one.seq}
     absent = {*members} - come - {view.rank}
-    # All are in it, and it does not end: who is not in it any more has left it half done.
+    # All entered it, and it does not end: a rank that is no longer in it has left it unfinished.
     return absent or {rank for rank in come if rank != view.rank and not views[rank].blocked}
 
 
 def _odd(by_rank: Mapping[int, str]) -> list[int]:
-    """The ranks that differ from most of the others; all of them where there is no such majority."""
+    """The ranks that differ from the majority; all ranks where there is no majority."""
     (common, most), *others = Counter(by_rank.values()).most_common()
     return [rank for rank, what in by_rank.items() if what != common or most == others[0][1]]
 
@@ -253,16 +254,19 @@ def _each(by_rank: Mapping[int, str]) -> str:
 
 
 def _of_group(calls: Mapping[int, Collective]) -> str:
+    """` of group NAME`, as the collective names its group; empty for the default group."""
     return str(next(iter(calls.values()))).partition(f"number {next(iter(calls.values())).seq}")[2]
 
 
 def _wait_for(blocked: Sequence[RankView], culprits: Sequence[int]) -> str:
+    """`ranks 0, 1 wait for it in all_reduce number 7`."""
     those = [view.rank for view in blocked]
     wait = "waits" if len(those) == 1 else "wait"
     return f"{names(those)} {wait} for {'it' if len(culprits) == 1 else 'them'} in {blocked[0].blocked}"
 
 
 def _is(ranks: Sequence[int]) -> str:
+    """ "is" for one rank, "are" for several."""
     return "is" if len(ranks) == 1 else "are"
 
 
@@ -273,4 +277,5 @@ def _calls(native: Sequence[Frame]) -> str:
 
 
 def _shapes(one: Collective | None) -> str:
+    """` (Float [20, 4])`, or nothing."""
     return f" ({one.shapes})" if one is not None and one.shapes else ""

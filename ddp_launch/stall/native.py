@@ -1,7 +1,7 @@
-"""The native calls in which a rank is, by py-spy where that is installed: faulthandler sees Python's own alone.
+"""The native calls of a rank, read by py-spy where that is installed: faulthandler sees only Python's.
 
-py-spy halts a process while it reads its stacks, for some tenths of a second. It needs ptrace(2): in a container that
-does not allow it, or where Yama lets only a parent trace, it says so, and nothing else is lost.
+py-spy halts a process for some tenths of a second while it reads the stacks. It needs ptrace(2): in a container that
+forbids it, or where Yama lets only a parent trace, py-spy reports that, and only the native calls are missing.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ NAME_CHARS = 80
 
 @dataclass(frozen=True)
 class Native:
-    """`frames`: outermost call first, those that Python's innermost call led to; `error`: why there are none."""
+    """`frames`: the calls below Python's innermost one, outermost first; `error`: why there are none."""
 
     frames: tuple[Frame, ...] = ()
     error: str = ""
 
 
 def installed() -> str | None:
-    """The py-spy of this Python, else of the search path."""
+    """The path of py-spy: beside this Python, else on PATH; None without one."""
     beside = Path(sys.executable).parent / "py-spy"
     return str(beside) if beside.is_file() else shutil.which("py-spy")
 
@@ -56,6 +56,7 @@ def dump(threads: Mapping[int, tuple[int, int]], limit_s: float = DUMP_S) -> dic
 
 
 def _read(process: subprocess.Popen[bytes], thread: tuple[int, int], deadline: float) -> Native:
+    """What one py-spy process printed, or why it printed nothing."""
     try:
         out, err = process.communicate(timeout=max(0.0, deadline - time.monotonic()))
     except subprocess.TimeoutExpired:
@@ -66,7 +67,7 @@ def _read(process: subprocess.Popen[bytes], thread: tuple[int, int], deadline: f
         return Native(parse(json.loads(out), *thread))
     except (ValueError, KeyError, TypeError, AttributeError):
         lines = (line.strip() for line in err.decode(errors="replace").splitlines())
-        return Native(error=next((line.removeprefix("Error: ") for line in lines if line), "it said nothing"))
+        return Native(error=next((line.removeprefix("Error: ") for line in lines if line), "it printed nothing"))
 
 
 def parse(threads: list[dict[str, Any]], pid: int, thread: int) -> tuple[Frame, ...]:
@@ -80,5 +81,5 @@ def parse(threads: list[dict[str, Any]], pid: int, thread: int) -> tuple[Frame, 
 
 
 def _short(name: str) -> str:
-    """A function of C++ templates may fill a screen with its name."""
+    """The name, cut to NAME_CHARS: that of a C++ template may fill a screen."""
     return name if len(name) <= NAME_CHARS else f"{name[: NAME_CHARS - 3]}..."

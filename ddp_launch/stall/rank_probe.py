@@ -1,6 +1,6 @@
-"""One rank seen from the launcher: /proc, the stacks that faulthandler writes, and the answers of its thread.
+"""One rank as the launcher sees it: /proc, the stacks that faulthandler writes, and the answers of its thread.
 
-Asks the process of the rank, or where that is no Python (a shell program) the one below it that has what is needed.
+Asks the rank's process or, where that is no Python (a shell script), the process below it that can answer.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ STOPPED = "T"
 
 
 class _Head(NamedTuple):
-    """What an answer begins with: see in_rank/torch_internals.py."""
+    """The start of an answer: see in_rank/torch_internals.py."""
 
     process: int
     thread: int
@@ -40,7 +40,7 @@ class _Head(NamedTuple):
 
 @dataclass(frozen=True)
 class Answer:
-    """What a rank's thread told: the dumps of the recorders, and the rest as JSON. full: with single collectives."""
+    """An answer of a rank's thread: the recorders' dumps, the rest as JSON. full: with single collectives."""
 
     gloo: bytes
     nccl: bytes
@@ -49,24 +49,24 @@ class Answer:
 
     @property
     def record(self) -> Record | None:
-        """A full answer, read."""
+        """The parsed answer; None for a brief one."""
         return parse((self.gloo, self.nccl), self.facts) if self.full else None
 
 
 class RankProbe:
-    """A rank of this machine by its process. Never raises: what cannot be seen is not there."""
+    """A rank of this machine, by its process. Never raises: what cannot be read counts as missing."""
 
     def __init__(self, rank: int, pid: int) -> None:
         self.rank, self.pid = rank, pid
         self._asked: tuple[int, bool] | None = None
-        """How many questions had been answered when the last one of ours was put, and whether that was a full one."""
+        """How many questions had been answered when we asked last, and whether we asked for a full answer."""
         self._target = self._writer = 0
         self._stacks: int | None = None
         self._mail: int | None = None
         self._pipe: int | None = None
 
     def find(self) -> bool:
-        """Look for what the rank offers, once it is there; whether its thread can be asked."""
+        """Look for the rank's files, if not yet found; whether its thread can be asked."""
         if self._mail is None:
             for pid in _family(self.pid):
                 if self._take(pid):
@@ -74,14 +74,14 @@ class RankProbe:
         return self._mail is not None
 
     def _take(self, pid: int) -> bool:
-        """Open what a process offers; whether it has a thread that answers."""
+        """Open the files of a process; whether it has a thread that answers."""
         files = {name: number for number, name in _files(pid) if name in (STACKS, MAIL)}
         if STACKS in files and self._stacks is None:
             self._target, self._stacks = pid, _open(pid, files[STACKS], os.O_RDONLY)
         if MAIL not in files or (mail := _open(pid, files[MAIL], os.O_RDONLY)) is None:
             return False
         head = _head(mail)
-        # A process that was forked has the memory of its parent, and not the thread.
+        # A forked process has its parent's memory, but not the thread.
         if head is None or head.process != pid or not _is_pipe(pid, head.pipe, head.pipe_inode):
             os.close(mail)
             return False
@@ -97,7 +97,7 @@ class RankProbe:
 
     @property
     def state(self) -> str:
-        """What the rank's process does, as a letter: see proc_pid_stat(5); empty where it is gone."""
+        """The state letter of the rank's process, proc_pid_stat(5); empty where it is gone."""
         state = _state(self.pid)
         return state if state in (*ENDED, STOPPED) or self._target in (0, self.pid) else _state(self._target) or state
 
@@ -108,13 +108,13 @@ class RankProbe:
 
     @property
     def is_leaving(self) -> bool:
-        """Whether its program has come to its end, and Python is closing: it has given its last answer."""
+        """Whether its program has ended and Python is closing: it has given its last answer."""
         head = None if self._mail is None else _head(self._mail)
         return head is not None and head.last
 
     @property
     def has_torch(self) -> bool:
-        """Whether its process has loaded torch: without that it waits for nobody in torch.distributed."""
+        """Whether its process has loaded torch: without torch it cannot wait in torch.distributed."""
         for pid in _family(self.pid):
             with suppress(OSError):
                 if "libtorch" in Path(f"/proc/{pid}/maps").read_text(errors="replace"):
@@ -136,12 +136,12 @@ class RankProbe:
         head = None if self._mail is None else _head(self._mail)
         if head is None or self._asked is None or head.last:
             return False
-        # Others may ask the rank as well (`stacks`), and have got a brief answer meanwhile.
+        # Another process (`stacks`) may have asked the rank and got a brief answer meanwhile.
         count, full = self._asked
         return head.answered == count or (full and not head.full)
 
     def ask(self, *, full: bool) -> bool:
-        """Put a question to the thread, unless one is open; whether that could be done."""
+        """Ask the thread, unless a question is pending; whether that worked."""
         if not self.find() or self._pipe is None or self.pending:
             return False
         with suppress(OSError):
@@ -162,18 +162,18 @@ class RankProbe:
         return Answer(data[:first], data[first:second], data[second:], full=head.full)
 
     def ask_for_stacks(self) -> int | None:
-        """Have faulthandler write the stacks; how long that memory was before. None where it cannot be asked."""
+        """Make faulthandler write the stacks. Returns how long its file was before; None where it cannot be asked."""
         self.find()
         if self._stacks is None or not _handles(self._target, STACK_SIGNAL):
             return None
         length = os.fstat(self._stacks).st_size
         head = None if self._mail is None else _head(self._mail)
-        # To the thread of ours, where there is one: a signal would cut short what native code of the program waits for.
+        # To our own thread where there is one: a signal would interrupt a wait in the program's native code.
         self._writer = head.thread if head else self._target
         return length if _tell(self._target, self._writer) else None
 
     def writes_stacks(self) -> bool:
-        """Whether it has not come to the end of the stacks that it was asked for."""
+        """Whether it is still writing the stacks."""
         return python_stacks.handles(self._target, self._writer, STACK_SIGNAL)
 
     def stacks(self, already: int) -> str:
@@ -181,11 +181,11 @@ class RankProbe:
         return "" if self._stacks is None else python_stacks.written(self._stacks, already, wait_s=0)
 
     def scheduling(self) -> Scheduling:
-        """What its process is given of the CPU from now on."""
+        """The CPU time that its process gets from now on."""
         return Scheduling(self.target, self._writer)
 
     def close(self) -> None:
-        """Let go of the rank."""
+        """Close all files."""
         for file in (self._stacks, self._mail, self._pipe):
             if file is not None:
                 os.close(file)
@@ -193,7 +193,7 @@ class RankProbe:
 
 
 def _family(pid: int) -> Iterator[int]:
-    """A process and those below it, the near ones first."""
+    """A process and its descendants, nearest first."""
     waiting = [pid]
     while waiting:
         yield (one := waiting.pop(0))
@@ -202,7 +202,7 @@ def _family(pid: int) -> Iterator[int]:
 
 
 def _files(pid: int) -> list[tuple[int, str]]:
-    """The memories without a name that a process has open: descriptor and name."""
+    """(descriptor, name) of each memfd that a process has open."""
     found = []
     with suppress(OSError):
         for entry in Path(f"/proc/{pid}/fd").iterdir():
@@ -214,18 +214,21 @@ def _files(pid: int) -> list[tuple[int, str]]:
 
 
 def _is_pipe(pid: int, number: int, inode: int) -> bool:
+    """Whether the process has this pipe open under this number."""
     with suppress(OSError):
         return os.readlink(f"/proc/{pid}/fd/{number}") == f"pipe:[{inode}]"  # noqa: PTH115
     return False
 
 
 def _open(pid: int, number: int, flags: int) -> int | None:
+    """Open a file that another process has open; None where that fails."""
     with suppress(OSError):
         return os.open(f"/proc/{pid}/fd/{number}", flags | os.O_CLOEXEC)
     return None
 
 
 def _head(mail: int) -> _Head | None:
+    """The head of an answer; None before the first answer."""
     data = os.pread(mail, HEAD.size, 0)
     if len(data) < HEAD.size:
         return None
@@ -234,13 +237,14 @@ def _head(mail: int) -> _Head | None:
 
 
 def _state(pid: int) -> str:
+    """The state letter of proc_pid_stat(5); empty for a process that is gone."""
     with suppress(OSError, IndexError):
         return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0].decode()
     return ""
 
 
 def _handles(pid: int, number: int) -> bool:
-    """Whether a process has a handler for the signal: without one it would be its end."""
+    """Whether a process has a handler for the signal: without one the signal would end it."""
     with suppress(OSError, StopIteration, ValueError):
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
         caught = next(line for line in lines if line.startswith("SigCgt:"))
@@ -249,7 +253,7 @@ def _handles(pid: int, number: int) -> bool:
 
 
 def _tell(pid: int, thread: int) -> bool:
-    """The signal, to one thread alone."""
+    """Send the signal to one thread; whether that worked."""
     libc = ctypes.CDLL(None, use_errno=True)
     with suppress(AttributeError):  # musl
         return bool(libc.tgkill(pid, thread, STACK_SIGNAL) == 0)

@@ -1,7 +1,7 @@
-"""What torch's flight recorder in a rank has noted: the collectives that it has entered, and which of them have ended.
+"""What torch's flight recorder noted in a rank: the collectives that it entered, and which of them have ended.
 
-The fields are those of torch's dump, version 2 (torch/csrc/distributed/c10d/FlightRecorder.hpp); unknown ones are
-passed over, missing ones make the entry worthless, and no entry is an error.
+The fields are those of torch's dump, version 2 (torch/csrc/distributed/c10d/FlightRecorder.hpp). Unknown fields are
+ignored, an entry with a missing field is dropped, and nothing raises.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ UNNAMED = "undefined"
 class Collective:
     """A collective that a rank has entered.
 
-    group  the process group by torch's name, with the recorder that it is from: each counts for itself
+    group  (recorder, torch's name of the process group): each recorder has its own numbers
     seq    its number within the group, the same on every rank
-    name   as in torch.distributed; `words`: the group as its author described it
-    sizes  of the inputs; `types`: their dtypes
+    name   as in torch.distributed; `words`: the group's description by its author
+    sizes  shapes of the inputs; `types`: their dtypes
     at_ns  when the rank entered it, nanoseconds of the wall clock
     thread that entered it, as faulthandler numbers threads too
     """
@@ -42,6 +42,7 @@ class Collective:
     words: str = ""
 
     def __str__(self) -> str:
+        """`all_reduce number 7 of group G`; the default group is not named."""
         where = "" if self.words in ("", UNNAMED, DEFAULT_GROUP) else f" of group {self.words}"
         if not where and self.words != DEFAULT_GROUP:
             where = f" of group {self.group[1]}"
@@ -49,7 +50,7 @@ class Collective:
 
     @property
     def shapes(self) -> str:
-        """Its inputs, for a person: `Float [20, 4]`; several of them as their number and the first."""
+        """Its inputs, for a person: `Float [20, 4]`, or `Float [20, 4] and 3 more`."""
         if not self.sizes:
             return ""
         first = f"{self.types[0] if self.types else ''} {list(self.sizes[0])}".strip()
@@ -58,9 +59,8 @@ class Collective:
 
 @dataclass(frozen=True)
 class Record:
-    """What a rank has told. `collectives`: in the order in which they were entered, by process group; `groups`: the
-    ranks of each process group by name; `place`, `spent_ns`, `steps`: where the bundled trainer was, its time by phase,
-    its steps."""
+    """A rank's answer. `collectives`: by process group, in the order in which they were entered; `groups`: the ranks of
+    each process group by name; `place`, `spent_ns`, `steps`: the bundled trainer's place, time by phase, and steps."""
 
     collectives: Mapping[tuple[str, str], tuple[Collective, ...]] = field(default_factory=dict)
     groups: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
@@ -70,26 +70,26 @@ class Record:
 
     @property
     def waiting(self) -> Collective | None:
-        """The collective in which it has been longest; None where all have ended."""
+        """The collective that it has been in longest; None where all have ended."""
         going = (one for entries in self.collectives.values() for one in entries if not one.done)
         return min(going, key=lambda one: one.at_ns, default=None)
 
     @property
     def latest(self) -> Collective | None:
-        """The last one that it entered."""
+        """The collective that it entered last; None before the first."""
         return max((entries[-1] for entries in self.collectives.values()), key=lambda one: one.at_ns, default=None)
 
     def at(self, group: tuple[str, str], seq: int) -> Collective | None:
-        """Its collective of this number; None where it has not entered it, or that is forgotten."""
+        """Its collective of this number; None where it has not entered it, or the recorder has dropped it."""
         return next((one for one in reversed(self.collectives.get(group, ())) if one.seq == seq), None)
 
     def entered(self, group: tuple[str, str]) -> int:
-        """The highest number that it has entered in a group; 0 before the first."""
+        """The number of the last collective that it entered in a group; 0 before the first."""
         return max((one.seq for one in self.collectives.get(group, ())), default=0)
 
 
 def parse(dumps: Iterable[bytes], facts: bytes) -> Record:
-    """An answer of a rank (in_rank/torch_internals.py): the recorders' dumps and the JSON. Never raises."""
+    """Parse a rank's answer (in_rank/torch_internals.py): the recorders' dumps and the JSON. Never raises."""
     collectives: dict[tuple[str, str], list[Collective]] = {}
     for source, dump in zip(SOURCES, dumps, strict=True):
         for entry in _entries(dump):
@@ -109,6 +109,7 @@ def parse(dumps: Iterable[bytes], facts: bytes) -> Record:
 
 
 def _entries(dump: bytes) -> Iterable[Mapping[str, Any]]:
+    """The entries of a recorder's dump; none where it cannot be read."""
     if not dump:
         return ()
     try:
@@ -119,14 +120,15 @@ def _entries(dump: bytes) -> Iterable[Mapping[str, Any]]:
 
 
 class _Plain(pickle.Unpickler):
-    """Reads numbers, words and lists; whoever writes something else may not run it here."""
+    """Reads numbers, strings and lists only, so that a dump cannot run code here."""
 
     def find_class(self, module: str, name: str) -> NoReturn:
+        """Refuse every class. Errors: pickle.UnpicklingError."""
         raise pickle.UnpicklingError(f"{module}.{name}")
 
 
 def _collective(source: str, entry: Mapping[str, Any]) -> Collective | None:
-    """None for a message from one rank to another, which has no number."""
+    """One entry of a dump; None for a message between two ranks, which has no number."""
     if entry.get("is_p2p"):
         return None
     name, words = entry["process_group"]

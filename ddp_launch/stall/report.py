@@ -1,4 +1,4 @@
-"""A stall on one screen and as one event."""
+"""Shows a stall on one screen, and records it as one event."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ ROWS = 12
 
 
 class Reporter:
-    """Shows and records what was found in a run."""
+    """Shows and records the findings of a run."""
 
     def __init__(self, console: Console, events: RunEvents) -> None:
         self._console, self._events = console, events
 
     def stall(self, found: Finding, views: Sequence[RankView], seconds: float, *, killing: bool) -> None:
-        """No progress for so many seconds."""
+        """Report a stall of so many seconds."""
         stacks = {str(view.rank): traceback_lines([*view.frames, *view.native]) for view in views if view.frames}
         self._events.stall(seconds, found.kind, found.ranks, found.title, found.collective, found.rows, stacks)
         show(self._console, f"no progress for {seconds:.0f} s", found)
@@ -36,7 +36,8 @@ class Reporter:
         self._console.print(Text(ending if killing else f"{ending}. Look again: {ask}", style="dim"), soft_wrap=True)
 
     def waited_for(self, found: WaitedFor, shares: Mapping[int, Mapping[str, float]]) -> None:
-        """The rank that the others waited for, in one line; below it how ranks of the trainer spent their time."""
+        """Report the rank that the others waited for, in one line; below it how the trainer's ranks spent their
+        time."""
         self._events.waited_for(found.rank, found.ms, found.share, found.steps, shares)
         text = f"{found.ms:.1f} ms a step, {found.share:.0%} of the time ({found.steps} steps seen)"
         self._console.print(Text(f"note: the others waited for rank {found.rank}: {text}"), soft_wrap=True)
@@ -46,7 +47,7 @@ class Reporter:
 
 
 def show(console: Console, head: str, found: Finding) -> None:
-    """The finding as a table: what holds the ranks up, then what each of them does."""
+    """Print the finding as a table: what holds the ranks up, then what each of them is doing."""
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True, min_width=9)
     table.add_column(overflow="fold")
@@ -58,8 +59,9 @@ def show(console: Console, head: str, found: Finding) -> None:
 
 
 def _rows(found: Finding) -> Iterable[tuple[str, str]]:
+    """The rows of the table, the culprits' first."""
     yield "because", found.title
-    # The culprits first: on a large machine the others are cut off.
+    # The culprits first: on a large machine the rest is cut off.
     rows = sorted(found.rows, key=lambda row: not set(row[0]) & set(found.ranks))
     for ranks, doing in rows[:ROWS]:
         yield names(ranks), doing

@@ -1,4 +1,4 @@
-"""The stacks that faulthandler wrote, thread by thread, and which line of them is the user's."""
+"""The stacks that faulthandler wrote, by thread, and the user's own line in them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Stacks = dict[int, tuple[Frame, ...]]
 
 
 def parse(text: str) -> Stacks:
-    """The latest dump: thread -> its stack, outermost call first; the main thread last. Without our own thread."""
+    """The latest dump: thread -> its stack, outermost call first; the main thread last. Our own thread is left out."""
     threads: Stacks = {}
     number = 0
     for line in text.splitlines():
@@ -41,12 +41,13 @@ def parse(text: str) -> Stacks:
 
 
 def _ours(frames: Iterable[Frame]) -> bool:
+    """Whether the stack is that of the thread that answers the launcher."""
     return any(frame.file.endswith(OURS) for frame in frames)
 
 
 def thread_of(stacks: Stacks, preferred: int) -> int:
-    """The thread that tells what a rank does: the one that calls its collectives, else the main thread; where that
-    waits for backward functions that Python code runs in another thread, that one. 0 without stacks."""
+    """The thread that shows what a rank does: the one that calls its collectives, else the main thread; while that
+    waits for a backward function that Python runs in another thread, the latter. 0 without stacks."""
     if preferred in stacks:
         return preferred
     main = next(reversed(stacks), 0)
@@ -57,19 +58,20 @@ def thread_of(stacks: Stacks, preferred: int) -> int:
 
 
 def users_line(frames: Sequence[Frame]) -> Frame | None:
-    """The innermost call in code that is neither a library's nor Python's; else the innermost of all."""
+    """The innermost call outside libraries and Python itself; else the innermost of all."""
     own = (frame for frame in reversed(frames) if not _library(frame.file))
     return next(own, frames[-1] if frames else None)
 
 
 def _library(file: str) -> bool:
+    """Whether a file belongs to an installed package or to Python."""
     return any(part in file if part != "<" else file.startswith(part) for part in LIBRARIES) or file.startswith(
         STANDARD
     )
 
 
 def place_of(frames: Sequence[Frame]) -> str:
-    """Where it is, in one line: `train.py:30 in evaluate: time.sleep(600)`; empty without a stack."""
+    """The user's line: `train.py:30 in evaluate: time.sleep(600)`; empty without a stack."""
     if (frame := users_line(frames)) is None:
         return ""
     source = ""
@@ -91,12 +93,12 @@ def kept_by(stacks: Stacks) -> str | None:
 
 
 def is_loading(frames: Sequence[Frame]) -> bool:
-    """Whether it is importing a module."""
+    """Whether the stack is inside an import."""
     return any(frame.file.startswith(IMPORTING) for frame in frames)
 
 
 def waits_in(frames: Sequence[Frame]) -> str:
-    """The function of torch.distributed in which a rank waits for others, by its stack; empty where it does not."""
+    """The function of torch.distributed in which a rank waits, by its stack; empty where it does not wait."""
     if not waits([*frames]):
         return ""
     calls = [f.function for f in frames if DISTRIBUTED in f.file and f.function not in WRAPPERS]
@@ -104,7 +106,7 @@ def waits_in(frames: Sequence[Frame]) -> str:
 
 
 def spawned(frames: Sequence[Frame]) -> str:
-    """How a rank waits for processes that it has started itself; empty where it does not."""
+    """The module with which a rank started the processes that it waits for; empty where it waits for none."""
     if any(frame.file.endswith(SPAWN) for frame in frames):
         return "torch.multiprocessing.spawn"
     return "multiprocessing" if frames and CHILDREN in frames[-1].file else ""

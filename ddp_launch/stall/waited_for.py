@@ -1,8 +1,8 @@
 """Which rank the others wait for, from the times at which ranks enter the collectives.
 
-A rank that comes later than all others makes them wait by the difference to the one before it. Where several
-collectives are started without waiting in between, as DistributedDataParallel does in backward, the same delay shows
-in each of them: only what is new in one counts. Pure.
+The last rank to enter makes the others wait by its distance to the one before it. Where several collectives are started
+without waiting in between, as DistributedDataParallel does in backward, the same delay shows in each of them: only the
+additional delay counts. Pure.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ LEAST_SHARE = 0.05
 LEAST_STEPS = 10
 LEAST_NS = 1_000_000_000
 TIMES = 2.0
-"""A rank must be waited for so many times as long as any other: chance makes each one the last now and then."""
+"""A rank must delay the others so many times as long as any other rank: each one is last now and then by chance."""
 WARM_UP = 8
-"""The first collectives of a group: libraries are loaded, kernels chosen."""
+"""The first collectives of a group are not counted: libraries are loaded and kernels chosen in them."""
 LONGEST_PERIOD = 600
 AGREEMENT, LEAST_AGREEMENT = 0.85, 0.5
 
 
 @dataclass(frozen=True)
 class WaitedFor:
-    """`rank` made the others wait `ms` a step, `share` of the time. steps: how many the times are from; waited: the
-    share of the time for which each rank waited."""
+    """`rank` made the others wait `ms` a step, `share` of the time. steps: the number of steps measured; waited: each
+    rank's share of time spent waiting."""
 
     rank: int
     ms: float
@@ -38,9 +38,8 @@ class WaitedFor:
 
 @dataclass
 class _Group:
-    """What a process group has shown so far. late_ns, longest_ns: how much each rank was late, in all and at most;
-    waited_ns: how long it waited for others; seen, until_ns: the last number that was counted, and when the last rank
-    came to it."""
+    """The sums of a process group. late_ns, longest_ns: how late each rank was, in all and at most; waited_ns: how long
+    it waited for others; seen, until_ns: the last number that was counted, and when the last rank entered it."""
 
     late_ns: Counter[int] = field(default_factory=Counter)
     waited_ns: Counter[int] = field(default_factory=Counter)
@@ -52,13 +51,13 @@ class _Group:
 
 
 class Arrivals:
-    """Adds up what the ranks of this machine have recorded."""
+    """Adds up the records of this machine's ranks."""
 
     def __init__(self) -> None:
         self._groups: dict[tuple[str, str], _Group] = {}
 
     def add(self, records: Mapping[int, Record]) -> None:
-        """More of the ranks' collectives; what was added before is passed over."""
+        """Add the ranks' collectives; those that were added before are skipped."""
         groups = {group for record in records.values() for group in record.collectives}
         for group in groups:
             entered = {
@@ -70,13 +69,14 @@ class Arrivals:
                 _count(self._groups.setdefault(group, _Group()), entered)
 
     def found(self) -> WaitedFor | None:
-        """The rank that made the others wait most, where that matters."""
+        """The rank that made the others wait most; None where no rank stands out."""
         found = [one for group in self._groups.values() if (one := _found(group)) is not None]
         return max(found, key=lambda one: one.share, default=None)
 
 
 def _found(group: _Group) -> WaitedFor | None:
-    # Once is no habit: of each rank the longest is left out.
+    """The rank of this group that made the others wait, if it matters."""
+    # A single delay is no pattern: the longest of each rank is left out.
     (rank, late), *others = (group.late_ns - group.longest_ns).most_common() or [(0, 0)]
     if group.steps < LEAST_STEPS or group.time_ns < LEAST_NS or (others and late < TIMES * others[0][1]):
         return None
@@ -86,11 +86,12 @@ def _found(group: _Group) -> WaitedFor | None:
 
 
 PHASES = {"input": "data", "forward": "forward", "backward": "backward", "communication wait": "communication"}
-"""What the shares of a trainer's rank are called, and the phases of ddp_train/distributed/heartbeat.py."""
+"""Names of the shares of a trainer's rank -> phases of ddp_train/distributed/heartbeat.py."""
 
 
 def by_its_own_steps(found: WaitedFor, record: Record) -> WaitedFor:
-    """The bundled trainer knows its steps: what repeats among its collectives may be an epoch."""
+    """The finding per step of the bundled trainer, which counts its steps: what repeats in its collectives may be
+    epochs."""
     if record.steps < LEAST_STEPS:
         return found
     step_ms = sum(record.spent_ns.values()) / record.steps / 1e6
@@ -98,8 +99,8 @@ def by_its_own_steps(found: WaitedFor, record: Record) -> WaitedFor:
 
 
 def shares(record: Record, waited: float) -> dict[str, float]:
-    """What part of its time a rank of the bundled trainer spent on what; {} for another program. `waited`: its share of
-    waiting by the times of arrival. Without the launcher's knowledge a wait inside backward is backward."""
+    """Phase -> share of a rank's time, for the bundled trainer; {} for another program. `waited`: its share of waiting
+    by the times of arrival. The trainer itself counts a wait inside backward as backward."""
     spent = {name: record.spent_ns.get(phase, 0) for name, phase in PHASES.items()}
     whole = sum(record.spent_ns.get(phase, 0) for phase in (*PHASES.values(), "step"))
     if not whole:
@@ -112,7 +113,8 @@ def shares(record: Record, waited: float) -> dict[str, float]:
 
 
 def _count(group: _Group, entered: Mapping[int, Mapping[int, Collective]]) -> None:
-    """Add the collectives that all ranks of the group entered since the last look: who came last, and how late."""
+    """Add the collectives that all ranks of the group entered since the last call: which rank came last, and how
+    late."""
     common = sorted(set.intersection(*(set(entries) for entries in entered.values())))
     numbers = [seq for seq in common if seq > group.seen]
     if len(numbers) < 2:
@@ -122,7 +124,7 @@ def _count(group: _Group, entered: Mapping[int, Mapping[int, Collective]]) -> No
         times = sorted((entries[seq].at_ns, rank) for rank, entries in entered.items())
         (before, _), (last, rank) = times[-2:]
         gap = last - before
-        # Started before the late one had come to the collective before: nobody has waited for it in between.
+        # Started before the late rank had entered the previous collective: no rank has waited for it in between.
         counted = lag_ns if rank == late_rank and before < came_ns else 0
         late = max(0, gap - counted)
         group.late_ns[rank] += late
@@ -140,8 +142,8 @@ def _count(group: _Group, entered: Mapping[int, Mapping[int, Collective]]) -> No
 
 
 def period(calls: Sequence[object]) -> int:
-    """How many collectives make a step: after how many the same ones come again, at least ten times; 1 where they do
-    not. An evaluation now and then is passed over."""
+    """How many collectives make a step: the distance after which the same ones repeat, at least ten times; 1 where they
+    do not repeat. An occasional evaluation does no harm."""
     numbers = {call: number for number, call in enumerate(dict.fromkeys(calls))}
     codes = [numbers[call] for call in calls]
     best, length_of_best = LEAST_AGREEMENT, 1

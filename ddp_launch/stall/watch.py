@@ -1,8 +1,8 @@
-"""Watches the ranks of an attempt for stalls, in a thread of the launcher's; shows and records what it finds.
+"""Watches the ranks of an attempt for stalls, in a thread of the launcher; shows and records what it finds.
 
-Every half second each rank is asked what its process groups count: microseconds of its time. A rank whose counts have
-not changed for the time of `--stall-report` makes this look at all of them: stacks, collectives. Nothing is ended but
-for `--stall-kill`. What ranks told along the way also gives the arrival times of waited_for.py.
+Every half second each rank is asked for the counts of its process groups, which takes microseconds. When the counts of
+a rank have not changed for `--stall-report` seconds, the stacks and collectives of all ranks are read. Only
+`--stall-kill` ends anything. The ranks' answers also give the arrival times for waited_for.py.
 """
 
 from __future__ import annotations
@@ -36,22 +36,22 @@ NATIVE_S = 0.5
 STARVED_S = 3.0
 """How long ranks that do not get the CPU may take to answer."""
 FIRST_SAMPLE_S, SAMPLE_S = 2.0, 15.0
-"""When the arrival times are read: soon after the start, then ever less often."""
+"""When the arrival times are read: soon after the start, then less and less often."""
 AGAIN = 4
 """A stall that lasts is reported again after so many times as long."""
 PATIENCE = 1.5
-"""One that ended by itself is usual for this program: the next one is reported after so many times as long."""
+"""A stall that ended by itself is normal for this program: the next one is reported after so many times as long."""
 LOADING_S = 60.0
-"""Ranks that import modules are expected to come: for so long nothing is reported."""
-BUSY = "no rank has come to a collective, and none waits for another: all are busy with something else"
-LEAVING = "all ranks have come to the end of their program, and do not end"
+"""Ranks that import modules will continue: for so long nothing is reported."""
+BUSY = "no rank has entered a collective, and none waits for another: all are busy with something else"
+LEAVING = "all ranks have reached the end of their program, but do not end"
 HOOK = str(Path(sitecustomize.__file__).parent)
 
 
 @dataclass
 class Watched:
-    """A rank of the present attempt. `silent_s`: since its counts changed; `limit_s`: how long that may be.
-    `stage`: whether it has a process group, and whether it has come to its end."""
+    """A rank of the present attempt. `silent_s`: seconds since its counts changed; `limit_s`: how long that may be.
+    `stage`: whether it has a process group, and whether its program has ended."""
 
     probe: RankProbe
     limit_s: float = 0.0
@@ -64,7 +64,7 @@ class Watched:
 
 
 class StallWatch:
-    """`report_s`, `kill_s`: as the options, 0 is off."""
+    """The watch over a run. `report_s`, `kill_s`: the options, 0 is off."""
 
     def __init__(self, report_s: float, kill_s: float, reporter: Reporter) -> None:
         self._kill_s, self._reporter = kill_s, reporter
@@ -79,12 +79,12 @@ class StallWatch:
 
     @property
     def on(self) -> bool:
-        """Whether ranks are to be watched at all."""
+        """Whether ranks are watched at all."""
         return self._limit_s > 0
 
     @contextmanager
     def offered(self) -> Iterator[None]:
-        """Processes that are started inside can be asked (in_rank/sitecustomize.py)."""
+        """Ranks that are started inside the block can be asked (in_rank/sitecustomize.py)."""
         outer = os.environ.get("PYTHONPATH")
         if self.on:
             os.environ["PYTHONPATH"] = HOOK + (os.pathsep + outer if outer else "")
@@ -111,16 +111,16 @@ class StallWatch:
         self._thread.start()
 
     def ended(self, rank: int, code: int) -> None:
-        """A rank has ended. `code` is Popen's returncode."""
+        """Note that a rank has ended. `code`: Popen's returncode."""
         if rank in self._ranks:
             self._ranks[rank].code = code
 
     def rest(self) -> None:
-        """The ranks are being ended: what they do now is no stall."""
+        """Stop reporting: the ranks are being ended."""
         self._over.set()
 
     def end(self) -> None:
-        """Watch no more."""
+        """Stop the thread and close the probes."""
         self.rest()
         if self._thread is not None:
             self._thread.join()
@@ -130,7 +130,7 @@ class StallWatch:
         self._ranks = {}
 
     def finish(self) -> None:
-        """The run is over: report the rank that held the others up, if there was one."""
+        """After the run: report the rank that held the others up, if there was one."""
         with self._lock:
             self._read_last_words()
             found = self._arrivals.found()
@@ -142,16 +142,17 @@ class StallWatch:
             self._reporter.waited_for(found, {rank: parts for rank, parts in each.items() if parts})
 
     def look(self) -> list[RankView]:
-        """All ranks as they are now, within a second. [] where nothing is watched."""
+        """The views of all ranks now, within about a second. [] where nothing is watched."""
         with self._lock:
             return look(self._ranks)
 
     def _watch(self) -> None:
+        """The thread's work: ask all ranks, sample full records now and then, report stalls."""
         sample_at = FIRST_SAMPLE_S
         begun = looked = time.monotonic()
         while not self._over.wait(self._pause()):
             now = time.monotonic()
-            # A launcher that was stopped itself knows nothing about the time between.
+            # If the launcher itself was stopped, the time between does not count.
             awake, looked = min(now - looked, 2 * POLL_S), now
             with self._lock:
                 full = now - begun >= sample_at
@@ -160,12 +161,12 @@ class StallWatch:
             self._report()
 
     def _pause(self) -> float:
-        """Seconds until the ranks are to be asked again: sooner where the limit of one is reached before that."""
+        """Seconds until the ranks are asked again: fewer where the limit of one is reached before that."""
         left = (one.limit_s - one.silent_s for one in self._ranks.values() if one.code is None)
         return max(SOON_S, min((POLL_S, *left)))
 
     def _report(self) -> None:
-        """Show why ranks are silent that have been so for longer than their limit."""
+        """Report ranks that have been silent for longer than their limit."""
         there = [one for one in self._ranks.values() if one.code is None]
         silent = max((one.silent_s for one in there if one.silent_s >= one.limit_s), default=0.0)
         if not silent:
@@ -191,16 +192,16 @@ class StallWatch:
                 self._kill(*found, silent)
 
     def _poll(self, awake: float, *, full: bool) -> None:
-        """Ask each rank what it counts, or (`full`) all it knows."""
+        """Ask each rank for its counts or, with `full`, for its collectives."""
         asked: list[RankProbe] = []
         for one in self._ranks.values():
             if one.code is None:
                 if one.probe.ask(full=full):
                     asked.append(one.probe)
                 if (stage := (one.probe.has_group, one.probe.is_leaving)) != one.stage:
-                    one.stage, one.silent_s = stage, 0.0  # that is progress, also of one that will answer nothing
+                    one.stage, one.silent_s = stage, 0.0  # that is progress, also of a rank that will not answer
         deadline = time.monotonic() + ANSWER_S
-        # Who owes an answer since an earlier question is not waited for.
+        # Not those with an earlier question pending.
         while any(probe.pending for probe in asked) and time.monotonic() < deadline:
             time.sleep(ANSWER_S / 60)
         records = {}
@@ -217,7 +218,7 @@ class StallWatch:
         self._arrivals.add(records)
 
     def _find(self, silent: float) -> tuple[Finding, list[RankView]] | None:
-        """What holds the ranks up, if they are in torch.distributed at all."""
+        """What holds the ranks up, with the views; None where they do not use torch.distributed."""
         with self._lock:
             grouped = [one.probe.has_group for one in self._ranks.values()]
             if not any(grouped) and not any(one.probe.has_torch for one in self._ranks.values()):
@@ -231,7 +232,7 @@ class StallWatch:
         return None if found is None else (found, views)
 
     def _kill(self, found: Finding, views: list[RankView], silent: float) -> None:
-        """End the culprit with a report for the summary; where it has ended already, those that wait for it."""
+        """End the culprit, with a report for the summary; where it has ended already, end those that wait for it."""
         by_rank = {view.rank: view for view in views if view.state != "ended"}
         left = found.kind in ("left", "failed")
         victims = (
@@ -257,7 +258,7 @@ class StallWatch:
                 os.kill(watched.probe.pid, SIGKILL)
 
     def _read_last_words(self) -> None:
-        """Ranks that ended by themselves have left their last collectives."""
+        """Read the last answers of ranks that ended by themselves."""
         for one in self._ranks.values():
             if one.code is not None and (answer := one.probe.answer()) is not None:
                 one.record = answer.record or one.record
@@ -265,8 +266,8 @@ class StallWatch:
 
 
 def look(ranks: Mapping[int, Watched]) -> list[RankView]:
-    """Ask ranks for stacks and collectives, and read what they say within about a second; within three where the
-    machine is too busy to let them answer."""
+    """Ask ranks for stacks and collectives, and read the answers within about a second; within three where the machine
+    is too busy to let them answer."""
     begun: dict[int, int | None] = {}
     asked: dict[int, bool] = {}
     switches = {rank: one.probe.switches for rank, one in ranks.items()}
@@ -274,7 +275,7 @@ def look(ranks: Mapping[int, Watched]) -> list[RankView]:
         asked[rank] = one.probe.ask(full=True)
         begun[rank] = one.probe.ask_for_stacks()
     since = time.monotonic()
-    # Who has owed an answer since the last question need not be waited for as long as who is asked now.
+    # A rank with an earlier question pending is waited for less long than one that is asked now.
     late = {rank for rank, one in ranks.items() if one.probe.pending and not asked[rank]}
     scheduling = {rank: one.probe.scheduling() for rank, one in ranks.items()}
     starved: set[int] = set()
@@ -289,7 +290,7 @@ def look(ranks: Mapping[int, Watched]) -> list[RankView]:
 
 
 def _view(rank: int, one: Watched, already: int | None, *, starved: bool) -> RankView:
-    """What a rank has said. `already`: the length of its stacks before it was asked for them."""
+    """The view of one rank. `already`: the length of its stacks file before it was asked."""
     state = one.probe.state
     text = "" if already is None or state == STOPPED else one.probe.stacks(already)
     answered = not one.probe.pending
@@ -310,7 +311,7 @@ def _view(rank: int, one: Watched, already: int | None, *, starved: bool) -> Ran
 
 
 def with_native_calls(views: Sequence[RankView], pids: Mapping[int, int]) -> list[RankView]:
-    """The views with the native calls of ranks that hold Python's lock there. `pids`: the process of each rank."""
+    """The views, with the native calls of ranks that hold Python's lock. `pids`: rank -> process."""
     held = {v.rank: (pids[v.rank], v.thread) for v in views if v.frames and not (v.answered or v.starved)}
     found = native.dump(held, NATIVE_S) if held else {}
     return [replace(view, native=found[view.rank].frames) if view.rank in found else view for view in views]
@@ -319,10 +320,10 @@ def with_native_calls(views: Sequence[RankView], pids: Mapping[int, int]) -> lis
 def _without_those_that_move(
     views: list[RankView], ranks: Mapping[int, Watched], switches: Mapping[int, int], since: float
 ) -> list[RankView]:
-    """Messages from rank to rank are in no record: who seems to wait for one may be sending one after the other."""
+    """Mark ranks that run although they seem to wait: messages between ranks are in no record."""
     doubtful = [view for view in views if view.blocked and view.waiting is None and view.record is not None]
     if doubtful:
         time.sleep(max(0.0, since + ANSWER_S - time.monotonic()))
-    # Once may be chance: memory that was fetched from the disk, say.
+    # One switch may be chance, such as a page that was read from disk.
     moving = {view.rank for view in doubtful if ranks[view.rank].probe.switches > switches[view.rank] + 1}
     return [replace(view, moving=view.rank in moving) for view in views]

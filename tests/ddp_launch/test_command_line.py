@@ -190,7 +190,7 @@ def test_a_reader_that_goes_away(launcher: Any) -> None:
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
 def test_script_that_may_not_be_read(launcher: Any) -> None:
     launcher.script("").chmod(0)
-    refused(launcher.run("--cpu", "program.py"), "may not be read")
+    refused(launcher.run("--cpu", "program.py"), "no permission to read this script")
 
 
 @pytest.mark.parametrize("how", ["python -m ddp_launch", "ddp-launch"])

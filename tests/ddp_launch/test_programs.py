@@ -47,7 +47,7 @@ def test_a_file_runs_in_its_language(
     ("kind", "name", "text", "mode", "words"),
     [
         ("script", "a.out", "\x7fELF", 0o644, "permission denied, it is not executable: chmod +x a.out"),
-        ("script", "run", "#!/no/such/shell\n", 0o755, "its first line asks for /no/such/shell, which is not there"),
+        ("script", "run", "#!/no/such/shell\n", 0o755, "its first line asks for /no/such/shell, which does not exist"),
         ("executable", "run.sh", "#!/bin/sh\n", 0o644, "permission denied, it is not executable: chmod +x run.sh"),
         ("executable", "run.sh", "#!/bin/sh\n", 0o755, "the file in this folder is ./run.sh"),
         ("executable", "./run.sh", "#!/bin/sh\n", 0o644, "permission denied"),

@@ -1,14 +1,14 @@
 """Runs in each rank before its program, so that the launcher can ask the rank where it is.
 
 Python imports the module `sitecustomize` when it starts; the launcher puts this folder in front of PYTHONPATH. The
-program sees nothing of it: PYTHONPATH, sys.path and sys.modules are put back, a sitecustomize of the user's own is
-imported as ever, and what the rank starts itself gets none of this. Two things stay:
+program sees nothing of it: PYTHONPATH, sys.path and sys.modules are restored, the user's own sitecustomize is imported
+as usual, and processes that the rank starts are not affected. Two things stay:
 
-- faulthandler writes the Python stacks of all threads into memory without a name, on a signal that only the launcher
-  sends: also while native code holds Python's lock;
+- faulthandler writes the Python stacks of all threads into a memfd on a signal that only the launcher sends, also while
+  native code holds Python's lock;
 - once torch has a process group, a thread waits for the launcher's questions (torch_internals.py beside this file).
 
-Nothing here may raise. Ranks may have another Python than the launcher, from 3.8 on.
+Nothing here may raise. Ranks may use a different Python from the launcher's, 3.8 or newer.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 STACKS = "ddp-launch-stacks"
 """The memory that faulthandler writes to, by the name that /proc/PID/fd shows."""
 SIGNAL_BELOW_LAST = 5
-"""SIGRTMAX less this asks for the stacks. Job managers, libraries and users have their own ideas of other signals."""
+"""SIGRTMAX minus this asks for the stacks: job managers, libraries and users use other signals."""
 HIGH_NUMBERS = (900, 100)
-"""Programs may count on the lowest file descriptors: the first of these that the limit on open files allows."""
+"""Programs may rely on low file descriptors, so ours start at the first of these that the limit allows."""
 RECORDER_SIZES = ("TORCH_FR_BUFFER_SIZE", "TORCH_NCCL_TRACE_BUFFER_SIZE")
 RECORDED = "2000"
-"""How many collectives torch's flight recorder keeps, where the user has not decided: torch's default of today."""
+"""How many collectives torch's flight recorder keeps, unless the user has set it: torch's present default."""
 HERE = os.path.dirname(__file__)  # noqa: PTH120 (pathlib takes milliseconds to import)
 C10D = "torch.distributed.distributed_c10d"
 HOOK = "_update_default_pg"
@@ -36,7 +36,7 @@ HOOK = "_update_default_pg"
 
 
 def high(file: int) -> int:
-    """The same file under a high number."""
+    """Move a descriptor to a high number; the new number."""
     import fcntl
 
     for least in HIGH_NUMBERS:
@@ -50,22 +50,23 @@ def high(file: int) -> int:
 
 
 class _WhenTorchIsThere:
-    """An import finder that finds nothing: it is asked at each import, and sees when torch's module has been loaded.
+    """An import finder that finds nothing. It is called at each import, and so notices that torch has been loaded.
 
-    To wrap the loading itself would put a line of this file into the traceback of an import that fails.
+    Wrapping the loader instead would add a line of this file to the traceback of a failing import.
     """
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        """Called at each import: once torch.distributed is loaded, hook its process group."""
         module = sys.modules.get(C10D)
         if module is not None and not getattr(module.__spec__, "_initializing", False):
-            # A new list: the import system is going through the present one.
+            # A new list: the import system is iterating over the present one.
             sys.meta_path = [finder for finder in sys.meta_path if finder is not self]
             _wait_for_process_group(module)
 
 
 def _wait_for_process_group(c10d: ModuleType) -> None:
     """Begin to answer once the program makes its process group."""
-    # torch reads it when it records first; os.environ does not show it.
+    # putenv: torch reads it at its first record, and os.environ does not show it to the program.
     if not any(name in os.environ for name in RECORDER_SIZES):
         os.putenv(RECORDER_SIZES[0], RECORDED)
     original = getattr(c10d, HOOK, None)
@@ -74,6 +75,7 @@ def _wait_for_process_group(c10d: ModuleType) -> None:
         return
 
     def hooked(group: object) -> None:
+        """torch's own function, then the start of the answering thread."""
         original(group)
         if group is not None:
             setattr(c10d, HOOK, original)
@@ -92,11 +94,12 @@ def _begin(c10d: ModuleType) -> None:
         module = module_from_spec(spec)
         spec.loader.exec_module(module)
         module.begin(c10d, high)
-    except Exception:  # noqa: S110 (the program is worth more than what could be said about it)
+    except Exception:  # noqa: S110 (the program matters more than its record)
         pass
 
 
 def _offer_stacks() -> None:
+    """Register faulthandler for the launcher's signal, with a memfd for the stacks."""
     import faulthandler
     import signal
 
@@ -105,7 +108,7 @@ def _offer_stacks() -> None:
 
 
 def _leave_no_trace() -> None:
-    """Put back what showed Python the way here."""
+    """Restore PYTHONPATH and sys.path, through which Python found this file."""
     first, _, rest = os.environ.get("PYTHONPATH", "").partition(os.pathsep)
     if first == HERE:
         os.environ.pop("PYTHONPATH")

@@ -1,12 +1,12 @@
 """The thread of a rank that answers the launcher, and torch's private API that it reads: the flight recorder of gloo
 and NCCL, and the names of the process groups. Loaded by file (sitecustomize.py), in the Python of the rank.
 
-A question is a byte in a pipe, which the launcher opens below /proc/PID/fd. The answer is memory without a name
-(memfd_create(2)): a head, then the recorder's own pickles for gloo and NCCL, then JSON. A brief answer takes 0.01 ms,
-one with the last 2,000 collectives 12 to 21 ms, with Python's lock held. When the program ends by itself it leaves a
-last answer, which the launcher reads if it has that memory open by then.
+A question is a byte in a pipe, which the launcher opens below /proc/PID/fd. The answer is in a memfd (memfd_create(2)):
+a head, then the recorder's own pickles for gloo and NCCL, then JSON. A brief answer takes 0.01 ms, one with the last
+2,000 collectives 12 to 21 ms, with Python's lock held. A program that ends by itself leaves a last answer, which the
+launcher reads if it has the memfd open by then.
 
-Where torch has no recorder, or moves these names, the answers are empty and stacks alone are left.
+Where torch has no recorder, or moves these names, the answers are empty, and only the stacks remain.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ if TYPE_CHECKING:
 MAIL = "ddp-launch-mail"
 """The memory of the answers, by the name that /proc/PID/fd shows."""
 HEAD = struct.Struct("=qqqqqqqqqq")
-"""Process, thread, the pipe's descriptor and inode, how many questions have been answered, whether single
-collectives are in the answer, whether it is the last word, and the lengths of the three parts."""
+"""Process, thread, the pipe's descriptor and inode, the number of answered questions, whether the answer has single
+collectives, whether it is the last answer, and the lengths of the three parts."""
 BRIEF, FULL = b"b", b"f"
-"""The questions: what the process groups count, or single collectives too."""
+"""The questions: the counts of the process groups, or single collectives too."""
 RECORDERS = ("_dump_fr_trace", "_dump_nccl_trace")
 TRAINER = "ddp_train.distributed.heartbeat"
 
 
 def begin(c10d: ModuleType, high: Callable[[int], int]) -> None:
-    """Start to answer. `high` moves a file descriptor out of the way."""
+    """Start the thread that answers. `high` moves a file descriptor to a high number."""
     reading, writing = os.pipe()
     answers = Answers(c10d, high(os.memfd_create(MAIL)), high(reading), high(writing))
     # The thread takes no signal but the launcher's: all others are the program's.
     others = set(signal.valid_signals()) - {signal.SIGRTMAX - 5}
     earlier = signal.pthread_sigmask(signal.SIG_SETMASK, others)
     try:
-        # Not of threading: the program does not see it there.
+        # _thread, not threading: the program does not see it among its threads.
         _thread.start_new_thread(answers.serve, ())
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, earlier)
@@ -52,7 +52,7 @@ def begin(c10d: ModuleType, high: Callable[[int], int]) -> None:
 
 
 class Answers:
-    """What this process tells the launcher."""
+    """This process's answers to the launcher."""
 
     def __init__(self, c10d: ModuleType, memory: int, reading: int, writing: int) -> None:
         self._c10d, self._memory, self._reading, self._writing = c10d, memory, reading, writing
@@ -64,7 +64,7 @@ class Answers:
         """Answer until the process ends."""
         self._thread = _thread.get_native_id()
         self._write(False, False, b"", b"", b"")
-        # A program may close all descriptors that it does not know, and the numbers then have another meaning.
+        # A program may close all descriptors that it does not know; the numbers may then belong to other files.
         while self._intact() and (question := os.read(self._reading, 1)):
             if not self._intact():
                 return
@@ -73,19 +73,20 @@ class Answers:
                 self.answer(question == FULL)
 
     def last(self) -> None:
-        """As the interpreter closes: what the launcher can no longer ask for. Not from a process that was forked."""
+        """Leave a last full answer while the interpreter closes; not in a forked process."""
         if os.getpid() == self._process and self._intact() and self._lock.acquire(timeout=1.0):
             self.answer(True, True)
             self._lock.release()
 
     def answer(self, full: bool, last: bool = False) -> None:
         """Write an answer. `full`: with single collectives; `last`: nothing follows."""
-        # The recorder of NCCL looks at CUDA's events, which may be gone at the end.
+        # NCCL's recorder reads CUDA events, which may be gone at the end.
         cpu, nccl = (_recorded(name, full and not (last and at)) for at, name in enumerate(RECORDERS))
         facts = json.dumps(self._facts() if full else {}).encode()
         self._write(full, last, cpu, nccl, facts)
 
     def _write(self, full: bool, last: bool, *parts: bytes) -> None:
+        """Replace the answer; the head comes last, so that a reader notices a change."""
         pipe = self._files[1][1]
         lengths = [len(part) for part in parts]
         head = HEAD.pack(self._process, self._thread, self._writing, pipe, self._count, full, last, *lengths)
@@ -94,6 +95,7 @@ class Answers:
         os.pwrite(self._memory, head, 0)
 
     def _intact(self) -> bool:
+        """Whether our descriptors are still the files that we opened."""
         try:
             return all(os.fstat(file).st_ino == inode for file, inode in self._files)
         except OSError:
@@ -116,7 +118,7 @@ class Answers:
 
 
 def _recorded(name: str, full: bool) -> bytes:
-    """What a recorder knows, without stacks, which Python's own are better at; empty where there is none."""
+    """A recorder's dump without stacks, which faulthandler writes better; empty where there is no recorder."""
     try:
         found: bytes = getattr(sys.modules["torch._C._distributed_c10d"], name)(full, False, False)
         return found

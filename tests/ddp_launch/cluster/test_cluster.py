@@ -222,7 +222,7 @@ def test_variables_left_from_elsewhere_do_not_mislead() -> None:
     made = found(**notebook)
     assert made.one_node
     assert made.warnings == (
-        "MASTER_ADDR, RANK, WORLD_SIZE in the environment: not read, they belong to a rank of some other run",
+        "MASTER_ADDR, RANK, WORLD_SIZE in the environment: ignored, they belong to a rank of some other run",
     )
     assert found(WORLD_SIZE="1", RANK="0").one_node
     assert found(**PYTORCH_JOB | {"LOCAL_RANK": "0"}).one_node

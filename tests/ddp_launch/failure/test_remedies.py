@@ -219,7 +219,7 @@ def test_a_module_of_the_users_is_looked_for(remedy, tmp_path: Path, monkeypatch
     assert "pip install datasets" in missing(remedy, "'datasets'", evidence), "a folder of data is no package"
     (tmp_path / "project/tools/random.py").write_text("")
     hidden = missing(remedy, "'random.x'; 'random' is not a package", evidence)
-    assert "project/tools/random.py hides what is meant" in hidden
+    assert "project/tools/random.py hides the module that you meant" in hidden
 
 
 def test_a_file_that_hides_a_module(remedy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
@@ -248,7 +248,7 @@ def test_a_file_that_hides_a_module(remedy, tmp_path: Path, monkeypatch: pytest.
 
 def test_names_that_a_module_does_not_have(remedy) -> None:  # type: ignore[no-untyped-def]
     head = HEAD + "ImportError: cannot import name 'x' from "
-    assert "do not go together" in remedy(head + "'torch.nn' (/usr/lib/site-packages/torch/nn/__init__.py)").meaning
+    assert "incompatible versions" in remedy(head + "'torch.nn' (/usr/lib/site-packages/torch/nn/__init__.py)").meaning
     assert remedy(head + "'mine' (/home/me/mine.py)").meaning == "/home/me/mine.py has no x"
     assert remedy(head + "'collections' (/usr/lib/python3.13/collections/__init__.py)").meaning.startswith(
         "collections"

@@ -15,7 +15,7 @@ from ddp_launch.failure.failures import Attempt, Failure
 from ddp_launch.failure.restart_policy import why_not
 
 TRACEBACK = 'Traceback (most recent call last):\n  File "a.py", line 1, in <module>\n'
-TWICE = "twice the same failure"
+TWICE = "the same failure twice"
 
 
 def attempt(folder: Path, number: int, words: str, code: int = 1, seconds: float = 5.0, rank: int = 0) -> Attempt:
@@ -32,11 +32,11 @@ def decide(folder: Path, *attempts: dict[str, Any]) -> str | None:
     ("words", "code", "why"),
     [
         ("  File \"a.py\", line 1\n    (\n    ^\nSyntaxError: '(' was never closed", 1, "cannot read"),
-        (TRACEBACK + "ModuleNotFoundError: No module named 'nope'", 1, "not there"),
-        (TRACEBACK + "FileNotFoundError: [Errno 2] No such file or directory: 'data'", 1, "not there"),
-        ("python: can't open file '/x/a.py': [Errno 2] No such file or directory", 2, "not there"),
-        ("/usr/bin/python: No module named nope", 1, "not there"),
-        ("error: nope: No such file or directory", 127, "not there"),
+        (TRACEBACK + "ModuleNotFoundError: No module named 'nope'", 1, "missing"),
+        (TRACEBACK + "FileNotFoundError: [Errno 2] No such file or directory: 'data'", 1, "missing"),
+        ("python: can't open file '/x/a.py': [Errno 2] No such file or directory", 2, "missing"),
+        ("/usr/bin/python: No module named nope", 1, "missing"),
+        ("error: nope: No such file or directory", 127, "missing"),
         (TRACEBACK + "ValueError: not yet", 1, None),
         ("", 7, None),
         ("", -9, None),
@@ -79,7 +79,7 @@ with open(f"attempts-{os.environ['RANK']}", "a") as file:
     ("program", "attempts", "why"),
     [
         (COUNT + "raise ValueError('no good')", 2, TWICE),
-        (COUNT + "open('nothing/here')", 1, "not there"),
+        (COUNT + "open('nothing/here')", 1, "missing"),
         (COUNT + "import mistake", 1, "cannot read"),
     ],
 )

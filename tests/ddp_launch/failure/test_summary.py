@@ -132,7 +132,7 @@ def test_a_programs_own_status_is_like_any_other(tmp_path: Path, status: int) ->
     assert both.index("FATAL: the table") < both.index("an old driver"), "whichever stream it went to"
     silent = shown(failed(Failure(1, "h", status, (tmp_path / "none",)), status=status), width=400)
     assert f"exit code {status}" in silent
-    assert f"it left no word in {tmp_path}" in silent
+    assert f"it printed nothing in {tmp_path}" in silent
 
 
 def test_rank_0_speaks_for_all(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def host(name: str, ahead_s: float = 0.0, **facts: Any) -> HostFacts:
         (host("bb", project="0.9"), "another version of this project: 0.9 there, 1.0 here"),
         (host("bb", project=None), "neither in /p nor installed"),
         (host("bb", ahead_s=-37.2), "clocks apart: its clock is 37 s behind that of a"),
-        (host("bb", listener="Address already in use"), "no port can be listened at"),
+        (host("bb", listener="Address already in use"), "no port can be opened"),
         (host("bb", python=[3, 12, 7], torch="2.9.0+cu126", ahead_s=2.0), None),
     ],
 )
@@ -61,7 +61,7 @@ def test_facts_in_words(second: HostFacts, words: str | None) -> None:
     [
         (255, "me@b: Permission denied (publickey,password).", "`ssh-copy-id b`"),
         (255, "No ED25519 host key is known for b and you have ...\nHost key verification failed.", "host key unknown"),
-        (255, "@ WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED! @\nHost key verification failed.", "is another than"),
+        (255, "@ WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED! @\nHost key verification failed.", "differs from"),
         (255, "ssh: Could not resolve hostname b: Name or service not known", "does not resolve (Name or service"),
         (255, "ssh: connect to host b port 22: Connection timed out", "no answer within 8 s"),
         (255, "Connection timed out during banner exchange\nConnection to b port 22 timed out", "no answer within 8 s"),
@@ -173,7 +173,7 @@ def test_hosts_of_all_spellings(tmp_path: Any) -> None:
         (["--hosts", "a,-oProxyCommand=x"], "'-oProxyCommand=x' is no host"),
         (["--hosts", "a,b c"], "'b c' is no host"),
         (["--hosts", "a,,b"], "'' is no host"),
-        (["--hosts", "a,b,a:2"], "a is there twice"),
+        (["--hosts", "a,b,a:2"], "duplicate host a"),
         (["--hosts", "a:0"], "'0' slots of a: expected a whole number from 1 to 1024"),
         (["--hostfile", "/nowhere/x"], "--hostfile '/nowhere/x': No such file or directory"),
         (["--hosts", "a,b", "--nnodes", "2"], "leave out --nnodes"),
@@ -224,6 +224,6 @@ def test_verdict_on_the_network() -> None:
     failed = json.dumps({"kind": "ddp-launch-link", "backend": None, "problem": "timed out", "rank": 1})
     verdict = judge(failed.encode(), interfaces(1000, 1000), 1)
     assert verdict.problem is not None
-    assert "the ranks do not come together: timed out" in verdict.problem
+    assert "the ranks cannot connect: timed out" in verdict.problem
     assert "firewall" in verdict.problem
     assert judge(b"", interfaces(1000, 1000), 137).problem is not None

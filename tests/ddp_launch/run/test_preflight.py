@@ -98,7 +98,7 @@ def test_the_run_goes_on_with_what_mends_it(tmp_path: Path) -> None:
     assert first == "preflight: GPU 0, 1 with NCCL, at most 60 s"
     assert last == (
         "preflight: wrong data in the all-reduce: sum 0 of 1 is 3 and should be 2;"
-        " the run continues with NCCL_P2P_DISABLE=1, with which the same job was right"
+        " the run continues with NCCL_P2P_DISABLE=1: the same job passed with that"
     )
 
 

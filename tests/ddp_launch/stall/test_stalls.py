@@ -265,4 +265,4 @@ def test_spawn_below_a_rank_says_why_it_hangs(launcher: Any) -> None:
         _, err = process.communicate(timeout=TIMEOUT_S)
     assert event["kind"] == "spawn"
     assert "torch.multiprocessing.spawn" in event["words"]
-    assert "the launcher starts one process per rank already" in " ".join(err.split())
+    assert "the launcher already starts one process per rank" in " ".join(err.split())
