@@ -1,16 +1,25 @@
-"""Secrets in command lines, hidden before a command is shown or kept. Torch-free."""
+"""Secrets in command lines and in text, hidden before they are shown, kept or sent. Torch-free."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 HIDDEN = "***"
 
-_ENDING = r"(?:token|secret|password|passwd|passphrase|credentials?|(?:api|access|private|secret|auth)[-_]?key)"
+SHORTEST = 6
+"""Characters of a variable's value that is looked for in text: a shorter one is in too many words."""
+
+# --notify and webhooks: whoever has the address can write there.
+_WORDS = "token|secret|password|passwd|passphrase|credentials?|notify|webhook(?:[-_]?url)?"
+_ENDING = rf"(?:{_WORDS}|(?:api|access|private|secret|auth)[-_]?key)"
 # The name ends in such a word: --api-key, --hf_token, WANDB_API_KEY; but --tokenizer and --max-tokens do not.
 _NAME = re.compile(rf"-{{0,2}}(?:[\w.-]*[-_.])?{_ENDING}", re.IGNORECASE)
 _USER_IN_URL = re.compile(r"(?<=://)[^/@\s]+@")
+# `token=...` and "api_key": "..." within a line, and what comes after `Bearer`.
+_VALUE_IN_TEXT = re.compile(rf"(\b[\w.-]{{0,40}}{_ENDING}['\"]?\s?[=:]\s?['\"]?)[^\s'\"&,;]+", re.IGNORECASE)
+_BEARER = re.compile(r"\b(Bearer|Basic) [\w.~+/=-]{6,}")
+_OF_A_SERVICE = re.compile(r"\b(?:hf_|gh[pousr]_|github_pat_|glpat-|sk-|xox[abprs]-|tk_|AKIA)[\w-]{12,}")
 
 
 def redacted(words: Iterable[str]) -> tuple[str, ...]:
@@ -30,3 +39,20 @@ def redacted(words: Iterable[str]) -> tuple[str, ...]:
         hide_next = secret and not equals and name.startswith("-")
         shown.append(f"{name}={HIDDEN}" if secret and value else _USER_IN_URL.sub(f"{HIDDEN}@", word))
     return tuple(shown)
+
+
+class Secrets:
+    """The values of an environment's variables whose names end like a secret's, to be hidden wherever they occur."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        named = (value.strip() for name, value in environ.items() if _NAME.fullmatch(name))
+        # The longest first: one may be a part of another.
+        self._values = sorted({value for value in named if len(value) >= SHORTEST}, key=len, reverse=True)
+
+    def hidden(self, text: str) -> str:
+        """The text with *** for these values, for `token=VALUE` and the like, and for what looks like a key."""
+        for value in self._values:
+            text = text.replace(value, HIDDEN)
+        text = _USER_IN_URL.sub(f"{HIDDEN}@", text)
+        text = _VALUE_IN_TEXT.sub(rf"\1{HIDDEN}", text)
+        return _OF_A_SERVICE.sub(HIDDEN, _BEARER.sub(rf"\1 {HIDDEN}", text))

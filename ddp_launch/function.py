@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ddp_core.errors import UserError
+from ddp_launch.notify.receiver import VARIABLE as NOTIFY
 from ddp_launch.run.process_tree import with_pdeathsig
 
 T = TypeVar("T")
@@ -111,8 +112,9 @@ def _device_list(gpus: str | int | Iterable[int | str]) -> str:
 
 
 def _environment() -> dict[str, str]:
-    """This process's variables without those of a rank or an engine, which a notebook may have set for itself."""
-    kept = {name: value for name, value in os.environ.items() if name not in OF_A_RANK}
+    """This process's variables without those of a rank or an engine, which a notebook may have set for itself, and
+    without the receivers of messages: the caller learns how it ended."""
+    kept = {name: value for name, value in os.environ.items() if name not in (*OF_A_RANK, NOTIFY)}
     kept = {name: value for name, value in kept.items() if not name.startswith(OF_ENGINES)}
     # Only the launcher itself needs it, to find this package from any folder.
     path = [str(PACKAGES), *filter(None, [os.environ.get("PYTHONPATH")])]

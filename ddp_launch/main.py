@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
@@ -28,7 +29,10 @@ from ddp_core.cli import discard_stdout
 from ddp_core.errors import PreflightError, UserError, line_of
 from ddp_launch.cli.options import LaunchOptions, parse
 from ddp_launch.cluster import over_ssh
+from ddp_launch.cluster.cluster import find_cluster
 from ddp_launch.events.jsonl import EventLog
+from ddp_launch.notify.notifier import Notifier
+from ddp_launch.notify.receiver import VARIABLE as NOTIFY
 from ddp_launch.plan.plan import LaunchPlan
 from ddp_launch.run.gpu_claims import Claims, runtime_folder
 from ddp_launch.run.planner import NextAttempt, Planner
@@ -39,6 +43,9 @@ if TYPE_CHECKING:
 
     from ddp_launch.hosts.seat import Seat
 
+COMMANDS = {"notify": "ddp_launch.notify.command", "stacks": "ddp_launch.stall.command"}
+"""The first word of a command line that is no run -> the module whose `run` takes the others."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Plan and run what the command line says; the exit status."""
@@ -46,11 +53,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        if (words := [*(sys.argv[1:] if argv is None else argv)])[:1] == ["stacks"] and not Path("stacks").is_file():
-            from ddp_launch.stall import command
-
-            return command.run(words[1:])
-        options = parse(sys.argv[1:] if argv is None else argv, os.environ)
+        words = [*(sys.argv[1:] if argv is None else argv)]
+        if words and words[0] in COMMANDS and not Path(words[0]).is_file():
+            return int(import_module(COMMANDS[words[0]]).run(words[1:]))
+        options = parse(words, os.environ)
+        # A secret, which the ranks and other launchers below this one need not know.
+        os.environ.pop(NOTIFY, None)
         if options.doctor:
             from ddp_launch.doctor import doctor
 
@@ -90,7 +98,11 @@ def _launch(options: LaunchOptions, seat: Seat | None) -> int:
     """Plan and run on this machine; the exit status. Errors: UserError."""
     options = options if seat is None else seat.adapted(options)
     try:
-        with EventLog(options.json_events) as events, Claims(runtime_folder(os.environ)) as claims:
+        with (
+            _notifier(options) as notifier,
+            EventLog(options.json_events, notifier.hear if seat is None else seat.hear) as events,
+            Claims(runtime_folder(os.environ)) as claims,
+        ):
             options = replace(options, program=check_program(options.program))
             planner = Planner(options, claims)
             os.environ.pop(over_ssh.VARIABLE, None)
@@ -105,6 +117,14 @@ def _launch(options: LaunchOptions, seat: Seat | None) -> int:
             raise
         seat.refused(line_of(error).removeprefix("error: "), error.status)
         return error.status
+
+
+def _notifier(options: LaunchOptions) -> Notifier:
+    """Who tells about the run: of nodes that were started one by one, the first. The rest is silent."""
+    silent = options.dry_run or not options.notify
+    with suppress(UserError):  # it is reported where it matters
+        silent = silent or find_cluster(options, os.environ).node_rank not in (None, 0)
+    return Notifier(() if silent else options.notify, options.notify_on, options.program.title)
 
 
 def _leave(number: int, frame: FrameType | None) -> NoReturn:
@@ -159,7 +179,7 @@ def _run(plan: LaunchPlan, planner: Planner, options: LaunchOptions, events: Eve
     _show(console, plan, folders.shown, options, seat)
     evidence = EvidenceCollector(plan)
     run_events = RunEvents(events, evidence, console)
-    run_events.plan(to_json(plan), folders.logs)
+    run_events.plan(to_json(plan), folders.logs, folders.run)
     # torch takes seconds to import: only now, with the plan on the screen.
     with deferred(), importing_silently():
         from ddp_launch.run import agent

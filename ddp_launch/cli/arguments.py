@@ -14,6 +14,7 @@ from ddp_launch.cli.value_types import (
     BOTH,
     FileName,
     OneOf,
+    SomeOf,
     Tee,
     device_list,
     duration,
@@ -26,6 +27,7 @@ from ddp_launch.cli.value_types import (
     tee,
     whole,
 )
+from ddp_launch.notify.receiver import EVENTS, receiver
 from gpu_topology.select.select import POLICIES
 
 LARGEST_RANKS = 1024
@@ -228,6 +230,20 @@ def _output_options(parser: CommandLine) -> list[argparse.Action]:
             metavar="FILE",
             type=FileName("--json-events"),
             help="write what happens as JSON Lines, see docs/events.md; - is standard output",
+        ),
+        add(
+            "--notify",
+            metavar="URL",
+            action="append",
+            type=receiver,
+            help="send a message there when the run ends, fails, stalls or restarts: Slack, Discord, ntfy, else JSON;"
+            " may be repeated [DDP_NOTIFY, which other users cannot see in ps]",
+        ),
+        add(
+            "--notify-on",
+            metavar="LIST",
+            type=SomeOf("--notify-on", EVENTS),
+            help=f"of what to send messages: {', '.join(EVENTS)} [all but start]",
         ),
         add(
             *("-t", "--tee"),

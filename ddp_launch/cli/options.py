@@ -21,12 +21,13 @@ from ddp_launch.cli import torchrun_compat
 from ddp_launch.cli.arguments import make_parser
 from ddp_launch.cli.host_list import Host
 from ddp_launch.cli.value_types import AS_MANY_AS_CPUS, AS_MANY_AS_GPUS, LOG_BYTES, NO_TEE, Tee
+from ddp_launch.notify.receiver import DEFAULT_EVENTS, VARIABLE, Receiver, receivers
 from gpu_topology.select.select import Policy, SelectionRequest
 from gpu_topology.topology import Topology
 
 HOST_OPTIONS = (
     *("-H", "--hosts", "--hostfile", "--export", "--sync", "--check-hosts", "--rdzv-endpoint", "--rdzv-conf"),
-    *("--json", "--dry-run", "--estimate"),
+    *("--json", "--dry-run", "--estimate", "--notify", "--notify-on"),
 )
 """Not for the launchers on the hosts."""
 NO_VARIABLES: Mapping[str, str] = MappingProxyType({})
@@ -39,6 +40,11 @@ class Program:
     kind: Literal["trainer", "script", "module", "executable"]
     name: str
     args: tuple[str, ...]
+
+    @property
+    def title(self) -> str:
+        """Its name for a person."""
+        return Path(self.name).name if self.kind != "trainer" else "ddp_train"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +96,8 @@ class LaunchOptions:
     export: tuple[str, ...] = ()
     sync: str | None = None
     check_hosts: bool = False
+    notify: tuple[Receiver, ...] = ()
+    notify_on: frozenset[str] = DEFAULT_EVENTS
     words: tuple[str, ...] = field(default=(), compare=False)
     notes: tuple[str, ...] = ()
 
@@ -123,6 +131,7 @@ def parse(argv: Sequence[str], environ: Mapping[str, str] = NO_VARIABLES) -> Lau
     if values.pop("no_python"):
         program = _as_executable(program)
     _settle_hosts(values)
+    values["notify"] = tuple(values.get("notify") or receivers(environ.get(VARIABLE, "")))
     torchrun_compat.settle(values, notes)
     only, prefix = values.pop("local_ranks_filter", None), values.pop("log_line_prefix_template", None)
     values["tee"] = replace(values.get("tee", NO_TEE), only=only, prefix=prefix)

@@ -106,6 +106,21 @@ class OneOf:
 
 
 @dataclass(frozen=True)
+class SomeOf:
+    """A parser of several words of a list, with commas between them."""
+
+    option: str
+    choices: tuple[str, ...]
+
+    def __call__(self, text: str) -> frozenset[str]:
+        """The words. Errors: OptionError."""
+        words = text.split(",")
+        if set(words) <= set(self.choices):
+            return frozenset(words)
+        raise OptionError(f"{self.option} {text!r}: expected some of {', '.join(self.choices)}, with commas between")
+
+
+@dataclass(frozen=True)
 class FileName:
     """A parser of file and folder names, which are looked at later."""
 

@@ -12,7 +12,7 @@ import stat
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
@@ -28,8 +28,10 @@ Value = str | int | float | bool | None | Mapping[str, "Value"] | Sequence["Valu
 class EventLog:
     """Writes events, from any thread. A write error ends the record, not the run."""
 
-    def __init__(self, path: str | None) -> None:
-        """`path`: the file, "-" for standard output, None for no record. Errors: OptionError."""
+    def __init__(self, path: str | None, hear: Callable[[Mapping[str, Value]], None] | None = None) -> None:
+        """`path`: the file, "-" for standard output, None for no record; `hear`: is given every event, too. Errors:
+        OptionError."""
+        self._hear = hear
         self._begin = time.monotonic()
         self._lock = threading.Lock()
         self._file = None if path is None else _open(path)
@@ -51,8 +53,15 @@ class EventLog:
         now_ms = time.monotonic() * 1000
         at_ms = now_ms if at_ms is None else at_ms
         when = datetime.now(UTC) - timedelta(milliseconds=now_ms - at_ms)
-        head = {"event": event, "time": when.isoformat(timespec="milliseconds"), "monotonic_ms": round(at_ms, 3)}
-        line = json.dumps({**head, **facts}).encode() + b"\n"
+        head: dict[str, Value] = {
+            "event": event,
+            "time": when.isoformat(timespec="milliseconds"),
+            "monotonic_ms": round(at_ms, 3),
+        }
+        record = {**head, **facts}
+        if self._hear is not None:
+            self._hear(record)
+        line = json.dumps(record).encode() + b"\n"
         with self._lock:
             if self._file is None:
                 return

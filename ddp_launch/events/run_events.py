@@ -35,9 +35,10 @@ class RunEvents:
         self._console = console
         self._signalled = False
 
-    def plan(self, plan: Mapping[str, Any], logs: Path) -> None:
-        """Record that a run is about to start. `plan`: as --dry-run --json prints it."""
-        self._events.write("plan", schema=SCHEMA, host=socket.gethostname(), pid=os.getpid(), plan=plan, logs=str(logs))
+    def plan(self, plan: Mapping[str, Any], logs: Path, run_folder: Path | None) -> None:
+        """Record that a run is about to start. `plan`: as --dry-run --json prints it; `run_folder`: the trainer's."""
+        folders = {"logs": str(logs), "run_folder": None if run_folder is None else str(run_folder)}
+        self._events.write("plan", schema=SCHEMA, host=socket.gethostname(), pid=os.getpid(), plan=plan, **folders)
 
     def attempt(self, number: int, ranks: Mapping[int, int], world_size: int, logs: Path) -> None:
         """Record that the ranks of an attempt have started. `ranks`: rank -> process id, of this node."""
@@ -63,8 +64,11 @@ class RunEvents:
         collective: str,
         rows: Iterable[tuple[Sequence[int], str]],
         stacks: Mapping[str, Sequence[str]],
+        *,
+        killing: bool,
     ) -> None:
-        """Record a stall; see ddp_launch/stall/finding.py. `stacks`: rank -> lines of a traceback."""
+        """Record a stall; see ddp_launch/stall/finding.py. `stacks`: rank -> lines of a traceback; `killing`: it ends
+        the run."""
         doing: list[Value] = [{"ranks": list(those), "doing": what} for those, what in rows]
         self._events.write(
             "stall",
@@ -75,6 +79,7 @@ class RunEvents:
             collective=collective or None,
             doing=doing,
             stacks=stacks,
+            killing=killing,
         )
 
     def waited_for(

@@ -7,9 +7,10 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import Any
 
 from rich.console import Console
 from rich.text import Text
@@ -28,17 +29,32 @@ BEYOND_GRACE_S = 1.5
 STOP_S = 8.0
 """How long the hosts may take to end when a connection is lost; their keepers need less."""
 LOST_STATUS = 1
+ELSEWHERE = "elsewhere"
+"""The kind of a stall whose cause is on another host (stall/finding.py)."""
 
 
 class Ending:
     """Watches a run from the moment all hosts have a plan."""
 
-    def __init__(self, fleet: Fleet, console: Console, grace_s: int, *, silent: bool = False) -> None:
-        """grace_s: the ranks' time to end. silent: this is a check before the run, without a summary."""
+    def __init__(
+        self,
+        fleet: Fleet,
+        console: Console,
+        grace_s: int,
+        *,
+        silent: bool = False,
+        hear: Callable[[Mapping[str, Any]], None] = lambda event: None,
+    ) -> None:
+        """grace_s: the ranks' time to end. silent: this is a check before the run, without a summary. hear: gets the
+        events of the run (docs/events.md), one of each for all hosts."""
         self._fleet = fleet
         self._console = console
         self._grace_s = grace_s
         self._silent = silent
+        self._events = hear
+        self._failures: dict[int, Mapping[str, Any]] = {}
+        self.problem: str | None = None
+        """Why the run has failed, where no rank did."""
         self._signals: list[int] = []
         self._first_signal: int | None = None
         self._signal_at = 0.0
@@ -63,9 +79,12 @@ class Ending:
 
     def _hear(self, host: Connection, message: Message) -> None:
         """Note a host that failed: the other hosts are ended after a moment, or at once where it was killed."""
-        if message["kind"] == "refused":
+        if message["kind"] == "event":
+            self._hear_event(host, message["facts"])
+        elif message["kind"] == "refused":
             # It cannot continue, and has reported why: the others wait for it in vain.
-            print(f"error: {host.name}: {message['line']}", file=sys.stderr, flush=True)
+            self.problem = f"{host.name}: {message['line']}"
+            print(f"error: {self.problem}", file=sys.stderr, flush=True)
             self._failed_at = time.monotonic() - SETTLE_S
         elif message["kind"] == "end" and message["code"] < 0 and not self._asked:
             # It was killed, and nothing there can inform the others.
@@ -73,6 +92,18 @@ class Ending:
             self._fleet.send("stop", patience_s=END_S)
         elif message["kind"] == "end" and message["code"]:
             self._failed_at = self._failed_at or time.monotonic()
+
+    def _hear_event(self, host: Connection, event: Mapping[str, Any]) -> None:
+        """What all hosts report alike the first one says for all; a stall, the host whose rank holds the others up."""
+        match event["event"]:
+            case "failure":
+                self._failures[host.rank] = event
+            case "stall":
+                if host.rank == 0 or event["kind"] != ELSEWHERE:
+                    self._events({**event, "host": host.name})
+                return
+        if host.rank == 0:
+            self._events(event)
 
     def _end_the_rest(self) -> None:
         """Some time after a host has failed, end the others, which may not have noticed.
@@ -121,6 +152,7 @@ class Ending:
             self._signal_at = now
             if self._first_signal is None:
                 self._first_signal = number
+                self._events({"event": "signal", "signal": signal.Signals(self._signal).name})
                 self._kill_at = now + self._grace_s + BEYOND_GRACE_S
             self._fleet.send("signal", number=number)
         if self._resized:
@@ -132,8 +164,8 @@ class Ending:
         fleet = self._fleet
         for host in fleet.hosts:
             if host.lost is not None:
-                words = f"error: {host.name}: {host.lost}; all hosts end the run"
-                print(words, file=sys.stderr, flush=True)
+                self.problem = f"{host.name}: {host.lost}; all hosts end the run"
+                print(f"error: {self.problem}", file=sys.stderr, flush=True)
         fleet.send("stop", patience_s=END_S)
         deadline = time.monotonic() + STOP_S
         while any(host.is_open for host in fleet.hosts) and time.monotonic() < deadline:
@@ -161,10 +193,12 @@ class Ending:
             return 0
         cause = min(failed, key=lambda host: (_knows(outcomes.get(host.rank)), host.rank))
         outcome = outcomes.get(cause.rank)
+        if cause.rank in self._failures:
+            self._events(self._failures[cause.rank])
         assert cause.code is not None
         if outcome is None:
-            line = f"error: the launcher on {cause.name} ended by {in_words(cause.code)}"
-            self._console.print(Text(line), soft_wrap=True)
+            self.problem = f"the launcher on {cause.name} ended by {in_words(cause.code)}"
+            self._console.print(Text(f"error: {self.problem}"), soft_wrap=True)
             return exit_status(cause.code)
         if not self._silent:
             sys.stderr.write(outcome["text"])

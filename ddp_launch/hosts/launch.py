@@ -9,11 +9,13 @@ from dataclasses import replace
 from rich.console import Console
 
 from ddp_launch.cli.options import LaunchOptions
+from ddp_launch.events.jsonl import EventLog
 from ddp_launch.hosts import between, sync, table
 from ddp_launch.hosts.bring_up import Ready, bring_up, exported
 from ddp_launch.hosts.ending import Ending
 from ddp_launch.hosts.fleet import Fleet
 from ddp_launch.hosts.seat import grace
+from ddp_launch.notify.notifier import Notifier
 
 
 def run(options: LaunchOptions) -> int:
@@ -26,12 +28,24 @@ def run(options: LaunchOptions) -> int:
     due = options.preflight and not options.dry_run and len(options.hosts) > 1
     if due and (status := between.run(replace(options, json=False), variables, console, preflight=True)):
         return status
-    with Fleet(options.hosts) as fleet:
+    names = [host.name for host in options.hosts]
+    receivers = () if options.dry_run else options.notify
+    with (
+        Notifier(receivers, options.notify_on, options.program.title, names) as notifier,
+        EventLog(None, notifier.hear) as events,
+        Fleet(options.hosts) as fleet,
+    ):
         ready = bring_up(fleet, options, variables, copied, console)
         if isinstance(ready, int):
+            events.end(ready, message="a host could not take part")
             return ready
         _show(ready, options, [*variables], console)
-        return 0 if options.dry_run else Ending(fleet, console, grace(options)).run_to_end()
+        if options.dry_run:
+            return 0
+        ending = Ending(fleet, console, grace(options), hear=notifier.hear)
+        status = ending.run_to_end()
+        events.end(status, message=ending.problem)
+        return status
 
 
 def _show(ready: Ready, options: LaunchOptions, exports: list[str], console: Console) -> None:

@@ -23,6 +23,7 @@ from ddp_launch.cluster.over_ssh import VARIABLE
 from ddp_launch.failure.failures import Outcome
 from ddp_launch.failure.remedies import Remedy
 from ddp_launch.failure.summary import show
+from ddp_launch.notify.notifier import TOLD, brief
 from ddp_launch.plan.plain import to_json
 from ddp_launch.plan.plan import LaunchPlan
 from ddp_launch.plan.show import in_parts
@@ -74,6 +75,7 @@ class Seat:
             tee=replace(options.tee, first=first),
             dry_run=self.dry_run,
             json_events=options.json_events if first else None,
+            notify=(),
             grace=grace(options),
         )
 
@@ -94,6 +96,11 @@ class Seat:
     def refused(self, line: str, status: int) -> None:
         """Report that this host cannot take part, or cannot continue. `line`: without "error: "."""
         self._send("refused", line=line, status=status)
+
+    def hear(self, event: Mapping[str, Any]) -> None:
+        """Report an event of the run that the host where it was started tells on."""
+        if event["event"] in TOLD and event["event"] != "end":
+            self._send("event", facts=brief(event))
 
     def ended(self, outcome: Outcome, remedy: Remedy | None) -> None:
         """Report how this host's part ended, with the summary as the screen would show it."""

@@ -31,10 +31,11 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Folders:
-    """The folders of one run. `logs`: the ranks' output; `temporary`: made for this run alone."""
+    """The folders of one run. `logs`: the ranks' output; `temporary`: made for this run alone; `run`: the run folder
+    of the bundled trainer, None for other programs."""
 
-    def __init__(self, logs: Path, *, temporary: bool, lock: RunLock) -> None:
-        self.logs = logs
+    def __init__(self, logs: Path, *, temporary: bool, lock: RunLock, run: Path | None = None) -> None:
+        self.logs, self.run = logs, run
         self.temporary = temporary
         self._lock = lock
         self._in_use = _hold(logs) if temporary else None
@@ -138,4 +139,4 @@ def prepare(plan: LaunchPlan, options: LaunchOptions) -> tuple[LaunchPlan, Folde
     except OSError as error:
         option = "--log-dir" if options.log_dir is not None else "--out-dir"
         raise OptionError(f"{option} {str(logs)!r}: {error.strerror or error}") from None
-    return plan, Folders(logs, temporary=False, lock=lock)
+    return plan, Folders(logs, temporary=False, lock=lock, run=run_folder)

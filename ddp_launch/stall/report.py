@@ -27,7 +27,8 @@ class Reporter:
     def stall(self, found: Finding, views: Sequence[RankView], seconds: float, *, killing: bool) -> None:
         """Report a stall of so many seconds."""
         stacks = {str(view.rank): traceback_lines([*view.frames, *view.native]) for view in views if view.frames}
-        self._events.stall(seconds, found.kind, found.ranks, found.title, found.collective, found.rows, stacks)
+        facts = (found.kind, found.ranks, found.title, found.collective, found.rows, stacks)
+        self._events.stall(seconds, *facts, killing=killing)
         show(self._console, f"no progress for {seconds:.0f} s", found)
         ask = f"python -m ddp_launch stacks {os.getpid()}"
         ending = (

@@ -1,0 +1,144 @@
+"""Delivery to real servers on loopback that are fine, slow, dead, silent or hostile."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+
+import pytest
+
+from ddp_launch.notify import delivery
+from ddp_launch.notify.delivery import Mailbox
+from ddp_launch.notify.receiver import receiver
+from ddp_launch.notify.shapes import Request
+from tests.ddp_launch.notify.loopback import dead, drip, flood, garbage, hang, raw, server
+
+SECRET = "/services/s3cret-path"
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delivery, "PAUSE_S", 0.05)
+    monkeypatch.setattr(delivery, "TRY_S", 0.6)
+    for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def deliver(url: str, *, limit_s: float = 30.0) -> list[str]:
+    """Send one message; what is reported."""
+    problems: list[str] = []
+    to = receiver(url + SECRET)
+    box = Mailbox(to, problems.append)
+    box.put(Request(to.url, {"Content-Type": "application/json"}, b"{}"))
+    box.close(time.monotonic() + limit_s)
+    begin = time.monotonic()
+    box.join()
+    assert time.monotonic() - begin < limit_s + 5
+    assert not any("s3cret" in problem for problem in problems)
+    return problems
+
+
+def test_a_message_arrives_once() -> None:
+    with server() as there:
+        assert deliver(there.url) == []
+        assert [(one.path, one.body) for one in there.received] == [(SECRET, b"{}")]
+
+
+@pytest.mark.parametrize("status", [500, 502, 503, 429, 408])
+def test_what_passes_is_tried_again(status: int) -> None:
+    with server((status, {}, b""), (status, {}, b"")) as there:
+        assert deliver(there.url) == []
+        assert len(there.received) == 3
+
+
+def test_four_tries_at_most() -> None:
+    with server(*[(500, {}, b"broken")] * 9) as there:
+        assert deliver(there.url) == ["JSON (127.0.0.1) did not get a message: HTTP 500: broken (4 tries)"]
+        assert len(there.received) == 4
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 410, 413])
+def test_what_is_refused_is_not_tried_again(status: int) -> None:
+    with server((status, {}, b"no_service " + SECRET.encode())) as there:
+        assert deliver(there.url) == [f"JSON (127.0.0.1) did not get a message: HTTP {status}: no_service /***"]
+        assert len(there.received) == 1
+
+
+def test_retry_after_is_honoured_within_limits() -> None:
+    soon = format_datetime(datetime.now(UTC) + timedelta(seconds=2), usegmt=True)
+    for asked in ("0.7", soon):
+        with server((429, {"Retry-After": asked}, b"")) as there:
+            assert deliver(there.url) == []
+            first, second = there.received
+            assert second.at - first.at > 0.6
+    with server((429, {"Retry-After": "3600"}, b"")) as there:
+        (problem,) = deliver(there.url)
+        assert problem.endswith("HTTP 429; it asks to wait 3600 s (1 try)")
+    with server((503, {"Retry-After": "20"}, b"")) as there:
+        begin = time.monotonic()
+        (problem,) = deliver(there.url, limit_s=3.0)
+        assert time.monotonic() - begin < 2.5
+        assert problem.endswith("HTTP 503; it asks to wait 20 s (1 try)")
+    for nonsense in ("soon", "-5", "nan", "Thu, 99 Foo 2026", "inf"):
+        with server((503, {"Retry-After": nonsense}, b"")) as there:
+            deliver(there.url)
+
+
+def test_redirects() -> None:
+    with server() as other, server() as there:
+        for status in (301, 302, 303, 307, 308):
+            there.answers.append((status, {"Location": other.url + "/elsewhere?token=s3cret"}, b""))
+            (problem,) = deliver(there.url)
+            assert f"HTTP {status}: it redirects to http://127.0.0.1, which is not followed" in problem
+        for place in ("file:///etc/passwd", "ftp://127.0.0.1/x", "//", "", "/login"):
+            there.answers.append((302, {"Location": place}, b""))
+            assert "which is not followed" in deliver(there.url)[0]
+        assert other.received == []
+        there.received.clear()
+        there.answers.append((308, {"Location": "/moved"}, b""))
+        assert deliver(there.url) == []
+        assert [(one.path, one.body) for one in there.received] == [(SECRET, b"{}"), ("/moved", b"{}")]
+
+
+def test_a_loop_of_redirects_ends() -> None:
+    with server(*[(307, {"Location": SECRET}, b"")] * 50) as there:
+        assert "HTTP 307" in deliver(there.url)[0]
+        assert len(there.received) == 4
+
+
+def test_receivers_that_are_dead_silent_or_speak_nonsense() -> None:
+    with ExitStack() as stack:
+        cases = {
+            dead(): "connection refused (4 tries)",
+            stack.enter_context(raw(hang)): "no answer in time",
+            stack.enter_context(raw(drip)): "no answer in time",
+            stack.enter_context(raw(garbage)): "no HTTP answer (BadStatusLine) (4 tries)",
+            stack.enter_context(raw(garbage)).replace("http:", "https:"): "no TLS connection",
+            stack.enter_context(raw(flood)): "HTTP 400: no such channel yyy",
+        }
+        for url, words in cases.items():
+            begin = time.monotonic()
+            (problem,) = deliver(url, limit_s=4.0)
+            assert words in problem
+            assert time.monotonic() - begin < 5.0
+
+
+def test_a_name_that_nobody_has() -> None:
+    assert "did not get a message" in deliver("http://no-such-host.invalid", limit_s=4.0)[0]
+
+
+def test_the_last_message_overtakes_those_that_wait() -> None:
+    problems: list[str] = []
+    with server(*[(503, {"Retry-After": "30"}, b"")]) as there:
+        to = receiver(there.url + SECRET)
+        box = Mailbox(to, problems.append)
+        box.put(Request(to.url, {}, b"1"))
+        there.wait_for(1)
+        box.put(Request(to.url, {}, b"2"))
+        box.put(Request(to.url, {}, b"3"))
+        box.close(time.monotonic() + 5)
+        box.join()
+        assert [one.body for one in there.received] == [b"1", b"3", b"2"]
+    assert len(problems) == 1
