@@ -67,6 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             from ddp_launch.hosts import launch
 
             return launch.run(options)
+        if options.scaling is not None:
+            return _measure_scaling(options)
         return _launch(options, _seat())
     except UserError as error:
         if error.speaks:
@@ -125,6 +127,16 @@ def _notifier(options: LaunchOptions) -> Notifier:
     with suppress(UserError):  # it is reported where it matters
         silent = silent or find_cluster(options, os.environ).node_rank not in (None, 0)
     return Notifier(() if silent else options.notify, options.notify_on, options.program.title)
+
+
+def _measure_scaling(options: LaunchOptions) -> int:
+    """Short runs on 1, 2, 4 ... ranks, and what they say; the exit status. Errors: UserError."""
+    missing_packages.need("torch", "rich", "psutil")
+    from ddp_launch.scaling import command
+
+    with Claims(runtime_folder(os.environ)) as claims:
+        plan = Planner(replace(options, program=check_program(options.program), dry_run=True), claims).first()
+    return command.run(options, plan, lambda trial: _launch(trial, None))
 
 
 def _leave(number: int, frame: FrameType | None) -> NoReturn:

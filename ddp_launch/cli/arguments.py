@@ -23,6 +23,7 @@ from ddp_launch.cli.value_types import (
     memory,
     node_range,
     ranks,
+    seconds,
     settings,
     tee,
     whole,
@@ -144,7 +145,16 @@ def _plan_options(parser: CommandLine) -> list[argparse.Action]:
             action="store_true",
             help="the bundled trainer: memory by part and time of an epoch, from half a minute of it",
         ),
-        add("--json", action="store_true", help="with --dry-run or --doctor: the answer as JSON"),
+        add(
+            "--scaling",
+            nargs="?",
+            const=5.0,
+            metavar="SECONDS",
+            type=seconds("--scaling", 1, 600),
+            help="run the program on 1, 2, 4 ... ranks for so long each, and report where the time goes and how many"
+            " ranks to use; for a program that may be started several times and ended at any step [5]",
+        ),
+        add("--json", action="store_true", help="with --dry-run, --doctor or --scaling: the answer as JSON"),
         add(
             "--topology",
             metavar="FILE",

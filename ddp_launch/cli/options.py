@@ -52,8 +52,8 @@ class LaunchOptions:
     """The launcher's own options, checked; None: not given.
 
     `needs_gpu`: as many ranks as GPUs, in torchrun's word `gpu`; `min_memory` and `log_size` in bytes; `grace`,
-    `rdzv_timeout`, `wait` and `stall_...` in seconds; `notes`: what the user should know about them; `hosts`: of a run
-    over ssh; `words`: the options of the launcher on each of them.
+    `rdzv_timeout`, `wait`, `scaling` and `stall_...` in seconds; `notes`: what the user should know about
+    them; `hosts`: of a run over ssh; `words`: the options of the launcher on each of them.
     """
 
     program: Program
@@ -69,6 +69,7 @@ class LaunchOptions:
     dry_run: bool = False
     doctor: bool = False
     estimate: bool = False
+    scaling: float | None = None
     json: bool = False
     preflight: bool | None = None
     wait: float | None = None
@@ -207,8 +208,9 @@ def _check(options: LaunchOptions) -> None:
     conflicts = (
         (options.topology is not None and not options.dry_run, "--topology plans for another machine: add --dry-run"),
         (
-            options.json and not options.dry_run and not options.doctor and not options.check_hosts,
-            "--json prints a plan as JSON: add --dry-run (or --doctor)",
+            options.json
+            and not (options.dry_run or options.doctor or options.check_hosts or options.scaling is not None),
+            "--json prints a plan as JSON: add --dry-run (or --doctor, --scaling)",
         ),
         (
             options.json_events is not None and (options.dry_run or options.doctor),
@@ -230,6 +232,7 @@ def _check(options: LaunchOptions) -> None:
             "--wait waits for GPUs that are in use, --allow-busy takes them: give one",
         ),
         *_conflicts_of_hosts(options),
+        *_conflicts_of_scaling(options),
         (
             options.rdzv_endpoint is not None and options.master_addr is not None,
             "--rdzv-endpoint and --master-addr name the same thing: give one",
@@ -262,6 +265,22 @@ def _conflicts_of_hosts(options: LaunchOptions) -> tuple[tuple[bool, str], ...]:
             f"{needs} belongs to --hosts or --hostfile, which are not given",
         ),
     )
+
+
+def _conflicts_of_scaling(options: LaunchOptions) -> tuple[tuple[bool, str], ...]:
+    """What --scaling, which starts several short runs, excludes."""
+    excluded = {
+        "--dry-run": options.dry_run,
+        "--doctor": options.doctor,
+        "--estimate": options.estimate,
+        "--json-events": options.json_events is not None,
+        "--log-dir": options.log_dir is not None,
+        "--debug-rank": options.debug_rank is not None,
+        "--wait": options.wait is not None,
+        "--hosts": bool(options.hosts),
+    }
+    given = next((name for name, there in excluded.items() if there), None)
+    return ((options.scaling is not None and given is not None, f"--scaling and {given} exclude each other: give one"),)
 
 
 def _as_executable(program: Program) -> Program:

@@ -31,6 +31,17 @@ def whole(option: str, least: int, largest: int) -> Callable[[str], int]:
     return parse
 
 
+def seconds(option: str, least: float, largest: float) -> Callable[[str], float]:
+    """A parser of seconds from `least` to `largest`."""
+
+    def parse(text: str) -> float:
+        if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,3})?", text) and least <= float(text) <= largest:
+            return float(text)
+        raise OptionError(f"{option} {text!r}: expected seconds from {least:g} to {largest:g}")
+
+    return parse
+
+
 def ranks(option: str, largest: int) -> Callable[[str], int | None]:
     """A parser of a number of ranks on a node. Of torchrun's words auto is None, as many as GPUs are selected;
     cpu is AS_MANY_AS_CPUS, gpu AS_MANY_AS_GPUS."""

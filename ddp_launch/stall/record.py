@@ -60,13 +60,15 @@ class Collective:
 @dataclass(frozen=True)
 class Record:
     """A rank's answer. `collectives`: by process group, in the order in which they were entered; `groups`: the ranks of
-    each process group by name; `place`, `spent_ns`, `steps`: the bundled trainer's place, time by phase, and steps."""
+    each process group by name; `place`, `spent_ns`, `steps`: the bundled trainer's place, time by phase, and steps;
+    `observed`: what in_rank/observer.py saw, in a run of --scaling."""
 
     collectives: Mapping[tuple[str, str], tuple[Collective, ...]] = field(default_factory=dict)
     groups: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     place: str = ""
     spent_ns: Mapping[str, int] = field(default_factory=dict)
     steps: int = 0
+    observed: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def waiting(self) -> Collective | None:
@@ -105,6 +107,7 @@ def parse(dumps: Iterable[bytes], facts: bytes) -> Record:
         known.get("place", ""),
         known.get("spent_ns", {}),
         known.get("steps", 0),
+        known.get("observed", {}),
     )
 
 

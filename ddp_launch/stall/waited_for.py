@@ -68,6 +68,14 @@ class Arrivals:
             if len(entered) > 1:
                 _count(self._groups.setdefault(group, _Group()), entered)
 
+    def waited(self) -> dict[int, float]:
+        """The share of the time for which each rank has waited for others; {} where nothing is known."""
+        shares: Counter[int] = Counter()
+        for group in self._groups.values():
+            for rank in group.waited_ns if group.time_ns else ():
+                shares[rank] += group.waited_ns[rank] / group.time_ns  # type: ignore[assignment]
+        return dict(shares)
+
     def found(self) -> WaitedFor | None:
         """The rank that made the others wait most; None where no rank stands out."""
         found = [one for group in self._groups.values() if (one := _found(group)) is not None]

@@ -7,14 +7,18 @@ import pickle
 from datetime import timedelta
 
 import pytest
+import torch
+import torch.distributed as dist
 from torch._C import _distributed_c10d
 from torch.distributed import distributed_c10d
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.rendezvous import dynamic_rendezvous
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRendezvousHandler, RendezvousTimeout
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, TensorDataset
 
 from ddp_launch.stall.in_rank.sitecustomize import HOOK
-from ddp_launch.stall.in_rank.torch_internals import RECORDERS
+from ddp_launch.stall.in_rank.torch_internals import RECORDERS, batch_size, exposed_ns
 from ddp_launch.torch_internals import (
     AGENT_HOOKS,
     HookedAgent,
@@ -78,3 +82,18 @@ def test_what_the_stall_report_reads_of_torch() -> None:
     assert all(callable(getattr(_distributed_c10d, name)) for name in RECORDERS[:1])
     assert {"pg_names", "pg_group_ranks"} <= {name for name in dir(distributed_c10d._world) if name.startswith("pg_")}
     assert pickle.loads(_distributed_c10d._dump_fr_trace(True, False, False))["version"]  # noqa: S301
+
+
+def test_ddp_has_its_own_times_and_iterations_their_batch_size() -> None:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        wrapper = DistributedDataParallel(torch.nn.Linear(4, 4))
+        assert exposed_ns(wrapper) is not None, f"torch {torch.__version__} has changed DDP's statistics"
+        for _ in range(3):
+            wrapper(torch.ones(2, 4)).sum().backward()
+        assert 0 <= (exposed_ns(wrapper) or 0) < 1e9
+    finally:
+        dist.destroy_process_group()
+    assert exposed_ns(object()) is None
+    loader = DataLoader(TensorDataset(torch.ones(8, 2)), batch_size=4)
+    assert [batch_size(one) for one in (loader, iter(loader), object())] == [4, 4, 0]

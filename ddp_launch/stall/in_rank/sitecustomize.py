@@ -19,6 +19,7 @@ import sys
 TYPE_CHECKING = False  # that of typing takes milliseconds to import
 if TYPE_CHECKING:
     from types import ModuleType
+    from typing import Any
 
 STACKS = "ddp-launch-stacks"
 """The memory that faulthandler writes to, by the name that /proc/PID/fd shows."""
@@ -33,6 +34,8 @@ HERE = os.path.dirname(__file__)  # noqa: PTH120 (pathlib takes milliseconds to 
 C10D = "torch.distributed.distributed_c10d"
 HOOK = "_update_default_pg"
 """What torch calls once there is a default process group."""
+OBSERVE = "DDP_LAUNCH_OBSERVE"
+"""Set in the ranks of --scaling, where the program is not to see it."""
 
 
 def high(file: int) -> int:
@@ -53,7 +56,11 @@ class _WhenTorchIsThere:
     """An import finder that finds nothing. It is called at each import, and so notices that torch has been loaded.
 
     Wrapping the loader instead would add a line of this file to the traceback of a failing import.
+    `observe`: also look at what the program does, from then on.
     """
+
+    def __init__(self, observe: bool) -> None:
+        self._observe = observe
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> None:
         """Called at each import: once torch.distributed is loaded, hook its process group."""
@@ -61,17 +68,17 @@ class _WhenTorchIsThere:
         if module is not None and not getattr(module.__spec__, "_initializing", False):
             # A new list: the import system is iterating over the present one.
             sys.meta_path = [finder for finder in sys.meta_path if finder is not self]
-            _wait_for_process_group(module)
+            _wait_for_process_group(module, self._observe)
 
 
-def _wait_for_process_group(c10d: ModuleType) -> None:
-    """Begin to answer once the program makes its process group."""
+def _wait_for_process_group(c10d: ModuleType, observe: bool) -> None:
+    """Begin to answer once the program makes its process group; `observe`: at once, since one rank may make none."""
     # putenv: torch reads it at its first record, and os.environ does not show it to the program.
     if not any(name in os.environ for name in RECORDER_SIZES):
         os.putenv(RECORDER_SIZES[0], RECORDED)
     original = getattr(c10d, HOOK, None)
-    if not callable(original):
-        _begin(c10d)
+    if observe or not callable(original):
+        _begin(c10d, observe)
         return
 
     def hooked(group: object) -> None:
@@ -84,18 +91,25 @@ def _wait_for_process_group(c10d: ModuleType) -> None:
     setattr(c10d, HOOK, hooked)
 
 
-def _begin(c10d: ModuleType) -> None:
+def _begin(c10d: ModuleType, observe: bool = False) -> None:
     """Start the thread that answers."""
     try:
-        from importlib.util import module_from_spec, spec_from_file_location
-
-        spec = spec_from_file_location("ddp_launch_in_rank", HERE + "/torch_internals.py")
-        assert spec is not None and spec.loader is not None
-        module = module_from_spec(spec)
-        spec.loader.exec_module(module)
-        module.begin(c10d, high)
+        internals = _load("torch_internals.py")
+        observer = _load("observer.py").Observer(internals.exposed_ns, internals.batch_size) if observe else None
+        internals.begin(c10d, high, observer)
     except Exception:  # noqa: S110 (the program matters more than its record)
         pass
+
+
+def _load(name: str) -> Any:
+    """A module of this folder, by file."""
+    from importlib.util import module_from_spec, spec_from_file_location
+
+    spec = spec_from_file_location("ddp_launch_" + name[:-3], HERE + "/" + name)
+    assert spec is not None and spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def _offer_stacks() -> None:
@@ -128,7 +142,7 @@ if __name__ == "sitecustomize":
     try:
         _leave_no_trace()
         _offer_stacks()
-        sys.meta_path.insert(0, _WhenTorchIsThere())  # type: ignore[arg-type]
+        sys.meta_path.insert(0, _WhenTorchIsThere(os.environ.pop(OBSERVE, "") == "1"))  # type: ignore[arg-type]
     except Exception:  # noqa: S110
         pass
     _import_the_users_own()

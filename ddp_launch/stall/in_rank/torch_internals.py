@@ -36,16 +36,19 @@ RECORDERS = ("_dump_fr_trace", "_dump_nccl_trace")
 TRAINER = "ddp_train.distributed.heartbeat"
 
 
-def begin(c10d: ModuleType, high: Callable[[int], int]) -> None:
-    """Start the thread that answers. `high` moves a file descriptor to a high number."""
+def begin(c10d: ModuleType, high: Callable[[int], int], observer: Any = None) -> None:
+    """Start the thread that answers. `high` moves a file descriptor to a high number; `observer` (observer.py) starts
+    too."""
     reading, writing = os.pipe()
-    answers = Answers(c10d, high(os.memfd_create(MAIL)), high(reading), high(writing))
+    answers = Answers(c10d, high(os.memfd_create(MAIL)), high(reading), high(writing), observer)
     # The thread takes no signal but the launcher's: all others are the program's.
     others = set(signal.valid_signals()) - {signal.SIGRTMAX - 5}
     earlier = signal.pthread_sigmask(signal.SIG_SETMASK, others)
     try:
         # _thread, not threading: the program does not see it among its threads.
         _thread.start_new_thread(answers.serve, ())
+        if observer is not None:
+            observer.begin()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, earlier)
     atexit.register(answers.last)
@@ -54,7 +57,8 @@ def begin(c10d: ModuleType, high: Callable[[int], int]) -> None:
 class Answers:
     """This process's answers to the launcher."""
 
-    def __init__(self, c10d: ModuleType, memory: int, reading: int, writing: int) -> None:
+    def __init__(self, c10d: ModuleType, memory: int, reading: int, writing: int, observer: Any = None) -> None:
+        self._observer = observer
         self._c10d, self._memory, self._reading, self._writing = c10d, memory, reading, writing
         self._files = [(file, os.fstat(file).st_ino) for file in (memory, reading)]
         self._process, self._thread, self._count = os.getpid(), 0, 0
@@ -114,7 +118,29 @@ class Answers:
             facts["place"] = str(heart.place or "")
             facts["spent_ns"] = dict(heart.spent_ns)
             facts["steps"] = heart.step - heart.first_step
+        if self._observer is not None:
+            facts["observed"] = self._observer.facts()
         return facts
+
+
+def exposed_ns(wrapper: Any) -> float | None:
+    """For how long a step of a DistributedDataParallel waits for its all-reduces after the end of its backward pass, by
+    torch's own statistics, which are those of the device. None where torch has none. The first call begins them."""
+    try:
+        wrapper._set_ddp_runtime_logging_sample_rate(1)  # every step from now on; only some are measured without it
+        known = wrapper._get_ddp_logging_data()
+        names = ("avg_backward_comm_time", "avg_backward_compute_comm_overlap_time")
+        whole, hidden = (float(known.get(name, 0)) for name in names)
+        return max(0.0, whole - hidden)
+    except Exception:
+        return None
+
+
+def batch_size(one: Any) -> int:
+    """The samples in a batch of a DataLoader, or of an iteration over one that is itself gone; 0 where none is said."""
+    size = getattr(one, "batch_size", None) or getattr(getattr(one, "batch_sampler", None), "batch_size", None)
+    size = size or getattr(getattr(one, "_index_sampler", None), "batch_size", None)
+    return size if isinstance(size, int) else 0
 
 
 def _recorded(name: str, full: bool) -> bytes:
