@@ -75,15 +75,18 @@ class Loop:
         self.metrics.begin_step()
         self.boundary.begin_step()
 
-    def exchange_flags(self, optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> Mapping[str, int]:
+    def exchange_flags(
+        self, optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], moment: Moment | None = None
+    ) -> Mapping[str, int]:
         """The flags of all ranks in this step, whether the gradient is finite among them. On all ranks alike.
 
-        Errors: TrainingDiverged where a loss or gradient is not finite and memory has not run out.
+        moment: the step, where the caller has it at hand. Errors: TrainingDiverged where a loss or gradient is not
+        finite and memory has not run out.
         """
         guard, progress = self._parts.nan_guard, self._parts.progress
         if guard is None:
             return self.boundary.exchange_flags()
-        moment = Moment(progress.epoch, progress.step, self._parts.seed, self._parts.ranks.rank)
+        moment = moment or Moment(progress.epoch, progress.step, self._parts.seed, self._parts.ranks.rank)
         bad = guard.look(parameters, self.metrics.of_step, moment, optimizer)
         flags = self.boundary.exchange_flags(not_finite=bad)
         if flags["not_finite"] and not flags["out_of_memory"]:

@@ -206,7 +206,7 @@ class Trainer:
             for change in self._gradient:
                 change(self._parameters, moment)
 
-        flags = self._loop.exchange_flags(components.optimizer, self._parameters)
+        flags = self._loop.exchange_flags(components.optimizer, self._parameters, moment)
         if flags["out_of_memory"]:
             raise OutOfMemoryOnSomeRank(components.ranks.world_size - flags["out_of_memory"])
         self._oom_retry.commit()
