@@ -36,8 +36,8 @@ class Failure:
     """A rank that failed.
 
     code       Popen's returncode: -n for signal n
-    logs       its standard output and standard error, as far as they are in files
     logs       the files of its standard output and standard error
+    ended_ms   when it ended, milliseconds of the monotonic clock; None where that is unknown
     stopped    the launcher ended it because of another rank
     on_screen  its output was shown on the screen too
     left       it ended with exit code 0 while the others still needed it

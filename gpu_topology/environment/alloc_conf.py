@@ -42,6 +42,7 @@ def _parse(text: str) -> dict[str, str] | None:
 
 
 def _split(text: str) -> list[str]:
+    """The parts between commas outside brackets."""
     items, depth, start = [], 0, 0
     for at, character in enumerate(text):
         depth += {"[": 1, "]": -1}.get(character, 0)

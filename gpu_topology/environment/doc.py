@@ -90,6 +90,7 @@ def page() -> str:
 
 
 def _rules() -> Iterator[str]:
+    """The section on each rule."""
     before = ""
     for rule in RULES:
         yield f"### {rule.name}{', otherwise' if rule.name == before else ''}\n"
@@ -101,6 +102,7 @@ def _rules() -> Iterator[str]:
 
 
 def _never() -> Iterator[str]:
+    """The table of variables that are never set."""
     yield from _table((("variable", "why not", "source"), ("---", "---", "---")))
     for row in NEVER_SET:
         names = ", ".join(f"`{name}`" for name in row.name.split(", "))
@@ -108,6 +110,7 @@ def _never() -> Iterator[str]:
 
 
 def _table(rows: Iterable[tuple[str, ...]]) -> Iterator[str]:
+    """Rows as lines of a Markdown table."""
     return (f"| {' | '.join(row)} |" for row in rows)
 
 

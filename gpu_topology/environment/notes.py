@@ -57,6 +57,7 @@ def needs_verify(topology: Topology, selection: Selection, host: Host) -> str | 
 
 
 def _translation(host: Host) -> str | None:
+    """Evidence that peer requests over PCIe are translated or redirected; None without any."""
     if host.iommu and set(host.iommu_types) != {"identity"}:
         types = f"of type {', '.join(host.iommu_types)}" if host.iommu_types else "of unknown type"
         return f"an IOMMU is on ({', '.join(host.iommu[:4])}; groups {types})"
@@ -85,6 +86,7 @@ def left_unset(
 
 
 def _why_no_p2p_disable(facts: Facts) -> str:
+    """Why NCCL_P2P_DISABLE is not set."""
     if not facts.peer_links and facts.has_mig:
         return "MIG slices have no peer access to turn off"
     if facts.refused_over_pcie:
@@ -176,6 +178,7 @@ def _about_xids(facts: Facts) -> Iterator[str]:
 
 
 def _about_shm(facts: Facts) -> Iterator[str]:
+    """A /dev/shm that is too small for several ranks."""
     total = facts.host.shm_total
     if total is not None and total < _SHM_FLOOR and len(facts.selection.indices) > 1:
         container = facts.host.container

@@ -61,12 +61,14 @@ CHECK_P2P = "NCCL src/graph/paths.cc, ncclTopoCheckP2p"
 
 
 def _threads(facts: Facts) -> int:
+    """OpenMP threads for each rank."""
     bound = bound_threads(facts.topology, facts.selection, facts.host) if facts.bound else None
     share = facts.host.threads(facts.ranks)
     return share if bound is None else min(share, bound)
 
 
 def _threads_reason(facts: Facts) -> str:
+    """How `_threads` comes about."""
     host, ranks = facts.host, facts.ranks
     cpus = host.usable_cores or host.usable_cpus
     noun = "physical core" if host.usable_cores and host.usable_cores < host.usable_cpus else "CPU"
@@ -94,12 +96,14 @@ def _merged(facts: Facts) -> Merged | None:
 
 
 def _merged_value(facts: Facts) -> str:
+    """The value of the merged allocator variable."""
     merged = _merged(facts)
     assert merged is not None
     return merged.value
 
 
 def _merged_reason(facts: Facts) -> str:
+    """Why the allocator variables are merged."""
     merged = _merged(facts)
     assert merged is not None
     reason = "your PYTORCH_ALLOC_CONF and PYTORCH_CUDA_ALLOC_CONF as one: of two set, torch's parsers prefer different"
@@ -115,6 +119,7 @@ def _pairs(links: tuple[Link, ...]) -> str:
 
 
 def _meets_on_loopback(facts: Facts) -> bool:
+    """Whether all ranks are on this machine and meet on loopback."""
     return facts.nodes == 1 and facts.interface == "lo"
 
 
@@ -125,6 +130,7 @@ def _socket_needed(facts: Facts) -> bool:
 
 
 def _socket_reason(facts: Facts) -> str:
+    """Why NCCL_SOCKET_IFNAME is set."""
     if _meets_on_loopback(facts):
         return "all ranks are on this machine: the bootstrap listens on loopback alone"
     return (
@@ -133,6 +139,7 @@ def _socket_reason(facts: Facts) -> str:
 
 
 def _gloo_reason(facts: Facts) -> str:
+    """Why GLOO_SOCKET_IFNAME is set."""
     if _meets_on_loopback(facts):
         return "all ranks are on this machine: gloo listens on loopback alone"
     return f"{facts.nodes} nodes meet on {facts.interface}; gloo would take the address that the host name resolves to"

@@ -79,6 +79,7 @@ def _verified(facts: Facts) -> list[Setting]:
 
 
 def _apply(rule: Rule, facts: Facts) -> Setting:
+    """The setting of a rule, or the user's own value."""
     value, reason = rule.value(facts), rule.reason(facts)
     setting = Setting(rule.name, value or "", reason, unset=value is None)
     own = facts.given.get(rule.name)
@@ -109,5 +110,6 @@ def _is_shown(name: str, facts: Facts) -> bool:
 
 
 def _remark(name: str, given: Given, facts: Facts) -> str:
+    """Where a value comes from, and what is worth saying about it."""
     words = [remark.text for remark in REMARKS if remark.name == name and remark.applies(facts)]
     return "; ".join([given.origin, *words])

@@ -28,6 +28,7 @@ def as_text(settings: Sequence[Setting], shell: str) -> str:
 
 
 def _lines(settings: Sequence[Setting], to_set: str, to_unset: str) -> str:
+    """One line for each variable, its reason as a comment."""
     lines = []
     for setting in settings:
         line = (to_unset if setting.unset else to_set).format(name=setting.name, value=shlex.quote(setting.value))

@@ -60,6 +60,7 @@ def _refused(link: Link) -> bool:
 
 
 def _link_cell(link: Link) -> Content:
+    """The cell of the matrix for one pair."""
     if link.a == link.b:
         return "X", "dim"
     label = (link.label, _LEVEL_STYLES[link.level] if link.level else "dim")
@@ -85,6 +86,7 @@ def legend(screen: Screen, topology: Topology) -> None:
 
 
 def _reasons(links: Iterable[Link]) -> str:
+    """The driver's reasons for refusing peer access, each once."""
     return ", ".join(sorted({str(link.p2p) for link in links if _refused(link)}))
 
 
@@ -110,6 +112,7 @@ def _statuses(topology: Topology) -> dict[str, dict[str, str]]:
 
 
 def _sum_up(statuses: dict[str, str]) -> str:
+    """Statuses by pair in one phrase: `ok for 0-1, else not-supported`."""
     kinds = sorted(set(statuses.values()), key=lambda status: (status != "ok", status))
     if len(kinds) == 1:
         return kinds[0]

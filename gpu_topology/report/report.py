@@ -90,6 +90,7 @@ def selection_json(selection: Selection) -> dict[str, object]:
 
 
 def _group_json(group: Group) -> dict[str, object]:
+    """A group as plain data."""
     return {
         "name": group.name,
         "indices": list(group.indices),
@@ -155,6 +156,7 @@ def render(
 
 
 def _render_without_gpu(screen: Screen, topology: Topology, host: Host, settings: Sequence[Setting]) -> None:
+    """The page for a machine without a usable GPU."""
     reason, *remedies = topology.warnings or ("this machine has no NVIDIA GPU",)
     instead = (
         "Until then training runs on the CPU with the gloo backend: ranks x threads fill the "
@@ -169,6 +171,7 @@ def _render_without_gpu(screen: Screen, topology: Topology, host: Host, settings
 def _render_environment(
     screen: Screen, host: Host, settings: Sequence[Setting], unset: Sequence[tuple[str, str]] = ()
 ) -> None:
+    """The sections on the environment and the host."""
     _heading(screen, "Environment")
     tables.environment(screen, settings)
     if unset:
@@ -179,5 +182,6 @@ def _render_environment(
 
 
 def _heading(screen: Screen, title: str, aside: str = "") -> None:
+    """A blank line and a title."""
     screen.text("")
     screen.text([(title, "bold"), (f"  {aside}" if aside else "", "dim")])

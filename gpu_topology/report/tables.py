@@ -69,6 +69,7 @@ def _device_columns() -> tuple[_Column, ...]:
 
 
 def _capability(gpu: Gpu) -> str:
+    """`8.6`, or "?"."""
     return "?" if gpu.compute_capability is None else ".".join(map(str, gpu.compute_capability))
 
 
@@ -83,6 +84,7 @@ def _pcie_cell(gpu: Gpu) -> Content:
 
 
 def _name_cell(gpu: Gpu) -> Content:
+    """The name, with what is special about the GPU below it."""
     marks = [(f"\n{mark}", "red" if bad else "dim") for mark, bad in _marks(gpu)]
     return [(short_name(gpu.name), "red" if gpu.error else ""), *marks]
 
@@ -184,12 +186,15 @@ def bullets(screen: Screen, lines: Sequence[str], mark: str = "!") -> None:
 
 
 def _gib(size: int | None) -> str:
+    """Bytes as GiB with one decimal."""
     return "?" if size is None else f"{size / GIB:.1f}"
 
 
 def _known(value: int | None) -> str:
+    """A number, or "?"."""
     return "?" if value is None else str(value)
 
 
 def _count(number: int, noun: str) -> str:
+    """`1 CPU`, `2 CPUs`."""
     return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -89,6 +89,7 @@ class Screen:
     def _row(
         self, columns: Sequence[Column], cells: Sequence[list[Piece]], widths: Sequence[int], left: int, gap: int
     ) -> None:
+        """Add a row whose cells may have several lines."""
         wrapped = [list(_wrapped(cell, width)) for cell, width in zip(cells, widths, strict=True)]
         for lines in zip_longest(*wrapped, fillvalue=()):
             parts = []
@@ -98,6 +99,7 @@ class Screen:
             self.lines.append((" " * left + (" " * gap).join(parts)).rstrip())
 
     def _drawn(self, pieces: Sequence[Piece]) -> str:
+        """A line as text, with escape sequences where the screen has colour."""
         if not self.colour:
             return "".join(text for text, _ in pieces)
         return "".join(
@@ -135,12 +137,14 @@ def _pieces(content: Content) -> list[Piece]:
 
 
 def _harmless(text: str) -> str:
+    """The text with control characters replaced, except line breaks."""
     if text.isprintable():
         return text
     return "".join(one if one.isprintable() or one == "\n" else "\N{REPLACEMENT CHARACTER}" for one in text)
 
 
 def _widest(pieces: Sequence[Piece]) -> int:
+    """The display width of the widest line."""
     return max(map(display_width, "".join(text for text, _ in pieces).split("\n")))
 
 

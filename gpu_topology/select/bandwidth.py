@@ -1,7 +1,7 @@
-"""How fast two GPUs can talk, as a model of the path, and the subset of GPUs with the fastest all-reduce.
+"""A model of how fast two GPUs can exchange data, and the subset of GPUs with the fastest all-reduce.
 
-A ring all-reduce runs at the pace of its slowest link, so subsets are compared by the best ring's bottleneck first.
-The figures are the hardware's nominal ones; only their order decides.
+A ring all-reduce is as fast as its slowest link, so subsets are compared by the best ring's bottleneck first. The
+figures are nominal values of the hardware; only their order matters.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ NVLINK_GB_S = {
 }
 _NVLINK_UNKNOWN_GB_S = 25.0
 
-# GB/s over PCIe by path, peer to peer and by way of host memory: a Gen3 x16 slot moves about 12, each hop costs,
-# and a byte by way of host memory crosses the bus twice. Later generations scale all alike, so the order holds.
+# GB/s over PCIe by path, peer to peer and through host memory: a Gen3 x16 slot moves about 12, each hop costs, and a
+# byte through host memory crosses the bus twice. Later generations scale all of them, so the order stays.
 _PEER_GB_S = {
     LinkLevel.PIX: 12.0,
     LinkLevel.PXB: 11.0,
@@ -45,20 +45,20 @@ _HOST_GB_S = {
     LinkLevel.NODE: 4.5,
     LinkLevel.SYS: 3.5,
 }
-# A path that the driver does not report counts as the slowest.
+# For a path that the driver does not report: the slowest.
 _UNKNOWN_GB_S = 3.5
 
 _PATH_RANK = {level: rank for rank, level in enumerate(LinkLevel)}
 
-# The search is exact for so many GPUs; of more, the GPUs around each one are searched.
+# The search is exact for up to so many GPUs; with more, the neighbourhood of each GPU is searched.
 EXACT_GPUS = 16
 
 
 def link_speed(link: Link, capability: tuple[int, int] | None) -> float:
-    """The modelled GB/s of a link, one direction; `capability` is the slower end's compute capability.
+    """The modelled GB/s of a link in one direction; `capability`: the slower end's compute capability.
 
-    Peer access "not ok" counts as host memory, on NVLink too (NCCL then needs NCCL_P2P_DISABLE). Unknown access counts
-    as works, an unknown number of NVLinks as one.
+    Without peer access the path is host memory, on NVLink too (NCCL then needs NCCL_P2P_DISABLE). Unknown peer access
+    counts as working, an unknown number of NVLinks as one.
     """
     peer = link.p2p in (None, "ok")
     if link.level is LinkLevel.NV and link.nvlinks != 0 and peer:
@@ -72,6 +72,7 @@ def link_speed(link: Link, capability: tuple[int, int] | None) -> float:
 
 
 def _nvlink_speed(capability: tuple[int, int] | None) -> float:
+    """GB/s of one NVLink in one direction; a newer generation than the table's counts as its newest."""
     if capability is None:
         return _NVLINK_UNKNOWN_GB_S
     newest = max(NVLINK_GB_S)
@@ -83,28 +84,28 @@ LANE_GB_S = {1: 0.25, 2: 0.5, 3: 0.985, 4: 1.97, 5: 3.94, 6: 7.56}
 
 
 def lanes(gpu: Gpu) -> int | None:
-    """The lanes of a GPU's PCIe link as they are, which card, slot and riser decide; None when unknown."""
+    """The lanes that a GPU's PCIe link uses now, limited by card, slot and riser; None when unknown."""
     return gpu.pcie_width_now or gpu.pcie_width
 
 
 def slot_speed(gpu: Gpu) -> float | None:
-    """GB/s in one direction of a GPU's PCIe link under load: an idle one drops its generation, not its lanes."""
+    """GB/s of a GPU's PCIe link in one direction under load: an idle link lowers its generation, not its lanes."""
     width = lanes(gpu)
     rate = LANE_GB_S.get(min(gpu.pcie_generation or 0, max(LANE_GB_S)))
     return rate * width if rate and width else None
 
 
 def _slots(gpus: Sequence[Gpu]) -> dict[int, float]:
-    """How fast the PCIe slot of each GPU is, as a share of the fastest among them; 1 where that is unknown."""
+    """NVML index -> speed of the PCIe slot as a share of the fastest one; 1 where it is unknown."""
     speeds = {gpu.index: speed for gpu in gpus if (speed := slot_speed(gpu)) is not None}
     fastest = max(speeds.values(), default=1.0)
     return {gpu.index: speeds.get(gpu.index, fastest) / fastest for gpu in gpus}
 
 
 def _across_nodes(topology: Topology) -> set[tuple[int, int]]:
-    """The pairs on different NUMA nodes, whose path is SYS by definition, also where the driver calls it a shorter one.
+    """The pairs on different NUMA nodes: their path is SYS by definition, even where the driver reports a shorter one.
 
-    None where the nodes contradict the paths: SYS within one node, or a node that is not told.
+    Empty where the nodes contradict the paths: SYS within one node, or an unknown node.
     """
     nodes = {gpu.index: gpu.numa_node for gpu in topology.gpus if gpu.error is None}
     far = [link for link in topology.links if (link.pcie_level or link.level) is LinkLevel.SYS]
@@ -114,17 +115,17 @@ def _across_nodes(topology: Topology) -> set[tuple[int, int]]:
 
 
 def _load(gpu: Gpu) -> int:
-    """How little idle a GPU is, to choose among equals: 0 idle to 3."""
+    """How busy a GPU is, from 0 (idle) to 3, to choose among equals."""
     drawing = bool(gpu.graphics_processes) or (gpu.utilization or 0) >= 10 or (gpu.memory_used or 0) > 512 * 2**20
     return int(bool(gpu.display_active)) + int(drawing) + int(bool(gpu.processes))
 
 
 class Fabric:
-    """The speeds between some GPUs of a topology, and questions about subsets of them."""
+    """The speeds between some GPUs of a topology, and the best subsets of them."""
 
     def __init__(self, topology: Topology, indices: Sequence[int]) -> None:
-        # A GPU's position is a bit in masks. The lowest index has the highest bit: of two subsets of one size, the
-        # larger mask then is the one with the lower indices.
+        # A GPU's position is its bit in masks. The lowest index has the highest bit: of two subsets of one size the
+        # larger mask has the lower indices.
         self.indices = tuple(sorted(indices, reverse=True))
         gpus = {index: topology.gpu(index) for index in self.indices}
         self.numa = {index: gpu.numa_node for index, gpu in gpus.items()}
@@ -154,9 +155,9 @@ class Fabric:
         return sum(_mb_s(self.speed[pair]) for pair in combinations(subset, 2)) / 1000
 
     def bottleneck(self, subset: Sequence[int]) -> float:
-        """The slowest link of the best ring through all of `subset`, GB/s; infinite for fewer than two GPUs.
+        """GB/s of the slowest link in the best ring through all of `subset`; infinite for fewer than two GPUs.
 
-        Of more than 16 GPUs the fastest floor at which a ring was found.
+        With more than 16 GPUs: the fastest floor at which a ring was found.
         """
         if len(subset) < 2:
             return float("inf")
@@ -165,8 +166,8 @@ class Fabric:
     def best(self, count: int) -> tuple[int, ...]:
         """The best-connected `count` GPUs: fastest bottleneck, then highest sum, then fewest NUMA nodes.
 
-        Ties after that: nearest over PCIe, idle ones (no display, desktop or process), lowest indices. One GPU alone is
-        one with the fastest slot.
+        Remaining ties: nearest over PCIe, idle (no display, desktop or process), lowest indices. A single GPU is one
+        with the fastest slot.
         """
         if count == len(self.indices):
             return tuple(sorted(self.indices))
@@ -176,6 +177,7 @@ class Fabric:
         return max(finalists, key=lambda subset: (self.bottleneck(subset), self._value(subset), [-i for i in subset]))
 
     def _best_of(self, among: Sequence[int], count: int) -> tuple[int, ...]:
+        """The best `count` of `among`, which are EXACT_GPUS at most."""
         size = len(among)
         if count == size:
             return tuple(sorted(among))
@@ -189,9 +191,9 @@ class Fabric:
         return tuple(index for position, index in reversed(list(enumerate(among))) if best >> position & 1)
 
     def _highest_floor(self, among: Sequence[int], count: int) -> tuple[float, int]:
-        """The fastest bottleneck of a ring through `count` of these GPUs, and the set of the subsets that reach it."""
+        """The fastest bottleneck of a ring through `count` of these GPUs, and the set of subsets that reach it."""
         floors = sorted({self.speed[pair] for pair in combinations(among, 2)}, reverse=True)
-        # No ring is faster than the second fastest links of its members; the answer is mostly that, or little below.
+        # No ring is faster than the second fastest links of its members; the answer is mostly there or just below.
         fast, slow = floors.index(self._second_fastest(among, count)) - 1, len(floors) - 1
         found, step = 0, 1
         while slow - fast > 1 or not found:
@@ -204,12 +206,13 @@ class Fabric:
         return floors[slow], found
 
     def _second_fastest(self, among: Sequence[int], count: int) -> float:
-        """A speed that `count` of these GPUs reach on two links each (on one, for a pair): no ring's floor is above."""
+        """The speed that `count` of these GPUs reach on two links each (on one, for a pair): no ring is faster."""
         links = min(count - 1, 2)
         each = [sorted((self.speed[a, b] for b in among if b != a), reverse=True)[links - 1] for a in among]
         return sorted(each, reverse=True)[count - 1]
 
     def _rings(self, among: Sequence[int], count: int, floor: float) -> int:
+        """The subsets of `count` with a ring at this floor; of more than EXACT_GPUS whether all have one."""
         reach = self.speed.get
         near = [sum(1 << j for j, b in enumerate(among) if reach((a, b), 0.0) >= floor) for a in among]
         if len(among) <= EXACT_GPUS:
@@ -218,11 +221,11 @@ class Fabric:
 
     @cached_property
     def _worth(self) -> dict[tuple[int, int], int]:
-        """What a pair adds to the value of a subset: speed first, in whole MB/s so that no order of sums matters."""
+        """What a pair adds to the value of a subset: speed first, in whole MB/s so that sums are exact."""
         return {pair: (_mb_s(speed) << _SPEED) - (self.distance[pair] << _PATH) for pair, speed in self.speed.items()}
 
     def _node_sets(self, among: Sequence[int]) -> list[int]:
-        """For every mask the set of its NUMA nodes, as a mask too."""
+        """For every mask of GPUs the mask of their NUMA nodes."""
         known = list(dict.fromkeys(self.numa[index] for index in among))
         sets = [0]
         for index in among:
@@ -231,6 +234,7 @@ class Fabric:
         return sets
 
     def _value(self, subset: Sequence[int]) -> int:
+        """The value of a whole subset, as `_best_of` compares them."""
         nodes = len({self.numa[index] for index in subset})
         singles = sum(self._single(index, len(subset)) for index in subset)
         return sum(self._worth[pair] for pair in combinations(subset, 2)) - (nodes << _NODES) + singles
@@ -240,7 +244,7 @@ class Fabric:
         return (_mb_s(self.slot[index]) << _SPEED if count == 1 else 0) - self.load[index]
 
     def _neighbourhoods(self, count: int) -> set[tuple[int, ...]]:
-        """Around each GPU the others that it reaches fastest: as many as can be searched, or as are needed."""
+        """For each GPU itself and those that it reaches fastest: EXACT_GPUS of them, or `count` if that is more."""
         size = max(count, EXACT_GPUS)
         return {
             tuple(sorted((seed, *sorted(others, key=lambda i: -self._worth[seed, i])[: size - 1]), reverse=True))
@@ -250,7 +254,7 @@ class Fabric:
 
 
 def ring_gb_s(topology: Topology, indices: Sequence[int]) -> float:
-    """The slowest link of the best ring in GB/s of this hardware: the model's PCIe figures are those of Gen3 x16."""
+    """GB/s of the slowest link in the best ring on this hardware (the model's PCIe figures are for Gen3 x16)."""
     fabric = Fabric(topology, indices)
     floor = fabric.bottleneck(indices)
     slots = [speed for index in indices if (speed := slot_speed(topology.gpu(index))) is not None]
@@ -259,9 +263,10 @@ def ring_gb_s(topology: Topology, indices: Sequence[int]) -> float:
     return floor * max(slots) / (16 * LANE_GB_S[3]) if over_pcie and slots else floor
 
 
-# Where the parts of a subset's value begin, in bits: loads, then PCIe distance, NUMA nodes, and the sum of speeds.
+# The first bit of each part of a subset's value: load (bit 0), PCIe distance, NUMA nodes, sum of speeds.
 _PATH, _NODES, _SPEED = 8, 24, 32
 
 
 def _mb_s(speed: float) -> int:
+    """GB/s as whole MB/s."""
     return round(speed * 1000)

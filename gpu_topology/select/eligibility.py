@@ -1,4 +1,4 @@
-"""Which GPUs and MIG slices may be used, and for each other GPU the reason why not."""
+"""Which GPUs and MIG slices may be used, and why the others may not."""
 
 from __future__ import annotations
 
@@ -13,37 +13,37 @@ from gpu_topology.topology import Gpu, GpuProcess, LinkLevel, Topology
 
 MIB, GIB = 2**20, 2**30
 
-# Memory that no desktop accounts for makes a GPU busy from a tenth on, as does any compute process of others.
+# A GPU is busy when others run a compute process on it, or hold more than a tenth of its memory besides a desktop's.
 BUSY_FRACTION = 0.10
 BUSY_FLOOR_BYTES = 512 * MIB
 
-# What a desktop may hold where its processes are not shown (a screen is attached; Windows around WSL).
+# What a desktop may hold where its processes are not listed (a screen is attached; Windows around WSL).
 _DESKTOP_BYTES = 2 * GIB
 
-# A desktop that is drawn at this utilization is a game or a renderer.
+# At this utilization what draws is no desktop but a game or a renderer.
 _DRAWING_UTILIZATION = 60
 
 _FABRIC_UP = ("completed", "degraded")
 _NOT_BEFORE = ("reset", "bus-reset", "drain-and-reset", "reboot")
-_ALL_THE_SAME = "(name it with --gpus to use it all the same)"
-ALLOW_BUSY = " (--allow-busy uses it all the same)"
+_ALL_THE_SAME = "(name it with --gpus to use it anyway)"
+ALLOW_BUSY = " (--allow-busy uses it anyway)"
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What a request asks of a device.
+    """What a request demands of a device.
 
     asked, excluded  a GPU includes each of its MIG slices
     min_memory       bytes
-    own_pids         processes whose memory is not that of others
-    owners           process -> whose it is ("alice"), as far as known
-    claims           UUID -> who has claimed that device without being on it yet
-    hidden_desktop   whether a desktop may be on the GPUs without showing a process (WSL)
-    torch            the installed torch, None where it decides nothing
-    runnable         whether that torch has code for some GPU that may be used (`usable` looks)
-    silent           GPUs that do not tell what others do, with the reason (`usable` looks)
-    fabric_up        whether the NVSwitch fabric works for some GPU here (`usable` looks)
-    cut_off          GPUs without NVLinks that work, among others whose NVLinks do, with the reason (`usable` looks)
+    own_pids         processes that count as the user's own
+    owners           process -> its user ("alice"), as far as known
+    claims           UUID -> who has claimed that device but does not use it yet
+    hidden_desktop   whether a desktop may use the GPUs without a visible process (WSL)
+    torch            the installed torch, None where it does not matter
+    runnable         whether that torch has code for any GPU that may be used (set by `usable`)
+    silent           GPUs that do not report what others do, with the reason (set by `usable`)
+    fabric_up        whether the NVSwitch fabric works for any GPU here (set by `usable`)
+    cut_off          GPUs without a working NVLink among others with one, with the reason (set by `usable`)
     """
 
     visible: Visible | None = None
@@ -65,21 +65,21 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class Usable:
-    """The devices that may be used, in NVML's order, and why each other GPU may not (by NVML index).
+    """The devices that may be used, in NVML's order; `refused`: NVML index -> why not, for the other GPUs.
 
-    A GPU in MIG mode is replaced by its slices, of which some may be left out without a reason.
+    A GPU in MIG mode is replaced by its slices, some of which may be missing without a reason.
     """
 
     devices: tuple[Device, ...]
     refused: Mapping[int, str]
 
     def of(self, device: Device) -> tuple[Device, ...]:
-        """Those that are this device or, of a GPU, its slices."""
+        """This device or, for a GPU in MIG mode, its slices, as far as they may be used."""
         return tuple(one for one in self.devices if one.is_part_of(device))
 
 
 def usable(topology: Topology, rules: Rules) -> Usable:
-    """Judge every GPU and slice."""
+    """Check every GPU and slice."""
     fabric_up = any(gpu.fabric_state in _FABRIC_UP for gpu in topology.gpus)
     rules = replace(rules, fabric_up=fabric_up, cut_off=_cut_off(topology), silent=silent(topology))
     judged = [(gpu, [(device, refusal(device, rules)) for device in devices_of(gpu)]) for gpu in topology.gpus]
@@ -106,14 +106,14 @@ def devices_of(gpu: Gpu) -> tuple[Device, ...]:
 
 
 def refusal(device: Device, rules: Rules) -> str | None:
-    """Why this device cannot be used, None when it can. The first reason that applies, the weightiest first."""
+    """Why this device cannot be used: the most important reason; None when it can."""
     return next((reason for check in _CHECKS if (reason := check(device, rules)) is not None), None)
 
 
 def silent(topology: Topology) -> dict[int, str]:
-    """The GPUs that do not tell name, memory or compute capability although others do, with the reason.
+    """The GPUs that do not report name, memory or compute capability although others do, with the reason.
 
-    What no GPU tells is a matter of the driver, or of the file that describes the machine.
+    What no GPU reports is a matter of the driver, or of the file that describes the machine.
     """
     # Of a GPU in MIG mode its slices count.
     gpus = [gpu for gpu in topology.gpus if gpu.error is None and not gpu.mig_mode]
@@ -129,10 +129,10 @@ _NEEDED = {"name": "name", "memory_total": "memory", "compute_capability": "comp
 
 
 def busy(device: Device, rules: Rules) -> str | None:
-    """By which evidence others are on this device, or have claimed it; None when there is none.
+    """Evidence that others use this device or have claimed it; None without any.
 
-    A program that draws, such as a desktop or a browser, and an MPS server without clients are no use by others. Memory
-    and utilization are reported for whole GPUs; a MIG slice has the processes of its GPU instance, and those without a
+    A program that draws, such as a desktop or a browser, and an MPS server without clients do not count. Memory and
+    utilization are reported for whole GPUs; a MIG slice has the processes of its GPU instance, and those without a
     reported instance.
     """
     others = [process for process in _compute_processes(device) if process.pid not in rules.own_pids]
@@ -150,6 +150,7 @@ def busy(device: Device, rules: Rules) -> str | None:
 
 
 def _who(process: GpuProcess, rules: Rules) -> str:
+    """`4711 (python, alice)`, as far as known."""
     about = [words for words in (process.name, rules.owners.get(process.pid)) if words]
     return f"{process.pid} ({', '.join(about)})" if about else str(process.pid)
 
@@ -165,6 +166,7 @@ def drawn(gpu: Gpu) -> int:
 
 
 def _memory_in_use(gpu: Gpu, rules: Rules) -> str | None:
+    """Memory of others beyond a desktop's, in words; None below the limits."""
     if not gpu.memory_total or gpu.memory_used is None:
         return None
     own = sum(process.used_memory or 0 for process in gpu.processes or () if process.pid in rules.own_pids)
@@ -176,13 +178,13 @@ def _memory_in_use(gpu: Gpu, rules: Rules) -> str | None:
 
 
 def _desktop_may_hide(gpu: Gpu, rules: Rules) -> bool:
-    """Whether memory may be a desktop's whose processes are not shown: those of WSL's Windows never are."""
+    """Whether a desktop without visible processes may hold memory; those of WSL's Windows are never visible."""
     unlisted = gpu.processes is None and gpu.graphics_processes is None
     return bool(gpu.display_active) or rules.hidden_desktop or unlisted
 
 
 def _at_work(gpu: Gpu, rules: Rules) -> str | None:
-    """Utilization of processes that a container or the kernel hides from us."""
+    """Utilization by processes that a container or the kernel hides, in words; None without any."""
     if any(process.pid in rules.own_pids for process in gpu.processes or ()):
         return None
     drawing = gpu.graphics_processes or gpu.display_active or rules.hidden_desktop
@@ -198,6 +200,7 @@ def _at_work(gpu: Gpu, rules: Rules) -> str | None:
 
 
 def _compute_processes(device: Device) -> list[GpuProcess]:
+    """The compute processes on a device: no desktop, no MPS server."""
     gpu, mig = device.gpu, device.mig
     if mig:
         here = (None, mig.gpu_instance)
@@ -209,10 +212,9 @@ def _compute_processes(device: Device) -> list[GpuProcess]:
 
 
 def _cut_off(topology: Topology) -> dict[int, str]:
-    """The few GPUs without a working NVLink among others whose NVLinks work.
+    """The few GPUs without a working NVLink among others whose NVLinks work, with the reason.
 
-    Without peer access over any of its NVLinks it would keep NCCL from all peer access in the run; of a pair it would
-    not be known which is bad.
+    Such a GPU would make NCCL give up all peer access in the run. In a pair it is not known which one is bad.
     """
     sliced = {gpu.index for gpu in topology.gpus if gpu.mig_mode}
     nvlinks = [link for link in topology.links if link.level is LinkLevel.NV and not sliced & {link.a, link.b}]
@@ -222,13 +224,13 @@ def _cut_off(topology: Topology) -> dict[int, str]:
         beside.setdefault(link.a, set()).add(link.b)
         beside.setdefault(link.b, set()).add(link.a)
     found = [gpu for gpu, others in beside.items() if gpu not in working and len(others & working) > 1]
-    refused = dict.fromkeys(found, "none of its NVLinks gives peer access, those of other GPUs do")
-    bare = dict.fromkeys(without_any(topology), "it has no active NVLink, the other GPUs of its board have theirs")
+    refused = dict.fromkeys(found, "none of its NVLinks gives peer access, but those of other GPUs do")
+    bare = dict.fromkeys(without_any(topology), "it has no active NVLink, but the other GPUs of its board do")
     return (refused if len(found) < len(working) else {}) | bare
 
 
 def _together(gpu: Gpu, reasons: list[str]) -> str:
-    """One reason for a GPU none of whose slices can be used."""
+    """One reason for a GPU of which no slice can be used."""
     different = list(dict.fromkeys(reasons))
     if not gpu.mig_mode or len(reasons) == len(different) == 1:
         return different[0]
@@ -238,36 +240,42 @@ def _together(gpu: Gpu, reasons: list[str]) -> str:
 
 
 def _broken(device: Device, rules: Rules) -> str | None:
+    """Why a GPU cannot be read."""
     return device.gpu.error or rules.silent.get(device.index)
 
 
 def _hidden(device: Device, rules: Rules) -> str | None:
+    """Whether CUDA_VISIBLE_DEVICES hides the device."""
     if rules.visible is None or rules.visible.position(device) is not None:
         return None
     return f"outside CUDA_VISIBLE_DEVICES={rules.visible_value}"
 
 
 def _excluded(device: Device, rules: Rules) -> str | None:
+    """Whether the request excludes the device."""
     return "excluded by request" if _among(device, rules.excluded) else None
 
 
 def _not_asked(device: Device, rules: Rules) -> str | None:
-    return "not among the GPUs asked for" if rules.asked and not _among(device, rules.asked) else None
+    """Whether the request names other devices."""
+    return "not among the requested GPUs" if rules.asked and not _among(device, rules.asked) else None
 
 
 def _prohibited(device: Device, rules: Rules) -> str | None:
+    """Whether the compute mode forbids its use."""
     prohibited = device.gpu.compute_mode == "prohibited"
     return "its compute mode is Prohibited (nvidia-smi -c 0 allows compute)" if prohibited else None
 
 
 def _no_slices(device: Device, rules: Rules) -> str | None:
+    """Whether MIG is on without a slice."""
     if not device.gpu.mig_mode or device.mig:
         return None
-    return "MIG is on and it has no slice (compute instance) that could be used"
+    return "MIG is on and it has no usable slice (compute instance)"
 
 
 def _erring(device: Device, rules: Rules) -> str | None:
-    """Why a GPU with errors is left out; None where it has none or was asked for by name."""
+    """Why a GPU with errors is left out; None where it has none, or the request names it."""
     gpu = device.gpu
     if _among(device, rules.asked):
         return None
@@ -275,18 +283,18 @@ def _erring(device: Device, rules: Rules) -> str | None:
         return f"its memory is defective: a bad row could not be replaced {_ALL_THE_SAME}"
     if gpu.ecc_uncorrected:
         errors = f"{gpu.ecc_uncorrected} uncorrectable memory error{'s' * (gpu.ecc_uncorrected > 1)}"
-        return f"{errors} since the driver was loaded: a reset is due {_ALL_THE_SAME}"
+        return f"{errors} since the driver was loaded: it needs a reset {_ALL_THE_SAME}"
     if gpu.recovery in _NOT_BEFORE:
         return f"the driver asks for a {gpu.recovery.replace('-', ' ')} first {_ALL_THE_SAME}"
     if rules.fabric_up and gpu.fabric_state is not None and gpu.fabric_state not in _FABRIC_UP:
-        return f"its NVSwitch fabric is {gpu.fabric_state}, that of other GPUs is up {_ALL_THE_SAME}"
+        return f"its NVSwitch fabric is {gpu.fabric_state}, while that of other GPUs is up {_ALL_THE_SAME}"
     if gpu.index in rules.cut_off:
         return f"{rules.cut_off[gpu.index]} {_ALL_THE_SAME}"
     return None
 
 
 def no_code(device: Device, rules: Rules) -> str | None:
-    """Why the installed torch cannot compute on this device; None where it can, or where that is not known."""
+    """Why the installed torch cannot compute on this device; None where it can, or where that is unknown."""
     torch, capability = rules.torch, device.gpu.compute_capability
     if torch is None or capability is None or torch.runs_on(capability) is not False:
         return None
@@ -296,17 +304,19 @@ def no_code(device: Device, rules: Rules) -> str | None:
 
 
 def _small(device: Device, rules: Rules) -> str | None:
+    """Whether the device has less memory than the request asks for."""
     if not rules.min_memory:
         return None
     total = device.memory_total
     typed = getattr(rules.min_memory, "typed", f"{rules.min_memory / GIB:.1f} GiB")
     if total is None:
-        return f"its memory is unknown, {typed} are asked for"
+        return f"its memory is unknown, {typed} required"
     has = f"{total / GIB:.1f} GiB" + ("" if "i" in typed else f" ({total / 10**9:.1f} GB)")
-    return f"has {has}, {typed} are asked for" if total < rules.min_memory else None
+    return f"has {has}, {typed} required" if total < rules.min_memory else None
 
 
 def _busy(device: Device, rules: Rules) -> str | None:
+    """Whether others use the device, unless the request names it or allows that."""
     if rules.allow_busy or _among(device, rules.asked):
         return None
     reason = busy(device, rules)
@@ -314,6 +324,7 @@ def _busy(device: Device, rules: Rules) -> str | None:
 
 
 def _among(device: Device, named: tuple[Device, ...]) -> bool:
+    """Whether a device is one of those named, or a slice of one."""
     return any(device.is_part_of(one) for one in named)
 
 

@@ -1,4 +1,4 @@
-"""A choice of GPUs in words: why these, and why not the others."""
+"""The reasons for a choice of GPUs in words: why these, and why not the others."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from gpu_topology.topology import Topology
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What was chosen, and from what.
+    """The chosen GPUs, and those that could be chosen.
 
     refused   GPUs that may not be used (NVML indices), with the reason
     groups    the groups among the others, best first
-    pool      what was chosen from: the first group, or (`whole`) every GPU that may be used, or those asked for
+    pool      the candidates: the first group or, with `whole`, every usable GPU or the requested ones
     """
 
     topology: Topology
@@ -37,16 +37,16 @@ class Choice:
 
     @property
     def used(self) -> tuple[Group, ...]:
-        """The groups that chosen devices come from."""
+        """The groups of the chosen devices."""
         return tuple(group for group in self.groups if self.taken_from(group))
 
     def taken_from(self, group: Group) -> int:
-        """How many chosen devices are of a group."""
+        """How many of the chosen devices belong to a group."""
         return sum(group.takes(device) for device in self.chosen)
 
     @property
     def superlative(self) -> str:
-        """The word for the first group."""
+        """The adjective for the first group."""
         return "fastest" if self.policy == "fastest" else "largest"
 
 
@@ -60,37 +60,38 @@ def group_label(choice: Choice) -> str:
 def reason(choice: Choice) -> str:
     """Why these GPUs, in one line."""
     if choice.rules.asked:
-        what = "the GPUs asked for by name"
+        what = "the GPUs requested by name"
     elif choice.policy == "mixed":
-        what = "every GPU that can be used (policy mixed)"
+        what = "every usable GPU (policy mixed)"
     elif len(choice.groups) == 1:
-        what = f"the only group of like GPUs: {choice.groups[0].label}"
+        what = f"the only group of identical GPUs: {choice.groups[0].label}"
     else:
-        what = f"the {choice.superlative} group of like GPUs{_what_decided(choice)}: {choice.groups[0].label}"
+        what = f"the {choice.superlative} group of identical GPUs{_what_decided(choice)}: {choice.groups[0].label}"
     if len(choice.chosen) < len(choice.pool):
         what = f"the best-connected {len(choice.chosen)} of {what}" if len(choice.chosen) > 1 else f"one of {what}"
     return what + _slowest_link(choice)
 
 
 def _what_decided(choice: Choice) -> str:
-    """What decided against the next group where it is as large, or against a larger one."""
+    """Why this group won against one of the same size, or against a larger one; empty where it is simply the
+    largest."""
     first, second = choice.groups[:2]
     if choice.policy != "largest":
         return ""
     if any(len(group.devices) > len(first.devices) for group in choice.groups):
-        return " that are more than display cards"
+        return " other than display cards"
     if len(first.devices) != len(second.devices) or second.for_display:
         return ""
     for word, of in _TIE_BREAKS:
         if of(first) != of(second):
-            return f" (of equal ones, {word})"
-    return " (of equal ones, the first in order)"
+            return f" (of groups of this size, {word})"
+    return " (of groups of this size, the first in order)"
 
 
 _TIE_BREAKS: tuple[tuple[str, Callable[[Group], object]], ...] = (
-    ("that with most memory", lambda group: group.memory_gib),
-    ("that with the higher peak throughput", lambda group: group.throughput),
-    ("the better linked", lambda group: group.ring_gb_s),
+    ("the one with the most memory", lambda group: group.memory_gib),
+    ("the one with the higher peak throughput", lambda group: group.throughput),
+    ("the better connected one", lambda group: group.ring_gb_s),
 )
 
 
@@ -102,7 +103,7 @@ def _slowest_link(choice: Choice) -> str:
     fabric = Fabric(choice.topology, indices)
     floor = fabric.bottleneck(indices)
     slowest = (link for pair, link in fabric.links.items() if fabric.speed[pair] == floor)
-    # Of links of one speed the name may differ: any that is known will do.
+    # Links of one speed may have different names: any known name will do.
     link = next((link for link in slowest if link.level is not None), None)
     if link is None:
         return ""
@@ -128,8 +129,8 @@ def left_out(choice: Choice) -> Iterator[tuple[int, str]]:
 
 
 def too_many(choice: Choice, count: int) -> str:
-    """What to say when more GPUs are asked for than there are to choose from."""
-    text = f"{count} GPUs are asked for, {len(choice.pool)} can be used"
+    """The error for a request of more GPUs than can be used."""
+    text = f"{count} GPUs were requested, {len(choice.pool)} can be used"
     if not choice.whole:
         text += f" in the {choice.superlative} group ({choice.groups[0].label})"
         if len(choice.groups) > 1:

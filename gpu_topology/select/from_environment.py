@@ -1,4 +1,4 @@
-"""What bears on the choice of GPUs beside the request: the mask, CUDA's order, own processes, claims, torch."""
+"""What affects the choice of GPUs besides the request: the mask, CUDA's order, own processes, claims, torch."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Inherited:
     torch: TorchBuild | None = None
 
     def completes(self, request: SelectionRequest) -> SelectionRequest:
-        """The request with what was inherited."""
+        """The request with the inherited facts filled in."""
         return replace(
             request,
             visible=self.visible,
@@ -47,13 +47,13 @@ class Inherited:
 
 
 def from_environment(environ: Mapping[str, str]) -> Inherited:
-    """What the environment alone tells. Pure."""
+    """The facts in the environment alone. Pure."""
     return Inherited(environ.get("CUDA_VISIBLE_DEVICES"), environ.get("CUDA_DEVICE_ORDER"))
 
 
 def read_inherited(topology: Topology, environ: Mapping[str, str]) -> Inherited:
-    """The same for a `topology` of this machine: libcuda is asked where the mask cannot be read without it, and the
-    processes of the user's own are looked up where GPUs have any."""
+    """The inherited facts for a `topology` of this machine: asks libcuda where the mask cannot be read without it, and
+    looks up the user's own processes where GPUs have any."""
     found = from_environment(environ)
     if _needs_cuda_order(topology, found):
         found = replace(found, cuda_order=cuda_order(environ))
@@ -68,18 +68,18 @@ def read_inherited(topology: Topology, environ: Mapping[str, str]) -> Inherited:
 
 
 def owners(processes: Iterable[GpuProcess], proc: Path = PROC) -> dict[int, str]:
-    """The user of each process that /proc shows by the name that the driver gives: a container counts by itself."""
+    """Process -> user, for processes that /proc shows under the driver's name (a container has its own numbers)."""
     found = {}
     for process in processes:
-        # The kernel cuts a name at 15 characters.
+        # The kernel cuts names at 15 characters.
         if process.name and sysfs.text(proc / str(process.pid) / "comm") == process.name[:15]:
-            with suppress(OSError, KeyError):  # it has ended; a user without a name
+            with suppress(OSError, KeyError):  # it has ended, or its user has no name
                 found[process.pid] = (proc / str(process.pid)).owner()
     return found
 
 
 def _needs_cuda_order(topology: Topology, found: Inherited) -> bool:
-    """Whether the mask holds indices, and CUDA may count different GPUs otherwise than NVML does."""
+    """Whether the mask has indices, and CUDA may count these GPUs in another order than NVML."""
     if found.visible is None or found.device_order == "PCI_BUS_ID":
         return False
     different = len({gpu.name for gpu in topology.gpus}) > 1
@@ -87,17 +87,17 @@ def _needs_cuda_order(topology: Topology, found: Inherited) -> bool:
 
 
 def own_family(pids: Iterable[int], pid: int, proc: Path = PROC) -> frozenset[int]:
-    """Those of `pids` that are the process `pid`, that it descends from or that descend from it.
+    """Those of `pids` that are the process `pid`, its ancestors or its descendants.
 
-    What they hold on a GPU is its own. Siblings are not of the family: a training run in the background of the same
-    shell is somebody else's use of the GPU.
+    Their use of a GPU counts as its own. Siblings do not belong: a training run in the background of the same shell is
+    another use of the GPU.
     """
     above = _line(pid, proc)
     return frozenset(one for one in pids if one in above or pid in _line(one, proc))
 
 
 def _line(pid: int, proc: Path) -> set[int]:
-    """A process and its ancestors, as far as they can be seen."""
+    """A process and its ancestors, as far as /proc shows them."""
     line: set[int] = set()
     above: int | None = pid
     while above and above not in line:
@@ -107,8 +107,9 @@ def _line(pid: int, proc: Path) -> set[int]:
 
 
 def _parent(pid: int, proc: Path) -> int | None:
+    """The parent of a process; None where /proc does not show it."""
     try:
-        # "pid (name) state ppid ...": the name may hold blanks and brackets.
+        # "pid (name) state ppid ...": the name may contain spaces and brackets.
         return int((proc / str(pid) / "stat").read_text().rpartition(")")[2].split()[1])
     except (OSError, ValueError, IndexError):  # it has ended, or is hidden
         return None

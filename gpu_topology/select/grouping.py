@@ -1,4 +1,4 @@
-"""Devices that belong together: homogeneous groups, and which of them is the better one."""
+"""Groups of identical devices, and their order from best to worst."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from gpu_topology.topology import Topology
 
 GIB = 2**30
 
-# ECC on a card that keeps its check bits in plain memory takes a sixteenth of it: still the same card.
+# ECC takes a sixteenth of the memory on a card that keeps its check bits there: it is still the same card.
 _SAME_MEMORY = 1 - 1 / 16 - 0.005
 
-# A card that is there for a display: so little memory, and so much slower than another that could be used.
+# A display card: so little memory, and so much slower than another usable card.
 _DISPLAY_MEMORY = 8 * GIB
 _DISPLAY_SPEED = 1 / 10
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """GPUs alike in name, memory, compute capability and MIG mode, or slices of one profile: one for each GPU.
+    """GPUs with the same name, memory, compute capability and MIG mode, or slices of one profile, one per GPU.
 
-    memory_total  one device's, in bytes; the least where ECC makes a difference
-    throughput    the estimated peak in tera-operations per second with equal shards, None where unknown
-    ring_gb_s     the modelled slowest link of the group's best ring, None for a single GPU
-    for_display   small, slow cards beside much faster ones: they win over no other group by their number
+    memory_total  bytes of one device; the smallest value where ECC makes a difference
+    throughput    estimated peak in tera-operations per second with equal shards, None where unknown
+    ring_gb_s     modelled speed of the slowest link in the group's best ring, None for a single GPU
+    for_display   small, slow cards beside much faster ones: they never win by their number
     """
 
     name: str
@@ -46,16 +46,16 @@ class Group:
 
     @property
     def memory_gib(self) -> int:
-        """Whole GiB of one device, 0 when unknown: cards of one size differ by some MiB."""
+        """Memory of one device in whole GiB, 0 when unknown: cards of one size differ by some MiB."""
         return round((self.memory_total or 0) / GIB)
 
     @property
     def each(self) -> float | None:
-        """The part of the throughput that one device has."""
+        """The throughput of one device."""
         return self.throughput and self.throughput / len(self.devices)
 
     def takes(self, device: Device) -> bool:
-        """Whether a device, or another slice of its GPU and profile, belongs here."""
+        """Whether a device belongs to this group, itself or as another slice of the same GPU and profile."""
         return any(kind_of(device) == kind_of(own) and device.index == own.index for own in self.devices)
 
     @property
@@ -65,10 +65,10 @@ class Group:
 
 
 def make_groups(topology: Topology, devices: Iterable[Device], policy: str = "largest") -> tuple[Group, ...]:
-    """The homogeneous groups among these devices, best first. A GPU with slices of two profiles is in two groups.
+    """The groups of identical devices, best first. A GPU with slices of two profiles is in two groups.
 
-    largest: most GPUs (display cards after all others), then more memory, higher peak, better links (bottleneck, sum),
-    the lower index. fastest: the highest estimated throughput, then as above.
+    largest: most GPUs (display cards last), then more memory, higher peak, better links (bottleneck, sum), lower index.
+    fastest: highest estimated throughput, then as above.
     """
     kinds: dict[object, list[Device]] = {}
     for device in devices:
@@ -78,16 +78,16 @@ def make_groups(topology: Topology, devices: Iterable[Device], policy: str = "la
 
 
 def ranked(topology: Topology, groups: Iterable[Group], policy: str, count: int | None = None) -> tuple[Group, ...]:
-    """Best first, when all of a group, or `count` of its devices, are used."""
+    """The groups, best first, if all devices of a group are used, or `count` of them."""
     every = tuple(groups)
     fabric = Fabric(topology, sorted({index for group in every for index in group.indices}))
     return tuple(sorted(every, key=lambda group: _rank(group, fabric, policy, count)))
 
 
 def estimate(devices: Sequence[Device]) -> float | None:
-    """Peak tera-operations per second of devices that work in step on equal shards: the slowest sets the pace of all.
+    """Peak tera-operations per second of devices that work in step on equal shards: the slowest limits all.
 
-    A peak of the arithmetic units, to rank different GPUs; what a training run reaches is measured, not estimated.
+    This is a peak of the arithmetic units, to rank different GPUs. The speed of a training run is measured instead.
     """
     each = [peak_tflops(device.gpu, device.mig) for device in devices]
     known = [value for value in each if value is not None]
@@ -95,7 +95,7 @@ def estimate(devices: Sequence[Device]) -> float | None:
 
 
 def one_each(devices: Iterable[Device]) -> tuple[Device, ...]:
-    """At most one device of each GPU: the slice with most memory, of equal ones the first instance."""
+    """At most one device per GPU: the slice with the most memory, of equal ones the first instance."""
     best: dict[int, Device] = {}
     for device in devices:
         rival = best.get(device.index)
@@ -105,6 +105,7 @@ def one_each(devices: Iterable[Device]) -> tuple[Device, ...]:
 
 
 def _slice_rank(device: Device) -> tuple[int, int, int, str]:
+    """Sorts the slices of a GPU: most memory first, then by instance."""
     mig = device.mig
     return (
         -(device.memory_total or 0),
@@ -115,9 +116,9 @@ def _slice_rank(device: Device) -> tuple[int, int, int, str]:
 
 
 def kind_of(device: Device) -> object:
-    """What devices of one group have in common, apart from memory: a slice always has a profile, or else its UUID.
+    """What the devices of a group have in common, apart from memory; a slice without a profile has its UUID instead.
 
-    A name that is not known is no name in common.
+    Two unknown names are not a common name.
     """
     gpu, mig = device.gpu, device.mig
     profile = mig and (mig.profile or mig.uuid)
@@ -125,7 +126,7 @@ def kind_of(device: Device) -> object:
 
 
 def _by_memory(devices: Sequence[Device]) -> list[list[Device]]:
-    """Devices of one kind, apart where one has clearly less memory than another (an RTX 3080 has 10 or 12 GB)."""
+    """Devices of one kind, split by clearly different memory (an RTX 3080 has 10 or 12 GB)."""
     parts: list[list[Device]] = []
     for device in sorted(devices, key=lambda one: -(one.memory_total or 0)):
         if parts and _same_memory(device.memory_total, parts[-1][0].memory_total):
@@ -136,6 +137,7 @@ def _by_memory(devices: Sequence[Device]) -> list[list[Device]]:
 
 
 def _same_memory(less: int | None, more: int | None) -> bool:
+    """Whether two sizes in bytes differ by no more than ECC takes."""
     return less == more if less is None or more is None else less >= _SAME_MEMORY * more
 
 
@@ -158,12 +160,13 @@ def _group(topology: Topology, alike: Sequence[Device]) -> Group:
 
 
 def _with_display_cards(groups: Sequence[Group]) -> list[Group]:
+    """The groups, with display cards marked."""
     fastest = max((group.each or 0.0 for group in groups), default=0.0)
     return [replace(group, for_display=_is_for_display(group, fastest)) for group in groups]
 
 
 def _told_apart(groups: Sequence[Group]) -> list[Group]:
-    """With the memory in the name where two groups would have the same name."""
+    """The groups, with the memory added to names that would be the same."""
     names = [group.name for group in groups]
     return [
         replace(group, name=f"{group.name} {_memory_words(group)}") if names.count(group.name) > 1 else group
@@ -172,10 +175,12 @@ def _told_apart(groups: Sequence[Group]) -> list[Group]:
 
 
 def _memory_words(group: Group) -> str:
+    """The memory of a group's devices, in words."""
     return "of unknown memory" if group.memory_total is None else f"{group.memory_gib} GiB"
 
 
 def _is_for_display(group: Group, fastest: float) -> bool:
+    """Whether the group is small cards beside much faster ones. `fastest`: the best group's peak per device."""
     peak = group.each
     if peak is None or group.memory_total is None or group.mig_mode:
         return False
@@ -183,6 +188,7 @@ def _is_for_display(group: Group, fastest: float) -> bool:
 
 
 def _rank(group: Group, fabric: Fabric, policy: str, count: int | None) -> tuple[float, ...]:
+    """The sort key of a group: see `make_groups`."""
     used = len(group.devices) if count is None else count
     enough = len(group.devices) >= used
     each = group.each or 0.0

@@ -1,8 +1,8 @@
-"""Whether the ranks should be bound to the CPUs beside their GPUs, by torchrun's own --numa-binding.
+"""Whether to bind the ranks to the CPUs near their GPUs, by torchrun's own --numa-binding.
 
-torch wraps each rank in numactl (torch/numa/binding.py) and raises where it cannot: without the program, without an
-accelerator, with no usable CPU on a GPU's node. So it is asked for only where all of that is known to be there, and
-where no CPU of ours would be left idle by it.
+torch wraps each rank in numactl (torch/numa/binding.py) and raises where that fails: without the program, without an
+accelerator, without a usable CPU on a GPU's node. So binding is chosen only where it is known to work, and where it
+leaves no usable CPU idle.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from gpu_topology.topology import Gpu, Topology
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """`mode` is "node" or "socket" as torchrun names them, None for no binding; `reason` says why, in one line."""
+    """A decision. `mode`: "node" or "socket" as in torchrun, None for no binding; `reason`: why, in one line."""
 
     mode: str | None
     reason: str
 
 
 def numa_binding(topology: Topology, selection: Selection, host: Host) -> str | None:
-    """The value for torchrun's --numa-binding; None: leave it out."""
+    """The value of torchrun's --numa-binding; None for none."""
     binding = choose_binding(topology, selection, host)
     return binding.mode if binding else None
 
 
 def choose_binding(topology: Topology, selection: Selection, host: Host) -> Binding | None:
-    """The binding with its reason; None where there is nothing to choose: no GPU, or one NUMA node for us."""
+    """The binding with its reason; None where there is nothing to decide: no GPU, or a single usable NUMA node."""
     if not selection.indices or _slices(selection) or len(host.usable_nodes) < 2:
         return None
     hindrance = obstacle(topology, selection, host)
@@ -49,17 +49,17 @@ def choose_binding(topology: Topology, selection: Selection, host: Host) -> Bind
 
 
 def obstacle(topology: Topology, selection: Selection, host: Host) -> str | None:
-    """Why torchrun's --numa-binding, in any mode, would end the run instead of binding; None where it would work."""
+    """Why torchrun's --numa-binding would fail in any mode; None where it works."""
     if not selection.indices:
-        return "it binds ranks to the CPUs beside their GPUs, and no GPU is used"
+        return "it binds ranks to the CPUs near their GPUs, and no GPU is used"
     if _slices(selection):
-        return "torchrun's process sees the first MIG slice alone"
+        return "torchrun's process sees only the first MIG slice"
     gpus = _gpus(topology, selection)
     return next((why(gpus, host) for hinders, why in _OBSTACLES if hinders(gpus, host)), None)
 
 
 def bound_threads(topology: Topology, selection: Selection, host: Host) -> int | None:
-    """Physical cores for each rank where ranks are bound: the smallest share of a node or socket. None: not bound."""
+    """Physical cores for each bound rank: the smallest share of a node or socket. None where ranks are not bound."""
     mode = numa_binding(topology, selection, host)
     if mode is None:
         return None
@@ -79,7 +79,7 @@ _PLACES: dict[str, Callable[[NumaNode], int | None]] = {
 
 
 def _mode(gpus: list[Gpu], host: Host) -> tuple[str | None, str]:
-    """The narrowest place such that each one has a GPU: then every usable CPU belongs to some rank."""
+    """(mode, its word) for the smallest unit of which each has a GPU, so that every usable CPU belongs to a rank."""
     with_gpu = [node for node in host.usable_nodes if node.index in _nodes_of(gpus)]
     if len(with_gpu) == len(host.usable_nodes):
         return "node", "NUMA node"
@@ -90,42 +90,49 @@ def _mode(gpus: list[Gpu], host: Host) -> tuple[str | None, str]:
 
 
 def _nodes_of(gpus: list[Gpu]) -> set[int | None]:
+    """The NUMA nodes of these GPUs."""
     return {gpu.numa_node for gpu in gpus}
 
 
 def _slices(selection: Selection) -> bool:
+    """Whether the selection has MIG slices."""
     return any(uuid.startswith("MIG-") for uuid in selection.uuids)
 
 
 def _gpus(topology: Topology, selection: Selection) -> list[Gpu]:
+    """The selected GPUs, each once."""
     return [topology.gpu(index) for index in dict.fromkeys(selection.indices)]
 
 
 def _unknown(gpus: list[Gpu], host: Host) -> list[int]:
+    """GPUs whose NUMA node is not known."""
     return [gpu.index for gpu in gpus if gpu.numa_node is None]
 
 
 def _far(gpus: list[Gpu], host: Host) -> list[int]:
+    """GPUs on nodes whose CPUs this process may not use."""
     usable = {node.index for node in host.usable_nodes}
     return [gpu.index for gpu in gpus if gpu.numa_node not in usable]
 
 
 def _exclusive(gpus: list[Gpu], host: Host) -> list[int]:
+    """GPUs that admit one process."""
     return [gpu.index for gpu in gpus if (gpu.compute_mode or "").startswith("exclusive")]
 
 
 def _list(indices: list[int]) -> str:
+    """Numbers with commas between them."""
     return ", ".join(map(str, indices))
 
 
-# (whether it rules binding out, why), the first one counts.
+# (whether it rules binding out, why); the first that applies counts.
 _OBSTACLES: tuple[tuple[Callable[[list[Gpu], Host], object], Callable[[list[Gpu], Host], str]], ...] = (
-    (_unknown, lambda gpus, host: f"the driver does not tell the node of GPU {_list(_unknown(gpus, host))}"),
-    (_far, lambda gpus, host: f"this process may use no CPU of the node of GPU {_list(_far(gpus, host))}"),
+    (_unknown, lambda gpus, host: f"the driver does not report the node of GPU {_list(_unknown(gpus, host))}"),
+    (_far, lambda gpus, host: f"this process may not use the CPUs of the node of GPU {_list(_far(gpus, host))}"),
     (
-        # torchrun asks CUDA for the GPUs' bus ids, from its own process.
+        # torchrun's own process asks CUDA for the GPUs' bus ids.
         _exclusive,
-        lambda gpus, host: f"GPU {_list(_exclusive(gpus, host))} admits one process alone, and torchrun would be it",
+        lambda gpus, host: f"GPU {_list(_exclusive(gpus, host))} admits a single process, which would be torchrun",
     ),
     (
         lambda gpus, host: not host.numactl,
@@ -134,11 +141,11 @@ _OBSTACLES: tuple[tuple[Callable[[list[Gpu], Host], object], Callable[[list[Gpu]
     (
         lambda gpus, host: host.numa_policy is False,
         lambda gpus, host: (
-            "the kernel refuses numactl its calls; a Docker container needs `--cap-add=SYS_NICE` for them"
+            "the kernel refuses numactl's system calls; a Docker container needs `--cap-add=SYS_NICE` for them"
         ),
     ),
     (
         lambda gpus, host: host.numa_policy is None,
-        lambda gpus, host: "it could not be found out whether the kernel lets numactl work here",
+        lambda gpus, host: "it is not known whether the kernel lets numactl work here",
     ),
 )

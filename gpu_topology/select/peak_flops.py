@@ -1,8 +1,8 @@
-"""How much arithmetic a GPU can do at its peak, to rank different GPUs. A training run's speed is measured instead.
+"""The peak arithmetic of a GPU, to rank different GPUs. A training run's speed is measured instead.
 
-One figure for each GPU: dense 16-bit operations with sums in fp32 (what autocast trains with), in units of 1e12 per
-second; fp32 where a card has no quicker 16-bit unit. Three sources, the first that knows: the table of models, cores
-and clock as the driver gives them, a typical card of that compute capability.
+One figure for each GPU: dense 16-bit operations with sums in fp32 (what autocast uses), in units of 1e12 per second;
+fp32 where a card has no faster 16-bit unit. It comes from the first source that knows it: the table of models, cores
+and clock as the driver reports them, a typical card of that compute capability.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from gpu_topology.topology import Gpu, MigDevice
 
 # Peaks by model, from NVIDIA's data sheets and architecture white papers (Pascal, Volta, Turing, GA100, GA102, Ada,
 # Hopper, Blackwell and RTX Blackwell), checked against the arithmetic cores x boost clock x operations (`_PER_CLOCK`).
-# Data sheets often print the figure with sparsity, or with fp16 sums, for which GeForce cards are twice as fast.
-# A key covers every name that begins with its words once "NVIDIA", "Tesla" and "GeForce" are dropped; the longest
-# one wins, so that "RTX 4000 Ada" is not an RTX 40 card and an A10 no A100.
+# Data sheets often give the figure with sparsity, or with fp16 sums, which GeForce cards compute twice as fast.
+# A key covers every name that begins with its words, without "NVIDIA", "Tesla" and "GeForce"; the longest key wins, so
+# that "RTX 4000 Ada" is not an RTX 40 card and an A10 is not an A100.
 PEAK_TFLOPS = {
     # Blackwell
     "GB300": 2500.0, "GB200": 2500.0, "B300": 2250.0, "B200": 2250.0, "B100": 1750.0, "GB10": 125.0,
@@ -63,7 +63,7 @@ _PER_CLOCK = {(6, 0): 4, (7, 0): 16, (7, 2): 16, (7, 5): 16, (8, 0): 32, (8, 7):
 _PER_CLOCK_BY_GENERATION = {8: 8, 10: 64, 11: 64, 12: 8}
 _PER_CLOCK_FP32 = 2
 
-# A typical card for a model that is in no table: that of the servers for a capability of servers.
+# A typical card for a model that is not in the table: a server card where the capability is one of server cards.
 _TYPICAL_TFLOPS = {
     (6, 0): 18.7, (6, 1): 8.9, (7, 0): 112.0, (7, 2): 11.0, (7, 5): 57.0, (8, 0): 312.0, (8, 6): 71.0, (8, 7): 42.0,
     (8, 9): 121.0, (9, 0): 756.0, (10, 0): 2250.0, (10, 3): 2250.0, (11, 0): 257.0, (12, 0): 112.0, (12, 1): 125.0,
@@ -78,16 +78,16 @@ _FOUR_SLICES = ("A30", "RTX PRO")
 
 
 def peak_tflops(gpu: Gpu, mig: MigDevice | None = None) -> float | None:
-    """Peak dense 16-bit operations per second, in 1e12, of a GPU or of one of its MIG slices; None when unknown."""
+    """Peak dense 16-bit operations per second, in 1e12, of a GPU or one of its MIG slices; None when unknown."""
     whole = model_peak(gpu.name) or _from_cores(gpu) or _typical(gpu.compute_capability)
     return whole if whole is None or mig is None else whole * _fraction(gpu, mig)
 
 
 @cache
 def model_peak(name: str | None) -> float | None:
-    """The table's figure for a GPU by the name that the driver gives, None when it is not in the table.
+    """The table's figure for a GPU by the driver's name; None when it is not in the table.
 
-    A laptop's GPU is another chip or clock than its namesake, and is not in the table.
+    A laptop's GPU differs from its namesake in chip or clock, and is not in the table.
     """
     words = _words(name or "")
     if {"laptop", "mobile", "design"} & set(words):  # "... with Max-Q Design"
@@ -97,15 +97,18 @@ def model_peak(name: str | None) -> float | None:
 
 
 def _words(name: str) -> tuple[str, ...]:
+    """The words of a name, in lower case, without the brand."""
     return tuple(word for word in re.findall(r"[a-z0-9]+", name.lower()) if word not in _BRANDS)
 
 
 @cache
 def _keys() -> tuple[tuple[tuple[str, ...], float], ...]:
+    """The table's names as words, with their peaks."""
     return tuple((_words(model), peak) for model, peak in PEAK_TFLOPS.items())
 
 
 def _from_cores(gpu: Gpu) -> float | None:
+    """The peak by cores, clock and compute capability; None where one is unknown."""
     if gpu.cores is None or gpu.clock_mhz is None or gpu.compute_capability is None:
         return None
     generation = gpu.compute_capability[0]
@@ -118,6 +121,7 @@ def _from_cores(gpu: Gpu) -> float | None:
 
 
 def _typical(capability: tuple[int, int] | None) -> float | None:
+    """The peak of a typical card of a compute capability."""
     if capability is None:
         return None
     older = [known for known in _TYPICAL_TFLOPS if known <= capability]
@@ -125,7 +129,7 @@ def _typical(capability: tuple[int, int] | None) -> float | None:
 
 
 def _fraction(gpu: Gpu, mig: MigDevice) -> float:
-    """The share of the GPU's arithmetic that a slice has: of "3g.20gb" 3/7, of "1c.3g.20gb" 1/7; 1 when unknown."""
+    """A slice's share of the GPU's arithmetic: "3g.20gb" has 3/7, "1c.3g.20gb" 1/7; 1 when unknown."""
     match = re.match(r"(\d+)[cg]\.", mig.profile or "")
     if match is None:
         return 1.0

@@ -1,8 +1,8 @@
-"""Which subsets of some GPUs a ring runs through: every ring at once, with integers as sets of subsets.
+"""Which subsets of some GPUs have a ring: all subsets at once, with integers as sets of subsets.
 
-A subset of n things is a mask of n bits; a set of subsets is an integer of 2^n bits, whose bit m is 1 when the subset
-with mask m is in it. One `|`, `&` or `<<` then acts on every path at once, which makes the dynamic programme of Bellman
-and of Held and Karp (1962) for Hamiltonian cycles quick enough for 16 GPUs without any compiled code.
+A subset of n things is a mask of n bits. A set of subsets is an integer of 2^n bits: bit m is 1 when the subset with
+mask m is in the set. One `|`, `&` or `<<` then acts on every path at once, which makes the dynamic programme of Bellman
+and of Held and Karp (1962) for Hamiltonian cycles fast enough for 16 GPUs without compiled code.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ Near = Sequence[int]  # for each thing the mask of those beside it
 
 
 def ring_subsets(near: Near, count: int) -> int:
-    """The subsets of `count` things, 2 or more, in which a ring (a Hamiltonian cycle) follows the edges of `near`.
+    """The subsets of `count` things, 2 or more, that have a ring (a Hamiltonian cycle) along the edges of `near`.
 
-    A ring of two goes to and fro. Bit m of the result is 1 when the subset with mask m has a ring.
+    A ring of two is one edge there and back. Bit m of the result is 1 when the subset with mask m has a ring.
     """
     near = _in_some_ring(near) if count > 2 else list(near)
     found = 0
     for start, beside in enumerate(near):
-        # Each ring is counted at its highest member, so that paths from there visit lower ones alone.
+        # Each ring is counted at its highest member, so paths from there visit only lower ones.
         lower = beside & ((1 << start) - 1)
         if start + 1 >= count and lower:
             found |= _closing(near, start, lower, count) << (1 << start)
@@ -29,7 +29,7 @@ def ring_subsets(near: Near, count: int) -> int:
 
 
 def _closing(near: Near, start: int, lower: int, count: int) -> int:
-    """The sets of `count` - 1 things below `start` that a path from `start` visits, ending beside `start`."""
+    """The sets of `count` - 1 things below `start` visited by a path from `start` that ends beside `start`."""
     paths = {at: 1 << (1 << at) for at in _members(lower)}  # the sets visited by the paths that end at each thing
     below = (1 << start) - 1
     for _ in range(count - 2):
@@ -49,7 +49,7 @@ def _closing(near: Near, start: int, lower: int, count: int) -> int:
 
 
 def _in_some_ring(near: Near) -> list[int]:
-    """`near` without the things that no ring of three or more visits because fewer than two are beside them."""
+    """`near` without the things that have fewer than two neighbours, which are in no ring of three or more."""
     rest = list(near)
     while lone := sum(1 << at for at, beside in enumerate(rest) if beside and beside.bit_count() < 2):
         rest = [0 if lone >> at & 1 else beside & ~lone for at, beside in enumerate(rest)]
@@ -57,10 +57,10 @@ def _in_some_ring(near: Near) -> list[int]:
 
 
 def has_ring(near: Near) -> bool:
-    """Whether a ring through all of these things, of any number, was found; where False, there hardly is one.
+    """Whether a ring through all of these things, of any number, was found; if not, there is most likely none.
 
-    Exact where the closure of Bondy and Chvatal (1976) decides, or where some thing holds the others together; else a
-    ring is looked for by rotations (Posa 1976), which finds one in all but contrived cases.
+    Exact where the closure of Bondy and Chvatal (1976) decides, or where a single thing connects the others; otherwise
+    a search by rotations (Posa 1976), which finds a ring in all but contrived cases.
     """
     if any(beside.bit_count() < 2 for beside in near) or not _two_connected(near):
         return False
@@ -68,7 +68,7 @@ def has_ring(near: Near) -> bool:
 
 
 def _two_connected(near: Near) -> bool:
-    """Whether all stay connected when any one is taken away."""
+    """Whether all stay connected when any single one is removed."""
     every = (1 << len(near)) - 1
     for removed in range(len(near)):
         rest = every & ~(1 << removed)
@@ -85,7 +85,7 @@ def _two_connected(near: Near) -> bool:
 
 
 def _closure_is_complete(near: Near) -> bool:
-    """Whether joining things that have together as many neighbours as there are things ends with all joined."""
+    """Whether repeatedly joining two things with together as many neighbours as there are things joins all."""
     size, closed = len(near), list(near)
     grows = True
     while grows:
@@ -100,7 +100,7 @@ def _closure_is_complete(near: Near) -> bool:
 
 
 def _rotated(near: Near, start: int) -> bool:
-    """Whether a path from `start` could be extended and turned until it closed through all."""
+    """Whether extending and rotating a path from `start` closes it to a ring through all."""
     size, path, visited = len(near), [start], 1 << start
     for turn in range(40 * size):
         free = [at for at in range(size) if near[path[-1]] >> at & 1 and not visited >> at & 1]
@@ -121,7 +121,7 @@ def _rotated(near: Near, start: int) -> bool:
 
 @cache
 def _sets_without(member: int, size: int) -> int:
-    """Every subset of `size` things that lacks one of them: in each run of 2^(member + 1) bits the lower half."""
+    """The set of subsets of `size` things without `member`: the lower half of each run of 2^(member + 1) bits."""
     sets, length = (1 << (1 << member)) - 1, 2 << member
     while length < 1 << size:
         sets |= sets << length
@@ -131,6 +131,7 @@ def _sets_without(member: int, size: int) -> int:
 
 @cache
 def _members(mask: int) -> tuple[int, ...]:
+    """The numbers of the bits that are set."""
     return tuple(at for at in range(mask.bit_length()) if mask >> at & 1)
 
 

@@ -1,4 +1,4 @@
-"""A request and a topology to the GPUs to use, with the reason for the choice and for each GPU left out."""
+"""Chooses the GPUs to use for a request, with the reason for the choice and for each GPU that is left out."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ class SelectionError(TopologyError):
 
 @dataclass(frozen=True, slots=True)
 class SelectionRequest:
-    """What the user asks for.
+    """What the user requests.
 
     count         how many GPUs; None: all of the winning group
     policy        "largest", "fastest" or "mixed" (every eligible GPU)
-    gpus          exactly these: NVML indices, UUIDs or unique prefixes, as text; they may be busy
+    gpus          exactly these, even if busy: NVML indices, UUIDs or unique prefixes, as text
     exclude       never these
-    allow_busy    take GPUs that others use
-    min_memory    bytes that each GPU, or MIG slice, must have in all
+    allow_busy    also GPUs that others use
+    min_memory    least total bytes of each GPU or MIG slice
     visible       the value of CUDA_VISIBLE_DEVICES, None when it is not set
     device_order  the value of CUDA_DEVICE_ORDER, None when it is not set
-    cuda_order    UUIDs or PCI bus ids in the order in which CUDA counts, which indices in `visible` follow; None: not
-                  asked, they are read in PCI order
-    own_pids      processes of the user's own that do not make a GPU busy
-    claims        UUID -> who has claimed that GPU or slice, though the driver does not show it yet
-    owners        process -> whose it is, as far as known
-    hidden_desktop  whether a desktop may be on the GPUs without showing a process
-    torch         the installed torch; None: it is not installed, has no CUDA, or is not what will run
+    cuda_order    UUIDs or PCI bus ids in CUDA's order, which indices in `visible` follow; None: not known, indices are
+                  read in PCI order
+    own_pids      the user's own processes, which do not make a GPU busy
+    claims        UUID -> who has claimed that GPU or slice but does not use it yet
+    owners        process -> its user, as far as known
+    hidden_desktop  whether a desktop may use the GPUs without a visible process
+    torch         the installed torch; None if it is not installed, has no CUDA, or is not what will run
     """
 
     count: int | None = None
@@ -74,9 +74,9 @@ class Excluded:
 class Selection:
     """The chosen devices in rank order, one for each rank, or none with the reason.
 
-    indices   NVML indices (PCI order); one occurs twice only where two slices of that GPU were asked for by UUID
+    indices   NVML indices (PCI order); duplicates only where two slices of one GPU were requested by UUID
     uuids     as CUDA_VISIBLE_DEVICES takes them, parallel to `indices`: a MIG slice's UUID where MIG is on, the index
-              as text where the driver does not tell the UUID
+              as text where the driver does not report the UUID
     group     "NVIDIA RTX A5000 x 3"
     warnings  what the user should know about this choice
     """
@@ -91,14 +91,14 @@ class Selection:
 
 
 def select(topology: Topology, request: SelectionRequest) -> Selection:
-    """Choose the GPUs. Raises SelectionError when the request names an unknown or unusable GPU, or more than there are.
+    """Choose the GPUs. Errors: SelectionError for an unknown or unusable GPU, or for more GPUs than there are.
 
-    A machine without a usable GPU gives an empty selection with its reason, unless GPUs were asked for by name.
+    A machine without a usable GPU gives an empty selection with its reason, unless GPUs were requested by name.
     """
     if request.policy not in POLICIES:
         raise SelectionError(f"unknown policy {request.policy!r}: choose one of {', '.join(POLICIES)}")
     if request.count is not None and request.count < 1:
-        raise SelectionError(f"count is {request.count}: at least 1 GPU must be asked for")
+        raise SelectionError(f"count is {request.count}: expected at least 1")
     rules = _rules(topology, request)
     found = usable(topology, rules)
     for asked in rules.asked:
@@ -119,23 +119,23 @@ def select(topology: Topology, request: SelectionRequest) -> Selection:
 
 
 def groups(topology: Topology, eligible: Iterable[Device], policy: str = "largest") -> tuple[Group, ...]:
-    """The homogeneous groups among `eligible`, best first."""
+    """The groups of identical devices among `eligible`, best first."""
     return make_groups(topology, eligible, policy)
 
 
 def eligible(topology: Topology, request: SelectionRequest) -> tuple[Device, ...]:
-    """The GPUs and MIG slices that this request may choose from. Raises SelectionError for names of no GPU."""
+    """The GPUs and MIG slices that this request may use. Errors: SelectionError for an unknown name."""
     return usable(topology, _rules(topology, request)).devices
 
 
 def unfit(topology: Topology) -> Mapping[int, str]:
-    """The GPUs that cannot work, whoever uses them (lost, erring, closed to compute): NVML index -> why."""
+    """The GPUs that cannot work for anyone (lost, with errors, compute prohibited): NVML index -> why."""
     return usable(topology, Rules(allow_busy=True)).refused
 
 
 def in_use(topology: Topology, request: SelectionRequest) -> Mapping[int, str]:
-    """The GPUs that this request could have if nobody used them: NVML index -> why not now. Those that it names count
-    too. Raises SelectionError for names of no GPU."""
+    """The GPUs that this request could use if they were free: NVML index -> why not now. GPUs that it names count too.
+    Errors: SelectionError for an unknown name."""
     asked = _resolve(request.gpus, topology)
     rules = _rules(topology, replace(request, gpus=()))
     now = usable(topology, replace(rules, allow_busy=False)).refused
@@ -145,13 +145,13 @@ def in_use(topology: Topology, request: SelectionRequest) -> Mapping[int, str]:
 
 
 def named_by(topology: Topology, request: SelectionRequest) -> tuple[tuple[Device, ...] | None, tuple[Device, ...]]:
-    """The devices that CUDA_VISIBLE_DEVICES names, None where it is not set, and those that are excluded by request."""
+    """The devices in CUDA_VISIBLE_DEVICES, None where it is not set, and those that the request excludes."""
     rules = _rules(topology, request)
     return None if rules.visible is None else rules.visible.named, rules.excluded
 
 
 def _rules(topology: Topology, request: SelectionRequest) -> Rules:
-    """What decides which devices may be used. Errors: SelectionError."""
+    """The rules for a request. Errors: SelectionError."""
     asked = _resolve(request.gpus, topology)
     for position, device in enumerate(asked):
         if any(device.is_part_of(other) or other.is_part_of(device) for other in asked[:position]):
@@ -174,28 +174,31 @@ def _rules(topology: Topology, request: SelectionRequest) -> Rules:
 
 
 def _may_be_a_desktop(topology: Topology) -> bool:
-    """One GeForce card, as a desktop's or a laptop's: Windows around WSL shows no process, and no screen either."""
+    """Whether the only GPU is a GeForce card: Windows around WSL shows neither its processes nor its screen."""
     return len(topology.gpus) == 1 and "GeForce" in (topology.gpus[0].name or "")
 
 
 def _translation(visible: Visible | None, request: SelectionRequest) -> str:
+    """What indices in CUDA_VISIBLE_DEVICES mean in CUDA's own order, for a message."""
     if visible is None or not visible.by_index or request.cuda_order is None or not visible.named:
         return ""
     return f" (in CUDA's own order, which is GPU {', '.join(str(device.index) for device in visible.named)} here)"
 
 
 def _why_not(asked: Device, rules: Rules, found: Usable) -> str:
+    """Why a device that was asked for cannot be used."""
     return found.refused.get(asked.index) or refusal(asked, rules) or "it is in MIG mode, and has no such slice"
 
 
 def _reads_in_pci_order(topology: Topology, request: SelectionRequest, rules: Rules) -> bool:
-    """Whether indices in CUDA_VISIBLE_DEVICES are read in another order than CUDA may count."""
+    """Whether indices in CUDA_VISIBLE_DEVICES are read in PCI order although CUDA may count differently."""
     different = len({gpu.name for gpu in topology.gpus}) > 1
     by_index = rules.visible is not None and rules.visible.by_index
     return by_index and different and request.cuda_order is None and request.device_order != "PCI_BUS_ID"
 
 
 def _resolve(names: Sequence[str], topology: Topology) -> tuple[Device, ...]:
+    """The devices of these names. Errors: SelectionError."""
     found: list[Device] = []
     for name in names:
         named = find_name(name, topology.gpus)
@@ -206,6 +209,7 @@ def _resolve(names: Sequence[str], topology: Topology) -> tuple[Device, ...]:
 
 
 def _what_there_is(topology: Topology) -> str:
+    """The GPUs that could be named, for a message."""
     if not topology.gpus:
         reason = topology.warnings[0] if topology.warnings else "it has no NVIDIA GPU"
         return f"this machine has none ({reason})"
@@ -215,6 +219,7 @@ def _what_there_is(topology: Topology) -> str:
 
 
 def _nothing(topology: Topology, request: SelectionRequest, rules: Rules, found: Usable) -> Selection:
+    """An empty selection with its reason."""
     if not topology.gpus:
         reason = topology.warnings[0] if topology.warnings else "this machine has no NVIDIA GPU"
     elif rules.visible is not None and not rules.visible.named:
@@ -228,7 +233,7 @@ def _nothing(topology: Topology, request: SelectionRequest, rules: Rules, found:
 
 
 def _choice(topology: Topology, request: SelectionRequest, rules: Rules, found: Usable) -> Choice:
-    """The devices to choose from, and the best of them. There is at least one."""
+    """The candidates and the best of them; there is at least one. Errors: SelectionError."""
     best_first = make_groups(topology, found.devices, request.policy)
     if request.count is not None:
         best_first = ranked(topology, best_first, request.policy, request.count)
@@ -248,7 +253,7 @@ def _choice(topology: Topology, request: SelectionRequest, rules: Rules, found: 
 
 
 def _asked_device(asked: Device, found: Usable, rules: Rules) -> Device:
-    """The device that was named; of a GPU in MIG mode its best slice, a free one if there is one."""
+    """The requested device; for a GPU in MIG mode its best slice, a free one if possible."""
     named = found.of(asked)
     free = tuple(device for device in named if not busy(device, rules))
     return one_each(free or named)[0]
@@ -264,10 +269,11 @@ def _best(topology: Topology, pool: Sequence[Device], count: int) -> tuple[Devic
 
 
 def _rank_order(chosen: Sequence[Device], rules: Rules) -> tuple[Device, ...]:
-    """As the user named them, else as CUDA_VISIBLE_DEVICES lists them, else PCI order."""
+    """The devices in the order of the request, else of CUDA_VISIBLE_DEVICES, else in PCI order."""
     wanted = rules.asked or (rules.visible.named if rules.visible else ())
 
     def place(device: Device) -> tuple[int, int]:
+        """The sort key: position in the list, then NVML index."""
         return next((at for at, name in enumerate(wanted) if device.is_part_of(name)), 0), device.index
 
     return tuple(sorted(chosen, key=place))

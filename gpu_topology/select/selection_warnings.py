@@ -1,4 +1,4 @@
-"""What the user should know about a choice of GPUs: each sentence names the GPUs, the fact and what follows from it."""
+"""Warnings about a choice of GPUs: each names the GPUs, the fact and its consequence."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from gpu_topology.select.explain import Choice
 from gpu_topology.select.nvlinks import all_inactive, some_down
 from gpu_topology.topology import Gpu, LinkLevel
 
-# The gradients of 25 million parameters in fp32, ResNet-50's: what an all-reduce over a narrow slot is estimated for.
+# The fp32 gradients of ResNet-50, 25 million parameters: the all-reduce over a narrow slot is estimated for them.
 _GRADIENT_BYTES = 100e6
 _NARROW_LANES, _WIDE_LANES = 4, 16
 
 
 def warnings(choice: Choice, count: int | None, in_pci_order: bool) -> Iterator[str]:
-    """What the user should know. `in_pci_order`: the mask was read so, though CUDA may count otherwise."""
+    """All warnings. `in_pci_order`: indices in the mask were read in PCI order, and CUDA may count differently."""
     visible = choice.rules.visible
     if visible is not None and visible.problem:
         yield visible.problem
     if in_pci_order:
         yield (
-            "CUDA_VISIBLE_DEVICES holds indices on a machine of different GPUs: CUDA itself counts the fastest GPU"
+            "CUDA_VISIBLE_DEVICES has indices on a machine with different GPUs: CUDA itself counts the fastest GPU"
             " first unless CUDA_DEVICE_ORDER=PCI_BUS_ID; here they are read in PCI order, as nvidia-smi shows them"
         )
     if choice.rules.asked and not choice.rules.allow_busy:
         for device in choice.chosen:
             user = busy(device, choice.rules)
             if user:
-                yield f"{device.label} was asked for by name although it is busy: {user}"
+                yield f"{device.label} was requested by name although it is busy: {user}"
     yield from _unread(choice)
     yield from _torch(choice)
     yield from _desktops(choice)
@@ -42,12 +42,13 @@ def warnings(choice: Choice, count: int | None, in_pci_order: bool) -> Iterator[
     yield from _shared_gpus(choice)
     if len(choice.used) > 1:
         slow = min(choice.used, key=lambda group: group.each or 0.0)
-        yield f"different GPUs work in step: with equal shards the slowest kind ({slow.name}) sets the pace of all"
+        yield f"different GPUs work in step: with equal shards all run at the speed of the slowest ({slow.name})"
     if not choice.whole and choice.policy == "largest" and count is None:
         yield from _faster_group(choice)
 
 
 def _shared_gpus(choice: Choice) -> Iterator[str]:
+    """MIG slices of one GPU under several ranks."""
     every = [device.index for device in choice.chosen]
     shared = [str(index) for index in choice.indices if every.count(index) > 1]
     if shared:
@@ -58,31 +59,36 @@ def _shared_gpus(choice: Choice) -> Iterator[str]:
 
 
 def _faster_group(choice: Choice) -> Iterator[str]:
+    """A group that --policy fastest would prefer."""
     rate = choice.groups[0].throughput
     better = [group for group in choice.groups[1:] if rate and group.throughput and group.throughput > rate]
     if better:
         best = max(better, key=lambda group: group.throughput or 0.0)
         size = "smaller group" if len(best.devices) < len(choice.groups[0].devices) else "group"
-        yield f"the {size} {best.label} has a higher estimated peak throughput: --policy fastest takes it"
+        yield f"the {size} {best.label} has a higher estimated peak throughput: --policy fastest selects it"
 
 
 def _gpus(choice: Choice) -> list[Gpu]:
+    """The chosen GPUs."""
     return [choice.topology.gpu(index) for index in choice.indices]
 
 
 def _named(indices: Iterable[int]) -> str:
+    """`GPU 0, 2`."""
     return f"GPU {', '.join(map(str, indices))}"
 
 
 def _unread(choice: Choice) -> Iterator[str]:
+    """GPUs with facts that cannot be read."""
     for index, reason in silent(choice.topology).items():
         yield f"{_named([index])}: {reason}, so it is left out"
     unknown = [device.index for device in choice.chosen if device.memory_total is None]
     if unknown:
-        yield f"{_named(unknown)}: the driver does not tell the memory, so nothing is sized by it"
+        yield f"{_named(unknown)}: the driver does not report the memory, so nothing is sized by it"
 
 
 def _torch(choice: Choice) -> Iterator[str]:
+    """A torch that the driver is too old for, or without code for a chosen GPU."""
     torch, topology = choice.rules.torch, choice.topology
     if torch is None:
         return
@@ -96,6 +102,7 @@ def _torch(choice: Choice) -> Iterator[str]:
 
 
 def _desktops(choice: Choice) -> Iterator[str]:
+    """Chosen GPUs that a desktop uses as well."""
     for gpu in _gpus(choice):
         names = ", ".join(dict.fromkeys(process.name for process in gpu.graphics_processes or () if process.name))
         used = drawn(gpu) if gpu.memory_used is None or gpu.processes else gpu.memory_used
@@ -108,9 +115,10 @@ def _desktops(choice: Choice) -> Iterator[str]:
 
 
 def _mps_servers(choice: Choice) -> Iterator[str]:
+    """Chosen GPUs with an idle MPS server."""
     served = [gpu.index for gpu in _gpus(choice) if any(one.name == MPS_SERVER for one in gpu.processes or ())]
     if served:
-        yield f"{_named(served)}: an MPS server ({MPS_SERVER}) without clients of others is there, which uses nothing"
+        yield f"{_named(served)}: an idle MPS server ({MPS_SERVER}) has no clients of others: it uses nothing"
 
 
 def _nvlinks(choice: Choice) -> Iterator[str]:
@@ -127,16 +135,16 @@ def _nvlinks(choice: Choice) -> Iterator[str]:
             f" see `nvidia-smi nvlink -s -i {','.join(map(str, indices))}`"
         )
     inactive = set(all_inactive(topology)) & set(choice.indices)
-    # Where the driver tells of the fabric, a note on the fabric says so.
+    # Where the driver reports the fabric, a note about the fabric covers this.
     if len(inactive) > 1 and all(topology.gpu(index).fabric_state in (None, "completed") for index in inactive):
         yield (
-            f"{_named(sorted(inactive))}: no NVLink is active, though these cards are made for a board with NVLink; on"
-            " an NVSwitch board the fabric manager is not running (`systemctl start nvidia-fabricmanager`)"
+            f"{_named(sorted(inactive))}: no NVLink is active, although these cards are made for a board with NVLink;"
+            " on an NVSwitch board the fabric manager is not running (`systemctl start nvidia-fabricmanager`)"
         )
 
 
 def _partitions(choice: Choice) -> Iterator[str]:
-    """Parts of the NVSwitch fabric that nothing but PCIe joins."""
+    """Partitions of the NVSwitch fabric, which only PCIe connects."""
     parts: dict[str, list[int]] = {}
     for gpu in _gpus(choice):
         if gpu.fabric_cluster is not None:
@@ -145,12 +153,12 @@ def _partitions(choice: Choice) -> Iterator[str]:
         largest = max(len(indices) for indices in parts.values())
         yield (
             f"{' and '.join(_named(indices) for indices in parts.values())} are in different NVLink partitions: between"
-            f" them all traffic takes PCIe; --count {largest} stays within one"
+            f" them all traffic uses PCIe; --count {largest} stays within one"
         )
 
 
 def _narrow_slots(choice: Choice) -> Iterator[str]:
-    """What narrow PCIe slots cost, where the ring passes through them."""
+    """The cost of narrow PCIe slots, where the ring uses them."""
     gpus = _gpus(choice)
     narrow = [gpu for gpu in gpus if (lanes(gpu) or _WIDE_LANES) <= _NARROW_LANES and slot_speed(gpu)]
     if len(gpus) < 2 or not narrow or _nvlinked(choice):
@@ -169,7 +177,7 @@ def _narrow_slots(choice: Choice) -> Iterator[str]:
 
 
 def _nvlinked(choice: Choice) -> bool:
-    """Whether the slowest link of the best ring is an NVLink, so that no slot matters."""
+    """Whether the slowest link of the best ring is an NVLink, so that slots do not matter."""
     fabric = Fabric(choice.topology, choice.indices)
     floor = fabric.bottleneck(choice.indices)
     return any(

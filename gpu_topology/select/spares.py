@@ -1,4 +1,4 @@
-"""The devices of a run after a failure: without those that were lost or erred, with identical spares in their place."""
+"""The devices of a run after a failure: lost and faulty ones are replaced by identical spares."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Replacement:
 
     uuids     in rank order, as CUDA_VISIBLE_DEVICES takes them; empty where no device is left
     left_out  UUID -> why it is left out
-    spares    those of `uuids` that take the place of one that is left out
+    spares    those of `uuids` that replace one that is left out
     """
 
     uuids: tuple[str, ...]
@@ -28,11 +28,11 @@ class Replacement:
 def replace_lost(
     before: Topology, now: Topology, selection: Selection, request: SelectionRequest, suspects: Mapping[str, str]
 ) -> Replacement:
-    """The devices of `selection`, made on `before`, as far as they still work on the machine `now`.
+    """The devices of `selection`, made on `before`, that still work on the machine `now`, and spares for the others.
 
-    A device of the same model and memory that the `request` allows takes the place of each that does not, unless the
-    user named the GPUs. `suspects`: UUID -> what a rank said of its device; where nothing else is left, a suspect that
-    the driver finds in order is tried again.
+    A spare is of the same model and memory and allowed by the `request`; there are none where the user named the GPUs.
+    suspects: UUID -> a rank's error about its device; where nothing else is left, a suspect that works according to the
+    driver is tried again.
     """
     was, is_now = _by_uuid(before), _by_uuid(now)
     unfit_before, unfit_now = unfit(before), unfit(now)
@@ -60,7 +60,7 @@ def label(topology: Topology, uuid: str) -> str:
 def _with_spares(
     before: Topology, now: Topology, selection: Selection, request: SelectionRequest, out: Mapping[str, str]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The devices in rank order, and those among them that are new."""
+    """The devices in rank order, and the spares among them."""
     was, present = _by_uuid(before), _by_uuid(now)
     free = [] if request.gpus or not out else _spares(before, now, selection, request, out)
     chosen: list[str] = []
@@ -82,7 +82,7 @@ def _with_spares(
 def _spares(
     before: Topology, now: Topology, selection: Selection, request: SelectionRequest, out: Mapping[str, str]
 ) -> list[Device]:
-    """The devices that the request allows and the run does not use. Indices may have changed: names are UUIDs here."""
+    """The devices that the request allows and the run does not use, by UUID, since indices may have changed."""
     present = _by_uuid(now)
 
     def still_there(devices: Iterable[Device]) -> tuple[str, ...]:
@@ -95,23 +95,25 @@ def _spares(
         exclude=still_there(excluded),
         visible=None if visible is None else ",".join(still_there(visible)),
     )
-    # Two slices of one GPU in one run are taken only by name.
+    # A run gets two slices of one GPU only by name.
     taken = {present[uuid].index for uuid in selection.uuids if uuid in present and uuid not in out}
     return [one for one in eligible(now, request) if one.uuid not in selection.uuids and one.index not in taken]
 
 
 def _by_uuid(topology: Topology) -> dict[str, Device]:
+    """UUID -> device, for GPUs and MIG slices."""
     gpus = {device.uuid: device for device in map(Device, topology.gpus)}
     return gpus | {mig.uuid: Device(gpu, mig) for gpu in topology.gpus for mig in gpu.mig_devices}
 
 
 def _model(device: Device) -> tuple[object, ...]:
+    """What a device and its spare must have in common."""
     gpu, mig = device.gpu, device.mig
     return gpu.name, gpu.memory_total, gpu.compute_capability, mig and mig.profile
 
 
 def _speed(topology: Topology, kept: Sequence[int], index: int) -> tuple[float, float]:
-    """How well a GPU is linked to those that stay: the slowest link to them, and the sum of all."""
+    """How well a GPU is connected to those that are kept: GB/s of the slowest link, and of all links together."""
     fabric = Fabric(topology, tuple({*kept, index}))
     speeds = [fabric.speed[one, index] for one in set(kept) - {index}]
     return min(speeds, default=0.0), sum(speeds)

@@ -1,7 +1,7 @@
-"""Names of GPUs to GPUs: CUDA_VISIBLE_DEVICES as CUDA itself reads it, and what a user types after --gpus.
+"""Finds GPUs by name: in CUDA_VISIBLE_DEVICES as CUDA reads it, and in what a user types after --gpus.
 
-The rules are those of the CUDA programming guide ("CUDA Environment Variables") and of torch's own reading of it:
-entries are indices or UUIDs or unique prefixes, the first unknown entry ends the list, a repeated one empties it.
+The rules are those of the CUDA programming guide ("CUDA Environment Variables"), as torch reads it: entries are
+indices, UUIDs or unique prefixes; the first unknown entry ends the list; a duplicate empties it.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ class Device:
 
     @property
     def uuid(self) -> str:
-        """As CUDA_VISIBLE_DEVICES takes it; the index as text where the driver does not tell the UUID."""
+        """As CUDA_VISIBLE_DEVICES takes it; the index as text where the driver does not report the UUID."""
         return self.mig.uuid if self.mig else self.gpu.uuid or str(self.gpu.index)
 
     @property
     def memory_total(self) -> int | None:
-        """Bytes, of the slice where it is one."""
+        """Bytes of the GPU, or of the slice."""
         return self.mig.memory_total if self.mig else self.gpu.memory_total
 
     @property
@@ -49,7 +49,7 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class Visible:
-    """What CUDA_VISIBLE_DEVICES leaves, in its order. `problem` says why it is less than was written, if it is."""
+    """The devices in CUDA_VISIBLE_DEVICES, in order. `problem`: why some of its entries have no effect."""
 
     named: tuple[Device, ...]
     by_index: bool = False
@@ -63,7 +63,7 @@ class Visible:
 def parse_visible(value: str, gpus: Sequence[Gpu], cuda_order: Sequence[str] | None = None) -> Visible:
     """Read a CUDA_VISIBLE_DEVICES value.
 
-    `cuda_order`: UUIDs or PCI bus ids in the order in which CUDA counts; None: indices are taken in PCI order.
+    `cuda_order`: UUIDs or PCI bus ids in CUDA's order; None: indices are in PCI order.
     """
     order = None if cuda_order is None else [_find_any(name, gpus) for name in cuda_order]
     entries = [entry.strip(" \t\n\v\f\r") for entry in value.split(",")]
@@ -79,7 +79,7 @@ def parse_visible(value: str, gpus: Sequence[Gpu], cuda_order: Sequence[str] | N
             break
         if named in found:
             found = []
-            problems.append(f"CUDA_VISIBLE_DEVICES names {entry} twice, for which CUDA shows no GPU at all")
+            problems.append(f"CUDA_VISIBLE_DEVICES names {entry} twice: CUDA then shows no GPU at all")
             break
         found.append(named)
         if by_index and not re.fullmatch(r"\+?[0-9]+", entry):
@@ -95,6 +95,7 @@ _DIGITS = re.compile(r"\+?[0-9]{1,18}")
 
 
 def _end_of_list(entry: str, entries: list[str]) -> str | None:
+    """What an entry that names no GPU does to the rest of the list; None for -1 at the end."""
     rest = entries[entries.index(entry) + 1 :]
     if entry == "-1":
         return "CUDA_VISIBLE_DEVICES=-1 hides every GPU" if entry == entries[0] else None
@@ -103,7 +104,7 @@ def _end_of_list(entry: str, entries: list[str]) -> str | None:
 
 
 def _by_ordinal(entry: str, gpus: Sequence[Gpu], order: Sequence[Device | None] | None) -> Device | None:
-    """CUDA reads the digits at the start, like strtoul: "1gpu" is 1."""
+    """The device of an index. CUDA reads the leading digits, like strtoul: "1gpu" is 1."""
     match = _DIGITS.match(entry)
     if match is None:
         return None
@@ -114,12 +115,13 @@ def _by_ordinal(entry: str, gpus: Sequence[Gpu], order: Sequence[Device | None] 
 
 
 def _find_any(name: str, gpus: Sequence[Gpu]) -> Device | None:
-    """The device with a UUID, else the GPU at a PCI bus id ("0000:41:00.0", the domain's zeros may be missing)."""
+    """The device with this UUID, else the GPU at this PCI bus id ("0000:41:00.0"; leading zeros may be missing)."""
     at = next((Device(gpu) for gpu in gpus if gpu.pci_bus_id and _bus(gpu.pci_bus_id) == _bus(name)), None)
     return find_uuid(name, gpus) or at
 
 
 def _bus(bus_id: str) -> tuple[str, ...]:
+    """A PCI bus id as parts that compare equal whatever its leading zeros."""
     return tuple(part.lstrip("0") for part in bus_id.lower().replace(".", ":").split(":"))
 
 
@@ -129,7 +131,7 @@ def find_index(index: int, gpus: Sequence[Gpu]) -> Device | None:
 
 
 def find_uuid(prefix: str, gpus: Sequence[Gpu]) -> Device | None:
-    """The only GPU or MIG slice whose UUID begins so; None when there is none or more than one."""
+    """The only GPU or MIG slice whose UUID begins with `prefix`; None when there is none or more than one."""
     start = prefix.lower()
     if start in ("", "gpu-", "mig-"):
         return None
@@ -144,7 +146,7 @@ def find_uuid(prefix: str, gpus: Sequence[Gpu]) -> Device | None:
 
 
 def _find_slice(uuid: str, gpu_instance: int, compute_instance: int, gpus: Sequence[Gpu]) -> Device | None:
-    """The slice of "MIG-<UUID of the GPU>/<GPU instance>/<compute instance>", as drivers before R470 name it."""
+    """The slice "MIG-<UUID of the GPU>/<GPU instance>/<compute instance>", as drivers before R470 name it."""
     every = [Device(gpu, mig) for gpu in gpus for mig in gpu.mig_devices]
     found = [device for device in every if device.uuid.lower() == f"mig-{uuid}/{gpu_instance}/{compute_instance}"] or [
         device
@@ -158,7 +160,7 @@ def _find_slice(uuid: str, gpu_instance: int, compute_instance: int, gpus: Seque
 
 
 def find_name(name: str, gpus: Sequence[Gpu]) -> Device | None:
-    """What a user types: an NVML index, a UUID, or a unique prefix of one with or without "GPU-"."""
+    """The device that a user means by an NVML index, a UUID, or a unique prefix of one with or without "GPU-"."""
     text = name.strip()
     if re.fullmatch("[0-9]{1,18}", text):
         return find_index(int(text), gpus)

@@ -149,7 +149,7 @@ def test_select_prints_indices_where_cuda_counts_as_the_driver_does(workstation,
 def test_select_stays_within_the_mask_and_warns_on_stderr(workstation):
     done = run("select", "--as", "index", env={**workstation, "CUDA_VISIBLE_DEVICES": "4,3,0"})
     assert done.stdout == "4,0\n"
-    assert done.stderr.startswith("warning: CUDA_VISIBLE_DEVICES holds indices on a machine of different GPUs")
+    assert done.stderr.startswith("warning: CUDA_VISIBLE_DEVICES has indices on a machine with different GPUs")
 
 
 def test_select_names_uuids_beside_a_gpu_that_cuda_may_not_count(tmp_path):
@@ -210,7 +210,7 @@ ERRORS = {
     ("select", "--gpus", ""): "names no GPU: expected indices or UUIDs",
     ("monitor", "--gpus", ","): "names no GPU: expected indices or UUIDs",
     ("select", "--gpus", "9"): "unknown GPU '9'",
-    ("select", "--count", "4"): "4 GPUs are asked for, 3 can be used",
+    ("select", "--count", "4"): "4 GPUs were requested, 3 can be used",
     ("select", "--count", "0"): "count is 0",
     ("select", "--count", "two"): "argument --count/--nproc: invalid int value: 'two'",
     ("select", "--policy", "best"): "argument --policy: invalid choice: 'best'",

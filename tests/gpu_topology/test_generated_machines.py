@@ -134,7 +134,7 @@ def check(topology: Topology, request: SelectionRequest, host: Host) -> None:
     try:
         selection = select(topology, request)
     except SelectionError as error:
-        assert "GPUs are asked for" in str(error) and "\n" not in str(error)
+        assert "GPUs were requested" in str(error) and "\n" not in str(error)
         return
     chosen = [topology.gpu(index) for index in selection.indices]
     left = {excluded.index for excluded in selection.excluded}

@@ -54,7 +54,7 @@ def test_the_experts_decision_in_every_order(name: str, host: Host) -> None:
         for count in (2, 4):
             if not expected[f"best_{count}"]:
                 assert len(whole.indices) < count
-                with pytest.raises(SelectionError, match=f"{count} GPUs are asked for"):
+                with pytest.raises(SelectionError, match=f"{count} GPUs were requested"):
                     select(topology, SelectionRequest(count=count))
                 continue
             chosen = select(topology, SelectionRequest(count=count))

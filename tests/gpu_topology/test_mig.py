@@ -42,7 +42,7 @@ def test_one_slice_of_each_gpu_is_taken():
     assert selection.group == "NVIDIA A100 80GB MIG 3g.40gb x 2"
     alone = select(machine(gpu(0, *SEVENTHS)), SelectionRequest())
     assert (alone.indices, alone.uuids) == ((0,), ("MIG-7-0",)), "seven slices of one GPU are one rank"
-    with pytest.raises(SelectionError, match=r"2 GPUs are asked for, 1 can be used .* only by name \(--gpus MIG-"):
+    with pytest.raises(SelectionError, match=r"2 GPUs were requested, 1 can be used .* only by name \(--gpus MIG-"):
         chosen(machine(gpu(0, *SEVENTHS)), count=2)
 
 
@@ -52,7 +52,7 @@ def test_slices_in_use_are_passed_over():
     assert full.uuids == ("MIG-1-1",)
     assert full.excluded[0].reason == (
         "none of its 2 MIG slices can be used: busy: in use by process 5 with 1.0 GiB"
-        " (--allow-busy uses it all the same)"
+        " (--allow-busy uses it anyway)"
     )
     assert len(chosen(machine(gpu(0, *HALVES, taken=(1, 2)), gpu(1, *HALVES)), allow_busy=True)) == 2
 
@@ -85,7 +85,7 @@ def test_whole_gpus_and_slices_never_group_together():
 def test_a_parent_without_slices_is_left_out():
     selection = select(machine(gpu(0), gpu(1, *HALVES)), SelectionRequest())
     assert selection.indices == (1,)
-    assert selection.excluded[0].reason == "MIG is on and it has no slice (compute instance) that could be used"
+    assert selection.excluded[0].reason == "MIG is on and it has no usable slice (compute instance)"
     with pytest.raises(SelectionError, match="GPU 0 cannot be used: MIG is on"):
         chosen(machine(gpu(0), gpu(1, *HALVES)), gpus=("0",))
 
@@ -118,7 +118,7 @@ def test_masks_and_exclusions_by_slice():
     assert chosen(topology, exclude=("1",)) == ("MIG-1-0",)
     assert chosen(machine(gpu(0, *UNEVEN)), min_memory=30 * 2**30) == ("MIG-1-0",)
     small = select(machine(gpu(0, *UNEVEN)), SelectionRequest(min_memory=50 * 2**30))
-    assert "has 39.2 GiB, 50.0 GiB are asked for; has 19.5 GiB" in small.reason
+    assert "has 39.2 GiB, 50.0 GiB required; has 19.5 GiB" in small.reason
 
 
 def test_mixed_takes_the_largest_slice_of_each_gpu():

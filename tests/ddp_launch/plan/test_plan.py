@@ -210,7 +210,7 @@ def test_memory_that_is_not_known_sizes_nothing_and_is_no_zero() -> None:
     assert made.training.config.data.batch_size == 128, "the least"
     why = {setting.name: setting.reason for setting in made.training.settings}["batch_size"]
     assert why == "2 GPUs of unknown memory"
-    assert any("does not tell the memory" in warning for warning in made.warnings)
+    assert any("does not report the memory" in warning for warning in made.warnings)
 
 
 def test_the_page_says_nothing_twice() -> None:

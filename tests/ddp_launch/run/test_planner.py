@@ -140,7 +140,7 @@ def test_wait_has_an_end(launcher: Any, fake_driver: FakeDriver) -> None:
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.splitlines()[-1].startswith("error: --wait: after 1 s still in use: GPU 0 busy: ")
     done = launcher.run("--wait", "--nproc", "3", "program.py", **fake_driver(busy(0, 1)))
-    assert done.returncode == 2 and "3 GPUs are asked for" in done.stderr, "what can never be is not waited for"
+    assert done.returncode == 2 and "3 GPUs were requested" in done.stderr, "what can never be is not waited for"
 
 
 def test_the_trainer_ends_with_the_same_bits_on_fewer_ranks(

@@ -109,17 +109,17 @@ CASES: dict[str, tuple[dict[str, Any], str | None]] = {
     "lost": ({"error": "the GPU is lost: reset it"}, "the GPU is lost: reset it"),
     "memory errors": (
         {"ecc_uncorrected": 2},
-        "2 uncorrectable memory errors since the driver was loaded: a reset is due"
-        " (name it with --gpus to use it all the same)",
+        "2 uncorrectable memory errors since the driver was loaded: it needs a reset"
+        " (name it with --gpus to use it anyway)",
     ),
     "no memory error": ({"ecc_uncorrected": 0}, None),
     "defective memory": (
         {"memory_faults": ("row-remap-failed",)},
-        "its memory is defective: a bad row could not be replaced (name it with --gpus to use it all the same)",
+        "its memory is defective: a bad row could not be replaced (name it with --gpus to use it anyway)",
     ),
     "a reset is due": (
         {"recovery": "drain-and-reset"},
-        "the driver asks for a drain and reset first (name it with --gpus to use it all the same)",
+        "the driver asks for a drain and reset first (name it with --gpus to use it anyway)",
     ),
     "peer access is to end": ({"recovery": "drain-p2p"}, None),
     "a row waits for its replacement": ({"memory_faults": ("row-remap-pending",)}, None),
@@ -163,7 +163,7 @@ def test_a_gpu_that_alone_has_lost_the_fabric_is_left_out():
 @pytest.mark.parametrize("what", CASES)
 def test_reasons(what):
     changes, expected = CASES[what]
-    way_out = " (--allow-busy uses it all the same)" if (expected or "").startswith("busy: ") else ""
+    way_out = " (--allow-busy uses it anyway)" if (expected or "").startswith("busy: ") else ""
     assert reason(**changes) == (expected and expected + way_out)
 
 

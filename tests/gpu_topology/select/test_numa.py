@@ -46,9 +46,9 @@ MODES = {
     "an unknown socket": ((0, 1), (*TWO, NumaNode(2, None, 16)), {}, None, None, "CPUs of node 2 idle"),
     "no numactl": ((0, 1), TWO, {"numactl": False}, None, None, "needs the program numactl"),
     "numactl is refused": ((0, 1), TWO, {"numa_policy": False}, None, None, "--cap-add=SYS_NICE"),
-    "not to be found out": ((0, 1), TWO, {"numa_policy": None}, None, None, "could not be found out"),
-    "an unknown node": ((0, None), TWO, {}, None, None, "does not tell the node of GPU 1"),
-    "a node out of reach": ((0, 1, 2), TWO, {}, None, None, "no CPU of the node of GPU 2"),
+    "not to be found out": ((0, 1), TWO, {"numa_policy": None}, None, None, "it is not known whether"),
+    "an unknown node": ((0, None), TWO, {}, None, None, "does not report the node of GPU 1"),
+    "a node out of reach": ((0, 1, 2), TWO, {}, None, None, "may not use the CPUs of the node of GPU 2"),
 }
 
 
@@ -66,7 +66,7 @@ def test_mode(what: str, host: Host) -> None:
 def test_gpus_for_one_process_are_not_asked_by_torchrun(host: Host) -> None:
     facts = choose(machine(0, 1, compute_mode="exclusive-process"), on_host(host, *TWO))
     assert numa_binding(*facts) is None
-    assert "GPU 0, 1 admits one process" in (obstacle(*facts) or "")
+    assert "GPU 0, 1 admits a single process" in (obstacle(*facts) or "")
 
 
 def test_nothing_is_said_where_there_is_nothing_to_choose(host: Host) -> None:

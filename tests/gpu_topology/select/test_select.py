@@ -58,8 +58,8 @@ CHOICES: dict[str, tuple[dict[int, dict[str, Any]], dict[str, Any], tuple[int, .
     "compute prohibited": ({0: {"compute_mode": 2}}, {}, (2, 4), {0: "compute mode is Prohibited"}),
     "exclude an index": ({}, {"exclude": ("0",)}, (2, 4), {0: "excluded by request"}),
     "exclude a UUID": ({}, {"exclude": (UUID[2],)}, (0, 4), {2: "excluded by request"}),
-    "min memory": ({}, {"min_memory": 30 * 2**30}, (3,), {0: "has 24.0 GiB, 30.0 GiB are asked for"}),
-    "asked by index": ({}, {"gpus": ("3", "0")}, (3, 0), {2: "not among the GPUs asked for"}),
+    "min memory": ({}, {"min_memory": 30 * 2**30}, (3,), {0: "has 24.0 GiB, 30.0 GiB required"}),
+    "asked by index": ({}, {"gpus": ("3", "0")}, (3, 0), {2: "not among the requested GPUs"}),
     "asked by UUID prefix": ({}, {"gpus": ("GPU-00000004", "00000002")}, (4, 2), {0: "not among"}),
     "asked though busy": ({2: BUSY_PROCESS}, {"gpus": ("2",)}, (2,), {}),
     "the best two": ({}, {"count": 2}, (2, 4), {0: "not among the best-connected 2 of 3"}),
@@ -86,7 +86,7 @@ CHOICES: dict[str, tuple[dict[int, dict[str, Any]], dict[str, Any], tuple[int, .
     ),
     "ECC takes a sixteenth of the memory": ({2: {"memory_mib": 23028}}, {}, (0, 2, 4), {}),
     "different compute capability is another group": ({2: {"cc": [8, 9]}}, {}, (0, 4), {2: "another group"}),
-    "MIG mode is another group": ({3: {"mig_mode": True}}, {}, (0, 2, 4), {3: "MIG is on and it has no slice"}),
+    "MIG mode is another group": ({3: {"mig_mode": True}}, {}, (0, 2, 4), {3: "MIG is on and it has no usable slice"}),
 }
 
 
@@ -112,7 +112,7 @@ ERRORS = {
     (("gpus", ("0",)), ("visible", "1,2")): "GPU 0 cannot be used: outside CUDA_VISIBLE_DEVICES=1,2",
     (("exclude", ("7",)),): "unknown GPU '7'",
     (("count", 4),): "3 can be used in the largest group (NVIDIA RTX A5000 x 3); --policy mixed adds",
-    (("count", 6), ("policy", "mixed")): "6 GPUs are asked for, 5 can be used",
+    (("count", 6), ("policy", "mixed")): "6 GPUs were requested, 5 can be used",
     (("count", 0),): "count is 0",
     (("policy", "biggest"),): "unknown policy 'biggest': choose one of largest, fastest, mixed",
 }
@@ -132,7 +132,7 @@ EMPTY = {
     "-1": "CUDA_VISIBLE_DEVICES=-1 hides every GPU",
     "9": "CUDA_VISIBLE_DEVICES names 9, which is no GPU here: CUDA stops there",
     "GPU-f,0": "CUDA_VISIBLE_DEVICES names GPU-f, which is no GPU here: CUDA stops there and hides what follows (0)",
-    "0,0": "CUDA_VISIBLE_DEVICES names 0 twice, for which CUDA shows no GPU at all",
+    "0,0": "CUDA_VISIBLE_DEVICES names 0 twice: CUDA then shows no GPU at all",
     "NoDevFiles": "CUDA_VISIBLE_DEVICES names NoDevFiles, which is no GPU here: CUDA stops there",
 }
 
@@ -172,11 +172,11 @@ def test_fastest_takes_the_group_with_the_higher_estimate_and_largest_says_so():
     topology = to_topology(REAL / "h100_and_4xt4.json")
     assert select(topology, SelectionRequest()).indices == (0, 1, 3, 4)
     assert warnings(topology) == (
-        "the smaller group NVIDIA H100 PCIe x 1 has a higher estimated peak throughput: --policy fastest takes it"
+        "the smaller group NVIDIA H100 PCIe x 1 has a higher estimated peak throughput: --policy fastest selects it"
     )
     fastest = select(topology, SelectionRequest(policy="fastest"))
     assert (fastest.indices, fastest.policy) == ((2,), "fastest")
-    assert fastest.reason == "the fastest group of like GPUs: NVIDIA H100 PCIe x 1"
+    assert fastest.reason == "the fastest group of identical GPUs: NVIDIA H100 PCIe x 1"
     assert warnings(workstation()) == "", "three A5000 outdo one A100"
     assert select(workstation(), SelectionRequest(policy="fastest")).indices == (0, 2, 4)
 
@@ -193,12 +193,12 @@ def test_display_cards_do_not_win_by_their_number():
     chosen = select(to_topology(machine), SelectionRequest())
     assert chosen.indices == (1,)
     assert chosen.reason == (
-        "the largest group of like GPUs that are more than display cards: NVIDIA A100-PCIE-40GB x 1"
+        "the largest group of identical GPUs other than display cards: NVIDIA A100-PCIE-40GB x 1"
     )
     assert [excluded.reason for excluded in chosen.excluded] == [
         "a display card, in another group (NVIDIA T400 x 2) than the chosen one (NVIDIA A100-PCIE-40GB x 1)"
     ] * 2
-    with pytest.raises(SelectionError, match="2 GPUs are asked for, 1 can be used"):
+    with pytest.raises(SelectionError, match="2 GPUs were requested, 1 can be used"):
         select(to_topology(machine), SelectionRequest(count=2))
     assert select(to_topology(machine), SelectionRequest(policy="mixed")).indices == (0, 1, 2)
     machine["gpus"][1]["processes"] = BUSY_PROCESS["processes"]
@@ -212,22 +212,22 @@ def test_small_cards_are_no_display_cards_beside_their_equals():
 
 
 def test_unlike_gpus_are_warned_about():
-    assert "the slowest kind (NVIDIA T400 4GB) sets the pace" in warnings(workstation(), policy="mixed")
-    assert "GPU 2 was asked for by name although it is busy" in warnings(
+    assert "all run at the speed of the slowest (NVIDIA T400 4GB)" in warnings(workstation(), policy="mixed")
+    assert "GPU 2 was requested by name although it is busy" in warnings(
         workstation(gpus={2: BUSY_PROCESS}), gpus=("2",)
     )
 
 
 def test_the_reason_names_what_decided():
     assert select(workstation(), SelectionRequest()).reason == (
-        "the largest group of like GPUs: NVIDIA RTX A5000 x 3 (slowest link of its best ring: SYS)"
+        "the largest group of identical GPUs: NVIDIA RTX A5000 x 3 (slowest link of its best ring: SYS)"
     )
     tied = select(to_topology(REAL / "synthetic_mixed_3090_a6000.json"), SelectionRequest())
-    assert "of equal ones, that with most memory): NVIDIA RTX A6000 x 2" in tied.reason
+    assert "of groups of this size, the one with the most memory): NVIDIA RTX A6000 x 2" in tied.reason
     pair = select(to_topology(REAL / "a30_4x_two_bridges.json"), SelectionRequest(count=2))
-    assert pair.reason.startswith("the best-connected 2 of the only group of like GPUs: NVIDIA A30 x 4")
+    assert pair.reason.startswith("the best-connected 2 of the only group of identical GPUs: NVIDIA A30 x 4")
     assert pair.reason.endswith("(slowest link of its best ring: NV4)")
-    assert select(workstation(), SelectionRequest(gpus=("3",))).reason == "the GPUs asked for by name"
+    assert select(workstation(), SelectionRequest(gpus=("3",))).reason == "the GPUs requested by name"
 
 
 def test_equal_groups_go_to_the_better_linked():
@@ -240,4 +240,4 @@ def test_equal_groups_go_to_the_better_linked():
     }
     chosen = select(to_topology(machine), SelectionRequest())
     assert chosen.indices == (2, 3)
-    assert "of equal ones, the better linked" in chosen.reason
+    assert "of groups of this size, the better connected one" in chosen.reason
