@@ -51,8 +51,7 @@ def test_slices_in_use_are_passed_over():
     full = select(machine(gpu(0, *HALVES, taken=(1, 2)), gpu(1, *HALVES)), SelectionRequest())
     assert full.uuids == ("MIG-1-1",)
     assert full.excluded[0].reason == (
-        "none of its 2 MIG slices can be used: busy: in use by process 5 with 1.0 GiB"
-        " (--allow-busy uses it anyway)"
+        "none of its 2 MIG slices can be used: busy: in use by process 5 with 1.0 GiB (--allow-busy uses it anyway)"
     )
     assert len(chosen(machine(gpu(0, *HALVES, taken=(1, 2)), gpu(1, *HALVES)), allow_busy=True)) == 2
 

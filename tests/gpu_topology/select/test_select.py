@@ -192,9 +192,7 @@ def test_display_cards_do_not_win_by_their_number():
     machine = json.loads((REAL / "a100_and_2xt400.json").read_text())
     chosen = select(to_topology(machine), SelectionRequest())
     assert chosen.indices == (1,)
-    assert chosen.reason == (
-        "the largest group of identical GPUs other than display cards: NVIDIA A100-PCIE-40GB x 1"
-    )
+    assert chosen.reason == ("the largest group of identical GPUs other than display cards: NVIDIA A100-PCIE-40GB x 1")
     assert [excluded.reason for excluded in chosen.excluded] == [
         "a display card, in another group (NVIDIA T400 x 2) than the chosen one (NVIDIA A100-PCIE-40GB x 1)"
     ] * 2
