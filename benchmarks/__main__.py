@@ -4,6 +4,7 @@ python -m benchmarks list                       # what there is
 python -m benchmarks step_overhead [...]        # one of them, with its own options (or: run step_overhead)
 python -m benchmarks report [-o FILE.md]        # the kept results as a page of tables
 python -m benchmarks pictures [-o DIR]          # and as pictures
+python -m benchmarks check [NAME ...]           # has anything fallen behind its kept result?
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from benchmarks.catalogue import CATALOGUE, find
 from benchmarks.machine import ROOT
+from benchmarks.report import read_results
 from ddp_core.cli import CommandLine, exit_status
 from ddp_core.errors import UserError
 
@@ -37,6 +39,8 @@ def _run(words: list[str]) -> int:
     report.add_argument("-o", "--out", type=Path, metavar="FILE", help="write a Markdown page (default: to stdout)")
     pictures = commands.add_parser("pictures", help="the kept results as pictures")
     pictures.add_argument("-o", "--out", type=Path, metavar="DIR", default=ROOT / "docs" / "pictures", help="folder")
+    checking = commands.add_parser("check", help="short forms against the kept ratios; status 1 if one fell behind")
+    checking.add_argument("names", nargs="*", metavar="NAME", help="of measurements [all that have ratios]")
     if words and find(words[0]) is not None:
         words.insert(0, "run")
     arguments = parser.parse_args(words)
@@ -50,13 +54,17 @@ def _run(words: list[str]) -> int:
         for entry in CATALOGUE:
             print(f"{entry.name:{width}}  {entry.question}" + (f" (needs {entry.needs})" if entry.needs else ""))
         return 0
+    if arguments.command == "check":
+        from benchmarks.check import check
+
+        return check(read_results(), arguments.names)
     from benchmarks import pictures as drawing
     from benchmarks import report as reporting
 
     try:
         if arguments.command == "pictures":
             arguments.out.mkdir(parents=True, exist_ok=True)
-            for path in drawing.draw(reporting.read_results(), arguments.out):
+            for path in drawing.draw(read_results(), arguments.out):
                 print(path)
         elif arguments.out is None:
             print(reporting.page(), end="")

@@ -23,6 +23,8 @@ by `python -m benchmarks report -o docs/performance.md` from these files alone.
 The cases of a table took turns on one machine. Every round measures each case once, in a random order. Rounds in which
 other processes took more than a tenth of the CPUs are thrown away, and fewer than five clean rounds are "not measured".
 Figures are medians, with quartiles in brackets; ratios are those within a round. "-" marks what is absent.
+`python -m benchmarks check` measures short forms again and compares their ratios with those kept here; its status is
+1 if one fell behind.
 """
 PICTURES = {
     "time_to_accuracy": ["accuracy-against-seconds.png"],

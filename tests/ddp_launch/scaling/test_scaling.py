@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from typing import Any
 
 import pytest
@@ -90,6 +92,31 @@ def test_a_slow_network(launcher: Any) -> None:
     found = measured(launcher, "network", *own_network, "sh", "-euc", f'{WIRE}; exec "$@"', "sh")
     assert found["main_cause"] == "communication", found
     assert found["trials"][1]["shares"]["communication"] > 0.5
+
+
+def test_the_trainer_divides_its_batch_and_leaves_no_folder(launcher: Any) -> None:
+    words = ("--dataset", "synthetic", "--synthetic-samples", "2048", "--batch-size", "64")
+    process = launcher.start("--cpu", "--scaling", "1", "--json", *words)
+    out, err = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 0, err
+    found = json.loads(out)
+    assert found["scaling"] == "strong"
+    assert [trial["ranks"] for trial in found["trials"]] == [1, 2]
+    assert all(abs(sum(trial["shares"].values()) - 1) < 0.01 for trial in found["trials"]), found
+    assert {path.name for path in launcher.folder.iterdir()} == {"tmp"}
+    assert not [path for path in (launcher.folder / "tmp").iterdir() if path.name.startswith("ddp-launch-scaling")]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_signal_ends_the_trial_too(launcher: Any, number: signal.Signals) -> None:
+    launcher.script("import pathlib, time; pathlib.Path('started').touch(); time.sleep(600)")
+    process = launcher.start("--cpu", "--scaling", "program.py")
+    launcher.wait_for("started")
+    process.send_signal(number)
+    assert process.wait(30) == (-9 if number == signal.SIGKILL else 128 + number)
+    deadline = time.monotonic() + 15
+    while launcher.alive() and time.monotonic() < deadline:
+        time.sleep(0.1)
 
 
 @pytest.mark.parametrize(
