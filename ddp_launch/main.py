@@ -43,7 +43,11 @@ if TYPE_CHECKING:
 
     from ddp_launch.hosts.seat import Seat
 
-COMMANDS = {"notify": "ddp_launch.notify.command", "stacks": "ddp_launch.stall.command"}
+COMMANDS = {
+    "compare": "ddp_train.compare.command",
+    "notify": "ddp_launch.notify.command",
+    "stacks": "ddp_launch.stall.command",
+}
 """The first word of a command line that is no run -> the module whose `run` takes the others."""
 
 

@@ -1,0 +1,105 @@
+"""What came out of a run, as numbers: one table of outcomes, each read from a run's record. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ddp_train.observers.epoch_table import duration, loss, percent
+from ddp_train.report.read_run import RunRecord
+
+JOULES_PER_KWH = 3.6e6
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A number of a run. read: None where there is none; words: for a person; change: a difference, with its sign,
+    in `unit`.
+
+    by_seed: runs of one seed are repetitions of one draw, so that only seeds count; of times every run counts.
+    """
+
+    key: str
+    name: str
+    read: Callable[[RunRecord], float | None]
+    words: Callable[[float], str]
+    change: Callable[[float], str]
+    unit: str = ""
+    by_seed: bool = True
+
+
+def outcomes(target: float | None) -> tuple[Outcome, ...]:
+    """All that can be compared. target: an accuracy whose time is asked for."""
+    found = [
+        *(_accuracy(f"best_{split}_accuracy", f"best {split} accuracy", _best_of(split)) for split in ("test", "val")),
+        _accuracy("examined_accuracy", "test accuracy of the best model", _examined),
+        *(
+            _accuracy(f"final_{split}_accuracy", f"final {split} accuracy", _last(f"{split}_accuracy"))
+            for split in ("test", "val")
+        ),
+        *(_loss(f"final_{split}_loss", f"final {split} loss", _last(f"{split}_loss")) for split in ("test", "val")),
+        _loss("final_train_loss", "final train loss", _last("train_loss")),
+        _of_time("seconds", "training time", _seconds, duration),
+        _of_time("images_per_second", "samples per second", _speed, lambda value: f"{value:,.0f}"),
+    ]
+    if target is not None:
+        found.append(_of_time("seconds_to_target", f"time to {target:.4g}", _seconds_to(target), duration))
+    found.append(_of_time("energy_kwh", "energy of the GPUs", _energy, lambda value: f"{value:.4g} kWh"))
+    return tuple(found)
+
+
+def _accuracy(key: str, name: str, read: Callable[[RunRecord], float | None]) -> Outcome:
+    return Outcome(key, name, read, percent, lambda value: f"{value * 100:+.2f}", " points")
+
+
+def _loss(key: str, name: str, read: Callable[[RunRecord], float | None]) -> Outcome:
+    return Outcome(key, name, read, loss, lambda value: f"{value:+.4f}")
+
+
+def _of_time(key: str, name: str, read: Callable[[RunRecord], float | None], words: Callable[[float], str]) -> Outcome:
+    return Outcome(key, name, read, words, lambda value: ("-" if value < 0 else "+") + words(abs(value)), by_seed=False)
+
+
+def _best_of(split: str) -> Callable[[RunRecord], float | None]:
+    return lambda record: record.best[1] if record.best is not None and record.split == split else None
+
+
+def _examined(record: RunRecord) -> float | None:
+    """Only where another split has chosen the model: else it is the best accuracy again."""
+    return record.examined.get("top1") if record.split == "val" else None
+
+
+def _last(column: str) -> Callable[[RunRecord], float | None]:
+    return lambda record: record.column(column)[-1] if record.epochs else None
+
+
+def _seconds(record: RunRecord) -> float | None:
+    """Of all epochs; None where one is not known."""
+    seconds = [value for value in record.column("seconds") if value is not None]
+    return sum(seconds) if seconds and len(seconds) == len(record.epochs) else None
+
+
+def _speed(record: RunRecord) -> float | None:
+    """Of the median epoch: the first one is slower."""
+    known = sorted(value for value in record.column("images_per_second") if value is not None)
+    return known[len(known) // 2] if known else None
+
+
+def _seconds_to(target: float) -> Callable[[RunRecord], float | None]:
+    def read(record: RunRecord) -> float | None:
+        """To the end of the first epoch with this accuracy; None where there is none."""
+        passed = 0.0
+        pairs = zip(record.column("seconds"), record.column(f"{record.split}_accuracy"), strict=True)
+        for seconds, accuracy in pairs:
+            if seconds is None:
+                return None
+            passed += seconds
+            if accuracy is not None and accuracy >= target:
+                return passed
+        return None
+
+    return read
+
+
+def _energy(record: RunRecord) -> float | None:
+    return None if record.energy_joules is None else record.energy_joules / JOULES_PER_KWH
