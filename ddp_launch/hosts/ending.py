@@ -96,6 +96,9 @@ class Ending:
     def _hear_event(self, host: Connection, event: Mapping[str, Any]) -> None:
         """What all hosts report alike the first one says for all; a stall, the host whose rank holds the others up."""
         match event["event"]:
+            case "plan":
+                # Whether the nodes meet there does not matter: this launcher is the one that tells.
+                event = {**event, "plan": {}}
             case "failure":
                 self._failures[host.rank] = event
             case "stall":

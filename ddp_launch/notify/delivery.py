@@ -71,7 +71,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         hops = getattr(req, "hops", 0) + 1
         if hops > REDIRECTS:
             return None
-        following = urllib.request.Request(newurl, req.data, dict(req.header_items()), method="POST")  # noqa: S310
+        following = urllib.request.Request(newurl, req.data, dict(req.headers), method="POST")  # noqa: S310
         following.hops = hops  # type: ignore[attr-defined]
         return following
 

@@ -27,6 +27,7 @@ AT_ONCE_S = 10.0
 """What ends sooner, before any rank has started, is seen by who has started it at a terminal: it is not told."""
 SIGNALS = {128 + number: signal.Signals(number).name for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
 LONGEST_NAME = 80
+EXPLAINED = "error: "
 VANISHED = "the launcher ended without a word: it was killed, or the machine ran out of memory"
 WAITING, KILLING = "nothing was ended (--stall-kill SECONDS does that)", "the run is ended (--stall-kill)"
 
@@ -52,7 +53,7 @@ class Story:
         self._facts: dict[str, Any] = dict.fromkeys(("world_size", "run_folder", "logs"))
         self._failure: dict[str, Any] | None = None
         self._signal: str | None = None
-        self._started = self._silent = False
+        self._started = self._begun = self._silent = False
         self.over = False
         """Whether the last event has come."""
 
@@ -66,8 +67,9 @@ class Story:
                 self._silent = (event["plan"].get("cluster") or {}).get("hosts_store") is False
             case "attempt":
                 self._facts["world_size"] = event["world_size"]
-                # A restart has been told already.
-                return self._record("start", event) if event["attempt"] == 0 else None
+                # A restart is told by its own event; nodes that come and go begin the same attempt again.
+                again, self._begun = self._begun, True
+                return None if again else self._record("start", event)
             case "signal":
                 self._signal = event["signal"]
             case "stall":
@@ -169,6 +171,10 @@ def _some(event: Mapping[str, Any], *names: str) -> dict[str, Any]:
 def _cause(failure: Mapping[str, Any]) -> dict[str, Any]:
     """The rank that failed first, from its event."""
     facts = _some(failure, "attempt", "rank", "host", "status", "words", "error", "place")
+    error = str(failure.get("error") or "")
+    if error.startswith(EXPLAINED):
+        # The bundled trainer has said what is wrong and what to do.
+        return {**facts, "error": error.removeprefix(EXPLAINED), "advice": None}
     return {**facts, "advice": (failure.get("remedy") or {}).get("advice")}
 
 

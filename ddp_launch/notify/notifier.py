@@ -72,7 +72,9 @@ class Notifier:
         with suppress(ValueError):  # only the main thread may
             handlers = {number: signal.signal(number, _impatient) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
-            self._process.wait(WAIT_S)
+            if self._process.wait(WAIT_S):
+                lost = "the process that sends them has ended early"
+                print(f"note: {OPTION}: messages may not have been delivered: {lost}", file=sys.stderr, flush=True)
         except subprocess.TimeoutExpired:
             print(f"note: {OPTION}: the last message was not delivered in {WAIT_S:.0f} s", file=sys.stderr, flush=True)
         except _ImpatientError:

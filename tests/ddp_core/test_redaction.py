@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ddp_core.redaction import redacted
+from ddp_core.redaction import Secrets, redacted
 
 _ROOT = Path(__file__).parents[2]
 
@@ -25,6 +25,9 @@ _ROOT = Path(__file__).parents[2]
         (["--s3.secret-key", "s3cret"], ["--s3.secret-key", "***"]),
         (["git+https://me:s3cret@host/x", "--lr"], ["git+https://***@host/x", "--lr"]),
         (["--token", "--lr", "1"], ["--token", "--lr", "1"]),
+        (["--notify", "https://s3cret", "--notify-on", "end"], ["--notify", "***", "--notify-on", "end"]),
+        (["--notify=https://s3cret", "DDP_NOTIFY=s3cret"], ["--notify=***", "DDP_NOTIFY=***"]),
+        (["--slack-webhook-url", "s3cret"], ["--slack-webhook-url", "***"]),
     ],
 )
 def test_what_is_hidden(words: list[str], shown: list[str]) -> None:
@@ -39,6 +42,28 @@ def test_what_only_looks_alike_is_shown() -> None:
 def test_a_long_word_is_no_trap() -> None:
     started = time.monotonic()
     redacted(["a_" * 20_000, "-" * 20_000, "x-._" * 10_000 + "="])
+    assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("GET https://me:s3cret@host/x?token=s3cret&page=2", "GET https://***@host/x?token=***&page=2"),
+        ("{'api_key': 's3cret', 'lr': 1}", "{'api_key': '***', 'lr': 1}"),
+        ("Authorization: Bearer s3cret.s3cret_s3cret", "Authorization: Bearer ***"),
+        ("401 for hf_s3crets3crets3cret", "401 for ***"),
+        ("value-of-it is wrong, and value-of-it-too", "*** is wrong, and ***"),
+        ("KeyError: 'tokens'; max_tokens=512; tokenizer: bpe", "KeyError: 'tokens'; max_tokens=512; tokenizer: bpe"),
+    ],
+)
+def test_what_is_hidden_in_a_text(text: str, shown: str) -> None:
+    environ = {"A_TOKEN": "value-of-it", "B_SECRET": "value-of-it-too", "SHORT_TOKEN": "is", "HOME": "lr"}
+    assert Secrets(environ).hidden(text) == shown
+
+
+def test_a_long_text_is_no_trap() -> None:
+    started = time.monotonic()
+    Secrets({}).hidden("token_" * 20_000 + " " + "a-b." * 20_000 + "://" * 10_000)
     assert time.monotonic() - started < 5
 
 

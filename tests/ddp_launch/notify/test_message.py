@@ -52,6 +52,7 @@ def test_a_run_that_restarts_and_ends_well() -> None:
         "logs: /logs",
     ]
     assert told.hear(attempt(1)) is None
+    assert told.hear(attempt(0)) is None
     record = told.hear(end(0))
     assert record is not None
     assert (record["event"], record["status"], record["cause"], record["number"]) == ("end", 0, None, 3)
@@ -78,6 +79,16 @@ def test_a_signal_is_no_failure_of_a_rank(name: str, words: str) -> None:
     assert record is not None
     assert (record["event"], record["signal"], record["cause"]) == ("fail", name, None)
     assert words in record["title"]
+
+
+def test_a_mistake_that_the_trainer_explains_has_no_other_advice() -> None:
+    told = story()
+    told.hear(PLAN)
+    told.hear({**FAILURE, "error": "error: --lr: no", "remedy": {"advice": "buy a GPU"}})
+    record = told.hear(end(2))
+    assert record is not None
+    assert record["text"].splitlines()[0] == "rank 1 on b: --lr: no (exit code 1)"
+    assert "GPU" not in record["text"]
 
 
 def test_only_what_is_wanted() -> None:

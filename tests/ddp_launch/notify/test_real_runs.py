@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from ddp_launch.notify.notifier import Notifier
+from ddp_launch.notify.receiver import EVENTS, receiver
 from tests.ddp_launch.notify.loopback import Server, dead, hang, raw, server
 
 ROOT = Path(__file__).parents[3]
@@ -94,6 +96,29 @@ def test_a_stall_and_a_launcher_that_is_killed(launcher: Any) -> None:
     assert "rank 1" in stall["text"]
     assert (last["event"], last["status"]) == ("fail", None)
     assert "it was killed" in last["text"]
+
+
+def test_a_process_that_sends_and_is_killed_costs_a_note(capsys: pytest.CaptureFixture[str]) -> None:
+    with server() as there, Notifier((receiver(there.url),), EVENTS, "x") as notifier:
+        assert notifier._process is not None
+        notifier._process.kill()
+        notifier._process.wait()
+        for _ in range(100):
+            notifier.hear({"event": "signal", "signal": "x" * 10_000})
+    assert "messages may not have been delivered" in capsys.readouterr().err
+
+
+def test_a_process_that_takes_nothing_holds_nobody_up(capsys: pytest.CaptureFixture[str]) -> None:
+    with server() as there:
+        began = time.monotonic()
+        with Notifier((receiver(there.url),), EVENTS, "x") as notifier:
+            assert notifier._process is not None
+            notifier._process.send_signal(signal.SIGSTOP)
+            for _ in range(1000):
+                notifier.hear({"event": "signal", "signal": "x" * 10_000})
+            assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 12
+    assert "the last message was not delivered in 5 s" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -30,6 +30,15 @@ def test_a_table_without_colours_in_a_pipe(tmp_path: Path, capsys: pytest.Captur
     assert "Welch's" in out
 
 
+def test_names_are_no_markup(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [run_folder(tmp_path / name, [0.9], model=f"{name}[bold]\x1b[31m\n") for name in ("[red]a", "b")]
+    assert command.run([str(run) for run in runs]) == 0
+    out = capsys.readouterr().out
+    assert "/[red]a" in out
+    assert "[red]a[bold]\\x1b[31m\\n" in out
+    assert "\x1b" not in out
+
+
 def test_json_is_pure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = [run_folder(tmp_path / str(seed), [0.9 + seed / 100], seed=seed) for seed in (0, 1)]
     runs.append(run_folder(tmp_path / "other", [0.5], lr=0.3))

@@ -47,6 +47,7 @@ def test_seeds_of_one_setting_are_a_group_with_mean_and_deviation(tmp_path: Path
     ("first", "second", "verdict", "words"),
     [
         (A, B, "differs", "differs"),
+        (B, A, "differs", "differs"),
         ((0.90, 0.94), (0.93, 0.95), "within", "within the spread"),
         ((0.9,), (0.95,), "unknown", "one seed each: the spread is unknown"),
         ((0.9,), B, "unknown", "one seed of A: its spread is unknown"),
