@@ -18,6 +18,7 @@ REQUIREMENTS = {
     "rich": "rich",
     "jsonargparse": "jsonargparse",
     "yaml": "PyYAML",
+    "jinja2": "jinja2",
     "matplotlib": "matplotlib",
     "tensorboard": "tensorboard",
     "sklearn": "scikit-learn",

@@ -42,10 +42,13 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ddp_launch.hosts.seat import Seat
+    from ddp_launch.run.folders import Folders
+    from ddp_launch.run.run_energy import RunEnergy
 
 COMMANDS = {
     "compare": "ddp_train.compare.command",
     "notify": "ddp_launch.notify.command",
+    "report": "ddp_train.report.command",
     "stacks": "ddp_launch.stall.command",
 }
 """The first word of a command line that is no run -> the module whose `run` takes the others."""
@@ -173,14 +176,10 @@ def _run(plan: LaunchPlan, planner: Planner, options: LaunchOptions, events: Eve
         raise UserError(f"--debug-rank needs debugpy: {sys.executable} -m pip install debugpy")
     from rich.console import Console
 
-    from ddp_launch.events.run_events import RunEvents
-    from ddp_launch.failure.evidence import EvidenceCollector
-    from ddp_launch.failure.summary import show
-    from ddp_launch.plan.plain import to_json
     from ddp_launch.run.folders import prepare
     from ddp_launch.run.preflight import preflight
-    from ddp_launch.run.signals import deferred
-    from ddp_launch.run.torch_logging import importing_silently
+    from ddp_launch.run.run_energy import RunEnergy
+    from ddp_train.report.write import write_page_if_possible
 
     console = Console(stderr=True)
     try:
@@ -193,18 +192,44 @@ def _run(plan: LaunchPlan, planner: Planner, options: LaunchOptions, events: Eve
         return 1
     plan, folders = prepare(plan, options)
     _show(console, plan, folders.shown, options, seat)
+    events.append_to(folders.record / "events.jsonl")
+    status = _run_ranks(plan, planner, events, console, folders, RunEnergy(plan), seat)
+    if status or not folders.temporary:
+        write_page_if_possible(folders.record)
+    folders.close(success=status == 0)
+    return status
+
+
+def _run_ranks(
+    plan: LaunchPlan,
+    planner: Planner,
+    events: EventLog,
+    console: Console,
+    folders: Folders,
+    energy: RunEnergy,
+    seat: Seat | None,
+) -> int:
+    """Run the ranks, record what happens, and show how it ended; the exit status."""
+    from ddp_launch.events.run_events import RunEvents
+    from ddp_launch.failure.evidence import EvidenceCollector
+    from ddp_launch.failure.summary import show
+    from ddp_launch.plan.plain import to_json
+    from ddp_launch.run.signals import deferred
+    from ddp_launch.run.torch_logging import importing_silently
+
     evidence = EvidenceCollector(plan)
-    run_events = RunEvents(events, evidence, console)
+    run_events, next_attempt = RunEvents(events, evidence, console), NextAttempt(plan, planner, evidence)
     run_events.plan(to_json(plan), folders.logs, folders.run)
     # torch takes seconds to import: only now, with the plan on the screen.
     with deferred(), importing_silently():
         from ddp_launch.run import agent
 
-    outcome = agent.run(plan.job, folders.logs, run_events, NextAttempt(plan, planner, evidence))
+    energy.started()
+    outcome = agent.run(plan.job, folders.logs, run_events, next_attempt)
     end = partial(show, console) if seat is None else seat.ended
     end(outcome, evidence.remedy(outcome.speaker))
+    run_events.energy(energy.taken_by(next_attempt.indices))
     events.end(outcome.status, message=outcome.message)
-    folders.close(success=outcome.status == 0)
     return outcome.status
 
 

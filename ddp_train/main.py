@@ -102,7 +102,7 @@ def _use(run: Run, config: Config, ranks: Ranks) -> int:
 
     if not _saves(config):
         return _measure(run)
-    skip_plots = False
+    skip_plots, failed = False, True
     try:
         for observer in run.observers:
             observer.on_start(run.facts)
@@ -111,6 +111,7 @@ def _use(run: Run, config: Config, ranks: Ranks) -> int:
         heartbeat.beat("closing")
         for observer in run.observers:
             observer.on_end(run.trainer.best)
+        failed = False
     except BaseException as error:
         alone = ranks.world_size > 1 and not isinstance(error, (UserError, TrainingDiverged, KeyboardInterrupt))
         skip_plots = alone or isinstance(error, Stopped)
@@ -119,8 +120,19 @@ def _use(run: Run, config: Config, ranks: Ranks) -> int:
         for observer in run.observers:
             # Plots take seconds, for which the other ranks and the user would wait.
             observer.leave() if skip_plots else observer.close()
+        if failed and not skip_plots:
+            _write_page(run)
     finish(run)
+    _write_page(run)
     return 0
+
+
+def _write_page(run: Run) -> None:
+    """report.html, where no launcher does that: it knows of failures, too."""
+    if run.trainer.components.ranks.is_first and "DDP_LAUNCH" not in os.environ:
+        from ddp_train.report.write import write_page_if_possible
+
+        write_page_if_possible(run.folder.path)
 
 
 def _measure(run: Run) -> int:

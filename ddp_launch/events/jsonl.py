@@ -26,7 +26,7 @@ Value = str | int | float | bool | None | Mapping[str, "Value"] | Sequence["Valu
 
 
 class EventLog:
-    """Writes events, from any thread. A write error ends the record, not the run."""
+    """Writes events, from any thread. A write error ends the record in that file, not the run."""
 
     def __init__(self, path: str | None, hear: Callable[[Mapping[str, Value]], None] | None = None) -> None:
         """`path`: the file, "-" for standard output, None for no record; `hear`: is given every event, too. Errors:
@@ -34,7 +34,20 @@ class EventLog:
         self._hear = hear
         self._begin = time.monotonic()
         self._lock = threading.Lock()
-        self._file = None if path is None else _open(path)
+        self._files: dict[int, str] = {} if path is None else {_open(path): "--json-events"}
+
+    def append_to(self, path: Path) -> None:
+        """From now on, add the events to this file too. One that cannot be written costs a note."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        try:
+            file = os.open(path, flags, 0o666)
+            with self._lock:
+                self._files[file] = str(path)
+            # A launcher that was killed may have left half a line.
+            if (size := os.fstat(file).st_size) and os.pread(file, 1, size - 1) != b"\n":
+                _write_all(file, b"\n")
+        except OSError as error:
+            print(f"note: {path}: {error.strerror}; the run has no record there", file=sys.stderr)
 
     def __enter__(self) -> EventLog:
         return self
@@ -46,7 +59,8 @@ class EventLog:
             interrupted = isinstance(error, KeyboardInterrupt)
             self.end(128 + signal.SIGINT if interrupted else USER_ERROR_STATUS, message=str(error))
         with self._lock:
-            self._close()
+            for file in [*self._files]:
+                self._close(file)
 
     def write(self, event: str, at_ms: float | None = None, /, **facts: Value) -> None:
         """Write an event. `at_ms`: when it happened, in milliseconds of the monotonic clock; None is now."""
@@ -63,24 +77,26 @@ class EventLog:
             self._hear(record)
         line = json.dumps(record).encode() + b"\n"
         with self._lock:
-            if self._file is None:
-                return
-            try:
-                while line:
-                    line = line[os.write(self._file, line) :]
-            except OSError as error:
-                print(f"note: --json-events: {error.strerror}; the record ends here", file=sys.stderr)
-                self._close()
+            for file, name in [*self._files.items()]:
+                try:
+                    _write_all(file, line)
+                except OSError as error:
+                    print(f"note: {name}: {error.strerror}; the record ends here", file=sys.stderr)
+                    self._close(file)
 
     def end(self, status: int, **facts: Value) -> None:
         """Write the last event: the launcher ends with this status."""
         self.write("end", status=status, seconds=round(time.monotonic() - self._begin, 3), **facts)
 
-    def _close(self) -> None:
-        """Close the file, if it is still open. Lock held."""
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
+    def _close(self, file: int) -> None:
+        """Close a file. Lock held."""
+        del self._files[file]
+        os.close(file)
+
+
+def _write_all(file: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(file, data) :]
 
 
 def _open(path: str) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from ddp_core import __version__
+from ddp_core.redaction import redacted
 from ddp_launch.events.jsonl import EventLog, Value
 from ddp_launch.failure.evidence import EvidenceCollector
 from ddp_launch.failure.failures import Attempt, Failure, exit_status, signal_name
@@ -37,8 +40,15 @@ class RunEvents:
 
     def plan(self, plan: Mapping[str, Any], logs: Path, run_folder: Path | None) -> None:
         """Record that a run is about to start. `plan`: as --dry-run --json prints it; `run_folder`: the trainer's."""
-        folders = {"logs": str(logs), "run_folder": None if run_folder is None else str(run_folder)}
-        self._events.write("plan", schema=SCHEMA, host=socket.gethostname(), pid=os.getpid(), plan=plan, **folders)
+        facts: dict[str, Value] = {
+            "version": __version__,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "argv": [Path(sys.argv[0]).name, *redacted(sys.argv[1:])],
+            "logs": str(logs),
+            "run_folder": None if run_folder is None else str(run_folder),
+        }
+        self._events.write("plan", schema=SCHEMA, plan=plan, **facts)
 
     def attempt(self, number: int, ranks: Mapping[int, int], world_size: int, logs: Path) -> None:
         """Record that the ranks of an attempt have started. `ranks`: rank -> process id, of this node."""
@@ -90,6 +100,12 @@ class RunEvents:
         ranks = {str(one): {name: round(part, 4) for name, part in parts.items()} for one, parts in shares.items()}
         facts = {"ms_a_step": round(ms_a_step, 3), "share": round(share, 4)}
         self._events.write("waited-for", rank=rank, **facts, steps=steps, ranks=ranks or None)
+
+    def energy(self, joules: Mapping[int, float]) -> None:
+        """What GPUs of this node took from the start of the run to its end, by NVML index; nothing where it is {}."""
+        if joules:
+            gpus: list[Value] = [{"index": index, "joules": round(taken, 3)} for index, taken in joules.items()]
+            self._events.write("energy", joules=round(sum(joules.values()), 3), gpus=gpus)
 
     def failure(self, attempt: Attempt, *, restarts: int, following: RestartPlan | None = None) -> None:
         """Record a failed attempt: its first failure, and how the other ranks ended.

@@ -12,7 +12,7 @@ import shutil
 import stat
 import sys
 import tempfile
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from ddp_launch.plan.plan import LaunchPlan, with_arguments
 from ddp_train.config.options import Config
 from ddp_train.run_folder.claim import claim, new_name
 from ddp_train.run_folder.lock import RunLock
+from gpu_topology import snapshot
 
 PREFIX = "ddp-launch-"
 KEPT_S = 7 * 24 * 3600
@@ -32,10 +33,16 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 class Folders:
     """The folders of one run. `logs`: the ranks' output; `temporary`: made for this run alone; `run`: the run folder
-    of the bundled trainer, None for other programs."""
+    of the bundled trainer, None for other programs.
 
-    def __init__(self, logs: Path, *, temporary: bool, lock: RunLock, run: Path | None = None) -> None:
+    `record`: where plan, events and page of the run are: the trainer's run folder on the first node, else the logs'.
+    """
+
+    def __init__(
+        self, logs: Path, *, temporary: bool, lock: RunLock, run: Path | None = None, record: Path | None = None
+    ) -> None:
         self.logs, self.run = logs, run
+        self.record = record or logs
         self.temporary = temporary
         self._lock = lock
         self._in_use = _hold(logs) if temporary else None
@@ -94,6 +101,14 @@ def _temporary_folder() -> Path:
     return Path(tempfile.mkdtemp(prefix=PREFIX, dir=folder))
 
 
+def _write_plan(plan: LaunchPlan, folder: Path) -> None:
+    """The plan, and the machine that it is for, as `--topology` takes it. Errors: OSError."""
+    (folder / "plan.json").write_text(json.dumps(to_json(plan), indent=2) + "\n", encoding="utf-8")
+    if plan.topology.gpus:
+        machine = json.dumps(snapshot.to_dict(plan.topology), indent=2)
+        (folder / "topology.json").write_text(machine + "\n", encoding="utf-8")
+
+
 def _named_by_run(config: Config, cluster: Cluster) -> Config:
     """Name the run folder after the run, so that all nodes agree on it (their clocks differ); not for the default
     name."""
@@ -125,18 +140,22 @@ def prepare(plan: LaunchPlan, options: LaunchOptions) -> tuple[LaunchPlan, Folde
             plan = with_arguments(plan, ("--out-dir", str(run_folder)))
     if options.log_dir is None and run_folder is None:
         try:
-            return plan, Folders(_temporary_folder(), temporary=True, lock=lock)
+            folders = Folders(_temporary_folder(), temporary=True, lock=lock)
         except OSError as error:
             raise OptionError(f"no temporary folder for logs ({error.strerror or error}): --log-dir DIR") from None
+        with suppress(OSError):
+            _write_plan(plan, folders.record)
+        return plan, folders
     logs = Path(options.log_dir) if options.log_dir is not None else (run_folder or Path()) / "logs"
     if not plan.cluster.one_node:
         # On a shared disk each node has its own.
         logs /= plan.host.hostname
+    folders = Folders(logs, temporary=False, lock=lock, run=run_folder, record=run_folder if first_node else None)
     try:
         _make(logs)
-        if run_folder is not None and first_node:
-            (run_folder / "plan.json").write_text(json.dumps(to_json(plan), indent=2) + "\n", encoding="utf-8")
+        with nullcontext() if folders.record is run_folder else suppress(OSError):
+            _write_plan(plan, folders.record)
     except OSError as error:
         option = "--log-dir" if options.log_dir is not None else "--out-dir"
         raise OptionError(f"{option} {str(logs)!r}: {error.strerror or error}") from None
-    return plan, Folders(logs, temporary=False, lock=lock, run=run_folder)
+    return plan, folders

@@ -154,6 +154,8 @@ class NextAttempt:
         self._plan = plan
         self._planner = planner
         self._evidence = evidence
+        self.indices = {*plan.selection.indices}
+        """NVML's numbers of the GPUs of all attempts so far."""
 
     def __call__(self, failures: Mapping[int, Failure]) -> RestartPlan:
         """The next attempt after these failures, by local rank. Errors: UserError where no GPU is left."""
@@ -165,4 +167,5 @@ class NextAttempt:
             if remedy is not None and remedy.name == GPU_FAULT:
                 suspects[self._plan.selection.uuids[local_rank]] = failure.log_tail.error
         self._plan, change = self._planner.again(self._plan, suspects)
+        self.indices |= {*self._plan.selection.indices}
         return RestartPlan(self._plan.job, "GPU " + ", ".join(map(str, self._plan.selection.indices)), change)

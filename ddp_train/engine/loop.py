@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
+from ddp_train.diagnostics.epoch_costs import EpochCosts
 from ddp_train.distributed.process_group import to_host
 from ddp_train.engine.components import LoopParts
 from ddp_train.engine.metrics import Metrics
@@ -39,6 +40,7 @@ class Loop:
         self.metrics = Metrics(parts.device)
         self.boundary = StepBoundary(parts, self.metrics)
         self._reported_at = time.monotonic()
+        self._costs = EpochCosts(parts.ranks, parts.device, parts.flag_exchange.group)
 
     def epochs(self, count: float, settle: Callable[[], None]) -> Iterator[int]:
         """The epochs that are left of `count`, from 0; each is ended by `end_epoch`.
@@ -51,6 +53,7 @@ class Loop:
             settle()
             if parts.saver is not None:
                 parts.saver.begin()
+            self._costs.begin(within_an_epoch=progress.step_in_epoch > 0)
             while progress.epoch < count and not progress.stopped:
                 self.boundary.begin_epoch()
                 self.metrics.start(*progress.sums)
@@ -63,7 +66,7 @@ class Loop:
 
         Errors: Stopped.
         """
-        progress = self._parts.progress
+        progress, record = self._parts.progress, self._costs.add(record)
         progress.end_epoch()
         progress.total_seconds += record.seconds
         for observer in self._parts.observers:

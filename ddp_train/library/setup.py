@@ -30,6 +30,7 @@ from ddp_train.engine.stop_signals import STATUS, StopSignals
 from ddp_train.observers.records import Observer
 from ddp_train.process_end import end_with, report
 from ddp_train.process_setup import keep_private
+from ddp_train.report.write import write_page_if_possible
 from ddp_train.run_folder.claim import claim_folder, is_restart
 from ddp_train.run_folder.lock import RunLock
 from ddp_train.watchdog import start as watchdog
@@ -103,6 +104,8 @@ class Process:
         together = isinstance(error, SharedError | TrainingDiverged) or (isinstance(error, Stopped) and error.together)
         for observer in self.observers:
             observer.close() if error is None or together else observer.leave()
+        if self.observers and (error is None or together):
+            write_page_if_possible(self.folder)
         self.observers = ()
         if error is None:
             heartbeat.beat("done")

@@ -12,7 +12,17 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, TextIO
 
-from ddp_train.observers.epoch_table import EpochTable, OwnTable, clock, describe, number, percent, step_line, summary
+from ddp_train.observers.epoch_table import (
+    EpochTable,
+    OwnTable,
+    clock,
+    describe,
+    energy,
+    number,
+    percent,
+    step_line,
+    summary,
+)
 from ddp_train.observers.records import Best, EpochRecord, Observer, RunFacts, StepReport
 
 if TYPE_CHECKING:
@@ -50,6 +60,7 @@ class _Progress(Observer):
         self._facts: RunFacts | None = None
         self._table = EpochTable()
         self._started = time.monotonic()
+        self._joules = 0.0
 
     def on_start(self, facts: RunFacts) -> None:
         """Start the clock and the table."""
@@ -60,7 +71,11 @@ class _Progress(Observer):
     def _summary(self, best: Best) -> str | None:
         if self._facts is None:
             return None
-        return summary(best, self._facts.seconds_before + time.monotonic() - self._started, self._facts.out_dir)
+        used = energy(self._joules) if math.isfinite(self._joules) and self._joules > 0 else ""
+        if used and self._facts.seconds_before:
+            used += f" since epoch {self._facts.start_epoch}"
+        seconds = self._facts.seconds_before + time.monotonic() - self._started
+        return summary(best, seconds, self._facts.out_dir, used)
 
 
 class PlainProgress(_Progress):
@@ -88,6 +103,7 @@ class PlainProgress(_Progress):
 
     def on_epoch(self, record: EpochRecord) -> None:
         """Print the epoch's line."""
+        self._joules += record.energy_joules
         self._print(self._table.row(record)[0])
 
     def on_end(self, best: Best) -> None:
@@ -141,6 +157,7 @@ class LiveProgress(_Progress):
 
     def on_epoch(self, record: EpochRecord) -> None:
         """Print the epoch's line above the live area."""
+        self._joules += record.energy_joules
         if self._report is not None and self._facts is not None and record.epoch < self._facts.epochs:
             self._report = replace(self._report, epoch=record.epoch + 1, step=0)
         line, is_best = self._table.row(record)

@@ -92,12 +92,19 @@ def step_line(report: StepReport, epochs: int) -> str:
     return f"{at}  step {report.step:,}/{report.steps:,}: {values}, {number(report.images_per_second, ',.0f')} images/s"
 
 
-def summary(best: Best, seconds: float, out_dir: str) -> str:
-    """The last line of a run."""
+def summary(best: Best, seconds: float, out_dir: str, used: str = "") -> str:
+    """The last line of a run. used: its energy, in words, where that is known."""
+    cost = duration(seconds) + (f", {used}" if used else "")
     if best.accuracy is None:
-        return f"finished in {duration(seconds)}; files in {out_dir}"
+        return f"finished in {cost}; files in {out_dir}"
     accuracy = percent(best.accuracy) + balanced_note(best.accuracy, best.balanced)
-    return f"best {best.split} accuracy {accuracy} in epoch {best.epoch}; {duration(seconds)}; files in {out_dir}"
+    return f"best {best.split} accuracy {accuracy} in epoch {best.epoch}; {cost}; files in {out_dir}"
+
+
+def energy(joules: float) -> str:
+    """Joules as 1.23 kWh or 12.3 Wh."""
+    wh = joules / 3600
+    return f"{wh / 1000:.3g} kWh" if wh >= 100 else f"{wh:.3g} Wh"
 
 
 def balanced_note(accuracy: float, balanced: float | None) -> str:

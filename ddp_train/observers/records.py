@@ -101,8 +101,15 @@ class EpochRecord:
     """On the `split`: the mean over the classes of the share of their images that is right."""
     extra: Mapping[str, float] = field(default_factory=dict)
     """What techniques report, by name, as it was at the end of the epoch."""
+    rank_seconds: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
+    """Time of each rank by phase (ddp_train/distributed/heartbeat.py), since its process made its first step."""
     columns: Mapping[str, float] = field(default_factory=dict)
     """What a loop of the user's own has logged, by name; in the file beside the others, their names as "columns"."""
+
+    @property
+    def energy_joules(self) -> float:
+        """What all GPUs of the run took by their own counters; NaN where that is not known."""
+        return self.extra.get("energy_joules", math.nan)
 
     @property
     def rank(self) -> Rank:
@@ -113,7 +120,7 @@ class EpochRecord:
 
 _EVALUATED = ("loss", "accuracy", "balanced_accuracy")
 """In the file their names have the split in front: "test_loss"."""
-_OPTIONAL = ("extra", "columns", "split", "balanced_accuracy")
+_OPTIONAL = ("extra", "columns", "rank_seconds", "split", "balanced_accuracy")
 """The last is only in the file where it is known: older versions did not count the classes."""
 _COLUMNS = tuple(column.name for column in fields(EpochRecord) if column.name not in _OPTIONAL)
 OWN_COLUMNS_TAKEN = frozenset(
@@ -153,6 +160,10 @@ class HistoryDocument(TypedDict):
     epochs: list[dict[str, Any]]
     """EpochRecord's fields, by name; `extra` only where there is something in it."""
     best: dict[str, Any]
+    energy: NotRequired[dict[str, float]]
+    """`joules` of the training, over `epochs`: those whose `extra` has their own."""
+    rank_seconds: NotRequired[dict[str, dict[str, float]]]
+    """Of each rank by phase, since the run was last started or resumed."""
     examination: NotRequired[dict[str, object]]
     """What the best model reached at the end of the run, with `top1_tta` where there was test-time augmentation."""
 
@@ -168,6 +179,7 @@ class History:
         self.path = Path(path)
         self.environment = dict(environment)
         self.epochs: list[EpochRecord] = []
+        self._rank_seconds: Mapping[int, Mapping[str, float]] = {}
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], environment: Mapping[str, object] | None = None) -> History:
@@ -185,6 +197,7 @@ class History:
         if self.epochs and record.epoch <= self.epochs[-1].epoch:
             raise ValueError(f"epoch {record.epoch} is already recorded: truncate the history on resume")
         self.epochs.append(record)
+        self._rank_seconds = record.rank_seconds
         self._write()
 
     def truncate(self, epoch: int) -> None:
@@ -206,12 +219,17 @@ class History:
 
     def to_dict(self) -> HistoryDocument:
         """The document of the file: strict JSON values alone."""
-        return HistoryDocument(
+        document = HistoryDocument(
             schema=SCHEMA,
             environment={name: _strict(value) for name, value in self.environment.items()},
             epochs=[_row(record) for record in self.epochs],
             best=self.best.to_dict(),
         )
+        if energies := [joules for record in self.epochs if math.isfinite(joules := record.energy_joules)]:
+            document["energy"] = {"joules": sum(energies), "epochs": len(energies)}
+        if self._rank_seconds:
+            document["rank_seconds"] = _strict(self._rank_seconds)
+        return document
 
     def _write(self) -> None:
         write_text(self.path, json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n")

@@ -46,6 +46,7 @@ _RATE_AND_SPEED = (
 _KNOWN_EXTRA = {
     "gpu_utilization": Panel("gpu_utilization", "GPU utilisation", "mean over GPUs and epoch", is_fraction=True),
     "gpu_memory": Panel("gpu_memory", "GPU memory", "highest in use, GiB", 2.0**30),
+    "energy_joules": Panel("energy_joules", "Energy", "Wh of each epoch, all GPUs", 3600.0),
     "gradient_norm": Panel("gradient_norm", "Gradient norm", "before clipping, last step of the epoch"),
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from ddp_train.report.json_value import Value
@@ -101,7 +101,6 @@ class GpuEnergy:
     """What a GPU took from the launcher's start to its end, by its own counter."""
 
     index: int | None
-    uuid: str
     joules: float
 
 
@@ -109,7 +108,8 @@ class GpuEnergy:
 class Launch:
     """One start of the launcher. time: ISO 8601, UTC; command: as it was typed; status: None where there is no end.
 
-    energy: of this node's GPUs; () where a card has no counter. signal: that asked the launcher to end.
+    troubles: in the order in which they were recorded. energy: of this node's GPUs; () where a card has no counter.
+    signal: that asked the launcher to end.
     """
 
     time: str
@@ -119,15 +119,18 @@ class Launch:
     plan: Plan
     world_size: int | None
     attempts: int
-    failures: tuple[Failure, ...]
-    restarts: tuple[Restart, ...]
-    stalls: tuple[Stall, ...]
+    troubles: tuple[Failure | Restart | Stall, ...]
     waited_for: WaitedFor | None
     energy: tuple[GpuEnergy, ...]
     signal: str
     status: int | None
     seconds: float | None
     message: str
+
+    @property
+    def failures(self) -> tuple[Failure, ...]:
+        """Of its attempts, one each."""
+        return tuple(one for one in self.troubles if isinstance(one, Failure))
 
 
 def plan_of(value: Value) -> Plan:
@@ -186,9 +189,7 @@ def _launch(events: list[Value]) -> Launch:
         plan=plan_of(first["plan"]),
         world_size=last("attempt")["world_size"].whole,
         attempts=len(of("attempt")),
-        failures=tuple(map(_failure, of("failure"))),
-        restarts=tuple(map(_restart, of("restart"))),
-        stalls=tuple(map(_stall, of("stall"))),
+        troubles=tuple(_TROUBLES[name](event) for event in events if (name := event["event"].text) in _TROUBLES),
         waited_for=_waited_for(waited) if waited else None,
         energy=_energy(last("energy")),
         signal=last("signal")["signal"].text,
@@ -231,6 +232,13 @@ def _stall(event: Value) -> Stall:
     return Stall(event["seconds"].number, event["words"].text, event["collective"].text, doing, time=event["time"].text)
 
 
+_TROUBLES: Mapping[str, Callable[[Value], Failure | Restart | Stall]] = {
+    "failure": _failure,
+    "restart": _restart,
+    "stall": _stall,
+}
+
+
 def _waited_for(event: Value) -> WaitedFor:
     numbers = event["rank"].whole, event["ms_a_step"].number, event["share"].number, event["steps"].whole
     return WaitedFor(*numbers, by_rank(event["ranks"]))
@@ -246,5 +254,5 @@ def by_rank(value: Value) -> dict[int, dict[str, float]]:
 
 
 def _energy(event: Value) -> tuple[GpuEnergy, ...]:
-    rows = [(item["index"].whole, item["uuid"].text, item["joules"].number) for item in event["gpus"]]
-    return tuple(GpuEnergy(index, uuid, joules) for index, uuid, joules in rows if joules is not None)
+    rows = [(item["index"].whole, item["joules"].number) for item in event["gpus"]]
+    return tuple(GpuEnergy(index, joules) for index, joules in rows if joules is not None)

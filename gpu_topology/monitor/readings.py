@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from gpu_topology.driver.energy import energy_of, handle_of
 from gpu_topology.driver.library import Driver, DriverError, session
 
 
@@ -36,6 +37,19 @@ def read_gpus(uuids: Sequence[str]) -> list[Reading]:
     return [reading for reading in readings if reading is not None]
 
 
+def read_energy(uuids: Sequence[str]) -> dict[str, float]:
+    """Joules that each named GPU has taken since the driver was loaded, by its name; without those that have no counter
+    of their own (older than Volta, in MIG mode). Two readings make a difference: gpu_topology/driver/energy.py.
+
+    Never raises; {} without a driver.
+    """
+    driver = _open() if uuids else None
+    if driver is None:
+        return {}
+    found = {uuid: energy_of(driver, handle) for uuid in uuids if (handle := _handle(uuid)) is not None}
+    return {uuid: joules for uuid, joules in found.items() if joules is not None}
+
+
 @cache
 def _open() -> Driver | None:
     stack = ExitStack()
@@ -50,11 +64,7 @@ def _open() -> Driver | None:
 @cache
 def _handle(uuid: str) -> Any:
     driver = _open()
-    if driver is None:
-        return None
-    if uuid.isdecimal():
-        return driver.ask("nvmlDeviceGetHandleByIndex", int(uuid))
-    return driver.ask("nvmlDeviceGetHandleByUUID", uuid)
+    return None if driver is None else handle_of(driver, uuid)
 
 
 def _read(driver: Driver, uuid: str) -> Reading | None:

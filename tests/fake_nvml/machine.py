@@ -64,6 +64,7 @@ GPU_KEYS = (
     "pcie_start",  # where 64-bit counters begin; without it they have 32 bits
     "pcie_kb_s",  # [sent, received] of nvmlDeviceGetPcieThroughput
     "nvlink_rate",  # KiB per second, [sent, received]
+    "energy",  # millijoules: [at the machine's start, per second since then]
     "nvlink_each",  # the driver counts by link and does not sum up
 )
 
@@ -346,7 +347,7 @@ def _gpu_lines(gpu: dict[str, Any]) -> list[str]:
     steps = gpu["utilization"] if isinstance(gpu["utilization"], list) else []
     facts = {
         "utilization": steps[0] if steps else gpu["utilization"],
-        **{key: gpu[key] and "{} {}".format(*gpu[key]) for key in ("pcie_rate", "pcie_kb_s", "nvlink_rate")},
+        **{key: gpu[key] and "{} {}".format(*gpu[key]) for key in ("pcie_rate", "pcie_kb_s", "nvlink_rate", "energy")},
         **{key: gpu[key] for key in same},
         **{key: None if gpu[key] is None else int(gpu[key]) for key in flags},
         "capability": gpu["cc"] and "{} {}".format(*gpu["cc"]),

@@ -33,7 +33,7 @@ struct device {
         compute_instance, recovery, pcie_replays, bad_link, fabric, fabric_status, fabric_clique, fabric_health;
     unsigned char fabric_cluster[16];
     int step, steps, utilizations[MAX_STEPS]; /* one after the other, the last one for ever */
-    long long pcie_rate[2], pcie_start, pcie_kb_s[2], nvlink_rate[2];
+    long long pcie_rate[2], pcie_start, pcie_kb_s[2], nvlink_rate[2], energy[2];
     int nvlink_each;
     u64 cpus[CPU_WORDS];
     struct process process[MAX_PROCESSES], drawing[MAX_PROCESSES], client[MAX_PROCESSES];
@@ -60,6 +60,7 @@ static void clear(struct device *device)
     memset(device->pcie_rate, UNKNOWN, sizeof device->pcie_rate);
     memset(device->pcie_kb_s, UNKNOWN, sizeof device->pcie_kb_s);
     memset(device->nvlink_rate, UNKNOWN, sizeof device->nvlink_rate);
+    device->energy[0] = UNKNOWN;
     for (int i = 0; i < MAX_LINKS; i++) device->link[i].kind = UNKNOWN;
 }
 
@@ -84,7 +85,8 @@ static void read_process(struct process *process, const char *value)
 static void read_traffic(struct device *device, const char *key, const char *value)
 {
     struct { const char *key; long long *pair; } rates[] = {
-        {"pcie_rate", device->pcie_rate}, {"pcie_kb_s", device->pcie_kb_s}, {"nvlink_rate", device->nvlink_rate}};
+        {"pcie_rate", device->pcie_rate}, {"pcie_kb_s", device->pcie_kb_s}, {"nvlink_rate", device->nvlink_rate},
+        {"energy", device->energy}};
     for (size_t i = 0; i < sizeof rates / sizeof *rates; i++)
         if (!strcmp(key, rates[i].key)) sscanf(value, "%lld %lld", &rates[i].pair[0], &rates[i].pair[1]);
     if (!strcmp(key, "pcie_start")) device->pcie_start = atoll(value);
@@ -277,6 +279,15 @@ NUMBER(nvmlDeviceGetCurrPcieLinkWidth, width_now)
 NUMBER(nvmlDeviceGetRetiredPagesPendingStatus, retired_pending)
 NUMBER(nvmlDeviceGetPowerUsage, milliwatts)
 NUMBER(nvmlDeviceGetGpuInstanceId, instance)
+
+/* Millijoules: the same counter in every process, as of one driver. */
+int nvmlDeviceGetTotalEnergyConsumption(struct device *device, u64 *out)
+{
+    CHECK(device);
+    if (device->energy[0] < 0) return NOT_SUPPORTED;
+    *out = (u64)((double)device->energy[0] + (double)device->energy[1] * (double)now() / 1e9);
+    return SUCCESS;
+}
 NUMBER(nvmlDeviceGetComputeInstanceId, compute_instance)
 
 /* What other monitors ask, so that they can be measured on the same stand-in: as a data-centre GPU at rest answers. */

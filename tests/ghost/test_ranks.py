@@ -88,7 +88,7 @@ def test_two_ranks_under_a_mask_in_cudas_own_order(ghost_machine: GhostMachine, 
     is PCI 2 and 0."""
     machine = load_machine("a100_a5000_t400")
     for gpu, speed in zip(machine["gpus"], (50, 1, 50, 90, 50), strict=True):
-        gpu["cores"] = speed
+        gpu["cores"], gpu["energy"] = speed, [10**9, 200_000]
     env = ghost_machine(machine, CUDA_VISIBLE_DEVICES="2,1")
     # The check of peer access multiplies matrices of a GPU's size.
     words = ["--auto", "--no-preflight", *TRAIN.split(), "--out-dir", "run"]
@@ -98,6 +98,7 @@ def test_two_ranks_under_a_mask_in_cudas_own_order(ghost_machine: GhostMachine, 
     history = json.loads((tmp_path / "run" / "training_history.json").read_text())
     facts = history["environment"]
     assert (facts["all_reduce"], facts["world_size"], facts["device"]) == ("nccl", 2, "NVIDIA RTX A5000")
+    energy_is_that_of_two_gpus(tmp_path / "run", history, done.stderr)
     weights = torch.load(tmp_path / "run" / "best_model.pth", weights_only=True)
     assert {str(value.device) for value in weights.values()} == {"cpu"}, "it loads on a machine without a GPU"
     watched = run(env, ROOT, "-m", "gpu_topology", "monitor", "--gpus", "0,2", "--seconds", "0.2", "--json")
@@ -112,13 +113,29 @@ def test_two_ranks_under_a_mask_in_cudas_own_order(ghost_machine: GhostMachine, 
         assert often == []
 
 
+def energy_is_that_of_two_gpus(folder: Path, history: dict[str, Any], said: str) -> None:
+    """200 W each, by their counters: of the epoch in the history, of the whole run in the events, on the page."""
+    (epoch,) = history["epochs"]
+    joules = epoch["extra"]["energy_joules"]
+    assert history["energy"] == {"joules": joules, "epochs": 1}
+    assert 2 * 200 * 0.9 * epoch["seconds"] < joules < 2 * 200 * 120
+    assert {*history["rank_seconds"]} == {"0", "1"} and history["rank_seconds"]["1"]["backward"] > 0
+    events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    (whole,) = [event for event in events if event["event"] == "energy"]
+    assert [gpu["index"] for gpu in whole["gpus"]] == [0, 2] and joules < whole["joules"] < 2 * 200 * 240
+    assert " Wh; files in run" in said
+    page = (folder / "report.html").read_text()
+    assert "GPU 2</th>" in page and "GPU 3</th>" not in page and 'aria-label="Energy.' in page
+    assert "NVIDIA RTX A5000" in page and "<title id=" in page, "the picture of the machine"
+
+
 def test_four_ranks_on_mig_slices(ghost_machine: GhostMachine, tmp_path: Path) -> None:
     """Each rank sees one slice alone, as its first device; the run knows all four."""
     slices = [
         {"uuid": f"MIG-{n:08x}-aaaa-bbbb-cccc-{n:012x}", "profile": "3g.40gb", "memory_mib": 40000, "instance": 1}
         for n in range(4)
     ]
-    gpu = {"name": "NVIDIA H100 80GB HBM3", "memory_mib": 81559, "cc": [9, 0], "mig_mode": True}
+    gpu = {"name": "NVIDIA H100 80GB HBM3", "memory_mib": 81559, "cc": [9, 0], "mig_mode": True, "energy": [1, 1000]}
     machine = {"gpus": [{**gpu, "mig": [one]} for one in slices]}
     env = ghost_machine(machine)
     done = run(env, tmp_path, str(ROOT / "launch.py"), "--auto", *TRAIN.split(), "--out-dir", "run")
@@ -127,7 +144,10 @@ def test_four_ranks_on_mig_slices(ghost_machine: GhostMachine, tmp_path: Path) -
     ranks = reports(tmp_path / "ghost")
     seen = [[one["uuid"] for one in ranks[rank]["gpus"]] for rank in "0123"]
     assert seen == [[one["uuid"]] for one in slices]
-    assert json.loads((tmp_path / "run" / "training_history.json").read_text())["environment"]["world_size"] == 4
+    history = json.loads((tmp_path / "run" / "training_history.json").read_text())
+    assert history["environment"]["world_size"] == 4
+    assert "energy" not in history, "the counter is that of the whole GPU"
+    assert '<h2 id="energy">' not in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_a_gpu_that_does_not_answer_is_no_ranks_fault(ghost_machine: GhostMachine, tmp_path: Path) -> None:

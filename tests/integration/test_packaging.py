@@ -79,6 +79,8 @@ def test_the_wheel_installs_the_four_packages_and_no_other_name(installed: Path)
     kinds = {path.suffix for path in installed.rglob("*") if path.is_file() and "dist-info" not in str(path.parent)}
     assert kinds == {".py", ".yaml", ".typed"}
     assert (installed / "ddp_train" / "presets" / "quick.yaml").is_file()
+    templates = {path.name for path in (ROOT / "ddp_train" / "report" / "templates").iterdir()}
+    assert {path.name for path in (installed / "ddp_train" / "report" / "templates").iterdir()} == templates
     info = next(installed.glob("*.dist-info"))
     assert set((info / "top_level.txt").read_text().split()) == PACKAGES
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -90,3 +91,47 @@ def write(folder: Path, **files: object) -> Path:
         else:
             (folder / names[key]).write_text(json.dumps(content))
     return folder
+
+
+def large(folder: Path, epochs: int = 300, ranks: int = 64) -> Path:
+    """A long run on many GPUs, with failures, energy and classes without end."""
+    rows = []
+    for number in range(1, epochs + 1):
+        better = 1 - 0.94 * (1 - math.exp(-number / 40))
+        extra = {"gpu_utilization": 0.93 - 0.1 / number, "gpu_memory": 4.0e10 + 1e7 * number, "gradient_norm": better}
+        rows.append(
+            epoch(
+                number,
+                train_loss=2.3 * better**2,
+                test_loss=2.2 * better + 0.05,
+                train_accuracy=1 - 0.9 * better**2,
+                test_accuracy=1 - 0.9 * better,
+                learning_rate=0.1 * (1 + math.cos(math.pi * number / epochs)) / 2,
+                images_per_second=150_000 + 2000 * math.sin(number),
+                energy_joules=41_000 + 900 * math.sin(number),
+                extra=extra,
+            )
+        )
+    phases = {"data": 20, "forward": 400, "backward": 800, "communication": 120, "step": 60, "evaluation": 50}
+    seconds = {str(rank): {name: base + rank % 7 for name, base in phases.items()} for rank in range(ranks)}
+    total = sum(float(str(row["energy_joules"])) for row in rows)
+    best = {"epoch": epochs, "test_accuracy": rows[-1]["test_accuracy"]}
+    document = history(rank_seconds=seconds, energy={"joules": total})
+    machine = {"model": "resnet50", "parameters": 25_557_032, "device": "NVIDIA H100", "world_size": ranks}
+    document |= {"epochs": rows, "best": best, "environment": dict(document["environment"]) | machine}  # type: ignore[call-overload]
+    events = [event("plan", host="box", argv=["launch.py", "--auto", "--epochs", "300"], version="0.1.0", plan=PLAN)]
+    for attempt in range(40):
+        events += [
+            event("attempt", attempt=attempt, world_size=ranks),
+            failure(attempt % ranks, attempt=attempt, last_lines=["x" * 400] * 40, victims=[*range(ranks)]),
+            event("restart", attempt=attempt + 1, ranks=ranks, devices="GPU 0 to 7"),
+        ]
+    doing = [{"ranks": [rank], "doing": "all_reduce " * 20} for rank in range(ranks)]
+    events += [event("stall", seconds=120.0, words="rank 3 is missing", doing=doing) for _ in range(40)]
+    events += [event("waited-for", rank=3, ms_a_step=4.2, share=0.12, steps=10_000, ranks=None)]
+    gpus = [{"index": index, "uuid": f"GPU-{index}", "joules": 1.6e6 + index} for index in range(8)]
+    events += [event("energy", gpus=gpus), event("end", status=0, seconds=4000.0)]
+    classes = [f"class number {number} of them" for number in range(1000)]
+    dataset = {"name": "imagenet", "classes": classes, "image_shape": [3, 224, 224], "train_samples": 1_281_167}
+    settings = f"epochs: {epochs}\nlr: 0.1\ntarget: 0.9\nmodel: resnet50\n"
+    return write(folder, history=document, plan=PLAN, events=events, dataset=dataset, config=settings)

@@ -46,7 +46,7 @@ def test_a_whole_run(tmp_path: Path) -> None:
     assert (launch.command, launch.status, launch.seconds, launch.attempts) == (("launch.py", "--auto"), 0, 12.5, 1)
     assert launch.failures[0].others == (("lost the connection to it", (0,)), ("were stopped", (2, 3)))
     assert launch.failures[0].place == "step 12 (epoch 2), backward"
-    assert (launch.restarts[0].change, launch.energy[0].joules) == ("GPU 1 is left out", 3.6e6)
+    assert (launch.troubles[1].change, launch.energy[0].joules) == ("GPU 1 is left out", 3.6e6)
     assert launch.waited_for is not None and launch.waited_for.shares == {0: {"forward": 0.5}}
 
 

@@ -1,0 +1,61 @@
+"""What each epoch costs, for the records: the energy of the run's GPUs, and each rank's time by phase.
+
+Effect: `energy_joules` among the numbers of an epoch in the history, in TensorBoard and in the curves, where every GPU
+of the run has a counter; `rank_seconds` in the history; training is not touched. Cost: one reading of the driver on
+each node and one small exchange over gloo an epoch. Source: NVML, nvmlDeviceGetTotalEnergyConsumption.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from ddp_train.distributed.heartbeat import heartbeat
+from ddp_train.distributed.process_group import Ranks, gather, gpu_uuids
+from ddp_train.observers.records import EpochRecord
+
+
+class EpochCosts:
+    """Of the epochs of one loop, on all ranks alike. group: the gloo group of all ranks; None at world size 1.
+
+    A node's first rank reads the counters of its GPUs, each once however many ranks it has.
+    """
+
+    def __init__(self, ranks: Ranks, device: torch.device, group: Any) -> None:
+        self._ranks, self._device, self._group = ranks, device, group
+        self._uuids: tuple[str, ...] = ()
+        self._before: Mapping[str, float] | None = None
+
+    def begin(self, *, within_an_epoch: bool) -> None:
+        """Before the first epoch. within_an_epoch: it was begun by another process, so that its energy is not known."""
+        uuids = dict.fromkeys(gpu_uuids(self._ranks, self._device))
+        reads = self._ranks.rank % self._ranks.local_world_size == 0
+        self._uuids = tuple(uuids) if reads else ()
+        self._before = None if within_an_epoch else self._read()
+
+    def add(self, record: EpochRecord) -> EpochRecord:
+        """The record of an epoch that ends now, with its costs. A collective."""
+        joules = self._joules()
+        seconds = {name: round(ns / 1e9, 3) for name, ns in heartbeat.spent_ns.items() if ns}
+        everyone = gather((joules, seconds), self._ranks, self._group)
+        known = [part for part, _ in everyone if part is not None]
+        extra = dict(record.extra)
+        if self._device.type == "cuda" and len(known) == len(everyone):
+            extra["energy_joules"] = sum(known)
+        return replace(record, extra=extra, rank_seconds={rank: parts for rank, (_, parts) in enumerate(everyone)})
+
+    def _joules(self) -> float | None:
+        """What the GPUs that this rank reads have taken since the last time; None where one of them does not tell."""
+        from gpu_topology.monitor import taken
+
+        before, self._before = self._before, self._read()
+        found = None if before is None else taken(before, self._before)
+        return sum(found.values()) if found is not None and len(found) == len(self._uuids) else None
+
+    def _read(self) -> Mapping[str, float]:
+        from gpu_topology.monitor import read_energy
+
+        return read_energy(self._uuids)
