@@ -77,7 +77,7 @@ def test_the_wheel_installs_the_four_packages_and_no_other_name(installed: Path)
     names = {path.name for path in installed.iterdir() if not path.name.endswith(".dist-info")}
     assert names == PACKAGES
     kinds = {path.suffix for path in installed.rglob("*") if path.is_file() and "dist-info" not in str(path.parent)}
-    assert kinds == {".py", ".yaml", ".typed"}
+    assert kinds == {".py", ".yaml", ".typed", ".html", ".css", ".js"}
     assert (installed / "ddp_train" / "presets" / "quick.yaml").is_file()
     templates = {path.name for path in (ROOT / "ddp_train" / "report" / "templates").iterdir()}
     assert {path.name for path in (installed / "ddp_train" / "report" / "templates").iterdir()} == templates
