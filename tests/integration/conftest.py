@@ -14,6 +14,7 @@ from tests.warm import WarmPopen
 
 TORCHRUN = ("-m", "torch.distributed.run")
 ROOT = Path(__file__).resolve().parents[2]
+MAIN = str(ROOT / "ddp_train" / "main.py")
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -34,8 +35,9 @@ def command(tmp_path: Path) -> Command:
             "COLUMNS": "100",
             **(env or {}),
         }
-        # torch's own launcher is not what is tested: it need not import torch each time.
-        start = WarmPopen if arguments[:2] == TORCHRUN else subprocess.Popen
+        # torch's own launcher is not what is tested, nor is how one rank starts: neither need import torch each time.
+        warm = arguments[:2] == TORCHRUN or arguments[0] == MAIN
+        start = WarmPopen if warm else subprocess.Popen
         streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         process = start([sys.executable, *arguments], cwd=cwd, env=surroundings, text=True, **streams)
         try:

@@ -17,7 +17,7 @@ from ddp_core.errors import UserError
 from ddp_train.checkpoint import format as checkpoint_format
 from ddp_train.config.parse import parse
 from tests.ddp_train.techniques import runs
-from tests.integration.conftest import Command, torchrun
+from tests.ranks import run_ranks
 
 BACKEND = os.environ.get("COMPILE_BACKEND", "aot_eager")
 WORKER = Path(__file__).with_name("compiled_run.py")
@@ -25,13 +25,14 @@ OPTIONS = "--accumulate 3 --synthetic-samples 33 --epochs 1"
 """Three steps, the last one with a single sample: the second rank has none of it."""
 
 
-def test_a_compiled_run_on_two_ranks_is_the_plain_one(command: Command, tmp_path: Path) -> None:
+def test_a_compiled_run_on_two_ranks_is_the_plain_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = [*f"{runs.COMMON} {OPTIONS} --compile --model {runs.PLAIN}".split(), "--out-dir", str(tmp_path / "run")]
-    env = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor")}
-    done = command(*torchrun(2, str(WORKER), BACKEND), *options, cwd=WORKER.parents[2], env=env, timeout_s=280)
-    assert done.returncode == 0, done.stderr
-    graphs = [int(found) for found in re.findall(r"compiled: (\d+)", done.stdout)]  # of both ranks, perhaps on one line
-    assert len(graphs) == 2 and min(graphs) > 0, done.stdout
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
+    run_ranks(2, WORKER, BACKEND, *options, folder=tmp_path, timeout_s=280)
+    for rank in range(2):
+        output = (tmp_path / f"output-of-rank-{rank}.txt").read_text()
+        (graphs,) = re.findall(r"compiled: (\d+)", output)
+        assert int(graphs) > 0, output
     compiled = checkpoint_format.load(tmp_path / "run" / "checkpoint-latest.pt")["model"]
     for name, value in runs.train(OPTIONS, runs.PLAIN).items():
         part, _, name = name.partition(".")

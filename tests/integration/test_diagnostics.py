@@ -10,6 +10,7 @@ import pytest
 
 from ddp_train import evaluate
 from tests.integration.conftest import ROOT, Command, torchrun
+from tests.ranks import run_ranks
 
 SPOILT = "tests.ddp_train.diagnostics.spoilt:poisoned"
 
@@ -29,10 +30,10 @@ def test_all_ranks_end_alike_and_the_rank_is_named(command: Command, tmp_path: P
 def test_evaluation_under_torchrun_counts_each_image_once(
     command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = ["--dataset", "digits", "--epochs", "2", "--device", "cpu", "--no-tensorboard", "--out-dir", "run"]
-    done = command(*torchrun(2), str(ROOT / "ddp_train" / "main.py"), *options, "--amp", "off")
-    assert done.returncode == 0, done.stderr
-    words = ["--checkpoint", str(tmp_path / "cwd" / "run"), "--device", "cpu", "--json"]
+    options = ["--dataset", "digits", "--epochs", "2", "--device", "cpu", "--no-tensorboard"]
+    options += ["--out-dir", str(tmp_path / "run")]
+    run_ranks(2, ROOT / "ddp_train" / "main.py", *options, "--amp", "off", folder=tmp_path)
+    words = ["--checkpoint", str(tmp_path / "run"), "--device", "cpu", "--json"]
     assert evaluate.main(words) == 0
     one = json.loads(capsys.readouterr().out)
     done = command(*torchrun(2, "-m", "ddp_train.evaluate"), *words, cwd=ROOT)
@@ -41,7 +42,7 @@ def test_evaluation_under_torchrun_counts_each_image_once(
     assert one["samples"] == two["samples"] == 359
     assert one["confusion"] == two["confusion"] and one["top5"] == two["top5"]
     assert abs(one["loss"] - two["loss"]) < 1e-6
-    _assert_closed(tmp_path / "cwd" / "run", one)
+    _assert_closed(tmp_path / "run", one)
     done = command(*torchrun(2, "-m", "ddp_train.evaluate"), "--checkpoint", "nowhere", "--device", "cpu", cwd=ROOT)
     assert done.returncode != 0 and done.stderr.count("error: cannot read nowhere") == 1
 

@@ -11,9 +11,8 @@ import torch
 from ddp_core import __version__
 from ddp_train.checkpoint import format as checkpoint_format
 from tests.conftest import Trainer
-from tests.integration.conftest import ROOT, Command, torchrun
+from tests.integration.conftest import MAIN, ROOT, Command, torchrun
 
-MAIN = str(ROOT / "ddp_train" / "main.py")
 FILES = ["config.yaml", "plan.json", "training_history.json", "training_curves.png", "best_model.pth"]
 
 

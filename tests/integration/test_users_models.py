@@ -13,7 +13,7 @@ from ddp_core.errors import UserError
 from ddp_train.checkpoint import format as checkpoint_format
 from ddp_train.config.options import ModelOptions
 from ddp_train.models import create_from_options, create_model, without_gradient
-from tests.integration.conftest import ROOT, Command, torchrun
+from tests.ranks import ROOT, run_ranks
 
 SHAPE, CPU = (3, 9, 8), torch.device("cpu")
 REFUSED = {
@@ -69,17 +69,15 @@ def test_logits_are_found_and_the_trial_leaves_no_trace(name: str) -> None:
     torch.testing.assert_close(tried.eval()(images), logits["logits"] if isinstance(logits, dict) else logits)
 
 
-def test_parameters_without_a_gradient_train_on_two_ranks_as_on_one(command: Command, tmp_path: Path) -> None:
+def test_parameters_without_a_gradient_train_on_two_ranks_as_on_one(tmp_path: Path) -> None:
     words = "--dataset synthetic --synthetic-samples 48 --batch-size 16 --epochs 2 --augment none --no-tensorboard"
     words += f" --no-examine --amp off --device cpu --lr 0.01 --model {named('normless')} --out-dir"
     found = []
     for ranks in (1, 2):
         out = tmp_path / str(ranks)
-        launch = torchrun(ranks) if ranks > 1 else []
-        program = [*launch, str(ROOT / "ddp_train" / "main.py"), *words.split(), str(out)]
-        done = command(*program, env={"PYTHONPATH": str(ROOT)})
-        assert done.returncode == 0, done.stderr
-        assert "no gradient reaches unused.bias, unused.weight" in done.stdout + done.stderr
+        out.mkdir()
+        run_ranks(ranks, ROOT / "ddp_train" / "main.py", *words.split(), str(out), folder=out)
+        assert "no gradient reaches unused.bias, unused.weight" in (out / "output-of-rank-0.txt").read_text()
         found.append(checkpoint_format.load(out / "checkpoint-latest.pt")["model"])
     for key, alone in found[0].items():
         torch.testing.assert_close(found[1][key], alone, rtol=0, atol=1e-6, msg=key)
