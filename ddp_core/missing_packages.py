@@ -1,7 +1,9 @@
-"""A Python without the packages that a command needs: one line that names them and both ways to get them."""
+"""A Python without the packages that a command needs, or with a torch that is too old for it: one line that says so,
+and how to get them."""
 
 from __future__ import annotations
 
+import re
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,6 +33,42 @@ def need(*modules: str) -> None:
     """Errors: UserError where one of these is not installed; it names all that requirements.txt asks for and is not."""
     if any(find_spec(module) is None for module in modules):
         raise _mistake()
+
+
+def torch_version() -> str | None:
+    """The version of the torch that this Python would import, without the import; None where it cannot be told."""
+    found = find_spec("torch")
+    if found is None or not found.submodule_search_locations:
+        return None
+    try:
+        text = (Path(found.submodule_search_locations[0]) / "version.py").read_text()
+    except (OSError, ValueError):
+        text = ""
+    if match := re.search(r"^__version__\b[^=\n]*= *'([^']*)'", text, re.M):
+        return match[1]
+    import importlib.metadata  # slow to import, and version.py nearly always tells
+
+    try:
+        return importlib.metadata.version("torch")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def older(version: str | None, least: tuple[int, int]) -> bool:
+    """Whether a version ("2.6.0+cu124") comes before `least`; one that cannot be read does not."""
+    match = re.match(r"(\d+)\.(\d+)", version or "")
+    return match is not None and (int(match[1]), int(match[2])) < least
+
+
+def need_torch(least: tuple[int, int], what: str, otherwise: str = "") -> None:
+    """Errors: UserError where torch is older than `least`, which `what` needs. `otherwise`: what works without it."""
+    version = torch_version()
+    if older(version, least):
+        number = ".".join(map(str, least))
+        pip = f"{sys.executable} -m pip install --upgrade torch torchvision"
+        raise UserError(
+            f"{what} needs torch {number} or newer, here is {version}: {pip}{otherwise and f'; {otherwise}'}"
+        )
 
 
 def leave_without(*modules: str) -> None:

@@ -7,6 +7,7 @@ agent as it is. tests/ddp_launch/test_torch_internals.py fails when a torch move
 
 from __future__ import annotations
 
+import inspect
 import os
 import signal
 from collections.abc import Collection, Mapping
@@ -14,7 +15,7 @@ from datetime import timedelta
 from typing import Any, cast
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
-from torch.distributed.elastic.agent.server.api import RunResult, Worker, WorkerGroup, WorkerState
+from torch.distributed.elastic.agent.server.api import RunResult, Worker, WorkerGroup, WorkerSpec, WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.events.api import Event, EventSource
 from torch.distributed.elastic.rendezvous import RendezvousHandler
@@ -26,9 +27,25 @@ from torch.distributed.elastic.rendezvous.dynamic_rendezvous import (
     _BackendRendezvousStateHolder,
     _NodeDesc,
 )
-from torch.numa.binding import NumaOptions
 
 AGENT_HOOKS = ("_start_workers", "_monitor_workers", "_shutdown")
+
+
+def worker_spec(*, virtual_local_rank: bool, numa_options: Any, **facts: Any) -> WorkerSpec:
+    """A job as torch's agent takes it. What is not wanted is left out: torch 2.10 is the first with virtual local
+    ranks, 2.9 with a binding."""
+    newer = {"virtual_local_rank": virtual_local_rank, "numa_options": numa_options}
+    return WorkerSpec(**facts, **{name: value for name, value in newer.items() if value})
+
+
+def numa_options(mode: str | None) -> Any:
+    """torch's options of a binding. A run is worth more than its binding: where that fails after all, torch logs why
+    and starts the rank unbound."""
+    if mode is None:
+        return None
+    from torch.numa.binding import AffinityMode, NumaOptions  # since torch 2.9
+
+    return NumaOptions(AffinityMode(mode), should_fall_back_if_binding_fails=True)
 
 
 def agent_has_hooks(agent: type = LocalElasticAgent) -> bool:
@@ -50,8 +67,10 @@ class HookedAgent(LocalElasticAgent):
         return result
 
     def stop_workers(self, death_sig: signal.Signals) -> None:
-        """End the ranks. torch 2.11 takes no time limit here."""
-        super()._shutdown(death_sig)
+        """End the ranks. torch 2.11 takes no time limit here; 2.6 and 2.7 would end the rendezvous of a run, too, which
+        run/agent.py does."""
+        parameters = inspect.signature(super()._shutdown).parameters
+        super()._shutdown(death_sig, **({"is_restart": True} if "is_restart" in parameters else {}))
 
     def state_of_running_workers(self, worker_group: WorkerGroup) -> RunResult:
         """The result of `monitor_workers` for running ranks, without asking torch about them."""
@@ -75,7 +94,7 @@ class HookedAgent(LocalElasticAgent):
         """The ranks of this node, by local rank."""
         return self._worker_group.workers
 
-    def resize(self, local_world_size: int, numa_options: NumaOptions | None) -> None:
+    def resize(self, local_world_size: int, numa_options: Any) -> None:
         """Change the number of ranks on this node, and their binding, from the next start on."""
         self._worker_group.spec.local_world_size = local_world_size
         self._worker_group.spec.numa_options = numa_options
@@ -102,9 +121,11 @@ class HookedAgent(LocalElasticAgent):
         """torch's hook; calls `monitor_workers`."""
         return self.monitor_workers(worker_group)
 
-    def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM, timeout: int = 30) -> None:
+    def _shutdown(
+        self, death_sig: signal.Signals = signal.SIGTERM, timeout: int = 30, is_restart: bool = False
+    ) -> None:
         """torch's hook; calls `stop_workers`."""
-        # `timeout` is ignored: after a failure torch passes 30 s whatever was asked for.
+        # `timeout` is ignored: after a failure torch passes 30 s whatever was asked for. `is_restart` ended with 2.7.
         self.stop_workers(death_sig)
 
     def _construct_event(self, state: str, source: EventSource, *facts: Any, **more: Any) -> Event:

@@ -45,6 +45,7 @@ def main(argv: Sequence[str] | None = None, stop: StopSignals | None = None) -> 
             # The ranks were restarted after a failure: continue from the last checkpoint.
             config = with_values(config, {"resume": "auto"})
         missing_packages.need("torch", "numpy", "psutil")
+        missing_packages.need_torch((2, 11), "the trainer")
         check_paths(config)
         if config.model.expandable_segments:
             expand_segments(os.environ)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from ddp_core.errors import TopologyError, UserError
+from ddp_core.missing_packages import older
 from ddp_core.redaction import redacted
 from ddp_launch.cli.options import LaunchOptions, Program
 from ddp_launch.cluster.cluster import Cluster, find_cluster
@@ -97,8 +98,10 @@ def make_plan(options: LaunchOptions, facts: MachineFacts) -> LaunchPlan:
     selection = _cpu_selection(topology, options, wants_cpu) if wants_cpu else _select(topology, options, inherited)
     ranks = _ranks(selection, options, host)
     verdict = facts.recall(topology, selection.uuids)
-    binding = _binding(options, topology, selection, host)
-    settings = _settings(options, topology, selection, host, environ, cluster, ranks, verdict)
+    torch_binds = inherited.torch is None or not older(inherited.torch.version, (2, 9))
+    binding = _binding(options, topology, selection, host, torch_binds)
+    bound = torch_binds and options.numa_binding != "off"
+    settings = _settings(options, topology, selection, host, environ, cluster, ranks, verdict, bound)
     if training is not None:
         training = training.decided(topology, selection, host, ranks=ranks, nodes=cluster.nnodes[0])
     program = training.program if training else options.program
@@ -195,6 +198,7 @@ def _settings(
     cluster: Cluster,
     ranks: int,
     verdict: Verdict | None,
+    bound: bool,
 ) -> tuple[Setting, ...]:
     """The environment of the ranks, with reasons."""
     return environment_for(
@@ -206,7 +210,7 @@ def _settings(
         interface=LOOPBACK_INTERFACE if cluster.one_node else cluster.interface,
         nodes=cluster.nnodes[1],
         verdict=verdict,
-        bound=options.numa_binding != "off",
+        bound=bound,
         trainer=options.program.kind == "trainer",
     )
 
@@ -218,12 +222,16 @@ def _ranks(selection: Selection, options: LaunchOptions, host: Host) -> int:
     return options.nproc or min(CPU_RANKS, host.usable_cpus)
 
 
-def _binding(options: LaunchOptions, topology: Topology, selection: Selection, host: Host) -> Binding | None:
+def _binding(
+    options: LaunchOptions, topology: Topology, selection: Selection, host: Host, torch_binds: bool
+) -> Binding | None:
     """The NUMA binding that was asked for, or the one that suits the machine. Errors: TopologyError."""
     asked = options.numa_binding
-    if asked in ("auto", "off"):
-        return choose_binding(topology, selection, host) if asked == "auto" else None
-    hindrance = obstacle(topology, selection, host)
+    if asked == "off" or (asked == "auto" and not torch_binds):
+        return None
+    if asked == "auto":
+        return choose_binding(topology, selection, host)
+    hindrance = obstacle(topology, selection, host) if torch_binds else "torch 2.9 is the first that can"
     if hindrance:
         raise TopologyError(f"--numa-binding {asked} cannot be done here: {hindrance}")
     return Binding(asked, f"each rank is bound to CPUs beside its GPU (--numa-binding={asked}, as you asked)")

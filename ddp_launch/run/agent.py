@@ -23,7 +23,6 @@ from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElas
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.rendezvous import RendezvousParameters
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
-from torch.numa.binding import AffinityMode, NumaOptions
 
 from ddp_core.errors import UserError
 from ddp_launch.events.jsonl import EventLog
@@ -42,7 +41,7 @@ from ddp_launch.run.torch_logging import silence_engine
 from ddp_launch.stall.consequence import explain
 from ddp_launch.stall.report import Reporter
 from ddp_launch.stall.watch import StallWatch
-from ddp_launch.torch_internals import HookedAgent, agent_has_hooks
+from ddp_launch.torch_internals import HookedAgent, agent_has_hooks, numa_options, worker_spec
 
 MONITOR_INTERVAL_S = 0.05
 LEFT_BEHIND_S = 2
@@ -132,7 +131,7 @@ def _spec(job: Job) -> WorkerSpec:
     """The job as torch's agent expects it."""
     entrypoint, *args = with_pdeathsig(job.worker)
     parameters = _rendezvous(job)
-    return WorkerSpec(
+    return worker_spec(
         role="rank",
         local_world_size=job.nproc_per_node,
         rdzv_handler=get_rendezvous_handler(parameters),
@@ -142,15 +141,8 @@ def _spec(job: Job) -> WorkerSpec:
         monitor_interval=MONITOR_INTERVAL_S,
         local_addr=parameters.local_addr,
         virtual_local_rank=job.virtual_local_rank,
-        numa_options=_numa_options(job),
+        numa_options=numa_options(job.numa_binding),
     )
-
-
-def _numa_options(job: Job) -> NumaOptions | None:
-    """torch's NUMA options; None without a binding. Where binding fails, torch logs why and starts the rank unbound."""
-    if job.numa_binding is None:
-        return None
-    return NumaOptions(AffinityMode(job.numa_binding), should_fall_back_if_binding_fails=True)
 
 
 def _rendezvous(job: Job) -> RendezvousParameters:
@@ -307,7 +299,7 @@ class _Agent(HookedAgent):
             return None
         _set_variables(following.job, self._users, self._job)
         self._job = following.job
-        self.resize(following.job.nproc_per_node, _numa_options(following.job))
+        self.resize(following.job.nproc_per_node, numa_options(following.job.numa_binding))
         return following
 
     def _report_ends(self, *, stopped: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""Checks the user's program before anything starts."""
+"""Checks the user's program, and whether the installed torch can run it, before anything starts."""
 
 from __future__ import annotations
 
@@ -11,11 +11,15 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 
 from ddp_core.errors import OptionError
+from ddp_core.missing_packages import need_torch
 from ddp_launch.cli.options import Program
+from ddp_launch.plan.command import Job
 
 PYTHON = re.compile(r"(python|pypy)[0-9.]*")
 SHELLS = {".sh": "sh", ".bash": "bash", ".zsh": "zsh", ".fish": "fish", ".pl": "perl"}
 """Interpreters for files without an interpreter line."""
+OLDEST_TORCH = (2, 6)
+"""Before it, the nodes of a run kept one store for all attempts (DynamicRendezvousHandler of torch 2.5)."""
 
 
 def check_program(program: Program) -> Program:
@@ -34,6 +38,16 @@ def check_program(program: Program) -> Program:
         case "trainer":
             pass
     return program
+
+
+def check_torch(program: Program, job: Job) -> None:
+    """Whether the torch that is installed can run this. Errors: UserError, one line."""
+    oldest = ".".join(map(str, OLDEST_TORCH))
+    if program.kind == "trainer":
+        need_torch((2, 11), "the trainer", f"a program of your own runs on torch {oldest} or newer")
+    need_torch(OLDEST_TORCH, "the launcher")
+    if job.virtual_local_rank:
+        need_torch((2, 10), "--virtual-local-rank, which several ranks on MIG slices need,", "with --nproc 1 none does")
 
 
 def _in_its_language(program: Program) -> Program:

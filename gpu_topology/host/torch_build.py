@@ -14,6 +14,8 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ddp_core.missing_packages import torch_version
+
 Capability = tuple[int, int]
 
 # The published builds of torch 2.11 and later with their GPUs (pytorch, RELEASE.md, "PyTorch CUDA Support Matrix"), the
@@ -67,24 +69,15 @@ def read_torch_build() -> TorchBuild | None:
         return None
     folder = Path(found.submodule_search_locations[0])
     try:
-        facts = dict(re.findall(r"^(__version__|cuda)\b[^=\n]*= *'([^']*)'", (folder / "version.py").read_text(), re.M))
+        stated = re.search(r"^cuda\b[^=\n]*= *'([^']*)'", (folder / "version.py").read_text(), re.M)
     except (OSError, ValueError):
-        facts = {}
-    version = facts.get("__version__") or _installed_version()
+        stated = None
+    version = torch_version()
     local = re.search(r"\+cu(\d+)(\d)", version or "")
-    cuda = facts.get("cuda") or (f"{local[1]}.{local[2]}" if local else None)
+    cuda = stated[1] if stated else f"{local[1]}.{local[2]}" if local else None
     if version is None or cuda is None:
         return None
     return TorchBuild(version, cuda, _compiled_for(folder) or BUILDS.get(cuda, ()))
-
-
-def _installed_version() -> str | None:
-    import importlib.metadata  # slow to import, and version.py nearly always tells
-
-    try:
-        return importlib.metadata.version("torch")
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _compiled_for(folder: Path) -> tuple[str, ...]:
