@@ -103,8 +103,8 @@ def test_every_technique_that_can_be_composed_has_a_row() -> None:
 def cards() -> dict[str, tuple[str, ...]]:
     """The cards of docs/techniques.md, but for the models', and the first option that each names, with its value."""
     found = {}
-    for section in re.split(r"^# ", (ROOT / "docs" / "techniques.md").read_text(), flags=re.M):
-        for card in re.split(r"^## ", section, flags=re.M)[1:] if not section.startswith("Models") else ():
+    for section in re.split(r"^## ", (ROOT / "docs" / "techniques.md").read_text(), flags=re.M):
+        for card in re.split(r"^### ", section, flags=re.M)[1:] if not section.startswith("Models") else ():
             option = re.search(r"^- \*\*Option\*\*: `?([^`\n]*)", card, flags=re.M)
             assert option is not None, card.splitlines()[0]
             found[card.splitlines()[0]] = tuple(option[1].split())
