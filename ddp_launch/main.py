@@ -36,7 +36,7 @@ from ddp_launch.notify.receiver import VARIABLE as NOTIFY
 from ddp_launch.plan.plan import LaunchPlan
 from ddp_launch.run.gpu_claims import Claims, runtime_folder
 from ddp_launch.run.planner import NextAttempt, Planner
-from ddp_launch.run.program_check import check_program, check_torch
+from ddp_launch.run.program_check import check_packages, check_program
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -171,10 +171,7 @@ def _print(plan: LaunchPlan, options: LaunchOptions) -> int:
 
 def _run(plan: LaunchPlan, planner: Planner, options: LaunchOptions, events: EventLog, seat: Seat | None = None) -> int:
     """Check the devices, run the ranks and show how it ended; the exit status."""
-    missing_packages.need("torch", "rich", "psutil")
-    check_torch(plan.program, plan.job)
-    if options.debug_rank is not None and find_spec("debugpy") is None:
-        raise UserError(f"--debug-rank needs debugpy: {sys.executable} -m pip install debugpy")
+    check_packages(plan.program, plan.job)
     from rich.console import Console
 
     from ddp_launch.run.folders import prepare

@@ -98,10 +98,8 @@ def make_plan(options: LaunchOptions, facts: MachineFacts) -> LaunchPlan:
     selection = _cpu_selection(topology, options, wants_cpu) if wants_cpu else _select(topology, options, inherited)
     ranks = _ranks(selection, options, host)
     verdict = facts.recall(topology, selection.uuids)
-    torch_binds = inherited.torch is None or not older(inherited.torch.version, (2, 9))
-    binding = _binding(options, topology, selection, host, torch_binds)
-    bound = torch_binds and options.numa_binding != "off"
-    settings = _settings(options, topology, selection, host, environ, cluster, ranks, verdict, bound)
+    binding = _binding(options, topology, selection, host, inherited)
+    settings = _settings(options, topology, selection, host, inherited, environ, cluster, ranks, verdict)
     if training is not None:
         training = training.decided(topology, selection, host, ranks=ranks, nodes=cluster.nnodes[0])
     program = training.program if training else options.program
@@ -194,11 +192,11 @@ def _settings(
     topology: Topology,
     selection: Selection,
     host: Host,
+    inherited: Inherited,
     environ: Mapping[str, str],
     cluster: Cluster,
     ranks: int,
     verdict: Verdict | None,
-    bound: bool,
 ) -> tuple[Setting, ...]:
     """The environment of the ranks, with reasons."""
     return environment_for(
@@ -210,7 +208,7 @@ def _settings(
         interface=LOOPBACK_INTERFACE if cluster.one_node else cluster.interface,
         nodes=cluster.nnodes[1],
         verdict=verdict,
-        bound=bound,
+        bound=options.numa_binding != "off" and _torch_binds(inherited),
         trainer=options.program.kind == "trainer",
     )
 
@@ -223,18 +221,23 @@ def _ranks(selection: Selection, options: LaunchOptions, host: Host) -> int:
 
 
 def _binding(
-    options: LaunchOptions, topology: Topology, selection: Selection, host: Host, torch_binds: bool
+    options: LaunchOptions, topology: Topology, selection: Selection, host: Host, inherited: Inherited
 ) -> Binding | None:
     """The NUMA binding that was asked for, or the one that suits the machine. Errors: TopologyError."""
     asked = options.numa_binding
-    if asked == "off" or (asked == "auto" and not torch_binds):
+    if asked == "off" or (asked == "auto" and not _torch_binds(inherited)):
         return None
     if asked == "auto":
         return choose_binding(topology, selection, host)
-    hindrance = obstacle(topology, selection, host) if torch_binds else "torch 2.9 is the first that can"
+    hindrance = obstacle(topology, selection, host) if _torch_binds(inherited) else "torch 2.9 is the first that can"
     if hindrance:
         raise TopologyError(f"--numa-binding {asked} cannot be done here: {hindrance}")
     return Binding(asked, f"each rank is bound to CPUs beside its GPU (--numa-binding={asked}, as you asked)")
+
+
+def _torch_binds(inherited: Inherited) -> bool:
+    """Whether the installed torch binds ranks to NUMA nodes, or is not known."""
+    return inherited.torch is None or not older(inherited.torch.version, (2, 9))
 
 
 def _restarts(options: LaunchOptions, cluster: Cluster) -> int:

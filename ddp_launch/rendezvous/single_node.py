@@ -9,6 +9,7 @@ from __future__ import annotations
 import socket
 from datetime import timedelta
 
+import torch
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 from torch.distributed.elastic.rendezvous import (
     RendezvousHandler,
@@ -17,6 +18,8 @@ from torch.distributed.elastic.rendezvous import (
     RendezvousStoreInfo,
     rendezvous_handler_registry,
 )
+
+from ddp_core.missing_packages import older
 
 ONE_NODE = "ddp-launch-one-node"
 AGENTS_PREFIX = "agent"
@@ -41,6 +44,8 @@ def listen(address: str, port: int = 0) -> TCPStore:
         server.listen(BACKLOG)
         port = server.getsockname()[1]
         _reach(address, port)
+        # libuv's store takes no socket before torch 2.8; the older kind of store does.
+        kind = {"use_libuv": False} if older(torch.__version__, (2, 8)) else {}
         # The store closes the socket.
         return TCPStore(
             address,
@@ -49,6 +54,7 @@ def listen(address: str, port: int = 0) -> TCPStore:
             wait_for_workers=False,
             timeout=timedelta(seconds=READ_TIMEOUT_S),
             master_listen_fd=server.detach(),
+            **kind,
         )
 
 

@@ -1,4 +1,4 @@
-"""Checks the user's program, and whether the installed torch can run it, before anything starts."""
+"""Checks the user's program, and whether the installed packages can run it, before anything starts."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import shutil
 import sys
 from collections.abc import Sequence
 from importlib.machinery import PathFinder
+from importlib.util import find_spec
 from pathlib import Path
 
-from ddp_core.errors import OptionError
-from ddp_core.missing_packages import need_torch
+from ddp_core.errors import OptionError, UserError
+from ddp_core.missing_packages import need, need_torch
 from ddp_launch.cli.options import Program
 from ddp_launch.plan.command import Job
 
@@ -40,14 +41,17 @@ def check_program(program: Program) -> Program:
     return program
 
 
-def check_torch(program: Program, job: Job) -> None:
-    """Whether the torch that is installed can run this. Errors: UserError, one line."""
+def check_packages(program: Program, job: Job) -> None:
+    """Whether the packages that are installed can run this. Errors: UserError, one line."""
+    need("torch", "rich", "psutil")
     oldest = ".".join(map(str, OLDEST_TORCH))
     if program.kind == "trainer":
         need_torch((2, 11), "the trainer", f"a program of your own runs on torch {oldest} or newer")
     need_torch(OLDEST_TORCH, "the launcher")
     if job.virtual_local_rank:
         need_torch((2, 10), "--virtual-local-rank, which several ranks on MIG slices need,", "with --nproc 1 none does")
+    if job.debug_rank is not None and find_spec("debugpy") is None:
+        raise UserError(f"--debug-rank needs debugpy: {sys.executable} -m pip install debugpy")
 
 
 def _in_its_language(program: Program) -> Program:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 from torch.distributed.elastic.multiprocessing import LogsDest, LogsSpecs, Std
@@ -80,7 +81,8 @@ class RankLogs(LogsSpecs):
         self._output.start()
         stdouts, stderrs = ({rank: both[stream] for rank, both in paths.items()} for stream in (0, 1))
         errors = {rank: str(path) for rank, path in self.errors.items()}
-        return LogsDest(stdouts, stderrs, {}, {}, errors, os.devnull, os.devnull)
+        filtered = [os.devnull] * (len(fields(LogsDest)) - 5)  # two since torch 2.10
+        return LogsDest(stdouts, stderrs, {}, {}, errors, *filtered)
 
     def drain(self) -> None:
         """Write all output of ended ranks to their logs, which are about to be read."""
