@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from ddp_launch import main
+from ddp_launch.cli.options import parse
 from ddp_launch.notify.notifier import Notifier
 from ddp_launch.notify.receiver import EVENTS, receiver
 from tests.ddp_launch.notify.loopback import Server, dead, hang, raw, server
@@ -158,3 +160,13 @@ def test_the_command_sends_a_test_message() -> None:
         there.answers.append((403, {}, b"forbidden"))
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (1, "ntfy (127.0.0.1) did not get a message: HTTP 403: forbidden\n")
+
+
+@pytest.mark.parametrize(("rank", "tells"), [("0", True), ("1", False)])
+def test_of_several_nodes_the_first_has_a_process_that_sends(rank: str, tells: bool) -> None:
+    with server() as there:
+        nodes = ["--nnodes", "2", "--node-rank", rank, "--rdzv-endpoint", "box:1234"]
+        with main._notifier(parse([*nodes, "--notify", there.url, "x.py"])) as notifier:
+            assert (notifier._process is not None) is tells
+            notifier.hear({"event": "end", "status": 0, "monotonic_ms": time.monotonic() * 1000})
+        assert events(there) == ["end"] * tells
