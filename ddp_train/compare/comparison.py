@@ -13,7 +13,7 @@ from statistics import fmean, stdev
 from typing import Literal
 
 from ddp_train.compare.grouping import Difference, Group, differences, groups_of, seed
-from ddp_train.compare.outcomes import Outcome, outcomes
+from ddp_train.compare.outcomes import Outcome, outcomes, own_columns
 from ddp_train.compare.student import Welch, welch
 from ddp_train.report.json_value import Value
 from ddp_train.report.read_run import RunRecord
@@ -91,7 +91,7 @@ def compare(runs: Sequence[RunRecord], target: float | None = None) -> Compariso
     target = target if target is not None else _target(runs)
     known = []
     samples: dict[str, dict[str, Sample]] = {}
-    for outcome in outcomes(target):
+    for outcome in outcomes(target, own_columns(runs)):
         of_groups = {group.name: _sample(group, outcome) for group in groups}
         if any(sample.values for sample in of_groups.values()):
             known.append(outcome)

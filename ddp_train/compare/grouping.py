@@ -105,8 +105,9 @@ def _key(run: RunRecord) -> str:
 
 
 def _command(run: RunRecord) -> list[str]:
-    """The words of the last start without those that name a run."""
-    words = list(run.launches[-1].command) if run.launches else []
+    """The words of the last start, of the launcher or else of the program, without those that name a run."""
+    launched = run.launches[-1].command if run.launches else ()
+    words = list(launched or Value(dict(run.environment))["command"].texts)
     kept: list[str] = []
     while words:
         word = words.pop(0)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from ddp_train.observers.epoch_table import duration, loss, percent
+from ddp_train.report.json_value import Value
 from ddp_train.report.read_run import RunRecord
 
 JOULES_PER_KWH = 3.6e6
@@ -28,8 +29,8 @@ class Outcome:
     by_seed: bool = True
 
 
-def outcomes(target: float | None) -> tuple[Outcome, ...]:
-    """All that can be compared. target: an accuracy whose time is asked for."""
+def outcomes(target: float | None, own: Iterable[str] = ()) -> tuple[Outcome, ...]:
+    """All that can be compared. target: an accuracy whose time is asked for; own: columns that a loop has logged."""
     found = [
         *(_accuracy(f"best_{split}_accuracy", f"best {split} accuracy", _best_of(split)) for split in ("test", "val")),
         _accuracy("examined_accuracy", "test accuracy of the best model", _examined),
@@ -39,6 +40,7 @@ def outcomes(target: float | None) -> tuple[Outcome, ...]:
         ),
         *(_loss(f"final_{split}_loss", f"final {split} loss", _last(f"{split}_loss")) for split in ("test", "val")),
         _loss("final_train_loss", "final train loss", _last("train_loss")),
+        *(_own(name) for name in own),
         _of_time("seconds", "training time", _seconds, duration),
         _of_time("images_per_second", "samples per second", _speed, lambda value: f"{value:,.0f}"),
     ]
@@ -54,6 +56,16 @@ def _accuracy(key: str, name: str, read: Callable[[RunRecord], float | None]) ->
 
 def _loss(key: str, name: str, read: Callable[[RunRecord], float | None]) -> Outcome:
     return Outcome(key, name, read, loss, lambda value: f"{value:+.4f}")
+
+
+def own_columns(runs: Iterable[RunRecord]) -> list[str]:
+    """The columns that loops of the user's own have logged (`ddp_train.Run`)."""
+    names = (name for run in runs for row in run.epochs[-1:] for name in Value(row)["columns"].texts)
+    return list(dict.fromkeys(names))
+
+
+def _own(name: str) -> Outcome:
+    return Outcome(f"final:{name}", f"final {name}", _last(name), "{:#.4g}".format, "{:+#.4g}".format)
 
 
 def _of_time(key: str, name: str, read: Callable[[RunRecord], float | None], words: Callable[[float], str]) -> Outcome:

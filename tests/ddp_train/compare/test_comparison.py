@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from statistics import stdev
 from typing import Any
@@ -133,6 +134,20 @@ def test_runs_of_another_program_are_grouped_by_their_command(tmp_path: Path) ->
     assert [len(group.runs) for group in found.groups] == [2, 1]
     assert [group.label for group in found.groups] == ["launch.py train.py --lr 1", "launch.py train.py --lr 2"]
     assert "B: 1 run is not finished, and in no mean" in found.notes
+
+
+def test_a_loop_of_ones_own_is_compared_by_what_it_logs(tmp_path: Path) -> None:
+    folders = [run_folder(tmp_path / str(number), [0.5]) for number in range(2)]
+    for number, folder in enumerate(folders):
+        (folder / "config.yaml").unlink()
+        history = json.loads((folder / "training_history.json").read_text())
+        history["epochs"][-1] |= {"columns": ["error", "seconds"], "error": number + 0.5}
+        history["environment"]["command"] = ["own.py", "--epochs", str(number), "--out-dir", str(folder)]
+        (folder / "training_history.json").write_text(json.dumps(history))
+    found = of(*folders)
+    assert [group.label for group in found.groups] == ["own.py --epochs 0", "own.py --epochs 1"]
+    assert found.samples["final:error"]["B"].values == (1.5,)
+    assert best(found, "final:error").difference == "+1.000"
 
 
 def test_many_groups_have_names(tmp_path: Path) -> None:
