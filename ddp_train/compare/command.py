@@ -1,4 +1,4 @@
-"""`python -m ddp_launch compare RUN RUN ... [--json]`: what differs between runs, and what came out."""
+"""`python -m ddp_launch compare RUN RUN ... [--json] [-o FILE]`: what differs between runs, and what came out."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ddp_core.cli import CommandLine, exit_status
 from ddp_core.errors import OptionError
+from ddp_core.files import write_text
 from ddp_train.compare.comparison import compare, to_json
 from ddp_train.report.read_run import RunRecord, read_run
 
@@ -26,9 +27,14 @@ def _run(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("runs", metavar="RUN", nargs="+", help="run folders of the trainer, or --log-dir of a program")
     parser.add_argument("--json", action="store_true", help="print it as JSON, see docs/compare.md")
+    parser.add_argument("-o", "--output", metavar="FILE", help="write an HTML page, too")
     parser.add_argument("--target", metavar="ACCURACY", type=_accuracy, help="compare the time to it [the runs' own]")
     options = parser.parse_args(arguments)
     comparison = compare(_read(options.runs), options.target)
+    if options.output is not None:
+        from ddp_train.compare.page import page
+
+        write_text(options.output, page(comparison))
     if options.json:
         print(json.dumps(to_json(comparison), indent=2, ensure_ascii=False))
     else:

@@ -11,6 +11,8 @@ import pytest
 from ddp_train.compare import command
 from tests.ddp_train.compare.folders import run_folder
 
+HOSTILE = "<script>alert(1)</script>\x1b[31m'\"&[bold]${{7*7}}"
+
 
 def test_a_table_without_colours_in_a_pipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = [
@@ -76,3 +78,19 @@ def test_damaged_files_cost_only_themselves(tmp_path: Path, capsys: pytest.Captu
         (broken / name).write_text("{" * 5000)
     assert command.run([str(run), str(broken)]) == 0
     assert "broken" in capsys.readouterr().out
+
+
+def test_the_page_takes_hostile_names_as_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = HOSTILE.replace("/", "|")
+    values = {seed: [0.5, 0.9 + seed / 100] for seed in (0, 1)}
+    runs = [run_folder(tmp_path / f"{name}{seed}", one, seed=seed, model=HOSTILE) for seed, one in values.items()]
+    runs += [run_folder(tmp_path / f"b{seed}", [0.4, 0.7 + seed / 100], seed=seed, model="b") for seed in (0, 1)]
+    assert command.run([*map(str, runs), "-o", str(tmp_path / "page.html")]) == 0
+    assert "\x1b" not in capsys.readouterr().out
+    html = (tmp_path / "page.html").read_text()
+    assert "<script>alert" not in html
+    assert "&lt;script&gt;alert(1)" in html
+    assert "49" not in re.findall(r"\$\{\{?(\d+)", html)
+    assert "\x1b" not in html
+    assert html.count("<circle") >= 4
+    assert not re.search(r"(?:src|href)=['\"]?(?:https?:)?//", html)
