@@ -80,6 +80,7 @@ def _rounds(pairs: Mapping[str, tuple[str, str]], models: str = "") -> Callable[
 
 
 def _single(values: Iterable[tuple[str, float]]) -> Iterator[tuple[str, Spread]]:
+    """Values without a spread."""
     return ((name, Spread(value, value, value)) for name, value in values)
 
 
@@ -95,6 +96,7 @@ def _overheads(result: Result) -> Iterator[tuple[str, Spread]]:
 
 
 def _monitors(result: Result) -> Iterator[tuple[str, Spread]]:
+    """CPU time of other monitors over ours."""
     found = {name: one["percent_of_one_core"] for name, one in result["monitors"].items()}
     ours = max(found["gpu_topology monitor"], 0.01)
     return _single(
@@ -103,6 +105,7 @@ def _monitors(result: Result) -> Iterator[tuple[str, Spread]]:
 
 
 def _peers(result: Result) -> Iterator[tuple[str, Spread]]:
+    """Time of other tools over our report."""
     for driver, command, _, cell in result["table"]["rows"]:
         if command in ("nvitop -1", "gpustat --json"):
             median, low, high = map(float, cell.replace("(", "").replace(")", "").replace("to", "").split())
@@ -110,21 +113,25 @@ def _peers(result: Result) -> Iterator[tuple[str, Spread]]:
 
 
 def _augmentations(result: Result) -> Iterator[tuple[str, Spread]]:
+    """Augmentation against its reference."""
     return _single((name, case["ratio"]) for name, case in result["cases"].items())
 
 
 def _checkpoints(result: Result) -> Iterator[tuple[str, Spread]]:
+    """The share of time left with a checkpoint in each stretch."""
     step, cost = result["seconds_of_a_stretch"]["median"], result["seconds_a_checkpoint_costs"]
     median, low, high = (step / (step + max(0.0, cost[name])) for name in ("median", "high", "low"))
     yield "12 steps over 12 steps with a checkpoint", Spread(median, low, high)
 
 
 def _shares(result: Result) -> Iterator[tuple[str, Spread]]:
+    """Measured shares against equal ones."""
     words = "measured shares over equal ones, {} times slower"
     return _single((words.format(row["slower"]), row["ratio"]) for row in result["results"])
 
 
 def _crops(result: Result) -> Iterator[tuple[str, Spread]]:
+    """Ways to crop against the one in use."""
     cases = result["cases"]
     return _single((f"{name} over windows", cases[name] / cases["windows"]) for name in ("lines", "pixels"))
 

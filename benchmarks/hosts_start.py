@@ -34,6 +34,7 @@ START_S = 5.0
 
 
 def _by_hand(words: Sequence[str], mark: Path, env: Mapping[str, str]) -> float:
+    """Seconds to the first line with both launchers started by hand."""
     # Below the ports that the system gives to connections.
     place = ["--nnodes", "2", "--rdzv-endpoint", f"{LOOPBACK}:{random.randint(20_000, 29_999)}"]
     first, second = ([*LAUNCH, *place, "--node-rank", str(rank), *words] for rank in range(2))
@@ -42,6 +43,7 @@ def _by_hand(words: Sequence[str], mark: Path, env: Mapping[str, str]) -> float:
 
 
 def _served(servers: Mapping[int, Sequence[str]], command: Sequence[str], mark: Path, env: Mapping[str, str]) -> float:
+    """Seconds to the first line, with ssh servers running."""
     with _running(servers):
         return seconds_to_mark(command, mark, env)
 
@@ -82,6 +84,7 @@ def _servers(folder: Path, ssh: str, sshd: str) -> dict[int, list[str]]:
 
 
 def _free_port() -> int:
+    """A port that is free now."""
     with socket.create_server((LOOPBACK, 0)) as server:
         return int(server.getsockname()[1])
 
@@ -98,6 +101,7 @@ def _await(port: int) -> None:
 
 @measurement(rounds(8))
 def main(arguments: Arguments) -> Figures:
+    """Measure both ways in turn."""
     ssh, sshd = shutil.which("ssh"), shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin")
     if ssh is None or sshd is None:
         raise UserError("hosts_start needs ssh and sshd (Debian: openssh-client, openssh-server)")

@@ -36,24 +36,29 @@ class Program(lightning.LightningModule):
         self.correct = self.seen = 0
 
     def training_step(self, batch: Any, index: int) -> Any:
+        """See LightningModule."""
         images, labels = batch
         return cross_entropy(self.model(images), labels)
 
     def validation_step(self, batch: Any, index: int) -> None:
+        """See LightningModule: count hits."""
         images, labels = batch
         self.correct += int((self.model(images).argmax(1) == labels).sum())
         self.seen += len(labels)
 
     def configure_optimizers(self) -> Any:
+        """See LightningModule."""
         rate = self.options.lr
         optimizer = torch.optim.SGD(self.parameters(), rate, momentum=0.9, nesterov=True, weight_decay=5e-4)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=self.steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_train_start(self) -> None:
+        """See LightningModule: start the clock."""
         self.began = time.monotonic()
 
     def on_validation_epoch_end(self) -> None:
+        """See LightningModule: print the accuracy, and stop at the target."""
         accuracy = self.correct / max(1, self.seen)
         line = {"epoch": self.current_epoch + 1, "seconds": time.monotonic() - self.began, "accuracy": accuracy}
         print(json.dumps(line), flush=True)

@@ -115,6 +115,7 @@ class Program:
         return self._read()
 
     def _read(self) -> list[float]:
+        """The step times of a finished round, milliseconds; the program is stopped again."""
         taken_ms = [float(word) for word in (self._folder / "done").read_text().split()]
         self._process.send_signal(signal.SIGSTOP)
         return taken_ms

@@ -98,6 +98,7 @@ def _keep(target: Path, kept: Path) -> None:
 
 
 def _temporary_name(target: Path) -> Path:
+    """A hidden name beside the target that no other writer uses."""
     return target.with_name(f".{target.name}.{os.getpid()}-{os.urandom(4).hex()}.tmp")
 
 
@@ -115,6 +116,7 @@ def _literal(name: str) -> str:
 
 
 def _flush_folder(folder: Path) -> None:
+    """Flush a folder to disk, so that a rename in it survives a crash."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -126,6 +128,7 @@ def _flush_folder(folder: Path) -> None:
 
 
 def _explanation(target: Path, error: OSError, size: Callable[[], int] | None) -> str:
+    """The message for a failed write; for a full disk with the space that is free."""
     if error.errno not in _FULL:
         return f"cannot write {target}: {error.strerror or error}"
     status = os.statvfs(target.parent)

@@ -86,6 +86,7 @@ def explained(error: ModuleNotFoundError) -> UserError | None:
 
 
 def _mistake() -> UserError:
+    """The error with the names of the missing packages and the command that installs them."""
     names = [name for module, name in REQUIREMENTS.items() if find_spec(module) is None]
     message = f"not installed in {sys.executable}: {', '.join(names)}"
     pip = f"{sys.executable} -m pip install"
@@ -97,6 +98,7 @@ def _mistake() -> UserError:
 
 
 def _shown(path: Path) -> str:
+    """A path as a person would type it here."""
     try:
         return str(path.relative_to(Path.cwd()))
     except (OSError, ValueError):

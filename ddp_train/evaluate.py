@@ -59,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
     parser = CommandLine(prog="python -m ddp_train.evaluate", description="Evaluate a saved model on a test split.")
     add = parser.add_argument
     add("--checkpoint", required=True, metavar="FILE", help="best_model.pth, checkpoint-latest.pt, or a run folder")
@@ -81,6 +82,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _run(arguments: argparse.Namespace, ranks: Ranks, device: torch.device) -> None:
+    """Evaluate on all ranks; rank 0 prints."""
     saved = together(lambda: _open(arguments, device), ranks)
     dataset = load_split(saved, arguments.data_dir, ranks)
     precision = Precision(arguments.amp, device)
@@ -113,6 +115,7 @@ def _run(arguments: argparse.Namespace, ranks: Ranks, device: torch.device) -> N
 
 
 def _open(arguments: argparse.Namespace, device: torch.device) -> SavedModel:
+    """The saved model, with the options checked against it. Errors: UserError."""
     if arguments.pictures and not Path(arguments.pictures).is_dir():
         raise UserError(f"--pictures {arguments.pictures}: is not a folder")
     if arguments.amp == "fp16" and device.type != "cuda":

@@ -21,6 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> None:
+    """Write the file and print what was written."""
     import torch
 
     from ddp_train.evaluation.exporting import export
@@ -30,6 +31,7 @@ def _export(arguments: argparse.Namespace) -> None:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line. Errors: UserError."""
     parser = CommandLine(prog="python -m ddp_train.export", description="Write a model for torch.export or ONNX.")
     parser.add_argument("file", metavar="FILE", help="best_model.pth, checkpoint-latest.pt, or a run folder")
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="model.pt2 (torch.export) or model.onnx")

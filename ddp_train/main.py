@@ -59,6 +59,7 @@ def main(argv: Sequence[str] | None = None, stop: StopSignals | None = None) -> 
 
 
 def _run(config: Config, stop: StopSignals) -> int:
+    """Train, and end the process group; the exit status."""
     with collector_paused():
         from ddp_train.assemble import build  # noqa: F401 (for torch and what else it imports)
         from ddp_train.distributed import process_group
@@ -75,6 +76,7 @@ def _run(config: Config, stop: StopSignals) -> int:
 
 
 def _train(config: Config, ranks: Ranks, stop: StopSignals) -> int:
+    """Set the process up, build everything and train; the exit status."""
     from ddp_train.assemble.build import build
     from ddp_train.assemble.resolve_options import set_arithmetic
     from ddp_train.distributed import process_group

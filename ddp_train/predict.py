@@ -20,6 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _show(arguments: argparse.Namespace) -> None:
+    """Predict, and print as JSON or text."""
     found = _predict(arguments.file, arguments.images, arguments.top, arguments.device)
     if arguments.json:
         rows = [
@@ -36,6 +37,7 @@ def _show(arguments: argparse.Namespace) -> None:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line. Errors: UserError."""
     parser = CommandLine(prog="python -m ddp_train.predict", description="What a saved model takes images for.")
     parser.add_argument("file", metavar="FILE", help="best_model.pth, checkpoint-latest.pt, or a run folder")
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files of any size, or folders of them")

@@ -39,6 +39,7 @@ class Writer(nn.Module):
         self.scores = nn.Linear(width, len(letters))
 
     def forward(self, known: Tensor) -> Tensor:
+        """Scores of the next letter at each place."""
         later = torch.ones(known.shape[1], known.shape[1], dtype=torch.bool, device=known.device).triu(1)
         places = torch.arange(known.shape[1], device=known.device)
         return self.scores(self.layers(self.letter(known) + self.place(places), mask=later))

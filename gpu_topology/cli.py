@@ -34,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _status(given: list[str], reading: InChild[Topology] | None) -> int:
+    """Run the command; its exit status."""
     from ddp_core.cli import discard_stdout, exit_status
 
     def run() -> int:

@@ -57,6 +57,7 @@ class _Module:
     about: str
 
     def prepare(self, parser: argparse.ArgumentParser) -> None:
+        """Add the options of the command's module."""
         module = importlib.import_module(self.name)
         module.add_arguments(parser)
         parser.set_defaults(run=module.run)
@@ -71,17 +72,20 @@ class _Function:
     options: tuple[Callable[[argparse.ArgumentParser], None], ...]
 
     def prepare(self, parser: argparse.ArgumentParser) -> None:
+        """Add the options of the command."""
         add_source(parser)
         for add in self.options:
             add(parser)
         parser.set_defaults(run=self._run)
 
     def _run(self, arguments: argparse.Namespace) -> int:
+        """Run the command; always status 0."""
         self.run(arguments)
         return 0
 
 
 def _add_format(parser: argparse.ArgumentParser) -> None:
+    """Add `--as`, for the form of the list of GPUs."""
     parser.add_argument(
         "--as",
         dest="form",
@@ -92,6 +96,7 @@ def _add_format(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_shell(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `env`."""
     from gpu_topology.environment.shells import SHELLS
 
     parser.add_argument("--shell", choices=SHELLS, default="sh", help='sh: eval "$(... env)" (default)')

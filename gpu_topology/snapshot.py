@@ -57,6 +57,7 @@ def to_dict(topology: Topology) -> Json:
 
 
 def _plain(items: list[tuple[str, object]]) -> Json:
+    """A JSON object from its items; tuples become lists."""
     return {key: _as_list(value) for key, value in items}
 
 
@@ -113,6 +114,7 @@ def load(path: Path | str) -> Topology:
 
 
 def _no_number(name: str) -> NoReturn:
+    """Refuses NaN and Infinity, which JSON does not have. Errors: ValueError."""
     raise ValueError(f"{name} is no number of JSON's")
 
 
@@ -144,6 +146,7 @@ def _repeated(values: Iterable[T]) -> list[T]:
 
 
 def _count(items: list[object], name: str) -> None:
+    """Errors: ValueError for a list that is too long."""
     most = MOST_GPUS if name == "gpus" else MOST_ITEMS
     if len(items) > most:
         raise ValueError(f"{name} has {len(items)} entries, of which {most} are read at most")
@@ -178,12 +181,14 @@ def _decode(kind: Any, value: object, name: str) -> Any:
 
 
 def _level(value: object) -> LinkLevel:
+    """Errors: ValueError for anything but a link level."""
     if not isinstance(value, str) or value not in set(LinkLevel):
         raise ValueError(f"level is {_quote.repr(value)}, not NV1, NV2 ..., {', '.join(LinkLevel)} or null")
     return LinkLevel(value)
 
 
 def _plain_value(kind: type, value: object, name: str) -> object:
+    """A number, text or bool. Errors: ValueError for another type, size or control characters."""
     if type(value) is not kind:  # bool is an int to isinstance, and must not be one here
         raise ValueError(f"{name} is {_quote.repr(value)}, not {kind.__name__}")
     if isinstance(value, int) and not 0 <= value <= LARGEST_OF.get(name, LARGEST):
@@ -225,6 +230,7 @@ def usual(data: Json) -> Json:
 
 
 def _gpu(gpu: Json) -> Json:
+    """A GPU with the spellings of other tools replaced by ours."""
     gpu = dict(gpu)
     if gpu.get("numa_node") == -1:
         gpu["numa_node"] = None
@@ -268,6 +274,7 @@ def _link(link: Json) -> Json:
 
 
 def _turned(link: Json) -> Json:
+    """A link with the lower index first, its directions swapped accordingly."""
     a, b, peer = link.get("a"), link.get("b"), link.get("peer")
     if type(a) is not int or type(b) is not int or a <= b:
         return link
@@ -278,8 +285,10 @@ def _turned(link: Json) -> Json:
 
 
 def _pair(pair: object) -> object:
+    """The two directions of a peer status in our words."""
     return [_word(word) for word in pair] if isinstance(pair, list) else pair
 
 
 def _word(word: object) -> object:
+    """A peer status in our words."""
     return _PEER_WORDS.get(word.upper(), word) if isinstance(word, str) else word

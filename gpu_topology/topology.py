@@ -218,10 +218,12 @@ class Topology:
 
     @cached_property
     def _gpus(self) -> dict[int, Gpu]:
+        """NVML index -> GPU."""
         return {gpu.index: gpu for gpu in self.gpus}
 
     @cached_property
     def _links(self) -> dict[tuple[int, int], Link]:
+        """(lower index, higher index) -> link."""
         return {(link.a, link.b): link for link in self.links}
 
     def links_within(self, indices: tuple[int, ...]) -> Iterator[Link]:

@@ -116,6 +116,7 @@ def remember(topology: Topology, uuids: Sequence[str], verdict: Verdict) -> bool
 
 
 def _refuse(word: str) -> float:
+    """Errors: ValueError for NaN and Infinity."""
     raise ValueError(word)
 
 

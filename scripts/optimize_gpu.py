@@ -52,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    """Run what the options ask for; the exit status. Errors: UserError."""
     if arguments.config is None and arguments.monitor is None:
         raise UserError("give --config IN.yaml, or --monitor SECONDS (see --help)")
     for option in ("output", "benchmark"):
@@ -63,6 +64,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _optimize(arguments: argparse.Namespace) -> None:
+    """Write the configuration with measured or recommended options."""
     source: Path = arguments.config
     wanted = parse(["--config", str(source)])  # mistakes are reported before anything is measured
     target = place(source, arguments.output)
@@ -111,6 +113,7 @@ def _monitor(seconds: float) -> int:
 
 
 def _seconds(text: str) -> float:
+    """Parse a number of seconds. Errors: argparse.ArgumentTypeError."""
     try:
         value = float(text)
     except ValueError:

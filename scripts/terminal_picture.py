@@ -51,6 +51,7 @@ def as_text(screen: pyte.Screen) -> Text:
 
 
 def _line(cells: Mapping[int, pyte.screens.Char], columns: int) -> Text:
+    """One line of the screen with its colours."""
     line = Text()
     for column in range(columns):
         cell = cells[column]

@@ -202,6 +202,7 @@ def _components(
 def _saver(
     contents: TrainedState, context: Context, flag_exchange: FlagExchange, folder: RunFolder, advice: Advice
 ) -> Saver:
+    """What saves checkpoints."""
     interval, place = read_interval(str(context.config.run.save_every), "--save-every"), (context.ranks, context.device)
     files = folder.latest, folder.best_model
     return Saver(contents, contents.identity, interval, *place, flag_exchange, *files, advice)
@@ -215,6 +216,7 @@ def _nan_guard(
     folder: Path,
     advice: Advice,
 ) -> NanGuard:
+    """What handles values that are not finite."""
     changes = [technique.batch for technique in techniques if technique.batch is not None]
     replay = Replay(context.network, context.precision, pipeline, changes)
     return NanGuard(context.network, context.precision, context.ranks, flag_exchange, folder, replay, advice)
@@ -300,6 +302,7 @@ def _observers(
 def _facts(
     resolved: Config, dataset: Dataset, components: Components, folder: RunFolder, notes: tuple[str, ...]
 ) -> RunFacts:
+    """The facts of the run for observers."""
     return RunFacts(
         name=folder.path.name,
         model=resolved.model.model or "small",

@@ -81,6 +81,7 @@ class CheckpointWriter:
             raise UserError(f"{self.path} is not of the run's last step: {self._failure}")
 
     def _run(self, state: Mapping[str, object], step: int, first: Mapping[Path, Mapping[str, object]]) -> None:
+        """A thread's work: write the files; count failures and keep the error."""
         try:
             for path, content in first.items():
                 checkpoint_format.save_state_dict(path, content)
@@ -101,6 +102,7 @@ class CheckpointWriter:
             self.written += 1
 
     def _write(self, state: Mapping[str, object], step: int) -> None:
+        """Write the checkpoint; the previous one is kept if it belongs to this run."""
         if self._kept is None:
             # What an earlier run left: kept where it is good and this run resumes from it.
             found = checkpoint_format.step_of(self.path)

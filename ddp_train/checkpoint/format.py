@@ -140,6 +140,7 @@ def load_state_dict(path: str | os.PathLike[str]) -> dict[str, object]:
 
 
 def _write(path: str | os.PathLike[str], content: object, keep: str | os.PathLike[str] | None = None) -> None:
+    """Write a file atomically, with its digest at the end. Errors: UserError."""
     with replacing(path, size=lambda: _serialized_bytes(content), keep=keep) as file:
         sink = _Sink(file.write)
         try:
@@ -162,6 +163,7 @@ class _Sink:
         self.error: OSError | None = None
 
     def write(self, data: bytes) -> int:
+        """Pass the bytes on and count them; keep the first error."""
         try:
             self._write(data)
         except OSError as error:
@@ -175,12 +177,14 @@ class _Sink:
 
 
 def _serialized_bytes(content: object) -> int:
+    """The size of the file that would be written."""
     sink = _Sink(len)
     torch.save(content, sink)  # type: ignore[arg-type]
     return sink.count + integrity.BYTES
 
 
 def _require_finite(path: str | os.PathLike[str], state: object, verdict: str) -> None:
+    """Errors: NotFinite for a value that is not finite."""
     if (bad := not_finite(state)) is not None:
         raise NotFinite(f"{path} {verdict}: {bad}")
 
@@ -210,6 +214,7 @@ def _verified(path: str | os.PathLike[str], *, sealed: bool) -> Iterator[tuple[I
 
 
 def _tensors(path: str | os.PathLike[str], file: IO[bytes]) -> dict[str, object]:
+    """The content of an inspected file. Errors: UserError."""
     file.seek(0)
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)  # noqa: TID251  # after inspect

@@ -213,6 +213,7 @@ def _set_metadata(attributes: object, stack: Sequence[Any]) -> None:
 
 
 def _set_items(target: Any, keys: Sequence[object], values: Sequence[object]) -> None:
+    """Fill a dict. Errors: Refused for a key that is no plain value."""
     if strange := [key for key in keys if not is_key(key)]:
         kind = type(strange[0]).__name__
         raise Refused(f"its pickle has a key of a dict that is no plain value below 2 ** 61: {kind}")
@@ -225,6 +226,7 @@ def is_key(value: object) -> bool:
 
 
 def _storage(identity: object, storages: Mapping[str, int]) -> _Storage:
+    """The storage that a pickle refers to. Errors: Refused where it is not as in the file."""
     match identity:
         case ("storage", _Name(kind), str(key), str(), int(items)) if kind in _STORAGE_BYTES:
             claimed, has = items * _STORAGE_BYTES[kind], storages.get(key)

@@ -65,6 +65,7 @@ def verify(path: str | os.PathLike[str], file: IO[bytes], *, required: bool) -> 
 
 
 def _digests(file: IO[bytes], length: int) -> str:
+    """The file's digest and the expected one, for a message."""
     try:
         expected = os.getxattr(file.fileno(), _ATTRIBUTE).decode("ascii", "replace")[:64]
     except OSError:

@@ -75,6 +75,7 @@ def mean(state: object, found: Sequence[Leaves]) -> Any:
 
 
 def _mapped(state: Any, change: Callable[[str, Any], Any], path: str = "") -> Any:
+    """A copy of the state with `change(path, leaf)` in place of each leaf."""
     if isinstance(state, Mapping):
         return {key: _mapped(value, change, f"{path}/{key}") for key, value in state.items()}
     if isinstance(state, (list, tuple)):
@@ -96,6 +97,7 @@ def _fingerprints(values: Sequence[object]) -> list[int]:
 
 
 def _fingerprint(value: object) -> Tensor | int:
+    """A number that differs for different values; it stays on the tensor's device."""
     if not isinstance(value, Tensor):
         return zlib.crc32(repr(value).encode())
     value = value.detach()

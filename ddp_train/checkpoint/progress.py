@@ -140,6 +140,7 @@ def machine_differences(saved: Mapping[str, Any], own: Mapping[str, Any]) -> lis
 
 
 def _shards(description: Mapping[str, Any]) -> str:
+    """How a run divides its batches, for a message."""
     options = description["config"]
     if not options.get("reproducible"):
         return "by the number of ranks (no --reproducible)"

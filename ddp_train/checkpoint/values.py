@@ -31,6 +31,7 @@ def checked_copy(
 
 
 def _copy(value: object, where: str, tensor: Callable[[torch.Tensor], torch.Tensor]) -> object:
+    """A copy with `tensor` applied to each tensor. Errors: TypeError for a value that cannot be kept."""
     if isinstance(value, torch.Tensor):
         if value.layout is not torch.strided or value.is_quantized or value.dtype not in DTYPES:
             raise TypeError(f"{where} is a tensor of {value.dtype} and {value.layout}: only dense ones can be kept")
@@ -47,6 +48,7 @@ def _copy(value: object, where: str, tensor: Callable[[torch.Tensor], torch.Tens
 
 
 def _name(value: object) -> str:
+    """A value's class with its module."""
     return f"{type(value).__module__}.{type(value).__qualname__}"
 
 
@@ -75,6 +77,7 @@ def not_finite(state: object) -> str | None:
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:
+    """Whether all values are finite; a mask of 0 and -inf counts as finite."""
     if not (tensor.is_floating_point() or tensor.is_complex()) or tensor.numel() == 0:
         return True
     values = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor

@@ -92,6 +92,7 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file. Errors: UserError."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -147,8 +148,10 @@ def _other_classes(network: nn.Module, found: Mapping[str, Tensor], own: Mapping
 
 
 def _shape(tensor: Tensor) -> str:
+    """`64x3x3x3`."""
     return "x".join(map(str, tensor.shape)) or "1"
 
 
 def _some(names: list[str]) -> str:
+    """The first names, and the number of others."""
     return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

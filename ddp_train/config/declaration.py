@@ -114,9 +114,11 @@ def _alternatives(kind: Any) -> list[Any]:
 
 
 def _described(kind: Any) -> str:
+    """A type in words: "a whole number"."""
     names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
     return " or ".join(names.get(part) or _choices(get_args(part)) for part in _alternatives(kind))
 
 
 def _choices(values: tuple[object, ...]) -> str:
+    """The allowed values in words."""
     return str(values[0]) if len(values) == 1 else "one of " + ", ".join(map(str, values))

@@ -31,6 +31,7 @@ def default_rate(model: str | None, optimizer: str) -> float:
 
 
 def _family(model: str | None) -> tuple[str, float]:
+    """(optimizer, learning rate) for a model."""
     name = (model or "").removeprefix("torchvision:")
     found = next(((optimizer, rate) for names, optimizer, rate in _FAMILIES if name.startswith(names)), None)
     return found or ("sgd", BASE_LEARNING_RATE["sgd"])

@@ -205,11 +205,13 @@ def _meant(name: str, spell: Callable[[str], str]) -> str:
 
 
 def _suggestion(word: str, known: Sequence[str]) -> str:
+    """The closest known name as a question; empty where none is close."""
     close = difflib.get_close_matches(word, known, n=1)
     return f", did you mean {close[0]}?" if close else ""
 
 
 def _title(section: type) -> str:
+    """The first line of a section's docstring."""
     return (section.__doc__ or "").strip().splitlines()[0]
 
 

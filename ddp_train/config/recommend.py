@@ -92,6 +92,7 @@ def recommend_for_data(
 
 
 def _normalisation(dataset: str, config: Config) -> tuple[str, str]:
+    """--normalize for a dataset, and why."""
     if config.model.weights == "imagenet" and dataset not in GREY:
         return "imagenet", "as the weights were trained"
     return "data", "the training images' own mean and deviation"
@@ -103,6 +104,7 @@ def apply(config: Config, recommendations: Iterable[Recommendation]) -> Config:
 
 
 def _open(config: Config, name: str) -> bool:
+    """Whether an option is not set and has an effect."""
     if name == "batch_size" and config.data.batch_size_per_rank is not None:
         return False
     values, needs = to_dict(config), declared()[name].only_with
@@ -118,6 +120,7 @@ def _preset(hardware: Hardware) -> dict[str, Any] | None:
 
 
 def _gb(hardware: Hardware) -> str:
+    """The GPUs and their memory, for a reason."""
     ranks = f"{hardware.world_size} GPU" + ("s" if hardware.world_size > 1 else "")
     return (
         f"{ranks} with {hardware.gpu_memory / GB:.0f} GB in all"
@@ -127,6 +130,7 @@ def _gb(hardware: Hardware) -> str:
 
 
 def _model(hardware: Hardware, config: Config) -> tuple[Recommendation, ...]:
+    """The model for the hardware."""
     gpus, memory = hardware.world_size, hardware.gpu_memory
     if (preset := _preset(hardware)) is not None:
         name, width, why = str(preset["model"]), float(preset["width_mult"]), f"as --preset {preset['name']}"
@@ -187,6 +191,7 @@ def _transformer(hardware: Hardware, config: Config) -> tuple[Recommendation, ..
 
 
 def _workers(hardware: Hardware) -> Recommendation:
+    """Loader workers by cores."""
     cores = max(1, hardware.cpus // hardware.local_world_size)
     shown = f"{cores} core{'s' if cores > 1 else ''} a rank"
     if hardware.device == "cpu":
@@ -195,6 +200,7 @@ def _workers(hardware: Hardware) -> Recommendation:
 
 
 def _precision(hardware: Hardware) -> Recommendation:
+    """--amp by what the hardware computes fast."""
     if hardware.device == "cpu":
         native = sorted(hardware.cpu_flags & {"amx_bf16", "avx512_bf16"})
         if native:
@@ -211,6 +217,7 @@ def _precision(hardware: Hardware) -> Recommendation:
 
 
 def _epochs(dataset: str, train_samples: int, global_batch: int) -> tuple[int, str]:
+    """Epochs for a dataset, and why."""
     if dataset in ("digits", "synthetic"):
         steps = ceil_div(train_samples, global_batch)
         epochs = max(20, ceil_div(DIGITS_STEPS, steps)) if dataset == "digits" else 2

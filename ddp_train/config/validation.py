@@ -177,6 +177,7 @@ def resume_target(resume: str | None, out_dir: str | None) -> Path | None:
 
 
 def _has_checkpoint(folder: Path) -> bool:
+    """Whether a folder has a checkpoint."""
     return any((folder / name).is_file() for name in (LATEST, PREVIOUS))
 
 

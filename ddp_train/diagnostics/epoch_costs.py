@@ -56,6 +56,7 @@ class EpochCosts:
         return sum(found.values()) if found is not None and len(found) == len(self._uuids) else None
 
     def _read(self) -> Mapping[str, float]:
+        """UUID -> joules since the driver was loaded."""
         from gpu_topology.monitor import read_energy
 
         return read_energy(self._uuids)

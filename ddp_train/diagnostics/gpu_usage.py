@@ -36,6 +36,7 @@ class Usage:
         self._memory = 0
 
     def after_step(self, moment: Moment) -> None:
+        """Read utilization and memory, at most once in an interval."""
         if time.monotonic() - self._read_at < self._interval_s:
             return
         from gpu_topology.monitor import read_gpus

@@ -78,6 +78,7 @@ class _GradientFlow(Observer):
         return []
 
     def on_epoch(self, record: EpochRecord) -> None:
+        """See Observer: write the file."""
         self.leave()
 
     def close(self) -> None:

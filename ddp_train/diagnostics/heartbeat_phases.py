@@ -31,10 +31,12 @@ class Watched:
 
     @property
     def selection(self) -> str:
+        """See Pipeline."""
         return self._pipeline.selection
 
     @property
     def accumulate(self) -> int:
+        """See Pipeline."""
         return self._pipeline.accumulate
 
     @accumulate.setter
@@ -43,17 +45,21 @@ class Watched:
 
     @property
     def steps_per_epoch(self) -> int:
+        """See Pipeline."""
         return self._pipeline.steps_per_epoch
 
     @property
     def resident(self) -> bool:
+        """See Pipeline."""
         return self._pipeline.resident
 
     @property
     def left_out(self) -> int:
+        """See Pipeline."""
         return self._pipeline.left_out
 
     def train(self, epoch: int, start_step: int = 0) -> Iterator[Window]:
+        """See Pipeline; the wait for a window counts as phase "data"."""
         windows = self._pipeline.train(epoch, start_step)
         first = epoch * self.steps_per_epoch
         for step in itertools.count(first + start_step):
@@ -64,6 +70,7 @@ class Watched:
             yield replace(window, batches=self._batches(window.batches))
 
     def _batches(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The batches; the wait for one counts as phase "data"."""
         while True:
             with self._heart.during("data"):
                 if (batch := next(batches, None)) is None:
@@ -71,11 +78,13 @@ class Watched:
             yield batch
 
     def evaluate(self, split: str | None = None) -> Iterator[Batch]:
+        """See Pipeline; each batch is a heartbeat."""
         for batch in self._pipeline.evaluate() if split is None else self._pipeline.evaluate(split):
             self._heart.alive()
             yield batch
 
     def dummy_batch(self) -> Batch:
+        """See Pipeline."""
         return self._pipeline.dummy_batch()
 
 

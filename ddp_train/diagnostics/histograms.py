@@ -66,6 +66,7 @@ class _Histograms(Observer):
         self._writer.flush()
 
     def _add(self, tag: str, values: Tensor, epoch: int) -> None:
+        """Write the histogram of up to VALUES finite values."""
         flat = values.detach().float().flatten()
         flat = flat[:: -(-flat.numel() // VALUES) or 1]
         flat = flat[torch.isfinite(flat)]
@@ -73,6 +74,7 @@ class _Histograms(Observer):
             self._writer.add_histogram(tag, flat.cpu().numpy(), epoch)
 
     def close(self) -> None:
+        """Close the writer."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None

@@ -48,6 +48,7 @@ class _PeakMemory(Observer):
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
+        """Record the peak memory of a phase."""
         counting = name == "forward" and self._hooks
         known = reset_peak(self._device)
         with contextlib.ExitStack() as hooks:
@@ -67,6 +68,7 @@ class _PeakMemory(Observer):
         return False
 
     def on_end(self, best: Best) -> None:
+        """See Observer: print the table."""
         if self._all:
             print(table(self._all, self._what), file=sys.stderr, flush=True)
 

@@ -137,6 +137,7 @@ def _available(device: torch.device) -> dict[str, str]:
 
 
 def _table(found: Sequence[Measured]) -> str:
+    """The measurements as a text table."""
     rows = [("format", "loss", "loss error", "gradient error", "forward + backward", "range", "gradient below", "")]
     for m in found:
         errors = (f"{m.loss_error:.1e}", f"{m.gradient_error:.1e}")
@@ -151,6 +152,7 @@ def _table(found: Sequence[Measured]) -> str:
 
 
 def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Config]:
+    """The own options, and those of the trainer. Errors: UserError."""
     parser = argparse.ArgumentParser(
         prog="python -m ddp_train.diagnostics.precision",
         usage="%(prog)s [--json] [--repeats N] [the trainer's options]",
@@ -177,6 +179,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _compare(own: argparse.Namespace, wanted: Config) -> None:
+    """Measure on one batch and print."""
     device = choose_device(wanted.run.device, Ranks())
     name, note = data.resolve(wanted.data)
     if note:

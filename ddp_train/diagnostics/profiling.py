@@ -114,6 +114,7 @@ class _Profiling(Observer):
             self._finish(moment.step + 1, self._steps)
 
     def _start(self) -> None:
+        """Start torch's profiler."""
         on_gpu = self._device.type == "cuda"
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
         # Kineto prints lines of its own on stderr, an error among them where there is no GPU.

@@ -145,6 +145,7 @@ class _WatchNumbers:
         return images, targets
 
     def loss(self, inner: Loss) -> Loss:
+        """The loss, which also adds up its values."""
 
         def watched(logits: Tensor, targets: Tensor) -> Tensor:
             value = inner(logits, targets)
@@ -195,6 +196,7 @@ class _WatchNumbers:
         )
 
     def report(self) -> Mapping[str, float]:
+        """The number of loss spikes, for the epoch's record."""
         return {"loss_spikes": float(self._spikes)}
 
     def state_dict(self) -> dict[str, Any]:
@@ -204,6 +206,7 @@ class _WatchNumbers:
         return {"running": moments, "usual": self._usual, "spikes": self._spikes}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the running statistics."""
         running = self._running
         running.mean, running.variance, running.steps = state["running"]
         self._spikes = state["spikes"]

@@ -37,6 +37,7 @@ class AllreduceHook:
             self._register()
 
     def _register(self) -> None:
+        """Register this hook with the wrapper."""
         # Without annotations: torch accepts only its own classes there, not their names. Weak: through its hook the
         # wrapper would otherwise keep itself alive, and with it the shared memory.
         self._ddp.register_comm_hook(weakref.proxy(self), lambda state, bucket: state._reduce(bucket))

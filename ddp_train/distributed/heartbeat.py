@@ -93,6 +93,7 @@ class Heartbeat:
         self._show("failed")
 
     def _show(self, phase: str) -> None:
+        """Change the phase; the time of the last one is added up."""
         now_ns = time.monotonic_ns()
         if self.step >= 0:
             self.spent_ns[self._shown] += now_ns - self._since_ns

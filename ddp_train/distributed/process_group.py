@@ -214,6 +214,7 @@ def average_buffers(model: nn.Module, ranks: Ranks) -> None:
 
 
 def _take_first(tensors: list[torch.Tensor]) -> None:
+    """Overwrite the tensors with rank 0's."""
     for dtype in {tensor.dtype: None for tensor in tensors}:  # in order, alike on all ranks
         _as_one([t for t in tensors if t.dtype == dtype], dtype, lambda flat: dist.broadcast(flat, src=0))
 

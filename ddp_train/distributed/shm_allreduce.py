@@ -60,6 +60,7 @@ class SharedGradients:
         return future
 
     def _add_up(self) -> None:
+        """Add the ranks' parts of each bucket in rank order, and finish its future."""
         for future, gradients, place in self._open:
             first, second, *others = (self._part(r, gradients, place) for r in range(self._parts.shape[1]))
             torch.add(first, second, out=gradients)
@@ -92,6 +93,7 @@ def share(network: nn.Module, ranks: Ranks, device: torch.device, wait: Callable
 
 
 def _aligned(size: int) -> int:
+    """`size` rounded up to the alignment."""
     return -(-size // _ALIGNED) * _ALIGNED
 
 

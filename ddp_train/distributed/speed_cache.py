@@ -63,6 +63,7 @@ def remember(work: str, found: KnownSpeeds) -> None:
 
 
 def _read() -> dict[str, object]:
+    """The stored speeds; {} where there are none, or the file is damaged."""
     path = _path()
     with suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
         if path is not None and (kept := json.loads(path.read_bytes()))["schema"] == SCHEMA:
@@ -71,5 +72,6 @@ def _read() -> dict[str, object]:
 
 
 def _path() -> Path | None:
+    """The file of speeds; None without a cache folder."""
     folder = cache_folder("ddp_launch")
     return None if folder is None else folder / "speeds.json"

@@ -107,6 +107,7 @@ class Examination:
 
 
 def _as_they_are(images: Tensor) -> Iterable[Tensor]:
+    """The images themselves as the only view."""
     return (images,)
 
 
@@ -192,10 +193,12 @@ def _mistakes(batch: Batch, losses: Tensor, predicted: Tensor, log_probabilities
 
 
 def _worst(mistakes: list[Mistake], worst: int) -> list[Mistake]:
+    """The mistakes with the highest losses, in a fixed order."""
     return sorted(mistakes, key=lambda mistake: (-mistake.loss, mistake.index))[:worst]
 
 
 def _of_all_ranks(mistakes: list[Mistake]) -> list[Mistake]:
+    """The mistakes of all ranks together."""
     if not dist.is_initialized():
         return mistakes
     gathered: list[list[Mistake]] = [[] for _ in range(dist.get_world_size())]

@@ -77,6 +77,7 @@ class Averaged:
                 compute(batch, moment, self._ranks.world_size / window.weight)
 
     def unify(self, network: nn.Module) -> None:
+        """See GradientSync: average the buffers over the ranks."""
         average_buffers(network, self._ranks)
 
     def again(self, network: nn.Module, windows: Iterable[Window]) -> Iterator[Batch]:

@@ -54,6 +54,7 @@ class Metrics:
         return self._losses[self._begun[0] :]
 
     def undo(self) -> None:
+        """Drop what was added since the step began."""
         self._forget(*self._begun)
 
     def total(self) -> Tensor:
@@ -62,6 +63,7 @@ class Metrics:
         return self._kept.clone()
 
     def _add_up(self) -> None:
+        """Add the pending values to the sums."""
         if self._losses:
             loss = summable(torch.stack(self._losses)).sum()
             correct = torch.cat(self._correct).sum() if self._correct else torch.zeros_like(loss)
@@ -69,5 +71,6 @@ class Metrics:
         self._forget(0, 0)
 
     def _forget(self, micro_batches: int, samples: int) -> None:
+        """Keep only so many pending micro-batches and samples."""
         del self._losses[micro_batches:], self._correct[micro_batches:]
         self._samples, self._begun = samples, (micro_batches, samples)

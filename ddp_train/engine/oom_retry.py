@@ -53,6 +53,7 @@ def is_out_of_memory(error: BaseException, device: torch.device | None = None) -
 
 
 def _is_nearly_full(device: torch.device | None) -> bool:
+    """Whether a GPU's memory is nearly full."""
     if device is None or device.type != "cuda":
         return False
     free, total = torch.cuda.mem_get_info(device)
@@ -169,10 +170,12 @@ class _BufferBackup:
 
     @torch.no_grad()
     def take(self) -> None:
+        """Copy the buffers."""
         for tensors, copies in self._pairs:
             foreach("copy_", copies, tensors)
 
     @torch.no_grad()
     def restore(self) -> None:
+        """Copy the buffers back."""
         for tensors, copies in self._pairs:
             foreach("copy_", tensors, copies)

@@ -123,6 +123,7 @@ def _refusing_other_kernels() -> Iterator[None]:
 
 
 def _strides(parameter: nn.Parameter) -> tuple[int, ...]:
+    """The strides that a gradient of this parameter gets."""
     return tuple(torch.empty_like(parameter, device="meta").stride())
 
 

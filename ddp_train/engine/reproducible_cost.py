@@ -74,11 +74,13 @@ class _Trial:
         self._ours, self._plain = micro_batches(0, mine, pieces), micro_batches(0, whole, pieces)
 
     def _batches(self, bounds: Sequence[tuple[int, int]]) -> Iterator[Batch]:
+        """Batches with labels of class 0, by bounds."""
         for start, stop in bounds:
             labels = torch.zeros(stop - start, dtype=torch.int64, device=self._context.device)
             yield Batch(self._images[start:stop], labels, labels)
 
     def _compute(self, batch: Batch, moment: Moment, weight: float) -> None:
+        """Forward and backward of one batch."""
         with self._context.precision.autocast():
             loss = self._loss(self._network(batch.images), batch.labels)
         (loss * weight).backward()

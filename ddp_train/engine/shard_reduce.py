@@ -136,6 +136,7 @@ class Buffers:
         self._floats = sum(floating for _, _, floating in self._places)
 
     def _now(self) -> list[Tensor]:
+        """The buffers as they are now; a module may have replaced them."""
         return [getattr(module, name) for module, name, _ in self._places]
 
     def read(self) -> Sums:

@@ -106,6 +106,7 @@ class StepBoundary:
             self._stop_if_asked(agreed)
 
     def _flags(self) -> dict[str, int]:
+        """This rank's flags for the exchange: stop, save."""
         components = self._components
         due = components.saver is not None and components.saver.due(components.progress.step + 1)
         return {"stop": components.stop.received, "save": int(due)}

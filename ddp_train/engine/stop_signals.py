@@ -63,11 +63,13 @@ class StopSignals:
         self._check()
 
     def _check(self) -> None:
+        """Errors: Stopped where a signal has arrived."""
         if self.received:
             number = signal.Signals(self.received)
             raise Stopped(STATUS[number], f"stopped by {number.name}")
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        """Signal handler: note the first signal, leave at the second."""
         now = time.monotonic()
         if self.received and STATUS[self.received] == STATUS[number] and now - self._at < self._repeated_s:
             return

@@ -79,6 +79,7 @@ class Trainer:
         return progress
 
     def _run_epoch(self, epoch: int) -> EpochRecord:
+        """Train and evaluate an epoch; its record. Errors: TrainingDiverged."""
         components = self.components
         loss, accuracy, samples = self.train_epoch(epoch)
         trained = self._step_boundary.epoch_seconds
@@ -137,6 +138,7 @@ class Trainer:
         return loss / max(1.0, samples), correct / max(1.0, samples), int(samples)
 
     def _settle_buckets(self) -> None:
+        """Let DistributedDataParallel form its final buckets before the first step."""
         components = self.components
         if components.ddp is not None:
             images = components.pipeline.dummy_batch().images
@@ -149,6 +151,7 @@ class Trainer:
             settle_buckets(components.model, forward, components.allreduce_hook)
 
     def _set_rate(self, step: int) -> None:
+        """Set the learning rate of a step."""
         factor = self.components.schedule(step)
         for rate in self._rate:
             factor *= rate(step)
@@ -247,6 +250,7 @@ class Trainer:
         return {name: value for report in reports for name, value in report.items()}
 
     def _report(self, *, loss: float, correct: float, samples: float, seconds: float) -> StepReport:
+        """The facts of a step for observers."""
         components, seen = self.components, self.progress.samples
         return StepReport(
             epoch=self.progress.epoch + 1,

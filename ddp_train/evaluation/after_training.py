@@ -48,6 +48,7 @@ def finish(run: Run) -> None:
 
 
 def _write(run: Run, plain: Examination | None, augmented: Examination | None) -> None:
+    """Write pictures, metrics and the model card."""
     diagnostics = run.config.diagnostics
     if plain is not None:
         draw(plain, run.dataset, run.folder.path)

@@ -63,6 +63,7 @@ def export(saved: SavedModel, output: str) -> str:
 
 
 def _program(saved: SavedModel, example: Tensor) -> tuple[bytes, Answer]:
+    """The torch.export file's bytes, and what the loaded program computes."""
     batch = torch.export.Dim("batch", min=1, max=1 << 16)
     program = torch.export.export(saved.network, (example,), dynamic_shapes=({0: batch},))
     file = io.BytesIO()
@@ -72,6 +73,7 @@ def _program(saved: SavedModel, example: Tensor) -> tuple[bytes, Answer]:
 
 
 def _onnx(saved: SavedModel, example: Tensor) -> tuple[bytes, Answer]:
+    """The ONNX file's bytes, and what onnx's reference evaluator computes."""
     import onnx
     from onnx.reference import ReferenceEvaluator
 

@@ -58,6 +58,7 @@ def as_text(found: Examination, classes: Sequence[str]) -> list[str]:
 
 
 def _rival(found: Examination, classes: Sequence[str], at: int) -> str:
+    """The class that a class is most often taken for, with its share; empty without mistakes."""
     if found.confusion is None or found.hits[at] == found.counts[at]:
         return ""
     others = [(count, -other) for other, count in enumerate(found.confusion[at]) if other != at]

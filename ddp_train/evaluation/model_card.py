@@ -78,10 +78,12 @@ def _results(
 
 
 def _balanced(best: Best) -> list[tuple[str, str]]:
+    """The row for balanced accuracy, if there is one."""
     return [] if best.balanced is None else [("its balanced accuracy (mean over the classes)", f"{best.balanced:.2%}")]
 
 
 def _classes(data: DatasetFacts, found: Examination | None) -> str:
+    """The section on accuracy by class; empty for many classes."""
     if found is None or len(data.classes) > NAMED_CLASSES:
         return ""
     counted = zip(data.classes, found.hits, found.counts, strict=True)
@@ -90,6 +92,7 @@ def _classes(data: DatasetFacts, found: Examination | None) -> str:
 
 
 def _data(data: DatasetFacts) -> str:
+    """The section on the data."""
     shown = ", ".join(data.classes[:NAMED_CLASSES])
     more = ", ..." if len(data.classes) > NAMED_CLASSES else ""
     channels, height, width = data.image_shape
@@ -107,6 +110,7 @@ def _data(data: DatasetFacts) -> str:
 
 
 def _training(config: Config, run: RunFacts, history: HistoryDocument) -> str:
+    """The section on training."""
     values, epochs = to_dict(config), history["epochs"]
     ranks = "1 rank" if run.world_size == 1 else f"{run.world_size} ranks"
     seconds = [epoch["seconds"] for epoch in epochs if epoch["seconds"] is not None]
@@ -127,8 +131,10 @@ def _training(config: Config, run: RunFacts, history: HistoryDocument) -> str:
 
 
 def _table(rows: Sequence[tuple[str, str]]) -> str:
+    """A Markdown table without titles."""
     return "\n".join(["| | |", "|---|---|", *(f"| {_cell(name)} | {_cell(value)} |" for name, value in rows)])
 
 
 def _cell(text: str) -> str:
+    """Text that a Markdown cell can hold."""
     return " ".join(text.replace("|", "/").splitlines())

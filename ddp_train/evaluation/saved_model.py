@@ -107,6 +107,7 @@ def _check_folder(name: str, options: DataOptions) -> None:
 
 
 def _as_trained(dataset: Dataset, saved: SavedModel, folder: str) -> Dataset:
+    """The data set with the model's normalisation. Errors: UserError where it does not fit the model."""
     facts = saved.facts
     if dataset.classes != facts.classes:
         first = next((b for a, b in zip(facts.classes, dataset.classes, strict=False) if a != b), None)

@@ -32,11 +32,13 @@ def describe_tta(tta: Tta, below: float | None) -> str:
 
 
 def _flipped(images: Tensor) -> Iterator[Tensor]:
+    """The images, then mirrored."""
     yield images
     yield images.flip(3)
 
 
 def _shifted(images: Tensor) -> Iterator[Tensor]:
+    """Four shifts of the images, each also mirrored."""
     height, width = images.shape[2:]
     step = max(1, min(height, width) // 32)
     padded = pad(images, (step, step, step, step), mode="reflect")

@@ -90,6 +90,7 @@ class SpeedrunNet(nn.Module):
 
     @torch.no_grad()
     def _set_kernels(self, kernels: Tensor) -> None:
+        """Set the whitening convolution."""
         self.whiten.weight.copy_(_SLOPE * torch.cat([kernels, -kernels]))
 
 

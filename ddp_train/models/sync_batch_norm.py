@@ -56,6 +56,7 @@ class SynchronisedBatchNorm(nn.BatchNorm1d):
         return output
 
     def _check_input_dim(self, input: Tensor) -> None:
+        """Errors: ValueError for inputs without channels."""
         if input.ndim < 2:
             raise ValueError(f"batch norm takes [n, C, ...], not {input.ndim} dimension(s)")
 

@@ -45,6 +45,7 @@ def create(name: str, num_classes: int, image_shape: ImageShape, dropout: float 
 
 
 def _build(name: str, num_classes: int, image_shape: ImageShape) -> nn.Module:
+    """torchvision's model for these classes and images, freshly initialised."""
     channels, height, width = image_shape
     options: dict[str, object] = {}
     if name in ("googlenet", "inception_v3"):

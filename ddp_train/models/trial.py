@@ -78,6 +78,7 @@ def without_gradient(network: nn.Module, image_shape: ImageShape, device: torch.
 
 
 def _logits(output: object) -> Any:
+    """The logits in a model's output."""
     return output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
 
 
@@ -89,6 +90,7 @@ def _images(count: int, image_shape: ImageShape, device: torch.device) -> Tensor
 
 
 def _pass(network: nn.Module, images: Tensor) -> Any:
+    """A forward pass; its errors name the shape of the images."""
     shape = " x ".join(map(str, images.shape[1:]))
     return reporting(lambda: network(images), f" for images of {shape} (image_shape; of a folder: --image-size)")
 

@@ -126,6 +126,7 @@ def positions(rows: int, columns: int, width: int) -> Tensor:
 
 
 def _layer(width: int, heads: int, dropout: float, attention: Attention) -> nn.Sequential:
+    """One encoder layer."""
     mixing = nn.Sequential(nn.LayerNorm(width), SelfAttention(width, heads, kind=attention), nn.Dropout(dropout))
     perceptron = nn.Sequential(
         nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width), nn.Dropout(dropout)

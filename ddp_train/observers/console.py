@@ -69,6 +69,7 @@ class _Progress(Observer):
         self._table = OwnTable(facts.epochs) if own else EpochTable(facts.epochs, facts.best, facts.split)
 
     def _summary(self, best: Best) -> str | None:
+        """The last line of a run; None before the run has begun."""
         if self._facts is None:
             return None
         used = energy(self._joules) if math.isfinite(self._joules) and self._joules > 0 else ""
@@ -112,6 +113,7 @@ class PlainProgress(_Progress):
             self._print(line)
 
     def _print(self, line: str) -> None:
+        """Print a line at once."""
         print(line, file=self._stream, flush=True)
         self._printed_at = time.monotonic()
 
@@ -200,6 +202,7 @@ class LiveProgress(_Progress):
         return grid
 
     def _add_run(self, grid: Table, facts: RunFacts) -> None:
+        """Add the row on the run: epoch, bar, time left."""
         report = self._report
         if report is None:
             grid.add_row(f"epoch {facts.start_epoch}/{facts.epochs}", _bar(0, 1), "", "starting")
@@ -219,10 +222,12 @@ class LiveProgress(_Progress):
         grid.add_row("run", _bar(steps_before, steps_total), f"{clock(left)} left", rate)
 
     def _print_row(self, line: str, style: str) -> None:
+        """Print a line above the live display."""
         self._console.print(line, style=style, markup=False, emoji=False, no_wrap=True, crop=True, overflow="ellipsis")
 
 
 def _bar(done: float, total: float) -> RenderableType:
+    """rich's progress bar."""
     from rich.progress_bar import ProgressBar
 
     return ProgressBar(total=max(1, total), completed=done, complete_style="cyan", finished_style="green")

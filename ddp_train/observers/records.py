@@ -232,6 +232,7 @@ class History:
         return document
 
     def _write(self) -> None:
+        """Write the file."""
         write_text(self.path, json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n")
 
 
@@ -291,10 +292,12 @@ def split_of(epoch: Mapping[str, Any]) -> str:
 
 
 def _in_file(name: str, split: str) -> str:
+    """A number's name in the file: `test_loss` for `loss` of the test split."""
     return f"{split}_{name}" if name in _EVALUATED else name
 
 
 def _refuse_constant(name: str) -> None:
+    """Errors: ValueError for NaN and Infinity."""
     raise ValueError(f"{name} is not JSON")
 
 

@@ -60,6 +60,7 @@ class WandbObserver(Observer):
         self._log("epoch", record.epoch, {**numbers, **evaluated, **record.columns, **record.extra})
 
     def _log(self, part: str, at: int, numbers: Mapping[str, float]) -> None:
+        """Log the finite numbers."""
         if self._run is not None:
             finite = {f"{part}/{name}": value for name, value in numbers.items() if math.isfinite(value)}
             self._run.log({part: at, **finite})

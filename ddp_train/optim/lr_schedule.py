@@ -93,6 +93,7 @@ def triangular(epoch: float, span: Span) -> float:
 
 
 def constant(epoch: float, span: Span) -> float:
+    """Always 1."""
     return 1.0
 
 
@@ -144,8 +145,10 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
 
 
 def _gamma(span: Span) -> float:
+    """--gamma, or its default."""
     return FALL if span.options.gamma is None else span.options.gamma
 
 
 def _half_cosine(progress: float) -> float:
+    """1 falling to 0 over a half period."""
     return 0.5 * (1.0 + math.cos(math.pi * progress))

@@ -23,6 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _draw(argv: Sequence[str] | None) -> None:
+    """Parse the command line and draw."""
     parser = CommandLine(prog="python -m ddp_train.plots", description="Pictures of training.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, about in COMMANDS.items():

@@ -120,6 +120,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _dataset(data_dir: str | None) -> Dataset:
+    """The data set to draw. Errors: UserError."""
     if data_dir is None:
         return photographs()
     options = DataOptions(data_dir=data_dir)
@@ -131,11 +132,13 @@ def _dataset(data_dir: str | None) -> Dataset:
 
 
 def _mixup(images: Tensor, draw: int, seed: int) -> Tensor:
+    """The images blended with their neighbours."""
     share = random.Random(seed * DRAWS + draw).betavariate(1, 1)
     return mixing.blend(images, torch.zeros(len(images), 1), share)[0]
 
 
 def _cutmix(images: Tensor, draw: int, seed: int) -> Tensor:
+    """The images with a rectangle of their neighbours."""
     generator = random.Random(seed * DRAWS + draw)
     box = mixing.rectangle(images.shape[2], images.shape[3], generator.betavariate(1, 1), generator)
     return mixing.paste(images, torch.zeros(len(images), 1), box)[0]

@@ -59,6 +59,7 @@ def read_flow(path: str | os.PathLike[str]) -> FlowDocument:
 
 
 def _is_point(point: object, layers: int) -> bool:
+    """Whether this is a valid point of the file."""
     if not isinstance(point, dict) or not all(isinstance(point.get(name), int) for name in ("epoch", "step")):
         return False
     for column in (point.get("mean"), point.get("largest")):
@@ -83,6 +84,7 @@ def flow_figure(document: FlowDocument) -> Figure:
 
 
 def _draw_latest(axes: Axes, document: FlowDocument, when: str) -> None:
+    """Draw the latest gradients by layer."""
     style(axes, f"|gradient| per layer at {when}", "input on the left, output on the right")
     last, positions = document["points"][-1], range(len(document["layers"]))
     over_run = [[p["mean"][at] for p in document["points"]] for at in positions]
@@ -100,6 +102,7 @@ def _draw_latest(axes: Axes, document: FlowDocument, when: str) -> None:
 
 
 def _draw_map(figure: Figure, axes: Axes, document: FlowDocument) -> None:
+    """Draw the gradients over the run as a map."""
     from matplotlib.colors import LogNorm
 
     style(axes, "Mean |gradient| over the run", "optimizer steps downwards; grey: zero or not finite")
@@ -124,6 +127,7 @@ def _draw_map(figure: Figure, axes: Axes, document: FlowDocument) -> None:
 
 
 def _positive(values: Sequence[float | None]) -> list[float]:
+    """The finite values above 0."""
     return [value for value in values if value is not None and value > 0 and math.isfinite(value)]
 
 

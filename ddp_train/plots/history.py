@@ -83,6 +83,7 @@ def history_figure(history: HistoryDocument) -> Figure:
 
 
 def _draw_loss(axes: Axes, epochs: Sequence[Mapping[str, Any]]) -> None:
+    """Draw the loss of both splits."""
     _style(axes, "Loss", "mean per image", epochs)
     train, held_out = _draw_both(axes, epochs, "loss")
     positive = [value for value in (*train, *held_out) if value > 0]
@@ -95,6 +96,7 @@ def _draw_loss(axes: Axes, epochs: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _draw_accuracy(axes: Axes, history: HistoryDocument) -> None:
+    """Draw the accuracy of both splits and the best epoch."""
     epochs, best = history["epochs"], Best.of(history)
     _style(axes, "Accuracy", "share of images", epochs)
     _draw_both(axes, epochs, "accuracy")
@@ -159,10 +161,12 @@ def _start_at_zero(axes: Axes, values: Sequence[float]) -> None:
 
 
 def _values(rows: Sequence[Mapping[str, Any]], name: str) -> list[float]:
+    """A column as floats, NaN where it is missing."""
     return [math.nan if (value := row.get(name)) is None else float(value) for row in rows]
 
 
 def _style(axes: Axes, title: str, unit: str, epochs: Sequence[Mapping[str, Any]]) -> None:
+    """The axes' title and the epochs below."""
     from matplotlib.ticker import MaxNLocator
 
     style(axes, title, unit, "epoch")

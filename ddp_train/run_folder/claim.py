@@ -111,6 +111,7 @@ def new_name(model: str | None) -> Path:
 
 
 def _set_aside(folder: Path) -> str | None:
+    """Move an earlier run's results to earlier-N; the note, None without results."""
     if not any((folder / name).exists() for name in RESULTS):
         return None
     place = next(path for number in range(1, 10**6) if not (path := folder / f"earlier-{number}").exists())

@@ -59,9 +59,11 @@ class HistoryObserver(Observer):
         self._curves = curves
 
     def on_epoch(self, record: EpochRecord) -> None:
+        """See Observer: append the epoch."""
         self._history.append(record)
 
     def close(self) -> None:
+        """See Observer: draw the curves."""
         if self._history.epochs:
             from ddp_train.plots.history import history_figure
             from ddp_train.plots.style import save_if_possible

@@ -89,6 +89,7 @@ def _above() -> set[int]:
 
 
 def _is(path: Path, file: int) -> bool:
+    """Whether a path still is the open file."""
     try:
         return os.path.samestat(path.lstat(), os.fstat(file))
     except FileNotFoundError:
@@ -108,6 +109,7 @@ def _describe(file: int) -> None:
 
 
 def _read(file: int) -> dict[str, object]:
+    """What the holder wrote about itself; {} where that cannot be read."""
     try:
         about = json.loads(os.pread(file, 4096, 0))
     except (OSError, ValueError):
@@ -116,6 +118,7 @@ def _read(file: int) -> dict[str, object]:
 
 
 def _refusal(folder: Path, holder: int | None, about: dict[str, object]) -> str:
+    """The error for a folder that another run uses."""
     if holder and about.get("pid") != holder:
         about = {"pid": holder}  # it has not written about itself yet
     parts = [(form, about.get(name)) for name, form in _WORDS.items()]
@@ -124,4 +127,5 @@ def _refusal(folder: Path, holder: int | None, about: dict[str, object]) -> str:
 
 
 def _printable(value: object) -> str:
+    """Text for a terminal, shortened."""
     return "".join(letter if letter.isprintable() else "?" for letter in str(value)[:100])

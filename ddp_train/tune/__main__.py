@@ -26,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    """The command line of `python -m ddp_train.tune`."""
     parser = CommandLine(prog="python -m ddp_train.tune", description="Measurements that choose settings.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     search = commands.add_parser("search", help="try sets of options, each in a run of its own", epilog=EPILOG)
@@ -45,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _search(arguments: argparse.Namespace, shared: tuple[str, ...]) -> int:
+    """Run or continue a search; the exit status."""
     space = read_space(arguments.space)
     halving = arguments.method == "halving"
     if arguments.eta < 2:
@@ -73,6 +75,7 @@ def _search(arguments: argparse.Namespace, shared: tuple[str, ...]) -> int:
 
 
 def _end(search: Search) -> int:
+    """Print the results and draw them; the exit status."""
     from rich.console import Console
 
     from ddp_train.plots.style import save_if_possible
@@ -91,6 +94,8 @@ def _end(search: Search) -> int:
 
 
 def _whole(option: str) -> Callable[[str], int]:
+    """A parser of whole numbers for an option."""
+
     def number(text: str) -> int:
         if not text.isdecimal() or not 1 <= int(text[:9]) <= 1_000_000:
             raise OptionError(f"{option}: {text!r} is not a whole number from 1 to 1000000")

@@ -75,6 +75,7 @@ class Balance:
             remember(self._work, KnownSpeeds(dict(zip(names, self._speeds, strict=True)), self._communication))
 
     def _divide(self) -> Division:
+        """The division by the measured speeds. Errors: UserError."""
         assert self._components is not None
         try:
             return divide(self._components.global_batch, self._speeds, self._communication)
@@ -125,4 +126,5 @@ class Balance:
 
 
 def _shown(samples: tuple[float, ...]) -> str:
+    """Shares with plus signs between them."""
     return " + ".join(f"{count:g}" for count in samples)

@@ -212,6 +212,7 @@ class _Search:
         self.trials |= {b: replace(t, fits=False) for b, t in self.trials.items() if b > size}
 
     def _try(self, size: int) -> Trial:
+        """Try a batch size on all ranks: whether it fits, its memory and time."""
         self.memory.reset()
         ran = self._run(self.probe, size)
         peak = self.memory.peak() if ran else None
@@ -261,6 +262,7 @@ class _Search:
         return ((1 - self.margin) * self.limit - self.line.intercept) / self.line.slope
 
     def _too_late(self, size: int) -> bool:
+        """Whether timing this size would exceed the time limit on any rank."""
         elapsed = time.monotonic() - self.started
         timed = [(t.batch, t.seconds) for t in self.trials.values() if t.seconds is not None]
         line = fit(timed[-3:]) if len(timed) >= 2 else None
@@ -275,6 +277,7 @@ def sizes_between(low: int, high: int) -> list[int]:
 
 
 def _percent(target: float | None) -> float | None:
+    """The target as a percentage. Errors: UserError."""
     if target is None:
         return None
     percent = 100 * target if target < 1 else target

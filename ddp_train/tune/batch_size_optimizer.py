@@ -95,6 +95,7 @@ class BatchSizeOptimizer:
         raise UserError(f"the model does not take the sample of shape {tuple(inputs.shape)} ({reasons[0]})")
 
     def _step(self, inputs: Tensor, targets: Tensor | None, batch: int) -> None:
+        """One training step on a batch of this size."""
         self.model.train()
         outputs = self.model(inputs.repeat(batch, *[1] * (inputs.ndim - 1)))
         if self._loss is None or targets is None:

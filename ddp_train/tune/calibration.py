@@ -60,6 +60,7 @@ def slowdown(components: Components, speed: Speed, samples: int, accumulate: int
 
 
 def _median_time(steps: Steps, components: Components, size: int) -> float:
+    """The median seconds of the gradients of `size` samples."""
     taken = []
     for _ in range(REPEATS):
         wait_for_device(components.device)

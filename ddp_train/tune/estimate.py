@@ -145,6 +145,7 @@ def _time_evaluation(components: Components, test_images: int) -> float:
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
+    """The bytes of these tensors."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
@@ -170,6 +171,7 @@ def table(found: Estimate) -> str:
 
 
 def _shown(seconds: float) -> str:
+    """Seconds, minutes or hours."""
     if seconds < 90:
         return f"{seconds:.1f} s"
     minutes = seconds / 60

@@ -82,6 +82,7 @@ def choose(settings: Sequence[Setting]) -> Found:
 
 
 def _measured(setting: Setting, pipeline: Pipeline | None, device: torch.device, seconds: float) -> Setting:
+    """The setting with the images per second that it reached."""
     if pipeline is None:
         return setting
     images, begun, started = 0, 0.0, time.perf_counter()

@@ -27,6 +27,7 @@ _MIB = 2**20
 
 
 def _rate(trainer: Trainer, config: Config, dataset: Dataset) -> Answer:
+    """`--tune lr`: the learning rate range test."""
     found = learning_rate.range_test(trainer)
 
     def figure() -> Figure:
@@ -45,6 +46,7 @@ def _rate(trainer: Trainer, config: Config, dataset: Dataset) -> Answer:
 
 
 def _batch(trainer: Trainer, config: Config, dataset: Dataset) -> Answer:
+    """`--tune batch`: the batch finder."""
     found = batch_report.find_for(trainer, len(dataset.train.labels), config.run.target_utilization)
 
     def figure() -> Figure:
@@ -61,6 +63,7 @@ def _batch(trainer: Trainer, config: Config, dataset: Dataset) -> Answer:
 
 
 def _loader(trainer: Trainer, config: Config, dataset: Dataset) -> Answer:
+    """`--tune loader`: settings of the data loader."""
     components, ranks = trainer.components, trainer.components.ranks
 
     def make(setting: loader.Setting) -> Pipeline | None:
@@ -89,6 +92,7 @@ def _loader(trainer: Trainer, config: Config, dataset: Dataset) -> Answer:
 
 
 def _estimate(trainer: Trainer, config: Config, dataset: Dataset) -> Answer:
+    """`--tune estimate`: the time of an epoch."""
     found = estimate.estimate(trainer, len(dataset.held_out[dataset.selection]))
     document = {"schema": "ddp-train-estimate/1", "epoch_seconds": found.epoch_seconds, **asdict(found)}
     return estimate.table(found), lambda folder: _write(folder, "estimate", document)

@@ -42,10 +42,12 @@ class GpuMemory:
         return int(min(free + torch.cuda.memory_reserved(self._device), share * total))
 
     def reset(self) -> None:
+        """Forget the peak."""
         release_memory()
         torch.cuda.reset_peak_memory_stats(self._device)
 
     def peak(self) -> int:
+        """Bytes reserved at most since `reset`."""
         torch.cuda.synchronize(self._device)
         return torch.cuda.max_memory_reserved(self._device)
 
@@ -64,6 +66,7 @@ class HostMemory:
                 self.limit = min(self.limit, own.rss + max(0, soft - used))
 
     def reset(self) -> None:
+        """Forget the peak, where the kernel allows that."""
         release_memory()
         self._known = reset_peak(torch.device("cpu"))
 

@@ -213,4 +213,5 @@ def table(changes: Sequence[Change]) -> str:
 
 
 def _shown(value: Value) -> str:
+    """A value as YAML shows it, None as "unset"."""
     return "unset" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

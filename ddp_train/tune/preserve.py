@@ -45,6 +45,7 @@ def preserved(*parts: Part, release: bool = True) -> Iterator[None]:
 
 
 def _keep(part: Part) -> Restore:
+    """Copy the state of a part; a function that restores it."""
     if isinstance(part, nn.Module):
         return _module(part)
     if isinstance(part, torch.optim.Optimizer):
@@ -54,6 +55,7 @@ def _keep(part: Part) -> Restore:
 
 
 def _module(module: nn.Module) -> Restore:
+    """Copy parameters, buffers, gradients and modes in place; a function that restores them."""
     tensors = [(tensor, _copy(tensor)) for tensor in (*module.parameters(), *module.buffers())]
     gradients = [(p, p.grad, None if p.grad is None else _copy(p.grad)) for p in module.parameters()]
     modes = [(part, part.training) for part in module.modules()]
@@ -73,6 +75,7 @@ def _module(module: nn.Module) -> Restore:
 
 
 def _optimizer(optimizer: torch.optim.Optimizer) -> Restore:
+    """Copy an optimizer's state and groups; a function that restores them."""
     # Not by load_state_dict: it makes new tensors of what it is given, and casts some of them.
     state = {parameter: {k: _value(v) for k, v in values.items()} for parameter, values in optimizer.state.items()}
     groups = [{k: copy.deepcopy(v) for k, v in group.items() if k != "params"} for group in optimizer.param_groups]

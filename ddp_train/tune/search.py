@@ -141,11 +141,13 @@ class Search:
                 sampler.tell(number, score)
 
     def _score(self, trial: Trial, epochs: int) -> float | None:
+        """The best accuracy of a trial within so many epochs; None without one."""
         history = read_history(self.folder_of(trial) / "training_history.json")
         reached = [epoch[f"{split_of(epoch)}_accuracy"] for epoch in history["epochs"] if epoch["epoch"] <= epochs]
         return max((accuracy for accuracy in reached if accuracy is not None), default=None)
 
     def _save(self) -> None:
+        """Write the search's file."""
         document = {
             "schema": SCHEMA,
             "settings": dataclasses.asdict(self.settings),
@@ -154,6 +156,7 @@ class Search:
         write_text(self._file, json.dumps(document, indent=2) + "\n")
 
     def _load(self) -> None:
+        """Read the search's file. Errors: UserError for a damaged or different search."""
         try:
             document: dict[str, Any] = json.loads(self._file.read_text(encoding="utf-8"))
             saved, own = document["settings"], json.loads(json.dumps(dataclasses.asdict(self.settings)))
@@ -191,6 +194,7 @@ def _last_line(log: Path) -> str:
 
 
 def _text(value: Value) -> str:
+    """A value for the table."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

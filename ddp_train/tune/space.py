@@ -112,6 +112,7 @@ def read_space(path: Path) -> Space:
 
 
 def _values(path: Path, key: str, given: Any) -> Choice | Range:
+    """The values of one option. Errors: UserError."""
     if isinstance(given, dict):
         return _range(path, key, given)
     values = tuple(given) if isinstance(given, list) else (given,)
@@ -121,6 +122,7 @@ def _values(path: Path, key: str, given: Any) -> Choice | Range:
 
 
 def _range(path: Path, key: str, given: dict[str, Any]) -> Range:
+    """A range of one option. Errors: UserError."""
     numbers = {name: value for name, value in given.items() if name != "log"}
     fine = {"low", "high"} <= given.keys() <= RANGE_KEYS and isinstance(given.get("log", False), bool)
     if not (fine and all(isinstance(value, (int, float)) and math.isfinite(value) for value in numbers.values())):

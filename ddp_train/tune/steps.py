@@ -75,6 +75,7 @@ class Steps:
             self._gradients(self._components.model if ddp is None else ddp.module, batch)
 
     def _gradients(self, model: nn.Module, batch: int) -> None:
+        """Forward and backward of a random batch of this size."""
         components = self._components
         shape = (batch, *self._example.images.shape[1:])
         images = torch.randn(shape, device=components.device)
@@ -89,5 +90,6 @@ class Steps:
         components.precision.backward(loss, 1 / batch)
 
     def _update(self) -> None:
+        """An optimizer step, then the gradients dropped."""
         self._components.precision.step(self._components.optimizer)
         self._components.optimizer.zero_grad(set_to_none=True)

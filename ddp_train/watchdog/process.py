@@ -72,11 +72,13 @@ class Watch:
 
     @property
     def _interval(self) -> float:
+        """Seconds between two looks."""
         if len(self._ranks) < self._count:
             return MEETING_S
         return min(max(self._limits.ordinary_s / 20, SHORTEST_S), LONGEST_S)
 
     def _over(self) -> bool:
+        """Whether nothing is left to watch."""
         if os.getppid() == self._parent:
             return False
         first = next((rank for rank in self._ranks.values() if rank.pid == self._parent), None)
@@ -84,6 +86,7 @@ class Watch:
         return first is None or (first.status is not None and not first.left) or first.gone_s > 2 * LEFT_S
 
     def _look(self) -> Verdict | None:
+        """Look at all ranks once; the verdict on a hang, if there is one."""
         if len(self._ranks) < self._count:
             self._meet()
         now = time.monotonic()
@@ -118,6 +121,7 @@ class Watch:
             self.leave()
 
     def leave(self) -> None:
+        """Remove the watchdog's files."""
         with suppress(OSError):
             for path in self._folder.iterdir():
                 path.unlink()

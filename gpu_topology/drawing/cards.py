@@ -74,6 +74,7 @@ def card_shapes(card: Card, place: Box, selection: Selection | None) -> list[Sha
 
 
 def _badge(place: Box, ranks: tuple[int, ...]) -> list[Shape]:
+    """The badge with the ranks that use a device, in the corner of its card."""
     word = "rank" if len(ranks) == 1 else "ranks"
     together = len(ranks) > 1 and ranks[-1] - ranks[0] == len(ranks) - 1
     span = f"{ranks[0]}-{ranks[-1]}" if together else ",".join(map(str, ranks))
@@ -104,6 +105,7 @@ def _slice_boxes(card: Card, left: float, top: float, chosen: Mapping[str, objec
 
 
 def _pcie(gpu: Gpu) -> str:
+    """`PCIe gen4 x16`, with the lanes in use where they are fewer; empty where unknown."""
     if gpu.pcie_generation is None or gpu.pcie_width is None:
         return ""
     fewer = f"{gpu.pcie_width_now}/" if (gpu.pcie_width_now or gpu.pcie_width) < gpu.pcie_width else ""

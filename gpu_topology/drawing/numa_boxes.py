@@ -153,11 +153,13 @@ class Row:
             x += WIDTH + GAP
 
     def _is_bar(self, branch: Branch) -> bool:
+        """Whether a branch is drawn as a bar to which its parts hang."""
         if branch.level is LinkLevel.PHB:
             return bool(self.levels) and not self.placeless.issuperset(branch.gpus)
         return branch.level in self.levels and bool(branch.meets)
 
     def _hang(self, drawn: Drawn, child: Box, parent: Box) -> None:
+        """Draw the wire between a part and its parent."""
         ends = (parent.y, child.bottom) if self.upside_down else (parent.bottom, child.y)
         drawn.wires.append(Wire(((child.middle, ends[0]), (child.middle, ends[1])), "pcie", 1.8))
 

@@ -84,6 +84,7 @@ def _points(run: Run, places: Places, upper: Places, inset: float = 0.0) -> tupl
 
 
 def _pill(text: str, at: Point, style: str) -> Sequence[Shape]:
+    """A short text in a rounded box around a point."""
     width = text_width(text, 10.5, bold=True) + 10
     return [
         Box(at[0] - width / 2, at[1] - 8.5, width, 17, style),

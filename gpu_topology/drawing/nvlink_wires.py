@@ -127,6 +127,7 @@ def _side(link: Link, upper: Mapping[int, Box]) -> int:
 
 
 def _ends(link: Link, ports: Mapping[tuple[Link, int], float]) -> tuple[float, float]:
+    """The x positions of a link's two ports."""
     return ports[link, link.a], ports[link, link.b]
 
 
@@ -158,6 +159,7 @@ def _labelled(runs: Sequence[Run], upper: Mapping[int, Box], drops: Sequence[_Ve
 
 
 def _verticals(run: Run, upper: Mapping[int, Box]) -> list[_Vertical]:
+    """The vertical parts of a run."""
     if run.lane is None:
         return [_Vertical(run.ports[0], -math.inf, math.inf)]
     ends = zip((run.link.a, run.link.b), run.ports, strict=True)
@@ -239,11 +241,13 @@ def _reach(link: Link, ports: Mapping[tuple[Link, int], float]) -> tuple[float, 
 
 
 def _apart(link: Link, other: Link, ports: Mapping[tuple[Link, int], float]) -> bool:
+    """Whether two links can share a lane without touching."""
     (left, right), (start, end) = _reach(link, ports), _reach(other, ports)
     return right + 4 <= start or end + 4 <= left
 
 
 def _placed(lanes: Sequence[Sequence[Link]], ports: Mapping[tuple[Link, int], float], top: float) -> list[Run]:
+    """The runs of all links, lane by lane below `top`."""
     return [
         Run(link, (ports[link, link.a], ports[link, link.b]), top + LANE * (position + 0.5))
         for position, lane in enumerate(lanes)

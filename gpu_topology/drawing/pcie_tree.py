@@ -46,6 +46,7 @@ def at_level(branch: Branch, level: LinkLevel) -> tuple[Branch, ...]:
 
 
 def _branch(topology: Topology, members: Sequence[int], depth: int) -> Branch:
+    """The tree of these GPUs from a level on, with the links between its parts."""
     if depth == len(LEVELS) - 1:
         ordered = tuple(sorted(members))
         return Branch(LEVELS[depth], ordered, (), tuple(topology.link(a, b) for a, b in combinations(ordered, 2)))
@@ -66,6 +67,7 @@ def _joined(topology: Topology, members: Sequence[int], level: LinkLevel) -> lis
 
 
 def _within(topology: Topology, a: int, b: int, level: LinkLevel) -> bool:
+    """Whether two GPUs are connected at this level or closer."""
     path = topology.link(a, b).path
     if path is not None:
         return LEVELS.index(path) >= LEVELS.index(level)

@@ -106,6 +106,7 @@ def node_rows(topology: Topology) -> tuple[tuple[Node, ...], ...]:
 
 
 def _uneven(upper: Sequence[Branch], count: int) -> float:
+    """How far the upper row is from half of the GPUs."""
     return abs(sum(len(branch.gpus) for branch in upper) - count / 2)
 
 
@@ -131,6 +132,7 @@ def _cut(topology: Topology, branches: Sequence[Branch], count: int) -> tuple[tu
 
 
 def _row_width(row: Sequence[Node]) -> float:
+    """The width of a row of nodes with the gaps between them."""
     return sum(node.width for node in row) + BETWEEN * (len(row) - 1)
 
 
@@ -201,6 +203,7 @@ def _bracket(
 
 
 def _between_rows(topology: Topology, rows: Sequence[Sequence[Node]]) -> list[Link]:
+    """The links between nodes of the upper and the lower row."""
     return [link for one, other in pairwise(rows) for a in one for b in other for link in between(topology, a, b)]
 
 

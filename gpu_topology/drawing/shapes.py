@@ -104,6 +104,7 @@ def text_width(text: str, size: float, bold: bool = False) -> float:
 
 @cache
 def _letter_width(letter: str) -> float:
+    """A letter's width as a share of the font size."""
     for letters, width in _WIDTHS.items():
         if letter in letters:
             return width
@@ -128,6 +129,7 @@ def wrap(text: str, width: float, size: float, most: int, bold: bool = False) ->
 
 
 def _fill(words: Iterable[str], width: float, size: float, bold: bool) -> Iterable[str]:
+    """The words in lines no wider than `width`, a longer word on a line of its own."""
     line = ""
     for word in words:
         longer = f"{line} {word}".strip()

@@ -116,22 +116,27 @@ def _path(points: tuple[Point, ...]) -> str:
 
 
 def _distance(a: Point, b: Point) -> float:
+    """The distance of two points along the axes."""
     return abs(a[0] - b[0]) + abs(a[1] - b[1])  # the lines run along the axes
 
 
 def _towards(start: Point, end: Point, far: float) -> Point:
+    """The point `far` from `start` on the line to `end`."""
     whole = _distance(start, end)
     share = far / whole if whole else 0.0
     return start[0] + (end[0] - start[0]) * share, start[1] + (end[1] - start[1]) * share
 
 
 def _pair(point: Point) -> str:
+    """`x y`."""
     return f"{_number(point[0])} {_number(point[1])}"
 
 
 def _number(value: float) -> str:
+    """At most one decimal."""
     return f"{value:.1f}".removesuffix(".0")
 
 
 def _text(words: str) -> str:
+    """Text for XML; characters that XML forbids are replaced."""
     return escape(_NOT_XML.sub("\ufffd", words))

@@ -82,6 +82,7 @@ def begin() -> InChild[Topology]:
 
 
 def _read(note: Note) -> Topology:
+    """The reading itself, in the child."""
     from gpu_topology.driver.read import read_here  # in the child alone: its parent has other things to import
 
     return read_here(note)
@@ -105,6 +106,7 @@ with InChild(pickle.load(sys.stdin.buffer)) as child:
 
 
 def _in_interpreter(read: Callable[[Note], Any]) -> bytes:
+    """The pickled result of `read` in a new interpreter. Errors: StuckDriverError."""
     import subprocess  # most programs never come here
 
     paths = filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")])

@@ -110,6 +110,7 @@ def _silence(gpu: Gpu, problem: str | None) -> str | None:
 
 
 def _flag(value: int | None) -> bool | None:
+    """NVML's 0 and 1 as a bool; None stays None."""
     return None if value is None else value == 1
 
 
@@ -140,11 +141,13 @@ def _memory(device: Device, capability: tuple[int, int] | None) -> tuple[int | N
 
 
 def _capability(device: Device) -> tuple[int, int] | None:
+    """(major, minor), or None."""
     capability = device.ask("nvmlDeviceGetCudaComputeCapability")
     return None if capability is None else (int(capability[0]), int(capability[1]))
 
 
 def _utilization(device: Device) -> int | None:
+    """Percent of the last interval with a kernel running, or None."""
     rates = device.ask("nvmlDeviceGetUtilizationRates")
     return None if rates is None else int(rates.gpu)
 
@@ -210,6 +213,7 @@ def read_processes(device: Device, function: str) -> tuple[GpuProcess, ...] | No
 
 
 def _process(process: Any) -> GpuProcess:
+    """A process as NVML reports it."""
     memory, instance = process.usedGpuMemory, process.gpuInstanceId
     return GpuProcess(
         pid=int(process.pid),

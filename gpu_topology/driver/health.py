@@ -126,4 +126,5 @@ def counters(device: Device) -> tuple[str | None, int | None, tuple[int, ...] | 
 
 
 def _link_has_errors(device: Device, link: int) -> bool:
+    """Whether any error counter of an NVLink is above 0."""
     return any(device.ask("nvmlDeviceGetNvLinkErrorCounter", link, counter) for counter in _LINK_ERRORS)

@@ -51,16 +51,19 @@ def concerns(gpus: Sequence[Gpu]) -> tuple[str, ...]:
 
 
 def _errors(gpu: Gpu) -> Iterator[str]:
+    """The GPU's error, if it has one."""
     if gpu.error:
         yield gpu.error
 
 
 def _recovery(gpu: Gpu) -> Iterator[str]:
+    """The reset or reboot that the driver asks for."""
     if gpu.recovery in _RECOVERY:
         yield _RECOVERY[gpu.recovery]
 
 
 def _memory_errors(gpu: Gpu) -> Iterator[str]:
+    """Uncorrected memory errors, and rows that could not be replaced."""
     if gpu.ecc_uncorrected:
         count = f"{gpu.ecc_uncorrected} uncorrected memory error{'s' if gpu.ecc_uncorrected > 1 else ''}"
         yield f"{count} since the driver was loaded: a run on it can crash; see `nvidia-smi -q -d ECC`"
@@ -86,12 +89,14 @@ def _pcie(gpu: Gpu) -> Iterator[str]:
 
 
 def _nvlinks(gpu: Gpu) -> Iterator[str]:
+    """NVLinks with transmission errors."""
     if gpu.nvlink_errors:
         links = f"NVLink{'s' * (len(gpu.nvlink_errors) > 1)} {', '.join(map(str, gpu.nvlink_errors))}"
         yield f"its {links} had to repeat or recover transmissions: see `nvidia-smi nvlink -e`"
 
 
 def _slow_clocks(gpu: Gpu) -> Iterator[str]:
+    """Reasons for which clocks are held back."""
     reasons = gpu.throttle or ()
     exact = [_THROTTLE[reason] for reason in reasons if reason in _THROTTLE]
     yield from exact

@@ -70,6 +70,7 @@ def _uuid(library: ctypes.CDLL, device: ctypes.c_int) -> str | None:
 
 
 def _bus_id(library: ctypes.CDLL, device: ctypes.c_int) -> str | None:
+    """The PCI bus id of a CUDA device; None where it is not reported."""
     raw = ctypes.create_string_buffer(32)
     return raw.value.decode() if library.cuDeviceGetPCIBusId(raw, len(raw), device) == 0 else None
 

@@ -124,6 +124,7 @@ class Driver:
 
     @cached_property
     def _error_names(self) -> dict[int, str]:
+        """Number -> name, for NVML's error codes."""
         return {code: name for name, code in vars(self.api).items() if name.startswith("NVML_ERROR_")}
 
 
@@ -176,6 +177,7 @@ class Device:
 
     @cached_property
     def _fields(self) -> dict[tuple[int, int], int]:
+        """Field -> value, for the fields that the device reports."""
         answers = self.ask("nvmlDeviceGetFieldValues", _FIELDS) or ()
         told = ((name, field_value(answer)) for name, answer in zip(_FIELDS, answers, strict=False))
         return {name: value for name, value in told if value is not None}

@@ -95,6 +95,7 @@ def _read_link(
 
 
 def _peer_access(a: Device, b: Device, known: dict[object, PeerAccess] | None, alike: tuple[object, ...]) -> PeerAccess:
+    """The peer access of a pair; with `known`, pairs that are `alike` and agree in reading are asked once."""
     if known is None:
         return PeerAccess(*((_peer_status(a, b, kind), _peer_status(b, a, kind)) for kind in _KINDS))
     read = _peer_status(a, b, _KINDS[0])
@@ -139,6 +140,7 @@ def _link_states(device: Device) -> tuple[bool, list[tuple[int, bool | None]]]:
 
 
 def _one_by_one(device: Device) -> Iterator[tuple[int, bool | None]]:
+    """(link, active or None) for the links after the first, until the driver knows no more."""
     for link in range(1, MAX_LINKS):  # older cards answer INVALID_ARGUMENT past their last link
         active, problem = device.try_ask("nvmlDeviceGetNvLinkState", link)
         if problem == "NVML_ERROR_INVALID_ARGUMENT":
@@ -197,6 +199,7 @@ def _ask_pair(function: str, first: Device, second: Device, *args: object) -> in
 
 
 def _peer_status(first: Device, second: Device, kind: int) -> str | None:
+    """NVML's peer-to-peer status of one kind in words, or None."""
     status = _ask_pair("nvmlDeviceGetP2PStatus", first, second, kind)
     return None if status is None else _P2P.get(status)
 

@@ -62,6 +62,7 @@ def parse_cpu_list(text: str) -> frozenset[int]:
 
 
 def _affinity() -> frozenset[int]:
+    """The CPUs that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return frozenset(os.sched_getaffinity(0))
     return frozenset(range(os.cpu_count() or 1))
@@ -92,6 +93,7 @@ def _cores(folder: Path) -> list[frozenset[int]]:
 
 
 def _node_folders(root: Path) -> list[Path]:
+    """The folders of the NUMA nodes in sysfs."""
     return list((root / "sys/devices/system/node").glob("node[0-9]*"))
 
 

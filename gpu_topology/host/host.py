@@ -141,6 +141,7 @@ def _reclaimable(group: Path) -> int:
 
 
 def _shm(folder: Path) -> tuple[int | None, int | None]:
+    """(total, free) bytes of /dev/shm; None where there is none."""
     try:
         status = os.statvfs(folder)
     except OSError:
@@ -170,6 +171,7 @@ def _interfaces(folder: Path) -> tuple[str, ...]:
 
 
 def _is_glibc() -> bool:
+    """Whether the C library is glibc."""
     try:
         return (os.confstr("CS_GNU_LIBC_VERSION") or "").startswith("glibc")
     except (AttributeError, OSError, ValueError):

@@ -47,6 +47,7 @@ def _chief(known: Sequence[GpuUsage], working: Sequence[GpuUsage], seconds: floa
 
 
 def _uneven(working: Sequence[GpuUsage]) -> list[str]:
+    """A line on GPUs with clearly different load; none where they are even."""
     least, most = (pick(working, key=lambda gpu: gpu.utilization_mean or 0.0) for pick in (min, max))
     low, high = least.utilization_mean or 0.0, most.utilization_mean or 0.0
     if high - low < _UNEVEN:
@@ -55,24 +56,29 @@ def _uneven(working: Sequence[GpuUsage]) -> list[str]:
 
 
 def _lost(gpu: GpuUsage) -> str | None:
+    """The line for a GPU that was lost."""
     return None if gpu.lost_after is None else f"GPU {gpu.index} was lost after {gpu.lost_after:.0f} s"
 
 
 def _full(gpu: GpuUsage) -> str | None:
+    """The line for a GPU whose memory nearly ran out."""
     if not gpu.memory_peak or not gpu.memory_total or gpu.memory_peak < _FULL * gpu.memory_total:
         return None
     return f"GPU {gpu.index}: memory peaked at {gpu.memory_peak / gpu.memory_total:.0%}, close to running out"
 
 
 def _held_back(gpu: GpuUsage) -> str | None:
+    """The line for clocks that were held back in many samples."""
     words = [f"{word} in {share:.0%}" for word, share in gpu.throttle_shares if share >= _HELD_BACK]
     return f"GPU {gpu.index}: clocks held back by {', '.join(words)} of the samples" if words else None
 
 
 def _name_all(gpus: Iterable[GpuUsage], what: str) -> list[str]:
+    """One line for all these GPUs; none without any."""
     indices = ", ".join(str(gpu.index) for gpu in gpus)
     return [f"GPU {indices} {what}"] if indices else []
 
 
 def _works(gpu: GpuUsage) -> bool:
+    """Whether a GPU was ever busy."""
     return gpu.utilization_peak is not None and gpu.utilization_peak >= IDLE

@@ -134,12 +134,14 @@ def _usage_row(gpu: GpuUsage) -> dict[str, str]:
 
 
 def _style(column: _Column, gpu: GpuSample) -> str:
+    """The colour of a cell."""
     if column.title in ("util", "") and gpu.utilization is not None:
         return "green" if gpu.utilization >= LOW else "yellow"
     return "yellow" if column.title == "held back" else ""
 
 
 def _gpu_words(gpu: GpuSample) -> str:
+    """One GPU in a line of text."""
     if gpu.error is not None:
         return f"GPU {gpu.index} {gpu.error.partition(':')[0]}"
     parts = [_known(gpu.utilization, "{}%"), f"{gib(gpu.memory_used)} GiB"]
@@ -149,6 +151,7 @@ def _gpu_words(gpu: GpuSample) -> str:
 
 
 def _process_lines(sample: Sample) -> Iterator[str]:
+    """A line for each process on a GPU."""
     for gpu in sample.gpus:
         for process in gpu.processes or ():
             name = process.name or "(in another container)"
@@ -156,10 +159,12 @@ def _process_lines(sample: Sample) -> Iterator[str]:
 
 
 def _known(value: object, pattern: str) -> str:
+    """The value by the pattern, or "?"."""
     return "?" if value is None else pattern.format(value)
 
 
 def _bar(percent: int | None) -> str:
+    """A bar of up to ten blocks."""
     return "" if percent is None else "█" * round(percent / 10)
 
 
@@ -169,6 +174,7 @@ def _rates(sent: float | None, received: float | None) -> str:
 
 
 def _rate(value: float | None) -> str:
+    """Bytes per second with a unit letter, or "?"."""
     if value is None:
         return "?"
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):

@@ -51,4 +51,5 @@ def _signals_held() -> Iterator[None]:
 
 
 def _told_to_end(timeout: float) -> bool:
+    """Wait up to `timeout` seconds for a signal that ends; whether it came."""
     return signal.sigtimedwait(_ENDS, max(0.0, timeout)) is not None

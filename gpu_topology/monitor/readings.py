@@ -52,6 +52,7 @@ def read_energy(uuids: Sequence[str]) -> dict[str, float]:
 
 @cache
 def _open() -> Driver | None:
+    """The driver, open until the process ends; None where there is none."""
     stack = ExitStack()
     try:
         driver = stack.enter_context(session())
@@ -63,6 +64,7 @@ def _open() -> Driver | None:
 
 @cache
 def _handle(uuid: str) -> Any:
+    """The handle of a device; None where it is not there."""
     driver = _open()
     return None if driver is None else handle_of(driver, uuid)
 

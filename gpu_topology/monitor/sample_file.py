@@ -55,6 +55,7 @@ def open_sample_file(path: str | None) -> Iterator[Callable[[Sample], None]]:
 
 
 def _line(sample: Sample) -> str:
+    """A sample as one line of JSON."""
     return json.dumps(sample_json(sample), separators=(",", ":")) + "\n"
 
 
@@ -81,4 +82,5 @@ def _is_torn(path: str) -> bool:
 
 
 def _refused(path: str, error: OSError) -> TopologyError:
+    """The error for a file that cannot be written."""
     return TopologyError(f"cannot write {path}: {error.strerror or error}")

@@ -82,6 +82,7 @@ def open_sampler(names: Sequence[str] = ()) -> Iterator[Sampler]:
 
 
 def _identify(driver: Driver, index: int, handle: object, problem: str | None) -> tuple[Gpu, Device]:
+    """A GPU's identity and its device; `problem`: why it is lost already."""
     device = Device(driver, handle)
     if problem is not None:
         device.lost = problem
@@ -90,6 +91,7 @@ def _identify(driver: Driver, index: int, handle: object, problem: str | None) -
 
 
 def _find(name: str, gpus: Sequence[Gpu]) -> int:
+    """The NVML index of a GPU by its name. Errors: SelectionError."""
     found = find_name(name, gpus)
     if found is None:
         span = "0" if len(gpus) == 1 else f"0 to {len(gpus) - 1}"
@@ -116,6 +118,7 @@ class Sampler:
         return Sample(now, seconds, tuple(self._read(position) for position in range(len(self._gpus))))
 
     def _read_slow(self) -> None:
+        """Read traffic and processes, and set when they are due again."""
         before = time.thread_time()
         self._traffic = self._meter.read()
         self._processes = [_processes(device) for _, device in self._gpus]
@@ -158,6 +161,7 @@ def read_temperature(device: Device) -> int | None:
 
 
 def _processes(device: Device) -> tuple[ProcessSample, ...] | None:
+    """The compute processes on a device; None where they cannot be read."""
     found = read_processes(device, "nvmlDeviceGetComputeRunningProcesses")
     if found is None:
         return None
@@ -166,6 +170,7 @@ def _processes(device: Device) -> tuple[ProcessSample, ...] | None:
 
 @cache
 def _process_name(pid: int) -> str | None:
+    """A process's name in /proc; None where it is not shown."""
     try:
         return Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
     except OSError:

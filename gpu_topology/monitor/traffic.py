@@ -80,6 +80,7 @@ class _PcieCounter:
 
     @property
     def narrow(self) -> bool:
+        """Whether the counters may have 32 bits only, which wrap within seconds."""
         return self.counts and not self._wide
 
     def look(self) -> None:
@@ -96,6 +97,7 @@ class _PcieCounter:
         self._asked = (None if sent is None else sent * 1000.0, None if received is None else received * 1000.0)
 
     def rate(self) -> Pair:
+        """Bytes per second sent and received since the last reading."""
         if not self.counts:
             return self._asked
         return _rate(self._before, self._now) if self._wide else _rate(self._now, _count(self._device, _PCIE), _WRAP)
@@ -116,6 +118,7 @@ class _NvlinkCounter:
                 break
 
     def rate(self) -> Pair:
+        """Bytes per second sent and received over all NVLinks since the last call."""
         if not self._fields:
             return _UNKNOWN
         values = _values(self._device, self._fields)
@@ -132,6 +135,7 @@ class _NvlinkCounter:
 
 
 def _count(device: Device, fields: tuple[int, int]) -> _Count | None:
+    """One reading of two counters; None where one is unknown."""
     sent, received = _values(device, fields)
     return None if sent is None or received is None else _Count(time.monotonic(), sent, received)
 

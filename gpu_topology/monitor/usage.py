@@ -81,6 +81,7 @@ class _Mean:
         self.peak: float | None = None
 
     def add(self, value: float | None) -> None:
+        """Add a value; None is skipped."""
         if value is not None:
             self.count += 1
             self.total += value
@@ -88,6 +89,7 @@ class _Mean:
 
     @property
     def mean(self) -> float | None:
+        """The mean; None without a value."""
         return self.total / self.count if self.count else None
 
 
@@ -115,6 +117,7 @@ class _Running:
         self._lost_after: float | None = None
 
     def add(self, gpu: GpuSample, seconds: float) -> None:
+        """Add one sample, taken `seconds` after the start."""
         if gpu.error is not None:
             self._lost_after = seconds if self._lost_after is None else self._lost_after
             return
@@ -127,6 +130,7 @@ class _Running:
             self._throttled[word] = self._throttled.get(word, 0) + 1
 
     def usage(self, seconds: float) -> GpuUsage:
+        """The summary of all samples over a run of so many seconds."""
         values, low = self._values, self._low.mean
         return GpuUsage(
             index=self._gpu.index,
@@ -151,6 +155,7 @@ class _Running:
 
 
 def _whole(value: float | None) -> int | None:
+    """A whole number; None stays None."""
     return None if value is None else int(value)
 
 
@@ -171,6 +176,7 @@ def rounded(row: dict[str, object]) -> dict[str, object]:
 
 
 def _short(name: str, value: object) -> object:
+    """A number rounded for the file."""
     if not isinstance(value, float):
         return value
     return round(value) if name.startswith(("pcie", "nvlink", "memory")) else round(value, 3)

@@ -118,16 +118,19 @@ def _leave(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _say(line: str) -> None:
+    """One line on standard error."""
     print(f"verify: {line}" if not line.startswith("warning:") else line, file=sys.stderr, flush=True)
 
 
 def _seconds(text: str) -> int:
+    """Parse a number of seconds. Errors: argparse.ArgumentTypeError."""
     if not re.fullmatch(r"[0-9]{1,6}", text) or not 1 <= int(text) <= LONGEST_S:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of seconds from 1 to {LONGEST_S}")
     return int(text)
 
 
 def _on_cpu(selection: Selection) -> Selection:
+    """The selection without its GPUs."""
     return replace(selection, indices=(), uuids=(), group="", reason="--cpu was given", warnings=())
 
 

@@ -109,6 +109,7 @@ def _spoken(entry: tuple[int, Record]) -> list[Result]:
 
 
 def _pair(result: Result, naming: Naming) -> PairResult:
+    """The result of a step between two ranks or GPUs."""
     assert result.step.a is not None and result.step.b is not None
     way = "copy" if result.step.kind == "copy" else naming.backend
     a, b = naming.number(result.step.a), naming.number(result.step.b)
@@ -179,20 +180,24 @@ def _failed(result: JobResult, naming: Naming) -> tuple[str, str, tuple[str, ...
 
 
 def _stage(record: Record) -> str:
+    """The kind of the step at which the job is or ended."""
     if record.open is not None:
         return record.open.kind
     return record.results[-1].step.kind if record.results else "start"
 
 
 def _where(record: Record, naming: Naming) -> str:
+    """The step in words at which a rank is."""
     return naming.step(record.open) if record.open is not None else f"the step after {naming.step(_last(record))}"
 
 
 def _last(record: Record) -> Step:
+    """The last step that a rank finished."""
     return record.results[-1].step if record.results else Step("start")
 
 
 def _in_words(code: int) -> str:
+    """A returncode in words."""
     if code >= 0:
         return f"exit code {code}"
     try:

@@ -163,6 +163,7 @@ def _end_all(mark: bytes) -> tuple[int, ...]:
 
 
 def _marked(mark: bytes) -> tuple[int, ...]:
+    """The ids of processes whose environment has the mark."""
     found = []
     for entry in Path("/proc").iterdir():
         # A process that has ended, or is another user's, has no environment to read.

@@ -83,6 +83,7 @@ class Journal:
         self._write({"failed": message})
 
     def _write(self, line: dict[str, object]) -> None:
+        """Append one line of JSON."""
         self._file.write(json.dumps(line) + "\n")
 
 
@@ -129,4 +130,5 @@ def _parse(line: str) -> Step | Result | str:
 
 
 def _path(folder: Path, rank: int) -> Path:
+    """The journal of a rank."""
     return folder / f"rank-{rank}.jsonl"

@@ -50,6 +50,7 @@ def _matrices(pairs: Sequence[PairResult], noun: str, width: int) -> Iterator[Ta
 
 
 def _matrix(pairs: Sequence[PairResult], noun: str, rows: Sequence[int], columns: Sequence[int]) -> Table:
+    """The table of speeds between pairs."""
     found = {(pair.a, pair.b): pair for pair in pairs}
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=True, padding=(0, 1), header_style="bold")
     table.add_column("", no_wrap=True)
@@ -61,6 +62,7 @@ def _matrix(pairs: Sequence[PairResult], noun: str, rows: Sequence[int], columns
 
 
 def _cell(pair: PairResult | None, same: bool) -> Text:
+    """One cell of the table."""
     if pair is None:
         return Text("X" if same else "-", style="dim")
     if pair.problem is not None:
@@ -69,6 +71,7 @@ def _cell(pair: PairResult | None, same: bool) -> Text:
 
 
 def _speed(gb_s: float) -> str:
+    """GB/s with three digits."""
     return f"{gb_s:.0f}" if gb_s >= 100 else f"{gb_s:.1f}" if gb_s >= 10 else f"{gb_s:.2f}"
 
 

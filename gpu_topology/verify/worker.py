@@ -85,6 +85,7 @@ def _compute(journal: Journal, device: torch.device) -> None:
 
 
 def _device(backend: str) -> torch.device:
+    """This rank's device. Errors: Refused where torch does not see the GPU."""
     if backend == "gloo":
         return torch.device("cpu")
     ordinal = int(os.environ["LOCAL_RANK"])
@@ -228,4 +229,5 @@ def _difference(found: Bytes, expected: Bytes) -> str | None:
 
 
 def _gb_s(size: float, seconds: float) -> float:
+    """GB/s for so many bytes."""
     return size / seconds / 1e9

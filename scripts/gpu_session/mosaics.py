@@ -95,6 +95,7 @@ def images_of(folder: Path, entry: Entry) -> np.ndarray:
 
 
 def _unpack_mosaic(data: Path, where: tuple[Path, Entry]) -> int:
+    """Write the images of one mosaic; their number."""
     folder, entry = where
     target = data / str(entry["split"]) / str(entry["class"])
     target.mkdir(parents=True, exist_ok=True)

@@ -32,6 +32,7 @@ class GroupNorm(nn.BatchNorm2d):
     """Batch norm by the way of several ranks, also where there is one."""
 
     def forward(self, input: Tensor) -> Tensor:
+        """Batch norm over the group, by torch's own kernels where there is a GPU."""
         by_torch = sync_batch_norm() if input.device.type == "cuda" else None
         if by_torch is not None:
             running = self.running_mean, self.running_var

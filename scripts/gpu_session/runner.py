@@ -135,6 +135,7 @@ def exit_status(results: Sequence[Result]) -> int:
 
 
 def _write(results: Sequence[Result], folder: Path) -> None:
+    """Write both summaries."""
     document = {"schema": "ddp-gpu-session/1", "python": sys.version.split()[0], "steps": [asdict(r) for r in results]}
     for name, text in (("summary.json", json.dumps(document, indent=1)), ("summary.txt", table(results))):
         unfinished = folder / f".{name}"

@@ -57,6 +57,7 @@ def main() -> int:
 
 
 def _arguments() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="gpu_session.sh", description="Checks and measurements on a rented GPU.")
     parser.error = lambda message: sys.exit(_mistake(message))  # type: ignore[assignment, method-assign, return-value]
     parser.add_argument("part", type=int, choices=tuple(PARTS), metavar="PART", help="1: checks; 2: measurements")
@@ -77,6 +78,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _seconds(text: str) -> float:
+    """Parse a number of seconds. Errors: argparse.ArgumentTypeError."""
     try:
         value = float(text)
     except ValueError:
@@ -87,6 +89,7 @@ def _seconds(text: str) -> float:
 
 
 def _mistake(message: str) -> int:
+    """Print the error; the exit status."""
     print(f"error: {message}", file=sys.stderr)
     return 2
 

@@ -78,6 +78,7 @@ def _data(settings: Settings) -> list[Step]:
 
 
 def _data_of(settings: Settings) -> Path:
+    """The folder of the data."""
     return settings.out / "data" if settings.rehearse and settings.data == settings.carry / "data" else settings.data
 
 

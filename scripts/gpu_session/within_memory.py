@@ -22,6 +22,7 @@ class Heard:
         self.stream, self.text = stream, ""
 
     def write(self, text: str) -> int:
+        """Keep the text and pass it on."""
         self.text += text
         return self.stream.write(text)
 

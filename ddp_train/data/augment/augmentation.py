@@ -47,6 +47,7 @@ class Draws:
 
     @property
     def fields(self) -> tuple[Tensor | None, ...]:
+        """All draws, in a fixed order."""
         return self.shift, self.flip, self.box, *self.further
 
     def __getitem__(self, part: slice) -> Draws:
@@ -148,6 +149,7 @@ class Augmentation:
         return _draws(joined)
 
     def _draw(self, samples: Tensor, epoch: int) -> Draws:
+        """The draws of these samples in an epoch, by keys alone."""
         count = _WORDS + sum(operation.words for operation in self.further)
         words = keyed_random.words(keyed_random.key(self.seed, epoch, keyed_random.AUGMENTATION), samples, count)
         shift = flip = box = None

@@ -122,8 +122,10 @@ def _blend(images: Tensor, other: Tensor, factor: Tensor) -> Tensor:
 
 
 def _to_levels(values: Tensor) -> Tensor:
+    """Floats as uint8 levels, clamped."""
     return values.clamp_(0, 255).to(torch.uint8)
 
 
 def _per_image(values: Tensor) -> Tensor:
+    """One value per image, shaped [n, 1, 1, 1]."""
     return values.view(-1, 1, 1, 1)

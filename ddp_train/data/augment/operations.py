@@ -65,11 +65,13 @@ class ResizedCrop:
         self._sides = torch.tensor(size).to(device)
 
     def draw(self, words: Tensor) -> Tensor:
+        """Size and corner of each crop, int16 [n, 4]."""
         size = self._boxes.index_select(0, keyed_random.integers(words[:, 0], len(self._boxes)))
         corner = keyed_random.integers(words[:, 1:], self._sides + 1 - size)
         return torch.cat([corner, size], 1).to(torch.int16)
 
     def apply(self, images: Tensor, drawn: Tensor) -> Tensor:
+        """The crops, scaled back to the full size."""
         return geometry.resized_crop(images, drawn)
 
 
@@ -84,9 +86,11 @@ class Rotation:
         self._maps = torch.tensor([geometry.rotation(angle) for angle in self.angles]).to(device)
 
     def draw(self, words: Tensor) -> Tensor:
+        """The index of each angle, int16 [n]."""
         return keyed_random.integers(words[:, 0], _STEPS).to(torch.int16)
 
     def apply(self, images: Tensor, drawn: Tensor) -> Tensor:
+        """The rotated images."""
         return geometry.affine(images, self._maps[drawn.long()], "bilinear")
 
 
@@ -102,9 +106,11 @@ class ColourJitter:
         self.shifts = torch.linspace(-strength * _HUE_SHARE, strength * _HUE_SHARE, _STEPS).to(device)
 
     def draw(self, words: Tensor) -> Tensor:
+        """The index of each factor, int16 [n, 4]."""
         return keyed_random.integers(words, _STEPS).to(torch.int16)
 
     def apply(self, images: Tensor, drawn: Tensor) -> Tensor:
+        """The images with changed brightness, contrast, saturation and hue."""
         bright, contrast, colours, hue = drawn.long().unbind(1)
         images = colour.brightness(images, self.factors[bright])
         images = colour.contrast(images, self.factors[contrast])
@@ -121,9 +127,11 @@ class Grayscale:
         self._bound = int(probability * (1 << 20))
 
     def draw(self, words: Tensor) -> Tensor:
+        """Which images turn grey, uint8 [n]."""
         return (keyed_random.integers(words[:, 0], 1 << 20) < self._bound).to(torch.uint8)
 
     def apply(self, images: Tensor, drawn: Tensor) -> Tensor:
+        """The images, the chosen ones grey."""
         return change_chosen(images, drawn.bool(), lambda chosen, _: colour.grayscale(chosen), drawn)
 
 

@@ -101,6 +101,7 @@ def _chances(step: _Step, space: dict[str, list[float]]) -> tuple[Action, ...]:
 
 
 def _both_signs(operation: str, magnitude: float) -> list[Action]:
+    """The action in both directions, where the operation has one."""
     return [Action(operation, magnitude), Action(operation, -magnitude if operation in _SIGNED else magnitude)]
 
 
@@ -112,6 +113,8 @@ def _narrow(bins: int, height: int, width: int) -> dict[str, list[float]]:
 def _space(
     bins: int, *, shear: float, right: float, down: float, turn: float, colour: float, bits: int
 ) -> dict[str, list[float]]:
+    """Operation -> its magnitudes, `bins` of them from none to the most."""
+
     def up_to(most: float) -> list[float]:
         values: list[float] = torch.linspace(0.0, most, bins).tolist()
         return values
@@ -164,6 +167,7 @@ class Policy:
         self._kinds = [[kind for kind in _CHANGES if kind in kinds] for kinds in used]
 
     def draw(self, words: Tensor) -> Tensor:
+        """The action of each slot for each image, int16 [n, slots]."""
         if not len(self._table):
             return torch.zeros((len(words), 0), dtype=torch.int16, device=words.device)
         row = keyed_random.integers(words[:, 0], self._table.shape[1])

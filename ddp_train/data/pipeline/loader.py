@@ -114,6 +114,7 @@ class LoaderPipeline(DatasetPipeline):
             self._evaluated[name] = to_device(split.labels, self.device), batches, loader
 
     def _loader(self, reader: ImageReader, batches: list[list[int]], workers: int, prefetch: int) -> DataLoader[Any]:
+        """A DataLoader over `batches`, which the caller may change between epochs."""
         parent = os.getpid()
         return DataLoader(
             reader,
@@ -130,9 +131,11 @@ class LoaderPipeline(DatasetPipeline):
 
     @property
     def left_out(self) -> int:
+        """Training samples left out so far because they cannot be decoded."""
         return self._agreement.count if self._agreement is not None else 0
 
     def train(self, epoch: int, start_step: int = 0) -> Iterator[Window]:
+        """See Pipeline."""
         self.sampler.set_epoch(epoch)
         windows = [(part, indices, *self._micro_batches(0, part)) for part, indices in self.sampler.windows(start_step)]
         self._train_batches[:] = [
@@ -167,6 +170,7 @@ class LoaderPipeline(DatasetPipeline):
         return Window(batches, len(kept), samples, left, shards, part.global_size - left, weight)
 
     def _augmented(self, read: Read | None, epoch: int) -> Batch:
+        """The batch on the device, augmented; an empty batch for None."""
         if read is None:
             shape = (0, *self._train_reader.size, self.augmentation.channels)
             read = torch.empty(shape, dtype=torch.uint8), torch.empty(0, dtype=torch.int64), []
@@ -177,12 +181,14 @@ class LoaderPipeline(DatasetPipeline):
         return Batch(self.augmentation(images, visits, epoch), self._train_labels.index_select(0, indices), indices)
 
     def _on_device(self, read: Read) -> tuple[Tensor, Tensor]:
+        """Images and indices on the device. Errors: UserError for an unreadable sample that is not tolerated."""
         images, indices, bad = read
         if bad and self._agreement is None:
             raise UserError(str(bad[0]))
         return images.to(self.device, non_blocking=True), indices.to(self.device, non_blocking=True)
 
     def evaluate(self, split: str | None = None) -> Iterator[Batch]:
+        """See Pipeline."""
         bad: list[BadSample] = []
         labels, batches, loader = self._evaluated[split or self.selection]
         bounds = self.sampler.in_order(len(labels), self._test_batch)
@@ -198,6 +204,7 @@ class LoaderPipeline(DatasetPipeline):
             self._agreement.settle(split or self.selection, bad)
 
     def dummy_batch(self) -> Batch:
+        """See Pipeline; a training sample that can be decoded."""
         tries = (self._train_reader[[index]] for index in range(min(_TRIES, len(self._train_labels))))
         images, indices, _ = next((read for read in tries if len(read[1])), self._train_reader[[0]])
         return self._augmented((images, indices, []), 0)

@@ -30,9 +30,11 @@ class ResidentPipeline(DatasetPipeline):
 
     @property
     def resident(self) -> bool:
+        """True."""
         return True
 
     def train(self, epoch: int, start_step: int = 0) -> Iterator[Window]:
+        """See Pipeline."""
         self.sampler.set_epoch(epoch)
         shares = list(self.sampler.plan(start_step))
         if not shares:
@@ -49,10 +51,12 @@ class ResidentPipeline(DatasetPipeline):
             first += samples
 
     def _batch(self, rows: Tensor, draws: Draws) -> Batch:
+        """The augmented batch of these rows."""
         images = self.augmentation.apply(self._padded, rows, draws)
         return Batch(images, self._train_labels.index_select(0, rows), rows)
 
     def evaluate(self, split: str | None = None) -> Iterator[Batch]:
+        """See Pipeline."""
         batches, images, labels = self._place(split or self.selection)
         for start, stop in batches:
             part = slice(start - batches[0][0], stop - batches[0][0])
@@ -70,6 +74,7 @@ class ResidentPipeline(DatasetPipeline):
         return batches, *self._placed[name][1:]
 
     def dummy_batch(self) -> Batch:
+        """See Pipeline."""
         rows = torch.zeros(1, dtype=torch.int64, device=self.device)
         return self._batch(rows, self.augmentation.draw(rows, 0))
 

@@ -117,6 +117,7 @@ class DatasetPipeline(Pipeline):
 
     @property
     def selection(self) -> str:
+        """The split that chooses the best model."""
         return self._selection
 
     def _global_weights(self, start_step: int) -> Iterator[float | None]:
@@ -133,6 +134,7 @@ class DatasetPipeline(Pipeline):
             yield math.fsum(of_order[first : min(first + size, self.sampler.total_size)].tolist())
 
     def _micro_batches(self, start: int, part: RankPart) -> tuple[list[tuple[int, int]], tuple[int, ...]]:
+        """The bounds and shards of this rank's micro-batches in a window."""
         least = min(part.most, self.accumulate) if self.equal_passes else 0
         return micro_batches(start, part.shards, [1.0] * self.accumulate, least)
 

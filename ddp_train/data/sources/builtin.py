@@ -58,6 +58,7 @@ def load_synthetic(samples: int) -> Dataset:
 
 
 def _split(patterns: np.ndarray, count: int, stream: int) -> Split:
+    """`count` images, each the pattern of its class with noise."""
     labels = np.arange(count, dtype=np.int64) % _CLASSES
     noise = np.random.default_rng(stream).integers(0, 128, (count, _SIDE, _SIDE, 3), dtype=np.uint8)
     noise += patterns[labels] - 64  # 0 .. 254: no overflow

@@ -34,6 +34,7 @@ SIDE = 32
 
 
 def has_torchvision_folder(data_dir: Path) -> bool:
+    """Whether torchvision's unpacked CIFAR-10 is there."""
     return (data_dir / TORCHVISION_FOLDER).is_dir()
 
 
@@ -61,6 +62,7 @@ def check_image_folder(data_dir: Path) -> None:
 
 
 def how_to_get(data_dir: Path) -> str:
+    """What to do where CIFAR-10 is missing."""
     layouts = f"{TORCHVISION_FOLDER}/, or with train/<class>/ and test/<class>/"
     return f"unpack {URL} into {data_dir}, or point --data-dir at a folder with {layouts}"
 

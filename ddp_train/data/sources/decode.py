@@ -200,6 +200,7 @@ class _Work:
             yield _Progress(done, refused, extents)
 
     def _one(self, index: int) -> Extent | None:
+        """Decode one file into `out`; its original size. Errors: those of the decoder."""
         content = _content(self.paths[index])
         if self.digests is not None:
             self.digests[index] = np.frombuffer(hashlib.sha256(content).digest(), np.uint8)
@@ -210,6 +211,7 @@ class _Work:
 def _decode_in_processes(
     work: _Work, count: int, tolerated: int, extents: dict[int, Extent], progress: Callable[[int], None]
 ) -> dict[int, str]:
+    """Decode with `count` processes; row -> why it could not be decoded."""
     context = multiprocessing.get_context("fork")
     readers, workers = [], []
     try:
@@ -268,6 +270,7 @@ def end_with_parent(parent: int) -> None:
 
 
 def _end_at_sigterm_of(parent: int) -> None:
+    """A thread's work: leave when the parent sends SIGTERM."""
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass
     os._exit(0)

@@ -118,6 +118,7 @@ def _decoded(checked: _Checked, size: tuple[int, int] | None, limit: int, *, ver
 
 
 def _split(listed: FolderSplit, images: np.ndarray | None, reading: Reading) -> Split:
+    """The split with its images, or with its files where these are read later."""
     if images is not None:
         return Split(listed.labels, images)
     return Split(listed.labels, None, listed.files, listed.stamps, reading)
@@ -174,6 +175,7 @@ class _Checked:
         return {name: listed.without(self._bad_names(listed)) for name, listed in self.splits.items()}
 
     def _bad_names(self, listed: FolderSplit) -> Collection[str]:
+        """The names of a split's unreadable files."""
         start = len(f"{listed.root}/")
         return {sample.file[start:] for sample in self.bad if sample.part == listed.part}
 
@@ -248,6 +250,8 @@ class _Checked:
         return levels
 
     def _read_split(self, listed: FolderSplit, out: np.ndarray) -> dict[int, Extent]:
+        """Decode a split with progress on a terminal; the sizes of its images."""
+
         def progress(done: int) -> None:
             if sys.stderr.isatty():
                 end = "\n" if done >= len(listed.names) else ""
@@ -285,4 +289,5 @@ class _Checked:
 
 
 def _say(line: str) -> None:
+    """One line on standard error."""
     print(line, file=sys.stderr, flush=True)

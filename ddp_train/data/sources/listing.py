@@ -50,6 +50,7 @@ class FolderSplit:
 
     @property
     def files(self) -> tuple[str, ...]:
+        """The paths of all images."""
         return tuple(f"{self.root}{os.sep}{name}" for name in self.names)
 
     def without(self, left_out: Collection[str]) -> FolderSplit:
@@ -95,6 +96,7 @@ def find_splits(data_dir: Path) -> dict[str, Path]:
 
 
 def has_image_folder(data_dir: Path) -> bool:
+    """Whether there is a folder `train`."""
     return "train" in find_splits(data_dir)
 
 
@@ -176,6 +178,7 @@ def other_data(data_dir: Path) -> str | None:
 
 
 def _notes(data_dir: Path, first: FolderSplit, skipped: Skipped) -> list[str]:
+    """Notes on skipped files, and on a single class."""
     notes = []
     if skipped:
         kinds = skipped.most_common(_SHOWN)
@@ -289,6 +292,7 @@ def lacks(root: Path, classes: Sequence[str]) -> str:
 
 
 def _some(names: Sequence[str]) -> str:
+    """The first class names, and the number of others."""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return f"{'class' if len(names) == 1 else 'the classes'} {', '.join(names[:_SHOWN])}{more}"
 
@@ -307,16 +311,19 @@ def _is_other_folder(name: str) -> bool:
 
 
 def _is_image(name: str) -> bool:
+    """Whether a file name is that of an image."""
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122 (slow)
 
 
 def _kind(name: str) -> str:
+    """The suffix of a skipped file, for a note."""
     if name.startswith("."):
         return "hidden files"
     return os.path.splitext(name)[1].lower() or "files without suffix"  # noqa: PTH122 (slow)
 
 
 def _identity(facts: os.stat_result) -> tuple[int, int]:
+    """Device and inode of a file."""
     return facts.st_dev, facts.st_ino
 
 

@@ -180,6 +180,7 @@ def _order(name: str) -> tuple[str, str]:
 
 
 def _read(stored: Mapping[str, np.ndarray], part: str, undecodable: Mapping[str, str]) -> Seen:
+    """One split of a stored manifest. Errors: ValueError where its parts do not match."""
     text = bytes(stored[f"{part}-names"]).decode(errors="surrogateescape")
     names = tuple(text.split("\0")) if text else ()
     stamps, digests = stored[f"{part}-stamps"], stored[f"{part}-digests"]
@@ -189,5 +190,6 @@ def _read(stored: Mapping[str, np.ndarray], part: str, undecodable: Mapping[str,
 
 
 def _file_name(folder: Path) -> str:
+    """The manifest's name for a folder of images."""
     where = str(folder.resolve()).encode(errors="surrogateescape")
     return f"manifest-{hashlib.sha256(where).hexdigest()[:32]}.npz"

@@ -97,6 +97,7 @@ def levels_of(extents: Iterable[Extent]) -> dict[str, Levels]:
 
 
 def _levels(kind: Kind, least: float, greatest: float) -> Levels:
+    """The values of black and white for images with this range."""
     size = max(-least, greatest)
     if kind == "floats" and size <= _SMALL_FLOATS:
         white = 1.0 if _DARKEST < size <= 1 or size == 0 else 2.0 ** math.ceil(math.log2(size))
@@ -168,6 +169,7 @@ def as_rgb(image: Image.Image, reading: Reading) -> tuple[Image.Image, Extent | 
 
 
 def _laid_on(background: str, image: Image.Image) -> Image.Image:
+    """A transparent image on a background, as RGB."""
     ground = Image.new("RGBA", image.size, background)
     ground.alpha_composite(image)
     return ground.convert("RGB")
@@ -267,6 +269,7 @@ def _read_as(image: Image.Image, form: str) -> np.ndarray:
 
 @cache
 def _lab_to_rgb() -> Any:
+    """Pillow's transform from LAB to sRGB."""
     from PIL import ImageCms
 
     return ImageCms.buildTransform(ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), "LAB", "RGB")

@@ -158,6 +158,7 @@ def _read(name: str, data_dir: Path, *, train: bool) -> tuple[np.ndarray, np.nda
 
 
 def _scaled(images: np.ndarray, side: int, resize: int | None) -> np.ndarray:
+    """Images uint8 [n, height, width, channels], scaled to a square."""
     from PIL import Image
 
     grey = images.shape[3] == 1

@@ -40,5 +40,6 @@ def split_off(dataset: Dataset, share: float, seed: int) -> Dataset:
 
 
 def _part(split: Split, chosen: np.ndarray) -> Split:
+    """The chosen samples of a split."""
     rows = np.flatnonzero(chosen)
     return replace(split, labels=split.labels[chosen], rows=rows if split.rows is None else split.rows[rows])
