@@ -17,6 +17,7 @@ from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRende
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, TensorDataset
 
+from ddp_launch import torch_internals
 from ddp_launch.stall.in_rank.sitecustomize import HOOK
 from ddp_launch.stall.in_rank.torch_internals import RECORDERS, batch_size, exposed_ns
 from ddp_launch.torch_internals import (
@@ -25,6 +26,8 @@ from ddp_launch.torch_internals import (
     HookedRendezvous,
     agent_has_hooks,
     change_join_timeout,
+    numa_options,
+    worker_spec,
 )
 
 
@@ -50,6 +53,14 @@ def test_an_agent_without_hooks_is_noticed() -> None:
 
     assert agent_has_hooks()
     assert not agent_has_hooks(Other)
+
+
+def test_what_older_torch_does_not_know_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch_internals, "WorkerSpec", lambda **facts: facts)
+    assert worker_spec(role="rank", virtual_local_rank=False, numa_options=None) == {"role": "rank"}
+    assert numa_options(None) is None
+    whole = worker_spec(virtual_local_rank=True, numa_options=numa_options("node"))
+    assert whole["virtual_local_rank"] is True and whole["numa_options"].should_fall_back_if_binding_fails
 
 
 @pytest.mark.parametrize("name", ["_get_world", "_create_tcp_store_server", "_close"])

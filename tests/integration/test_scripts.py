@@ -134,3 +134,13 @@ def test_the_build_of_torch_follows_the_driver_and_the_gpus(
     command = [sys.executable, str(ROOT / "scripts/torch_index.py")]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == ("" if build is None else f"https://download.pytorch.org/whl/{build}")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [(["no-such-python"], "no-such-python is not there"), (["--dark"], "--dark: expected --light SITE_PACKAGES")],
+)
+def test_the_matrix_refuses_what_it_cannot_run(words: list[str], said: str) -> None:
+    command = ["bash", str(ROOT / "scripts" / "test_matrix.sh"), *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1) and said in done.stderr

@@ -16,6 +16,8 @@ from ddp_launch.plan.plan import LaunchPlan, MachineFacts, make_plan, with_argum
 from ddp_launch.plan.show import show_full
 from gpu_topology.host.cpus import NumaNode
 from gpu_topology.host.host import Host
+from gpu_topology.host.torch_build import TorchBuild
+from gpu_topology.select.from_environment import Inherited
 from gpu_topology.topology import Gpu, MigDevice, Topology
 
 GIB = 2**30
@@ -285,8 +287,10 @@ def on_two_nodes(**changes: object) -> LaunchPlan:
     nodes = (NumaNode(0, 0, 4), NumaNode(1, 1, 4))
     facts = {"usable_nodes": nodes, "usable_cores": 8, "numactl": True, "numa_policy": True, **changes}
     argv = [str(word) for word in facts.pop("argv", ())]  # type: ignore[attr-defined]
+    inherited = Inherited(torch=TorchBuild(str(facts.pop("torch", "2.15.0")), "13.0"))
     made = replace(host(), **facts)  # type: ignore[arg-type]
-    return make_plan(parse([*argv, "a.py"]), MachineFacts(topology=Topology(gpus=gpus), host=made, environ={}))
+    machine = MachineFacts(topology=Topology(gpus=gpus), host=made, environ={}, inherited=inherited)
+    return make_plan(parse([*argv, "a.py"]), machine)
 
 
 def test_ranks_are_bound_to_numa_nodes_where_that_works() -> None:
@@ -307,6 +311,13 @@ def test_numa_binding_as_asked() -> None:
         on_two_nodes(argv=("--numa-binding", "socket"), numactl=False)
     with pytest.raises(TopologyError, match="no GPU is used"):
         plan("--cpu", "--numa-binding", "node", "a.py")
+
+
+def test_an_older_torch_that_cannot_bind_ranks() -> None:
+    free, off = on_two_nodes(torch="2.8.0+cu128"), on_two_nodes(argv=("--numa-binding", "off"))
+    assert free.job.numa_binding is None and free.job.environment == off.job.environment
+    with pytest.raises(TopologyError, match=r"--numa-binding node cannot be done here: torch 2.9"):
+        on_two_nodes(argv=("--numa-binding", "node"), torch="2.8.0")
 
 
 def test_two_allocator_variables_become_one() -> None:
