@@ -5,8 +5,8 @@ Slack    https://docs.slack.dev/messaging/sending-messages-using-incoming-webhoo
          take the same.
 Discord  https://docs.discord.com/developers/resources/webhook: `content`, at most 2,000 characters; mentions are off.
          It refuses the name that urllib gives itself.
-ntfy     https://docs.ntfy.sh/publish: as JSON, since headers are not UTF-8; a message of more than 4,096 bytes would
-         become an attachment.
+ntfy     https://docs.ntfy.sh/publish: as JSON, since headers are not UTF-8. A message of more than 4,096 bytes would
+         become an attachment; older servers read no more than that of the JSON either (server.go, transformBodyJSON).
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ NTFY_TAGS = {
 }
 URGENT, USUAL = 4, 3
 """Priorities of ntfy: high makes a phone buzz for longer."""
-LONGEST_SLACK, LONGEST_DISCORD, LONGEST_NTFY = 3900, 1900, 3900
-"""Characters; of ntfy bytes. A little below what is accepted."""
+LONGEST_SLACK, LONGEST_DISCORD, LONGEST_NTFY = 3900, 1900, 4000
+"""Characters; of ntfy bytes of the JSON. A little below what is accepted."""
 LONGEST_TITLE = 250
 
 
@@ -60,9 +60,12 @@ def request(receiver: Receiver, record: Record) -> Request:
     headers = {"Content-Type": "application/json; charset=utf-8", "User-Agent": f"ddp-launch/{__version__}"}
     if receiver.authorization:
         headers["Authorization"] = receiver.authorization
+    return Request(url, headers, _json(content))
+
+
+def _json(content: Mapping[str, Any]) -> bytes:
     # What is no text (a file's name) must not end the message.
-    body = json.dumps(content, ensure_ascii=False).encode("utf-8", "replace")
-    return Request(url, headers, body)
+    return json.dumps(content, ensure_ascii=False).encode("utf-8", "replace")
 
 
 def _slack(record: Record) -> str:
@@ -96,12 +99,17 @@ def _units(text: str) -> int:
 def _ntfy(url: str, record: Record) -> tuple[str, dict[str, Any]]:
     base, _, topic = url.partition("?")[0].rpartition("/")
     query = url.partition("?")[2]
-    message = "\n".join(lines(record)).encode("utf-8", "replace")[:LONGEST_NTFY].decode("utf-8", "ignore")
+    title = record["title"].encode("utf-8", "replace")[:LONGEST_TITLE].decode("utf-8", "ignore")
+    message = "\n".join(lines(record)) or title
     content = {
         "topic": topic,
-        "title": record["title"].encode("utf-8", "replace")[:LONGEST_TITLE].decode("utf-8", "ignore"),
-        "message": message or record["title"],
+        "title": title,
+        "message": message,
         "tags": [NTFY_TAGS[record["event"]]],
         "priority": URGENT if record["event"] in ("fail", "stall") else USUAL,
     }
+    while (excess := len(_json(content)) - LONGEST_NTFY) > 0:
+        # A character takes up to four bytes: so many are too many in any case.
+        message = message[: -max(1, excess // 4)]
+        content["message"] = message
     return f"{base}/" + (f"?{query}" if query else ""), content

@@ -26,7 +26,7 @@ def failed(words: str) -> Record:
     return record
 
 
-@pytest.mark.parametrize("words", [HOSTILE, "🎉" * 5000, "<&>" * 3000, "```" * 3000, "ü" * 4000])
+@pytest.mark.parametrize("words", [HOSTILE, "🎉" * 5000, "<&>" * 3000, "```" * 3000, "ü" * 4000, "\\" * 4000])
 def test_hostile_and_long_words(words: str) -> None:
     record = failed(words)
     slack = sent("slack+https://h/x", record)["text"]
@@ -38,7 +38,8 @@ def test_hostile_and_long_words(words: str) -> None:
     assert discord["content"].count("```") == 2
     assert discord["allowed_mentions"] == {"parse": []}
     ntfy = sent("ntfy+https://h/x", record)
-    assert len(ntfy["message"].encode()) <= 4096
+    assert len(request(receiver("ntfy+https://h/x"), record).body) <= 4096
+    assert ntfy["message"].startswith("rank 3 on box: ")
     assert len(ntfy["title"].encode()) <= 250
     assert "\n" not in record["title"] + record["cause"]["error"]
     assert len(json.dumps(sent("https://h/x", record))) < 60_000
