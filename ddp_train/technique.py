@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ddp_train.config.options import Config
 from ddp_train.data.augment import keyed_random
-from ddp_train.data.pipeline.window import Batch
+from ddp_train.data.pipeline.window import Batch, Window
 from ddp_train.distributed.process_group import Ranks
 from ddp_train.observers.records import EpochRecord, Observer
 from ddp_train.optim.losses import Loss
@@ -81,6 +81,10 @@ class Technique:
     rate         step -> a factor on the learning rate, beside the schedule's
     gradient     changes the true gradients of the global batch in place, before the optimizer
     phase        a context around each "forward", "backward" and "step" of training, and around "evaluation"
+    choose       (this rank's part of a global batch, its moment) -> the part of it that is trained, its `size` over
+                 all ranks; asked on all ranks, before anything else of the step
+    before_step  prepares the network for a step; its result names the sort of step (None: one as any other), so that
+                 each sort can be warmed up (tune/warm_up.py)
     update       takes the place of "gradient, then step"; at most one technique of a run has it
     after_step   after the optimizer's step
     before_evaluation  on all ranks, given this rank's part of the epoch's training batches, read only if iterated
@@ -100,6 +104,8 @@ class Technique:
     rate: Callable[[int], float] | None = None
     gradient: Callable[[Sequence[nn.Parameter], Moment], None] | None = None
     phase: Callable[[str], AbstractContextManager[object]] | None = None
+    choose: Callable[[Window, Moment], Window] | None = None
+    before_step: Callable[[Moment], object] | None = None
     update: Update | None = None
     after_step: Callable[[Moment], None] | None = None
     before_evaluation: Callable[[Iterable[Batch]], None] | None = None

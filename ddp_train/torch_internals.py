@@ -84,17 +84,19 @@ def _engine() -> Callable[..., object] | None:
     return run if leaf.grad is not None and leaf.grad == 6.0 else None
 
 
-def foreach(operation: str, tensors: Sequence[Tensor], *others: Sequence[Tensor] | float, **options: float) -> Any:
+def foreach(
+    operation: str, tensors: Sequence[Tensor], *others: Sequence[Tensor] | Tensor | float, **options: float
+) -> Any:
     """Tensor's method `operation` ("add_", "norm", ...) on each tensor, in one pass over all of them.
 
-    others: for each argument one tensor a tensor, or one number for all. Returns the list of results. Public way: a
-    loop.
+    others: for each argument one tensor a tensor, or one number (or scalar tensor) for all. Returns the list of
+    results. Public way: a loop.
     """
     together = getattr(torch, f"_foreach_{operation}", None)
     if together is not None:
         return together(tensors, *others, **options)
     method = getattr(Tensor, operation)
-    rows = zip(tensors, *(repeat(o) if isinstance(o, float) else o for o in others), strict=False)
+    rows = zip(tensors, *(repeat(o) if isinstance(o, float | Tensor) else o for o in others), strict=False)
     return [method(*row, **options) for row in rows]
 
 

@@ -28,6 +28,7 @@ from ddp_train.assemble.factories import (
     create_balance,
     create_pipeline,
     create_precision,
+    deliver_as_cast,
     optimization_of,
     without_effect,
     without_lone_sample,
@@ -109,6 +110,7 @@ def build(config: Config, ranks: Ranks, device: torch.device, stop: StopSignals 
     precision = create_precision(resolved, device)
     bare = context_of(resolved, dataset, network, pipeline, precision, ranks)
     context, techniques = together(lambda: compose(bare), ranks)
+    together(lambda: deliver_as_cast(context, techniques, pipeline), ranks)
     balance = create_balance(resolved, pipeline, ranks)
     techniques = (*techniques, *([balance.technique()] if balance is not None else []))
     components, saver, cost = _components(context, techniques, pipeline, folder, len(dataset.train.labels))

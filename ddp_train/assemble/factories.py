@@ -21,6 +21,7 @@ from ddp_train.data.sources.samples import Dataset
 from ddp_train.diagnostics.heartbeat_phases import Watched
 from ddp_train.distributed.process_group import Ranks, gather, together
 from ddp_train.distributed.speed_cache import work_of
+from ddp_train.models import trial
 from ddp_train.models.sync_batch_norm import BATCH_NORMS
 from ddp_train.optim import create_optimizer
 from ddp_train.optim.losses import Loss, cross_entropy_sum
@@ -140,6 +141,18 @@ def wrap(context: Context) -> tuple[nn.Module, DistributedDataParallel | None, t
         options["device_ids"] = [device.index]
     ddp = without_compiler(lambda: DistributedDataParallel(network, **options))
     return ddp, ddp, lines
+
+
+def deliver_as_cast(context: Context, techniques: Sequence[Technique], pipeline: Pipeline) -> None:
+    """Have the pipeline deliver the images as autocast would cast them in the first layer: the same bits, fewer bytes.
+
+    Not where a technique changes or chooses images, or a user's own may look at them: it gets float32.
+    """
+    dtype, looked_at = context.precision.dtype, any(t.batch is not None or t.choose is not None for t in techniques)
+    if dtype is None or looked_at or context.config.regularize.technique is not None:
+        return
+    if trial.only_convolves(context.network, context.image_shape, context.device):
+        pipeline.image_dtype = dtype
 
 
 def without_lone_sample(

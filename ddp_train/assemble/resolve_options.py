@@ -76,8 +76,9 @@ def set_arithmetic(config: Config, ranks: Ranks, device: torch.device) -> None:
         set_threads(ranks, device)
         # cuDNN tries its algorithms once for each shape: worth it where a few shapes come again and again. Which one
         # is fastest may differ from run to run, and with it the last bits.
-        few_shapes = config.run.tune is None and not config.augment.progressive_resize
-        torch.backends.cudnn.benchmark = device.type == "cuda" and few_shapes
+        any_part = config.regularize.hard_samples is not None and ranks.world_size > 1
+        few_shapes = config.run.tune is None and not config.augment.progressive_resize and not any_part
+        torch.backends.cudnn.benchmark = device.type == "cuda" and few_shapes and config.model.cudnn_benchmark
     else:
         # By default as many threads as one rank per shard would have: independent of the number of ranks.
         pin(config.run.reproducible_threads or read_host().threads(config.shards), device)

@@ -240,6 +240,7 @@ class Size:
     crop_padding: int = 2
     cutout: int | None = None
     n_layers: int | None = None
+    whiten_bias_epochs: int | None = None
 
     def settings(self) -> dict[str, float | int]:
         """Option name -> value."""
@@ -262,10 +263,12 @@ SIZES: dict[Literal["cpu", "cuda"], dict[float, Size]] = {
         0.96: Size(width_mult=2.0, epochs=40, batch_size=250, lr=0.1, muon_rest_lr=60.0, **LARGEST),
     },
     "cuda": {
-        0.90: Size(width_mult=0.5, epochs=6, batch_size=2000, lr=0.24, muon_rest_lr=307.0),
-        0.93: Size(width_mult=1.0, epochs=6, batch_size=2000, lr=0.24, muon_rest_lr=307.0),
-        0.94: Size(width_mult=1.0, epochs=8, batch_size=2000, lr=0.24, muon_rest_lr=307.0),
-        0.96: Size(width_mult=2.0, epochs=40, batch_size=1000, lr=0.24, muon_rest_lr=153.0, **LARGEST),
+        0.90: Size(width_mult=0.5, epochs=6, batch_size=2000, lr=0.24, muon_rest_lr=307.0, whiten_bias_epochs=3),
+        0.93: Size(width_mult=1.0, epochs=6, batch_size=2000, lr=0.24, muon_rest_lr=307.0, whiten_bias_epochs=3),
+        0.94: Size(width_mult=1.0, epochs=8, batch_size=2000, lr=0.24, muon_rest_lr=307.0, whiten_bias_epochs=3),
+        0.96: Size(
+            width_mult=2.0, epochs=40, batch_size=1000, lr=0.24, muon_rest_lr=153.0, whiten_bias_epochs=3, **LARGEST
+        ),
     },
 }
 AUTOMATIC: dict[Literal["cpu", "cuda"], float] = {"cpu": 0.89, "cuda": 0.94}

@@ -9,6 +9,8 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 
+import torch
+
 from ddp_train.data.pipeline.window import Batch, Pipeline, Window
 from ddp_train.distributed.heartbeat import Heartbeat, heartbeat
 from ddp_train.technique import Context, Technique
@@ -42,6 +44,22 @@ class Watched:
     @accumulate.setter
     def accumulate(self, parts: int) -> None:
         self._pipeline.accumulate = parts
+
+    @property
+    def test_batch(self) -> int:
+        return self._pipeline.test_batch
+
+    @test_batch.setter
+    def test_batch(self, images: int) -> None:
+        self._pipeline.test_batch = images
+
+    @property
+    def image_dtype(self) -> torch.dtype:
+        return self._pipeline.image_dtype
+
+    @image_dtype.setter
+    def image_dtype(self, dtype: torch.dtype) -> None:
+        self._pipeline.image_dtype = dtype
 
     @property
     def steps_per_epoch(self) -> int:

@@ -90,13 +90,14 @@ class NanGuard:
             norms += losses
         if not norms:
             return 0
-        bad = ~torch.isfinite(torch.stack(norms).sum())
+        total = torch.stack(norms).sum()
+        bad = (total - total).ne_(0)  # 1 or 0, since of what is not finite the difference is NaN
         if self._scaled:
             self._skipped = self._skipped + bad
             return 0
         if getattr(optimizer, "_step_supports_amp_scaling", False):
-            optimizer.found_inf = bad.float()  # type: ignore[attr-defined]  # what GradScaler sets as well
-        host = torch.empty((), dtype=torch.bool, pin_memory=True)
+            optimizer.found_inf = bad  # type: ignore[attr-defined]  # what GradScaler sets as well
+        host = torch.empty((), pin_memory=True)
         host.copy_(bad, non_blocking=True)
         ready = torch.cuda.Event()
         ready.record()

@@ -78,10 +78,10 @@ class OomRetry:
         self, components: Components, metrics: Metrics, step_boundary: StepBoundary, settle: Callable[[], None]
     ) -> None:
         self._components, self._metrics, self._step_boundary, self._settle = components, metrics, step_boundary, settle
-        # With a sharded gradient, or batch norm over all ranks, the other ranks wait for more than AllreduceHook
-        # can complete.
-        several = components.ddp is not None
-        can_retry = components.gradient_sync is None and not (several and components.allreduce_hook is None)
+        # With a sharded gradient, a choice of samples, or batch norm over all ranks, the other ranks wait for more than
+        # AllreduceHook can complete.
+        several, chosen = components.ddp is not None, any(t.choose is not None for t in components.techniques)
+        can_retry = components.gradient_sync is None and not (several and (components.allreduce_hook is None or chosen))
         self._backup = _BufferBackup(components.network) if can_retry else None
         self._committed = False
         if components.progress.accumulate > components.pipeline.accumulate:

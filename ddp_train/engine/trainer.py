@@ -45,6 +45,8 @@ class Trainer:
         self._batch = [technique.batch for technique in plugged if technique.batch is not None]
         self._gradient = [technique.gradient for technique in plugged if technique.gradient is not None]
         self._phases = [technique.phase for technique in plugged if technique.phase is not None]
+        self._choose = [technique.choose for technique in plugged if technique.choose is not None]
+        self._before_step = [technique.before_step for technique in plugged if technique.before_step is not None]
         self._after_step = [technique.after_step for technique in plugged if technique.after_step is not None]
         self._before_evaluation = [t.before_evaluation for t in plugged if t.before_evaluation is not None]
         self._after_epoch = [technique.after_epoch for technique in plugged if technique.after_epoch is not None]
@@ -170,6 +172,10 @@ class Trainer:
         self._set_rate(progress.step)
         self._loop.begin_step()
         moment = Moment(progress.epoch, progress.step, components.seed, components.ranks.rank)
+        for before_step in self._before_step:
+            before_step(moment)
+        for choose in self._choose:
+            window = choose(window, moment)
         # More than one gradient of a step needs its samples more than once.
         batches = window.batches if self._update is _plain_update else list(window.batches)
 

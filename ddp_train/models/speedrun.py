@@ -10,6 +10,7 @@ exact one takes a CPU longer than the convolutions.
 
 from __future__ import annotations
 
+import contextlib
 import math
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ddp_core.errors import UserError
-from ddp_train.models.blocks import ImageShape, Residual, require_size
+from ddp_train.models.blocks import ImageShape, Residual, UncountedBatchNorm, require_size
 
 _CHANNELS = {2: (64, 256, 256), 3: (64, 192, 256)}
 """Of the groups, by how many convolutions each has."""
@@ -61,6 +62,8 @@ class SpeedrunNet(nn.Module):
         kernels = torch.empty(directions, directions)
         self._set_kernels(nn.init.orthogonal_(kernels).view(directions, channels, _PATCH, _PATCH))
         nn.init.zeros_(self.whiten.bias)  # type: ignore[arg-type]
+        self.trains_whiten, self.zero_for_whiten = True, False
+        """Whether the first layer has a graph; without, whether its bias gets a gradient of zero."""
         layers: list[nn.Module] = [nn.SiLU()]
         inside, side = 2 * directions, min(height, width) - 1
         for full in _CHANNELS[n_layers]:
@@ -81,7 +84,12 @@ class SpeedrunNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """images: float [N, C, H, W]; returns logits [N, num_classes]."""
-        return self.head(self.layers(self.whiten(images))) * self.scale
+        with contextlib.nullcontext() if self.trains_whiten else torch.no_grad():
+            patches = self.whiten(images)
+        logits: Tensor = self.head(self.layers(patches)) * self.scale
+        if not self.trains_whiten and self.zero_for_whiten and self.whiten.bias is not None:
+            logits = logits + 0.0 * self.whiten.bias.sum()
+        return logits
 
     @torch.no_grad()
     def init_from_data(self, images: Tensor) -> None:
@@ -134,7 +142,7 @@ def _convolution(inside: int, outside: int) -> nn.Conv2d:
 
 def _norm(channels: int) -> nn.BatchNorm2d:
     """Batch norm with a trained bias and a fixed weight."""
-    norm = nn.BatchNorm2d(channels, momentum=_STATISTICS_MOMENTUM)
+    norm = UncountedBatchNorm(channels, momentum=_STATISTICS_MOMENTUM)
     nn.init.constant_(norm.weight, _SLOPE)
     norm.weight.requires_grad = False
     return norm

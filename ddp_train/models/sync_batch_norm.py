@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from ddp_train.models.blocks import UncountedBatchNorm
 from ddp_train.torch_internals import sync_batch_norm
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -123,7 +124,8 @@ def synchronise(network: nn.Module) -> int:
 
     In place, by another class for the same module: parameters, buffers and names stay what they are.
     """
-    found = [m for m in network.modules() if type(m) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)]
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, UncountedBatchNorm)
+    found = [m for m in network.modules() if type(m) in kinds]  # a subclass of a user's may compute something else
     for module in found:
         module.__class__ = SynchronisedBatchNorm
     return len(found)

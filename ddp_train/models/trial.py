@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.overrides import TorchFunctionMode
 
 from ddp_core.errors import UserError
 from ddp_train.models.blocks import ImageShape
@@ -75,6 +76,39 @@ def without_gradient(network: nn.Module, image_shape: ImageShape, device: torch.
         # A forward that was put onto the network, as `network.forward = function`, computes with what it was made of.
         both = zip(network.named_parameters(), tried.parameters(), strict=True)
         return tuple(n for (n, p), q in both if p.requires_grad and p.grad is None and q.grad is None)
+
+
+def only_convolves(network: nn.Module, image_shape: ImageShape, device: torch.device) -> bool:
+    """Whether a network's images go into convolutions and linear layers alone, which autocast has cast them for."""
+    images, training = _images(2, image_shape, device), network.training
+    uses = _Uses(images)
+    try:
+        with torch.no_grad(), uses:
+            network.eval()(images)
+    finally:
+        network.train(training)
+    return bool(uses.found) and all(function in _CASTING for function in uses.found)
+
+
+_CASTING = frozenset({torch.conv1d, torch.conv2d, torch.conv3d, nn.functional.linear})
+_ASKING = frozenset({Tensor.size, Tensor.dim, Tensor.__len__, Tensor.shape.__get__, Tensor.ndim.__get__})  # type: ignore[attr-defined]
+"""What tells nothing of a tensor's values or type."""
+
+
+class _Uses(TorchFunctionMode):
+    """What is done with `images`: torch's functions, in order."""
+
+    def __init__(self, images: Tensor) -> None:
+        super().__init__()
+        self._images = images
+        self.found: list[object] = []
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = [*args, *(kwargs or {}).values()]
+        given += [one for several in given if isinstance(several, list | tuple) for one in several]
+        if function not in _ASKING and any(one is self._images for one in given):
+            self.found.append(function)
+        return function(*args, **(kwargs or {}))
 
 
 def _logits(output: object) -> Any:

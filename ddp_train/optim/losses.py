@@ -20,12 +20,26 @@ def cross_entropy_sum(label_smoothing: float = 0.0, class_weights: torch.Tensor 
     samples' weights, as torch's CrossEntropyLoss has it.
     """
 
+    tables: dict[tuple[torch.device, int], torch.Tensor] = {}
+
     def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        if label_smoothing and class_weights is None and labels.ndim == 1:
+            # The same formula by half as many operations: a small network's step is as long as its launches take.
+            key = logits.device, logits.shape[1]
+            if key not in tables:
+                tables[key] = -smoothed_targets(logits.shape[1], label_smoothing, logits.device)
+            return (nn.functional.log_softmax(logits.float(), 1) * tables[key].index_select(0, labels)).sum()
         return nn.functional.cross_entropy(
             logits.float(), labels, weight=class_weights, reduction="sum", label_smoothing=label_smoothing
         )
 
     return loss
+
+
+def smoothed_targets(classes: int, label_smoothing: float, device: torch.device) -> torch.Tensor:
+    """Of each class: float32 [classes, classes], `label_smoothing` of each row spread evenly over all."""
+    table = torch.full((classes, classes), label_smoothing / classes, device=device)
+    return table + (1 - label_smoothing) * torch.eye(classes, device=device)
 
 
 def summable(loss: torch.Tensor) -> torch.Tensor:

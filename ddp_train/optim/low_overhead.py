@@ -20,7 +20,7 @@ Step = Callable[..., Any]
 SAME = ("lr", "momentum", "nesterov", "dampening", "maximize", "foreach")
 
 
-def _without_shells(kind: type[Optimizer], arithmetic: Step) -> Step:
+def without_shells(kind: type[Optimizer], arithmetic: Step) -> Step:
     """A step of `kind`: `arithmetic`, or torch's own where somebody looks at it."""
     # The first optimizer of a class puts the profiler's shell around the step of all.
     marked = kind.step.__wrapped__ if getattr(kind.step, "hooked", False) else kind.step  # type: ignore[attr-defined]
@@ -70,7 +70,7 @@ def _sgd(self: Optimizer) -> None:
 
 
 class SGD(torch.optim.SGD):
-    step = _without_shells(torch.optim.SGD, _sgd)
+    step = without_shells(torch.optim.SGD, _sgd)
 
     def __init__(self, params: Any, **options: Any) -> None:
         super().__init__(params, **options)
@@ -83,8 +83,8 @@ class SGD(torch.optim.SGD):
 
 
 class Adam(torch.optim.Adam):
-    step = _without_shells(torch.optim.Adam, inspect.unwrap(torch.optim.Adam.step))
+    step = without_shells(torch.optim.Adam, inspect.unwrap(torch.optim.Adam.step))
 
 
 class AdamW(torch.optim.AdamW):
-    step = _without_shells(torch.optim.AdamW, inspect.unwrap(torch.optim.AdamW.step))
+    step = without_shells(torch.optim.AdamW, inspect.unwrap(torch.optim.AdamW.step))

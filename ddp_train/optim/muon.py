@@ -20,12 +20,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ddp_train.optim.low_overhead import without_shells
 from ddp_train.torch_internals import foreach
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the quintic a x + b x^3 + c x^5, chosen by the authors for a steep rise at 0; singular values end near 1."""
 ITERATIONS = 5
 LEAST_NORM = 1e-7
+MOST_PADDED = 1.5
+"""How many times as large a batch on a GPU may be with the zeros that fill it up: one launch in place of several."""
 
 MATRICES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -72,56 +75,83 @@ class Muon(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        scale: Tensor | None = getattr(self, "grad_scale", None)
-        left_out: Tensor | None = getattr(self, "found_inf", None)
-        self._step_matrices(self.param_groups[0], scale, left_out)
-        if self.rest is not None:
-            # After a load these are new objects.
-            self.rest.param_groups, self.rest.state = self.param_groups[1:], self.state
-            self.rest.grad_scale, self.rest.found_inf = scale, left_out  # type: ignore[attr-defined]
-            self.rest.step()
+        _step(self)
         return loss
 
-    def _step_matrices(self, group: dict[str, Any], scale: Tensor | None, left_out: Tensor | None) -> None:
-        """left_out: a scalar on the device, not 0 where the gradient has overflowed; None: it has not."""
+    def step_matrices(self, group: dict[str, Any], scale: Tensor | None, left_out: Tensor | None) -> None:
+        """left_out: a scalar on the device, 1 where the gradient has overflowed, else 0; None: it has not."""
         matrices: list[Tensor] = [p for p in group["params"] if p.grad is not None]
         if not matrices:
             return
-        found: list[Any] = [matrix.grad for matrix in matrices]
-        gradients: list[Tensor] = found if scale is None else [gradient / scale for gradient in found]
+        gradients: list[Any] = [matrix.grad for matrix in matrices]
         for matrix, gradient in zip(matrices, gradients, strict=True):
             if "momentum_buffer" not in self.state[matrix]:
                 self.state[matrix]["momentum_buffer"] = torch.zeros_like(gradient)
         momenta: list[Tensor] = [self.state[matrix]["momentum_buffer"] for matrix in matrices]
-        if left_out is None:
-            self._step(matrices, gradients, momenta, group)
-            return
-        before = [(value, value.clone()) for value in (*matrices, *momenta)]
-        self._step(matrices, gradients, momenta, group)
-        for value, earlier in before:
-            value.copy_(torch.where(left_out.bool(), earlier, value))
-
-    def _step(
-        self, matrices: list[Tensor], gradients: list[Tensor], momenta: list[Tensor], group: dict[str, Any]
-    ) -> None:
-        """Few operations, each on all matrices: a small network's step is otherwise as long as its launches take."""
-        foreach("lerp_", momenta, gradients, 1 - group["momentum"])
-        updates = foreach("lerp", gradients, momenta, group["momentum"])  # Nesterov
-        updates = orthogonalized_together(updates, self._dtype, self._iterations)
-        if self._normalize:
-            scales = foreach("norm", matrices)
-            foreach("clamp_min_", scales, LEAST_NORM)
-            foreach("reciprocal_", scales)
-            lengths: list[Any] = [math.sqrt(len(matrix)) for matrix in matrices]
-            foreach("mul_", scales, lengths)
-            foreach("mul_", matrices, scales)
-        foreach("mul_", matrices, 1.0 - group["lr"] * group["weight_decay"])
+        momentum, rate = group["momentum"], group["lr"]
+        # 0 where the step is left out: what has it as an exponent is 1 then, and what is divided by it infinite.
+        taken = None if left_out is None else torch.rsub(left_out, 1)
+        if left_out is None or taken is None:
+            gradients = gradients if scale is None else foreach("div", gradients, scale)
+            foreach("lerp_", momenta, gradients, 1 - momentum)
+        else:
+            gradients = _finite(gradients, momenta, scale, left_out)
+            foreach("mul_", momenta, momentum**taken)
+            foreach("add_", momenta, gradients, alpha=1 - momentum)
+        updates = foreach("lerp", gradients, momenta, momentum)  # Nesterov
+        updates = orthogonalized_together(updates, self._dtype, self._iterations, taken)
+        self._shrink(matrices, 1.0 - rate * group["weight_decay"], taken)
         by_length: dict[float, list[int]] = {}
         for index, matrix in enumerate(matrices):
             by_length.setdefault(math.sqrt(max(1.0, len(matrix) ** 2 / matrix.numel())), []).append(index)
         for length, chosen in by_length.items():
             both = [matrices[index] for index in chosen], [updates[index] for index in chosen]
-            foreach("add_", *both, alpha=-length * group["lr"])
+            foreach("add_", *both, alpha=-length * rate)
+
+    def _shrink(self, matrices: list[Tensor], kept: float, taken: Tensor | None) -> None:
+        """Weight decay, after which `kept` is left, and the fixed norm."""
+        if self._normalize:
+            norms = foreach("norm", matrices)
+            foreach("clamp_min_", norms, LEAST_NORM)
+            lengths: list[Any] = [math.sqrt(len(matrix)) * kept for matrix in matrices]
+            foreach("div_", norms, lengths)
+            if taken is not None:
+                foreach("pow_", norms, [taken] * len(norms))
+            foreach("div_", matrices, norms)
+        elif kept != 1.0:
+            foreach("mul_", matrices, kept if taken is None else kept**taken)
+
+
+def _step(muon: Any) -> None:
+    """One step of each group by its rule."""
+    scale: Tensor | None = getattr(muon, "grad_scale", None)
+    left_out: Tensor | None = getattr(muon, "found_inf", None)
+    muon.step_matrices(muon.param_groups[0], scale, left_out)
+    if muon.rest is not None:
+        # After a load these are new objects.
+        muon.rest.param_groups, muon.rest.state = muon.param_groups[1:], muon.state
+        muon.rest.grad_scale, muon.rest.found_inf = scale, left_out
+        muon.rest.step()
+
+
+Muon.step = without_shells(Muon, _step)  # type: ignore[method-assign]
+
+
+def _finite(gradients: list[Any], like: list[Tensor], scale: Tensor | None, left_out: Tensor) -> list[Tensor]:
+    """Copies of the gradients, divided by `scale`, in the memory order of `like`; zeros where they are left out.
+
+    In one piece of memory, so that they are one operation's.
+    """
+    flat = torch.empty(sum(map(torch.Tensor.numel, like)), dtype=like[0].dtype, device=like[0].device)
+    parts = flat.split([one.numel() for one in like])
+    copies = [
+        part.as_strided(one.shape, one.stride(), part.storage_offset()) for part, one in zip(parts, like, strict=True)
+    ]
+    foreach("copy_", copies, gradients)
+    if scale is not None:
+        flat.div_(scale)
+    flat.masked_fill_(left_out.bool(), 0.0)
+    return copies
 
 
 def orthogonalized(matrix: Tensor, dtype: torch.dtype = torch.float32, iterations: int = ITERATIONS) -> Tensor:
@@ -134,30 +164,68 @@ def orthogonalized(matrix: Tensor, dtype: torch.dtype = torch.float32, iteration
 
 
 def orthogonalized_together(
-    matrices: Sequence[Tensor], dtype: torch.dtype = torch.float32, iterations: int = ITERATIONS
+    matrices: Sequence[Tensor],
+    dtype: torch.dtype = torch.float32,
+    iterations: int = ITERATIONS,
+    taken: Tensor | None = None,
 ) -> list[Tensor]:
-    """`orthogonalized` of each; those of one shape in one batch. Each: [rows, ...], seen as [rows, columns]."""
-    by_shape: dict[tuple[int, int], list[int]] = {}
-    for index, matrix in enumerate(matrices):
-        by_shape.setdefault((len(matrix), matrix.numel() // len(matrix)), []).append(index)
-    batches = {
-        shape: torch.empty(len(held), *shape, dtype=dtype, device=matrices[0].device)
-        for shape, held in by_shape.items()
-    }
+    """`orthogonalized` of each; those that fit together in one batch. Each: [rows, ...], seen as [rows, columns].
+
+    taken: a scalar; where it is 0, all are zeros.
+    """
+    shapes = [(len(matrix), matrix.numel() // len(matrix)) for matrix in matrices]
     places: list[Tensor] = [*matrices]
-    for shape, held in by_shape.items():
-        for place, index in zip(batches[shape].unbind(), held, strict=True):
-            places[index] = place.view(matrices[index].shape)
+    device, batches = matrices[0].device, []
+    # A CPU would wait for the zeros' products longer than for the operations that are saved.
+    groups = batches_of(shapes, MOST_PADDED if device.type == "cuda" else 1.0)
+    sizes = [(len(held), min(shapes[held[0]]), max(max(shapes[index]) for index in held)) for held in groups]
+    numbers = [math.prod(size) for size in sizes]
+    make = torch.empty if sum(numbers) == sum(map(math.prod, shapes)) else torch.zeros
+    for held, size, part in zip(
+        groups, sizes, make(sum(numbers), dtype=dtype, device=device).split(numbers), strict=True
+    ):
+        batch = part.view(size)
+        batches.append((held, batch))
+        for one, index in zip(batch.unbind(), held, strict=True):
+            places[index] = _place(one, matrices[index])
     foreach("copy_", places, matrices)
     norms = foreach("norm", places)
     foreach("clamp_min_", norms, LEAST_NORM)
+    if taken is not None:
+        foreach("div_", norms, taken.to(dtype))
     foreach("div_", places, norms)  # singular values of at most 1
-    for (rows, columns), batch in batches.items():
-        found = _newton_schulz(batch.mT if rows > columns else batch, iterations)
-        found = found.mT if rows > columns else found
-        for one, index in zip(found.unbind(), by_shape[rows, columns], strict=True):
-            places[index] = one.reshape(matrices[index].shape)
+    for held, batch in batches:
+        for one, index in zip(_newton_schulz(batch, iterations).unbind(), held, strict=True):
+            places[index] = _place(one, matrices[index])
     return places
+
+
+def batches_of(shapes: Sequence[tuple[int, int]], most_padded: float) -> list[list[int]]:
+    """Indices of the matrices, as (rows, columns), that are iterated upon in one batch.
+
+    Those of one shape, lying or standing, and those with one short side: the long sides are filled up with zeros, which
+    changes no product, as long as that makes the batch at most `most_padded` times as large.
+    """
+    by_shape: dict[tuple[int, int], list[int]] = {}
+    by_short: dict[int, list[int]] = {}
+    for index, shape in enumerate(shapes):
+        by_shape.setdefault((min(shape), max(shape)), []).append(index)
+        by_short.setdefault(min(shape), []).append(index)
+    found = []
+    for short, held in by_short.items():
+        lengths = [max(shapes[index]) for index in held]
+        if max(lengths) * len(held) <= most_padded * sum(lengths):
+            found.append(held)
+        else:
+            found += [same for (least, _), same in by_shape.items() if least == short]
+    return found
+
+
+def _place(padded: Tensor, matrix: Tensor) -> Tensor:
+    """Where in [short, long] a matrix is, in its shape: transposed where it has more rows than columns."""
+    rows, columns = len(matrix), matrix.numel() // len(matrix)
+    view = padded[:, : max(rows, columns)]
+    return (view.mT if rows > columns else view).unflatten(1, matrix.shape[1:])
 
 
 def _newton_schulz(batch: Tensor, iterations: int) -> Tensor:
@@ -170,7 +238,7 @@ def _newton_schulz(batch: Tensor, iterations: int) -> Tensor:
             x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
         return x.unsqueeze(0)
     for _ in range(iterations):
-        gram = batch @ batch.mT
+        gram = torch.bmm(batch, batch.mT)
         batch = torch.baddbmm(batch, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), batch, beta=a)
     return batch
 

@@ -27,7 +27,9 @@ class Entry:
 # In the order in which they act: model edits, images, loss, gradient, step, weights, end of an epoch.
 TABLE: tuple[Entry, ...] = (
     Entry("progressive_resize", lambda c: c.augment.progressive_resize is not None, "techniques.progressive_resize"),
+    Entry("hard_samples", lambda c: c.regularize.hard_samples is not None, "techniques.hard_samples"),
     Entry("stochastic_depth", lambda c: c.regularize.stochastic_depth is not None, "techniques.stochastic_depth"),
+    Entry("whiten_bias", lambda c: c.model.whiten_bias_epochs is not None, "techniques.whiten_bias"),
     Entry("checkpoint_activations", lambda c: c.model.checkpoint_activations, "techniques.checkpointing"),
     Entry("sync_batch_norm", lambda c: c.model.sync_batch_norm, "techniques.sync_batch_norm"),
     Entry("mixing", lambda c: bool(c.augment.mixup or c.augment.cutmix), "techniques.mixing"),

@@ -78,7 +78,7 @@ class Steps:
         """Forward and backward of a random batch of this size."""
         components = self._components
         shape = (batch, *self._example.images.shape[1:])
-        images = torch.randn(shape, device=components.device)
+        images = torch.randn(shape, device=components.device, dtype=self._example.images.dtype)
         if not self._example.images.is_contiguous():
             images = images.contiguous(memory_format=torch.channels_last)
         targets = self._example.labels.expand(batch).clone()

@@ -15,7 +15,8 @@ Shape = tuple[int, ...]
 
 
 def warm_up(trainer: Trainer, passes: int = 2) -> list[tuple[int, Shape]]:
-    """Train `passes` steps of every shape: samples of the global batch, and [C, H, W] after the techniques.
+    """Train `passes` steps of every shape, samples of the global batch and [C, H, W] after the techniques, and of every
+    sort of step that a technique tells apart.
 
     Returns the shapes, in the order of their first epoch. More than one pass, since the first step makes the
     optimizer's state. Waits for the device.
@@ -25,7 +26,7 @@ def warm_up(trainer: Trainer, passes: int = 2) -> list[tuple[int, Shape]]:
     found: list[tuple[int, Shape]] = []
     with preserved(parts.network, parts.optimizer, parts.precision, *states, release=False):
         parts.model.train()
-        for shape, epoch in _epochs(trainer).items():
+        for (shape, *_), epoch in _epochs(trainer).items():
             for step, size in _steps(trainer).items():
                 found.append((size, shape))
                 for _ in range(passes):
@@ -36,18 +37,21 @@ def warm_up(trainer: Trainer, passes: int = 2) -> list[tuple[int, Shape]]:
     return found
 
 
-def _epochs(trainer: Trainer) -> dict[Shape, int]:
-    """The first epoch of each shape that the techniques make of an image."""
+def _epochs(trainer: Trainer) -> dict[tuple[Shape, object], int]:
+    """The first epoch of each shape that the techniques make of an image, and of each sort of step."""
     parts = trainer.components
-    found: dict[Shape, int] = {}
+    found: dict[tuple[Shape, object], int] = {}
     for epoch in range(parts.epochs):
         batch = parts.pipeline.dummy_batch()
         images, targets = batch.images, batch.labels
+        sorts: list[object] = []
+        moment = Moment(epoch, epoch * parts.pipeline.steps_per_epoch, parts.seed, parts.ranks.rank)
         for technique in parts.techniques:
+            if technique.before_step is not None:
+                sorts.append(technique.before_step(moment))
             if technique.batch is not None:
-                moment = Moment(epoch, epoch * parts.pipeline.steps_per_epoch, parts.seed, parts.ranks.rank)
                 images, targets = technique.batch(images, targets, moment)
-        found.setdefault(tuple(images.shape[1:]), epoch)
+        found.setdefault((tuple(images.shape[1:]), tuple(sorts)), epoch)
     return found
 
 

@@ -123,11 +123,19 @@ def test_no_channels_last_reaches_the_network(ghost: Ghost, tmp_path: Path) -> N
 
 def test_cudnn_chooses_by_time_for_fixed_shapes_alone(ghost: Ghost, tmp_path: Path, cudnn_as_before: None) -> None:
     chosen = {}
-    for number, options in enumerate(("", "--progressive-resize 16", "--tune lr", "--reproducible")):
+    for number, options in enumerate(
+        ("", "--progressive-resize 16", "--tune lr", "--reproducible", "--no-cudnn-benchmark")
+    ):
         make(options, tmp_path / str(number), "tests.ddp_train.techniques.tiny:pooled")
         chosen[options] = torch.backends.cudnn.benchmark
         torch.use_deterministic_algorithms(False)
-    assert chosen == {"": True, "--progressive-resize 16": False, "--tune lr": False, "--reproducible": False}
+    assert chosen == {
+        "": True,
+        "--progressive-resize 16": False,
+        "--tune lr": False,
+        "--reproducible": False,
+        "--no-cudnn-benchmark": False,
+    }
 
 
 def test_averages_follow_plain_arithmetic_and_never_wait(ghost: Ghost, tmp_path: Path) -> None:

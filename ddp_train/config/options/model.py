@@ -45,6 +45,13 @@ class ModelOptions:
         "(default: sdpa).",
         only_with=When("model", "vit"),
     )
+    whiten_bias_epochs: int | None = option(
+        None,
+        "Train the bias of speedrun's first layer for this many epochs; after them no backward pass goes through that "
+        "layer (default: for the whole run).",
+        Range(0, 10**6),
+        only_with=When("model", "speedrun"),
+    )
     weights: str | None = option(
         None,
         "Start from these weights: a state_dict, checkpoint, safetensors file or run folder, or imagenet for "
@@ -85,6 +92,11 @@ class ModelOptions:
     matmul_precision: Literal["highest", "high", "medium"] | None = option(
         None,
         "float32 on GPUs. highest: full float32; high and medium: tf32 (default: torch's, tf32 in convolutions only).",
+    )
+    cudnn_benchmark: bool = option(
+        True,
+        "GPUs: let cuDNN time its algorithms for each shape and take the fastest, in runs where few shapes come again "
+        "and again; not with --reproducible.",
     )
     channels_last: bool = option(True, "Channels-last memory format.")
     sync_batch_norm: bool = option(

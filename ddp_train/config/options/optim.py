@@ -172,6 +172,13 @@ class RegularizeOptions:
         "Weights of the classes in the training loss. balanced: a class counts the less the more images it has; FILE: "
         "YAML or JSON, a line 'CLASS: WEIGHT' for each class (default: all images count alike).",
     )
+    hard_samples: float | None = option(
+        None,
+        "Train on this share of each global batch alone, the samples that a small proxy network finds hardest (0.5 is "
+        "usual; default: on all).",
+        Range(0, 1, exclusive=True),
+        excludes={When("class_weights"): "the weights would be added up over all samples, not the chosen ones"},
+    )
     stochastic_depth: float | None = option(
         None,
         "Probability that a sample skips the last residual branch; lower for earlier branches, in proportion to depth.",

@@ -1,4 +1,4 @@
-"""Augmentation of whole batches: uint8 images in, normalised float32 images out.
+"""Augmentation of whole batches: uint8 images in, normalised images out, in float32 or what autocast makes of it.
 
 A batch is one gather of windows from padded images (the crop), a mirrored copy chosen by a mask (the flip), a
 rectangle of the mean colour (random erasing: Zhong et al., arXiv 1708.04896, with torchvision's default
@@ -38,7 +38,7 @@ class Draws:
     shift: Tensor | None
     """Offset of the crop in pixels of the padded image, row by row: int64 [n]."""
     flip: Tensor | None
-    """255 where the image is mirrored, else 0: uint8 [n]."""
+    """Where the image is mirrored: on a GPU bool [n]; on a CPU, where masks of bits are faster, uint8 255 or 0 [n]."""
     box: Tensor | None
     """Erased rectangle as top, bottom, left, right (bottom and right exclusive; all 0: none): int16 [n, 4]."""
 
@@ -98,6 +98,8 @@ class Augmentation:
         self._erased = int(probability * (1 << 20))
         pixels = self.height * self.width
         self.channels_last = channels_last
+        self.dtype = torch.float32
+        """Of what comes out: rounded once, from float32."""
         self._crop = CROPS["windows"]
         self._mean = self._of_pixels(torch.tensor(mean, dtype=torch.float64) * 255, pixels)
         self._factor = self._of_pixels(1 / (torch.tensor(std, dtype=torch.float64) * 255), pixels)
@@ -122,7 +124,7 @@ class Augmentation:
     def __call__(self, images: Tensor, samples: Tensor, epoch: int) -> Tensor:
         """images: uint8 [n, H, W, C]; samples: their indices in the training set, int64 [n]; both on the device.
 
-        Returns float32 [n, C, H, W], as `normalise` does.
+        Returns [n, C, H, W] as `normalise` does.
         """
         rows = torch.arange(len(images), dtype=torch.int64, device=self.device)
         return self.apply(self.pad(images), rows, self.draw(samples, epoch))
@@ -161,7 +163,7 @@ class Augmentation:
             if self.alternates:  # as drawn in the first epoch, then every other one
                 first_epoch = keyed_random.key(self.seed, 0, keyed_random.AUGMENTATION)
                 mirrored = (keyed_random.integers(keyed_random.words(first_epoch, samples, 3)[:, 2], 2) + epoch) & 1
-            flip = (mirrored * 255).to(torch.uint8)
+            flip = mirrored.bool() if self.device.type == "cuda" else (mirrored * 255).to(torch.uint8)
         if self.erases:
             size = self._boxes.index_select(0, keyed_random.integers(words[:, 4], len(self._boxes)))
             corner = keyed_random.integers(words[:, 5:7], self._sides + 1 - size)
@@ -177,14 +179,18 @@ class Augmentation:
         """Augmented and normalised images of some rows of a padded array.
 
         padded: uint8 [m, H + 2 pad, W + 2 pad, C], contiguous; rows: int64 [n], which of them; draws: of n samples.
-        Returns float32 [n, C, H, W], as `normalise` does.
+        Returns [n, C, H, W] as `normalise` does.
         """
         if len(rows) == 0:
             return self.normalise(padded.new_empty((0, self.height, self.width, self.channels)))
         images = self._crop(padded, rows, draws.shift, self.height, self.width)
         if draws.flip is not None:
             mirrored = images.view(-1, self.height, self.width, self.channels).flip(2).view_as(images)
-            images ^= (images ^ mirrored) & draws.flip[:, None, None]
+            chosen = draws.flip[:, None, None]
+            if chosen.dtype == torch.bool:
+                images = torch.where(chosen, mirrored, images)
+            else:
+                images ^= (images ^ mirrored) & chosen
         if self.further:
             images = images.view(-1, self.height, self.width, self.channels)
             for operation, drawn in zip(self.further, draws.further, strict=True):
@@ -195,12 +201,16 @@ class Augmentation:
         return self.normalise(images)
 
     def normalise(self, images: Tensor) -> Tensor:
-        """uint8 [n, H, W, C], or with dimensions joined -> float32 [n, C, H, W], in the memory order asked for."""
+        """uint8 [n, H, W, C], or with dimensions joined -> `dtype` [n, C, H, W], in the memory order asked for."""
         if not self.channels_last:  # by the pass that makes floats of them
             images = images.view(-1, self.height, self.width, self.channels).permute(0, 3, 1, 2)
             images = images.to(torch.float32, memory_format=torch.contiguous_format)
         # Two separately rounded steps: a fused one could round differently at the end of a batch.
-        values = images.flatten(1).float().sub_(self._mean).mul_(self._factor)
+        flat = images.flatten(1)
+        # A GPU's kernel converts what it reads and writes; on a CPU that would be a pass more.
+        values = torch.sub(flat, self._mean) if self.device.type == "cuda" else flat.float().sub_(self._mean)
+        out = values if self.dtype == torch.float32 else torch.empty_like(values, dtype=self.dtype)
+        values = torch.mul(values, self._factor, out=out)
         if not self.channels_last:
             return values.view(-1, self.channels, self.height, self.width)
         return values.view(-1, self.height, self.width, self.channels).permute(0, 3, 1, 2)

@@ -48,8 +48,8 @@ def by_pixels(padded: Tensor, rows: Tensor, shift: Tensor | None, height: int, w
 
 def _starts(padded: Tensor, rows: Tensor, shift: Tensor | None) -> Tensor:
     """Where each window begins, in pixels of the whole: int64 [n]."""
-    starts = rows * (padded.shape[1] * padded.shape[2])
-    return starts if shift is None else starts + shift
+    pixels = padded.shape[1] * padded.shape[2]
+    return rows * pixels if shift is None else torch.add(shift, rows, alpha=pixels)
 
 
 CROPS: dict[str, Crop] = {"windows": by_windows, "lines": by_lines, "pixels": by_pixels}

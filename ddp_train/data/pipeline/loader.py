@@ -191,7 +191,7 @@ class LoaderPipeline(DatasetPipeline):
         """See Pipeline."""
         bad: list[BadSample] = []
         labels, batches, loader = self._evaluated[split or self.selection]
-        bounds = self.sampler.in_order(len(labels), self._test_batch)
+        bounds = self.sampler.in_order(len(labels), self.test_batch)
         batches[:] = [list(range(*part)) for part in bounds]
         loaded = _start(loader) if bounds else iter(())
         for _ in bounds:

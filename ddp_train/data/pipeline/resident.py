@@ -42,18 +42,18 @@ class ResidentPipeline(DatasetPipeline):
         order = self.sampler.order(self.device)
         visits = torch.cat([order[share.start : share.stop] for share in shares])
         draws, rows = self.augmentation.draw(visits, epoch), visits % len(order)
+        labels = self._train_labels.index_select(0, rows)
         first = 0
         for share, weight in zip(shares, self._global_weights(start_step), strict=False):
             parts, shards = self._micro_batches(first, share)
-            batches = (self._batch(rows[start:stop], draws[start:stop]) for start, stop in parts)
+            batches = (self._batch(rows[a:b], draws[a:b], labels[a:b]) for a, b in parts)
             samples = share.stop - share.start
             yield Window(batches, len(parts), samples, share.global_size, shards, class_weight=weight)
             first += samples
 
-    def _batch(self, rows: Tensor, draws: Draws) -> Batch:
+    def _batch(self, rows: Tensor, draws: Draws, labels: Tensor) -> Batch:
         """The augmented batch of these rows."""
-        images = self.augmentation.apply(self._padded, rows, draws)
-        return Batch(images, self._train_labels.index_select(0, rows), rows)
+        return Batch(self.augmentation.apply(self._padded, rows, draws), labels, rows)
 
     def evaluate(self, split: str | None = None) -> Iterator[Batch]:
         """See Pipeline."""
@@ -66,7 +66,7 @@ class ResidentPipeline(DatasetPipeline):
     def _place(self, name: str) -> tuple[list[tuple[int, int]], Tensor, Tensor]:
         """Bounds of this rank's batches of a held-out split; their images and labels, on the device."""
         split = self._held_out[name]
-        batches = self.sampler.in_order(len(split), self._test_batch)
+        batches = self.sampler.in_order(len(split), self.test_batch)
         part = slice(batches[0][0], batches[-1][1]) if batches else slice(0, 0)
         if name not in self._placed or self._placed[name][0] != part:
             images, labels = to_device(split.take(part), self.device), to_device(split.labels[part], self.device)
@@ -76,7 +76,7 @@ class ResidentPipeline(DatasetPipeline):
     def dummy_batch(self) -> Batch:
         """See Pipeline."""
         rows = torch.zeros(1, dtype=torch.int64, device=self.device)
-        return self._batch(rows, self.augmentation.draw(rows, 0))
+        return self._batch(rows, self.augmentation.draw(rows, 0), self._train_labels[:1])
 
 
 def _pad_all(split: Split, augmentation: Augmentation) -> Tensor:

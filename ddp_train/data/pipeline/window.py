@@ -20,12 +20,20 @@ from ddp_train.data.sources.samples import Dataset
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """images: float32 [n, C, H, W], normalised, channels last unless --no-channels-last; labels and indices (in the
-    split): int64 [n]. All on the device."""
+    """images: [n, C, H, W] of the pipeline's `image_dtype`, normalised, channels last unless --no-channels-last; labels
+    and indices (in the split): int64 [n]. All on the device."""
 
     images: Tensor
     labels: Tensor
     indices: Tensor
+
+    def take(self, rows: Tensor) -> Batch:
+        """Some of the samples, in the same memory order. rows: int64."""
+        if self.images.is_contiguous():
+            images = self.images.index_select(0, rows)
+        else:
+            images = self.images.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)
+        return Batch(images, self.labels.index_select(0, rows), self.indices.index_select(0, rows))
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +68,10 @@ class Pipeline(Protocol):
     """Which samples make up each global batch, and which of them are this rank's."""
     accumulate: int
     """Micro-batches of a window; may be changed before a `train`."""
+    test_batch: int
+    """The most images of a batch in evaluation; may be changed before an `evaluate`."""
+    image_dtype: torch.dtype
+    """float32; may be set to what autocast would cast the images to."""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -107,7 +119,7 @@ class DatasetPipeline(Pipeline):
 
     def __init__(self, dataset: Dataset, augmentation: Augmentation, sampler: GlobalBatchSampler, cut: Cut) -> None:
         self.sampler, self.augmentation, self.device = sampler, augmentation, augmentation.device
-        self.accumulate, self.equal_passes, self._test_batch = cut.accumulate, cut.equal_passes, cut.test_batch
+        self.accumulate, self.equal_passes, self.test_batch = cut.accumulate, cut.equal_passes, cut.test_batch
         self._train_labels = to_device(dataset.train.labels, self.device)
         self._held_out = dataset.held_out
         self._selection = dataset.selection
@@ -119,6 +131,14 @@ class DatasetPipeline(Pipeline):
     def selection(self) -> str:
         """The split that chooses the best model."""
         return self._selection
+
+    @property
+    def image_dtype(self) -> torch.dtype:  # type: ignore[override]
+        return self.augmentation.dtype
+
+    @image_dtype.setter
+    def image_dtype(self, dtype: torch.dtype) -> None:
+        self.augmentation.dtype = dtype
 
     def _global_weights(self, start_step: int) -> Iterator[float | None]:
         """The `class_weight` of the epoch's global batches from `start_step` on.

@@ -13,7 +13,9 @@ from ddp_train.assemble.build import build
 from ddp_train.config.parse import parse
 from ddp_train.distributed.process_group import Ranks
 from ddp_train.models import create_model, parameter_count
+from ddp_train.models.blocks import UncountedBatchNorm
 from ddp_train.models.speedrun import SpeedrunNet, whitening_kernels
+from ddp_train.models.sync_batch_norm import synchronise
 
 CPU = torch.device("cpu")
 
@@ -104,3 +106,18 @@ def test_the_activation_is_gelus_approximation() -> None:
         else:
             x = layer(x)
     torch.testing.assert_close(found, model.head(x) / (0.48 * x.shape[1]), rtol=1e-4, atol=1e-4)
+
+
+def test_its_batch_norm_is_torchs_but_for_the_count() -> None:
+    ours, theirs = UncountedBatchNorm(4, momentum=0.4), nn.BatchNorm2d(4, momentum=0.4)
+    for _ in range(3):
+        images = torch.randn(6, 4, 5, 5)
+        assert torch.equal(ours(images), theirs(images))
+    counted = theirs.num_batches_tracked
+    assert counted is not None and ours.num_batches_tracked == 0
+    counted.zero_()
+    assert all(torch.equal(value, theirs.state_dict()[name]) for name, value in ours.state_dict().items())
+    ours.momentum = None  # a plain mean, for which SWA counts
+    ours(torch.randn(6, 4, 5, 5))
+    assert ours.num_batches_tracked == 1
+    assert synchronise(create_model("speedrun", num_classes=10, width_mult=0.1)) == 6

@@ -157,6 +157,35 @@ TABLE: tuple[Row, ...] = (
         "--checkpoint-activations",
         "tests.ddp_train.techniques.test_checkpointing:test_everything_is_as_without_it",
     ),
+    Row(
+        name="whiten_bias",
+        base="--width-mult 0.05 --sync-batch-norm",
+        options="--whiten-bias-epochs 1",
+        neutral="--whiten-bias-epochs 2",
+        oracle="tests.ddp_train.techniques.test_whiten_bias:test_a_run_is_one_whose_bias_is_frozen_by_hand",
+        network="speedrun",
+    ),
+    Row(
+        name="whiten_bias, lookahead, ema and accumulate",
+        base="--width-mult 0.05 --sync-batch-norm --accumulate 2",
+        options="--whiten-bias-epochs 1 --lookahead 3 --ema 0.8 --clip-grad 1",
+        no_neutral="its parts have theirs",
+        oracle="tests.ddp_train.techniques.test_whiten_bias:test_a_run_is_one_whose_bias_is_frozen_by_hand",
+        network="speedrun",
+    ),
+    Row(
+        name="hard_samples",
+        options="--hard-samples 0.5",
+        neutral="--hard-samples 1",
+        oracle="tests.ddp_train.techniques.test_hard_samples:test_a_run_is_plain_torch_on_the_largest_losses",
+    ),
+    Row(
+        name="hard_samples and accumulate",
+        base="--accumulate 3",
+        options="--hard-samples 0.4",
+        no_neutral="its parts have theirs",
+        oracle="tests.ddp_train.techniques.test_hard_samples:test_a_run_is_plain_torch_on_the_largest_losses",
+    ),
     # On one rank there is nothing to join; on two it is what makes them equal one.
     silent(
         "sync_batch_norm",
@@ -400,6 +429,7 @@ ELSEWHERE: dict[str, str] = {
     "Comparison of formats": "a command, no part of training: tests/ddp_train/optim/test_precision.py",
     "Reproducible": "every row that acts is trained under it: test_two_ranks_give_the_bits_of_one_where_they_are_to",
     "Channels-last": "a layout, the default: other kernels round otherwise, and nothing else differs",
+    "Kernels by time": "of a GPU: tests/ghost/test_faults.py",
     "Compilation": "needs a compiler: tests/integration/test_compile.py",
     "Expandable segments": "an option of CUDA's allocator: tests/ddp_train/test_process_setup.py",
     "Memory between trials": "a function: tests/ddp_train/tune/test_preserve.py",
