@@ -5,24 +5,28 @@ Used by the trainer (main.py) and by loops of a user's own (library/run.py).
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 import time
 import traceback
+from collections.abc import Callable
+from types import TracebackType
 from typing import NoReturn
 
 from ddp_core import rank_report
 from ddp_core.errors import SharedError, Stopped, TrainingDiverged, UserError
+from ddp_core.process_exit import end_process
 from ddp_train.distributed.heartbeat import heartbeat
 
 OTHER_RANKS_WAIT_S = 0.3
 
 
-def end_with(error: BaseException, *, saves: bool) -> int:
+def end_with(error: BaseException, *, saves: bool, leave: Callable[[int], NoReturn] = os._exit) -> int:
     """End because of `error`, which a training has raised; returns the exit status where all ranks end together.
 
-    saves: whether the run has checkpoints. A rank that fails alone does not return: the others wait for it in a
-    collective, and so would leaving the process group.
+    saves: whether the run has checkpoints. A rank that fails alone does not return but calls `leave` with its status:
+    the others wait for it in a collective, and so would leaving the process group.
     """
     from ddp_train.distributed import process_group
 
@@ -36,7 +40,7 @@ def end_with(error: BaseException, *, saves: bool) -> int:
     if isinstance(error, Stopped) and error.together:
         process_group.wait_for_all()  # rank 0 writes a checkpoint
         return end_together(str(error), status=error.status, speaks=first)
-    return exit_alone(error, saves=saves)
+    return exit_alone(error, saves=saves, leave=leave)
 
 
 def end_together(message: str, *, status: int, speaks: bool, error: BaseException | None = None) -> int:
@@ -50,7 +54,7 @@ def end_together(message: str, *, status: int, speaks: bool, error: BaseExceptio
     return status
 
 
-def exit_alone(error: BaseException, *, saves: bool) -> NoReturn:
+def exit_alone(error: BaseException, *, saves: bool, leave: Callable[[int], NoReturn] = os._exit) -> NoReturn:
     """End this process at once: one line for a user's mistake and after a signal, else the traceback."""
     status = 1
     if isinstance(error, Stopped):
@@ -77,7 +81,24 @@ def exit_alone(error: BaseException, *, saves: bool) -> NoReturn:
     heartbeat.fail()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(status)
+    leave(status)
+
+
+def end_after_traceback(otherwise: Callable[[], object]) -> None:
+    """Have the error that is being raised end this process as soon as its traceback is shown, if nobody catches it.
+
+    The others wait for this rank in a collective, and so would Python's own end. otherwise: runs at the process's end
+    where somebody has caught it.
+    """
+    show = sys.excepthook
+
+    def shown(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        show(kind, error, trace)
+        atexit.unregister(otherwise)
+        end_process(130 if issubclass(kind, KeyboardInterrupt) else 1)
+
+    sys.excepthook = shown
+    atexit.register(otherwise)
 
 
 def report(error: BaseException, status: int, message: str = "") -> None:

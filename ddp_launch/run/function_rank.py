@@ -5,14 +5,11 @@ The result goes to FOLDER/result-RANK.pkl, the traceback of an exception to FOLD
 
 from __future__ import annotations
 
-import atexit
 import os
 import pickle
 import sys
-import threading
 import traceback
 from pathlib import Path
-from typing import NoReturn
 
 
 def main(folder: Path) -> None:
@@ -20,6 +17,7 @@ def main(folder: Path) -> None:
     with (folder / "call.pkl").open("rb") as file:
         # The caller's search path, so that the function's modules are found.
         sys.path[:], call = pickle.load(file)  # noqa: S301 (the caller's own)
+    from ddp_core.process_exit import end_process
     from ddp_launch.run.pickling import dumps
 
     rank = int(os.environ["RANK"])
@@ -40,18 +38,7 @@ def main(folder: Path) -> None:
         # An open group may abort the process at exit. A DistributedDataParallel model that is still referenced holds
         # the group in spite of this, so the process leaves without Python's tear-down, as multiprocessing's do.
         distributed.destroy_process_group()
-        _leave()
-
-
-def _leave() -> NoReturn:
-    """End with status 0: wait for threads and run exit handlers as usual, but destroy no objects."""
-    for thread in threading.enumerate():
-        if thread is not threading.main_thread() and not thread.daemon:
-            thread.join()
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)
+        end_process(0, join_threads=True)
 
 
 if __name__ == "__main__":

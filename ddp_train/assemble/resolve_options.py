@@ -88,9 +88,15 @@ def set_threads(ranks: Ranks, device: torch.device) -> None:
     """On the CPU share the usable cores among the local ranks.
 
     OMP_NUM_THREADS is kept where the user set it. Under bare torchrun, 1 is torchrun's default; the launcher (which
-    sets DDP_LAUNCH) never leaves it to torchrun.
+    sets DDP_LAUNCH) never leaves it to torchrun. A number that is no default of torch's was set by the user's program
+    (torch.set_num_threads), and is kept.
     """
     threads = os.environ.get("OMP_NUM_THREADS")
     filler = threads == "1" and "TORCHELASTIC_RUN_ID" in os.environ and "DDP_LAUNCH" not in os.environ
-    if device.type == "cpu" and (threads is None or filler):
-        torch.set_num_threads(read_host().threads(ranks.local_world_size))
+    if device.type != "cpu" or not (threads is None or filler):
+        return
+    host = read_host()
+    counted = (os.cpu_count(), len(os.sched_getaffinity(0)), host.physical_cores, host.usable_cores, host.usable_cpus)
+    defaults = {1} if filler else {*counted, *(count // 2 for count in counted if count)}  # halved: two threads a core
+    if torch.get_num_threads() in defaults:
+        torch.set_num_threads(host.threads(ranks.local_world_size))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ddp_core.errors import TrainingDiverged, UserError
 from ddp_train.checkpoint import format as checkpoint_format
@@ -49,6 +49,13 @@ class Contents(Protocol):
 
     def resumed(self, saved: Mapping[str, Any], progress: Progress) -> tuple[str, ...]:
         """Called after it has: corrects `progress` where this run counts in another way; lines for the user."""
+
+
+class HasState(Protocol):
+    """A network, or a copy of its weights."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Names and tensors."""
 
 
 class Saver:
@@ -119,9 +126,13 @@ class Saver:
 
     def begin(self) -> None:
         """Right before the first step: the random generators as they were left, where this rank has been before."""
+        self.restore_generators()
+        self._saved_at = time.monotonic()
+
+    def restore_generators(self) -> None:
+        """The random generators as they were when the run was left."""
         if self._generators is not None:
             per_rank_state.restore_generators(self._generators, self._device)
-        self._saved_at = time.monotonic()
 
     def due(self, step: int) -> bool:
         """Whether this rank finds that it is time for a checkpoint after the run's first `step` steps; rank 0's clock
@@ -131,7 +142,7 @@ class Saver:
         seconds = self._interval.seconds
         return seconds is not None and self._ranks.is_first and time.monotonic() - self._saved_at >= seconds
 
-    def save(self, progress: Progress, best: nn.Module | None = None, *, periodic: bool = False) -> None:
+    def save(self, progress: Progress, best: HasState | None = None, *, periodic: bool = False) -> None:
         """Write the state as it is between two steps; called on all ranks, rank 0 writes.
 
         `best`: the network to keep where this epoch is the best one so far; written first, so that the checkpoint

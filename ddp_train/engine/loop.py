@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
+from ddp_train.checkpoint.manager import HasState
 from ddp_train.diagnostics.epoch_costs import EpochCosts
 from ddp_train.distributed.process_group import to_host
 from ddp_train.engine.components import LoopParts
@@ -61,7 +62,7 @@ class Loop:
             if parts.saver is not None:
                 parts.saver.finish()
 
-    def end_epoch(self, record: EpochRecord, best: nn.Module | None) -> None:
+    def end_epoch(self, record: EpochRecord, best: HasState | None) -> None:
         """Record a finished epoch and write its checkpoint. best: the network to keep, where it is the best so far.
 
         Errors: Stopped.
@@ -101,9 +102,14 @@ class Loop:
         optimizer: torch.optim.Optimizer,
         parameters: Sequence[nn.Parameter],
         prepare: Callable[[], None] | None = None,
+        *,
+        last: bool = True,
     ) -> None:
-        """Step with the gradient that is in `parameters`, after `prepare` has changed it; then clear it."""
-        self._parts.precision.step(optimizer, prepare)
+        """Step with the gradient that is in `parameters`, after `prepare` has changed it; then clear it.
+
+        last: see Precision.step.
+        """
+        self._parts.precision.step(optimizer, prepare, last=last)
         for parameter in parameters:
             parameter.grad = None  # what zero_grad does, without its bookkeeping
 

@@ -10,9 +10,8 @@ import signal
 import time
 from collections.abc import Iterator, Mapping
 
-from torch import nn
-
 from ddp_core.errors import Stopped
+from ddp_train.checkpoint.manager import HasState
 from ddp_train.data.pipeline.window import Batch
 from ddp_train.distributed.process_group import to_host
 from ddp_train.engine.components import LoopParts
@@ -84,7 +83,7 @@ class StepBoundary:
             self._save(periodic=True)
         self._stop_if_asked(agreed)
 
-    def after_epoch(self, best: nn.Module | None) -> None:
+    def after_epoch(self, best: HasState | None) -> None:
         """Write the checkpoint of a finished epoch; `best`: the network, if it is the best so far. Errors: Stopped."""
         if self._components.saver is not None:
             self._components.saver.save(self._components.progress, best)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import random
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,7 +17,10 @@ from ddp_train.checkpoint.values import checked_copy
 from ddp_train.library.model import unwrapped
 
 PLAIN = (type(None), bool, int, float, complex, str, list, tuple, dict)
-_ACCEPTED = "anything with state_dict and load_state_dict, a tensor, a torch.Generator, numbers, texts, lists and dicts"
+_ACCEPTED = (
+    "anything with state_dict and load_state_dict, a tensor, a generator of torch, NumPy or Python, numbers, texts, "
+    "lists and dicts"
+)
 
 
 class Kept:
@@ -138,6 +144,12 @@ def _part_of(thing: Any) -> str:
 def _state_of(thing: Any) -> Any:
     if isinstance(thing, torch.Generator):
         return thing.get_state()
+    if isinstance(thing, np.random.Generator):
+        return json.dumps(thing.bit_generator.state, default=np.ndarray.tolist)
+    if isinstance(thing, np.random.RandomState):
+        return json.dumps(thing.get_state(legacy=False), default=np.ndarray.tolist)
+    if isinstance(thing, random.Random):
+        return json.dumps(thing.getstate())
     if isinstance(thing, (Tensor, *PLAIN)):
         return thing
     if hasattr(thing, "state_dict") and hasattr(thing, "load_state_dict"):
@@ -150,6 +162,13 @@ def _load(thing: Any, state: Any) -> Any:
     """Put `state` into the object; what is kept of it from now on: the object, or for a plain value the saved one."""
     if isinstance(thing, torch.Generator):
         thing.set_state(state)
+    elif isinstance(thing, np.random.Generator):
+        thing.bit_generator.state = json.loads(state)
+    elif isinstance(thing, np.random.RandomState):
+        thing.set_state(json.loads(state))
+    elif isinstance(thing, random.Random):
+        version, words, gauss = json.loads(state)
+        thing.setstate((version, tuple(words), gauss))
     elif isinstance(thing, Tensor):
         with torch.no_grad():
             if thing.shape != state.shape:

@@ -1,4 +1,4 @@
-"""`run.loader(...)`: a rank's part of each global batch, of a map-style dataset or of a stream that knows its place.
+"""`run.loader(...)`: a rank's part of each global batch, of a map-style dataset; of a stream see stream.py.
 
 The order of the samples depends on (seed, epoch) alone, and global batch k is the k-th slice of it
 (data/pipeline/sampler.py): the batches are the same on any number of ranks, and a resumed run reads none that was
@@ -7,29 +7,28 @@ trained. Each rank gets the same number of batches; one without samples gets an 
 
 from __future__ import annotations
 
-import itertools
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, default_collate
+from torch.utils.data import DataLoader
 
 from ddp_core.errors import UserError
-from ddp_train.config.batch_split import split
 from ddp_train.data.pipeline.sampler import GlobalBatchSampler, RankPart
 from ddp_train.data.pipeline.window import micro_batches
 from ddp_train.data.sources.decode import end_with_parent
 from ddp_train.distributed.heartbeat import heartbeat
-from ddp_train.distributed.process_group import Ranks
-from ddp_train.library.reading import BatchReader, Collate, Request, empty_batch
+from ddp_train.library.order import OrderedSampler
+from ddp_train.library.reading import BatchReader, Request
 
-Order = Callable[[int], Any]
-"""epoch (from 0) -> the indices of its samples, in their order."""
+ALL = -1
+"""A pass through the data that has nothing left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +51,9 @@ class Turns(Protocol):
 
     device: torch.device
 
+    def within(self) -> bool | None:
+        """Whether the loop over another loader is running; None before run.epochs()."""
+
     def finish(self, loader: Loader) -> None:
         """The loop's body for the batch before, if there was one, is done."""
 
@@ -65,47 +67,16 @@ class Turns(Protocol):
         """The loop is left, at its end or before."""
 
 
-class OrderedSampler(GlobalBatchSampler):
-    """The global batches of an order that the user gives, by epoch, instead of a shuffled one."""
+@dataclass(eq=False)
+class _Pass:
+    """One loop over a loader. within: that over another loader was running, as in zip or a loop within a loop."""
 
-    def __init__(self, dataset: Any, order_of: Order, **options: Any) -> None:
-        self._order_of, self._order = order_of, torch.arange(len(dataset))
-        super().__init__(dataset, **options)
-        self.set_epoch(0)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Ask for the order of `epoch`. Errors: UserError where it is none."""
-        super().set_epoch(epoch)
-        order = torch.as_tensor(np.asarray(list(self._order_of(epoch))))
-        length = len(self.dataset)  # type: ignore[arg-type]
-        if (
-            order.ndim != 1
-            or order.is_floating_point()
-            or (len(order) and not 0 <= order.min() <= order.max() < length)
-        ):
-            raise UserError(
-                f"run.loader(sampler=...): it must return a list of indices from 0 to {length - 1} for an epoch, and "
-                f"returned {tuple(order.shape)} numbers from {_least(order)} to {_most(order)} for epoch {epoch}"
-            )
-        self._order = order.to(torch.int64)
-        size = self.global_batch
-        self.steps_per_epoch = len(order) // size if self.drop_last else -(-len(order) // size)
-        self.total_size = min(len(order), self.steps_per_epoch * size)
-
-    def order(self, device: torch.device | str = "cpu") -> Tensor:
-        return self._order.to(device)
-
-
-def _least(order: Tensor) -> object:
-    return order.min().item() if order.numel() else "none"
-
-
-def _most(order: Tensor) -> object:
-    return order.max().item() if order.numel() else "none"
+    within: bool | None
+    trained: bool = False
 
 
 class Loader:
-    """See `Run.loader`. `taken`: global batches of the running epoch that were handed over."""
+    """See `Run.loader`. `taken`: global batches of the running or latest pass that were handed over."""
 
     dataset: Any
 
@@ -114,7 +85,11 @@ class Loader:
         self.epoch = self.taken = 0
         self.trained = False
         """Whether optimizer steps belong to it: its place is part of a checkpoint."""
-        self._resume_at = 0
+        self._pass: _Pass | None = None
+        self._over: list[bool] = []
+        """Of each earlier pass of the epoch that was within no other: whether it trained."""
+        self._begin: list[int] = []
+        """Where the next passes begin in the epoch that a run resumes in."""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -126,40 +101,79 @@ class Loader:
         """What must be the same where a run resumes within an epoch."""
         return {"batch_size": self.batch_size}
 
+    def like(self, other: Loader) -> bool:
+        """Whether each batch has as many samples as the other's."""
+        mine, others = self.facts, other.facts
+        shape = ("batch_size", "samples", "steps_per_epoch")
+        return all(name in mine and mine[name] == others.get(name) for name in shape)
+
     def begin_epoch(self, epoch: int) -> None:
         """Start over, with the order of this epoch."""
-        self.epoch, self.taken = epoch, 0
+        if epoch != self.epoch:
+            self._begin = []
+        if self._pass is not None:
+            self._end(self._pass)
+        self.epoch, self.taken, self._over = epoch, 0, []
+
+    def stepped(self) -> None:
+        """An optimizer step was taken with a batch of the running pass."""
+        self.trained = True
+        if self._pass is not None:
+            self._pass.trained = True
 
     def state_dict(self) -> dict[str, Any]:
-        """Its place in the running epoch."""
-        return {"taken": self.taken if self.trained else 0, "trained": self.trained, "facts": self.facts}
+        """Its place in the running epoch: a pass that trained is not repeated, one that evaluated is."""
+        begin = [ALL if trained else 0 for trained in self._over]
+        if self._pass is not None:
+            begin.append(self.taken if self._pass.trained else 0)
+        return {"trained": self.trained, "begin": begin, "facts": self.facts}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue there. Errors: UserError where the place has another meaning here."""
+    def load_state_dict(self, state: Mapping[str, Any], *, within: bool) -> None:
+        """Continue there. within: an epoch. Errors: UserError where the place has another meaning here."""
         self.trained = bool(state["trained"])
-        self._resume_at = int(state["taken"])
-        for name, then in state["facts"].items() if self._resume_at else ():
+        if not within:
+            return
+        self._begin = list(state["begin"])
+        for name, then in state["facts"].items() if any(self._begin) else ():
             if self.facts[name] != then:
                 raise UserError(
                     f"the checkpoint was written within an epoch of a loader with {name} {then}, but {self.name} has "
                     f"{self.facts[name]}: resume with the same value, or start a new run with Run(resume=None)"
                 )
 
-    def _start(self) -> int:
-        """Where this pass through the data begins: a resumed one at its place, once."""
-        start, self._resume_at = self._resume_at, 0
-        self.taken = start
-        return start
+    def _start(self) -> tuple[_Pass, int]:
+        """A pass through the data, and where it begins. One before run.epochs() is a look, and not counted."""
+        if self._pass is not None:
+            self._end(self._pass)
+        this = self._pass = _Pass(self._turns.within())
+        start = 0
+        if this.within is not None:
+            start = self._begin.pop(0) if self._begin else 0
+            self.taken, this.trained = max(0, start), start != 0
+        return this, start
+
+    def _end(self, this: _Pass) -> None:
+        if self._pass is this:
+            self._pass = None
+            if this.within is False:
+                self._over.append(this.trained)
+            self._turns.leave(self)
 
     def __iter__(self) -> Iterator[Any]:
-        turns, windows = self._turns, self._windows(self._start())
+        turns, (this, start) = self._turns, self._start()
+        windows, counts = self._windows(start), this.within is not None
         try:
             while True:
+                if self._pass is not this:
+                    raise UserError(
+                        f"a loop over {self.name} continues after a new one, or a new epoch, has begun: make a loader "
+                        "for each loop that runs beside another, and begin each loop within an epoch"
+                    )
                 turns.finish(self)
                 heartbeat.beat("data")
                 if (window := next(windows, None)) is None:
                     break
-                self.taken += 1
+                self.taken += counts
                 for part, batch in window:
                     turns.begin(self, part)
                     heartbeat.beat("forward")
@@ -167,7 +181,7 @@ class Loader:
                     heartbeat.beat("data")
             turns.end(self)
         finally:
-            turns.leave(self)
+            self._end(this)
 
     def _windows(self, start: int) -> Iterator[Iterator[tuple[Part, Any]]]:
         """The micro-batches of each global batch of this epoch, from the one with number `start` on."""
@@ -189,7 +203,7 @@ class MapLoader(Loader):
     ) -> None:
         super().__init__(turns, sampler.global_batch, accumulate, name)
         self.dataset, self._sampler, self._reader = sampler.dataset, sampler, reader
-        self._requests: list[Request] = []
+        self._requests = _Requests()
         self._workers: DataLoader[Any] | None = None
         if num_workers:
             init = partial(_init_worker, os.getpid(), options.get("worker_init_fn"))
@@ -205,16 +219,22 @@ class MapLoader(Loader):
     @property
     def facts(self) -> dict[str, Any]:
         sampler = self._sampler
-        return super().facts | {
+        found = super().facts | {
             "samples": len(self.dataset),  # type: ignore[arg-type]
             "steps_per_epoch": sampler.steps_per_epoch,
             "shuffle": sampler.shuffle,
             "seed": sampler.seed,
         }
+        return found | {"order": sampler.mark} if isinstance(sampler, OrderedSampler) else found
 
     def __len__(self) -> int:
         """Batches of an epoch, on every rank alike: micro-batches count each."""
-        return sum(len(self._bounds(part)) for part in self._sampler.plan())
+        whole, rest = divmod(self._sampler.total_size, self.batch_size)
+        return sum(
+            times * len(self._bounds(RankPart(0, 0, size, *self._sampler.cut(size)[1:])))
+            for times, size in ((whole, self.batch_size), (1, rest))
+            if times and size
+        )
 
     def begin_epoch(self, epoch: int) -> None:
         super().begin_epoch(epoch)
@@ -224,24 +244,36 @@ class MapLoader(Loader):
         return micro_batches(0, part.shards, [1.0] * self.accumulate, min(part.most, self.accumulate))[0]
 
     def _windows(self, start: int) -> Iterator[Iterator[tuple[Part, Any]]]:
-        plan = [
-            (part, [indices[low:high].tolist() for low, high in self._bounds(part)])
-            for part, indices in self._sampler.windows(start)
-        ]
-        self._requests[:] = [(self.epoch, indices) for _, batches in plan for indices in batches]
-        reads = (
-            iter(self._workers) if self._workers is not None and plan else map(self._reader.__getitem__, self._requests)
-        )
-        for part, batches in plan:
-            yield self._window(part, batches, reads)
+        asked: deque[tuple[RankPart, list[list[int]]]] = deque()
+        if start == ALL or start >= self.steps_per_epoch:
+            return
+
+        def requests() -> Iterator[Request]:  # made as they are needed: a list of all would be many times the data's
+            for part, indices in self._sampler.windows(start):
+                batches = [indices[low:high].tolist() for low, high in self._bounds(part)]
+                asked.append((part, batches))
+                yield from ((self.epoch, batch) for batch in batches)
+
+        self._requests.next = requests
+        reads = map(self._reader.__getitem__, requests()) if self._workers is None else iter(self._workers)
+        for first in reads:
+            yield self._window(*asked.popleft(), chain((first,), reads))
 
     def _window(
         self, part: RankPart, batches: list[list[int]], reads: Iterator[tuple[Any, bool]]
     ) -> Iterator[tuple[Part, Any]]:
-        for number, indices in enumerate(batches):
-            batch, borrowed = next(reads)
+        for number, (indices, (batch, borrowed)) in enumerate(zip(batches, reads, strict=False)):
             last = number == len(batches) - 1
             yield Part(len(indices), part.global_size, last, number == 0, indices, borrowed), batch
+
+
+class _Requests:
+    """What the workers are asked for in a pass; `next` makes it."""
+
+    next: Callable[[], Iterator[Request]]
+
+    def __iter__(self) -> Iterator[Request]:
+        return self.next()
 
 
 def _init_worker(parent: int, own: Callable[[int], object] | None, number: int) -> None:
@@ -249,130 +281,6 @@ def _init_worker(parent: int, own: Callable[[int], object] | None, number: int) 
     end_with_parent(parent)
     if own is not None:
         own(number)
-
-
-class StreamLoader(Loader):
-    """Of an iterable dataset with state_dict and load_state_dict (torchdata's protocol).
-
-    Every rank reads the same stream and keeps its part of each global batch, so that the batches are the same on any
-    number of ranks. The stream's place is part of a checkpoint.
-    """
-
-    def __init__(
-        self,
-        turns: Turns,
-        dataset: Any,
-        collate: Collate,
-        batch_size: int,
-        accumulate: int,
-        name: str,
-        ordering: Ordering,
-        ranks: Ranks,
-    ) -> None:
-        super().__init__(turns, batch_size, accumulate, name)
-        self.dataset, self._collate, self._drop_last = dataset, collate, ordering.drop_last
-        self._state: Any = None
-        self._ended = False
-        """The stream is read to its end. Many a stream has begun anew by then, so its own state would not say so."""
-        self._ranks = ranks
-
-    def begin_epoch(self, epoch: int) -> None:
-        super().begin_epoch(epoch)
-        if hasattr(self.dataset, "set_epoch"):
-            self.dataset.set_epoch(epoch)
-
-    def state_dict(self) -> dict[str, Any]:
-        within = self.trained and self.taken
-        place = {"stream": self.dataset.state_dict() if within else None, "ended": bool(within and self._ended)}
-        return super().state_dict() | place
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        super().load_state_dict(state)
-        self._state, self._ended = state["stream"], state["ended"]
-
-    def _windows(self, start: int) -> Iterator[Iterator[tuple[Part, Any]]]:
-        if start and self._state is not None:
-            self.dataset.load_state_dict(self._state)
-        ended, self._state, self._ended = bool(start and self._ended), None, False
-        if ended:
-            return
-        stream = iter(self.dataset)
-        while samples := list(itertools.islice(stream, self.batch_size)):
-            self._ended = len(samples) < self.batch_size
-            if self._ended and self._drop_last:
-                return
-            yield self._window(samples)
-
-    def _window(self, samples: list[Any]) -> Iterator[tuple[Part, Any]]:
-        parts = split(len(samples), [1.0] * self._ranks.world_size)
-        first = sum(parts[: self._ranks.rank])
-        shards = ((0, parts[self._ranks.rank]),)
-        bounds, _ = micro_batches(first, shards, [1.0] * self.accumulate, min(max(parts), self.accumulate))
-        for number, (low, high) in enumerate(bounds):
-            mine, borrowed = samples[low:high], False
-            if mine:
-                batch = self._collate(mine)
-            else:
-                batch, borrowed = empty_batch(self._collate, samples[0])
-            last = number == len(bounds) - 1
-            yield Part(len(mine), len(samples), last, number == 0, (), borrowed), batch
-
-
-@dataclass(frozen=True)
-class Ordering:
-    """Which samples come when. order_of: the user's own order by epoch, in place of a shuffled one."""
-
-    seed: int
-    shuffle: bool
-    drop_last: bool
-    order_of: Order | None
-
-
-def create(
-    turns: Turns,
-    dataset: Any,
-    batch_size: int,
-    ordering: Ordering,
-    ranks: Ranks,
-    collate: Collate | None,
-    accumulate: int,
-    num_workers: int,
-    options: Mapping[str, Any],
-) -> Loader:
-    """The loader of a dataset of either kind. Errors: UserError, see Run.loader."""
-    name = f"run.loader({type(dataset).__name__}, ...)"
-    for option, value in {"batch_size": batch_size, "accumulate": accumulate}.items():
-        if not isinstance(value, int) or value < 1:
-            raise UserError(f"run.loader({option}={value!r}): it takes a whole number above 0")
-    if accumulate > batch_size:
-        raise UserError(f"run.loader(accumulate={accumulate}) is larger than batch_size={batch_size}")
-    if isinstance(dataset, IterableDataset) or not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
-        _refuse_stream(dataset, ordering, num_workers)
-        return StreamLoader(turns, dataset, collate or default_collate, batch_size, accumulate, name, ordering, ranks)
-    shape: dict[str, Any] = {"global_batch": batch_size, "world_size": ranks.world_size, "rank": ranks.rank}
-    shape |= {"seed": ordering.seed, "shuffle": ordering.shuffle, "drop_last": ordering.drop_last}
-    if not len(dataset):
-        raise UserError(f"{name}: the dataset is empty")
-    own = ordering.order_of
-    sampler = GlobalBatchSampler(dataset, **shape) if own is None else OrderedSampler(dataset, own, **shape)
-    if not sampler.steps_per_epoch:
-        raise UserError(f"{name}: drop_last leaves no step of {len(dataset)} samples, global batch {batch_size}")
-    reader = BatchReader(dataset, collate, ordering.seed)
-    return MapLoader(turns, sampler, reader, accumulate, name, num_workers, options)
-
-
-def _refuse_stream(dataset: Any, ordering: Ordering, num_workers: int) -> None:
-    """Errors: UserError where a dataset that is no map cannot be read as a stream, or not resumed."""
-    kind = type(dataset).__name__
-    if not hasattr(dataset, "__iter__"):
-        raise UserError(f"run.loader({kind}): no dataset: it has neither len and [], nor can it be iterated over")
-    if not (hasattr(dataset, "state_dict") and hasattr(dataset, "load_state_dict")):
-        raise UserError(
-            f"run.loader({kind}): an iterable dataset without state_dict and load_state_dict: a resumed run could not "
-            "find its place in it; give it both (torchdata's protocol), or len and []"
-        )
-    if num_workers or ordering.order_of is not None:
-        raise UserError(f"run.loader({kind}): the rank reads a stream in its order: no num_workers, no sampler")
 
 
 def to_device(batch: Any, device: torch.device) -> Any:

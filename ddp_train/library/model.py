@@ -26,16 +26,23 @@ from ddp_train.torch_internals import can_complete_allreduces
 _UNUSED = "find_unused_parameters"
 
 
-class Joined(DistributedDataParallel):
-    """`network` on several ranks. `samples`: of this rank in the batch that it has in hand."""
+Samples = Callable[[], tuple[int, int]]
+"""A rank's own samples in the batches that it has in hand: the fewest, and the most."""
 
-    def __init__(self, network: nn.Module, samples: Callable[[], int], **options: Any) -> None:
+
+class Joined(DistributedDataParallel):
+    """`network` on several ranks. `samples`: see Samples."""
+
+    def __init__(self, network: nn.Module, samples: Samples, **options: Any) -> None:
         super().__init__(network, **options)
         self._samples = samples
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
         """The network's forward pass; gradients of its parameters are averaged over the ranks."""
-        if self._samples() == 0:
+        if self.reducer is None:
+            return self.module(*inputs, **named)
+        fewest, most = self._samples()
+        if fewest == 0 and (most == 0 or not _same(inputs, named)):
             return self._without_samples(inputs, named)
         try:
             return super().forward(*inputs, **named)
@@ -46,6 +53,10 @@ class Joined(DistributedDataParallel):
                     f"run.model(net, {_UNUSED}=True) allows that, at the cost of a look at the graph in each step"
                 ) from error
             raise
+
+    def leave(self) -> None:
+        """Let go of the process group; from now on it is the network alone."""
+        self.reducer = self.logger = self.process_group = None  # type: ignore[assignment]
 
     def _without_samples(self, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
         modes = [(module, module.training) for module in self.module.modules()]
@@ -104,7 +115,11 @@ def _same(*values: Any) -> bool:
 
 
 def join(
-    network: nn.Module, ranks: Ranks, device: torch.device, samples: Callable[[], int], options: dict[str, Any]
+    network: nn.Module,
+    ranks: Ranks,
+    device: torch.device,
+    samples: Samples,
+    options: dict[str, Any],
 ) -> Joined:
     """`network` for several ranks; all take rank 0's weights. `options`: of DistributedDataParallel."""
     known = inspect.signature(DistributedDataParallel.__init__).parameters

@@ -16,7 +16,6 @@ Here they are put together for what the user hands over: setup.py prepares the p
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -40,12 +39,13 @@ from ddp_train.distributed.process_group import (
 from ddp_train.engine.oom_retry import is_out_of_memory
 from ddp_train.library import numbers, records
 from ddp_train.library.keep import Kept, KeptState
-from ddp_train.library.loader import Loader, Order, Ordering, create
+from ddp_train.library.loader import Loader
+from ddp_train.library.make_loader import create
 from ddp_train.library.model import Joined, join, unwrapped
+from ddp_train.library.order import Order, Ordering
 from ddp_train.library.reading import Collate
 from ddp_train.library.setup import Process
-from ddp_train.library.steps import Steps
-from ddp_train.library.training import Training, halve_micro_batches, read_halved
+from ddp_train.library.training import Training, Turns, halve_micro_batches, read_halved
 from ddp_train.library.use import Used
 from ddp_train.run_folder.files import RunFolder
 
@@ -86,10 +86,9 @@ class Run:
         self.seed, self._save_every, self._log_every = seed, save_every, log_every
         self._tensorboard, self._wandb = tensorboard, wandb
         self._networks: list[nn.Module] = []
-        self._joined: list[Joined] = []
+        self._joined: list[Joined] = self._process.joined
         self._loaders: list[Loader] = []
         self._columns: dict[str, float] = {}
-        self._best: nn.Module | None = None
         self._training: Training | None = None
         self._kept_something = self._complete = False
 
@@ -176,6 +175,9 @@ class Run:
         part = None if self._training is None else self._training.steps.part
         return 1 if part is None else part.samples
 
+    def _samples_in_hand(self) -> tuple[int, int]:
+        return (1, 1) if self._training is None else self._training.steps.samples()
+
     def model(self, network: nn.Module, **options: Any) -> Any:
         """`network` on this rank's device, with rank 0's weights, and on several ranks joined with the others'.
 
@@ -192,7 +194,7 @@ class Run:
         network = self._used.changed(network)
         if self.world_size == 1 or not any(p.requires_grad for p in network.parameters()):
             return network
-        joined = join(network, self.ranks, self.device, lambda: self.samples, options)
+        joined = join(network, self.ranks, self.device, self._samples_in_hand, options)
         self._joined.append(joined)
         return joined
 
@@ -221,16 +223,17 @@ class Run:
         self._before_epochs("run.loader()")
         halved = self._halved[len(self._loaders) :]
         accumulate = max(accumulate, halved[0]) if halved and isinstance(accumulate, int) else accumulate
-        place, order = _Turns(self), Ordering(self.seed, shuffle, drop_last, sampler)
+        place, order = Turns(self), Ordering(self.seed, shuffle, drop_last, sampler)
         loader = create(place, dataset, batch_size, order, self.ranks, collate_fn, accumulate, num_workers, options)
         return self._added(loader)
 
     def _added(self, loader: Loader) -> Loader:
         loader.begin_epoch(self.progress.epoch)
-        if self._contents.saved is not None and self.progress.step_in_epoch:
-            places = self._contents.saved["places"]["loaders"]
+        if self._contents.saved is not None:
+            places, within = self._contents.saved["places"]["loaders"], self.progress.step_in_epoch > 0
             if len(self._loaders) < len(places):
-                together(lambda: loader.load_state_dict(places[len(self._loaders)]), self.ranks)
+                place = places[len(self._loaders)]
+                together(lambda: loader.load_state_dict(place, within=within), self.ranks)
         self._loaders.append(loader)
         return loader
 
@@ -292,21 +295,23 @@ class Run:
         training = self._training = Training(self, count)
         for epoch in training.loop.epochs(count, training.settle):
             for loader in self._loaders:
-                if loader.epoch != epoch or loader.taken:
-                    loader.begin_epoch(epoch)
+                loader.begin_epoch(epoch)
             heartbeat.at(epoch, self.progress.step)
             heartbeat.beat("training")
             yield epoch
             training.end_epoch(epoch)
         self._complete = True
 
-    def backward(self, loss: Tensor, *, mean: bool = False, retain_graph: bool = False) -> None:
+    def backward(
+        self, loss: Tensor, *, mean: bool = False, retain_graph: bool = False, of: Loader | None = None
+    ) -> None:
         """The gradient of the global batch's mean loss, added to `.grad`, whatever the split over ranks.
 
         loss: one number, the SUM of the losses of this rank's part of the batch, or with `mean` their mean. May be
-        called for several losses of a batch. Errors: UserError.
+        called for several losses of a batch. of: the loader of that batch, where several are looped over at once.
+        Errors: UserError.
         """
-        self._running("run.backward()").backward(loss, mean=mean, retain_graph=retain_graph)
+        self._running("run.backward()").steps.backward(loss, mean=mean, retain_graph=retain_graph, of=of)
 
     def step(self, optimizer: torch.optim.Optimizer, closure: Callable[[], object] | None = None) -> bool:
         """The optimizer's step, if all ranks' losses and gradients are finite; its gradients are cleared.
@@ -315,16 +320,19 @@ class Run:
         schedule.step()`. May be called for several optimizers. closure: computes the losses and calls run.backward(),
         as often as the step needs the gradient (run.use(sam=...)). Errors: UserError; TrainingDiverged on all ranks.
         """
-        return self._running("run.step()").step(optimizer, closure)
+        return self._running("run.step()").steps.step(optimizer, closure)
 
-    def _running(self, what: str) -> Steps:
+    def _running(self, what: str) -> Training:
         if self._training is None:
             raise UserError(f"{what} belongs into a loop over run.epochs(...)")
-        return self._training.steps
+        return self._training
 
-    def _before_epochs(self, what: str) -> None:
+    def _inside(self, what: str) -> None:
         if not self._process.started:
             raise UserError(f"{what} outside the block: with Run(...) as run: ...")
+
+    def _before_epochs(self, what: str) -> None:
+        self._inside(what)
         if self._training is not None:
             raise UserError(f"{what} comes before run.epochs(...)")
 
@@ -332,14 +340,17 @@ class Run:
 
     def sum(self, value: Any) -> Any:
         """The sum over all ranks, added up in rank order: a number for a number, a tensor for a tensor."""
+        self._inside("run.sum()")
         return numbers.total(value, self._process)
 
     def mean(self, total: Any, count: Any = None) -> float:
         """The sum of all ranks' totals over that of their counts; without counts, the mean of all ranks' elements."""
+        self._inside("run.mean()")
         return numbers.mean(total, count, self._process)
 
     def gather(self, value: Any) -> Any:
         """What each rank has, in rank order: tensors joined along their first dimension; else a list by rank."""
+        self._inside("run.gather()")
         return numbers.gathered(value, self._process)
 
     def log(self, **columns: Any) -> None:
@@ -350,15 +361,10 @@ class Run:
     def best(self, metric: Any, network: nn.Module, *, lowest: bool = False) -> bool:
         """Whether `metric` is the best of the run so far: then best_model.pth will have these weights.
 
-        metric: the same on all ranks, as run.mean gives it; the highest counts, or the `lowest`.
+        metric: the same on all ranks, as run.mean gives it; the highest counts, or the `lowest`. Once an epoch, outside
+        of the loop over a loader. Errors: UserError.
         """
-        value = -float(metric) if lowest else float(metric)
-        progress = self.progress
-        if math.isnan(value) or (progress.best_epoch and value <= progress.best_accuracy):
-            return False
-        progress.best_accuracy, progress.best_epoch = value, progress.epoch + 1
-        self._best = unwrapped(network)
-        return True
+        return self._running("run.best()").best.offer(float(metric), unwrapped(network), lowest=lowest)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The region in which forward passes run in the precision of run.use(amp=...)."""
@@ -372,18 +378,3 @@ class Run:
     def _say(self, line: str) -> None:
         if self.is_first:
             print(line, file=sys.stderr, flush=True)
-
-
-class _Turns:
-    """The loaders' way to the steps, which exist from run.epochs() on; before and after, nobody takes turns."""
-
-    def __init__(self, run: Run) -> None:
-        self._run, self.device = run, run.device
-
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        training = self._run._training
-        return getattr(training.steps, name) if training is not None else _nothing
-
-
-def _nothing(*_: object) -> None:
-    pass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import atexit
+import importlib
 import os
 import random
 import signal
@@ -20,6 +20,7 @@ import torch.distributed as dist
 
 import ddp_train
 from ddp_core.errors import SharedError, Stopped, TrainingDiverged, UserError
+from ddp_core.process_exit import end_process
 from ddp_train.assemble.resolve_options import set_threads
 from ddp_train.config.validation import resume_target
 from ddp_train.distributed import process_group
@@ -27,8 +28,9 @@ from ddp_train.distributed.flag_exchange import FlagExchange
 from ddp_train.distributed.heartbeat import heartbeat
 from ddp_train.distributed.process_group import Ranks, on_first_rank
 from ddp_train.engine.stop_signals import STATUS, StopSignals
+from ddp_train.library.model import Joined
 from ddp_train.observers.records import Observer
-from ddp_train.process_end import end_with, report
+from ddp_train.process_end import end_after_traceback, end_with, report
 from ddp_train.process_setup import keep_private
 from ddp_train.report.write import write_page_if_possible
 from ddp_train.run_folder.claim import claim_folder, is_restart
@@ -50,11 +52,12 @@ class Process:
         self.started = False
         self.stop = StopSignals()
         self.observers: Sequence[Observer] = ()
+        self.joined: list[Joined] = []
         self.notes: tuple[str, ...] = ()
         self._lock = RunLock()
         self._stack = ExitStack()
         self._handlers: dict[int, Any] = {}
-        self._owns_group = False
+        self._owns_group = self._failed = False
 
     def start(self, seed: int) -> None:
         """Prepare everything that needs no network and no data; all ranks alike. Errors: UserError."""
@@ -74,6 +77,9 @@ class Process:
         self.device = process_group.choose_device(self._wanted, self.ranks)
         set_threads(self.ranks, self.device)
         if not dist.is_initialized():
+            # Its functions take the group that is there when they are defined as their default, and keep it: imported
+            # later, as torch.compile and the optimizers do, they would keep this one's threads to Python's end.
+            importlib.import_module("torch.distributed.nn")
             process_group.start(self.ranks, self.device)
             self._owns_group = True
         self.flag_exchange = FlagExchange(self.ranks)
@@ -116,13 +122,22 @@ class Process:
 
     def _leave(self) -> None:
         self._lock.release()
-        if self._owns_group:
-            process_group.stop()
+        if not self._failed:
+            self._leave_group()
         self._stack.close()
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers = {}
         self.started = False
+
+    def _leave_group(self) -> None:
+        """A group's threads live as long as anything refers to it; one that is left at Python's end may abort it."""
+        for joined in self.joined:
+            joined.leave()
+        if hasattr(self, "flag_exchange"):
+            self.flag_exchange.group = None
+        if self._owns_group:
+            process_group.stop()
 
     def _fail(self, error: BaseException) -> None:
         """Returns where Python is to show the error as it is."""
@@ -135,7 +150,7 @@ class Process:
         if known and alone:
             self._end_alone(error)
         if known:
-            status = end_with(error, saves=True)
+            status = end_with(error, saves=True, leave=end_process)
             self._leave()
             raise SystemExit(status) from None
         if not alone:
@@ -144,8 +159,8 @@ class Process:
             if place := heartbeat.place:
                 error.add_note(f"rank {self.ranks.rank} was at {place}")
             report(error, 1)
-            self._owns_group = False
-            atexit.register(_exit_at_once)
+            self._failed = True
+            end_after_traceback(self._leave_group)
 
     def _end_alone(self, error: BaseException) -> NoReturn:
         status = error.status if isinstance(error, Stopped | UserError) else 1
@@ -163,12 +178,6 @@ def _interactive() -> bool:
     """Whether this is a session that outlives an error: Python's own prompt, IPython or a notebook."""
     shell = getattr(sys.modules.get("IPython"), "get_ipython", None)
     return hasattr(sys, "ps1") or (shell is not None and shell() is not None)
-
-
-def _exit_at_once() -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(1)
 
 
 def _placed(error: UserError) -> UserError:

@@ -50,18 +50,33 @@ class Steps:
         self.optimizer: torch.optim.Optimizer | None = None
         """That of the latest step."""
         self._owner: Loader | None = None
-        self._active: dict[Loader, Part | None] = {}
-        self._stepped = self._counted = False
+        """Whose batches the steps are counted by."""
+        self._active: dict[Loader, Part] = {}
+        self._stepped = self._counted = self._began = False
         self._size = 0
+        self._scaled: set[int] = set()
+        """Under fp16, the optimizers that have stepped with the loss scale of now: it changes between gradients."""
         self._unjoined = ExitStack()
 
     # Between the batches: see loader.Turns.
+
+    def within(self) -> bool:
+        """See Turns."""
+        return bool(self._active)
 
     def finish(self, loader: Loader) -> None:
         """End the step of the batch before, unless it belongs to another loader whose loop is still running."""
         if self._owner in (None, loader) or self._owner not in self._active:
             self.end_step()
             self._owner = loader
+
+    def samples(self) -> tuple[int, int]:
+        """This rank's own samples in the batches in hand: the fewest, and the most."""
+        if len(self._active) < 2:
+            mine = 1 if self.part is None else self.part.samples
+            return mine, mine
+        counts = [part.samples for part in self._active.values() if part is not None]
+        return min(counts, default=1), max(counts, default=1)
 
     def begin(self, loader: Loader, part: Part) -> None:
         """A batch is handed over."""
@@ -76,6 +91,10 @@ class Steps:
                 self._unjoined.enter_context(model.no_sync())
         if part.first:
             progress, ranks = self._parts.progress, self._parts.ranks
+            if not self._began:  # what the user draws before the loop of a resumed epoch has been drawn already
+                self._began = True
+                if progress.step_in_epoch and self._parts.saver is not None:
+                    self._parts.saver.restore_generators()
             heartbeat.at(progress.epoch, progress.step)
             seed_shard(self.device, Moment(progress.epoch, progress.step, self._parts.seed, ranks.rank))
             self._loop.begin_step()
@@ -100,21 +119,23 @@ class Steps:
         self._stepped = False
         for parameter in self._parameters:  # what a loss left in networks that it was not for, as with a GAN's
             parameter.grad = None
+        self._end_scale()
         progress = self._parts.progress
         for after_step in self._after_step:
             after_step(Moment(progress.epoch, progress.step, self._parts.seed, self._parts.ranks.rank))
         progress.step += 1
         self._loop.end_step(self._size, owner.steps_per_epoch)
 
+    def _end_scale(self) -> None:
+        if self._scaled:
+            self._parts.precision.end_step()
+            self._scaled.clear()
+
     # In the loop's body.
 
-    def backward(self, loss: Tensor, *, mean: bool, retain_graph: bool = False) -> None:
+    def backward(self, loss: Tensor, *, mean: bool, retain_graph: bool = False, of: Loader | None = None) -> None:
         """See Run.backward."""
-        part = self.part
-        if part is None:
-            raise UserError(
-                "run.backward() outside a loop over a run.loader(...): there is no batch that it belongs to"
-            )
+        part = self._part_of(of)
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             shape = list(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
             raise UserError(f"run.backward() takes one number, the sum over this rank's part of the batch, not {shape}")
@@ -130,9 +151,26 @@ class Steps:
         else:
             weight = 0.0
         self._counted = True
+        if self._scaled and all(parameter.grad is None for parameter in self._parameters):
+            self._end_scale()
         heartbeat.beat("backward")
         self._parts.precision.backward(loss, weight, retain_graph=retain_graph)
         heartbeat.beat("forward")
+
+    def _part_of(self, loader: Loader | None) -> Part:
+        """The batch that a loss belongs to."""
+        part = self.part if loader is None else self._active.get(loader)
+        if part is None:
+            where = "a run.loader(...)" if loader is None else loader.name
+            raise UserError(f"run.backward() outside a loop over {where}: there is no batch that it belongs to")
+        if loader is None and len(self._active) > 1:
+            first, *others = self._active
+            if other := next((other for other in others if not first.like(other)), None):
+                raise UserError(
+                    f"run.backward(): batches of two loaders are in hand, {first.name} and {other.name}, whose sizes "
+                    "differ: name the one that the loss belongs to, run.backward(loss, of=loader)"
+                )
+        return part
 
     def extra(self) -> dict[str, float]:
         """What the techniques report now."""
@@ -140,8 +178,9 @@ class Steps:
 
     def step(self, optimizer: torch.optim.Optimizer, closure: Callable[[], object] | None = None) -> bool:
         """See Run.step."""
-        part, owner = self.part, self._owner
-        if part is None or owner is None:
+        owner = self._owner
+        part = None if owner is None else self._active.get(owner) or self.part
+        if part is None:
             raise UserError("run.step() outside a loop over a run.loader(...)")
         if self._update is not None and (closure is None or not (part.first and part.last)):
             raise UserError("run.use(sam=...): run.step(optimizer, closure), and no accumulate: it takes two gradients")
@@ -150,15 +189,21 @@ class Steps:
                 closure()
             return False
         parameters = self._parameters_of(optimizer)
+        if id(optimizer) in self._scaled:
+            raise UserError(
+                "run.step(): under fp16 an optimizer steps a second time within a batch only with a gradient that was "
+                "computed after all optimizers had stepped: the gradients of a loss scale are stepped with once"
+            )
         for loader in self._active:
-            loader.trained = True
-        of_owner = self._active.get(owner)
-        self._size = part.size if of_owner is None else of_owner.size
+            loader.stepped()
+        self._size = part.size
         heartbeat.beat("step")
 
         def apply() -> None:
             self._loop.exchange_flags(optimizer, parameters)
-            self._loop.apply(optimizer, parameters, self._prepare(parameters))
+            self._loop.apply(optimizer, parameters, self._prepare(parameters), last=False)
+            if self._parts.precision.scales:
+                self._scaled.add(id(optimizer))
 
         if self._update is not None and closure is not None:
             self._update(partial(self._gradients, closure), apply, optimizer)

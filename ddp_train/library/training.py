@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ from ddp_train.engine.gradient_sync import settle_buckets
 from ddp_train.engine.loop import Loop
 from ddp_train.engine.nan_guard import NanGuard
 from ddp_train.library import numbers, records
+from ddp_train.library.best import BestEpoch
 from ddp_train.library.model import hook, settle_forward
 from ddp_train.library.steps import Steps
 from ddp_train.observers.records import Best, RunFacts, StepReport
@@ -43,6 +45,7 @@ class Training:
         run._process.observers = self._parts.observers
         self.loop = Loop(self._parts, self._report)
         self.steps = Steps(self._parts, self.loop, run._networks, run._joined, run._used.techniques)
+        self.best = BestEpoch(run.progress, keeps=run.is_first, in_hand=self.steps.within)
         self._hooks = self._join_ranks()
         for observer in self._parts.observers:
             observer.on_start(facts)
@@ -98,8 +101,8 @@ class Training:
             extra=steps.extra(),
         )
         run._columns = {}
-        best, run._best = run._best, None
-        if best is not None and not run._kept_something and run.is_first:
+        best = self.best.take()
+        if best is not None and not run._kept_something:
             checkpoint_format.save_state_dict(RunFolder(run.folder).best_model, best.state_dict())
         self.loop.end_epoch(record, best)
 
@@ -117,9 +120,8 @@ class Training:
         for observer in self._parts.observers:
             observer.on_end(Best())
         if run.is_first:
-            epoch = progress.best_epoch or None
-            best = {"epoch": epoch, "metric": progress.best_accuracy if epoch else None}
-            mark_done(run.folder, epochs=self._epochs, epoch=progress.epoch, step=progress.step, best=best)
+            epochs, best = self._epochs, self.best.summary()
+            mark_done(run.folder, epochs=epochs, epoch=progress.epoch, step=progress.step, best=best)
 
     def _report(self, *, loss: float, correct: float, samples: float, seconds: float) -> StepReport:
         run, progress = self._run, self._run.progress
@@ -134,6 +136,21 @@ class Training:
             images_per_second=progress.samples / max(seconds, 1e-9),
             extra=dict(run._columns),
         )
+
+
+class Turns:
+    """The loaders' way to the steps, which exist from run.epochs() on; before and after, nobody takes turns."""
+
+    def __init__(self, run: Run) -> None:
+        self._run, self.device = run, run.device
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        training = self._run._training
+        return getattr(training.steps, name) if training is not None else _nothing
+
+
+def _nothing(*_: object) -> None:
+    pass
 
 
 def halve_micro_batches(run: Run, error: Exception) -> None:

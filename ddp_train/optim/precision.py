@@ -56,6 +56,11 @@ class Precision:
         self._seed: tuple[tuple[float, torch.dtype], torch.Tensor] | None = None
         self.scaler = torch.amp.GradScaler(device.type, enabled=mode == "fp16", **self._constants)
 
+    @property
+    def scales(self) -> bool:
+        """Whether losses are scaled."""
+        return bool(self.scaler.is_enabled())
+
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """The region in which forward passes run in the lower precision."""
         if self.dtype is None:
@@ -74,15 +79,23 @@ class Precision:
         else:
             torch_internals.backward(self.scaler.scale(loss), self._seed[1])
 
-    def step(self, optimizer: torch.optim.Optimizer, prepare: Callable[[], None] | None = None) -> None:
+    def step(
+        self, optimizer: torch.optim.Optimizer, prepare: Callable[[], None] | None = None, *, last: bool = True
+    ) -> None:
         """Let `prepare` change the true (unscaled) gradients, then update.
 
-        Under fp16 a step with infinite gradients is skipped.
+        Under fp16 a step with infinite gradients is skipped. last: no other optimizer steps with gradients of the same
+        loss scale; else `end_step` follows.
         """
         if prepare is not None:
             self.scaler.unscale_(optimizer)
             prepare()
         self.scaler.step(optimizer)
+        if last:
+            self.end_step()
+
+    def end_step(self) -> None:
+        """Choose the loss scale of the next step, by what the optimizers of this one have seen."""
         self.scaler.update()
 
     def has_diverged(self, loss: float) -> bool:

@@ -76,7 +76,13 @@ class GlobalBatchSampler(DistributedSampler[Any]):
         length = len(dataset)
         self.steps_per_epoch = length // global_batch if drop_last else -(-length // global_batch)
         self.total_size = min(length, self.steps_per_epoch * global_batch)
-        self.num_samples = sum(share.stop - share.start for share in self.plan())
+        self.num_samples = self._mine()
+
+    def _mine(self) -> int:
+        """Samples of this rank in an epoch."""
+        whole, rest = divmod(self.total_size, self.global_batch)
+        times = {self.global_batch: whole, rest: 1 if rest else 0}
+        return sum(count * sum(samples for _, samples in self.cut(size)[1]) for size, count in times.items() if count)
 
     def plan(self, start: int = 0) -> Iterator[RankPart]:
         """This rank's part of each global batch from step `start` on; the same in every epoch."""
@@ -116,7 +122,7 @@ class GlobalBatchSampler(DistributedSampler[Any]):
         if len(shares) != self.num_replicas or self.shards is not None:
             raise ValueError(f"{len(shares)} shares for {self.num_replicas} ranks, and without logical shards")
         self.shares = tuple(shares)
-        self.num_samples = sum(share.stop - share.start for share in self.plan())
+        self.num_samples = self._mine()
 
     def order(self, device: torch.device | str = "cpu") -> Tensor:
         """This epoch's order, int64 [len(dataset)], the same on every rank and device: each sample once or, balanced,

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import IterableDataset, TensorDataset
+from torch.utils.data import IterableDataset, SequentialSampler, TensorDataset
 
 from ddp_train import Run
 from ddp_train.library.reading import CannotBeEmpty, emptied
@@ -54,6 +54,35 @@ def not_one_number(run: Run) -> None:
             run.backward(net(inputs))
 
 
+def best_within(run: Run) -> None:
+    net, loader = run.model(nn.Linear(3, 1)), run.loader(data(), 5)
+    for _ in run.epochs(1):
+        for _ in loader:
+            run.best(1.0, net)
+
+
+def two_sizes(run: Run) -> None:
+    net = run.model(nn.Linear(3, 1))
+    one, other = run.loader(data(), 5), run.loader(data(), 2)
+    for _ in run.epochs(1):
+        for (inputs, _), _ in zip(one, other, strict=False):
+            run.backward(net(inputs).sum())
+
+
+def loop_in_loop(run: Run) -> None:
+    loader = run.loader(data(), 5)
+    for _ in run.epochs(1):
+        for _ in loader:
+            list(loader)
+
+
+def endless_loop(run: Run) -> None:
+    loader, batches = run.loader(data(), 5), None
+    for _ in run.epochs(2):
+        batches = batches or iter(loader)
+        next(batches)
+
+
 MISTAKES: dict[str, tuple[Callable[[Run], Any], str]] = {
     "an object without state": (lambda run: run.keep(thing=Stateless()), "run.keep(thing=...): a "),
     "a list of networks": (
@@ -67,6 +96,31 @@ MISTAKES: dict[str, tuple[Callable[[Run], Any], str]] = {
     "more micro-batches than samples": (lambda run: run.loader(data(), 2, accumulate=3), "accumulate=3) is larger"),
     "nothing but a partial batch": (lambda run: run.loader(data(3), 4, drop_last=True), "drop_last leaves no step"),
     "an order of other samples": (lambda run: run.loader(data(), 4, sampler=lambda epoch: [0, 99]), "from 0 to 9"),
+    "a sampler of torch's": (
+        lambda run: run.loader(data(), 4, sampler=SequentialSampler(data())),
+        "a SequentialSampler is no function: it takes one of the epoch",
+    ),
+    "an order of truth values": (
+        lambda run: run.loader(data(), 4, sampler=lambda epoch: torch.ones(10, dtype=torch.bool)),
+        "returned values of torch.bool, shape [10]",
+    ),
+    "an order of texts": (lambda run: run.loader(data(), 4, sampler=lambda epoch: ["a"]), "and returned a list ("),
+    "an order of nothing": (
+        lambda run: run.loader(data(), 4, sampler=lambda epoch: []),
+        "returned none for epoch 0",
+    ),
+    "an option that DataLoader has not": (lambda run: run.loader(data(), 4, num_worker=2), "did you mean num_workers?"),
+    "an option with a value that DataLoader refuses": (
+        lambda run: run.loader(data(), 4, num_workers=1, prefetch_factor=-1),
+        "prefetch_factor",
+    ),
+    "the best within the loop": (best_within, "run.best() within a loop over a run.loader(...)"),
+    "two batches of different sizes": (two_sizes, "run.backward(loss, of=loader)"),
+    "a loop over a loader within one over the same": (
+        loop_in_loop,
+        "make a loader for each loop that runs beside another",
+    ),
+    "a loop that goes over several epochs": (endless_loop, "begin each loop within an epoch"),
     "a technique that is not there": (lambda run: run.use(clip_gard=1.0), "did you mean clip_grad?"),
     "a decay above 1": (lambda run: run.use(ema=2), "run.use(ema=2): it takes a decay between 0 and 1"),
     "a text as a number": (lambda run: run.log(accuracy="high"), "run.log(accuracy=...)"),
