@@ -12,6 +12,7 @@ from ddp_core.errors import OptionError
 from ddp_launch.cli.options import Program
 from ddp_launch.plan.command import chooses_backend
 from ddp_launch.run.program_check import check_program
+from tests.docs.pages import Page
 
 PERL = '#!/usr/bin/perl\nprint "$ENV{RANK} @ARGV\\n";\n'
 
@@ -112,3 +113,13 @@ def test_a_screen_without_unicode(launcher: Any) -> None:
     done = launcher.run("--cpu", str(script), LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0", LANG="C")
     assert "  | ValueError: no" in done.stderr
     assert not re.search(r"\\u\d|[^\x00-\x7f]", done.stderr)
+
+
+def test_the_script_of_the_page_for_beginners(launcher: Any) -> None:
+    (text,) = [block for language, block in Page("docs/getting-started.md").blocks if language == "python"]
+    launcher.script(text, "train.py")
+    done = launcher.run("--cpu", "--quiet", "train.py")
+    assert (done.returncode, done.stdout) == (0, "loss 0.0000 on 2 ranks\n"), done.stderr
+    done = launcher.run("--cpu", "--quiet", "train.py", BREAK="1")
+    assert done.returncode == 1 and "rank 1 failed first" in done.stderr
+    assert "ValueError: a mistake on purpose" in done.stderr
