@@ -54,7 +54,7 @@ def replacing(
                 temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
-        _flush_folder(target.parent)
+        flush(target.parent)
     except OSError as error:
         raise UserError(_explanation(target, error, size)) from error
 
@@ -94,7 +94,7 @@ def _keep(target: Path, kept: Path) -> None:
         target.replace(kept)
     finally:
         name.unlink(missing_ok=True)
-    _flush_folder(target.parent)
+    flush(target.parent)
 
 
 def _temporary_name(target: Path) -> Path:
@@ -115,9 +115,9 @@ def _literal(name: str) -> str:
     return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
 
 
-def _flush_folder(folder: Path) -> None:
-    """Flush a folder to disk, so that a rename in it survives a crash."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+def flush(path: Path) -> None:
+    """Flush a file to disk, or a folder, so that a rename in it survives a crash. Errors: OSError."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
@@ -137,3 +137,11 @@ def _explanation(target: Path, error: OSError, size: Callable[[], int] | None) -
     limit = "" if error.errno == errno.ENOSPC else f" ({error.strerror})"
     kept = "; the previous file is intact" if target.exists() else ""
     return f"cannot write {target}: the disk is full{limit}: {free}{kept}"
+
+
+def shown(path: Path) -> str:
+    """A path as a person would type it here."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except (OSError, ValueError):
+        return str(path)

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ddp_core.errors import UserError, line_of
+from ddp_core.files import shown
 
 REQUIREMENTS = {
     "torch": "torch",
@@ -93,13 +94,5 @@ def _mistake() -> UserError:
     script, file = ROOT / "scripts" / "run.sh", ROOT / "requirements.txt"
     if not (script.is_file() and file.is_file()):
         return UserError(f"{message}; {pip} {' '.join(names)}")
-    run = f"bash {_shown(script)} makes an environment with all that is needed and runs there"
-    return UserError(f"{message}; {run}, or: {pip} -r {_shown(file)}")
-
-
-def _shown(path: Path) -> str:
-    """A path as a person would type it here."""
-    try:
-        return str(path.relative_to(Path.cwd()))
-    except (OSError, ValueError):
-        return str(path)
+    run = f"bash {shown(script)} makes an environment with all that is needed and runs there"
+    return UserError(f"{message}; {run}, or: {pip} -r {shown(file)}")

@@ -85,7 +85,8 @@ def launch(
             raise TypeError(f"{_name(fn)} and its arguments cannot be sent to the ranks: {error}") from error
         with (folder / "call.pkl").open("wb") as file:
             pickle.dump((sys.path, call), file)
-        devices = [*(["--cpu"] if cpu else []), *([] if gpus is None else ["--gpus", _device_list(gpus)])]
+        listed = str(gpus) if gpus is None or isinstance(gpus, str | int) else ",".join(map(str, gpus))
+        devices = [*(["--cpu"] if cpu else []), *([] if gpus is None else ["--gpus", listed])]
         number = [] if nproc is None else ["--nproc", str(nproc)]
         # The launcher keeps the logs of a run that failed: the summary names them.
         run = ["--quiet", "--nnodes", "1", "--json-events", str(folder / "events.jsonl")]
@@ -93,7 +94,8 @@ def launch(
         status, last_line = _run(command, timeout_s)
         if status != 0:
             raise _error(folder, status, last_line)
-        results = [folder / f"result-{rank:06}.pkl" for rank in range(_world_size(folder))]
+        world_size = int((_last_event(folder, "attempt") or {})["world_size"])
+        results = [folder / f"result-{rank:06}.pkl" for rank in range(world_size)]
         for rank, result in enumerate(results):
             if not result.exists():
                 message = f"rank {rank} ended before {_name(fn)} returned, with exit code 0: its result is missing"
@@ -104,11 +106,6 @@ def launch(
 def _name(fn: Callable[..., Any]) -> str:
     """The function's qualified name."""
     return getattr(fn, "__qualname__", None) or repr(fn)
-
-
-def _device_list(gpus: str | int | Iterable[int | str]) -> str:
-    """`gpus` as the value of --gpus."""
-    return str(gpus) if isinstance(gpus, str | int) else ",".join(map(str, gpus))
 
 
 def _environment() -> dict[str, str]:
@@ -198,11 +195,6 @@ def _last_event(folder: Path, name: str) -> dict[str, Any] | None:
     """The last event of this name in the run's record; None without one."""
     events = [json.loads(line) for line in (folder / "events.jsonl").read_text(encoding="utf-8").splitlines()]
     return next((event for event in reversed(events) if event["event"] == name), None)
-
-
-def _world_size(folder: Path) -> int:
-    """The number of ranks of the last attempt."""
-    return int((_last_event(folder, "attempt") or {})["world_size"])
 
 
 def _traceback(folder: Path, rank: int) -> str:

@@ -132,7 +132,7 @@ def _address_for_others(cluster: Cluster, host: str, own: Mapping[str, str]) -> 
     for there in (*(one for answer in addresses for one in answer), *ANYWHERE):
         if (here := _source(there)) is not None and not _is_loopback(here) and here in own:
             return here
-    usable = [address for address in own if not _is_loopback(address) and not _is_link_local(address)]
+    usable = [a for a in own if not _is_loopback(a) and not ipaddress.ip_address(a).is_link_local]
     running = _running()
     direct = [a for a in usable if own[a] in running and _driver(own[a]) not in INDIRECT_DRIVERS]
     for candidates in (direct, usable):
@@ -216,11 +216,6 @@ def _trust(address: str, interface: str | None) -> Iterable[str]:
 def _is_loopback(address: str) -> bool:
     """Whether a numeric address is a loopback address; an IPv6 zone is ignored."""
     return ipaddress.ip_address(address.partition("%")[0]).is_loopback
-
-
-def _is_link_local(address: str) -> bool:
-    """Whether a numeric address is valid on its own network only."""
-    return ipaddress.ip_address(address).is_link_local
 
 
 def _names_loopback(host: str) -> bool:

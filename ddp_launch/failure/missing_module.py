@@ -10,8 +10,8 @@ from importlib import metadata
 from importlib.machinery import PathFinder
 from pathlib import Path
 
+from ddp_core.files import shown
 from ddp_launch.failure.distributions import ELSEWHERE, distribution
-from ddp_launch.failure.shadowing import shown
 
 LEVELS_BELOW, LEVELS_ABOVE = 4, 3
 MOST_FOLDERS, MOST_SECONDS = 2000, 1.0

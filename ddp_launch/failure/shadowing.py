@@ -12,6 +12,8 @@ from importlib.machinery import PathFinder
 from itertools import pairwise
 from pathlib import Path
 
+from ddp_core.files import shown
+
 STANDARD = Path(sysconfig.get_paths()["stdlib"])
 # Python's messages about a module that is not the intended one. Each has the module's name.
 SAID = re.compile(
@@ -50,11 +52,3 @@ def _elsewhere(name: str, folder: Path) -> bool:
     # The first entry is the launcher's own folder, which the program does not have.
     path = [entry for entry in sys.path[1:] if entry and Path(entry).resolve() != folder]
     return PathFinder.find_spec(name, path) is not None
-
-
-def shown(path: Path) -> str:
-    """A path as a person would type it here."""
-    try:
-        return str(path.relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)

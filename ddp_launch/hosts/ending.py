@@ -20,6 +20,7 @@ from ddp_launch.hosts.channel import Message
 from ddp_launch.hosts.connection import Connection
 from ddp_launch.hosts.fleet import Fleet
 from ddp_launch.hosts.keeper import END_S
+from ddp_launch.run.rank_output import same_place
 from ddp_launch.run.signals import AS, ENDING, REPEATED_S
 
 SETTLE_S = 6.0
@@ -222,9 +223,7 @@ def _knows(outcome: Message | None) -> int:
 
 def streams() -> tuple[tuple[bool, bool], bool]:
     """Whether standard output and standard error are terminals, and whether both go to the same place."""
-    out, err, nowhere = os.fstat(1), os.fstat(2), os.stat(os.devnull)  # noqa: PTH116
-    one_place = os.path.samestat(out, err) and not os.path.samestat(out, nowhere)
-    return (os.isatty(1), os.isatty(2)), one_place
+    return (os.isatty(1), os.isatty(2)), same_place()
 
 
 def screen_size() -> tuple[int, int]:

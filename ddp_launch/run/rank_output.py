@@ -64,7 +64,7 @@ class RankOutput:
         bytes are copied as they are, and the rank gets a terminal where the screen is one. Errors: OSError (no
         descriptor left).
         """
-        if shown == BOTH and _same_place():
+        if shown == BOTH and same_place():
             with suppress(OSError):
                 stderr_log.symlink_to(stdout_log.name)
             way = self._open(1, stdout_log, prefix)
@@ -155,7 +155,7 @@ class RankOutput:
         return True
 
 
-def _same_place() -> bool:
+def same_place() -> bool:
     """Whether the launcher's standard output and standard error go to the same place, as on a terminal or after
     2>&1."""
     out, err, nowhere = os.fstat(1), os.fstat(2), Path(os.devnull).stat()

@@ -197,7 +197,8 @@ def _stopped(views: Sequence[RankView], blocked: Sequence[RankView]) -> Found | 
     stopped = [view.rank for view in views if view.state == "stopped"]
     if not stopped:
         return None
-    title = f"{names(stopped)} {_is(stopped)} stopped (SIGSTOP), and {_wait_for(blocked, stopped)}"
+    is_or_are = "is" if len(stopped) == 1 else "are"
+    title = f"{names(stopped)} {is_or_are} stopped (SIGSTOP), and {_wait_for(blocked, stopped)}"
     pids = " ".join(str(view.pid) for view in views if view.state == "stopped")
     return "stopped", stopped, title, f"kill -CONT {pids} lets {'it' if len(stopped) == 1 else 'them'} continue"
 
@@ -263,11 +264,6 @@ def _wait_for(blocked: Sequence[RankView], culprits: Sequence[int]) -> str:
     those = [view.rank for view in blocked]
     wait = "waits" if len(those) == 1 else "wait"
     return f"{names(those)} {wait} for {'it' if len(culprits) == 1 else 'them'} in {blocked[0].blocked}"
-
-
-def _is(ranks: Sequence[int]) -> str:
-    """ "is" for one rank, "are" for several."""
-    return "is" if len(ranks) == 1 else "are"
 
 
 def _calls(native: Sequence[Frame]) -> str:

@@ -6,7 +6,7 @@ import linecache
 import re
 import sys
 import sysconfig
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 
 from ddp_train.watchdog.python_stacks import FRAME, OWN_BACKWARD, Frame, waits
@@ -37,12 +37,9 @@ def parse(text: str) -> Stacks:
         elif threads and (found := FRAME.match(line)):
             frame = Frame(found[1], int(found[2]) if found[2].isdigit() else 0, found[3])
             threads[number] = (frame, *threads[number])
-    return {number: frames for number, frames in threads.items() if not _ours(frames)}
-
-
-def _ours(frames: Iterable[Frame]) -> bool:
-    """Whether the stack is that of the thread that answers the launcher."""
-    return any(frame.file.endswith(OURS) for frame in frames)
+    return {
+        number: frames for number, frames in threads.items() if not any(frame.file.endswith(OURS) for frame in frames)
+    }
 
 
 def thread_of(stacks: Stacks, preferred: int) -> int:

@@ -35,7 +35,7 @@ def watch(
             if now >= end:
                 break
             due = started + ((now - started) // interval + 1) * interval
-            if _told_to_end(min(due, end) - now):
+            if signal.sigtimedwait(_ENDS, max(0.0, min(due, end) - now)) is not None:
                 break
     return meter.usage()
 
@@ -48,8 +48,3 @@ def _signals_held() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _told_to_end(timeout: float) -> bool:
-    """Wait up to `timeout` seconds for a signal that ends; whether it came."""
-    return signal.sigtimedwait(_ENDS, max(0.0, timeout)) is not None

@@ -103,7 +103,9 @@ def select(topology: Topology, request: SelectionRequest) -> Selection:
     found = usable(topology, rules)
     for asked in rules.asked:
         if not found.of(asked):
-            raise SelectionError(f"{asked.label} cannot be used: {_why_not(asked, rules, found)}")
+            slices = "it is in MIG mode, and has no such slice"
+            why = found.refused.get(asked.index) or refusal(asked, rules) or slices
+            raise SelectionError(f"{asked.label} cannot be used: {why}")
     if not found.devices:
         return _nothing(topology, request, rules, found)
     choice = _choice(topology, request, rules, found)
@@ -183,11 +185,6 @@ def _translation(visible: Visible | None, request: SelectionRequest) -> str:
     if visible is None or not visible.by_index or request.cuda_order is None or not visible.named:
         return ""
     return f" (in CUDA's own order, which is GPU {', '.join(str(device.index) for device in visible.named)} here)"
-
-
-def _why_not(asked: Device, rules: Rules, found: Usable) -> str:
-    """Why a device that was asked for cannot be used."""
-    return found.refused.get(asked.index) or refusal(asked, rules) or "it is in MIG mode, and has no such slice"
 
 
 def _reads_in_pci_order(topology: Topology, request: SelectionRequest, rules: Rules) -> bool:

@@ -70,7 +70,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.hosts is not None:
         _verify_between(arguments)
     answers = answer(arguments)
-    selection = _on_cpu(answers.selection) if arguments.cpu else answers.selection
+    selection = answers.selection
+    if arguments.cpu:
+        selection = replace(selection, indices=(), uuids=(), group="", reason="--cpu was given", warnings=())
     if not selection.indices and not arguments.cpu and answers.topology.gpus:
         raise SelectionError(selection.reason)
     if not selection.indices and (arguments.count or CPU_RANKS) > LARGEST_RANKS:
@@ -127,11 +129,6 @@ def _seconds(text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,6}", text) or not 1 <= int(text) <= LONGEST_S:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of seconds from 1 to {LONGEST_S}")
     return int(text)
-
-
-def _on_cpu(selection: Selection) -> Selection:
-    """The selection without its GPUs."""
-    return replace(selection, indices=(), uuids=(), group="", reason="--cpu was given", warnings=())
 
 
 def check(

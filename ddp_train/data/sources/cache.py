@@ -28,7 +28,7 @@ import numpy as np
 
 from ddp_core.cache_folder import cache_folder
 from ddp_core.errors import UserError
-from ddp_core.files import replacing
+from ddp_core.files import flush, replacing
 
 SCHEMA = "ddp-train-cache/1"
 _CHECKED_BYTES = 2 << 30  # larger arrays are checked by size alone: reading them would take longer than a start should
@@ -204,28 +204,19 @@ class Draft:
         for name, array in self._arrays.items():
             assert isinstance(array, np.memmap)
             array.flush()
-            _sync(self.folder / f"{name}.npy")
+            flush(self.folder / f"{name}.npy")
             described[name] = {"shape": list(array.shape), "dtype": str(array.dtype), "crc32": zlib.crc32(array.data)}
         record = {"schema": SCHEMA, "key": self.key, "arrays": described, "facts": dict(facts)}
         (self.folder / "entry.json").write_text(json.dumps(record))
-        _sync(self.folder / "entry.json")
+        flush(self.folder / "entry.json")
         (self.folder / "lock").unlink()
-        _sync(self.folder)
+        flush(self.folder)
         final = self.folder.parent / self.key
         with contextlib.suppress(OSError):  # not empty: somebody else finished the same entry first
             self.folder.rename(final)
-            _sync(final.parent)
+            flush(final.parent)
         try:
             return _open(final, self.key, verify=False)
         except _TORN as error:  # the other process's; our arrays outlive the names of their files
             _log.warning("%s is unusable (%s); delete it", final, error)
             return Entry({name: np.asarray(array) for name, array in self._arrays.items()}, facts)
-
-
-def _sync(path: Path) -> None:
-    """Flush a file or folder to disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
