@@ -36,7 +36,7 @@ class Benchmark:
 
 
 _NAMES = (
-    "input_pipeline", "augmentation", "crop", "cpu_speed", "step_overhead", "control_cost", "ddp_scaling",
+    "input_pipeline", "augmentation", "crop", "cpu_speed", "limit", "step_overhead", "control_cost", "ddp_scaling",
     "mixed_ranks", "reproducible_cost", "collectives", "checkpoint_cost", "optimizers", "launch_overhead", "start_up",
     "restart_recovery", "failing_programs", "training_run", "time_to_accuracy", "topology_report", "topology_peers",
     "monitor_overhead", "subset_search", "stall_cost", "hosts_start",

@@ -181,6 +181,7 @@ NO_SHORT_FORM = {
     "restart_recovery": "counts recoveries, of 20 runs",
     "failing_programs": "counts answers",
     "stall_cost": "has no kept result",
+    "limit": "compares with this machine's own rate, not with a peer",
     "topology_report": "has times alone",
     "control_cost": "has times alone",
     "collectives": "has times alone",

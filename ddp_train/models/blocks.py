@@ -30,6 +30,13 @@ def conv_norm_relu(in_channels: int, channels: int, stride: int = 1) -> list[nn.
     ]
 
 
+def conv_norm_pool_relu(in_channels: int, channels: int) -> list[nn.Module]:
+    """The same, and 2x2 max-pooling. The largest of four is the same before ReLU as after it, forward and backward to
+    the bit, and leaves ReLU a quarter of the work."""
+    *layers, relu = conv_norm_relu(in_channels, channels)
+    return [*layers, nn.MaxPool2d(2), relu]
+
+
 class Residual(nn.Module):
     """after(shortcut(y) + drop(branch(y))) with y = before(x); each part but `branch` is the identity unless given.
 

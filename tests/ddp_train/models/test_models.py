@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import subprocess
 import sys
@@ -190,3 +191,25 @@ def test_a_model_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     ):
         with pytest.raises(UserError, match=words):
             create_model(name, num_classes=7, image_shape=(3, 8, 8))
+
+
+@pytest.mark.parametrize("name", ["small", "power"])
+def test_pooling_before_relu_is_pooling_after_it_to_the_bit(name: str) -> None:
+    torch.manual_seed(0)
+    ours = create_model(name, num_classes=10, **({} if name == "small" else {"width_mult": 0.125, "dropout": 0.0}))
+    other = copy.deepcopy(ours)
+    swapped = 0
+    for layers in [module for module in other.modules() if isinstance(module, nn.Sequential)]:
+        for at in range(len(layers) - 1):
+            if isinstance(layers[at], nn.MaxPool2d) and isinstance(layers[at + 1], nn.ReLU):
+                layers[at], layers[at + 1] = layers[at + 1], layers[at]
+                swapped += 1
+    assert swapped == (3 if name == "small" else 4)
+    images, labels = torch.randn(8, 3, 32, 32), torch.arange(8)
+    losses = [functional.cross_entropy(network(images), labels) for network in (ours, other)]
+    for loss in losses:
+        loss.backward()
+    assert torch.equal(*losses)
+    for one, two in zip(ours.parameters(), other.parameters(), strict=True):
+        assert one.grad is not None and two.grad is not None
+        assert torch.equal(one.grad, two.grad)
