@@ -1,4 +1,5 @@
-"""A hook of mkdocs.yml: what pages of docs/ link to elsewhere in the repository is copied into the site."""
+"""A hook of mkdocs.yml for what code hosts and mkdocs read differently: links to files outside docs/, which are copied
+into the site, and the escaped | of code in tables."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[1]
 OUTSIDE = re.compile(r"\]\(\.\./([^)#\s]+)")
+CODE = re.compile(r"`[^`]+`")
 COPIES = "repository"
 """The folder of the site for these files."""
 
@@ -24,5 +26,10 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """The text of a page with these links."""
-    return OUTSIDE.sub(rf"]({COPIES}/\1", markdown)
+    """The text of a page with these links, and with `a|b` for the `a\\|b` of a table."""
+    lines = OUTSIDE.sub(rf"]({COPIES}/\1", markdown).split("\n")
+    return "\n".join(CODE.sub(_unescaped, line) if line.startswith("|") else line for line in lines)
+
+
+def _unescaped(code: re.Match[str]) -> str:
+    return code[0].replace("\\|", "|")
