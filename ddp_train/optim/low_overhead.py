@@ -1,7 +1,7 @@
-"""torch's optimizers with the bare arithmetic of their step: the same bits, for less of the host's time.
+"""torch's optimizers reduced to the arithmetic of their step: the same bits for less host time.
 
-torch puts two shells around each step: a name in its profiler, with the hooks that were registered, and a mark for
-torch.compile, for which it imports torch._dynamo. Where a step is not compiled, profiled or hooked, nobody needs them.
+torch wraps each step twice: with a profiler range and the registered hooks, and with a mark for torch.compile, which
+imports torch._dynamo. A step that is not compiled, profiled or hooked needs neither.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SAME = ("lr", "momentum", "nesterov", "dampening", "maximize", "foreach")
 
 
 def without_shells(kind: type[Optimizer], arithmetic: Step) -> Step:
-    """A step of `kind`: `arithmetic`, or torch's own where somebody looks at it."""
+    """A step of `kind`: `arithmetic`, or torch's own where the step is compiled, profiled or hooked."""
     # The first optimizer of a class puts the profiler's shell around the step of all.
     marked = kind.step.__wrapped__ if getattr(kind.step, "hooked", False) else kind.step  # type: ignore[attr-defined]
     shelled: Step = Optimizer.profile_hook_step(marked)

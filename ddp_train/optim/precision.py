@@ -1,7 +1,7 @@
 """Number formats: the autocast region, loss scaling and the optimizer step under both, and the arithmetic of float32.
 
-bf16 needs no loss scaling; fp16 does (torch.amp.GradScaler). Which one suits a device is decided by
-`config/recommend.py`; here it is checked and carried out.
+bf16 needs no loss scaling; fp16 does (torch.amp.GradScaler). `config/recommend.py` chooses the format for a device;
+this module checks it and applies it.
 """
 
 from __future__ import annotations
@@ -99,8 +99,8 @@ class Precision:
         self.scaler.update()
 
     def has_diverged(self, loss: float) -> bool:
-        """Whether an epoch's mean loss means the end. Under fp16 a step that overflowed was skipped and its scale
-        halved; only a scale that has sunk below 1 says that the loss is no longer finite in itself."""
+        """Whether an epoch's mean loss shows divergence. Under fp16 a step that overflows is skipped and the scale
+        halved: only with a scale below 1 the loss itself is no longer finite."""
         return not math.isfinite(loss) and not (self.mode == "fp16" and self.scaler.get_scale() >= 1.0)
 
     def state_dict(self) -> dict[str, Any]:
@@ -108,7 +108,7 @@ class Precision:
         return self.scaler.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take a saved scale back, if fp16 was saved and is on. The constants stay those of this run."""
+        """Restore a saved scale, if fp16 was saved and is on. The constants stay those of this run."""
         if state and self.mode == "fp16":
             self.scaler.load_state_dict(
                 state | {name: self._constants[name] for name in state.keys() & self._constants}

@@ -1,1 +1,1 @@
-"""Measurements that choose a setting: `--tune WHAT` runs one of them in place of the training."""
+"""Measurements that choose a setting: `--tune WHAT` runs one of them instead of the training."""

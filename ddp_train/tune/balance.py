@@ -1,8 +1,8 @@
 """`--shares measured`: each rank's part of a global batch by its measured speed, so that none waits for another.
 
-Before the first step all ranks are calibrated; at the end of each epoch they are measured again, and where another
-division has been worth 5% in two epochs in a row (or 20% in one), it is taken. The division is in the history
-(`share_0` ...) and in the checkpoint. The gradient is that of the global batch under any division, and the order of
+All ranks are calibrated before the first step and measured again at the end of each epoch. Another division is used
+where it would have gained 5% in two epochs in a row (or 20% in one). The division is in the history (`share_0` ...) and
+in the checkpoint. The gradient is that of the global batch under any division, and the order of
 the samples does not depend on it. Source: see distributed/load_balance.py.
 """
 
@@ -47,7 +47,7 @@ class Balance:
         return Technique(name="balance", after_epoch=self._after_epoch, report=self._report, state=self, looks=True)
 
     def start(self, components: Components) -> str:
-        """Calibrate, unless a resumed run has brought its division along; a line for the user."""
+        """Calibrate, unless a resumed run has its division in the checkpoint; a line for the user."""
         self._components = components
         world_size = components.ranks.world_size
         if len(self._speeds) == world_size:
@@ -83,7 +83,7 @@ class Balance:
             raise UserError(f"--shares measured: {error}; take a higher --accumulate") from None
 
     def _after_epoch(self, record: EpochRecord) -> bool:
-        """Measure again, and change the division where it is worth it; never ends the run."""
+        """Measure again, and change the division where that pays; never ends the run."""
         components = self._components
         assert components is not None
         if record.epoch >= components.epochs:
@@ -107,7 +107,7 @@ class Balance:
         return {f"share_{rank}": float(count) for rank, count in enumerate(samples)}
 
     def state_dict(self) -> dict[str, Any]:
-        """The division, and what it rests on."""
+        """The division and the speeds behind it."""
         return {
             "shares": list(self._sampler.shares),
             "speeds": [list(astuple(speed)) for speed in self._speeds],
@@ -116,7 +116,7 @@ class Balance:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take a division over; that of another number of ranks is left, and `start` measures anew."""
+        """Use a saved division; one for another number of ranks is ignored, and `start` measures again."""
         if len(state["shares"]) != self._sampler.num_replicas:
             return
         self._sampler.share(state["shares"])

@@ -1,4 +1,4 @@
-"""`--tune batch`: the batch finder on the parts of a run, its table, and what it comes to."""
+"""`--tune batch`: runs the batch finder on the parts of a run; its table and result."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def find_for(trainer: Trainer, samples: int, target: float | None = None) -> Fou
 
 
 def utilization_of(device: torch.device) -> Callable[[], float | None] | None:
-    """Reads the utilisation of this rank's GPU in percent, as the driver tells it; None without a GPU."""
+    """Reads the utilisation of this rank's GPU in percent from the driver; None without a GPU."""
     if device.type != "cuda":
         return None
     from gpu_topology.monitor import read_gpus
@@ -72,7 +72,7 @@ def table(found: Found) -> str:
 
 
 def verdict(found: Found, global_batch: int) -> str:
-    """The result in a few lines, with the options that it comes to."""
+    """The result in a few lines, with the options to use."""
     ends = {
         "memory": f"the largest that fits is {found.largest:,} per rank",
         "limit": f"{found.largest:,} per rank fit: more than that would leave ranks without images",

@@ -1,5 +1,5 @@
-"""Which per-rank batch: a few steps are measured, a straight line through their memory tells where it ends, and the
-largest that fits is tried, not believed.
+"""Finds the per-rank batch: measures a few steps, predicts the limit by a straight line through their memory, and
+confirms the largest batch that fits by trying it.
 
 Data flow: `find_batch_size` runs steps of doubling size -> `Trial`s -> memory = a + b x batch, time = a + b x batch
 (`Line`) -> the largest batch within the limit less a margin, confirmed by a step of it -> `choose`: the smallest batch
@@ -26,7 +26,7 @@ from ddp_train.tune.preserve import Part, preserved, release_memory
 from ddp_train.tune.steps import Line, fit, largest_over_ranks
 
 MARGIN = 0.1
-"""Of the memory, left free: a real step fragments it, and the last bytes are taken by libraries."""
+"""Share of the memory to leave free: a real step fragments it, and libraries need some."""
 TOLERANCE = 0.03
 PARTS = 8
 """Between two powers of two there are so many sizes."""
@@ -129,7 +129,7 @@ def choose(trials: Sequence[Trial], target: float | None, time_line: Line | None
     if target is None:
         return chosen, reason
     told = {trial.batch: trial.utilization for trial in fitting if trial.utilization is not None}
-    how = "utilisation as the driver tells it"
+    how = "utilisation as the driver reports it"
     if not told and time_line is not None and time_line.slope > 0:
         told = {t.batch: 100 * t.batch * time_line.slope / time_line(t.batch) for t in fitting}
         how = "the share of a step that grows with the batch stands for utilisation, which nobody tells here"
@@ -162,7 +162,7 @@ class _Search:
         self.limit = None if math.isinf(least) else int(least)
 
     def run(self, smallest: int, largest: int | None) -> str:
-        """Double, then close in on the end; why it ended."""
+        """Double the batch, then narrow the limit down; why the search ended."""
         self._run(self.probe, smallest)  # what the first step alone takes: optimizer state, kernels, workspaces
         size = smallest
         while True:
@@ -188,7 +188,8 @@ class _Search:
         return ended
 
     def _close_in(self, largest: int | None) -> str:
-        """Between the largest that fits and the smallest that does not: where the line points, then by halves."""
+        """Search between the largest that fits and the smallest that does not: first where the line points, then by
+        halving."""
         low = max(batch for batch, trial in self.trials.items() if trial.fits)
         high = min([batch for batch, trial in self.trials.items() if not trial.fits], default=2 * low)
         grid = [size for size in sizes_between(low, high) if largest is None or size <= largest]
@@ -204,7 +205,7 @@ class _Search:
         return "memory"
 
     def _step_back(self, smallest: int) -> None:
-        """Where memory ended before what is known of it says so, the margin is one of batches."""
+        """Where memory ended earlier than its known limit, the margin is applied to the batch instead."""
         ran = max(batch for batch, trial in self.trials.items() if trial.fits)
         size = max(smallest, math.floor((1 - self.margin) * ran))
         if size not in self.trials:

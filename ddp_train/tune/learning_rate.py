@@ -1,7 +1,7 @@
 """The learning-rate range test (Smith 2017, arXiv:1506.01186): `--tune lr`.
 
-The rate rises by the same factor at every step, from almost nothing until the loss runs away. The loss, smoothed, falls
-fastest somewhere before its lowest point; a tenth of the rate at that point is a safe peak for a run.
+The rate rises by the same factor at every step, from almost nothing until the loss diverges. A tenth of the rate at
+which the smoothed loss is lowest is a safe peak rate for a run.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A configuration made to fit this machine: `auto_optimize_config("IN.yaml", "IN_optimized.yaml")`.
 
-What is read of the machine goes into `suggest`, a pure function of hardware and configuration; around it is the thin
-edge of `auto_optimize_config`. What a user set for the mathematics of the run (epochs, optimizer, augmentation) stays;
-where the global batch changes, the learning rate follows by the square root, as it does without a file.
+`suggest` is a pure function of hardware and configuration; `auto_optimize_config` reads and writes around it. Options
+for the mathematics of the run (epochs, optimizer, augmentation) stay as the user set them. Where the global batch
+changes, the learning rate follows by the square root, as it does without a file.
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ def suggest(machine: Machine, wanted: Config, measured: Measured | None = None) 
 
 
 def _rate(wanted: Config, hardware: recommend.Hardware, batch: int) -> Iterator[Change]:
-    """A rate that was given for a batch is scaled by its square root; one that is not set follows by itself."""
+    """Scale a given rate by the square root of the batch; a rate that is not set follows by itself."""
     before = wanted.data.batch_size
     if wanted.data.batch_size_per_rank is not None:
         before = wanted.data.batch_size_per_rank * hardware.world_size

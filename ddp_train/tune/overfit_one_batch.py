@@ -1,9 +1,9 @@
 """Overfitting one batch: can this network, with these settings, learn anything at all? `--overfit-one-batch STEPS`.
 
-The same batch (augmented once) is trained on again and again at the peak learning rate. A sound network soon knows it
-by heart; where the loss stays high, the fault is in the network, the labels or the rate, and a longer run will not
-fix it. What changes the batch or the target (mixup, CutMix, label smoothing) is left out: the loss could not reach
-zero. Source: Karpathy 2019, "A Recipe for Training Neural Networks" ("overfit one batch").
+The network is trained on the same batch (augmented once) at the peak learning rate. A working network soon memorizes
+it; if the loss stays high, the fault is in the network, the labels or the rate, and a longer run will not fix it.
+Changes to the batch or the target (mixup, CutMix, label smoothing) are left out, because the loss could not reach zero
+with them. Source: Karpathy 2019, "A Recipe for Training Neural Networks" ("overfit one batch").
 """
 
 from __future__ import annotations

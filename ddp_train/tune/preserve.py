@@ -1,6 +1,6 @@
-"""Measurements that leave nothing behind: everything that a training step changes is put back, bit for bit.
+"""Measurements without side effects: everything that a training step changes is restored bit for bit.
 
-Memory between trials in one process: what one has left behind is given back before the next one is measured.
+Also frees memory between trials in one process, before the next one is measured.
 """
 
 from __future__ import annotations

@@ -100,7 +100,7 @@ class Search:
 
     @property
     def ranking(self) -> list[Trial]:
-        """The trials, longest run first, of those the best score."""
+        """The trials, longest run first, then by score."""
 
         def order(trial: Trial) -> tuple[int, float]:
             return -max(trial.scores, default=0), -(trial.best if trial.best is not None else -1.0)

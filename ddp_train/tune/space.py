@@ -74,8 +74,8 @@ def draw(space: Space, seed: int, trial: int) -> dict[str, Value]:
 
 
 def option_words(values: Mapping[str, Value]) -> list[str]:
-    """The values as a command line of the trainer, without those that another one leaves without effect: a search may
-    have beta1 beside optimizer sgd and adamw."""
+    """The values as a command line of the trainer, without those that have no effect: a search may combine beta1 with
+    optimizer sgd and adamw."""
     words: list[str] = []
     together = {**to_dict(Config()), **values}
     for name, value in values.items():
@@ -181,7 +181,7 @@ class OptunaSampler:
         return found
 
     def tell(self, number: int, score: float | None) -> None:
-        """Its score, also of a trial that was asked for by an earlier process."""
+        """Report a trial's score, also for a trial of an earlier process."""
         asked = [trial.number for trial in self._study.trials if trial.user_attrs.get("number") == number]
         if asked:
             self._study.tell(asked[-1], score, None if score is not None else self._failed)

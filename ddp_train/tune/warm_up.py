@@ -1,6 +1,6 @@
 """Steps before a clock starts: kernels are loaded, compiled and chosen for every shape that the run will have.
 
-Afterwards the run is what it was before, bit for bit; the memory stays with the allocator.
+The run's state is unchanged afterwards, bit for bit; the allocator keeps the memory.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Decoded images on disk, so that only the first start decodes: memory-mapped .npy files, keyed by content.
 
 An entry is a folder `<key>/` of arrays and `entry.json`. It is written under another name beside its final
-place, synced, and renamed, so it is whole or absent. What is found torn or foreign is deleted and made again.
+place, synced, and renamed, so it is complete or absent. A damaged or foreign entry is deleted and rebuilt.
 Every process of a node maps the same pages.
 """
 
@@ -45,13 +45,13 @@ class Entry:
 
 
 def key(kind: str, parts: Iterable[object]) -> str:
-    """The name of the entry that is made from these parts: any change of one gives another key."""
+    """The name of the entry for these parts: a change in any of them gives another key."""
     text = "\0".join(repr(part) for part in (SCHEMA, kind, *parts))
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:32]
 
 
 def roots(environ: Mapping[str, str] = os.environ) -> tuple[Path, ...]:
-    """Where entries are looked for and written, best first; the last is in the folder for temporary files."""
+    """The folders that are searched for entries and written to, best first; the last is for temporary files."""
     shared = Path(tempfile.gettempdir()) / f"ddp_train-{os.getuid()}"
     chosen = environ.get("DDP_TRAIN_CACHE")
     first = Path(chosen).expanduser() if chosen else cache_folder("ddp_train", environ)
@@ -59,12 +59,12 @@ def roots(environ: Mapping[str, str] = os.environ) -> tuple[Path, ...]:
 
 
 def trusted_roots() -> tuple[Path, ...]:
-    """Those of roots() of which nobody else can have written the content."""
+    """The folders of roots() that only this user can have written to."""
     return tuple(root for root in roots() if _is_ours(root))
 
 
 def write(name: str, fill: Callable[[IO[bytes]], None]) -> None:
-    """Write a file beside the entries, whole or not at all, in the first folder that can take it."""
+    """Write a file beside the entries atomically, in the first folder that accepts it."""
     for root in trusted_roots():
         try:
             root.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -93,7 +93,7 @@ def find(key: str, *, verify: bool = False) -> Entry | None:
 
 
 def _open(folder: Path, key: str, verify: bool) -> Entry:
-    """Errors: one of _TORN where the folder is no whole entry of this key."""
+    """Open an entry. Errors: one of _TORN where the folder is no complete entry of this key."""
     record = json.loads((folder / "entry.json").read_text())
     if record["schema"] != SCHEMA or record["key"] != key:
         raise ValueError("another key or schema")
@@ -117,7 +117,7 @@ def discard(key: str) -> None:
 
 
 def begin(key: str, size: int) -> Draft:
-    """Start an entry of about `size` bytes, in the first folder that can take it, else in memory."""
+    """Start an entry of about `size` bytes, in the first folder with room for it, else in memory."""
     refusals = []
     for root in roots():
         try:

@@ -1,6 +1,6 @@
 """CIFAR-10 (Krizhevsky 2009): torchvision's files or an image folder, and the download.
 
-torchvision is imported only to read its files for the first time, and to download: it costs seconds of a start.
+torchvision is imported only for the first reading of its files and for the download: the import takes seconds.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ def missing_file(data_dir: Path) -> Path | None:
 
 
 def use_torchvision_files(data_dir: Path) -> bool:
-    """Whether to read them: an image folder is taken where they are not complete."""
+    """Whether to read torchvision's files; where they are incomplete, an image folder is used instead."""
     lacking = missing_file(data_dir) is not None
     return has_torchvision_folder(data_dir) and not (lacking and has_image_folder(data_dir))
 
 
 def check_image_folder(data_dir: Path) -> None:
-    """Errors: UserError where CIFAR-10 is not in data_dir as an image folder."""
+    """Check for CIFAR-10 as an image folder in data_dir. Errors: UserError."""
     if not has_image_folder(data_dir):
         raise UserError(f"--dataset cifar10: not in {data_dir}; {how_to_get(data_dir)}")
     if (found := len(class_names(find_splits(data_dir)["train"]))) != len(CLASSES):
@@ -120,7 +120,7 @@ def _build(key: str, data_dir: Path, side: int, resize: int | None) -> cache.Ent
 
 
 def _check_sums(folder: Path) -> None:
-    """Before anything is unpickled. Errors: UserError naming the first file that is not the original."""
+    """Compare checksums before anything is unpickled. Errors: UserError naming the first file that differs."""
     from torchvision.datasets import CIFAR10
 
     listed = [*CIFAR10.train_list, *CIFAR10.test_list, (CIFAR10.meta["filename"], CIFAR10.meta["md5"])]
@@ -151,7 +151,7 @@ def unreachable(url: str = URL, seconds: float = _PROBE_SECONDS) -> str | None:
             reason = getattr(error, "reason", error)
             answers.append(str(getattr(reason, "strerror", None) or reason))
 
-    # A thread, since name resolution knows no time limit of its own.
+    # A thread, since name resolution has no time limit of its own.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(seconds)
@@ -159,7 +159,8 @@ def unreachable(url: str = URL, seconds: float = _PROBE_SECONDS) -> str | None:
 
 
 def download(data_dir: Path, kind: str = "CIFAR10") -> str | None:
-    """Download torchvision's dataset `kind` into data_dir, with its progress and checksum. Why it failed, or None.
+    """Download torchvision's dataset `kind` into data_dir, with its progress and checksum. Returns why it failed, or
+    None.
 
     Errors: UserError when the folder cannot be written.
     """

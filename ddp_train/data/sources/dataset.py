@@ -1,6 +1,6 @@
 """The datasets by name: which one to use, made ready once per node, loaded on every rank.
 
-name, note = resolve(options)    # one process of the run: may download CIFAR-10
+name, note = resolve(options)    # one process per run: may download CIFAR-10
 dataset = prepare(name, options) # one process per node: decodes into the cache
 dataset = load(name, options)    # the other processes, after it: memory-mapped
 
@@ -27,11 +27,11 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def resolve(options: DataOptions) -> tuple[str, str | None]:
-    """The dataset to use, and one line where it is not the one that the user might expect.
+    """The dataset to use, and a line where that is not what the user might expect.
 
     Without --dataset: CIFAR-10 in --data-dir, else the image folder there, else CIFAR-10 by download, else digits.
-    Errors: UserError when a dataset asked for by name is neither there nor available, when the download cannot be
-    written, and where --data-dir holds data in another form.
+    Errors: UserError for a requested dataset that is neither there nor available, a download that cannot be written,
+    and a --data-dir with data in another form.
     """
     data_dir = _data_dir(options)
     if options.dataset in torchvision_files.SOURCES:
@@ -66,9 +66,9 @@ def resolve(options: DataOptions) -> tuple[str, str | None]:
 def prepare(
     name: str, options: DataOptions, left_out: Iterable[BadSample] = (), trained: DatasetFacts | None = None
 ) -> Dataset:
-    """Whatever is slow and needed once per node: decode into the cache, or verify the copy that is there.
+    """The slow part, once per node: decode into the cache, or verify the copy that is there.
 
-    left_out: samples that other nodes cannot use. The dataset leaves out those that this node cannot use as well.
+    left_out: samples that other nodes cannot use. Those that this node cannot use are left out too.
     """
     return load(name, options, left_out, trained=trained, verify=True)
 
@@ -127,7 +127,7 @@ def normalised(dataset: Dataset, by: str | None) -> Dataset:
 
 
 def list_files(name: str, options: DataOptions, trained: DatasetFacts | None = None) -> listing.Listed | None:
-    """The part of load() that need not wait for prepare(): the files of an image folder. Errors: UserError."""
+    """The part of load() that does not depend on prepare(): the files of an image folder. Errors: UserError."""
     data_dir = _data_dir(options)
     if name == "folder" or (name == "cifar10" and not cifar10.use_torchvision_files(data_dir)):
         return listing.scan(data_dir, to_evaluate=trained is not None, divided=options.val_split is not None)
@@ -135,14 +135,14 @@ def list_files(name: str, options: DataOptions, trained: DatasetFacts | None = N
 
 
 def _data_dir(options: DataOptions) -> Path:
-    """--data-dir, also where it points at torchvision's folder itself instead of the one around it."""
+    """--data-dir; its parent where it points at torchvision's folder itself."""
     path = Path(options.data_dir)
     return path.parent if path.name == cifar10.TORCHVISION_FOLDER else path
 
 
 def load_on_ranks(name: str, options: DataOptions, ranks: Ranks, trained: DatasetFacts | None = None) -> Dataset:
-    """The dataset `name` on all ranks of a run: one rank per node makes it ready, all take the same samples in the same
-    order. A collective. What one node cannot use is left out on all. trained: as in load().
+    """The dataset `name` on all ranks of a run: one rank per node prepares it, all use the same samples in the same
+    order. A collective. What one node cannot use is left out on all nodes. trained: as in load().
 
     Errors: UserError, on all ranks alike, also where the nodes hold different data.
     """
@@ -170,7 +170,7 @@ def load_on_ranks(name: str, options: DataOptions, ranks: Ranks, trained: Datase
 
 
 def describe_left_out(dataset: Dataset) -> tuple[str, ...]:
-    """A line for the user where samples were left out."""
+    """A line for the user about samples that were left out; None without any."""
     if not dataset.left_out:
         return ()
     more = ", ..." if len(dataset.left_out) > _SHOWN else ""

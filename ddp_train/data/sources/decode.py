@@ -1,7 +1,7 @@
 """Image files to uint8 arrays: one at a time, or a whole dataset by one process per core.
 
-Processes rather than threads: for small images most of the time is Python's own. They are forked, write into
-memory that they share with the caller, and end when it does.
+Processes rather than threads: for small images most of the time is spent in Python. They are forked, write to memory
+that they share with the caller, and end when it does.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _BLOCK = 64  # files per unit of work
 _SMALL = 256  # fewer files are not worth starting processes
 _PROBES = 1024
 _HELD = (signal.SIGINT, signal.SIGTERM)
-_FINER = 2  # a JPEG is decoded at the smallest of its own scales that is so much finer than what is needed
+_FINER = 2  # a JPEG is decoded at the smallest of its scales that is so many times larger than needed
 AS_STORED = Reading()
 _REFUSED = {  # by what is in the first 12 bytes
     b"II*\0": "a TIFF of a form that Pillow does not read",
@@ -74,12 +74,12 @@ def _content(path: str | Path, stamp: np.ndarray | None = None) -> bytes:
 
 
 def _decoded(content: bytes, size: tuple[int, int], reading: Reading) -> tuple[np.ndarray, Extent | None]:
-    """Errors: Unreadable, whatever Pillow's decoders raise."""
+    """Turn whatever Pillow's decoders raise into Unreadable."""
     if not content:
         raise Unreadable("is empty")
     try:
         with opened(io.BytesIO(content), reading) as image:
-            if image.format == "JPEG" and reading.resize is None:  # torchvision's values come from all of the pixels
+            if image.format == "JPEG" and reading.resize is None:  # torchvision scales from all pixels
                 height, width = reversed(size) if is_sideways(image) else size
                 scale = _FINER * max(width / image.width, height / image.height)
                 image.draft(None, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
@@ -100,7 +100,7 @@ def fit(image: Image.Image, size: tuple[int, int], resize: int | None = None) ->
     """Scale an RGB image until it covers `size` (height, width), and cut out the centre: uint8 [H, W, 3].
 
     resize: scale its shorter side to so many pixels instead, as torchvision's Resize(resize) and CenterCrop(size) do.
-    What is cut off is never scaled: a narrow image would become huge first.
+    Only the part that is kept is scaled: a narrow image would become huge otherwise.
     """
     wanted = size[::-1]
     if resize is None and image.size == wanted:
@@ -121,8 +121,8 @@ def fit(image: Image.Image, size: tuple[int, int], resize: int | None = None) ->
 
 
 def probe_size(paths: Sequence[str], reading: Reading = AS_STORED) -> tuple[int, int] | None:
-    """(height, width) of the images as they are when upright, or None where sizes differ; read from the headers of up
-    to 1024 of them, evenly spread. Those that cannot be read are passed over."""
+    """(height, width) of the upright images, or None where sizes differ; read from the headers of up to 1024 images,
+    evenly spread. Unreadable ones are skipped."""
     sizes: Counter[tuple[int, int]] = Counter()
     for path in paths[:: max(1, len(paths) // _PROBES)]:
         with suppress(Exception), opened(path, reading) as image:
@@ -227,15 +227,15 @@ def _decode_in_processes(
         return _follow(readers, tolerated, extents, progress)
     finally:
         for worker in workers:
-            worker.kill()  # a SIGTERM that comes beside one from elsewhere would be lost
+            worker.kill()  # two pending SIGTERMs are one: the parent's would be lost beside another one
         for worker in workers:
             worker.join()
 
 
 @contextmanager
 def _signals_held() -> Iterator[None]:
-    """Deliver signals only afterwards. Python drops a KeyboardInterrupt that is raised while it forks, and a new
-    process would act upon its parent's handlers until it has set its own."""
+    """Deliver signals only after the block. Python drops a KeyboardInterrupt that is raised during a fork, and a new
+    process would use its parent's handlers until it has set its own."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
     try:
         yield
@@ -259,8 +259,8 @@ def end_with_parent(parent: int) -> None:
     misses a parent that had died before the worker first looked.
     """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
-    # The parent's handlers came along. Signals that end a run reach its whole group, and the parent, which needs this
-    # process until it has saved, ends it: of SIGTERM, with which it does so, only the parent's counts.
+    # The parent's handlers are inherited. Signals that end a run reach the whole group, but the parent needs this
+    # process until it has saved, and then ends it with SIGTERM: so only the parent's SIGTERM counts.
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
@@ -279,7 +279,7 @@ def _end_at_sigterm_of(parent: int) -> None:
 def _follow(
     readers: Sequence[Connection], tolerated: int, extents: dict[int, Extent], progress: Callable[[int], None]
 ) -> dict[int, str]:
-    """Pass on the processes' reports until all are done or too much is refused. Errors: UserError when one dies."""
+    """Handle the processes' reports until all are done or too many files are refused. Errors: UserError if one dies."""
     done = dict.fromkeys(readers, 0)
     refused: dict[int, str] = {}
     running = set(readers)

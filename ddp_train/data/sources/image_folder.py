@@ -1,7 +1,7 @@
-"""Image folders decoded once into the cache, every file checked against the manifest of the last time.
+"""Image folders: decoded once into the cache, every file compared with the manifest of the last reading.
 
-scan -> compare -> key -> the cached copy; where there is none: size -> decode -> statistics -> cache. Sets whose
-decoded images would fill the memory stay files, which the loader pipeline decodes as it goes.
+scan -> compare -> key -> the cached copy; where there is none: size -> decode -> statistics -> cache. Datasets whose
+decoded images would fill the memory stay files, which the loader pipeline decodes during training.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from ddp_train.data.sources.samples import (
     refuse,
 )
 
-MIXED_SIZE = 224  # pixels; what most image classifiers were made for
+MIXED_SIZE = 224  # pixels; usual for image classifiers
 _MEMORY_FRACTION = 0.5
 _SAMPLE = 4096  # images of which the statistics are taken where not all are decoded
 CHANGED_MEANWHILE = "has changed while it was read"
@@ -103,7 +103,7 @@ def load_image_folder(
 
 
 def _decoded(checked: _Checked, size: tuple[int, int] | None, limit: int, *, verify: bool) -> tuple[str, cache.Entry]:
-    """The cached copy and its key; decoded now where there is none, or one of files that fit into the memory now."""
+    """The cached copy and its key; decoded now where there is none, or where its files fit into memory now."""
     key = checked.key(size)
     entry = cache.find(key, verify=verify)
     if entry is not None and verify and not entry.arrays and entry.facts["bytes"] <= limit:
@@ -167,7 +167,7 @@ class _Checked:
         return checked
 
     def judge(self) -> None:
-        """Errors: UserError where too many are bad."""
+        """Check the number of bad files. Errors: UserError where there are too many."""
         refuse(self.bad, self.policy, {listed.part: len(listed.names) for listed in self.splits.values()})
 
     def kept(self) -> dict[str, FolderSplit]:
@@ -203,7 +203,7 @@ class _Checked:
             facts = {"size": (height, width), "bytes": total}
             before = len(self.bad)
             with cache.begin("image-folder", total if total <= limit else 0) as draft:
-                # Without a cache each rank would keep a copy of its own.
+                # Without a cache each rank would hold a copy of its own.
                 if total > limit or (draft.folder is None and total > limit // 8):
                     facts |= self._sampled(next(iter(kept.values())), (height, width), total)
                 else:
@@ -217,7 +217,7 @@ class _Checked:
         """All images, and the facts about them."""
         where = draft.folder.parent if draft.folder else "memory"
         count = sum(len(split.names) for split in splits.values())
-        _say(f"decoding {count:,} images, this once, into {where} ({total / 1e6:.0f} MB)")
+        _say(f"decoding {count:,} images, once, into {where} ({total / 1e6:.0f} MB)")
         images = {name: draft.create(name, (len(split.names), *size, 3), np.uint8) for name, split in splits.items()}
         levels = self._read([(split, images[name]) for name, split in splits.items()])
         mean, std = channel_statistics(next(iter(images.values())))

@@ -1,6 +1,6 @@
 """The files of an image folder: train/<class>/*, test/<class>/* and val/<class>/*, or <class>/* alone.
 
-Every file below is listed, or counted among those that are skipped: nothing is passed over in silence.
+Every file is either listed or counted as skipped.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _NOT_CLASSES = frozenset(("@eadir", "__macosx", "lost+found", "$recycle.bin", "s
 _SHOWN = 6
 
 Skipped = Counter[str]
-"""How many files and folders are passed over, by what they are."""
+"""The number of skipped files and folders by kind."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +54,7 @@ class FolderSplit:
         return tuple(f"{self.root}{os.sep}{name}" for name in self.names)
 
     def without(self, left_out: Collection[str]) -> FolderSplit:
-        """The same but for the files of these names."""
+        """The same without the files of these names."""
         if not left_out:
             return self
         kept = np.array([name not in left_out for name in self.names], dtype=bool)
@@ -73,13 +73,13 @@ class Listed:
 
     @property
     def splits(self) -> dict[str, FolderSplit]:
-        """Those that are there, by what they are for."""
+        """The existing splits by purpose."""
         splits = {"train": self.train, "test": self.test, "val": self.val}
         return {name: split for name, split in splits.items() if split is not None}
 
 
 def find_splits(data_dir: Path) -> dict[str, Path]:
-    """The folders of the splits that are there, by part. Errors: UserError where a part has several."""
+    """The existing folders by part. Errors: UserError where a part has several."""
     try:
         with os.scandir(data_dir) as entries:
             folders = sorted(entry.name for entry in entries if _is_folder(entry))
@@ -101,7 +101,7 @@ def has_image_folder(data_dir: Path) -> bool:
 
 
 def class_folders(root: Path) -> tuple[str, ...]:
-    """The folders below one, where each has images directly in it: what a data folder without train/ may hold."""
+    """The subfolders, where each has images directly in it: a data folder without train/ may look like this."""
     if find_splits(root):
         return ()
     try:
@@ -160,7 +160,7 @@ def files_below(folder: str) -> list[str]:
 
 
 def other_data(data_dir: Path) -> str | None:
-    """What a folder holds in place of train/<class>/, and what to do, as text that follows its name."""
+    """What a folder has instead of train/<class>/, and how to fix it, as text that follows its name."""
     classes = class_folders(data_dir)
     in_table = len(classes) == 1 and any(map(other_format, data_dir.iterdir()))  # images/ beside a table of labels
     if classes and not in_table:
@@ -298,7 +298,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    """Links are followed; one that leads nowhere, or to itself, is no folder."""
+    """Whether an entry is a folder. Links are followed; one that leads nowhere, or to itself, is none."""
     try:
         return entry.is_dir()
     except OSError:
@@ -328,6 +328,6 @@ def _identity(facts: os.stat_result) -> tuple[int, int]:
 
 
 def _above(root: Path) -> set[tuple[int, int]]:
-    """A folder and those that it is in."""
+    """A folder and its parents."""
     real = root.resolve()
     return {_identity(folder.stat()) for folder in (real, *real.parents)}

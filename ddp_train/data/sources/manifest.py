@@ -1,7 +1,7 @@
-"""What an image folder held when it was last read: of each file its size, mtime, inode and SHA-256.
+"""The contents of an image folder when it was last read: size, mtime, inode and SHA-256 of each file.
 
-A file whose size, mtime and inode are those of the manifest is the file that was read; only others are hashed
-again. So a start costs one stat a file, and a file that vanished or has other content is named before the first step.
+A file with the same size, mtime and inode as in the manifest is unchanged; only others are hashed again. So a start
+takes one stat per file, and a file that vanished or changed is named before the first step.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ddp_train.data.sources.samples import BadSample
 
 SCHEMA = "ddp-train-manifest/1"
 _UNKNOWN = bytes(32)
-_HINT = "(if that is meant: --changed-data accept)"
+_HINT = "(if this is expected: --changed-data accept)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +35,7 @@ class Seen:
     undecodable: Mapping[str, str] = field(default_factory=dict)
 
     def after_reading(self, digests: Mapping[str, bytes], undecodable: Mapping[str, str]) -> Seen:
-        """With what reading the files of these names has shown."""
+        """The same, with the results of reading these files."""
         found = self.digests.copy()
         for row, name in enumerate(self.names):
             if name in digests:
@@ -45,14 +45,14 @@ class Seen:
 
 @dataclass(frozen=True, eq=False)
 class Compared:
-    """A listed split beside what was seen of it. digests: as in Seen, for the listed files."""
+    """A listed split, compared with what was seen before. digests: as in Seen, for the listed files."""
 
     digests: np.ndarray
     bad: tuple[BadSample, ...] = ()
     replaced: int = 0
-    """Files that vanished or have other content, where that is accepted."""
+    """Number of files that vanished or changed, where that is accepted."""
     seen: Seen | None = None
-    """What to remember; None where nothing is new."""
+    """The new manifest; None where nothing is new."""
 
 
 @dataclass(frozen=True)
@@ -61,14 +61,14 @@ class Manifest:
 
     folder: Path
     rules: str
-    """Of decoding: which files cannot be decoded is forgotten where it was found by others."""
+    """Version of the decoder: a list of undecodable files by another version is ignored."""
     splits: Mapping[str, Seen]
     when: float = 0.0
     """Seconds since 1970."""
 
     @classmethod
     def of(cls, folder: Path, rules: str) -> Manifest:
-        """The one that was written for a data folder; empty where there is none, or none that can be read."""
+        """The manifest of a data folder; empty where there is none, or it cannot be read."""
         for root in cache.trusted_roots():
             try:
                 with np.load(root / _file_name(folder), allow_pickle=False) as stored:
@@ -83,7 +83,7 @@ class Manifest:
         return cls(folder, rules, {})
 
     def write(self, splits: Mapping[str, Seen]) -> None:
-        """Replace it atomically; nothing where no folder is writable."""
+        """Replace the file atomically; does nothing where no folder is writable."""
         parts = {part: dict(seen.undecodable) for part, seen in splits.items()}
         record = {
             "schema": SCHEMA,
@@ -99,9 +99,9 @@ class Manifest:
         cache.write(_file_name(self.folder), lambda file: np.savez(file, **arrays))
 
     def compare(self, listed: FolderSplit, *, accept: bool) -> Compared:
-        """The listed files beside those that were seen. accept: vanished files and other content are taken as they are.
+        """Compare the listed files with those seen before. accept: vanished and changed files are accepted.
 
-        So they are where most of the files that were seen are gone or others: these are other data.
+        They are also accepted where most files are gone or changed: then these are other data.
         """
         nothing = Seen((), np.zeros((0, 3), np.int64), np.zeros((0, 32), np.uint8))
         seen = self.splits.get(listed.part, nothing)
@@ -136,7 +136,7 @@ class Manifest:
 
 
 def _merged(now: Seen, before: Seen, kept: set[str]) -> Seen:
-    """`now`, but for the files in `kept` as they were before: what is wrong now stays wrong the next time."""
+    """`now`, with the files in `kept` as they were before: an error found now is found again next time."""
     merged = {name: (now.stamps[i], now.digests[i]) for i, name in enumerate(now.names)}
     merged |= {name: (before.stamps[i], before.digests[i]) for i, name in enumerate(before.names) if name in kept}
     names = tuple(sorted(merged, key=_order))
@@ -145,9 +145,9 @@ def _merged(now: Seen, before: Seen, kept: set[str]) -> Seen:
 
 
 def _difference(stamp: np.ndarray, before: np.ndarray, digest: np.ndarray, path: str) -> str | None:
-    """How a file differs from when it was last read, as text; None where its content is the same.
+    """How a file differs from the last reading, as text; None where its content is the same.
 
-    Of files that were never read (those of the loader pipeline) the size alone is known.
+    For files that were never read (those of the loader pipeline) only the size is known.
     """
     if np.array_equal(stamp, before):
         return None
@@ -167,7 +167,7 @@ def _difference(stamp: np.ndarray, before: np.ndarray, digest: np.ndarray, path:
 
 
 def _unusable(listed: FolderSplit, reasons: Mapping[str, str]) -> list[BadSample]:
-    """The listed files of which no image can come."""
+    """The listed files that cannot be decoded."""
     empty = {listed.names[index]: "is empty" for index in np.flatnonzero(listed.stamps[:, 0] == 0)}
     found = empty | dict(listed.unreadable) | dict(reasons)
     named = [(index, name) for index, name in enumerate(listed.names) if name in found] if found else []

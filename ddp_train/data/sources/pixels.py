@@ -1,8 +1,8 @@
-"""What an image file shows, as RGB of 8 bits, whatever it is stored as.
+"""Converts any image file to RGB of 8 bits.
 
-Images of more than 8 bits have no white of their own: 12-bit data are usually stored in 16 bits, and floats may end at
-1 or anywhere. So black and white are one pair for a whole dataset, found from its least and greatest value (see
-`levels_of`), and images stay as bright beside each other as they are.
+Images of more than 8 bits do not say which value is white: 12-bit data are usually stored in 16 bits, and floats may
+end at 1 or anywhere. So a whole dataset has one pair of black and white, found from its least and greatest value (see
+`levels_of`), and images keep their brightness relative to each other.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from PIL import Image, ImageColor, ImageFile
 from ddp_core.errors import UserError
 
 RULES = 4
-"""Of decoding: part of the cache's keys, to be raised when the same file gives other pixels."""
+"""Version of the decoder, part of the cache's keys: raise it when the same file gives other pixels."""
 MAX_PIXELS = 200_000_000
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000", "TGA")
@@ -40,7 +40,7 @@ _UPRIGHT = {
 }
 _SIDEWAYS = (5, 6, 7, 8)
 _LEVEL_OF_BITS = {"L;2": 85, "L;4": 17}
-"""By form of grey, what the least step is of 255."""
+"""Form of grey -> its smallest step on a scale of 255."""
 _DARKEST, _SMALL_FLOATS = 1 / 8, 128
 
 Kind = Literal["integers", "floats"]
@@ -130,14 +130,15 @@ def opened(file: str | IO[bytes], reading: Reading) -> Iterator[Image.Image]:
 
 @cache
 def _formats() -> tuple[str, ...]:
-    """Those that this Pillow knows. Without EPS, which Pillow gives to Ghostscript: a program in the file would run."""
+    """The formats that this Pillow reads, without EPS: Pillow passes EPS to Ghostscript, which runs programs in the
+    file."""
     Image.init()
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
 def is_sideways(image: Image.Image) -> bool:
-    """Whether width and height of an image that is not decoded yet change places when it is turned upright."""
-    if image.format == "TIFF":  # Pillow has turned it already
+    """Whether turning the image upright swaps width and height."""
+    if image.format == "TIFF":  # Pillow has already turned it
         return False
     with suppress(Exception):  # damaged EXIF data
         return Image.Image.getexif(image).get(_ORIENTATION) in _SIDEWAYS
@@ -176,7 +177,7 @@ def _laid_on(background: str, image: Image.Image) -> Image.Image:
 
 
 def _from_deep_grey(image: Image.Image, reading: Reading) -> tuple[Image.Image, Extent]:
-    """Errors: Unreadable for values that are no numbers."""
+    """Check the values. Errors: Unreadable for infinite values and NaN."""
     values: np.ndarray = np.asarray(image)
     tags = getattr(image, "tag_v2", {})
     if image.mode == "I" and tags and tags.get(_SAMPLE_FORMAT, (1,))[0] == 1:

@@ -1,4 +1,4 @@
-"""What the trainer knows as a dataset: two splits, the facts about them, and the samples that cannot be used."""
+"""A dataset as the trainer sees it: its splits, facts about them, and the samples that cannot be used."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SCHEMA = "ddp-train-dataset/1"
 Padding = Literal["zero", "reflect"]
 Policy = Literal["stop", "skip"]
 LARGEST_FRACTION = 0.001
-"""Of a split: with more, something is wrong that leaving images out does not fix."""
+"""Share of a split: with more bad images the problem is a different one."""
 
 
 @dataclass(frozen=True, order=True)
@@ -210,7 +210,7 @@ class DatasetFacts:
         if None not in (self.content, dataset.content) and self.content != dataset.content:
             raise UserError(
                 f"--resume: the images of {dataset.name} are not those that the run was trained on "
-                f"({self.train_samples:,} then, {len(dataset.train):,} now); if that is meant: --changed-data accept"
+                f"({self.train_samples:,} then, {len(dataset.train):,} now); if this is expected: --changed-data accept"
             )
 
     def dump(self) -> str:
