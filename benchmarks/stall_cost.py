@@ -4,13 +4,17 @@ An answer: medians of the CPU time of 100 answers of one rank with gloo whose fl
 collectives). An answer holds Python's lock. The launcher asks for the brief one twice a second, for the one with all
 collectives every 15 seconds.
 
+A collective: CPU time of an all-reduce of 8 numbers on one rank, all threads, with torch's flight recorder as the
+launcher switches it on, and without it. The least of 200 times 100 each.
+
 A step: a DistributedDataParallel program of two ranks with gloo under `launch.py --stall-report 120` and under
 `--stall-report 0`, the second twice. All three run at once and take turns of 1,000 steps, in a new random order each
 round; who has no turn waits, and its launcher is stopped (SIGSTOP), so that it asks nothing. In its turn the first one
 is asked for everything at least once. What counts is the ratio of the mean step within a round, by the clock and in CPU
 time of rank 0.
 
-Milliseconds an answer, the share of a rank's time that all of them take together, and the time of a step.
+Milliseconds an answer, microseconds that a record adds to a collective, what all answers take of a rank's time, what
+both take of a 5 ms step with one collective, and the time of a step.
 """
 
 from __future__ import annotations
@@ -35,6 +39,9 @@ from benchmarks.turns import take_figures
 from ddp_launch.stall.watch import POLL_S, SAMPLE_S
 
 ANSWERS, RECORDED = 100, 2000
+CHUNKS, CHUNK = 200, 100
+STEP_US = 5000.0
+RECORDER = "TORCH_FR_BUFFER_SIZE"
 WIDTH, LAYERS, BATCH, WARM_UP = 256, 4, 64, 100
 WITH, WITHOUT, AGAIN = "asked", "not asked", "not asked, again"
 CPU = ", CPU time"
@@ -42,22 +49,35 @@ SECONDS = {WITH: "120", WITHOUT: "0", AGAIN: "0"}
 
 
 def work(folder: str = "") -> dict[str, float]:
-    """What the ranks measure: of answers without a `folder`, else of steps, turn by turn."""
+    """What the ranks measure: of steps in a `folder`, turn by turn; else of answers, or of collectives alone where no
+    record is kept."""
     if folder:
         steps(Path(folder))
-    return answers()
+    return answers() if os.environ[RECORDER] != "0" else {"collective": collective_us()}
+
+
+def collective_us() -> float:
+    """Microseconds of CPU time of an all-reduce on this one rank; the process group stays."""
+    import torch
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo")
+    numbers, taken_s = torch.ones(8), []
+    for _ in range(CHUNKS):
+        began = time.process_time()
+        for _ in range(CHUNK):
+            dist.all_reduce(numbers)
+        taken_s.append(time.process_time() - began)
+    return 1e6 * min(taken_s) / CHUNK
 
 
 def answers() -> dict[str, float]:
     """Milliseconds of a brief and a full answer, and both as a percentage of a rank's time."""
-    import torch
     import torch.distributed as dist
 
     from ddp_launch.stall.in_rank.torch_internals import Answers
 
-    dist.init_process_group("gloo")
-    for _ in range(RECORDED):
-        dist.all_reduce(torch.ones(8))
+    collective = collective_us()
     thread = Answers(dist.distributed_c10d, os.memfd_create("answers"), *os.pipe())
     times = {}
     for case, full in (("brief", False), ("full", True)):
@@ -68,7 +88,8 @@ def answers() -> dict[str, float]:
             taken.append(1e3 * (time.thread_time() - started))
         times[case] = statistics.median(taken)
     dist.destroy_process_group()
-    return {**times, "share": 0.1 * (times["brief"] / POLL_S + times["full"] / SAMPLE_S)}
+    share = 0.1 * (times["brief"] / POLL_S + times["full"] / SAMPLE_S)
+    return {**times, "collective": collective, "share": share}
 
 
 def steps(folder: Path) -> NoReturn:
@@ -152,8 +173,15 @@ def programs() -> Iterator[Mapping[str, Program]]:
 )
 def main(arguments: Arguments) -> Figures:
     """Start the rank and measure its answers."""
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    turns = take_figures(lambda: start_worker("stall_cost", {}, torchrun(1), env)(), arguments.rounds, unit="ms")
+
+    def of_one_rank() -> dict[str, float]:
+        env = os.environ | {"OMP_NUM_THREADS": "1"}
+        found = [start_worker("stall_cost", {}, torchrun(1), env | {RECORDER: size})() for size in (str(RECORDED), "0")]
+        record = found[0].pop("collective") - found[1]["collective"]
+        of_step = found[0]["share"] + 100 * record / STEP_US
+        return {**found[0], "bare": found[1]["collective"], "record": record, "of_step": of_step}
+
+    turns = take_figures(of_one_rank, arguments.rounds, unit="ms")
     draw = random.Random(0)
     with programs() as started:
 
@@ -165,6 +193,7 @@ def main(arguments: Arguments) -> Figures:
         cpu_s = lambda: sum(program.cpu_s for program in started.values())  # noqa: E731
         of_steps = take_figures(measure, arguments.step_rounds, unit="ms a step", ours=cpu_s)
     names = {"brief": "brief answer, ms", "full": "answer with 2,000 collectives, ms", "share": "of a rank's time, %"}
+    names |= {"bare": "a collective without a record, µs", "record": "its record, µs", "of_step": "of a 5 ms step, %"}
     rows = [[names[case], f"{turns.values(case):.3f}"] for case in names if turns.enough]
     if of_steps.enough:
         rows += [[f"a step, {WITHOUT}, ms", f"{of_steps.values(WITHOUT):.2f}"]]
