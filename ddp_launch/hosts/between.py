@@ -18,7 +18,7 @@ from rich.text import Text
 from ddp_core.errors import OptionError
 from ddp_launch.cli.options import LaunchOptions, Program
 from ddp_launch.hosts import checks, link
-from ddp_launch.hosts.bring_up import Ready, bring_up
+from ddp_launch.hosts.bring_up import Ready, Refusals, bring_up
 from ddp_launch.hosts.ending import Ending
 from ddp_launch.hosts.fleet import Fleet
 from ddp_launch.hosts.seat import grace
@@ -69,8 +69,8 @@ def run(options: LaunchOptions, exported: Mapping[str, str], console: Console, *
     with Fleet(options.hosts) as fleet:
         fleet.capture = bytearray()
         ready = bring_up(fleet, job, exported, None, console)
-        if isinstance(ready, int):
-            return ready
+        if isinstance(ready, Refusals):
+            return ready.status
         status = Ending(fleet, Console(stderr=True, quiet=True), grace(job), silent=True).run_to_end()
         verdict = judge(bytes(fleet.capture), _interfaces(ready), status)
     if status > 128 and verdict.gbit_s is None:

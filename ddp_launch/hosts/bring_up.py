@@ -55,22 +55,22 @@ class Ready:
 
 def bring_up(
     fleet: Fleet, options: LaunchOptions, exported: Mapping[str, str], copied: str | None, console: Console
-) -> Ready | int:
-    """All hosts with their plans. Where one cannot take part, that is reported, and the exit status returned.
+) -> Ready | Refusals:
+    """All hosts with their plans, or why some cannot take part, which has been reported.
 
     exported: variables of the ranks. copied: the folder that is copied to the hosts first.
     """
-    refused = _Refusals(fleet)
+    refused = Refusals(fleet)
     facts = _facts(fleet, options, copied, refused)
     if refused.any():
-        return REFUSED
+        return refused
     place = _meeting_place(fleet, options, facts, refused)
     if refused.any():
-        return REFUSED
+        return refused
     _start(fleet, options, place, exported, console)
     plans = _plans(fleet, options, refused)
     if refused.any():
-        return refused.status
+        return refused
     return Ready(facts, plans, (*options.notes, *_notes(options, exported, facts, plans)))
 
 
@@ -85,13 +85,18 @@ def exported(asked: Iterable[str], environ: Mapping[str, str]) -> dict[str, str]
     return found
 
 
-class _Refusals:
+class Refusals:
     """Hosts that cannot take part, each reported in one line at once. `status`: the run's exit status then."""
 
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
         self._said: dict[str, str] = {}
         self.status = REFUSED
+
+    @property
+    def words(self) -> str:
+        """All of them in one line."""
+        return "; ".join(f"{name}: {words}" for name, words in self._said.items())
 
     def say(self, name: str, words: str) -> None:
         """Report that a host cannot take part."""
@@ -106,7 +111,7 @@ class _Refusals:
         return bool(self._said)
 
 
-def _facts(fleet: Fleet, options: LaunchOptions, copied: str | None, refused: _Refusals) -> list[HostFacts]:
+def _facts(fleet: Fleet, options: LaunchOptions, copied: str | None, refused: Refusals) -> list[HostFacts]:
     """What the hosts report about themselves; problems are printed."""
     folder, port = str(Path.cwd()), None
     if options.rdzv_endpoint is not None:
@@ -148,7 +153,7 @@ def _facts(fleet: Fleet, options: LaunchOptions, copied: str | None, refused: _R
     return hosts
 
 
-def _meeting_place(fleet: Fleet, options: LaunchOptions, facts: Sequence[HostFacts], refused: _Refusals) -> str | None:
+def _meeting_place(fleet: Fleet, options: LaunchOptions, facts: Sequence[HostFacts], refused: Refusals) -> str | None:
     """HOST:PORT of a rendezvous that every host can reach; None for a single host."""
     if len(facts) == 1:
         return None
@@ -201,7 +206,7 @@ def _start(
         )
 
 
-def _plans(fleet: Fleet, options: LaunchOptions, refused: _Refusals) -> dict[str, table.Plan]:
+def _plans(fleet: Fleet, options: LaunchOptions, refused: Refusals) -> dict[str, table.Plan]:
     """Host name -> its plan; problems are printed."""
     limit_s = PLAN_S if options.wait is None else options.wait + PLAN_S
     fleet.on_message = lambda host, message: None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 
 from rich.console import Console
@@ -11,7 +12,7 @@ from rich.console import Console
 from ddp_launch.cli.options import LaunchOptions
 from ddp_launch.events.jsonl import EventLog
 from ddp_launch.hosts import between, sync, table
-from ddp_launch.hosts.bring_up import Ready, bring_up, exported
+from ddp_launch.hosts.bring_up import Ready, Refusals, bring_up, exported
 from ddp_launch.hosts.ending import Ending
 from ddp_launch.hosts.fleet import Fleet
 from ddp_launch.hosts.seat import grace
@@ -25,27 +26,34 @@ def run(options: LaunchOptions) -> int:
     console = Console(stderr=True)
     if options.check_hosts:
         return between.run(options, variables, console)
-    due = options.preflight and not options.dry_run and len(options.hosts) > 1
-    if due and (status := between.run(replace(options, json=False), variables, console, preflight=True)):
-        return status
     names = [host.name for host in options.hosts]
     receivers = () if options.dry_run else options.notify
     with (
         Notifier(receivers, options.notify_on, options.program.title, names) as notifier,
         EventLog(None, notifier.hear) as events,
-        Fleet(options.hosts) as fleet,
     ):
+        status, problem = _run(options, variables, copied, console, notifier)
+        if not options.dry_run:
+            events.end(status, message=problem)
+        return status
+
+
+def _run(
+    options: LaunchOptions, variables: Mapping[str, str], copied: str | None, console: Console, notifier: Notifier
+) -> tuple[int, str | None]:
+    """Check the hosts, show their plan, and run; the exit status, and the problem where no rank failed."""
+    due = options.preflight and not options.dry_run and len(options.hosts) > 1
+    if due and (status := between.run(replace(options, json=False), variables, console, preflight=True)):
+        return status, "the check of the network between the hosts has failed (--preflight)"
+    with Fleet(options.hosts) as fleet:
         ready = bring_up(fleet, options, variables, copied, console)
-        if isinstance(ready, int):
-            events.end(ready, message="a host could not take part")
-            return ready
+        if isinstance(ready, Refusals):
+            return ready.status, ready.words
         _show(ready, options, [*variables], console)
         if options.dry_run:
-            return 0
+            return 0, None
         ending = Ending(fleet, console, grace(options), hear=notifier.hear)
-        status = ending.run_to_end()
-        events.end(status, message=ending.problem)
-        return status
+        return ending.run_to_end(), ending.problem
 
 
 def _show(ready: Ready, options: LaunchOptions, exports: list[str], console: Console) -> None:

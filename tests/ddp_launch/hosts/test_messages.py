@@ -78,3 +78,12 @@ def test_the_host_where_it_was_started_tells_the_cause_on_another(pair: Pair, tm
     assert last["cause"]["error"] == "KeyError: 'the cause'"
     assert "note: --notify" not in done.stderr
     assert "s3cret" not in done.stdout + done.stderr
+
+
+def test_a_host_that_cannot_take_part_is_told(pair: Pair, tmp_path: Path) -> None:
+    with receiver(pair, tmp_path / "taken") as taken:
+        done = pair.run("--hosts", "node-a,node-denied", "--cpu", "--notify", f"{URL}/x", "program.py")
+    assert done.returncode == 2, done.stderr
+    (record,) = taken
+    assert (record["event"], record["status"]) == ("fail", 2)
+    assert record["message"].startswith("node-denied: ")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -47,8 +48,8 @@ class Server:
 
 
 @contextmanager
-def server(*answers: tuple[int, dict[str, str], bytes]) -> Iterator[Server]:
-    """A receiver that answers."""
+def server(*answers: tuple[int, dict[str, str], bytes], context: ssl.SSLContext | None = None) -> Iterator[Server]:
+    """A receiver that answers; with a context, by https."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -74,7 +75,10 @@ def server(*answers: tuple[int, dict[str, str], bytes]) -> Iterator[Server]:
             pass
 
     with Quiet(("127.0.0.1", 0), Handler) as listening:
-        made = Server(f"http://127.0.0.1:{listening.server_port}", list(answers))
+        if context is not None:
+            listening.socket = context.wrap_socket(listening.socket, server_side=True, do_handshake_on_connect=False)
+        scheme = "http" if context is None else "https"
+        made = Server(f"{scheme}://127.0.0.1:{listening.server_port}", list(answers))
         threading.Thread(target=listening.serve_forever, args=(0.02,), daemon=True).start()
         try:
             yield made
@@ -123,6 +127,10 @@ def garbage(connection: socket.socket, over: threading.Event) -> None:
     """Answer with bytes that are no HTTP and no TLS."""
     connection.recv(100)
     connection.sendall(bytes(range(256)) * 20)
+    connection.shutdown(socket.SHUT_WR)
+    # What is left unread would end the connection before the answer is read.
+    while connection.recv(1 << 16):
+        continue
 
 
 def flood(connection: socket.socket, over: threading.Event) -> None:
