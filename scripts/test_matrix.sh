@@ -30,34 +30,35 @@ install() {
     [ "$2" = newest ] || torch="torch==$2"
     # A torchvision is made for one torch: that of torch 2.11 is 0.26, of 2.12 is 0.27 ...
     [ "$2" = newest ] || vision="torchvision==0.$(($(cut -d. -f2 <<<"$2") + 15)).*"
-    "$1" -m venv "$work/env"
+    "$1" -m venv "$work/env" || return
     if [ -z "$light" ]; then
         "${pip[@]}" install "$torch" "$vision" "$wheel[train]"
         return
     fi
-    "${pip[@]}" install --no-deps "$torch" "$vision" "$wheel"
     grep -v '^#\|^torch' "$root/requirements.txt" >"$work/others.txt"
-    "${pip[@]}" install -r "$work/others.txt" filelock typing-extensions sympy networkx jinja2 fsspec setuptools
-    ln -s "$light/nvidia" "$("$work/env/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/nvidia"
+    "${pip[@]}" install --no-deps "$torch" "$vision" "$wheel" &&
+        "${pip[@]}" install -r "$work/others.txt" filelock typing-extensions sympy networkx jinja2 fsspec setuptools &&
+        ln -s "$light/nvidia" "$("$work/env/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/nvidia"
 }
 
-# Each in an empty folder, with the installed packages alone.
+# Each in an empty folder, with the installed packages alone. bash ignores set -e in a condition: && throughout.
 plan() { ddp-launch --cpu --nproc 2 --dry-run --json | python -c 'import json, sys; assert json.load(sys.stdin)["nproc_per_node"] == 2'; }
-elastic() { ddp-launch --cpu --nproc 2 --max-restarts 1 "$root/scripts/test_matrix_program.py" | grep -q 'sum 1.0 in attempt 1'; }
+elastic() { ddp-launch --cpu --nproc 2 --max-restarts 1 "$root/scripts/test_matrix_program.py" | grep 'sum 1.0 in attempt 1'; }
 trainer() { ddp-launch --cpu --nproc 2 --dataset digits --epochs 2 --out-dir run; }
 resume() { ddp-launch --cpu --nproc 1 --resume run --epochs 3 && python -c 'import json; assert len(json.load(open("run/training_history.json"))["epochs"]) == 3'; }
 export_() { python -m ddp_train.export run -o model.pt2 && python -c 'import torch; torch.export.load("model.pt2")'; }
 
-# The words of a row of the table: each step, "ok", "FAILED" or "-" (not tried), and the log of the first that failed.
+row() { printf '%-10s %-14s' "$1" "$2"; printf ' %-8s' "${@:3}"; printf '\n'; }
+
+# A row of the table: for each step "ok", "FAILED" or "-" (not tried); the end of a failed step's output on stderr.
 cell() {
-    local step words=() failed=""
+    local step version words=() failed=""
     mkdir "$work/here"
     for step in "${steps[@]}"; do
         if [ -n "$failed" ]; then words+=("-"); continue; fi
         if (
-            set -euo pipefail
             if [ "$step" = install ]; then install "$1" "$2"; exit; fi
-            cd "$work/here"
+            cd "$work/here" || exit
             unset PYTHONPATH
             export PATH="$work/env/bin:$PATH" XDG_CACHE_HOME="$work/cache"
             "${step/export/export_}"
@@ -69,7 +70,7 @@ cell() {
         fi
     done
     version=$("$work/env/bin/python" -c 'import torch; print(torch.__version__)' 2>/dev/null || printf '%s' "$2")
-    rows+=("$(printf '%-10s %-14s' "$("$1" -c 'import platform; print(platform.python_version())')" "$version"; printf ' %-8s' "${words[@]}")")
+    row "$("$1" -c 'import platform; print(platform.python_version())')" "$version" "${words[@]}"
     rm -rf "$work/env" "$work/here" "$work/cache"
     [ -z "$failed" ]
 }
@@ -80,13 +81,11 @@ cp -r "$root"/{pyproject.toml,setup.py,README.md,LICENSE,ddp_core,gpu_topology,d
 "${pythons[0]}" -m venv "$work/build"
 "$work/build/bin/python" -m pip wheel --quiet --disable-pip-version-check --no-deps -w "$work/dist" "$work/source"
 wheel=$(echo "$work"/dist/*.whl)
-rows=() status=0
+row python torch "${steps[@]}"
+status=0
 for python in "${pythons[@]}"; do
     for torch in "${torches[@]}"; do
-        printf 'testing %s with torch %s\n' "$python" "$torch" >&2
         cell "$python" "$torch" || status=1
     done
 done
-printf '%-10s %-14s' python torch; printf ' %-8s' "${steps[@]}"; printf '\n'
-printf '%s\n' "${rows[@]}"
 exit "$status"
