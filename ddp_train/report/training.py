@@ -180,9 +180,11 @@ def energy_to(record: RunRecord) -> tuple[str, float] | None:
 def changed(record: RunRecord, typed: Sequence[str], reasons: Mapping[str, str]) -> list[list[str]]:
     """Rows of the options that differ from their defaults: name, value, default, where the value is from."""
     given = {word.partition("=")[0].lstrip("-").replace("-", "_") for word in typed if word.startswith("--")}
+    # What config.yaml has and nobody typed is of a file, where one was named, or the trainer's.
+    file = "a file or preset, or chosen by the trainer" if given & {"config", "preset"} else "chosen by the trainer"
     rows = []
     for name, (value, default) in record.changed.items():
-        source = "the command line" if name in given else reasons.get(name, "")
+        source = "the command line" if name in given else reasons.get(name, file)
         rows.append([f"--{name.replace('_', '-')}", _shown(value), _shown(default), source])
     return rows
 

@@ -49,7 +49,7 @@ def _failure(one: Failure) -> Trouble:
     attempt = f"Attempt {one.attempt + 1}: " if one.attempt is not None else ""
     host = f" on {one.host}" if one.host else ""
     lines = [
-        f"It ended with: {one.words}" if one.words else "",
+        f"It ended with: {one.words}" if one.words and one.error not in ("", one.words) else "",
         f"It was at {one.place}" if one.place else "",
         f"It had made no progress for {one.hang_s:.0f} s" if one.hang_s is not None else "",
         f"All ranks: {one.found}" if one.found else "",

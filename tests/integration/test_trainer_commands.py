@@ -13,7 +13,7 @@ from ddp_train.checkpoint import format as checkpoint_format
 from tests.conftest import Trainer
 from tests.integration.conftest import MAIN, ROOT, Command, torchrun
 
-FILES = ["config.yaml", "plan.json", "training_history.json", "training_curves.png", "best_model.pth"]
+FILES = ["config.yaml", "plan.json", "training_history.json", "training_curves.png", "best_model.pth", "report.html"]
 
 
 def history(folder: Path) -> dict:
@@ -49,6 +49,8 @@ def test_digits_from_another_folder(command: Command, tmp_path: Path, ranks: int
     assert [epoch["epoch"] for epoch in written["epochs"]] == [1, 2]
     assert written["epochs"][1]["train_loss"] < written["epochs"][0]["train_loss"]
     assert 0 <= written["best"]["test_accuracy"] <= 1
+    assert {*written["rank_seconds"]} == {str(rank) for rank in range(ranks)} and "energy" not in written
+    assert "finished" in (folder / "report.html").read_text()
     weights = torch.load(folder / "best_model.pth", weights_only=True)
     assert all(isinstance(value, torch.Tensor) for value in weights.values())
     assert (folder / "training_curves.png").read_bytes().startswith(b"\x89PNG")

@@ -66,6 +66,27 @@ def test_a_full_disk_ends_the_record_and_not_the_run(capsys: pytest.CaptureFixtu
     assert capsys.readouterr().err == "note: --json-events: No space left on device; the record ends here\n"
 
 
+def test_events_are_added_to_a_second_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kept = tmp_path / "events.jsonl"
+    kept.write_text('{"event": "of a launcher that was kil')
+    with EventLog(str(tmp_path / "asked")) as events:
+        events.write("before")
+        events.append_to(kept)
+        events.append_to(tmp_path / "missing" / "events.jsonl")
+        events.write("after")
+    assert [one["event"] for one in lines(tmp_path / "asked")] == ["before", "after"]
+    broken, whole = kept.read_text().splitlines()
+    assert broken.endswith("kil") and json.loads(whole)["event"] == "after"
+    assert capsys.readouterr().err.count("\n") == 1
+    with EventLog(None) as events:
+        events.append_to(Path("/dev/full"))
+        events.write("one")
+        events.append_to(kept)
+        events.write("two")
+    assert json.loads(kept.read_text().splitlines()[-1])["event"] == "two"
+    assert "/dev/full: No space left on device; the record ends here" in capsys.readouterr().err
+
+
 def test_a_pipe_with_a_reader(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     got = []
