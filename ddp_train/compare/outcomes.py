@@ -41,7 +41,8 @@ def outcomes(target: float | None, own: Iterable[str] = ()) -> tuple[Outcome, ..
         *(_loss(f"final_{split}_loss", f"final {split} loss", _last(f"{split}_loss")) for split in ("test", "val")),
         _loss("final_train_loss", "final train loss", _last("train_loss")),
         *(_own(name) for name in own),
-        _of_time("seconds", "training time", _seconds, duration),
+        _of_time("seconds", "training time", training_seconds, duration),
+        _of_time("launch_seconds", "time of the launcher", launch_seconds, duration),
         _of_time("images_per_second", "samples per second", _speed, lambda value: f"{value:,.0f}"),
     ]
     if target is not None:
@@ -85,7 +86,12 @@ def _last(column: str) -> Callable[[RunRecord], float | None]:
     return lambda record: record.column(column)[-1] if record.epochs else None
 
 
-def _seconds(record: RunRecord) -> float | None:
+def launch_seconds(record: RunRecord) -> float | None:
+    """From the launcher's last start to its end; only where there are no epochs to be timed."""
+    return record.launches[-1].seconds if record.launches and not record.trained else None
+
+
+def training_seconds(record: RunRecord) -> float | None:
     """Of all epochs; None where one is not known."""
     seconds = [value for value in record.column("seconds") if value is not None]
     return sum(seconds) if seconds and len(seconds) == len(record.epochs) else None
@@ -114,4 +120,8 @@ def _seconds_to(target: float) -> Callable[[RunRecord], float | None]:
 
 
 def _energy(record: RunRecord) -> float | None:
-    return None if record.energy_joules is None else record.energy_joules / JOULES_PER_KWH
+    """Of the training, or else what the launcher has read from its start to its end."""
+    joules = record.energy_joules
+    if joules is None and record.launches and (gpus := record.launches[-1].energy):
+        joules = sum(gpu.joules for gpu in gpus)
+    return None if joules is None else joules / JOULES_PER_KWH

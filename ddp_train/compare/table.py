@@ -12,7 +12,7 @@ from rich.text import Text
 from ddp_core.errors import printable
 from ddp_train.compare.comparison import RULE, Comparison, Sample
 from ddp_train.compare.grouping import Group, seed, state
-from ddp_train.compare.outcomes import Outcome
+from ddp_train.compare.outcomes import Outcome, launch_seconds, training_seconds
 from ddp_train.observers.epoch_table import duration, percent
 from ddp_train.report.read_run import RunRecord
 
@@ -57,8 +57,8 @@ def run_row(group: Group, run: RunRecord) -> tuple[str, ...]:
     """What is shown of one run: group, seed, best accuracy so far, time, state, folder."""
     drawn = seed(run)
     best = "-" if run.best is None else f"{percent(run.best[1])} {run.split}, epoch {run.best[0]}"
-    times = [value for value in run.column("seconds") if value is not None]
-    time = duration(sum(times)) if times else "-"
+    seconds = launch_seconds(run) if not run.trained else training_seconds(run)
+    time = "-" if seconds is None else duration(seconds)
     return group.name, "-" if drawn is None else str(drawn), best, time, state(run), str(run.folder)
 
 

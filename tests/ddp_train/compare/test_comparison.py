@@ -133,6 +133,7 @@ def test_runs_of_another_program_are_grouped_by_their_command(tmp_path: Path) ->
     found = of(*runs)
     assert [len(group.runs) for group in found.groups] == [2, 1]
     assert [group.label for group in found.groups] == ["launch.py train.py --lr 1", "launch.py train.py --lr 2"]
+    assert found.samples["launch_seconds"]["A"].values == (5.0, 5.0)
     assert "B: 1 run is not finished, and in no mean" in found.notes
 
 
