@@ -63,7 +63,7 @@ def _failure(one: Failure) -> Trouble:
         kind="failure",
         title=f"{attempt}{who.lower() if attempt else who}{host} failed first{_at(one.time)}",
         error=one.error or one.words,
-        lines=tuple(line for line in lines if line),
+        lines=tuple(line[0].upper() + line[1:] for line in lines if line),
         advice=one.advice,
         output="\n".join(output[-MOST_LINES:])[-MOST_CHARACTERS:],
         output_title=title,

@@ -40,7 +40,7 @@ def test_a_long_run_of_many_ranks(tmp_path: Path) -> None:
         "launch.py --auto --epochs 300",
         "Attempt 1: rank 0 on box failed first",
         "What to do: reset it",
-        "ranks 0 to 63 lost the connection to it",
+        "Ranks 0 to 63 lost the connection to it",
         "The other ranks waited for rank 3: 4.2 ms a step, 12% of the time.",
         "to 90% test accuracy 1.33 kWh",
         "NCCL_P2P_LEVEL NVL NVLink between all",
