@@ -1,7 +1,7 @@
 """Pure data: the GPUs of one machine and the links between them.
 
-Memory is in bytes, utilization in percent, clocks in MHz. `None` always means "the driver did not tell",
-which is apart from "no" (`False`, `0`, an empty tuple).
+Memory is in bytes, utilization in percent, clocks in MHz. `None` always means "the driver did not report it",
+which differs from "no" (`False`, `0`, an empty tuple).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _MEANING = {
 class GpuProcess:
     """A process on a GPU. In a container the pid is the host's. `gpu_instance` is its MIG instance, if any.
 
-    name        the program, without its folder; None where the driver does not tell
+    name        the program, without its folder; None where the driver does not report it
     mps_client  it computes through an MPS server, which is another of the GPU's processes
     """
 
@@ -133,7 +133,7 @@ class Gpu:
 
 
 def short_name(name: str | None) -> str:
-    """A model without the maker's names: "RTX A5000", "V100-SXM2-32GB"; "?" where the driver did not tell."""
+    """A model without the maker's names: "RTX A5000", "V100-SXM2-32GB"; "?" where the driver did not report it."""
     for prefix in ("NVIDIA ", "GeForce ", "Tesla "):
         name = (name or "?").removeprefix(prefix)
     return name or "?"

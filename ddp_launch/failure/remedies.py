@@ -57,7 +57,7 @@ def find_remedy(failure: Failure, evidence: Evidence) -> Remedy | None:
         return by_signal
     if (hides := hidden_module(failure.log_tail.cause, failure.log_tail.traceback, evidence.script)) is not None:
         file, module = hides
-        whose, advice = "the installed package", f"rename {file}, if that is meant"
+        whose, advice = "the installed package", f"rename {file} if you meant that package"
         if module in sys.stdlib_module_names:
             whose, advice = "Python's own module", f"rename {file}"
         return Remedy("hidden-module", f"{file} has the name of {whose} {module}, and hides it", advice)

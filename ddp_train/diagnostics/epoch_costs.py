@@ -48,7 +48,8 @@ class EpochCosts:
         return replace(record, extra=extra, rank_seconds={rank: parts for rank, (_, parts) in enumerate(everyone)})
 
     def _joules(self) -> float | None:
-        """What the GPUs that this rank reads have taken since the last time; None where one of them does not tell."""
+        """What the GPUs that this rank reads have taken since the last time; None where one of them does not report
+        it."""
         from gpu_topology.monitor import taken
 
         before, self._before = self._before, self._read()

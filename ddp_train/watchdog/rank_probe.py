@@ -37,7 +37,7 @@ class Rank:
         self.frames: list[python_stacks.Frame] = []
         """Where it was when it was asked, since its last beat."""
         self.status: int | None = None
-        """How it ended, as waitpid(2) tells it; None: it has not. -1: too late to see."""
+        """How it ended, as waitpid(2) reports it; None: it has not. -1: too late to see."""
 
     @property
     def first_step(self) -> int:

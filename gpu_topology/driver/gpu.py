@@ -235,12 +235,12 @@ def _numa_node(device: Device, bus_id: str | None) -> int | None:
         except (OSError, ValueError):
             pass  # a container without sysfs, or a virtual bus: ask the driver
     bits = _bits(device.ask("nvmlDeviceGetMemoryAffinity", _NODE_WORDS, 0))  # NVML_AFFINITY_SCOPE_NODE
-    # More than one node means that the firmware does not tell which.
+    # More than one node means that the firmware does not report which.
     return bits.bit_length() - 1 if bits.bit_count() == 1 else None
 
 
 def _slot_width(bus_id: str | None) -> int | None:
-    """The most lanes of the port that the GPU is plugged into: a card's own maximum tells nothing of its slot."""
+    """The most lanes of the port that the GPU is plugged into: a card's own maximum says nothing about its slot."""
     if bus_id is None:
         return None
     lanes = sysfs.number((SYSFS_PCI / bus_id).resolve().parent / "max_link_width")
@@ -248,7 +248,7 @@ def _slot_width(bus_id: str | None) -> int | None:
 
 
 def _bits(words: Any) -> int:
-    """A bit set from words of 64, least first; 0 when the driver did not tell."""
+    """A bit set from words of 64, least first; 0 when the driver did not report it."""
     return 0 if words is None else sum(int(word) << (64 * position) for position, word in enumerate(words))
 
 

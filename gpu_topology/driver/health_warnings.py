@@ -24,7 +24,7 @@ _RECOVERY = {
     "recover-imex-domain": "the driver asks to recover its IMEX domain: see the fabric service of the rack",
 }
 
-# DCGM takes 8 replays a minute for a fault; the driver tells only their sum.
+# DCGM takes 8 replays a minute for a fault; the driver reports only their sum.
 _MANY_REPLAYS = 100
 
 # Said only when none of the above says it more exactly.

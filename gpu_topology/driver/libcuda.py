@@ -15,7 +15,7 @@ TIME_LIMIT_S = 30.0
 
 
 def cuda_order(environ: Mapping[str, str], time_limit_s: float = TIME_LIMIT_S) -> tuple[str, ...] | None:
-    """UUIDs ("GPU-..."), or PCI bus ids where libcuda tells no UUID, in CUDA's order; None when it cannot be asked.
+    """UUIDs ("GPU-..."), or PCI bus ids where libcuda reports no UUID, in CUDA's order; None when it cannot be asked.
 
     `environ` is that of the program whose order is wanted: CUDA_DEVICE_ORDER acts, CUDA_VISIBLE_DEVICES is left out, so
     that every GPU has its place.

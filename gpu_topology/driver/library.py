@@ -1,6 +1,6 @@
 """The one door to nvidia-ml-py: open the driver, ask one guarded question at a time, and name what went wrong.
 
-`session()` yields an open `Driver`; `Driver.ask(...)` answers None where the driver does not tell. A `Device` asks
+`session()` yields an open `Driver`; `Driver.ask(...)` answers None where the driver does not report it. A `Device` asks
 about one GPU and remembers when it was lost.
 """
 
@@ -50,7 +50,8 @@ class NoPermissionError(DriverError):
 
 
 class NoDevicesError(DriverError):
-    """The driver works and has no GPU; `versions` are those of the driver and of CUDA, None where it does not tell."""
+    """The driver works and has no GPU; `versions` are those of the driver and of CUDA, None where it does not report
+    them."""
 
     def __init__(
         self, message: str, remedy: str | None = None, versions: tuple[str | None, str | None] = (None, None)
@@ -172,7 +173,8 @@ class Device:
         return answer, problem
 
     def field(self, number: int, scope: int = 0) -> int | None:
-        """The value of a field of `_FIELDS`, None where the driver does not tell. The first question asks for all."""
+        """The value of a field of `_FIELDS`, None where the driver does not report it. The first question asks for
+        all."""
         return self._fields.get((number, scope))
 
     @cached_property
@@ -184,7 +186,7 @@ class Device:
 
 
 def field_value(answer: Any) -> int | None:
-    """The value of an nvmlFieldValue_t, None where the driver does not tell it."""
+    """The value of an nvmlFieldValue_t, None where the driver does not report it."""
     kind = answer.valueType
     if answer.nvmlReturn != 0 or not 0 <= kind < len(_MEMBERS):
         return None

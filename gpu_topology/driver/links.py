@@ -45,7 +45,7 @@ _KINDS = (0, 1, 2, 3)
 
 @dataclass
 class _NvLinks:
-    """The active NVLinks of one GPU; `known` is False when the driver failed to tell where each of them leads."""
+    """The active NVLinks of one GPU; `known` is False when the driver failed to report where each of them leads."""
 
     peers: Counter[str] = field(default_factory=Counter)
     to_switch: int = 0
@@ -122,7 +122,7 @@ def _nvlinks_of(device: Device, buses: Collection[str | None]) -> _NvLinks:
 
 def _link_states(device: Device) -> tuple[bool, list[tuple[int, bool | None]]]:
     """Whether the links lead to switches, as far as is known yet; and for each link that there is whether it is up,
-    None for the last one where the driver fails to tell.
+    None for the last one where the driver fails to report it.
 
     By fields, as NCCL asks new drivers; a driver that shows no link up in this way is asked link by link.
     """
@@ -165,7 +165,7 @@ def _note_remote(device: Device, link: int, buses: Collection[str | None], found
     if kind == _REMOTE_SWITCH:
         found.to_switch += 1
     elif kind is None or (kind == _REMOTE_GPU and (pci is None or None in buses)):
-        found.known = False  # a switch, or a GPU that does not tell its own bus id
+        found.known = False  # a switch, or a GPU that does not report its own bus id
 
 
 def _key(bus_id: bytes | str) -> str:

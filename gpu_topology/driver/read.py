@@ -97,7 +97,7 @@ def open_handles(driver: Driver) -> list[tuple[Any, str | None]]:
 
 
 def _probe(driver: Driver) -> list[tuple[Any, str | None]]:
-    """The handles where the driver does not tell how many: up to the first index that is neither there nor lost."""
+    """The handles where the driver does not report how many: up to the first index that is neither there nor lost."""
     found: list[tuple[Any, str | None]] = []
     while len(found) < MOST_GPUS:
         handle, problem = driver.try_ask("nvmlDeviceGetHandleByIndex", len(found), about=f"GPU {len(found)}")

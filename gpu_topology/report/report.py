@@ -141,7 +141,7 @@ def render(
         links(screen, usable, selection)
         legend(screen, usable)
     if groups:
-        _heading(screen, "Groups of like GPUs", "best first")
+        _heading(screen, "Groups of identical GPUs", "best first")
         tables.group_rows(screen, usable, groups)
     _heading(screen, "Selection")
     chosen = f"GPU {', '.join(map(str, dict.fromkeys(selection.indices)))}" if selection.indices else "none"

@@ -19,7 +19,7 @@ Content = str | Piece | list[Piece]
 _CODES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "magenta": "35", "cyan": "36"}
 """Select Graphic Rendition (ECMA-48, 8.3.117)."""
 _WIDTH = 80
-"""In characters, where no terminal tells its own."""
+"""In characters, where no terminal reports its own."""
 
 
 @dataclass(frozen=True, slots=True)

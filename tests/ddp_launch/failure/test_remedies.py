@@ -236,7 +236,7 @@ def test_a_file_that_hides_a_module(remedy, tmp_path: Path, monkeypatch: pytest.
     assert found("ImportError: cannot import name 'Queue' from 'queue' (/x/queue.py)") == hides
     assert found("AttributeError: partially initialized module 'queue' has no attribute 'Queue'") == hides
     package = "AttributeError: module 'rich.console' has no attribute 'Console'"
-    assert found(package)[1] == "rename rich.py, if that is meant"
+    assert found(package)[1] == "rename rich.py if you meant that package"
     assert "hides" not in found("AttributeError: module 'mine' has no attribute 'x'")[0]
     # A file that fails by itself: only where a library imports it.
     library, own = '  File "/x/lib/site-packages/y.py", line 1, in <module>\n', f'  File "{tmp_path}/statistics.py"'
