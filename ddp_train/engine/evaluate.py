@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ddp_train.data.pipeline.window import Batch
 from ddp_train.distributed.process_group import sum_over_ranks, to_host
+from ddp_train.engine.eval_memory import agree, look_at_all, of_this_rank
 from ddp_train.optim.losses import cross_entropy_sum, summable
 from ddp_train.optim.precision import Precision
 
@@ -25,13 +26,15 @@ CONFUSION_UP_TO = 1000
 class Scores:
     """Mean cross-entropy (without label smoothing or class weights) and accuracy (fraction of 1) over `samples` images.
 
-    balanced_accuracy: see the function; NaN where the classes were not counted.
+    balanced_accuracy: see the function; NaN where the classes were not counted. at_a_time: the most images for which
+    there was memory on all ranks, 0 where it has not run out.
     """
 
     loss: float
     accuracy: float
     samples: int
     balanced_accuracy: float = math.nan
+    at_a_time: int = 0
 
 
 def balanced_accuracy(hits: Sequence[float], counts: Sequence[float]) -> float:
@@ -49,26 +52,34 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], precision: Precision, c
     """Evaluate over the parts of all ranks; each rank passes its own share of the test set.
 
     `batches`: images [n, C, H, W], labels int64 [n]. `classes`: for the balanced accuracy, 0: without it. Sums are
-    taken in float64 and divided once.
+    taken in float64 and divided once. Where memory runs out, batches are seen in parts (eval_memory.py).
     """
     loss_sum = cross_entropy_sum()
     was_training = model.training
     model.eval()
     totals = torch.zeros(3 + 2 * classes, dtype=torch.float64, device=precision.device)
     by_class = totals[3:].view(2, classes)  # right and all images
-    for batch in batches:
+
+    def look(batch: Batch) -> None:
         with precision.autocast():
             logits = model(batch.images)
         right = logits.argmax(1) == batch.labels
-        totals[0] += summable(loss_sum(logits, batch.labels))
-        totals[1] += right.sum()
+        loss, hits = summable(loss_sum(logits, batch.labels)), right.sum()
+        images = torch.stack([right, torch.ones_like(right)]).double()
+        # From here on nothing takes memory.
+        totals[0] += loss
+        totals[1] += hits
         totals[2] += len(batch.labels)
         if classes:
-            by_class.index_add_(1, batch.labels, torch.stack([right, torch.ones_like(right)]).double())
+            by_class.index_add_(1, batch.labels, images)
+
+    most = look_at_all(batches, look, precision.device)
     model.train(was_training)
-    loss, correct_count, samples, *found = to_host(sum_over_ranks(totals))
-    balanced = balanced_accuracy(found[:classes], found[classes:])
-    return Scores(loss / max(1.0, samples), correct_count / max(1.0, samples), int(samples), balanced)
+    sums = sum_over_ranks(torch.cat([totals, of_this_rank(most, precision.device)]))
+    loss, correct_count, samples, *found = to_host(sums)
+    balanced = balanced_accuracy(found[:classes], found[classes : 2 * classes])
+    at_a_time = agree(found[2 * classes :])
+    return Scores(loss / max(1.0, samples), correct_count / max(1.0, samples), int(samples), balanced, at_a_time)
 
 
 @dataclass(frozen=True)
@@ -88,7 +99,7 @@ class Examination:
 
     top5: None with five classes or fewer, where it would always be 1. hits and counts: correct and all images of each
     class. confusion: [true class][predicted class], images; None with more than 1000 classes. mistakes: the worst
-    first.
+    first. at_a_time: as in Scores.
     """
 
     samples: int
@@ -99,6 +110,7 @@ class Examination:
     counts: tuple[int, ...]
     confusion: tuple[tuple[int, ...], ...] | None
     mistakes: tuple[Mistake, ...]
+    at_a_time: int = 0
 
     @property
     def balanced_accuracy(self) -> float:
@@ -135,24 +147,33 @@ def examine(
         torch.zeros(size, dtype=torch.int64, device=precision.device) for size in (classes, classes, matrix * matrix)
     )
     mistakes: list[Mistake] = []
-    for batch in batches:
+
+    def look(batch: Batch) -> None:
         log_probabilities, predicted = _seen(model, batch.images, precision, views, below)
         losses = -log_probabilities.gather(1, batch.labels[:, None])[:, 0]
         best = log_probabilities.topk(min(5, classes), dim=1).indices
-        sums[0] += losses.double().sum()
-        sums[1] += (predicted == batch.labels).sum()
-        sums[2] += (best == batch.labels[:, None]).sum()
-        counts += torch.bincount(batch.labels, minlength=classes)
-        hits += torch.bincount(batch.labels[predicted == batch.labels], minlength=classes)
+        right = predicted == batch.labels
+        found = torch.stack(
+            [losses.double().sum(), right.sum().double(), (best == batch.labels[:, None]).sum().double()]
+        )
+        of_classes = [torch.bincount(labels, minlength=classes) for labels in (batch.labels[right], batch.labels)]
         if matrix == classes:
-            confusion += torch.bincount(batch.labels * classes + predicted, minlength=classes * classes)
-        if worst:
-            mistakes = _worst([*mistakes, *_mistakes(batch, losses, predicted, log_probabilities, worst)], worst)
+            pairs = torch.bincount(batch.labels * classes + predicted, minlength=classes * classes)
+        else:
+            pairs = torch.zeros_like(confusion)
+        more = _mistakes(batch, losses, predicted, log_probabilities, worst) if worst else []
+        # From here on nothing takes memory.
+        for total, part in zip((sums, hits, counts, confusion), (found, *of_classes, pairs), strict=True):
+            total += part
+        mistakes[:] = _worst([*mistakes, *more], worst)
+
+    most = look_at_all(batches, look, precision.device)
     model.train(was_training)
+    sums = torch.cat([sums, of_this_rank(most, precision.device)])
     for tensor in (sums, hits, counts, confusion):
         sum_over_ranks(tensor)
     samples, *of_sums = to_host(torch.cat([counts.sum().view(1), sums]))
-    loss, top1, top5 = (value / max(1.0, samples) for value in of_sums)
+    loss, top1, top5 = (value / max(1.0, samples) for value in of_sums[:3])
     rows = confusion.view(matrix, matrix).tolist() if matrix == classes else None
     return Examination(
         samples=int(samples),
@@ -163,6 +184,7 @@ def examine(
         counts=tuple(counts.tolist()),
         confusion=None if rows is None else tuple(tuple(row) for row in rows),
         mistakes=tuple(_worst(_of_all_ranks(mistakes), worst)),
+        at_a_time=agree(of_sums[3:]),
     )
 
 

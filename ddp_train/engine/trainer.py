@@ -95,6 +95,7 @@ class Trainer:
         with self._phase("evaluation"):
             batches = self._step_boundary.until_stopped(components.pipeline.evaluate())
             scores = evaluate(components.evaluated, batches, components.precision, components.classes)
+        components.pipeline.test_batch = scores.at_a_time or components.pipeline.test_batch
         return EpochRecord(
             epoch=epoch + 1,
             train_loss=loss,

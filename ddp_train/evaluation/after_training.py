@@ -81,6 +81,7 @@ def _examine(run: Run) -> tuple[Examination | None, Examination | None]:
     classes, diagnostics = len(run.dataset.classes), run.config.diagnostics
     pipeline, final = components.pipeline, run.dataset.final
     plain = examine(network, pipeline.evaluate(final), components.precision, classes, worst=WORST)
+    pipeline.test_batch = plain.at_a_time or pipeline.test_batch
     if diagnostics.tta == "none" or not run.dataset.flip_ok:  # a mirrored digit is not of its class
         return plain, None
     below = math.inf if diagnostics.tta_below is None else diagnostics.tta_below

@@ -12,6 +12,7 @@ from torch import nn
 
 from ddp_core.errors import SharedError
 from ddp_train.data.pipeline.window import Window
+from ddp_train.engine.evaluate import Examination, Scores, evaluate, examine
 from ddp_train.tune.batch_size import find_batch_size
 from ddp_train.tune.memory import GpuMemory
 from tests.ddp_train.techniques.runs import PLAIN
@@ -115,3 +116,61 @@ def test_the_batch_finder_agrees_with_an_exhaustive_search(little_garbage: None)
             size for size in range(found.largest // 2, 2 * found.largest, max(1, found.largest // 12)) if fits(size)
         )
     assert abs(found.largest - largest) <= largest / 8
+
+
+def evaluated(ghost: Ghost, folder: Path, room: int | None) -> tuple[Scores, Examination, int, int]:
+    """Both sorts of evaluation, with so many bytes that they may take; images at a time at the end, and bytes taken."""
+    run = make("--batch-size 32", folder, "small")  # which takes more than its images
+    parts, gpu, before = run.trainer.components, ghost.gpu, ghost.gpu.allocated
+    gpu.used_by_others = 0 if room is None else gpu.total - before - room
+    torch.cuda.reset_peak_memory_stats()
+    try:
+        scores = evaluate(parts.evaluated, parts.pipeline.evaluate(), parts.precision, parts.classes)
+        examined = examine(parts.evaluated, parts.pipeline.evaluate(), parts.precision, parts.classes, worst=5)
+    finally:
+        gpu.used_by_others = 0
+    return scores, examined, scores.at_a_time, gpu.peak - before
+
+
+@pytest.mark.parametrize("whose", WORDS)
+def test_an_evaluation_without_memory_takes_fewer_images_at_a_time(
+    whose: str, ghost: Ghost, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ghost.gpu.words.append(WORDS[whose])
+    scores, examined, most, taken = evaluated(ghost, tmp_path / "plain", None)
+    assert most == examined.at_a_time == 0 and capsys.readouterr().err == ""
+    again, looked_at, most, less = evaluated(ghost, tmp_path / "little", taken // 2)
+    assert 0 < most < 64 and less <= taken // 2
+    assert capsys.readouterr().err.splitlines() == 2 * [
+        f"memory ran out on rank 0 in evaluation: from now on {most} images at a time, each counted once"
+    ]
+    assert (again.samples, again.accuracy) == (scores.samples, scores.accuracy)
+    assert again.loss == pytest.approx(scores.loss, rel=1e-6)
+    assert (looked_at.confusion, looked_at.hits, looked_at.counts) == (
+        examined.confusion,
+        examined.hits,
+        examined.counts,
+    )
+    assert [one.index for one in looked_at.mistakes] == [one.index for one in examined.mistakes]
+
+
+def test_the_epochs_after_it_begin_with_as_few(ghost: Ghost, tmp_path: Path) -> None:
+    run = make("--epochs 2 --batch-size 32", tmp_path / "run", PLAIN)
+    parts, asked = run.trainer.components, []
+
+    def short(module: nn.Module, inputs: tuple[torch.Tensor]) -> None:
+        if not module.training:
+            asked.append(len(inputs[0]))
+            if len(inputs[0]) > 8:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+
+    parts.network.register_forward_pre_hook(short)
+    run.trainer.fit()
+    images = len(run.dataset.test.labels)
+    assert parts.pipeline.test_batch == 8 and max(asked[-images // 8 :]) == 8
+    assert sum(size for size in asked if size <= 8) == 2 * images
+
+
+def test_an_image_for_which_there_is_no_memory_is_an_error(ghost: Ghost, tmp_path: Path) -> None:
+    with pytest.raises(torch.OutOfMemoryError):
+        evaluated(ghost, tmp_path / "run", 600)

@@ -12,7 +12,7 @@ from tests.ddp_train.techniques.table import TABLE, Row
 from tests.ghost import cuda
 from tests.ghost.runs import make
 
-LOOKS_AT_EACH_STEP = {"watch_numbers": "to_host: tolist"}
+LOOKS_AT_EACH_STEP = {"watch_numbers": "to_host: tolist", "hard_samples and accumulate": ": nonzero"}
 """What has to read a number of the GPU in each step, and where."""
 ROUNDED = 2e-3
 """Relative: fused steps round otherwise, and what is normalised or orthogonalised follows that."""
