@@ -24,6 +24,8 @@ NOWHERE = {
     "loader with workers": "--pipeline loader --num-workers 2 --mixup 0.5",
     "augmentation": "--augment heavy --random-resized-crop 0.3 --rotation 15 --augment-policy randaugment",
     "class weights": "--class-weights tests/ddp_train/techniques/class_weights.yaml --label-smoothing 0.1",
+    "hard samples": "--hard-samples 0.5",
+    "speedrun": "--preset speedrun --model speedrun --width-mult 0.1 --whiten-bias-epochs 0 --amp bf16",
     "reproducible": "--reproducible --reproducible-shards 2",
 }
 
