@@ -79,7 +79,7 @@ def run(options: LaunchOptions, exported: Mapping[str, str], console: Console, *
     if options.json:
         print(json.dumps(_as_json(verdict, interfaces), indent=1))
     else:
-        _show(console if preflight else Console(), verdict, interfaces, ready)
+        _show(console if preflight else Console(), verdict, interfaces)
     return int(verdict.problem is not None)
 
 
@@ -159,7 +159,7 @@ def _free_ports() -> tuple[int, int]:
     return int(low), int(high)
 
 
-def _show(console: Console, verdict: Verdict, interfaces: Mapping[str, Interface], ready: Ready) -> None:
+def _show(console: Console, verdict: Verdict, interfaces: Mapping[str, Interface]) -> None:
     """Print the interfaces, the measured speed, and what is wrong."""
     lines: list[Text | str] = [_described(name, one) for name, one in interfaces.items()]
     lines += [f"{name} {adapter}" for name, one in interfaces.items() for adapter in one.adapters]

@@ -74,12 +74,12 @@ def plan_training(program: Program) -> Training | None:
     try:
         config = parse(program.args, prog="launch.py")
     except UserError as error:
-        raise UserError(_with_suggestion(str(error), program)) from None
+        raise UserError(_with_suggestion(str(error))) from None
     check_paths(config)
     return Training(program.args, program, config)
 
 
-def _with_suggestion(message: str, program: Program) -> str:
+def _with_suggestion(message: str) -> str:
     """A word that neither the launcher nor the trainer knows may be a misspelt option of the launcher."""
     word = message.split()[2].strip(",:").partition("=")[0] if message.startswith("unknown option ") else ""
     if word and word.removeprefix("--").replace("-", "_") not in MEANT:
