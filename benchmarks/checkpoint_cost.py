@@ -1,9 +1,9 @@
 """What a checkpoint takes of the training time at the default interval, and of an epoch.
 
-Compares a stretch of training steps with and without a checkpoint at its start, which is flushed to the disk at its
-end: the difference holds the cost of copying, hashing, writing and flushing. The checkpoint is whole, with the best
-model. Its cost is set against the default --save-every, and against an epoch of CIFAR-10's 50,000 images at the
-measured speed, since each epoch ends with a checkpoint too. A third case shows the noise.
+Compares a stretch of training steps with and without a checkpoint at its start, flushed to the disk at its end: the
+difference is the cost of copying, hashing, writing and flushing. The checkpoint is complete, with the best model. Its
+cost is set against the default --save-every, and against an epoch of CIFAR-10's 50,000 images at the measured speed,
+since each epoch ends with a checkpoint too. A third case shows the noise.
 
 Seconds that training loses to one checkpoint, and their share of the time between two. The call is what the training
 thread waits for; writing continues beside the training.

@@ -1,7 +1,7 @@
 """From the command to the first line of rank 0 on two hosts: `--hosts` over ssh, and the same launch by hand.
 
-Both hosts are this machine, by way of an sshd each on 127.0.0.1 that takes a key made for it. By hand means the two
-commands with --nnodes 2, started at the same moment. What counts is the difference within a round.
+Both hosts are this machine, each through an sshd on 127.0.0.1 with a key made for it. By hand means the two commands
+with --nnodes 2, started at the same moment. What counts is the difference within a round.
 
 Seconds; by hand again shows the noise. `--hosts` is to take at most 1 s longer.
 """

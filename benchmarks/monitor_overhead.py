@@ -1,7 +1,7 @@
 """What watching GPUs costs the machine, compared with nvitop and gpustat.
 
-Each monitor runs over the simulated driver of the tests (needs a C compiler) on a pseudo-terminal of 120 x 40, where it
-draws its live display. The driver answers at once: this is the monitors' own cost, without a real driver's. nvitop and
+Each monitor draws its live display on a pseudo-terminal of 120 x 40, over the simulated driver of the tests (needs a C
+compiler). The driver answers at once, so this is the monitors' own cost without a real driver's. nvitop and
 gpustat are measured where they are installed.
 
 CPU time of each monitor, with one sample of eight GPUs a second; start-up is counted apart.

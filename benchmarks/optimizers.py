@@ -1,7 +1,7 @@
 """The time of a step with each optimizer and weight technique.
 
-All are built first and then take a step in turns, so that a disturbance meets all of them alike; a round is the median
-of six steps of each.
+All are built first and then take a step in turns, so that a disturbance affects all of them; a round is the median of
+six steps of each.
 
 Time of a whole training step, and how many times that of SGD it is.
 """

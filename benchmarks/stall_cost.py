@@ -9,8 +9,8 @@ launcher switches it on, and without it. The least of 200 times 100 each.
 
 A step: a DistributedDataParallel program of two ranks with gloo under `launch.py --stall-report 120` and under
 `--stall-report 0`, the second twice. All three run at once and take turns of 1,000 steps, in a new random order each
-round; who has no turn waits, and its launcher is stopped (SIGSTOP), so that it asks nothing. In its turn the first one
-is asked for everything at least once. What counts is the ratio of the mean step within a round, by the clock and in CPU
+round; the others wait with their launchers stopped (SIGSTOP), so that these ask nothing. In each turn the first one is
+asked for everything at least once. What counts is the ratio of the mean step within a round, by the clock and in CPU
 time of rank 0.
 
 Milliseconds an answer, microseconds that a record adds to a collective, what all answers take of a rank's time, what

@@ -1,8 +1,8 @@
 """The search for the best-connected subset of many GPUs.
 
 Every size from 2 to 16 GPUs out of 16: random NVLink and PCIe levels, as many speeds as pairs, one speed for all with
-random sockets and paths, sparse rings. The figure is the slowest of some seeds, each the best of five tries: the search
-never waits, other programs may run.
+random sockets and paths, sparse rings. The figure is the slowest of some seeds, each the best of five tries; other
+programs may run meanwhile, since the search never waits.
 
 Processor time of the search in 16 GPUs, for matrices that leave it no shortcut.
 """
