@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import platform
 import signal
 import socket
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,7 @@ class RunEvents:
         """Record that a run is about to start. `plan`: as --dry-run --json prints it; `run_folder`: the trainer's."""
         facts: dict[str, Value] = {
             "version": __version__,
+            "versions": {"python": platform.python_version(), "torch": _torch(), "platform": platform.platform()},
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "argv": [Path(sys.argv[0]).name, *redacted(sys.argv[1:])],
@@ -101,6 +104,11 @@ class RunEvents:
         facts = {"ms_a_step": round(ms_a_step, 3), "share": round(share, 4)}
         self._events.write("waited-for", rank=rank, **facts, steps=steps, ranks=ranks or None)
 
+    def waits(self, shares: Mapping[int, float], seconds: float) -> None:
+        """Record for which share of those seconds each rank of this node has waited for others."""
+        ranks = {str(rank): round(share, 4) for rank, share in sorted(shares.items())}
+        self._events.write("waits", seconds=round(seconds, 3), ranks=ranks)
+
     def energy(self, joules: Mapping[int, float]) -> None:
         """What GPUs of this node took from the start of the run to its end, by NVML index; nothing where it is {}."""
         if joules:
@@ -158,6 +166,14 @@ class RunEvents:
             line += f" with {ranks} on {following.devices}" + (f" ({following.change})" if following.change else "")
         title = (f"restart {attempt.number + 1} of {attempt.number + restarts}: ", "yellow")
         self._console.print(Text.assemble(title, line), soft_wrap=True)
+
+
+def _torch() -> str | None:
+    """The version of torch, which is not imported yet."""
+    try:
+        return version("torch")
+    except PackageNotFoundError:
+        return None
 
 
 def _where(failure: Failure) -> dict[str, Value]:

@@ -36,6 +36,10 @@ class Reporter:
         )
         self._console.print(Text(ending if killing else f"{ending}. Look again: {ask}", style="dim"), soft_wrap=True)
 
+    def waits(self, shares: Mapping[int, float], seconds: float) -> None:
+        """Record the share of those seconds for which each rank has waited for others."""
+        self._events.waits(shares, seconds)
+
     def waited_for(self, found: WaitedFor, shares: Mapping[int, Mapping[str, float]]) -> None:
         """Report the rank that the others waited for, in one line; below it how the trainer's ranks spent their
         time."""

@@ -76,6 +76,11 @@ class Arrivals:
                 shares[rank] += group.waited_ns[rank] / group.time_ns  # type: ignore[assignment]
         return dict(shares)
 
+    @property
+    def seconds(self) -> float:
+        """How long the ranks have been seen in their collectives."""
+        return max((group.time_ns for group in self._groups.values()), default=0) / 1e9
+
     def found(self) -> WaitedFor | None:
         """The rank that made the others wait most; None where no rank stands out."""
         found = [one for group in self._groups.values() if (one := _found(group)) is not None]

@@ -26,7 +26,7 @@ from ddp_launch.stall.record import Record
 from ddp_launch.stall.report import Reporter
 from ddp_launch.stall.stacks import is_loading
 from ddp_launch.stall.stacks import parse as parse_stacks
-from ddp_launch.stall.waited_for import Arrivals, by_its_own_steps, shares
+from ddp_launch.stall.waited_for import LEAST_NS, Arrivals, by_its_own_steps, shares
 from ddp_train.watchdog import python_stacks
 
 POLL_S, SOON_S = 0.5, 0.1
@@ -133,9 +133,11 @@ class StallWatch:
         """After the run: report the rank that held the others up, if there was one."""
         with self._lock:
             self._read_last_words()
-            found = self._arrivals.found()
+            found, waited, seconds = self._arrivals.found(), self._arrivals.waited(), self._arrivals.seconds
             records = {rank: one.record for rank, one in self._ranks.items() if one.record is not None}
         self.end()
+        if seconds * 1e9 >= LEAST_NS:
+            self._reporter.waits(waited, seconds)
         if found is not None:
             each = {rank: shares(record, found.waited.get(rank, 0.0)) for rank, record in records.items()}
             found = by_its_own_steps(found, records.get(found.rank, Record()))

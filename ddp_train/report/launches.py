@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from ddp_train.report.json_value import Value
@@ -109,18 +109,21 @@ class Launch:
     """One start of the launcher. time: ISO 8601, UTC; command: as it was typed; status: None where there is no end.
 
     troubles: in the order in which they were recorded. energy: of this node's GPUs; () where a card has no counter.
-    signal: that asked the launcher to end.
+    signal: that asked the launcher to end. waits: rank -> share of the time for which it waited for others.
+    versions: of Python, torch and the system, by name.
     """
 
     time: str
     host: str
     command: tuple[str, ...]
     version: str
+    versions: Mapping[str, str]
     plan: Plan
     world_size: int | None
     attempts: int
     troubles: tuple[Failure | Restart | Stall, ...]
     waited_for: WaitedFor | None
+    waits: Mapping[int, float]
     energy: tuple[GpuEnergy, ...]
     signal: str
     status: int | None
@@ -186,11 +189,13 @@ def _launch(events: list[Value]) -> Launch:
         host=first["host"].text,
         command=first["argv"].texts,
         version=first["version"].text,
+        versions={name: item.text for name, item in first["versions"].items()},
         plan=plan_of(first["plan"]),
         world_size=last("attempt")["world_size"].whole,
         attempts=len(of("attempt")),
         troubles=tuple(_TROUBLES[name](event) for event in events if (name := event["event"].text) in _TROUBLES),
         waited_for=_waited_for(waited) if waited else None,
+        waits=_numbers(last("waits")["ranks"]),
         energy=_energy(last("energy")),
         signal=last("signal")["signal"].text,
         status=end["status"].whole,
@@ -246,11 +251,19 @@ def _waited_for(event: Value) -> WaitedFor:
 
 def by_rank(value: Value) -> dict[int, dict[str, float]]:
     """rank -> name -> number, of an object of objects."""
-    found = {}
-    for rank, parts in value.items():
-        if rank.isascii() and rank.isdecimal():
-            found[int(rank)] = {name: part.number for name, part in parts.items() if part.number is not None}
-    return found
+    return {rank: _named(parts) for rank, parts in _ranks(value)}
+
+
+def _ranks(value: Value) -> Iterator[tuple[int, Value]]:
+    return ((int(rank), item) for rank, item in value.items() if rank.isascii() and rank.isdecimal() and len(rank) < 9)
+
+
+def _named(value: Value) -> dict[str, float]:
+    return {name: item.number for name, item in value.items() if item.number is not None}
+
+
+def _numbers(value: Value) -> dict[int, float]:
+    return {rank: item.number for rank, item in _ranks(value) if item.number is not None}
 
 
 def _energy(event: Value) -> tuple[GpuEnergy, ...]:

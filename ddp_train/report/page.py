@@ -146,6 +146,13 @@ def _ranks(record: RunRecord, last: Launch | None) -> list[object]:
         found.append(training.bars(record.rank_seconds, caption, duration))
     elif waited is not None and waited.shares:
         found.append(training.bars(waited.shares, "Share of each rank's time by phase", training.share))
+    elif last is not None and len(last.waits) > 1:
+        shares = {rank: {"waiting for others": part, "own work": 1 - part} for rank, part in last.waits.items()}
+        found.append(
+            training.bars(
+                shares, "Share of the time for which each rank waited for the others in collectives", training.share
+            )
+        )
     return [one for one in found if one is not None]
 
 
@@ -204,7 +211,8 @@ def _machine(topology: Topology | None, plan: Plan | None) -> tuple[Markup | Non
 
 
 def _versions(record: RunRecord, last: Launch | None, environment: Value) -> Rows:
-    rows = [(name.replace("_", " "), environment[name].text) for name in VERSIONS]
+    own = last.versions if last is not None else {}
+    rows = [(name.replace("_", " "), environment[name].text or own.get(name, "")) for name in VERSIONS]
     if record.topology is not None:
         machine = record.topology
         rows += [("NVIDIA driver", machine.driver_version or ""), ("CUDA of the driver", machine.cuda_version or "")]

@@ -24,6 +24,8 @@ PHASES = {
     "evaluation": 6,
     "checkpoint": 7,
     "other": 8,
+    "own work": 3,
+    "waiting for others": 4,
 }
 """Phases of ddp_train/distributed/heartbeat.py that are shown by name, and their colours."""
 KNOWN_EXTRA = {

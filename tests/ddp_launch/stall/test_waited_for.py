@@ -147,3 +147,5 @@ def test_a_delay_hidden_inside_backward_is_found(launcher: Any) -> None:
     assert 25 < event["ms_a_step"] < 60  # a busy machine adds to it
     assert event["share"] > 0.3
     assert event["ranks"] is None
+    waits = next(e for e in map(json.loads, (launcher.folder / "events.jsonl").open()) if e["event"] == "waits")
+    assert waits["seconds"] >= 1 and waits["ranks"]["0"] > event["share"] / 2 > waits["ranks"].get("1", 0.0) / 2

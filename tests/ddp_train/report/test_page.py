@@ -60,6 +60,14 @@ def test_a_program_that_is_not_ours(tmp_path: Path) -> None:
     assert "failed with status 1" in parsed.text and "launch.py train.py" in parsed.text
 
 
+def test_how_long_ranks_waited_is_shown_of_any_program(tmp_path: Path) -> None:
+    versions = {"python": "3.13.1", "torch": "2.9.0"}
+    waits = event("waits", seconds=9.0, ranks={"0": 0.25, "1": 0.0, "x": 1.0, "2": None})
+    parsed = shown(write(tmp_path / "logs", plan=PLAN, events=[event("plan", versions=versions), waits]))
+    assert sections(parsed) == ["ranks", "plan", "versions"]
+    assert "0 75% 25% 1 100% 0%" in parsed.text and "torch 2.9.0" in parsed.text
+
+
 @pytest.mark.parametrize("file", ["history", "plan", "config", "dataset", "events"])
 def test_one_file_alone_is_shown(tmp_path: Path, file: str) -> None:
     files = {"history": history(), "plan": PLAN, "config": "lr: 0.5\n", "events": [event("plan")]}
