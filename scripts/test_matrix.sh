@@ -26,7 +26,7 @@ trap 'rm -rf "$work"' EXIT
 
 # One environment in $work/env with torch $2, for the interpreter $1.
 install() {
-    local torch="torch" vision="torchvision" pip=("$work/env/bin/python" -m pip --quiet --disable-pip-version-check)
+    local site library torch="torch" vision="torchvision" pip=("$work/env/bin/python" -m pip --quiet --disable-pip-version-check)
     [ "$2" = newest ] || torch="torch==$2"
     # A torchvision is made for one torch: that of torch 2.11 is 0.26, of 2.12 is 0.27 ...
     [ "$2" = newest ] || vision="torchvision==0.$(($(cut -d. -f2 <<<"$2") + 15)).*"
@@ -38,7 +38,12 @@ install() {
     grep -v '^#\|^torch' "$root/requirements.txt" >"$work/others.txt"
     "${pip[@]}" install --no-deps "$torch" "$vision" "$wheel" &&
         "${pip[@]}" install -r "$work/others.txt" filelock typing-extensions sympy networkx jinja2 fsspec setuptools &&
-        ln -s "$light/nvidia" "$("$work/env/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/nvidia"
+        site=$("$work/env/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))') &&
+        # NVSHMEM's symbols change from version to version: it is the one that this torch asks for.
+        "${pip[@]}" install --no-deps "$(sed -n 's/^Requires-Dist: \(nvidia-nvshmem[^;]*[^; ]\).*/\1/p' "$site"/torch-*.dist-info/METADATA)" &&
+        for library in "$light"/nvidia/*; do
+            [ -e "$site/nvidia/${library##*/}" ] || ln -s "$library" "$site/nvidia/" || return
+        done
 }
 
 # Each in an empty folder, with the installed packages alone. bash ignores set -e in a condition: && throughout.
