@@ -199,48 +199,6 @@ def group_of(event: Any) -> str:
     return "other operators"
 
 
-@measurement(
-    text("--models", "small,speedrun,resnet18,vit", f"of {', '.join(MODELS)}"),
-    DEVICE,
-    rounds(5),
-    number("--threads", None, "of the CPU [all cores]"),
-    Option("--profile", action="store_true", help="add up the operators of a step by what they do"),
-    worker=work,
-)
-def main(arguments: Arguments) -> Figures:
-    """Every network in turn, with the machine's rates beside it."""
-    names = [name.strip() for name in arguments.models.split(",")]
-    if unknown := [name for name in names if name not in MODELS]:
-        raise UserError(f"--models {unknown[0]}: known are {', '.join(MODELS)}")
-    found, rows, profiles = {}, [], {}
-    for name in names:
-        answers: list[dict[str, Any]] = []
-        measure = partial(_measure, name, arguments, answers)
-        if arguments.threads == 1:
-            turns = Turns([measure() for _ in range(max(FEWEST, arguments.rounds))], 0)
-        else:
-            turns = take_figures(measure, arguments.rounds, unit="share, GFLOP/s, s, GB/s")
-        found[name] = {**turns.account(), "rounds": turns.rounded(4), **_facts(answers[-1])}
-        if turns.enough:
-            found[name]["share"] = turns.values("share").rounded(3)
-        rows.append(_row(name, turns, answers[-1]))
-        if arguments.profile:
-            profiles[name] = _median_profile(answers)
-    columns = [
-        "network",
-        "format",
-        "GFLOP a step",
-        "step ms",
-        "matrix rate, GFLOP/s",
-        "copy, GB/s",
-        "share of the rate",
-    ]
-    table = {"columns": columns, "rows": rows}
-    if arguments.profile:
-        table = {"columns": ["network", "where a step's time goes", "ms", "% of the step"], "rows": _shown(profiles)}
-    return {"models": found, **({"profiles": profiles} if profiles else {}), "table": table}
-
-
 def _measure(name: str, arguments: Arguments, answers: list[dict[str, Any]]) -> dict[str, float]:
     """A round: one process. Adds its answer to `answers`."""
     where = ["--cpu"] if arguments.device == "cpu" else ["--auto"]
@@ -284,3 +242,45 @@ def _shown(profiles: dict[str, dict[str, float]]) -> list[list[str]]:
         whole = sum(spent.values())
         rows += [[name, what, f"{ms:.1f}", f"{ms / whole:.0%}"] for what, ms in spent.items()]
     return rows
+
+
+@measurement(
+    text("--models", "small,speedrun,resnet18,vit", f"of {', '.join(MODELS)}"),
+    DEVICE,
+    rounds(5),
+    number("--threads", None, "of the CPU [all cores]"),
+    Option("--profile", action="store_true", help="add up the operators of a step by what they do"),
+    worker=work,
+)
+def main(arguments: Arguments) -> Figures:
+    """Every network in turn, with the machine's rates beside it."""
+    names = [name.strip() for name in arguments.models.split(",")]
+    if unknown := [name for name in names if name not in MODELS]:
+        raise UserError(f"--models {unknown[0]}: known are {', '.join(MODELS)}")
+    found, rows, profiles = {}, [], {}
+    for name in names:
+        answers: list[dict[str, Any]] = []
+        measure = partial(_measure, name, arguments, answers)
+        if arguments.threads == 1:
+            turns = Turns([measure() for _ in range(max(FEWEST, arguments.rounds))], 0)
+        else:
+            turns = take_figures(measure, arguments.rounds, unit="share, GFLOP/s, s, GB/s")
+        found[name] = {**turns.account(), "rounds": turns.rounded(4), **_facts(answers[-1])}
+        if turns.enough:
+            found[name]["share"] = turns.values("share").rounded(3)
+        rows.append(_row(name, turns, answers[-1]))
+        if arguments.profile:
+            profiles[name] = _median_profile(answers)
+    columns = [
+        "network",
+        "format",
+        "GFLOP a step",
+        "step ms",
+        "matrix rate, GFLOP/s",
+        "copy, GB/s",
+        "share of the rate",
+    ]
+    table = {"columns": columns, "rows": rows}
+    if arguments.profile:
+        table = {"columns": ["network", "where a step's time goes", "ms", "% of the step"], "rows": _shown(profiles)}
+    return {"models": found, **({"profiles": profiles} if profiles else {}), "table": table}

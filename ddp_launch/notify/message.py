@@ -20,6 +20,8 @@ from ddp_core.redaction import Secrets
 
 SCHEMA = "ddp-launch-notification/1"
 Record = dict[str, Any]
+END_S = 4.0
+"""How long the last message of a run may take."""
 LARGEST_HISTORY = 64 * 2**20
 LONGEST = 500
 """Characters of one fact."""

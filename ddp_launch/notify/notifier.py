@@ -18,12 +18,13 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
-from ddp_launch.notify import process
-from ddp_launch.notify.message import Run
+from ddp_launch.notify.message import END_S, Run
 from ddp_launch.notify.receiver import OPTION, VARIABLE, Receiver
 
-WAIT_S = process.END_S + 1.0
+WAIT_S = END_S + 1.0
 """How long the end of the launcher may wait for the last message."""
+PROGRAM = Path(__file__).with_name("process.py")
+"""Run as a program alone: importing it takes a tenth of what a plan does."""
 TOLD = ("plan", "attempt", "signal", "stall", "failure", "restart", "end")
 BULKY = ("stacks", "doing", "last_lines", "pids")
 
@@ -47,7 +48,7 @@ class Notifier:
         orders = {"run": asdict(run), "wanted": sorted(wanted), "receivers": [asdict(one) for one in receivers]}
         try:
             self._process = subprocess.Popen(
-                (sys.executable, "-I", "-S", str(process.__file__)),
+                (sys.executable, "-I", "-S", str(PROGRAM)),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 # Not what ends the launcher's group: it tells of that.

@@ -20,12 +20,10 @@ if __name__ == "__main__":
 
 from ddp_core.redaction import Secrets
 from ddp_launch.notify.delivery import Mailbox
-from ddp_launch.notify.message import Record, Run, Story
+from ddp_launch.notify.message import END_S, Record, Run, Story
 from ddp_launch.notify.receiver import OPTION, Receiver
 from ddp_launch.notify.shapes import request
 
-END_S = 4.0
-"""How long the last message may take."""
 VANISHED_S = 20.0
 """Used instead where no launcher waits for it."""
 

@@ -10,14 +10,12 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from ddp_core.errors import UserError
 from ddp_launch.cli.options import LaunchOptions
 from ddp_launch.cluster.cluster import Cluster, find_cluster
 from ddp_launch.cluster.network import locate
-from ddp_launch.failure.evidence import EvidenceCollector
-from ddp_launch.failure.failures import Failure
-from ddp_launch.failure.known_failures import GPU_FAULT
 from ddp_launch.plan.command import RestartPlan
 from ddp_launch.plan.plan import LaunchPlan, MachineFacts, make_plan, occupied
 from ddp_launch.run.gpu_claims import Claims
@@ -29,6 +27,10 @@ from gpu_topology.host.host import read_host
 from gpu_topology.select.from_environment import Inherited, read_inherited
 from gpu_topology.select.spares import label, replace_lost
 from gpu_topology.topology import Topology
+
+if TYPE_CHECKING:  # the tables of failures take a tenth of the time of a plan to import
+    from ddp_launch.failure.evidence import EvidenceCollector
+    from ddp_launch.failure.failures import Failure
 from gpu_topology.verify_cache import recall
 
 POLL_S = 2.0
@@ -159,6 +161,8 @@ class NextAttempt:
 
     def __call__(self, failures: Mapping[int, Failure]) -> RestartPlan:
         """The next attempt after these failures, by local rank. Errors: UserError where no GPU is left."""
+        from ddp_launch.failure.known_failures import GPU_FAULT
+
         if not self._plan.selection.uuids:
             return RestartPlan(self._plan.job, "the CPU")
         suspects = {}

@@ -43,9 +43,8 @@ def parse(argv: Sequence[str], *, prog: str = "ddp_train/main.py", complete: boo
     Prints the help or the version and raises SystemExit(0) on --help or --version. Errors: UserError, one line.
     """
     missing_packages.need("jsonargparse", "yaml")
-    parser = _parser(prog)
     if {"-h", "--help"} & set(argv):
-        parser.print_help()
+        _parser(prog).print_help()
         raise SystemExit(0)
     if "--version" in argv:
         print(f"ddp-train {__version__} (Python {sys.version.split()[0]})")
@@ -57,11 +56,11 @@ def parse(argv: Sequence[str], *, prog: str = "ddp_train/main.py", complete: boo
         if preset not in presets():
             close = _suggestion(str(preset), presets())
             raise UserError(f"--preset {preset}: unknown{close}; presets: {', '.join(presets())}")
-        given |= _read_yaml(parser, PRESETS / f"{preset}.yaml", "preset")
+        given |= _read_yaml(PRESETS / f"{preset}.yaml", "preset")
     if (file := typed.pop("config", None)) is not None:
-        filed = _read_yaml(parser, Path(str(file)), "--config")
-    given |= filed | {name: _value(parser, name, value, flag(name)) for name, value in typed.items()}
-    values = _resumed(parser, given) | given
+        filed = _read_yaml(Path(str(file)), "--config")
+    given |= filed | {name: _value(name, value, flag(name)) for name, value in typed.items()}
+    values = _resumed(given) | given
     values.setdefault("optimizer", default_optimizer(values.get("model")))
     wanted = {name for name in typed if _stays(name, again)} | {
         # The file may be a run's config.yaml with every option, and files of earlier releases name a wandb_project.
@@ -109,13 +108,13 @@ def presets() -> tuple[str, ...]:
     return tuple(sorted(p.stem for p in PRESETS.glob("*.yaml")))
 
 
-def _resumed(parser: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+def _resumed(given: Mapping[str, Any]) -> dict[str, Any]:
     """The options of the run that is resumed, from config.yaml beside its checkpoint; its folder stays the same."""
     target = resume_target(given.get("resume"), given.get("out_dir"))
     if target is None:
         return {}
     beside = target.parent / "config.yaml"
-    options = _read_yaml(parser, beside, "config of the resumed run") if beside.is_file() else {}
+    options = _read_yaml(beside, "config of the resumed run") if beside.is_file() else {}
     for changed, follows in DEPENDENT.items():
         if changed in given:
             options[follows] = None
@@ -159,13 +158,13 @@ def _is_value(word: str) -> bool:
     return not word.startswith("-") or word == "-" or word[1:2].isdigit() or word[1:2] == "."
 
 
-def _value(parser: Any, name: str, raw: object, label: str) -> Any:
+def _value(name: str, raw: object, label: str) -> Any:
     """The value of an option as its type has it. label: the option's name in messages. Errors: UserError."""
     from jsonargparse import ArgumentError
 
     option = declared()[name]
     try:
-        value = parser.parse_object({name: raw}, defaults=False).as_dict()[name]
+        value = _parser_of(name).parse_object({name: raw}, defaults=False).as_dict()[name]
     except ArgumentError:
         given = repr(raw) if label.startswith("--") else shown(raw)
         if not isinstance(raw, str | list | dict | None) and ("one of" in option.accepted or "text" in option.accepted):
@@ -178,7 +177,7 @@ def _value(parser: Any, name: str, raw: object, label: str) -> Any:
     return value
 
 
-def _read_yaml(parser: Any, path: Path, what: str) -> dict[str, Any]:
+def _read_yaml(path: Path, what: str) -> dict[str, Any]:
     """The options in a YAML file, checked. Errors: UserError naming the file and the key."""
     options: dict[str, Any] = {}
     content = read_mapping(path, f"{what} {path}", "option: value")
@@ -192,7 +191,7 @@ def _read_yaml(parser: Any, path: Path, what: str) -> dict[str, Any]:
             raise UserError(f"{what} {path}: duplicate key {key}")
         if key in FILES:
             raise UserError(f"{what} {path}: {key} is not a key of a file: --{key} is given on the command line")
-        options[key] = _value(parser, key, value, f"{what} {path}: {key}")
+        options[key] = _value(key, value, f"{what} {path}: {key}")
     return options
 
 
@@ -216,9 +215,31 @@ def _title(section: type) -> str:
 
 
 @cache
+def _parser_of(name: str) -> Any:
+    """jsonargparse's parser of one option: that of all takes longer to build than everything else here."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    _add(parser, name)
+    return parser
+
+
+def _add(parser: Any, name: str) -> None:
+    """Add an option to a parser, or to a group of it."""
+    from jsonargparse import ActionYesNo
+
+    option = declared()[name]
+    keywords: dict[str, Any] = {"default": option.default, "help": option.full_help.replace("%", "%%")}
+    if option.type is bool:
+        keywords["action"] = ActionYesNo(no_prefix="no-")
+    else:
+        keywords |= {"type": option.type, "metavar": option.metavar}
+    parser.add_argument(flag(name), **keywords)
+
+
 def _parser(prog: str) -> Any:
-    """jsonargparse's parser: the types of the options, and the help. Built once, for it takes longer than parsing."""
-    from jsonargparse import ActionYesNo, ArgumentParser
+    """The parser of all options, for the help."""
+    from jsonargparse import ArgumentParser
 
     parser = ArgumentParser(
         prog=prog,
@@ -234,11 +255,6 @@ def _parser(prog: str) -> Any:
     files.add_argument("--preset", type=str, metavar="NAME", help=f"{FILES['preset']}: {', '.join(presets())}")
     for section in SECTIONS.values():
         group = parser.add_argument_group(_title(section))
-        for option in (declared()[f.name] for f in dataclasses.fields(section)):
-            keywords: dict[str, Any] = {"default": option.default, "help": option.full_help.replace("%", "%%")}
-            if option.type is bool:
-                keywords["action"] = ActionYesNo(no_prefix="no-")
-            else:
-                keywords |= {"type": option.type, "metavar": option.metavar}
-            group.add_argument(flag(option.name), **keywords)
+        for field in dataclasses.fields(section):
+            _add(group, field.name)
     return parser

@@ -106,6 +106,18 @@ def test_text_of_a_dry_run(launcher: Any, fake_driver: Callable[..., dict[str, s
     assert done.stdout.splitlines()[-1] == dry_run(launcher, "--epochs", "3", **env)["shell"]
 
 
+def test_a_plan_imports_nothing_slow_that_it_does_not_use(in_process: Callable[[str], str]) -> None:
+    code = (
+        "import sys; from ddp_launch.main import main; main(['--cpu', '--dry-run', '--json'{}]); names = ["
+        "'jsonargparse', 'yaml', 'http.client', 'ssl', 'ddp_launch.failure.known_failures', 'rich', 'asyncio'];"
+        "print(sorted(sys.modules.keys() & {{*names}}))"
+    )
+    assert in_process(code.format("")).splitlines()[-1] == "[]"
+    assert in_process(code.format(", '--epochs', '3'")).splitlines()[-1] == "['jsonargparse', 'yaml']", (
+        "the check itself"
+    )
+
+
 def test_planning_imports_neither_torch_nor_numpy(in_process: Callable[[str], str]) -> None:
     out = in_process(
         "import sys; from ddp_launch import main as launch\n"
