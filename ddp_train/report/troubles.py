@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ddp_train.report.launches import Failure, Launch, Restart, Stall
 
@@ -28,7 +28,10 @@ class Trouble:
 
 def troubles(launches: Sequence[Launch]) -> tuple[list[Trouble], str]:
     """The entries of all starts of the launcher, and a line where some of many are left out."""
-    found = [one for launch in launches for one in _of_launch(launch)]
+    found = []
+    for number, launch in enumerate(launches, 1):
+        start = f"Start {number}: " if len(launches) > 1 else ""
+        found += [replace(one, title=start + one.title) for one in _of_launch(launch)]
     if len(found) <= MOST:
         return found, ""
     return [*found[: MOST // 2], *found[-MOST // 2 :]], f"{len(found) - MOST:,} more in the middle are in events.jsonl"

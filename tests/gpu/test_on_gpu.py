@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from ddp_train.config.options import AugmentOptions, DataOptions
 from ddp_train.data import load
 from ddp_train.data.augment.augmentation import Augmentation
 from ddp_train.data.pipeline.build import build_pipeline, create_augmentation
-from ddp_train.distributed.process_group import Ranks
+from ddp_train.distributed.process_group import Ranks, gpu_uuids
 from ddp_train.engine.components import Components
 from ddp_train.engine.trainer import Trainer
 from ddp_train.models import create_model
@@ -24,6 +25,7 @@ from ddp_train.optim import create_optimizer
 from ddp_train.optim.losses import cross_entropy_sum
 from ddp_train.optim.precision import Precision
 from ddp_train.techniques.registry import compose
+from gpu_topology.monitor import read_energy, taken
 from tests.ddp_train.contexts import make_context
 
 pytestmark = pytest.mark.gpu
@@ -43,6 +45,20 @@ def test_the_report_names_torchs_gpu(tmp_path: Path) -> None:
     gpu = next(gpu for gpu in report["gpus"] if gpu["uuid"] == f"GPU-{properties.uuid}")
     assert gpu["compute_capability"] == [properties.major, properties.minor]
     assert gpu["memory_total"] >= properties.total_memory
+
+
+def test_the_energy_counter_counts_what_the_gpu_does() -> None:
+    names = gpu_uuids(Ranks(), GPU)
+    if not (before := read_energy(names)):
+        pytest.skip("this GPU has no energy counter")
+    matrix = torch.rand(4096, 4096, device=GPU)
+    began = time.monotonic()
+    while time.monotonic() - began < 2:
+        for _ in range(50):
+            matrix = (matrix @ matrix).clamp_(-1, 1)
+        torch.cuda.synchronize(GPU)
+    (joules,) = taken(before, read_energy(names)).values()
+    assert 2 * 10 < joules < 60 * 1500
 
 
 @pytest.mark.parametrize("start", [["launch.py", "--auto"], ["ddp_train/main.py"]], ids=" ".join)

@@ -76,6 +76,14 @@ def test_one_file_alone_is_shown(tmp_path: Path, file: str) -> None:
     assert sections(shown(alone))
 
 
+def test_several_starts_of_the_launcher_are_told_apart(tmp_path: Path) -> None:
+    events = [event("plan"), failure(), event("end", status=1), event("plan"), failure(rank=0), event("end", status=0)]
+    parsed = shown(write(tmp_path / "run", events=events))
+    assert "The launcher was started 2 times in this folder" in parsed.text
+    for words in ("Start 1: Attempt 1: rank 1 on box failed first", "Start 2: Attempt 1: rank 0 on box failed first"):
+        assert words in parsed.text
+
+
 def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
     folder = write(tmp_path / "run", plan=PLAN)
     (folder / "training_history.json").write_text("{")
