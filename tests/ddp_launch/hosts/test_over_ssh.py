@@ -212,7 +212,8 @@ def test_network_between_hosts_is_measured(pair: Pair) -> None:
 
 
 def test_preflight_measures_the_network_and_the_run_follows(pair: Pair) -> None:
-    done = pair.run(*BOTH, "--preflight", "program.py", "add")
+    # The check of the network, that of the devices and the run, one after the other.
+    done = pair.run(*BOTH, "--preflight", "program.py", "add", timeout_s=150)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "total 3 on node-a with None\n"
     measured = re.search(r"all-reduce between 2 hosts with gloo: [\d.]+ Gbit/s", done.stderr)
