@@ -123,10 +123,9 @@ def _joules(record: RunRecord, last: Launch | None) -> float | None:
 
 def _energy(record: RunRecord, last: Launch | None) -> dict[str, object] | None:
     rows: Rows = []
-    if record.energy_joules is not None:
-        count = sum(value is not None for value in record.column(training.ENERGY))
-        of = "all" if count == len(record.epochs) else f"{count} of {len(record.epochs)}"
-        rows.append((f"training, {of} epochs", energy(record.energy_joules)))
+    if known := [value for value in record.column(training.ENERGY) if value is not None]:
+        of = "all" if len(known) == len(record.epochs) else f"{len(known)} of {len(record.epochs)}"
+        rows.append((f"training, {of} epochs", energy(sum(known))))
     if (found := training.energy_to(record)) is not None:
         rows.append((f"to {found[0]} {record.split} accuracy", energy(found[1])))
     if last is not None and last.energy:

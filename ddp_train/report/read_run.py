@@ -51,7 +51,7 @@ class RunRecord:
     best         (epoch, accuracy), and `split`: what accuracies are of, "test" or "val"
     examined     figures of the best model at the end of the run
     rank_seconds rank -> phase -> seconds
-    energy_joules  of the training, over all nodes
+    energy_joules  of the training, over all nodes; None where one of its epochs has no figure
     config       every option, resolved, by name
     launches     the starts of the launcher in this folder, the earliest first
     problems     one line for each file that is there and cannot be read
@@ -130,7 +130,7 @@ class _Reader:
             split=split,
             examined={name: item.number for name, item in extra["examination"].items() if item.number is not None},
             rank_seconds=by_rank(extra["rank_seconds"]),
-            energy_joules=extra["energy"]["joules"].number,
+            energy_joules=_energy(history),
             config=self._read(CONFIG, lambda path: read_mapping(path, "config", "lr: 0.1")) or {},
             plan=None if plan is None else plan_of(plan),
             topology=self._read(TOPOLOGY, snapshot.load),
@@ -162,6 +162,12 @@ class _Reader:
         if bad:
             self._problems.append(f"{EVENTS}: {bad} line{'s' * (bad != 1)} that cannot be read")
         return tuple(found)
+
+
+def _energy(history: HistoryDocument | None) -> float | None:
+    found = Value(history)["energy"]
+    whole = history is not None and found["epochs"].whole == len(history["epochs"])
+    return found["joules"].number if whole else None
 
 
 def _best(history: HistoryDocument | None) -> tuple[tuple[int, float] | None, str]:

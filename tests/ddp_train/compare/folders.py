@@ -46,7 +46,7 @@ def run_folder(
         "best": {"epoch": best + 1, f"{split}_accuracy": accuracies[best]},
     }
     if joules is not None:
-        history["energy"] = {"joules": joules}
+        history["energy"] = {"joules": joules, "epochs": len(history["epochs"])}
     (path / "training_history.json").write_text(json.dumps(history))
     config = {"epochs": len(accuracies), "seed": 0, "out_dir": str(path), "resume": None, "lr": 0.1, **settings}
     (path / "config.yaml").write_text(yaml.safe_dump(config))

@@ -116,7 +116,7 @@ def large(folder: Path, epochs: int = 300, ranks: int = 64) -> Path:
     seconds = {str(rank): {name: base + rank % 7 for name, base in phases.items()} for rank in range(ranks)}
     total = sum(float(str(row["energy_joules"])) for row in rows)
     best = {"epoch": epochs, "test_accuracy": rows[-1]["test_accuracy"]}
-    document = history(rank_seconds=seconds, energy={"joules": total})
+    document = history(rank_seconds=seconds, energy={"joules": total, "epochs": epochs})
     machine = {"model": "resnet50", "parameters": 25_557_032, "device": "NVIDIA H100", "world_size": ranks}
     document |= {"epochs": rows, "best": best, "environment": dict(document["environment"]) | machine}  # type: ignore[call-overload]
     events = [event("plan", host="box", argv=["launch.py", "--auto", "--epochs", "300"], version="0.1.0", plan=PLAN)]

@@ -26,7 +26,9 @@ def test_a_whole_run(tmp_path: Path) -> None:
     dataset = {"name": "cifar10", "classes": ["cat"], "image_shape": [3, 32, 32], "train_samples": 5, "left_out": ["x"]}
     folder = write(
         tmp_path / "run",
-        history=history(rank_seconds={"0": {"forward": 1.5}}, energy={"joules": 7.0}, examination={"top1": 0.9}),
+        history=history(
+            rank_seconds={"0": {"forward": 1.5}}, energy={"joules": 7.0, "epochs": 3}, examination={"top1": 0.9}
+        ),
         plan=PLAN,
         events=events,
         config="epochs: 3\nlr: 0.2\nseed: 0\nno_such_option: 1\n",
@@ -54,6 +56,10 @@ def test_each_start_of_the_launcher_is_apart(tmp_path: Path) -> None:
     events = [event("plan"), failure(), event("end", status=1), event("plan"), event("end", status=0)]
     first, second = read_run(write(tmp_path / "run", events=events)).launches
     assert (first.status, len(first.failures), second.status, second.failures) == (1, 1, 0, ())
+
+
+def test_energy_of_some_epochs_is_not_that_of_the_training(tmp_path: Path) -> None:
+    assert read_run(write(tmp_path / "run", history=history(energy={"joules": 7.0, "epochs": 2}))).energy_joules is None
 
 
 def test_the_validation_split_is_what_the_best_is_of(tmp_path: Path) -> None:
