@@ -1,6 +1,6 @@
 """The end of a process without the tear-down of Python and C++, in which a thread of torch's can abort it.
 
-What the user has registered with `atexit` runs as ever.
+The user's `atexit` functions run as usual.
 """
 
 from __future__ import annotations

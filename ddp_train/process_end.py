@@ -85,7 +85,7 @@ def exit_alone(error: BaseException, *, saves: bool, leave: Callable[[int], NoRe
 
 
 def end_after_traceback(otherwise: Callable[[], object]) -> None:
-    """Have the error that is being raised end this process as soon as its traceback is shown, if nobody catches it.
+    """Have the error that is being raised end this process as soon as its traceback is shown, unless it is caught.
 
     The others wait for this rank in a collective, and so would Python's own end. otherwise: runs at the process's end
     where somebody has caught it.

@@ -135,7 +135,7 @@ def _check(topology: Topology) -> None:
         name = f"the link {link.a}-{link.b}"
         missing = next((end for end in (link.a, link.b) if end not in indices), None)
         if missing is not None:
-            raise ValueError(f"{name} names GPU {missing}, which is not there")
+            raise ValueError(f"{name} names GPU {missing}, which does not exist")
         if link.a == link.b:
             raise ValueError(f"{name} joins a GPU to itself")
 

@@ -103,7 +103,7 @@ def training(options: LaunchOptions, *, torch_works: bool) -> Check:
             return Check("training", "ok", words)
     if status is None:
         words = f"{EPOCHS} epochs on digits did not end within {TRAINING_S} s"
-        return Check("training", "failed", words, "python -m gpu_topology verify tells whether the GPUs can talk")
+        return Check("training", "failed", words, "python -m gpu_topology verify tests the GPUs and links")
     shown = shlex.join(["python", "launch.py", *command[2:-2]])
     return Check("training", "failed", f"status {status}: {_last_line(err)}", f"{shown} shows the whole error")
 

@@ -61,7 +61,7 @@ def dense(tensor: torch.Tensor) -> torch.Tensor:
 def not_finite(state: object) -> str | None:
     """What is wrong with the first tensor in `state` that holds NaN or an infinite number, with its place; else None.
 
-    The zeros and minus infinities of an attention mask are meant.
+    The zeros and minus infinities of an attention mask are expected.
     """
     waiting: list[tuple[str, object]] = [("", state)]
     while waiting:

@@ -354,7 +354,7 @@ class Observer:
         """After the last epoch of a run that went well."""
 
     def close(self) -> None:
-        """At the very end, after `on_end` and after a failure alike; may be called twice."""
+        """Called at the very end, after `on_end` or after a failure; may be called twice."""
 
     def leave(self) -> None:
         """In place of `close` where this rank alone has failed and the others wait for it: what takes no time."""

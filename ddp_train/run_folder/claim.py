@@ -82,7 +82,7 @@ def claim_folder(
 
 
 def _make(out_dir: str | None, name: str | None) -> Path:
-    """The folder, made; one without a name is nobody else's. Errors: OSError."""
+    """Make the folder; one without a given name gets a new one. Errors: OSError."""
     if out_dir is not None:
         path = Path(out_dir)
         path.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """Which rank hangs: a pure function from what is seen of the ranks of a node to a verdict.
 
 When one rank hangs, all others soon wait for it in a collective, or for their GPU, which does, and are silent as well.
-The culprit is the one that is stopped, or has left, or waits for nobody; of several the one that is furthest behind.
+The culprit is the rank that is stopped, has left, or waits for no other; of several the one that is furthest behind.
 Where all wait and some for their GPU, none of them is to blame: a GPU or a link between them does not answer.
 """
 

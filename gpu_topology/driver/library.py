@@ -272,7 +272,7 @@ def _described(path: Path) -> str:
         with path.open("rb") as file:
             header = file.read(20)
     except OSError as error:
-        return f"a link to {path.readlink()}, which is not there" if path.is_symlink() else f"{error.strerror}"
+        return f"a link to {path.readlink()}, which does not exist" if path.is_symlink() else f"{error.strerror}"
     kind = int.from_bytes(header[18:20], "big" if header[5:6] == b"\2" else "little")
     known = {3: "x86", 40: "arm", 62: "x86_64", 183: "aarch64", 21: "ppc64", 243: "riscv"}
     built_for = known.get(kind, f"ELF machine {kind}")

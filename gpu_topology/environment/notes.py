@@ -161,7 +161,7 @@ def _about_fabric(facts: Facts) -> Iterator[str]:
         wrong = [str(gpu.index) for gpu in chosen if gpu.fabric_state == state]
         if wrong:
             yield (
-                f"the NVSwitch fabric of GPU {', '.join(wrong)} has {state}: `nvidia-smi -q` tells more under Fabric;"
+                f"the NVSwitch fabric of GPU {', '.join(wrong)} has {state}: see Fabric in `nvidia-smi -q`;"
                 " restart nvidia-fabricmanager (in an NVL72 rack, the fabric service of the switch trays)"
             )
 

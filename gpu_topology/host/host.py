@@ -150,7 +150,7 @@ def _shm(folder: Path) -> tuple[int | None, int | None]:
 
 
 def _cpu_info(path: Path) -> dict[str, str]:
-    """What is said of the first CPU; reading on is slow on machines with hundreds of them."""
+    """The facts of the first CPU; reading all is slow on machines with hundreds of them."""
     found: dict[str, str] = {}
     try:
         with path.open(encoding="utf-8", errors="replace") as lines:

@@ -28,7 +28,7 @@ def slow_gpus(compute: Sequence[tuple[int, float]], topology: Topology) -> Itera
             speeds = f"{speed:.3g} against {median(equals):.3g} TFLOP/s"
             yield (
                 f"GPU {index} is {less:.0%} slower than its equals ({speeds}), and all wait for it:"
-                f" `nvidia-smi -q -i {index} -d PERFORMANCE` may tell why, --exclude {index} leaves it out"
+                f" `nvidia-smi -q -i {index} -d PERFORMANCE` may show why; --exclude {index} leaves it out"
             )
 
 

@@ -247,7 +247,7 @@ BAD = {
 
 LINKS = {
     '{"a": 0, "b": 0}': "the link 0-0 joins a GPU to itself",
-    '{"a": 0, "b": 2}': "the link 0-2 names GPU 2, which is not there",
+    '{"a": 0, "b": 2}': "the link 0-2 names GPU 2, which does not exist",
     '{"a": 0, "b": 1, "level": "PIX"}, {"a": 0, "b": 1}': "the link 0-1 occurs twice",
     '{"a": 0, "b": 1, "level": "PIX"}, {"a": 1, "b": 0, "level": "SYS"}': "the link 0-1 occurs twice",
     '{"a": 0, "b": "1"}': "b is '1', not int",

@@ -55,7 +55,7 @@ class ModelOptions:
     weights: str | None = option(
         None,
         "Start from these weights: a state_dict, checkpoint, safetensors file or run folder, or imagenet for "
-        "torchvision's own (default: random). A last layer for other classes starts anew.",
+        "torchvision's own (default: random). A last layer for other classes is initialised.",
     )
     freeze: str | None = option(
         None, "Do not train the parameters with these names, as in 'stem,blocks.0' or '*.bias' (default: train all)."

@@ -39,7 +39,7 @@ def has_torchvision_folder(data_dir: Path) -> bool:
 
 
 def missing_file(data_dir: Path) -> Path | None:
-    """The first of torchvision's files that is not there, where its folder is."""
+    """The first of torchvision's files that is missing from its folder; None without the folder."""
     folder = data_dir / TORCHVISION_FOLDER
     return next((folder / name for name in _FILES if folder.is_dir() and not (folder / name).is_file()), None)
 

@@ -71,7 +71,7 @@ SOURCES = {
 
 
 def missing_file(name: str, data_dir: Path) -> Path | None:
-    """The first file of a dataset that is not there."""
+    """The first missing file of a dataset; None where all are there."""
     source = SOURCES[name]
     paths = (data_dir / source.folder / file for file in source.files)
     return next((path for path in paths if not path.is_file()), None)

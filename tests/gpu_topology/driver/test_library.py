@@ -266,7 +266,7 @@ def loader_case(folder: Path, case: str, library: Path) -> str:
     path, whole = folder / "libnvidia-ml.so.1", library.read_bytes()
     if case == "a link to nothing":
         path.symlink_to(folder / "gone")
-        return f"a link to {folder / 'gone'}, which is not there"
+        return f"a link to {folder / 'gone'}, which does not exist"
     cut, other, narrow = whole[:3000], bytearray(whole), bytearray(whole)
     other[18] = 183 if other[18] != 183 else 62  # e_machine
     narrow[4] = 1  # ELFCLASS32
