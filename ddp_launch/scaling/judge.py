@@ -200,6 +200,9 @@ def _more(ranks: Sequence[_Rank], slow: int) -> str:
     others = [rank.parts for index, rank in enumerate(ranks) if index != slow]
     more = {name: share - fmean(parts[name] for parts in others) for name, share in ranks[slow].parts.items()}
     name = max(more, key=lambda one: more[one])
+    queued = ranks[slow].queued - fmean(rank.queued for index, rank in enumerate(ranks) if index != slow)
+    if queued > more[name] / 2:
+        return f"{queued:.0%} more of its time in wait of a free CPU core"
     words = {"input": "loading data", "other": "other code"}.get(name, "computing")
     place = _place(ranks[slow].seen, name)
     return f"{more[name]:.0%} more of its time in {words}" + (f", most at {place}" if place else "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -46,6 +47,14 @@ def test_what_a_slow_rank_does_more_is_the_waiting_of_the_others() -> None:
     assert row.shares["waiting"] == pytest.approx(0.33)
     assert row.shares["other"] == 0
     assert "rank 1, which spends 33% more of its time in other code, most at train.py:7 (main)" in sentence(found)
+
+
+def test_a_rank_that_is_slow_for_want_of_a_core_is_reported_as_such() -> None:
+    late = seen(150, waited=0.0)
+    late = replace(late, spent={"backward": (15.0, 0.0, 5.0)})
+    found = verdict([seen(100)], [seen(150, communication=50, waited=0.33), late])
+    assert found.rows[1].slow == 1
+    assert "rank 1, which spends 33% more of its time in wait of a free CPU core" in sentence(found)
 
 
 def test_without_times_of_arrival_the_rank_that_is_blocked_least_is_the_slow_one() -> None:
