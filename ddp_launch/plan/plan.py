@@ -26,9 +26,9 @@ from gpu_topology.environment.settings import Setting
 from gpu_topology.environment.settings import environment as environment_for
 from gpu_topology.host.host import Host
 from gpu_topology.select.eligibility import ALLOW_BUSY
-from gpu_topology.select.from_environment import Inherited, from_environment
+from gpu_topology.select.from_environment import from_environment
 from gpu_topology.select.numa import Binding, choose_binding, obstacle
-from gpu_topology.select.select import Excluded, Selection, SelectionError, in_use, select
+from gpu_topology.select.select import Excluded, Inherited, Selection, SelectionError, in_use, select
 from gpu_topology.topology import Topology
 from gpu_topology.verify_cache import Verdict
 

@@ -24,7 +24,8 @@ from gpu_topology import snapshot
 from gpu_topology.driver.library import StuckDriverError
 from gpu_topology.driver.read import read_or_explain
 from gpu_topology.host.host import read_host
-from gpu_topology.select.from_environment import Inherited, read_inherited
+from gpu_topology.select.from_environment import read_inherited
+from gpu_topology.select.select import Inherited
 from gpu_topology.select.spares import label, replace_lost
 from gpu_topology.topology import Topology
 

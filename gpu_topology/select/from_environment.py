@@ -5,45 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 from gpu_topology.driver.libcuda import cuda_order
 from gpu_topology.host import sysfs
-from gpu_topology.host.torch_build import TorchBuild, read_torch_build
-from gpu_topology.select.select import SelectionRequest
+from gpu_topology.host.torch_build import read_torch_build
+from gpu_topology.select.select import Inherited
 from gpu_topology.select.visible import parse_visible
 from gpu_topology.topology import GpuProcess, Topology
 
 PROC = Path("/proc")
-
-
-@dataclass(frozen=True, slots=True)
-class Inherited:
-    """The inherited half of a `SelectionRequest`; see there."""
-
-    visible: str | None = None
-    device_order: str | None = None
-    cuda_order: tuple[str, ...] | None = None
-    own_pids: frozenset[int] = frozenset()
-    claims: Mapping[str, str] = field(default_factory=dict)
-    owners: Mapping[int, str] = field(default_factory=dict)
-    hidden_desktop: bool = False
-    torch: TorchBuild | None = None
-
-    def completes(self, request: SelectionRequest) -> SelectionRequest:
-        """The request with the inherited facts filled in."""
-        return replace(
-            request,
-            visible=self.visible,
-            device_order=self.device_order,
-            cuda_order=self.cuda_order,
-            own_pids=self.own_pids,
-            claims=self.claims,
-            owners=self.owners,
-            hidden_desktop=self.hidden_desktop,
-            torch=self.torch,
-        )
 
 
 def from_environment(environ: Mapping[str, str]) -> Inherited:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Literal, get_args
 
 from ddp_core.errors import TopologyError
@@ -26,15 +26,9 @@ class SelectionError(TopologyError):
 
 
 @dataclass(frozen=True, slots=True)
-class SelectionRequest:
-    """What the user requests.
+class Inherited:
+    """What affects the choice besides the user's request: see from_environment.py.
 
-    count         how many GPUs; None: all of the winning group
-    policy        "largest", "fastest" or "mixed" (every eligible GPU)
-    gpus          exactly these, even if busy: NVML indices, UUIDs or unique prefixes, as text
-    exclude       never these
-    allow_busy    also GPUs that others use
-    min_memory    least total bytes of each GPU or MIG slice
     visible       the value of CUDA_VISIBLE_DEVICES, None when it is not set
     device_order  the value of CUDA_DEVICE_ORDER, None when it is not set
     cuda_order    UUIDs or PCI bus ids in CUDA's order, which indices in `visible` follow; None: not known, indices are
@@ -46,12 +40,6 @@ class SelectionRequest:
     torch         the installed torch; None if it is not installed, has no CUDA, or is not what will run
     """
 
-    count: int | None = None
-    policy: Policy = "largest"
-    gpus: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    allow_busy: bool = False
-    min_memory: int = 0
     visible: str | None = None
     device_order: str | None = None
     cuda_order: tuple[str, ...] | None = None
@@ -60,6 +48,30 @@ class SelectionRequest:
     owners: Mapping[int, str] = field(default_factory=dict)
     hidden_desktop: bool = False
     torch: TorchBuild | None = None
+
+    def completes(self, request: SelectionRequest) -> SelectionRequest:
+        """The request with the inherited facts filled in."""
+        return replace(request, **{one.name: getattr(self, one.name) for one in fields(Inherited)})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SelectionRequest(Inherited):
+    """What the user requests.
+
+    count         how many GPUs; None: all of the winning group
+    policy        "largest", "fastest" or "mixed" (every eligible GPU)
+    gpus          exactly these, even if busy: NVML indices, UUIDs or unique prefixes, as text
+    exclude       never these
+    allow_busy    also GPUs that others use
+    min_memory    least total bytes of each GPU or MIG slice
+    """
+
+    count: int | None = None
+    policy: Policy = "largest"
+    gpus: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    allow_busy: bool = False
+    min_memory: int = 0
 
 
 @dataclass(frozen=True, slots=True)

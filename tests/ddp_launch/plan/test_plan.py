@@ -17,7 +17,7 @@ from ddp_launch.plan.show import show_full
 from gpu_topology.host.cpus import NumaNode
 from gpu_topology.host.host import Host
 from gpu_topology.host.torch_build import TorchBuild
-from gpu_topology.select.from_environment import Inherited
+from gpu_topology.select.select import Inherited
 from gpu_topology.topology import Gpu, MigDevice, Topology
 
 GIB = 2**30

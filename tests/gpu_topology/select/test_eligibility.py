@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from gpu_topology.select.from_environment import Inherited, own_family
-from gpu_topology.select.select import SelectionRequest, select
+from gpu_topology.select.from_environment import own_family
+from gpu_topology.select.select import Inherited, SelectionRequest, select
 from gpu_topology.topology import Gpu, GpuProcess, Link, LinkLevel, Topology
 
 GIB = 2**30
