@@ -9,10 +9,12 @@ import runpy
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout, suppress
+from importlib import import_module
 from typing import Any, NoReturn
 from unittest import mock
 
 from ddp_launch.cli import options
+from ddp_launch.main import COMMANDS
 from ddp_train.config import parse as config
 from tests.docs.pages import ROOT
 
@@ -62,12 +64,29 @@ def check(words: Sequence[str]) -> None:
 
 
 def _python(program: str, *words: str) -> None:
-    if program in LAUNCHER:
+    if program in LAUNCHER and words[:1] in (("report",), ("compare",)):
+        _command(*words)
+    elif program in LAUNCHER:
         _launcher(words)
     elif program in TRAINER:
         _trainer(words)
     else:
         _module(program, words)
+
+
+def _command(name: str, *words: str) -> None:
+    """A command of the launcher's that is no run, ended by its parser."""
+    parse = argparse.ArgumentParser.parse_args
+
+    def parse_and_end(self: argparse.ArgumentParser, *args: Any, **kwargs: Any) -> NoReturn:
+        parse(self, *args, **kwargs)
+        raise _Parsed
+
+    said = io.StringIO()
+    with suppress(_Parsed), mock.patch.object(argparse.ArgumentParser, "parse_args", parse_and_end):
+        with redirect_stderr(said):
+            import_module(COMMANDS[name]).run(words)
+        raise Wrong(said.getvalue())
 
 
 def _trainer(words: Sequence[str]) -> None:

@@ -61,6 +61,8 @@ def test_every_link_leads_to_a_file(page: Page) -> None:
         "python launch.py --auto --preset quickest",
         "python ddp_train/main.py --epochs many",
         "python -m ddp_launch --gpu 0",
+        "python -m ddp_launch report",
+        "python -m ddp_launch report runs/first --to page.html",
         "python -m ddp_train --epochs many",
         "ddp-launch --auto --preset quickest",
         "gpu-topology look",
