@@ -39,7 +39,7 @@ _NAMES = (
     "input_pipeline", "augmentation", "crop", "cpu_speed", "limit", "step_overhead", "control_cost", "ddp_scaling",
     "mixed_ranks", "reproducible_cost", "collectives", "checkpoint_cost", "optimizers", "launch_overhead", "start_up",
     "restart_recovery", "failing_programs", "training_run", "time_to_accuracy", "topology_report", "topology_peers",
-    "monitor_overhead", "subset_search", "stall_cost", "hosts_start",
+    "monitor_overhead", "subset_search", "stall_cost", "hosts_start", "library_loops",
 )  # fmt: skip
 _NEED_DATA = ("training_run", "time_to_accuracy")
 CATALOGUE = tuple(Benchmark(name, needs="data" if name in _NEED_DATA else "") for name in _NAMES)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -31,8 +31,7 @@ ALL = -1
 """A pass through the data that has nothing left."""
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(NamedTuple):
     """What a rank has in hand: a batch of its own samples, of a global batch. `borrowed`: it holds a sample that does
     not count, since nobody knows what the batch looks like without."""
 
@@ -162,6 +161,7 @@ class Loader:
     def __iter__(self) -> Iterator[Any]:
         turns, (this, start) = self._turns, self._start()
         windows, counts = self._windows(start), this.within is not None
+        finish, begin, device, beat = turns.finish, turns.begin, turns.device, heartbeat.beat
         try:
             while True:
                 if self._pass is not this:
@@ -169,16 +169,16 @@ class Loader:
                         f"a loop over {self.name} continues after a new one, or a new epoch, has begun: make a loader "
                         "for each loop that runs beside another, and begin each loop within an epoch"
                     )
-                turns.finish(self)
-                heartbeat.beat("data")
+                finish(self)
+                beat("data")
                 if (window := next(windows, None)) is None:
                     break
                 self.taken += counts
                 for part, batch in window:
-                    turns.begin(self, part)
-                    heartbeat.beat("forward")
-                    yield to_device(batch, turns.device)
-                    heartbeat.beat("data")
+                    begin(self, part)
+                    beat("forward")
+                    yield to_device(batch, device)
+                    beat("data")
             turns.end(self)
         finally:
             self._end(this)

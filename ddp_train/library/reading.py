@@ -11,7 +11,10 @@ A rank without samples of a global batch gets an empty batch: tensors of length 
 from __future__ import annotations
 
 import ctypes
+import functools
 import random
+import struct
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -26,6 +29,7 @@ Collate = Callable[[list[Any]], Any]
 Request = tuple[int, list[int]]
 """Epoch, and the indices of the samples."""
 _MT_WORDS = 624  # numpy/random/src/mt19937: uint32 key[624], then the int position
+_PYTHON = f"=i{_MT_WORDS}I"
 
 
 class CannotBeEmpty(Exception):
@@ -63,7 +67,7 @@ class BatchReader(Dataset[Any]):
 
     def _read(self, epoch: int, indices: Sequence[int]) -> list[Any]:
         if not self._draws:
-            before = _Generators()
+            before = _Generators(thorough=self._known is None)  # for the first
             samples = self._samples(indices)
             if not before.moved():
                 return samples
@@ -119,30 +123,62 @@ def emptied(one: Any, two: Any) -> Any:
 class _Generators:
     """The states of torch's, NumPy's and Python's generators on the host, as they are now."""
 
-    def __init__(self) -> None:
-        self._torch, self._python, self._numpy = torch.get_rng_state(), random.getstate(), _numpy_mark()
-        self._numpy_state = np.random.get_state(legacy=False)
+    _numpy_known: tuple[object, Any] = (None, None)
+    """NumPy's latest whole state with its mark: it takes a hundred times as long to copy as the mark."""
+
+    def __init__(self, *, thorough: bool = False) -> None:
+        """thorough: notice too that the second of two normal numbers of NumPy's was used, which leaves its mark."""
+        self._torch, self._numpy, self._python = torch.get_rng_state(), _numpy_mark(), _python_mark()
+        self._thorough = thorough
+        if thorough or self._numpy != _Generators._numpy_known[0]:
+            _Generators._numpy_known = self._numpy, np.random.get_state(legacy=False)
+        self._numpy_state = _Generators._numpy_known[1]
 
     def moved(self) -> bool:
         """Whether anything has been drawn since."""
-        if _numpy_mark() != self._numpy or random.getstate() != self._python:
+        if _numpy_mark() != self._numpy or _python_mark() != self._python:
+            return True
+        if self._thorough and np.random.get_state(legacy=False)["has_gauss"] != self._numpy_state["has_gauss"]:
             return True
         return not torch.equal(torch.get_rng_state(), self._torch)
 
     def restore(self) -> None:
         """Put them back."""
         torch.set_rng_state(self._torch)
-        random.setstate(self._python)
         np.random.set_state(self._numpy_state)
+        state = self._python
+        if isinstance(state[0], bytes):
+            index, *words = struct.unpack(_PYTHON, state[0])
+            state = (random.getstate()[0], (*words, index), state[1])
+        random.setstate(state)
 
 
 def _numpy_mark() -> object:
-    """Changes with every draw from NumPy's generator; its whole state takes ten times as long to copy."""
+    """Changes with every draw from NumPy's generator."""
     generator = np.random.mtrand.get_bit_generator()
     if not isinstance(generator, np.random.MT19937):
         return repr(generator.state)
-    words = (ctypes.c_uint32 * (_MT_WORDS + 1)).from_address(generator.ctypes.state_address)
-    return words[0], words[_MT_WORDS]
+    return ctypes.string_at(generator.ctypes.state_address, 4 * (_MT_WORDS + 1))
+
+
+def _python_mark() -> Any:
+    """Python's state: its index and words as they are in memory (CPython's _randommodule.c), else as Python has it."""
+    generator: Any = random.random.__self__  # type: ignore[attr-defined]
+    address = _python_address()
+    if address is None:
+        return random.getstate()
+    return ctypes.string_at(address, struct.calcsize(_PYTHON)), generator.gauss_next
+
+
+@functools.cache
+def _python_address() -> int | None:
+    """Where Python's generator has its index and its words; None where they are not where CPython has them."""
+    generator = random.random.__self__  # type: ignore[attr-defined]
+    address, (_, words, _) = id(generator) + object.__basicsize__, random.getstate()
+    if sys.implementation.name != "cpython" or type(generator).__basicsize__ < object.__basicsize__ + 4 * len(words):
+        return None
+    found = struct.unpack(_PYTHON, ctypes.string_at(address, struct.calcsize(_PYTHON)))
+    return address if (*found[1:], found[0]) == words else None
 
 
 def _seed_all(key: int) -> None:

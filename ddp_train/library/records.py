@@ -6,6 +6,7 @@ import math
 import platform
 import sys
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,6 +115,8 @@ def observers(
         "command": [sys.argv[0], *redacted(sys.argv[1:])],
     }
     history = folder.open_history(environment, run.progress.epoch, source)
+    if wandb is not None and find_spec("wandb") is None:
+        raise UserError("Run(wandb=...) needs the package wandb: pip install wandb")
     found: list[Observer] = [HistoryObserver(history, folder.curves), create_progress()]
     if tensorboard:
         found.append(TensorBoardObserver(folder.tensorboard))

@@ -185,7 +185,7 @@ def _placed(error: UserError) -> UserError:
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if not frame.filename.startswith(HERE) and frame.name != "<frozen"]
     words = str(error).replace("--out-dir ", "out_dir ").replace("--out-dir", "out_dir")
-    words = words.replace("--device ", "Run(device=...) ")
+    words = words.replace("--device ", "Run(device=...) ").replace("--wandb", "Run(wandb=...)")
     if own and "site-packages" not in own[-1].filename:
         words += f" ({Path(own[-1].filename).name}:{own[-1].lineno})"
     if isinstance(error, SharedError):

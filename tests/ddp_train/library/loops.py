@@ -12,6 +12,7 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from itertools import chain
@@ -94,6 +95,8 @@ def weights(*networks: nn.Module) -> Tensor:
 def die_at(run: Run, case: dict[str, Any]) -> None:
     if run.step_number + 1 == case.get("die"):
         os.kill(os.getpid(), signal.SIGKILL)
+    if "die_after_s" in case:  # from the first step of this process on
+        threading.Timer(case.pop("die_after_s"), os.kill, (os.getpid(), signal.SIGKILL)).start()
 
 
 def plain(case: dict[str, Any]) -> dict[str, Any]:
@@ -141,6 +144,29 @@ def gan(case: dict[str, Any]) -> dict[str, Any]:
                 run.backward(F.softplus(-judge(fake)).sum())
                 run.step(of_maker)
         return {"weights": weights(maker, judge)}
+
+
+def zipped(case: dict[str, Any]) -> dict[str, Any]:
+    """Two loaders in step whose batches have other sizes, an evaluation of fewer samples than ranks within, an order of
+    the user's own, and dropout that an empty batch must not turn off for the other one."""
+    with Run(case["out_dir"], seed=9, save_every=case.get("save_every", "5m")) as run:
+        net = run.model(Net())
+        optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
+        inputs, labels = tensors()
+        order = run.loader(TensorDataset(inputs, labels), 8, sampler=lambda epoch: np.roll(np.arange(SAMPLES), epoch))
+        others, held_out = (
+            run.loader(TensorDataset(inputs[:20], labels[:20]), 3),
+            run.loader(range(2), 2, shuffle=False),
+        )
+        run.keep(net=net, optimizer=optimizer)
+        for _ in run.epochs(case.get("epochs", 4)):
+            for (first, of_first), (second, of_second) in zip(order, others, strict=True):
+                die_at(run, case)
+                run.backward(F.cross_entropy(net(first), of_first, reduction="sum"), of=order)
+                run.backward(net(second).square().sum() + of_second.sum(), of=others)
+                run.step(optimizer)
+                assert run.sum(sum(int(batch.sum()) for batch in held_out)) == 1
+        return {"weights": weights(net)}
 
 
 class Pairs(Dataset[Any]):
@@ -227,7 +253,7 @@ def used(case: dict[str, Any]) -> dict[str, Any]:
         return {"weights": weights(net), "averaged": weights(averaged)}
 
 
-LOOPS = {"used": used, "plain": plain, "gan": gan, "table": table, "ends": ends}
+LOOPS = {"used": used, "plain": plain, "gan": gan, "zipped": zipped, "table": table, "ends": ends}
 
 
 def main(cases: str, result: str) -> None:

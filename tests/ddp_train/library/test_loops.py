@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ SAME: list[dict[str, Any]] = [
     {"name": "noise", "loop": "plain", "data": "noise"},
     {"name": "stream", "loop": "plain", "data": "stream"},
     {"name": "gan", "loop": "gan"},
+    {"name": "zipped", "loop": "zipped"},
     {"name": "clipped and averaged", "loop": "used", "use": {"clip_grad": 0.1, "ema": 0.8}},
 ]
 """Every one follows the same trajectory on any number of ranks, 20 steps and more."""
@@ -90,6 +92,7 @@ KILLED = [
     },
     {"name": "stream", "loop": "plain", "data": "stream", "save_every": 1},
     {"name": "gan", "loop": "gan", "save_every": 1},
+    {"name": "zipped", "loop": "zipped", "save_every": 1},
     {"name": "clipped and averaged", "loop": "used", "use": {"clip_grad": 0.1, "ema": 0.8}},
 ]
 
@@ -139,16 +142,32 @@ def test_a_stream_that_begins_anew_at_its_end_is_not_read_twice() -> None:
     assert sum(len(batch["label"]) for batch in resumed) == 53
 
 
-def test_a_loop_continues_on_another_number_of_ranks(alone: dict[str, dict[str, Any]], tmp_path: Path) -> None:
-    case = {"name": "sum", "loop": "plain", "save_every": 1}
+@pytest.mark.parametrize("name", ["sum", "gan", "noise", "zipped"])
+def test_a_loop_continues_on_another_number_of_ranks(
+    alone: dict[str, dict[str, Any]], tmp_path: Path, name: str, request: pytest.FixtureRequest
+) -> None:
+    if name not in ("sum", "zipped") and not request.config.getoption("--whole"):
+        pytest.skip("the same for every loop: --whole")
+    case = next(case for case in SAME if case["name"] == name) | {"save_every": 1}
     killed(tmp_path, 2, {**case, "die": 9})
     killed(tmp_path, 1, {**case, "die": 16})
-    found = train(tmp_path, 2, [case])["sum"]
-    assert torch.allclose(found["weights"], alone["sum"]["weights"], atol=1e-6, rtol=0)
-    history = json.loads((tmp_path / "sum" / "training_history.json").read_text())
-    assert [(epoch["epoch"], epoch["epoch_length"]) for epoch in history["epochs"]] == [
-        (1, 6),
-        (2, 12),
-        (3, 18),
-        (4, 24),
-    ]
+    found = train(tmp_path, 2, [case])[name]
+    assert torch.allclose(found["weights"], alone[name]["weights"], atol=1e-6, rtol=0)
+    if name == "sum":
+        history = json.loads((tmp_path / "sum" / "training_history.json").read_text())
+        lengths = [(epoch["epoch"], epoch["epoch_length"]) for epoch in history["epochs"]]
+        assert lengths == [(1, 6), (2, 12), (3, 18), (4, 24)]
+
+
+@pytest.mark.parametrize("case", KILLED, ids=lambda case: case["name"])
+def test_a_loop_that_is_killed_at_any_moment_continues_with_the_same_bits(
+    alone: dict[str, dict[str, Any]], tmp_path: Path, case: dict[str, Any], request: pytest.FixtureRequest
+) -> None:
+    if not request.config.getoption("--whole"):
+        pytest.skip("ten moments of each loop, in a checkpoint and between: --whole")
+    draw = random.Random(case["name"])
+    for _ in range(10):
+        with suppress(AssertionError):  # it may have ended before
+            train(tmp_path, 1, [{**case, "die_after_s": draw.uniform(0.0, 0.1)}])
+    found = train(tmp_path, 1, [case])[case["name"]]
+    assert torch.equal(found["weights"], alone[case["name"]]["weights"])
