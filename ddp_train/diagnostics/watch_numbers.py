@@ -158,8 +158,10 @@ class _WatchNumbers:
     def gradient(self, parameters: Sequence[nn.Parameter], moment: Moment) -> None:
         """Judge the step. Errors: TrainingDiverged, on all ranks alike."""
         step, self._step = self._step, _Step([])
-        gradients = {n: p.grad for n, p in self._network.named_parameters() if p.requires_grad and p.grad is not None}
-        norms = torch.stack(foreach("norm", list(gradients.values()))).float()
+        trained = {name: p for name, p in self._network.named_parameters() if p.requires_grad}
+        # What gets no gradient any more keeps its place.
+        gradients = [p.new_zeros(()) if p.grad is None else p.grad for p in trained.values()]
+        norms = torch.stack(foreach("norm", gradients)).float()
         # All on the device, so that it is waited for once.
         spoilt = ~torch.isfinite(norms).all()
         loss = norms.new_zeros((), dtype=torch.float64) + step.loss
@@ -176,7 +178,7 @@ class _WatchNumbers:
                 print(
                     f"step {moment.step + 1} (epoch {moment.epoch + 1}): the loss {total / samples:.4g} is "
                     f"{deviations:.0f} deviations above its running mean {self._running.mean:.4g}; the gradient of "
-                    f"{[*gradients][int(rise.argmax())]} rose most, to {float(rise.max()):.1f} times its usual norm",
+                    f"{[*trained][int(rise.argmax())]} rose most, to {float(rise.max()):.1f} times its usual norm",
                     file=sys.stderr,
                     flush=True,
                 )

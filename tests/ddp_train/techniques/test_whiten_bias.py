@@ -71,3 +71,10 @@ def test_another_network_is_refused() -> None:
     network = plain(10, (3, 32, 32))
     with pytest.raises(UserError, match="has no whitening layer"):
         create(make_context(network, whiten_bias_epochs=1))
+
+
+def test_what_looks_at_gradients_bears_that_one_stays_away(tmp_path: Path) -> None:
+    looking = "--watch-numbers --gradient-flow --clip-grad 1 --memory-report --checkpoint-activations --amp bf16"
+    run = runs.make(f"{SMALL} --whiten-bias-epochs 1 {looking}", tmp_path / "run", "speedrun")
+    run.trainer.fit()
+    assert run.trainer.progress.step == 20
