@@ -172,5 +172,14 @@ def test_the_epochs_after_it_begin_with_as_few(ghost: Ghost, tmp_path: Path) -> 
 
 
 def test_an_image_for_which_there_is_no_memory_is_an_error(ghost: Ghost, tmp_path: Path) -> None:
+    parts, asked = make("--batch-size 32", tmp_path / "run", PLAIN).trainer.components, []
+
+    def never(module: nn.Module, inputs: tuple[torch.Tensor]) -> None:
+        asked.append(len(inputs[0]))
+        assert len(asked) < 20
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    parts.network.register_forward_pre_hook(never)
     with pytest.raises(torch.OutOfMemoryError):
-        evaluated(ghost, tmp_path / "run", 600)
+        evaluate(parts.evaluated, parts.pipeline.evaluate(), parts.precision)
+    assert asked[-1] == 1

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from ddp_train.data.pipeline.window import Batch
+from ddp_train.engine import evaluate as evaluate_module
 from ddp_train.engine.eval_memory import look_at_all
+from ddp_train.engine.evaluate import Examination, evaluate, examine
 from tests.ddp_train.engine import short_of_memory
 from tests.ddp_train.techniques import runs
 from tests.ranks import run_ranks
@@ -34,6 +37,39 @@ def test_every_image_is_seen_once_whatever_fits() -> None:
     assert max(map(len, seen)) == 2, "no more than what has turned out to fit"
     with pytest.raises(ValueError, match="something else"):
         look_at_all([batch(0, 2)], lambda piece: (_ for _ in ()).throw(ValueError("something else")), CPU)
+
+
+@pytest.mark.parametrize(("late", "examined"), [("summable", False), ("_mistakes", True)])
+def test_what_runs_out_late_counts_nothing_twice(
+    late: str, examined: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the network's pass, while its logits are judged."""
+    parts = runs.make("--synthetic-samples 100", tmp_path / "run", runs.PLAIN).trainer.components
+    plain = getattr(evaluate_module, late)
+
+    def short(*given: object) -> object:
+        if not asked.append(0) and len(asked) == 1:
+            raise MemoryError
+        return plain(*given)
+
+    def found() -> object:
+        batches = parts.pipeline.evaluate()
+        if examined:
+            return replace(examine(parts.evaluated, batches, parts.precision, parts.classes, worst=3), at_a_time=0)
+        return replace(evaluate(parts.evaluated, batches, parts.precision, parts.classes), at_a_time=0, loss=0.0)
+
+    asked: list[int] = [0]  # the first one is not short of memory
+    wanted = found()
+    asked.clear()
+    monkeypatch.setattr(evaluate_module, late, short)
+    again = found()
+    assert len(asked) > 2
+    if isinstance(again, Examination) and isinstance(wanted, Examination):
+        counted = [(one.samples, one.top1, one.hits, one.counts, one.confusion) for one in (again, wanted)]
+        assert counted[0] == counted[1]
+        assert [one.index for one in again.mistakes] == [one.index for one in wanted.mistakes]
+    else:
+        assert again == wanted
 
 
 def test_what_runs_out_on_one_rank_is_agreed_on_and_said_once(tmp_path: Path) -> None:

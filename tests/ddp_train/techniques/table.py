@@ -166,8 +166,8 @@ TABLE: tuple[Row, ...] = (
         network="speedrun",
     ),
     Row(
-        name="whiten_bias, lookahead, ema and accumulate",
-        base="--width-mult 0.05 --sync-batch-norm --accumulate 2",
+        name="whiten_bias, lookahead and ema",
+        base="--width-mult 0.05 --sync-batch-norm",
         options="--whiten-bias-epochs 1 --lookahead 3 --ema 0.8 --clip-grad 1",
         no_neutral="its parts have theirs",
         oracle="tests.ddp_train.techniques.test_whiten_bias:test_a_run_is_one_whose_bias_is_frozen_by_hand",
