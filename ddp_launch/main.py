@@ -177,7 +177,8 @@ def _run(plan: LaunchPlan, planner: Planner, options: LaunchOptions, events: Eve
     from ddp_launch.run.folders import prepare
     from ddp_launch.run.preflight import preflight
     from ddp_launch.run.run_energy import RunEnergy
-    from ddp_train.report.write import write_page_if_possible
+    from ddp_train.report.read_run import EVENTS
+    from ddp_train.report.write import is_foreign, write_page_if_possible
 
     console = Console(stderr=True)
     try:
@@ -190,7 +191,8 @@ def _run(plan: LaunchPlan, planner: Planner, options: LaunchOptions, events: Eve
         return 1
     plan, folders = prepare(plan, options)
     _show(console, plan, folders.shown, options, seat)
-    events.append_to(folders.record / "events.jsonl")
+    if not is_foreign(kept := folders.record / EVENTS):
+        events.append_to(kept)
     status = _run_ranks(plan, planner, events, console, folders, RunEnergy(plan), seat)
     if status or not folders.temporary:
         write_page_if_possible(folders.record)

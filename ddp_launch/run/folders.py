@@ -22,6 +22,8 @@ from ddp_launch.cluster.cluster import RUN_ID, Cluster
 from ddp_launch.plan.plain import to_json
 from ddp_launch.plan.plan import LaunchPlan, with_arguments
 from ddp_train.config.options import Config
+from ddp_train.report.read_run import PLAN, TOPOLOGY
+from ddp_train.report.write import is_foreign
 from ddp_train.run_folder.claim import claim, new_name
 from ddp_train.run_folder.lock import RunLock
 from gpu_topology import snapshot
@@ -101,12 +103,13 @@ def _temporary_folder() -> Path:
     return Path(tempfile.mkdtemp(prefix=PREFIX, dir=folder))
 
 
-def _write_plan(plan: LaunchPlan, folder: Path) -> None:
-    """The plan, and the machine that it is for, as `--topology` takes it. Errors: OSError."""
-    (folder / "plan.json").write_text(json.dumps(to_json(plan), indent=2) + "\n", encoding="utf-8")
-    if plan.topology.gpus:
-        machine = json.dumps(snapshot.to_dict(plan.topology), indent=2)
-        (folder / "topology.json").write_text(machine + "\n", encoding="utf-8")
+def _write_plan(plan: LaunchPlan, folder: Path, *, ours: bool) -> None:
+    """The plan, and the machine that it is for, as `--topology` takes it. `ours`: the folder holds no user's files.
+    Errors: OSError."""
+    documents = {PLAN: to_json(plan)} | ({TOPOLOGY: snapshot.to_dict(plan.topology)} if plan.topology.gpus else {})
+    for name, document in documents.items():
+        if ours or not is_foreign(folder / name):
+            (folder / name).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
 def _named_by_run(config: Config, cluster: Cluster) -> Config:
@@ -144,7 +147,7 @@ def prepare(plan: LaunchPlan, options: LaunchOptions) -> tuple[LaunchPlan, Folde
         except OSError as error:
             raise OptionError(f"no temporary folder for logs ({error.strerror or error}): --log-dir DIR") from None
         with suppress(OSError):
-            _write_plan(plan, folders.record)
+            _write_plan(plan, folders.record, ours=True)
         return plan, folders
     logs = Path(options.log_dir) if options.log_dir is not None else (run_folder or Path()) / "logs"
     if not plan.cluster.one_node:
@@ -153,8 +156,9 @@ def prepare(plan: LaunchPlan, options: LaunchOptions) -> tuple[LaunchPlan, Folde
     folders = Folders(logs, temporary=False, lock=lock, run=run_folder, record=run_folder if first_node else None)
     try:
         _make(logs)
-        with nullcontext() if folders.record is run_folder else suppress(OSError):
-            _write_plan(plan, folders.record)
+        ours = folders.record is run_folder
+        with nullcontext() if ours else suppress(OSError):
+            _write_plan(plan, folders.record, ours=ours)
     except OSError as error:
         option = "--log-dir" if options.log_dir is not None else "--out-dir"
         raise OptionError(f"{option} {str(logs)!r}: {error.strerror or error}") from None

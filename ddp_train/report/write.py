@@ -6,10 +6,18 @@ import sys
 import threading
 from pathlib import Path
 
+from ddp_core.errors import UserError
 from ddp_core.files import write_text
-from ddp_train.report.read_run import PAGE, read_run
+from ddp_train.report.read_run import EVENTS, PAGE, PLAN, TOPOLOGY, read_run
 
 LIMIT_S = 10.0
+MARKS = {
+    PAGE: b'name="generator" content="ddp-launch"',
+    PLAN: b'"selection"',
+    TOPOLOGY: b'"gpu-topology/',
+    EVENTS: b'{"event": ',
+}
+"""What our own files have near their beginning."""
 
 
 def write_page(folder: Path, output: Path | None = None) -> Path:
@@ -17,8 +25,19 @@ def write_page(folder: Path, output: Path | None = None) -> Path:
     from ddp_train.report.page import page
 
     path = output or folder / PAGE
+    if output is None and is_foreign(path):
+        raise UserError(f"{path} is another program's: -o FILE writes the page of the run somewhere else")
     write_text(path, page(read_run(folder)))
     return path
+
+
+def is_foreign(path: Path) -> bool:
+    """Whether a file with the name of one of ours is another program's: a --log-dir may hold what a user has made."""
+    try:
+        with path.open("rb") as file:
+            return MARKS[path.name] not in file.read(4096)
+    except OSError:
+        return False
 
 
 def write_page_if_possible(folder: Path) -> None:

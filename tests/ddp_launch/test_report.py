@@ -59,6 +59,17 @@ def test_a_page_that_cannot_be_written_changes_no_status(launcher: Any) -> None:
     assert done.stderr.splitlines()[-1].startswith("warning: logs/report.html was not written: ")
 
 
+def test_files_of_the_users_own_in_the_log_dir_stay(launcher: Any) -> None:
+    folder = launcher.folder / "results"
+    folder.mkdir()
+    for name in ("report.html", "plan.json", "events.jsonl"):
+        (folder / name).write_text(f"my own {name}")
+    done = launcher.run("--cpu", "--nproc", "1", "--log-dir", "results", str(launcher.script("print('well')")))
+    assert (done.returncode, done.stdout) == (0, "well\n")
+    assert all((folder / name).read_text() == f"my own {name}" for name in ("report.html", "plan.json", "events.jsonl"))
+    assert "results/report.html is another program's: -o FILE writes" in done.stderr
+
+
 def test_a_program_may_be_called_report(launcher: Any) -> None:
     launcher.script("print('a program')", "report")
     done = launcher.run("--cpu", "--nproc", "1", "report")
