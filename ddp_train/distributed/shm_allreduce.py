@@ -39,6 +39,7 @@ class SharedGradients:
         self._wait = wait
         self._passes = 0
         self._filled = 0
+        self._views: dict[tuple[int, int, int, torch.dtype, torch.Size], Tensor] = {}
         self._open: list[tuple[torch.futures.Future[Tensor], Tensor, int]] = []
 
     def wait_with(self, wait: Callable[[], object]) -> None:
@@ -71,7 +72,11 @@ class SharedGradients:
 
     def _part(self, rank: int, like: Tensor, place: int) -> Tensor:
         """Where `rank` leaves gradients of the size of `like`, which begin at the byte `place` of a pass."""
-        return self._parts[self._passes % 2, rank, place : place + like.nbytes].view(like.dtype).view(like.shape)
+        key = self._passes % 2, rank, place, like.dtype, like.shape
+        if (part := self._views.get(key)) is None:
+            bytes_of_it = self._parts[self._passes % 2, rank, place : place + like.nbytes]
+            part = self._views[key] = bytes_of_it.view(like.dtype).view(like.shape)
+        return part
 
 
 def share(network: nn.Module, ranks: Ranks, device: torch.device, wait: Callable[[], object]) -> SharedGradients | None:
