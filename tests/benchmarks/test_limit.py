@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.limit import group_of
+from benchmarks.limit import _shown, group_of
 
 
 def event(*names: str) -> Any:
@@ -33,3 +33,13 @@ def event(*names: str) -> Any:
 )
 def test_an_operator_belongs_to_the_nearest_that_says_what_it_does(names: tuple[str, ...], group: str) -> None:
     assert group_of(event(*names)) == group
+
+
+def test_a_profile_stands_below_the_share_of_its_network() -> None:
+    whole = [
+        ["small", "bf16", "34", "165.0 (160.0 to 170.0)", "530 (520 to 540)", "38.0 (37.0 to 39.0)", "38% (37% to 39%)"]
+    ]
+    rows = _shown({"small": {"convolutions": 75.0, "pooling": 25.0}}, whole)
+    first = "a step without the profiler: 38% (37% to 39%) of 530 (520 to 540) GFLOP/s"
+    assert rows[0] == ["small", first, "165.0 (160.0 to 170.0)", ""]
+    assert rows[1:] == [["small", "convolutions", "75.0", "75%"], ["small", "pooling", "25.0", "25%"]]
