@@ -9,6 +9,7 @@ import atexit
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -35,6 +36,8 @@ def train(folder: str, how: str) -> None:
                 if run.step_number == 2 and run.rank == run.world_size - 1:
                     if how in ("error", "caught"):
                         raise ValueError("of the user's own")
+                    if how == "hang":
+                        time.sleep(600)
                     if how == "mistake":
                         run.keep(more=1)
                 if run.step_number == 2 and how == "signal":

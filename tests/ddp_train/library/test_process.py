@@ -58,6 +58,17 @@ def test_alone_the_status_is_the_programs_own(tmp_path: Path) -> None:
         assert HANDLED in str(output), how
 
 
+def test_the_launchers_stall_report_names_a_rank_of_a_loop_that_hangs(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    if not request.config.getoption("--whole"):
+        pytest.skip("seconds of waiting; any program's stall is tested with the launcher: --whole")
+    options = ["--cpu", "--nproc", "2", "--stall-report", "4", "--stall-kill", "8"]
+    command = [sys.executable, str(ROOT / "launch.py"), *options, str(PROGRAM), str(tmp_path / "run"), "hang"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert "rank 1 hung" in done.stderr and "program.py:" in done.stderr and done.returncode == 137, done.stderr
+
+
 def test_threads_that_the_program_has_set_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     before, own = torch.get_num_threads(), 2 * (os.cpu_count() or 1) + 1
