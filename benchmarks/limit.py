@@ -155,6 +155,7 @@ def work(name: str, device: str, profile: bool) -> dict[str, Any]:
 
 
 def _timed(trainer: Any, window: Any, device: Any) -> float:
+    """Seconds of one training step."""
     import torch
 
     clock = _clock(device)
@@ -213,10 +214,12 @@ def _measure(name: str, arguments: Arguments, answers: list[dict[str, Any]]) -> 
 
 
 def _facts(answer: dict[str, Any]) -> Figures:
+    """Number format, batch and work of a step."""
     return {"format": answer["format"], "global_batch": answer["batch"], "gflop_a_step": answer["flops"] / 1e9}
 
 
 def _row(name: str, turns: Turns, answer: dict[str, Any]) -> list[str]:
+    """A network's row of the table."""
     if not turns.enough:
         return [name, answer["format"], f"{answer['flops'] / 1e9:.0f}", *["not measured"] * 4]
     step = Spread.of(1000 * found["step_s"] for found in turns.rounds)

@@ -32,4 +32,5 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 
 def _unescaped(code: re.Match[str]) -> str:
+    """The code without the backslashes that a table needs."""
     return code[0].replace("\\|", "|")

@@ -95,6 +95,7 @@ class EventLog:
 
 
 def _write_all(file: int, data: bytes) -> None:
+    """Write all bytes. Errors: OSError."""
     while data:
         data = data[os.write(file, data) :]
 

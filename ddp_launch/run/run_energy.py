@@ -31,6 +31,7 @@ class RunEnergy:
 
     @property
     def _reading(self) -> Callable[[Note], dict[str, float]]:
+        """The reading of the counters, to be run in a child process."""
         return partial(read_energy_here, tuple(self._indices))
 
     def started(self) -> None:

@@ -47,6 +47,7 @@ class Watched:
 
     @property
     def test_batch(self) -> int:
+        """See Pipeline."""
         return self._pipeline.test_batch
 
     @test_batch.setter
@@ -55,6 +56,7 @@ class Watched:
 
     @property
     def image_dtype(self) -> torch.dtype:
+        """See Pipeline."""
         return self._pipeline.image_dtype
 
     @image_dtype.setter

@@ -83,6 +83,7 @@ class UncountedBatchNorm(nn.BatchNorm2d):
     """Batch norm that counts its batches only where its momentum follows from their number: an operation less."""
 
     def forward(self, input: Tensor) -> Tensor:
+        """Batch norm; the count of batches is left alone, since a fixed momentum does not need it."""
         if self.momentum is None or not self.training:
             return super().forward(input)
         statistics = self.running_mean, self.running_var

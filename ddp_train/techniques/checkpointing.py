@@ -62,6 +62,7 @@ def checkpoint_blocks(network: nn.Module) -> int:
 
 
 def _has_layers(module: nn.Module) -> bool:
+    """Whether a module has children."""
     return next(module.children(), None) is not None
 
 
@@ -100,6 +101,7 @@ class _Pieces(nn.Sequential):
 
 
 def _through(layers: list[nn.Module], x: Tensor) -> Tensor:
+    """The output of layers one after the other."""
     for layer in layers:
         x = layer(x)
     return x

@@ -84,6 +84,7 @@ class Observer:
         }
 
     def _look_on(self) -> None:
+        """The thread's work: at each interval add the time that passed to what the main thread was doing."""
         before_ns, before = time.monotonic_ns(), _scheduled(self._native)
         while True:
             time.sleep(INTERVAL_S)
@@ -101,6 +102,7 @@ class Observer:
             before_ns, before = now_ns, now
 
     def _add(self, took: int, blocked: int, queued: int) -> None:
+        """Add an interval, of which so many ns blocked or queued, to what the main thread is doing now."""
         # The main thread's own frames; this thread holds Python's lock, so they stand still.
         kind, place = _kind(sys._current_frames().get(self._thread))  # type: ignore[arg-type]
         spent = self._spent.setdefault(kind, [0, 0, 0])
@@ -141,6 +143,7 @@ class Observer:
         return str(heart.phase)
 
     def _count(self, steps: int, now_ns: int) -> None:
+        """Note the steps so far; after the warm-up the measurement begins."""
         self._steps, self._latest_ns = steps, now_ns
         self._first_ns = self._first_ns or now_ns
         if not self._begun_ns and steps >= WARM_STEPS and now_ns - self._first_ns >= WARM_S * 1e9:

@@ -134,6 +134,7 @@ class DatasetPipeline(Pipeline):
 
     @property
     def image_dtype(self) -> torch.dtype:  # type: ignore[override]
+        """See Pipeline."""
         return self.augmentation.dtype
 
     @image_dtype.setter
