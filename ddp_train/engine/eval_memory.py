@@ -42,7 +42,7 @@ def of_this_rank(most: int, device: torch.device) -> Tensor:
     """float64 [ranks], to be added up over the ranks: what `look_at_all` has found, in this rank's place."""
     rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     found = torch.zeros(ranks, dtype=torch.float64, device=device)
-    found[rank] = most
+    found[rank : rank + 1].fill_(most)
     return found
 
 

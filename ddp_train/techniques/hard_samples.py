@@ -126,7 +126,7 @@ class HardSamples:
         if self._ranks.world_size == 1:
             return losses, here
         counts = torch.zeros(self._ranks.world_size, dtype=torch.int64, device=losses.device)
-        counts[self._ranks.rank] = len(losses)
+        counts[self._ranks.rank : self._ranks.rank + 1].fill_(len(losses))
         sum_over_ranks(counts)
         here += counts[: self._ranks.rank].sum()
         return sum_over_ranks(losses.new_zeros(size).index_copy_(0, here, losses)), here

@@ -38,7 +38,7 @@ class Draws:
     shift: Tensor | None
     """Offset of the crop in pixels of the padded image, row by row: int64 [n]."""
     flip: Tensor | None
-    """Where the image is mirrored: on a GPU bool [n]; on a CPU, where masks of bits are faster, uint8 255 or 0 [n]."""
+    """Whether the image is mirrored: bool [n]."""
     box: Tensor | None
     """Erased rectangle as top, bottom, left, right (bottom and right exclusive; all 0: none): int16 [n, 4]."""
 
@@ -163,7 +163,7 @@ class Augmentation:
             if self.alternates:  # as drawn in the first epoch, then every other one
                 first_epoch = keyed_random.key(self.seed, 0, keyed_random.AUGMENTATION)
                 mirrored = (keyed_random.integers(keyed_random.words(first_epoch, samples, 3)[:, 2], 2) + epoch) & 1
-            flip = mirrored.bool() if self.device.type == "cuda" else (mirrored * 255).to(torch.uint8)
+            flip = mirrored.bool()
         if self.erases:
             size = self._boxes.index_select(0, keyed_random.integers(words[:, 4], len(self._boxes)))
             corner = keyed_random.integers(words[:, 5:7], self._sides + 1 - size)
@@ -186,11 +186,10 @@ class Augmentation:
         images = self._crop(padded, rows, draws.shift, self.height, self.width)
         if draws.flip is not None:
             mirrored = images.view(-1, self.height, self.width, self.channels).flip(2).view_as(images)
-            chosen = draws.flip[:, None, None]
-            if chosen.dtype == torch.bool:
-                images = torch.where(chosen, mirrored, images)
-            else:
-                images ^= (images ^ mirrored) & chosen
+            if self.device.type == "cuda":
+                images = torch.where(draws.flip[:, None, None], mirrored, images)
+            else:  # by masks of bits, 255 or 0: faster there
+                images ^= (images ^ mirrored) & draws.flip.view(torch.uint8).neg()[:, None, None]
         if self.further:
             images = images.view(-1, self.height, self.width, self.channels)
             for operation, drawn in zip(self.further, draws.further, strict=True):
