@@ -9,23 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import torch
 
+from ddp_train.distributed.flag_exchange import FlagExchange
 from ddp_train.distributed.heartbeat import heartbeat
 from ddp_train.distributed.process_group import Ranks, gather, gpu_uuids
 from ddp_train.observers.records import EpochRecord
 
 
 class EpochCosts:
-    """Of the epochs of one loop, on all ranks alike. group: the gloo group of all ranks; None at world size 1.
+    """Of the epochs of one loop, on all ranks alike. flags: whose gloo group is used, and not held.
 
     A node's first rank reads the counters of its GPUs, each once however many ranks it has.
     """
 
-    def __init__(self, ranks: Ranks, device: torch.device, group: Any) -> None:
-        self._ranks, self._device, self._group = ranks, device, group
+    def __init__(self, ranks: Ranks, device: torch.device, flags: FlagExchange) -> None:
+        self._ranks, self._device, self._flags = ranks, device, flags
         self._uuids: tuple[str, ...] = ()
         self._before: Mapping[str, float] | None = None
 
@@ -40,7 +40,7 @@ class EpochCosts:
         """The record of an epoch that ends now, with its costs. A collective."""
         joules = self._joules()
         seconds = {name: round(ns / 1e9, 3) for name, ns in heartbeat.spent_ns.items() if ns}
-        everyone = gather((joules, seconds), self._ranks, self._group)
+        everyone = gather((joules, seconds), self._ranks, self._flags.group)
         known = [part for part, _ in everyone if part is not None]
         extra = dict(record.extra)
         if self._device.type == "cuda" and len(known) == len(everyone):

@@ -41,7 +41,7 @@ class Loop:
         self.metrics = Metrics(parts.device)
         self.boundary = StepBoundary(parts, self.metrics)
         self._reported_at = time.monotonic()
-        self._costs = EpochCosts(parts.ranks, parts.device, parts.flag_exchange.group)
+        self._costs = EpochCosts(parts.ranks, parts.device, parts.flag_exchange)
 
     def epochs(self, count: float, settle: Callable[[], None]) -> Iterator[int]:
         """The epochs that are left of `count`, from 0; each is ended by `end_epoch`.

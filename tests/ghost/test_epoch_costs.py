@@ -13,6 +13,7 @@ from tests.ghost.conftest import ROOT, GhostMachine
 COSTS = """
 import json, time, torch
 from ddp_train.diagnostics.epoch_costs import EpochCosts
+from ddp_train.distributed.flag_exchange import FlagExchange
 from ddp_train.distributed.process_group import Ranks
 from ddp_train.observers.records import EpochRecord, History
 
@@ -21,7 +22,7 @@ def record(epoch):
     return EpochRecord(epoch=epoch, images_per_second=1.0, global_batch=1, extra={"gpu_memory": 1.0}, **numbers)
 
 history = History("history.json", {})
-costs = EpochCosts(Ranks(), torch.device("cuda", 0), None)
+costs = EpochCosts(Ranks(), torch.device("cuda", 0), FlagExchange())
 costs.begin(within_an_epoch=True)
 for epoch in (1, 2, 3):
     time.sleep(0.1)
