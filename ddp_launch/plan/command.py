@@ -9,6 +9,7 @@ import shutil
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 from ddp_launch.cli.options import Program
@@ -104,7 +105,7 @@ def torchrun(job: Job, program: Program) -> tuple[str, ...]:
     if job.numa_binding:
         options.append(f"--numa-binding={job.numa_binding}")
     options += _output(job)
-    if job.grace != TORCHRUNS_GRACE_S:
+    if job.grace != TORCHRUNS_GRACE_S and _torchrun_knows("--shutdown-timeout"):
         options.append(f"--shutdown-timeout={job.grace}")
     match program.kind:
         case "module":
@@ -115,6 +116,18 @@ def torchrun(job: Job, program: Program) -> tuple[str, ...]:
     # torchrun's argparse swallows a `--` directly after the script, but not after another `--`.
     separator = ["--"] if args[:1] == ["--"] else []
     return (*_torchrun_executable(), *options, *separator, name, *escape_macros(args))
+
+
+def _torchrun_knows(option: str) -> bool:
+    """Whether the installed torch's torchrun has an option: torch 2.11's has no --shutdown-timeout."""
+    torch = find_spec("torch")
+    if torch is None or not torch.submodule_search_locations:
+        return True
+    try:
+        text = Path(torch.submodule_search_locations[0], "distributed", "run.py").read_text("utf-8")
+        return f'"{option}"' in text
+    except (OSError, ValueError):
+        return True
 
 
 def _output(job: Job) -> list[str]:

@@ -98,6 +98,18 @@ def test_what_the_user_said_about_output_and_grace_time() -> None:
     assert (shown.local_ranks_filter, shown.log_line_prefix_template) == ("0,1", "<${rank}>")
 
 
+def test_an_older_torchrun_is_not_given_what_it_does_not_know(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """torch 2.11's torchrun has no --shutdown-timeout."""
+    text = tmp_path / "torch" / "distributed" / "run.py"
+    text.parent.mkdir(parents=True)
+    (tmp_path / "torch" / "__init__.py").touch()
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    for known, expected in (("--shutdown-timeout", ["--shutdown-timeout=5"]), ("--monitor-interval", [])):
+        text.write_text(f'parser.add_argument("{known}")\n')
+        assert [word for word in command(SCRIPT, grace=5) if "shutdown" in word] == expected
+
+
 def test_torchrun_of_this_python(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Not one beside it that another Python's pip has made, as in an environment that was copied."""
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
