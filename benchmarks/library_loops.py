@@ -92,11 +92,13 @@ def _sgd(network: Any) -> Any:
 
 
 def _run(network: Any, ready: _Ready, folder: str) -> Iterable[Callable[[], int]]:
+    import torch
     from torch.nn.functional import cross_entropy
 
     from ddp_train import Run
 
     with Run(folder, device="cpu") as run:
+        torch.set_num_threads(1)  # under torchrun it takes one thread for torchrun's choice, and all cores for its own
         net = run.model(network)
         optimizer = _sgd(net)
         loader = run.loader(ready, batch_size=run.world_size, collate_fn=_first)
