@@ -22,7 +22,7 @@ from ddp_train.distributed.heartbeat import heartbeat
 OTHER_RANKS_WAIT_S = 0.3
 
 
-def end_with(error: BaseException, *, saves: bool, leave: Callable[[int], NoReturn] = os._exit) -> int:
+def end_with(error: BaseException, *, saves: bool, leave: Callable[[int], NoReturn] | None = None) -> int:
     """End because of `error`, which a training has raised; returns the exit status where all ranks end together.
 
     saves: whether the run has checkpoints. A rank that fails alone does not return but calls `leave` with its status:
@@ -54,7 +54,7 @@ def end_together(message: str, *, status: int, speaks: bool, error: BaseExceptio
     return status
 
 
-def exit_alone(error: BaseException, *, saves: bool, leave: Callable[[int], NoReturn] = os._exit) -> NoReturn:
+def exit_alone(error: BaseException, *, saves: bool, leave: Callable[[int], NoReturn] | None = None) -> NoReturn:
     """End this process at once: one line for a user's mistake and after a signal, else the traceback."""
     status = 1
     if isinstance(error, Stopped):
@@ -81,7 +81,7 @@ def exit_alone(error: BaseException, *, saves: bool, leave: Callable[[int], NoRe
     heartbeat.fail()
     sys.stdout.flush()
     sys.stderr.flush()
-    leave(status)
+    (leave or os._exit)(status)
 
 
 def end_after_traceback(otherwise: Callable[[], object]) -> None:

@@ -32,6 +32,8 @@ POLL_S, LOOK_S, ANSWER_S = 0.1, 1.0, 0.5
 LIMIT_S = 300.0
 """How long the ranks may take to come to their steps, beside the time of the trial."""
 GRACE_S = 3
+ENDLESS = "1000000"
+"""Epochs of a trial of the trainer, which is ended from outside."""
 LEAST_STEPS = 5
 NEVER_S = 604_800
 LAST_LINES = 12
@@ -82,7 +84,7 @@ def options_of_a_trial(options: LaunchOptions, ranks: int, folder: Path) -> Laun
     """The options of a run on so many ranks, with all that it writes in `folder`."""
     program = options.program
     if program.kind == "trainer":
-        program = Program("trainer", "", (*program.args, "--out-dir", str(folder / "run")))
+        program = Program("trainer", "", (*program.args, "--epochs", ENDLESS, "--out-dir", str(folder / "run")))
     return replace(
         options,
         program=program,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -123,6 +123,11 @@ class Finding:
 
 def judge(views: Sequence[RankView], world_size: int | None = None) -> Finding | None:
     """The finding; None where no rank waits for another. `views`: the ranks of this machine; `world_size`: of all."""
+    came_to: dict[tuple[str, str], int] = {}
+    for view in views:
+        for group, seq in (view.record.all_came_to if view.record else {}).items():
+            came_to[group] = max(seq, came_to.get(group, 0))
+    views = [replace(view, record=view.record.after(came_to)) if view.record else view for view in views]
     by_rank = {view.rank: view for view in views}
     found = _spawned(views) or _mismatch(by_rank)
     blocked = [view for view in views if view.blocked]

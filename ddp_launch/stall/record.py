@@ -11,12 +11,14 @@ import json
 import pickle
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 SOURCES = ("gloo", "nccl")
 DEFAULT_GROUP = "default_pg"
 UNNAMED = "undefined"
+TOGETHER = ("all_reduce", "allreduce", "all_gather", "allgather", "barrier", "reduce_scatter", "all_to_all", "alltoall")
+"""Collectives that end on no rank before every rank has entered them."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,24 @@ class Record:
     def latest(self) -> Collective | None:
         """The collective that it entered last; None before the first."""
         return max((entries[-1] for entries in self.collectives.values()), key=lambda one: one.at_ns, default=None)
+
+    @property
+    def all_came_to(self) -> Mapping[tuple[str, str], int]:
+        """By process group the number of the last collective that ended here and that no rank ends before all came."""
+        found = {
+            group: max((one.seq for one in entries if one.done and one.name.startswith(TOGETHER)), default=0)
+            for group, entries in self.collectives.items()
+        }
+        return {group: seq for group, seq in found.items() if seq}
+
+    def after(self, came_to: Mapping[tuple[str, str], int]) -> Record:
+        """The same where what lies before these numbers has ended, as `all_came_to` of some rank says: a rank that gets
+        no CPU time notes late that a collective is over."""
+        ended = {
+            group: tuple(replace(one, done=one.done or one.seq < came_to.get(group, 0)) for one in entries)
+            for group, entries in self.collectives.items()
+        }
+        return replace(self, collectives=ended)
 
     def at(self, group: tuple[str, str], seq: int) -> Collective | None:
         """Its collective of this number; None where it has not entered it, or the recorder has dropped it."""

@@ -26,7 +26,8 @@ if mode == "add":
     dist.init_process_group("gloo")
     total = torch.tensor(rank + 1)
     dist.all_reduce(total)
-    print("total", int(total), "on", os.uname().nodename, "with", os.environ.get("TEST_TOKEN"), flush=True)
+    # In one write: what the first rank writes reaches the terminal as it is, piece by piece.
+    os.write(1, f"total {int(total)} on {os.uname().nodename} with {os.environ.get('TEST_TOKEN')}\\n".encode())
     assert "DDP_LAUNCH_HOST" not in os.environ
     dist.destroy_process_group()
 elif mode == "fail":

@@ -70,6 +70,20 @@ def test_ranks_that_wait_for_one_another_in_two_groups() -> None:
     assert (found.kind, found.ranks) == ("locked", (0, 1, 2, 3))
 
 
+def test_a_collective_that_another_rank_has_long_left_is_over() -> None:
+    """Rank 1 got no CPU time: it has not noted the end of number 1, but rank 0 came out of number 2."""
+    late = view(1, call(1, done=False), stacks=parse_stacks(ASLEEP))
+    found = judge([view(0, call(1), call(2), call(3, done=False)), late])
+    assert found is not None
+    assert (found.kind, found.ranks) == ("missing", (1,))
+    assert found.title.startswith("rank 1 has not come to all_reduce number 3")
+    # The root of a broadcast comes out of it alone.
+    root = view(0, call(1), call(2, "broadcast"), call(3, done=False))
+    found = judge([root, view(1, call(1), call(2, "broadcast", done=False))])
+    assert found is not None
+    assert (found.kind, found.ranks) == ("locked", (0, 1))
+
+
 def test_a_rank_waits_only_for_its_own_group() -> None:
     """Rank 3 sleeps, and is no member of the pair: rank 1 holds rank 0 up."""
     views = [view(0, call(1, group=PAIR, done=False)), view(1), view(2), view(3)]
