@@ -78,8 +78,9 @@ def test_a_collective_that_another_rank_has_long_left_is_over() -> None:
     assert (found.kind, found.ranks) == ("missing", (1,))
     assert found.title.startswith("rank 1 has not come to all_reduce number 3")
     # The root of a broadcast comes out of it alone.
-    root = view(0, call(1), call(2, "broadcast"), call(3, done=False))
-    found = judge([root, view(1, call(1), call(2, "broadcast", done=False))])
+    pair: Any = {"group": PAIR}
+    root = view(0, call(1, **pair), call(2, "broadcast", **pair), call(3, done=False, **pair))
+    found = judge([root, view(1, call(1, **pair), call(2, "broadcast", done=False, **pair))])
     assert found is not None
     assert (found.kind, found.ranks) == ("locked", (0, 1))
 
