@@ -39,6 +39,16 @@ WHOLE, FAULT_AT = 4 * 380, 601
 """Samples of a run; the one at which it is killed or stopped: in the second epoch, between two checkpoints."""
 
 
+_TITLES = {
+    "2 ranks": "weights on 2 ranks, against 1",
+    "3 ranks": "on 3 ranks",
+    "SIGKILL": "killed and started again",
+    "SIGTERM": "SIGTERM, started again",
+    "NaN": "NaN on rank 1",
+    "hang": "rank 1 hangs",
+}
+
+
 def work(loop: str, folder: str) -> float:
     """Microseconds of CPU time a step, on this rank."""
     import torch
@@ -262,6 +272,10 @@ def _steps(loops: list[str], wanted: int, folder: str) -> Turns:
     return take_turns(cases, wanted, unit="us a step")
 
 
+def _cells(outcome: dict[str, str]) -> list[str]:
+    return [outcome[name] for name in _TITLES]
+
+
 @measurement(
     rounds(7),
     number("--limit", 120.0, "seconds that a program may take before it counts as one that hangs", "S"),
@@ -290,17 +304,3 @@ def main(arguments: Arguments) -> Figures:
         rows.append([f"{PLAIN} again", "", *again, *[""] * len(_TITLES)])
         figures["table"] = {"columns": columns, "rows": rows}
     return figures
-
-
-_TITLES = {
-    "2 ranks": "weights on 2 ranks, against 1",
-    "3 ranks": "on 3 ranks",
-    "SIGKILL": "killed and started again",
-    "SIGTERM": "SIGTERM, started again",
-    "NaN": "NaN on rank 1",
-    "hang": "rank 1 hangs",
-}
-
-
-def _cells(outcome: dict[str, str]) -> list[str]:
-    return [outcome[name] for name in _TITLES]
