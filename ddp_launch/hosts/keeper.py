@@ -1,7 +1,7 @@
 """The program on each host of a run over ssh: it starts the launcher there, passes its output on, and ends it.
 
 It is sent through ssh, so the host needs nothing but Python. It ends the launcher, and so all ranks, when its standard
-input closes, when the other end has been silent for SILENCE_S, or when it is told to. If the keeper is killed, the
+input closes, when the other end has been silent for SILENCE_S, or on request. If the keeper is killed, the
 kernel kills the launcher, and the launcher's reaper ends the ranks.
 """
 

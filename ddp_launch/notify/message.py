@@ -47,7 +47,7 @@ class Run:
 
 
 class Story:
-    """A run as it goes on. `wanted`: the kinds of event that are told (receiver.EVENTS)."""
+    """A running run. `wanted`: the kinds of event that are sent (receiver.EVENTS)."""
 
     def __init__(self, run: Run, wanted: Container[str], secrets: Secrets) -> None:
         self._run, self._wanted, self._secrets = run, wanted, secrets
@@ -65,11 +65,11 @@ class Story:
             case "plan":
                 self._started = True
                 self._facts |= {"run_folder": event.get("run_folder"), "logs": event.get("logs")}
-                # Of several nodes that were started one by one, the first tells.
+                # Of several nodes that were started one by one, only the first sends.
                 self._silent = (event["plan"].get("cluster") or {}).get("hosts_store") is False
             case "attempt":
                 self._facts["world_size"] = event["world_size"]
-                # A restart is told by its own event; nodes that come and go begin the same attempt again.
+                # A restart has an event of its own; nodes that come and go begin the same attempt again.
                 again, self._begun = self._begun, True
                 return None if again else self._record("start", event)
             case "signal":

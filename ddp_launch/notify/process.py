@@ -1,7 +1,7 @@
 """The process that sends: `python -I -S process.py`, beside the launcher, which a receiver can therefore not hold up.
 
 Its standard input has one JSON object a line: first what it is to do, then the run's events. When it ends without the
-last event, the launcher is gone, and that is told too. What could not be delivered is a line on standard error.
+last event, the launcher is gone, and that is sent too. What could not be delivered is a line on standard error.
 Nothing but the standard library is imported.
 """
 

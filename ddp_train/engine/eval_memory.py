@@ -1,4 +1,4 @@
-"""Memory runs out in evaluation: the rank goes on with halves of the batch, and no image counts twice or not at all.
+"""Memory runs out in evaluation: the rank continues with halves of the batch, and each image still counts once.
 
 No rank has to wait for another there, so the others learn of it at the end, with the sums: from then on all of them
 take as few images at a time as the one that needed it most. Which images are seen together changes nothing in

@@ -66,7 +66,7 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], precision: Precision, c
         right = logits.argmax(1) == batch.labels
         loss, hits = summable(loss_sum(logits, batch.labels)), right.sum()
         images = torch.stack([right, torch.ones_like(right)]).double()
-        # From here on nothing takes memory.
+        # Nothing below allocates memory.
         totals[0] += loss
         totals[1] += hits
         totals[2] += len(batch.labels)
@@ -157,12 +157,11 @@ def examine(
             [losses.double().sum(), right.sum().double(), (best == batch.labels[:, None]).sum().double()]
         )
         of_classes = [torch.bincount(labels, minlength=classes) for labels in (batch.labels[right], batch.labels)]
+        pairs = torch.zeros_like(confusion)
         if matrix == classes:
             pairs = torch.bincount(batch.labels * classes + predicted, minlength=classes * classes)
-        else:
-            pairs = torch.zeros_like(confusion)
         more = _mistakes(batch, losses, predicted, log_probabilities, worst) if worst else []
-        # From here on nothing takes memory.
+        # Nothing below allocates memory.
         for total, part in zip((sums, hits, counts, confusion), (found, *of_classes, pairs), strict=True):
             total += part
         mistakes[:] = _worst([*mistakes, *more], worst)

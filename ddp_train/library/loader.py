@@ -8,6 +8,7 @@ trained. Each rank gets the same number of batches; one without samples gets an 
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -74,7 +75,7 @@ class _Pass:
     trained: bool = False
 
 
-class Loader:
+class Loader(ABC):
     """See `Run.loader`. `taken`: global batches of the running or latest pass that were handed over."""
 
     dataset: Any
@@ -183,9 +184,9 @@ class Loader:
         finally:
             self._end(this)
 
+    @abstractmethod
     def _windows(self, start: int) -> Iterator[Iterator[tuple[Part, Any]]]:
-        """The micro-batches of each global batch of this epoch, from the one with number `start` on."""
-        raise NotImplementedError
+        """The micro-batches of each global batch of this epoch, starting with number `start`."""
 
 
 class MapLoader(Loader):

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from tests.ddp_launch import two_nodes
 from tests.ddp_launch.two_nodes import Node
 
@@ -167,3 +169,13 @@ def _await_servers(pair: Pair) -> None:
             if time.monotonic() > deadline:
                 raise TimeoutError((pair.folder / f"{name}.sshd.log").read_text())
             time.sleep(0.05)
+
+
+@contextmanager
+def pair_with(program: str, folder: Path) -> Iterator[Pair]:
+    """The pair with a `program.py`; skips the test where there cannot be one."""
+    if (reason := why_not()) is not None:
+        pytest.skip(reason)
+    with ssh_pair(folder) as made:
+        made.script(program)
+        yield made

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.ddp_launch.hosts.ssh_pair import Pair, ssh_pair, why_not
+from tests.ddp_launch.hosts.ssh_pair import Pair, pair_with
 
 URL = "http://127.0.0.1:8901"
 RECEIVER = """
@@ -41,11 +41,7 @@ dist.all_reduce(torch.ones(1))
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
-    reason = why_not()
-    if reason is not None:
-        pytest.skip(reason)
-    with ssh_pair(tmp_path_factory.mktemp("pair")) as made:
-        made.script(PROGRAM)
+    with pair_with(PROGRAM, tmp_path_factory.mktemp("pair")) as made:
         yield made
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.ddp_launch.hosts.ssh_pair import ROOT, Pair, ssh_pair, why_not
+from tests.ddp_launch.hosts.ssh_pair import ROOT, Pair, pair_with
 from tests.ddp_launch.two_nodes import Node
 from tests.fake_nvml.machine import load_machine, to_lines
 
@@ -44,11 +44,7 @@ elif mode == "wait":
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
-    reason = why_not()
-    if reason is not None:
-        pytest.skip(reason)
-    with ssh_pair(tmp_path_factory.mktemp("pair")) as made:
-        made.script(PROGRAM)
+    with pair_with(PROGRAM, tmp_path_factory.mktemp("pair")) as made:
         yield made
 
 
