@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -27,8 +27,7 @@ from ddp_train.optim.precision import Precision
 __all__ = ["Context", "Gradients", "Moment", "Stateful", "Technique", "Update"]
 
 
-@dataclass(frozen=True, slots=True)
-class Moment:
+class Moment(NamedTuple):
     """One optimizer step: its epoch and its number in the run (both from 0), and whose share of the batch this is."""
 
     epoch: int

@@ -18,6 +18,7 @@ from ddp_train.distributed.process_group import Ranks
 FLAGS = ("stop", "save", "interrupted", "not_finite", "out_of_memory")
 """What is exchanged: the number of the signal that asks for an end; a checkpoint is due; an evaluation was broken off;
 a loss or gradient is not finite; memory ran out. 0 is no."""
+_NONE = dict.fromkeys(FLAGS, 0)
 
 
 class FlagExchange:
@@ -33,10 +34,9 @@ class FlagExchange:
 
     def exchange(self, flags: Mapping[str, int]) -> dict[str, int]:
         """The largest value of each flag over all ranks. On all ranks alike."""
-        mine = [flags.get(name, 0) for name in FLAGS]
         if self.group is None:
-            return dict(zip(FLAGS, mine, strict=True))
-        values = torch.tensor(mine, dtype=torch.int32)
+            return {**_NONE, **flags}
+        values = torch.tensor([flags.get(name, 0) for name in FLAGS], dtype=torch.int32)
         with heartbeat.during("communication"):
             dist.all_reduce(values, op=dist.ReduceOp.MAX, group=self.group)
         return dict(zip(FLAGS, values.tolist(), strict=True))

@@ -22,6 +22,7 @@ class Metrics:
     def __init__(self, device: torch.device) -> None:
         self._kept = torch.zeros(3, dtype=torch.float64, device=device)
         self._losses: list[Tensor] = []
+        self._factors: list[float] = []
         self._correct: list[Tensor] = []
         self._samples = 0
         self._begun = (0, 0)  # micro-batches and samples before the running step
@@ -40,17 +41,22 @@ class Metrics:
     def add(self, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
         """A micro-batch: the sum of its losses; of a mixed target the larger part is the label."""
         self._losses.append(loss.detach())
+        self._factors.append(1)
         self._correct.append(logits.detach().argmax(1) == (targets if targets.ndim == 1 else targets.argmax(1)))
         self._samples += targets.shape[0]
 
-    def add_loss(self, loss: Tensor, samples: int) -> None:
-        """A micro-batch of which only the sum of its losses is known. samples: 0 for a further loss of the same."""
+    def add_loss(self, loss: Tensor, samples: int, factor: float = 1) -> None:
+        """A micro-batch of which only the sum of its losses is known, `factor` times `loss`.
+
+        samples: 0 for a further loss of the same.
+        """
         self._losses.append(loss)
+        self._factors.append(factor)
         self._samples += samples
 
     @property
     def of_step(self) -> Sequence[Tensor]:
-        """The losses of the running step so far, one scalar for each micro-batch."""
+        """The losses of the running step so far, one scalar for each micro-batch, without their factors."""
         return self._losses[self._begun[0] :]
 
     def undo(self) -> None:
@@ -65,12 +71,15 @@ class Metrics:
     def _add_up(self) -> None:
         """Add the pending values to the sums."""
         if self._losses:
-            loss = summable(torch.stack(self._losses)).sum()
+            losses = torch.stack(self._losses)
+            if set(self._factors) != {1}:
+                losses = losses.double() * losses.new_tensor(self._factors, dtype=torch.float64)
+            loss = summable(losses).sum()
             correct = torch.cat(self._correct).sum() if self._correct else torch.zeros_like(loss)
             self._kept.add_(torch.stack([loss, correct.double(), loss.new_full((), self._samples)]))
         self._forget(0, 0)
 
     def _forget(self, micro_batches: int, samples: int) -> None:
         """Keep only so many pending micro-batches and samples."""
-        del self._losses[micro_batches:], self._correct[micro_batches:]
+        del self._losses[micro_batches:], self._correct[micro_batches:], self._factors[micro_batches:]
         self._samples, self._begun = samples, (micro_batches, samples)

@@ -23,7 +23,6 @@ import contextlib
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from itertools import islice
 
 import torch
@@ -76,7 +75,7 @@ class Sharded:
             for parameter in parameters:
                 parameter.grad = None
             buffers.write(start)
-            mine = replace(moment, shard=shard)
+            mine = moment._replace(shard=shard)
             seed_shard(self._device, mine)
             samples = 0
             for batch in islice(rest, counts[shard]):

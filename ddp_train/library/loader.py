@@ -251,7 +251,8 @@ class MapLoader(Loader):
 
         def requests() -> Iterator[Request]:  # made as they are needed: a list of all would be many times the data's
             for part, indices in self._sampler.windows(start):
-                batches = [indices[low:high].tolist() for low, high in self._bounds(part)]
+                visits = indices.tolist()
+                batches = [visits[low:high] for low, high in self._bounds(part)]
                 asked.append((part, batches))
                 yield from ((self.epoch, batch) for batch in batches)
 

@@ -128,7 +128,7 @@ class _Generators:
 
     def __init__(self, *, thorough: bool = False) -> None:
         """thorough: notice too that the second of two normal numbers of NumPy's was used, which leaves its mark."""
-        self._torch, self._numpy, self._python = torch.get_rng_state(), _numpy_mark(), _python_mark()
+        self._torch, self._numpy, self._python = torch.default_generator.get_state(), _numpy_mark(), _python_mark()
         self._thorough = thorough
         if thorough or self._numpy != _Generators._numpy_known[0]:
             _Generators._numpy_known = self._numpy, np.random.get_state(legacy=False)
@@ -140,7 +140,8 @@ class _Generators:
             return True
         if self._thorough and np.random.get_state(legacy=False)["has_gauss"] != self._numpy_state["has_gauss"]:
             return True
-        return not torch.equal(torch.get_rng_state(), self._torch)
+        now = torch.default_generator.get_state()
+        return _bytes_of(now) != _bytes_of(self._torch)
 
     def restore(self) -> None:
         """Put them back."""
@@ -151,6 +152,11 @@ class _Generators:
             index, *words = struct.unpack(_PYTHON, state[0])
             state = (random.getstate()[0], (*words, index), state[1])
         random.setstate(state)
+
+
+def _bytes_of(state: Tensor) -> bytes:
+    """What is in a state of torch's, uint8 on the CPU: torch.equal takes longer than all else here."""
+    return ctypes.string_at(state.data_ptr(), state.numel())
 
 
 def _numpy_mark() -> object:

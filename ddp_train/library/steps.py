@@ -47,6 +47,8 @@ class Steps:
         self._counts = True
         self.device = parts.device
         self.part: Part | None = None
+        self._moment = Moment(0, 0, parts.seed, parts.ranks.rank)
+        """Of the running step."""
         self.optimizer: torch.optim.Optimizer | None = None
         """That of the latest step."""
         self._owner: Loader | None = None
@@ -96,7 +98,8 @@ class Steps:
                 if progress.step_in_epoch and self._parts.saver is not None:
                     self._parts.saver.restore_generators()
             heartbeat.at(progress.epoch, progress.step)
-            seed_shard(self.device, Moment(progress.epoch, progress.step, self._parts.seed, ranks.rank))
+            self._moment = Moment(progress.epoch, progress.step, self._parts.seed, ranks.rank)
+            seed_shard(self.device, self._moment)
             self._loop.begin_step()
 
     def end(self, loader: Loader) -> None:
@@ -120,10 +123,9 @@ class Steps:
         for parameter in self._parameters:  # what a loss left in networks that it was not for, as with a GAN's
             parameter.grad = None
         self._end_scale()
-        progress = self._parts.progress
         for after_step in self._after_step:
-            after_step(Moment(progress.epoch, progress.step, self._parts.seed, self._parts.ranks.rank))
-        progress.step += 1
+            after_step(self._moment)
+        self._parts.progress.step += 1
         self._loop.end_step(self._size, owner.steps_per_epoch)
 
     def _end_scale(self) -> None:
@@ -145,8 +147,8 @@ class Steps:
         if part.samples and not self._counts:
             weight = weight * part.samples if mean else weight
         elif part.samples:
-            value = loss.detach() * part.samples if mean else loss.detach()
-            self._loop.metrics.add_loss(value, 0 if self._counted else part.samples)
+            samples = 0 if self._counted else part.samples
+            self._loop.metrics.add_loss(loss.detach(), samples, part.samples if mean else 1)
             weight = weight * part.samples if mean else weight
         else:
             weight = 0.0
@@ -200,7 +202,7 @@ class Steps:
         heartbeat.beat("step")
 
         def apply() -> None:
-            self._loop.exchange_flags(optimizer, parameters)
+            self._loop.exchange_flags(optimizer, parameters, self._moment)
             self._loop.apply(optimizer, parameters, self._prepare(parameters), last=False)
             if self._parts.precision.scales:
                 self._scaled.add(id(optimizer))
@@ -218,8 +220,7 @@ class Steps:
 
     def _gradients(self, closure: Callable[[], object], *, communicate: bool = True, count: bool = True) -> None:
         """See technique.Gradients: the same draws in each pass."""
-        progress, ranks = self._parts.progress, self._parts.ranks
-        seed_shard(self.device, Moment(progress.epoch, progress.step, self._parts.seed, ranks.rank))
+        seed_shard(self.device, self._moment)
         self._counts = count
         with ExitStack() as apart:
             for model in () if communicate else self._joined:
@@ -230,8 +231,7 @@ class Steps:
     def _prepare(self, parameters: Sequence[nn.Parameter]) -> Callable[[], None] | None:
         if not self._gradient:
             return None
-        progress = self._parts.progress
-        moment = Moment(progress.epoch, progress.step, self._parts.seed, self._parts.ranks.rank)
+        moment = self._moment
 
         def prepare() -> None:
             for change in self._gradient:

@@ -10,9 +10,8 @@ A global batch may be cut into a fixed number of logical shards first, of which 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence, Sized
-from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,8 +22,7 @@ from ddp_train.config.batch_split import shards_of_rank, split
 from ddp_train.data.augment import keyed_random
 
 
-@dataclass(frozen=True)
-class RankPart:
+class RankPart(NamedTuple):
     """This rank's part of one global batch: positions [start, stop) of the epoch's order."""
 
     start: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -173,7 +174,16 @@ def micro_batches(
     start: where the first shard begins; shards: numbers and samples, in order. No micro-batch is empty,
     unless fewer than `least` are left: empty ones follow then.
     """
-    bounds, numbers = [], []
+    bounds, numbers = _cut(tuple(shards), tuple(parts), least)
+    return [(start + low, start + high) for low, high in bounds], numbers
+
+
+@functools.lru_cache(64)
+def _cut(
+    shards: tuple[tuple[int, int], ...], parts: tuple[float, ...], least: int
+) -> tuple[list[tuple[int, int]], tuple[int, ...]]:
+    """See micro_batches; the first shard begins at 0. All global batches of an epoch but the last are cut alike."""
+    start, bounds, numbers = 0, [], []
     for shard, samples in shards:
         for length in split(samples, parts):
             if length:
