@@ -20,12 +20,10 @@ from collections.abc import Callable
 from functools import partial
 
 from benchmarks.harness import Arguments, Figures, measurement, number, rounds, text
-from benchmarks.programs import start_worker
+from benchmarks.programs import MALLOC, SPIN, start_worker
 from benchmarks.turns import take_turns
 
 BATCH, WARM_UP, STEPS = 256, 2, 6
-MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
-SPIN = {"GOMP_SPINCOUNT": "1000"}
 NAIVE, BOTH, SHORT = "naive loop", "channels_last, malloc", "channels_last, malloc, short spin"
 CASES: dict[str, tuple[str, dict[str, str]]] = {
     NAIVE: ("contiguous_format", {}),

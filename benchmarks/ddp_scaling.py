@@ -23,7 +23,7 @@ from typing import Any
 
 from benchmarks.harness import DEVICE, Arguments, Figures, measurement, rounds, text
 from benchmarks.machine import describe_machine
-from benchmarks.programs import LAUNCH, start_worker
+from benchmarks.programs import LAUNCH, MALLOC, SPIN, start_worker
 from benchmarks.turns import take_turns
 from ddp_core.errors import UserError
 
@@ -86,6 +86,7 @@ def _start(ranks: int, model: Model, device: str, threads: int | None = None) ->
     where = ["--cpu"] if device == "cpu" else ["--auto"]
     env = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     env |= {"OMP_NUM_THREADS": str(threads)} if threads else {}
+    env |= MALLOC | SPIN if device == "cpu" else {}
     task = {"model": model.name, "options": model.options, "batch": model.batch, "device": device}
     return start_worker("ddp_scaling", task, [*LAUNCH, *where, "--nproc", str(ranks)], env)
 

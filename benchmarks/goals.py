@@ -74,19 +74,22 @@ def _slower(times: int) -> Read:
     return lambda result: next(float(row["ratio"]) for row in result["results"] if row["slower"] == times)
 
 
-def _clean(result: Result, *, preset: bool) -> list[list[dict[str, Any]]]:
-    """The undisturbed runs of the preset or of its peers, by kind of run, where there are at least three."""
+def _clean(result: Result, *, preset: bool, least: int = 3) -> list[list[dict[str, Any]]]:
+    """The undisturbed runs of the preset or of its peers, by kind of run, where there are at least so many."""
     kinds = [runs for name, runs in result["runs"].items() if name.startswith("--preset") is preset]
     clean = [[run for run in runs if not run["disturbed"]] for runs in kinds]
-    return [runs for runs in clean if len(runs) >= 3]
+    return [runs for runs in clean if len(runs) >= least]
 
 
-def _seconds_to(accuracy: float) -> Read:
-    """The mean time of the epochs of the shortest kind of run with a mean accuracy of at least `accuracy`."""
+def _seconds_to(accuracy: float, measure: str = "test_accuracy", least: int = 3) -> Read:
+    """The mean time of the epochs of the shortest kind of run with a mean accuracy of at least `accuracy`.
+
+    measure: the key of the accuracy, plain or with test-time augmentation; least: undisturbed runs that it takes.
+    """
 
     def read(result: Result) -> float:
-        kinds = _clean(result, preset=True)
-        reached = [runs for runs in kinds if statistics.fmean(run["test_accuracy"] for run in runs) >= accuracy]
+        kinds = _clean(result, preset=True, least=least)
+        reached = [runs for runs in kinds if statistics.fmean(run[measure] or 0.0 for run in runs) >= accuracy]
         if not reached:
             raise KeyError("no such run")
         return min(statistics.fmean(run["epoch_seconds"] for run in runs) for runs in reached)
@@ -123,9 +126,26 @@ def _over_report(case: str, delay_us: int) -> Read:
     return lambda result: next(float(str(row[3]).split()[0]) for row in result["table"]["rows"] if row[:2] == where)
 
 
-def _epochs_to(accuracy: float, text: str, at_most: float) -> Goal:
-    """A goal for the seconds of epochs that an accuracy takes."""
-    return Goal("time_to_accuracy", text, _seconds_to(accuracy), form=".0f", at_most=at_most, lowest=True)
+def _epochs_to(accuracy: float, text: str, at_most: float, **how: Any) -> Goal:
+    """A goal for the seconds of epochs that an accuracy takes. how: see _seconds_to."""
+    return Goal("time_to_accuracy", text, _seconds_to(accuracy, **how), form=".0f", at_most=at_most, lowest=True)
+
+
+def _share(*, one_thread: bool) -> Read:
+    """The share of the matrix rate that speedrun's steps reach."""
+
+    def read(result: Result) -> float:
+        if ("--threads 1" in result["command"]) is not one_thread:
+            raise KeyError("measured with another number of threads")
+        return float(result["models"]["speedrun"]["share"]["median"])
+
+    return read
+
+
+def _select_seconds(result: Result) -> float:
+    """Of topology_report, where the driver answers at once."""
+    rows = result["results"]
+    return next(float(row["wall_s"]) for row in rows if row["command"] == "select" and not row["delay_us"])
 
 
 def _scaling(model: str, text: str, over_one: float, over_apart: float = 0.93, why: str = "") -> tuple[Goal, Goal]:
@@ -139,6 +159,7 @@ def _scaling(model: str, text: str, over_one: float, over_apart: float = 0.93, w
 
 LOADER, BEST = "times_the_best_loader", ("over_naive", "channels_last, malloc, short spin")
 SMALL, SPEEDRUN, SPIN = ("models", "small"), ("models", "speedrun"), "short_spin_over_the_usual"
+TTA = "test_accuracy_tta"
 WAKING = "a thread that sleeps takes a while to wake; beside a busy process the gain is many times that (next row)"
 WAITING = (
     "each step waits for the slower of two ranks, an independent process waits for none; and the cores that compute "
@@ -153,7 +174,12 @@ GOALS = (
     Goal("library_loops", "the same on one rank, above a loop without it",
          _median("over_plain_us", "ddp_train.Run, 1"), None, ".0f", 60),
     Goal("start_up", "seconds to the first step above bare torchrun with a process group",
-         _median("over_torchrun_s", "launch.py"), None, ".1f", 1.5),
+         _median("over_torchrun_s", "launch.py"), None, ".2f", 0.7),
+    Goal("topology_report", "seconds of gpu_topology select on 8 GPUs, simulated driver that answers at once",
+         _select_seconds, None, ".3f", 0.08),
+    Goal("limit", "share of the bf16 matrix rate, speedrun at full width, one thread a rank",
+         _share(one_thread=True), 0.6),
+    Goal("limit", "the same, two threads in one process", _share(one_thread=False), 0.6),
     Goal("hosts_start", "seconds to the first line of two hosts over ssh above the same by hand",
          _median("over_by_hand_s", "--hosts"), None, ".1f", 1.0),
     Goal("cpu_speed", "times the naive loop on a CPU, speedrun at full width", _median(*SPEEDRUN, *BEST), 1.2),
@@ -173,6 +199,9 @@ GOALS = (
     _epochs_to(0.885, "seconds of epochs to 88.5%", 300),
     _epochs_to(0.905, "seconds of epochs to 90.5%", 540),
     _epochs_to(0.93, "seconds of epochs to 93%", 2100),
+    _epochs_to(0.9451, "seconds of epochs to 94.51%", 1500),
+    _epochs_to(0.955, "seconds of epochs to 95.5% with test-time augmentation", 9000, measure=TTA, least=1),
+    _epochs_to(0.96, "seconds of epochs to 96% with test-time augmentation", 9000, measure=TTA, least=1),
     Goal("time_to_accuracy", "times sooner to 80% than the Lightning program", sooner_to(0.8), 5, ".1f"),
     Goal("time_to_accuracy", "times sooner to 88%, at least", sooner_to(0.88), 5, ".1f"),
     Goal("topology_peers", "times our report that nvitop -1 takes, where the driver answers at once",

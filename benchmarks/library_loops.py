@@ -224,10 +224,11 @@ def outcomes(program: Program) -> dict[str, str]:
         again = before + program.samples(signal_name) - WHOLE
         repeated = f"{again} samples read again" if again else "no sample read again"
         found[signal_name] = f"{_compared(program, signal_name)}, {repeated}"
-    status, printed = program.run("nan", 2, "nan 1 100")
+    _, printed = program.run("nan", 2, "nan 1 100")
     weights = program.weights("nan")
+    # Not by the status: gloo sometimes aborts where a finished program takes its process group down.
     found["NaN"] = (
-        f"stops{_named(printed)}" if status else f"trains on; finite weights: {bool(weights.isfinite().all())}"
+        f"stops{_named(printed)}" if weights is None else f"trains on; finite weights: {bool(weights.isfinite().all())}"
     )
     started = time.monotonic()
     status, printed = program.run("hang", 2, "hang 1 100")

@@ -24,7 +24,7 @@ from functools import partial
 from typing import Any
 
 from benchmarks.harness import DEVICE, Arguments, Figures, Option, measurement, number, rounds, text
-from benchmarks.programs import LAUNCH, start_worker
+from benchmarks.programs import LAUNCH, MALLOC, SPIN, start_worker
 from benchmarks.turns import FEWEST, Spread, Turns, take_figures
 from ddp_core.errors import UserError
 
@@ -206,6 +206,7 @@ def _measure(name: str, arguments: Arguments, answers: list[dict[str, Any]]) -> 
     task = {"name": name, "device": arguments.device, "profile": arguments.profile}
     env = {variable: value for variable, value in os.environ.items() if variable != "OMP_NUM_THREADS"}
     env |= {"OMP_NUM_THREADS": str(arguments.threads)} if arguments.threads else {}
+    env |= MALLOC | SPIN if arguments.device == "cpu" else {}
     answer = start_worker("limit", task, [*LAUNCH, *where, "--nproc", "1"], env)()
     answers.append(answer)
     rate = max(answer["product"], answer["convolution"])

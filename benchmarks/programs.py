@@ -21,6 +21,9 @@ LIMIT_S = 900
 TASK = "DDP_BENCHMARK_TASK"
 """Where a worker finds what to do: JSON with the keyword arguments of its function, and `answer`, a file to write."""
 LAUNCH = [sys.executable, str(ROOT / "launch.py")]
+MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
+SPIN = {"GOMP_SPINCOUNT": "1000"}
+"""What the launcher sets for the bundled trainer on a CPU, and for no other program."""
 Environment = Mapping[str, str] | None
 
 

@@ -75,3 +75,23 @@ def test_a_peer_counts_up_to_the_epoch_that_reached_it_or_with_all_its_time(accu
     for few in ([*peer[:2], {**peer[0], "disturbed": True}], peer[:2]):
         with pytest.raises(KeyError):
             sooner_to(accuracy)({"runs": {"--preset speedrun --target 0.96": ours, "Lightning": few}})
+
+
+@pytest.mark.parametrize(
+    ("tta", "disturbed", "shows"), [(0.961, False, "8000 | held"), (0.961, True, ""), (0.95, False, "")]
+)
+def test_the_longest_runs_count_once_by_the_accuracy_with_augmentation(tta: float, disturbed: bool, shows: str) -> None:
+    run = {"disturbed": disturbed, "test_accuracy": 0.951, "test_accuracy_tta": tta, "epoch_seconds": 8000.0}
+    result = {"by": "time_to_accuracy", "runs": {"--preset speedrun --target 0.96": [run]}}
+    (line,) = (line for line in shown({"a": result}) if "to 96% with" in line)
+    assert (shows or "not yet measured") in line
+    (plain,) = (line for line in shown({"a": result}) if "to 94.51%" in line)
+    assert "not yet measured" in plain  # one run is no mean
+
+
+def test_a_share_of_the_matrix_rate_is_that_of_its_number_of_threads() -> None:
+    share = {"models": {"speedrun": {"share": {"median": 0.66}}}}
+    one = {"by": "limit", "command": "python -m benchmarks.limit --threads 1 --profile", **share}
+    two = {"by": "limit", "command": "python -m benchmarks.limit", "models": {"speedrun": {"share": {"median": 0.55}}}}
+    lines = [line for line in shown({"one": one, "two": two}) if "(limit)" in line]
+    assert [line.split("|")[3].strip() for line in lines] == ["0.66", "0.55"]
