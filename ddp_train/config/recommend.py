@@ -259,8 +259,12 @@ SIZES: dict[Literal["cpu", "cuda"], dict[float, Size]] = {
         0.89: Size(width_mult=0.5, epochs=5, batch_size=250, lr=0.1, muon_rest_lr=60.0),
         0.91: Size(width_mult=0.5, epochs=10, batch_size=250, lr=0.1, muon_rest_lr=60.0),
         0.93: Size(width_mult=1.0, epochs=16, batch_size=250, lr=0.1, muon_rest_lr=60.0),
-        0.94: Size(width_mult=1.0, epochs=30, batch_size=250, lr=0.1, muon_rest_lr=60.0),
-        0.96: Size(width_mult=2.0, epochs=40, batch_size=250, lr=0.1, muon_rest_lr=60.0, **LARGEST),
+        0.94: Size(
+            width_mult=1.5, epochs=16, batch_size=250, lr=0.1, muon_rest_lr=60.0, n_layers=3, whiten_bias_epochs=3
+        ),
+        0.96: Size(
+            width_mult=2.0, epochs=40, batch_size=250, lr=0.1, muon_rest_lr=60.0, whiten_bias_epochs=3, **LARGEST
+        ),
     },
     "cuda": {
         0.90: Size(width_mult=0.5, epochs=6, batch_size=2000, lr=0.24, muon_rest_lr=307.0, whiten_bias_epochs=3),
