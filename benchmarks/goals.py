@@ -17,7 +17,7 @@ class Goal:
     """One figure of one benchmark, with one bound.
 
     lowest: of several results the lowest figure counts, not that of the last one by name.
-    why: the known reason where the goal is missed.
+    why: the known reason where the goal is missed. absent: what stands where no result has the figure.
     """
 
     benchmark: str
@@ -28,6 +28,7 @@ class Goal:
     at_most: float | None = None
     lowest: bool = False
     why: str = ""
+    absent: str = "not yet measured"
 
     def held(self, value: float) -> bool:
         """Whether `value` is within the bound."""
@@ -45,7 +46,7 @@ def table(results: Mapping[str, Result], made_by: Callable[[str, Result], bool])
                     values.append(goal.read(result))
                 except (KeyError, StopIteration):
                     continue
-        shown = "not yet measured | |"
+        shown = f"{goal.absent} | |"
         if values:
             value = min(values) if goal.lowest else values[-1]
             word = "held" if goal.held(value) else "missed" + (f": {goal.why}" if goal.why else "")
@@ -126,9 +127,22 @@ def _over_report(case: str, delay_us: int) -> Read:
     return lambda result: next(float(str(row[3]).split()[0]) for row in result["table"]["rows"] if row[:2] == where)
 
 
-def _epochs_to(accuracy: float, text: str, at_most: float, **how: Any) -> Goal:
+def _epochs_to(accuracy: float, text: str, at_most: float, absent: str = "not yet measured", **how: Any) -> Goal:
     """A goal for the seconds of epochs that an accuracy takes. how: see _seconds_to."""
-    return Goal("time_to_accuracy", text, _seconds_to(accuracy, **how), form=".0f", at_most=at_most, lowest=True)
+    read = _seconds_to(accuracy, **how)
+    return Goal("time_to_accuracy", text, read, form=".0f", at_most=at_most, lowest=True, absent=absent)
+
+
+def _accuracy_of(target: float) -> Read:
+    """The mean plain accuracy of the undisturbed runs for a target."""
+
+    def read(result: Result) -> float:
+        runs = [run for run in result["runs"][f"--preset speedrun --target {target:g}"] if not run["disturbed"]]
+        if not runs:
+            raise KeyError("no such run")
+        return statistics.fmean(run["test_accuracy"] for run in runs)
+
+    return read
 
 
 def _share(*, one_thread: bool) -> Read:
@@ -160,6 +174,10 @@ def _scaling(model: str, text: str, over_one: float, over_apart: float = 0.93, w
 LOADER, BEST = "times_the_best_loader", ("over_naive", "channels_last, malloc, short spin")
 SMALL, SPEEDRUN, SPIN = ("models", "small"), ("models", "speedrun"), "short_spin_over_the_usual"
 TTA = "test_accuracy_tta"
+NOT_REACHED = (
+    "not reached, nor in that time: the size for 94% ends below it (its table). airbench takes 1.4e15 operations for "
+    "95% with augmentation (arXiv:2404.00498), and 25 minutes of two cores hold about 1e15 at the rate under `limit`"
+)
 WAKING = "a thread that sleeps takes a while to wake; beside a busy process the gain is many times that (next row)"
 WAITING = (
     "each step waits for the slower of two ranks, an independent process waits for none; and the cores that compute "
@@ -199,7 +217,8 @@ GOALS = (
     _epochs_to(0.885, "seconds of epochs to 88.5%", 300),
     _epochs_to(0.905, "seconds of epochs to 90.5%", 540),
     _epochs_to(0.93, "seconds of epochs to 93%", 2100),
-    _epochs_to(0.9451, "seconds of epochs to 94.51%", 1500),
+    Goal("time_to_accuracy", "plain accuracy of --target 0.94", _accuracy_of(0.94), 0.94, ".4f"),
+    _epochs_to(0.9451, "seconds of epochs to 94.51%", 1500, NOT_REACHED),
     _epochs_to(0.955, "seconds of epochs to 95.5% with test-time augmentation", 9000, measure=TTA, least=1),
     _epochs_to(0.96, "seconds of epochs to 96% with test-time augmentation", 9000, measure=TTA, least=1),
     Goal("time_to_accuracy", "times sooner to 80% than the Lightning program", sooner_to(0.8), 5, ".1f"),

@@ -126,9 +126,12 @@ class Measurement:
     def _words(self, arguments: Arguments) -> list[str]:
         """The options that repeat this measurement."""
         words: list[str] = []
-        for name in (option.names[0] for option in self.options):
+        for option in self.options:
+            name = option.names[0]
             value = getattr(arguments, name.strip("-").replace("-", "_"))
-            if name in ("--out", "--against", "--turns") or not name.startswith("-") or not (value or value == []):
+            # An empty list is an answer where it is not the default, as in `--targets`.
+            given = value or (value == [] and option.settings.get("default") != [])
+            if name in ("--out", "--against", "--turns") or not name.startswith("-") or not given:
                 continue
             words.append(name)
             words += [] if value is True else [str(one) for one in (value if isinstance(value, list) else [value])]

@@ -14,6 +14,7 @@ from benchmarks.__main__ import main
 from benchmarks.catalogue import CATALOGUE
 from benchmarks.collectives import bus_bandwidth
 from benchmarks.ddp_scaling import find_model
+from benchmarks.harness import Arguments, Measurement, Option
 from benchmarks.pictures import batch_figure, curves, start_up_figure, throughput_figure
 from benchmarks.report import page, read_results
 from benchmarks.turns import FEWEST, Spread, Turns
@@ -176,3 +177,10 @@ def test_pictures_of_the_kept_results(tmp_path: Path, capsys: pytest.CaptureFixt
     (tmp_path / "file").write_text("")
     assert main(["pictures", "-o", str(tmp_path / "file" / "below")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_command_of_a_result_has_an_empty_list_where_it_is_not_the_default() -> None:
+    options = (Option("--targets", nargs="*", default=[0.8]), Option("--peer", action="append", default=[]))
+    harness = Measurement("one", lambda arguments: {}, options, None, lambda figures: False)
+    assert harness._words(Arguments(targets=[], peer=[])) == ["--targets"]
+    assert harness._words(Arguments(targets=[0.9], peer=["a", "b"])) == ["--targets", "0.9", "--peer", "a", "b"]
