@@ -244,6 +244,7 @@ def check(results: Mapping[str, Result], names: Sequence[str]) -> int:
                 for one, two in zip(found, again, strict=True)
             ]
         rows += found
+        print(plain_text(table(found)), file=sys.stderr, flush=True)  # kept where the check is broken off
         print(f"  {time.monotonic() - begin:.0f} s" + (f", {why}" if why else ""), file=sys.stderr, flush=True)
     print(plain_text(table(rows)))
     for name, why in () if names else NO_SHORT_FORM.items():

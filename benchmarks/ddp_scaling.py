@@ -13,7 +13,6 @@ an upper bound.
 from __future__ import annotations
 
 import itertools
-import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -23,7 +22,7 @@ from typing import Any
 
 from benchmarks.harness import DEVICE, Arguments, Figures, measurement, rounds, text
 from benchmarks.machine import describe_machine
-from benchmarks.programs import LAUNCH, MALLOC, SPIN, start_worker
+from benchmarks.programs import LAUNCH, start_worker, trainer_environment
 from benchmarks.turns import take_turns
 from ddp_core.errors import UserError
 
@@ -84,11 +83,10 @@ def _apart(count: int, model: Model) -> float:
 def _start(ranks: int, model: Model, device: str, threads: int | None = None) -> Callable[[], Any]:
     """Start a run of the trainer's own steps; a function that waits for its images per second."""
     where = ["--cpu"] if device == "cpu" else ["--auto"]
-    env = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-    env |= {"OMP_NUM_THREADS": str(threads)} if threads else {}
-    env |= MALLOC | SPIN if device == "cpu" else {}
     task = {"model": model.name, "options": model.options, "batch": model.batch, "device": device}
-    return start_worker("ddp_scaling", task, [*LAUNCH, *where, "--nproc", str(ranks)], env)
+    return start_worker(
+        "ddp_scaling", task, [*LAUNCH, *where, "--nproc", str(ranks)], trainer_environment(device, threads)
+    )
 
 
 def work(model: str, options: str, batch: int, device: str) -> float:

@@ -13,7 +13,6 @@ Share of the machine's matrix rate that a training step reaches, and where the r
 from __future__ import annotations
 
 import itertools
-import os
 import statistics
 import tempfile
 import time
@@ -24,7 +23,7 @@ from functools import partial
 from typing import Any
 
 from benchmarks.harness import DEVICE, Arguments, Figures, Option, measurement, number, rounds, text
-from benchmarks.programs import LAUNCH, MALLOC, SPIN, start_worker
+from benchmarks.programs import LAUNCH, start_worker, trainer_environment
 from benchmarks.turns import FEWEST, Spread, Turns, take_figures
 from ddp_core.errors import UserError
 
@@ -204,9 +203,7 @@ def _measure(name: str, arguments: Arguments, answers: list[dict[str, Any]]) -> 
     """A round: one process. Adds its answer to `answers`."""
     where = ["--cpu"] if arguments.device == "cpu" else ["--auto"]
     task = {"name": name, "device": arguments.device, "profile": arguments.profile}
-    env = {variable: value for variable, value in os.environ.items() if variable != "OMP_NUM_THREADS"}
-    env |= {"OMP_NUM_THREADS": str(arguments.threads)} if arguments.threads else {}
-    env |= MALLOC | SPIN if arguments.device == "cpu" else {}
+    env = trainer_environment(arguments.device, arguments.threads)
     answer = start_worker("limit", task, [*LAUNCH, *where, "--nproc", "1"], env)()
     answers.append(answer)
     rate = max(answer["product"], answer["convolution"])

@@ -67,6 +67,13 @@ def seconds_to_mark(command: Sequence[str], mark: Path, env: Environment = None)
     return float(mark.read_text().split()[0]) - started
 
 
+def trainer_environment(device: str, threads: int | None = None) -> dict[str, str]:
+    """The environment of a worker that takes the trainer's steps. threads: of each process [the launcher's choice]."""
+    env = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    env |= {"OMP_NUM_THREADS": str(threads)} if threads else {}
+    return env | (MALLOC | SPIN if device == "cpu" else {})
+
+
 def start_worker(
     measurement: str, task: Mapping[str, Any], launcher: Sequence[str], env: Environment = None
 ) -> Callable[[], Any]:

@@ -250,7 +250,7 @@ class Size:
 # The preset `speedrun` by device and by the accuracy that a run is for. On GPUs: the settings of airbench (Jordan 2024,
 # arXiv:2404.00498, and its later version with Muon) as far as they are options here. On CPUs: up to 0.93 tried out with
 # two cores, with 45,000 of the training images for training and 5,000 for testing, never on the test set; the larger
-# ones are wider and longer in proportion.
+# ones are wider and deeper, as airbench's are.
 LARGEST = {"crop_padding": 4, "cutout": 12, "n_layers": 3}
 """What airbench's network for 96% has beside more width and time."""
 SIZES: dict[Literal["cpu", "cuda"], dict[float, Size]] = {

@@ -52,3 +52,16 @@ def test_the_losses_of_a_step_are_told() -> None:
     for value in (1.0, float("nan")):
         sums.add(torch.tensor(value), torch.zeros(1, 2), torch.zeros(1, dtype=torch.int64))
     assert [str(loss.item()) for loss in sums.of_step] == ["1.0", "nan"]
+
+
+def test_mean_losses_count_as_many_times_as_they_have_samples() -> None:
+    sums = Metrics(torch.device("cpu"))
+    for taken_back in (True, False):  # what is forgotten leaves no factor to the next loss
+        sums.begin_step()
+        sums.add_loss(torch.tensor(0.25), 3, 3)
+        sums.add_loss(torch.tensor(2.0), 0)
+        if taken_back:
+            sums.undo()
+    sums.begin_step()
+    sums.add_loss(torch.tensor(0.5), 4)
+    assert sums.total().tolist() == [0.25 * 3 + 2.0 + 0.5, 0.0, 7.0]
