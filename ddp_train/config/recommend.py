@@ -263,7 +263,7 @@ SIZES: dict[Literal["cpu", "cuda"], dict[float, Size]] = {
             width_mult=1.5, epochs=16, batch_size=250, lr=0.1, muon_rest_lr=60.0, n_layers=3, whiten_bias_epochs=3
         ),
         0.96: Size(
-            width_mult=2.0, epochs=40, batch_size=250, lr=0.1, muon_rest_lr=60.0, whiten_bias_epochs=3, **LARGEST
+            width_mult=2.0, epochs=40, batch_size=500, lr=0.14, muon_rest_lr=90.0, whiten_bias_epochs=3, **LARGEST
         ),
     },
     "cuda": {
