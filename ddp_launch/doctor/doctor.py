@@ -1,7 +1,7 @@
 """`launch.py --doctor`: is this installation, and this machine, fit for training? A line per fact, with what to do.
 
-The checks are in machine.py and gpus.py (what can be read) and in trials.py (what must be
-tried, in processes of their own). Here they are run in order, shown, and summed up. Imports no torch.
+The checks are in machine.py and gpus.py (facts that can be read) and in trials.py (trials in separate processes). This
+module runs them in order, shows each result, and sums up. Imports no torch.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from gpu_topology.topology import Topology
 
 SCHEMA = "ddp-launch-doctor/1"
 STYLES = {"ok": "green", "warning": "yellow", "failed": "bold red"}
-# Variables that say nothing about a problem, but may say who the user is, stay out of the report.
+# Prefixes of the variables in the report. Others do not explain a problem, but may identify the user.
 REPORTED = ("NCCL_", "CUDA_", "TORCH_", "GLOO_", "OMP_", "PYTORCH_", "SLURM_JOB_NUM_NODES", "SLURM_NNODES", "PET_")
 
 
@@ -104,7 +104,8 @@ def _checks(
     yield from machine.installation()
     yield from gpus.devices(topology, problem)
     probe = trials.probe_torch()
-    yield from gpus.torch_and_driver(probe, topology, _planned(options, topology))
+    used = Topology() if options.cpu else topology  # with --cpu a torch without CUDA is no fault
+    yield from gpus.torch_and_driver(probe, used, _planned(options, topology))
     yield from gpus.links(topology, host)
     yield from gpus.adapters(topology)
     yield from machine.resources(host, config)
@@ -115,7 +116,7 @@ def _checks(
 
 
 def _planned(options: LaunchOptions, topology: Topology) -> tuple[int, ...]:
-    """The GPUs that a run with these options would use; () where none could be, or none is asked for."""
+    """The GPUs that a run with these options would use; () where the selection fails or chooses none."""
     try:
         return select(topology, read_inherited(topology, os.environ).completes(options.request(topology))).indices
     except SelectionError:

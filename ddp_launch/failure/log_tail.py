@@ -19,13 +19,13 @@ LINE_CHARS = 2000
 OUTPUT_LINES = 6
 COMPLAINTS = 100
 CHILD_LINES = 4
-"""At most so many unindented lines, head and message included, has a child's traceback before its parent's."""
+"""Most unindented lines, first line and message included, of a child's traceback that precedes its parent's."""
 
 TRACEBACK = re.compile(r"\s*([|+] )?(Exception Group )?Traceback \(most recent call last\):")
 # How Python draws an exception group: a bar before each line, and a rule between the exceptions that it holds.
 GROUP_BAR, GROUP_RULE = re.compile(r"^\s+\| ?"), re.compile(r"^\s+\+[-+]{3,}")
 GROUP_TITLE = re.compile(r"\(\d+ sub-exceptions?\)$")
-# A program that starts another one and raises when that fails: what the other printed before is the cause.
+# Errors of a program because another program that it started has failed: what that one printed before is the cause.
 CHILD = re.compile(r"^(subprocess\.CalledProcessError|torch\.distributed\.elastic\.\S+\.ChildFailedError): ?")
 LINK = re.compile(r"(The above exception was the direct cause|During handling of the above exception)")
 CONTROL = re.compile(
@@ -41,7 +41,7 @@ HARMLESS = re.compile(
     r"^(\[rank\d+\]:)?\[[WI]\d{3,} |(?<!NCCL )\b(DEBUG|INFO|WARN|WARNING)\b|^\W*(debug|info|note|warn|warning)\b"
     r"|Warning: "
 )
-# What native code prints when it aborts. After a traceback: the interpreter was already closing.
+# What native code prints when it aborts. If this follows a traceback, the interpreter was already closing.
 NATIVE_ABORT = re.compile(r"^(terminate called |libc\+\+abi: terminating|Fatal Python error: Aborted)")
 # How gloo, NCCL, torch's store, Python and the kernel report a peer that is gone.
 LOST = re.compile(
@@ -60,7 +60,7 @@ NOT_LOST = re.compile(
 COLLECTIVE = re.compile(
     r"gloo|nccl|c10d|torch/distributed|DistNetworkError|DistStoreError|\[\w+\.cc:\d+\]", re.IGNORECASE
 )
-# A line of a log to which the traceback below it belongs: logging's `exception`.
+# A log line to which the traceback below it belongs, as logging's `exception` writes it.
 LOGGED = re.compile(r"\b(ERROR|CRITICAL|FATAL)\b")
 TIMED_OUT = re.compile(r"collective operation timeout|timed out waiting", re.IGNORECASE)
 UNWOUND = re.compile(r"KeyboardInterrupt|SystemExit|SIGTERM|SignalException")
@@ -82,8 +82,8 @@ class LogTail:
 
     @cached_property
     def traceback(self) -> tuple[str, ...]:
-        """The last traceback with those that led to it, up to the end; empty where there is none. Where a program
-        raised because one that it had started failed: the traceback of the latter."""
+        """The last traceback with those that led to it, up to the end; empty where there is none. If a program raised
+        because a program that it had started failed: the traceback of the started program."""
         start = _last_traceback(self.lines)
         if start is None:
             return ()
@@ -209,8 +209,8 @@ def tail(path: Path) -> list[str]:
 
 
 def _end(file: BinaryIO) -> bytes:
-    """The last bytes of a log. Where they begin inside a line of megabytes, perhaps an error's message, also the line's
-    beginning and the text before it."""
+    """The last bytes of a log, the beginning of the line in which they begin, and the text before that line: it may be
+    an error's message of megabytes, with its traceback before it."""
     begin = max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES)
     at, earlier = begin, b""
     while at > max(0, begin - LONGEST_LINE) and b"\n" not in earlier:
@@ -218,13 +218,11 @@ def _end(file: BinaryIO) -> bytes:
         file.seek(at)
         earlier = file.read(min(TAIL_BYTES, begin - at))
     file.seek(begin)
-    # Of that line only as much as is shown: its end follows.
-    start = at + earlier.rfind(b"\n") + 1
-    if begin - start <= LINE_CHARS:
-        return file.read()
     last = file.read()
+    start = at + earlier.rfind(b"\n") + 1
+    # Of a long line, keep only as much of the beginning as is shown; its end is among the last bytes.
     file.seek(max(0, start - TAIL_BYTES))
-    return file.read(min(start, TAIL_BYTES) + LINE_CHARS) + last
+    return file.read(min(start, TAIL_BYTES) + min(begin - start, LINE_CHARS)) + last
 
 
 def _shortened(line: str) -> str:

@@ -131,17 +131,21 @@ def diagnose(folder: Path, *options: str, **env: str) -> subprocess.CompletedPro
     )
 
 
-def test_this_machine_trains_and_says_so(tmp_path):
-    done = diagnose(tmp_path, "--json", "--cpu", "--nproc", "1")
+def test_this_machine_trains_and_says_so(tmp_path, fake_driver):
+    """With --cpu the GPUs that a torch without CUDA cannot use are no fault."""
+    (folder := tmp_path / "here").mkdir()
+    done = diagnose(folder, "--json", "--cpu", "--nproc", "1", **fake_driver("rtx3090_2x_nvlink"))
     assert done.returncode == 0, done.stdout + done.stderr
     answer = json.loads(done.stdout)
     assert answer["schema"] == "ddp-launch-doctor/1" and answer["status"] in ("ok", "warning")
     by_name = {check["name"]: check for check in answer["checks"]}
     assert "2 epochs on digits, 1 rank:" in by_name["training"]["detail"]
     assert "has no CIFAR-10" in by_name["data"]["detail"]
+    assert by_name["GPU 1"]["status"] == by_name["torch"]["status"] == "ok"
+    assert "torch and GPUs" not in by_name
     assert answer["report"].startswith("```\nddp-launch ")
     assert str(tmp_path) not in answer["report"]
-    assert not list(tmp_path.iterdir()), "the trial leaves nothing behind"
+    assert not list(folder.iterdir()), "the trial leaves nothing behind"
 
 
 def test_an_unsound_machine_fails_with_what_to_do(tmp_path, fake_driver):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ddp_launch.failure.log_tail import LogTail, read, tail
+from ddp_launch.failure.log_tail import TAIL_BYTES, LogTail, read, tail
 
 HEAD = "Traceback (most recent call last):\n"
 FRAME = '  File "train.py", line 3, in step\n    loss.backward()\n'
@@ -49,9 +49,10 @@ def test_a_line_of_data_is_cut(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("after", ["", "\n[rank0]: noise\n"])
-def test_an_error_with_a_message_of_megabytes(tmp_path: Path, after: str) -> None:
+@pytest.mark.parametrize("size", [5_000_000, TAIL_BYTES - 30, TAIL_BYTES, TAIL_BYTES + 1000])
+def test_an_error_with_a_message_of_megabytes(tmp_path: Path, after: str, size: int) -> None:
     log = tmp_path / "log"
-    log.write_text("earlier\n" + HEAD + FRAME + "ValueError: begin" + "x" * 5_000_000 + "end" + after)
+    log.write_text("earlier\n" + HEAD + FRAME + "ValueError: begin" + "x" * size + "end" + after)
     found = read((log,))
     assert found.messages[0].startswith("ValueError: begin")
     assert found.messages[0].splitlines()[0].endswith("end")
