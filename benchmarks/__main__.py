@@ -1,4 +1,4 @@
-"""The front of all measurements.
+"""The command line of all measurements.
 
 python -m benchmarks list                       # what there is
 python -m benchmarks step_overhead [...]        # one of them, with its own options (or: run step_overhead)

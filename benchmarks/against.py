@@ -26,7 +26,7 @@ Cells = dict[tuple[str, str], float]
 
 
 def compare(name: str, words: Sequence[str], folder: Path, turns: int) -> int:
-    """Print the comparison; 1 where a figure was not measured on both sides. Errors: UserError."""
+    """Print the comparison; returns 1 if no figure was measured in both folders. Errors: UserError."""
     if not (folder / "benchmarks" / f"{name}.py").is_file():
         raise UserError(f"--against {folder}: there is no benchmarks/{name}.py in it")
     places = {HERE: ROOT, THERE: folder}

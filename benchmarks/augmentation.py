@@ -63,6 +63,7 @@ def _ours(images: Tensor, options: AugmentOptions) -> Callable[[], int]:
     rows = torch.randperm(OURS_BATCHES * BATCH, generator=torch.Generator().manual_seed(0)) % len(images)
 
     def work() -> int:
+        """Augment OURS_BATCHES batches; returns the number of images."""
         draws = augmentation.draw(rows, 0)
         for first in range(0, len(rows), BATCH):
             part = slice(first, first + BATCH)
@@ -77,6 +78,7 @@ def _theirs(images: Tensor, transform: nn.Module) -> Callable[[], int]:
     samples = images[:THEIRS_IMAGES].permute(0, 3, 1, 2).contiguous().unbind(0)
 
     def work() -> int:
+        """Augment the images of one measurement; returns their number."""
         torch.stack([transform(sample) for sample in samples])
         return len(samples)
 

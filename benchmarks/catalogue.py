@@ -25,7 +25,7 @@ class Benchmark:
 
     @cached_property
     def paragraphs(self) -> list[str]:
-        """Those of the module's docstring, each as one line."""
+        """The paragraphs of the module's docstring, each as one line."""
         source = Path(__file__).with_name(f"{self.name}.py").read_text()
         return [" ".join(part.split()) for part in (ast.get_docstring(ast.parse(source)) or "").split("\n\n")]
 
@@ -43,7 +43,7 @@ _NAMES = (
 )  # fmt: skip
 _NEED_DATA = ("training_run", "time_to_accuracy")
 CATALOGUE = tuple(Benchmark(name, needs="data" if name in _NEED_DATA else "") for name in _NAMES)
-"""In the order of the page."""
+"""All measurements, in the order of the page."""
 
 
 def find(name: str) -> Benchmark | None:

@@ -1,4 +1,4 @@
-"""The short form of the kept measurements against their recorded ratios: `python -m benchmarks check`.
+"""Repeats the kept measurements in short forms and compares with the recorded ratios: `python -m benchmarks check`.
 
 Ratios within a round are compared, never times, so that another machine of the same kind may check. Each ratio says how
 many times better we are: more is better. It has fallen behind if even the upper quartile of the new rounds is below the
@@ -26,19 +26,19 @@ Result = Mapping[str, Any]
 Ratios = dict[str, Spread]
 LEAST, TIMES, MOST, WITHOUT_SPREAD = 0.10, 3.0, 0.5, 0.33
 LIMIT_S = 900.0
-"""For one measurement: on a busy machine it tries three times as many rounds."""
+"""Time limit of one measurement: on a busy machine it tries three times as many rounds."""
 
 
 @dataclass(frozen=True)
 class Short:
-    """The short form of a measurement. `words`: its options; `read`: the ratios of a result, those that it has."""
+    """The short form of a measurement. `words`: its options; `read`: yields the ratios that a result has."""
 
     benchmark: str
     words: str
     read: Callable[[Result], Iterable[tuple[str, Spread]]]
 
     def ratios(self, result: Result) -> Ratios:
-        """By name; {} for a result without figures."""
+        """The ratios of a result by name; {} for a result without figures."""
         try:
             return dict(self.read(result))
         except (KeyError, StopIteration, ValueError):
@@ -46,10 +46,11 @@ class Short:
 
 
 def _kept(paths: Mapping[str, Sequence[str]], models: str = "") -> Callable[[Result], Iterator[tuple[str, Spread]]]:
-    """Ratios that the result has as such, by the paths of their keys. models: the key of those below each network."""
+    """Ratios that are in the result itself, by the paths of their keys. models: the key of networks with own ratios."""
 
     def read(result: Result) -> Iterator[tuple[str, Spread]]:
-        # Beside busy processes other ratios hold.
+        # Ratios that were measured beside busy processes are not comparable.
+        """Yield name and ratio, for each path that the result has."""
         if "--beside" in result.get("command", ""):
             return
         for prefix, part in (
@@ -66,9 +67,10 @@ def _kept(paths: Mapping[str, Sequence[str]], models: str = "") -> Callable[[Res
 
 
 def _rounds(pairs: Mapping[str, tuple[str, str]], models: str = "") -> Callable[[Result], Iterator[tuple[str, Spread]]]:
-    """Ratios within the rounds of a result: name -> (numerator, denominator). A case that is not there is left out."""
+    """Ratios within the rounds of a result: name -> (numerator, denominator). A missing case is left out."""
 
     def read(result: Result) -> Iterator[tuple[str, Spread]]:
+        """Yield name and ratio, for each pair of cases in every round."""
         for prefix, part in (
             ((f"{name}: ", part) for name, part in result[models].items()) if models else [("", result)]
         ):
@@ -85,7 +87,7 @@ def _single(values: Iterable[tuple[str, float]]) -> Iterator[tuple[str, Spread]]
 
 
 def _overheads(result: Result) -> Iterator[tuple[str, Spread]]:
-    """What others add to a step, as times what the trainer adds."""
+    """The time that other libraries add to a step, divided by the time that the trainer adds."""
     ours = result["over_bare_us"]["trainer"]
     for name in ("accelerate", "lightning"):
         if other := result["over_bare_us"].get(name):
@@ -118,7 +120,7 @@ def _augmentations(result: Result) -> Iterator[tuple[str, Spread]]:
 
 
 def _checkpoints(result: Result) -> Iterator[tuple[str, Spread]]:
-    """The share of time left with a checkpoint in each stretch."""
+    """The time of a stretch of steps divided by the time of one with a checkpoint."""
     step, cost = result["seconds_of_a_stretch"]["median"], result["seconds_a_checkpoint_costs"]
     median, low, high = (step / (step + max(0.0, cost[name])) for name in ("median", "high", "low"))
     yield "12 steps over 12 steps with a checkpoint", Spread(median, low, high)
@@ -173,7 +175,7 @@ SHORT = (
     Short("reproducible_cost", "--models small --rounds 5", _rounds(REPRODUCIBLE, "models")),
     Short("input_pipeline", "--rounds 5", _kept(INPUT)),
 )
-"""The quick ones first."""
+"""All short forms, the quick ones first."""
 FEWER = ("mixed_ranks", "cpu_speed", "ddp_scaling", "reproducible_cost")
 NO_SHORT_FORM = {
     "time_to_accuracy": "trains for minutes to hours",
@@ -192,7 +194,7 @@ NO_SHORT_FORM = {
 
 @dataclass(frozen=True)
 class Row:
-    """A ratio, recorded and now; `now` None where it was not measured, and why."""
+    """A ratio, as recorded and as measured now. `now`: None where it was not measured, and `why` has the reason."""
 
     benchmark: str
     name: str
@@ -202,7 +204,7 @@ class Row:
 
     @property
     def bound(self) -> float:
-        """What the upper quartile must reach."""
+        """The value that the new upper quartile must reach."""
         spread = self.recorded
         half = max(spread.high - spread.median, spread.median - spread.low) / abs(spread.median)
         return spread.median * (1 - (min(MOST, max(LEAST, TIMES * half)) if half else WITHOUT_SPREAD))
@@ -216,8 +218,8 @@ class Row:
 
 
 def check(results: Mapping[str, Result], names: Sequence[str]) -> int:
-    """Measure, print and compare; 1 where a ratio fell behind. `results`: the kept ones; `names`: of measurements, all
-    without. Errors: UserError."""
+    """Measure, print and compare; returns 1 if a ratio fell behind. `results`: the kept results; `names`: the
+    measurements to repeat, all if empty. Errors: UserError."""
     known = {short.benchmark: short for short in SHORT}
     if unknown := [name for name in names if name not in known]:
         raise UserError(f"check {unknown[0]}: no short form of that name; known are {', '.join(known)}")
@@ -244,7 +246,7 @@ def check(results: Mapping[str, Result], names: Sequence[str]) -> int:
                 for one, two in zip(found, again, strict=True)
             ]
         rows += found
-        print(plain_text(table(found)), file=sys.stderr, flush=True)  # kept where the check is broken off
+        print(plain_text(table(found)), file=sys.stderr, flush=True)  # in case the check is interrupted
         print(f"  {time.monotonic() - begin:.0f} s" + (f", {why}" if why else ""), file=sys.stderr, flush=True)
     print(plain_text(table(rows)))
     for name, why in () if names else NO_SHORT_FORM.items():
@@ -257,7 +259,7 @@ def check(results: Mapping[str, Result], names: Sequence[str]) -> int:
 
 
 def compare(short: Short, recorded: Ratios, result: Result, why: str) -> list[Row]:
-    """A row for each ratio that was recorded with the short form's options. `why`: there is no result."""
+    """A row for each ratio that was recorded with the short form's options. `why`: the reason if there is no result."""
     now = short.ratios(result)
     if now:
         # The short form has fewer networks, and fewer speeds, than the kept result.
@@ -267,7 +269,7 @@ def compare(short: Short, recorded: Ratios, result: Result, why: str) -> list[Ro
 
 
 def table(rows: Sequence[Row]) -> dict[str, Any]:
-    """The rows as report.plain_text takes them."""
+    """The rows as a table for report.plain_text."""
     columns = ["measurement", "ratio", "recorded", "now", "at least", ""]
     shown = [
         [

@@ -34,11 +34,12 @@ CIFAR10_TRAIN = 50_000
 
 
 def take(trainer: Trainer, count: int) -> Turns:
-    """Seconds of a stretch of steps, by case; of `COPY`, those for which the training thread waits."""
+    """Seconds of a stretch of steps, by case; for `COPY`, the seconds for which the training thread waits."""
     epochs, saver = itertools.count(), trainer.components.saver
     assert saver is not None
 
     def stretch(*, saved: bool) -> float:
+        """Seconds of a stretch of steps, with a checkpoint at its start if `saved`."""
         started = time.perf_counter()
         if saved:
             saver.save(trainer.progress, trainer.components.evaluated)
@@ -52,6 +53,7 @@ def take(trainer: Trainer, count: int) -> Turns:
         return time.perf_counter() - started
 
     def call() -> float:
+        """Seconds of the call that saves a checkpoint."""
         started = time.perf_counter()
         saver.save(trainer.progress, trainer.components.evaluated)
         taken = time.perf_counter() - started

@@ -41,7 +41,7 @@ def bus_bandwidth(kind: str, size: int, seconds: float, ranks: int) -> tuple[flo
 
 
 def work(backend: str, rounds: int) -> dict[str, Any]:
-    """What every rank does. Returns {"KIND SIZE": seconds} for each clean round, with the number of ranks."""
+    """The work of every rank. Returns {"KIND SIZE": seconds} for each clean round, with the number of ranks."""
     import torch
     import torch.distributed as dist
 
@@ -59,7 +59,7 @@ def work(backend: str, rounds: int) -> dict[str, Any]:
         dist.all_reduce(ours)
         others = (busy_after - busy - float(ours)) / max(total_after - total, 1e-9)
         dirty = torch.tensor([float(others > LIMIT)], device=device)
-        dist.all_reduce(dirty)  # all ranks must come to the same answer
+        dist.all_reduce(dirty)  # all ranks must make the same decision
         if float(dirty):
             disturbed += 1
         else:
@@ -83,6 +83,7 @@ def _time(kind: str, size: int, ranks: int, device: torch.device) -> float:
     }[kind]
 
     def seconds(repeats: int) -> float:
+        """The slowest rank's mean time of a call over some repetitions."""
         dist.barrier()
         started = time.perf_counter()
         for _ in range(repeats):

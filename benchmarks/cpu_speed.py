@@ -33,11 +33,11 @@ CASES: dict[str, tuple[str, dict[str, str]]] = {
     BOTH: ("channels_last", MALLOC),
     SHORT: ("channels_last", MALLOC | SPIN),
 }
-"""Memory format and environment variables."""
+"""Case -> memory format and environment variables."""
 
 
 def train(name: str, layout: str) -> float:
-    """Images per second of training in this process. layout: of torch's memory formats."""
+    """Images per second of training in this process. layout: the name of one of torch's memory formats."""
     import torch
 
     from ddp_train import models

@@ -23,7 +23,7 @@ SIDE, PAD, BATCH, CALLS = 32, 4, 512, 20
 
 
 def _microseconds(call: Callable[[], Tensor], device: torch.device) -> float:
-    """Of one call."""
+    """Microseconds of one call."""
     if device.type == "cuda":
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()

@@ -28,7 +28,7 @@ from ddp_core.errors import UserError
 
 WARM_UP, STEPS = 12, 24
 RESERVE = 256 << 20
-"""Bytes."""
+"""Bytes that are added to the heap before the clock starts."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def find_models(text: str) -> dict[str, Model]:
 
 
 def together(ranks: int, model: Model, device: str = "cpu") -> float:
-    """Images per second of one run on so many ranks."""
+    """Images per second of one run on `ranks` ranks."""
     return float(_start(ranks, model, device)())
 
 
@@ -81,7 +81,7 @@ def _apart(count: int, model: Model) -> float:
 
 
 def _start(ranks: int, model: Model, device: str, threads: int | None = None) -> Callable[[], Any]:
-    """Start a run of the trainer's own steps; a function that waits for its images per second."""
+    """Start a run of the trainer's own steps; returns a function that waits for its images per second."""
     where = ["--cpu"] if device == "cpu" else ["--auto"]
     task = {"model": model.name, "options": model.options, "batch": model.batch, "device": device}
     return start_worker(
@@ -90,7 +90,7 @@ def _start(ranks: int, model: Model, device: str, threads: int | None = None) ->
 
 
 def work(model: str, options: str, batch: int, device: str) -> float:
-    """What each rank does: the trainer's steps on synthetic images. Returns images per second of all ranks."""
+    """The work of each rank: the trainer's steps on synthetic images. Returns images per second of all ranks."""
     import torch
 
     from ddp_train.assemble.build import build
@@ -112,8 +112,8 @@ def work(model: str, options: str, batch: int, device: str) -> float:
     for window in itertools.islice(windows, WARM_UP):
         trainer.train_step(window)
     if device == "cpu":
-        # In its first hundred steps a process asks for more pages now and then. A machine that must first find them, a
-        # virtual one above all, is then late by tens of milliseconds.
+        # In its first hundred steps a process still requests pages at times, which takes tens of milliseconds on a
+        # machine that must find them first, such as a virtual one: request them now.
         torch.zeros(RESERVE // 4)
     torch.get_device_module(where).synchronize(where)
     process_group.wait_for_all()

@@ -40,7 +40,7 @@ REST = "\ndist.all_reduce(torch.ones(1))\ndist.destroy_process_group()\n"
 
 @dataclass(frozen=True)
 class _Program:
-    """`cause`: a pattern of what explains it; `rank`: the one that failed, None where all do alike."""
+    """A program that fails. `cause`: a pattern of the line that explains it; `rank`: the failing one, None for all."""
 
     about: str
     text: str
@@ -108,7 +108,7 @@ def launchers() -> dict[str, list[str]]:
 
 
 def _fail(name: str, command: list[str], program: _Program, limit_s: float) -> Figures:
-    """Run a program under a launcher to its end, or for `limit_s`; what it said of the failure."""
+    """Run a program under a launcher to its end, or for `limit_s`; returns what the output says of the failure."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "train.py").write_text(program.text)
         env = os.environ | {"DS_ACCELERATOR": "cpu", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}

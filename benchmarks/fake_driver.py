@@ -19,7 +19,7 @@ MACHINE = "h100_8x_nvswitch"
 
 @contextmanager
 def environments(*delays_us: int, gpu: dict[str, Any] | None = None) -> Iterator[dict[int, dict[str, str]]]:
-    """For each delay of the driver's calls an environment with eight H100; `gpu`: facts of every GPU.
+    """For each delay of the driver's calls, an environment with eight H100; `gpu`: more facts of every GPU.
 
     Byte code is cached, as it is after any first run. Errors: SystemExit without a C compiler.
     """

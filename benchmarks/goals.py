@@ -1,4 +1,4 @@
-"""What the measurements are held to: a table of goals, each with its bound and where a result has its figure."""
+"""The goals of the measurements: a table of goals, each with its bound and a function that reads its figure."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Goal:
     """One figure of one benchmark, with one bound.
 
     lowest: of several results the lowest figure counts, not that of the last one by name.
-    why: the known reason where the goal is missed. absent: what stands where no result has the figure.
+    why: the known reason where the goal is missed. absent: the text where no result has the figure.
     """
 
     benchmark: str
@@ -36,7 +36,7 @@ class Goal:
 
 
 def table(results: Mapping[str, Result], made_by: Callable[[str, Result], bool]) -> list[str]:
-    """Markdown lines: every goal with the newest figure there is. made_by(benchmark, result): whose result it is."""
+    """Markdown lines: every goal with its last figure. made_by(benchmark, result): whether the result is from it."""
     lines = ["| goal | asked | measured | |", "|---|---|---|---|"]
     for goal in GOALS:
         values = []
@@ -57,9 +57,10 @@ def table(results: Mapping[str, Result], made_by: Callable[[str, Result], bool])
 
 
 def _median(*path: str, beside: bool = False) -> Read:
-    """The median at a path of keys. beside: of cpu_speed beside busy processes, not on the quiet machine."""
+    """The median at a path of keys. beside: read results made beside busy processes, not on the quiet machine."""
 
     def read(result: Result) -> float:
+        """The median; KeyError where the result was measured on the other kind of machine."""
         if ("--beside" in result.get("command", "")) is not beside:
             raise KeyError("measured on the other kind of machine")
         found: Any = result
@@ -71,12 +72,12 @@ def _median(*path: str, beside: bool = False) -> Read:
 
 
 def _slower(times: int) -> Read:
-    """The ratio of mixed_ranks where one rank is so many times slower."""
+    """The ratio of mixed_ranks where one rank takes `times` times as long."""
     return lambda result: next(float(row["ratio"]) for row in result["results"] if row["slower"] == times)
 
 
 def _clean(result: Result, *, preset: bool, least: int = 3) -> list[list[dict[str, Any]]]:
-    """The undisturbed runs of the preset or of its peers, by kind of run, where there are at least so many."""
+    """The undisturbed runs of the preset or of its peers, by kind of run, for kinds with at least `least` of them."""
     kinds = [runs for name, runs in result["runs"].items() if name.startswith("--preset") is preset]
     clean = [[run for run in runs if not run["disturbed"]] for runs in kinds]
     return [runs for runs in clean if len(runs) >= least]
@@ -85,10 +86,11 @@ def _clean(result: Result, *, preset: bool, least: int = 3) -> list[list[dict[st
 def _seconds_to(accuracy: float, measure: str = "test_accuracy", least: int = 3) -> Read:
     """The mean time of the epochs of the shortest kind of run with a mean accuracy of at least `accuracy`.
 
-    measure: the key of the accuracy, plain or with test-time augmentation; least: undisturbed runs that it takes.
+    measure: the key of the accuracy, plain or with test-time augmentation; least: undisturbed runs that are needed.
     """
 
     def read(result: Result) -> float:
+        """Mean seconds of the fastest kind of run that reaches the accuracy."""
         kinds = _clean(result, preset=True, least=least)
         reached = [runs for runs in kinds if statistics.fmean(run[measure] or 0.0 for run in runs) >= accuracy]
         if not reached:
@@ -105,6 +107,7 @@ def sooner_to(accuracy: float) -> Read:
     """
 
     def time_to(epochs: list[dict[str, float]]) -> float:
+        """Seconds of the epochs until the accuracy is reached, or of all."""
         spent = 0.0
         for epoch in epochs:
             spent += epoch["seconds"]
@@ -113,6 +116,7 @@ def sooner_to(accuracy: float) -> Read:
         return spent
 
     def read(result: Result) -> float:
+        """Mean seconds of the peer's runs divided by the preset's."""
         times = [time_to(run["epochs"]) for runs in _clean(result, preset=False) for run in runs]
         if not times:
             raise KeyError("no such run")
@@ -122,7 +126,7 @@ def sooner_to(accuracy: float) -> Read:
 
 
 def _over_report(case: str, delay_us: int) -> Read:
-    """The median ratio to our report of a case of topology_peers, where each call of the driver takes so long."""
+    """The median ratio of a case of topology_peers to our report, with a driver that takes `delay_us` a call."""
     where = [f"{delay_us} µs a call", case]
     return lambda result: next(float(str(row[3]).split()[0]) for row in result["table"]["rows"] if row[:2] == where)
 
@@ -137,6 +141,7 @@ def _accuracy_of(target: float) -> Read:
     """The mean plain accuracy of the undisturbed runs for a target."""
 
     def read(result: Result) -> float:
+        """Mean accuracy of the undisturbed runs."""
         runs = [run for run in result["runs"][f"--preset speedrun --target {target:g}"] if not run["disturbed"]]
         if not runs:
             raise KeyError("no such run")
@@ -149,6 +154,7 @@ def _share(*, one_thread: bool) -> Read:
     """The share of the matrix rate that speedrun's steps reach."""
 
     def read(result: Result) -> float:
+        """The median share; KeyError for another number of threads."""
         if ("--threads 1" in result["command"]) is not one_thread:
             raise KeyError("measured with another number of threads")
         return float(result["models"]["speedrun"]["share"]["median"])
@@ -157,7 +163,7 @@ def _share(*, one_thread: bool) -> Read:
 
 
 def _select_seconds(result: Result) -> float:
-    """Of topology_report, where the driver answers at once."""
+    """Wall seconds of `select` in topology_report, where the driver answers at once."""
     rows = result["results"]
     return next(float(row["wall_s"]) for row in rows if row["command"] == "select" and not row["delay_us"])
 

@@ -1,4 +1,4 @@
-"""What every measurement shares: its options, the machine it ran on, the table, the JSON, and turns with a checkout.
+"""Shared by all measurements: options, description of the machine, table, JSON, and turns with another checkout.
 
 A measurement is a function from its options to figures. `Measurement` is its `main`: it parses, describes the machine,
 measures, prints the JSON to stdout and the table to stderr, and keeps the JSON as benchmarks/results/NAME.json with
@@ -42,6 +42,7 @@ def number(name: str, default: float | None, about: str, metavar: str = "N", lea
     kind, words = (float, "number") if isinstance(default, float) else (int, "whole number")
 
     def read(word: str) -> float:
+        """Parse the number. Errors: argparse.ArgumentTypeError."""
         try:
             value = kind(word)
         except ValueError:
@@ -110,7 +111,7 @@ class Measurement:
             state = f"the machine is busy (load {load} on {machine['usable_cpus']} CPUs)"
             print(f"note: {state}: rounds that other processes disturb did not count", file=sys.stderr)
         if getattr(arguments, "data_dir", None):
-            arguments.data_dir = "DIR"  # the folder's name is the user's own affair
+            arguments.data_dir = "DIR"  # the folder's name is private
         command = " ".join([f"python -m benchmarks.{self.name}", *self._words(arguments)])
         result = {"schema": "ddp-benchmark/1", "command": command, "machine": machine, **figures}
         written = json.dumps(result, indent=2)
@@ -129,7 +130,7 @@ class Measurement:
         for option in self.options:
             name = option.names[0]
             value = getattr(arguments, name.strip("-").replace("-", "_"))
-            # An empty list is an answer where it is not the default, as in `--targets`.
+            # An empty list counts as given where it is not the default, as in `--targets`.
             given = value or (value == [] and option.settings.get("default") != [])
             if name in ("--out", "--against", "--turns") or not name.startswith("-") or not given:
                 continue
@@ -143,13 +144,14 @@ def measurement(
     worker: Callable[..., object] | None = None,
     failed: Callable[[Figures], bool] = lambda figures: "not_measured" in figures,
 ) -> Callable[[Callable[[Arguments], Figures]], Measurement]:
-    """Makes a module's `main`, its last function, from what makes the figures; runs it where the module is the program.
+    """Turns a module's last function, which returns the figures, into its `main`; runs it if the module is the program.
 
     Figures with the key `command` replace the harness's own. worker: the function that the module runs in the processes
     of `programs.start_worker`. failed: whether the exit status is 1.
     """
 
     def declare(measure: Callable[[Arguments], Figures]) -> Measurement:
+        """Make `main`, and run it if the module is the program."""
         name = measure.__globals__["__spec__"].name.rpartition(".")[2]
         main = Measurement(name, measure, options, worker, failed)
         if measure.__module__ == "__main__":

@@ -35,7 +35,7 @@ START_S = 5.0
 
 def _by_hand(words: Sequence[str], mark: Path, env: Mapping[str, str]) -> float:
     """Seconds to the first line with both launchers started by hand."""
-    # Below the ports that the system gives to connections.
+    # Below the system's range of ephemeral ports.
     place = ["--nnodes", "2", "--rdzv-endpoint", f"{LOOPBACK}:{random.randint(20_000, 29_999)}"]
     first, second = ([*LAUNCH, *place, "--node-rank", str(rank), *words] for rank in range(2))
     both = f"{shlex.join(second)} & {shlex.join(first)}; status=$?; wait; exit $status"
@@ -50,7 +50,7 @@ def _served(servers: Mapping[int, Sequence[str]], command: Sequence[str], mark: 
 
 @contextmanager
 def _running(servers: Mapping[int, Sequence[str]]) -> Iterator[None]:
-    """The sshds, for one launch: what they use counts as this program's own time once they have ended."""
+    """Run the sshds for one launch: once they have ended, their CPU time counts as this program's own."""
     Path("/run/sshd").mkdir(exist_ok=True)
     processes = [subprocess.Popen(command, stderr=subprocess.DEVNULL) for command in servers.values()]
     try:
@@ -90,7 +90,7 @@ def _free_port() -> int:
 
 
 def _await(port: int) -> None:
-    """Errors: TimeoutError."""
+    """Wait until a server listens at the port. Errors: TimeoutError."""
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline:
         with suppress(OSError), socket.create_connection((LOOPBACK, port)):

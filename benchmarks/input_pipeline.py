@@ -1,10 +1,10 @@
 """Training images per second that the input delivers, compared with a DataLoader with torchvision's transforms.
 
 The work is the same for all: decoded images in memory, crop with a border of 4, flip, normalisation, and random erasing
-or not, in batches of 512. DataLoaders get each image as PIL image or uint8 tensor; their worker processes are started
-before the clock is. Ours is the resident pipeline with its keyed draws per sample, the draws of the epoch included. The
-ratio is to the DataLoader with the best median. With --device cuda the images stay on the GPU and the clock stops when
-it has finished.
+or not, in batches of 512. DataLoaders get each image as PIL image or uint8 tensor; their worker processes start before
+the clock. Ours is the resident pipeline with its keyed draws per sample, the draws of the epoch included. The ratio is
+to the DataLoader with the best median. With --device cuda the images stay on the GPU and the clock stops when the GPU
+has finished.
 
 Images per second without any training. `resident` is the pipeline here; `again` shows the noise. `erasing`: with random
 erasing of half of the images.
@@ -72,6 +72,7 @@ def _ours(dataset: Dataset, device: torch.device, *, erase: bool) -> Callable[[]
     )
 
     def work() -> float:
+        """Read OURS_EPOCHS epochs; returns images per second."""
         count, started = 0, time.perf_counter()
         for epoch in range(OURS_EPOCHS):
             for window in pipeline.train(epoch):
@@ -83,7 +84,7 @@ def _ours(dataset: Dataset, device: torch.device, *, erase: bool) -> Callable[[]
 
 
 def _theirs(images: Images, device: torch.device, workers: int) -> float:
-    """Images per second after the warm-up; the loader is used up, so that its workers have ended."""
+    """Images per second after the warm-up; the loader is read to its end, so that its workers have ended."""
     torch.manual_seed(0)
     pinned = device.type == "cuda"
     loader = DataLoader(images, BATCH, shuffle=True, num_workers=workers, drop_last=True, pin_memory=pinned)

@@ -33,7 +33,7 @@ FABRIC = "run --accelerator cpu --strategy ddp --main-port 0"
 
 
 def commands(count: int, program: list[str]) -> dict[str, list[str]]:
-    """The launchers that are here, each with its command for `count` processes on the CPU."""
+    """The installed launchers, each with its command for `count` processes on the CPU."""
     here = Path(sys.executable).parent
     bare = [*torchrun(count), *program]
     found = {OURS: [*LAUNCH, "--cpu", "--nproc", str(count), *program], BASE: bare, AGAIN: bare}

@@ -85,7 +85,7 @@ class _Ready:
 
 
 def _first(samples: list[Any]) -> Any:
-    """Collates the one batch of a batch."""
+    """Collate function that returns the only sample, which is a batch already."""
     return samples[0]
 
 
@@ -108,13 +108,14 @@ def _run(network: Any, ready: _Ready, folder: str) -> Iterable[Callable[[], int]
     from ddp_train import Run
 
     with Run(folder, device="cpu") as run:
-        torch.set_num_threads(1)  # under torchrun it takes one thread for torchrun's choice, and all cores for its own
+        torch.set_num_threads(1)  # under torchrun, Run takes one thread for torchrun's default, and uses all cores
         net = run.model(network)
         optimizer = _sgd(net)
         loader = run.loader(ready, batch_size=run.world_size, collate_fn=_first)
         run.keep(net=net, optimizer=optimizer)
 
         def epoch() -> int:
+            """One epoch; returns its number of steps."""
             for inputs, labels in loader:
                 run.backward(cross_entropy(net(inputs), labels), mean=True)
                 run.step(optimizer)
@@ -160,10 +161,11 @@ def _fabric(network: Any, ready: Any, folder: str) -> Iterable[Callable[[], int]
 
 
 def _twice(network: Any, optimizer: Any, loader: Any, backward: Callable[[Any], object]) -> Iterable[Callable[[], int]]:
-    """Two epochs of the loop that all but ours have."""
+    """Two epochs of the loop, which is the same for all but ours."""
     from torch.nn.functional import cross_entropy
 
     def epoch() -> int:
+        """One epoch; returns its number of steps."""
         for inputs, labels in loader:
             optimizer.zero_grad()
             backward(cross_entropy(network(inputs), labels))
@@ -175,7 +177,7 @@ def _twice(network: Any, optimizer: Any, loader: Any, backward: Callable[[Any], 
 
 
 class Program:
-    """One of the programs, run on several ranks in folders of its own below `folder`."""
+    """One of the programs, run on several ranks in its own folders below `folder`."""
 
     def __init__(self, loop: str, folder: Path, limit_s: float) -> None:
         self._loop, self._folder, self._limit_s = loop, folder / PROGRAMS[loop], limit_s
@@ -199,7 +201,7 @@ class Program:
             return None, process.communicate()[0]
 
     def weights(self, name: str) -> Any:
-        """Those at the end, as one tensor; None where there are none."""
+        """The weights at the end of a run, as one tensor; None if the run saved none."""
         import torch
 
         file = self._folder / name / "weights.pth"
@@ -209,7 +211,7 @@ class Program:
         return torch.cat([tensor.flatten() for tensor in state.values()])
 
     def samples(self, name: str) -> int:
-        """How many rank 0 has read in its latest run."""
+        """How many samples rank 0 has read in its latest run."""
         return int((self._folder / name / "samples-0.txt").read_text())
 
 
@@ -226,7 +228,7 @@ def outcomes(program: Program) -> dict[str, str]:
         found[signal_name] = f"{_compared(program, signal_name)}, {repeated}"
     _, printed = program.run("nan", 2, "nan 1 100")
     weights = program.weights("nan")
-    # Not by the status: gloo sometimes aborts where a finished program takes its process group down.
+    # The status does not count: gloo sometimes aborts while a finished program destroys its process group.
     found["NaN"] = (
         f"stops{_named(printed)}" if weights is None else f"trains on; finite weights: {bool(weights.isfinite().all())}"
     )
@@ -264,6 +266,7 @@ def _steps(loops: list[str], wanted: int, folder: str) -> Turns:
     """The CPU time of a step of every loop, on one rank and on two, in turns."""
 
     def once(loop: str, ranks: int) -> float:
+        """Microseconds of CPU time a step, in new processes."""
         env = os.environ | {"OMP_NUM_THREADS": "1"}
         task = {"loop": loop, "folder": tempfile.mkdtemp(dir=folder)}
         return float(start_worker("library_loops", task, torchrun(ranks), env)())

@@ -55,7 +55,7 @@ GROUPS = (
         "sums and factors",
     ),
 )
-"""How names of operators begin, and what they do: that of the operator itself, else of the nearest one around it."""
+"""Prefixes of operator names, and what these operators do. An operator without one counts as the one around it."""
 
 
 def peaks(device: Any, dtype: Any) -> dict[str, float]:
@@ -110,7 +110,7 @@ def _clock(device: Any) -> Callable[[], float]:
 
 
 def work(name: str, device: str, profile: bool) -> dict[str, Any]:
-    """What the process of a network does: the machine's rates, then the steps of its trainer."""
+    """The work of a network's process: measures the machine's rates, then the steps of its trainer."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -184,11 +184,11 @@ def _profile(trainer: Any, windows: Iterator[Any]) -> dict[str, float]:
 
 
 def group_of(event: Any) -> str:
-    """What an event of the profiler belongs to: itself, or the nearest one around it that has a group."""
+    """The group of a profiler event: its own, or that of the nearest event around it that has a group."""
     names = [event.name]
     while (event := event.cpu_parent) is not None:
         names.append(event.name)
-    # Whatever is inside of these.
+    # All events inside of these belong to their groups.
     for kind, group in (("data", "data"), ("Optimizer.step", "optimizer")):
         if any(name.startswith(kind) for name in names):
             return group
@@ -238,7 +238,7 @@ def _median_profile(answers: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def _shown(profiles: dict[str, dict[str, float]], whole: list[list[str]]) -> list[list[str]]:
-    """Rows of the profile of each network, after one with its share of the machine's rate. `whole`: see `_row`."""
+    """Rows of the profile of each network, after one with its share of the machine's rate. `whole`: rows of `_row`."""
     rows = []
     for (name, spent), (*_, step, rate, _, share) in zip(profiles.items(), whole, strict=True):
         rows.append([name, f"a step without the profiler: {share} of {rate} GFLOP/s", step, ""])

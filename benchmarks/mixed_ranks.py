@@ -1,9 +1,9 @@
 """Two ranks of unequal speed: shares by measured speed, compared with equal shares.
 
-Two ranks on the CPU train a tiny network; each waits --delay-ms for each of its samples before a forward pass, and the
-slowed one that many times as long. The computing itself comes on top of both, so that on a quiet machine the ratio
-stays below its bound of (k + 1) / 2. The clock is the trainer's own: images per second of training, the median of the
-epochs; calibration and evaluation are not counted.
+Two ranks on the CPU train a tiny network. Before a forward pass each waits --delay-ms for each of its samples, and the
+slowed one k times as long (--slower). Computing adds the same to both, so that on a quiet machine the ratio stays below
+its bound of (k + 1) / 2. The clock is the trainer's own: images per second of training, the median of the epochs;
+calibration and evaluation are not counted.
 
 One of two ranks is slowed. The bound is what arithmetic allows measured shares to gain.
 """

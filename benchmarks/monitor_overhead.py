@@ -43,9 +43,9 @@ MONITORS = {
 
 
 def take(command: list[str], environ: dict[str, str], seconds: float) -> Figures | None:
-    """CPU seconds of a command's process and its ended children: of its first seconds, and of each second after.
+    """CPU time of a command's process and its ended children: seconds to start, then percent of one core.
 
-    None when it ends early or does not show the GPUs: then there is nothing to compare.
+    None if the command ends early or does not show the GPUs: then there is nothing to compare.
     """
     child, terminal = pty.fork()
     if child == 0:
@@ -71,7 +71,7 @@ def take(command: list[str], environ: dict[str, str], seconds: float) -> Figures
 
 
 def _read(terminal: int, seconds: float) -> bytes:
-    """Read what the monitor draws for a while; all of it. Errors: OSError where it has ended."""
+    """Read what the monitor draws for `seconds`; returns all of it. Errors: OSError where the monitor has ended."""
     end, drawn = time.monotonic() + seconds, b""
     while (left := end - time.monotonic()) > 0:
         if select.select([terminal], [], [], left)[0]:
@@ -84,7 +84,7 @@ def _read(terminal: int, seconds: float) -> bytes:
     Option("--out", "--name", default="monitor-overhead", metavar="NAME", help="the result's name"),
 )
 def main(arguments: Arguments) -> Figures:
-    """Run each monitor that is installed on a terminal of its own."""
+    """Run each installed monitor on its own terminal."""
     results: Figures = {}
     gpu = BUSY_GPU | {"processes": [{"pid": os.getpid(), "used_mib": 30_000}]}
     with fake_driver.environments(0, gpu=gpu) as environments, tempfile.TemporaryDirectory() as folder:

@@ -25,11 +25,11 @@ Results = Mapping[str, dict[str, Any]]
 Curve = list[tuple[float, float]]
 """Seconds since the first epoch began, and test accuracy, after each epoch."""
 TICKS = [5, 10, 20, 45, 100, 300, 600, 1200, 2400, 4800]
-"""Seconds."""
+"""Ticks of the time axis in seconds."""
 
 
 def draw(results: Results, folder: Path) -> list[Path]:
-    """Write each picture that there are results for; the files. Errors: OSError, UserError where they cannot be."""
+    """Write each picture that has results; returns the files. Errors: OSError, UserError where that fails."""
     figures = {
         "accuracy-against-seconds.png": accuracy_figure(results),
         "throughput.png": throughput_figure(results),
@@ -123,7 +123,7 @@ def _scaling(results: Results) -> dict[str, tuple[int, dict[str, float]]]:
 
 
 def start_up_figure(results: Results) -> Figure | None:
-    """Seconds to the first training step by way of starting; None without a result."""
+    """Seconds to the first training step for each way of starting; None without a result."""
     found = [one["rounds"] for one in results.values() if made_by(one) == "start_up" and one.get("rounds")]
     panels = {"": _medians(found[-1])} if found else {}
     return _bars("From the command to the first training step", 2.6, panels, ".1f", "seconds")
@@ -135,7 +135,7 @@ def _medians(rounds: list[dict[str, float]]) -> dict[str, float]:
 
 
 def _bars(title: str, height: float, panels: dict[str, dict[str, float]], form: str, unit: str = "") -> Figure | None:
-    """A panel below the other with a bar for each value, the first on top; each shows its value at its end."""
+    """Panels one below the other, with a bar for each value, the first on top; each bar shows its value at its end."""
     if not panels:
         return None
     figure = new_figure(9, height, title)
@@ -150,5 +150,5 @@ def _bars(title: str, height: float, panels: dict[str, dict[str, float]], form: 
 
 
 def _rows(figure: Figure, count: int) -> list[Axes]:
-    """The axes of so many panels, one below the other."""
+    """The axes of `count` panels, one below the other."""
     return list(figure.subplots(count, 1, squeeze=False)[:, 0])

@@ -19,7 +19,7 @@ from ddp_core.errors import UserError
 
 LIMIT_S = 900
 TASK = "DDP_BENCHMARK_TASK"
-"""Where a worker finds what to do: JSON with the keyword arguments of its function, and `answer`, a file to write."""
+"""The variable with a worker's task: JSON with the keyword arguments of its function, and `answer`, a file to write."""
 LAUNCH = [sys.executable, str(ROOT / "launch.py")]
 MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
 SPIN = {"GOMP_SPINCOUNT": "1000"}
@@ -77,7 +77,7 @@ def trainer_environment(device: str, threads: int | None = None) -> dict[str, st
 def start_worker(
     measurement: str, task: Mapping[str, Any], launcher: Sequence[str], env: Environment = None
 ) -> Callable[[], Any]:
-    """Start the worker function of a measurement in new processes. What is returned waits for rank 0's answer.
+    """Start the worker function of a measurement in new processes. Returns a function that waits for rank 0's answer.
 
     launcher: the command that starts `-m MODULE`: Python itself, launch.py or torchrun with their options.
     Errors: SystemExit where the processes fail.
@@ -88,6 +88,7 @@ def start_worker(
     ended = ThreadPoolExecutor(1).submit(run, command, env)
 
     def answer() -> Any:
+        """Wait for the processes; returns rank 0's answer."""
         with folder:
             ended.result()
             return json.loads(file.read_text())
@@ -98,7 +99,7 @@ def start_worker(
 def command_of(
     measurement: str, task: Mapping[str, Any], launcher: Sequence[str], env: Environment = None
 ) -> tuple[list[str], dict[str, str]]:
-    """The command that runs the worker function of a measurement, and its environment. `task` has `answer`, a file."""
+    """The command that runs the worker function of a measurement, and its environment. `task` has the file `answer`."""
     command = [*launcher, "-m", f"benchmarks.{measurement}"]
     return command, {**(os.environ if env is None else env), TASK: json.dumps(dict(task))}
 

@@ -97,7 +97,7 @@ TITLES = {"us, median (quartiles)": "µs, median (quartiles)", "of each step": "
 
 
 def table_of(result: Row) -> Table | None:
-    """The table of a result: of its figures where `TABLES` has the measurement, else the one that it brings."""
+    """The table of a result: made from its figures where `TABLES` has the measurement, else the result's own table."""
     if (declared := TABLES.get(made_by(result) or "")) is not None:
         key, columns = declared
         found = result.get(key, []) if key else [result]
@@ -118,13 +118,13 @@ def _cell(row: Row, key: str, form: Form) -> str:
 
 
 def markdown(table: Table) -> list[str]:
-    """As the lines of a Markdown table."""
+    """The table as lines of Markdown."""
     head = [f"| {' | '.join(table['columns'])} |", f"|{'---|' * len(table['columns'])}"]
     return head + [f"| {' | '.join(row)} |" for row in table["rows"]]
 
 
 def plain_text(table: Table) -> str:
-    """As aligned lines for a terminal."""
+    """The table as aligned lines for a terminal."""
     lines = [table["columns"], *table["rows"]]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     rows = (zip(line, widths, strict=True) for line in lines)
@@ -137,7 +137,7 @@ def read_results() -> dict[str, dict[str, Any]]:
 
 
 def page(results: dict[str, dict[str, Any]] | None = None) -> str:
-    """The Markdown text. A measurement without a result says so."""
+    """The Markdown text of the page. A measurement without a result has a line that says so."""
     results = read_results() if results is None else results
     lines = [HEAD, "## Goals", "", *goals.table(results, lambda name, result: made_by(result) == name), ""]
     for entry in CATALOGUE:

@@ -47,7 +47,7 @@ dist.destroy_process_group()
 
 
 def run(launcher: list[str], count: int, moment_s: float | None, rank: int) -> tuple[bool, bool, float]:
-    """One run; (whether the rank was still there to be killed, whether all came out right, seconds since its start)."""
+    """One run: (whether the rank was still there to be killed, whether the run succeeded, seconds since its start)."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "worker.py").write_text(WORKER)

@@ -49,8 +49,8 @@ SECONDS = {WITH: "120", WITHOUT: "0", AGAIN: "0"}
 
 
 def work(folder: str = "") -> dict[str, float]:
-    """What the ranks measure: of steps in a `folder`, turn by turn; else of answers, or of collectives alone where no
-    record is kept."""
+    """What the ranks measure: with a `folder`, steps turn by turn; else answers, or collectives alone where no record
+    is kept."""
     if folder:
         steps(Path(folder))
     return answers() if os.environ[RECORDER] != "0" else {"collective": collective_us()}
@@ -93,8 +93,8 @@ def answers() -> dict[str, float]:
 
 
 def steps(folder: Path) -> NoReturn:
-    """So many steps as `folder`/go says, again and again; to `folder`/done go milliseconds a step, by the clock and of
-    the CPU."""
+    """Repeatedly run as many steps as `folder`/go says, and write the milliseconds a step, by the clock and in CPU
+    time, to `folder`/done."""
     import torch
     import torch.distributed as dist
     from torch import nn
@@ -118,7 +118,7 @@ def steps(folder: Path) -> NoReturn:
 
 
 class Program:
-    """The program with steps under the launcher, stopped but for its turns."""
+    """The program with steps under the launcher, stopped except during its turns."""
 
     def __init__(self, case: str, folder: Path) -> None:
         self._folder = folder
@@ -130,7 +130,7 @@ class Program:
         self._read()
 
     def turn(self, count: int) -> list[float]:
-        """Milliseconds a step over so many steps, by the clock and of rank 0's CPU time."""
+        """Milliseconds a step over `count` steps, by the clock and in rank 0's CPU time."""
         self._process.send_signal(signal.SIGCONT)
         (self._folder / "go").write_text(str(count))
         return self._read()
@@ -148,7 +148,7 @@ class Program:
         return sum(sum(one.cpu_times()[:2]) for one in those)
 
     def end(self) -> None:
-        """Its end, whatever it waits for."""
+        """End the program, whatever it waits for."""
         self._process.send_signal(signal.SIGCONT)
         self._process.terminate()
         self._process.wait()
@@ -156,7 +156,7 @@ class Program:
 
 @contextmanager
 def programs() -> Iterator[Mapping[str, Program]]:
-    """The three, started."""
+    """The three programs, started."""
     with ExitStack() as stack:
         found = {}
         for case in SECONDS:
@@ -175,6 +175,7 @@ def main(arguments: Arguments) -> Figures:
     """Start the rank and measure its answers."""
 
     def of_one_rank() -> dict[str, float]:
+        """Costs of answers and of a record, from new processes."""
         env = os.environ | {"OMP_NUM_THREADS": "1"}
         found = [start_worker("stall_cost", {}, torchrun(1), env | {RECORDER: size})() for size in (str(RECORDED), "0")]
         record = found[0].pop("collective") - found[1]["collective"]
@@ -186,6 +187,7 @@ def main(arguments: Arguments) -> Figures:
     with programs() as started:
 
         def measure() -> dict[str, float]:
+            """Milliseconds a step of each program, in a random order."""
             found = {case: started[case].turn(arguments.steps) for case in draw.sample(sorted(started), len(started))}
             clock = {case: found[case][0] for case in started}
             return clock | {f"{case}{CPU}": found[case][1] for case in started}

@@ -55,24 +55,26 @@ def leave_at_first_batch(context: Context) -> Technique:
     from ddp_train.technique import Technique
 
     def leave(*_: object) -> tuple[object, object]:
+        """Write the time of rank 0's first batch, and end the process."""
         if MARK in os.environ and context.ranks.is_first:
             Path(os.environ[MARK]).write_text(str(time.monotonic()))
         sys.stderr.flush()  # the import times
         if context.ranks.world_size > 1:
             dist.barrier()
-            time.sleep(LEAVE_S)  # what the others still read of this rank
+            time.sleep(LEAVE_S)  # so that the others can still read from this rank
         os._exit(0)
 
     return Technique(name="leave_at_first_batch", batch=leave)  # type: ignore[arg-type]
 
 
 def _start(count: int, data: list[str], wanted: int, folder: Path) -> Turns:
-    """Seconds to the first step, by way of starting `count` ranks."""
+    """Seconds to the first step, for each way of starting `count` ranks."""
     program, mark = folder / "bare.py", folder / "first-step"
     program.write_text(PROGRAM)
     env = os.environ | {MARK: str(mark)}
 
     def train(*command: str) -> float:
+        """Seconds to the first step of a new training run started by this command."""
         out = tempfile.mkdtemp(dir=folder)
         return seconds_to_mark([*command, *TRAINING, *data, "--out-dir", out], mark, env)
 

@@ -77,6 +77,7 @@ def _loop(batches: Batches, device: torch.device, *, accelerated: bool = False) 
         backward = accelerator.backward
 
     def work() -> None:
+        """One epoch of the loop."""
         for images, labels in batches:
             optimizer.zero_grad(set_to_none=True)
             backward(nn.functional.cross_entropy(network(images), labels))
@@ -97,6 +98,7 @@ def _trainer(device: torch.device, folder: Path, batches: Batches | None = None)
         ready = [Batch(images, labels, rows) for images, labels in batches]
 
         def train(epoch: int, start_step: int = 0) -> Iterator[Window]:
+            """The ready batches in place of the pipeline's windows."""
             for batch in itertools.islice(ready, start_step, None):
                 yield Window(iter((batch,)), 1, BATCH, BATCH)
 
@@ -104,6 +106,7 @@ def _trainer(device: torch.device, folder: Path, batches: Batches | None = None)
     epochs = itertools.count()
 
     def work() -> None:
+        """One epoch of the trainer."""
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             trainer.train_epoch(next(epochs))
         trainer.progress.end_epoch()
@@ -114,7 +117,7 @@ def _trainer(device: torch.device, folder: Path, batches: Batches | None = None)
 def _library(device: torch.device, folder: Path) -> Callable[[], float]:
     """The bare loop written with ddp_train.Run, with the data it loads; what happens after an epoch does not count."""
     run = Run(folder, device=device.type, save_every="epoch").__enter__()
-    torch.set_num_threads(1)  # which it has set by the machine
+    torch.set_num_threads(1)  # Run has set it to suit the machine
     network = run.model(NullNetwork())
     optimizer, samples = _sgd(network), STEPS * BATCH
     data = TensorDataset(torch.randn(samples, 3, 32, 32), torch.randint(CLASSES, (samples,)))
@@ -123,11 +126,13 @@ def _library(device: torch.device, folder: Path) -> Callable[[], float]:
     epochs = run.epochs(100_000)
 
     def work() -> None:
+        """One epoch of the loop with Run."""
         for images, labels in loader:
             run.backward(nn.functional.cross_entropy(network(images), labels, reduction="sum"))
             run.step(optimizer)
 
     def once() -> float:
+        """Microseconds of CPU time a step of one epoch."""
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             next(epochs)
             return _timed(work, device)
@@ -136,7 +141,7 @@ def _library(device: torch.device, folder: Path) -> Callable[[], float]:
 
 
 class _Loader:
-    """A list of batches that Lightning does not take for a list of loaders."""
+    """A list of batches that Lightning does not mistake for a list of loaders."""
 
     def __init__(self, batches: Batches) -> None:
         self._batches = batches
@@ -157,24 +162,31 @@ def _lightning(batches: Batches, device: torch.device) -> Callable[[], float]:
 
     # The start of a Trainer is not a step: the module's clock runs from the first batch to the end of the last step.
     class Module(lightning.LightningModule):
+        """The network as a LightningModule with its own clock."""
+
         def __init__(self) -> None:
             super().__init__()
             self.network, self.seconds = NullNetwork(), 0.0
 
         def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
+            """See LightningModule."""
             images, labels = batch
             return nn.functional.cross_entropy(self.network(images), labels)
 
         def configure_optimizers(self) -> torch.optim.Optimizer:
+            """See LightningModule."""
             return _sgd(self)
 
         def on_train_epoch_start(self) -> None:
+            """See LightningModule: start the clock."""
             self.seconds = -time.process_time()
 
         def on_train_epoch_end(self) -> None:
+            """See LightningModule: stop the clock."""
             self.seconds += time.process_time()
 
     def work() -> float:
+        """Microseconds of CPU time a step, by the module's clock."""
         module = Module()
         silent = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
         accelerator = "cpu" if device.type == "cpu" else "gpu"

@@ -30,7 +30,7 @@ MATRICES: dict[str, Pair] = {
     "all speeds alike": lambda draw: (6, draw.choice(PCIE)),
     "one NVLink in five": lambda draw: (draw.randrange(1, 4) if draw.random() < 0.2 else 0, LinkLevel.SYS),
 }
-"""Draws the number of NVLinks and the PCIe path of a pair."""
+"""Kind of matrix -> a function that draws the number of NVLinks and the PCIe path of a pair of GPUs."""
 
 
 def random_machine(seed: int, pair: Pair) -> Topology:
@@ -49,12 +49,12 @@ def random_machine(seed: int, pair: Pair) -> Topology:
 
 
 def _search(machine: Topology, count: int) -> tuple[int, ...]:
-    """The best-connected GPUs, so many of them."""
+    """The `count` best-connected GPUs."""
     return Fabric(machine, range(GPUS)).best(count)
 
 
 def milliseconds(action: Callable[[], object]) -> float:
-    """Processor time, the best of five tries."""
+    """Processor time of an action in milliseconds, the best of five tries."""
     tries = []
     for _ in range(5):
         start = time.process_time()

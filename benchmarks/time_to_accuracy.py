@@ -4,7 +4,7 @@
     python -m benchmarks.time_to_accuracy --data-dir DIR --targets --seeds 3 --peer small:15:0.8 --out NAME
 
 --targets: runs of `python launch.py --auto --preset speedrun --target T`. --peer MODEL:EPOCHS:UNTIL: a Lightning
-program (lightning_program.py), which ends at the test accuracy UNTIL. The images are decoded before. Runs
+program (lightning_program.py), which ends at the test accuracy UNTIL. The images are decoded before the first run. Runs
 during which other processes took more than a tenth of the CPUs are marked as disturbed and count neither in means nor
 as seeds.
 
@@ -63,7 +63,7 @@ def lightning(model: str, epochs: int, until: float, data_dir: str, seed: int) -
 
 
 def _figures(epochs: list[tuple[float, float]], wall: float, others: float) -> Figures:
-    """`epochs`: seconds and test accuracy of each. others: the share of the CPUs that other processes took."""
+    """The figures of a run. epochs: seconds and test accuracy of each; others: share of the CPUs that others took."""
     return {
         "disturbed": others > LIMIT,
         "others_share_of_cpus": round(others, 3),

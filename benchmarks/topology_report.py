@@ -27,7 +27,7 @@ MOST_IMPORTS = 12
 
 
 def once(command: str, env: dict[str, str]) -> dict[str, float]:
-    """What `python -m gpu_topology COMMAND` took, in all and in the simulated driver, which is CPU time too."""
+    """Time of `python -m gpu_topology COMMAND`, in all and in the simulated driver, where it is CPU time too."""
     before, started = _children_cpu(), time.perf_counter()
     run([sys.executable, "-m", "gpu_topology", *command.split()], env)
     wall, cpu = time.perf_counter() - started, _children_cpu() - before
@@ -43,7 +43,7 @@ def _children_cpu() -> float:
 
 
 def take(command: str, env: dict[str, str], wanted: int) -> Figures:
-    """Medians over undisturbed runs, with the bound beside the time that it is for (seconds)."""
+    """Medians over undisturbed runs in seconds, with the bound of the wall time."""
     once(command, env)
     turns = take_figures(partial(once, command, env), wanted, unit=command)
     if (clean := len(turns.rounds)) < wanted:

@@ -22,7 +22,7 @@ import psutil
 LIMIT = 0.10
 """Share of the machine's CPU time that other processes may take before a window counts as disturbed."""
 FEWEST = 5
-"""Fewer clean rounds than this are no measurement."""
+"""Fewer clean rounds than this do not count as a measurement."""
 PATIENCE = 3
 """How many times the wanted number of rounds may be tried."""
 
@@ -41,8 +41,8 @@ class Window:
 
 @contextmanager
 def watched(ours: Callable[[], float] = lambda: 0.0) -> Iterator[Window]:
-    """Account for the time inside. Children must have ended, and been waited for, before the end of the block; `ours`:
-    CPU seconds so far of those that have not."""
+    """Account for the time inside the block. Children must have ended, and been waited for, before its end; `ours`: CPU
+    seconds so far of child processes that live on."""
     window = Window()
     busy, total, own = *machine_seconds(), sum(os.times()[:4]) + ours()
     yield window
@@ -67,12 +67,12 @@ class Spread:
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Spread:
-        """Of at least two values."""
+        """The spread of at least two values."""
         low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
         return cls(middle, low, high)
 
     def rounded(self, digits: int) -> dict[str, float]:
-        """JSON-ready."""
+        """The rounded figures, JSON-ready."""
         return {name: round(value, digits) for name, value in asdict(self).items()}
 
     def __format__(self, spec: str) -> str:
@@ -139,8 +139,9 @@ def take_turns(cases: Mapping[str, Callable[[], float]], rounds: int, *, unit: s
         work()
 
     def measure() -> dict[str, float]:
+        """Measure each case once, in a random order."""
         measured = {name: cases[name]() for name in draw.sample(sorted(cases), len(cases))}
-        return {name: measured[name] for name in cases}  # for a reader, in the order of the cases
+        return {name: measured[name] for name in cases}  # in the order of the cases, for the reader
 
     return take_figures(measure, rounds, unit=unit)
 
@@ -148,7 +149,7 @@ def take_turns(cases: Mapping[str, Callable[[], float]], rounds: int, *, unit: s
 def take_figures(
     measure: Callable[[], dict[str, float]], rounds: int, *, unit: str, ours: Callable[[], float] = lambda: 0.0
 ) -> Turns:
-    """The same where one call of `measure` returns the figures of all cases. Every call counts, the first too.
+    """Like `take_turns`, but one call of `measure` returns the figures of all cases. Every call counts, the first too.
     `ours`: CPU seconds so far of processes that take part and live on."""
     clean: list[dict[str, float]] = []
     disturbed = 0

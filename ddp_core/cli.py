@@ -16,7 +16,7 @@ from ddp_core.errors import OptionError, UserError, line_of
 
 INTERRUPTED = 130
 
-# Without a unit it is GB, in which memory is sold.
+# A size without a unit is in GB, the unit in which memory is sold.
 _UNITS = {
     "": 10**9,
     "k": 10**3,
@@ -32,7 +32,7 @@ _LARGEST_MEMORY = 10**15
 
 
 class MemorySize(int):
-    """Bytes, with the words that they were typed as: "80GB"."""
+    """A number of bytes; `typed` is the size as the user typed it: "80GB"."""
 
     typed: str
 
@@ -55,13 +55,13 @@ class CommandLine(argparse.ArgumentParser):
         super().__init__(**{"allow_abbrev": False, **settings})
 
     def error(self, message: str) -> NoReturn:
-        """What argparse calls for every mistake."""
+        """Called by argparse for every mistake. Errors: OptionError."""
         raise OptionError(f"{message} (see {self.prog} --help)")
 
 
 def prepare_output() -> None:
-    """Let stdout print names that are no text in its encoding as escapes, where it would raise an error; and show no
-    FutureWarning, which is for those who write a program, unless Python was told to (-W, PYTHONWARNINGS)."""
+    """Make stdout print characters outside its encoding as escapes instead of raising an error; hide FutureWarning,
+    which is meant for programmers, unless the user set warning options (-W, PYTHONWARNINGS)."""
     if not sys.warnoptions:
         warnings.simplefilter("ignore", FutureWarning)
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -69,8 +69,8 @@ def prepare_output() -> None:
 
 
 def exit_status(body: Callable[[], int | None]) -> int:
-    """Run `body` as a program; its exit status: 2 after a user's mistake, 130 after Ctrl-C, 0 where the reader of a
-    pipe has seen enough (`... | head`)."""
+    """Run `body` as a program and return its exit status: the error's own, mostly 2, after a user's mistake; 130 after
+    Ctrl-C; 0 where the reader of a pipe closed it early (`... | head`)."""
     prepare_output()
     try:
         status = body() or 0
@@ -93,5 +93,5 @@ def exit_status(body: Callable[[], int | None]) -> int:
 
 
 def discard_stdout() -> None:
-    """Send what is still buffered nowhere: Python would try to write it again at exit, and complain."""
+    """Discard what stdout still buffers: Python would try to write it again at exit, and print an error."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

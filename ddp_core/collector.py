@@ -9,8 +9,8 @@ from contextlib import contextmanager
 
 @contextmanager
 def collector_paused() -> Iterator[None]:
-    """Import torch inside. Its modules live as long as the process: the collector would look through them again and
-    again, a sixth of the time of the import, and during training each time that it runs."""
+    """Pause the collector while the block imports torch, and exempt all that exists at its end from later collections.
+    torch's modules live as long as the process; scanning them takes a sixth of the import, and time during training."""
     enabled = gc.isenabled()
     gc.disable()
     try:

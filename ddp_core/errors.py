@@ -1,4 +1,4 @@
-"""Every error that the programs here answer for: raised where the mistake is seen, printed by `main`.
+"""The errors that these programs report in one line: raised where the mistake is found, printed by `main`.
 
 Exception
 |-- UserError            a mistake that the user can fix: one line, exit status 2
@@ -10,23 +10,23 @@ Exception
 |-- PreflightError       the check before a run failed: exit status 1
 `-- TrainingDiverged     a loss or gradient is not finite: exit status 1
 BaseException
-`-- Stopped              a signal ended the run in good order
+`-- Stopped              a signal ended the run cleanly
 """
 
 from __future__ import annotations
 
 LONGEST, HEAD, TAIL = 900, 600, 250
-"""Characters of a message: a longer one keeps its head and its tail."""
+"""Most characters of a message, and how many a longer one keeps of its beginning and of its end."""
 
 
 _JOINERS = "\u200c\u200d"
-"""Parts of words in some scripts, and of some emoji."""
+"""Zero-width non-joiner and joiner: unprintable to Python, but parts of words in some scripts and of some emoji."""
 
 
 class UserError(Exception):
     """One line that names the option or file, its value and what is accepted.
 
-    `remedy`: what to do, where known; `speaks`: whether this process prints it, where several make the same mistake.
+    `remedy`: what to do, where known; `speaks`: whether this process prints the error, where several raise the same.
     """
 
     status = 2
@@ -41,18 +41,18 @@ class UserError(Exception):
 
 
 class OptionError(UserError):
-    """On a command line: the option, its value and what is accepted."""
+    """A mistake on a command line: names the option, its value and what is accepted."""
 
 
 class SharedError(UserError):
-    """The same UserError on several ranks, of which one `speaks`."""
+    """A UserError that several ranks raise alike; only the rank with `speaks` prints it."""
 
     def __init__(self, message: str, *, speaks: bool) -> None:
         super().__init__(message, speaks=speaks)
 
 
 class TopologyError(UserError):
-    """About GPUs, the driver, or a topology file."""
+    """A mistake about GPUs, the driver, or a topology file."""
 
 
 class PreflightError(Exception):
@@ -67,10 +67,10 @@ class TrainingDiverged(Exception):
 
 
 class Stopped(BaseException):
-    """A signal ended the run in good order. Not an Exception: handlers around a user's image or model let it through.
+    """A signal ended the run cleanly. Not an Exception: handlers around a user's image or model let it through.
 
-    status: of the process. together: on all ranks alike, after a checkpoint; else this process alone, with nothing to
-    save.
+    status: exit status of the process. together: whether all ranks stop, after a checkpoint; otherwise this process
+    stops alone, with nothing to save.
     """
 
     def __init__(self, status: int, words: str = "", *, together: bool = False) -> None:
@@ -79,18 +79,18 @@ class Stopped(BaseException):
 
 
 def line_of(error: UserError) -> str:
-    """What a program prints of it: `error: what is wrong; what to do`."""
+    """The line that a program prints for an error: `error: what is wrong; what to do`."""
     return f"error: {error}" + (f"; {error.remedy}" if error.remedy else "")
 
 
 def one_line(text: str) -> str:
-    """`text` with its line breaks as blanks, other unprintable characters as escapes, and the middle of a very long one
-    left out."""
+    """`text` on one line: line breaks become blanks, other unprintable characters become escapes, and a text of more
+    than LONGEST characters loses its middle."""
     if len(text) > LONGEST:
         text = f"{text[:HEAD]} [...] {text[-TAIL:]}"
     return printable(" ".join(part.strip() for part in text.splitlines()))
 
 
 def printable(text: str) -> str:
-    """`text`, such as the name of a file, with line breaks and other characters that are not printed as escapes."""
+    """`text`, such as a file name, with line breaks and other unprintable characters replaced by escapes."""
     return "".join(c if c.isprintable() or c in _JOINERS else c.encode("unicode_escape").decode("ascii") for c in text)

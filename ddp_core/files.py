@@ -1,9 +1,9 @@
-"""Files that are either the old ones or the new ones, whenever the process or the machine dies.
+"""Atomic writes: a file has its old or its new content, whenever the process or the machine dies.
 
 A write goes to a temporary file in the SAME folder (a rename across file systems is a copy, and a
 copy can be torn), is flushed to the disk, renamed over the old file, and the folder is flushed so
 that the rename itself survives a power cut. The temporary file of a writer that was killed is
-removed by the next write of the same file: a live writer holds a lock on its own.
+removed by the next write of the same file: a live writer holds a lock on its temporary file.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import BinaryIO
 from ddp_core.errors import UserError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-# What link(2) answers where the file system, or a policy on it, has no hard links, or the file too many.
+# Errors of link(2) where the file system, or a policy on it, allows no hard links, or the file has too many.
 _NO_LINKS = {errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
 
 
@@ -30,12 +30,12 @@ def replacing(
     size: Callable[[], int] | None = None,
     keep: str | os.PathLike[str] | None = None,
 ) -> Iterator[BinaryIO]:
-    """A new file, open for reading and writing, that takes the place of `path` when the block ends well.
+    """A new file, open for reading and writing, that replaces `path` when the block ends without an error.
 
-    When the block raises, the new file is removed and the old one is untouched. `size` tells the
-    bytes that the whole file takes, and is asked only for the message about a full disk. `keep`: the
-    name in the same folder under which the old file stays, in the place of what has that name. Raises
-    UserError (one line naming the file) when the folder is missing or not writable, or the disk full.
+    When the block raises, the new file is removed and the old one is untouched. `size` returns the
+    bytes of the whole file; it is called only for the message about a full disk. `keep`: a name in the
+    same folder that the old file gets, replacing any file of that name. Raises UserError (one line
+    naming the file) when the folder is missing or not writable, or the disk full.
     """
     target = Path(path)
     temporary = _temporary_name(target)
@@ -60,9 +60,9 @@ def replacing(
 
 
 def write_text(path: str | os.PathLike[str], text: str, error: type[UserError] = UserError) -> None:
-    """Write `text` as UTF-8 in the place of `path`, whole or not at all. Errors: `error`, one line naming the file.
+    """Write `text` as UTF-8 to the file `path`, whole or not at all. Errors: `error`, one line naming the file.
 
-    What is no regular file (/dev/stdout, a pipe) is written to as it is; a symbolic link stays, and so does the mode.
+    Anything but a regular file (/dev/stdout, a pipe) is written to directly. Symbolic links and the mode are kept.
     """
     try:
         target = Path(path).resolve()
@@ -74,14 +74,14 @@ def write_text(path: str | os.PathLike[str], text: str, error: type[UserError] =
             file.write(data)
             if target.exists():
                 os.fchmod(file.fileno(), target.stat().st_mode & 0o777)
-    except (OSError, RuntimeError, ValueError) as problem:  # a loop of links; a null character
+    except (OSError, RuntimeError, ValueError) as problem:  # a loop of symbolic links; a null character
         raise error(f"cannot write {path}: {getattr(problem, 'strerror', None) or problem}") from None
     except UserError as problem:
         raise error(str(problem)) from None
 
 
 def _keep(target: Path, kept: Path) -> None:
-    """Give the file `target` the name `kept` too. On a file system without hard links it loses its own."""
+    """Give the file `target` the second name `kept`; on a file system without hard links rename it instead."""
     if not target.is_file() or (kept.exists() and kept.samefile(target)):
         return
     name = _temporary_name(kept)
@@ -128,7 +128,7 @@ def flush(path: Path) -> None:
 
 
 def _explanation(target: Path, error: OSError, size: Callable[[], int] | None) -> str:
-    """The message for a failed write; for a full disk with the space that is free."""
+    """The message for a failed write; for a full disk it gives the free space."""
     if error.errno not in _FULL:
         return f"cannot write {target}: {error.strerror or error}"
     status = os.statvfs(target.parent)
@@ -140,7 +140,7 @@ def _explanation(target: Path, error: OSError, size: Callable[[], int] | None) -
 
 
 def shown(path: Path) -> str:
-    """A path as a person would type it here."""
+    """A path as a user would type it: relative to the current folder where it lies below it."""
     try:
         return str(path.relative_to(Path.cwd()))
     except (OSError, ValueError):

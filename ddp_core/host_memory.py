@@ -1,4 +1,4 @@
-"""How much host memory can still be had."""
+"""How much host memory is still available."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import psutil
 
 
 def available_memory(group: Path = Path("/sys/fs/cgroup")) -> int:
-    """Bytes: what the kernel calls available, within the limit of the control group (cgroup v2).
+    """Bytes that the kernel reports as available, and at most what the control group's limit leaves (cgroup v2).
 
-    Pages of files count as available in both: the kernel gives them up when memory is asked for.
+    The page cache counts as available in both: the kernel frees it when memory is needed.
     """
     available = int(psutil.virtual_memory().available)
     try:

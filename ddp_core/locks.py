@@ -1,10 +1,10 @@
 """Locks on files that name their owner: POSIX locks (fcntl(2), F_SETLK), which end with the process that holds them.
 
-Not flock(2): a child that a holder forks must not inherit the lock and outlive it, and NFS servers know these.
+Not flock(2): a forked child would inherit such a lock and could outlive its parent; and NFS servers know POSIX locks.
 
 A trap of these locks: closing ANY descriptor of a file gives up all locks of this process on that file. So a file that
 is locked here is opened once, its descriptor is never duplicated, and code that closes descriptors in bulk (after a
-fork, say) must not run in the process that holds one.
+fork, say) must not run in a process that holds such a lock.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from pathlib import Path
 FLOCK = "hhqqi"
 """struct flock of Linux: type, whence, start, length, pid."""
 HELD = {errno.EACCES, errno.EAGAIN}
-"""What F_SETLK answers where another process has the lock."""
+"""Errors of F_SETLK where another process has the lock."""
 
 
 def open_lock_file(path: Path) -> int:
-    """A descriptor of the file, made for this user alone where it is not there. Errors: OSError."""
+    """A descriptor of the file; a missing file is created, accessible to this user alone. Errors: OSError."""
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
 
 
@@ -38,7 +38,7 @@ def try_lock(file: int) -> bool:
 
 
 def owner(file: int) -> int | None:
-    """The process that has the lock: its id, 0 where it is on another node or in a container, None where nobody has it.
+    """The id of the process that has the lock: 0 for one on another node or in a container; None where none has it.
 
     Errors: OSError on a file system without locks.
     """

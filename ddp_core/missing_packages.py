@@ -1,5 +1,5 @@
-"""A Python without the packages that a command needs, or with a torch that is too old for it: one line that says so,
-and how to get them."""
+"""One-line errors for packages that a command needs and this Python lacks, or for a torch that is too old, each with
+the command that installs them."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ REQUIREMENTS = {
     "tensorboard": "tensorboard",
     "sklearn": "scikit-learn",
 }
-"""Import name -> name for pip, of all that requirements.txt asks for."""
+"""Import name -> pip name of every package in requirements.txt."""
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def need(*modules: str) -> None:
-    """Errors: UserError where one of these is not installed; it names all that requirements.txt asks for and is not."""
+    """Errors: UserError where one of these is not installed; it names every missing package of requirements.txt."""
     if any(find_spec(module) is None for module in modules):
         raise _mistake()
 
 
 def torch_version() -> str | None:
-    """The version of the torch that this Python would import, without the import; None where it cannot be told."""
+    """The version of the torch that this Python would import, without importing it; None where it is unknown."""
     found = find_spec("torch")
     if found is None or not found.submodule_search_locations:
         return None
@@ -47,7 +47,7 @@ def torch_version() -> str | None:
         text = ""
     if match := re.search(r"^__version__\b[^=\n]*= *'([^']*)'", text, re.M):
         return match[1]
-    import importlib.metadata  # slow to import, and version.py nearly always tells
+    import importlib.metadata  # slow to import, and version.py nearly always has the version
 
     try:
         return importlib.metadata.version("torch")
@@ -56,7 +56,7 @@ def torch_version() -> str | None:
 
 
 def older(version: str | None, least: tuple[int, int]) -> bool:
-    """Whether a version ("2.6.0+cu124") comes before `least`; one that cannot be read does not."""
+    """Whether a version ("2.6.0+cu124") comes before `least`; False for one that cannot be parsed."""
     match = re.match(r"(\d+)\.(\d+)", version or "")
     return match is not None and (int(match[1]), int(match[2])) < least
 
@@ -73,7 +73,7 @@ def need_torch(least: tuple[int, int], what: str, otherwise: str = "") -> None:
 
 
 def leave_without(*modules: str) -> None:
-    """As `need`, for a program whose own modules import these: prints the line, and exits with status 2."""
+    """Like `need`, for a program that imports these at the top of its modules: print the line, exit with status 2."""
     try:
         need(*modules)
     except UserError as error:
@@ -82,7 +82,7 @@ def leave_without(*modules: str) -> None:
 
 
 def explained(error: ModuleNotFoundError) -> UserError | None:
-    """The error for a user, where what is missing is one of the requirements; None for any other module."""
+    """The error to show where the missing module is one of the requirements; None for any other module."""
     return _mistake() if (error.name or "").partition(".")[0] in REQUIREMENTS else None
 
 

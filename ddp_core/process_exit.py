@@ -1,4 +1,4 @@
-"""The end of a process without the tear-down of Python and C++, in which a thread of torch's can abort it.
+"""End a process without the teardown of Python and C++, during which one of torch's threads can abort it.
 
 The user's `atexit` functions run as usual.
 """

@@ -1,8 +1,8 @@
 """Why a rank failed, as JSON: written by the trainer or its watchdog, read by the launcher. Standard library only.
 
-The file is the one that torch's agent names to every rank in TORCHELASTIC_ERROR_FILE. Its `message` is what torch's
-own `@record` writes (torch.distributed.elastic.multiprocessing.errors.ErrorHandler), so that plain torchrun shows it
-too; the other keys are the fields of RankReport.
+torch's agent gives every rank the path of its file in TORCHELASTIC_ERROR_FILE. The key `message` is what torch's own
+`@record` writes (torch.distributed.elastic.multiprocessing.errors.ErrorHandler), so that plain torchrun shows it too;
+the other keys are the fields of RankReport.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ class Place:
 
 @dataclass(frozen=True, kw_only=True)
 class RankReport:
-    """What ended a rank.
+    """Why and where a rank ended.
 
     kind      "error": it raised; "hang": the watchdog ended it because it made no progress; "left": the watchdog ended
               it because another rank, which `rank` names, had left early
-    messages  of the error and of those that led to it, in the order in which they were raised
-    stack     its Python stack, as the lines of a traceback
-    status    its exit status, for an error
+    messages  the messages of the error and of the errors that led to it, in the order in which they were raised
+    stack     Python stack of the rank, as the lines of a traceback
+    status    exit status of the rank, for an error
     step, epoch, phase   where `rank` was: see Place
-    verdict   of the watchdog: "hung", "stopped" (by SIGSTOP), "locked" (all ranks wait for one another), "left",
+    verdict   the watchdog's finding: "hung", "stopped" (by SIGSTOP), "locked" (all ranks wait for one another), "left",
               "device" (a GPU does not answer)
-    seconds   without progress, for a hang
-    at, found, advice   of a hang that the launcher ended (--stall-kill), one line each: what the rank did, what held
+    seconds   time without progress, for a hang
+    at, found, advice   for a hang that the launcher ended (--stall-kill), one line each: what the rank did, what held
               the ranks up, what to do about it
     """
 
@@ -83,7 +83,7 @@ def from_json(data: Mapping[str, Any]) -> RankReport:
 
 def of_error(error: BaseException, *, rank: int, status: int, place: Place | None, message: str = "") -> RankReport:
     """The report of an exception. `message`: what the program prints in place of a traceback."""
-    import traceback  # takes milliseconds, which the watchdog would spend for nothing
+    import traceback  # takes milliseconds to import, and the watchdog does not need it
 
     messages: list[str] = []
     stack: list[str] = []
@@ -103,12 +103,12 @@ def of_error(error: BaseException, *, rank: int, status: int, place: Place | Non
 
 
 def write(report: RankReport, path: str | None) -> bool:
-    """Write the report to the error file `path`; whether that could be done. Never raises for a file."""
+    """Write the report to the error file `path`; False where there is no path or it cannot be written."""
     if not path:
         return False
     part = f"{path}.{os.getpid()}.part"
     try:
-        # torch raises for a file that it finds half written.
+        # torch raises an error for a half-written file.
         Path(part).write_text(json.dumps(report.to_json()), encoding="utf-8")
         Path(part).replace(path)
     except OSError:

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping
 HIDDEN = "***"
 
 SHORTEST = 6
-"""Characters of a variable's value that is looked for in text: a shorter one is in too many words."""
+"""Least characters of a secret value that is searched for in text: a shorter one occurs in too many words."""
 
-# --notify and webhooks: whoever has the address can write there.
+# --notify and webhooks: anyone who has the address can post to it.
 _WORDS = "token|secret|password|passwd|passphrase|credentials?|notify|webhook(?:[-_]?url)?"
 _ENDING = rf"(?:{_WORDS}|(?:api|access|private|secret|auth)[-_]?key)"
 # The name ends in such a word: --api-key, --hf_token, WANDB_API_KEY; but --tokenizer and --max-tokens do not.
@@ -23,7 +23,7 @@ _OF_A_SERVICE = re.compile(r"\b(?:hf_|gh[pousr]_|github_pat_|glpat-|sk-|xox[abpr
 
 
 def redacted(words: Iterable[str]) -> tuple[str, ...]:
-    """The words of a command line, with *** for the value of an option or variable whose name ends like a secret's.
+    """The words of a command line, with *** for the values of options and variables that are named like secrets.
 
     `--api-key VALUE`, `--api-key=VALUE`, `API_KEY=VALUE`, and `https://USER:PASSWORD@host`.
     """
@@ -42,7 +42,7 @@ def redacted(words: Iterable[str]) -> tuple[str, ...]:
 
 
 class Secrets:
-    """The values of an environment's variables whose names end like a secret's, to be hidden wherever they occur."""
+    """The values of the environment variables that are named like secrets, to be hidden wherever they occur."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         named = (value.strip() for name, value in environ.items() if _NAME.fullmatch(name))

@@ -14,7 +14,7 @@ __all__ = ["LaunchError", "launch"]
 
 
 def __getattr__(name: str) -> Any:
-    # The program `python -m ddp_launch` comes by here before it handles signals: nothing is imported without need.
+    # `python -m ddp_launch` runs this file before it handles signals, so function.py is imported only on request.
     if name in __all__:
         from ddp_launch import function
 

@@ -20,6 +20,6 @@ def program() -> NoReturn:
 
 
 if __name__ == "__main__":
-    # `python -m` puts the current folder first, where the user may have modules of the same names as ours.
+    # `python -m` puts the current folder first, where the user may have modules with the names of this project's.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
     program()

@@ -1,8 +1,8 @@
 """`ddp_launch.launch`: a function on the planned ranks, in fresh processes, from a script, a REPL or a notebook.
 
 The function and its arguments travel to the ranks by cloudpickle, and the results back, through files in a temporary
-folder. The ranks are started by the launcher in a process of its own: what the caller has done with CUDA, threads or a
-process group does not matter.
+folder. The launcher runs in a separate process and starts the ranks from there, so it does not matter what the caller
+has done with CUDA, threads or a process group.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ OF_A_RANK = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK
 OF_ENGINES = ("TORCHELASTIC_", "ROLE_", "GROUP_", "PET_")
 USER_ERROR_STATUS = 2
 STOP_S = 10.0
-"""How long the launcher has to end its ranks after a signal, before it is killed, which ends them too."""
+"""Seconds that the launcher has to end its ranks after SIGTERM. Then it is killed, which ends them too."""
 
 
 class LaunchError(RuntimeError):
-    """A rank failed. `rank` failed first, None where it was none of them; `status` as a shell has it; `traceback` is
-    the rank's, empty where it left none."""
+    """The run failed. `rank`: the rank that failed first, None where no rank did; `status`: the launcher's exit status;
+    `traceback`: that rank's traceback, empty where it left none."""
 
     def __init__(self, message: str, rank: int | None, status: int, traceback: str) -> None:
         super().__init__(message)
         self.rank, self.status, self.traceback = rank, status, traceback
 
     def __reduce__(self) -> tuple[type[LaunchError], tuple[str, int | None, int, str]]:
-        """For pickle, which by itself would keep the message alone."""
-        # A caller in a process of its own, as in a pool, sends it on: pickle knows of the message alone.
+        """Pickle all arguments of `__init__`; by default an exception is pickled with its message alone."""
+        # A process pool, for example, pickles the exception to send it from a worker to the parent.
         return LaunchError, (str(self), self.rank, self.status, self.traceback)
 
 
@@ -60,11 +60,11 @@ def launch(
     timeout_s: float | None = None,
     **kwargs: Any,
 ) -> list[T]:
-    """Run `fn(*args, **kwargs)` on every rank of this machine; the results, by rank.
+    """Run `fn(*args, **kwargs)` on every rank of this machine. Returns the results, by rank.
 
-    nproc      ranks; None: one for each chosen GPU, on the CPU two
+    nproc      number of ranks; None: one for each chosen GPU, or two on the CPU
     gpus       these GPUs, by index or UUID, as in "0,1" or [0, 1]; None: the best group of identical ones
-    cpu        no GPUs
+    cpu        use no GPUs
     timeout_s  seconds until the ranks are ended; None: no limit
 
     Each rank finds torchrun's variables, so that `torch.distributed.init_process_group()` needs no arguments. Results
@@ -110,18 +110,18 @@ def _name(fn: Callable[..., Any]) -> str:
 
 def _environment() -> dict[str, str]:
     """This process's variables without those of a rank or an engine, which a notebook may have set for itself, and
-    without the receivers of messages: the caller learns how it ended."""
+    without the receivers of messages: the caller sees the outcome without them."""
     kept = {name: value for name, value in os.environ.items() if name not in (*OF_A_RANK, NOTIFY)}
     kept = {name: value for name, value in kept.items() if not name.startswith(OF_ENGINES)}
-    # Only the launcher itself needs it, to find this package from any folder.
+    # Only the launcher itself needs PYTHONPATH, to find this package from any folder.
     path = [str(PACKAGES), *filter(None, [os.environ.get("PYTHONPATH")])]
     return kept | {"PYTHONPATH": os.pathsep.join(path)}
 
 
 def _run(command: Sequence[str], timeout_s: float | None) -> tuple[int, str]:
-    """Run the launcher with its output where the caller's goes; its exit status and its last line on stderr.
+    """Run the launcher with its output on the caller's streams. Returns its exit status and its last line on stderr.
 
-    A notebook's streams are no files: what the ranks print is passed on to them as it comes.
+    A notebook's streams are not files, so the output is read from pipes and written to them as it arrives.
     """
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     process = subprocess.Popen(
@@ -142,7 +142,7 @@ def _run(command: Sequence[str], timeout_s: float | None) -> tuple[int, str]:
 
 
 def _pass_on(process: subprocess.Popen[bytes], deadline: float | None) -> str:
-    """Write what the launcher writes to the caller's streams, until it ends; the last line of its standard error."""
+    """Copy the launcher's output to the caller's streams until it ends. Returns the last line of its standard error."""
     last = ""
     with selectors.DefaultSelector() as ready:
         for source, sink in ((process.stdout, sys.stdout), (process.stderr, sys.stderr)):
@@ -166,7 +166,7 @@ def _pass_on(process: subprocess.Popen[bytes], deadline: float | None) -> str:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End the launcher and with it the ranks, where they are still there: after a timeout or an interrupt."""
+    """End the launcher, and with it the ranks, if it still runs: after a timeout or an interrupt."""
     for stop in (process.terminate, process.kill):
         if process.poll() is None:
             stop()
@@ -178,7 +178,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _error(folder: Path, status: int, last_line: str) -> Exception:
-    """What went wrong, from the launcher's record of the run and the traceback that the rank left."""
+    """The exception to raise, from the launcher's record of the run and the traceback that the rank left."""
     with suppress(OSError):
         failure = _last_event(folder, "failure")
         if failure is not None:

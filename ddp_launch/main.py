@@ -51,7 +51,7 @@ COMMANDS = {
     "report": "ddp_train.report.command",
     "stacks": "ddp_launch.stall.command",
 }
-"""The first word of a command line that is no run -> the module whose `run` takes the others."""
+"""First word of a command line that starts no run -> the module with the `run` function that takes the other words."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if words and words[0] in COMMANDS and not Path(words[0]).is_file():
             return int(import_module(COMMANDS[words[0]]).run(words[1:]))
         options = parse(words, os.environ)
-        # A secret, which the ranks and other launchers below this one need not know.
+        # The receivers' addresses are secret, and the ranks and launchers below this one do not need them.
         os.environ.pop(NOTIFY, None)
         if options.doctor:
             from ddp_launch.doctor import doctor
@@ -129,15 +129,15 @@ def _launch(options: LaunchOptions, seat: Seat | None) -> int:
 
 
 def _notifier(options: LaunchOptions) -> Notifier:
-    """Who tells about the run: of nodes that were started one by one, the first. The rest is silent."""
+    """The sender of messages about the run. Where nodes were started one by one, only the first node sends any."""
     silent = options.dry_run or not options.notify
-    with suppress(UserError):  # it is reported where it matters
+    with suppress(UserError):  # the planner raises it again
         silent = silent or find_cluster(options, os.environ).node_rank not in (None, 0)
     return Notifier(() if silent else options.notify, options.notify_on, options.program.title)
 
 
 def _measure_scaling(options: LaunchOptions) -> int:
-    """Short runs on 1, 2, 4 ... ranks, and what they say; the exit status. Errors: UserError."""
+    """Run the program briefly on 1, 2, 4 ... ranks and report the scaling; the exit status. Errors: UserError."""
     missing_packages.need("torch", "rich", "psutil")
     from ddp_launch.scaling import command
 
@@ -147,7 +147,7 @@ def _measure_scaling(options: LaunchOptions) -> int:
 
 
 def _leave(number: int, frame: FrameType | None) -> NoReturn:
-    """SIGTERM before the ranks are there."""
+    """Handler of SIGTERM until the ranks start: exit with status 128 + the signal's number."""
     sys.exit(128 + number)
 
 
@@ -234,7 +234,7 @@ def _run_ranks(
 
 
 def _show(console: Console, plan: LaunchPlan, logs: str, options: LaunchOptions, seat: Seat | None) -> None:
-    """The plan before the ranks start; over ssh it is in the table of all hosts already."""
+    """Show the plan before the ranks start. Over ssh only report the logs: the table of all hosts has the plan."""
     from ddp_launch.plan.show import in_one_line, show_compact
 
     if seat is not None:
@@ -246,19 +246,19 @@ def _show(console: Console, plan: LaunchPlan, logs: str, options: LaunchOptions,
 
 
 def _open_standard_streams() -> None:
-    """Streams that are closed (launch.py >&-) lead nowhere: the next file to be opened would take their place."""
+    """Open closed standard streams (launch.py >&-) on /dev/null; else the next opened files would get their numbers."""
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            # The lowest free number is this one. The ranks inherit it.
+            # os.open returns the lowest free number, which is this one. The ranks inherit it.
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     sys.stdout = sys.stdout or open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     sys.stderr = sys.stderr or open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
 
 
 def program() -> NoReturn:
-    """`main` as a program: leaves without Python's tear-down of torch, which takes longer than a Ctrl-C may."""
+    """Run `main` as a program. Exits without Python's tear-down of torch, which takes too long after a Ctrl-C."""
     _open_standard_streams()
     status = main()
     if "torch" not in sys.modules:

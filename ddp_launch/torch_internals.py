@@ -32,15 +32,15 @@ AGENT_HOOKS = ("_start_workers", "_monitor_workers", "_shutdown")
 
 
 def worker_spec(*, virtual_local_rank: bool, numa_options: Any, **facts: Any) -> WorkerSpec:
-    """A job as torch's agent takes it. What is not wanted is left out: torch 2.10 is the first with virtual local
-    ranks, 2.9 with a binding."""
+    """A job as torch's agent takes it. Options that are not used are left out, since older versions lack them: torch
+    2.10 is the first with virtual local ranks, 2.9 with NUMA binding."""
     newer = {"virtual_local_rank": virtual_local_rank, "numa_options": numa_options}
     return WorkerSpec(**facts, **{name: value for name, value in newer.items() if value})
 
 
 def numa_options(mode: str | None) -> Any:
-    """torch's options of a binding. A run is worth more than its binding: where that fails after all, torch logs why
-    and starts the rank unbound."""
+    """torch's options for a NUMA binding; None for no binding. The run matters more than its binding: where that fails,
+    torch logs why and starts the rank unbound."""
     if mode is None:
         return None
     from torch.numa.binding import AffinityMode, NumaOptions  # since torch 2.9
@@ -67,8 +67,8 @@ class HookedAgent(LocalElasticAgent):
         return result
 
     def stop_workers(self, death_sig: signal.Signals) -> None:
-        """End the ranks. torch 2.11 takes no time limit here; 2.6 and 2.7 would end the rendezvous of a run, too, which
-        run/agent.py does."""
+        """End the ranks. torch 2.11 takes no time limit here. Without `is_restart`, 2.6 and 2.7 would also end the
+        run's rendezvous, which run/agent.py does itself."""
         parameters = inspect.signature(super()._shutdown).parameters
         super()._shutdown(death_sig, **({"is_restart": True} if "is_restart" in parameters else {}))
 
@@ -86,7 +86,7 @@ class HookedAgent(LocalElasticAgent):
 
     @property
     def handlers(self) -> Mapping[int, Any]:
-        """Local rank -> torch's handler of its process, whose `proc` is a Popen."""
+        """Local rank -> torch's handler of its process. The handler's `proc` is a Popen."""
         return getattr(self._pcontext, "subprocess_handlers", {})
 
     @property
@@ -125,7 +125,7 @@ class HookedAgent(LocalElasticAgent):
         self, death_sig: signal.Signals = signal.SIGTERM, timeout: int = 30, is_restart: bool = False
     ) -> None:
         """torch's hook; calls `stop_workers`."""
-        # `timeout` is ignored: after a failure torch passes 30 s whatever was asked for. `is_restart` ended with 2.7.
+        # `timeout` is ignored: after a failure torch always passes 30 s. torch 2.7 is the last with `is_restart`.
         self.stop_workers(death_sig)
 
     def _construct_event(self, state: str, source: EventSource, *facts: Any, **more: Any) -> Event:
@@ -135,10 +135,7 @@ class HookedAgent(LocalElasticAgent):
 
 
 class HookedRendezvous(DynamicRendezvousHandler):
-    """torch's dynamic rendezvous, with nodes in the order of `rank` (torch alone sorts them by address).
-
-    address: of this node, for the other nodes.
-    """
+    """torch's dynamic rendezvous, with nodes in the order of `rank` (torch alone sorts them by address)."""
 
     def __init__(
         self, settings: RendezvousSettings, backend_name: str, store: TCPStore, backend: RendezvousBackend, node: Any
@@ -147,7 +144,7 @@ class HookedRendezvous(DynamicRendezvousHandler):
 
     @staticmethod
     def make_node(address: str, rank: int) -> Any:
-        """This process as a node."""
+        """This process as a node. `address`: where the other nodes reach it."""
         return _NodeDesc(address, os.getpid(), rank)
 
     @property
@@ -166,7 +163,7 @@ class HookedRendezvous(DynamicRendezvousHandler):
         return int(self._state_holder.state.round)
 
     def forget_store(self) -> None:
-        """Make a new store for the ranks of the next round."""
+        """Drop the store, so that torch creates a new one for the ranks of the next round."""
         self._bootstrap_store_info = self._shared_tcp_store_server = None
 
     def close_for_all(self) -> None:
@@ -174,7 +171,7 @@ class HookedRendezvous(DynamicRendezvousHandler):
         self._close()
 
     def listen(self, address: str, port: int) -> TCPStore:
-        """The store of a round, on this node. For a subclass to choose the interface."""
+        """Create the store of a round on this node. A subclass may override it to choose the interface."""
         return cast(TCPStore, super()._create_tcp_store_server(address, port))
 
     def _get_world(self) -> tuple[int, int]:

@@ -11,7 +11,7 @@ __all__ = ["Run"]
 
 
 def __getattr__(name: str) -> Any:
-    """`Run`, imported when it is asked for: planning needs this package without torch."""
+    """Import `Run` on first access, since planning imports this package without torch."""
     if name == "Run":
         from ddp_train.library.run import Run
 

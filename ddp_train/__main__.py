@@ -1,4 +1,4 @@
-"""`python -m ddp_train`: the trainer, as `python ddp_train/main.py`."""
+"""`python -m ddp_train` runs the trainer, like `python ddp_train/main.py`."""
 
 from ddp_train.main import program
 

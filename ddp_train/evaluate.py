@@ -1,6 +1,6 @@
-"""`python -m ddp_train.evaluate --checkpoint FILE --data-dir DIR`: a saved model on a test split, on any ranks.
+"""`python -m ddp_train.evaluate --checkpoint FILE --data-dir DIR`: evaluate a saved model on a test split.
 
-Exact under torchrun: each image counts once, whatever the number of ranks. The trainer's own evaluation is in
+Exact under torchrun: each image counts once, on any number of ranks. The trainer's own evaluation is in
 engine/evaluate.py. Exit status: 0; 2 for a user's mistake.
 """
 
@@ -39,7 +39,7 @@ LARGEST_BATCH = 1_000_000
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Evaluate as the command line says; the exit status."""
+    """Evaluate a model as the command line says; returns the exit status."""
     prepare_output()
     ranks = Ranks()
     try:
@@ -53,13 +53,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.speaks if isinstance(error, SharedError) else ranks.is_first:
             print(f"error: {error}", file=sys.stderr, flush=True)
         else:
-            time.sleep(0.3)  # the rank that prints ends first, so that no other looks like the cause
+            time.sleep(0.3)  # let the rank that prints exit first, so that no other looks like the cause
         return 2
     return 0
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Parse and check the command line. Errors: UserError."""
     parser = CommandLine(prog="python -m ddp_train.evaluate", description="Evaluate a saved model on a test split.")
     add = parser.add_argument
     add("--checkpoint", required=True, metavar="FILE", help="best_model.pth, checkpoint-latest.pt, or a run folder")
@@ -115,7 +115,7 @@ def _run(arguments: argparse.Namespace, ranks: Ranks, device: torch.device) -> N
 
 
 def _open(arguments: argparse.Namespace, device: torch.device) -> SavedModel:
-    """The saved model, with the options checked against it. Errors: UserError."""
+    """Open the saved model and check the options against it. Errors: UserError."""
     if arguments.pictures and not Path(arguments.pictures).is_dir():
         raise UserError(f"--pictures {arguments.pictures}: is not a folder")
     if arguments.amp == "fp16" and device.type != "cuda":
@@ -127,7 +127,7 @@ def _open(arguments: argparse.Namespace, device: torch.device) -> SavedModel:
 
 
 def program() -> NoReturn:
-    """`main` as a process of its own, which ends at once when everything is printed."""
+    """Run `main` as a program, which exits as soon as everything is printed."""
     process_group.leave(main())
 
 

@@ -1,8 +1,8 @@
-"""`python -m ddp_train.export FILE -o model.pt2`: a saved model for other programs. Exit status: 0; 2 for a mistake.
+"""`python -m ddp_train.export FILE -o model.pt2`: export a saved model. Exit status: 0; 2 for a user's mistake.
 
-.pt2 is a program of torch.export, .onnx one for other runtimes (needs the packages onnx and onnxscript). Both take
-normalised float32 images [n, C, H, W] and give logits [n, classes]. The written file is opened again and must give the
-network's own answers before it takes its place.
+A .pt2 file is a torch.export program; a .onnx file is for other runtimes (needs the packages onnx and onnxscript). Both
+take normalised float32 images [n, C, H, W] and return logits [n, classes]. Nothing is written unless the exported model
+reproduces the network's own logits.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ddp_core.errors import UserError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Export as the command line says; the exit status."""
+    """Export a model as the command line says; returns the exit status."""
     return exit_status(lambda: _export(_parse(argv)))
 
 
@@ -31,7 +31,7 @@ def _export(arguments: argparse.Namespace) -> None:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line. Errors: UserError."""
+    """Parse and check the command line. Errors: UserError."""
     parser = CommandLine(prog="python -m ddp_train.export", description="Write a model for torch.export or ONNX.")
     parser.add_argument("file", metavar="FILE", help="best_model.pth, checkpoint-latest.pt, or a run folder")
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="model.pt2 (torch.export) or model.onnx")

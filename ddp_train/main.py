@@ -1,8 +1,8 @@
 """Entry point of the trainer: under `launch.py`, under `torchrun`, or as a plain Python program.
 
-Options are checked before torch is imported, so that a mistake is reported at once. The order is that of the functions
-below: `main` reads the options, `_run` turns errors into an exit status, `_train` prepares the process and builds the
-run, `_use` trains. How a rank ends that fails is in process_end.py.
+Options are checked before torch is imported, so that a mistake is reported at once. The functions below are in order
+of execution: `main` reads the options, `_run` turns errors into an exit status, `_train` prepares the process and
+builds the run, `_use` trains. process_end.py defines how a failed rank exits.
 Exit status: 0 success; 1 the run failed (diverged); 2 a user's mistake; 130 after Ctrl-C, 143 after SIGTERM.
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 if __package__ in (None, ""):
-    # Run as a file: the packages are beside this folder, whatever the working directory.
+    # Run as a script: the packages are next to this folder, whatever the working directory.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from ddp_core import missing_packages
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None, stop: StopSignals | None = None) -> int:
-    """Train with the options of the command line; returns the exit status. `stop`: the signals that may end it."""
+    """Train with the options of the command line; returns the exit status. `stop`: handles the signals that end it."""
     prepare_output()
     try:
         config = parse(sys.argv[1:] if argv is None else argv)
@@ -59,9 +59,9 @@ def main(argv: Sequence[str] | None = None, stop: StopSignals | None = None) -> 
 
 
 def _run(config: Config, stop: StopSignals) -> int:
-    """Train, and end the process group; the exit status."""
+    """Train, and stop the process group; returns the exit status."""
     with collector_paused():
-        from ddp_train.assemble import build  # noqa: F401 (for torch and what else it imports)
+        from ddp_train.assemble import build  # noqa: F401 (loads torch and the rest while the collector is paused)
         from ddp_train.distributed import process_group
 
     try:
@@ -76,7 +76,7 @@ def _run(config: Config, stop: StopSignals) -> int:
 
 
 def _train(config: Config, ranks: Ranks, stop: StopSignals) -> int:
-    """Set the process up, build everything and train; the exit status."""
+    """Set the process up, build everything and train; returns the exit status."""
     from ddp_train.assemble.build import build
     from ddp_train.assemble.resolve_options import set_arithmetic
     from ddp_train.distributed import process_group
@@ -121,7 +121,7 @@ def _use(run: Run, config: Config, ranks: Ranks) -> int:
         raise
     finally:
         for observer in run.observers:
-            # Plots take seconds, for which the other ranks and the user would wait.
+            # Plots take seconds, and the other ranks and the user would have to wait for them.
             observer.leave() if skip_plots else observer.close()
         if failed and not skip_plots:
             _write_page(run)
@@ -131,7 +131,7 @@ def _use(run: Run, config: Config, ranks: Ranks) -> int:
 
 
 def _write_page(run: Run) -> None:
-    """report.html, where no launcher does that: it knows of failures, too."""
+    """Write report.html, unless a launcher started the run: its own report also covers failures."""
     if run.trainer.components.ranks.is_first and "DDP_LAUNCH" not in os.environ:
         from ddp_train.report.write import write_page_if_possible
 
@@ -158,7 +158,7 @@ def _measure(run: Run) -> int:
 
 
 def _saves(config: Config) -> bool:
-    """Whether it is a training run, which has checkpoints, and not a measurement."""
+    """Whether this is a training run, which writes checkpoints, and not a measurement."""
     return config.run.tune is None and config.diagnostics.overfit_one_batch is None
 
 

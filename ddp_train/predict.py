@@ -1,4 +1,4 @@
-"""`python -m ddp_train.predict FILE IMAGE...`: what a saved model takes images for. Exit status: 0; 2 for a mistake."""
+"""`python -m ddp_train.predict FILE IMAGE...`: classify images with a saved model. Exit status: 0; 2 for a mistake."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BATCH = 64
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the likeliest classes of each image; the exit status."""
+    """Print the likeliest classes of each image; returns the exit status."""
     return exit_status(lambda: _show(_parse(argv)))
 
 
@@ -37,7 +37,7 @@ def _show(arguments: argparse.Namespace) -> None:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line. Errors: UserError."""
+    """Parse and check the command line. Errors: UserError."""
     parser = CommandLine(prog="python -m ddp_train.predict", description="What a saved model takes images for.")
     parser.add_argument("file", metavar="FILE", help="best_model.pth, checkpoint-latest.pt, or a run folder")
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files of any size, or folders of them")
@@ -51,8 +51,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _predict(file: str, images: Sequence[str], top: int, wanted: str) -> list[tuple[str, list[tuple[str, float]]]]:
-    """(image, its likeliest classes with their probabilities) for every image, scaled until it covers the model's size,
-    its centre cut out."""
+    """(image, its likeliest classes with their probabilities) for every image. Each image is scaled until it covers the
+    model's input size, and its center is cut out."""
     import numpy as np
     import torch
     from PIL import Image
@@ -68,7 +68,7 @@ def _predict(file: str, images: Sequence[str], top: int, wanted: str) -> list[tu
     normaliser, classes = saved.normaliser(), saved.facts.classes
     options = saved.config.data
     reading = Reading(options.background, options.max_pixels, saved.facts.levels, saved.facts.resize)
-    # os.path, since a name that is too long is no error there
+    # os.path.isdir does not raise for a name that is too long
     named = [files_below(path) if os.path.isdir(path) else [path] for path in images]  # noqa: PTH112
     images = [file for files in named for file in files]
     found = []

@@ -1,6 +1,6 @@
-"""How a rank ends: all ranks together, with one line from one of them, or one rank alone, at once. Torch-free.
+"""How a rank exits: together with all ranks, one of which prints the reason, or alone and at once. Torch-free.
 
-Used by the trainer (main.py) and by loops of a user's own (library/run.py).
+Used by the trainer (main.py) and by users' own training loops (library/setup.py).
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ OTHER_RANKS_WAIT_S = 0.3
 
 
 def end_with(error: BaseException, *, saves: bool, leave: Callable[[int], NoReturn] | None = None) -> int:
-    """End because of `error`, which a training has raised; returns the exit status where all ranks end together.
+    """End this rank because training raised `error`; returns the exit status where all ranks end together.
 
-    saves: whether the run has checkpoints. A rank that fails alone does not return but calls `leave` with its status:
-    the others wait for it in a collective, and so would leaving the process group.
+    saves: whether the run writes checkpoints. A rank that fails alone does not return but calls `leave` (os._exit) with
+    its status: the others wait for it in a collective, and a regular shutdown of the process group would wait, too.
     """
     from ddp_train.distributed import process_group
 
@@ -44,7 +44,7 @@ def end_with(error: BaseException, *, saves: bool, leave: Callable[[int], NoRetu
 
 
 def end_together(message: str, *, status: int, speaks: bool, error: BaseException | None = None) -> int:
-    """All ranks end with this status: one prints why and ends first, so that no other looks like the cause."""
+    """End all ranks with this status: the one that `speaks` exits first, so that no other rank looks like the cause."""
     if error is not None:
         report(error, status, message)
     if speaks:
@@ -85,14 +85,15 @@ def exit_alone(error: BaseException, *, saves: bool, leave: Callable[[int], NoRe
 
 
 def end_after_traceback(otherwise: Callable[[], object]) -> None:
-    """Have the error that is being raised end this process as soon as its traceback is shown, unless it is caught.
+    """Make the error that is being raised end this process as soon as its traceback is shown, unless it is caught.
 
-    The others wait for this rank in a collective, and so would Python's own end. otherwise: runs at the process's end
-    where somebody has caught it.
+    The other ranks wait for this one in a collective, and Python's regular exit would wait, too. otherwise: called at
+    process exit if the error was caught.
     """
     show = sys.excepthook
 
     def shown(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        """Show the traceback, then end the process at once."""
         show(kind, error, trace)
         atexit.unregister(otherwise)
         end_process(130 if issubclass(kind, KeyboardInterrupt) else 1)

@@ -1,8 +1,8 @@
-"""What a process sets for torch by environment variables and the C library: memory allocators, compile cache.
+"""Process settings for torch, by environment variables and the C library: memory allocators and the compile cache.
 
 Called once by `main`, in this order: the GPU allocator (`expand_segments`) and the folder of compiled code
-(`keep_private`) before torch is imported, since torch reads their variables then; the C library's heap (`keep_heap`)
-when the device is known to be the CPU. Torch-free.
+(`keep_private`) before torch is imported, which reads their variables; the C library's heap (`keep_heap`) once the
+device is known to be the CPU. Torch-free.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def expand_segments(environ: MutableMapping[str, str]) -> None:
 def keep_private(environ: MutableMapping[str, str]) -> None:
     """Let torch keep compiled code in the user's cache folder, unless the user has set a folder.
 
-    torch's default is a folder in /tmp with a name that anybody can guess; whoever creates it first decides what is
-    loaded from it. torch 2.15 creates it as soon as an optimizer is. Where no folder can be made, the default stays.
+    torch's default is a folder in /tmp with a predictable name: whoever creates it first controls what is loaded from
+    it. torch 2.15 creates it with the first optimizer. Where no folder can be made, the default stays.
     """
     if environ.get(_COMPILE_CACHE):
         return
@@ -65,9 +65,9 @@ def keep_heap(environ: Mapping[str, str]) -> bool:
     """Let glibc keep the memory that a training step frees, for the next step. Returns whether that worked.
 
     glibc returns each large block to the kernel, which clears the pages again at every training step on the CPU
-    (`python -m benchmarks.cpu_speed` measures it). The launcher sets MALLOC_MMAP_MAX_ and MALLOC_TRIM_THRESHOLD_
-    against that; this is for a trainer that was started without it. The user's settings and other allocators are left
-    alone. Source: mallopt(3).
+    (`python -m benchmarks.cpu_speed` measures it). The launcher prevents that with MALLOC_MMAP_MAX_ and
+    MALLOC_TRIM_THRESHOLD_; this function is for a trainer started without the launcher. The user's settings and other
+    allocators are left alone. Source: mallopt(3).
     """
     configured = any(name.startswith("MALLOC_") for name in environ) or "glibc.malloc" in environ.get(
         "GLIBC_TUNABLES", ""

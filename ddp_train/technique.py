@@ -1,7 +1,7 @@
-"""What a training technique is to the trainer: a few seams, each of which it may use or leave alone.
+"""The interface between the trainer and a training technique: a set of hooks, all of them optional.
 
-A technique lives in a file of its own under techniques/, as a function that takes a `Context` and returns a
-`Technique`. `techniques/registry.py` lists them in order; the trainer calls what they plug in and names none of them.
+A technique lives in its own file under techniques/, as a function that takes a `Context` and returns a `Technique`.
+`techniques/registry.py` lists them in order; the trainer calls their hooks and refers to no technique by name.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = ["Context", "Gradients", "Moment", "Stateful", "Technique", "Update"]
 
 
 class Moment(NamedTuple):
-    """One optimizer step: its epoch and its number in the run (both from 0), and whose share of the batch this is."""
+    """One optimizer step: its epoch and its number in the run (both from 0), the run's seed, and the batch's shard."""
 
     epoch: int
     step: int
@@ -40,25 +40,26 @@ class Moment(NamedTuple):
         return keyed_random.key(keyed_random.key(self.seed, self.step, purpose), self.shard, purpose)
 
     def generator(self, purpose: int) -> torch.Generator:
-        """A generator on the CPU for the draws of one purpose: nothing of it needs to be saved for a resume."""
+        """A CPU generator for the draws of one purpose, seeded by `key`: a resume needs no saved state."""
         return torch.Generator().manual_seed(self.key(purpose) & (2**63 - 1))
 
 
 class Stateful(Protocol):
-    """What a checkpoint carries: tensors, numbers, texts, and lists and dicts of them."""
+    """An object whose state a checkpoint holds: tensors, numbers, strings, and lists and dicts of them."""
 
     def state_dict(self) -> dict[str, Any]:
         """The state, for `load_state_dict` of a resumed run."""
 
-    def load_state_dict(self, state: dict[str, Any]) -> object: ...
+    def load_state_dict(self, state: dict[str, Any]) -> object:
+        """Restore a state that `state_dict` returned."""
 
 
 class Gradients(Protocol):
-    """Computes the gradient of the global batch into `.grad` (added to what is there)."""
+    """Computes the gradient of the global batch and adds it to `.grad`."""
 
     def __call__(self, *, communicate: bool = True, count: bool = True) -> None:
-        """`communicate`: join the ranks' parts (all or none of the ranks); `count`: into the epoch's loss and
-        accuracy, once a step."""
+        """`communicate`: combine the ranks' parts (the same on all ranks); `count`: add to the epoch's loss and
+        accuracy, once per step."""
 
 
 class Update(Protocol):
@@ -70,29 +71,29 @@ class Update(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Technique:
-    """What one technique plugs in; None is a seam that it leaves alone.
+    """The hooks of one technique; None where it does not use the hook.
 
-    edit         the network, in place or another one, before it is wrapped and before the optimizer sees it
+    edit         changes the network in place, or returns another one, before it is wrapped and has an optimizer
     batch        (images float [n, C, H, W], targets) -> the same, changed; targets are int64 [n] or float
                  [n, classes] whose rows add up to 1; drawn from the moment's keys
-    loss         a loss (a sum over the samples) to another
-    schedule     the schedule of the learning rate to another
-    rate         step -> a factor on the learning rate, beside the schedule's
-    gradient     changes the true gradients of the global batch in place, before the optimizer
+    loss         maps the loss (a sum over the samples) to another one
+    schedule     maps the learning-rate schedule to another one
+    rate         step -> a factor on the learning rate, in addition to the schedule
+    gradient     changes the (unscaled) gradients of the global batch in place, before the optimizer's step
     phase        a context around each "forward", "backward" and "step" of training, and around "evaluation"
-    choose       (this rank's part of a global batch, its moment) -> the part of it that is trained, its `size` over
-                 all ranks; asked on all ranks, before anything else of the step
-    before_step  prepares the network for a step; its result names the sort of step (None: one as any other), so that
-                 each sort can be warmed up (tune/warm_up.py)
-    update       takes the place of "gradient, then step"; at most one technique of a run has it
-    after_step   after the optimizer's step
+    choose       (this rank's part of a global batch, its moment) -> the part of it to train on, with its `size` over
+                 all ranks; called on all ranks, after `before_step`
+    before_step  prepares the network for a step; its result names the kind of step (None: the usual kind), so that
+                 each kind can be warmed up (tune/warm_up.py)
+    update       replaces "gradient, then step"; at most one technique of a run has it
+    after_step   called after the optimizer's step
     before_evaluation  on all ranks, given this rank's part of the epoch's training batches, read only if iterated
-    after_epoch  after evaluation, on all ranks alike; True ends the run
+    after_epoch  called after evaluation, on all ranks; True ends the run
     evaluated    the network to evaluate and keep as the best model, in place of the trained one
-    report       numbers for the records, asked for at the progress reports and at the end of an epoch
-    observer     is notified of what happens in the run, on the first rank alone
-    state        for the checkpoint
-    looks        its state changes nothing that is trained: a run that began without it may be resumed with it
+    report       numbers for the records, read at the progress reports and at the end of an epoch
+    observer     is notified of the run's events, on rank 0 only
+    state        what the checkpoint holds of the technique
+    looks        True: the state does not affect training, so a run that began without it may be resumed with it
     """
 
     name: str
@@ -118,10 +119,10 @@ class Technique:
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """What a technique may look at when it is made. `network`: as the techniques before it have left it.
+    """What a technique may read when it is created. `network`: with the changes of the techniques before it.
 
-    `classes`: how many the data has; `image_shape`: channels, height, width; `peak_rate`: the highest learning rate;
-    `class_weights`: weights of the classes in the loss, None: all alike.
+    `classes`: number of classes; `image_shape`: channels, height, width; `peak_rate`: the highest learning rate;
+    `class_weights`: weights of the classes in the loss, None: equal weights.
     """
 
     config: Config

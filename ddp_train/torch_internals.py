@@ -1,7 +1,7 @@
-"""The only module that uses torch's private API. Each use has a public way as a fallback, for a torch that moved it.
+"""The only module that uses torch's private API. Each use has a fallback, for a torch version without that API.
 
-Leaving the compiler out saves most. torch marks what torch.compile shall not look into (methods of optimizers,
-DistributedDataParallel's forward pass). The mark imports torch._dynamo at its first call, and with it sympy,
+Leaving the compiler out saves most. torch marks functions that torch.compile must not trace (methods of optimizers,
+DistributedDataParallel's forward pass). At its first call a marked function imports torch._dynamo, and with it sympy,
 torch._inductor and torch.distributed.tensor: 870 of the 2,313 modules of a rank with torch 2.15
 (`python -m benchmarks.start_up`). Where nothing is compiled, the marked function can be called as it is.
 """
@@ -26,29 +26,29 @@ T = TypeVar("T")
 
 
 def leave_compiler_out() -> None:
-    """Call what torch marks for the compiler as it is, from now on."""
+    """From now on, call the functions that torch marks for the compiler directly, without importing the compiler."""
     marking = getattr(torch, "_disable_dynamo", None)
     if marking is None or COMPILER in sys.modules:
         return
     mark = marking(lambda: None).__code__
     for attribute in (*vars(Optimizer).values(), *vars(DistributedDataParallel).values()):
         function: Any = attribute
-        while callable(function):  # a function, and those that it was put around
+        while callable(function):  # the function, then each function that it wraps
             if getattr(function, "__code__", None) is mark:
-                # Where torch keeps what the compiler has made of the function, instead of asking it again.
+                # torch caches the compiler's version of the function here, and asks the compiler only if it is missing.
                 function.__wrapped__.__dynamo_disable = function.__wrapped__
             function = getattr(function, "__wrapped__", None)
 
 
 def without_compiler(make: Callable[[], T]) -> T:
-    """What `make` makes of DistributedDataParallel, which asks for a setting of the compiler's; it gets the default."""
+    """Call `make`, which creates a DistributedDataParallel; its query of a compiler setting gets the default value."""
     if COMPILER in sys.modules:
         return make()
     ask = SimpleNamespace(get_optimize_ddp_mode=lambda: "ddp_optimizer")
     torch._dynamo = SimpleNamespace(utils=ask)  # type: ignore[assignment]
     try:
         return make()
-    except AttributeError:  # a torch that asks for more
+    except AttributeError:  # this torch asks the compiler for more
         pass
     finally:
         if COMPILER not in sys.modules:
@@ -66,20 +66,20 @@ def backward(loss: Tensor, seed: Tensor) -> None:
 
 
 def _pass(run: Callable[..., object], loss: Tensor, seed: Tensor) -> None:
-    """Into the leaves alone; no graph is kept for another pass, none is made of this one."""
+    """Run one backward pass into the leaves only; its graph is not kept, and the pass itself is not recorded."""
     run((loss,), (seed,), False, False, (), allow_unreachable=True, accumulate_grad=True)
 
 
 @functools.cache
 def _engine() -> Callable[..., object] | None:
-    """torch's engine by itself, if it does in this torch what it is meant to."""
+    """torch's autograd engine, if a trial with this torch gives the expected gradient; else None."""
     run: Callable[..., object] | None = getattr(torch.autograd.graph, "_engine_run_backward", None)
     if run is None:
         return None
     leaf = torch.zeros((), requires_grad=True)
     try:
         _pass(run, leaf * 2.0, torch.full((), 3.0))
-    except Exception:  # takes other arguments, or other types of them
+    except Exception:  # this torch takes other arguments, or other types
         return None
     return run if leaf.grad is not None and leaf.grad == 6.0 else None
 
@@ -89,8 +89,8 @@ def foreach(
 ) -> Any:
     """Tensor's method `operation` ("add_", "norm", ...) on each tensor, in one pass over all of them.
 
-    others: for each argument one tensor a tensor, or one number (or scalar tensor) for all. Returns the list of
-    results. Public way: a loop.
+    others: each argument has one tensor for each of `tensors`, or is one number (or scalar tensor) for all. Returns the
+    list of results. Public way: a loop.
     """
     together = getattr(torch, f"_foreach_{operation}", None)
     if together is not None:
@@ -101,7 +101,7 @@ def foreach(
 
 
 def any_not_finite(tensors: Sequence[Tensor], bad: Tensor, one: Tensor) -> bool:
-    """Whether a number in them is not finite, by one pass of GradScaler's kernel, which multiplies them by `one` too.
+    """Whether any value is not finite, by one pass of GradScaler's kernel, which also multiplies the values by `one`.
 
     bad, one: float32 scalars, 0 and 1, which keep these values. Public way: torch.isfinite, tensor by tensor.
     """
@@ -136,7 +136,7 @@ def can_complete_allreduces(ddp: DistributedDataParallel) -> bool:
 
 
 def collectives_issued(group: Any) -> int | None:
-    """How many collectives this rank has given to a process group so far. Public way: none; None."""
+    """Number of collectives that this rank has issued to a process group. Public way: none; returns None."""
     try:
         return int(group._get_sequence_number_for_group())
     except (AttributeError, RuntimeError):
@@ -144,7 +144,7 @@ def collectives_issued(group: Any) -> int | None:
 
 
 def bucket_count(ddp: DistributedDataParallel) -> int:
-    """How many all-reduces the wrapper needs for a gradient; where `can_complete_allreduces`."""
+    """Number of all-reduces that the wrapper needs for a gradient. Only where `can_complete_allreduces`."""
     return len(ddp.reducer._get_zeros_like_grad_buckets())
 
 
@@ -155,12 +155,12 @@ def complete_allreduces(ddp: DistributedDataParallel, issued: int) -> None:
     """
     reducer: Any = ddp.reducer
     missing = reducer._get_zeros_like_grad_buckets()[issued:]
-    for future in [reducer._run_comm_hook(bucket) for bucket in missing]:  # none may end before the last
+    for future in [reducer._run_comm_hook(bucket) for bucket in missing]:  # all are issued before the first wait
         future.wait()
 
 
 def reset_reducer(ddp: DistributedDataParallel) -> None:
-    """Let the wrapper forget an interrupted backward pass. To be called on all ranks alike."""
+    """Make the wrapper discard an interrupted backward pass. Must be called on all ranks."""
     reducer: Any = ddp.reducer
     reducer._reset_state()
 
@@ -176,7 +176,7 @@ def sync_batch_norm() -> Callable[..., Tensor] | None:
 
 
 def on_compilation(begin: Callable[..., None], end: Callable[..., None]) -> bool:
-    """Have torch.compile call these when it compiles. False where this torch cannot: torch has no public way."""
+    """Have torch.compile call `begin` and `end` when it compiles; False where this torch cannot. Public way: none."""
     try:
         from torch._dynamo.callback import callback_handler
 

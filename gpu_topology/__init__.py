@@ -1,4 +1,4 @@
-"""What is in this machine, which GPUs belong together, and how to set up CUDA and NCCL for them.
+"""Which GPUs this machine has, which of them belong together, and how to set up CUDA and NCCL for them.
 
-Data flows one way: nvml (or snapshot) -> topology -> selection -> nccl -> report -> cli. Nothing here imports torch.
+Data flows one way: driver (or snapshot) -> topology -> select -> environment -> report. Only verify imports torch.
 """

@@ -1,8 +1,8 @@
 """`python -m gpu_topology report | snapshot | select | env | draw | monitor | verify`.
 
 Data goes to stdout, messages to stderr. A user's mistake is one line beginning `error:` and exit status 2. The driver
-is asked first: it answers in a child process while the rest of the program is imported here (commands.py). So nothing
-is imported above that the child does not need.
+is read first, by a child process, while this process imports the rest of the program (commands.py). So this module
+imports only what the child needs.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from gpu_topology.driver.child_process import InChild, begin
 from gpu_topology.topology import Topology
 
 READING = ("report", "snapshot", "select", "env", "draw", "verify")
-"""The commands that look at the machine once. `monitor` reads on and on, in the program itself."""
+"""The commands that read the machine once, in a child process. `monitor` reads repeatedly, in the main process."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Exit status: the command's own, 2 for a user's mistake, 130 after Ctrl-C."""
-    if sys.stdout is None:  # closed by the caller (`>&-`): the exit status may be all that is wanted
+    if sys.stdout is None:  # closed by the caller (`>&-`), who may want only the exit status
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
     given = _with_command(sys.argv[1:] if argv is None else list(argv))
     elsewhere = any(word.startswith("--from") or word in ("-h", "--help") for word in given)
     try:
         with begin() if given[0] in READING and not elsewhere else nullcontext() as reading:
             return _status(given, reading)
-    except KeyboardInterrupt:  # so early that nobody else answers for it
+    except KeyboardInterrupt:  # Ctrl-C outside of `exit_status`
         return 130
 
 
@@ -38,6 +38,7 @@ def _status(given: list[str], reading: InChild[Topology] | None) -> int:
     from ddp_core.cli import discard_stdout, exit_status
 
     def run() -> int:
+        """Parse the options and run the command; its exit status."""
         from gpu_topology.commands import parse
 
         arguments = parse(given)
@@ -54,7 +55,7 @@ def _status(given: list[str], reading: InChild[Topology] | None) -> int:
 
 
 def _with_command(argv: list[str]) -> list[str]:
-    """Without a command, `report`: what one expects after nvidia-smi."""
+    """The arguments, with `report` as the default command: what users of nvidia-smi expect."""
     if not argv or (argv[0].startswith("-") and argv[0] not in ("-h", "--help", "--version")):
         return ["report", *argv]
     return argv

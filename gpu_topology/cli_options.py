@@ -1,4 +1,4 @@
-"""The options that several commands share, and what they give: a topology, and a selection on it.
+"""The options that several commands share, and what they yield: a topology, and a selection on it.
 
 A command's module declares them with `add_...(parser)` and gets its answers with `read_source` or `answer`.
 """
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """What a command with a selection works on. `environ` is the caller's environment."""
+    """The input of a command that works on a selection. `environ` is the caller's environment."""
 
     topology: Topology
     request: SelectionRequest
@@ -33,7 +33,7 @@ class Answers:
 
     @property
     def verdict(self) -> Verdict | None:
-        """What `verify` found on these GPUs; None where there is nothing to find, or it has not run."""
+        """The result of `verify` on these GPUs; None for fewer than two GPUs, or where it has not run."""
         if len(self.selection.indices) < 2:
             return None
         from gpu_topology.verify_cache import recall
@@ -76,7 +76,7 @@ def names(text: str) -> tuple[str, ...]:
 
 
 def some_names(text: str) -> tuple[str, ...]:
-    """The same with at least one name: an empty `--gpus "$MINE"` would otherwise select every GPU."""
+    """Like `names`, with at least one name: an empty `--gpus "$MINE"` would otherwise select every GPU."""
     if found := names(text):
         return found
     raise argparse.ArgumentTypeError(f"{text!r} names no GPU: expected indices or UUIDs as in 0,2")
@@ -98,8 +98,8 @@ def memory(text: str) -> int:
 
 
 def read_source(arguments: argparse.Namespace) -> Topology:
-    """The snapshot that --from names, else this machine (`arguments.reading`: one that has begun). TopologyError when
-    the file is not one."""
+    """The snapshot that --from names, else this machine's topology (`arguments.reading`: a read in progress, if any).
+    TopologyError when the file is not a snapshot."""
     if arguments.source is not None:
         from gpu_topology import snapshot
 
@@ -112,7 +112,7 @@ def read_source(arguments: argparse.Namespace) -> Topology:
 def answer(arguments: argparse.Namespace) -> Answers:
     """The topology and the selection that the options ask for. SelectionError when they cannot be met."""
     topology = read_source(arguments)
-    environ = dict(os.environ)  # os.environ decodes a name and its value at each look
+    environ = dict(os.environ)  # os.environ decodes a name and its value at each access
     request = SelectionRequest(
         count=arguments.count,
         policy=arguments.policy,
@@ -121,7 +121,7 @@ def answer(arguments: argparse.Namespace) -> Answers:
         allow_busy=arguments.allow_busy,
         min_memory=arguments.min_memory,
     )
-    # A saved machine has no processes of ours, and this machine's libcuda knows nothing of it.
+    # This machine's processes and libcuda say nothing about the machine of a snapshot.
     live = arguments.source is None
     inherited = read_inherited(topology, environ) if live else from_environment(environ)
     request = inherited.completes(request)

@@ -1,6 +1,6 @@
 """The commands of `python -m gpu_topology` with their options.
 
-A command with a module of its own is imported only when it is called: `select` and `env` are fast enough for a prompt.
+A command's own module is imported only when it is called: `select` and `env` stay fast enough for a shell prompt.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PROGRAM = "python -m gpu_topology"
 
 
 def parse(given: list[str]) -> argparse.Namespace:
-    """The options of the command `given[0]`; `run(arguments)` of them runs it. Errors: OptionError."""
+    """The parsed options of the command `given[0]`; their `run(arguments)` runs the command. Errors: OptionError."""
     return _parser(given[0]).parse_args(given)
 
 
@@ -85,7 +85,7 @@ class _Function:
 
 
 def _add_format(parser: argparse.ArgumentParser) -> None:
-    """Add `--as`, for the form of the list of GPUs."""
+    """Add `--as`, the form in which the list of GPUs is printed."""
     parser.add_argument(
         "--as",
         dest="form",
@@ -126,15 +126,15 @@ def _select(arguments: argparse.Namespace) -> None:
 
 
 def _device_list(answers: Answers, form: str) -> str:
-    """Indices only where CUDA is sure to count them as the driver does: identical GPUs, or
-    CUDA_DEVICE_ORDER=PCI_BUS_ID, and none that CUDA cannot open or has only slices of."""
+    """The selection as a list. "auto" gives indices only where CUDA surely counts GPUs as the driver does: they are
+    identical or CUDA_DEVICE_ORDER=PCI_BUS_ID is set, and none has failed or is in MIG mode."""
     selection, gpus = answers.selection, answers.topology.gpus
     identical = len({gpu.name for gpu in gpus}) == 1
     whole = not any(gpu.error is not None or gpu.mig_mode for gpu in gpus)
     safe = identical or answers.environ.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID"
     by_index = form == "index" or (form == "auto" and safe and whole)
     nameless = [uuid for uuid in selection.uuids if uuid.isdecimal()]
-    if nameless and not by_index:  # CUDA reads a list of indices or of UUIDs, none of both
+    if nameless and not by_index:  # CUDA accepts a list of indices or of UUIDs, not a mix
         by_index = True
         print(
             f"warning: GPU {', '.join(nameless)} has no UUID that could be read, so these are indices: set"
@@ -154,7 +154,7 @@ def _env(arguments: argparse.Namespace) -> None:
     selection = answers.selection
     if answers.topology.gpus:
         insist(selection)
-    else:  # a machine for training on the CPU has an environment too
+    else:  # training on the CPU needs an environment too
         for warning in selection.warnings:
             print(f"warning: {warning}", file=sys.stderr)
     ranks = arguments.ranks or len(selection.indices) or 1

@@ -1,8 +1,8 @@
 """A `Topology` as a JSON file and back, lossless: plan one machine on another, replay a bug report.
 
-A file from elsewhere needs only what nvidia-smi and sysfs show, in their words: a GPU its index, a link its ends and
-"NV4" or "PHB", each pair once or twice, "CNS" for peer access, "Enabled" for MIG mode, -1 for an unknown NUMA node.
-What is neither ours nor theirs is refused in one line; the limits below keep every command on any file below 5 s.
+A file from another tool needs only what nvidia-smi and sysfs show, in their notation: a GPU its index, a link its ends
+and "NV4" or "PHB", each pair once or twice, "CNS" for peer access, "Enabled" for MIG mode, -1 for an unknown NUMA node.
+Any other notation is refused in one line; the limits below keep every command under 5 s on any file.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ T = TypeVar("T")
 SCHEMA = "gpu-topology/1"
 
 MOST_BYTES, MOST_ITEMS, MOST_CHARACTERS = 8 * 2**20, 4096, 1000
-"""Of the file, of a list in it (GPUs: `MOST_GPUS`), and of a text."""
+"""Most bytes of the file, items of a list in it (GPUs: `MOST_GPUS`), and characters of a text."""
 
-# Numbers are counts, bytes and indices; NVML's own are of 64 bits at most. These are far beyond what any machine has.
+# Largest values of the numbers (counts, bytes, indices), far beyond any machine. NVML's have at most 64 bits.
 LARGEST = 2**64 - 1
 LARGEST_OF = {
     "index": 4095,
@@ -76,7 +76,7 @@ def from_dict(data: object) -> Topology:
     schema = data.get("schema")
     if schema != SCHEMA:
         raise TopologyError(f"schema is {_quote.repr(schema)}, this version reads {SCHEMA!r}")
-    # A report's `warnings` are those of the choice and the environment too, which whoever reads it takes anew.
+    # A report's `warnings` include those of the selection and the environment, which the reader computes anew.
     own = {"warnings": data["driver_warnings"]} if "driver_warnings" in data else {}
     try:
         topology: Topology = _decode(Topology, usual({**data, **own}), "the topology")
@@ -119,7 +119,7 @@ def _no_number(name: str) -> NoReturn:
 
 
 def _check(topology: Topology) -> None:
-    """What no single field shows; ValueError."""
+    """Check what no single field shows: duplicates and the ends of links. Errors: ValueError."""
     indices = {gpu.index for gpu in topology.gpus}
     if index := _repeated(gpu.index for gpu in topology.gpus):
         raise ValueError(f"GPU {index[0]} occurs twice")
@@ -141,7 +141,7 @@ def _check(topology: Topology) -> None:
 
 
 def _repeated(values: Iterable[T]) -> list[T]:
-    """Those that occur more than once."""
+    """The values that occur more than once."""
     return [value for value, count in Counter(values).items() if count > 1]
 
 
@@ -156,7 +156,7 @@ _hints = cache(get_type_hints)
 
 
 def _decode(kind: Any, value: object, name: str) -> Any:
-    """A JSON value as the type that a dataclass field is annotated with; ValueError or TypeError when it is another."""
+    """A JSON value as the annotated type `kind` of a dataclass field. Errors: ValueError or TypeError for another."""
     if get_origin(kind) is UnionType:
         inner = next(one for one in get_args(kind) if one is not NoneType)
         return None if value is None else _decode(inner, value, name)
@@ -197,7 +197,7 @@ def _plain_value(kind: type, value: object, name: str) -> object:
         if len(value) > MOST_CHARACTERS:
             raise ValueError(f"{name} has {len(value)} characters, of which {MOST_CHARACTERS} are read at most")
         value.encode()  # half a surrogate pair could not be printed; its UnicodeEncodeError is a ValueError
-        if any(category(character) == "Cc" for character in value):  # a file from elsewhere must not steer a terminal
+        if any(category(character) == "Cc" for character in value):  # a foreign file must not control the terminal
             raise ValueError(f"{name} is {_quote.repr(value)}, with a control character in it")
     return value
 
@@ -219,7 +219,7 @@ _MODES = {"enabled": True, "disabled": False, "n/a": None, "[n/a]": None}
 
 
 def usual(data: Json) -> Json:
-    """The same object in the words of `snapshot.to_dict`; ValueError where a link contradicts itself."""
+    """`data` in the notation of `to_dict`. Errors: ValueError where a link contradicts itself."""
     gpus, links = data.get("gpus"), data.get("links")
     if isinstance(gpus, list):
         data = {**data, "gpus": [_gpu(gpu) if isinstance(gpu, dict) else gpu for gpu in gpus]}
@@ -230,7 +230,7 @@ def usual(data: Json) -> Json:
 
 
 def _gpu(gpu: Json) -> Json:
-    """A GPU with the spellings of other tools replaced by ours."""
+    """A GPU with the notation of other tools replaced by that of `to_dict`."""
     gpu = dict(gpu)
     if gpu.get("numa_node") == -1:
         gpu["numa_node"] = None
@@ -243,7 +243,7 @@ def _gpu(gpu: Json) -> Json:
 
 
 def _once(links: list[object]) -> Iterator[object]:
-    """Each pair once where a matrix was written out, without its diagonal; a pair given in two ways stays as it is."""
+    """Each link once, where the file has a full matrix; no diagonal. A pair with two different links keeps both."""
     seen: dict[object, list[Json]] = {}
     for link in links:
         if not isinstance(link, dict):
@@ -257,7 +257,7 @@ def _once(links: list[object]) -> Iterator[object]:
 
 
 def _link(link: Json) -> Json:
-    """As `Link` wants it: a below b, "NV4" as level NV with 4 links, peer access in the words of NVML."""
+    """A link as `Link` stores it: a below b, "NV4" as level NV with 4 links, peer access as in `PeerAccess`."""
     level, nvlinks = link.get("level"), link.get("nvlinks")
     bonded = re.fullmatch(r"NV([1-9]\d?)", level) if isinstance(level, str) else None
     if bonded:
@@ -285,10 +285,10 @@ def _turned(link: Json) -> Json:
 
 
 def _pair(pair: object) -> object:
-    """The two directions of a peer status in our words."""
+    """The two directions of a peer status, in the words of `PeerAccess`."""
     return [_word(word) for word in pair] if isinstance(pair, list) else pair
 
 
 def _word(word: object) -> object:
-    """A peer status in our words."""
+    """A peer status in the words of `PeerAccess`."""
     return _PEER_WORDS.get(word.upper(), word) if isinstance(word, str) else word

@@ -71,25 +71,25 @@ class MigDevice:
 class Gpu:
     """One GPU as the driver describes it; `index` is NVML's, which is PCI order.
 
-    A GPU that is lost, silent or closed to us is a row too: `error` says why, and what could not be read stays `None`.
+    A GPU that is lost, does not answer or denies access is listed too: `error` says why; unread fields stay `None`.
 
-    memory_total      the host's where GPU and CPU share one memory (GB10, Thor, Orin)
-    processes         compute processes; `graphics_processes` those of a desktop or a renderer
-    numa_node         the host's node beside the GPU; `cpu_affinity` its CPUs as a list, "0-19,40-59"
+    memory_total      bytes; the host's total where GPU and CPU share one memory (GB10, Thor, Orin)
+    processes         compute processes; `graphics_processes` are those of a desktop or a renderer
+    numa_node         the NUMA node nearest to the GPU; `cpu_affinity` lists its CPUs, "0-19,40-59"
     compute_mode      "default", "exclusive-process", "exclusive-thread" or "prohibited"
-    pcie_generation   what GPU and slot can do, as `pcie_width`; `..._now` is the present state (an idle link drops its
-                      generation); `pcie_slot_width`: the most lanes of the port above, where sysfs shows it
-    fabric_state      of NVSwitch machines with a fabric manager: "not-started", "in-progress", "completed", "degraded"
-                      (completed, in poor health) or "failed"; `fabric_cluster` is its "cluster UUID/clique": only GPUs
-                      of the same one reach each other through NVSwitch
+    pcie_generation   the most that GPU and slot support, like `pcie_width`; `..._now` is the present state (an idle
+                      link drops its generation); `pcie_slot_width`: the most lanes of the port above, if sysfs shows it
+    fabric_state      on NVSwitch machines with a fabric manager: "not-started", "in-progress", "completed", "degraded"
+                      (completed, in poor health) or "failed"; `fabric_cluster` is "cluster UUID/clique": only GPUs of
+                      the same cluster and clique reach each other through NVSwitch
     ecc_uncorrected   memory errors that ECC could not correct, since the driver was loaded
     memory_faults     "row-remap-failed", "row-remap-pending", "page-retirement-pending"; () when sound
     throttle          why clocks are held back now: "power-cap", "thermal", "hw-slowdown", "hw-thermal",
                       "hw-power-brake", "sync-boost"; () when they are not
-    recovery          what the driver wants done: "none", "reset", "bus-reset", "drain-and-reset", "drain-p2p",
+    recovery          action that the driver asks for: "none", "reset", "bus-reset", "drain-and-reset", "drain-p2p",
                       "reboot", "recover-imex-domain"
     pcie_replays      transmissions over PCIe that had to be repeated, since the driver was loaded
-    nvlink_errors     the NVLinks that repeated or recovered transmissions since then
+    nvlink_errors     numbers of the NVLinks that repeated or recovered transmissions since then
     """
 
     index: int
@@ -128,7 +128,7 @@ class Gpu:
 
     @property
     def label(self) -> str:
-        """The name for a sentence: "NVIDIA A30", or "GPU 3" when the driver would not say."""
+        """The name for a sentence: "NVIDIA A30", or "GPU 3" where the driver reports no name."""
         return self.name or f"GPU {self.index}"
 
 
@@ -151,13 +151,13 @@ class PeerAccess:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """What lies between GPUs `a` < `b`.
+    """The connection between GPUs `a` < `b`.
 
     level       the nearest path: NV when they share NVLinks (directly or through NVSwitch), else the PCIe level
     nvlinks     how many NVLinks; 0 none, None unknown
     p2p         "ok", or why peer access does not work ("chipset-not-supported", "not-supported", ...), None unknown
     pcie_level  the PCIe path alone, also where NVLink is nearer
-    peer        what `p2p` sums up, by kind and direction; None when it was never asked
+    peer        peer access by kind and direction, which `p2p` sums up; None where none was reported
     """
 
     a: int
@@ -177,7 +177,7 @@ class Link:
 
     @property
     def path(self) -> LinkLevel | None:
-        """The PCIe path, beneath NVLink too; None where it is not known."""
+        """The PCIe path, also of a pair with NVLink; None where it is not known."""
         path = self.pcie_level or self.level
         return None if path is LinkLevel.NV else path
 
@@ -194,7 +194,7 @@ class Topology:
 
     @property
     def versions(self) -> str:
-        """For a heading: "driver 580.95.05, CUDA up to 13.0"; what is not known is left out."""
+        """The versions for a heading: "driver 580.95.05, CUDA up to 13.0"; unknown ones are left out."""
         known = (("driver", self.driver_version), ("CUDA up to", self.cuda_version))
         return ", ".join(f"{name} {version}" for name, version in known if version)
 
@@ -203,12 +203,12 @@ class Topology:
         return self._gpus[index]
 
     def link(self, a: int, b: int) -> Link:
-        """The link between two GPUs in either order; a link of unknowns when it was never read."""
+        """The link between two GPUs in either order; a link with all fields unknown where none was read."""
         pair = min(a, b), max(a, b)
         return self._links.get(pair) or Link(*pair)
 
     def for_programs(self) -> Topology:
-        """The same with the links that programs have: none in MIG mode has NVLink or peer access (MIG user guide)."""
+        """The topology as CUDA programs see it: a GPU in MIG mode has no NVLink or peer access (MIG user guide)."""
         sliced = {gpu.index for gpu in self.gpus if gpu.mig_mode}
         links = (
             replace(link, level=link.path, nvlinks=0, p2p="not-supported") if sliced & {link.a, link.b} else link

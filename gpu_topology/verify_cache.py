@@ -1,6 +1,6 @@
-"""What `verify` found on these GPUs, kept for the launcher and the environment: one small file per set of GPUs.
+"""The results of `verify`, kept for the launcher and the environment: one small file per set of GPUs.
 
-A verdict holds for one driver version, one NCCL version and one set of UUIDs; anything else is another question.
+A verdict holds for one driver version, one NCCL version and one set of UUIDs, and is not used for any other.
 The cache never causes an error: a file that cannot be read counts as missing, and a failed write is ignored.
 """
 
@@ -41,23 +41,23 @@ class PairResult:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """How the GPUs did.
+    """The result of `verify` on a set of GPUs.
 
-    ok          right answers in time with nothing more set than the plan's own environment
+    ok          whether the results were right and in time with only the plan's own environment set
     problem     what went wrong where not `ok`, in one line
-    settings    (name, value, reason) of the variables with which the same job was right; () where none fixed it
-    stage       where: "start", "init", "copy", "send", "sum"; a failure at the start says nothing about the GPUs
+    settings    (name, value, reason) of the variables with which the same job succeeded; () where none fixed it
+    stage       where it failed: "start", "init", "copy", "send", "sum"; a failure at "start" says nothing about GPUs
     remedy      what else to do about the problem
-    words       the last lines of the rank at fault, where nothing fixed it
+    words       the last output lines of the rank at fault, where nothing fixed it
     pairs       the result for each pair and direction
     busbw_gb_s  all-reduce bus bandwidth as nccl-tests defines it, 10^9 bytes per second
     model_gb_s  what the slowest link of these GPUs can do, as its nominal rate
     compute     (NVML index, or rank on the CPU; 10^12 operations per second of matrix products)
-    concerns    what is right but slower than it should be, one line each
+    concerns    what works but is slower than it should be, one line each
     backend     "nccl" or "gloo"
-    ranks       processes that took part
+    ranks       number of processes that took part
     seconds     duration of the whole check
-    when        the moment of it, ISO 8601 in UTC
+    when        time of the check, ISO 8601 in UTC
     """
 
     ok: bool
@@ -81,7 +81,7 @@ def recall(topology: Topology, uuids: Sequence[str]) -> Verdict | None:
     """The verdict kept for these GPUs under this driver and NCCL; None where there is none. Never raises."""
     folder = cache_folder("ddp_launch")
     if folder is None or not any(folder.glob("verify-*.json")):
-        return None  # at once: the key takes longer, and most machines have no verdict
+        return None  # checked first: computing the key takes longer, and most machines have no verdict
     key = _key(topology, uuids)
     path = None if key is None else _path(key)
     if path is None:
@@ -94,7 +94,7 @@ def recall(topology: Topology, uuids: Sequence[str]) -> Verdict | None:
 
 
 def remember(topology: Topology, uuids: Sequence[str], verdict: Verdict) -> bool:
-    """Keep a verdict for `recall`; whether that was done. Never raises.
+    """Keep a verdict for `recall`; False where it was not kept. Never raises.
 
     A failure that nothing fixes is not kept, and removes what was kept: a repaired machine needs a new check.
     """
@@ -121,7 +121,7 @@ def _refuse(word: str) -> float:
 
 
 def _key(topology: Topology, uuids: Sequence[str]) -> dict[str, object] | None:
-    """None where the GPUs cannot be identified: no UUID, no driver version, no NCCL."""
+    """What a verdict is valid for; None where that cannot be identified: no UUID, no driver version, no NCCL."""
     named = bool(uuids) and all(uuid.startswith(("GPU-", "MIG-")) for uuid in uuids)
     nccl = _nccl_version() if named and topology.driver_version else None
     if nccl is None:
@@ -130,7 +130,7 @@ def _key(topology: Topology, uuids: Sequence[str]) -> dict[str, object] | None:
 
 
 def _nccl_version() -> str | None:
-    """The version of the NCCL that torch brings, without importing it; torch's own where NCCL is built in."""
+    """The version of torch's NCCL, without importing torch; the version of torch where NCCL is built into it."""
     from importlib import metadata  # slow to import: not before it is needed
 
     try:
@@ -154,7 +154,7 @@ def _path(key: dict[str, object]) -> Path | None:
 
 
 def _verdict(kept: dict[str, object]) -> Verdict:
-    """From plain data. Raises TypeError or LookupError for anything that is not a verdict."""
+    """A Verdict from plain data. Raises TypeError or LookupError for anything that is not a verdict."""
     fields = _checked(kept, _VERDICT)
     settings = [tuple(row) for row in fields.pop("settings")]
     if not all(len(row) == 3 and all(isinstance(word, str) for word in row) for row in settings):
@@ -189,7 +189,7 @@ _PAIR: _Shape = {"a": int, "b": int, "way": str, "gb_s": (*_NUMBER, NoneType), "
 
 
 def _checked(kept: dict[str, Any], shape: _Shape) -> dict[str, Any]:
-    """The values of these names, each of its type."""
+    """The values of the names in `shape`. Raises LookupError for a missing one, TypeError for one of another type."""
     for name, types in shape.items():
         if not isinstance(kept[name], types):
             raise TypeError(name)

@@ -1,4 +1,4 @@
-"""The pictures of machines and reports in docs/pictures, made again from the machines of the tests.
+"""Makes the pictures of machines and reports in docs/pictures from the machines of the tests.
 
     python scripts/machine_pictures.py
 

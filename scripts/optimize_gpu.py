@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A configuration for this machine, and a look at how busy its GPUs are.
+"""Writes a configuration for this machine, and shows how busy its GPUs are.
 
     python scripts/optimize_gpu.py --config run.yaml              writes run_optimized.yaml, says what changed and why
     python scripts/optimize_gpu.py --config run.yaml --benchmark  with a measured search for the per-rank batch
@@ -32,7 +32,7 @@ from ddp_train.tune.optimize import Measured, auto_optimize_config, place, read_
 
 
 def __getattr__(name: str) -> object:
-    """BatchSizeOptimizer needs torch, which takes seconds to import: only for who asks for it."""
+    """BatchSizeOptimizer needs torch, which takes seconds to import: both are imported on first use."""
     if name == "BatchSizeOptimizer":
         from ddp_train.tune.batch_size_optimizer import BatchSizeOptimizer
 
@@ -79,7 +79,7 @@ def _optimize(arguments: argparse.Namespace) -> None:
 
 
 def _measure(wanted: Config) -> Measured | None:
-    """The batch finder on this configuration, on one rank. Its run folder is thrown away."""
+    """Run the batch finder on this configuration, on one rank. Its run folder is deleted."""
     from ddp_train.assemble.build import build
     from ddp_train.assemble.resolve_options import set_threads
     from ddp_train.distributed import process_group
@@ -100,7 +100,7 @@ def _measure(wanted: Config) -> Measured | None:
 
 
 def _monitor(seconds: float) -> int:
-    """What `python -m gpu_topology monitor` shows: mean and peak at the end, and a verdict. In words without a GPU."""
+    """Run `python -m gpu_topology monitor`: mean and peak at the end, and a verdict. Prints why if there is no GPU."""
     from gpu_topology import cli
     from gpu_topology.driver.read import read_or_explain
 

@@ -17,7 +17,7 @@ COPIES = "repository"
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add each file that a page links to outside docs/. One that is not there is left for mkdocs to report."""
+    """Add each file that a page links to outside docs/. Missing files are left for mkdocs to report."""
     named = {place for page in files.documentation_pages() for place in OUTSIDE.findall(page.content_string)}
     for place in sorted(named):
         if (ROOT / place).is_file():

@@ -36,7 +36,7 @@ def run_on_terminal(command: list[str], columns: int) -> tuple[pyte.Screen, int]
         fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", LINES, columns, 0, 0))
         os.environ["TERM"] = "xterm-256color"
         os.execvp(command[0], command)
-    with contextlib.suppress(OSError):  # Linux says so when the last process has closed its end
+    with contextlib.suppress(OSError):  # Linux raises this once the last process has closed its end
         while data := os.read(terminal, 1 << 16):
             stream.feed(data)
     return screen, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

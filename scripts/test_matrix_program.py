@@ -1,4 +1,4 @@
-"""What scripts/test_matrix.sh launches: rank 1 dies in the first attempt; the second one adds the ranks."""
+"""The program of scripts/test_matrix.sh: rank 1 dies in the first attempt; the second attempt adds up the ranks."""
 
 import os
 import signal

@@ -1,7 +1,7 @@
-"""What the four loops have in common: options, data, network. The data brings the misfortune that LOOP_FAULT asks for.
+"""What the four loops have in common: options, data, network. The data causes the fault that LOOP_FAULT asks for.
 
-LOOP_FAULT="KIND RANK SAMPLE": what happens when this rank has read so many samples. Each rank leaves the number that it
-has read in the run's folder.
+LOOP_FAULT="KIND RANK SAMPLE": the kind of fault, its rank, and at which sample of this rank it happens. Each rank
+writes the number of samples that it has read to the run's folder.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from sklearn.datasets import load_diabetes
 from torch import Tensor, nn
 
 SAMPLES, GLOBAL_BATCH, EPOCHS, SAVE_EVERY = 380, 37, 4, 4
-"""The batch divides neither the samples nor by the ranks. SAVE_EVERY: steps between two checkpoints."""
+"""The samples are no multiple of the global batch, and that is no multiple of 2 or 3 ranks. SAVE_EVERY: in steps."""
 RANK, WORLD_SIZE = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 PER_RANK = -(-GLOBAL_BATCH // WORLD_SIZE)
-"""What the global batch is for a library that knows the batch of a process alone."""
+"""The batch of a rank, for a library that only has a batch size per process."""
 parser = argparse.ArgumentParser()
 parser.add_argument("out_dir", type=Path)
 OUT_DIR: Path = parser.parse_known_args()[0].out_dir
 
 
 class Patients(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
-    """Scikit-learn's diabetes data: ten numbers each, and the one that is wanted."""
+    """Scikit-learn's diabetes data: ten inputs and one target per sample."""
 
     def __init__(self) -> None:
         inputs, targets = (torch.tensor(part, dtype=torch.float32) for part in load_diabetes(return_X_y=True))
@@ -60,12 +60,12 @@ class Patients(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
 
 
 def network() -> nn.Module:
-    """The same first weights everywhere."""
+    """The network, with the same initial weights on every rank and in every loop."""
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(10, 32), nn.Tanh(), nn.Linear(32, 1), nn.Flatten(0))
 
 
 def leave(trained: nn.Module) -> None:
-    """Keep the trained weights, for the comparison."""
+    """Save the trained weights, for the comparison."""
     if RANK == 0:
         torch.save({name: value.cpu() for name, value in trained.state_dict().items()}, OUT_DIR / "weights.pth")

@@ -1,4 +1,4 @@
-"""The loop with accelerate, as its guide to checkpoints has it."""
+"""The loop with accelerate, as its guide to checkpoints shows it."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The loop with Lightning Fabric, as its guide to checkpoints has it."""
+"""The loop with Lightning Fabric, as its guide to checkpoints shows it."""
 
 import torch
 from lightning.fabric import Fabric, seed_everything

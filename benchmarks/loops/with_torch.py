@@ -18,7 +18,7 @@ loader = DataLoader(data, batch_size=PER_RANK, sampler=sampler)
 latest, new = OUT_DIR / "latest.pth", OUT_DIR / "latest.new"
 first = done = 0
 if latest.exists():
-    saved = torch.load(latest)  # noqa: TID251 (its own)
+    saved = torch.load(latest)  # noqa: TID251 (its own file)
     net.module.load_state_dict(saved["net"])
     optimizer.load_state_dict(saved["optimizer"])
     first, done = saved["epoch"], saved["done"]

@@ -32,7 +32,7 @@ from ddp_launch.notify.receiver import EVENTS, receiver
 from gpu_topology.select.select import POLICIES
 
 LARGEST_RANKS = 1024
-# torchrun's own modes, and ours.
+# torchrun's modes, and the launcher's own: auto and off.
 BINDINGS = ("auto", "off", "node", "socket", "exclusive", "core-complex")
 SHELLS = ("bash", "zsh", "fish")
 USAGE = "launch.py [--auto | --gpus LIST | --cpu] [options] [SCRIPT | -m MODULE] [arguments of the program]"
@@ -88,7 +88,7 @@ def make_parser() -> tuple[CommandLine, dict[str, argparse.Action]]:
 
 
 def _device_options(parser: CommandLine) -> list[argparse.Action]:
-    """The options of this part of the help, added to the parser."""
+    """Add the options of this section of the help to the parser, and return them."""
     add = parser.add_argument_group("Where to run").add_argument
     return [
         add("--auto", action="store_true", default=False, help="the best set of GPUs, else the CPU [the default]"),
@@ -121,9 +121,9 @@ def _device_options(parser: CommandLine) -> list[argparse.Action]:
 
 
 def _program_options(parser: CommandLine) -> list[argparse.Action]:
-    """The options of this part of the help, added to the parser."""
+    """Add the options of this section of the help to the parser, and return them."""
     group = parser.add_argument_group("What to run")
-    # Only for the help: a module is recognised while the words are split.
+    # Only for the help: cli/options.py recognizes a module while it splits the command line.
     group.add_argument("-m", "--module", metavar="MODULE", help="run a module, as python -m does")
     return [
         group.add_argument(
@@ -133,7 +133,7 @@ def _program_options(parser: CommandLine) -> list[argparse.Action]:
 
 
 def _plan_options(parser: CommandLine) -> list[argparse.Action]:
-    """The options of this part of the help, added to the parser."""
+    """Add the options of this section of the help to the parser, and return them."""
     add = parser.add_argument_group("Plan and checks").add_argument
     return [
         add("--dry-run", action="store_true", help="show the plan and a command to paste; start nothing"),
@@ -170,7 +170,7 @@ def _plan_options(parser: CommandLine) -> list[argparse.Action]:
 
 
 def _run_options(parser: CommandLine) -> list[argparse.Action]:
-    """The options of this part of the help, added to the parser."""
+    """Add the options of this section of the help to the parser, and return them."""
     add = parser.add_argument_group("The run").add_argument
     return [
         add(
@@ -220,7 +220,7 @@ def _run_options(parser: CommandLine) -> list[argparse.Action]:
 
 
 def _output_options(parser: CommandLine) -> list[argparse.Action]:
-    """The options of this part of the help, added to the parser."""
+    """Add the options of this section of the help to the parser, and return them."""
     add = parser.add_argument_group("Output and logs").add_argument
     return [
         add(
@@ -280,7 +280,7 @@ def _output_options(parser: CommandLine) -> list[argparse.Action]:
 
 
 def _about_options(parser: CommandLine) -> list[argparse.Action]:
-    """The options of this part of the help, added to the parser."""
+    """Add the options of this section of the help to the parser, and return them."""
     add = parser.add_argument_group("About").add_argument
     version = f"launch.py {__version__} (Python {sys.version.split()[0]})"
     return [
@@ -335,7 +335,7 @@ def _host_options(parser: CommandLine) -> list[argparse.Action]:
 
 
 def _node_options(parser: CommandLine) -> list[argparse.Action]:
-    """The options of this part of the help, added to the parser."""
+    """Add the options of this section of the help to the parser, and return them."""
     add = parser.add_argument_group("Several nodes (run the same command on each)").add_argument
     return [
         add(

@@ -46,7 +46,7 @@ def _launcher(action: argparse.Action) -> _Option:
 
 
 def _trainer() -> list[_Option]:
-    """The options of the bundled trainer, by name alone: reading their help would take it half a second."""
+    """The options of the bundled trainer, by name alone: reading their help texts would take half a second."""
     names = ("config", "preset", *(field.name for section in SECTIONS.values() for field in fields(section)))
     spelled = ["--" + name.replace("_", "-") for name in names]
     return [_Option((name,), "an option of the bundled trainer", "VALUE", (), True) for name in spelled]
@@ -97,7 +97,7 @@ complete -o default -F _ddp_launch {" ".join(COMMANDS)}
 """
 
 
-# What _arguments of zsh would read as its own.
+# Replaces characters that are special to zsh's _arguments, and drops apostrophes.
 PLAIN = str.maketrans("[]:", "();", "'")
 
 

@@ -11,7 +11,7 @@ from ddp_core.errors import OptionError
 
 LARGEST_SLOTS = 1024
 OTHER_SLOTS = ("max_slots", "max-slots")
-"""Open MPI's limit, which changes nothing here."""
+"""Open MPI's upper limit of slots, which is accepted and has no effect."""
 _BRACKETED = r"\[[0-9a-fA-F:.]+(?:%[\w.-]+)?\]"
 _ENTRY = re.compile(rf"((?:[\w.-]+@)?(?:{_BRACKETED}|[\w.-]+))(?::([0-9]{{1,4}}))?")
 _ADDRESS = re.compile(r"(?:[\w.-]+@)?[0-9a-fA-F.]*:[0-9a-fA-F:.]*:[0-9a-fA-F:.]*(?:%[\w.-]+)?")
@@ -19,7 +19,7 @@ _ADDRESS = re.compile(r"(?:[\w.-]+@)?[0-9a-fA-F.]*:[0-9a-fA-F:.]*:[0-9a-fA-F:.]*
 
 @dataclass(frozen=True)
 class Host:
-    """A host, as ssh is given it. `slots`: its ranks; None: as many as GPUs are selected there."""
+    """A host, by its name for ssh. `slots`: the number of its ranks; None: one for each GPU that is selected there."""
 
     name: str
     slots: int | None = None
@@ -57,11 +57,11 @@ def _distinct(hosts: Iterable[Host], where: str) -> tuple[Host, ...]:
 
 
 def _host(words: Sequence[str], where: str) -> Host:
-    """HOST, USER@HOST or, as horovod has it, HOST:SLOTS, then slots=N; an IPv6 address with slots is in brackets."""
+    """Parse HOST, USER@HOST or horovod's HOST:SLOTS, then slots=N; an IPv6 address with slots needs brackets."""
     name, slots = words[0], None
     if not _ADDRESS.fullmatch(name):
         found = _ENTRY.fullmatch(name)
-        # What begins with a dash would be an option of ssh's.
+        # ssh would take a name that begins with a dash for an option.
         if found is None or name.startswith("-"):
             raise OptionError(
                 f"{where}: {name!r} is no host; expected names that ssh knows, as in gpu01,me@gpu02,gpu03:4"
@@ -79,10 +79,10 @@ def _host(words: Sequence[str], where: str) -> Host:
 
 
 def exported(text: str) -> tuple[str, ...]:
-    """What one `--export` asks for: NAME,NAME as (NAME, NAME), or NAME=VALUE. Errors: OptionError."""
+    """The variables that one `--export` names: NAME,NAME as (NAME, NAME), or one NAME=VALUE. Errors: OptionError."""
     name, equals, _ = text.partition("=")
     names = [name] if equals else [part.strip() for part in text.split(",")]
     if all(re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", one) for one in names):
         return (text,) if equals else tuple(names)
-    # Not the value: it may be a secret.
+    # The message leaves the value out, since it may be a secret.
     raise OptionError(f"--export {name!r}: expected names of variables, as in HF_TOKEN,NCCL_DEBUG, or NAME=VALUE")

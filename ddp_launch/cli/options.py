@@ -29,7 +29,7 @@ HOST_OPTIONS = (
     *("-H", "--hosts", "--hostfile", "--export", "--sync", "--check-hosts", "--rdzv-endpoint", "--rdzv-conf"),
     *("--json", "--dry-run", "--estimate", "--notify", "--notify-on"),
 )
-"""Not for the launchers on the hosts."""
+"""Options that are not passed on to the launchers on the hosts."""
 NO_VARIABLES: Mapping[str, str] = MappingProxyType({})
 
 
@@ -43,7 +43,7 @@ class Program:
 
     @property
     def title(self) -> str:
-        """Its name for a person."""
+        """The program's short name, for messages to the user."""
         return Path(self.name).name if self.kind != "trainer" else "ddp_train"
 
 
@@ -51,9 +51,9 @@ class Program:
 class LaunchOptions:
     """The launcher's own options, checked; None: not given.
 
-    `needs_gpu`: as many ranks as GPUs, in torchrun's word `gpu`; `min_memory` and `log_size` in bytes; `grace`,
-    `rdzv_timeout`, `wait`, `scaling` and `stall_...` in seconds; `notes`: what the user should know about
-    them; `hosts`: of a run over ssh; `words`: the options of the launcher on each of them.
+    `needs_gpu`: whether --nproc is torchrun's word `gpu`, as many ranks as GPUs; `min_memory` and `log_size` in bytes;
+    `grace`, `rdzv_timeout`, `wait`, `scaling` and `stall_...` in seconds; `notes`: what the user should know about the
+    options; `hosts`: the hosts of a run over ssh; `words`: the options for the launcher on each host.
     """
 
     program: Program
@@ -103,7 +103,7 @@ class LaunchOptions:
     notes: tuple[str, ...] = ()
 
     def request(self, topology: Topology) -> SelectionRequest:
-        """What they ask of the selection of GPUs."""
+        """The request that these options make for the selection of GPUs."""
         return SelectionRequest(
             # Without a GPU the ranks run on the CPU, as many as are asked for.
             count=self.nproc if topology.gpus else None,
@@ -116,7 +116,7 @@ class LaunchOptions:
 
 
 def parse(argv: Sequence[str], environ: Mapping[str, str] = NO_VARIABLES) -> LaunchOptions:
-    """The options and the program on a command line. `environ`: where torchrun's PET_ variables are defaults.
+    """The options and the program on a command line. `environ`: has defaults in torchrun's PET_ variables.
 
     Errors: OptionError. --help, --version and --completion print and exit 0.
     """
@@ -148,7 +148,7 @@ def parse(argv: Sequence[str], environ: Mapping[str, str] = NO_VARIABLES) -> Lau
 
 
 def _settle_hosts(values: dict[str, Any]) -> None:
-    """Hosts from either option, and the parts of each --export in one list. Errors: OptionError."""
+    """Take the hosts from --hosts or --hostfile, and join the parts of all --export options. Errors: OptionError."""
     if (from_file := values.pop("hostfile", None)) is not None:
         if "hosts" in values:
             raise OptionError("--hosts and --hostfile exclude each other: give one")
@@ -157,12 +157,12 @@ def _settle_hosts(values: dict[str, Any]) -> None:
 
 
 def _words_of_a_host(own: Sequence[str]) -> tuple[str, ...]:
-    """The launcher's options without those about reaching the hosts."""
+    """The launcher's options without HOST_OPTIONS."""
     return tuple(word for word in own if word.partition("=")[0] not in HOST_OPTIONS)
 
 
 def words_of(program: Program) -> tuple[str, ...]:
-    """The program as it stands on a command line, after the launcher's options."""
+    """The program as written on a command line, after the launcher's options."""
     match program.kind:
         case "trainer":
             return program.args
@@ -248,7 +248,7 @@ def _check(options: LaunchOptions) -> None:
 
 
 def _conflicts_of_hosts(options: LaunchOptions) -> tuple[tuple[bool, str], ...]:
-    """What --hosts excludes, and what needs it."""
+    """Conflicts of --hosts with other options, and options that need --hosts."""
     needs = "--export" if options.export else "--check-hosts" if options.check_hosts else "--sync"
     return (
         (
@@ -268,7 +268,7 @@ def _conflicts_of_hosts(options: LaunchOptions) -> tuple[tuple[bool, str], ...]:
 
 
 def _conflicts_of_scaling(options: LaunchOptions) -> tuple[tuple[bool, str], ...]:
-    """What --scaling, which starts several short runs, excludes."""
+    """Conflicts of --scaling, which starts several short runs, with other options."""
     excluded = {
         "--dry-run": options.dry_run,
         "--doctor": options.doctor,
@@ -293,7 +293,7 @@ def _as_executable(program: Program) -> Program:
 def _split_as_torchrun(
     argv: Sequence[str], actions: Mapping[str, argparse.Action]
 ) -> tuple[list[str], Program, list[str]]:
-    """As `_split`, and the notes; before a program of the user's options may be abbreviated, as torchrun's may."""
+    """As `_split`, with the notes. Options before a user's program may be abbreviated, as with torchrun."""
     notes: list[str] = []
     try:
         return *_split(argv, actions, notes), notes
@@ -323,7 +323,7 @@ def _split(
         if name in ("-m", "--module"):
             if equals or not words or not words[0].startswith("-"):
                 return own, _program("module", [value, *words] if equals else words, trainer, word)
-            # As torchrun's, a word of its own before other options.
+            # As with torchrun, -m may be a separate word before other options.
             kind = "module"
         elif name in actions:
             own.append(_with_value(name, equals, value, words, actions))
@@ -360,7 +360,7 @@ def _with_value(name: str, equals: str, value: str, words: list[str], actions: M
 
 
 def _fits(action: argparse.Action, word: str) -> bool:
-    """Whether this is a value of an option that needs none, and not the next word of the command line."""
+    """Whether the word is the optional value of this option, and not a separate word of the command line."""
     try:
         return callable(action.type) and action.type(word) is not None
     except OptionError:

@@ -1,7 +1,7 @@
-"""torchrun's command line here: its spellings, its PET_ variables as defaults, and what changes nothing.
+"""Compatibility with torchrun's command line: its spellings, PET_ variables as defaults, options without effect.
 
-A pasted torchrun command runs. What has no effect here is a note; what asks for another engine is an error, and so are
-the spellings of accelerate and DeepSpeed, with ours in the answer.
+A pasted torchrun command runs. An option without effect here leads to a note. An option that asks for another engine is
+an error, and so is an option of accelerate or DeepSpeed; the message names the launcher's option.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any
 from ddp_core.errors import OptionError
 from ddp_launch.cli.value_types import endpoint
 
-# Options that torchrun takes from PET_ variables, and that are the launcher's too. Those about nodes are read with what
-# job managers say: cluster/pet.py.
+# torchrun's PET_ variables -> the launcher's options. cluster/pet.py reads those about nodes, along with the variables
+# of job managers.
 VARIABLES = {
     "PET_NPROC_PER_NODE": "--nproc-per-node",
     "PET_MAX_RESTARTS": "--max-restarts",
@@ -29,7 +29,7 @@ VARIABLES = {
 }
 FLAGS = ("PET_NO_PYTHON",)
 
-# What the launcher does anyway, and why the option changes nothing.
+# Options of torchrun that change nothing here -> the reason.
 NO_EFFECT = {
     "--standalone": "a run on one node has a rendezvous of its own",
     "--redirects": "the output of every rank goes to files",
@@ -48,7 +48,7 @@ NO_EFFECT = {
     "--signals-to-handle": "SIGINT, SIGTERM, SIGHUP and SIGQUIT are handled",
 }
 WITHOUT_VALUE = ("--standalone", "--run-path", "--use-env")
-# Of options that change nothing: the values that can be had.
+# Options that change nothing -> the values that are accepted.
 HERE = {"--rdzv-backend": ("c10d", "static", ""), "--logs-specs": ("default", "")}
 # Long options of torchrun that the launcher has too; for abbreviations.
 SHARED = (
@@ -56,7 +56,7 @@ SHARED = (
     *("--no-python", "--log-dir", "--tee", "--log-line-prefix-template", "--local-ranks-filter", "--node-rank"),
     *("--master-addr", "--master-port", "--numa-binding", "--shutdown-timeout", "--virtual-local-rank"),
 )
-# Options of accelerate launch and deepspeed, and ours in their place.
+# Options of accelerate launch and deepspeed -> the tool, and what to use here instead.
 OTHERS = {
     "--num-processes": ("accelerate", "--nproc N"),
     "--num-machines": ("accelerate", "--nnodes N"),
@@ -80,7 +80,7 @@ JOIN = ("join_timeout", "timeout")
 
 
 def defaults(environ: Mapping[str, str], given: Container[str]) -> Iterator[tuple[str, str, str]]:
-    """Variable, value and option as one word, for options that are not `given`. Errors: OptionError for a bad flag."""
+    """(variable, value, option as one word) for options that are not `given`. Errors: OptionError for a bad flag."""
     for variable, option in VARIABLES.items():
         value = environ.get(variable, "").strip()
         if not value or option in given:
@@ -94,7 +94,7 @@ def defaults(environ: Mapping[str, str], given: Container[str]) -> Iterator[tupl
 
 
 def is_command(word: str, words: list[str]) -> bool:
-    """Whether the word begins a pasted command, as torchrun or -m torch.distributed.run, which is skipped."""
+    """Whether the word begins a pasted torchrun command. With -m torch.distributed.run, removes the second word."""
     if word in ("-m", "--module") and words[:1] in (["torch.distributed.run"], ["torch.distributed.launch"]):
         del words[:1]
         return True
@@ -102,8 +102,8 @@ def is_command(word: str, words: list[str]) -> bool:
 
 
 def spelled(word: str, known: Container[str], *, abbreviated: bool) -> tuple[str, str, str]:
-    """Name, "=" and value of an option as it is known here: with dashes, and where they may be `abbreviated`, as
-    argparse lets torchrun's be, written out."""
+    """Name, "=" and value of an option. The name has dashes for underscores. `abbreviated`: a unique abbreviation is
+    written out, as argparse does for torchrun."""
     if re.match(r"-[tr][^=]", word):
         return word[:2], "=", word[2:]
     name, equals, value = word.partition("=")
@@ -117,7 +117,7 @@ def spelled(word: str, known: Container[str], *, abbreviated: bool) -> tuple[str
 
 
 def no_effect(name: str, value: str) -> str:
-    """The words for an option of torchrun that changes nothing here. Errors: OptionError for a value that would."""
+    """The note on an option of torchrun that changes nothing here. Errors: OptionError for an unsupported value."""
     if name in HERE and value not in HERE[name]:
         raise OptionError(f"{name} {value!r} of torchrun has no counterpart here: {NO_EFFECT[name]}")
     return f"{name} changes nothing: {NO_EFFECT[name]}"
@@ -131,7 +131,7 @@ def refuse(name: str) -> None:
 
 
 def settle(values: dict[str, Any], notes: list[str]) -> None:
-    """What torchrun takes and has no effect on one node becomes a note; torchrun's words become values of ours.
+    """Turn torchrun's settings into the launcher's values, and settings without effect on one node into notes.
 
     Errors: OptionError.
     """

@@ -1,4 +1,4 @@
-"""What an option of the launcher accepts: text from the command line to a checked value, or one clear line."""
+"""Parsers of the launcher's option values: from text to a checked value, or an error of one clear line."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ AS_MANY_AS_CPUS, AS_MANY_AS_GPUS = -1, -2
 WORDS = {"auto": None, "cpu": AS_MANY_AS_CPUS, "gpu": AS_MANY_AS_GPUS}
 SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 LOG_BYTES = 32 * 2**20
-"""Of each stream of a rank that its log keeps."""
+"""Bytes that a log keeps of each stream of a rank, by default."""
 
 
 def whole(option: str, least: int, largest: int) -> Callable[[str], int]:
     """A parser of whole numbers from `least` to `largest`."""
 
     def parse(text: str) -> int:
+        """The number. Errors: OptionError."""
         # At most 18 digits: int() refuses a text of thousands of digits with a message that does not help.
         if re.fullmatch(r"\+?[0-9]{1,18}", text) and least <= int(text) <= largest:
             return int(text)
@@ -35,6 +36,7 @@ def seconds(option: str, least: float, largest: float) -> Callable[[str], float]
     """A parser of seconds from `least` to `largest`."""
 
     def parse(text: str) -> float:
+        """The time in seconds. Errors: OptionError."""
         if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,3})?", text) and least <= float(text) <= largest:
             return float(text)
         raise OptionError(f"{option} {text!r}: expected seconds from {least:g} to {largest:g}")
@@ -43,11 +45,12 @@ def seconds(option: str, least: float, largest: float) -> Callable[[str], float]
 
 
 def ranks(option: str, largest: int) -> Callable[[str], int | None]:
-    """A parser of a number of ranks on a node. Of torchrun's words auto is None, as many as GPUs are selected;
-    cpu is AS_MANY_AS_CPUS, gpu AS_MANY_AS_GPUS."""
+    """A parser of a number of ranks on a node. torchrun's words are accepted: auto gives None (as many as GPUs are
+    selected), cpu gives AS_MANY_AS_CPUS, gpu gives AS_MANY_AS_GPUS."""
     number = whole(option, 1, largest)
 
     def parse(text: str) -> int | None:
+        """The number of ranks, or the value of one of torchrun's words. Errors: OptionError."""
         if text in WORDS:
             return WORDS[text]
         try:
@@ -60,9 +63,9 @@ def ranks(option: str, largest: int) -> Callable[[str], int | None]:
 
 @dataclass(frozen=True)
 class Tee:
-    """Which ranks are shown on the screen beside the first of the node, and which of their streams: 1 is standard
-    output, 2 standard error, 3 both, 0 none. `everyone`: of ranks that `ranks` does not name; `only`: none but these
-    local ranks; `prefix`: of each line, also of the first rank's, with ${rank}, ${local_rank} and ${role_name};
+    """Which ranks are shown on the screen besides the first of the node, and which of their streams: 1 is standard
+    output, 2 standard error, 3 both, 0 none. `everyone`: streams of ranks that `ranks` does not name; `only`: show only
+    these local ranks; `prefix`: begins each line, also of the first rank, with ${rank}, ${local_rank}, ${role_name};
     `first`: whether the first rank of the node is shown in any case, as it is on the first host of a run."""
 
     everyone: int = 0
@@ -72,7 +75,7 @@ class Tee:
     first: bool = True
 
     def streams(self, rank: int) -> int:
-        """What of this rank is shown where it is not the first of its node."""
+        """The streams of this rank that are shown if it is not the first of its node."""
         return dict(self.ranks).get(rank, self.everyone)
 
     def shown(self, rank: int, local_rank: int) -> tuple[int, str]:
@@ -89,7 +92,7 @@ NO_TEE = Tee()
 
 
 def tee(text: str) -> Tee:
-    """all; two ranks or more, as in 1,2; or as torchrun: the streams of all ranks, or RANK:STREAMS,RANK:STREAMS."""
+    """Parse all; or two ranks or more, as in 1,2; or torchrun's forms: streams of all ranks, or RANK:STREAMS,..."""
     if text == "all":
         return Tee(BOTH)
     if re.fullmatch(r"[0-3]", text):
@@ -148,6 +151,7 @@ def device_list(option: str) -> Callable[[str], tuple[str, ...]]:
     """A parser of comma-separated GPU indices or UUIDs, which the selection looks up later."""
 
     def parse(text: str) -> tuple[str, ...]:
+        """The indices or UUIDs. Errors: OptionError."""
         parts = tuple(part.strip() for part in text.split(","))
         if all(re.fullmatch(r"[0-9A-Za-z][0-9A-Za-z/-]*", part) for part in parts):
             return parts
@@ -160,6 +164,7 @@ def memory(option: str) -> Callable[[str], int]:
     """A parser of memory sizes to bytes: 20, 20GB, 20GiB or 20000MB."""
 
     def parse(text: str) -> int:
+        """The size in bytes. Errors: OptionError."""
         size = memory_size(text)
         if size is None:
             raise OptionError(f"{option} {text!r}: expected a size from 0 to 1000000GB, as in 20GB, 20GiB or 20000MB")
@@ -172,6 +177,7 @@ def duration(option: str) -> Callable[[str], float]:
     """A parser of times to seconds: 90, 90s, 30m, 1.5h, 1h30m or 2d."""
 
     def parse(text: str) -> float:
+        """The time in seconds. Errors: OptionError."""
         parts = re.findall(r"([0-9]{1,9}(?:\.[0-9]{1,3})?)([smhd]|$)", text)
         if parts and "".join(number + unit for number, unit in parts) == text:
             return sum(float(number) * SECONDS[unit] for number, unit in parts)

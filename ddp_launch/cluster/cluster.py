@@ -70,7 +70,7 @@ def find_cluster(options: LaunchOptions, environ: Mapping[str, str]) -> Cluster:
     said = [found for found in sources if found is not None]
     nnodes, nodes_by = _first(said, lambda found: found.nnodes)
     if manager is not None and manager.crowded and (nnodes != (1, 1) or nodes_by == manager.source):
-        # With --nnodes 1 each launcher is a run of its own.
+        # With --nnodes 1 each launcher is a separate run.
         raise OptionError(manager.crowded, speaks=manager.first_task)
     timeout_s = options.rdzv_timeout or RDZV_TIMEOUT_S
     if nnodes is None or nnodes == (1, 1):
@@ -108,7 +108,7 @@ def _given(options: LaunchOptions) -> Detected | None:
 
 
 def _first(said: Iterable[Detected], fact: Callable[[Detected], T | None]) -> tuple[T | None, str | None]:
-    """A fact and its source."""
+    """The first known value of a fact, and its source; (None, None) where no source has it."""
     return next(((value, found.source) for found in said if (value := fact(found)) is not None), (None, None))
 
 

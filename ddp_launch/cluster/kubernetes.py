@@ -13,7 +13,7 @@ OF_A_RANK = ("LOCAL_RANK", "TORCHELASTIC_RUN_ID")
 
 
 def read(environ: Mapping[str, str]) -> Detected | None:
-    """The nodes by a PyTorchJob or an Indexed Job; None where there is neither. Errors: OptionError."""
+    """The nodes according to a PyTorchJob or an Indexed Job; None where there is neither. Errors: OptionError."""
     if _is_pytorch_job(environ):
         return _pytorch_job(environ)
     index = number(environ, "JOB_COMPLETION_INDEX")

@@ -11,7 +11,7 @@ from ddp_launch.cluster.detected import Detected, number
 from ddp_launch.cluster.kubernetes import is_loopback
 from ddp_launch.cluster.pet import MASTER_PORT, join
 
-# (who, size, rank, processes on this node, the line for one process on each node)
+# (name, variables of size, of rank, of processes on this node, the command that starts one process on each node)
 KINDS = (
     (
         "Open MPI",
@@ -31,7 +31,7 @@ KINDS = (
 
 
 def read(environ: Mapping[str, str]) -> Detected | None:
-    """The nodes by mpirun or mpiexec; None where neither started this process. Errors: OptionError."""
+    """The nodes according to mpirun or mpiexec; None where neither started this process. Errors: OptionError."""
     for who, size, rank, local, line in KINDS:
         total = number(environ, *size, least=1)
         # srun uses PMI too, and Slurm's own variables say more.
@@ -58,7 +58,7 @@ def read(environ: Mapping[str, str]) -> Detected | None:
 
 
 def _endpoint(environ: Mapping[str, str]) -> str | None:
-    """The endpoint by MASTER_ADDR, which scripts for torch.distributed pass on; None without it."""
+    """The endpoint from MASTER_ADDR, which scripts for torch.distributed pass on; None without it."""
     host = environ.get("MASTER_ADDR")
     if not host or is_loopback(host):
         return None

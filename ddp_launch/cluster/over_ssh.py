@@ -12,7 +12,7 @@ VARIABLE = "DDP_LAUNCH_HOST"
 
 
 def read(environ: Mapping[str, str]) -> Detected | None:
-    """The nodes of a run over ssh; None where this is none."""
+    """The nodes of a run over ssh; None where this launcher is in no such run."""
     if VARIABLE not in environ:
         return None
     seat = json.loads(environ[VARIABLE])

@@ -12,13 +12,13 @@ from ddp_launch.cluster.detected import Detected, number
 T = TypeVar("T")
 
 RENDEZVOUS_PORT = 29_400
-"""torch's port for a c10d rendezvous without one."""
+"""torch's default port of a c10d rendezvous."""
 MASTER_PORT = 29_500
 """torch's default of --master-port."""
 
 
 def read(environ: Mapping[str, str]) -> Detected | None:
-    """The nodes by the PET_ variables; None where there are none. Errors: OptionError."""
+    """The nodes according to the PET_ variables; None where none is set. Errors: OptionError."""
     nodes = _checked(environ, "PET_NNODES", node_range)
     rank = number(environ, "PET_NODE_RANK")
     where = _checked(environ, "PET_RDZV_ENDPOINT", _endpoint)

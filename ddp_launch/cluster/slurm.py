@@ -12,7 +12,7 @@ from ddp_launch.cluster.detected import Detected, number
 from ddp_launch.cluster.slurm_hostlist import expand, expand_counts
 
 FIRST_PORT, PORTS = 20_000, 10_000
-"""Below the ports that Linux assigns to outgoing connections (32768 and up)."""
+"""Ports of endpoints; they are below those that Linux assigns to outgoing connections (32768 and up)."""
 FIRST_SPECIAL_STEP = 0xFFFF_FFF0
 """Batch scripts, interactive shells and the like have the highest step numbers: slurm/slurm.h, SLURM_BATCH_SCRIPT."""
 STEP_ONLY = ("SLURM_STEP_NODELIST", "SLURM_STEP_NUM_NODES", "SLURM_STEP_NUM_TASKS", "SLURM_STEP_TASKS_PER_NODE")
@@ -89,8 +89,8 @@ def _tasks(environ: Mapping[str, str], nodes: int) -> tuple[int, ...]:
 
 
 def _crowded(environ: Mapping[str, str], step: str | None, nodes: int) -> str | None:
-    """The error for several launchers on a node, with the command for one; None without it. A batch script is one
-    process."""
+    """The error for several launchers on a node, with the command that starts one; None where there is only one. A
+    batch script is one process."""
     if step is None:
         return None
     most = max(*_tasks(environ, nodes), 1 + (number(environ, "SLURM_LOCALID") or 0))
@@ -103,7 +103,7 @@ def _crowded(environ: Mapping[str, str], step: str | None, nodes: int) -> str | 
 
 
 def _alone(environ: Mapping[str, str], step: str | None, nodes: int) -> str | None:
-    """The error for nodes without a launcher, with the command that starts one on each; None without it."""
+    """The error for nodes without a launcher, with the command that starts one on each; None where each has one."""
     started = 1 if step is None else number(environ, "SLURM_STEP_NUM_TASKS", least=1) or nodes
     if started >= nodes:
         return None

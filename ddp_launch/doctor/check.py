@@ -12,7 +12,7 @@ Status = Literal["ok", "warning", "failed"]
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the doctor: what was looked at, how it is, in words, and what to do where it is not in order."""
+    """One line of the doctor's report: what was checked, its status, the finding, and what to do about a problem."""
 
     name: str
     status: Status

@@ -22,7 +22,7 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Probe:
-    """What torch says of itself in a process of its own; `error`: why it does not run at all.
+    """What torch reports about itself in a separate process; `error`: why it does not run at all.
 
     `cuda`: the CUDA version that it was built for, None for a CPU build; `architectures`: "sm_90" ...;
     `devices`: how many GPUs it can use; `cuda_error`: why it can use none.
@@ -80,7 +80,7 @@ def _device(gpu: Gpu, problem: str | None) -> Check:
 
 
 def torch_and_driver(probe: Probe, topology: Topology, planned: Collection[int] = ()) -> Iterator[Check]:
-    """torch itself, and whether it can use the GPUs that the driver has. `planned`: those of a run, () for all."""
+    """torch itself, and whether it can use the driver's GPUs. `planned`: indices of a run's GPUs, () for all."""
     if probe.error is not None:
         yield Check("torch", "failed", probe.error, INSTALL)
         return
@@ -124,13 +124,13 @@ def _architectures(probe: Probe, used: Sequence[Gpu], cuda: str | None) -> Check
 
 
 def _major(version: str | None) -> int:
-    """12 of "12.4". An unknown version counts as new enough: what cannot be used shows in the trial."""
+    """12 of "12.4". An unknown version counts as new enough: the trial run finds out whether it is."""
     match = re.match(r"\d+", version or "")
     return int(match[0]) if match else 10**6
 
 
 def adapters(topology: Topology, root: Path = Path("/")) -> Iterator[Check]:
-    """How far each InfiniBand or RoCE adapter is from each GPU; a GPU that reaches none but across sockets is slow."""
+    """How far each InfiniBand or RoCE adapter is from each GPU; a GPU without one on its NUMA node is slow."""
     known = [gpu for gpu in topology.gpus if gpu.pci_bus_id is not None]
     distances = nic_distances([gpu.pci_bus_id or "" for gpu in known], root)
     if not known or not distances:

@@ -122,7 +122,7 @@ def loopback() -> Check:
 
 
 def host_name(host: Host) -> Check:
-    """Whether this machine's name resolves: what several nodes may need, and one does not."""
+    """Whether this machine's name resolves: a run on several nodes may need that, a run on one does not."""
     found: list[str] = []
 
     def resolve() -> None:

@@ -1,4 +1,4 @@
-"""The doctor's checks that try something, each in a process of its own under a time limit: torch, data, a training."""
+"""The doctor's trials, each in a separate process under a time limit: torch, the data set, a short training run."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ print(f"{len(found.train.labels)} images for training, {len(found.test.labels)} 
 
 
 def probe_torch() -> Probe:
-    """What torch says of itself. Never raises."""
+    """What torch reports about itself. Never raises."""
     status, out, err = _run([sys.executable, "-c", _PROBE], PROBE_S)
     if status is None:
         return Probe(error=f"importing torch took more than {PROBE_S} s")
@@ -109,7 +109,7 @@ def training(options: LaunchOptions, *, torch_works: bool) -> Check:
 
 
 def _devices(options: LaunchOptions) -> list[str]:
-    """The launcher's own words for the devices that the user named."""
+    """The launcher's options for the devices that the user chose."""
     words = ["--cpu"] if options.cpu else ["--gpus", ",".join(options.gpus)] if options.gpus else ["--auto"]
     words += ["--nproc", str(options.nproc)] if options.nproc else []
     words += ["--exclude", ",".join(options.exclude)] if options.exclude else []
@@ -117,7 +117,7 @@ def _devices(options: LaunchOptions) -> list[str]:
 
 
 def _run(command: Sequence[str], limit_s: float) -> tuple[int | None, str, str]:
-    """Status (None: out of time), stdout and stderr. What the command started ends with it."""
+    """Run a command. Returns its status (None: out of time), stdout and stderr. A timeout ends its process group."""
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
     process = subprocess.Popen(
         command, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -134,7 +134,7 @@ def _run(command: Sequence[str], limit_s: float) -> tuple[int | None, str, str]:
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """SIGTERM, which the launcher passes on to its ranks; then SIGKILL to what is left of the group."""
+    """Send SIGTERM to the process group (a launcher then ends its ranks), and SIGKILL if the process still runs."""
     for number, wait_s in ((signal.SIGTERM, 10), (signal.SIGKILL, 10)):
         os.killpg(process.pid, number)
         try:
@@ -145,7 +145,7 @@ def _end(process: subprocess.Popen[str]) -> None:
 
 
 def _last_line(text: str) -> str:
-    """The last line of an error, else the last line, without "error: "."""
+    """The last line that begins with "error:", else the last line; without "error: "."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("error:")]
     return (errors or lines or ["it said nothing"])[-1].removeprefix("error: ")

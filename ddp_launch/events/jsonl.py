@@ -1,4 +1,4 @@
-"""What happens in a run, for programs: JSON Lines, one object for each event, written immediately.
+"""A record of a run for other programs: JSON Lines, one object for each event, written immediately.
 
 docs/events.md lists the events and their keys.
 """
@@ -29,7 +29,7 @@ class EventLog:
     """Writes events, from any thread. A write error ends the record in that file, not the run."""
 
     def __init__(self, path: str | None, hear: Callable[[Mapping[str, Value]], None] | None = None) -> None:
-        """`path`: the file, "-" for standard output, None for no record; `hear`: is given every event, too. Errors:
+        """`path`: the file, "-" for standard output, None for no record; `hear`: called with every event too. Errors:
         OptionError."""
         self._hear = hear
         self._begin = time.monotonic()
@@ -37,7 +37,7 @@ class EventLog:
         self._files: dict[int, str] = {} if path is None else {_open(path): "--json-events"}
 
     def append_to(self, path: Path) -> None:
-        """From now on, add the events to this file too. One that cannot be written costs a note."""
+        """From now on, add the events to this file too. A file that cannot be written leads to a note, not an error."""
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         try:
             file = os.open(path, flags, 0o666)
@@ -103,7 +103,7 @@ def _write_all(file: int, data: bytes) -> None:
 def _open(path: str) -> int:
     """The descriptor to write to; `-` is standard output. Errors: OptionError."""
     if path == STANDARD_OUTPUT:
-        # The program's own output goes to standard error, so that the record stays pure.
+        # From now on descriptor 1 leads to standard error, so that standard output gets nothing but events.
         file = os.dup(1)
         os.dup2(2, 1)
         return file

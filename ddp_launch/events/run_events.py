@@ -80,8 +80,8 @@ class RunEvents:
         *,
         killing: bool,
     ) -> None:
-        """Record a stall; see ddp_launch/stall/finding.py. `stacks`: rank -> lines of a traceback; `killing`: it ends
-        the run."""
+        """Record a stall; see ddp_launch/stall/finding.py. `stacks`: rank -> lines of a traceback; `killing`: whether
+        the launcher ends the run."""
         doing: list[Value] = [{"ranks": list(those), "doing": what} for those, what in rows]
         self._events.write(
             "stall",
@@ -98,19 +98,19 @@ class RunEvents:
     def waited_for(
         self, rank: int, ms_a_step: float, share: float, steps: int, shares: Mapping[int, Mapping[str, float]]
     ) -> None:
-        """Record the rank that the others waited for. `share`: of the time; `shares`: how the trainer's ranks spent
-        it."""
+        """Record the rank that the others waited for. `share`: fraction of the time that they waited; `shares`: rank ->
+        phase -> fraction of the time, for the bundled trainer."""
         ranks = {str(one): {name: round(part, 4) for name, part in parts.items()} for one, parts in shares.items()}
         facts = {"ms_a_step": round(ms_a_step, 3), "share": round(share, 4)}
         self._events.write("waited-for", rank=rank, **facts, steps=steps, ranks=ranks or None)
 
     def waits(self, shares: Mapping[int, float], seconds: float) -> None:
-        """Record for which share of those seconds each rank of this node has waited for others."""
+        """Record the share of these `seconds` for which each rank of this node has waited for others."""
         ranks = {str(rank): round(share, 4) for rank, share in sorted(shares.items())}
         self._events.write("waits", seconds=round(seconds, 3), ranks=ranks)
 
     def energy(self, joules: Mapping[int, float]) -> None:
-        """What GPUs of this node took from the start of the run to its end, by NVML index; nothing where it is {}."""
+        """Record the energy of this node's GPUs from the start of the run to its end, by NVML index; {}: no event."""
         if joules:
             gpus: list[Value] = [{"index": index, "joules": round(taken, 3)} for index, taken in joules.items()]
             self._events.write("energy", joules=round(sum(joules.values()), 3), gpus=gpus)
@@ -118,7 +118,7 @@ class RunEvents:
     def failure(self, attempt: Attempt, *, restarts: int, following: RestartPlan | None = None) -> None:
         """Record a failed attempt: its first failure, and how the other ranks ended.
 
-        restarts: how many are left. following: the next attempt's devices, where they are known.
+        restarts: how many are left. following: the next attempt's plan, where it is known.
         """
         if (first := attempt.first) is None:
             return

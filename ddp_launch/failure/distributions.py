@@ -1,4 +1,4 @@
-"""Which distribution on PyPI holds a package: import name -> name for pip, for packages that training programs import.
+"""Import name -> name of the distribution on PyPI, for packages that training programs import.
 
 A name that is not listed is not guessed: PyPI may have another program of that name.
 """
@@ -91,7 +91,7 @@ ELSEWHERE = {
 
 
 def distribution(module: str) -> str | None:
-    """What to give `pip install` for a module; None where that is not known."""
+    """The arguments of `pip install` for a module; None where they are not known."""
     parts = module.split(".")
     names = (".".join(parts[:end]) for end in range(len(parts), 0, -1))
     return next((DISTRIBUTIONS[name] for name in names if name in DISTRIBUTIONS), None)

@@ -1,4 +1,4 @@
-"""What the machine knows about a failure: read before the ranks start, and again when one has failed.
+"""Evidence about a failure from the machine: read before the ranks start, and again when a rank has failed.
 
 The main fact is how many processes the kernel has killed because memory ran out.
 """
@@ -18,7 +18,7 @@ from ddp_launch.plan.plan import LaunchPlan
 
 
 class EvidenceCollector:
-    """Made before the ranks start: what has changed since is evidence."""
+    """Collects evidence about failures. Create it before the ranks start: changes since then are evidence."""
 
     def __init__(self, plan: LaunchPlan) -> None:
         self._known = Evidence(
@@ -35,7 +35,7 @@ class EvidenceCollector:
         return None if failure is None else find_remedy(failure, self._evidence(failure))
 
     def _evidence(self, failure: Failure) -> Evidence:
-        """The evidence now. It is of this machine, so a failure on another machine gets none."""
+        """The evidence now. What is read from this machine is left out for a failure on another machine."""
         if failure.remote is not None:
             return self._known
         kills = read_kills()
@@ -77,7 +77,7 @@ def _batch(plan: LaunchPlan) -> Batch | None:
 
 @dataclass(frozen=True)
 class Kills:
-    """Processes killed since the cgroup was made or the machine started. `where`: as "of this job's cgroup"."""
+    """Processes killed for memory since the cgroup or machine started. `where`: as in "of this job's cgroup"."""
 
     count: int
     where: str

@@ -161,7 +161,7 @@ class Attempt:
 class Outcome:
     """How a run ended. `status`: for the shell.
 
-    `attempts`: those that failed, oldest first; `message`: the engine's own error where no rank failed;
+    `attempts`: the failed attempts, oldest first; `message`: the engine's own error where no rank failed;
     `refusal`: why no restart followed although some were left.
     """
 
@@ -184,8 +184,8 @@ class Outcome:
 def first_failure(failures: Sequence[Failure]) -> Failure | None:
     """The failure that caused the others. `failures`: in the order in which the ranks ended.
 
-    It is the first that is no victim. A failing rank may take longer to end than the ranks that lose their connection
-    to it: where all those are victims, it is the one that was stopped and has an error of its own in its log.
+    That is the first that is no victim. A failing rank may end after the ranks that lose their connection to it: if all
+    ranks that ended by themselves are victims, it is a rank that was stopped and has its own error in its log.
     """
     if failures and failures[0].held_up:
         return failures[0]
@@ -200,7 +200,7 @@ def first_failure(failures: Sequence[Failure]) -> Failure | None:
 
 
 def blame(failures: Sequence[Failure], early: Sequence[Failure]) -> tuple[Failure, ...]:
-    """The failures with what explains them. `early`: ranks that ended with exit code 0 before any other failed, or by
+    """The failures, with their cause marked. `early`: ranks that ended with exit code 0 before any other failed, or by
     themselves at about that time, in the order in which they ended.
 
     A rank that leaves early breaks the collectives of the others: it comes first where nothing else failed.

@@ -37,7 +37,7 @@ class Batch:
         return max(1, self.size // (self.ranks * self.accumulate))
 
     def halved(self, times: int) -> str:
-        """The option for a batch halved so many times."""
+        """The option for the batch, halved this many `times`."""
         name, size = ("-per-rank", self.size // self.ranks) if self.by_rank else ("", self.size)
         return f"--batch-size{name} {max(1, size >> times)}"
 
@@ -47,11 +47,11 @@ class Evidence:
     """What else is known about a failed run.
 
     memory_kills  how many processes the kernel killed for memory during the run; None where that is unknown
-    kills_where   whose processes those were: "of this job's cgroup", "on this machine"
-    shm_free      bytes free in /dev/shm after the failure; `shm_total` bytes it has; None where there is none
-    batch         of the bundled trainer; None for a user's program
+    kills_where   where those processes were: "of this job's cgroup", "on this machine"
+    shm_free      bytes free in /dev/shm after the failure, of `shm_total` bytes; both None where there is no /dev/shm
+    batch         the bundled trainer's batch; None for a user's program
     logs_free     bytes free where the ranks' logs are; None where that is not known
-    trainer       whether the bundled trainer ran, with options of its own
+    trainer       whether the bundled trainer ran, which has its own options
     script        the file of a user's program; None for a module, or where that is not known
     on_gpu        whether the ranks had GPUs
     own_python    whether they ran in the launcher's Python; False for an executable, which may start another

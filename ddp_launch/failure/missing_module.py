@@ -30,9 +30,9 @@ def explain(module: str, script: Path | None, *, own_python: bool) -> tuple[str,
         )
     if (own := _own_file(module, script)) is not None:
         return own
-    # The first entry is the launcher's own folder, which the program does not search.
+    # The first entry of sys.path is the launcher's own folder, which the program does not search.
     spec = PathFinder.find_spec(top, sys.path[1:])
-    # Several distributions share a folder without a file of its own, such as google.
+    # Several distributions may share a folder that has no __init__.py, such as google.
     shared = spec is not None and spec.origin is None and distribution(module) not in (None, distribution(top))
     if spec is not None and not shared and rest:
         return f"{_version(top)} is installed, and has no {module}", "a misspelled name, or written for another version"

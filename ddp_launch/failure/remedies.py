@@ -1,8 +1,8 @@
 """What a failure means, and how to fix it.
 
 `find_remedy` takes the first row of the table (known_failures.py) whose pattern matches the first message of the rank's
-traceback, then the messages that followed it, or the last lines where there is no traceback. That the kernel killed a
-rank because memory ran out is in no log: it comes from the evidence.
+traceback, then the messages that followed it, or the last lines where there is no traceback. No log shows that the
+kernel killed a rank because memory ran out: that comes from the evidence.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def _words(words: Words, found: re.Match[str], evidence: Evidence) -> str:
 
 def _hung(hang: RankReport) -> Remedy:
     """What a rank that hung was waiting for, and how to fix it."""
-    # Ended by the launcher, which reports what it found, or by the bundled trainer's watchdog.
+    # With `found` the launcher has ended the rank (--stall-kill), without it the bundled trainer's watchdog.
     option = "--stall-kill" if hang.found else "--step-timeout"
     longer = f"if it only needs longer: {option} SECONDS, 0 for no limit"
     if hang.verdict == "stopped":
@@ -130,7 +130,7 @@ def _full_shm(failure: Failure, evidence: Evidence) -> Remedy | None:
 
 
 def _full_logs(failure: Failure, evidence: Evidence) -> Remedy | None:
-    """A full disk with the logs: the rank could not write its error. None where there is space."""
+    """For a full disk under the logs, where the rank could not write its error; None where there is space."""
     if evidence.logs_free is None or evidence.logs_free >= BLOCK or failure.code < 0:
         return None
     meaning = "the disk with the ranks' logs is full: this rank's last output may be lost"

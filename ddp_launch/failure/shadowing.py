@@ -26,7 +26,7 @@ DRAWN = re.compile(r'^\s*(?:[|+] )?File "(.+)", line \d+, in <module>$')
 def hidden_module(message: str, lines: tuple[str, ...], script: Path | None) -> tuple[str, str] | None:
     """(the user's file, as a person would type it; the module that it hides), or None.
 
-    message: the error's; lines: the end of the rank's log; script: the program's file, None for a module.
+    message: the error message; lines: the end of the rank's log; script: the program's file, None for a module.
     """
     folder = Path.cwd() if script is None else script.parent
     names = [name.partition(".")[0] for found in SAID.finditer(message) for name in found.groups() if name]
@@ -49,6 +49,6 @@ def _elsewhere(name: str, folder: Path) -> bool:
     """Whether Python or an installed package has a module of that name."""
     if name in sys.stdlib_module_names:
         return True
-    # The first entry is the launcher's own folder, which the program does not have.
+    # The first entry of sys.path is the launcher's own folder, which the program does not search.
     path = [entry for entry in sys.path[1:] if entry and Path(entry).resolve() != folder]
     return PathFinder.find_spec(name, path) is not None

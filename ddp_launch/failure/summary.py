@@ -78,7 +78,7 @@ def _table(rows: Iterable[tuple[str, str]]) -> Table:
 
 
 def _facts(outcome: Outcome, failure: Failure, remedy: Remedy | None, speaker: Failure) -> Iterator[tuple[str, str]]:
-    """How the rank ended, and what became of the others."""
+    """How the rank ended, and what happened to the others."""
     *earlier, last = outcome.attempts
     attempt = f", attempt {last.number + 1} of {last.number + 1}" if earlier else ""
     after = "" if last.seconds is None else f", {last.seconds:.1f} s after the start"
@@ -128,7 +128,7 @@ def _facts(outcome: Outcome, failure: Failure, remedy: Remedy | None, speaker: F
 
 
 def _later(first: Failure, others: Sequence[Failure]) -> str:
-    """How long after the first failure the first of the others came; empty where that is unknown."""
+    """In words, how long after the first failure the first of the others ended; empty where that is unknown."""
     times = [other.ended_ms for other in others if other.ended_ms is not None and not other.stopped]
     if first.ended_ms is None or not times:
         return ""
@@ -137,7 +137,7 @@ def _later(first: Failure, others: Sequence[Failure]) -> str:
 
 
 def _advice(failure: Failure, remedy: Remedy | None, host: str) -> Iterator[tuple[str, str]]:
-    """What it means, what to do, where the log is."""
+    """What the failure means, what to do, and where the log is."""
     if remedy is not None:
         yield "because", remedy.meaning
         yield "to do", remedy.advice

@@ -1,1 +1,1 @@
-"""One run on several hosts over ssh: the checks, a launcher on each, and the end of all of it."""
+"""One run on several hosts over ssh: the checks, a launcher on each host, and the end of the whole run."""

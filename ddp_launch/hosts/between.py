@@ -24,7 +24,7 @@ from ddp_launch.hosts.fleet import Fleet
 from ddp_launch.hosts.seat import grace
 
 SLOW = 0.5
-"""A share of the interface's speed. gloo and NCCL over sockets reach 70% or more."""
+"""Below this share of the interface's speed the network is slow. gloo and NCCL over sockets reach 70% or more."""
 KEPT = ("--auto", "--gpus", "--devices", "--cpu", "--policy", "--exclude", "--allow-busy", "--wait", "--min-memory")
 """Options of the command line that the check uses too: they choose the devices."""
 GBIT = 1e9
@@ -44,8 +44,8 @@ class Interface:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was measured. `gbit_s`: what an all-reduce moves through each interface, in each direction; `share`: of the
-    slowest interface's speed, None where that is not known."""
+    """What was measured. `gbit_s`: rate of an all-reduce through each interface, in each direction; `share`: its
+    fraction of the slowest interface's speed, None where that is not known or NCCL does not use the interfaces."""
 
     problem: str | None
     gbit_s: float | None
@@ -97,13 +97,13 @@ def judge(output: bytes, interfaces: Mapping[str, Interface], status: int) -> Ve
             f" {high}: a firewall between the hosts must let them through"
         )
         return Verdict(problem, None, None, tuple(_concerns(None, interfaces)), None)
-    # nccl-tests, doc/PERFORMANCE.md: so many times each byte crosses the slowest link of n ranks.
+    # nccl-tests, doc/PERFORMANCE.md: with n ranks, each byte crosses the slowest link 2 (n - 1) / n times.
     moved = measured["bytes"] * 2 * (measured["ranks"] - 1) / measured["ranks"]
     gbit_s = moved * 8 / measured["seconds"] / GBIT
     speeds = [one.speed for one in interfaces.values() if one.speed is not None]
     share = gbit_s * 1000 / min(speeds) if speeds and len(speeds) == len(interfaces) else None
     if measured["backend"] == "nccl" and any(one.adapters for one in interfaces.values()):
-        # NCCL takes these, and not the interface.
+        # NCCL uses these adapters and not the interface.
         share = None
     return Verdict(problem, gbit_s, share, tuple(_concerns(share, interfaces)), measured["backend"])
 

@@ -46,7 +46,7 @@ ALIKE = ("NCCL_", "GLOO_", "TORCH_", "OMP_", "MKL_", "PYTORCH_")
 
 @dataclass(frozen=True)
 class Ready:
-    """Hosts that are ready to start. `plans`: by host, in the order of the ranks; `notes`: on the hosts together."""
+    """Hosts that are ready to start. `plans`: by host, in the order of the ranks; `notes`: on the hosts as a whole."""
 
     facts: Sequence[HostFacts]
     plans: Mapping[str, table.Plan]
@@ -56,9 +56,9 @@ class Ready:
 def bring_up(
     fleet: Fleet, options: LaunchOptions, exported: Mapping[str, str], copied: str | None, console: Console
 ) -> Ready | Refusals:
-    """All hosts with their plans, or why some cannot take part, which has been reported.
+    """Connect to all hosts and get their plans. Returns the plans, or the refusals, which have been printed.
 
-    exported: variables of the ranks. copied: the folder that is copied to the hosts first.
+    exported: variables for the ranks. copied: the folder that is copied to the hosts first.
     """
     refused = Refusals(fleet)
     facts = _facts(fleet, options, copied, refused)
@@ -86,7 +86,7 @@ def exported(asked: Iterable[str], environ: Mapping[str, str]) -> dict[str, str]
 
 
 class Refusals:
-    """Hosts that cannot take part, each reported in one line at once. `status`: the run's exit status then."""
+    """Hosts that cannot take part, each reported immediately in one line. `status`: the run's exit status then."""
 
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
@@ -95,7 +95,7 @@ class Refusals:
 
     @property
     def words(self) -> str:
-        """All of them in one line."""
+        """All refusals in one line."""
         return "; ".join(f"{name}: {words}" for name, words in self._said.items())
 
     def say(self, name: str, words: str) -> None:
@@ -104,7 +104,7 @@ class Refusals:
         print(f"error: {name}: {words}", file=sys.stderr, flush=True)
 
     def any(self) -> bool:
-        """Whether the run cannot start; hosts that were lost meanwhile are named."""
+        """Whether the run cannot start. Hosts that were lost meanwhile are reported too."""
         for host in self._fleet.hosts:
             if host.lost is not None and host.name not in self._said:
                 self.say(host.name, host.lost)
@@ -235,7 +235,7 @@ def _plans(fleet: Fleet, options: LaunchOptions, refused: Refusals) -> dict[str,
 def _notes(
     options: LaunchOptions, exported: Iterable[str], facts: Sequence[HostFacts], plans: Mapping[str, table.Plan]
 ) -> Iterable[str]:
-    """What the user should know of the hosts together."""
+    """Notes for the user on the hosts as a whole."""
     if (line := checks.unlike(plans)) is not None:
         yield line
     if (line := checks.mtu_mismatch(facts, {name: plan["address"] for name, plan in plans.items()})) is not None:

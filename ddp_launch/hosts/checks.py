@@ -13,7 +13,7 @@ CLOCKS_S = 10.0
 @dataclass(frozen=True)
 class HostFacts:
     """What a host reports. `checked`: the answer of keeper.py and facts.py; `ahead_s`: its clock minus this machine's;
-    `word`: what it answers callers with."""
+    `word`: its answer to callers."""
 
     name: str
     checked: Mapping[str, Any]
@@ -22,7 +22,7 @@ class HostFacts:
 
 
 def problems(hosts: Sequence[HostFacts], project: str, packages: str, folder: str) -> Iterator[tuple[str, str]]:
-    """(host, what is wrong). project: this project's version here; packages: its folder here; folder: the run's."""
+    """(host, problem). project: this project's version here; packages: its folder here; folder: the run's folder."""
     first = hosts[0]
     for host in hosts:
         for words in (
@@ -119,7 +119,7 @@ def meeting_address(first: Mapping[str, Any], reached: Sequence[Sequence[Mapping
 
 
 def _worth_saying(why: Mapping[str, str]) -> Mapping[str, str]:
-    """The reasons without the loopback addresses', at which a host reaches only itself."""
+    """The reasons without those for loopback addresses, at which a host reaches only itself."""
     others = {address: words for address, words in why.items() if not address.startswith("127.")}
     return others or why
 

@@ -1,7 +1,7 @@
 """The connection with one host: ssh with a keeper at the other end, and the reason in words where there is none.
 
-ssh uses the user's own configuration, keys, agent, ports and jump hosts. It asks for no password: nobody would see the
-prompt among the output of other hosts. This machine itself is reached without ssh.
+ssh uses the user's own configuration, keys, agent, ports and jump hosts. It asks for no password: the prompt would be
+lost among the output of other hosts. This machine itself is reached without ssh.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ OPTIONS = (
     "-oConnectionAttempts=1",
     "-oServerAliveInterval=2",
     "-oServerAliveCountMax=3",
-    # What a configuration may add for a person's own session.
+    # The rest switches off what a user's configuration may add for interactive sessions.
     "-oRemoteCommand=none",
     "-oClearAllForwardings=yes",
     "-oForwardX11=no",
@@ -44,7 +44,7 @@ SSH_FAILED = 255
 NOT_FOUND = (126, 127)
 SENT = ("channel", "facts", "reach", "keeper")
 READER = "import sys;sys.path[:]=[p for p in sys.path if p];i=sys.stdin.buffer;exec(i.read(int(i.readline())))"
-"""The program for the Python over there, which finds no modules in the user's current folder."""
+"""Run by the host's Python: executes the program on its input, without the current folder in sys.path."""
 LAST_LINES = 20
 LOOK_S, TERMINATE_S = 0.05, 0.5
 BANNER_BYTES = 1 << 16
@@ -91,7 +91,7 @@ class Connection:
     """The connection to one host. `rank`: its place among the hosts of the run."""
 
     def __init__(self, host: Host, rank: int, program: bytes) -> None:
-        """Start ssh; whether it gets through shows later. Errors: OSError where there is no ssh."""
+        """Start ssh, without waiting for the connection. Errors: OSError where there is no ssh."""
         self.name, self.slots, self.rank = host.name, host.slots, rank
         self.here = is_here(host.name)
         python = (sys.executable, "-c", READER)
@@ -104,7 +104,7 @@ class Connection:
         """Why the connection is lost; None while it works."""
         self._words: deque[str] = deque(maxlen=LAST_LINES)
         self._before = b""
-        # A session of its own: Ctrl-C reaches the launcher alone, and ssh has no terminal to ask at.
+        # In a new session: Ctrl-C reaches the launcher alone, and ssh has no terminal for a prompt.
         self._process = subprocess.Popen(
             with_pdeathsig(self.command),
             stdin=subprocess.PIPE,
@@ -173,7 +173,7 @@ class Connection:
         """Wait for the other end to close, which it does when everything there has ended; then end ssh from here."""
         deadline = time.monotonic() + timeout_s
         while self._process.poll() is None and time.monotonic() < deadline:
-            # Read on, so that the other end is not blocked by its output.
+            # Keep reading, so that the other end is not blocked by its output.
             ready = select.select([self.channel.source], [], [], LOOK_S)[0]
             with suppress(OSError):
                 if ready and not os.read(self.channel.source, CHUNK_BYTES):

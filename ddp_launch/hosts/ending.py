@@ -46,8 +46,8 @@ class Ending:
         silent: bool = False,
         hear: Callable[[Mapping[str, Any]], None] = lambda event: None,
     ) -> None:
-        """grace_s: the ranks' time to end. silent: this is a check before the run, without a summary. hear: gets the
-        events of the run (docs/events.md), one of each for all hosts."""
+        """grace_s: the ranks' time to end. silent: this is a check before the run, without a summary. hear: called with
+        the events of the run (docs/events.md), each once for all hosts."""
         self._fleet = fleet
         self._console = console
         self._grace_s = grace_s
@@ -95,10 +95,10 @@ class Ending:
             self._failed_at = self._failed_at or time.monotonic()
 
     def _hear_event(self, host: Connection, event: Mapping[str, Any]) -> None:
-        """What all hosts report alike the first one says for all; a stall, the host whose rank holds the others up."""
+        """Pass on the first host's events, and a stall also from a host where its cause may be. Note failures."""
         match event["event"]:
             case "plan":
-                # Whether the nodes meet there does not matter: this launcher is the one that tells.
+                # Without the plan the notifier is never silent: it would be on a node that does not own the endpoint.
                 event = {**event, "plan": {}}
             case "failure":
                 self._failures[host.rank] = event
@@ -136,7 +136,7 @@ class Ending:
             yield
         finally:
             for number, handler in earlier.items():
-                # The run follows a check: it needs its handlers back.
+                # After a check comes the run, which needs the earlier handlers.
                 signal.signal(number, handler if self._silent else signal.SIG_IGN)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -211,7 +211,7 @@ class Ending:
 
 
 def _knows(outcome: Message | None) -> int:
-    """How much a host knows about the cause, 0 is most: its own rank failed; another host told it; it has a message."""
+    """How well a host knows the cause. 0 (best): its own rank failed; 1: another host reported it; 2: a message."""
     if outcome is None:
         return 3  # its launcher was killed
     if not outcome["failed"]:

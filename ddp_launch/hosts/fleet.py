@@ -124,7 +124,7 @@ class Fleet:
             self.on_message(host, message)
 
     def _notice_losses(self, heard: set[int]) -> None:
-        """Mark hosts as lost whose connection closed, or that were silent for SILENCE_S."""
+        """Mark hosts as lost if their connection closed, or if they were silent for SILENCE_S."""
         now = time.monotonic()
         paused, self._looked = now - self._looked > OWN_PAUSE_S, now
         for host in self.hosts:

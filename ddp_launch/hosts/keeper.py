@@ -89,7 +89,7 @@ class Keeper:
         read: dict[Any, Any] = {channel.source: self._receive}
         write: dict[Any, Any] = {channel.sink: channel.flush} if channel.waiting else {}
         if channel.waiting < MOST_WAITING:
-            # A blocked screen blocks the ranks, as it does without ssh.
+            # Otherwise read no more: a blocked screen then blocks the ranks, as it does without ssh.
             read |= {output: lambda output=output: self._pass_on(output) for output in self._outputs}
         if self._reports is not None and not self._reports.closed:
             read[self._reports.source] = self._relay
@@ -124,7 +124,7 @@ class Keeper:
         """A sign of life: `_receive` has noted it."""
 
     def _on_check(self, message: Message, data: bytes) -> None:
-        """Answer with the facts of this host. The folder is made where --sync will fill it."""
+        """Answer with the facts of this host. If --sync will fill the folder, make it first."""
         if message["make"]:
             with suppress(OSError):
                 os.makedirs(message["make"], exist_ok=True)  # noqa: PTH103
@@ -166,7 +166,7 @@ class Keeper:
 
         def tie() -> None:
             """In the new process: have the kernel kill it when the keeper ends."""
-            # A process group of its own, for signals. No session: as its leader it would adopt a rank's terminal.
+            # Its own process group, for signals, but no new session: a session's leader would adopt a rank's terminal.
             os.setpgid(0, 0)
             kernel.prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
             if os.getppid() != parent:

@@ -1,6 +1,6 @@
 """The ranks' program that measures the network between hosts: one rank on each, an all-reduce with exact sums.
 
-Rank 0 prints one JSON object: seconds of an all-reduce and its bytes, or what went wrong. It is started by its file.
+Rank 0 prints one JSON object: seconds of an all-reduce and its bytes, or what went wrong. This file runs as a script.
 """
 
 from __future__ import annotations
@@ -81,6 +81,6 @@ def _measure(*, cpu: bool) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    # The folder of this file has modules whose names are those of others.
+    # Do not search this file's folder, where modules have the names of other modules.
     sys.path[0] = str(Path(__file__).resolve().parents[2])
     main(cpu="--cpu" in sys.argv)

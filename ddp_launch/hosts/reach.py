@@ -1,6 +1,6 @@
 """Whether the hosts of a run reach one another: each listens at a port, each calls all others. Sent to the hosts.
 
-Ranks connect in both directions, at ports of their own: a firewall that lets ssh through may block them. A host is
+Ranks connect in both directions, at other ports than ssh: a firewall that lets ssh through may block them. A host is
 recognized by a word that it answers with, since two hosts may share an address (a container's bridge). The caller then
 sends more than fits in one packet, so that a route that loses large packets is noticed too.
 """
@@ -26,9 +26,9 @@ BACKLOG = 64
 
 
 class Listener:
-    """A port of this host during the check: None for one of PORTS, 0 for one that the system chooses.
+    """Listens at a port of this host during the check.
 
-    `word`: the answer to callers, at most 64 bytes.
+    `word`: the answer to callers, at most 64 bytes; `port`: None for one of PORTS, 0 for one that the system chooses.
     """
 
     def __init__(self, word: str, port: int | None = None) -> None:
@@ -81,7 +81,7 @@ def _listen(port: int | None) -> socket.socket:
     """A non-blocking server socket on `port`, or on a random one of PORTS. Errors: OSError."""
     for _ in range(TRIES):
         number = random.choice(PORTS) if port is None else port
-        # One socket for both families, where there are both.
+        # One socket for both IPv4 and IPv6, if this host has both.
         family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
         try:
             made = socket.create_server(
@@ -144,7 +144,7 @@ class Call:
         self._close(end, None)
 
     def finished(self) -> bool:
-        """Whether nothing more is worth waiting for; closes what is left then."""
+        """Whether there is nothing more to wait for. If so, closes the remaining sockets."""
         now = time.monotonic()
         patient = self._first_answer is None or now - self._first_answer < PATIENCE_S
         best = next(iter(self._addresses), None) in self.reached
@@ -179,7 +179,7 @@ class _Try:
 
     @property
     def silence(self) -> str:
-        """What it means when nothing more arrives."""
+        """The reason for a failure, for when nothing more arrives."""
         if self._left is not None:
             return "small packets arrive and large ones do not: the MTU of one side or of a switch is too small"
         return "no answer: a firewall, or a route that leads nowhere"

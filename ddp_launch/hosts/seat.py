@@ -42,8 +42,8 @@ def grace(options: LaunchOptions) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Seat:
-    """This launcher's place in the run. `rank`: of this host; `slots`: its ranks by the hostfile; `width`, `colour`: of
-    the screen where the run was started; `way`: the socket to the keeper."""
+    """This launcher's place in the run. `rank`: this host's rank; `slots`: number of its ranks, if --hosts or the
+    hostfile gives it; `width`, `colour`: of the screen where the run was started; `way`: the socket to the keeper."""
 
     name: str
     rank: int
@@ -59,7 +59,7 @@ class Seat:
         if VARIABLE not in environ:
             return None
         given = json.loads(environ[VARIABLE])
-        # The ranks must not inherit it: it has to close when this process ends.
+        # The ranks must not inherit the socket: it has to close when this process ends.
         os.set_inheritable(int(given["fd"]), False)
         way = socket.socket(fileno=int(given["fd"]))
         way.setblocking(True)
@@ -98,7 +98,7 @@ class Seat:
         self._send("refused", line=line, status=status)
 
     def hear(self, event: Mapping[str, Any]) -> None:
-        """Report an event of the run that the host where it was started tells on."""
+        """Report an event to the launcher that was started by hand, if its messages to the user may need it."""
         if event["event"] in TOLD and event["event"] != "end":
             self._send("event", facts=brief(event))
 

@@ -14,7 +14,7 @@ from ddp_launch.hosts.connection import OPTIONS, Connection
 from ddp_launch.run.process_tree import with_pdeathsig
 
 LEFT_OUT = ("/.git", "/.venv", "/runs", "__pycache__")
-"""Not copied: what belongs to this machine, or what each host makes itself."""
+"""Names that are not copied: they belong to this machine, or each host makes them itself."""
 
 
 def folder(name: str) -> str:
@@ -41,7 +41,7 @@ def _start(path: str, name: str) -> subprocess.Popen[str]:
     user, at, address = name.rpartition("@")
     target = f"{user}{at}[{address}]" if ":" in address else name
     excludes = [f"--exclude={one}" for one in LEFT_OUT]
-    # Started by the main thread: the kernel ends it with that thread. -s: no shell there interprets the path.
+    # Start it in the main thread: the kernel ends it with that thread. -s: no remote shell interprets the path.
     words: Sequence[str] = [
         "rsync",
         "-as",

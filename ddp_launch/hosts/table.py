@@ -16,7 +16,7 @@ Plan = Mapping[str, Any]
 
 
 def show(console: Console, plans: Mapping[str, Plan], notes: Iterable[str], exported: Sequence[str]) -> None:
-    """Print hosts, program, settings and notes. plans: host -> its report, in the order of ranks."""
+    """Print hosts, program, settings and notes. plans: host -> its report, in the order of the ranks."""
     first = next(iter(plans.values()))
     console.print(_hosts(plans))
     facts = Table.grid(padding=(0, 2))
@@ -35,7 +35,7 @@ def show(console: Console, plans: Mapping[str, Plan], notes: Iterable[str], expo
 
 
 def in_one_line(plans: Mapping[str, Plan]) -> str:
-    """The run, for --quiet."""
+    """The run in one line, for --quiet."""
     devices = "; ".join(f"{name}: {plan['devices']}" for name, plan in plans.items())
     return f"{devices}; {_run(plans)}"
 
@@ -48,7 +48,7 @@ def _run(plans: Mapping[str, Plan]) -> str:
 
 
 def show_commands(console: Console, plans: Mapping[str, Plan]) -> None:
-    """Print the command that does the same without the launcher, for each host."""
+    """Print, for each host, the command that does the same without the launcher."""
     console.print(Text("\nTo run this without the launcher, paste", style="bold"))
     for name, plan in plans.items():
         # No wrapping: the line is meant to be copied.

@@ -1,1 +1,1 @@
-"""`--notify`: messages about a run to chats and programs, sent by a process beside the launcher."""
+"""`--notify`: messages about a run to chats and programs, sent by a process separate from the launcher."""

@@ -1,4 +1,4 @@
-"""`python -m ddp_launch notify [URL ...]`: sends a test message, and says whether it has arrived."""
+"""`python -m ddp_launch notify [URL ...]`: sends a test message, and reports whether it was accepted."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LIMIT_S = 15.0
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Send a test message to each receiver; the exit status: 0 where all have taken it. Errors: OptionError."""
+    """Send a test message to each receiver; the exit status: 0 if all accepted it. Errors: OptionError."""
     if arguments[:1] in (["-h"], ["--help"]):
         print(USAGE)
         return 0

@@ -1,7 +1,7 @@
 """Delivers requests to one receiver, in a thread: time limits, a few tries, no answer is trusted.
 
-A redirect is followed where it cannot lead the message astray: to the same address by https, or, by the statuses that
-keep a POST a POST, on the same host. The answer's status counts; of its body a few words are shown where it refuses.
+A redirect is followed only on the same host: to the same address by https, or by a status that keeps a POST a POST (307
+or 308). Only the answer's status counts; if the receiver refuses, a few words of the answer's body are shown.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from ddp_launch.notify.shapes import Request
 
 TRIES = 4
 TRY_S = 10.0
-"""For one try, from the look-up of the name to the answer."""
+"""Time limit of one try, from the look-up of the name to the answer."""
 PAUSE_S = 0.5
-"""Before the second try; doubled each time."""
+"""Pause before the second try; doubled before each further one."""
 LONGEST_PAUSE_S = 60.0
 """How long a receiver may ask to wait (Retry-After)."""
 WORDS_BYTES = 2048
@@ -42,8 +42,8 @@ AGAIN = {408, 425, 429, *range(500, 600)}
 
 @dataclass(frozen=True)
 class Answer:
-    """`problem`: empty where the message was taken; `again`: whether another try may help; `wait_s`: what the receiver
-    asks for before that."""
+    """The result of one try. `problem`: empty if the receiver accepted the message; `again`: whether another try may
+    help; `wait_s`: how long the receiver asks to wait before that, in seconds."""
 
     problem: str = ""
     again: bool = False
@@ -60,7 +60,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         headers: http.client.HTTPMessage,
         newurl: str,
     ) -> urllib.request.Request | None:
-        """The same POST to another place, None where it must not go there."""
+        """The same POST to the new address; None where the redirect must not be followed."""
         old, new = urlsplit(req.full_url), urlsplit(newurl)
         secured = (old.scheme, new.scheme) == ("http", "https") and old.hostname == new.hostname
         same_place = (old.scheme, old.netloc) == (new.scheme, new.netloc)
@@ -77,7 +77,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 
 def post(request: Request, timeout_s: float) -> Answer:
-    """Send it once. `timeout_s`: of each wait for the network. Never raises."""
+    """Send the request once. `timeout_s`: limit of each wait for the network. Never raises."""
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler(),
@@ -115,7 +115,7 @@ def _refused(error: urllib.error.HTTPError) -> Answer:
 
 
 def _seconds(retry_after: str) -> float:
-    """Of a Retry-After header (RFC 9110, 10.2.3): a number of seconds, which Discord gives a fraction, or a date."""
+    """The seconds of a Retry-After header (RFC 9110, 10.2.3): a number, from Discord with a fraction, or a date."""
     try:
         return max(0.0, float(retry_after))
     except ValueError:
@@ -155,19 +155,19 @@ class Mailbox:
         self._thread.start()
 
     def put(self, request: Request) -> None:
-        """Deliver this too."""
+        """Queue a request for delivery."""
         with self._changed:
             self._waiting.append(request)
             self._changed.notify_all()
 
     def close(self, end_at: float) -> None:
-        """No more messages come: the last one is to be delivered until then (monotonic), before any other."""
+        """Announce that no message follows: deliver until `end_at` (monotonic seconds), the last message first."""
         with self._changed:
             self._end_at = end_at
             self._changed.notify_all()
 
     def join(self) -> None:
-        """Wait until all has been delivered or reported, which is at `end_at` at the latest, give or take a moment."""
+        """Wait until every message is delivered or reported as undelivered, at most until shortly after `end_at`."""
         assert self._end_at is not None
         self._thread.join(max(0.0, self._end_at - time.monotonic()) + 0.2)
 
@@ -189,11 +189,11 @@ class Mailbox:
             return self._waiting.pop()
 
     def _hurried(self) -> bool:
-        """Whether a later message is the last one: this one must not keep it waiting."""
+        """Whether the last message is waiting: the present one must not delay it."""
         return self._end_at is not None and bool(self._waiting) and not self._last_taken
 
     def _deliver(self, request: Request) -> str:
-        """Why it was not delivered; empty where it was."""
+        """Deliver a request. Returns why that failed; empty after a success."""
         answer = Answer("the run was over before it was sent")
         for number in range(TRIES):
             answer = self._try(request)
@@ -216,11 +216,12 @@ class Mailbox:
         return not self._hurried()
 
     def _try(self, request: Request) -> Answer:
-        """One try in a thread of its own, which is left alone where it takes too long: a receiver that sends a byte now
-        and then, or a name server that is silent, holds it for as long as it likes."""
+        """One try, in its own thread, which is abandoned if it takes too long: a receiver that sends a byte now and
+        then, or a name server that does not answer, could block it without limit."""
         found: list[Answer] = []
 
         def work() -> None:
+            """A thread's work: send the request and hand the answer over."""
             answer = self._post(request, TRY_S)
             with self._changed:
                 found.append(answer)

@@ -1,7 +1,7 @@
-"""What there is to say about a run: its events (events/run_events.py) go in, records for receivers come out.
+"""Messages about a run: turns its events (events/run_events.py) into records for the receivers.
 
-A record is plain data with the schema below; docs/notify.md lists its keys. Its `title` and `text` are the same for
-a person. Pure, but for the run folder's history, of which the best epoch is read.
+A record is plain data with the schema below; docs/notify.md lists its keys. Its `title` and `text` give the same facts
+in words. Pure, except that the best epoch is read from the history in the run folder.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from ddp_core.redaction import Secrets
 SCHEMA = "ddp-launch-notification/1"
 Record = dict[str, Any]
 END_S = 4.0
-"""How long the last message of a run may take."""
+"""How long the delivery of a run's last message may take."""
 LARGEST_HISTORY = 64 * 2**20
 LONGEST = 500
-"""Characters of one fact."""
+"""Most characters of one text in a record; a longer one is shortened."""
 AT_ONCE_S = 10.0
-"""What ends sooner, before any rank has started, is seen by who has started it at a terminal: it is not told."""
+"""A launcher that ends sooner, before any rank started, sends no message if a user started it at a terminal."""
 SIGNALS = {128 + number: signal.Signals(number).name for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
 LONGEST_NAME = 80
 EXPLAINED = "error: "
@@ -36,8 +36,8 @@ WAITING, KILLING = "nothing was ended (--stall-kill SECONDS does that)", "the ru
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What does not change. `program`: a short name; `begin_ms`: of the launcher, by the monotonic clock; `attended`:
-    somebody has started it at a terminal; `hosts`: of a run over ssh."""
+    """Facts about a run that do not change. `program`: a short name; `begin_ms`: the launcher's start, by the monotonic
+    clock; `attended`: whether it was started at a terminal; `hosts`: the hosts of a run over ssh."""
 
     program: str
     host: str
@@ -47,7 +47,7 @@ class Run:
 
 
 class Story:
-    """A running run. `wanted`: the kinds of event that are sent (receiver.EVENTS)."""
+    """Follows a run and makes its messages. `wanted`: the kinds of message that are sent (receiver.EVENTS)."""
 
     def __init__(self, run: Run, wanted: Container[str], secrets: Secrets) -> None:
         self._run, self._wanted, self._secrets = run, wanted, secrets
@@ -60,16 +60,16 @@ class Story:
         """Whether the last event has come."""
 
     def hear(self, event: Mapping[str, Any]) -> Record | None:
-        """What an event is worth telling; None for most."""
+        """The record to send for an event; None for most events."""
         match event["event"]:
             case "plan":
                 self._started = True
                 self._facts |= {"run_folder": event.get("run_folder"), "logs": event.get("logs")}
-                # Of several nodes that were started one by one, only the first sends.
+                # If several nodes were started one by one, only the node that owns the endpoint sends messages.
                 self._silent = (event["plan"].get("cluster") or {}).get("hosts_store") is False
             case "attempt":
                 self._facts["world_size"] = event["world_size"]
-                # A restart has an event of its own; nodes that come and go begin the same attempt again.
+                # A restart has its own event. When nodes join or leave, the same attempt begins again.
                 again, self._begun = self._begun, True
                 return None if again else self._record("start", event)
             case "signal":
@@ -89,12 +89,12 @@ class Story:
         return None
 
     def vanished(self, at_ms: float) -> Record | None:
-        """What to tell where the launcher is gone without an end."""
+        """The record to send if the launcher is gone without an "end" event."""
         self.over = True
         return self._end({"event": "end", "monotonic_ms": at_ms, "status": None, "message": VANISHED})
 
     def trial(self, at_ms: float) -> Record:
-        """A message that says that messages arrive."""
+        """The record of a test message."""
         record = self._record("test", {"monotonic_ms": at_ms})
         assert record is not None
         return record

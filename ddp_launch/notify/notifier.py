@@ -24,15 +24,15 @@ from ddp_launch.notify.receiver import OPTION, VARIABLE, Receiver
 WAIT_S = END_S + 1.0
 """How long the end of the launcher may wait for the last message."""
 PROGRAM = Path(__file__).with_name("process.py")
-"""Run as a program alone: importing it takes a tenth of what a plan does."""
+"""Started as a program and never imported: an import would take a tenth of the time that a plan takes."""
 TOLD = ("plan", "attempt", "signal", "stall", "failure", "restart", "end")
 BULKY = ("stacks", "doing", "last_lines", "pids")
 
 
 class Notifier:
-    """Tells `receivers` about a run by its events, from any thread; does nothing where there are none.
+    """Sends messages about a run to `receivers`, from its events, in any thread; does nothing without receivers.
 
-    No call waits for a receiver, but leaving the block does so for the last message, for WAIT_S at most.
+    No call waits for a receiver; only leaving the `with` block waits for the last message, for at most WAIT_S.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Notifier:
                 (sys.executable, "-I", "-S", str(PROGRAM)),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
-                # Not what ends the launcher's group: it tells of that.
+                # A signal that ends the launcher's process group must not end this process, which has to report it.
                 start_new_session=True,
                 env={name: value for name, value in os.environ.items() if name != VARIABLE},
             )
@@ -86,10 +86,10 @@ class Notifier:
                 signal.signal(number, handler)
 
     def hear(self, event: Mapping[str, Any]) -> None:
-        """An event of the run, as the record of the run has it."""
+        """Hand over an event of the run, as events/run_events.py records it."""
         if self._process is not None and event["event"] in TOLD:
             facts = brief(event)
-            # The process that sends is in another folder.
+            # The process that sends has another current folder, so paths must be absolute.
             folders = {name: event.get(name) for name in ("run_folder", "logs")}
             facts |= {name: str(Path(path).absolute()) for name, path in folders.items() if isinstance(path, str)}
             self._put(facts)
@@ -98,7 +98,7 @@ class Notifier:
         self._lines.put(json.dumps(facts).encode() + b"\n")
 
     def _hand_over(self) -> None:
-        """In a thread: a process that takes nothing, since it was stopped, must keep nobody waiting."""
+        """A thread's work: write to the process that sends. If that was stopped, only this thread waits for it."""
         assert self._process is not None and self._process.stdin is not None
         with suppress(OSError):
             while (line := self._lines.get()) is not None:
@@ -109,7 +109,7 @@ class Notifier:
 
 
 def brief(event: Mapping[str, Any]) -> dict[str, Any]:
-    """The event without what is for no message."""
+    """The event without the parts that no message uses."""
     facts = {name: value for name, value in event.items() if name not in BULKY}
     return facts | ({"plan": {"cluster": event["plan"].get("cluster")}} if "plan" in event else {})
 

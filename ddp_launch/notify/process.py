@@ -1,8 +1,8 @@
-"""The process that sends: `python -I -S process.py`, beside the launcher, which a receiver can therefore not hold up.
+"""The process that sends messages, `python -I -S process.py`. Since it is separate, no receiver delays the launcher.
 
-Its standard input has one JSON object a line: first what it is to do, then the run's events. When it ends without the
-last event, the launcher is gone, and that is sent too. What could not be delivered is a line on standard error.
-Nothing but the standard library is imported.
+Its standard input has one JSON object per line: first its orders, then the run's events. If the input ends without the
+last event, the launcher is gone, and a message reports that. An undelivered message leads to a line on standard error.
+No package but this project's is needed besides the standard library.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from ddp_launch.notify.receiver import OPTION, Receiver
 from ddp_launch.notify.shapes import request
 
 VANISHED_S = 20.0
-"""Used instead where no launcher waits for it."""
+"""Time limit instead of END_S once the launcher is gone and no longer waits for the last message."""
 
 
 def main() -> None:
-    """Send what the events on standard input are worth; ends when they end."""
+    """Send messages about the events on standard input; ends when the input ends."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGTSTP):
         signal.signal(number, signal.SIG_IGN)
     os.chdir("/")
@@ -39,6 +39,7 @@ def main() -> None:
     boxes = [(receiver, Mailbox(receiver, report)) for receiver in receivers]
 
     def send(record: Record | None) -> None:
+        """Queue a record, if there is one, for every receiver."""
         if record is not None:
             for receiver, box in boxes:
                 box.put(request(receiver, record))
@@ -59,7 +60,7 @@ def main() -> None:
 
 
 def report(problem: str) -> None:
-    """A message was not delivered."""
+    """Print why a message was not delivered."""
     with suppress(OSError):
         os.write(2, f"note: {OPTION}: {problem}\n".encode("utf-8", "replace"))
 

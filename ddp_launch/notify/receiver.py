@@ -1,4 +1,4 @@
-"""Where messages go: an address as it is typed, checked, with the shape of message that is understood there.
+"""Where messages go: parses and checks an address, and finds the format of messages that it accepts.
 
 The address is a secret (whoever has it can write there): it is never shown whole.
 """
@@ -28,7 +28,7 @@ ACCEPTED += " ntfy+https:// and json+https:// choose the kind of message"
 
 @dataclass(frozen=True, repr=False)
 class Receiver:
-    """`url`: without user and password, which `authorization` has as the value of that header; empty for none."""
+    """`url`: the address without user and password; `authorization`: the header with them, empty without them."""
 
     shape: Shape
     url: str
@@ -36,7 +36,7 @@ class Receiver:
 
     @property
     def name(self) -> str:
-        """For a person, without the secret part: `Slack (hooks.slack.com)`."""
+        """The receiver's name for the user, without the secret part: `Slack (hooks.slack.com)`."""
         return f"{NAMES[self.shape]} ({urlsplit(self.url).hostname})"
 
     def __repr__(self) -> str:
@@ -75,7 +75,7 @@ def receiver(text: str, *, given_by: str = OPTION) -> Receiver:
 
 
 def receivers(text: str) -> tuple[Receiver, ...]:
-    """Those of the environment variable: addresses with blanks between them. Errors: OptionError."""
+    """The receivers in the environment variable's value: addresses with blanks between them. Errors: OptionError."""
     return tuple(receiver(word, given_by=VARIABLE) for word in text.split())
 
 
@@ -84,11 +84,11 @@ def _asked(prefix: str | None) -> Shape | None:
 
 
 def _recognised(host: str, path: str) -> Shape:
-    """The shape that is understood at a host that everybody knows."""
+    """The message format of a well-known host; "json" for any other host."""
     if host in SLACK:
         return "slack"
     if host.endswith(tuple(f".{known}" for known in DISCORD)) or host in DISCORD:
-        # Discord takes Slack's messages at an address of their own.
+        # Discord accepts Slack's messages at a separate address.
         return "slack" if path.rstrip("/").endswith("/slack") else "discord"
     return "ntfy" if host in NTFY else "json"
 
@@ -102,7 +102,7 @@ def _authorization(parts: SplitResult) -> str:
 
 
 def _shown(text: str) -> str:
-    """As much of an address as is no secret: its beginning up to the host, where that looks like one."""
+    """The part of an address that is not secret: its beginning up to the host, if that looks like a host."""
     scheme, separator, rest = text.rpartition("://") if text.count("://") == 1 else ("", "", text)
     authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
     host = authority.rpartition("@")[2]

@@ -1,10 +1,10 @@
-"""A record as the request that a receiver understands. Pure.
+"""Turns a record into the request that a receiver understands. Pure.
 
 Slack    https://docs.slack.dev/messaging/sending-messages-using-incoming-webhooks: `text`, split at 4,000 characters;
          &, < and > are escaped, so that no name can mention a channel. Mattermost, Rocket.Chat and Google Chat
-         take the same.
+         accept the same.
 Discord  https://docs.discord.com/developers/resources/webhook: `content`, at most 2,000 characters; mentions are off.
-         It refuses the name that urllib gives itself.
+         It refuses urllib's default User-Agent.
 ntfy     https://docs.ntfy.sh/publish: as JSON, since headers are not UTF-8. A message of more than 4,096 bytes would
          become an attachment; older servers read no more than that of the JSON either (server.go, transformBodyJSON).
 """
@@ -32,13 +32,13 @@ NTFY_TAGS = {
 URGENT, USUAL = 4, 3
 """Priorities of ntfy: high makes a phone buzz for longer."""
 LONGEST_SLACK, LONGEST_DISCORD, LONGEST_NTFY = 3900, 1900, 4000
-"""Characters; of ntfy bytes of the JSON. A little below what is accepted."""
+"""Limits in characters, for ntfy in bytes of the JSON; a little below what each service accepts."""
 LONGEST_TITLE = 250
 
 
 @dataclass(frozen=True)
 class Request:
-    """A POST."""
+    """An HTTP POST request."""
 
     url: str
     headers: Mapping[str, str]
@@ -64,7 +64,7 @@ def request(receiver: Receiver, record: Record) -> Request:
 
 
 def _json(content: Mapping[str, Any]) -> bytes:
-    # What is no text (a file's name) must not end the message.
+    # Characters that UTF-8 cannot encode, as in some file names, must not prevent the message.
     return json.dumps(content, ensure_ascii=False).encode("utf-8", "replace")
 
 
@@ -81,7 +81,7 @@ def _discord(record: Record) -> str:
 
 
 def _block(facts: Sequence[str], room: int) -> str:
-    """The facts in a block in which nothing has a meaning, as many as there is room for."""
+    """The facts in a code block, where no character is special, as many as there is room for."""
     kept: list[str] = []
     for fact in facts:
         room -= _units(fact) + 1
@@ -92,7 +92,7 @@ def _block(facts: Sequence[str], room: int) -> str:
 
 
 def _units(text: str) -> int:
-    """Its length as services count that keep text as UTF-16."""
+    """Length of a text in UTF-16 code units, as some services count it."""
     return len(text.encode("utf-16-le", "replace")) // 2
 
 
@@ -109,7 +109,7 @@ def _ntfy(url: str, record: Record) -> tuple[str, dict[str, Any]]:
         "priority": URGENT if record["event"] in ("fail", "stall") else USUAL,
     }
     while (excess := len(_json(content)) - LONGEST_NTFY) > 0:
-        # A character takes up to four bytes: so many are too many in any case.
+        # A character takes up to four bytes, so at least this many are too many.
         message = message[: -max(1, excess // 4)]
         content["message"] = message
     return f"{base}/" + (f"?{query}" if query else ""), content

@@ -19,22 +19,21 @@ from ddp_launch.cluster.cluster import Cluster
 LOOPBACK = "127.0.0.1"
 TORCHRUNS_GRACE_S = 30
 DEBUG_ADDRESS = f"{LOOPBACK}:5678"
-"""Where debugpy listens: its usual port."""
+"""The address at which debugpy listens, with debugpy's usual port."""
 TRAINER = Path(__file__).resolve().parents[2] / "ddp_train" / "main.py"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What the elastic agent is given. `worker`: argv of every rank; `grace` in seconds.
+    """A run as the elastic agent receives it. `worker`: argv of every rank; `grace`: grace time in seconds.
 
     `environment`: variables to set for the ranks, beyond those that are set already; `virtual_local_rank`: each rank
-    sees one device of CUDA_VISIBLE_DEVICES and has LOCAL_RANK=0, since CUDA shows a process one MIG slice at most;
-    `unset`: variables that the ranks are not to inherit; `numa_binding`: torchrun's --numa-binding; `saves_together`:
-    the ranks save all together or not at all, as the bundled trainer's: when one has failed the others need no time;
+    sees one device of CUDA_VISIBLE_DEVICES and has LOCAL_RANK=0, since CUDA shows a process at most one MIG slice;
+    `unset`: variables that the ranks must not inherit; `numa_binding`: torchrun's --numa-binding; `saves_together`: the
+    ranks can only save together, as in the bundled trainer: once one has failed, the others need no time to save;
     `stall_report`, `stall_kill`: seconds without progress until ranks are reported or ended, 0 is never;
-    `debug_rank`: it starts under debugpy, when a debugger connects;
-    `log_size`: bytes of each stream of a rank that its log keeps, 0 is all; `log_dir`: where the
-    user wants the logs.
+    `debug_rank`: the rank that runs under debugpy and starts when a debugger connects;
+    `log_size`: bytes of each stream of a rank that its log keeps, 0 is all; `log_dir`: the user's log folder.
     """
 
     worker: tuple[str, ...]
@@ -57,7 +56,7 @@ class Job:
 
 @dataclass(frozen=True)
 class RestartPlan:
-    """What another attempt runs on. `devices`: for a sentence; `change`: which GPUs it leaves out and adds, if any."""
+    """The job of another attempt. `devices`: its devices in words; `change`: GPUs that it drops and adds, if any."""
 
     job: Job
     devices: str
@@ -79,7 +78,7 @@ def worker_argv(program: Program) -> tuple[str, ...]:
 
 
 def chooses_backend(program: Program) -> bool:
-    """Whether a user's program names a backend, or may: only a single Python file is looked into."""
+    """Whether a user's program names a backend; True if unknown, since only a single Python file is searched."""
     if program.kind == "trainer":
         return False
     if program.kind != "script" or not Path(program.name).is_file():
@@ -131,7 +130,7 @@ def _torchrun_knows(option: str) -> bool:
 
 
 def _output(job: Job) -> list[str]:
-    """Where the output goes, as far as the user has said: torchrun shows all ranks, and keeps nothing."""
+    """torchrun's options for the output that the user chose; by default torchrun shows all ranks and keeps no logs."""
     tee = job.tee
     shown = [f"{rank}:{streams}" for rank, streams in {0: BOTH, **dict(tee.ranks)}.items()]
     words = str(tee.everyone) if tee.everyone and not tee.ranks else ",".join(shown)
@@ -145,7 +144,7 @@ def _output(job: Job) -> list[str]:
 
 def torchrun_environment(job: Job) -> tuple[tuple[str, str], ...]:
     """The job's variables, and what torchrun needs beyond them to do what the launcher does."""
-    # Else the next attempt meets the keys that failed ranks left in the store.
+    # Without this, the next attempt would find the keys that failed ranks left in the store.
     fresh_store = (("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1"),) if job.max_restarts else ()
     return (*job.environment, *fresh_store)
 
@@ -165,12 +164,12 @@ def _several_nodes(cluster: Cluster) -> list[str]:
 
 
 def escape_macros(args: Iterable[str]) -> list[str]:
-    """Arguments in which torch's agent finds no macro: it replaces `${local_rank}` by a number and `$$` by `$`."""
+    """Escape `$` in arguments: torch's agent replaces `${local_rank}` by a number and `$$` by `$`."""
     return [arg.replace("$", "$$") for arg in args]
 
 
 def shell_line(environment: Iterable[tuple[str, str]], command: Iterable[str], unset: Iterable[str] = ()) -> str:
-    """NAME=value assignments and a command, quoted for bash; `env` where variables are to be taken away."""
+    """NAME=value assignments and a command, quoted for bash; `env -u NAME` comes first if variables must be unset."""
     assignments = [f"{name}={shlex.quote(value)}" for name, value in environment]
     removals = [word for name in unset for word in ("-u", name)]
     return " ".join([*(["env", *removals] if removals else []), *assignments, *map(shlex.quote, command)])
@@ -185,7 +184,7 @@ def short_path(path: Path) -> str:
 
 
 def _torchrun_executable() -> tuple[str, ...]:
-    """`torchrun` where the shell finds the one of this Python, else this Python with torch's module."""
+    """`torchrun` if PATH leads to this Python's, else its full path; without one, this Python with torch's module."""
     beside = Path(sys.executable).parent / "torchrun"
     if not os.access(beside, os.X_OK) or str(beside.parent) not in _first_lines(beside):
         return (sys.executable, "-m", "torch.distributed.run")
@@ -194,6 +193,6 @@ def _torchrun_executable() -> tuple[str, ...]:
 
 
 def _first_lines(program: Path) -> str:
-    """Where a program says which Python it is of."""
+    """The first 1024 bytes of a program, which name the Python that runs it."""
     with program.open("rb") as file:
         return os.fsdecode(file.read(1024))

@@ -34,7 +34,7 @@ def to_json(plan: LaunchPlan) -> dict[str, Any]:
 
 
 def _cluster_json(cluster: Cluster) -> dict[str, Any]:
-    """The key `cluster` of the plan."""
+    """The value of the plan's key `cluster`."""
     return {
         "source": cluster.source,
         "run_id": cluster.run_id,

@@ -1,4 +1,4 @@
-"""Decides a run: topology, host and options in, a frozen LaunchPlan out. Pure; what is read is passed in.
+"""Plans a run: topology, host and options in, a frozen LaunchPlan out. Pure: all facts are passed in as arguments.
 
 How data flows: `select` picks GPUs -> ranks and backend -> the environment for them -> settings of the bundled
 trainer -> the job for the elastic agent and the same as a command.
@@ -36,17 +36,17 @@ CPU_RANKS = 2
 RANGE_RESTARTS = 3
 LOOPBACK_INTERFACE = "lo"
 NO_DEVICES = ("-", "none", "void", "NoDevFiles")
-"""How values of CUDA_VISIBLE_DEVICES begin that hide every GPU on purpose; the empty one does, too."""
+"""Prefixes of CUDA_VISIBLE_DEVICES values that hide every GPU on purpose; an empty value does so too."""
 USED_REMEDY = "--wait waits until they are free, --allow-busy takes them as they are"
 CPU_REMEDY = "--cpu runs on the CPU"
 
 
 @dataclass(frozen=True)
 class LaunchPlan:
-    """All that a run is going to be. `training`: None for a user's own program.
+    """All decisions about a run. `training`: None for a user's own program.
 
-    `verdict`: what a check of these GPUs has found, None without one; `doubt`: why they should be checked, None where
-    they were, or where nothing is in doubt; `inherited`: what was read of this process, for planning again.
+    `verdict`: the result of a check of these GPUs, None without one; `doubt`: why the GPUs should be checked, None if
+    they were checked or nothing is in doubt; `inherited`: facts read from this process, kept for planning again.
     """
 
     topology: Topology
@@ -69,13 +69,13 @@ class LaunchPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class MachineFacts:
-    """What a plan is made from, beside the user's options.
+    """The facts that a plan is made from, besides the user's options.
 
-    environ       the user's environment, whose values are kept
-    recall        gives the verdict of `gpu_topology verify` on the selected GPUs, None where there is none
-    cluster       the nodes, where the network has been asked about them already
-    inherited     what was read of this process (gpu_topology/select/from_environment.py); None: from `environ` alone
-    known_speeds  what calibrations have measured for a kind of work (ddp_train/distributed/speed_cache.py)
+    environ       the user's environment; its values are kept
+    recall        returns the verdict of `gpu_topology verify` on the selected GPUs, None if there is none
+    cluster       the nodes, if they are known already; None: found from the options and `environ`
+    inherited     facts read from this process (gpu_topology/select/from_environment.py); None: from `environ` alone
+    known_speeds  returns what calibrations measured for a kind of work (ddp_train/distributed/speed_cache.py)
     """
 
     topology: Topology
@@ -88,8 +88,7 @@ class MachineFacts:
 
 
 def make_plan(options: LaunchOptions, facts: MachineFacts) -> LaunchPlan:
-    """The plan for these facts. Errors: UserError (GPUs that cannot be had, nodes that cannot meet, a trainer's
-    option)."""
+    """The plan for these facts. Errors: UserError (unavailable GPUs, nodes that cannot meet, a bad trainer option)."""
     topology, host, environ = facts.topology, facts.host, facts.environ
     cluster = find_cluster(options, environ) if facts.cluster is None else facts.cluster
     inherited = facts.inherited or from_environment(environ)
@@ -123,7 +122,7 @@ def make_plan(options: LaunchOptions, facts: MachineFacts) -> LaunchPlan:
         doubt=needs_verify(topology, selection, host) if verdict is None and not _peers_off(settings) else None,
         inherited=inherited,
     )
-    # Why there is no GPU does not matter where the user asked for the CPU.
+    # If the user asked for the CPU, the reasons why there is no GPU do not matter.
     reasons = () if wants_cpu else topology.warnings
     noted = (*reasons, *_warnings(plan, options, environ, binding), *_predicted(plan, options, facts.known_speeds))
     return replace(plan, warnings=noted)
@@ -132,7 +131,7 @@ def make_plan(options: LaunchOptions, facts: MachineFacts) -> LaunchPlan:
 def _predicted(
     plan: LaunchPlan, options: LaunchOptions, known_speeds: Callable[[str], KnownSpeeds | None]
 ) -> Iterable[str]:
-    """The speed of each policy on different GPUs, where it is known and the user did not name the GPUs."""
+    """A line with the predicted speed of each policy, if the GPUs differ and the user did not name the GPUs."""
     if plan.training is None or plan.inherited is None or options.gpus or not plan.selection.indices:
         return
     request = plan.inherited.completes(options.request(plan.topology))
@@ -142,14 +141,14 @@ def _predicted(
 
 
 def _peers_off(settings: Iterable[Setting]) -> bool:
-    """Whether NCCL is set not to use peer access, so that nothing about it is in doubt."""
+    """Whether NCCL's use of peer access is disabled, so that peer access needs no check."""
     return any((setting.name, setting.value) == ("NCCL_P2P_DISABLE", "1") for setting in settings)
 
 
 def _select(topology: Topology, options: LaunchOptions, inherited: Inherited) -> Selection:
-    """The GPUs of the run; none on a machine without any, or where CUDA_VISIBLE_DEVICES hides them all on purpose.
+    """The GPUs of the run; none on a machine without GPUs, or where CUDA_VISIBLE_DEVICES hides them all on purpose.
 
-    Errors: UserError where there are GPUs of which none, or not enough, may be used: nobody asked for the CPU.
+    Errors: UserError where the machine has GPUs but none, or too few, may be used: the user did not ask for the CPU.
     """
     request = inherited.completes(options.request(topology))
     try:
@@ -161,7 +160,7 @@ def _select(topology: Topology, options: LaunchOptions, inherited: Inherited) ->
     hidden = inherited.visible is not None and (inherited.visible.strip() or "-").startswith(NO_DEVICES)
     if topology.gpus and not selection.indices and not hidden:
         used = in_use(topology, request)
-        # The remedy has that option already.
+        # The remedy names this option already.
         reason = selection.reason.removesuffix(ALLOW_BUSY)
         raise UserError(reason, f"{USED_REMEDY}, {CPU_REMEDY}" if used else CPU_REMEDY)
     if options.needs_gpu and not selection.indices:
@@ -170,8 +169,8 @@ def _select(topology: Topology, options: LaunchOptions, inherited: Inherited) ->
 
 
 def occupied(options: LaunchOptions, facts: MachineFacts) -> Mapping[int, str]:
-    """The GPUs that the run needs and others use: NVML index -> by whom; empty where it can start. Errors:
-    SelectionError where it could not start with all of them free."""
+    """GPUs that the run needs but others use: NVML index -> by whom; empty if the run can start. Errors:
+    SelectionError where the run could not start even with all of these GPUs free."""
     request = (facts.inherited or Inherited()).completes(options.request(facts.topology))
     used = in_use(facts.topology, request)
     if used and not options.gpus:
@@ -236,7 +235,7 @@ def _binding(
 
 
 def _torch_binds(inherited: Inherited) -> bool:
-    """Whether the installed torch binds ranks to NUMA nodes, or is not known."""
+    """Whether the installed torch can bind ranks to NUMA nodes; True if its version is unknown."""
     return inherited.torch is None or not older(inherited.torch.version, (2, 9))
 
 
@@ -259,7 +258,7 @@ def _job(
     settings: Iterable[Setting],
     binding: Binding | None,
 ) -> Job:
-    """What the engine runs: the command of a rank, how many, and where they meet. Errors: UserError."""
+    """The job for the elastic agent: a rank's command, the number of ranks and their rendezvous. Errors: UserError."""
     world_size = ranks * cluster.nnodes[1]
     if options.debug_rank is not None and options.debug_rank >= world_size:
         raise UserError(f"--debug-rank {options.debug_rank}: expected a rank of this run, from 0 to {world_size - 1}")

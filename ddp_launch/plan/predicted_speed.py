@@ -1,4 +1,4 @@
-"""How fast a run would be on the GPUs of each policy, by what calibrations have measured on GPUs of these models."""
+"""Predicts the speed of a run on the GPUs of each policy, from calibrations on GPUs of the same models."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _policy(
 
 
 def _mixed(selection: Selection, speeds: list[Speed], total: int, communication: float) -> str:
-    """The predicted speed of different GPUs with shares of the batch that fit each."""
+    """The predicted speed of different GPUs, each with a share of the batch that matches its speed."""
     division = divide(total, speeds, communication)
     idle = [str(selection.indices[rank]) for rank in division.idle]
     without = f", without GPU {', '.join(idle)}, which would not make it 5% faster" if idle else ""

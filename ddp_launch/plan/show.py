@@ -1,4 +1,4 @@
-"""A plan for people, as text with rich."""
+"""Shows a plan on the terminal, formatted with rich."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def show_full(console: Console, plan: LaunchPlan) -> None:
         _section(console, "Training", _settings(rows))
     _show_warnings(console, plan)
     console.print(Text("\nTo run this without the launcher, paste", style="bold"))
-    # No wrapping and no markup: what is copied must be what the shell is to get.
+    # No wrapping and no markup, so that the copied text is exactly the shell command.
     console.print(Text(plan.shell), soft_wrap=True)
 
 
@@ -52,7 +52,7 @@ def show_compact(console: Console, plan: LaunchPlan, log_dir: str) -> None:
 
 
 def in_one_line(plan: LaunchPlan) -> str:
-    """The run, for --quiet."""
+    """The run in one line, for --quiet."""
     chosen = plan.selection.indices
     models = dict.fromkeys(plan.topology.gpu(index).label for index in chosen)
     gpus = f"{' + '.join(models)} (GPU {', '.join(map(str, chosen))})"
@@ -60,7 +60,7 @@ def in_one_line(plan: LaunchPlan) -> str:
 
 
 def in_parts(plan: LaunchPlan) -> dict[str, str | int | None]:
-    """What a table of several hosts shows of this one. `models`: what its ranks run on, to be compared."""
+    """This host's entries for a table of several hosts. `models`: the devices of its ranks, compared between hosts."""
     counts = Counter(plan.topology.gpu(index).label for index in plan.selection.indices)
     models = " + ".join(f"{number} x {model}" for model, number in counts.items())
     chosen = f"GPU {', '.join(map(str, plan.selection.indices))}" if models else f"CPU: {plan.selection.reason}"
@@ -138,7 +138,7 @@ def _what_runs(plan: LaunchPlan) -> str:
 
 
 def _program(plan: LaunchPlan) -> str:
-    """The program with its arguments on few lines; the whole of it is in the command to paste."""
+    """The program with its arguments, cut to LONGEST_PROGRAM characters; the command to paste has all of it."""
     program = plan.program
     named = ("-m", program.name) if program.kind == "module" else (program.name,)
     words = ("trainer", *plan.training.given) if plan.training else (*named, *redacted(program.args))
@@ -148,7 +148,7 @@ def _program(plan: LaunchPlan) -> str:
 
 
 def _nodes(cluster: Cluster) -> Text:
-    """Where the nodes meet, and what says so."""
+    """The rendezvous of the nodes, and the source of these facts."""
     this = "" if cluster.node_rank is None else f"this is {cluster.name(cluster.node_rank)}; "
     here = "" if cluster.address is None else f" from {cluster.address} ({cluster.interface})"
     holds = ", held by this node" if cluster.hosts_store else ""
@@ -181,9 +181,9 @@ def _section(console: Console, title: str, body: RenderableType) -> None:
 
 
 def _show_warnings(console: Console, plan: LaunchPlan) -> None:
-    """Everything that is not shown above already: the reason for the CPU, and why GPUs are left out."""
+    """Print the warnings that are not shown above already, as the reason for the CPU or for leaving out a GPU."""
     above = {plan.selection.reason, *(excluded.reason for excluded in plan.selection.excluded)}
     for warning in plan.warnings:
-        # "GPU 3: the GPU is lost" of the reading, "not GPU 3 (...): the GPU is lost" of the choice.
+        # The topology's "GPU 3: the GPU is lost" repeats the selection's "not GPU 3 (...): the GPU is lost".
         if warning not in above and re.sub(r"^GPU [\d, ]+: ", "", warning) not in above:
             console.print(Text.assemble(("note: ", "yellow"), warning))

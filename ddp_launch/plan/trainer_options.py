@@ -1,4 +1,4 @@
-"""The bundled trainer in a plan: its options checked once, and what the machine decides passed on as options."""
+"""The bundled trainer in a plan: checks its options once, and adds options chosen for the machine."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from gpu_topology.topology import Gpu, Topology
 class Training:
     """A run of the bundled trainer.
 
-    `given`: the user's options; `settings`: what the machine decides, for options that the user did not set;
-    `program`: the trainer with both; `config`: the same, checked.
+    `given`: the user's options; `settings`: values chosen for the machine, for options that the user did not set;
+    `program`: the trainer with both; `config`: both, parsed and checked.
     """
 
     given: tuple[str, ...]
@@ -61,7 +61,7 @@ class Training:
         return (recommend.Recommendation("device", "cpu", "no GPU selected"),)
 
     def _shares(self, selection: Selection, ranks: int) -> tuple[recommend.Recommendation, ...]:
-        """Under --policy mixed different GPUs get what each computes in the same time."""
+        """The recommendation of shares for --policy mixed: each GPU gets as much as it computes in the same time."""
         if selection.policy != "mixed" or ranks < 2 or "shares" in self.config.given or self.config.run.reproducible:
             return ()
         return (recommend.Recommendation("shares", "measured", "ranks of unequal speed (--policy mixed)"),)
@@ -80,7 +80,7 @@ def plan_training(program: Program) -> Training | None:
 
 
 def _with_suggestion(message: str) -> str:
-    """A word that neither the launcher nor the trainer knows may be a misspelt option of the launcher."""
+    """The message; if an unknown word is close to an option of the launcher, a suggestion of that option instead."""
     word = message.split()[2].strip(",:").partition("=")[0] if message.startswith("unknown option ") else ""
     if word and word.removeprefix("--").replace("-", "_") not in MEANT:
         trainers = re.search(r"did you mean (--[\w-]+)", message)
@@ -94,7 +94,7 @@ def _hardware(topology: Topology, selection: Selection, host: Host, ranks: int, 
     """What the trainer's recommendations depend on: devices, ranks, memory (bytes) and CPUs."""
     gpus = [topology.gpu(index) for index in selection.indices]
     each = list(map(_memory, gpus, selection.uuids))
-    memory = sum(each) if all(each) else 0  # a sum without the unknown would size the run
+    memory = sum(each) if all(each) else 0  # a sum without the unknown GPUs would be too small
     capabilities = [gpu.compute_capability for gpu in gpus if gpu.compute_capability is not None]
     return recommend.Hardware(
         device="cuda" if gpus else "cpu",

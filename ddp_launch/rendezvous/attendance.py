@@ -1,4 +1,4 @@
-"""Which nodes have come to a rendezvous, noted in its store; and a line on those that are missing. Imports no torch."""
+"""Records in the store which nodes have joined the rendezvous, and names the missing ones. Imports no torch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Store(Protocol):
 
 @dataclass(frozen=True)
 class Node:
-    """A node that came. `key`: unique to its launcher; `rank`: None where it was given none."""
+    """A node that joined. `key`: unique to its launcher; `rank`: its node rank, None where it was given none."""
 
     key: str
     host: str
@@ -32,23 +32,23 @@ class Node:
 
 
 class Attendance:
-    """The notes of all nodes in the store that they share."""
+    """The records of all nodes, in the store that they share."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
 
     def enter(self, node: Node) -> None:
-        """Note that this node has come."""
+        """Record that this node has joined."""
         place = self._store.add(COUNT, 1)
         self._store.set(f"{ENTRY}{place}", json.dumps(asdict(node)))
 
     def came(self) -> list[Node]:
-        """All nodes that ever came, in order."""
+        """All nodes that ever joined, in order."""
         keys = [f"{ENTRY}{place}" for place in range(1, 1 + self._store.add(COUNT, 0))]
         return [Node(**json.loads(self._store.get(key))) for key in keys if self._store.check([key])]
 
     def end(self, words: str) -> None:
-        """Note why the run ends, for nodes that find the rendezvous closed."""
+        """Record why the run ends, for nodes that find the rendezvous closed."""
         self._store.set(END, words)
 
     def ended(self) -> str | None:
@@ -61,7 +61,7 @@ def who_is_missing(
 ) -> str:
     """One line on the missing nodes.
 
-    `nnodes`: (least, most); `names`: by rank, or empty; `present`: keys of the nodes that are there now.
+    `nnodes`: (least, most); `names`: by node rank, or empty; `present`: keys of the nodes that are present now.
     """
     least, most = nnodes
     here = [node for node in came if node.key in present]
@@ -85,7 +85,7 @@ def _is_gone(node: Node, here: Sequence[Node]) -> bool:
 
 
 def _in_words(rank: int, names: Sequence[str], gone: Sequence[Node]) -> str:
-    """A missing node by its rank, with its name where that is known, and whether it had come."""
+    """A missing node in words: its rank, its name if known, and whether it had joined before."""
     lost = next((node.host for node in gone if node.rank == rank), None)
     name = names[rank] if rank < len(names) else lost
     return f"node rank {rank}" + (f" ({name})" if name else "") + (LOST if lost else "")

@@ -39,7 +39,7 @@ from ddp_launch.torch_internals import HookedRendezvous, change_join_timeout
 
 SEVERAL_NODES = "ddp-launch-several-nodes"
 LAST_PLACE = 1_000_000
-"""Sorts after every node that has a rank."""
+"""The sort key of a node without a rank, after every node that has one."""
 READ_TIMEOUT_S = 60
 CONNECT_TIMEOUT_S = 1.0
 RETRY_INTERVAL_S = 0.2
@@ -50,7 +50,7 @@ FIRST_CALL_S, LATER_CALL_S = 30, 5
 """With a range of nodes: how long the least number of them waits for more. A later round begins when every node of the
 earlier one has left it or is lost, so all arrive soon."""
 FAREWELL_S = 2.0
-"""How long the store outlives a failed meeting, so that the others can read why."""
+"""How long the store stays up after a failed rendezvous, so that the other nodes can read why."""
 
 
 class MeetingFailed(Exception):
@@ -62,7 +62,7 @@ class _Meeting:
     """One node's view of the meeting.
 
     `holds_store`: whether this node owns the endpoint; `may_restart`: whether the run continues when a node is lost;
-    `deadline`: when all must have come, by the monotonic clock.
+    `deadline`: when all nodes must have joined, by the monotonic clock.
     """
 
     cluster: Cluster
@@ -89,7 +89,7 @@ class _Patience(RendezvousTimeout):
 
 
 class SeveralNodes(HookedRendezvous):
-    """torch's dynamic rendezvous between launchers like this one."""
+    """torch's dynamic rendezvous, between the launchers of several nodes."""
 
     def __init__(self, meeting: _Meeting, run_id: str) -> None:
         cluster, store = meeting.cluster, meeting.store
@@ -141,7 +141,7 @@ class SeveralNodes(HookedRendezvous):
         return closed
 
     def num_nodes_waiting(self) -> int:
-        """See the base class; also 1 when a node was lost and the run may restart, since ranks may wait long for it.
+        """See the base class; at least 1 if a node was lost and the run may restart: ranks may wait long for that node.
 
         Errors: MeetingFailed.
         """
@@ -169,7 +169,7 @@ class SeveralNodes(HookedRendezvous):
             raise MeetingFailed(_store_lost(self._meeting.cluster)) from None
 
     def _give_up(self) -> str:
-        """The line on missing nodes; it is left for the other nodes too."""
+        """The line on missing nodes, also recorded for the other nodes; closes the rendezvous."""
         cluster = self._meeting.cluster
         others = [node for node in self.participants if node != self.this_node]
         present = {repr(node) for node in (self.this_node, *others)}
@@ -211,7 +211,7 @@ def _meet(cluster: Cluster, may_restart: bool) -> _Meeting:
         try:
             return _Meeting(cluster, listen(cluster.address, port), True, may_restart, deadline)
         except OSError as error:
-            # Judged by address, every launcher of this machine is the first.
+            # Judged by address, every launcher on this machine owns the endpoint, and another one may hold the store.
             if error.errno != errno.EADDRINUSE or cluster.first:
                 why = "the port is in use" if error.errno == errno.EADDRINUSE else error.strerror or error
                 raise MeetingFailed(f"cannot listen at {cluster.address}, port {port}: {why}; choose another") from None
@@ -251,7 +251,7 @@ def _notice_silence(port: int) -> None:
     """
     for name in os.listdir("/proc/self/fd"):  # noqa: PTH208
         if not _is_socket(int(name)):
-            # Never a file: closing a copy of its descriptor drops this process's locks on it (claims, the run's lock).
+            # Skip files: closing a copy of a file's descriptor drops this process's locks on it (claims, the run's).
             continue
         with suppress(OSError), socket.socket(fileno=os.dup(int(name))) as end:
             inet = end.family in (socket.AF_INET, socket.AF_INET6)

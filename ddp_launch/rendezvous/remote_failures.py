@@ -17,7 +17,7 @@ from ddp_launch.failure.log_tail import LogTail
 from ddp_launch.rendezvous.attendance import Store
 
 WAIT_S = 2.0
-"""How long a node with only victims waits for another node's report, and the store's node for those that read it."""
+"""How long a node with only victims waits for another node's report, and the node with the store for its readers."""
 LOOK_S = 0.05
 LINES = 40
 
@@ -41,8 +41,8 @@ class RemoteFailures:
                 self._store.compare_set(self._word, "", _encode(first))
 
     def compare(self, first: Failure | None) -> Failure | None:
-        """Once the ranks of this node are gone: what another node has reported, where those of this one are victims.
-        Waits a moment for it; None where no node reports anything, and where the failure here is the cause.
+        """After the ranks of this node have ended: the failure that another node reported, if the first one here is a
+        victim. Waits up to WAIT_S for it; None if no node reports a failure, or if the failure here is the cause.
         """
         self.tell(first)
         cause = None

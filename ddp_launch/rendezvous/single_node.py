@@ -105,13 +105,13 @@ class OneNode(RendezvousHandler):
         return self._run_id
 
     def shutdown(self) -> bool:
-        """Mark it as closed; always True."""
+        """Mark the rendezvous as closed; returns True."""
         self._closed = True
         return True
 
 
 def _reach(address: str, port: int) -> None:
-    """Check that the address answers: the store, its own first client, would try for a minute. Errors:
+    """Check that the address answers: the store, as its own first client, would retry for a minute. Errors:
     ConnectionError."""
     try:
         with socket.socket(_family(address)) as probe:

@@ -1,8 +1,8 @@
 """Runs a job with torch's own elastic agent, in this process. Importing this module imports torch.
 
 torch starts, watches and restarts the ranks. Added here: the order in which ranks ended, to tell the first failure from
-its victims; a grace time after failures too (torch always waits 30 s); signals that cannot interrupt the stopping; no
-warnings of the engine on the user's screen.
+its victims; a grace time after failures too (torch always waits 30 s); signal handlers that do not interrupt the end of
+the ranks; no warnings of the engine on the user's screen.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ SETTLE_S = 0.5
 VICTIMS_S = 3.0
 """Replaces SETTLE_S where only victims have failed: the rank that broke the connections has not ended yet."""
 HUNG_S = 0.25
-"""Replaces both of these and the grace time where a rank hung."""
+"""Replaces SETTLE_S, VICTIMS_S and the grace time where a rank hung."""
 LOST_S = 2
 """Replaces the grace time where the others cannot save without the failed rank."""
 LAUNCHED = "DDP_LAUNCH"
-"""Shows a program that its environment was planned: OMP_NUM_THREADS, for example, is not torchrun's default."""
+"""A variable that indicates a planned environment: OMP_NUM_THREADS, for example, is not torchrun's default."""
 
 
 def run(
@@ -67,7 +67,7 @@ def run(
     """Run the job to its end and return how it ended; `events` records each step. Main thread only.
 
     next_attempt: called before a restart with the failures by local rank; returns the job and devices of the next
-    attempt. None: run the same job again. Never raises for what a rank does.
+    attempt. None: run the same job again. The failure of a rank never raises.
     """
     events = events or RunEvents(EventLog(None))
     users = dict(os.environ)
@@ -99,7 +99,7 @@ def run(
 
 
 def _outcome_of_torch(result: RunResult) -> Outcome:
-    """The outcome by torch's own agent, which knows the exit statuses, but not which rank failed first."""
+    """The outcome of torch's own agent, which knows the exit statuses, but not which rank failed first."""
     if not result.is_failed():
         return Outcome(status=0)
     rank, failure = min(result.failures.items())
@@ -250,12 +250,12 @@ class _Agent(HookedAgent):
             self._report_ends()
             first = first_failure(self._failures(alone))
             if first is not None and first.hang:
-                # The others wait for it in a collective, and cannot save together.
+                # The others wait for the hung rank in a collective, and cannot save together.
                 self._patience = min(self._grace, HUNG_S)
             elif self._job.saves_together:
                 self._patience = min(self._grace, LOST_S)
             if (remote := self._remote_failures) is not None and None in self._codes().values():
-                # The ranks here may use their grace time: the other nodes get the cause before that.
+                # Report the cause to the other nodes first: the ranks here may use their whole grace time.
                 remote.tell(first)
             self.stop_workers(signal.SIGTERM)
             self._report_ends(stopped=True)
@@ -287,7 +287,7 @@ class _Agent(HookedAgent):
         self._events.failure(self._attempts[-1], restarts=self.remaining_restarts, following=following)
 
     def _prepared(self, failures: Iterable[Failure]) -> RestartPlan | None:
-        """The next attempt, on the devices as they are now; None with the reason in `_refusal` where there is none."""
+        """Plan the next attempt on the present devices; None: the same job again, or none, for the `_refusal` given."""
         if self._next_attempt is None:
             return None
         local = {worker.global_rank: local_rank for local_rank, worker in enumerate(self.workers)}
@@ -340,9 +340,9 @@ class _Agent(HookedAgent):
         return {rank: handler.proc.poll() for rank, handler in self.handlers.items()}
 
     def _settled(self) -> set[int]:
-        """Wait a moment after the first failure; the local ranks that have ended by themselves.
+        """Wait a moment after the first failure; returns the local ranks that have ended by themselves.
 
-        A rank that finds its connection broken has time to print that, which shows that it is a victim.
+        This gives a rank with a broken connection time to print its error, which marks it as a victim.
         """
         ended = {rank for rank, code in self._codes().items() if code is not None}
         failures = self._failures(ended)

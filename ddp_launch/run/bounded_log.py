@@ -80,8 +80,8 @@ class BoundedLog:
 
 
 def _reserve(file: int) -> None:
-    """Reserve LEAST_BYTES of the disk for an empty file, so that an error fits even when other logs have filled the
-    disk.
+    """Reserve LEAST_BYTES of the disk for an empty file, so that an error message fits even when other logs have filled
+    the disk.
 
     Does nothing where the file system does not support it.
     """

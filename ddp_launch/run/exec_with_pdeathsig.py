@@ -13,7 +13,7 @@ import sys
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 OOM_SCORE = 50  # proc_pid_oom_score_adj(5): in thousandths of the memory, here 5% of it
 DEBUG = "DDP_LAUNCH_DEBUG"
-NOT_FOUND, NOT_EXECUTABLE = 127, 126  # as a shell says it
+NOT_FOUND, NOT_EXECUTABLE = 127, 126  # as in a shell
 
 
 def main() -> None:
@@ -22,7 +22,7 @@ def main() -> None:
     if os.getppid() != int(sys.argv[1]):
         # The launcher ended before the call above.
         os._exit(1)
-    # Python ignores these, and the program would inherit that.
+    # Python ignores these signals, and the program would inherit that.
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
     _offer_to_the_kernel()
@@ -42,7 +42,7 @@ def _with_debugger(program: list[str]) -> list[str]:
     rank, _, address = os.environ.pop(DEBUG, "").partition(" ")
     if not rank or os.environ.get("RANK") != rank:
         return program
-    # After the interpreter and its -u. debugpy runs a script or -m MODULE, with its arguments.
+    # debugpy follows the interpreter and its -u. It runs a script or -m MODULE, with its arguments.
     # Breakpoints do not work in frozen modules.
     options = ["-Xfrozen_modules=off", *program[1:2], "-m", "debugpy"]
     return [*program[:1], *options, "--listen", address, "--wait-for-client", *program[2:]]

@@ -26,18 +26,18 @@ class Endings:
         try:
             descriptors = {os.pidfd_open(pid): rank for rank, pid in pids.items()}
         except (OSError, AttributeError):
-            # Before Linux 5.3, or forbidden: a thread for each rank, and the order in which the threads notice.
+            # No pidfd_open (before Linux 5.3, or forbidden): use a thread for each rank, and the threads' order.
             for rank, pid in pids.items():
                 threading.Thread(target=self._wait, args=(rank, pid), daemon=True).start()
         else:
-            # Registered first of all: ranks that have ended by then come in the order of registration.
+            # Register all of them first: ranks that have ended by then are reported in the order of registration.
             ready = select.epoll()
             for descriptor in descriptors:
                 ready.register(descriptor, select.EPOLLIN)
             threading.Thread(target=self._watch, args=(ready, descriptors), daemon=True).start()
 
     def ended_ms(self, ranks: Iterable[int]) -> dict[int, float]:
-        """When these ranks, which have ended, did so: distinct milliseconds of the monotonic clock."""
+        """When these ranks ended (all of them have): distinct milliseconds of the monotonic clock."""
         wanted = set(ranks)
         with self._condition:
             self._condition.wait_for(lambda: wanted <= self._noted.keys(), NOTED_WITHIN_S)

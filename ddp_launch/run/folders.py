@@ -1,4 +1,4 @@
-"""The folders of a run: the trainer's run folder, and that of the ranks' logs."""
+"""The folders of a run: the trainer's run folder, and the folder of the ranks' logs."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Folders:
-    """The folders of one run. `logs`: the ranks' output; `temporary`: made for this run alone; `run`: the run folder
-    of the bundled trainer, None for other programs.
+    """The folders of one run. `logs`: the ranks' output; `temporary`: `logs` was made for this run alone; `run`: the
+    run folder of the bundled trainer, None for other programs.
 
-    `record`: where plan, events and page of the run are: the trainer's run folder on the first node, else the logs'.
+    `record`: the folder for plan, events and page: the trainer's run folder on the first node, else the log folder.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Folders:
         return f"{self.logs}{' (removed after a success; --log-dir DIR keeps them)' if self.temporary else ''}"
 
     def close(self, *, success: bool) -> None:
-        """After the run: release its folder, and remove a temporary one after a success."""
+        """After the run: release the run folder, and after a success remove a temporary log folder."""
         self._lock.release()
         if self._in_use is not None:
             os.close(self._in_use)
@@ -104,8 +104,8 @@ def _temporary_folder() -> Path:
 
 
 def _write_plan(plan: LaunchPlan, folder: Path, *, ours: bool) -> None:
-    """The plan, and the machine that it is for, as `--topology` takes it. `ours`: the folder holds no user's files.
-    Errors: OSError."""
+    """Write the plan, and the topology that it is for in the format of `--topology`. `ours`: the folder holds no files
+    of the user. Errors: OSError."""
     documents = {PLAN: to_json(plan)} | ({TOPOLOGY: snapshot.to_dict(plan.topology)} if plan.topology.gpus else {})
     for name, document in documents.items():
         if ours or not is_foreign(folder / name):
@@ -134,7 +134,7 @@ def prepare(plan: LaunchPlan, options: LaunchOptions) -> tuple[LaunchPlan, Folde
         if first_node:
             run_folder, note = claim(config, lock)
             if not plan.cluster.one_node:
-                lock.release()  # rank 0 takes it, on whatever node it is
+                lock.release()  # rank 0 takes the lock, on whichever node it runs
             if note is not None:
                 print(note, file=sys.stderr)
         else:
@@ -151,7 +151,7 @@ def prepare(plan: LaunchPlan, options: LaunchOptions) -> tuple[LaunchPlan, Folde
         return plan, folders
     logs = Path(options.log_dir) if options.log_dir is not None else (run_folder or Path()) / "logs"
     if not plan.cluster.one_node:
-        # On a shared disk each node has its own.
+        # Each node has its own folder, even on a shared disk.
         logs /= plan.host.hostname
     folders = Folders(logs, temporary=False, lock=lock, run=run_folder, record=run_folder if first_node else None)
     try:

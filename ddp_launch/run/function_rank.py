@@ -35,8 +35,8 @@ def main(folder: Path) -> None:
         raise
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
-        # An open group may abort the process at exit. A DistributedDataParallel model that is still referenced holds
-        # the group in spite of this, so the process leaves without Python's tear-down, as multiprocessing's do.
+        # A process group that still exists may abort the process at exit. A DistributedDataParallel model that is still
+        # referenced keeps it in spite of this call, so the process skips Python's shutdown, as multiprocessing's do.
         distributed.destroy_process_group()
         end_process(0, join_threads=True)
 

@@ -1,7 +1,7 @@
 """Claims on GPUs: until a rank uses its GPU, the driver does not show other launchers that the GPU is taken.
 
-A claim is a kernel lock on a file named after the GPU's UUID, in a folder of the user's own. It ends with the process
-that holds it. The files stay, and mean nothing without a lock. Other users see claims through other_users_claims.py.
+A claim is a kernel lock on a file named after the GPU's UUID, in a folder of this user. It ends with the process that
+holds it. The files stay, and mean nothing without a lock. Other users see claims through other_users_claims.py.
 """
 
 from __future__ import annotations
@@ -55,14 +55,14 @@ class Claims:
         return found
 
     def take(self, uuids: Iterable[str], *, shared: bool = False) -> Mapping[str, str]:
-        """Claim these GPUs, all or none. Returns those that others hold, as `others` does: empty after a success.
+        """Claim these GPUs, all or none. Returns the GPUs that others hold, in the form of `others`: empty on success.
 
         `shared`: claim only those that are free, since the user wants these GPUs even if others use them.
         """
         if not self._safe():
             return {}
         lost = {}
-        # In a fixed order, up to the first that is taken: of two launchers for the same GPUs one gets all.
+        # Lock in a fixed order, and stop at the first taken GPU: of two launchers for the same GPUs, one gets all.
         for uuid in sorted(set(uuids) - self._held.keys()):
             if (who := self._lock(uuid)) is not None:
                 lost[uuid] = who
@@ -78,7 +78,7 @@ class Claims:
         return lost
 
     def settle(self, plan: Callable[[Mapping[str, str]], T], uuids: Callable[[T], Sequence[str]], *, shared: bool) -> T:
-        """Plan and claim until both fit; the plan whose GPUs this process has claimed.
+        """Plan and claim until both fit; returns the plan, whose GPUs this process has claimed.
 
         plan: makes a plan, given the claims of others; what it raises is passed on. shared: as for `take`.
         """
@@ -133,7 +133,7 @@ class Claims:
         return who
 
     def _owner(self, path: Path) -> str | None:
-        """Who holds the claim file, in words; None where nobody does."""
+        """Which process holds the claim file, in words; None if no process does."""
         try:
             file = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError:

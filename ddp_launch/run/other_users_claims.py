@@ -1,7 +1,7 @@
 """Claims of other users' launchers, whose folders we cannot read: announced through abstract sockets.
 
 An abstract Unix socket (unix(7)) has a name but no file, belongs to one network namespace, is listed for all users in
-/proc/net/unix, and ends with its process; the kernel tells who listens on it (SO_PEERCRED).
+/proc/net/unix, and ends with its process; the kernel reports which process listens on it (SO_PEERCRED).
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def other_users_claims() -> dict[str, str]:
 
 
 def _listener(uid: int, name: str) -> int | None:
-    """The process that listens there; None where it does not belong to the user in the name."""
+    """Process id of the listener on a claim's socket, 0 if unknown; None without one, or if it is another user's."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
         asking.setblocking(False)
         try:

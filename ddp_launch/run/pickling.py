@@ -1,5 +1,5 @@
-"""Functions, arguments and results between the caller of `ddp_launch.launch` and its ranks: cloudpickle sends
-what was defined in a script or a notebook's cell by value."""
+"""Pickles functions, arguments and results between the caller of `ddp_launch.launch` and its ranks: cloudpickle sends
+objects that are defined in a script or a notebook cell by value."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import cloudpickle
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     def reducer_override(self, obj: Any) -> Any:
-        """Tensors travel by way of the CPU; code objects keep their file name."""
+        """Pickle tensors as CPU tensors, and code objects with their file name."""
         torch = sys.modules.get("torch")
         if torch is not None and isinstance(obj, torch.Tensor) and obj.device.type != "cpu":
             # The receiver may have no GPU, or different ones.
@@ -33,7 +33,7 @@ def _code(build: Callable[..., CodeType], parts: tuple[Any, ...], filename: str)
 
 
 def dumps(obj: object) -> bytes:
-    """Pickle `obj`, tensors by way of the CPU. Errors: those of cloudpickle, of many types."""
+    """Pickle `obj`, tensors as CPU tensors. Errors: those of cloudpickle, of many types."""
     buffer = io.BytesIO()
     _Pickler(buffer).dump(obj)
     return buffer.getvalue()

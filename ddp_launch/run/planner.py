@@ -52,7 +52,7 @@ class Planner:
     def __init__(self, options: LaunchOptions, claims: Claims) -> None:
         self._options = options
         self._claims = claims
-        # A copy: the launcher changes its own environment by a plan, and later plans start from the user's.
+        # A copy: a plan changes the launcher's own environment, but later plans start from the user's.
         self._environ = dict(os.environ)
         self._first = Topology()
         self._left_out: dict[str, str] = {}
@@ -98,7 +98,7 @@ class Planner:
         while True:
             request = replace(inherited, claims=self._claims.others()).completes(request)
             found = replace_lost(self._first, facts.topology, plan.selection, request, suspects)
-            # Repeated where another launcher took the spare meanwhile.
+            # Repeat if another launcher has taken a spare GPU meanwhile.
             if not self._claims.take(found.uuids, shared=True).keys() & set(found.spares):
                 break
         self._left_out |= found.left_out
@@ -134,7 +134,7 @@ class Planner:
         inherited = facts.inherited or Inherited()
 
         def plan_beside(others: Mapping[str, str]) -> LaunchPlan:
-            """The plan next to the claims of others. Errors: _OccupiedError with --wait."""
+            """The plan that respects the claims of others. Errors: _OccupiedError with --wait."""
             beside = replace(facts, inherited=replace(inherited, claims=others))
             if self._options.wait is not None and (used := occupied(self._options, beside)):
                 raise _OccupiedError(used)
@@ -151,14 +151,14 @@ class Planner:
 
 
 class NextAttempt:
-    """Decides each attempt after the first, by the devices at that time and the ranks' errors about theirs."""
+    """Plans each attempt after the first, from the present devices and the ranks' errors about their devices."""
 
     def __init__(self, plan: LaunchPlan, planner: Planner, evidence: EvidenceCollector) -> None:
         self._plan = plan
         self._planner = planner
         self._evidence = evidence
         self.indices = {*plan.selection.indices}
-        """NVML's numbers of the GPUs of all attempts so far."""
+        """NVML indices of the GPUs of all attempts so far."""
 
     def __call__(self, failures: Mapping[int, Failure]) -> RestartPlan:
         """The next attempt after these failures, by local rank. Errors: UserError where no GPU is left."""

@@ -28,7 +28,7 @@ def is_due(plan: LaunchPlan, options: LaunchOptions) -> bool:
 
 
 def preflight(plan: LaunchPlan, options: LaunchOptions, console: Console, worker: Sequence[str] = ()) -> LaunchPlan:
-    """Check for some seconds; the plan with the result, or the same plan where no check is due.
+    """Check the GPUs for some seconds; returns the plan with the result, or the same plan where no check is due.
 
     Only this node's GPUs are checked. `worker`: another program for the check's ranks. Errors: PreflightError;
     TopologyError where the check cannot be started.
@@ -69,7 +69,7 @@ def preflight(plan: LaunchPlan, options: LaunchOptions, console: Console, worker
 
 
 def _unmended(plan: LaunchPlan, options: LaunchOptions, console: Console, verdict: Verdict) -> LaunchPlan:
-    """A failed check without a fix: the plan where the check could not start. Errors: PreflightError."""
+    """A failed check without a fix: the plan if an automatic check could not start. Errors: PreflightError if not."""
     for line in verdict.words:
         console.print(Text(f"  │ {line}"), soft_wrap=True)
     if verdict.stage == "start" and not options.preflight:

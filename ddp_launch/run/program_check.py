@@ -20,7 +20,7 @@ PYTHON = re.compile(r"(python|pypy)[0-9.]*")
 SHELLS = {".sh": "sh", ".bash": "bash", ".zsh": "zsh", ".fish": "fish", ".pl": "perl"}
 """Interpreters for files without an interpreter line."""
 OLDEST_TORCH = (2, 6)
-"""Before it, the nodes of a run kept one store for all attempts (DynamicRendezvousHandler of torch 2.5)."""
+"""In older versions the nodes of a run kept one store for all attempts (DynamicRendezvousHandler of torch 2.5)."""
 
 
 def check_program(program: Program) -> Program:
@@ -42,7 +42,7 @@ def check_program(program: Program) -> Program:
 
 
 def check_packages(program: Program, job: Job) -> None:
-    """Whether the packages that are installed can run this. Errors: UserError, one line."""
+    """Check that the installed packages can run this program and job. Errors: UserError, one line."""
     need("torch", "rich", "psutil")
     oldest = ".".join(map(str, OLDEST_TORCH))
     if program.kind == "trainer":

@@ -66,9 +66,9 @@ class RankLogs(LogsSpecs):
             base = attempt / f"rank-{env['RANK']}"
             if self.restarts is not None:
                 env["TORCHELASTIC_RESTART_COUNT"] = str(self.restarts)
-            # The launcher empties this variable for its own agent; a rank that starts one gets torch's default.
+            # The launcher empties this variable for its own agent; an agent that a rank starts gets the usual value.
             env[SIGNALS_VARIABLE] = SIGNALS
-            # Absolute, for the watchdog and for programs that change their folder.
+            # An absolute path, for the watchdog and for programs that change their working directory.
             self.errors[local_rank] = Path(f"{base}.error.json").absolute()
             env[ERROR_FILE] = str(self.errors[local_rank])
             logs = self.ranks[local_rank] = (Path(f"{base}.stdout.log"), Path(f"{base}.stderr.log"))
@@ -81,7 +81,7 @@ class RankLogs(LogsSpecs):
         self._output.start()
         stdouts, stderrs = ({rank: both[stream] for rank, both in paths.items()} for stream in (0, 1))
         errors = {rank: str(path) for rank, path in self.errors.items()}
-        filtered = [os.devnull] * (len(fields(LogsDest)) - 5)  # two since torch 2.10
+        filtered = [os.devnull] * (len(fields(LogsDest)) - 5)  # two more fields since torch 2.10
         return LogsDest(stdouts, stderrs, {}, {}, errors, *filtered)
 
     def drain(self) -> None:

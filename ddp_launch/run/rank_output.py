@@ -2,8 +2,8 @@
 
 A rank never writes to a file itself: a full disk would end it, and nothing would limit the file's size. Where the
 launcher's standard output and standard error are the same terminal, pipe or file, a shown rank has one stream for both,
-since two streams would lose the order. Rank 0 gets a pseudo-terminal, which changes nothing, where the launcher has a
-terminal. All other ranks get pipes.
+since two streams would lose the order. If the launcher has a terminal, rank 0 gets a pseudo-terminal that passes bytes
+unchanged. All other ranks get pipes.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ DRAIN_S = 1.0
 
 @dataclass(eq=False)
 class _Way:
-    """One stream. `entry`: the end that the rank writes; `read`: the end that is read here; `to`: the screen's
-    descriptor, None for the log alone; `prefix`: of each line on the screen; `rest`: the start of an incomplete
-    line."""
+    """One stream. `entry`: the end that the rank writes to; `read`: the end that is read here; `to`: the screen's
+    descriptor, None for the log alone; `prefix`: goes before each line on the screen; `rest`: the start of an
+    incomplete line."""
 
     entry: int
     read: int
@@ -58,11 +58,11 @@ class RankOutput:
         self._thread = threading.Thread(target=self._run, name="rank-output", daemon=True)
 
     def add(self, stdout_log: Path, stderr_log: Path, *, shown: int = BOTH, prefix: str = "") -> tuple[str, str]:
-        """Add a rank; the paths of its standard output and standard error, for this process to open.
+        """Add a rank; returns the paths of its standard output and standard error, for this process to open.
 
-        shown: the streams for the screen, as bits like torchrun's --tee. prefix: of each line; without a prefix the
-        bytes are copied as they are, and the rank gets a terminal where the screen is one. Errors: OSError (no
-        descriptor left).
+        shown: the streams for the screen, as bits like torchrun's --tee. prefix: goes before each line; without a
+        prefix the bytes are copied as they are, and the rank gets a terminal where the screen is one. Errors: OSError
+        (no descriptor left).
         """
         if shown == BOTH and same_place():
             with suppress(OSError):
@@ -73,7 +73,7 @@ class RankOutput:
         return self._open(out, stdout_log, prefix), self._open(err, stderr_log, prefix)
 
     def _open(self, to: int | None, log: Path, prefix: str) -> str:
-        """Open one stream; the path at which the rank writes to it."""
+        """Open one stream; returns the path at which the rank writes to it."""
         terminal = to is not None and not prefix and os.isatty(to) and not _would_adopt_a_terminal()
         read, entry = os.openpty() if terminal else os.pipe()
         if to is not None and terminal:
@@ -146,8 +146,8 @@ class RankOutput:
         self._passed += len(chunk)
         way.log.write(chunk)
         if way.to is not None and not _write(way.to, _prefixed(way, chunk) if way.prefix else chunk):
-            # The reader is gone (launch.py | head): the rank has to notice, as if it wrote there itself. Not a rank
-            # that is only shown beside another.
+            # The screen's reader is gone (launch.py | head): the rank must notice, as if it wrote there itself. A rank
+            # with a prefix is only shown in addition, and continues.
             way.to = None
             if not way.prefix:
                 os.close(way.read)
@@ -188,7 +188,7 @@ def _would_adopt_a_terminal() -> bool:
 
 
 def _make_transparent(terminal: int) -> None:
-    """No translation of line ends: the screen's own terminal does that."""
+    """Turn off output processing, echo, line editing and signal keys: the screen's own terminal handles them."""
     modes = termios.tcgetattr(terminal)
     modes[1] &= ~termios.OPOST
     modes[3] &= ~(termios.ECHO | termios.ICANON | termios.ISIG)

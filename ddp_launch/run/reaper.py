@@ -2,8 +2,8 @@
 
 The launcher holds the only write end of the reaper's standard input. When the launcher is gone, for whatever reason,
 the pipe closes, and every process of the run is killed: those with the run's mark in their environment, those in the
-session of a rank, and their descendants. The kernel kills the ranks themselves (exec_with_pdeathsig.py); the reaper is
-for what they have started. Only the standard library is imported, and as little of it as possible.
+session of a rank, and their descendants. The kernel kills the ranks themselves (exec_with_pdeathsig.py); the reaper
+kills the processes that they started. Only the standard library is imported, and as little of it as possible.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ QUIET_ROUNDS = 3
 
 
 class Process:
-    """A process by /proc. Errors: OSError where there is none."""
+    """A process as read from /proc. Errors: OSError where there is none."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
@@ -32,7 +32,7 @@ class Process:
         self.parent, self.session, self.start = int(fields[1]), int(fields[3]), int(fields[19])
 
     def carries(self, mark: bytes) -> bool:
-        """Whether its environment has the mark; False where that may not be read."""
+        """Whether the process's environment has the mark; False where the environment may not be read."""
         try:
             return mark in _read(f"/proc/{self.pid}/environ")
         except OSError:

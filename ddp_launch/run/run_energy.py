@@ -1,6 +1,6 @@
-"""What the GPUs of a run have taken, by their own counters: read before the ranks start, and after they have ended.
+"""The energy that the GPUs of a run use, by their own counters: read before the ranks start, and after they have ended.
 
-Both readings are made in a child process, as all of the launcher's: a driver that hangs holds up nothing.
+Each reading runs in a child process, like all the launcher's readings: a driver that hangs does not delay the run.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ LIMIT_S = 3.0
 
 
 class RunEnergy:
-    """Of one run. The first reading begins at once, of all GPUs of the machine: a restart may take others."""
+    """The energy of one run. The first reading begins at once and covers all GPUs: a restart may use other GPUs."""
 
     def __init__(self, plan: LaunchPlan) -> None:
         gpus = [gpu for gpu in plan.topology.gpus if gpu.error is None] if plan.selection.indices else []
@@ -40,7 +40,7 @@ class RunEnergy:
             self._first, self._before = None, _within_limit(lambda: first)
 
     def taken_by(self, indices: Container[int]) -> dict[int, float]:
-        """NVML index -> joules since the first reading, of those of these GPUs that have a counter. Never raises."""
+        """NVML index -> joules since the first reading, for those of these GPUs that have a counter. Never raises."""
         if not self._before:
             return {}
         after = _within_limit(lambda: InChild(self._reading))
@@ -49,10 +49,11 @@ class RunEnergy:
 
 
 def _within_limit(begin: Callable[[], InChild[dict[str, float]]]) -> Mapping[str, float]:
-    """What a child reads; {} where it fails, or takes too long: a run is not held up by it."""
+    """The counters that a child process reads; {} if it fails or takes too long, so that the run is not delayed."""
     found: list[Mapping[str, float]] = []
 
     def read() -> None:
+        """A thread's work: wait for the reading of the child process."""
         with suppress(Exception), begin() as reading:
             found.append(reading.result())
 

@@ -12,15 +12,15 @@ from types import FrameType
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
 AS = {signal.SIGUSR1: signal.SIGTERM}
-"""Signals that count as others: Slurm's warning before a time limit (--signal=USR1) is like the SIGTERM after it."""
+"""Signals treated as another one: Slurm's warning before a time limit (--signal=USR1) is like the SIGTERM after it."""
 REPEATED_S = 0.05
 """A repetition within this time is the same signal: timeout(1) sends it to the process and to its group."""
 
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """Put signals off while native modules are being imported, where what a handler raises is lost or aborts.
-    Afterwards the first one ends the process by SystemExit, 128 + n; a second one inside ends it at once.
+    """Defer signals while native modules are imported: an exception raised by a handler there is lost or aborts.
+    After the block the first signal ends the process by SystemExit, 128 + n; a second one inside it ends it at once.
     """
     received: list[int] = []
 
@@ -58,7 +58,7 @@ class Interrupts:
         self.received: signal.Signals | None = None
         """The first signal that arrived."""
         self.ending = False
-        """Set while the ranks are being stopped: a signal then raises nothing, which would interrupt the stopping."""
+        """Set while the ranks are being stopped: a signal then raises no exception, which would interrupt that."""
 
     def install(self) -> None:
         """Install the handlers. A signal that the caller ignores (nohup) stays ignored."""

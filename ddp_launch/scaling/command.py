@@ -1,4 +1,4 @@
-"""`launch.py --scaling`: the trials, one after the other, and what they say."""
+"""`launch.py --scaling`: runs the trials one after the other and reports the result."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from ddp_launch.scaling.trial import Launch, Trial, TrialFailed, in_words, measu
 
 
 def numbers_of_ranks(most: int) -> tuple[int, ...]:
-    """1, 2, 4 ... and `most`."""
+    """The numbers of ranks to try: 1, 2, 4 ... and `most`."""
     doubled = (1 << power for power in range(most.bit_length()))
     return tuple(sorted({*doubled, most}))
 
 
 def run(options: LaunchOptions, plan: LaunchPlan, launch: Launch) -> int:
-    """Measure and report; the exit status. `plan`: of the run with all its ranks; `launch`: runs a plan of its own.
-    Errors: UserError."""
+    """Measure and report; returns the exit status. `plan`: the plan of the run with all ranks; `launch`: plans and runs
+    a trial. Errors: UserError."""
     assert options.scaling is not None
     if not plan.cluster.one_node:
         raise UserError("--scaling measures on one machine: leave out --nnodes, or run it outside of the cluster's job")
@@ -36,7 +36,7 @@ def run(options: LaunchOptions, plan: LaunchPlan, launch: Launch) -> int:
     if most == 1:
         raise UserError("--scaling compares numbers of ranks, and this plan has one: give --nproc or more GPUs")
     with importing_silently():
-        from ddp_launch.run import agent  # noqa: F401 (once, for all that are forked)
+        from ddp_launch.run import agent  # noqa: F401 (imported once for all forked trials)
     console = Console(stderr=True)
     trials: list[Trial] = []
     folder = Path(tempfile.mkdtemp(prefix="ddp-launch-scaling-"))

@@ -1,8 +1,8 @@
-"""From what was seen on 1, 2, 4 ... ranks to where the time of more ranks goes, and how many to use. Pure.
+"""Judges the trials on 1, 2, 4 ... ranks: where the time of more ranks goes, and how many ranks to use. Pure.
 
 A rank's time is divided into input, other code of the program, blocked in communication, and computing. Blocked time
 is waiting for others, as far as the times at which the ranks enter their collectives show it, else sending. A rank for
-which the others wait is left out of the means: what it does more than they do is their waiting.
+which the others wait is left out of the means: its additional work already counts as their waiting.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from ddp_launch.scaling.trial import Observed, Trial
 Kind = Literal["weak", "strong"]
 CAUSES = ("input", "communication", "waiting", "fixed", "other")
 LEAST_SHARE = 0.05
-"""Less of a step than this is no cause."""
+"""A smaller share of a step does not count as a cause."""
 TIMES, HABIT = 2.0, 0.05
-"""The others wait for a rank that waits for this part of a step less than they do, and half as long."""
+"""A rank holds the others up if their mean wait is TIMES as long as its own, and longer by this share of the time."""
 GOOD_ENOUGH = 0.95
-"""The fewest ranks with this part of the best throughput are recommended: runs differ by as much."""
+"""The smallest number of ranks with this share of the best throughput is recommended: runs differ by as much."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A trial, judged. `shares`: of a step, by CAUSES and "computing"; `speed_up`: of the throughput over one rank;
-    `possible`: by the GPUs or CPU cores that this many ranks have; `slow`: the rank that the others wait for; `queued`:
-    the share of a step in wait of a CPU core; `ended`: the program ended by itself."""
+    """A trial, judged. `shares`: shares of a step, by CAUSES and "computing"; `speed_up`: throughput relative to one
+    rank; `possible`: the speed-up that the ranks' GPUs or CPU cores allow; `slow`: the rank that the others wait for;
+    `queued`: the share of a step spent waiting for a CPU core; `ended`: the program ended by itself."""
 
     ranks: int
     steps: int
@@ -44,13 +44,13 @@ class Row:
 
     @property
     def efficiency(self) -> float:
-        """The part of the possible speed-up."""
+        """The speed-up as a fraction of the possible one."""
         return self.speed_up / self.possible
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """`cause`: one of CAUSES, None where none matters, at the most ranks; `why`: of `kind`; `recommended`: ranks."""
+    """`why`: reason for `kind`; `cause`: the main one of CAUSES on the most ranks, or None; `recommended`: ranks."""
 
     kind: Kind
     why: str
@@ -60,8 +60,8 @@ class Verdict:
 
 
 def judge(trials: Sequence[Trial], *, global_batch: bool | None, cores: int) -> Verdict:
-    """The verdict. `trials`: from one rank on; `global_batch`: whether the program is known to divide the same batch
-    among its ranks, None for a program of the user's; `cores`: of this machine."""
+    """The verdict. `trials`: from one rank upwards; `global_batch`: whether the program is known to divide the same
+    batch among its ranks, None for a user's program; `cores`: the number of CPU cores that may be used."""
     kind, why = _kind(trials, global_batch)
     one = trials[0]
     alone = _times(one, one, kind, cores)
@@ -91,7 +91,7 @@ def _list(sizes: Iterable[int]) -> str:
 
 
 def _possible(trial: Trial, one: Trial, cores: int) -> float:
-    """How many times as much as one rank these could do, by the devices that they have."""
+    """The highest speed-up over one rank that the GPUs or CPU threads of this trial allow."""
     if any(seen.cuda for seen in trial.observed):
         return float(trial.ranks)
     alone = min(cores, one.observed[0].threads)
@@ -100,7 +100,7 @@ def _possible(trial: Trial, one: Trial, cores: int) -> float:
 
 @dataclass(frozen=True)
 class _Rank:
-    """A rank's time as shares of it."""
+    """A rank's time, divided into shares."""
 
     parts: Mapping[str, float]
     blocked: float
@@ -109,7 +109,7 @@ class _Rank:
 
 
 def _times(trial: Trial, one: Trial, kind: Kind, cores: int, alone: Row | None = None) -> Row:
-    """A trial judged. `alone`: the row of one rank, None for that one itself."""
+    """The row of a trial. `alone`: the row of the trial on one rank, None while that row itself is made."""
     several = trial.ranks > 1
     baseline = _blocked_in_backward(one.observed[0])
     ranks = [_rank(seen, several, baseline) for seen in trial.observed]
@@ -152,7 +152,7 @@ def _times(trial: Trial, one: Trial, kind: Kind, cores: int, alone: Row | None =
 
 
 def _blocked_in_backward(one: Observed) -> float:
-    """Blocked time of backward passes by their other time, on one rank: no waiting for other ranks."""
+    """Blocked time of backward passes divided by their other time, on one rank, where it is no wait for other ranks."""
     whole, blocked, _ = one.spent.get("backward", (0.0, 0.0, 0.0))
     return blocked / (whole - blocked) if whole > blocked else 0.0
 
@@ -177,9 +177,9 @@ def _rank(seen: Observed, several: bool, baseline: float) -> _Rank:
 
 
 def _waits(ranks: Sequence[_Rank]) -> list[float]:
-    """For which share of its time each rank waits for others: by the times at which they enter their collectives;
-    where these are not known, or those of the host of a GPU, what it is blocked more than the one that is blocked
-    least."""
+    """The share of its time that each rank waits for others, by the times at which the ranks enter their collectives.
+    Where these times are unknown, or are those of a GPU's host, it is the share by which the rank is blocked more than
+    the least blocked rank."""
     if all(rank.seen.waited is not None and not rank.seen.cuda for rank in ranks):
         return [min(rank.blocked, rank.seen.waited or 0.0) for rank in ranks]
     least = min(rank.blocked for rank in ranks)
@@ -209,7 +209,7 @@ def _more(ranks: Sequence[_Rank], slow: int) -> str:
 
 
 def _place(seen: Observed, kind: str) -> str:
-    """Where most of the time of a kind goes."""
+    """The line of code that takes most of the time of a kind of work."""
     kinds = ("forward", "backward", "optimizer") if kind == "computing" else (kind,)
     found = [entry for one in kinds for entry in seen.places.get(one, ()) if entry[0]]
     return max(found, key=lambda entry: entry[1], default=("", 0.0))[0]

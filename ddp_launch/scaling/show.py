@@ -20,7 +20,7 @@ LEGEND = (
 )
 SHARED_CORES = 1.01
 BUSY = 0.2
-"""The share of waiting for a CPU core from which on the figures are doubtful."""
+"""From this share of time spent waiting for a CPU core on, the figures are doubtful."""
 
 
 def to_json(verdict: Verdict, notes: list[str]) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def show(console: Console, verdict: Verdict, notes: list[str]) -> None:
 
 
 def sentence(verdict: Verdict) -> str:
-    """The main cause at the most ranks."""
+    """The main cause on the largest number of ranks, as a sentence."""
     row = verdict.rows[-1]
     if verdict.cause is None:
         return f"main cause: none; on {in_words(row.ranks)} computing takes {row.shares['computing']:.0%} of a step"
@@ -98,7 +98,7 @@ def _cause(cause: str, row: Row) -> str:
 
 
 def recommendation(verdict: Verdict) -> str:
-    """How many ranks, and why."""
+    """The recommended number of ranks, and why."""
     found = next(row for row in verdict.rows if row.ranks == verdict.recommended)
     best = max(row.speed_up for row in verdict.rows)
     if found.ranks == 1:

@@ -1,7 +1,7 @@
-"""One trial of --scaling: a run of the launcher on so many ranks, ended once its ranks have been seen for long enough.
+"""One trial of --scaling: a run on a given number of ranks, ended once its ranks were observed for long enough.
 
-The run is a process that is forked from this one, which has imported torch: the launcher as ever, with its own ranks.
-This process asks the ranks themselves, as `ddp_launch stacks` does, for what in_rank/observer.py has seen in them.
+The run is an ordinary launcher with its own ranks, in a process forked from this one, which has imported torch. This
+process asks the ranks directly, as `ddp_launch stacks` does, for the observations of in_rank/observer.py.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from ddp_launch.stall.record import Record
 from ddp_launch.stall.waited_for import Arrivals
 
 POLL_S, LOOK_S, ANSWER_S = 0.1, 1.0, 0.5
-"""How often to see whether the run has ended, and to ask the ranks: an answer takes a rank some milliseconds."""
+"""How often to check whether the run has ended, how often to ask the ranks, and how long to wait for answers."""
 LIMIT_S = 300.0
-"""How long the ranks may take to come to their steps, beside the time of the trial."""
+"""How long the ranks may take to reach their training steps, in addition to the time of the trial."""
 GRACE_S = 3
 ENDLESS = "1000000"
 """Epochs of a trial of the trainer, which is ended from outside."""
@@ -43,9 +43,9 @@ Launch = Callable[[LaunchOptions], int]
 
 @dataclass(frozen=True)
 class Observed:
-    """What was seen of a rank; seconds. `spent`: kind of work -> (in all, blocked, in wait of a CPU core); `places`:
-    kind -> the lines with the most time; `batches`: of its loaders; `threads`: torch's; `exposed`: per step, by
-    DistributedDataParallel's own statistics; `waited`: its share of waiting for others, None where not known."""
+    """Observations of a rank; times in seconds. `spent`: kind of work -> (total, blocked, waiting for a CPU core);
+    `places`: kind -> lines with the most time; `batches`: its loaders' batch sizes; `threads`: torch's; `exposed`: wait
+    for all-reduces per step, by DistributedDataParallel; `waited`: share of time spent waiting for others, or None."""
 
     steps: int
     seconds: float
@@ -60,7 +60,7 @@ class Observed:
 
 @dataclass(frozen=True)
 class Trial:
-    """What was seen on so many ranks. `ended`: the program ended by itself before the time was over."""
+    """The observations of one trial. `ended`: the program ended by itself before the time was over."""
 
     ranks: int
     observed: tuple[Observed, ...]
@@ -81,7 +81,7 @@ def in_words(ranks: int) -> str:
 
 
 def options_of_a_trial(options: LaunchOptions, ranks: int, folder: Path) -> LaunchOptions:
-    """The options of a run on so many ranks, with all that it writes in `folder`."""
+    """The options of a trial: a run on this number of ranks, which writes all its files to `folder`."""
     program = options.program
     if program.kind == "trainer":
         program = Program("trainer", "", (*program.args, "--epochs", ENDLESS, "--out-dir", str(folder / "run")))
@@ -101,7 +101,7 @@ def options_of_a_trial(options: LaunchOptions, ranks: int, folder: Path) -> Laun
         log_dir=str(folder / "logs"),
         json_events=str(folder / "events.jsonl"),
         tee=Tee(),
-        stall_report=NEVER_S,  # on, since that lets the ranks be asked
+        stall_report=NEVER_S,  # on, so that the ranks can be asked
         stall_kill=0,
     )
 
@@ -140,21 +140,21 @@ def _why_nothing(ranks: int, observed: tuple[Observed, ...], ended: bool, second
 
 
 class _Fork:
-    """A process forked from this one. It ends with this one."""
+    """A forked child process, which ends with this process."""
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
         self._status: int | None = None
 
     def poll(self) -> int | None:
-        """Its exit status as a shell has it; None while it runs."""
+        """The child's exit status as a shell shows it; None while it runs."""
         if self._status is None:
             pid, raw = os.waitpid(self._pid, os.WNOHANG)
             self._status = self._known(raw) if pid else None
         return self._status
 
     def end(self) -> None:
-        """Have it end its ranks, and wait for it."""
+        """Send SIGTERM, so that the child ends its ranks, and wait for it."""
         if self._status is None:
             with suppress(ProcessLookupError):
                 os.kill(self._pid, signal.SIGTERM)
@@ -167,7 +167,7 @@ class _Fork:
 
 
 def _fork(options: LaunchOptions, launch: Launch, folder: Path) -> _Fork:
-    """Start the run in a process of its own; what it prints goes into a file."""
+    """Start the run in a child process; its output goes into a file."""
     sys.stdout.flush()
     sys.stderr.flush()
     parent, pid = os.getpid(), os.fork()
@@ -207,7 +207,7 @@ def _last_lines(folder: Path) -> tuple[str, ...]:
 
 
 class _Watch:
-    """Asks the ranks of the run whose events are in a folder."""
+    """Asks the ranks of a trial, which it finds by the events in the trial's folder."""
 
     def __init__(self, folder: Path) -> None:
         self._events = folder / "events.jsonl"
@@ -217,7 +217,7 @@ class _Watch:
         self._looked = 0.0
 
     def look(self, *, ended: bool) -> None:
-        """Ask all ranks, now and then. `ended`: their last words count as well."""
+        """Ask all ranks, at most every LOOK_S seconds. `ended`: only read the last answers of ranks that have ended."""
         if not self._ranks:
             self._find()
         for probe in self._ranks.values():
@@ -241,7 +241,7 @@ class _Watch:
         return bool(self._records) and all(one.observed.get("ns", 0) > 0 for one in self._records.values())
 
     def _find(self) -> None:
-        """The processes of the ranks, once they are started."""
+        """Find the ranks' processes, once they are started."""
         with suppress(OSError, ValueError, KeyError):
             for line in self._events.read_text(encoding="utf-8").splitlines():
                 event = json.loads(line)
@@ -249,7 +249,7 @@ class _Watch:
                     self._ranks = {int(rank): RankProbe(int(rank), pid) for rank, pid in event["pids"].items()}
 
     def complete(self, seconds: float) -> bool:
-        """Whether every rank has been seen for so long, and for enough steps."""
+        """Whether every rank has been observed for this many seconds, and for LEAST_STEPS steps."""
         seen = [record.observed for record in self._records.values()]
         return (
             bool(seen)
@@ -258,7 +258,7 @@ class _Watch:
         )
 
     def observed(self) -> tuple[Observed, ...]:
-        """By rank."""
+        """The observations in the order of ranks; closes the probes."""
         waited = self._arrivals.waited()
         for probe in self._ranks.values():
             probe.close()

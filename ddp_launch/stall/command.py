@@ -83,7 +83,7 @@ def _variables(words: Sequence[bytes]) -> Mapping[str, str]:
 
 
 def _choose(runs: Mapping[int, tuple[Ranks, Path | None]], name: str | None) -> tuple[int, Ranks]:
-    """The run of that name. Errors: OptionError."""
+    """The run that `name` refers to; without a name, the only run. Errors: OptionError."""
     known = "; ".join(f"launcher {pid}, logs in {logs}" for pid, (_, logs) in sorted(runs.items()))
     if name is None:
         fitting = list(runs)

@@ -15,7 +15,7 @@ def explain(failures: Sequence[Failure], views: Sequence[RankView], world_size: 
     `views`: the ranks when the first one failed, before any other was ended.
     """
     where = {view.rank: view.doing for view in views if view.state != "ended"}
-    # A rank that was ended for a hang was gone by then; its report has what was seen before.
+    # A rank that was killed for a hang had ended by then; its report has the place that was seen before.
     seen = {failure.rank: failure.hang.at for failure in failures if failure.hang}
     failures = [replace(failure, at=seen.get(failure.rank) or where.get(failure.rank, "")) for failure in failures]
     alone = [failure for failure in failures if not failure.stopped]

@@ -1,7 +1,7 @@
 """Which rank holds the others up: a pure function from the views of this machine's ranks to a finding.
 
 A rank that waits in a collective waits for those members of its process group that have not entered it. A rank that is
-waited for and waits for nobody is the culprit; where each waits for another, they are in collectives of different
+waited for and waits for no other is the culprit; where each waits for another, they are in collectives of different
 groups. Ranks that call different collectives under the same number, or one with different shapes, are named as such.
 """
 
@@ -122,7 +122,7 @@ class Finding:
 
 
 def judge(views: Sequence[RankView], world_size: int | None = None) -> Finding | None:
-    """The finding; None where no rank waits for another. `views`: the ranks of this machine; `world_size`: of all."""
+    """The finding; None where no rank waits for another. `views`: this machine's ranks; `world_size`: of all nodes."""
     came_to: dict[tuple[str, str], int] = {}
     for view in views:
         for group, seq in (view.record.all_came_to if view.record else {}).items():
@@ -152,7 +152,7 @@ def rows_of(views: Sequence[RankView]) -> tuple[tuple[tuple[int, ...], str], ...
 
 
 def _spawned(views: Sequence[RankView]) -> Found | None:
-    """Ranks without a process group that wait for processes of their own; None without one."""
+    """Ranks without a process group that wait for processes that they started; None without such a rank."""
     by = {view.rank: how for view in views if view.record is None and (how := spawned(view.frames))}
     if not by:
         return None
@@ -167,7 +167,7 @@ def _spawned(views: Sequence[RankView]) -> Found | None:
 
 
 def _mismatch(views: Mapping[int, RankView]) -> Found | None:
-    """The first number under which the ranks of a group called different collectives, while one of them waits in it."""
+    """The first number at which a group's ranks differ in collective or shapes, while a rank waits in that group."""
     records = {rank: view.record for rank, view in views.items() if view.record}
     for group in sorted({group for record in records.values() for group in record.collectives}):
         if not any(one and one.group == group for one in (record.waiting for record in records.values())):
@@ -198,7 +198,7 @@ SAME_SHAPE = (
 
 
 def _stopped(views: Sequence[RankView], blocked: Sequence[RankView]) -> Found | None:
-    """The ranks that SIGSTOP has stopped while others wait; None without one."""
+    """The ranks that SIGSTOP has stopped while others wait; None without such a rank."""
     stopped = [view.rank for view in views if view.state == "stopped"]
     if not stopped:
         return None
@@ -236,12 +236,12 @@ def _absent(view: RankView, views: Mapping[int, RankView], world_size: int) -> s
     """The ranks that this rank waits for."""
     one = view.waiting
     if one is None or view.record is None:
-        # Known by its stack alone: a message, a store, or the start. It may wait for any rank that does not wait.
+        # Only its stack shows the wait: for a message, a store, or the start. Any rank that does not wait may be meant.
         return {rank for rank, other in views.items() if rank != view.rank and not other.blocked}
     members = view.record.groups.get(one.group[1], tuple(range(world_size)))
     come = {rank for rank in members if (o := views.get(rank)) and o.record and o.record.entered(one.group) >= one.seq}
     absent = {*members} - come - {view.rank}
-    # All entered it, and it does not end: a rank that is no longer in it has left it unfinished.
+    # All ranks entered the collective, but it does not end: a rank that is no longer in it has left it unfinished.
     return absent or {rank for rank in come if rank != view.rank and not views[rank].blocked}
 
 

@@ -168,7 +168,7 @@ class RankProbe:
             return None
         length = os.fstat(self._stacks).st_size
         head = None if self._mail is None else _head(self._mail)
-        # To our own thread where there is one: a signal would interrupt a wait in the program's native code.
+        # Signal our own thread if there is one: in another, the signal would interrupt a wait in native code.
         self._writer = head.thread if head else self._target
         return length if _tell(self._target, self._writer) else None
 

@@ -30,7 +30,7 @@ class Collective:
     name   as in torch.distributed; `words`: the group's description by its author
     sizes  shapes of the inputs; `types`: their dtypes
     at_ns  when the rank entered it, nanoseconds of the wall clock
-    thread that entered it, as faulthandler numbers threads too
+    thread that entered it, with the number that faulthandler uses
     """
 
     group: tuple[str, str]
@@ -85,7 +85,7 @@ class Record:
 
     @property
     def all_came_to(self) -> Mapping[tuple[str, str], int]:
-        """By process group the number of the last collective that ended here and that no rank ends before all came."""
+        """Process group -> number of the last collective that ended here, of those that end only once all entered."""
         found = {
             group: max((one.seq for one in entries if one.done and one.name.startswith(TOGETHER)), default=0)
             for group, entries in self.collectives.items()
@@ -93,8 +93,8 @@ class Record:
         return {group: seq for group, seq in found.items() if seq}
 
     def after(self, came_to: Mapping[tuple[str, str], int]) -> Record:
-        """The same where what lies before these numbers has ended, as `all_came_to` of some rank says: a rank that gets
-        no CPU time notes late that a collective is over."""
+        """This record with all collectives before these numbers marked as done, since `all_came_to` of some rank shows
+        that they are: a rank that gets no CPU time notes late that a collective has ended."""
         ended = {
             group: tuple(replace(one, done=one.done or one.seq < came_to.get(group, 0)) for one in entries)
             for group, entries in self.collectives.items()

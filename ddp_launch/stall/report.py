@@ -25,7 +25,7 @@ class Reporter:
         self._console, self._events = console, events
 
     def stall(self, found: Finding, views: Sequence[RankView], seconds: float, *, killing: bool) -> None:
-        """Report a stall of so many seconds."""
+        """Report a stall that has lasted for `seconds`."""
         stacks = {str(view.rank): traceback_lines([*view.frames, *view.native]) for view in views if view.frames}
         facts = (found.kind, found.ranks, found.title, found.collective, found.rows, stacks)
         self._events.stall(seconds, *facts, killing=killing)
@@ -37,7 +37,7 @@ class Reporter:
         self._console.print(Text(ending if killing else f"{ending}. Look again: {ask}", style="dim"), soft_wrap=True)
 
     def waits(self, shares: Mapping[int, float], seconds: float) -> None:
-        """Record the share of those seconds for which each rank has waited for others."""
+        """Record the share of `seconds` for which each rank has waited for others."""
         self._events.waits(shares, seconds)
 
     def waited_for(self, found: WaitedFor, shares: Mapping[int, Mapping[str, float]]) -> None:

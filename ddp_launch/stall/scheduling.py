@@ -17,7 +17,7 @@ RUNNABLE = "R"
 ENOUGH_S = 0.05
 """Ten times the interval after which Python hands its lock over: a thread that ran for so long has kept the lock."""
 REQUESTS = 10
-"""A thread that had the CPU so many times while it waited for Python's lock has asked for it often enough."""
+"""A thread that had the CPU this many times while it waited for Python's lock has asked for the lock often enough."""
 WAITED = 0.2
 """A thread that waited for a CPU for at least this share of the time lacks CPU time."""
 SETTLED_S = 0.3

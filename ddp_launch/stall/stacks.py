@@ -79,8 +79,8 @@ def place_of(frames: Sequence[Frame]) -> str:
 
 
 def kept_by(stacks: Stacks) -> str | None:
-    """The place of the thread for which the main thread waits at the end of its program, empty where that is not known;
-    None where it is not there."""
+    """The place of the thread that the main thread waits for at the end of its program, empty where it is unknown; None
+    where the main thread is not waiting there."""
     main = next(reversed(stacks), 0)
     frames = stacks.get(main, ())
     if not frames or frames[0].function != "_shutdown" or not frames[0].file.endswith("/threading.py"):

@@ -1,8 +1,8 @@
 """Which rank the others wait for, from the times at which ranks enter the collectives.
 
-The last rank to enter makes the others wait by its distance to the one before it. Where several collectives are started
-without waiting in between, as DistributedDataParallel does in backward, the same delay shows in each of them: only the
-additional delay counts. Pure.
+The last rank to enter delays the others by the time since the rank before it entered. Where several collectives are
+started without waiting in between, as DistributedDataParallel does in backward, the same delay shows in each of them:
+only the additional delay counts. Pure.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ LEAST_SHARE = 0.05
 LEAST_STEPS = 10
 LEAST_NS = 1_000_000_000
 TIMES = 2.0
-"""A rank must delay the others so many times as long as any other rank: each one is last now and then by chance."""
+"""A rank must delay the others this many times as long as any other rank does: each is last at times by chance."""
 WARM_UP = 8
 """The first collectives of a group are not counted: libraries are loaded and kernels chosen in them."""
 LONGEST_PERIOD = 600
@@ -112,7 +112,7 @@ def by_its_own_steps(found: WaitedFor, record: Record) -> WaitedFor:
 
 
 def shares(record: Record, waited: float) -> dict[str, float]:
-    """Phase -> share of a rank's time, for the bundled trainer; {} for another program. `waited`: its share of waiting
+    """Phase -> share of a rank's time, for the bundled trainer; {} for another program. `waited`: the share of waiting
     by the times of arrival. The trainer itself counts a wait inside backward as backward."""
     spent = {name: record.spent_ns.get(phase, 0) for name, phase in PHASES.items()}
     whole = sum(record.spent_ns.get(phase, 0) for phase in (*PHASES.values(), "step"))

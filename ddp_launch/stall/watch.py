@@ -38,11 +38,11 @@ STARVED_S = 3.0
 FIRST_SAMPLE_S, SAMPLE_S = 2.0, 15.0
 """When the arrival times are read: soon after the start, then less and less often."""
 AGAIN = 4
-"""A stall that lasts is reported again after so many times as long."""
+"""A stall that continues is reported again once it has lasted this many times as long."""
 PATIENCE = 1.5
-"""A stall that ended by itself is normal for this program: the next one is reported after so many times as long."""
+"""A stall that ended by itself is normal for this program: later ones are reported after this many times as long."""
 LOADING_S = 60.0
-"""Ranks that import modules will continue: for so long nothing is reported."""
+"""Ranks that import modules will continue: nothing is reported for this long."""
 BUSY = "no rank has entered a collective, and none waits for another: all are busy with something else"
 LEAVING = "all ranks have reached the end of their program, but do not end"
 HOOK = str(Path(sitecustomize.__file__).parent)
@@ -84,7 +84,7 @@ class StallWatch:
 
     @contextmanager
     def offered(self) -> Iterator[None]:
-        """Ranks that are started inside the block can be asked (in_rank/sitecustomize.py)."""
+        """A block for starting ranks that can be asked (in_rank/sitecustomize.py)."""
         outer = os.environ.get("PYTHONPATH")
         if self.on:
             os.environ["PYTHONPATH"] = HOOK + (os.pathsep + outer if outer else "")
@@ -163,7 +163,7 @@ class StallWatch:
             self._report()
 
     def _pause(self) -> float:
-        """Seconds until the ranks are asked again: fewer where the limit of one is reached before that."""
+        """Seconds until the ranks are asked again: POLL_S, or less where a rank reaches its limit before that."""
         left = (one.limit_s - one.silent_s for one in self._ranks.values() if one.code is None)
         return max(SOON_S, min((POLL_S, *left)))
 
@@ -181,7 +181,7 @@ class StallWatch:
                 one.limit_s = silent + 2 * POLL_S
             return
         for one in there:
-            if one.silent_s >= silent / 2:  # of the same stall
+            if one.silent_s >= silent / 2:  # part of the same stall
                 one.limit_s = max(one.limit_s, AGAIN * silent if found else silent + self._limit_s)
                 if silent < self._kill_s:
                     one.limit_s = min(one.limit_s, self._kill_s)
@@ -203,7 +203,7 @@ class StallWatch:
                 if (stage := (one.probe.has_group, one.probe.is_leaving)) != one.stage:
                     one.stage, one.silent_s = stage, 0.0  # that is progress, also of a rank that will not answer
         deadline = time.monotonic() + ANSWER_S
-        # Not those with an earlier question pending.
+        # Do not wait for ranks that still have an earlier question pending.
         while any(probe.pending for probe in asked) and time.monotonic() < deadline:
             time.sleep(ANSWER_S / 60)
         records = {}

@@ -1,1 +1,1 @@
-"""Options to a run: what the machine fills in, and the objects that the options describe."""
+"""From options to a run: fills in the options that are not set, and creates the objects that the options describe."""

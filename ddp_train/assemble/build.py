@@ -1,7 +1,7 @@
 """The composition root: from a configuration to a trainer that is ready to run.
 
-The order is that of `build`: data, recommendations, run folder, model, optimizer, resume, observers.
-What can be refused is refused here, before the first step, and on all ranks together.
+`build` proceeds in this order: data, recommendations, run folder, model, optimizer, resume, observers.
+Every mistake that can be found before the first step is reported here, on all ranks together.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def build(config: Config, ranks: Ranks, device: torch.device, stop: StopSignals 
     balance = create_balance(resolved, pipeline, ranks)
     techniques = (*techniques, *([balance.technique()] if balance is not None else []))
     components, saver, cost = _components(context, techniques, pipeline, folder, len(dataset.train.labels))
-    # After the wrapping, which gives all ranks the buffers of rank 0.
+    # After the network is wrapped: DistributedDataParallel's constructor copies rank 0's buffers to all ranks.
     progress, resumed = _resume(source, saver, dataset, resolved, ranks)
     components = replace(components, progress=progress, stop=stop or StopSignals())
     shared = () if balance is None else (together(lambda: balance.start(components), ranks),)
@@ -137,7 +137,7 @@ def _network(
 ) -> tuple[nn.Module, tuple[str, ...]]:
     """The network with its first weights, the same on all ranks, and lines for the user.
 
-    weights: where they are read from; None: random, or those of a checkpoint that is restored later.
+    weights: the source to read them from; None: random weights, which a checkpoint may replace later.
     """
     if not resolved.model.compile:
         leave_compiler_out()
@@ -153,7 +153,7 @@ def _network(
         together(lambda: zero_init_residual(network), ranks)
     if weights is not None:
         notes = on_first_rank(lambda: load_weights(network, weights, options.model or "small"), ranks)
-    take_first_ranks(network, ranks)  # before a technique makes copies of them
+    take_first_ranks(network, ranks)  # before a technique copies the weights
     if (patterns := options.freeze) is not None:
         notes = (*notes, *together(lambda: freeze(network, patterns), ranks))
     return network, notes
@@ -204,7 +204,7 @@ def _components(
 def _saver(
     contents: TrainedState, context: Context, flag_exchange: FlagExchange, folder: RunFolder, advice: Advice
 ) -> Saver:
-    """What saves checkpoints."""
+    """Create the object that saves checkpoints."""
     interval, place = read_interval(str(context.config.run.save_every), "--save-every"), (context.ranks, context.device)
     files = folder.latest, folder.best_model
     return Saver(contents, contents.identity, interval, *place, flag_exchange, *files, advice)
@@ -218,7 +218,7 @@ def _nan_guard(
     folder: Path,
     advice: Advice,
 ) -> NanGuard:
-    """What handles values that are not finite."""
+    """Create the object that handles losses and gradients that are not finite."""
     changes = [technique.batch for technique in techniques if technique.batch is not None]
     replay = Replay(context.network, context.precision, pipeline, changes)
     return NanGuard(context.network, context.precision, context.ranks, flag_exchange, folder, replay, advice)
@@ -227,7 +227,7 @@ def _nan_guard(
 def _allreduce_hook(
     ddp: DistributedDataParallel | None, network: nn.Module, ranks: Ranks, device: torch.device, flags: FlagExchange
 ) -> AllreduceHook | None:
-    """None where DistributedDataParallel's own all-reduce is used; a failed step cannot be retried then."""
+    """None where DistributedDataParallel uses its own all-reduce; then a failed step cannot be retried."""
     synchronised = any(isinstance(module, SynchronisedBatchNorm) for module in network.modules())
     if ddp is None or synchronised or ddp.find_unused_parameters or not can_complete_allreduces(ddp):
         return None
@@ -254,14 +254,15 @@ def _load_data(config: Config, ranks: Ranks) -> tuple[Dataset, tuple[str, ...]]:
 def _resume(
     source: Path | None, saver: Saver, dataset: Dataset, resolved: Config, ranks: Ranks
 ) -> tuple[Progress, tuple[str, ...]]:
-    """Restore the checkpoint `source` into everything that has state; its progress, and lines for the user.
+    """Restore the checkpoint `source` into everything that has state; returns its progress, and lines for the user.
 
-    A new run for None. Errors: UserError, on all ranks alike.
+    source: None for a new run. Errors: UserError, on all ranks alike.
     """
     if source is None:
         return Progress(), ()
 
     def restore() -> tuple[Progress, tuple[str, ...]]:
+        """Check the data and restore on this rank. Errors: UserError."""
         if resolved.data.changed_data == "stop" and (facts := source.parent / "dataset.json").is_file():
             DatasetFacts.read(facts).refuse_other_data(dataset)
         try:
@@ -289,7 +290,7 @@ def _cost_of_bits(context: Context) -> tuple[str, ...]:
 def _observers(
     resolved: Config, folder: RunFolder, components: Components, facts: RunFacts, source: Path | None
 ) -> tuple[Observer, ...]:
-    """History first: what the others show must be on disk already."""
+    """Create rank 0's observers. The history comes first: what the others show must be on disk already."""
     history = folder.open_history(_environment(components, facts), components.progress.epoch, source)
     screen = create_progress(each=resolved.run.log_every is not None)
     observers: list[Observer] = [HistoryObserver(history, folder.curves), screen]
@@ -327,7 +328,7 @@ def _facts(
 
 
 def _environment(components: Components, facts: RunFacts) -> dict[str, object]:
-    """What a reader of the history needs to compare runs."""
+    """Facts that a reader of the history needs to compare runs."""
     all_reduce = None
     if components.ranks.world_size > 1:
         shared = components.allreduce_hook is not None and components.allreduce_hook.shared is not None

@@ -33,14 +33,14 @@ from ddp_train.tune.balance import Balance
 
 
 def create_precision(resolved: Config, device: torch.device) -> Precision:
-    """The arithmetic of the run."""
+    """The run's mixed precision and loss scaling."""
     options = resolved.model
     scale = LossScale(options.init_scale, options.growth_factor, options.backoff_factor, options.growth_interval)
     return Precision(options.amp, device, scale)
 
 
 def create_pipeline(resolved: Config, dataset: Dataset, ranks: Ranks, device: torch.device) -> Pipeline:
-    """This rank's input. Errors: UserError where there is nothing for a step, or not a shard for each rank."""
+    """This rank's input pipeline. Errors: UserError where an epoch has no step, or a rank would have no shard."""
     shards = resolved.shards
     if shards is not None and shards < ranks.world_size:
         raise UserError(
@@ -69,7 +69,7 @@ def create_pipeline(resolved: Config, dataset: Dataset, ranks: Ranks, device: to
 
 
 def create_balance(resolved: Config, pipeline: Pipeline, ranks: Ranks) -> Balance | None:
-    """Divides the global batch by measured speed; None without --shares measured, or for one rank."""
+    """The object that divides the global batch by measured speed; None without --shares measured, or for one rank."""
     if resolved.data.shares != "measured" or ranks.world_size == 1:
         return None
     return Balance(pipeline.sampler, resolved.data.accumulate or 1, work_of(resolved))
@@ -78,7 +78,7 @@ def create_balance(resolved: Config, pipeline: Pipeline, ranks: Ranks) -> Balanc
 def context_of(
     resolved: Config, dataset: Dataset, network: nn.Module, pipeline: Pipeline, precision: Precision, ranks: Ranks
 ) -> Context:
-    """What techniques may read and change."""
+    """The context with all that techniques may read and change."""
     rate, rule = resolved.optim.lr, resolved.optim.lr_scaling
     epochs, batch = resolved.run.epochs, resolved.data.batch_size
     # `resolve` has filled them in.
@@ -115,20 +115,20 @@ def optimization_of(context: Context, techniques: Sequence[Technique]) -> tuple[
 
 
 def wrap(context: Context) -> tuple[nn.Module, DistributedDataParallel | None, tuple[str, ...]]:
-    """The network as it is called: compiled, and wrapped where DistributedDataParallel joins the ranks; the wrapper;
-    a line where parameters get no gradient: they stay as they are, on several ranks as on one.
+    """(the network to call, compiled and wrapped in DistributedDataParallel where needed; the wrapper or None; a line
+    that names the parameters without a gradient, which keep their values on any number of ranks).
 
-    Buffers are not broadcast at every step: `average_buffers` joins them once an epoch. Errors: UserError.
+    Buffers are not broadcast at every step: `average_buffers` averages them once an epoch. Errors: UserError.
     """
     network, resolved, ranks, device = context.network, context.config, context.ranks, context.device
     name, shape = resolved.model.model or "small", context.image_shape
-    # On all ranks: synchronised batch norm waits for the others, and DistributedDataParallel needs one answer.
+    # On all ranks: synchronised batch norm waits for the others, and DistributedDataParallel needs the same answer.
     mine = together(lambda: models.without_gradient(name, context.network, shape, device), ranks)
     untrained = sorted({parameter for found in gather(mine, ranks) for parameter in found})
     lines = (f"no gradient reaches {', '.join(untrained)}",) if untrained else ()
     if resolved.model.compile:
-        # Before it is wrapped: torch 2.15 compiles nothing of the wrapper. Within DistributedDataParallel's forward
-        # pass the graph is cut at its buckets, so that they still overlap.
+        # Compile before wrapping: torch 2.15 does not compile the wrapper itself. In DistributedDataParallel's forward
+        # pass the graph is split at its buckets, so that their all-reduces still overlap with the backward pass.
         network = torch.compile(network, mode=resolved.model.compile_mode)  # type: ignore[assignment]
     if ranks.world_size == 1 or resolved.shards is not None:
         return network, None, lines
@@ -146,7 +146,7 @@ def wrap(context: Context) -> tuple[nn.Module, DistributedDataParallel | None, t
 def deliver_as_cast(context: Context, techniques: Sequence[Technique], pipeline: Pipeline) -> None:
     """Have the pipeline deliver the images as autocast would cast them in the first layer: the same bits, fewer bytes.
 
-    Not where a technique changes or chooses images, or a user's own may look at them: it gets float32.
+    Images stay float32 where a technique changes or chooses images, or where a user's own technique may read them.
     """
     dtype, looked_at = context.precision.dtype, any(t.batch is not None or t.choose is not None for t in techniques)
     if dtype is None or looked_at or context.config.regularize.technique is not None:
@@ -158,9 +158,9 @@ def deliver_as_cast(context: Context, techniques: Sequence[Technique], pipeline:
 def without_lone_sample(
     resolved: Config, network: nn.Module, dataset: Dataset, ranks: Ranks
 ) -> tuple[Config, tuple[str, ...]]:
-    """Leave the last global batch out where a rank would get a single sample: batch norm has no variance then.
+    """Leave the last global batch out where a rank would get a single sample, for which batch norm has no variance.
 
-    The options, and a line for the user where something is left out.
+    Returns the options, and a line for the user where something is left out.
     """
     samples, batch = len(dataset.train.labels), resolved.data.batch_size or 1
     shares = split(samples % batch, [1.0] * (resolved.shards or ranks.world_size))

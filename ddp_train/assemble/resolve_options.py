@@ -18,7 +18,7 @@ from gpu_topology.host.host import read_host
 def resolve(
     config: Config, dataset: Dataset, ranks: Ranks, device: torch.device
 ) -> tuple[Config, tuple[recommend.Recommendation, ...]]:
-    """Fill in every option that is not set, first by hardware, then by data; the options and the reasons."""
+    """Fill in every option that is not set, first by hardware, then by data; returns options and reasons."""
     by_hardware = recommend.recommend(read_hardware(ranks, device), config)
     resolved = recommend.apply(config, by_hardware)
     if resolved.data.batch_size_per_rank is not None:
@@ -35,7 +35,7 @@ def resolve(
     samples = len(dataset.train.labels)
     least = (resolved.shards or ranks.world_size) * (resolved.data.accumulate or 1)
     if not resolved.data.drop_last and (largest := max(samples, least)) < (resolved.data.batch_size or 1):
-        # A larger batch is never seen, but the rate and the records would follow it.
+        # A larger batch would never occur, but the learning rate and the records would be based on it.
         resolved = with_values(resolved, {"batch_size": largest})
         by_hardware = (
             *(reason for reason in by_hardware if reason.name != "batch_size"),
@@ -44,14 +44,14 @@ def resolve(
     by_data = recommend.recommend_for_data(dataset.name, samples, resolved.data.batch_size or 1, resolved)
     resolved = recommend.apply(resolved, by_data)
     values = to_dict(resolved)
-    # What a preset set for another model, optimizer or the like: the run's config.yaml is accepted as --config again.
+    # Reset what a preset set for another model or optimizer, so that --config accepts the run's config.yaml later.
     idle = (o for o in declared().values() if o.only_with is not None and not o.only_with.holds(values))
     resolved = with_values(resolved, {o.name: o.default for o in idle if o.name not in resolved.wanted})
     return resolved, (*by_hardware, *by_data)
 
 
 def read_hardware(ranks: Ranks, device: torch.device) -> recommend.Hardware:
-    """What all ranks have together: memory summed, the lowest compute capability. A collective on GPUs."""
+    """The hardware of all ranks: total GPU memory, lowest compute capability. A collective on GPUs."""
     host = read_host()
     memory, capability = 0, None
     if device.type == "cuda":
@@ -71,11 +71,11 @@ def read_hardware(ranks: Ranks, device: torch.device) -> recommend.Hardware:
 
 
 def set_arithmetic(config: Config, ranks: Ranks, device: torch.device) -> None:
-    """Threads and choice of kernels of this process, before anything is computed. Errors: see `pin`."""
+    """Set this process's threads and choice of kernels, before anything is computed. Errors: see `pin`."""
     if config.shards is None:
         set_threads(ranks, device)
-        # cuDNN tries its algorithms once for each shape: worth it where a few shapes come again and again. Which one
-        # is fastest may differ from run to run, and with it the last bits.
+        # cuDNN tries its algorithms once for each shape, which pays off where few shapes recur. The fastest one may
+        # differ from run to run, and with it the last bits of the results.
         any_part = config.regularize.hard_samples is not None and ranks.world_size > 1
         few_shapes = config.run.tune is None and not config.augment.progressive_resize and not any_part
         torch.backends.cudnn.benchmark = device.type == "cuda" and few_shapes and config.model.cudnn_benchmark
@@ -88,8 +88,8 @@ def set_threads(ranks: Ranks, device: torch.device) -> None:
     """On the CPU share the usable cores among the local ranks.
 
     OMP_NUM_THREADS is kept where the user set it. Under bare torchrun, 1 is torchrun's default; the launcher (which
-    sets DDP_LAUNCH) never leaves it to torchrun. A number that is no default of torch's was set by the user's program
-    (torch.set_num_threads), and is kept.
+    sets DDP_LAUNCH) never leaves it to torchrun. A thread count that is not one of torch's defaults was set by the
+    user's program (torch.set_num_threads) and is kept.
     """
     threads = os.environ.get("OMP_NUM_THREADS")
     filler = threads == "1" and "TORCHELASTIC_RUN_ID" in os.environ and "DDP_LAUNCH" not in os.environ

@@ -1,1 +1,1 @@
-"""Checkpoints: their format, integrity, what they hold, and who writes and reads them."""
+"""Checkpoints: their format, integrity, what they hold, and the code that writes and reads them."""

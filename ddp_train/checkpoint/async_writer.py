@@ -1,4 +1,4 @@
-"""Checkpoints written beside the training: the training thread pays for a copy in host memory, a thread for the rest.
+"""Checkpoints written in the background: the training thread only copies to host memory, another thread writes.
 
 At most one write is under way. The two newest good generations stay on the disk (see format.py).
 """
@@ -19,13 +19,13 @@ from ddp_train.config.validation import PREVIOUS
 from ddp_train.distributed.heartbeat import heartbeat
 
 GIVE_UP_AFTER = 3
-"""Failed writes in a row. Fewer, and a disk that is full for a minute would end a run of days."""
+"""Failed writes in a row that end the run. With fewer, a disk that is full for a minute would end a run of days."""
 
 
 class CheckpointWriter:
-    """Writes the checkpoints of one run to `path`; the one before stays beside it as checkpoint-previous.pt.
+    """Writes the checkpoints of one run to `path`; the previous one stays beside it as checkpoint-previous.pt.
 
-    `skipped`: periodic checkpoints left out because one was under way. `written`: those on the disk.
+    `skipped`: periodic checkpoints left out while another was being written. `written`: checkpoints written to disk.
     """
 
     def __init__(self, path: Path) -> None:
@@ -49,10 +49,10 @@ class CheckpointWriter:
     ) -> bool:
         """Copy `state` and start to write it as the checkpoint after `step` optimizer steps.
 
-        Waits for a write that is under way; a `periodic` one is skipped instead. `first`: state_dicts by file
-        (the best model), which are on the disk before the checkpoint that speaks of them. False: skipped.
-        Raises TypeError for a value that could not be loaded again, and what went wrong in an earlier write:
-        UserError from the third failure in a row on.
+        Waits for a write that is under way; a `periodic` checkpoint is skipped instead, and False is returned.
+        `first`: state_dicts by file (the best model), written before the checkpoint that refers to them.
+        Raises TypeError for a value that could not be loaded again, and the error of an earlier write: UserError
+        from the third failure in a row on.
         """
         if periodic and self._thread is not None and self._thread.is_alive():
             self.skipped += 1
@@ -66,7 +66,7 @@ class CheckpointWriter:
         return True
 
     def wait(self) -> None:
-        """Return once nothing is under way. Raises what ended a write, as `save` does."""
+        """Return once no write is under way. Raises the error of an earlier write, as `save` does."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -75,13 +75,13 @@ class CheckpointWriter:
             raise error
 
     def close(self) -> None:
-        """As `wait`. Raises UserError also when the last checkpoint that was handed over is not on the disk."""
+        """As `wait`; also raises UserError when the last checkpoint that was passed to `save` is not on the disk."""
         self.wait()
         if self._failures:
             raise UserError(f"{self.path} is not of the run's last step: {self._failure}")
 
     def _run(self, state: Mapping[str, object], step: int, first: Mapping[Path, Mapping[str, object]]) -> None:
-        """A thread's work: write the files; count failures and keep the error."""
+        """The thread's function: write the files; count failures and keep the error."""
         try:
             for path, content in first.items():
                 checkpoint_format.save_state_dict(path, content)
@@ -104,12 +104,12 @@ class CheckpointWriter:
     def _write(self, state: Mapping[str, object], step: int) -> None:
         """Write the checkpoint; the previous one is kept if it belongs to this run."""
         if self._kept is None:
-            # What an earlier run left: kept where it is good and this run resumes from it.
+            # A checkpoint of an earlier run is kept if it is good and not ahead of this run, which may continue it.
             found = checkpoint_format.step_of(self.path)
             self._kept = found is not None and found <= step
         checkpoint_format.save(self.path, state, step=step, keep=self.previous if self._kept else None)
         if not self._kept and (checkpoint_format.step_of(self.previous) or 0) > step:
-            self.previous.unlink(missing_ok=True)  # of a run that this one does not continue
+            self.previous.unlink(missing_ok=True)  # it belongs to a run that this one does not continue
         self._kept = True
 
 
@@ -118,20 +118,21 @@ def copy_to_host(
 ) -> dict[str, object]:
     """`state` with every tensor copied to host memory, complete on return; containers are new ones too.
 
-    known: the copies by place, which several calls may share: what is the same memory in two places is one copy in
-    both. Raises TypeError for a value that a checkpoint cannot hold.
+    known: the copies by memory location, which several calls may share: tensors on the same memory share one copy.
+    Raises TypeError for a value that a checkpoint cannot hold.
     """
     copies = {} if known is None else known
     devices: set[torch.device] = set()
 
     def copy(tensor: torch.Tensor) -> torch.Tensor:
+        """A copy in host memory; copies from a GPU are complete after its stream is synchronized."""
         place = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
         if place in copies and tensor.numel():
             return copies[place]
         source = dense(tensor.detach())
         if source.device.type == "cuda":
             devices.add(source.device)
-            # Pinned, so that the device copies by itself; torch keeps the memory for the next time.
+            # Pinned memory lets the device copy asynchronously; torch caches it for the next checkpoint.
             host = torch.empty_like(source, device="cpu", pin_memory=True)
             copies[place] = host.copy_(source, non_blocking=True)
         else:

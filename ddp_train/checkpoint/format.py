@@ -1,7 +1,7 @@
 """Checkpoints that are whole or absent, that notice a single flipped bit, and that are safe to load.
 
 The format is torch.save's own zip file, so that `torch.load(path, weights_only=True)` reads it
-anywhere. What is added is the zip comment at its very end, the seal:
+anywhere. The trainer adds a zip comment at its very end, the seal:
 
     ddp-train sha256=<64 hexadecimal digits>
 
@@ -9,12 +9,12 @@ the SHA-256 of every byte before the seal. torch.load and the zip format alone d
 changed weight. A checkpoint's object is {"schema": "ddp-train-checkpoint/1", "step": N, "state": {...}};
 `best_model.pth` is a plain state_dict under the same seal.
 
-Reading goes: seal, hash, inspection (inspection.py: tensors and plain values alone, none larger than the
-file), torch's restricted unpickler, and a look at the numbers. The hash is against damage, the inspection
-against malice: anybody can compute a hash.
+A file is read in these steps: seal, hash, inspection (inspection.py: only tensors and plain values, none larger
+than the file), torch's restricted unpickler, and a check that the numbers are finite. The hash protects against
+damage, the inspection against malice: anyone can compute a hash.
 
-A folder keeps two good generations, `checkpoint-latest.pt` and `checkpoint-previous.pt`. Which is the
-newer goes by the step inside, never by the time of a file, which a clock or a copy can change.
+A folder keeps two good generations, `checkpoint-latest.pt` and `checkpoint-previous.pt`. The newer one is the
+one with the higher step inside; file times do not count, since a clock or a copy can change them.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ from ddp_train.config.validation import LATEST, PREVIOUS
 SCHEMA = "ddp-train-checkpoint/1"
 
 WEIGHTS = ("model", "optimizer", "techniques")
-"""The parts of a state whose tensors are finite numbers, or the run is lost."""
+"""The parts of a state in which every tensor must be finite; otherwise the run is lost."""
 
 
 class NotFinite(UserError):
-    """A weight is NaN or infinite: nothing that follows from it would mean anything."""
+    """A weight is NaN or infinite: all results from then on would be meaningless."""
 
 
 class Newest(NamedTuple):
-    """The newest good checkpoint of a folder. `notes`: a line for each that was passed over, with its reason."""
+    """The newest good checkpoint of a folder. `notes`: a line for each file passed over, with the reason."""
 
     path: Path
     state: dict[str, object]
@@ -61,12 +61,12 @@ def save(
     step: int = 0,
     keep: str | os.PathLike[str] | None = None,
 ) -> None:
-    """Write `state` (nested dicts, lists and tuples of tensors and plain values) in the place of `path`.
+    """Replace the file `path` by `state` (nested dicts, lists and tuples of tensors and plain values), atomically.
 
-    `step`: finished optimizer steps, by which `newest` chooses. `keep`: the name beside it under which
-    the old file stays. The old file stays as it is until the new one is complete and on the disk. Raises,
-    with nothing written, UserError when it cannot be written (with the bytes needed and free when the disk
-    is full), NotFinite, and TypeError for a value that `load` would refuse.
+    `step`: finished optimizer steps, by which `newest` chooses. `keep`: a name in the same folder for the old
+    file. The old file stays as it is until the new one is complete and on the disk. Raises, with nothing
+    written, UserError when `path` cannot be written (with the bytes needed and free when the disk is full),
+    NotFinite, and TypeError for a value that `load` would refuse.
     """
     content = checked_copy(state, "state", dense)
     _require_finite(path, {name: content.get(name) for name in WEIGHTS}, "is not written")
@@ -77,7 +77,7 @@ def load(path: str | os.PathLike[str]) -> dict[str, object]:
     """The state that `save` was given, tensors in host memory.
 
     Raises UserError, one line naming the file, when it is missing, truncated, damaged, holds anything but
-    tensors and plain values, or is not a checkpoint of this trainer; NotFinite for weights that are lost.
+    tensors and plain values, or is not a checkpoint of this trainer; NotFinite for NaN or infinite weights.
     """
     with _verified(path, sealed=True) as (file, facts):
         _checkpoint_step(path, facts)
@@ -90,7 +90,7 @@ def load(path: str | os.PathLike[str]) -> dict[str, object]:
 def newest(folder: str | os.PathLike[str]) -> Newest:
     """The good checkpoint of `folder` with the highest step.
 
-    Raises UserError where there is none, naming what is wrong with each that is there.
+    Raises UserError where there is none, with the reason for each file that is there.
     """
     found: list[tuple[int, Path]] = []
     refused: list[str] = []
@@ -100,7 +100,7 @@ def newest(folder: str | os.PathLike[str]) -> Newest:
                 found.append((_step(path), path))
             except UserError as error:
                 refused.append(str(error))
-    # The latest first of two with the same step.
+    # Of two with the same step, checkpoint-latest.pt comes first: the sort is stable.
     for step, path in sorted(found, key=lambda candidate: candidate[0], reverse=True):
         try:
             state = load(path)
@@ -121,20 +121,20 @@ def step_of(path: str | os.PathLike[str]) -> int | None:
 
 
 def save_state_dict(path: str | os.PathLike[str], state_dict: Mapping[str, object]) -> None:
-    """Write a plain state_dict in the place of `path`, as whole and sealed as `save` does."""
+    """Write a plain state_dict to `path`, atomically and with a seal, as `save` does."""
     content = checked_copy(state_dict, "state_dict", dense)
     _require_finite(path, content, "is not written")
     _write(path, content)
 
 
 def load_state_dict(path: str | os.PathLike[str]) -> dict[str, object]:
-    """A state_dict of `save_state_dict`, or of anybody's torch.save (which has no seal to verify).
+    """A state_dict written by `save_state_dict`, or by plain torch.save (which has no seal to verify).
 
     Raises UserError as `load` does.
     """
     with _verified(path, sealed=False) as (file, facts):
         content = _tensors(path, file)
-    if not (isinstance(facts, dict) and facts.get("schema") == SCHEMA):  # a whole checkpoint is for `load` to judge
+    if not (isinstance(facts, dict) and facts.get("schema") == SCHEMA):  # `load` checks a whole checkpoint
         _require_finite(path, content, "is refused")
     return content
 
@@ -144,7 +144,7 @@ def _write(path: str | os.PathLike[str], content: object, keep: str | os.PathLik
     with replacing(path, size=lambda: _serialized_bytes(content), keep=keep) as file:
         sink = _Sink(file.write)
         try:
-            torch.save(content, sink)  # type: ignore[arg-type]  # it asks for write and flush alone
+            torch.save(content, sink)  # type: ignore[arg-type]  # torch.save calls only write and flush
         except RuntimeError:
             # torch's writer can hide the disk's own error behind one about positions in the zip file.
             if sink.error is not None:
@@ -173,7 +173,7 @@ class _Sink:
         return len(data)
 
     def flush(self) -> None:
-        """Nothing is held back here."""
+        """Do nothing: no bytes are buffered here."""
 
 
 def _serialized_bytes(content: object) -> int:
@@ -191,9 +191,9 @@ def _require_finite(path: str | os.PathLike[str], state: object, verdict: str) -
 
 @contextmanager
 def _verified(path: str | os.PathLike[str], *, sealed: bool) -> Iterator[tuple[IO[bytes], object]]:
-    """The open file, whose seal (required when `sealed`) is right and whose content is harmless, with facts of it.
+    """The open file and the facts of its content, once its seal (required when `sealed`) and content are checked.
 
-    One open file from hash to tensors: what is loaded is what was verified. Raises UserError.
+    The file stays open from hash to tensors, so that what is loaded is what was verified. Raises UserError.
     """
     try:
         with Path(path).open("rb") as file:
@@ -235,11 +235,11 @@ def _step(path: str | os.PathLike[str]) -> int:
 
 
 def _checkpoint_step(path: str | os.PathLike[str], facts: object) -> int:
-    """Raises UserError where the content is no checkpoint's."""
+    """The step in a checkpoint's facts. Raises UserError where the content is not that of a checkpoint."""
     state = facts.get("state") if isinstance(facts, dict) and facts.get("schema") == SCHEMA else None
     if not isinstance(facts, dict) or not isinstance(state, dict):
         raise UserError(f"{path} is not a checkpoint of this trainer: its schema is not {SCHEMA}")
-    progress = state.get("progress")  # where alone an earlier version wrote the step
+    progress = state.get("progress")  # an earlier version of the trainer wrote the step only here
     earlier = progress.get("step") if isinstance(progress, dict) else 0
     step = facts.get("step", earlier)
     return step if isinstance(step, int) else 0

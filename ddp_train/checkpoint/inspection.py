@@ -1,9 +1,9 @@
-"""What a file of torch.save may hold, looked at before torch reads it: tensors and plain values, and no more.
+"""Inspects a file of torch.save before torch reads it: it may hold tensors and plain values, and nothing else.
 
 torch's restricted unpickler runs no code, but it builds what a file asks for: a tensor that repeats four bytes into
 terabytes, a storage longer than its record, values without end. So the zip file's directory and the pickle are read
-here first, and nothing that the pickle names is called. Accepted is what checkpoint/format.py writes, and a plain
-state_dict.
+here first, and nothing that the pickle names is called. The inspection accepts what checkpoint/format.py writes, and a
+plain state_dict.
 
 Sources: PKWARE's APPNOTE.TXT 4.3 and 4.4 (zip), pickletools (every opcode), torch/_utils.py (`_rebuild_tensor_v2`,
 `_rebuild_tensor_v3`, `_rebuild_parameter`).
@@ -28,7 +28,7 @@ DTYPES = {
     *(torch.int64, torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128),
     *(torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz, torch.float8_e8m0fnu),
 }
-"""Those that a file may have."""
+"""Dtypes that the tensors of a file may have."""
 _DTYPE_BYTES = {str(dtype): dtype.itemsize for dtype in DTYPES}
 _STORAGE_BYTES = {
     "torch.storage.UntypedStorage": 1,
@@ -39,20 +39,21 @@ _STORAGE_BYTES = {
     "torch.ComplexDoubleStorage": 16,
 }
 _RECORD = re.compile(r"([^/\\:\0]+)/((?:\.?\w+/)?\.?\w[\w.]*)", re.ASCII)
-"""The name of a record of torch.save: its folder, and its name within that."""
+"""The name of a record of torch.save: its folder, and its name in that folder."""
 _END, _END_64, _LOCATOR_64 = struct.Struct("<4s4H2LH"), struct.Struct("<4sQ2H2L4Q"), struct.Struct("<4sLQL")
 _DIRECTORY_COST, _DIRECTORY_MEMORY = 12, 32 << 20
-"""Bytes of memory that zipfile takes for a byte of directory, and what they may come to beside the file's length."""
+"""Bytes of memory that zipfile takes per byte of directory, and the limit on that memory above the file's length."""
 _PICKLE_BYTES, _PICKLE_BYTES_OF_RECORD = 1 << 20, 500
-"""A tensor's part of a pickle is about 150 bytes with its name."""
+"""Largest pickle, and how much larger it may be for each record. A tensor takes about 150 bytes with its name."""
 _MOST, _MOST_OF_RECORD, _DEEPEST = 400_000, 60, 64
-"""Opcodes, and values: a byte of pickle can build 64 bytes. A tensor takes about 40 opcodes, and a record."""
+"""Most opcodes, and values, since one byte of pickle can build 64 bytes; how many more for each record; deepest
+nesting. A tensor takes about 40 opcodes and one record."""
 _MOST_NUMBERS = 1 + 2 * 64  # of a tensor: its offset, and a length and stride for each of torch's 64 dimensions
 _TENSOR = object()
 
 
 class Refused(ValueError):
-    """The file holds what no checkpoint holds; one line says what."""
+    """The file holds something that no checkpoint holds; the message is one line that names it."""
 
 
 class ForeignObject(Refused):
@@ -68,7 +69,7 @@ class _Name:
 
 @dataclass(frozen=True)
 class _Storage:
-    """The memory of tensors, which a record of the file fills."""
+    """The memory of tensors, filled from one record of the file."""
 
     items: int
     item_bytes: int
@@ -108,7 +109,7 @@ def inspect(file: IO[bytes], *, comment: int = 0) -> object:
 def _check_directory(file: IO[bytes], length: int, comment: int) -> None:
     """Refuse a directory that is not right before the end of the file, or too long to be read.
 
-    Each reader of zip files looks for the directory in its own way; there, all find the same one.
+    Readers of zip files search for the directory in different ways; at the end of the file, all find the same one.
     """
     end = length - comment - _END.size
     file.seek(max(0, end))
@@ -147,12 +148,13 @@ def _records(archive: zipfile.ZipFile, length: int) -> Mapping[str, zipfile.ZipI
 
 
 def _content(program: bytes, storages: Mapping[str, int], most: int) -> object:
-    """What the pickle describes, by the opcodes that torch.save writes. `storages`: bytes by key."""
+    """The content that the pickle describes with the opcodes of torch.save. `storages`: size in bytes by key."""
     stack: list[Any] = []
     marks: list[int] = []
     memo: dict[object, object] = {}
 
     def since_mark() -> list[Any]:
+        """Pop the items above the last mark, and the mark."""
         start = marks.pop()
         items = stack[start:]
         del stack[start:]
@@ -206,7 +208,7 @@ def _content(program: bytes, storages: Mapping[str, int], most: int) -> object:
 
 
 def _set_metadata(attributes: object, stack: Sequence[Any]) -> None:
-    """An OrderedDict on the stack gets the versions of its modules, as torch.save writes them."""
+    """Give the OrderedDict on the stack the versions of its modules, as torch.save does. Errors: Refused."""
     if type(stack[-1]) is not _OrderedDict or type(attributes) is not dict or [*attributes] != ["_metadata"]:
         raise Refused("its pickle sets attributes of an object")
     stack[-1].metadata = attributes["_metadata"]
@@ -221,12 +223,12 @@ def _set_items(target: Any, keys: Sequence[object], values: Sequence[object]) ->
 
 
 def is_key(value: object) -> bool:
-    """Whether it may be the key of a dict: hashed in one step, and numbers so small that no two have the same hash."""
+    """Whether `value` may be a dict's key: it is cheap to hash, and integers are small enough not to collide."""
     return value is None or type(value) in (str, bool, float) or (type(value) is int and abs(value) < 2**61 - 1)
 
 
 def _storage(identity: object, storages: Mapping[str, int]) -> _Storage:
-    """The storage that a pickle refers to. Errors: Refused where it is not as in the file."""
+    """The storage that a pickle refers to. Errors: Refused where its size is not that of the file's record."""
     match identity:
         case ("storage", _Name(kind), str(key), str(), int(items)) if kind in _STORAGE_BYTES:
             claimed, has = items * _STORAGE_BYTES[kind], storages.get(key)
@@ -256,14 +258,14 @@ def _call(function: object, arguments: object) -> object:
             return None
         case _Name("__builtin__.complex"), (float(), float()):
             return 0j
-        # Protocol 2 writes bytes as Latin text. Other codecs could multiply what they are given.
+        # Protocol 2 writes bytes as Latin-1 text. Other codecs could expand their input.
         case _Name("_codecs.encode"), (str(), "latin1"):
             return b""
     raise ForeignObject(function.path[:120] if isinstance(function, _Name) else "a call of an object")
 
 
 def _tensor(storage: _Storage, offset: Any, shape: Any, strides: Any) -> object:
-    """Refuse a tensor of which a copy would be larger than its storage, or of other memory."""
+    """Refuse a tensor that as a dense copy would be larger than its storage, or that reaches beyond it."""
     numbers = (offset, *shape, *strides)
     if len(numbers) > _MOST_NUMBERS or any(type(number) is not int or not 0 <= number < 2**62 for number in numbers):
         raise Refused("its pickle has a tensor of a shape that torch.save does not write")
@@ -278,8 +280,7 @@ def _tensor(storage: _Storage, offset: Any, shape: Any, strides: Any) -> object:
 
 
 def _check_values(content: object, most: int) -> None:
-    """Refuse what is nested too deep or in a circle, and values that refer to one another so often that there are more
-    of them than opcodes can make."""
+    """Refuse content that is nested too deep or in a cycle, or has more than `most` values with references expanded."""
     waiting: list[tuple[object, int]] = [(content, 0)]
     while waiting:
         value, depth = waiting.pop()

@@ -1,7 +1,7 @@
 """The seal of a file of torch.save: a zip comment at its very end with the SHA-256 of every byte before.
 
-A copy of the digest goes into an extended attribute, which stays with the file when its end is lost: only for
-the words about what was expected.
+A copy of the digest goes into an extended attribute, which survives when the file's end is lost. It only serves to
+name the expected digest in error messages.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def append(file: BinaryIO) -> None:
 
 
 def verify(path: str | os.PathLike[str], file: IO[bytes], *, required: bool) -> str | None:
-    """The digest of a file whose seal is right; None for one of torch.save without a seal, unless it is `required`.
+    """The digest of a file with a valid seal; None for a torch.save file without a seal, unless one is `required`.
 
     Raises UserError, with the expected and the actual digest where they are known.
     """

@@ -1,7 +1,7 @@
-"""Checkpoints of a run: what is in them, when they are due, and how a run resumes from one.
+"""Checkpoints of a run: their contents, when they are due, and how a run resumes from one.
 
-Collecting the state changes nothing that is trained: what differs among the ranks between two epochs (batch statistics,
-what techniques keep) is gathered as it is, and each rank gets its own back.
+Collecting the state does not affect the training: state that differs among the ranks in the middle of an epoch (batch
+statistics, state of techniques) is gathered as it is, and each rank gets its own back.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ from ddp_train.torch_internals import foreach
 
 
 class Contents(Protocol):
-    """What a run has that a checkpoint holds, beside its progress."""
+    """The state of a run that a checkpoint holds, besides its progress."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The parts of `state_dict`."""
+        """The keys of `state_dict`."""
 
     def state_dict(self) -> dict[str, Any]:
         """Nested tensors and plain values, as they are between two steps."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take a saved state back. Errors: KeyError, TypeError, ValueError, RuntimeError where it does not fit."""
+        """Restore a saved state. Errors: KeyError, TypeError, ValueError, RuntimeError where it does not fit."""
 
     def weights(self) -> Iterable[Tensor]:
-        """What must be finite, or the run is lost."""
+        """Tensors that must be finite; otherwise the run is lost."""
 
     def why_not(self, saved: Mapping[str, Any], progress: Progress) -> str | None:
         """Why this run cannot resume at `progress` of the run described by `saved`; None: it can."""
 
     def resumed(self, saved: Mapping[str, Any], progress: Progress) -> tuple[str, ...]:
-        """Called after it has: corrects `progress` where this run counts in another way; lines for the user."""
+        """Called after resuming: corrects `progress` where this run counts differently; returns lines for the user."""
 
 
 class HasState(Protocol):
@@ -59,9 +59,9 @@ class HasState(Protocol):
 
 
 class Saver:
-    """Writes the checkpoints of a run to `latest`, and the best model to `best`, beside the training.
+    """Writes the checkpoints of a run to `latest`, and the best model to `best`, in the background.
 
-    identity: plain values that tell this run from others, for `Contents.why_not` of a later one. `interval`: how often.
+    identity: plain values that describe this run, for `Contents.why_not` of a later run. interval: between checkpoints.
     """
 
     def __init__(
@@ -83,9 +83,9 @@ class Saver:
         self._generators: dict[str, Any] | None = None
 
     def restore(self, source: Path) -> tuple[Progress, tuple[str, ...]]:
-        """Take the state in `source` back; checkpoint-latest.pt stands for the newest good one of its folder.
+        """Restore the state in `source`; checkpoint-latest.pt means the newest good checkpoint of its folder.
 
-        Returns how far its run had come, and lines for the user. Errors: UserError when the file is damaged, or of
+        Returns the progress of the saved run, and lines for the user. Errors: UserError when the file is damaged, or of
         another model, optimizer or run.
         """
         notes: tuple[str, ...] = ()
@@ -109,8 +109,8 @@ class Saver:
         return progress, (*notes, f"continues {source} {progress.place}")
 
     def _of_this_rank(self, saved: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
-        """This rank's part of a saved state: its own where there are as many ranks as then, with its generators; else
-        what all have in common."""
+        """This rank's part of a saved state: with the same number of ranks as in the saved run, the rank's own state
+        and generators; otherwise the mean over the ranks."""
         of_ranks: Sequence[Mapping[str, Any]] = saved.get("ranks", [])
         state = {name: saved.get(name, {}) for name in self._contents.names}
         found = [one["differences"] for one in of_ranks]
@@ -125,18 +125,18 @@ class Saver:
         return per_rank_state.own(state, found, rank)
 
     def begin(self) -> None:
-        """Right before the first step: the random generators as they were left, where this rank has been before."""
+        """Called right before the first step: restores the random generators of a resumed run, and starts the clock."""
         self.restore_generators()
         self._saved_at = time.monotonic()
 
     def restore_generators(self) -> None:
-        """The random generators as they were when the run was left."""
+        """Set the random generators to their states in the checkpoint, where it has those of this rank."""
         if self._generators is not None:
             per_rank_state.restore_generators(self._generators, self._device)
 
     def due(self, step: int) -> bool:
-        """Whether this rank finds that it is time for a checkpoint after the run's first `step` steps; rank 0's clock
-        counts."""
+        """Whether this rank considers a checkpoint due after the run's first `step` steps. For an interval in seconds
+        only rank 0's clock counts."""
         if self._interval.steps is not None:
             return step % self._interval.steps == 0
         seconds = self._interval.seconds
@@ -146,7 +146,7 @@ class Saver:
         """Write the state as it is between two steps; called on all ranks, rank 0 writes.
 
         `best`: the network to keep where this epoch is the best one so far; written first, so that the checkpoint
-        never runs ahead. `periodic`: it may be left out while another one is being written.
+        never refers to a missing best model. `periodic`: the checkpoint may be skipped while another is being written.
         """
         with heartbeat.during("checkpoint"):
             self._refuse_poison(progress)
@@ -157,20 +157,20 @@ class Saver:
         self._saved_at = time.monotonic()
 
     def _refuse_poison(self, progress: Progress) -> None:
-        """Errors: TrainingDiverged where weights or buffers are not finite, on any rank; on all alike."""
+        """Errors: TrainingDiverged, on all ranks, where weights or buffers are not finite on any rank."""
         values = [v for v in self._contents.weights() if v.is_floating_point() and v.numel()]
         bad = bool(values) and not bool(
             torch.isfinite(torch.stack([n.double() for n in foreach("norm", values)])).all()
         )
         if self._flag_exchange.exchange({"not_finite": bad})["not_finite"]:
-            epoch = progress.epoch + 1 if progress.step_in_epoch else progress.epoch  # finished: counted already
+            epoch = progress.epoch + 1 if progress.step_in_epoch else progress.epoch  # finished: already counted
             raise TrainingDiverged(
                 f"the weights are not finite after step {progress.step} (epoch {epoch}): no checkpoint is written of "
                 f"them, {self.way_back()}; {self._advice.remedy}"
             )
 
     def way_back(self) -> str:
-        """Where a run that has failed can be continued from, for a message. Waits for what is being written."""
+        """Words for a message on where a failed run can be continued from. Waits for a write that is under way."""
         with suppress(UserError):
             self._writer.close()
         there = resume_target("auto", str(self._folder)) is not None
@@ -187,7 +187,7 @@ class Saver:
             return None
         sums = [sum(values) for values in zip(*(one["sums"] for one in gathered), strict=True)]
         return state | {
-            # Two runs that are the same to the bit differ in their time alone: it is no part of how far they are.
+            # The total time is kept apart from the progress: two bit-identical runs differ in their times only.
             "progress": {k: v for k, v in dataclasses.asdict(progress).items() if k != "total_seconds"}
             | {"sums": sums},
             "total_seconds": progress.total_seconds,
@@ -196,6 +196,6 @@ class Saver:
         }
 
     def finish(self) -> None:
-        """Wait until all that was saved is on the disk. Errors: UserError where it is not."""
+        """Wait until every saved checkpoint is on the disk. Errors: UserError where it is not."""
         with heartbeat.during("checkpoint"):
             self._writer.close()

@@ -1,9 +1,9 @@
-"""What the ranks of a run do not have in common: batch statistics between two epochs, whatever a technique keeps, and
+"""State that differs among the ranks of a run: batch statistics in the middle of an epoch, the state of techniques, and
 the states of random generators.
 
 A checkpoint holds the state of rank 0, and of every other rank the leaves (tensors and plain values of the nested
-state) that differ from it. A run resumed on as many ranks gives each its own back, bit for bit; with another
-number all get the mean, as at the end of an epoch.
+state) that differ from it. A run resumed with the same number of ranks gives each rank its own state back, bit for bit;
+with another number all ranks get the mean, as at the end of an epoch.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Leaves = dict[str, Any]
 """Path in the nested state -> leaf."""
 _WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _ORDERED = 1 << 16
-"""Values up to which a fingerprint depends on their order; in more of them the sum alone tells enough."""
+"""Most elements for which a fingerprint depends on their order; for larger tensors the plain sum is enough."""
 
 
 def leaves(state: object, path: str = "") -> Iterator[tuple[str, object]]:
@@ -40,7 +40,7 @@ def leaves(state: object, path: str = "") -> Iterator[tuple[str, object]]:
 
 
 def differences(state: Mapping[str, object], ranks: Ranks, group: Any) -> list[Leaves]:
-    """For each rank its leaves that differ from rank 0's, on the host; [] but on rank 0. Called on all ranks.
+    """On rank 0, for each rank the leaves that differ from rank 0's, in host memory; elsewhere []. Called on all ranks.
 
     `group`: the gloo group over which they are compared and sent.
     """
@@ -58,14 +58,15 @@ def differences(state: Mapping[str, object], ranks: Ranks, group: Any) -> list[L
 
 
 def own(state: object, found: Sequence[Leaves], rank: int) -> Any:
-    """The state of `rank`."""
+    """The state of `rank`: the saved state with the leaves of this rank."""
     return _mapped(state, lambda path, leaf: found[rank].get(path, leaf))
 
 
 def mean(state: object, found: Sequence[Leaves]) -> Any:
-    """One state for all: the mean of floating-point tensors, of all else rank 0's."""
+    """One state for all ranks: the mean of floating-point tensors, and rank 0's value of everything else."""
 
     def joined(path: str, leaf: object) -> object:
+        """The mean over the ranks of a floating-point tensor that differs among them; else the leaf itself."""
         if not (isinstance(leaf, Tensor) and leaf.is_floating_point()) or not any(path in one for one in found):
             return leaf
         values = [one.get(path, leaf) for one in found]
@@ -110,10 +111,10 @@ def _fingerprint(value: object) -> Tensor | int:
 
 
 def generators(device: torch.device) -> dict[str, Any]:
-    """The states of Python's, NumPy's and torch's random generators, that of `device` too, as plain values and tensors.
+    """The states of Python's, NumPy's, torch's and `device`'s random generators, as plain values and tensors.
 
-    The trainer itself draws nothing from them that a resume would have to know: its draws are keyed. They are kept for
-    code of the user's that draws from them.
+    The trainer's own draws are keyed, so that a resume does not need these states for them. They are kept for the
+    user's code that draws from these generators.
     """
     version, words, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
@@ -134,7 +135,7 @@ def generators(device: torch.device) -> dict[str, Any]:
 
 
 def restore_generators(states: dict[str, Any], device: torch.device) -> None:
-    """Take captured states back. Errors: KeyError, TypeError, ValueError or RuntimeError for anything else."""
+    """Restore captured states. Errors: KeyError, TypeError, ValueError or RuntimeError for anything else."""
     version, words, gauss = states["python"]
     random.setstate((version, tuple(words.tolist()), gauss))
     name, keys, position, has_gauss, cached = states["numpy"]

@@ -1,7 +1,7 @@
-"""How far a run has come, and what makes a checkpoint one of this run: the data, their order, and the machine.
+"""How far a run has come, and whether a checkpoint fits this run: the data, their order, and the machine.
 
-A checkpoint from within an epoch stands for a position in the global order of that epoch's samples. It is taken up only
-where that order and the cut into global batches are the same; one from the end of an epoch fits other ones too.
+A checkpoint from within an epoch marks a position in the global order of that epoch's samples. A run resumes from it
+only where that order and the global batches are the same; a checkpoint from an epoch's end also fits other ones.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ class Progress:
 
     epoch           finished epochs
     step            optimizer steps of the run
-    best_epoch      the best epoch (from 1), by `best_accuracy` (fraction of 1), of equal ones by `best_loss`
-    best_balanced   its balanced accuracy; below 0: not known
+    best_epoch      the best epoch (from 1), by `best_accuracy` (fraction of 1), and among equals by `best_loss`
+    best_balanced   balanced accuracy of the best epoch; below 0: unknown
     stopped         whether the run was ended before its last epoch
     step_in_epoch   steps of the running epoch
-    samples         of the running epoch: the first so many of its global order are consumed
-    sums            of the running epoch: loss, correct answers and samples; of this rank's part, in a checkpoint of all
-    seconds         that the running epoch has taken
-    total_seconds   that the finished epochs have taken
-    accumulate      micro-batches of a step since memory ran out; 0: as the options say
+    samples         consumed samples of the running epoch: the first ones of its global order
+    sums            loss, correct answers and samples of the running epoch: on this rank, or in a checkpoint on all
+    seconds         time in seconds that the running epoch has taken
+    total_seconds   time in seconds that the finished epochs have taken
+    accumulate      micro-batches per step since memory ran out; 0: as set by the options
     """
 
     epoch: int = 0
@@ -58,19 +58,19 @@ class Progress:
         return f"in epoch {self.epoch + 1}, after step {self.step_in_epoch}"
 
     def end_epoch(self) -> None:
-        """The running epoch is finished."""
+        """Count the running epoch as finished."""
         self.epoch += 1
         self.step_in_epoch, self.samples, self.sums, self.seconds = 0, 0, (0.0, 0.0, 0.0), 0.0
 
 
 @dataclass(frozen=True)
 class Advice:
-    """Words for a user: those of the trainer's options, or of a loop of the user's own.
+    """Advice in messages to the user, in terms of the trainer's options or of a user's own training loop.
 
-    resume, restart   how to come to a step again, with a checkpoint and without
-    remedy            what to try when a run has lost its numbers
+    resume, restart   how to get to a step again, with a checkpoint and without
+    remedy            what to try when a run has diverged
     saved             how a run that was stopped and saved continues
-    option            what names the checkpoint to continue from
+    option            the option that names the checkpoint to continue from
     """
 
     resume: str
@@ -80,7 +80,7 @@ class Advice:
     option: str = "--resume"
 
 
-# What has to be the same within an epoch, and how a user calls it.
+# Facts that must be the same to resume within an epoch -> their names in messages.
 FIXED = {
     "seed": "--seed",
     "global_batch": "a global batch (--batch-size)",
@@ -130,7 +130,7 @@ def why_not_resumed(saved: Mapping[str, Any], own: Mapping[str, Any], progress: 
 
 
 def machine_differences(saved: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
-    """What may change the bits of a resumed run although its options are the same."""
+    """Differences that may change the bits of a resumed run although its options are the same."""
     facts = [
         {**run.get("versions", {}), "device": run.get("device"), **run.get("determinism", {})} for run in (saved, own)
     ]

@@ -1,4 +1,4 @@
-"""What a checkpoint of the bundled trainer holds: network, optimizer, loss scale, and the state of the techniques."""
+"""Contents of a checkpoint of the bundled trainer: network, optimizer, loss scale, and the state of the techniques."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ddp_train.technique import Context, Technique
 
 
 class TrainedState:
-    """See checkpoint.manager.Contents. `identity`: of this run (checkpoint.progress.describe_run)."""
+    """See checkpoint.manager.Contents. `identity`: description of this run (checkpoint.progress.describe_run)."""
 
     names: tuple[str, ...] = ("model", "optimizer", "optimizer_class", "scaler", "techniques")
 
@@ -41,9 +41,9 @@ class TrainedState:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """See Contents. Rates, decay and the like stay those of the optimizer in hand, which follow this run's options.
+        """See Contents. The optimizer keeps its own rates, decay and the like, which follow this run's options.
 
-        Errors: ValueError too where a technique of this run was not in the saved one: its state would be made up.
+        Errors: also ValueError where the saved run lacks a technique of this run: its state would have to be invented.
         """
         if state["optimizer_class"] != optim.describe(self._optimizer):
             raise ValueError(f"it was trained with {state['optimizer_class']}")
@@ -65,9 +65,9 @@ class TrainedState:
         return why_not_resumed(saved, self.identity, progress)
 
     def resumed(self, saved: Mapping[str, Any], progress: Progress) -> tuple[str, ...]:
-        """See Contents. A line where --reproducible cannot promise the bits."""
+        """See Contents. Returns a line where --reproducible cannot guarantee the same bits."""
         if progress.step_in_epoch == 0:
-            progress.step = progress.epoch * self.identity["steps_per_epoch"]  # of another global batch, perhaps
+            progress.step = progress.epoch * self.identity["steps_per_epoch"]  # another global batch, perhaps
         changed = machine_differences(saved, self.identity)
         if not (self.identity["config"]["reproducible"] and changed):
             return ()

@@ -1,4 +1,4 @@
-"""Nested values of tensors and plain types: what a checkpoint may hold, and whether its numbers are numbers."""
+"""Nested values of tensors and plain types: what a checkpoint may hold, and whether its numbers are finite."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _LEAVES = {type(None), bool, int, float, complex, str, bytes, torch.Size, torch.
 def checked_copy(
     value: Mapping[str, object], where: str, tensor: Callable[[torch.Tensor], torch.Tensor]
 ) -> dict[str, object]:
-    """`value` in new containers, each tensor as `tensor` makes it.
+    """A copy of `value` with new containers, and `tensor` applied to each tensor.
 
-    Raises TypeError for what could not be loaded again: refused at saving, since at loading it is too late.
+    Raises TypeError for a value that could not be loaded again; at loading it would be too late.
     """
     copied: dict[str, object] = OrderedDict() if isinstance(value, OrderedDict) else {}
     for key, item in value.items():
@@ -53,15 +53,15 @@ def _name(value: object) -> str:
 
 
 def dense(tensor: torch.Tensor) -> torch.Tensor:
-    """`tensor`, or a copy where it repeats its memory (an expanded buffer), which a file could not be trusted with."""
+    """`tensor`, or a contiguous copy where it repeats its memory (an expanded buffer), which loading would refuse."""
     tensor = tensor.resolve_conj().resolve_neg()
     return tensor if tensor.nbytes <= tensor.untyped_storage().nbytes() else tensor.contiguous()
 
 
 def not_finite(state: object) -> str | None:
-    """What is wrong with the first tensor in `state` that holds NaN or an infinite number, with its place; else None.
+    """Describes the first tensor in `state` that holds NaN or infinite values, with its place; None without any.
 
-    The zeros and minus infinities of an attention mask are expected.
+    A mask of zeros and minus infinities (for attention) is accepted.
     """
     waiting: list[tuple[str, object]] = [("", state)]
     while waiting:
@@ -83,7 +83,7 @@ def _is_finite(tensor: torch.Tensor) -> bool:
     values = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
     if values.dtype.itemsize == 1:
         values = values.float()
-    low, high = (bound.item() for bound in torch.aminmax(values))  # both are NaN where there is one
+    low, high = (bound.item() for bound in torch.aminmax(values))  # both are NaN if any value is NaN
     if math.isfinite(low) and math.isfinite(high):
         return True
     return low == -math.inf and high == 0 and bool(((values == 0) | (values == -math.inf)).all())

@@ -1,4 +1,4 @@
-"""Starting from weights, `--weights`: read from a file of this trainer or of another, and fitted into the network.
+"""`--weights`: initial weights, read from a file of this trainer or of another program and fitted into the network.
 
 Weights come from a state_dict, a checkpoint (of this trainer, or one that keeps a state_dict as Lightning's do), a
 safetensors file, or torchvision. Names in them may have a prefix, such as DistributedDataParallel's `module.`.
@@ -64,7 +64,7 @@ def load_weights(network: nn.Module, source: str, model: str) -> tuple[str, ...]
 
 
 def holds_weights(path: Path) -> bool:
-    """Whether this is a file of weights, and no checkpoint of this trainer."""
+    """Whether `path` holds weights, and is not a checkpoint of this trainer."""
     try:
         if path.suffix != ".safetensors" and checkpoint_format.load_state_dict(path).get("schema") is not None:
             return False
@@ -105,7 +105,7 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _imagenet(model: str) -> dict[str, Tensor]:
-    """torchvision's best weights for one of its models, downloaded once. Errors: UserError."""
+    """The weights that torchvision lists first for one of its models, downloaded once. Errors: UserError."""
     theirs = model.removeprefix(TORCHVISION)
     if model in names() or ":" in theirs:
         hint = f"; torchvision's is --model {TORCHVISION}{model}" if model == "resnet18" else ""
@@ -124,10 +124,11 @@ def _imagenet(model: str) -> dict[str, Tensor]:
 
 
 def _renamed(found: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Without the prefix that makes the most names those of the network: "module.", "model." or any other."""
+    """Strip the prefix ("module.", "model." or any other) that makes the most names match those of the network."""
     prefixes = {"", *(name[: -len(known)] for name in found for known in own if name.endswith("." + known))}
 
     def matches(prefix: str) -> int:
+        """Number of names that are the network's without this prefix."""
         return sum(name.startswith(prefix) and name[len(prefix) :] in own for name in found)
 
     best = max(sorted(prefixes, key=len), key=matches)
@@ -135,7 +136,7 @@ def _renamed(found: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, T
 
 
 def _other_classes(network: nn.Module, found: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
-    """The weights of the last layer, where the file's are for another number of classes and else of the same shape."""
+    """Names of the last layer's weights, if the file's differ from the network's in the number of classes only."""
     last = next(
         (name for name, module in reversed(list(network.named_modules())) if isinstance(module, nn.Linear | nn.Conv2d)),
         None,
@@ -148,7 +149,7 @@ def _other_classes(network: nn.Module, found: Mapping[str, Tensor], own: Mapping
 
 
 def _shape(tensor: Tensor) -> str:
-    """`64x3x3x3`."""
+    """A tensor's shape as text: `64x3x3x3`."""
     return "x".join(map(str, tensor.shape)) or "1"
 
 

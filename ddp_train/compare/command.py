@@ -15,7 +15,7 @@ from ddp_train.report.read_run import RunRecord, read_run
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Compare; the exit status."""
+    """Compare runs as the arguments say; returns the exit status."""
     return exit_status(lambda: _run(arguments))
 
 
@@ -55,7 +55,7 @@ def _accuracy(text: str) -> float:
 
 
 def _read(names: Sequence[str]) -> list[RunRecord]:
-    """The runs, each folder once. Errors: UserError."""
+    """Read the runs, each folder once. Errors: UserError."""
     found: dict[Path, RunRecord] = {}
     for name in names:
         record = read_run(Path(name))

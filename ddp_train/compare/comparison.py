@@ -1,8 +1,8 @@
-"""Groups of runs side by side: means with their spread, and whether a difference is more than that. Pure.
+"""Compares groups of runs: means with their spread, and whether a difference exceeds the spread. Pure.
 
-The rule: a group's numbers are one for each seed (of times, one for each run). Two groups differ in a number where the
-95% interval of the difference of their means (Welch's t test, student.py) leaves out zero; else the difference is
-within the spread. One value has no spread: nothing is said then. Several comparisons are not corrected for.
+The rule: a group has one value per seed (for times, one per run). Two groups differ in an outcome if the 95% interval
+of the difference of their means (Welch's t test, student.py) excludes zero; otherwise the difference is within the
+spread. A single value has no spread: the verdict is "unknown" then. Multiple comparisons are not corrected for.
 """
 
 from __future__ import annotations
@@ -29,27 +29,27 @@ RULE = (
 
 @dataclass(frozen=True)
 class Sample:
-    """The values of an outcome in a group. lost: finished runs without one, as of a target that was not reached."""
+    """The values of an outcome in a group. lost: finished runs without one, as for a target not reached."""
 
     values: tuple[float, ...]
     lost: int = 0
 
     @property
     def mean(self) -> float | None:
-        """None where there is no value."""
+        """The mean of the values; None where there is no value."""
         return fmean(self.values) if self.values else None
 
     @property
     def deviation(self) -> float | None:
-        """The standard deviation of the sample (n - 1); None of fewer than two values."""
+        """The standard deviation of the sample (n - 1); None for fewer than two values."""
         return stdev(self.values) if len(self.values) > 1 else None
 
 
 @dataclass(frozen=True)
 class Against:
-    """A group against the first one in one outcome. change: of the means; words: the verdict for a person.
+    """A group compared with the first one in one outcome. change: difference of the means; words: the verdict as text.
 
-    differs: the interval leaves out zero, or neither has a spread; unknown: one value has no spread.
+    differs: the interval excludes zero, or neither group has a spread; unknown: a group has a single value.
     """
 
     group: str
@@ -74,7 +74,7 @@ class Against:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All that is shown. samples: outcome's key -> group -> its values; notes: what a reader should know."""
+    """A whole comparison. samples: outcome's key -> group's name -> its values; notes: lines for the reader."""
 
     groups: tuple[Group, ...]
     outcomes: tuple[Outcome, ...]
@@ -86,7 +86,7 @@ class Comparison:
 
 
 def compare(runs: Sequence[RunRecord], target: float | None = None) -> Comparison:
-    """Compare runs with the group of the first one. target: an accuracy; None: that of the runs, if they have one."""
+    """Compare runs with the group of the first one. target: an accuracy; None: the runs' own, if it is the same."""
     groups = groups_of(runs)
     target = target if target is not None else _target(runs)
     known = []
@@ -110,7 +110,7 @@ def compare(runs: Sequence[RunRecord], target: float | None = None) -> Compariso
 
 
 def _target(runs: Sequence[RunRecord]) -> float | None:
-    """The accuracy that all runs which name one have aimed at."""
+    """The target accuracy of the runs, if all that have one have the same; else None."""
     found = {Value(run.config.get("target")).number for run in runs} - {None}
     return next(iter(found)) if len(found) == 1 else None
 
@@ -131,7 +131,7 @@ def _sample(group: Group, outcome: Outcome) -> Sample:
 
 
 def _against(base: Group, group: Group, outcome: Outcome, samples: dict[str, Sample]) -> Against | None:
-    """None where one of the two has no value, or has lost some: the mean of those that are left would mislead."""
+    """Compare two groups in one outcome. None where one has no value or lost some: a mean of the rest would mislead."""
     first, second = samples[base.name], samples[group.name]
     if first.mean is None or second.mean is None or first.lost or second.lost:
         return None

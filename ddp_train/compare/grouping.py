@@ -1,7 +1,7 @@
 """Which runs belong together, and in which facts groups differ. Pure.
 
-Runs of one group have the same settings but for the seed and for what names the run's folder, and the same data. A run
-of another program has no settings: its command stands for them.
+Runs of one group have the same data and the same settings, except for the seed and the options that name the run's
+folder. A run of another program has no settings: its command is compared instead.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ddp_train.report.read_run import RunRecord
 
 SEED = "seed"
 NO_SETTINGS = frozenset({SEED, "out_dir", "resume"})
-"""Options that name a run, or a repetition, and not what is done."""
+"""Options that identify a run or a repetition, and are no settings."""
 FOLDERS = ("--seed", "--out-dir", "--log-dir", "--json-events", "--resume")
 """The same on the command line of another program."""
 MOST_IN_A_LABEL = 6
@@ -35,18 +35,18 @@ class Group:
 
     @property
     def counted(self) -> tuple[RunRecord, ...]:
-        """The runs whose numbers count: those that have come to their end."""
+        """The runs that count in means: the finished ones."""
         return tuple(run for run in self.runs if finished(run))
 
     @property
     def title(self) -> str:
-        """Its name and label."""
+        """The group's name and label."""
         return f"{self.name}: {self.label}" if self.label else self.name
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A fact in which runs differ. values: group -> what its runs have, in words."""
+    """A fact in which runs differ. values: group's name -> the values of its runs, as text."""
 
     kind: str
     name: str
@@ -54,14 +54,14 @@ class Difference:
 
 
 def finished(run: RunRecord) -> bool:
-    """Whether a run has come to its end: the trainer's says so itself, of another program its exit status."""
+    """Whether a run is finished: by its own record for the trainer, by the exit status for another program."""
     if run.finished or run.trained or not run.launches:
         return run.finished
     return run.launches[-1].status == 0
 
 
 def state(run: RunRecord) -> str:
-    """How a run stands, in words: `finished`, or how far it came."""
+    """The state of a run as text: `finished`, or how far it got."""
     if finished(run):
         return "finished"
     last = run.launches[-1].status if run.launches else None
@@ -105,7 +105,7 @@ def _key(run: RunRecord) -> str:
 
 
 def _command(run: RunRecord) -> list[str]:
-    """The words of the last start, of the launcher or else of the program, without those that name a run."""
+    """The words of the last command line, the launcher's or else the program's, without those that identify a run."""
     launched = run.launches[-1].command if run.launches else ()
     words = list(launched or Value(dict(run.environment))["command"].texts)
     kept: list[str] = []
@@ -119,7 +119,7 @@ def _command(run: RunRecord) -> list[str]:
 
 
 def _label(group: Group, groups: Sequence[Group]) -> str:
-    """The settings that not all groups have alike."""
+    """The group's values of the settings, command and data in which runs differ."""
     if len(groups) < 2:
         return ""
     apart = [one for one in differences(groups) if one.kind in ("setting", "command", "data")]

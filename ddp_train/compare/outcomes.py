@@ -1,4 +1,4 @@
-"""What came out of a run, as numbers: one table of outcomes, each read from a run's record. Pure."""
+"""The outcomes of a run, as numbers: one table, in which each outcome is read from a run's record. Pure."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ JOULES_PER_KWH = 3.6e6
 
 @dataclass(frozen=True)
 class Outcome:
-    """A number of a run. read: None where there is none; words: for a person; change: a difference, with its sign,
-    in `unit`.
+    """A number that a run results in. read: gets it from the record, None where there is none; words: formats it;
+    change: formats a difference, with its sign, in `unit`.
 
-    by_seed: runs of one seed are repetitions of one draw, so that only seeds count; of times every run counts.
+    by_seed: runs with the same seed are repetitions and count as one value; False (for times): every run counts.
     """
 
     key: str
@@ -30,7 +30,7 @@ class Outcome:
 
 
 def outcomes(target: float | None, own: Iterable[str] = ()) -> tuple[Outcome, ...]:
-    """All that can be compared. target: an accuracy whose time is asked for; own: columns that a loop has logged."""
+    """All outcomes that can be compared. target: an accuracy to be timed; own: columns that users' loops logged."""
     found = [
         *(_accuracy(f"best_{split}_accuracy", f"best {split} accuracy", _best_of(split)) for split in ("test", "val")),
         _accuracy("examined_accuracy", "test accuracy of the best model", _examined),
@@ -60,7 +60,7 @@ def _loss(key: str, name: str, read: Callable[[RunRecord], float | None]) -> Out
 
 
 def own_columns(runs: Iterable[RunRecord]) -> list[str]:
-    """The columns that loops of the user's own have logged (`ddp_train.Run`)."""
+    """The columns that the user's own training loops have logged (`ddp_train.Run`)."""
     names = (name for run in runs for row in run.epochs[-1:] for name in Value(row)["columns"].texts)
     return list(dict.fromkeys(names))
 
@@ -78,7 +78,7 @@ def _best_of(split: str) -> Callable[[RunRecord], float | None]:
 
 
 def _examined(record: RunRecord) -> float | None:
-    """Only where another split has chosen the model: else it is the best accuracy again."""
+    """Test accuracy of the best model, if the validation split chose that; otherwise it repeats the best accuracy."""
     return record.examined.get("top1") if record.split == "val" else None
 
 
@@ -87,25 +87,25 @@ def _last(column: str) -> Callable[[RunRecord], float | None]:
 
 
 def launch_seconds(record: RunRecord) -> float | None:
-    """From the launcher's last start to its end; only where there are no epochs to be timed."""
+    """Seconds from the launcher's last start to its end; None where the epochs are timed."""
     return record.launches[-1].seconds if record.launches and not record.trained else None
 
 
 def training_seconds(record: RunRecord) -> float | None:
-    """Of all epochs; None where one is not known."""
+    """Seconds of all epochs; None where that of one is unknown."""
     seconds = [value for value in record.column("seconds") if value is not None]
     return sum(seconds) if seconds and len(seconds) == len(record.epochs) else None
 
 
 def _speed(record: RunRecord) -> float | None:
-    """Of the median epoch: the first one is slower."""
+    """Samples per second in the median epoch, since the first one is slower."""
     known = sorted(value for value in record.column("images_per_second") if value is not None)
     return known[len(known) // 2] if known else None
 
 
 def _seconds_to(target: float) -> Callable[[RunRecord], float | None]:
     def read(record: RunRecord) -> float | None:
-        """To the end of the first epoch with this accuracy; None where there is none."""
+        """Seconds to the end of the first epoch with this accuracy; None where no epoch reaches it."""
         passed = 0.0
         pairs = zip(record.column("seconds"), record.column(f"{record.split}_accuracy"), strict=True)
         for seconds, accuracy in pairs:
@@ -120,7 +120,7 @@ def _seconds_to(target: float) -> Callable[[RunRecord], float | None]:
 
 
 def _energy(record: RunRecord) -> float | None:
-    """Of the training, or else what the launcher has read from its start to its end."""
+    """Energy of the training in kWh, or else what the launcher measured from its start to its end."""
     joules = record.energy_joules
     if joules is None and record.launches and (gpus := record.launches[-1].energy):
         joules = sum(gpu.joules for gpu in gpus)

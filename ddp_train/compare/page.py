@@ -16,7 +16,7 @@ from ddp_train.report.json_value import Value
 from ddp_train.report.render import render
 
 COLORS = 8
-"""Of the style's palette: curves of more groups are left out, which the page says."""
+"""Number of colors in the style's palette: curves of further groups are left out, and the page says so."""
 CURVES: Sequence[tuple[str, str, Callable[[float], str], bool]] = (
     ("Test accuracy", "test_accuracy", percent, False),
     ("Validation accuracy", "val_accuracy", percent, False),
@@ -32,7 +32,7 @@ STRIPS = ("best_test_accuracy", "best_val_accuracy", "examined_accuracy", "secon
 
 @dataclass(frozen=True)
 class StripRow:
-    """A group's values as dots. low, high: the places of the mean less and plus its deviation, None without one."""
+    """A group's values as dots, in x. low, high: the mean minus and plus the standard deviation, None without one."""
 
     name: str
     color: int
@@ -45,7 +45,7 @@ class StripRow:
 
 @dataclass(frozen=True)
 class Strip:
-    """Every value of an outcome, a row for each group. ticks: (place, label)."""
+    """Every value of an outcome, a row for each group. ticks: (x, label)."""
 
     title: str
     summary: str
@@ -54,7 +54,7 @@ class Strip:
 
     @property
     def bottom(self) -> float:
-        """Where the rows end."""
+        """The y at which the rows end."""
         return TOP + len(self.rows) * ROW
 
 
@@ -129,7 +129,7 @@ def _means(group: Group, column: str, epochs: Sequence[int]) -> list[float | Non
 
 
 def _strip(comparison: Comparison, outcome: Outcome) -> Strip | None:
-    """None where it is no outcome for a picture."""
+    """The picture of an outcome; None where it is not in STRIPS, or has no two different values."""
     samples = [(group, comparison.samples[outcome.key][group.name]) for group in comparison.groups[:COLORS]]
     values = [value for _, sample in samples for value in sample.values]
     if outcome.key not in STRIPS or len(values) < 2 or min(values) == max(values):
@@ -141,6 +141,7 @@ def _strip(comparison: Comparison, outcome: Outcome) -> Strip | None:
     ticks = linear_ticks(min(ends), max(ends), 4)
 
     def x(value: float) -> float:
+        """The x position of a value in the picture."""
         return round(LEFT + (value - ticks[0]) / (ticks[-1] - ticks[0]) * (WIDTH - LEFT - RIGHT), 1)
 
     rows: list[StripRow] = []

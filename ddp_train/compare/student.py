@@ -17,9 +17,9 @@ _TINY, _STEPS, _ENOUGH = 1e-300, 500, 1e-15
 
 @dataclass(frozen=True)
 class Welch:
-    """difference: of the means, second minus first; low, high: its 95% interval; p: of a difference as large by chance.
+    """difference: of the means, second minus first; low, high: its 95% interval; p: two-sided p-value.
 
-    freedom: degrees of it.
+    freedom: degrees of freedom.
     """
 
     difference: float
@@ -30,7 +30,7 @@ class Welch:
 
 
 def welch(first: Sequence[float], second: Sequence[float]) -> Welch | None:
-    """None where a sample has fewer than two values, or neither has any spread: nothing can be said then."""
+    """Welch's t test. None where a sample has fewer than two values, or neither has any spread: no test is possible."""
     if min(len(first), len(second)) < 2:
         return None
     parts = [stdev(values) ** 2 / len(values) for values in (first, second)]
@@ -82,5 +82,5 @@ def _beta(x: float, a: float, b: float) -> float:
 
 
 def _far(value: float) -> float:
-    """`value`, not too near to 0 to be divided by."""
+    """`value`, or _TINY where it is too close to 0 to divide by."""
     return value if abs(value) > _TINY else _TINY

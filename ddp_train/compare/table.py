@@ -1,4 +1,4 @@
-"""A comparison as text: tables that fit a terminal, plain where it is none."""
+"""A comparison as text: tables that fit the terminal, and plain text where the output is not a terminal."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from ddp_train.report.read_run import RunRecord
 
 STYLES = {"differs": "bold", "within": "dim", "unknown": "yellow", "equal": "dim"}
 MOST_COLUMNS = 4
-"""Groups that are columns; more of them are rows."""
+"""Most groups that are shown as columns; more groups are shown as rows."""
 PIPED = 160
-"""Columns where there is no terminal."""
+"""Width in characters where the output is not a terminal."""
 
 
 def show(comparison: Comparison) -> None:
-    """Print it on standard output."""
+    """Print a comparison on standard output."""
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=PIPED, no_color=True)
@@ -54,7 +54,7 @@ def spread(outcome: Outcome, sample: Sample) -> str:
 
 
 def run_row(group: Group, run: RunRecord) -> tuple[str, ...]:
-    """What is shown of one run: group, seed, best accuracy so far, time, state, folder."""
+    """The cells for one run: group, seed, best accuracy so far, time, state, folder."""
     drawn = seed(run)
     best = "-" if run.best is None else f"{percent(run.best[1])} {run.split}, epoch {run.best[0]}"
     seconds = launch_seconds(run) if not run.trained else training_seconds(run)

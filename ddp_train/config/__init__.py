@@ -1,1 +1,1 @@
-"""The options of a run: their declaration, their reading from files and the command line, their rules. No torch."""
+"""The options of a run: their declaration, parsing (of files and the command line) and rules. No torch."""

@@ -1,4 +1,4 @@
-"""How a global batch is cut into per-rank batches and micro-batches, and what the learning rate becomes.
+"""How a global batch is split into per-rank batches and micro-batches, and how the learning rate scales with it.
 
 Pure arithmetic, without torch, so that the launcher can show it before anything starts.
 """
@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from typing import Literal
 
 REFERENCE_BATCH = 128
-"""The global batch at which `--lr` is meant when it is scaled."""
+"""The global batch that `--lr` refers to when it is scaled."""
 
 
 def split(total: int, weights: Sequence[float]) -> list[int]:
-    """Cut `total` items in proportion to `weights`, as whole numbers that sum to `total` exactly.
+    """Split `total` items in proportion to `weights`, into whole numbers that sum to `total` exactly.
 
     Largest remainder (Hamilton's method); ties go to the lower position. A weight of 0 gets nothing.
 
@@ -36,8 +36,8 @@ def split(total: int, weights: Sequence[float]) -> list[int]:
 
 
 def shards_of_rank(shards: int, rank: int, world_size: int) -> range:
-    """The consecutive logical shards that a rank computes: each shard has one rank, and each rank at least one of
-    `shards`, where there are as many.
+    """The consecutive logical shards that a rank computes. Each shard belongs to one rank, and each rank has at least
+    one, if there are at least as many shards as ranks.
 
     >>> [shards_of_rank(8, rank, 3) for rank in range(3)]
     [range(0, 2), range(2, 5), range(5, 8)]
@@ -51,7 +51,7 @@ def ceil_div(a: int, b: int) -> int:
 
 
 def scale_learning_rate(base: float, global_batch: int, rule: Literal["sqrt", "linear", "none"]) -> float:
-    """The peak learning rate at `global_batch`, when `base` is right at REFERENCE_BATCH.
+    """The peak learning rate at `global_batch`, when `base` is the rate for REFERENCE_BATCH.
 
     linear: Goyal et al. 2017 (arXiv:1706.02677). sqrt: Krizhevsky 2014 (arXiv:1404.5997), the milder
     rule, which keeps the variance of an update constant.

@@ -1,4 +1,4 @@
-"""Forms of data that the trainer does not read: what they are called, and the way from each to an image folder."""
+"""Data formats that the trainer does not read: their names, and how to turn each into an image folder."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ FORMATS = {
 
 
 def other_format(path: Path) -> str | None:
-    """What a file is by its name, and how to train on it; None for what is no form of data that is known."""
+    """The format of a file by its name, and how to train on it; None for a name that is not in FORMATS."""
     name = path.name.lower()
-    if name.startswith("cifar-10") or name.endswith("_32x32.mat"):  # torchvision's own
+    if name.startswith("cifar-10") or name.endswith("_32x32.mat"):  # torchvision's files, which the trainer reads
         return None
     for endings, (what, way) in FORMATS.items():
         if name.endswith(endings):

@@ -1,7 +1,7 @@
 """How an option is declared: `option(default, help, ...)` as the value of a dataclass field.
 
-The command line, the YAML keys, `--help` and the checks all follow from the field: its name, its type and what is
-given to `option`.
+The command line, the YAML keys, `--help` and the checks all follow from the field: its name, its type and the
+arguments of `option`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args, get_origin
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from `least` to `most`; `exclusive`: without `least` itself."""
+    """Numbers from `least` to `most`; `exclusive`: `least` itself is not in the range."""
 
     least: float
     most: float
@@ -27,21 +27,21 @@ class Range:
 
 
 class When:
-    """Another option has one of `values`; without values: it is set. None or "auto" among them: the machine decides
-    later. `also`: must hold beside it; `others`: one of them is enough as well."""
+    """Condition: another option has one of `values` or, without values, is set. None or "auto" among them: the machine
+    decides later. `also`: must hold, too; `others`: alternatives, one of which is enough."""
 
     def __init__(self, name: str, *values: str | None, also: When | None = None, others: tuple[When, ...] = ()) -> None:
         self.name, self.values, self.also, self.others = name, values, also, others
 
     def holds(self, options: Mapping[str, object]) -> bool:
-        """Whether it is so for these options (name -> value)."""
+        """Whether the condition holds for these options (name -> value)."""
         value = options[self.name]
         here = value in self.values if self.values else is_set(value)
         return (here and (self.also is None or self.also.holds(options))) or any(w.holds(options) for w in self.others)
 
     @property
     def names(self) -> frozenset[str]:
-        """The options that it depends on."""
+        """The options that the condition depends on."""
         parts = (*self.others, *([self.also] if self.also is not None else []))
         return frozenset({self.name}).union(*(part.names for part in parts))
 
@@ -53,7 +53,7 @@ class When:
 
 @dataclass(frozen=True)
 class Option:
-    """An option as it is declared. `only_with`: what it has no effect without. `excludes`: condition -> reason."""
+    """A declared option. `only_with`: the option has no effect unless this holds. `excludes`: condition -> reason."""
 
     name: str
     type: Any
@@ -65,7 +65,7 @@ class Option:
 
     @property
     def accepted(self) -> str:
-        """The values that it takes, for a message."""
+        """The values that the option takes, for a message."""
         return f"{_described(self.type)} {self.range or ''}".rstrip()
 
     @property
@@ -92,7 +92,7 @@ def option(
     only_with: When | None = None,
     excludes: Mapping[When, str] | None = None,
 ) -> Any:
-    """A dataclass field that is an option; see Option."""
+    """Declare a dataclass field as an option; see Option."""
     declared = {"help": help, "range": range, "only_with": only_with, "excludes": excludes or {}}
     return field(default=default, metadata=declared)
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 BASE_LEARNING_RATE = {"sgd": 0.05, "adam": 0.001, "adamw": 0.001, "muon": 0.02}
-"""At global batch 128, for every model that is not below."""
+"""Learning rates at global batch 128, for every model that is not in _FAMILIES."""
 
-# Beginnings of model names -> optimizer and its rate at global batch 128. Transformers diverge with sgd at 0.05. The
-# rates of torchvision's are its own recipes' (vit_b_16: 0.003 at 4096; swin_t and convnext: 0.001 at 1024; vgg: 0.01 at
-# 256), by the square root of the batch. With sgd alexnet and squeezenet, which have no batch norm, hardly learned the
-# digits in their first epochs, nor did efficientnet at 0.05 (tests/ddp_train/models/test_defaults_learn.py).
+# Prefixes of model names -> optimizer and its rate at global batch 128. Transformers diverge with sgd at 0.05. Rates of
+# torchvision's models are those of its recipes (vit_b_16: 0.003 at 4096; swin_t and convnext: 0.001 at 1024; vgg: 0.01
+# at 256), scaled by the square root of the batch. With sgd, alexnet and squeezenet (no batch norm), and efficientnet at
+# 0.05, hardly learned the digits in their first epochs (tests/ddp_train/models/test_defaults_learn.py).
 _FAMILIES: tuple[tuple[tuple[str, ...], str, float], ...] = (
     (("vit_", "swin_", "maxvit_", "convnext_"), "adamw", 0.0005),
     (("vit",), "adamw", 0.001),

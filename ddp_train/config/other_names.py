@@ -1,8 +1,8 @@
-"""What other trainers call an option, for the messages about options that are unknown here."""
+"""Names that other trainers use for an option, for the messages about options that are unknown here."""
 
 from __future__ import annotations
 
-# Ours -> theirs; what starts with a colon says what to do here instead.
+# Our option -> the names in other trainers. A key that starts with a colon is advice on what to do here instead.
 _THEIRS = {
     "accumulate": "gradient_accumulation_steps accumulate_grad_batches grad_accum accumulation_steps "
     "grad_accum_steps gradient_accumulation",
@@ -56,4 +56,4 @@ _THEIRS = {
     ": launch.py starts one process for each GPU": "strategy distributed ddp",
 }
 MEANT = {name: ours for ours, names in _THEIRS.items() for name in names.split()}
-"""Theirs -> ours."""
+"""Name in another trainer -> our option, or advice that starts with a colon."""

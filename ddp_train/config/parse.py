@@ -30,15 +30,15 @@ from ddp_train.config.yaml_file import read_mapping, shown
 PRESETS = Path(__file__).resolve().parents[1] / "presets"
 FILES = {"config": "YAML file of options; the command line overrides it", "preset": "Named settings"}
 
-# Other spellings: option -> the option, with its value where the spelling implies one.
+# Other spelling -> the option, and its value where the spelling implies one.
 ALIASES = {"--max-epochs": ("--epochs",), "--no-mixed-precision": ("--amp", "off"), "--learning-rate": ("--lr",)}
 
-# On resume: an option that is given anew -> the one whose old value depended on it, which is chosen again.
+# On resume: option that the user sets anew -> option that depends on it and is therefore chosen again.
 DEPENDENT = {"batch_size_per_rank": "batch_size", "lr": "lr_scaling", "optimizer": "lr"}
 
 
 def parse(argv: Sequence[str], *, prog: str = "ddp_train/main.py", complete: bool = True) -> Config:
-    """The configuration for a command line. complete: without, what an option has no effect without may be given later.
+    """The configuration for a command line. complete: False accepts options without the ones that they depend on.
 
     Prints the help or the version and raises SystemExit(0) on --help or --version. Errors: UserError, one line.
     """
@@ -74,8 +74,8 @@ def parse(argv: Sequence[str], *, prog: str = "ddp_train/main.py", complete: boo
 
 
 def _stays(name: str, replaced: Set[str]) -> bool:
-    """Whether an option is refused where it has no effect: not if what it acts on has been replaced since, by a later
-    word or over a file, which takes it along."""
+    """Whether an option is refused where it has no effect: not if an option that it depends on was replaced, by a
+    repetition on the command line or by the command line over a file."""
     needs = declared()[name].only_with
     return needs is None or needs.names.isdisjoint(replaced)
 
@@ -122,8 +122,8 @@ def _resumed(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read_words(argv: Sequence[str]) -> tuple[dict[str, str | bool], set[str]]:
-    """Option name -> its value as it is typed, True or False for a flag; of duplicates, which are named, the last
-    counts."""
+    """(option name -> its value as typed, True or False for a flag; the names that are given more than once). The last
+    value of an option counts."""
     options, found, again = declared(), dict[str, str | bool](), set[str]()
     words = list(argv)
     while words:
@@ -159,7 +159,7 @@ def _is_value(word: str) -> bool:
 
 
 def _value(name: str, raw: object, label: str) -> Any:
-    """The value of an option as its type has it. label: the option's name in messages. Errors: UserError."""
+    """The value of an option, converted to its type. label: the option's name in messages. Errors: UserError."""
     from jsonargparse import ArgumentError
 
     option = declared()[name]
@@ -196,7 +196,7 @@ def _read_yaml(path: Path, what: str) -> dict[str, Any]:
 
 
 def _meant(name: str, spell: Callable[[str], str]) -> str:
-    """What an unknown option is called here, by meaning or by spelling, as the end of a message. spell: writes ours."""
+    """End of a message on an unknown option: the option of this trainer that it resembles. spell: writes its name."""
     if (ours := MEANT.get(name, "")).startswith(":"):
         return ours
     close = f", did you mean {spell(ours)}?" if ours else _suggestion(spell(name), [*map(spell, (*declared(), *FILES))])
@@ -216,7 +216,7 @@ def _title(section: type) -> str:
 
 @cache
 def _parser_of(name: str) -> Any:
-    """jsonargparse's parser of one option: that of all takes longer to build than everything else here."""
+    """jsonargparse's parser of one option: a parser of all takes longer to build than everything else here."""
     from jsonargparse import ArgumentParser
 
     parser = ArgumentParser(exit_on_error=False)

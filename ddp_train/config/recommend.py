@@ -1,4 +1,4 @@
-"""Hardware and data facts to recommended settings: what the machine decides when the user does not.
+"""Recommends settings by facts about hardware and data, for the options that the user has not set.
 
 Pure and torch-free: the launcher shows the same recommendations before the start that a worker would
 find. Each one names the fact that it follows from. Memory is in bytes; GB in the texts is 10^9 bytes.
@@ -24,12 +24,12 @@ GREY = ("digits", "mnist", "fashion_mnist")
 ADA = ((20 * GB, "rtx4090"), (15 * GB, "rtx4080"), (10 * GB, "rtx4070"))
 """The presets of a single GPU of compute capability 8.9, by memory."""
 VIT = {"cpu": (4, 8, 512, 6), "cuda": (16, 2, 256, 3)}
-"""The small transformer by device: images of a micro-batch, micro-batches of a step, width, layers."""
+"""The small transformer by device: images per micro-batch, micro-batches per step, width, layers."""
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """What a run has: `gpu_memory` in bytes over all ranks (0: unknown), `cpus` that the ranks of this node share."""
+    """A run's hardware. `gpu_memory`: bytes over all ranks (0: unknown); `cpus`: shared by the ranks of this node."""
 
     device: Literal["cuda", "cpu"]
     world_size: int = 1
@@ -50,10 +50,10 @@ class Recommendation:
 
 
 def recommend(hardware: Hardware, config: Config) -> tuple[Recommendation, ...]:
-    """Settings by hardware, for those options alone that the user left open (value None or "auto").
+    """Settings by hardware, only for options that the user has not set (value None or "auto").
 
-    Under --reproducible nothing that decides about bits follows the number of ranks: model and batch are those of one
-    GPU, a transformer's micro-batches those of a shard.
+    Under --reproducible no setting that affects the bits depends on the number of ranks: model and batch are those of
+    one GPU, and a transformer's micro-batches are those of a shard.
     """
     if config.shards is not None:
         memory = hardware.gpu_memory // hardware.world_size
@@ -68,7 +68,7 @@ def recommend(hardware: Hardware, config: Config) -> tuple[Recommendation, ...]:
 def recommend_for_data(
     dataset: str, train_samples: int, global_batch: int, config: Config
 ) -> tuple[Recommendation, ...]:
-    """Settings by data set and global batch, again only for options that were left open."""
+    """Settings by data set and global batch, again only for options that are not set."""
     base = default_rate(config.model.model, config.optim.optimizer)
     rule = config.optim.lr_scaling or ("sqrt" if config.optim.lr is None else "none")
     peak = scale_learning_rate(config.optim.lr or base, global_batch, rule)
@@ -112,7 +112,7 @@ def _open(config: Config, name: str) -> bool:
 
 
 def _preset(hardware: Hardware) -> dict[str, Any] | None:
-    """What the preset of this class of GPU says, and its name; None where there is none, or for several GPUs."""
+    """The preset of this class of GPU, with its "name"; None where there is none, or for several GPUs."""
     if hardware.world_size > 1 or hardware.device == "cpu" or hardware.compute_capability != (8, 9):
         return None
     name = next((name for least, name in ADA if hardware.gpu_memory >= least), None)
@@ -148,7 +148,7 @@ def _model(hardware: Hardware, config: Config) -> tuple[Recommendation, ...]:
 
 
 def _sizes(hardware: Hardware, config: Config) -> tuple[Recommendation, ...]:
-    """The batch, and whatever else follows from the kind of run. Errors: UserError for a target that no size is for."""
+    """The batch, and the size of a speedrun or transformer. Errors: UserError for a target above that of every size."""
     if (target := config.run.target) is not None:
         automatic = AUTOMATIC[hardware.device]
         aim, size = size_for(automatic if target == "auto" else target, hardware.device)
@@ -227,7 +227,7 @@ def _epochs(dataset: str, train_samples: int, global_batch: int) -> tuple[int, s
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """One sort of run, by the names of its options; None leaves an option as it is. `lr`: of Muon's matrices."""
+    """One size of `speedrun`, by option names; None leaves an option as it is. `lr`: for Muon's matrices."""
 
     width_mult: float
     epochs: int
@@ -247,12 +247,12 @@ class Size:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
-# The preset `speedrun` by device and by the accuracy that a run is for. On GPUs: the settings of airbench (Jordan 2024,
-# arXiv:2404.00498, and its later version with Muon) as far as they are options here. On CPUs: up to 0.93 tried out with
-# two cores, with 45,000 of the training images for training and 5,000 for testing, never on the test set; the larger
+# Sizes of the preset `speedrun`, by device and target accuracy. On GPUs: the settings of airbench (Jordan 2024,
+# arXiv:2404.00498, and its later version with Muon) as far as they are options here. On CPUs: up to 0.93 found by trial
+# on two cores, with 45,000 of the training images for training and 5,000 for testing, never on the test set; the larger
 # ones are wider and deeper, as airbench's are.
 LARGEST = {"crop_padding": 4, "cutout": 12, "n_layers": 3}
-"""What airbench's network for 96% has beside more width and time."""
+"""Settings of airbench's network for 96%, besides more width and more epochs."""
 SIZES: dict[Literal["cpu", "cuda"], dict[float, Size]] = {
     "cpu": {
         0.80: Size(width_mult=0.25, epochs=2, batch_size=250, lr=0.1, muon_rest_lr=45.0),
@@ -276,11 +276,11 @@ SIZES: dict[Literal["cpu", "cuda"], dict[float, Size]] = {
     },
 }
 AUTOMATIC: dict[Literal["cpu", "cuda"], float] = {"cpu": 0.89, "cuda": 0.94}
-"""The target where none is named: minutes on a CPU, seconds on a data-centre GPU."""
+"""The default target: a run of minutes on a CPU, of seconds on a data-centre GPU."""
 
 
 def size_for(target: float, device: Literal["cpu", "cuda"]) -> tuple[float, Size]:
-    """The smallest size for at least `target` (a fraction of 1), and what it is for. Errors: UserError above all."""
+    """(accuracy, size) of the smallest size for at least `target` (a fraction of 1). Errors: UserError above all."""
     sizes = SIZES[device]
     reaching = [aim for aim in sizes if aim >= target]
     if not reaching:

@@ -1,4 +1,4 @@
-"""A function of the user's own, named as package.module:function: for `--model` and `--technique`."""
+"""Loads a user's function, given as package.module:function, for `--model` and `--technique`."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from ddp_core.errors import UserError
 def load_function(option: str, name: str, **arguments: object) -> Callable[..., Any]:
     """The function `name`, also from the working directory, as with `python -m`.
 
-    arguments: the keywords that it will be called with; their values are not used. Errors: UserError where it is not
-    found or does not take them.
+    arguments: the keywords that the function will be called with; their values are not used. Errors: UserError where
+    the function is not found or does not take them.
     """
     module, _, function = name.partition(":")
     if (here := str(Path.cwd())) not in sys.path:

@@ -1,7 +1,7 @@
-"""What is refused before anything starts: numbers out of range, options that exclude each other, unusable folders.
+"""Checks before anything starts: numbers out of range, options that exclude each other, unusable folders.
 
-Torch-free, so that the launcher refuses once what every worker would refuse. Most rules are declared beside the option
-(see declaration.py); here they are applied, with the rules that concern several options.
+Torch-free, so that the launcher reports a mistake once that every worker would report. Most rules are declared with the
+option (see declaration.py); they are applied here, with the rules that concern several options.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ LATEST, PREVIOUS = "checkpoint-latest.pt", "checkpoint-previous.pt"
 
 
 def _installed(package: str) -> bool:
-    """Whether `package` can be imported; a folder of its name, such as wandb leaves, does not count."""
+    """Whether `package` can be imported; a mere folder of that name, such as wandb creates, does not count."""
     found = importlib.util.find_spec(package)
     return found is not None and found.origin is not None
 
 
-# What no single field can declare: what is wrong, and the message. Checked on options as typed and as resolved.
+# Rules that no single field can declare: (whether a config breaks it, message). Checked as typed and as resolved.
 RULES: tuple[tuple[Callable[[Config], bool], str], ...] = (
     (
         lambda c: c.data.batch_size is not None and (c.data.accumulate or 1) > c.data.batch_size,
@@ -184,7 +184,7 @@ def _has_checkpoint(folder: Path) -> bool:
 def check_paths(config: Config, *, create: bool = False) -> None:
     """Refuse folders that cannot be used, before anything starts.
 
-    With `create`, the run folder is made and written to once; without, only looked at. Errors: UserError.
+    With `create`, the run folder is made and written to once; without, its permissions are read. Errors: UserError.
     """
     data_dir = Path(config.data.data_dir)
     given = "data_dir" in config.given and config.data.dataset is None

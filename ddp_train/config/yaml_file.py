@@ -14,14 +14,14 @@ LARGEST_BYTES = 1 << 20
 MOST_VALUES, MOST_LEVELS = 10_000, 20
 
 _ONE_POINT_ONE = re.compile(r"[-+]?(0[0-7_]+|[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?)")
-"""Octal 010 and sexagesimal 1:30: numbers that are others than they look like."""
+"""Octal 010 and sexagesimal 1:30, which YAML 1.1 reads as other numbers than they look like."""
 
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = _short.maxlong = 80
 
 
 class _Surprise(Exception):
-    """A value that YAML 1.1 reads as another than it looks like."""
+    """A value that YAML 1.1 reads as something other than it looks like."""
 
 
 def shown(value: object) -> str:
@@ -32,10 +32,10 @@ def shown(value: object) -> str:
 def read_mapping(path: Path, what: str, expected: str) -> dict[str, Any]:
     """The mapping in a YAML file, {} where it is empty. what: its name in messages; expected: lines of such files.
 
-    Errors: UserError, one line, also for a duplicate key, and for a file that cannot be one of options: too
-    large, nested too deep, or small but endless by its aliases.
+    Errors: UserError, one line, also for a duplicate key, and for a file that cannot be a file of options: too
+    large, nested too deep, or small but huge once its aliases are expanded.
     """
-    import yaml  # not with the module: a wrong command line is refused in a Python without it, too
+    import yaml  # imported here: a wrong command line is also reported in a Python without it
 
     try:
         with path.open("rb") as file:
@@ -73,11 +73,12 @@ def _location(error: Exception) -> str:
 
 
 def _parse(text: str) -> object:
-    """YAML's plain values alone, with no key twice."""
+    """Parse YAML; refuse anything but plain values, and duplicate keys."""
     import yaml
 
     class Loader(yaml.SafeLoader):
         def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+            """Refuse duplicate keys, and numbers that YAML 1.1 reads differently than they look."""
             keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
             twice = next((key for key in keys if keys.count(key) > 1), None)
             if twice is not None:
@@ -92,7 +93,7 @@ def _parse(text: str) -> object:
 
 
 def _size(value: object, depth: int) -> int:
-    """How many values there are, aliases written out, as far as it matters. Errors: RecursionError where too deep."""
+    """Number of values with aliases expanded, counted up to MOST_VALUES. Errors: RecursionError if nested too deep."""
     if depth > MOST_LEVELS:
         raise RecursionError
     if not isinstance(value, (dict, list, set, tuple)):

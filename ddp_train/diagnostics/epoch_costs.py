@@ -1,8 +1,8 @@
 """What each epoch costs, for the records: the energy of the run's GPUs, and each rank's time by phase.
 
-Effect: `energy_joules` among the numbers of an epoch in the history, in TensorBoard and in the curves, where every GPU
-of the run has a counter; `rank_seconds` in the history; training is not touched. Cost: one reading of the driver on
-each node and one small exchange over gloo an epoch. Source: NVML, nvmlDeviceGetTotalEnergyConsumption.
+Effect: `energy_joules` of each epoch in the history and in the curves, where every GPU of the run has a counter;
+`rank_seconds` in the history; training is not touched. Cost: one reading of the driver on each node and one small
+exchange over gloo an epoch. Source: NVML, nvmlDeviceGetTotalEnergyConsumption.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from ddp_train.observers.records import EpochRecord
 
 
 class EpochCosts:
-    """Of the epochs of one loop, on all ranks alike. flags: whose gloo group is used, and not held.
+    """The costs of one loop's epochs; created on all ranks. flags: its gloo group is looked up at each use, not stored.
 
-    A node's first rank reads the counters of its GPUs, each once however many ranks it has.
+    The first rank of a node reads the counters of the node's GPUs, each GPU once even if several ranks use it.
     """
 
     def __init__(self, ranks: Ranks, device: torch.device, flags: FlagExchange) -> None:
@@ -30,14 +30,14 @@ class EpochCosts:
         self._before: Mapping[str, float] | None = None
 
     def begin(self, *, within_an_epoch: bool) -> None:
-        """Before the first epoch. within_an_epoch: it was begun by another process, so that its energy is not known."""
+        """Call before the first epoch. within_an_epoch: another process began that epoch, so its energy is unknown."""
         uuids = dict.fromkeys(gpu_uuids(self._ranks, self._device))
         reads = self._ranks.rank % self._ranks.local_world_size == 0
         self._uuids = tuple(uuids) if reads else ()
         self._before = None if within_an_epoch else self._read()
 
     def add(self, record: EpochRecord) -> EpochRecord:
-        """The record of an epoch that ends now, with its costs. A collective."""
+        """Return `record`, that of the epoch that ends now, with its costs. A collective."""
         joules = self._joules()
         seconds = {name: round(ns / 1e9, 3) for name, ns in heartbeat.spent_ns.items() if ns}
         everyone = gather((joules, seconds), self._ranks, self._flags.group)
@@ -48,8 +48,7 @@ class EpochCosts:
         return replace(record, extra=extra, rank_seconds={rank: parts for rank, (_, parts) in enumerate(everyone)})
 
     def _joules(self) -> float | None:
-        """What the GPUs that this rank reads have taken since the last time; None where one of them does not report
-        it."""
+        """Joules used since the last call by the GPUs that this rank reads; None where one of them does not report."""
         from gpu_topology.monitor import taken
 
         before, self._before = self._before, self._read()

@@ -28,7 +28,7 @@ from ddp_train.technique import Context, Moment, Technique
 
 
 def create(context: Context) -> Technique:
-    """`--gradient-flow`. The ranks' gradients are the same, so the first rank alone looks."""
+    """`--gradient-flow`. All ranks have the same gradients, so only the first rank measures them."""
     if not context.ranks.is_first:
         return Technique(name="gradient_flow")
     log_every = context.config.run.log_every or DEFAULT_LOG_EVERY
@@ -37,7 +37,7 @@ def create(context: Context) -> Technique:
 
 
 def weight_layers(network: nn.Module) -> dict[str, nn.Parameter]:
-    """Layer -> its matrix or kernel, in the order of the network; every parameter where none has two dimensions."""
+    """Layer name -> its trainable matrix or kernel, in network order; every parameter if none has two dimensions."""
     trainable = {name: p for name, p in network.named_parameters() if p.requires_grad}
     chosen = {name: p for name, p in trainable.items() if p.ndim > 1} or trainable
     return {name.removesuffix(".weight"): p for name, p in chosen.items()}
@@ -70,8 +70,8 @@ class _GradientFlow(Observer):
         self._fresh = [(Moment(epoch, step, 0, 0), numbers) for epoch, step, numbers in state["fresh"]]
 
     def _earlier(self, step: int) -> list[FlowPoint]:
-        """What the resumed run recorded before `step`."""
-        with suppress(UserError):  # a new run has none, and a damaged file is started again
+        """The points that the resumed run recorded before `step` (from 0)."""
+        with suppress(UserError):  # a new run has no file, and a damaged file is replaced
             document = read_flow(self._file)
             if step and document["layers"] == list(self._layers):
                 return [point for point in document["points"] if point["step"] <= step]
@@ -82,7 +82,7 @@ class _GradientFlow(Observer):
         self.leave()
 
     def close(self) -> None:
-        """Draw what there is, above all for a run that failed."""
+        """Write the remaining points and draw the figure, also for a run that failed."""
         self.leave()
         if self._points:
             save_if_possible(lambda: flow_figure(read_flow(self._file)), self._picture)

@@ -25,7 +25,7 @@ def create(context: Context) -> Technique:
 
 
 class Watched:
-    """A pipeline that beats at each batch, with the step that its window belongs to. See window.Pipeline."""
+    """A pipeline that sends a heartbeat for each batch, with the step of the batch's window. See window.Pipeline."""
 
     def __init__(self, pipeline: Pipeline, heart: Heartbeat = heartbeat) -> None:
         self._pipeline, self._heart = pipeline, heart
@@ -113,10 +113,12 @@ def _note_compilation(heart: Heartbeat) -> None:
     before = []
 
     def begin(*_: object) -> None:
+        """Note that a compilation has started."""
         before.append(heart.phase)
         heart.beat("compilation")
 
     def end(*_: object) -> None:
+        """Return to the phase before the compilation."""
         heart.beat(before.pop() if before else "training")
 
     on_compilation(begin, end)

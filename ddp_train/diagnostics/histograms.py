@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 IMAGES = 64
 VALUES = 1 << 20
-"""Values of a tensor that go into its histogram; of a larger one an even sample does."""
+"""Most values of a tensor that go into its histogram; a larger tensor is sampled at even intervals."""
 
 
 def create(context: Context) -> Technique:
-    """`--histograms`. The weights are the same on all ranks: the first one alone looks."""
+    """`--histograms`. All ranks have the same weights, so only the first rank writes histograms."""
     if not context.ranks.is_first:
         return Technique(name="histograms")
     histograms = _Histograms(context.network, context.run_folder / "tensorboard" / "histograms")
@@ -46,12 +46,12 @@ class _Histograms(Observer):
         return images, targets
 
     def on_start(self, facts: RunFacts) -> None:
-        """Open the event file; a resumed run takes back the epochs that it trains again."""
+        """Open the event file; points of epochs that a resumed run trains again are dropped."""
         self._writer = open_writer(self._folder, facts.start_epoch)
 
     @torch.no_grad()
     def on_epoch(self, record: EpochRecord) -> None:
-        """Every weight, and every layer's output for the remembered images."""
+        """Write the histograms of every weight, and of every layer's output for the remembered images."""
         if self._writer is None:
             return
         for name, parameter in self._network.named_parameters():

@@ -22,11 +22,11 @@ __all__ = ["Statistics", "Watch", "each_output", "layers", "statistics", "watch"
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """Of the finite values of a tensor: NaN where there is none. `zeros`: their share of all values, exact zeros."""
+    """Statistics of a tensor's finite values, NaN if there are none. `zeros`: share of exact zeros in all values."""
 
     mean: float
     std: float
-    """Of the population: divided by the count."""
+    """Population standard deviation: the sum of squares is divided by the count."""
     largest: float
     """The largest absolute value."""
     zeros: float
@@ -37,7 +37,7 @@ class Statistics:
 
 @dataclass(slots=True)
 class Watch:
-    """Layer -> statistics of its latest output (forward order) and of the loss's gradient by it (backward order)."""
+    """Layer name -> statistics of its latest output (forward order), and of that output's gradient (backward order)."""
 
     activations: dict[str, Statistics] = field(default_factory=dict)
     gradients: dict[str, Statistics] = field(default_factory=dict)
@@ -75,7 +75,10 @@ def each_output(
     """Within the block, call `see` with the name and the output (a tensor) of each layer at each forward pass."""
 
     def hook(name: str) -> Callable[[nn.Module, object, object], None]:
+        """The forward hook of the layer `name`."""
+
         def look(module: nn.Module, inputs: object, output: object) -> None:
+            """Pass on an output that is a tensor."""
             if isinstance(output, Tensor):
                 see(name, output)
 
@@ -91,20 +94,22 @@ def each_output(
 
 @contextmanager
 def watch(network: nn.Module, names: Collection[str] | None = None) -> Iterator[Watch]:
-    """Statistics of the layers' outputs and of the gradients by them, for every pass in the block; the latest are kept.
+    """Measure the layers' outputs and the outputs' gradients in every pass in the block; the latest values are kept.
 
-    A gradient's hook is on the output, not on the module: it also sees layers that work in place. Errors: ValueError
+    The gradient hook is on the output, not on the module, so that it also sees in-place layers. Errors: ValueError
     for a name that the network does not have. Each statistic waits for the device.
     """
     seen = Watch()
     watching = True
 
     def see(name: str, output: Tensor) -> None:
+        """Record an output, and let its gradient be recorded."""
         seen.activations[name] = statistics(output)
         if output.requires_grad:
             output.register_hook(lambda gradient: keep(name, gradient))
 
     def keep(name: str, gradient: Tensor) -> None:
+        """Record a gradient while the block is active."""
         if watching:
             seen.gradients[name] = statistics(gradient)
 

@@ -52,13 +52,14 @@ class _Check(Observer):
         self._done = False
 
     def on_start(self, facts: RunFacts) -> None:
-        """Forget the steps on noise by which the ranks' speeds were measured."""
+        """Drop the losses of the steps on noise that measured the ranks' speeds."""
         self._loss, self._samples = 0.0, 0.0
 
     def loss(self, inner: Loss) -> Loss:
-        """The same loss; that of the first step is added up."""
+        """Return the same loss function, which also adds up the losses of the first step."""
 
         def watched(logits: Tensor, targets: Tensor) -> Tensor:
+            """`inner`, with its values in the first step added up."""
             value = inner(logits, targets)
             if not self._done:
                 self._loss = self._loss + value.detach()
@@ -69,7 +70,7 @@ class _Check(Observer):
 
     @staticmethod
     def _weight(targets: Tensor, weights: Tensor) -> float:
-        """Of samples with such targets: labels, or a share of each class."""
+        """The sum of the samples' class weights. targets: labels, or each sample's share of every class."""
         return float((weights[targets.cpu()] if targets.ndim == 1 else targets.cpu() @ weights).sum())
 
     def after_step(self, moment: Moment) -> None:

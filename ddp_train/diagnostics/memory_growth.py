@@ -1,10 +1,10 @@
-"""Memory that grows from epoch to epoch: something keeps what it should let go (`--memory-growth-check`).
+"""Memory that grows from epoch to epoch, as with a leak of tensors or objects (`--memory-growth-check`).
 
-Effect: one line when a process of the run has taken about as much more memory in each of three epochs in turn: how
-much an epoch, which process, and what it has now. Host memory is what a process has of its own (RssAnon of proc(5)), of
-every rank and of the programs that it started, such as loader workers; on a GPU it is what torch has allocated.
-Training is not touched. Cost: a few small files read at the end of an epoch, and one exchange between the ranks. While
-progressive resizing enlarges the images, nothing is judged. It combines with everything.
+Effect: one line when a process of the run has grown by about the same amount in each of three consecutive epochs: the
+growth per epoch, the process, and its memory now. Host memory is the anonymous resident memory of a process (RssAnon
+of proc(5)), for every rank and the programs that it started, such as loader workers; GPU memory is what torch has
+allocated. Training is not touched. Cost: a few small files read at the end of an epoch, and one exchange between the
+ranks. While progressive resizing enlarges the images, nothing is judged. It combines with everything.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from ddp_train.technique import Context, Technique
 from ddp_train.techniques.progressive_resize import growing_epochs
 
 EPOCHS = 3
-"""In turn, of which each must show the growth."""
+"""Number of consecutive epochs that must each show growth."""
 LEAST = 2**20
-"""Bytes an epoch: the records of a run grow by less."""
+"""Least growth, in bytes per epoch; the run's own records grow by less."""
 EVEN = 0.5
-"""The least growth of an epoch beside the largest: what has only begun to fill grows ever less."""
+"""Least ratio of an epoch's growth to the largest of the epochs: a cache that fills up grows less and less."""
 _PROC = Path("/proc")
 
 
 @dataclass(frozen=True)
 class Memory:
-    """A kind of memory of one process: who has it, as text."""
+    """One kind of memory of one process. who: the process, as text."""
 
     who: str
     kind: str
@@ -43,7 +43,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class Growth:
-    """bytes_per_epoch: the mean of the last epochs; now: bytes at the end of them."""
+    """Growth of one `memory`. bytes_per_epoch: the mean over the last epochs; now: bytes at their end."""
 
     memory: Memory
     bytes_per_epoch: float
@@ -68,7 +68,7 @@ class _Check:
         self._done = False
 
     def after_epoch(self, record: EpochRecord) -> bool:
-        """Read, and judge; never ends the run."""
+        """Read the memory and judge its growth; never ends the run."""
         if self._done or record.epoch <= self._after:
             return False
         self._readings = [*self._readings[-EPOCHS:], read(self._ranks.rank, self._device)]
@@ -95,13 +95,13 @@ def judge(readings: Sequence[Mapping[Memory, int]]) -> Growth | None:
 
 
 def read(rank: int, device: torch.device) -> dict[Memory, int]:
-    """Bytes that this process and those that it started have now. What the system does not report is left out."""
+    """Bytes in use now by this process and those that it started. What the system does not report is left out."""
     found: dict[Memory, int] = {}
     me, name = os.getpid(), f"rank {rank}"
     with suppress(OSError):
         started = (_PROC / "self" / "task" / str(me) / "children").read_text().split()
         for process in (me, *map(int, started)):
-            with suppress(OSError, KeyError, ValueError):  # it has ended meanwhile
+            with suppress(OSError, KeyError, ValueError):  # the process has ended meanwhile
                 lines = (_PROC / str(process) / "status").read_text().splitlines()
                 facts = {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
                 who = f"{name} (PID {process})" if process == me else f"{facts['Name']} (PID {process}) of {name}"

@@ -31,7 +31,7 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def create(context: Context) -> Technique:
-    """`--memory-report`. Each epoch joins the ranks' peaks; the first rank writes."""
+    """`--memory-report`. The ranks' peaks are gathered after each epoch; the first rank writes them."""
     report = _PeakMemory(context)
     return Technique(name="memory_report", phase=report.phase, after_epoch=report.after_epoch, observer=report)
 
@@ -60,7 +60,7 @@ class _PeakMemory(Observer):
                 self._peaks[column] = max(value, self._peaks.get(column, 0))
 
     def after_epoch(self, record: EpochRecord) -> bool:
-        """Join the ranks' peaks so far, and write them; never ends the run."""
+        """Gather the ranks' peaks so far and write them; never ends the run."""
         self._all = _gather(self._peaks, self._ranks, self._device)
         if self._ranks.is_first:
             document = {"schema": SCHEMA, "unit": "bytes", "of": self._what, "ranks": self._all}
@@ -75,27 +75,28 @@ class _PeakMemory(Observer):
 
 @contextlib.contextmanager
 def kept_bytes(network: nn.Module) -> Iterator[dict[int, int]]:
-    """The storages that autograd keeps for the backward pass inside: address -> bytes; parameters are left out."""
+    """Storages that autograd saves in the block for the backward pass: address -> bytes; without parameters."""
     own = {p.untyped_storage().data_ptr() for p in network.parameters()}
     kept: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
+        """Note the tensor's storage, unless it is a parameter's."""
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
             kept[storage.data_ptr()] = storage.nbytes()
-        return tensor.detach()  # the tensor itself would hold itself alive
+        return tensor.detach()  # the tensor itself could keep itself alive, in a reference cycle with its graph
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         yield kept
 
 
 def reset_peak(device: torch.device) -> bool:
-    """Let the peak start from what is in use now; whether the system can do that."""
+    """Restart the peak from what is in use now; returns whether the system can do that."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return True
     try:
-        _CLEAR.write_text("5")  # proc(5): the high-water mark of the resident memory
+        _CLEAR.write_text("5")  # proc(5): resets the peak of the resident memory
     except OSError:
         return False
     return True

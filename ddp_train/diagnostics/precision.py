@@ -2,8 +2,8 @@
 
 For each format its range, the share of the gradient's numbers below it (which are rounded to zero, or coarsely), the
 relative error of the loss and of the gradient (all weights as one vector), and the time of a forward and backward pass.
-Dropout is off, batch statistics are those of training. The table goes to stdout; a mistake
-is one line on stderr and status 2.
+Dropout is off, batch statistics are those of training. The table goes to stdout; a user's mistake is one line on stderr
+and status 2.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "tf32": torch.float32, "
 DTYPES |= {"fp16": torch.float16}
 """Format -> the type that has its range."""
 AMP = {"fp32": "off", "tf32": "off", "bf16": "bf16", "fp16": "fp16"}
-"""Format -> its `--amp`."""
+"""Format -> the value of `--amp` that selects it."""
 
 
 @dataclass(frozen=True)
 class Measured:
     """One format: errors are relative to float64; `milliseconds`: the median of a forward and backward pass.
 
-    smallest, largest: its normal numbers; below: the share of the float64 gradient's numbers, zeros left out, that are
-    smaller, without loss scaling.
+    smallest, largest: the format's normal numbers; below: the share of the float64 gradient's nonzero numbers that are
+    smaller than `smallest`, without loss scaling.
     """
 
     format: str
@@ -117,7 +117,7 @@ class _Pass:
         return float(loss.detach()), torch.cat([g.double().flatten() for g in gradients]) / scale
 
     def milliseconds(self, repeats: int) -> float:
-        """The median over `repeats` passes, each waited for."""
+        """The median over `repeats` passes; each is timed until the device has finished it."""
         times = []
         for _ in range(repeats):
             started = time.perf_counter()
@@ -128,7 +128,7 @@ class _Pass:
 
 
 def _available(device: torch.device) -> dict[str, str]:
-    """Format -> a note about it."""
+    """Format that `device` supports -> a note about it."""
     if device.type == "cpu":
         native = read_host().cpu_flags & {"amx_bf16", "avx512_bf16"}
         return {"fp32": "", "bf16": "" if native else "emulated: this CPU has no native bf16"}
@@ -152,7 +152,7 @@ def _table(found: Sequence[Measured]) -> str:
 
 
 def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Config]:
-    """The own options, and those of the trainer. Errors: UserError."""
+    """This program's own options, and those of the trainer. Errors: UserError."""
     parser = argparse.ArgumentParser(
         prog="python -m ddp_train.diagnostics.precision",
         usage="%(prog)s [--json] [--repeats N] [the trainer's options]",
@@ -174,7 +174,7 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Config]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; the exit status."""
+    """Run the command line; returns the exit status."""
     return exit_status(lambda: _compare(*_parse(argv)))
 
 

@@ -55,9 +55,9 @@ def create(context: Context) -> Technique:
 
 
 def steps_to_profile(steps_per_epoch: int, steps_left: int) -> tuple[int, int]:
-    """(steps before, steps profiled): ten and five where an epoch has as many, else a third of it and the rest.
+    """(steps before, steps profiled): a third of an epoch, but 1 to 10 steps; then up to 5 of the epoch's other steps.
 
-    Within one epoch where that is possible, since an evaluation between would be profiled too.
+    They fit into one epoch unless it has a single step, since an evaluation between them would be profiled too.
     """
     room = steps_per_epoch if steps_per_epoch > 1 else steps_left
     before = min(WARM_UP, max(1, room // 3))
@@ -65,9 +65,10 @@ def steps_to_profile(steps_per_epoch: int, steps_left: int) -> tuple[int, int]:
 
 
 def table(operations: Sequence[Operation], steps: int, *, on_gpu: bool, limit: int) -> list[str]:
-    """Lines of a table: the operations by the time that they took themselves, as share, ms a step and calls a step."""
+    """Lines of a table: operations sorted by their own time, without callees; share, ms a step and calls a step."""
 
     def took(operation: Operation) -> float:
+        """The operation's own time in microseconds, on the GPU or the CPU."""
         return operation.self_device_time_total if on_gpu else operation.self_cpu_time_total
 
     total = sum(took(operation) for operation in operations) or 1.0
@@ -80,7 +81,7 @@ def table(operations: Sequence[Operation], steps: int, *, on_gpu: bool, limit: i
 
 
 def shapes_table(operations: Sequence[ShapedOperation], steps: int, *, on_gpu: bool, limit: int) -> list[str]:
-    """As `table`, by the shapes of the inputs, with the MiB that an operation itself takes (freed: negative) a step."""
+    """Like `table`, but by input shapes: ms a step, and MiB a step that an operation itself allocates, less freed."""
     shaped = sorted(operations, key=lambda one: one.self_device_time_total if on_gpu else one.self_cpu_time_total)
     lines = [f"{'ms/step':>10}{'MiB/step':>10}  operation and shapes of its inputs"]
     for one in shaped[: -limit - 1 : -1]:
@@ -101,7 +102,7 @@ class _Profiling(Observer):
         self._done = False
 
     def after_step(self, moment: Moment) -> None:
-        """Count; start and stop between two steps."""
+        """Count the steps; start and stop the profiler between two steps."""
         if self._done:
             return
         if self._seen == 0:
@@ -117,17 +118,17 @@ class _Profiling(Observer):
         """Start torch's profiler."""
         on_gpu = self._device.type == "cuda"
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
-        # Kineto prints lines of its own on stderr, an error among them where there is no GPU.
+        # Kineto prints its own lines on stderr, among them an error where there is no GPU.
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")
         self._profiler = profile(
             activities=activities, record_shapes=True, profile_memory=True, acc_events=True
-        )  # without it some versions warn
+        )  # without acc_events some versions of torch warn
         wait_for_device(self._device)
         self._profiler.start()
         self._started = time.monotonic()
 
     def _finish(self, last: int, steps: int) -> None:
-        """Write the files and print the short table; `last` step of the run, from 1."""
+        """Write the files and print the short table. last: the last profiled step of the run, from 1."""
         profiler, self._profiler, self._done = self._profiler, None, True
         assert profiler is not None
         wait_for_device(self._device)
@@ -148,7 +149,7 @@ class _Profiling(Observer):
         print("\n".join([head, *short, f"more in {self._text}; {self._trace} is for ui.perfetto.dev"]), file=sys.stderr)
 
     def close(self) -> None:
-        """Say so where the run ended before its steps were profiled."""
+        """Stop the profiler; print a line if the run ended before its steps were profiled."""
         if self._profiler is not None:
             self._profiler.stop()
             self._profiler = None

@@ -30,12 +30,12 @@ from ddp_train.technique import Context, Moment, Technique
 from ddp_train.torch_internals import foreach
 
 KEEP = 0.95
-"""Of a running mean at each step."""
+"""Share of a running mean that is kept at each step."""
 SETTLED = 20
 """Steps before a loss can be called a spike."""
 DEVIATIONS = 6.0
 RISE = 1.5
-"""A spike is also so many times the running mean: on a flat curve a deviation is nothing."""
+"""A spike must also exceed this multiple of the running mean: on a flat curve the deviation is close to 0."""
 LINES = 20
 """Spikes that are printed; all are counted."""
 
@@ -57,7 +57,7 @@ def create(context: Context) -> Technique:
 def first_bad_layer(
     network: nn.Module, images: Tensor, autocast: contextlib.AbstractContextManager[object]
 ) -> str | None:
-    """The first thing, in forward order, that is not finite when `network` sees `images` [n, C, H, W]; None: nothing.
+    """Describe the first non-finite value, in forward order, for `images` [n, C, H, W]; None: all are finite.
 
     The network's mode is not changed; in training mode the pass changes the batch statistics.
     """
@@ -68,6 +68,7 @@ def first_bad_layer(
     names = {module: f"{name or 'the network'} ({type(module).__name__})" for name, module in network.named_modules()}
 
     def look(module: nn.Module, inputs: tuple[object, ...], output: object) -> None:
+        """Note this layer if it is the first with a non-finite value."""
         if found:
             return
         name = names[module]
@@ -93,7 +94,7 @@ def first_bad_layer(
 
 
 def first_bad_gradient(network: nn.Module) -> str | None:
-    """The gradient that is not finite nearest to the loss, where the outputs of all layers are; None: there is none."""
+    """Describe the non-finite gradient nearest to the loss, if all layers' outputs are finite; None: there is none."""
     named = [(name, p.grad) for name, p in network.named_parameters() if p.requires_grad and p.grad is not None]
     bad = [name for name, gradient in named if not _finite(gradient)]
     return f"all outputs are finite, the gradient of {bad[-1]} is not" if bad else None
@@ -111,7 +112,7 @@ class RunningLoss:
         self.mean, self.variance, self.steps = 0.0, 0.0, 0
 
     def add(self, loss: float) -> float | None:
-        """Add a loss. For a spike: by how many deviations it is above the mean; otherwise None."""
+        """Add a loss. Returns by how many deviations a spike is above the mean, None for any other loss."""
         deviation = math.sqrt(self.variance)
         above = loss - self.mean
         spike = self.steps >= SETTLED and above > DEVIATIONS * deviation and loss > RISE * self.mean
@@ -145,9 +146,10 @@ class _WatchNumbers:
         return images, targets
 
     def loss(self, inner: Loss) -> Loss:
-        """The loss, which also adds up its values."""
+        """Return the same loss function, which also adds up the losses of the step."""
 
         def watched(logits: Tensor, targets: Tensor) -> Tensor:
+            """`inner`, with its values added up for the step."""
             value = inner(logits, targets)
             self._step.loss = self._step.loss + value.detach()
             self._step.samples += len(logits)
@@ -159,10 +161,10 @@ class _WatchNumbers:
         """Judge the step. Errors: TrainingDiverged, on all ranks alike."""
         step, self._step = self._step, _Step([])
         trained = {name: p for name, p in self._network.named_parameters() if p.requires_grad}
-        # What gets no gradient any more keeps its place.
+        # A parameter without a gradient keeps its place in the list.
         gradients = [p.new_zeros(()) if p.grad is None else p.grad for p in trained.values()]
         norms = torch.stack(foreach("norm", gradients)).float()
-        # All on the device, so that it is waited for once.
+        # Everything stays on the device, so that the host waits for it only once.
         spoilt = ~torch.isfinite(norms).all()
         loss = norms.new_zeros((), dtype=torch.float64) + step.loss
         bad = ~torch.isfinite(loss) | (spoilt & (self._precision.mode != "fp16"))
@@ -186,7 +188,7 @@ class _WatchNumbers:
             self._usual = norms if self._usual is None else KEEP * self._usual + (1 - KEEP) * norms
 
     def _explain(self, step: _Step, loss: float, moment: Moment) -> str:
-        """The line of the error: the first rank that found the cause in its own batch, and what it found."""
+        """The error message: the first rank that found the cause in its own batch, and what it found."""
         each = (first_bad_layer(self._network, images, self._precision.autocast()) for images in step.images)
         found = next(filter(None, each), None)
         findings = enumerate(gather(found, self._ranks))

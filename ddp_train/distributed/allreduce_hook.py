@@ -1,4 +1,4 @@
-"""The all-reduces of DistributedDataParallel, counted: a rank that fails in mid-step can still take part in them."""
+"""Counts the all-reduces of DistributedDataParallel, so that a rank that fails in mid-step can still join them."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from ddp_train.torch_internals import bucket_count, collectives_issued, complete
 class AllreduceHook:
     """Counts the all-reduces that DistributedDataParallel issues in a step, to complete those that are missing.
 
-    They go through `shared` memory if it is given, else over the process group. Over two ranks the gradients are those
-    of DistributedDataParallel alone, bit for bit; three or more numbers it divides and adds up in another way. At most
-    one for each wrapper; keep it as long as the wrapper is used.
+    They go through `shared` memory if it is given, else over the process group. With two ranks the gradients are those
+    of DistributedDataParallel alone, bit for bit; with more ranks it divides and adds them up in another way. Use at
+    most one for each wrapper, and keep it as long as the wrapper is used.
 
     by_group: leave the all-reduces to the wrapper, in C++ and without Python's lock, and count them by the process
-    group's own sequence number; for NCCL. `verify` falls back to the other way where that is not what it seems.
+    group's own sequence number; for NCCL. `verify` falls back to counting in the hook where that number is wrong.
     """
 
     def __init__(
@@ -38,8 +38,8 @@ class AllreduceHook:
 
     def _register(self) -> None:
         """Register this hook with the wrapper."""
-        # Without annotations: torch accepts only its own classes there, not their names. Weak: through its hook the
-        # wrapper would otherwise keep itself alive, and with it the shared memory.
+        # A lambda has no annotations: torch accepts only its own classes there, not their names. A weak reference:
+        # the wrapper would otherwise keep itself alive through its hook, and with it the shared memory.
         self._ddp.register_comm_hook(weakref.proxy(self), lambda state, bucket: state._reduce(bucket))
 
     @property
@@ -53,11 +53,11 @@ class AllreduceHook:
             self.shared.wait_with(wait)
 
     def begin_step(self) -> None:
-        """A step begins: nothing has been issued."""
+        """Start a step: no all-reduce has been issued yet."""
         self._issued = (collectives_issued(self._ddp.process_group) or 0) if self._by_group else 0
 
     def verify(self, one_pass: Callable[[], None]) -> None:
-        """Have a forward and backward pass counted, once the wrapper has found its buckets. On all ranks alike."""
+        """Check the count with a forward and backward pass, once the wrapper has found its buckets. On all ranks."""
         if not self._by_group:
             return
         self.begin_step()
@@ -75,7 +75,7 @@ class AllreduceHook:
         reset_reducer(self._ddp)
 
     def _reduce(self, bucket: Any) -> torch.futures.Future[Tensor]:
-        """The mean over the ranks."""
+        """Replace a bucket's gradients by their mean over the ranks."""
         self._issued += 1
         if self.shared is not None:
             return self.shared.average(bucket.buffer(), last=bucket.is_last())

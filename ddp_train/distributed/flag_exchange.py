@@ -1,4 +1,4 @@
-"""Flags that the ranks exchange in every step: a few small whole numbers, of which all get the largest.
+"""Flags that the ranks exchange in every step: a few small whole numbers; every rank gets the largest of each.
 
 Cost: 0.33 ms a step on two gloo ranks of one machine with two cores (`python -m benchmarks.control_cost`); beside NCCL
 not yet measured.
@@ -16,21 +16,21 @@ from ddp_train.distributed.heartbeat import heartbeat
 from ddp_train.distributed.process_group import Ranks
 
 FLAGS = ("stop", "save", "interrupted", "not_finite", "out_of_memory")
-"""What is exchanged: the number of the signal that asks for an end; a checkpoint is due; an evaluation was broken off;
-a loss or gradient is not finite; memory ran out. 0 is no."""
+"""In order: the number of the signal that asks the run to stop; a checkpoint is due; an evaluation was interrupted;
+a loss or gradient is not finite; memory ran out. 0 means no."""
 _NONE = dict.fromkeys(FLAGS, 0)
 
 
 class FlagExchange:
-    """Exchanges flags over a gloo group of its own, beside NCCL: on the host, so that nobody waits for a device.
+    """Exchanges flags over its own gloo group, beside NCCL: on the host, so that no rank waits for a device.
 
-    Nothing is sent at world size 1. To be made on all ranks alike, after the process group.
+    Nothing is sent at world size 1. Create it on all ranks, after the process group.
     """
 
     def __init__(self, ranks: Ranks | None = None) -> None:
         several = ranks is not None and ranks.world_size > 1
         self.group: Any = dist.new_group(backend="gloo") if several else None
-        """For what else the ranks say on the host; None at world size 1."""
+        """The gloo group, also for other exchanges on the host; None at world size 1."""
 
     def exchange(self, flags: Mapping[str, int]) -> dict[str, int]:
         """The largest value of each flag over all ranks. On all ranks alike."""

@@ -1,8 +1,8 @@
-"""What this rank is doing, for the process beside it that looks for ranks that hang (watchdog/process.py).
+"""What this rank is doing, for the watchdog process that looks for ranks that hang (watchdog/process.py).
 
-A beat is four numbers in memory that the watchdog maps as well: epoch, step, phase, and the time. Nothing is written to
-a disk, and no thread takes part, so that beats cost less than a microsecond and a held lock of Python's stops nothing.
-Without a watchdog they are kept in this process alone, for the line that an error ends with.
+A beat is five numbers in memory that the watchdog maps too: epoch, step, phase, time, and the first step. Nothing is
+written to a disk and no thread is involved: a beat costs less than a microsecond and does not wait for Python's lock.
+Without a watchdog the beats stay in this process, for the last line of an error message.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ PHASES = (
 """In the order of a run. "device": the host waits for its GPU, and with it for all that the GPU waits for, such as the
 other ranks under NCCL. "training" lies between the others, "failed" after an error, "done" at the end of a run."""
 BEAT = struct.Struct("=qqqqq")
-"""Epoch and step (from 0, -1 before the first), index of the phase, nanoseconds of the monotonic clock, and the step
-that was this process's first (-1 before it): a watchdog that is late would take another one for it."""
+"""Epoch and step (from 0, -1 before the first), index of the phase, nanoseconds of the monotonic clock, and this
+process's first step (-1 before it), which a watchdog that starts to look later could not know."""
 DUMP_SIGNAL = signal.SIGRTMAX - 4
-"""Asks for the Python stacks. A real-time signal: job managers and users have their own ideas of the others."""
+"""Asks for the Python stacks. A real-time signal: job managers and users may use the other signals themselves."""
 _CODES = {name: code for code, name in enumerate(PHASES)}
 
 
@@ -53,15 +53,15 @@ class Heartbeat:
         self.epoch = self.step = self.first_step = -1
         self.phase = "start"
         self.spent_ns = dict.fromkeys(PHASES, 0)
-        """Time in each phase since the first step, by its name."""
+        """Nanoseconds spent in each phase since the first step, by the phase's name."""
         self._shown, self._since_ns = self.phase, time.monotonic_ns()
         self._memory: mmap.mmap | None = None
         self._announced: Path | None = None
 
     def announce(self, path: Path) -> None:
-        """Let the watchdog see the beats and ask for stacks: where both are goes into the file `path`.
+        """Let the watchdog see the beats and ask for stacks: the file `path` names the places of both.
 
-        Both are memory without a name (memfd_create(2)), which the watchdog opens below /proc. Errors: OSError.
+        Both are anonymous files in memory (memfd_create(2)), which the watchdog opens below /proc. Errors: OSError.
         """
         beats = os.memfd_create("ddp-train-beats")
         os.ftruncate(beats, BEAT.size)
@@ -76,11 +76,11 @@ class Heartbeat:
         self._announced = path
 
     def withdraw(self) -> None:
-        """Where all ranks end before the watchdog has met them, nothing of them is left in the folder; nor is it."""
+        """Remove this rank's file for the watchdog, if it is still there, and the folder if it is then empty."""
         if self._announced is not None:
-            with suppress(OSError):  # it has met this one
+            with suppress(OSError):  # the watchdog has read and removed the file
                 self._announced.unlink()
-            with suppress(OSError):  # another rank is still there
+            with suppress(OSError):  # another rank's file is still in the folder
                 self._announced.parent.rmdir()
 
     def beat(self, phase: str) -> None:
@@ -89,11 +89,11 @@ class Heartbeat:
         self._show(phase)
 
     def fail(self) -> None:
-        """Note that an error has come up, which may end this rank: it has time for that. `place` stays."""
+        """Record that an error was raised, so that the watchdog gives this rank time to end. `place` stays."""
         self._show("failed")
 
     def _show(self, phase: str) -> None:
-        """Change the phase; the time of the last one is added up."""
+        """Show `phase` to the watchdog, and add the time since the last call to that of the phase before."""
         now_ns = time.monotonic_ns()
         if self.step >= 0:
             self.spent_ns[self._shown] += now_ns - self._since_ns
@@ -106,13 +106,13 @@ class Heartbeat:
         self.beat(self.phase)
 
     def at(self, epoch: int, step: int) -> None:
-        """The place in the run, both from 0; `step` counts from its beginning."""
+        """Set the place in the run, for the next beat: both from 0, `step` counted from the start of the run."""
         self.epoch, self.step = epoch, step
         if self.first_step < 0:
             self.first_step = step
 
     def during(self, phase: str) -> _Phase:
-        """A context for a phase. After it the previous phase continues, unless it raised: the rank may end there."""
+        """A context for a phase. After it the previous phase continues; after an exception in it, `fail` is called."""
         return _Phase(self, phase)
 
     @property
@@ -122,7 +122,7 @@ class Heartbeat:
 
 
 class _Phase:
-    """See Heartbeat.during. A class: every step enters several, and a generator takes twice as long."""
+    """See Heartbeat.during. A class, since every step enters several, and a generator takes twice as long."""
 
     __slots__ = ("_before", "_heart", "_name")
 

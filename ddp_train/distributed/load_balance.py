@@ -1,9 +1,9 @@
 """How a global batch is divided over ranks of unequal speed so that all finish a step together. Pure and torch-free.
 
-A rank's step takes a + b x batch seconds. With every rank ready at T, rank r has (T - a_r) / b_r samples, and as these
-add up to N, T = (N + sum a/b) / sum(1/b). A rank that would be at its memory's limit gets that; one that would have to
-be ready before its fixed part is over gets none; and one is left out that would not make the step 5% faster: an even
-split with a card more than twice as slow is slower than the other alone.
+A rank's step takes a + b x batch seconds. If every rank is ready at time T, rank r has (T - a_r) / b_r samples, and as
+these add up to N, T = (N + sum a/b) / sum(1/b). A rank whose memory would not suffice gets as many samples as fit; a
+rank whose fixed time a_r exceeds T gets none; and a rank that would not make the step 5% faster is left out: an even
+split with a card more than twice as slow takes longer than the faster card alone.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ddp_train.config.batch_split import split
 GAIN = 0.05
 """A rank is admitted, and a division changed, only for a step that is faster by more than this."""
 SURE = 0.2
-"""A gain that is no noise: it is taken at once."""
+"""A gain too large to be noise: the division is changed at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Speed:
     most: int | None = None
 
     def __call__(self, samples: int) -> float:
-        """Seconds for so many samples; a rank without any takes no time of its own."""
+        """Seconds of a step with so many samples; 0 without samples."""
         return self.fixed + self.each * samples if samples else 0.0
 
     def slower(self, factor: float) -> Speed:
@@ -50,15 +50,16 @@ class Division:
 
 
 def divide(total: int, speeds: Sequence[Speed], communication: float = 0.0, *, joined: bool = True) -> Division:
-    """`total` samples over the ranks: whole numbers with that sum, each within its limit.
+    """Divide `total` samples over the ranks: whole numbers with that sum, each within its rank's limit.
 
-    communication: seconds for joining the gradients. joined: also a rank without samples takes part in that, as in a
-    run that has begun; else one rank alone pays nothing. Errors: ValueError where the limits leave samples over.
+    communication: seconds for the all-reduce of gradients. joined: ranks without samples take part in it too, as in a
+    run that has begun; else one rank with all samples saves it. Errors: ValueError where the limits leave samples over.
     """
     if total < 1 or not speeds or any(speed.each <= 0 or speed.fixed < 0 for speed in speeds):
         raise ValueError(f"cannot divide {total} samples by {list(speeds)}")
 
     def of(ranks: Sequence[int]) -> Division | None:
+        """The division over these ranks alone; None where the samples do not fit."""
         samples = _balanced(total, [speeds[rank] for rank in ranks])
         if samples is None:
             return None
@@ -71,7 +72,7 @@ def divide(total: int, speeds: Sequence[Speed], communication: float = 0.0, *, j
     if best is None:
         most = sum(speed.most or 0 for speed in speeds)
         raise ValueError(f"{total} samples do not fit: the ranks have room for {most} together")
-    fastest = best.seconds  # else many ranks, each of which matters little, would be left out one after the other
+    fastest = best.seconds  # the best so far: else many ranks that each matter little would be dropped in turn
     for rank in sorted(ranks, key=lambda rank: -speeds[rank].each):
         without = of([other for other in ranks if other != rank]) if len(ranks) > 1 else None
         if without is not None and without.seconds < (1 + GAIN) * fastest:
@@ -81,7 +82,7 @@ def divide(total: int, speeds: Sequence[Speed], communication: float = 0.0, *, j
 
 
 def _balanced(total: int, speeds: Sequence[Speed]) -> list[int] | None:
-    """The samples of each, all ready at the same time; None where they do not fit."""
+    """Samples of each rank with which all are ready at the same time; None where they do not fit."""
     samples: dict[int, float] = {}
     free, left = list(range(len(speeds))), float(total)
     while free:
@@ -107,20 +108,20 @@ def _balanced(total: int, speeds: Sequence[Speed]) -> list[int] | None:
 
 
 def seconds_of(samples: Sequence[int], speeds: Sequence[Speed]) -> float:
-    """A step with these samples, without communication: that of the rank that is ready last."""
+    """Seconds of a step with these samples, without communication: those of the slowest rank."""
     return max(speed(count) for count, speed in zip(samples, speeds, strict=True))
 
 
 def gain(before: Sequence[int], after: Sequence[int], speeds: Sequence[Speed], communication: float = 0.0) -> float:
-    """By which part of itself the throughput rises from one division to another: 0.05 is 5%."""
+    """Relative gain in throughput from one division to another: 0.05 is 5%."""
     old, new = (seconds_of(samples, speeds) + communication for samples in (before, after))
     return old / new - 1
 
 
 @dataclass
 class Hysteresis:
-    """Lets a change through that has been worth it for two measurements in a row, or is beyond doubt: speeds are noisy,
-    and a division that follows every one of them would never come to rest. `waiting`: measurements so far."""
+    """Allows a change whose gain was at least GAIN in two measurements in a row, or at least SURE in one: speeds are
+    noisy, and a division that followed every measurement would never settle. `waiting`: such measurements in a row."""
 
     waiting: int = 0
 

@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Ranks:
-    """Who this process is. `local_*` count the processes of this node."""
+    """This process's rank and the world size. `local_*` count the processes of this node."""
 
     rank: int = 0
     local_rank: int = 0
@@ -34,7 +34,7 @@ class Ranks:
 
     @property
     def is_first(self) -> bool:
-        """Rank 0 writes files and talks to the user."""
+        """Whether this is rank 0, which writes files and prints for the user."""
         return self.rank == 0
 
     @classmethod
@@ -71,7 +71,7 @@ def device_name(device: torch.device) -> str:
 
 
 def wait_for_device(device: torch.device) -> None:
-    """Return once a GPU has done what it was given: for measurements."""
+    """Return once a GPU has finished all the work queued on it: for measurements."""
     if device.type == "cuda":
         with heartbeat.during("device"):
             torch.cuda.synchronize(device)
@@ -84,8 +84,8 @@ def gpu_uuid(device: torch.device) -> str:
 
 
 def gpu_uuids(ranks: Ranks, device: torch.device) -> tuple[str, ...]:
-    """NVML's names of the GPUs of this node's ranks. A collective on GPUs: with torchrun's --virtual-local-rank no
-    rank sees another's."""
+    """NVML's names of the GPUs of this node's ranks. A collective on GPUs: with torchrun's --virtual-local-rank a rank
+    does not see the GPUs of the others."""
     if device.type != "cuda":
         return ()
     first = ranks.rank - ranks.rank % ranks.local_world_size
@@ -104,7 +104,7 @@ def start(ranks: Ranks, device: torch.device, timeout_s: float = 1800.0) -> None
 
 
 def stop() -> None:
-    """Leave the process group, if there is one. Only where all ranks do: NCCL waits for every one of them."""
+    """Leave the process group, if there is one. Call it only where all ranks do: NCCL waits for every rank."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -121,14 +121,14 @@ def on_first_rank(action: Callable[[], T], ranks: Ranks) -> T:
 def on_one_rank_per_node(action: Callable[[], None], ranks: Ranks, meanwhile: Callable[[], None] | None = None) -> None:
     """Run `action` on one rank of each node, `meanwhile` on the others; all wait. A UserError of any is raised on all.
 
-    The ranks of a node follow one another, so the number of them divides the rank of one. Local rank 0 would be every
-    rank where each sees one device as its first (torchrun --virtual-local-rank).
+    A node's ranks are consecutive, so its first rank is a multiple of their number. LOCAL_RANK cannot be used:
+    with torchrun --virtual-local-rank it is 0 on every rank.
     """
     together(action if ranks.rank % ranks.local_world_size == 0 else meanwhile or (lambda: None), ranks)
 
 
 def together(action: Callable[[], T], ranks: Ranks) -> T:
-    """Run `action` here; afterwards raise the UserError of any rank on all, so that none waits for one that gave up."""
+    """Run `action` on this rank; then raise any rank's UserError on all ranks, so that none waits for a failed one."""
     refusal: str | None = None
     try:
         result = action()
@@ -141,7 +141,7 @@ def together(action: Callable[[], T], ranks: Ranks) -> T:
 
 
 def gather(mine: T, ranks: Ranks, group: Any = None) -> list[T]:
-    """What each rank has, by rank, on every rank. A collective, over `group` where one is given."""
+    """Every rank's `mine`, in rank order, on every rank. A collective, over `group` if one is given."""
     everyone = [mine] * ranks.world_size
     if ranks.world_size > 1:
         with heartbeat.during("communication"):
@@ -150,17 +150,17 @@ def gather(mine: T, ranks: Ranks, group: Any = None) -> list[T]:
 
 
 def wait_for_all() -> None:
-    """Return once every rank has come here."""
+    """Return once every rank has called this: a barrier."""
     if dist.is_initialized():
         with heartbeat.during("communication"):
             dist.barrier()
 
 
 def leave(status: int) -> NoReturn:
-    """End the process with `status`, after a success together with all ranks: a program's very end, all on disk.
+    """End the process with `status`, after a success together with all ranks. Call it last, once all files are written.
 
-    After a success, and where a process group is still open, without Python's and C++'s own tear-down: a thread of
-    torch's can abort the process there, whose status is then another ("terminate called without an active exception").
+    After a success, and while there is a process group, Python's and C++'s own tear-down is skipped: there a torch
+    thread can abort the process and change its status ("terminate called without an active exception").
     """
     if status and not dist.is_initialized():
         sys.exit(status)
@@ -181,7 +181,7 @@ def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
 
 
 def to_host(values: torch.Tensor) -> list[float]:
-    """The numbers of a tensor [n]. On a GPU they are waited for, and a rank that hangs is waited for here too."""
+    """The numbers of a tensor [n]. On a GPU the host waits for them here, and so also for a rank that hangs."""
     if values.device.type != "cuda":
         return values.tolist()
     with heartbeat.during("device"):
@@ -206,6 +206,7 @@ def average_buffers(model: nn.Module, ranks: Ranks) -> None:
         return
 
     def mean(flat: torch.Tensor) -> None:
+        """Replace the values by their mean over the ranks."""
         dist.all_reduce(flat)
         flat /= ranks.world_size
 
@@ -215,12 +216,12 @@ def average_buffers(model: nn.Module, ranks: Ranks) -> None:
 
 def _take_first(tensors: list[torch.Tensor]) -> None:
     """Overwrite the tensors with rank 0's."""
-    for dtype in {tensor.dtype: None for tensor in tensors}:  # in order, alike on all ranks
+    for dtype in {tensor.dtype: None for tensor in tensors}:  # in order of appearance: the same on all ranks
         _as_one([t for t in tensors if t.dtype == dtype], dtype, lambda flat: dist.broadcast(flat, src=0))
 
 
 def _as_one(tensors: list[torch.Tensor], dtype: torch.dtype, collective: Callable[[torch.Tensor], object]) -> None:
-    """Give the tensors what `collective` makes of all their values, as one tensor of `dtype`."""
+    """Run `collective` on the values of all tensors, joined into one of `dtype`, and copy the results back."""
     if not tensors:
         return
     flat = torch.cat([tensor.flatten().to(dtype) for tensor in tensors])

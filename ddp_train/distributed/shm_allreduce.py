@@ -1,11 +1,10 @@
-"""Gradients averaged through memory that the ranks of one host share, where gloo would send them over loopback.
+"""Averages gradients through memory that the ranks of one host share, where gloo would send them over loopback.
 
-Each rank leaves its gradients in a part of its own. Once all have, which the exchange of their flags tells them
-(flag_exchange.py), each adds up all parts in the order of the ranks: the same bits everywhere. Two sets of parts take
-turns, so that no rank overwrites what a slower one still reads: who begins a pass has seen every rank begin the pass
-before.
+Each rank copies its gradients into its own part. The exchange of flags (flag_exchange.py) returns once all ranks have
+done so; then each rank adds up all parts in rank order: the same bits everywhere. Two sets of parts alternate, so that
+no rank overwrites what a slower one still reads: a rank begins a pass only after every rank has begun the one before.
 
-The memory has no name in any file system, is not limited by /dev/shm, and goes with the last process that has it.
+The memory has no name in any file system, is not limited by /dev/shm, and is freed with the last process that maps it.
 Cost: `python -m benchmarks.ddp_scaling`. Sources: memfd_create(2), proc_pid_fd(5).
 """
 
@@ -24,9 +23,9 @@ from ddp_core.host_memory import available_memory
 from ddp_train.distributed.process_group import Ranks, on_first_rank, sum_over_ranks
 
 MOST_RANKS = 4
-"""Each rank reads the parts of all; beyond this gloo's ring, in which each reads what two have, moves fewer bytes."""
+"""Each rank reads all ranks' parts; with more ranks gloo's ring moves fewer bytes: each rank reads about two parts."""
 _PART_OF_MEMORY = 8
-"""The parts of all ranks may take one in so many of the bytes that are left."""
+"""The parts of all ranks together may take 1 / _PART_OF_MEMORY of the available memory."""
 _ALIGNED = 64
 _TOKEN = 16
 
@@ -47,7 +46,7 @@ class SharedGradients:
         self._wait = wait
 
     def average(self, gradients: Tensor, *, last: bool) -> torch.futures.Future[Tensor]:
-        """Their mean over the ranks, in place, once the `last` gradients of a backward pass have come.
+        """Replace `gradients` by their mean over the ranks, once the `last` ones of a backward pass are given.
 
         All ranks give tensors of the same sizes in the same order.
         """
@@ -71,7 +70,7 @@ class SharedGradients:
         self._open, self._filled, self._passes = [], 0, self._passes + 1
 
     def _part(self, rank: int, like: Tensor, place: int) -> Tensor:
-        """Where `rank` leaves gradients of the size of `like`, which begin at the byte `place` of a pass."""
+        """The memory of `rank` for gradients of the type and shape of `like`, at the byte `place` of a pass."""
         key = self._passes % 2, rank, place, like.dtype, like.shape
         if (part := self._views.get(key)) is None:
             bytes_of_it = self._parts[self._passes % 2, rank, place : place + like.nbytes]
@@ -80,15 +79,15 @@ class SharedGradients:
 
 
 def share(network: nn.Module, ranks: Ranks, device: torch.device, wait: Callable[[], object]) -> SharedGradients | None:
-    """Memory for the gradients of `network`, on all ranks alike; None where they have to be sent.
+    """Memory for the gradients of `network`, on all ranks alike; None where it cannot be shared.
 
-    That is on GPUs, on one rank or many, on several hosts, where the ranks cannot see each other's memory (each in a
-    container of its own), or too little memory is left. `wait`: see SharedGradients.
+    That is on GPUs, with one rank or more than MOST_RANKS, on several hosts, where the ranks cannot see each other's
+    memory (each in its own container), or where too little memory is left. `wait`: see SharedGradients.
     """
     one_host = ranks.local_world_size == ranks.world_size
     if device.type != "cpu" or not one_host or not 2 <= ranks.world_size <= MOST_RANKS:
         return None
-    # Room however the gradients are divided into buckets.
+    # Enough room however the gradients are divided into buckets.
     size = sum(_aligned(p.nbytes) for p in network.parameters() if p.requires_grad)
     memory = _map_together(2 * ranks.world_size * size, ranks)
     if memory is None:
@@ -103,10 +102,11 @@ def _aligned(size: int) -> int:
 
 
 def _map_together(size: int, ranks: Ranks) -> mmap.mmap | None:
-    """`size` bytes that all ranks have, zeroed; None on all where one of them cannot have them."""
+    """`size` bytes that all ranks map; None on all ranks where one of them cannot map them."""
     made: list[int] = []
 
     def make() -> tuple[str, bytes] | None:
+        """Create the memory: its path and a token that begins it; None where that is impossible."""
         token = secrets.token_bytes(_TOKEN)
         with suppress(AttributeError, OSError):  # not Linux; no more files
             if size <= available_memory() // _PART_OF_MEMORY:
@@ -117,10 +117,11 @@ def _map_together(size: int, ranks: Ranks) -> mmap.mmap | None:
         return None
 
     def take(path: str, token: bytes) -> mmap.mmap | None:
+        """Map the memory at `path`; None where it cannot be opened or begins with another token."""
         with suppress(OSError, ValueError):
             handle = os.open(path, os.O_RDWR | os.O_CLOEXEC)
             try:
-                # Seen from another container the path may be that of a stranger's file.
+                # In another container the same path may name a file of an unrelated process.
                 if os.pread(handle, _TOKEN, 0) == token:
                     return mmap.mmap(handle, size)
             finally:

@@ -1,4 +1,4 @@
-"""What calibrations have found, kept for the next plan: seconds of a step by kind of work and model of GPU. Torch-free.
+"""A cache of calibrations for the next plan: seconds of a step by kind of work and model of GPU. Torch-free.
 
 The cache never ends a run: a file that cannot be read counts as absent, one that cannot be written is not written.
 """
@@ -22,21 +22,21 @@ SCHEMA = "ddp-train-speeds/1"
 
 @dataclass(frozen=True)
 class KnownSpeeds:
-    """Speeds by the name of the GPU, and the seconds of joining the gradients, for one kind of work."""
+    """Speeds by the name of the GPU, and the seconds of the gradients' all-reduce, for one kind of work."""
 
     speeds: Mapping[str, Speed] = field(default_factory=dict)
     communication: float = 0.0
 
 
 def work_of(config: Config) -> str:
-    """The kind of work: what a step's time depends on beside the GPU and the batch."""
+    """The kind of work, as text: what a step's time depends on besides the GPU and the batch size."""
     model, data = config.model, config.data
     network = (model.model, model.width_mult, model.n_layers, model.hidden_dim, model.amp, model.compile)
     return " ".join(map(str, (*network, data.dataset, data.image_size, data.accumulate or 1)))
 
 
 def recall(work: str) -> KnownSpeeds | None:
-    """What is known of this kind of work; None where nothing is. Never raises."""
+    """The stored speeds for this kind of work; None if there are none. Never raises."""
     kept = _read().get(work)
     try:
         assert isinstance(kept, dict)
@@ -49,7 +49,7 @@ def recall(work: str) -> KnownSpeeds | None:
 
 
 def remember(work: str, found: KnownSpeeds) -> None:
-    """Keep a calibration; GPUs that took no part keep what was known of them. Never raises."""
+    """Store a calibration; GPU models that took no part keep their earlier speeds. Never raises."""
     path = _path()
     if path is None:
         return

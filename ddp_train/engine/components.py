@@ -28,7 +28,7 @@ from ddp_train.technique import Technique
 
 @dataclass(frozen=True, kw_only=True)
 class LoopParts:
-    """What any training loop is made of (loop.py), that of the trainer and those of a user's own."""
+    """The parts of any training loop (loop.py): the trainer's and a user's own."""
 
     ranks: Ranks
     device: torch.device
@@ -60,13 +60,13 @@ class Components(LoopParts):
     epochs: int
     global_batch: int
     classes: int = 0
-    """Of the data; 0: not known, and no balanced accuracy."""
+    """Number of classes in the data; 0: not known, and no balanced accuracy."""
     stop_after: float = math.inf
     techniques: Sequence[Technique] = ()
     cuda_graphs: bool = False
     """Whether the compiled model records CUDA graphs: the gradients of one micro-batch are overwritten by the next."""
     gradient_sync: GradientSync | None = None
-    """How ranks and micro-batches are put together; None: as DistributedDataParallel does."""
+    """How the gradients of ranks and micro-batches are combined; None: as DistributedDataParallel does."""
 
     @property
     def evaluated(self) -> nn.Module:

@@ -1,8 +1,8 @@
 """Memory runs out in evaluation: the rank continues with halves of the batch, and each image still counts once.
 
-No rank has to wait for another there, so the others learn of it at the end, with the sums: from then on all of them
-take as few images at a time as the one that needed it most. Which images are seen together changes nothing in
-evaluation mode but the rounding of a sum. There has to be memory for the images of a batch themselves.
+No rank waits for another during evaluation, so the other ranks learn of it at the end, with the sums: from then on all
+ranks take as few images at a time as the rank with the least memory. In evaluation mode the size of a batch changes
+nothing but the rounding of a sum. The images of a whole batch must fit into memory.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from ddp_train.engine.oom_retry import is_out_of_memory
 
 
 def look_at_all(batches: Iterable[Batch], look: Callable[[Batch], None], device: torch.device) -> int:
-    """Have `look` see every image once; the most images at a time at the end, 0 where memory has not run out.
+    """Call `look` so that it sees every image once. Returns the most images at a time at the end, 0: memory sufficed.
 
-    look: takes what it needs before it adds to its sums, so that it can be asked again about a half. Errors: what
-    `look` raises, and that memory runs out for a single image.
+    look: allocates all its memory before it adds to its sums, so that it can be called again with a half. Errors: what
+    `look` raises, also where memory runs out for a single image.
     """
     most = 0
     for batch in batches:
@@ -33,13 +33,13 @@ def look_at_all(batches: Iterable[Batch], look: Callable[[Batch], None], device:
             if not _fits(look, piece, device):
                 most = ceil_div(len(piece.labels), 2)
                 waiting = [part for one in (piece, *waiting) for part in _cut(one, most)]
-                if device.type == "cuda":  # only here, where the error no longer holds what was computed
+                if device.type == "cuda":  # only here, where the error no longer keeps the computed tensors alive
                     torch.cuda.empty_cache()
     return most
 
 
 def of_this_rank(most: int, device: torch.device) -> Tensor:
-    """float64 [ranks], to be added up over the ranks: what `look_at_all` has found, in this rank's place."""
+    """float64 [ranks], to be added up over the ranks: `most` of `look_at_all` at this rank's index, 0 elsewhere."""
     rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     found = torch.zeros(ranks, dtype=torch.float64, device=device)
     found[rank : rank + 1].fill_(most)
@@ -47,7 +47,7 @@ def of_this_rank(most: int, device: torch.device) -> Tensor:
 
 
 def agree(of_ranks: Sequence[float]) -> int:
-    """The most images at a time for all ranks, 0: as before; the first rank says so where memory has run out."""
+    """The most images at a time for all ranks, 0: no change. If memory ran out on a rank, the first rank prints it."""
     short = {rank: int(most) for rank, most in enumerate(of_ranks) if most}
     if not short:
         return 0
@@ -59,7 +59,7 @@ def agree(of_ranks: Sequence[float]) -> int:
 
 
 def _cut(batch: Batch, most: int) -> list[Batch]:
-    """Parts of at most so many images; 0: the batch as it is."""
+    """The batch in parts of at most `most` images; 0: the batch as it is."""
     count = len(batch.labels)
     if not most or count <= most:
         return [batch]
@@ -68,7 +68,7 @@ def _cut(batch: Batch, most: int) -> list[Batch]:
 
 
 def _fits(look: Callable[[Batch], None], piece: Batch, device: torch.device) -> bool:
-    """Whether there was memory for it."""
+    """Call `look` on `piece`; returns whether there was enough memory. Errors: out of memory for a single image."""
     try:
         look(piece)
     except Exception as error:

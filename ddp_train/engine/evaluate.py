@@ -26,8 +26,8 @@ CONFUSION_UP_TO = 1000
 class Scores:
     """Mean cross-entropy (without label smoothing or class weights) and accuracy (fraction of 1) over `samples` images.
 
-    balanced_accuracy: see the function; NaN where the classes were not counted. at_a_time: the most images for which
-    there was memory on all ranks, 0 where it has not run out.
+    balanced_accuracy: see the function; NaN where the classes were not counted. at_a_time: the most images per forward
+    pass that fit into memory on all ranks, 0 where memory has not run out.
     """
 
     loss: float
@@ -38,9 +38,9 @@ class Scores:
 
 
 def balanced_accuracy(hits: Sequence[float], counts: Sequence[float]) -> float:
-    """The mean over the classes of the share of their images that is right (the recall), a fraction of 1.
+    """The mean recall of the classes (the share of their images that is correct), a fraction of 1.
 
-    hits and counts: right and all images of each class; a class without images is left out. NaN for no images.
+    hits and counts: correct and all images of each class; a class without images is left out. NaN for no images.
     Source: Brodersen et al. 2010, "The balanced accuracy and its posterior distribution"; scikit-learn's.
     """
     recalls = [right / count for right, count in zip(hits, counts, strict=True) if count]
@@ -58,9 +58,10 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], precision: Precision, c
     was_training = model.training
     model.eval()
     totals = torch.zeros(3 + 2 * classes, dtype=torch.float64, device=precision.device)
-    by_class = totals[3:].view(2, classes)  # right and all images
+    by_class = totals[3:].view(2, classes)  # correct and all images
 
     def look(batch: Batch) -> None:
+        """Add a batch to the totals."""
         with precision.autocast():
             logits = model(batch.images)
         right = logits.argmax(1) == batch.labels
@@ -134,10 +135,10 @@ def examine(
     below: float = math.inf,
     worst: int = 0,
 ) -> Examination:
-    """Everything that `Examination` tells, over the parts of all ranks; each rank passes its own share of the split.
+    """Compute an Examination over the parts of all ranks; each rank passes its own share of the split. A collective.
 
-    Of several views the class probabilities are averaged. below: only images whose highest probability is below this
-    are seen in more than the one way. worst: how many mistakes to keep. A collective.
+    views: the class probabilities are averaged over them. below: only images whose highest probability is below this
+    are seen in all `views`, the others only as they are. worst: how many mistakes to keep.
     """
     was_training = model.training
     model.eval()
@@ -149,6 +150,7 @@ def examine(
     mistakes: list[Mistake] = []
 
     def look(batch: Batch) -> None:
+        """Add a batch to the sums, and its mistakes to the worst ones."""
         log_probabilities, predicted = _seen(model, batch.images, precision, views, below)
         losses = -log_probabilities.gather(1, batch.labels[:, None])[:, 0]
         best = log_probabilities.topk(min(5, classes), dim=1).indices
@@ -200,12 +202,12 @@ def _seen(model: nn.Module, images: Tensor, precision: Precision, views: Views, 
         logits = [model(view) for view in views(images)]
     log_probabilities = torch.stack([one.float().log_softmax(1) for one in logits]).logsumexp(0)
     log_probabilities -= math.log(len(logits))
-    # Of equal logits, common in bf16, the first counts, as in `evaluate`; topk would take any.
+    # Among equal logits, common in bf16, argmax takes the first, as in `evaluate`; topk would take any of them.
     return log_probabilities, (logits[0] if len(logits) == 1 else log_probabilities).argmax(1)
 
 
 def _mistakes(batch: Batch, losses: Tensor, predicted: Tensor, log_probabilities: Tensor, worst: int) -> list[Mistake]:
-    """The worst of a batch."""
+    """The mistakes of a batch with the highest losses, at most `worst` of them."""
     order = losses.masked_fill(predicted == batch.labels, -1.0).topk(min(worst, len(losses))).indices
     order = order[predicted[order] != batch.labels[order]]
     sure = log_probabilities[order].max(1).values.exp() if len(order) else losses[:0]

@@ -1,7 +1,7 @@
-"""How the parts of a global batch become one gradient: behind one Protocol, so that the trainer need not know the way.
+"""How the parts of a global batch become one gradient: behind one Protocol, so that the trainer need not know how.
 
-`Averaged` is DistributedDataParallel's way, with the exact weights for parts of any size. Its sums follow the number
-of ranks in their last bits; reproducible.py has the way in which they do not.
+`Averaged` uses DistributedDataParallel, with the exact weights for parts of any size. The last bits of its sums depend
+on the number of ranks; those of reproducible.py do not.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ class GradientSync(Protocol):
     def gradients(
         self, window: Window, batches: Iterable[Batch], moment: Moment, compute: Compute, *, communicate: bool
     ) -> None:
-        """The gradient of the mean loss over the global batch into `.grad`, added to what is there.
+        """Add the gradient of the mean loss over the global batch to `.grad`.
 
-        batches: those of `window`. moment: of this rank; each call of `compute` gets that of its shard. communicate:
-        whether the ranks' parts need to be joined; without, a way may leave each rank its own.
+        batches: those of `window`. moment: this rank's; each call of `compute` gets that of its shard. communicate:
+        whether the gradients must be summed over the ranks; if False, each rank may be left with its own part.
         """
 
     def unify(self, network: nn.Module) -> None:
-        """The same buffers (batch statistics) on all ranks, before evaluation and checkpoints."""
+        """Make the buffers (batch statistics) the same on all ranks, before evaluation and checkpoints."""
 
     def again(self, network: nn.Module, windows: Iterable[Window]) -> Iterator[Batch]:
         """This rank's training batches once more, for estimates that `network` collects in its buffers."""
@@ -50,7 +50,7 @@ class GradientSync(Protocol):
 class Averaged:
     """DistributedDataParallel takes the mean over the W ranks, so each backward starts from W / N times the SUM of the
     local losses: the gradient is that of the mean over the N samples. With class weights N is the sum of the samples'
-    weights, which the losses hold already. Buffers are those of each rank's own part.
+    weights, which the losses include already. Each rank's buffers come from its own part.
 
     ddp: None at one rank; without_samples: takes part in the all-reduce with a gradient of zero.
     """
@@ -67,7 +67,7 @@ class Averaged:
     def gradients(
         self, window: Window, batches: Iterable[Batch], moment: Moment, compute: Compute, *, communicate: bool
     ) -> None:
-        """See GradientSync. The last micro-batch's backward pass joins the ranks."""
+        """See GradientSync. The gradients are all-reduced in the last micro-batch's backward pass."""
         seed_shard(self._device, moment)
         if window.count == 0 and communicate:
             self._without_samples()
@@ -81,7 +81,7 @@ class Averaged:
         average_buffers(network, self._ranks)
 
     def again(self, network: nn.Module, windows: Iterable[Window]) -> Iterator[Batch]:
-        """See GradientSync; nothing is prepared before the first batch is asked for."""
+        """See GradientSync. A generator: nothing is read before the first batch is requested."""
         for window in windows:
             yield from window.batches
 
@@ -89,8 +89,8 @@ class Averaged:
 def seed_shard(device: torch.device, moment: Moment) -> None:
     """Seed the generators that a shard's passes can draw from (dropout): no generator state needs saving.
 
-    torch.manual_seed also notes the call for every device that is not in use yet, with a stack trace: milliseconds a
-    step on a CPU, and memory that grows.
+    torch.manual_seed is not used: it also queues the call, with a stack trace, for every device that is not in use yet,
+    which on a CPU takes milliseconds a step and ever more memory.
     """
     seed = moment.key(keyed_random.DROPOUT) % 2**63
     torch.default_generator.manual_seed(seed)
@@ -101,12 +101,13 @@ def seed_shard(device: torch.device, moment: Moment) -> None:
 def settle_buckets(model: nn.Module, forward: Callable[[], Tensor], hook: AllreduceHook | None = None) -> None:
     """Let DistributedDataParallel find its buckets before the first step of this process, not after it.
 
-    Over three ranks or more the order of a sum depends on them: else the first step after a resume would be rounded in
-    another way than it was without. And a rank that leaves a step needs to know them. forward: a forward pass of
-    `model`, in evaluation mode so that it leaves no trace in batch statistics. hook: of the wrapper.
+    With three ranks or more the order of a sum depends on the buckets: otherwise the first step after a resume would be
+    rounded differently than in a run without one. A rank that leaves a step also needs to know them. forward: a forward
+    pass of `model`, in evaluation mode so that it leaves no trace in batch statistics. hook: the wrapper's.
     """
 
     def one_pass() -> None:
+        """A forward and backward pass that leaves no gradient."""
         (forward().sum() * 0.0).backward()
         model.zero_grad(set_to_none=True)
 

@@ -1,7 +1,7 @@
-"""What every training loop here is made of: epochs, the step that all ranks agree on, and what happens after it.
+"""The base of every training loop here: epochs, the step that all ranks agree on, and what happens after it.
 
-The bundled trainer (trainer.py) and loops of a user's own (ddp_train/library) run on it: `epochs` is the frame,
-`begin_step`, `apply` and `end_step` are one optimizer step. Which gradient is computed, and how, is the caller's.
+The bundled trainer (trainer.py) and users' own loops (ddp_train/library) run on it: `epochs` is the outer loop,
+`begin_step`, `apply` and `end_step` make one optimizer step. The caller computes the gradient.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from ddp_train.observers.records import EpochRecord, StepReport
 from ddp_train.technique import Moment
 
 LONGEST_SILENCE_S = 30.0
-"""After which slow steps are reported although --log-every is not reached."""
+"""Seconds after the last report at which a slow step is reported, although --log-every is not reached."""
 
 
 class Report(Protocol):
     """The caller's part of a progress report."""
 
     def __call__(self, *, loss: float, correct: float, samples: float, seconds: float) -> StepReport:
-        """Sums over this rank's part of the epoch so far, and its seconds."""
+        """loss, correct, samples: sums over this rank's part of the epoch so far. seconds: those of the epoch."""
 
 
 class Loop:
-    """The running training of one rank. `report`: what the observers get within an epoch."""
+    """The running training of one rank. `report`: makes the reports that the observers get within an epoch."""
 
     def __init__(self, parts: LoopParts, report: Report) -> None:
         self._parts, self._report = parts, report
@@ -82,10 +82,10 @@ class Loop:
     def exchange_flags(
         self, optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], moment: Moment | None = None
     ) -> Mapping[str, int]:
-        """The flags of all ranks in this step, whether the gradient is finite among them. On all ranks alike.
+        """Exchange the flags of this step over the ranks, with that of a loss or gradient that is not finite.
 
-        moment: the step, where the caller has it at hand. Errors: TrainingDiverged where a loss or gradient is not
-        finite and memory has not run out.
+        moment: the step, if the caller has it. Called on all ranks. Errors: TrainingDiverged where a loss or gradient
+        is not finite and memory has not run out.
         """
         guard, progress = self._parts.nan_guard, self._parts.progress
         if guard is None:
@@ -116,7 +116,7 @@ class Loop:
     def end_step(self, samples: int, steps: int) -> None:
         """The step is done: count it, report it, write a checkpoint if one is due, stop if any rank was asked to.
 
-        samples: of the global batch; steps: of the epoch, 0 where nobody knows. Errors: Stopped.
+        samples: of the global batch; steps: of the epoch, 0 if unknown. Errors: Stopped.
         """
         progress = self._parts.progress
         progress.step_in_epoch += 1

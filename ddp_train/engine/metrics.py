@@ -10,13 +10,13 @@ from torch import Tensor
 from ddp_train.optim.losses import summable
 
 MOST = 64
-"""Micro-batches that wait to be added up at once: adding up costs as much as it does for one."""
+"""Micro-batches that are collected and then added up at once, which costs as much as adding one."""
 
 
 class Metrics:
-    """The sums of the running epoch. What a micro-batch adds waits, on the device, until somebody asks.
+    """The sums of the running epoch. The values of micro-batches stay on the device until the sums are needed.
 
-    The additions are exact (see losses.summable), so that the order leaves no trace.
+    The additions are exact (see losses.summable), so that their order does not matter.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -28,27 +28,27 @@ class Metrics:
         self._begun = (0, 0)  # micro-batches and samples before the running step
 
     def start(self, loss: float = 0.0, correct: float = 0.0, samples: float = 0.0) -> None:
-        """Continue from these sums, of the part of an epoch that was trained before."""
+        """Start an epoch with these sums, those of the part of it that was trained before a resume."""
         self._forget(0, 0)
         self._kept.copy_(torch.tensor([loss, correct, samples], dtype=torch.float64))
 
     def begin_step(self) -> None:
-        """A step begins, which `undo` takes back."""
+        """Mark the beginning of a step, to which `undo` returns."""
         if len(self._losses) >= MOST:
             self._add_up()
         self._begun = (len(self._losses), self._samples)
 
     def add(self, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
-        """A micro-batch: the sum of its losses; of a mixed target the larger part is the label."""
+        """Add a micro-batch. loss: the sum of its losses. A mixed target counts as its largest class."""
         self._losses.append(loss.detach())
         self._factors.append(1)
         self._correct.append(logits.detach().argmax(1) == (targets if targets.ndim == 1 else targets.argmax(1)))
         self._samples += targets.shape[0]
 
     def add_loss(self, loss: Tensor, samples: int, factor: float = 1) -> None:
-        """A micro-batch of which only the sum of its losses is known, `factor` times `loss`.
+        """Add a micro-batch of which only the sum of its losses is known, `factor` times `loss`.
 
-        samples: 0 for a further loss of the same.
+        samples: 0 for a further loss of the same micro-batch.
         """
         self._losses.append(loss)
         self._factors.append(factor)

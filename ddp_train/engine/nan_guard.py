@@ -1,14 +1,13 @@
-"""No step with a loss or gradient that is not finite, on any rank: the run ends there, with what is needed to see why.
+"""Ends the run at a step with a loss or gradient that is not finite, on any rank, with what is needed to see why.
 
-Every rank looks at its loss, and at each parameter's gradient before the optimizer sees it. After the all-reduce these
-are the same everywhere, and so is the verdict; the ranks exchange it all the same (distributed/flag_exchange.py), for
-the loss. The step's batch is then passed through the network once more, to name the first layer that goes wrong, and
-the indices of its samples are left in the run folder (bad_batch.json). Under fp16 a gradient that overflowed is the
-loss scaler's business: the step is skipped, and counted.
+Every rank looks at its loss, and at each parameter's gradient before the optimizer uses it. After the all-reduce the
+gradients are the same on all ranks, and so is the verdict on them; the ranks still exchange it
+(distributed/flag_exchange.py), because of the losses. The step's batch is then passed through the network once more, to
+name the first layer that goes wrong, and the indices of its samples are written to bad_batch.json in the run folder.
+Under fp16 the loss scaler handles gradients that overflow: the step is skipped, and counted.
 
-On a GPU nobody waits for the verdict: it is read one step later, and a fused optimizer leaves out the step by itself
-(not yet verified on one). With an optimizer that cannot the weights are spoilt by then, and no checkpoint is written
-of them.
+On a GPU the host does not wait for the verdict but reads it one step later; a fused optimizer skips the bad step by
+itself (not yet verified on a GPU). Other optimizers have spoilt the weights by then; no checkpoint is written of them.
 
 Cost on the CPU, one thread: 62 us a step for 100 gradients of 4096 numbers (`python -m benchmarks.control_cost`, on a
 machine of two cores); on a GPU not yet measured.
@@ -44,10 +43,10 @@ BatchChange = Callable[[Tensor, Tensor, Moment], tuple[Tensor, Tensor]]
 
 
 class SecondPass(Protocol):
-    """Looks again at a step that was not finite, on all ranks alike."""
+    """Examines a step again that was not finite; called on all ranks."""
 
     def __call__(self, moment: Moment) -> tuple[str | None, list[int]]:
-        """What goes wrong first in this rank's part of the step, None where nothing does; its samples' indices."""
+        """The first fault in this rank's part of the step, None if there is none; the indices of its samples."""
 
 
 class NanGuard:
@@ -79,8 +78,8 @@ class NanGuard:
         moment: Moment,
         optimizer: torch.optim.Optimizer,
     ) -> int:
-        """A flag for the exchange: 0, or one that is larger for a lower rank. `losses`: this rank's, of the step;
-        `optimizer`: that which is about to step with the gradients of `parameters`."""
+        """A flag for the exchange: 0 if all is finite, else larger for a lower rank. `losses`: this rank's losses in
+        the step; `optimizer`: the one about to step with the gradients of `parameters`."""
         gradients = [p.grad for p in parameters if p.grad is not None]
         if not self._late:
             self._suspect = moment
@@ -91,7 +90,7 @@ class NanGuard:
         if not norms:
             return 0
         total = torch.stack(norms).sum()
-        bad = (total - total).ne_(0)  # 1 or 0, since of what is not finite the difference is NaN
+        bad = (total - total).ne_(0)  # 1 or 0: a number that is not finite minus itself is NaN
         if self._scaled:
             self._skipped = self._skipped + bad
             return 0
@@ -110,11 +109,11 @@ class NanGuard:
         return self._flag(bool(host))
 
     def look_at_losses(self, losses: Sequence[Tensor]) -> int:
-        """As `look`, for what no other rank can see; 0 on a GPU, where it would have to be waited for."""
+        """Like `look`, for the losses, which no other rank can see; 0 on a GPU, where the host would have to wait."""
         return self._flag(not self._late and any_not_finite([*losses], self._bad, self._one))
 
     def _flag(self, bad: bool) -> int:
-        """For the exchange, in which the largest value counts: so the lowest rank is reported."""
+        """The flag for the exchange: 0, or larger for a lower rank, as the largest counts: the lowest is reported."""
         return self._ranks.world_size - self._ranks.rank if bad else 0
 
     def report(self) -> Mapping[str, float]:
@@ -122,7 +121,7 @@ class NanGuard:
         return {"skipped_steps": float(self._skipped)} if self._scaled else {}
 
     def refuse(self) -> None:
-        """End the run because of the step that was looked at last. Errors: TrainingDiverged, on all ranks alike."""
+        """End the run because of the step that was judged last. Errors: TrainingDiverged, on all ranks alike."""
         moment = self._suspect
         assert moment is not None
         found, indices = self._second_pass(moment)
@@ -145,9 +144,9 @@ class NanGuard:
 
 
 class Replay:
-    """A second pass of the trainer's: the batches of the step once more, layer by layer.
+    """The trainer's second pass: the batches of the step once more, layer by layer.
 
-    changes: what techniques make of a batch.
+    changes: how techniques change a batch.
     """
 
     def __init__(
@@ -166,6 +165,6 @@ class Replay:
             for change in self._changes if len(images) else ():
                 images, targets = change(images, targets, moment)
             indices += batch.indices.tolist()
-            seen = first_bad_layer(self._network, images, self._precision.autocast())  # the ranks may do it together
+            seen = first_bad_layer(self._network, images, self._precision.autocast())  # always: may be a collective
             found = found or seen
         return found, indices

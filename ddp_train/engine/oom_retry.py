@@ -23,7 +23,7 @@ from ddp_train.engine.metrics import Metrics
 from ddp_train.engine.step_boundary import StepBoundary
 from ddp_train.torch_internals import foreach
 
-# torch has a class of its own for the CUDA allocator alone; libraries and the CPU's allocator only have these texts.
+# torch has an exception class for its CUDA allocator only; other errors only have these texts.
 _OUT_OF_MEMORY = (
     "out of memory",
     "can't allocate memory",
@@ -32,7 +32,7 @@ _OUT_OF_MEMORY = (
     "cublas_status_alloc_failed",
     "cuda_error_out_of_memory",
 )
-# cuDNN and cuBLAS say these where they get no memory for their work space, and of other faults too.
+# cuDNN and cuBLAS raise these when they get no memory for their workspace, but for other faults too.
 _PERHAPS_OUT_OF_MEMORY = (
     "unable to find an engine to execute this computation",
     "cublas_status_not_initialized",
@@ -43,7 +43,7 @@ _NEARLY_FULL = 0.9
 
 
 def is_out_of_memory(error: BaseException, device: torch.device | None = None) -> bool:
-    """Whether `error` means that memory ran out, on a GPU or on the host. device: whose memory may be nearly full."""
+    """Whether `error` means that memory ran out, on a GPU or on the host. device: decides where the text is unclear."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     words = str(error).lower() if isinstance(error, RuntimeError) else ""
@@ -116,7 +116,7 @@ class OomRetry:
                 or self._step_boundary.flags_exchanged
             ):
                 raise
-        # Only here, where the error no longer holds what the step has computed, is that memory free.
+        # The step's memory is free only here, where the error no longer keeps its tensors alive.
         self._backup.restore()
         self._metrics.undo()
         self._components.optimizer.zero_grad(set_to_none=True)
@@ -127,18 +127,18 @@ class OomRetry:
         return False
 
     def _leave_step(self) -> int:
-        """Take part in what the other ranks wait for and report it to them; the first rank without memory."""
+        """Complete the collectives that other ranks wait for, and report the failure. Returns the lowest such rank."""
         components = self._components
         if components.device.type == "cuda":
             torch.cuda.empty_cache()
-        # The largest value of a flag counts, and the lowest rank is to be named.
+        # The largest value of a flag counts; larger for a lower rank, so that the lowest is named.
         self._step_boundary.report(out_of_memory=components.ranks.world_size - components.ranks.rank)
         if components.allreduce_hook is not None:
             components.allreduce_hook.complete_step()
         return components.ranks.world_size - self._step_boundary.exchange_flags()["out_of_memory"]
 
     def _halve_micro_batches(self, rank: int) -> None:
-        """Memory ran out on `rank`. Errors: SharedError for micro-batches of one image."""
+        """Halve the micro-batches, as memory ran out on `rank`. Errors: SharedError where they cannot be halved."""
         components, pipeline = self._components, self._components.pipeline
         event = f"memory ran out on rank {rank} in step {components.progress.step + 1}"
         largest = max(split(components.global_batch, pipeline.sampler.shares))

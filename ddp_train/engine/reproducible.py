@@ -1,8 +1,8 @@
 """`--reproducible`: the same bits on any number of ranks, and through any change of their number.
 
-Each global batch is cut into V logical shards, by a rule of the batch alone. A shard is computed by itself, with draws
-of dropout of its own, from the weights and buffers that the step began with. What the shards give is added up in a
-binary tree over their numbers, which does not know the ranks:
+Each global batch is cut into V logical shards, by a rule that depends on the batch alone. A shard is computed alone,
+with its own dropout draws, from the weights and buffers that the step began with. The shards' results are added up in a
+binary tree over the shards' numbers, which does not depend on the ranks:
 
     shards   0   1   2   3   4   5   6   7
               \\ /     \\ /     \\ /     \\ /
@@ -12,8 +12,8 @@ binary tree over their numbers, which does not know the ranks:
                     \\             /
                            +
 
-So each sum has the same operands, in the same order, whoever computes it. Batch statistics are those of a shard, and
-running estimates move by the mean of the shards' moves, weighted by their samples. `pin` fixes what else decides about
+So each sum has the same operands, in the same order, on whichever rank. Batch statistics are those of a shard, and
+running estimates move by the mean of the shards' moves, weighted by their samples. `pin` fixes what else affects the
 bits: the number of threads and the choice of kernels.
 """
 
@@ -40,14 +40,14 @@ from ddp_train.technique import Moment
 def pin(threads: int, device: torch.device) -> None:
     """Let torch choose kernels by shape alone, never by timing, by the machine's load, or by the number of ranks.
 
-    threads: of a rank on the CPU, where sums are cut by them. To be called before the first kernel runs on a GPU.
-    Errors: UserError for a workspace of cuBLAS's that does not allow it.
+    threads: of a rank on the CPU, where sums are split over them. Call this before the first kernel runs on a GPU.
+    Errors: UserError for a CUBLAS_WORKSPACE_CONFIG that does not allow it.
     """
     workspace = os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if device.type == "cuda" and workspace not in (":4096:8", ":16:8"):
         raise UserError(f"--reproducible: CUBLAS_WORKSPACE_CONFIG is {workspace}; it takes :4096:8 or :16:8, or unset")
     torch.use_deterministic_algorithms(True)
-    # Memory that was never written is never read here; to fill it costs time.
+    # Uninitialized memory is never read here, and to fill it costs time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     if device.type == "cpu":
@@ -65,13 +65,14 @@ class Sharded:
     def gradients(
         self, window: Window, batches: Iterable[Batch], moment: Moment, compute: Compute, *, communicate: bool
     ) -> None:
-        """See GradientSync. The parts are always joined: one rank's own would follow the number of ranks."""
+        """See GradientSync. Always summed over the ranks: one rank's sum would depend on the number of ranks."""
         parameters = [p for p in self._network.parameters() if p.requires_grad]
         before = [p.grad for p in parameters]
         buffers, counts, rest = self._buffers[id(self._network)], Counter(window.shards), iter(batches)
         start = buffers.read()
 
         def leaf(shard: int) -> Sums:
+            """The gradients of one shard, and its moves of the buffers."""
             for parameter in parameters:
                 parameter.grad = None
             buffers.write(start)
@@ -93,10 +94,10 @@ class Sharded:
         buffers.move(start, total[len(parameters) :], window.size)
 
     def unify(self, network: nn.Module) -> None:
-        """See GradientSync. They are the same on all ranks, after every step."""
+        """See GradientSync. Does nothing: the buffers are the same on all ranks after every step."""
 
     def again(self, network: nn.Module, windows: Iterable[Window]) -> Iterator[Batch]:
-        """See GradientSync. As in training, each shard begins with the buffers of the window's beginning."""
+        """See GradientSync. As in training, each shard begins with the buffers from the start of the window."""
         buffers = self._buffers.setdefault(id(network), Buffers(network))
         for window in windows:
             start, counts = buffers.read(), Counter(window.shards)
@@ -113,7 +114,7 @@ class Sharded:
 
 @contextlib.contextmanager
 def _refusing_other_kernels() -> Iterator[None]:
-    """A layer that torch can only compute in an order of chance is the user's to change: one line, on all ranks."""
+    """Turn torch's error for a layer without a deterministic kernel into a UserError, on all ranks."""
     try:
         yield
     except RuntimeError as error:
@@ -127,7 +128,7 @@ def _strides(parameter: nn.Parameter) -> tuple[int, ...]:
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:
-    """The gradient as one dense dimension, in the memory order of its parameter; zero where nothing came."""
+    """Take the gradient off `parameter`: dense, one dimension, in the parameter's memory order; zeros if None."""
     gradient = parameter.grad
     parameter.grad = None
     if gradient is None:

@@ -1,8 +1,8 @@
 """What `--reproducible` costs a run: the gradient of a step with and without it, timed before the first step.
 
-On a copy of the network and on random images, so that nothing of the run is touched. Without it, each rank takes its
-share of the global batch in one piece (or --accumulate pieces) and the gradients are all-reduced after the backward
-pass; DistributedDataParallel would hide a part of that.
+Measured on a copy of the network and random images, so that the run is not touched. Without `--reproducible`, each rank
+takes its share of the global batch in one piece (or --accumulate pieces) and the gradients are all-reduced after the
+backward pass; DistributedDataParallel would overlap a part of that with it.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from ddp_train.optim.losses import cross_entropy_sum
 from ddp_train.technique import Context, Moment
 
 ROUNDS = 2
-"""Each way is timed so often, in turns, behind one that is not counted; the shortest time counts."""
+"""Counted rounds of both ways in turn, after one that is not counted; the shortest time counts."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds for the gradient of a step; `without` is None where the share in one piece took too much memory."""
+    """Seconds for the gradient of a step; `without` is None where a rank's share did not fit into memory."""
 
     reproducible: float
     without: float | None
@@ -42,7 +42,7 @@ class Cost:
 
 
 def measure(context: Context, threads: int) -> Cost:
-    """Time both ways on all ranks alike; rank 0's clock counts. threads: what a rank would have without it.
+    """Time both ways on all ranks alike; rank 0's clock counts. threads: a rank's without `--reproducible`.
 
     Errors: UserError where a layer has no kernel that gives the same bits twice.
     """
@@ -86,7 +86,7 @@ class _Trial:
         (loss * weight).backward()
 
     def reproducible(self) -> None:
-        """The run's way."""
+        """Compute the gradient as the run does."""
         bounds, shards = self._ours
         samples, size = sum(stop - start for start, stop in bounds), self._context.global_batch
         window = Window(self._batches(bounds), len(bounds), samples, size, shards)
@@ -94,7 +94,7 @@ class _Trial:
         self._sharded.gradients(window, window.batches, moment, self._compute, communicate=True)
 
     def without(self) -> None:
-        """The share of this rank, and one sum over the ranks."""
+        """Compute the gradient of this rank's share, and all-reduce it once."""
         pinned = torch.get_num_threads()
         torch.set_num_threads(self._threads)
         try:

@@ -19,16 +19,16 @@ from ddp_train.distributed.process_group import Ranks
 from ddp_train.torch_internals import foreach
 
 PIECE = 1 << 22
-"""Numbers that are gathered at a time: bounds the memory, which is so many times the ranks and their subtrees."""
+"""Numbers that are gathered at a time: bounds the memory to PIECE x ranks x subtrees of a rank."""
 
 Node = tuple[int, int]
-"""A subtree: the shards from the first up to, and without, the second."""
+"""A subtree: the shards from the first number up to the second, without the second."""
 Sums = list[Tensor]
-"""What a node adds up: tensors of one dimension."""
+"""The tensors that a node adds up, each of one dimension."""
 
 
 def add_up(node: Node, known: Callable[[Node], Sums | None]) -> Sums:
-    """The sums of a node, from its two halves where they are not known; the left one's tensors are written over."""
+    """The sums of a node: `known`, or the sum of its two halves, which overwrites the left half's tensors."""
     found = known(node)
     if found is not None:
         return found
@@ -63,12 +63,13 @@ class ShardTree:
         self._ranks, self._root = ranks, (0, shards)
         self._nodes = [cover(shards_of_rank(shards, rank, ranks.world_size), self._root) for rank in everyone]
         self.shards = shards_of_rank(shards, ranks.rank, ranks.world_size)
-        """Those of this rank."""
+        """The shards of this rank."""
 
     def add_up(self, leaf: Callable[[int], Sums]) -> Sums:
         """The sums over all shards of all ranks; `leaf` is asked for each shard of this rank, in order."""
 
         def known(node: Node) -> Sums | None:
+            """The sums of a single shard; None for a larger subtree."""
             return leaf(node[0]) if node[1] - node[0] == 1 else None
 
         return self._join([add_up(node, known) for node in self._nodes[self._ranks.rank]])
@@ -98,7 +99,7 @@ class ShardTree:
 
 
 def _pieces(tensors: Sums) -> Iterator[list[tuple[int, int, int]]]:
-    """Stretches (tensor, from, to) of one type, at most PIECE numbers in all, which go through a gather at once."""
+    """Lists of ranges (tensor, from, to) of one dtype with at most PIECE numbers in all, each list for one gather."""
     piece: list[tuple[int, int, int]] = []
     left = PIECE
     for index, tensor in enumerate(tensors):
@@ -131,7 +132,7 @@ class Buffers:
             for name, buffer in module.named_buffers(recurse=False)
             if buffer.numel()
         }
-        # Whole numbers after the others. Places, not tensors: a module may put another tensor in a buffer's place.
+        # Whole numbers come last. Places are kept, not tensors: a module may replace the tensor of a buffer.
         self._places = sorted(places.values(), key=lambda place: not place[2])
         self._floats = sum(floating for _, _, floating in self._places)
 
@@ -163,13 +164,13 @@ class Buffers:
         if not start:
             return []
         floats, counts = self.read()
-        # Not a difference where nothing moved: infinite values, as in masks, have none.
+        # 0 where nothing moved: the difference of infinite values, as in masks, would be NaN.
         moves = torch.where(floats == start[0], 0, floats - start[0]) * samples
         return [torch.cat([moves, (counts - start[1]).to(moves.dtype) * int(shard == 0)])]
 
     @torch.no_grad()
     def move(self, start: Sums, moves: Sums, samples: int) -> None:
-        """To `start` and the shards' moves, which are added up; `samples` of all shards."""
+        """Set the buffers to `start` plus the mean move. moves: the sum over the shards; samples: of all shards."""
         if moves:
             floats, counts = moves[0].split([len(one) for one in start])
             self.write([start[0] + floats / samples, start[1] + counts.to(start[1].dtype)])

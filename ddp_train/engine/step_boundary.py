@@ -20,7 +20,7 @@ from ddp_train.engine.stop_signals import STATUS
 
 
 class StepBoundary:
-    """`metrics`: of the running epoch and this rank."""
+    """What happens between two steps. `metrics`: those of the running epoch on this rank."""
 
     def __init__(self, components: LoopParts, metrics: Metrics) -> None:
         self._components, self._metrics = components, metrics
@@ -41,7 +41,7 @@ class StepBoundary:
         return time.monotonic() - self._began
 
     def begin_step(self) -> None:
-        """A step begins, in which no flags have been exchanged yet."""
+        """Start a step: no flags have been exchanged in it yet."""
         self._exchanged = None
 
     @property
@@ -91,7 +91,7 @@ class StepBoundary:
         self._stop_if_asked(flags, saved=True)
 
     def until_stopped(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The batches of an evaluation, which all ranks interrupt when one has to stop: the rest could take too long.
+        """The batches of an evaluation; when a rank has to stop, all interrupt it, as the rest could take too long.
 
         Errors: Stopped; the resumed run continues with this evaluation.
         """

@@ -18,13 +18,13 @@ from types import FrameType
 from ddp_core.errors import Stopped
 
 STATUS: dict[int, int] = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGHUP: 129, signal.SIGUSR1: 143}
-"""The exit status after each; a warning of the scheduler's is like the SIGTERM that would follow."""
+"""The exit status after each signal; SIGUSR1, the scheduler's warning, has that of the SIGTERM that would follow."""
 REPEATED_S = 0.05
-"""A signal that comes again sooner is the same one: timeout(1) sends it to the process and to its group."""
+"""A signal that is repeated within this time is the same one: timeout(1) sends it to the process and to its group."""
 
 
 class StopSignals:
-    """What has been received. Nothing is, before `install`."""
+    """The stop signals that were received; none before `install`."""
 
     def __init__(self) -> None:
         self.received = 0
@@ -32,11 +32,11 @@ class StopSignals:
         self._at = 0.0
         self._deferred = False
         self._raises = False
-        # Slurm signals every process of a step, and the launcher passes on what it gets: on a busy node much later.
+        # Slurm signals every process of a step, and the launcher forwards its own signal: on a busy node much later.
         self._repeated_s = math.inf if "SLURM_JOB_ID" in os.environ else REPEATED_S
 
     def install(self) -> None:
-        """Take the signals over, in the main thread. One that is ignored (nohup) stays so."""
+        """Install the handlers, in the main thread. A signal that is ignored (nohup) stays ignored."""
         for number in STATUS:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._handle)
@@ -53,7 +53,7 @@ class StopSignals:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Inside, a first signal is only noted. After it, one that nobody has acted on raises Stopped."""
+        """Inside, a first signal is only noted. At the end, a signal that was not acted on raises Stopped."""
         self._check()
         self._deferred = True
         try:

@@ -112,7 +112,7 @@ class Trainer:
         )
 
     def _explain(self, epoch: int, loss: float) -> str:
-        """The line of a run whose loss is lost, with the layer that a forward pass finds spoilt first."""
+        """The error message for a loss that has diverged, with the first layer that a forward pass finds spoilt."""
         components = self.components
         components.model.eval()
         images = components.pipeline.dummy_batch().images
@@ -147,6 +147,7 @@ class Trainer:
             images = components.pipeline.dummy_batch().images
 
             def forward() -> Tensor:
+                """A forward pass of the dummy batch."""
                 with components.precision.autocast():
                     output: Tensor = components.model(images)
                 return output
@@ -161,7 +162,7 @@ class Trainer:
         set_learning_rate(self.components.optimizer, factor)
 
     def measure_step(self, window: Window) -> float:
-        """One optimizer step, and the mean loss of its global batch: for measurements, as it waits for the device."""
+        """Take an optimizer step; returns its global batch's mean loss. For measurements: it waits for the device."""
         self._metrics.start()
         self.train_step(window)
         loss, _, samples = to_host(sum_over_ranks(self._metrics.total()))
@@ -177,10 +178,11 @@ class Trainer:
             before_step(moment)
         for choose in self._choose:
             window = choose(window, moment)
-        # More than one gradient of a step needs its samples more than once.
+        # A technique that computes several gradients in a step needs the step's samples several times.
         batches = window.batches if self._update is _plain_update else list(window.batches)
 
         def gradients(*, communicate: bool = True, count: bool = True) -> None:
+            """See technique.Gradients."""
             self._gradients(window, batches, moment, communicate=communicate, count=count)
 
         self._update(gradients, lambda: self._apply(moment), components.optimizer)
@@ -191,10 +193,11 @@ class Trainer:
     def _gradients(
         self, window: Window, batches: Iterable[Batch], moment: Moment, *, communicate: bool, count: bool
     ) -> None:
-        """The gradient of the global batch into `.grad`, whatever the split."""
+        """Add the gradient of the global batch to `.grad`, whatever the split over ranks."""
         components = self.components
 
         def compute(batch: Batch, moment: Moment, weight: float) -> None:
+            """See gradient_sync.Compute."""
             images, targets = batch.images, batch.labels
             for change in self._batch if images.shape[0] else ():
                 images, targets = change(images, targets, moment)
@@ -209,10 +212,11 @@ class Trainer:
         self._gradient_sync.gradients(window, batches, moment, compute, communicate=communicate)
 
     def _apply(self, moment: Moment) -> None:
-        """Step with the gradient that is there, after the techniques that change it; then clear it."""
+        """Exchange the flags, let the techniques change the gradient, step with it, and clear it."""
         components = self.components
 
         def prepare() -> None:
+            """Let the techniques change the gradients."""
             for change in self._gradient:
                 change(self._parameters, moment)
 
@@ -224,7 +228,7 @@ class Trainer:
             self._loop.apply(components.optimizer, self._parameters, prepare if self._gradient else None)
 
     def _phase(self, name: str) -> contextlib.AbstractContextManager[Any]:
-        """What the techniques put around a phase."""
+        """The contexts that the techniques put around a phase, as one."""
         if len(self._phases) == 1:
             return self._phases[0](name)
         stack = contextlib.ExitStack()
@@ -246,7 +250,7 @@ class Trainer:
         components.precision.backward(loss, 0.0)
 
     def _extra(self) -> Mapping[str, float]:
-        """What the techniques report now."""
+        """The numbers that the techniques report now, and the trainer's own."""
         reports = [technique.report() for technique in self.components.techniques if technique.report is not None]
         if self.components.nan_guard is not None:
             reports.append(self.components.nan_guard.report())
@@ -257,7 +261,7 @@ class Trainer:
         return {name: value for report in reports for name, value in report.items()}
 
     def _report(self, *, loss: float, correct: float, samples: float, seconds: float) -> StepReport:
-        """The facts of a step for observers."""
+        """The report of a step for observers."""
         components, seen = self.components, self.progress.samples
         return StepReport(
             epoch=self.progress.epoch + 1,

@@ -27,7 +27,7 @@ WORST = 24
 
 
 def finish(run: Run) -> None:
-    """Does nothing where epochs are left (`--stop-after`). Afterwards the network has the best model's weights."""
+    """Finish a run, unless epochs are left (`--stop-after`). Afterwards the network has the best model's weights."""
     progress = run.trainer.progress
     if progress.epoch < run.trainer.components.epochs and not progress.stopped:
         return
@@ -53,7 +53,7 @@ def _write(run: Run, plain: Examination | None, augmented: Examination | None) -
     if plain is not None:
         draw(plain, run.dataset, run.folder.path)
         metrics: dict[str, object] = {"samples": plain.samples, "top1": plain.top1}
-        if run.dataset.val is not None:  # else the epochs have it, of the same split
+        if run.dataset.val is not None:  # else the epochs' records have it, for the same split
             metrics |= {"split": run.dataset.final, "balanced_accuracy": plain.balanced_accuracy}
         if augmented is not None:
             metrics |= {"tta": diagnostics.tta, "tta_below": diagnostics.tta_below, "top1_tta": augmented.top1}
@@ -68,6 +68,7 @@ def _examine(run: Run) -> tuple[Examination | None, Examination | None]:
     network = components.evaluated
 
     def load() -> bool:
+        """Load best_model.pth into the network; False where there is no such file."""
         if not run.folder.best_model.is_file():
             return False
         network.load_state_dict(checkpoint_format.load_state_dict(run.folder.best_model))

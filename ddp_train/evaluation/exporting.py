@@ -20,13 +20,13 @@ from ddp_train.evaluation.saved_model import SavedModel
 EXAMPLES, CHECKED = 4, 7
 """Images in the batch that is traced, and in the one that is compared: two sizes, since any must work."""
 TOLERANCE = 1e-4
-"""Of the logits, relative to the largest: other kernels sum in a different order."""
+"""Largest difference of a logit, relative to the largest logit: other kernels sum in a different order."""
 
 Answer = Callable[[Tensor], Tensor]
 
 
 def export(saved: SavedModel, output: str) -> str:
-    """Write `output`, by its ending; one line on what was written. Errors: UserError, and then nothing is written."""
+    """Write `output` in the format of its ending; returns a line on it. Errors: UserError, and nothing is written."""
     if output.endswith(".onnx"):
         missing = [name for name in ("onnx", "onnxscript") if find_spec(name) is None]
         if missing:

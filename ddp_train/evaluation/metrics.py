@@ -67,15 +67,16 @@ def _rival(found: Examination, classes: Sequence[str], at: int) -> str:
 
 
 def draw(found: Examination, dataset: Dataset, folder: Path) -> list[Path]:
-    """confusion_matrix.png (for a moderate number of classes) and worst_images.png (where there are mistakes).
+    """Draw confusion_matrix.png (for a moderate number of classes) and worst_images.png (where there are mistakes).
 
-    The files that were written; one that cannot be drawn is a note.
+    Returns the files that were written; for one that cannot be drawn a note is printed.
     """
     names, confusion, written = dataset.classes, found.confusion, []
     if confusion is not None and 2 <= len(names) <= CLASSES_UP_TO:
         written += save_if_possible(lambda: confusion_figure(confusion, names), folder / "confusion_matrix.png")
 
     def mistakes() -> Figure:
+        """The figure of the worst mistakes."""
         pictures = [
             Picture(_image(dataset, one.index), names[one.label], names[one.predicted], one.probability)
             for one in found.mistakes
@@ -88,7 +89,7 @@ def draw(found: Examination, dataset: Dataset, folder: Path) -> list[Path]:
 
 
 def _image(dataset: Dataset, index: int) -> np.ndarray:
-    """uint8 [H, W, C] of the split that was examined."""
+    """Image `index` of the examined split: uint8 [H, W, C]."""
     split = dataset.held_out[dataset.final]
     if split.images is not None:
         return split.take(np.array([index]))[0]

@@ -30,8 +30,8 @@ def model_card(
     found: Examination | None,
     augmented: Examination | None = None,
 ) -> str:
-    """Markdown. `found`: the examination of the best model, where there was one; `augmented`: with test-time
-    augmentation."""
+    """The model card as Markdown. `found`: the examination of the best model, if there was one; `augmented`: that with
+    test-time augmentation."""
     diagnostics = config.diagnostics
     tta = None if augmented is None else (describe_tta(diagnostics.tta, diagnostics.tta_below), augmented.top1)
     heading = (
@@ -50,13 +50,13 @@ def model_card(
     parts = [heading, _results(data, history, found, tta), _classes(data, found), _data(data)]
     parts += [_training(config, run, history), "## Versions\n\n" + _table(named), use]
     text = "\n\n".join(part for part in parts if part) + "\n"
-    return text.encode(errors="replace").decode()  # a class may be a folder whose name is no text
+    return text.encode(errors="replace").decode()  # a class name may come from a folder name that is not valid text
 
 
 def _results(
     data: DatasetFacts, history: HistoryDocument, found: Examination | None, tta: tuple[str, float] | None
 ) -> str:
-    """`tta`: the description of test-time augmentation, and the accuracy with them."""
+    """The section on results. `tta`: the description of test-time augmentation, and the accuracy with it."""
     best, final = Best.of(history), "test" if data.test_samples else "validation"
     rows = [("best epoch", f"{best.epoch} of {history['epochs'][-1]['epoch']}")] if best.epoch else []
     if best.split == "val" and best.accuracy is not None:

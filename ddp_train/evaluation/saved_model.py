@@ -35,7 +35,7 @@ class SavedModel:
     device: torch.device
 
     def normaliser(self) -> Augmentation:
-        """Its `normalise` takes uint8 images [n, H, W, C] to what the network was trained on."""
+        """An Augmentation; its `normalise` turns uint8 images [n, H, W, C] into inputs like those in training."""
         facts = self.facts
         return Augmentation(
             "none", image_shape=facts.image_shape, mean=facts.mean, std=facts.std, flip_ok=False, device=self.device
@@ -84,12 +84,12 @@ def load_split(saved: SavedModel, data_dir: str | None, ranks: Ranks) -> Dataset
         assert dataset.test is not None
         whole = replace(dataset, train=dataset.test, test=None)
         divided = together(lambda: split_off(whole, share, saved.config.run.seed), ranks)
-        dataset = replace(divided, train=dataset.train)  # of which there is no image
+        dataset = replace(divided, train=dataset.train)  # the training split has no images here
     return together(lambda: _as_trained(dataset, saved, options.data_dir), ranks)
 
 
 def _check_folder(name: str, options: DataOptions) -> None:
-    """Nothing is downloaded here: a wrong folder is a mistake."""
+    """Errors: UserError for a folder without the data: nothing is downloaded here."""
     folder = Path(options.data_dir)
     if name in ("digits", "synthetic"):
         return
@@ -131,7 +131,7 @@ def test_batches(dataset: Dataset, saved: SavedModel, ranks: Ranks, batch_size: 
         rank=ranks.rank,
         world_size=ranks.world_size,
         device=saved.device,
-        # The pipeline evaluates twice a rank's part of a global batch at a time.
+        # In evaluation the pipeline takes twice as many images at a time as a rank's part of a global batch.
         global_batch=max(1, batch_size // 2) * ranks.world_size,
         accumulate=1,
         seed=0,

@@ -27,7 +27,7 @@ def views(tta: Tta) -> Views:
 
 
 def describe_tta(tta: Tta, below: float | None) -> str:
-    """The views, and which images are seen in them. below: as of `--tta-below`."""
+    """The views, and which images are seen in them. below: see `--tta-below`."""
     return tta if below is None else f"{tta} where the highest probability is below {below:g}"
 
 
@@ -38,7 +38,7 @@ def _flipped(images: Tensor) -> Iterator[Tensor]:
 
 
 def _shifted(images: Tensor) -> Iterator[Tensor]:
-    """Four shifts of the images, each also mirrored."""
+    """The images and four shifts of them, each also mirrored."""
     height, width = images.shape[2:]
     step = max(1, min(height, width) // 32)
     padded = pad(images, (step, step, step, step), mode="reflect")

@@ -1,1 +1,1 @@
-"""The library: what the bundled trainer promises, for a training loop of one's own. See docs/library.md and run.py."""
+"""The library: the bundled trainer's guarantees for a user's own training loop. See docs/library.md and run.py."""

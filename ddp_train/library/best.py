@@ -27,10 +27,10 @@ class Weights:
 
 
 class BestEpoch:
-    """Of the run that `progress` is of. It counts from the epoch's end on, when its weights are written too.
+    """The best epoch of `progress`'s run. A metric counts from the end of its epoch, when the weights are written too.
 
-    keeps: whether this rank writes them. in_hand: whether a loop over a loader is running. Of the lowest metric
-    `best_accuracy` has the negative, and `best_loss` the metric itself.
+    keeps: whether this rank writes them. in_hand: whether a loop over a loader is running. If the lowest metric is the
+    best, `best_accuracy` holds its negative and `best_loss` the metric itself.
     """
 
     def __init__(self, progress: Progress, *, keeps: bool, in_hand: Callable[[], bool]) -> None:
@@ -58,7 +58,7 @@ class BestEpoch:
         return True
 
     def take(self) -> Weights | None:
-        """The epoch is done: its weights, where it is the best so far and they are written here."""
+        """End an epoch. Returns its weights if it is the best so far and this rank writes them."""
         if self._offered is None:
             return None
         progress, (value, lowest, weights) = self._progress, self._offered

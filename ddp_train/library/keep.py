@@ -1,4 +1,4 @@
-"""`run.keep(...)`: what a checkpoint of a user's own loop holds, beside the run's progress and the loaders' places."""
+"""`run.keep(...)`: what a checkpoint of a user's own loop holds besides the run's progress and the loaders' places."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _ACCEPTED = (
 
 
 class Kept:
-    """The kept plain values, as attributes: `kept.best = 0.9` is what the next checkpoint holds. The objects too."""
+    """Kept values and objects as attributes. A plain value can be set for the next checkpoint: `kept.best = 0.9`."""
 
     def __init__(self) -> None:
         self.__dict__["_objects"] = {}
@@ -48,7 +48,7 @@ class Kept:
 
 
 class KeptState:
-    """See checkpoint.manager.Contents. `places`: the state of whatever else the run itself has to find again."""
+    """See checkpoint.manager.Contents. `places`: returns the state of everything else that a resumed run restores."""
 
     names: tuple[str, ...] = ("model", "optimizer", "kept", "places")
 
@@ -57,10 +57,10 @@ class KeptState:
         self.kept = Kept()
         self._objects: dict[str, Any] = self.kept.__dict__["_objects"]
         self.saved: dict[str, Any] | None = None
-        """What a resumed run has read: parts are taken out when `add` and the loaders ask for them."""
+        """The state that a resumed run has read; `add` takes out the parts that it restores."""
 
     def add(self, things: Mapping[str, Any]) -> None:
-        """Keep these; what the checkpoint has of them is restored. Errors: UserError that names the argument."""
+        """Keep these, and restore those that the checkpoint has. Errors: UserError that names the argument."""
         for name, thing in things.items():
             if isinstance(thing, nn.Module):
                 thing = unwrapped(thing)
@@ -95,7 +95,7 @@ class KeptState:
             ) from None
 
     def left_over(self) -> list[str]:
-        """What the checkpoint has and nobody has asked for."""
+        """The names of what the checkpoint has and no call of `add` has restored."""
         return [] if self.saved is None else sorted(name for part in self.names[:3] for name in self.saved[part])
 
     def state_dict(self) -> dict[str, Any]:
@@ -106,7 +106,7 @@ class KeptState:
         return state | {"places": self._places()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """See Contents: kept until it is asked for."""
+        """See Contents: stored until `add` restores it."""
         self.saved = state
 
     def weights(self) -> Iterable[Tensor]:
@@ -159,7 +159,7 @@ def _state_of(thing: Any) -> Any:
 
 
 def _load(thing: Any, state: Any) -> Any:
-    """Put `state` into the object; what is kept of it from now on: the object, or for a plain value the saved one."""
+    """Load `state` into `thing`. Returns what is kept from now on: the object, or for a plain value the saved one."""
     if isinstance(thing, torch.Generator):
         thing.set_state(state)
     elif isinstance(thing, np.random.Generator):

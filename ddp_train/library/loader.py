@@ -1,8 +1,8 @@
-"""`run.loader(...)`: a rank's part of each global batch, of a map-style dataset; of a stream see stream.py.
+"""`run.loader(...)`: a rank's part of each global batch of a map-style dataset; for a stream see stream.py.
 
 The order of the samples depends on (seed, epoch) alone, and global batch k is the k-th slice of it
-(data/pipeline/sampler.py): the batches are the same on any number of ranks, and a resumed run reads none that was
-trained. Each rank gets the same number of batches; one without samples gets an empty batch (reading.py).
+(data/pipeline/sampler.py): the batches are the same on any number of ranks, and a resumed run skips those that were
+trained. Each rank gets the same number of batches; a rank without samples gets an empty batch (reading.py).
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from ddp_train.library.order import OrderedSampler
 from ddp_train.library.reading import BatchReader, Request
 
 ALL = -1
-"""A pass through the data that has nothing left."""
+"""As the start of a pass through the data: nothing of it is left."""
 
 
 class Part(NamedTuple):
-    """What a rank has in hand: a batch of its own samples, of a global batch. `borrowed`: it holds a sample that does
-    not count, since nobody knows what the batch looks like without."""
+    """A batch that the loop's body works on: this rank's own samples of a global batch. `borrowed`: it holds a sample
+    that does not count, since a batch without samples could not be made."""
 
     samples: int
     size: int
@@ -47,7 +47,7 @@ class Part(NamedTuple):
 
 
 class Turns(Protocol):
-    """Who is asked between the batches (steps.py)."""
+    """What a loader calls between its batches (see steps.py)."""
 
     device: torch.device
 
@@ -55,13 +55,13 @@ class Turns(Protocol):
         """Whether the loop over another loader is running; None before run.epochs()."""
 
     def finish(self, loader: Loader) -> None:
-        """The loop's body for the batch before, if there was one, is done."""
+        """The loop's body is done with the previous batch, if there was one."""
 
     def begin(self, loader: Loader, part: Part) -> None:
-        """The body for `part` begins."""
+        """The loop's body begins with the batch of `part`."""
 
     def end(self, loader: Loader) -> None:
-        """The body for the epoch's last batch is done."""
+        """The loop's body is done with the epoch's last batch."""
 
     def leave(self, loader: Loader) -> None:
         """The loop is left, at its end or before."""
@@ -69,14 +69,14 @@ class Turns(Protocol):
 
 @dataclass(eq=False)
 class _Pass:
-    """One loop over a loader. within: that over another loader was running, as in zip or a loop within a loop."""
+    """One loop over a loader. within: a loop over another loader was running, as in zip or in nested loops."""
 
     within: bool | None
     trained: bool = False
 
 
 class Loader(ABC):
-    """See `Run.loader`. `taken`: global batches of the running or latest pass that were handed over."""
+    """See `Run.loader`. `taken`: global batches of the running or latest pass that the loop's body was given."""
 
     dataset: Any
 
@@ -84,21 +84,21 @@ class Loader(ABC):
         self._turns, self.batch_size, self.accumulate, self.name = turns, batch_size, accumulate, name
         self.epoch = self.taken = 0
         self.trained = False
-        """Whether optimizer steps belong to it: its place is part of a checkpoint."""
+        """Whether optimizer steps were taken with its batches."""
         self._pass: _Pass | None = None
         self._over: list[bool] = []
-        """Of each earlier pass of the epoch that was within no other: whether it trained."""
+        """For each earlier pass of the epoch that was not within another loop: whether it trained."""
         self._begin: list[int] = []
-        """Where the next passes begin in the epoch that a run resumes in."""
+        """Where the next passes begin, in the epoch in which a run resumes."""
 
     @property
     def steps_per_epoch(self) -> int:
-        """Global batches of an epoch; 0 where nobody knows, as for a stream."""
+        """Global batches of an epoch; 0 if unknown, as for a stream."""
         return 0
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What must be the same where a run resumes within an epoch."""
+        """Values that must be the same if a run resumes within an epoch."""
         return {"batch_size": self.batch_size}
 
     def like(self, other: Loader) -> bool:
@@ -129,7 +129,7 @@ class Loader(ABC):
         return {"trained": self.trained, "begin": begin, "facts": self.facts}
 
     def load_state_dict(self, state: Mapping[str, Any], *, within: bool) -> None:
-        """Continue there. within: an epoch. Errors: UserError where the place has another meaning here."""
+        """Continue at a saved place. within: it is within an epoch. Errors: UserError where `facts` differ."""
         self.trained = bool(state["trained"])
         if not within:
             return
@@ -142,7 +142,7 @@ class Loader(ABC):
                 )
 
     def _start(self) -> tuple[_Pass, int]:
-        """A pass through the data, and where it begins. One before run.epochs() is a look, and not counted."""
+        """A new pass through the data, and where it begins. A pass before run.epochs() is not counted."""
         if self._pass is not None:
             self._end(self._pass)
         this = self._pass = _Pass(self._turns.within())
@@ -190,7 +190,7 @@ class Loader(ABC):
 
 
 class MapLoader(Loader):
-    """Of a dataset with `len` and `[]`. `options`: of torch.utils.data.DataLoader, used where there are workers."""
+    """Loads a dataset with `len` and `[]`. `options`: for torch.utils.data.DataLoader, used if there are workers."""
 
     def __init__(
         self,
@@ -215,10 +215,12 @@ class MapLoader(Loader):
 
     @property
     def steps_per_epoch(self) -> int:
+        """See Loader."""
         return self._sampler.steps_per_epoch
 
     @property
     def facts(self) -> dict[str, Any]:
+        """See Loader."""
         sampler = self._sampler
         found = super().facts | {
             "samples": len(self.dataset),  # type: ignore[arg-type]
@@ -229,7 +231,7 @@ class MapLoader(Loader):
         return found | {"order": sampler.mark} if isinstance(sampler, OrderedSampler) else found
 
     def __len__(self) -> int:
-        """Batches of an epoch, on every rank alike: micro-batches count each."""
+        """Batches of an epoch, the same number on every rank: each micro-batch counts."""
         whole, rest = divmod(self._sampler.total_size, self.batch_size)
         return sum(
             times * len(self._bounds(RankPart(0, 0, size, *self._sampler.cut(size)[1:])))
@@ -238,6 +240,7 @@ class MapLoader(Loader):
         )
 
     def begin_epoch(self, epoch: int) -> None:
+        """See Loader."""
         super().begin_epoch(epoch)
         self._sampler.set_epoch(epoch)
 
@@ -249,7 +252,8 @@ class MapLoader(Loader):
         if start == ALL or start >= self.steps_per_epoch:
             return
 
-        def requests() -> Iterator[Request]:  # made as they are needed: a list of all would be many times the data's
+        def requests() -> Iterator[Request]:  # made as they are needed: a list of all would take much memory
+            """The requests for this rank's batches; each part is noted in `asked`."""
             for part, indices in self._sampler.windows(start):
                 visits = indices.tolist()
                 batches = [visits[low:high] for low, high in self._bounds(part)]
@@ -270,7 +274,7 @@ class MapLoader(Loader):
 
 
 class _Requests:
-    """What the workers are asked for in a pass; `next` makes it."""
+    """The requests to the loader workers for one pass; `next` makes them."""
 
     next: Callable[[], Iterator[Request]]
 
@@ -279,7 +283,7 @@ class _Requests:
 
 
 def _init_worker(parent: int, own: Callable[[int], object] | None, number: int) -> None:
-    """In a worker: it ends with the rank, then what the user wants of it."""
+    """Set up a loader worker: it will end with its rank; then call the user's worker_init_fn."""
     end_with_parent(parent)
     if own is not None:
         own(number)

@@ -1,4 +1,4 @@
-"""Which loader a dataset gets from `run.loader(...)`, and what of its options cannot be."""
+"""Chooses the loader that a dataset gets from `run.loader(...)`, and refuses options that cannot work."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def _sampler(dataset: Any, batch_size: int, ordering: Ordering, ranks: Ranks) ->
 
 
 def _refuse_options(options: Mapping[str, Any]) -> None:
-    """Errors: UserError for an option that DataLoader does not have, also where no worker would look at it."""
+    """Errors: UserError for an option that DataLoader does not have, also where no worker would use it."""
     known = set(inspect.signature(DataLoader.__init__).parameters) - OWN - NOT_HERE
     for name in options:
         if name not in known:

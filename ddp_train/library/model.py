@@ -27,7 +27,7 @@ _UNUSED = "find_unused_parameters"
 
 
 Samples = Callable[[], tuple[int, int]]
-"""A rank's own samples in the batches that it has in hand: the fewest, and the most."""
+"""Returns how many own samples a rank has in the batches that are in use: the fewest, and the most."""
 
 
 class Joined(DistributedDataParallel):
@@ -55,7 +55,7 @@ class Joined(DistributedDataParallel):
             raise
 
     def leave(self) -> None:
-        """Let go of the process group; from now on it is the network alone."""
+        """Drop the process group; from now on this is the network alone."""
         self.reducer = self.logger = self.process_group = None  # type: ignore[assignment]
 
     def _without_samples(self, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
@@ -77,11 +77,11 @@ class Joined(DistributedDataParallel):
                 module.training = training
 
     def state_dict(self, *args: Any, **options: Any) -> Any:
-        """The network's: the same names on any number of ranks."""
+        """The network's own state: the same names on any number of ranks."""
         return self.module.state_dict(*args, **options)
 
     def load_state_dict(self, *args: Any, **options: Any) -> Any:
-        """Into the network."""
+        """Load the network's own state."""
         return self.module.load_state_dict(*args, **options)
 
     def __getattr__(self, name: str) -> Any:
@@ -92,7 +92,7 @@ class Joined(DistributedDataParallel):
 
 
 def _made_up(value: Any, samples: int) -> Any:
-    """`value` with tensors of zeros, of so many samples, in the place of empty ones."""
+    """`value` with each empty tensor replaced by zeros for `samples` samples."""
     if isinstance(value, Tensor) and not value.numel():
         return value.new_zeros([size or samples for size in value.shape])
     if isinstance(value, dict):
@@ -103,7 +103,7 @@ def _made_up(value: Any, samples: int) -> Any:
 
 
 def _same(*values: Any) -> bool:
-    """Whether nothing in them is empty."""
+    """Whether no tensor in the values is empty."""
     return all(
         _same(*value.values())
         if isinstance(value, dict)
@@ -153,12 +153,14 @@ def settle_forward(joined: Joined) -> Callable[[], Tensor]:
     parameters = [parameter for parameter in joined.module.parameters() if parameter.requires_grad]
 
     def total(*_: object) -> Tensor:
+        """The sum of all trainable parameters, in place of the network's output."""
         return torch.stack([parameter.sum().double() for parameter in parameters]).sum()
 
     def forward() -> Tensor:
+        """One pass through the wrapper, in which `total` replaces the network's forward."""
         attributes = vars(joined.module)
         own = attributes.get("forward")
-        attributes["forward"] = total  # found before that of its class, when the wrapper calls the network
+        attributes["forward"] = total  # found before the class's own when the wrapper calls the network
         try:
             found: Tensor = DistributedDataParallel.forward(joined)
             return found

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def _everyone(value: Any, process: Process) -> list[Any]:
-    """What each rank has, by rank; tensors on the host."""
+    """Every rank's `value`, in rank order; tensors on the host."""
     mine = value.detach().cpu() if isinstance(value, Tensor) else value
     return gather(mine, process.ranks, process.flag_exchange.group)
 
@@ -62,13 +62,13 @@ def gathered(value: Any, process: Process) -> Any:
 
 
 class SecondPass:
-    """What is wrong with this rank's part of a step that is not finite (see nan_guard.SecondPass)."""
+    """Finds what is wrong with this rank's part of a step that is not finite (see nan_guard.SecondPass)."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
 
     def __call__(self, moment: Moment) -> tuple[str | None, list[int]]:
-        """The loop's body is the user's: it is not run again, its losses are looked at."""
+        """Look at the losses of the step: the loop's body is the user's, and is not run again."""
         training = self._run._training
         assert training is not None
         losses = [loss for loss in training.loop.metrics.of_step if not math.isfinite(loss)]

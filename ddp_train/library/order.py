@@ -1,4 +1,4 @@
-"""The order of a user's own that `run.loader(..., sampler=function)` follows, checked and the same on all ranks."""
+"""A user's own order of the samples, for `run.loader(..., sampler=function)`: checked, and the same on all ranks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Order = Callable[[int], Any]
 
 @dataclass(frozen=True)
 class Ordering:
-    """Which samples come when. order_of: the user's own order by epoch, in place of a shuffled one."""
+    """How the order of the samples is made. order_of: the user's own order by epoch, in place of a shuffled one."""
 
     seed: int
     shuffle: bool
@@ -46,7 +46,7 @@ class OrderedSampler(GlobalBatchSampler):
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
-        """Ask for the order of `epoch`. A collective. Errors: UserError where it is none, or the ranks have others."""
+        """Get the order of `epoch`. A collective. Errors: UserError if it is not valid, or the ranks' orders differ."""
         if epoch == self._known_epoch:
             return
         super().set_epoch(epoch)
@@ -64,7 +64,7 @@ class OrderedSampler(GlobalBatchSampler):
         self.total_size = min(len(order), self.steps_per_epoch * size)
 
     def _checked(self, found: Any, epoch: int) -> Tensor:
-        """Indices as int64 [n]. Errors: UserError."""
+        """The user's indices as int64 [n]. Errors: UserError where they are not valid."""
         length = len(self.dataset)  # type: ignore[arg-type]
         try:
             listed = found if isinstance(found, np.ndarray | Tensor) else np.asarray(list(found))
@@ -87,4 +87,5 @@ class OrderedSampler(GlobalBatchSampler):
         )
 
     def order(self, device: torch.device | str = "cpu") -> Tensor:
+        """See GlobalBatchSampler."""
         return self._order.to(device)

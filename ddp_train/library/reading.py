@@ -2,8 +2,8 @@
 
 What a dataset draws while it reads a sample (torch, NumPy, random) is keyed by (seed, epoch, sample): the same on any
 number of ranks and workers, and after a resume. Most datasets draw nothing, so a part is first read with the generators
-as they are. Only where one of them has moved is it read again, each sample with seeds of its own, and so are all parts
-after it.
+as they are. Only if a generator has moved is the part read again, with separate seeds for each sample; all parts after
+it are read in that way at once.
 
 A rank without samples of a global batch gets an empty batch: tensors of length 0 where the others have their samples.
 """
@@ -33,18 +33,18 @@ _PYTHON = f"=i{_MT_WORDS}I"
 
 
 class CannotBeEmpty(Exception):
-    """A value that is neither of tensors nor of plain values: nobody knows what it looks like without samples."""
+    """The batch has a value that is neither a tensor nor plain: its form without samples is unknown."""
 
 
 class BatchReader(Dataset[Any]):
-    """`dataset[(epoch, indices)]` is the collated batch, and whether it stands for an empty one but holds a sample.
+    """`reader[(epoch, indices)]` is the collated batch, and whether it holds a sample in place of an empty batch.
 
-    `dataset`: map-style; `collate`: a list of samples to a batch.
+    `dataset`: map-style; `collate`: turns a list of samples into a batch.
     """
 
     def __init__(self, dataset: Any, collate: Collate | None, seed: int) -> None:
         self._dataset, self._collate, self._seed = dataset, collate or default_collate, seed
-        # A gather, without a Python call for each sample: the same values as reading and stacking them.
+        # Tensors are indexed as a whole, without a Python call for each sample: the values are the same.
         self._tensors = dataset.tensors if type(dataset) is TensorDataset and collate is None else None
         self._draws = False
         self._known: Any = None
@@ -67,7 +67,7 @@ class BatchReader(Dataset[Any]):
 
     def _read(self, epoch: int, indices: Sequence[int]) -> list[Any]:
         if not self._draws:
-            before = _Generators(thorough=self._known is None)  # for the first
+            before = _Generators(thorough=self._known is None)  # thorough for the first part
             samples = self._samples(indices)
             if not before.moved():
                 return samples
@@ -80,7 +80,7 @@ class BatchReader(Dataset[Any]):
             _seed_all(keyed_random.key(key, index, keyed_random.READING))
             samples += self._samples([index])
         if get_worker_info() is None:
-            before.restore()  # in the training process they are the user's
+            before.restore()  # in the training process the generators are the user's
         return samples
 
     def _samples(self, indices: Sequence[int]) -> list[Any]:
@@ -90,7 +90,7 @@ class BatchReader(Dataset[Any]):
 
 
 def empty_batch(collate: Collate, sample: Any) -> tuple[Any, bool]:
-    """The batch of no samples, and False; that of `sample`, and True, where nobody knows what the first looks like."""
+    """The batch without samples, and False; where it cannot be made, the batch of `sample`, and True."""
     one, two = collate([sample]), collate([sample] * 2)
     try:
         return emptied(one, two), False
@@ -99,9 +99,9 @@ def empty_batch(collate: Collate, sample: Any) -> tuple[Any, bool]:
 
 
 def emptied(one: Any, two: Any) -> Any:
-    """The batch of no samples, from those of one sample and of the same sample twice. Errors: CannotBeEmpty.
+    """The batch without samples, from the batches of one sample and of the same sample twice. Errors: CannotBeEmpty.
 
-    Where the two differ in length is where the samples are counted; what is the same in both does not depend on them.
+    Dimensions in which the two differ count the samples; what is the same in both does not depend on their number.
     """
     if isinstance(one, Tensor | np.ndarray) and type(one) is type(two):
         if one.ndim != two.ndim:
@@ -124,10 +124,10 @@ class _Generators:
     """The states of torch's, NumPy's and Python's generators on the host, as they are now."""
 
     _numpy_known: tuple[object, Any] = (None, None)
-    """NumPy's latest whole state with its mark: it takes a hundred times as long to copy as the mark."""
+    """NumPy's latest mark and whole state: copying the state takes a hundred times as long as copying the mark."""
 
     def __init__(self, *, thorough: bool = False) -> None:
-        """thorough: notice too that the second of two normal numbers of NumPy's was used, which leaves its mark."""
+        """thorough: also notice the use of NumPy's cached second normal number, which does not change its mark."""
         self._torch, self._numpy, self._python = torch.default_generator.get_state(), _numpy_mark(), _python_mark()
         self._thorough = thorough
         if thorough or self._numpy != _Generators._numpy_known[0]:
@@ -144,7 +144,7 @@ class _Generators:
         return _bytes_of(now) != _bytes_of(self._torch)
 
     def restore(self) -> None:
-        """Put them back."""
+        """Set the generators back to these states."""
         torch.set_rng_state(self._torch)
         np.random.set_state(self._numpy_state)
         state = self._python
@@ -155,12 +155,12 @@ class _Generators:
 
 
 def _bytes_of(state: Tensor) -> bytes:
-    """What is in a state of torch's, uint8 on the CPU: torch.equal takes longer than all else here."""
+    """The bytes of a torch state, uint8 on the CPU: comparing by torch.equal takes longer than all else here."""
     return ctypes.string_at(state.data_ptr(), state.numel())
 
 
 def _numpy_mark() -> object:
-    """Changes with every draw from NumPy's generator."""
+    """A value that changes whenever NumPy's generator moves on."""
     generator = np.random.mtrand.get_bit_generator()
     if not isinstance(generator, np.random.MT19937):
         return repr(generator.state)
@@ -168,7 +168,7 @@ def _numpy_mark() -> object:
 
 
 def _python_mark() -> Any:
-    """Python's state: its index and words as they are in memory (CPython's _randommodule.c), else as Python has it."""
+    """Python's state: index and words as in memory (CPython's _randommodule.c), gauss_next; else random.getstate()."""
     generator: Any = random.random.__self__  # type: ignore[attr-defined]
     address = _python_address()
     if address is None:
@@ -178,7 +178,7 @@ def _python_mark() -> Any:
 
 @functools.cache
 def _python_address() -> int | None:
-    """Where Python's generator has its index and its words; None where they are not where CPython has them."""
+    """The address of index and words of Python's generator; None where its layout is not that of CPython."""
     generator = random.random.__self__  # type: ignore[attr-defined]
     address, (_, words, _) = id(generator) + object.__basicsize__, random.getstate()
     if sys.implementation.name != "cpython" or type(generator).__basicsize__ < object.__basicsize__ + 4 * len(words):

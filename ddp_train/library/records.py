@@ -1,4 +1,4 @@
-"""What a user's own loop leaves in the records: its epochs with the user's columns, and who gets them."""
+"""The records of a user's own loop: its epochs with the user's columns, and the observers that get them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`Run`: the promises of the bundled trainer for a training loop of one's own. docs/library.md is the guide.
+"""`Run`: the bundled trainer's guarantees for a user's own training loop. docs/library.md is the guide.
 
     with Run(out_dir="runs/mine", seed=0) as run:
         net = run.model(Net())
@@ -11,7 +11,7 @@
                 run.step(optimizer)
 
 The work is done by the trainer's own parts: engine/loop.py (epochs, steps, flags), checkpoint/manager.py, observers/.
-Here they are put together for what the user hands over: setup.py prepares the process, steps.py has the loop's body.
+Here they are combined for the user's networks and data: setup.py prepares the process, steps.py has the loop's steps.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Run:
     """One run of a user's own loop, on this rank; a context manager, entered on all ranks alike.
 
     out_dir       the run's folder; None: a new one under runs/
-    seed          of the first weights, the order of the samples and every keyed draw
+    seed          for the initial weights, the order of the samples and every keyed draw
     resume        "auto": an unfinished run in the folder is continued; None: it is moved aside; else a checkpoint
     device        "auto", "cpu" or "cuda"
     save_every    a checkpoint every so many steps (500) or so much time ("90s", "5m"), and after each epoch
@@ -65,8 +65,8 @@ class Run:
     tensorboard   write TensorBoard event files into the folder
     wandb         the project in Weights & Biases; None: not used
 
-    Under torchrun it reads torchrun's variables; alone it is one rank. Errors in the `with` block end the process as
-    the trainer ends: a user's mistake with one line and status 2, a signal with a checkpoint and status 143.
+    Under torchrun it reads torchrun's variables; alone it is one rank. Errors in the `with` block end the process as in
+    the trainer: a user's mistake with one line and status 2, a signal with a checkpoint and status 143.
     """
 
     def __init__(
@@ -161,7 +161,7 @@ class Run:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is rank 0, which writes files and talks to the user."""
+        """Whether this is rank 0, which writes files and prints for the user."""
         return self.ranks.is_first
 
     @property
@@ -171,7 +171,7 @@ class Run:
 
     @property
     def samples(self) -> int:
-        """This rank's own samples in the batch in hand; 0 where it only takes part."""
+        """How many own samples this rank has in the current batch; 0 where it only takes part in the step."""
         part = None if self._training is None else self._training.steps.part
         return 1 if part is None else part.samples
 
@@ -241,15 +241,15 @@ class Run:
         return {"loaders": [loader.state_dict() for loader in self._loaders], "used": self._used.state_dict()}
 
     def use(self, **options: Any) -> None:
-        """Techniques of the trainer's, for this loop; before run.model().
+        """Use techniques of the trainer in this loop; call it before run.model().
 
         clip_grad  the largest norm of an optimizer's gradient
         ema        the decay of an average of the weights, see `averaged`
         sam        the radius of sharpness-aware minimisation: run.step(optimizer, closure)
         amp        "bf16" or "fp16" (with a loss scale) inside run.autocast()
-        compile    let torch.compile have the networks
+        compile    compile the networks with torch.compile
 
-        Errors: UserError that names what is not there.
+        Errors: UserError that names the option.
         """
         self._before_epochs("run.use()")
         if self._networks and set(options) - {"clip_grad", "amp"}:
@@ -257,17 +257,17 @@ class Run:
         together(lambda: self._used.add(options), self.ranks)
 
     def averaged(self, network: nn.Module) -> nn.Module:
-        """The average of the network's weights, of run.use(ema=...): to evaluate, and for run.best()."""
+        """The network with averaged weights, after run.use(ema=...): to evaluate, and for run.best()."""
         found = self._used.averages.get(id(unwrapped(network)))
         if found is None:
             raise UserError("run.averaged(): this network has no average: run.use(ema=0.999) before run.model()")
         return found
 
     def keep(self, **things: Any) -> Kept:
-        """What a checkpoint holds: whatever has state_dict and load_state_dict, tensors, generators, plain values.
+        """Keep these in checkpoints: whatever has state_dict and load_state_dict, tensors, generators, plain values.
 
-        A resumed run finds all of it as it was; plain values are attributes of what is returned. Errors: UserError
-        that names what cannot be kept, or does not fit.
+        A resumed run restores all of them; plain values are attributes of what is returned. Errors: UserError that
+        names what cannot be kept, or does not fit.
         """
         self._before_epochs("run.keep()")
         together(lambda: self._contents.add(things), self.ranks)
@@ -305,7 +305,7 @@ class Run:
     def backward(
         self, loss: Tensor, *, mean: bool = False, retain_graph: bool = False, of: Loader | None = None
     ) -> None:
-        """The gradient of the global batch's mean loss, added to `.grad`, whatever the split over ranks.
+        """Add the gradient of the global batch's mean loss to `.grad`, whatever the split over ranks.
 
         loss: one number, the SUM of the losses of this rank's part of the batch, or with `mean` their mean. May be
         called for several losses of a batch. of: the loader of that batch, where several are looped over at once.
@@ -314,9 +314,9 @@ class Run:
         self._running("run.backward()").steps.backward(loss, mean=mean, retain_graph=retain_graph, of=of)
 
     def step(self, optimizer: torch.optim.Optimizer, closure: Callable[[], object] | None = None) -> bool:
-        """The optimizer's step, if all ranks' losses and gradients are finite; its gradients are cleared.
+        """Take the optimizer's step, if all ranks' losses and gradients are finite, and clear its gradients.
 
-        False in a micro-batch that is not the step's last, in which nothing happens: `if run.step(optimizer):
+        Returns False without a step in a micro-batch that is not the step's last: `if run.step(optimizer):
         schedule.step()`. May be called for several optimizers. closure: computes the losses and calls run.backward(),
         as often as the step needs the gradient (run.use(sam=...)). Errors: UserError; TrainingDiverged on all ranks.
         """
@@ -349,12 +349,12 @@ class Run:
         return numbers.mean(total, count, self._process)
 
     def gather(self, value: Any) -> Any:
-        """What each rank has, in rank order: tensors joined along their first dimension; else a list by rank."""
+        """Every rank's `value`, in rank order: tensors joined along their first dimension; else a list by rank."""
         self._inside("run.gather()")
         return numbers.gathered(value, self._process)
 
     def log(self, **columns: Any) -> None:
-        """Numbers for the epoch's record: history, console, TensorBoard, Weights & Biases. Rank 0's count."""
+        """Put numbers into the epoch's record: history, console, TensorBoard, Weights & Biases. Rank 0's count."""
         for name, value in columns.items():
             self._columns[name] = records.number(name, value)
 

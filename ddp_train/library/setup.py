@@ -41,7 +41,7 @@ HERE = str(Path(ddp_train.__file__).parent)
 
 
 class Process:
-    """What surrounds the loop on this rank. `resume`: as Run's."""
+    """All that surrounds the loop on this rank. `resume`: as in Run."""
 
     def __init__(
         self, out_dir: str | Path | None, resume: str | Path | None, device: str, step_timeout: float | None
@@ -77,8 +77,8 @@ class Process:
         self.device = process_group.choose_device(self._wanted, self.ranks)
         set_threads(self.ranks, self.device)
         if not dist.is_initialized():
-            # Its functions take the group that is there when they are defined as their default, and keep it: imported
-            # later, as torch.compile and the optimizers do, they would keep this one's threads to Python's end.
+            # This module's functions keep the process group that exists when they are defined, as a default argument.
+            # torch.compile and the optimizers import it: after the start it would keep this group's threads alive.
             importlib.import_module("torch.distributed.nn")
             process_group.start(self.ranks, self.device)
             self._owns_group = True
@@ -98,7 +98,7 @@ class Process:
 
     @contextmanager
     def failing(self) -> Iterator[None]:
-        """What is raised inside ends the process as it would from the block."""
+        """An error inside ends the process as an error in the `with Run(...)` block does."""
         try:
             yield
         except BaseException as error:
@@ -106,7 +106,7 @@ class Process:
             raise
 
     def close(self, error: BaseException | None) -> None:
-        """Leave everything as it was; after an error end the process, unless the error is the caller's to see."""
+        """Restore everything as it was; after an error end the process, unless the caller is to see the error."""
         together = isinstance(error, SharedError | TrainingDiverged) or (isinstance(error, Stopped) and error.together)
         for observer in self.observers:
             observer.close() if error is None or together else observer.leave()
@@ -131,7 +131,7 @@ class Process:
         self.started = False
 
     def _leave_group(self) -> None:
-        """A group's threads live as long as anything refers to it; one that is left at Python's end may abort it."""
+        """Drop all references to the group: its threads live as long, and one left at Python's end may abort it."""
         for joined in self.joined:
             joined.leave()
         if hasattr(self, "flag_exchange"):
@@ -140,7 +140,7 @@ class Process:
             process_group.stop()
 
     def _fail(self, error: BaseException) -> None:
-        """Returns where Python is to show the error as it is."""
+        """End the process because of `error`; returns only where Python is to show the error itself."""
         alone = not hasattr(self, "ranks") or self.ranks.world_size == 1
         if isinstance(error, UserError):
             error = _placed(error)
@@ -154,7 +154,7 @@ class Process:
             self._leave()
             raise SystemExit(status) from None
         if not alone:
-            # The others wait for this rank in a collective, and so would Python's own end, past its traceback.
+            # The other ranks wait for this one in a collective, and Python's own end, after the traceback, would too.
             heartbeat.fail()
             if place := heartbeat.place:
                 error.add_note(f"rank {self.ranks.rank} was at {place}")
@@ -181,7 +181,7 @@ def _interactive() -> bool:
 
 
 def _placed(error: UserError) -> UserError:
-    """The error with the user's own line that led to it, and in this library's words."""
+    """The error with the place of the user's own line that led to it, and with this library's names for options."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if not frame.filename.startswith(HERE) and frame.name != "<frozen"]
     words = str(error).replace("--out-dir ", "out_dir ").replace("--out-dir", "out_dir")

@@ -1,8 +1,8 @@
-"""The steps of a user's own loop: whose turn it is, the gradient of a batch, and the optimizer's step.
+"""The steps of a user's own loop: which loader they are counted by, a batch's gradient, and the optimizer's step.
 
-A step of the run is one pass through the loop's body, however many losses and optimizers are in it. Its end is where
-the loader is asked for the next batch: there the run's state is whole, so that a checkpoint is written there, and there
-the run stops. With accumulation a step is as many passes as there are micro-batches.
+A step of the run is one pass through the loop's body, however many losses and optimizers are in it. It ends when the
+loader is asked for the next batch: the run's state is complete then, so that checkpoints are written and the run stops
+there. With accumulation a step is one pass for each micro-batch.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ddp_train.technique import Moment, Technique
 
 
 class Steps:
-    """Of one run. `networks`: the bare ones; `joined`: those that are joined over the ranks; see loader.Turns."""
+    """The steps of one run; see loader.Turns. `networks`: without wrappers; `joined`: wrapped for several ranks."""
 
     def __init__(
         self,
@@ -48,32 +48,32 @@ class Steps:
         self.device = parts.device
         self.part: Part | None = None
         self._moment = Moment(0, 0, parts.seed, parts.ranks.rank)
-        """Of the running step."""
+        """The moment of the running step."""
         self.optimizer: torch.optim.Optimizer | None = None
-        """That of the latest step."""
+        """The optimizer of the latest step."""
         self._owner: Loader | None = None
-        """Whose batches the steps are counted by."""
+        """The loader by whose batches the steps are counted."""
         self._active: dict[Loader, Part] = {}
         self._stepped = self._counted = self._began = False
         self._size = 0
         self._scaled: set[int] = set()
-        """Under fp16, the optimizers that have stepped with the loss scale of now: it changes between gradients."""
+        """Under fp16, ids of the optimizers that have stepped with the present loss scale, which changes over time."""
         self._unjoined = ExitStack()
 
-    # Between the batches: see loader.Turns.
+    # Called between batches, see loader.Turns.
 
     def within(self) -> bool:
         """See Turns."""
         return bool(self._active)
 
     def finish(self, loader: Loader) -> None:
-        """End the step of the batch before, unless it belongs to another loader whose loop is still running."""
+        """End the step of the previous batch, unless it belongs to another loader whose loop is still running."""
         if self._owner in (None, loader) or self._owner not in self._active:
             self.end_step()
             self._owner = loader
 
     def samples(self) -> tuple[int, int]:
-        """This rank's own samples in the batches in hand: the fewest, and the most."""
+        """How many own samples this rank has in the batches that are in use: the fewest, and the most."""
         if len(self._active) < 2:
             mine = 1 if self.part is None else self.part.samples
             return mine, mine
@@ -81,7 +81,7 @@ class Steps:
         return min(counts, default=1), max(counts, default=1)
 
     def begin(self, loader: Loader, part: Part) -> None:
-        """A batch is handed over."""
+        """Hand a batch to the loop's body; the first of a step begins the step."""
         self.part = self._active[loader] = part
         if self._owner is not loader:
             return
@@ -93,7 +93,7 @@ class Steps:
                 self._unjoined.enter_context(model.no_sync())
         if part.first:
             progress, ranks = self._parts.progress, self._parts.ranks
-            if not self._began:  # what the user draws before the loop of a resumed epoch has been drawn already
+            if not self._began:  # a resumed epoch has made the user's draws before the loop already: undo them
                 self._began = True
                 if progress.step_in_epoch and self._parts.saver is not None:
                     self._parts.saver.restore_generators()
@@ -109,18 +109,18 @@ class Steps:
                 average_buffers(network, self._parts.ranks)
 
     def leave(self, loader: Loader) -> None:
-        """Its loop is left: the batch of the loop around it, if there is one, is in hand again."""
+        """The loop over `loader` is left: the batch of the loop around it, if there is one, is current again."""
         self._active.pop(loader, None)
         self.part = next(reversed(self._active.values()), None)
 
     def end_step(self) -> None:
-        """Count the step that is open, and do what is due after it. Errors: Stopped."""
+        """Count the running step, if the optimizer has stepped, and do what is due after it. Errors: Stopped."""
         self._unjoined.close()
         owner, self._owner = self._owner, None
         if not self._stepped or owner is None:
             return
         self._stepped = False
-        for parameter in self._parameters:  # what a loss left in networks that it was not for, as with a GAN's
+        for parameter in self._parameters:  # a loss may leave gradients in networks it does not train, as in a GAN
             parameter.grad = None
         self._end_scale()
         for after_step in self._after_step:
@@ -133,7 +133,7 @@ class Steps:
             self._parts.precision.end_step()
             self._scaled.clear()
 
-    # In the loop's body.
+    # Called in the loop's body.
 
     def backward(self, loss: Tensor, *, mean: bool, retain_graph: bool = False, of: Loader | None = None) -> None:
         """See Run.backward."""
@@ -202,6 +202,7 @@ class Steps:
         heartbeat.beat("step")
 
         def apply() -> None:
+            """Exchange the flags and take the optimizer's step."""
             self._loop.exchange_flags(optimizer, parameters, self._moment)
             self._loop.apply(optimizer, parameters, self._prepare(parameters), last=False)
             if self._parts.precision.scales:
@@ -234,6 +235,7 @@ class Steps:
         moment = self._moment
 
         def prepare() -> None:
+            """Let the techniques change the gradients."""
             for change in self._gradient:
                 change(parameters, moment)
 

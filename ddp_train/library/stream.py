@@ -35,20 +35,22 @@ class StreamLoader(Loader):
         self.dataset, self._collate, self._drop_last = dataset, collate, ordering.drop_last
         self._state: Any = None
         self._ended = False
-        """The stream is read to its end. Many a stream has begun anew by then, so its own state would not say so."""
+        """The stream was read to its end. Many streams have restarted by then, so their state may not show it."""
         self._ranks = ranks
 
     def begin_epoch(self, epoch: int) -> None:
+        """See Loader."""
         super().begin_epoch(epoch)
         if hasattr(self.dataset, "set_epoch"):
             self.dataset.set_epoch(epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        """Its place. A loop that was left before the stream's end has one between two epochs too."""
+        """The loader's place. If a loop was left before the stream's end, it has one between two epochs too."""
         read = self.trained and self.taken and not self._ended
         return super().state_dict() | {"stream": self.dataset.state_dict() if read else None, "ended": self._ended}
 
     def load_state_dict(self, state: Mapping[str, Any], *, within: bool) -> None:
+        """See Loader."""
         super().load_state_dict(state, within=within)
         self._state, self._ended = state["stream"], within and state["ended"]
 
@@ -82,7 +84,7 @@ class StreamLoader(Loader):
 
 
 def refuse(dataset: Any, ordering: Ordering, num_workers: int) -> None:
-    """Errors: UserError where a dataset that is no map cannot be read as a stream, or not resumed."""
+    """Errors: UserError where a dataset that is not map-style cannot be read as a stream, or cannot be resumed."""
     kind = type(dataset).__name__
     if not hasattr(dataset, "__iter__"):
         raise UserError(f"run.loader({kind}): no dataset: it has neither len and [], nor can it be iterated over")

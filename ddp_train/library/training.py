@@ -1,4 +1,4 @@
-"""The frame around a loop of one's own: the engine's loop, put together for it, and what happens after each epoch."""
+"""The frame around a user's own loop: the engine's loop, put together for it, and what happens after each epoch."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Training:
         )
 
     def _join_ranks(self) -> list[AllreduceHook]:
-        """Let the gradients go through shared memory where that is possible, and the flags with them."""
+        """Send the gradients through shared memory where that is possible, and exchange the flags in the same wait."""
         run, exchange = self._run, self._run._process.flag_exchange.exchange
         made = [hook(joined, run.ranks, run.device, lambda: exchange({})) for joined in run._joined]
         hooks = [one for one in made if one is not None]
@@ -84,7 +84,7 @@ class Training:
             settle_buckets(joined, settle_forward(joined))
 
     def end_epoch(self, epoch: int) -> None:
-        """The loop's body for the epoch is done: its record, and a checkpoint. Errors: Stopped."""
+        """End an epoch after the loop's body: write its record and a checkpoint. Errors: Stopped."""
         run, steps = self._run, self.steps
         steps.end_step()
         for network in run._networks:
@@ -107,7 +107,7 @@ class Training:
         self.loop.end_epoch(record, best)
 
     def finish(self, *, complete: bool) -> None:
-        """The block is done: all is on the disk, and the run is marked as done. complete: after its last epoch."""
+        """End the block: write everything to disk, and mark the run as done. complete: its last epoch is done."""
         run, progress = self._run, self._run.progress
         if not complete:  # the user has left the loop: the run is over, and is not continued
             self.steps.end_step()
@@ -139,7 +139,7 @@ class Training:
 
 
 class Turns:
-    """The loaders' way to the steps, which exist from run.epochs() on; before and after, nobody takes turns."""
+    """Passes the loaders' calls on to the run's Steps, which exist from run.epochs() on; before, calls do nothing."""
 
     def __init__(self, run: Run) -> None:
         self._run, self.device = run, run.device
@@ -154,7 +154,7 @@ def _nothing(*_: object) -> None:
 
 
 def halve_micro_batches(run: Run, error: Exception) -> None:
-    """Memory ran out on this rank, in the user's own code: the run, started again, takes smaller micro-batches."""
+    """After memory ran out on this rank, in the user's code: let the restarted run take smaller micro-batches."""
     halved = [min(2 * loader.accumulate, loader.batch_size) for loader in run._loaders]
     if halved != [loader.accumulate for loader in run._loaders]:
         write_text(run.folder / MICRO_BATCHES, json.dumps({"accumulate": halved}) + "\n")
@@ -166,7 +166,7 @@ def halve_micro_batches(run: Run, error: Exception) -> None:
 
 
 def read_halved(folder: Path) -> list[int]:
-    """The micro-batches of each loader since memory ran out; empty where it has not."""
+    """`accumulate` of each loader after memory ran out; empty where it has not run out."""
     with suppress(OSError, ValueError, KeyError, TypeError):
         return [int(parts) for parts in json.loads((folder / MICRO_BATCHES).read_bytes())["accumulate"]]
     return []

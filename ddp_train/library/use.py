@@ -1,4 +1,4 @@
-"""`run.use(...)`: the trainer's techniques in a loop of one's own (techniques/, each with its source)."""
+"""`run.use(...)`: the trainer's techniques in a user's own loop (techniques/, each with its source)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ddp_train.techniques import clipping, ema, sam
 
 @dataclass(frozen=True)
 class Option:
-    """accepts: whether a value is one; what: in words."""
+    """An option of run.use(). accepts: whether a value is valid; what: the valid values, in words."""
 
     accepts: Callable[[Any], bool]
     what: str
@@ -38,7 +38,7 @@ OPTIONS = {
 
 
 class Used:
-    """What a run uses. `saved`: a checkpoint's state of it, taken when it is made."""
+    """The techniques that a run uses. `saved`: their state in a checkpoint, loaded into each when it is made."""
 
     def __init__(self, device: torch.device) -> None:
         self._device, self._wanted = device, dict[str, Any]()
@@ -48,7 +48,7 @@ class Used:
         self.saved: Mapping[str, Any] | None = None
 
     def add(self, options: Mapping[str, Any]) -> None:
-        """Use these. Errors: UserError that names the option."""
+        """Use these options. Errors: UserError that names the option."""
         for name, value in options.items():
             if name not in OPTIONS:
                 near = difflib.get_close_matches(name, OPTIONS, 1)
@@ -73,14 +73,14 @@ class Used:
             technique.state.load_state_dict(dict(state))
 
     def changed(self, network: nn.Module) -> nn.Module:
-        """`network` as it is called: compiled, where that is wanted."""
+        """`network` as it is to be called: compiled, if that is wanted."""
         if not self._wanted.get("compile"):
             return network
         compiled: nn.Module = torch.compile(network)  # type: ignore[assignment]
         return compiled
 
     def average(self, network: nn.Module) -> None:
-        """The network has its first weights: begin their average, where that is wanted."""
+        """Begin the average of the network's weights, if that is wanted; it must have its initial weights."""
         if "ema" in self._wanted:
             technique = ema.average(network, self._wanted["ema"])
             assert technique.evaluated is not None
@@ -88,7 +88,7 @@ class Used:
             self._made(technique, f"ema {len(self.averages)}")
 
     def finish(self, networks: nn.Module) -> None:
-        """All networks are there, and so are all parts of the checkpoint's state."""
+        """Create the techniques that need all networks."""
         if "sam" in self._wanted:
             self._made(sam.uphill(networks, self._wanted["sam"]))
 

@@ -103,7 +103,7 @@ def create_from_options(
     options: ModelOptions, num_classes: int, image_shape: ImageShape, device: torch.device
 ) -> nn.Module:
     """The model that `options` describe, on `device` in their memory layout. Errors: those of `create_model`, and
-    what a user's network cannot do (see trial.py)."""
+    UserError for a user's network that cannot be trained (see trial.py)."""
     network = create_model(
         options.model or "small",
         num_classes=num_classes,
@@ -126,7 +126,7 @@ def create_from_options(
 
 
 def is_users(name: str) -> bool:
-    """Whether `--model name` is a function of the user's."""
+    """Whether `--model name` names a user's own function."""
     return ":" in name and not name.startswith(TORCHVISION)
 
 
@@ -138,7 +138,7 @@ def without_gradient(name: str, network: nn.Module, image_shape: ImageShape, dev
 
 @contextmanager
 def naming(name: str) -> Iterator[None]:
-    """Begin what is wrong with a network with the option that names it."""
+    """Put the option that names a network in front of its UserErrors."""
     try:
         yield
     except UserError as error:
@@ -152,14 +152,14 @@ def parameter_count(model: nn.Module) -> int:
 
 @runtime_checkable
 class FromData(Protocol):
-    """A network whose first weights depend on the data."""
+    """A network whose initial weights depend on the data."""
 
     def init_from_data(self, images: torch.Tensor) -> None:
         """images: float32 [n, C, H, W], normalised and not augmented, on the network's device."""
 
 
 def init_from_data(network: nn.Module, dataset: Dataset, device: torch.device) -> None:
-    """Show some of the training images to a network that asks for them: the same whatever the number of ranks.
+    """Show some training images to a network that is FromData: the same images on any number of ranks.
 
     Errors: UserError for an image file that cannot be read.
     """

@@ -22,7 +22,7 @@ def require_size(model: str, image_shape: ImageShape, least: int) -> None:
 
 
 def conv_norm_relu(in_channels: int, channels: int, stride: int = 1) -> list[nn.Module]:
-    """A 3x3 convolution (its bias is batch norm's), batch norm and ReLU."""
+    """A 3x3 convolution without bias (batch norm has one), batch norm and ReLU."""
     return [
         nn.Conv2d(in_channels, channels, 3, stride=stride, padding=1, bias=False),
         nn.BatchNorm2d(channels),
@@ -31,8 +31,8 @@ def conv_norm_relu(in_channels: int, channels: int, stride: int = 1) -> list[nn.
 
 
 def conv_norm_pool_relu(in_channels: int, channels: int) -> list[nn.Module]:
-    """The same, and 2x2 max-pooling. The largest of four is the same before ReLU as after it, forward and backward to
-    the bit, and leaves ReLU a quarter of the work."""
+    """Like conv_norm_relu, with 2x2 max-pooling before ReLU: the result is the same as after it, forward and backward
+    to the bit, and ReLU has a quarter of the work."""
     *layers, relu = conv_norm_relu(in_channels, channels)
     return [*layers, nn.MaxPool2d(2), relu]
 
@@ -40,8 +40,8 @@ def conv_norm_pool_relu(in_channels: int, channels: int) -> list[nn.Module]:
 class Residual(nn.Module):
     """after(shortcut(y) + drop(branch(y))) with y = before(x); each part but `branch` is the identity unless given.
 
-    `drop` is there for stochastic depth, which puts a module without parameters into it. Use this class in a model of
-    your own, and the technique finds its branches too.
+    `drop` is for stochastic depth, which replaces it by a module without parameters. Use this class in your own model,
+    and the technique finds its branches too.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ def init_weights(model: nn.Module) -> None:
 
 
 class UncountedBatchNorm(nn.BatchNorm2d):
-    """Batch norm that counts its batches only where its momentum follows from their number: an operation less."""
+    """Batch norm that counts its batches only if its momentum depends on their number: saves an operation."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Batch norm; the count of batches is left alone, since a fixed momentum does not need it."""

@@ -47,7 +47,7 @@ class PowerCifarNet(_ConvolutionalNetwork):
 
     The first group has int(64 x width_mult) channels, each further one twice as many. Each convolution
     has its own batch norm and ReLU: two with nothing between would be one linear map. `dropout` is the
-    probability before the two last fully connected layers; whole channels are dropped (Dropout2d,
+    probability before the last two fully connected layers; whole channels are dropped (Dropout2d,
     arXiv 1411.4280) with a fifth of it after each group. Raises UserError for images under 16x16.
     """
 

@@ -1,8 +1,8 @@
 """SpeedrunNet: the network of the fastest known CIFAR-10 runs, at any width.
 
 A frozen first layer turns 2x2 patches into coordinates that are uncorrelated and of similar size, in both signs; three
-groups of two 3x3 convolutions follow, which start as the identity; batch norm has biases alone; one linear layer ends
-it, whose output is scaled down. Source: Jordan 2024, "94% on CIFAR-10 in 3.29 seconds on a single GPU"
+groups of two 3x3 convolutions follow, which start as the identity; batch norm trains biases alone; the last layer is
+linear, and its output is scaled down. Source: Jordan 2024, "94% on CIFAR-10 in 3.29 seconds on a single GPU"
 (arXiv:2404.00498), sections 3.1 to 3.4; the whitening is Page's (2018, "How to train your ResNet"). GELU is
 replaced by its approximation x sigmoid(1.702 x) (Hendrycks and Gimpel 2016, arXiv:1606.08415), as SiLU of 1.702 x: the
 exact one takes a CPU longer than the convolutions.
@@ -21,17 +21,17 @@ from ddp_core.errors import UserError
 from ddp_train.models.blocks import ImageShape, Residual, UncountedBatchNorm, require_size
 
 _CHANNELS = {2: (64, 256, 256), 3: (64, 192, 256)}
-"""Of the groups, by how many convolutions each has."""
+"""Channels of the three groups, by the number of convolutions in a group."""
 _PATCH = 2
 _LEAST_SIDE = 2 ** len(_CHANNELS[2]) + 1  # the first layer takes one pixel, each group halves
 _LEAST_VARIANCE = 5e-4
-"""Added to the variances of the patches, which are of images with variance 1: faint directions stay faint."""
+"""Added to the variances of the patches, whose images have variance 1, so that faint directions stay faint."""
 _STATISTICS_MOMENTUM = 0.4
-"""Of batch norm's running estimates: they must keep up with a run of a few hundred steps."""
+"""Momentum of batch norm's running estimates, which must keep up with a run of a few hundred steps."""
 _HEAD_DEVIATION = 0.48
-"""Of the last layer's weights, which the output's scale takes out again: so it bears the rate of the biases."""
+"""Deviation of the last layer's initial weights; the output's scale divides by it, so they bear the biases' rate."""
 _SLOPE = 1.702
-"""What GELU's approximation multiplies its input by; batch norm and the last scale take it out after the SiLU."""
+"""Factor on the input in GELU's approximation; batch norm and the output's scale remove it after the SiLU."""
 
 
 class SpeedrunNet(nn.Module):
@@ -63,7 +63,7 @@ class SpeedrunNet(nn.Module):
         self._set_kernels(nn.init.orthogonal_(kernels).view(directions, channels, _PATCH, _PATCH))
         nn.init.zeros_(self.whiten.bias)  # type: ignore[arg-type]
         self.trains_whiten, self.zero_for_whiten = True, False
-        """Whether the first layer has a graph; without, whether its bias gets a gradient of zero."""
+        """Whether the first layer is in the autograd graph; if not, whether its bias gets a gradient of zero."""
         layers: list[nn.Module] = [nn.SiLU()]
         inside, side = 2 * directions, min(height, width) - 1
         for full in _CHANNELS[n_layers]:
@@ -105,8 +105,8 @@ class SpeedrunNet(nn.Module):
 class GlobalMaxPool(nn.Module):
     """The largest value of each channel: [n, C, H, W] -> [n, C, 1, 1].
 
-    The values and the gradient of torch's AdaptiveMaxPool2d(1), whose backward pass on a GPU adds up in an order of
-    chance and is refused under --reproducible.
+    The values and the gradient are those of torch's AdaptiveMaxPool2d(1), whose backward pass on a GPU adds up in a
+    nondeterministic order and is refused under --reproducible.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -131,7 +131,7 @@ def whitening_kernels(images: Tensor, patch: int) -> Tensor:
 
 
 def _convolution(inside: int, outside: int) -> nn.Conv2d:
-    """3x3, without bias; as many outputs as there are inputs begin as the inputs themselves."""
+    """A 3x3 convolution without bias; initially its first `inside` outputs are the inputs themselves."""
     convolution = nn.Conv2d(inside, outside, 3, padding=1, bias=False)
     bound = 1 / math.sqrt(9 * inside)
     nn.init.uniform_(convolution.weight, -bound, bound)

@@ -21,7 +21,7 @@ from ddp_train.models.blocks import UncountedBatchNorm
 from ddp_train.torch_internals import sync_batch_norm
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-"""torch's kinds of batch norm; SynchronisedBatchNorm is one of the first."""
+"""torch's classes of batch norm; SynchronisedBatchNorm is a subclass of the first."""
 
 
 class SynchronisedBatchNorm(nn.BatchNorm1d):
@@ -73,8 +73,8 @@ class _Normalise(torch.autograd.Function):
         given, x = x.dtype, x.to(torch.promote_types(x.dtype, torch.float32))
         channels, dims = x.shape[1], [0, *range(2, x.ndim)]
         own = x.numel() // channels
-        # From the mean and the variance of the rank's own samples, in float64: of the plain sums of squares in float32
-        # little is left where the mean is large.
+        # Computed from the mean and variance of the rank's own samples, in float64: sums of squares in float32 lose
+        # their precision where the mean is large.
         if own:
             spread, centre = torch.var_mean(x, dims, correction=0)
             centre, spread = centre.double(), spread.double()
@@ -120,9 +120,9 @@ def _per_channel(values: Tensor, like: Tensor) -> Tensor:
 
 
 def synchronise(network: nn.Module) -> int:
-    """Let every BatchNorm1d, 2d and 3d of `network` count the samples of all ranks; how many there are.
+    """Make every BatchNorm1d, 2d and 3d of `network` use the samples of all ranks; returns how many there are.
 
-    In place, by another class for the same module: parameters, buffers and names stay what they are.
+    In place, by a change of the modules' class: parameters, buffers and names stay the same.
     """
     kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, UncountedBatchNorm)
     found = [m for m in network.modules() if type(m) in kinds]  # a subclass of a user's may compute something else

@@ -14,8 +14,8 @@ from ddp_train.models.blocks import ImageShape
 _REFUSALS = (RuntimeError, ValueError, AssertionError)  # what models raise for images that they cannot take
 _LARGEST_SIDE = 512
 LEAST_MOMENTUM = 0.1
-"""Of batch norm's running statistics: torch's default. mnasnet has 0.0003, mobilenet_v3 and the larger efficientnets
-0.01, for recipes of a million steps: after some hundred steps they would evaluate with what they began with."""
+"""Least momentum of batch norm's running statistics: torch's default. mnasnet has 0.0003, mobilenet_v3 and the larger
+efficientnets 0.01, for recipes of a million steps: after a few hundred they would still be near the initial values."""
 
 
 def names() -> tuple[str, ...]:
@@ -78,7 +78,7 @@ def _dry_run(model: nn.Module, image_shape: ImageShape) -> None:
 
 
 def _remedy(name: str, num_classes: int, image_shape: ImageShape, refusal: Exception) -> str:
-    """The least larger square that the model takes, else torch's own reason."""
+    """The smallest larger square image that the model takes, else torch's own reason."""
     channels, height, width = image_shape
     for side in range(max(height, width) + 1, _LARGEST_SIDE + 1):
         try:

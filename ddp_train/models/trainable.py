@@ -1,4 +1,4 @@
-"""Parts of the network that are not trained (`--freeze`), and residual branches that begin as nothing
+"""Parts of the network that are not trained (`--freeze`), and residual branches whose output is initially 0
 (`--zero-init-residual`)."""
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ddp_train.optim import matching
 
 
 def freeze(network: nn.Module, patterns: str) -> tuple[str, ...]:
-    """Keep the parameters whose names match as they are, and batch norms of which all are kept in evaluation mode.
+    """Freeze the parameters whose names match; a batch norm with all parameters frozen stays in evaluation mode.
 
     Returns a line for the user. Errors: UserError for a pattern without a match, and where nothing is left to train.
     """
@@ -34,7 +34,7 @@ def freeze(network: nn.Module, patterns: str) -> tuple[str, ...]:
 
 
 def zero_init_residual(network: nn.Module) -> None:
-    """Let each residual branch that ends with batch norm begin as nothing: that norm's weight is 0 (Goyal et al. 2017,
+    """Let each residual branch that ends with batch norm output 0 at first: that norm's weight is 0 (Goyal et al. 2017,
     arXiv:1706.02677, section 5.1). Errors: UserError where the network has none."""
     norms = [norm for module in network.modules() if (norm := _last_norm(module)) is not None]
     if not norms:
@@ -44,7 +44,7 @@ def zero_init_residual(network: nn.Module) -> None:
 
 
 def _last_norm(module: nn.Module) -> nn.BatchNorm2d | None:
-    """The batch norm that ends the branch of a residual block, of ours or of torchvision's ResNets."""
+    """The batch norm that ends the branch of `module`, if that is a Residual or a block of torchvision's ResNets."""
     if isinstance(module, Residual):
         branch = list(module.branch.children())
         last = branch[-1] if branch else None

@@ -42,7 +42,7 @@ def check_parameters(network: nn.Module) -> None:
 def check_outputs(network: nn.Module, classes: int, image_shape: ImageShape, device: torch.device) -> None:
     """Refuse a network that does not give logits [N, classes] for images [N, *image_shape]. Errors: UserError.
 
-    The field `logits` of a dictionary or of an object, such as Hugging Face's ModelOutput, is taken.
+    If the output is a dictionary or an object, such as Hugging Face's ModelOutput, its field `logits` is used.
     """
     with _tried(network, device) as tried, torch.no_grad():
         for images in (_images(count, image_shape, device) for count in (2, 1)):
@@ -73,13 +73,13 @@ def without_gradient(network: nn.Module, image_shape: ImageShape, device: torch.
         sparse = (n for n, p in tried.named_parameters() if p.grad is not None and p.grad.layout != torch.strided)
         if (name := next(sparse, None)) is not None:
             raise UserError(f"{name} gets a sparse gradient, which the optimizers here do not take: sparse=False")
-        # A forward that was put onto the network, as `network.forward = function`, computes with what it was made of.
+        # A forward that was assigned to the network (`network.forward = function`) may use the original's parameters.
         both = zip(network.named_parameters(), tried.parameters(), strict=True)
         return tuple(n for (n, p), q in both if p.requires_grad and p.grad is None and q.grad is None)
 
 
 def only_convolves(network: nn.Module, image_shape: ImageShape, device: torch.device) -> bool:
-    """Whether a network's images go into convolutions and linear layers alone, which autocast has cast them for."""
+    """Whether a network passes its images to convolutions and linear layers alone, for which autocast casts them."""
     images, training = _images(2, image_shape, device), network.training
     uses = _Uses(images)
     try:
@@ -92,11 +92,11 @@ def only_convolves(network: nn.Module, image_shape: ImageShape, device: torch.de
 
 _CASTING = frozenset({torch.conv1d, torch.conv2d, torch.conv3d, nn.functional.linear})
 _ASKING = frozenset({Tensor.size, Tensor.dim, Tensor.__len__, Tensor.shape.__get__, Tensor.ndim.__get__})  # type: ignore[attr-defined]
-"""What tells nothing of a tensor's values or type."""
+"""Functions whose results do not depend on a tensor's values or type."""
 
 
 class _Uses(TorchFunctionMode):
-    """What is done with `images`: torch's functions, in order."""
+    """Records the torch functions that are applied to `images`, in order."""
 
     def __init__(self, images: Tensor) -> None:
         super().__init__()
@@ -130,14 +130,14 @@ def _pass(network: nn.Module, images: Tensor) -> Any:
 
 
 def refuse_order_of_chance(error: Exception) -> None:
-    """Raise a UserError where `error` is about a layer that torch can only compute in an order of chance."""
+    """Raise a UserError where `error` is about a layer for which torch has no deterministic implementation."""
     if isinstance(error, RuntimeError) and "deterministic implementation" in str(error):
         words = str(error).split(", but")[0]
         raise UserError(f"--reproducible: {words}; take another layer, or leave it out") from None
 
 
 def reporting(function: Any, what: str = "") -> Any:
-    """What `function` returns. An error of the user's code is one line with its place. Errors: UserError."""
+    """Call `function` and return its result. Errors: UserError, one line with the place of an error in user code."""
     try:
         return function()
     except UserError:

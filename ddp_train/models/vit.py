@@ -102,10 +102,12 @@ def chunked_attention(query: Tensor, key: Tensor, value: Tensor, chunk: int = _C
     """
 
     def attend(part: Tensor) -> Tensor:
+        """Attention for some of the queries."""
         weights = torch.softmax(part @ key.mT * part.shape[-1] ** -0.5, dim=-1)
         return weights.to(value.dtype) @ value
 
     def attend_again(part: Tensor) -> Tensor:
+        """Like `attend`, with the weights computed again in the backward pass."""
         return checkpoint(attend, part, use_reentrant=False, preserve_rng_state=False)
 
     run = attend_again if torch.is_grad_enabled() else attend

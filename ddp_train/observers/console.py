@@ -98,7 +98,7 @@ class PlainProgress(_Progress):
                 self._print(line)
 
     def on_step(self, report: StepReport) -> None:
-        """Print a line where one is due; the last step's is the epoch's own."""
+        """Print a line if one is due, but none for the epoch's last step: the epoch's own line follows."""
         if report.step < report.steps and time.monotonic() - self._printed_at >= self._interval:
             self._print(step_line(report, self._facts.epochs if self._facts is not None else 0))
 
@@ -148,7 +148,7 @@ class LiveProgress(_Progress):
             get_renderable=self.render,
             refresh_per_second=_REFRESHES_PER_SECOND,
             transient=True,
-            redirect_stdout=sys.stdout.isatty(),  # else a print to a stdout that is a file would end on the terminal
+            redirect_stdout=sys.stdout.isatty(),  # else rich would send prints for a file to the terminal
         )
         self._live.start()
         self._console.show_cursor(True)  # rich hides it, and a killed process could not bring it back
@@ -192,7 +192,7 @@ class LiveProgress(_Progress):
         if self._facts is None:
             return grid
         self._add_run(grid, self._facts)
-        # The GPUs as they were at most a second ago; none on the CPU or without a driver.
+        # GPU readings are at most a second old; there are none on the CPU or without a driver.
         if self._facts.gpu_uuids and time.monotonic() - self._gpus_read_at >= _GPU_INTERVAL_S:
             from gpu_topology.monitor import read_gpus
 

@@ -6,7 +6,7 @@ import math
 
 from ddp_train.observers.records import NO_RANK, Best, EpochRecord, Rank, RunFacts, StepReport
 
-# Of each column; the mark of a best epoch is in the first place of the column after its accuracy.
+# Heading and width of each column; the mark of a best epoch is the first character of the column after its accuracy.
 _HEADINGS = ("epoch", "train loss", "train acc", "loss", "acc", "lr", "images/s", "time")
 _WIDTHS = (7, 12, 10, 11, 10, 10, 11, 8)
 
@@ -15,7 +15,7 @@ class EpochTable:
     """Formats the rows, and knows which epoch is the best so far."""
 
     def __init__(self, epochs: int = 0, best: Rank = NO_RANK, split: str = "test") -> None:
-        """`epochs` is shown beside each epoch's own number; `best` is that of epochs before the first row."""
+        """`epochs` is shown beside each epoch's number; `best` is the rank of the best epoch before the first row."""
         self._epochs, self._best, self._split = epochs, best, split
 
     def heading(self) -> str:
@@ -45,14 +45,14 @@ class EpochTable:
 
 
 class OwnTable(EpochTable):
-    """The rows of a loop of the user's own: the columns are those that it logs."""
+    """The rows of a user's own loop: the columns are the values that it logs."""
 
     def __init__(self, epochs: int) -> None:
         super().__init__(epochs)
         self._names: tuple[str, ...] | None = None
 
     def heading(self) -> str:
-        """Nothing yet: the columns are known with the first row, which has the heading above it."""
+        """Empty: the columns are not known before the first row, which has the heading above it."""
         return ""
 
     def row(self, record: EpochRecord) -> tuple[str, bool]:
@@ -93,7 +93,7 @@ def step_line(report: StepReport, epochs: int) -> str:
 
 
 def summary(best: Best, seconds: float, out_dir: str, used: str = "") -> str:
-    """The last line of a run. used: its energy, in words, where that is known."""
+    """The last line of a run. used: the run's energy as text, empty if unknown."""
     cost = duration(seconds) + (f", {used}" if used else "")
     if best.accuracy is None:
         return f"finished in {cost}; files in {out_dir}"
@@ -120,7 +120,7 @@ def number(value: float, form: str) -> str:
 
 
 def loss(value: float) -> str:
-    """A loss with four decimals; in powers of ten where it has run away, so that the columns hold."""
+    """A loss with four decimals; in scientific notation from 1e5 on, so that the columns stay aligned."""
     return number(value, ".4f" if abs(value) < 1e5 else ".3e")
 
 

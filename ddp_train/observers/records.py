@@ -19,7 +19,7 @@ from ddp_core.files import write_text
 
 SCHEMA = "ddp-train-history/1"
 Rank = tuple[float, float]
-"""Epochs are compared by it: the higher accuracy, of equal ones the lower loss (here negative)."""
+"""The key by which epochs are compared, the best has the highest: (accuracy, negative loss)."""
 NO_RANK: Rank = (-math.inf, -math.inf)
 
 
@@ -44,15 +44,15 @@ class RunFacts:
     start_epoch: int = 1
     """The first epoch that this process trains: later than 1 after a resume."""
     start_step: int = 0
-    """The steps of that epoch that were done before."""
+    """The steps of that epoch that were done before the resume."""
     split: str = "test"
-    """What each epoch is evaluated on, and chosen by: "val" where there is such a split, else "test"."""
+    """The split that epochs are evaluated on and the best is chosen by: "val" where there is one, else "test"."""
     best: Rank = NO_RANK
-    """The rank of the best of the epochs before, see `EpochRecord.rank`."""
+    """The rank of the best epoch before `start_epoch`, see `EpochRecord.rank`."""
     own_columns: bool = False
-    """Whether it is a loop of the user's own, whose epochs have the columns that it logs."""
+    """Whether this is a user's own loop, whose epochs have the columns that it logs."""
     seconds_before: float = 0.0
-    """What the part of the run that is not trained again took: more than 0 after a resume."""
+    """Time of the part of the run that is not trained again: more than 0 after a resume."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,42 +86,42 @@ class EpochRecord:
     train_loss: float
     train_accuracy: float
     loss: float
-    """On the `split`, as `accuracy`."""
+    """On the `split`, like `accuracy`."""
     accuracy: float
     learning_rate: float
-    """Of the epoch's last step."""
+    """The rate of the epoch's last step."""
     seconds: float
     """Wall-clock time of the epoch, evaluation included."""
     images_per_second: float
     """Training images per second of training, over all ranks."""
     global_batch: int
     split: str = "test"
-    """What the epoch was evaluated on: "val" where there is such a split, else "test"."""
+    """The split that the epoch was evaluated on: "val" where there is one, else "test"."""
     balanced_accuracy: float = math.nan
-    """On the `split`: the mean over the classes of the share of their images that is right."""
+    """On the `split`: the mean over the classes of the share of their images that is correct."""
     extra: Mapping[str, float] = field(default_factory=dict)
     """What techniques report, by name, as it was at the end of the epoch."""
     rank_seconds: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
     """Time of each rank by phase (ddp_train/distributed/heartbeat.py), since its process made its first step."""
     columns: Mapping[str, float] = field(default_factory=dict)
-    """What a loop of the user's own has logged, by name; in the file beside the others, their names as "columns"."""
+    """What a user's own loop has logged, by name; in the file beside the other values, with the names in "columns"."""
 
     @property
     def energy_joules(self) -> float:
-        """What all GPUs of the run took by their own counters; NaN where that is not known."""
+        """Energy of all GPUs of the run in this epoch, by their own counters; NaN where it is not known."""
         return self.extra.get("energy_joules", math.nan)
 
     @property
     def rank(self) -> Rank:
-        """What the best epoch has the highest of."""
+        """The key by which epochs are compared: the best epoch has the highest."""
         loss, accuracy = (-math.inf if math.isnan(value) else value for value in (-self.loss, self.accuracy))
         return accuracy, loss
 
 
 _EVALUATED = ("loss", "accuracy", "balanced_accuracy")
-"""In the file their names have the split in front: "test_loss"."""
+"""Fields whose names have the split in front in the file: "test_loss"."""
 _OPTIONAL = ("extra", "columns", "rank_seconds", "split", "balanced_accuracy")
-"""The last is only in the file where it is known: older versions did not count the classes."""
+"""Fields that the file may lack. balanced_accuracy is in it where it is known: older versions did not compute it."""
 _COLUMNS = tuple(column.name for column in fields(EpochRecord) if column.name not in _OPTIONAL)
 OWN_COLUMNS_TAKEN = frozenset(
     {"epoch", "train_loss", "learning_rate", "seconds", "images_per_second", "global_batch", "extra", "columns"}
@@ -140,7 +140,7 @@ class Best:
     """Its balanced accuracy; None, negative or NaN where it is not known."""
 
     def to_dict(self) -> dict[str, Any]:
-        """As files have it."""
+        """The best epoch as it is written to files."""
         return {"epoch": self.epoch, f"{self.split}_accuracy": self.accuracy}
 
     @classmethod
@@ -161,9 +161,9 @@ class HistoryDocument(TypedDict):
     """EpochRecord's fields, by name; `extra` only where there is something in it."""
     best: dict[str, Any]
     energy: NotRequired[dict[str, float]]
-    """`joules` of the training, over `epochs`: those whose `extra` has their own."""
+    """`joules` of the training, summed over `epochs` epochs: those with a known energy in `extra`."""
     rank_seconds: NotRequired[dict[str, dict[str, float]]]
-    """Of each rank by phase, since the run was last started or resumed."""
+    """Time of each rank by phase, since the run was last started or resumed."""
     examination: NotRequired[dict[str, object]]
     """What the best model reached at the end of the run, with `top1_tta` where there was test-time augmentation."""
 
@@ -201,7 +201,7 @@ class History:
         self._write()
 
     def truncate(self, epoch: int) -> None:
-        """Keep the epochs up to `epoch`: what a resume from its checkpoint has not to train again."""
+        """Keep the epochs up to `epoch`: those that a resume from its checkpoint need not train again."""
         kept = [record for record in self.epochs if record.epoch <= epoch]
         if len(kept) != len(self.epochs):
             self.epochs = kept
@@ -287,7 +287,7 @@ def _record(epoch: Mapping[str, Any]) -> EpochRecord:
 
 
 def split_of(epoch: Mapping[str, Any]) -> str:
-    """What an epoch of a history was evaluated on."""
+    """The split that an epoch of a history was evaluated on."""
     return "val" if "val_loss" in epoch else "test"
 
 
@@ -357,4 +357,4 @@ class Observer:
         """Called at the very end, after `on_end` or after a failure; may be called twice."""
 
     def leave(self) -> None:
-        """In place of `close` where this rank alone has failed and the others wait for it: what takes no time."""
+        """Called instead of `close` if this rank alone has failed and the others wait for it: must take no time."""

@@ -48,8 +48,8 @@ def open_writer(folder: Path, purge_step: int) -> SummaryWriter:
 class TensorBoardObserver(Observer):
     """Writes event files: epoch curves over the epoch in `folder`/epochs, step curves over the step in `folder`/steps.
 
-    Two folders, since a resumed run tells TensorBoard the x-axis position from which older events are
-    dropped (`purge_step`), and that counts for every curve of a folder.
+    Two folders, since a resumed run gives TensorBoard the x-axis position from which older events are
+    dropped (`purge_step`), which applies to every curve of a folder.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:

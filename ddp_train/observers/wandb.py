@@ -1,6 +1,6 @@
 """The records of a run in Weights & Biases (`--wandb`); the package wandb is imported when the run starts.
 
-WANDB_MODE, WANDB_API_KEY and the other variables of wandb count as they are: WANDB_MODE=offline needs no account, and
+wandb reads WANDB_MODE, WANDB_API_KEY and its other variables itself: WANDB_MODE=offline needs no account, and
 `wandb sync` sends the run later.
 """
 
@@ -66,7 +66,7 @@ class WandbObserver(Observer):
             self._run.log({part: at, **finite})
 
     def on_end(self, best: Best) -> None:
-        """The best epoch in the summary."""
+        """Put the best epoch into the W&B summary."""
         self._finished = True
         if self._run is not None and best.epoch is not None:
             self._run.summary["best_epoch"] = best.epoch

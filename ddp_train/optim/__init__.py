@@ -41,10 +41,10 @@ def create_optimizer(
     *,
     matrix_dtype: torch.dtype = torch.float32,
 ) -> torch.optim.Optimizer:
-    """The optimizer that `options` names, at peak `learning_rate`; fused on a GPU, one foreach pass elsewhere.
+    """The optimizer that `options` names, with peak rate `learning_rate`: fused on a GPU, foreach elsewhere.
 
-    Each group's `initial_lr` is its own peak. `matrix_dtype`: of Muon's iterations. Errors: UserError where Muon finds
-    no matrix.
+    A group's `initial_lr` is the peak rate of that group. `matrix_dtype`: dtype of Muon's iterations. Errors: UserError
+    where Muon finds no matrix.
     """
     optimizer: torch.optim.Optimizer
     if options.optimizer == "muon":
@@ -58,7 +58,7 @@ def create_optimizer(
 
 
 def describe(optimizer: torch.optim.Optimizer) -> str:
-    """The kind of optimizer in words: two of the same kind have the same sort of state."""
+    """The name of the optimizer's kind; optimizers with the same name have state of the same form."""
     name = type(optimizer).__name__
     if isinstance(optimizer, Muon) and optimizer.rest is not None:
         name += f" with {type(optimizer.rest).__name__}"
@@ -66,22 +66,22 @@ def describe(optimizer: torch.optim.Optimizer) -> str:
 
 
 def restore(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-    """Take a saved state_dict over. Rates, decay and the like stay those of `optimizer`, which follow this run.
+    """Load a saved state_dict, but keep the group options (rates, decay and the like) that `optimizer` has in this run.
 
-    Errors: ValueError where it does not fit.
+    Errors: ValueError where the state does not fit.
     """
     for group, own in zip(saved["param_groups"], optimizer.param_groups, strict=True):
         group.update({name: value for name, value in own.items() if name != "params"})
     optimizer.load_state_dict(saved)
     for parameter, state in optimizer.state.items():
         for name, value in state.items():
-            # Fused steps need one memory layout, and that of the run before may have been another.
+            # Fused steps need state in the parameter's memory layout; the saved run may have used another one.
             if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
                 state[name] = torch.empty_like(parameter).copy_(value)
 
 
 def matching(option: str, pattern: str, names: Iterable[str]) -> list[str]:
-    """The names that a pattern means: with wildcards, or of a layer and what is in it. Errors: UserError for none."""
+    """The names that match a pattern: by wildcards, or all in the layer that it names. Errors: UserError for none."""
     names, pattern = list(names), pattern.strip()
     found = [name for name in names if fnmatchcase(name, pattern) or name.startswith(f"{pattern}.")]
     if found:
@@ -92,7 +92,7 @@ def matching(option: str, pattern: str, names: Iterable[str]) -> list[str]:
 
 
 def _factors(model: nn.Module, text: str) -> dict[nn.Parameter, float]:
-    """`--lr-by-layer`: the factor of each parameter that is named. Errors: UserError."""
+    """Parse `--lr-by-layer`: the learning-rate factor of each parameter that it names. Errors: UserError."""
     named = dict(model.named_parameters())
     factors: dict[nn.Parameter, float] = {}
     for part in text.split(","):
@@ -115,7 +115,7 @@ def _plain(
     device: torch.device,
     factors: Mapping[nn.Parameter, float] = MappingProxyType({}),
 ) -> torch.optim.Optimizer:
-    """SGD, Adam or AdamW. factors: on the rate, of the parameters that have another than 1; those come last."""
+    """SGD, Adam or AdamW. factors: learning-rate factors, 1 where absent; groups with another factor come last."""
     parameters = list(parameters)
     groups = [
         {**group, "params": chosen, "lr": learning_rate * factor}
@@ -123,7 +123,7 @@ def _plain(
         for group in parameter_groups(parameters, options.weight_decay)
         if (chosen := [p for p in group["params"] if factors.get(p, 1.0) == factor])
     ]
-    # On the CPU torch's fused step takes memory as it lies: a gradient of another layout than its weight is misread.
+    # torch's fused CPU step ignores strides: it misreads a gradient whose memory layout differs from its weight's.
     speed: dict[str, Any] = {"fused": True} if device.type == "cuda" else {"foreach": True}
     if name == "sgd":
         # Nesterov momentum is defined for a positive momentum only.
@@ -137,7 +137,7 @@ def _plain(
 def _muon(
     model: nn.Module, options: OptimOptions, learning_rate: float, device: torch.device, dtype: torch.dtype
 ) -> Muon:
-    """Muon on the hidden matrices; the rest keeps a rate of its own, scaled with the batch as --lr is."""
+    """Muon on the hidden matrices, another optimizer on the rest; --muon-rest-lr is scaled with the batch like --lr."""
     matrices = hidden_matrices(model)
     if not matrices:
         raise UserError(

@@ -23,8 +23,9 @@ def cross_entropy_sum(label_smoothing: float = 0.0, class_weights: torch.Tensor 
     tables: dict[tuple[torch.device, int], torch.Tensor] = {}
 
     def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The sum of the losses of `logits` [n, classes] for `labels`."""
         if label_smoothing and class_weights is None and labels.ndim == 1:
-            # The same formula by half as many operations: a small network's step is as long as its launches take.
+            # The same formula in half as many operations: kernel launches dominate the step time of a small network.
             key = logits.device, logits.shape[1]
             if key not in tables:
                 tables[key] = -smoothed_targets(logits.shape[1], label_smoothing, logits.device)
@@ -37,7 +38,7 @@ def cross_entropy_sum(label_smoothing: float = 0.0, class_weights: torch.Tensor 
 
 
 def smoothed_targets(classes: int, label_smoothing: float, device: torch.device) -> torch.Tensor:
-    """Of each class: float32 [classes, classes], `label_smoothing` of each row spread evenly over all."""
+    """The smoothed target of each class, float32 [classes, classes]: `label_smoothing` of a row is spread evenly."""
     table = torch.full((classes, classes), label_smoothing / classes, device=device)
     return table + (1 - label_smoothing) * torch.eye(classes, device=device)
 

@@ -21,19 +21,20 @@ SAME = ("lr", "momentum", "nesterov", "dampening", "maximize", "foreach")
 
 
 def without_shells(kind: type[Optimizer], arithmetic: Step) -> Step:
-    """A step of `kind`: `arithmetic`, or torch's own where the step is compiled, profiled or hooked."""
-    # The first optimizer of a class puts the profiler's shell around the step of all.
+    """A step method for `kind`: runs `arithmetic`, or torch's own step where that is compiled, profiled or hooked."""
+    # The first instance of an optimizer class wraps the step of the whole class for the profiler.
     marked = kind.step.__wrapped__ if getattr(kind.step, "hooked", False) else kind.step  # type: ignore[attr-defined]
     shelled: Step = Optimizer.profile_hook_step(marked)
 
     def step(self: Optimizer, closure: Callable[[], float] | None = None) -> float | None:
+        """One step, see torch.optim.Optimizer.step."""
         if closure is not None or is_watched(self):
             return shelled(self, closure)
         with torch.no_grad():
             arithmetic(self)
         return None
 
-    step.hooked = True  # type: ignore[attr-defined]  # else torch would put its shell around this one
+    step.hooked = True  # type: ignore[attr-defined]  # else torch would wrap this step too
     return step
 
 
@@ -41,7 +42,7 @@ _torchs_sgd: Step = inspect.unwrap(torch.optim.SGD.step)
 
 
 def _sgd(self: Optimizer) -> None:
-    """The groups in one pass where they differ in their decay alone, and are not at their first step."""
+    """Step all groups in one pass if they differ only in weight decay and have momentum buffers, else as torch does."""
     groups = self.param_groups
     first = groups[0]
     momentum, rate = first["momentum"], first["lr"]
@@ -77,8 +78,8 @@ class SGD(torch.optim.SGD):
         for group in self.param_groups:
             if group["fused"] and group["momentum"]:
                 for parameter in group["params"]:
-                    # torch's fused step makes this in the first step, and leaves it unfilled where GradScaler skips
-                    # that step. From zeros the first momentum is the gradient too.
+                    # torch's fused step allocates this buffer in the first step, and leaves it uninitialized where
+                    # GradScaler skips that step. Starting from zeros, the first momentum is the gradient as well.
                     self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 

@@ -1,7 +1,7 @@
 """Learning-rate schedules as pure functions of the step: factor(step) in [0, 1] times the peak rate.
 
-A schedule keeps no state, so resuming at a step needs the step alone. What follows the test loss is a technique
-(techniques/plateau.py).
+A schedule keeps no state, so resuming at a step needs the step alone. The schedule that follows the loss of the
+held-out split is a technique (techniques/plateau.py).
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ Schedule = Callable[[int], float]
 
 FALL = 0.1
 LAST = 0.01
-"""Share of the peak at which an exponential ends, where no gamma is given."""
+"""Share of the peak rate at which `exponential` ends where --gamma is not set."""
 ONECYCLE_START, ONECYCLE_END = 1 / 25, 1 / (25 * 1e4)  # torch's div_factor and final_div_factor
 
 
 @dataclass(frozen=True)
 class Span:
-    """The part of a run after its warm-up, in epochs; `warmup`: the part before; `floor`: the lowest factor."""
+    """The part of a run after its warm-up, in epochs. `warmup`: epochs of warm-up; `floor`: the lowest factor."""
 
     epochs: float
     warmup: float
@@ -40,14 +40,14 @@ Shape = Callable[[float, Span], float]
 
 
 def step(epoch: float, span: Span) -> float:
-    """A fall by `gamma` every `step_size` epochs."""
+    """The factor is multiplied by `gamma` every `step_size` epochs."""
     return _gamma(span) ** int(epoch // span.options.step_size)
 
 
 def multistep(epoch: float, span: Span) -> float:
-    """A fall by `gamma` at each milestone; they count from the start of the run, warm-up included."""
+    """The factor is multiplied by `gamma` at each milestone, counted from the start of the run with its warm-up."""
     places = [at if at >= 1 else at * (span.warmup + span.epochs) for at in milestones(span.options.milestones)]
-    # A milestone that is a share of the run falls on a step but for rounding.
+    # A milestone given as a share of the run may miss its step by a rounding error.
     return _gamma(span) ** sum(epoch + span.warmup >= at - 1e-9 for at in places)
 
 
@@ -113,12 +113,12 @@ RISES_ITSELF = ("onecycle", "triangular")
 
 
 def create_schedule(options: ScheduleOptions, *, epochs: int, steps_per_epoch: int, peak_rate: float = 1.0) -> Schedule:
-    """The schedule of a run: linear warm-up over `warmup_epochs` (from `warmup_start` as torch's LinearLR, else without
-    a step at zero), then the named shape over the rest.
+    """The schedule of a run: linear warm-up over `warmup_epochs` (from `warmup_start` as torch's LinearLR, else with no
+    step at rate zero), then the named shape over the rest.
 
     Warm-up never takes more than half of the run. The shape's progress runs from 0 at the first step after
     warm-up to 1 just after the last step, so that the last step still learns. Errors: UserError for milestones that
-    are no numbers, and an `eta_min` above `peak_rate`.
+    are not numbers, and an `eta_min` above `peak_rate`.
     """
     if options.eta_min > peak_rate:
         raise UserError(f"--eta-min {options.eta_min:g} is above the peak learning rate {peak_rate:g}")
@@ -130,6 +130,7 @@ def create_schedule(options: ScheduleOptions, *, epochs: int, steps_per_epoch: i
     span = Span((total - warmup) / steps_per_epoch, warmup / steps_per_epoch, options, options.eta_min / peak_rate)
 
     def factor(step: int) -> float:
+        """The factor on the peak learning rate for `step`."""
         if step < warmup:
             start = options.warmup_start
             return (step + 1) / (warmup + 1) if start is None else start + (1 - start) * step / warmup

@@ -4,11 +4,11 @@ orthogonalised momentum.
 The momentum of a matrix is replaced by the nearest matrix whose singular values are all about 1, found by five
 Newton-Schulz iterations, so that directions which the gradient rarely takes are learned as fast as the others. A
 convolution's kernels count as the matrix [out, in * height * width]. Biases, norms, embeddings, and the first and last
-layer are trained by another rule, as the authors found to be better. Effect: fewer steps to the same loss. Cost:
-fifteen matrix products a matrix and step; one buffer a weight, half of AdamW's. Nothing in particular speaks against
-a combination.
+layer are trained by another optimizer, which the authors found to work better. Effect: fewer steps to the same loss.
+Cost: fifteen matrix products per matrix and step; one buffer per weight, half as many as AdamW's. No combination with
+another technique is known to do harm.
 
-torch.optim.Muon takes matrices alone, so this step is written out here; it is what the tests compare with.
+torch.optim.Muon takes 2-D matrices only, so the step is written out here; the tests compare it with torch's.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from ddp_train.optim.low_overhead import without_shells
 from ddp_train.torch_internals import foreach
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of the quintic a x + b x^3 + c x^5, chosen by the authors for a steep rise at 0; singular values end near 1."""
+"""Coefficients of a x + b x^3 + c x^5, chosen by the authors to be steep at 0; singular values end near 1."""
 ITERATIONS = 5
 LEAST_NORM = 1e-7
 MOST_PADDED = 1.5
-"""How many times as large a batch on a GPU may be with the zeros that fill it up: one launch in place of several."""
+"""Largest factor by which zero padding may enlarge a batch on a GPU: one launch then does the work of several."""
 
 MATRICES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -36,16 +36,16 @@ MATRICES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 class Muon(torch.optim.Optimizer):
     """One optimizer over two sorts of groups: Muon on the first, `rest` (SGD or AdamW) on all others.
 
-    Schedules, loss scaling and checkpoints see one optimizer: `rest` lends its rule alone and works on the groups and
-    the state of this one.
+    Schedules, loss scaling and checkpoints see one optimizer: `rest` contributes only its update rule and works on
+    the groups and the state of this one.
 
-    matrices: parameters of two or more dimensions; dtype: that of the Newton-Schulz iteration. Weight decay is
+    matrices: parameters of two or more dimensions; dtype: used in the Newton-Schulz iterations. Weight decay is
     decoupled (w shrinks by lr * weight_decay); the step is lr * sqrt(max(1, rows / columns)) long in each direction.
     normalize: each matrix is first scaled to the Frobenius norm sqrt(rows), as airbench does (Jordan 2024), so that lr
-    is a share of the weights; for layers whose scale batch norm takes out. iterations: of Newton and Schulz.
+    is a share of the weights; for layers before batch norm, which removes their scale. iterations: of Newton-Schulz.
 
-    As torch's fused optimizers, and where `rest` is one, it takes `grad_scale` and `found_inf` from GradScaler: the
-    host need not wait to know whether a step is to be left out.
+    Like torch's fused optimizers, it takes `grad_scale` and `found_inf` from GradScaler if `rest` does or is None: the
+    host need not wait to learn whether a step is skipped.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Muon(torch.optim.Optimizer):
         self._normalize, self._iterations, self._dtype = normalize, iterations, dtype
         if rest is not None:
             self.param_groups += rest.param_groups
-            self.state.update(rest.state)  # what a fused step needs before its first
+            self.state.update(rest.state)  # buffers that a fused step needs before its first step
         self._step_supports_amp_scaling = rest is None or bool(getattr(rest, "_step_supports_amp_scaling", False))
 
     @torch.no_grad()
@@ -79,7 +79,7 @@ class Muon(torch.optim.Optimizer):
         return loss
 
     def step_matrices(self, group: dict[str, Any], scale: Tensor | None, left_out: Tensor | None) -> None:
-        """left_out: a scalar on the device, 1 where the gradient has overflowed, else 0; None: it has not."""
+        """One step of Muon. left_out: a scalar on the device, 1 if the gradient overflowed, else 0; None: as 0."""
         matrices: list[Tensor] = [p for p in group["params"] if p.grad is not None]
         if not matrices:
             return
@@ -89,7 +89,7 @@ class Muon(torch.optim.Optimizer):
                 self.state[matrix]["momentum_buffer"] = torch.zeros_like(gradient)
         momenta: list[Tensor] = [self.state[matrix]["momentum_buffer"] for matrix in matrices]
         momentum, rate = group["momentum"], group["lr"]
-        # 0 where the step is left out: what has it as an exponent is 1 then, and what is divided by it infinite.
+        # 0 if the step is skipped: a number to this power is then 1, and a number divided by it is infinite.
         taken = None if left_out is None else torch.rsub(left_out, 1)
         if left_out is None or taken is None:
             gradients = gradients if scale is None else foreach("div", gradients, scale)
@@ -109,7 +109,7 @@ class Muon(torch.optim.Optimizer):
             foreach("add_", *both, alpha=-length * rate)
 
     def _shrink(self, matrices: list[Tensor], kept: float, taken: Tensor | None) -> None:
-        """Weight decay, after which `kept` is left, and the fixed norm."""
+        """Apply weight decay, which leaves the share `kept` of each weight, and the fixed norm if there is one."""
         if self._normalize:
             norms = foreach("norm", matrices)
             foreach("clamp_min_", norms, LEAST_NORM)
@@ -128,7 +128,7 @@ def _step(muon: Any) -> None:
     left_out: Tensor | None = getattr(muon, "found_inf", None)
     muon.step_matrices(muon.param_groups[0], scale, left_out)
     if muon.rest is not None:
-        # After a load these are new objects.
+        # load_state_dict makes new objects of these.
         muon.rest.param_groups, muon.rest.state = muon.param_groups[1:], muon.state
         muon.rest.grad_scale, muon.rest.found_inf = scale, left_out
         muon.rest.step()
@@ -138,9 +138,9 @@ Muon.step = without_shells(Muon, _step)  # type: ignore[method-assign]
 
 
 def _finite(gradients: list[Any], like: list[Tensor], scale: Tensor | None, left_out: Tensor) -> list[Tensor]:
-    """Copies of the gradients, divided by `scale`, in the memory order of `like`; zeros where they are left out.
+    """Copies of the gradients, divided by `scale`, in the memory order of `like`; zeros if the step is skipped.
 
-    In one piece of memory, so that they are one operation's.
+    They share one block of memory, so that one operation covers all of them.
     """
     flat = torch.empty(sum(map(torch.Tensor.numel, like)), dtype=like[0].dtype, device=like[0].device)
     parts = flat.split([one.numel() for one in like])
@@ -155,9 +155,9 @@ def _finite(gradients: list[Any], like: list[Tensor], scale: Tensor | None, left
 
 
 def orthogonalized(matrix: Tensor, dtype: torch.dtype = torch.float32, iterations: int = ITERATIONS) -> Tensor:
-    """About U V^T of a matrix U S V^T: singular values between 0.7 and 1.2, but for those that are almost 0.
+    """Approximately U V^T of a matrix U S V^T: singular values between 0.7 and 1.2, except those that are almost 0.
 
-    matrix: [rows, columns]; the result has `dtype`, in which it is computed. Fewer iterations leave more of the small
+    matrix: [rows, columns]; the result is computed and returned in `dtype`. Fewer iterations leave more of the small
     singular values small.
     """
     return orthogonalized_together([matrix], dtype, iterations)[0]
@@ -169,14 +169,14 @@ def orthogonalized_together(
     iterations: int = ITERATIONS,
     taken: Tensor | None = None,
 ) -> list[Tensor]:
-    """`orthogonalized` of each; those that fit together in one batch. Each: [rows, ...], seen as [rows, columns].
+    """`orthogonalized` of each matrix, in batches where they fit together. Each: [rows, ...], seen as [rows, columns].
 
-    taken: a scalar; where it is 0, all are zeros.
+    taken: a scalar; if it is 0, all results are zeros.
     """
     shapes = [(len(matrix), matrix.numel() // len(matrix)) for matrix in matrices]
     places: list[Tensor] = [*matrices]
     device, batches = matrices[0].device, []
-    # A CPU would wait for the zeros' products longer than for the operations that are saved.
+    # On a CPU the products with padding take longer than the operations that padding saves.
     groups = batches_of(shapes, MOST_PADDED if device.type == "cuda" else 1.0)
     sizes = [(len(held), min(shapes[held[0]]), max(max(shapes[index]) for index in held)) for held in groups]
     numbers = [math.prod(size) for size in sizes]
@@ -201,10 +201,10 @@ def orthogonalized_together(
 
 
 def batches_of(shapes: Sequence[tuple[int, int]], most_padded: float) -> list[list[int]]:
-    """Indices of the matrices, as (rows, columns), that are iterated upon in one batch.
+    """Group matrices, given as (rows, columns), into batches that are iterated together; returns their indices.
 
-    Those of one shape, lying or standing, and those with one short side: the long sides are filled up with zeros, which
-    changes no product, as long as that makes the batch at most `most_padded` times as large.
+    Matrices of one shape or its transpose share a batch. So do all with the same short side if padding their long sides
+    with zeros, which changes no product, makes the batch at most `most_padded` times as large.
     """
     by_shape: dict[tuple[int, int], list[int]] = {}
     by_short: dict[int, list[int]] = {}
@@ -222,14 +222,14 @@ def batches_of(shapes: Sequence[tuple[int, int]], most_padded: float) -> list[li
 
 
 def _place(padded: Tensor, matrix: Tensor) -> Tensor:
-    """Where in [short, long] a matrix is, in its shape: transposed where it has more rows than columns."""
+    """The part of `padded`, [short, long], that holds a matrix, in its shape: transposed if it is taller than wide."""
     rows, columns = len(matrix), matrix.numel() // len(matrix)
     view = padded[:, : max(rows, columns)]
     return (view.mT if rows > columns else view).unflatten(1, matrix.shape[1:])
 
 
 def _newton_schulz(batch: Tensor, iterations: int) -> Tensor:
-    """[n, rows, columns], rows <= columns, singular values of at most 1."""
+    """Iterate on a batch [n, rows, columns] with rows <= columns and singular values of at most 1."""
     a, b, c = COEFFICIENTS
     if len(batch) == 1:
         x = batch[0]
@@ -247,7 +247,7 @@ def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
     """The trained weights of linear layers and convolutions, but for the first and the last one of the model.
 
     In the order in which the model defines them; a weight that two layers share counts once, and a frozen first layer
-    is the first one too.
+    still counts as the first.
     """
     layers = [module.weight for module in model.modules() if isinstance(module, MATRICES)]
     weights = {id(weight): weight for weight in layers if isinstance(weight, nn.Parameter)}

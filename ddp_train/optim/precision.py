@@ -31,15 +31,15 @@ class LossScale:
 
 
 def set_matmul_precision(name: str | None) -> None:
-    """How float32 is multiplied in this process: "highest" in full, "high" and "medium" as tf32 where a GPU has it.
+    """Set how float32 is multiplied in this process: "highest" in full, "high" and "medium" as tf32 where a GPU has it.
 
-    None leaves torch's defaults: tf32 in convolutions, full float32 in matrix products. On a CPU with bf16 "medium"
-    lets torch multiply matrices in that.
+    None leaves torch's defaults: tf32 in convolutions, full float32 in matrix products. On a CPU with bf16, "medium"
+    lets torch multiply matrices in bf16.
     """
     if name is not None:
         torch.set_float32_matmul_precision(name)
-        # What the function above leaves alone. Of torch's two interfaces the older one: reading either after both were
-        # set is an error.
+        # The function above does not cover cuDNN. This is the older of torch's two interfaces: after both were set,
+        # reading either one is an error.
         torch.backends.cudnn.allow_tf32 = name != "highest"
 
 
@@ -68,9 +68,9 @@ class Precision:
         return torch.autocast(self.device.type, self.dtype)
 
     def backward(self, loss: torch.Tensor, weight: float = 1.0, *, retain_graph: bool = False) -> None:
-        """The gradient of `weight` times the loss, scaled under fp16. retain_graph: for another pass through it.
+        """Compute the gradient of `weight` times the loss, scaled under fp16. retain_graph: for another pass.
 
-        The weight is what the pass begins with: the same bits as multiplying the loss, for two operations fewer.
+        The weight is the initial gradient of the pass: the same bits as multiplying the loss, in two operations fewer.
         """
         if self._seed is None or self._seed[0] != (weight, loss.dtype):
             self._seed = (weight, loss.dtype), loss.new_full((), weight)
@@ -85,7 +85,7 @@ class Precision:
         """Let `prepare` change the true (unscaled) gradients, then update.
 
         Under fp16 a step with infinite gradients is skipped. last: no other optimizer steps with gradients of the same
-        loss scale; else `end_step` follows.
+        loss scale; if False, the caller calls `end_step` after the last one.
         """
         if prepare is not None:
             self.scaler.unscale_(optimizer)
@@ -95,12 +95,12 @@ class Precision:
             self.end_step()
 
     def end_step(self) -> None:
-        """Choose the loss scale of the next step, by what the optimizers of this one have seen."""
+        """Update the loss scale for the next step, by whether gradients overflowed in any optimizer of this one."""
         self.scaler.update()
 
     def has_diverged(self, loss: float) -> bool:
         """Whether an epoch's mean loss shows divergence. Under fp16 a step that overflows is skipped and the scale
-        halved: only with a scale below 1 the loss itself is no longer finite."""
+        halved, so a loss that is not finite counts only once the scale is below 1."""
         return not math.isfinite(loss) and not (self.mode == "fp16" and self.scaler.get_scale() >= 1.0)
 
     def state_dict(self) -> dict[str, Any]:
@@ -108,7 +108,7 @@ class Precision:
         return self.scaler.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore a saved scale, if fp16 was saved and is on. The constants stay those of this run."""
+        """Restore a saved loss scale if the saved run and this one use fp16. The constants stay those of this run."""
         if state and self.mode == "fp16":
             self.scaler.load_state_dict(
                 state | {name: self._constants[name] for name in state.keys() & self._constants}

@@ -18,7 +18,7 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; the exit status."""
+    """Run the command line; returns the exit status."""
     return exit_status(lambda: _draw(argv))
 
 

@@ -1,7 +1,7 @@
 """A contact sheet of augmentation: `python -m ddp_train.plots augment -o FILE.png [--data-dir DIR]`.
 
-Each row is one option, each group of columns one image as several epochs show it. The pictures are made by the code
-that trains.
+Each row is one option, each group of columns one image as it appears in several epochs. The pictures are made by the
+augmentation code of training.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 IMAGES, DRAWS = 2, 4  # an even number of images: mixup and CutMix take pairs
 LEAST_PIXELS = 64
-"""Smaller pictures are shown in whole multiples of their pixels."""
+"""Least width of an image in the sheet; smaller images are enlarged by a whole factor."""
 GAP = 1 / 16
 """White between pictures, as a share of their side."""
 
@@ -82,7 +82,7 @@ def augment_figure(dataset: Dataset, seed: int) -> Figure:
 
 
 def _axes(sheet: np.ndarray, side: int, title: str) -> tuple[Figure, Axes]:
-    """A figure of the sheet, each pixel a whole number of pixels, with room for labels on the left and above."""
+    """A figure of the sheet, each image pixel a whole number of figure pixels, with room for labels and title."""
     scale = -(-LEAST_PIXELS // side)
     width, height = sheet.shape[1] * scale / DPI, sheet.shape[0] * scale / DPI
     beside, above, below = 2.3, 0.5, 0.4  # inches
@@ -107,7 +107,7 @@ def photographs() -> Dataset:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command `augment`."""
+    """Add the options of the command `augment`."""
     parser.add_argument("--data-dir", metavar="DIR", help="CIFAR-10 or a folder of images [two photographs]")
     parser.add_argument("--seed", type=int, default=0, help="seed of the draws [0]")
 
@@ -145,7 +145,7 @@ def _cutmix(images: Tensor, draw: int, seed: int) -> Tensor:
 
 
 def _resized(images: Tensor, draw: int, seed: int, stages: int | None = None) -> Tensor:
-    """Growing from half the side, shown at full size."""
+    """The images at a side that grows from half to full over the draws, shown at full size."""
     own = min(images.shape[2:])
     side = side_in_epoch(draw, own // 2, own, DRAWS - 1 if stages is None else DRAWS // 2, stages)
     size = [round(edge * side / own) for edge in images.shape[2:]]

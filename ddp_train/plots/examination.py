@@ -14,16 +14,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CLASSES_UP_TO = 60
-"""More classes make a picture that nobody can read."""
+"""Most classes in a confusion matrix; with more, the picture is unreadable."""
 NUMBERS_UP_TO = 20
-"""Classes up to which each cell shows its percentage."""
+"""Up to this many classes, each cell shows its percentage."""
 LEVEL_UP_TO = 3
-"""Letters of a class name up to which the names are level; longer ones are turned."""
+"""If no class name has more letters than this, the names are horizontal, else rotated."""
 COLUMNS, LEAST_COLUMNS = 6, 4
 
 
 def confusion_figure(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> Figure:
-    """Rows are the true classes, columns what they were taken for, in percent of the row; the diagonal is right."""
+    """The confusion matrix: rows are true classes, columns predicted classes, in percent of the row."""
     import numpy as np
 
     counts = np.asarray(confusion, dtype=float)
@@ -54,7 +54,7 @@ def confusion_figure(confusion: Sequence[Sequence[int]], classes: Sequence[str])
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """A wrongly classified image: uint8 [H, W, C], its true class, what it was taken for and how surely."""
+    """A wrongly classified image: uint8 [H, W, C], its true class, the predicted class and its probability."""
 
     image: np.ndarray
     label: str

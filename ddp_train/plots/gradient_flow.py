@@ -1,7 +1,7 @@
 """Gradient flow: `python -m ddp_train.plots gradient_flow FILE.json -o FILE.png`.
 
 Upper panel: each layer's gradient at the latest measured step, and the range of its mean over the run. Lower panel:
-the mean of every layer over the steps, as a map: darker towards the left is a gradient that vanishes towards the input.
+the mean of every layer over the steps, as a map: if it darkens to the left, the gradient vanishes towards the input.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NAMED_UP_TO = 40
-"""Layers up to which each has its name at the axis; with more, every n-th has."""
+"""Up to this many layers, each is named at the axis; with more, every n-th is."""
 NAMED_LEVEL_UP_TO = 8
 STEPS_NAMED = 12
 
@@ -132,12 +132,12 @@ def _positive(values: Sequence[float | None]) -> list[float]:
 
 
 def _drawn(values: Sequence[float | None]) -> list[float]:
-    """NaN, which is not drawn, for what a logarithmic axis cannot show."""
+    """The values, with NaN (not drawn) for those that a logarithmic axis cannot show."""
     return [value if value is not None and value > 0 else math.nan for value in values]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command `gradient_flow`."""
+    """Add the options of the command `gradient_flow`."""
     parser.add_argument("file", metavar="FILE.json", help="gradient_flow.json of a run with --gradient-flow")
 
 

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 _TRAIN, _TEST, _RATE, _SPEED, _EXTRA = PALETTE[:5]
 _MARKERS_UP_TO = 30
-"""Epochs up to which each is marked by a dot; more would run into one another."""
+"""Up to this many epochs, each is marked by a dot; with more, the dots would overlap."""
 _MOST_EXTRA = 8
-"""More panels would make the curves of the run itself hard to find; the history holds all."""
+"""Most extra panels: more would hide the curves of the run itself. The history holds all numbers."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def _draw_accuracy(axes: Axes, history: HistoryDocument) -> None:
 
 
 def _draw_both(axes: Axes, epochs: Sequence[Mapping[str, Any]], name: str) -> tuple[list[float], list[float]]:
-    """The curves of training and of the split that each epoch was evaluated on; their values."""
+    """Draw the curves of training and of the split that epochs were evaluated on; returns the values of both."""
     split = split_of(epochs[-1])
     train, held_out = _values(epochs, f"train_{name}"), _values(epochs, f"{split}_{name}")
     _draw_curve(axes, epochs, train, _TRAIN, "train")
@@ -120,7 +120,7 @@ def _draw_both(axes: Axes, epochs: Sequence[Mapping[str, Any]], name: str) -> tu
 def _draw_panel(
     axes: Axes, panel: Panel, epochs: Sequence[Mapping[str, Any]], reported: Sequence[Mapping[str, Any]]
 ) -> None:
-    """`reported`: the mapping of each epoch that has the panel's number."""
+    """Draw one number over the epochs. `reported`: for each epoch the mapping that holds the number."""
     _style(axes, panel.title, panel.unit, epochs)
     values = [value / panel.divisor for value in _values(reported, panel.name)]
     _draw_curve(axes, epochs, values, panel.color)
@@ -133,7 +133,7 @@ def _draw_panel(
 
 
 def _extra_panels(epochs: Sequence[Mapping[str, Any]]) -> list[Panel]:
-    """What any epoch reported: the GPUs first, then by first appearance; only what was finite at least once."""
+    """Panels of the reported numbers: known ones first, then by first appearance; only those that were ever finite."""
     extras = [epoch.get("extra", {}) for epoch in epochs]
     seen = dict.fromkeys(name for extra in extras for name, value in extra.items() if value is not None)
     found = []
@@ -146,7 +146,7 @@ def _extra_panels(epochs: Sequence[Mapping[str, Any]]) -> list[Panel]:
 def _draw_curve(
     axes: Axes, epochs: Sequence[Mapping[str, Any]], values: Sequence[float], color: str, label: str | None = None
 ) -> None:
-    """A missing value leaves a gap. The curve of the held-out split has squares, for readers who see no colours."""
+    """Draw a curve; missing values leave gaps. The held-out split has squares, for readers who cannot tell colors."""
     marker = ("s" if label in ("test", "val") else "o") if len(epochs) <= _MARKERS_UP_TO else None
     width = 1.4 if label == "train" else 2.2
     look: dict[str, Any] = {"linewidth": width, "marker": marker, "markersize": 4.5, "zorder": 3, "clip_on": False}
@@ -166,7 +166,7 @@ def _values(rows: Sequence[Mapping[str, Any]], name: str) -> list[float]:
 
 
 def _style(axes: Axes, title: str, unit: str, epochs: Sequence[Mapping[str, Any]]) -> None:
-    """The axes' title and the epochs below."""
+    """Set the title of the axes and label the epochs on the x axis."""
     from matplotlib.ticker import MaxNLocator
 
     style(axes, title, unit, "epoch")
@@ -176,7 +176,7 @@ def _style(axes: Axes, title: str, unit: str, epochs: Sequence[Mapping[str, Any]
 
 
 def _title(history: HistoryDocument) -> str:
-    """What was trained, as far as the environment names it."""
+    """The title: model, dataset and ranks as far as the environment names them, and the global batch."""
     environment = history["environment"]
     parts = [str(environment[name]) for name in ("model", "dataset") if environment.get(name)]
     ranks = environment.get("world_size")
@@ -187,7 +187,7 @@ def _title(history: HistoryDocument) -> str:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command `history`."""
+    """Add the options of the command `history`."""
     parser.add_argument("file", metavar="FILE.json", help="training_history.json of a run")
 
 

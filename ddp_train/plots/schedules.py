@@ -21,9 +21,9 @@ STEPS = 100
 def schedules_figure(epochs: int, warmup_epochs: float) -> Figure:
     """Every scheduler with its defaults over `epochs`, as a share of the peak rate.
 
-    `plateau` follows the loss of a run: it is drawn for one that falls over the first third and no further.
+    `plateau` depends on the loss of a run: it is drawn for a loss that falls over the first third and then stays flat.
     """
-    # `auto` is one of the others.
+    # `auto` chooses one of the others.
     names = [name for name in get_args(get_type_hints(ScheduleOptions)["scheduler"]) if name != "auto"]
     rows = -(-len(names) // COLUMNS)
     title = f"Learning-rate schedules  ·  {epochs} epochs, {warmup_epochs:g} of warm-up"
@@ -46,7 +46,7 @@ def schedules_figure(epochs: int, warmup_epochs: float) -> Figure:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command `schedules`."""
+    """Add the options of the command `schedules`."""
     parser.add_argument("--epochs", type=int, default=100, help="length of the run [100]")
     parser.add_argument("--warmup-epochs", type=float, default=5.0, help="epochs of warm-up [5]")
 

@@ -23,23 +23,23 @@ if TYPE_CHECKING:
     Panels: TypeAlias = tuple[Figure, list[Axes]]
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#444444")
-"""Okabe and Ito's: distinct with every common colour blindness."""
+"""The palette of Okabe and Ito: its colors are distinct with every common color blindness."""
 INK, SOFT, GRID = "#222222", "#6B6B6B", "#E3E3E3"
 DPI = 150
 
 
 def literal(name: str) -> str:
-    """A user's own text as matplotlib shows it unchanged: no mathematics between two `$`, no bytes that are no text."""
+    """Make matplotlib show a user's text as it is: no mathtext between two `$`, no unprintable characters."""
     return "".join(c if c.isprintable() else "\ufffd" for c in name).replace("$", r"\$")
 
 
 def short(name: str, most: int = 32) -> str:
-    """As `literal`, and a name of more than `most` letters without its middle: it would leave no room for the axes."""
+    """As `literal`, with the middle of a name of more than `most` letters cut out, so that the axes keep their room."""
     return literal(name if len(name) <= most else f"{name[: most // 2]}…{name[1 - most // 2 :]}")
 
 
 def new_figure(width: float, height: float, title: str) -> Figure:
-    """An empty figure of so many inches (150 pixels each) under a bold title."""
+    """An empty figure of `width` x `height` inches (150 pixels per inch) with a bold title."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -63,21 +63,21 @@ def style(axes: Axes, title: str, unit: str = "", x_label: str = "") -> None:
 
 
 def legend(axes: Axes, *, loc: str = "best", ncols: int = 1) -> None:
-    """The labelled curves; `loc` is matplotlib's name of a place."""
+    """Add a legend of the labelled curves; `loc` is a location as matplotlib names it."""
     shown = axes.legend(loc=loc, ncols=ncols, fontsize=9, frameon=True, framealpha=0.9, edgecolor="none")  # type: ignore[call-overload]
     for text in shown.get_texts():
         text.set_color(INK)
 
 
 def percent_axis(axes: Axes) -> None:
-    """Fractions of 1 on the y axis, shown in percent."""
+    """Show the values of the y axis, fractions of 1, in percent."""
     from matplotlib.ticker import PercentFormatter
 
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
 
 
 def name_ticks(axes: Axes, positions: Sequence[int], names: Sequence[str], *, size: float, turn: float) -> None:
-    """Names along the x axis, turned by `turn` degrees (0: level)."""
+    """Put names along the x axis, rotated by `turn` degrees (0: horizontal)."""
     turned: dict[str, Any] = {"rotation": turn, "ha": "right", "rotation_mode": "anchor"} if turn else {}
     axes.set_xticks(positions, [short(name) for name in names], fontsize=size, color=INK, **turned)
 
@@ -92,11 +92,11 @@ def grid_of_panels(width: float, height: float, title: str, rows: int, columns: 
 
 
 def save(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """The figure as a PNG, replacing `path`; warnings become one note. UserError when it cannot be written."""
+    """Save the figure as a PNG, replacing `path`; warnings become one note. UserError when it cannot be written."""
     missing = _find_fonts(figure)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        warnings.filterwarnings("ignore", "Glyph")  # `missing` has them all
+        warnings.filterwarnings("ignore", "Glyph")  # `missing` lists these
         with replacing(path) as file:
             figure.savefig(file, format="png")
     found = list(dict.fromkeys(" ".join(str(warning.message).split()) for warning in caught))
@@ -107,7 +107,7 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> None:
 
 
 def save_if_possible(make: Callable[[], Figure], path: Path) -> list[Path]:
-    """As `save`, for a picture beside a result: what keeps it from being drawn is a note. The files written."""
+    """As `save`, but a picture that cannot be drawn only causes a note on stderr. Returns the files written."""
     try:
         save(make(), path)
     except Exception as error:
@@ -118,7 +118,7 @@ def save_if_possible(make: Callable[[], Figure], path: Path) -> list[Path]:
 
 
 def _find_fonts(figure: Figure) -> str:
-    """Let each text have the installed fonts that hold what the usual one lacks; the characters that none has."""
+    """Add fonts to all texts for characters that the usual one lacks; returns the characters that no font has."""
     from matplotlib import font_manager
     from matplotlib.text import Text
 
@@ -127,9 +127,9 @@ def _find_fonts(figure: Figure) -> str:
     missing = {ord(c) for text in texts for c in text.get_text() if not c.isspace()} - usual.keys()
     families = []
     for entry in font_manager.fontManager.ttflist if missing else ():
-        with suppress(RuntimeError, OSError):  # a damaged file, or one that has gone
+        with suppress(RuntimeError, OSError):  # a font file that is damaged or gone
             font = font_manager.get_font(entry.fname)
-            # Emoji of fixed size cannot be drawn, and a last resort draws boxes.
+            # Emoji fonts of fixed size cannot be drawn, and a "Last Resort" font draws boxes.
             if font.scalable and "Last Resort" not in entry.name and (known := missing & font.get_charmap().keys()):
                 families.append(entry.name)
                 missing -= known

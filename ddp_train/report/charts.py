@@ -1,4 +1,4 @@
-"""The geometry of a chart: numbers over the epochs to paths, ticks and labels, which a template draws as SVG. Pure."""
+"""Chart geometry: turns numbers over epochs into paths, ticks and labels, which a template draws as SVG. Pure."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from dataclasses import dataclass
 WIDTH, HEIGHT = 440.0, 230.0
 LEFT, RIGHT, TOP, BOTTOM = 58.0, 14.0, 12.0, 30.0
 MOST_POINTS = 600
-"""Of a curve: more than a screen shows side by side."""
+"""Most points of a curve: a screen cannot show more side by side."""
 MARKED_UP_TO = 30
-"""Points up to which each is marked by a dot."""
+"""Up to this many points of a curve, each is marked by a dot."""
 LOG_FROM = 50.0
-"""From this ratio of the largest to the smallest value on, a scale that may be logarithmic is."""
+"""Ratio of the largest to the smallest value above which a scale that may be logarithmic is logarithmic."""
 TICKS = 5
 LARGEST = 1e150
 
@@ -23,7 +23,7 @@ Form = Callable[[float], str]
 
 @dataclass(frozen=True)
 class Series:
-    """A curve. values: one for each epoch; color: from 1, of the style's palette."""
+    """The data of a curve. values: one for each epoch; color: its number in the palette of the style, from 1."""
 
     name: str
     values: Values
@@ -32,7 +32,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Curve:
-    """A curve as it is drawn. path: of an SVG; dots: (x, y) where each point is marked; texts: a value for each x."""
+    """A curve as it is drawn. path: SVG path data; dots: (x, y) of each marked point; ys, texts: the values by x."""
 
     name: str
     color: int
@@ -44,7 +44,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Chart:
-    """One chart. x_ticks, y_ticks: (place, label); xs: the place of each point; labels: its epoch."""
+    """One chart. x_ticks, y_ticks: (position, label); xs: the x of each point; labels: the epoch of each point."""
 
     title: str
     unit: str
@@ -58,17 +58,17 @@ class Chart:
 
     @property
     def right(self) -> float:
-        """Where the plot ends."""
+        """The x of the plot's right edge."""
         return WIDTH - RIGHT
 
     @property
     def bottom(self) -> float:
-        """Where the plot ends."""
+        """The y of the plot's bottom edge."""
         return HEIGHT - BOTTOM
 
     @property
     def hover(self) -> dict[str, object]:
-        """What the page's script shows at a point."""
+        """The data that the page's script shows at a point."""
         curves = [{"name": one.name, "color": one.color, "ys": one.ys, "texts": one.texts} for one in self.curves]
         return {"xs": self.xs, "labels": self.labels, "curves": curves}
 
@@ -76,7 +76,7 @@ class Chart:
 def chart(
     title: str, unit: str, epochs: Sequence[int], series: Iterable[Series], form: Form, *, may_be_log: bool = False
 ) -> Chart | None:
-    """None where no value of any series is known. form: a value in words."""
+    """Lay out a chart; None where no value of any series is known. form: formats a value as text."""
     kept = positions(len(epochs))
     shown = [(one, [_drawable(one.values[at]) for at in kept]) for one in series]
     shown = [(one, values) for one, values in shown if any(value is not None for value in values)]
@@ -89,6 +89,7 @@ def chart(
     scale = math.log10 if log else float
 
     def y(value: float) -> float:
+        """The y of a value in the chart."""
         share = (scale(value) - scale(low)) / ((scale(high) - scale(low)) or 1.0)
         return round(HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM), 1)
 
@@ -103,19 +104,19 @@ def chart(
 
 
 def positions(count: int, most: int = MOST_POINTS) -> list[int]:
-    """Which of so many epochs are shown: all, or each k-th and the last."""
+    """Indices of the epochs to show, of `count`: all, or every k-th and the last."""
     step = max(1, -(-count // most))
     found = list(range(0, count, step))
     return [*found, count - 1] if count and found[-1] != count - 1 else found
 
 
 def _drawable(value: float | None) -> float | None:
-    """A value that has run away to where differences are no numbers is left out."""
+    """The value; None where it has diverged so far that it cannot be drawn."""
     return value if value is not None and abs(value) < LARGEST else None
 
 
 def _curve(one: Series, values: Values, xs: Sequence[float], y: Callable[[float], float], form: Form) -> Curve:
-    """A value that is not known leaves a gap."""
+    """Lay out one curve; an unknown value leaves a gap."""
     ys = tuple(None if value is None else y(value) for value in values)
     parts, pen = [], "M"
     for x, place in zip(xs, ys, strict=True):
@@ -131,14 +132,14 @@ def _curve(one: Series, values: Values, xs: Sequence[float], y: Callable[[float]
 
 
 def _in_words(name: str, values: Values, epochs: Sequence[int], form: Form) -> str:
-    """For those who see no picture: where the curve begins and ends."""
+    """A curve's first and last known value in words, for readers who cannot see the picture."""
     known = [(epoch, value) for epoch, value in zip(epochs, values, strict=True) if value is not None]
     (first, begin), (last, end) = known[0], known[-1]
     return f"{name}: {form(begin)} in epoch {first}, {form(end)} in epoch {last}"
 
 
 def linear_ticks(low: float, high: float, count: int = TICKS) -> list[float]:
-    """Round numbers from at most `low` to at least `high`, about so many."""
+    """About `count` round numbers, from at most `low` to at least `high`."""
     span = (high - low) or abs(high) or 1.0
     raw = span / count
     size = 10.0 ** math.floor(math.log10(raw)) if raw > 0 else 1.0
@@ -148,7 +149,7 @@ def linear_ticks(low: float, high: float, count: int = TICKS) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten, with 2 and 5 between them where there are few."""
+    """Powers of ten, with their multiples by 2 and 5, or by 3, where there are few."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     every = max(1, -(-(last - first) // TICKS))
     digits = (1, 2, 5) if last - first <= 2 else (1, 3) if last - first <= 4 else (1,)
@@ -159,7 +160,7 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def _epochs(epochs: Sequence[int]) -> list[int]:
-    """Whole numbers for the axis of the epochs, within it."""
+    """Ticks of the epoch axis: whole numbers within its range."""
     if len(epochs) == 1:
         return [epochs[0]]
     found = linear_ticks(epochs[0], epochs[-1])

@@ -10,7 +10,7 @@ from ddp_train.report.write import write_page
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Write the page; the exit status."""
+    """Write the page; returns the exit status."""
     return exit_status(lambda: _run(arguments))
 
 

@@ -1,4 +1,4 @@
-"""A JSON value of unknown shape: every question about it has an answer, so that a damaged file costs only itself."""
+"""A JSON value of unknown shape: every access gives a value, so that a damaged file affects only itself."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LARGEST_BYTES = 64 << 20
 
 
 class Value:
-    """`value` as json.loads gives it. What is not there, or of another kind, is an empty Value."""
+    """Wraps a value of json.loads. A part that is missing or of another type than asked for is an empty Value."""
 
     def __init__(self, value: object = None) -> None:
         self.raw = value
@@ -22,20 +22,20 @@ class Value:
         return Value(self.raw.get(key)) if isinstance(self.raw, dict) else Value()
 
     def __iter__(self) -> Iterator[Value]:
-        """The items of a list; nothing of anything else."""
+        """The items of a list; none for any other value."""
         return map(Value, self.raw if isinstance(self.raw, list) else ())
 
     def __bool__(self) -> bool:
         return bool(self.raw)
 
     def items(self) -> Iterator[tuple[str, Value]]:
-        """The pairs of an object; nothing of anything else."""
+        """The pairs of an object; none for any other value."""
         found = self.raw if isinstance(self.raw, dict) else {}
         return ((str(name), Value(value)) for name, value in found.items())
 
     @property
     def text(self) -> str:
-        """A text, a number or a truth value in words; "" for anything else."""
+        """A string, number or boolean as text; "" for anything else."""
         if isinstance(self.raw, bool):
             return str(self.raw).lower()
         return str(self.raw) if isinstance(self.raw, str | int | float) else ""
@@ -52,7 +52,7 @@ class Value:
             return None
         try:
             return float(self.raw) if math.isfinite(self.raw) else None
-        except OverflowError:  # a whole number that no float holds
+        except OverflowError:  # an integer that is too large for a float
             return None
 
     @property
@@ -68,7 +68,7 @@ class Value:
 
 
 def read_bytes(path: Path) -> bytes:
-    """A regular file of at most 64 MiB. Errors: UserError with the reason alone."""
+    """The bytes of a regular file of at most 64 MiB. Errors: UserError with the reason alone."""
     try:
         if not path.is_file():
             raise UserError("not a file")
@@ -85,7 +85,7 @@ def read_json(path: Path) -> Value:
 
 
 def parse(data: bytes) -> Value:
-    """Errors: UserError where it is no JSON."""
+    """Parse JSON. Errors: UserError where it is not valid."""
     try:
         return Value(json.loads(data))
     except (ValueError, RecursionError) as error:

@@ -10,7 +10,7 @@ from ddp_train.report.json_value import Value
 
 @dataclass(frozen=True)
 class Setting:
-    """A variable or an option that was decided, and the fact that it follows from. how: "", "kept" or "removed"."""
+    """An environment variable or option that was decided, and the reason. how: "", "kept" or "removed"."""
 
     name: str
     value: str
@@ -20,9 +20,9 @@ class Setting:
 
 @dataclass(frozen=True)
 class Plan:
-    """What plan.json says. devices: why these; excluded: (NVML index, reason) of the GPUs left out.
+    """The contents of plan.json. devices: why these were chosen; excluded: (NVML index, reason) of the GPUs left out.
 
-    indices, uuids, group, policy: the selection, as gpu_topology has it. settings: of the bundled trainer.
+    indices, uuids, group, policy: the selection, as in gpu_topology. settings: those of the bundled trainer.
     """
 
     devices: str = ""
@@ -44,7 +44,7 @@ class Plan:
 class Failure:
     """The failure of an attempt. rank, host: which failed first; words: how it ended; error: its last line.
 
-    others: what became of the other ranks, as (words, ranks). meaning, advice: of a known remedy, "" without one.
+    others: what became of the other ranks, as (words, ranks). meaning, advice: from a known remedy, else "".
     """
 
     attempt: int | None
@@ -65,7 +65,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Restart:
-    """Another attempt after a failure. attempt: its number, from 0; devices: in words; change: of the GPUs."""
+    """Another attempt after a failure. attempt: its number, from 0; devices: in words; change: the GPUs left out."""
 
     attempt: int | None
     ranks: int | None
@@ -87,7 +87,7 @@ class Stall:
 
 @dataclass(frozen=True)
 class WaitedFor:
-    """The others waited for `rank`. share: of the time, from 0 to 1; shares: rank -> phase -> share of its time."""
+    """The others waited for `rank`, for `share` of the time (0 to 1). shares: rank -> phase -> share of its time."""
 
     rank: int | None
     ms_a_step: float | None
@@ -98,7 +98,7 @@ class WaitedFor:
 
 @dataclass(frozen=True)
 class GpuEnergy:
-    """What a GPU took from the launcher's start to its end, by its own counter."""
+    """The energy of a GPU from the launcher's start to its end, by the GPU's own counter."""
 
     index: int | None
     joules: float
@@ -106,10 +106,10 @@ class GpuEnergy:
 
 @dataclass(frozen=True)
 class Launch:
-    """One start of the launcher. time: ISO 8601, UTC; command: as it was typed; status: None where there is no end.
+    """One start of the launcher. time: ISO 8601, UTC; command: as it was typed; status: None if no end is recorded.
 
     troubles: in the order in which they were recorded. energy: of this node's GPUs; () where a card has no counter.
-    signal: that asked the launcher to end. waits: rank -> share of the time for which it waited for others.
+    signal: the one that asked the launcher to end. waits: rank -> share of the time for which it waited for others.
     versions: of Python, torch and the system, by name.
     """
 
@@ -132,12 +132,12 @@ class Launch:
 
     @property
     def failures(self) -> tuple[Failure, ...]:
-        """Of its attempts, one each."""
+        """The failures of its attempts, one each."""
         return tuple(one for one in self.troubles if isinstance(one, Failure))
 
 
 def plan_of(value: Value) -> Plan:
-    """A plan as the launcher writes it (`--dry-run --json`), or a trainer that nobody launched."""
+    """Read a plan as the launcher writes it (`--dry-run --json`), or a trainer that ran without the launcher."""
     selection, training = value["selection"], value["training"]
     decided = [
         Setting(name, item.text, training["reasons"][name].text) for name, item in training.items() if name != "reasons"
@@ -178,9 +178,11 @@ def launches_of(events: Iterable[Value]) -> tuple[Launch, ...]:
 
 def _launch(events: list[Value]) -> Launch:
     def of(name: str) -> list[Value]:
+        """The events of this name."""
         return [event for event in events if event["event"].raw == name]
 
     def last(name: str) -> Value:
+        """The last event of this name; an empty Value without one."""
         return (of(name) or [Value()])[-1]
 
     first, end, waited = (of("plan") or [Value()])[0], last("end"), last("waited-for")
@@ -250,7 +252,7 @@ def _waited_for(event: Value) -> WaitedFor:
 
 
 def by_rank(value: Value) -> dict[int, dict[str, float]]:
-    """rank -> name -> number, of an object of objects."""
+    """Read an object of objects as rank -> name -> number."""
     return {rank: _named(parts) for rank, parts in _ranks(value)}
 
 

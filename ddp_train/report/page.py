@@ -1,4 +1,4 @@
-"""The page of a run: a RunRecord to HTML. Each section is left out where the folder says nothing of it."""
+"""The page of a run: renders a RunRecord as HTML. A section is left out if the folder has no data for it."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def page(record: RunRecord) -> str:
 
 
 def state(record: RunRecord, last: Launch | None) -> Mapping[str, str]:
-    """How the run stands: `kind` of the style, `words`, and `detail`."""
+    """The state of the run: `kind` (for the style), `words` and `detail`."""
     done, wanted = len(record.epochs), Value(record.config.get("epochs")).whole
     epochs = f"{_last_epoch(record)} of {wanted} epochs" if record.trained and done and wanted else ""
     kind, words = "warn", "not finished"
@@ -115,7 +115,7 @@ def _tiles(record: RunRecord, last: Launch | None) -> list[tuple[str, str, str]]
 
 
 def _joules(record: RunRecord, last: Launch | None) -> float | None:
-    """Of the whole run: of its training on all nodes, else what the launcher read for its node."""
+    """Energy of the run in joules: of its training on all nodes, else what the launcher read for its own node."""
     if record.energy_joules is not None:
         return record.energy_joules
     return sum(gpu.joules for gpu in last.energy) if last is not None and last.energy else None
@@ -190,7 +190,7 @@ def _plan(plan: Plan | None, last: Launch | None) -> dict[str, object] | None:
 
 
 def _machine(topology: Topology | None, plan: Plan | None) -> tuple[Markup | None, str]:
-    """The picture, or why there is none."""
+    """The picture of the machine (None without one), and why it could not be drawn ("" if it could)."""
     if topology is None or not topology.gpus:
         return None, ""
     from markupsafe import Markup

@@ -25,12 +25,12 @@ HISTORY, PLAN, EVENTS, CONFIG = "training_history.json", "plan.json", "events.js
 TOPOLOGY, DATASET, DONE = "topology.json", "dataset.json", "done.json"
 PAGE = "report.html"
 RUN_FILES = (HISTORY, PLAN, EVENTS, CONFIG)
-"""One of them makes a folder that of a run."""
+"""Any one of these files marks a folder as that of a run."""
 
 
 @dataclass(frozen=True)
 class Data:
-    """What the run was trained on; counts are of images, `left_out` those files that could not be used."""
+    """The dataset of a run. Counts are of images; `left_out`: the files that could not be used."""
 
     name: str
     classes: tuple[str, ...]
@@ -44,17 +44,17 @@ class Data:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run folder. None, () and {}: the folder does not say.
+    """The contents of a run folder. None, () and {}: the folder has no such data.
 
     epochs       rows of the history, strict JSON values by column
     environment  versions, model, device and the like, from the history
-    best         (epoch, accuracy), and `split`: what accuracies are of, "test" or "val"
+    best         (epoch, accuracy) on the split that `split` names, "test" or "val"
     examined     figures of the best model at the end of the run
     rank_seconds rank -> phase -> seconds
-    energy_joules  of the training, over all nodes; None where one of its epochs has no figure
+    energy_joules  energy of the training over all nodes; None where an epoch has no figure
     config       every option, resolved, by name
     launches     the starts of the launcher in this folder, the earliest first
-    problems     one line for each file that is there and cannot be read
+    problems     one line for each file that exists but cannot be read
     """
 
     folder: Path
@@ -84,7 +84,7 @@ class RunRecord:
         return bool(self.epochs or self.environment or self.config)
 
     def column(self, name: str) -> list[float | None]:
-        """A number of each epoch; None where it is not known. Of `extra`, too."""
+        """A column of the epochs or of their `extra`, one number per epoch; None where it is not known."""
         return [_number(row, name) for row in self.epochs]
 
     @property
@@ -96,7 +96,7 @@ class RunRecord:
 
 
 def read_run(folder: Path) -> RunRecord:
-    """What a folder holds. Errors: UserError, one line, where it is not that of a run."""
+    """Read a run folder. Errors: UserError, one line, where it is not that of a run."""
     try:
         is_run = any((folder / name).exists() for name in RUN_FILES)
     except (OSError, ValueError) as error:
@@ -109,13 +109,14 @@ def read_run(folder: Path) -> RunRecord:
 
 
 class _Reader:
-    """Reads the files of a folder, and takes note of those that cannot be read."""
+    """Reads the files of a folder, and records those that cannot be read."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._problems: list[str] = []
 
     def record(self) -> RunRecord:
+        """Read all files of the folder into a record."""
         history = self._read(HISTORY, read_history)
         extra = Value(history)
         plan = self._read(PLAN, read_json)
@@ -141,12 +142,12 @@ class _Reader:
         )
 
     def _read(self, name: str, read: Callable[[Path], T]) -> T | None:
-        """None where there is no such file, or it cannot be read."""
+        """Read one file; None where it does not exist or cannot be read."""
         path = self._folder / name
         try:
             if not path.exists() and not path.is_symlink():
                 return None
-            read_bytes(path)  # no pipe, no device, not without an end
+            read_bytes(path)  # refuses pipes, devices and files that are too large
             return read(path)
         except UserError as error:
             self._problems.append(f"{name} is left out: {str(error).replace(str(path), name)}")

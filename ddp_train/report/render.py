@@ -1,4 +1,4 @@
-"""Templates to one HTML file that loads nothing from elsewhere. What a run's files say is only ever text in it."""
+"""Renders templates to one HTML file that loads nothing from elsewhere. A run's data appears in it only as text."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 
 TEMPLATES = Path(__file__).parent / "templates"
 MOST_CHARACTERS = 4000
-"""Of one text: what is longer loses its middle."""
+"""Most characters of one text: the middle of a longer one is cut out."""
 
 _SEQUENCE = re.compile("\x1b(?:\\[[0-?]*[ -/]*[@-~]|\\][^\x07\x1b]*(?:\x07|\x1b\\\\)|[@-Z\\\\-_])")
-"""What colours a terminal or moves its cursor: ECMA-48."""
+"""Terminal sequences that set colors or move the cursor: ECMA-48."""
 _UNSAFE = re.compile("[^\t\n\\u0020-\\u007e\\u00a0-\\ud7ff\\ue000-\\ufffd\U00010000-\U0010ffff]")
-"""Control characters, and halves of bytes that are no text."""
+"""Control characters, and surrogates, which come from bytes that are not text."""
 _TURNING = re.compile("[\\u200e\\u200f\\u202a-\\u202e\\u2066-\\u2069\\u2028\\u2029]")
-"""Marks that turn the direction of what is beside them, and breaks of a line that are no line feed."""
+"""Marks that change the writing direction, and the line and paragraph separators of Unicode."""
 
 
 def clean(text: str) -> str:
-    """A text from anywhere as a page can show it: no terminal's sequences, no control characters, of limited length."""
+    """Make text from any source safe to show: no terminal sequences, no control characters, limited length."""
     if len(text) > MOST_CHARACTERS:
         half = MOST_CHARACTERS // 2
         text = f"{text[:half]} [... {len(text) - 2 * half:,} characters ...] {text[-half:]}"
@@ -35,7 +35,7 @@ def clean(text: str) -> str:
 
 
 def render(template: str, **context: object) -> str:
-    """The page of a template. Needs jinja2, which torch needs as well."""
+    """Render a template as a page. Needs jinja2, which torch needs as well."""
     script, style = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("page.js", "style.css"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
@@ -51,6 +51,7 @@ def _environment() -> Environment:
     from markupsafe import Markup
 
     def finalize(value: object) -> object:
+        """Clean each value that a template prints, except Markup."""
         if isinstance(value, Markup):
             return value
         return "" if value is None else clean(str(value))

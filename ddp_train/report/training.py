@@ -1,4 +1,4 @@
-"""What the page says of a training: curves, their table, time by rank, energy, settings, data."""
+"""The parts of the page about training: curves, their table, time by rank, energy, settings, data."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ KNOWN_EXTRA = {
     "gradient_norm": ("Gradient norm", "before clipping, last step of the epoch"),
 }
 UNITS = {ENERGY: 3600.0, "gpu_memory": 2.0**30}
-"""What the numbers of a chart are divided by: joules to Wh, bytes to GiB."""
+"""Divisors of the numbers in a chart: joules to Wh, bytes to GiB."""
 
 
 def short(value: float) -> str:
@@ -53,7 +53,7 @@ def _in(unit: float, values: Iterable[float | None]) -> list[float | None]:
 
 
 def charts(record: RunRecord) -> list[Chart]:
-    """Loss, accuracy, learning rate, throughput, energy, and what the run reported beside them."""
+    """Loss, accuracy, learning rate, throughput, energy, and other numbers that the run reported."""
     made = (chart(*found, may_be_log=log) for *found, log in _curves(record))
     return [one for one in made if one is not None]
 
@@ -89,7 +89,7 @@ def _numbers(record: RunRecord) -> list[int]:
 
 
 def _own(record: RunRecord) -> list[str]:
-    """The columns that a loop of the user's own has logged."""
+    """The columns that the user's own training loop has logged."""
     names = (item.text for row in record.epochs for item in Value(row)[OWN])
     return list(dict.fromkeys(names))[:MOST_EXTRA]
 
@@ -100,7 +100,7 @@ def _extra(record: RunRecord) -> list[str]:
 
 
 def table(record: RunRecord) -> dict[str, object]:
-    """The numbers of the curves."""
+    """The table of the epochs, with the numbers of the curves."""
     split, own = record.split, _own(record)
     columns: dict[str, tuple[str, Form]] = {
         "train loss": ("train_loss", loss),
@@ -125,7 +125,7 @@ def table(record: RunRecord) -> dict[str, object]:
 
 
 def bars(shares: Mapping[int, Mapping[str, float]], caption: str, form: Form) -> dict[str, object] | None:
-    """One bar for each rank. shares: rank -> phase -> seconds or shares; phases that nobody has are left out."""
+    """One bar for each rank. shares: rank -> phase -> seconds or shares; phases that no rank has are left out."""
     summed = {rank: _by_phase(parts) for rank, parts in sorted(shares.items()) if any(parts.values())}
     used = [name for name in PHASES if any(parts.get(name) for parts in summed.values())]
     if not used:
@@ -151,7 +151,7 @@ def bars(shares: Mapping[int, Mapping[str, float]], caption: str, form: Form) ->
 
 
 def _by_phase(parts: Mapping[str, float]) -> dict[str, float]:
-    """Under the names of PHASES; the launcher's own names for two of them are translated."""
+    """Sum by the names of PHASES, into which the launcher's names are translated; any other phase counts as "other"."""
     names = {"input": "data", "communication wait": "communication", "device": "waiting for the GPU"}
     found: dict[str, float] = {}
     for name, value in parts.items():
@@ -162,7 +162,7 @@ def _by_phase(parts: Mapping[str, float]) -> dict[str, float]:
 
 
 def energy_to(record: RunRecord) -> tuple[str, float] | None:
-    """("94%", joules): what it took up to the target, or to the best accuracy where there is none or it was missed.
+    """("94%", joules): energy up to the target accuracy, or up to the best one if there is no target or it was missed.
 
     None where an epoch on the way has no reading.
     """
@@ -182,7 +182,7 @@ def energy_to(record: RunRecord) -> tuple[str, float] | None:
 def changed(record: RunRecord, typed: Sequence[str], reasons: Mapping[str, str]) -> list[list[str]]:
     """Rows of the options that differ from their defaults: name, value, default, where the value is from."""
     given = {word.partition("=")[0].lstrip("-").replace("-", "_") for word in typed if word.startswith("--")}
-    # What config.yaml has and nobody typed is of a file, where one was named, or the trainer's.
+    # A value that was not typed comes from a config file or preset, if one was named, or from the trainer.
     file = "a file or preset, or chosen by the trainer" if given & {"config", "preset"} else "chosen by the trainer"
     rows = []
     for name, (value, default) in record.changed.items():
@@ -196,7 +196,7 @@ def _shown(value: object) -> str:
 
 
 def data(record: RunRecord) -> dict[str, object] | None:
-    """The dataset, in rows."""
+    """The rows about the dataset."""
     found = record.data
     if found is None:
         return None
@@ -216,7 +216,7 @@ def data(record: RunRecord) -> dict[str, object] | None:
 
 
 def named(names: Iterable[str]) -> str:
-    """A list of names, the first ones of many."""
+    """The number of names, and the names; of more than MOST_NAMES only the first ones."""
     found = [name if len(name) <= 80 else f"{name[:40]}…{name[-39:]}" for name in names]
     more = f" and {len(found) - MOST_NAMES:,} more" if len(found) > MOST_NAMES else ""
     return f"{len(found):,}: " + ", ".join(found[:MOST_NAMES]) + more

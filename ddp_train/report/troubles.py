@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 from ddp_train.report.launches import Failure, Launch, Restart, Stall
 
 MOST = 24
-"""Of the troubles that are shown in full: the first half and the last half of more."""
+"""Most troubles that are shown; if there are more, the first and the last MOST / 2."""
 MOST_LINES = 40
 MOST_CHARACTERS = 12_000
 
 
 @dataclass(frozen=True)
 class Trouble:
-    """One entry. kind: "failure", "restart" or "stall"; error: the line that says most; output: of the rank."""
+    """One entry. kind: "failure", "restart" or "stall"; error: the line that says most; output: more lines."""
 
     kind: str
     title: str
@@ -27,7 +27,7 @@ class Trouble:
 
 
 def troubles(launches: Sequence[Launch]) -> tuple[list[Trouble], str]:
-    """The entries of all starts of the launcher, and a line where some of many are left out."""
+    """The entries of all starts of the launcher, and a line about those that are left out ("" if none are)."""
     found = []
     for number, launch in enumerate(launches, 1):
         start = f"Start {number}: " if len(launches) > 1 else ""
@@ -107,12 +107,12 @@ def ranks(which: Iterable[int]) -> str:
 
 
 def _at(time: str) -> str:
-    """ISO 8601 as people write it."""
+    """The moment after a comma, for the end of a title; "" without a time."""
     return f", {moment(time)}" if time else ""
 
 
 def moment(time: str) -> str:
-    """ "2026-11-30 15:21:27 UTC"; a text of another form as it is."""
+    """An ISO 8601 time in UTC as "2026-11-30 15:21:27 UTC"; any other text as it is."""
     day, mark, rest = time.partition("T")
     clock = rest[:8]
     return f"{day} {clock} UTC" if mark and rest.endswith("+00:00") and len(day) == 10 else time

@@ -1,4 +1,4 @@
-"""Writes report.html into a run folder at the end of a run, which it can neither fail nor hold up for long."""
+"""Writes report.html into a run folder at the end of a run; it can neither fail the run nor delay its end for long."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ MARKS = {
     TOPOLOGY: b'"gpu-topology/',
     EVENTS: b'{"event": ',
 }
-"""What our own files have near their beginning."""
+"""Bytes near the beginning of each file that show that it was written by this project."""
 
 
 def write_page(folder: Path, output: Path | None = None) -> Path:
-    """Write the page of a run; its path. output: in place of report.html in the folder. Errors: UserError."""
+    """Write the page of a run; returns its path. output: a path in place of report.html. Errors: UserError."""
     from ddp_train.report.page import page
 
     path = output or folder / PAGE
@@ -32,7 +32,7 @@ def write_page(folder: Path, output: Path | None = None) -> Path:
 
 
 def is_foreign(path: Path) -> bool:
-    """Whether a file with the name of one of ours is another program's: a --log-dir may hold what a user has made."""
+    """Whether a file of this name was written by another program: a --log-dir may hold a user's own files."""
     try:
         with path.open("rb") as file:
             return MARKS[path.name] not in file.read(4096)
@@ -41,23 +41,24 @@ def is_foreign(path: Path) -> bool:
 
 
 def write_page_if_possible(folder: Path) -> None:
-    """As `write_page`, after a run: what keeps the page from being written is one line on stderr."""
+    """As `write_page`, after a run: a page that cannot be written only causes one line on stderr."""
     reason: list[str] = []
 
     def write() -> None:
+        """Write the page; keep the reason if that fails."""
         try:
             write_page(folder)
         except Exception as error:
             reason.append(" ".join(str(error).split())[:300] or type(error).__name__)
 
-    # A disk that hangs may keep the thread; the process ends without it.
+    # A disk that hangs may block the thread; the process can end without it.
     writer = threading.Thread(target=write, daemon=True)
     try:
         writer.start()
         writer.join(LIMIT_S)
         if writer.is_alive():
             reason.append(f"not done after {LIMIT_S:.0f} s")
-    except (KeyboardInterrupt, SystemExit):  # the run is over, and so is its status
+    except (KeyboardInterrupt, SystemExit):  # the run is over, and its exit status stays
         reason.append("interrupted")
     except RuntimeError as error:  # no thread can be started
         reason.append(str(error))

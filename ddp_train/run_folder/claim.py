@@ -1,8 +1,8 @@
 """The run folder before the run: its name, what becomes of an earlier run that is already in it, and whether the run
-is finished. Torch-free, as it is read before torch is.
+is finished. Torch-free, because it is imported before torch.
 
-done.json marks a finished run. It is the last file that a run writes, on the disk like all that it refers to before
-the ranks end.
+done.json marks a finished run. It is the last file that a run writes; before the ranks end, it and all files that it
+refers to are on the disk.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from ddp_train.config.validation import LATEST, PREVIOUS, resume_target
 from ddp_train.run_folder.lock import RunLock
 
 RESULTS = ("training_history.json", "best_model.pth", LATEST, PREVIOUS)
-"""What makes a folder that of an earlier run."""
+"""Any of these files marks a folder as that of an earlier run."""
 DONE = "done.json"
 MICRO_BATCHES = "micro_batches.json"
-"""How a loop of a user's own cuts its global batches since memory ran out."""
+"""How a user's own training loop splits its global batches since it ran out of memory."""
 BESIDE = (
     "config.yaml",
     DONE,
@@ -52,12 +52,12 @@ BESIDE = (
     "tensorboard",
     "logs",
 )
-"""What goes with them."""
+"""Other files of a run, which are moved together with its results."""
 DONE_SCHEMA = "ddp-train-done/1"
 
 
 def claim(config: Config, lock: RunLock, *, restarted: bool = False) -> tuple[Path, str | None]:
-    """The run folder of `config`, see `claim_folder`."""
+    """Claim the run folder of `config`, see `claim_folder`."""
     run, name = config.run, config.model.model
     return claim_folder(run.out_dir, name, lock, resume=run.resume, restarted=restarted)
 
@@ -65,11 +65,11 @@ def claim(config: Config, lock: RunLock, *, restarted: bool = False) -> tuple[Pa
 def claim_folder(
     out_dir: str | None, name: str | None, lock: RunLock, *, resume: str | None, restarted: bool = False
 ) -> tuple[Path, str | None]:
-    """Make and lock a run folder; the folder, and a line where an earlier run had to make room.
+    """Create and lock a run folder; returns the folder, and a line for the user if an earlier run was moved.
 
-    `out_dir`, or a new runs/TIME-NAME. An earlier run that is not resumed (`resume`: as --resume) is moved into a
-    folder of its own inside, never overwritten; what a `restarted` run finds is its own. Errors: UserError when the
-    folder cannot be made or written, or another run is using it.
+    The folder is `out_dir`, or a new runs/TIME-NAME. An earlier run that is not resumed (`resume`: as --resume) is
+    moved into a subfolder, never overwritten; a `restarted` run keeps what it finds. Errors: UserError when the folder
+    cannot be made or written, or another run is using it.
     """
     path = Path(out_dir or "runs")
     try:
@@ -82,7 +82,7 @@ def claim_folder(
 
 
 def _make(out_dir: str | None, name: str | None) -> Path:
-    """Make the folder; one without a given name gets a new one. Errors: OSError."""
+    """Create the folder `out_dir`, or one with a new name where that is None. Errors: OSError."""
     if out_dir is not None:
         path = Path(out_dir)
         path.mkdir(parents=True, exist_ok=True)
@@ -90,7 +90,7 @@ def _make(out_dir: str | None, name: str | None) -> Path:
     while True:
         path = new_name(name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with suppress(FileExistsError):  # of a run that was started in the same second
+        with suppress(FileExistsError):  # taken by a run that started in the same second
             path.mkdir()
             return path
 
@@ -101,7 +101,7 @@ def is_restart() -> bool:
 
 
 def new_name(model: str | None) -> Path:
-    """runs/TIME-MODEL, which does not exist yet."""
+    """A path runs/TIME-MODEL that does not exist yet."""
     stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{re.sub(r'[^A-Za-z0-9.]+', '-', model or 'model')}"
     names = (stem if number == 1 else f"{stem}-{number}" for number in range(1, 1000))
     free = next((path for name in names if not (path := Path("runs") / name).exists()), None)
@@ -111,7 +111,7 @@ def new_name(model: str | None) -> Path:
 
 
 def _set_aside(folder: Path) -> str | None:
-    """Move an earlier run's results to earlier-N; the note, None without results."""
+    """Move an earlier run's files to earlier-N; returns a note for the user, None if there are no results."""
     if not any((folder / name).exists() for name in RESULTS):
         return None
     place = next(path for number in range(1, 10**6) if not (path := folder / f"earlier-{number}").exists())
@@ -123,18 +123,18 @@ def _set_aside(folder: Path) -> str | None:
 
 
 def mark_done(folder: Path, *, epochs: int, epoch: int, step: int, best: dict[str, Any]) -> None:
-    """Write the marker: epochs wanted, epochs and steps done, the best epoch. Errors: UserError."""
+    """Write done.json: epochs requested, epochs and steps done, the best epoch. Errors: UserError."""
     document = {"schema": DONE_SCHEMA, "epochs": epochs, "epoch": epoch, "step": step, "best": best}
     write_text(folder / DONE, json.dumps(document, indent=2) + "\n")
 
 
 def unmark_done(folder: Path) -> None:
-    """A run that continues is not finished."""
+    """Remove done.json, because a run that continues is not finished."""
     (folder / DONE).unlink(missing_ok=True)
 
 
 def finished(config: Config) -> str | None:
-    """A line where the run that `config` wants to resume has nothing left to do, None where it has."""
+    """A line for the user if the run that `config` wants to resume has nothing left to do, else None."""
     folder = Path(config.run.out_dir) if config.run.resume is not None and config.run.out_dir else None
     if folder is None:
         return None

@@ -31,7 +31,7 @@ class RunFolder:
         self.tensorboard = path / "tensorboard"
 
     def write_config(self, resolved: Config) -> None:
-        """Every option and what the run decided, as YAML that --config reads."""
+        """Write every option, with the values that the run decided, as YAML that --config reads."""
         once = {"resume": None, "stop_after": None, "changed_data": "stop"}
         shown = with_values(resolved, once)
         write_text(self.path / "config.yaml", dump(shown))
@@ -44,7 +44,7 @@ class RunFolder:
             write_text(path, json.dumps({**facts, "recommendations": training}, indent=2) + "\n")
 
     def open_history(self, environment: Mapping[str, object], finished_epochs: int, resumed: Path | None) -> History:
-        """A new history, or that beside the checkpoint `resumed`, up to the epoch that the run continues from."""
+        """A new history, or the one beside the checkpoint `resumed`, up to the epoch that the run continues from."""
         history = History(self.history, environment)
         if resumed is not None and (earlier := resumed.parent / self.history.name).exists():
             history.epochs = [epoch for epoch in History.load(earlier).epochs if epoch.epoch <= finished_epochs]

@@ -1,8 +1,8 @@
-"""One run per folder: a lock of the kernel on a file in it, which names the run that holds it. Torch-free.
+"""One run per folder: a kernel lock on a file in the folder; the file names the run that holds the lock. Torch-free.
 
-The launcher takes the lock before it touches the folder, and its ranks find it held by a process above them. Under
-torchrun, and where several nodes share the folder, rank 0 takes it. It goes with the process that holds it, however
-that ends: a crash leaves nothing to be cleaned up but the file, which means nothing without its lock.
+The launcher takes the lock before it touches the folder, and its ranks find it held by one of their ancestors.
+Under torchrun, and where several nodes share the folder, rank 0 takes it. The lock ends with the process that holds it,
+however that ends: a crash leaves only the file, which means nothing without its lock.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from ddp_core.locks import open_lock_file, owner, try_lock
 
 NAME = ".run-lock"
 PATIENCE_S = 10.0
-"""How long a rank that is started again waits for the one before to be gone."""
+"""Seconds that a restarted rank waits for the previous one to be gone."""
 _POLL_S = 0.05
 _WORDS = {"pid": " pid {}", "command": " ({})", "host": " on {}", "since": " since {}"}
 
 
 class RunLock:
-    """The lock of this process on its run folder; nothing until `take`. Left alone it lasts as long as the process."""
+    """The lock of this process on its run folder, from `take` until `release` or the end of the process."""
 
     def __init__(self) -> None:
         self._file: int | None = None
@@ -35,7 +35,7 @@ class RunLock:
     def take(self, folder: Path, *, patient: bool = False) -> None:
         """Lock `folder`, unless a process above this one (its launcher) has done so.
 
-        `patient`: wait a while for one that is about to end. On a file system without locks nothing is locked.
+        `patient`: wait up to PATIENCE_S for a holder that is ending. On a file system without locks nothing is locked.
         Errors: UserError naming the holder; OSError where the folder cannot be written.
         """
         deadline = time.monotonic() + (PATIENCE_S if patient else 0.0)
@@ -60,28 +60,28 @@ class RunLock:
             if _is(path, file):
                 self._file, self._path = file, path
                 _describe(file)
-            else:  # its last holder has just removed it
+            else:  # the last holder has just removed this file
                 os.close(file)
 
     def release(self) -> None:
-        """Give the folder free and leave no file; for a run that ends in order."""
+        """Unlock the folder and remove the lock file, at the normal end of a run."""
         if self._file is None:
             return
         with suppress(OSError):
-            # While it is locked: whoever waits for this file finds that its name is gone, and makes another.
+            # Unlink while locked: a process that waits for this file finds its name gone, and makes another file.
             self._path.unlink()
         os.close(self._file)
         self._file = None
 
 
 def _above() -> set[int]:
-    """The parents of this process, up to the first."""
+    """The process ids of all ancestors of this process."""
     found: set[int] = set()
     pid = os.getppid()
     while pid > 0 and pid not in found:
         found.add(pid)
         try:
-            # The name in brackets may hold anything; state and parent follow its end.
+            # The name in parentheses may contain anything; state and parent follow the last parenthesis.
             pid = int(Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[1])
         except (OSError, ValueError, IndexError):
             break
@@ -89,7 +89,7 @@ def _above() -> set[int]:
 
 
 def _is(path: Path, file: int) -> bool:
-    """Whether a path still is the open file."""
+    """Whether a path still names the open file."""
     try:
         return os.path.samestat(path.lstat(), os.fstat(file))
     except FileNotFoundError:
@@ -97,7 +97,7 @@ def _is(path: Path, file: int) -> bool:
 
 
 def _describe(file: int) -> None:
-    """Who holds the lock, for the words of others. The program's name alone: arguments can hold secrets."""
+    """Write who holds the lock, for the messages of other runs. No arguments of the command: they can hold secrets."""
     about = {
         "pid": os.getpid(),
         "host": socket.gethostname(),

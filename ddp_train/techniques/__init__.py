@@ -1,1 +1,1 @@
-"""Training techniques, one file each, which opens with its source, effect, cost, and what it does not go with."""
+"""Training techniques, one file each, which begins with its source, effect, cost, and exclusions."""

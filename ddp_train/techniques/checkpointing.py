@@ -1,12 +1,12 @@
-"""Activation checkpointing (Chen et al. 2016, arXiv:1604.06174): blocks are computed again in the backward pass.
+"""Activation checkpointing (Chen et al. 2016, arXiv:1604.06174): blocks are recomputed in the backward pass.
 
-Effect: of each block only the input is kept, so that memory for activations falls to about the inputs of the blocks and
-the inside of one; nothing else changes, dropout and batch statistics included: results are the same bit for bit. Cost:
-a second forward pass of the blocks, about a third of a step's arithmetic. A hook on a layer within a block is called
-twice a step. Not with torch.compile, which decides by itself what is computed again.
+Effect: only the input of each block is kept, so that activation memory falls to about the inputs of all blocks and the
+inside of one. Results are the same bit for bit, with dropout and batch statistics too. Cost: a second forward pass of
+the blocks, about a third of a step's arithmetic. A hook on a layer within a block is called twice a step. Not with
+torch.compile, which decides by itself what to recompute.
 
-A block is a child of a Sequential that has layers of its own and is no row of blocks in turn; in a Sequential of single
-layers it is a convolution or linear layer with all that follows it up to the next one.
+A block is a child of a Sequential that has child layers and is not itself a sequence of blocks. In a Sequential of
+single layers a block is a convolution or linear layer with all layers up to the next such layer.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ _STARTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def create(context: Context) -> Technique:
-    """`--checkpoint-activations`. Errors: UserError for a model in which no block is found."""
+    """Create the technique of `--checkpoint-activations`. Errors: UserError for a model in which no block is found."""
 
     def edit(network: nn.Module) -> nn.Module:
+        """Checkpoint the blocks of a network. Errors: UserError where there are none."""
         if checkpoint_blocks(network) == 0:
             raise UserError(
                 f"--checkpoint-activations: no blocks are found in --model {context.config.model.model}; "
@@ -43,9 +44,9 @@ def create(context: Context) -> Technique:
 
 
 def checkpoint_blocks(network: nn.Module) -> int:
-    """Let each block of `network` be computed again in the backward pass; the number of modules changed.
+    """Make each block of `network` recompute in the backward pass; returns the number of modules changed.
 
-    In place, by a subclass that has another `forward`: names, state_dict and isinstance stay as they are.
+    In place, by a change to a subclass that has another `forward`: names, state_dict and isinstance stay as they are.
     """
     changed = 0
     for child in network.children():
@@ -67,21 +68,22 @@ def _has_layers(module: nn.Module) -> bool:
 
 
 def _has_blocks(module: nn.Module) -> bool:
-    """Whether it is a row of blocks, not a block."""
+    """Whether a module is a sequence of blocks rather than one block."""
     return type(module) is nn.Sequential and any(_has_layers(child) for child in module)
 
 
 def _starts_in_place(module: nn.Module) -> bool:
-    """Whether the first layer overwrites the block's input, which is what is kept."""
+    """Whether the first layer overwrites the block's input, which recomputation needs."""
     first = next((m for m in module.modules() if not (_has_layers(m) or isinstance(m, nn.Identity))), None)
     return bool(getattr(first, "inplace", False))
 
 
 @cache
 def _as_block(kind: type[nn.Module]) -> type[nn.Module]:
-    """A subclass whose forward pass is run again in the backward pass."""
+    """A subclass whose forward pass is recomputed in the backward pass."""
 
     def forward(self: nn.Module, x: Tensor) -> Tensor:
+        """The forward pass of `kind`, recomputed in the backward pass."""
         return _run(self, lambda x: kind.forward(self, x), x)
 
     return type(f"Checkpointed{kind.__name__}", (kind,), {"forward": forward})
@@ -91,7 +93,7 @@ class _Pieces(nn.Sequential):
     """A Sequential of single layers, in pieces that begin at its convolutions and linear layers."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: what the first layer takes; returns what the last one gives."""
+        """x: the input of the first layer; returns the output of the last one."""
         layers = list(self)
         starts = [index for index, layer in enumerate(layers) if index == 0 or isinstance(layer, _STARTS)]
         for start, end in zip(starts, [*starts[1:], len(layers)], strict=True):
@@ -108,11 +110,12 @@ def _through(layers: list[nn.Module], x: Tensor) -> Tensor:
 
 
 def _run(module: nn.Module, forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """`forward(x)`, computed again in the backward pass, if there is going to be one."""
+    """`forward(x)`, recomputed in the backward pass if there will be one."""
     if not (module.training and torch.is_grad_enabled()):
         return forward(x)
 
     def contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+        """The contexts of the forward pass and of its recomputation."""
         return contextlib.nullcontext(), _statistics_untouched(module)
 
     result: Tensor = checkpoint(forward, x, use_reentrant=False, context_fn=contexts)
@@ -121,7 +124,7 @@ def _run(module: nn.Module, forward: Callable[[Tensor], Tensor], x: Tensor) -> T
 
 @contextlib.contextmanager
 def _statistics_untouched(module: nn.Module) -> Iterator[None]:
-    """Batch norm computes as in training, with copies of its running estimates: they have seen this batch."""
+    """Let batch norm compute as in training, with copies of its running estimates, which contain this batch already."""
     norms = [m for m in module.modules() if isinstance(m, BATCH_NORMS)]
     buffers = [(norm, name, value) for norm in norms for name, value in norm.named_buffers(recurse=False)]
     for norm, name, value in buffers:

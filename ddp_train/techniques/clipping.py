@@ -16,14 +16,14 @@ from ddp_train.technique import Context, Moment, Technique
 
 
 def create(context: Context) -> Technique:
-    """`--clip-grad NORM`."""
+    """Create the technique of `--clip-grad NORM`."""
     limit = context.config.optim.clip_grad
     assert limit is not None
     return clip(limit)
 
 
 def clip(limit: float) -> Technique:
-    """Clipping at this norm."""
+    """Clip gradients at the norm `limit`."""
     clipping = _Clipping(limit)
     return Technique(name="clip_grad", gradient=clipping, report=clipping.report, state=clipping, looks=True)
 
@@ -41,8 +41,9 @@ class _Clipping:
         return {} if self._norm is None else {"gradient_norm": float(self._norm)}
 
     def state_dict(self) -> dict[str, Any]:
-        """That norm: an epoch's record may come after a resume. None before there is one."""
+        """The latest norm, since the record of an epoch may be written after a resume; None before the first step."""
         return {"norm": self._norm}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the norm."""
         self._norm = state["norm"]

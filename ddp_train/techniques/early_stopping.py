@@ -1,8 +1,8 @@
 """Early stopping (Prechelt 1998, "Early Stopping - But When?"): the run ends when it stops improving.
 
 Effect: no time is spent on epochs that do not raise the validation accuracy. Cost: none. Without a validation split the
-test split takes part in the choice of the model: `--val-split` keeps it out. It ends a run with warm restarts early
-only if `patience` is longer than a cycle.
+test split takes part in the choice of the model: `--val-split` keeps it out. With warm restarts `patience` must
+be longer than a cycle, since the accuracy falls after each restart.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ddp_train.technique import Context, Technique
 
 
 def create(context: Context) -> Technique:
-    """`--early-stopping PATIENCE`, `--min-delta`."""
+    """Create the technique of `--early-stopping PATIENCE`, `--min-delta`."""
     options = context.config.regularize
     assert options.early_stopping is not None
     stopping = _EarlyStopping(options.early_stopping, options.min_delta)
@@ -35,7 +35,9 @@ class _EarlyStopping:
         return self.waited >= self._patience
 
     def state_dict(self) -> dict[str, Any]:
+        """The best accuracy and the epochs waited since."""
         return {"best": self.best, "waited": self.waited}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the best accuracy and the epochs waited since."""
         self.best, self.waited = state["best"], state["waited"]

@@ -1,13 +1,13 @@
 """Exponential moving average of the weights (Polyak and Juditsky 1992; Tarvainen and Valpola 2017, arXiv:1703.01780).
 
-After every step average = DECAY * average + (1 - DECAY) * weights; evaluated and kept as the best model is the average,
-batch statistics included. Effect: the noise of the last steps is averaged away, which makes a large learning rate late
-in a run bearable. Cost: one copy of the network and one pass over the weights a step. DECAY must fit the run's length:
+After every step average = DECAY * average + (1 - DECAY) * weights. The average, batch statistics included, is evaluated
+and kept as the best model. Effect: the noise of the last steps is averaged away, which allows a large learning
+rate late in a run. Cost: one copy of the network and one pass over the weights a step. DECAY must fit the run's length:
 the average is over about 1 / (1 - DECAY) steps; `--ema-warmup` shortens that at the start. Not to be combined with SWA,
 which evaluates an average of its own.
 
-The average is torch.optim.swa_utils.AveragedModel's; its own update would wait for the GPU in each step, for a counter
-that is on the host, and average counts (num_batches_tracked) as well: here they are those of training.
+The average is a torch.optim.swa_utils.AveragedModel, updated here: its own update would wait for the GPU in each step,
+because its counter is on the host, and would average counts (num_batches_tracked), which are copied here.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ddp_train.torch_internals import foreach
 
 
 def create(context: Context) -> Technique:
-    """`--ema DECAY`, `--ema-warmup`."""
+    """Create the technique of `--ema DECAY`, `--ema-warmup`."""
     options = context.config.regularize
     assert options.ema is not None
     return average(context.network, options.ema, warmup=options.ema_warmup)
@@ -40,7 +40,7 @@ class _Ema:
         self._most, self._warmup = decay, warmup
         self.averaged = AveragedModel(network)
         self._values: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
-        """The averages and what they follow, by type."""
+        """The averages and the values that they follow, by dtype."""
         self._counts: list[tuple[Tensor, Tensor]] = []
         averages = chain(self.averaged.module.parameters(), self.averaged.module.buffers())
         for average, value in zip(averages, chain(network.parameters(), network.buffers()), strict=True):
@@ -53,8 +53,8 @@ class _Ema:
 
     @torch.no_grad()
     def after_step(self, moment: Moment) -> None:
-        """Take the new weights in."""
-        # That of TensorFlow's ExponentialMovingAverage: the first averages are short.
+        """Add the new weights to the average."""
+        # The warm-up of TensorFlow's ExponentialMovingAverage: the first averages are over few steps.
         decay = min(self._most, (1 + moment.step) / (10 + moment.step)) if self._warmup else self._most
         first = not self.averaged.n_averaged  # on the host
         for averages, values in self._values.values():

@@ -1,8 +1,8 @@
 """The gradient penalty of WGAN-GP (Gulrajani et al. 2017, arXiv:1704.00028), for training loops of your own.
 
 Effect: holds the critic's gradient near length 1 between real and generated samples, in place of clipping its weights.
-Cost: one more forward pass and a double backward. Not to be combined with batch norm in the critic: the penalty is
-of each sample by itself. A library function; the bundled trainer classifies and has no critic.
+Cost: one more forward pass and a double backward. Not to be combined with batch norm in the critic: the penalty
+is defined for each sample by itself. A library function; the bundled trainer classifies and has no critic.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def gradient_penalty(
 ) -> Tensor:
     """weight x mean((|gradient of the critic| - 1)^2) at random points between the samples: a scalar with a graph.
 
-    real, generated: [n, ...] of one shape; critic: [n, ...] -> one score per sample, [n] or [n, 1]; generator: of the
+    real, generated: [n, ...] of one shape; critic: [n, ...] -> one score per sample, [n] or [n, 1]; generator: on the
     device of `real`. Errors: ValueError for different shapes.
     """
     if real.shape != generated.shape:

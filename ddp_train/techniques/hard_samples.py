@@ -4,16 +4,16 @@ Coleman et al. 2020, "Selection via Proxy", arXiv:1906.11829; Loshchilov and Hut
 Each step, the proxy sees the whole global batch; the SHARE of it with the largest losses trains the network, with the
 mean over that part. In every fourth step the proxy itself learns from it too, by SGD at a constant rate. Effect: a step
 costs the network SHARE of its time for most of what the batch can teach; fewer samples are seen, so compare at equal
-time. Cost: the proxy's forward pass over the batch, in a fourth of the steps one more and a backward pass over the
-part, and on several ranks a sum over the ranks of the losses and of their numbers, after which the host waits for the
-device to know its share. With one rank and one micro-batch it waits for nothing. Training loss and accuracy are those
-of the hard samples. Not to be combined with class weights, whose sum would be that of other samples, and of little use
-where labels are wrong: these samples stay hard.
+time. Cost: the proxy's forward pass over the batch; in a fourth of the steps another forward and a backward pass over
+the part; on several ranks an all-reduce of the losses and of their counts, after which the host waits for the device to
+learn how many of the samples it has. With one rank and one micro-batch it need not wait. Training loss and accuracy are
+those of the hard samples. Not to be combined with class weights: their sum would include other samples. Of little
+use where labels are wrong: such samples stay hard.
 
-The part is chosen over the global batch, not over a rank's own, and of equal losses the first in its order counts. The
-proxy has no batch statistics, so that a sample's loss does not depend on which others are beside it, and its gradients
-are added up in numbers that round nowhere: the number of ranks changes the choice only where two losses at its edge are
-closer than rounding, and under --reproducible not at all. A rank may be left with any number of samples, or none.
+The part is chosen from the whole global batch, not from each rank's part, and of equal losses the first in its order is
+chosen. The proxy has no batch statistics, so that a sample's loss does not depend on the samples beside it, and its
+gradients are added up without rounding: the number of ranks changes the choice only where two losses at its edge differ
+by less than rounding, and under --reproducible not at all. A rank may be left with any number of samples, or none.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from ddp_train.torch_internals import foreach
 WIDTHS = (32, 64, 64)
 """Channels of the proxy's layers, each of which halves the image."""
 EVERY = 4
-"""Steps of which the proxy learns from one."""
+"""The proxy learns in one of so many steps."""
 RATE, MOMENTUM = 0.1, 0.9
 _GRAINS = 2.0**36
 """float64 adds up multiples of 1 / _GRAINS without rounding as long as the sum is below 2^16."""
 
 
 def create(context: Context) -> Technique:
-    """`--hard-samples SHARE`; all of a batch is no choice."""
+    """Create the technique of `--hard-samples SHARE`; it does nothing where SHARE is 1."""
     share = context.config.regularize.hard_samples
     assert share is not None
     if share == 1:
@@ -60,14 +60,15 @@ def proxy_network(channels: int, classes: int) -> nn.Module:
 
 
 class _Mean(nn.Module):
-    """Over the pixels, without a kernel that adds up in an order of chance."""
+    """The mean over the pixels, by a kernel that adds up in a deterministic order."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """x: float [n, C, H, W]; returns float [n, C]."""
         return x.mean((2, 3))
 
 
 class HardSamples:
-    """The proxy, and what it chooses. share: of each global batch, above 0 and below 1."""
+    """The proxy, and the samples that it chooses. share: of each global batch, above 0 and below 1."""
 
     def __init__(self, context: Context, share: float) -> None:
         self._share, self._ranks, self._precision = share, context.ranks, context.precision
@@ -104,24 +105,24 @@ class HardSamples:
 
     @torch.no_grad()
     def _rows(self, batches: Sequence[Batch], size: int, wanted: int) -> list[Tensor]:
-        """Of each micro-batch the rows that are chosen, int64."""
+        """The chosen rows of each micro-batch, int64."""
         losses = torch.cat([self._losses(batch) for batch in batches]) if batches else self._weights[0].new_zeros(0)
         everyone, here = self._of_all_ranks(losses, size)
         order = everyone.sort(descending=True, stable=True).indices[:wanted]
-        if len(batches) == 1 and self._ranks.world_size == 1:  # their number is known, so nobody has to wait for it
+        if len(batches) == 1 and self._ranks.world_size == 1:  # their number is known, so the host need not wait for it
             return [order.sort().values]
         taken = torch.zeros(size, dtype=torch.bool, device=losses.device).index_fill_(0, order, True)
         mine = taken.index_select(0, here).split([len(batch.labels) for batch in batches])
         return [part.nonzero()[:, 0] for part in mine]
 
     def _losses(self, batch: Batch) -> Tensor:
-        """float32 [n]."""
+        """The proxy's loss of each sample, float32 [n]."""
         with self._precision.autocast() if self._precision.mode == "bf16" else torch.no_grad():
             logits = self._proxy(batch.images)
         return functional.cross_entropy(logits.float(), batch.labels, reduction="none")
 
     def _of_all_ranks(self, losses: Tensor, size: int) -> tuple[Tensor, Tensor]:
-        """The losses of the global batch, float32 [size], and where in it this rank's are, int64 [n]."""
+        """The losses of the global batch, float32 [size], and the positions of this rank's samples in it, int64 [n]."""
         here = torch.arange(len(losses), device=losses.device)
         if self._ranks.world_size == 1:
             return losses, here
@@ -132,7 +133,7 @@ class HardSamples:
         return sum_over_ranks(losses.new_zeros(size).index_copy_(0, here, losses)), here
 
     def _gradient(self, hard: Sequence[Batch], wanted: int) -> list[Tensor]:
-        """Of the proxy's mean loss over the chosen samples of all ranks."""
+        """The gradient of the proxy's mean loss over the chosen samples of all ranks."""
         device = self._weights[0].device
         total = torch.zeros(sum(weight.numel() for weight in self._weights), dtype=torch.float64, device=device)
         for batch in hard:
@@ -149,7 +150,7 @@ class HardSamples:
 
     @torch.no_grad()
     def after_step(self, moment: Moment) -> None:
-        """The proxy's own step, by SGD with Nesterov momentum: not before the network's, which may be retried."""
+        """The proxy's own step, by SGD with Nesterov momentum: after the network's step, which may be retried."""
         if self._gradients is None:
             return
         foreach("mul_", self._momenta, MOMENTUM)
@@ -164,7 +165,7 @@ class HardSamples:
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Errors: ValueError for a proxy of other sizes."""
+        """Restore the proxy. Errors: ValueError for a proxy of other sizes."""
         for name, own in (("weights", self._weights), ("momenta", self._momenta)):
             if [one.shape for one in state[name]] != [one.shape for one in own]:
                 raise ValueError("its proxy network is for other images or classes")

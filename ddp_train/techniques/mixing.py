@@ -1,12 +1,12 @@
 """mixup (Zhang et al. 2018, arXiv:1710.09412) and CutMix (Yun et al. 2019, arXiv:1905.04899): images in pairs.
 
-mixup blends the two images of a pair, CutMix pastes a rectangle of one into the other; targets are blended by the
-same share. Effect: less overfitting in long runs, predictions that are less certain; short runs are slowed down.
+mixup blends the two images of a pair, CutMix pastes a rectangle of one into the other; targets are blended in the
+same ratio. Effect: less overfitting in long runs, predictions that are less certain; short runs are slowed down.
 Cost: one pass over the images. With both, each step draws one of the two. The training accuracy counts the larger
-part of a target and says little. Beside label smoothing targets are softened twice.
+part of a target and says little. With label smoothing, targets are softened twice.
 
-All that a step draws depends on (seed, step), and neighbours in a global batch are pairs, so that ranks and
-micro-batches which begin at even positions see what a single rank would see.
+The draws of a step depend on (seed, step) alone, and pairs are neighbors in the global batch, so that ranks and
+micro-batches which begin at even positions see the same images as a single rank.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from ddp_train.technique import Context, Moment, Technique
 
 
 def create(context: Context) -> Technique:
-    """`--mixup ALPHA`, `--cutmix ALPHA`, `--mixup-prob`."""
+    """Create the technique of `--mixup ALPHA`, `--cutmix ALPHA`, `--mixup-prob`."""
     options = context.config.augment
     mixing = _Mixing(options.mixup or 0.0, options.cutmix or 0.0, options.mixup_prob, context.classes)
     return Technique(name="mixing", batch=mixing)
 
 
 def blend(images: Tensor, targets: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    """mixup: `share` of each image and of its target, the rest of its pair's.
+    """mixup: `share` of each image and of its target, the rest from the other image of the pair.
 
     images: float [n, C, H, W]; targets: float [n, classes]. Returns new tensors like them.
     """
@@ -79,7 +79,7 @@ class _Mixing:
 
 
 def _paired(values: Tensor) -> Tensor:
-    """Each sample's partner, its neighbour: 1, 0, 3, 2, ...; the last of an odd number is its own."""
+    """The partner of each sample, its neighbor: 1, 0, 3, 2, ...; the last of an odd number is its own partner."""
     count = len(values)
     partners = (torch.arange(count, device=values.device) ^ 1).clamp_(max=count - 1)
     if values.ndim == 2 or values.is_contiguous():

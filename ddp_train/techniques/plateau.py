@@ -1,7 +1,7 @@
 """Reduce the learning rate on a plateau: it falls whenever the loss of the held-out split (validation, else test) has
 not improved for some epochs.
 
-Source: torch.optim.lr_scheduler.ReduceLROnPlateau (mode min, threshold 1e-4 relative), whose rule this is. Effect: the
+Source: the rule of torch.optim.lr_scheduler.ReduceLROnPlateau (mode min, threshold 1e-4 relative). Effect: the
 rate follows the run instead of a plan. Cost: none. It replaces the other schedulers; warm-up stays. Its state is in the
 checkpoint.
 """
@@ -19,7 +19,7 @@ THRESHOLD = 1e-4
 
 
 def create(context: Context) -> Technique:
-    """`--scheduler plateau`."""
+    """Create the technique of `--scheduler plateau`."""
     options = context.config.schedule
     floor = options.eta_min / context.peak_rate
     plateau = _Plateau(options.patience, FALL if options.gamma is None else options.gamma, floor)
@@ -47,5 +47,6 @@ class _Plateau:
         return {"factor": self.factor, "best": self.best if self.best < math.inf else None, "waited": self.waited}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
         self.factor, self.waited = state["factor"], state["waited"]
         self.best = math.inf if state["best"] is None else state["best"]

@@ -1,6 +1,6 @@
 """Progressive resizing (Howard 2018, "Training Imagenet in 3 hours for 25 minutes"): training on images that grow.
 
-Effect: the early epochs cost a fraction (work goes with the square of the side), and a model that was trained small and
+Effect: the early epochs cost a fraction (work grows as the square of the side), and a model that was trained small and
 then large is often no worse. Cost: one interpolation of each batch. Evaluation is always at full size. The model has to
 take images of any size; with --compile each size is compiled separately.
 
@@ -22,7 +22,7 @@ STEP = 4
 
 
 def create(context: Context) -> Technique:
-    """`--progressive-resize START`, `--progressive-resize-end`, `--progressive-resize-epochs`, `...-stages`.
+    """Create the technique of `--progressive-resize START` and `--progressive-resize-end`, `...-epochs`, `...-stages`.
 
     Errors: UserError for sizes that the images do not have, and for a model that takes images of one size only.
     """
@@ -51,7 +51,7 @@ def side_in_epoch(epoch: int, start: int, end: int, growing: int, stages: int | 
     """The shorter side in an epoch (from 0): `start` in the first, `end` from epoch `growing` on, between them a
     straight line in steps of 4 pixels.
 
-    stages: so many sizes, all but the last of them for an equal part of the `growing` epochs.
+    stages: the number of sizes; all but the last take equal parts of the `growing` epochs.
     """
     if epoch >= growing:
         return end

@@ -13,9 +13,9 @@ from ddp_train.technique import Context, Technique
 
 @dataclass(frozen=True)
 class Entry:
-    """One technique: `wanted` by the configuration or not; `module`: its `create` makes it, imported only then.
+    """One technique. `wanted`: whether a configuration asks for it; `module`: imported only then, for its `create`.
 
-    `last`: it copies or moves the weights, after all others, the user's own too, have changed the network.
+    `last`: it copies or moves the weights, so it is made after all others, the user's own too, have edited the network.
     """
 
     name: str
@@ -54,7 +54,7 @@ TABLE: tuple[Entry, ...] = (
 
 
 def compose(context: Context) -> tuple[Context, tuple[Technique, ...]]:
-    """The techniques of a run, and the context with the network that they have edited. Errors: UserError."""
+    """The context with the network that the techniques have edited, and the techniques of a run. Errors: UserError."""
     config = context.config
     wanted = [entry for entry in TABLE if entry.wanted(config)]
     own = [name.strip() for name in (config.regularize.technique or "").split(",") if name.strip()]

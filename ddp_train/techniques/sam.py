@@ -1,12 +1,12 @@
 """Sharpness-aware minimisation (Foret et al. 2021, arXiv:2010.01412): the gradient is taken uphill, at w + e(w).
 
-First the gradient at the weights w, then the climb e = RHO * g / |g|, then the gradient there, with which the optimizer
-steps from w. Effect: flatter minima, which generalise better. Cost: two forward and backward passes a step, and a copy
-of the weights.
+A step computes the gradient g at w, climbs by e(w) = RHO * g / |g|, and computes the gradient there, with which the
+optimizer steps from w. Effect: flatter minima, which generalise better. Cost: two forward and backward passes a step,
+and a copy of the weights.
 
 Each rank climbs along the gradient of its own part of the global batch, as in the paper ("m-sharpness", which it finds
 to work better than the global one): the first pass is without communication, and only the second is all-reduced. So
-a run on two ranks is another run than one on one rank, by design. Under fp16 the climb needs no unscaling, since only
+a run on two ranks differs from a run on one rank, by design. Under fp16 the climb needs no unscaling, since only
 the direction of the first gradient counts; a first gradient that overflowed makes the second one overflow, and the step
 is skipped. Buffers (batch statistics) stay as the first pass left them. Dropout is the same in both passes.
 
@@ -28,14 +28,14 @@ LEAST_NORM = 1e-12
 
 
 def create(context: Context) -> Technique:
-    """`--sam RHO`."""
+    """Create the technique of `--sam RHO`."""
     rho = context.config.optim.sam
     assert rho is not None
     return uphill(context.network, rho)
 
 
 def uphill(network: nn.Module, rho: float) -> Technique:
-    """SAM for the parameters of `network`, with this radius."""
+    """SAM for the parameters of `network`, with radius `rho`."""
     return Technique(name="sam", update=_Sam(network, rho))
 
 
@@ -55,7 +55,7 @@ class _Sam:
             gradients(count=False)
         finally:
             with torch.no_grad():
-                # Copied back, not subtracted: not a bit is lost.
+                # Copied back, not subtracted: the values are the same bit for bit.
                 for target, source in zip((*moved, *buffers), (*weights, *statistics), strict=True):
                     target.copy_(source)
         apply()
@@ -63,7 +63,7 @@ class _Sam:
 
 @torch.no_grad()
 def climb(parameters: Sequence[nn.Parameter], rho: float) -> None:
-    """Add rho * g / |g| to the parameters, of which g are the gradients; |g| is the norm over all of them."""
+    """Add rho * g / |g| to the parameters, where g are their gradients and |g| is the norm over all gradients."""
     gradients = [p.grad for p in parameters if p.grad is not None]
     if not gradients:
         return  # a rank without samples in this step

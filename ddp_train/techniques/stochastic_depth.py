@@ -1,9 +1,9 @@
 """Stochastic depth (Huang et al. 2016, arXiv:1603.09382): in training a sample skips some residual branches.
 
-Of L branches the l-th is dropped with probability l / L x P for each sample by itself, and what is kept is divided by
+The l-th of L branches is dropped with probability l / L x P, for each sample by itself, and a kept branch is divided by
 the probability of being kept, so that evaluation needs no factor. Effect: a deep network is regularised, and trains as
-a shorter one. Cost: one small draw and a product for each branch; dropped branches are computed all the same. The draws
-are those of dropout: from the step's own seed, so that a resume needs no generator. Only models with residual branches
+a shorter one. Cost: one small draw and a product for each branch; dropped branches are computed all the same. Like
+dropout, it draws from the step's own seed, so that a resume needs no generator. Only models with residual branches
 have something to drop.
 """
 
@@ -18,7 +18,7 @@ from ddp_train.technique import Context, Technique
 
 
 def create(context: Context) -> Technique:
-    """`--stochastic-depth P`. Errors: UserError for a model without residual branches."""
+    """Create the technique of `--stochastic-depth P`. Errors: UserError for a model without residual branches."""
     last = context.config.regularize.stochastic_depth
     assert last is not None
     places = [m for m in context.network.modules() if isinstance(m, Residual) or _is_torchvisions(m)]
@@ -30,6 +30,7 @@ def create(context: Context) -> Technique:
         )
 
     def edit(network: nn.Module) -> nn.Module:
+        """Give each residual branch its drop probability."""
         for index, place in enumerate(places, start=1):
             probability = last * index / len(places)
             if isinstance(place, Residual):
@@ -42,7 +43,7 @@ def create(context: Context) -> Technique:
 
 
 class DropBranch(nn.Module):
-    """Zero for a sample with `probability` (below 1), else the branch divided by 1 - probability; in training alone."""
+    """In training, zero for a sample with `probability` (below 1), else the branch divided by 1 - probability."""
 
     def __init__(self, probability: float) -> None:
         super().__init__()
@@ -62,6 +63,6 @@ class DropBranch(nn.Module):
 
 
 def _is_torchvisions(module: nn.Module) -> bool:
-    """torchvision's own layer of this kind; by name, since its import costs seconds."""
+    """Whether this is torchvision's layer of this kind; by name, since importing torchvision takes seconds."""
     kind = type(module)
     return kind.__name__ == "StochasticDepth" and kind.__module__.startswith("torchvision.")

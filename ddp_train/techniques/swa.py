@@ -1,12 +1,12 @@
 """Stochastic weight averaging (Izmailov et al. 2018, arXiv:1803.05407): the mean of the weights at the ends of epochs.
 
-From START on the learning rate goes to a constant one, at which the weights wander around a wide minimum; their mean
-after each epoch lies in its middle. Evaluated and kept as the best model is the mean; its batch statistics are those
-of no network that was trained, so they are estimated again, in one pass over the training set, before each evaluation.
-Before the first epoch that ends after START the trained network is evaluated. Effect: better generalisation than the
+From START on the learning rate goes to a constant, at which the weights wander around a wide minimum; the mean of the
+weights at the ends of epochs lies in its middle. The mean is evaluated and kept as the best model. It has no batch
+statistics from training, so they are estimated in one pass over the training set before each evaluation. Until the
+first epoch that ends after START, the trained network is evaluated. Effect: better generalisation than the
 last weights. Cost: a copy of the network, and for networks with batch norm a forward pass over the training set an
-epoch. Not to be combined with EMA, which evaluates an average of its own. Beside --scheduler plateau the constant rate
-is multiplied by its falls.
+epoch. Not to be combined with EMA, which evaluates an average of its own. With --scheduler plateau the constant rate
+is multiplied by the scheduler's factor.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from ddp_train.optim.precision import Precision
 from ddp_train.technique import Context, Moment, Technique
 
 FRACTION_OF_PEAK = 0.5
-"""The constant rate, where none is given: 0.05 beside a peak of 0.1 in the paper."""
+"""Default of the constant rate, as a fraction of the peak: the paper has 0.05 with a peak of 0.1."""
 
 
 def create(context: Context) -> Technique:
-    """`--swa START`, `--swa-lr`, `--swa-anneal`."""
+    """Create the technique of `--swa START`, `--swa-lr`, `--swa-anneal`."""
     options = context.config.regularize
     assert options.swa is not None
     per_epoch = context.steps_per_epoch
@@ -53,6 +53,7 @@ def annealed(schedule: Schedule, start: int, steps: int, target: float) -> Sched
     """
 
     def factor(step: int) -> float:
+        """The factor on the peak learning rate for `step`."""
         if step < start:
             return schedule(step)
         share = min(1.0, (step - start) / steps) if steps else 1.0
@@ -70,13 +71,13 @@ class _Swa:
         self.averaged = AveragedModel(context.network)
 
     def after_step(self, moment: Moment) -> None:
-        """Take in the weights at the end of an epoch."""
+        """Add the weights to the mean at the end of an epoch."""
         done = moment.step + 1
         if done > self._start and done % self._per_epoch == 0:
             self.averaged.update_parameters(self._network)
 
     def before_evaluation(self, batches: Iterable[Batch]) -> None:
-        """The mean's batch statistics; up to START the network itself, which is then evaluated."""
+        """Estimate the mean's batch statistics; while there is no mean, copy the network in its place."""
         if self.averaged.n_averaged == 0:
             self.averaged.module.load_state_dict(self._network.state_dict())
         else:
@@ -87,7 +88,7 @@ class _Swa:
 def estimate_statistics(
     network: nn.Module, batches: Iterable[Batch], precision: Precision, *, by_counts: bool = False
 ) -> None:
-    """Estimate batch norm's running statistics again: the plain mean over `batches`, unread without batch norm.
+    """Estimate batch norm's running statistics again: the plain mean over `batches` (not read without batch norm).
 
     All other layers are in evaluation mode, so that dropout neither disturbs the estimate nor draws a number.
     by_counts: num_batches_tracked weights each batch (which waits for a GPU), since under --reproducible `batches` sets

@@ -1,4 +1,4 @@
-"""Batch statistics over all ranks (`--sync-batch-norm`): what batch norm sees does not depend on how a batch is cut.
+"""Batch statistics over all ranks (`--sync-batch-norm`): they do not depend on how a global batch is split.
 
 Effect: a run on several ranks, with equal shares or not, has the batch statistics, gradients and running estimates of
 the single process; small per-rank batches no longer make them noisy. Cost: two small collectives for each layer and
@@ -15,9 +15,10 @@ from ddp_train.technique import Context, Technique
 
 
 def create(context: Context) -> Technique:
-    """`--sync-batch-norm`."""
+    """Create the technique of `--sync-batch-norm`."""
 
     def edit(network: nn.Module) -> nn.Module:
+        """Synchronize the batch norm layers of a network."""
         synchronise(network)
         return network
 

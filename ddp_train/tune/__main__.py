@@ -16,7 +16,7 @@ EPILOG = "Options of launch.py and of the trainer that all trials share come at 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; the exit status."""
+    """Run the command line; returns the exit status."""
     words = sys.argv[1:] if argv is None else list(argv)
     at = words.index("--") if "--" in words else len(words)
     status = exit_status(lambda: _search(_parser().parse_args(words[:at]), tuple(words[at + 1 :])))
@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _search(arguments: argparse.Namespace, shared: tuple[str, ...]) -> int:
-    """Run or continue a search; the exit status."""
+    """Run or continue a search; returns the exit status."""
     space = read_space(arguments.space)
     halving = arguments.method == "halving"
     if arguments.eta < 2:
@@ -75,7 +75,7 @@ def _search(arguments: argparse.Namespace, shared: tuple[str, ...]) -> int:
 
 
 def _end(search: Search) -> int:
-    """Print the results and draw them; the exit status."""
+    """Print the results and draw them; returns the exit status."""
     from rich.console import Console
 
     from ddp_train.plots.style import save_if_possible
@@ -97,6 +97,7 @@ def _whole(option: str) -> Callable[[str], int]:
     """A parser of whole numbers for an option."""
 
     def number(text: str) -> int:
+        """Parse one number. Errors: OptionError."""
         if not text.isdecimal() or not 1 <= int(text[:9]) <= 1_000_000:
             raise OptionError(f"{option}: {text!r} is not a whole number from 1 to 1000000")
         return int(text)

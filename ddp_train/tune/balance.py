@@ -30,8 +30,8 @@ from ddp_train.tune.calibration import calibrate, measure_communication, slowdow
 class Balance:
     """Sets the shares of `sampler`.
 
-    work: what the speeds are kept as (see distributed/speed_cache.py). To be started with the parts of the run, on
-    all ranks.
+    work: the kind of work under which the speeds are kept (see distributed/speed_cache.py). All ranks must call `start`
+    with the components of the run.
     """
 
     def __init__(self, sampler: GlobalBatchSampler, accumulate: int, work: str = "") -> None:
@@ -43,11 +43,11 @@ class Balance:
         self._hysteresis = Hysteresis()
 
     def technique(self) -> Technique:
-        """What it plugs into the trainer."""
+        """The technique by which it takes part in the run."""
         return Technique(name="balance", after_epoch=self._after_epoch, report=self._report, state=self, looks=True)
 
     def start(self, components: Components) -> str:
-        """Calibrate, unless a resumed run has its division in the checkpoint; a line for the user."""
+        """Calibrate, unless a resumed run has its division in the checkpoint; returns a line for the user."""
         self._components = components
         world_size = components.ranks.world_size
         if len(self._speeds) == world_size:
@@ -67,7 +67,7 @@ class Balance:
         )
 
     def _remember(self, components: Components) -> None:
-        """Keep the speeds of these models of GPU for the next plan; of ranks with one model the last one stands."""
+        """Keep the speeds of these models of GPU for the next plan; of ranks with one model the last counts."""
         if components.device.type != "cuda":
             return
         names = gather(torch.cuda.get_device_name(components.device), components.ranks)
@@ -107,7 +107,7 @@ class Balance:
         return {f"share_{rank}": float(count) for rank, count in enumerate(samples)}
 
     def state_dict(self) -> dict[str, Any]:
-        """The division and the speeds behind it."""
+        """The division, and the speeds from which it was computed."""
         return {
             "shares": list(self._sampler.shares),
             "speeds": [list(astuple(speed)) for speed in self._speeds],

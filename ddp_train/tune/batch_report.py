@@ -14,7 +14,7 @@ from ddp_train.tune.memory import memory_of
 from ddp_train.tune.steps import Steps
 
 SMALLEST = 2
-"""Batch norm needs two samples where nothing else is left of an image."""
+"""Batch norm needs two samples where an image has shrunk to one pixel."""
 TIME_LIMIT_S = 25.0
 _MIB = 2**20
 
@@ -22,7 +22,7 @@ _MIB = 2**20
 def find_for(trainer: Trainer, samples: int, target: float | None = None) -> Found:
     """The per-rank batch for a run on `samples` training images. All ranks take part and find the same.
 
-    target: utilisation in percent. Errors: UserError where not even two samples fit.
+    target: GPU utilisation in percent. Errors: UserError where not even two samples fit.
     """
     components = trainer.components
     steps = Steps(components)
@@ -41,7 +41,7 @@ def find_for(trainer: Trainer, samples: int, target: float | None = None) -> Fou
 
 
 def utilization_of(device: torch.device) -> Callable[[], float | None] | None:
-    """Reads the utilisation of this rank's GPU in percent from the driver; None without a GPU."""
+    """A function that reads the utilisation of this rank's GPU in percent from the driver; None without a GPU."""
     if device.type != "cuda":
         return None
     from gpu_topology.monitor import read_gpus
@@ -49,6 +49,7 @@ def utilization_of(device: torch.device) -> Callable[[], float | None] | None:
     uuid = gpu_uuid(device)
 
     def read() -> float | None:
+        """The utilisation in percent; None where the driver reports none."""
         readings = read_gpus([uuid])
         return readings[0].utilization if readings else None
 

@@ -29,7 +29,7 @@ MARGIN = 0.1
 """Share of the memory to leave free: a real step fragments it, and libraries need some."""
 TOLERANCE = 0.03
 PARTS = 8
-"""Between two powers of two there are so many sizes."""
+"""The range between two powers of two is divided into so many steps."""
 _REPEATS, _LEAST_REPEATS = 9, 3
 _ENOUGH_S = 0.5
 
@@ -83,11 +83,11 @@ def find_batch_size(
     """The per-rank batch for training steps `step(batch)`.
 
     target_utilization: percent, or a fraction below 1; the smallest batch that reaches it is recommended. probe: the
-    step without any collective, where there are several ranks: one that runs out of memory must not leave the others
-    waiting. largest: no batch above it is tried. memory: by default that of `device` (by default the current GPU, or
-    the host). utilization: reads the GPU's in percent; without it the share of a step that grows with the batch, by the
-    line through the times, stands for it. keep: what `step` changes; it is put back bit for bit, as are the random
-    generators, and nothing of the trials stays in memory.
+    step without any collective, for several ranks: one that runs out of memory must not leave the others waiting.
+    largest: no batch above it is tried. memory: by default that of `device` (by default the current GPU, or the host).
+    utilization: reads the GPU's in percent; without it, the share of the step time that grows with the
+    batch, by the line through the times, is used. keep: the objects that `step` changes; they are restored bit for
+    bit, as are the random generators, and nothing of the trials stays in memory.
 
     Errors: UserError where not even `smallest` fits, or an option is out of range; errors of `step` as they are.
     """
@@ -162,8 +162,8 @@ class _Search:
         self.limit = None if math.isinf(least) else int(least)
 
     def run(self, smallest: int, largest: int | None) -> str:
-        """Double the batch, then narrow the limit down; why the search ended."""
-        self._run(self.probe, smallest)  # what the first step alone takes: optimizer state, kernels, workspaces
+        """Double the batch, then narrow the limit down; returns why the search ended."""
+        self._run(self.probe, smallest)  # allocates what only a first step does: optimizer state, kernels, workspaces
         size = smallest
         while True:
             if not self._try(size).fits:
@@ -176,7 +176,7 @@ class _Search:
             following = min(2 * size, largest or 2 * size)
             if self._too_late(following):
                 return "time"
-            # On a host, running out of memory may end more than this process: the line has to allow it.
+            # Running out of host memory may end more than this process: try only what the memory line allows.
             limit = self._predicted() if len(self.trials) >= 3 else None
             if limit is not None and following > 1.05 * limit:
                 break
@@ -205,7 +205,7 @@ class _Search:
         return "memory"
 
     def _step_back(self, smallest: int) -> None:
-        """Where memory ended earlier than its known limit, the margin is applied to the batch instead."""
+        """Where memory ran out below its known limit, apply the margin to the batch instead."""
         ran = max(batch for batch, trial in self.trials.items() if trial.fits)
         size = max(smallest, math.floor((1 - self.margin) * ran))
         if size not in self.trials:
@@ -225,12 +225,12 @@ class _Search:
         seconds, utilization = self._time(size) if fits else (None, None)
         trial = self.trials[size] = Trial(size, fits, peak, seconds, utilization)
         known = [(t.batch, float(t.peak)) for t in self.trials.values() if t.peak is not None]
-        # The larger trials alone: below them the allocator's own granularity hides the slope.
+        # Only the larger trials: in smaller ones the allocator's granularity hides the slope.
         self.line = fit(sorted(known)[-3:]) if len(known) >= 2 else None
         return trial
 
     def _run(self, step: Callable[[int], object], size: int) -> bool:
-        """Whether a step of this size could be run; what it left when it could not is given back."""
+        """Run a step of this size; returns whether it fit. If not, the memory that it took is released."""
         try:
             step(size)
             wait_for_device(self.device)
@@ -250,7 +250,7 @@ class _Search:
             begun = time.perf_counter()
             self.step(size)
             wait_for_device(self.device)
-            # The same number of steps on all ranks: each of them may wait for the others inside.
+            # All ranks make the same number of steps: within a step each may wait for the others.
             taken += largest_over_ranks(self.device, time.perf_counter() - begun)
         percent = self.utilization() if self.utilization is not None else None
         known = largest_over_ranks(self.device, -1.0 if percent is None else percent)[0]
@@ -272,7 +272,7 @@ class _Search:
 
 
 def sizes_between(low: int, high: int) -> list[int]:
-    """The batches above `low` and below `high` that are worth a trial: eighths of `low`."""
+    """The batches above `low` and below `high` that are worth a trial: in steps of an eighth of `low`."""
     step = max(1, low // PARTS)
     return list(range(low + step, high, step))
 

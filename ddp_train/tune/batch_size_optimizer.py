@@ -20,11 +20,11 @@ Sample = Tensor | tuple[Tensor, Tensor]
 
 
 class BatchSizeOptimizer:
-    """Finds how many samples at a time suit a module on its device, by training steps that leave no trace.
+    """Finds the batch size that suits a module on its device, by training steps that leave no trace.
 
-    loss: (outputs, targets) -> a scalar; without it the mean square of the outputs stands for one. optimizer: steps
-    with it count its state; without one a step is the forward and the backward pass. device: by default that of the
-    module's parameters.
+    loss: (outputs, targets) -> a scalar; by default the mean square of the outputs. optimizer: takes part in the steps,
+    so that its state is counted; without one a step is the forward and the backward pass. device: by default that of
+    the module's parameters.
     """
 
     def __init__(
@@ -53,8 +53,8 @@ class BatchSizeOptimizer:
         """All that the last search has measured."""
 
     def find_optimal_batch_size(self, sample: Sample, target_gpu_util: float | None = 85.0) -> int:
-        """The smallest batch that reaches `target_gpu_util` percent; where none does, or nobody tells, the smallest
-        within 3% of the best throughput (`found.reason` says which).
+        """The smallest batch that reaches `target_gpu_util` percent; where none does, or where
+        utilisation is unknown, the smallest within 3% of the best throughput (`found.reason` says which).
 
         sample: one input, or a batch of them (its first row is taken), or a pair of input and target. Errors: UserError
         where not even the smallest batch fits, or the model does not take the sample.

@@ -1,4 +1,4 @@
-"""How fast each rank is: a few steps of several sizes on all ranks at once, each for itself."""
+"""Measures how fast each rank is: a few steps of several sizes on all ranks at once, without communication."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ MARGIN = 0.1
 
 
 def calibrate(components: Components, micro_batch: int, accumulate: int) -> Speed:
-    """This rank's speed by steps of half, once and twice `micro_batch` samples; all ranks measure at the same time.
+    """Measure this rank's speed by steps of 0.5, 1 and 2 times `micro_batch` samples; all ranks measure at once.
 
-    A step of `accumulate` micro-batches pays the fixed part so many times. The limit is that of the GPU's memory.
+    A step of `accumulate` micro-batches pays the fixed part `accumulate` times. The GPU's memory sets the sample limit.
     """
     sizes = sorted({max(2, micro_batch // 2), max(3, micro_batch), max(4, 2 * micro_batch)})
     steps, memory = Steps(components), memory_of(components.device) if components.device.type == "cuda" else None
@@ -48,7 +48,7 @@ def calibrate(components: Components, micro_batch: int, accumulate: int) -> Spee
 
 
 def slowdown(components: Components, speed: Speed, samples: int, accumulate: int) -> float:
-    """How many times as long as `speed` says a step of so many samples takes on this rank now; 1 without samples."""
+    """The time of a step of `samples` samples on this rank now, relative to the time by `speed`; 1 without samples."""
     micro_batch = max(2, samples // accumulate)
     if not samples:
         return 1.0
@@ -60,7 +60,7 @@ def slowdown(components: Components, speed: Speed, samples: int, accumulate: int
 
 
 def _median_time(steps: Steps, components: Components, size: int) -> float:
-    """The median seconds of the gradients of `size` samples."""
+    """Median seconds of a forward and backward pass over `size` samples."""
     taken = []
     for _ in range(REPEATS):
         wait_for_device(components.device)

@@ -1,8 +1,8 @@
-"""`--tune estimate` (`launch.py --estimate`): what a run will take, from half a minute of it.
+"""`--tune estimate` (`launch.py --estimate`): time and memory of a run, measured in half a minute of it.
 
 Data flow: two small forward passes -> activations as a line over the micro-batch; one step -> the optimizer's state;
-real steps with the run's own input for some seconds, and a part of an evaluation -> the time of an epoch. Nothing of
-it remains.
+real steps with the run's own input for some seconds, and a part of an evaluation -> the time of an epoch. The run's
+state is restored.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A run in numbers. Times in seconds; `steps_measured` of training are what they rest on."""
+    """A run in numbers. Times in seconds, from `steps_measured` training steps."""
 
     parameters: int
     memory: Memory
@@ -57,20 +57,20 @@ class Estimate:
 
     @property
     def epoch_seconds(self) -> float:
-        """An epoch with its evaluation."""
+        """Seconds of an epoch with its evaluation."""
         return self.steps_per_epoch * self.step_seconds + self.evaluation_seconds
 
 
 def estimate(trainer: Trainer, test_images: int) -> Estimate:
     """Measure the run that `trainer` would make. All ranks take part; times are those of the slowest.
 
-    test_images: of the test split, over all ranks.
+    test_images: images of the split that is evaluated, over all ranks.
     """
     components = trainer.components
     states = [t.state for t in components.techniques if t.state is not None]
     kept: list[Part] = [components.network, components.optimizer, components.precision.scaler, *states]
     window = next(iter(components.pipeline.train(0)))
-    for _ in window.batches:  # what was not used must not turn up later
+    for _ in window.batches:  # use the window up: its batches must not turn up later
         pass
     micro_batch = ceil_div(ceil_div(components.global_batch, components.ranks.world_size), max(1, window.count))
     with preserved(*kept):
@@ -91,7 +91,7 @@ def estimate(trainer: Trainer, test_images: int) -> Estimate:
 
 
 def measure_memory(components: Components) -> Memory:
-    """Memory by part, from steps of two and four samples, alone on each rank; leaves the parts trained by one step."""
+    """Memory by part, from steps of two and four samples on each rank alone; leaves the network trained by one step."""
     steps, kept = Steps(components), []
     for batch in (2, 4):
         with kept_bytes(components.network) as found:
@@ -131,6 +131,7 @@ def _time_evaluation(components: Components, test_images: int) -> float:
     begun, seen = time.perf_counter(), 0
 
     def some() -> Iterable[object]:
+        """Batches of an evaluation, until EVALUATE_S seconds are over."""
         nonlocal seen
         for batch in components.pipeline.evaluate():
             seen += len(batch.labels)

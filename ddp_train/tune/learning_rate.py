@@ -24,9 +24,9 @@ LEAST_STEPS = 20
 
 @dataclass(frozen=True)
 class Found:
-    """What was measured: rates, the loss of each step, the same smoothed; `steepest` and `suggestion` are rates.
+    """What was measured: the rate, loss and smoothed loss of each step; `steepest` and `suggestion` are rates.
 
-    ran_away: whether the loss did, at the highest rate.
+    ran_away: whether the loss had diverged by the highest rate.
     """
 
     rates: tuple[float, ...]
@@ -38,7 +38,7 @@ class Found:
 
 
 def range_test(trainer: Trainer, steps: int = STEPS) -> Found:
-    """Raise the rate from 1e-6 to 10 in `steps` steps. The trainer's network is spent afterwards.
+    """Raise the rate from 1e-6 to 10 in `steps` steps. The trainer's network is of no use afterwards.
 
     All ranks take part and find the same. Errors: UserError where the loss is not finite from the start.
     """

@@ -1,7 +1,7 @@
-"""`--tune loader`: how the images should reach the device, by measurement: resident, or how many worker processes.
+"""`--tune loader`: measures how images should reach the device: resident, or by how many worker processes.
 
-Each setting delivers batches for a short while and nothing is trained; the first ones, in which workers start, are not
-counted. Recommended is the one with the fewest workers within 5% of the best rate, and resident where the images fit.
+Each setting delivers batches for a short while and nothing is trained; the first batches, while workers start, are not
+counted. Resident is recommended where the images fit, else the fewest workers within 5% of the best rate.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PREFETCH = (2, 4, 8)
 
 @dataclass(frozen=True)
 class Setting:
-    """A way for the images: `workers` None is resident. `rate`: images per second on this rank, None: not measured."""
+    """A way to load images; `workers` None: resident. `rate`: images per second on this rank, None: not measured."""
 
     workers: int | None
     prefetch: int | None = None
@@ -30,7 +30,7 @@ class Setting:
 
     @property
     def options(self) -> str:
-        """The trainer's options for it."""
+        """The trainer's options for this setting."""
         if self.workers is None:
             return "--pipeline resident"
         prefetch = f" --prefetch-factor {self.prefetch}" if self.prefetch is not None else ""
@@ -39,7 +39,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Found:
-    """All settings in the order of their trial, and the one to take."""
+    """All settings in the order in which they were tried, and the one to use."""
 
     settings: tuple[Setting, ...]
     recommended: Setting
@@ -56,7 +56,7 @@ def find_loader(
 ) -> Found:
     """Try resident, then the numbers of workers, then prefetching with the best of them.
 
-    make: the pipeline of a setting, None where it cannot be had (images that do not fit).
+    make: builds the pipeline of a setting; None where that is impossible (images that do not fit).
     """
     plan = [Setting(None), *(Setting(workers, 4 if workers else None) for workers in candidates(cores))]
     each = time_limit_s / (len(plan) + len(PREFETCH) - 1)

@@ -1,4 +1,4 @@
-"""`--tune WHAT`: what can be measured in place of training. Each gives its text and what writes its files."""
+"""`--tune WHAT`: the measurements in place of training. Each returns a text, and a function that writes its files."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ def _rate(trainer: Trainer, config: Config, dataset: Dataset) -> Answer:
     found = learning_rate.range_test(trainer)
 
     def figure() -> Figure:
+        """Draw the range test."""
         from ddp_train.plots.tuning import range_test_figure
 
         return range_test_figure(found.rates, found.losses, found.smoothed, found.steepest, found.suggestion)
@@ -50,6 +51,7 @@ def _batch(trainer: Trainer, config: Config, dataset: Dataset) -> Answer:
     found = batch_report.find_for(trainer, len(dataset.train.labels), config.run.target_utilization)
 
     def figure() -> Figure:
+        """Draw throughput and memory over the batch size."""
         from ddp_train.plots.tuning import batch_size_figure
 
         speeds = [(trial.batch, found.ranks * trial.batch / trial.seconds) for trial in found.trials if trial.seconds]
@@ -67,6 +69,7 @@ def _loader(trainer: Trainer, config: Config, dataset: Dataset) -> Answer:
     components, ranks = trainer.components, trainer.components.ranks
 
     def make(setting: loader.Setting) -> Pipeline | None:
+        """The pipeline of a setting; None where the images do not fit."""
         way = "auto" if setting.workers is None else "loader"
         options: dict[str, object] = {"pipeline": way, "num_workers": setting.workers or 0}
         options |= {} if setting.prefetch is None else {"prefetch_factor": setting.prefetch}
@@ -92,7 +95,7 @@ def _loader(trainer: Trainer, config: Config, dataset: Dataset) -> Answer:
 
 
 def _estimate(trainer: Trainer, config: Config, dataset: Dataset) -> Answer:
-    """`--tune estimate`: the time of an epoch."""
+    """`--tune estimate`: the memory and time of a run."""
     found = estimate.estimate(trainer, len(dataset.held_out[dataset.selection]))
     document = {"schema": "ddp-train-estimate/1", "epoch_seconds": found.epoch_seconds, **asdict(found)}
     return estimate.table(found), lambda folder: _write(folder, "estimate", document)

@@ -16,7 +16,7 @@ from ddp_train.tune.preserve import release_memory
 class Memory(Protocol):
     """Memory of one device as one process sees it, in bytes; None is not known.
 
-    `limit`: the most that `peak` may come to. `reset` forgets the peak and gives back what nothing refers to.
+    `limit`: the most that `peak` may reach. `reset` forgets the peak and frees what nothing refers to.
     """
 
     @property
@@ -28,14 +28,14 @@ class Memory(Protocol):
 
 
 class GpuMemory:
-    """What torch's allocator has reserved: that, not what tensors fill of it, is taken from the device."""
+    """The memory that torch's allocator has reserved from the device, not only the part that tensors fill."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
 
     @property
     def limit(self) -> int:
-        """What is free, what this process has reserved, and no more than its share of the device (see
+        """Free memory plus what this process has reserved, at most its share of the device (see
         torch.cuda.set_per_process_memory_fraction)."""
         free, total = torch.cuda.mem_get_info(self._device)
         share = torch.cuda.get_per_process_memory_fraction(self._device)
@@ -47,7 +47,7 @@ class GpuMemory:
         torch.cuda.reset_peak_memory_stats(self._device)
 
     def peak(self) -> int:
-        """Bytes reserved at most since `reset`."""
+        """Peak of the reserved bytes since `reset`."""
         torch.cuda.synchronize(self._device)
         return torch.cuda.max_memory_reserved(self._device)
 
@@ -56,7 +56,7 @@ class HostMemory:
     """Resident memory of this process. `sharers`: processes like this one among which the free memory is shared."""
 
     def __init__(self, sharers: int = 1) -> None:
-        # Once: what the steps themselves free and take must not move the limit.
+        # Read once: what the steps themselves free and take must not move the limit.
         own = psutil.Process().memory_info()
         self.limit: int | None = own.rss + available_memory() // sharers
         # psutil's `data` counts the stack too, which RLIMIT_DATA does not; it is small.
@@ -71,7 +71,7 @@ class HostMemory:
         self._known = reset_peak(torch.device("cpu"))
 
     def peak(self) -> int | None:
-        """Bytes; None where the kernel does not let a process reset its peak."""
+        """Peak resident bytes since `reset`; None where the kernel does not let a process reset its peak."""
         return read_peak(torch.device("cpu")) if self._known else None
 
 

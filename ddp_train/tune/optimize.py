@@ -2,7 +2,7 @@
 
 `suggest` is a pure function of hardware and configuration; `auto_optimize_config` reads and writes around it. Options
 for the mathematics of the run (epochs, optimizer, augmentation) stay as the user set them. Where the global batch
-changes, the learning rate follows by the square root, as it does without a file.
+changes, the learning rate is scaled by the square root, as it is without a file.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = ["Change", "Machine", "Measured", "auto_optimize_config", "place", "re
 
 Value = int | float | str | bool | None
 BEYOND = 4
-"""So many times the recommended size must have been tried."""
+"""Where time ran out, a result counts only if so many times the recommended size was tried."""
 TUNED = ("batch_size", "num_workers", "amp")
 MODEL_SIZES = {"power": ("width_mult",), "vit": ("hidden_dim", "n_layers")}
 
@@ -51,8 +51,8 @@ class Change:
 
 @dataclass(frozen=True)
 class Machine:
-    """What decides: hardware as config/recommend.py takes it, whether kernels can be compiled, and a note on what
-    is missing."""
+    """The facts that decide: hardware as config/recommend.py takes it, whether kernels can be compiled, and a note on
+    what is missing."""
 
     hardware: recommend.Hardware
     can_compile: bool
@@ -68,8 +68,8 @@ class Measured:
 
     @classmethod
     def of(cls, recommended: int, largest: int, ended: str) -> Measured | None:
-        """The end of a search (see batch_size.Found); None where its time was up before larger sizes could have shown
-        that they buy nothing."""
+        """From the end of a search (see batch_size.Found); None where time ran out before larger sizes were shown to
+        buy nothing."""
         return cls(recommended, largest) if ended != "time" or largest >= BEYOND * recommended else None
 
 
@@ -82,8 +82,8 @@ def auto_optimize_config(
 ) -> tuple[Change, ...]:
     """Read a configuration, write it with this machine's settings, and say what changed and why.
 
-    out_path: by default IN_optimized.yaml beside IN.yaml. measured: of a benchmark; without it sizes follow from the
-    hardware alone. The file holds what the first one held, and what this machine decides.
+    out_path: by default IN_optimized.yaml beside IN.yaml. measured: from a benchmark; without it sizes follow from the
+    hardware alone. The new file holds the options of the first one, and those that this machine decides.
 
     Errors: UserError for a file that is no configuration, or a place that cannot be written.
     """
@@ -109,7 +109,7 @@ def auto_optimize_config(
 
 
 def place(source: Path, output: Path | None = None) -> Path:
-    """Where the configuration for this machine goes. Errors: UserError where it could not be written."""
+    """The path for this machine's configuration. Errors: UserError where it could not be written."""
     target = output or source.with_name(f"{source.stem}_optimized{source.suffix}")
     name = f"--output {target}" if output is not None else str(target)
     other = "" if output is not None else "; --output FILE takes another place"
@@ -125,7 +125,7 @@ def place(source: Path, output: Path | None = None) -> Path:
 
 
 def read_machine() -> Machine:
-    """This machine as the launcher would use it: its best group of GPUs, or the CPU in words."""
+    """This machine as the launcher would use it: its best group of GPUs, or the CPU with a note."""
     topology, host = read_or_explain(), read_host()
     selection = select(topology, SelectionRequest())
     gpus = [topology.gpu(index) for index in selection.indices]

@@ -18,7 +18,7 @@ from ddp_train.engine.trainer import Trainer
 from ddp_train.optim.losses import cross_entropy_sum
 
 NEAR_ZERO = 0.05
-"""Of ln(classes), the loss without any knowledge."""
+"""Limit of the loss as a share of ln(classes), which is the loss without any knowledge."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Found:
 
 
 def overfit_one_batch(trainer: Trainer, steps: int, classes: int) -> Found:
-    """Train on the first global batch for up to `steps` steps. The network is spent afterwards. All ranks take part.
+    """Train on the first global batch for up to `steps` steps. The network is useless afterwards. All ranks take part.
 
     Ends early when the loss has come near zero, or is no longer finite.
     """
@@ -65,7 +65,7 @@ def judge(found: Found) -> str:
 
 
 def write(found: Found, folder: Path) -> Path:
-    """overfit_one_batch.json in `folder`."""
+    """Write overfit_one_batch.json into `folder`; returns its path."""
     path = folder / "overfit_one_batch.json"
     losses = [loss if math.isfinite(loss) else None for loss in found.losses]
     document = {"schema": "ddp-train-one-batch/1", **asdict(found), "losses": losses}

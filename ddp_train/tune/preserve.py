@@ -25,8 +25,8 @@ Restore = Callable[[], object]
 def preserved(*parts: Part, release: bool = True) -> Iterator[None]:
     """Inside, the parts may be trained; afterwards they are what they were, and so are the random generators.
 
-    Of a module: parameters, buffers, gradients and the mode of each of its modules; of an optimizer: its state and the
-    options of its groups; of anything else what `state_dict` gives. Generators: torch's on the CPU and on each GPU,
+    Restored: of a module, its parameters, buffers, gradients and the mode of each submodule; of an optimizer, its state
+    and the options of its groups; of anything else, its `state_dict`. Generators: torch's on the CPU and on each GPU,
     Python's and NumPy's. The copies are kept in host memory, so that they take nothing from what is measured. release:
     memory that nothing refers to any more goes back to the GPU at the end.
     """
@@ -45,7 +45,7 @@ def preserved(*parts: Part, release: bool = True) -> Iterator[None]:
 
 
 def _keep(part: Part) -> Restore:
-    """Copy the state of a part; a function that restores it."""
+    """Copy the state of a part; returns a function that restores it."""
     if isinstance(part, nn.Module):
         return _module(part)
     if isinstance(part, torch.optim.Optimizer):
@@ -55,13 +55,14 @@ def _keep(part: Part) -> Restore:
 
 
 def _module(module: nn.Module) -> Restore:
-    """Copy parameters, buffers, gradients and modes in place; a function that restores them."""
+    """Copy parameters, buffers, gradients and modes; returns a function that restores them in place."""
     tensors = [(tensor, _copy(tensor)) for tensor in (*module.parameters(), *module.buffers())]
     gradients = [(p, p.grad, None if p.grad is None else _copy(p.grad)) for p in module.parameters()]
     modes = [(part, part.training) for part in module.modules()]
 
     @torch.no_grad()
     def restore() -> None:
+        """Copy the saved tensors, gradients and modes back."""
         for tensor, value in tensors:
             tensor.copy_(value)
         for parameter, gradient, before in gradients:
@@ -75,12 +76,13 @@ def _module(module: nn.Module) -> Restore:
 
 
 def _optimizer(optimizer: torch.optim.Optimizer) -> Restore:
-    """Copy an optimizer's state and groups; a function that restores them."""
-    # Not by load_state_dict: it makes new tensors of what it is given, and casts some of them.
+    """Copy an optimizer's state and groups; returns a function that restores them."""
+    # Not by load_state_dict: it makes new tensors from those that it gets, and casts some of them.
     state = {parameter: {k: _value(v) for k, v in values.items()} for parameter, values in optimizer.state.items()}
     groups = [{k: copy.deepcopy(v) for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
 
     def restore() -> None:
+        """Put the saved state and group options back."""
         optimizer.state.clear()
         for parameter, values in state.items():
             optimizer.state[parameter] = {k: again() for k, again in values.items()}
@@ -91,7 +93,7 @@ def _optimizer(optimizer: torch.optim.Optimizer) -> Restore:
 
 
 def _value(value: object) -> Callable[[], object]:
-    """What gives a copy of the value back, a tensor on its device."""
+    """A function that returns a copy of the value; a tensor on its original device."""
     if isinstance(value, Tensor):
         kept, device = _copy(value), value.device
         return lambda: kept.to(device)
@@ -100,15 +102,15 @@ def _value(value: object) -> Callable[[], object]:
 
 
 def _copy(tensor: Tensor) -> Tensor:
-    """On the host, in the same layout; a clone also where it is there already."""
+    """A copy on the host in the same layout, also of a tensor that is on the host already."""
     return tensor.detach().to("cpu", copy=True, memory_format=torch.preserve_format)
 
 
 def release_memory() -> None:
     """Free what nothing refers to any more, cycles included, and give the allocator's cache back to the GPU.
 
-    A model, its optimizer and the error of a trial that ran out of memory must not be referred to any longer. Peak
-    statistics start anew. Nothing to give back without a GPU that is in use.
+    First drop all references to the model, the optimizer and the error of a trial that ran out of memory. Peak
+    statistics are reset. Without a GPU in use, this is only a garbage collection.
     """
     gc.collect()
     if torch.cuda.is_available() and torch.cuda.is_initialized():

@@ -3,9 +3,9 @@
     python -m ddp_train.tune search SPACE.yaml --out DIR [options] [-- options of launch.py and of the trainer]
 
 `DIR/search.json` holds what is known after every run; the same command continues where it was stopped. Each trial is
-scored by its best test accuracy so far. Torch-free: the runs are processes of their own.
+scored by its best test accuracy so far. Torch-free: the runs are separate processes.
 
-Successive halving (Jamieson and Talwalkar 2016, arXiv:1502.07943) as a pure plan over what is known so far.
+Successive halving (Jamieson and Talwalkar 2016, arXiv:1502.07943) as a pure function of the scores so far.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Settings:
 
 @dataclass
 class Trial:
-    """One set of values, with its score after so many epochs (None: the run failed)."""
+    """One set of values. scores: epochs -> score after so many epochs (None: the run failed)."""
 
     number: int
     values: dict[str, Value]
@@ -74,13 +74,13 @@ class Trial:
 
 
 class Sampler(Protocol):
-    """Where the values of trials come from, where it is not `draw`."""
+    """A source of the values of trials, in place of `draw`."""
 
     def ask(self, number: int) -> dict[str, Value]:
         """The values of a new trial."""
 
     def tell(self, number: int, score: float | None) -> None:
-        """The score at its end."""
+        """Report the score of a trial at its end."""
 
 
 class Search:
@@ -103,6 +103,7 @@ class Search:
         """The trials, longest run first, then by score."""
 
         def order(trial: Trial) -> tuple[int, float]:
+            """Sort key: most epochs first, then the highest score."""
             return -max(trial.scores, default=0), -(trial.best if trial.best is not None else -1.0)
 
         return sorted(self.trials.values(), key=order)
@@ -112,7 +113,7 @@ class Search:
         return self.folder / f"trial-{trial.number:03d}"
 
     def run(self, report: Callable[[str], None], start: Callable[[Sequence[str], Path], int] | None = None) -> None:
-        """Run what is left. `start` runs a command into a log; its status. UserError: the first one was refused."""
+        """Run what is left. `start` runs a command into a log, returns its status. UserError: the first was refused."""
         settings, sampler = self.settings, self._sampler
         rule = (settings.trials, settings.steps, settings.eta)
         while job := next_job({number: trial.scores for number, trial in self.trials.items()}, *rule):
@@ -160,7 +161,7 @@ class Search:
         try:
             document: dict[str, Any] = json.loads(self._file.read_text(encoding="utf-8"))
             saved, own = document["settings"], json.loads(json.dumps(dataclasses.asdict(self.settings)))
-            # More trials than before may be asked for: what was drawn stays what it is.
+            # The number of trials may differ from before: the values that were drawn stay as they are.
             different = [name for name in own if name != "trials" and saved[name] != own[name]]
             for trial in document["trials"]:
                 scores = {int(epochs): score for epochs, score in trial["scores"].items()}
@@ -199,7 +200,7 @@ def _text(value: Value) -> str:
 
 
 def rungs(epochs: int, eta: int, first: int) -> tuple[int, ...]:
-    """Epochs after which trials are compared: `first`, each further one `eta` times as many, and `epochs` at last."""
+    """Epochs after which trials are compared: `first`, then `eta` times as many each time, and `epochs` at last."""
     found = []
     while first < epochs:
         found.append(first)
@@ -212,7 +213,7 @@ def next_job(
 ) -> tuple[int, int] | None:
     """(trial, epochs) to run next; None when the search is over.
 
-    scores: trial -> {epochs: score, None for a run that failed}. At each rung the best one in `eta` continues.
+    scores: trial -> {epochs: score, None for a run that failed}. At each rung the best 1 / `eta` of them continue.
     """
     alive = list(range(trials))
     for rung in steps:
@@ -236,7 +237,7 @@ def search_table(ranking: Sequence[Trial]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, header_style="bold")
     for column in ("trial", "test accuracy", "epochs"):
         table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("options", overflow="fold")  # one column: those of a large space would not fit beside one another
+    table.add_column("options", overflow="fold")  # one column: many options would not fit side by side
     for place, trial in enumerate(ranking):
         score = "failed" if trial.best is None else f"{trial.best:.2%}"
         options = " ".join(f"{flag(name)} {_text(value)}" for name, value in trial.values.items())

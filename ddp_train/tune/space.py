@@ -29,18 +29,18 @@ RANGE_KEYS = {"low", "high", "log", "step"}
 
 @dataclass(frozen=True)
 class Choice:
-    """One of some values, each as likely."""
+    """One of several values, all equally likely."""
 
     values: tuple[Value, ...]
 
     def draw(self, generator: random.Random) -> Value:
-        """A value."""
+        """Draw a value."""
         return generator.choice(self.values)
 
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from `low` to `high`, both included. `log`: even over the logarithm; `step`: multiples above `low`."""
+    """Numbers from `low` to `high`, both included. `log`: uniform in the logarithm; `step`: multiples above `low`."""
 
     low: float
     high: float
@@ -49,7 +49,7 @@ class Range:
     whole: bool = False
 
     def draw(self, generator: random.Random) -> Value:
-        """A value."""
+        """Draw a value."""
         share = generator.random()
         if self.log:
             value = math.exp(math.log(self.low) + share * (math.log(self.high) - math.log(self.low)))

@@ -1,4 +1,4 @@
-"""What measurements are made of: training steps of any size on made-up images, and straight lines through results."""
+"""Building blocks of measurements: training steps of any size on noise images, and straight lines through results."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ def largest_over_ranks(device: torch.device, *values: float) -> list[float]:
 
 
 class Steps:
-    """Steps of a run's network on batches of any size; the weights move: a measurement puts them back (`preserved`).
+    """Steps of a run's network on batches of any size; the weights change: a measurement restores them (`preserved`).
 
-    The images are noise in the run's shape, on the device; what techniques do to images and targets is done. Loading
-    and augmenting are left out.
+    The images are noise in the run's shape, on the device. Techniques that change images and targets are applied;
+    loading and augmentation are left out.
     """
 
     def __init__(self, components: Components) -> None:
@@ -59,7 +59,7 @@ class Steps:
         self._moment = Moment(0, 0, components.seed, components.ranks.rank)
 
     def together(self, batch: int) -> None:
-        """A whole step with so many samples on each rank, in which the ranks join their gradients."""
+        """A whole step with `batch` samples on each rank, including the all-reduce of the gradients."""
         self._gradients(self._components.model, batch)
         self._update()
 
@@ -69,7 +69,7 @@ class Steps:
         self._update()
 
     def gradients(self, batch: int) -> None:
-        """Forward and backward pass without any collective; the gradient is added to what is there."""
+        """Forward and backward pass without any collective; the gradients are added to `.grad`."""
         with alone(self._components.network):
             ddp = self._components.ddp
             self._gradients(self._components.model if ddp is None else ddp.module, batch)
@@ -90,6 +90,6 @@ class Steps:
         components.precision.backward(loss, 1 / batch)
 
     def _update(self) -> None:
-        """An optimizer step, then the gradients dropped."""
+        """Step the optimizer, then drop the gradients."""
         self._components.precision.step(self._components.optimizer)
         self._components.optimizer.zero_grad(set_to_none=True)

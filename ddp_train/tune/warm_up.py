@@ -15,8 +15,8 @@ Shape = tuple[int, ...]
 
 
 def warm_up(trainer: Trainer, passes: int = 2) -> list[tuple[int, Shape]]:
-    """Train `passes` steps of every shape, samples of the global batch and [C, H, W] after the techniques, and of every
-    sort of step that a technique tells apart.
+    """Train `passes` steps of every shape (samples of the global batch; [C, H, W] after the techniques) and of every
+    sort of step that a technique distinguishes.
 
     Returns the shapes, in the order of their first epoch. More than one pass, since the first step makes the
     optimizer's state. Waits for the device.
@@ -38,7 +38,7 @@ def warm_up(trainer: Trainer, passes: int = 2) -> list[tuple[int, Shape]]:
 
 
 def _epochs(trainer: Trainer) -> dict[tuple[Shape, object], int]:
-    """The first epoch of each shape that the techniques make of an image, and of each sort of step."""
+    """The first epoch of each combination of the image shape after the techniques and the sorts of step."""
     parts = trainer.components
     found: dict[tuple[Shape, object], int] = {}
     for epoch in range(parts.epochs):

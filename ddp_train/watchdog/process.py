@@ -1,10 +1,10 @@
 """A small process beside the ranks of a node that ends the run when one of them hangs: `python -I -S process.py ...`.
 
-A process of its own, since a rank that is stopped, or holds Python's lock, stops its threads too. The first rank of a
-node starts it (start.py), and it goes when that rank does. It looks at the beats of each rank
-(distributed/heartbeat.py) and at /proc, judges (verdict.py), and when one hangs writes its Python stack and place to
-that rank's error file (ddp_core/rank_report.py), prints them on its standard error, and ends it. Nothing but the
-standard library is imported.
+A separate process, since a rank that is stopped, or holds the GIL, stops its own threads too. The first rank of a node
+starts it (start.py), and it ends when that rank does. It reads the beats of each rank (distributed/heartbeat.py) and
+/proc, and judges them (verdict.py). When a rank hangs, it writes the rank's Python stack and place to that rank's error
+file (ddp_core/rank_report.py), prints them on its standard error, and ends it. No module outside the standard library
+and this project is imported.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from ddp_train.watchdog.rank_probe import Rank
 from ddp_train.watchdog.verdict import LEFT_S, Limits, Sight, Verdict, judge
 
 SHORTEST_S, LONGEST_S = 0.05, 1.0
-"""Between two looks: a twentieth of the limit within these."""
+"""Bounds of the seconds between two looks, which are a twentieth of the limit."""
 MEETING_S = 0.2
 LET_GO_S = 0.8
-"""How long ranks that lose their connection to the culprit have to end with an error or by their launcher."""
+"""Seconds that ranks without a connection to the culprit have to end with an error or by their launcher."""
 OTHERS = 7
 DETAIL = {
     "hung": "",
@@ -42,9 +42,9 @@ IGNORED = (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.
 
 
 class Watch:
-    """The `count` ranks of a node of `nodes`, which announce themselves in `folder`. `timeout_s`: None is automatic.
+    """Watches the `count` ranks of one of `nodes` nodes. They announce themselves in `folder`. `timeout_s` None: auto.
 
-    parent: local rank 0, by process id; it may have ended before this process has come so far as to ask for it.
+    parent: the process id of local rank 0, which may have ended before this process could ask for it.
     """
 
     def __init__(self, folder: Path, count: int, nodes: int, timeout_s: float | None, parent: int) -> None:
@@ -128,7 +128,7 @@ class Watch:
             self._folder.rmdir()
 
     def _tell(self, text: str) -> None:
-        """Print on the standard error of the first rank that is there."""
+        """Print on the standard error of the first rank that is running and can be written to."""
         next((rank for _, rank in sorted(self._ranks.items()) if rank.status is None and rank.write(text)), None)
 
     def _end(self, verdict: Verdict) -> None:
@@ -136,7 +136,7 @@ class Watch:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         alive = {number: rank for number, rank in self._ranks.items() if rank.status is None}
         culprit = alive.get(verdict.rank) or min(alive.items())[1]
-        # A signal can end what a rank waits for: where it was asked before, that is where it hung.
+        # A signal can end what a rank waits for: if it was asked before, that earlier stack shows where it hung.
         frames = [] if verdict.kind == "left" else culprit.frames or culprit.stack()
         culprit.tell(signal.SIGSTOP)
         sights = [rank.sight for rank in self._ranks.values()]
@@ -157,7 +157,7 @@ class Watch:
 
 
 def report_of(verdict: Verdict, sights: list[Sight], frames: list[python_stacks.Frame]) -> rank_report.RankReport:
-    """The verdict for the launcher."""
+    """The verdict as a report for the launcher."""
     sight = next(sight for sight in sights if sight.rank == verdict.rank)
     at = place(sight.epoch, sight.step, sight.phase)
     left = verdict.kind == "left"
@@ -181,7 +181,7 @@ def report_of(verdict: Verdict, sights: list[Sight], frames: list[python_stacks.
 
 
 def of_gpus(sights: list[Sight]) -> str:
-    """Whose GPUs are waited for, up to the verb."""
+    """The subject of a sentence about the GPUs that are waited for, with "has not" or "have not"."""
     ranks = sorted(sight.rank for sight in sights if sight.phase == "device")
     if len(ranks) == 1:
         return f"the GPU of rank {ranks[0]} has not"
@@ -203,7 +203,7 @@ def text_of(verdict: Verdict, sights: list[Sight], frames: list[python_stacks.Fr
 
 
 def left_line(sight: Sight) -> str:
-    """The message about a rank that ended as if all were done."""
+    """The message about a rank that ended with exit code 0 before the end of the run."""
     at = place(sight.epoch, sight.step, sight.phase)
     return f"RankLeft: rank {sight.rank} left early, with exit code 0, at {at}; the others were still at work"
 

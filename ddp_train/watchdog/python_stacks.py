@@ -1,7 +1,7 @@
 """The Python stacks of another process: asked for by a signal, read from what faulthandler wrote, shown as a traceback.
 
-A process that sleeps, computes or waits answers at once, one that holds Python's lock too; one that is stopped answers
-when it is continued. Nothing but the standard library is imported.
+A process that sleeps, computes, waits or holds the GIL answers at once; a stopped one answers when it is continued.
+Nothing but the standard library is imported.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Frame:
 
 def written(file: int, already: int, wait_s: float, writes: Callable[[], bool] | None = None) -> str:
     """What faulthandler writes into `file` after its first `already` bytes, within `wait_s` seconds. `writes`: whether
-    it is still at it (see `handles`); None: until no more comes for a moment."""
+    it is still writing (see `handles`); None: stop once the file has not grown for a moment."""
     deadline = time.monotonic() + wait_s
     size, since = already, time.monotonic()
     while (now := time.monotonic()) < deadline:
@@ -56,9 +56,9 @@ def written(file: int, already: int, wait_s: float, writes: Callable[[], bool] |
 
 
 def handles(pid: int, thread: int, number: int) -> bool:
-    """Whether a thread has a signal before it or is in its handler, which the kernel blocks that signal for.
+    """Whether a signal is pending for a thread, or the thread is in its handler, in which the kernel blocks the signal.
 
-    A thread that has the signal blocked itself is taken for one in the handler. Never raises.
+    A thread that blocks the signal itself counts as being in the handler. Never raises.
     """
     with suppress(OSError, ValueError, IndexError):
         lines = Path(f"/proc/{pid}/task/{thread}/status").read_text(errors="replace").splitlines()
@@ -68,10 +68,10 @@ def handles(pid: int, thread: int, number: int) -> bool:
 
 
 def parse(text: str) -> list[Frame]:
-    """The stack that tells what a process does, outermost call first; [] where there is none.
+    """The stack that shows what a process does, outermost call first; [] where there is none.
 
-    That of the thread that took the signal, the main one; where it only waits for backward functions that Python code
-    runs in another thread, as with GPUs, that thread's.
+    It is that of the main thread, which took the signal. If that thread only waits for Python backward functions in
+    another thread, as with GPUs, it is the stack of the other thread.
     """
     threads: list[tuple[bool, list[Frame]]] = []
     for line in text.splitlines():
@@ -88,7 +88,7 @@ def parse(text: str) -> list[Frame]:
 
 def waits(frames: list[Frame]) -> bool:
     """Whether this is the stack of a rank that waits for others: its innermost call is a collective, or a backward
-    pass, whose own work takes no such time, and behind which DistributedDataParallel waits for its all-reduce."""
+    pass: its own work takes no such time, but DistributedDataParallel waits for its all-reduce in it."""
     if not frames:
         return False
     last = frames[-1]
@@ -96,7 +96,7 @@ def waits(frames: list[Frame]) -> bool:
 
 
 def traceback_lines(frames: list[Frame]) -> list[str]:
-    """The stack as Python shows that of an error."""
+    """The stack in the form of a Python traceback."""
     lines = ["Traceback (most recent call last):"]
     for frame in frames:
         line = f", line {frame.line}" if frame.line else ""

@@ -1,4 +1,4 @@
-"""One rank as the watchdog sees it from outside: by its beats, by /proc, and by the stack that it is asked for."""
+"""One rank as the watchdog sees it from outside: by its beats, by /proc, and by the stack that it gives on request."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from ddp_train.watchdog.verdict import Sight
 STACK_S = 0.4
 ENDED, DEBUGGED = ("Z", "X", ""), "t"
 WORK = ("data", "forward", "step", "evaluation")
-"""Phases in which a rank waits for no other: their times tell what is usual."""
+"""Phases in which a rank waits for no other rank: their durations show what is usual."""
 
 
 class Rank:
-    """One rank of this node, as seen from outside. Errors: OSError where it is not there."""
+    """One rank of this node, as seen from outside. Errors: OSError where its process does not exist."""
 
     def __init__(self, number: int, pid: int, beats: int, dumps: int) -> None:
         self.number, self.pid = number, pid
@@ -35,18 +35,18 @@ class Rank:
         self._is_stopped = False
         self._waits: bool | None = None
         self.frames: list[python_stacks.Frame] = []
-        """Where it was when it was asked, since its last beat."""
+        """The stack that it gave when it was asked since its last beat; [] if it was not asked."""
         self.status: int | None = None
-        """How it ended, as waitpid(2) reports it; None: it has not. -1: too late to see."""
+        """Its status, as waitpid(2) reports it; None: it has not ended; -1: it was gone before the status was read."""
 
     @property
     def first_step(self) -> int:
-        """Of its process; -1 before it."""
+        """The first step of its process; -1 before that step."""
         return self._beat[4]
 
     def look(self, awake: float) -> float:
-        """See what it does. `awake`: seconds for which this process has run since the last look: a node that was
-        suspended has not hung. Returns how long a beat of training was waited for, after the first step."""
+        """Read its beat and state. `awake`: seconds for which the watchdog has run since the last look: a node that was
+        suspended has not hung. Returns the seconds between beats in a phase of WORK after the first step, else 0."""
         if self.status is not None:
             self.gone_s += awake
             return 0.0
@@ -66,7 +66,7 @@ class Rank:
 
     @property
     def sight(self) -> Sight:
-        """What was seen."""
+        """What is known of this rank since the last look."""
         epoch, step, phase, _, _ = self._beat
         return Sight(
             rank=self.number,
@@ -85,13 +85,13 @@ class Rank:
         return self.status == 0 and PHASES[self._beat[2]] not in ("done", "failed")
 
     def ask(self, limit: float) -> None:
-        """Have a rank that has been silent for longer say, once, whether it waits for others."""
+        """If the rank has been silent for longer than `limit` seconds, find out, once, whether it waits for others."""
         if self.status is None and self._waits is None and self._silent > limit and not self._is_stopped:
             self.frames = self.stack()
             self._waits = python_stacks.waits(self.frames)
 
     def stack(self) -> list[python_stacks.Frame]:
-        """Its Python stack, now; [] where it does not answer."""
+        """Its current Python stack; [] where it does not answer."""
         already = os.fstat(self._stacks).st_size
         if not self.tell(DUMP_SIGNAL):
             return []
@@ -100,16 +100,16 @@ class Rank:
         return python_stacks.parse(python_stacks.written(self._stacks, already, STACK_S, self._writes))
 
     def _writes(self) -> bool:
-        """Whether it has not come to the end of its stacks. The kernel gives the signal to the main thread."""
+        """Whether it is still writing its stacks. The kernel delivers the signal to the main thread."""
         return python_stacks.handles(self.pid, self.pid, DUMP_SIGNAL)
 
     @property
     def is_there(self) -> bool:
-        """Whether it has not ended, now."""
+        """Whether the process is still running at this moment."""
         return _state(self.pid)[0] not in ENDED
 
     def tell(self, number: int) -> bool:
-        """Send it a signal; whether it is there to take it."""
+        """Send the process a signal; returns whether that succeeded."""
         with suppress(OSError):
             if self.ending is None:
                 os.kill(self.pid, number)
@@ -119,9 +119,9 @@ class Rank:
         return False
 
     def write(self, text: str) -> bool:
-        """Append to its standard error; whether that could be done."""
+        """Append to the rank's standard error; returns whether that succeeded."""
         with suppress(OSError):
-            # Without waiting: nobody may be reading at the other end.
+            # Non-blocking: perhaps no process reads at the other end.
             file = os.open(f"/proc/{self.pid}/fd/2", os.O_WRONLY | os.O_APPEND | os.O_NOCTTY | os.O_NONBLOCK)
             try:
                 return os.write(file, text.encode(errors="replace")) > 0
@@ -131,8 +131,8 @@ class Rank:
 
 
 def _state(pid: int) -> tuple[str, int]:
-    """What a process does (a letter, proc_pid_stat(5)), and its status (waitpid(2)) once it has ended; no letter and
-    -1 where it is gone."""
+    """The state of a process (a letter, proc_pid_stat(5)), and its status (waitpid(2)) once it has ended; "" and -1
+    where it is gone."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
     except OSError:
@@ -141,7 +141,7 @@ def _state(pid: int) -> tuple[str, int]:
 
 
 def _error_file(pid: int) -> str | None:
-    """The file that an agent has given the process for its error; None without an agent."""
+    """The error file that torch's agent has assigned to the process; None without an agent."""
     head = f"{ERROR_FILE}=".encode()
     words = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     name = next((os.fsdecode(word.removeprefix(head)) for word in words if word.startswith(head)), None)
@@ -149,7 +149,7 @@ def _error_file(pid: int) -> str | None:
 
 
 def _pidfd(pid: int) -> int | None:
-    """A descriptor of the process; None before Linux 5.3, where its number has to do."""
+    """A pidfd of the process; None before Linux 5.3, where its process id is used instead."""
     try:
         return os.pidfd_open(pid)
     except ProcessLookupError:

@@ -17,13 +17,13 @@ from ddp_train.distributed.process_group import Ranks
 from ddp_train.watchdog import process
 
 AGENT = "TORCHELASTIC_RUN_ID"
-# What the ranks of one attempt have in common, and those of no other.
+# The values that the ranks of one attempt share, and that no other attempt has.
 COMMON = ("MASTER_ADDR", "MASTER_PORT", AGENT, "TORCHELASTIC_RESTART_COUNT")
 
 
 def start(ranks: Ranks, timeout_s: float | None) -> str | None:
-    """Have this rank watched. `timeout_s`: as --step-timeout; 0 watches nothing, None (automatic) no lone rank, for
-    which nobody waits. Why that cannot be done, in one line; None where it can or need not be."""
+    """Have this rank watched. `timeout_s`: as --step-timeout; 0 watches nothing, None (automatic) no single rank, since
+    no other rank waits for it. Returns why that cannot be done, in one line; None where it is done or not needed."""
     if timeout_s == 0 or (timeout_s is None and ranks.world_size == 1):
         return None
     try:
@@ -38,8 +38,8 @@ def start(ranks: Ranks, timeout_s: float | None) -> str | None:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                # At a terminal Ctrl-Z is to stop both; below an agent, what stops a rank's group must not stop its
-                # watchdog.
+                # At a terminal, Ctrl-Z should stop both; under an agent, stopping a rank's process group must not
+                # stop its watchdog.
                 start_new_session=AGENT in os.environ,
             )
             _remove_abandoned()
@@ -49,7 +49,7 @@ def start(ranks: Ranks, timeout_s: float | None) -> str | None:
 
 
 def _folder(ranks: Ranks, environ: Mapping[str, str]) -> Path:
-    """This user's alone, by a name that all ranks of the node find. The watchdog removes it within moments."""
+    """A folder for this user alone, with a name that all ranks of the node compute. The watchdog soon removes it."""
     several = ranks.world_size > 1
     common = [str(_first(ranks)), *(environ.get(name, "") for name in COMMON)] if several else [str(os.getpid())]
     name = hashlib.sha256("\0".join(common).encode()).hexdigest()[:16]
@@ -62,7 +62,7 @@ def _folder(ranks: Ranks, environ: Mapping[str, str]) -> Path:
 
 
 def _prefix() -> str:
-    """Of the folders of this user and of processes whose ids mean something here (pid_namespaces(7))."""
+    """Name prefix of this user's folders in this PID namespace, where process ids are valid (pid_namespaces(7))."""
     return f"ddp-train-{os.getuid()}-{Path('/proc/self/ns/pid').stat().st_ino}-"
 
 

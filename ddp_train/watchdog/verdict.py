@@ -1,8 +1,8 @@
 """Which rank hangs: a pure function from what is seen of the ranks of a node to a verdict.
 
-When one rank hangs, all others soon wait for it in a collective, or for their GPU, which does, and are silent as well.
-The culprit is the rank that is stopped, has left, or waits for no other; of several the one that is furthest behind.
-Where all wait and some for their GPU, none of them is to blame: a GPU or a link between them does not answer.
+When one rank hangs, all others soon wait for it, in a collective or through their GPU, and are silent as well. The
+culprit is the rank that is stopped, has left, or waits for no other; of several, the one with the lowest step. If all
+wait, and some of them for their GPU, no rank is to blame: a GPU or a link between GPUs does not answer.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 LEFT_S = 3.0
-"""How long a rank may be gone with status 0 before it is said to have left the others."""
+"""Seconds for which a rank may be gone with status 0 before the verdict is that it left the others."""
 ROUND_S = 1.0
-"""All ranks in a collective: how much longer than the limit, for one that is seen late to be doing something else."""
+"""If all ranks wait, seconds to wait beyond the limit: one may be seen late to be doing something else."""
 AUTOMATIC_S = 300.0
 AUTOMATIC_TIMES = 20
 FIRST_STEP_S = 60.0
-"""In the first step libraries are loaded and kernels chosen."""
-# Phases that may take long without a sign: their own least limits. What prepares data has none: of its work the
-# process group's own time limit for the ranks that wait is the judge.
+"""Least limit in the first step, which loads libraries and chooses kernels."""
+# Least limits of phases that may take long without a beat. Data preparation has no limit here: the process group's
+# own timeout applies to the ranks that wait for it.
 PATIENCE_S = {
     "start": 1800.0,
     "setup": 1800.0,
@@ -41,8 +41,8 @@ class Sight:
     epoch, step  from 0; -1 before the first
     silent_s     seconds since its last beat
     stopped_s    seconds for which it has been stopped (SIGSTOP)
-    waits        its stack says that it waits for other ranks; a rank in communication does so anyway
-    left_s       seconds since it ended with status 0 without having come to the end of the run; None: it has not
+    waits        its stack shows that it waits for other ranks; a rank in communication waits anyway
+    left_s       seconds since it ended with status 0 before the end of the run; None: it has not
     """
 
     rank: int
@@ -62,20 +62,20 @@ class Sight:
 
 @dataclass(frozen=True)
 class Limits:
-    """How long a rank may be silent. `timeout_s`: the user's; None takes what is `longest` among the gaps so far."""
+    """How long a rank may be silent. `timeout_s`: the user's; None: by the longest gap so far."""
 
     timeout_s: float | None = None
     longest_s: float = 0.0
 
     @property
     def ordinary_s(self) -> float:
-        """For what happens in every step."""
+        """The limit for phases of every step."""
         if self.timeout_s is not None:
             return self.timeout_s
         return max(AUTOMATIC_S, AUTOMATIC_TIMES * self.longest_s)
 
     def of(self, sight: Sight, first_step: int) -> float:
-        """For what this rank does. `first_step`: of this process."""
+        """The limit for the phase of this rank. `first_step`: the first step of the ranks' processes."""
         least = PATIENCE_S.get(sight.phase, FIRST_STEP_S if sight.step <= first_step else 0.0)
         return max(self.ordinary_s, least)
 
@@ -112,11 +112,11 @@ def judge(sights: Sequence[Sight], limits: Limits, first_step: int) -> Verdict |
     behind = min(suspects, key=lambda sight: (sight.step, -sight.silent_s))
     limit = limits.of(behind, first_step)
     if not behind.waiting:
-        # It may have been slow before it was stopped: its silence is the longer one then.
+        # It may have been slow before it was stopped: then it has been silent for longer than stopped.
         kind: Literal["stopped", "hung"] = "stopped" if behind.stopped_s > behind.silent_s / 2 else "hung"
         return Verdict(kind, behind.rank, behind.silent_s, limit) if behind.silent_s > limit else None
     silent = min(sight.silent_s for sight in here)
-    # One that has come to its end waits for nobody that is still on the way.
+    # A rank that has come to its end waits for no rank that is still running.
     if silent <= limit + ROUND_S or here != [*sights]:
         return None
     for_gpus = [sight.rank for sight in here if sight.phase == "device"]

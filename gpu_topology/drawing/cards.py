@@ -38,7 +38,7 @@ def make_card(gpu: Gpu, selection: Selection | None) -> Card:
     """The card's contents; without a selection no GPU is chosen or left out."""
     ranks = tuple(rank for rank, index in enumerate(selection.indices) if index == gpu.index) if selection else ()
     excluded = {one.index: one.reason for one in selection.excluded} if selection else {}
-    # Of a GPU in MIG mode one slice may be chosen and another left out.
+    # In MIG mode one slice of a GPU may be chosen and another left out.
     reason = gpu.error or (None if ranks else excluded.get(gpu.index))
     style = "lost" if gpu.error else "chosen" if ranks else "left" if reason else "plain"
     name = short_name(gpu.name) if gpu.name else "name not known"
@@ -50,14 +50,14 @@ def make_card(gpu: Gpu, selection: Selection | None) -> Card:
         slices = ", ".join(f"{count} x {profile}" for profile, count in counts.items()) or "no slices"
         lines += [(line, _SMALL, "quiet") for line in wrap(f"MIG: {slices}", _INNER, _SMALL, 2)]
     if reason:
-        gist = reason.partition(" (")[0].partition(": ")[0]  # the legend has the whole
+        gist = reason.partition(" (")[0].partition(": ")[0]  # the legend has the full reason
         lines += [(line, _SMALL, "bad" if gpu.error else "reason") for line in wrap(gist, _INNER, _SMALL, 3)]
     hints = (f"GPU {gpu.index}: {gpu.name or name}", gpu.uuid, gpu.pci_bus_id, memory, reason)
     return Card(gpu, ranks, style, tuple(lines), "\n".join(hint for hint in hints if hint))
 
 
 def card_shapes(card: Card, place: Box, selection: Selection | None) -> list[Shape]:
-    """The card drawn at a place whose width is `WIDTH`."""
+    """The card drawn at `place`, which is `WIDTH` wide."""
     left, y = place.x + PADDING, place.y + PADDING + _TITLE * 0.8
     quiet = card.style in ("left", "lost")
     shapes: list[Shape] = [replace(place, style=f"card {card.style}", name=f"GPU {card.gpu.index}", hint=card.hint)]

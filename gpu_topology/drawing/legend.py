@@ -22,7 +22,7 @@ Entry = tuple[list[Shape], str]
 
 
 def legend(topology: Topology, selection: Selection | None, x: float, top: float, width: float) -> list[Shape]:
-    """The shapes, in as many columns as fit into `width`; `bottom` of them is the end."""
+    """The legend in as many columns as fit into `width`, and below it the reasons why GPUs are left out."""
     entries = [*_card_entries(topology, selection), *_nvlink_entries(topology, selection), *_path_entries(topology)]
     columns = max(1, int(width // _COLUMN))
     rows = math.ceil(len(entries) / columns)
@@ -41,7 +41,7 @@ def legend(topology: Topology, selection: Selection | None, x: float, top: float
 
 
 def _card_entries(topology: Topology, selection: Selection | None) -> list[Entry]:
-    """What the colours of the cards mean, as far as they are used."""
+    """The meaning of the card colours that occur in the picture."""
     swatch: dict[str, list[Shape]] = {
         style: [Box(6, -7, 28, 14, f"card {style}")] for style in ("chosen", "left", "lost")
     }
@@ -103,7 +103,7 @@ def _pairs(links: Sequence[Link]) -> str:
 
 
 def _left_out(selection: Selection | None, x: float, y: float, width: float) -> list[Shape]:
-    """The reasons in full, GPUs with the same one together."""
+    """The full reasons why GPUs are left out, those with the same reason together."""
     reasons: dict[str, list[int]] = {}
     for one in selection.excluded if selection else ():
         reasons.setdefault(one.reason, []).append(one.index)
@@ -117,7 +117,7 @@ def _left_out(selection: Selection | None, x: float, y: float, width: float) -> 
 
 
 def _moved(shape: Shape, x: float, y: float) -> Shape:
-    """The shapes, moved."""
+    """The shape, moved by (x, y)."""
     if isinstance(shape, Wire):
         return replace(shape, points=tuple((a + x, b + y) for a, b in shape.points))
     return replace(shape, x=shape.x + x, y=shape.y + y)

@@ -31,14 +31,14 @@ class Node:
 
     @property
     def width(self) -> float:
-        """Its width in pixels."""
+        """Width of the box in pixels."""
         count = len(self.branch.gpus)
         return count * WIDTH + (count - 1) * GAP + 2 * PADDING
 
 
 @dataclass(slots=True)
 class Drawn:
-    """What a row came to: shapes in painting order, and where each GPU's card goes."""
+    """A drawn row: its shapes in painting order, and the place of each GPU's card."""
 
     boxes: list[Shape] = field(default_factory=list)
     wires: list[Shape] = field(default_factory=list)
@@ -48,7 +48,7 @@ class Drawn:
 
 
 def bar_levels(root: Branch) -> tuple[LinkLevel, ...]:
-    """The levels that the picture has a row of bars for, from the CPU to the GPU: those where some pair meets.
+    """The levels, from the CPU to the GPU, that get a row of bars in the picture: those where some pair meets.
 
     Every GPU is below a host bridge, which is drawn once the driver reports any path.
     """
@@ -113,7 +113,7 @@ class Row:
         return Box(x, y, width, height, "")
 
     def _head(self, drawn: Drawn, node: Node, head: Box) -> None:
-        """Draw the title of a NUMA node: its name, what meets there, and its marks."""
+        """Draw the title strip of a node: its name, its CPUs, and a tag for the paths that meet there."""
         drawn.heads.append(head)
         drawn.boxes.append(Box(head.x, head.y, head.width, head.height, "node head"))
         base = head.y + HEAD / 2 + 4.5
@@ -132,7 +132,7 @@ class Row:
             drawn.labels.append(Label(title.right + 10, base, cpus, _TEXT, "quiet"))
 
     def _branch(self, drawn: Drawn, branch: Branch, x: float, top: float, parent: Box) -> None:
-        """A branch whose first card begins at x, hung on `parent`."""
+        """Draw a branch, with its first card at x, below `parent`."""
         if self._is_bar(branch):
             offset = PADDING + self.head + STEP + self.levels.index(branch.level) * (BAR + STEP)
             width = len(branch.gpus) * (WIDTH + GAP) - GAP
@@ -153,7 +153,7 @@ class Row:
             x += WIDTH + GAP
 
     def _is_bar(self, branch: Branch) -> bool:
-        """Whether a branch is drawn as a bar to which its parts hang."""
+        """Whether a branch is drawn as a bar with wires to its parts."""
         if branch.level is LinkLevel.PHB:
             return bool(self.levels) and not self.placeless.issuperset(branch.gpus)
         return branch.level in self.levels and bool(branch.meets)
@@ -189,7 +189,7 @@ def tag(links: Sequence[Link], x: float, y: float) -> list[Shape]:
 
 
 def tags(links: Sequence[Link], x: float, y: float, step: float) -> list[Shape]:
-    """A tag for each word instead, from (x, y) on `step` pixels apart: where there is no room for a wide one."""
+    """Like `tag`, but one tag per word, `step` pixels apart from (x, y) on, where a wide one has no room."""
     return [shape for at, word in enumerate(tag_words(links)) for shape in _tag(word, x, y + at * step)]
 
 
@@ -216,7 +216,7 @@ def tag_width(links: Sequence[Link]) -> float:
 
 
 def _mark_width(node: Node) -> float:
-    """What the tag in a node's strip takes, with the gap before it."""
+    """Width of the tag in a node's title strip, with the gap before it; 0 without a tag."""
     return tag_width(node.branch.meets) + 8 if node.branch.meets else 0.0
 
 
@@ -232,7 +232,7 @@ def cpu_text(topology: Topology, gpus: Sequence[int]) -> str:
 
 
 def _node_name(topology: Topology, node: Node) -> str:
-    """The title of a node: its number, or what is known in place of it."""
+    """The title of a node: its number, or "CPU" or "not reachable" where that is unknown."""
     gpus = [topology.gpu(index) for index in node.branch.gpus]
     known = sorted({gpu.numa_node for gpu in gpus if gpu.numa_node is not None})
     suffix = f" ({node.part})" if node.part else ""

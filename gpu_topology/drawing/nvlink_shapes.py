@@ -1,4 +1,4 @@
-"""The NVLinks of a picture as shapes: lines as thick as they are fast, the bar of an NVSwitch, a label for each."""
+"""The NVLinks of a picture as shapes: lines (thicker for faster links), bars for NVSwitches, and labels."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from gpu_topology.topology import Topology
 Places = Mapping[int, Box]
 
 BROKEN = 3.0
-"""The thickness of a link that does not work."""
+"""Thickness in pixels of a link that does not work."""
 
 
 def thickness(gb_s: float) -> float:
-    """The pixels of a line for a speed: its square root, so that NV1 and NV18 fit in one picture."""
+    """Thickness of a line in pixels, by the square root of the speed, so that NV1 and NV18 fit in one picture."""
     return max(1.5, 0.6 * math.sqrt(gb_s))
 
 
@@ -40,7 +40,7 @@ def nvlink_shapes(
         width = thickness(rate) if works else BROKEN
         name = f"GPU {link.a} to GPU {link.b}: {link.label}, {f'{rate:g} GB/s' if works else f'{link.p2p}'}"
         line = Wire(_points(run, places, upper), f"nvlink{kind}", width, name)
-        # A gap around what passes over another line shows that the two do not meet.
+        # A gap around a line that crosses another shows that the two do not meet.
         gap = Wire(_points(run, places, upper, PADDING + 1.5), "gap", width + 5)
         lines.append((lively, [gap, line]))
         names += _pill(link.label, run.label, f"pill{kind}")
@@ -76,7 +76,7 @@ def _bar(topology: Topology, switch: Switched, y: float, places: Places, lively:
 
 
 def _points(run: Run, places: Places, upper: Places, inset: float = 0.0) -> tuple[Point, ...]:
-    """From card to card, or from `inset` pixels away from each."""
+    """The corner points of a link, from card to card, or starting and ending `inset` pixels away from the cards."""
     ends = (run.link.a, run.link.b)
     (start, end) = (places[index].bottom + inset if index in upper else places[index].y - inset for index in ends)
     (a, b) = run.ports

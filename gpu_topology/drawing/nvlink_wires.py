@@ -1,4 +1,4 @@
-"""Where the NVLinks of a picture run: which GPUs are attached to a switch, and a lane of its own for each direct link.
+"""Where the NVLinks of a picture run: which GPUs are attached to a switch, and the lane of each direct link.
 
 Links run in the channel between two rows of GPU cards (or below a single row): down from one card, along a lane, and up
 or down to the other. No two lanes touch, and no two verticals share an x.
@@ -18,7 +18,7 @@ from gpu_topology.topology import Link, LinkLevel, Topology
 LANE = 26.0
 PILL = 46.0
 
-# NVLinks that one GPU of a compute capability has at most: where its pairs would need more, there is a switch between.
+# Most NVLinks of one GPU, by compute capability: where its pairs would need more, there is a switch between them.
 _LINKS_PER_GPU = {(6, 0): 4, (7, 0): 6, (7, 5): 2, (8, 0): 12, (8, 6): 4, (9, 0): 18, (10, 0): 18, (10, 3): 18}
 _LINKS_UNKNOWN = 18
 
@@ -27,8 +27,8 @@ _LINKS_UNKNOWN = 18
 class Switched:
     """GPUs that all reach each other through NVSwitch.
 
-    link   that of two of them, with peer access if any two have it
-    works  those with peer access to another one
+    link   the link of one pair, with peer access if any pair has it
+    works  the GPUs with peer access to another one
     """
 
     gpus: tuple[int, ...]
@@ -38,7 +38,7 @@ class Switched:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One direct link on its way: the x of its port on card `link.a` and on card `link.b`, and the y of its lane.
+    """The course of one direct link: the x of its ports on the cards `link.a` and `link.b`, and the y of its lane.
 
     lane   None for a straight line between two cards that face each other
     label  the middle of its label
@@ -52,7 +52,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Channel:
-    """All the links of a picture: the switches (each with the middle y of its bar), the runs, and the height in all."""
+    """All the links of a picture: the switches (each with the middle y of its bar), the runs, and the total height."""
 
     switched: tuple[tuple[Switched, float], ...]
     runs: tuple[Run, ...]
@@ -77,7 +77,7 @@ def has_peers(link: Link) -> bool:
 
 
 def switched(topology: Topology) -> tuple[Switched, ...]:
-    """The sets of GPUs with more NVLink pairs than one GPU has links: those go through NVSwitch."""
+    """The sets of fully connected GPUs that would need more NVLinks than one GPU has: they are joined by NVSwitch."""
     links = {(link.a, link.b): link for link in nvlinks(topology)}
     found = []
     for gpus in _connected(topology, links):
@@ -179,7 +179,7 @@ def _free_x(ports: tuple[float, float], crossing: Sequence[float]) -> float:
 
 
 def _connected(topology: Topology, pairs: Iterable[tuple[int, int]]) -> list[tuple[int, ...]]:
-    """The GPUs in sets that NVLinks join."""
+    """The sets of GPUs that NVLinks join."""
     sets = [{gpu.index} for gpu in topology.gpus]
     for a, b in pairs:
         one, other = (next(found for found in sets if index in found) for index in (a, b))
@@ -190,9 +190,9 @@ def _connected(topology: Topology, pairs: Iterable[tuple[int, int]]) -> list[tup
 
 
 def _ports(links: Sequence[Link], cards: Mapping[int, Box]) -> dict[tuple[Link, int], float]:
-    """An x for each end of each link: evenly over the card's width, those that go left on the left.
+    """The x of each end of each link: spread evenly over the card's width, links to the left at the left.
 
-    Cards that face each other share their ports out between them, and a link between the two has one x for both ends.
+    Two cards that face each other share one set of ports, and a link between the two has the same x at both ends.
     """
     ports: dict[tuple[Link, int], float] = {}
     columns: dict[float, list[int]] = {}
@@ -214,7 +214,7 @@ def _ports(links: Sequence[Link], cards: Mapping[int, Box]) -> dict[tuple[Link, 
 
 
 def _heading(end: tuple[Link, int], cards: Mapping[int, Box]) -> tuple[int, float]:
-    """Sorts the ports of a card: to the left, straight on, to the right; the farthest innermost: it crosses least."""
+    """Sort key of a card's ports: links to the left, straight on, right; the farthest innermost, to cross fewest."""
     link, index = end
     other = link.b if link.a == index else link.a
     distance = cards[other].middle - cards[index].middle
@@ -222,7 +222,7 @@ def _heading(end: tuple[Link, int], cards: Mapping[int, Box]) -> tuple[int, floa
 
 
 def _lanes(links: Sequence[Link], ports: Mapping[tuple[Link, int], float]) -> list[list[Link]]:
-    """Links in as few lanes as a first fit gives, the short ones first: those lie nearest to the cards."""
+    """The links assigned to lanes by first fit, short ones first, so that these lie nearest to the cards."""
     lanes: list[list[Link]] = []
     for link in sorted(links, key=lambda link: (_reach(link, ports)[1] - _reach(link, ports)[0], link.a, link.b)):
         room = next((lane for lane in lanes if all(_apart(link, other, ports) for other in lane)), None)
@@ -234,7 +234,7 @@ def _lanes(links: Sequence[Link], ports: Mapping[tuple[Link, int], float]) -> li
 
 
 def _reach(link: Link, ports: Mapping[tuple[Link, int], float]) -> tuple[float, float]:
-    """The x extent that a lane needs: at least its label's."""
+    """The x extent that a link needs in its lane: at least that of its label."""
     a, b = ports[link, link.a], ports[link, link.b]
     middle, half = (a + b) / 2, max(abs(a - b), PILL) / 2
     return middle - half, middle + half

@@ -17,7 +17,7 @@ LEVELS = (LinkLevel.SYS, LinkLevel.NODE, LinkLevel.PHB, LinkLevel.PXB, LinkLevel
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """GPUs (NVML indices, in drawing order) that reach each other within `level`; `parts` are those nearer still.
+    """GPUs (NVML indices, in drawing order) that reach each other within `level`; `parts`: the groups nearer still.
 
     meets  the links of the pairs that have no nearer branch in common
     """

@@ -1,10 +1,10 @@
 """`python -m gpu_topology draw`: the NUMA nodes with their PCIe tree, GPUs, NVLinks, selection and a legend, as shapes.
 
-    topology, selection -> pcie_tree.py (who shares what) -> numa_boxes.py (boxes and places of the cards)
+    topology, selection -> pcie_tree.py (which GPUs share what) -> numa_boxes.py (boxes and places of the cards)
     -> nvlink_wires.py (lanes between the cards), nvlink_shapes.py -> cards.py, legend.py -> a `Picture` for svg.py
 
-Up to four GPUs are in one row, as are eight with NUMA nodes that make no two rows of about the same length; more are in
-two rows that face each other, with the NVLinks between.
+Up to four GPUs are in one row, as are up to eight on NUMA nodes that do not divide into two rows of similar length;
+others are in two rows that face each other, with the NVLinks between.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def layout(topology: Topology, selection: Selection | None = None) -> Picture:
 
 
 def machine_title(topology: Topology) -> str:
-    """ "8 x V100-SXM2-32GB"; the models in the order of their numbers on a mixed machine, those not known last."""
+    """ "8 x V100-SXM2-32GB"; on a mixed machine the most frequent model first, unknown ones last."""
     names = Counter(short_name(gpu.name) for gpu in topology.gpus if gpu.name)
     parts = [f"{count} x {name}" for name, count in names.most_common()]
     if unknown := len(topology.gpus) - names.total():
@@ -92,7 +92,7 @@ def machine_title(topology: Topology) -> str:
 
 
 def node_rows(topology: Topology) -> tuple[tuple[Node, ...], ...]:
-    """The NUMA nodes in one row or two; a node that is too wide for a row is cut at a host bridge where it can be."""
+    """The NUMA nodes in one row or two; a node that is too wide for a row is cut, at a host bridge if possible."""
     branches = pcie_tree(topology).parts
     count = len(topology.gpus)
     if count <= ONE_ROW or (count <= WIDEST_ROW and len(branches) == 1):
@@ -106,7 +106,7 @@ def node_rows(topology: Topology) -> tuple[tuple[Node, ...], ...]:
 
 
 def _uneven(upper: Sequence[Branch], count: int) -> float:
-    """How far the upper row is from half of the GPUs."""
+    """By how many GPUs the upper row differs from half of all."""
     return abs(sum(len(branch.gpus) for branch in upper) - count / 2)
 
 
@@ -137,7 +137,7 @@ def _row_width(row: Sequence[Node]) -> float:
 
 
 def _header(topology: Topology, selection: Selection | None, title: str, width: float) -> tuple[list[Shape], float]:
-    """Title, versions and the choice; returns the y where the machine may begin."""
+    """Title, versions and selection; and the y where the machine may begin."""
     y = MARGIN + 18
     shapes: list[Shape] = []
     for line in wrap(title, width, 20, 2, bold=True):
@@ -157,7 +157,7 @@ def _header(topology: Topology, selection: Selection | None, title: str, width: 
 def _machine(
     topology: Topology, selection: Selection | None, rows: Sequence[Sequence[Node]], left: float, top: float
 ) -> tuple[list[Shape], float]:
-    """Boxes, lines and cards from `top` down; and where they end."""
+    """Boxes, lines and cards from `top` down; and the y where they end."""
     if not rows:
         return [], top
     cards = {gpu.index: make_card(gpu, selection) for gpu in topology.gpus}
@@ -171,7 +171,7 @@ def _machine(
     middle = top + first.height
     lower = Drawn()
     shadow = Row(topology, levels, head, tallest, upside_down=True)
-    if len(rows) > 1:  # where the cards stand across decides the lanes, and the lanes how far down the row begins
+    if len(rows) > 1:  # the x of the cards decides the lanes, and the lanes decide the y of the lower row
         lower = shadow.draw(rows[1], starts[1], middle)
     channel = route(topology, upper.cards, lower.cards, middle + 4)
     bottom = middle + (channel.height + 8 if channel.height else 0.0)

@@ -1,6 +1,6 @@
 """The few shapes that a picture is made of, and text that is sure to fit: pure data, in pixels, y pointing down.
 
-`style` names a look that svg.py knows ("card", "card chosen", ...); a layout never speaks of colours.
+`style` names a look that svg.py defines ("card plain", "card chosen", ...); a layout never names colours.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ Shape: TypeAlias = Box | Wire | Label
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """Shapes in painting order on a canvas; `title` and `description` are for those who cannot see it."""
+    """Shapes in painting order on a canvas; `title` and `description` are for readers who cannot see it."""
 
     width: float
     height: float
@@ -91,7 +91,7 @@ class Picture:
     shapes: tuple[Shape, ...]
 
 
-# Advance widths of DejaVu Sans in parts of the font size, rounded up: the widest of the fonts that a viewer may have.
+# Advance widths of DejaVu Sans, the widest font that a viewer may have, as fractions of the font size, rounded up.
 _WIDTHS = {" ijlI.,:;'|": 0.34, "-frtJ!()[]/": 0.42, "kcsvxyz": 0.6, "mwMW%@…": 1.0}
 _LOWER, _UPPER, _OTHER = 0.64, 0.79, 1.0
 _BOLD = 1.1
@@ -129,7 +129,7 @@ def wrap(text: str, width: float, size: float, most: int, bold: bool = False) ->
 
 
 def _fill(words: Iterable[str], width: float, size: float, bold: bool) -> Iterable[str]:
-    """The words in lines no wider than `width`, a longer word on a line of its own."""
+    """The words in lines no wider than `width`, a longer word alone on its line."""
     line = ""
     for word in words:
         longer = f"{line} {word}".strip()

@@ -1,4 +1,4 @@
-"""A `Picture` as one self-contained SVG: no fonts, scripts or files from elsewhere, readable on any background."""
+"""A `Picture` as one self-contained SVG: no external fonts, scripts or files, readable on any background."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def _hint(shape: Box | Wire, element: str) -> str:
 
 
 def _path(points: tuple[Point, ...]) -> str:
-    """A path through the points whose corners are rounded."""
+    """A path through the points, with rounded corners."""
     parts = [f"M{_pair(points[0])}"]
     for before, corner, after in zip(points, points[1:], points[2:], strict=False):
         radius = min(_CORNER, _distance(before, corner) / 2, _distance(corner, after) / 2)
@@ -128,12 +128,12 @@ def _towards(start: Point, end: Point, far: float) -> Point:
 
 
 def _pair(point: Point) -> str:
-    """`x y`."""
+    """A point as `x y`."""
     return f"{_number(point[0])} {_number(point[1])}"
 
 
 def _number(value: float) -> str:
-    """At most one decimal."""
+    """A number with at most one decimal."""
     return f"{value:.1f}".removesuffix(".0")
 
 

@@ -1,1 +1,1 @@
-"""What the NVIDIA driver says, through nvidia-ml-py and libcuda."""
+"""What the NVIDIA driver reports, through nvidia-ml-py and libcuda."""

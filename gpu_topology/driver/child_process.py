@@ -1,7 +1,7 @@
-"""Reads the driver in a child process: a driver library that hangs or crashes takes the child along, not the program.
+"""Reads the driver in a child process: a driver library that hangs or crashes takes down the child, not the program.
 
-A fork of a program that has not imported torch takes a millisecond. The child notes each call that it begins in memory
-that both share, and sends the answer through a pipe. Errors go the same way.
+A fork of a program that has not imported torch takes a millisecond. The child notes each driver call that it begins in
+shared memory, and sends the answer or the error through a pipe.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from gpu_topology.topology import Topology
 Answer = TypeVar("Answer")
 
 SLOW_S, LIMIT_S = 5.0, 20.0
-"""How long one call may take before a line says so, and before the driver is given up. To open a GPU that is not in
-persistence mode takes a second or two."""
+"""Seconds that one call may take before a warning is printed, and before the driver counts as stuck. Opening a GPU that
+is not in persistence mode takes a second or two."""
 
 _LOOK_MS = 100
 _NOTE_BYTES = 200
@@ -35,10 +35,10 @@ _PR_SET_PDEATHSIG = 1  # sys/prctl.h
 
 
 class InChild(Generic[Answer]):
-    """`read(note)` begins in a child process, which calls `note(name)` before each call of the driver; `result` waits.
+    """Runs `read(note)` in a child process, which calls `note(name)` before each driver call; `result` waits for it.
 
-    In a program with several threads (torch starts some) a fork is not safe: there a fresh interpreter does it, which
-    imports `read` by its name. Use it in a `with`, which ends the child: at once where its result is not wanted.
+    In a program with several threads (torch starts some) a fork is not safe: there `result` starts a new interpreter,
+    which imports `read` by its name. Use it in a `with`: leaving that kills the child, finished or not.
     """
 
     def __init__(self, read: Callable[[Note], Answer]) -> None:
@@ -64,7 +64,7 @@ class InChild(Generic[Answer]):
             _end(self._child)
 
     def result(self) -> Answer:
-        """Once. Errors: StuckDriverError, naming the call, for a driver that hangs or crashes; what `read` raises."""
+        """The answer; call once. Errors: StuckDriverError, naming the call that hangs or crashes; those of `read`."""
         if self._child is None:
             return _result(_in_interpreter(self._read), self._read)
         _wait(self._pipe, self._noted)
@@ -77,21 +77,21 @@ class InChild(Generic[Answer]):
 
 
 def begin() -> InChild[Topology]:
-    """A reading of the driver in the background, for `read_topology` and `read_or_explain` (read.py) to collect."""
+    """Start reading the driver in the background; `read_topology` and `read_or_explain` (read.py) take the result."""
     return InChild(_read)
 
 
 def _read(note: Note) -> Topology:
-    """The reading itself, in the child."""
+    """Read the topology; runs in the child."""
     from gpu_topology.driver.read import read_here  # in the child alone: its parent has other things to import
 
     return read_here(note)
 
 
 def _result(sent: bytes, read: Callable[[Note], Answer]) -> Answer:
-    """What `read` gave there; raises what it raised."""
+    """What `read` returned in the child; raises what it raised there."""
     answer: Answer
-    answer, error = pickle.loads(sent)  # noqa: S301 -- by our own child
+    answer, error = pickle.loads(sent)  # noqa: S301 -- written by this program's own child
     if error is not None:
         raise error
     return answer
@@ -107,7 +107,7 @@ with InChild(pickle.load(sys.stdin.buffer)) as child:
 
 def _in_interpreter(read: Callable[[Note], Any]) -> bytes:
     """The pickled result of `read` in a new interpreter. Errors: StuckDriverError."""
-    import subprocess  # most programs never come here
+    import subprocess  # most programs never get here
 
     paths = filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")])
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
@@ -119,7 +119,7 @@ def _in_interpreter(read: Callable[[Note], Any]) -> bytes:
 
 
 def attempt(read: Callable[[], Answer]) -> tuple[Answer | None, Exception | None]:
-    """What it gives and no error, or None and what it raises."""
+    """The value of `read()` and no error, or None and the exception that it raised."""
     try:
         return read(), None
     except Exception as error:
@@ -127,8 +127,8 @@ def attempt(read: Callable[[], Answer]) -> tuple[Answer | None, Exception | None
 
 
 def _crash(status: int, call: str) -> DriverError:
-    """What a child that ended without an answer died of; `status` is that of waitpid."""
-    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGBUS:  # the file ends before its own header says
+    """The error for a child that ended without an answer; `status` is from waitpid, `call` its last driver call."""
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGBUS:  # the file is shorter than its header says
         words = f"the NVIDIA driver library does not load: {LIBRARY} is cut short or damaged"
         return LibraryError(words, LOADER_REMEDY)
     if os.WIFSIGNALED(status):
@@ -144,7 +144,7 @@ _BROKEN = _REMEDY.format("install the driver again, or another version of it")
 
 
 def _wait(pipe: IO[bytes], noted: mmap.mmap) -> None:
-    """Until the child has written or ended: a line on stderr where a call is slow, StuckDriverError after the limit."""
+    """Wait until the child has written or ended; warn once on stderr of a slow call, StuckDriverError at the limit."""
     poll = select.poll()
     poll.register(pipe, select.POLLIN)
     call, since, said = b"", time.monotonic(), False
@@ -166,7 +166,7 @@ def _call(noted: mmap.mmap) -> str:
 
 
 def _end(child: int) -> None:
-    """Kill it. A call that hangs in the kernel cannot be killed: it is left alone then, and ends when the call does."""
+    """Kill the child. One that hangs in the kernel cannot be killed: it is abandoned, and ends when its call does."""
     os.kill(child, signal.SIGKILL)
     deadline = time.monotonic() + _REAP_S
     while os.waitpid(child, os.WNOHANG) == (0, 0) and time.monotonic() < deadline:
@@ -174,13 +174,14 @@ def _end(child: int) -> None:
 
 
 def _answer(read: Callable[[Note], Answer], noted: mmap.mmap, sending: int, parent: int) -> NoReturn:
-    """The child: read, send (answer, error), and leave without the parent's clean-up."""
+    """The child's program: read, send (answer, error), and exit without the parent's clean-up."""
     try:
         sending = _let_go(sending)
         _end_with(parent)
         number = 0
 
         def note(call: str) -> None:
+            """Write the numbered name of a driver call into the shared memory."""
             nonlocal number
             number += 1
             noted[:] = f"{number} {call}".encode()[:_NOTE_BYTES].ljust(_NOTE_BYTES, b"\0")
@@ -193,7 +194,7 @@ def _answer(read: Callable[[Note], Answer], noted: mmap.mmap, sending: int, pare
 
 
 def _let_go(sending: int) -> int:
-    """Close all but `sending`: a child that hangs must keep no pipe or lock of the parent's. Its new number."""
+    """Close all descriptors but `sending`, and return its new number: a child that hangs must hold no pipe or lock."""
     kept = fcntl.fcntl(sending, fcntl.F_DUPFD, 3)
     nowhere = os.open(os.devnull, os.O_RDWR)
     for number in range(3):
@@ -204,7 +205,7 @@ def _let_go(sending: int) -> int:
 
 
 def _end_with(parent: int) -> None:
-    """However the parent ends, also before this call."""
+    """Make this process end with its parent, however that ends, even if it ended before this call."""
     import ctypes
 
     with suppress(OSError, AttributeError):  # a C library without prctl

@@ -1,7 +1,7 @@
-"""The energy that a GPU has taken, by its own counter: since the driver was loaded, for whomever it worked.
+"""The energy that a GPU has used since the driver was loaded, for all processes, by its own counter.
 
-nvmlDeviceGetTotalEnergyConsumption (nvml.h) gives millijoules, on Volta and newer. The counter is the whole card's: a
-GPU in MIG mode has none that is a slice's own. Nothing is estimated where there is none.
+nvmlDeviceGetTotalEnergyConsumption (nvml.h) gives millijoules, on Volta and newer. It counts the whole card: a GPU in
+MIG mode has no counter for each slice. Nothing is estimated where there is no counter.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ _MIG_ENABLED = 1  # NVML_DEVICE_MIG_ENABLE
 
 
 def handle_of(driver: Driver, name: str) -> Any:
-    """The driver's handle of a GPU, by its UUID or NVML index as text; None where it has no such."""
+    """The driver's handle of the GPU with this UUID, or NVML index as text; None where there is no such GPU."""
     if name.isdecimal():
         return driver.ask("nvmlDeviceGetHandleByIndex", int(name))
     return driver.ask("nvmlDeviceGetHandleByUUID", name)
 
 
 def energy_of(driver: Driver, handle: Any) -> float | None:
-    """Joules that the GPU has taken since the driver was loaded; None where there is no such counter."""
+    """Joules that the GPU has used since the driver was loaded; None without a counter, or in MIG mode."""
     mode = driver.ask("nvmlDeviceGetMigMode", handle)
     if mode is not None and mode[0] == _MIG_ENABLED:
         return None
@@ -31,9 +31,9 @@ def energy_of(driver: Driver, handle: Any) -> float | None:
 
 
 def read_energy_here(names: Sequence[str], note: Note | None = None) -> dict[str, float]:
-    """`energy_of` each of these GPUs that has a counter, by its name as given. Raises a DriverError without a driver.
+    """Given name -> joules, for each of these GPUs that has a counter. Raises a DriverError without a driver.
 
-    For a child process (child_process.py).
+    Runs in a child process (child_process.py).
     """
     with session(note) as driver:
         found = {name: energy_of(driver, handle) for name in names if (handle := handle_of(driver, name)) is not None}
@@ -41,6 +41,6 @@ def read_energy_here(names: Sequence[str], note: Note | None = None) -> dict[str
 
 
 def taken(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float]:
-    """Joules between two readings, of the GPUs that are in both. A counter that ran backwards (the driver was loaded
-    again in between) tells nothing."""
+    """Joules used between two readings, for the GPUs that are in both. A GPU is left out if its counter ran backwards
+    (the driver was reloaded in between)."""
     return {name: after[name] - joules for name, joules in before.items() if after.get(name, -1.0) >= joules}

@@ -1,4 +1,4 @@
-"""One GPU's row, from the driver: who it is, what it can do, and who uses it. Its state of health is in health.py."""
+"""Reads one GPU from the driver: identity, capabilities and processes. Its state of health is in health.py."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ SYSFS_PCI = Path("/sys/bus/pci/devices")
 
 _COMPUTE_MODES = {0: "default", 1: "exclusive-thread", 2: "prohibited", 3: "exclusive-process"}
 
-# Sizes of the bit sets asked for, in words of 64: NUMA nodes and CPUs.
+# Sizes of the bit sets asked for, in 64-bit words: NUMA nodes and CPUs.
 _NODE_WORDS, _CPU_WORDS = 16, 32
 
 _OUTSIDE_MIG = 0xFFFFFFFF  # nvml.h: the instance of a process that runs outside MIG
 
-# GPUs that share the host's memory, of which the driver tells no size: Jetson TX1 to Orin, Thor, GB10.
+# Compute capabilities of GPUs that share the host's memory and report no size: Jetson TX1 to Orin, Thor, GB10.
 _UNIFIED = {(5, 3), (6, 2), (7, 2), (8, 7), (11, 0), (12, 1)}
 
-# Answers that mean "there is no such reading here", which is no fault of the card.
+# Errors that mean that a reading is not available here, not that the card is faulty.
 _NO_SUCH_READING = ("NVML_ERROR_NOT_SUPPORTED", "NVML_ERROR_FUNCTION_NOT_FOUND", "NVML_ERROR_NO_PERMISSION")
 
 MPS_SERVER = "nvidia-cuda-mps-server"
 
-# From this utilization on a GPU that shows no process is asked once more, a second later: one busy moment is no use.
+# A GPU with at least this utilization in percent and no process is read again a second later: one sample may mislead.
 DOUBTFUL_UTILIZATION = 20
 _SAMPLE_S = 1.0
 
 
 def read_gpu(index: int, device: Device, known: dict[object, Any]) -> Gpu:
-    """Everything about one GPU. If it is lost on the way, `error` says so and what was read before stays.
+    """Everything about one GPU. If it is lost meanwhile, `error` says so and what was read before is kept.
 
-    known  what GPUs before it told of their model or NUMA node
+    known  answers of GPUs read before that hold for every GPU of the same model or NUMA node; added to here
     """
     ask = device.ask
     bus_id = _bus_id(ask("nvmlDeviceGetPciInfo"))
@@ -54,6 +54,7 @@ def read_gpu(index: int, device: Device, known: dict[object, Any]) -> Gpu:
     model = (name, total)
 
     def once(kind: object, function: str, *args: object) -> Any:
+        """The answer to a call that is the same for all GPUs of one `kind`; the driver is asked once for each kind."""
         key = (kind, function)
         if None in (name, total, node) or key not in known:
             answer, problem = device.try_ask(function, *args)
@@ -101,7 +102,7 @@ def read_gpu(index: int, device: Device, known: dict[object, Any]) -> Gpu:
 
 
 def _silence(gpu: Gpu, problem: str | None) -> str | None:
-    """Why a GPU that gives no answer on its memory cannot be chosen, None where it can. `problem`: the NVML error."""
+    """Why a GPU that does not report its memory cannot be chosen; None where it can. `problem`: the NVML error."""
     if problem is None:
         return None
     if gpu.name is None and gpu.compute_capability is None:
@@ -115,7 +116,7 @@ def _flag(value: int | None) -> bool | None:
 
 
 def _bus_id(pci: Any) -> str | None:
-    """As sysfs writes it: "0000:c1:00.0" (NVML pads the domain to eight digits)."""
+    """The PCI bus id as sysfs writes it: "0000:c1:00.0" (NVML pads the domain to eight digits)."""
     if pci is None:
         return None
     text = pci.busId.decode(errors="replace") if isinstance(pci.busId, bytes) else str(pci.busId)
@@ -124,13 +125,13 @@ def _bus_id(pci: Any) -> str | None:
 
 
 def read_memory(device: Device) -> tuple[int | None, int | None]:
-    """Total and used bytes. Version 2 keeps the driver's own reserve apart, as nvidia-smi does; version 1 does not."""
+    """Total and used bytes. Version 2 does not count the driver's reserve as used, like nvidia-smi; version 1 does."""
     memory = device.ask("nvmlDeviceGetMemoryInfo", 0x02000028) or device.ask("nvmlDeviceGetMemoryInfo")
     return (None, None) if memory is None else (int(memory.total), int(memory.used))
 
 
 def _memory(device: Device, capability: tuple[int, int] | None) -> tuple[int | None, int | None, str | None]:
-    """Total and used bytes, or None with the NVML error. A GPU that shares the host's memory has all of it."""
+    """Total and used bytes, or None with the NVML error. A GPU that shares the host's memory counts all of it."""
     total, used = read_memory(device)
     if total:
         return total, used, None
@@ -147,26 +148,28 @@ def _capability(device: Device) -> tuple[int, int] | None:
 
 
 def _utilization(device: Device) -> int | None:
-    """Percent of the last interval with a kernel running, or None."""
+    """Percent of the last sampling interval during which a kernel was running, or None."""
     rates = device.ask("nvmlDeviceGetUtilizationRates")
     return None if rates is None else int(rates.gpu)
 
 
 def identified(gpus: Sequence[Gpu], devices: Sequence[Device]) -> tuple[Gpu, ...]:
-    """The GPUs with the names of their processes, and with the clients of their MPS servers among those.
+    """The GPUs with their processes named, and with the clients of their MPS servers added to these.
 
-    Each process is asked about once: a desktop's are on every GPU.
+    The driver is asked for the name of each process once: a desktop's processes are on every GPU.
     """
     driver = devices[0].driver
     names: dict[int, str | None] = {}
 
     def named(processes: tuple[GpuProcess, ...] | None) -> tuple[GpuProcess, ...] | None:
+        """The processes with their names."""
         for process in processes or ():
             if process.pid not in names:
                 names[process.pid] = _program(driver.ask("nvmlSystemGetProcessName", process.pid))
         return processes and tuple(replace(process, name=names[process.pid]) for process in processes)
 
     def identify(gpu: Gpu, device: Device) -> Gpu:
+        """The GPU with its processes named and its MPS clients added."""
         gpu = replace(gpu, processes=named(gpu.processes), graphics_processes=named(gpu.graphics_processes))
         if not any(process.name == MPS_SERVER for process in gpu.processes or ()):
             return gpu
@@ -184,14 +187,14 @@ def _program(command: str | None) -> str | None:
 
 
 def _printable(text: str | None) -> str | None:
-    """Without what would steer a terminal."""
+    """`text` without unprintable characters, which could control a terminal."""
     return text and "".join(letter for letter in text if letter.isprintable())
 
 
 def settled(gpus: Sequence[Gpu], devices: Sequence[Device]) -> tuple[Gpu, ...]:
-    """The GPUs with the utilization of a whole second where one moment says little: busy, and no process to be seen.
+    """The GPUs, with the utilization read again after a second for those that are busy but show no process.
 
-    The lower of two readings counts. The driver's own start can show as full utilization.
+    The lower of the two readings counts: the start of the driver itself can show as full utilization.
     """
     doubtful = [gpu.index for gpu in gpus if (gpu.utilization or 0) >= DOUBTFUL_UTILIZATION and not gpu.processes]
     if not doubtful:
@@ -204,7 +207,7 @@ def settled(gpus: Sequence[Gpu], devices: Sequence[Device]) -> tuple[Gpu, ...]:
 
 
 def read_processes(device: Device, function: str) -> tuple[GpuProcess, ...] | None:
-    """Processes of one kind: the newest function that this driver has. None when none of them answers."""
+    """The processes of one kind, by the newest version of `function` that this driver has; None where none answers."""
     for version in ("", "_v2"):
         found = device.ask(f"{function}{version}")
         if found is not None:
@@ -223,7 +226,7 @@ def _process(process: Any) -> GpuProcess:
 
 
 def _numa_node(device: Device, bus_id: str | None) -> int | None:
-    """The host's NUMA node beside this GPU: sysfs by bus id, else the driver's memory affinity.
+    """The NUMA node nearest to this GPU: from sysfs by bus id, else from the driver's memory affinity.
 
     Not nvmlDeviceGetNumaNodeId: on Grace that is the GPU memory's own node.
     """
@@ -235,7 +238,7 @@ def _numa_node(device: Device, bus_id: str | None) -> int | None:
         except (OSError, ValueError):
             pass  # a container without sysfs, or a virtual bus: ask the driver
     bits = _bits(device.ask("nvmlDeviceGetMemoryAffinity", _NODE_WORDS, 0))  # NVML_AFFINITY_SCOPE_NODE
-    # More than one node means that the firmware does not report which.
+    # More than one node means that the firmware does not report which one is nearest.
     return bits.bit_length() - 1 if bits.bit_count() == 1 else None
 
 
@@ -271,7 +274,7 @@ def _mig_devices(device: Device) -> tuple[MigDevice, ...]:
         one = Device(device.driver, handle)
         uuid = one.ask("nvmlDeviceGetUUID")
         if uuid is None:
-            continue  # nothing could name it to CUDA
+            continue  # CUDA selects a slice by its UUID
         total, _ = read_memory(one)
         found.append(
             MigDevice(

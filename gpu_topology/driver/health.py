@@ -7,7 +7,7 @@ import ctypes
 from gpu_topology.driver import library
 from gpu_topology.driver.library import Device
 
-# nvmlClocksEventReasons (nvml.h). Not here: idle (0x1), clocks that someone chose (0x2), the display's (0x100).
+# nvmlClocksEventReasons (nvml.h). Left out: idle (0x1), clocks set by a user (0x2), clocks of the display (0x100).
 _THROTTLE = {
     0x04: "power-cap",
     0x08: "hw-slowdown",
@@ -59,15 +59,15 @@ class _FabricInfo(ctypes.Structure):
 
 
 def fabric(device: Device) -> tuple[str | None, str | None]:
-    """`Gpu.fabric_state` and `Gpu.fabric_cluster`; None where there is no fabric, or no word of it."""
+    """`Gpu.fabric_state` and `Gpu.fabric_cluster`; None where there is no fabric, or the driver does not report it."""
     info = _FabricInfo(version=2 << 24 | ctypes.sizeof(_FabricInfo))
-    # nvidia-ml-py hands this argument on as it is: without byref the driver would write through a null pointer.
+    # nvidia-ml-py passes this argument on unchanged: without byref the driver would write through a null pointer.
     if device.ask("nvmlDeviceGetGpuFabricInfoV", ctypes.byref(info)) is None:
         return None, None
     if info.state != _FABRIC_COMPLETED:
         return _FABRIC_STATES.get(info.state), None
     uuid = bytes(info.cluster_uuid).hex()
-    # All zeros on one machine alone, which needs no name.
+    # All zeros where the fabric is within one machine, which needs no name.
     cluster = f"{uuid}/{info.clique}" if uuid.strip("0") else None
     if info.status != 0:  # an NVML error, valid once the state is "completed"
         return "failed", cluster
@@ -92,7 +92,7 @@ def ecc(device: Device) -> tuple[bool | None, int | None]:
 
 
 def memory_faults(device: Device) -> tuple[str, ...] | None:
-    """`Gpu.memory_faults`: row remapping since Ampere, page retirement before."""
+    """`Gpu.memory_faults`: row remapping on Ampere and newer, page retirement on older GPUs."""
     pending, failed = device.field(library.REMAP_PENDING), device.field(library.REMAP_FAILED)
     retiring = device.field(library.RETIREMENT_PENDING)
     if None in (pending, failed) and retiring is None:

@@ -1,6 +1,6 @@
-"""What in a reading of the GPUs deserves a warning. Pure: GPUs in, sentences out.
+"""Warnings about the health of the GPUs. Pure: GPUs in, sentences out.
 
-The NVSwitch fabric is not here: what it means depends on the choice of GPUs (nccl_notes).
+The NVSwitch fabric is not here: what its state means depends on the selection (environment/notes.py).
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _RECOVERY = {
     "recover-imex-domain": "the driver asks to recover its IMEX domain: see the fabric service of the rack",
 }
 
-# DCGM takes 8 replays a minute for a fault; the driver reports only their sum.
+# DCGM treats 8 replays per minute as a fault; the driver reports only the total.
 _MANY_REPLAYS = 100
 
-# Said only when none of the above says it more exactly.
+# Used only where none of the more exact reasons above applies.
 _SLOWDOWN = "the hardware holds its clocks back (heat or power): see `nvidia-smi -q -d PERFORMANCE`"
 
 _MEMORY = {
@@ -38,9 +38,9 @@ _MEMORY = {
 
 
 def concerns(gpus: Sequence[Gpu]) -> tuple[str, ...]:
-    """One line for each thing that is wrong, naming every GPU that it is wrong with; the gravest first.
+    """One line for each fault, naming all GPUs that have it; the gravest first.
 
-    A PCIe generation below the card's is no concern: links of idle GPUs drop to save power, and rise under load.
+    A PCIe generation below the card's is no fault: the links of idle GPUs drop to save power, and rise under load.
     """
     found: dict[str, list[int]] = {}
     for check in (_errors, _recovery, _memory_errors, _pcie, _nvlinks, _slow_clocks):
@@ -71,7 +71,7 @@ def _memory_errors(gpu: Gpu) -> Iterator[str]:
 
 
 def _pcie(gpu: Gpu) -> Iterator[str]:
-    """Many replays, or fewer lanes than card and slot have."""
+    """Many PCIe replays, or a link with fewer lanes than the card has."""
     if (gpu.pcie_replays or 0) >= _MANY_REPLAYS:
         yield f"{gpu.pcie_replays} PCIe replays since the driver was loaded: check the riser and the slot"
     now, full, slot = gpu.pcie_width_now, gpu.pcie_width, gpu.pcie_slot_width
@@ -96,7 +96,7 @@ def _nvlinks(gpu: Gpu) -> Iterator[str]:
 
 
 def _slow_clocks(gpu: Gpu) -> Iterator[str]:
-    """Reasons for which clocks are held back."""
+    """Reasons why the clocks are held back."""
     reasons = gpu.throttle or ()
     exact = [_THROTTLE[reason] for reason in reasons if reason in _THROTTLE]
     yield from exact

@@ -1,7 +1,7 @@
-"""The order in which CUDA itself counts GPUs, asked of the driver library libcuda.
+"""The order in which CUDA itself counts GPUs, read from the driver library libcuda.
 
 `cuInit` fixes order and mask for the rest of a process and takes memory on the GPUs in some drivers, so the library is
-asked in a process of its own, which runs this file alone: `python libcuda.py` prints a UUID and a PCI bus id a line.
+called in its own process, which runs only this file: `python libcuda.py` prints a UUID and a PCI bus id per line.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ import ctypes
 import sys
 from collections.abc import Mapping
 
-# cuInit wakes every GPU, which takes seconds for each one whose driver state is not kept (persistence mode).
+# cuInit wakes every GPU, which takes seconds for each GPU that is not in persistence mode.
 TIME_LIMIT_S = 30.0
 
 
 def cuda_order(environ: Mapping[str, str], time_limit_s: float = TIME_LIMIT_S) -> tuple[str, ...] | None:
-    """UUIDs ("GPU-..."), or PCI bus ids where libcuda reports no UUID, in CUDA's order; None when it cannot be asked.
+    """UUIDs ("GPU-..."), or PCI bus ids where libcuda reports no UUID, in CUDA's order; None where libcuda fails.
 
-    `environ` is that of the program whose order is wanted: CUDA_DEVICE_ORDER acts, CUDA_VISIBLE_DEVICES is left out, so
-    that every GPU has its place.
+    `environ` is the environment of the program in question: CUDA_DEVICE_ORDER applies; CUDA_VISIBLE_DEVICES is removed,
+    so that every GPU is listed.
     """
-    import subprocess  # most machines never come here, and `select` is used in shell prompts
+    import subprocess  # most machines never need it, and `select` is used in shell prompts
 
     unmasked = {name: value for name, value in environ.items() if name != "CUDA_VISIBLE_DEVICES"}
     command = [sys.executable, "-I", "-S", __file__]
@@ -48,7 +48,7 @@ def main() -> int:
 
 
 def _names(library: ctypes.CDLL, ordinal: int) -> list[str]:
-    """What one GPU is called. A line of nothing would shift the others: then the whole answer is refused."""
+    """The UUID and bus id of one GPU. Errors: OSError where it has neither: a missing line would shift the others."""
     device = ctypes.c_int()
     if library.cuDeviceGet(ctypes.byref(device), ordinal) != 0:
         raise OSError(f"no device {ordinal}")
@@ -59,7 +59,7 @@ def _names(library: ctypes.CDLL, ordinal: int) -> list[str]:
 
 
 def _uuid(library: ctypes.CDLL, device: ctypes.c_int) -> str | None:
-    """As NVML writes it. The second version, since CUDA 11.4, tells that of a MIG slice rather than of its GPU."""
+    """The UUID as NVML writes it. Version 2, since CUDA 11.4, gives that of a MIG slice rather than of its GPU."""
     raw = (ctypes.c_ubyte * 16)()
     for function in ("cuDeviceGetUuid_v2", "cuDeviceGetUuid"):
         ask = getattr(library, function, None)

@@ -1,7 +1,7 @@
-"""The one door to nvidia-ml-py: open the driver, ask one guarded question at a time, and name what went wrong.
+"""The only access to nvidia-ml-py: open the driver, make one guarded call at a time, and name what went wrong.
 
-`session()` yields an open `Driver`; `Driver.ask(...)` answers None where the driver does not report it. A `Device` asks
-about one GPU and remembers when it was lost.
+`session()` yields an open `Driver`; `Driver.ask(...)` returns None where the driver does not report it. A `Device`
+makes the calls about one GPU, and remembers when it was lost.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from typing import Any
 from ddp_core.errors import TopologyError
 
 Note = Callable[[str], None]
-"""Is given the name of each call before it begins: "nvmlDeviceGetName of GPU 3"."""
+"""A function that gets the name of each driver call before it begins: "nvmlDeviceGetName of GPU 3"."""
 
 LIBRARY = "libnvidia-ml.so.1"
 
 
 class DriverError(TopologyError):
-    """The driver cannot be asked at all."""
+    """The driver cannot be used at all."""
 
 
 class NoDriverError(DriverError):
@@ -32,11 +32,11 @@ class NoDriverError(DriverError):
 
 
 class LibraryError(DriverError):
-    """The driver library is there, and the loader refuses it."""
+    """The driver library exists, but the loader refuses it."""
 
 
 class StuckDriverError(DriverError):
-    """The driver library hangs or crashes: whether there is a GPU to train on is not known, so nothing goes ahead."""
+    """The driver library hangs or crashes: whether there is a usable GPU is unknown, so the program stops."""
 
     status = 1
 
@@ -46,12 +46,11 @@ class DriverMismatchError(DriverError):
 
 
 class NoPermissionError(DriverError):
-    """The device files are closed to this user."""
+    """This user may not open the device files."""
 
 
 class NoDevicesError(DriverError):
-    """The driver works and has no GPU; `versions` are those of the driver and of CUDA, None where it does not report
-    them."""
+    """The driver works but finds no GPU; `versions`: of the driver and of CUDA, None where not reported."""
 
     def __init__(
         self, message: str, remedy: str | None = None, versions: tuple[str | None, str | None] = (None, None)
@@ -96,11 +95,11 @@ _START_ERRORS: dict[str, tuple[type[DriverError], str, str]] = {
 
 
 class Driver:
-    """An open driver. Every question is guarded on its own: one unsupported reading costs that reading alone."""
+    """An open driver. Every call is guarded on its own: one that is unsupported costs only its own reading."""
 
     def __init__(self, api: ModuleType, note: Note | None = None) -> None:
         self.api, self.note = api, note
-        # NVMLLibraryMismatchError is not an NVMLError; a driver's text that is no UTF-8 must not end the report either.
+        # NVMLLibraryMismatchError is not an NVMLError. Text of the driver that is not UTF-8 must not end the report.
         mismatch = getattr(api, "NVMLLibraryMismatchError", api.NVMLError)
         self.errors: tuple[type[Exception], ...] = (api.NVMLError, mismatch, AttributeError, UnicodeDecodeError)
 
@@ -119,7 +118,7 @@ class Driver:
         return (answer.decode(errors="replace") if isinstance(answer, bytes) else answer), None
 
     def error_name(self, error: Exception) -> str:
-        """NVML's own name for an error; a function that is missing here or there counts as not found."""
+        """NVML's name for an error; an exception without an NVML code counts as a function that was not found."""
         code = getattr(error, "value", None)
         return "NVML_ERROR_FUNCTION_NOT_FOUND" if code is None else self._error_names.get(code, f"NVML error {code}")
 
@@ -129,8 +128,8 @@ class Driver:
         return {code: name for name, code in vars(self.api).items() if name.startswith("NVML_ERROR_")}
 
 
-# Numbered fields (nvmlFieldValue_t of nvml.h), which one call gives together: with their scope, which is a link here.
-# Where a driver does not have one of them, the function of the same name has to be asked.
+# Numbered fields (nvmlFieldValue_t of nvml.h), all read by one call; the scope of a field is an NVLink's number here.
+# Where a driver lacks a field, the NVML function for the same value is called.
 ECC_MODE, UNCORRECTED_ERRORS, RETIREMENT_PENDING, REMAP_PENDING, REMAP_FAILED = 1, 4, 31, 144, 145
 RECOVERY_ACTION = 230  # since driver 570
 PCIE_REPLAYS, NVLINK_REPLAYS, NVLINK_RECOVERIES = 94, 52, 59  # since the driver was loaded; NVLink's over all links
@@ -142,17 +141,17 @@ _FIELDS = (
     *((NVLINK_STATE, link) for link in range(MAX_LINKS)),
 )
 
-# nvmlValueType_t to the member of nvmlValue_t.
+# nvmlValueType_t -> member of nvmlValue_t.
 _MEMBERS = ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal")
 
-# These mean that the card itself is gone, not that one reading is missing.
+# Errors that mean that the card itself is gone, not that one reading is missing.
 LOST = ("NVML_ERROR_GPU_IS_LOST", "NVML_ERROR_RESET_REQUIRED")
 
 
 class Device:
-    """Guarded questions about one GPU or MIG slice; `lost` is the error that said that the device is gone.
+    """Guarded calls about one GPU or MIG slice; `lost` is the NVML error that reported the device as gone.
 
-    Once it is gone nothing more is asked: each question to a lost GPU can take seconds.
+    Once it is gone no more calls are made: each call to a lost GPU can take seconds.
     """
 
     def __init__(self, driver: Driver, handle: Any, name: str = "") -> None:
@@ -173,8 +172,7 @@ class Device:
         return answer, problem
 
     def field(self, number: int, scope: int = 0) -> int | None:
-        """The value of a field of `_FIELDS`, None where the driver does not report it. The first question asks for
-        all."""
+        """The value of a field of `_FIELDS`, None where the driver does not report it. The first use reads them all."""
         return self._fields.get((number, scope))
 
     @cached_property
@@ -195,7 +193,7 @@ def field_value(answer: Any) -> int | None:
 
 @contextmanager
 def session(note: Note | None = None) -> Iterator[Driver]:
-    """Open the driver for the length of a `with`; raises the `DriverError` that fits, with what to do about it."""
+    """Open the driver for the length of a `with`; raises the fitting `DriverError`, with a remedy."""
     driver = Driver(_nvidia_ml_py(), note)
     _, problem = driver.try_ask("nvmlInit")
     if problem in ("NVML_ERROR_LIBRARY_NOT_FOUND", "NVML_ERROR_FUNCTION_NOT_FOUND") and (words := _refused()):
@@ -209,7 +207,7 @@ def session(note: Note | None = None) -> Iterator[Driver]:
 
 
 def _nvidia_ml_py() -> ModuleType:
-    """The package nvidia-ml-py. Of ctypes.util, which takes as long to import as all of its own, it calls nothing."""
+    """nvidia-ml-py, imported without ctypes.util: it never calls that, and the import would double its own time."""
     name = "ctypes.util"
     light = ModuleType(name)
     light.__dict__["find_library"] = _find_library
@@ -229,7 +227,7 @@ def _nvidia_ml_py() -> ModuleType:
 
 
 def _find_library(name: str) -> str | None:
-    """What the function of ctypes.util finds."""
+    """`ctypes.util.find_library`, imported only when it is called."""
     from ctypes.util import find_library
 
     return find_library(name)
@@ -239,7 +237,7 @@ LOADER_REMEDY = "install the driver again; see that LD_LIBRARY_PATH leads to no 
 
 
 def _refused() -> str | None:
-    """The loader's words about a library that is there and does not load; None where there is no library."""
+    """The loader's message about a library that exists but does not load; None where there is none, or it loads."""
     import ctypes
 
     found = next((path for path in _places() if os.path.lexists(path)), None)
@@ -249,7 +247,7 @@ def _refused() -> str | None:
             ctypes.CDLL(name).nvmlInitWithFlags  # noqa: B018
         except (OSError, AttributeError) as error:
             words = str(error)
-            # It says the same of a library for another processor, which it passes over, and of none at all.
+            # The loader's message is the same for a missing library and for one built for another processor.
             if "No such file" not in words or LIBRARY not in words:
                 return words
         else:
@@ -258,7 +256,7 @@ def _refused() -> str | None:
 
 
 def _places() -> Iterator[Path]:
-    """Where the loader looks: ld.so(8)."""
+    """Paths where the loader looks for the library: ld.so(8)."""
     machine = os.uname().machine
     usual = (f"/usr/lib/{machine}-linux-gnu", "/usr/lib64", "/usr/lib", "/lib64", "/lib", "/usr/lib/wsl/lib")
     for folder in (*os.environ.get("LD_LIBRARY_PATH", "").replace(";", ":").split(":"), *usual):
@@ -267,7 +265,7 @@ def _places() -> Iterator[Path]:
 
 
 def _described(path: Path) -> str:
-    """Why the loader passed this library over: e_machine of the ELF header, elf(5), is another processor's."""
+    """Why the loader skipped this library: a broken link, or the processor in e_machine of its ELF header, elf(5)."""
     try:
         with path.open("rb") as file:
             header = file.read(20)
@@ -289,7 +287,7 @@ def start_error(problem: str) -> DriverError:
 
 
 def describe(problem: str) -> str:
-    """An NVML error name in words, for the row of one GPU."""
+    """An NVML error name in words, for `Gpu.error`."""
     known = {
         "NVML_ERROR_GPU_IS_LOST": "GPU is lost: it has fallen off the bus or is inaccessible",
         "NVML_ERROR_RESET_REQUIRED": "GPU needs a reset before it can be used again",

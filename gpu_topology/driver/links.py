@@ -10,7 +10,7 @@ from itertools import combinations
 from gpu_topology.driver.library import LINKS_TO_SWITCHES, LOST, MAX_LINKS, NVLINK_STATE, Device
 from gpu_topology.topology import Gpu, Link, LinkLevel, PeerAccess
 
-# Up to so many GPUs every kind of peer access is asked of every pair, both ways.
+# Up to this number of GPUs, every kind of peer access is read for every pair, in both directions.
 _ALL_ASKED = 4
 
 # nvmlNvLinkDeviceType (nvml.h)
@@ -45,14 +45,14 @@ _KINDS = (0, 1, 2, 3)
 
 @dataclass
 class _NvLinks:
-    """The active NVLinks of one GPU; `known` is False when the driver failed to report where each of them leads."""
+    """The active NVLinks of one GPU; `known` is False where the driver failed to report the other end of any."""
 
     peers: Counter[str] = field(default_factory=Counter)
     to_switch: int = 0
     known: bool = True
 
     def may_reach(self, other: _NvLinks) -> bool:
-        """Whether unreported links could join the two: a link has two ends, or meets others at a switch."""
+        """Whether unreported links could join the two: directly if both have some, or at a switch of the other."""
         return (not self.known and not other.known) or bool(
             (not self.known and other.to_switch) or (not other.known and self.to_switch)
         )
@@ -61,8 +61,8 @@ class _NvLinks:
 def read_links(gpus: Sequence[Gpu], devices: Sequence[Device]) -> tuple[Link, ...]:
     """One `Link` for each pair of GPUs that have not failed. `devices[i]` belongs to `gpus[i]`.
 
-    On a machine of more than four GPUs peer access is asked one way, which stands for both, and for reading alone where
-    a pair of the same models, path and answer has told the rest.
+    With more than four GPUs, peer access is read in one direction and taken for both; and for a pair like an earlier
+    one (models, PCIe path, NVLink or not, and status for reads) the other kinds are copied from that.
     """
     usable = [(gpu, device) for gpu, device in zip(gpus, devices, strict=True) if gpu.error is None]
     if len(usable) < 2:
@@ -95,7 +95,7 @@ def _read_link(
 
 
 def _peer_access(a: Device, b: Device, known: dict[object, PeerAccess] | None, alike: tuple[object, ...]) -> PeerAccess:
-    """The peer access of a pair; with `known`, pairs that are `alike` and agree in reading are asked once."""
+    """The peer access of a pair; with `known`, all kinds are read once for pairs with equal `alike` and read status."""
     if known is None:
         return PeerAccess(*((_peer_status(a, b, kind), _peer_status(b, a, kind)) for kind in _KINDS))
     read = _peer_status(a, b, _KINDS[0])
@@ -107,7 +107,7 @@ def _peer_access(a: Device, b: Device, known: dict[object, PeerAccess] | None, a
 
 
 def _nvlinks_of(device: Device, buses: Collection[str | None]) -> _NvLinks:
-    """`buses`: the GPUs' bus ids as `_key` writes them; None among them for a GPU whose bus id is unknown."""
+    """The NVLinks of one GPU. `buses`: the GPUs' bus ids as `_key` writes them, with None for an unknown one."""
     found = _NvLinks()
     switched, states = _link_states(device)
     for link, active in states:
@@ -121,10 +121,10 @@ def _nvlinks_of(device: Device, buses: Collection[str | None]) -> _NvLinks:
 
 
 def _link_states(device: Device) -> tuple[bool, list[tuple[int, bool | None]]]:
-    """Whether the links lead to switches, as far as is known yet; and for each link that there is whether it is up,
-    None for the last one where the driver fails to report it.
+    """Whether the links are known to lead to switches, and (link, active) for each existing link; active is None for
+    the last one where the driver fails to report it.
 
-    By fields, as NCCL asks new drivers; a driver that shows no link up in this way is asked link by link.
+    Uses fields, as NCCL does with new drivers; a driver that reports no active link this way is asked link by link.
     """
     states = ((link, device.field(NVLINK_STATE, link)) for link in range(MAX_LINKS))
     told: list[tuple[int, bool | None]] = [(link, state == 1) for link, state in states if state is not None]
@@ -140,7 +140,7 @@ def _link_states(device: Device) -> tuple[bool, list[tuple[int, bool | None]]]:
 
 
 def _one_by_one(device: Device) -> Iterator[tuple[int, bool | None]]:
-    """(link, active or None) for the links after the first, until the driver knows no more."""
+    """(link, active or None) for the links after the first, up to the last that the driver knows."""
     for link in range(1, MAX_LINKS):  # older cards answer INVALID_ARGUMENT past their last link
         active, problem = device.try_ask("nvmlDeviceGetNvLinkState", link)
         if problem == "NVML_ERROR_INVALID_ARGUMENT":
@@ -165,18 +165,18 @@ def _note_remote(device: Device, link: int, buses: Collection[str | None], found
     if kind == _REMOTE_SWITCH:
         found.to_switch += 1
     elif kind is None or (kind == _REMOTE_GPU and (pci is None or None in buses)):
-        found.known = False  # a switch, or a GPU that does not report its own bus id
+        found.known = False  # a switch, or a GPU with an unknown bus id
 
 
 def _key(bus_id: bytes | str) -> str:
-    """A bus id that compares: NVML's eight-digit domain, upper case."""
+    """A bus id in one form for comparison: eight-digit domain as in NVML, upper case."""
     text = bus_id.decode(errors="replace") if isinstance(bus_id, bytes) else bus_id
     domain, _, rest = text.upper().partition(":")
     return f"{domain.zfill(8)}:{rest}"
 
 
 def _count_between(a: Gpu, b: Gpu, nvlinks: dict[int, _NvLinks]) -> int | None:
-    """NVLinks that join two GPUs: direct ones, else through NVSwitch as many as the end with fewer has."""
+    """Number of NVLinks that join two GPUs: direct ones, and through NVSwitch as many as the GPU with fewer has."""
     of_a, of_b = nvlinks[a.index], nvlinks[b.index]
     direct = max(of_a.peers[_key(b.pci_bus_id or "")], of_b.peers[_key(a.pci_bus_id or "")])
     # A switch joins only the GPUs of one fabric partition.
@@ -186,13 +186,13 @@ def _count_between(a: Gpu, b: Gpu, nvlinks: dict[int, _NvLinks]) -> int | None:
 
 
 def _ask_pair(function: str, first: Device, second: Device, *args: object) -> int | None:
-    """A question about two GPUs; None without asking once either is lost."""
+    """The answer to a call about two GPUs; None, without a call, once either is lost."""
     if first.lost or second.lost:
         return None
     pair = f"{first.name} and {second.name}"
     answer: int | None
     answer, problem = first.driver.try_ask(function, first.handle, second.handle, *args, about=pair)
-    if problem in LOST:  # the error names neither of the two: each says so itself
+    if problem in LOST:  # the error does not say which is lost: ask each
         first.ask("nvmlDeviceGetUUID")
         second.ask("nvmlDeviceGetUUID")
     return answer
@@ -205,7 +205,7 @@ def _peer_status(first: Device, second: Device, kind: int) -> str | None:
 
 
 def summary(peer: PeerAccess) -> str | None:
-    """ "ok" when read and write work both ways, as far as reported; else the first reason; None when unknown."""
+    """ "ok" where reads and writes work both ways, as far as reported; else the first reason; None where unknown."""
     answers = (peer.read[0], peer.write[0], peer.read[1], peer.write[1])
     refused = [answer for answer in answers if answer not in (None, "ok")]
     if refused:

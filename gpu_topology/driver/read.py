@@ -1,7 +1,7 @@
-"""The driver, through nvidia-ml-py, to a `Topology`, in a child process (child_process.py).
+"""Reads a `Topology` from the driver, through nvidia-ml-py, in a child process (child_process.py).
 
-Devices are read one by one (gpu.py), then the links between each pair (links.py). Each question is guarded on its
-own (library.py): what a card or an old driver does not tell stays None, and a lost GPU is a row that says so.
+Devices are read one by one (gpu.py), then the links between each pair (links.py). Each call is guarded on its own
+(library.py): what a card or an old driver does not report stays None, and a lost GPU is listed with its `error`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from gpu_topology.topology import MOST_GPUS, Gpu, Topology
 
 
 def read_topology(begun: InChild[Topology] | None = None) -> Topology:
-    """Ask the driver for everything. Raises a `DriverError` subclass with a remedy when there is nothing to read."""
+    """Read everything from the driver. Raises a `DriverError` subclass with a remedy when there is nothing to read."""
     if begun is not None:
         return begun.result()
     with begin() as reading:
@@ -37,7 +37,7 @@ def read_topology(begun: InChild[Topology] | None = None) -> Topology:
 
 
 def read_here(note: Note) -> Topology:
-    """What `read_topology` does, in this process."""
+    """Like `read_topology`, but in this process: for the child process."""
     with session(note) as driver:
         handles = open_handles(driver)
         devices = [Device(driver, handle, f"GPU {index}") for index, (handle, _) in enumerate(handles)]
@@ -64,8 +64,8 @@ def read_here(note: Note) -> Topology:
 
 
 def read_or_explain(begun: InChild[Topology] | None = None) -> Topology:
-    """Like `read_topology`, but raises StuckDriverError alone: without a GPU, `warnings` holds the reason and then what
-    to do."""
+    """Like `read_topology`, but raises only StuckDriverError: without a GPU, `warnings` holds the reason, then what to
+    do."""
     try:
         return read_topology(begun)
     except StuckDriverError:
@@ -80,7 +80,7 @@ def read_or_explain(begun: InChild[Topology] | None = None) -> Topology:
 
 
 def open_handles(driver: Driver) -> list[tuple[Any, str | None]]:
-    """Each GPU's handle, or the NVML error that came instead. Raises a `DriverError` when there is no GPU."""
+    """(handle, NVML error) of each GPU, one of them None. Raises a `DriverError` when there is no GPU."""
     count, problem = driver.try_ask("nvmlDeviceGetCount")
     if problem is not None:
         found = _probe(driver)
@@ -97,7 +97,7 @@ def open_handles(driver: Driver) -> list[tuple[Any, str | None]]:
 
 
 def _probe(driver: Driver) -> list[tuple[Any, str | None]]:
-    """The handles where the driver does not report how many: up to the first index that is neither there nor lost."""
+    """The handles where the driver does not report their number: up to the first index with no GPU, found or lost."""
     found: list[tuple[Any, str | None]] = []
     while len(found) < MOST_GPUS:
         handle, problem = driver.try_ask("nvmlDeviceGetHandleByIndex", len(found), about=f"GPU {len(found)}")
@@ -108,7 +108,7 @@ def _probe(driver: Driver) -> list[tuple[Any, str | None]]:
 
 
 def _versions(driver: Driver) -> tuple[str | None, str | None]:
-    """The driver's version, and the newest CUDA that it serves."""
+    """The driver's version, and the newest CUDA version that it supports."""
     number = driver.ask("nvmlSystemGetCudaDriverVersion_v2")
     cuda_version = None if number is None else f"{number // 1000}.{number % 1000 // 10}"
     return driver.ask("nvmlSystemGetDriverVersion"), cuda_version

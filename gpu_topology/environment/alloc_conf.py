@@ -2,7 +2,7 @@
 
 torch 2.15 has two parsers: AcceleratorAllocatorConfig takes PYTORCH_ALLOC_CONF before PYTORCH_CUDA_ALLOC_CONF
 (c10/core/AllocatorConfig.h), CUDAAllocatorConfig the other way round (c10/cuda/CUDAAllocatorConfig.h). With both set,
-each parser sees half of what was wanted; an empty one counts as set. So one variable holds all, and the other goes.
+each parser sees half of what the user wanted; an empty one counts as set. So one gets all keys, the other is removed.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Merged:
-    """`value` for PYTORCH_ALLOC_CONF; `overruled`: the keys for which PYTORCH_CUDA_ALLOC_CONF said something else."""
+    """`value` for PYTORCH_ALLOC_CONF; `overruled`: the keys to which PYTORCH_CUDA_ALLOC_CONF gave another value."""
 
     value: str
     overruled: tuple[str, ...] = ()
 
 
 def merge(general: str, cuda: str) -> Merged | None:
-    """Both values key by key; where they differ the general one wins. None when a value is no list of key:value."""
+    """Both values merged key by key; the general one takes precedence. None where one is not a list of key:value."""
     first, second = _parse(general), _parse(cuda)
     if first is None or second is None:
         return None
@@ -31,7 +31,7 @@ def merge(general: str, cuda: str) -> Merged | None:
 
 
 def _parse(text: str) -> dict[str, str] | None:
-    """key:value pairs between commas; a value in brackets may hold commas and colons. White space is ignored."""
+    """Comma-separated key:value pairs; a value in brackets may hold commas and colons. White space is ignored."""
     pairs: dict[str, str] = {}
     for item in _split("".join(text.split())):
         key, colon, value = item.partition(":")

@@ -1,4 +1,4 @@
-"""What the rules of the environment look at: one machine, one selection, one host, the user's own variables."""
+"""The input of the environment's rules: one machine, one selection, one host, the user's own variables."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gpu_topology.topology import Link, LinkLevel, Topology
 if TYPE_CHECKING:
     from gpu_topology.verify_cache import Verdict
 
-# NVML's PHB and NODE are both PHB to NCCL, a path through the CPU (src/graph/topo.h).
+# NCCL calls both PHB and NODE of NVML PHB, a path through the CPU (src/graph/topo.h).
 _NEAR = (LinkLevel.PIX, LinkLevel.PXB)
 _FAR = (LinkLevel.PHB, LinkLevel.NODE, LinkLevel.SYS)
 
@@ -37,19 +37,19 @@ class Given:
 
     @property
     def origin(self) -> str:
-        """For a sentence: "set by you", "set in /etc/nccl.conf"."""
+        """Where the value was set, for a sentence: "set by you", "set in /etc/nccl.conf"."""
         return f"set in {self.file}" if self.file else "set by you"
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What the rules may look at. `ranks` is the number of processes on this node.
+    """The input of a rule. `ranks` is the number of processes on this node.
 
-    interface  where the ranks meet, when that was chosen for them: "lo" on one node, an interface's name on several
-    nodes      how many machines take part
+    interface  network interface on which the ranks meet, where it was chosen: "lo" on one node, its name on several
+    nodes      number of machines that take part
     verdict    what `verify` found on these GPUs
     bound      whether ranks are bound to NUMA nodes where that is possible
-    trainer    whether the bundled trainer runs: tuning that suits its loop is not for any other program
+    trainer    whether the bundled trainer runs; some tuning suits only its training loop
     """
 
     topology: Topology
@@ -75,8 +75,7 @@ class Facts:
 
     @property
     def given(self) -> dict[str, Given]:
-        """The user's variables by name; NCCL's files count where the environment does not set them, as for NCCL
-        itself."""
+        """The user's variables by name; those of NCCL's files count where the environment has none, as for NCCL."""
         files = {variable.name: Given(variable.value, variable.file) for variable in self.host.nccl_conf}
         return {**files, **{name: Given(value) for name, value in (self.environ or {}).items()}}
 
@@ -87,7 +86,7 @@ class Facts:
 
     @property
     def counts_differ(self) -> bool:
-        """Whether CUDA may count GPUs otherwise than the driver: another order, or without some that it cannot open."""
+        """Whether CUDA may number GPUs differently from the driver: another order, or some that it cannot open."""
         order = self.given.get("CUDA_DEVICE_ORDER", Given("PCI_BUS_ID"))
         return order.value != "PCI_BUS_ID" or any(gpu.error is not None or gpu.mig_mode for gpu in self.topology.gpus)
 
@@ -104,7 +103,7 @@ class Facts:
 
     @property
     def devices_in_words(self) -> str:
-        """What is chosen, which may be less than the group: "NVIDIA A30 x 2"."""
+        """The chosen devices, which may be fewer than the group: "NVIDIA A30 x 2"."""
         names: Counter[str] = Counter()
         for index, uuid in zip(self.selection.indices, self.selection.uuids, strict=True):
             gpu = self.topology.gpu(index)
@@ -114,7 +113,7 @@ class Facts:
 
     @property
     def mask_names_the_same(self) -> bool:
-        """Whether the user's own CUDA_VISIBLE_DEVICES leads CUDA to the chosen devices in the chosen order."""
+        """Whether the user's own CUDA_VISIBLE_DEVICES names the chosen devices in the chosen order."""
         visible = parse_visible(self.given["CUDA_VISIBLE_DEVICES"].value, self.topology.gpus)
         if visible.by_index and self.counts_differ:
             return False

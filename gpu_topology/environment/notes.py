@@ -1,4 +1,4 @@
-"""Sentences beside the environment: what is in doubt, what is deliberately not set, and what no variable can fix."""
+"""Notes on the environment: what is in doubt, what is deliberately not set, and what no variable can fix."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from gpu_topology.topology import Topology
 if TYPE_CHECKING:
     from gpu_topology.verify_cache import Verdict
 
-# Below this, workers of a DataLoader and NCCL's shared-memory transport run into "Bus error".
+# With a smaller /dev/shm, DataLoader workers and NCCL's shared-memory transport can die of "Bus error".
 _SHM_FLOOR = 1 * 2**30
 
-# What makes /dev/shm larger, by where the process runs.
+# How to make /dev/shm larger, by the kind of container: None is no known container, any other gets _SHM_REMEDY.
 _SHM_REMEDIES = {
     "kubernetes": "mount an emptyDir with `medium: Memory` at /dev/shm in the pod",
     None: "in a container, start it with `--shm-size=8g` or `--ipc=host`; else `mount -o remount,size=8g /dev/shm`",
@@ -39,7 +39,7 @@ class Named(Protocol):
 
 
 def needs_verify(topology: Topology, selection: Selection, host: Host) -> str | None:
-    """Why peer access that the driver calls working may still fail, in one line; None where nothing is in doubt.
+    """Why peer access that the driver reports as working may still fail, in one line; None where it is not in doubt.
 
     Peer requests over PCIe that an IOMMU translates, or that ACS redirects as a hypervisor demands, can hang or arrive
     corrupted although the driver's status is OK (NCCL user guide, Troubleshooting, PCI Access Control Services). NVLink
@@ -69,7 +69,7 @@ def _translation(host: Host) -> str | None:
 def left_unset(
     topology: Topology, selection: Selection, host: Host, settings: Sequence[Named] = ()
 ) -> tuple[tuple[str, str], ...]:
-    """(name, reason) of the variables that are often set for no reason, where they are not set here."""
+    """(name, reason) of variables that are often set without need and are not set here."""
     facts = Facts(topology, selection, host)
     if len(selection.indices) < 2:
         return ()
@@ -167,7 +167,7 @@ def _about_fabric(facts: Facts) -> Iterator[str]:
 
 
 def _about_xids(facts: Facts) -> Iterator[str]:
-    """Errors of the chosen GPUs in the kernel's log; the one that has fallen off the bus is not chosen."""
+    """Xid errors of the chosen GPUs in the kernel's log; a GPU that has fallen off the bus is never chosen."""
     for index in dict.fromkeys(facts.selection.indices):
         bus = (facts.topology.gpu(index).pci_bus_id or "").rpartition(".")[0]
         if numbers := [str(number) for one, number in facts.host.xids if one == bus]:

@@ -1,7 +1,7 @@
-"""The rules of the environment as tables: what is set when, why, and where that comes from. docs/environment.md is
+"""The rules of the environment as tables: which variable is set when, why, and the source. docs/environment.md is
 generated from them.
 
-RULES sets variables, REMARKS comments on the user's own, NEVER_SET says what is left alone on purpose.
+RULES sets variables, REMARKS comments on the user's own values, NEVER_SET lists what is deliberately left unset.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Remark:
-    """What is worth saying about a value of the user's own, which is kept in any case."""
+    """A comment on a value that the user has set, which is kept in any case."""
 
     name: str
     applies: Callable[[Facts], bool]
@@ -48,7 +48,7 @@ class Remark:
 
 @dataclass(frozen=True, slots=True)
 class NeverSet:
-    """Variables that are often recommended as fixes, and are not set here."""
+    """Variables that are often recommended as fixes but are never set here."""
 
     name: str
     why: str
@@ -68,7 +68,7 @@ def _threads(facts: Facts) -> int:
 
 
 def _threads_reason(facts: Facts) -> str:
-    """How `_threads` comes about."""
+    """How `_threads` is computed, in words."""
     host, ranks = facts.host, facts.ranks
     cpus = host.usable_cores or host.usable_cpus
     noun = "physical core" if host.usable_cores and host.usable_cores < host.usable_cpus else "CPU"
@@ -81,7 +81,7 @@ def _threads_reason(facts: Facts) -> str:
 
 
 def _plain_malloc(facts: Facts) -> bool:
-    """glibc's own allocator: another one preloaded reads none of its variables."""
+    """Whether the trainer runs on the CPU with glibc's allocator: a preloaded one does not read glibc's variables."""
     preloaded = facts.given["LD_PRELOAD"].value if "LD_PRELOAD" in facts.given else ""
     other = any(name in preloaded for name in ("jemalloc", "tcmalloc"))
     return facts.trainer and not facts.on_gpu and facts.host.glibc and not other
@@ -113,7 +113,7 @@ def _merged_reason(facts: Facts) -> str:
 
 
 def _pairs(links: tuple[Link, ...]) -> str:
-    """The first few, and what the driver says about all of them: "0-1, 0-2, 0-3, ... (not-supported)"."""
+    """The first few pairs, and the driver's statuses for all: "0-1, 0-2, 0-3, ... (not-supported)"."""
     first = ", ".join(f"{link.a}-{link.b}" for link in links[:3])
     return f"{first}{', ...' if len(links) > 3 else ''} ({', '.join(sorted({str(link.p2p) for link in links}))})"
 
@@ -124,7 +124,7 @@ def _meets_on_loopback(facts: Facts) -> bool:
 
 
 def _socket_needed(facts: Facts) -> bool:
-    """NCCL has no choice to make with one interface besides loopback."""
+    """Whether NCCL must be given the interface: on loopback, or on several nodes where this host has more than one."""
     several = facts.interface is not None and facts.host.interfaces != (facts.interface,)
     return facts.on_gpu and (_meets_on_loopback(facts) or (facts.nodes > 1 and several))
 
@@ -290,7 +290,7 @@ RULES: tuple[Rule, ...] = (
 
 
 def _peers_work(facts: Facts) -> bool:
-    """Whether NCCL would use peer access: it works, and some pair is near enough."""
+    """Whether NCCL would use peer access: it works for every pair, and some pair is near enough."""
     near = any(link.level is LinkLevel.NV for link in facts.peer_links) or bool(facts.peers_over_pcie)
     return near and all(link.p2p == "ok" for link in facts.links)
 

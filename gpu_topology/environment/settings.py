@@ -1,7 +1,7 @@
 """The environment for a selection: each variable with its reason.
 
-Nothing is set "to be safe". NCCL reads the P2P status of each pair itself since 2.12, so most variables that circulate
-in forums only cost speed. What the user has set is kept. The rules are tables in rules.py.
+Nothing is set "to be safe". NCCL reads the P2P status of each pair itself since 2.12, so most variables recommended in
+forums only cost speed. What the user has set is kept. The rules are tables in rules.py.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ def environment(
     """The variables for `ranks` processes on this node: those that are needed, then those that the user has set.
 
     `interface`: the network interface on which the ranks meet, where it was chosen ("lo" for a run on one node).
-    `verdict`: what `verify` found; the settings that it found to help are applied.
+    `verdict`: what `verify` found; the settings that fixed a problem there are applied.
     `bound`: whether ranks are bound to NUMA nodes where that is possible (see select/numa.py).
-    `trainer`: whether the bundled trainer runs; some tuning is for its loop alone.
-    An empty selection is a plan for the CPU: nothing of NCCL, and CUDA only to hide GPUs that are there but not used.
+    `trainer`: whether the bundled trainer runs; some tuning suits only its training loop.
+    An empty selection is a plan for the CPU: no NCCL variables, and of CUDA's only the one that hides unused GPUs.
     """
     facts = Facts(topology, selection, host, max(1, ranks), environ, interface, nodes, verdict, bound, trainer)
     settings = {setting.name: setting for setting in _verified(facts)}
@@ -68,7 +68,7 @@ def environment(
 
 
 def _verified(facts: Facts) -> list[Setting]:
-    """What `verify` found to fix a problem on these very GPUs."""
+    """The settings with which `verify` fixed a problem on exactly these GPUs."""
     if facts.verdict is None or not facts.on_gpu:
         return []
     when = facts.verdict.when[:10]
@@ -79,7 +79,7 @@ def _verified(facts: Facts) -> list[Setting]:
 
 
 def _apply(rule: Rule, facts: Facts) -> Setting:
-    """The setting of a rule, or the user's own value."""
+    """The setting of a rule, or the user's own value where the rule keeps it."""
     value, reason = rule.value(facts), rule.reason(facts)
     setting = Setting(rule.name, value or "", reason, unset=value is None)
     own = facts.given.get(rule.name)
@@ -91,7 +91,7 @@ def _apply(rule: Rule, facts: Facts) -> Setting:
 
 
 def _kept_or(setting: Setting, facts: Facts) -> Setting:
-    """The user's own value where there is one, with what it would be otherwise."""
+    """The user's own value where there is one, with the value that would be set otherwise in the reason."""
     own = facts.given.get(setting.name)
     if own is None:
         return setting
@@ -110,6 +110,6 @@ def _is_shown(name: str, facts: Facts) -> bool:
 
 
 def _remark(name: str, given: Given, facts: Facts) -> str:
-    """Where a value comes from, and what is worth saying about it."""
+    """Where a user's value comes from, and the remarks that apply to it."""
     words = [remark.text for remark in REMARKS if remark.name == name and remark.applies(facts)]
     return "; ".join([given.origin, *words])

@@ -10,7 +10,7 @@ from gpu_topology.environment.settings import Setting
 
 SHELLS = ("sh", "fish", "json", "docker")
 
-# How a variable is set, and how it is taken away.
+# Shell -> how a variable is set, and how it is removed.
 _PATTERNS = {"sh": ("export {name}={value}", "unset {name}"), "fish": ("set -gx {name} {value}", "set -e {name}")}
 
 
@@ -40,11 +40,11 @@ def _lines(settings: Sequence[Setting], to_set: str, to_unset: str) -> str:
 
 
 def _comment(text: str) -> str:
-    """A shell comment. A value of the user's may hold a line break, and what follows must not be run."""
+    """A shell comment, on one line: a user's value may hold a line break, and the text after it must not be run."""
     return "# " + " ".join(text.splitlines())
 
 
 def _docker(settings: Sequence[Setting]) -> str:
-    """Arguments for `docker run`, on one line; a container inherits nothing, so the user's own values go along."""
+    """Arguments for `docker run`, on one line. A container inherits no variables, so the user's own are included."""
     inside = [setting for setting in settings if not setting.unset]
     return " ".join(f"-e {shlex.quote(f'{setting.name}={setting.value}')}" for setting in inside)

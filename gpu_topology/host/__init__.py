@@ -1,1 +1,1 @@
-"""What the host says: CPUs, NUMA nodes, sysfs, containers and virtual machines."""
+"""Facts about the host: CPUs, NUMA nodes, sysfs, containers and virtual machines."""

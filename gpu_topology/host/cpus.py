@@ -1,6 +1,6 @@
 """The CPUs that this process may really use: logical ones, physical cores, and the NUMA nodes they belong to.
 
-Affinity (which cpusets and batch systems set) says which CPUs, a cgroup quota how many at a time.
+The affinity mask (set by cpusets and batch systems) limits which CPUs, a cgroup quota how many at a time.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class NumaNode:
 class Cpus:
     """`usable`: logical CPUs; `usable_cores`: physical ones, None where the kernel does not distinguish them.
 
-    `physical_cores` and `nodes` are those of the machine, `usable_nodes` those with a CPU of ours.
+    `physical_cores` and `nodes` are those of the machine, `usable_nodes` those with a CPU that this process may use.
     """
 
     usable: int
@@ -37,7 +37,7 @@ class Cpus:
 
 
 def read_cpus(root: Path, groups: Sequence[Path]) -> Cpus:
-    """Read the CPUs below `root`; `groups` are the control groups whose quotas bind this process."""
+    """Read the CPUs below `root`; `groups` are the control groups with quotas that limit this process."""
     allowed = _affinity()
     quotas = [quota for quota in map(_quota, groups) if quota is not None]
     cores = _cores(root / "sys/devices/system/cpu")
@@ -52,7 +52,7 @@ def read_cpus(root: Path, groups: Sequence[Path]) -> Cpus:
 
 
 def parse_cpu_list(text: str) -> frozenset[int]:
-    """CPU numbers from the kernel's notation: "0-3,8". What is no number counts as nothing."""
+    """CPU numbers from the kernel's notation: "0-3,8". Parts that are not numbers are ignored."""
     numbers: set[int] = set()
     for part in text.split(","):
         first, _, last = part.strip().partition("-")
@@ -78,7 +78,7 @@ def _quota(group: Path) -> float | None:
 
 
 def _cores(folder: Path) -> list[frozenset[int]]:
-    """The logical CPUs of each physical core. One file a core is read: it names the core's other threads too."""
+    """The logical CPUs of each physical core. One file per core is read: it names the core's other threads too."""
     cores: list[frozenset[int]] = []
     seen: set[int] = set()
     for name in sorted(sysfs.entries(folder), key=lambda name: (len(name), name)):
@@ -98,7 +98,7 @@ def _node_folders(root: Path) -> list[Path]:
 
 
 def _nodes(root: Path, allowed: frozenset[int], cores: Sequence[frozenset[int]]) -> tuple[NumaNode, ...]:
-    """Nodes of memory alone (Grace's GPUs, CXL) have no CPU and are left out."""
+    """The usable NUMA nodes. Nodes with only memory (Grace's GPUs, CXL) have no CPU and are left out."""
     found = []
     for folder in _node_folders(root):
         cpus = parse_cpu_list(sysfs.text(folder / "cpulist") or "") & allowed

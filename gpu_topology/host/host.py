@@ -22,13 +22,13 @@ class Host:
 
     usable_cores     the same in physical cores, None where the kernel does not distinguish hyperthreads
     usable_nodes     the NUMA nodes with a CPU that this process may use
-    cpu_vendor       "GenuineIntel", "AuthenticAMD"; None where the CPU has no such word (Arm)
+    cpu_vendor       "GenuineIntel", "AuthenticAMD"; None where /proc/cpuinfo names none (Arm)
     iommu            names in /sys/class/iommu; empty when the kernel uses none, or shows none
     iommu_types      the distinct types of the GPUs' IOMMU groups ("DMA", "DMA-FQ" translate, "identity" does not)
     virtual_machine  the hypervisor's name, None on bare metal
     container        the container's kind ("docker", "kubernetes", ...), None outside of one
     nccl_conf        what NCCL's configuration files set
-    xids             (PCI bus id without function, Xid): errors of GPUs in the kernel's log; () also where it is closed
+    xids             (PCI bus id without function, Xid): GPU errors in the kernel's log; () also if it is unreadable
     numactl          whether the program is on PATH; `numa_policy`: whether the kernel lets it work, None unknown
     """
 
@@ -101,7 +101,7 @@ def read_host(root: Path = Path("/"), environ: Mapping[str, str] = os.environ) -
 
 
 def _cgroups(root: Path) -> tuple[Path, ...]:
-    """The control-group folders that bind this process, from its own up to the mount: every level's limit counts."""
+    """The control-group folders of this process, from its own up to the mount: the limit of every level counts."""
     folders: list[Path] = []
     for line in (sysfs.text(root / "proc/self/cgroup") or "").splitlines():
         _, _, rest = line.partition(":")
@@ -109,7 +109,7 @@ def _cgroups(root: Path) -> tuple[Path, ...]:
         if controllers and not {"cpu", "memory"} & set(controllers.split(",")):
             continue
         mount = root / "sys/fs/cgroup" / controllers
-        # In a container's own namespace the path may not exist below the mount: then the mount itself is ours.
+        # In a container's own namespace the path may not exist below the mount: then the mount itself is the group.
         parts = Path(path.lstrip("/")).parts
         folders += [mount.joinpath(*parts[:depth]) for depth in range(len(parts), -1, -1) if ".." not in parts[:depth]]
     return tuple(folder for folder in dict.fromkeys(folders) if folder.is_dir())
@@ -132,7 +132,7 @@ def _memory(root: Path, groups: tuple[Path, ...]) -> tuple[int, int]:
 
 
 def _reclaimable(group: Path) -> int:
-    """Page cache that the group can drop: it counts as used and is free in effect."""
+    """Bytes of page cache that the kernel can reclaim from the group: they count as used but are in effect free."""
     for line in (sysfs.text(group / "memory.stat") or "").splitlines():
         name, _, value = line.partition(" ")
         if name in ("inactive_file", "total_inactive_file"):
@@ -150,7 +150,7 @@ def _shm(folder: Path) -> tuple[int | None, int | None]:
 
 
 def _cpu_info(path: Path) -> dict[str, str]:
-    """The facts of the first CPU; reading all is slow on machines with hundreds of them."""
+    """The fields of the first CPU in /proc/cpuinfo; reading all is slow on machines with hundreds of CPUs."""
     found: dict[str, str] = {}
     try:
         with path.open(encoding="utf-8", errors="replace") as lines:

@@ -13,16 +13,16 @@ _XID = re.compile(r"NVRM: Xid \(PCI:([0-9a-fA-F]{4}:[0-9a-fA-F]{2}:[0-9a-fA-F]{2
 # A record has at most 8 KiB (printk, CONSOLE_EXT_LOG_MAX); the kernel keeps some thousands.
 _RECORD, _MOST_RECORDS = 8192, 100_000
 
-# The program's own faults: an illegal address, an exception of the graphics engine, a reset channel.
+# Xids that the program itself causes: an illegal address, an exception of the graphics engine, a reset channel.
 _OF_PROGRAMS = frozenset((13, 31, 43, 45))
 
 
 def read_xids(root: Path) -> tuple[tuple[str, int], ...]:
     """(PCI bus id without its function, "0000:c1:00"; Xid), each once, without those that a program causes."""
-    if not (root / "proc/driver/nvidia").is_dir():  # no such module, no such errors
+    if not (root / "proc/driver/nvidia").is_dir():  # without the module there are no such errors
         return ()
     found: dict[tuple[str, int], None] = {}
-    with suppress(OSError):  # the log is closed to most users
+    with suppress(OSError):  # most users may not read the log
         log = os.open(root / "dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
         try:
             for _ in range(_MOST_RECORDS):

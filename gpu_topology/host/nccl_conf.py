@@ -1,8 +1,8 @@
-"""Variables that NCCL takes from files of its own, as NCCL 2.23 and later read them (src/misc/param.cc, initEnvFunc).
+"""Variables from NCCL's own configuration files, as NCCL 2.23 and later read them (src/misc/param.cc, initEnvFunc).
 
-First the file that NCCL_CONF_FILE names, or without it .nccl.conf of the home folder; then /etc/nccl.conf. NCCL adds
-each variable to its environment unless it is there already, so the environment wins over files and earlier lines over
-later ones.
+First the file that NCCL_CONF_FILE names, or without it .nccl.conf in the home folder; then /etc/nccl.conf. NCCL adds
+each variable to its environment unless it is already set, so the environment takes precedence over files, and earlier
+lines over later ones.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class ConfiguredVariable:
 
 
 def read_nccl_conf(root: Path, environ: Mapping[str, str]) -> tuple[ConfiguredVariable, ...]:
-    """What the files set, each name once, in the order of precedence. Malformed files and lines count as none."""
+    """The variables that the files set, each once, in order of precedence. Bad files and lines are ignored."""
     found: dict[str, ConfiguredVariable] = {}
     own = environ.get("NCCL_CONF_FILE") or _home_file()
     for file in (SYSTEM_FILE,) if own is None else (own, SYSTEM_FILE):
@@ -38,7 +38,7 @@ def read_nccl_conf(root: Path, environ: Mapping[str, str]) -> tuple[ConfiguredVa
 
 
 def _home_file() -> str | None:
-    """NCCL asks the user database, not HOME; a container's user may not be in it."""
+    """The file in the home folder by the user database, which NCCL uses instead of HOME; None for a user not in it."""
     try:
         return f"{pwd.getpwuid(os.getuid()).pw_dir}/.nccl.conf"
     except KeyError:

@@ -1,4 +1,4 @@
-"""How far InfiniBand and RoCE adapters are from the GPUs, by the folders of sysfs, as `nvidia-smi topo -m` says it."""
+"""How far InfiniBand and RoCE adapters are from the GPUs, by the folders of sysfs, named as in `nvidia-smi topo -m`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading small files of /proc and /sys. What cannot be read is None: containers hide many of them."""
+"""Reads small files of /proc and /sys. A file that cannot be read gives None: containers hide many of them."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The installed torch, without importing it: the CUDA that it was built for, the GPUs that it has code for.
 
-Also which published build of torch fits a driver and its GPUs (`fitting`), for scripts/environment.sh and for advice.
+Also which published build of torch fits a driver and its GPUs (`build_for`), for scripts/environment.sh and for advice.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from ddp_core.missing_packages import torch_version
 
 Capability = tuple[int, int]
 
-# The published builds of torch 2.11 and later with their GPUs (pytorch, RELEASE.md, "PyTorch CUDA Support Matrix"), the
-# one to prefer first: cu132 begins with torch 2.12, cu126 ends with 2.14, cu128 with 2.11. Those for Arm have sm_110.
+# The published builds of torch 2.11 and later with their GPUs (pytorch, RELEASE.md, "PyTorch CUDA Support Matrix"), in
+# order of preference: cu132 begins with torch 2.12, cu126 ends with 2.14, cu128 with 2.11. Arm builds have sm_110.
 _ARM = ("sm_110",) if os.uname().machine == "aarch64" else ()
 _TURING_ON = ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", *_ARM, "sm_120")
 BUILDS = {
@@ -29,8 +29,8 @@ BUILDS = {
     "12.8": _TURING_ON,
 }
 
-# The driver that a major version of CUDA needs at least (CUDA Compatibility, "Minor Version Compatibility"). What is
-# compiled for one minor version runs on the drivers of all of them.
+# The oldest driver for each major version of CUDA (CUDA Compatibility, "Minor Version Compatibility"). Code compiled
+# for one minor version runs on the drivers of all of them.
 LEAST_DRIVER = {11: "450", 12: "525", 13: "580"}
 
 _LOADED, _READ = 1, 4  # PT_LOAD, and PF_R without PF_W and PF_X (elf.h)
@@ -51,12 +51,12 @@ class TorchBuild:
         return has_code(self.architectures, capability)
 
     def no_code_for(self, capability: Capability) -> str:
-        """What is wrong with GPUs that it does not run on."""
+        """The message about GPUs that this torch has no code for."""
         sm = "sm_{}{}".format(*capability)
         return f"torch {self.version} has no code for {sm}, only for {', '.join(self.architectures)}"
 
     def too_new_for(self, cuda: str | None, driver: str | None) -> str | None:
-        """What is wrong with a driver that goes up to an earlier CUDA; None where it fits, or is not known."""
+        """The message about a driver that supports only an earlier major CUDA; None where it fits, or is unknown."""
         if cuda is None or major(cuda) >= major(self.cuda):
             return None
         return f"torch {self.version} is built for CUDA {self.cuda}, the driver {driver or 'here'} goes up to {cuda}"
@@ -81,7 +81,7 @@ def read_torch_build() -> TorchBuild | None:
 
 
 def _compiled_for(folder: Path) -> tuple[str, ...]:
-    """What `torch.cuda.get_arch_list` would give: the words are a constant in its library."""
+    """What `torch.cuda.get_arch_list` would return: a string constant in torch's library; () where it is not found."""
     try:
         with (
             (folder / "lib" / "libtorch_python.so").open("rb") as file,
@@ -97,7 +97,7 @@ def _compiled_for(folder: Path) -> tuple[str, ...]:
 
 
 def _constants(library: mmap.mmap) -> Iterator[tuple[int, int]]:
-    """Where to look in a library, as (first, end): what is only read, by the program headers of elf(5), then all of it.
+    """Where to search a library, as (first, end): its read-only data, by the program headers of elf(5), then all of it.
     Most of a library is code, which takes ten times as long to search."""
     if library[:6] == b"\x7fELF\2\1" and len(library) >= 64:  # 64 bits, least byte first
         (first,), (size, count) = struct.unpack_from("<Q", library, 32), struct.unpack_from("<HH", library, 54)
@@ -109,11 +109,11 @@ def _constants(library: mmap.mmap) -> Iterator[tuple[int, int]]:
 
 
 def has_code(architectures: Iterable[str], capability: Capability) -> bool:
-    """A GPU runs code for its own major version up to its minor one, and PTX ("compute_90") for any earlier one."""
+    """Whether a GPU runs one of these: code for its major version up to its minor one, or PTX up to its capability."""
     for word in architectures:
         if match := re.fullmatch(r"(sm|compute)_(\d+)(\d)([a-z]?)", word):
             built = int(match[2]), int(match[3])
-            if match[4] == "a":  # for this very capability alone
+            if match[4] == "a":  # for exactly this capability
                 fits = built == capability
             else:
                 fits = built <= capability and (match[1] == "compute" or built[0] == capability[0])
@@ -125,7 +125,7 @@ def has_code(architectures: Iterable[str], capability: Capability) -> bool:
 def build_for(capabilities: Collection[Capability], cuda: str | None) -> str | None:
     """The CUDA build with code for most of these GPUs among those that a driver for `cuda` can run; None without any.
 
-    `cuda`: the newest CUDA that the driver serves, None for any driver.
+    `cuda`: the newest CUDA that the driver supports, None for any driver.
     """
     best, most = None, 0
     for build, architectures in BUILDS.items():
@@ -138,8 +138,8 @@ def build_for(capabilities: Collection[Capability], cuda: str | None) -> str | N
 
 
 def driver_way_out(needed: str, capabilities: Collection[Capability], cuda: str | None) -> str:
-    """What to do about a driver that goes up to `cuda` where torch is built for a `needed` of later: what fits the GPUs
-    too, which a newer build may have no code for."""
+    """What to do about a driver that supports CUDA up to `cuda` where torch is built for a later one, `needed`. The
+    advice fits the GPUs too: a newer build may have no code for them."""
     build, any_build = build_for(capabilities, cuda), build_for(capabilities, None)
     if not capabilities or any(has_code(BUILDS.get(needed, ("compute_10",)), one) for one in capabilities):
         return _update(needed) + (f", or install the build that fits this one: {install(build)}" if build else "")
@@ -174,6 +174,6 @@ def index(build: str) -> str:
 
 
 def major(version: str) -> int:
-    """12 of "12.4"; 0 of what is no version."""
+    """The major version: 12 for "12.4"; 0 for text that is not a version."""
     match = re.match(r"\d+", version)
     return int(match[0]) if match else 0

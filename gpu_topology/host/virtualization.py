@@ -1,4 +1,4 @@
-"""What is between this process and the bare machine: a hypervisor, a container, an IOMMU, numactl's rights."""
+"""The layers between this process and bare metal: hypervisor, container and IOMMU; and whether numactl may work."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gpu_topology.host import sysfs
 
-# (what the firmware's tables hold, our word), as systemd-detect-virt(1) tells hypervisors apart.
+# (text in the firmware's tables, name used here); systemd-detect-virt(1) identifies hypervisors in the same way.
 _HYPERVISORS = (
     ("VMware", "vmware"),
     ("VirtualBox", "virtualbox"),
@@ -24,14 +24,14 @@ _HYPERVISORS = (
     ("KVM", "kvm"),
 )
 
-# (a file that the container's engine leaves, our word)
+# (file that the container engine creates, name used here)
 _CONTAINER_FILES = (
     (".dockerenv", "docker"),
     ("run/.containerenv", "podman"),
     (".singularity.d", "apptainer"),
 )
 
-# (a word in the name of the control group, our word)
+# (text in the name of the control group, name used here)
 _CONTAINER_GROUPS = (("kubepods", "kubernetes"), ("docker", "docker"), ("containerd", "containerd"), ("lxc", "lxc"))
 
 # The number of get_mempolicy(2), which glibc does not wrap.
@@ -88,16 +88,16 @@ def read_iommu_types(root: Path) -> tuple[str, ...]:
 
 
 def has_numactl(root: Path, environ: Mapping[str, str]) -> bool:
-    """Whether the program is on PATH."""
+    """Whether the program numactl is on PATH."""
     folders = [str(root / folder.lstrip("/")) for folder in environ.get("PATH", os.defpath).split(os.pathsep) if folder]
     return shutil.which("numactl", path=os.pathsep.join(folders)) is not None
 
 
 def numactl_works() -> bool | None:
-    """Whether the kernel lets this process ask for its memory policy; None where that cannot be found out.
+    """Whether the kernel lets this process read its memory policy; None where that cannot be found out.
 
-    numactl asks first of all and gives up when refused (libnuma, numa_available). Docker's default seccomp profile
-    refuses it to containers without CAP_SYS_NICE.
+    numactl makes this call first and gives up when it is refused (libnuma, numa_available). Docker's default seccomp
+    profile refuses it to containers without CAP_SYS_NICE.
     """
     call = _GET_MEMPOLICY.get(os.uname().machine)
     if call is None:

@@ -1,4 +1,4 @@
-"""What a summary of the GPUs' use says about a run, in sentences that each rest on a number."""
+"""What the usage of the GPUs shows about a run, in sentences that each state a number."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from statistics import fmean
 from gpu_topology.monitor.usage import LOW, GpuUsage, Usage
 
 IDLE = 10
-"""A GPU whose utilisation never reached this percentage did not take part."""
+"""A GPU that never reached this percentage of utilisation did not take part."""
 
 _WAITED, _UNEVEN, _FULL, _HELD_BACK = 0.2, 25.0, 0.95, 0.1
 
 
 def verdict(usage: Usage) -> tuple[str, ...]:
-    """What the numbers say and no more: one sentence for each finding, the chief one first."""
+    """One sentence for each finding that the numbers support, the main one first."""
     gpus = usage.gpus
     known = [gpu for gpu in gpus if gpu.below_50_share is not None]
     working = [gpu for gpu in known if _works(gpu)]
@@ -61,7 +61,7 @@ def _lost(gpu: GpuUsage) -> str | None:
 
 
 def _full(gpu: GpuUsage) -> str | None:
-    """The line for a GPU whose memory nearly ran out."""
+    """The line for a GPU that nearly ran out of memory."""
     if not gpu.memory_peak or not gpu.memory_total or gpu.memory_peak < _FULL * gpu.memory_total:
         return None
     return f"GPU {gpu.index}: memory peaked at {gpu.memory_peak / gpu.memory_total:.0%}, close to running out"

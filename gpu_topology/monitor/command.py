@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     gc.enable()  # this command may run for days
     if arguments.json and arguments.out == "-":
         raise TopologyError("--json and --out - both want stdout: name a file for the samples")
-    # stdout carries data: with --json the summary, with --out - the samples. The display is then talk.
+    # stdout carries data: with --json the summary, with --out - the samples. The display then goes to stderr.
     console = Console(stderr=arguments.json or arguments.out == "-", highlight=False)
     with showing(console) as show:
         usage = watch(arguments.gpus, arguments.seconds, arguments.interval, arguments.out, show)
@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _seconds(text: str, *, zero: bool = True) -> float:
-    """A number of seconds; zero: whether 0 is one. Errors: ArgumentTypeError."""
+    """A number of seconds; zero: whether 0 is allowed. Errors: ArgumentTypeError."""
     try:
         value = float(text)
     except ValueError:

@@ -1,7 +1,7 @@
-"""What `monitor` shows: a live table on a terminal, one line per sample elsewhere, and the summary.
+"""The output of `monitor`: a live table on a terminal, one line per sample elsewhere, and the summary.
 
-The live table is put together as plain lines, which takes a fraction of the time that a table of rich's does: it is
-drawn again with every sample.
+The live table is built from plain lines, in a fraction of the time that a rich table takes: it is redrawn with every
+sample.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def sample_line(sample: Sample) -> str:
 def showing(console: Console) -> Iterator[Callable[[Sample], None]]:
     """A function that shows a sample on this console: in place on a terminal, as one more line elsewhere."""
     if not console.is_terminal:
-        # Not by the console: it would end the program with status 1 when the reader leaves early.
+        # Not console.print: it would end the program with status 1 when the reader of a pipe closes it early.
         yield lambda sample: print(sample_line(sample), file=console.file, flush=True)
         return
     from rich.live import Live
@@ -99,7 +99,7 @@ def showing(console: Console) -> Iterator[Callable[[Sample], None]]:
 
 
 def usage_table(usage: Usage) -> Table:
-    """The summary: mean and peak of each GPU. What no GPU reported has no column."""
+    """The summary: mean and peak of each GPU. A value that no GPU reported has no column."""
     from rich import box
     from rich.table import Table
 
@@ -118,7 +118,7 @@ def usage_table(usage: Usage) -> Table:
 
 
 def _usage_row(gpu: GpuUsage) -> dict[str, str]:
-    """Column title to cell."""
+    """Column title -> cell."""
     low = "?" if gpu.below_50_share is None else f"{gpu.seconds_below_50:.0f} s {gpu.below_50_share:4.0%}"
     return {
         "util": _known(gpu.utilization_mean, "{:.0f}%"),

@@ -42,7 +42,7 @@ def watch(
 
 @contextmanager
 def _signals_held() -> Iterator[None]:
-    """SIGINT and SIGTERM wait until the loop asks for them: no sample is cut in half, on disk or screen."""
+    """Block SIGINT and SIGTERM until the loop waits for them: no sample is cut in half, on disk or screen."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDS)
     try:
         yield

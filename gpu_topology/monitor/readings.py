@@ -28,7 +28,7 @@ class Reading:
 def read_gpus(uuids: Sequence[str]) -> list[Reading]:
     """A reading for each named GPU (UUID, or NVML index as text) that the driver knows, in the order asked.
 
-    Never raises; [] without a driver. The driver is opened once for the life of the process: opening it is what costs.
+    Never raises; [] without a driver. The driver stays open until the process ends: opening it is the slow part.
     """
     driver = _open() if uuids else None
     if driver is None:
@@ -38,8 +38,8 @@ def read_gpus(uuids: Sequence[str]) -> list[Reading]:
 
 
 def read_energy(uuids: Sequence[str]) -> dict[str, float]:
-    """Joules that each named GPU has taken since the driver was loaded, by its name; without those that have no counter
-    of their own (older than Volta, in MIG mode). Two readings make a difference: gpu_topology/driver/energy.py.
+    """Name -> joules that the GPU has used since the driver was loaded; without GPUs that have no counter (older than
+    Volta, or in MIG mode). For the difference of two readings see `taken` in gpu_topology/driver/energy.py.
 
     Never raises; {} without a driver.
     """
@@ -64,13 +64,13 @@ def _open() -> Driver | None:
 
 @cache
 def _handle(uuid: str) -> Any:
-    """The handle of a device; None where it is not there."""
+    """The handle of a device; None where there is no such device."""
     driver = _open()
     return None if driver is None else handle_of(driver, uuid)
 
 
 def _read(driver: Driver, uuid: str) -> Reading | None:
-    """What the driver says of one GPU; None where it has no such."""
+    """A reading of one GPU; None where the driver does not know it."""
     handle = _handle(uuid)
     if handle is None:
         return None

@@ -1,4 +1,4 @@
-"""Samples as JSON Lines: one object a line, each line whole and on its way to the disk before the next sample.
+"""Samples as JSON Lines: one object per line, each line written completely before the next sample.
 
     {"time": ISO 8601 with offset, "seconds": since the start, by a clock that is never set back, "gpus": [one object
     with the fields of `GpuSample` for each]}
@@ -21,7 +21,7 @@ from gpu_topology.monitor.usage import rounded
 
 
 def sample_json(sample: Sample) -> dict[str, object]:
-    """One line as an object. `error` is there only for a GPU that is lost."""
+    """One line as an object. The key `error` exists only for a lost GPU."""
     gpus = [{name: value for name, value in asdict(gpu).items() if name != "error" or value} for gpu in sample.gpus]
     return {
         "time": sample.time.isoformat(timespec="milliseconds"),
@@ -34,7 +34,7 @@ def sample_json(sample: Sample) -> dict[str, object]:
 def open_sample_file(path: str | None) -> Iterator[Callable[[Sample], None]]:
     """A function that appends a sample to the file; "-" is stdout, None writes nothing.
 
-    What the file holds already stays. TopologyError naming the file when it cannot be written.
+    The existing content of the file is kept. TopologyError naming the file when it cannot be written.
     """
     if path is None:
         yield lambda sample: None
@@ -60,7 +60,7 @@ def _line(sample: Sample) -> str:
 
 
 def _write(file: int, path: str, text: str) -> None:
-    """In one write: lines of two monitors on one file do not mix."""
+    """Write in one call, if the system takes it all: lines of two monitors on one file do not mix."""
     data = text.encode()
     try:
         while data:
@@ -70,7 +70,7 @@ def _write(file: int, path: str, text: str) -> None:
 
 
 def _is_torn(path: str) -> bool:
-    """Whether the file ends within a line, as after a crash of the machine: the next line must not be glued to it."""
+    """Whether the file ends within a line, as after a crash of the machine: the next sample needs its own line."""
     try:
         with open(path, "rb") as file:  # noqa: PTH123
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode) or file.seek(0, os.SEEK_END) == 0:

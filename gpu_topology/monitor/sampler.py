@@ -1,7 +1,7 @@
 """Samples of GPUs over time: what `monitor` shows, writes and sums up.
 
-Cheap readings are taken each time. Processes and PCIe counters can cost a millisecond a GPU on real drivers; they are
-taken as often as keeps them below a quarter of a percent of one core, and in between the last ones stand.
+Cheap values are read for every sample. Processes and PCIe counters can cost a millisecond per GPU on real drivers; they
+are read only as often as keeps them below 0.25% of one core, and their last values are reused in between.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def open_sampler(names: Sequence[str] = ()) -> Iterator[Sampler]:
 
 
 def _identify(driver: Driver, index: int, handle: object, problem: str | None) -> tuple[Gpu, Device]:
-    """A GPU's identity and its device; `problem`: why it is lost already."""
+    """A GPU's identity and its device; `problem`: the NVML error of a GPU that is already lost."""
     device = Device(driver, handle)
     if problem is not None:
         device.lost = problem
@@ -100,7 +100,7 @@ def _find(name: str, gpus: Sequence[Gpu]) -> int:
 
 
 class Sampler:
-    """Reads some GPUs again and again; a GPU that is lost is reported, and the others continue."""
+    """Reads some GPUs repeatedly; a GPU that is lost is reported, and the others continue."""
 
     def __init__(self, gpus: Sequence[tuple[Gpu, Device]]) -> None:
         self._gpus = list(gpus)
@@ -111,7 +111,7 @@ class Sampler:
         self._processes: list[tuple[ProcessSample, ...] | None] = [None for _ in gpus]
 
     def sample(self) -> Sample:
-        """The GPUs now."""
+        """A sample of all GPUs now."""
         if time.monotonic() >= self._slow_due:
             self._read_slow()
         now, seconds = datetime.now().astimezone(), time.monotonic() - self._started

@@ -1,8 +1,8 @@
 """PCIe and NVLink throughput of GPUs, from the driver's running counters.
 
-nvmlDeviceGetPcieThroughput blocks for 20 ms a call and direction, so it is the last resort, for one GPU at a time.
-The PCIe byte counters are read instead. On some drivers they have 32 bits and go round in less than a second at full
-speed; those are read twice within a short window. NVLink counters have 64 bits and count KiB.
+nvmlDeviceGetPcieThroughput blocks for 20 ms per direction, so it is the last resort, for one GPU at a time. The PCIe
+byte counters are read instead. On some drivers they have 32 bits and wrap in less than a second at full speed; those
+are read twice within a short window. NVLink counters have 64 bits and count KiB.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class _Count:
 
 
 class TrafficMeter:
-    """The throughput of some GPUs since the last reading; the first one knows only what a short window tells."""
+    """The throughput of some GPUs since the last reading; the first reading has only what a short window shows."""
 
     def __init__(self, devices: Sequence[Device]) -> None:
         self._pcie = [_PcieCounter(device) for device in devices]
@@ -55,7 +55,7 @@ class TrafficMeter:
         self._turn = 0
 
     def read(self) -> list[Traffic]:
-        """One for each GPU, in order."""
+        """The traffic of each GPU, in order."""
         for counter in self._pcie:
             counter.look()
         if any(counter.narrow for counter in self._pcie):
@@ -84,14 +84,14 @@ class _PcieCounter:
         return self.counts and not self._wide
 
     def look(self) -> None:
-        """Read the counters; when they do not answer once, they are not asked again."""
+        """Read the counters; after one failure they are never read again."""
         if self.counts:
             self._before, self._now = self._now, _count(self._device, _PCIE)
             self.counts = self._now is not None
             self._wide |= self._now is not None and max(self._now.sent, self._now.received) >= _WRAP
 
     def ask_slowly(self) -> None:
-        """KB/s over the driver's own window of 20 ms, one direction after the other."""
+        """Measure by the driver's own call: 20 ms per direction, one after the other."""
         sent = self._device.ask("nvmlDeviceGetPcieThroughput", 0)
         received = None if sent is None else self._device.ask("nvmlDeviceGetPcieThroughput", 1)
         self._asked = (None if sent is None else sent * 1000.0, None if received is None else received * 1000.0)
@@ -104,7 +104,7 @@ class _PcieCounter:
 
 
 class _NvlinkCounter:
-    """The NVLinks of one GPU: all at once where the driver sums them up, else link by link, else never again."""
+    """The NVLink counters of one GPU: the driver's sum over all links, else those of each link, else none."""
 
     def __init__(self, device: Device) -> None:
         self._device = device
@@ -141,7 +141,7 @@ def _count(device: Device, fields: tuple[int, int]) -> _Count | None:
 
 
 def _rate(before: _Count | None, after: _Count | None, wrap: int | None = None) -> Pair:
-    """Bytes per second; unknown when a counter ran backwards (it went round, or the driver was reset)."""
+    """Bytes per second; unknown where a counter ran backwards (wrap or driver reset). `wrap`: the counters' modulus."""
     if before is None or after is None or after.at <= before.at:
         return _UNKNOWN
     steps = (after.sent - before.sent, after.received - before.received)
@@ -152,7 +152,7 @@ def _rate(before: _Count | None, after: _Count | None, wrap: int | None = None) 
 
 
 def _values(device: Device, fields: Sequence[Any]) -> list[int | None]:
-    """nvmlDeviceGetFieldValues, each value guarded on its own."""
+    """The values by nvmlDeviceGetFieldValues, each None where the driver does not report it."""
     answers = device.ask("nvmlDeviceGetFieldValues", list(fields))
     if answers is None:
         return [None] * len(fields)

@@ -9,7 +9,7 @@ from gpu_topology.monitor.sampler import GpuSample, Sample
 SCHEMA = "gpu-monitor/1"
 
 LOW = 50
-"""Percent of utilisation below which a GPU is said to wait."""
+"""Percent of utilisation below which a GPU counts as waiting."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class GpuUsage:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """All GPUs over the whole time, in seconds."""
+    """The usage of all GPUs over the time watched, `seconds`."""
 
     seconds: float
     samples: int
@@ -58,7 +58,7 @@ class UsageMeter:
         self._first = self._last = 0.0
 
     def add(self, sample: Sample) -> None:
-        """Count one sample in."""
+        """Add one sample."""
         if not self._samples:
             self._first = sample.seconds
         self._samples += 1
@@ -130,7 +130,7 @@ class _Running:
             self._throttled[word] = self._throttled.get(word, 0) + 1
 
     def usage(self, seconds: float) -> GpuUsage:
-        """The summary of all samples over a run of so many seconds."""
+        """The summary of all samples; `seconds`: the time watched."""
         values, low = self._values, self._low.mean
         return GpuUsage(
             index=self._gpu.index,
@@ -160,7 +160,7 @@ def _whole(value: float | None) -> int | None:
 
 
 def usage_json(usage: Usage) -> dict[str, object]:
-    """For `--json`: bytes, bytes per second, percent, seconds, watts; shares are fractions of 1."""
+    """The summary for `--json`: bytes, bytes per second, percent, seconds, watts; shares are fractions of 1."""
     rows = [{**asdict(gpu), "throttle_shares": dict(gpu.throttle_shares)} for gpu in usage.gpus]
     return {
         "schema": SCHEMA,
@@ -171,7 +171,7 @@ def usage_json(usage: Usage) -> dict[str, object]:
 
 
 def rounded(row: dict[str, object]) -> dict[str, object]:
-    """Rates to whole bytes, the rest to three digits."""
+    """The row with memory and rates rounded to whole bytes, other floats to three decimals."""
     return {name: _short(name, value) for name, value in row.items()}
 
 

@@ -19,9 +19,9 @@ _LEVEL_STYLES = {
 
 
 def links(screen: Screen, topology: Topology, selection: Selection | None = None) -> None:
-    """The matrix; a star marks pairs whose peer access does not work.
+    """The matrix; a star marks pairs without working peer access.
 
-    Where it is wider than the screen the columns stand closer, and then in blocks one below the other.
+    A matrix wider than the screen gets narrower columns or, where that is not enough, is split into stacked blocks.
     """
     gpus = topology.gpus
     row_head = len(f"GPU{gpus[-1].index}")
@@ -68,7 +68,7 @@ def _link_cell(link: Link) -> Content:
 
 
 def legend(screen: Screen, topology: Topology) -> None:
-    """What the matrix's words mean, for those that occur in it, and what kinds of peer access the driver reports."""
+    """The meaning of the labels that occur in the matrix, and the kinds of peer access that the driver reports."""
     seen = {link.level for link in topology.links}
     lines = [f"{level.value:<5}{level.meaning}" for level in LinkLevel if level in seen]
     over_pcie = _reasons(link for link in topology.links if link.level is not LinkLevel.NV)
@@ -91,7 +91,7 @@ def _reasons(links: Iterable[Link]) -> str:
 
 
 def peer_words(topology: Topology) -> str:
-    """ "read, write ok; atomics ok for 0-1, 2-3, else not-supported"; "" where the driver reports nothing."""
+    """Peer access in words: "read, write ok; atomics ok for 0-1, 2-3, else not-supported"; "" where unreported."""
     said: dict[str, list[str]] = {}
     for kind, statuses in _statuses(topology).items():
         if statuses:

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the report. Exit status 0, also without a GPU."""
-    host, answers = read_host(), answer(arguments)  # the driver is read meanwhile
+    host, answers = read_host(), answer(arguments)  # the child process reads the driver meanwhile
     topology, request, selection = answers.topology, answers.request, answers.selection
     found = groups(topology, eligible(topology, request), request.policy)
     ranks = len(selection.indices) or 1
@@ -62,9 +62,8 @@ def to_json(
 ) -> dict[str, object]:
     """The report as plain data: a snapshot's keys, then `groups`, `selection`, `environment`, `host`, `warnings`.
 
-    `driver_warnings` are those of `warnings` that came with the reading.
-    `--from` reads a saved report too. `estimated_peak_tops` and `ring_model_gb_s` are models that rank groups, not
-    measurements.
+    `driver_warnings` are the part of `warnings` that came with the topology. `--from` reads a saved report too.
+    `estimated_peak_tops` and `ring_model_gb_s` are models that rank groups, not measurements.
     """
     return {
         **snapshot.to_dict(topology),
@@ -109,7 +108,7 @@ def all_warnings(
     settings: Sequence[Setting] = (),
     verdict: Verdict | None = None,
 ) -> tuple[str, ...]:
-    """All warnings and notes: on the reading, on the selection, and on variables that are deliberately not set."""
+    """All warnings and notes: on the topology, the selection, the environment and NUMA binding."""
     binding = choose_binding(topology, selection, host)
     return (
         *topology.warnings,

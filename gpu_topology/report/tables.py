@@ -16,16 +16,16 @@ from gpu_topology.topology import Gpu, Topology, short_name
 GIB = 2**30
 
 _SLOW = ("thermal", "hw-slowdown", "hw-thermal", "hw-power-brake")
-"""What holds clocks back although nothing is limited on purpose: a mark beside the name."""
+"""Throttle reasons that no user set on purpose; they are shown as a mark below the GPU's name."""
 
 
 _VARIABLE = 41
-"""The most characters of a variable: a UUID and a comma. So many where there are UUIDs and room."""
+"""Most characters of the variable's column: a UUID and a comma. It is that wide where there are UUIDs and room."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Column:
-    """`least` is the width of the terminal, in characters, from which on the column is shown."""
+    """A column of the device table. `least`: the terminal's least width, in characters, at which it is shown."""
 
     title: str
     cell: Callable[[Gpu], Content]
@@ -51,7 +51,7 @@ def devices(screen: Screen, topology: Topology, selection: Selection | None = No
 
 
 def _device_columns() -> tuple[_Column, ...]:
-    """The columns of the device table; `least`: the width of the screen from which a column is shown."""
+    """The columns of the device table."""
     return (
         _Column("GPU", lambda gpu: str(gpu.index), right=True),
         _Column("Name", _name_cell),
@@ -69,12 +69,12 @@ def _device_columns() -> tuple[_Column, ...]:
 
 
 def _capability(gpu: Gpu) -> str:
-    """`8.6`, or "?"."""
+    """The compute capability: "8.6", or "?"."""
     return "?" if gpu.compute_capability is None else ".".join(map(str, gpu.compute_capability))
 
 
 def _pcie_cell(gpu: Gpu) -> Content:
-    """The generation and width that card and slot can do; in red the lanes where fewer are in use."""
+    """The PCIe generation and width that GPU and slot support; in red, with the lanes in use, where these are fewer."""
     if gpu.pcie_generation is None or gpu.pcie_width is None:
         return "?"
     now = gpu.pcie_width_now
@@ -90,7 +90,7 @@ def _name_cell(gpu: Gpu) -> Content:
 
 
 def _marks(gpu: Gpu) -> Iterator[tuple[str, bool]]:
-    """What is special about a GPU, in few words, and whether it is bad. The warnings say the rest."""
+    """What is special about a GPU, in a few words, and whether it is bad. The warnings give the details."""
     if gpu.error:
         yield gpu.error.partition(":")[0], True
     if gpu.display_active:
@@ -110,7 +110,7 @@ def _marks(gpu: Gpu) -> Iterator[tuple[str, bool]]:
 
 
 def nodes(screen: Screen, topology: Topology) -> None:
-    """The CPUs beside the GPUs, a line for each NUMA node; nothing where the driver does not report them."""
+    """The CPUs near the GPUs, one line for each NUMA node; nothing where the driver does not report them."""
     found: dict[tuple[int | None, str], list[int]] = {}
     for gpu in topology.gpus:
         if gpu.cpu_affinity is not None:

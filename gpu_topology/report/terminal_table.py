@@ -17,14 +17,14 @@ Piece = tuple[str, str]
 Content = str | Piece | list[Piece]
 
 _CODES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "magenta": "35", "cyan": "36"}
-"""Select Graphic Rendition (ECMA-48, 8.3.117)."""
+"""Style -> parameter of Select Graphic Rendition (ECMA-48, 8.3.117)."""
 _WIDTH = 80
-"""In characters, where no terminal reports its own."""
+"""Width in characters where no terminal reports its own."""
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column of a table. Widths in characters; one that does not wrap is as wide as its widest cell."""
+    """One column of a table. Widths in characters; a column that does not wrap is as wide as its widest cell."""
 
     title: str = ""
     right: bool = False
@@ -32,7 +32,7 @@ class Column:
     least: int = 1
     most: int | None = None
     style: str = "bold"
-    """Of the title."""
+    """Style of the title."""
 
 
 class Screen:
@@ -44,23 +44,23 @@ class Screen:
 
     @classmethod
     def of(cls, stream: TextIO, environ: Mapping[str, str]) -> Screen:
-        """As wide as COLUMNS or the terminal; coloured where `stream` is one, by NO_COLOR, FORCE_COLOR and TERM."""
+        """As wide as COLUMNS or the terminal; coloured if `stream` is a terminal, by NO_COLOR, FORCE_COLOR and TERM."""
         obeys = stream.isatty() and environ.get("TERM") not in ("dumb", "unknown")
         colour = bool((obeys or environ.get("FORCE_COLOR")) and not environ.get("NO_COLOR"))
         utf = (getattr(stream, "encoding", None) or "").lower().startswith("utf")
         return cls(_terminal_width(environ), colour, "─" if utf else "-")
 
     def text(self, content: Content, indent: int = 0, margin: int = 0) -> None:
-        """Text with `indent` spaces before each line, and at least `margin` after it."""
+        """Add text with `indent` spaces before each line, and at least `margin` after it."""
         for line in _wrapped(_pieces(content), max(1, self.width - indent - margin)):
             self.lines.append((" " * indent + self._drawn(line)).rstrip())
 
     def table(
         self, columns: Sequence[Column], rows: Sequence[Sequence[Content]], *, left: int = 1, gap: int = 2
     ) -> None:
-        """Rows of cells; above them the titles and a rule where there is a title. `left`, `gap`: spaces, between too.
+        """Add rows of cells, below titles and a rule if any column has a title. `left`, `gap`: spaces before, between.
 
-        Where it is wider than the screen the widest of the columns that wrap are made narrower.
+        In a table wider than the screen, the widest of the columns that wrap are made narrower.
         """
         cells = [[_pieces(cell) for cell in row] for row in rows]
         widths = self._widths(columns, cells, left + gap * (len(columns) - 1))
@@ -89,7 +89,7 @@ class Screen:
     def _row(
         self, columns: Sequence[Column], cells: Sequence[list[Piece]], widths: Sequence[int], left: int, gap: int
     ) -> None:
-        """Add a row whose cells may have several lines."""
+        """Add a row; its cells may have several lines."""
         wrapped = [list(_wrapped(cell, width)) for cell, width in zip(cells, widths, strict=True)]
         for lines in zip_longest(*wrapped, fillvalue=()):
             parts = []
@@ -131,7 +131,7 @@ def _terminal_width(environ: Mapping[str, str]) -> int:
 
 
 def _pieces(content: Content) -> list[Piece]:
-    """The content as pieces. What a terminal would obey instead of showing it (in a name, say) is replaced."""
+    """The content as pieces, with control characters (in a name, say) replaced: a terminal would obey them."""
     pieces = [(content, "")] if isinstance(content, str) else [content] if isinstance(content, tuple) else content
     return [(_harmless(text), style) for text, style in pieces]
 
@@ -158,8 +158,8 @@ def _wrapped(pieces: Sequence[Piece], width: int) -> Iterator[list[Piece]]:
 
 
 def _lines(line: str, width: int) -> Iterator[tuple[int, int]]:
-    """Where each line begins and ends: between words, and inside a word that is wider than a line, after a comma
-    there if it can be."""
+    """Where each line begins and ends: between words; inside a word that is wider than a line, after a comma or "=" if
+    possible."""
     begin, room = 0, width
     for word in re.finditer(r"\S+\s*|\s+", line) if display_width(line) > width else ():
         at, end = word.start(), word.end()
@@ -171,7 +171,7 @@ def _lines(line: str, width: int) -> Iterator[tuple[int, int]]:
             many = 1
             while display_width(line[at : at + many + 1]) <= room:
                 many += 1
-            # NAME=one,two: after the last comma that fits, else after the sign.
+            # NAME=one,two: break after the last comma that fits, else after the last "=".
             ends = [line.rfind(sign, at, at + many) + 1 - at for sign in ",="]
             many = next((end for end in ends if end > 0), many)
             yield at, at + many
@@ -183,7 +183,7 @@ def _lines(line: str, width: int) -> Iterator[tuple[int, int]]:
 
 
 def _part(pieces: Sequence[Piece], begin: int, end: int) -> list[Piece]:
-    """The characters from `begin` up to `end`, with their styles, without the spaces at the end."""
+    """The characters from `begin` up to `end`, with their styles, without trailing spaces."""
     found, at = [], 0
     for text, style in pieces:
         found.append((text[max(0, begin - at) : max(0, end - at)], style))

@@ -45,12 +45,12 @@ _HOST_GB_S = {
     LinkLevel.NODE: 4.5,
     LinkLevel.SYS: 3.5,
 }
-# For a path that the driver does not report: the slowest.
+# GB/s of a path that the driver does not report: the slowest.
 _UNKNOWN_GB_S = 3.5
 
 _PATH_RANK = {level: rank for rank, level in enumerate(LinkLevel)}
 
-# The search is exact for up to so many GPUs; with more, the neighbourhood of each GPU is searched.
+# The search is exact up to this number of GPUs; with more, only the neighbourhood of each GPU is searched.
 EXACT_GPUS = 16
 
 
@@ -115,7 +115,7 @@ def _across_nodes(topology: Topology) -> set[tuple[int, int]]:
 
 
 def _load(gpu: Gpu) -> int:
-    """How busy a GPU is, from 0 (idle) to 3, to choose among equals."""
+    """How busy a GPU is, from 0 (idle) to 3, to break ties."""
     drawing = bool(gpu.graphics_processes) or (gpu.utilization or 0) >= 10 or (gpu.memory_used or 0) > 512 * 2**20
     return int(bool(gpu.display_active)) + int(drawing) + int(bool(gpu.processes))
 
@@ -212,7 +212,7 @@ class Fabric:
         return sorted(each, reverse=True)[count - 1]
 
     def _rings(self, among: Sequence[int], count: int, floor: float) -> int:
-        """The subsets of `count` with a ring at this floor; of more than EXACT_GPUS whether all have one."""
+        """The subsets of `count` GPUs with a ring at this floor; beyond EXACT_GPUS: 1 if a ring joins all, else 0."""
         reach = self.speed.get
         near = [sum(1 << j for j, b in enumerate(among) if reach((a, b), 0.0) >= floor) for a in among]
         if len(among) <= EXACT_GPUS:
@@ -221,7 +221,7 @@ class Fabric:
 
     @cached_property
     def _worth(self) -> dict[tuple[int, int], int]:
-        """What a pair adds to the value of a subset: speed first, in whole MB/s so that sums are exact."""
+        """The amount that a pair adds to the value of a subset: speed first, in whole MB/s so that sums are exact."""
         return {pair: (_mb_s(speed) << _SPEED) - (self.distance[pair] << _PATH) for pair, speed in self.speed.items()}
 
     def _node_sets(self, among: Sequence[int]) -> list[int]:
@@ -240,11 +240,11 @@ class Fabric:
         return sum(self._worth[pair] for pair in combinations(subset, 2)) - (nodes << _NODES) + singles
 
     def _single(self, index: int, count: int) -> int:
-        """What a GPU adds to the value of a subset of `count` by itself."""
+        """The amount that a GPU by itself adds to the value of a subset of `count`."""
         return (_mb_s(self.slot[index]) << _SPEED if count == 1 else 0) - self.load[index]
 
     def _neighbourhoods(self, count: int) -> set[tuple[int, ...]]:
-        """For each GPU itself and those that it reaches fastest: EXACT_GPUS of them, or `count` if that is more."""
+        """For each GPU, itself and those that it reaches fastest: EXACT_GPUS in all, or `count` if that is more."""
         size = max(count, EXACT_GPUS)
         return {
             tuple(sorted((seed, *sorted(others, key=lambda i: -self._worth[seed, i])[: size - 1]), reverse=True))

@@ -13,14 +13,14 @@ from gpu_topology.topology import Gpu, GpuProcess, LinkLevel, Topology
 
 MIB, GIB = 2**20, 2**30
 
-# A GPU is busy when others run a compute process on it, or hold more than a tenth of its memory besides a desktop's.
+# A GPU is busy when other processes compute on it, or hold more of its memory, a desktop's aside, than both of these.
 BUSY_FRACTION = 0.10
 BUSY_FLOOR_BYTES = 512 * MIB
 
-# What a desktop may hold where its processes are not listed (a screen is attached; Windows around WSL).
+# Memory that a desktop may hold where its processes are not listed (a screen is attached; Windows around WSL).
 _DESKTOP_BYTES = 2 * GIB
 
-# At this utilization what draws is no desktop but a game or a renderer.
+# Utilization in percent from which a process that draws counts as a game or a renderer, not as a desktop.
 _DRAWING_UTILIZATION = 60
 
 _FABRIC_UP = ("completed", "degraded")
@@ -31,7 +31,7 @@ ALLOW_BUSY = " (--allow-busy uses it anyway)"
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What a request demands of a device.
+    """The demands of a request on a device.
 
     asked, excluded  a GPU includes each of its MIG slices
     min_memory       bytes
@@ -113,9 +113,9 @@ def refusal(device: Device, rules: Rules) -> str | None:
 def silent(topology: Topology) -> dict[int, str]:
     """The GPUs that do not report name, memory or compute capability although others do, with the reason.
 
-    What no GPU reports is a matter of the driver, or of the file that describes the machine.
+    A value that no GPU reports is missing because of the driver or of the topology file, not because of the GPUs.
     """
-    # Of a GPU in MIG mode its slices count.
+    # A GPU in MIG mode is judged by its slices instead.
     gpus = [gpu for gpu in topology.gpus if gpu.error is None and not gpu.mig_mode]
     found: dict[int, list[str]] = {}
     for attribute, words in _NEEDED.items():
@@ -166,7 +166,7 @@ def drawn(gpu: Gpu) -> int:
 
 
 def _memory_in_use(gpu: Gpu, rules: Rules) -> str | None:
-    """Memory of others beyond a desktop's, in words; None below the limits."""
+    """Memory that other processes hold beyond a desktop's, in words; None below the limits."""
     if not gpu.memory_total or gpu.memory_used is None:
         return None
     own = sum(process.used_memory or 0 for process in gpu.processes or () if process.pid in rules.own_pids)
@@ -178,7 +178,7 @@ def _memory_in_use(gpu: Gpu, rules: Rules) -> str | None:
 
 
 def _desktop_may_hide(gpu: Gpu, rules: Rules) -> bool:
-    """Whether a desktop without visible processes may hold memory; those of WSL's Windows are never visible."""
+    """Whether a desktop with hidden processes may hold memory; the Windows around WSL always hides its own."""
     unlisted = gpu.processes is None and gpu.graphics_processes is None
     return bool(gpu.display_active) or rules.hidden_desktop or unlisted
 
@@ -212,9 +212,9 @@ def _compute_processes(device: Device) -> list[GpuProcess]:
 
 
 def _cut_off(topology: Topology) -> dict[int, str]:
-    """The few GPUs without a working NVLink among others whose NVLinks work, with the reason.
+    """The few GPUs without a working NVLink among others with working ones, with the reason.
 
-    Such a GPU would make NCCL give up all peer access in the run. In a pair it is not known which one is bad.
+    Such a GPU would make NCCL give up all peer access in the run. In a pair it is unknown which of the two is faulty.
     """
     sliced = {gpu.index for gpu in topology.gpus if gpu.mig_mode}
     nvlinks = [link for link in topology.links if link.level is LinkLevel.NV and not sliced & {link.a, link.b}]
@@ -230,7 +230,7 @@ def _cut_off(topology: Topology) -> dict[int, str]:
 
 
 def _together(gpu: Gpu, reasons: list[str]) -> str:
-    """One reason for a GPU of which no slice can be used."""
+    """The combined reason for a GPU that has no usable slice."""
     different = list(dict.fromkeys(reasons))
     if not gpu.mig_mode or len(reasons) == len(different) == 1:
         return different[0]

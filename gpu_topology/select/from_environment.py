@@ -1,4 +1,4 @@
-"""What affects the choice of GPUs besides the request: the mask, CUDA's order, own processes, claims, torch."""
+"""The facts that affect the choice of GPUs besides the request: the mask, CUDA's order, own processes, torch."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ PROC = Path("/proc")
 
 
 def from_environment(environ: Mapping[str, str]) -> Inherited:
-    """The facts in the environment alone. Pure."""
+    """The inherited facts in environment variables alone. Pure."""
     return Inherited(environ.get("CUDA_VISIBLE_DEVICES"), environ.get("CUDA_DEVICE_ORDER"))
 
 
 def read_inherited(topology: Topology, environ: Mapping[str, str]) -> Inherited:
     """The inherited facts for a `topology` of this machine: asks libcuda where the mask cannot be read without it, and
-    looks up the user's own processes where GPUs have any."""
+    finds out which processes on the GPUs are this program's own and which users run them."""
     found = from_environment(environ)
     if _needs_cuda_order(topology, found):
         found = replace(found, cuda_order=cuda_order(environ))
@@ -59,9 +59,9 @@ def _needs_cuda_order(topology: Topology, found: Inherited) -> bool:
 
 
 def own_family(pids: Iterable[int], pid: int, proc: Path = PROC) -> frozenset[int]:
-    """Those of `pids` that are the process `pid`, its ancestors or its descendants.
+    """The processes among `pids` that are `pid` itself, its ancestors or its descendants.
 
-    Their use of a GPU counts as its own. Siblings do not belong: a training run in the background of the same shell is
+    Their use of a GPU counts as its own. Siblings do not count: a training run in the background of the same shell is
     another use of the GPU.
     """
     above = _line(pid, proc)

@@ -12,10 +12,10 @@ from gpu_topology.topology import Topology
 
 GIB = 2**30
 
-# ECC takes a sixteenth of the memory on a card that keeps its check bits there: it is still the same card.
+# ECC takes a sixteenth of the memory on cards that keep its check bits there: cards with and without it are identical.
 _SAME_MEMORY = 1 - 1 / 16 - 0.005
 
-# A display card: so little memory, and so much slower than another usable card.
+# A display card has at most this much memory, and less than this share of the fastest usable card's peak.
 _DISPLAY_MEMORY = 8 * GIB
 _DISPLAY_SPEED = 1 / 10
 
@@ -116,9 +116,9 @@ def _slice_rank(device: Device) -> tuple[int, int, int, str]:
 
 
 def kind_of(device: Device) -> object:
-    """What the devices of a group have in common, apart from memory; a slice without a profile has its UUID instead.
+    """The key that the devices of a group share, apart from memory; a slice without a profile has its UUID instead.
 
-    Two unknown names are not a common name.
+    GPUs with unknown names are each of a different kind.
     """
     gpu, mig = device.gpu, device.mig
     profile = mig and (mig.profile or mig.uuid)

@@ -79,7 +79,7 @@ _PLACES: dict[str, Callable[[NumaNode], int | None]] = {
 
 
 def _mode(gpus: list[Gpu], host: Host) -> tuple[str | None, str]:
-    """(mode, its word) for the smallest unit of which each has a GPU, so that every usable CPU belongs to a rank."""
+    """(mode, word) of the smaller unit of which each has a GPU, node or socket, so that every usable CPU has a rank."""
     with_gpu = [node for node in host.usable_nodes if node.index in _nodes_of(gpus)]
     if len(with_gpu) == len(host.usable_nodes):
         return "node", "NUMA node"
@@ -105,12 +105,12 @@ def _gpus(topology: Topology, selection: Selection) -> list[Gpu]:
 
 
 def _unknown(gpus: list[Gpu], host: Host) -> list[int]:
-    """GPUs whose NUMA node is not known."""
+    """GPUs with an unknown NUMA node."""
     return [gpu.index for gpu in gpus if gpu.numa_node is None]
 
 
 def _far(gpus: list[Gpu], host: Host) -> list[int]:
-    """GPUs on nodes whose CPUs this process may not use."""
+    """GPUs on NUMA nodes without a CPU that this process may use."""
     usable = {node.index for node in host.usable_nodes}
     return [gpu.index for gpu in gpus if gpu.numa_node not in usable]
 
@@ -125,7 +125,7 @@ def _list(indices: list[int]) -> str:
     return ", ".join(map(str, indices))
 
 
-# (whether it rules binding out, why); the first that applies counts.
+# (whether it rules out binding, the reason in words); the first that applies counts.
 _OBSTACLES: tuple[tuple[Callable[[list[Gpu], Host], object], Callable[[list[Gpu], Host], str]], ...] = (
     (_unknown, lambda gpus, host: f"the driver does not report the node of GPU {_list(_unknown(gpus, host))}"),
     (_far, lambda gpus, host: f"this process may not use the CPUs of the node of GPU {_list(_far(gpus, host))}"),

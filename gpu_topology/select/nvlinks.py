@@ -1,4 +1,4 @@
-"""NVLinks that should work and do not, judged by the other GPUs of the board and by the number that the model has."""
+"""NVLinks that should work but do not, judged by the other GPUs of the board and by the number that the model has."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from gpu_topology.topology import Gpu, Topology
 
-# NVLinks of cards that a board connects, directly or by NVSwitch, by the driver's names (NVIDIA's architecture white
-# papers; A800 and H800 have fewer because of export rules). The first pattern that matches counts.
+# Number of NVLinks of cards that a board connects, directly or by NVSwitch, by the driver's name for the card (NVIDIA's
+# architecture white papers; A800 and H800 have fewer because of export rules). The first pattern that matches counts.
 _BOARD_CARDS = (
     (r"G?B[123]00\b|H200\b(?!.*NVL)|H20\b|H100\b.*(HBM3|SXM)", 18),
     (r"A800\b.*SXM|H800\b(?!.*(PCIe|NVL))", 8),
@@ -36,7 +36,7 @@ class Missing:
 
 
 def card_links(gpu: Gpu) -> int | None:
-    """The NVLinks of a card that is soldered or mounted on a board; None for a card that uses bridges."""
+    """The number of NVLinks of a card that is soldered or mounted on a board; None for a card that uses bridges."""
     return next((links for pattern, links in _BOARD_CARDS if re.search(pattern, gpu.name or "")), None)
 
 
@@ -69,18 +69,18 @@ def without_any(topology: Topology) -> frozenset[int]:
 
 
 def _alone(topology: Topology, index: int, counts: dict[int, int]) -> bool:
-    """Whether a GPU is the only one of its kind on the board without NVLinks."""
+    """Whether identical GPUs with NVLinks show that a GPU without any should have some too."""
     gpu = topology.gpu(index)
     equals = [one.index for one in _readable(topology) if one.name == gpu.name and counts.get(one.index)]
     if card_links(gpu) is not None:
         return len(equals) > 1
-    # A card without a bridge is no fault; a single card that is missing from a full mesh is.
+    # A card without a bridge is no fault; a card that is missing from a full mesh of the others is.
     linked = (topology.link(a, b).nvlinks for a in equals for b in equals if a < b)
     return len(equals) > 2 and all(linked)
 
 
 def all_inactive(topology: Topology) -> tuple[int, ...]:
-    """The cards of a board on which no NVLink works; () where any does, or where that is not reported."""
+    """The cards of a board with no working NVLink on any of them; () where one works, or none are reported."""
     counts = _counts(topology)
     cards = tuple(index for index in counts if card_links(topology.gpu(index)) is not None)
     return cards if len(cards) > 1 and not any(counts[index] for index in cards) else ()
@@ -117,6 +117,6 @@ def _readable(topology: Topology) -> tuple[Gpu, ...]:
 
 
 def _counts(topology: Topology) -> dict[int, int]:
-    """NVML index -> active NVLinks, for GPUs whose links are all known."""
+    """NVML index -> number of active NVLinks, for GPUs with all links known."""
     counts = {gpu.index: active(topology, gpu) for gpu in _readable(topology)}
     return {index: count for index, count in counts.items() if count is not None}

@@ -57,8 +57,8 @@ PEAK_TFLOPS = {
     "K80": 4.4, "K40m": 5.0, "K40c": 5.0, "K20m": 3.5, "K20Xm": 3.9,
 }  # fmt: skip
 
-# The same operations per CUDA core and clock by compute capability (A100: 312e12 / (6912 cores x 1.41e9 Hz) = 32). Of
-# Ampere and later, GeForce cards run at half of this when sums are in fp32 (RTX 3090: 71.2e12 / (10496 x 1.695e9) = 4).
+# The same operations per CUDA core and clock by compute capability (A100: 312e12 / (6912 cores x 1.41e9 Hz) = 32).
+# From Turing on, GeForce cards run at half of this with sums in fp32 (RTX 3090: 71.2e12 / (10496 x 1.695e9 Hz) = 4).
 _PER_CLOCK = {(6, 0): 4, (7, 0): 16, (7, 2): 16, (7, 5): 16, (8, 0): 32, (8, 7): 16, (9, 0): 32}
 _PER_CLOCK_BY_GENERATION = {8: 8, 10: 64, 11: 64, 12: 8}
 _PER_CLOCK_FP32 = 2

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 
-Near = Sequence[int]  # for each thing the mask of those beside it
+Near = Sequence[int]  # for each thing, the mask of its neighbours
 
 
 def ring_subsets(near: Near, count: int) -> int:
@@ -68,7 +68,7 @@ def has_ring(near: Near) -> bool:
 
 
 def _two_connected(near: Near) -> bool:
-    """Whether all stay connected when any single one is removed."""
+    """Whether the others stay connected when any single thing is removed."""
     every = (1 << len(near)) - 1
     for removed in range(len(near)):
         rest = every & ~(1 << removed)
@@ -85,7 +85,7 @@ def _two_connected(near: Near) -> bool:
 
 
 def _closure_is_complete(near: Near) -> bool:
-    """Whether repeatedly joining two things with together as many neighbours as there are things joins all."""
+    """Whether all get joined by repeatedly joining two things that together have at least `len(near)` neighbours."""
     size, closed = len(near), list(near)
     grows = True
     while grows:

@@ -27,7 +27,7 @@ class SelectionError(TopologyError):
 
 @dataclass(frozen=True, slots=True)
 class Inherited:
-    """What affects the choice besides the user's request: see from_environment.py.
+    """The facts that affect the choice besides the user's request: see from_environment.py.
 
     visible       the value of CUDA_VISIBLE_DEVICES, None when it is not set
     device_order  the value of CUDA_DEVICE_ORDER, None when it is not set
@@ -56,7 +56,7 @@ class Inherited:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SelectionRequest(Inherited):
-    """What the user requests.
+    """The user's request, with the inherited facts.
 
     count         how many GPUs; None: all of the winning group
     policy        "largest", "fastest" or "mixed" (every eligible GPU)
@@ -143,7 +143,7 @@ def eligible(topology: Topology, request: SelectionRequest) -> tuple[Device, ...
 
 
 def unfit(topology: Topology) -> Mapping[int, str]:
-    """The GPUs that cannot work for anyone (lost, with errors, compute prohibited): NVML index -> why."""
+    """The GPUs that no run can use (lost, with errors, compute prohibited): NVML index -> why."""
     return usable(topology, Rules(allow_busy=True)).refused
 
 
@@ -207,7 +207,7 @@ def _reads_in_pci_order(topology: Topology, request: SelectionRequest, rules: Ru
 
 
 def _resolve(names: Sequence[str], topology: Topology) -> tuple[Device, ...]:
-    """The devices of these names. Errors: SelectionError."""
+    """The devices with these names. Errors: SelectionError."""
     found: list[Device] = []
     for name in names:
         named = find_name(name, topology.gpus)

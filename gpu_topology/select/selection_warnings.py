@@ -88,7 +88,7 @@ def _unread(choice: Choice) -> Iterator[str]:
 
 
 def _torch(choice: Choice) -> Iterator[str]:
-    """A torch that the driver is too old for, or without code for a chosen GPU."""
+    """A torch that needs a newer driver, or has no code for a chosen GPU."""
     torch, topology = choice.rules.torch, choice.topology
     if torch is None:
         return
@@ -144,7 +144,7 @@ def _nvlinks(choice: Choice) -> Iterator[str]:
 
 
 def _partitions(choice: Choice) -> Iterator[str]:
-    """Partitions of the NVSwitch fabric, which only PCIe connects."""
+    """Chosen GPUs in different partitions of the NVSwitch fabric, which only PCIe connects."""
     parts: dict[str, list[int]] = {}
     for gpu in _gpus(choice):
         if gpu.fabric_cluster is not None:

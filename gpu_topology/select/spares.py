@@ -30,9 +30,9 @@ def replace_lost(
 ) -> Replacement:
     """The devices of `selection`, made on `before`, that still work on the machine `now`, and spares for the others.
 
-    A spare is of the same model and memory and allowed by the `request`; there are none where the user named the GPUs.
-    suspects: UUID -> a rank's error about its device; where nothing else is left, a suspect that works according to the
-    driver is tried again.
+    A spare has the same model and memory and is allowed by the `request`; where the user named the GPUs there are none.
+    suspects: UUID -> a rank's error about its device; where no device is left otherwise, suspects that work according
+    to the driver are used again.
     """
     was, is_now = _by_uuid(before), _by_uuid(now)
     unfit_before, unfit_now = unfit(before), unfit(now)
@@ -82,10 +82,11 @@ def _with_spares(
 def _spares(
     before: Topology, now: Topology, selection: Selection, request: SelectionRequest, out: Mapping[str, str]
 ) -> list[Device]:
-    """The devices that the request allows and the run does not use, by UUID, since indices may have changed."""
+    """The devices that the request allows and the run does not use; matched by UUID, since indices may have changed."""
     present = _by_uuid(now)
 
     def still_there(devices: Iterable[Device]) -> tuple[str, ...]:
+        """The UUIDs of those devices that the machine still has."""
         return tuple(device.uuid for device in devices if device.uuid in present)
 
     visible, excluded = named_by(before, request)
@@ -107,7 +108,7 @@ def _by_uuid(topology: Topology) -> dict[str, Device]:
 
 
 def _model(device: Device) -> tuple[object, ...]:
-    """What a device and its spare must have in common."""
+    """The properties that a device and its spare must share."""
     gpu, mig = device.gpu, device.mig
     return gpu.name, gpu.memory_total, gpu.compute_capability, mig and mig.profile
 

@@ -27,7 +27,7 @@ class Device:
 
     @property
     def uuid(self) -> str:
-        """As CUDA_VISIBLE_DEVICES takes it; the index as text where the driver does not report the UUID."""
+        """The UUID for CUDA_VISIBLE_DEVICES; the index as text where the driver does not report the UUID."""
         return self.mig.uuid if self.mig else self.gpu.uuid or str(self.gpu.index)
 
     @property
@@ -37,13 +37,13 @@ class Device:
 
     @property
     def label(self) -> str:
-        """For a sentence: "GPU 3", or "MIG slice 2 of GPU 3"."""
+        """The name for a sentence: "GPU 3", or "MIG slice 3g.20gb of GPU 3"."""
         if self.mig is None:
             return f"GPU {self.index}"
         return f"MIG slice {self.mig.profile or self.mig.uuid} of GPU {self.index}"
 
     def is_part_of(self, other: Device) -> bool:
-        """Whether it is the other one, or a slice of it."""
+        """Whether this device is `other`, or a slice of it."""
         return self.index == other.index and (other.mig is None or other.mig == self.mig)
 
 
@@ -95,7 +95,7 @@ _DIGITS = re.compile(r"\+?[0-9]{1,18}")
 
 
 def _end_of_list(entry: str, entries: list[str]) -> str | None:
-    """What an entry that names no GPU does to the rest of the list; None for -1 at the end."""
+    """What an entry that names no GPU does to the rest of the list, in words; None for -1 after other entries."""
     rest = entries[entries.index(entry) + 1 :]
     if entry == "-1":
         return "CUDA_VISIBLE_DEVICES=-1 hides every GPU" if entry == entries[0] else None
@@ -131,7 +131,7 @@ def find_index(index: int, gpus: Sequence[Gpu]) -> Device | None:
 
 
 def find_uuid(prefix: str, gpus: Sequence[Gpu]) -> Device | None:
-    """The only GPU or MIG slice whose UUID begins with `prefix`; None when there is none or more than one."""
+    """The only GPU or MIG slice with a UUID that begins with `prefix`; None where there are none or several."""
     start = prefix.lower()
     if start in ("", "gpu-", "mig-"):
         return None

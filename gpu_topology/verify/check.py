@@ -1,8 +1,8 @@
 """`python -m gpu_topology verify`: a short real job over the chosen GPUs, under a time limit, and what to set.
 
-Every pair's copies and sends are compared bit for bit, an all-reduce with its exact sum. Where that goes wrong, the job
-runs again with the variable that avoids the suspected path; if that fixes it, this is what to set. Data flow: worker.py
-(in each rank) -> journal.py -> job.py -> findings.py -> Verdict.
+Every pair's copies and sends are compared bit for bit, an all-reduce with its exact sum. Where that fails, the job runs
+again with the variable that avoids the suspected path; if that fixes it, the variable is what to set. Data flow:
+worker.py (in each rank) -> journal.py -> job.py -> findings.py -> Verdict.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Check and print; exit status 0 where all was right in time, 1 where not. Raises TopologyError."""
+    """Check and print; exit status 0 where everything was right and in time, else 1. Raises TopologyError."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _leave)
     if arguments.hosts is not None:
@@ -96,7 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _verify_between(arguments: argparse.Namespace) -> NoReturn:
-    """Become the launcher, which knows the way to other hosts. Errors: TopologyError."""
+    """Replace this process by the launcher, which can reach other hosts. Errors: TopologyError."""
     if find_spec("ddp_launch") is None:
         raise TopologyError("verify --hosts needs the launcher, ddp_launch, which is not installed here")
     if arguments.time_limit is not None or arguments.count is not None:
@@ -115,7 +115,7 @@ def _verify_between(arguments: argparse.Namespace) -> NoReturn:
 
 
 def _leave(number: int, frame: FrameType | None) -> NoReturn:
-    """A signal ends verify as an exception does, so that its job ends too."""
+    """Signal handler: exit by an exception, so that the job is ended too."""
     sys.exit(128 + number)
 
 
@@ -142,10 +142,10 @@ def check(
     keep: bool = True,
     say: Callable[[str], None] = lambda line: None,
 ) -> Verdict:
-    """Run the job over the selection, or with gloo on `ranks` ranks of the CPU where it is empty; how it went.
+    """The verdict of the job on the selection, or with gloo on `ranks` ranks of the CPU where the selection is empty.
 
     `time_limit_s` is for each job, of which there are at most three (default: `usual_limit_s`). `worker`: the program
-    of a rank, as torchrun takes it. `say` gets a line when a job starts. With `keep` a result for GPUs is there for
+    of a rank, as torchrun takes it. `say` gets a line when a job starts. With `keep` a result for GPUs is kept for
     `verify_cache.recall`. Raises TopologyError where no job can be started.
     """
     if find_spec("torch") is None:
@@ -168,12 +168,12 @@ def check(
 
 
 def usual_limit_s(ranks: int) -> int:
-    """Enough for 16 GPUs that communicate through a slow host: each of 240 pairs moves more than half a gigabyte."""
+    """Time limit in seconds, enough for 16 GPUs on a slow host: each of 240 pairs moves more than half a gigabyte."""
     return max(TIME_LIMIT_S, ranks * (ranks - 1) // 2)
 
 
 class _Trial:
-    """The job, which may run more than once with more variables set."""
+    """The job, which may run more than once, each time with more variables set."""
 
     def __init__(
         self,
@@ -201,7 +201,7 @@ class _Trial:
         self.slices = any(uuid.startswith("MIG-") for uuid in selection.uuids)
 
     def run(self, extra: Mapping[str, str]) -> Findings:
-        """One job. NCCL's variables do not touch CUDA's own copies: they are tried once."""
+        """Run one job. Only one without `extra` tests CUDA's own copies: NCCL's variables do not affect them."""
         copies = self.naming.backend == "nccl" and not extra and not self.slices
         try:
             result = run_job(
@@ -224,7 +224,7 @@ class _Trial:
 
 
 def _verdict(first: Findings, last: Findings, tried: Mapping[str, str], trial: _Trial, seconds: float) -> Verdict:
-    """What the first and the last job found, as one verdict."""
+    """One verdict from the findings of the first and the last job."""
     fixed = first.problem is not None and last.problem is None
     shown = last if fixed else first
     copies = tuple(pair for pair in first.pairs if pair.way == "copy")
@@ -249,14 +249,14 @@ def _verdict(first: Findings, last: Findings, tried: Mapping[str, str], trial: _
 
 
 def _concerns(first: Findings, shown: Findings, trial: _Trial) -> Iterator[str]:
-    """What is slower than it should be; the CPU and MIG slices have no model."""
+    """Lines about GPUs or links that are slower than they should be; the CPU and MIG slices have no model."""
     if trial.naming.devices and not trial.slices:
         yield from slow_gpus(first.compute, trial.topology)
         yield from slow_links(shown.busbw_gb_s, trial.topology, trial.naming.devices)
 
 
 def _remedy(first: Findings, mended_by: Sequence[str], trial: _Trial) -> str | None:
-    """What to do beside setting what fixes it."""
+    """What to do besides setting the variables that fix the problem; None where there is none."""
     if first.problem is None:
         return None
     words = [_REMEDIES[name] for name in mended_by]

@@ -1,4 +1,4 @@
-"""What a job of verify shows: the pairs, the bandwidth, and the one thing that went wrong, in words."""
+"""The findings of one verify job: the pairs, the bandwidth, and the main problem in words."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gpu_topology.verify.job import JobResult
 from gpu_topology.verify.journal import KINDS, Record, Result, Step
 from gpu_topology.verify_cache import PairResult
 
-# NCCL 2.27 to 2.30, src/misc/shmutils.cc and src/os/linux.cc, and what a full /dev/shm does to those that write there.
+# Messages about a failing or full /dev/shm, as of NCCL 2.27 to 2.30 (src/misc/shmutils.cc, src/os/linux.cc).
 _SHM_WORDS = re.compile(r"/dev/shm|shared memory segment|posix_fallocate")
 
 
@@ -55,8 +55,8 @@ class Findings:
     problem     one line, None where everything was right in time
     stage       the kind of step of the problem: see journal.KINDS
     stopped     whether the time limit ended the job
-    shm         whether what was said points to /dev/shm
-    words       the last lines of the rank at fault, or of torchrun where it is none
+    shm         whether the output, or a rank's end by SIGBUS, points to /dev/shm
+    words       the last output lines of the rank at fault, or of torchrun where no rank is
     """
 
     pairs: tuple[PairResult, ...] = ()
@@ -70,7 +70,7 @@ class Findings:
 
 
 def judge(result: JobResult, naming: Naming, time_limit_s: float) -> Findings:
-    """Read the records of a job. Wrong data count before the way in which the job ended."""
+    """Judge a job by its records. Wrong data take precedence over the way in which the job ended."""
     results = [_spoken(entry) for entry in enumerate(result.records)]
     ended = sorted((entry for record in results for entry in record), key=lambda entry: _place(entry.step))
     wrong = [entry for entry in ended if entry.problem is not None]
@@ -85,7 +85,7 @@ def judge(result: JobResult, naming: Naming, time_limit_s: float) -> Findings:
     said = [line for lines in result.words for line in lines]
     return Findings(
         pairs=tuple(_pair(entry, naming) for entry in ended if entry.step.kind in ("copy", "send")),
-        # The slowest rank's: an all-reduce is as fast as that.
+        # The bandwidth of the slowest rank, which is that of the all-reduce.
         busbw_gb_s=min(speeds) if speeds else None,
         compute=tuple(
             (naming.number(rank), ended.tflop_s)
@@ -103,7 +103,7 @@ def judge(result: JobResult, naming: Naming, time_limit_s: float) -> Findings:
 
 
 def _spoken(entry: tuple[int, Record]) -> list[Result]:
-    """The results that a rank reports: a send is reported by its receiver."""
+    """The results of a rank that count: a send is reported by its receiver alone."""
     rank, record = entry
     return [result for result in record.results if result.step.kind != "send" or result.step.b == rank]
 
@@ -141,7 +141,7 @@ def _complete(rank: int, record: Record, ranks: int) -> bool:
 
 
 def _stopped(result: JobResult, naming: Naming, time_limit_s: float) -> tuple[str, str, tuple[str, ...]]:
-    """The time limit was reached. The earliest step that has not ended hangs; later ones wait for it."""
+    """The ending of a job at its time limit. The earliest unfinished step hangs; later ones wait for it."""
     limit = f"after {time_limit_s:g} s"
     # A rank that wrote nothing has not reached the import.
     places = [record.open if record.results else record.open or Step("start") for record in result.records]
@@ -161,7 +161,7 @@ def _place(step: Step) -> tuple[int, int, int]:
 
 
 def _failed(result: JobResult, naming: Naming) -> tuple[str, str, tuple[str, ...]]:
-    """The rank that ended by itself: torchrun ends the others by SIGTERM."""
+    """The ending of a job by the rank that ended by itself: torchrun ends the others by SIGTERM."""
     own = [rank for rank, code in result.codes.items() if code != -signal.SIGTERM]
     reported = [rank for rank, record in enumerate(result.records) if record.failed is not None]
     # A rank that dies takes its partners' connections with it: their exceptions come second.
@@ -180,14 +180,14 @@ def _failed(result: JobResult, naming: Naming) -> tuple[str, str, tuple[str, ...
 
 
 def _stage(record: Record) -> str:
-    """The kind of the step at which the job is or ended."""
+    """The kind of the step that the rank is in, or else of the last that it finished."""
     if record.open is not None:
         return record.open.kind
     return record.results[-1].step.kind if record.results else "start"
 
 
 def _where(record: Record, naming: Naming) -> str:
-    """The step in words at which a rank is."""
+    """The step that a rank is in, in words."""
     return naming.step(record.open) if record.open is not None else f"the step after {naming.step(_last(record))}"
 
 

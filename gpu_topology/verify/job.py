@@ -22,7 +22,7 @@ from gpu_topology.verify.journal import FOLDER_VARIABLE, Record, read_record
 
 PACKAGES = Path(__file__).resolve().parents[2]
 PR_SET_PDEATHSIG = 1
-# A process inside a driver call ends when the call does; this is the longest wait for one.
+# Seconds to wait at most for a process to end: one inside a driver call ends only when the call does.
 END_S = 5.0
 LAST_LINES = 12
 
@@ -34,8 +34,8 @@ class JobResult:
     status    torchrun's exit status, None where the time limit ended it
     seconds   from start to end
     records   what each rank has written down
-    codes     rank -> how it ended, as subprocess has it (-n: signal n); ranks that torchrun found failed
-    words     rank -> the last lines of its stderr, with NCCL's warnings
+    codes     rank -> exit code as in subprocess (-n: signal n), for the ranks that torchrun reports as failed
+    words     by rank, the last lines of its stderr, with NCCL's warnings
     talk      the last lines of torchrun itself
     left      processes that survive even SIGKILL: they hang in the driver
     """
@@ -57,9 +57,9 @@ def run_job(
     time_limit_s: float,
     options: Sequence[str] = (),
 ) -> JobResult:
-    """Run `worker` (what follows torchrun's own options, `options` among them) on `ranks` ranks of this machine.
+    """Run `worker` (the program and its arguments) on `ranks` ranks of this machine. `options`: more of torchrun's own.
 
-    `environment` is the whole one of the job. No process of the job survives, however this function ends.
+    `environment` is the job's complete environment. No process of the job survives, however this function ends.
     """
     with tempfile.TemporaryDirectory(prefix="gpu-topology-verify-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
@@ -78,7 +78,7 @@ def run_job(
 
 
 def _command(folder: Path, ranks: int, options: Sequence[str], worker: Sequence[str]) -> list[str]:
-    """Every option is given, since torchrun takes what is missing from variables of the user's (PET_...).
+    """torchrun's command line. Every option is given: torchrun takes missing ones from the user's variables (PET_...).
 
     The ranks meet in a file, so that the job neither listens on a port nor asks for the name of this host.
     """
@@ -93,9 +93,9 @@ def _command(folder: Path, ranks: int, options: Sequence[str], worker: Sequence[
 
 
 def _environment(given: Mapping[str, str], folder: Path) -> dict[str, str]:
-    """The variables of the job: one machine, over loopback unless the user's say otherwise."""
+    """The environment of the job: one machine, over loopback unless the user's variables say otherwise."""
     kept = {name: value for name, value in given.items() if not name.startswith(("PET_", "TORCHELASTIC_"))}
-    # One machine: bootstrap over loopback is there and stays inside. NCCL's warnings say what its errors do not.
+    # On one machine loopback suffices for the bootstrap and is private. NCCL's warnings explain what its errors do not.
     defaults = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo", "NCCL_DEBUG": "WARN"}
     return {
         **defaults,
@@ -103,14 +103,14 @@ def _environment(given: Mapping[str, str], folder: Path) -> dict[str, str]:
         FOLDER_VARIABLE: str(folder),
         "TMPDIR": str(folder),
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
-        # The package is found wherever this one is, and a torch.py in the current folder is not.
+        # The ranks find this package wherever it is, and do not import a torch.py from the current folder.
         "PYTHONPATH": os.pathsep.join(filter(None, (str(PACKAGES), kept.get("PYTHONPATH")))),
         "PYTHONSAFEPATH": "1",
     }
 
 
 def _run(command: list[str], environment: dict[str, str], time_limit_s: float) -> tuple[int | None, tuple[int, ...]]:
-    """torchrun's exit status, and the processes that do not end."""
+    """Run torchrun; its exit status, None at the time limit, and the processes that do not end."""
     folder = environment[FOLDER_VARIABLE]
     process: subprocess.Popen[bytes] | None = None
     left: tuple[int, ...] = ()
@@ -138,10 +138,11 @@ def _run(command: list[str], environment: dict[str, str], time_limit_s: float) -
 
 
 def _dies_with(parent: int) -> Callable[[], None]:
-    """Runs in the new process: the kernel kills it when this one dies, also by SIGKILL."""
+    """A function to run in the new process, which makes the kernel kill it when this one dies, also by SIGKILL."""
     prctl = ctypes.CDLL(None).prctl
 
     def prepare() -> None:
+        """Ask for SIGKILL at the parent's end; exit if the parent has already ended."""
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:
             os._exit(1)
@@ -150,7 +151,7 @@ def _dies_with(parent: int) -> Callable[[], None]:
 
 
 def _end_all(mark: bytes) -> tuple[int, ...]:
-    """SIGKILL to every process with the mark, until there is none; those that do not end."""
+    """Send SIGKILL to every process with the mark until none is left; the processes that do not end within END_S."""
     deadline = time.monotonic() + END_S
     while pids := _marked(mark):
         for pid in pids:
@@ -163,7 +164,7 @@ def _end_all(mark: bytes) -> tuple[int, ...]:
 
 
 def _marked(mark: bytes) -> tuple[int, ...]:
-    """The ids of processes whose environment has the mark."""
+    """The ids of the processes that have the mark in their environment."""
     found = []
     for entry in Path("/proc").iterdir():
         # A process that has ended, or is another user's, has no environment to read.
@@ -174,7 +175,7 @@ def _marked(mark: bytes) -> tuple[int, ...]:
 
 
 def _codes(talk: Sequence[str]) -> dict[int, int]:
-    """From torchrun's summary, in which each failed rank has the lines `rank : 1 (...)` and `exitcode : -11 (...)`."""
+    """Rank -> exit code, from torchrun's summary: each failed rank has `rank : 1 (...)` and `exitcode : -11 (...)`."""
     codes: dict[int, int] = {}
     rank: int | None = None
     for line in talk:
@@ -187,7 +188,7 @@ def _codes(talk: Sequence[str]) -> dict[int, int]:
 
 
 def _words(folder: Path, rank: int) -> tuple[str, ...]:
-    """NCCL writes its warnings to stdout, everything else goes to stderr."""
+    """The last lines of a rank: NCCL's warnings, which it writes to stdout, then those of stderr."""
     logs = f"logs/*/attempt_0/{rank}"
     warnings = [line for path in folder.glob(f"{logs}/stdout.log") for line in _lines(path) if "NCCL WARN" in line]
     said = [line for path in folder.glob(f"{logs}/stderr.log") for line in _lines(path)]

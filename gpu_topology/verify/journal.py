@@ -1,4 +1,4 @@
-"""What each rank of verify's job writes down before and after every step, so that a job that hangs shows where.
+"""The journal that each rank of verify's job writes before and after every step, so that a hanging job shows where.
 
 One file of JSON lines per rank, in a folder that FOLDER_VARIABLE names. The ranks write, verify reads afterwards.
 """
@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 FOLDER_VARIABLE = "GPU_TOPOLOGY_VERIFY"
-"""Names the job's folder to its processes, and marks them: the folder's name is used once."""
+"""Variable with the job's folder. It also marks the job's processes, since the folder's name is used only once."""
 
 KINDS = ("start", "init", "compute", "copy", "send", "sum", "done")
-"""In their order: import of torch, communicator, matrix products, CUDA copies, sends and receives, all-reduce, end."""
+"""Kinds of step in order: import of torch, communicator, matrix products, CUDA copies, sends, all-reduce, end."""
 
 
 class Refused(Exception):
-    """What the rank's torch cannot do at all: a message without a traceback."""
+    """The rank's torch cannot do the job at all; recorded as a message without a traceback."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +31,8 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A step that came to its end. `problem`: what was wrong with the data; `gb_s`: 10^9 bytes per second; `tflop_s`:
-    10^12 operations per second."""
+    """A finished step. `problem`: what was wrong with the data; `gb_s`: 10^9 bytes per second; `tflop_s`: 10^12
+    operations per second."""
 
     step: Step
     problem: str | None = None
@@ -42,12 +42,12 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What a rank has written.
+    """The content of a rank's journal.
 
-    results     the steps that ended
-    open        the step it was in when it wrote last, None between steps
+    results     the finished steps
+    open        the step that the rank was in when it wrote last, None between steps
     failed      the exception that ended the rank
-    unreadable  the first line that is not a journal's
+    unreadable  the first line that a journal cannot have
     """
 
     results: tuple[Result, ...] = ()
@@ -68,18 +68,18 @@ class Journal:
         self._file = _path(folder, rank).open("w", buffering=1, encoding="utf-8")
 
     def begin(self, step: Step) -> None:
-        """Before a step."""
+        """Record the start of a step; call it before the step."""
         self._write({"begin": step.kind, "a": step.a, "b": step.b})
 
     def end(
         self, step: Step, problem: str | None = None, gb_s: float | None = None, tflop_s: float | None = None
     ) -> None:
-        """After a step."""
+        """Record the end of a step with its results; call it after the step."""
         speeds = {"gb_s": gb_s, "tflop_s": tflop_s}
         self._write({"end": step.kind, "a": step.a, "b": step.b, "problem": problem, **speeds})
 
     def fail(self, message: str) -> None:
-        """Before the rank leaves because of an exception."""
+        """Record the exception that ends the rank; call it before the rank exits."""
         self._write({"failed": message})
 
     def _write(self, line: dict[str, object]) -> None:

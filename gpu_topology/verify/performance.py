@@ -1,4 +1,4 @@
-"""Whether verify measured what these GPUs should reach: each GPU beside its equals, the all-reduce beside its model."""
+"""Whether the GPUs reach the speed that they should: each compared with its equals, the all-reduce with its model."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from gpu_topology.topology import LinkLevel, Topology
 # Equal GPUs differ by a few percent: chips, temperature, clocks.
 _SLOWER = 0.10
 
-# An all-reduce falls far short below this part of the nominal rate, over NVLink and over PCIe: over NVLink verify's
-# largest message takes less than a millisecond, too short for the full rate.
+# Below this share of the nominal rate an all-reduce counts as slow, over NVLink (True) or PCIe (False). Over NVLink
+# verify's largest message takes less than a millisecond, too short for the full rate.
 _LEAST_OF_MODEL = {True: 1 / 4, False: 1 / 2}
 
 
@@ -33,8 +33,8 @@ def slow_gpus(compute: Sequence[tuple[int, float]], topology: Topology) -> Itera
 
 
 def model_gb_s(topology: Topology, indices: Sequence[int]) -> float | None:
-    """The rate of the slowest link of the best ring, which a perfect all-reduce would have as its busbw; None without a
-    link that is known."""
+    """The rate of the slowest link in the best ring, which is the busbw of a perfect all-reduce; None where no link is
+    known."""
     known = len(indices) > 1 and any(link.level is not None for link in topology.links_within(tuple(indices)))
     return ring_gb_s(topology, indices) if known else None
 

@@ -1,6 +1,6 @@
 """`python -m gpu_topology.verify.rank`: one rank of verify's job, started by torchrun, never by hand.
 
-It ties its life to torchrun's before anything else, then imports torch with the worker, and writes down how it goes.
+It first makes sure that it ends with torchrun, then imports torch with the worker, and records each step.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def main() -> int:
 
 
 def _die_with_parent(folder: str) -> None:
-    """The kernel kills this process with its parent, torchrun. A process that is already an orphan ends itself."""
+    """Make the kernel kill this process with its parent, torchrun; exit at once where that has already ended."""
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     mark = f"{FOLDER_VARIABLE}={folder}".encode()
     try:
@@ -59,5 +59,5 @@ if __name__ == "__main__":
     status = main()
     sys.stdout.flush()
     sys.stderr.flush()
-    # Everything is recorded. The tear-down of CUDA and NCCL is not tested here, and may crash or hang.
+    # Everything is recorded. The teardown of CUDA and NCCL is not tested here, and may crash or hang.
     os._exit(status)

@@ -1,4 +1,4 @@
-"""A verdict as plain data, and as a page: who reaches whom at which speed, and what to set."""
+"""A verdict as plain data, and as a page for a terminal: the speed of each pair, and what to set."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def page(verdict: Verdict, devices: Sequence[int]) -> str:
 
 
 def _matrices(pairs: Sequence[PairResult], noun: str, width: int) -> Iterator[Table]:
-    """The pairs as a matrix: in one piece, or in as many as the width of the screen asks for."""
+    """The pairs as a matrix: in one table, or in as many as the width of the screen requires."""
     numbers = list(dict.fromkeys(number for pair in pairs for number in (pair.a, pair.b)))
     column = 3 + max(len("wrong"), len(f"{noun}{max(numbers)}"))
     fit = max(1, width // column - 1)

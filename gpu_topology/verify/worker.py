@@ -1,6 +1,6 @@
-"""What one rank of verify's job does: copies and sends compared bit for bit, and an all-reduce with exact sums.
+"""The work of one rank in verify's job: copies and sends compared bit for bit, and an all-reduce with exact sums.
 
-The one module of this package that imports torch; only rank.py imports it, in a process of torchrun's.
+The only module of this package that imports torch; only rank.py imports it, in a process that torchrun started.
 Data are made on the device that needs them, by integer arithmetic that is the same everywhere, so that the transfer
 under test is the only one.
 """
@@ -19,13 +19,13 @@ import torch.distributed as dist
 
 from gpu_topology.verify.journal import Journal, Refused, Step
 
-# Odd sizes, so that no transfer is of whole words alone. NCCL takes another protocol for each range of sizes
-# (LL, LL128, Simple); the last size is for the bandwidth. Bytes; the all-reduce rounds up to whole floats.
+# Message sizes in bytes, odd so that no transfer consists of whole words. NCCL has a protocol for each range of sizes
+# (LL, LL128, Simple); the last size is for the bandwidth. The all-reduce rounds up to whole floats.
 SIZES = {"nccl": (1, 4099, 2**20 + 3, 2**26 + 5), "gloo": (1, 4099, 2**20 + 3, 2**22 + 5)}
 REPEATS = 4
 # Sums of remainders below this are exact in float32 in every order, for any number of ranks.
 MODULUS = 31
-# How long each rank computes: enough for the clocks of a hot GPU to fall.
+# Seconds that each rank computes: enough for the clocks of a hot GPU to fall.
 COMPUTE_S = 0.5
 # verify stops a job that hangs; torch's own limits must not come first.
 NEVER = timedelta(days=1)
@@ -66,7 +66,7 @@ def work(journal: Journal, start: Step, folder: Path, backend: str, *, copies: b
 
 
 def _compute(journal: Journal, device: torch.device) -> None:
-    """Matrix products on all ranks at once, so that they share the power and the air that they share in a run."""
+    """Matrix products on all ranks at once, so that the GPUs share power and cooling as in a training run."""
     step = Step("compute")
     journal.begin(step)
     on_gpu = device.type == "cuda"
@@ -144,12 +144,12 @@ def _send(journal: Journal, a: int, b: int, rank: int, device: torch.device, siz
     for _ in range(REPEATS):
         _transfer(data, a, b, rank, device)
     seconds = time.perf_counter() - begin
-    # One rank speaks for both: the one that has the data.
+    # Only the receiver, which can compare the data, reports the speed.
     journal.end(step, problem, _gb_s(REPEATS * size, seconds) if rank == b else None)
 
 
 def _transfer(data: Bytes, a: int, b: int, rank: int, device: torch.device) -> None:
-    """In a batch, since a single send would make NCCL set up a communicator for each pair of ranks."""
+    """One send, in a batch: without one NCCL would set up a communicator for each pair of ranks."""
     operation = dist.P2POp(dist.isend, data, b) if rank == a else dist.P2POp(dist.irecv, data, a)
     for request in dist.batch_isend_irecv([operation]):
         request.wait()
@@ -157,7 +157,7 @@ def _transfer(data: Bytes, a: int, b: int, rank: int, device: torch.device) -> N
 
 
 def _sum(journal: Journal, rank: int, world_size: int, device: torch.device, sizes: tuple[int, ...]) -> None:
-    """All-reduce of small whole numbers, of which every sum is exact."""
+    """All-reduce small whole numbers, so that every sum is exact."""
     step = Step("sum")
     journal.begin(step)
     problem, seconds = None, 0.0
@@ -165,7 +165,7 @@ def _sum(journal: Journal, rank: int, world_size: int, device: torch.device, siz
     for turn, count in enumerate((*counts, *[counts[-1]] * REPEATS)):
         taken, wrong = _sum_once(count, rank, world_size, device)
         problem = problem or wrong
-        # The first of each size sets up what the others use.
+        # Only the repeats are timed: the first all-reduce of a size sets up what the others use.
         seconds += taken if turn >= len(counts) else 0.0
     # nccl-tests, doc/PERFORMANCE.md: in the best all-reduce each byte crosses a link 2 (n - 1) / n times.
     moved = REPEATS * 4 * counts[-1] * 2 * (world_size - 1) / world_size
@@ -198,7 +198,7 @@ def _messages(sizes: tuple[int, ...], a: int, b: int) -> Iterator[tuple[int, int
 
 
 def _data(size: int, turn: int, device: torch.device) -> Bytes:
-    """uint8 [size], which differs from place to place and from turn to turn."""
+    """uint8 [size] with values that depend on the place and on the turn."""
     words = torch.arange(-(-size // 4), dtype=torch.int32, device=device)
     # A multiplicative hash of place and turn, twice; int32 wraps around alike on every device.
     words.mul_(-1640531535).add_(_signed(turn // 2 * 0x2545F491))
@@ -209,17 +209,17 @@ def _data(size: int, turn: int, device: torch.device) -> Bytes:
 
 
 def _signed(number: int) -> int:
-    """The last 32 bits, as an int32 has them."""
+    """The low 32 bits as a signed int32."""
     return (number + 2**31) % 2**32 - 2**31
 
 
 def _numbers(count: int, rank: int, device: torch.device) -> torch.Tensor:
-    """float32 [count]: whole numbers from 0 to MODULUS - 1, others on each rank."""
+    """float32 [count]: whole numbers from 0 to MODULUS - 1, different on each rank."""
     return ((torch.arange(count, device=device) * 7 + rank * 13) % MODULUS).float()
 
 
 def _difference(found: Bytes, expected: Bytes) -> str | None:
-    """Where the first byte differs; None where none does."""
+    """Where the first byte differs and how many do, in words; None where all are equal."""
     if torch.equal(found, expected):
         return None
     wrong = found != expected
@@ -229,5 +229,5 @@ def _difference(found: Bytes, expected: Bytes) -> str | None:
 
 
 def _gb_s(size: float, seconds: float) -> float:
-    """GB/s for so many bytes."""
+    """GB/s for `size` bytes in `seconds`."""
     return size / seconds / 1e9

@@ -1,9 +1,9 @@
-"""Where the host waits for a real GPU, by torch.cuda.set_sync_debug_mode("warn"), against the list of the ghost.
+"""Finds where the host waits for a real GPU, by torch.cuda.set_sync_debug_mode("warn"), to check the ghost's list.
 
 python scripts/gpu_session/host_waits.py [--only CONFIGURATION ...]
 
 Prints JSON: for each configuration of tests/ghost/test_waits.py the places, each with how often it waited in a run of
-eight steps. Exit status 1 where a place waits in every step: the ghost says that there is none.
+eight steps. Exit status 1 where a place waits in every step: by the ghost's list there is none.
 """
 
 from __future__ import annotations
@@ -38,12 +38,13 @@ def place() -> str:
 
 
 def waits(options: str, folder: Path) -> Counter[str]:
-    """The places of a run, after a first one that loads kernels and makes workspaces."""
+    """The places where a run waits, after a first run that loads kernels and makes workspaces."""
     make(options, folder / "first").trainer.fit()
     run = make(options, folder / "second")
     found: Counter[str] = Counter()
 
     def note(message: Warning | str, *_: Any, **__: Any) -> None:
+        """Count the place of a warning about a wait."""
         if "synchronizing CUDA operation" in str(message):
             found[place()] += 1
 

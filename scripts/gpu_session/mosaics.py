@@ -59,14 +59,14 @@ def groups(images: Path) -> Iterator[tuple[str, str, list[Path]]]:
 
 
 def pack(images: Path, target: Path) -> None:
-    """Write the parts, whose mosaics take turns."""
+    """Write the parts; the mosaics go to each part in turn."""
     entries: list[list[Entry]] = [[] for _ in range(PARTS)]
     for number, (split, name, files) in enumerate(groups(images)):
         part = number % PARTS
         folder = target / f"cifar10-{part}"
         folder.mkdir(parents=True, exist_ok=True)
         pixels, file = read(files), f"{number:04d}.webp"
-        # exact: also the colours of transparent pixels, of which there are none, so that nothing is left to the encoder
+        # exact: keep the colors of transparent pixels too; there are none, but this leaves nothing to the encoder
         Image.fromarray(to_mosaic(pixels)).save(folder / file, lossless=True, quality=75, method=4, exact=True)
         entries[part].append(
             {
@@ -86,7 +86,7 @@ def pack(images: Path, target: Path) -> None:
 
 
 def images_of(folder: Path, entry: Entry) -> np.ndarray:
-    """The images of a mosaic, uint8 [n, H, W, 3]. Errors: SystemExit where they are not those that were packed."""
+    """The images of a mosaic, uint8 [n, H, W, 3]. Errors: SystemExit where the pixels are not the packed ones."""
     with Image.open(folder / str(entry["file"])) as mosaic:
         pixels = from_mosaic(np.asarray(mosaic.convert("RGB")), int(entry["count"]), int(entry["height"]))
     if hashlib.sha256(pixels.tobytes()).hexdigest() != entry["sha256"]:
@@ -95,7 +95,7 @@ def images_of(folder: Path, entry: Entry) -> np.ndarray:
 
 
 def _unpack_mosaic(data: Path, where: tuple[Path, Entry]) -> int:
-    """Write the images of one mosaic; their number."""
+    """Write the images of one mosaic; returns their number."""
     folder, entry = where
     target = data / str(entry["split"]) / str(entry["class"])
     target.mkdir(parents=True, exist_ok=True)

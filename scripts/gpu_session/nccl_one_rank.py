@@ -1,4 +1,4 @@
-"""DistributedDataParallel and batch norm over all ranks on a group of one rank, where a run leaves them out.
+"""Tests DistributedDataParallel and batch norm over all ranks on a group of one rank, where a run leaves them out.
 
 python scripts/gpu_session/nccl_one_rank.py [--device cuda|cpu]
 
@@ -29,7 +29,7 @@ STEPS = 2
 
 
 class GroupNorm(nn.BatchNorm2d):
-    """Batch norm by the way of several ranks, also where there is one."""
+    """Batch norm computed as for several ranks, even where there is one."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Batch norm over the group, by torch's own kernels where there is a GPU."""
@@ -55,7 +55,7 @@ def difference(found: list[Tensor], wanted: list[Tensor]) -> float:
 
 
 def compare(device: torch.device) -> dict[str, dict[str, object]]:
-    """The differences by way, and how many all-reduces each has counted."""
+    """The differences of each way, and how many all-reduces it has counted."""
     torch.manual_seed(0)
     network = create_model("small", num_classes=10).to(device).train()
     for module in network.modules():

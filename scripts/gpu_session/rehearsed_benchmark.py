@@ -14,7 +14,7 @@ from benchmarks import input_pipeline
 from benchmarks.__main__ import main as measure
 
 SMALLER = {"BATCH": 64, "THEIRS_IMAGES": 256}
-"""Of input_pipeline: its loaders' images take a busy machine minutes."""
+"""Settings of input_pipeline, since its loaders' usual images take a busy machine minutes."""
 
 
 def main() -> int:

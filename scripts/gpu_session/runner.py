@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 KILL_AFTER_S = 5
-"""Between the signal that asks a step to end and the one that ends it."""
+"""Seconds between the signal that asks a step to end and SIGKILL."""
 OVER_ITS_LIMIT = (124, 137)
 """Exit statuses of `timeout`."""
 _TAIL = 12
@@ -40,7 +40,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a step. status: its exit status; None where it was not begun, and `note` says why."""
+    """The result of a step. status: its exit status; None where it was not begun, and `note` says why."""
 
     name: str
     status: int | None
@@ -108,7 +108,7 @@ def _run(step: Step, folder: Path, limit_s: int, environment: Mapping[str, str])
 
 
 def _show(result: Result, folder: Path) -> None:
-    """One line for a step that is done; after a failure the end of its log too."""
+    """Print a line for a step that is done; after a failure the end of its log too."""
     print(f"   status {result.status}, {result.seconds:.1f} s {result.note}".rstrip(), flush=True)
     if result.status != 0:
         lines = (folder / f"{result.name}.log").read_text(errors="replace").splitlines()

@@ -1,4 +1,4 @@
-"""A folder of images of chance in the shape of CIFAR-10, for a rehearsal: python sample_images.py FOLDER"""
+"""Writes a folder of random images in the shape of CIFAR-10, for a rehearsal: python sample_images.py FOLDER"""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CLASSES, COUNTS = 10, {"train": 41, "test": 4}
 
 
 def main(folder: Path) -> None:
-    """Write train/CLASS/*.png and test/CLASS/*.png, each class in a brightness of its own."""
+    """Write train/CLASS/*.png and test/CLASS/*.png, each class with its own brightness."""
     chance = np.random.default_rng(0)
     for split, count in COUNTS.items():
         for label in range(CLASSES):

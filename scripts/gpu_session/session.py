@@ -25,9 +25,9 @@ from steps import GPU_STEPS, PARTS, Settings
 ROOT = Path(__file__).resolve().parents[2]
 CARRY = ROOT / ".carry"
 BUDGET_S = 585
-"""Of a part: ten minutes, less what it takes to start and to fetch the results."""
+"""Seconds for a part: ten minutes, less the time to start and to fetch the results."""
 REHEARSAL = 5
-"""How much longer a rehearsal and its steps may take."""
+"""How many times as long a rehearsal and its steps may take."""
 
 
 def main() -> int:
@@ -95,7 +95,7 @@ def _mistake(message: str) -> int:
 
 
 def _environment(out: Path) -> dict[str, str]:
-    """Of every step: the packages that were brought, and caches that end with the session's folder."""
+    """The environment of every step: the packages that were brought, and caches inside the session's folder."""
     places = [str(ROOT), os.environ.get("PYTHONPATH", ""), *_brought(out / "packages")]
     environment = {
         **os.environ,

@@ -43,7 +43,7 @@ def make(words: list[str], device: torch.device) -> Run:
 
 
 def accuracies(run: Run) -> tuple[float, float | None]:
-    """On the test split: plain, and with the run's test-time augmentation."""
+    """The accuracies on the test split: plain, and with the run's test-time augmentation."""
     parts, diagnostics = run.trainer.components, run.config.diagnostics
     classes, final = len(run.dataset.classes), run.dataset.final
     plain = examine(parts.evaluated, parts.pipeline.evaluate(final), parts.precision, classes).top1
@@ -56,7 +56,7 @@ def accuracies(run: Run) -> tuple[float, float | None]:
 
 
 def one(words: list[str], device: torch.device) -> dict[str, Any]:
-    """One seed."""
+    """Train with one seed; returns its figures."""
     wait = torch.get_device_module(device).synchronize
     began = time.perf_counter()
     run = make(words, device)

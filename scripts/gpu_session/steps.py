@@ -36,11 +36,11 @@ def checks(settings: Settings, *, unpack: bool) -> list[Step]:
     out, rehearse = settings.out, settings.rehearse
     topology = ("-m", "gpu_topology")
     tests = python("-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", "--timeout=280", "tests/gpu")
-    # On a ghost those that need no kernel of a GPU's, of which two are enough to try the command.
+    # On a ghost, only tests that need no GPU kernel can run; two of them are enough to try the command.
     tests += ("-k", "torchs_gpu or draws_the_same") if rehearse else ("-n", "5", "-k", "not max-autotune")
     waits = python(HERE / "host_waits.py", *(("--only", "default", "EMA") if rehearse else ()))
     seconds = ("--seconds", 1 if rehearse else 10, "--interval", 0.5)
-    # verify multiplies matrices that take a ghost minutes: a rehearsal does without.
+    # verify multiplies matrices, which takes a ghost minutes: a rehearsal runs it on the CPU.
     return [
         Step("report", python(*topology, "report"), 40),
         Step("report-json", python(*topology, "report", "--json"), 40, json=True),
@@ -54,7 +54,7 @@ def checks(settings: Settings, *, unpack: bool) -> list[Step]:
 
 
 def measurements(settings: Settings, *, unpack: bool) -> list[Step]:
-    """Part 2: speedruns, images per second, memory, overheads, one profile. The most wanted first."""
+    """Part 2: speedruns, images per second, memory, overheads, one profile. The most important come first."""
     return [
         *(_data(settings) if unpack else ()),
         *_speedruns(settings),
@@ -65,7 +65,7 @@ def measurements(settings: Settings, *, unpack: bool) -> list[Step]:
 
 
 def _data(settings: Settings) -> list[Step]:
-    """CIFAR-10 out of the mosaics; in a rehearsal some images of chance, which are packed first."""
+    """CIFAR-10 out of the mosaics; in a rehearsal some random images, which are packed first."""
     mosaics = HERE / "mosaics.py"
     if not settings.rehearse:
         return [Step("data", python(mosaics, "unpack", settings.carry, settings.data), 90)]
@@ -87,6 +87,7 @@ def _speedruns(settings: Settings) -> list[Step]:
     tiny = ("--width-mult", 0.25, "--batch-size", 80, "--epochs", 2) if settings.rehearse else ()
 
     def runs(name: str, target: float, seeds: int, limit_s: int, *words: object) -> Step:
+        """The step of a speedrun with some seeds."""
         common = ("--data-dir", _data_of(settings), "--device", settings.device, "--target", target)
         command = python(HERE / "speedrun_seeds.py", *common, "--seeds", seeds, *words, *tiny)
         return Step(name, command, limit_s, needs_s=20, json=True)
@@ -136,11 +137,12 @@ def _overheads(settings: Settings) -> list[Step]:
     checkpoint = ("--model", "small", "--steps", 2, "--batch-size", 16) if rehearse else ("--batch-size", 512)
 
     def benchmark(name: str, *options: object) -> Step:
+        """The step of a measurement of benchmarks/."""
         start = (HERE / "rehearsed_benchmark.py",) if rehearse else ("-m", "benchmarks")
         rounds = ("--rounds", 1 if rehearse else 5)
         return Step(name.replace("_", "-"), python(*start, name, *rounds, *options), 120, json=True)
 
-    # A ghost has none of the thread in which torch's DataLoader pins memory.
+    # A ghost lacks the thread in which torch's DataLoader pins memory.
     where = ("--device", "cpu") if rehearse else device
     return [
         Step("profile", python("ddp_train/main.py", *profile), 60),

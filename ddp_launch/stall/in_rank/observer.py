@@ -1,4 +1,4 @@
-"""What a rank of `--scaling` spends its time on: a thread looks a hundred times a second at where the program is.
+"""What a rank of `--scaling` spends its time on: a thread samples the program's stack a hundred times a second.
 
 The Python stack of the thread that trains names the kind of work, from the innermost frame outwards: loading data,
 forward, backward, optimizer, communication, or the program's other code. The kernel's scheduler says for how much of
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 INTERVAL_S = 0.01
 WARM_S, WARM_STEPS = 1.0, 3
-"""What comes before is not counted: libraries are loaded, kernels chosen."""
+"""The time before these is not counted: libraries are loaded and kernels chosen in it."""
 INPUT, COMMUNICATION, FORWARD, BACKWARD, OPTIMIZER, OTHER = (
     "input",
     "communication",
@@ -39,15 +39,15 @@ KINDS = (
     (("torch/autograd/", "torch/_tensor.py"), BACKWARD),
     (("torch/nn/",), FORWARD),
 )
-"""Parts of the names of files, and what the code in them does."""
+"""Parts of file names, and the kind of work that the code in these files does."""
 ASIDE = ("evaluation", "checkpoint")
-"""Phases of the bundled trainer that are no part of a step."""
+"""Phases of the bundled trainer that are not part of a step."""
 TRAINER = "ddp_train.distributed.heartbeat"
 PLACES = 3
 
 
 class Observer:
-    """The totals since the program warmed up. `exposed_ns`, `batch_size`: of torch_internals.py."""
+    """The totals since the end of the warm-up. `exposed_ns`, `batch_size`: the functions of torch_internals.py."""
 
     def __init__(self, exposed_ns: Callable[[Any], float | None], batch_size: Callable[[Any], int]) -> None:
         self._exposed_ns, self._batch_size = exposed_ns, batch_size
@@ -62,11 +62,11 @@ class Observer:
         self._places: dict[tuple[str, str], int] = {}
 
     def begin(self) -> None:
-        """Start to look."""
+        """Start the thread that samples."""
         _thread.start_new_thread(self._look_on, ())
 
     def facts(self) -> dict[str, Any]:
-        """What has been seen, in nanoseconds; a kind's times are in all, blocked, and in wait of a CPU core."""
+        """The observations, in nanoseconds; the times of a kind are its total, blocked, and waiting for a CPU core."""
         places: dict[str, list[tuple[str, int]]] = {}
         for (kind, place), ns in sorted(self._places.copy().items(), key=lambda item: -item[1]):
             if len(places.setdefault(kind, [])) < PLACES:
@@ -84,7 +84,7 @@ class Observer:
         }
 
     def _look_on(self) -> None:
-        """The thread's work: at each interval add the time that passed to what the main thread was doing."""
+        """The thread's work: at each interval add the time that passed to what the observed thread is doing."""
         before_ns, before = time.monotonic_ns(), _scheduled(self._native)
         while True:
             time.sleep(INTERVAL_S)
@@ -102,8 +102,8 @@ class Observer:
             before_ns, before = now_ns, now
 
     def _add(self, took: int, blocked: int, queued: int) -> None:
-        """Add an interval, of which so many ns blocked or queued, to what the main thread is doing now."""
-        # The main thread's own frames; this thread holds Python's lock, so they stand still.
+        """Add an interval to what the observed thread is doing now; all times in ns."""
+        # This thread holds Python's lock, so the observed thread's frames do not change meanwhile.
         kind, place = _kind(sys._current_frames().get(self._thread))  # type: ignore[arg-type]
         spent = self._spent.setdefault(kind, [0, 0, 0])
         for index, ns in enumerate((took, blocked, queued)):
@@ -111,7 +111,7 @@ class Observer:
         self._places[kind, place] = self._places.get((kind, place), 0) + took
 
     def _watch_steps(self) -> None:
-        """Count steps, once torch is there."""
+        """Register for optimizer steps once torch is loaded; the bundled trainer counts its own steps."""
         if TRAINER in sys.modules:
             self._watches_steps = True
             return
@@ -124,7 +124,7 @@ class Observer:
             register(self._stepped)
 
     def _stepped(self, optimizer: object, *_: object) -> None:
-        """torch's hook: a step of an optimizer. With several, the first one counts."""
+        """torch's hook: an optimizer made a step. With several optimizers, only the first one's steps count."""
         if TRAINER in sys.modules:
             return
         if self._optimizer is None:
@@ -134,7 +134,7 @@ class Observer:
             self._count(self._steps + 1, time.monotonic_ns())
 
     def _trainers_phase(self, now_ns: int) -> str:
-        """Count the bundled trainer's steps; what it does now, empty for another program."""
+        """Count the bundled trainer's steps; returns its present phase, empty for another program."""
         heart = getattr(sys.modules.get(TRAINER), "heartbeat", None)
         if heart is None:
             return ""
@@ -151,7 +151,7 @@ class Observer:
             self._begun, self._begun_ns = steps, time.monotonic_ns()
 
     def _take_stock(self) -> None:
-        """Look for the loaders, and have the wrappers measured from now on."""
+        """Read the loaders' batch sizes, and start DistributedDataParallel's own statistics."""
         loaders = _objects("torch.utils.data.dataloader", "DataLoader", "_BaseDataLoaderIter")
         self._batches = sorted({size for one in loaders if (size := self._batch_size(one))})
         self._wrappers = _objects("torch.nn.parallel", "DistributedDataParallel")
@@ -160,7 +160,7 @@ class Observer:
 
 
 def _kind(frame: FrameType | None) -> tuple[str, str]:
-    """What the code of a stack does, and where: the innermost line that is not torch's or Python's own."""
+    """A stack's kind of work, and its place: the innermost line outside of Python and installed packages."""
     kind, place = "", ""
     while frame is not None:
         name = frame.f_code.co_filename
@@ -175,7 +175,7 @@ def _kind(frame: FrameType | None) -> tuple[str, str]:
 
 
 def _scheduled(thread: int) -> tuple[int, int]:
-    """For how long a thread has run, and waited for a CPU core (schedstat, see proc(5)), in nanoseconds."""
+    """How long a thread has run, and how long it waited for a CPU core (schedstat, see proc(5)), in nanoseconds."""
     try:
         with open("/proc/self/task/%d/schedstat" % thread) as file:  # noqa: PTH123, UP031
             ran, waited, _ = file.read().split()

@@ -33,9 +33,9 @@ RECORDED = "2000"
 HERE = os.path.dirname(__file__)  # noqa: PTH120 (pathlib takes milliseconds to import)
 C10D = "torch.distributed.distributed_c10d"
 HOOK = "_update_default_pg"
-"""What torch calls once there is a default process group."""
+"""The function that torch calls once there is a default process group."""
 OBSERVE = "DDP_LAUNCH_OBSERVE"
-"""Set in the ranks of --scaling, where the program is not to see it."""
+"""A variable that is set for the ranks of --scaling, and removed before the program can see it."""
 
 
 def high(file: int) -> int:
@@ -56,7 +56,7 @@ class _WhenTorchIsThere:
     """An import finder that finds nothing. It is called at each import, and so notices that torch has been loaded.
 
     Wrapping the loader instead would add a line of this file to the traceback of a failing import.
-    `observe`: also look at what the program does, from then on.
+    `observe`: also observe what the program does from then on.
     """
 
     def __init__(self, observe: bool) -> None:

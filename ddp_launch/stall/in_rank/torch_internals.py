@@ -137,7 +137,7 @@ def exposed_ns(wrapper: Any) -> float | None:
 
 
 def batch_size(one: Any) -> int:
-    """The samples in a batch of a DataLoader, or of an iteration over one that is itself gone; 0 where none is said."""
+    """The batch size of a DataLoader, or of an iterator over a DataLoader that no longer exists; 0 if none is set."""
     size = getattr(one, "batch_size", None) or getattr(getattr(one, "batch_sampler", None), "batch_size", None)
     size = size or getattr(getattr(one, "_index_sampler", None), "batch_size", None)
     return size if isinstance(size, int) else 0

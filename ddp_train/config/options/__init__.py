@@ -44,12 +44,12 @@ class Config:
 
     @property
     def shards(self) -> int | None:
-        """Logical shards of a global batch; None unless the run is to be the same on any number of ranks."""
+        """Number of logical shards of a global batch; None without --reproducible."""
         return (self.run.reproducible_shards or DEFAULT_SHARDS) if self.run.reproducible else None
 
 
 SECTIONS: dict[str, Any] = {f.name: f.default_factory for f in fields(Config) if f.default_factory is not MISSING}
-"""Name -> class."""
+"""Section name -> its dataclass."""
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 @functools.cache
 def declared() -> dict[str, Option]:
-    """Every option as it is declared, by name, in the order of the sections."""
+    """Every declared option, by name, in the order of the sections."""
     hints = {name: kind for section in SECTIONS.values() for name, kind in get_type_hints(section).items()}
     options = (f for section in SECTIONS.values() for f in fields(section))
     return {f.name: Option(name=f.name, type=hints[f.name], default=f.default, **f.metadata) for f in options}

@@ -1,4 +1,4 @@
-"""Options of the model and of its arithmetic."""
+"""Options of the model and of its numerical precision."""
 
 from __future__ import annotations
 

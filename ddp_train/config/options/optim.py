@@ -1,4 +1,4 @@
-"""Options of the optimizer and the gradient that it gets, of the learning rate over the run, and of regularisation."""
+"""Options of the optimizer and its gradients, of the learning-rate schedule, and of regularisation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ddp_train.config.declaration import Range, When, option
 MUON = When("optimizer", "muon")
 ADAM = When("optimizer", "adam", "adamw", others=(When("optimizer", "muon", also=When("muon_rest", "adamw")),))
 SGD = When("optimizer", "sgd", others=(When("optimizer", "muon", also=When("muon_rest", "sgd")),))
-"""What the options of the optimizers need."""
+"""Conditions under which the options of each optimizer have an effect."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Augmentation of whole batches: uint8 images in, normalised images out, in float32 or what autocast makes of it.
+"""Augmentation of whole batches: uint8 images in, normalised images out, in float32 or in autocast's dtype.
 
 A batch is one gather of windows from padded images (the crop), a mirrored copy chosen by a mask (the flip), a
 rectangle of the mean colour (random erasing: Zhong et al., arXiv 1708.04896, with torchvision's default
@@ -33,7 +33,7 @@ _CHUNK = 1 << 18  # samples hashed at a time, so that an epoch of millions needs
 
 @dataclass(frozen=True)
 class Draws:
-    """What happens to each sample; every field is for n samples and None where the level does without."""
+    """The random choices for n samples; a field is None where the level does not use it."""
 
     shift: Tensor | None
     """Offset of the crop in pixels of the padded image, row by row: int64 [n]."""
@@ -43,7 +43,7 @@ class Draws:
     """Erased rectangle as top, bottom, left, right (bottom and right exclusive; all 0: none): int16 [n, 4]."""
 
     further: tuple[Tensor, ...] = ()
-    """What each further operation has drawn: [n, ...] each."""
+    """The draws of each further operation: [n, ...] each."""
 
     @property
     def fields(self) -> tuple[Tensor | None, ...]:
@@ -60,11 +60,11 @@ class Augmentation:
     level: none, minimal (flip), balanced (crop and flip) or heavy (crop, flip and erasing); there is no
     flip where flip_ok is False. largest_shift: pixels by which images are padded for the crop (None: an eighth of
     their shorter side, which is 4 for CIFAR-10; 0: no crop). flip: off, random, or alternating (Keller Jordan 2024,
-    arXiv:2404.00498): drawn in the first epoch, then every other one, so that two epochs show both sides (None: random
-    where the level has it). erasing: its probability (None: by level). cutout: side of a square that takes the place
-    of the rectangles, in every image (0: none). further: operations between flip and erasing.
+    arXiv:2404.00498): drawn in the first epoch, then toggled in each epoch, so that two epochs show both sides (None:
+    random where the level has it). erasing: its probability (None: by level). cutout: side of a square that replaces
+    the rectangles, in every image (0: none). further: operations between flip and erasing.
     image_shape: (channels, height, width). mean, std: per channel, of images scaled to [0, 1]. channels_last: the
-    memory order of what comes out.
+    memory order of the result.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Augmentation:
         pixels = self.height * self.width
         self.channels_last = channels_last
         self.dtype = torch.float32
-        """Of what comes out: rounded once, from float32."""
+        """Dtype of the result, which is computed in float32 and rounded once."""
         self._crop = CROPS["windows"]
         self._mean = self._of_pixels(torch.tensor(mean, dtype=torch.float64) * 255, pixels)
         self._factor = self._of_pixels(1 / (torch.tensor(std, dtype=torch.float64) * 255), pixels)
@@ -112,11 +112,11 @@ class Augmentation:
         if self.pad_pixels and padding != "zero":
             rows, columns = _reflected(self.height, shift), _reflected(self.width, shift)
             self._padded = (rows[:, None] * self.width + columns).flatten().to(self.device)
-        """Of each pixel of a padded image that which it is a copy of, counted row by row."""
+        """For each pixel of a padded image, the index of the pixel that it copies, counted row by row."""
         self._columns = torch.arange(self.width, dtype=torch.int16).repeat_interleave(self.channels).to(self.device)
 
     def _of_pixels(self, of_channels: Tensor, pixels: int) -> Tensor:
-        """The number of each value of an image, in its memory order, float32 [C * H * W]. of_channels: [C]."""
+        """One number per channel [C], repeated for each value of an image in its memory order: float32 [C * H * W]."""
         values = of_channels.float()
         values = values.repeat(pixels) if self.channels_last else values.repeat_interleave(pixels)
         return values.to(self.device)
@@ -136,7 +136,7 @@ class Augmentation:
             return images
         if self._padded is None:
             return torch.nn.functional.pad(images, (0, 0, pad, pad, pad, pad))
-        # One gather over the positions of whole pixels: rows and columns in turn take several times as long.
+        # One gather over whole pixels; gathering rows and then columns takes several times as long.
         shape = (len(images), self.height + 2 * pad, self.width + 2 * pad, self.channels)
         return images.flatten(1, 2).index_select(1, self._padded).view(shape)
 
@@ -160,7 +160,7 @@ class Augmentation:
             shift = offsets[:, 0] * (self.width + 2 * self.pad_pixels) + offsets[:, 1]
         if self.flips:
             mirrored = keyed_random.integers(words[:, 2], 2)
-            if self.alternates:  # as drawn in the first epoch, then every other one
+            if self.alternates:  # drawn in the first epoch, then toggled in each epoch
                 first_epoch = keyed_random.key(self.seed, 0, keyed_random.AUGMENTATION)
                 mirrored = (keyed_random.integers(keyed_random.words(first_epoch, samples, 3)[:, 2], 2) + epoch) & 1
             flip = mirrored.bool()
@@ -188,7 +188,7 @@ class Augmentation:
             mirrored = images.view(-1, self.height, self.width, self.channels).flip(2).view_as(images)
             if self.device.type == "cuda":
                 images = torch.where(draws.flip[:, None, None], mirrored, images)
-            else:  # by masks of bits, 255 or 0: faster there
+            else:  # on a CPU, bit masks of 255 or 0 are faster
                 images ^= (images ^ mirrored) & draws.flip.view(torch.uint8).neg()[:, None, None]
         if self.further:
             images = images.view(-1, self.height, self.width, self.channels)
@@ -200,13 +200,13 @@ class Augmentation:
         return self.normalise(images)
 
     def normalise(self, images: Tensor) -> Tensor:
-        """uint8 [n, H, W, C], or with dimensions joined -> `dtype` [n, C, H, W], in the memory order asked for."""
-        if not self.channels_last:  # by the pass that makes floats of them
+        """uint8 [n, H, W, C], or with dimensions flattened -> `dtype` [n, C, H, W], in the order of `channels_last`."""
+        if not self.channels_last:  # in the same pass as the conversion to float
             images = images.view(-1, self.height, self.width, self.channels).permute(0, 3, 1, 2)
             images = images.to(torch.float32, memory_format=torch.contiguous_format)
         # Two separately rounded steps: a fused one could round differently at the end of a batch.
         flat = images.flatten(1)
-        # A GPU's kernel converts what it reads and writes; on a CPU that would be a pass more.
+        # A GPU's kernel converts dtypes as it reads and writes; on a CPU that would take an extra pass.
         values = torch.sub(flat, self._mean) if self.device.type == "cuda" else flat.float().sub_(self._mean)
         out = values if self.dtype == torch.float32 else torch.empty_like(values, dtype=self.dtype)
         values = torch.mul(values, self._factor, out=out)

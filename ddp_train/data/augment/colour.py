@@ -1,8 +1,8 @@
 """Operations on the colours of whole batches, with a magnitude per sample.
 
 Definitions are Pillow's (ImageEnhance, ImageOps) as torchvision's tensor functions have them. images: uint8
-[n, H, W, C] with C of 1 or 3, and so are the results; factors: float32 [n]. What is summed over an image is summed in
-whole numbers, and products and sums are rounded one by one, so that a sample does not depend on its batch.
+[n, H, W, C] with C of 1 or 3, and so are the results; factors: float32 [n]. Sums over an image are sums of whole
+numbers, and products and sums are rounded one by one, so that a sample does not depend on its batch.
 """
 
 from __future__ import annotations
@@ -14,29 +14,29 @@ _LUMA = (0.2989, 0.587, 0.114)  # ITU-R 601-2
 
 
 def brightness(images: Tensor, factor: Tensor) -> Tensor:
-    """Times the factor: 0 is black, 1 the image itself."""
+    """Multiply by the factor: 0 gives black, 1 the image itself."""
     return _to_levels(images * _per_image(factor))
 
 
 def contrast(images: Tensor, factor: Tensor) -> Tensor:
-    """Away from the mean grey level by the factor: 0 is a grey plane, 1 the image itself."""
+    """Scale the distance from the mean grey level by the factor: 0 gives a grey plane, 1 the image itself."""
     luma = _luma(images).flatten(1)
     mean = (luma.sum(1, dtype=torch.float64) / luma.shape[1]).float()
     return _blend(images, _per_image(mean), factor)
 
 
 def saturation(images: Tensor, factor: Tensor) -> Tensor:
-    """Away from the grey image by the factor: 0 is grey, 1 the image itself."""
+    """Scale the distance from the grey image by the factor: 0 gives grey, 1 the image itself."""
     return images if images.shape[3] == 1 else _blend(images, _luma(images), factor)
 
 
 def grayscale(images: Tensor) -> Tensor:
-    """Grey, in as many channels as before."""
+    """Convert to grey, in as many channels as before."""
     return _luma(images).to(torch.uint8).expand_as(images)
 
 
 def hue(images: Tensor, shift: Tensor) -> Tensor:
-    """The colour circle turned by `shift` of its circumference, -0.5 to 0.5."""
+    """Turn the colour circle by `shift` of its circumference, -0.5 to 0.5."""
     if images.shape[3] == 1:
         return images
     red, green, blue = images.permute(3, 0, 1, 2).contiguous().float() / 255
@@ -57,7 +57,7 @@ def hue(images: Tensor, shift: Tensor) -> Tensor:
 
 
 def sharpness(images: Tensor, factor: Tensor) -> Tensor:
-    """Away from the smoothed image by the factor: 0 is smooth, 1 the image itself. The outermost pixels stay."""
+    """Scale the distance from the smoothed image by the factor: 0 gives that, 1 the image itself. Edge pixels stay."""
     if min(images.shape[1:3]) < 3:
         return images
     levels = images.to(torch.int16)
@@ -71,22 +71,22 @@ def sharpness(images: Tensor, factor: Tensor) -> Tensor:
 
 
 def posterize(images: Tensor, bits: Tensor) -> Tensor:
-    """The upper bits of each level. bits: integers [n], 0 to 8."""
+    """Keep the upper bits of each level. bits: integers [n], 0 to 8."""
     return images & (256 - 2 ** (8 - bits.long())).to(torch.uint8).view(-1, 1, 1, 1)
 
 
 def solarize(images: Tensor, threshold: Tensor) -> Tensor:
-    """Levels from the threshold (0 to 255, float32 [n]) on inverted."""
+    """Invert the levels at or above the threshold (0 to 255, float32 [n])."""
     return torch.where(images >= _per_image(threshold), invert(images), images)
 
 
 def invert(images: Tensor) -> Tensor:
-    """The negative."""
+    """The negative of the images."""
     return images ^ 255
 
 
 def autocontrast(images: Tensor) -> Tensor:
-    """Each channel stretched to the whole range; one of a single level stays."""
+    """Stretch each channel to the whole range; a channel with a single level stays as it is."""
     low, high = (edge.float() for edge in torch.aminmax(images.flatten(1, 2).transpose(1, 2).contiguous(), dim=2))
     flat = low == high
     low, scale = torch.where(flat, 0.0, low), torch.where(flat, 1.0, (high - low) * (1 / 255))
@@ -94,7 +94,7 @@ def autocontrast(images: Tensor) -> Tensor:
 
 
 def equalize(images: Tensor) -> Tensor:
-    """Each channel's histogram made even, by Pillow's integer rule; one with too few levels to do so stays."""
+    """Equalize each channel's histogram, by Pillow's integer rule; a channel with too few levels stays as it is."""
     levels = images.permute(0, 3, 1, 2).flatten(2).long()
     histogram = torch.zeros((*levels.shape[:2], 256), dtype=torch.int32, device=images.device)
     histogram.scatter_add_(2, levels, torch.ones((), dtype=torch.int32, device=images.device).expand_as(levels))
@@ -108,7 +108,7 @@ def equalize(images: Tensor) -> Tensor:
 
 
 def _luma(images: Tensor) -> Tensor:
-    """Whole grey levels: float32 [n, H, W, 1]."""
+    """Grey levels as whole numbers: float32 [n, H, W, 1]."""
     if images.shape[3] == 1:
         return images.float()
     red, green, blue = images.float().split(1, 3)
@@ -116,7 +116,7 @@ def _luma(images: Tensor) -> Tensor:
 
 
 def _blend(images: Tensor, other: Tensor, factor: Tensor) -> Tensor:
-    """`factor` of the images and the rest of the other; factors above 1 lead away from the other."""
+    """Blend `factor` of the images with 1 - factor of the other; factors above 1 lead away from the other."""
     share = _per_image(factor)
     return _to_levels(images * share + other * (1 - share))
 

@@ -27,7 +27,7 @@ def by_windows(padded: Tensor, rows: Tensor, shift: Tensor | None, height: int, 
 
 
 def by_lines(padded: Tensor, rows: Tensor, shift: Tensor | None, height: int, width: int) -> Tensor:
-    """The whole images of the batch first, then the lines of their windows: two gathers, both from less than 2^31."""
+    """Gather the batch's whole images, then the lines of their windows: two gathers from fewer than 2^31 values."""
     images = padded.index_select(0, rows)
     here = torch.arange(len(rows), device=rows.device)
     across, channels = padded.shape[2:]
@@ -38,7 +38,7 @@ def by_lines(padded: Tensor, rows: Tensor, shift: Tensor | None, height: int, wi
 
 
 def by_pixels(padded: Tensor, rows: Tensor, shift: Tensor | None, height: int, width: int) -> Tensor:
-    """One gather of single pixels, for which each has an index of 8 bytes."""
+    """One gather of single pixels, which needs an index of 8 bytes for each."""
     across, channels = padded.shape[2:]
     down = torch.arange(height, device=rows.device)[:, None] * across
     places = (down + torch.arange(width, device=rows.device)).flatten()
@@ -47,7 +47,7 @@ def by_pixels(padded: Tensor, rows: Tensor, shift: Tensor | None, height: int, w
 
 
 def _starts(padded: Tensor, rows: Tensor, shift: Tensor | None) -> Tensor:
-    """Where each window begins, in pixels of the whole: int64 [n]."""
+    """The first pixel of each window, counted over the whole array: int64 [n]."""
     pixels = padded.shape[1] * padded.shape[2]
     return rows * pixels if shift is None else torch.add(shift, rows, alpha=pixels)
 

@@ -1,6 +1,6 @@
 """Operations on the geometry of whole batches: a separate affine map or crop for each image.
 
-images: uint8 [n, H, W, C], and so are the results. A map is the one from the result's pixels to the image's, as in
+images: uint8 [n, H, W, C], and so are the results. A map leads from the result's pixels to the image's, as in
 torchvision and Pillow: (x, y) -> (a x + b y + c, d x + e y + f) in pixels from the centre.
 """
 
@@ -17,7 +17,7 @@ Map = tuple[float, float, float, float, float, float]
 
 
 def rotation(degrees: float) -> Map:
-    """About the centre, counter-clockwise."""
+    """Rotation about the centre, counter-clockwise."""
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     return cos, -sin, 0.0, sin, cos, 0.0
 
@@ -33,12 +33,12 @@ def shear_y(slope: float, width: int) -> Map:
 
 
 def translation(right: int, down: int) -> Map:
-    """By whole pixels."""
+    """Translation by whole pixels."""
     return 1.0, 0.0, -float(right), 0.0, 1.0, -float(down)
 
 
 def affine(images: Tensor, maps: Tensor, mode: Literal["nearest", "bilinear"]) -> Tensor:
-    """Each image through its map, float32 [n, 6]; black where that leads out of the image."""
+    """Transform each image by its map; black where the map leads out of the image. maps: float32 [n, 6]."""
     height, width = images.shape[1:3]
     a, b, c, d, e, f = (part.view(-1, 1, 1) for part in maps.unbind(1))
     x, y = _centred(width, images.device), _centred(height, images.device).unsqueeze(1)
@@ -47,7 +47,7 @@ def affine(images: Tensor, maps: Tensor, mode: Literal["nearest", "bilinear"]) -
 
 
 def resized_crop(images: Tensor, boxes: Tensor) -> Tensor:
-    """Each image's rectangle, scaled up to the size of the image, bilinearly.
+    """Crop each image to its rectangle, and scale that up to the size of the image, bilinearly.
 
     boxes: integers [n, 4], top, left, height, width in pixels, inside the image.
     """
@@ -58,8 +58,8 @@ def resized_crop(images: Tensor, boxes: Tensor) -> Tensor:
 
 
 def _in_box(side: int, first: Tensor, length: Tensor) -> Tensor:
-    """Where each of `side` pixels lies in `length` pixels from `first` on, no further out than their centres; from the
-    image's centre: float32 [n, 1, side]."""
+    """Source positions of `side` pixels in the `length` pixels from `first` on, clamped to the outermost centres, and
+    relative to the image's centre: float32 [n, 1, side]."""
     place = (torch.arange(side, dtype=torch.float32, device=first.device) + 0.5) * (length / side) - 0.5
     return torch.minimum(place.clamp(min=0), length - 1) + first - (side - 1) / 2
 
@@ -70,7 +70,7 @@ def _centred(side: int, device: torch.device) -> Tensor:
 
 
 def _sample(images: Tensor, x: Tensor, y: Tensor, mode: str) -> Tensor:
-    """The images at positions from the centre, float32 [n, H, W] each."""
+    """Sample the images at positions x and y relative to the centre, float32 [n, H, W] each."""
     height, width = images.shape[1:3]
     grid = torch.stack([x * (2 / width), y * (2 / height)], 3)
     pixels = images.permute(0, 3, 1, 2).float()

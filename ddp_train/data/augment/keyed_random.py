@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 # Purposes: the order of the samples in an epoch; crop, flip and erasing of a sample in an epoch; which samples of a
-# dataset are held out; mixup and CutMix of a step; what layers draw in a step, by shard; the images of a class that
-# come once more in an epoch, and the classes that do; what a dataset of the user's draws while it reads a sample.
+# dataset are held out; mixup and CutMix of a step; draws of layers in a step, by shard; the images of a class, and the
+# classes, that occur once more in an epoch; draws of a user's own dataset while it reads a sample.
 ORDER, AUGMENTATION, SPLIT, MIXING, DROPOUT, BALANCE, READING = 1, 2, 3, 4, 5, 6, 7
 
 _MASK = (1 << 64) - 1
@@ -67,7 +67,7 @@ def _mix(z: Tensor) -> Tensor:
 
 
 def _mix_int(z: int) -> int:
-    """The same on a Python integer, modulo 2**64."""
+    """As `_mix`, on a Python integer modulo 2**64."""
     z &= _MASK
     z = ((z ^ (z >> 30)) * _FACTOR_1) & _MASK
     z = ((z ^ (z >> 27)) * _FACTOR_2) & _MASK

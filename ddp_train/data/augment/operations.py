@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ddp_train.data.augment import colour, geometry, keyed_random
 
-_STEPS = 1025  # odd: the middle one changes nothing
+_STEPS = 1025  # odd, so that the middle value changes nothing
 _CROP_RATIO = (3 / 4, 4 / 3)
 _HUE_SHARE = 0.25
 
@@ -22,15 +22,17 @@ _HUE_SHARE = 0.25
 class Operation(Protocol):
     """One step between flip and erasing. A sample's draws are small integers, made from its keyed 64-bit words.
 
-    words: how many a sample's draw takes. draw: int64 [n, words] -> what happens to each sample, integers [n] or
-    [n, k]. apply: uint8 [n, H, W, C] -> the same, changed; the images may be overwritten.
+    words: how many words a sample's draw takes. draw: int64 [n, words] -> the choices for each sample, integers [n] or
+    [n, k]. apply: uint8 [n, H, W, C] -> the changed images; the input may be overwritten.
     """
 
     words: int
 
-    def draw(self, words: Tensor) -> Tensor: ...
+    def draw(self, words: Tensor) -> Tensor:
+        """The choices for each sample."""
 
-    def apply(self, images: Tensor, drawn: Tensor) -> Tensor: ...
+    def apply(self, images: Tensor, drawn: Tensor) -> Tensor:
+        """The changed images."""
 
 
 def change_chosen(
@@ -76,8 +78,8 @@ class ResizedCrop:
 
 
 class Rotation:
-    """By an angle from -degrees to degrees about the centre, bilinearly; corners from outside the image are black.
-    Draws are places in the table of angles: int16 [n]."""
+    """Rotation by -degrees to degrees about the centre, bilinearly; corners from outside the image are black.
+    Draws are indices into the table of angles: int16 [n]."""
 
     words = 1
 
@@ -96,7 +98,7 @@ class Rotation:
 
 class ColourJitter:
     """Brightness, contrast and saturation by factors from 1 - strength to 1 + strength, and hue by up to a quarter of
-    the strength, as in SimCLR (Chen et al. 2020, arXiv:2002.05709); in this order. Draws are places in the tables:
+    the strength, as in SimCLR (Chen et al. 2020, arXiv:2002.05709); in this order. Draws are indices into the tables:
     int16 [n, 4]."""
 
     words = 4
@@ -119,7 +121,7 @@ class ColourJitter:
 
 
 class Grayscale:
-    """Grey with a probability. Draws are 1 where it is, else 0: uint8 [n]."""
+    """Conversion to grey with a probability. Draws are 1 for grey, else 0: uint8 [n]."""
 
     words = 1
 

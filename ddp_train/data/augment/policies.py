@@ -5,8 +5,8 @@ arXiv:1909.13719) and TrivialAugment (Müller and Hutter 2021, arXiv:2103.10158;
 sub-policies are those of torchvision's classes, which take them from the papers' own code.
 
 A table lists for each of a policy's operations in turn (its slots) the possible actions, all equally probable. Each
-sample has draws of its own; the samples of a batch that drew the same operation are changed together, with a magnitude
-each.
+sample has its own draws; the samples of a batch that drew the same operation are changed together, each with its own
+magnitude.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ PolicyTable = tuple[tuple[tuple[Action, ...], ...], ...]
 _SIGNED = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", "Brightness", "Color", "Contrast", "Sharpness")
 _PLAIN = ("AutoContrast", "Equalize")
 _CHANCES = 10
-"""AutoAugment's probabilities are tenths: so many entries, of which some do nothing."""
+"""AutoAugment's probabilities are in tenths: ten entries for each sign, of which some do nothing."""
 
 # Ekin Cubuk et al. 2019: (operation, tenths, magnitude bin of 10), twice for each of 25 sub-policies.
 _Step = tuple[str, int, int]
@@ -74,7 +74,7 @@ _CIFAR10: tuple[tuple[_Step, _Step], ...] = (
 def policy_table(name: PolicyName, height: int, width: int, *, operations: int = 2, magnitude: int = 9) -> PolicyTable:
     """The table of a policy for images of this size in pixels.
 
-    operations, magnitude (bin 0 to 30): of RandAugment alone.
+    operations, magnitude (bin 0 to 30): for RandAugment only.
     """
     if name == "autoaugment":
         narrow = _narrow(10, height, width)
@@ -116,6 +116,7 @@ def _space(
     """Operation -> its magnitudes, `bins` of them from none to the most."""
 
     def up_to(most: float) -> list[float]:
+        """Evenly spaced magnitudes from 0 to `most`, one for each bin."""
         values: list[float] = torch.linspace(0.0, most, bins).tolist()
         return values
 
@@ -132,7 +133,7 @@ def _space(
     }
 
 
-# Operation -> what changes the images, from the parameters of each: float32 [n, 6], of which most take the first.
+# Kind -> function that changes images by their parameters: float32 [n, 6], of which most kinds use only the first.
 _CHANGES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "Map": lambda images, given: geometry.affine(images, given, "nearest"),
     "Brightness": lambda images, given: colour.brightness(images, given[:, 0]),
@@ -185,7 +186,7 @@ class Policy:
 
 
 def _change(action: Action, height: int, width: int) -> tuple[str, tuple[float, ...]]:
-    """What an action does, and its parameters: those of a map, or one followed by zeros. Units as torchvision's."""
+    """The kind of an action's change, and its parameters: a map, or one number and zeros. Units as torchvision's."""
     operation, magnitude = action.operation, action.magnitude
     maps: dict[str, Callable[[], geometry.Map]] = {
         "ShearX": lambda: geometry.shear_x(magnitude, height),

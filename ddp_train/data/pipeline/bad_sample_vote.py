@@ -14,14 +14,14 @@ from ddp_train.data.sources.samples import BadSample, Dataset, refuse
 
 
 class Agreement:
-    """Counts the bad images of all ranks, once a global batch, over a gloo group of its own: on the host.
+    """Counts the bad images of all ranks, once per global batch, on the host: over its own gloo group.
 
-    So the gradient's N is that of the images that are there, and all ranks end together. To be made on all alike.
+    So the gradient's mean is over the images that could be read, and all ranks end together. Must be created on all.
     """
 
     def __init__(self, dataset: Dataset, rank: int, world_size: int) -> None:
         self._policy = dataset.on_bad_sample
-        # By file: why one cannot be read may differ from epoch to epoch.
+        # Keyed by file, since the reason may differ from epoch to epoch.
         sizes = {"train": len(dataset.train)} | {name: len(split) for name, split in dataset.held_out.items()}
         self._found: dict[str, dict[str, BadSample]] = {part: {} for part in sizes}
         for bad in dataset.left_out:

@@ -44,12 +44,12 @@ def build_pipeline(
     equal_passes: bool = False,
     channels_last: bool = True,
 ) -> Pipeline:
-    """The pipeline of one rank. The batches do not depend on which pipeline it is, bit for bit.
+    """The pipeline of one rank. Both kinds of pipeline give the same batches, bit for bit.
 
     shares: weights of the ranks' parts of a global batch, and of the held-out splits (None: equal). shards: logical
     shards into which both are cut instead, before the ranks take theirs; micro-batches are then parts of a shard.
     local_world_size: ranks that share this host's memory (None: all). equal_passes: every rank gets the same number of
-    micro-batches, where need be empty ones (for layers in which the ranks meet in each forward pass); not with shards.
+    micro-batches, some empty if need be (for layers that communicate in each forward pass); not with shards.
     channels_last: the memory order of the images.
 
     Errors: UserError for --pipeline resident where the images cannot be kept in memory.
@@ -76,7 +76,7 @@ def build_pipeline(
     image_bytes = math.prod(dataset.image_shape)
     wanted = Handover(workers, options.prefetch_factor, image_bytes * micro_batch, image_bytes * test_batch)
     handover, note = fit(wanted, free_bytes(), ranks_here)
-    if note is not None and rank % ranks_here == 0:  # one rank of each host says it
+    if note is not None and rank % ranks_here == 0:  # one rank of each host prints it
         print(f"note: {note}", file=sys.stderr, flush=True)
     return LoaderPipeline(
         dataset,
@@ -92,7 +92,7 @@ def build_pipeline(
 def create_augmentation(
     dataset: Dataset, options: AugmentOptions, seed: int, device: torch.device | str, *, channels_last: bool = True
 ) -> Augmentation:
-    """The augmentation of a dataset that the options ask for. A random resized crop takes the place of the level's."""
+    """The augmentation of a dataset that the options ask for. A random resized crop replaces the level's crop."""
     return Augmentation(
         options.augment or "balanced",
         image_shape=dataset.image_shape,
@@ -152,7 +152,7 @@ def _cutout(dataset: Dataset, options: AugmentOptions) -> int:
 
 
 def _is_resident(dataset: Dataset, options: DataOptions, augmentation: Augmentation, ranks_here: int) -> bool:
-    """Whether the images go into the device's memory; `ranks_here` ranks do so in one host's."""
+    """Whether the images are kept in the device's memory. On CPUs `ranks_here` ranks share the host's memory."""
     held_out = dataset.held_out.values()
     decoded = dataset.train.images is not None and all(split.images is not None for split in held_out)
     if options.pipeline == "resident" and not decoded:

@@ -1,4 +1,4 @@
-"""The pipeline for data that do not fit: a DataLoader reads uint8 images, the device augments whole batches.
+"""The pipeline for data that do not fit into memory: a DataLoader reads uint8 images, the device augments batches.
 
 Worker processes read decoded images from the memory-mapped cache, or decode image files. They know nothing
 of epochs: the order comes from the sampler, and the draws are keyed, so workers may persist over epochs.
@@ -33,7 +33,7 @@ _FULL = (
     "/dev/shm is full: the loader's workers cannot hand over their images; --num-workers 0 needs none of it, and in a "
     "container --shm-size gives more"
 )
-_TRIES = 64  # images that a rank without samples looks at for one that can be read
+_TRIES = 64  # images that `dummy_batch` tries until one can be read
 _SOCKET_PATH, _SOCKET_NAME = 107, len("/listener-12345678")
 Read = tuple[Tensor, Tensor, list[BadSample]]
 """uint8 images [n, H, W, C], their visits (GlobalBatchSampler.order), int64 [n], and what could not be read."""
@@ -67,9 +67,9 @@ class ImageReader(TorchDataset[Any]):
 
 
 def _to_hand_over(images: np.ndarray, indices: np.ndarray) -> tuple[Tensor, Tensor]:
-    """As tensors; in a worker process they are in shared memory already.
+    """The arrays as tensors, which a worker process moves to shared memory.
 
-    Left to the thread of the worker's queue, an error there would be lost, and the batch waited for without end.
+    If the thread of the worker's queue did that, an error would be lost, and the trainer would wait forever.
     """
     tensors = torch.from_numpy(images), torch.from_numpy(indices)
     if get_worker_info() is not None:
@@ -99,8 +99,8 @@ class LoaderPipeline(DatasetPipeline):
         self._train_reader = ImageReader(dataset.train, size, "train")
         # The indices of each batch, which the DataLoader goes through; filled for each epoch.
         self._train_batches: list[list[int]] = []
-        # Images come from the workers through sockets in the folder for temporary files: with a path that the kernel
-        # refuses (unix(7): 108 bytes) torch would wait for the first batch without end.
+        # Images come from the workers through sockets in the folder for temporary files. If the kernel refused their
+        # path (unix(7): 108 bytes), torch would wait for the first batch forever.
         if num_workers and len(os.fsencode(folder := get_temp_dir())) + _SOCKET_NAME > _SOCKET_PATH:
             raise UserError(
                 f"--num-workers {num_workers}: the folder for temporary files, {Path(folder).parent}, has too long a"
@@ -126,7 +126,7 @@ class LoaderPipeline(DatasetPipeline):
             pin_memory=self.device.type == "cuda",
             persistent_workers=workers > 0,
             prefetch_factor=prefetch if workers > 0 else None,
-            generator=torch.Generator(),  # else each epoch would draw from, and move, the global one
+            generator=torch.Generator(),  # else each epoch would draw from the global generator
         )
 
     @property
@@ -150,7 +150,7 @@ class LoaderPipeline(DatasetPipeline):
                 continue
             batches = (self._augmented(read, epoch) for read in reads)
             yield Window(batches, len(bounds), len(indices), part.global_size, shards, class_weight=weight)
-            for _ in batches:  # what was not used must not turn up in the next window
+            for _ in batches:  # unused batches must not turn up in the next window
                 pass
 
     def _checked(
@@ -211,7 +211,7 @@ class LoaderPipeline(DatasetPipeline):
 
 
 def _start(loader: DataLoader[Any]) -> Iterator[Read]:
-    """The batches, from workers that run. Errors: UserError where there is no memory for their queues."""
+    """Start the workers; returns their batches. Errors: UserError where there is no memory for their queues."""
     try:
         return iter(loader)
     except OSError as error:

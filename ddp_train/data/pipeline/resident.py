@@ -1,4 +1,4 @@
-"""The pipeline for data that fit: decoded images stay in the device's memory as uint8.
+"""The pipeline for data that fit into memory: decoded images stay on the device as uint8.
 
 Nothing is read, decoded, collated or copied during an epoch; a batch is a few tensor operations. The
 draws of a whole epoch are made at its start. There is no host synchronisation anywhere.
@@ -16,11 +16,11 @@ from ddp_train.data.pipeline.sampler import GlobalBatchSampler
 from ddp_train.data.pipeline.window import Batch, Cut, DatasetPipeline, Window, to_device
 from ddp_train.data.sources.samples import Dataset, Split
 
-_CHUNK = 4096  # images padded at a time: bounds the memory beside the result
+_CHUNK = 4096  # images padded at a time, which limits the temporary memory
 
 
 class ResidentPipeline(DatasetPipeline):
-    """Both splits on `device`; the training images padded once, for the crop. Their images have to be decoded."""
+    """Keeps the splits on the device, the training images padded once for the crop. All images must be decoded."""
 
     def __init__(self, dataset: Dataset, augmentation: Augmentation, sampler: GlobalBatchSampler, cut: Cut) -> None:
         super().__init__(dataset, augmentation, sampler, cut)
@@ -30,7 +30,7 @@ class ResidentPipeline(DatasetPipeline):
 
     @property
     def resident(self) -> bool:
-        """True."""
+        """See Pipeline: True."""
         return True
 
     def train(self, epoch: int, start_step: int = 0) -> Iterator[Window]:

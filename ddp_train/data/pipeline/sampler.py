@@ -1,4 +1,4 @@
-"""Which samples make up each global batch, and which of them are this rank's.
+"""Determines the samples of each global batch, and this rank's part of them.
 
 The order of the samples depends on (seed, epoch) alone; global batch k is the k-th slice of it; each rank
 takes its consecutive part of the slice. So the global batches are the same on any number of ranks.
@@ -32,7 +32,7 @@ class RankPart(NamedTuple):
     shards: tuple[tuple[int, int], ...]
     """The shards in this part, in order: number and samples, which may be 0."""
     most: int
-    """Samples of the rank that has most of them."""
+    """Samples of the largest part: of any rank or, with logical shards, of any shard."""
 
 
 class GlobalBatchSampler(DistributedSampler[Any]):
@@ -42,7 +42,7 @@ class GlobalBatchSampler(DistributedSampler[Any]):
     rank's samples are consecutive within each global batch, and the ranks' parts follow `shares`
     (weights, equal by default), so that a faster device can be given more. A last, partial global
     batch is cut by the same shares; a rank may get no sample of it. With `shards`, each global batch is
-    cut into so many equal shards, and each rank takes its consecutive ones. With `balanced`, the class of each
+    cut into that many equal shards, and each rank takes consecutive ones. With `balanced`, the class of each
     sample (int64 [len(dataset)]), an epoch of the same length has as many samples of each class.
     """
 
@@ -104,7 +104,7 @@ class GlobalBatchSampler(DistributedSampler[Any]):
     def in_order(self, samples: int, largest: int) -> list[tuple[int, int]]:
         """Bounds of this rank's batches of a split of `samples` that is read from first to last, as in evaluation.
 
-        The ranks' parts follow the shares; each has `largest` samples or fewer and does not reach over a shard's end.
+        The ranks' parts follow the shares; a batch has at most `largest` samples and stays within one shard.
         """
         start, shards, _ = self.cut(samples)
         batches = []
@@ -115,8 +115,7 @@ class GlobalBatchSampler(DistributedSampler[Any]):
         return batches
 
     def share(self, shares: Sequence[float]) -> None:
-        """Let the ranks' parts follow other shares from the next epoch, or evaluation, on; the order of the samples
-        stays."""
+        """Change the shares of the ranks from the next epoch or evaluation on; the order of the samples stays."""
         if len(shares) != self.num_replicas or self.shards is not None:
             raise ValueError(f"{len(shares)} shares for {self.num_replicas} ranks, and without logical shards")
         self.shares = tuple(shares)
@@ -124,7 +123,7 @@ class GlobalBatchSampler(DistributedSampler[Any]):
 
     def order(self, device: torch.device | str = "cpu") -> Tensor:
         """This epoch's order, int64 [len(dataset)], the same on every rank and device: each sample once or, balanced,
-        the k-th visit of sample s (k from 0) as s + k * len(dataset), so that each visit has draws of its own."""
+        the k-th visit of sample s (k from 0) as s + k * len(dataset), so that each visit has its own draws."""
         length = len(self.dataset)  # type: ignore[arg-type]
         if not self.shuffle:
             return torch.arange(length, dtype=torch.int64, device=device)
@@ -132,9 +131,9 @@ class GlobalBatchSampler(DistributedSampler[Any]):
         return order if self.members is None else self._balanced_visits(length).to(device)[order]
 
     def _balanced_visits(self, length: int) -> Tensor:
-        """Visits as `order` has them, `length` in all and for each class as many, or one more, by class.
+        """`length` visits, numbered as in `order` and grouped by class. Classes differ by at most one visit.
 
-        A class's samples differ by one visit at most; each epoch draws anew which of them come once more.
+        So do the samples of a class; each epoch draws anew which classes and samples get the additional visit.
         """
         assert self.members is not None
         key = keyed_random.key(self.seed, self.epoch, keyed_random.BALANCE)

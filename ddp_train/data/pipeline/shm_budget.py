@@ -1,6 +1,6 @@
-"""How many batches the loader's worker processes may hold ready in /dev/shm, through which they hand them over.
+"""Limits the batches that the loader's worker processes hold ready in /dev/shm, where they hand them over.
 
-Where it is full torch's workers end with a traceback or a bus error in the middle of a run; so it is checked before.
+If /dev/shm were full, torch's workers would die with a traceback or a bus error in the middle of a run.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _PAGES = 16384  # bytes of a batch beside its images
 
 @dataclass(frozen=True)
 class Handover:
-    """What worker processes hand over. train_batch, test_batch: bytes of the images of one batch."""
+    """The batches that worker processes hand over. train_batch, test_batch: bytes of the images of one batch."""
 
     workers: int
     prefetch: int
@@ -25,12 +25,12 @@ class Handover:
 
     @property
     def test_workers(self) -> int:
-        """Half as many, rounded up."""
+        """Workers for evaluation: half of `workers`, rounded up."""
         return (self.workers + 1) // 2
 
     @property
     def needed(self) -> int:
-        """Bytes of /dev/shm: every batch that is asked for in advance, and the one in hand, of the larger loader."""
+        """Bytes of /dev/shm for the larger loader: every batch prepared ahead, and the one in use."""
         if self.workers == 0:
             return 0
         both = ((self.workers, self.train_batch), (self.test_workers, self.test_batch))
@@ -38,7 +38,7 @@ class Handover:
 
 
 def free_bytes(folder: Path = FOLDER) -> int | None:
-    """Bytes of shared memory that can be had; 0 where there is none or it is read-only, None where it has no limit."""
+    """Bytes of free shared memory; 0 where there is none or it is read-only, None where it has no limit."""
     try:
         facts = os.statvfs(folder)
     except OSError:
@@ -49,9 +49,9 @@ def free_bytes(folder: Path = FOLDER) -> int | None:
 
 
 def fit(wanted: Handover, free: int | None, ranks: int) -> tuple[Handover, str | None]:
-    """What fits for each of `ranks` ranks, and a line for the user where it is less than was wanted.
+    """The settings that fit for each of `ranks` ranks, and a line for the user where they are less than was wanted.
 
-    Fewer batches are prepared ahead first, then by fewer workers; with none, the training process reads by itself.
+    First fewer batches are prepared ahead, then there are fewer workers; with none, the training process reads itself.
     """
     if free is None or wanted.needed * ranks <= free * _FRACTION:
         return wanted, None

@@ -1,4 +1,4 @@
-"""What a pipeline hands to the trainer: batches, grouped into windows of one optimizer step each."""
+"""The interface from a pipeline to the trainer: batches, grouped into windows of one optimizer step each."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """This rank's part of one global batch. To be used up before the next window is taken."""
+    """This rank's part of one global batch. Must be consumed before the next window is taken."""
 
     batches: Iterator[Batch]
-    """The micro-batches, none of them empty, but for those that make the ranks' forward passes equally many."""
+    """The micro-batches. None is empty, except those that give all ranks the same number of forward passes."""
     count: int
-    """How many micro-batches; 0 where this rank has no sample and need not pass (see Pipeline.dummy_batch)."""
+    """Number of micro-batches; 0 where this rank has no sample and needs no forward pass (see Pipeline.dummy_batch)."""
     samples: int
     """Samples of this rank."""
     size: int
@@ -54,11 +54,11 @@ class Window:
     skipped: int = 0
     """Samples of the global batch that could not be read: they are not in `size`."""
     class_weight: float | None = None
-    """The weights of the global batch's samples by their classes, added up; None: every sample counts 1."""
+    """Sum of the class weights of the global batch's samples; None: every sample counts 1."""
 
     @property
     def weight(self) -> float:
-        """What the sum of the global batch's losses is divided by for their mean."""
+        """The divisor that turns the sum of the global batch's losses into their mean."""
         return self.size if self.class_weight is None else self.class_weight
 
 
@@ -66,11 +66,11 @@ class Pipeline(Protocol):
     """The training and test samples of one rank, ready on its device."""
 
     sampler: GlobalBatchSampler
-    """Which samples make up each global batch, and which of them are this rank's."""
+    """Determines the samples of each global batch, and this rank's part of them."""
     accumulate: int
     """Micro-batches of a window; may be changed before a `train`."""
     test_batch: int
-    """The most images of a batch in evaluation; may be changed before an `evaluate`."""
+    """Largest number of images of an evaluation batch; may be changed before an `evaluate`."""
     image_dtype: torch.dtype
     """float32; may be set to what autocast would cast the images to."""
 
@@ -95,20 +95,20 @@ class Pipeline(Protocol):
         return 0
 
     def train(self, epoch: int, start_step: int = 0) -> Iterator[Window]:
-        """The windows of an epoch (counted from 0) from `start_step` on, where they are those of a whole epoch."""
+        """The windows of an epoch (counted from 0) from `start_step` on: the same ones as in a whole epoch."""
 
     def evaluate(self, split: str | None = None) -> Iterator[Batch]:
         """This rank's share of a split, "test" or "val" (None: `selection`): each sample once over all ranks, none
         repeated; sizes may differ."""
 
     def dummy_batch(self) -> Batch:
-        """One training sample, for a rank that must take part in a step without a sample of its own."""
+        """One training sample, for a rank that must take part in a step in which it has no sample."""
 
 
 @dataclass(frozen=True)
 class Cut:
-    """How a pipeline cuts what a rank gets. accumulate: micro-batches of each shard; equal_passes: as many on every
-    rank, where need be empty ones; test_batch: the most images of a batch in evaluation."""
+    """How a pipeline cuts a rank's samples. accumulate: micro-batches per shard; equal_passes: the same number on every
+    rank, some empty if need be; test_batch: largest number of images of an evaluation batch."""
 
     accumulate: int
     equal_passes: bool
@@ -126,7 +126,7 @@ class DatasetPipeline(Pipeline):
         self._selection = dataset.selection
         weights = dataset.class_weights
         self._weights = None if weights is None else np.array(weights)[dataset.train.labels]
-        """Of each training sample, by its class: float64 [N]."""
+        """The weight of each training sample, by its class: float64 [N]."""
 
     @property
     def selection(self) -> str:

@@ -183,19 +183,19 @@ class Draft:
         else:
             path = self.folder / f"{name}.npy"
             array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
-            with path.open("r+b") as handle:  # a full disk is an error here, but a SIGBUS at a write to the map
+            with path.open("r+b") as handle:  # a full disk raises an error here; at a write to the map it is a SIGBUS
                 os.posix_fallocate(handle.fileno(), 0, path.stat().st_size)
         self._arrays[name] = array
         return array
 
     def put(self, name: str, array: np.ndarray) -> None:
-        """A finished array."""
+        """Add a finished array."""
         self.create(name, array.shape, array.dtype)[...] = array
 
     def commit(self, facts: Mapping[str, Any], key: str | None = None) -> Entry:
         """Make the entry durable and visible, and open it. Another process's finished entry of the key is kept.
 
-        key: where it is known only now.
+        key: the entry's key, if it became known only now.
         """
         self.key = key or self.key
         if self.folder is None:
@@ -212,11 +212,11 @@ class Draft:
         (self.folder / "lock").unlink()
         flush(self.folder)
         final = self.folder.parent / self.key
-        with contextlib.suppress(OSError):  # not empty: somebody else finished the same entry first
+        with contextlib.suppress(OSError):  # not empty: another process finished the same entry first
             self.folder.rename(final)
             flush(final.parent)
         try:
             return _open(final, self.key, verify=False)
-        except _TORN as error:  # the other process's; our arrays outlive the names of their files
+        except _TORN as error:  # the other process's entry; our arrays stay mapped without their files' names
             _log.warning("%s is unusable (%s); delete it", final, error)
             return Entry({name: np.asarray(array) for name, array in self._arrays.items()}, facts)

@@ -24,7 +24,7 @@ from ddp_train.data.sources.pixels import RULES
 from ddp_train.data.sources.samples import Dataset, Split, channel_statistics
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
-"""torchvision's own (a test compares them)."""
+"""The URL that torchvision uses (a test compares them)."""
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 TORCHVISION_FOLDER = "cifar-10-batches-py"
 _FILES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta")
@@ -62,7 +62,7 @@ def check_image_folder(data_dir: Path) -> None:
 
 
 def how_to_get(data_dir: Path) -> str:
-    """What to do where CIFAR-10 is missing."""
+    """Advice for a message where CIFAR-10 is missing."""
     layouts = f"{TORCHVISION_FOLDER}/, or with train/<class>/ and test/<class>/"
     return f"unpack {URL} into {data_dir}, or point --data-dir at a folder with {layouts}"
 
@@ -93,7 +93,7 @@ def load_torchvision(
 
 
 def _build(key: str, data_dir: Path, side: int, resize: int | None) -> cache.Entry:
-    """Copy torchvision's pickles, after their checksums, into an entry."""
+    """Verify the checksums of torchvision's pickles, and copy the images into a cache entry."""
     from PIL import Image
     from torchvision.datasets import CIFAR10
 
@@ -109,7 +109,7 @@ def _build(key: str, data_dir: Path, side: int, resize: int | None) -> cache.Ent
                 out[...] = np.stack([fit(Image.fromarray(image), (side, side), resize) for image in data.data])
             if part == "train":
                 mean, std = channel_statistics(out)
-        # The checksums are those of the original: there is one such content.
+        # The checksums matched the original's, so only one content is possible.
         facts = {
             "classes": list(parts["train"].classes),
             "mean": mean,
@@ -140,6 +140,7 @@ def unreachable(url: str = URL, seconds: float = _PROBE_SECONDS) -> str | None:
     answers: list[str | None] = []
 
     def ask() -> None:
+        """Send a HEAD request and append the answer: None if reachable, else the reason."""
         try:
             request = urllib.request.Request(url, method="HEAD")  # noqa: S310  # https alone
             with urllib.request.urlopen(request, timeout=seconds):  # noqa: S310
@@ -151,7 +152,7 @@ def unreachable(url: str = URL, seconds: float = _PROBE_SECONDS) -> str | None:
             reason = getattr(error, "reason", error)
             answers.append(str(getattr(reason, "strerror", None) or reason))
 
-    # A thread, since name resolution has no time limit of its own.
+    # In a thread, since name resolution has no timeout.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(seconds)
@@ -174,7 +175,7 @@ def download(data_dir: Path, kind: str = "CIFAR10") -> str | None:
     from torchvision import datasets
 
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_STALL_SECONDS)  # torchvision waits for ever on a connection that went silent
+    socket.setdefaulttimeout(_STALL_SECONDS)  # torchvision waits forever on a silent connection
     try:
         for split in ({"split": "train"}, {"split": "test"}) if kind == "SVHN" else ({},):
             getattr(datasets, kind)(str(data_dir), download=True, **split)

@@ -21,7 +21,7 @@ def weigh_classes(dataset: Dataset, wanted: str) -> Dataset:
     Errors: UserError, one line, for a file without a weight above 0 for each class.
     """
     counts = np.bincount(dataset.train.labels, minlength=len(dataset.classes))
-    # A class without images has no effect, and no weight of its own.
+    # A class without images has no effect; its count of 1 only avoids a division by zero.
     weights = 1.0 / np.maximum(counts, 1) if wanted == "balanced" else np.array(_read(wanted, dataset))
     scale = float(counts.sum() / (counts @ weights))
     return replace(dataset, class_weights=tuple((weights * scale).tolist()))

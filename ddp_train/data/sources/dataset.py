@@ -1,4 +1,4 @@
-"""The datasets by name: which one to use, made ready once per node, loaded on every rank.
+"""Datasets by name: chooses one, prepares it once per node, and loads it on every rank.
 
 name, note = resolve(options)    # one process per run: may download CIFAR-10
 dataset = prepare(name, options) # one process per node: decodes into the cache
@@ -23,11 +23,11 @@ from ddp_train.distributed.process_group import Ranks, gather, on_one_rank_per_n
 
 _SHOWN = 3
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of RGB in [0, 1]: what torchvision's weights were trained with."""
+"""Per channel of RGB in [0, 1]: the normalisation that torchvision's weights were trained with."""
 
 
 def resolve(options: DataOptions) -> tuple[str, str | None]:
-    """The dataset to use, and a line where that is not what the user might expect.
+    """The dataset to use, and a line for the user where that might not be the expected one.
 
     Without --dataset: CIFAR-10 in --data-dir, else the image folder there, else CIFAR-10 by download, else digits.
     Errors: UserError for a requested dataset that is neither there nor available, a download that cannot be written,
@@ -66,7 +66,7 @@ def resolve(options: DataOptions) -> tuple[str, str | None]:
 def prepare(
     name: str, options: DataOptions, left_out: Iterable[BadSample] = (), trained: DatasetFacts | None = None
 ) -> Dataset:
-    """The slow part, once per node: decode into the cache, or verify the copy that is there.
+    """The slow part of loading, once per node: decode into the cache, or verify the cached copy.
 
     left_out: samples that other nodes cannot use. Those that this node cannot use are left out too.
     """
@@ -85,8 +85,8 @@ def load(
     """The dataset that resolve() named. Errors: UserError for a missing folder, an image that cannot be read (it is
     named), classes that differ between train and test, and no images.
 
-    listed: what list_files() has found. trained: of a model that is to be evaluated: from a folder the test images
-    alone, at its size. verify: compare the checksum of the decoded copy.
+    listed: the result of list_files(). trained: facts on the data of a model that is to be evaluated; from an image
+    folder only the test images are loaded then, at the model's size. verify: compare the decoded copy's checksum.
     """
     data_dir = _data_dir(options)
     if name == "cifar10" and cifar10.use_torchvision_files(data_dir):
@@ -118,7 +118,7 @@ def load(
 
 
 def normalised(dataset: Dataset, by: str | None) -> Dataset:
-    """The dataset with the mean and deviation of `--normalize by`. Errors: UserError for images that are not RGB."""
+    """The dataset with the mean and deviation of `--normalize`. Errors: UserError for images that are not RGB."""
     if by != "imagenet":
         return dataset
     if (channels := dataset.image_shape[0]) != len(IMAGENET_MEAN):
@@ -170,7 +170,7 @@ def load_on_ranks(name: str, options: DataOptions, ranks: Ranks, trained: Datase
 
 
 def describe_left_out(dataset: Dataset) -> tuple[str, ...]:
-    """A line for the user about samples that were left out; None without any."""
+    """A line for the user about samples that were left out; () without any."""
     if not dataset.left_out:
         return ()
     more = ", ..." if len(dataset.left_out) > _SHOWN else ""

@@ -32,9 +32,9 @@ _BLOCK = 64  # files per unit of work
 _SMALL = 256  # fewer files are not worth starting processes
 _PROBES = 1024
 _HELD = (signal.SIGINT, signal.SIGTERM)
-_FINER = 2  # a JPEG is decoded at the smallest of its scales that is so many times larger than needed
+_FINER = 2  # a JPEG is decoded at the smallest of its scales that is at least this many times the size needed
 AS_STORED = Reading()
-_REFUSED = {  # by what is in the first 12 bytes
+_REFUSED = {  # bytes among the first 12 of a file -> reason
     b"II*\0": "a TIFF of a form that Pillow does not read",
     b"MM\0*": "a TIFF of a form that Pillow does not read",
     b"ftyphei": "HEIC: convert it to JPEG",
@@ -56,12 +56,12 @@ def read_image(path: str | Path, size: tuple[int, int], reading: Reading = AS_ST
 def read_unchanged(
     path: str | Path, size: tuple[int, int], reading: Reading, stamp: np.ndarray | None = None
 ) -> np.ndarray:
-    """As read_image. stamp: int64 [3], size, mtime in ns and inode when the file was listed. Errors: Unreadable."""
+    """As read_image, of an unchanged file. stamp: int64 [3], listed size, mtime in ns, inode. Errors: Unreadable."""
     return _decoded(_content(path, stamp), size, reading)[0]
 
 
 def _content(path: str | Path, stamp: np.ndarray | None = None) -> bytes:
-    """Errors: Unreadable."""
+    """The content of a file that has not changed since its stamp. Errors: Unreadable."""
     try:
         with open(path, "rb") as file:  # noqa: PTH123 (a Path for each file is slow)
             if stamp is not None:
@@ -74,7 +74,7 @@ def _content(path: str | Path, stamp: np.ndarray | None = None) -> bytes:
 
 
 def _decoded(content: bytes, size: tuple[int, int], reading: Reading) -> tuple[np.ndarray, Extent | None]:
-    """Turn whatever Pillow's decoders raise into Unreadable."""
+    """Decode an image file's content. Errors: Unreadable for whatever Pillow's decoders raise, and MemoryError."""
     if not content:
         raise Unreadable("is empty")
     try:
@@ -99,8 +99,8 @@ def _decoded(content: bytes, size: tuple[int, int], reading: Reading) -> tuple[n
 def fit(image: Image.Image, size: tuple[int, int], resize: int | None = None) -> np.ndarray:
     """Scale an RGB image until it covers `size` (height, width), and cut out the centre: uint8 [H, W, 3].
 
-    resize: scale its shorter side to so many pixels instead, as torchvision's Resize(resize) and CenterCrop(size) do.
-    Only the part that is kept is scaled: a narrow image would become huge otherwise.
+    resize: scale its shorter side to this many pixels instead, as torchvision's Resize(resize) and CenterCrop(size) do.
+    Only the part that is kept is scaled; otherwise a narrow image would become huge.
     """
     wanted = size[::-1]
     if resize is None and image.size == wanted:
@@ -111,7 +111,7 @@ def fit(image: Image.Image, size: tuple[int, int], resize: int | None = None) ->
         if resize is None:
             start = max(0, side - kept / scale) / 2
             end = side - start
-        else:  # torchvision has whole pixels: of the longer side, and of the corner
+        else:  # as in torchvision, the longer side and the corner are whole pixels
             scaled = int(resize * side / min(image.size))
             corner = round((scaled - kept) / 2)
             start, end = corner * side / scaled, (corner + kept) * side / scaled
@@ -144,10 +144,10 @@ def decode_files(
 ) -> dict[int, str]:
     """Decode paths[i] into out[i]. out: uint8 [N, H, W, 3] in shared memory (a memory-mapped file, say).
 
-    rows: the i (None: all). digests: uint8 [N, 32] in shared memory, for the SHA-256 of each file's content. extents
-    gets those of grey images of more than 8 bits, by index. processes: None is one per core that this process may use.
-    progress gets how many are done. Returns why files cannot be read, by index; it stops at more than `tolerated` of
-    them. Errors: UserError when a process dies.
+    rows: the indices i to decode (None: all). digests: uint8 [N, 32] in shared memory, filled with the SHA-256 of each
+    file. extents: filled with those of images of more than 8 bits, by index. processes: None is one per core that this
+    process may use. progress: called with the number of files done. Returns why files cannot be read, by index; stops
+    at more than `tolerated` of them. Errors: UserError when a process dies.
     """
     work = _Work(paths, out, reading, range(len(paths)) if rows is None else rows, digests)
     count = processes or len(os.sched_getaffinity(0))
@@ -167,7 +167,7 @@ def decode_files(
 
 @dataclass(frozen=True)
 class _Progress:
-    """How many files one process has done; of the last block, by index, which cannot be read, and extents."""
+    """Number of files that a process has done; the unreadable files and the extents of its last block, by index."""
 
     done: int
     refused: dict[int, str]
@@ -176,7 +176,7 @@ class _Progress:
 
 @dataclass(frozen=True, eq=False)
 class _Work:
-    """What decode_files was asked for."""
+    """The arguments of decode_files."""
 
     paths: Sequence[str]
     out: np.ndarray
@@ -200,7 +200,7 @@ class _Work:
             yield _Progress(done, refused, extents)
 
     def _one(self, index: int) -> Extent | None:
-        """Decode one file into `out`; its original size. Errors: those of the decoder."""
+        """Decode one file into `out`; returns its extent if above 8 bits. Errors: Unreadable, MemoryError."""
         content = _content(self.paths[index])
         if self.digests is not None:
             self.digests[index] = np.frombuffer(hashlib.sha256(content).digest(), np.uint8)
@@ -227,7 +227,7 @@ def _decode_in_processes(
         return _follow(readers, tolerated, extents, progress)
     finally:
         for worker in workers:
-            worker.kill()  # two pending SIGTERMs are one: the parent's would be lost beside another one
+            worker.kill()  # not SIGTERM: while another one is pending, the parent's would be lost
         for worker in workers:
             worker.join()
 
@@ -255,8 +255,8 @@ def _process(work: _Work, blocks: range, writer: Connection, parent: int) -> Non
 def end_with_parent(parent: int) -> None:
     """Have the kernel kill this forked process when its parent, of process id `parent`, ends: prctl(2).
 
-    Strictly, when the thread ends that forked it. The DataLoader's own watch compares parents every five seconds, and
-    misses a parent that had died before the worker first looked.
+    Strictly, when the thread that forked it ends. The DataLoader's own watchdog compares parents every five seconds,
+    and misses a parent that died before the worker first looked.
     """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
     # The parent's handlers are inherited. Signals that end a run reach the whole group, but the parent needs this
@@ -270,7 +270,7 @@ def end_with_parent(parent: int) -> None:
 
 
 def _end_at_sigterm_of(parent: int) -> None:
-    """A thread's work: leave when the parent sends SIGTERM."""
+    """The thread's function: exit the process when the parent sends SIGTERM."""
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass
     os._exit(0)

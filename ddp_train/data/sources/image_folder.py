@@ -35,7 +35,7 @@ from ddp_train.data.sources.samples import (
 
 MIXED_SIZE = 224  # pixels; usual for image classifiers
 _MEMORY_FRACTION = 0.5
-_SAMPLE = 4096  # images of which the statistics are taken where not all are decoded
+_SAMPLE = 4096  # images for the statistics where not all are decoded
 CHANGED_MEANWHILE = "has changed while it was read"
 
 
@@ -58,10 +58,10 @@ def load_image_folder(
 
     image_size: side in pixels to scale and crop to (None: the images' own size where all are alike, else 224).
     verify: compare the cached copy's checksum. limit: bytes of decoded images above which they stay files
-    (None: half of the memory that is available). left_out: what other nodes found bad. listed: what listing.scan() has
-    found there, where that was asked before. reading: how; its levels are found here. trained: of a model that is to be
-    evaluated, whose size, levels and labels are taken for the test images; there is no training image then. divided:
-    see listing.scan().
+    (None: half of the available memory). left_out: samples that other nodes found bad. listed: the result of
+    listing.scan(), if it is known already. reading: how files are read; its levels are determined here. trained: facts
+    on the data of a model that is to be evaluated: the test images get its size, levels and labels, and there are no
+    training images. divided: see listing.scan().
 
     Errors: UserError, see listing.scan(), and for more bad files than `on_bad` tolerates, the first of which is named.
     """
@@ -103,7 +103,7 @@ def load_image_folder(
 
 
 def _decoded(checked: _Checked, size: tuple[int, int] | None, limit: int, *, verify: bool) -> tuple[str, cache.Entry]:
-    """The cached copy and its key; decoded now where there is none, or where its files fit into memory now."""
+    """The key and the cached copy; decoded now where there is none, or where images left as files now fit in memory."""
     key = checked.key(size)
     entry = cache.find(key, verify=verify)
     if entry is not None and verify and not entry.arrays and entry.facts["bytes"] <= limit:
@@ -126,14 +126,14 @@ def _split(listed: FolderSplit, images: np.ndarray | None, reading: Reading) -> 
 
 @dataclass(eq=False)
 class _Checked:
-    """The files of a data folder, what is known of their content, and which of them are bad."""
+    """The files of a data folder, the known digests of their contents, and the bad files among them."""
 
     manifest: Manifest
     policy: Policy
     reading: Reading
     splits: dict[str, FolderSplit]
     digests: dict[str, np.ndarray]
-    """SHA-256 of the listed files by part, uint8 [N, 32]; zeros where it is not known."""
+    """SHA-256 of the listed files by part, uint8 [N, 32]; zeros where it is unknown."""
     bad: list[BadSample]
     seen: dict[str, Seen]
     notes: list[str]
@@ -171,7 +171,7 @@ class _Checked:
         refuse(self.bad, self.policy, {listed.part: len(listed.names) for listed in self.splits.values()})
 
     def kept(self) -> dict[str, FolderSplit]:
-        """The splits without what is bad."""
+        """The splits without their bad files."""
         return {name: listed.without(self._bad_names(listed)) for name, listed in self.splits.items()}
 
     def _bad_names(self, listed: FolderSplit) -> Collection[str]:
@@ -203,7 +203,7 @@ class _Checked:
             facts = {"size": (height, width), "bytes": total}
             before = len(self.bad)
             with cache.begin("image-folder", total if total <= limit else 0) as draft:
-                # Without a cache each rank would hold a copy of its own.
+                # Without a cache each rank would hold its own copy.
                 if total > limit or (draft.folder is None and total > limit // 8):
                     facts |= self._sampled(next(iter(kept.values())), (height, width), total)
                 else:
@@ -214,7 +214,7 @@ class _Checked:
     def _decoded(
         self, draft: cache.Draft, splits: dict[str, FolderSplit], size: tuple[int, int], total: int
     ) -> dict[str, Any]:
-        """All images, and the facts about them."""
+        """Decode all images into the draft; returns the facts about them."""
         where = draft.folder.parent if draft.folder else "memory"
         count = sum(len(split.names) for split in splits.values())
         _say(f"decoding {count:,} images, once, into {where} ({total / 1e6:.0f} MB)")
@@ -224,7 +224,7 @@ class _Checked:
         return {"mean": mean, "std": std, "levels": levels}
 
     def _sampled(self, train: FolderSplit, size: tuple[int, int], total: int) -> dict[str, Any]:
-        """The facts about some of the images, evenly spread."""
+        """Decode some of the images, evenly spread; returns the facts about them."""
         _say(f"{train.root.parent}: {total / 1e9:.1f} GB when decoded, too large to keep; images are read from files")
         rows = range(0, len(train.names), -(-len(train.names) // _SAMPLE))
         sample = train.without(set(train.names) - {train.names[row] for row in rows})
@@ -235,12 +235,12 @@ class _Checked:
         return {"mean": mean, "std": std, "levels": levels}
 
     def _read(self, splits: list[tuple[FolderSplit, np.ndarray]]) -> dict[str, Levels]:
-        """Decode files, all of them by the same levels, which it returns; what they hold and which are bad goes into
-        this object. Errors: UserError."""
+        """Decode files, all with the same levels, and return these; record digests and bad files in this object.
+        Errors: UserError."""
         found = [self._read_split(listed, out) for listed, out in splits]
         levels = levels_of(extent for extents in found for extent in extents.values()) | dict(self.reading.levels)
         for (listed, out), extents in zip(splits, found, strict=True):
-            # Until now, each by its own where there are none for the dataset.
+            # So far, files of a kind without levels were decoded with their own: decode those again that differ.
             rows = [
                 row
                 for row, extent in extents.items()
@@ -250,9 +250,10 @@ class _Checked:
         return levels
 
     def _read_split(self, listed: FolderSplit, out: np.ndarray) -> dict[int, Extent]:
-        """Decode a split with progress on a terminal; the sizes of its images."""
+        """Decode a split, with progress on a terminal; returns the extents of its images of more than 8 bits."""
 
         def progress(done: int) -> None:
+            """Show the share of decoded files, on a terminal only."""
             if sys.stderr.isatty():
                 end = "\n" if done >= len(listed.names) else ""
                 share = 100 * done // len(listed.names)

@@ -37,7 +37,7 @@ class FolderSplit:
     """The images of a split, sorted by class and name.
 
     part: train, test or val. names: relative to root. stamps: int64 [N, 3], of each file its size in bytes, mtime in
-    ns and inode. unreadable: why, by name, for names without a file (a link that leads nowhere).
+    ns and inode. unreadable: reason by name, for what is not a regular file (such as a link that leads nowhere).
     """
 
     root: Path
@@ -101,7 +101,7 @@ def has_image_folder(data_dir: Path) -> bool:
 
 
 def class_folders(root: Path) -> tuple[str, ...]:
-    """The subfolders, where each has images directly in it: a data folder without train/ may look like this."""
+    """The subfolders, if each has images directly in it, as in a data folder without train/; otherwise ()."""
     if find_splits(root):
         return ()
     try:
@@ -113,7 +113,7 @@ def class_folders(root: Path) -> tuple[str, ...]:
 
 def scan(data_dir: Path, *, to_evaluate: bool = False, divided: bool = False) -> Listed:
     """List the images of all splits. Errors: UserError for a missing or empty folder, for a class without images or one
-    that train/ has not, and for folders that cannot be read.
+    that train/ lacks, and for folders that cannot be read.
 
     to_evaluate: the test images alone, for which test/ is enough, or a folder of classes. divided: the training images
     will be divided by --val-split, for which train/ is enough, or a folder of classes.
@@ -148,7 +148,7 @@ def scan(data_dir: Path, *, to_evaluate: bool = False, divided: bool = False) ->
 
 
 def files_below(folder: str) -> list[str]:
-    """The images in a folder and those below it. Errors: UserError where there is none, or it cannot be read."""
+    """The images in a folder and its subfolders. Errors: UserError where there are none, or they cannot be read."""
     root = Path(folder)
     try:
         names = [name for name, *_ in _images(root, ".", {}, Counter(), _above(root))]
@@ -196,7 +196,7 @@ def _notes(data_dir: Path, first: FolderSplit, skipped: Skipped) -> list[str]:
 
 
 def class_names(root: Path, skipped: Skipped | None = None) -> tuple[str, ...]:
-    """The class folders of a split, sorted; what else is there is counted. Errors: UserError where it is unreadable."""
+    """The class folders of a split, sorted; all else is counted in `skipped`. Errors: UserError if unreadable."""
     skipped = Counter() if skipped is None else skipped
     names = []
     try:
@@ -219,7 +219,7 @@ def class_names(root: Path, skipped: Skipped | None = None) -> tuple[str, ...]:
 def _scan_split(
     root: Path, part: str, skipped: Skipped, trained: tuple[str, ...] | None, notes: list[str]
 ) -> FolderSplit:
-    """trained: the classes of train/, for a split beside it, which may lack some: a note."""
+    """List one split. trained: the classes of train/, for a split beside it; a note names those that it lacks."""
     labels: list[int] = []
     stamps: list[tuple[str, int, int, int]] = []
     unreadable: dict[str, str] = {}
@@ -259,7 +259,7 @@ def _images(
 ) -> Iterator[tuple[str, int, int, int]]:
     """(name relative to root, size, mtime in ns, inode) of the images below a folder.
 
-    seen: folders that are read or being read, of which none is read again: links may lead in a circle.
+    seen: folders that were or are being read, and are not read again: links may form a cycle.
     """
     with os.scandir(root / relative) as found:
         entries = sorted(found, key=lambda entry: entry.name)
@@ -287,7 +287,7 @@ def _images(
 
 
 def lacks(root: Path, classes: Sequence[str]) -> str:
-    """A line for the user on classes of which a held-out split has no image."""
+    """A line for the user on classes without images in a held-out split."""
     return f"{root} has no images of {_some(classes)}: its accuracy is that of the other classes"
 
 
@@ -298,7 +298,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    """Whether an entry is a folder. Links are followed; one that leads nowhere, or to itself, is none."""
+    """Whether an entry is a folder. Links are followed; a link that leads nowhere, or to itself, is not a folder."""
     try:
         return entry.is_dir()
     except OSError:
@@ -328,6 +328,6 @@ def _identity(facts: os.stat_result) -> tuple[int, int]:
 
 
 def _above(root: Path) -> set[tuple[int, int]]:
-    """A folder and its parents."""
+    """The identities of a folder and its parents."""
     real = root.resolve()
     return {_identity(folder.stat()) for folder in (real, *real.parents)}

@@ -136,7 +136,7 @@ class Manifest:
 
 
 def _merged(now: Seen, before: Seen, kept: set[str]) -> Seen:
-    """`now`, with the files in `kept` as they were before: an error found now is found again next time."""
+    """`now`, with the files in `kept` as they were before, so that an error found now is found again next time."""
     merged = {name: (now.stamps[i], now.digests[i]) for i, name in enumerate(now.names)}
     merged |= {name: (before.stamps[i], before.digests[i]) for i, name in enumerate(before.names) if name in kept}
     names = tuple(sorted(merged, key=_order))
@@ -147,7 +147,7 @@ def _merged(now: Seen, before: Seen, kept: set[str]) -> Seen:
 def _difference(stamp: np.ndarray, before: np.ndarray, digest: np.ndarray, path: str) -> str | None:
     """How a file differs from the last reading, as text; None where its content is the same.
 
-    For files that were never read (those of the loader pipeline) only the size is known.
+    Files that were never read (those of the loader pipeline) are compared by size only.
     """
     if np.array_equal(stamp, before):
         return None

@@ -27,7 +27,7 @@ RULES = 4
 MAX_PIXELS = 200_000_000
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000", "TGA")
-# By EXIF, the content of the tag and how to turn the image so that it is upright.
+# Numbers of EXIF and TIFF tags, and how to turn an image upright by the value of its orientation tag.
 _ORIENTATION, _PHOTOMETRIC, _SAMPLE_FORMAT, _BITS, _PLANES = 274, 262, 339, 258, 284
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -62,8 +62,8 @@ class Reading:
     """How files are read, the same for all images of a dataset.
 
     resize: pixels to which the shorter side is scaled before the centre is cut out (None: as few as that needs).
-    background: what transparent pixels are laid on. levels: by kind of image of more than 8 bits; a kind that is not in
-    it is scaled by the levels of each file.
+    background: the colour behind transparent pixels. levels: by kind of image of more than 8 bits; for a kind that is
+    missing, each file is scaled by its own levels.
     """
 
     background: str = "white"
@@ -79,7 +79,7 @@ class Reading:
 
 
 class Unreadable(Exception):
-    """Why a file cannot be read as an image, or that it has changed, as text that follows its name."""
+    """A file cannot be read as an image, or has changed. The message follows the file's name."""
 
 
 def levels_of(extents: Iterable[Extent]) -> dict[str, Levels]:
@@ -110,7 +110,7 @@ def _levels(kind: Kind, least: float, greatest: float) -> Levels:
 
 @contextmanager
 def opened(file: str | IO[bytes], reading: Reading) -> Iterator[Image.Image]:
-    """The image in a file, not decoded yet; of an animation, the first one.
+    """The image in a file, not decoded yet; the first image of an animation.
 
     Errors: Unreadable for more than `max_pixels`, and what Pillow raises.
     """
@@ -119,7 +119,7 @@ def opened(file: str | IO[bytes], reading: Reading) -> Iterator[Image.Image]:
     before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # on damaged metadata, thousands of times
+            warnings.simplefilter("ignore")  # about damaged metadata, thousands of times
             with Image.open(file, "r", formats) as image:
                 if (count := image.width * image.height) > reading.max_pixels:
                     raise Unreadable(f"has {count:,} pixels, more than --max-pixels {reading.max_pixels}")
@@ -146,12 +146,12 @@ def is_sideways(image: Image.Image) -> bool:
 
 
 def as_rgb(image: Image.Image, reading: Reading) -> tuple[Image.Image, Extent | None]:
-    """The image upright and in RGB, and the extent of one of more than 8 bits. Errors: as opened()."""
+    """The image upright and in RGB, and its extent if it has more than 8 bits. Errors: as opened()."""
     form = _form(image)
     samples = _samples_of_16_bits(image, form)
     image.load()
     if form in _LEVEL_OF_BITS and isinstance(key := image.info.get("transparency"), int):
-        image.info["transparency"] = key * _LEVEL_OF_BITS[form]  # Pillow compares it with what it has scaled
+        image.info["transparency"] = key * _LEVEL_OF_BITS[form]  # Pillow compares it with the scaled levels
     orientation = None
     with suppress(Exception):  # damaged EXIF data
         orientation = image.getexif().get(_ORIENTATION)
@@ -177,11 +177,11 @@ def _laid_on(background: str, image: Image.Image) -> Image.Image:
 
 
 def _from_deep_grey(image: Image.Image, reading: Reading) -> tuple[Image.Image, Extent]:
-    """Check the values. Errors: Unreadable for infinite values and NaN."""
+    """A grey image of more than 8 bits in RGB, and its extent. Errors: Unreadable for infinite values and NaN."""
     values: np.ndarray = np.asarray(image)
     tags = getattr(image, "tag_v2", {})
     if image.mode == "I" and tags and tags.get(_SAMPLE_FORMAT, (1,))[0] == 1:
-        values = values.view(np.uint32)  # Pillow's own mode has a sign
+        values = values.view(np.uint32)  # Pillow's mode I is signed
     least, greatest = float(values.min()), float(values.max())
     if not (math.isfinite(least) and math.isfinite(greatest)):
         raise Unreadable("has pixels that are infinite or not a number")
@@ -199,7 +199,7 @@ def _from_deep_grey(image: Image.Image, reading: Reading) -> tuple[Image.Image, 
 def _scaled(values: np.ndarray, extent: Extent, reading: Reading) -> np.ndarray:
     """Values as uint8, by the levels of the dataset or, where those are not known, of the file."""
     black, white = reading.levels.get(extent.kind) or levels_of([extent])[extent.kind]
-    if values.dtype == np.uint16:  # of all images these are the largest: by a table
+    if values.dtype == np.uint16:  # images of this kind are the largest: a table is faster
         table = np.arange(2**16, dtype=np.float64)
         return np.clip(np.rint((table - black) * (255 / (white - black))), 0, 255).astype(np.uint8)[values]
     precision = np.float64 if values.itemsize > 2 else np.float32
@@ -208,7 +208,7 @@ def _scaled(values: np.ndarray, extent: Extent, reading: Reading) -> np.ndarray:
 
 
 def _from_deep_colour(samples: np.ndarray, image: Image.Image, reading: Reading) -> tuple[Image.Image, Extent]:
-    """samples: see _samples_of_16_bits(). Transparency has all of its 16 bits in every file."""
+    """A colour image of 16 bits in RGB, and its extent. samples: see _samples_of_16_bits(); alpha uses all 16 bits."""
     colours = samples[..., :3]
     extent = Extent("integers", float(colours.min()), float(colours.max()))
     rgb = Image.fromarray(_scaled(colours, extent, reading))
@@ -232,8 +232,8 @@ def _form(image: Image.Image) -> str:
 def _samples_of_16_bits(image: Image.Image, form: str) -> np.ndarray | None:
     """uint16 [H, W, 3], or 4 with transparency, of a colour image that is not decoded yet; None for one of 8 bits.
 
-    Pillow keeps the upper byte of each sample, and the lower one where the file is read in the other byte order. The
-    two of grey with transparency are read as four samples of 8 bits. Errors: Unreadable for a form that it misreads.
+    Pillow keeps the upper byte of each sample, or the lower one if the file is read in the other byte order: so it is
+    read in both. Grey with alpha is read as four samples of 8 bits. Errors: Unreadable for a form that Pillow misreads.
     """
     tags = getattr(image, "tag_v2", {})
     if tags.get(_PLANES) == 2 and len(bits := tags.get(_BITS, ())) > 1 and max(bits) > 8:
@@ -249,14 +249,14 @@ def _samples_of_16_bits(image: Image.Image, form: str) -> np.ndarray | None:
     own = ("L" if sys.byteorder == "little" else "B") if order == "N" else order
     upper, lower = (_read_as(image, f"{all_of_it};16{each}") for each in (own, "B" if own == "L" else "L"))
     samples: np.ndarray = upper.astype(np.uint16) << 8 | lower
-    if name == "RGBa":  # multiplied by the transparency
+    if name == "RGBa":  # premultiplied alpha
         alpha = samples[..., 3:].astype(np.float64)
         samples[..., :3] = np.minimum(np.rint(samples[..., :3] * (65535 / np.maximum(alpha, 1))), 65535)
     return samples
 
 
 def _read_as(image: Image.Image, form: str) -> np.ndarray:
-    """The samples of the file of an image, read once more as another form of the same length."""
+    """The samples of an image's file, read again as another form of the same length."""
     assert isinstance(image, ImageFile.ImageFile) and isinstance(image.fp, io.BytesIO)
     with Image.open(io.BytesIO(image.fp.getvalue()), "r", _formats()) as again:
         assert isinstance(again, ImageFile.ImageFile)

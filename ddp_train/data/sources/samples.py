@@ -1,4 +1,4 @@
-"""A dataset as the trainer sees it: its splits, facts about them, and the samples that cannot be used."""
+"""The trainer's view of a dataset: its splits, facts about them, and the samples that cannot be used."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SCHEMA = "ddp-train-dataset/1"
 Padding = Literal["zero", "reflect"]
 Policy = Literal["stop", "skip"]
 LARGEST_FRACTION = 0.001
-"""Share of a split: with more bad images the problem is a different one."""
+"""Largest share of bad images in a split that may be left out; more of them are a sign of another problem."""
 
 
 @dataclass(frozen=True, order=True)
@@ -41,7 +41,7 @@ def largest_number(policy: Policy, total: int) -> int:
 
 
 def refuse(bad: Sequence[BadSample], policy: Policy, totals: dict[str, int]) -> None:
-    """Errors: UserError, one line naming the first of them, where these are too many for a split. totals: by part."""
+    """Errors: UserError, one line naming the first bad sample, where a split has too many. totals: samples by part."""
     for part, total in totals.items():
         here = sorted(sample for sample in bad if sample.part == part)
         if len(here) <= largest_number(policy, total):
@@ -65,13 +65,13 @@ class Split:
     labels: np.ndarray
     images: np.ndarray | None = None
     files: tuple[str, ...] | None = None
-    """Image files to be decoded when they are needed, where the decoded images are too large to keep."""
+    """Image files that are decoded on demand, where the decoded images are too large to keep."""
     stamps: np.ndarray | None = None
     """int64 [N, 3]: size, mtime in ns and inode of each of `files`, which must not change during a run."""
     reading: Reading = field(default_factory=Reading)
     """How `files` are read."""
     rows: np.ndarray | None = None
-    """int64 [N]: which of the images or files are the split's, where another split has the others; None: all."""
+    """int64 [N]: this split's rows of the images or files, where another split has the others; None: all."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -82,7 +82,7 @@ class Split:
         return np.asarray(self.images[chosen if self.rows is None else self.rows[chosen]])
 
     def row(self, index: int) -> int:
-        """Where `files` and `stamps` have a sample."""
+        """The row of a sample in `files` and `stamps`."""
         return index if self.rows is None else int(self.rows[index])
 
 
@@ -97,7 +97,7 @@ class Dataset:
     classes: tuple[str, ...]
     train: Split
     test: Split | None
-    """None where a run has no test images, and its validation split has to do."""
+    """None where a run has no test images and uses its validation split instead."""
     mean: tuple[float, ...]
     std: tuple[float, ...]
     image_shape: tuple[int, int, int]
@@ -111,11 +111,11 @@ class Dataset:
     content: str | None = None
     """Hash of the training data; None for data that are not the user's files."""
     left_out: tuple[BadSample, ...] = ()
-    """Files of the splits that are not in them, since they cannot be used."""
+    """Files that are left out of the splits, since they cannot be used."""
     notes: tuple[str, ...] = ()
     """Lines for the user."""
     on_bad_sample: Policy = "stop"
-    """What becomes of images that turn out bad while they are read."""
+    """How to handle images that turn out bad while they are read."""
     val: Split | None = None
     """The validation split: where there is one, epochs are evaluated on it and the test split is kept for the end."""
     levels: Mapping[str, Levels] = field(default_factory=dict)
@@ -181,7 +181,7 @@ class DatasetFacts:
     flip_ok: bool
     train_samples: int
     test_samples: int
-    """0 where the validation split had to do."""
+    """0 where the validation split was used instead."""
     val_samples: int = 0
     """0 where there was no validation split."""
     content: str | None = None
@@ -206,7 +206,7 @@ class DatasetFacts:
         )
 
     def refuse_other_data(self, dataset: Dataset) -> None:
-        """Errors: UserError where `dataset` is not that of the run with these facts, which is to be continued."""
+        """Errors: UserError where `dataset` is not the one that these facts of the resumed run describe."""
         if None not in (self.content, dataset.content) and self.content != dataset.content:
             raise UserError(
                 f"--resume: the images of {dataset.name} are not those that the run was trained on "
@@ -214,7 +214,7 @@ class DatasetFacts:
             )
 
     def dump(self) -> str:
-        """The text of the file."""
+        """The facts as JSON text for a file."""
         return json.dumps({"schema": SCHEMA, **asdict(self)}, indent=2) + "\n"
 
     @classmethod

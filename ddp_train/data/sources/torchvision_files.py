@@ -1,6 +1,6 @@
 """Datasets by name from the files that torchvision keeps of them: CIFAR-100, MNIST, Fashion-MNIST and SVHN.
 
-torchvision is imported only to read its files for the first time, and to download: it costs seconds of a start.
+torchvision is imported only to read its files for the first time, and to download: the import takes seconds.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def missing_file(name: str, data_dir: Path) -> Path | None:
 
 
 def ensure(name: str, data_dir: Path) -> str | None:
-    """Download a dataset that is not in the data folder; a line that says so. Errors: UserError where that fails."""
+    """Download a dataset if it is not in the data folder; returns a line on that. Errors: UserError if it fails."""
     missing = missing_file(name, data_dir)
     if missing is None:
         return None
@@ -114,7 +114,7 @@ def load(
 
 
 def _build(key: str, name: str, data_dir: Path, image_size: int | None, resize: int | None) -> cache.Entry:
-    """Copy torchvision's files into an entry."""
+    """Copy torchvision's images and labels into a cache entry."""
     parts = {part: _read(name, data_dir, train=part == "train") for part in ("train", "test")}
     classes = parts["train"][2]
     content = hashlib.sha256()
@@ -135,8 +135,8 @@ def _build(key: str, name: str, data_dir: Path, image_size: int | None, resize: 
 
 
 def _read(name: str, data_dir: Path, *, train: bool) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """uint8 images [N, H, W, C], int64 labels [N] and class names. torchvision unpickles only what has the right
-    checksum. Errors: UserError."""
+    """uint8 images [N, H, W, C], int64 labels [N] and class names. torchvision unpickles only files with the
+    right checksum. Errors: UserError."""
     from torchvision import datasets
 
     kind = getattr(datasets, SOURCES[name].kind)

@@ -1,4 +1,4 @@
-"""A validation split out of the training images: the same share of each class, drawn by the run's seed."""
+"""Takes a validation split out of the training images: the same share of each class, drawn by the run's seed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ddp_core.errors import UserError
 from ddp_train.data.sources.samples import Dataset, Split
 
 _KEY = 0x7A11D
-"""Beside the seed, so that no other draw of the run is correlated with this one."""
+"""Part of the generator's seed, so that this draw is not correlated with other draws of the run."""
 
 
 def split_off(dataset: Dataset, share: float, seed: int) -> Dataset:
