@@ -15,6 +15,7 @@ from rich.text import Text
 from ddp_core.errors import PreflightError
 from ddp_launch.cli.options import LaunchOptions
 from ddp_launch.plan.plan import LaunchPlan, MachineFacts, make_plan
+from ddp_train.distributed.speed_cache import recall as recall_speeds
 from gpu_topology.verify_cache import Verdict
 
 OWN_ACCORD = "--no-preflight starts the run without this check"
@@ -64,6 +65,7 @@ def preflight(plan: LaunchPlan, options: LaunchOptions, console: Console, worker
         recall=lambda topology, uuids: verdict,
         cluster=plan.cluster,
         inherited=plan.inherited,
+        known_speeds=recall_speeds,
     )
     return make_plan(options, facts)
 

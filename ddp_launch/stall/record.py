@@ -101,10 +101,6 @@ class Record:
         }
         return replace(self, collectives=ended)
 
-    def at(self, group: tuple[str, str], seq: int) -> Collective | None:
-        """Its collective of this number; None where it has not entered it, or the recorder has dropped it."""
-        return next((one for one in reversed(self.collectives.get(group, ())) if one.seq == seq), None)
-
     def entered(self, group: tuple[str, str]) -> int:
         """The number of the last collective that it entered in a group; 0 before the first."""
         return max((one.seq for one in self.collectives.get(group, ())), default=0)

@@ -321,6 +321,7 @@ def _facts(
         notes=tuple(map(one_line, notes)),
         start_epoch=components.progress.epoch + 1,
         start_step=components.progress.step_in_epoch,
+        steps_before=components.progress.step,
         split=components.pipeline.selection,
         best=(components.progress.best_accuracy, -components.progress.best_loss),
         seconds_before=components.progress.total_seconds + components.progress.seconds,

@@ -267,6 +267,7 @@ class Trainer:
             epoch=self.progress.epoch + 1,
             step=self.progress.step_in_epoch,
             steps=components.pipeline.steps_per_epoch,
+            run_step=self.progress.step,
             images=seen,
             loss=loss / max(1.0, samples),
             accuracy=correct / max(1.0, samples),

@@ -90,6 +90,7 @@ def facts(run: Run, epochs: int, notes: tuple[str, ...]) -> RunFacts:
         notes=notes,
         start_epoch=progress.epoch + 1,
         start_step=progress.step_in_epoch,
+        steps_before=progress.step,
         seconds_before=progress.total_seconds + progress.seconds,
         own_columns=True,
     )

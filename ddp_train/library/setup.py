@@ -183,7 +183,7 @@ def _interactive() -> bool:
 def _placed(error: UserError) -> UserError:
     """The error with the place of the user's own line that led to it, and with this library's names for options."""
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if not frame.filename.startswith(HERE) and frame.name != "<frozen"]
+    own = [frame for frame in frames if not frame.filename.startswith(HERE) and "<frozen" not in frame.filename]
     words = str(error).replace("--out-dir ", "out_dir ").replace("--out-dir", "out_dir")
     words = words.replace("--device ", "Run(device=...) ").replace("--wandb", "Run(wandb=...)")
     if own and "site-packages" not in own[-1].filename:

@@ -129,6 +129,7 @@ class Training:
             epoch=progress.epoch + 1,
             step=progress.step_in_epoch,
             steps=max((loader.steps_per_epoch for loader in run._loaders if loader.trained), default=0),
+            run_step=progress.step,
             images=progress.samples,
             loss=loss / max(1.0, samples),
             accuracy=math.nan,

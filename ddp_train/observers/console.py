@@ -99,7 +99,8 @@ class PlainProgress(_Progress):
 
     def on_step(self, report: StepReport) -> None:
         """Print a line if one is due, but none for the epoch's last step: the epoch's own line follows."""
-        if report.step < report.steps and time.monotonic() - self._printed_at >= self._interval:
+        is_last = report.step == report.steps
+        if not is_last and time.monotonic() - self._printed_at >= self._interval:
             self._print(step_line(report, self._facts.epochs if self._facts is not None else 0))
 
     def on_epoch(self, record: EpochRecord) -> None:
@@ -207,19 +208,22 @@ class LiveProgress(_Progress):
         if report is None:
             grid.add_row(f"epoch {facts.start_epoch}/{facts.epochs}", _bar(0, 1), "", "starting")
             return
-        steps_before = (report.epoch - 1) * report.steps + report.step
-        steps_total = facts.epochs * report.steps
-        steps_here = steps_before - (facts.start_epoch - 1) * report.steps - facts.start_step
-        left = (time.monotonic() - self._started) / max(1, steps_here) * (steps_total - steps_before)
-        evaluating = report.step >= report.steps
+        epochs_done = report.epoch - 1 + (report.step / report.steps if report.steps else 0.0)
+        epochs_before = facts.start_epoch - 1 + (facts.start_step / report.steps if report.steps else 0.0)
+        left = math.nan
+        if epochs_done > epochs_before:
+            left = (time.monotonic() - self._started) / (epochs_done - epochs_before) * (facts.epochs - epochs_done)
+        count = f"{report.step}/{report.steps}" if report.steps else f"step {report.step}"
+        if report.step == report.steps:
+            count = "testing"
         rate = f"{number(report.images_per_second, ',.0f')} images/s  lr {number(report.learning_rate, '.3g')}"
         grid.add_row(
             f"epoch {report.epoch}/{facts.epochs}",
             _bar(report.step, report.steps),
-            "testing" if evaluating else f"{report.step}/{report.steps}",
+            count,
             f"loss {number(report.loss, '.4f')}  accuracy {percent(report.accuracy)}",
         )
-        grid.add_row("run", _bar(steps_before, steps_total), f"{clock(left)} left", rate)
+        grid.add_row("run", _bar(epochs_done, facts.epochs), f"{clock(left)} left", rate)
 
     def _print_row(self, line: str, style: str) -> None:
         """Print a line above the live display."""

@@ -89,7 +89,8 @@ def step_line(report: StepReport, epochs: int) -> str:
     at = f"{report.epoch}/{epochs}".rjust(_WIDTHS[0])
     accuracy = "" if math.isnan(report.accuracy) else f"accuracy {percent(report.accuracy)}, "
     values = f"loss {loss(report.loss)}, {accuracy}lr {number(report.learning_rate, '.3g')}"
-    return f"{at}  step {report.step:,}/{report.steps:,}: {values}, {number(report.images_per_second, ',.0f')} images/s"
+    step = f"step {report.step:,}" + (f"/{report.steps:,}" if report.steps else "")
+    return f"{at}  {step}: {values}, {number(report.images_per_second, ',.0f')} images/s"
 
 
 def summary(best: Best, seconds: float, out_dir: str, used: str = "") -> str:
@@ -142,7 +143,9 @@ def duration(seconds: float) -> str:
 
 
 def clock(seconds: float) -> str:
-    """Seconds as 0:43 or 1:02:03, for a count that runs down."""
+    """Seconds as 0:43 or 1:02:03, for a count that runs down; "-" where they are not known."""
+    if not math.isfinite(seconds):
+        return "-"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

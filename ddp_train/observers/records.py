@@ -45,6 +45,8 @@ class RunFacts:
     """The first epoch that this process trains: later than 1 after a resume."""
     start_step: int = 0
     """The steps of that epoch that were done before the resume."""
+    steps_before: int = 0
+    """The optimizer steps of the run that were done before the resume."""
     split: str = "test"
     """The split that epochs are evaluated on and the best is chosen by: "val" where there is one, else "test"."""
     best: Rank = NO_RANK
@@ -64,6 +66,9 @@ class StepReport:
     step: int
     """Optimizer steps done in this epoch, from 1 to `steps`."""
     steps: int
+    """0 where their number is not known, as for a stream."""
+    run_step: int
+    """Optimizer steps done in the run."""
     images: int
     """Training images seen in this epoch, over all ranks."""
     loss: float

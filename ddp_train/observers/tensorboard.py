@@ -59,21 +59,17 @@ class TensorBoardObserver(Observer):
 
     def on_start(self, facts: RunFacts) -> None:
         """Open the event files. Raises UserError when they cannot be written."""
-        first_step = (facts.start_epoch - 1) * facts.steps_per_epoch + facts.start_step + 1
         try:
             self._epochs = open_writer(self._folder / "epochs", facts.start_epoch)
-            self._steps = open_writer(self._folder / "steps", first_step)
+            self._steps = open_writer(self._folder / "steps", facts.steps_before + 1)
         except OSError as error:
             raise UserError(f"cannot write {self._folder}: {error.strerror or error}") from error
 
     def on_step(self, report: StepReport) -> None:
         """Loss and learning rate over the optimizer step of the run, from 1."""
         if self._steps is not None:
-            step = (report.epoch - 1) * report.steps + report.step
-            self._steps.add_scalar("step/loss", report.loss, step)
-            self._steps.add_scalar("step/learning_rate", report.learning_rate, step)
-            for name, value in report.extra.items():
-                self._steps.add_scalar(f"step/{name}", value, step)
+            for name, value in {"loss": report.loss, "learning_rate": report.learning_rate, **report.extra}.items():
+                self._steps.add_scalar(f"step/{name}", value, report.run_step)
 
     def on_epoch(self, record: EpochRecord) -> None:
         """Every number of the record over the epoch; flushed, so that a killed run keeps its finished epochs."""

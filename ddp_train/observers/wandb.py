@@ -35,7 +35,7 @@ class WandbObserver(Observer):
         import wandb
 
         kept = self._folder / "wandb_id.txt"
-        resumed = facts.start_epoch > 1 and kept.is_file()
+        resumed = facts.steps_before > 0 and kept.is_file()
         name = kept.read_text(encoding="utf-8").strip() if resumed else secrets.token_hex(4)
         write_text(kept, name + "\n")
         about = {"parameters": facts.parameters, "device": facts.device, "world_size": facts.world_size}
@@ -51,7 +51,7 @@ class WandbObserver(Observer):
     def on_step(self, report: StepReport) -> None:
         """Loss, learning rate and what techniques report, over the optimizer step of the run, from 1."""
         numbers = {"loss": report.loss, "learning_rate": report.learning_rate, **report.extra}
-        self._log("step", (report.epoch - 1) * report.steps + report.step, numbers)
+        self._log("step", report.run_step, numbers)
 
     def on_epoch(self, record: EpochRecord) -> None:
         """Every number of the record, over the epoch."""

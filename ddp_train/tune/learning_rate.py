@@ -70,8 +70,8 @@ def suggest(rates: Sequence[float], losses: Sequence[float]) -> Found:
     """A tenth of the rate at the lowest smoothed loss; `steepest`: where it falls fastest over the log of the rate."""
     finite = next((at for at, loss in enumerate(losses) if not math.isfinite(loss)), len(losses))
     if finite < LEAST_STEPS:
-        last = losses[finite] if finite < len(losses) else "lost"
-        raise UserError(f"--tune lr: the loss was {last} after {finite} steps")
+        became = f"was {losses[finite]}" if finite < len(losses) else "diverged"
+        raise UserError(f"--tune lr: the loss {became} after {finite} steps")
     lost = finite < len(losses)
     rates, losses = rates[:finite], losses[:finite]
     smoothed = smooth(losses)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ddp_core.host_memory import control_groups, limit_and_left
 from gpu_topology.host import sysfs, virtualization
 from gpu_topology.host.cpus import NumaNode, read_cpus
 from gpu_topology.host.kernel_log import read_xids
@@ -64,7 +65,7 @@ class Host:
 
 def read_host(root: Path = Path("/"), environ: Mapping[str, str] = os.environ) -> Host:
     """Read the host. Never raises for a missing file: containers hide many of them."""
-    groups = _cgroups(root)
+    groups = control_groups(root)
     cpus = read_cpus(root, groups)
     total, available = _memory(root, groups)
     shm_total, shm_free = _shm(root / "dev/shm")
@@ -100,44 +101,17 @@ def read_host(root: Path = Path("/"), environ: Mapping[str, str] = os.environ) -
     )
 
 
-def _cgroups(root: Path) -> tuple[Path, ...]:
-    """The control-group folders of this process, from its own up to the mount: the limit of every level counts."""
-    folders: list[Path] = []
-    for line in (sysfs.text(root / "proc/self/cgroup") or "").splitlines():
-        _, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        if controllers and not {"cpu", "memory"} & set(controllers.split(",")):
-            continue
-        mount = root / "sys/fs/cgroup" / controllers
-        # In a container's own namespace the path may not exist below the mount: then the mount itself is the group.
-        parts = Path(path.lstrip("/")).parts
-        folders += [mount.joinpath(*parts[:depth]) for depth in range(len(parts), -1, -1) if ".." not in parts[:depth]]
-    return tuple(folder for folder in dict.fromkeys(folders) if folder.is_dir())
-
-
 def _memory(root: Path, groups: tuple[Path, ...]) -> tuple[int, int]:
     """Total and available bytes; a cgroup limit lowers both."""
     lines = (sysfs.text(root / "proc/meminfo") or "").splitlines()
     kib = {words[0]: int(words[1]) for words in (line.replace(":", " ").split() for line in lines) if len(words) > 1}
-    total = kib.get("MemTotal", 0) * 1024
+    total = installed = kib.get("MemTotal", 0) * 1024
     available = kib.get("MemAvailable", kib.get("MemFree", 0)) * 1024
     for group in groups:
-        limit = sysfs.number(group / "memory.max") or sysfs.number(group / "memory.limit_in_bytes")
-        if limit is None or limit >= total:
-            continue
-        total = limit
-        used = sysfs.number(group / "memory.current") or sysfs.number(group / "memory.usage_in_bytes") or 0
-        available = min(available, max(0, limit - used + _reclaimable(group)))
+        found = limit_and_left(group)
+        if found is not None and found[0] < installed:
+            total, available = min(total, found[0]), min(available, found[1])
     return total, available
-
-
-def _reclaimable(group: Path) -> int:
-    """Bytes of page cache that the kernel can reclaim from the group: they count as used but are in effect free."""
-    for line in (sysfs.text(group / "memory.stat") or "").splitlines():
-        name, _, value = line.partition(" ")
-        if name in ("inactive_file", "total_inactive_file"):
-            return int(value)
-    return 0
 
 
 def _shm(folder: Path) -> tuple[int | None, int | None]:

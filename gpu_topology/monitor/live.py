@@ -74,9 +74,11 @@ def sample_text(sample: Sample, width: int, height: int) -> Text:
         for column in columns:
             text.append(" " + column.value(gpu).rjust(column.width), _style(column, gpu))
         text.append("\n")
+    room = max(0, height - len(sample.gpus) - 3)
     processes = list(_process_lines(sample))
-    room = height - len(sample.gpus) - 3
-    text.append("\n".join(processes[:room] if len(processes) <= room else [*processes[: room - 1], "  ..."]), "dim")
+    if len(processes) > room:
+        processes = [*processes[: max(0, room - 1)], "  ..."][:room]
+    text.append("\n".join(processes), "dim")
     return text
 
 

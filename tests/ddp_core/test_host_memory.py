@@ -5,7 +5,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ddp_core.host_memory import available_memory
+from ddp_core.host_memory import available_memory, control_groups
 
 MIB = 1 << 20
 
@@ -29,3 +29,16 @@ def test_a_limit_counts_less_what_is_used_but_for_file_pages(tmp_path: Path) -> 
 
 def test_never_below_nothing(tmp_path: Path) -> None:
     assert available_memory(group(tmp_path, str(MIB), 2 * MIB)) == 0
+
+
+def test_the_tightest_group_of_this_process_counts(tmp_path: Path) -> None:
+    """As under Slurm or systemd outside a container: the group is below the mount, and so is one above it."""
+    mount = tmp_path / "sys/fs/cgroup"
+    (mount / "slice/job").mkdir(parents=True)
+    group(mount / "slice/job", str(10 * MIB), 2 * MIB)
+    group(mount / "slice", str(20 * MIB), 17 * MIB, f"inactive_file {MIB}\n")
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text("0::/slice/job\n")
+    groups = control_groups(tmp_path)
+    assert groups == (mount / "slice/job", mount / "slice", mount)
+    assert available_memory(*groups) == 4 * MIB

@@ -118,8 +118,9 @@ def _build(key: str, name: str, data_dir: Path, image_size: int | None, resize: 
     parts = {part: _read(name, data_dir, train=part == "train") for part in ("train", "test")}
     classes = parts["train"][2]
     content = hashlib.sha256()
-    size = sum(images[0].size * len(images) for images, _, _ in parts.values())
-    with cache.begin(key, size if image_size is None else 0) as draft:
+    images = parts["train"][0]
+    image = images[0].size if image_size is None else image_size**2 * images.shape[-1]
+    with cache.begin(key, image * sum(len(images) for images, _, _ in parts.values())) as draft:
         for part, (images, labels, _) in parts.items():
             if image_size is not None:
                 images = _scaled(images, image_size, resize)

@@ -72,6 +72,7 @@ def _report(**changes: object) -> StepReport:
         "epoch": 3,
         "step": 6,
         "steps": 12,
+        "run_step": 30,
         "images": 768,
         "loss": 0.4321,
         "accuracy": 0.875,
@@ -340,6 +341,26 @@ def test_a_log_has_a_line_for_each_report_where_asked_for_and_after_a_silence_el
     now += 100.0
     each.on_step(_report(step=12))
     assert streams[0].getvalue()[before[0] :] == expected * 5, "the epoch has a line of its own"
+
+
+def test_an_epoch_of_unknown_length() -> None:
+    """As of a loop over a stream: a line for each report, and no time left before an epoch is done."""
+    stream = io.StringIO()
+    progress = create_progress(stream, each=True)
+    progress.on_start(_facts(steps_per_epoch=0))
+    progress.on_step(_report(steps=0, step=4321))
+    last = "   3/10  step 4,321: loss 0.4321, accuracy 87.50%, lr 0.08, 12,346 images/s"
+    assert stream.getvalue().splitlines()[-1] == last
+    console = Console(file=io.StringIO(), width=80)
+    live = LiveProgress(console)
+    live.on_start(_facts(steps_per_epoch=0))
+    live.close()
+    for epoch, left in ((1, "- left"), (3, "0:00 left")):
+        live.on_step(_report(epoch=epoch, steps=0, step=4321))
+        console.file = io.StringIO()
+        console.print(live.render())
+        text = console.file.getvalue()
+        assert "step 4321" in text and left in text and "testing" not in text
 
 
 def test_the_time_at_the_end_is_that_of_all_attempts() -> None:

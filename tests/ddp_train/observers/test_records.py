@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +197,7 @@ def _facts(start_epoch: int = 1, steps_per_epoch: int = 10) -> RunFacts:
         global_batch=128,
         out_dir="runs/run",
         start_epoch=start_epoch,
+        steps_before=(start_epoch - 1) * steps_per_epoch,
     )
 
 
@@ -208,6 +210,7 @@ def _run(observer: Observer, epochs: range, offset: float) -> None:
                     epoch=epoch,
                     step=step,
                     steps=10,
+                    run_step=(epoch - 1) * 10 + step,
                     images=step * 128,
                     loss=offset + epoch,
                     accuracy=0.5,
@@ -251,6 +254,18 @@ def test_finished_epochs_are_on_the_disk_before_the_run_ends_and_a_resume_double
     assert _scalars(tmp_path / "epochs")["accuracy/test"] == [(1, 1.0), (2, 102.0)]
     assert _scalars(tmp_path / "steps")["step/loss"] == [(1, 1.0), (10, 1.0), (11, 102.0), (20, 102.0)]
     killed.close()
+
+
+def test_steps_of_epochs_of_unknown_length_follow_each_other(tmp_path: Path) -> None:
+    """As of a loop over a stream, killed within its second epoch and resumed."""
+    for first, steps in ((0, ((1, 1), (2, 5))), (5, ((2, 6), (2, 9)))):
+        observer = TensorBoardObserver(tmp_path)
+        observer.on_start(replace(_facts(steps_per_epoch=0), steps_before=first))
+        for epoch, step in steps:
+            numbers = dict.fromkeys(("loss", "accuracy", "learning_rate", "images_per_second"), 1.0)
+            observer.on_step(StepReport(epoch=epoch, step=1, steps=0, run_step=step, images=1, **numbers))
+        observer.close()
+    assert [step for step, _ in _scalars(tmp_path / "steps")["step/loss"]] == [1, 5, 6, 9]
 
 
 def test_unknown_numbers_make_no_points(tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ import pytest
 
 from ddp_core.errors import UserError
 from ddp_train.config.parse import parse
+from ddp_train.observers.records import RunFacts
+from ddp_train.observers.wandb import WandbObserver
 from tests.conftest import Trainer
 
 STAND_IN = """
@@ -61,6 +63,19 @@ def test_a_run_and_its_resume_are_one_wandb_run(trainer: Trainer, tmp_path: Path
         assert told["epoch"] == record["epoch"] and told["epoch/test_loss"] == record["test_loss"]
         assert told["epoch/gradient_norm"] == record["extra"]["gradient_norm"]
     assert second["exit_code"] == 0 and second["summary"]["best_epoch"] in (1, 2)
+
+
+@pytest.mark.usefixtures("wandb")
+def test_a_run_resumed_within_its_first_epoch_is_the_same_wandb_run(tmp_path: Path) -> None:
+    words = {"name": "run", "model": "small", "dataset": "digits", "device": "cpu", "out_dir": str(tmp_path)}
+    sizes = {"parameters": 1, "world_size": 1, "epochs": 4, "steps_per_epoch": 10, "global_batch": 8}
+    facts = RunFacts(**words, **sizes, start_step=3, steps_before=3)  # type: ignore[arg-type]
+    for _ in range(2):
+        observer = WandbObserver(tmp_path, "mine", {})
+        observer.on_start(facts)
+        observer.close()
+    first, second = (json.loads(line) for line in (tmp_path / "told").read_text().splitlines())
+    assert first["init"]["id"] == second["init"]["id"]
 
 
 @pytest.mark.usefixtures("wandb")

@@ -30,6 +30,8 @@ def test_smoothing_is_corrected_for_its_start():
 def test_a_loss_that_is_lost_from_the_start_is_refused():
     with pytest.raises(UserError, match="--tune lr: the loss was nan after 3 steps"):
         suggest([1e-6] * 4, [1.0, 1.0, 1.0, math.nan])
+    with pytest.raises(UserError, match="--tune lr: the loss diverged after 4 steps"):
+        suggest([1e-6] * 4, [1.0, 1.0, 1.0, 1e6])
 
 
 def test_a_range_test_writes_its_result(tmp_path, capsys):

@@ -100,6 +100,14 @@ def test_memory_limit_of_version_2(tmp_path):
     assert (host.memory_total, host.memory_available) == (8 * 2**30, 3 * 2**30)
 
 
+def test_a_group_above_that_others_have_filled(tmp_path):
+    own, above = "sys/fs/cgroup/user/job", "sys/fs/cgroup/user"
+    limits = {f"{own}/memory.max": str(8 * 2**30), f"{own}/memory.current": str(2**30)}
+    limits |= {f"{above}/memory.max": str(16 * 2**30), f"{above}/memory.current": str(15 * 2**30)}
+    host = read_host(put(tmp_path, {**V2, **limits}))
+    assert (host.memory_total, host.memory_available) == (8 * 2**30, 2**30)
+
+
 def test_memory_limit_of_version_1(tmp_path):
     group = "sys/fs/cgroup/memory/job"
     limits = {f"{group}/memory.limit_in_bytes": str(4 * 2**30), f"{group}/memory.usage_in_bytes": str(2**30)}

@@ -117,6 +117,12 @@ def test_the_live_table_fits_the_screen_and_names_what_is_wrong(width, size):
         assert lines[-1] == "  ..."
 
 
+@pytest.mark.parametrize("height", [1, 5, 6, 7])
+def test_a_low_screen_shows_the_gpus_and_no_more_processes_than_fit(height):
+    lines = sample_text(crowd(3), 100, height).plain.splitlines()
+    assert len(lines) == 4 + max(0, height - 6)
+
+
 def test_a_line_for_a_log():
     words = sample_line(crowd(3))
     assert words.startswith("03:04:05  GPU 0 ? ? GiB  GPU 1 97% 70.0 GiB 700 W 81 C  GPU 2 GPU is lost")
