@@ -61,7 +61,7 @@ def exit_alone(error: BaseException, *, saves: bool, leave: Callable[[int], NoRe
         status = error.status
         heartbeat.withdraw()
         if os.environ.get("RANK", "0") == "0":
-            at = f"at step {heartbeat.step + 1} (epoch {heartbeat.epoch + 1}): what was saved before stands"
+            at = f"at step {heartbeat.step + 1} (epoch {heartbeat.epoch + 1}): what was saved before is still there"
             if not saves:
                 at = "before the measurement was done: there is nothing to save"
             elif heartbeat.step < 0:

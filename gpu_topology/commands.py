@@ -172,7 +172,7 @@ def _env(arguments: argparse.Namespace) -> None:
 
 _COMMANDS: dict[str, _Module | _Function] = {
     "report": _Module("gpu_topology.report.report", "devices, links, groups, selection and environment, with reasons"),
-    "snapshot": _Function(_snapshot, "the topology as JSON, which every command takes back with --from", (add_output,)),
+    "snapshot": _Function(_snapshot, "the topology as JSON, for --from of the other commands", (add_output,)),
     "select": _Function(_select, "the chosen GPUs as a CUDA_VISIBLE_DEVICES value", (add_selection, _add_format)),
     "env": _Function(_env, "the environment for the chosen GPUs", (add_selection, _add_shell)),
     "draw": _Module("gpu_topology.drawing.picture", "a picture of the machine as SVG"),

@@ -253,7 +253,7 @@ def _output_options(parser: CommandLine) -> list[argparse.Action]:
             "--notify-on",
             metavar="LIST",
             type=SomeOf("--notify-on", EVENTS),
-            help=f"of what to send messages: {', '.join(EVENTS)} [all but start]",
+            help=f"events to send messages about: {', '.join(EVENTS)} [all but start]",
         ),
         add(
             *("-t", "--tee"),
@@ -362,10 +362,12 @@ def _node_options(parser: CommandLine) -> list[argparse.Action]:
             "--rdzv-conf",
             metavar="KEY=VALUE,...",
             type=settings,
-            help="as torchrun's, on several nodes: join_timeout is --rdzv-timeout, last_call_timeout how long to wait"
-            " for more nodes than the least",
+            help="torchrun's settings for several nodes: join_timeout is --rdzv-timeout, last_call_timeout the"
+            " seconds to wait for more than the least number of nodes",
         ),
-        add("--master-addr", metavar="HOST", type=host_name, help="the endpoint in another way, with --master-port"),
+        add(
+            "--master-addr", metavar="HOST", type=host_name, help="another way to give the endpoint, with --master-port"
+        ),
         add(
             "--master-port",
             metavar="PORT",

@@ -202,7 +202,7 @@ def _mismatch(cluster: Cluster, address: str, owned: bool) -> Iterable[str]:
     if cluster.first is False and owned and not _is_loopback(address):
         yield f"this is node rank {cluster.node_rank}, but the endpoint is an address of this node: node 0 must own it"
     if cluster.first and not owned:
-        yield f"the endpoint is no address of this node: it listens on {address}, where the endpoint must lead"
+        yield f"the endpoint is not an address of this node, which listens on {address}: it must lead there"
 
 
 def _trust(address: str, interface: str | None) -> Iterable[str]:

@@ -109,7 +109,7 @@ class Failure:
         if self.left:
             return f"{in_words(self.code)}: it left early, while the others were still at work"
         if self.held_up:
-            return "the launcher, after the others had waited for it until their time limit"
+            return "the launcher, because the other ranks waited for it until their time limit"
         if self.aborted_late:
             return f"{in_words(self.code, meaning=False)}: aborted in native code after its error, while it was ending"
         return in_words(self.code, meaning=meaning)

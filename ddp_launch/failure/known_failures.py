@@ -142,7 +142,7 @@ def more_shm(evidence: Evidence) -> str:
 def _disk(found: re.Match[str], evidence: Evidence) -> str:
     """Advice for a full disk."""
     where = "--out-dir or TMPDIR" if evidence.trainer else "the program's own folder for its files, or TMPDIR,"
-    return f"df -h . and df -i . show what is left; {where} on another disk"
+    return f"df -h . and df -i . show what is left; put {where} on another disk"
 
 
 def _did_not_end(found: re.Match[str], evidence: Evidence) -> str:
@@ -188,13 +188,13 @@ HANG = (
     "python -m gpu_topology verify tests the GPUs and their links in a minute; where it passes, look for a rank that"
     " skips a collective, or does more work than the others"
 )
-BLOCKING = "again with CUDA_LAUNCH_BLOCKING=1, where the traceback names the line; or with --cpu"
+BLOCKING = "run it again with CUDA_LAUNCH_BLOCKING=1, so that the traceback names the line, or with --cpu"
 
 TABLE: tuple[Known, ...] = (
     Known(
         "host-memory",
         r"DataLoader worker \(pid[^)]*\) is killed by signal: Killed|in the process pool was terminated abruptly",
-        "a worker process was killed: most often by the kernel, for want of memory",
+        "a worker process was killed: most often by the kernel, because memory ran out",
         LESS_MEMORY,
     ),
     Known(

@@ -34,7 +34,7 @@ class Remedy:
 LEFT_EARLY = Remedy(
     "left-early",
     "it ended as if all were done, while the others waited for it in a collective",
-    "look for an exit on one rank alone, or for one with fewer batches than the others",
+    "look for an exit that only one rank takes, or for a rank with fewer batches than the others",
 )
 
 
@@ -111,7 +111,9 @@ def _killed(failure: Failure, evidence: Evidence) -> Remedy | None:
         return None
     if evidence.memory_kills:
         many = f"{evidence.memory_kills} process{'es' if evidence.memory_kills > 1 else ''}"
-        return Remedy("host-memory", f"the kernel killed {many} {evidence.kills_where} for want of memory", LESS_MEMORY)
+        return Remedy(
+            "host-memory", f"the kernel killed {many} {evidence.kills_where} because memory ran out", LESS_MEMORY
+        )
     if evidence.memory_kills == 0:
         meaning = f"not killed by the kernel for memory: it killed no process {evidence.kills_where} meanwhile"
         return Remedy(

@@ -30,7 +30,7 @@ AT_ONCE_S = 10.0
 SIGNALS = {128 + number: signal.Signals(number).name for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
 LONGEST_NAME = 80
 EXPLAINED = "error: "
-VANISHED = "the launcher ended without a word: it was killed, or the machine ran out of memory"
+VANISHED = "the launcher ended without reporting why: it was killed, or the machine ran out of memory"
 WAITING, KILLING = "nothing was ended (--stall-kill SECONDS does that)", "the run is ended (--stall-kill)"
 
 

@@ -219,7 +219,9 @@ def _meet(cluster: Cluster, may_restart: bool) -> _Meeting:
     try:
         store = TCPStore(address, port, is_master=False, timeout=timedelta(seconds=READ_TIMEOUT_S))
     except RuntimeError:
-        raise MeetingFailed(f"what listens at {cluster.endpoint} is no rendezvous: choose another port") from None
+        raise MeetingFailed(
+            f"another program listens at {cluster.endpoint}, not a rendezvous: choose another port"
+        ) from None
     return _Meeting(cluster, store, False, may_restart, deadline)
 
 

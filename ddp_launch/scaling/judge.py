@@ -83,7 +83,7 @@ def _kind(trials: Sequence[Trial], global_batch: bool | None) -> tuple[Kind, str
         return "strong", f"its loader has batches of {_list(first)} on one rank, of {_list(last)} on {ranks}"
     if first and first == last:
         return "weak", f"its loader has batches of {_list(first)} on each rank, however many there are"
-    return "weak", "its batches are not known, and most programs keep the batch of each rank"
+    return "weak", "its batches are not known, and most programs keep the batch per rank fixed"
 
 
 def _list(sizes: Iterable[int]) -> str:

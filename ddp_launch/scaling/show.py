@@ -86,7 +86,7 @@ def _cause(cause: str, row: Row) -> str:
         case "waiting" if row.slow is not None:
             return f"waiting: the others wait for rank {row.slow}, which spends {row.slow_place}"
         case "waiting":
-            return "waiting: the ranks wait for one another, now for this one, now for that"
+            return "waiting: the ranks wait for one another, and no single rank is the slow one"
         case "other":
             return f"other code of the program, outside of model, optimizer and loader{at}"
     busy = (

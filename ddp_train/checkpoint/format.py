@@ -202,7 +202,9 @@ def _verified(path: str | os.PathLike[str], *, sealed: bool) -> Iterator[tuple[I
             try:
                 facts = inspect(file, comment=0 if digest is None else integrity.BYTES)
             except Refused as error:
-                made = "" if digest is None else f"; its SHA-256 is {digest} as expected: it was made like this"
+                made = (
+                    "" if digest is None else f"; its SHA-256 is {digest} as expected: it was written with this content"
+                )
                 foreign = "holds pickled Python objects, which can run code: refused" * isinstance(error, ForeignObject)
                 raise UserError(f"{path} {foreign or 'is refused'}: {error}{made}") from None
             yield file, facts

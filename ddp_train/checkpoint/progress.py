@@ -123,7 +123,7 @@ def why_not_resumed(saved: Mapping[str, Any], own: Mapping[str, Any], progress: 
     for name, words in FIXED.items():
         if saved.get(name, False) != own[name]:
             return (
-                f"it stands at step {progress.step_in_epoch} of epoch {progress.epoch + 1} of a run with {words} "
+                f"it was saved at step {progress.step_in_epoch} of epoch {progress.epoch + 1} of a run with {words} "
                 f"{saved.get(name)}, and this one has {own[name]}"
             )
     return None

@@ -118,7 +118,7 @@ def _imagenet(model: str) -> dict[str, Tensor]:
     except StopIteration:
         raise UserError(f"--weights {IMAGENET}: torchvision has none for {theirs}") from None
     except (OSError, RuntimeError, ValueError) as error:
-        words = f"cannot be downloaded ({one_line(str(error))}); --weights FILE takes a copy"
+        words = f"cannot be downloaded ({one_line(str(error))}); --weights FILE takes a downloaded copy"
         raise UserError(f"--weights {IMAGENET}: the weights of {theirs} {words}") from None
     return state
 

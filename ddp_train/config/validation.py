@@ -73,7 +73,7 @@ RULES: tuple[tuple[Callable[[Config], bool], str], ...] = (
         lambda c: (
             "dropout" in c.wanted and ":" in (model := c.model.model or "") and not model.startswith("torchvision:")
         ),
-        "--dropout sets the dropout of the models by name; a function of yours makes its own",
+        "--dropout sets the dropout of the models by name; your own function sets its dropout itself",
     ),
     (
         lambda c: bool(c.model.hidden_dim and c.model.n_heads and c.model.hidden_dim % c.model.n_heads),
@@ -197,7 +197,7 @@ def check_paths(config: Config, *, create: bool = False) -> None:
         )
     weights = config.regularize.class_weights
     if weights not in (None, "balanced") and not Path(str(weights)).is_file():
-        raise UserError(f"--class-weights {weights}: there is no such file (or balanced)")
+        raise UserError(f"--class-weights {weights}: there is no such file; a file or balanced is accepted")
     resume_file(config)
     out_dir = Path(config.run.out_dir or "runs")
     try:

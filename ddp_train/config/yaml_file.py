@@ -86,7 +86,7 @@ def _parse(text: str) -> object:
             for key, value in node.value:
                 if _ONE_POINT_ONE.fullmatch(str(value.value)) and value.tag.endswith((":int", ":float")):
                     read = shown(self.construct_object(value))
-                    raise _Surprise(f"{key.value}: {value.value} is {read} in YAML 1.1: write what you mean")
+                    raise _Surprise(f"{key.value}: {value.value} is {read} in YAML 1.1: quote it, or write the number")
             return super().construct_mapping(node, deep)
 
     return yaml.load(text, Loader)  # noqa: S506, TID251

@@ -115,7 +115,7 @@ def read_peak(device: torch.device) -> int | None:
 
 def table(ranks: list[dict[str, int | None]], what: str) -> str:
     """The peaks of all ranks in MiB, one row each."""
-    lines = [f"peak memory in MiB ({what}); kept: by autograd for the backward pass"]
+    lines = [f"peak memory in MiB ({what}); kept: what autograd saves for the backward pass"]
     lines.append("  rank" + "".join(f"{name:>12}" for name in COLUMNS))
     for rank, peaks in enumerate(ranks):
         cells = ("-" if (value := peaks[name]) is None else f"{value / _MIB:,.1f}" for name in COLUMNS)

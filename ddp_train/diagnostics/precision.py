@@ -157,7 +157,7 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Config]:
         prog="python -m ddp_train.diagnostics.precision",
         usage="%(prog)s [--json] [--repeats N] [the trainer's options]",
         description="One batch forward and backward in each number format of the device, against float64.",
-        epilog="Of the trainer's options those of the model, data, batch, device and seed matter, as in: "
+        epilog="Of the trainer's options, only those of the model, data, batch, device and seed have an effect, as in: "
         "--model power --dataset synthetic --batch-size 256",
         exit_on_error=False,
         allow_abbrev=False,

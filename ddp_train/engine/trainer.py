@@ -122,7 +122,7 @@ class Trainer:
         return (
             f"the training loss of epoch {epoch + 1} is {loss}{f' ({bad})' if bad else ''}: "
             f"try a lower --lr (the peak was {peak:.3g}), more --warmup-epochs, or --clip-grad 1; {kept}"
-            "with --watch-numbers the run ends where this begins: step, layer and rank"
+            "with --watch-numbers the run ends where this begins, and names step, layer and rank"
         )
 
     def train_epoch(self, epoch: int) -> tuple[float, float, int]:

@@ -52,7 +52,9 @@ def export(saved: SavedModel, output: str) -> str:
     finally:
         logging.disable(before)
     if not difference <= TOLERANCE:
-        raise UserError(f"--output {output}: not written, the exported model answers otherwise ({difference:.1e})")
+        raise UserError(
+            f"--output {output}: not written: the exported model differs from the network by {difference:.1e}"
+        )
     with replacing(output, size=lambda: len(data)) as file:
         file.write(data)
     size = ", ".join(map(str, shape))

@@ -119,7 +119,7 @@ class KeptState:
         if "library" not in saved:
             return "it is not of a loop with ddp_train.Run"
         if progress.step_in_epoch and saved["seed"] != self._seed:
-            return f"it stands within an epoch of a run with seed {saved['seed']}, and this one has {self._seed}"
+            return f"it was saved within an epoch of a run with seed {saved['seed']}, and this run has {self._seed}"
         return None
 
     def resumed(self, saved: Mapping[str, Any], progress: Progress) -> tuple[str, ...]:

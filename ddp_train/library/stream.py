@@ -94,4 +94,6 @@ def refuse(dataset: Any, ordering: Ordering, num_workers: int) -> None:
             "find its place in it; give it both (torchdata's protocol), or len and []"
         )
     if num_workers or ordering.order_of is not None:
-        raise UserError(f"run.loader({kind}): the rank reads a stream in its order: no num_workers, no sampler")
+        raise UserError(
+            f"run.loader({kind}): a rank reads a stream in the stream's order: num_workers and sampler cannot be used"
+        )

@@ -53,7 +53,7 @@ def batch_size_figure(
     style(right, "Peak memory", "MiB", "per-rank batch")
     right.plot(*zip(*peaks, strict=True), color=PALETTE[2], marker="o", linewidth=2.2)
     if limit is not None and peaks and limit < 4 * max(mib for _, mib in peaks):
-        right.axhline(limit, color=PALETTE[1], label="all there is", **DASHED)
+        right.axhline(limit, color=PALETTE[1], label="memory limit", **DASHED)
         legend(right)
     right.set_ylim(0, 1.1 * max([mib for _, mib in peaks], default=1.0))
     return figure

@@ -67,7 +67,7 @@ def state(record: RunRecord, last: Launch | None) -> Mapping[str, str]:
     if last is None:
         kind, words = ("good", "finished") if record.finished else (kind, words)
     elif last.status is None:
-        words = "running, or ended without a word"
+        words = "running, or ended without recording it"
     elif last.status in STOPPED or last.signal:
         words = f"stopped by {last.signal or STOPPED.get(last.status, '')}"
     elif last.status:
@@ -133,7 +133,7 @@ def _energy(record: RunRecord, last: Launch | None) -> dict[str, object] | None:
         rows.append(("from the launcher's start to its end", energy(total)))
         for gpu in last.energy:
             rows.append((f"GPU {'' if gpu.index is None else gpu.index}".strip(), energy(gpu.joules)))
-    caption = "What the GPUs took by their own counters: all of each card, whoever used it, and nothing of the host"
+    caption = "Energy by the GPUs' own counters: of each whole card, other users' work included, without the host"
     return {"caption": caption, "rows": rows} if rows else None
 
 

@@ -69,7 +69,7 @@ def compose(context: Context) -> tuple[Context, tuple[Technique, ...]]:
         techniques.append(technique)
     updates = [technique.name for technique in techniques if technique.update is not None]
     if len(updates) > 1:
-        raise UserError(f"{' and '.join(updates)} exclude each other: each takes a step of its own kind")
+        raise UserError(f"{' and '.join(updates)} cannot be combined: each replaces the optimizer step")
     names = [technique.name for technique in techniques]
     if repeated := next((name for name in names if names.count(name) > 1), None):
         raise UserError(f"two techniques are named {repeated}: their states in a checkpoint would be mixed up")

@@ -120,7 +120,7 @@ def place(source: Path, output: Path | None = None) -> Path:
     if not os.access(target.parent, os.W_OK):
         raise UserError(f"{name}: the folder {target.parent} cannot be written to{other}")
     if target.exists() and source.exists() and target.samefile(source):
-        raise UserError(f"{name}: the file that is read; take another, it would lose its comments")
+        raise UserError(f"{name} is the file that is read, and would lose its comments: choose another one")
     return target
 
 
@@ -161,7 +161,9 @@ def suggest(machine: Machine, wanted: Config, measured: Measured | None = None) 
         if "accumulate" in found:
             parts, why_parts = int(found["accumulate"].value), found["accumulate"].reason
     if wanted.data.batch_size_per_rank is not None:
-        yield Change("batch_size_per_rank", wanted.data.batch_size_per_rank, None, "batch_size says the same for all")
+        yield Change(
+            "batch_size_per_rank", wanted.data.batch_size_per_rank, None, "batch_size is the total over all ranks"
+        )
     yield Change("batch_size", wanted.data.batch_size, batch, why)
     yield from _rate(wanted, hardware, batch)
     yield Change("accumulate", wanted.data.accumulate, parts, why_parts)
@@ -184,14 +186,19 @@ def _rate(wanted: Config, hardware: recommend.Hardware, batch: int) -> Iterator[
     assert before is not None
     factor = scale_learning_rate(1.0, batch, "sqrt") / scale_learning_rate(1.0, before, "sqrt")
     after = float(f"{wanted.optim.lr * factor:.4g}")
-    yield Change("lr", wanted.optim.lr, after, f"the global batch goes from {before} to {batch}: by its square root")
+    yield Change(
+        "lr",
+        wanted.optim.lr,
+        after,
+        f"the global batch goes from {before} to {batch}: scaled by the square root of the ratio",
+    )
 
 
 def _compile(machine: Machine, wanted: Config) -> tuple[bool, str]:
     """Whether to compile, and why."""
     capability = machine.hardware.compute_capability
     if machine.hardware.device == "cpu" or capability is None:
-        return False, "no GPU: nothing was measured that speaks for it"
+        return False, "no GPU: no measurement shows that it helps"
     if wanted.model.checkpoint_activations or wanted.run.reproducible:
         return False, "excluded by another option of the file"
     shown = f"compute capability {capability[0]}.{capability[1]}"

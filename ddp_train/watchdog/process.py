@@ -193,7 +193,7 @@ def text_of(verdict: Verdict, sights: list[Sight], frames: list[python_stacks.Fr
     found = report_of(verdict, sights, frames)
     lines = [*found.stack, *found.messages]
     if verdict.kind != "left" and not frames:
-        lines.append("  it gave no Python stack: it waits in the kernel, most often for a disk or a network disk")
+        lines.append("  no Python stack: it waits in the kernel, most often for a disk or a network disk")
     others = [sight for sight in sights if sight.rank != verdict.rank]
     for other in others[:OTHERS]:
         lines.append(f"  rank {other.rank} meanwhile: {place(other.epoch, other.step, other.phase)}")

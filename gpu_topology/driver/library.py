@@ -88,7 +88,7 @@ _START_ERRORS: dict[str, tuple[type[DriverError], str, str]] = {
     ),
     "NVML_ERROR_GPU_IS_LOST": (
         DriverError,
-        "the driver says that a GPU is lost (fallen off the bus or inaccessible)",
+        "the driver reports a GPU as lost (fallen off the bus or inaccessible)",
         "see `dmesg | grep -i xid`; a reboot, at times a power cycle, brings it back",
     ),
 }

@@ -106,7 +106,9 @@ def _merged_reason(facts: Facts) -> str:
     """Why the allocator variables are merged."""
     merged = _merged(facts)
     assert merged is not None
-    reason = "your PYTORCH_ALLOC_CONF and PYTORCH_CUDA_ALLOC_CONF as one: of two set, torch's parsers prefer different"
+    reason = (
+        "your PYTORCH_ALLOC_CONF and PYTORCH_CUDA_ALLOC_CONF merged: of the two, torch's parsers prefer different ones"
+    )
     if merged.overruled:
         reason += f"; {', '.join(merged.overruled)} as in PYTORCH_ALLOC_CONF"
     return reason
@@ -278,7 +280,7 @@ RULES: tuple[Rule, ...] = (
         name="GOMP_SPINCOUNT",
         needed=lambda facts: facts.trainer and not facts.on_gpu and "OMP_WAIT_POLICY" not in facts.given,
         value=lambda facts: "1000",
-        reason=lambda facts: "CPU training: a thread that waits for others soon leaves its core to whoever can use it",
+        reason=lambda facts: "CPU training: a thread that waits for others soon frees its core for other threads",
         when="the bundled trainer runs on the CPU, and you have not set `OMP_WAIT_POLICY`",
         sets="`1000`",
         why="GNU's OpenMP, which torch's wheels bring, else spins 300,000 times before it sleeps: where another "

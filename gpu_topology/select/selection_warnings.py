@@ -118,7 +118,7 @@ def _mps_servers(choice: Choice) -> Iterator[str]:
     """Chosen GPUs with an idle MPS server."""
     served = [gpu.index for gpu in _gpus(choice) if any(one.name == MPS_SERVER for one in gpu.processes or ())]
     if served:
-        yield f"{_named(served)}: an idle MPS server ({MPS_SERVER}) has no clients of others: it uses nothing"
+        yield f"{_named(served)}: an idle MPS server ({MPS_SERVER}) has no clients of other users, so it uses nothing"
 
 
 def _nvlinks(choice: Choice) -> Iterator[str]:

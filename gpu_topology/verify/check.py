@@ -278,8 +278,8 @@ _REMEDIES = {
         "shared memory fails, and NCCL without it is slow: give /dev/shm more room (in a container --shm-size=8g or"
         " --ipc=host), and verify again"
     ),
-    "copy": "copies between GPUs inside one process (device_map, pipelines) go wrong whatever NCCL's settings",
-    "late": "the import of torch alone took longer: give --time-limit more seconds",
+    "copy": "copies between GPUs inside one process (device_map, pipelines) fail whatever NCCL's settings are",
+    "late": "importing torch alone took longer: give --time-limit more seconds",
     "start": "fix that first; `python launch.py --doctor` looks at the whole installation",
     "nccl": "NCCL_DEBUG=INFO with verify says more; --exclude leaves a GPU out, --gpus tries two at a time",
     "gloo": "see what the last lines say; the ranks talk over the loopback interface lo",

@@ -52,7 +52,7 @@ class OptimOptions:
     )
     muon_rest_lr: float | None = option(
         None,
-        "muon: peak learning rate of the rest, scaled as --lr is (default: by --muon-rest).",
+        "muon: peak learning rate of the other parameters, scaled as --lr is (default: by --muon-rest).",
         Range(0, 1e4, exclusive=True),
         only_with=MUON,
     )

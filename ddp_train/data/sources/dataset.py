@@ -164,7 +164,7 @@ def load_on_ranks(name: str, options: DataOptions, ranks: Ranks, trained: Datase
     contents = gather(dataset.content, ranks)
     other = next((rank for rank, content in enumerate(contents) if content != contents[0]), None)
     if other is not None:
-        refusal = f"--data-dir {options.data_dir}: rank {other} finds other images there than rank 0"
+        refusal = f"--data-dir {options.data_dir}: rank {other} finds different images there than rank 0"
         raise SharedError(refusal, speaks=ranks.is_first)
     return dataset
 
