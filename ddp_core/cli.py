@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import os
 import re
+import signal
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 from ddp_core import missing_packages
@@ -61,11 +64,25 @@ class CommandLine(argparse.ArgumentParser):
 
 def prepare_output() -> None:
     """Make stdout print characters outside its encoding as escapes instead of raising an error; hide FutureWarning,
-    which is meant for programmers, unless the user set warning options (-W, PYTHONWARNINGS)."""
+    which is meant for programmers, unless the user set warning options (-W, PYTHONWARNINGS).
+
+    Where the caller closed stderr (`2>&-`), messages go nowhere: `print` would write them to stdout. Where it ignores
+    SIGCHLD, which exec keeps, the default returns: otherwise every child's exit status would be lost and count as 0.
+    """
+    if sys.stderr is None:
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
+    if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     if not sys.warnoptions:
         warnings.simplefilter("ignore", FutureWarning)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def print_json(value: object) -> None:
+    """Print a value as JSON. Where stdout is not UTF-8 it is ASCII: the escapes of `prepare_output` are no JSON."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    print(json.dumps(value, indent=2, ensure_ascii=encoding.lower().replace("_", "-") != "utf-8"))
 
 
 def exit_status(body: Callable[[], int | None]) -> int:

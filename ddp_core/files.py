@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,6 +22,9 @@ from ddp_core.errors import UserError
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # Errors of link(2) where the file system, or a policy on it, allows no hard links, or the file has too many.
 _NO_LINKS = {errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
+
+_STREAMS = {"/dev/stdout": 1, "/dev/stderr": 2}
+_DESCRIPTOR = re.compile(r"/(?:dev|proc/self)/fd/([0-9]{1,9})", re.ASCII)
 
 
 @contextmanager
@@ -45,7 +49,8 @@ def replacing(
             _remove_abandoned(Path(keep))
         try:
             with temporary.open("xb+") as file:
-                fcntl.flock(file, fcntl.LOCK_EX)
+                with suppress(OSError):  # without locks (Lustre, NFS) nothing is removed as abandoned either
+                    fcntl.flock(file, fcntl.LOCK_EX)
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
@@ -62,13 +67,19 @@ def replacing(
 def write_text(path: str | os.PathLike[str], text: str, error: type[UserError] = UserError) -> None:
     """Write `text` as UTF-8 to the file `path`, whole or not at all. Errors: `error`, one line naming the file.
 
-    Anything but a regular file (/dev/stdout, a pipe) is written to directly. Symbolic links and the mode are kept.
+    Anything but a regular file (a pipe, a device) is written to directly, and so is /dev/stdout, whatever it is:
+    others write there too. Symbolic links and the mode are kept.
     """
     try:
-        target = Path(path).resolve()
-        if target.exists() and not target.is_file():
-            target.write_text(text, encoding="utf-8")
+        given = Path(path)
+        if (descriptor := _descriptor(given)) is not None:
+            with os.fdopen(os.dup(descriptor), "w", encoding="utf-8") as stream:  # shares the position in the file
+                stream.write(text)
             return
+        if given.exists() and not given.is_file():
+            given.write_text(text, encoding="utf-8")
+            return
+        target = given.resolve()
         data = text.encode()
         with replacing(target, size=lambda: len(data)) as file:
             file.write(data)
@@ -78,6 +89,12 @@ def write_text(path: str | os.PathLike[str], text: str, error: type[UserError] =
         raise error(f"cannot write {path}: {getattr(problem, 'strerror', None) or problem}") from None
     except UserError as problem:
         raise error(str(problem)) from None
+
+
+def _descriptor(path: Path) -> int | None:
+    """The number of the open descriptor that a path like /dev/stdout or /dev/fd/63 names; None for any other path."""
+    found = _DESCRIPTOR.fullmatch(str(path))
+    return int(found[1]) if found else _STREAMS.get(str(path))
 
 
 def _keep(target: Path, kept: Path) -> None:
@@ -105,7 +122,8 @@ def _temporary_name(target: Path) -> Path:
 def _remove_abandoned(target: Path) -> None:
     """Remove temporary files of `target` that no living writer holds."""
     for leftover in target.parent.glob(f".{_literal(target.name)}.*-*.tmp"):
-        with suppress(OSError), leftover.open("rb") as file:  # another writer may finish meanwhile
+        # Another writer may finish meanwhile. Over NFS a lock needs a file that is open for writing: flock(2).
+        with suppress(OSError), leftover.open("rb+") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             leftover.unlink()
 
@@ -137,6 +155,27 @@ def _explanation(target: Path, error: OSError, size: Callable[[], int] | None) -
     limit = "" if error.errno == errno.ENOSPC else f" ({error.strerror})"
     kept = "; the previous file is intact" if target.exists() else ""
     return f"cannot write {target}: the disk is full{limit}: {free}{kept}"
+
+
+def is_folder(path: str | os.PathLike[str]) -> bool:
+    """Path.is_dir(), but False where the path cannot be looked up (no permission, too long a name)."""
+    return os.path.isdir(path)  # noqa: PTH112
+
+
+def is_file(path: str | os.PathLike[str]) -> bool:
+    """Path.is_file(), but False where the path cannot be looked up."""
+    return os.path.isfile(path)  # noqa: PTH113
+
+
+def why_no_folder(path: Path) -> str:
+    """Why a path is no folder, for a message."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return "does not exist"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    return "is not a folder"
 
 
 def shown(path: Path) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -34,6 +36,16 @@ def need(*modules: str) -> None:
     """Errors: UserError where one of these is not installed; it names every missing package of requirements.txt."""
     if any(find_spec(module) is None for module in modules):
         raise _mistake()
+
+
+def find_module(top: str, folders: Sequence[str]) -> ModuleSpec | None:
+    """A top-level module in these folders, built into Python or installed with `pip install -e`, without importing it.
+
+    setuptools installs the last kind as a finder of its own, and adds no folder to sys.path.
+    """
+    others = (finder for finder in sys.meta_path if finder is not PathFinder and hasattr(finder, "find_spec"))
+    found = PathFinder.find_spec(top, folders)
+    return found or next((spec for finder in others if (spec := finder.find_spec(top, None)) is not None), None)
 
 
 def torch_version() -> str | None:

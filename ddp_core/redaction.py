@@ -14,7 +14,10 @@ SHORTEST = 6
 _WORDS = "token|secret|password|passwd|passphrase|credentials?|notify|webhook(?:[-_]?url)?"
 _ENDING = rf"(?:{_WORDS}|(?:api|access|private|secret|auth)[-_]?key)"
 # The name ends in such a word: --api-key, --hf_token, WANDB_API_KEY; but --tokenizer and --max-tokens do not.
-_NAME = re.compile(rf"-{{0,2}}(?:[\w.-]*[-_.])?{_ENDING}", re.IGNORECASE)
+# Hydra's overrides begin with + or ~.
+_NAME = re.compile(rf"[-+~]{{0,2}}(?:[\w.-]*[-_.])?{_ENDING}", re.IGNORECASE)
+# NAME=, at the start of a word or within one: --export=A=1,HF_TOKEN=...
+_ASSIGNED = re.compile(rf"(?:^|[=,]){_NAME.pattern}=", re.IGNORECASE)
 _USER_IN_URL = re.compile(r"(?<=://)[^/@\s]+@")
 # `token=...` and "api_key": "..." within a line, and what comes after `Bearer`.
 _VALUE_IN_TEXT = re.compile(rf"(\b[\w.-]{{0,40}}{_ENDING}['\"]?\s?[=:]\s?['\"]?)[^\s'\"&,;]+", re.IGNORECASE)
@@ -25,19 +28,20 @@ _OF_A_SERVICE = re.compile(r"\b(?:hf_|gh[pousr]_|github_pat_|glpat-|sk-|xox[abpr
 def redacted(words: Iterable[str]) -> tuple[str, ...]:
     """The words of a command line, with *** for the values of options and variables that are named like secrets.
 
-    `--api-key VALUE`, `--api-key=VALUE`, `API_KEY=VALUE`, and `https://USER:PASSWORD@host`.
+    `--api-key VALUE`, `--api-key=VALUE`, `API_KEY=VALUE`, `--export=A=B,API_KEY=VALUE` (to the word's end: a value may
+    contain commas), and `https://USER:PASSWORD@host`.
     """
     shown: list[str] = []
     hide_next = False
     for word in words:
-        name, equals, value = word.partition("=")
         if hide_next and not word.startswith("--"):
             shown.append(HIDDEN)
             hide_next = False
             continue
-        secret = _NAME.fullmatch(name) is not None
-        hide_next = secret and not equals and name.startswith("-")
-        shown.append(f"{name}={HIDDEN}" if secret and value else _USER_IN_URL.sub(f"{HIDDEN}@", word))
+        hide_next = word.startswith("-") and _NAME.fullmatch(word) is not None
+        if (secret := _ASSIGNED.search(word)) and secret.end() < len(word):
+            word = f"{word[: secret.end()]}{HIDDEN}"
+        shown.append(_USER_IN_URL.sub(f"{HIDDEN}@", word))
     return tuple(shown)
 
 

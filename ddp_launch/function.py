@@ -156,7 +156,8 @@ def _pass_on(process: subprocess.Popen[bytes], deadline: float | None) -> str:
                 data = os.read(key.fd, 1 << 16)
                 decoder, sink = key.data
                 text = decoder.decode(data, final=not data)
-                sink.write(text)
+                encoding = getattr(sink, "encoding", None) or "utf-8"
+                sink.write(text.encode(encoding, "backslashreplace").decode(encoding))
                 sink.flush()
                 if sink is sys.stderr:
                     last = (last + text)[-4096:]

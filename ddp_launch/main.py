@@ -10,7 +10,6 @@ Exit status: 0; 2 for a mistake found before anything started; else the status o
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
@@ -25,7 +24,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from ddp_core import missing_packages
-from ddp_core.cli import discard_stdout
+from ddp_core.cli import discard_stdout, prepare_output, print_json
 from ddp_core.errors import PreflightError, UserError, line_of
 from ddp_launch.cli.options import LaunchOptions, parse
 from ddp_launch.cluster import over_ssh
@@ -59,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _leave)
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    prepare_output()
     try:
         words = [*(sys.argv[1:] if argv is None else argv)]
         if words and words[0] in COMMANDS and not Path(words[0]).is_file():
@@ -156,7 +156,7 @@ def _print(plan: LaunchPlan, options: LaunchOptions) -> int:
     from ddp_launch.plan.plain import as_text, to_json
 
     if options.json:
-        print(json.dumps(to_json(plan), indent=2, ensure_ascii=False))
+        print_json(to_json(plan))
     elif find_spec("rich") is None:
         print(as_text(plan))
     else:

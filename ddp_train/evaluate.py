@@ -26,11 +26,12 @@ from ddp_core.cli import CommandLine, prepare_output
 from ddp_core.errors import SharedError, UserError, one_line
 from ddp_train.assemble.resolve_options import set_threads
 from ddp_train.data.sources.dataset import describe_left_out
+from ddp_train.data.sources.samples import Policy
 from ddp_train.distributed import process_group
 from ddp_train.distributed.process_group import Ranks, together
 from ddp_train.engine.evaluate import examine
 from ddp_train.evaluation.metrics import as_json, as_text, draw
-from ddp_train.evaluation.saved_model import SavedModel, load_split, open_saved_model, test_batches
+from ddp_train.evaluation.saved_model import ChangedData, SavedModel, load_split, open_saved_model, test_batches
 from ddp_train.evaluation.tta import Tta, describe_tta, views
 from ddp_train.optim.precision import Precision
 
@@ -72,6 +73,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute [auto]")
     add("--amp", choices=("off", "bf16", "fp16"), default="off", help="precision of the forward passes [off]")
     add("--pictures", metavar="DIR", help="write confusion_matrix.png and worst_images.png there")
+    add("--changed-data", choices=get_args(ChangedData), default="stop", help="test images that have changed [stop]")
+    add("--on-bad-sample", choices=get_args(Policy), help="test images that cannot be read (default: as the run did)")
     add("--json", action="store_true", help="one JSON object on stdout")
     arguments = parser.parse_args(argv)
     if not 1 <= (size := arguments.batch_size_per_rank) <= LARGEST_BATCH:
@@ -84,7 +87,13 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def _run(arguments: argparse.Namespace, ranks: Ranks, device: torch.device) -> None:
     """Evaluate on all ranks; rank 0 prints."""
     saved = together(lambda: _open(arguments, device), ranks)
-    dataset = load_split(saved, arguments.data_dir, ranks)
+    dataset = load_split(
+        saved,
+        arguments.data_dir,
+        ranks,
+        changed_data=arguments.changed_data,
+        on_bad_sample=arguments.on_bad_sample,
+    )
     precision = Precision(arguments.amp, device)
     found = examine(
         saved.network,

@@ -131,9 +131,10 @@ def parse(argv: Sequence[str], environ: Mapping[str, str] = NO_VARIABLES) -> Lau
     values.pop("auto")
     if values.pop("no_python"):
         program = _as_executable(program)
+    program = _as_launched(program, argv, notes)
     _settle_hosts(values)
     values["notify"] = tuple(values.get("notify") or receivers(environ.get(VARIABLE, "")))
-    torchrun_compat.settle(values, notes)
+    torchrun_compat.settle(values, notes, environ)
     only, prefix = values.pop("local_ranks_filter", None), values.pop("log_line_prefix_template", None)
     values["tee"] = replace(values.get("tee", NO_TEE), only=only, prefix=prefix)
     if values.get("nproc") == AS_MANY_AS_CPUS:
@@ -288,6 +289,15 @@ def _as_executable(program: Program) -> Program:
     if program.kind != "script":
         raise OptionError("--no-python needs an executable: launch.py --no-python PROGRAM arguments")
     return Program("executable", program.name, program.args)
+
+
+def _as_launched(program: Program, argv: Sequence[str], notes: list[str]) -> Program:
+    """The program with the argument that a pasted torch.distributed.launch passes to it, if any."""
+    if program.kind != "script":
+        return program
+    before = argv[: -1 - len(program.args)]
+    added = torchrun_compat.arguments_of_launch(before, program.name, notes)
+    return replace(program, args=(*added, *program.args))
 
 
 def _split_as_torchrun(

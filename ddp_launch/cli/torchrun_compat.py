@@ -7,7 +7,8 @@ an error, and so is an option of accelerate or DeepSpeed; the message names the 
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,10 @@ LOOPBACK = re.compile(r"(localhost|127(\.\d+){3}|\[?::1\]?|0\.0\.0\.0|\[::\])(:0
 NO_PORT = re.compile(r"(\[[^\]]*\]|[^:\[\]/\s]+)(:0+)?")
 RENDEZVOUS_PORT = 29_400
 JOIN = ("join_timeout", "timeout")
+MODULES = ("torch.distributed.run", "torch.distributed.launch")
+LOCAL_RANK_ARGUMENTS = ("--local-rank=${local_rank}", "--local_rank=${local_rank}")
+"""What torch.distributed.launch puts in front of a program's arguments, as torch 2 and torch 1 spell it; torch's agent
+fills in the number."""
 
 
 def defaults(environ: Mapping[str, str], given: Container[str]) -> Iterator[tuple[str, str, str]]:
@@ -95,10 +100,42 @@ def defaults(environ: Mapping[str, str], given: Container[str]) -> Iterator[tupl
 
 def is_command(word: str, words: list[str]) -> bool:
     """Whether the word begins a pasted torchrun command. With -m torch.distributed.run, removes the second word."""
-    if word in ("-m", "--module") and words[:1] in (["torch.distributed.run"], ["torch.distributed.launch"]):
+    if word in ("-m", "--module") and words and words[0] in MODULES:
         del words[:1]
         return True
-    return Path(word).name == "torchrun" and not Path(word).is_file()
+    return Path(word).name == "torchrun" and (not Path(word).is_file() or _is_torchs(Path(word)))
+
+
+def _is_torchs(file: Path) -> bool:
+    """Whether a file named torchrun is torch's, and not a program of the user's."""
+    try:
+        return MODULES[0] in file.read_text("utf-8", errors="replace")
+    except OSError:
+        return False
+
+
+def arguments_of_launch(before: Sequence[str], script: str, notes: list[str]) -> tuple[str, ...]:
+    """What torch.distributed.launch adds to a script's arguments, if the script has that option: its local rank.
+
+    Nothing with --use-env or without that module. before: the words before the script; notes: those on `before`, to
+    which one may be added.
+    """
+    if not any(word in ("-m", "--module") and then == MODULES[1] for word, then in pairwise(before)):
+        return ()
+    if (use_env := no_effect("--use-env", "")) in notes:
+        # Here the option does change something.
+        notes.remove(use_env)
+        return ()
+    try:
+        text = Path(script).read_text("utf-8", errors="replace")
+    except (OSError, ValueError):
+        return ()
+    for argument in LOCAL_RANK_ARGUMENTS:
+        option, _, _ = argument.partition("=")
+        if re.search(rf"""["']{option}["']""", text):
+            notes.append(f"{script} gets {option}=N, as torch.distributed.launch passes it; --use-env: it does not")
+            return (argument,)
+    return ()
 
 
 def spelled(word: str, known: Container[str], *, abbreviated: bool) -> tuple[str, str, str]:
@@ -130,28 +167,64 @@ def refuse(name: str) -> None:
         raise OptionError(f"{name} is an option of {tool}; here it is {here}")
 
 
-def settle(values: dict[str, Any], notes: list[str]) -> None:
+def settle(values: dict[str, Any], notes: list[str], environ: Mapping[str, str]) -> None:
     """Turn torchrun's settings into the launcher's values, and settings without effect on one node into notes.
 
     Errors: OptionError.
     """
+    _settle_backend(notes, environ)
+    _settle_alone(values, notes)
     several = values.get("nnodes", (1, 1))[1] > 1 or len(values.get("hosts", ())) > 1
     where = values.get("rdzv_endpoint")
     if where is not None:
-        if NO_PORT.fullmatch(where) and not several and ("nnodes" in values or LOOPBACK.fullmatch(where)):
+        found = NO_PORT.fullmatch(where)
+        if found and not several and ("nnodes" in values or LOOPBACK.fullmatch(where)):
             del values["rdzv_endpoint"]
             notes.append(f"--rdzv-endpoint {where} changes nothing: a run on one node finds its own port")
         else:
-            bare = several and NO_PORT.fullmatch(where) and not where.endswith("0")
+            bare = several and found and not found[2]
             values["rdzv_endpoint"] = endpoint(f"{where}:{RENDEZVOUS_PORT}" if bare else where)
     if "master_port" in values and "master_addr" not in values and not several:
         del values["master_port"]
         notes.append("--master-port changes nothing without --master-addr: a run on one node finds its own port")
-    config = values.pop("rdzv_conf", {})
-    for key, value in config.items():
-        if several and key in JOIN and value.isdecimal() and int(value[:9]) > 0:
+    _settle_config(values, notes)
+
+
+def _settle_alone(values: dict[str, Any], notes: list[str]) -> None:
+    """--standalone, and a loopback endpoint without a port, mean this node alone, as with torchrun: also where a job
+    manager has started the launcher on several nodes."""
+    if "nnodes" in values or values.get("hosts"):
+        return
+    if (standalone := no_effect("--standalone", "")) in notes:
+        notes[notes.index(standalone)] = "--standalone means this node alone, which has a rendezvous of its own"
+        values["nnodes"] = (1, 1)
+    elif LOOPBACK.fullmatch(where := values.get("rdzv_endpoint", "")):
+        notes.append(f"--rdzv-endpoint {where} means this node alone, which finds its own port")
+        values["nnodes"] = (1, 1)
+        del values["rdzv_endpoint"]
+
+
+def _settle_backend(notes: list[str], environ: Mapping[str, str]) -> None:
+    """Refuse a backend in PET_RDZV_BACKEND that --rdzv-backend refuses, unless the command line names one.
+
+    Errors: OptionError.
+    """
+    value = environ.get("PET_RDZV_BACKEND", "").strip()
+    if value in HERE["--rdzv-backend"] or any(note.startswith(("--rdzv-backend ", "--standalone ")) for note in notes):
+        return
+    raise OptionError(
+        f"PET_RDZV_BACKEND={value[:200]!r} in the environment has no counterpart here: {NO_EFFECT['--rdzv-backend']}"
+    )
+
+
+def _settle_config(values: dict[str, Any], notes: list[str]) -> None:
+    """Turn --rdzv-conf into the launcher's values, and settings without effect into notes."""
+    # The number of nodes may also come from variables, which are read later; a run on one node does not use the values.
+    alone = values.get("nnodes") == (1, 1)
+    for key, value in values.pop("rdzv_conf", {}).items():
+        if not alone and key in JOIN and value.isdecimal() and int(value[:9]) > 0:
             values.setdefault("rdzv_timeout", int(value[:9]))
-        elif several and key == "last_call_timeout" and value.isdecimal():
+        elif not alone and key == "last_call_timeout" and value.isdecimal():
             values["last_call"] = int(value[:9])
         else:
-            notes.append(f"{key} of --rdzv-conf changes nothing" + ("" if several else " on one node"))
+            notes.append(f"{key} of --rdzv-conf changes nothing" + (" on one node" if alone else ""))

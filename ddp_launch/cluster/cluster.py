@@ -74,7 +74,8 @@ def find_cluster(options: LaunchOptions, environ: Mapping[str, str]) -> Cluster:
         raise OptionError(manager.crowded, speaks=manager.first_task)
     timeout_s = options.rdzv_timeout or RDZV_TIMEOUT_S
     if nnodes is None or nnodes == (1, 1):
-        warnings = tuple(_not_used(options, environ, said))
+        outside = [manager.outside] if manager is not None and manager.outside is not None else []
+        warnings = (*outside, *_not_used(options, environ, said))
         return Cluster(rdzv_timeout_s=timeout_s, source=nodes_by or Cluster.source, warnings=warnings)
     endpoint, endpoint_by = _first(said, lambda found: found.endpoint)
     rank, rank_by = _first(said, lambda found: found.node_rank)
@@ -157,5 +158,7 @@ def _not_used(options: LaunchOptions, environ: Mapping[str, str], said: Iterable
     """Notes on settings for several nodes that have no effect on one."""
     if options.rdzv_endpoint is not None or options.master_addr is not None:
         yield "one node, so the rendezvous endpoint is not used: the ranks meet on 127.0.0.1 (--nnodes N: more nodes)"
+    if options.rdzv_timeout is not None or options.last_call is not None:
+        yield "one node, so the times of --rdzv-timeout and --rdzv-conf are not used"
     if (names := kubernetes.of_a_rank(environ)) and not any(found.nnodes for found in said):
         yield f"{', '.join(names)} in the environment: ignored, they belong to a rank of some other run"

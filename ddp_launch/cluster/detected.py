@@ -14,8 +14,8 @@ class Detected:
 
     `source`: for the plan, such as "Slurm job 7, step 0"; `nnodes`: (least, most); `endpoint`: HOST:PORT; `names`: the
     nodes in the order of their ranks; `crowded`: the error for several launchers on a node, `alone`: the error for
-    nodes without a launcher, each with the command to use instead; `first_task`: whether this is the first of the
-    started processes, which prints the error.
+    nodes without a launcher, `outside`: the note for a process on none of the nodes, each with the command to use
+    instead; `first_task`: whether this is the first of the started processes, which prints the error.
     """
 
     source: str
@@ -27,6 +27,7 @@ class Detected:
     crowded: str | None = None
     first_task: bool = True
     alone: str | None = None
+    outside: str | None = None
 
 
 def number(environ: Mapping[str, str], *names: str, least: int = 0) -> int | None:

@@ -87,6 +87,15 @@ def resolve(host: str, port: int, timeout_s: float) -> tuple[str, ...]:
         time.sleep(RETRY_S)
 
 
+def external_address(host: str, port: int) -> str | None:
+    """The first address of an endpoint's host at which other machines can reach it; None where its name is a loopback
+    address on this machine, as Debian has it for a machine's own name. Errors: NetworkError."""
+    found = resolve(host, port, 0)
+    if _names_loopback(host):
+        return found[0]
+    return next((address for address in found if not _is_loopback(address)), None)
+
+
 def _look_up(host: str, port: int, timeout_s: float) -> tuple[str, ...] | str:
     """The addresses, or the reason why there are none."""
     answers: queue.SimpleQueue[tuple[str, ...] | str] = queue.SimpleQueue()

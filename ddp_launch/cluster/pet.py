@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from ddp_core.errors import OptionError
+from ddp_launch.cli.torchrun_compat import LOOPBACK
 from ddp_launch.cli.value_types import endpoint, node_range
 from ddp_launch.cluster.detected import Detected, number
 
@@ -21,7 +22,11 @@ def read(environ: Mapping[str, str]) -> Detected | None:
     """The nodes according to the PET_ variables; None where none is set. Errors: OptionError."""
     nodes = _checked(environ, "PET_NNODES", node_range)
     rank = number(environ, "PET_NODE_RANK")
-    where = _checked(environ, "PET_RDZV_ENDPOINT", _endpoint)
+    if nodes in (None, (1, 1)) and LOOPBACK.fullmatch(environ.get("PET_RDZV_ENDPOINT", "").strip()):
+        # As on the command line: this node alone, which finds its own port.
+        nodes, where = (1, 1), None
+    else:
+        where = _checked(environ, "PET_RDZV_ENDPOINT", _endpoint)
     if where is None and environ.get("PET_MASTER_ADDR"):
         where = join(environ["PET_MASTER_ADDR"], number(environ, "PET_MASTER_PORT", least=1) or MASTER_PORT)
     run_id = environ.get("PET_RDZV_ID") or None

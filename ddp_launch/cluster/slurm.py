@@ -42,6 +42,7 @@ def read(environ: Mapping[str, str]) -> Detected | None:
         crowded=_crowded(environ, step, nodes),
         first_task=not number(environ, "SLURM_PROCID"),
         alone=_alone(environ, step, nodes),
+        outside=_outside(environ, step, nodes),
     )
 
 
@@ -91,7 +92,7 @@ def _tasks(environ: Mapping[str, str], nodes: int) -> tuple[int, ...]:
 def _crowded(environ: Mapping[str, str], step: str | None, nodes: int) -> str | None:
     """The error for several launchers on a node, with the command that starts one; None where there is only one. A
     batch script is one process."""
-    if step is None:
+    if step is None or (nodes == 1 and _has_the_terminal(environ)):
         return None
     most = max(*_tasks(environ, nodes), 1 + (number(environ, "SLURM_LOCALID") or 0))
     if most == 1:
@@ -99,7 +100,13 @@ def _crowded(environ: Mapping[str, str], step: str | None, nodes: int) -> str | 
     return (
         f"Slurm started {most} launchers on a node, and one starts all ranks of its node:"
         f" use #SBATCH --nodes={nodes} --ntasks-per-node=1 and {_line(environ, nodes, most)}"
+        " (or --nnodes 1 for this process alone)"
     )
+
+
+def _has_the_terminal(environ: Mapping[str, str]) -> bool:
+    """Whether this is the first task of `srun --pty`, mostly a shell: the shells of the other tasks end at once."""
+    return "SLURM_PTY_PORT" in environ and not number(environ, "SLURM_PROCID")
 
 
 def _alone(environ: Mapping[str, str], step: str | None, nodes: int) -> str | None:
@@ -109,6 +116,17 @@ def _alone(environ: Mapping[str, str], step: str | None, nodes: int) -> str | No
         return None
     launchers = f"{started} launcher{'s' * (started != 1)}"
     return f"{launchers} for the {nodes} nodes of Slurm job {_job(environ)}: use {_line(environ, nodes, 1)}"
+
+
+def _outside(environ: Mapping[str, str], step: str | None, nodes: int) -> str | None:
+    """The note for a process that Slurm did not start on a node of the job, with the command that does; None on a node.
+    salloc starts its shell where it was typed, unless the cluster has LaunchParameters=use_interactive_step."""
+    if step is not None or environ.get("SLURMD_NODENAME"):
+        return None
+    return (
+        f"Slurm did not start this process on a node of job {_job(environ)} (SLURMD_NODENAME is not set): the ranks run"
+        f" on this machine, perhaps a login node; use {_line(environ, nodes, 1)}"
+    )
 
 
 def _line(environ: Mapping[str, str], nodes: int, tasks: int) -> str:

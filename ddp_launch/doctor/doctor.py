@@ -7,7 +7,6 @@ module runs them in order, shows each result, and sums up. Imports no torch.
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ddp_core import __version__
+from ddp_core.cli import print_json
 from ddp_core.errors import OptionError
 from ddp_launch.cli.options import LaunchOptions
 from ddp_launch.doctor import gpus, machine, trials
@@ -52,7 +52,7 @@ def run(options: LaunchOptions) -> int:
             _show(console, check)
     report = bug_report(topology, host, checks, os.environ)
     if options.json:
-        print(json.dumps(to_json(checks, report), indent=2, ensure_ascii=False))
+        print_json(to_json(checks, report))
     else:
         _show_end(console, checks, report)
     return exit_status(checks)

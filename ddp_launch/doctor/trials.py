@@ -88,8 +88,8 @@ def training(options: LaunchOptions, *, torch_works: bool) -> Check:
     if not torch_works:
         return Check("training", "failed", "not tried, since torch does not run")
     with tempfile.TemporaryDirectory(prefix="ddp-launch-doctor-") as folder:
-        command = [sys.executable, str(ROOT / "launch.py"), *_devices(options), "--dataset", "digits"]
-        command += ["--epochs", str(EPOCHS), "--out-dir", str(Path(folder) / "run")]
+        command = [sys.executable, str(ROOT / "launch.py"), *_devices(options), "--nnodes", "1"]
+        command += ["--dataset", "digits", "--epochs", str(EPOCHS), "--out-dir", str(Path(folder) / "run")]
         started = time.monotonic()
         status, _, err = _run(command, TRAINING_S)
         seconds = time.monotonic() - started

@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import BinaryIO
 
@@ -20,8 +21,18 @@ OUTPUT_LINES = 6
 COMPLAINTS = 100
 CHILD_LINES = 4
 """Most unindented lines, first line and message included, of a child's traceback that precedes its parent's."""
+CONTINUED_LINES = 100
+"""Most log lines after a traceback that was logged and may have ended the program. With more, it was handled."""
 
 TRACEBACK = re.compile(r"\s*([|+] )?(Exception Group )?Traceback \(most recent call last\):")
+# A progress bar (tqdm) ends without a line break, and a traceback then begins on its line.
+BAR_BEFORE = re.compile(
+    r"(.*(?:\[[\d:]+[<,].{0,500}/.{0,500}\]|it/s|s/it)) *((?:\[rank\d+\]: ?)?" + TRACEBACK.pattern + r")$"
+)
+# The line before a traceback of something else than the program's end: Python prints it and continues.
+ASIDE = re.compile(r"^(Exception ignored (in|on|while)\b|Exception in thread |Error in atexit\._run_exitfuncs)")
+# How loguru marks the frame that caught the error, at the margin.
+CAUGHT_HERE = re.compile(r'^> File ".*", line \d+')
 # How Python draws an exception group: a bar before each line, and a rule between the exceptions that it holds.
 GROUP_BAR, GROUP_RULE = re.compile(r"^\s+\| ?"), re.compile(r"^\s+\+[-+]{3,}")
 GROUP_TITLE = re.compile(r"\(\d+ sub-exceptions?\)$")
@@ -40,6 +51,10 @@ NOISE = re.compile(
 HARMLESS = re.compile(
     r"^(\[rank\d+\]:)?\[[WI]\d{3,} |(?<!NCCL )\b(DEBUG|INFO|WARN|WARNING)\b|^\W*(debug|info|note|warn|warning)\b"
     r"|Warning: "
+)
+# A line of a log, or of an exit hook.
+LOG_LINE = re.compile(
+    r"^(wandb|mlflow): |^\W?(\d{4}[-/]\d\d[-/]\d\d[ T])?\d\d:\d\d:\d\d\b|^(DEBUG|INFO|WARNING|ERROR|CRITICAL):[\w.]+:"
 )
 # What native code prints when it aborts. If this follows a traceback, the interpreter was already closing.
 NATIVE_ABORT = re.compile(r"^(terminate called |libc\+\+abi: terminating|Fatal Python error: Aborted)")
@@ -82,30 +97,29 @@ class LogTail:
 
     @cached_property
     def traceback(self) -> tuple[str, ...]:
-        """The last traceback with those that led to it, up to the end; empty where there is none. If a program raised
-        because a program that it had started failed: the traceback of the started program."""
-        start = _last_traceback(self.lines)
-        if start is None:
+        """The last traceback with those that led to it, up to the end or to what Python printed aside after it; empty
+        where there is none. If a program raised because a program that it had started failed: the traceback of the
+        started program."""
+        if (start := self._start) is None:
             return ()
         if any(map(CHILD.match, self.lines[start:])) and not any(map(LINK.match, self.lines[start:])):
             child = _last_traceback(self.lines[:start])
-            at_margin = [
-                line for line in self.lines[child:start] if line.strip() == line != "" and not NOISE.match(line)
-            ]
+            found = _without_asides(self.lines[child:start])
+            at_margin = [line for line in found if line.strip() == line != "" and not NOISE.match(line)]
             if child is not None and len(at_margin) <= CHILD_LINES:
-                return self.lines[child:start]
-        return self.lines[start:]
+                return found
+        return _without_asides(self.lines[start:])
 
     @cached_property
     def abort(self) -> str:
         """What native code printed when it aborted after the last traceback; empty where it did not."""
-        at = self._abort_at
-        return "" if at is None else self.traceback[at]
+        after = () if self._start is None else self.lines[self._start :]
+        return next((line for line in after if NATIVE_ABORT.match(line)), "")
 
     @cached_property
-    def _abort_at(self) -> int | None:
-        """The index in `traceback` of the line that native code printed as it aborted."""
-        return next((at for at, line in enumerate(self.traceback) if NATIVE_ABORT.match(line)), None)
+    def _start(self) -> int | None:
+        """The index in `lines` at which the last traceback begins."""
+        return _last_traceback(self.lines)
 
     @cached_property
     def messages(self) -> tuple[str, ...]:
@@ -113,16 +127,22 @@ class LogTail:
         if self.reported:
             return self.reported
         found: list[list[str]] = []
+        message: list[str] = []
         inside = True
-        for drawn in (line for line in self.traceback[: self._abort_at] if not NOISE.match(line)):
+        to_abort = takewhile(lambda line: not NATIVE_ABORT.match(line), self.traceback)
+        for drawn in (line for line in to_abort if not NOISE.match(line)):
             line = GROUP_BAR.sub("", drawn)
             if TRACEBACK.match(line) or LINK.match(line) or GROUP_RULE.match(drawn):
                 inside = True
-            elif not inside:
-                found[-1].append(line)
-            elif line and not line[0].isspace():
-                found.append([line])
-                inside = False
+            elif inside:
+                if line and not line[0].isspace() and not CAUGHT_HERE.match(line):
+                    message = [line]
+                    found.append(message)
+                    inside = False
+            elif LOG_LINE.match(line):
+                message = []  # the error's message ends here
+            else:
+                message.append(line)
         # An exception group counts as the exceptions in it: its own title only gives their number.
         single = [message for message in found if not GROUP_TITLE.search(message[0])]
         return tuple("\n".join(message).strip() for message in single or found)
@@ -168,9 +188,9 @@ class LogTail:
     def _with_what_led_to_it(self) -> tuple[str, ...]:
         """The last traceback, after the log line that it belongs to or after the output of the program that it names
         as the cause; empty if there is no such line."""
-        if not (found := self.traceback) or self.lines[-len(found) :] != found:
+        if not (found := self.traceback) or self.lines[self._start :][: len(found)] != found:
             return ()
-        before = self.lines[: -len(found)]
+        before = self.lines[: self._start]
         if any(map(CHILD.match, found)):
             return (*before[-CHILD_LINES:], *found)
         return (*before[-1:], *found) if any(map(LOGGED.search, before[-1:])) else ()
@@ -203,9 +223,16 @@ def tail(path: Path) -> list[str]:
             text = _end(file).decode("utf-8", errors="replace")
     except OSError:
         return []
-    # Without control sequences of a terminal, and without text that a carriage return overwrote.
-    lines = (CONTROL.sub("", line).rpartition("\r")[2] for line in text.replace("\r\n", "\n").rstrip().split("\n"))
+    lines = (part for line in text.replace("\r\n", "\n").rstrip().split("\n") for part in _seen(line))
     return [_shortened(RANK_PREFIX.sub("", line)) for line in lines] if text.strip() else []
+
+
+def _seen(line: str) -> Sequence[str]:
+    """A line without control sequences of a terminal and without text that a carriage return overwrote; as two lines
+    where a traceback begins after a progress bar."""
+    line = CONTROL.sub("", line).rpartition("\r")[2]
+    found = BAR_BEFORE.match(line) if line.endswith("Traceback (most recent call last):") else None
+    return (line,) if found is None else found.group(1, 2)
 
 
 def _end(file: BinaryIO) -> bytes:
@@ -231,11 +258,23 @@ def _shortened(line: str) -> str:
 
 
 def _last_traceback(lines: Sequence[str]) -> int | None:
-    """The index at which the last traceback begins, including those that it names as its cause; None without one."""
-    starts = [index for index, line in enumerate(lines) if TRACEBACK.match(line)]
-    if not starts:
-        return None
-    start = starts.pop()
-    while starts and (GROUP_BAR.match(lines[start]) or any(LINK.match(line) for line in lines[starts[-1] : start])):
-        start = starts.pop()
-    return start
+    """The index at which the last traceback begins, including those that it names as its cause; None without one.
+
+    Not one that was logged long before the end. What Python printed aside counts only where there is nothing else.
+    """
+    every = [index for index, line in enumerate(lines) if TRACEBACK.match(line)]
+    starts = every[:1] + [
+        start
+        for before, start in pairwise(every)
+        if not (GROUP_BAR.match(lines[start]) or any(map(LINK.match, lines[before:start])))
+    ]
+    logs = [index for index, line in enumerate(lines) if LOG_LINE.match(line)]
+    recent = logs[-CONTINUED_LINES - 1] if len(logs) > CONTINUED_LINES else 0
+    ending = [start for start in starts if start >= recent or not (start and LOGGED.search(lines[start - 1]))]
+    own = [start for start in ending if not (start and ASIDE.match(lines[start - 1]))]
+    return next(reversed(own or ending), None)
+
+
+def _without_asides(lines: Sequence[str]) -> tuple[str, ...]:
+    """The lines up to those that Python printed aside."""
+    return tuple(takewhile(lambda line: not ASIDE.match(line), lines))

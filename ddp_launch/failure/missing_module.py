@@ -7,10 +7,10 @@ import sys
 import time
 from collections.abc import Iterator
 from importlib import metadata
-from importlib.machinery import PathFinder
 from pathlib import Path
 
 from ddp_core.files import shown
+from ddp_core.missing_packages import find_module
 from ddp_launch.failure.distributions import ELSEWHERE, distribution
 
 LEVELS_BELOW, LEVELS_ABOVE = 4, 3
@@ -31,7 +31,7 @@ def explain(module: str, script: Path | None, *, own_python: bool) -> tuple[str,
     if (own := _own_file(module, script)) is not None:
         return own
     # The first entry of sys.path is the launcher's own folder, which the program does not search.
-    spec = PathFinder.find_spec(top, sys.path[1:])
+    spec = find_module(top, sys.path[1:])
     # Several distributions may share a folder that has no __init__.py, such as google.
     shared = spec is not None and spec.origin is None and distribution(module) not in (None, distribution(top))
     if spec is not None and not shared and rest:

@@ -28,10 +28,10 @@ def why_not(attempts: Sequence[Attempt], *, on_other_devices: bool = False) -> s
     last = attempts[-1]
     if (failure := last.first) is None:
         return None
-    if UNREADABLE.search(failure.log_tail.error):
-        return "Python cannot read the program, and a restart does not change that"
     if not _early(last):
         return None
+    if UNREADABLE.search(failure.log_tail.error):
+        return "Python cannot read the program, and a restart does not change that"
     if MISSING.search(failure.log_tail.error) or failure.code in CANNOT_START:
         return "something that the program needs is missing, and a restart does not change that"
     if on_other_devices:

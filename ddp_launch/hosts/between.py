@@ -54,10 +54,18 @@ class Verdict:
     backend: str | None
 
 
-def run(options: LaunchOptions, exported: Mapping[str, str], console: Console, *, preflight: bool = False) -> int:
+def run(
+    options: LaunchOptions,
+    exported: Mapping[str, str],
+    copied: str | None,
+    console: Console,
+    *,
+    preflight: bool = False,
+) -> int:
     """Measure and print. Returns the exit status, 1 where the hosts cannot work together. Errors: UserError.
 
-    preflight: this is the check before a run, and prints to standard error.
+    copied: the folder that is copied to the hosts first. preflight: this is the check before a run, and prints
+    to standard error.
     """
     if len(options.hosts) < 2:
         raise OptionError("--check-hosts measures between hosts: give two or more")
@@ -68,7 +76,7 @@ def run(options: LaunchOptions, exported: Mapping[str, str], console: Console, *
     )
     with Fleet(options.hosts) as fleet:
         fleet.capture = bytearray()
-        ready = bring_up(fleet, job, exported, None, console)
+        ready = bring_up(fleet, job, exported, copied, console)
         if isinstance(ready, Refusals):
             return ready.status
         status = Ending(fleet, Console(stderr=True, quiet=True), grace(job), silent=True).run_to_end()

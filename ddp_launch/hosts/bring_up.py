@@ -23,7 +23,7 @@ from ddp_core import __version__
 from ddp_core.errors import OptionError
 from ddp_launch.cli.options import LaunchOptions, words_of
 from ddp_launch.cli.value_types import endpoint as checked_endpoint
-from ddp_launch.cluster.network import resolve, split_endpoint
+from ddp_launch.cluster.network import external_address, split_endpoint
 from ddp_launch.cluster.over_ssh import VARIABLE
 from ddp_launch.cluster.pet import join
 from ddp_launch.hosts import checks, sync, table
@@ -144,9 +144,9 @@ def _facts(fleet: Fleet, options: LaunchOptions, copied: str | None, refused: Re
     if copied is not None:
         for name, why in sync.copy(copied, fleet.hosts):
             refused.say(name, why)
-        fleet.send("folder", folder=folder)
+        fleet.send("folder", folder=folder, packages=str(PACKAGES))
         for message, entered in zip(checked, fleet.gather("entered", WORK_S), strict=False):
-            message["folder"] = entered["why"]
+            message |= entered | {"kind": message["kind"]}
     hosts = [HostFacts(one.name, checked[one.rank], ahead[one.rank], words[one.rank]) for one in fleet.hosts]
     for name, why in checks.problems(hosts, __version__, str(PACKAGES), folder):
         refused.say(name, why)
@@ -159,7 +159,7 @@ def _meeting_place(fleet: Fleet, options: LaunchOptions, facts: Sequence[HostFac
         return None
     asked = None
     if options.rdzv_endpoint is not None:
-        asked = resolve(*split_endpoint(options.rdzv_endpoint), 0)[0]
+        asked = external_address(*split_endpoint(options.rdzv_endpoint))
     targets = checks.targets(facts, asked)
     for host in fleet.hosts:
         host.channel.send("reach", targets=[one for one in targets if one["name"] != host.name])

@@ -144,8 +144,8 @@ class Keeper:
         return made.port
 
     def _on_folder(self, message: Message, data: bytes) -> None:
-        """Enter the run's folder, after --sync has filled it."""
-        self._channel.send("entered", why=facts.enter(message["folder"]))
+        """Enter the run's folder, after --sync has filled it. Versions may have changed: it may hold this project."""
+        self._channel.send("entered", **facts.versions(message["packages"]), folder=facts.enter(message["folder"]))
 
     def _on_reach(self, message: Message, data: bytes) -> None:
         """Start to call the other hosts; the results follow as "reached"."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import replace
 
 from rich.console import Console
 
+from ddp_core.cli import print_json
 from ddp_launch.cli.options import LaunchOptions
 from ddp_launch.events.jsonl import EventLog
 from ddp_launch.hosts import between, sync, table
@@ -25,7 +25,7 @@ def run(options: LaunchOptions) -> int:
     copied = None if options.sync is None else sync.folder(options.sync)
     console = Console(stderr=True)
     if options.check_hosts:
-        return between.run(options, variables, console)
+        return between.run(options, variables, copied, console)
     names = [host.name for host in options.hosts]
     receivers = () if options.dry_run else options.notify
     with (
@@ -43,7 +43,7 @@ def _run(
 ) -> tuple[int, str | None]:
     """Check the hosts, show their plan, and run; the exit status, and the problem where no rank failed."""
     due = options.preflight and not options.dry_run and len(options.hosts) > 1
-    if due and (status := between.run(replace(options, json=False), variables, console, preflight=True)):
+    if due and (status := between.run(replace(options, json=False), variables, copied, console, preflight=True)):
         return status, "the check of the network between the hosts has failed (--preflight)"
     with Fleet(options.hosts) as fleet:
         ready = bring_up(fleet, options, variables, copied, console)
@@ -60,7 +60,7 @@ def _show(ready: Ready, options: LaunchOptions, exports: list[str], console: Con
     """Show the plan of all hosts as JSON, in one line, or as a table."""
     if options.dry_run and options.json:
         hosts = [{"host": name, **plan["plan"]} for name, plan in ready.plans.items()]
-        print(json.dumps({**hosts[0], "hosts": hosts}, indent=2, ensure_ascii=False))
+        print_json({**hosts[0], "hosts": hosts})
     elif options.quiet:
         console.print(table.in_one_line(ready.plans), markup=False, highlight=False, soft_wrap=True)
     else:

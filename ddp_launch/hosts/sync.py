@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import signal
 import subprocess
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from shutil import which
 
@@ -32,8 +35,14 @@ def copy(path: str, hosts: Iterable[Connection]) -> list[tuple[str, str]]:
     others = [host for host in hosts if not host.here]
     processes = [(host, _start(path, host.name)) for host in others]
     with ThreadPoolExecutor(max(1, len(processes))) as pool:
-        done = pool.map(lambda pair: (pair[0].name, _problem(pair[1])), processes)
-        return [(name, f"--sync {path}: {why}") for name, why in done if why is not None]
+        try:
+            done = pool.map(lambda pair: (pair[0].name, _problem(pair[1])), processes)
+            return [(name, f"--sync {path}: {why}") for name, why in done if why is not None]
+        except BaseException:
+            # Leaving the pool waits for its threads, and so for rsync, which a Ctrl-C does not reach.
+            for _, process in processes:
+                _kill(process)
+            raise
 
 
 def _start(path: str, name: str) -> subprocess.Popen[str]:
@@ -59,6 +68,13 @@ def _start(path: str, name: str) -> subprocess.Popen[str]:
         text=True,
         start_new_session=True,
     )
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    """Kill rsync and its ssh, which holds its standard error open."""
+    if process.poll() is None:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def _problem(process: subprocess.Popen[str]) -> str | None:

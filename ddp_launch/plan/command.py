@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ddp_launch.cli.options import Program
+from ddp_launch.cli.torchrun_compat import LOCAL_RANK_ARGUMENTS
 from ddp_launch.cli.value_types import BOTH, LOG_BYTES, NO_TEE, Tee
 from ddp_launch.cluster.cluster import Cluster
 
@@ -164,8 +165,11 @@ def _several_nodes(cluster: Cluster) -> list[str]:
 
 
 def escape_macros(args: Iterable[str]) -> list[str]:
-    """Escape `$` in arguments: torch's agent replaces `${local_rank}` by a number and `$$` by `$`."""
-    return [arg.replace("$", "$$") for arg in args]
+    """Escape `$` in arguments: torch's agent replaces `${local_rank}` by a number and `$$` by `$`.
+
+    LOCAL_RANK_ARGUMENTS are left as they are, for the agent to fill in.
+    """
+    return [arg if arg in LOCAL_RANK_ARGUMENTS else arg.replace("$", "$$") for arg in args]
 
 
 def shell_line(environment: Iterable[tuple[str, str]], command: Iterable[str], unset: Iterable[str] = ()) -> str:

@@ -15,6 +15,7 @@ from ddp_core.errors import TopologyError, UserError
 from ddp_core.missing_packages import older
 from ddp_core.redaction import redacted
 from ddp_launch.cli.options import LaunchOptions, Program
+from ddp_launch.cluster import over_ssh
 from ddp_launch.cluster.cluster import Cluster, find_cluster
 from ddp_launch.plan.command import DEBUG_ADDRESS, Job, shell_line, torchrun, torchrun_environment, worker_argv
 from ddp_launch.plan.grace import default_grace, grace_warnings
@@ -299,11 +300,21 @@ def _warnings(
     yield from notes(topology, selection, host, settings=plan.environment, verdict=plan.verdict)
     if options.debug_rank is not None:
         yield f"rank {options.debug_rank} starts when a debugger connects to {DEBUG_ADDRESS} (docs/debugging.md)"
-    shown = {*(options.tee.only or ()), *dict(options.tee.ranks)}
-    if missing := sorted(rank for rank in shown if rank >= plan.nproc_per_node):
-        yield f"nothing to show of local rank {', '.join(map(str, missing))}: there are 0 to {plan.nproc_per_node - 1}"
+    yield from _not_shown(plan, environ)
     if binding is not None:
         yield binding.reason
+
+
+def _not_shown(plan: LaunchPlan, environ: Mapping[str, str]) -> Iterable[str]:
+    """Notes on ranks to show that the run does not have."""
+    tee, cluster, local = plan.job.tee, plan.cluster, plan.nproc_per_node
+    counts: list[tuple[str, Iterable[int], int]] = [("local rank", tee.only or (), local)]
+    # --tee counts ranks over all nodes. Over ssh the other hosts may have more or fewer ranks than this one.
+    if cluster.one_node or over_ssh.VARIABLE not in environ:
+        counts.append(("local rank" if cluster.one_node else "rank", dict(tee.ranks), local * cluster.nnodes[1]))
+    for kind, shown, count in counts:
+        if missing := sorted(rank for rank in shown if rank >= count):
+            yield f"nothing to show of {kind} {', '.join(map(str, missing))}: there are 0 to {count - 1}"
 
 
 def with_arguments(plan: LaunchPlan, extra: tuple[str, ...]) -> LaunchPlan:

@@ -228,16 +228,20 @@ def _meet(cluster: Cluster, may_restart: bool) -> _Meeting:
 def _await_listener(cluster: Cluster, host: str, port: int, deadline: float) -> str:
     """The address of the endpoint, once a store listens there. Waiting inside the store would block signals."""
     while True:
+        addresses: tuple[str, ...] = ()
         why = ""
         try:
-            for address in resolve(host, port, 0):
-                with suppress(TimeoutError), socket.create_connection((address, port), timeout=CONNECT_TIMEOUT_S):
-                    return address
-            why = "no answer"
+            addresses = resolve(host, port, 0)
         except NetworkError as error:
             why = str(error)
-        except OSError as error:
-            why = error.strerror or str(error)
+        for address in addresses:
+            try:
+                with socket.create_connection((address, port), timeout=CONNECT_TIMEOUT_S):
+                    return address
+            except TimeoutError:
+                why = "no answer"
+            except OSError as error:
+                why = error.strerror or str(error)
         if time.monotonic() > deadline:
             raise MeetingFailed(
                 f"1 of {cluster.nnodes[1]} nodes did not come within {cluster.rdzv_timeout_s} s: {cluster.name(0)},"

@@ -7,12 +7,11 @@ import re
 import shutil
 import sys
 from collections.abc import Sequence
-from importlib.machinery import PathFinder
 from importlib.util import find_spec
 from pathlib import Path
 
 from ddp_core.errors import OptionError, UserError
-from ddp_core.missing_packages import need, need_torch
+from ddp_core.missing_packages import find_module, need, need_torch
 from ddp_launch.cli.options import Program
 from ddp_launch.plan.command import Job
 
@@ -133,5 +132,5 @@ def _check_module(name: str) -> None:
     top = name.partition(".")[0]
     # python -m searches the current folder first, and not that of launch.py.
     folders = [str(Path.cwd()), *sys.path[1:]]
-    if top not in sys.builtin_module_names and PathFinder.find_spec(top, folders) is None:
+    if find_module(top, folders) is None:
         raise OptionError(f"-m {name!r}: no module named {top!r} here or in this Python")

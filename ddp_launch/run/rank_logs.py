@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 
@@ -95,8 +96,17 @@ class RankLogs(LogsSpecs):
             return
         self._output.finish()
         for log, lost, why in self._output.lost:
-            print(f"note: {log}: {lost:,} bytes of the output are not in it ({why})", file=sys.stderr)
+            self._note(f"{log}: {lost:,} bytes of the output are not in it ({why})")
+        unshown, why = self._output.unshown
+        if unshown:
+            self._note(f"the launcher's output: {unshown:,} bytes of the ranks' output are not in it ({why})")
         self._output = None
+
+    @staticmethod
+    def _note(words: str) -> None:
+        """Print a note, unless standard error is on the full disk too."""
+        with suppress(OSError):
+            print(f"note: {words}", file=sys.stderr)
 
     def _next_attempt(self) -> Path:
         """Make the folder of the next attempt's logs."""

@@ -27,13 +27,15 @@ CHUNK_BYTES = 1 << 16
 STUCK_S = 5.0
 RESIZE_S = 0.5
 DRAIN_S = 1.0
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of a screen that is a file: it accepts no more bytes now, but may later."""
 
 
 @dataclass(eq=False)
 class _Way:
     """One stream. `entry`: the end that the rank writes to; `read`: the end that is read here; `to`: the screen's
     descriptor, None for the log alone; `prefix`: goes before each line on the screen; `rest`: the start of an
-    incomplete line."""
+    incomplete line; `unshown`: bytes that the screen did not accept, `why`: the reason in words."""
 
     entry: int
     read: int
@@ -43,6 +45,8 @@ class _Way:
     prefix: bytes = b""
     rest: bytes = b""
     given_up: bool = False
+    unshown: int = 0
+    why: str = ""
 
 
 class RankOutput:
@@ -113,6 +117,11 @@ class RankOutput:
         """(log, number of missing bytes, reason) for each incomplete log."""
         return tuple((way.log.path, way.log.lost, way.log.why) for way in self._ways if way.log.lost)
 
+    @property
+    def unshown(self) -> tuple[int, str]:
+        """How many bytes are missing on the screen because its disk was full, and the reason."""
+        return sum(way.unshown for way in self._ways), next((way.why for way in self._ways if way.why), "")
+
     def _run(self) -> None:
         """A thread's work: copy the ranks' output until `finish`."""
         with selectors.DefaultSelector() as selector:
@@ -145,7 +154,7 @@ class RankOutput:
             return False
         self._passed += len(chunk)
         way.log.write(chunk)
-        if way.to is not None and not _write(way.to, _prefixed(way, chunk) if way.prefix else chunk):
+        if way.to is not None and not _show(way, _prefixed(way, chunk) if way.prefix else chunk):
             # The screen's reader is gone (launch.py | head): the rank must notice, as if it wrote there itself. A rank
             # with a prefix is only shown in addition, and continues.
             way.to = None
@@ -215,23 +224,28 @@ def _read(descriptor: int) -> bytes:
         return b""
 
 
-def _write(descriptor: int, chunk: bytes) -> bool:
-    """Write everything, waiting as needed; False when the reader is gone."""
+def _show(way: _Way, chunk: bytes) -> bool:
+    """Write everything to the screen, waiting as needed; False when the reader is gone. What a full disk does not
+    accept is left out."""
+    assert way.to is not None
     left = memoryview(chunk)
     while left:
         try:
-            left = left[os.write(descriptor, left) :]
+            left = left[os.write(way.to, left) :]
         except BlockingIOError:
-            select([], [descriptor], [])
-        except OSError:
-            return False
+            select([], [way.to], [])
+        except OSError as error:
+            if error.errno not in FULL:
+                return False
+            way.unshown, way.why = way.unshown + len(left), error.strerror or ""
+            return True
     return True
 
 
 def _close(way: _Way) -> None:
     """Write the last incomplete line, then close both ends and the log."""
     if way.rest and way.to is not None:
-        _write(way.to, way.prefix + way.rest + b"\n")
+        _show(way, way.prefix + way.rest + b"\n")
     if not way.given_up:
         os.close(way.read)
     os.close(way.entry)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from ddp_core.cli import print_json
 from ddp_core.errors import UserError
 from ddp_launch.cli.options import LaunchOptions
 from ddp_launch.plan.plan import LaunchPlan
@@ -61,7 +61,7 @@ def run(options: LaunchOptions, plan: LaunchPlan, launch: Launch) -> int:
     )
     notes = notes_of(verdict, gpus=bool(plan.selection.indices))
     if options.json:
-        print(json.dumps(to_json(verdict, notes), indent=2, ensure_ascii=False))
+        print_json(to_json(verdict, notes))
     else:
         show(Console(), verdict, notes)
     return 0

@@ -12,13 +12,14 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ddp_core.errors import UserError
+from ddp_core.errors import UserError, line_of
 from ddp_launch.cli.options import LaunchOptions, Program
 from ddp_launch.cli.value_types import Tee
 from ddp_launch.run.exec_with_pdeathsig import PR_SET_PDEATHSIG
@@ -188,6 +189,11 @@ def _fork(options: LaunchOptions, launch: Launch, folder: Path) -> _Fork:
         status = error.code if isinstance(error.code, int) else 1
     except KeyboardInterrupt:
         status = 128 + signal.SIGINT
+    except UserError as error:
+        status = error.status
+        print(line_of(error), file=sys.stderr)
+    except Exception:
+        traceback.print_exc()
     finally:
         with suppress(Exception):
             sys.stdout.flush()

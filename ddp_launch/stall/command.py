@@ -54,9 +54,9 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _runs() -> dict[int, tuple[Ranks, Path | None]]:
+def _runs() -> dict[int, tuple[Ranks, Path]]:
     """The runs of this user: the launcher's process id -> (its ranks, the folder of their logs)."""
-    runs: dict[int, tuple[Ranks, Path | None]] = {}
+    runs: dict[int, tuple[Ranks, Path]] = {}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
@@ -67,13 +67,22 @@ def _runs() -> dict[int, tuple[Ranks, Path | None]]:
         except (OSError, IndexError, ValueError):
             continue
         variables = _variables(words)
-        # Processes that a rank has started have its variables too. The rank itself is the one whose parent has no RANK.
-        if MARK in variables and "RANK" in variables and _variables(parents).get("RANK") != variables["RANK"]:
-            logs = Path(variables[ERROR_FILE]).parent if ERROR_FILE in variables else None
-            runs.setdefault(parent, ({}, logs))[0][int(variables["RANK"])] = RankProbe(
+        if _is_rank(variables, _variables(parents)):
+            runs.setdefault(parent, ({}, Path(variables[ERROR_FILE]).parent))[0][int(variables["RANK"])] = RankProbe(
                 int(variables["RANK"]), int(entry.name)
             )
     return runs
+
+
+def _is_rank(variables: Mapping[str, str], parents: Mapping[str, str]) -> bool:
+    """Whether a process with these environment variables is a rank. `parents`: those of its parent.
+
+    Processes that a rank has started have the rank's variables. Other children of the launcher have the launcher's
+    error file or none, but may have RANK: some job managers set it for the launcher.
+    """
+    if not {MARK, "RANK", ERROR_FILE} <= variables.keys() or variables[ERROR_FILE] == parents.get(ERROR_FILE):
+        return False
+    return (variables[MARK], variables["RANK"]) != (parents.get(MARK), parents.get("RANK"))
 
 
 def _variables(words: Sequence[bytes]) -> Mapping[str, str]:
@@ -82,7 +91,7 @@ def _variables(words: Sequence[bytes]) -> Mapping[str, str]:
     return {name: value for name, _, value in pairs}
 
 
-def _choose(runs: Mapping[int, tuple[Ranks, Path | None]], name: str | None) -> tuple[int, Ranks]:
+def _choose(runs: Mapping[int, tuple[Ranks, Path]], name: str | None) -> tuple[int, Ranks]:
     """The run that `name` refers to; without a name, the only run. Errors: OptionError."""
     known = "; ".join(f"launcher {pid}, logs in {logs}" for pid, (_, logs) in sorted(runs.items()))
     if name is None:
@@ -91,9 +100,7 @@ def _choose(runs: Mapping[int, tuple[Ranks, Path | None]], name: str | None) -> 
         fitting = [pid for pid, (ranks, _) in runs.items() if int(name) in (pid, *(one.pid for one in ranks.values()))]
     else:
         folder = Path(name).resolve()
-        fitting = [
-            pid for pid, (_, logs) in runs.items() if logs and folder in (logs.resolve(), *logs.resolve().parents)
-        ]
+        fitting = [pid for pid, (_, logs) in runs.items() if folder in (logs.resolve(), *logs.resolve().parents)]
     if len(fitting) == 1:
         return fitting[0], runs[fitting[0]][0]
     if not runs:

@@ -266,12 +266,16 @@ def _resume(
         if resolved.data.changed_data == "stop" and (facts := source.parent / "dataset.json").is_file():
             DatasetFacts.read(facts).refuse_other_data(dataset)
         try:
-            return saver.restore(source)
+            progress, notes = saver.restore(source)
         except UserError:
             if holds_weights(source):
                 words = "holds weights, not the state of a run: to start from them"
                 raise UserError(f"--resume {source}: {words}, --weights {source}") from None
             raise
+        if resolved.data.changed_data == "accept" and resolved.data.val_split is not None:
+            drawn = "the validation images are drawn anew and may include images that were trained on"
+            notes = (*notes, f"--changed-data accept with --val-split: {drawn}")
+        return progress, notes
 
     return together(restore, ranks)
 

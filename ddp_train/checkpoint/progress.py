@@ -118,6 +118,8 @@ def why_not_resumed(saved: Mapping[str, Any], own: Mapping[str, Any], progress: 
     """Why a run described by `own` cannot resume at `progress` of the run described by `saved`; None: it can."""
     if "config" in saved and (then := _shards(saved)) != (now := _shards(own)):
         return f"its global batches were cut {then}, and those of this run are cut {now}: the bits would be others"
+    if "config" in saved and (why := _other_validation_images(saved["config"], own["config"])) is not None:
+        return why
     if progress.step_in_epoch == 0:
         return None
     for name, words in FIXED.items():
@@ -137,6 +139,22 @@ def machine_differences(saved: Mapping[str, Any], own: Mapping[str, Any]) -> lis
     then, now = facts
     changed = [name for name in now if name != "python" and then.get(name) != now[name]]
     return [f"{name} {then.get(name)} -> {now[name]}" for name in changed]
+
+
+def _other_validation_images(saved: Mapping[str, Any], own: Mapping[str, Any]) -> str | None:
+    """Why the validation images would be others than in the saved run, some of them trained on; None: they are not.
+
+    Where changed data were accepted, they are drawn anew in any case.
+    """
+    if own["val_split"] is None or own["changed_data"] == "accept":
+        return None
+    then, now = ((options.get("val_split"), options.get("seed")) for options in (saved, own))
+    if then == now:
+        return None
+    return (
+        f"its --val-split and --seed were {then[0]} and {then[1]}, those of this run are {now[0]} and {now[1]}: "
+        "the validation images would include images that were trained on"
+    )
 
 
 def _shards(description: Mapping[str, Any]) -> str:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from ddp_core.cli import CommandLine, exit_status
+from ddp_core.cli import CommandLine, exit_status, print_json
 from ddp_core.errors import OptionError
 from ddp_core.files import write_text
 from ddp_train.compare.comparison import compare, to_json
@@ -36,7 +35,7 @@ def _run(arguments: Sequence[str]) -> int:
 
         write_text(options.output, page(comparison))
     if options.json:
-        print(json.dumps(to_json(comparison), indent=2, ensure_ascii=False))
+        print_json(to_json(comparison))
     else:
         from ddp_train.compare.table import show
 

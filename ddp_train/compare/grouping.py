@@ -7,6 +7,7 @@ folder. A run of another program has no settings: its command is compared instea
 from __future__ import annotations
 
 import json
+import re
 import string
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ NO_SETTINGS = frozenset({SEED, "out_dir", "resume"})
 """Options that identify a run or a repetition, and are no settings."""
 FOLDERS = ("--seed", "--out-dir", "--log-dir", "--json-events", "--resume")
 """The same on the command line of another program."""
+OPTION = re.compile(r"-\D")
+"""A word that is no value of the option before it; a negative number is one."""
 MOST_IN_A_LABEL = 6
 NOTHING = "-"
 
@@ -113,7 +116,7 @@ def _command(run: RunRecord) -> list[str]:
         word = words.pop(0)
         if word.partition("=")[0] not in FOLDERS:
             kept.append(word)
-        elif "=" not in word and words:
+        elif "=" not in word and words and not OPTION.match(words[0]):
             words.pop(0)
     return kept
 

@@ -38,7 +38,8 @@ DEPENDENT = {"batch_size_per_rank": "batch_size", "lr": "lr_scaling", "optimizer
 
 
 def parse(argv: Sequence[str], *, prog: str = "ddp_train/main.py", complete: bool = True) -> Config:
-    """The configuration for a command line. complete: False accepts options without the ones that they depend on.
+    """The configuration for a command line. complete: False accepts options without the ones, or the packages, that
+    they depend on.
 
     Prints the help or the version and raises SystemExit(0) on --help or --version. Errors: UserError, one line.
     """
@@ -69,7 +70,7 @@ def parse(argv: Sequence[str], *, prog: str = "ddp_train/main.py", complete: boo
         if _stays(name, typed.keys()) and value != declared()[name].default and name != "wandb_project"
     }
     config = with_values(Config(given=frozenset(given), wanted=frozenset(wanted if complete else ())), values)
-    check(config)
+    check(config, to_train=complete)
     return config
 
 

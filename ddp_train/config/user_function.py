@@ -22,10 +22,12 @@ def load_function(option: str, name: str, **arguments: object) -> Callable[..., 
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.append(here)
     try:
-        found: Callable[..., Any] = getattr(importlib.import_module(module), function)
+        imported = importlib.import_module(module) if module else None
     except ModuleNotFoundError as error:
         raise UserError(f"{option} {name}: no module named {error.name!r} here or among the packages") from None
-    except (AttributeError, ValueError):
+    try:
+        found: Callable[..., Any] = getattr(imported, function)
+    except AttributeError:
         raise UserError(f"{option} {name}: {module or 'it'} has no function {function!r}") from None
     try:
         signature = inspect.signature(found)

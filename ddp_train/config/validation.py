@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ddp_core.errors import UserError
+from ddp_core.files import is_file, is_folder, why_no_folder
 from ddp_train.config.data_formats import other_format
 from ddp_train.config.declaration import flag, is_set
 from ddp_train.config.options import Config, declared, to_dict
@@ -98,6 +99,10 @@ RULES: tuple[tuple[Callable[[Config], bool], str], ...] = (
         "--flip with --dataset digits: a mirrored digit does not belong to its class; leave it out",
     ),
     (
+        lambda c: bool(c.augment.cutout and c.augment.erasing),
+        "--cutout with --erasing: each erases a part of the image",
+    ),
+    (
         lambda c: (c.augment.progressive_resize or 0) > (c.augment.progressive_resize_end or 4096),
         "--progressive-resize is larger than --progressive-resize-end: images must grow",
     ),
@@ -110,7 +115,6 @@ RULES: tuple[tuple[Callable[[Config], bool], str], ...] = (
         "--tta with --dataset digits: a mirrored digit does not belong to its class; leave it out, or add --tta none "
         "(presets may set it)",
     ),
-    (lambda c: c.diagnostics.wandb and not _installed("wandb"), "--wandb needs the package wandb: pip install wandb"),
     (
         lambda c: c.diagnostics.histograms and not c.run.tensorboard,
         "--histograms go into TensorBoard's files: leave out --no-tensorboard",
@@ -118,10 +122,11 @@ RULES: tuple[tuple[Callable[[Config], bool], str], ...] = (
 )
 
 
-def check(config: Config) -> None:
+def check(config: Config, *, to_train: bool = True) -> None:
     """Refuse options that cannot work, alone or together. Errors: UserError.
 
     Called on the options as they are typed, and again on the resolved ones, when the machine has filled in the rest.
+    to_train: also refuse those whose package is not installed.
     """
     values = to_dict(config)
     for option in declared().values():
@@ -140,6 +145,8 @@ def check(config: Config) -> None:
     for wrong, message in RULES:
         if wrong(config):
             raise UserError(message)
+    if to_train and config.diagnostics.wandb and not _installed("wandb"):
+        raise UserError("--wandb needs the package wandb: pip install wandb")
 
 
 def milestones(text: str) -> tuple[float, ...]:
@@ -169,8 +176,8 @@ def resume_target(resume: str | None, out_dir: str | None) -> Path | None:
         folder = Path(out_dir) if out_dir else None
         return folder / LATEST if folder is not None and _has_checkpoint(folder) else None
     path = Path(resume)
-    there = _has_checkpoint(path) if path.is_dir() else path.is_file()
-    path = path / LATEST if path.is_dir() else path
+    there = _has_checkpoint(path) if is_folder(path) else is_file(path)
+    path = path / LATEST if is_folder(path) else path
     if not there:
         raise UserError(f"--resume {resume}: there is no checkpoint {path}")
     return path
@@ -178,7 +185,7 @@ def resume_target(resume: str | None, out_dir: str | None) -> Path | None:
 
 def _has_checkpoint(folder: Path) -> bool:
     """Whether a folder has a checkpoint."""
-    return any((folder / name).is_file() for name in (LATEST, PREVIOUS))
+    return any(is_file(folder / name) for name in (LATEST, PREVIOUS))
 
 
 def check_paths(config: Config, *, create: bool = False) -> None:
@@ -188,15 +195,15 @@ def check_paths(config: Config, *, create: bool = False) -> None:
     """
     data_dir = Path(config.data.data_dir)
     given = "data_dir" in config.given and config.data.dataset is None
-    if (given or config.data.dataset == "folder") and not data_dir.is_dir():
-        what = "is not a folder" if data_dir.exists() else "does not exist"
+    if (given or config.data.dataset == "folder") and not is_folder(data_dir):
         expected = "cifar-10-batches-py, or train/CLASS/* and test/CLASS/* images"
         other = other_format(data_dir)
         raise UserError(
-            f"--data-dir {data_dir}: {what} (expected there: {expected}){f'; this is {other}' * bool(other)}"
+            f"--data-dir {data_dir}: {why_no_folder(data_dir)} (expected there: {expected})"
+            f"{f'; this is {other}' * bool(other)}"
         )
     weights = config.regularize.class_weights
-    if weights not in (None, "balanced") and not Path(str(weights)).is_file():
+    if weights not in (None, "balanced") and not is_file(str(weights)):
         raise UserError(f"--class-weights {weights}: there is no such file; a file or balanced is accepted")
     resume_file(config)
     out_dir = Path(config.run.out_dir or "runs")

@@ -214,6 +214,19 @@ def average_buffers(model: nn.Module, ranks: Ranks) -> None:
     _take_first([b for b in model.buffers() if not b.is_floating_point()])
 
 
+@torch.no_grad()
+def average(tensors: list[torch.Tensor], ranks: Ranks) -> None:
+    """Replace the tensors by their means over the ranks."""
+
+    def mean(flat: torch.Tensor) -> None:
+        """Replace the values by their mean over the ranks."""
+        flat /= ranks.world_size
+        sum_over_ranks(flat)
+
+    for dtype in {tensor.dtype: None for tensor in tensors}:  # in order of appearance: the same on all ranks
+        _as_one([t for t in tensors if t.dtype == dtype], dtype, mean)
+
+
 def _take_first(tensors: list[torch.Tensor]) -> None:
     """Overwrite the tensors with rank 0's."""
     for dtype in {tensor.dtype: None for tensor in tensors}:  # in order of appearance: the same on all ranks

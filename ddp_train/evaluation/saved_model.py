@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from ddp_core.errors import UserError
+from ddp_core.files import is_file, is_folder, why_no_folder
 from ddp_train import data, models
 from ddp_train.checkpoint import format as checkpoint_format
 from ddp_train.config.options import AugmentOptions, Config, DataOptions
@@ -18,10 +19,12 @@ from ddp_train.config.parse import parse
 from ddp_train.data.augment.augmentation import Augmentation
 from ddp_train.data.pipeline.window import Batch
 from ddp_train.data.sources import cifar10, listing, torchvision_files
-from ddp_train.data.sources.dataset import load_on_ranks
-from ddp_train.data.sources.samples import Dataset, DatasetFacts
+from ddp_train.data.sources.dataset import image_folder_of, load_on_ranks
+from ddp_train.data.sources.samples import Dataset, DatasetFacts, Policy
 from ddp_train.data.sources.validation import split_off
 from ddp_train.distributed.process_group import Ranks, together
+
+ChangedData = Literal["stop", "accept"]
 
 
 @dataclass(frozen=True)
@@ -49,14 +52,14 @@ def open_saved_model(path: str, device: torch.device) -> SavedModel:
     dataset.json are not beside it.
     """
     file = Path(path)
-    file = file / "best_model.pth" if file.is_dir() else file
+    file = file / "best_model.pth" if is_folder(file) else file
     weights: Any = checkpoint_format.load_state_dict(file)
     if weights.get("schema") == checkpoint_format.SCHEMA:
         weights = checkpoint_format.load(file).get("model")
     if not isinstance(weights, Mapping) or not weights:
         raise UserError(f"{file}: there are no weights in it")
     for name in ("config.yaml", "dataset.json"):
-        if not (file.parent / name).is_file():
+        if not is_file(file.parent / name):
             raise UserError(f"{file}: there is no {name} beside it; a run folder has one")
     facts = DatasetFacts.read(file.parent / "dataset.json")
     found = parse(["--config", str(file.parent / "config.yaml")], complete=False)
@@ -69,23 +72,48 @@ def open_saved_model(path: str, device: torch.device) -> SavedModel:
     return SavedModel(file, network.eval(), found, facts, device)
 
 
-def load_split(saved: SavedModel, data_dir: str | None, ranks: Ranks) -> Dataset:
+def load_split(
+    saved: SavedModel,
+    data_dir: str | None,
+    ranks: Ranks,
+    *,
+    changed_data: ChangedData = "stop",
+    on_bad_sample: Policy | None = None,
+) -> Dataset:
     """The data in `data_dir` (None: where the run had them), normalised as the training images were.
 
-    A collective. Errors: UserError, on all ranks alike, for a folder that is not there or holds other classes.
+    on_bad_sample: None for the run's own. A collective. Errors: UserError, on all ranks alike, for a folder that is not
+    there or holds other classes, and where the run's validation images cannot be told from its training images.
     """
-    name = saved.facts.name
-    options, share = saved.config.data, saved.config.data.val_split
-    if data_dir is not None and Path(data_dir).resolve() != Path(options.data_dir).resolve():
-        options, share = replace(options, data_dir=data_dir, val_split=None), None
+    name, options = saved.facts.name, saved.config.data
+    policy = on_bad_sample or options.on_bad_sample
+    options = replace(options, data_dir=data_dir or options.data_dir, changed_data=changed_data, on_bad_sample=policy)
     together(lambda: _check_folder(name, options), ranks)
     dataset = load_on_ranks(name, options, ranks, saved.facts)
-    if share is not None and name == "folder" and listing.find_splits(Path(options.data_dir)).keys() <= {"train"}:
-        assert dataset.test is not None
-        whole = replace(dataset, train=dataset.test, test=None)
-        divided = together(lambda: split_off(whole, share, saved.config.run.seed), ranks)
-        dataset = replace(divided, train=dataset.train)  # the training split has no images here
-    return together(lambda: _as_trained(dataset, saved, options.data_dir), ranks)
+    return together(lambda: _as_trained(_validation_part(dataset, saved, options), saved, options.data_dir), ranks)
+
+
+def _validation_part(dataset: Dataset, saved: SavedModel, options: DataOptions) -> Dataset:
+    """The dataset; where its images are those that --val-split divided in the run, only its validation split.
+
+    Errors: UserError for a folder of training images that the run did not divide as they are now.
+    """
+    share, folder = options.val_split, image_folder_of(saved.facts.name, options)
+    if share is None or folder is None or dataset.test is None:
+        return dataset
+    parts = listing.find_splits(folder)
+    if not parts.keys() <= {"train"}:
+        return dataset
+    found, divided = len(dataset.test), saved.facts.train_samples + saved.facts.val_samples
+    if found == divided:
+        parted = split_off(replace(dataset, train=dataset.test, test=None), share, saved.config.run.seed)
+        return replace(parted, train=dataset.train)  # the training split has no images here
+    if parts or folder.resolve() == Path(saved.config.data.data_dir).resolve():
+        raise UserError(
+            f"--data-dir {folder}: has {found:,} images, the run divided {divided:,}: its validation images cannot be "
+            "told from training images"
+        )
+    return dataset
 
 
 def _check_folder(name: str, options: DataOptions) -> None:
@@ -93,8 +121,8 @@ def _check_folder(name: str, options: DataOptions) -> None:
     folder = Path(options.data_dir)
     if name in ("digits", "synthetic"):
         return
-    if not folder.is_dir():
-        raise UserError(f"--data-dir {folder}: {'is not a folder' if folder.exists() else 'does not exist'}")
+    if not is_folder(folder):
+        raise UserError(f"--data-dir {folder}: {why_no_folder(folder)}")
     if name in torchvision_files.SOURCES:
         if (missing := torchvision_files.missing_file(name, folder)) is not None:
             raise UserError(f"--data-dir {folder}: {missing} is missing")
@@ -138,4 +166,5 @@ def test_batches(dataset: Dataset, saved: SavedModel, ranks: Ranks, batch_size: 
         local_world_size=ranks.local_world_size,
         channels_last=saved.config.model.channels_last,
     )
+    pipeline.test_batch = batch_size
     return pipeline.evaluate(dataset.final)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ddp_core.errors import UserError
-from ddp_train.observers.records import Best, HistoryDocument, read_history, split_of
+from ddp_train.observers.records import Best, HistoryDocument, read_history
 from ddp_train.plots.style import PALETTE, legend, new_figure, percent_axis, save, style
 
 if TYPE_CHECKING:
@@ -109,8 +109,9 @@ def _draw_accuracy(axes: Axes, history: HistoryDocument) -> None:
 
 
 def _draw_both(axes: Axes, epochs: Sequence[Mapping[str, Any]], name: str) -> tuple[list[float], list[float]]:
-    """Draw the curves of training and of the split that epochs were evaluated on; returns the values of both."""
-    split = split_of(epochs[-1])
+    """Draw the curves of training and of the split that epochs were evaluated on, or that a user's own loop has logged
+    (`val_loss`); returns the values of both."""
+    split = "val" if f"val_{name}" in epochs[-1] else "test"
     train, held_out = _values(epochs, f"train_{name}"), _values(epochs, f"{split}_{name}")
     _draw_curve(axes, epochs, train, _TRAIN, "train")
     _draw_curve(axes, epochs, held_out, _TEST, split)

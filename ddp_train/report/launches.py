@@ -22,7 +22,8 @@ class Setting:
 class Plan:
     """The contents of plan.json. devices: why these were chosen; excluded: (NVML index, reason) of the GPUs left out.
 
-    indices, uuids, group, policy: the selection, as in gpu_topology. settings: those of the bundled trainer.
+    indices, uuids, group, policy: the selection, as in gpu_topology. trainer: whether it starts the bundled trainer;
+    settings: those decided for that.
     """
 
     devices: str = ""
@@ -32,6 +33,7 @@ class Plan:
     policy: str = ""
     excluded: tuple[tuple[int, str], ...] = ()
     environment: tuple[Setting, ...] = ()
+    trainer: bool = False
     settings: tuple[Setting, ...] = ()
     ranks_per_node: int | None = None
     nodes: str = ""
@@ -152,6 +154,7 @@ def plan_of(value: Value) -> Plan:
         policy=selection["policy"].text,
         excluded=tuple((index, reason) for index, reason in excluded if index is not None),
         environment=tuple(_setting(item) for item in value["environment"]),
+        trainer=bool(training or recommended),
         settings=tuple(decided or recommended),
         ranks_per_node=value["nproc_per_node"].whole,
         nodes=value["nnodes"].text,

@@ -5,7 +5,7 @@ Nothing in a folder is trusted: a file that is missing is left out, one that is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -123,6 +123,7 @@ class _Reader:
         dataset = self._read(DATASET, read_json)
         events = self._read(EVENTS, self._events) or ()
         best, split = _best(history)
+        launches = launches_of(events)
         return RunRecord(
             folder=self._folder,
             epochs=() if history is None else tuple(history["epochs"]),
@@ -132,14 +133,20 @@ class _Reader:
             examined={name: item.number for name, item in extra["examination"].items() if item.number is not None},
             rank_seconds=by_rank(extra["rank_seconds"]),
             energy_joules=_energy(history),
-            config=self._read(CONFIG, lambda path: read_mapping(path, "config", "lr: 0.1")) or {},
+            config=self._config(launches),
             plan=None if plan is None else plan_of(plan),
             topology=self._read(TOPOLOGY, snapshot.load),
-            launches=launches_of(events),
+            launches=launches,
             data=None if dataset is None else _data(dataset),
             finished=(self._folder / DONE).exists(),
             problems=tuple(self._problems),
         )
+
+    def _config(self, launches: Sequence[Launch]) -> Mapping[str, object]:
+        """The trainer's options. In a folder of another program, `config.yaml` is that program's own file."""
+        if launches and not launches[-1].plan.trainer and not (self._folder / HISTORY).exists():
+            return {}
+        return self._read(CONFIG, lambda path: read_mapping(path, "config", "lr: 0.1")) or {}
 
     def _read(self, name: str, read: Callable[[Path], T]) -> T | None:
         """Read one file; None where it does not exist or cannot be read."""

@@ -14,7 +14,7 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, Generic, NoReturn, TypeVar
@@ -31,6 +31,7 @@ is not in persistence mode takes a second or two."""
 _LOOK_MS = 100
 _NOTE_BYTES = 200
 _REAP_S = 1.0
+_USUAL_DESCRIPTORS = 2**16
 _PR_SET_PDEATHSIG = 1  # sys/prctl.h
 
 
@@ -71,8 +72,7 @@ class InChild(Generic[Answer]):
         sent = self._pipe.read()
         if not sent:
             child, self._child = self._child, None
-            _, status = os.waitpid(child, 0)
-            raise _crash(status, _call(self._noted))
+            raise _crash(_status(child), _call(self._noted))
         return _result(sent, self._read)
 
 
@@ -126,8 +126,18 @@ def attempt(read: Callable[[], Answer]) -> tuple[Answer | None, Exception | None
         return None, error
 
 
-def _crash(status: int, call: str) -> DriverError:
+def _status(child: int) -> int | None:
+    """Wait for the child; its status. None where this process ignores SIGCHLD: the kernel then keeps no status."""
+    try:
+        return os.waitpid(child, 0)[1]
+    except ChildProcessError:
+        return None
+
+
+def _crash(status: int | None, call: str) -> DriverError:
     """The error for a child that ended without an answer; `status` is from waitpid, `call` its last driver call."""
+    if status is None:
+        return StuckDriverError(f"the NVIDIA driver library ended the process in {call}", _BROKEN)
     if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGBUS:  # the file is shorter than its header says
         words = f"the NVIDIA driver library does not load: {LIBRARY} is cut short or damaged"
         return LibraryError(words, LOADER_REMEDY)
@@ -167,10 +177,11 @@ def _call(noted: mmap.mmap) -> str:
 
 def _end(child: int) -> None:
     """Kill the child. One that hangs in the kernel cannot be killed: it is abandoned, and ends when its call does."""
-    os.kill(child, signal.SIGKILL)
     deadline = time.monotonic() + _REAP_S
-    while os.waitpid(child, os.WNOHANG) == (0, 0) and time.monotonic() < deadline:
-        time.sleep(0.005)
+    with suppress(ProcessLookupError, ChildProcessError):  # where SIGCHLD is ignored, the kernel reaps it
+        os.kill(child, signal.SIGKILL)
+        while os.waitpid(child, os.WNOHANG) == (0, 0) and time.monotonic() < deadline:
+            time.sleep(0.005)
 
 
 def _answer(read: Callable[[Note], Answer], noted: mmap.mmap, sending: int, parent: int) -> NoReturn:
@@ -199,9 +210,19 @@ def _let_go(sending: int) -> int:
     nowhere = os.open(os.devnull, os.O_RDWR)
     for number in range(3):
         os.dup2(nowhere, number)
-    os.closerange(3, kept)
-    os.closerange(kept + 1, os.sysconf("SC_OPEN_MAX"))
+    for number in _descriptors():
+        if number > 2 and number != kept:
+            with suppress(OSError):  # the listing's own is closed already
+                os.close(number)
     return kept
+
+
+def _descriptors() -> Iterable[int]:
+    """The open descriptors, or all usual numbers where /proc does not list them. The limit may be a billion."""
+    try:
+        return [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]
+    except OSError:
+        return range(_USUAL_DESCRIPTORS)
 
 
 def _end_with(parent: int) -> None:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import argparse
 import gc
 import math
-from functools import partial
 
 from ddp_core.errors import TopologyError
+
+_LONGEST_INTERVAL_S = 86_400
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,10 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--interval",
-        type=partial(_seconds, zero=False),
+        type=_interval,
         default=1.0,
         metavar="S",
-        help="seconds from sample to sample (default: 1)",
+        help="seconds from sample to sample, at most a day (default: 1)",
     )
     parser.add_argument(
         "--gpus", "--devices", type=some_names, default=(), metavar="LIST", help="only these: 0,2 or UUIDs"
@@ -67,6 +68,14 @@ def run(arguments: argparse.Namespace) -> int:
     lines = [line.rstrip() for line in page.get().splitlines()]
     print("\n".join([*lines, *screen.lines]), file=console.file)
     return 0
+
+
+def _interval(text: str) -> float:
+    """The seconds from sample to sample. Errors: ArgumentTypeError."""
+    value = _seconds(text, zero=False)
+    if value > _LONGEST_INTERVAL_S:  # sigtimedwait(2) has a limit too, but of centuries
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds up to {_LONGEST_INTERVAL_S} (a day)")
+    return value
 
 
 def _seconds(text: str, *, zero: bool = True) -> float:

@@ -136,6 +136,6 @@ def too_many(choice: Choice, count: int) -> str:
         if len(choice.groups) > 1:
             text += f"; --policy mixed adds {', '.join(group.label for group in choice.groups[1:])}"
     if not choice.rules.asked and any(device.mig for device in choice.pool):
-        text += "; a second slice of one GPU is used only if it is named (--gpus MIG-...,MIG-...)"
+        text += "; a second slice of one GPU is taken only by name (--gpus MIG-...,MIG-...)"
     why = "; ".join(f"GPU {index} {words}" for index, words in choice.refused.items())
     return text + (f" (left out: {why})" if why else "")

@@ -18,8 +18,8 @@ _BOARD_CARDS = (
     (r"P100\b.*SXM", 4),
 )
 
-# Before Ampere, cards on a board without NVSwitch may have fewer links to their peers by design (DGX-1; some lead
-# to the CPU in an AC922).
+# Before Ampere, cards on a board without NVSwitch may have fewer links to their peers by design, or none to those that
+# a job sees (DGX-1; some lead to the CPU in an AC922). NVSwitch connects V100-SXM3 cards (DGX-2).
 _UNIFORM_SINCE = (8, 0)
 
 # The links of a bridge between two cards of Ampere or later.
@@ -62,6 +62,12 @@ def _switched(gpu: Gpu, counts: list[int]) -> bool:
     return sum(counts) > (card_links(gpu) or _BRIDGE_LINKS * 3)
 
 
+def _uniform(topology: Topology, gpu: Gpu) -> bool:
+    """Whether all cards of this GPU's board have the same number of links, whatever part of the board is visible."""
+    since = (gpu.compute_capability or (0, 0)) >= _UNIFORM_SINCE
+    return since or "SXM3" in (gpu.name or "") or _switched(gpu, _to_each(topology, gpu))
+
+
 def without_any(topology: Topology) -> frozenset[int]:
     """GPUs without an active NVLink although identical GPUs on the board have some."""
     counts = _counts(topology)
@@ -73,16 +79,18 @@ def _alone(topology: Topology, index: int, counts: dict[int, int]) -> bool:
     gpu = topology.gpu(index)
     equals = [one.index for one in _readable(topology) if one.name == gpu.name and counts.get(one.index)]
     if card_links(gpu) is not None:
-        return len(equals) > 1
+        return len(equals) > 1 and any(_uniform(topology, topology.gpu(other)) for other in equals)
     # A card without a bridge is no fault; a card that is missing from a full mesh of the others is.
     linked = (topology.link(a, b).nvlinks for a in equals for b in equals if a < b)
     return len(equals) > 2 and all(linked)
 
 
 def all_inactive(topology: Topology) -> tuple[int, ...]:
-    """The cards of a board with no working NVLink on any of them; () where one works, or none are reported."""
+    """The cards of a board with no working NVLink on any of them; () where one works, or none are reported, or the
+    links may all lead to cards that are not visible."""
     counts = _counts(topology)
-    cards = tuple(index for index in counts if card_links(topology.gpu(index)) is not None)
+    gpus = [topology.gpu(index) for index in counts]
+    cards = tuple(gpu.index for gpu in gpus if card_links(gpu) is not None and _uniform(topology, gpu))
     return cards if len(cards) > 1 and not any(counts[index] for index in cards) else ()
 
 
@@ -92,8 +100,7 @@ def some_down(topology: Topology) -> Iterator[Missing]:
     whole = len(_readable(topology)) == len(topology.gpus)
     for index, up in counts.items():
         gpu = topology.gpu(index)
-        uniform = (gpu.compute_capability or (0, 0)) >= _UNIFORM_SINCE or _switched(gpu, _to_each(topology, gpu))
-        if not up or not uniform:
+        if not up or not _uniform(topology, gpu):
             continue
         of_card = card_links(gpu)
         if of_card is None:

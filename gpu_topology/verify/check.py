@@ -15,7 +15,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from types import FrameType
@@ -66,21 +65,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Check and print; exit status 0 where everything was right and in time, else 1. Raises TopologyError."""
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _leave)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup sets it
+            signal.signal(number, _leave)
     if arguments.hosts is not None:
         _verify_between(arguments)
-    answers = answer(arguments)
-    selection = answers.selection
-    if arguments.cpu:
-        selection = replace(selection, indices=(), uuids=(), group="", reason="--cpu was given", warnings=())
-    if not selection.indices and not arguments.cpu and answers.topology.gpus:
-        raise SelectionError(selection.reason)
-    if not selection.indices and (arguments.count or CPU_RANKS) > LARGEST_RANKS:
+    topology, selection = _chosen(arguments)
+    ranks = CPU_RANKS if arguments.count is None else arguments.count
+    if not selection.indices and not 1 <= ranks <= LARGEST_RANKS:
         raise SelectionError(f"--nproc {arguments.count}: on the CPU from 1 to {LARGEST_RANKS}")
     for warning in selection.warnings:
         _say(f"warning: {warning}")
     verdict = check(
-        answers.topology,
+        topology,
         selection,
         read_host(),
         time_limit_s=arguments.time_limit,
@@ -93,6 +89,17 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         print(show.page(verdict, selection.indices), end="")
     return 0 if verdict.ok else 1
+
+
+def _chosen(arguments: argparse.Namespace) -> tuple[Topology, Selection]:
+    """The topology and the GPUs to check; both empty with --cpu, for which no driver is needed, and without a GPU.
+    Errors: SelectionError, StuckDriverError."""
+    if arguments.cpu:
+        return Topology(), Selection((), (), "", arguments.policy, (), "--cpu was given")
+    answers = answer(arguments)
+    if not answers.selection.indices and answers.topology.gpus:
+        raise SelectionError(answers.selection.reason)
+    return answers.topology, answers.selection
 
 
 def _verify_between(arguments: argparse.Namespace) -> NoReturn:
@@ -199,10 +206,13 @@ class _Trial:
         self.environment = {**{k: v for k, v in os.environ.items() if k not in removed}, **planned}
         self.is_plain = not any(setting.kept and setting.name.startswith(_TRANSPORT) for setting in settings)
         self.slices = any(uuid.startswith("MIG-") for uuid in selection.uuids)
+        # Rank 0 copies between GPUs of other ranks, and an exclusive GPU belongs to its own rank alone.
+        exclusive = any((topology.gpu(index).compute_mode or "").startswith("exclusive") for index in devices)
+        self._copies = bool(devices) and not self.slices and not exclusive
 
     def run(self, extra: Mapping[str, str]) -> Findings:
         """Run one job. Only one without `extra` tests CUDA's own copies: NCCL's variables do not affect them."""
-        copies = self.naming.backend == "nccl" and not extra and not self.slices
+        copies = self._copies and not extra
         try:
             result = run_job(
                 (*self._worker, f"--backend={self.naming.backend}", *(["--copies"] if copies else [])),

@@ -34,8 +34,9 @@ def slow_gpus(compute: Sequence[tuple[int, float]], topology: Topology) -> Itera
 
 def model_gb_s(topology: Topology, indices: Sequence[int]) -> float | None:
     """The rate of the slowest link in the best ring, which is the busbw of a perfect all-reduce; None where no link is
-    known."""
-    known = len(indices) > 1 and any(link.level is not None for link in topology.links_within(tuple(indices)))
+    known, and for MIG slices."""
+    whole = not any(topology.gpu(index).mig_mode for index in indices)
+    known = whole and len(indices) > 1 and any(link.level is not None for link in topology.links_within(tuple(indices)))
     return ring_gb_s(topology, indices) if known else None
 
 

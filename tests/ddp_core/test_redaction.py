@@ -28,6 +28,10 @@ _ROOT = Path(__file__).parents[2]
         (["--notify", "https://s3cret", "--notify-on", "end"], ["--notify", "***", "--notify-on", "end"]),
         (["--notify=https://s3cret", "DDP_NOTIFY=s3cret"], ["--notify=***", "DDP_NOTIFY=***"]),
         (["--slack-webhook-url", "s3cret"], ["--slack-webhook-url", "***"]),
+        (["--export=HF_TOKEN=s3cret", "--env=A=b"], ["--export=HF_TOKEN=***", "--env=A=b"]),
+        (["--export=A=1,HF_TOKEN=s3cret,B=2"], ["--export=A=1,HF_TOKEN=***"]),
+        (["--export", "ALL,HF_TOKEN=s3,cret"], ["--export", "ALL,HF_TOKEN=***"]),
+        (["+wandb.api_key=s3cret", "++x.hf_token=s3cret"], ["+wandb.api_key=***", "++x.hf_token=***"]),
     ],
 )
 def test_what_is_hidden(words: list[str], shown: list[str]) -> None:
@@ -36,12 +40,13 @@ def test_what_is_hidden(words: list[str], shown: list[str]) -> None:
 
 def test_what_only_looks_alike_is_shown() -> None:
     words = ["--tokenizer", "bpe", "--max-tokens=512", "--key", "x", "https://host/a@b", "token", "secret.py", "--lr=1"]
+    words += ["+model.tokenizer=bpe", "--export=ALL,TOKENIZERS_PARALLELISM=false", "--set=token="]
     assert list(redacted(words)) == words
 
 
 def test_a_long_word_is_no_trap() -> None:
     started = time.monotonic()
-    redacted(["a_" * 20_000, "-" * 20_000, "x-._" * 10_000 + "="])
+    redacted(["a_" * 20_000, "-" * 20_000, "x-._" * 10_000 + "=", ",a_" * 20_000, "=token" * 20_000])
     assert time.monotonic() - started < 5
 
 

@@ -221,3 +221,14 @@ def test_the_version_beside_modules_of_the_users_own(tmp_path: Path, how: str) -
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("launch.py ")
+
+
+def test_a_plan_with_characters_outside_the_encoding(launcher: Any) -> None:
+    launcher.script("", "pr\xfcf-\U0001f600.py")
+    words = ("--cpu", "--dry-run", "pr\xfcf-\U0001f600.py")
+    done = launcher.run(*words, PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert r"pr\xfcf-\U0001f600.py" in done.stdout
+    done = launcher.run("--json", *words, PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "pr\xfcf-\U0001f600.py" in json.loads(done.stdout)["shell"]

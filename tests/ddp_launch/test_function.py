@@ -173,3 +173,19 @@ except TimeoutError as error:
         process.send_signal(number)
         assert process.wait(60) != 0
         until_gone()
+
+
+def test_characters_outside_the_callers_encoding(tmp_path: Path, env: dict[str, str]) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("""
+import os
+from ddp_launch import launch
+def writes():
+    os.write(1, b"caf\\xe9 \\xe2\\x82\\xac\\n")
+    return 3
+print(launch(writes, cpu=True, nproc=1))
+""")
+    latin = env | {"PYTHONIOENCODING": "iso-8859-1"}
+    done = subprocess.run([sys.executable, str(script)], env=latin, capture_output=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == b"caf\\ufffd \\u20ac\n[3]\n"

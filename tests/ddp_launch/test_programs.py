@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 
 from ddp_core.errors import OptionError
 from ddp_launch.cli.options import Program
+from ddp_launch.failure.missing_module import explain
 from ddp_launch.plan.command import chooses_backend
 from ddp_launch.run.program_check import check_program
 from tests.docs.pages import Page
@@ -63,6 +66,25 @@ def test_what_cannot_be_started(
     with pytest.raises(OptionError) as caught:
         check_program(Program(kind, name, ()))
     assert words in str(caught.value)
+
+
+class Editable:
+    """What setuptools puts on sys.meta_path for `pip install -e`; its own name differs from release to release."""
+
+    @classmethod
+    def find_spec(cls, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        return ModuleSpec(name, None, origin="/src/its_own/__init__.py") if name == "its_own" else None
+
+
+def test_a_module_that_is_installed_to_be_edited(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = Program("module", "its_own.train", ())
+    with pytest.raises(OptionError, match="no module named 'its_own'"):
+        check_program(program)
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, Editable])
+    assert check_program(program) is program
+    assert explain("its_own.lost", None, own_python=True)[0] == "its_own is installed, and has no its_own.lost"
+    with pytest.raises(OptionError, match="no module named 'not_mine'"):
+        check_program(Program("module", "not_mine", ()))
 
 
 def test_a_shell_script_and_one_line_about_it(launcher: Any) -> None:

@@ -86,6 +86,24 @@ def test_a_number_that_is_not_finite_is_found(value: float, private: bool, monke
     assert tensors[0].eq(1).all() and float(bad) == 0
 
 
+@pytest.mark.parametrize("private", [True, False])
+@pytest.mark.parametrize("value", [torch.inf, torch.nan, 1.0])
+def test_complex_and_sparse_tensors_are_looked_at_too(
+    value: float, private: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not private:
+        monkeypatch.delattr(torch, "_amp_foreach_non_finite_check_and_unscale_")
+    bad, one = torch.zeros(()), torch.ones(())
+    complex_ones = torch.tensor([complex(1.0, value)])
+    numbers = torch.tensor([[1.0], [value], [1.0]])
+    sparse = torch.sparse_coo_tensor([[0, 0, 2]], numbers, (5, 1), check_invariants=True)
+    for tensor in (complex_ones, complex_ones.conj(), sparse):
+        for _ in range(2):
+            assert torch_internals.any_not_finite([torch.ones(2), tensor], bad, one) is (value != 1.0)
+            assert not torch_internals.any_not_finite([torch.ones(3)], bad, one)
+    assert not sparse.is_coalesced() and complex_ones.real.eq(1).all()
+
+
 def test_hooks_and_the_profiler_watch_an_optimizer(monkeypatch: pytest.MonkeyPatch) -> None:
     sgd = torch.optim.SGD([nn.Parameter(torch.ones(1))])
     assert not torch_internals.is_watched(sgd)

@@ -126,6 +126,11 @@ def test_options_of_the_trainer(each: Callable[..., None], tmp_path: Path, monke
     each("options", words, lambda case: expect(read_options, case, case))
 
 
+@pytest.mark.parametrize("option", ["--data-dir", "--resume", "--class-weights", "--out-dir", "--config"])
+def test_names_longer_than_a_file_may_have(option: str) -> None:
+    assert refused_in_one_line(*called(read_options, [option, "x" * 300]), option)
+
+
 RAW = [
     b"",
     b"\xff\xfe\x00",

@@ -322,6 +322,18 @@ def test_a_closed_stdout_is_no_error(workstation, command):
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.parametrize(
+    ("command", "status", "out"),
+    [("select --as index", 0, "0,2,4\n"), ("select --gpus 9", 2, ""), ("snapshot --from /none", 2, "")],
+)
+def test_a_closed_stderr_leaves_stdout_and_the_status_as_they_are(workstation, command, status, out):
+    script = f"{sys.executable} -m gpu_topology {command} 2>&-"
+    done = subprocess.run(
+        ["sh", "-c", script], env={**os.environ, **workstation}, cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (status, out)
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 @pytest.mark.parametrize("command", ["report", "select", "draw", "monitor --seconds 0.1"])
 def test_a_full_disk_is_one_line(workstation, command):

@@ -6,6 +6,8 @@ import json
 import os
 import random
 import re
+import subprocess
+import sys
 from dataclasses import fields, is_dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -201,6 +203,24 @@ def test_what_is_written_to_keeps_its_kind(tmp_path):
     assert os.read(reader, 99) == b"through"
     os.close(reader)
     assert pipe.is_fifo()
+
+
+@pytest.mark.parametrize("name", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
+def test_an_open_descriptor_is_written_to_at_its_place(name, tmp_path):
+    """A file that a shell has redirected to is not replaced, and what comes next follows."""
+    write = "import sys; from ddp_core.files import write_text; write_text(sys.argv[1], 'middle\\n')"
+    out = tmp_path / "out"
+    script = 'echo first; "$@"; echo last >&1; "$@" | cat'
+    with out.open("w") as file:
+        command = ["sh", "-ec", script, "sh", sys.executable, "-c", write, name]
+        subprocess.run(command, cwd=Path(__file__).parents[2], stdout=file, timeout=60, check=True)
+    assert out.read_text() == "first\nmiddle\nlast\nmiddle\n"
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_a_closed_descriptor_is_named():
+    with pytest.raises(TopologyError, match="cannot write /dev/fd/999: Bad file descriptor"):
+        write_text("/dev/fd/999", "", TopologyError)
 
 
 def test_keys_of_a_later_minor_version_are_ignored():

@@ -3,8 +3,8 @@ and NCCL, and the names of the process groups. Loaded by file (sitecustomize.py)
 
 A question is a byte in a pipe, which the launcher opens below /proc/PID/fd. The answer is in a memfd (memfd_create(2)):
 a head, then the recorder's own pickles for gloo and NCCL, then JSON. A brief answer takes 0.01 ms, one with the last
-2,000 collectives milliseconds (docs/debugging.md), with Python's lock held. A program that ends by itself leaves a last answer, which the
-launcher reads if it has the memfd open by then.
+2,000 collectives milliseconds (docs/debugging.md), with Python's lock held. A program that ends by itself leaves a last
+answer, which the launcher reads if it has the memfd open by then.
 
 Where torch has no recorder, or moves these names, the answers are empty, and only the stacks remain.
 """

@@ -57,7 +57,6 @@ class AugmentOptions:
         None,
         "Side in pixels of a square that is erased in every image, in place of --erasing's rectangles (default: none).",
         Range(0, 4096),
-        excludes={When("erasing"): "each erases a part of the image"},
     )
     mixup: float | None = option(
         None, "mixup: blend pairs of images, with a share from Beta(ALPHA, ALPHA); 0.2 and 1 are usual.", Range(0, 100)

@@ -78,6 +78,7 @@ def build_pipeline(
     handover, note = fit(wanted, free_bytes(), ranks_here)
     if note is not None and rank % ranks_here == 0:  # one rank of each host prints it
         print(f"note: {note}", file=sys.stderr, flush=True)
+    from_files = any(split.files is not None for split in (dataset.train, *dataset.held_out.values()))
     return LoaderPipeline(
         dataset,
         augmentation,
@@ -85,7 +86,7 @@ def build_pipeline(
         cut,
         num_workers=handover.workers,
         prefetch_factor=handover.prefetch,
-        agreement=Agreement(dataset, rank, world_size) if dataset.train.files is not None else None,
+        agreement=Agreement(dataset, rank, world_size) if from_files else None,
     )
 
 

@@ -128,6 +128,7 @@ def begin(key: str, size: int) -> Draft:
             if free < size * 1.05:
                 raise OSError(0, f"{size / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free")
             _sweep(root)
+            _reserve(root, size)
             return Draft(key, Path(tempfile.mkdtemp(prefix=f".draft-{key}-", dir=root)))
         except OSError as error:
             refusals.append(f"{root} ({error.strerror or error})")
@@ -148,10 +149,17 @@ def _is_ours(root: Path) -> bool:
     return stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.getuid() and not facts.st_mode & 0o022
 
 
+def _reserve(root: Path, size: int) -> None:
+    """Allocate `size` bytes for a moment. Errors: OSError also where a quota or a limit leaves no room for them."""
+    if size:
+        with tempfile.TemporaryFile(dir=root) as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+
+
 def _sweep(root: Path) -> None:
     """Remove the drafts of processes that died: their locks are free."""
     for lock in root.glob(".draft-*/lock"):
-        with contextlib.suppress(OSError), lock.open() as handle:
+        with contextlib.suppress(OSError), lock.open("r+") as handle:  # over NFS a lock needs it writable: flock(2)
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(lock.parent, ignore_errors=True)
 
@@ -165,7 +173,8 @@ class Draft:
         self._arrays: dict[str, np.ndarray] = {}
         if folder is not None:
             self._lock = (folder / "lock").open("w")
-            fcntl.flock(self._lock, fcntl.LOCK_EX)
+            with contextlib.suppress(OSError):  # without locks (Lustre, NFS) no draft is swept either
+                fcntl.flock(self._lock, fcntl.LOCK_EX)
 
     def __enter__(self) -> Draft:
         return self
@@ -176,15 +185,20 @@ class Draft:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def create(self, name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-        """An array to fill, in memory that forked processes share. Errors: OSError where the disk is full."""
+        """An array to fill, in memory that forked processes share. Errors: UserError where the disk is full."""
         size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
         if self.folder is None:
             array: np.ndarray = np.frombuffer(mmap.mmap(-1, max(1, size)), dtype, int(np.prod(shape))).reshape(shape)
         else:
             path = self.folder / f"{name}.npy"
-            array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
-            with path.open("r+b") as handle:  # a full disk raises an error here; at a write to the map it is a SIGBUS
-                os.posix_fallocate(handle.fileno(), 0, path.stat().st_size)
+            try:
+                array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+                with path.open("r+b") as handle:  # a full disk is an error here; at a write to the map it is a SIGBUS
+                    os.posix_fallocate(handle.fileno(), 0, path.stat().st_size)
+            except OSError as error:
+                remedy = "set DDP_TRAIN_CACHE to a folder with more room"
+                where = f"{self.folder.parent}: no room for the decoded images"
+                raise UserError(f"{where} ({error.strerror or error}); {remedy}") from error
         self._arrays[name] = array
         return array
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from ddp_core.errors import UserError
+from ddp_core.files import is_file, is_folder
 from ddp_train.data.sources import cache
 from ddp_train.data.sources.decode import fit
 from ddp_train.data.sources.listing import class_names, find_splits, has_image_folder
@@ -35,13 +36,13 @@ SIDE = 32
 
 def has_torchvision_folder(data_dir: Path) -> bool:
     """Whether torchvision's unpacked CIFAR-10 is there."""
-    return (data_dir / TORCHVISION_FOLDER).is_dir()
+    return is_folder(data_dir / TORCHVISION_FOLDER)
 
 
 def missing_file(data_dir: Path) -> Path | None:
     """The first of torchvision's files that is missing from its folder; None without the folder."""
     folder = data_dir / TORCHVISION_FOLDER
-    return next((folder / name for name in _FILES if folder.is_dir() and not (folder / name).is_file()), None)
+    return next((folder / name for name in _FILES if is_folder(folder) and not is_file(folder / name)), None)
 
 
 def use_torchvision_files(data_dir: Path) -> bool:

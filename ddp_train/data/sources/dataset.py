@@ -18,7 +18,7 @@ from ddp_train.config.options import DataOptions
 from ddp_train.data.sources import cifar10, image_folder, listing, torchvision_files
 from ddp_train.data.sources.builtin import load_digits, load_synthetic
 from ddp_train.data.sources.pixels import Reading
-from ddp_train.data.sources.samples import BadSample, Dataset, DatasetFacts
+from ddp_train.data.sources.samples import BadSample, Dataset, DatasetFacts, is_read, same_content
 from ddp_train.distributed.process_group import Ranks, gather, on_one_rank_per_node, together
 
 _SHOWN = 3
@@ -128,10 +128,16 @@ def normalised(dataset: Dataset, by: str | None) -> Dataset:
 
 def list_files(name: str, options: DataOptions, trained: DatasetFacts | None = None) -> listing.Listed | None:
     """The part of load() that does not depend on prepare(): the files of an image folder. Errors: UserError."""
+    if (data_dir := image_folder_of(name, options)) is None:
+        return None
+    return listing.scan(data_dir, to_evaluate=trained is not None, divided=options.val_split is not None)
+
+
+def image_folder_of(name: str, options: DataOptions) -> Path | None:
+    """The image folder that load() reads; None for data in another form."""
     data_dir = _data_dir(options)
-    if name == "folder" or (name == "cifar10" and not cifar10.use_torchvision_files(data_dir)):
-        return listing.scan(data_dir, to_evaluate=trained is not None, divided=options.val_split is not None)
-    return None
+    is_one = name == "folder" or (name == "cifar10" and not cifar10.use_torchvision_files(data_dir))
+    return data_dir if is_one else None
 
 
 def _data_dir(options: DataOptions) -> Path:
@@ -161,12 +167,23 @@ def load_on_ranks(name: str, options: DataOptions, ranks: Ranks, trained: Datase
             break
         left_out = union
     dataset = together(lambda: found[0] if found else load(name, options, union, listed[0], trained), ranks)
-    contents = gather(dataset.content, ranks)
-    other = next((rank for rank, content in enumerate(contents) if content != contents[0]), None)
-    if other is not None:
-        refusal = f"--data-dir {options.data_dir}: rank {other} finds different images there than rank 0"
-        raise SharedError(refusal, speaks=ranks.is_first)
-    return dataset
+    return _as_on_first_rank(dataset, options, ranks)
+
+
+def _as_on_first_rank(dataset: Dataset, options: DataOptions, ranks: Ranks) -> Dataset:
+    """The dataset with rank 0's statistics: where there is little memory, they are those of a sample of the images.
+
+    A collective. Errors: UserError, on all ranks alike, where the nodes hold different data.
+    """
+    facts = gather((dataset.content, dataset.levels, dataset.mean, dataset.std), ranks)
+    one = next((rank for rank, (content, *_) in enumerate(facts) if is_read(content)), 0)
+    for rank, (content, levels, *_) in enumerate(facts):
+        if not same_content(content, facts[one][0]) or levels != facts[one][1]:
+            first, other = sorted((one, rank))
+            refusal = f"--data-dir {options.data_dir}: rank {other} finds different images there than rank {first}"
+            raise SharedError(refusal, speaks=ranks.is_first)
+    *_, mean, std = facts[0]
+    return replace(dataset, mean=mean, std=std)
 
 
 def describe_left_out(dataset: Dataset) -> tuple[str, ...]:

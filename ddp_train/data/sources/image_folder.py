@@ -29,6 +29,7 @@ from ddp_train.data.sources.samples import (
     Policy,
     Split,
     channel_statistics,
+    content_of,
     largest_number,
     refuse,
 )
@@ -72,7 +73,7 @@ def load_image_folder(
         reading = replace(reading, levels=trained.levels, resize=trained.resize)
     checked = _Checked.of(data_dir, listed, on_bad, accept_changes, tuple(left_out), reading)
     limit = limit if limit is not None else int(available_memory() * _MEMORY_FRACTION)
-    key, entry = _decoded(checked, size, limit, verify=verify)
+    entry = _decoded(checked, size, limit, verify=verify)
     facts, kept = entry.facts, checked.kept()
     reading = replace(reading, levels={kind: (black, white) for kind, (black, white) in facts["levels"].items()})
     splits = {name: _split(split, entry.arrays.get(name), reading) for name, split in kept.items()}
@@ -92,7 +93,7 @@ def load_image_folder(
         tuple(facts["mean"]),
         tuple(facts["std"]),
         (3, int(height), int(width)),
-        content=key,
+        content=checked.content(),
         left_out=tuple(sorted(checked.bad)),
         notes=tuple(checked.notes),
         on_bad_sample=on_bad,
@@ -102,8 +103,8 @@ def load_image_folder(
     )
 
 
-def _decoded(checked: _Checked, size: tuple[int, int] | None, limit: int, *, verify: bool) -> tuple[str, cache.Entry]:
-    """The key and the cached copy; decoded now where there is none, or where images left as files now fit in memory."""
+def _decoded(checked: _Checked, size: tuple[int, int] | None, limit: int, *, verify: bool) -> cache.Entry:
+    """The cached copy; decoded now where there is none, or where images left as files now fit in memory."""
     key = checked.key(size)
     entry = cache.find(key, verify=verify)
     if entry is not None and verify and not entry.arrays and entry.facts["bytes"] <= limit:
@@ -111,10 +112,9 @@ def _decoded(checked: _Checked, size: tuple[int, int] | None, limit: int, *, ver
         entry = None
     if entry is None:
         entry = checked.build(size, limit)
-        key = checked.key(size)
     if checked.is_new:
         checked.manifest.write(checked.seen)
-    return key, entry
+    return entry
 
 
 def _split(listed: FolderSplit, images: np.ndarray | None, reading: Reading) -> Split:
@@ -178,6 +178,17 @@ class _Checked:
         """The names of a split's unreadable files."""
         start = len(f"{listed.root}/")
         return {sample.file[start:] for sample in self.bad if sample.part == listed.part}
+
+    def content(self) -> str:
+        """Identity of the files that are used; the same for copies of them, however far they have been read so far."""
+        named: list[object] = []
+        digests = []
+        for name, listed in self.kept().items():
+            named += [name, listed.classes, listed.names, listed.stamps[:, 0].tobytes()]
+            left_out = self._bad_names(self.splits[name])
+            kept = np.array([file not in left_out for file in self.splits[name].names], dtype=bool)
+            digests.append(self.digests[listed.part][kept])
+        return content_of(named, np.concatenate(digests))
 
     def key(self, size: tuple[int, int] | None) -> str:
         """The cache key: by the content of each file, or by its stamp where it was never read, and how it is read."""

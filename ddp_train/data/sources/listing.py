@@ -79,12 +79,14 @@ class Listed:
 
 
 def find_splits(data_dir: Path) -> dict[str, Path]:
-    """The existing folders by part. Errors: UserError where a part has several."""
+    """The existing folders by part. Errors: UserError where a part has several, or the folder cannot be read."""
     try:
         with os.scandir(data_dir) as entries:
             folders = sorted(entry.name for entry in entries if _is_folder(entry))
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
+    except OSError as error:
+        raise UserError(f"--data-dir {data_dir}: cannot be read ({error.strerror})") from error
     found: dict[str, Path] = {}
     for part, names in SPLITS.items():
         of_part = [name for name in folders if name.lower() in names]
@@ -141,7 +143,8 @@ def scan(data_dir: Path, *, to_evaluate: bool = False, divided: bool = False) ->
     notes: list[str] = []
     for name in (name for name in ("train", "test", "val") if name in found):
         trained = splits["train"].classes if "train" in splits else None
-        splits[name] = _scan_split(found[name], parts.get(found[name], name), skipped, trained, notes)
+        part = parts.get(found[name], name)
+        splits[name] = _scan_split(found[name], part, skipped, trained, notes, to_evaluate=to_evaluate)
     first = next(iter(splits.values()))
     notes = [*_notes(data_dir, first, skipped), *notes]
     return Listed(splits.get("train"), splits.get("test"), splits.get("val"), tuple(notes))
@@ -169,12 +172,20 @@ def other_data(data_dir: Path) -> str | None:
     try:
         with os.scandir(data_dir) as entries:
             below = sorted(entry.name for entry in entries if _is_folder(entry))
-        if deeper := next((name for name in below if has_image_folder(data_dir / name)), None):
+        if deeper := next((name for name in below if _may_be_meant(data_dir / name)), None):
             return f"one in {deeper}/: --data-dir {data_dir / deeper}"
         files = sorted(file for name in ("", *below) for file in (data_dir / name).iterdir() if not file.is_dir())
     except OSError:
         return None
     return next(filter(None, map(other_format, files)), None)
+
+
+def _may_be_meant(folder: Path) -> bool:
+    """Whether a subfolder is an image folder; one that cannot be read (lost+found) is none."""
+    try:
+        return has_image_folder(folder)
+    except UserError:
+        return False
 
 
 def _notes(data_dir: Path, first: FolderSplit, skipped: Skipped) -> list[str]:
@@ -217,10 +228,19 @@ def class_names(root: Path, skipped: Skipped | None = None) -> tuple[str, ...]:
 
 
 def _scan_split(
-    root: Path, part: str, skipped: Skipped, trained: tuple[str, ...] | None, notes: list[str]
+    root: Path,
+    part: str,
+    skipped: Skipped,
+    trained: tuple[str, ...] | None,
+    notes: list[str],
+    *,
+    to_evaluate: bool = False,
 ) -> FolderSplit:
-    """List one split. trained: the classes of train/, for a split beside it; a note names those that it lacks."""
-    labels: list[int] = []
+    """List one split. trained: the classes of train/, for a split beside it; a note names those that it lacks.
+
+    to_evaluate: a class folder without images is no class.
+    """
+    counts: dict[str, int] = {}
     stamps: list[tuple[str, int, int, int]] = []
     unreadable: dict[str, str] = {}
     empty: list[str] = []
@@ -235,23 +255,27 @@ def _scan_split(
             before = skipped.copy()
             seen = {*_above(root), _identity((root / name).stat())}
             found = sorted(_images(root, name, unreadable, skipped, seen))
-            if not found and trained is not None:
+            if not found and (trained is not None or to_evaluate):
                 empty.append(name)
             elif not found:
                 others = ", ".join(f"{what} ({count:,})" for what, count in (skipped - before).items())
                 accepted = f"{' '.join(sorted(SUFFIXES))}{f'; instead there are {others}' if others else ''}"
                 raise UserError(f"{root / name}: no images in this class folder ({accepted})")
-            labels += [classes.index(name)] * len(found)
+            else:
+                counts[name] = len(found)
             stamps += found
     except OSError as error:
         raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from error
     if not stamps:
         raise UserError(f"{root}: no class folders with images in it")
+    if to_evaluate:
+        classes = tuple(name for name in classes if name not in empty)
     if lacking := [name for name in classes if name not in here or name in empty]:
         notes.append(lacks(root, lacking))
     names = tuple(stamp[0] for stamp in stamps)
     facts = np.array([stamp[1:] for stamp in stamps], dtype=np.int64)
-    return FolderSplit(root, part, classes, np.asarray(labels, dtype=np.int64), names, facts, unreadable)
+    labels = np.repeat([classes.index(name) for name in counts], list(counts.values()))
+    return FolderSplit(root, part, classes, labels.astype(np.int64), names, facts, unreadable)
 
 
 def _images(

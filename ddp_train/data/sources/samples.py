@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +20,9 @@ from ddp_train.data.sources.pixels import Levels, Reading
 SCHEMA = "ddp-train-dataset/1"
 Padding = Literal["zero", "reflect"]
 Policy = Literal["stop", "skip"]
+_UNREAD = "unread"
+_CACHE_KEY = re.compile("[0-9a-f]{32}")
+"""The content of image folders in the files of earlier releases, which cannot be compared with that of today."""
 LARGEST_FRACTION = 0.001
 """Largest share of bad images in a split that may be left out; more of them are a sign of another problem."""
 
@@ -33,6 +38,29 @@ class BadSample:
 
     def __str__(self) -> str:
         return f"{self.file} (image {self.index} of {self.part}) {self.reason}"
+
+
+def content_of(listed: Iterable[object], digests: np.ndarray) -> str:
+    """Identity of a folder's images. listed: its splits, classes, file names and sizes; digests: SHA-256 of the files,
+    uint8 [N, 32], zeros where a file has not been read.
+
+    Two hashes: of all this, or "unread" where a digest is unknown, and of `listed` alone.
+    """
+    names = hashlib.sha256("\0".join(map(repr, listed)).encode(errors="surrogateescape"))
+    whole = hashlib.sha256(names.digest() + digests.tobytes()).hexdigest()[:32]
+    return f"{whole if digests.any(axis=1).all() else _UNREAD}:{names.hexdigest()[:32]}"
+
+
+def is_read(content: str | None) -> bool:
+    """Whether an identity covers what is in the files, not only their names and sizes."""
+    return content is not None and not content.startswith(_UNREAD)
+
+
+def same_content(one: str | None, other: str | None) -> bool:
+    """Whether two identities may be those of the same data: what is in the files counts where both have read them."""
+    if one is None or other is None or (is_read(one) and is_read(other)):
+        return one == other
+    return one.rpartition(":")[2] == other.rpartition(":")[2]
 
 
 def largest_number(policy: Policy, total: int) -> int:
@@ -109,7 +137,7 @@ class Dataset:
     largest_shift: int | None = None
     """Pixels by which augmentation may shift an image (None: an eighth of its shorter side)."""
     content: str | None = None
-    """Hash of the training data; None for data that are not the user's files."""
+    """Identity of the images, their order and their labels (see same_content); None for data that are not files."""
     left_out: tuple[BadSample, ...] = ()
     """Files that are left out of the splits, since they cannot be used."""
     notes: tuple[str, ...] = ()
@@ -185,7 +213,7 @@ class DatasetFacts:
     val_samples: int = 0
     """0 where there was no validation split."""
     content: str | None = None
-    """Hash of the images, their order and their labels."""
+    """As in `Dataset`."""
     left_out: tuple[str, ...] = ()
     """Files that cannot be used, each with the reason."""
     levels: Mapping[str, Levels] = field(default_factory=dict)
@@ -207,7 +235,15 @@ class DatasetFacts:
 
     def refuse_other_data(self, dataset: Dataset) -> None:
         """Errors: UserError where `dataset` is not the one that these facts of the resumed run describe."""
-        if None not in (self.content, dataset.content) and self.content != dataset.content:
+        if None in (self.content, dataset.content):
+            return
+        if _CACHE_KEY.fullmatch(self.content or ""):
+            now = sum(map(len, (dataset.train, *dataset.held_out.values())))
+            then = self.train_samples + self.val_samples + self.test_samples
+            same = (self.classes, then) == (dataset.classes, now)
+        else:
+            same = same_content(self.content, dataset.content) and self.levels == dataset.levels
+        if not same:
             raise UserError(
                 f"--resume: the images of {dataset.name} are not those that the run was trained on "
                 f"({self.train_samples:,} then, {len(dataset.train):,} now); if this is expected: --changed-data accept"

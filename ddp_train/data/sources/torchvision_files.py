@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ddp_core.errors import UserError
+from ddp_core.files import is_file
 from ddp_train.data.sources import cache, cifar10
 from ddp_train.data.sources.decode import fit
 from ddp_train.data.sources.pixels import RULES
@@ -74,7 +75,7 @@ def missing_file(name: str, data_dir: Path) -> Path | None:
     """The first missing file of a dataset; None where all are there."""
     source = SOURCES[name]
     paths = (data_dir / source.folder / file for file in source.files)
-    return next((path for path in paths if not path.is_file()), None)
+    return next((path for path in paths if not is_file(path)), None)
 
 
 def ensure(name: str, data_dir: Path) -> str | None:
@@ -83,7 +84,7 @@ def ensure(name: str, data_dir: Path) -> str | None:
     if missing is None:
         return None
     source = SOURCES[name]
-    archived = any((data_dir / source.folder / archive).is_file() for archive in source.archives)
+    archived = any(is_file(data_dir / source.folder / archive) for archive in source.archives)
     reason = None if archived else cifar10.unreachable(source.url)
     if reason is None:
         reason = cifar10.download(data_dir, source.kind)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,7 @@ from ddp_core.errors import OptionError
 from ddp_launch.cli.options import LaunchOptions, Program, parse
 from ddp_launch.cli.value_types import Tee
 from ddp_launch.cluster.cluster import find_cluster
+from ddp_launch.plan.command import escape_macros
 
 TRAINER = "trainer"
 
@@ -281,6 +283,53 @@ def test_settings_of_the_rendezvous_on_several_nodes() -> None:
     cluster = find_cluster(options, {})
     assert (cluster.rdzv_timeout_s, cluster.last_call_s) == (5, 1)
     assert options.notes == ("close_timeout of --rdzv-conf changes nothing",)
+
+
+@pytest.mark.parametrize(
+    ("line", "added"),
+    [
+        ("--nproc_per_node=2 {dashes} --lr 1", "--local-rank=${local_rank}"),
+        ("--nproc_per_node=2 {underscores} --lr 1", "--local_rank=${local_rank}"),
+        ("--nproc_per_node=2 {neither} --lr 1", None),
+        ("--nproc_per_node=2 missing.py --lr 1", None),
+        ("--use_env {dashes} --lr 1", None),
+        ("--use {dashes} --use_env", None),
+        ("-m a.b --lr 1", None),
+    ],
+)
+def test_torch_distributed_launch_passes_the_local_rank(line: str, added: str | None, tmp_path: Path) -> None:
+    """To a script that has the option, in the script's spelling."""
+    scripts = {"dashes": "--local-rank", "underscores": "--local_rank", "neither": "--rank"}
+    for name, option in scripts.items():
+        (tmp_path / f"{name}.py").write_text(f"parser.add_argument('{option}', type=int, default=0)\n")
+    words = line.format(**{name: tmp_path / f"{name}.py" for name in scripts}).split()
+    options = parse(["-m", "torch.distributed.launch", *words])
+    last = tuple(words[words.index("--lr") :] if "--lr" in words else words[-1:])
+    assert options.program.args == ((added, *last) if added else last)
+    assert any("as torch.distributed.launch passes it" in note for note in options.notes) == bool(added)
+    assert not any(note.startswith("--use-env") for note in options.notes)
+    assert parse(["-m", "torch.distributed.run", *words]).program.args == last
+
+
+def test_torchs_agent_fills_in_the_local_rank_of_this_argument_alone() -> None:
+    argument = "--local-rank=${local_rank}"
+    assert escape_macros((argument, "${local_rank}")) == [argument, "$${local_rank}"]
+
+
+def test_the_path_of_torchrun_begins_a_pasted_command(tmp_path: Path) -> None:
+    torchs, users = tmp_path / "torchrun", tmp_path / "mine" / "torchrun"
+    users.parent.mkdir()
+    torchs.write_text("#!/usr/bin/python3\nimport sys\nfrom torch.distributed.run import main\nsys.exit(main())\n")
+    users.write_text("#!/usr/bin/python3\nprint('runs the torch')\n")
+    options = parse([str(torchs), "--nproc-per-node=2", "train.py", "--lr", "1"])
+    assert (options.nproc, options.program) == (2, Program("script", "train.py", ("--lr", "1")))
+    assert parse([str(users), "train.py"]).program == Program("script", str(users), ("train.py",))
+    assert parse(["--", str(torchs)]).program.name == str(torchs)
+
+
+@pytest.mark.parametrize("host", ["node10", "10.0.0.10", "gpu0", "node11", "[fd00::10]"])
+def test_an_endpoint_without_a_port_gets_torchs(host: str) -> None:
+    assert parse(["--nnodes=2", "--rdzv-endpoint", host, "a.py"]).rdzv_endpoint == f"{host}:29400"
 
 
 def test_a_number_that_is_out_of_range_is_no_script() -> None:

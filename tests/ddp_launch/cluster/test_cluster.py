@@ -211,6 +211,54 @@ def test_torchruns_own_variables() -> None:
     assert refused(**pet | {"PET_NNODES": "two"}).startswith("PET_NNODES='two' in the environment: expected")
 
 
+@pytest.mark.parametrize("word", ["--standalone", "--rdzv-endpoint=localhost:0", "--rdzv-endpoint=127.0.0.1"])
+def test_standalone_means_this_node_alone(word: str) -> None:
+    for environ in (STEP, BATCH, PYTORCH_JOB, {"PET_NNODES": "2", "PET_RDZV_ENDPOINT": "h:1"}):
+        assert found(word, **environ).one_node
+    notes = parse([word, "a.py"]).notes
+    assert len(notes) == 1 and " means this node alone" in notes[0]
+
+
+def test_standalone_beside_a_number_of_nodes() -> None:
+    assert parse(["--standalone", "--hosts", "a,b", "a.py"]).nnodes is None
+    assert found("--standalone", "--nnodes", "2", **STEP).nnodes == (2, 2)
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"PET_NNODES": "2", "PET_RDZV_ENDPOINT": "h:1", "PET_RDZV_CONF": "join_timeout=60,last_call_timeout=5"},
+        STEP | {"PET_RDZV_CONF": "join_timeout=60,last_call_timeout=5"},
+    ],
+)
+def test_settings_of_the_rendezvous_where_variables_give_the_nodes(environ: dict[str, str]) -> None:
+    options = parse(["a.py"], environ)
+    made = find_cluster(options, environ)
+    assert (made.nnodes, made.rdzv_timeout_s, made.last_call_s) == ((2, 2), 60, 5)
+    assert options.notes == made.warnings == ()
+    alone = find_cluster(options, {})
+    assert alone.warnings == ("one node, so the times of --rdzv-timeout and --rdzv-conf are not used",)
+
+
+@pytest.mark.parametrize("endpoint", ["localhost:0", "127.0.0.1:0", "localhost", "[::1]:0"])
+def test_a_loopback_endpoint_in_a_variable_means_this_node_alone(endpoint: str) -> None:
+    pet = {"PET_RDZV_ENDPOINT": endpoint}
+    assert found(**pet, PET_NNODES="1").one_node
+    assert found(**pet, **STEP).one_node
+    if endpoint.endswith(":0"):
+        assert refused(**pet, PET_NNODES="2").startswith(f"PET_RDZV_ENDPOINT={endpoint!r} in the environment: expected")
+
+
+def test_another_backend_in_a_variable_is_refused() -> None:
+    environ = {"PET_RDZV_BACKEND": "etcd-v2", "PET_RDZV_ENDPOINT": "etcd:2379", "PET_NNODES": "2"}
+    with pytest.raises(OptionError, match=r"PET_RDZV_BACKEND='etcd-v2' in the environment .*: the rendezvous is c10d"):
+        parse(["a.py"], environ)
+    assert parse(["--rdzv-backend=c10d", "a.py"], environ).program.name == "a.py"
+    for accepted in ("c10d", "static", ""):
+        options = parse(["a.py"], environ | {"PET_RDZV_BACKEND": accepted})
+        assert find_cluster(options, environ).endpoint == "etcd:2379"
+
+
 def test_index_of_a_kubernetes_job() -> None:
     assert found(JOB_COMPLETION_INDEX="3").one_node, "an Indexed Job may as well count independent tasks"
     made = found("--nnodes", "2", "--rdzv-endpoint", "job-0.svc:29500", JOB_COMPLETION_INDEX="1")
@@ -232,3 +280,27 @@ def test_inside_of_torchrun() -> None:
     rank = {"TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}
     assert "without torchrun" in refused(**rank)
     assert found(**rank | {"LOCAL_WORLD_SIZE": "1"}).warnings
+
+
+def test_interactive_shell_of_srun() -> None:
+    """srun -N1 --ntasks-per-node=4 --pty bash: only the first task gets the terminal, and so the shell."""
+    one_node = {"SLURM_STEP_NUM_NODES": "1", "SLURM_STEP_NODELIST": "node03", "SLURM_STEP_TASKS_PER_NODE": "4"}
+    shell = STEP | one_node | {"SLURM_PROCID": "0", "SLURM_NODEID": "0", "SLURMD_NODENAME": "node03"}
+    assert "(or --nnodes 1 for this process alone)" in refused(**shell)
+    made = found(**shell, SLURM_PTY_PORT="40001")
+    assert (made.one_node, made.warnings) == (True, ())
+    # srun --pty python launch.py starts four of them.
+    assert "4 launchers" in refused(**shell | {"SLURM_PTY_PORT": "40001", "SLURM_PROCID": "1", "SLURM_LOCALID": "1"})
+    # The second node has no launcher.
+    several = {"SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NODELIST": "node[03,7]", "SLURM_STEP_TASKS_PER_NODE": "4(x2)"}
+    assert "4 launchers" in refused(**shell | several, SLURM_PTY_PORT="40001")
+
+
+def test_shell_of_salloc_outside_of_the_jobs_nodes() -> None:
+    job = {"SLURM_JOB_ID": "8", "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_NODELIST": "node01"}
+    (note,) = found(**job).warnings
+    assert "login node" in note
+    assert "use srun --nodes=1 --ntasks=1 --ntasks-per-node=1 python launch.py" in note
+    assert found(**job, SLURMD_NODENAME="node01").warnings == ()
+    assert "login node" in found("--nnodes", "1", **BATCH).warnings[0]
+    assert found(**job, SLURM_STEP_ID="0").warnings == (), "srun started it"

@@ -11,7 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from ddp_launch.doctor import doctor, gpus
+from ddp_core.errors import OptionError
+from ddp_launch.cli.options import parse
+from ddp_launch.cluster.cluster import find_cluster
+from ddp_launch.doctor import doctor, gpus, trials
 from ddp_launch.doctor import machine as doctor_machine
 from ddp_launch.doctor.check import Check
 from ddp_launch.doctor.gpus import Probe
@@ -158,6 +161,19 @@ def test_an_unsound_machine_fails_with_what_to_do(tmp_path, fake_driver):
     failed = " ".join(line.split()[1] for line in lines if line.startswith("failed"))
     assert "torch" in failed and "data" in failed and "training" in failed
     assert "→" in done.stdout and "For a bug report:" in done.stdout
+
+
+def test_the_trial_needs_no_other_node(monkeypatch):
+    """Even in a job of several nodes: this machine is what is examined."""
+    tried = []
+    monkeypatch.setattr(trials, "_run", lambda command, limit_s: tried.append(command) or (1, "", "error: no"))
+    trials.training(parse(["--doctor", "--cpu"]), torch_works=True)
+    options = parse(tried[0][2:])
+    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "2", "SLURM_NNODES": "2", "SLURM_JOB_NODELIST": "n[1-2]"}
+    pod = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "pod-0", "MASTER_PORT": "23456", "PET_NNODES": "2"}
+    assert all(find_cluster(options, environ).one_node for environ in (job, pod))
+    with pytest.raises(OptionError):
+        find_cluster(replace(options, nnodes=None), job)
 
 
 def test_the_doctor_takes_no_program(tmp_path):

@@ -53,6 +53,21 @@ def test_a_rank_that_was_stopped_in_its_own_error_is_the_cause(rank) -> None:  #
     assert status_of(first_failure(failures)) == 1, "not 143: it would have ended with 1 by itself"
 
 
+def test_a_progress_bar_before_the_traceback_hides_no_cause(rank) -> None:  # type: ignore[no-untyped-def]
+    bar = "  0%|          | 0/100 [00:00<?, ?it/s]"
+    assert first_failure([rank(0, 1, GLOO), rank(1, -15, bar + OWN, stopped=True)]).rank == 1
+    assert first_failure([rank(0, 1, bar + GLOO), rank(1, -15, bar + "[rank1]: " + OWN, stopped=True)]).rank == 1
+
+
+def test_what_python_prints_after_the_error_changes_no_blame(rank) -> None:  # type: ignore[no-untyped-def]
+    deleted = "Exception ignored in: <function _MultiProcessingDataLoaderIter.__del__ at 0x7f>\n"
+    deleted += OWN.replace("ValueError: no", "AttributeError: no attribute '_workers_status'")
+    assert first_failure([rank(0, 1, GLOO + deleted), rank(1, 1, OWN)]).rank == 1
+    thread = "Exception in thread Thread-2 (_pin_memory_loop):\n"
+    thread += OWN.replace("ValueError: no", "ConnectionResetError: [Errno 104] Connection reset by peer")
+    assert first_failure([rank(0, 1, GLOO), rank(1, 1, OWN + thread)]).rank == 1
+
+
 def test_a_crash_counts_whatever_was_said_before(rank) -> None:  # type: ignore[no-untyped-def]
     assert first_failure([rank(0, -11, GLOO), rank(1, 1, OWN)]).rank == 0
 

@@ -61,6 +61,38 @@ def test_an_error_with_a_message_of_megabytes(tmp_path: Path, after: str, size: 
     assert len(tail(log)) == 1
 
 
+START = HEAD.removesuffix("\n")
+GROUP_START = f"  + Exception Group {START}"
+
+
+@pytest.mark.parametrize("head", [START, f"[rank1]: {START}", f"[rank1]:{START}", GROUP_START])
+@pytest.mark.parametrize(
+    "bar",
+    [
+        "  0%|          | 0/100 [00:00<?, ?it/s]",
+        "\r  1%|#         | 1/100 [1:02:03<00:07, 12.7it/s, loss=2.3, lr=[0.1, 0.2]]",
+        "12it [00:03,  4.11s/it]   ",
+        " 3%|3 | 3/100 3.20it/s",
+        "\n\n  0%|          | 0/10 [00:00<?, ?img/s]\x1b[A\x1b[A",
+    ],
+)
+def test_a_traceback_after_a_progress_bar(tmp_path: Path, bar: str, head: str) -> None:
+    log = tmp_path / "log"
+    log.write_text(f"epoch 1\n{bar}{head}\n{FRAME}ValueError: true cause\n")
+    found = read((log,))
+    assert found.traceback[0].endswith(START)
+    assert (found.messages, found.own_error) == (("ValueError: true cause",), True)
+    assert found.lines[-5].endswith(bar.strip("\r\n\x1b[A ")[-4:]), "the bar is a line of its own"
+
+
+@pytest.mark.parametrize("words", ["it/s]Original " + START, "it says " + START, "x [1] y" + START])
+def test_what_only_contains_the_head_of_a_traceback_is_one_line(tmp_path: Path, words: str) -> None:
+    log = tmp_path / "log"
+    log.write_text(words + "\n")
+    assert tail(log) == [words]
+    assert not read((log,)).traceback
+
+
 def test_a_traceback_in_a_log_has_its_line() -> None:
     failed = ["12:00 ERROR division failed, giving up", *(HEAD + FRAME + "ZeroDivisionError: x").splitlines()]
     assert words("\n".join(["step 1", *failed])).shown(20) == tuple(failed)
@@ -139,6 +171,84 @@ def test_an_abort_behind_a_traceback_is_no_part_of_the_error(abort: str) -> None
     assert found.shown(20)[-1] == abort.splitlines()[-1], "it is shown all the same"
     assert not words(HEAD + FRAME + "ValueError: terminate called").abort
     assert not words(abort).abort, "nothing went before"
+
+
+PIN_MEMORY = "Exception in thread Thread-2 (_pin_memory_loop):\n" + HEAD + FRAME + "ConnectionResetError: [Errno 104]"
+DELETED = "Exception ignored in: <function Loader.__del__ at 0x7f>\n" + HEAD + FRAME + "AttributeError: 'Loader'"
+ASIDES = [
+    PIN_MEMORY,
+    DELETED,
+    DELETED.replace("in: <", "while calling deallocator <"),
+    "Error in atexit._run_exitfuncs:\n" + HEAD + FRAME + "ValueError: I/O operation on closed file",
+    PIN_MEMORY + "\n\nDuring handling of the above exception, another exception occurred:\n\n"
+    + HEAD + FRAME + "OSError: x\n" + DELETED,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("aside", ASIDES)
+def test_what_python_prints_aside_does_not_replace_the_error(aside: str) -> None:
+    own = HEAD + FRAME + "ValueError: true cause\nin two lines"
+    found = words(f"step 1\n{own}\n{aside}")
+    assert found.messages == ("ValueError: true cause\nin two lines",)
+    assert found.own_error and not found.lost_connection
+    assert found.shown(50) == found.traceback == tuple(own.splitlines())
+    aborted = words(f"{own}\n{aside}\nterminate called without an active exception")
+    assert (aborted.messages, aborted.abort) == (found.messages, "terminate called without an active exception")
+    logged = f"12:00 ERROR it failed\n{own}"
+    assert words(f"{logged}\n{aside}").shown(50) == tuple(logged.splitlines())
+    alone = words(f"step 1\n{aside}")
+    assert alone.error == aside.splitlines()[-1], "without any other traceback it counts"
+    child = HEAD + FRAME + "subprocess.CalledProcessError: Command 'x'"
+    assert words(f"{own}\n{aside}\n{child}").messages == found.messages
+
+
+LOGURU = """\
+2026-11-30 10:33:21.500 | ERROR    | __main__:<module>:5 - it failed
+Traceback (most recent call last):
+
+> File "train.py", line 5, in <module>
+    step()
+    └ <function step at 0x7f>
+
+  File "train.py", line 3, in step
+    raise ValueError("real")
+
+ValueError: real"""
+
+
+def test_a_traceback_of_loguru() -> None:
+    assert words(LOGURU).messages == ("ValueError: real",)
+    assert words(LOGURU).shown(20) == tuple(LOGURU.splitlines())
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "wandb: Network error (ConnectionError), entering retry loop.",
+        "mlflow: connection refused",
+        "2026-11-30 10:33:21,500 WARNING connection lost",
+        "[10:33:21] broken pipe",
+        "INFO:root:connection refused",
+    ],
+)
+def test_a_message_ends_where_the_log_continues(line: str) -> None:
+    error = "ValueError: real\nin two lines"
+    found = words(f"{HEAD}{FRAME}{error}\n{line}\nconnection refused")
+    assert (found.messages, found.lost_connection) == ((error,), False)
+    led_to = "\n\nDuring handling of the above exception, another exception occurred:\n\n"
+    chain = words(f"{HEAD}{FRAME}{error}\n{line}{led_to}{HEAD}{FRAME}OSError: x")
+    assert chain.messages == (error, "OSError: x")
+
+
+def test_a_traceback_that_was_logged_long_ago_is_not_the_end() -> None:
+    logged = f"10:00:00 ERROR upload failed, trying again\n{HEAD}{FRAME}ConnectionResetError: [Errno 104]\n"
+    steps = "".join(f"11:00:{number % 60:02} INFO step {number}\n" for number in range(200))
+    over = words(logged + steps + "loss is NaN")
+    assert (over.error, over.lost_connection, over.traceback) == ("loss is NaN", False, ())
+    assert words(logged + "10:00:01 INFO closing\n").lost_connection
+    uncaught = logged.partition("\n")[2]
+    assert words(uncaught + steps).lost_connection, "other threads may log for long"
+    assert words(logged + steps + HEAD + FRAME + "ValueError: x").error == "ValueError: x"
 
 
 def test_a_rank_that_a_signal_unwound_has_no_own_error() -> None:

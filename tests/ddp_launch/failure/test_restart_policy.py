@@ -52,6 +52,12 @@ def test_missing_files_may_come_back_in_a_run_that_has_worked(tmp_path: Path) ->
     assert decide(tmp_path, {"words": words, "seconds": 3600}) is None
 
 
+def test_a_syntax_error_of_data_read_in_a_run_that_has_worked(tmp_path: Path) -> None:
+    words = TRACEBACK + "SyntaxError: invalid syntax"  # of ast.literal_eval
+    assert decide(tmp_path, {"words": words, "seconds": 3600}) is None
+    assert "cannot read" in (decide(tmp_path, {"words": words, "seconds": 5}) or "")
+
+
 def test_twice_in_the_same_way(tmp_path: Path) -> None:
     first = {"words": TRACEBACK + "ValueError: object at 0x7f01 in process 12345"}
     again = {"words": TRACEBACK + "ValueError: object at 0x8a02 in process 23456", "rank": 1}

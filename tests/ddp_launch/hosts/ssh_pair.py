@@ -80,8 +80,8 @@ class Pair:
         self.bin = folder / "bin"
         self.servers: list[subprocess.Popen[bytes]] = []
 
-    def start(self, *words: str, on: Node | None = None, **env: str) -> subprocess.Popen[str]:
-        """Start launch.py on the first node; the test waits for it."""
+    def start(self, *words: str, on: Node | None = None, project: Path = ROOT, **env: str) -> subprocess.Popen[str]:
+        """Start the project's launch.py on the first node; the test waits for it."""
         variables = {
             "PATH": f"{self.bin}:/usr/sbin:/usr/bin:/sbin:/bin",
             "COLUMNS": "200",
@@ -89,7 +89,7 @@ class Pair:
             **env,
         }
         command = ["env", *(f"{name}={value}" for name, value in variables.items())]
-        command += [sys.executable, str(ROOT / "launch.py"), *words]
+        command += [sys.executable, str(project / "launch.py"), *words]
         return subprocess.Popen(
             (on or self.a).command(*command),
             stdin=subprocess.DEVNULL,

@@ -14,6 +14,7 @@ from ddp_core.errors import OptionError
 from ddp_launch.cli.host_list import Host, exported, host_list, hostfile
 from ddp_launch.cli.options import parse, words_of
 from ddp_launch.cli.value_types import Tee
+from ddp_launch.cluster.network import external_address
 from ddp_launch.hosts import checks
 from ddp_launch.hosts.between import Interface, judge
 from ddp_launch.hosts.checks import HostFacts
@@ -227,3 +228,22 @@ def test_verdict_on_the_network() -> None:
     assert "the ranks cannot connect: timed out" in verdict.problem
     assert "firewall" in verdict.problem
     assert judge(b"", interfaces(1000, 1000), 137).problem is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "addresses", "chosen"),
+    [
+        ("gpu01", ("127.0.1.1",), None),
+        ("gpu01", ("127.0.1.1", "10.0.0.1"), "10.0.0.1"),
+        ("gpu01", ("10.0.0.1", "10.0.1.1"), "10.0.0.1"),
+        # The user means this machine alone.
+        ("localhost", ("127.0.0.1", "::1"), "127.0.0.1"),
+        ("127.0.1.1", ("127.0.1.1",), "127.0.1.1"),
+    ],
+)
+def test_own_name_that_is_loopback_is_no_endpoint(
+    monkeypatch: pytest.MonkeyPatch, name: str, addresses: tuple[str, ...], chosen: str | None
+) -> None:
+    rows = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 29_500)) for address in addresses]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: rows)
+    assert external_address(name, 29_500) == chosen

@@ -262,3 +262,61 @@ def test_sync_copies_the_folder(pair: Pair) -> None:
     assert (pair.folder / "own" / "prog.py").exists()
     assert not (pair.folder / "own" / ".git").exists()
     assert "node-b" in out
+
+
+def test_sync_brings_this_project_too(pair: Pair) -> None:
+    """The second host has an older version of the clone in which the command is typed."""
+    clone = pair.folder / "clone"
+    for name, text in (("ddp_core/__init__.py", '__version__ = "0.0.1"\n'), ("ddp_launch/__main__.py", "")):
+        (clone / name).parent.mkdir(parents=True)
+        (clone / name).write_text(text)
+    packages = " ".join(str(ROOT / name) for name in ("ddp_core", "ddp_launch", "ddp_train", "gpu_topology"))
+    pair.a.run(f"mount -t tmpfs none clone; cp -r {packages} {ROOT}/launch.py program.py clone")
+    only_a = Node("node-a", pair.a.address, pair.a.pid, clone)
+    process = pair.start(*BOTH, "--sync", ".", "--dry-run", "program.py", on=only_a, project=clone)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 0, err
+    assert "node-b" in out
+    assert (clone / "launch.py").exists()
+
+
+def test_preflight_copies_the_folder_first(pair: Pair) -> None:
+    """Its launchers have found the folder; they end at once, for a GPU that no host has."""
+    (pair.folder / "early").mkdir()
+    pair.a.run("mount -t tmpfs none early; mkdir early/mine; cp program.py early/mine")
+    folder = pair.folder / "early" / "mine"
+    only_a = Node("node-a", pair.a.address, pair.a.pid, folder)
+    words = ("--hosts", "node-a,node-b", "--gpus", "7", "--sync", ".", "--preflight", "program.py", "add")
+    process = pair.start(*words, on=only_a)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 2
+    assert "folder missing" not in err
+    assert "error: node-a, node-b: unknown GPU '7'" in err
+    assert (folder / "program.py").exists()
+
+
+def test_interrupt_ends_a_copy_that_stalls(pair: Pair) -> None:
+    rsync = pair.bin / "rsync"
+    rsync.write_text("#!/bin/sh\nsleep 611\n")
+    rsync.chmod(0o755)
+    process = pair.start(*BOTH, "--sync", ".", "program.py", "add")
+    try:
+        deadline = time.monotonic() + 30
+        while not pair.running("sleep 611"):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        pair.a.run("pkill -INT -f '[l]aunch.py --hosts'")
+        _, err = process.communicate(timeout=10)
+    finally:
+        rsync.unlink()
+        process.kill()
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert pair.gone_within("sleep 611", 5) == []
+
+
+def test_endpoint_by_a_name_that_is_loopback_here(pair: Pair) -> None:
+    """node-a is 127.0.1.1 in its own /etc/hosts."""
+    done = pair.run(*BOTH, "--rdzv-endpoint", "node-a:29517", "--dry-run", "--json", "program.py")
+    assert done.returncode == 0, done.stderr
+    assert "10.77.0.1:29517" in done.stdout

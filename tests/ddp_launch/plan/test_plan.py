@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -172,6 +173,22 @@ def test_ranks_that_the_run_does_not_have() -> None:
         made = plan("--cpu", "--nproc", "2", option, ranks, "train.py")
         assert words.format(missing) in made.warnings
         assert not any("nothing to show" in line for line in plan("--cpu", option, "1", "train.py").warnings)
+
+
+def test_ranks_to_show_are_counted_over_all_nodes() -> None:
+    nodes = "--cpu --nproc 4 --nnodes 2 --rdzv-endpoint h:1"
+
+    def missing(words: str, environ: Mapping[str, str] | None = None) -> list[str]:
+        made = plan(*words.split(), "train.py", environ=environ)
+        return [line for line in made.warnings if "nothing to show" in line]
+
+    assert missing(f"{nodes} --tee 1,5") == []
+    assert missing(f"{nodes} --tee 1,8") == ["nothing to show of rank 8: there are 0 to 7"]
+    assert missing(f"{nodes} --local-ranks-filter 1,5") == ["nothing to show of local rank 5: there are 0 to 3"]
+    for names, expected in (("ab", []), ("a", ["nothing to show of local rank 8: there are 0 to 3"])):
+        seat = {"names": list(names), "rank": 0, "endpoint": "h:1", "run_id": "x"}
+        # Over ssh the other host may have more ranks than this one.
+        assert missing("--cpu --nproc 4 --tee 1,8", {"DDP_LAUNCH_HOST": json.dumps(seat)}) == expected
 
 
 def test_trainer_gets_what_the_machine_decides_as_options() -> None:

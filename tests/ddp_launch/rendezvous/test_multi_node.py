@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from ddp_launch.cluster.cluster import Cluster
 from ddp_launch.rendezvous import multi_node
 from tests.ddp_launch.two_nodes import Node, two_nodes, why_not
 
@@ -236,3 +237,20 @@ def test_the_locks_of_this_process_stay(tmp_path: Path) -> None:
         multi_node._notice_silence(1)
         taken = subprocess.run([sys.executable, "-c", other], capture_output=True, text=True)
     assert "BlockingIOError" in taken.stderr
+
+
+def test_every_address_of_the_first_node_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The resolver lists first an address at which nobody listens."""
+    known = socket.getaddrinfo
+
+    def resolver(host: str, *args: Any, **named: Any) -> list[Any]:
+        names = ("127.0.0.2", "127.0.0.1") if host == "node01" else (host,)
+        return [row for name in names for row in known(name, *args, **named)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolver)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        cluster = Cluster(nnodes=(2, 2), endpoint=f"node01:{port}", rdzv_timeout_s=1)
+        assert multi_node._await_listener(cluster, "node01", port, time.monotonic()) == "127.0.0.1"
+    with pytest.raises(multi_node.MeetingFailed, match=r"nobody listens \(Connection refused\)"):
+        multi_node._await_listener(cluster, "node01", port, time.monotonic())

@@ -13,6 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from ddp_launch.cli.value_types import Tee
+from ddp_launch.run.rank_logs import RankLogs
+
 ROOT = Path(__file__).parents[3]
 
 # As the engine does it: opens the paths itself, starts the program, and calls finish when the program has ended.
@@ -74,6 +77,29 @@ def test_a_reader_that_goes_away_ends_the_writer(tmp_path: Path) -> None:
     process.stdout.read(10)
     process.stdout.close()
     assert process.wait(timeout=30) == 9
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is missing")
+def test_a_full_disk_under_the_screen_ends_nothing(tmp_path: Path) -> None:
+    """launch.py program.py > train.log"""
+    program = "import os\nfor n in range(100): os.write(1, b'y' * 1000)\nos.write(2, b'end')"
+    host = HOST.replace("sys.exit(status)", "print(output.unshown, file=sys.stderr)\nsys.exit(status)")
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", host, program],
+            cwd=tmp_path, env=environment(), stdout=full, stderr=subprocess.PIPE, timeout=60,
+        )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, b"end(100000, 'No space left on device')\n")
+    assert (tmp_path / "out.log").read_bytes() == b"y" * 100_000
+
+
+def test_the_end_says_what_is_not_on_the_screen(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    logs = RankLogs(tmp_path, tee=Tee())
+    logs.reify({0: {"RANK": "0"}})
+    logs._output._ways[0].unshown, logs._output._ways[0].why = 1234, "No space left on device"  # type: ignore[union-attr]
+    logs.finish()
+    words = "note: the launcher's output: 1,234 bytes of the ranks' output are not in it (No space left on device)\n"
+    assert capfd.readouterr().err == words
 
 
 def on_terminal(words: list[str], folder: Path) -> bytes:

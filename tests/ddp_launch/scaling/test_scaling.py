@@ -145,3 +145,29 @@ def test_a_program_that_fails_or_does_not_train(launcher: Any) -> None:
     done = launcher.run("--cpu", "--scaling", "program.py")
     assert done.returncode == 2
     assert "on 1 rank the program ended with 0 steps of an optimizer" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("raised", "status", "last"),
+    [
+        ("UserError('torch 2.0 is too old', 'install 2.6')", 2, "error: torch 2.0 is too old; install 2.6"),
+        ("RuntimeError('a defect')", 1, "RuntimeError: a defect"),
+    ],
+)
+def test_a_trial_that_cannot_start_says_why(launcher: Any, raised: str, status: int, last: str) -> None:
+    code = f"""
+from pathlib import Path
+from ddp_core.errors import UserError
+from ddp_launch.cli.options import parse
+from ddp_launch.scaling.trial import TrialFailed, measure, options_of_a_trial
+def launch(options):
+    raise {raised}
+folder = Path("trial")
+try:
+    measure(options_of_a_trial(parse(["--cpu", "--scaling", "program.py"]), 1, folder), launch, 1.0, folder)
+except TrialFailed as error:
+    print(error.status, error.lines[-1])
+"""
+    env = launcher.env | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=launcher.folder, env=env, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == (f"{status} {last}\n", "")

@@ -6,6 +6,7 @@ python -m pytest tests/ddp_launch/stall --whole --timeout 3600          # every 
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from ddp_launch.stall import command as stacks
 from ddp_launch.stall import native
 from ddp_launch.stall.watch import PATIENCE
 from tests.ddp_launch.conftest import ROOT, TIMEOUT_S
@@ -223,6 +225,26 @@ def test_stacks_asks_a_running_run(launcher: Any) -> None:
     finally:
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=TIMEOUT_S)
+
+
+def test_ranks_where_a_job_manager_has_set_rank_for_the_launcher(tmp_path: Path) -> None:
+    """As Kubeflow's PyTorchJob does. Neither the launcher's other children nor those of a rank are ranks."""
+    script = """
+    export DDP_LAUNCH_RUN=x
+    sleep 60 & echo other $!
+    TORCHELASTIC_ERROR_FILE=$PWD/rank-0.error.json sh -c 'sleep 60 & echo below $!; echo rank $$; wait' &
+    wait"""
+    env = {"PATH": os.environ["PATH"], "RANK": "0"}
+    with subprocess.Popen(
+        ["sh", "-c", script], cwd=tmp_path, env=env, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as launcher:
+        assert launcher.stdout is not None
+        pids = {name: int(pid) for name, pid in (launcher.stdout.readline().split() for _ in range(3))}
+        try:
+            ranks, logs = stacks._runs()[launcher.pid]
+            assert ({number: probe.pid for number, probe in ranks.items()}, logs) == ({0: pids["rank"]}, tmp_path)
+        finally:
+            os.killpg(launcher.pid, signal.SIGKILL)
 
 
 def test_native_calls_by_py_spy(launcher: Any) -> None:

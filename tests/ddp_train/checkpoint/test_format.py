@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import pickle
 import random
@@ -13,6 +15,7 @@ import time
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pytest
@@ -374,3 +377,37 @@ def test_a_failing_block_leaves_the_old_file(tmp_path: Path) -> None:
         raise ZeroDivisionError
     assert path.read_text() == "old"
     assert _leftovers(tmp_path) == [".a1b.txt.1-other.tmp"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK])
+def test_a_file_system_without_locks_can_be_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Lustre without -o flock, NFS without a lock daemon. Whether a writer lives is not known there."""
+
+    def refuse(file: IO[bytes], operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    path = tmp_path / "checkpoint.pt"
+    (tmp_path / ".checkpoint.pt.1-dead.tmp").touch()
+    checkpoint_format.save(path, {"epoch": 1})
+    assert checkpoint_format.load(path) == {"epoch": 1}
+    assert _leftovers(tmp_path) == [".checkpoint.pt.1-dead.tmp"]
+
+
+def test_abandoned_files_are_removed_where_a_lock_needs_a_writable_descriptor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """flock(2), "NFS details": LOCK_EX needs a file that is open for writing."""
+    lock = fcntl.flock
+
+    def lock_over_nfs(file: IO[bytes], operation: int) -> None:
+        if fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        lock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", lock_over_nfs)
+    (tmp_path / ".checkpoint.pt.1-dead.tmp").touch()
+    checkpoint_format.save(tmp_path / "checkpoint.pt", {"epoch": 1})
+    assert _leftovers(tmp_path) == []

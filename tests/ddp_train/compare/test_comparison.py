@@ -137,6 +137,25 @@ def test_runs_of_another_program_are_grouped_by_their_command(tmp_path: Path) ->
     assert "B: 1 run is not finished, and in no mean" in found.notes
 
 
+def test_a_config_file_of_another_program_hides_neither_its_end_nor_its_command(tmp_path: Path) -> None:
+    runs = [program_folder(tmp_path / lr, "train.py", "--lr", lr) for lr in "12"]
+    for run in runs:
+        (run / "config.yaml").write_text("model: gpt\n")
+    found = of(*runs)
+    assert [group.label for group in found.groups] == ["launch.py train.py --lr 1", "launch.py train.py --lr 2"]
+    assert found.samples["launch_seconds"]["A"].values == (5.0,)
+    assert not any("not finished" in note for note in found.notes)
+
+
+def test_an_option_without_a_value_takes_no_other_word(tmp_path: Path) -> None:
+    runs = [
+        program_folder(tmp_path / "0", "train.py", "--resume", "--lr", "0.1"),
+        program_folder(tmp_path / "1", "train.py", "--resume", "--wd", "0.1"),
+        program_folder(tmp_path / "2", "train.py", "--seed", "-1", "--lr", "0.1", "--resume"),
+    ]
+    assert [group.label for group in of(*runs).groups] == ["launch.py train.py --lr 0.1", "launch.py train.py --wd 0.1"]
+
+
 def test_a_loop_of_ones_own_is_compared_by_what_it_logs(tmp_path: Path) -> None:
     folders = [run_folder(tmp_path / str(number), [0.5]) for number in range(2)]
     for number, folder in enumerate(folders):

@@ -91,6 +91,7 @@ MISTAKES = [
     (["--progressive-resize-end", "24"], ["--progressive-resize-end needs --progressive-resize"]),
     (["--progressive-resize", "24", "--progressive-resize-end", "16"], ["--progressive-resize", "grow"]),
     (["--mixup", "-1"], ["--mixup", "at least 0"]),
+    (["--cutout", "8", "--erasing", "0.5"], ["--cutout with --erasing: each erases a part of the image"]),
     (["--grayscale", "1.5"], ["--grayscale", "at most 1", "1.5"]),
     (["--resume", "no/such/run"], ["--resume no/such/run"]),
     (["--config", "no-such.yaml"], ["--config no-such.yaml", "No such file"]),
@@ -267,6 +268,8 @@ def test_an_option_without_effect_is_refused(typed: str, needed: str, tmp_path: 
         "--optimizer muon --muon-rest sgd --momentum 0.8",
         "--scheduler auto --t-0 4 --eta-min 0.001",
         "--num-workers 2 --prefetch-factor 2",
+        "--cutout 0 --erasing 0.5",  # each may switch the other off
+        "--cutout 8 --erasing 0",
         "--width-mult 2",
         "--scheduler onecycle --warmup-epochs 0",
         "--preset high-accuracy --scheduler onecycle",

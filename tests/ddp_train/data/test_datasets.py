@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,11 @@ from PIL import Image
 from ddp_core.errors import UserError
 from ddp_train import data
 from ddp_train.config.options import DataOptions
+from ddp_train.data.sources import dataset as sources
 from ddp_train.data.sources import image_folder
 from ddp_train.data.sources.builtin import load_digits, stratified
-from ddp_train.data.sources.samples import channel_statistics
+from ddp_train.data.sources.samples import DatasetFacts, channel_statistics
+from ddp_train.distributed.process_group import Ranks
 
 Make = Callable[..., Path]
 
@@ -210,6 +213,62 @@ def test_data_too_large_to_keep_stay_files(make_folder: Make, capsys: pytest.Cap
     assert capsys.readouterr().err.count("read from files") == 1
     assert image_folder.load_image_folder("folder", folder, limit=needed).train.files is not None  # ranks must agree
     assert image_folder.load_image_folder("folder", folder, limit=needed, verify=True).train.images is not None
+
+
+def resumed(then: data.Dataset, now: data.Dataset, **facts: object) -> None:
+    """Compare the data of a resumed run, as the facts that it wrote to a file say. Errors: UserError."""
+    replace(DatasetFacts.of(then), **facts).refuse_other_data(now)  # type: ignore[arg-type]
+
+
+def test_the_same_files_are_the_same_data_however_they_were_read(make_folder: Make, tmp_path: Path) -> None:
+    folder = make_folder()
+    files = image_folder.load_image_folder("folder", folder, limit=0)
+    evaluated = image_folder.load_image_folder("folder", folder, trained=DatasetFacts.of(files))
+    assert evaluated.test.images is not None  # so the contents of test/ are known now
+    again = image_folder.load_image_folder("folder", folder, limit=0)
+    decoded = image_folder.load_image_folder("folder", folder, verify=True)
+    assert decoded.train.images is not None
+    other_size = load(folder, max_pixels=10**6, image_size=8, background="white")
+    copied = image_folder.load_image_folder("folder", shutil.copytree(folder, tmp_path / "copy"), limit=0)
+    for now in (again, decoded, other_size, copied):
+        resumed(files, now)
+        resumed(now, files)
+    assert other_size.content == decoded.content
+
+
+def test_nodes_that_read_more_or_less_have_the_same_data(
+    make_folder: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rank 0 has read everything; the other has a copy, of which it has read a sample."""
+    folder = make_folder()
+    options = DataOptions(dataset="folder", data_dir=str(shutil.copytree(folder, tmp_path / "copy")))
+    first = replace(load(folder), mean=(0.1, 0.2, 0.3))
+    found = image_folder.load_image_folder("folder", tmp_path / "copy", limit=0)
+    mine = [(one.content, one.levels, one.mean, one.std) for one in (first, found)]
+    monkeypatch.setattr(sources, "gather", lambda one, ranks: [mine[0], one])
+    assert sources._as_on_first_rank(found, options, Ranks()).mean == first.mean
+    with pytest.raises(UserError, match="rank 1 finds different images there than rank 0"):
+        sources._as_on_first_rank(replace(found, content="unread:abc"), options, Ranks())
+
+
+def test_other_files_are_other_data_for_a_resumed_run(make_folder: Make) -> None:
+    folder = make_folder()
+    image = folder / "train" / "cat" / "0000.png"
+    decoded, size = load(folder), image.stat().st_size
+    pixels = np.asarray(Image.open(image)).copy()
+    pixels[0, 0] ^= 1
+    Image.fromarray(pixels).save(image)
+    image.write_bytes(image.read_bytes()[:size].ljust(size, b"\0"))
+    assert image.stat().st_size == size
+    changed = load(folder, changed_data="accept")
+    with pytest.raises(UserError, match=r"are not those that the run was trained on \(12 then, 12 now\)"):
+        resumed(decoded, changed)
+    resumed(decoded, changed, content="0" * 32)  # as in the file of an earlier release
+    image.unlink()
+    fewer = load(folder, changed_data="accept")
+    for facts in ({}, {"content": "0" * 32}):
+        with pytest.raises(UserError, match=r"\(12 then, 11 now\)"):
+            resumed(decoded, fewer, **facts)
 
 
 def test_an_unwritable_cache_is_no_failure(make_folder: Make, cache_folder: Path, tmp_path: Path) -> None:

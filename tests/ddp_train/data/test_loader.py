@@ -8,12 +8,14 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
+import numpy as np
 import psutil
 import pytest
 import torch
 
-from ddp_core.errors import UserError
+from ddp_core.errors import SharedError, UserError
 from ddp_train import data
 from ddp_train.config.options import AugmentOptions, DataOptions
 from ddp_train.data.sources.samples import Split
@@ -110,3 +112,34 @@ def test_a_folder_for_temporary_files_with_a_long_name_is_refused(
     ):
         build(folder, pipeline="loader", num_workers=2)
     build(folder, pipeline="loader", num_workers=0)
+
+
+@pytest.mark.parametrize("policy", ["stop", "skip"])
+def test_bad_test_images_are_judged_by_the_policy_where_there_is_nothing_to_train_on(
+    make_folder: Callable[..., Path], policy: Literal["stop", "skip"]
+) -> None:
+    """As in evaluate of images that stay in their files."""
+    folder = make_folder(train=1, test=1)
+    options = DataOptions(data_dir=str(folder), num_workers=0)
+    decoded = data.load("folder", options)
+    good, bad = folder / "test" / "cat" / "0000.png", folder / "bad.png"
+    bad.write_bytes(b"not an image")
+    nothing = Split(np.zeros(0, np.int64), np.zeros((0, 16, 16, 3), np.uint8))
+    test = Split(np.zeros(1000, np.int64), None, (str(bad), *[str(good)] * 999))
+    dataset = replace(decoded, train=nothing, test=test, on_bad_sample=policy)
+    pipe = data.build_pipeline(
+        dataset,
+        options,
+        AugmentOptions(augment="none"),
+        world_size=1,
+        rank=0,
+        device=torch.device("cpu"),
+        global_batch=500,
+        accumulate=1,
+        seed=0,
+    )
+    if policy == "skip":
+        assert sum(len(batch.labels) for batch in pipe.evaluate("test")) == 999
+    else:
+        with pytest.raises(SharedError, match=r"bad\.png \(image 0 of test\).*--on-bad-sample skip"):
+            list(pipe.evaluate("test"))

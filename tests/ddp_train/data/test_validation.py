@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,12 +16,17 @@ import torch
 from PIL import Image
 
 from ddp_core.errors import UserError
-from ddp_train.config.options import AugmentOptions, DataOptions
+from ddp_train.assemble import build
+from ddp_train.checkpoint.progress import Progress, why_not_resumed
+from ddp_train.config.options import AugmentOptions, DataOptions, to_dict
+from ddp_train.config.parse import parse
 from ddp_train.data.pipeline.build import build_pipeline
 from ddp_train.data.sources.builtin import load_digits
-from ddp_train.data.sources.samples import Dataset
+from ddp_train.data.sources.dataset import load_on_ranks
+from ddp_train.data.sources.samples import Dataset, DatasetFacts
 from ddp_train.data.sources.validation import split_off
-from ddp_train.evaluation.saved_model import open_saved_model
+from ddp_train.distributed.process_group import Ranks
+from ddp_train.evaluation.saved_model import SavedModel, load_split, open_saved_model
 
 
 @pytest.mark.parametrize("share", [0.1, 0.25, 1 / 3])
@@ -159,3 +166,74 @@ def test_a_folder_without_test_images(
     assert history["examination"]["split"] == "val" and history["examination"]["samples"] == 6
     card = (tmp_path / "run" / "model_card.md").read_text()
     assert "## Results on the validation split" in card and "18 for training, 6 for validation" in card
+
+
+def images(folder: Path, layout: str, count: int) -> Path:
+    """Two classes of `count` images each, every one of another level."""
+    for place, name in enumerate(("dark", "light")):
+        (folder / layout / name).mkdir(parents=True)
+        for number in range(count):
+            level = 100 * place + number
+            Image.new("RGB", (8, 8), (level,) * 3).save(folder / layout / name / f"{number}.png")
+    return folder
+
+
+def divided(folder: Path, name: str = "folder") -> tuple[SavedModel, Dataset]:
+    """A run that took a quarter of the images for validation, and its data."""
+    config = parse(["--data-dir", str(folder), "--val-split", "0.25", "--seed", "5"])
+    dataset = split_off(load_on_ranks("folder", config.data, Ranks()), 0.25, seed=5)
+    facts = replace(DatasetFacts.of(dataset), name=name)
+    return SavedModel(folder, torch.nn.Identity(), config, facts, torch.device("cpu")), dataset
+
+
+@pytest.mark.parametrize("layout", ["train", ""])
+@pytest.mark.parametrize("name", ["folder", "cifar10"])
+def test_evaluate_takes_only_the_images_that_the_run_kept_for_validation(
+    layout: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = images(tmp_path / "data", layout, 12)
+    saved, dataset = divided(folder, name)
+    assert dataset.val is not None
+    shutil.copytree(folder, tmp_path / "moved")
+    monkeypatch.chdir(tmp_path)
+    for place in (None, str(folder), "data", str(tmp_path / "moved"), "moved"):
+        found = load_split(saved, place, Ranks())
+        assert found.final == "val" and found.val is not None and found.test is None
+        assert np.array_equal(found.val.take(slice(None)), dataset.val.take(slice(None)))
+    other = load_split(saved, str(images(tmp_path / "new", "test", 12)), Ranks())
+    assert other.final == "test" and other.test is not None and len(other.test) == 24
+
+
+@pytest.mark.parametrize("layout", ["train", ""])
+def test_evaluate_refuses_images_that_the_run_did_not_divide(layout: str, tmp_path: Path) -> None:
+    folder = images(tmp_path / "data", layout, 12)
+    saved, _ = divided(folder)
+    Image.new("RGB", (8, 8)).save(folder / layout / "dark" / "new.png")
+    with pytest.raises(UserError, match="has 25 images, the run divided 24: its validation images cannot be told from"):
+        load_split(saved, None, Ranks())
+    other = images(tmp_path / "other", "", 5)  # folders of classes elsewhere are other images
+    found = load_split(saved, str(other), Ranks())
+    assert found.final == "test" and found.test is not None and len(found.test) == 10
+
+
+@pytest.mark.parametrize("changed", ["--seed 6", "--val-split 0.3"])
+def test_a_resumed_run_keeps_its_validation_images(changed: str) -> None:
+    """Drawn anew, they would be images that were trained on."""
+    words = ["--val-split", "0.25", "--seed", "5"]
+    then, now = ({"config": to_dict(parse([*words, *more]))} for more in ([], changed.split()))
+    assert why_not_resumed(then, then, Progress(epoch=1)) is None
+    why = why_not_resumed(then, now, Progress(epoch=1))
+    assert why is not None and why.startswith("its --val-split and --seed were 0.25 and 5, those of this run are 0.")
+    accepted = {"config": to_dict(parse([*words, *changed.split(), "--changed-data", "accept"]))}
+    assert why_not_resumed(then, accepted, Progress(epoch=1)) is None
+    without = {"config": to_dict(parse(["--seed", "6"]))}
+    assert why_not_resumed({"config": to_dict(parse(["--seed", "5"]))}, without, Progress(epoch=1)) is None
+
+
+def test_a_note_says_that_the_validation_images_of_changed_data_are_drawn_anew(tmp_path: Path) -> None:
+    saver: Any = SimpleNamespace(restore=lambda source: (Progress(epoch=1), ("continues",)))
+    for words, expected in (([], 1), (["--changed-data", "accept"], 2)):
+        resolved = parse(["--val-split", "0.25", *words])
+        _, notes = build._resume(tmp_path / "checkpoint-latest.pt", saver, load_digits(), resolved, Ranks())
+        assert len(notes) == expected
+    assert "drawn anew and may include images that were trained on" in notes[1]

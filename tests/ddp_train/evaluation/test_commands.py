@@ -15,7 +15,14 @@ import torch
 from PIL import Image
 
 from ddp_train import evaluate, export, predict
-from ddp_train.evaluation.saved_model import open_saved_model
+from ddp_train.checkpoint.format import save_state_dict
+from ddp_train.config.parse import dump, parse
+from ddp_train.data.sources.dataset import load_on_ranks
+from ddp_train.data.sources.samples import DatasetFacts
+from ddp_train.distributed.process_group import Ranks
+from ddp_train.evaluation.saved_model import load_split, open_saved_model
+from ddp_train.evaluation.saved_model import test_batches as batches_of
+from ddp_train.models import create_from_options
 
 Capture = pytest.CaptureFixture[str]
 CPU = torch.device("cpu")
@@ -234,3 +241,52 @@ def test_data_that_do_not_fit_are_one_line(tmp_path: Path, capsys: Capture, monk
     shutil.rmtree(larger / "train")  # images of another size are scaled, and the test images alone are enough
     assert evaluate.main([*again, str(larger), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["samples"] == 6
+
+
+def untrained(run: Path, data: Path) -> Path:
+    """The run folder of a network with its first weights."""
+    run.mkdir()
+    config = parse(["--dataset", "folder", "--data-dir", str(data), "--model", "small"])
+    facts = DatasetFacts.of(load_on_ranks("folder", config.data, Ranks()))
+    network = create_from_options(config.model, len(facts.classes), facts.image_shape, CPU)
+    save_state_dict(run / "best_model.pth", network.state_dict())
+    (run / "config.yaml").write_text(dump(config))
+    (run / "dataset.json").write_text(facts.dump())
+    return run
+
+
+def test_changed_and_bad_test_images_are_accepted_by_an_option(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DDP_TRAIN_CACHE", str(tmp_path / "cache"))
+    data = folder_of_images(tmp_path / "data", ("cat", "dog"))
+    words = ["--checkpoint", str(untrained(tmp_path / "run", data)), "--device", "cpu"]
+    (data / "test" / "cat" / "0.png").rename(data / "test" / "dog" / "relabelled.png")
+    assert evaluate.main(words) == 2
+    assert "has vanished" in (error := capsys.readouterr().err) and "--changed-data accept" in error
+    assert evaluate.main([*words, "--changed-data", "accept", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["per_class"]
+    assert [row["samples"] for row in rows] == [2, 4]
+    (data / "test" / "dog" / "bad.png").write_bytes(b"no image")
+    assert evaluate.main([*words, "--on-bad-sample", "skip"]) == 2
+    assert "error: --on-bad-sample skip: 1 of the 7 images of test are bad" in capsys.readouterr().err
+
+
+def test_the_batch_size_counts_however_small_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DDP_TRAIN_CACHE", str(tmp_path / "cache"))
+    data = folder_of_images(tmp_path / "data", ("cat", "dog"))
+    saved = open_saved_model(str(untrained(tmp_path / "run", data)), CPU)
+    dataset = load_split(saved, None, Ranks())
+    for size, sizes in ((1, [1] * 6), (4, [4, 2]), (5, [5, 1]), (512, [6])):
+        assert sorted(len(batch.labels) for batch in batches_of(dataset, saved, Ranks(), size)) == sorted(sizes)
+
+
+def test_a_run_with_wandb_is_opened_where_wandb_is_not_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DDP_TRAIN_CACHE", str(tmp_path / "cache"))
+    run = untrained(tmp_path / "run", folder_of_images(tmp_path / "data", ("cat", "dog")))
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(text.replace("wandb: false", "wandb: true"))
+    monkeypatch.setattr("ddp_train.config.validation._installed", lambda package: False)
+    assert open_saved_model(str(run), CPU).config.diagnostics.wandb

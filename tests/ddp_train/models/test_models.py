@@ -193,6 +193,14 @@ def test_a_model_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
             create_model(name, num_classes=7, image_shape=(3, 8, 8))
 
 
+@pytest.mark.parametrize("error", ["ValueError", "AttributeError"])
+def test_an_error_inside_ones_own_module_is_shown(error: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / f"broken_{error}.py").write_text(f"def net(num_classes, image_shape): ...\nraise {error}('mine')\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((ValueError, AttributeError), match="mine"):
+        create_model(f"broken_{error}:net", num_classes=7, image_shape=(3, 8, 8))
+
+
 @pytest.mark.parametrize("name", ["small", "power"])
 def test_pooling_before_relu_is_pooling_after_it_to_the_bit(name: str) -> None:
     torch.manual_seed(0)

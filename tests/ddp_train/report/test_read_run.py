@@ -9,6 +9,7 @@ import pytest
 
 from ddp_core.errors import UserError
 from ddp_train.report.launches import Setting
+from ddp_train.report.page import state
 from ddp_train.report.read_run import read_run
 from tests.ddp_train.report.folders import PLAN, event, failure, history, write
 
@@ -50,6 +51,21 @@ def test_a_whole_run(tmp_path: Path) -> None:
     assert launch.failures[0].place == "step 12 (epoch 2), backward"
     assert (launch.troubles[1].change, launch.energy[0].joules) == ("GPU 1 is left out", 3.6e6)
     assert launch.waited_for is not None and launch.waited_for.shares == {0: {"forward": 0.5}}
+
+
+def test_a_config_file_of_another_program_is_no_setting(tmp_path: Path) -> None:
+    plan = PLAN | {"training": None}
+    files = {"events": [event("plan", plan=plan), event("end", status=0)], "config": "model: gpt\n"}
+    found = read_run(write(tmp_path / "run", **files))
+    assert (found.trained, found.config, found.problems) == (False, {}, ())
+    assert state(found, found.launches[-1])["words"] == "finished"
+    (found.folder / "config.yaml").write_text("a: [1")
+    assert read_run(found.folder).problems == ()
+    # The trainer's own file, before its first epoch; with every setting given, no other is decided.
+    trainer = PLAN | {"training": {"reasons": {}}}
+    found = read_run(write(tmp_path / "run", events=[event("plan", plan=trainer)], config="lr: 0.5\n"))
+    assert (found.trained, found.config) == (True, {"lr": 0.5})
+    assert read_run(write(tmp_path / "without launcher", config="lr: 0.5\n")).trained
 
 
 def test_each_start_of_the_launcher_is_apart(tmp_path: Path) -> None:

@@ -168,3 +168,63 @@ def test_the_errors_of_a_driver_say_whether_the_launch_can_go_on():
     assert (StuckDriverError.status, NoDevicesError.status) == (1, 2)
     assert child_process.SLOW_S == 5
     assert child_process.LIMIT_S <= 30
+
+
+def test_a_huge_limit_of_open_files_is_no_hang(fake_driver):
+    """Where close_range(2) is missing, os.closerange closes one number after the other."""
+    program = f"""
+import os
+os.sysconf = lambda name: 1073741816
+def close_each(low, high):
+    for number in range(low, high):
+        try:
+            os.close(number)
+        except OSError:
+            pass
+os.closerange = close_each
+{COMMAND}"""
+    done = run(fake_driver(TWO), "select", program=program)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "0,1\n", "")
+
+
+def test_the_child_keeps_no_descriptor_but_its_pipe():
+    script = """
+import os
+read = lambda note: sorted(map(int, os.listdir("/proc/self/fd")))
+kept = [open(os.devnull) for _ in range(20)]
+"""
+    found = answer_of(f"{script}print(*in_child(read))")
+    numbers = [int(number) for number in found.split()]
+    assert numbers[:3] == [0, 1, 2]
+    assert len(numbers) == 5, "the pipe, and the folder that is being listed"
+
+
+IGNORING = "import signal\nsignal.signal(signal.SIGCHLD, signal.SIG_IGN)\n"
+
+
+def test_an_ignored_sigchld_is_no_error(fake_driver):
+    """A supervisor's setting, which exec keeps; the kernel then reaps children by itself."""
+    done = run(fake_driver(TWO), "select", program=IGNORING + COMMAND)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "0,1\n", "")
+    done = run(fake_driver(TWO), "select", "--gpus", "9", program=IGNORING + COMMAND)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: unknown GPU '9'")
+    failing = "import subprocess, sys\nprint(subprocess.call([sys.executable, '-c', 'raise SystemExit(3)']))"
+    wrapped = f"{IGNORING}from ddp_core.cli import exit_status\ndef body():\n    exec({failing!r})\nexit_status(body)"
+    assert run({}, program=wrapped).stdout == "3\n"
+
+
+def test_a_library_user_who_ignores_sigchld_gets_answers_and_errors():
+    assert answer_of(f"{IGNORING}print(in_child(lambda note: 7))") == "7\n"
+    script = f"""
+{IGNORING}
+import os
+def read(note):
+    note("nvmlInit")
+    os._exit(5)
+try:
+    in_child(read)
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+    assert "StuckDriverError the NVIDIA driver library ended the process in " in answer_of(script)

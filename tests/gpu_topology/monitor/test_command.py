@@ -217,6 +217,7 @@ MISTAKES = {
     ("--interval", "-1"): "argument --interval: '-1' is not a number of seconds above 0",
     ("--interval", "nan"): "argument --interval: 'nan' is not a number of seconds above 0",
     ("--interval", "often"): "argument --interval: 'often' is not a number of seconds above 0",
+    ("--interval", "1e10"): "argument --interval: '1e10' is not a number of seconds up to 86400 (a day)",
     ("--seconds", "inf"): "argument --seconds: 'inf' is not a number of seconds of at least 0",
     ("--seconds", "-0.1"): "argument --seconds: '-0.1' is not a number of seconds of at least 0",
     ("--gpus", "2"): "unknown GPU '2': this machine has 0 to 1",

@@ -61,12 +61,25 @@ def test_links_that_are_down(topology: Topology, missing: list[tuple[int, int, i
 
 def test_a_card_without_any_link_on_a_board_of_linked_ones() -> None:
     assert without_any(board(B200, [18, 18, 0, 18], (10, 0))) == {2}
+    assert without_any(board("Tesla V100-SXM3-32GB", [6, 6, 0, 6], (7, 0))) == {2}, "NVSwitch"
     assert without_any(board(PCIE, [12, 12, 0])) == frozenset(), "two with a bridge, one without"
     assert without_any(board(PCIE, [12, 12, 12, 0])) == {3}, "three in a full mesh are no bridge"
     assert without_any(board(B200, [0, 0, 0, 0], (10, 0))) == frozenset()
 
 
+@pytest.mark.parametrize("seen", [(0, 1, 2, 7), (0, 1, 6), (0, 2, 5), (0, 6)])
+def test_a_part_of_a_board_without_nvswitch_has_no_fault(seen: tuple[int, ...]) -> None:
+    """The links of a DGX-1's GPU may all lead to GPUs that this job does not see."""
+    machine = json.loads((HERE / "dgx1v_8xv100.json").read_text())
+    machine["gpus"] = [machine["gpus"][index] for index in seen]
+    for key in ("matrix", "pcie_matrix"):
+        machine[key] = [[machine[key][a][b] for b in seen] for a in seen]
+    topology = to_topology(machine)
+    assert (down(topology), without_any(topology), all_inactive(topology)) == ([], frozenset(), ())
+
+
 def test_a_board_whose_links_are_all_inactive() -> None:
     assert all_inactive(board(H100, [0, 0, 0, 0])) == (0, 1, 2, 3)
+    assert all_inactive(board("Tesla V100-SXM3-32GB", [0, 0], (7, 0))) == (0, 1)
     assert all_inactive(board(PCIE, [0, 0, 0, 0])) == ()
     assert all_inactive(board(H100, [0])) == (), "one card has nothing to be linked to"

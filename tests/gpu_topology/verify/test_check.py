@@ -13,6 +13,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ from gpu_topology.select.select import SelectionRequest, select
 from gpu_topology.topology import Topology
 from gpu_topology.verify.check import check, usual_limit_s
 from gpu_topology.verify_cache import Verdict, recall
-from tests.fake_nvml.machine import to_topology
+from tests.fake_nvml.machine import load_machine, to_topology
 
 ROOT = Path(__file__).parents[3]
 MARK = "VERIFY_TEST_MARK"
@@ -290,6 +291,7 @@ def test_many_pairs_have_more_time() -> None:
         (["--time-limit", "0"], "'0' is not a whole number of seconds from 1 to 3600"),
         (["--time-limit", "1e308"], "'1e308' is not a whole number"),
         (["--time-limit", str(2**63)], "is not a whole number"),
+        (["--cpu", "--nproc", "0"], "--nproc 0: on the CPU from 1 to 64"),
         (["--cpu", "--nproc", "65"], "--nproc 65: on the CPU from 1 to 64"),
         (["--nproc", "0"], "count is 0"),
         (["--gpus", "7"], "unknown GPU '7'"),
@@ -307,3 +309,48 @@ def test_a_python_without_torch_is_told() -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert done.stderr == f"error: verify needs torch, which is not installed in {sys.executable}\n"
+
+
+# Runs verify up to the point where it would start its job.
+WITHOUT_TORCH = """
+import signal, sys
+from gpu_topology import cli
+from gpu_topology.driver import child_process
+sys.modules["torch"] = None
+child_process.LIMIT_S = 0.5
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+status = cli.main(sys.argv[1:])
+print(signal.getsignal(signal.SIGHUP) is signal.SIG_IGN)
+sys.exit(status)
+"""
+
+
+def prepare(env: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", WITHOUT_TORCH, "verify", *arguments]
+    return subprocess.run(command, cwd=ROOT, env={**os.environ, **env}, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize("faults", [[], [{"call": "nvmlInitWithFlags", "error": "HANG"}]], ids=["sound", "stuck"])
+def test_the_cpu_needs_no_gpu_and_no_driver(fake_driver: Callable[..., dict[str, str]], faults: list[object]) -> None:
+    env = fake_driver({**load_machine("rtx3090_2x_nvlink"), "faults": faults})
+    done = prepare(env, "--cpu", "--nproc", "4")
+    assert done.stderr == f"error: verify needs torch, which is not installed in {sys.executable}\n"
+
+
+def test_under_nohup_a_closed_terminal_ends_nothing() -> None:
+    assert prepare(NO_GPU, "--cpu").stdout == "True\n"
+
+
+def test_exclusive_gpus_are_not_opened_by_a_second_rank(tmp_path: Path, host: Host) -> None:
+    """In exclusive-process mode rank 0's copies would fail, which says nothing about peer access."""
+    script = tmp_path / "rank.py"
+    script.write_text(
+        scripted("def fault(step):\n if step.kind == 'copy': return 'CUDA-capable device(s) is/are busy'")
+    )
+    pair = to_topology("rtx3090_2x_nvlink")
+    gpus = tuple(replace(gpu, compute_mode="exclusive-process") for gpu in pair.gpus)
+    topology = replace(pair, gpus=gpus)
+    selection = select(topology, SelectionRequest())
+    verdict = check(topology, selection, host, worker=(str(script),), time_limit_s=300, keep=False)
+    assert (verdict.problem, verdict.settings) == (None, ())
+    assert [pair.way for pair in verdict.pairs] == ["nccl", "nccl"]

@@ -42,6 +42,13 @@ def test_the_model_follows_nvlinks_and_slots() -> None:
     assert model_gb_s(Topology(HGX.gpus), range(8)) is None, "no link is known"
 
 
+def test_mig_slices_have_no_model() -> None:
+    """Two slices of one GPU have its index twice, and no link of a whole GPU joins slices."""
+    sliced = replace(HGX, gpus=tuple(replace(gpu, mig_mode=True) for gpu in HGX.gpus))
+    assert model_gb_s(sliced, (0, 0, 1)) is None
+    assert model_gb_s(sliced, (0, 1)) is None
+
+
 def test_an_all_reduce_far_below_its_model_is_named() -> None:
     assert list(slow_links(230.0, HGX, range(8))) == []
     (line,) = slow_links(12.0, HGX, range(8))

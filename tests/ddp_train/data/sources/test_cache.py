@@ -1,16 +1,21 @@
 """The decoded cache: durable, whole or absent, made again when torn, elsewhere when it cannot be written."""
 
+import errno
+import fcntl
 import json
 import logging
 import multiprocessing
 import os
+import resource
 import signal
 import time
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 import pytest
 
+from ddp_core.errors import UserError
 from ddp_train.data.sources import cache
 
 ARRAY = np.arange(4096, dtype=np.uint8).reshape(64, 64)
@@ -157,6 +162,34 @@ def test_the_draft_of_a_killed_process_is_swept_and_a_living_one_is_not(cache_fo
     assert [name for name in left_over(cache_folder) if name.startswith(".draft")] == []
 
 
+def test_a_folder_without_locks_is_used(cache_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(file: IO[str], operation: int) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    write()
+    assert (cache_folder / KEY).is_dir()
+    assert left_over(cache_folder) == []
+
+
+def test_a_dead_draft_is_swept_where_a_lock_needs_a_writable_descriptor(
+    cache_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """flock(2), "NFS details"."""
+    lock = fcntl.flock
+
+    def lock_over_nfs(file: IO[str], operation: int) -> None:
+        if fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        lock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", lock_over_nfs)
+    (dead := cache_folder / ".draft-dead").mkdir(parents=True)
+    (dead / "lock").touch()
+    write()
+    assert left_over(cache_folder) == []
+
+
 def test_an_unwritable_folder_is_replaced_by_a_temporary_one(
     cache_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -197,6 +230,34 @@ def test_a_disk_that_is_too_small_is_found_before_writing(cache_folder: Path, ca
     with caplog.at_level(logging.WARNING), cache.begin(KEY, 10**18) as draft:
         assert draft.folder is None
     assert "GB free" in caplog.text
+
+
+def _write_with_a_quota(sizes: Any) -> None:
+    """Write an entry where a file may have 64 KiB: if the size is known before, and if it turns out to be larger."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
+    large = np.zeros(1 << 17, np.uint8)
+    with cache.begin(KEY, large.nbytes) as draft:
+        draft.put("pixels", large)
+        sizes.put((draft.folder, len(draft.commit({}).arrays["pixels"])))
+    try:
+        with cache.begin(KEY, 100) as draft:
+            draft.put("pixels", large)
+    except UserError as error:
+        sizes.put(str(error))
+
+
+@pytest.mark.timeout(60)
+def test_a_quota_is_found_before_decoding_or_said_in_one_line(cache_folder: Path) -> None:
+    """posix_fallocate(3) fails by a quota as by RLIMIT_FSIZE, and disk_usage knows neither."""
+    context = multiprocessing.get_context("fork")
+    found = context.Queue()
+    process = context.Process(target=_write_with_a_quota, args=(found,))
+    process.start()
+    assert found.get(timeout=30) == (None, 1 << 17)  # in memory
+    refusal = found.get(timeout=30)
+    assert refusal.startswith(f"{cache_folder}: no room for the decoded images (File too large); set DDP_TRAIN_CACHE")
+    process.join()
+    assert list(cache_folder.iterdir()) == []
 
 
 @pytest.mark.parametrize(

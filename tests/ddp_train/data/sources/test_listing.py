@@ -16,6 +16,7 @@ from PIL import Image
 from ddp_core.errors import UserError
 from ddp_train.config.options import DataOptions
 from ddp_train.data.sources import dataset, image_folder, listing
+from ddp_train.data.sources.samples import DatasetFacts
 
 Make = Callable[..., Path]
 
@@ -130,6 +131,24 @@ def test_a_split_may_lack_classes_but_have_none_of_its_own(make_folder: Make) ->
     (folder / "train" / "bee").mkdir()
     with pytest.raises(UserError, match="train/bee: no images in this class folder"):
         load(folder)
+
+
+def test_an_empty_class_folder_in_test_is_accepted_for_training_and_for_evaluating(make_folder: Make) -> None:
+    folder = make_folder(classes=("ant", "bee", "cat"))
+    for image in (folder / "test" / "bee").iterdir():
+        image.unlink()
+    found = load(folder)
+    again = load(folder, trained=DatasetFacts.of(found))
+    for one in (found, again):
+        assert one.classes == ("ant", "bee", "cat") and one.test is not None
+        assert one.test.labels.tolist() == [0] * 3 + [2] * 3
+        lacking = [note for note in one.notes if "has no images of class bee" in note]
+        assert len(lacking) == 1
+    shutil.rmtree(folder / "train")
+    with pytest.raises(UserError, match="no class folders with images in it"):
+        for image in (folder / "test").rglob("*.png"):
+            image.unlink()
+        load(folder, trained=DatasetFacts.of(found))
 
 
 def test_special_files_end_nothing(make_folder: Make) -> None:
