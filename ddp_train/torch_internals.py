@@ -107,11 +107,20 @@ def any_not_finite(tensors: Sequence[Tensor], bad: Tensor, one: Tensor) -> bool:
     """
     check = getattr(torch, "_amp_foreach_non_finite_check_and_unscale_", None)
     if check is None:
-        return not all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
-    check(tensors, bad, one)
+        return not all(bool(torch.isfinite(_numbers(tensor)).all()) for tensor in tensors)
+    try:
+        check(tensors, bad, one)
+    except RuntimeError:  # asking every tensor for its kind beforehand takes longer
+        check([_numbers(tensor) for tensor in tensors], bad, one)
     if found := bool(bad):
         bad.zero_()
     return found
+
+
+def _numbers(tensor: Tensor) -> Tensor:
+    """The numbers as GradScaler's kernel takes them: those that a sparse tensor stores, and complex ones as pairs."""
+    values = tensor.coalesce().values() if tensor.is_sparse else tensor
+    return torch.view_as_real(values.resolve_conj()) if values.is_complex() else values
 
 
 def is_watched(one: Optimizer) -> bool:

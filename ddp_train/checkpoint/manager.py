@@ -7,6 +7,7 @@ statistics, state of techniques) is gathered as it is, and each rank gets its ow
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -21,6 +22,7 @@ from ddp_train.checkpoint import format as checkpoint_format
 from ddp_train.checkpoint import per_rank_state
 from ddp_train.checkpoint.async_writer import CheckpointWriter
 from ddp_train.checkpoint.progress import Advice, Progress
+from ddp_train.checkpoint.values import is_finite
 from ddp_train.config.validation import LATEST, Interval, resume_target
 from ddp_train.distributed.flag_exchange import FlagExchange
 from ddp_train.distributed.heartbeat import heartbeat
@@ -42,7 +44,7 @@ class Contents(Protocol):
         """Restore a saved state. Errors: KeyError, TypeError, ValueError, RuntimeError where it does not fit."""
 
     def weights(self) -> Iterable[Tensor]:
-        """Tensors that must be finite; otherwise the run is lost."""
+        """Tensors that must be finite, but for masks of minus infinity; otherwise the run is lost."""
 
     def why_not(self, saved: Mapping[str, Any], progress: Progress) -> str | None:
         """Why this run cannot resume at `progress` of the run described by `saved`; None: it can."""
@@ -158,10 +160,11 @@ class Saver:
 
     def _refuse_poison(self, progress: Progress) -> None:
         """Errors: TrainingDiverged, on all ranks, where weights or buffers are not finite on any rank."""
-        values = [v for v in self._contents.weights() if v.is_floating_point() and v.numel()]
-        bad = bool(values) and not bool(
-            torch.isfinite(torch.stack([n.double() for n in foreach("norm", values)])).all()
-        )
+        weights = [v for v in self._contents.weights() if isinstance(v, Tensor)]  # else a module's extra state
+        values = [v for v in weights if v.is_floating_point() and v.numel()]
+        norms = torch.stack([n.double() for n in foreach("norm", values)]).tolist() if values else []
+        # A norm that is not finite decides nothing: it is infinite for large numbers, and for a mask of minus infinity.
+        bad = any(not is_finite(v) for v, norm in zip(values, norms, strict=True) if not math.isfinite(norm))
         if self._flag_exchange.exchange({"not_finite": bad})["not_finite"]:
             epoch = progress.epoch + 1 if progress.step_in_epoch else progress.epoch  # finished: already counted
             raise TrainingDiverged(

@@ -70,13 +70,13 @@ def not_finite(state: object) -> str | None:
             waiting += [(f"{where}[{key!r}]", item) for key, item in reversed(value.items())]
         elif isinstance(value, (list, tuple)):
             waiting += [(f"{where}[{index}]", item) for index, item in enumerate(value)]
-        elif isinstance(value, torch.Tensor) and not _is_finite(value):
+        elif isinstance(value, torch.Tensor) and not is_finite(value):
             count = int((~value.isfinite()).sum())
             return f"{where} holds {count:,} values of {value.numel():,} that are NaN or infinite"
     return None
 
 
-def _is_finite(tensor: torch.Tensor) -> bool:
+def is_finite(tensor: torch.Tensor) -> bool:
     """Whether all values are finite; a mask of 0 and -inf counts as finite."""
     if not (tensor.is_floating_point() or tensor.is_complex()) or tensor.numel() == 0:
         return True

@@ -86,13 +86,16 @@ class Averaged:
             yield from window.batches
 
 
-def seed_shard(device: torch.device, moment: Moment) -> None:
+def seed_shard(device: torch.device, moment: Moment, batch: int = 0) -> None:
     """Seed the generators that a shard's passes can draw from (dropout): no generator state needs saving.
+
+    batch: its number among batches with the same moment: those of a user's own loop without a step between them.
 
     torch.manual_seed is not used: it also queues the call, with a stack trace, for every device that is not in use yet,
     which on a CPU takes milliseconds a step and ever more memory.
     """
-    seed = moment.key(keyed_random.DROPOUT) % 2**63
+    key = moment.key(keyed_random.DROPOUT)
+    seed = (keyed_random.key(key, batch, keyed_random.DROPOUT) if batch else key) % 2**63
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.default_generators[device.index].manual_seed(seed)

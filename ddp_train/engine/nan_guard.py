@@ -90,7 +90,8 @@ class NanGuard:
         if not norms:
             return 0
         total = torch.stack(norms).sum()
-        bad = (total - total).ne_(0)  # 1 or 0: a number that is not finite minus itself is NaN
+        # 1 or 0: a number that is not finite minus itself is NaN. Fused optimizers read it as float32.
+        bad = (total - total).ne_(0).float()
         if self._scaled:
             self._skipped = self._skipped + bad
             return 0

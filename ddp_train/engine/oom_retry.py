@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ddp_core.errors import SharedError
+from ddp_train.buffers import CurrentBuffers
 from ddp_train.config.batch_split import ceil_div, split
 from ddp_train.engine.components import Components
 from ddp_train.engine.metrics import Metrics
@@ -163,19 +164,28 @@ class _BufferBackup:
     """Copies of the network's buffers: what a step changes before the weights."""
 
     def __init__(self, network: nn.Module) -> None:
+        self._buffers = CurrentBuffers(network)
+        self._copy()
+
+    def _copy(self) -> None:
+        """Make new copies, one list for each kind of tensor."""
         by_kind: dict[object, list[Tensor]] = {}
-        for tensor in network.buffers():
+        for tensor in self._buffers.tensors:
             by_kind.setdefault((tensor.dtype, tensor.device), []).append(tensor)
         self._pairs = [(tensors, [tensor.clone() for tensor in tensors]) for tensors in by_kind.values()]
 
     @torch.no_grad()
     def take(self) -> None:
         """Copy the buffers."""
+        if self._buffers.replaced():
+            self._copy()
+            return
         for tensors, copies in self._pairs:
             foreach("copy_", copies, tensors)
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Copy the buffers back."""
+        """Copy the buffers back, into the tensors that the network had."""
+        self._buffers.put(self._buffers.tensors)
         for tensors, copies in self._pairs:
             foreach("copy_", tensors, copies)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -40,10 +41,17 @@ class Kept:
         if name not in objects or not isinstance(objects[name], PLAIN):
             what = "is kept as an object" if name in objects else "was not given to run.keep()"
             raise UserError(f"kept.{name} = ...: {name} {what}: only plain values that were kept can be set")
+        value = _number(value)
         if not isinstance(value, PLAIN):
             raise UserError(
                 f"kept.{name} = ...: a {_kind(value)} is no plain value; .item() makes a number of a tensor"
             )
+        try:
+            checked_copy({name: value}, "kept", lambda tensor: tensor)
+        except TypeError as error:
+            raise UserError(
+                f"kept.{name} = ...: {error}; .item() makes a number of NumPy's, dict() a dict of a Counter"
+            ) from None
         objects[name] = value
 
 
@@ -62,8 +70,7 @@ class KeptState:
     def add(self, things: Mapping[str, Any]) -> None:
         """Keep these, and restore those that the checkpoint has. Errors: UserError that names the argument."""
         for name, thing in things.items():
-            if isinstance(thing, nn.Module):
-                thing = unwrapped(thing)
+            thing = unwrapped(thing) if isinstance(thing, nn.Module) else _number(thing)
             if name in self._objects:
                 raise UserError(f"run.keep({name}=...): {name} is kept already")
             try:
@@ -135,6 +142,11 @@ def _kind(thing: object) -> str:
     return f"{type(thing).__module__}.{type(thing).__qualname__}".removeprefix("builtins.")
 
 
+def _number(value: Any) -> Any:
+    """A number of NumPy's as Python's, which a checkpoint can hold; any other value as it is."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
 def _part_of(thing: Any) -> str:
     if isinstance(thing, nn.Module):
         return "model"
@@ -154,8 +166,26 @@ def _state_of(thing: Any) -> Any:
         return thing
     if hasattr(thing, "state_dict") and hasattr(thing, "load_state_dict"):
         state = thing.state_dict()
-        return dict(state) if isinstance(state, dict) and not isinstance(thing, nn.Module) else state
+        return _without_counters(dict(state)) if isinstance(state, dict) and not isinstance(thing, nn.Module) else state
     raise _CannotBeKept
+
+
+def _without_counters(state: Any) -> Any:
+    """A state with dicts in place of Counters, which a checkpoint cannot hold (torch's MultiStepLR has one)."""
+    if type(state) in (dict, Counter):
+        return {name: _without_counters(value) for name, value in state.items()}
+    return [_without_counters(value) for value in state] if type(state) is list else state
+
+
+def _with_counters(state: Any, now: Any) -> Any:
+    """A saved state with Counters again where the state `now` has them."""
+    if isinstance(now, Counter):
+        return Counter(state)
+    if isinstance(now, dict) and type(state) is dict:
+        return {name: _with_counters(value, now.get(name)) for name, value in state.items()}
+    if isinstance(now, list) and type(state) is list and len(now) == len(state):
+        return [_with_counters(*pair) for pair in zip(state, now, strict=True)]
+    return state
 
 
 def _load(thing: Any, state: Any) -> Any:
@@ -177,5 +207,5 @@ def _load(thing: Any, state: Any) -> Any:
     elif isinstance(thing, PLAIN):
         return state
     else:
-        thing.load_state_dict(state)
+        thing.load_state_dict(_with_counters(state, thing.state_dict()))
     return thing

@@ -26,7 +26,7 @@ from ddp_train.data.pipeline.window import micro_batches
 from ddp_train.data.sources.decode import end_with_parent
 from ddp_train.distributed.heartbeat import heartbeat
 from ddp_train.library.order import OrderedSampler
-from ddp_train.library.reading import BatchReader, Request
+from ddp_train.library.reading import BatchReader, Request, with_values
 
 ALL = -1
 """As the start of a pass through the data: nothing of it is left."""
@@ -294,7 +294,9 @@ def to_device(batch: Any, device: torch.device) -> Any:
     if device.type == "cpu":
         return batch
     if isinstance(batch, Mapping):
-        return {name: to_device(value, device) for name, value in batch.items()}
+        return with_values(batch, {name: to_device(value, device) for name, value in batch.items()})
+    if isinstance(batch, tuple) and callable(getattr(type(batch), "to", None)):  # PackedSequence: a part stays here
+        return batch.to(device)  # type: ignore[attr-defined]
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
         return type(batch)(*(to_device(value, device) for value in batch))
     if type(batch) in (list, tuple):

@@ -67,10 +67,12 @@ def _sampler(dataset: Any, batch_size: int, ordering: Ordering, ranks: Ranks) ->
 
 
 def _refuse_options(options: Mapping[str, Any]) -> None:
-    """Errors: UserError for an option that DataLoader does not have, also where no worker would use it."""
+    """Errors: UserError for an option that does not exist or cannot work, also where no worker would use it."""
     known = set(inspect.signature(DataLoader.__init__).parameters) - OWN - NOT_HERE
     for name in options:
         if name not in known:
             near = difflib.get_close_matches(name, known | OWN, 1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise UserError(f"run.loader({name}=...): neither it nor torch's DataLoader has this option{hint}")
+    if not options.get("in_order", True):
+        raise UserError("run.loader(in_order=False): batches are matched with their samples by their order")

@@ -9,7 +9,7 @@ in the step with a gradient of zero.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from ddp_core.errors import UserError
 from ddp_train.distributed.allreduce_hook import AllreduceHook
 from ddp_train.distributed.process_group import Ranks
 from ddp_train.distributed.shm_allreduce import share
-from ddp_train.library.reading import CannotBeEmpty, emptied
+from ddp_train.library.reading import CannotBeEmpty, emptied, with_values
 from ddp_train.torch_internals import can_complete_allreduces
 
 _UNUSED = "find_unused_parameters"
@@ -36,11 +36,15 @@ class Joined(DistributedDataParallel):
     def __init__(self, network: nn.Module, samples: Samples, **options: Any) -> None:
         super().__init__(network, **options)
         self._samples = samples
+        self.averages = False
+        """Whether the next backward pass that reaches the network averages its gradients over the ranks."""
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
         """The network's forward pass; gradients of its parameters are averaged over the ranks."""
         if self.reducer is None:
             return self.module(*inputs, **named)
+        if torch.is_grad_enabled() and self.require_backward_grad_sync:
+            self.averages = True
         fewest, most = self._samples()
         if fewest == 0 and (most == 0 or not _same(inputs, named)):
             return self._without_samples(inputs, named)
@@ -95,8 +99,8 @@ def _made_up(value: Any, samples: int) -> Any:
     """`value` with each empty tensor replaced by zeros for `samples` samples."""
     if isinstance(value, Tensor) and not value.numel():
         return value.new_zeros([size or samples for size in value.shape])
-    if isinstance(value, dict):
-        return {name: _made_up(item, samples) for name, item in value.items()}
+    if isinstance(value, Mapping):
+        return with_values(value, {name: _made_up(item, samples) for name, item in value.items()})
     if type(value) in (list, tuple):
         return type(value)(_made_up(item, samples) for item in value)
     return value
@@ -106,7 +110,7 @@ def _same(*values: Any) -> bool:
     """Whether no tensor in the values is empty."""
     return all(
         _same(*value.values())
-        if isinstance(value, dict)
+        if isinstance(value, Mapping)
         else _same(*value)
         if type(value) in (list, tuple)
         else not (isinstance(value, Tensor) and not value.numel())
@@ -123,6 +127,12 @@ def join(
 ) -> Joined:
     """`network` for several ranks; all take rank 0's weights. `options`: of DistributedDataParallel."""
     known = inspect.signature(DistributedDataParallel.__init__).parameters
+    for name, module in unwrapped(network).named_modules():
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse and module.weight.requires_grad:
+            raise UserError(
+                f"run.model(): {name or 'the network'} is an {type(module).__name__} with sparse=True, whose gradients "
+                "the ranks cannot join: use sparse=False"
+            )
     if unknown := options.keys() - known.keys():
         raise UserError(f"run.model(): DistributedDataParallel has no option {', '.join(sorted(unknown))}")
     # torch 2.15 renamed the option and warns about the old name.
@@ -154,7 +164,8 @@ def settle_forward(joined: Joined) -> Callable[[], Tensor]:
 
     def total(*_: object) -> Tensor:
         """The sum of all trainable parameters, in place of the network's output."""
-        return torch.stack([parameter.sum().double() for parameter in parameters]).sum()
+        numbers = [torch.view_as_real(p) if p.is_complex() else p for p in parameters]
+        return torch.stack([number.sum().double() for number in numbers]).sum()
 
     def forward() -> Tensor:
         """One pass through the wrapper, in which `total` replaces the network's forward."""

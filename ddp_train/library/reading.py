@@ -3,13 +3,14 @@
 What a dataset draws while it reads a sample (torch, NumPy, random) is keyed by (seed, epoch, sample): the same on any
 number of ranks and workers, and after a resume. Most datasets draw nothing, so a part is first read with the generators
 as they are. Only if a generator has moved is the part read again, with separate seeds for each sample; all parts after
-it are read in that way at once.
+it are read in that way at once. The same holds for a function that collates: its key is that of the first sample.
 
 A rank without samples of a global batch gets an empty batch: tensors of length 0 where the others have their samples.
 """
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import functools
 import random
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils.data import Dataset, TensorDataset, default_collate, get_worker_info
 
 from ddp_train.data.augment import keyed_random
@@ -46,7 +48,7 @@ class BatchReader(Dataset[Any]):
         self._dataset, self._collate, self._seed = dataset, collate or default_collate, seed
         # Tensors are indexed as a whole, without a Python call for each sample: the values are the same.
         self._tensors = dataset.tensors if type(dataset) is TensorDataset and collate is None else None
-        self._draws = False
+        self._draws = self._collate_draws = False
         self._known: Any = None
 
     def __getitem__(self, request: Request) -> tuple[Any, bool]:
@@ -56,14 +58,37 @@ class BatchReader(Dataset[Any]):
             return [tensor[rows] for tensor in self._tensors], False
         if not indices:
             return self._empty(epoch)
-        samples = self._read(epoch, indices)
-        self._known = samples[-1]
-        return self._collate(samples), False
+        return self._collated(epoch, indices), False
 
     def _empty(self, epoch: int) -> tuple[Any, bool]:
         if self._known is None:
             self._known = self._read(epoch, [0])[0]
-        return empty_batch(self._collate, self._known)
+        return empty_batch(functools.partial(self._collate_keyed, epoch, 0), self._known)
+
+    def _collated(self, epoch: int, indices: Sequence[int]) -> Any:
+        first, samples = self._known is None, self._read(epoch, indices)
+        self._known = samples[-1]
+        if self._collate is default_collate:
+            return default_collate(samples)
+        if not self._collate_draws:
+            before = _Generators(thorough=first)
+            batch = self._collate(samples)
+            if not before.moved():
+                return batch
+            before.restore()
+            self._collate_draws = True
+            samples = self._read(epoch, indices)  # it may have changed them
+        return self._collate_keyed(epoch, indices[0], samples)
+
+    def _collate_keyed(self, epoch: int, index: int, samples: list[Any]) -> Any:
+        """Collate with generators seeded for the sample `index`."""
+        before = _Generators()
+        key = keyed_random.key(self._seed, epoch, keyed_random.COLLATING)
+        _seed_all(keyed_random.key(key, index, keyed_random.COLLATING))
+        batch = self._collate(samples)
+        if get_worker_info() is None:
+            before.restore()  # in the training process the generators are the user's
+        return batch
 
     def _read(self, epoch: int, indices: Sequence[int]) -> list[Any]:
         if not self._draws:
@@ -108,7 +133,9 @@ def emptied(one: Any, two: Any) -> Any:
             raise CannotBeEmpty
         return one[tuple(slice(0, 0 if a != b else None) for a, b in zip(one.shape, two.shape, strict=True))]
     if isinstance(one, Mapping):
-        return {name: emptied(value, two[name]) for name, value in one.items()}
+        return with_values(one, {name: emptied(value, two[name]) for name, value in one.items()})
+    if isinstance(one, PackedSequence):  # a namedtuple whose fields belong together
+        raise CannotBeEmpty
     if isinstance(one, tuple) and hasattr(one, "_fields"):
         return type(one)(*map(emptied, one, two))
     if type(one) in (list, tuple):
@@ -118,6 +145,20 @@ def emptied(one: Any, two: Any) -> Any:
     if isinstance(one, int | float) and isinstance(two, int | float):
         return 2 * one - two  # a count goes down to 0, what is the same stays
     raise CannotBeEmpty
+
+
+def with_values(mapping: Mapping[Any, Any], values: dict[Any, Any]) -> Any:
+    """A copy of the mapping, of its class, with these values for its names; `values` where it does not take them."""
+    if type(mapping) is dict:
+        return values
+    try:
+        clone: Any = copy.copy(mapping)
+        for name, value in values.items():
+            clone[name] = value
+        taken = all(clone[name] is value for name, value in values.items())
+    except (TypeError, RuntimeError, ValueError):  # read-only, or with rules of its own, such as one length for all
+        return values
+    return clone if taken else values
 
 
 class _Generators:

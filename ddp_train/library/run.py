@@ -222,7 +222,8 @@ class Run:
         """
         self._before_epochs("run.loader()")
         halved = self._halved[len(self._loaders) :]
-        accumulate = max(accumulate, halved[0]) if halved and isinstance(accumulate, int) else accumulate
+        if halved and isinstance(accumulate, int) and isinstance(batch_size, int):
+            accumulate = max(accumulate, min(halved[0], batch_size))  # batch_size may be smaller than it was
         place, order = Turns(self), Ordering(self.seed, shuffle, drop_last, sampler)
         loader = create(place, dataset, batch_size, order, self.ranks, collate_fn, accumulate, num_workers, options)
         return self._added(loader)

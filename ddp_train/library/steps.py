@@ -13,7 +13,6 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from ddp_core.errors import UserError
 from ddp_train.distributed.heartbeat import heartbeat
@@ -21,7 +20,9 @@ from ddp_train.distributed.process_group import average_buffers
 from ddp_train.engine.components import LoopParts
 from ddp_train.engine.gradient_sync import seed_shard
 from ddp_train.engine.loop import Loop
+from ddp_train.library.late_gradients import LateGradients
 from ddp_train.library.loader import Loader, Part
+from ddp_train.library.model import Joined
 from ddp_train.technique import Moment, Technique
 
 
@@ -33,10 +34,11 @@ class Steps:
         parts: LoopParts,
         loop: Loop,
         networks: Sequence[nn.Module],
-        joined: Sequence[DistributedDataParallel],
+        joined: Sequence[Joined],
         techniques: Sequence[Technique],
     ) -> None:
         self._parts, self._loop, self._networks, self._joined = parts, loop, networks, joined
+        self._late = LateGradients(joined, parts.ranks)
         self._parameters = [parameter for network in networks for parameter in network.parameters()]
         self._known = {id(parameter) for parameter in self._parameters}
         self._of: dict[int, list[nn.Parameter]] = {}
@@ -49,6 +51,8 @@ class Steps:
         self.part: Part | None = None
         self._moment = Moment(0, 0, parts.seed, parts.ranks.rank)
         """The moment of the running step."""
+        self._batches = 0
+        """Batches of the running pass since the last step, the present one included."""
         self.optimizer: torch.optim.Optimizer | None = None
         """The optimizer of the latest step."""
         self._owner: Loader | None = None
@@ -82,6 +86,7 @@ class Steps:
 
     def begin(self, loader: Loader, part: Part) -> None:
         """Hand a batch to the loop's body; the first of a step begins the step."""
+        starts = loader not in self._active
         self.part = self._active[loader] = part
         if self._owner is not loader:
             return
@@ -99,7 +104,8 @@ class Steps:
                     self._parts.saver.restore_generators()
             heartbeat.at(progress.epoch, progress.step)
             self._moment = Moment(progress.epoch, progress.step, self._parts.seed, ranks.rank)
-            seed_shard(self.device, self._moment)
+            self._batches = 1 if starts else self._batches + 1
+            seed_shard(self.device, self._moment, self._batches - 1)
             self._loop.begin_step()
 
     def end(self, loader: Loader) -> None:
@@ -119,9 +125,10 @@ class Steps:
         owner, self._owner = self._owner, None
         if not self._stepped or owner is None:
             return
-        self._stepped = False
+        self._stepped, self._batches = False, 0
         for parameter in self._parameters:  # a loss may leave gradients in networks it does not train, as in a GAN
             parameter.grad = None
+        self._late.clear()
         self._end_scale()
         for after_step in self._after_step:
             after_step(self._moment)
@@ -156,7 +163,9 @@ class Steps:
         if self._scaled and all(parameter.grad is None for parameter in self._parameters):
             self._end_scale()
         heartbeat.beat("backward")
+        marks = self._late.before()
         self._parts.precision.backward(loss, weight, retain_graph=retain_graph)
+        self._late.after(marks)
         heartbeat.beat("forward")
 
     def _part_of(self, loader: Loader | None) -> Part:
@@ -203,6 +212,8 @@ class Steps:
 
         def apply() -> None:
             """Exchange the flags and take the optimizer's step."""
+            if self._late.average(parameters):
+                self._loop.boundary.begin_step()  # the flags of an exchange in a backward pass came before these
             self._loop.exchange_flags(optimizer, parameters, self._moment)
             self._loop.apply(optimizer, parameters, self._prepare(parameters), last=False)
             if self._parts.precision.scales:
@@ -221,7 +232,7 @@ class Steps:
 
     def _gradients(self, closure: Callable[[], object], *, communicate: bool = True, count: bool = True) -> None:
         """See technique.Gradients: the same draws in each pass."""
-        seed_shard(self.device, self._moment)
+        seed_shard(self.device, self._moment, self._batches - 1)
         self._counts = count
         with ExitStack() as apart:
             for model in () if communicate else self._joined:

@@ -282,18 +282,18 @@ def _row(record: EpochRecord) -> dict[str, Any]:
 
 def _record(epoch: Mapping[str, Any]) -> EpochRecord:
     """A record from its JSON form: null is NaN."""
-    split = split_of(epoch)
-    found = {name: epoch.get(_in_file(name, split)) for name in (*_COLUMNS, "balanced_accuracy")}
+    split, own = split_of(epoch), {name: epoch.get(name) for name in epoch.get("columns", ())}
+    names = {name: _in_file(name, split) for name in (*_COLUMNS, "balanced_accuracy")}
+    found = {name: None if column in own else epoch.get(column) for name, column in names.items()}
     values: dict[str, Any] = {name: math.nan if value is None else value for name, value in found.items()}
     extra = {name: math.nan if value is None else value for name, value in epoch.get("extra", {}).items()}
-    own = {name: epoch.get(name) for name in epoch.get("columns", ())}
     columns = {name: math.nan if value is None else value for name, value in own.items()}
     return EpochRecord(**values, split=split, extra=extra, columns=columns)
 
 
 def split_of(epoch: Mapping[str, Any]) -> str:
-    """The split that an epoch of a history was evaluated on."""
-    return "val" if "val_loss" in epoch else "test"
+    """The split that an epoch of a history was evaluated on; a user's own column may be named val_loss, too."""
+    return "val" if "val_loss" in epoch and "val_loss" not in epoch.get("columns", ()) else "test"
 
 
 def _in_file(name: str, split: str) -> str:
@@ -315,6 +315,8 @@ def _fault(document: dict[str, Any]) -> str | None:
     for index, epoch in enumerate(epochs):
         if not isinstance(epoch, dict):
             return f"epochs[{index}] is not an object"
+        if not isinstance(epoch.get("columns", []), list):
+            return f"epochs[{index}].columns is {epoch['columns']!r}, not a list"
         for name in (_in_file(column, split_of(epoch)) for column in _COLUMNS):
             value = epoch.get(name, "missing")
             if isinstance(value, bool) or not isinstance(value, (int, float, type(None))):

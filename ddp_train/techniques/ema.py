@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from ddp_train.buffers import CurrentBuffers
 from ddp_train.technique import Context, Moment, Technique
 from ddp_train.torch_internals import foreach
 
@@ -39,11 +40,18 @@ class _Ema:
     def __init__(self, network: nn.Module, decay: float, warmup: bool) -> None:
         self._most, self._warmup = decay, warmup
         self.averaged = AveragedModel(network)
+        self._parameters = [*zip(self.averaged.module.parameters(), network.parameters(), strict=True)]
+        self._mine, self._its = CurrentBuffers(self.averaged.module), CurrentBuffers(network)
+        self._pair()
+
+    def _pair(self) -> None:
+        """Pair the averages with the values that they follow; a buffer that changed its kind starts afresh."""
+        pairs = zip(self._mine.tensors, self._its.tensors, strict=True)
+        self._mine.put([a if (a.shape, a.dtype) == (v.shape, v.dtype) else v.detach().clone() for a, v in pairs])
         self._values: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
         """The averages and the values that they follow, by dtype."""
         self._counts: list[tuple[Tensor, Tensor]] = []
-        averages = chain(self.averaged.module.parameters(), self.averaged.module.buffers())
-        for average, value in zip(averages, chain(network.parameters(), network.buffers()), strict=True):
+        for average, value in chain(self._parameters, zip(self._mine.tensors, self._its.tensors, strict=True)):
             if average.is_floating_point():
                 of_type = self._values.setdefault(average.dtype, ([], []))
                 of_type[0].append(average)
@@ -57,6 +65,8 @@ class _Ema:
         # The warm-up of TensorFlow's ExponentialMovingAverage: the first averages are over few steps.
         decay = min(self._most, (1 + moment.step) / (10 + moment.step)) if self._warmup else self._most
         first = not self.averaged.n_averaged  # on the host
+        if any([self._mine.replaced(), self._its.replaced()]):
+            self._pair()
         for averages, values in self._values.values():
             foreach("copy_", averages, values) if first else foreach("lerp_", averages, values, 1 - decay)
         for mine, its in self._counts:

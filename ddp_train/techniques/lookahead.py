@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ddp_train.buffers import CurrentBuffers
 from ddp_train.technique import Context, Moment, Technique
 
 
@@ -30,10 +31,13 @@ class _Lookahead:
         self._network, self._steps, self._alpha = network, steps, alpha
         # A copy of the weights that shares the buffers of the trained network.
         self.slow = copy.deepcopy(network, {id(buffer): buffer for buffer in network.buffers()})
+        self._slows, self._networks = CurrentBuffers(self.slow), CurrentBuffers(network)
 
     @torch.no_grad()
     def after_step(self, moment: Moment) -> None:
         """After every K steps of the run, move the slow weights and restart the fast ones from them."""
+        if self._networks.replaced():
+            self._slows.put(self._networks.tensors)
         if (moment.step + 1) % self._steps == 0:
             for slow, fast in zip(self.slow.parameters(), self._network.parameters(), strict=True):
                 slow.lerp_(fast, self._alpha)

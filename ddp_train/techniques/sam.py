@@ -22,6 +22,7 @@ import torch
 from torch import nn
 from torch.nn.utils import get_total_norm
 
+from ddp_train.buffers import CurrentBuffers
 from ddp_train.technique import Context, Gradients, Technique
 
 LEAST_NORM = 1e-12
@@ -47,16 +48,17 @@ class _Sam:
         gradients(communicate=False)
         moved = [p for p in self._network.parameters() if p.grad is not None]
         weights = [p.detach().clone() for p in moved]
-        buffers = list(self._network.buffers())
-        statistics = [b.clone() for b in buffers]
+        buffers = CurrentBuffers(self._network)
+        statistics = [b.clone() for b in buffers.tensors]
         climb(moved, self._rho)
         optimizer.zero_grad(set_to_none=True)
         try:
             gradients(count=False)
         finally:
+            buffers.put(buffers.tensors)
             with torch.no_grad():
                 # Copied back, not subtracted: the values are the same bit for bit.
-                for target, source in zip((*moved, *buffers), (*weights, *statistics), strict=True):
+                for target, source in zip((*moved, *buffers.tensors), (*weights, *statistics), strict=True):
                     target.copy_(source)
         apply()
 

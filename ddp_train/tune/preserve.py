@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ddp_train.buffers import CurrentBuffers
 from ddp_train.technique import Stateful
 
 Part = nn.Module | torch.optim.Optimizer | Stateful
@@ -56,13 +57,15 @@ def _keep(part: Part) -> Restore:
 
 def _module(module: nn.Module) -> Restore:
     """Copy parameters, buffers, gradients and modes; returns a function that restores them in place."""
-    tensors = [(tensor, _copy(tensor)) for tensor in (*module.parameters(), *module.buffers())]
+    buffers = CurrentBuffers(module)
+    tensors = [(tensor, _copy(tensor)) for tensor in (*module.parameters(), *buffers.tensors)]
     gradients = [(p, p.grad, None if p.grad is None else _copy(p.grad)) for p in module.parameters()]
     modes = [(part, part.training) for part in module.modules()]
 
     @torch.no_grad()
     def restore() -> None:
-        """Copy the saved tensors, gradients and modes back."""
+        """Copy the saved tensors, gradients and modes back; a buffer is the tensor again that it was."""
+        buffers.put(buffers.tensors)
         for tensor, value in tensors:
             tensor.copy_(value)
         for parameter, gradient, before in gradients:

@@ -17,8 +17,9 @@ from torch import Tensor
 
 # Purposes: the order of the samples in an epoch; crop, flip and erasing of a sample in an epoch; which samples of a
 # dataset are held out; mixup and CutMix of a step; draws of layers in a step, by shard; the images of a class, and the
-# classes, that occur once more in an epoch; draws of a user's own dataset while it reads a sample.
-ORDER, AUGMENTATION, SPLIT, MIXING, DROPOUT, BALANCE, READING = 1, 2, 3, 4, 5, 6, 7
+# classes, that occur once more in an epoch; draws of a user's own dataset while it reads a sample, and of a user's own
+# function that collates samples.
+ORDER, AUGMENTATION, SPLIT, MIXING, DROPOUT, BALANCE, READING, COLLATING = 1, 2, 3, 4, 5, 6, 7, 8
 
 _MASK = (1 << 64) - 1
 _GAMMA = 0x9E3779B97F4A7C15

@@ -82,5 +82,17 @@ def test_a_gradient_is_named_where_all_outputs_are_finite(components: Components
         guard.refuse()
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_verdict_that_a_fused_optimizer_reads_is_float32(
+    components: Components, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    components.network.to(dtype)
+    guard = guard_of(components, tmp_path)
+    guard._late = guard._scaled = True  # the way of a GPU, as far as it needs none
+    guard.look(give_gradients(components, torch.inf), [], STEP, components.optimizer)
+    assert isinstance(guard._skipped, torch.Tensor)
+    assert (guard._skipped.dtype, guard._skipped.item()) == (torch.float32, 1.0)
+
+
 def test_only_fp16_counts_skipped_steps(components: Components, tmp_path: Path) -> None:
     assert guard_of(components, tmp_path).report() == {}

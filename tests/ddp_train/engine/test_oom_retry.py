@@ -97,6 +97,22 @@ def test_everything_is_as_before_but_for_the_micro_batches(made: Made, capsys: p
     assert "memory ran out on rank 0 in step 1" in (said := capsys.readouterr().err) and "of 8 images" in said
 
 
+def test_a_buffer_that_the_step_replaced_is_put_back(made: Made) -> None:
+    norm = next(module for module in made.components.network.modules() if hasattr(module, "running_mean"))
+
+    def good() -> None:
+        norm.running_mean = norm.running_mean + 1
+
+    def bad() -> None:
+        good()
+        raise NO_MEMORY
+
+    assert made.retry.run(good) is True
+    before = norm.running_mean.clone()
+    assert made.retry.run(bad) is False
+    assert torch.equal(norm.running_mean, before)
+
+
 def test_a_step_that_succeeds_stays(made: Made) -> None:
     assert made.retry.run(made.spoil) is True
     assert made.metrics.total().tolist()[0] == 3.0 and made.components.pipeline.accumulate == 1

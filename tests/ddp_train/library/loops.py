@@ -169,6 +169,28 @@ def zipped(case: dict[str, Any]) -> dict[str, Any]:
         return {"weights": weights(net)}
 
 
+def late(case: dict[str, Any]) -> dict[str, Any]:
+    """More backward passes than forward passes: two losses of one output, a penalty on a part of the weights, and two
+    forward passes before two backward passes."""
+    with Run(case["out_dir"], seed=4) as run:
+        net, judge = run.model(Net(), **case.get("options", {})), run.model(nn.Linear(CLASSES, 1))
+        optimizer = torch.optim.SGD(net.parameters(), 0.2, momentum=0.9)
+        of_judge = torch.optim.SGD(judge.parameters(), 0.2)
+        loader = run.loader(TensorDataset(*tensors()), 9, accumulate=case.get("accumulate", 1))
+        for _ in run.epochs(4):
+            for inputs, labels in loader:
+                scores = net(inputs)
+                real, fake = judge(scores.detach()), judge(scores.detach() * 0.5 + 1.0)
+                run.backward(F.softplus(-real).sum())
+                run.backward(F.softplus(fake).sum())
+                run.step(of_judge)
+                run.backward(F.cross_entropy(scores, labels, reduction="sum"), retain_graph=True)
+                run.backward(scores.square().sum())
+                run.backward(0.01 * net.second.weight.square().sum(), mean=True)
+                run.step(optimizer)
+        return {"weights": weights(net, judge)}
+
+
 class Pairs(Dataset[Any]):
     """A sample and noise of its own, from torch's generator."""
 
@@ -253,7 +275,7 @@ def used(case: dict[str, Any]) -> dict[str, Any]:
         return {"weights": weights(net), "averaged": weights(averaged)}
 
 
-LOOPS = {"used": used, "plain": plain, "gan": gan, "zipped": zipped, "table": table, "ends": ends}
+LOOPS = {"used": used, "plain": plain, "gan": gan, "zipped": zipped, "late": late, "table": table, "ends": ends}
 
 
 def main(cases: str, result: str) -> None:

@@ -7,6 +7,7 @@ import json
 import random
 import tracemalloc
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from ddp_train import Run
+from ddp_train.library.reading import BatchReader
 
 
 class Numbers:
@@ -149,7 +151,39 @@ def drawing(run: Run, step: Callable[[], None]) -> Tensor:
     return torch.tensor(kept.drawn, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("loop", [in_step, nested, drawing])
+def noisy(samples: list[Any]) -> Tensor:
+    """Collates with draws from all three generators."""
+    return torch.tensor(samples) + torch.rand(1) + float(np.random.normal()) + random.random()
+
+
+def collating(run: Run, step: Callable[[], None]) -> Tensor:
+    """Draws in the function that collates."""
+    net = run.model(nn.Linear(3, 1))
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    loader = run.loader(Numbers(12), 3, collate_fn=noisy)
+    kept = run.keep(net=net, optimizer=optimizer, drawn=[])
+    for _ in run.epochs(2):
+        for inputs in loader:
+            run._saver.finish()  # each step's checkpoint is on the disk: the run resumes within an epoch
+            step()
+            kept.drawn = [*kept.drawn, *inputs.tolist(), float(np.random.rand())]
+            run.backward(net(inputs).sum())
+            run.step(optimizer)
+    return torch.tensor(kept.drawn, dtype=torch.float64)
+
+
+def test_draws_while_collating_depend_on_the_batch_alone() -> None:
+    first, later = (BatchReader(Numbers(9), noisy, 5) for _ in range(2))
+    before = np.random.get_state(legacy=False)["state"]["key"]
+    batches = [first[0, [0, 1]][0], first[0, [2, 3]][0], first[1, [2, 3]][0]]
+    torch.manual_seed(1)
+    assert torch.equal(later[0, [2, 3]][0], batches[1]) and not torch.equal(batches[1], batches[2])
+    assert len({float(batch[0]) % 1 for batch in batches}) == 3
+    assert later[0, []][0].shape == (0,)
+    assert np.array_equal(np.random.get_state(legacy=False)["state"]["key"], before), "the generators are the user's"
+
+
+@pytest.mark.parametrize("loop", [in_step, nested, drawing, collating])
 def test_a_loop_that_was_broken_off_anywhere_ends_as_if_it_had_not(
     loop: Callable[[Run, Callable[[], None]], Tensor], tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
@@ -197,6 +231,36 @@ def test_the_best_is_kept_over_a_resume_with_the_weights_of_its_moment(tmp_path:
     assert train(3) == [False] and best() == 1.0
     assert json.loads((tmp_path / "done.json").read_text())["best"] == {"epoch": 2, "metric": 2.0}
     assert train(4) == [True] and best() == 3.0
+
+
+def test_each_batch_without_a_step_has_draws_of_its_own(tmp_path: Path) -> None:
+    def train(folder: Path, stop_at: int = -1) -> list[list[float]]:
+        """The draws of each pass: two steps an epoch, of three batches each; then an evaluation."""
+        draws: list[list[float]] = []
+        with suppress(Stop), Run(folder, device="cpu", save_every=1) as run:
+            net = run.model(nn.Linear(3, 1))
+            optimizer = torch.optim.SGD(net.parameters(), 0.1)
+            loader = run.loader(TensorDataset(torch.ones(12, 3)), 2)
+            run.keep(net=net, optimizer=optimizer)
+            for _ in run.epochs(2):
+                for training in (True, False):
+                    draws.append([])
+                    for number, (inputs,) in enumerate(loader):
+                        draws[-1].append(torch.rand(()).item())
+                        if training and sum(map(len, draws[::2])) == stop_at:
+                            raise Stop
+                        if training:
+                            run.backward(net(inputs).sum())
+                        if training and number % 3 == 2:
+                            run.step(optimizer)
+        return draws
+
+    whole = train(tmp_path / "whole")
+    assert [len(draws) for draws in whole] == [6] * 4 and all(len({*draws}) == 6 for draws in whole)
+    assert len({*whole[0], *whole[2]}) == 12
+    train(tmp_path / "stopped", stop_at=11)
+    flat, again = (list(itertools.chain(*draws)) for draws in (whole, train(tmp_path / "stopped")))
+    assert len(again) in range(3, 24, 3) and again == flat[-len(again) :], "a window is trained again as a whole"
 
 
 def test_several_optimizers_of_a_batch_have_one_loss_scale(tmp_path: Path) -> None:

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import itertools
 import signal
+from collections import Counter, UserDict, defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from torch.utils.data import IterableDataset, SequentialSampler, TensorDataset
 
+from ddp_core.errors import UserError
 from ddp_train import Run
+from ddp_train.distributed.process_group import Ranks
+from ddp_train.library.loader import to_device
+from ddp_train.library.model import _made_up, _same, join
 from ddp_train.library.reading import CannotBeEmpty, emptied
 
 
@@ -85,6 +92,11 @@ def endless_loop(run: Run) -> None:
 
 MISTAKES: dict[str, tuple[Callable[[Run], Any], str]] = {
     "an object without state": (lambda run: run.keep(thing=Stateless()), "run.keep(thing=...): a "),
+    "a number of NumPy's in a list": (
+        lambda run: setattr(run.keep(scores=[]), "scores", [np.float64(1)]),
+        "kept.scores = ...: kept['scores'][0] is a numpy.float64",
+    ),
+    "a Counter": (lambda run: setattr(run.keep(seen={}), "seen", Counter()), "kept.seen = ...: kept['seen'] is a "),
     "a list of networks": (
         lambda run: run.keep(nets=[nn.Linear(1, 1)]),
         "run.keep(nets=...): run.keep['nets'][0] is a ",
@@ -113,6 +125,10 @@ MISTAKES: dict[str, tuple[Callable[[Run], Any], str]] = {
     "an option with a value that DataLoader refuses": (
         lambda run: run.loader(data(), 4, num_workers=1, prefetch_factor=-1),
         "prefetch_factor",
+    ),
+    "batches in any order": (
+        lambda run: run.loader(data(), 4, num_workers=2, in_order=False),
+        "run.loader(in_order=False): batches are matched with their samples by their order",
     ),
     "the best within the loop": (best_within, "run.best() within a loop over a run.loader(...)"),
     "two batches of different sizes": (two_sizes, "run.backward(loss, of=loader)"),
@@ -184,3 +200,68 @@ def test_the_batch_of_no_samples_has_the_form_of_the_others() -> None:
     assert found["pair"][0].shape == (3, 0) and found["constant"].shape == (2,)
     with pytest.raises(CannotBeEmpty):
         emptied(Stateless(), Stateless())
+    with pytest.raises(CannotBeEmpty):  # its fields belong together
+        emptied(pack_sequence([torch.ones(3, 1)]), pack_sequence([torch.ones(3, 1)] * 2))
+
+
+class Encoding(UserDict[str, Any]):
+    """A batch as Hugging Face's tokenizers give it: its values are attributes too."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.__dict__["data"][name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
+def test_a_batch_stays_of_its_class() -> None:
+    one, two = (Encoding(ids=torch.ones(samples, 4), names=["a"] * samples) for samples in (1, 2))
+    empty = emptied(one, two)
+    assert empty.ids.shape == (0, 4) and empty.names == [] and one.ids.shape == (1, 4)
+    assert not _same(empty) and _made_up(empty, 2).ids.shape == (2, 4)
+    moved = to_device({"batch": one, "fixed": MappingProxyType({"x": torch.ones(1)})}, torch.device("meta"))
+    assert moved["batch"].ids.device.type == "meta" and one.ids.device.type == "cpu"
+    assert moved["fixed"]["x"].device.type == "meta"
+    counts = defaultdict(int, x=torch.ones(1))  # type: ignore[arg-type]
+    assert to_device(counts, torch.device("meta"))["y"] == 0
+
+
+def test_packed_sequences_keep_their_batch_sizes_on_the_cpu() -> None:
+    packed = to_device(pack_sequence([torch.ones(3, 1)]), torch.device("meta"))
+    assert isinstance(packed, PackedSequence) and packed.data.device.type == "meta"
+    assert packed.batch_sizes.device.type == "cpu"
+
+
+def test_sparse_gradients_are_trained_with_on_one_rank_and_refused_on_several(tmp_path: Path) -> None:
+    with Run(tmp_path, device="cpu") as run:
+        net = run.model(nn.Sequential(nn.Embedding(5, 2, sparse=True), nn.Flatten()))
+        optimizer = torch.optim.SparseAdam(net.parameters(), 0.1)
+        loader = run.loader(TensorDataset(torch.arange(4)), 2)
+        before = net[0].weight.detach().clone()
+        for _ in run.epochs(1):
+            for (inputs,) in loader:
+                run.backward(net(inputs).square().sum())
+                run.step(optimizer)
+    assert (net[0].weight != before).any(1).tolist() == [True] * 4 + [False]
+    with pytest.raises(UserError, match=r"run.model\(\): 0 is an Embedding with sparse=True.*use sparse=False"):
+        join(net, Ranks(world_size=2), torch.device("cpu"), lambda: (1, 1), {})
+
+
+def test_complex_weights_are_trained(tmp_path: Path) -> None:
+    with Run(tmp_path, device="cpu") as run:
+        net = run.model(nn.Linear(3, 1, dtype=torch.cfloat))
+        optimizer = torch.optim.SGD(net.parameters(), 0.1)
+        loader = run.loader(TensorDataset(torch.randn(4, 3, dtype=torch.cfloat)), 2)
+        before = net.weight.detach().clone()
+        for _ in run.epochs(1):
+            for (inputs,) in loader:
+                run.backward(net(inputs).abs().sum())
+                run.step(optimizer)
+    assert bool((net.weight != before).all())
+
+
+def test_micro_batches_after_memory_ran_out_are_not_more_than_the_samples_of_a_smaller_batch(tmp_path: Path) -> None:
+    with Run(tmp_path, device="cpu") as run:
+        run._halved = [4, 4, 2]
+        made = [run.loader(data(), 2), run.loader(data(), 5), run.loader(data(), 5, accumulate=3)]
+    assert [loader.accumulate for loader in made] == [2, 4, 3]

@@ -105,6 +105,20 @@ def test_epochs_of_a_validation_split_have_its_columns(tmp_path: Path) -> None:
     assert History.load(path).epochs == [_record(1, 0.75, split="val")]
 
 
+def test_a_users_column_of_a_records_name_leaves_the_history_readable(tmp_path: Path) -> None:
+    unknown = {"train_accuracy": math.nan, "loss": math.nan}
+    for name in ("val_loss", "val_accuracy", "test_loss", "test_accuracy", "train_accuracy"):
+        path = tmp_path / name
+        History(path, {}).append(_record(1, math.nan, **unknown, columns={name: 0.25}))
+        before = path.read_text()
+        loaded = History.load(path)
+        (record,) = loaded.epochs
+        assert record.split == "test" and record.columns == {name: 0.25}
+        assert all(math.isnan(value) for value in (record.loss, record.accuracy, record.train_accuracy))
+        loaded._write()
+        assert path.read_text() == before and loaded.best.epoch is None
+
+
 def test_a_resumed_history_has_no_gap_and_no_doubled_epoch(tmp_path: Path) -> None:
     path = tmp_path / "history.json"
     first = History(path, {"run": 1})
@@ -149,6 +163,10 @@ def test_keys_of_a_later_version_do_no_harm(tmp_path: Path) -> None:
         (lambda text: text.replace("train_accuracy", "accuracy"), "epochs[0].train_accuracy is 'missing'"),
         (lambda text: text.replace('"epoch": 1', '"epoch": 0'), "epochs[0].epoch is 0, not a whole number above 0"),
         (lambda text: text.replace('"epoch": 1', '"epoch": 1.5'), "epochs[0].epoch is 1.5, not a whole number above"),
+        (
+            lambda text: text.replace('"global_batch"', '"columns": 1, "global_batch"'),
+            "epochs[0].columns is 1, not a list",
+        ),
         (lambda text: text.replace("128", "null"), "epochs[0].global_batch is None, not a whole number"),
         (lambda text: text.replace('"environment": {}', '"environment": 1'), "environment or epochs is missing"),
     ],

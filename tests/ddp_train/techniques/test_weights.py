@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -156,6 +157,63 @@ def test_ema_is_torchs(warmup: bool) -> None:
             assert mine == 6
         elif not warmup:
             assert torch.equal(mine, oracle.module.state_dict()[name]), name
+
+
+class Centred(nn.Module):
+    """Replaces the tensor of a buffer, as DINO does with its center, or changes the buffer in place."""
+
+    def __init__(self, *, replaces: bool) -> None:
+        super().__init__()
+        self.layer, self.replaces = nn.Linear(3, 1), replaces
+        self.register_buffer("center", torch.zeros(3))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            center = 0.9 * self.center + inputs.mean(0)
+            self.center = center if self.replaces else self.center.copy_(center)
+        return self.layer(inputs - self.center)
+
+
+@pytest.mark.parametrize(
+    ("create", "options"),
+    [(ema.create, {"ema": 0.9}), (lookahead.create, {"lookahead": 2})],
+    ids=["ema", "lookahead"],
+)
+def test_a_buffer_that_is_replaced_is_the_one_that_is_evaluated(create: Any, options: dict[str, Any]) -> None:
+    centers = []
+    for replaces in (False, True):
+        network = Centred(replaces=replaces)
+        technique = create(make_context(network, **options))
+        for step in range(5):
+            network(torch.full((2, 3), float(step + 1)))
+            technique.after_step(moment(step))
+            if replaces and step == 2:  # an evaluation may replace it, too
+                technique.evaluated.center = technique.evaluated.center.clone()
+        centers.append(technique.evaluated.center)
+    assert torch.equal(*centers) and centers[0].min() > 0
+
+
+def test_the_average_of_a_buffer_that_changes_its_shape_starts_afresh() -> None:
+    network = Centred(replaces=True)
+    technique = ema.create(make_context(network, ema=0.9))
+    assert technique.after_step is not None and technique.evaluated is not None
+    technique.after_step(moment(0))
+    network.center = torch.ones(5)
+    technique.after_step(moment(1))
+    assert torch.equal(technique.evaluated.center, torch.ones(5)) and technique.evaluated.center is not network.center
+
+
+def test_sam_counts_a_buffer_that_is_replaced_once() -> None:
+    network = Centred(replaces=True)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    technique = sam.create(make_context(network, sam=0.5))
+    assert technique.update is not None
+
+    def gradients(*, communicate: bool = True, count: bool = True) -> None:
+        network(torch.ones(2, 3)).sum().backward()
+
+    technique.update(gradients, optimizer.step, optimizer)
+    assert torch.equal(network.center, torch.ones(3))
 
 
 def test_swa_is_torchs() -> None:

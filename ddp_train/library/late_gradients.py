@@ -1,0 +1,63 @@
+"""Averages the gradients that DistributedDataParallel leaves different on each rank, before an optimizer uses them.
+
+DistributedDataParallel averages the gradients of one backward pass after each forward pass of the network. A further
+backward pass (two losses of one output, or two forward passes and then two backward passes) adds this rank's own part.
+The version numbers of the gradients show it; such gradients are averaged in the step. That is exact: the part that is
+the same on all ranks already is its own mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from torch import nn
+
+from ddp_train.distributed.process_group import Ranks, average
+from ddp_train.library.model import Joined
+
+Marks = list[tuple[Joined, list[nn.Parameter], list[int]]]
+
+
+class LateGradients:
+    """The parameters of the `joined` networks whose gradients have a part that was not averaged over the ranks."""
+
+    def __init__(self, joined: Iterable[Joined], ranks: Ranks) -> None:
+        self._ranks = ranks
+        self._networks = [(one, [p for p in one.module.parameters() if p.requires_grad]) for one in joined]
+        self._late: set[int] = set()
+
+    def before(self) -> Marks:
+        """Call before a backward pass; what it returns is for `after`."""
+        marks = []
+        for network, parameters in self._networks:
+            if network.require_backward_grad_sync:
+                # Its gradients are averaged only after a pass has reached all of them: one shows it.
+                one_is_enough = network.averages and not network.find_unused_parameters and not network.static_graph
+                watched = parameters[:1] if one_is_enough else parameters
+                marks.append((network, watched, _versions(watched)))
+        return marks
+
+    def after(self, marks: Marks) -> None:
+        """Call after the backward pass: find what it has added to gradients without averaging it."""
+        for network, parameters, versions in marks:
+            pairs = zip(parameters, versions, _versions(parameters), strict=True)
+            changed = [id(parameter) for parameter, old, new in pairs if old != new]
+            if not network.averages:
+                self._late.update(changed)
+            elif changed:
+                network.averages = False
+
+    def average(self, parameters: Sequence[nn.Parameter]) -> bool:
+        """Average the late gradients among those of `parameters`; returns whether there were any. On all ranks."""
+        late = [p for p in parameters if id(p) in self._late] if self._late else []
+        average([p.grad for p in late if p.grad is not None], self._ranks)
+        self._late.difference_update(map(id, late))
+        return bool(late)
+
+    def clear(self) -> None:
+        """All gradients were cleared."""
+        self._late.clear()
+
+
+def _versions(parameters: Sequence[nn.Parameter]) -> list[int]:
+    return [-1 if (gradient := parameter.grad) is None else gradient._version for parameter in parameters]
