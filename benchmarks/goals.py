@@ -137,15 +137,15 @@ def _epochs_to(accuracy: float, text: str, at_most: float, absent: str = "not ye
     return Goal("time_to_accuracy", text, read, form=".0f", at_most=at_most, lowest=True, absent=absent)
 
 
-def _accuracy_of(target: float) -> Read:
-    """The mean plain accuracy of the undisturbed runs for a target."""
+def _accuracy_of(target: float, measure: str = "test_accuracy") -> Read:
+    """The mean accuracy of the undisturbed runs for a target. measure: see _seconds_to."""
 
     def read(result: Result) -> float:
         """Mean accuracy of the undisturbed runs."""
         runs = [run for run in result["runs"][f"--preset speedrun --target {target:g}"] if not run["disturbed"]]
         if not runs:
             raise KeyError("no such run")
-        return statistics.fmean(run["test_accuracy"] for run in runs)
+        return statistics.fmean(run[measure] for run in runs)
 
     return read
 
@@ -181,9 +181,11 @@ LOADER, BEST = "times_the_best_loader", ("over_naive", "channels_last, malloc, s
 SMALL, SPEEDRUN, SPIN = ("models", "small"), ("models", "speedrun"), "short_spin_over_the_usual"
 TTA = "test_accuracy_tta"
 NOT_REACHED = (
-    "not reached, nor in that time: the size for 94% ends below it (its table). airbench takes 1.4e15 operations for "
-    "95% with augmentation (arXiv:2404.00498), and 25 minutes of two cores hold about 1e15 at the rate under `limit`"
+    "not reached by three runs, nor in that time: the size for 94% ends below it, that for 96% takes longer (their "
+    "tables). airbench takes 1.4e15 operations for 95% with augmentation (arXiv:2404.00498), and 25 minutes of two "
+    "cores hold about 1e15 at the rate under `limit`"
 )
+ONE_RUN = "one run; the seeds of the smaller sizes differ by 0.1 to 0.3 points"
 WAKING = "a thread that sleeps takes a while to wake; beside a busy process the gain is many times that (next row)"
 WAITING = (
     "each step waits for the slower of two ranks, an independent process waits for none; and the cores that compute "
@@ -226,7 +228,10 @@ GOALS = (
     Goal("time_to_accuracy", "plain accuracy of --target 0.94", _accuracy_of(0.94), 0.94, ".4f"),
     _epochs_to(0.9451, "seconds of epochs to 94.51%", 1500, NOT_REACHED),
     _epochs_to(0.955, "seconds of epochs to 95.5% with test-time augmentation", 9000, measure=TTA, least=1),
-    _epochs_to(0.96, "seconds of epochs to 96% with test-time augmentation", 9000, measure=TTA, least=1),
+    _epochs_to(0.96, "seconds of epochs to 96% with test-time augmentation", 9000,
+               "not reached, or not yet measured: next row", measure=TTA, least=1),
+    Goal("time_to_accuracy", "accuracy of --target 0.96 with test-time augmentation", _accuracy_of(0.96, TTA), 0.96,
+         ".4f", why=ONE_RUN),
     Goal("time_to_accuracy", "times sooner to 80% than the Lightning program", sooner_to(0.8), 5, ".1f"),
     Goal("time_to_accuracy", "times sooner to 88%, at least", sooner_to(0.88), 5, ".1f"),
     Goal("topology_peers", "times our report that nvitop -1 takes, where the driver answers at once",

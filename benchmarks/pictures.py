@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import statistics
 from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,12 +72,13 @@ def accuracy_figure(results: Results) -> Figure | None:
     figure = new_figure(9, 5, "CIFAR-10: test accuracy against the time of training and evaluation")
     axes = figure.subplots()
     style(axes, "", "%", f"seconds ({', '.join(sorted(machines))})")
-    for (name, lines), colour in zip(sorted(found.items()), itertools.cycle(PALETTE), strict=False):
+    # A colour that comes again is dashed.
+    for (name, lines), (dashes, colour) in zip(sorted(found.items()), product(("-", "--"), PALETTE), strict=False):
         for at, line in enumerate(lines):
             seconds, accuracies = zip(*line, strict=True)
             percent = [100 * accuracy for accuracy in accuracies]
             label = name if at == 0 else None
-            axes.plot(seconds, percent, color=colour, linewidth=1.2, marker="o", markersize=3, label=label)
+            axes.plot(seconds, percent, dashes, color=colour, linewidth=1.2, marker="o", markersize=3, label=label)
     axes.set_xscale("log")
     low, high = axes.get_xlim()
     axes.set_xticks([tick for tick in TICKS if low <= tick <= high], minor=False)
