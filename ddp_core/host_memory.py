@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import psutil
-
 
 def available_memory(*groups: Path) -> int:
     """Bytes that the kernel reports as available, and at most what the limit of any of the control groups leaves.
 
     groups: folders of control groups; by default those of this process.
     """
+    import psutil  # planning and the topology tool, which use the rest of this module, do without it
+
     available = int(psutil.virtual_memory().available)
     for group in groups or control_groups():
         if (found := limit_and_left(group)) is not None:

@@ -7,7 +7,6 @@ statistics, state of techniques) is gathered as it is, and each rank gets its ow
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -162,9 +161,11 @@ class Saver:
         """Errors: TrainingDiverged, on all ranks, where weights or buffers are not finite on any rank."""
         weights = [v for v in self._contents.weights() if isinstance(v, Tensor)]  # else a module's extra state
         values = [v for v in weights if v.is_floating_point() and v.numel()]
-        norms = torch.stack([n.double() for n in foreach("norm", values)]).tolist() if values else []
+        bad = bool(values) and not bool(
+            torch.isfinite(torch.stack([n.double() for n in foreach("norm", values)])).all()
+        )
         # A norm that is not finite decides nothing: it is infinite for large numbers, and for a mask of minus infinity.
-        bad = any(not is_finite(v) for v, norm in zip(values, norms, strict=True) if not math.isfinite(norm))
+        bad = bad and not all(map(is_finite, values))
         if self._flag_exchange.exchange({"not_finite": bad})["not_finite"]:
             epoch = progress.epoch + 1 if progress.step_in_epoch else progress.epoch  # finished: already counted
             raise TrainingDiverged(

@@ -132,7 +132,7 @@ def choose(trials: Sequence[Trial], target: float | None, time_line: Line | None
     how = "utilisation as the driver reports it"
     if not told and time_line is not None and time_line.slope > 0:
         told = {t.batch: 100 * t.batch * time_line.slope / time_line(t.batch) for t in fitting}
-        how = "estimated as the share of a step that grows with the batch: utilisation is not reported here"
+        how = "the share of a step that grows with the batch stands for utilisation, which is not reported here"
     reaching = [batch for batch, percent in told.items() if percent >= target]
     if reaching:
         return min(reaching), f"the smallest that reaches {target:.0f}% ({how})"
