@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ddp_core import sysfs
+
 
 def available_memory(*groups: Path) -> int:
     """Bytes that the kernel reports as available, and at most what the limit of any of the control groups leaves.
@@ -22,7 +24,7 @@ def available_memory(*groups: Path) -> int:
 def control_groups(root: Path = Path("/")) -> tuple[Path, ...]:
     """The control-group folders of this process, from its own up to the mount: the limit of every level counts."""
     folders: list[Path] = []
-    for line in (_text(root / "proc/self/cgroup") or "").splitlines():
+    for line in (sysfs.text(root / "proc/self/cgroup") or "").splitlines():
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
         if controllers and not {"cpu", "memory"} & set(controllers.split(",")):
@@ -40,29 +42,15 @@ def limit_and_left(group: Path) -> tuple[int, int] | None:
     The page cache counts as left: the kernel frees it when memory is needed. In version 1 a group without a limit has
     a huge number as its limit.
     """
-    limit = _number(group / "memory.max") or _number(group / "memory.limit_in_bytes")
+    limit = sysfs.number(group / "memory.max") or sysfs.number(group / "memory.limit_in_bytes")
     if limit is None:
         return None
-    used = _number(group / "memory.current") or _number(group / "memory.usage_in_bytes") or 0
+    used = sysfs.number(group / "memory.current") or sysfs.number(group / "memory.usage_in_bytes") or 0
     return limit, max(0, limit - used + _page_cache(group))
 
 
 def _page_cache(group: Path) -> int:
     """Bytes of the group's page cache. The totals of version 1 include the groups below, as its usage does."""
-    lines = (line.split() for line in (_text(group / "memory.stat") or "").splitlines())
+    lines = (line.split() for line in (sysfs.text(group / "memory.stat") or "").splitlines())
     values = {line[0]: int(line[1]) for line in lines if len(line) == 2 and line[1].isdecimal()}
     return sum(values.get(f"total_{name}", values.get(name, 0)) for name in ("inactive_file", "active_file"))
-
-
-def _number(path: Path) -> int | None:
-    """The number in a file; None without one, as where the limit is "max"."""
-    text = (_text(path) or "").strip()
-    return int(text) if text.isdecimal() else None
-
-
-def _text(path: Path) -> str | None:
-    """The content of a file; None where it cannot be read."""
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None

@@ -20,8 +20,8 @@ if __package__ in (None, ""):
 
 from ddp_core import missing_packages
 from ddp_core.cli import prepare_output
-from ddp_core.collector import collector_paused
 from ddp_core.errors import UserError
+from ddp_core.process import collector_paused
 from ddp_train.config.options import Config
 from ddp_train.config.parse import parse, with_values
 from ddp_train.config.validation import check_paths

@@ -16,7 +16,7 @@ from typing import NoReturn
 
 from ddp_core import rank_report
 from ddp_core.errors import SharedError, Stopped, TrainingDiverged, UserError
-from ddp_core.process_exit import end_process
+from ddp_core.process import end_process
 from ddp_train.distributed.heartbeat import heartbeat
 
 OTHER_RANKS_WAIT_S = 0.3

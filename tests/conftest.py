@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import shutil
 import signal
@@ -9,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 import pytest
 
@@ -170,3 +172,16 @@ def trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
     # As tests/integration starts it in processes of its own, so that the results are the same bits.
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     return run
+
+
+@pytest.fixture
+def locks_as_over_nfs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """flock(2), "NFS details": LOCK_EX needs a file that is open for writing."""
+    lock = fcntl.flock
+
+    def lock_over_nfs(file: IO[Any], operation: int) -> None:
+        if fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        lock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", lock_over_nfs)

@@ -295,8 +295,7 @@ def _as_launched(program: Program, argv: Sequence[str], notes: list[str]) -> Pro
     """The program with the argument that a pasted torch.distributed.launch passes to it, if any."""
     if program.kind != "script":
         return program
-    before = argv[: -1 - len(program.args)]
-    added = torchrun_compat.arguments_of_launch(before, program.name, notes)
+    added = torchrun_compat.arguments_of_launch(argv[: -1 - len(program.args)], program.name, notes)
     return replace(program, args=(*added, *program.args))
 
 

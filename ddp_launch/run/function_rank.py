@@ -17,7 +17,7 @@ def main(folder: Path) -> None:
     with (folder / "call.pkl").open("rb") as file:
         # The caller's search path, so that the function's modules are found.
         sys.path[:], call = pickle.load(file)  # noqa: S301 (the caller's own)
-    from ddp_core.process_exit import end_process
+    from ddp_core.process import end_process
     from ddp_launch.run.pickling import dumps
 
     rank = int(os.environ["RANK"])

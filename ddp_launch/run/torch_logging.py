@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ddp_core.collector import collector_paused
+from ddp_core.process import collector_paused
 
 CPP_LEVEL = "TORCH_CPP_LOG_LEVEL"
 

@@ -77,6 +77,8 @@ def _parse(text: str) -> object:
     import yaml
 
     class Loader(yaml.SafeLoader):
+        """yaml's safe loader, which also refuses what YAML reads differently than it looks."""
+
         def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
             """Refuse duplicate keys, and numbers that YAML 1.1 reads differently than they look."""
             keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]

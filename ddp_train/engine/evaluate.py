@@ -159,9 +159,8 @@ def examine(
             [losses.double().sum(), right.sum().double(), (best == batch.labels[:, None]).sum().double()]
         )
         of_classes = [torch.bincount(labels, minlength=classes) for labels in (batch.labels[right], batch.labels)]
-        pairs = torch.zeros_like(confusion)
-        if matrix == classes:
-            pairs = torch.bincount(batch.labels * classes + predicted, minlength=classes * classes)
+        pairs = batch.labels * classes + predicted
+        pairs = torch.bincount(pairs, minlength=classes**2) if matrix == classes else torch.zeros_like(confusion)
         more = _mistakes(batch, losses, predicted, log_probabilities, worst) if worst else []
         # Nothing below allocates memory.
         for total, part in zip((sums, hits, counts, confusion), (found, *of_classes, pairs), strict=True):

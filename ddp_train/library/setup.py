@@ -20,7 +20,7 @@ import torch.distributed as dist
 
 import ddp_train
 from ddp_core.errors import SharedError, Stopped, TrainingDiverged, UserError
-from ddp_core.process_exit import end_process
+from ddp_core.process import end_process
 from ddp_train.assemble.resolve_options import set_threads
 from ddp_train.config.validation import resume_target
 from ddp_train.distributed import process_group

@@ -71,6 +71,8 @@ def _sgd(self: Optimizer) -> None:
 
 
 class SGD(torch.optim.SGD):
+    """torch's SGD without the shells around its step."""
+
     step = without_shells(torch.optim.SGD, _sgd)
 
     def __init__(self, params: Any, **options: Any) -> None:
@@ -84,8 +86,12 @@ class SGD(torch.optim.SGD):
 
 
 class Adam(torch.optim.Adam):
+    """torch's Adam without the shells around its step."""
+
     step = without_shells(torch.optim.Adam, inspect.unwrap(torch.optim.Adam.step))
 
 
 class AdamW(torch.optim.AdamW):
+    """torch's AdamW without the shells around its step."""
+
     step = without_shells(torch.optim.AdamW, inspect.unwrap(torch.optim.AdamW.step))

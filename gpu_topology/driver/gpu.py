@@ -10,9 +10,9 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ddp_core import sysfs
 from gpu_topology.driver import health
 from gpu_topology.driver.library import Device, describe
-from gpu_topology.host import sysfs
 from gpu_topology.topology import Gpu, GpuProcess, MigDevice
 
 SYSFS_PCI = Path("/sys/bus/pci/devices")
@@ -39,8 +39,7 @@ _SAMPLE_S = 1.0
 
 def read_gpu(index: int, device: Device, known: dict[object, Any]) -> Gpu:
     """Everything about one GPU. If it is lost meanwhile, `error` says so and what was read before is kept.
-
-    known  answers of GPUs read before that hold for every GPU of the same model or NUMA node; added to here
+    known: answers of GPUs read before that hold for every GPU of the same model or NUMA node; added to here
     """
     ask = device.ask
     bus_id = _bus_id(ask("nvmlDeviceGetPciInfo"))

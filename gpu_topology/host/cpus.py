@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpu_topology.host import sysfs
+from ddp_core import sysfs
 
 
 @dataclass(frozen=True, slots=True)

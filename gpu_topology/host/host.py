@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ddp_core import sysfs
 from ddp_core.host_memory import control_groups, limit_and_left
-from gpu_topology.host import sysfs, virtualization
+from gpu_topology.host import virtualization
 from gpu_topology.host.cpus import NumaNode, read_cpus
 from gpu_topology.host.kernel_log import read_xids
 from gpu_topology.host.nccl_conf import ConfiguredVariable, read_nccl_conf

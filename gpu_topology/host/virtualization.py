@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from gpu_topology.host import sysfs
+from ddp_core import sysfs
 
 # (text in the firmware's tables, name used here); systemd-detect-virt(1) identifies hypervisors in the same way.
 _HYPERVISORS = (

@@ -8,8 +8,8 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from ddp_core import sysfs
 from gpu_topology.driver.libcuda import cuda_order
-from gpu_topology.host import sysfs
 from gpu_topology.host.torch_build import read_torch_build
 from gpu_topology.select.select import Inherited
 from gpu_topology.select.visible import parse_visible

@@ -396,18 +396,8 @@ def test_a_file_system_without_locks_can_be_written_to(
     assert _leftovers(tmp_path) == [".checkpoint.pt.1-dead.tmp"]
 
 
-def test_abandoned_files_are_removed_where_a_lock_needs_a_writable_descriptor(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """flock(2), "NFS details": LOCK_EX needs a file that is open for writing."""
-    lock = fcntl.flock
-
-    def lock_over_nfs(file: IO[bytes], operation: int) -> None:
-        if fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
-            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-        lock(file, operation)
-
-    monkeypatch.setattr(fcntl, "flock", lock_over_nfs)
+@pytest.mark.usefixtures("locks_as_over_nfs")
+def test_abandoned_files_are_removed_where_a_lock_needs_a_writable_descriptor(tmp_path: Path) -> None:
     (tmp_path / ".checkpoint.pt.1-dead.tmp").touch()
     checkpoint_format.save(tmp_path / "checkpoint.pt", {"epoch": 1})
     assert _leftovers(tmp_path) == []

@@ -48,6 +48,13 @@ def test_persistent_workers_follow_the_epochs(make_folder: Callable[..., Path]) 
         assert sum(len(batch.labels) for batch in workers.evaluate()) == 6
 
 
+def alone(dataset: data.Dataset, options: DataOptions, global_batch: int) -> data.Pipeline:
+    """The pipeline of one rank on the CPU, without augmentation."""
+    shape = {"world_size": 1, "rank": 0, "device": torch.device("cpu"), "accumulate": 1, "seed": 0}
+    plain = AugmentOptions(augment="none")
+    return data.build_pipeline(dataset, options, plain, global_batch=global_batch, **shape)  # type: ignore[arg-type]
+
+
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_corrupt_file_is_one_line_also_from_a_worker(make_folder: Callable[..., Path], workers: int) -> None:
@@ -57,17 +64,7 @@ def test_a_corrupt_file_is_one_line_also_from_a_worker(make_folder: Callable[...
     files = tuple(sorted(map(str, (folder / "train").rglob("*.png"))))
     dataset = replace(decoded, train=Split(decoded.train.labels, None, files))
     Path(files[5]).write_bytes(b"not an image")
-    pipe = data.build_pipeline(
-        dataset,
-        options,
-        AugmentOptions(augment="none"),
-        world_size=1,
-        rank=0,
-        device=torch.device("cpu"),
-        global_batch=8,
-        accumulate=1,
-        seed=0,
-    )
+    pipe = alone(dataset, options, 8)
     with pytest.raises(UserError) as caught:
         [list(window.batches) for window in pipe.train(0)]
     assert files[5] in str(caught.value) and "\n" not in str(caught.value)
@@ -127,17 +124,7 @@ def test_bad_test_images_are_judged_by_the_policy_where_there_is_nothing_to_trai
     nothing = Split(np.zeros(0, np.int64), np.zeros((0, 16, 16, 3), np.uint8))
     test = Split(np.zeros(1000, np.int64), None, (str(bad), *[str(good)] * 999))
     dataset = replace(decoded, train=nothing, test=test, on_bad_sample=policy)
-    pipe = data.build_pipeline(
-        dataset,
-        options,
-        AugmentOptions(augment="none"),
-        world_size=1,
-        rank=0,
-        device=torch.device("cpu"),
-        global_batch=500,
-        accumulate=1,
-        seed=0,
-    )
+    pipe = alone(dataset, options, 500)
     if policy == "skip":
         assert sum(len(batch.labels) for batch in pipe.evaluate("test")) == 999
     else:

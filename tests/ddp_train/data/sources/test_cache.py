@@ -172,18 +172,8 @@ def test_a_folder_without_locks_is_used(cache_folder: Path, monkeypatch: pytest.
     assert left_over(cache_folder) == []
 
 
-def test_a_dead_draft_is_swept_where_a_lock_needs_a_writable_descriptor(
-    cache_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """flock(2), "NFS details"."""
-    lock = fcntl.flock
-
-    def lock_over_nfs(file: IO[str], operation: int) -> None:
-        if fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
-            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-        lock(file, operation)
-
-    monkeypatch.setattr(fcntl, "flock", lock_over_nfs)
+@pytest.mark.usefixtures("locks_as_over_nfs")
+def test_a_dead_draft_is_swept_where_a_lock_needs_a_writable_descriptor(cache_folder: Path) -> None:
     (dead := cache_folder / ".draft-dead").mkdir(parents=True)
     (dead / "lock").touch()
     write()
