@@ -21,6 +21,8 @@ _BOARD_CARDS = (
 # Before Ampere, cards on a board without NVSwitch may have fewer links to their peers by design, or none to those that
 # a job sees (DGX-1; some lead to the CPU in an AC922). NVSwitch connects V100-SXM3 cards (DGX-2).
 _UNIFORM_SINCE = (8, 0)
+# On those boards (DGX-1, AC922) two of any three cards are linked, and any card with one of any four others.
+_UNLINKED_BY_DESIGN, _ALONE_BY_DESIGN = 2, 4
 
 # The links of a bridge between two cards of Ampere or later.
 _BRIDGE_LINKS = 4
@@ -79,7 +81,9 @@ def _alone(topology: Topology, index: int, counts: dict[int, int]) -> bool:
     gpu = topology.gpu(index)
     equals = [one.index for one in _readable(topology) if one.name == gpu.name and counts.get(one.index)]
     if card_links(gpu) is not None:
-        return len(equals) > 1 and any(_uniform(topology, topology.gpu(other)) for other in equals)
+        uniform = any(_uniform(topology, topology.gpu(other)) for other in equals)
+        visible = sum(topology.gpu(other).name == gpu.name for other in counts)
+        return len(equals) > 1 and (uniform or visible > _ALONE_BY_DESIGN)
     # A card without a bridge is no fault; a card that is missing from a full mesh of the others is.
     linked = (topology.link(a, b).nvlinks for a in equals for b in equals if a < b)
     return len(equals) > 2 and all(linked)
@@ -89,9 +93,10 @@ def all_inactive(topology: Topology) -> tuple[int, ...]:
     """The cards of a board with no working NVLink on any of them; () where one works, or none are reported, or the
     links may all lead to cards that are not visible."""
     counts = _counts(topology)
-    gpus = [topology.gpu(index) for index in counts]
-    cards = tuple(gpu.index for gpu in gpus if card_links(gpu) is not None and _uniform(topology, gpu))
-    return cards if len(cards) > 1 and not any(counts[index] for index in cards) else ()
+    cards = tuple(index for index in counts if card_links(topology.gpu(index)) is not None)
+    uniform = any(_uniform(topology, topology.gpu(index)) for index in cards)
+    enough = len(cards) > (1 if uniform else _UNLINKED_BY_DESIGN)
+    return cards if enough and not any(counts[index] for index in cards) else ()
 
 
 def some_down(topology: Topology) -> Iterator[Missing]:

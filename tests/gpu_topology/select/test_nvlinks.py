@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,15 @@ def test_a_part_of_a_board_without_nvswitch_has_no_fault(seen: tuple[int, ...]) 
         machine[key] = [[machine[key][a][b] for b in seen] for a in seen]
     topology = to_topology(machine)
     assert (down(topology), without_any(topology), all_inactive(topology)) == ([], frozenset(), ())
+
+
+@pytest.mark.parametrize(("dead", "alone", "inactive"), [({3}, {3}, 0), ({3, 5}, {3, 5}, 0), ({*range(8)}, set(), 8)])
+def test_dead_links_on_a_whole_board_without_nvswitch(dead: set[int], alone: set[int], inactive: int) -> None:
+    topology = to_topology(json.loads((HERE / "dgx1v_8xv100.json").read_text()))
+    links = tuple(replace(link, nvlinks=0) if {link.a, link.b} & dead else link for link in topology.links)
+    topology = replace(topology, links=links)
+    assert without_any(topology) == alone
+    assert all_inactive(topology) == tuple(range(inactive))
 
 
 def test_a_board_whose_links_are_all_inactive() -> None:
