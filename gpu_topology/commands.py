@@ -129,9 +129,8 @@ def _device_list(answers: Answers, form: str) -> str:
     """The selection as a list. "auto" gives indices only where CUDA surely counts GPUs as the driver does: they are
     identical or CUDA_DEVICE_ORDER=PCI_BUS_ID is set, and none has failed or is in MIG mode."""
     selection, gpus = answers.selection, answers.topology.gpus
-    identical = len({gpu.name for gpu in gpus}) == 1
     whole = not any(gpu.error is not None or gpu.mig_mode for gpu in gpus)
-    safe = identical or answers.environ.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID"
+    safe = answers.topology.identical or answers.environ.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID"
     by_index = form == "index" or (form == "auto" and safe and whole)
     nameless = [uuid for uuid in selection.uuids if uuid.isdecimal()]
     if nameless and not by_index:  # CUDA accepts a list of indices or of UUIDs, not a mix

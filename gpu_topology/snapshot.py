@@ -47,6 +47,8 @@ LARGEST_OF = {
     "nvlinks": 999,
 }
 
+_MADE_BY = "`python -m gpu_topology snapshot -o FILE` makes a topology file, nvidia-smi's tables are none"
+
 _quote = Repr()
 _quote.maxstring = _quote.maxother = _quote.maxlong = 60
 
@@ -106,7 +108,8 @@ def load(path: Path | str) -> Topology:
     try:
         data = json.loads(text, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
-        raise TopologyError(f"{path} is not JSON: {error}") from None
+        hint = "" if text.lstrip(b"\xef\xbb\xbf\xff\xfe\0 \t\r\n").startswith((b"{", b"[")) else f"; {_MADE_BY}"
+        raise TopologyError(f"{path} is not JSON: {error}{hint}") from None
     try:
         return from_dict(data)
     except TopologyError as error:

@@ -65,6 +65,7 @@ class MigDevice:
     memory_total: int | None = None
     gpu_instance: int | None = None
     compute_instance: int | None = None
+    memory_used: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +198,12 @@ class Topology:
         """The versions for a heading: "driver 580.95.05, CUDA up to 13.0"; unknown ones are left out."""
         known = (("driver", self.driver_version), ("CUDA up to", self.cuda_version))
         return ", ".join(f"{name} {version}" for name, version in known if version)
+
+    @property
+    def identical(self) -> bool:
+        """Whether the GPUs are alike, so that CUDA's own order, the fastest first, is PCI order. Two cards of one name
+        may differ in cores (RTX 3080 of 10 and 12 GB, GTX 1060 of 3 and 6 GB)."""
+        return len({(gpu.name, gpu.cores) for gpu in self.gpus}) < 2
 
     def gpu(self, index: int) -> Gpu:
         """The GPU with this NVML index; KeyError when there is none."""

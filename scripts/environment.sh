@@ -8,9 +8,12 @@ fail() { printf 'error: %s\n' "$*" >&2; exit 2; }
 
 prepare_environment() {
     local extra="$1" python="${PYTHON:-python3}" venv=.venv list stamp index
-    if [ ! -x "$venv/bin/python" ] || ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
+    # An environment without pip is half made, or uv's, which only lacks pip.
+    if [ ! -x "$venv/bin/python" ] || ! { "$venv/bin/python" -m pip --version || "$venv/bin/python" -m ensurepip; } >/dev/null 2>&1; then
         make_environment "$python" "$venv"
     fi
+    "$venv/bin/python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+        fail "$venv has $("$venv/bin/python" --version 2>&1), and Python 3.11 or newer is needed: remove $PWD/$venv, or move it away"
     # The list of what is required is its own stamp: it is kept only after a complete install.
     list=$(required "$venv/bin/python" "$extra") || fail "requirements.txt or pyproject.toml cannot be read"
     stamp="$venv/installed${extra:+-$extra}.txt"

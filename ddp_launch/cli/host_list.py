@@ -13,7 +13,7 @@ LARGEST_SLOTS = 1024
 OTHER_SLOTS = ("max_slots", "max-slots")
 """Open MPI's upper limit of slots, which is accepted and has no effect."""
 _BRACKETED = r"\[[0-9a-fA-F:.]+(?:%[\w.-]+)?\]"
-_ENTRY = re.compile(rf"((?:[\w.-]+@)?(?:{_BRACKETED}|[\w.-]+))(?::([0-9]{{1,4}}))?")
+_ENTRY = re.compile(rf"((?:[\w.-]+@)?(?:{_BRACKETED}|[\w.-]+))(?::([0-9]{{1,5}}))?")
 _ADDRESS = re.compile(r"(?:[\w.-]+@)?[0-9a-fA-F.]*:[0-9a-fA-F:.]*:[0-9a-fA-F:.]*(?:%[\w.-]+)?")
 
 
@@ -33,7 +33,7 @@ def host_list(text: str) -> tuple[Host, ...]:
 def hostfile(path: str) -> tuple[Host, ...]:
     """The hosts of a file: a line each, with `slots=N` or without; # begins a comment. Errors: OptionError."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or "it is no text"
         raise OptionError(f"--hostfile {path!r}: {why}") from None
@@ -74,7 +74,10 @@ def _host(words: Sequence[str], where: str) -> Host:
         elif key not in OTHER_SLOTS:
             raise OptionError(f"{where}: {word!r} is not known here; expected HOST slots=N")
     if slots is not None and not (re.fullmatch(r"[0-9]{1,4}", slots) and 1 <= int(slots) <= LARGEST_SLOTS):
-        raise OptionError(f"{where}: {slots!r} slots of {name}: expected a whole number from 1 to {LARGEST_SLOTS}")
+        raise OptionError(
+            f"{where}: {slots!r} slots of {name}: expected a whole number from 1 to {LARGEST_SLOTS}"
+            " (a port belongs in ~/.ssh/config)"
+        )
     return Host(name, None if slots is None else int(slots))
 
 

@@ -116,16 +116,23 @@ def _not_a_package(found: re.Match[str], evidence: Evidence) -> tuple[str, str]:
 
 def _port(found: re.Match[str], evidence: Evidence) -> str:
     """Advice for a port that is in use."""
-    number = re.search(r"port:? ?(\d{2,5})|:(\d{2,5})\b", found.string)
+    # Only in the line of the error, and no line number of a source file: the log around it has times of day.
+    line = found.string[found.string.rfind("\n", 0, found.start()) + 1 :].partition("\n")[0]
+    number = re.search(r"port:? ?(\d{2,5})\b|(?<!\.cc)(?<!\.cpp)(?<!\.py):(\d{4,5})\b", line)
     who = f"ss -ltnp 'sport = :{number[1] or number[2]}' shows which process has it; " if number else ""
-    return f"{who}set no port in the program: the launcher gives each run its own MASTER_PORT"
+    return (
+        f"{who}set no port in the program: the launcher gives each run its own MASTER_PORT; a server that is not"
+        " torch's belongs in one rank alone"
+    )
 
 
 def _file(found: re.Match[str], evidence: Evidence) -> str:
     """Advice for a file that does not exist."""
     path = Path(found[1])
     if not path.is_absolute():
-        return f"the program runs in {Path.cwd()}: a relative path starts there"
+        # So says Python also of a program that it cannot start: nvcc, ninja, git.
+        program = "; if a program is meant, it is not on PATH" if path.name == found[1] and not path.suffix else ""
+        return f"the program runs in {Path.cwd()}: a relative path starts there{program}"
     above = next((folder for folder in path.parents if folder.exists()), Path("/"))
     return f"ls {above} shows what is there; in a container only what was mounted is"
 
@@ -173,6 +180,19 @@ def _import_of_name(found: re.Match[str], evidence: Evidence) -> tuple[str, str]
     return f"{where} has no {name}", "a misspelled name; or a file that hides a package of its name: rename it"
 
 
+def _no_cuda(found: re.Match[str], evidence: Evidence) -> tuple[str, str]:
+    """Meaning and advice for a program that finds no GPU: its rank has none, or its torch cannot use one."""
+    if evidence.on_gpu and re.search("not compiled|doesn't have", found[0], re.IGNORECASE):
+        return (
+            "the rank has a GPU, but this torch is a build without CUDA",
+            "install a build of torch for CUDA (pytorch.org has the commands) in the Python that runs the program",
+        )
+    return (
+        "the program wants a GPU and its rank has none",
+        "without a GPU use gloo and torch.device('cpu'); python launch.py --doctor shows why there is none",
+    )
+
+
 def _device_ids(found: re.Match[str], evidence: Evidence) -> str:
     """Advice for a model on the CPU in DistributedDataParallel with device_ids."""
     if evidence.on_gpu:
@@ -199,15 +219,16 @@ TABLE: tuple[Known, ...] = (
     ),
     Known(
         "shared-memory",
-        r"out of shared memory|Bus error|(No space left on device|unable to \w+).*(/dev/shm|shm|/torch_\d)"
-        r"|(/dev/shm|shared memory segment).*No space left",
+        r"out of shared memory|Bus error"
+        r"|(No space left on device|unable to \w+)(?!.*(Too many open files|Cannot allocate)).*(/dev/shm|shm|/torch_\d)"
+        r"|(/dev/shm|shared memory segment).*No space left|Error while creating shared memory segment",
         lambda found, evidence: shm_state(evidence),
         lambda found, evidence: more_shm(evidence),
     ),
     Known(
         "gpu-memory",
         r"CUDA out of memory|CUDA error: out of memory|CUDNN_STATUS_ALLOC_FAILED|CUBLAS_STATUS_ALLOC_FAILED"
-        r"|cuda\.OutOfMemoryError|torch\.OutOfMemoryError",
+        r"|cuda\.OutOfMemoryError|torch\.OutOfMemoryError|Cuda failure \d* ?'out of memory'",
         "the GPU's memory is full",
         _smaller_batch,
     ),
@@ -271,8 +292,8 @@ TABLE: tuple[Known, ...] = (
         "no-cuda",
         r"not compiled with CUDA enabled|Found no NVIDIA driver|No CUDA GPUs are available"
         r"|ProcessGroupNCCL is only supported with GPUs|doesn't have NCCL",
-        "the program wants a GPU and its rank has none",
-        "without a GPU use gloo and torch.device('cpu'); python launch.py --doctor shows why there is none",
+        lambda found, evidence: _no_cuda(found, evidence)[0],
+        lambda found, evidence: _no_cuda(found, evidence)[1],
     ),
     Known(
         "forked-cuda",
@@ -318,10 +339,26 @@ TABLE: tuple[Known, ...] = (
         _port,
     ),
     Known(
+        "no-store",
+        r"client socket has (?:timed out after \d+ms while trying|failed) to connect to (?:any network address of )?"
+        r"\(([^,()]+), (\d+)\)",
+        "torch's store, where the ranks meet, does not answer at {1}, port {2}",
+        "leave MASTER_ADDR, MASTER_PORT and init_method to the launcher: a program that sets its own points torch to a"
+        " place where nothing listens; between nodes, a firewall may close the port",
+    ),
+    Known(
+        "late-rank",
+        r"waiting for clients\. \d+/\d+ clients joined|wait timeout after \d+ms",
+        "another rank did not come to the start of torch.distributed, or to its store, within the time limit",
+        "look for a rank that does more before init_process_group, such as a download, or give that a longer timeout;"
+        " leave world_size to the launcher",
+    ),
+    Known(
         "name-resolution",
         r"Name or service not known|Temporary failure in name resolution|gaierror",
         "a host name has no address here",
-        "an IP address instead of the name, or a line in /etc/hosts",
+        "for a machine of the run: an IP address instead of the name, or a line in /etc/hosts; for a server outside:"
+        " this machine has no way to it, so fetch what it has beforehand, on one that has",
     ),
     Known(
         "socket-interface",
@@ -331,7 +368,7 @@ TABLE: tuple[Known, ...] = (
     ),
     Known(
         "missing-module",
-        r"No module named '?([\w.]+)'?(; '[\w.]+' is not a package)?",
+        r"No module named '?([\w.-]+)'?(; '[\w.-]+' is not a package)?",
         lambda found, evidence: _not_a_package(found, evidence)[0],
         lambda found, evidence: _not_a_package(found, evidence)[1],
     ),
@@ -379,7 +416,7 @@ TABLE: tuple[Known, ...] = (
     ),
     Known(
         "permission",
-        r"Permission denied(?:: '([^']+)')?",
+        r"Permission denied(?! \((?:publickey|password|keyboard))(?:: '([^']+)')?",
         "this user lacks the permission",
         "ls -ld on the path and on its folder; in a container the user's number counts, not the name",
     ),

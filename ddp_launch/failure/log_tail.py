@@ -69,7 +69,7 @@ LOST = re.compile(
 # Distributed errors caused by the rank that reports them, or by no single rank.
 NOT_LOST = re.compile(
     r"unhandled cuda error|out of memory|invalid usage|duplicate gpu|collective operation timeout|timed out waiting"
-    r"|address already in use|no space left|shared memory",
+    r"|address already in use|no space left|shared memory|https?connectionpool|urlopen error",
     re.IGNORECASE,
 )
 COLLECTIVE = re.compile(
@@ -77,7 +77,10 @@ COLLECTIVE = re.compile(
 )
 # A log line to which the traceback below it belongs, as logging's `exception` writes it.
 LOGGED = re.compile(r"\b(ERROR|CRITICAL|FATAL)\b")
-TIMED_OUT = re.compile(r"collective operation timeout|timed out waiting", re.IGNORECASE)
+TIMED_OUT = re.compile(
+    r"collective operation timeout|timed out waiting|wait timeout after \d+ms|seconds waiting for clients",
+    re.IGNORECASE,
+)
 UNWOUND = re.compile(r"KeyboardInterrupt|SystemExit|SIGTERM|SignalException")
 
 

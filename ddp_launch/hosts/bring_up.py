@@ -20,7 +20,7 @@ from typing import Any
 from rich.console import Console
 
 from ddp_core import __version__
-from ddp_core.errors import OptionError
+from ddp_core.errors import OptionError, UserError
 from ddp_launch.cli.options import LaunchOptions, words_of
 from ddp_launch.cli.value_types import endpoint as checked_endpoint
 from ddp_launch.cluster.network import external_address, split_endpoint
@@ -40,8 +40,18 @@ PLAN_S = 120.0
 PACKAGES = Path(__file__).resolve().parents[2]
 REFUSED = 2
 OF_THE_SCREEN = ("TERM", "COLORTERM", "NO_COLOR", "FORCE_COLOR", "COLUMNS")
-ALIKE = ("NCCL_", "GLOO_", "TORCH_", "OMP_", "MKL_", "PYTORCH_")
-"""Variables that ranks of one run should have in common."""
+ALIKE = (
+    "NCCL_",
+    "GLOO_",
+    "TORCH_",
+    "OMP_",
+    "MKL_",
+    "PYTORCH_",
+    "PYTHONPATH",
+    "LD_LIBRARY_PATH",
+    "CUDA_VISIBLE_DEVICES",
+)
+"""Variables that ranks of one run should have in common: their names, or how these begin."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +123,7 @@ class Refusals:
 
 def _facts(fleet: Fleet, options: LaunchOptions, copied: str | None, refused: Refusals) -> list[HostFacts]:
     """What the hosts report about themselves; problems are printed."""
-    folder, port = str(Path.cwd()), None
+    folder, port = _current_folder(), None
     if options.rdzv_endpoint is not None:
         _, port = split_endpoint(checked_endpoint(options.rdzv_endpoint))
     ahead: dict[int, float] = {}
@@ -151,6 +161,14 @@ def _facts(fleet: Fleet, options: LaunchOptions, copied: str | None, refused: Re
     for name, why in checks.problems(hosts, __version__, str(PACKAGES), folder):
         refused.say(name, why)
     return hosts
+
+
+def _current_folder() -> str:
+    """The folder of the run, the same on all hosts. Errors: UserError where it is gone."""
+    try:
+        return str(Path.cwd())
+    except OSError as error:
+        raise UserError(f"--hosts: the current folder cannot be read ({error.strerror}): change to the run's") from None
 
 
 def _meeting_place(fleet: Fleet, options: LaunchOptions, facts: Sequence[HostFacts], refused: Refusals) -> str | None:
@@ -243,7 +261,8 @@ def _notes(
     if len({one.checked["torch"] for one in facts}) > 1:
         builds = ", ".join(f"{one.checked['torch']} on {one.name}" for one in facts)
         yield f"different builds of torch: {builds}"
-    elsewhere = sorted(name for name in os.environ if name.startswith(ALIKE) and name not in exported)
+    mine = {name for name in os.environ if name.startswith(ALIKE)} - {*exported}
+    elsewhere = sorted(name for name in mine if any(name not in one.checked["variables"] for one in facts))
     if elsewhere and len(facts) > 1:
         yield f"set here and not on the other hosts: {', '.join(elsewhere)} (--export {','.join(elsewhere)})"
     if options.program.kind == "trainer" and len(facts) > 1:

@@ -41,7 +41,7 @@ OPTIONS = (
     "-oPermitLocalCommand=no",
 )
 SSH_FAILED = 255
-NOT_FOUND = (126, 127)
+NOT_EXECUTABLE, NOT_FOUND = 126, 127
 SENT = ("channel", "facts", "reach", "keeper")
 READER = "import sys;sys.path[:]=[p for p in sys.path if p];i=sys.stdin.buffer;exec(i.read(int(i.readline())))"
 """Run by the host's Python: executes the program on its input, without the current folder in sys.path."""
@@ -55,7 +55,7 @@ _WORDS = (
     (r"REMOTE HOST IDENTIFICATION HAS CHANGED", "its host key differs from the known one: ask its administrator"),
     (r"Host key verification failed|No \S+ host key is known", "host key unknown: run `ssh {name}` once and accept it"),
     (
-        r"Permission denied|Too many authentication failures",
+        r"Permission denied \(|Too many authentication failures",
         "permission denied ({reason}): no key that it accepts; `ssh-copy-id {name}` puts yours there",
     ),
     (r"Could not resolve hostname", "no connection: the name does not resolve ({reason})"),
@@ -161,7 +161,10 @@ class Connection:
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(1.0)
         self.read_errors()
-        return in_words(self.name, self._process.returncode, list(self._words), ready=self.ready)
+        # Without any error, what the login shell has printed is all there is: "This account is not available".
+        lines = list(self._words) or self._before.decode(errors="replace").split("\n")[-LAST_LINES:]
+        lines = [line for line in map(str.strip, lines) if line]
+        return in_words(self.name, self._process.returncode, lines, ready=self.ready)
 
     def hang_up(self) -> None:
         """Close the keeper's input: it then ends what it still runs."""
@@ -192,12 +195,16 @@ def in_words(name: str, status: int | None, lines: list[str], *, ready: bool) ->
     last = one_line(lines[-1]) if lines else ""
     if ready:
         return "the connection was closed" + (f" (ssh: {last})" if last else "")
-    for pattern, words in _WORDS:
+    # ssh ends with any other status only once it was logged in: then the lines are those of the login shell and Python.
+    for pattern, words in _WORDS if status not in range(SSH_FAILED) else ():
         if found := re.search(rf"^.*({pattern}).*$", text, re.M):
             reason = one_line(found[0]).rpartition(": ")[2].strip().rstrip(".")
+            reason = reason.removeprefix("Permission denied (").removesuffix(")")
             return words.format(name=name, reason=reason, limit=CONNECT_S)
-    if status in NOT_FOUND:
+    if status == NOT_FOUND:
         return f"no Python there at {sys.executable}, which is this launcher's: make the same environment at that path"
+    if status == NOT_EXECUTABLE:
+        return f"the Python there, {sys.executable}, which is this launcher's, cannot be run: {last}"
     if status == SSH_FAILED:
         return f"no connection: {last or 'ssh gave no reason'}"
     return f"the Python there, {sys.executable}, ended with status {status}" + (f": {last}" if last else "")

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import select
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from shutil import which
 from types import TracebackType
@@ -18,6 +20,7 @@ from ddp_launch.cli.host_list import Host
 from ddp_launch.hosts.channel import Message
 from ddp_launch.hosts.connection import Connection, is_here, sources
 from ddp_launch.hosts.keeper import BEAT_S, END_S, SILENCE_S
+from ddp_launch.run.rank_output import FULL
 
 WAIT_S = 0.2
 REFUSED_S = 2.0
@@ -42,6 +45,7 @@ class Fleet:
         self.capture: bytearray | None = None
         """Receives the standard output of all hosts instead of the screen, which then shows no output at all."""
         self._lines: dict[tuple[int, int], bytes] = {}
+        self._unshown, self._why = 0, ""
         self._looked = time.monotonic()
         self._closing = threading.Event()
         self._beating = threading.Thread(target=self._beat, daemon=True)
@@ -150,13 +154,24 @@ class Fleet:
             self._lines[host.rank, stream] = rest
             prefix = f"[{host.name}] ".encode()
             data = b"".join(prefix + line + b"\n" for line in whole.split(b"\n")) if end else b""
-        try:
-            while data:
-                data = data[os.write(stream, data) :]
-        except OSError:
+        if not self._write(stream, data) and host.rank == 0:
             # The reader is gone (launch.py | head): the rank has to notice, as if it wrote there itself.
-            if host.rank == 0:
-                host.channel.send("close", stream=stream)
+            host.channel.send("close", stream=stream)
+
+    def _write(self, stream: int, data: bytes) -> bool:
+        """Write all bytes, waiting as needed; False when the reader is gone. What a full disk does not accept is left
+        out, as in a run without --hosts."""
+        while data:
+            try:
+                data = data[os.write(stream, data) :]
+            except BlockingIOError:
+                select.select([], [stream], [])
+            except OSError as error:
+                if error.errno not in FULL:
+                    return False
+                self._unshown, self._why = self._unshown + len(data), error.strerror or ""
+                return True
+        return True
 
     def _beat(self) -> None:
         """A thread's work: send heartbeats, also while a blocked screen holds the main thread up."""
@@ -175,3 +190,7 @@ class Fleet:
         deadline = time.monotonic() + CLOSE_S
         for host in self.hosts:
             host.close(max(0.0, deadline - time.monotonic()) if host.lost is None and host.ready else 0.0)
+        if self._unshown:
+            with suppress(OSError):  # the same full disk
+                line = f"{self._unshown:,} bytes of the ranks' output are not in it ({self._why})"
+                print(f"note: the launcher's output: {line}", file=sys.stderr, flush=True)

@@ -136,7 +136,7 @@ class Keeper:
         except OSError as error:
             found["listener"] = error.strerror or str(error)
         seen = os.environ.get("SSH_CONNECTION", "").split()[:1]
-        self._channel.send("checked", **found, addresses=facts.addresses(), caller=seen)
+        self._channel.send("checked", **found, addresses=facts.addresses(), caller=seen, variables=[*os.environ])
 
     def _listen(self, word: str, port: int | None) -> int:
         """Open a listener for the check of routes; its port."""

@@ -18,12 +18,18 @@ from ddp_launch.run.process_tree import with_pdeathsig
 
 LEFT_OUT = ("/.git", "/.venv", "/runs", "__pycache__")
 """Names that are not copied: they belong to this machine, or each host makes them itself."""
+COPIED = (0, 24)
+"""rsync's statuses of a success, also where files vanished meanwhile, such as another run's temporary files."""
 
 
 def folder(name: str) -> str:
     """The folder of --sync, absolute. Errors: UserError."""
-    path = Path(name).expanduser().absolute()
-    if not path.is_dir():
+    try:
+        path = Path(name).expanduser().absolute()
+        found = path.is_dir()
+    except (RuntimeError, OSError):  # ~NAME of nobody; a current folder that is gone
+        found = False
+    if not found:
         raise UserError(f"--sync {name!r}: no such folder")
     if which("rsync") is None:
         raise UserError("--sync needs rsync, which is not installed here: apt-get install rsync")
@@ -81,7 +87,7 @@ def _problem(process: subprocess.Popen[str]) -> str | None:
     """Wait for rsync; the reason for its failure in one line, None after a success."""
     _, errors = process.communicate()
     lines = [line for line in errors.splitlines() if line.strip()]
-    if process.returncode == 0:
+    if process.returncode in COPIED:
         return None
     missing = next((line for line in lines if "command not found" in line or "No such file" in line), None)
     return one_line(missing or (lines[0] if lines else f"rsync ended with status {process.returncode}"))

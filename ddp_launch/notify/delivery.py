@@ -78,6 +78,24 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 def post(request: Request, timeout_s: float) -> Answer:
     """Send the request once. `timeout_s`: limit of each wait for the network. Never raises."""
+    asked = urllib.request.Request(request.url, request.body, dict(request.headers), method="POST")  # noqa: S310
+    if unusable := _unusable_proxy(asked):
+        return Answer(unusable)
+    try:
+        with _opener().open(asked, timeout=timeout_s):
+            return Answer()
+    except urllib.error.HTTPError as error:
+        with error:
+            return _refused(error)
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        if isinstance(reason, ssl.SSLCertVerificationError):
+            return Answer(f"its certificate is not valid: {reason.verify_message}")
+        return Answer(_in_words(reason), again=True)
+
+
+def _opener() -> urllib.request.OpenerDirector:
+    """An opener for http and https. Errors: OSError, for a file that an environment variable gives for TLS."""
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler(),
@@ -88,18 +106,15 @@ def post(request: Request, timeout_s: float) -> Answer:
         urllib.request.HTTPErrorProcessor(),
     ):
         opener.add_handler(handler)
-    asked = urllib.request.Request(request.url, request.body, dict(request.headers), method="POST")  # noqa: S310
-    try:
-        with opener.open(asked, timeout=timeout_s):
-            return Answer()
-    except urllib.error.HTTPError as error:
-        with error:
-            return _refused(error)
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        reason = getattr(error, "reason", error)
-        if isinstance(reason, ssl.SSLCertVerificationError):
-            return Answer(f"its certificate is not valid: {reason.verify_message}")
-        return Answer(_in_words(reason), again=True)
+    return opener
+
+
+def _unusable_proxy(asked: urllib.request.Request) -> str:
+    """The problem where the environment gives a SOCKS proxy, which would be spoken to in HTTP; else ""."""
+    scheme = urllib.request.getproxies().get(asked.type, "").partition("://")[0].lower()
+    if not scheme.startswith("socks") or urllib.request.proxy_bypass(asked.host):
+        return ""
+    return f"{asked.type}_proxy gives a SOCKS proxy, and messages can use an HTTP proxy only"
 
 
 def _refused(error: urllib.error.HTTPError) -> Answer:

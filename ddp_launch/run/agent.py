@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
 import time
 import uuid
 from collections.abc import Callable, Container, Iterable, Mapping
@@ -46,6 +47,9 @@ from ddp_launch.torch_internals import HookedAgent, agent_has_hooks, numa_option
 MONITOR_INTERVAL_S = 0.05
 LEFT_BEHIND_S = 2
 """How long the processes that a successful program left behind may take to end."""
+ENDING_S = 0.2
+"""Processes in the background that end within this time were ending by themselves."""
+MOST_NAMED = 3
 SETTLE_S = 0.5
 """After the first failure: how long the other ranks may take to end by themselves."""
 VICTIMS_S = 3.0
@@ -323,12 +327,28 @@ class _Agent(HookedAgent):
         handlers = self.handlers.values()
         alive = [handler.proc.pid for handler in handlers if handler.proc.poll() is None]
         well = all(handler.proc.returncode == 0 for handler in handlers)
+        if well and self._interrupts.received is None:
+            self._report_background()
         deadline = time.monotonic() + (min(self._patience, LEFT_BEHIND_S) if well else self._patience)
         self.close_processes(death_sig, self._patience)
         self._process_tree.end(deadline, told=alive if death_sig is signal.SIGTERM else ())
         if self._interrupts.received is not None:
             self._report_ends(stopped=True)
         super().stop_workers(death_sig)
+
+    def _report_background(self) -> None:
+        """Report the processes that a successful program put in the background: they are about to be ended."""
+        if not (there := self._process_tree.in_background()):
+            return
+        time.sleep(ENDING_S)
+        left = {pid: name for pid, name in self._process_tree.in_background().items() if pid in there}
+        if left:
+            which = ", ".join(f"{name} (process {pid})" for pid, name in sorted(left.items())[:MOST_NAMED])
+            more = f" and {len(left) - MOST_NAMED} more" if len(left) > MOST_NAMED else ""
+            print(
+                f"note: the program has ended, and with it what it left in the background: {which}{more}",
+                file=sys.stderr,
+            )
 
     @property
     def _remote_failures(self) -> RemoteFailures | None:

@@ -19,7 +19,10 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         torch = sys.modules.get("torch")
         if torch is not None and isinstance(obj, torch.Tensor) and obj.device.type != "cpu":
             # The receiver may have no GPU, or different ones.
-            return obj.detach().cpu().__reduce_ex__(pickle.DEFAULT_PROTOCOL)
+            moved = obj.detach().cpu().requires_grad_(obj.requires_grad)
+            if isinstance(obj, torch.nn.Parameter):  # a module finds its parameters by their class
+                moved = torch.nn.Parameter(moved, obj.requires_grad)
+            return moved.__reduce_ex__(pickle.DEFAULT_PROTOCOL)
         if isinstance(obj, CodeType):
             # cloudpickle drops the file name, which a traceback should show.
             build, parts, *_ = self.dispatch_table[CodeType](obj)

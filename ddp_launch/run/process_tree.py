@@ -16,6 +16,7 @@ import time
 import uuid
 from collections.abc import Iterable
 from contextlib import suppress
+from pathlib import Path
 
 from ddp_launch.run import exec_with_pdeathsig, reaper
 
@@ -72,6 +73,13 @@ class ProcessTree:
         tree = reaper.below(processes, {os.getpid()}) - {os.getpid(), self._reaper.pid}
         return {pid for pid in tree if not processes[pid].ended}
 
+    def in_background(self) -> dict[int, str]:
+        """Process id -> name of the processes that are not in the session of a rank: a program put them there so that
+        they continue without it, as a daemon does."""
+        sessions = {*self._ranks, os.getsid(0)}
+        found = (reaper.look(pid) for pid in self.left())
+        return {one.pid: _name(one.pid) for one in found if one is not None and one.session not in sessions}
+
     def kill(self) -> None:
         """Send SIGKILL to all present processes. Never raises."""
         reaper.kill(self.left())
@@ -121,6 +129,13 @@ class ProcessTree:
         # Without a reaper the ranks are still tied to the launcher.
         with suppress(OSError):
             os.write(self._pipe, text)
+
+
+def _name(pid: int) -> str:
+    """The name of a process's program; empty where it is gone."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
+    return ""
 
 
 def _group(pid: int) -> int | None:

@@ -58,8 +58,13 @@ def _in_its_language(program: Program) -> Program:
     path = Path(program.name)
     if not path.is_file():
         return program  # a folder with __main__.py, or a pipe
-    with path.open("rb") as file:
-        head = file.read(512)
+    if path.suffix == ".ipynb":
+        # Python would take its JSON for an expression, and do nothing.
+        raise OptionError(
+            f"{program.name!r} is a notebook: jupyter nbconvert --to script makes a script of it; in the notebook"
+            " ddp_launch.launch(function) starts ranks"
+        )
+    head = _head(path)
     command: tuple[str, ...] = ()
     if head.startswith(b"#!"):
         # As the kernel reads it: the interpreter, and the rest of the line as one argument.
@@ -68,6 +73,7 @@ def _in_its_language(program: Program) -> Program:
         runs = _run_by(command)
         if PYTHON.fullmatch(Path(runs).name):
             return program
+        _check_line_ends(program.name, head)
         if shutil.which(runs) is None:
             if path.suffix == ".py":
                 return program
@@ -81,6 +87,19 @@ def _in_its_language(program: Program) -> Program:
     if not command:
         raise OptionError(f"{program.name!r}: permission denied, it is not executable: chmod +x {program.name}")
     return Program("executable", command[0], (*command[1:], program.name, *program.args))
+
+
+def _head(path: Path) -> bytes:
+    """The beginning of a file."""
+    with path.open("rb") as file:
+        return file.read(512)
+
+
+def _check_line_ends(name: str, head: bytes) -> None:
+    """Check that the interpreter's name has no carriage return after it: the kernel would take it for a part of the
+    name, and say that the file does not exist. Errors: OptionError."""
+    if head.startswith(b"#!") and head.partition(b"\n")[0].endswith(b"\r"):
+        raise OptionError(f"{name!r}: its lines end as on Windows, so that it cannot be run: sed -i 's/\\r$//' {name}")
 
 
 def _run_by(command: Sequence[str]) -> str:
@@ -98,7 +117,9 @@ def _with_folder(name: str) -> str:
 
 def _check_executable(name: str) -> None:
     """Check that the program can be executed. Errors: OptionError."""
-    if shutil.which(name) is not None:
+    if (found := shutil.which(name)) is not None:
+        if os.access(found, os.R_OK):
+            _check_line_ends(name, _head(Path(found)))
         return
     path = Path(name)
     if path.is_dir():

@@ -16,7 +16,7 @@ from typing import Literal
 from ddp_launch.failure.failures import in_words
 from ddp_launch.failure.summary import names
 from ddp_launch.stall.record import Collective, Record
-from ddp_launch.stall.stacks import Stacks, kept_by, place_of, spawned, thread_of, waits_in
+from ddp_launch.stall.stacks import Stacks, kept_by, place_of, seeks_store, spawned, thread_of, waits_in
 from ddp_train.watchdog.python_stacks import Frame
 
 Kind = Literal["missing", "stopped", "left", "failed", "collectives", "shapes", "locked", "elsewhere", "spawn", "busy"]
@@ -192,6 +192,11 @@ def _mismatch(views: Mapping[int, RankView]) -> Found | None:
 
 SAME_ORDER = "every rank of a group must call the same collectives in the same order: look for a branch on the rank"
 LINKS = "python -m gpu_topology verify tests the GPUs and the links between them in a minute"
+OWN_STORE = (
+    "leave MASTER_ADDR, MASTER_PORT, init_method and world_size to the launcher: a program that sets its own points"
+    " torch to a place where nothing listens, or waits for ranks that there are not; between nodes, a firewall may be"
+    " in the way"
+)
 SAME_SHAPE = (
     "every rank must bring the same shape: look for a last batch, or a list, whose length differs between ranks"
 )
@@ -214,6 +219,8 @@ def _missing(views: Mapping[int, RankView], blocked: Sequence[RankView], world_s
     culprits = {rank for absent in waits_for.values() for rank in absent if rank not in waits_for}
     here = sorted(rank for rank in culprits if rank in views)
     if not culprits:
+        if all(seeks_store(view.frames) for view in blocked):
+            return "locked", waits_for, f"{names(waits_for)} cannot reach the store where the ranks meet", OWN_STORE
         if len({view.blocked for view in blocked}) == 1:
             return "locked", waits_for, f"all ranks are in {blocked[0].blocked}, and it does not end", LINKS
         each = _each({view.rank: view.blocked for view in blocked})

@@ -17,6 +17,7 @@ LIBRARIES = ("/site-packages/", "/dist-packages/", f"/lib/python{sys.version_inf
 STANDARD = sysconfig.get_paths()["stdlib"]
 DISTRIBUTED = "torch/distributed/"
 IMPORTING = "<frozen importlib"
+STORE = "torch/distributed/rendezvous.py"
 SPAWN = "torch/multiprocessing/spawn.py"
 CHILDREN = "multiprocessing/popen_"
 WRAPPERS = ("wrapper", "inner", "_fn")
@@ -100,6 +101,11 @@ def waits_in(frames: Sequence[Frame]) -> str:
         return ""
     calls = [f.function for f in frames if DISTRIBUTED in f.file and f.function not in WRAPPERS]
     return calls[0] if calls else "backward"
+
+
+def seeks_store(frames: Sequence[Frame]) -> bool:
+    """Whether a rank is connecting to torch's store, which it does before it has a process group."""
+    return any(frame.file.endswith(STORE) for frame in frames)
 
 
 def spawned(frames: Sequence[Frame]) -> str:

@@ -12,6 +12,7 @@ import string
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from ddp_train.config.options import declared
 from ddp_train.report.json_value import Value
 from ddp_train.report.read_run import RunRecord
 
@@ -100,7 +101,7 @@ def _letters(place: int) -> str:
 
 
 def _key(run: RunRecord) -> str:
-    settings = {name: value for name, value in run.config.items() if name not in NO_SETTINGS}
+    settings = _options(run)
     data = None if run.data is None else [run.data.name, run.data.content, run.data.train, run.data.val, run.data.test]
     command = [] if settings else _command(run)
     alone = str(run.folder.resolve()) if not settings and not command else ""
@@ -151,7 +152,15 @@ def _joined(values: Iterable[str]) -> str:
 
 
 def _settings(run: RunRecord) -> Facts:
-    return {name: _in_words(value) for name, value in run.config.items() if name not in NO_SETTINGS}
+    return {name: _in_words(value) for name, value in _options(run).items()}
+
+
+def _options(run: RunRecord) -> Mapping[str, object]:
+    """The settings of a run; {} for another program. An option that its version did not have yet has its default."""
+    if not run.config:
+        return {}
+    found = {name: option.default for name, option in declared().items()} | dict(run.config)
+    return {name: value for name, value in found.items() if name not in NO_SETTINGS}
 
 
 def _in_words(value: object) -> str:

@@ -66,7 +66,7 @@ def state(record: RunRecord, last: Launch | None) -> Mapping[str, str]:
     kind, words = "warn", "not finished"
     if last is None:
         kind, words = ("good", "finished") if record.finished else (kind, words)
-    elif last.status is None:
+    elif last.status is None and not record.finished:
         words = "running, or ended without recording it"
     elif last.status in STOPPED or last.signal:
         words = f"stopped by {last.signal or STOPPED.get(last.status, '')}"

@@ -103,7 +103,7 @@ def read_run(folder: Path) -> RunRecord:
         raise UserError(f"{folder}: {getattr(error, 'strerror', None) or error}") from None
     if not is_run:
         *names, last = RUN_FILES
-        what = "not a run folder" if folder.is_dir() else "no such folder"
+        what = "not a run folder" if folder.exists() else "no such folder"
         raise UserError(f"{str(folder)!r}: {what}; expected one with {', '.join(names)} or {last}")
     return _Reader(folder).record()
 

@@ -40,6 +40,9 @@ from gpu_topology.drawing.svg import to_svg
 from gpu_topology.select.select import Selection
 from gpu_topology.topology import Link, Topology, short_name
 
+# Endings of other kinds of picture: programs that go by the name could not open an SVG in such a file.
+_OTHER_KINDS = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".pdf", ".eps", ".ps")
+
 MARGIN, LEAST_WIDTH, BRACKET = 26.0, 640.0, 34.0
 ONE_ROW, WIDEST_ROW = 4, 8
 
@@ -52,7 +55,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Write the picture to the file, or to stdout. TopologyError naming the file when it cannot be written."""
+    """Write the picture to the file, or to stdout. TopologyError naming the file when it cannot be written, or is named
+    as another kind of picture."""
+    if (arguments.output or "").lower().endswith(_OTHER_KINDS):
+        raise TopologyError(f"{arguments.output}: the picture is an SVG, so its name must end in .svg")
     answers = answer(arguments)
     text = to_svg(layout(answers.topology, answers.selection))
     if arguments.output is None:

@@ -30,6 +30,8 @@ _UNIFIED = {(5, 3), (6, 2), (7, 2), (8, 7), (11, 0), (12, 1)}
 # Errors that mean that a reading is not available here, not that the card is faulty.
 _NO_SUCH_READING = ("NVML_ERROR_NOT_SUPPORTED", "NVML_ERROR_FUNCTION_NOT_FOUND", "NVML_ERROR_NO_PERMISSION")
 
+_COMPUTING = "nvmlDeviceGetComputeRunningProcesses"
+
 MPS_SERVER = "nvidia-cuda-mps-server"
 
 # A GPU with at least this utilization in percent and no process is read again a second later: one sample may mislead.
@@ -51,6 +53,8 @@ def read_gpu(index: int, device: Device, known: dict[object, Any]) -> Gpu:
     recovery, pcie_replays, nvlink_errors = health.counters(device)
     name, node = _printable(ask("nvmlDeviceGetName")), _numa_node(device, bus_id)
     model = (name, total)
+    slices = _slices(device) if mig is not None and mig[0] == 1 else ()
+    processes = read_processes(device, _COMPUTING)
 
     def once(kind: object, function: str, *args: object) -> Any:
         """The answer to a call that is the same for all GPUs of one `kind`; the driver is asked once for each kind."""
@@ -73,8 +77,8 @@ def read_gpu(index: int, device: Device, known: dict[object, Any]) -> Gpu:
         numa_node=node,
         mig_mode=None if mig is None else mig[0] == 1,
         utilization=_utilization(device),
-        processes=read_processes(device, "nvmlDeviceGetComputeRunningProcesses"),
-        mig_devices=_mig_devices(device) if mig is not None and mig[0] == 1 else (),
+        processes=_processes_on(slices) if processes is None else processes,
+        mig_devices=tuple(mig_device for _, mig_device in slices),
         display_active=_flag(ask("nvmlDeviceGetDisplayActive")),
         compute_mode=_COMPUTE_MODES.get(ask("nvmlDeviceGetComputeMode")),
         cores=once(model, "nvmlDeviceGetNumGpuCores"),
@@ -263,27 +267,38 @@ def cpu_list(bits: int) -> str | None:
     return ",".join(ranges) or None
 
 
-def _mig_devices(device: Device) -> tuple[MigDevice, ...]:
+def _processes_on(slices: Sequence[tuple[Device, MigDevice]]) -> tuple[GpuProcess, ...] | None:
+    """The compute processes on MIG slices; None where none answers. The driver lists those of a whole GPU in MIG mode
+    only for administrators, those of one slice for everybody (nvml.h, nvmlDeviceGetComputeRunningProcesses)."""
+    answers = [(mig.gpu_instance, read_processes(device, _COMPUTING)) for device, mig in slices]
+    if all(found is None for _, found in answers):
+        return None
+    # The slices of one GPU instance share its memory, and may list the same processes.
+    here = (replace(one, gpu_instance=instance) for instance, found in answers for one in found or ())
+    return tuple(dict.fromkeys(here))
+
+
+def _slices(device: Device) -> tuple[tuple[Device, MigDevice], ...]:
     """The MIG slices of a GPU that have a UUID."""
-    found: list[MigDevice] = []
+    found: list[tuple[Device, MigDevice]] = []
     for position in range(device.ask("nvmlDeviceGetMaxMigDeviceCount") or 0):
         handle = device.ask("nvmlDeviceGetMigDeviceHandleByIndex", position)
         if handle is None:
             continue  # positions may have gaps
-        one = Device(device.driver, handle)
+        one = Device(device.driver, handle, device.name)
         uuid = one.ask("nvmlDeviceGetUUID")
         if uuid is None:
             continue  # CUDA selects a slice by its UUID
-        total, _ = read_memory(one)
-        found.append(
-            MigDevice(
-                uuid=uuid,
-                profile=_mig_profile(one.ask("nvmlDeviceGetName")),
-                memory_total=total,
-                gpu_instance=one.ask("nvmlDeviceGetGpuInstanceId"),
-                compute_instance=one.ask("nvmlDeviceGetComputeInstanceId"),
-            )
+        total, used = read_memory(one)
+        slice_of = MigDevice(
+            uuid=uuid,
+            profile=_mig_profile(one.ask("nvmlDeviceGetName")),
+            memory_total=total,
+            gpu_instance=one.ask("nvmlDeviceGetGpuInstanceId"),
+            compute_instance=one.ask("nvmlDeviceGetComputeInstanceId"),
+            memory_used=used,
         )
+        found.append((one, slice_of))
     return tuple(found)
 
 

@@ -131,9 +131,8 @@ _NEEDED = {"name": "name", "memory_total": "memory", "compute_capability": "comp
 def busy(device: Device, rules: Rules) -> str | None:
     """Evidence that others use this device or have claimed it; None without any.
 
-    A program that draws, such as a desktop or a browser, and an MPS server without clients do not count. Memory and
-    utilization are reported for whole GPUs; a MIG slice has the processes of its GPU instance, and those without a
-    reported instance.
+    A program that draws, such as a desktop or a browser, and an MPS server without clients do not count. Utilization is
+    reported for whole GPUs; a MIG slice has the processes of its GPU instance, and those without a reported instance.
     """
     others = [process for process in _compute_processes(device) if process.pid not in rules.own_pids]
     if others:
@@ -143,10 +142,8 @@ def busy(device: Device, rules: Rules) -> str | None:
         return f"in use by {'MPS client ' * first.mps_client}process {_who(first, rules)}{size}{more}"
     if claim := rules.claims.get(device.uuid):
         return claim
-    if device.mig:
-        return None
-    evidence = [words for words in (_memory_in_use(device.gpu, rules), _at_work(device.gpu, rules)) if words]
-    return " and ".join(evidence) or None
+    work = None if device.mig else _at_work(device.gpu, rules)
+    return " and ".join(words for words in (_memory_in_use(device, rules), work) if words) or None
 
 
 def _who(process: GpuProcess, rules: Rules) -> str:
@@ -165,16 +162,16 @@ def drawn(gpu: Gpu) -> int:
     return sum(process.used_memory or 0 for process in gpu.graphics_processes or ())
 
 
-def _memory_in_use(gpu: Gpu, rules: Rules) -> str | None:
-    """Memory that other processes hold beyond a desktop's, in words; None below the limits."""
-    if not gpu.memory_total or gpu.memory_used is None:
+def _memory_in_use(device: Device, rules: Rules) -> str | None:
+    """Memory that other processes hold beyond a desktop's, in words; None below the limits. A slice has no desktop."""
+    gpu, total, used = device.gpu, device.memory_total, device.memory_used
+    if not total or used is None:
         return None
-    own = sum(process.used_memory or 0 for process in gpu.processes or () if process.pid in rules.own_pids)
-    used = gpu.memory_used - own
-    desktop = max(drawn(gpu), _DESKTOP_BYTES if _desktop_may_hide(gpu, rules) else 0)
-    if used - desktop <= max(BUSY_FRACTION * gpu.memory_total, BUSY_FLOOR_BYTES):
+    used -= sum(process.used_memory or 0 for process in _listed(device) if process.pid in rules.own_pids)
+    desktop = 0 if device.mig else max(drawn(gpu), _DESKTOP_BYTES if _desktop_may_hide(gpu, rules) else 0)
+    if used - desktop <= max(BUSY_FRACTION * total, BUSY_FLOOR_BYTES):
         return None
-    return f"{used / gpu.memory_total:.0%} of its memory is in use"
+    return f"{used / total:.0%} of its memory is in use"
 
 
 def _desktop_may_hide(gpu: Gpu, rules: Rules) -> bool:
@@ -201,14 +198,17 @@ def _at_work(gpu: Gpu, rules: Rules) -> str | None:
 
 def _compute_processes(device: Device) -> list[GpuProcess]:
     """The compute processes on a device: no desktop, no MPS server."""
-    gpu, mig = device.gpu, device.mig
-    if mig:
-        here = (None, mig.gpu_instance)
-        found = [one for one in gpu.processes or () if mig.gpu_instance is None or one.gpu_instance in here]
-    else:
-        drawing = {process.pid for process in gpu.graphics_processes or ()}
-        found = [process for process in gpu.processes or () if process.pid not in drawing]
-    return [process for process in found if process.name != MPS_SERVER]
+    drawing = set() if device.mig else {process.pid for process in device.gpu.graphics_processes or ()}
+    return [process for process in _listed(device) if process.pid not in drawing and process.name != MPS_SERVER]
+
+
+def _listed(device: Device) -> list[GpuProcess]:
+    """The processes that the driver lists as computing on a device; on a slice also those without an instance."""
+    mig = device.mig
+    every = device.gpu.processes or ()
+    if mig is None or mig.gpu_instance is None:
+        return list(every)
+    return [process for process in every if process.gpu_instance in (None, mig.gpu_instance)]
 
 
 def _cut_off(topology: Topology) -> dict[int, str]:

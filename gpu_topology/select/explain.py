@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from gpu_topology.select.bandwidth import Fabric
 from gpu_topology.select.eligibility import Rules
-from gpu_topology.select.grouping import Group
+from gpu_topology.select.grouping import Group, peaks
 from gpu_topology.select.visible import Device
 from gpu_topology.topology import Topology
 
@@ -45,6 +45,13 @@ class Choice:
         return sum(group.takes(device) for device in self.chosen)
 
     @property
+    def slower(self) -> frozenset[Device]:
+        """The candidates with a lower peak throughput than each chosen device."""
+        speeds = peaks(self.pool, self.groups)
+        least = min(speeds[device] for device in self.chosen)
+        return frozenset(device for device, speed in speeds.items() if speed < least)
+
+    @property
     def superlative(self) -> str:
         """The adjective for the first group."""
         return "fastest" if self.policy == "fastest" else "largest"
@@ -68,7 +75,9 @@ def reason(choice: Choice) -> str:
     else:
         what = f"the {choice.superlative} group of identical GPUs{_what_decided(choice)}: {choice.groups[0].label}"
     if len(choice.chosen) < len(choice.pool):
-        what = f"the best-connected {len(choice.chosen)} of {what}" if len(choice.chosen) > 1 else f"one of {what}"
+        which = "fastest" if choice.slower else "best-connected"
+        several = len(choice.chosen) > 1 or which == "fastest"
+        what = f"the {which} {len(choice.chosen)} of {what}" if several else f"one of {what}"
     return what + _slowest_link(choice)
 
 
@@ -115,13 +124,15 @@ def _slowest_link(choice: Choice) -> str:
 def left_out(choice: Choice) -> Iterator[tuple[int, str]]:
     """Each GPU that is not chosen, with the reason."""
     pool = {device.index for device in choice.pool}
+    slower = {device.index for device in choice.slower}
     for gpu in choice.topology.gpus:
         if gpu.index in choice.indices:
             continue
         if gpu.index in choice.refused:
             yield gpu.index, choice.refused[gpu.index]
         elif gpu.index in pool:
-            yield gpu.index, f"not among the best-connected {len(choice.chosen)} of {len(choice.pool)}"
+            which = "fastest" if gpu.index in slower else "best-connected"
+            yield gpu.index, f"not among the {which} {len(choice.chosen)} of {len(choice.pool)}"
         else:
             own = next(group for group in choice.groups if gpu.index in group.indices)
             kind = "a display card, " if own.for_display else ""

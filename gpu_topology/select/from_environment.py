@@ -54,8 +54,7 @@ def _needs_cuda_order(topology: Topology, found: Inherited) -> bool:
     """Whether the mask has indices, and CUDA may count these GPUs in another order than NVML."""
     if found.visible is None or found.device_order == "PCI_BUS_ID":
         return False
-    different = len({gpu.name for gpu in topology.gpus}) > 1
-    return different and parse_visible(found.visible, topology.gpus).by_index
+    return not topology.identical and parse_visible(found.visible, topology.gpus).by_index
 
 
 def own_family(pids: Iterable[int], pid: int, proc: Path = PROC) -> frozenset[int]:

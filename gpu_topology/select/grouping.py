@@ -94,6 +94,13 @@ def estimate(devices: Sequence[Device]) -> float | None:
     return len(devices) * min(known) if known and len(known) == len(each) else None
 
 
+def peaks(devices: Iterable[Device], groups: Sequence[Group]) -> dict[Device, float]:
+    """Device -> estimated peak tera-operations per second, by its group; 0 where that is unknown."""
+    return {
+        device: max((group.each or 0.0 for group in groups if group.takes(device)), default=0.0) for device in devices
+    }
+
+
 def one_each(devices: Iterable[Device]) -> tuple[Device, ...]:
     """At most one device per GPU: the slice with the most memory, of equal ones the first instance."""
     best: dict[int, Device] = {}

@@ -24,8 +24,13 @@ _UNIFORM_SINCE = (8, 0)
 # On those boards (DGX-1, AC922) two of any three cards are linked, and any card with one of any four others.
 _UNLINKED_BY_DESIGN, _ALONE_BY_DESIGN = 2, 4
 
-# The links of a bridge between two cards of Ampere or later.
-_BRIDGE_LINKS = 4
+# The cards that each card of a board without NVSwitch is linked to, from Ampere on (HGX A100 and H100 with four cards).
+_BOARD_PEERS = 3
+
+# The links of a bridge between two cards of Ampere or later. Bridges of Hopper's NVL cards may also join 6 links of a
+# pair: an H200 NVL has 900 GB/s (data sheet), which is 18 links to one card or 6 to each of three.
+_BRIDGE_LINKS, _NVL_LINKS = 4, 6
+_NVL_SINCE = (9, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +114,7 @@ def some_down(topology: Topology) -> Iterator[Missing]:
             continue
         of_card = card_links(gpu)
         if of_card is None:
-            total = -(-up // _BRIDGE_LINKS) * _BRIDGE_LINKS
+            total = _of_bridges(gpu, up)
         else:
             equals = [count for other, count in counts.items() if topology.gpu(other).name == gpu.name]
             total = max(*equals, of_card)
@@ -119,8 +124,22 @@ def some_down(topology: Topology) -> Iterator[Missing]:
                 continue
             if max(equals) == total and 2 * equals.count(total) < len(equals):
                 continue
-        if up < total:
+        if up < total and not _lead_elsewhere(topology, gpu, total):
             yield Missing(index, total - up, total)
+
+
+def _of_bridges(gpu: Gpu, up: int) -> int:
+    """The number of links of a card's bridges if `up` of them work."""
+    sizes = (_BRIDGE_LINKS, _NVL_LINKS) if (gpu.compute_capability or (0, 0)) >= _NVL_SINCE else (_BRIDGE_LINKS,)
+    return min(-(-up // size) * size for size in sizes)
+
+
+def _lead_elsewhere(topology: Topology, gpu: Gpu, total: int) -> bool:
+    """Whether the other links may lead to cards that a job does not see: from Ampere on a board without NVSwitch has
+    four cards, each with a third of its links to every other one."""
+    alike = [other.index for other in _readable(topology) if other is not gpu and other.name == gpu.name]
+    counts = {topology.link(gpu.index, other).nvlinks for other in alike}
+    return len(alike) < _BOARD_PEERS and counts == {total / _BOARD_PEERS}
 
 
 def _readable(topology: Topology) -> tuple[Gpu, ...]:

@@ -12,7 +12,7 @@ from gpu_topology.select import explain
 from gpu_topology.select.bandwidth import Fabric
 from gpu_topology.select.eligibility import ALLOW_BUSY, Rules, Usable, busy, refusal, usable
 from gpu_topology.select.explain import Choice
-from gpu_topology.select.grouping import Group, make_groups, one_each, ranked
+from gpu_topology.select.grouping import Group, make_groups, one_each, peaks, ranked
 from gpu_topology.select.selection_warnings import warnings as selection_warnings
 from gpu_topology.select.visible import Device, Visible, find_name, parse_visible
 from gpu_topology.topology import Topology
@@ -201,9 +201,8 @@ def _translation(visible: Visible | None, request: SelectionRequest) -> str:
 
 def _reads_in_pci_order(topology: Topology, request: SelectionRequest, rules: Rules) -> bool:
     """Whether indices in CUDA_VISIBLE_DEVICES are read in PCI order although CUDA may count differently."""
-    different = len({gpu.name for gpu in topology.gpus}) > 1
     by_index = rules.visible is not None and rules.visible.by_index
-    return by_index and different and request.cuda_order is None and request.device_order != "PCI_BUS_ID"
+    return by_index and not topology.identical and request.cuda_order is None and request.device_order != "PCI_BUS_ID"
 
 
 def _resolve(names: Sequence[str], topology: Topology) -> tuple[Device, ...]:
@@ -257,7 +256,7 @@ def _choice(topology: Topology, request: SelectionRequest, rules: Rules, found: 
     choice = Choice(topology, rules, request.policy, found.refused, best_first, pool, pool, whole)
     if count > len(pool):
         raise SelectionError(explain.too_many(choice, count))
-    chosen = pool if count == len(pool) else _best(topology, pool, count)
+    chosen = pool if count == len(pool) else _best(topology, _fast_enough(pool, best_first, count), count)
     return replace(choice, chosen=_rank_order(chosen, rules))
 
 
@@ -266,6 +265,14 @@ def _asked_device(asked: Device, found: Usable, rules: Rules) -> Device:
     named = found.of(asked)
     free = tuple(device for device in named if not busy(device, rules))
     return one_each(free or named)[0]
+
+
+def _fast_enough(pool: Sequence[Device], groups: Sequence[Group], count: int) -> tuple[Device, ...]:
+    """The devices of the pool without those that are slower than each of its `count` fastest: with equal shards all run
+    at the speed of the slowest."""
+    speeds = peaks(pool, groups)
+    least = sorted(speeds.values(), reverse=True)[count - 1]
+    return tuple(device for device in pool if speeds[device] >= least)
 
 
 def _best(topology: Topology, pool: Sequence[Device], count: int) -> tuple[Device, ...]:

@@ -36,6 +36,11 @@ class Device:
         return self.mig.memory_total if self.mig else self.gpu.memory_total
 
     @property
+    def memory_used(self) -> int | None:
+        """Bytes in use on the GPU, or on the slice."""
+        return self.mig.memory_used if self.mig else self.gpu.memory_used
+
+    @property
     def label(self) -> str:
         """The name for a sentence: "GPU 3", or "MIG slice 3g.20gb of GPU 3"."""
         if self.mig is None:
@@ -115,9 +120,10 @@ def _by_ordinal(entry: str, gpus: Sequence[Gpu], order: Sequence[Device | None] 
 
 
 def _find_any(name: str, gpus: Sequence[Gpu]) -> Device | None:
-    """The device with this UUID, else the GPU at this PCI bus id ("0000:41:00.0"; leading zeros may be missing)."""
+    """The device with this UUID, else the GPU at this PCI bus id ("0000:41:00.0"; leading zeros may be missing). CUDA
+    reports the bytes of a UUID without "GPU-" or "MIG-": a slice's come as "GPU-..." too (libcuda.py)."""
     at = next((Device(gpu) for gpu in gpus if gpu.pci_bus_id and _bus(gpu.pci_bus_id) == _bus(name)), None)
-    return find_uuid(name, gpus) or at
+    return find_uuid(name, gpus) or find_uuid(f"MIG-{name.removeprefix('GPU-')}", gpus) or at
 
 
 def _bus(bus_id: str) -> tuple[str, ...]:

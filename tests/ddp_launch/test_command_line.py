@@ -232,3 +232,22 @@ def test_a_plan_with_characters_outside_the_encoding(launcher: Any) -> None:
     done = launcher.run("--json", *words, PYTHONIOENCODING="ascii")
     assert (done.returncode, done.stderr) == (0, "")
     assert "pr\xfcf-\U0001f600.py" in json.loads(done.stdout)["shell"]
+
+
+def test_a_level_of_logging_that_torch_does_not_know(launcher: Any) -> None:
+    """LOGLEVEL is a variable that many programs read, in their own spelling."""
+    script = str(launcher.script("print('here')"))
+    for level in ("debug", "10", "Verbose"):
+        done = launcher.run("--cpu", "--nproc", "1", script, LOGLEVEL=level)
+        assert (done.returncode, done.stdout) == (0, "here\n"), done.stderr
+
+
+def test_a_torch_that_cannot_be_imported_is_one_line(launcher: Any) -> None:
+    launcher.script("raise OSError('libcudart.so.13: cannot open shared object file')", "broken/torch/__init__.py")
+    script = str(launcher.script("print('here')"))
+    done = launcher.run("--cpu", script, PYTHONPATH=str(launcher.folder / "broken"))
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].endswith(
+        "cannot import torch: OSError: libcudart.so.13: cannot open shared object file"
+    )
+    assert "Traceback" not in done.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -13,10 +14,12 @@ from typing import Any
 
 import nbformat
 import pytest
+import torch
 from nbclient import NotebookClient
 
 from ddp_core.errors import UserError
 from ddp_launch import LaunchError, launch
+from ddp_launch.run.pickling import dumps
 
 ROOT = Path(__file__).parents[2]
 
@@ -128,6 +131,17 @@ def test_a_rank_that_leaves_without_a_result_is_a_failure() -> None:
     sent = copy.copy(failure.value)  # as pickle does it
     assert (str(sent), sent.rank, sent.status) == (str(failure.value), 1, 0)
     assert failure.value.rank == 1 and failure.value.traceback.endswith("SystemExit: 0\n")
+
+
+def test_a_parameter_on_a_gpu_travels_as_a_parameter() -> None:
+    class OnGpu(torch.nn.Parameter):
+        device = torch.device("cuda")  # type: ignore[assignment]
+
+    trained, frozen = OnGpu(torch.ones(2)), OnGpu(torch.ones(2), requires_grad=False)
+    pair = pickle.loads(dumps((trained, frozen)))  # noqa: S301
+    for sent, received in zip((trained, frozen), pair, strict=True):
+        assert type(received) is torch.nn.Parameter and received.device.type == "cpu"
+        assert received.requires_grad == sent.requires_grad and received.tolist() == [1.0, 1.0]
 
 
 generator = (number for number in range(3))

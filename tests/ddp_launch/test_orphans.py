@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import time
@@ -127,9 +128,12 @@ def test_ranks_that_end_by_themselves(launcher: Any, how: str, status: int) -> N
     process = launcher.start("--cpu", "--grace", "1", script(launcher), how)
     processes = started(launcher) if how == "fail" else []
     (launcher.folder / "fail-now").touch()
-    process.communicate(timeout=60)
+    _, err = process.communicate(timeout=60)
     assert process.returncode == status
     assert_all_gone(launcher, processes, 0.5)
+    # Each rank has put a process in a session of its own, and maybe its daemon; a failure says nothing of them.
+    named = re.findall(r"note: the program has ended, and with it what it left in the background: (.*)", err)
+    assert [line.count("(process ") in (2, 3) for line in named] == ([True] if how == "succeed" else [])
 
 
 def test_a_stranger_with_the_id_of_a_rank_that_ended_is_spared(in_process: Any, tmp_path: Path) -> None:

@@ -52,6 +52,9 @@ def test_a_file_runs_in_its_language(
     [
         ("script", "a.out", "\x7fELF", 0o644, "permission denied, it is not executable: chmod +x a.out"),
         ("script", "run", "#!/no/such/shell\n", 0o755, "its first line asks for /no/such/shell, which does not exist"),
+        ("script", "run.sh", "#!/bin/sh\r\necho\r\n", 0o755, "'run.sh': its lines end as on Windows"),
+        ("executable", "./run.sh", "#!/bin/sh\r\necho\r\n", 0o755, "sed -i 's/\\r$//' ./run.sh"),
+        ("script", "train.ipynb", '{"cells": []}', 0o644, "is a notebook: jupyter nbconvert --to script"),
         ("executable", "run.sh", "#!/bin/sh\n", 0o644, "permission denied, it is not executable: chmod +x run.sh"),
         ("executable", "run.sh", "#!/bin/sh\n", 0o755, "the file in this folder is ./run.sh"),
         ("executable", "./run.sh", "#!/bin/sh\n", 0o644, "permission denied"),

@@ -7,7 +7,8 @@ status for all pairs, or {"0-1": status}; a status is a word for reading and wri
 each call takes), `driver_version`, `cuda_version` (13000 is 13.0).
 Keys of a GPU: those of `DEFAULTS` and `GPU_KEYS`; a key that is null or absent makes its call answer NOT_SUPPORTED.
 `utilization` may be a list: one reading after the other, the last one for ever. A process has a `pid`, `used_mib`, and
-maybe a MIG `instance` and a `name`; `mps_clients` are those that compute through an MPS server.
+maybe a MIG `instance` and a `name`; `mps_clients` are those that compute through an MPS server. A slice of `mig` may
+have `used_mib` and `processes` of its own: NVML lists a whole GPU's only for administrators.
 """
 
 from __future__ import annotations
@@ -252,7 +253,11 @@ def _gpu(data: dict[str, Any], index: int, gpu: dict[str, Any]) -> Gpu:
         utilization=gpu["utilization"],
         processes=_compute_processes(gpu),
         mig_devices=tuple(
-            MigDevice(one["uuid"], one["profile"], one["memory_mib"] * MIB, one["instance"], 0) for one in gpu["mig"]
+            MigDevice(
+                *(one["uuid"], one["profile"], one["memory_mib"] * MIB, one["instance"], 0),
+                memory_used=one.get("used_mib", 0) * MIB,
+            )
+            for one in gpu["mig"]
         ),
         display_active=gpu["display"],
         compute_mode=COMPUTE_MODES.get(gpu["compute_mode"]),
@@ -326,9 +331,12 @@ def to_lines(machine: dict[str, Any] | str | Path) -> str:
         lines += ["gpu", *_gpu_lines(gpu), *_link_lines(data, index)]
         for one in gpu["mig"]:
             name = f"{gpu['name']} MIG {one['profile']}"
-            facts = {"name": name, "uuid": one["uuid"], "total": one["memory_mib"] * MIB, "used": 0}
+            facts = {"name": name, "uuid": one["uuid"], "total": one["memory_mib"] * MIB}
+            facts |= {"used": one.get("used_mib", 0) * MIB}
             facts |= {"instance": one["instance"], "compute_instance": 0}
+            facts |= {"processes": 0} if "processes" in one else {}
             lines += ["slice", *(f"{key} {value}" for key, value in facts.items())]
+            lines += _process_lines("process", one.get("processes"))
     for a, b in _pairs(data):
         lines.append(f"pcie {a} {b} {LEVELS[pcie_level(data, a, b)]}")
         for one, other in ((a, b), (b, a)):
@@ -374,11 +382,15 @@ def _gpu_lines(gpu: dict[str, Any]) -> list[str]:
     lines = [f"{key} {value}" for key, value in facts.items() if value is not None]
     lines += [f"then {step}" for step in steps]
     for key, processes in (("process", gpu["processes"]), ("drawing", gpu["graphics"]), ("client", gpu["mps_clients"])):
-        lines += [
-            f"{key} {p['pid']} {p['used_mib'] * MIB} {p.get('instance', 0xFFFFFFFF)} {p.get('name', '')}".rstrip()
-            for p in processes or []
-        ]
+        lines += _process_lines(key, processes)
     return lines
+
+
+def _process_lines(key: str, processes: list[dict[str, Any]] | None) -> list[str]:
+    return [
+        f"{key} {p['pid']} {p['used_mib'] * MIB} {p.get('instance', 0xFFFFFFFF)} {p.get('name', '')}".rstrip()
+        for p in processes or []
+    ]
 
 
 def _link_lines(machine: dict[str, Any], index: int) -> list[str]:

@@ -164,6 +164,7 @@ def test_select_names_uuids_beside_a_gpu_that_cuda_may_not_count(tmp_path):
     assert printed() == "0,1,2"
     assert printed(error="GPU is lost") == "GPU-1,GPU-2"
     assert printed(mig_mode=True) == "GPU-1,GPU-2"
+    assert printed(cores=3584) == "GPU-0,GPU-1,GPU-2", "one name, different cores: CUDA counts the fastest first"
 
 
 def test_select_never_mixes_uuids_and_indices(tmp_path):
@@ -226,6 +227,7 @@ ERRORS = {
         "/no/such/folder/picture.svg",
     ): "cannot write /no/such/folder/picture.svg: No such file or directory",
     ("draw", "-o", "/dev/full"): "cannot write /dev/full: No space left on device",
+    ("draw", "-o", "Machine.PNG"): "Machine.PNG: the picture is an SVG, so its name must end in .svg",
     ("draw", "--gpus", "7"): "unknown GPU '7'",
     ("draw-me",): "invalid choice: 'draw-me'",
 }

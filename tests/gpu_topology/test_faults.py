@@ -260,7 +260,9 @@ def test_a_fact_is_unknown_when_neither_way_to_it_answers(read_machines, functio
     (topology,) = read_machines([machine(*faults)])
     gpus = [replace(gpu, **dict.fromkeys(lost)) for gpu in WHOLE.gpus]
     if "memory_total" in lost:
-        gpus[2] = replace(gpus[2], mig_devices=tuple(replace(one, memory_total=None) for one in gpus[2].mig_devices))
+        gpus[2] = replace(
+            gpus[2], mig_devices=tuple(replace(one, **dict.fromkeys(lost)) for one in gpus[2].mig_devices)
+        )
     assert topology.gpus == tuple(gpus)
     assert topology.links == WHOLE.links
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from gpu_topology.select.select import SelectionError, SelectionRequest, eligible, groups, select
-from gpu_topology.topology import Topology
+from gpu_topology.topology import GpuProcess, Topology
 from tests.fake_nvml.machine import to_topology
 
 A100: dict[str, Any] = {"name": "NVIDIA A100 80GB", "memory_mib": 81920, "cc": [8, 0], "memory_used_mib": 40000}
@@ -59,6 +59,29 @@ def test_slices_in_use_are_passed_over():
 def test_a_process_whose_slice_is_unknown_may_be_on_any():
     unknown = [{"pid": 5, "used_mib": 1024}]
     assert chosen(machine(gpu(0, *HALVES, processes=unknown), gpu(1, *HALVES))) == ("MIG-1-1",)
+
+
+def test_memory_of_a_slice_that_no_listed_process_holds_is_in_use():
+    """A container does not see the processes of others; the slice's memory shows them."""
+    held = gpu(0, *HALVES)
+    held["mig"][0]["used_mib"] = 9000
+    assert chosen(machine(held, gpu(1, *HALVES))) == ("MIG-2-0", "MIG-1-1")
+    held["mig"][0]["used_mib"] = 60  # what the driver itself takes
+    assert chosen(machine(held, gpu(1, *HALVES))) == ("MIG-1-0", "MIG-1-1")
+    held["mig"][0]["used_mib"] = 9000
+    held["processes"] = [{"pid": 7, "used_mib": 8990, "instance": 1}]
+    assert chosen(machine(held, gpu(1, *HALVES)), own_pids=frozenset({7})) == ("MIG-1-0", "MIG-1-1")
+
+
+def test_an_ordinary_user_sees_the_processes_of_each_slice(read_machines):
+    """NVML lists the processes of a whole GPU in MIG mode only for administrators, those of one slice for everybody."""
+    one = gpu(0, *HALVES, processes=None)
+    one["mig"][0] |= {"processes": [{"pid": 5, "used_mib": 1024, "instance": 1}]}
+    one["mig"][1] |= {"processes": []}
+    closed = gpu(1, *HALVES, processes=None)
+    (topology,) = read_machines([{"gpus": [one, closed]}])
+    assert [gpu.processes for gpu in topology.gpus] == [(GpuProcess(5, 2**30, 1),), None]
+    assert chosen(topology) == ("MIG-2-0", "MIG-1-1")
 
 
 def test_a_gpu_takes_part_in_the_group_of_each_of_its_profiles():

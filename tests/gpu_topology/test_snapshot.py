@@ -263,6 +263,7 @@ BAD = {
     '{"schema": "' + 9999 * "x" + '"}': "this version reads",
     9999 * "[": "is not JSON",
     "": "is not JSON",
+    "\tGPU0\tGPU1\nGPU0\t X \tNV4\n": "`python -m gpu_topology snapshot -o FILE` makes a topology file",
 }
 
 LINKS = {

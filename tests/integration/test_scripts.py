@@ -87,6 +87,44 @@ def test_an_installation_that_fails_says_so_and_whether_the_disk_is_small(
     assert not (clone / ".venv/installed-dev.txt").exists()
 
 
+UVS_PYTHON = """case "$*" in
+*pip\\ --version*) test -e "$0-pip";;
+*ensurepip*) touch "$0-pip";;
+*install*|*-c*|*compileall*) exit 0;;
+*) echo torch;;
+esac"""
+
+
+def prepare(clone: Path, python: str) -> subprocess.CompletedProcess[str]:
+    """Prepare a clone that has an environment with this Python; there is no other one."""
+    (clone / ".venv/bin").mkdir(parents=True)
+    (clone / ".venv/mine").touch()
+    shutil.move(fake_python(clone, python), clone / ".venv/bin/python")
+    return subprocess.run(
+        ["bash", "-c", "source scripts/environment.sh; prepare_environment ''"],
+        cwd=clone,
+        env={"PATH": "/usr/bin:/bin", "PYTHON": "/bin/true"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_an_environment_of_uv_gets_pip_and_stays(clone: Path) -> None:
+    done = prepare(clone, UVS_PYTHON)
+    assert done.returncode == 0, done.stderr
+    assert (clone / ".venv/mine").exists()
+    assert (clone / ".venv/installed.txt").read_text() == "torch\n"
+
+
+def test_an_environment_with_an_old_python_is_named_and_stays(clone: Path) -> None:
+    done = prepare(clone, 'case "$*" in --version) echo Python 3.10.4;; -c*) exit 1;; *) exit 0;; esac')
+    assert done.returncode == 2
+    assert (clone / ".venv/mine").exists()
+    expected = "error: .venv has Python 3.10.4, and Python 3.11 or newer is needed: remove "
+    assert done.stderr.startswith(expected) and done.stderr.count("\n") == 1
+
+
 SPEAKING_PIP = """case "$*" in
 *torch_index.py*) echo https://example.org/cu126;;
 *pip\\ --version*) exit 0;;

@@ -27,6 +27,7 @@ SPLITS = {"train": ("train", "training"), "test": ("test", "testing"), "val": ("
 """The names of the folders of each split, in any letter case."""
 _NOT_CLASSES = frozenset(("@eadir", "__macosx", "lost+found", "$recycle.bin", "system volume information"))
 _SHOWN = 6
+_OUTSIDE = "images outside of a class folder"
 
 Skipped = Counter[str]
 """The number of skipped files and folders by kind."""
@@ -79,7 +80,16 @@ class Listed:
 
 
 def find_splits(data_dir: Path) -> dict[str, Path]:
-    """The existing folders by part. Errors: UserError where a part has several, or the folder cannot be read."""
+    """The existing folders by part. Beside train/, a folder of images without class folders is none: their classes are
+    not known. Errors: UserError where a part has several, or a folder cannot be read."""
+    found = _split_folders(data_dir)
+    if "train" not in found:
+        return found
+    return {part: path for part, path in found.items() if part == "train" or not _is_flat(path)}
+
+
+def _split_folders(data_dir: Path) -> dict[str, Path]:
+    """The folders with a split's name, by part. Errors: as find_splits()."""
     try:
         with os.scandir(data_dir) as entries:
             folders = sorted(entry.name for entry in entries if _is_folder(entry))
@@ -95,6 +105,12 @@ def find_splits(data_dir: Path) -> dict[str, Path]:
         if of_part:
             found[part] = data_dir / of_part[0]
     return found
+
+
+def _is_flat(root: Path) -> bool:
+    """Whether a folder has images, but no class folders. Errors: UserError if unreadable."""
+    skipped: Skipped = Counter()
+    return not class_names(root, skipped) and skipped[_OUTSIDE] > 0
 
 
 def has_image_folder(data_dir: Path) -> bool:
@@ -121,6 +137,7 @@ def scan(data_dir: Path, *, to_evaluate: bool = False, divided: bool = False) ->
     will be divided by --val-split, for which train/ is enough, or a folder of classes.
     """
     found = find_splits(data_dir)
+    flat = [path for part, path in _split_folders(data_dir).items() if part not in found]
     parts = {path: part for part, path in found.items()}
     if not found and (to_evaluate or divided) and class_folders(data_dir):
         found = {"train": data_dir}
@@ -129,18 +146,20 @@ def scan(data_dir: Path, *, to_evaluate: bool = False, divided: bool = False) ->
     if to_evaluate:
         test = found.get("test") or (found.get("train") if divided or not parts else None)
         if test is None:
-            raise UserError(f"--data-dir {data_dir}: has neither test/ nor val/ to evaluate on")
+            raise UserError(f"--data-dir {data_dir}: has neither test/ nor val/ to evaluate on{_but_flat(flat)}")
         found = {"test": test}
     elif "train" not in found:
         instead = other_data(data_dir)
         but = f", but {instead}" if instead else ""
         raise UserError(f"--data-dir {data_dir}: no folder train/<class>/ with images in it{but}")
     elif "test" not in found and not divided:
-        hint = "(--val-split 0.1 keeps a part of train/ for that)"
-        raise UserError(f"--data-dir {data_dir}: has train/, but neither test/ nor val/ to evaluate on {hint}")
+        hint = f" (--val-split 0.1 keeps a part of train/ for that){_but_flat(flat)}"
+        raise UserError(f"--data-dir {data_dir}: has train/, but neither test/ nor val/ to evaluate on{hint}")
     skipped: Skipped = Counter()
     splits: dict[str, FolderSplit] = {}
-    notes: list[str] = []
+    notes = [f"{path} is not evaluated: no class folders with images in it" for path in flat]
+    for path in flat:
+        class_names(path, skipped)
     for name in (name for name in ("train", "test", "val") if name in found):
         trained = splits["train"].classes if "train" in splits else None
         part = parts.get(found[name], name)
@@ -148,6 +167,11 @@ def scan(data_dir: Path, *, to_evaluate: bool = False, divided: bool = False) ->
     first = next(iter(splits.values()))
     notes = [*_notes(data_dir, first, skipped), *notes]
     return Listed(splits.get("train"), splits.get("test"), splits.get("val"), tuple(notes))
+
+
+def _but_flat(folders: Sequence[Path]) -> str:
+    """The end of a message where folders of splits have images without class folders; empty without such folders."""
+    return "".join(f"; {path.name}/ has no class folders with images in it" for path in folders)
 
 
 def files_below(folder: str) -> list[str]:
@@ -177,7 +201,24 @@ def other_data(data_dir: Path) -> str | None:
         files = sorted(file for name in ("", *below) for file in (data_dir / name).iterdir() if not file.is_dir())
     except OSError:
         return None
-    return next(filter(None, map(other_format, files)), None)
+    return next(filter(None, map(other_format, files)), None) or _misplaced(data_dir, below, files)
+
+
+def _misplaced(data_dir: Path, below: Sequence[str], files: Sequence[Path]) -> str | None:
+    """How a folder's images miss the layout, as text; None without images. files: in it and in the folders `below`."""
+    holding = {file.parent for file in files if _is_image(file.name) and not _is_other_folder(file.parent.name)}
+    way = "move the class folders into train/"
+    if not holding:
+        halves = [path.name for path in _split_folders(data_dir).values() if class_folders(path)]
+        return f"class folders in {halves[0]}/ alone: {way}" if halves else None
+    if data_dir in holding:
+        return "images in no class folder: move each into train/<class>/"
+    named = sorted(path.name for path in holding)
+    empty = [name for name in below if name not in named and not _is_other_folder(name)]
+    which = f"images in {', '.join(named[:3])}{', ...' if named[3:] else ''}"
+    if empty:
+        return f"{which}, and none directly in {empty[0]}: {way}"
+    return f"{which}: {way}"
 
 
 def _may_be_meant(folder: Path) -> bool:
@@ -215,7 +256,7 @@ def class_names(root: Path, skipped: Skipped | None = None) -> tuple[str, ...]:
         with os.scandir(root) as entries:
             for entry in entries:
                 if not _is_folder(entry):
-                    skipped["images outside of a class folder" if _is_image(entry.name) else _kind(entry.name)] += 1
+                    skipped[_OUTSIDE if _is_image(entry.name) else _kind(entry.name)] += 1
                 elif _is_other_folder(entry.name):
                     skipped[f"{entry.name}/"] += 1
                 elif entry.is_symlink() and _identity(entry.stat()) in above:

@@ -147,6 +147,9 @@ def test_lost_connection(text: str) -> None:
         " by peer",
         HEAD + FRAME + "torch.distributed.DistBackendError: NCCL error: unhandled cuda error",
         HEAD + FRAME + "torch.distributed.DistBackendError: Watchdog caught collective operation timeout",
+        HEAD + FRAME + "requests.exceptions.ConnectionError: HTTPSConnectionPool(host='example.org', port=443): Max"
+        " retries exceeded with url: /x (Caused by NewConnectionError('Connection refused'))",
+        HEAD + FRAME + "urllib.error.URLError: <urlopen error [Errno 104] Connection reset by peer>",
     ],
 )  # fmt: skip
 def test_own_troubles(text: str) -> None:

@@ -29,7 +29,16 @@ MESSAGES = [
     ("shared-memory", "RuntimeError: unable to write to file </torch_1234_5>: No space left on device (28)"),
     ("shared-memory", "Error while creating shared memory segment /dev/shm/nccl-a: No space left on device"),
     ("gpu-memory", OOM),
+    ("shared-memory", "Error while creating shared memory segment /dev/shm/nccl-qtPFpe (size 9637888)"),
+    (
+        "open-files",
+        "RuntimeError: unable to open shared memory object </torch_299_1> in read-write mode: Too many open files (24)",
+    ),
     ("gpu-memory", "RuntimeError: CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    (
+        "gpu-memory",
+        "ncclUnhandledCudaError: Call to CUDA function failed. Last error:\nCuda failure 2 'out of memory'",
+    ),
     ("host-memory", "RuntimeError: [enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory"),
     (
         "collective-timeout",
@@ -65,10 +74,29 @@ MESSAGES = [
     ("local-rank-argument", "train.py: error: the following arguments are required: --data, --local_rank"),
     ("port-in-use", "torch.distributed.DistNetworkError: The server socket has failed to listen on any local network"
      " address. port: 29500, useIpv6: false, code: -98, name: EADDRINUSE, message: address already in use"),
+    (
+        "no-store",
+        "torch.distributed.DistNetworkError: The client socket has timed out after 60000ms while trying to connect to"
+        " (10.0.0.1, 29500).",
+    ),
+    (
+        "no-store",
+        "torch.distributed.DistNetworkError: The client socket has failed to connect to any network address of (node-1,"
+        " 29500). The IPv6 network addresses of (node-1, 29500) cannot be retrieved (gai error: -2).",
+    ),
+    (
+        "late-rank",
+        "torch.distributed.DistStoreError: Timed out after 61 seconds waiting for clients. 1/2 clients joined.",
+    ),
+    (
+        "late-rank",
+        "torch.distributed.DistStoreError: wait timeout after 600000ms, keys: /default_pg/0//cuda//0/1",
+    ),
     ("name-resolution", "socket.gaierror: [Errno -2] Name or service not known"),
     ("socket-interface", "ncclSystemError: System call (e.g. socket, malloc) or external library call failed"),
     ("missing-module", "ModuleNotFoundError: No module named 'sklearn.linear_model'"),
     ("missing-module", "/usr/bin/python3: No module named trainer"),
+    ("missing-module", "/usr/bin/python3: No module named my-trainer"),
     ("relative-import", "ImportError: attempted relative import with no known parent package"),
     ("circular-import", "AttributeError: partially initialized module 'a' has no attribute 'b' (most likely due to a"
      " circular import)"),
@@ -145,6 +173,42 @@ def test_batches_to_try(remedy) -> None:  # type: ignore[no-untyped-def]
     assert "--batch-size-per-rank 128, then" in remedy(HEAD + OOM, evidence=by_rank).advice
     assert "smaller model" in remedy(HEAD + OOM, evidence=Evidence(batch=Batch(2, ranks=2))).advice
     assert "halve the batch of each rank" in remedy(HEAD + OOM).advice
+
+
+def test_a_torch_without_cuda_beside_a_gpu(remedy) -> None:  # type: ignore[no-untyped-def]
+    words = HEAD + "AssertionError: Torch not compiled with CUDA enabled"
+    assert "install a build of torch for CUDA" in remedy(words, evidence=Evidence(on_gpu=True)).advice
+    assert "use gloo" in remedy(words, evidence=Evidence(on_gpu=False)).advice
+    assert (
+        "use gloo" in remedy(HEAD + "RuntimeError: No CUDA GPUs are available", evidence=Evidence(on_gpu=True)).advice
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "port"),
+    [
+        ("The server socket has failed to listen on any local network address. port: 29500, useIpv6: false, code: -98"
+         ", name: EADDRINUSE, message: address already in use", 29500),
+        ("RuntimeError: [1] bind failed on [::]:29400 (errno: 98 - Address already in use).", 29400),
+        ("OSError: [Errno 98] Address already in use", None),
+        ("[W1130 12:00:01.2 socket.cpp:4711] address already in use", None),
+    ],
+)  # fmt: skip
+def test_the_port_is_that_of_the_error(remedy, line: str, port: int | None) -> None:  # type: ignore[no-untyped-def]
+    found = remedy(f"2026-11-30 12:34:56 epoch 1:20000\n{HEAD}RuntimeError: {line}\n12:35:10 bye")
+    assert ("ss -ltnp" in found.advice) == (port is not None)
+    assert port is None or f":{port}'" in found.advice
+
+
+def test_a_program_that_is_not_on_the_path(remedy) -> None:  # type: ignore[no-untyped-def]
+    said = HEAD + "FileNotFoundError: [Errno 2] No such file or directory: "
+    assert "not on PATH" in remedy(said + "'nvcc'").advice
+    assert "not on PATH" not in remedy(said + "'train.csv'").advice
+    assert "not on PATH" not in remedy(said + "'data/train'").advice
+
+
+def test_a_refused_login_is_no_missing_permission(remedy) -> None:  # type: ignore[no-untyped-def]
+    assert remedy(HEAD + "OSError: git@host: Permission denied (publickey).") is None
 
 
 def test_killed_by_the_kernel_or_not(remedy) -> None:  # type: ignore[no-untyped-def]

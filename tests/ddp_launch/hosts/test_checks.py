@@ -60,7 +60,8 @@ def test_facts_in_words(second: HostFacts, words: str | None) -> None:
 @pytest.mark.parametrize(
     ("status", "said", "words"),
     [
-        (255, "me@b: Permission denied (publickey,password).", "`ssh-copy-id b`"),
+        (255, "me@b: Permission denied (publickey,password).", "permission denied (publickey,password): no key"),
+        (255, "me@b: Permission denied (publickey).", "`ssh-copy-id b`"),
         (255, "No ED25519 host key is known for b and you have ...\nHost key verification failed.", "host key unknown"),
         (255, "@ WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED! @\nHost key verification failed.", "differs from"),
         (255, "ssh: Could not resolve hostname b: Name or service not known", "does not resolve (Name or service"),
@@ -70,6 +71,19 @@ def test_facts_in_words(second: HostFacts, words: str | None) -> None:
         (255, "kex_exchange_identification: Connection closed by remote host", "the other end closed it"),
         (255, "Bad configuration option: foo", "no connection: Bad configuration option: foo"),
         (127, "bash: line 1: /x/python: No such file or directory", "no Python there at"),
+        (
+            126,
+            "bash: line 1: /x/python: Permission denied",
+            "cannot be run: bash: line 1: /x/python: Permission denied",
+        ),
+        (
+            127,
+            "/etc/profile: line 3: Connection refused\nbash: /x/python: No such file or directory",
+            "no Python there",
+        ),
+        (1, "Could not chdir to /home/me: Permission denied\nImportError: libz.so.1", "status 1: ImportError: libz"),
+        (255, "Could not chdir to /home/me: Permission denied\nConnection reset by 10.0.0.2 port 22", "closed it"),
+        (None, "ssh: connect to host b port 22: Connection refused", "no connection: refused"),
         (1, "Traceback ...\nSyntaxError: invalid syntax", "ended with status 1: SyntaxError"),
     ],
 )
@@ -166,6 +180,9 @@ def test_hosts_of_all_spellings(tmp_path: Any) -> None:
     file = tmp_path / "hosts"
     file.write_text("# comment\n\nworker-1 slots=4 # eight\nworker-2   slots=2 max_slots=8\nw3:1\n")
     assert hostfile(str(file)) == (Host("worker-1", 4), Host("worker-2", 2), Host("w3", 1))
+    # As Windows' Notepad writes it.
+    file.write_bytes(b"\xef\xbb\xbfworker-1 slots=4\r\nworker-2\r\n")
+    assert hostfile(str(file)) == (Host("worker-1", 4), Host("worker-2", None))
 
 
 @pytest.mark.parametrize(
@@ -176,6 +193,7 @@ def test_hosts_of_all_spellings(tmp_path: Any) -> None:
         (["--hosts", "a,,b"], "'' is no host"),
         (["--hosts", "a,b,a:2"], "duplicate host a"),
         (["--hosts", "a:0"], "'0' slots of a: expected a whole number from 1 to 1024"),
+        (["--hosts", "me@a:22022"], "'22022' slots of me@a: expected a whole number from 1 to 1024 (a port belongs in"),
         (["--hostfile", "/nowhere/x"], "--hostfile '/nowhere/x': No such file or directory"),
         (["--hosts", "a,b", "--nnodes", "2"], "leave out --nnodes"),
         (["--hosts", "a,b", "--doctor"], "--doctor looks at one machine"),

@@ -161,6 +161,27 @@ def test_a_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatch) -> 
         assert len(proxy.received) == 1
 
 
+def test_a_socks_proxy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with server() as there:
+        for name in ("http_proxy", "https_proxy"):
+            monkeypatch.setenv(name, there.url.replace("http:", "socks5h:"))
+        for scheme in ("http", "https"):
+            (problem,) = deliver(f"{scheme}://receiver.invalid", limit_s=4.0)
+            assert problem.endswith(f"{scheme}_proxy gives a SOCKS proxy, and messages can use an HTTP proxy only")
+        assert there.received == []
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        assert deliver(there.url) == []
+
+
+def test_a_file_for_tls_that_cannot_be_written_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SSLKEYLOGFILE", str(tmp_path / "missing" / "keys"))
+    (problem,) = deliver("https://receiver.invalid", limit_s=4.0)
+    assert "no such file or directory" in problem
+    assert capfd.readouterr().err == ""
+
+
 @pytest.mark.skipif(which("openssl") is None, reason="the program openssl is not installed")
 def test_a_certificate_that_nobody_vouches_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"

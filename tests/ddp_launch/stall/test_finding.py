@@ -153,6 +153,18 @@ def test_what_a_rank_told_earlier_is_no_wait_of_now() -> None:
     )
 
 
+def test_ranks_that_look_for_a_store_of_their_own() -> None:
+    """MASTER_PORT or init_method set by the program: no rank listens there."""
+    text = RECEIVING.replace("distributed_c10d.py", "rendezvous.py").replace("in recv", "in _create_c10d_store")
+    found = judge([RankView(rank, stacks=parse_stacks(text)) for rank in (0, 1)])
+    assert found is not None
+    assert (found.kind, found.ranks) == ("locked", (0, 1))
+    assert found.title == "ranks 0, 1 cannot reach the store where the ranks meet"
+    assert "MASTER_PORT" in found.advice
+    found = judge([view(rank, call(1, done=False)) for rank in (0, 1)])
+    assert found is not None and "cannot reach the store" not in found.title
+
+
 def test_a_culprit_on_another_node() -> None:
     found = judge([view(0, call(1, done=False)), view(1, call(1, done=False))], world_size=4)
     assert found is not None

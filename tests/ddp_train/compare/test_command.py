@@ -58,6 +58,7 @@ def test_mistakes_are_one_line_and_status_2(tmp_path: Path, capsys: pytest.Captu
     cases = {
         (run, str(tmp_path / "empty")): "not a run folder",
         (run, str(tmp_path / "missing")): "no such folder",
+        (run, str(tmp_path / "run" / "done.json")): "not a run folder",
         (run,): "expected two or more",
         (run, str(tmp_path / "empty" / ".." / "run")): "expected two or more",
         (run, run, "--target", "94"): "--target '94': expected an accuracy",

@@ -170,6 +170,18 @@ def test_a_loop_of_ones_own_is_compared_by_what_it_logs(tmp_path: Path) -> None:
     assert best(found, "final:error").difference == "+1.000"
 
 
+def test_an_option_that_an_older_version_did_not_have_sets_no_run_apart(tmp_path: Path) -> None:
+    older = run_folder(tmp_path / "a", [0.9])
+    newer = run_folder(tmp_path / "b", [0.8], seed=1, hard_samples=None, label_smoothing=0.0)
+    other = run_folder(tmp_path / "c", [0.7], seed=1, hard_samples=0.5)
+    found = of(older, newer, other)
+    assert [(group.label, len(group.runs)) for group in found.groups] == [
+        ("hard_samples -", 2),
+        ("hard_samples 0.5", 1),
+    ]
+    assert found.samples["best_test_accuracy"]["A"].values == (0.9, 0.8)
+
+
 def test_many_groups_have_names(tmp_path: Path) -> None:
     found = of(*(run_folder(tmp_path / str(number), [0.5], lr=number) for number in range(28)))
     assert [group.name for group in found.groups][24:] == ["Y", "Z", "AA", "AB"]

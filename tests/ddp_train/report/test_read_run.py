@@ -74,6 +74,15 @@ def test_each_start_of_the_launcher_is_apart(tmp_path: Path) -> None:
     assert (first.status, len(first.failures), second.status, second.failures) == (1, 1, 0, ())
 
 
+def test_a_run_that_was_finished_without_the_launcher_is_not_running(tmp_path: Path) -> None:
+    # The launcher was killed; torchrun alone has resumed the run.
+    folder = write(tmp_path / "run", history=history(), events=[event("plan")])
+    found = read_run(folder)
+    assert state(found, found.launches[-1])["words"].startswith("running, or ended without")
+    found = read_run(write(folder, done={}))
+    assert state(found, found.launches[-1])["words"] == "finished"
+
+
 def test_energy_of_some_epochs_is_not_that_of_the_training(tmp_path: Path) -> None:
     assert read_run(write(tmp_path / "run", history=history(energy={"joules": 7.0, "epochs": 2}))).energy_joules is None
 

@@ -60,6 +60,37 @@ def test_links_that_are_down(topology: Topology, missing: list[tuple[int, int, i
     assert down(topology) == missing
 
 
+def mesh(name: str, cards: int, each: int, capability: tuple[int, int], *beside: dict[str, Any]) -> Topology:
+    """Cards that NVLinks join directly, so many to each, and others without a link."""
+    gpus = [{"name": name, "memory_mib": 80000, "cc": list(capability)}] * cards + list(beside)
+    size = range(len(gpus))
+    matrix = [["X" if a == b else cell(each if max(a, b) < cards else 0) for b in size] for a in size]
+    return to_topology({"gpus": gpus, "matrix": matrix})
+
+
+DISPLAY = {"name": "NVIDIA DGX Display", "memory_mib": 4096, "cc": [7, 5]}
+
+
+@pytest.mark.parametrize(
+    ("topology", "missing"),
+    [
+        # Three of four, as Slurm gives them: 12 links of an A100 and 18 of an H100 or GH200 lead to three others each.
+        (mesh("NVIDIA A100-SXM4-40GB", 3, 4, (8, 0)), 0),
+        (mesh("NVIDIA A100-SXM4-40GB", 3, 4, (8, 0), DISPLAY), 0),
+        (mesh(H100, 3, 6, (9, 0)), 0),
+        (mesh("NVIDIA GH200 120GB", 3, 6, (9, 0)), 0),
+        (mesh("NVIDIA A100-SXM4-40GB", 4, 3, (8, 0)), 4),  # the whole board with a link of each pair down
+        # 900 GB/s of an H200 NVL are 18 links: 6 to each of three, or all to one.
+        (mesh("NVIDIA H200 NVL", 4, 6, (9, 0)), 0),
+        (mesh("NVIDIA H200 NVL", 2, 18, (9, 0)), 0),
+        (mesh("NVIDIA H200 NVL", 2, 17, (9, 0)), 2),
+        (mesh("NVIDIA H100 NVL", 2, 11, (9, 0)), 2),
+    ],
+)
+def test_direct_links_of_a_part_and_of_larger_bridges(topology: Topology, missing: int) -> None:
+    assert len(down(topology)) == missing
+
+
 def test_a_card_without_any_link_on_a_board_of_linked_ones() -> None:
     assert without_any(board(B200, [18, 18, 0, 18], (10, 0))) == {2}
     assert without_any(board("Tesla V100-SXM3-32GB", [6, 6, 0, 6], (7, 0))) == {2}, "NVSwitch"

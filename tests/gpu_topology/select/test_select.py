@@ -66,6 +66,20 @@ CHOICES: dict[str, tuple[dict[int, dict[str, Any]], dict[str, Any], tuple[int, .
     "one": ({}, {"count": 1}, (0,), {2: "not among the best-connected 1 of 3"}),
     "mixed": ({}, {"policy": "mixed"}, (0, 1, 2, 3, 4), {}),
     "mixed two": ({}, {"policy": "mixed", "exclude": ("1",), "count": 2}, (2, 4), {3: "best-connected 2 of 4"}),
+    # A T400 has an eighteenth of an A5000's speed, however near it is; the A100 waits for the A5000 anyway.
+    "mixed, the fastest two": (
+        {},
+        {"policy": "mixed", "exclude": ("2", "4"), "count": 2},
+        (0, 3),
+        {1: "not among the fastest 2 of 3"},
+    ),
+    "mixed, the fastest one": ({}, {"policy": "mixed", "count": 1}, (3,), {0: "not among the fastest 1 of 5"}),
+    "the fastest two of those asked for": (
+        {},
+        {"gpus": ("1", "0", "3"), "count": 2},
+        (0, 3),
+        {1: "the fastest 2 of 3"},
+    ),
     "visible indices": (
         {},
         {"visible": "3,4,0"},

@@ -72,3 +72,17 @@ def test_a_slice_by_its_gpu_and_instances(gpus, name, uuid):
 @pytest.mark.parametrize("name", ["\uff11", "\u00b2", "1" * 5000, "0x1", "1.0", "-1", "", "GPU-"])
 def test_what_names_no_gpu(name):
     assert find_name(name, GPUS) is None
+
+
+def test_a_slice_in_cudas_order_is_found_by_the_bytes_of_its_uuid():
+    """libcuda reports 16 bytes for a GPU and for a slice alike, which libcuda.py writes as "GPU-..."."""
+    order = ("GPU-1", "GPU-0a5e0")
+    assert [device.uuid for device in parse_visible("1,0", CUT, order).named] == ["GPU-0a5e0", "MIG-1"]
+
+
+@pytest.mark.parametrize(("cores", "warned"), [((8960, 8704), True), ((8704, 8704), False), ((None, None), False)])
+def test_cards_of_one_name_with_different_cores_are_not_counted_in_pci_order(cores, warned):
+    """An RTX 3080 has 8704 cores with 10 GB and 8960 with 12 GB (NVIDIA's GeForce specifications)."""
+    gpus = tuple(Gpu(index, f"GPU-{index}", "NVIDIA GeForce RTX 3080", cores=one) for index, one in enumerate(cores))
+    chosen = select(Topology(gpus), SelectionRequest(visible="0"))
+    assert any("CUDA itself counts the fastest GPU first" in warning for warning in chosen.warnings) == warned

@@ -219,6 +219,39 @@ def test_a_folder_of_classes_alone_says_where_to_put_them(make_folder: Make) -> 
         assert found.test is None and len(found.train) == 12 and found.classes == ("cat", "dog")
 
 
+def test_a_flat_test_folder_beside_train_is_left_out(make_folder: Make) -> None:
+    """As Kaggle's "cats and dogs" has it: test/ without classes, whose answers nobody has."""
+    folder = make_folder()
+    shutil.copytree(folder / "test", folder / "val")
+    shutil.rmtree(folder / "test")
+    for number in range(3):
+        save(folder / "test" / f"{number}.png")
+    found = load(folder)
+    assert found.val is None and found.test is not None and len(found.test) == 6, "val/ is evaluated"
+    assert f"{folder}/test is not evaluated: no class folders with images in it" in found.notes
+    assert "images outside of a class folder (3)" in skipped(found.notes)
+    shutil.rmtree(folder / "val")
+    with pytest.raises(UserError, match=r"--val-split 0\.1 .*; test/ has no class folders with images in it"):
+        load(folder)
+    assert len(load(folder, divided=True).train) == 12
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        (("a.png", "b.png"), "but images in no class folder: move each into train/<class>/"),
+        (("cat/a.png", "dog/sub/b.png"), "but images in cat, and none directly in dog: move the class folders into"),
+        (("test/cat/a.png", "test/dog/a.png"), "but class folders in test/ alone: move the class folders into train/"),
+    ],
+)
+def test_images_that_miss_the_layout_say_where_to_move_them(tmp_path: Path, files: tuple[str, ...], words: str) -> None:
+    for name in files:
+        save(tmp_path / name)
+    with pytest.raises(UserError, match="no folder train/<class>/ with images in it, but") as caught:
+        load(tmp_path)
+    assert words in str(caught.value)
+
+
 # Trees of all kinds
 
 NAMES = st.sampled_from(
