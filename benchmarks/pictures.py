@@ -52,7 +52,9 @@ def curves(results: Results) -> dict[str, list[Curve]]:
             for name, runs in result["runs"].items():
                 found.setdefault(name, []).extend(_curve(run["epochs"]) for run in runs if not run["disturbed"])
         elif maker == "training_run" and "--preset" in command and "--augment" not in command:
-            name = "--preset " + command.split("--preset ")[1].split()[0]
+            words = command.split()
+            options = [words[at : at + 2] for at, word in enumerate(words) if word in ("--preset", "--epochs")]
+            name = " ".join(itertools.chain(*options))
             found.setdefault(name, []).append(_curve(result["epochs"]))
     return {name: lines for name, lines in found.items() if lines}
 
@@ -69,7 +71,7 @@ def accuracy_figure(results: Results) -> Figure | None:
     if not found:
         return None
     machines = {r["machine"]["processor"] for r in results.values() if "machine" in r and {"runs", "epochs"} & r.keys()}
-    figure = new_figure(9, 5, "CIFAR-10: test accuracy against the time of training and evaluation")
+    figure = new_figure(11, 5, "CIFAR-10: test accuracy against the time of training and evaluation")
     axes = figure.subplots()
     style(axes, "", "%", f"seconds ({', '.join(sorted(machines))})")
     # A colour that comes again is dashed.
@@ -85,7 +87,7 @@ def accuracy_figure(results: Results) -> Figure | None:
     axes.set_xticks([], minor=True)
     axes.xaxis.set_major_formatter("{x:.0f}")
     axes.tick_params(axis="x", colors=SOFT)
-    legend(axes, loc="lower right")
+    legend(axes, beside=True)
     return figure
 
 
@@ -96,20 +98,25 @@ def throughput_figure(results: Results) -> Figure | None:
 
 
 def batch_figure(results: Results) -> Figure | None:
-    """Images per second against the global batch by ranks and threads, for networks with several; else None."""
-    sizes: dict[str, dict[int, dict[str, float]]] = {}
-    for name, (batch, rates) in _scaling(results).items():
-        sizes.setdefault(name.partition(":")[0], {})[batch] = rates
-    sizes = {name: dict(sorted(found.items())) for name, found in sizes.items() if len(found) > 2}
+    """Images per second against the global batch by ranks and threads, for networks with several that were measured
+    on one kind of processor; else None."""
+    machines: dict[str, dict[str, dict[str, Any]]] = {}
+    for key, result in results.items():
+        machines.setdefault(result.get("machine", {}).get("processor", ""), {})[key] = result
+    sizes: dict[tuple[str, str], dict[int, dict[str, float]]] = {}
+    for processor, measured in machines.items():
+        for name, (batch, rates) in _scaling(measured).items():
+            sizes.setdefault((name.partition(":")[0], processor), {})[batch] = rates
+    sizes = {which: dict(sorted(found.items())) for which, found in sizes.items() if len(found) > 2}
     if not sizes:
         return None
     figure = new_figure(9, 0.9 + 3.4 * len(sizes), "Images per second of training by global batch")
-    for axes, (name, found) in zip(_rows(figure, len(sizes)), sizes.items(), strict=True):
+    for axes, ((name, processor), found) in zip(_rows(figure, len(sizes)), sizes.items(), strict=True):
         for case, colour in zip(next(iter(found.values())), itertools.cycle(PALETTE), strict=False):
             values = [rates[case] for rates in found.values()]
             axes.plot(list(found), values, color=colour, linewidth=1.4, marker="o", markersize=4, label=case)
         axes.set_xscale("log", base=2)
-        style(axes, f"--model {name}", "", "images per step, all ranks")
+        style(axes, f"--model {name}", "", f"images per step, all ranks ({processor})")
         axes.set_xticks(list(found), minor=False)
         axes.xaxis.set_major_formatter("{x:.0f}")
         axes.set_ylim(bottom=0)

@@ -69,7 +69,7 @@ def state(record: RunRecord, last: Launch | None) -> Mapping[str, str]:
     elif last.status is None and not record.finished:
         words = "running, or ended without recording it"
     elif last.status in STOPPED or last.signal:
-        words = f"stopped by {last.signal or STOPPED.get(last.status, '')}"
+        words = f"stopped by {last.signal or STOPPED.get(last.status or 0, '')}"
     elif last.status:
         kind, words = "bad", f"failed with status {last.status}"
     elif record.finished or not record.trained:

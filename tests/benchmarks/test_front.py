@@ -132,8 +132,17 @@ def test_curves_are_accuracy_over_the_time_spent() -> None:
             "best_test_accuracy": 0.8,
             "epochs": [{"seconds": 4.0, "test_accuracy": 0.8}],
         },
+        "c": {
+            "command": "python launch.py --auto --preset quick --epochs 1 --seed 1 --data-dir DIR",
+            "best_test_accuracy": 0.6,
+            "epochs": [{"seconds": 3.0, "test_accuracy": 0.6}],
+        },
     }
-    assert curves(results) == {sort: [[(2.0, 0.5), (5.0, 0.7)]], "--preset quick": [[(4.0, 0.8)]]}
+    assert curves(results) == {
+        sort: [[(2.0, 0.5), (5.0, 0.7)]],
+        "--preset quick": [[(4.0, 0.8)]],
+        "--preset quick --epochs 1": [[(3.0, 0.6)]],
+    }
 
 
 def scaling(batch: int, rounds: list[dict[str, float]]) -> dict[str, object]:
@@ -148,6 +157,9 @@ def test_lines_run_over_the_batches_of_a_network() -> None:
     (line,) = figure.axes[0].lines
     assert list(line.get_xdata()) == list(line.get_ydata()) == [8, 16, 64]
     assert batch_figure({"a": {**results["a"], "models": {"m": found["m"]}}}) is None
+    elsewhere = {**results["a"], "machine": {"processor": "P"}, "models": {"m:32": scaling(32, [{"one": 1.0}])}}
+    figure = batch_figure(results | {"b": elsewhere})
+    assert figure is not None and list(figure.axes[0].lines[0].get_xdata()) == [8, 16, 64]
 
 
 def test_a_network_may_be_named_with_its_batch() -> None:
